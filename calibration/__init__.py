@@ -1,0 +1,1 @@
+"""Samples to tensors: the data sources, and what is measured on them."""

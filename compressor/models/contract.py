@@ -1,0 +1,89 @@
+"""What a model family promises, so that every pass works on every family.
+
+A family is found through the entry-point group ``autoglm_compress.families``. Importing a family module must not import
+torch: a family that builds modules imports them inside its methods.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from compressor.config.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+F = TypeVar("F", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input of a model.
+
+    ``shape`` holds an int for a fixed dimension and a name for one that varies, as ``("batch", 3, 96, 96)``.
+    """
+
+    name: str
+    dtype: str
+    """A NumPy dtype name: float32, int64, uint8."""
+    shape: tuple[int | str, ...]
+
+
+class Family(ABC, Generic[F]):
+    """How models of one architecture are described, built and trained."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[Record]]
+    """The architecture, as saved in config.json."""
+    presets: ClassVar[Mapping[str, Record]]
+
+    @abstractmethod
+    def inputs(self, config: F) -> tuple[InputSpec, ...]:
+        """The inputs, named as the data sets name them, in the order of ``forward``."""
+
+    @abstractmethod
+    def outputs(self, config: F) -> tuple[str, ...]:
+        """The names of the outputs that an exported model has; ``logits`` [B, classes] is the answer."""
+
+    @abstractmethod
+    def parameters(self, config: F) -> dict[str, int]:
+        """Parameters by part (tied weights once), without torch and without allocating anything."""
+
+    @abstractmethod
+    def macs(self, config: F) -> int:
+        """Multiply-accumulates of one forward pass of one sample (0 where the family cannot tell)."""
+
+    @abstractmethod
+    def build(self, config: F) -> nn.Module:
+        """The module, freshly initialised from torch's global generator.
+
+        ``forward(*inputs)`` takes the tensors of ``inputs`` by keyword and returns a dict with at least the tensors of
+        ``outputs``; it may add others (features for distillation, embeddings for auxiliary losses).
+        """
+
+    def losses(
+        self,
+        model: nn.Module,  # noqa: ARG002
+        outputs: dict[str, Tensor],
+        batch: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """The named terms of the training loss with labels, each a scalar, already weighted."""
+        from torch.nn.functional import cross_entropy
+
+        return {"label": cross_entropy(outputs["logits"], batch["label"])}
+
+    def features(self, config: F) -> tuple[str, ...]:  # noqa: ARG002
+        """Names of ``forward``'s outputs that can be matched in distillation, each [B, dim] or [B, tokens, dim]."""
+        return ()
+
+    def slim(self, config: F, **dimensions: Any) -> F:
+        """A smaller config of the same family (for ``student: {slim: …}``): each keyword replaces a field.
+
+        Raises:
+            pydantic.ValidationError: the dimensions do not fit together.
+        """
+        return type(config).model_validate(config.model_dump() | dimensions)
