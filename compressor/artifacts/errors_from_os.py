@@ -1,0 +1,43 @@
+"""OSError to the error a user can act on."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from compressor.errors import StorageError
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an OSError while reading ``path`` into a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError while writing below ``path`` into a StorageError with the remedy that fits."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """What to tell the user of an OSError while writing below ``path``."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return StorageError(
+            f"the disk is full: cannot write {error.filename or path}",
+            remedy="free some space (`autoglm-compress gc` removes what no run needs) or choose another --output-dir; "
+            "the run then resumes where it stopped",
+        )
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return StorageError(
+            f"no permission to write {error.filename or path}", remedy="choose another --output-dir, or mend its mode"
+        )
+    return StorageError(f"cannot write {error.filename or path}: {error.strerror or error}")

@@ -1,0 +1,59 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+_FICLONE = 0x40049409  # linux/fs.h: share the blocks copy-on-write (Btrfs, XFS, bcachefs)
+
+
+def fsync_file(path: Path) -> None:
+    """Put a file's content on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def fsync_directory(path: Path) -> None:
+    """Put a directory's entries on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(root: Path) -> None:
+    """Put every file and directory below ``root`` on the disk, children before parents."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            fsync_file(Path(folder, name))
+        fsync_directory(Path(folder))
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write ``path`` so that a reader, or a kill, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy, sharing the blocks where the file system can; never a link (onnx >= 1.21 refuses linked external data)."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        try:
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+        except OSError:
+            shutil.copyfileobj(reader, writer, 1 << 22)

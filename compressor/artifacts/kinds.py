@@ -1,0 +1,20 @@
+"""What an artifact can be."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """The kinds of artifact; a pass accepts some and produces one."""
+
+    TORCH = "torch"
+    """A model that torch loads: a transformers directory, or ``config.json`` + ``model.safetensors`` of a family of ours."""
+    AWQ = "awq"
+    """A checkpoint with INT4 weights."""
+    ADAPTER = "adapter"
+    """A LoRA delta and the digest of the model that it belongs to."""
+    ONNX = "onnx"
+    """``model.onnx``, with its external data beside it."""
+    ENGINE = "engine"
+    """A TensorRT engine and ``engine.json``."""

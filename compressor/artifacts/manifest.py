@@ -1,0 +1,115 @@
+"""``manifest.json``: what an artifact is, where it comes from, and what was measured of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from compressor.artifacts.fingerprint import digest_json
+from compressor.artifacts.kinds import Kind
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FileEntry(_Part):
+    """One file of an artifact."""
+
+    sha256: str
+    bytes: int
+
+
+class Metric(_Part):
+    """One figure, with all that is needed to judge it."""
+
+    name: str
+    """As ``top1`` or, of a slice, ``top1[input=speech]``; latencies end in their unit: ``latency_p50_ms``."""
+    value: float
+    unit: str
+    """``fraction``, ``ms``, ``bytes``, ``samples/s``, ``count`` …"""
+    better: Literal["higher", "lower"]
+    samples: int
+    """How many samples or repeats the value rests on; 1 for what is simply counted."""
+    low: float | None = None
+    """Lower end of the 95 % interval, where there is one."""
+    high: float | None = None
+    """Upper end of the 95 % interval."""
+
+
+class PassRecord(_Part):
+    """The pass that wrote an artifact."""
+
+    name: str
+    version: int
+    config: dict[str, Any]
+    """Every field, defaults included."""
+    code: str | None = None
+    """sha256 of the pass's source when it is not one of this package's own."""
+
+
+class Environment(_Part):
+    """Where an artifact was made; told, not hashed."""
+
+    platform: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    python: str
+    threads: int
+    device: str
+
+
+class Manifest(_Part):
+    """The whole record; ``digest`` is the sha256 of the rest, so that a changed byte shows."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    """sha256 over everything that can change the bytes of ``model/``."""
+    step: str
+    """The step's name in the pipeline that built it."""
+    kind: Kind
+    parents: dict[str, str]
+    """Role to id: ``{"parent": …, "teacher": …}``; empty for a source."""
+    pass_: PassRecord
+    seed: int
+    tools: dict[str, str]
+    """Version of each library that matters to the bytes."""
+    data: dict[str, str]
+    """Digest of each data set used."""
+    files: dict[str, FileEntry]
+    """The model: every file below ``model/``, by path relative to the artifact."""
+    reports: dict[str, FileEntry]
+    """Reports and logs; these may be measured again, the model never changes."""
+    measured: str
+    """Digest of the ``evaluate:`` section (and its data) that the reports answer to; empty when nothing was asked for."""
+    metrics: tuple[Metric, ...]
+    summary: dict[str, Any]
+    """What the pass wants to tell: its history, choices, counts."""
+    environment: Environment
+    created: str
+    """UTC, ISO 8601."""
+    seconds: float
+    """Wall time of the pass, resumed parts included."""
+    peak_rss_bytes: int
+    digest: str = ""
+
+    def sealed(self) -> Manifest:
+        """The same manifest with its digest filled in."""
+        return self.model_copy(update={"digest": self.content_digest()})
+
+    def content_digest(self) -> str:
+        """sha256 of everything but ``digest``."""
+        return digest_json(self.model_dump(mode="json", exclude={"digest"}))
+
+    def metric(self, name: str) -> Metric | None:
+        """The metric of that name, if it was measured."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the model on disk."""
+        return sum(entry.bytes for entry in self.files.values())

@@ -1,0 +1,295 @@
+"""The artifact store: stage, publish, verify, set aside, collect.
+
+Layout of a store::
+
+    <root>/<step>-<id12>/     complete, or not there
+    <root>/.staging/<id12>/   what a running (or killed) step has so far: work/ (checkpoints) and out/ (the artifact)
+    <root>/.locks/<id12>      flock'ed by whoever builds or measures that artifact; released by the kernel on a kill
+    <root>/.damaged/          artifacts that failed verification, kept for a look
+    <root>/runs/              one record a run
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from compressor.artifacts.errors_from_os import reading, storage_error, writing
+from compressor.artifacts.files import fsync_directory, fsync_tree, write_atomic
+from compressor.artifacts.fingerprint import digest_file
+from compressor.artifacts.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from compressor.errors import DamagedArtifactError, UsageError
+
+MANIFEST = "manifest.json"
+MODEL = "model"
+REPORTS = "reports"
+_SHORT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A complete artifact directory."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        """The full id."""
+        return self.manifest.id
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def model(self) -> Path:
+        """The folder that its consumer loads."""
+        return self.path / MODEL
+
+    @property
+    def reports(self) -> Path:
+        """The folder of the reports."""
+        return self.path / REPORTS
+
+
+def open_artifact(path: Path) -> Artifact:
+    """The artifact at ``path``, its manifest checked, its files not yet (see ``verify``).
+
+    Raises:
+        UsageError: there is no artifact.
+        DamagedArtifactError: the manifest is torn, changed, or of a newer schema.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise UsageError(
+            f"{path} is no artifact: it has no {MANIFEST}",
+            remedy="name a directory like artifacts/<step>-<id>; `autoglm-compress show` lists them",
+        )
+    with reading(file):
+        text = file.read_bytes()
+    try:
+        raw = json.loads(text)
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise DamagedArtifactError(
+                f"{file} has schema version {version}; this program reads up to {SCHEMA_VERSION}",
+                remedy="install a newer autoglm-compress",
+            )
+        manifest = Manifest.model_validate_json(text)
+    except (ValueError, ValidationError) as error:
+        raise DamagedArtifactError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+    if manifest.digest != manifest.content_digest():
+        raise DamagedArtifactError(f"{file} is damaged: its content does not match its own digest")
+    return Artifact(path, manifest)
+
+
+def damage(artifact: Artifact, entries: dict[str, FileEntry], folder: str) -> list[str]:
+    """What is wrong with the files of ``entries``, and files below ``folder`` that nobody listed; empty when all is well."""
+    found = []
+    for relative, entry in entries.items():
+        file = artifact.path / relative
+        if file.is_symlink() or not file.is_file():
+            found.append(f"{relative}: missing")
+        elif (size := file.stat().st_size) != entry.bytes:
+            found.append(f"{relative}: {size} bytes, {entry.bytes} expected")
+        elif digest_file(file) != entry.sha256:
+            found.append(f"{relative}: its content has changed (sha256 differs)")
+    found.extend(
+        f"{relative}: not in the manifest" for relative in list_files(artifact.path, folder) if relative not in entries
+    )
+    return found
+
+
+def verify(artifact: Artifact) -> None:
+    """Check every file, model and reports, against the manifest.
+
+    Raises:
+        DamagedArtifactError: names every file that differs.
+    """
+    manifest = artifact.manifest
+    found = damage(artifact, manifest.files, MODEL) + damage(artifact, manifest.reports, REPORTS)
+    if found:
+        raise DamagedArtifactError(f"{artifact.path} is damaged:\n" + "\n".join(f"    {line}" for line in found))
+
+
+def list_files(root: Path, folder: str) -> list[str]:
+    """Relative POSIX paths of the files below ``root/folder``, sorted."""
+    return sorted(path.relative_to(root).as_posix() for path in (root / folder).rglob("*") if not path.is_dir())
+
+
+def entries_of(root: Path, *names: str) -> dict[str, FileEntry]:
+    """Size and sha256 of the files below the named files or folders of ``root``."""
+    entries = {}
+    for name in names:
+        files = [name] if (root / name).is_file() else list_files(root, name)
+        for relative in files:
+            file = root / relative
+            entries[relative] = FileEntry(sha256=digest_file(file), bytes=file.stat().st_size)
+    return entries
+
+
+class Store:
+    """The directory that holds the artifacts of one or more pipelines."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path_of(self, step: str, artifact_id: str) -> Path:
+        """Where the artifact of that step and id is, or would be."""
+        return self.root / f"{step}-{artifact_id[:_SHORT]}"
+
+    def find(self, step: str, artifact_id: str) -> Artifact | None:
+        """The published artifact, or None. Its manifest is checked, its files are not.
+
+        Raises:
+            DamagedArtifactError: as ``open_artifact``; also when the directory holds another artifact.
+        """
+        path = self.path_of(step, artifact_id)
+        if not path.is_dir():
+            return None
+        if not (path / MANIFEST).is_file():
+            raise DamagedArtifactError(f"{path} is damaged: {MANIFEST} is missing")
+        artifact = open_artifact(path)
+        if artifact.id != artifact_id:
+            raise DamagedArtifactError(f"{path} is damaged: it holds the artifact {artifact.id[:_SHORT]}")
+        return artifact
+
+    def artifacts(self) -> Iterator[Path]:
+        """Directories of the published artifacts, oldest first."""
+        if self.root.is_dir():
+            found = [
+                path for path in self.root.iterdir() if not path.name.startswith(".") and (path / MANIFEST).is_file()
+            ]
+            yield from sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+    @contextmanager
+    def lock(self, artifact_id: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the right to build or measure one artifact; ``waiting`` is called once if another run holds it."""
+        path = self.root / ".locks" / artifact_id[:_SHORT]
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = path.open("a")
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def staging(self, artifact_id: str) -> Path:
+        """The folder of an unfinished artifact; what a killed run left there is kept."""
+        path = self.root / ".staging" / artifact_id[:_SHORT]
+        with writing(path):
+            (path / "work").mkdir(parents=True, exist_ok=True)
+        return path
+
+    def publish(self, staged: Path, manifest: Manifest) -> Artifact:
+        """Give ``staged`` (a complete artifact but for its manifest) its final name: all of it, or nothing.
+
+        Raises:
+            StorageError: the disk is full, or the store may not be written; nothing is published then.
+        """
+        final = self.path_of(manifest.step, manifest.id)
+        sealed = manifest.sealed()
+        with writing(final):
+            write_atomic(staged / MANIFEST, sealed.model_dump_json(indent=1).encode())
+            fsync_tree(staged)
+            staged.rename(final)
+            fsync_directory(self.root)
+        return Artifact(final, sealed)
+
+    def replace_reports(self, artifact: Artifact, staged: Path, manifest: Manifest) -> Artifact:
+        """Put newly measured reports in the place of the old ones; the model stays as it is.
+
+        A kill in the middle leaves reports that do not match the manifest: the next run measures them again.
+        """
+        sealed = manifest.sealed()
+        with writing(artifact.path):
+            write_atomic(artifact.path / MANIFEST, sealed.model_dump_json(indent=1).encode())
+            for relative in artifact.manifest.reports.keys() - sealed.reports.keys():
+                (artifact.path / relative).unlink(missing_ok=True)
+            for relative in sealed.reports:
+                write_atomic(artifact.path / relative, (staged / relative).read_bytes())
+        return Artifact(artifact.path, sealed)
+
+    def set_aside(self, path: Path) -> Path:
+        """Move a damaged artifact out of the way, where a person can look at it; returns where."""
+        target = (
+            self.root / ".damaged" / f"{path.name}-{time.strftime('%Y%m%dT%H%M%S')}-{time.monotonic_ns() % 10**6:06d}"
+        )
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        return target
+
+    def discard(self, staged: Path) -> None:
+        """Remove a staging folder."""
+        with writing(staged):
+            shutil.rmtree(staged)
+
+    def garbage(self, keep: set[str]) -> list[Path]:
+        """What ``gc`` would remove: artifacts whose id is not in ``keep`` or among its ancestors, staging, damaged ones.
+
+        What another run holds locked is left alone.
+        """
+        known = {}
+        for path in self.artifacts():
+            try:
+                known[path] = open_artifact(path).manifest
+            except DamagedArtifactError:
+                continue
+        parents = {manifest.id: set(manifest.parents.values()) for manifest in known.values()}
+        wanted, frontier = set(keep), set(keep)
+        while frontier:
+            frontier = set().union(*(parents.get(one, set()) for one in frontier)) - wanted
+            wanted |= frontier
+        garbage = [path for path, manifest in known.items() if manifest.id not in wanted]
+        for folder in (".staging", ".damaged"):
+            if (self.root / folder).is_dir():
+                garbage.extend(sorted((self.root / folder).iterdir()))
+        return [path for path in garbage if not self._locked(path)]
+
+    def remove(self, path: Path) -> None:
+        """Remove an artifact or a left-over; under its final name it is never half there."""
+        doomed = self.root / ".staging" / f"removing-{path.name}-{os.getpid()}"
+        with writing(path):
+            doomed.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def _locked(self, path: Path) -> bool:
+        lock = self.root / ".locks" / (path.name if path.parent.name == ".staging" else path.name.rsplit("-", 1)[-1])
+        if not lock.is_file():
+            return False
+        with lock.open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+    def check_writable(self) -> None:
+        """Fail early where the store cannot be written.
+
+        Raises:
+            StorageError: it cannot.
+        """
+        probe = self.root / ".staging" / f"probe-{os.getpid()}"
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise storage_error(error, self.root) from error

@@ -1,0 +1,47 @@
+"""Finding passes, data sources and model families through entry points, ours and other people's alike."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from compressor.errors import UsageError
+
+PASSES = "autoglm_compress.passes"
+SOURCES = "autoglm_compress.sources"
+FAMILIES = "autoglm_compress.families"
+_NOUN = {PASSES: "pass", SOURCES: "data source", FAMILIES: "model family"}
+
+
+@cache
+def _group(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in sorted(entry_points(group=group), key=lambda point: point.name)}
+
+
+def names(group: str) -> list[str]:
+    """The names registered in a group, sorted."""
+    return list(_group(group))
+
+
+@cache
+def load(group: str, name: str) -> Any:
+    """An instance of the class that is registered under ``name``.
+
+    Raises:
+        UsageError: nothing of that name is installed, or it cannot be imported.
+    """
+    point = _group(group).get(name)
+    if point is None:
+        raise UsageError(f"unknown {_NOUN[group]} {name!r}", remedy=suggestion(name, names(group)))
+    try:
+        return point.load()()
+    except ImportError as error:
+        raise UsageError(f"the {_NOUN[group]} {name!r} ({point.value}) cannot be imported: {error}") from error
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """``did you mean …?`` where a name is near, else the list of the known ones."""
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known)) or 'none'}"

@@ -1,0 +1,133 @@
+"""What a pass promises, and what the engine gives it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from compressor.artifacts.kinds import Kind
+from compressor.config.record import Record
+
+if TYPE_CHECKING:
+    from compressor.artifacts.store import Artifact
+    from compressor.data.contract import Dataset
+
+
+class PassConfig(Record):
+    """Base of every pass's config."""
+
+
+P = TypeVar("P", bound=PassConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the plan knows of a model before it exists; None where it cannot be known."""
+
+    family: str | None = None
+    config: Mapping[str, Any] | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a step will take; None where it cannot be known. Shown by ``plan``, compared with what happened."""
+
+    model: ModelFacts = field(default_factory=ModelFacts)
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    disk_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanContext:
+    """What a pass may know while planning: the other inputs' facts, the data's names, and the machine."""
+
+    facts: Mapping[str, ModelFacts]
+    """Role to facts, of the inputs that ``inputs`` names."""
+    data_sizes: Mapping[str, int | None]
+    """Set to its number of samples, where the config says."""
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassContext:
+    """What the engine gives a running pass."""
+
+    artifacts: Mapping[str, Artifact]
+    """Role to artifact, of the inputs that ``inputs`` names."""
+    data: Callable[[str], Dataset]
+    """Opens a set by its name in pipeline.yaml."""
+    work: Path
+    """A folder that survives a kill: checkpoints go here. It is removed once the artifact is published."""
+    seed: int
+    threads: int
+    device: str
+    artifact_id: str
+    """The id that the output will have."""
+    progress: Callable[[str, int, int, Mapping[str, float]], None]
+    """Called as (what, done, total, figures) as often as one likes."""
+    note: Callable[[str], None]
+    """One line for the person who runs it: a fall-back taken, a choice made. It is logged and reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassOutput:
+    """What a pass hands back beside the files it wrote."""
+
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values for the manifest: history, choices, counts."""
+
+
+class Pass(ABC, Generic[P]):
+    """Reads one artifact, writes another; never touches its input.
+
+    A new pass is one folder and one entry point in the group ``autoglm_compress.passes``. Its module must import without
+    torch, onnx or tensorrt; ``run`` imports them.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    """Bump it when the output may change."""
+    accepts: ClassVar[frozenset[Kind]]
+    produces: ClassVar[Kind]
+    Config: ClassVar[type[PassConfig]]
+    tools: ClassVar[tuple[str, ...]] = ("torch",)
+    """Distributions whose version can change the bytes."""
+
+    def inputs(self, config: P) -> Mapping[str, str]:  # noqa: ARG002
+        """Role to step name (or directory), of what is read beside the parent."""
+        return {}
+
+    def data(self, config: P) -> tuple[str, ...]:  # noqa: ARG002
+        """Names of the data sets that can change the output."""
+        return ()
+
+    def estimate(self, config: P, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
+        """Peak memory, time and disk, and what the output will be, before anything runs."""
+        return Estimate(model=parent)
+
+    def requires(self, config: P, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
+        """Cheap checks of the input; names ALL offenders at once.
+
+        Raises:
+            RequirementError: the input does not fit.
+        """
+        return
+
+    @abstractmethod
+    def run(self, config: P, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+        """Write the model's files into ``out`` (an empty folder); resume from ``context.work`` where there is something."""
+
+    def ensures(self, config: P, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+        """Reload what was written with its real consumer.
+
+        Raises:
+            ParityError: it does not compute what it should.
+        """
+        return

@@ -1,0 +1,89 @@
+"""What ``evaluate:`` asks for, and what measuring answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compressor.artifacts.manifest import Metric
+from compressor.config.record import DataName, Record
+
+
+class AccuracyConfig(Record):
+    """How accuracy is measured."""
+
+    data: DataName
+    """The set that is measured on; its samples are the same for every artifact."""
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("top1",)
+    """Names of metrics: `top1`, `cross_entropy`."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Samples per call."""
+    num_samples: Annotated[int, Field(ge=1)] | None = None
+    """At most so many samples, from the start of the set; all of them by default."""
+    bootstrap: Annotated[int, Field(ge=0)] = 1000
+    """Resamples for the 95 % interval."""
+
+
+class LatencyConfig(Record):
+    """How latency is measured."""
+
+    data: DataName | None = None
+    """The set whose samples are fed; by default that of `accuracy`."""
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    """Samples per call."""
+    warmup: Annotated[int, Field(ge=0)] = 10
+    """Calls before the clock runs."""
+    repeats: Annotated[int, Field(ge=2)] = 100
+    """Calls that are timed, each by itself."""
+    threads: Annotated[int, Field(ge=1)] = 2
+    """Threads the runtime may use."""
+
+
+class EvaluateConfig(Record):
+    """What is measured of every artifact."""
+
+    accuracy: AccuracyConfig | None = None
+    """Accuracy, by slices, with a bootstrap interval."""
+    latency: LatencyConfig | None = None
+    """Latency percentiles, throughput and peak memory, in a process of its own."""
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AccuracyReport(_Report):
+    """``reports/accuracy.json``."""
+
+    data: str
+    samples: int
+    metrics: tuple[Metric, ...]
+    """Whole-set metrics first, then those of slices, as ``top1[input=speech]``."""
+    slices: dict[str, dict[str, int]]
+    """Axis to slice to number of samples."""
+    predictions: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+class LatencyReport(_Report):
+    """``reports/latency.json``."""
+
+    runtime: str
+    """As ``onnxruntime 1.32.0`` or ``torch 2.13.0``."""
+    batch_size: int
+    threads: int
+    warmup: int
+    metrics: tuple[Metric, ...]
+    milliseconds: tuple[float, ...]
+    """Every timed call, in order."""
+
+
+class Measurement(_Report):
+    """All that was measured of one artifact."""
+
+    accuracy: AccuracyReport | None
+    latency: LatencyReport | None
+    metrics: tuple[Metric, ...]
+    """All of both reports, and size, parameters and MACs."""
+    extra: dict[str, Any] = {}
