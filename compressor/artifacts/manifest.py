@@ -70,10 +70,10 @@ class Manifest(_Part):
     id: str
     """sha256 over everything that can change the bytes of ``model/``."""
     step: str
-    """The step's name in the pipeline that built it."""
+    """The step's name in the pipeline that first built it; told, not hashed."""
     kind: Kind
     parents: dict[str, str]
-    """Role to id: ``{"parent": …, "teacher": …}``; empty for a source."""
+    """Role to id: ``{"parent": …, "teacher": …}``; empty for a source model."""
     pass_: PassRecord
     seed: int
     tools: dict[str, str]
@@ -93,7 +93,7 @@ class Manifest(_Part):
     created: str
     """UTC, ISO 8601."""
     seconds: float
-    """Wall time of the pass, resumed parts included."""
+    """Wall time of the pass, in the run that finished it."""
     peak_rss_bytes: int
     digest: str = ""
 

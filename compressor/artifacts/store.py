@@ -2,7 +2,7 @@
 
 Layout of a store::
 
-    <root>/<step>-<id12>/     complete, or not there
+    <root>/<pass>-<id12>/     complete, or not there
     <root>/.staging/<id12>/   what a running (or killed) step has so far: work/ (checkpoints) and out/ (the artifact)
     <root>/.locks/<id12>      flock'ed by whoever builds or measures that artifact; released by the kernel on a kill
     <root>/.damaged/          artifacts that failed verification, kept for a look
@@ -74,7 +74,7 @@ def open_artifact(path: Path) -> Artifact:
     if not file.is_file():
         raise UsageError(
             f"{path} is no artifact: it has no {MANIFEST}",
-            remedy="name a directory like artifacts/<step>-<id>; `autoglm-compress show` lists them",
+            remedy="name a directory like artifacts/<pass>-<id>; `autoglm-compress show` lists them",
         )
     with reading(file):
         text = file.read_bytes()
@@ -145,17 +145,17 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def path_of(self, step: str, artifact_id: str) -> Path:
-        """Where the artifact of that step and id is, or would be."""
-        return self.root / f"{step}-{artifact_id[:_SHORT]}"
+    def path_of(self, pass_name: str, artifact_id: str) -> Path:
+        """Where the artifact of that pass and id is, or would be."""
+        return self.root / f"{pass_name}-{artifact_id[:_SHORT]}"
 
-    def find(self, step: str, artifact_id: str) -> Artifact | None:
+    def find(self, pass_name: str, artifact_id: str) -> Artifact | None:
         """The published artifact, or None. Its manifest is checked, its files are not.
 
         Raises:
             DamagedArtifactError: as ``open_artifact``; also when the directory holds another artifact.
         """
-        path = self.path_of(step, artifact_id)
+        path = self.path_of(pass_name, artifact_id)
         if not path.is_dir():
             return None
         if not (path / MANIFEST).is_file():
@@ -201,7 +201,7 @@ class Store:
         Raises:
             StorageError: the disk is full, or the store may not be written; nothing is published then.
         """
-        final = self.path_of(manifest.step, manifest.id)
+        final = self.path_of(manifest.pass_.name, manifest.id)
         sealed = manifest.sealed()
         with writing(final):
             write_atomic(staged / MANIFEST, sealed.model_dump_json(indent=1).encode())

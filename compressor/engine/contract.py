@@ -49,7 +49,7 @@ class PlanContext:
     """What a pass may know while planning: the other inputs' facts, the data's names, and the machine."""
 
     facts: Mapping[str, ModelFacts]
-    """Role to facts, of the inputs that ``inputs`` names."""
+    """Role to facts, of the other artifacts that the config names; None for what lies outside the plan."""
     data_sizes: Mapping[str, int | None]
     """Set to its number of samples, where the config says."""
     threads: int
@@ -60,7 +60,7 @@ class PassContext:
     """What the engine gives a running pass."""
 
     artifacts: Mapping[str, Artifact]
-    """Role to artifact, of the inputs that ``inputs`` names."""
+    """Field name to artifact, for each field of the config that is a ``StepName``, as ``{"teacher": …}``."""
     data: Callable[[str], Dataset]
     """Opens a set by its name in pipeline.yaml."""
     work: Path
@@ -88,7 +88,8 @@ class Pass(ABC, Generic[P]):
     """Reads one artifact, writes another; never touches its input.
 
     A new pass is one folder and one entry point in the group ``autoglm_compress.passes``. Its module must import without
-    torch, onnx or tensorrt; ``run`` imports them.
+    torch, onnx or tensorrt; ``run`` imports them. What a pass reads beside its parent is told by the types of its config's
+    fields: ``DataName`` for a data set, ``StepName`` for another artifact; the plan checks them and hashes their content.
     """
 
     name: ClassVar[str]
@@ -99,14 +100,6 @@ class Pass(ABC, Generic[P]):
     Config: ClassVar[type[PassConfig]]
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     """Distributions whose version can change the bytes."""
-
-    def inputs(self, config: P) -> Mapping[str, str]:  # noqa: ARG002
-        """Role to step name (or directory), of what is read beside the parent."""
-        return {}
-
-    def data(self, config: P) -> tuple[str, ...]:  # noqa: ARG002
-        """Names of the data sets that can change the output."""
-        return ()
 
     def estimate(self, config: P, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
         """Peak memory, time and disk, and what the output will be, before anything runs."""
@@ -122,7 +115,7 @@ class Pass(ABC, Generic[P]):
 
     @abstractmethod
     def run(self, config: P, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
-        """Write the model's files into ``out`` (an empty folder); resume from ``context.work`` where there is something."""
+        """Write the model's files into ``out`` (an empty folder), going on from ``context.work`` where there is something."""
 
     def ensures(self, config: P, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
         """Reload what was written with its real consumer.

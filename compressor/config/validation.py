@@ -1,0 +1,150 @@
+"""A tree of plain values to a typed record, or to every problem in it with its line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from compressor.config.discovery import suggestion
+from compressor.config.document import Document, Location
+from compressor.config.record import Record, Reference
+from compressor.errors import Problem
+
+R = TypeVar("R", bound=Record)
+
+
+def validate(
+    record: type[R], tree: Any, document: Document, at: Location = ()
+) -> tuple[R | None, list[Problem]]:
+    """Validate strictly, as JSON, so that ``"7"`` is no number; returns the record, or all that is wrong."""
+    try:
+        text = json.dumps(tree, allow_nan=False)
+    except ValueError:
+        return None, [document.problem(at, "holds .nan or .inf", expected="finite numbers")]
+    try:
+        return record.model_validate_json(text), []
+    except ValidationError as error:
+        return None, _problems(record, error, document, at, tree)
+
+
+def _problems(
+    record: type[Record], error: ValidationError, document: Document, at: Location, tree: Any
+) -> list[Problem]:
+    by_place: dict[Location, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        by_place.setdefault(_existing(detail, tree), []).append(detail)
+    return [_problem(record, place, details, document, at) for place, details in by_place.items()]
+
+
+def _existing(detail: ErrorDetails, tree: Any) -> Location:
+    """The error's place without the tags that pydantic adds for the members of a union."""
+    place: list[str | int] = []
+    node = tree
+    for index, part in enumerate(detail["loc"]):
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        elif detail["type"] == "missing" and index == len(detail["loc"]) - 1:
+            pass
+        else:
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _problem(
+    record: type[Record], place: Location, details: list[ErrorDetails], document: Document, at: Location
+) -> Problem:
+    first = details[0]
+    where = (*at, *place)
+    if first["type"] == "extra_forbidden":
+        key = str(place[-1])
+        known = sorted(_fields_at(record, place[:-1]) - {key})
+        return document.problem(where, f"unknown key {key!r}", remedy=suggestion(key, known))
+    if first["type"] == "missing":
+        return document.problem(where, "is missing", expected=_description(record, place))
+    if first["type"] == "value_error":
+        return document.problem(where, str(first.get("ctx", {}).get("error", first["msg"])))
+    expected = " or ".join(dict.fromkeys(_expected(detail) for detail in details))
+    got = first["input"]
+    remedy = None
+    if isinstance(got, str) and (choices := re.findall(r"'([^']*)'", expected)):
+        remedy = suggestion(got, choices) if suggestion(got, choices).startswith("did") else None
+    return document.problem(where, f"got {_shown(got)}", expected=expected, remedy=remedy)
+
+
+def _expected(detail: ErrorDetails) -> str:
+    return re.sub(r"^(Input|Value|Tuple|List|String|Dictionary) should (be|have) ", "", detail["msg"])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    kind = {str: "text", bool: "true/false", int: "a whole number", float: "a number", type(None): "nothing"}
+    return f"{json.dumps(value, ensure_ascii=False)} ({kind.get(type(value), type(value).__name__)})"
+
+
+def _records_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _records_in(argument)
+
+
+def _fields_at(record: type[BaseModel], place: Location) -> set[str]:
+    """The keys that may stand at ``place``."""
+    level: list[type[BaseModel]] = [record]
+    for part in place:
+        if isinstance(part, str):
+            level = [
+                nested
+                for one in level
+                if part in one.model_fields
+                for nested in _records_in(one.model_fields[part].annotation)
+            ] or [nested for one in level for f in one.model_fields.values() for nested in _records_in(f.annotation)]
+    return {field.alias or name for one in level for name, field in one.model_fields.items()}
+
+
+def _description(record: type[BaseModel], place: Location) -> str | None:
+    level = [record]
+    for part in place[:-1]:
+        if isinstance(part, str):
+            level = [r for one in level if part in one.model_fields for r in _records_in(one.model_fields[part].annotation)]
+    for one in level:
+        for name, field in one.model_fields.items():
+            if (field.alias or name) == place[-1] and field.description:
+                return " ".join(field.description.split())
+    return None
+
+
+def references(record: BaseModel, at: Location = ()) -> Iterator[tuple[Location, Reference, str]]:
+    """Every field of a record, nested ones too, that names something else in the pipeline."""
+    for name, field in type(record).model_fields.items():
+        value = getattr(record, name)
+        if isinstance(value, BaseModel):
+            yield from references(value, (*at, name))
+        elif isinstance(value, tuple):
+            for index, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    yield from references(item, (*at, name, index))
+        elif isinstance(value, str):
+            found = next((m for m in field.metadata if isinstance(m, Reference)), None) or _reference_in(field.annotation)
+            if found is not None:
+                yield (*at, name), found, value
+
+
+def _reference_in(annotation: Any) -> Reference | None:
+    for argument in (*getattr(annotation, "__metadata__", ()), *get_args(annotation)):
+        if isinstance(argument, Reference):
+            return argument
+        if (found := _reference_in(argument)) is not None:
+            return found
+    return None
