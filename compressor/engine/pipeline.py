@@ -184,7 +184,9 @@ def pipeline_from_document(document: Document) -> Pipeline:
     """Check the form of a parsed file. Raises as ``load_pipeline``."""
     tree = document.tree
     if not isinstance(tree, dict):
-        raise ConfigError([document.problem((), "is not a pipeline", expected="a mapping with version, name, model, passes")])
+        raise ConfigError(
+            [document.problem((), "is not a pipeline", expected="a mapping with version, name, model, passes")]
+        )
     config, problems = validate(PipelineConfig, tree, document)
     data = _data_sets(tree.get("data"), document, problems)
     steps = _steps(tree.get("passes"), document, problems)
@@ -202,7 +204,11 @@ def _data_sets(tree: Any, document: Document, problems: list[Problem]) -> dict[s
         if not isinstance(entry, dict):
             continue
         if not isinstance(entry.get("source"), str):
-            problems.append(document.problem(at, "has no `source`", remedy=f"one of {', '.join(discovery.names(discovery.SOURCES))}"))
+            problems.append(
+                document.problem(
+                    at, "has no `source`", remedy=f"one of {', '.join(discovery.names(discovery.SOURCES))}"
+                )
+            )
             continue
         try:
             source: DataSource[Any] = discovery.load(discovery.SOURCES, entry["source"])
@@ -232,7 +238,11 @@ def _steps(tree: Any, document: Document, problems: list[Problem]) -> list[Step]
         name = header.name or header.type
         if name == SOURCE or name in names:
             taken = "the model that the pipeline starts from" if name == SOURCE else f"passes[{names[name]}]"
-            problems.append(document.problem(at, f"the name {name!r} is taken by {taken}", remedy="give the step a `name:` of its own"))
+            problems.append(
+                document.problem(
+                    at, f"the name {name!r} is taken by {taken}", remedy="give the step a `name:` of its own"
+                )
+            )
         names.setdefault(name, index)
         parent, previous = header.from_ or previous, name
         try:
