@@ -32,6 +32,7 @@ from compressor.errors import DamagedArtifactError, UsageError
 MANIFEST = "manifest.json"
 MODEL = "model"
 REPORTS = "reports"
+LOGS = "logs"
 _SHORT = 12
 
 

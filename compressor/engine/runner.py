@@ -12,15 +12,17 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from compressor.artifacts.errors_from_os import storage_error, writing
-from compressor.artifacts.files import write_atomic
+from compressor.artifacts.files import copy_file, write_atomic
 from compressor.artifacts.manifest import FileEntry, Manifest, PassRecord
 from compressor.artifacts.store import (
+    LOGS,
     MANIFEST,
     MODEL,
     REPORTS,
@@ -36,6 +38,7 @@ from compressor.engine.contract import PassContext
 from compressor.engine.gates import check_gates
 from compressor.engine.machine import PeakMemory, environment
 from compressor.engine.plan import Plan, PlannedStep
+from compressor.engine.steplog import StepLog
 from compressor.errors import (
     CompressError,
     DamagedArtifactError,
@@ -52,7 +55,7 @@ Reporter = Callable[[Path, Manifest, Measurement | None], None]
 """Writes an artifact's reports into its folder, before it is published."""
 
 _BUILT = "built.json"
-_REPORT_FILES = (REPORTS, "report.md", "report.html", "logs")
+_REPORT_FILES = (REPORTS, LOGS, "report.md", "report.html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,8 @@ class Runner:
         force: bool = False,
     ) -> None:
         self.plan = plan
-        self.tell = listener
+        self.listener = listener
+        self.log: StepLog | None = None
         self.reporter = reporter
         self.selected = selected
         self.force = force
@@ -138,6 +142,12 @@ class Runner:
         manifests = {name: result.artifact.manifest for name, result in self.done.items()}
         gates = check_gates(self.plan.pipeline, manifests, {step.name: step.parent for step in wanted})
         return RunResult(tuple(self.done.values()), gates, time.perf_counter() - start)
+
+    def tell(self, event: events.Event) -> None:
+        """Pass an event on to the listener, and to the log of the step that is being built."""
+        self.listener(event)
+        if self.log is not None:
+            self.log(event)
 
     def _wanted(self) -> list[PlannedStep]:
         """The selected steps and, before them, all that they need."""
@@ -233,23 +243,25 @@ class Runner:
         staging = store.staging(step.artifact_id)
         out = staging / "out"
         resumed = any((staging / "work").iterdir()) or (staging / _BUILT).is_file()
-        self.tell(events.StepStarted(step.name, step.pass_name, step.directory, resumed))
-        built = self._finished_model(staging)
-        if built is None:
-            built = self._run_pass(step, staging)
-        for name in _REPORT_FILES:
-            path = out / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        manifest = self._manifest(step, built)
-        manifest = self._report(step, out, manifest)
+        with self._logging(staging / "log.txt"):
+            self.tell(events.StepStarted(step.name, step.pass_name, step.directory, resumed))
+            built = self._finished_model(staging)
+            if built is None:
+                built = self._run_pass(step, staging)
+            manifest = self._report(step, out, self._manifest(step, built), staging / "log.txt")
         if replaced is not None:
             store.remove(replaced.path)
         artifact = store.publish(out, manifest)
         store.discard(staging)
         return artifact
+
+    @contextmanager
+    def _logging(self, path: Path) -> Iterator[None]:
+        self.log = StepLog(path)
+        try:
+            yield
+        finally:
+            self.log = None
 
     def _finished_model(self, staging: Path) -> dict[str, Any] | None:
         """What ``built.json`` says, where the files are still what it says."""
@@ -355,13 +367,16 @@ class Runner:
             peak_rss_bytes=built["peak_rss_bytes"],
         )
 
-    def _report(self, step: PlannedStep, folder: Path, manifest: Manifest) -> Manifest:
-        """Measure the model in ``folder``, write its reports there, and return the manifest that lists them."""
+    def _report(self, step: PlannedStep, folder: Path, manifest: Manifest, log: Path) -> Manifest:
+        """Measure the model in ``folder``, write its reports and log there, and return the manifest that lists them."""
         measurement = self._measure(step, folder / MODEL)
         metrics = measurement.metrics if measurement else ()
         manifest = manifest.model_copy(update={"metrics": metrics, "measured": step.measured, "reports": {}})
         with writing(folder):
+            for name in _REPORT_FILES:
+                shutil.rmtree(folder / name, ignore_errors=True)
             self.reporter(folder, manifest, measurement)
+            copy_file(log, folder / LOGS / "log.txt")
             return manifest.model_copy(update={"reports": entries_of(folder, *_existing(folder))})
 
     def _measure(self, step: PlannedStep, model: Path) -> Measurement | None:
@@ -385,13 +400,14 @@ class Runner:
 
     def _measure_again(self, step: PlannedStep, artifact: Artifact) -> Artifact:
         """New reports for a model that stays as it is."""
-        self.tell(events.StepStarted(step.name, step.pass_name, step.directory, resumed=False))
         staging = self.plan.store.staging(step.artifact_id)
         fresh = staging / "reports-only"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         (fresh / MODEL).symlink_to(artifact.model.resolve())
-        manifest = self._report(step, fresh, artifact.manifest)
+        with self._logging(staging / "log.txt"):
+            self.tell(events.StepStarted(step.name, step.pass_name, step.directory, resumed=False))
+            manifest = self._report(step, fresh, artifact.manifest, staging / "log.txt")
         replaced = self.plan.store.replace_reports(artifact, fresh, manifest)
         self.plan.store.discard(staging)
         return replaced
