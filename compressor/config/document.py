@@ -19,6 +19,8 @@ from compressor.errors import ConfigError, Problem
 _MAX_BYTES = 1 << 20
 _MAX_NODES = 50_000
 _MAX_DEPTH = 40
+_CORE = "tag:yaml.org,2002:"
+_TAGS = frozenset({"map", "seq", "str", "int", "float", "bool", "null"})
 
 Location = tuple[str | int, ...]
 
@@ -32,13 +34,14 @@ class _Loader(yaml.SafeLoader):
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("int", r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$", "-+0123456789"),
-    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+0123456789."),
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$", "-+0123456789."),
+    ("float", r"^[-+]?[0-9]+[eE][-+]?[0-9]+$", "-+0123456789"),
     ("float", r"^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$", "-+."),
     ("null", r"^(?:~|null|Null|NULL|)$", "~nN\0"),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
+    _Loader.add_implicit_resolver(_CORE + _tag, re.compile(_pattern), list(_first))
+_Loader.add_implicit_resolver(_CORE + "null", re.compile(r"^$"), [""])
+_Loader.add_implicit_resolver(_CORE + "merge", re.compile(r"^<<$"), ["<"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,9 @@ class Document:
                 return found
         return None
 
-    def problem(self, location: Location, what: str, *, expected: str | None = None, remedy: str | None = None) -> Problem:
+    def problem(
+        self, location: Location, what: str, *, expected: str | None = None, remedy: str | None = None
+    ) -> Problem:
         """A problem with the value at ``location``."""
         return Problem(dotted(location), what, expected, remedy, self.file, self.line(location))
 
@@ -98,7 +103,9 @@ def parse_document(content: bytes, path: Path | None = None) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = mark.line + 1 if mark else None
-        raise ConfigError([Problem("", f"is not valid YAML: {error.problem or error.context}", file=path, line=line)]) from error
+        raise ConfigError(
+            [Problem("", f"is not valid YAML: {error.problem or error.context}", file=path, line=line)]
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError([Problem("", f"is not valid YAML: {str(error).splitlines()[0]}", file=path)]) from error
     if reader.problems:
@@ -123,13 +130,13 @@ class _Reader:
         if self.count > _MAX_NODES or len(location) > _MAX_DEPTH:
             limit = f"at most {_MAX_NODES} values, {_MAX_DEPTH} levels deep"
             raise ConfigError([Problem("", "expands to too much (aliases?)", limit, None, self.path, line)])
+        if node.tag.removeprefix(_CORE) not in _TAGS:
+            self._problem(location, line, f"the tag {node.tag!r} is not supported", "write a plain value")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, location)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(child, (*location, index)) for index, child in enumerate(node.value)]
-        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.endswith((":python", ":binary")):
-            self._problem(location, line, f"the tag {node.tag!r} is not supported", "write a plain value")
-            return None
         return self.loader.construct_object(node)  # type: ignore[no-untyped-call]
 
     def _mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:

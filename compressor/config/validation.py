@@ -18,9 +18,7 @@ from compressor.errors import Problem
 R = TypeVar("R", bound=Record)
 
 
-def validate(
-    record: type[R], tree: Any, document: Document, at: Location = ()
-) -> tuple[R | None, list[Problem]]:
+def validate(record: type[R], tree: Any, document: Document, at: Location = ()) -> tuple[R | None, list[Problem]]:
     """Validate strictly, as JSON, so that ``"7"`` is no number; returns the record, or all that is wrong."""
     try:
         text = json.dumps(tree, allow_nan=False)
@@ -46,9 +44,9 @@ def _existing(detail: ErrorDetails, tree: Any) -> Location:
     place: list[str | int] = []
     node = tree
     for index, part in enumerate(detail["loc"]):
-        if isinstance(node, dict) and part in node:
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+        if (isinstance(node, dict) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        ):
             node = node[part]
         elif detail["type"] == "missing" and index == len(detail["loc"]) - 1:
             pass
@@ -117,7 +115,9 @@ def _description(record: type[BaseModel], place: Location) -> str | None:
     level = [record]
     for part in place[:-1]:
         if isinstance(part, str):
-            level = [r for one in level if part in one.model_fields for r in _records_in(one.model_fields[part].annotation)]
+            level = [
+                r for one in level if part in one.model_fields for r in _records_in(one.model_fields[part].annotation)
+            ]
     for one in level:
         for name, field in one.model_fields.items():
             if (field.alias or name) == place[-1] and field.description:
@@ -136,7 +136,9 @@ def references(record: BaseModel, at: Location = ()) -> Iterator[tuple[Location,
                 if isinstance(item, BaseModel):
                     yield from references(item, (*at, name, index))
         elif isinstance(value, str):
-            found = next((m for m in field.metadata if isinstance(m, Reference)), None) or _reference_in(field.annotation)
+            found = next((m for m in field.metadata if isinstance(m, Reference)), None) or _reference_in(
+                field.annotation
+            )
             if found is not None:
                 yield (*at, name), found, value
 

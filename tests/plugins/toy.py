@@ -1,0 +1,44 @@
+"""Somebody else's pass, as small as one gets: found through its entry point, without torch, with a checkpoint in it."""
+
+import hashlib
+import time
+from pathlib import Path
+
+from compressor.artifacts.kinds import Kind
+from compressor.engine.contract import Pass, PassConfig, PassOutput
+
+
+class ToyConfig(PassConfig):
+    rounds: int = 5
+    """Rounds of hashing; a checkpoint after each."""
+    sleep: float = 0.0
+    """Seconds a round takes."""
+    fail: str | None = None
+    """Fail with this message."""
+
+
+class Toy(Pass[ToyConfig]):
+    """Hashes its input again and again."""
+
+    name, version = "toy", 1
+    accepts, produces = frozenset({Kind.ONNX}), Kind.ONNX
+    Config, tools = ToyConfig, ()
+
+    def run(self, config, parent, out, context):
+        checkpoint: Path = context.work / "state"
+        done, state = 0, (parent.model / "model.onnx").read_bytes()
+        if checkpoint.is_file():
+            head, _, state = checkpoint.read_bytes().partition(b"\n")
+            done = int(head)
+        for number in range(done, config.rounds):
+            if config.fail:
+                raise ValueError(config.fail)
+            state = hashlib.sha256(state + bytes([context.seed % 256])).digest()
+            temporary = checkpoint.with_suffix(".tmp")
+            temporary.write_bytes(b"%d\n" % (number + 1) + state)
+            temporary.replace(checkpoint)
+            context.progress("round", number + 1, config.rounds, {})
+            time.sleep(config.sleep)
+        (out / "model.onnx").write_bytes(state)
+        (out / "model.onnx.data").write_bytes(state * 4096)
+        return PassOutput({"rounds": config.rounds})
