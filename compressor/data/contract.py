@@ -30,6 +30,10 @@ class SourceConfig(Record):
 C = TypeVar("C", bound=SourceConfig)
 
 
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody is told."""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceContext:
     """What a source may use: where relative paths start, whether user code is allowed, where to cache, whom to tell."""
@@ -38,7 +42,7 @@ class SourceContext:
     """The folder of pipeline.yaml: relative paths in a config start here."""
     allow_code: bool = False
     cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "autoglm-compress")
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    progress: Callable[[str, int, int], None] = _silent
     """Called as (what, done, total) while a long build goes on."""
 
 
