@@ -48,4 +48,5 @@ def sampling_weights(
         factor = dict(zip(names.tolist(), (relative**strength).tolist(), strict=True))
         weights *= np.array([factor.get(name, 1.0) for name in train_slices[axis].tolist()])
     weights = np.clip(weights, 1 / limit, limit)
-    return weights / weights.mean()
+    normalised: Labels = weights / weights.mean()
+    return normalised
