@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,3 +294,31 @@ class Store:
             probe.unlink()
         except OSError as error:
             raise storage_error(error, self.root) from error
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def verify_all(paths: Sequence[Path]) -> dict[Path, str | None]:
+    """Each artifact among ``paths``, or in the stores among them, to what is wrong with it (None: nothing).
+
+    Raises:
+        UsageError: a path is neither an artifact nor a store with one.
+    """
+    found: dict[Path, str | None] = {}
+    for path in paths:
+        targets = [path] if (path / MANIFEST).is_file() else list(Store(path).artifacts())
+        if not targets:
+            raise UsageError(f"{path} is neither an artifact nor a store that holds one")
+        for target in targets:
+            try:
+                verify(open_artifact(target))
+            except DamagedArtifactError as error:
+                found[target] = error.what
+            else:
+                found[target] = None
+    return found

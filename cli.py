@@ -1,0 +1,422 @@
+"""The command line: one short function per command; the work is done elsewhere.
+
+Exit codes: 0 ok · 1 a pass failed · 2 usage or config · 3 a gate failed · 4 a damaged artifact · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from compressor.errors import CompressError, DamagedArtifactError, GateError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from compressor.artifacts.store import Artifact
+    from compressor.engine.pipeline import Pipeline
+    from compressor.engine.plan import Plan
+
+app = typer.Typer(
+    name="autoglm-compress",
+    help="Turn a multimodal checkpoint into the file that a phone or a server loads, with every step measured.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+passes_app = typer.Typer(help="List the passes, or explain one.", invoke_without_command=True)
+app.add_typer(passes_app, name="passes")
+
+File = Annotated[Path, typer.Argument(help="The pipeline file.", metavar="PIPELINE.YAML")]
+Store = Annotated[Path, typer.Option("--output-dir", "-o", help="The store that artifacts are in.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a value: passes[1].epochs=3.", metavar="KEY=VALUE")
+]
+Seed = Annotated[int | None, typer.Option(help="Instead of the file's seed.", min=0)]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the Python files that the pipeline names.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Borrow = Annotated[Path, typer.Option("--pipeline", "-p", help="Take `data:` and `evaluate:` from this file.")]
+ArtifactPath = Annotated[Path, typer.Argument(help="An artifact's directory.", metavar="ARTIFACT")]
+DEFAULT_STORE = Path("artifacts")
+
+
+def main() -> NoReturn:
+    """Run the program; every error that is the user's to read ends in one message and its own exit code."""
+    from compressor.reports import console
+
+    def terminate(signum: int, frame: object) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        app()
+    except CompressError as error:
+        console.print_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        error = Interrupted("interrupted")
+        console.print_error(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(0)
+
+
+@app.command()
+def run(
+    file: File,
+    output_dir: Store = DEFAULT_STORE,
+    sets: Sets = None,
+    start: Annotated[str | None, typer.Option("--from", help="Begin at this step; those before must be there.")] = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this step.")] = None,
+    only: Annotated[str | None, typer.Option(help="Build only this step.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build the chosen steps again.")] = False,
+    seed: Seed = None,
+    device: Device = "cpu",
+    allow_code: AllowCode = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, do nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a pipeline: build what is missing, measure it, report, and check the gates."""
+    from compressor.engine.pipeline import load_pipeline
+
+    made = _plan(load_pipeline(file, sets or ()), output_dir, seed, device, allow_code)
+    if dry_run:
+        _show_plan(made, as_json)
+    else:
+        _carry_out(made, as_json=as_json, start=start, until=until, only=only, force=force)
+
+
+@app.command()
+def plan(
+    file: File,
+    output_dir: Store = DEFAULT_STORE,
+    sets: Sets = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a run would do: the steps, their ids, what is there, and what it will take."""
+    from compressor.engine.pipeline import load_pipeline
+
+    _show_plan(_plan(load_pipeline(file, sets or ()), output_dir, seed, device, allow_code), as_json)
+
+
+@app.command()
+def validate(file: File, sets: Sets = None, allow_code: AllowCode = False, as_json: Json = False) -> None:
+    """Check a pipeline file, and that all it names is there; every problem at once."""
+    from compressor.engine.pipeline import load_pipeline
+    from compressor.reports import console
+
+    made = _plan(load_pipeline(file, sets or ()), DEFAULT_STORE, None, "cpu", allow_code)
+    if as_json:
+        _print_json({"ok": True, "steps": [step.name for step in made.steps]})
+    else:
+        console.say(f"{file} is right: {' → '.join(step.name for step in made.steps)}")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write pipeline.yaml.")] = Path(),
+    starter: Annotated[str, typer.Option(help="phone or images.")] = "phone",
+) -> None:
+    """Write a pipeline.yaml to start from, with its JSON Schema for the editor."""
+    from compressor.engine.starter import write_starter
+    from compressor.reports import console
+
+    file = write_starter(folder, starter)
+    console.say(f"wrote {file}; now: autoglm-compress run {file}")
+
+
+@app.command(name="pass")
+def run_pass(
+    pass_type: Annotated[str, typer.Argument(help="The pass.", metavar="PASS")],
+    artifact: ArtifactPath,
+    pipeline: Annotated[
+        Path | None, typer.Option("--pipeline", "-p", help="Take `data:` and `evaluate:` from it.")
+    ] = None,
+    output_dir: Store = DEFAULT_STORE,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of the pass: opset=20.", metavar="KEY=VALUE")
+    ] = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    allow_code: AllowCode = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, do nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run one pass by hand on any artifact or model directory."""
+    from compressor.engine.single import single_pass
+
+    made = _plan(single_pass(pass_type, artifact, pipeline, sets or ()), output_dir, seed, device, allow_code)
+    if dry_run:
+        _show_plan(made, as_json)
+    else:
+        _carry_out(made, as_json=as_json)
+
+
+@passes_app.callback()
+def passes(context: typer.Context, as_json: Json = False) -> None:
+    """List the installed passes, data sources and model families."""
+    if context.invoked_subcommand is None:
+        list_passes(as_json)
+
+
+@passes_app.command("list")
+def list_passes(as_json: Json = False) -> None:
+    """List the installed passes, data sources and model families."""
+    from compressor.engine.catalogue import catalogue
+    from compressor.reports import console
+
+    found = catalogue()
+    if as_json:
+        _print_json([entry.model_dump() for entry in found])
+    else:
+        console.render_catalogue(found)
+
+
+@passes_app.command("explain")
+def explain(
+    name: Annotated[str, typer.Argument(help="A pass, data source or model family.")], as_json: Json = False
+) -> None:
+    """Every field of one pass (or data source, or family): its type, its default, what it does."""
+    from compressor.engine.catalogue import entry
+    from compressor.reports import console
+
+    found = entry(name)
+    if as_json:
+        _print_json(found.model_dump())
+    else:
+        console.render_entry(found)
+
+
+@app.command()
+def show(
+    target: Annotated[
+        str, typer.Argument(help="An artifact, a store, or family:preset as autoglm-phone:9b.")
+    ] = "artifacts",
+    as_json: Json = False,
+) -> None:
+    """Show an artifact, what a store holds, or the size of a model that need not exist."""
+    from compressor.artifacts.store import MANIFEST, open_artifact
+    from compressor.artifacts.store import Store as ArtifactStore
+    from compressor.engine.sizes import model_sizes
+    from compressor.reports import console
+
+    path = Path(target)
+    if (path / MANIFEST).is_file():
+        artifact = open_artifact(path)
+        if as_json:
+            _print_json(artifact.manifest.model_dump(mode="json"))
+        else:
+            console.render_artifact(artifact)
+    elif path.is_dir():
+        found = [open_artifact(one) for one in ArtifactStore(path).artifacts()]
+        if as_json:
+            _print_json([one.manifest.model_dump(mode="json") for one in found])
+        else:
+            console.render_store(path, found)
+    else:
+        sizes = model_sizes(target)
+        if as_json:
+            _print_json(sizes.model_dump())
+        else:
+            console.render_sizes(sizes)
+
+
+@app.command()
+def compare(
+    a: ArtifactPath,
+    b: Annotated[Path, typer.Argument(help="Another artifact.", metavar="ARTIFACT")],
+    as_json: Json = False,
+) -> None:
+    """Compare two artifacts: metrics, sizes, and all that differs in how they were made."""
+    from compressor.artifacts.store import open_artifact
+    from compressor.engine.comparison import compare as compare_artifacts
+    from compressor.reports import console
+
+    comparison = compare_artifacts(open_artifact(a), open_artifact(b))
+    if as_json:
+        _print_json(comparison.model_dump(mode="json"))
+    else:
+        console.render_compare(comparison)
+
+
+@app.command()
+def report(
+    target: Annotated[
+        Path, typer.Argument(help="A run's directory, or a store (its last run).", metavar="RUN")
+    ] = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Write a run's report again and show its ladder."""
+    from compressor.reports import console
+    from compressor.reports.rerun import report_of_record
+
+    folder, run_report = report_of_record(target)
+    if as_json:
+        _print_json(run_report.ladder.model_dump(mode="json"))
+    else:
+        console.render_run(run_report, folder)
+
+
+@app.command(name="eval")
+def evaluate(
+    artifact: ArtifactPath, pipeline: Borrow, sets: Sets = None, allow_code: AllowCode = False, as_json: Json = False
+) -> None:
+    """Measure any artifact as a pipeline's `evaluate:` says, without writing anything."""
+    _measure(artifact, pipeline, sets, allow_code, as_json, accuracy=True)
+
+
+@app.command()
+def bench(
+    artifact: ArtifactPath, pipeline: Borrow, sets: Sets = None, allow_code: AllowCode = False, as_json: Json = False
+) -> None:
+    """Measure only the latency of an artifact, as `evaluate.latency` says."""
+    _measure(artifact, pipeline, sets, allow_code, as_json, accuracy=False)
+
+
+@app.command()
+def verify(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Artifacts, or a store.", metavar="PATH")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every file of artifacts against their manifests; exit code 4 when one is damaged."""
+    from compressor.artifacts.store import verify_all
+    from compressor.reports import console
+
+    found = verify_all(paths or [DEFAULT_STORE])
+    if as_json:
+        _print_json({str(path): problem for path, problem in found.items()})
+    else:
+        console.render_verify(found)
+    damaged = [path for path, problem in found.items() if problem is not None]
+    if damaged:
+        raise typer.Exit(DamagedArtifactError.exit_code)
+
+
+@app.command()
+def gc(
+    output_dir: Store = DEFAULT_STORE,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what the last run of each pipeline does not need: old artifacts, left-overs, damaged ones."""
+    from compressor.artifacts.runs import latest_runs
+    from compressor.artifacts.store import Store as ArtifactStore
+    from compressor.artifacts.store import size_on_disk
+    from compressor.reports import console
+
+    store = ArtifactStore(output_dir)
+    keep = {step.id for record in latest_runs(output_dir).values() for step in record.steps}
+    doomed = {path: size_on_disk(path) for path in store.garbage(keep)}
+    if not dry_run:
+        for path in doomed:
+            store.remove(path)
+    if as_json:
+        _print_json({"removed": not dry_run, "paths": {str(path): size for path, size in doomed.items()}})
+    else:
+        console.render_garbage(doomed, dry_run=dry_run)
+
+
+@app.command()
+def doctor(output_dir: Store = DEFAULT_STORE, as_json: Json = False) -> None:
+    """What this machine can do, and what is missing for which pass."""
+    from compressor.engine.doctor import diagnose
+    from compressor.reports import console
+
+    diagnosis = diagnose(output_dir)
+    if as_json:
+        _print_json(diagnosis.model_dump())
+    else:
+        console.render_doctor(diagnosis)
+    if not diagnosis.ok:
+        raise typer.Exit(CompressError.exit_code)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of pipeline.yaml, with every installed pass, for an editor."""
+    from compressor.engine.schema import pipeline_schema
+
+    _print_json(pipeline_schema())
+
+
+def _plan(pipeline: Pipeline, output_dir: Path, seed: int | None, device: str, allow_code: bool) -> Plan:
+    from compressor.artifacts.store import Store as ArtifactStore
+    from compressor.data.contract import SourceContext
+    from compressor.engine.plan import make_plan
+
+    if device not in {"cpu", "cuda"}:
+        raise UsageError(f"--device {device}: there is no such device", remedy="cpu or cuda")
+    context = SourceContext(pipeline.base, allow_code)
+    return make_plan(pipeline, ArtifactStore(output_dir), context, seed=seed, device=device)
+
+
+def _show_plan(made: Plan, as_json: bool) -> None:
+    from compressor.engine.catalogue import plan_as_json
+    from compressor.reports import console
+
+    if as_json:
+        _print_json(plan_as_json(made))
+    else:
+        console.render_plan(made)
+
+
+def _carry_out(
+    made: Plan,
+    *,
+    as_json: bool,
+    start: str | None = None,
+    until: str | None = None,
+    only: str | None = None,
+    force: bool = False,
+) -> None:
+    from compressor.engine.runner import Runner, select
+    from compressor.reports import console
+    from compressor.reports.rerun import record_run
+    from compressor.reports.write import write_artifact_reports
+
+    selected = select(made, start=start, until=until, only=only)
+    with console.listener(quiet=as_json) as listener:
+        result = Runner(made, listener, write_artifact_reports, selected=selected, force=force).run()
+    folder, run_report = record_run(made, result, command=" ".join(["autoglm-compress", *sys.argv[1:]]))
+    if as_json:
+        _print_json(run_report.as_json(folder))
+    else:
+        console.render_run(run_report, folder)
+    failed = [gate for gate in result.gates if not gate.passed]
+    if failed:
+        raise GateError("\n".join(f"{gate.step}: {gate.gate}: {gate.reason}" for gate in failed))
+
+
+def _measure(
+    path: Path, pipeline: Path, sets: list[str] | None, allow_code: bool, as_json: bool, *, accuracy: bool
+) -> None:
+    from compressor.engine.runner import load_given
+    from compressor.engine.single import measure_artifact
+    from compressor.reports import console
+
+    artifact: Artifact = load_given(path)
+    with console.listener(quiet=as_json) as listener:
+        measurement = measure_artifact(
+            artifact, pipeline, sets or (), listener, allow_code=allow_code, accuracy=accuracy
+        )
+    if as_json:
+        _print_json(measurement.model_dump(mode="json"))
+    else:
+        console.render_metrics(artifact.name, measurement.metrics)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""One pass, or one measurement, by hand: a pipeline of a single step over any artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.artifacts.store import Artifact
+from compressor.config.document import Document, read_document
+from compressor.data.contract import SourceContext
+from compressor.engine import events
+from compressor.engine.pipeline import Pipeline, load_pipeline, override, pipeline_from_document
+from compressor.errors import UsageError
+from compressor.evaluation.measure import measure
+from compressor.evaluation.records import Measurement
+
+
+def single_pass(pass_type: str, model: Path, borrow: Path | None, fields: Sequence[str]) -> Pipeline:
+    """The pipeline of one pass over ``model``; ``data:`` and ``evaluate:`` come from the file ``borrow``.
+
+    Raises:
+        ConfigError: the pass is unknown, or a field does not fit.
+        UsageError: a field is not ``key=value``.
+    """
+    borrowed: Mapping[str, Any] = {}
+    if borrow is not None:
+        tree = read_document(borrow).tree
+        borrowed = {key: tree[key] for key in ("data", "evaluate", "threads", "seed") if key in (tree or {})}
+    step = override(Document(None, {}), fields).tree if fields else {}
+    tree = {
+        "version": 1,
+        "name": f"pass-{pass_type}",
+        "model": {"path": str(model.resolve()), "measure": False},
+        **borrowed,
+        "passes": [{"type": pass_type, **step}],
+    }
+    return pipeline_from_document(Document(borrow, tree))
+
+
+def measure_artifact(
+    artifact: Artifact,
+    pipeline_file: Path,
+    overrides: Sequence[str],
+    listener: events.Listener,
+    *,
+    allow_code: bool,
+    accuracy: bool,
+) -> Measurement:
+    """Measure an artifact as ``evaluate:`` of a pipeline file says; nothing is written.
+
+    Raises:
+        UsageError: the file asks for nothing that could be measured.
+    """
+    pipeline = load_pipeline(pipeline_file, overrides)
+    evaluate = pipeline.config.evaluate
+    if not accuracy:
+        data = evaluate.latency.data if evaluate.latency else None
+        if evaluate.latency is not None and data is None and evaluate.accuracy is not None:
+            data = evaluate.accuracy.data
+        latency = evaluate.latency.model_copy(update={"data": data}) if evaluate.latency else None
+        evaluate = evaluate.model_copy(update={"accuracy": None, "latency": latency})
+    if evaluate.accuracy is None and evaluate.latency is None:
+        raise UsageError(f"{pipeline_file} measures nothing", remedy="give it an `evaluate:` section")
+    return measure(
+        artifact.manifest.kind,
+        artifact.model,
+        evaluate,
+        {name: one.config.model_dump(mode="json") for name, one in pipeline.data.items()},
+        SourceContext(pipeline.base, allow_code),
+        progress=lambda what, done, total: listener(events.StepProgress(artifact.name, what, done, total)),
+    )

@@ -1,0 +1,49 @@
+"""How large a model of a family would be, from arithmetic alone: nothing is allocated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from compressor.config import discovery
+from compressor.errors import UsageError
+from compressor.models.contract import Family
+
+BYTES_PER_WEIGHT = {"FP32": 4.0, "FP16": 2.0, "INT8": 1.0, "INT4": 0.5}
+
+
+class ModelSizes(BaseModel):
+    """Parameters by part, and the memory of the weights alone at each precision (bytes; scales not counted)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    family: str
+    preset: str
+    parts: dict[str, int]
+    parameters: int
+    macs: int | None
+    bytes_at: dict[str, int]
+
+
+def model_sizes(target: str) -> ModelSizes:
+    """The sizes of ``family:preset``.
+
+    Raises:
+        UsageError: there is no such artifact, family or preset.
+    """
+    name, colon, preset = target.partition(":")
+    if not colon:
+        raise UsageError(
+            f"{target} is neither an artifact, a store, nor family:preset",
+            remedy=f"families: {', '.join(discovery.names(discovery.FAMILIES))}",
+        )
+    family: Family[Any] = discovery.load(discovery.FAMILIES, name)
+    if preset not in family.presets:
+        raise UsageError(f"{name} has no preset {preset!r}", remedy=discovery.suggestion(preset, list(family.presets)))
+    config = family.presets[preset]
+    parts = family.parameters(config)
+    total = sum(parts.values())
+    sizes = {precision: int(total * width) for precision, width in BYTES_PER_WEIGHT.items()}
+    macs = family.macs(config) or None
+    return ModelSizes(family=name, preset=preset, parts=parts, parameters=total, macs=macs, bytes_at=sizes)
