@@ -380,7 +380,7 @@ def _carry_out(
 ) -> None:
     from compressor.engine.runner import Runner, select
     from compressor.reports import console
-    from compressor.reports.rerun import record_run
+    from compressor.reports.rerun import record_run, run_as_json
     from compressor.reports.write import write_artifact_reports
 
     selected = select(made, start=start, until=until, only=only)
@@ -388,7 +388,7 @@ def _carry_out(
         result = Runner(made, listener, write_artifact_reports, selected=selected, force=force).run()
     folder, run_report = record_run(made, result, command=" ".join(["autoglm-compress", *sys.argv[1:]]))
     if as_json:
-        _print_json(run_report.as_json(folder))
+        _print_json(run_as_json(folder, run_report))
     else:
         console.render_run(run_report, folder)
     failed = [gate for gate in result.gates if not gate.passed]

@@ -36,26 +36,25 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pipeline: str
+    command: str
+    """What the user typed."""
     steps: tuple[RunStep, ...]
     gates: tuple[dict[str, Any], ...]
 
     @property
     def directory(self) -> str:
         """The name of the record's folder: equal runs share it."""
-        return f"{self.pipeline}-{digest_json(self.model_dump(mode='json'))[:8]}"
+        return f"{self.pipeline}-{digest_json(self.model_dump(mode='json', exclude={'command'}))[:8]}"
 
 
-def save_run(root: Path, record: RunRecord) -> tuple[Path, bool]:
-    """Write the record below the store's ``root``; returns its folder, and whether it was new."""
+def save_run(root: Path, record: RunRecord) -> Path:
+    """Write the record below the store's ``root``; returns its folder, which is the newest from now on."""
     folder = root / "runs" / record.directory
-    new = not (folder / RECORD).is_file()
     with writing(folder):
-        if new:
-            folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / RECORD).is_file():
             write_atomic(folder / RECORD, record.model_dump_json(indent=1).encode())
-        else:
-            os.utime(folder)
-    return folder, new
+        os.utime(folder)
+    return folder
 
 
 def load_run(folder: Path) -> RunRecord:

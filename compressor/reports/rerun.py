@@ -1,0 +1,77 @@
+"""From what a run did to its record and its report, and from a record back to the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from compressor.artifacts.runs import RECORD, RunRecord, RunStep, load_run, save_run
+from compressor.artifacts.store import open_artifact
+from compressor.engine.events import GateResult
+from compressor.engine.plan import Plan
+from compressor.engine.runner import RunResult
+from compressor.errors import UsageError
+from compressor.reports.ladder import LadderInput
+from compressor.reports.run import RunReport
+from compressor.reports.write import write_run_reports
+
+
+def record_run(plan: Plan, result: RunResult, command: str) -> tuple[Path, RunReport]:
+    """Save the run's record and write its pages, unless an equal run did so before; returns its folder and report."""
+    root = plan.store.root.resolve()
+    record = RunRecord(
+        pipeline=plan.pipeline.config.name,
+        command=command,
+        steps=tuple(
+            RunStep(
+                name=one.step.name,
+                artifact=os.path.relpath(one.artifact.path.resolve(), root),
+                id=one.artifact.id,
+                manifest=one.artifact.manifest.digest,
+                parent=one.step.parent,
+            )
+            for one in result.steps
+        ),
+        gates=tuple(dataclasses.asdict(gate) for gate in result.gates),
+    )
+    steps = [LadderInput(one.step.name, one.artifact, one.how == "cached", one.step.parent) for one in result.steps]
+    report = RunReport(record.pipeline, steps, result.gates, command)
+    folder = save_run(plan.store.root, record)
+    write_run_reports(folder, report)
+    return folder, report
+
+
+def report_of_record(target: Path) -> tuple[Path, RunReport]:
+    """The report of a run's folder, or of the last run in a store, its pages written again.
+
+    Raises:
+        UsageError: there is no run.
+        DamagedArtifactError: the record or an artifact of it is damaged.
+    """
+    folder = target if (target / RECORD).is_file() else _last(target)
+    record = load_run(folder)
+    root = folder.parent.parent
+    steps = [LadderInput(step.name, open_artifact(root / step.artifact), True, step.parent) for step in record.steps]
+    gates = [GateResult(**gate) for gate in record.gates]
+    report = RunReport(record.pipeline, steps, gates, record.command)
+    write_run_reports(folder, report)
+    return folder, report
+
+
+def run_as_json(folder: Path, report: RunReport) -> dict[str, Any]:
+    """A run for a program to read."""
+    return {
+        "run": str(folder),
+        "pipeline": report.pipeline,
+        "ladder": report.ladder.model_dump(mode="json"),
+        "gates": [dataclasses.asdict(gate) for gate in report.gates],
+    }
+
+
+def _last(store: Path) -> Path:
+    folders = [folder for folder in (store / "runs").glob("*") if (folder / RECORD).is_file()]
+    if not folders:
+        raise UsageError(f"{store} is neither a run nor a store with one", remedy="`autoglm-compress run` makes one")
+    return max(folders, key=lambda path: path.stat().st_mtime_ns)
