@@ -1,0 +1,230 @@
+"""The charts of the reports: records in, SVG text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.artifacts.manifest import Metric
+from compressor.reports import formats
+from compressor.reports.svg import ACCENT, INK, LINE, MUTED, PAPER, drawing, svg
+
+_WIDTH = 5.4
+_LOG_FROM = 8.0  # a span of values wider than this factor gets a logarithmic axis
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One artifact in a trade-off."""
+
+    label: str
+    cost: Metric
+    gain: Metric
+
+
+def trade_off(name: str, points: Sequence[Point]) -> str:
+    """Gain (more is better) against cost (less is better), intervals as bars, the Pareto front in the accent colour."""
+    with drawing():
+        figure, axes = _figure(3.3)
+        front = pareto_front(points)
+        _logarithmic(axes, [point.cost.value for point in points])
+        if len(front) > 1:
+            xs, ys = zip(*((point.cost.value, point.gain.value) for point in front), strict=True)
+            axes.plot(xs, ys, color=ACCENT, linewidth=1.4, alpha=0.5, zorder=2)
+        for point in points:
+            colour = ACCENT if point in front else MUTED
+            x, y = point.cost.value, point.gain.value
+            axes.errorbar(
+                [x], [y], xerr=_bars(point.cost), yerr=_bars(point.gain), color=colour, elinewidth=1.1, alpha=0.45, fmt="none"
+            )
+            axes.plot([x], [y], "o", markersize=7, markerfacecolor=colour, markeredgecolor=PAPER, zorder=3)
+        axes.margins(x=0.16, y=0.16)
+        axes.set_xlabel(f"{formats.label(points[0].cost.name)}  (less is better)")
+        axes.set_title(f"{formats.label(points[0].gain.name)}  (more is better)", color=MUTED, fontsize=9)
+        _notation(axes.xaxis, points[0].cost.unit)
+        _notation(axes.yaxis, points[0].gain.unit)
+        _place_labels(figure, axes, points)
+        described = "; ".join(f"{p.label}: {formats.metric(p.gain)} at {formats.metric(p.cost)}" for p in points)
+        return svg(figure, name, described)
+
+
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats on both axes, by rising cost."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.cost.value, -p.gain.value)):
+        if not front or point.gain.value > front[-1].gain.value:
+            front.append(point)
+    return front
+
+
+def intervals(name: str, rows: Mapping[str, Sequence[tuple[str, Metric]]]) -> str:
+    """For each slice one dot per artifact with its interval; the last artifact in the accent colour."""
+    labels = list(dict.fromkeys(label for entries in rows.values() for label, _ in entries))
+    step = 1.0 / (len(labels) + 1)
+    with drawing():
+        figure, axes = _figure(0.7 + 0.21 * len(rows) * (len(labels) + 0.7))
+        for at, entries in enumerate(rows.values()):
+            for label, metric in entries:
+                index = labels.index(label)
+                y = at + step * (index - (len(labels) - 1) / 2)
+                colour = ACCENT if index == len(labels) - 1 else MUTED
+                marker = "osD^vP"[(len(labels) - 1 - index) % 6]
+                axes.errorbar([metric.value], [y], xerr=_bars(metric), color=colour, elinewidth=1.6, alpha=0.4, fmt="none")
+                axes.plot([metric.value], [y], marker, markersize=5.5, markerfacecolor=colour, markeredgecolor=PAPER)
+        axes.set_yticks(range(len(rows)), [formats.readable_slice(one) for one in rows])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.margins(x=0.08)
+        unit = next(metric.unit for entries in rows.values() for _, metric in entries)
+        _notation(axes.xaxis, unit)
+        if len(labels) > 1:
+            _legend(axes, labels)
+        return svg(figure, name, "A dot and its 95 % interval for each slice; the table below has the figures")
+
+
+def latencies(name: str, rows: Sequence[tuple[str, Sequence[float]]]) -> str:
+    """Where the timed calls fall, one band an artifact: its shape, p50 as a line, p90 and p99 as ticks."""
+    import numpy as np
+
+    with drawing():
+        figure, axes = _figure(0.75 + 0.62 * len(rows))
+        pooled = np.concatenate([np.asarray(samples, dtype=float) for _, samples in rows])
+        low, high = float(pooled.min()), float(np.percentile(pooled, 99.5)) * 1.02
+        logarithmic = low > 0 and high / low > _LOG_FROM
+        edges = np.geomspace(low, high, 70) if logarithmic else np.linspace(low, high, 70)
+        centres = (edges[:-1] + edges[1:]) / 2
+        for at, (_, samples) in enumerate(rows):
+            colour = ACCENT if at == len(rows) - 1 else MUTED
+            counts = np.histogram(np.clip(samples, low, high), edges)[0].astype(float)
+            shape = np.convolve(counts, [0.06, 0.24, 0.4, 0.24, 0.06], mode="same")
+            base = len(rows) - 1 - at
+            axes.fill_between(centres, base, base + 0.82 * shape / shape.max(), color=colour, alpha=0.28, linewidth=0)
+            axes.plot(centres, base + 0.82 * shape / shape.max(), color=colour, linewidth=1.1)
+            p50, p90, p99 = np.percentile(samples, [50, 90, 99])
+            axes.plot([p50, p50], [base, base + 0.82], color=colour, linewidth=2)
+            axes.plot([p90, p99], [base, base], "|", color=colour, markersize=9, markeredgewidth=1.6)
+        if logarithmic:
+            axes.set_xscale("log")
+        axes.set_yticks([len(rows) - 1 - at + 0.3 for at in range(len(rows))], [label for label, _ in rows])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.grid(visible=False, axis="y")
+        axes.set_ylim(-0.15, len(rows))
+        axes.set_xlabel("time of one call")
+        _notation(axes.xaxis, "ms")
+        return svg(figure, name, "How the timed calls of each artifact are distributed")
+
+
+def calls(name: str, samples: Sequence[float]) -> str:
+    """The timed calls in their order: drift, warm-up and hiccups show here."""
+    with drawing():
+        figure, axes = _figure(1.9)
+        axes.plot(range(1, len(samples) + 1), samples, ".", color=ACCENT, markersize=4, alpha=0.75)
+        axes.axhline(sorted(samples)[len(samples) // 2], color=INK, linewidth=0.8, alpha=0.6)
+        axes.set_xlabel("call")
+        _notation(axes.yaxis, "ms")
+        return svg(figure, name, "Time of each call in order")
+
+
+def history(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
+    """Every figure that training recorded, one small panel each, against the step."""
+    from matplotlib.figure import Figure
+
+    keys = history_keys(entries)
+    rows = (len(keys) + 1) // 2
+    with drawing():
+        figure = Figure(figsize=(_WIDTH, 1.75 * rows), layout="constrained")
+        for at, key in enumerate(keys):
+            axes = figure.add_subplot(rows, 1 if len(keys) == 1 else 2, at + 1)
+            known = [(index, entry) for index, entry in enumerate(entries) if _is_number(entry.get(key))]
+            xs = [entry["step"] if _is_number(entry.get("step")) else index for index, entry in known]
+            axes.plot(xs, [entry[key] for _, entry in known], color=ACCENT, linewidth=1.4)
+            axes.set_title(key.replace("_", " "))
+            axes.locator_params(nbins=4)
+        return svg(figure, name, f"Training history: {', '.join(keys)}")
+
+
+def history_keys(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The recorded figures worth a panel: the loss first, those that never change left out, eight at most."""
+    axes = {"step", "epoch", "seconds"}
+    keys = dict.fromkeys(key for entry in entries for key in entry if key not in axes and _is_number(entry[key]))
+    moving = [key for key in keys if len({entry[key] for entry in entries if key in entry}) > 1]
+    return sorted(moving, key=lambda key: key != "loss")[:8]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _figure(height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _bars(metric: Metric) -> list[list[float]] | None:
+    if metric.low is None or metric.high is None:
+        return None
+    return [[max(0.0, metric.value - metric.low)], [max(0.0, metric.high - metric.value)]]
+
+
+def _logarithmic(axes: Any, values: Sequence[float]) -> None:
+    if min(values) > 0 and max(values) / min(values) > _LOG_FROM:
+        axes.set_xscale("log")
+
+
+def _notation(axis: Any, unit: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    logarithmic = axis.get_scale() == "log"
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if logarithmic else MaxNLocator(nbins=5, min_n_ticks=3))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: formats.tick(value, unit)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _legend(axes: Any, labels: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    last = len(labels) - 1
+    handles = [
+        Line2D([], [], linestyle="", marker="osD^vP"[(last - i) % 6], color=ACCENT if i == last else MUTED, markeredgecolor=PAPER)
+        for i in range(len(labels))
+    ]
+    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, borderpad=0, handletextpad=0.2)
+
+
+def _place_labels(figure: Any, axes: Any, points: Sequence[Point]) -> None:
+    """Beside each point, on the first side where no other label or point is in the way."""
+    figure.draw_without_rendering()
+    taken = [_box(*axes.transData.transform((p.cost.value, p.gain.value)), 9, 9) for p in points]
+    inside = axes.get_window_extent()
+    for point in points:
+        x, y = axes.transData.transform((point.cost.value, point.gain.value))
+        scale = figure.dpi / 72
+        width, height = 5.6 * scale * len(point.label), 11 * scale
+        choices = [
+            (dx * scale, dy * scale, side)
+            for reach in (1.0, 2.0, 3.2)
+            for dx, dy, side in ((9, 0, "left"), (-9, 0, "right"), (0, 12 * reach, "center"), (0, -12 * reach, "center"), (8, 10 * reach, "left"), (8, -10 * reach, "left"), (-8, -10 * reach, "right"))
+        ]  # fmt: skip
+        for dx, dy, side in choices:
+            left = x + dx - {"left": 0.0, "right": width, "center": width / 2}[side]
+            box = _box(left + width / 2, y + dy, width, height)
+            fits = box[0] >= inside.x0 - 4 and box[2] <= inside.x1 + 30 and inside.y0 <= box[1] and box[3] <= inside.y1
+            if fits and not any(_overlap(box, other) for other in taken):
+                break
+        taken.append(box)
+        axes.annotate(
+            point.label, (point.cost.value, point.gain.value), xytext=(dx / scale, dy / scale), textcoords="offset points",
+            ha=side, va="center", fontsize=9, color=INK,
+        )  # fmt: skip
+
+
+def _box(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

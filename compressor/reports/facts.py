@@ -1,0 +1,147 @@
+"""What a report of one artifact says, as rows of text; Markdown and HTML only lay it out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.artifacts.errors_from_os import reading
+from compressor.artifacts.manifest import Manifest, Metric
+from compressor.errors import DamagedArtifactError
+from compressor.evaluation.records import LatencyReport, Measurement
+from compressor.reports import formats
+from compressor.reports.ladder import accuracy_names
+
+ACCURACY_FILE = "reports/accuracy.json"
+LATENCY_FILE = "reports/latency.json"
+_OWN_SECTIONS = frozenset({"history", "notes"})  # of a manifest's summary
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRow:
+    """One slice of the whole set's metrics."""
+
+    name: str
+    samples: int
+    metrics: Mapping[str, Metric]
+
+
+def headline(manifest: Manifest) -> list[Metric]:
+    """The few figures that stand at the top."""
+    wanted = (*accuracy_names(manifest.metrics), "latency_p50_ms", "throughput", "parameters", "macs", "peak_rss_bytes")
+    return [metric for name in wanted if (metric := manifest.metric(name)) is not None]
+
+
+def slices(manifest: Manifest) -> list[SliceRow]:
+    """The metrics of each slice."""
+    found: dict[str, dict[str, Metric]] = {}
+    for metric in manifest.metrics:
+        base, bracket, rest = metric.name.partition("[")
+        if bracket and rest.endswith("]"):
+            found.setdefault(rest[:-1], {})[base] = metric
+    return [SliceRow(name, max(m.samples for m in metrics.values()), metrics) for name, metrics in found.items()]
+
+
+def latency_rows(manifest: Manifest) -> list[Metric]:
+    """Percentiles, mean, throughput, memory."""
+    return [m for m in manifest.metrics if m.name.startswith("latency_") or m.name in {"throughput", "peak_rss_bytes"}]
+
+
+def about(manifest: Manifest) -> list[tuple[str, str]]:
+    """What the artifact is."""
+    pass_ = manifest.pass_
+    return [
+        ("Step", manifest.step),
+        ("Pass", f"{pass_.name} version {pass_.version}" + (f", code {formats.short(pass_.code)}" if pass_.code else "")),
+        ("Kind", manifest.kind.value),
+        ("Id", manifest.id),
+        ("Model size", formats.size(manifest.model_bytes)),
+        ("Built", f"{manifest.created} in {formats.duration(manifest.seconds)}"),
+        ("Peak memory of the pass", formats.size(manifest.peak_rss_bytes)),
+        ("Seed", str(manifest.seed)),
+    ]
+
+
+def lineage(manifest: Manifest) -> list[tuple[str, str]]:
+    """Role to id of what it was made from, and the data."""
+    return [
+        *((role, formats.short(parent)) for role, parent in manifest.parents.items()),
+        *((f"data: {name}", formats.short(digest)) for name, digest in manifest.data.items()),
+    ]
+
+
+def environment(manifest: Manifest) -> list[tuple[str, str]]:
+    """The machine and the versions."""
+    place = manifest.environment
+    return [
+        ("CPU", f"{place.cpu}, {place.cores} cores"),
+        ("Memory", formats.size(place.memory_bytes)),
+        ("Device", place.device),
+        ("Threads", str(place.threads)),
+        ("Platform", place.platform),
+        ("Python", place.python),
+        *sorted(manifest.tools.items()),
+    ]
+
+
+def flat(tree: Mapping[str, Any], at: str = "") -> list[tuple[str, str]]:
+    """A nested record as dotted keys and JSON values."""
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        where = f"{at}.{key}" if at else str(key)
+        if isinstance(value, Mapping) and value:
+            rows += flat(value, where)
+        else:
+            rows.append((where, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return rows
+
+
+def summary(manifest: Manifest) -> list[tuple[str, str]]:
+    """What the pass tells of its choices; history and notes have sections of their own."""
+    return flat({key: value for key, value in manifest.summary.items() if key not in _OWN_SECTIONS})
+
+
+def notes(manifest: Manifest) -> list[str]:
+    """The lines that the pass left for a person."""
+    found = manifest.summary.get("notes", [])
+    return [str(line) for line in found] if isinstance(found, Sequence) and not isinstance(found, str) else [str(found)]
+
+
+def history(manifest: Manifest) -> list[Mapping[str, Any]]:
+    """The training history, if the pass recorded one."""
+    found = manifest.summary.get("history")
+    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+
+
+def how_measured(measurement: Measurement | None) -> list[str]:
+    """One sentence each on how accuracy and latency were taken."""
+    lines = []
+    if measurement is not None and (accuracy := measurement.accuracy) is not None:
+        lines.append(f"Accuracy on {accuracy.samples} samples of {accuracy.data}; intervals are 95 %.")
+    if measurement is not None and (latency := measurement.latency) is not None:
+        plural = "s" if latency.threads != 1 else ""
+        lines.append(
+            f"Latency with {latency.runtime}, batch size {latency.batch_size}, {latency.threads} thread{plural}: "
+            f"{len(latency.milliseconds)} timed calls after {latency.warmup} for warm-up, in a process of its own."
+        )
+    return lines
+
+
+def read_latency(artifact: Path) -> LatencyReport | None:
+    """``reports/latency.json`` of an artifact directory, or None where latency was not measured.
+
+    Raises:
+        DamagedArtifactError: it is there and cannot be understood.
+    """
+    file = artifact / LATENCY_FILE
+    if not file.is_file():
+        return None
+    with reading(file):
+        text = file.read_bytes()
+    try:
+        return LatencyReport.model_validate_json(text)
+    except ValueError as error:
+        raise DamagedArtifactError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
