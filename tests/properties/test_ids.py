@@ -1,0 +1,66 @@
+"""What must change an id, and what must not."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressor.artifacts.store import Store
+from compressor.data.contract import SourceContext
+from compressor.engine.pipeline import load_pipeline
+from compressor.engine.plan import make_plan
+
+
+def ids(
+    *, content: bytes = b"a model", rounds: int = 5, seed: int = 0, threads: int = 2, comment: str = "", first: str = "first",
+    explicit: bool = False,
+) -> list[str]:  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model").mkdir()
+        (Path(folder) / "model" / "model.onnx").write_bytes(content)
+        file = Path(folder) / "pipeline.yaml"
+        file.write_text(
+            f"# {comment}\nversion: 1\nname: toy\nseed: {seed}\nthreads: {threads}\nmodel: {{path: model}}\npasses:\n"
+            f"  - {{type: toy, name: {first}, rounds: {rounds}{', sleep: 0.0, fail: null' if explicit else ''}}}\n"
+            f"  - {{rounds: 3, name: second, type: toy}}  # {comment}\n"
+        )
+        pipeline = load_pipeline(file)
+        made = make_plan(pipeline, Store(Path(folder) / "store"), SourceContext(pipeline.base))
+        return [step.artifact_id for step in made.steps]
+
+
+BASE = ids()
+words = st.text("abcdefghijklmnopqrstuvwxyz ", max_size=20)
+
+
+@settings(max_examples=25, deadline=None)
+@given(comment=words, first=st.text("abcdefghij", min_size=1, max_size=8), explicit=st.booleans())
+def test_comments_names_order_and_written_out_defaults_do_not(comment: str, first: str, explicit: bool) -> None:
+    assert ids(comment=comment, first=first, explicit=explicit) == BASE
+
+
+@settings(max_examples=25, deadline=None)
+@given(position=st.integers(0, 6), bit=st.integers(0, 7))
+def test_one_bit_of_the_model_changes_every_id(position: int, bit: int) -> None:
+    content = bytearray(b"a model")
+    content[position] ^= 1 << bit
+    assert all(new != old for new, old in zip(ids(content=bytes(content)), BASE, strict=True))
+
+
+@settings(max_examples=25, deadline=None)
+@given(rounds=st.integers(0, 100).filter(lambda value: value != 5))
+def test_a_field_changes_its_step_and_what_follows(rounds: int) -> None:
+    new = ids(rounds=rounds)
+    assert new[0] == BASE[0]
+    assert new[1] != BASE[1]
+    assert new[2] != BASE[2]
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(1, 1000), threads=st.integers(3, 64))
+def test_seed_and_threads_do(seed: int, threads: int) -> None:
+    assert set(ids(seed=seed)).isdisjoint(BASE)
+    assert set(ids(threads=threads)).isdisjoint(BASE)
