@@ -6,8 +6,10 @@ Exit codes: 0 ok · 1 a pass failed · 2 usage or config · 3 a gate failed · 4
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -384,9 +386,11 @@ def _carry_out(
     from compressor.reports.write import write_artifact_reports
 
     selected = select(made, start=start, until=until, only=only)
+    command = shlex.join(["autoglm-compress", *sys.argv[1:]])
+    reporter = partial(write_artifact_reports, command=command)
     with console.listener(quiet=as_json) as listener:
-        result = Runner(made, listener, write_artifact_reports, selected=selected, force=force).run()
-    folder, run_report = record_run(made, result, command=" ".join(["autoglm-compress", *sys.argv[1:]]))
+        result = Runner(made, listener, reporter, selected=selected, force=force).run()
+    folder, run_report = record_run(made, result, command)
     if as_json:
         _print_json(run_as_json(folder, run_report))
     else:
