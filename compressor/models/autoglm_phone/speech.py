@@ -1,0 +1,113 @@
+"""Speech encoders: log-mel [B, mels, T] to vectors [B, S, speech_width], S = T/8, and their presence [B, S].
+
+A frame of zeros is no sound: padding, or a command that was written.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.models.autoglm_phone.blocks import TransformerLayer, hiding_mask, rotations
+
+if TYPE_CHECKING:
+    from compressor.models.autoglm_phone.config import Config
+
+
+def presence(mel_BFT: Tensor) -> Tensor:
+    """1 for each frame that holds sound, else 0: [B, T]."""
+    return (mel_BFT.abs().amax(dim=1) > 0).to(mel_BFT.dtype)
+
+
+def normalized(mel_BFT: Tensor, present_BT: Tensor) -> Tensor:
+    """Take each band's mean over the utterance away: what a microphone and a voice add to all frames alike."""
+    weights = present_BT[:, None, :]
+    mean = (mel_BFT * weights).sum(dim=2, keepdim=True) / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
+    return (mel_BFT - mean) * weights
+
+
+def _halve_presence(present_BT: Tensor, kernel: int) -> Tensor:
+    """A strided convolution's output is present where it saw a frame that is."""
+    ones = present_BT.new_ones(1, 1, kernel)
+    return functional.conv1d(present_BT[:, None, :], ones, stride=2, padding=kernel // 2)[:, 0, :].clamp(max=1.0)
+
+
+class Residual(nn.Module):
+    """Two convolutions around a skip (He et al. 2016) in time."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(width, width, 3, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm1d(width)
+        self.second = nn.Conv1d(width, width, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm1d(width)
+
+    def forward(self, x_BCS: Tensor) -> Tensor:
+        """[B, C, S] to [B, C, S]."""
+        inner = functional.relu(self.first_norm(self.first(x_BCS)))
+        return functional.relu(x_BCS + self.second_norm(self.second(inner)))
+
+
+class MelCNN(nn.Module):
+    """Three strided convolutions and residual blocks over mel frames."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        channels = (config.mels, config.speech_width, config.speech_width, config.speech_width)
+        self.down = nn.ModuleList(
+            nn.Conv1d(inputs, outputs, 5, stride=2, padding=2, bias=False)
+            for inputs, outputs in zip(channels, channels[1:], strict=False)
+        )
+        self.down_norms = nn.ModuleList(nn.BatchNorm1d(width) for width in channels[1:])
+        self.residuals = nn.ModuleList(Residual(config.speech_width) for _ in range(config.speech_layers))
+
+    def forward(self, mel_BFT: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, mels, T] to ([B, S, speech_width], [B, S])."""
+        present = presence(mel_BFT)
+        x_BCS = normalized(mel_BFT, present)
+        for convolution, norm in zip(self.down, self.down_norms, strict=True):
+            x_BCS = functional.relu(norm(convolution(x_BCS)))
+            present = _halve_presence(present, 5)
+        for residual in self.residuals:
+            x_BCS = residual(x_BCS)
+        return x_BCS.transpose(1, 2), present
+
+
+class Wav2VecBridge(nn.Module):
+    """Convolved frames, a transformer (wav2vec 2.0, Baevski et al. 2020) and a strided bridge to the text model.
+
+    The bridge shortens the sequence as the adapter of wav2vec 2.0 sequence-to-sequence models does.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.speech_width
+        self.head_width = config.speech_head_width
+        self.first = nn.Conv1d(config.mels, width, 3, stride=2, padding=1)
+        self.second = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        self.layers = nn.ModuleList(
+            TransformerLayer(width, config.speech_heads, config.speech_head_width, config.speech_ffn)
+            for _ in range(config.speech_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.bridge = nn.Conv1d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, mel_BFT: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, mels, T] to ([B, S, speech_width], [B, S])."""
+        present = presence(mel_BFT)
+        x_BCS = functional.gelu(self.first(normalized(mel_BFT, present)))
+        x_BCS = functional.gelu(self.second(x_BCS))
+        present = _halve_presence(_halve_presence(present, 3), 3)
+        x_BSC = x_BCS.transpose(1, 2)
+        turn = rotations(x_BSC.shape[1], self.head_width, x_BSC)
+        for layer in self.layers:
+            x_BSC = layer(x_BSC, hiding_mask(present), turn)
+        bridged_BCS = self.bridge((self.norm(x_BSC) * present[:, :, None]).transpose(1, 2))
+        return bridged_BCS.transpose(1, 2), _halve_presence(present, 3)
+
+
+def speech_encoder(config: Config) -> nn.Module:
+    """The encoder that the config names."""
+    return MelCNN(config) if config.speech == "mel-cnn" else Wav2VecBridge(config)

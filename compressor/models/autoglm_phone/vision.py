@@ -1,0 +1,127 @@
+"""Vision encoders: square images [N, 3, S, S] in [-1, 1] to one vector each [N, vision_width]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.models.autoglm_phone.blocks import TransformerLayer
+from compressor.models.autoglm_phone.config import Block, VisionConfig
+
+
+def floats_from_pixels(pixels: Tensor) -> Tensor:
+    """uint8 pixels to floats in [-1, 1]."""
+    return pixels.float() / 127.5 - 1.0
+
+
+def tiles_from_screen(screen_BCSS: Tensor, grid: int) -> Tensor:
+    """Cut screens [B, 3, S, S] into their cells [B * grid², 3, S/grid, S/grid], row by row.
+
+    Encoding tiles one by one keeps small icons sharp, as vision-language models do with large screens (LLaVA-NeXT,
+    Liu et al. 2024), and makes each cell's vector depend on that cell alone.
+    """
+    batch, channels, size, _ = screen_BCSS.shape
+    tile = size // grid
+    rows = screen_BCSS.reshape(batch, channels, grid, tile, grid, tile)
+    return rows.permute(0, 2, 4, 1, 3, 5).reshape(batch * grid * grid, channels, tile, tile)
+
+
+class SqueezeExcite(nn.Module):
+    """Weighs channels by what the whole image holds (Hu et al. 2018)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        squeezed = max(8, channels // 4)
+        self.down = nn.Linear(channels, squeezed)
+        self.up = nn.Linear(squeezed, channels)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C, H, W]."""
+        weights_NC = functional.hardsigmoid(self.up(functional.relu(self.down(x_NCHW.mean(dim=(2, 3))))))
+        return x_NCHW * weights_NC[:, :, None, None]
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, project; hard-swish (MobileNetV3, Howard et al. 2019)."""
+
+    def __init__(self, block: Block, inputs: int) -> None:
+        super().__init__()
+        self.residual = block.stride == 1 and inputs == block.out
+        self.expand = nn.Conv2d(inputs, block.expanded, 1, bias=False)
+        self.expand_norm = nn.BatchNorm2d(block.expanded)
+        self.filter = nn.Conv2d(
+            block.expanded,
+            block.expanded,
+            block.kernel,
+            stride=block.stride,
+            padding=block.kernel // 2,
+            groups=block.expanded,
+            bias=False,
+        )
+        self.filter_norm = nn.BatchNorm2d(block.expanded)
+        self.squeeze = SqueezeExcite(block.expanded) if block.squeeze else nn.Identity()
+        self.project = nn.Conv2d(block.expanded, block.out, 1, bias=False)
+        self.project_norm = nn.BatchNorm2d(block.out)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """[N, inputs, H, W] to [N, out, H/stride, W/stride]."""
+        x = functional.hardswish(self.expand_norm(self.expand(x_NCHW)))
+        x = functional.hardswish(self.filter_norm(self.filter(x)))
+        x = self.project_norm(self.project(self.squeeze(x)))
+        return x_NCHW + x if self.residual else x
+
+
+class MobileNet(nn.Module):
+    """MobileNetV3-style: a strided stem, inverted residuals, a 1x1 convolution, the mean over positions."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, config.vision_stem, 3, stride=2, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(config.vision_stem)
+        inputs = (config.vision_stem, *(block.out for block in config.vision_blocks))
+        self.blocks = nn.ModuleList(
+            InvertedResidual(block, channels) for block, channels in zip(config.vision_blocks, inputs, strict=False)
+        )
+        self.last = nn.Conv2d(inputs[-1], config.vision_width, 1, bias=False)
+        self.last_norm = nn.BatchNorm2d(config.vision_width)
+
+    def forward(self, images_NCSS: Tensor) -> Tensor:
+        """[N, 3, S, S] to [N, vision_width]."""
+        x = functional.hardswish(self.stem_norm(self.stem(images_NCSS)))
+        for block in self.blocks:
+            x = block(x)
+        x = functional.hardswish(self.last_norm(self.last(x)))
+        return x.mean(dim=(2, 3))
+
+
+class ViTLite(nn.Module):
+    """A small vision transformer (Dosovitskiy et al. 2021) with learnt positions and mean pooling."""
+
+    def __init__(self, config: VisionConfig, side: int) -> None:
+        super().__init__()
+        self.patch = config.vision_patch
+        self.embed = nn.Linear(3 * self.patch**2, config.vision_width)
+        self.positions = nn.Parameter(torch.zeros((side // self.patch) ** 2, config.vision_width))
+        nn.init.normal_(self.positions, std=0.02)
+        self.layers = nn.ModuleList(
+            TransformerLayer(config.vision_width, config.vision_heads, config.vision_head_width, config.vision_ffn)
+            for _ in range(config.vision_layers)
+        )
+        self.norm = nn.LayerNorm(config.vision_width)
+
+    def forward(self, images_NCSS: Tensor) -> Tensor:
+        """[N, 3, S, S] to [N, vision_width]."""
+        count, channels, side, _ = images_NCSS.shape
+        rows = images_NCSS.reshape(count, channels, side // self.patch, self.patch, side // self.patch, self.patch)
+        patches_NLF = rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        x_NLH = self.embed(patches_NLF) + self.positions
+        for layer in self.layers:
+            x_NLH = layer(x_NLH)
+        out: Tensor = self.norm(x_NLH.mean(dim=1))
+        return out
+
+
+def vision_encoder(config: VisionConfig, side: int) -> nn.Module:
+    """The encoder that the config names, for square images of ``side`` pixels."""
+    return MobileNet(config) if config.vision == "mobilenet" else ViTLite(config, side)
