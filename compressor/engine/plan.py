@@ -268,7 +268,12 @@ class _Planner:
                 _put(neutral, place, self.steps[inputs[str(place[-1])]].artifact_id)
         roles = {role: self.steps[name].estimate.model for role, name in inputs.items()}
         context = PlanContext(roles, {name: self._size(name) for name in data}, self.pipeline.config.threads)
-        estimate = step.pass_.estimate(step.config, roles["parent"], context)
+        try:
+            estimate = step.pass_.estimate(step.config, roles["parent"], context)
+        except CompressError as error:
+            self._problem(("passes", step.index), error.what, remedy=error.remedy)
+            self._raise_if_any()
+            raise
         pass_ = step.pass_
         self._add(
             step.name, pass_.name, pass_.version, pass_.produces, PassBuilder(step), inputs, config, neutral,

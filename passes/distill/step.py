@@ -1,0 +1,182 @@
+"""The ``distill`` pass: its config and what the engine calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from compressor.artifacts.kinds import Kind
+from compressor.artifacts.store import Artifact
+from compressor.config import discovery
+from compressor.config.record import DataName, Record, StepName
+from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.errors import RequirementError
+from compressor.models.contract import Family
+from passes.common.config import TrainingConfig
+
+
+class Student(Record):
+    """What learns: a preset, a config, a slimmed config of the teacher, or the parent itself; one of them."""
+
+    preset: str | None = None
+    """A preset of the parent's family, freshly initialised."""
+    config: dict[str, Any] | None = None
+    """A config of the parent's family, freshly initialised."""
+    slim: dict[str, Any] | None = None
+    """The parent's config with these fields replaced; weights whose shape is unchanged are copied."""
+    parent: Literal[True] | None = None
+    """The parent with its weights, as after pruning; then `teacher:` names another artifact."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Student:
+        given = [name for name in ("preset", "config", "slim", "parent") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of preset, config, slim or parent, not {' and '.join(given) or 'none'}")
+        return self
+
+
+class Temperature(Record):
+    """The temperature of the soft labels over training."""
+
+    start: Annotated[float, Field(gt=0)] = 5.0
+    """At the first step."""
+    end: Annotated[float, Field(gt=0)] = 1.0
+    """At the last step."""
+    schedule: Literal["linear", "cosine", "steps"] = "linear"
+    """How it gets from one to the other."""
+    steps: Annotated[int, Field(ge=2)] = 5
+    """Plateaus of the `steps` schedule."""
+
+
+class Features(Record):
+    """Matching of inner states, through linear projections that are thrown away (FitNets)."""
+
+    names: tuple[str, ...] = ()
+    """Which of the family's features; all of them by default."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the matching term."""
+
+
+class Feedback(Record):
+    """Online feedback: the student is measured on the validation split while it trains; training looks more often where it fails."""
+
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """The part of training after which it begins."""
+    strength: Annotated[float, Field(gt=0)] = 1.0
+    """Exponent on a slice's relative error."""
+    limit: Annotated[float, Field(gt=1)] = 3.0
+    """The largest sampling weight, and the inverse of the smallest."""
+
+
+class DistillConfig(PassConfig):
+    """The fields of a ``distill`` step."""
+
+    student: Student
+    """What learns."""
+    teacher: StepName | None = None
+    """Whom it learns from: a step or an artifact directory; by default the parent."""
+    train: DataName = "train"
+    """The set that is learnt from."""
+    validation: DataName | None = "validation"
+    """The set that early stopping and feedback look at; never the test set."""
+    training: TrainingConfig = TrainingConfig()
+    """Steps, batch size, learning rate and so on."""
+    soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Weight of the soft labels; the hard labels (and the family's own terms) have the rest."""
+    temperature: Temperature = Temperature()
+    """The temperature of the soft labels."""
+    features: Features | None = None
+    """Matching of inner states; off by default."""
+    feedback: Feedback | None = None
+    """Online feedback; off by default."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> DistillConfig:
+        if self.feedback is not None and self.validation is None:
+            raise ValueError("`feedback` needs a `validation` set to look at")
+        if self.student.parent is not None and self.teacher is None:
+            raise ValueError("`student: {parent: true}` needs a `teacher`: the parent cannot teach itself")
+        return self
+
+
+class Distill(Pass[DistillConfig]):
+    """Trains a smaller model to answer as a larger one does.
+
+    Loss = w·T²·CE(soft labels) + (1 − w)·(hard labels), the temperature T annealed over training (Hinton et al. 2015;
+    annealing: Jafari et al. 2021), optionally with feature matching (Romero et al. 2015) and online feedback.
+    """
+
+    name = "distill"
+    version = 1
+    accepts = frozenset({Kind.TORCH})
+    produces = Kind.TORCH
+    Config = DistillConfig
+    tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
+
+    def estimate(self, config: DistillConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
+        """From the arithmetic of both models."""
+        from passes.common.estimates import training_estimate
+
+        teacher = context.facts.get("teacher", parent)
+        student = parent
+        if parent.family is not None and parent.config is not None and config.student.parent is None:
+            student = student_facts(config.student, parent)
+        return training_estimate(student, config.training, context, forward_only=teacher)
+
+    def requires(self, config: DistillConfig, parent: Artifact, context: PassContext) -> None:
+        """Teacher and student must be models of one family, for their answers to mean the same."""
+        from compressor.models.loading import check_finite, read_description
+
+        teacher = context.artifacts.get("teacher", parent)
+        names = {read_description(artifact.model)[0] for artifact in (parent, teacher)}
+        if len(names) > 1:
+            raise RequirementError(f"teacher and student are of different families: {' and '.join(sorted(names))}")
+        check_finite(teacher.model)
+
+    def run(self, config: DistillConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+        """Train the student; checkpoints go to ``context.work``."""
+        from passes.distill.training import distill
+
+        return distill(config, parent, context.artifacts.get("teacher", parent), out, context)
+
+    def ensures(self, config: DistillConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+        """It loads again, and its weights are finite."""
+        from compressor.models.loading import check_finite, load_module
+
+        check_finite(out)
+        load_module(out, context.device)
+
+
+def student_config(student: Student, family: Family[Any], parent: Record) -> Record:
+    """The student's architecture.
+
+    Raises:
+        RequirementError: there is no such preset, or the fields do not fit.
+    """
+    try:
+        if student.preset is not None:
+            if student.preset not in family.presets:
+                remedy = discovery.suggestion(student.preset, list(family.presets))
+                raise RequirementError(f"{family.name} has no preset {student.preset!r}", remedy=remedy)
+            return family.presets[student.preset]
+        if student.config is not None:
+            return family.slim(parent, **student.config)
+        if student.slim is not None:
+            return family.slim(parent, **student.slim)
+    except ValueError as error:
+        raise RequirementError(f"the student's config does not fit {family.name}: {error}") from error
+    return parent
+
+
+def student_facts(student: Student, parent: ModelFacts) -> ModelFacts:
+    """What the student will be."""
+    import json
+
+    family: Family[Any] = discovery.load(discovery.FAMILIES, str(parent.family))
+    config = student_config(student, family, family.Config.model_validate_json(json.dumps(dict(parent.config or {}))))
+    parameters = sum(family.parameters(config).values())
+    return ModelFacts(
+        family.name, config.model_dump(mode="json"), parameters, family.macs(config) or None, 4 * parameters
+    )

@@ -1,0 +1,146 @@
+"""Teacher and student through the shared loop, with the distillation objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.artifacts.store import Artifact
+from compressor.config import discovery
+from compressor.data.contract import Dataset
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import RequirementError
+from compressor.models.contract import Family
+from compressor.models.loading import load_module, read_description, save_module
+from passes.common.accuracy import Evaluation, tensors_from_batch
+from passes.common.outcome import summary_of
+from passes.common.sampling import Weights
+from passes.common.setup import prepare_torch
+from passes.common.training import Objective, OnEvaluation, fit
+from passes.distill.feedback import sampling_weights
+from passes.distill.losses import FeatureMatcher, soft_cross_entropy, temperature_at
+from passes.distill.step import DistillConfig, Features, Feedback, Temperature, student_config
+
+
+def distill(
+    config: DistillConfig, parent: Artifact, teacher_artifact: Artifact, out: Path, context: PassContext
+) -> PassOutput:
+    """Build the student, train it, save it into ``out``."""
+    device = prepare_torch(context)
+    name, parent_config = read_description(parent.model)
+    family: Family[Any] = discovery.load(discovery.FAMILIES, name)
+    architecture = student_config(config.student, family, parent_config)
+    teacher = load_module(teacher_artifact.model, context.device).requires_grad_(False)
+    if config.student.parent is not None:
+        student = load_module(parent.model, context.device)
+    else:
+        student = family.build(architecture).to(device)
+    copied = copy_matching(student, teacher) if config.student.slim is not None else 0
+    train = context.data(config.train)
+    validation = context.data(config.validation) if config.validation else None
+    matcher = (
+        feature_matcher(config.features, family, architecture, student, teacher, train) if config.features else None
+    )
+    result = fit(
+        student,
+        train,
+        config.training,
+        seed=context.seed,
+        objective=objective(
+            config.soft_weight, config.temperature, config.features, family, student, teacher, train, matcher
+        ),
+        checkpoint_dir=context.work,
+        extra=matcher,
+        validation=validation,
+        on_evaluation=feedback(config.feedback, config.training.steps, train, validation) if validation else None,
+        progress=lambda done, total, figures: context.progress("step", done, total, figures),
+        note=context.note,
+    )
+    save_module(student, name, architecture, out)
+    return PassOutput(summary_of(result) | ({"copied_tensors": copied} if config.student.slim is not None else {}))
+
+
+def objective(
+    soft_weight: float,
+    temperature: Temperature,
+    features: Features | None,
+    family: Family[Any],
+    student: nn.Module,
+    teacher: nn.Module,
+    train: Dataset,
+    matcher: FeatureMatcher | None,
+) -> Objective:
+    """w·(T²·soft cross-entropy) + (1 − w)·(the family's losses) [+ weight·feature matching]."""
+
+    def terms(outputs: dict[str, Tensor], batch: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = teacher(**{name: batch[name] for name in train.input_names})
+        at = temperature_at(fraction, temperature.start, temperature.end, temperature.schedule, temperature.steps)
+        losses = {"soft": soft_weight * soft_cross_entropy(outputs["logits"], target["logits"].float(), at)}
+        if soft_weight < 1:
+            hard = family.losses(student, outputs, batch)
+            losses |= {name: (1 - soft_weight) * value for name, value in hard.items()}
+        if matcher is not None and features is not None:
+            losses["features"] = features.weight * matcher(outputs, target)
+        return losses
+
+    return terms
+
+
+def feedback(config: Feedback | None, steps: int, train: Dataset, validation: Dataset) -> OnEvaluation | None:
+    """After ``start`` of the steps, each look at the validation split sets the sampling weights anew."""
+    if config is None:
+        return None
+    train_slices, validation_slices = train.slices(), validation.slices()
+
+    def after(step: int, evaluation: Evaluation) -> Weights | None:
+        if step < config.start * steps or step >= steps:
+            return None
+        seen = len(evaluation.correct)
+        return sampling_weights(
+            train_slices,
+            {axis: labels[:seen] for axis, labels in validation_slices.items()},
+            evaluation.correct,
+            strength=config.strength,
+            limit=config.limit,
+        )
+
+    return after
+
+
+def feature_matcher(
+    features: Features, family: Family[Any], config: Any, student: nn.Module, teacher: nn.Module, train: Dataset
+) -> FeatureMatcher:
+    """Projections for the features that both models put out.
+
+    Raises:
+        RequirementError: a feature is not one of the family's.
+    """
+    known = family.features(config)
+    names = features.names or known
+    if unknown := [name for name in names if name not in known]:
+        raise RequirementError(
+            f"{family.name} has no feature {', '.join(map(repr, unknown))}",
+            remedy=f"known: {', '.join(known) or 'none'}",
+        )
+    device = next(student.parameters()).device
+    probe = tensors_from_batch(train.batch(np.arange(2, dtype=np.int64)), device)
+    inputs = {name: probe[name] for name in train.input_names}
+    with torch.no_grad():
+        ours, theirs = student.eval()(**inputs), teacher(**inputs)
+    return FeatureMatcher({name: (ours[name].shape[-1], theirs[name].shape[-1]) for name in names}).to(device)
+
+
+def copy_matching(student: nn.Module, teacher: nn.Module) -> int:
+    """Copy every tensor of the teacher whose name and shape the student has; returns how many."""
+    theirs = teacher.state_dict()
+    ours = student.state_dict()
+    same = {
+        name: theirs[name] for name, tensor in ours.items() if name in theirs and theirs[name].shape == tensor.shape
+    }
+    student.load_state_dict(ours | same)
+    return len(same)

@@ -1,0 +1,79 @@
+"""The ``train`` pass: the shared loop with labels alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from compressor.artifacts.kinds import Kind
+from compressor.artifacts.store import Artifact
+from compressor.config import discovery
+from compressor.config.record import DataName
+from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from passes.common.config import TrainingConfig
+
+
+class TrainConfig(PassConfig):
+    """The fields of a ``train`` step."""
+
+    train: DataName = "train"
+    """The set that is learnt from."""
+    validation: DataName | None = "validation"
+    """The set that is looked at while training; early stopping decides by it. Never the test set."""
+    training: TrainingConfig = TrainingConfig()
+    """Steps, batch size, learning rate and so on."""
+
+
+class Train(Pass[TrainConfig]):
+    """Trains a model with labels, and the family's own loss terms, where it has any."""
+
+    name = "train"
+    version = 1
+    accepts = frozenset({Kind.TORCH})
+    produces = Kind.TORCH
+    Config = TrainConfig
+    tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
+
+    def estimate(self, config: TrainConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
+        """From the model's arithmetic."""
+        from passes.common.estimates import training_estimate
+
+        return training_estimate(parent, config.training, context)
+
+    def requires(self, config: TrainConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
+        """Finite weights to start from."""
+        from compressor.models.loading import check_finite
+
+        check_finite(parent.model)
+
+    def run(self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+        """Train; checkpoints go to ``context.work``."""
+        from compressor.models.loading import load_module, read_description, save_module
+        from passes.common.outcome import summary_of
+        from passes.common.setup import prepare_torch
+        from passes.common.training import fit
+
+        prepare_torch(context)
+        name, model_config = read_description(parent.model)
+        family = discovery.load(discovery.FAMILIES, name)
+        model = load_module(parent.model, context.device)
+        result = fit(
+            model,
+            context.data(config.train),
+            config.training,
+            seed=context.seed,
+            objective=lambda outputs, batch, _: family.losses(model, outputs, batch),
+            checkpoint_dir=context.work,
+            validation=context.data(config.validation) if config.validation else None,
+            progress=lambda done, total, figures: context.progress("step", done, total, figures),
+            note=context.note,
+        )
+        save_module(model, name, model_config, out)
+        return PassOutput(summary_of(result))
+
+    def ensures(self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+        """It loads again, and its weights are finite."""
+        from compressor.models.loading import check_finite, load_module
+
+        check_finite(out)
+        load_module(out, context.device)
