@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compressor.engine.contract import Estimate, ModelFacts, PlanContext
+from compressor.engine.contract import Estimate, ModelFacts
 from compressor.engine.machine import gemm_flops_per_second
 from passes.common.config import TrainingConfig
 
@@ -18,9 +18,7 @@ _ACTIVATION_BYTES_PER_MAC = 0.5
 """Activations kept for the backward pass, a sample; measured on the phone bed."""
 
 
-def training_estimate(
-    model: ModelFacts, training: TrainingConfig, context: PlanContext, forward_only: ModelFacts | None = None
-) -> Estimate:
+def training_estimate(model: ModelFacts, training: TrainingConfig, forward_only: ModelFacts | None = None) -> Estimate:
     """Time, memory and disk of training ``model``; ``forward_only`` runs beside it, as a teacher does."""
     if model.parameters is None or model.macs is None:
         return Estimate(model=model)

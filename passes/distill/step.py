@@ -60,7 +60,7 @@ class Features(Record):
 
 
 class Feedback(Record):
-    """Online feedback: the student is measured on the validation split while it trains; training looks more often where it fails."""
+    """Online feedback: the student is measured on the validation split while it trains, and sees more of what it fails at."""
 
     start: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """The part of training after which it begins."""
@@ -123,9 +123,9 @@ class Distill(Pass[DistillConfig]):
         student = parent
         if parent.family is not None and parent.config is not None and config.student.parent is None:
             student = student_facts(config.student, parent)
-        return training_estimate(student, config.training, context, forward_only=teacher)
+        return training_estimate(student, config.training, forward_only=teacher)
 
-    def requires(self, config: DistillConfig, parent: Artifact, context: PassContext) -> None:
+    def requires(self, config: DistillConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
         """Teacher and student must be models of one family, for their answers to mean the same."""
         from compressor.models.loading import check_finite, read_description
 

@@ -34,11 +34,11 @@ class Train(Pass[TrainConfig]):
     Config = TrainConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
 
-    def estimate(self, config: TrainConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
+    def estimate(self, config: TrainConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
         """From the model's arithmetic."""
         from passes.common.estimates import training_estimate
 
-        return training_estimate(parent, config.training, context)
+        return training_estimate(parent, config.training)
 
     def requires(self, config: TrainConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
         """Finite weights to start from."""
