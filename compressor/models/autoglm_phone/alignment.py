@@ -3,13 +3,16 @@
 Shapes: B batch, C cells, E shared width, P concepts. All vectors have length 1.
 """
 
+# ruff: noqa: N803, N806 - the suffix of a tensor is its shape
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional
 
 
-def contrast(command_BE: Tensor, cells_BCE: Tensor, concept_B: Tensor, concepts_BC: Tensor, temperature: float) -> Tensor:
+def contrast(
+    command_BE: Tensor, cells_BCE: Tensor, concept_B: Tensor, concepts_BC: Tensor, temperature: float
+) -> Tensor:
     """Each command against all cells of the batch; every cell that shows its concept is a positive.
 
     The mean of log p over the positives, as in supervised contrastive learning (Khosla et al. 2020); commands whose

@@ -6,20 +6,20 @@ A count is (parameters, multiply-accumulates); only matrix products and convolut
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from compressor.models.autoglm_phone.config import Block, Config, VisionConfig
+from compressor.models.autoglm_phone.config import Block, PhoneConfig, VisionConfig
 
 
-class Cost(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Cost:
     """Parameters, and multiply-accumulates for one sample."""
 
     parameters: int = 0
     macs: int = 0
 
-    def __add__(self, other: tuple[object, ...]) -> Cost:
+    def __add__(self, other: Cost) -> Cost:
         """Both, one after the other."""
-        assert isinstance(other, Cost)
         return Cost(self.parameters + other.parameters, self.macs + other.macs)
 
     def times(self, layers: int) -> Cost:
@@ -72,7 +72,7 @@ def gated_ffn(width: int, ffn: int, length: int) -> Cost:
     return linear(width, ffn, length, bias=False).times(2) + linear(ffn, width, length, bias=False)
 
 
-def glm_layer(config: Config, length: int, memory: int) -> Cost:
+def glm_layer(config: PhoneConfig, length: int, memory: int) -> Cost:
     """``text.GLMLayer``: ``length`` positions that see ``memory`` more beside themselves."""
     return (
         normalization(config.hidden, bias=False).times(2)
@@ -107,9 +107,9 @@ def vision(config: VisionConfig, side: int) -> Cost:
         return (
             linear(3 * config.vision_patch**2, width, patches)
             + Cost(patches * width)
-            + transformer_layer(
-                width, config.vision_heads, config.vision_head_width, config.vision_ffn, patches
-            ).times(config.vision_layers)
+            + transformer_layer(width, config.vision_heads, config.vision_head_width, config.vision_ffn, patches).times(
+                config.vision_layers
+            )
             + normalization(width)
         )
     side = -(-side // 2)
@@ -128,12 +128,12 @@ def _halved(length: int, times: int) -> int:
     return length
 
 
-def speech_length(config: Config) -> int:
+def speech_length(config: PhoneConfig) -> int:
     """Vectors that the speech encoder makes of the usual number of frames."""
     return _halved(config.frames, 3)
 
 
-def speech(config: Config) -> Cost:
+def speech(config: PhoneConfig) -> Cost:
     """``speech.speech_encoder`` for the usual number of frames."""
     width = config.speech_width
     first, second, third = (_halved(config.frames, times) for times in (1, 2, 3))
@@ -141,9 +141,9 @@ def speech(config: Config) -> Cost:
         return (
             convolution(config.mels, width, 3, first, bias=True)
             + convolution(width, width, 3, second, bias=True)
-            + transformer_layer(
-                width, config.speech_heads, config.speech_head_width, config.speech_ffn, second
-            ).times(config.speech_layers)
+            + transformer_layer(width, config.speech_heads, config.speech_head_width, config.speech_ffn, second).times(
+                config.speech_layers
+            )
             + normalization(width)
             + convolution(width, width, 3, third, bias=True)
         )
@@ -157,14 +157,14 @@ def speech(config: Config) -> Cost:
     )
 
 
-def text_encoder(config: Config) -> Cost:
+def text_encoder(config: PhoneConfig) -> Cost:
     """``text.TextEncoder`` over the written and the spoken command, embedding included."""
     layers = glm_layer(config, config.tokens, 0) + Cost(0, glm_layer(config, speech_length(config), 0).macs)
     norm = normalization(config.hidden, bias=False)
     return Cost(config.vocabulary * config.hidden) + layers.times(config.encoder_layers) + norm
 
 
-def text_decoder(config: Config) -> Cost:
+def text_decoder(config: PhoneConfig) -> Cost:
     """``text.TextDecoder`` writing one token, and the product with the tied embedding."""
     memory = config.queries + config.cells
     return (
@@ -174,7 +174,7 @@ def text_decoder(config: Config) -> Cost:
     )
 
 
-def fusion(config: Config) -> Cost:
+def fusion(config: PhoneConfig) -> Cost:
     """``fusion.Fusion``: projections, the shared adapter, pooling, gated cross-attention, the shared space."""
     hidden, cells, spoken = config.hidden, config.cells, speech_length(config)
     adapter = linear(hidden, config.adapter, 1) + linear(config.adapter, hidden, 1)
@@ -198,7 +198,7 @@ def fusion(config: Config) -> Cost:
     )
 
 
-def parts(config: Config) -> dict[str, Cost]:
+def parts(config: PhoneConfig) -> dict[str, Cost]:
     """The cost of every part, in the order of ``config.PARTS``."""
     return {
         "text_encoder": text_encoder(config),

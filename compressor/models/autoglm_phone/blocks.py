@@ -3,6 +3,7 @@
 Shapes: B batch, L queries, M keys, H width, N heads, K key heads, D head width.
 """
 
+# ruff: noqa: N803, N806 - the suffix of a tensor is its shape
 from __future__ import annotations
 
 import torch
@@ -44,7 +45,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(heads * head_width, width, bias=bias)
 
     def _split(self, x_BLF: Tensor, heads: int) -> Tensor:
-        return x_BLF.unflatten(-1, (heads, self.head_width)).transpose(1, 2)
+        return x_BLF.reshape(*x_BLF.shape[:2], heads, self.head_width).transpose(1, 2)
 
     def forward(
         self,
@@ -105,9 +106,7 @@ class TransformerLayer(nn.Module):
         self.up = nn.Linear(width, ffn)
         self.down = nn.Linear(ffn, width)
 
-    def forward(
-        self, x_BLH: Tensor, mask: Tensor | None = None, turn: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, x_BLH: Tensor, mask: Tensor | None = None, turn: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """[B, L, H] to [B, L, H]; ``mask`` and ``turn`` as in ``Attention``."""
         normed = self.attention_norm(x_BLH)
         x_BLH = x_BLH + self.attention(normed, normed, mask, turn)

@@ -59,7 +59,7 @@ class VisionConfig(Record):
     """vit-lite: inner width of the feed-forward network."""
 
 
-class Config(VisionConfig):
+class PhoneConfig(VisionConfig):
     """Everything that shapes the model, as saved in config.json."""
 
     screen_size: Count

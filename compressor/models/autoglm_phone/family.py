@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.models.autoglm_phone import arithmetic
-from compressor.models.autoglm_phone.config import Config
+from compressor.models.autoglm_phone.config import PhoneConfig
 from compressor.models.autoglm_phone.presets import PRESETS
 from compressor.models.contract import Family, InputSpec
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class AutoGLMPhone(Family[Config]):
+class AutoGLMPhone(Family[PhoneConfig]):
     """A phone model that sees a screen of cells and hears or reads a command."""
 
     name = "autoglm-phone"
-    Config = Config
-    presets: ClassVar[Mapping[str, Config]] = PRESETS
+    Config = PhoneConfig
+    presets: ClassVar[Mapping[str, PhoneConfig]] = PRESETS
 
-    def inputs(self, config: Config) -> tuple[InputSpec, ...]:
+    def inputs(self, config: PhoneConfig) -> tuple[InputSpec, ...]:
         """The screen, the written and the spoken command; one of the latter is all zeros."""
         return (
             InputSpec("screen", "uint8", ("batch", 3, config.screen_size, config.screen_size)),
@@ -31,19 +31,19 @@ class AutoGLMPhone(Family[Config]):
             InputSpec("mel", "float32", ("batch", config.mels, "frames")),
         )
 
-    def outputs(self, config: Config) -> tuple[str, ...]:  # noqa: ARG002
+    def outputs(self, config: PhoneConfig) -> tuple[str, ...]:  # noqa: ARG002
         """Only the answer: cells row by row, then absent."""
         return ("logits",)
 
-    def parameters(self, config: Config) -> dict[str, int]:
+    def parameters(self, config: PhoneConfig) -> dict[str, int]:
         """By part; the tied embedding counts in the text encoder, prototypes (training only) in concepts."""
         return {part: cost.parameters for part, cost in arithmetic.parts(config).items()}
 
-    def macs(self, config: Config) -> int:
+    def macs(self, config: PhoneConfig) -> int:
         """For one sample of the usual lengths, both kinds of command computed, as an exported graph does."""
         return sum(cost.macs for cost in arithmetic.parts(config).values())
 
-    def build(self, config: Config) -> nn.Module:
+    def build(self, config: PhoneConfig) -> nn.Module:
         """An ``AutoGLMPhoneModel``."""
         from compressor.models.autoglm_phone.model import AutoGLMPhoneModel
 
@@ -56,25 +56,24 @@ class AutoGLMPhone(Family[Config]):
         [B, cells].
         """
         from compressor.models.autoglm_phone.alignment import contrast, to_prototypes
+        from compressor.models.autoglm_phone.model import AutoGLMPhoneModel
 
         terms = super().losses(model, outputs, batch)
-        if "concept" not in batch or "cell_concepts" not in batch:
+        if "concept" not in batch or "cell_concepts" not in batch or not isinstance(model, AutoGLMPhoneModel):
             return terms
-        config, prototypes = model.config, model.concepts
+        temperature, prototypes = model.config.temperature, model.concepts
         concept, concepts = batch["concept"], batch["cell_concepts"]
         command, cells = outputs["command"], outputs["cells"]
-        terms["contrast"] = contrast(command, cells, concept, concepts, config.temperature)
-        if config.concepts:
-            terms["command"] = to_prototypes(command, concept, prototypes, config.temperature)
-            terms["cells"] = to_prototypes(
-                cells.flatten(0, 1), concepts.flatten(), prototypes, config.temperature
-            )
+        terms["contrast"] = contrast(command, cells, concept, concepts, temperature)
+        if model.config.concepts:
+            terms["command"] = to_prototypes(command, concept, prototypes, temperature)
+            terms["cells"] = to_prototypes(cells.flatten(0, 1), concepts.flatten(), prototypes, temperature)
         return terms
 
-    def features(self, config: Config) -> tuple[str, ...]:  # noqa: ARG002
+    def features(self, config: PhoneConfig) -> tuple[str, ...]:  # noqa: ARG002
         """Command and cells in the shared space, the fused command, and the decoder's answer state."""
         return ("command", "cells", "fused", "answer")
 
-    def slim(self, config: Config, **dimensions: Any) -> Config:
+    def slim(self, config: PhoneConfig, **dimensions: Any) -> PhoneConfig:
         """As JSON, so that lists from a pipeline file are taken for tuples."""
-        return Config.model_validate_json(json.dumps(config.model_dump(mode="json") | dimensions))
+        return PhoneConfig.model_validate_json(json.dumps(config.model_dump(mode="json") | dimensions))

@@ -3,6 +3,7 @@
 Shapes: B batch, C cells, L positions of the command, Q pooled queries, H hidden, E shared width.
 """
 
+# ruff: noqa: N803, N806 - the suffix of a tensor is its shape
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from torch.nn import functional
 from compressor.models.autoglm_phone.blocks import HIDDEN_SCORE, Attention, GatedFeedForward
 
 if TYPE_CHECKING:
-    from compressor.models.autoglm_phone.config import Config
+    from compressor.models.autoglm_phone.config import PhoneConfig
 
 
 class GatedCrossAttention(nn.Module):
@@ -24,7 +25,7 @@ class GatedCrossAttention(nn.Module):
     that needs no screen as it was (compare the tanh gates of Flamingo, Alayrac et al. 2022).
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
         hidden = config.hidden
         self.query_norm = nn.RMSNorm(hidden, eps=1e-5)
@@ -36,7 +37,7 @@ class GatedCrossAttention(nn.Module):
         self.ffn = GatedFeedForward(hidden, config.ffn)
 
     def gate(self, query_BQH: Tensor, context_BCH: Tensor) -> Tensor:
-        """g in (0, 1): [B, Q, H], of normed query and context."""
+        """The gate in (0, 1): [B, Q, H], of normed query and context."""
         mean_BQH = context_BCH.mean(dim=1, keepdim=True).expand_as(query_BQH)
         inner = functional.gelu(self.gate_in(torch.cat([query_BQH, mean_BQH], dim=-1)))
         return torch.sigmoid(self.gate_out(inner))
@@ -54,7 +55,7 @@ class GatedCrossAttention(nn.Module):
 class Fusion(nn.Module):
     """All weights between the encoders and the decoder."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
         hidden = config.hidden
         self.from_vision = nn.Linear(config.vision_width, hidden)

@@ -3,6 +3,7 @@
 Shapes: B batch, C cells, L text tokens, F mel bands, T frames, H hidden, E shared width.
 """
 
+# ruff: noqa: N803, N806 - the suffix of a tensor is its shape
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from compressor.models.autoglm_phone.vision import floats_from_pixels, tiles_fro
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from compressor.models.autoglm_phone.config import Config
+    from compressor.models.autoglm_phone.config import PhoneConfig
 
 
 class AutoGLMPhoneModel(nn.Module):
@@ -30,7 +31,7 @@ class AutoGLMPhoneModel(nn.Module):
     2017): the cosine of command and cell in the space they share.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
         self.config = config
         self.text_encoder = TextEncoder(config)
@@ -50,9 +51,7 @@ class AutoGLMPhoneModel(nn.Module):
         speech_BSV, present_BS = self.speech(mel_BFT)
         return self.text_encoder(self.fusion.spoken(speech_BSV), present_BS), present_BS
 
-    def _encode(
-        self, encode: Callable[[Tensor], tuple[Tensor, Tensor]], command: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _encode(self, encode: Callable[[Tensor], tuple[Tensor, Tensor]], command: Tensor) -> tuple[Tensor, Tensor]:
         """States and presence of one kind of command; in training, of those rows only that have it.
 
         Rows without it come out hidden either way, so that only time, and the batch statistics, differ.

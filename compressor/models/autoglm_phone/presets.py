@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compressor.models.autoglm_phone.config import Block, Config
+from compressor.models.autoglm_phone.config import Block, PhoneConfig
 
 
 def _block(kernel: int, expanded: int, out: int, stride: int, squeeze: bool = False) -> Block:
@@ -11,7 +11,7 @@ def _block(kernel: int, expanded: int, out: int, stride: int, squeeze: bool = Fa
     )
 
 
-BED_TEACHER = Config(
+BED_TEACHER = PhoneConfig(
     screen_size=96,
     vision="mobilenet",
     vision_width=192,
@@ -41,7 +41,7 @@ BED_TEACHER = Config(
     concepts=64,
 )
 
-BED_STUDENT = Config(
+BED_STUDENT = PhoneConfig(
     screen_size=96,
     vision="mobilenet",
     vision_width=64,
@@ -66,7 +66,7 @@ BED_STUDENT = Config(
     concepts=64,
 )
 
-TINY = Config(
+TINY = PhoneConfig(
     screen_size=24,
     vision="mobilenet",
     vision_width=8,
@@ -91,7 +91,7 @@ TINY = Config(
     concepts=4,
 )
 
-NINE_B = Config(
+NINE_B = PhoneConfig(
     screen_size=672,
     vision="vit-lite",
     vision_width=1792,

@@ -1,10 +1,13 @@
 """Speech encoders: log-mel [B, mels, T] to vectors [B, S, speech_width], S = T/8, and their presence [B, S].
 
-A frame of zeros is no sound: padding, or a command that was written.
+A frame of zeros is no sound: padding, or a command that was written. What follows from such frames alone is kept at zero
+in every layer, so that padding changes nothing.
 """
 
+# ruff: noqa: N803, N806 - the suffix of a tensor is its shape
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -13,7 +16,7 @@ from torch.nn import functional
 from compressor.models.autoglm_phone.blocks import TransformerLayer, hiding_mask, rotations
 
 if TYPE_CHECKING:
-    from compressor.models.autoglm_phone.config import Config
+    from compressor.models.autoglm_phone.config import PhoneConfig
 
 
 def presence(mel_BFT: Tensor) -> Tensor:
@@ -28,10 +31,9 @@ def normalized(mel_BFT: Tensor, present_BT: Tensor) -> Tensor:
     return (mel_BFT - mean) * weights
 
 
-def _halve_presence(present_BT: Tensor, kernel: int) -> Tensor:
-    """A strided convolution's output is present where it saw a frame that is."""
-    ones = present_BT.new_ones(1, 1, kernel)
-    return functional.conv1d(present_BT[:, None, :], ones, stride=2, padding=kernel // 2)[:, 0, :].clamp(max=1.0)
+def _halve_presence(present_BT: Tensor) -> Tensor:
+    """An output of a strided convolution is present where the frame at its centre is."""
+    return present_BT[:, ::2]
 
 
 class Residual(nn.Module):
@@ -44,21 +46,20 @@ class Residual(nn.Module):
         self.second = nn.Conv1d(width, width, 3, padding=1, bias=False)
         self.second_norm = nn.BatchNorm1d(width)
 
-    def forward(self, x_BCS: Tensor) -> Tensor:
+    def forward(self, x_BCS: Tensor, present_BS: Tensor) -> Tensor:
         """[B, C, S] to [B, C, S]."""
-        inner = functional.relu(self.first_norm(self.first(x_BCS)))
-        return functional.relu(x_BCS + self.second_norm(self.second(inner)))
+        inner = functional.relu(self.first_norm(self.first(x_BCS))) * present_BS[:, None]
+        return functional.relu(x_BCS + self.second_norm(self.second(inner))) * present_BS[:, None]
 
 
 class MelCNN(nn.Module):
     """Three strided convolutions and residual blocks over mel frames."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
         channels = (config.mels, config.speech_width, config.speech_width, config.speech_width)
         self.down = nn.ModuleList(
-            nn.Conv1d(inputs, outputs, 5, stride=2, padding=2, bias=False)
-            for inputs, outputs in zip(channels, channels[1:], strict=False)
+            nn.Conv1d(inputs, outputs, 5, stride=2, padding=2, bias=False) for inputs, outputs in pairwise(channels)
         )
         self.down_norms = nn.ModuleList(nn.BatchNorm1d(width) for width in channels[1:])
         self.residuals = nn.ModuleList(Residual(config.speech_width) for _ in range(config.speech_layers))
@@ -68,10 +69,10 @@ class MelCNN(nn.Module):
         present = presence(mel_BFT)
         x_BCS = normalized(mel_BFT, present)
         for convolution, norm in zip(self.down, self.down_norms, strict=True):
-            x_BCS = functional.relu(norm(convolution(x_BCS)))
-            present = _halve_presence(present, 5)
+            present = _halve_presence(present)
+            x_BCS = functional.relu(norm(convolution(x_BCS))) * present[:, None]
         for residual in self.residuals:
-            x_BCS = residual(x_BCS)
+            x_BCS = residual(x_BCS, present)
         return x_BCS.transpose(1, 2), present
 
 
@@ -81,7 +82,7 @@ class Wav2VecBridge(nn.Module):
     The bridge shortens the sequence as the adapter of wav2vec 2.0 sequence-to-sequence models does.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
         width = config.speech_width
         self.head_width = config.speech_head_width
@@ -97,17 +98,18 @@ class Wav2VecBridge(nn.Module):
     def forward(self, mel_BFT: Tensor) -> tuple[Tensor, Tensor]:
         """[B, mels, T] to ([B, S, speech_width], [B, S])."""
         present = presence(mel_BFT)
-        x_BCS = functional.gelu(self.first(normalized(mel_BFT, present)))
-        x_BCS = functional.gelu(self.second(x_BCS))
-        present = _halve_presence(_halve_presence(present, 3), 3)
+        x_BCS = normalized(mel_BFT, present)
+        for convolution in (self.first, self.second):
+            present = _halve_presence(present)
+            x_BCS = functional.gelu(convolution(x_BCS)) * present[:, None]
         x_BSC = x_BCS.transpose(1, 2)
         turn = rotations(x_BSC.shape[1], self.head_width, x_BSC)
         for layer in self.layers:
             x_BSC = layer(x_BSC, hiding_mask(present), turn)
         bridged_BCS = self.bridge((self.norm(x_BSC) * present[:, :, None]).transpose(1, 2))
-        return bridged_BCS.transpose(1, 2), _halve_presence(present, 3)
+        return bridged_BCS.transpose(1, 2), _halve_presence(present)
 
 
-def speech_encoder(config: Config) -> nn.Module:
+def speech_encoder(config: PhoneConfig) -> nn.Module:
     """The encoder that the config names."""
     return MelCNN(config) if config.speech == "mel-cnn" else Wav2VecBridge(config)

@@ -7,6 +7,7 @@ Layers are those of ChatGLM2 and later: RMSNorm (Zhang & Sennrich 2019), rotary 
 Shapes: B batch, L tokens, M memory, H hidden.
 """
 
+# ruff: noqa: N803, N806 - the suffix of a tensor is its shape
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -17,18 +18,16 @@ from torch import Tensor, nn
 from compressor.models.autoglm_phone.blocks import Attention, GatedFeedForward, hiding_mask, rotations
 
 if TYPE_CHECKING:
-    from compressor.models.autoglm_phone.config import Config
+    from compressor.models.autoglm_phone.config import PhoneConfig
 
 
 class GLMLayer(nn.Module):
     """Attention over memory and own positions, then a gated feed-forward network."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.hidden, eps=1e-5)
-        self.attention = Attention(
-            config.hidden, config.heads, config.key_heads, config.head_width, bias=False
-        )
+        self.attention = Attention(config.hidden, config.heads, config.key_heads, config.head_width, bias=False)
         self.ffn_norm = nn.RMSNorm(config.hidden, eps=1e-5)
         self.ffn = GatedFeedForward(config.hidden, config.ffn)
         self.dropout = nn.Dropout(config.dropout)
@@ -47,7 +46,7 @@ class GLMLayer(nn.Module):
 class TextEncoder(nn.Module):
     """Reads a command in both directions: written as tokens, or spoken as vectors from the adapter."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
         self.head_width = config.head_width
         self.embedding = nn.Embedding(config.vocabulary, config.hidden)
@@ -68,7 +67,7 @@ class TextEncoder(nn.Module):
 class TextDecoder(nn.Module):
     """Writes the answer: from the start token, the state whose product with the tied embedding is the next token."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
         self.head_width = config.head_width
         self.layers = nn.ModuleList(GLMLayer(config) for _ in range(config.decoder_layers))

@@ -1,5 +1,6 @@
 """Vision encoders: square images [N, 3, S, S] in [-1, 1] to one vector each [N, vision_width]."""
 
+# ruff: noqa: N803, N806 - the suffix of a tensor is its shape
 from __future__ import annotations
 
 import torch
@@ -68,8 +69,8 @@ class InvertedResidual(nn.Module):
         """[N, inputs, H, W] to [N, out, H/stride, W/stride]."""
         x = functional.hardswish(self.expand_norm(self.expand(x_NCHW)))
         x = functional.hardswish(self.filter_norm(self.filter(x)))
-        x = self.project_norm(self.project(self.squeeze(x)))
-        return x_NCHW + x if self.residual else x
+        out: Tensor = self.project_norm(self.project(self.squeeze(x)))
+        return x_NCHW + out if self.residual else out
 
 
 class MobileNet(nn.Module):
@@ -91,8 +92,8 @@ class MobileNet(nn.Module):
         x = functional.hardswish(self.stem_norm(self.stem(images_NCSS)))
         for block in self.blocks:
             x = block(x)
-        x = functional.hardswish(self.last_norm(self.last(x)))
-        return x.mean(dim=(2, 3))
+        out: Tensor = functional.hardswish(self.last_norm(self.last(x))).mean(dim=(2, 3))
+        return out
 
 
 class ViTLite(nn.Module):

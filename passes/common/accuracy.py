@@ -1,0 +1,63 @@
+"""How well a module answers on a data set, as the training loop sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+if TYPE_CHECKING:
+    from compressor.data.contract import Batch, Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Right or wrong, sample by sample."""
+
+    correct: np.ndarray[Any, np.dtype[np.bool_]]
+    """[N]: whether the answer was right."""
+    loss: np.ndarray[Any, np.dtype[np.float32]]
+    """[N]: cross-entropy with the label."""
+    slices: dict[str, float]
+    """Accuracy by slice, as ``{"input=speech": 0.75}``."""
+
+    @property
+    def accuracy(self) -> float:
+        """The part of all samples that was right."""
+        return float(self.correct.mean())
+
+
+def tensors_from_batch(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """NumPy arrays to tensors on the device."""
+    return {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in batch.items()}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the weights lie."""
+    return next(model.parameters()).device
+
+
+def evaluate_accuracy(model: nn.Module, dataset: Dataset, batch_size: int, limit: int | None = None) -> Evaluation:
+    """Answer every sample (or the first ``limit``) of a labelled set in evaluation mode; the model's mode is left as it was."""
+    training, device = model.training, device_of(model)
+    model.eval()
+    correct, losses = [], []
+    with torch.inference_mode():
+        for batch in dataset.batches(batch_size, limit):
+            tensors = tensors_from_batch(batch, device)
+            label = tensors[str(dataset.label_name)]
+            logits = model(**{name: tensors[name] for name in dataset.input_names})["logits"].float()
+            correct.append((logits.argmax(dim=1) == label).cpu().numpy())
+            losses.append(cross_entropy(logits, label, reduction="none").cpu().numpy())
+    model.train(training)
+    right = np.concatenate(correct)
+    slices = {
+        f"{axis}={value}": float(right[labels[: len(right)] == value].mean())
+        for axis, labels in dataset.slices().items()
+        for value in np.unique(labels[: len(right)]).tolist()
+    }
+    return Evaluation(right, np.concatenate(losses), slices)

@@ -1,0 +1,172 @@
+"""Both families keep the contract: counts that are exact, graphs that export, runs that repeat."""
+
+import io
+import subprocess
+import sys
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from compressor.models.autoglm_phone.family import AutoGLMPhone
+from compressor.models.image_classifier.family import ImageClassifier
+
+PHONE, CLASSIFIER = AutoGLMPhone(), ImageClassifier()
+OTHER_ENCODERS = {"vision": "vit-lite", "speech": "wav2vec-bridge"}
+CASES = [
+    *((PHONE, config) for config in PHONE.presets.values()),
+    *((PHONE, PHONE.slim(PHONE.presets[name], **OTHER_ENCODERS)) for name in ("tiny", "bed-student", "bed-teacher")),
+    (PHONE, PHONE.slim(PHONE.presets["9b"], vision="mobilenet", speech="mel-cnn")),
+    *((CLASSIFIER, config) for config in CLASSIFIER.presets.values()),
+]
+
+
+def counted(module):
+    counts = Counter()
+    for name, weight in module.named_parameters():
+        counts[name.split(".")[0]] += weight.numel()
+    return counts
+
+
+def inputs(family, config, batch):
+    generator = torch.Generator().manual_seed(batch)
+    lengths = {"batch": batch, "tokens": getattr(config, "tokens", 0), "frames": getattr(config, "frames", 0)}
+    tensors = {}
+    for spec in family.inputs(config):
+        shape = [lengths.get(size, size) for size in spec.shape]
+        if spec.dtype == "float32":
+            tensors[spec.name] = torch.randn(shape, generator=generator)
+        else:
+            tensors[spec.name] = torch.randint(1, 250, shape, generator=generator).to(getattr(torch, spec.dtype))
+    if batch > 1 and "mel" in tensors:
+        tensors["mel"][0] = 0
+        tensors["tokens"][1] = 0
+        tensors["tokens"][2, 5:] = 0
+    return tensors
+
+
+@pytest.mark.parametrize(("family", "config"), CASES)
+def test_parameters_equal_the_modules_own(family, config):
+    with torch.device("meta"):
+        module = family.build(config)
+    assert +Counter(family.parameters(config)) == +counted(module)
+
+
+SMALL = st.integers(1, 9)
+BLOCKS = st.lists(
+    st.builds(
+        dict,
+        kernel=st.sampled_from([1, 3, 5]),
+        expanded=SMALL,
+        out=SMALL,
+        stride=st.sampled_from([1, 2]),
+        squeeze=st.booleans(),
+    ),
+    max_size=3,
+)
+FIELDS = dict.fromkeys(("vision_width", "vision_stem", "vision_heads", "vision_layers", "vision_ffn"), SMALL)
+FIELDS |= dict.fromkeys(("vision_head_width", "speech_width", "speech_layers", "speech_heads", "speech_ffn"), SMALL)
+FIELDS |= dict.fromkeys(("hidden", "ffn", "encoder_layers", "decoder_layers", "adapter", "fusion_layers"), SMALL)
+FIELDS |= dict.fromkeys(("gate", "queries", "shared", "concepts", "mels", "grid", "key_heads", "head_width"), SMALL)
+FIELDS |= {"vision": st.sampled_from(["mobilenet", "vit-lite"]), "vision_blocks": BLOCKS, "tile": st.integers(1, 3)}
+FIELDS |= {"speech": st.sampled_from(["mel-cnn", "wav2vec-bridge"]), "group": SMALL}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.fixed_dictionaries(FIELDS))
+def test_parameters_of_any_config(fields):
+    fields["screen_size"] = 8 * fields.pop("tile") * fields["grid"]
+    fields["heads"] = fields.pop("group") * fields["key_heads"]
+    fields["head_width"] *= 2
+    fields["speech_head_width"] = fields["head_width"]
+    config = PHONE.slim(PHONE.presets["tiny"], **fields)
+    with torch.device("meta"):
+        module = PHONE.build(config)
+    assert +Counter(PHONE.parameters(config)) == +counted(module)
+
+
+@pytest.mark.parametrize(
+    ("family", "config"), [case for case in CASES if sum(case[0].parameters(case[1]).values()) < 1e7]
+)
+def test_macs_equal_what_torch_counts(family, config):
+    module = family.build(config).eval().requires_grad_(False)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(**inputs(family, config, 1))
+    assert counter.get_total_flops() / 2 == pytest.approx(family.macs(config), rel=1e-6)
+
+
+def test_the_9b_table():
+    billions = {part: count / 1e9 for part, count in PHONE.parameters(PHONE.presets["9b"]).items()}
+    table = {"text_encoder": 3.2, "text_decoder": 3.2, "vision": 1.4, "speech": 0.8, "fusion": 0.4}
+    assert {part: billions[part] for part in table} == pytest.approx(table, rel=0.03)
+    assert sum(billions.values()) <= 9.0
+
+
+def test_the_student_is_much_smaller():
+    teacher, student = PHONE.presets["bed-teacher"], PHONE.presets["bed-student"]
+    assert sum(PHONE.parameters(teacher).values()) > 4 * sum(PHONE.parameters(student).values())
+    assert PHONE.macs(teacher) > 4 * PHONE.macs(student)
+
+
+@pytest.mark.parametrize("dimensions", [{}, OTHER_ENCODERS])
+def test_exports_with_dynamic_batch_and_lengths(dimensions):
+    import onnxruntime
+
+    class Answer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = module
+
+        def forward(self, screen, tokens, mel):
+            return self.inner(screen, tokens, mel)["logits"]
+
+    config = PHONE.slim(PHONE.presets["tiny"], **dimensions)
+    torch.manual_seed(0)
+    module = PHONE.build(config)
+    shapes = {
+        spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in PHONE.inputs(config)
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        program = torch.onnx.export(
+            Answer().eval(), kwargs=inputs(PHONE, config, 3), dynamic_shapes=shapes, dynamo=True, verbose=False
+        )
+    buffer = io.BytesIO()
+    program.save(buffer)
+    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    for batch, tokens, frames in ((1, 12, 32), (5, 12, 32), (5, 17, 45)):
+        feed = inputs(PHONE, config.model_copy(update={"tokens": tokens, "frames": frames}), batch)
+        with torch.inference_mode():
+            expected = module(**feed)["logits"].numpy()
+        (found,) = session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})
+        assert np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "config"), [(PHONE, PHONE.presets["tiny"]), (CLASSIFIER, CLASSIFIER.presets["tiny"])]
+)
+def test_outputs_and_features_are_there_and_repeat(family, config):
+    module = family.build(config).eval()
+    feed = inputs(family, config, 5)
+    with torch.inference_mode():
+        first, second = module(**feed), module(**feed)
+    for name in (*family.outputs(config), *family.features(config)):
+        assert torch.equal(first[name], second[name])
+        assert len(first[name]) == 5
+        assert first[name].isfinite().all()
+
+
+def test_importing_families_loads_no_torch():
+    code = (
+        "import sys; from compressor.models.autoglm_phone.family import AutoGLMPhone as A; "
+        "from compressor.models.image_classifier.family import ImageClassifier as I; "
+        "[f.macs(c) + sum(f.parameters(c).values()) for f in (A(), I()) for c in f.presets.values()]; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
