@@ -1,0 +1,132 @@
+"""Measure an artifact in a fresh process, so that no runtime, cache or heap of another measurement warms it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import ValidationError
+
+import compressor
+from compressor.artifacts.fingerprint import digest_json
+from compressor.artifacts.kinds import Kind
+from compressor.config.validation import references
+from compressor.data.contract import SourceContext
+from compressor.errors import PassError, UsageError
+from compressor.evaluation.protocol import Answer, Request
+from compressor.evaluation.records import EvaluateConfig, Measurement
+
+EVALUATION_VERSION = 1
+"""Bump it when the same model, data and ``evaluate:`` section may give other reports."""
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_TAIL_LINES = 12
+
+
+def evaluation_digest(evaluate: EvaluateConfig, data: Mapping[str, str]) -> str:
+    """What decides whether reports must be measured again: what is asked for, the content of the sets, and this code."""
+    return digest_json(
+        {"version": EVALUATION_VERSION, "evaluate": evaluate.model_dump(mode="json"), "data": dict(data)}
+    )
+
+
+def measure(
+    kind: Kind,
+    model: Path,
+    evaluate: EvaluateConfig,
+    sources: Mapping[str, Mapping[str, Any]],
+    context: SourceContext,
+    *,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Measurement:
+    """Accuracy, latency, memory, size, parameters and MACs of the model in a folder, as ``evaluate`` asks.
+
+    Args:
+        kind: decides the runtime.
+        model: the folder that the runtime opens.
+        evaluate: what is measured.
+        sources: data set to the config of its source, in JSON values.
+        context: what those sources may use.
+        progress: called as (what, done, total).
+
+    Raises:
+        CompressError: whatever the measuring process raised, as the same class.
+        UsageError: ``evaluate`` names a set that is not in ``sources``.
+        PassError: the process crashed; the end of what it printed is told.
+    """
+    used = {value for _, reference, value in references(evaluate) if reference.to == "data"}
+    if missing := sorted(used - sources.keys()):
+        raise UsageError(f"`evaluate:` names sets that `data:` does not have: {', '.join(missing)}")
+    request = Request(
+        kind=kind,
+        model=model.resolve(),
+        evaluate=evaluate,
+        sources={name: dict(sources[name]) for name in sorted(used)},
+        base=context.base.resolve(),
+        allow_code=context.allow_code,
+        cache=context.cache.resolve(),
+        parent=os.getpid(),
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "compressor.evaluation.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=_environment(evaluate.latency.threads if evaluate.latency else None),
+    )
+    try:
+        return _answer(process, request, progress)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _environment(threads: int | None) -> dict[str, str]:
+    """This process's own, with the package importable from wherever it lies, and libraries held to ``threads``."""
+    root = str(Path(next(iter(compressor.__path__))).parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    limits = dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads else {}
+    return {**os.environ, **limits, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def _answer(process: subprocess.Popen[str], request: Request, progress: Callable[[str, int, int], None]) -> Measurement:
+    assert process.stdin and process.stdout and process.stderr  # noqa: S101 - all three are pipes
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    reader = threading.Thread(target=tail.extend, args=(process.stderr,), daemon=True)
+    reader.start()
+    _send(process.stdin, request)
+    last: Answer | None = None
+    for line in process.stdout:
+        try:
+            last = Answer.model_validate_json(line)
+        except ValidationError:
+            break
+        if last.progress is not None:
+            progress(*last.progress)
+    if last is not None and last.failure is not None:
+        raise last.failure.rebuilt()
+    if last is not None and last.measurement is not None:
+        return last.measurement
+    status = process.wait()
+    reader.join(timeout=5)
+    told = "".join(f"\n    {line.rstrip()}" for line in tail) or "\n    it printed nothing"
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with code {status}"
+    raise PassError(f"the process that measures {request.model} {how}:{told}")
+
+
+def _send(stdin: IO[str], request: Request) -> None:
+    """A process that is gone already shows by its missing answer."""
+    try:
+        with stdin:
+            stdin.write(request.model_dump_json())
+    except BrokenPipeError:
+        return

@@ -1,0 +1,70 @@
+"""What the measuring process is asked, and what it answers: JSON, one request on stdin, one message a line on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from compressor import errors
+from compressor.artifacts.kinds import Kind
+from compressor.errors import CompressError, PassError
+from compressor.evaluation.records import EvaluateConfig, Measurement
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Request(_Message):
+    """One measurement."""
+
+    kind: Kind
+    model: Path
+    evaluate: EvaluateConfig
+    sources: dict[str, dict[str, Any]]
+    """Data set to the config of its source; those that ``evaluate`` names."""
+    base: Path
+    allow_code: bool
+    cache: Path
+    parent: int
+    """Process id of who asked: when that process ends, however it ends, this one does."""
+
+
+class Failure(_Message):
+    """A ``CompressError`` on its way to the process that asked."""
+
+    error: str
+    """The name of its class."""
+    what: str
+    remedy: str | None = None
+
+    @classmethod
+    def of(cls, error: CompressError) -> Failure:
+        """The message for an error."""
+        return cls(error=type(error).__name__, what=error.what, remedy=error.remedy)
+
+    def rebuilt(self) -> CompressError:
+        """The same error, of the same class where it is one of ours."""
+        known = {one.__name__: one for one in _subclasses(CompressError)}
+        rebuilt = CompressError.__new__(known.get(self.error, PassError))
+        CompressError.__init__(rebuilt, self.what, remedy=self.remedy)
+        if isinstance(rebuilt, errors.ConfigError):
+            rebuilt.problems = (errors.Problem("", self.what, remedy=self.remedy),)
+        return rebuilt
+
+
+class Answer(_Message):
+    """One line: progress, or the end of it."""
+
+    progress: tuple[str, int, int] | None = None
+    measurement: Measurement | None = None
+    failure: Failure | None = None
+
+
+def _subclasses(base: type[CompressError]) -> Iterator[type[CompressError]]:
+    yield base
+    for one in base.__subclasses__():
+        yield from _subclasses(one)

@@ -1,0 +1,131 @@
+"""``python -m compressor.evaluation.worker``: measure one artifact in this process, which does nothing else.
+
+Reads a ``Request`` from stdin (or from the file named as its argument) and writes ``Answer`` lines to stdout; whatever else
+prints, prints to stderr. The order within the process: take the samples for latency and let go of the set, open the model,
+time it, read the peak memory; then accuracy. torch is loaded for torch artifacts only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from compressor.artifacts.manifest import Metric
+from compressor.config.discovery import SOURCES, load
+from compressor.data.contract import Batch, Dataset, DataSource, SourceContext
+from compressor.errors import CompressError, UsageError
+from compressor.evaluation.accuracy import measure_accuracy
+from compressor.evaluation.cost import cost_metrics
+from compressor.evaluation.latency import batches_for_latency, latency_metrics, measure_latency
+from compressor.evaluation.memory import peak_rss_bytes, restart_peak
+from compressor.evaluation.protocol import Answer, Failure, Request
+from compressor.evaluation.records import AccuracyReport, LatencyConfig, LatencyReport, Measurement
+from compressor.runtimes.session import Session, open_session
+
+_PR_SET_PDEATHSIG = 1
+_DEFAULT_THREADS = 2
+
+
+def main() -> int:
+    """Answer one request; 0 also when the answer is a failure, for then it says so itself."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    text = Path(sys.argv[1]).read_bytes() if len(sys.argv) > 1 else sys.stdin.buffer.read()
+    request = Request.model_validate_json(text)
+    _die_with(request.parent)
+    try:
+        answer = Answer(measurement=_measure(request, _reporter(answers)))
+    except CompressError as error:
+        answer = Answer(failure=Failure.of(error))
+    answers.write(answer.model_dump_json(exclude_none=True) + "\n")
+    answers.close()
+    return 0
+
+
+def _die_with(parent: int) -> None:
+    """Be killed by the kernel when the parent ends, be it by kill -9; Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        sys.exit(1)
+
+
+def _reporter(answers: TextIO) -> Callable[[str, int, int], None]:
+    def report(what: str, done: int, total: int) -> None:
+        answers.write(Answer(progress=(what, done, total)).model_dump_json(exclude_none=True) + "\n")
+
+    return report
+
+
+def _measure(request: Request, progress: Callable[[str, int, int], None]) -> Measurement:
+    accuracy, latency = request.evaluate.accuracy, request.evaluate.latency
+    latency_data = latency.data or (accuracy.data if accuracy else None) if latency else None
+    batches: list[Batch] = []
+    if latency is not None:
+        if latency_data is None:
+            raise UsageError("evaluate.latency names no data to feed", remedy="add `data: <set>`, or `accuracy:`")
+        batches = batches_for_latency(_dataset(request, latency_data, progress), latency)
+        restart_peak()
+    threads = latency.threads if latency else _DEFAULT_THREADS
+    accuracy_report: AccuracyReport | None = None
+    latency_report: LatencyReport | None = None
+    with open_session(request.kind, request.model, threads=threads) as session:
+        if latency is not None:
+            latency_report = _latency_report(session, batches, latency, progress)
+        if accuracy is not None:
+            dataset = _dataset(request, accuracy.data, progress)
+            batches = batches or [dataset.batch(_first(dataset))]
+            accuracy_report = measure_accuracy(session, dataset, accuracy, progress)
+        shapes = _sample_shapes(session, batches[0]) if batches else {}
+    return Measurement(
+        accuracy=accuracy_report,
+        latency=latency_report,
+        metrics=(
+            *(accuracy_report.metrics if accuracy_report else ()),
+            *(latency_report.metrics if latency_report else ()),
+            *cost_metrics(request.kind, request.model, shapes),
+        ),
+    )
+
+
+def _dataset(request: Request, name: str, progress: Callable[[str, int, int], None]) -> Dataset:
+    config: dict[str, Any] = request.sources[name]
+    source: DataSource[Any] = load(SOURCES, config["source"])
+    context = SourceContext(request.base, request.allow_code, request.cache, progress)
+    return source.load(source.Config.model_validate_json(json.dumps(config)), context)
+
+
+def _latency_report(
+    session: Session, batches: list[Batch], config: LatencyConfig, progress: Callable[[str, int, int], None]
+) -> LatencyReport:
+    milliseconds = measure_latency(session, batches, config, progress)
+    peak = Metric(name="peak_rss_bytes", value=float(peak_rss_bytes()), unit="bytes", better="lower", samples=1)
+    return LatencyReport(
+        runtime=session.runtime,
+        batch_size=config.batch_size,
+        threads=config.threads,
+        warmup=config.warmup,
+        metrics=(*latency_metrics(milliseconds, config.batch_size), peak),
+        milliseconds=milliseconds,
+    )
+
+
+def _first(dataset: Dataset) -> Any:
+    import numpy as np
+
+    return np.arange(min(1, len(dataset)), dtype=np.int64)
+
+
+def _sample_shapes(session: Session, batch: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of each input for a batch of one."""
+    return {name: (1, *batch[name].shape[1:]) for name in session.input_names}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

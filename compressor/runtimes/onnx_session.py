@@ -1,0 +1,89 @@
+"""An ONNX file in ONNX Runtime as a Session; torch is never loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+from compressor.data.contract import Batch
+from compressor.errors import ModelError, PassError, UsageError
+from compressor.models.contract import InputSpec
+from compressor.runtimes.onnx_files import MODEL, read_graph
+from compressor.runtimes.session import Session
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_SILENT = 4  # severity: fatal only; what matters is raised
+_DTYPES = {"float": "float32", "double": "float64"}
+_ERRORS = (
+    errors.Fail,
+    errors.InvalidArgument,
+    errors.InvalidGraph,
+    errors.InvalidProtobuf,
+    errors.NoSuchFile,
+    errors.NotImplemented,
+    errors.RuntimeException,
+)
+
+
+class OnnxSession(Session):
+    """``model.onnx`` with all of ONNX Runtime's graph optimizations, one operator at a time on ``threads`` threads."""
+
+    def __init__(self, folder: Path, threads: int, device: str) -> None:
+        read_graph(folder)
+        provider = _PROVIDERS.get(device.partition(":")[0])
+        if provider not in onnxruntime.get_available_providers():
+            raise UsageError(
+                f"this ONNX Runtime cannot compute on {device!r}",
+                remedy="use --device cpu, or install onnxruntime-gpu",
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _SILENT
+        try:
+            self._session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=[provider])
+        except _ERRORS as error:
+            raise ModelError(f"ONNX Runtime cannot open {folder / MODEL}: {_first_line(error)}") from error
+        self.runtime = f"onnxruntime {onnxruntime.__version__}"
+        self.inputs = tuple(
+            InputSpec(
+                one.name, _dtype(one.type), tuple(_dimension(one.name, axis, d) for axis, d in enumerate(one.shape))
+            )
+            for one in self._session.get_inputs()
+        )
+        self.output_names = tuple(one.name for one in self._session.get_outputs())
+
+    def compute(self, feeds: Batch) -> Batch:
+        """See ``Session.compute``.
+
+        Raises:
+            PassError: ONNX Runtime failed inside the graph.
+        """
+        try:
+            values = self._session.run(None, feeds)
+        except _ERRORS as error:
+            raise PassError(f"ONNX Runtime failed: {_first_line(error)}") from error
+        return dict(zip(self.output_names, values, strict=True))
+
+    def close(self) -> None:
+        """Free the session's memory."""
+        del self._session
+
+
+def _dtype(tensor_type: str) -> str:
+    """``tensor(float)`` as NumPy's ``float32``."""
+    inner = tensor_type.removeprefix("tensor(").removesuffix(")")
+    if tensor_type == inner:
+        raise ModelError(f"an input of type {tensor_type} cannot be fed: tensors only")
+    return _DTYPES.get(inner, inner)
+
+
+def _dimension(name: str, axis: int, dimension: int | str | None) -> int | str:
+    """A dimension without a name gets one of its own."""
+    return f"{name}.{axis}" if dimension is None else dimension
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
