@@ -60,9 +60,8 @@ def main() -> NoReturn:
         console.print_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        error = Interrupted("interrupted")
-        console.print_error(error)
-        sys.exit(error.exit_code)
+        console.print_error(Interrupted("interrupted"))
+        sys.exit(Interrupted.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

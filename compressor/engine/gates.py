@@ -55,7 +55,7 @@ def _judge(
 ) -> list[GateResult]:
     metric = manifests[step].metric(gate.metric)
     against = parents.get(step) if gate.against == "parent" else gate.against
-    reference = manifests[against].metric(gate.metric) if against in manifests else None
+    reference = manifests[against].metric(gate.metric) if against is not None and against in manifests else None
     results = []
     for kind, limit in (
         ("min", gate.min),

@@ -36,7 +36,14 @@ def trade_off(name: str, points: Sequence[Point]) -> str:
             colour = ACCENT if point in front else MUTED
             x, y = point.cost.value, point.gain.value
             axes.errorbar(
-                [x], [y], xerr=_bars(point.cost), yerr=_bars(point.gain), color=colour, elinewidth=1.1, alpha=0.45, fmt="none"
+                [x],
+                [y],
+                xerr=_bars(point.cost),
+                yerr=_bars(point.gain),
+                color=colour,
+                elinewidth=1.1,
+                alpha=0.45,
+                fmt="none",
             )
             axes.plot([x], [y], "o", markersize=7, markerfacecolor=colour, markeredgecolor=PAPER, zorder=3)
         axes.margins(x=0.16, y=0.16)
@@ -70,7 +77,9 @@ def intervals(name: str, rows: Mapping[str, Sequence[tuple[str, Metric]]]) -> st
                 y = at + step * (index - (len(labels) - 1) / 2)
                 colour = ACCENT if index == len(labels) - 1 else MUTED
                 marker = "osD^vP"[(len(labels) - 1 - index) % 6]
-                axes.errorbar([metric.value], [y], xerr=_bars(metric), color=colour, elinewidth=1.6, alpha=0.4, fmt="none")
+                axes.errorbar(
+                    [metric.value], [y], xerr=_bars(metric), color=colour, elinewidth=1.6, alpha=0.4, fmt="none"
+                )
                 axes.plot([metric.value], [y], marker, markersize=5.5, markerfacecolor=colour, markeredgecolor=PAPER)
         axes.set_yticks(range(len(rows)), [formats.readable_slice(one) for one in rows])
         axes.tick_params(axis="y", labelcolor=INK)
@@ -189,10 +198,19 @@ def _legend(axes: Any, labels: Sequence[str]) -> None:
 
     last = len(labels) - 1
     handles = [
-        Line2D([], [], linestyle="", marker="osD^vP"[(last - i) % 6], color=ACCENT if i == last else MUTED, markeredgecolor=PAPER)
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker="osD^vP"[(last - i) % 6],
+            color=ACCENT if i == last else MUTED,
+            markeredgecolor=PAPER,
+        )
         for i in range(len(labels))
     ]
-    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, borderpad=0, handletextpad=0.2)
+    axes.legend(
+        handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, borderpad=0, handletextpad=0.2
+    )
 
 
 def _place_labels(figure: Any, axes: Any, points: Sequence[Point]) -> None:

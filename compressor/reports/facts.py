@@ -55,7 +55,10 @@ def about(manifest: Manifest) -> list[tuple[str, str]]:
     pass_ = manifest.pass_
     return [
         ("Step", manifest.step),
-        ("Pass", f"{pass_.name} version {pass_.version}" + (f", code {formats.short(pass_.code)}" if pass_.code else "")),
+        (
+            "Pass",
+            f"{pass_.name} version {pass_.version}" + (f", code {formats.short(pass_.code)}" if pass_.code else ""),
+        ),
         ("Kind", manifest.kind.value),
         ("Id", manifest.id),
         ("Model size", formats.size(manifest.model_bytes)),

@@ -100,7 +100,8 @@ def _slice_metrics(ladder: Ladder) -> dict[str, list[tuple[str, Metric]]]:
     if len(names) == 1:
         return {}
     return {
-        one: [(row.step, row.metrics[name]) for row in ladder.rows if name in row.metrics] for one, name in names.items()
+        one: [(row.step, row.metrics[name]) for row in ladder.rows if name in row.metrics]
+        for one, name in names.items()
     }
 
 
@@ -137,7 +138,9 @@ def _tree(ladder: Ladder) -> list[tuple[LadderRow, int]]:
 def _other_parents(manifest: Manifest, ladder: Ladder) -> list[tuple[str, str]]:
     steps = {row.id: row.step for row in ladder.rows}
     return [
-        (role, steps.get(parent, formats.short(parent))) for role, parent in manifest.parents.items() if role != "parent"
+        (role, steps.get(parent, formats.short(parent)))
+        for role, parent in manifest.parents.items()
+        if role != "parent"
     ]
 
 
@@ -168,7 +171,11 @@ def _environment() -> Environment:
 
     folder = Path(__file__).parent / "templates"
     environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.globals.update(
         facts=facts, formats=formats, change_text=change_text, style=Markup((folder / "style.css").read_text("utf-8"))

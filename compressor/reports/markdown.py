@@ -39,7 +39,9 @@ def artifact_markdown(manifest: Manifest, measurement: Measurement | None, comma
         "## Config",
         fenced(json.dumps(manifest.pass_.config, indent=2, ensure_ascii=False), "json"),
         "## Lineage",
-        table(("made from", "id"), facts.lineage(manifest)) if facts.lineage(manifest) else "A source: nothing came before.",
+        table(("made from", "id"), facts.lineage(manifest))
+        if facts.lineage(manifest)
+        else "A source: nothing came before.",
         "## Files",
         table(("file", "size", "sha256"), files),
         "## Environment",

@@ -80,7 +80,12 @@ def svg(figure: Any, name: str, description: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\1{name}-", text)
     text = re.sub(r'(style|fill|stroke)="[^"]*"', _in_page_colours, text)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{_quoted(description)}">', text, count=1)
+    text = re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+        rf'<svg viewBox="\1" role="img" aria-label="{_quoted(description)}">',
+        text,
+        count=1,
+    )
     return text.replace("xlink:href", "href").strip()
 
 

@@ -33,8 +33,6 @@ class TrainingConfig(Record):
     """The gradient's norm over all weights is clipped to this."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of an exponential moving average of the weights, which is what is evaluated and kept; 0 for none."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 computes matrix products and convolutions in half the bits (automatic mixed precision)."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     """Steps between two looks at the validation split; 0 looks only at the end."""
     patience: Annotated[int, Field(ge=1)] | None = None

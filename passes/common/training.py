@@ -163,9 +163,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         tensors = tensors_from_batch(batch, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            outputs = self.model(**{name: tensors[name] for name in self.dataset.input_names})
-        outputs = {name: value.float() for name, value in outputs.items()}
+        outputs = self.model(**{name: tensors[name] for name in self.dataset.input_names})
         terms = self.objective(outputs, tensors, state.step / config.steps)
         loss = torch.stack(list(terms.values())).sum()
         figures = {name: term.item() for name, term in terms.items()}

@@ -155,19 +155,19 @@ def student_config(student: Student, family: Family[Any], parent: Record) -> Rec
     Raises:
         RequirementError: there is no such preset, or the fields do not fit.
     """
+    if student.preset is not None:
+        if student.preset not in family.presets:
+            remedy = discovery.suggestion(student.preset, list(family.presets))
+            raise RequirementError(f"{family.name} has no preset {student.preset!r}", remedy=remedy)
+        return family.presets[student.preset]
+    fields = student.config if student.config is not None else student.slim
+    if fields is None:
+        return parent
     try:
-        if student.preset is not None:
-            if student.preset not in family.presets:
-                remedy = discovery.suggestion(student.preset, list(family.presets))
-                raise RequirementError(f"{family.name} has no preset {student.preset!r}", remedy=remedy)
-            return family.presets[student.preset]
-        if student.config is not None:
-            return family.slim(parent, **student.config)
-        if student.slim is not None:
-            return family.slim(parent, **student.slim)
+        slimmed: Record = family.slim(parent, **fields)
     except ValueError as error:
         raise RequirementError(f"the student's config does not fit {family.name}: {error}") from error
-    return parent
+    return slimmed
 
 
 def student_facts(student: Student, parent: ModelFacts) -> ModelFacts:

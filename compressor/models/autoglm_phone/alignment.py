@@ -3,7 +3,6 @@
 Shapes: B batch, C cells, E shared width, P concepts. All vectors have length 1.
 """
 
-# ruff: noqa: N803, N806 - the suffix of a tensor is its shape
 from __future__ import annotations
 
 from torch import Tensor

@@ -3,7 +3,6 @@
 Shapes: B batch, L queries, M keys, H width, N heads, K key heads, D head width.
 """
 
-# ruff: noqa: N803, N806 - the suffix of a tensor is its shape
 from __future__ import annotations
 
 import torch

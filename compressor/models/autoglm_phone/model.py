@@ -3,7 +3,6 @@
 Shapes: B batch, C cells, L text tokens, F mel bands, T frames, H hidden, E shared width.
 """
 
-# ruff: noqa: N803, N806 - the suffix of a tensor is its shape
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

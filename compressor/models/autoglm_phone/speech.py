@@ -4,7 +4,6 @@ A frame of zeros is no sound: padding, or a command that was written. What follo
 in every layer, so that padding changes nothing.
 """
 
-# ruff: noqa: N803, N806 - the suffix of a tensor is its shape
 from __future__ import annotations
 
 from itertools import pairwise

@@ -7,7 +7,6 @@ Layers are those of ChatGLM2 and later: RMSNorm (Zhang & Sennrich 2019), rotary 
 Shapes: B batch, L tokens, M memory, H hidden.
 """
 
-# ruff: noqa: N803, N806 - the suffix of a tensor is its shape
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
