@@ -23,7 +23,7 @@ class Student(Record):
     preset: str | None = None
     """A preset of the parent's family, freshly initialised."""
     config: dict[str, Any] | None = None
-    """A config of the parent's family, freshly initialised."""
+    """The parent's config with these fields replaced, freshly initialised."""
     slim: dict[str, Any] | None = None
     """The parent's config with these fields replaced; weights whose shape is unchanged are copied."""
     parent: Literal[True] | None = None
