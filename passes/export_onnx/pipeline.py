@@ -1,0 +1,113 @@
+"""The whole export: from a torch artifact's folder to an ONNX artifact's, compared and summed up."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.artifacts.kinds import Kind
+from compressor.config.discovery import FAMILIES, load
+from compressor.data.contract import Batch, Dataset
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import DataError, ParityError
+from compressor.models.contract import Family
+from compressor.models.loading import load_module, read_description
+from compressor.runtimes.session import fitted, open_session
+from passes.export_onnx import graph
+from passes.export_onnx.parity import Parity, compare
+from passes.export_onnx.tracing import onnx_from_torch
+
+if TYPE_CHECKING:
+    from passes.export_onnx.step import ExportOnnxConfig
+
+_PREFIX = "autoglm_compress."
+_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim")
+_STAGES = ("trace", "simplify", "write", "compare")
+
+
+def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContext) -> PassOutput:
+    """Write the ONNX form of the model in folder ``model`` into ``out`` and hold it against torch.
+
+    Raises:
+        DataError: the parity set is empty or does not fit the model.
+        PassError: the checker refuses the graph.
+        ParityError: ONNX Runtime does not compute what torch does.
+    """
+    dataset = context.data(config.parity.data)
+    batches = list(dataset.batches(config.parity.batch_size, config.parity.num_samples))
+    if not batches:
+        raise DataError(f"the set {config.parity.data!r} is empty: the export is traced and compared on its samples")
+    name, model_config = read_description(model)
+    family: Family[Any] = load(FAMILIES, name)
+    inputs = family.inputs(model_config)
+
+    _tell(context, 0)
+    module = load_module(model)
+    traced = onnx_from_torch(module, inputs, family.outputs(model_config), fitted(batches[0], inputs), config.opset)
+    graph.strip(traced)
+    _tell(context, 1)
+    told = "not asked for"
+    if config.simplify:
+        traced, told = graph.simplified(traced)
+        if told.startswith("not "):
+            context.note(told)
+    _tell(context, 2)
+    metadata = _metadata(context, family.name, dataset)
+    external = graph.write(traced, out, metadata, config.external_data_threshold_mb * 1_000_000)
+    _tell(context, 3)
+    parity = _compared(config, model, out, batches, context)
+    _tell(context, 4)
+    return PassOutput(
+        {
+            "opset": config.opset,
+            "nodes": traced.graph.num_nodes(),
+            "simplify": told,
+            "external_data": external,
+            "parity": {f"batch_{one.batch_size}": asdict(one) for one in parity},
+        }
+    )
+
+
+def _tell(context: PassContext, done: int) -> None:
+    context.progress(_STAGES[min(done, len(_STAGES) - 1)], done, len(_STAGES), {})
+
+
+def _metadata(context: PassContext, family: str, dataset: Dataset) -> dict[str, str]:
+    """What the file says of itself, for whoever holds it without its manifest."""
+    metadata = {
+        "artifact_id": context.artifact_id,
+        "family": family,
+        "tools": json.dumps({tool: version(tool) for tool in _TOOLS}),
+    }
+    if (names := dataset.class_names()) is not None:
+        metadata["class_names"] = json.dumps(names, ensure_ascii=False)
+    return {_PREFIX + key: value for key, value in metadata.items()}
+
+
+def _compared(
+    config: ExportOnnxConfig, model: Path, out: Path, batches: list[Batch], context: PassContext
+) -> tuple[Parity, ...]:
+    with (
+        open_session(Kind.TORCH, model, threads=context.threads) as reference,
+        open_session(Kind.ONNX, out, threads=context.threads) as exported,
+    ):
+        return compare(reference, exported, batches, config.parity)
+
+
+def check_interface(model: Path, out: Path, threads: int) -> None:
+    """ONNX Runtime opens what was written, and it takes and gives what the family does.
+
+    Raises:
+        ModelError: it cannot be opened.
+        ParityError: inputs or outputs have other names.
+    """
+    name, config = read_description(model)
+    family: Family[Any] = load(FAMILIES, name)
+    wanted = (tuple(spec.name for spec in family.inputs(config)), tuple(family.outputs(config)))
+    with open_session(Kind.ONNX, out, threads=threads) as session:
+        found = (session.input_names, session.output_names)
+    if found != wanted:
+        raise ParityError(f"the exported graph takes and gives {found}; the family {name} {wanted}")

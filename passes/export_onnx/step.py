@@ -1,0 +1,90 @@
+"""The ``export-onnx`` pass: its config and what the engine calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from compressor.artifacts.kinds import Kind
+from compressor.artifacts.store import Artifact
+from compressor.config.record import DataName, Record
+from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+
+_BASE_MEMORY_BYTES = 900_000_000  # torch, the exporter, ONNX Runtime
+_COPIES = 4  # torch's weights, the graph's, the serialized file, the runtime's
+_BASE_SECONDS = 12.0
+_GRAPH_BYTES = 100_000
+
+
+class ParityConfig(Record):
+    """How the exported model is held against its parent, on real samples."""
+
+    data: DataName = "test"
+    """The set whose samples are compared; the export is traced on its shapes too."""
+    num_samples: Annotated[int, Field(ge=1)] = 64
+    """Samples from the start of the set."""
+    batch_size: Annotated[int, Field(ge=2)] = 16
+    """Compared one sample at a time, and so many at a time."""
+    max_abs: Annotated[float, Field(gt=0)] = 1e-3
+    """The largest |Δ| that any value of any output may have."""
+    cosine: Annotated[float, Field(ge=0, le=1)] = 0.9999
+    """The smallest cosine that any sample's output may have with its parent's."""
+    agreement: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The part of the samples whose answer must be the same; ties within `max_abs` count as the same."""
+
+
+class ExportOnnxConfig(PassConfig):
+    """The fields of an ``export-onnx`` step."""
+
+    opset: Annotated[int, Field(ge=18, le=24)] = 20
+    """The version of ONNX's operators; 20 is read by every runtime of the last two years."""
+    simplify: bool = True
+    """Fold constants and drop what is redundant, through onnxsim; what it makes larger is left as it was."""
+    external_data_threshold_mb: Annotated[int, Field(ge=0, le=2000)] = 2000
+    """Weights beyond so many megabytes go into `model.onnx.data`; one file cannot hold more than 2 GB."""
+    parity: ParityConfig = ParityConfig()
+    """The comparison with torch that the pass ends with; it fails where they differ."""
+
+
+class ExportOnnx(Pass[ExportOnnxConfig]):
+    """Writes ``model.onnx`` through ``torch.onnx.export(dynamo=True)`` and holds it against torch in ONNX Runtime.
+
+    Every dimension that the family names (the batch, and sequences where there are any) stays variable. Equal weights give
+    equal bytes: what an exporter notes of its own run (stack traces, paths, node histories) is stripped.
+    """
+
+    name = "export-onnx"
+    version = 1
+    accepts = frozenset({Kind.TORCH})
+    produces = Kind.ONNX
+    Config = ExportOnnxConfig
+    tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime")
+
+    def estimate(self, config: ExportOnnxConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
+        """The weights as they are, and a graph; tracing takes most of the time."""
+        if parent.parameters is None:
+            return Estimate(model=parent)
+        weights = parent.size_bytes or 4 * parent.parameters
+        facts = ModelFacts(parent.family, parent.config, parent.parameters, parent.macs, weights + _GRAPH_BYTES)
+        return Estimate(facts, _BASE_SECONDS + 3e-9 * weights, _BASE_MEMORY_BYTES + _COPIES * weights, facts.size_bytes)
+
+    def requires(self, config: ExportOnnxConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
+        """The model can be opened, and its weights are finite."""
+        from compressor.models.loading import check_finite, read_description
+
+        read_description(parent.model)
+        check_finite(parent.model)
+
+    def run(self, config: ExportOnnxConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+        """Trace, strip, simplify, check, write, compare."""
+        from passes.export_onnx.pipeline import export
+
+        return export(config, parent.model, out, context)
+
+    def ensures(self, config: ExportOnnxConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+        """ONNX Runtime opens it, with the family's inputs and outputs."""
+        from passes.export_onnx.pipeline import check_interface
+
+        check_interface(parent.model, out, context.threads)

@@ -1,0 +1,90 @@
+"""A module of a family to an ONNX graph in memory."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.data.contract import Batch
+from compressor.models.contract import InputSpec
+
+if TYPE_CHECKING:
+    from onnxscript import ir
+
+_TRACED_BATCH = 2  # a dimension of size 1 would be taken for a constant
+
+
+class _Positional(nn.Module):
+    """Takes the inputs in order, gives the outputs in order: what a graph can have."""
+
+    def __init__(self, module: nn.Module, inputs: Sequence[InputSpec], outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.inputs = tuple(spec.name for spec in inputs)
+        self.outputs = tuple(outputs)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Tensors in the order of the family's inputs to those in the order of its outputs."""
+        found = self.module(**dict(zip(self.inputs, tensors, strict=True)))
+        return tuple(found[name] for name in self.outputs)
+
+
+def onnx_from_torch(
+    module: nn.Module, inputs: Sequence[InputSpec], outputs: Sequence[str], sample: Batch, opset: int
+) -> ir.Model:
+    """The graph of a module (in eval mode), with a name for every dimension that ``inputs`` names.
+
+    Args:
+        module: its ``forward`` takes the inputs by keyword and returns a dict.
+        inputs: names, dtypes and shapes of the graph's inputs.
+        outputs: names of the graph's outputs, keys of that dict.
+        sample: one batch of real samples, cast to the inputs' dtypes; only shapes and dtypes matter.
+        opset: the version of ONNX's operators.
+    """
+    tensors = tuple(torch.from_numpy(_repeated(sample[spec.name])) for spec in inputs)
+    dynamic = tuple({axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in inputs)
+    with _quiet():
+        program = torch.onnx.export(
+            _Positional(module, inputs, outputs).eval(),
+            tensors,
+            dynamo=True,
+            opset_version=opset,
+            input_names=[spec.name for spec in inputs],
+            output_names=list(outputs),
+            dynamic_shapes=(dynamic,),
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    model: ir.Model = program.model
+    return model
+
+
+def _repeated(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The first samples; a single one is repeated."""
+    return np.ascontiguousarray(array[np.arange(_TRACED_BATCH) % len(array)])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says about itself, and only that."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)  # "torchvision is not installed"
+    try:
+        with warnings.catch_warnings():
+            # Several inputs share a dimension's name on purpose: they share its size.
+            warnings.filterwarnings("ignore", message="# The axis name: .* will not be used", category=UserWarning)
+            # torch's own use of its own pytree.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+            yield
+    finally:
+        registration.setLevel(level)
