@@ -1,0 +1,214 @@
+"""Samples of the bed, composed when they are asked for: a pure function of (seed, split, index, epoch).
+
+Shapes: B batch, 9 cells, G glyphs, C concepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from calibration.sources.phone_bed import icons
+from calibration.sources.phone_bed.build import LANGUAGES, SPLITS, text_of
+from calibration.sources.phone_bed.commands import TEMPLATES, Split, tokens_from_text
+from calibration.sources.phone_bed.espeak import FRAMES, MELS
+from compressor.data.contract import Batch, Dataset
+
+Array = np.ndarray[Any, Any]
+CELLS: Final = 9
+GRID: Final = 3
+ABSENT: Final = 9
+"""The label of a command whose concept is not on the screen."""
+_ABSENT_PART: Final = 0.1
+_IDENTITY = 1 << 40
+"""An epoch that never comes: what a sample is must not change from epoch to epoch."""
+
+
+def uniform(seed: int, indices_B: Array, epoch: int, count: int) -> Array:
+    """[B, count] numbers in [0, 1), each a hash of (seed, index, epoch, position) (splitmix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        row = indices_B.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(epoch) * np.uint64(0xD1B54A32D192ED03)
+        key = _mixed(row + np.uint64(seed) * np.uint64(0x8CB92BA72F3D8DD7))
+        state = key[:, None] + np.arange(1, count + 1, dtype=np.uint64)[None, :] * np.uint64(0x9E3779B97F4A7C15)
+        return (_mixed(state) >> np.uint64(11)) * 2.0**-53
+
+
+def _mixed(x: Array) -> Array:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Array = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+class PhoneBedDataset(Dataset):
+    """Screens of nine icons, a command, and which cell it means."""
+
+    input_names = ("screen", "tokens", "mel")
+    label_name = "label"
+
+    def __init__(self, folder: Path, split: Split, num_samples: int, seed: int, *, augment: bool) -> None:
+        self.split, self.num_samples, self.augment = split, num_samples, augment
+        self.seed = seed * len(SPLITS) + SPLITS.index(split)
+        self.masks = np.load(folder / f"masks-{split}.npy", mmap_mode="r")
+        self.mels = np.load(folder / f"mel-{split}.npy", mmap_mode="r")
+        glyphs = np.load(folder / f"glyphs-{split}.npy")
+        commands = np.load(folder / f"commands-{split}.npy")
+        self.concepts = np.unique(glyphs[:, 0])
+        self._index_glyphs(glyphs)
+        self._index_commands(commands)
+
+    def _index_glyphs(self, glyphs: Array) -> None:
+        """Concept → families that draw it → glyphs: padded tables, so that a choice is two look-ups."""
+        count, families = len(icons.concepts()), int(glyphs[:, 1].max()) + 1
+        groups = [[np.flatnonzero((glyphs == (c, f)).all(axis=1)) for f in range(families)] for c in range(count)]
+        widest = max(len(group) for row in groups for group in row)
+        self.glyph_table = np.zeros((count, families, widest), dtype=np.int64)
+        self.glyph_counts = np.array([[len(group) for group in row] for row in groups])
+        self.family_table = np.zeros((count, families), dtype=np.int64)
+        self.family_counts = (self.glyph_counts > 0).sum(axis=1)
+        for concept, row in enumerate(groups):
+            drawn = [family for family in range(families) if len(row[family])]
+            self.family_table[concept, : len(drawn)] = drawn
+            for family in drawn:
+                self.glyph_table[concept, family, : len(row[family])] = row[family]
+
+    def _index_commands(self, commands: Array) -> None:
+        """(language, concept) → spoken commands; and the tokens of every written one."""
+        count = len(icons.concepts())
+        self.spoken = [[np.flatnonzero((commands[:, 1] == l) & (commands[:, 0] == c)) for c in range(count)] for l in (0, 1)]  # noqa: E741
+        self.spoken_count = min(len(self.spoken[l][c]) for l in (0, 1) for c in self.concepts)  # noqa: E741
+        self.spoken_table = np.array(
+            [[row[: self.spoken_count] if len(row) >= self.spoken_count else np.zeros(self.spoken_count, np.int64)
+              for row in language] for language in self.spoken]
+        )  # fmt: skip
+        self.template_counts = np.array([len(TEMPLATES[language][self.split]) for language in LANGUAGES])
+        widest = int(self.template_counts.max())
+        self.token_table = np.zeros((2, count, widest, len(tokens_from_text(""))), dtype=np.int64)
+        for number, language in enumerate(LANGUAGES):
+            for concept in range(count):
+                for template in range(self.template_counts[number]):
+                    text = text_of(language, self.split, template, concept)
+                    self.token_table[number, concept, template] = tokens_from_text(text)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def identity(self, indices_B: Array) -> dict[str, Array]:
+        """What never changes of a sample: whether it is spoken, its language, its concept, and whether that is absent."""
+        draw = uniform(self.seed, indices_B, _IDENTITY, 4)
+        return {
+            "spoken": draw[:, 0] < 0.5,
+            "language": (draw[:, 1] < 0.5).astype(np.int64),
+            "concept": self.concepts[(draw[:, 2] * len(self.concepts)).astype(np.int64)],
+            "absent": draw[:, 3] < _ABSENT_PART,
+        }
+
+    def batch(self, indices: Array, epoch: int = 0) -> Batch:
+        """Screens, tokens, mels, labels; and for training, the concept commanded and those of the cells."""
+        epoch = epoch if self.augment else 0
+        who = self.identity(indices)
+        draw = uniform(self.seed, indices, epoch, len(icons.concepts()) + 1 + 16 * CELLS + 12)
+        keys, rest = draw[:, : len(icons.concepts())], draw[:, len(icons.concepts()) :]
+        cells, label = self._layout(who, keys, rest[:, 0])
+        return {
+            "screen": self._screens(cells, rest[:, 1 : 1 + 16 * CELLS].reshape(len(indices), CELLS, 16)),
+            "tokens": self._tokens(who, rest[:, -12]),
+            "mel": self._mels(who, rest[:, -11:]),
+            "label": label,
+            "concept": who["concept"].astype(np.int64),
+            "cell_concepts": cells,
+        }
+
+    def _layout(self, who: Mapping[str, Array], keys_BC: Array, place_B: Array) -> tuple[Array, Array]:
+        """Nine distinct concepts a screen [B, 9], and the label [B]."""
+        rows = np.arange(len(place_B))
+        keys = np.full_like(keys_BC, 2.0)
+        keys[:, self.concepts] = keys_BC[:, self.concepts]
+        keys[rows, who["concept"]] = 3.0
+        cells = np.argsort(keys, axis=1)[:, :CELLS].astype(np.int64)
+        place = (place_B * CELLS).astype(np.int64)
+        present = ~who["absent"]
+        cells[rows[present], place[present]] = who["concept"][present]
+        return cells, np.where(present, place, ABSENT)
+
+    def _screens(self, concepts_BK: Array, draw_BKU: Array) -> Array:
+        """uint8 [B, 3, 96, 96]: each cell a glyph in one colour on another, moved a little."""
+        batch, side = len(concepts_BK), icons.CELL
+        slot = (draw_BKU[..., 0] * self.family_counts[concepts_BK]).astype(np.int64)
+        family = self.family_table[concepts_BK, slot]
+        glyph = (draw_BKU[..., 1] * self.glyph_counts[concepts_BK, family]).astype(np.int64)
+        chosen = self.glyph_table[concepts_BK, family, glyph]
+        variant = (draw_BKU[..., 2] * self.masks.shape[1]).astype(np.int64)
+        shift = ((draw_BKU[..., 3:5] - 0.5) * 5).round().astype(np.int64)
+        padded = np.zeros((batch * CELLS, side + 4, side + 4), dtype=np.uint8)
+        padded[:, 2:-2, 2:-2] = self.masks[chosen.ravel(), variant.ravel()]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
+        moved = 2 + shift.reshape(-1, 2)
+        alpha = windows[np.arange(batch * CELLS), moved[:, 0], moved[:, 1]].astype(np.float32)
+        back, front = self._colours(draw_BKU.reshape(batch * CELLS, -1))
+        cell = back[:, :, None, None] + (front - back)[:, :, None, None] * (alpha[:, None] * np.float32(1 / 255))
+        pixels = cell.astype(np.uint8).reshape(batch, GRID, GRID, 3, side, side)
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 4, 2, 5)).reshape(batch, 3, GRID * side, GRID * side)
+
+    def _colours(self, draw: Array) -> tuple[Array, Array]:
+        """Background and foreground, float32 [B·9, 3] each, at least 90 levels of grey apart, light on dark or dark on light."""
+        dark = draw[:, 5] < 0.5
+        low = draw[:, 6] * 80
+        high = 175 + draw[:, 7] * 80
+        tint = (draw[:, 8:14] - 0.5) * 80
+        back = np.where(dark, low, high)[:, None] + tint[:, :3]
+        front = np.where(dark, high, low)[:, None] + tint[:, 3:]
+        return np.clip(back, 0, 255).astype(np.float32), np.clip(front, 0, 255).astype(np.float32)
+
+    def _tokens(self, who: Mapping[str, Array], draw_B: Array) -> Array:
+        language = who["language"]
+        template = (draw_B * self.template_counts[language]).astype(np.int64)
+        tokens = self.token_table[language, who["concept"], template]
+        return np.where(who["spoken"][:, None], 0, tokens)
+
+    def _mels(self, who: Mapping[str, Array], draw_BU: Array) -> Array:
+        """float32 [B, 80, frames] in [0, 1]; all zeros when the command is written."""
+        mels = np.zeros((len(draw_BU), MELS, FRAMES), dtype=np.float32)
+        rows = np.flatnonzero(who["spoken"])
+        take = (draw_BU[rows, 0] * self.spoken_count).astype(np.int64)
+        chosen = self.spoken_table[who["language"][rows], who["concept"][rows], take]
+        spoken = self.mels[chosen].astype(np.float32) / np.float32(255)
+        mels[rows] = self._disturbed(spoken, draw_BU[rows, 1:], rows) if self.augment else spoken
+        return mels
+
+    def _disturbed(self, mel_RMF: Array, draw_RU: Array, rows: Array) -> Array:
+        """Shifted in time, louder or softer, noise from U(0, 0.12) on half of them, one band and one stretch of time masked."""
+        for row in range(len(mel_RMF)):
+            late = int(draw_RU[row, 0] * 12)
+            if late:
+                mel_RMF[row, :, late:] = mel_RMF[row, :, :-late].copy()
+                mel_RMF[row, :, :late] = 0
+            band, width = int(draw_RU[row, 1] * MELS), int(draw_RU[row, 2] * 14)
+            mel_RMF[row, band : band + width] *= 0.3
+            start, length = int(draw_RU[row, 3] * FRAMES), int(draw_RU[row, 4] * 18)
+            mel_RMF[row, :, start : start + length] *= 0.3
+        sound = mel_RMF > 0
+        gain = ((draw_RU[:, 5] - 0.5) * 0.3)[:, None, None].astype(np.float32)
+        level = (np.maximum(0, draw_RU[:, 6] - 0.5) * 0.24)[:, None, None].astype(np.float32)
+        noise = _noise(int(draw_RU[0, 7] * 2**31) if len(rows) else 0, mel_RMF.shape)
+        disturbed: Array = np.where(sound, np.clip(mel_RMF + gain + level * noise, 1 / 255, 1), 0)
+        return disturbed
+
+    def slices(self) -> Mapping[str, Array]:
+        """By input, by language, and by both."""
+        who = self.identity(np.arange(self.num_samples, dtype=np.int64))
+        kind = np.where(who["spoken"], "speech", "text")
+        language = np.array(LANGUAGES)[who["language"]]
+        both = np.char.add(np.char.add(kind, "/"), language)
+        return {"input": kind, "language": language, "input×language": both}
+
+    def class_names(self) -> tuple[str, ...]:
+        """The nine cells, row by row, then absent."""
+        return (*(f"cell-{number}" for number in range(1, CELLS + 1)), "absent")
+
+
+def _noise(seed: int, shape: tuple[int, ...]) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
