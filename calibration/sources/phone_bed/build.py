@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -21,16 +23,15 @@ from calibration.sources.phone_bed.espeak import FRAMES, MELS, Speaker, log_mel,
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import fsync_directory, fsync_tree
 from compressor.artifacts.fingerprint import digest_file
-from compressor.errors import DataError
 
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
 LANGUAGES: Final[tuple[Language, ...]] = ("en", "zh")
 VARIANTS: Final = {"train": 24, "validation": 4, "test": 4}
 """Renderings of each glyph: size, and for training also turn, stretch, weight and blur."""
-UTTERANCES: Final = {"train": 36, "validation": 6, "test": 10}
+UTTERANCES: Final = {"train": 48, "validation": 6, "test": 10}
 """Spoken commands for each concept and language."""
-_PROCESSES: Final = 4
-"""espeak-ng waits more than it computes, so more processes than cores pay."""
+_PROCESSES: Final = 2
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _CHECKSUMS: Final = "checksums.json"
 
 Progress = Callable[[str, int, int], None]
@@ -162,7 +163,7 @@ def _renderings(base_NSS: Array, count: int, draw: np.random.Generator, *, augme
 
 
 def _sampled(base_NSS: Array, width_N: Array, height_N: Array, angle_N: Array) -> Array:
-    """Each mask scaled to width × height pixels, turned, and centred in a cell: float [N, CELL, CELL], bilinear on 2×2 samples."""
+    """Each mask scaled to width × height pixels, turned, and centred in a cell: float [N, CELL, CELL], bilinear, 2×2 samples."""
     size = base_NSS.shape[1]
     total = np.zeros((len(base_NSS), icons.CELL, icons.CELL), dtype=np.float32)
     rows = np.arange(len(base_NSS))[:, None, None]
@@ -185,7 +186,9 @@ def _sampled(base_NSS: Array, width_N: Array, height_N: Array, angle_N: Array) -
 
 def _reweighted(masks_NCC: Array, draw: np.random.Generator) -> Array:
     """Heavier or lighter strokes (a blend with the dilated or eroded mask), and sometimes a blur."""
-    shifts = [np.roll(masks_NCC, (dy, dx), axis=(1, 2)) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if abs(dy) + abs(dx) < 2]
+    shifts = [
+        np.roll(masks_NCC, (dy, dx), axis=(1, 2)) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if abs(dy) + abs(dx) < 2
+    ]
     stack = np.stack(shifts)
     amount = draw.uniform(-0.7, 0.9, len(masks_NCC))[:, None, None].astype(np.float32)
     target = np.where(amount > 0, stack.max(axis=0), stack.min(axis=0))
@@ -200,7 +203,7 @@ def _build_speech(folder: Path, progress: Progress, table: list[Utterance]) -> N
     done = 0
     chunks = [table[start : start + 64] for start in range(0, len(table), 64)]
     spoken: list[Array] = []
-    with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
+    with _single_threaded(), ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
         for mels in pool.map(_speak, chunks):
             spoken.append(mels)
             done += len(mels)
@@ -208,10 +211,27 @@ def _build_speech(folder: Path, progress: Progress, table: list[Utterance]) -> N
     every = np.concatenate(spoken)
     for split in SPLITS:
         mine = [index for index, one in enumerate(table) if one.split == split]
-        facts = [(table[i].concept, LANGUAGES.index(table[i].language), table[i].template, table[i].voice) for i in mine]
+        facts = [
+            (table[i].concept, LANGUAGES.index(table[i].language), table[i].template, table[i].voice) for i in mine
+        ]
         with writing(folder):
             np.save(folder / f"mel-{split}.npy", every[mine])
             np.save(folder / f"commands-{split}.npy", np.array(facts, dtype=np.int32))
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Processes that are started within compute with one thread each: their products are small."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
 
 @cache
@@ -229,15 +249,3 @@ def _speak(chunk: list[Utterance]) -> Array:
         mel = log_mel(resampled(samples, speaker.rate))
         out[row, :, : mel.shape[1]] = mel
     return out
-
-
-def missing_voices() -> list[str]:
-    """Voices of the table that this espeak-ng does not have."""
-    speaker = _speaker()
-    return [voice for splits in VOICES.values() for voices in splits.values() for voice in voices if not speaker.has(voice)]
-
-
-def check_voices() -> None:
-    """Raise a DataError that names every voice that is not there."""
-    if missing := missing_voices():
-        raise DataError(f"espeak-ng has no voice {', '.join(missing)}")

@@ -44,7 +44,9 @@ _ACCENTS: Final[dict[Language, tuple[str, ...]]] = {"en": ("en-us", "en"), "zh":
 """espeak-ng calls British English (en-gb) ``en``. ``cmn`` reads Chinese characters."""
 
 VOICES: Final[dict[Language, dict[Split, tuple[str, ...]]]] = {
-    language: {split: tuple(accent + one for accent in accents for one in variants) for split, variants in VARIANTS.items()}
+    language: {
+        split: tuple(accent + one for accent in accents for one in variants) for split, variants in VARIANTS.items()
+    }
     for language, accents in _ACCENTS.items()
 }
 

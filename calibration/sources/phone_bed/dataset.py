@@ -30,7 +30,9 @@ _IDENTITY = 1 << 40
 def uniform(seed: int, indices_B: Array, epoch: int, count: int) -> Array:
     """[B, count] numbers in [0, 1), each a hash of (seed, index, epoch, position) (splitmix64, Steele et al. 2014)."""
     with np.errstate(over="ignore"):
-        row = indices_B.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(epoch) * np.uint64(0xD1B54A32D192ED03)
+        row = indices_B.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(epoch) * np.uint64(
+            0xD1B54A32D192ED03
+        )
         key = _mixed(row + np.uint64(seed) * np.uint64(0x8CB92BA72F3D8DD7))
         state = key[:, None] + np.arange(1, count + 1, dtype=np.uint64)[None, :] * np.uint64(0x9E3779B97F4A7C15)
         return (_mixed(state) >> np.uint64(11)) * 2.0**-53
@@ -78,12 +80,12 @@ class PhoneBedDataset(Dataset):
     def _index_commands(self, commands: Array) -> None:
         """(language, concept) → spoken commands; and the tokens of every written one."""
         count = len(icons.concepts())
-        self.spoken = [[np.flatnonzero((commands[:, 1] == l) & (commands[:, 0] == c)) for c in range(count)] for l in (0, 1)]  # noqa: E741
-        self.spoken_count = min(len(self.spoken[l][c]) for l in (0, 1) for c in self.concepts)  # noqa: E741
-        self.spoken_table = np.array(
-            [[row[: self.spoken_count] if len(row) >= self.spoken_count else np.zeros(self.spoken_count, np.int64)
-              for row in language] for language in self.spoken]
-        )  # fmt: skip
+        spoken = [
+            [np.flatnonzero((commands[:, 1] == language) & (commands[:, 0] == concept)) for concept in range(count)]
+            for language in range(len(LANGUAGES))
+        ]
+        self.spoken_count = min(len(found) for language in spoken for found in language)
+        self.spoken_table = np.array([[found[: self.spoken_count] for found in language] for language in spoken])
         self.template_counts = np.array([len(TEMPLATES[language][self.split]) for language in LANGUAGES])
         widest = int(self.template_counts.max())
         self.token_table = np.zeros((2, count, widest, len(tokens_from_text(""))), dtype=np.int64)

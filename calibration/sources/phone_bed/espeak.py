@@ -22,7 +22,7 @@ FRAMES: Final = 192
 _WINDOW: Final = 400
 _HOP: Final = 160
 _FFT: Final = 512
-_RETRIEVE, _UTF8, _NO_EXIT, _RATE, _PITCH = 1, 1, 0x8000, 1, 3  # espeak/speak_lib.h
+_SYNCHRONOUS, _UTF8, _NO_EXIT, _RATE, _PITCH = 2, 1, 0x8000, 1, 3  # espeak/speak_lib.h
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -39,7 +39,7 @@ class Speaker:
         self._chunks: list[np.ndarray[Any, Any]] = []
         self._callback = _Callback(self._receive)
         self.rate = int(
-            self._library.espeak_Initialize(_RETRIEVE, 0, str(espeakng_loader.get_data_path()).encode(), _NO_EXIT)
+            self._library.espeak_Initialize(_SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), _NO_EXIT)
         )
         if self.rate <= 0:
             raise DataError(f"espeak-ng cannot start (code {self.rate})")
@@ -74,13 +74,15 @@ class Speaker:
 
 
 def resampled(samples: Samples, rate: int) -> Samples:
-    """To 16 kHz by cutting or padding the spectrum (exact for band-limited sound)."""
-    count = round(len(samples) * SAMPLE_RATE / rate)
-    spectrum = np.fft.rfft(samples)
-    wanted = np.zeros(count // 2 + 1, dtype=spectrum.dtype)
+    """To 16 kHz by cutting the spectrum (exact for band-limited sound); padded so that both transforms have short factors."""
+    unit_in, unit_out = rate // 10, SAMPLE_RATE // 10
+    units = -(-len(samples) // unit_in)
+    spectrum = np.fft.rfft(samples, units * unit_in)
+    wanted = np.zeros(units * unit_out // 2 + 1, dtype=spectrum.dtype)
     shared = min(len(spectrum), len(wanted))
     wanted[:shared] = spectrum[:shared]
-    return (np.fft.irfft(wanted, count) * (count / len(samples))).astype(np.float32)
+    whole = np.fft.irfft(wanted, units * unit_out) * (unit_out / unit_in)
+    return whole[: round(len(samples) * SAMPLE_RATE / rate)].astype(np.float32)
 
 
 @cache
@@ -102,4 +104,5 @@ def log_mel(samples: Samples) -> np.ndarray[Any, np.dtype[np.uint8]]:
     power = np.abs(np.fft.rfft(frames * np.hanning(_WINDOW).astype(np.float32), _FFT)) ** 2
     mel = 10 * np.log10(np.maximum(power @ mel_filters().T, 1e-10)).T
     level = np.clip((mel - mel.max() + 80) / 80, 0, 1)
-    return np.round(1 + 254 * level).astype(np.uint8)[:, :FRAMES]
+    bands: np.ndarray[Any, np.dtype[np.uint8]] = np.round(1 + 254 * level).astype(np.uint8)
+    return bands[:, :FRAMES]

@@ -1,6 +1,7 @@
 """Icon glyphs from the fonts that ship with qtawesome, read as files: no Qt, no import of qtawesome.
 
-A family is one designer's drawing: Font Awesome 5 and 6 are one, and so are Phosphor's weights. Families, not fonts, are held out.
+A family is one designer's drawing: Font Awesome 5 and 6 are one, and so are Phosphor's weights. Families are held out, not
+fonts.
 """
 
 from __future__ import annotations
