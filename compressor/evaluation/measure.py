@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import ValidationError
-
 import compressor
 from compressor.artifacts.fingerprint import digest_json
 from compressor.artifacts.kinds import Kind
@@ -60,10 +58,46 @@ def measure(
         UsageError: ``evaluate`` names a set that is not in ``sources``.
         PassError: the process crashed; the end of what it printed is told.
     """
+    request = _request(kind, model, evaluate, sources, context)
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "compressor.evaluation.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=_environment(evaluate.latency.threads if evaluate.latency else None),
+    ) as process:
+        reader = threading.Thread(target=tail.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        try:
+            last = _answer(process, request, progress)
+            status = process.wait()
+        finally:
+            process.kill()
+            reader.join()
+    if last is not None and last.failure is not None:
+        raise last.failure.rebuilt()
+    if last is not None and last.measurement is not None:
+        return last.measurement
+    told = "".join(f"\n    {line.rstrip()}" for line in tail) or "\n    it printed nothing"
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with code {status}"
+    raise PassError(f"the process that measures {request.model} {how}:{told}")
+
+
+def _request(
+    kind: Kind,
+    model: Path,
+    evaluate: EvaluateConfig,
+    sources: Mapping[str, Mapping[str, Any]],
+    context: SourceContext,
+) -> Request:
     used = {value for _, reference, value in references(evaluate) if reference.to == "data"}
     if missing := sorted(used - sources.keys()):
         raise UsageError(f"`evaluate:` names sets that `data:` does not have: {', '.join(missing)}")
-    request = Request(
+    return Request(
         kind=kind,
         model=model.resolve(),
         evaluate=evaluate,
@@ -73,21 +107,6 @@ def measure(
         cache=context.cache.resolve(),
         parent=os.getpid(),
     )
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "compressor.evaluation.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        env=_environment(evaluate.latency.threads if evaluate.latency else None),
-    )
-    try:
-        return _answer(process, request, progress)
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _environment(threads: int | None) -> dict[str, str]:
@@ -98,29 +117,20 @@ def _environment(threads: int | None) -> dict[str, str]:
     return {**os.environ, **limits, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
-def _answer(process: subprocess.Popen[str], request: Request, progress: Callable[[str, int, int], None]) -> Measurement:
-    assert process.stdin and process.stdout and process.stderr  # noqa: S101 - all three are pipes
-    tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    reader = threading.Thread(target=tail.extend, args=(process.stderr,), daemon=True)
-    reader.start()
+def _answer(
+    process: subprocess.Popen[str], request: Request, progress: Callable[[str, int, int], None]
+) -> Answer | None:
+    """The last thing the process said."""
+    assert process.stdin and process.stdout  # noqa: S101 - both are pipes
     _send(process.stdin, request)
     last: Answer | None = None
     for line in process.stdout:
-        try:
-            last = Answer.model_validate_json(line)
-        except ValidationError:
+        if not line.endswith("\n"):  # cut off by a crash
             break
+        last = Answer.model_validate_json(line)
         if last.progress is not None:
             progress(*last.progress)
-    if last is not None and last.failure is not None:
-        raise last.failure.rebuilt()
-    if last is not None and last.measurement is not None:
-        return last.measurement
-    status = process.wait()
-    reader.join(timeout=5)
-    told = "".join(f"\n    {line.rstrip()}" for line in tail) or "\n    it printed nothing"
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with code {status}"
-    raise PassError(f"the process that measures {request.model} {how}:{told}")
+    return last
 
 
 def _send(stdin: IO[str], request: Request) -> None:

@@ -43,7 +43,7 @@ def main() -> int:
         answer = Answer(measurement=_measure(request, _reporter(answers)))
     except CompressError as error:
         answer = Answer(failure=Failure.of(error))
-    answers.write(answer.model_dump_json(exclude_none=True) + "\n")
+    answers.write(answer.model_dump_json() + "\n")
     answers.close()
     return 0
 
@@ -58,7 +58,7 @@ def _die_with(parent: int) -> None:
 
 def _reporter(answers: TextIO) -> Callable[[str, int, int], None]:
     def report(what: str, done: int, total: int) -> None:
-        answers.write(Answer(progress=(what, done, total)).model_dump_json(exclude_none=True) + "\n")
+        answers.write(Answer(progress=(what, done, total)).model_dump_json() + "\n")
 
     return report
 

@@ -128,7 +128,10 @@ def _exactly(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[An
     """The array as ``dtype``, or None where a value would change."""
     if array.dtype == dtype:
         return np.ascontiguousarray(array)
+    if array.dtype.kind not in "biuf":
+        return None
     with np.errstate(invalid="ignore", over="ignore"):
         converted = array.astype(dtype)
         same = np.array_equal(converted.astype(array.dtype), array, equal_nan=array.dtype.kind == "f")
+        same = same and np.array_equal(converted < 0, array < 0)  # uint64 wraps into int64 and back
     return np.ascontiguousarray(converted) if same else None

@@ -97,7 +97,7 @@ class TinySource(DataSource[TinySourceConfig]):
 
     def load(self, config, context):
         context.progress("tiny", 1, 1)
-        print("a library that prints to stdout")
+        print("a library that prints to stdout")  # noqa: T201
         if config.fail == "data":
             raise DataError("the samples are gone", remedy="bring them back")
         if config.fail == "crash":

@@ -1,0 +1,149 @@
+"""The process that measures: what it answers, how it fails, and how it dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from compressor.artifacts.kinds import Kind
+from compressor.data.contract import SourceContext
+from compressor.errors import ConfigError, DataError, GateError, ModelError, PassError, Problem, UsageError
+from compressor.evaluation.measure import evaluation_digest, measure
+from compressor.evaluation.protocol import Answer, Failure
+from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, LatencyConfig
+
+EVALUATE = EvaluateConfig(accuracy=AccuracyConfig(data="test"), latency=LatencyConfig(warmup=1, repeats=5, threads=1))
+SOURCES = {"test": {"source": "tiny"}, "unused": {"source": "no-such-source"}}
+
+
+def measured(kind, folder, tmp_path, evaluate=EVALUATE, progress=lambda *_: None, **source):
+    sources = {**SOURCES, "test": {"source": "tiny", **source}}
+    return measure(kind, folder, evaluate, sources, SourceContext(tmp_path, cache=tmp_path), progress=progress)
+
+
+@pytest.fixture
+def onnx_model(tmp_path):
+    """The input's first pixel, three times over."""
+    from onnx import TensorProto, helper
+
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 3, 8, 8])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("GlobalAveragePool", ["float"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    graph = helper.make_graph(nodes, "tiny", [image], [logits])
+    folder = tmp_path / "onnx"
+    folder.mkdir()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder
+
+
+def test_torch_and_onnx_answer_alike(tiny_model, onnx_model, tmp_path):
+    told = []
+    torch = measured(Kind.TORCH, tiny_model, tmp_path, progress=lambda *one: told.append(one))
+    onnx = measured(Kind.ONNX, onnx_model, tmp_path)
+    for result, runtime in ((torch, "torch "), (onnx, "onnxruntime ")):
+        assert result.latency.runtime.startswith(runtime)
+        assert len(result.latency.milliseconds) == 5
+        assert result.accuracy.samples == 40
+        names = {metric.name for metric in result.metrics}
+        assert {"top1", "top1[input=speech]", "latency_p50_ms", "throughput", "peak_rss_bytes"} <= names
+        assert {"size_bytes", "parameters", "macs"} <= names
+    assert [metric.name for metric in torch.metrics] == [metric.name for metric in onnx.metrics]
+    assert ("accuracy", 40, 40) in told
+    assert ("latency", 5, 5) in told
+    # A process that measures ONNX never loads torch, which alone takes more than this.
+    peaks = [next(m.value for m in one.metrics if m.name == "peak_rss_bytes") for one in (torch, onnx)]
+    assert peaks[1] < 150e6 < peaks[0]
+
+
+def test_only_what_is_asked_for(onnx_model, tmp_path):
+    latency = EvaluateConfig(latency=LatencyConfig(data="test", warmup=0, repeats=2))
+    assert measured(Kind.ONNX, onnx_model, tmp_path, latency).accuracy is None
+    accuracy = EvaluateConfig(accuracy=AccuracyConfig(data="test"))
+    assert measured(Kind.ONNX, onnx_model, tmp_path, accuracy).latency is None
+
+
+def test_an_error_of_the_users_comes_back_as_itself(onnx_model, tmp_path):
+    with pytest.raises(DataError) as caught:
+        measured(Kind.ONNX, onnx_model, tmp_path, fail="data")
+    assert (caught.value.what, caught.value.remedy) == ("the samples are gone", "bring them back")
+    with pytest.raises(ModelError, match=r"model\.onnx is missing"):
+        measured(Kind.ONNX, tmp_path, tmp_path)
+
+
+def test_a_set_that_is_not_there(tmp_path):
+    with pytest.raises(UsageError, match="does not have: test"):
+        measure(Kind.ONNX, tmp_path, EVALUATE, {}, SourceContext(tmp_path))
+
+
+def test_a_crash_tells_the_end_of_what_it_printed(onnx_model, tmp_path):
+    with pytest.raises(PassError, match="was killed by signal 6:\n    a library that prints to stdout"):
+        measured(Kind.ONNX, onnx_model, tmp_path, fail="crash")
+    with pytest.raises(PassError, match=r"ended with code 1:(.|\n)*ZeroDivisionError: a bug of ours"):
+        measured(Kind.ONNX, onnx_model, tmp_path, fail="bug")
+
+
+_PARENT = """
+import sys
+from pathlib import Path
+from compressor.artifacts.kinds import Kind
+from compressor.data.contract import SourceContext
+from compressor.evaluation.measure import measure
+from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
+base = Path(sys.argv[1])
+measure(Kind.ONNX, base, EvaluateConfig(accuracy=AccuracyConfig(data="test")),
+        {"test": {"source": "tiny", "fail": "hang"}}, SourceContext(base, cache=base))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_it_ends_with_whoever_asked(onnx_model, how):
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(onnx_model)], stderr=subprocess.DEVNULL)
+    try:
+        child = int(_eventually(lambda: (onnx_model / "pid").read_text() if (onnx_model / "pid").is_file() else ""))
+        parent.send_signal(how)
+        parent.wait(timeout=10)
+        _eventually(lambda: not _alive(child))
+    finally:
+        parent.kill()
+
+
+def _eventually(condition):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it never came")
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_errors_keep_their_class_on_the_way():
+    for error in (GateError("too slow", remedy="be faster"), ConfigError([Problem("a.b", "is wrong")])):
+        failure = Answer.model_validate_json(Answer(failure=Failure.of(error)).model_dump_json()).failure
+        rebuilt = failure.rebuilt()
+        assert type(rebuilt) is type(error)
+        assert (str(rebuilt), rebuilt.exit_code) == (str(error), error.exit_code)
+    assert type(Failure(error="SomethingElse", what="odd").rebuilt()) is PassError
+
+
+def test_the_digest_follows_what_is_asked_and_the_data():
+    first = evaluation_digest(EVALUATE, {"test": "a"})
+    assert first == evaluation_digest(EVALUATE.model_copy(), {"test": "a"})
+    assert first != evaluation_digest(EVALUATE, {"test": "b"})
+    assert first != evaluation_digest(EvaluateConfig(accuracy=EVALUATE.accuracy), {"test": "a"})

@@ -1,0 +1,107 @@
+"""Opening and feeding models of both runtimes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from compressor.artifacts.kinds import Kind
+from compressor.config.discovery import FAMILIES, load
+from compressor.errors import DataError, ModelError, UsageError
+from compressor.models.contract import InputSpec
+from compressor.runtimes import open_session
+from compressor.runtimes.session import fitted
+
+
+def test_onnx_runs_and_leaves_out_what_it_has_no_input_for(onnx_folder):
+    with open_session(Kind.ONNX, onnx_folder(), threads=1) as session:
+        assert session.runtime.startswith("onnxruntime ")
+        assert (session.input_names, session.output_names) == (("x",), ("logits",))
+        x = np.ones((4, 3), np.float64)
+        np.testing.assert_array_equal(session.run({"x": x, "label": x})["logits"], [[6, 9]] * 4)
+
+
+def test_torch_runs_and_gives_the_familys_outputs_only(tmp_path):
+    from compressor.models.loading import save_module
+
+    family = load(FAMILIES, "autoglm-phone")
+    config = family.presets["tiny"]
+    save_module(family.build(config), family.name, config, tmp_path)
+    rows = {
+        spec.name: np.zeros((2, *(one if isinstance(one, int) else 16 for one in spec.shape[1:])), spec.dtype)
+        for spec in family.inputs(config)
+    }
+    for array in rows.values():
+        array.flags.writeable = False
+    with open_session(Kind.TORCH, tmp_path, threads=1) as session:
+        assert session.runtime.startswith("torch ")
+        outputs = session.run(rows)
+    assert {name: value.shape for name, value in outputs.items()} == {"logits": (2, 10)}
+
+
+@pytest.mark.parametrize("kind", [Kind.AWQ, Kind.ENGINE, Kind.ADAPTER])
+def test_kinds_without_a_runtime(kind, tmp_path):
+    with pytest.raises(UsageError, match=f"no runtime for artifacts of kind '{kind.value}' yet"):
+        open_session(kind, tmp_path, threads=1)
+
+
+SPECS = (InputSpec("x", "float32", ("batch", 3)), InputSpec("n", "int64", ("batch", "length")))
+
+
+def test_every_array_that_does_not_fit_is_named():
+    with pytest.raises(DataError) as caught:
+        fitted({"x": np.zeros((2, 4)), "y": np.zeros(1)}, SPECS)
+    assert "x: shape [2, 4], expected [batch, 3]" in caught.value.what
+    assert "n: missing; the data has x, y" in caught.value.what
+
+
+def test_a_named_dimension_has_one_size():
+    with pytest.raises(DataError, match="batch is 3, but 2 in x"):
+        fitted({"x": np.zeros((2, 3)), "n": np.zeros((3, 1), np.int64)}, SPECS)
+
+
+@pytest.mark.parametrize(
+    ("values", "fits"),
+    [
+        (np.array([[1, 2]], np.int32), True),
+        (np.array([[1.0, 2.0]]), True),
+        (np.array([[1.5, 2.0]]), False),
+        (np.array([[np.nan, 2.0]]), False),
+        (np.array([[True, False]]), True),
+        (np.array([[2**63, 0]], np.uint64), False),
+    ],
+)
+def test_casts_where_that_is_exact(values, fits):
+    feeds = {"x": np.zeros((1, 3), np.float16), "n": values}
+    if fits:
+        assert {name: array.dtype for name, array in fitted(feeds, SPECS).items()} == {"x": "float32", "n": "int64"}
+    else:
+        with pytest.raises(DataError, match="do not fit into int64"):
+            fitted(feeds, SPECS)
+
+
+def test_float64_that_float32_cannot_hold_is_refused():
+    with pytest.raises(DataError, match="x: its values are float64 and do not fit into float32"):
+        fitted({"x": np.full((1, 3), 0.1), "n": np.zeros((1, 1), np.int64)}, SPECS)
+
+
+def test_a_graph_that_onnx_runtime_refuses(onnx_folder):
+    import onnx
+
+    folder = onnx_folder()
+    model = onnx.load(folder / "model.onnx")
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, folder / "model.onnx")
+    with pytest.raises(ModelError, match=r"ONNX Runtime cannot open .*NoSuchOperator"):
+        open_session(Kind.ONNX, folder, threads=1)
+
+
+def test_a_device_that_is_not_there(onnx_folder):
+    with pytest.raises(UsageError, match="cannot compute on 'tpu'"):
+        open_session(Kind.ONNX, onnx_folder(), threads=1, device="tpu")
+
+
+def test_onnx_never_loads_torch():
+    code = "import sys, compressor.runtimes.onnx_session; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
