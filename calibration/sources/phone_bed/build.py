@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +14,7 @@ import numpy as np
 
 from calibration.sources.phone_bed import icons
 from calibration.sources.phone_bed.commands import TEMPLATES, VOICES, Language, Split
-from calibration.sources.phone_bed.espeak import FRAMES, MELS, Speaker, log_mel, resampled
+from calibration.sources.phone_bed.speak import Request, spoken
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import fsync_directory, fsync_tree
 from compressor.artifacts.fingerprint import digest_file
@@ -30,8 +25,6 @@ VARIANTS: Final = {"train": 24, "validation": 4, "test": 4}
 """Renderings of each glyph: size, and for training also turn, stretch, weight and blur."""
 UTTERANCES: Final = {"train": 48, "validation": 6, "test": 10}
 """Spoken commands for each concept and language."""
-_PROCESSES: Final = 2
-_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _CHECKSUMS: Final = "checksums.json"
 
 Progress = Callable[[str, int, int], None]
@@ -200,15 +193,16 @@ def _reweighted(masks_NCC: Array, draw: np.random.Generator) -> Array:
 
 def _build_speech(folder: Path, progress: Progress, table: list[Utterance]) -> None:
     """``mel-<split>.npy`` uint8 [utterances, MELS, FRAMES] and ``commands-<split>.npy`` int32 [utterances, 4]."""
-    done = 0
-    chunks = [table[start : start + 64] for start in range(0, len(table), 64)]
-    spoken: list[Array] = []
-    with _single_threaded(), ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
-        for mels in pool.map(_speak, chunks):
-            spoken.append(mels)
-            done += len(mels)
-            progress("spoken commands", done, len(table))
-    every = np.concatenate(spoken)
+    requests: list[Request] = [
+        (
+            text_of(one.language, one.split, one.template, one.concept),
+            VOICES[one.language][one.split][one.voice],
+            one.words_per_minute,
+            one.pitch,
+        )
+        for one in table
+    ]
+    every = spoken(requests, lambda done: progress("spoken commands", done, len(table)))
     for split in SPLITS:
         mine = [index for index, one in enumerate(table) if one.split == split]
         facts = [
@@ -217,35 +211,3 @@ def _build_speech(folder: Path, progress: Progress, table: list[Utterance]) -> N
         with writing(folder):
             np.save(folder / f"mel-{split}.npy", every[mine])
             np.save(folder / f"commands-{split}.npy", np.array(facts, dtype=np.int32))
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Processes that are started within compute with one thread each: their products are small."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
-
-
-@cache
-def _speaker() -> Speaker:
-    return Speaker()
-
-
-def _speak(chunk: list[Utterance]) -> Array:
-    speaker = _speaker()
-    out = np.zeros((len(chunk), MELS, FRAMES), dtype=np.uint8)
-    for row, one in enumerate(chunk):
-        text = text_of(one.language, one.split, one.template, one.concept)
-        voice = VOICES[one.language][one.split][one.voice]
-        samples = speaker.say(text, voice, one.words_per_minute, one.pitch)
-        mel = log_mel(resampled(samples, speaker.rate))
-        out[row, :, : mel.shape[1]] = mel
-    return out
