@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,6 @@ from compressor.runtimes.session import Session
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
 
-_MAX_CROSSED = 24
-"""Two axes are crossed only up to so many slices: more would be noise."""
-
 
 def measure_accuracy(session: Session, dataset: Dataset, config: AccuracyConfig, progress: Progress) -> AccuracyReport:
     """Run every sample once and judge the answers.
@@ -35,7 +31,7 @@ def measure_accuracy(session: Session, dataset: Dataset, config: AccuracyConfig,
     if unknown:
         raise UsageError(f"unknown metrics: {', '.join(unknown)}", remedy=f"known: {', '.join(METRICS)}")
     logits, labels = _answers(session, dataset, config, progress)
-    slices = {axis: np.asarray(values)[: len(labels)] for axis, values in _with_crossed(dataset.slices()).items()}
+    slices = {axis: np.asarray(values)[: len(labels)] for axis, values in dataset.slices().items()}
     metrics = [
         metric
         for name in config.metrics
@@ -88,15 +84,6 @@ def _checked(logits: Array, labels: Array, data: str) -> tuple[Array, Array]:
     return logits, labels
 
 
-def _with_crossed(slices: Mapping[str, Array]) -> dict[str, Array]:
-    """The axes, and each pair of them as one more: ``input,language`` with slices as ``speech,zh``."""
-    crossed = {}
-    for (one, ones), (other, others) in combinations(slices.items(), 2):
-        if len(np.unique(ones)) * len(np.unique(others)) <= _MAX_CROSSED:
-            crossed[f"{one},{other}"] = np.array([f"{a},{b}" for a, b in zip(ones, others, strict=True)])
-    return {**slices, **crossed}
-
-
 def _counts(values: Array) -> dict[str, int]:
     names, counts = np.unique(values, return_counts=True)
     return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
@@ -106,8 +93,7 @@ def _metrics_of(name: str, values: Array, slices: Mapping[str, Array], resamples
     yield _metric(name, name, values, resamples)
     for axis, labels in slices.items():
         for one in np.unique(labels):
-            place = ",".join(f"{a}={b}" for a, b in zip(axis.split(","), str(one).split(","), strict=False))
-            yield _metric(name, f"{name}[{place}]", values[labels == one], resamples)
+            yield _metric(name, f"{name}[{axis}={one}]", values[labels == one], resamples)
 
 
 def _metric(metric: str, name: str, values: Array, resamples: int) -> Metric:

@@ -1,0 +1,185 @@
+"""Model folders: written twice alike, opened strictly, and refused with everything that is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from compressor.config.discovery import FAMILIES, load
+from compressor.errors import ModelError, NumericalError
+from compressor.models.loading import check_finite, facts_of, load_module, read_description, save_module
+
+FAMILY = load(FAMILIES, "autoglm-phone")
+CONFIG = FAMILY.presets["tiny"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    save_module(FAMILY.build(CONFIG), FAMILY.name, CONFIG, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rewrite(folder, change):
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    change(tensors)
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+
+
+def test_equal_weights_give_equal_bytes(folder, tmp_path):
+    save_module(load_module(folder), FAMILY.name, CONFIG, tmp_path / "again")
+    for file in folder.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_the_description_and_the_facts(folder):
+    assert read_description(folder) == (FAMILY.name, CONFIG)
+    facts = facts_of(folder)
+    assert facts["parameters"] == sum(FAMILY.parameters(CONFIG).values())
+    assert facts["size_bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+
+
+def test_loading_gives_the_same_answers_in_eval_mode_and_leaves_the_generator_alone(folder):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    module = load_module(folder)
+    assert torch.equal(torch.rand(3), expected)
+    assert not module.training
+    loaded = safetensors.torch.load_file(folder / "model.safetensors")
+    assert all(torch.equal(value, loaded[name]) for name, value in module.state_dict().items())
+
+
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = torch.nn.Linear(4, 7, bias=False)
+        self.embedding = torch.nn.Embedding(7, 4)
+        self.out.weight = self.embedding.weight
+        self.register_buffer("view", torch.arange(12.0).reshape(3, 4).T[1:])
+
+
+def test_tied_weights_are_written_once_and_stay_tied(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(type(FAMILY), "build", lambda *_: Tied())
+    tied = Tied()
+    save_module(tied, FAMILY.name, CONFIG, folder)
+    assert safetensors.torch.load_file(folder / "model.safetensors").keys() == {"embedding.weight", "view"}
+    module = load_module(folder)
+    assert module.out.weight is module.embedding.weight
+    assert torch.equal(module.out.weight, tied.out.weight)
+    assert torch.equal(module.view, tied.view)
+
+
+def test_half_precision_stays_half(folder):
+    rewrite(folder, lambda tensors: tensors.update({n: v.half() for n, v in tensors.items() if v.is_floating_point()}))
+    assert {value.dtype for value in load_module(folder).parameters()} == {torch.float16}
+
+
+def test_every_tensor_that_does_not_fit_is_named(folder):
+    def change(tensors):
+        names = sorted(tensors)
+        del tensors[names[0]]
+        tensors[names[1]] = torch.zeros(2, 3, 4)
+        tensors["stray"] = torch.zeros(1)
+
+    names = sorted(safetensors.torch.load_file(folder / "model.safetensors"))
+    rewrite(folder, change)
+    with pytest.raises(ModelError) as caught:
+        load_module(folder)
+    for line in (f"missing: {names[0]}", f"{names[1]}: float32 [2, 3, 4] in the file", "unexpected: stray"):
+        assert line in caught.value.what
+
+
+def test_everything_wrong_with_a_folder_at_once(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "extra.pt").write_bytes(b"")
+    with pytest.raises(ModelError) as caught:
+        read_description(tmp_path)
+    assert str(tmp_path) in caught.value.what
+    for line in (
+        "extra.pt, pytorch_model.bin; safetensors only",
+        "config.json is missing",
+        "model.safetensors is missing",
+    ):
+        assert line in caught.value.what
+    assert "convert them" in caught.value.remedy
+
+
+def test_pickled_weights_beside_good_ones_are_refused_too(folder):
+    (folder / "optimizer.ckpt").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"pickled weights .*optimizer\.ckpt"):
+        load_module(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "config.json is not valid JSON"),
+        ("[]", "is not {"),
+        ('{"model_type": "llama"}', r"transformers checkpoint \(llama\)"),
+        ('{"family": "autoglm-phon"}', "unknown family 'autoglm-phon'(.|\n)*did you mean 'autoglm-phone'"),
+    ],
+)
+def test_descriptions_that_are_none(folder, content, message):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=message):
+        read_description(folder)
+
+
+def test_every_field_of_a_config_that_does_not_fit(folder):
+    description = json.loads((folder / "config.json").read_text())
+    description["config"] |= {"hidden": "7", "colour": "red"}
+    (folder / "config.json").write_text(json.dumps(description))
+    with pytest.raises(ModelError) as caught:
+        read_description(folder)
+    assert "config.hidden" in caught.value.what
+    assert "config.colour" in caught.value.what
+
+
+@pytest.mark.parametrize("keep", [0, 4, 40, 2000, -1])
+def test_truncated_weights(folder, keep):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ModelError, match="truncated"):
+        read_description(folder)
+    with pytest.raises(ModelError, match="truncated"):
+        check_finite(folder)
+
+
+def test_a_header_that_is_no_header(folder):
+    (folder / "model.safetensors").write_bytes((4).to_bytes(8, "little") + b"oops")
+    with pytest.raises(ModelError, match="its header is damaged"):
+        read_description(folder)
+
+
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nan_and_infinity_are_found_in_every_float(tmp_path, dtype):
+    good = torch.tensor(
+        [0.0, -1.5, torch.finfo(dtype).max, torch.finfo(dtype).min, torch.finfo(dtype).tiny], dtype=torch.float64
+    )
+    bad = [float("nan")] if dtype == torch.float8_e4m3fn else [float("nan"), float("inf"), -float("inf")]
+    tensors = {"good": good.to(dtype), "bad": torch.tensor([1.0, *bad]).to(dtype)}
+    safetensors.torch.save_file(tensors | {"whole": torch.full((3,), -1)}, tmp_path / "model.safetensors")
+    with pytest.raises(NumericalError) as caught:
+        check_finite(tmp_path)
+    assert f"model.safetensors: bad: {len(bad)} of {len(bad) + 1} values" in caught.value.what
+    assert "good" not in caught.value.what
+
+
+def test_finite_weights_pass_and_empty_tensors_too(tmp_path):
+    safetensors.torch.save_file({"none": torch.zeros(0, 4), "some": torch.ones(3)}, tmp_path / "model.safetensors")
+    check_finite(tmp_path)
+
+
+def test_chunks_cover_the_whole_tensor(tmp_path, monkeypatch):
+    monkeypatch.setattr("compressor.models.files._CHUNK_VALUES", 7)
+    values = np.zeros(50, np.float32)
+    values[[0, 6, 7, 48, 49]] = np.inf
+    safetensors.torch.save_file({"w": torch.from_numpy(values)}, tmp_path / "model.safetensors")
+    with pytest.raises(NumericalError, match="w: 5 of 50 values"):
+        check_finite(tmp_path)
