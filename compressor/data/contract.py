@@ -72,6 +72,10 @@ class Dataset(ABC):
         """Axis to one label per sample ([N], str), as ``{"input": ["text", "speech", …]}``; accuracy is told by slice."""
         return {}
 
+    def strata(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        """As ``slices``, but as fine as training may weigh samples by; never told in reports."""
+        return self.slices()
+
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the answers, where there are any."""
         return None

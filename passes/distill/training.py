@@ -95,15 +95,15 @@ def feedback(config: Feedback | None, steps: int, train: Dataset, validation: Da
     """After ``start`` of the steps, each look at the validation split sets the sampling weights anew."""
     if config is None:
         return None
-    train_slices, validation_slices = train.slices(), validation.slices()
+    train_strata, validation_strata = train.strata(), validation.strata()
 
     def after(step: int, evaluation: Evaluation) -> Weights | None:
         if step < config.start * steps or step >= steps:
             return None
         seen = len(evaluation.correct)
         return sampling_weights(
-            train_slices,
-            {axis: labels[:seen] for axis, labels in validation_slices.items()},
+            train_strata,
+            {axis: labels[:seen] for axis, labels in validation_strata.items()},
             evaluation.correct,
             strength=config.strength,
             limit=config.limit,

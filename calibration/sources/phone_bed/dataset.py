@@ -200,12 +200,22 @@ class PhoneBedDataset(Dataset):
         return disturbed
 
     def slices(self) -> Mapping[str, Array]:
-        """By input, by language, and by both."""
+        """By kind of command, and by language."""
         who = self.identity(np.arange(self.num_samples, dtype=np.int64))
-        kind = np.where(who["spoken"], "speech", "text")
-        language = np.array(LANGUAGES)[who["language"]]
-        both = np.char.add(np.char.add(kind, "/"), language)
-        return {"input": kind, "language": language, "input×language": both}
+        return {
+            "input": np.where(who["spoken"], "speech", "text"),
+            "language": np.array(LANGUAGES)[who["language"]],
+        }
+
+    def strata(self) -> Mapping[str, Array]:
+        """By kind and language together, and by the concept that is asked for."""
+        who = self.identity(np.arange(self.num_samples, dtype=np.int64))
+        names = np.array(list(icons.concepts()))
+        slices = self.slices()
+        return {
+            "command": np.char.add(np.char.add(slices["input"], "/"), slices["language"]),
+            "concept": names[who["concept"]],
+        }
 
     def class_names(self) -> tuple[str, ...]:
         """The nine cells, row by row, then absent."""

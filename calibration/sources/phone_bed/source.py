@@ -17,6 +17,7 @@ from compressor.errors import MissingExtraError
 VERSION = 1
 """Bump it when the same config may give other samples although no file of this package changed."""
 _PACKAGES = {"qtawesome": "qtawesome", "espeakng_loader": "espeakng-loader", "PIL": "pillow"}
+_BUILDING = ("build.py", "commands.py", "concepts.json", "espeak.py", "icons.py", "speak.py")
 _SIZES = {"train": 60_000, "validation": 1_500, "test": 2_000}
 
 
@@ -45,8 +46,10 @@ class PhoneBed(DataSource[PhoneBedConfig]):
         return [f"needs {', '.join(missing)}: pip install 'autoglm-compress[phone-bed]'"] if missing else []
 
     def digest(self, config: PhoneBedConfig, context: SourceContext) -> str:  # noqa: ARG002
-        """Over the config, the fonts, the voices and the code that draws and speaks."""
-        return digest_json({"config": _whole(config), "bed": bed_digest()})
+        """Over the config, the fonts, the voices and the code that draws, speaks and composes."""
+        own = Path(__file__).parent
+        composing = [digest_file(own / name) for name in ("dataset.py", "source.py")]
+        return digest_json({"config": _whole(config), "bed": bed_digest(), "composing": composing})
 
     def load(self, config: PhoneBedConfig, context: SourceContext) -> Dataset:
         """The samples; the bed is built into the cache the first time (under a minute on two cores)."""
@@ -76,8 +79,7 @@ def bed_digest() -> str:
     from calibration.sources.phone_bed.icons import FONTS, charmap_file, fonts_folder
 
     own = Path(__file__).parent
-    files = {path.name: digest_file(path) for path in sorted(own.glob("*.py")) if path.name != "__main__.py"}
-    files["concepts.json"] = digest_file(own / "concepts.json")
+    files = {name: digest_file(own / name) for name in _BUILDING}
     if find_spec("qtawesome") is not None:
         for _, stem in FONTS.values():
             for name in (f"{stem}.ttf", charmap_file(stem)):
