@@ -20,9 +20,9 @@ def sampling_weights(
 ) -> Labels:
     """A weight for each training sample, from the error of the strata that it lies in.
 
-    For each axis that both sets have, a stratum s of n_s samples with error e_s weighs ((e_s·n_s + e·m) / (n_s + m) / e)^strength, where e is
-    the error of the whole set and m shrinks small strata towards it; the axes multiply, and the result lies within
-    1/limit and limit, with mean 1.
+    For each axis that both sets have, a stratum s of n_s samples with error e_s weighs
+    ((e_s·n_s + e·m) / (n_s + m) / e)^strength, where e is the error of the whole set and m shrinks small strata towards it;
+    the axes multiply, and the result lies within 1/limit and limit before it is scaled to mean 1.
 
     Args:
         train_strata: axis to the stratum of each training sample, [N] each.
