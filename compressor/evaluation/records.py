@@ -77,6 +77,8 @@ class LatencyReport(_Report):
     metrics: tuple[Metric, ...]
     milliseconds: tuple[float, ...]
     """Every timed call, in order."""
+    other_cores: float | None = None
+    """Cores that other processes kept busy meanwhile; much above 0, and the figures are not the model's alone."""
 
 
 class Measurement(_Report):

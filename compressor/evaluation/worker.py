@@ -23,7 +23,7 @@ from compressor.errors import CompressError, UsageError
 from compressor.evaluation.accuracy import measure_accuracy
 from compressor.evaluation.cost import cost_metrics
 from compressor.evaluation.latency import batches_for_latency, latency_metrics, measure_latency
-from compressor.evaluation.memory import peak_rss_bytes, restart_peak
+from compressor.evaluation.machine import OtherLoad, peak_rss_bytes, restart_peak
 from compressor.evaluation.protocol import Answer, Failure, Request
 from compressor.evaluation.records import AccuracyReport, LatencyConfig, LatencyReport, Measurement
 from compressor.runtimes.session import Session, open_session
@@ -104,7 +104,9 @@ def _dataset(request: Request, name: str, progress: Callable[[str, int, int], No
 def _latency_report(
     session: Session, batches: list[Batch], config: LatencyConfig, progress: Callable[[str, int, int], None]
 ) -> LatencyReport:
+    others = OtherLoad()
     milliseconds = measure_latency(session, batches, config, progress)
+    other_cores = others.cores()
     peak = Metric(name="peak_rss_bytes", value=float(peak_rss_bytes()), unit="bytes", better="lower", samples=1)
     return LatencyReport(
         runtime=session.runtime,
@@ -113,6 +115,7 @@ def _latency_report(
         warmup=config.warmup,
         metrics=(*latency_metrics(milliseconds, config.batch_size), peak),
         milliseconds=milliseconds,
+        other_cores=other_cores,
     )
 
 

@@ -1,4 +1,5 @@
 import gc
+import os
 import time
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from compressor.errors import DataError
 from compressor.evaluation.latency import batches_for_latency, latency_metrics, measure_latency
-from compressor.evaluation.memory import peak_rss_bytes, restart_peak
+from compressor.evaluation.machine import OtherLoad, peak_rss_bytes, restart_peak
 from compressor.evaluation.records import LatencyConfig
 from compressor.models.contract import InputSpec
 from compressor.runtimes.session import Session
@@ -74,3 +75,13 @@ def test_the_peak_is_counted_from_the_restart():
     if not restart_peak():
         pytest.skip("this kernel does not let a process restart its peak")
     assert peak_rss_bytes() < before - 50_000_000
+
+
+def test_what_others_keep_busy_is_not_our_own_work():
+    watch = OtherLoad()
+    assert watch.cores() is None
+    deadline = time.perf_counter() + 0.3
+    while time.perf_counter() < deadline:
+        pass
+    others = (os.cpu_count() or 1) - 1
+    assert 0 <= watch.cores() <= others + 0.3
