@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import onnx
+import onnxruntime
+from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.shape_inference import InferenceError, infer_shapes
+
+from compressor.runtimes.onnx_files import external_files
+from compressor.runtimes.onnx_session import ERRORS, SILENT
 
 Shape = tuple[int, ...]
 
@@ -14,6 +20,7 @@ _INDEX_TYPES = frozenset(
     {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
 )
 _HEAVY = ("MatMul", "Gemm", "Conv", "Attention", "LSTM", "GRU", "RNN", "Einsum")
+_LARGEST_RUN_BYTES = 1_000_000_000
 
 
 def parameters(model: onnx.ModelProto) -> int:
@@ -31,29 +38,36 @@ def parameters(model: onnx.ModelProto) -> int:
 def macs(model: onnx.ModelProto, input_shapes: Mapping[str, Shape]) -> int | None:
     """Multiply-accumulates of MatMul, Gemm and Conv for inputs of these shapes.
 
-    None where it cannot be told: a shape is unknown, or the graph computes in subgraphs or in operators not known here.
+    Shapes inside the graph are inferred, and where inference stops, seen by running it once on zeros. None where it cannot
+    be told: the graph computes in subgraphs or functions or in operators not known here, or it is too large to be run so.
     """
-    shapes = _shapes(model, input_shapes)
-    if shapes is None or model.functions:
+    nodes = [node for node in model.graph.node if _is_counted(node)]
+    if model.functions or any(_is_obscure(node) for node in model.graph.node):
         return None
-    total = 0
-    for node in model.graph.node:
-        count = _COUNTERS.get(node.op_type) if node.domain in {"", "ai.onnx"} else None
-        if count is not None:
-            sizes = [shapes.get(name) for name in (*node.input[:2], node.output[0])]
-            left, right, out = sizes
-            if left is None or right is None or out is None:
-                return None
-            total += count(node, left, right, out)
-        elif any(part in node.op_type for part in _HEAVY) or any(
-            attribute.type in {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS} for attribute in node.attribute
-        ):
-            return None
-    return total
+    shapes = _inferred(model, input_shapes)
+    needed = {name for node in nodes for name in (*node.input[:2], node.output[0])}
+    if unknown := sorted(needed - shapes.keys()):
+        shapes |= _seen(model, input_shapes, unknown)
+    if needed - shapes.keys():
+        return None
+    return sum(
+        _COUNTERS[node.op_type](node, shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]])
+        for node in nodes
+    )
 
 
-def _shapes(model: onnx.ModelProto, input_shapes: Mapping[str, Shape]) -> dict[str, Shape] | None:
-    """The shape of every value that can be inferred once the inputs are fixed."""
+def _is_counted(node: onnx.NodeProto) -> bool:
+    return node.domain in {"", "ai.onnx"} and node.op_type in _COUNTERS
+
+
+def _is_obscure(node: onnx.NodeProto) -> bool:
+    """Whether a node may hold multiplications that nobody here can count."""
+    in_graphs = any(one.type in {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS} for one in node.attribute)
+    return in_graphs or (not _is_counted(node) and any(part in node.op_type for part in _HEAVY))
+
+
+def _inferred(model: onnx.ModelProto, input_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shape of every value that onnx can infer once the inputs are fixed."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for value in fixed.graph.input:
@@ -62,16 +76,37 @@ def _shapes(model: onnx.ModelProto, input_shapes: Mapping[str, Shape]) -> dict[s
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")
     fixed.graph.ClearField("value_info")
+    found = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     try:
-        inferred = infer_shapes(fixed, data_prop=True)
+        graph = infer_shapes(fixed, data_prop=True).graph
     except (InferenceError, ValueError):  # ValueError: over 2 GB without external data
-        return None
-    found = {tensor.name: tuple(tensor.dims) for tensor in inferred.graph.initializer}
-    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        return found
+    for value in (*graph.input, *graph.value_info, *graph.output):
         tensor_type = value.type.tensor_type
         if tensor_type.HasField("shape") and all(one.HasField("dim_value") for one in tensor_type.shape.dim):
             found[value.name] = tuple(one.dim_value for one in tensor_type.shape.dim)
     return found
+
+
+def _seen(model: onnx.ModelProto, input_shapes: Mapping[str, Shape], names: Sequence[str]) -> dict[str, Shape]:
+    """The shapes of the named values in one run on zeros; nothing for a model that is not whole in one small file."""
+    inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    if inputs.keys() - input_shapes.keys() or external_files(model) or model.ByteSize() > _LARGEST_RUN_BYTES:
+        return {}
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    outputs = {value.name for value in watched.graph.output}
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = SILENT
+    feeds = {name: np.zeros(input_shapes[name], tensor_dtype_to_np_dtype(kind)) for name, kind in inputs.items()}
+    try:
+        session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        values = session.run(list(names), feeds)
+    except ERRORS:  # a graph that does not run has no shapes to see
+        return {}
+    return {name: tuple(value.shape) for name, value in zip(names, values, strict=True)}
 
 
 def _fix(value: onnx.ValueInfoProto, shape: Sequence[int]) -> None:

@@ -14,9 +14,9 @@ from compressor.runtimes.onnx_files import MODEL, read_graph
 from compressor.runtimes.session import Session
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_SILENT = 4  # severity: fatal only; what matters is raised
+SILENT = 4  # severity: fatal only; what matters is raised
 _DTYPES = {"float": "float32", "double": "float64"}
-_ERRORS = (
+ERRORS = (
     errors.Fail,
     errors.InvalidArgument,
     errors.InvalidGraph,
@@ -41,10 +41,10 @@ class OnnxSession(Session):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = _SILENT
+        options.log_severity_level = SILENT
         try:
             self._session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=[provider])
-        except _ERRORS as error:
+        except ERRORS as error:
             raise ModelError(f"ONNX Runtime cannot open {folder / MODEL}: {_first_line(error)}") from error
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.inputs = tuple(
@@ -63,7 +63,7 @@ class OnnxSession(Session):
         """
         try:
             values = self._session.run(None, feeds)
-        except _ERRORS as error:
+        except ERRORS as error:
             raise PassError(f"ONNX Runtime failed: {_first_line(error)}") from error
         return dict(zip(self.output_names, values, strict=True))
 

@@ -45,6 +45,22 @@ def test_convolution_reshape_and_products():
     assert onnx_cost.macs(graph, {"x": (1, 4, 8, 8)}) == 6 * 16 * 18 + 96 * 5 + 5 * 3
 
 
+def test_shapes_that_only_a_run_can_tell():
+    graph = model(
+        [
+            helper.make_node("NonZero", ["x"], ["places"]),
+            helper.make_node("Shape", ["places"], ["shape"]),
+            helper.make_node("ConstantOfShape", ["shape"], ["found"]),
+            helper.make_node("Transpose", ["found"], ["turned"]),
+            helper.make_node("MatMul", ["turned", "found"], ["out"]),
+        ],
+        {"x": ["batch", 4]},
+        [],
+    )
+    assert onnx_cost.macs(graph, {"x": (1, 4)}) == 0
+    assert onnx_cost.macs(graph, {}) is None
+
+
 @pytest.mark.parametrize(
     "node",
     [
