@@ -25,7 +25,10 @@ def main() -> None:
     bed = PhoneBed().load(PhoneBedConfig(source="phone-bed", split=options.split), SourceContext(Path()))
     batch = bed.batch(np.arange(options.columns * options.rows, dtype=np.int64))
     screens = np.pad(batch["screen"], ((0, 0), (0, 0), (2, 2), (2, 2))).transpose(0, 2, 3, 1)
-    rows = [np.concatenate(screens[row * options.columns : (row + 1) * options.columns], axis=1) for row in range(options.rows)]
+    rows = [
+        np.concatenate(screens[row * options.columns : (row + 1) * options.columns], axis=1)
+        for row in range(options.rows)
+    ]
     Image.fromarray(np.concatenate(rows)).save(options.output)
     names = bed.class_names() or ()
     for row, (tokens, label) in enumerate(zip(batch["tokens"], batch["label"], strict=True)):

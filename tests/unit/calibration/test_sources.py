@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibration.sources.images import Images, ImagesConfig
+from calibration.sources.python import Python, PythonConfig
+from calibration.sources.text import Text, TextConfig
+from compressor.data.contract import SourceContext
+from compressor.errors import DataError, UsageError
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        (tmp_path / "p" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (20 + number, 30), colour).save(tmp_path / "p" / name / f"{number}.png")
+    return tmp_path
+
+
+def test_a_folder_per_class(pictures: Path) -> None:
+    context, config = SourceContext(pictures), ImagesConfig(source="images", path="p", image_size=8)
+    assert Images().problems(config, context) == []
+    samples = Images().load(config, context)
+    assert samples.class_names() == ("blue", "red")
+    batch = samples.batch(np.arange(6))
+    assert batch["image"].shape == (6, 3, 8, 8)
+    assert (batch["image"][batch["label"] == 1][:, 0] == 255).all()
+    few = ImagesConfig(source="images", path="p", image_size=8, num_samples=2, seed=1)
+    assert len(Images().load(few, context)) == 2
+
+
+def test_one_byte_of_a_picture_changes_the_digest_and_its_place_does_not(pictures: Path) -> None:
+    context, config = SourceContext(pictures), ImagesConfig(source="images", path="p")
+    before = Images().digest(config, context)
+    (pictures / "p").rename(pictures / "q")
+    assert Images().digest(ImagesConfig(source="images", path="q"), context) == before
+    with (pictures / "q" / "red" / "0.png").open("ab") as file:
+        file.write(b"x")
+    assert Images().digest(ImagesConfig(source="images", path="q"), context) != before
+
+
+def test_bad_pictures_are_named_all_at_once(pictures: Path) -> None:
+    context, config = SourceContext(pictures), ImagesConfig(source="images", path="p")
+    (pictures / "p" / "empty").mkdir()
+    (pictures / "p" / "red" / "0.png").write_bytes(b"")
+    found = "\n".join(Images().problems(config, context))
+    assert "p/empty holds no picture" in found
+    assert "0.png is empty" in found
+    (pictures / "p" / "red" / "0.png").write_bytes(b"no picture")
+    (pictures / "p" / "blue" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"2 pictures(.|\n)*1\.png(.|\n)*0\.png"):
+        Images().load(config, context)
+    assert "not a directory" in Images().problems(ImagesConfig(source="images", path="nowhere"), context)[0]
+
+
+def test_text_is_cut_into_windows_of_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcdefgh" * 4)
+    (tmp_path / "b.jsonl").write_text('{"text": "设置"}\n{"text": "xy"}\n')
+    context = SourceContext(tmp_path)
+    samples = Text().load(TextConfig(source="text", path="*.txt", sequence_length=5), context)
+    tokens = samples.batch(np.arange(len(samples)))["tokens"]
+    assert bytes((tokens - 1).ravel().tolist()) == b"abcdefgh" * 3 + b"abcdef"
+    lines = Text().load(TextConfig(source="text", path="b.jsonl", sequence_length=9), context)
+    assert bytes((lines.batch(np.arange(1))["tokens"][0] - 1).tolist()).decode() == "设置\nxy"
+    with pytest.raises(DataError, match=r"b\.jsonl:1"):
+        Text().load(TextConfig(source="text", path="b.jsonl", field="txt"), context)
+    with pytest.raises(DataError, match="less text than one window"):
+        Text().load(TextConfig(source="text", path="a.txt", sequence_length=100), context)
+    assert Text().problems(TextConfig(source="text", path="*.md"), context)
+
+
+def test_code_runs_only_when_it_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "my.py").write_text(
+        "import numpy as np\ndef load(n=3):\n    return {'x': np.arange(n), 'label': np.arange(n) % 2}\n"
+        "def broken():\n    return 1 / 0\ndef wrong():\n    return 7\n"
+    )
+    config = PythonConfig(source="python", path="my.py", arguments={"n": 5})
+    closed, opened = SourceContext(tmp_path), SourceContext(tmp_path, allow_code=True)
+    assert "--allow-code" in Python().problems(config, closed)[0]
+    with pytest.raises(UsageError):
+        Python().load(config, closed)
+    samples = Python().load(config, opened)
+    assert (len(samples), samples.input_names, samples.label_name) == (5, ("x",), "label")
+    before = Python().digest(config, opened)
+    for function, message in (
+        ("broken", "ZeroDivisionError"),
+        ("wrong", "returned int"),
+        ("missing", "AttributeError"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Python().load(PythonConfig(source="python", path="my.py", function=function), opened)
+    (tmp_path / "my.py").write_text((tmp_path / "my.py").read_text() + "# changed\n")
+    assert Python().digest(config, opened) != before
