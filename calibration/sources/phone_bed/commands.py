@@ -38,8 +38,8 @@ VARIANTS: Final[dict[Split, tuple[str, ...]]] = {
     "validation": ("+m7", "+aunty", "+ed"),
     "test": ("+m2", "+m5", "+Andrea", "+f4", "+david"),
 }  # fmt: skip
-"""Speakers, as espeak-ng's voice variants; none is in two splits, in any language. f2, f3, f5 and Alicia never say a thing the same way
-twice (their echo starts from whatever is in memory), so they are left out."""
+"""Speakers, as espeak-ng's voice variants; none is in two splits, in any language. f2, f3, f5 and Alicia never say a thing the
+same way twice (their echo starts from whatever is in memory), so they are left out."""
 
 _ACCENTS: Final[dict[Language, tuple[str, ...]]] = {"en": ("en-us", "en"), "zh": ("cmn",)}
 """espeak-ng calls British English (en-gb) ``en``. ``cmn`` reads Chinese characters."""
