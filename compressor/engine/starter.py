@@ -40,13 +40,13 @@ gates:
 """,
     "images": """\
 # yaml-language-server: $schema=pipeline.schema.json
-# A classifier of your own pictures: data/train/<class>/*.png and data/test/<class>/*.png.
+# A classifier of your own pictures: data/train/<class>/*.png and data/test/<class>/*.png. Set num_classes to their number.
 version: 1
 name: images
 seed: 0
 threads: 2
 
-model: {family: image-classifier, preset: small, measure: false}
+model: {family: image-classifier, preset: small, config: {image_size: 64, num_classes: 10}, measure: false}
 
 data:
   train: {source: images, path: data/train, image_size: 64}
@@ -57,7 +57,7 @@ evaluate:
   latency: {batch_size: 1, warmup: 10, repeats: 100, threads: 2}
 
 passes:
-  - {type: train, data: train, validation: test}
+  - {type: train, train: train, validation: null, training: {steps: 500}}
   - {type: export-onnx}
 """,
 }

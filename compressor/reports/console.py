@@ -217,9 +217,15 @@ def render_entry(entry: CatalogueEntry) -> None:
     for name in ("field", "type", "default", ""):
         table.add_column(name, overflow="fold")
     for field in entry.fields:
-        default = "required" if field.required else "–" if field.default is None else str(field.default)
+        default = "required" if field.required else _default(field.default)
         table.add_row(Text(field.name), Text(field.type), Text(default), Text(field.description))
     _out.print(table)
+
+
+def _default(value: object) -> str:
+    if value is None:
+        return "–"
+    return "see below" if isinstance(value, dict) else str(value)
 
 
 def render_compare(comparison: Comparison) -> None:
