@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ from compressor.artifacts.kinds import Kind
 from compressor.config.discovery import FAMILIES, load
 from compressor.data.contract import Batch, Dataset
 from compressor.engine.contract import PassContext, PassOutput
-from compressor.errors import DataError, ParityError
-from compressor.models.contract import Family
+from compressor.errors import DataError, ParityError, RequirementError
+from compressor.models.contract import Family, InputSpec
 from compressor.models.loading import load_module, read_description
 from compressor.runtimes.session import fitted, open_session
 from passes.export_onnx import graph
@@ -42,11 +42,13 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
         raise DataError(f"the set {config.parity.data!r} is empty: the export is traced and compared on its samples")
     name, model_config = read_description(model)
     family: Family[Any] = load(FAMILIES, name)
-    inputs = family.inputs(model_config)
+    inputs = traced_inputs(config, model)
 
     _tell(context, 0)
     module = load_module(model)
-    traced = onnx_from_torch(module, inputs, family.outputs(model_config), fitted(batches[0], inputs), config.opset)
+    traced = onnx_from_torch(
+        module, inputs, family.outputs(model_config), fitted(batches[0], family.inputs(model_config)), config.opset
+    )
     graph.strip(traced)
     _tell(context, 1)
     told = "not asked for"
@@ -68,6 +70,30 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
             "external_data": external,
             "parity": {f"batch_{one.batch_size}": asdict(one) for one in parity},
         }
+    )
+
+
+def traced_inputs(config: ExportOnnxConfig, model: Path) -> tuple[InputSpec, ...]:
+    """The family's inputs; a dimension that is not to vary has the size -1 instead of its name.
+
+    Raises:
+        ModelError: the model cannot be opened.
+        RequirementError: ``dynamic`` names dimensions that the model does not have.
+    """
+    name, model_config = read_description(model)
+    family: Family[Any] = load(FAMILIES, name)
+    inputs = family.inputs(model_config)
+    known = sorted({size for spec in inputs for size in spec.shape if isinstance(size, str)})
+    if config.dynamic is None:
+        return inputs
+    if unknown := [one for one in config.dynamic if one not in known]:
+        raise RequirementError(
+            f"`dynamic` names dimensions that a model of the family {name} does not have: {', '.join(unknown)}",
+            remedy=f"its dimensions are {', '.join(known)}",
+        )
+    return tuple(
+        replace(spec, shape=tuple(-1 if isinstance(s, str) and s not in config.dynamic else s for s in spec.shape))
+        for spec in inputs
     )
 
 

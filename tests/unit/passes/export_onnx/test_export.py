@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from compressor.errors import DataError, NumericalError, ParityError
+from compressor.errors import DataError, NumericalError, ParityError, RequirementError
 from passes.export_onnx import graph, pipeline
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig, ParityConfig
 
@@ -69,6 +69,17 @@ def test_other_lengths_and_batches_run(parent, out, context):
         open_session(Kind.ONNX, out, threads=1) as onnx_session,
     ):
         np.testing.assert_allclose(onnx_session.run(batch)["logits"], torch_session.run(batch)["logits"], atol=1e-5)
+
+
+def test_dimensions_that_do_not_vary_keep_the_size_of_the_samples(parent, out, context):
+    run(ExportOnnxConfig(dynamic=("batch",)), parent, out, context())
+    words = next(one for one in onnx.load(out / "model.onnx").graph.input if one.name == "words")
+    assert [d.dim_param or d.dim_value for d in words.type.tensor_type.shape.dim] == ["batch", 5]
+
+
+def test_dimensions_that_are_not_there_are_named(parent, context):
+    with pytest.raises(RequirementError, match=r"does not have: frames, time\n.*batch, length"):
+        ExportOnnx().requires(ExportOnnxConfig(dynamic=("frames", "batch", "time")), parent, context())
 
 
 def test_external_data_beside_the_graph(parent, out, context):
