@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -240,6 +241,12 @@ class Store:
         with writing(staged):
             shutil.rmtree(staged)
 
+    def discard_staging(self, artifact_id: str) -> None:
+        """Remove what a run left that was killed between publishing an artifact and tidying up after it."""
+        path = self.root / ".staging" / artifact_id[:_SHORT]
+        if path.is_dir():
+            self.discard(path)
+
     def garbage(self, keep: set[str]) -> list[Path]:
         """What ``gc`` would remove: artifacts whose id is not in ``keep`` or among its ancestors, staging, damaged ones.
 
@@ -287,11 +294,11 @@ class Store:
         Raises:
             StorageError: it cannot.
         """
-        probe = self.root / ".staging" / f"probe-{os.getpid()}"
+        staging = self.root / ".staging"
         try:
-            probe.parent.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"")
-            probe.unlink()
+            staging.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=staging):
+                pass
         except OSError as error:
             raise storage_error(error, self.root) from error
 

@@ -183,6 +183,7 @@ class Runner:
             found = self._sound(step)
             rebuild = self.force and step.name in self.selected
             if found is not None and not rebuild:
+                self.plan.store.discard_staging(step.artifact_id)
                 if found.manifest.measured == step.measured:
                     self._finish(step, found, "cached", start, 0)
                 else:

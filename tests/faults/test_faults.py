@@ -70,15 +70,15 @@ def test_two_runs_at_once_on_one_store(slow_pipeline: Path) -> None:
 def test_ctrl_c_ends_with_130_and_is_gone_on_from(slow_pipeline: Path) -> None:
     home = slow_pipeline.parent
     for name in (signal.SIGINT, signal.SIGTERM):
-        process = start(slow_pipeline, home / "store")
+        process = start(slow_pipeline, home / name.name)
         deadline = time.monotonic() + 60
-        while not list((home / "store").glob(".staging/*/work/state")) and time.monotonic() < deadline:
+        while not list((home / name.name).glob(".staging/*/work/state")) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(name)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
         assert "Traceback" not in err
-    finish(start(slow_pipeline, home / "store"))
+        finish(start(slow_pipeline, home / name.name))
 
 
 @pytest.fixture
