@@ -8,9 +8,14 @@ from typing import Any
 
 from compressor.artifacts.manifest import Metric
 from compressor.reports import formats
-from compressor.reports.svg import ACCENT, INK, LINE, MUTED, PAPER, drawing, svg
+from compressor.reports.svg import ACCENT, INK, MUTED, PAPER, drawing, svg
 
 _WIDTH = 5.4
+_LABEL_PLACES = (
+    (6, 9, "left"), (6, -9, "left"), (-6, 9, "right"), (-6, -9, "right"), (9, 0, "left"), (-9, 0, "right"),
+    (6, 22, "left"), (6, -22, "left"), (-6, 22, "right"), (-6, -22, "right"), (0, 36, "center"), (0, -36, "center"),
+)  # fmt: skip
+"""Where a point's label may stand, the best first: across, up (in typographic points), and the side it is tied to."""
 _LOG_FROM = 8.0  # a span of values wider than this factor gets a logarithmic axis
 
 
@@ -31,7 +36,7 @@ def trade_off(name: str, points: Sequence[Point]) -> str:
         _logarithmic(axes, [point.cost.value for point in points])
         if len(front) > 1:
             xs, ys = zip(*((point.cost.value, point.gain.value) for point in front), strict=True)
-            axes.plot(xs, ys, color=ACCENT, linewidth=1.4, alpha=0.5, zorder=2)
+            axes.plot(xs, ys, color=ACCENT, linewidth=1.2, alpha=0.55, drawstyle="steps-post", zorder=2)
         for point in points:
             colour = ACCENT if point in front else MUTED
             x, y = point.cost.value, point.gain.value
@@ -99,18 +104,20 @@ def latencies(name: str, rows: Sequence[tuple[str, Sequence[float]]]) -> str:
 
     with drawing():
         figure, axes = _figure(0.75 + 0.62 * len(rows))
-        pooled = np.concatenate([np.asarray(samples, dtype=float) for _, samples in rows])
-        low, high = float(pooled.min()), float(np.percentile(pooled, 99.5)) * 1.02
+        arrays = [np.asarray(samples, dtype=float) for _, samples in rows]
+        low = min(float(one.min()) for one in arrays) * 0.96
+        high = max(float(np.percentile(one, 99)) for one in arrays) * 1.04
         logarithmic = low > 0 and high / low > _LOG_FROM
-        edges = np.geomspace(low, high, 70) if logarithmic else np.linspace(low, high, 70)
+        edges = np.geomspace(low, high, 80) if logarithmic else np.linspace(low, high, 80)
         centres = (edges[:-1] + edges[1:]) / 2
-        for at, (_, samples) in enumerate(rows):
+        for at, samples in enumerate(arrays):
             colour = ACCENT if at == len(rows) - 1 else MUTED
             counts = np.histogram(np.clip(samples, low, high), edges)[0].astype(float)
             shape = np.convolve(counts, [0.06, 0.24, 0.4, 0.24, 0.06], mode="same")
             base = len(rows) - 1 - at
-            axes.fill_between(centres, base, base + 0.82 * shape / shape.max(), color=colour, alpha=0.28, linewidth=0)
-            axes.plot(centres, base + 0.82 * shape / shape.max(), color=colour, linewidth=1.1)
+            height = base + 0.82 * shape / shape.max()
+            axes.fill_between(centres, base, height, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(centres, np.where(shape > 0, height, np.nan), color=colour, linewidth=1.1)
             p50, p90, p99 = np.percentile(samples, [50, 90, 99])
             axes.plot([p50, p50], [base, base + 0.82], color=colour, linewidth=2)
             axes.plot([p90, p99], [base, base], "|", color=colour, markersize=9, markeredgewidth=1.6)
@@ -216,28 +223,23 @@ def _legend(axes: Any, labels: Sequence[str]) -> None:
 def _place_labels(figure: Any, axes: Any, points: Sequence[Point]) -> None:
     """Beside each point, on the first side where no other label or point is in the way."""
     figure.draw_without_rendering()
-    taken = [_box(*axes.transData.transform((p.cost.value, p.gain.value)), 9, 9) for p in points]
+    scale = figure.dpi / 72
+    centres = [axes.transData.transform((point.cost.value, point.gain.value)) for point in points]
+    taken = [_box(float(x), float(y), 9 * scale, 9 * scale) for x, y in centres]
     inside = axes.get_window_extent()
-    for point in points:
-        x, y = axes.transData.transform((point.cost.value, point.gain.value))
-        scale = figure.dpi / 72
+    for point, (x, y) in zip(points, centres, strict=True):
         width, height = 5.6 * scale * len(point.label), 11 * scale
-        choices = [
-            (dx * scale, dy * scale, side)
-            for reach in (1.0, 2.0, 3.2)
-            for dx, dy, side in ((9, 0, "left"), (-9, 0, "right"), (0, 12 * reach, "center"), (0, -12 * reach, "center"), (8, 10 * reach, "left"), (8, -10 * reach, "left"), (-8, -10 * reach, "right"))
-        ]  # fmt: skip
-        for dx, dy, side in choices:
-            left = x + dx - {"left": 0.0, "right": width, "center": width / 2}[side]
-            box = _box(left + width / 2, y + dy, width, height)
-            fits = box[0] >= inside.x0 - 4 and box[2] <= inside.x1 + 30 and inside.y0 <= box[1] and box[3] <= inside.y1
+        for dx, dy, side in _LABEL_PLACES:
+            left = x + dx * scale - {"left": 0.0, "right": width, "center": width / 2}[side]
+            box = _box(left + width / 2, y + dy * scale, width, height)
+            fits = inside.x0 <= box[0] and box[2] <= inside.x1 + 30 and inside.y0 <= box[1] and box[3] <= inside.y1
             if fits and not any(_overlap(box, other) for other in taken):
                 break
         taken.append(box)
+        at = (point.cost.value, point.gain.value)
         axes.annotate(
-            point.label, (point.cost.value, point.gain.value), xytext=(dx / scale, dy / scale), textcoords="offset points",
-            ha=side, va="center", fontsize=9, color=INK,
-        )  # fmt: skip
+            point.label, at, xytext=(dx, dy), textcoords="offset points", ha=side, va="center", fontsize=9, color=INK
+        )
 
 
 def _box(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:

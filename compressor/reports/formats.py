@@ -70,6 +70,8 @@ def number(value: float, unit: str) -> str:
             return size(value)
         case "count":
             return count(value)
+        case "samples/s":
+            return f"{digits(value)} /s"
         case _:
             return f"{digits(value)} {unit}".rstrip()
 

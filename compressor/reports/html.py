@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from compressor.artifacts.manifest import Manifest, Metric
 from compressor.evaluation.records import Measurement
 from compressor.reports import charts, facts, formats
 from compressor.reports.ladder import Ladder, LadderRow
-from compressor.reports.markdown import change_text
+from compressor.reports.markdown import change_text, tone
 from compressor.reports.run import RunReport
 
 if TYPE_CHECKING:
@@ -65,6 +64,7 @@ def run_html(report: RunReport, folder: Path, digest: str) -> str:
         tree=_tree(ladder),
         roles={step.step: _other_parents(step.artifact.manifest, ladder) for step in report.steps},
         slices=_slice_table(ladder),
+        latency_names=("latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "throughput"),
         manifest=last,
         hero=_hero(ladder),
         command=report.command,
@@ -177,8 +177,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(
-        facts=facts, formats=formats, change_text=change_text, style=Markup((folder / "style.css").read_text("utf-8"))
-    )
-    environment.filters["figure"] = Markup
+    environment.globals.update(facts=facts, formats=formats, change_text=change_text, tone=tone)
+    environment.globals["style"] = Markup((folder / "style.css").read_text("utf-8"))  # noqa: S704 - our own file
+    environment.filters["figure"] = Markup  # SVG of ours, whose labels matplotlib has escaped
     return environment

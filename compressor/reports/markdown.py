@@ -91,6 +91,11 @@ def change_text(change: Change, unit: str) -> str:
     return f"≈ {moved}" if change.verdict == "noise" else moved
 
 
+def tone(change: Change) -> str:
+    """How a change is coloured: its verdict, but nothing where it is too small to show in three digits."""
+    return "same" if formats.ratio(change.ratio) == "×1.00" else change.verdict
+
+
 def _figure(row: LadderRow, name: str) -> str:
     metric = row.metrics.get(name)
     if metric is None:

@@ -21,7 +21,7 @@ _VARIABLES = {
     ACCENT: "var(--accent)",
     PAPER: "var(--paper)",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
