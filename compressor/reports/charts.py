@@ -10,7 +10,7 @@ from compressor.artifacts.manifest import Metric
 from compressor.reports import formats
 from compressor.reports.svg import ACCENT, INK, MUTED, PAPER, drawing, svg
 
-_WIDTH = 5.4
+_WIDTH = 4.7
 _LABEL_PLACES = (
     (6, 9, "left"), (6, -9, "left"), (-6, 9, "right"), (-6, -9, "right"), (9, 0, "left"), (-9, 0, "right"),
     (6, 22, "left"), (6, -22, "left"), (-6, 22, "right"), (-6, -22, "right"), (0, 36, "center"), (0, -36, "center"),
@@ -31,7 +31,7 @@ class Point:
 def trade_off(name: str, points: Sequence[Point]) -> str:
     """Gain (more is better) against cost (less is better), intervals as bars, the Pareto front in the accent colour."""
     with drawing():
-        figure, axes = _figure(3.3)
+        figure, axes = _figure(3.0)
         front = pareto_front(points)
         _logarithmic(axes, [point.cost.value for point in points])
         if len(front) > 1:
@@ -75,7 +75,7 @@ def intervals(name: str, rows: Mapping[str, Sequence[tuple[str, Metric]]]) -> st
     labels = list(dict.fromkeys(label for entries in rows.values() for label, _ in entries))
     step = 1.0 / (len(labels) + 1)
     with drawing():
-        figure, axes = _figure(0.7 + 0.21 * len(rows) * (len(labels) + 0.7))
+        figure, axes = _figure(0.7 + 0.18 * len(rows) * (len(labels) + 0.7))
         for at, entries in enumerate(rows.values()):
             for label, metric in entries:
                 index = labels.index(label)
@@ -86,7 +86,7 @@ def intervals(name: str, rows: Mapping[str, Sequence[tuple[str, Metric]]]) -> st
                     [metric.value], [y], xerr=_bars(metric), color=colour, elinewidth=1.6, alpha=0.4, fmt="none"
                 )
                 axes.plot([metric.value], [y], marker, markersize=5.5, markerfacecolor=colour, markeredgecolor=PAPER)
-        axes.set_yticks(range(len(rows)), [formats.readable_slice(one) for one in rows])
+        axes.set_yticks(range(len(rows)), [formats.readable_slice(one).replace(" · ", "\n") for one in rows])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
@@ -216,7 +216,14 @@ def _legend(axes: Any, labels: Sequence[str]) -> None:
         for i in range(len(labels))
     ]
     axes.legend(
-        handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, borderpad=0, handletextpad=0.2
+        handles,
+        labels,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=4 if sum(map(len, labels)) < 32 else 2,
+        frameon=False,
+        borderpad=0,
+        handletextpad=0.2,
     )
 
 

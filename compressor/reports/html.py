@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def artifact_html(manifest: Manifest, measurement: Measurement | None, command: 
         rows = {row.name: [(manifest.step, row.metrics[primary])] for row in slices if primary in row.metrics}
         figures["slices"] = charts.intervals("slices", {**whole, **rows})
     if latency is not None:
-        figures["latency"] = charts.latencies("latency", [(manifest.step, latency.milliseconds)])
+        figures["latency"] = charts.latencies("latency", [("", latency.milliseconds)])
         figures["calls"] = charts.calls("calls", latency.milliseconds)
     if charts.history_keys(history):
         figures["history"] = charts.history("history", history)
@@ -118,21 +119,19 @@ def _histories(report: RunReport) -> list[tuple[str, str]]:
     ]
 
 
-def _tree(ladder: Ladder) -> list[tuple[LadderRow, int]]:
-    """The rows with their depth, children under their parents."""
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A step and what was made from it."""
+
+    row: LadderRow
+    children: tuple[Branch, ...]
+
+
+def _tree(ladder: Ladder, parent: str | None = None) -> tuple[Branch, ...]:
+    """The steps below ``parent``; those whose parent is not in the ladder stand at the top."""
     known = {row.step for row in ladder.rows}
-    found: list[tuple[LadderRow, int]] = []
-
-    def add(parent: str | None, depth: int) -> None:
-        for row in ladder.rows:
-            if (row.parent if row.parent in known else None) == parent:
-                found.append((row, depth))
-                # A straight chain stays at its depth; only branches move in.
-                siblings = sum(other.parent == row.parent for other in ladder.rows)
-                add(row.step, depth + (siblings > 1))
-
-    add(None, 0)
-    return found
+    below = (row for row in ladder.rows if (row.parent if row.parent in known else None) == parent)
+    return tuple(Branch(row, _tree(ladder, row.step)) for row in below)
 
 
 def _other_parents(manifest: Manifest, ladder: Ladder) -> list[tuple[str, str]]:

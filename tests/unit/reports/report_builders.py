@@ -129,7 +129,7 @@ def phone_run(root: Path) -> list[LadderInput]:
         ids[step] = one.id
         path = root / f"{pass_name}-{one.id[:12]}"
         if figures:
-            (path / "reports").mkdir(parents=True)
+            (path / "reports").mkdir(parents=True, exist_ok=True)
             timing = measurement(figures[0], figures[1]).latency
             assert timing is not None
             (path / "reports/latency.json").write_text(timing.model_dump_json())

@@ -1,0 +1,59 @@
+import pytest
+from report_builders import share
+
+from compressor.reports import formats
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (0.8126, "fraction", "81.3 %"),
+        (-0.0001, "fraction", "0.0 %"),
+        (0.41234, "ms", "0.412 ms"),
+        (12.345, "ms", "12.3 ms"),
+        (1234.5, "ms", "1.23 s"),
+        (999, "bytes", "999 B"),
+        (4_200_000, "bytes", "4.20 MB"),
+        (999_999, "bytes", "1.00 MB"),
+        (0, "bytes", "0 B"),
+        (1234, "count", "1234"),
+        (8_912_896_000, "count", "8.91 G"),
+        (93.4, "s", "93.4 s"),
+        (125, "s", "2 min 05 s"),
+        (4320, "s", "1 h 12 min"),
+        (869.6, "samples/s", "870 /s"),
+        (1.2345, "nats", "1.23 nats"),
+        (0, "nats", "0 nats"),
+        (9.999, "ms", "10.0 ms"),
+    ],
+)
+def test_a_number_is_written_in_the_notation_of_its_unit(value: float, unit: str, shown: str) -> None:
+    assert formats.number(value, unit) == shown
+
+
+def test_a_metric_that_was_not_measured_is_a_dash() -> None:
+    assert formats.metric(None) == "–"
+    assert formats.interval(None) == ""
+
+
+def test_an_interval_names_its_unit_once() -> None:
+    assert formats.interval(share("top1", 0.8, 0.01)) == "79.0–81.0 %"
+
+
+def test_an_interval_over_two_units_names_both() -> None:
+    metric = share("x", 1.0).model_copy(update={"unit": "ms", "low": 900.0, "high": 1100.0})
+    assert formats.interval(metric) == "900 ms – 1.10 s"
+
+
+def test_changes_carry_their_sign_and_shares_change_by_points() -> None:
+    assert formats.difference(-0.012, "fraction") == "−1.2 pts"
+    assert formats.difference(0.012, "fraction") == "+1.2 pts"
+    assert formats.difference(-1.5, "ms") == "−1.50 ms"
+    assert formats.ratio(0.25) == "×0.250"
+    assert formats.ratio(None) == "–"
+
+
+def test_a_tick_has_no_digit_that_it_does_not_need() -> None:
+    assert formats.tick(2.0, "ms") == "2 ms"
+    assert formats.tick(0.825, "fraction") == "82.5 %"
+    assert formats.tick(20_000_000, "bytes") == "20 MB"

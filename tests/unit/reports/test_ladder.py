@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+from report_builders import counted, manifest, phone_run, share, timed
+
+from compressor.artifacts.manifest import Metric
+from compressor.artifacts.store import Artifact
+from compressor.reports.ladder import Ladder, LadderInput, build_ladder, change
+
+
+def step(name: str, metrics: tuple[Metric, ...], parent: str | None = None) -> LadderInput:
+    return LadderInput(
+        name, Artifact(Path("store") / name, manifest(name, metrics=metrics)), cached=False, parent=parent
+    )
+
+
+@pytest.fixture
+def ladder(tmp_path: Path) -> Ladder:
+    return build_ladder(phone_run(tmp_path))
+
+
+def test_columns_are_the_accuracies_then_the_costs_that_were_measured(ladder: Ladder) -> None:
+    assert ladder.accuracy == ("top1",)
+    assert ladder.columns == (
+        "top1", "latency_p50_ms", "throughput", "size_bytes", "parameters", "macs", "peak_rss_bytes",
+    )  # fmt: skip
+
+
+def test_a_column_that_nobody_measured_is_left_out() -> None:
+    assert build_ladder([step("source", ())]).columns == ("size_bytes",)
+
+
+def test_the_size_is_known_without_measuring(ladder: Ladder) -> None:
+    source = ladder.row("source")
+    assert set(source.metrics) == {"size_bytes"}
+    assert source.metrics["size_bytes"].value == source.model_bytes == 18_400_000
+
+
+def test_a_change_is_against_the_parent_and_against_the_first_row_that_has_the_metric(ladder: Ladder) -> None:
+    onnx = ladder.row("onnx")
+    assert onnx.against_parent["latency_p50_ms"].against == "student"
+    assert onnx.against_parent["latency_p50_ms"].ratio == pytest.approx(1.15 / 4.1)
+    assert onnx.against_first["latency_p50_ms"].against == "teacher"
+    assert onnx.against_first["latency_p50_ms"].absolute == pytest.approx(1.15 - 9.4)
+    assert onnx.against_first["size_bytes"].against == "source"
+
+
+def test_a_branch_is_compared_with_its_own_parent(ladder: Ladder) -> None:
+    assert ladder.row("pruned").against_parent["top1"].against == "teacher"
+    assert ladder.row("pruned").against_parent["top1"].absolute == pytest.approx(0.771 - 0.831)
+
+
+def test_no_change_is_told_where_the_parent_was_not_measured(ladder: Ladder) -> None:
+    assert set(ladder.row("teacher").against_parent) == {"size_bytes"}
+    assert "top1" not in ladder.row("teacher").against_first
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "verdict"),
+    [
+        (share("top1", 0.80, 0.02), share("top1", 0.83, 0.02), "noise"),
+        (share("top1", 0.80, 0.01), share("top1", 0.83, 0.01), "better"),
+        (share("top1", 0.83, 0.01), share("top1", 0.80, 0.01), "worse"),
+        (timed("latency_p50_ms", 4.0), timed("latency_p50_ms", 2.0), "better"),
+        (timed("latency_p50_ms", 2.0), timed("latency_p50_ms", 4.0), "worse"),
+        (counted("parameters", 100), counted("parameters", 99), "better"),
+        (counted("parameters", 100), counted("parameters", 100), "same"),
+    ],
+)
+def test_a_change_is_judged_by_its_direction_unless_it_is_within_noise(old: Metric, new: Metric, verdict: str) -> None:
+    assert change(new, old, "before").verdict == verdict
+
+
+def test_a_ratio_to_nothing_is_not_told() -> None:
+    assert change(counted("macs", 5), counted("macs", 0), "before").ratio is None
+
+
+def test_the_primary_accuracy_is_the_first_of_which_more_is_better() -> None:
+    loss = Metric(name="cross_entropy", value=0.4, unit="nats", better="lower", samples=10)
+    ladder = build_ladder([step("source", (loss, share("top1", 0.8)))])
+    assert ladder.accuracy == ("cross_entropy", "top1")
+    assert ladder.primary == "top1"
+    assert build_ladder([step("source", (loss,))]).primary is None
+
+
+def test_slices_are_those_of_the_primary_accuracy(ladder: Ladder) -> None:
+    assert ladder.slices()[:2] == ("input=text", "input=speech")
+    assert not any("[" in name for name in ladder.columns)
+
+
+def test_a_ladder_survives_json(ladder: Ladder) -> None:
+    assert Ladder.model_validate_json(ladder.model_dump_json()) == ladder

@@ -1,0 +1,30 @@
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from report_builders import phone_run
+
+from compressor.engine.events import GateResult
+from compressor.reports.junit import run_junit
+from compressor.reports.run import RunReport
+
+
+def gate(passed: bool, reason: str = "not 0.8 ≥ 0.9") -> GateResult:
+    return GateResult("top1 min 0.9", "onnx", "top1", 0.8, 0.9, passed, reason)
+
+
+def test_there_is_a_case_for_each_step_and_each_gate(tmp_path: Path) -> None:
+    report = RunReport("phone", phone_run(tmp_path), [gate(True), gate(False)], "run")
+    root = ET.fromstring(run_junit(report).encode())
+    assert root.attrib["tests"] == "7"
+    assert root.attrib["failures"] == "1"
+    cases = root.findall("./testsuite[@name='steps']/testcase")
+    assert [case.attrib["name"] for case in cases] == ["source", "teacher", "student", "onnx", "pruned"]
+    failed = root.findall("./testsuite[@name='gates']/testcase/failure")
+    assert [one.attrib["message"] for one in failed] == ["not 0.8 ≥ 0.9"]
+
+
+def test_what_xml_cannot_hold_is_replaced(tmp_path: Path) -> None:
+    report = RunReport("a\x00<b>", phone_run(tmp_path), [gate(False, "\x1b[31m\ud800&\uffff")], "run")
+    root = ET.fromstring(run_junit(report).encode())
+    assert root.attrib["name"] == "a\ufffd<b>"
+    assert root.find(".//failure").attrib["message"] == "\ufffd[31m\ufffd&\ufffd"  # type: ignore[union-attr]
