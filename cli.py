@@ -6,6 +6,7 @@ Exit codes: 0 ok · 1 a pass failed · 2 usage or config · 3 a gate failed · 4
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -49,6 +50,9 @@ DEFAULT_STORE = Path("artifacts")
 def main() -> NoReturn:
     """Run the program; every error that is the user's to read ends in one message and its own exit code."""
     from compressor.reports import console
+
+    # Before any library reads it: threads that wait by spinning starve each other on a machine that others use too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     def terminate(signum: int, frame: object) -> None:  # noqa: ARG001
         raise KeyboardInterrupt
