@@ -71,7 +71,11 @@ def main() -> None:
     results = {arm: [run(arm, seed, options.store, options.set) for seed in options.seeds] for arm in ARMS}
     slices = [name for name in results[ARMS[0]][0] if "×" not in name]
     print(f"test accuracy, median (min–max) of {len(options.seeds)} seeds")
-    print(f"{'':20}" + "".join(f"{name.removeprefix('top1').strip('[]') or 'all':>24}" for name in slices) + f"{'gain':>8}")
+    print(
+        f"{'':20}"
+        + "".join(f"{name.removeprefix('top1').strip('[]') or 'all':>24}" for name in slices)
+        + f"{'gain':>8}"
+    )
     base = statistics.median(one["top1"] for one in results[ARMS[0]])
     for arm, rows in results.items():
         cells = ""

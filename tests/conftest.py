@@ -13,11 +13,23 @@ sys.path.insert(0, str(PLUGINS))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH")]))
 
 
+def tiny_onnx(value: float = 1.0) -> bytes:
+    """The ONNX file of x + value."""
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "c"], ["y"])], "tiny", ends[:1], ends[1:],
+        [helper.make_tensor("c", TensorProto.FLOAT, [1], [value])],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString()
+
+
 @pytest.fixture
 def toy_pipeline(tmp_path: Path) -> Path:
     """A pipeline of two toy steps over a given file; nothing is measured."""
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.onnx").write_bytes(b"a model")
+    (tmp_path / "model" / "model.onnx").write_bytes(tiny_onnx())
     file = tmp_path / "pipeline.yaml"
     file.write_text(
         "version: 1\n"

@@ -91,11 +91,15 @@ class DirectorySource:
         return ModelFacts(**facts_of(self.folder))
 
     def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:  # noqa: ARG002
-        """No NaN or infinity in the weights."""
+        """No NaN or infinity in the weights; no external data from outside the folder."""
         if self.kind is Kind.TORCH:
             from compressor.models.loading import check_finite
 
             check_finite(self.folder)
+        else:
+            from compressor.runtimes.onnx_files import read_graph
+
+            read_graph(self.folder)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:  # noqa: ARG002
         """Copy; a link would let the model change behind the store's back."""

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import tiny_onnx
 
 from compressor.artifacts.manifest import Manifest
 from compressor.artifacts.store import Store, verify
@@ -65,7 +66,7 @@ def test_two_empty_stores_get_the_same_ids_and_bytes(run: Run) -> None:
 
 def test_a_changed_input_builds_again_and_keeps_the_old(run: Run) -> None:
     old = run()
-    (run.file.parent / "model" / "model.onnx").write_bytes(b"b model")
+    (run.file.parent / "model" / "model.onnx").write_bytes(tiny_onnx(2.0))
     new = run()
     assert set(run.how().values()) == {"built"}
     assert model_bytes(new) != model_bytes(old)
