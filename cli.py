@@ -51,8 +51,8 @@ def main() -> NoReturn:
     """Run the program; every error that is the user's to read ends in one message and its own exit code."""
     from compressor.reports import console
 
-    # Before any library reads it: threads that wait by spinning starve each other on a machine that others use too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before libgomp reads it: threads that spin long while they wait starve each other on a machine that others use too.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
     def terminate(signum: int, frame: object) -> None:  # noqa: ARG001
         raise KeyboardInterrupt

@@ -23,6 +23,8 @@ GRID: Final = 3
 ABSENT: Final = 9
 """The label of a command whose concept is not on the screen."""
 _ABSENT_PART: Final = 0.1
+_SPOKEN_PART: Final = {"train": 0.65, "validation": 0.5, "test": 0.5}
+"""Speech is learnt far more slowly than text, so training hears more than it reads."""
 _IDENTITY = 1 << 40
 """An epoch that never comes: what a sample is must not change from epoch to epoch."""
 
@@ -102,7 +104,7 @@ class PhoneBedDataset(Dataset):
         """What never changes of a sample: whether it is spoken, its language, its concept, and whether that is absent."""
         draw = uniform(self.seed, indices_B, _IDENTITY, 4)
         return {
-            "spoken": draw[:, 0] < 0.5,
+            "spoken": draw[:, 0] < _SPOKEN_PART[self.split],
             "language": (draw[:, 1] < 0.5).astype(np.int64),
             "concept": self.concepts[(draw[:, 2] * len(self.concepts)).astype(np.int64)],
             "absent": draw[:, 3] < _ABSENT_PART,
