@@ -9,7 +9,7 @@ from passes.common.config import TrainingConfig
 _FORWARD_AND_BACKWARD = 3
 """A backward pass costs twice a forward pass: one product for the inputs, one for the weights."""
 _EFFICIENCY = 0.12
-"""Share of the GEMM rate that training small convolutional models reaches; measured on the phone bed, see docs/estimates.md."""
+"""Share of the GEMM rate that training small convolutional models reaches; measured on the phone bed."""
 _BYTES_PER_PARAMETER = 16
 """Weight, gradient and AdamW's two moments in float32."""
 _PROCESS_BYTES = 450 << 20
