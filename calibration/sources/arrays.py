@@ -34,6 +34,12 @@ class ArrayDataset(Dataset):
         """The rows at ``indices``."""
         return {name: array[indices] for name, array in self.arrays.items()}
 
+    def strata(self) -> Mapping[str, Array]:
+        """By the answer, where there is one."""
+        if self.label_name is None:
+            return {}
+        return {"class": self.arrays[self.label_name].astype(str)}
+
     def class_names(self) -> tuple[str, ...] | None:
         """The names that were given."""
         return self._classes

@@ -44,9 +44,11 @@ def _existing(detail: ErrorDetails, tree: Any) -> Location:
     place: list[str | int] = []
     node = tree
     for index, part in enumerate(detail["loc"]):
-        if (isinstance(node, dict) and part in node) or (
-            isinstance(node, list) and isinstance(part, int) and part < len(node)
-        ):
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif isinstance(node, list):
+            if not isinstance(part, int) or part >= len(node):
+                continue
             node = node[part]
         elif detail["type"] != "missing" or index < len(detail["loc"]) - 1:
             continue

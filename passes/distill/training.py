@@ -96,6 +96,11 @@ def feedback(config: Feedback | None, steps: int, train: Dataset, validation: Da
     if config is None:
         return None
     train_strata, validation_strata = train.strata(), validation.strata()
+    if not train_strata.keys() & validation_strata.keys():
+        raise RequirementError(
+            "feedback has nothing to weigh by: the training and validation sets share no strata",
+            remedy="leave `feedback` out, or give both sets labels",
+        )
 
     def after(step: int, evaluation: Evaluation) -> Weights | None:
         if step < config.start * steps or step >= steps:
