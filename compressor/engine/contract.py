@@ -46,13 +46,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class PlanContext:
-    """What a pass may know while planning: the other inputs' facts, the data's names, and the machine."""
+    """What a pass may know while planning."""
 
     facts: Mapping[str, ModelFacts]
     """Role to facts, of the other artifacts that the config names; None for what lies outside the plan."""
-    data_sizes: Mapping[str, int | None]
-    """Set to its number of samples, where the config says."""
-    threads: int
 
 
 @dataclass(frozen=True, slots=True)

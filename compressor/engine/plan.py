@@ -14,7 +14,6 @@ from compressor.artifacts.fingerprint import digest_json, digest_tree
 from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import MANIFEST, Artifact, Store, open_artifact
 from compressor.config.discovery import suggestion
-from compressor.config.record import Reference
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
 from compressor.engine.contract import Estimate, ModelFacts, PassContext, PassOutput, PlanContext
@@ -264,10 +263,10 @@ class _Planner:
                 data[value] = self._data_digest(value)
                 _put(neutral, place, data[value])
             elif reference.to == "step":
-                self._name_input(inputs, reference, place, value)
+                self._name_input(inputs, place, value)
                 _put(neutral, place, self.steps[inputs[str(place[-1])]].artifact_id)
         roles = {role: self.steps[name].estimate.model for role, name in inputs.items()}
-        context = PlanContext(roles, {name: self._size(name) for name in data}, self.pipeline.config.threads)
+        context = PlanContext(roles)
         try:
             estimate = step.pass_.estimate(step.config, roles["parent"], context)
         except CompressError as error:
@@ -280,17 +279,10 @@ class _Planner:
             _foreign_code(pass_), pass_.tools, data, step.measure, estimate,
         )  # fmt: skip
 
-    def _name_input(
-        self, inputs: dict[str, str], reference: Reference, place: tuple[str | int, ...], value: str
-    ) -> None:
-        assert reference.to == "step"  # noqa: S101 - the caller's own branch
+    def _name_input(self, inputs: dict[str, str], place: tuple[str | int, ...], value: str) -> None:
         if value not in self.steps:
             self._plan_given(value, self._outside(value))
         inputs[str(place[-1])] = value
-
-    def _size(self, name: str) -> int | None:
-        size = getattr(self.pipeline.data[name].config, "num_samples", None)
-        return size if isinstance(size, int) else None
 
     def _data_digest(self, name: str) -> str:
         if name not in self.data_digests:

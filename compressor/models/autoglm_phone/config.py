@@ -17,9 +17,6 @@ START = 257
 ANSWERS = 258
 """The first answer token: cell-1, cell-2, …, and after the last cell, absent."""
 
-PARTS = ("text_encoder", "text_decoder", "vision", "speech", "fusion", "concepts")
-"""The parts of the model, as submodules and in tables; the tied embedding is counted in the text encoder."""
-
 
 class Block(Record):
     """One inverted residual, a row of MobileNetV3's table (Howard et al. 2019, table 1)."""
