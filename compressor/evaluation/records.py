@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -88,4 +88,3 @@ class Measurement(_Report):
     latency: LatencyReport | None
     metrics: tuple[Metric, ...]
     """All of both reports, and size, parameters and MACs."""
-    extra: dict[str, Any] = {}

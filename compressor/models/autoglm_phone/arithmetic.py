@@ -199,7 +199,7 @@ def fusion(config: PhoneConfig) -> Cost:
 
 
 def parts(config: PhoneConfig) -> dict[str, Cost]:
-    """The cost of every part, in the order of ``config.PARTS``."""
+    """The cost of every part, by the name of its submodule."""
     return {
         "text_encoder": text_encoder(config),
         "text_decoder": text_decoder(config),
