@@ -190,11 +190,11 @@ def test_the_estimate_follows_the_weights():
     from compressor.engine.contract import ModelFacts, PlanContext
 
     facts = ModelFacts("tiny", {}, 1_000_000, 5, 4_000_000)
-    estimate = ExportOnnx().estimate(ExportOnnxConfig(), facts, PlanContext({}, {}, 2))
+    estimate = ExportOnnx().estimate(ExportOnnxConfig(), facts, PlanContext({}))
     assert estimate.model.parameters == 1_000_000
     assert 4_000_000 < estimate.disk_bytes < 4_200_000
     assert estimate.peak_memory_bytes > 16_000_000
-    assert ExportOnnx().estimate(ExportOnnxConfig(), ModelFacts(), PlanContext({}, {}, 2)).seconds is None
+    assert ExportOnnx().estimate(ExportOnnxConfig(), ModelFacts(), PlanContext({})).seconds is None
 
 
 def test_step_imports_nothing_heavy():
