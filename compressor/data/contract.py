@@ -17,7 +17,8 @@ import numpy as np
 from compressor.config.record import Record
 
 Batch = dict[str, np.ndarray[Any, Any]]
-"""Name to array; the first axis of every array is the sample."""
+"""Name to array; the first axis of every array is the sample. A set may let samples in a row share an input (one screen for
+several commands): that array, and what labels it, is then shorter."""
 
 
 class SourceConfig(Record):

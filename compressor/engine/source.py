@@ -33,7 +33,11 @@ class FamilySource:
 
     def fingerprint(self) -> Mapping[str, Any]:
         """What decides the weights, beside the seed and the tools."""
-        return {"family": self.family.name, "config": self.config.model_dump(mode="json")}
+        return {
+            "family": self.family.name,
+            "version": self.family.version,
+            "config": self.config.model_dump(mode="json"),
+        }
 
     def facts(self) -> ModelFacts:
         """Known from arithmetic alone."""

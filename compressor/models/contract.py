@@ -37,6 +37,8 @@ class Family(ABC, Generic[F]):
     """How models of one architecture are described, built and trained."""
 
     name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Bump when the module of a config may initialise or answer otherwise."""
     Config: ClassVar[type[Record]]
     """The architecture, as saved in config.json."""
     presets: ClassVar[Mapping[str, Record]]
@@ -65,16 +67,12 @@ class Family(ABC, Generic[F]):
         ``outputs``; it may add others (features for distillation, embeddings for auxiliary losses).
         """
 
-    def losses(
-        self,
-        model: nn.Module,  # noqa: ARG002
-        outputs: dict[str, Tensor],
-        batch: dict[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """The named terms of the training loss with labels, each a scalar, already weighted."""
-        from torch.nn.functional import cross_entropy
+    def heads(self, model: nn.Module, outputs: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        """What training compares with labels, hard or a teacher's: the name of the label in the batch to logits [..., classes].
 
-        return {"label": cross_entropy(outputs["logits"], batch["label"])}
+        ``label`` is the answer itself; others are auxiliary, and count where the batch, or the teacher, has such labels.
+        """
+        return {"label": outputs["logits"]}
 
     def features(self, config: F) -> tuple[str, ...]:  # noqa: ARG002
         """Names of ``forward``'s outputs that can be matched in distillation, each [B, dim] or [B, tokens, dim]."""

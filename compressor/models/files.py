@@ -2,7 +2,7 @@
 
 Layout of a family of ours::
 
-    config.json         {"family": "autoglm-phone", "config": {…}}
+    config.json         {"family": "autoglm-phone", "version": 1, "config": {…}}
     model.safetensors   every tensor once; of tied ones, the first name in alphabetical order
 
 The safetensors format (https://huggingface.co/docs/safetensors): eight bytes of length, a JSON header, then raw tensors.
@@ -118,6 +118,12 @@ def _described(folder: Path, problems: list[str], remedies: list[str]) -> tuple[
         remedies.append(suggestion(str(tree["family"]), names(FAMILIES)))
         return None
     family: Family[Any] = load(FAMILIES, tree["family"])
+    if tree.get("version", 1) != family.version:
+        problems.append(
+            f"{CONFIG} is of version {tree['version']} of {family.name}, and this program has {family.version}"
+        )
+        remedies.append("train it again, or install the program that wrote it")
+        return None
     try:
         return family.name, family.Config.model_validate_json(json.dumps(tree.get("config", {})))
     except ValidationError as error:

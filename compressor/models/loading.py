@@ -86,7 +86,8 @@ def save_module(module: nn.Module, family: str, config: Record, folder: Path) ->
         kept = value.detach().cpu().contiguous()
         whole = kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
         tensors[name] = kept if whole else kept.clone()
-    description = {"family": family, "config": config.model_dump(mode="json")}
+    version = load(FAMILIES, family).version
+    description = {"family": family, "version": version, "config": config.model_dump(mode="json")}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:

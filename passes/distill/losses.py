@@ -25,17 +25,18 @@ def temperature_at(fraction: float, start: float, end: float, schedule: Schedule
     return start + (end - start) * fraction
 
 
-def soft_cross_entropy(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:
-    """T² · mean over the batch of −Σ p_teacher · log p_student, both softened by T (Hinton et al. 2015, section 2)."""
-    target_BC = torch.softmax(teacher_BC / temperature, dim=-1)
-    log_BC = torch.log_softmax(student_BC / temperature, dim=-1)
-    return -(temperature**2) * (target_BC * log_BC).sum(dim=-1).mean()
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · mean of −Σ p_teacher · log p_student over logits [..., C], both softened by T (Hinton et al. 2015, section 2)."""
+    target = torch.softmax(teacher / temperature, dim=-1)
+    log = torch.log_softmax(student / temperature, dim=-1)
+    return -(temperature**2) * (target * log).sum(dim=-1).mean()
 
 
 class FeatureMatcher(nn.Module):
     """Linear projections of student features onto the teacher's (FitNets, Romero et al. 2015), compared by cosine.
 
-    Features are [B, D] or [B, T, D]; the projections are trained with the student and thrown away.
+    Features are [B, D] or [B, T, D]; vectors that are zero in the teacher (padding) do not count. The projections are
+    trained with the student and thrown away.
     """
 
     def __init__(self, widths: dict[str, tuple[int, int]]) -> None:
@@ -46,8 +47,9 @@ class FeatureMatcher(nn.Module):
 
     def forward(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
         """Mean over the features of 1 − cos(projected student, teacher); a scalar."""
-        losses = [
-            1 - functional.cosine_similarity(projection(student[name]), teacher[name], dim=-1).mean()
-            for name, projection in self.projections.items()
-        ]
+        losses = []
+        for name, projection in self.projections.items():
+            there = (teacher[name] != 0).any(dim=-1).to(teacher[name].dtype)
+            distance = 1 - functional.cosine_similarity(projection(student[name]), teacher[name], dim=-1)
+            losses.append((distance * there).sum() / there.sum().clamp(min=1.0))
         return torch.stack(losses).mean()

@@ -24,8 +24,8 @@ class Student(Record):
     """A preset of the parent's family, freshly initialised."""
     config: dict[str, Any] | None = None
     """The parent's config with these fields replaced, freshly initialised."""
-    slim: dict[str, Any] | None = None
-    """The parent's config with these fields replaced; weights whose shape is unchanged are copied."""
+    slim: str | dict[str, Any] | None = None
+    """A preset, or the parent's config with these fields replaced; weights whose shape is the teacher's are copied from it."""
     parent: Literal[True] | None = None
     """The parent with its weights, as after pruning; then `teacher:` names another artifact."""
 
@@ -84,7 +84,7 @@ class DistillConfig(PassConfig):
     training: TrainingConfig = TrainingConfig()
     """Steps, batch size, learning rate and so on."""
     soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.7
-    """Weight of the soft labels; the hard labels (and the family's own terms) have the rest."""
+    """Weight of the soft labels, for each of the family's heads; the hard labels have the rest."""
     temperature: Temperature = Temperature()
     """The temperature of the soft labels."""
     features: Features | None = None
@@ -104,8 +104,9 @@ class DistillConfig(PassConfig):
 class Distill(Pass[DistillConfig]):
     """Trains a smaller model to answer as a larger one does.
 
-    Loss = w·T²·CE(soft labels) + (1 − w)·(hard labels), the temperature T annealed over training (Hinton et al. 2015;
-    annealing: Jafari et al. 2021), optionally with feature matching (Romero et al. 2015) and online feedback.
+    For each head of the family, loss = w·T²·CE(soft labels) + (1 − w)·CE(hard labels), the temperature T annealed over
+    training (Hinton et al. 2015; annealing: Jafari et al. 2021), optionally with feature matching (Romero et al. 2015) and
+    online feedback.
     """
 
     name = "distill"
@@ -155,13 +156,14 @@ def student_config(student: Student, family: Family[Any], parent: Record) -> Rec
     Raises:
         RequirementError: there is no such preset, or the fields do not fit.
     """
-    if student.preset is not None:
-        if student.preset not in family.presets:
-            remedy = discovery.suggestion(student.preset, list(family.presets))
-            raise RequirementError(f"{family.name} has no preset {student.preset!r}", remedy=remedy)
-        return family.presets[student.preset]
+    preset = student.slim if isinstance(student.slim, str) else student.preset
+    if preset is not None:
+        if preset not in family.presets:
+            remedy = discovery.suggestion(preset, list(family.presets))
+            raise RequirementError(f"{family.name} has no preset {preset!r}", remedy=remedy)
+        return family.presets[preset]
     fields = student.config if student.config is not None else student.slim
-    if fields is None:
+    if not isinstance(fields, dict):
         return parent
     try:
         slimmed: Record = family.slim(parent, **fields)

@@ -16,14 +16,15 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.models.contract import Family
 from compressor.models.loading import load_module, read_description, save_module
-from passes.common.accuracy import Evaluation, tensors_from_batch
+from passes.common.accuracy import Evaluation, device_of, tensors_from_batch
+from passes.common.losses import hard_cross_entropy
 from passes.common.outcome import summary_of
 from passes.common.sampling import Weights
 from passes.common.setup import prepare_torch
 from passes.common.training import Objective, OnEvaluation, fit
 from passes.distill.feedback import sampling_weights
 from passes.distill.losses import FeatureMatcher, soft_cross_entropy, temperature_at
-from passes.distill.step import DistillConfig, Features, Feedback, Temperature, student_config
+from passes.distill.step import DistillConfig, Features, Feedback, student_config
 
 
 def distill(
@@ -42,17 +43,15 @@ def distill(
     copied = copy_matching(student, teacher) if config.student.slim is not None else 0
     train = context.data(config.train)
     validation = context.data(config.validation) if config.validation else None
-    matcher = (
-        feature_matcher(config.features, family, architecture, student, teacher, train) if config.features else None
-    )
+    ours, theirs = probe(student, teacher, train)
+    heads = soft_heads(family.heads(student, ours), family.heads(teacher, theirs))
+    matcher = feature_matcher(config.features, family.features(architecture), ours, theirs) if config.features else None
     result = fit(
         student,
         train,
         config.training,
         seed=context.seed,
-        objective=objective(
-            config.soft_weight, config.temperature, config.features, family, student, teacher, train, matcher
-        ),
+        objective=objective(config, family, student, teacher, train, heads, matcher),
         checkpoint_dir=context.work,
         extra=matcher,
         validation=validation,
@@ -65,30 +64,59 @@ def distill(
 
 
 def objective(
-    soft_weight: float,
-    temperature: Temperature,
-    features: Features | None,
+    config: DistillConfig,
     family: Family[Any],
     student: nn.Module,
     teacher: nn.Module,
     train: Dataset,
+    soft: tuple[str, ...],
     matcher: FeatureMatcher | None,
 ) -> Objective:
-    """w·(T²·soft cross-entropy) + (1 − w)·(the family's losses) [+ weight·feature matching]."""
+    """For each head: w·(T²·soft cross-entropy) + (1 − w)·(hard cross-entropy); [+ weight·feature matching]."""
+    weight, temperature = config.soft_weight, config.temperature
 
     def terms(outputs: dict[str, Tensor], batch: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        heads = family.heads(student, outputs)
+        if weight < 1:
+            losses |= {name: (1 - weight) * term for name, term in hard_cross_entropy(heads, batch).items()}
+        if weight == 0 and matcher is None:
+            return losses
         with torch.no_grad():
             target = teacher(**{name: batch[name] for name in train.input_names})
-        at = temperature_at(fraction, temperature.start, temperature.end, temperature.schedule, temperature.steps)
-        losses = {"soft": soft_weight * soft_cross_entropy(outputs["logits"], target["logits"].float(), at)}
-        if soft_weight < 1:
-            hard = family.losses(student, outputs, batch)
-            losses |= {name: (1 - soft_weight) * value for name, value in hard.items()}
-        if matcher is not None and features is not None:
-            losses["features"] = features.weight * matcher(outputs, target)
+            target_heads = family.heads(teacher, target)
+        if weight > 0:
+            at = temperature_at(fraction, temperature.start, temperature.end, temperature.schedule, temperature.steps)
+            losses |= {
+                f"soft_{name}": weight * soft_cross_entropy(heads[name], target_heads[name].float(), at)
+                for name in soft
+            }
+        if matcher is not None and config.features is not None:
+            losses["features"] = config.features.weight * matcher(outputs, target)
         return losses
 
     return terms
+
+
+def probe(student: nn.Module, teacher: nn.Module, train: Dataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What student and teacher say of two samples."""
+    batch = tensors_from_batch(train.batch(np.arange(min(2, len(train)), dtype=np.int64)), device_of(student))
+    inputs = {name: batch[name] for name in train.input_names}
+    with torch.no_grad():
+        return student.eval()(**inputs), teacher(**inputs)
+
+
+def soft_heads(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> tuple[str, ...]:
+    """The heads that a student can learn from its teacher: those with as many classes, for the same things.
+
+    Raises:
+        RequirementError: the answers themselves differ.
+    """
+    shared = tuple(name for name in student if name in teacher and student[name].shape == teacher[name].shape)
+    if "label" not in shared:
+        ours, theirs = student["label"].shape[-1], teacher["label"].shape[-1]
+        raise RequirementError(f"the teacher has {theirs} answers and the student {ours}: they must be the same")
+    return shared
 
 
 def feedback(config: Feedback | None, steps: int, train: Dataset, validation: Dataset) -> OnEvaluation | None:
@@ -118,26 +146,29 @@ def feedback(config: Feedback | None, steps: int, train: Dataset, validation: Da
 
 
 def feature_matcher(
-    features: Features, family: Family[Any], config: Any, student: nn.Module, teacher: nn.Module, train: Dataset
+    features: Features, known: tuple[str, ...], student: dict[str, Tensor], teacher: dict[str, Tensor]
 ) -> FeatureMatcher:
     """Projections for the features that both models put out.
 
     Raises:
-        RequirementError: a feature is not one of the family's.
+        RequirementError: a feature is not one of the family's, or teacher and student have another number of its vectors.
     """
-    known = family.features(config)
     names = features.names or known
     if unknown := [name for name in names if name not in known]:
         raise RequirementError(
-            f"{family.name} has no feature {', '.join(map(repr, unknown))}",
+            f"the family has no feature {', '.join(map(repr, unknown))}",
             remedy=f"known: {', '.join(known) or 'none'}",
         )
-    device = next(student.parameters()).device
-    probe = tensors_from_batch(train.batch(np.arange(2, dtype=np.int64)), device)
-    inputs = {name: probe[name] for name in train.input_names}
-    with torch.no_grad():
-        ours, theirs = student.eval()(**inputs), teacher(**inputs)
-    return FeatureMatcher({name: (ours[name].shape[-1], theirs[name].shape[-1]) for name in names}).to(device)
+    if uneven := [name for name in names if student[name].shape[:-1] != teacher[name].shape[:-1]]:
+        raise RequirementError(
+            "; ".join(
+                f"feature {name!r} is {list(student[name].shape)} in the student and {list(teacher[name].shape)} in the teacher"
+                for name in uneven
+            ),
+            remedy="all but the last dimension must be the same; name other features",
+        )
+    widths = {name: (student[name].shape[-1], teacher[name].shape[-1]) for name in names}
+    return FeatureMatcher(widths).to(student[names[0]].device)
 
 
 def copy_matching(student: nn.Module, teacher: nn.Module) -> int:

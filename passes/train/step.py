@@ -49,6 +49,7 @@ class Train(Pass[TrainConfig]):
     def run(self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
         """Train; checkpoints go to ``context.work``."""
         from compressor.models.loading import load_module, read_description, save_module
+        from passes.common.losses import hard_cross_entropy
         from passes.common.outcome import summary_of
         from passes.common.setup import prepare_torch
         from passes.common.training import fit
@@ -62,7 +63,7 @@ class Train(Pass[TrainConfig]):
             context.data(config.train),
             config.training,
             seed=context.seed,
-            objective=lambda outputs, batch, _: family.losses(model, outputs, batch),
+            objective=lambda outputs, batch, _: hard_cross_entropy(family.heads(model, outputs), batch),
             checkpoint_dir=context.work,
             validation=context.data(config.validation) if config.validation else None,
             progress=lambda done, total, figures: context.progress("step", done, total, figures),

@@ -23,7 +23,7 @@ SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
 LANGUAGES: Final[tuple[Language, ...]] = ("en", "zh")
 VARIANTS: Final = {"train": 24, "validation": 4, "test": 4}
 """Renderings of each glyph: size, and for training also turn, stretch, weight and blur."""
-UTTERANCES: Final = {"train": 48, "validation": 6, "test": 10}
+UTTERANCES: Final = {"train": 60, "validation": 10, "test": 12}
 """Spoken commands for each concept and language."""
 _CHECKSUMS: Final = "checksums.json"
 

@@ -1,11 +1,12 @@
 """Samples of the bed, composed when they are asked for: a pure function of (seed, split, index, epoch).
 
-Shapes: B batch, 9 cells, G glyphs, C concepts.
+Shapes: B commands, S screens, K cells, C concepts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,9 @@ ABSENT: Final = 9
 _ABSENT_PART: Final = 0.1
 _SPOKEN_PART: Final = {"train": 0.65, "validation": 0.5, "test": 0.5}
 """Speech is learnt far more slowly than text, so training hears more than it reads."""
+_STARTS: Final = 1 << 20
+_SAYING: Final = 1 << 32
+"""Added to the seed of what is said, so that it does not hang on what is shown."""
 _IDENTITY = 1 << 40
 """An epoch that never comes: what a sample is must not change from epoch to epoch."""
 
@@ -53,8 +57,10 @@ class PhoneBedDataset(Dataset):
     input_names = ("screen", "tokens", "mel")
     label_name = "label"
 
-    def __init__(self, folder: Path, split: Split, num_samples: int, seed: int, *, augment: bool) -> None:
-        self.split, self.num_samples, self.augment = split, num_samples, augment
+    def __init__(
+        self, folder: Path, split: Split, num_samples: int, seed: int, *, augment: bool, together: int = 1
+    ) -> None:
+        self.split, self.num_samples, self.augment, self.together = split, num_samples, augment, together
         self.seed = seed * len(SPLITS) + SPLITS.index(split)
         self.masks = np.load(folder / f"masks-{split}.npy", mmap_mode="r")
         self.mels = np.load(folder / f"mel-{split}.npy", mmap_mode="r")
@@ -114,32 +120,37 @@ class PhoneBedDataset(Dataset):
         """Screens, tokens, mels, labels; and for training, the concept commanded and those of the cells."""
         epoch = epoch if self.augment else 0
         who = self.identity(indices)
-        draw = uniform(self.seed, indices, epoch, len(icons.concepts()) + 1 + 16 * CELLS + 12)
-        keys, rest = draw[:, : len(icons.concepts())], draw[:, len(icons.concepts()) :]
-        cells, label = self._layout(who, keys, rest[:, 0])
+        screen_of = screen_of_command(len(indices), self.together)
+        first = indices[np.searchsorted(screen_of, np.arange(screen_of[-1] + 1))]
+        keys, places, looks = np.split(
+            uniform(self.seed, first, epoch, len(icons.concepts()) + CELLS + 16 * CELLS),
+            [len(icons.concepts()), len(icons.concepts()) + CELLS],
+            axis=1,
+        )
+        said = uniform(self.seed + _SAYING, indices, epoch, 12)
+        cells = self._layout(who, screen_of, keys, places)
+        asked = cells[screen_of] == who["concept"][:, None]
         return {
-            "screen": self._screens(cells, rest[:, 1 : 1 + 16 * CELLS].reshape(len(indices), CELLS, 16)),
-            "tokens": self._tokens(who, rest[:, -12]),
-            "mel": self._mels(who, rest[:, -11:]),
-            "label": label,
+            "screen": self._screens(cells, looks.reshape(-1, CELLS, 16)),
+            "tokens": self._tokens(who, said[:, 0]),
+            "mel": self._mels(who, said[:, 1:]),
+            "label": np.where(asked.any(axis=1), asked.argmax(axis=1), ABSENT),
             "concept": who["concept"].astype(np.int64),
             "cell_concepts": cells,
         }
 
-    def _layout(self, who: Mapping[str, Array], keys_BC: Array, place_B: Array) -> tuple[Array, Array]:
-        """Nine distinct concepts a screen [B, 9], and the label [B]."""
-        rows = np.arange(len(place_B))
-        keys = np.full_like(keys_BC, 2.0)
-        keys[:, self.concepts] = keys_BC[:, self.concepts]
-        keys[rows, who["concept"]] = 3.0
-        cells = np.argsort(keys, axis=1)[:, :CELLS].astype(np.int64)
-        place = (place_B * CELLS).astype(np.int64)
-        present = ~who["absent"]
-        cells[rows[present], place[present]] = who["concept"][present]
-        return cells, np.where(present, place, ABSENT)
+    def _layout(self, who: Mapping[str, Array], screen_of_B: Array, keys_SC: Array, places_SK: Array) -> Array:
+        """Nine distinct concepts a screen [S, K]: what its commands ask for, nothing that one of them misses, and others."""
+        keys = np.full_like(keys_SC, 2.0)
+        keys[:, self.concepts] = keys_SC[:, self.concepts]
+        for wanted, key in ((who["absent"], 3.0), (~who["absent"], -1.0)):
+            keys[screen_of_B[wanted], who["concept"][wanted]] = key
+        shown = np.argsort(keys, axis=1)[:, :CELLS].astype(np.int64)
+        cells: Array = np.take_along_axis(shown, np.argsort(places_SK, axis=1), axis=1)
+        return cells
 
     def _screens(self, concepts_BK: Array, draw_BKU: Array) -> Array:
-        """uint8 [B, 3, 96, 96]: each cell a glyph in one colour on another, moved a little."""
+        """uint8 [S, 3, 96, 96]: each cell a glyph in one colour on another, moved a little."""
         batch, side = len(concepts_BK), icons.CELL
         slot = (draw_BKU[..., 0] * self.family_counts[concepts_BK]).astype(np.int64)
         family = self.family_table[concepts_BK, slot]
@@ -180,10 +191,10 @@ class PhoneBedDataset(Dataset):
         take = (draw_BU[rows, 0] * self.spoken_count).astype(np.int64)
         chosen = self.spoken_table[who["language"][rows], who["concept"][rows], take]
         spoken = self.mels[chosen].astype(np.float32) / np.float32(255)
-        mels[rows] = self._disturbed(spoken, draw_BU[rows, 1:], rows) if self.augment else spoken
+        mels[rows] = self._disturbed(spoken, draw_BU[rows, 1:]) if self.augment else spoken
         return mels
 
-    def _disturbed(self, mel_RMF: Array, draw_RU: Array, rows: Array) -> Array:
+    def _disturbed(self, mel_RMF: Array, draw_RU: Array) -> Array:
         """Shifted in time, louder or softer, noise from U(0, 0.12) on half of them, one band and one stretch of time masked."""
         for row in range(len(mel_RMF)):
             late = int(draw_RU[row, 0] * 12)
@@ -197,7 +208,7 @@ class PhoneBedDataset(Dataset):
         sound = mel_RMF > 0
         gain = ((draw_RU[:, 5] - 0.5) * 0.3)[:, None, None].astype(np.float32)
         level = (np.maximum(0, draw_RU[:, 6] - 0.5) * 0.24)[:, None, None].astype(np.float32)
-        noise = _noise(int(draw_RU[0, 7] * 2**31) if len(rows) else 0, mel_RMF.shape)
+        noise = _noise()[(draw_RU[:, 7] * _STARTS).astype(np.int64)].reshape(mel_RMF.shape)
         disturbed: Array = np.where(sound, np.clip(mel_RMF + gain + level * noise, 1 / 255, 1), 0)
         return disturbed
 
@@ -224,5 +235,14 @@ class PhoneBedDataset(Dataset):
         return (*(f"cell-{number}" for number in range(1, CELLS + 1)), "absent")
 
 
-def _noise(seed: int, shape: tuple[int, ...]) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+def screen_of_command(commands: int, together: int) -> Array:
+    """Which screen each of the commands of a batch is about, int64 [B]: ⌈B / together⌉ screens, as even as they go."""
+    screens = -(-commands // together)
+    return np.arange(commands, dtype=np.int64) // -(-commands // screens)
+
+
+@cache
+def _noise() -> Array:
+    """[_STARTS, MELS · FRAMES] windows of one long row of normal noise."""
+    row = np.random.default_rng(0).standard_normal(_STARTS + MELS * FRAMES - 1, dtype=np.float32)
+    return np.lib.stride_tricks.sliding_window_view(row, MELS * FRAMES)

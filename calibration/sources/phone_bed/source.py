@@ -32,6 +32,8 @@ class PhoneBedConfig(SourceConfig):
     """Other screens and commands from the same icons and voices."""
     augment: bool | None = None
     """Whether samples change from epoch to epoch; by default only those for training."""
+    commands_per_screen: Annotated[int, Field(ge=1, le=9)] = 1
+    """Commands in a row that are about one screen. More than one makes training cheaper: the screen is seen once for all."""
 
 
 class PhoneBed(DataSource[PhoneBedConfig]):
@@ -62,7 +64,12 @@ class PhoneBed(DataSource[PhoneBedConfig]):
         folder = built(context.cache / f"phone-bed-{bed_digest()[:16]}", context.progress)
         whole = _whole(config)
         return PhoneBedDataset(
-            folder, config.split, int(whole["num_samples"]), config.seed, augment=bool(whole["augment"])
+            folder,
+            config.split,
+            int(whole["num_samples"]),
+            config.seed,
+            augment=bool(whole["augment"]),
+            together=config.commands_per_screen,
         )
 
 
@@ -70,7 +77,13 @@ def _whole(config: PhoneBedConfig) -> dict[str, int | str | bool]:
     """The config with its defaults for the split filled in."""
     size = _SIZES[config.split] if config.num_samples is None else config.num_samples
     augment = config.split == "train" if config.augment is None else config.augment
-    return {"split": config.split, "num_samples": size, "seed": config.seed, "augment": augment}
+    return {
+        "split": config.split,
+        "num_samples": size,
+        "seed": config.seed,
+        "augment": augment,
+        "commands_per_screen": config.commands_per_screen,
+    }
 
 
 @cache

@@ -1,30 +1,27 @@
-"""InfoNCE terms that bring commands and cells of one concept together (van den Oord et al. 2018).
+"""How commands and cells meet in one space: late interaction.
 
-Shapes: B batch, C cells, E shared width, P concepts. All vectors have length 1.
+A command is asked for by a few of its positions ("open", "the", *camera*), and nobody says which. So a thing's score is the
+log-sum-exp of its cosines with all positions: a soft maximum, as MaxSim in late interaction (Khattab & Zaharia 2020) and as
+the pooling of instances in multiple-instance learning. It needs no position to carry the whole command.
+
+Shapes: B commands, L positions, N things, E shared width. All vectors have length 1, or 0 where a command has no position.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional
+
+from compressor.models.autoglm_phone.blocks import HIDDEN_SCORE
 
 
-def contrast(
-    command_BE: Tensor, cells_BCE: Tensor, concept_B: Tensor, concepts_BC: Tensor, temperature: float
-) -> Tensor:
-    """Each command against all cells of the batch; every cell that shows its concept is a positive.
+def late_interaction(command_BLE: Tensor, things: Tensor, present_BL: Tensor, temperature: float) -> Tensor:
+    """The score of each thing for each command: [B, N].
 
-    The mean of log p over the positives, as in supervised contrastive learning (Khosla et al. 2020); commands whose
-    concept no cell shows count nothing.
+    Args:
+        command_BLE: the command, position by position.
+        things: [N, E], the same for every command; or [B, N, E].
+        present_BL: 1 where the command has a position.
+        temperature: divides the cosines.
     """
-    scores = command_BE @ cells_BCE.flatten(0, 1).T / temperature
-    positive = (concept_B[:, None] == concepts_BC.flatten()[None, :]).to(scores.dtype)
-    each = -(scores.log_softmax(dim=1) * positive).sum(dim=1) / positive.sum(dim=1).clamp(min=1.0)
-    shown = (positive.sum(dim=1) > 0).to(scores.dtype)
-    return (each * shown).sum() / shown.sum().clamp(min=1.0)
-
-
-def to_prototypes(vectors_NE: Tensor, concept_N: Tensor, prototypes_PE: Tensor, temperature: float) -> Tensor:
-    """InfoNCE against one learnt prototype per concept: commands and cells meet at the same points."""
-    prototypes_PE = functional.normalize(prototypes_PE, dim=-1)
-    return functional.cross_entropy(vectors_NE @ prototypes_PE.T / temperature, concept_N)
+    scores_BLN = (command_BLE / temperature) @ things.transpose(-1, -2)
+    return (scores_BLN + ((1.0 - present_BL) * HIDDEN_SCORE)[:, :, None]).logsumexp(dim=1)

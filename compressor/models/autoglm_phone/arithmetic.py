@@ -192,9 +192,9 @@ def fusion(config: PhoneConfig) -> Cost:
         + adapter.applied(cells + spoken)
         + Cost(config.queries * hidden, 2 * config.queries * hidden * (config.tokens + spoken))
         + layer.times(config.fusion_layers)
-        + linear(hidden, config.shared, 1, bias=False)
+        + linear(hidden, config.shared, config.tokens + spoken, bias=False)
         + linear(hidden, config.shared, cells, bias=False)
-        + Cost(0, config.shared * cells)
+        + Cost(0, config.shared * cells * (config.tokens + spoken))
     )
 
 

@@ -49,26 +49,19 @@ class AutoGLMPhone(Family[PhoneConfig]):
 
         return AutoGLMPhoneModel(config)
 
-    def losses(self, model: nn.Module, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy with the labels, and the InfoNCE terms where the batch names concepts.
+    def heads(self, model: nn.Module, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The answer; and the concept of each command [B, P] and of each cell [S, cells, P], against one prototype each.
 
-        The auxiliary labels are ``concept`` [B] (what the command asks for, also when absent) and ``cell_concepts``
-        [B, cells].
+        Commands and cells meet at the same prototypes: cross-entropy over these logits is InfoNCE (van den Oord et al.
+        2018). The auxiliary labels are ``concept`` [B] (what the command asks for, also when absent) and ``cell_concepts``
+        [S, cells].
         """
-        from compressor.models.autoglm_phone.alignment import contrast, to_prototypes
         from compressor.models.autoglm_phone.model import AutoGLMPhoneModel
 
-        terms = super().losses(model, outputs, batch)
-        if "concept" not in batch or "cell_concepts" not in batch or not isinstance(model, AutoGLMPhoneModel):
-            return terms
-        temperature, prototypes = model.config.temperature, model.concepts
-        concept, concepts = batch["concept"], batch["cell_concepts"]
-        command, cells = outputs["command"], outputs["cells"]
-        terms["contrast"] = contrast(command, cells, concept, concepts, temperature)
-        if model.config.concepts:
-            terms["command"] = to_prototypes(command, concept, prototypes, temperature)
-            terms["cells"] = to_prototypes(cells.flatten(0, 1), concepts.flatten(), prototypes, temperature)
-        return terms
+        concepts = (
+            model.concept_logits(outputs) if isinstance(model, AutoGLMPhoneModel) and model.config.concepts else {}
+        )
+        return super().heads(model, outputs) | concepts
 
     def features(self, config: PhoneConfig) -> tuple[str, ...]:  # noqa: ARG002
         """Command and cells in the shared space, the fused command, and the decoder's answer state."""

@@ -38,33 +38,13 @@ BED_TEACHER = PhoneConfig(
     fusion_layers=1,
     gate=32,
     shared=96,
-    concepts=80,
+    concepts=60,
 )
 
-BED_STUDENT = PhoneConfig(
-    screen_size=96,
-    vision="mobilenet",
-    vision_width=64,
-    vision_stem=8,
-    vision_blocks=(_block(3, 24, 16, 2), _block(3, 48, 24, 2, squeeze=True)),
-    speech="mel-cnn",
-    frames=192,
-    speech_width=48,
-    speech_layers=1,
-    tokens=48,
-    hidden=48,
-    ffn=96,
-    heads=3,
-    key_heads=1,
-    head_width=16,
-    encoder_layers=1,
-    decoder_layers=1,
-    adapter=32,
-    fusion_layers=1,
-    gate=16,
-    shared=48,
-    concepts=80,
+BED_STUDENT = BED_TEACHER.model_copy(
+    update={"vision_blocks": BED_TEACHER.vision_blocks[:2], "speech_layers": 0, "ffn": 64, "adapter": 32}
 )
+"""The teacher with fewer layers and narrower inner widths: what is left has the teacher's shapes, and can start from it."""
 
 TINY = PhoneConfig(
     screen_size=24,

@@ -19,8 +19,8 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build.built(tmp_path_factory.mktemp("bed") / "bed", lambda *_: None, FEW)
 
 
-def dataset(bed: Path, split: str, *, augment: bool = False, seed: int = 0) -> PhoneBedDataset:
-    return PhoneBedDataset(bed, split, 600, seed, augment=augment)
+def dataset(bed: Path, split: str, *, augment: bool = False, seed: int = 0, together: int = 1) -> PhoneBedDataset:
+    return PhoneBedDataset(bed, split, 600, seed, augment=augment, together=together)
 
 
 def test_no_family_speaker_or_template_is_in_two_splits() -> None:
@@ -60,6 +60,22 @@ def test_labels_say_what_is_on_the_screen(bed: Path, split: str) -> None:
     assert batch["screen"].shape == (600, 3, 96, 96)
     assert batch["screen"].dtype == np.uint8
     assert batch["mel"].shape == (600, MELS, FRAMES)
+
+
+@pytest.mark.parametrize("together", [4, 9])
+def test_commands_about_one_screen_find_what_they_ask_for(bed: Path, together: int) -> None:
+    samples = dataset(bed, "train", augment=True, together=together)
+    batch = samples.batch(np.arange(94, dtype=np.int64))
+    screens = -(-94 // together)
+    assert batch["screen"].shape[0] == batch["cell_concepts"].shape[0] == screens
+    wanted = samples.identity(np.arange(94, dtype=np.int64))
+    for row, (concept, label) in enumerate(zip(batch["concept"], batch["label"], strict=True)):
+        cells = batch["cell_concepts"][row // -(-94 // screens)].tolist()
+        assert len(set(cells)) == 9
+        assert (concept not in cells) if label == ABSENT else cells[label] == concept
+        assert label != ABSENT or wanted["absent"][row]
+    cells = batch["label"][batch["label"] != ABSENT]
+    assert np.bincount(cells, minlength=9).min() > 0
 
 
 def test_a_command_is_written_or_spoken_and_slices_tell_which(bed: Path) -> None:

@@ -4,11 +4,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from compressor.models.autoglm_phone.alignment import contrast, to_prototypes
+from compressor.models.autoglm_phone.alignment import late_interaction
 from compressor.models.autoglm_phone.blocks import Attention, rotations
 from compressor.models.autoglm_phone.family import AutoGLMPhone
 from compressor.models.autoglm_phone.fusion import GatedCrossAttention
 from compressor.models.autoglm_phone.vision import tiles_from_screen
+from passes.common.losses import hard_cross_entropy
 
 FAMILY = AutoGLMPhone()
 TINY = FAMILY.presets["tiny"]
@@ -124,22 +125,41 @@ def test_rotary_scores_depend_on_distance_alone():
 
 def test_losses_with_and_without_concepts(model):
     data = batch(8)
+    heads = FAMILY.heads(model, forward(model, data))
+    assert set(hard_cross_entropy(heads, data)) == {"label", "concept", "cell_concepts"}
+    del data["concept"], data["cell_concepts"]
+    assert set(hard_cross_entropy(heads, data)) == {"label"}
+
+
+def test_each_present_position_has_concept_logits(model):
+    data = batch(8)
     outputs = forward(model, data)
-    assert set(FAMILY.losses(model, outputs, data)) == {"label", "contrast", "command", "cells"}
-    del data["concept"]
-    assert set(FAMILY.losses(model, outputs, data)) == {"label"}
+    heads = FAMILY.heads(model, outputs)
+    present = (data["tokens"] != 0).sum() + (data["mel"][:, 0, ::8].abs() > 0).sum()
+    assert heads["position_concepts"].shape == (present, TINY.concepts)
+    assert heads["concept"].shape == (8, TINY.concepts)
+    assert heads["cell_concepts"].shape == (8, 9, TINY.concepts)
 
 
-def test_contrast_is_least_when_command_and_cell_agree():
+def test_the_best_position_decides_and_padding_does_not():
     axes = torch.eye(4)
-    concepts = torch.tensor([[0, 1], [2, 3]])
-    cells, command = axes[concepts], axes[torch.tensor([1, 2])]
-    right = contrast(command, cells, torch.tensor([1, 2]), concepts, 0.07)
-    wrong = contrast(command, cells, torch.tensor([0, 3]), concepts, 0.07)
-    assert right < 0.01 < 10 < wrong
-    absent = contrast(command, cells, torch.tensor([9, 9]), concepts, 0.07)
-    assert absent == 0
-    assert to_prototypes(command, torch.tensor([1, 2]), 5 * axes, 0.07) < 0.01
+    command = torch.stack([axes[[3, 1, 3]], axes[[2, 3, 3]]])
+    present = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    scores = late_interaction(command * present[:, :, None], axes, present, 0.07)
+    assert scores[0].argsort(descending=True)[:2].tolist() == [3, 1]
+    torch.testing.assert_close(scores[1], axes[2] / 0.07)
+    same = late_interaction(command, axes.expand(2, 4, 4), present, 0.07)
+    torch.testing.assert_close(same, late_interaction(command, axes, present, 0.07))
+
+
+@pytest.mark.parametrize(("commands", "screens"), [(6, 2), (5, 2), (4, 1), (3, 3)])
+def test_commands_in_a_row_share_a_screen(model, commands, screens):
+    data = batch(commands)
+    shared = data | {"screen": data["screen"][:screens]}
+    each = -(-commands // screens)
+    own = data | {"screen": shared["screen"].repeat_interleave(each, dim=0)[:commands]}
+    torch.testing.assert_close(forward(model, shared)["logits"], forward(model, own)["logits"])
+    assert forward(model, shared)["cells"].shape[0] == screens
 
 
 def test_it_learns_a_batch(model):
@@ -147,7 +167,7 @@ def test_it_learns_a_batch(model):
     data = batch(16)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):
-        loss = torch.stack([*FAMILY.losses(model, forward(model, data), data).values()][:1]).sum()
+        loss = hard_cross_entropy(FAMILY.heads(model, forward(model, data)), data)["label"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

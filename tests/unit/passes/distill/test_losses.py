@@ -61,3 +61,11 @@ def test_features_match_through_a_projection_of_any_width() -> None:
     assert 0 <= matcher({"cells": student}, {"cells": teacher}).item() <= 2
     same = matcher.projections["cells"](student).detach()
     assert matcher({"cells": student}, {"cells": 3 * same}).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_vectors_that_the_teacher_has_not_do_not_count() -> None:
+    matcher = FeatureMatcher({"command": (4, 4)})
+    student, teacher = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    teacher[:, 3:] = 0
+    expected = matcher({"command": student[:, :3]}, {"command": teacher[:, :3]})
+    torch.testing.assert_close(matcher({"command": student}, {"command": teacher}), expected)
