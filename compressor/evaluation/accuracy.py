@@ -10,7 +10,7 @@ import numpy as np
 from compressor.artifacts.manifest import Metric
 from compressor.data.contract import Dataset
 from compressor.errors import DataError, NumericalError, UsageError
-from compressor.evaluation.intervals import bootstrap_mean
+from compressor.evaluation.intervals import score_interval
 from compressor.evaluation.metrics import METRICS
 from compressor.evaluation.records import AccuracyConfig, AccuracyReport
 from compressor.runtimes.session import Session
@@ -99,7 +99,7 @@ def _metrics_of(name: str, values: Array, slices: Mapping[str, Array], resamples
 def _metric(metric: str, name: str, values: Array, resamples: int) -> Metric:
     if not np.isfinite(values).all():
         raise NumericalError(f"{name} is not finite: the model rules out the right answer of some samples")
-    low, high = bootstrap_mean(values, resamples) or (None, None)
+    low, high = score_interval(values, resamples) or (None, None)
     kind = METRICS[metric]
     return Metric(
         name=name,

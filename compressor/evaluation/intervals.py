@@ -1,4 +1,4 @@
-"""95 % intervals: of a mean by the bootstrap, of a quantile by order statistics."""
+"""95 % intervals: of a mean by the bootstrap (of a proportion at its end exactly), of a quantile by order statistics."""
 
 from __future__ import annotations
 
@@ -33,6 +33,16 @@ def bootstrap_mean(values_N: Array, resamples: int, seed: int = 0) -> tuple[floa
     low, high = np.quantile(np.concatenate(means), (_TAIL, 1 - _TAIL))
     mean = float(values_N.mean())
     return min(float(low), mean), max(float(high), mean)
+
+
+def score_interval(values_N: Array, resamples: int, seed: int = 0) -> tuple[float, float] | None:
+    """Interval of the mean of scores. Where all answers are right (1), or all wrong (0), no resample differs from another,
+    and the exact binomial interval (Clopper & Pearson 1934) stands in for the bootstrap.
+    """
+    if resamples and len(values_N) and (values_N.min() == values_N.max()) and values_N[0] in {0.0, 1.0}:
+        furthest = float(_TAIL ** (1 / len(values_N)))
+        return (furthest, 1.0) if values_N[0] else (0.0, 1 - furthest)
+    return bootstrap_mean(values_N, resamples, seed)
 
 
 def quantile_interval(sorted_N: Array, quantile: float) -> tuple[float, float] | None:

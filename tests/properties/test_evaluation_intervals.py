@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from compressor.data.contract import Batch, Dataset
 from compressor.evaluation.accuracy import measure_accuracy
-from compressor.evaluation.intervals import bootstrap_mean, quantile_interval
+from compressor.evaluation.intervals import bootstrap_mean, quantile_interval, score_interval
 from compressor.evaluation.records import AccuracyConfig
 from compressor.models.contract import InputSpec
 from compressor.runtimes.session import Session
@@ -81,6 +82,14 @@ def test_a_bootstrap_interval_holds_the_mean_and_lies_among_the_values(values, r
     slack = 1e-9 * (1 + np.abs(values).max())
     assert values.min() - slack <= low <= values.mean() <= high <= values.max() + slack
     assert (low, high) == bootstrap_mean(values, resamples, seed)
+
+
+@given(st.integers(1, 2000))
+def test_all_right_is_not_certainly_right(count):
+    low, high = score_interval(np.ones(count), 100)
+    assert high == 1.0
+    assert low**count == pytest.approx(0.025)
+    assert score_interval(np.zeros(count), 100) == pytest.approx((0.0, 1 - low))
 
 
 @settings(deadline=None)
