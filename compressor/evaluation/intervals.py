@@ -36,8 +36,10 @@ def bootstrap_mean(values_N: Array, resamples: int, seed: int = 0) -> tuple[floa
 
 
 def score_interval(values_N: Array, resamples: int, seed: int = 0) -> tuple[float, float] | None:
-    """Interval of the mean of scores. Where all answers are right (1), or all wrong (0), no resample differs from another,
-    and the exact binomial interval (Clopper & Pearson 1934) stands in for the bootstrap.
+    """Interval of the mean of scores.
+
+    Where all answers are right (1), or all wrong (0), no resample differs from another, and the exact binomial interval
+    (Clopper & Pearson 1934) stands in for the bootstrap.
     """
     if resamples and len(values_N) and (values_N.min() == values_N.max()) and values_N[0] in {0.0, 1.0}:
         furthest = float(_TAIL ** (1 / len(values_N)))
