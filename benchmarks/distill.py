@@ -46,7 +46,7 @@ def run(arm: str, seed: int, store: Path, sets: list[str]) -> dict[str, float]:
     file.write_text(json.dumps(tree), encoding="utf-8")
     command = [sys.executable, "-m", "cli", "run", str(file), "-o", str(store), "--json"]
     # The teacher is the same for all seeds: it is built first with seed 0, and named as an artifact.
-    teacher = subprocess.run([*command, "--until", "teacher"], check=True, capture_output=True, text=True)
+    teacher = subprocess.run([*command, "--until", "teacher"], check=True, stdout=subprocess.PIPE, text=True)
     name = json.loads(teacher.stdout)["ladder"]["rows"][-1]["name"]
     tree["model"] = {"path": str((store / name).resolve()), "measure": False}
     tree["passes"] = tree["passes"][1:]

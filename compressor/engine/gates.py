@@ -82,5 +82,10 @@ def _verdict(label: str, kind: str, limit: float, step: str, metric: Metric, ref
     bound = {"min": limit, "max": limit, "max_drop": base - limit, "max_ratio": base * limit}[kind]
     lower_bound = kind in {"min", "max_drop"}
     passed = metric.value >= bound if lower_bound else metric.value <= bound
-    reason = f"{metric.value:.6g} {'≥' if lower_bound else '≤'} {bound:.6g}"
+    reason = f"{_figure(metric.value)} {'≥' if lower_bound else '≤'} {_figure(bound)}"
     return GateResult(label, step, metric.name, metric.value, bound, passed, reason if passed else f"not {reason}")
+
+
+def _figure(value: float) -> str:
+    """A count of bytes in full, a fraction to six digits."""
+    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.6g}"

@@ -19,14 +19,12 @@ def tiles_from_screen(screen_BCSS: Tensor, grid: int) -> Tensor:
     """Cut screens [B, 3, S, S] into their cells [B * grid², 3, S/grid, S/grid], row by row.
 
     Encoding tiles one by one keeps small icons sharp, as vision-language models do with large screens (LLaVA-NeXT,
-    Liu et al. 2024), and makes each cell's vector depend on that cell alone. The tiles lie in memory channels last, which
-    convolutions and batch normalization on a CPU are faster with.
+    Liu et al. 2024), and makes each cell's vector depend on that cell alone.
     """
     batch, channels, size, _ = screen_BCSS.shape
     tile = size // grid
     rows = screen_BCSS.reshape(batch, channels, grid, tile, grid, tile)
-    tiles = rows.permute(0, 2, 4, 1, 3, 5).reshape(batch * grid * grid, channels, tile, tile)
-    return tiles.contiguous(memory_format=torch.channels_last)
+    return rows.permute(0, 2, 4, 1, 3, 5).reshape(batch * grid * grid, channels, tile, tile)
 
 
 class SqueezeExcite(nn.Module):
