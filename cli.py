@@ -153,7 +153,9 @@ def run_pass(
     seed: Seed = None,
     device: Device = "cpu",
     allow_code: AllowCode = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and what the pass would decide; write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run one pass by hand on any artifact or model directory."""
@@ -161,7 +163,7 @@ def run_pass(
 
     made = _plan(single_pass(pass_type, artifact, pipeline, sets or ()), output_dir, seed, device, allow_code)
     if dry_run:
-        _show_plan(made, as_json)
+        _show_preview(made, as_json)
     else:
         _carry_out(made, as_json=as_json)
 
@@ -372,6 +374,20 @@ def _show_plan(made: Plan, as_json: bool) -> None:
         _print_json(plan_as_json(made))
     else:
         console.render_plan(made)
+
+
+def _show_preview(made: Plan, as_json: bool) -> None:
+    from compressor.engine.catalogue import plan_as_json
+    from compressor.engine.single import preview
+    from compressor.reports import console
+
+    with console.listener(quiet=as_json) as listener:
+        rows = preview(made, listener)
+    if as_json:
+        _print_json({**plan_as_json(made), "decisions": rows})
+    else:
+        console.render_plan(made)
+        console.render_rows("what it would do", rows)
 
 
 def _carry_out(

@@ -110,6 +110,10 @@ class Pass(ABC, Generic[P]):
         """
         return
 
+    def preview(self, config: P, parent: Artifact, context: PassContext) -> list[Mapping[str, Any]]:  # noqa: ARG002
+        """What ``run`` would decide, as rows of a table, without writing anything; none where there is nothing to tell."""
+        return []
+
     @abstractmethod
     def run(self, config: P, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
         """Write the model's files into ``out`` (an empty folder), going on from ``context.work`` where there is something."""

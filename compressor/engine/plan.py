@@ -16,7 +16,7 @@ from compressor.artifacts.store import MANIFEST, Artifact, Store, open_artifact
 from compressor.config.discovery import suggestion
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
-from compressor.engine.contract import Estimate, ModelFacts, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import Estimate, ModelFacts, Pass, PassContext, PassOutput, PlanContext
 from compressor.engine.gates import gate_problems
 from compressor.engine.machine import tool_version
 from compressor.engine.pipeline import SOURCE, Pipeline, Step
@@ -50,6 +50,15 @@ class PassBuilder:
     def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:
         """As ``Pass.requires``."""
         self.step.pass_.requires(self.step.config, inputs["parent"], context)
+
+    @property
+    def previews(self) -> bool:
+        """Whether the pass can tell what it would decide."""
+        return type(self.step.pass_).preview is not Pass.preview
+
+    def preview(self, inputs: Mapping[str, Artifact], context: PassContext) -> list[Mapping[str, Any]]:
+        """As ``Pass.preview``."""
+        return self.step.pass_.preview(self.step.config, inputs["parent"], context)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:
         """As ``Pass.run``."""

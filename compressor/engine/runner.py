@@ -281,7 +281,7 @@ class Runner:
             shutil.rmtree(out, ignore_errors=True)
             (out / MODEL).mkdir(parents=True)
         notes: list[str] = []
-        context = self._context(step, staging / "work", inputs, notes)
+        context = self.context(step, staging / "work", inputs, notes)
         peak = PeakMemory()
         start = time.perf_counter()
         try:
@@ -314,7 +314,9 @@ class Runner:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return PassError(f"{step.name} ({step.pass_name}) failed: {type(error).__name__}: {first}", remedy=f"see {log}")
 
-    def _context(self, step: PlannedStep, work: Path, inputs: Mapping[str, Artifact], notes: list[str]) -> PassContext:
+    def context(self, step: PlannedStep, work: Path, inputs: Mapping[str, Artifact], notes: list[str]) -> PassContext:
+        """What a step's pass is given; ``notes`` collects what it has to say."""
+
         def progress(what: str, done: int, total: int, figures: Mapping[str, float]) -> None:
             self.tell(events.StepProgress(step.name, what, done, total, figures))
 

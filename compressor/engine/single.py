@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.store import Artifact, verify
 from compressor.config.document import Document, read_document
 from compressor.data.contract import SourceContext
 from compressor.engine import events
 from compressor.engine.pipeline import Pipeline, load_pipeline, override, pipeline_from_document
+from compressor.engine.plan import PassBuilder, Plan
+from compressor.engine.runner import Runner
 from compressor.errors import UsageError
 from compressor.evaluation.measure import measure
 from compressor.evaluation.records import Measurement
@@ -36,6 +39,31 @@ def single_pass(pass_type: str, model: Path, borrow: Path | None, fields: Sequen
         "passes": [{"type": pass_type, **step}],
     }
     return pipeline_from_document(Document(borrow, tree))
+
+
+def preview(plan: Plan, listener: events.Listener) -> list[Mapping[str, Any]]:
+    """What the plan's only step would decide, as its pass tells; nothing is written.
+
+    Raises:
+        UsageError: the pass reads a model directory, which is no artifact yet.
+        CompressError: the pass refuses its input or its config.
+    """
+    step = list(plan.steps)[-1]
+    if not isinstance(step.builder, PassBuilder) or not step.builder.previews:
+        return []
+    given = {one.name: one.given for one in plan.steps}
+    inputs = {role: artifact for role, name in step.inputs.items() if (artifact := given[name]) is not None}
+    if len(inputs) < len(step.inputs):
+        raise UsageError(
+            f"{step.pass_name} can show its decisions for an artifact only", remedy="run a pipeline to build one"
+        )
+    for artifact in inputs.values():
+        verify(artifact)
+    runner = Runner(plan, listener, lambda *_: None, selected=frozenset())
+    with TemporaryDirectory() as work:
+        context = runner.context(step, Path(work), inputs, [])
+        step.builder.requires(inputs, context)
+        return step.builder.preview(inputs, context)
 
 
 def measure_artifact(

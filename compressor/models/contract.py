@@ -6,6 +6,7 @@ torch: a family that builds modules imports them inside its methods.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
+
+    from compressor.models.axes import Axis, Field
 
 F = TypeVar("F", bound=Record)
 
@@ -77,6 +80,24 @@ class Family(ABC, Generic[F]):
     def features(self, config: F) -> tuple[str, ...]:  # noqa: ARG002
         """Names of ``forward``'s outputs that can be matched in distillation, each [B, dim] or [B, tokens, dim]."""
         return ()
+
+    def axes(self, config: F) -> tuple[Axis, ...]:  # noqa: ARG002
+        """What can be cut; nothing where the family does not say."""
+        return ()
+
+    def resized(self, config: F, fields: Mapping[Field, int | bool]) -> F:
+        """The config with these fields replaced, each named by its path.
+
+        Raises:
+            pydantic.ValidationError: they do not fit together.
+        """
+        tree = config.model_dump(mode="json")
+        for path, value in fields.items():
+            node: Any = tree
+            for part in path[:-1]:
+                node = node[part]
+            node[path[-1]] = value
+        return type(config).model_validate_json(json.dumps(tree))
 
     def slim(self, config: F, **dimensions: Any) -> F:
         """A smaller config of the same family (for ``student: {slim: …}``): each keyword replaces a field.

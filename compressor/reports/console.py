@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -123,6 +124,22 @@ def render_plan(plan: Plan) -> None:
         )  # fmt: skip
     _out.print(table)
     say(f"store: {plan.store.root}, seed {plan.seed}, device {plan.device}; times and memory are estimates")
+
+
+def render_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of equal keys as a table; nothing for none."""
+    if not rows:
+        return
+    table = _table(*(name.replace("_", " ") for name in rows[0]), title=title)
+    for row in rows:
+        table.add_row(*(_figure(value) for value in row.values()))
+    _out.print(table)
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _known(value: float | None, unit: str) -> str:

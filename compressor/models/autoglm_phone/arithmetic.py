@@ -85,7 +85,7 @@ def glm_layer(config: PhoneConfig, length: int, memory: int) -> Cost:
 
 def _inverted_residual(block: Block, inputs: int, side: int) -> tuple[Cost, int]:
     after = -(-side // block.stride)
-    squeezed = max(8, block.expanded // 4)
+    squeezed = block.squeezed_channels
     cost = (
         convolution(inputs, block.expanded, 1, side**2)
         + normalization(block.expanded)

@@ -31,6 +31,20 @@ class Block(Record):
     """Stride of the depthwise convolution."""
     squeeze: bool
     """Whether squeeze-and-excitation weighs the expanded channels."""
+    squeezed: Count | None = None
+    """Channels inside squeeze-and-excitation; by default a quarter of the expanded ones, and at least 8."""
+    residual: bool | None = None
+    """Whether the block's input is added to its output; by default wherever stride and channels allow it."""
+
+    @property
+    def squeezed_channels(self) -> int:
+        """Channels inside squeeze-and-excitation."""
+        return self.squeezed or max(8, self.expanded // 4)
+
+    def is_residual(self, inputs: int) -> bool:
+        """Whether an input of ``inputs`` channels is added to the output."""
+        allowed = self.stride == 1 and inputs == self.out
+        return allowed if self.residual is None else self.residual
 
 
 class VisionConfig(Record):
@@ -157,3 +171,10 @@ def check_vision(config: VisionConfig, side: int) -> None:
         raise ValueError(f"vision_patch {config.vision_patch} does not divide an image of {side} pixels")
     if any(block.kernel % 2 == 0 for block in config.vision_blocks):
         raise ValueError("vision_blocks: kernels must be odd")
+    inputs = config.vision_stem
+    for number, block in enumerate(config.vision_blocks):
+        if block.residual and (block.stride != 1 or inputs != block.out):
+            raise ValueError(
+                f"vision_blocks[{number}]: {inputs} channels cannot be added to {block.out} at stride {block.stride}"
+            )
+        inputs = block.out

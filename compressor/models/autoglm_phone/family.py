@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.models.autoglm_phone import arithmetic
+from compressor.models.autoglm_phone.axes import phone_axes
 from compressor.models.autoglm_phone.config import PhoneConfig
 from compressor.models.autoglm_phone.presets import PRESETS
 from compressor.models.contract import Family, InputSpec
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
+
+    from compressor.models.axes import Axis
 
 
 class AutoGLMPhone(Family[PhoneConfig]):
@@ -62,6 +65,10 @@ class AutoGLMPhone(Family[PhoneConfig]):
             model.concept_logits(outputs) if isinstance(model, AutoGLMPhoneModel) and model.config.concepts else {}
         )
         return super().heads(model, outputs) | concepts
+
+    def axes(self, config: PhoneConfig) -> tuple[Axis, ...]:
+        """Channels of the encoders, heads and inner widths; see ``axes.py``."""
+        return tuple(phone_axes(config))
 
     def features(self, config: PhoneConfig) -> tuple[str, ...]:  # noqa: ARG002
         """Command and cells in the shared space, the fused command, and the decoder's answer state."""

@@ -30,9 +30,8 @@ def tiles_from_screen(screen_BCSS: Tensor, grid: int) -> Tensor:
 class SqueezeExcite(nn.Module):
     """Weighs channels by what the whole image holds (Hu et al. 2018)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
-        squeezed = max(8, channels // 4)
         self.down = nn.Linear(channels, squeezed)
         self.up = nn.Linear(squeezed, channels)
 
@@ -47,7 +46,7 @@ class InvertedResidual(nn.Module):
 
     def __init__(self, block: Block, inputs: int) -> None:
         super().__init__()
-        self.residual = block.stride == 1 and inputs == block.out
+        self.residual = block.is_residual(inputs)
         self.expand = nn.Conv2d(inputs, block.expanded, 1, bias=False)
         self.expand_norm = nn.BatchNorm2d(block.expanded)
         self.filter = nn.Conv2d(
@@ -60,7 +59,7 @@ class InvertedResidual(nn.Module):
             bias=False,
         )
         self.filter_norm = nn.BatchNorm2d(block.expanded)
-        self.squeeze = SqueezeExcite(block.expanded) if block.squeeze else nn.Identity()
+        self.squeeze = SqueezeExcite(block.expanded, block.squeezed_channels) if block.squeeze else nn.Identity()
         self.project = nn.Conv2d(block.expanded, block.out, 1, bias=False)
         self.project_norm = nn.BatchNorm2d(block.out)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from compressor.models.autoglm_phone import arithmetic
+from compressor.models.autoglm_phone.axes import vision_axes
 from compressor.models.autoglm_phone.config import Block, VisionConfig, check_vision
 from compressor.models.contract import Family, InputSpec
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
+
+    from compressor.models.axes import Axis
 
 
 class ClassifierConfig(VisionConfig):
@@ -97,6 +100,10 @@ class ImageClassifier(Family[ClassifierConfig]):
         from compressor.models.image_classifier.model import ImageClassifierModel
 
         return ImageClassifierModel(config)
+
+    def axes(self, config: ClassifierConfig) -> tuple[Axis, ...]:
+        """Those of the encoder."""
+        return tuple(vision_axes(config, "vision", "head"))
 
     def features(self, config: ClassifierConfig) -> tuple[str, ...]:  # noqa: ARG002
         """The encoder's vector."""

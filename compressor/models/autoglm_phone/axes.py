@@ -1,0 +1,131 @@
+"""The axes of the phone model and of its encoders.
+
+``tests/unit/models/test_axes.py`` holds them to name every dimension that a field moves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compressor.models.axes import Axis, Cut, Field, batch_norm, weight_and_bias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from compressor.models.autoglm_phone.config import PhoneConfig, VisionConfig
+
+
+def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis]:
+    """Of a vision encoder whose vector is read by the linear layer ``reader``."""
+    if config.vision == "vit-lite":
+        for layer in range(config.vision_layers):
+            yield from _transformer_axes(
+                f"{prefix}.layers.{layer}", "vision", config.vision_heads, config.vision_head_width, config.vision_ffn
+            )
+        return
+    cuts: tuple[Cut, ...] = (Cut(f"{prefix}.stem.weight", 0), *batch_norm(f"{prefix}.stem_norm"))
+    fields: tuple[Field, ...] = (("vision_stem",),)
+    name, units = f"{prefix}.stem", config.vision_stem
+    stated: tuple[tuple[Field, int | bool], ...] = ()
+    for number, block in enumerate(config.vision_blocks):
+        here = f"{prefix}.blocks.{number}"
+        place: Field = ("vision_blocks", number)
+        cuts = (*cuts, Cut(f"{here}.expand.weight", 1))
+        # What is added to its input stays added, and what is not never starts to be, whatever the widths become.
+        stated = (*stated, ((*place, "residual"), block.is_residual(units)))
+        expanded = (
+            Cut(f"{here}.expand.weight", 0),
+            *batch_norm(f"{here}.expand_norm"),
+            Cut(f"{here}.filter.weight", 0),
+            *batch_norm(f"{here}.filter_norm"),
+            Cut(f"{here}.project.weight", 1),
+        )
+        if block.squeeze:
+            expanded = (*expanded, Cut(f"{here}.squeeze.down.weight", 1), *weight_and_bias(f"{here}.squeeze.up", 0))
+        fixed: tuple[tuple[Field, int | bool], ...] = (
+            (((*place, "squeezed"), block.squeezed_channels),) if block.squeeze else ()
+        )
+        yield Axis(f"{here}.expand", "channels", block.expanded, expanded, (((*place, "expanded"), 1),), fixed)
+        written = (Cut(f"{here}.project.weight", 0), *batch_norm(f"{here}.project_norm"))
+        if block.is_residual(units):
+            cuts, fields = (*cuts, *written), (*fields, (*place, "out"))
+        else:
+            yield Axis(name, "channels", units, cuts, tuple((field, 1) for field in fields), stated)
+            cuts, fields, stated = written, ((*place, "out"),), stated[-1:]
+            name, units = f"{here}.project", block.out
+    cuts = (*cuts, Cut(f"{prefix}.last.weight", 1))
+    yield Axis(name, "channels", units, cuts, tuple((field, 1) for field in fields), stated)
+    width = (Cut(f"{prefix}.last.weight", 0), *batch_norm(f"{prefix}.last_norm"), Cut(f"{reader}.weight", 1))
+    yield Axis(f"{prefix}.last", "channels", config.vision_width, width, ((("vision_width",), 1),))
+
+
+def _transformer_axes(layer: str, field: str, heads: int, head_width: int, ffn: int) -> Iterator[Axis]:
+    """Of ``blocks.TransformerLayer``."""
+    written = [
+        cut for part in ("query", "key", "value") for cut in weight_and_bias(f"{layer}.attention.{part}", 0, head_width)
+    ]
+    read = Cut(f"{layer}.attention.out.weight", 1, head_width)
+    yield Axis(f"{layer}.attention", "heads", heads, (*written, read), (((f"{field}_heads",), 1),))
+    inner = (*weight_and_bias(f"{layer}.up", 0), Cut(f"{layer}.down.weight", 1))
+    yield Axis(f"{layer}.ffn", "ffn", ffn, inner, (((f"{field}_ffn",), 1),))
+
+
+def _speech_axes(config: PhoneConfig) -> Iterator[Axis]:
+    if config.speech == "wav2vec-bridge":
+        for layer in range(config.speech_layers):
+            yield from _transformer_axes(
+                f"speech.layers.{layer}", "speech", config.speech_heads, config.speech_head_width, config.speech_ffn
+            )
+        return
+    width: tuple[tuple[Field, int], ...] = ((("speech_width",), 1),)
+
+    def written(convolution: str, norm: str) -> tuple[Cut, ...]:
+        return Cut(f"speech.{convolution}.weight", 0), *batch_norm(f"speech.{norm}")
+
+    for number in (0, 1):
+        cuts = (*written(f"down.{number}", f"down_norms.{number}"), Cut(f"speech.down.{number + 1}.weight", 1))
+        yield Axis(f"speech.down.{number}", "channels", config.speech_width, cuts, width)
+    stream = (*written("down.2", "down_norms.2"), Cut("fusion.from_speech.weight", 1))
+    for number in range(config.speech_layers):
+        here = f"residuals.{number}"
+        stream = (*stream, Cut(f"speech.{here}.first.weight", 1), *written(f"{here}.second", f"{here}.second_norm"))
+        inner = (*written(f"{here}.first", f"{here}.first_norm"), Cut(f"speech.{here}.second.weight", 1))
+        yield Axis(f"speech.{here}.first", "channels", config.speech_width, inner, width)
+    yield Axis("speech.down.2", "channels", config.speech_width, stream, width)
+
+
+def _head_axis(config: PhoneConfig, attention: str, *, grouped: bool) -> Axis:
+    """Whole key groups go; under multi-query attention, where all heads share one key head, single heads."""
+    group = config.heads // config.key_heads if config.key_heads > 1 else 1
+    units = config.heads // group
+    query, key = group * config.head_width, config.head_width * (1 if grouped else group)
+    cuts = [Cut(f"{attention}.query.weight", 0, query), Cut(f"{attention}.out.weight", 1, query)]
+    if not grouped or config.key_heads > 1:
+        cuts += [Cut(f"{attention}.{part}.weight", 0, key) for part in ("key", "value")]
+    fields: tuple[tuple[Field, int], ...] = ((("heads",), group),)
+    if config.key_heads > 1:
+        fields = (*fields, (("key_heads",), 1))
+    return Axis(attention, "heads", units, tuple(cuts), fields)
+
+
+def _gated_ffn_axis(config: PhoneConfig, ffn: str) -> Axis:
+    cuts = (Cut(f"{ffn}.gate.weight", 0), Cut(f"{ffn}.up.weight", 0), Cut(f"{ffn}.down.weight", 1))
+    return Axis(ffn, "ffn", config.ffn, cuts, ((("ffn",), 1),))
+
+
+def phone_axes(config: PhoneConfig) -> Iterator[Axis]:
+    """Of the whole model. The widths of the text model and of the shared space stay as they are."""
+    yield from vision_axes(config, "vision", "fusion.from_vision")
+    yield from _speech_axes(config)
+    for part, layers in (("text_encoder", config.encoder_layers), ("text_decoder", config.decoder_layers)):
+        for number in range(layers):
+            yield _head_axis(config, f"{part}.layers.{number}.attention", grouped=True)
+            yield _gated_ffn_axis(config, f"{part}.layers.{number}.ffn")
+    for number in range(config.fusion_layers):
+        here = f"fusion.layers.{number}"
+        yield _head_axis(config, f"{here}.attention", grouped=False)
+        yield _gated_ffn_axis(config, f"{here}.ffn")
+        gate = (*weight_and_bias(f"{here}.gate_in", 0), Cut(f"{here}.gate_out.weight", 1))
+        yield Axis(f"{here}.gate", "ffn", config.gate, gate, ((("gate",), 1),))
+    adapter = (*weight_and_bias("fusion.adapter_in", 0), Cut("fusion.adapter_out.weight", 1))
+    yield Axis("fusion.adapter", "ffn", config.adapter, adapter, ((("adapter",), 1),))

@@ -1,0 +1,62 @@
+"""What can be cut from a model: sets of units, and every tensor dimension that holds them.
+
+A family states its axes (``Family.axes``); passes that prune or slice work on axes alone and know no architecture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Field = tuple[str | int, ...]
+"""The path of a config's field, as ``("vision_blocks", 1, "expanded")``."""
+AxisKind = Literal["channels", "ffn", "heads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A tensor dimension of ``units`` consecutive blocks of ``block`` indices."""
+
+    tensor: str
+    """The name in the state dict."""
+    dim: int
+    block: int = 1
+
+    @property
+    def reads(self) -> bool:
+        """Whether a linear or convolutional layer reads the units here: without this column a unit has no effect on it."""
+        return self.dim == 1 and self.tensor.endswith(".weight")
+
+    @property
+    def module(self) -> str:
+        """The name of the module that holds the tensor."""
+        return self.tensor.rpartition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Units that go together: unit i is cut from all of ``cuts`` or from none."""
+
+    name: str
+    kind: AxisKind
+    units: int
+    cuts: tuple[Cut, ...]
+    fields: tuple[tuple[Field, int], ...]
+    """Config fields that count the units, and how much each unit counts. Axes of equal fields keep equally many units."""
+    stated: tuple[tuple[Field, int | bool], ...] = ()
+    """Config fields that follow from others until the axis is cut, and what they then have to say."""
+
+    @property
+    def label(self) -> str:
+        """The first field as one writes it: ``vision_blocks.1.expanded``."""
+        return ".".join(map(str, self.fields[0][0]))
+
+
+def weight_and_bias(module: str, dim: int, block: int = 1) -> tuple[Cut, ...]:
+    """A layer that writes the units: its weight along ``dim``, and its bias."""
+    return Cut(f"{module}.weight", dim, block), Cut(f"{module}.bias", 0, block)
+
+
+def batch_norm(module: str) -> tuple[Cut, ...]:
+    """All four vectors of a batch normalization."""
+    return tuple(Cut(f"{module}.{name}", 0) for name in ("weight", "bias", "running_mean", "running_var"))

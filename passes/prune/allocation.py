@@ -1,0 +1,93 @@
+"""How many units each width keeps: the least importance lost for what is saved, until the target is met. Plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compressor.errors import RequirementError
+from compressor.models.axes import Axis
+
+Array = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """Axes that keep equally many units, because one field of the config counts them."""
+
+    axes: tuple[Axis, ...]
+    lost: Array
+    """[units + 1]: the importance that goes with the k least important units of every axis."""
+    step: int
+    """Units go this many at a time."""
+    least: int
+    """Units that stay."""
+
+    @property
+    def label(self) -> str:
+        """The field."""
+        return self.axes[0].label
+
+    @property
+    def units(self) -> int:
+        """Units before anything is cut."""
+        return self.axes[0].units
+
+
+def widths_of(
+    axes: Sequence[Axis], scores: Mapping[str, Array], *, multiple: int, min_keep: float
+) -> tuple[Width, ...]:
+    """Group axes by their fields.
+
+    Args:
+        axes: what may be cut.
+        scores: axis name to the importance of its units.
+        multiple: kept channels and inner widths are multiples of it; heads go one by one.
+        min_keep: the part of the units that stays at least.
+    """
+    groups: dict[object, list[Axis]] = {}
+    for axis in axes:
+        groups.setdefault(axis.fields, []).append(axis)
+    widths = []
+    for members in groups.values():
+        units = members[0].units
+        step = 1 if members[0].kind == "heads" else multiple
+        least = max(1, -(-int(np.ceil(units * min_keep)) // step) * step)
+        lost = sum(np.concatenate([[0.0], np.sort(scores[axis.name]).cumsum()]) for axis in members)
+        widths.append(Width(tuple(members), np.asarray(lost), step, min(least, units)))
+    return tuple(widths)
+
+
+def allocate(widths: Sequence[Width], cost: Callable[[Mapping[str, int]], float], limit: float) -> dict[str, int]:
+    """Units that each width keeps, by its label, so that ``cost`` is at most ``limit``.
+
+    Greedy: each time the cut that loses the least importance for what it saves.
+
+    Raises:
+        RequirementError: the limit cannot be reached; it says how far one can get.
+    """
+    kept = {width.label: width.units for width in widths}
+    now = cost(kept)
+    start = now
+    while now > limit:
+        best: tuple[float, str, int, float] | None = None
+        for width in widths:
+            here = kept[width.label]
+            smaller = (here - 1) // width.step * width.step
+            if smaller < width.least:
+                continue
+            saved = now - cost({**kept, width.label: smaller})
+            lost = float(width.lost[width.units - smaller] - width.lost[width.units - here])
+            if saved > 0 and (best is None or lost / saved < best[0]):
+                best = (lost / saved, width.label, smaller, saved)
+        if best is None:
+            raise RequirementError(
+                f"the target is {limit:,.0f} of {start:,.0f}, and with every width at its least it is still {now:,.0f}",
+                remedy=f"ask for {now / start:.2f} or more, lower `min_keep` or `multiple`, or let more `axes` be cut",
+            )
+        _, label, smaller, saved = best
+        kept[label] = smaller
+        now -= saved
+    return kept

@@ -1,0 +1,199 @@
+"""A model and a target in, a smaller model out: scores, choice and surgery together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.artifacts.store import Artifact
+from compressor.config import discovery
+from compressor.config.record import Record
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import DataError, RequirementError
+from compressor.models.axes import Axis, Field
+from compressor.models.contract import Family
+from compressor.models.loading import load_module, read_description, save_module
+from passes.common.accuracy import device_of, tensors_from_batch
+from passes.common.losses import hard_cross_entropy
+from passes.common.setup import prepare_torch
+from passes.prune.allocation import Width, allocate, widths_of
+from passes.prune.importance import activation, magnitude, taylor
+from passes.prune.step import PruneConfig, Target
+from passes.prune.surgery import without
+
+_BYTES_PER_WEIGHT = 4
+"""Models are saved in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCut:
+    """What goes and what stays."""
+
+    family: Family[Any]
+    before: Record
+    after: Record
+    module: nn.Module
+    axes: tuple[Axis, ...]
+    kept: Mapping[str, Tensor]
+    """Axis name to the units that stay, for axes that are cut."""
+    scores: Mapping[str, Tensor]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """For each axis its dimension before and after, and the part of its importance that is kept; then the whole model."""
+        for axis in self.axes:
+            score, kept = self.scores[axis.name], self.kept.get(axis.name)
+            share = (
+                1.0 if kept is None else float(score[kept].sum() / score.sum().clamp(min=torch.finfo(score.dtype).tiny))
+            )
+            after = axis.units if kept is None else len(kept)
+            yield {
+                "axis": axis.name,
+                "field": axis.label,
+                "before": axis.units,
+                "after": after,
+                "kept": share,
+            }
+        for name, count in (("parameters", _parameters), ("macs", _macs)):
+            before, after = count(self.family, self.before), count(self.family, self.after)
+            yield {
+                "axis": "all",
+                "field": name,
+                "before": before,
+                "after": after,
+                "kept": after / max(before, 1),
+            }
+
+
+def prune(config: PruneConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+    """Cut, and save into ``out``."""
+    cut = planned_cut(config, parent, context)
+    smaller = cut.family.build(cut.after)
+    smaller.load_state_dict(without(cut.module.state_dict(), cut.axes, cut.kept))
+    save_module(smaller, cut.family.name, cut.after, out)
+    return PassOutput({"cuts": list(cut.rows())})
+
+
+def planned_cut(config: PruneConfig, parent: Artifact, context: PassContext) -> PlannedCut:
+    """Score every unit and choose.
+
+    Raises:
+        RequirementError: nothing can be cut, or the target cannot be met.
+        DataError: the calibration set lacks what the importance needs.
+    """
+    prepare_torch(context)
+    name, architecture = read_description(parent.model)
+    family: Family[Any] = discovery.load(discovery.FAMILIES, name)
+    axes = tuple(axis for axis in family.axes(architecture) if axis.kind in config.axes)
+    if not axes:
+        known = sorted({axis.kind for axis in family.axes(architecture)})
+        raise RequirementError(
+            f"this {name} has no {', '.join(config.axes)} to cut",
+            remedy=f"it has {', '.join(known) or 'no axes at all'}",
+        )
+    module = load_module(parent.model, context.device)
+    scores = {name: score.cpu() for name, score in _scores(config, family, module, axes, context).items()}
+    arrays = {name: score.numpy() for name, score in scores.items()}
+    widths = widths_of(axes, arrays, multiple=config.multiple, min_keep=config.min_keep)
+    sizes = _sizes(config.target, family, architecture, widths)
+    changed = [width for width in widths if sizes[width.label] < width.units]
+    after = family.resized(architecture, _fields(changed, sizes))
+    kept = {
+        axis.name: scores[axis.name].argsort(descending=True, stable=True)[: sizes[width.label]].sort().values
+        for width in changed
+        for axis in width.axes
+    }
+    return PlannedCut(family, architecture, after, module, axes, kept, scores)
+
+
+def _scores(
+    config: PruneConfig, family: Family[Any], module: nn.Module, axes: tuple[Axis, ...], context: PassContext
+) -> Mapping[str, Tensor]:
+    if config.importance == "magnitude" or config.calibration is None:
+        return magnitude(module, axes)
+    dataset = context.data(config.calibration)
+    total = min(config.num_samples, len(dataset))
+    if total == 0:
+        raise DataError(f"data set {config.calibration!r} is empty")
+    if dataset.label_name is None:
+        raise DataError(f"data set {config.calibration!r} has no labels", remedy="use importance `magnitude`")
+    device = device_of(module)
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for start in range(0, total, config.batch_size):
+            indices = np.arange(start, min(start + config.batch_size, total), dtype=np.int64)
+            yield tensors_from_batch(dataset.batch(indices), device)
+            context.progress("sample", min(start + config.batch_size, total), total, {})
+
+    def loss(batch: Mapping[str, Tensor]) -> Tensor:
+        outputs = module(**{name: batch[name] for name in dataset.input_names})
+        return torch.stack(list(hard_cross_entropy(family.heads(module, outputs), batch).values())).sum()
+
+    return (taylor if config.importance == "taylor" else activation)(module, axes, batches(), loss)
+
+
+def _sizes(target: Target, family: Family[Any], architecture: Record, widths: tuple[Width, ...]) -> dict[str, int]:
+    """Units that each width keeps."""
+    if target.dimensions is not None:
+        return _stated_sizes(target.dimensions, widths)
+    count = _macs if target.macs is not None else _parameters
+    limit = _limit(target, count(family, architecture))
+
+    def cost(kept: Mapping[str, int]) -> float:
+        changed = [width for width in widths if kept[width.label] < width.units]
+        return float(count(family, family.resized(architecture, _fields(changed, kept))))
+
+    return allocate(widths, cost, limit)
+
+
+def _limit(target: Target, whole: int) -> float:
+    """The largest count that meets the target, in what it counts: multiply-accumulates or parameters."""
+    wanted = target.macs or target.params or target.size_mb or 1.0
+    if wanted <= 1:
+        return wanted * whole
+    return wanted if target.size_mb is None else wanted * 1e6 / _BYTES_PER_WEIGHT
+
+
+def _stated_sizes(dimensions: Mapping[str, int], widths: tuple[Width, ...]) -> dict[str, int]:
+    """The sizes that the user states, each checked; all problems at once."""
+    known = {width.label: width for width in widths}
+    problems = []
+    sizes = {label: width.units for label, width in known.items()}
+    for label, size in dimensions.items():
+        if label not in known:
+            problems.append(f"{label} is no dimension here: {discovery.suggestion(label, list(known))}")
+            continue
+        factor = known[label].axes[0].fields[0][1]
+        if size % factor or not 0 < size // factor <= known[label].units:
+            problems.append(
+                f"{label}: {size} is not a multiple of {factor} between {factor} and {known[label].units * factor}"
+                + (" (heads go by whole key groups)" if factor > 1 else "")
+            )
+            continue
+        sizes[label] = size // factor
+    if problems:
+        raise RequirementError("; ".join(problems), remedy=f"dimensions of this model: {', '.join(known)}")
+    return sizes
+
+
+def _fields(widths: list[Width], sizes: Mapping[str, int]) -> dict[Field, int | bool]:
+    """What the config has to say of the widths that are cut."""
+    fields: dict[Field, int | bool] = {}
+    for width in widths:
+        for axis in width.axes:
+            fields |= {path: sizes[width.label] * factor for path, factor in axis.fields}
+            fields |= dict(axis.stated)
+    return fields
+
+
+def _macs(family: Family[Any], config: Record) -> int:
+    return family.macs(config)
+
+
+def _parameters(family: Family[Any], config: Record) -> int:
+    return sum(family.parameters(config).values())

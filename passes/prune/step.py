@@ -1,0 +1,136 @@
+"""The ``prune`` pass: its config and what the engine calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from compressor.artifacts.kinds import Kind
+from compressor.artifacts.store import Artifact
+from compressor.config.record import DataName, Record
+from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.models.axes import AxisKind
+
+
+class Target(Record):
+    """How small the model becomes; one of these. Up to 1 is a part of the parent, above it a count."""
+
+    macs: Annotated[float, Field(gt=0)] | None = None
+    """Multiply-accumulates of one sample."""
+    params: Annotated[float, Field(gt=0)] | None = None
+    """Parameters."""
+    size_mb: Annotated[float, Field(gt=0)] | None = None
+    """The weights in megabytes (10⁶ bytes), as they are saved."""
+    dimensions: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    """Widths by the names that the dry run shows, as `{ffn: 64, vision_blocks.1.expanded: 48}`."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Target:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of macs, params, size_mb or dimensions, not {' and '.join(given) or 'none'}")
+        return self
+
+
+class PruneConfig(PassConfig):
+    """The fields of a ``prune`` step."""
+
+    target: Target
+    """How small the model becomes."""
+    axes: tuple[AxisKind, ...] = ("channels", "ffn", "heads")
+    """What may be cut: channels of convolutions, inner widths, attention heads (whole key groups)."""
+    importance: Literal["magnitude", "activation", "taylor"] = "taylor"
+    """What tells which units matter: the weights' norm; norm times activation (Wanda); the loss without them (Taylor)."""
+    calibration: DataName | None = None
+    """The set that activation and taylor look at; taylor needs its labels."""
+    num_samples: Annotated[int, Field(ge=1)] = 768
+    """How many of its samples."""
+    batch_size: Annotated[int, Field(ge=1)] = 48
+    """Samples at a time."""
+    multiple: Annotated[int, Field(ge=1)] = 8
+    """Channels and inner widths become multiples of it, as hardware likes; heads go one by one."""
+    min_keep: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """The part of every width that stays at least."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> PruneConfig:
+        if self.importance != "magnitude" and self.calibration is None:
+            raise ValueError(f"importance {self.importance!r} looks at samples: name a set in `calibration`")
+        return self
+
+
+class Prune(Pass[PruneConfig]):
+    """Cuts channels, heads and inner widths out of a model: what is left is a smaller dense one, and its config says so.
+
+    Which dimensions go together is stated by the model's family (the dependency groups of Fang et al. 2023). Units are scored by
+    magnitude (Li et al. 2017), activation (Sun et al. 2024) or first-order Taylor expansion (Molchanov et al. 2019), and go
+    in the order of importance lost per cost saved. Accuracy comes back with a `distill` step after it:
+    `student: {parent: true}, teacher: <the unpruned step>`.
+    """
+
+    name = "prune"
+    version = 1
+    accepts = frozenset({Kind.TORCH})
+    produces = Kind.TORCH
+    Config = PruneConfig
+    tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
+
+    def estimate(self, config: PruneConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
+        """What the target says of the output; the time of forward and backward passes over the samples."""
+        from compressor.engine.machine import gemm_flops_per_second
+
+        size = parent.size_bytes or 4 * (parent.parameters or 0)
+        part = {
+            "macs": _part(config.target.macs, parent.macs),
+            "params": _part(config.target.params, parent.parameters),
+            "size_mb": _part(config.target.size_mb, size / 1e6 if size else None),
+        }
+        ratio = next((value for value in part.values() if value is not None), 1.0)
+        model = ModelFacts(
+            parent.family,
+            parent.config,
+            int(ratio * parent.parameters) if parent.parameters else None,
+            int(ratio * parent.macs) if parent.macs else None,
+            int(ratio * size) or None,
+        )
+        seconds = 6 * (parent.macs or 0) * config.num_samples / (0.12 * gemm_flops_per_second())
+        return Estimate(
+            model=model,
+            seconds=seconds if config.calibration else 0.0,
+            peak_memory_bytes=(450 << 20) + 3 * size + int(0.5 * (parent.macs or 0) * config.batch_size),
+            disk_bytes=int(ratio * size),
+        )
+
+    def requires(self, config: PruneConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
+        """Finite weights, of a family that says what can be cut."""
+        from compressor.models.loading import check_finite
+
+        check_finite(parent.model)
+
+    def preview(self, config: PruneConfig, parent: Artifact, context: PassContext) -> list[Mapping[str, Any]]:
+        """The cut of every axis, as ``run`` would make it."""
+        from passes.prune.pruning import planned_cut
+
+        return list(planned_cut(config, parent, context).rows())
+
+    def run(self, config: PruneConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+        """Score, choose, cut, save."""
+        from passes.prune.pruning import prune
+
+        return prune(config, parent, out, context)
+
+    def ensures(self, config: PruneConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+        """It loads again under its new config, and its weights are finite."""
+        from compressor.models.loading import check_finite, load_module
+
+        check_finite(out)
+        load_module(out, context.device)
+
+
+def _part(target: float | None, whole: float | None) -> float | None:
+    if target is None or not whole:
+        return None
+    return target if target <= 1 else min(1.0, target / whole)

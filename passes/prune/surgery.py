@@ -1,0 +1,35 @@
+"""Cuts units out of a state dict: tensors in, smaller tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from compressor.models.axes import Axis, Cut
+
+
+def units_of(tensor: Tensor, cut: Cut, units: int) -> Tensor:
+    """The tensor as [units, everything else], a row for each unit."""
+    rows = tensor.movedim(cut.dim, 0)
+    return rows.reshape(units, cut.block, *rows.shape[1:]).flatten(1)
+
+
+def without(state: Mapping[str, Tensor], axes: Sequence[Axis], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with the units that are kept.
+
+    Args:
+        state: every tensor of the model.
+        axes: the axes that are cut.
+        kept: axis name to the kept units, int64, rising; axes that are not named stay whole.
+    """
+    smaller = dict(state)
+    for axis in axes:
+        if axis.name not in kept:
+            continue
+        units = kept[axis.name]
+        for cut in axis.cuts:
+            indices = (units[:, None] * cut.block + torch.arange(cut.block)[None, :]).flatten()
+            smaller[cut.tensor] = smaller[cut.tensor].index_select(cut.dim, indices)
+    return {name: tensor.contiguous() for name, tensor in smaller.items()}

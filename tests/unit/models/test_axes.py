@@ -1,0 +1,73 @@
+"""The axes that a family states are the dimensions that its modules have."""
+
+import pytest
+import torch
+
+from compressor.models.autoglm_phone.family import AutoGLMPhone
+from compressor.models.image_classifier.family import ImageClassifier
+
+PHONE, CLASSIFIER = AutoGLMPhone(), ImageClassifier()
+DEEP = PHONE.slim(
+    PHONE.presets["tiny"],
+    encoder_layers=2, decoder_layers=2, fusion_layers=2, speech_layers=2, heads=4, key_heads=2, speech_width=16, ffn=24, gate=8,
+    vision_blocks=[
+        {"kernel": 3, "expanded": 8, "out": 8, "stride": 1, "squeeze": True},
+        {"kernel": 3, "expanded": 16, "out": 4, "stride": 1, "squeeze": False},
+        {"kernel": 3, "expanded": 16, "out": 4, "stride": 1, "squeeze": True},
+        {"kernel": 3, "expanded": 8, "out": 8, "stride": 2, "squeeze": True},
+    ],
+)  # fmt: skip
+OTHER = PHONE.slim(
+    DEEP, vision="vit-lite", speech="wav2vec-bridge", vision_layers=2, vision_heads=4, vision_ffn=16, speech_heads=4,
+    vision_head_width=4, speech_head_width=4, speech_ffn=16,
+)  # fmt: skip
+MULTI_QUERY = PHONE.slim(DEEP, heads=4, key_heads=1)
+CASES = [
+    (PHONE, DEEP),
+    (PHONE, OTHER),
+    (PHONE, MULTI_QUERY),
+    (PHONE, PHONE.presets["bed-teacher"]),
+    *((CLASSIFIER, config) for config in CLASSIFIER.presets.values()),
+]
+
+
+def shapes(family, config):
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in family.build(config).state_dict().items()}
+
+
+@pytest.mark.parametrize(("family", "config"), CASES)
+def test_an_axis_names_every_dimension_that_its_fields_move(family, config):
+    before = shapes(family, config)
+    groups = {}
+    for axis in family.axes(config):
+        groups.setdefault(axis.fields, []).append(axis)
+    for fields, axes in groups.items():
+        units = axes[0].units
+        assert all(axis.units == units for axis in axes)
+        if units == 1:
+            continue
+        stated = {path: value for axis in axes for path, value in axis.stated}
+        wanted = stated | {path: (units - 1) * factor for path, factor in fields}
+        after = shapes(family, family.resized(config, wanted))
+        assert after.keys() == before.keys()
+        moved = {
+            (name, dim)
+            for name, shape in before.items()
+            for dim, (old, new) in enumerate(zip(shape, after[name], strict=True))
+            if old != new
+        }
+        cuts = [(axis, cut) for axis in axes for cut in axis.cuts]
+        assert moved == {(cut.tensor, cut.dim) for _, cut in cuts}
+        assert len(moved) == len(cuts), "no dimension is in two axes"
+        for _, cut in cuts:
+            assert before[cut.tensor][cut.dim] == units * cut.block
+            assert after[cut.tensor][cut.dim] == (units - 1) * cut.block
+
+
+@pytest.mark.parametrize(("family", "config"), CASES)
+def test_every_axis_is_read_by_something(family, config):
+    axes = family.axes(config)
+    assert axes
+    assert all(any(cut.reads for cut in axis.cuts) for axis in axes)
+    assert len({axis.name for axis in axes}) == len(axes)

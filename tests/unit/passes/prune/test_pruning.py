@@ -1,0 +1,132 @@
+"""Cutting what has no effect changes nothing; choosing meets the target."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressor.errors import RequirementError
+from compressor.models.autoglm_phone.family import AutoGLMPhone
+from compressor.models.axes import Axis, Cut
+from compressor.models.image_classifier.family import ImageClassifier
+from passes.prune.allocation import allocate, widths_of
+from passes.prune.importance import activation, magnitude, taylor
+from passes.prune.surgery import without
+from tests.unit.models.test_axes import CASES, DEEP, MULTI_QUERY, OTHER
+from tests.unit.models.test_families import inputs
+
+PHONE, CLASSIFIER = AutoGLMPhone(), ImageClassifier()
+
+
+def built(family, config, seed=0):
+    torch.manual_seed(seed)
+    model = family.build(config).eval()
+    with torch.no_grad():  # norms that have learnt something
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("running_mean", "running_var")) or ("norm" in name and name.endswith(("weight", "bias"))):
+                tensor.copy_(torch.rand_like(tensor) + 0.5)
+    return model
+
+
+def silence(model, axis, units):
+    """Zero the columns that read these units: they then have no effect."""
+    state = model.state_dict()
+    for cut in axis.cuts:
+        if cut.reads:
+            rows = state[cut.tensor].movedim(cut.dim, 0).unflatten(0, (axis.units, cut.block))
+            rows[units] = 0
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_units_without_effect_can_go_and_the_output_stays(data):
+    family, config = data.draw(
+        st.sampled_from(
+            [(PHONE, DEEP), (PHONE, OTHER), (PHONE, MULTI_QUERY), (CLASSIFIER, CLASSIFIER.presets["small"])]
+        )
+    )
+    model = built(family, config)
+    groups = {}
+    for axis in family.axes(config):
+        groups.setdefault(axis.fields, []).append(axis)
+    kept, fields, every = {}, {}, []
+    for paths, axes in groups.items():
+        left = data.draw(st.integers(1, axes[0].units))
+        if left == axes[0].units:
+            continue
+        for axis in axes:
+            order = torch.randperm(axis.units, generator=torch.Generator().manual_seed(left))
+            kept[axis.name] = order[:left].sort().values
+            silence(model, axis, order[left:])
+            every.append(axis)
+            fields |= {path: left * factor for path, factor in paths} | dict(axis.stated)
+    smaller = family.build(family.resized(config, fields)).eval()
+    smaller.load_state_dict(without(model.state_dict(), every, kept))
+    batch = inputs(family, config, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(**batch)["logits"], model(**batch)["logits"], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("score", [activation, taylor])
+@pytest.mark.parametrize(("family", "config"), CASES[:4])
+def test_a_unit_without_effect_has_no_importance(family, config, score):
+    model = built(family, config)
+    axes = family.axes(config)
+    for axis in axes:
+        silence(model, axis, torch.tensor([axis.units - 1]))
+    batch = inputs(family, config, 6) | {"label": torch.arange(6) % 10}
+    names = [spec.name for spec in family.inputs(config)]
+
+    def loss(one):
+        return torch.nn.functional.cross_entropy(model(**{name: one[name] for name in names})["logits"], one["label"])
+
+    scores = score(model, axes, [batch, batch], loss)
+    for axis in axes:
+        assert scores[axis.name][-1] == 0
+        assert (scores[axis.name] >= 0).all()
+        if axis.units > 1:
+            assert scores[axis.name].max() > 0, axis.name
+
+
+def test_magnitude_is_the_norm_of_what_holds_the_unit():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 0.0], [1.0, 0.0]]))
+        model[1].weight.copy_(torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    axis = Axis("inner", "ffn", 3, (Cut("0.weight", 0), Cut("0.bias", 0), Cut("1.weight", 1)), ((("ffn",), 1),))
+    np.testing.assert_allclose(magnitude(model, [axis])["inner"], [5 / 6, 0, 1 / 6])
+
+
+def widths(**scores):
+    axes = [Axis(name, "channels", len(values), (), (((name,), 1),)) for name, values in scores.items()]
+    return widths_of(
+        axes, {name: np.array(values, float) for name, values in scores.items()}, multiple=2, min_keep=0.25
+    )
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 1), min_size=4, max_size=12), min_size=1, max_size=4),
+    st.floats(0.3, 1.0),
+)
+def test_the_target_is_met_or_the_reach_is_told(scores, ratio):
+    found = widths(**{f"w{number}": values for number, values in enumerate(scores)})
+    whole = sum(width.units for width in found)
+    least = sum(min(width.least, width.units) for width in found)
+    try:
+        kept = allocate(found, lambda sizes: float(sum(sizes.values())), ratio * whole)
+    except RequirementError:
+        assert least > ratio * whole
+        return
+    assert sum(kept.values()) <= ratio * whole
+    for width in found:
+        assert kept[width.label] == width.units or kept[width.label] % 2 == 0
+        assert width.least <= kept[width.label] <= width.units
+
+
+def test_what_matters_least_for_what_it_saves_goes_first():
+    found = widths(cheap=[1.0] * 8, dear=[1.0] * 8)
+    kept = allocate(found, lambda sizes: sizes["cheap"] + 10.0 * sizes["dear"], 70)
+    assert kept == {"cheap": 8, "dear": 6}
+    found = widths(dull=[0.1] * 8, keen=[9.0] * 8)
+    assert allocate(found, lambda sizes: float(sum(sizes.values())), 12) == {"dull": 4, "keen": 8}
