@@ -60,7 +60,9 @@ def widths_of(
     return tuple(widths)
 
 
-def allocate(widths: Sequence[Width], cost: Callable[[Mapping[str, int]], float], limit: float) -> dict[str, int]:
+def allocate(
+    widths: Sequence[Width], cost: Callable[[Mapping[str, int]], float], limit: float, what: str
+) -> dict[str, int]:
     """Units that each width keeps, by its label, so that ``cost`` is at most ``limit``.
 
     Greedy: each time the cut that loses the least importance for what it saves.
@@ -84,10 +86,14 @@ def allocate(widths: Sequence[Width], cost: Callable[[Mapping[str, int]], float]
                 best = (lost / saved, width.label, smaller, saved)
         if best is None:
             raise RequirementError(
-                f"the target is {limit:,.0f} of {start:,.0f}, and with every width at its least it is still {now:,.0f}",
+                f"the target is {_figure(limit)} {what} of {_figure(start)}; every width at its least still makes {_figure(now)}",
                 remedy=f"ask for {now / start:.2f} or more, lower `min_keep` or `multiple`, or let more `axes` be cut",
             )
         _, label, smaller, saved = best
         kept[label] = smaller
         now -= saved
     return kept
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1e3 else f"{value:.4g}"

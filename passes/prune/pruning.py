@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compressor.artifacts.store import Artifact
 from compressor.config import discovery
 from compressor.config.record import Record
+from compressor.data.contract import SourceContext
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, RequirementError
 from compressor.models.axes import Axis, Field
@@ -24,6 +25,7 @@ from passes.common.losses import hard_cross_entropy
 from passes.common.setup import prepare_torch
 from passes.prune.allocation import Width, allocate, widths_of
 from passes.prune.importance import activation, magnitude, taylor
+from passes.prune.latency import LatencyTable, Operator, latency_of, operators_of
 from passes.prune.step import PruneConfig, Target
 from passes.prune.surgery import without
 
@@ -43,31 +45,27 @@ class PlannedCut:
     kept: Mapping[str, Tensor]
     """Axis name to the units that stay, for axes that are cut."""
     scores: Mapping[str, Tensor]
+    latency: tuple[float, float] | None
+    """Milliseconds of all operators together before and after, where they were timed."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """For each axis its dimension before and after, and the part of its importance that is kept; then the whole model."""
         for axis in self.axes:
             score, kept = self.scores[axis.name], self.kept.get(axis.name)
-            share = (
-                1.0 if kept is None else float(score[kept].sum() / score.sum().clamp(min=torch.finfo(score.dtype).tiny))
-            )
-            after = axis.units if kept is None else len(kept)
-            yield {
-                "axis": axis.name,
-                "field": axis.label,
-                "before": axis.units,
-                "after": after,
-                "kept": share,
-            }
+            if kept is None:
+                yield _row(axis.name, axis.label, axis.units, axis.units, 1.0)
+            else:
+                share = float(score[kept].sum() / score.sum().clamp(min=torch.finfo(score.dtype).tiny))
+                yield _row(axis.name, axis.label, axis.units, len(kept), share)
         for name, count in (("parameters", _parameters), ("macs", _macs)):
             before, after = count(self.family, self.before), count(self.family, self.after)
-            yield {
-                "axis": "all",
-                "field": name,
-                "before": before,
-                "after": after,
-                "kept": after / max(before, 1),
-            }
+            yield _row("all", name, before, after, after / max(before, 1))
+        if self.latency is not None:
+            yield _row("all", "operators_ms", *self.latency, self.latency[1] / self.latency[0])
+
+
+def _row(axis: str, field: str, before: float, after: float, kept: float) -> dict[str, Any]:
+    return {"axis": axis, "field": field, "before": before, "after": after, "kept": kept}
 
 
 def prune(config: PruneConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
@@ -100,15 +98,22 @@ def planned_cut(config: PruneConfig, parent: Artifact, context: PassContext) -> 
     scores = {name: score.cpu() for name, score in _scores(config, family, module, axes, context).items()}
     arrays = {name: score.numpy() for name, score in scores.items()}
     widths = widths_of(axes, arrays, multiple=config.multiple, min_keep=config.min_keep)
-    sizes = _sizes(config.target, family, architecture, widths)
+    table = _latency_table(config)
+    milliseconds = None if table is None else latency_of(_operators(config, module, context), widths, table)
+    sizes = _sizes(config.target, family, architecture, widths, milliseconds)
     changed = [width for width in widths if sizes[width.label] < width.units]
+    latency = None
+    if milliseconds is not None and table is not None:
+        latency = _checked_latency(widths, sizes, milliseconds)
+        table.save()
+        torch.set_num_threads(context.threads)
     after = family.resized(architecture, _fields(changed, sizes))
     kept = {
         axis.name: scores[axis.name].argsort(descending=True, stable=True)[: sizes[width.label]].sort().values
         for width in changed
         for axis in width.axes
     }
-    return PlannedCut(family, architecture, after, module, axes, kept, scores)
+    return PlannedCut(family, architecture, after, module, axes, kept, scores, latency)
 
 
 def _scores(
@@ -137,26 +142,72 @@ def _scores(
     return (taylor if config.importance == "taylor" else activation)(module, axes, batches(), loss)
 
 
-def _sizes(target: Target, family: Family[Any], architecture: Record, widths: tuple[Width, ...]) -> dict[str, int]:
+def _sizes(
+    target: Target,
+    family: Family[Any],
+    architecture: Record,
+    widths: tuple[Width, ...],
+    milliseconds: Callable[[Mapping[str, int]], float] | None,
+) -> dict[str, int]:
     """Units that each width keeps."""
     if target.dimensions is not None:
         return _stated_sizes(target.dimensions, widths)
-    count = _macs if target.macs is not None else _parameters
-    limit = _limit(target, count(family, architecture))
 
-    def cost(kept: Mapping[str, int]) -> float:
-        changed = [width for width in widths if kept[width.label] < width.units]
-        return float(count(family, family.resized(architecture, _fields(changed, kept))))
+    def counted(count: Callable[[Family[Any], Record], int], scale: float) -> Callable[[Mapping[str, int]], float]:
+        def cost(kept: Mapping[str, int]) -> float:
+            changed = [width for width in widths if kept[width.label] < width.units]
+            return scale * count(family, family.resized(architecture, _fields(changed, kept)))
 
-    return allocate(widths, cost, limit)
+        return cost
+
+    costs = {
+        "macs": counted(_macs, 1),
+        "params": counted(_parameters, 1),
+        "size_mb": counted(_parameters, _BYTES_PER_WEIGHT / 1e6),
+        "latency_ms": milliseconds,
+    }
+    whole = {width.label: width.units for width in widths}
+    for name, cost in costs.items():
+        if cost is not None and (limit := target.limit(name, cost(whole))) is not None:
+            return allocate(widths, cost, limit, name)
+    raise AssertionError("a target names one of these")
 
 
-def _limit(target: Target, whole: int) -> float:
-    """The largest count that meets the target, in what it counts: multiply-accumulates or parameters."""
-    wanted = target.macs or target.params or target.size_mb or 1.0
-    if wanted <= 1:
-        return wanted * whole
-    return wanted if target.size_mb is None else wanted * 1e6 / _BYTES_PER_WEIGHT
+def _latency_table(config: PruneConfig) -> LatencyTable | None:
+    if config.latency is None:
+        return None
+    timing = config.latency
+    return LatencyTable(timing.runtime, timing.threads, timing.repeats, SourceContext(Path()).cache)
+
+
+def _operators(config: PruneConfig, module: nn.Module, context: PassContext) -> dict[str, tuple[Operator, int]]:
+    """The operators of the model as one sample goes through it."""
+    dataset = context.data(str(config.calibration))
+    batch = tensors_from_batch(dataset.batch(np.zeros(1, dtype=np.int64)), device_of(module))
+    return operators_of(module, {name: batch[name] for name in dataset.input_names})
+
+
+def _checked_latency(
+    widths: tuple[Width, ...], sizes: Mapping[str, int], milliseconds: Callable[[Mapping[str, int]], float]
+) -> tuple[float, float]:
+    """The time of all operators before and after.
+
+    Raises:
+        RequirementError: the smaller model is slower; with the time that each width alone wins or loses.
+    """
+    whole = {width.label: width.units for width in widths}
+    before, after = milliseconds(whole), milliseconds(sizes)
+    if after >= before and dict(sizes) != whole:
+        alone = (
+            f"{label} {whole[label]} → {size}: {milliseconds({**whole, label: size}) - before:+.4f} ms"
+            for label, size in sizes.items()
+            if size < whole[label]
+        )
+        raise RequirementError(
+            f"the smaller model is not faster here: {before:.3f} ms before, {after:.3f} ms after; " + "; ".join(alone),
+            remedy="aim at latency_ms instead, or ask for a larger `multiple`",
+        )
+    return before, after
 
 
 def _stated_sizes(dimensions: Mapping[str, int], widths: tuple[Width, ...]) -> dict[str, int]:
@@ -170,10 +221,8 @@ def _stated_sizes(dimensions: Mapping[str, int], widths: tuple[Width, ...]) -> d
             continue
         factor = known[label].axes[0].fields[0][1]
         if size % factor or not 0 < size // factor <= known[label].units:
-            problems.append(
-                f"{label}: {size} is not a multiple of {factor} between {factor} and {known[label].units * factor}"
-                + (" (heads go by whole key groups)" if factor > 1 else "")
-            )
+            whole_groups = f", in steps of {factor}: heads go by whole key groups" if factor > 1 else ""
+            problems.append(f"{label}: {size} is not between {factor} and {known[label].units * factor}{whole_groups}")
             continue
         sizes[label] = size // factor
     if problems:

@@ -14,16 +14,21 @@ from compressor.config.record import DataName, Record
 from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
 from compressor.models.axes import AxisKind
 
+Amount = Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?%$")]
+"""A figure, or a part of the parent's as a percentage, such as 70%."""
+
 
 class Target(Record):
-    """How small the model becomes; one of these. Up to 1 is a part of the parent, above it a count."""
+    """How small the model becomes; one of these, as a figure or as a part of the parent's (70%)."""
 
-    macs: Annotated[float, Field(gt=0)] | None = None
-    """Multiply-accumulates of one sample."""
-    params: Annotated[float, Field(gt=0)] | None = None
-    """Parameters."""
-    size_mb: Annotated[float, Field(gt=0)] | None = None
+    macs: Amount | None = None
+    """Multiply-accumulates of one sample; up to 1 is a part of the parent's too (0.7)."""
+    params: Amount | None = None
+    """Parameters; up to 1 is a part of the parent's too."""
+    size_mb: Amount | None = None
     """The weights in megabytes (10⁶ bytes), as they are saved."""
+    latency_ms: Amount | None = None
+    """Milliseconds that all convolutions and matrix products take together for one sample, timed as `latency` says."""
     dimensions: dict[str, Annotated[int, Field(ge=1)]] | None = None
     """Widths by the names that the dry run shows, as `{ffn: 64, vision_blocks.1.expanded: 48}`."""
 
@@ -31,8 +36,30 @@ class Target(Record):
     def _one_of(self) -> Target:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give one of macs, params, size_mb or dimensions, not {' and '.join(given) or 'none'}")
+            raise ValueError(
+                f"give one of macs, params, size_mb, latency_ms or dimensions, not {' and '.join(given) or 'none'}"
+            )
         return self
+
+    def limit(self, name: str, whole: float) -> float | None:
+        """What the field allows where the parent has ``whole``; None where it says nothing."""
+        amount: float | str | None = getattr(self, name)
+        if amount is None:
+            return None
+        if isinstance(amount, str):
+            return float(amount.removesuffix("%")) / 100 * whole
+        return amount * whole if amount <= 1 and name in {"macs", "params"} else amount
+
+
+class Latency(Record):
+    """How the time of a layer is measured."""
+
+    runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
+    """What the model will run in."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Its threads."""
+    repeats: Annotated[int, Field(ge=1)] = 50
+    """Calls of which the median counts."""
 
 
 class PruneConfig(PassConfig):
@@ -54,11 +81,17 @@ class PruneConfig(PassConfig):
     """Channels and inner widths become multiples of it, as hardware likes; heads go one by one."""
     min_keep: Annotated[float, Field(gt=0, le=1)] = 0.25
     """The part of every width that stays at least."""
+    latency: Latency | None = None
+    """Time every layer at every width on this machine: for a target of latency_ms, or to refuse a cut that is slower."""
 
     @model_validator(mode="after")
     def _fits(self) -> PruneConfig:
         if self.importance != "magnitude" and self.calibration is None:
             raise ValueError(f"importance {self.importance!r} looks at samples: name a set in `calibration`")
+        if self.latency is not None and self.calibration is None:
+            raise ValueError("`latency` needs a sample: name a set in `calibration`")
+        if self.target.latency_ms is not None and self.latency is None:
+            raise ValueError("a target of latency_ms needs `latency`: which runtime, how many threads")
         return self
 
 
@@ -83,12 +116,7 @@ class Prune(Pass[PruneConfig]):
         from compressor.engine.machine import gemm_flops_per_second
 
         size = parent.size_bytes or 4 * (parent.parameters or 0)
-        part = {
-            "macs": _part(config.target.macs, parent.macs),
-            "params": _part(config.target.params, parent.parameters),
-            "size_mb": _part(config.target.size_mb, size / 1e6 if size else None),
-        }
-        ratio = next((value for value in part.values() if value is not None), 1.0)
+        ratio = _ratio(config.target, parent, size)
         model = ModelFacts(
             parent.family,
             parent.config,
@@ -130,7 +158,10 @@ class Prune(Pass[PruneConfig]):
         load_module(out, context.device)
 
 
-def _part(target: float | None, whole: float | None) -> float | None:
-    if target is None or not whole:
-        return None
-    return target if target <= 1 else min(1.0, target / whole)
+def _ratio(target: Target, parent: ModelFacts, size: int) -> float:
+    """The part of the parent that is left, as far as the target tells."""
+    wholes = {"macs": parent.macs, "params": parent.parameters, "size_mb": size / 1e6}
+    for name, whole in wholes.items():
+        if whole and (limit := target.limit(name, whole)) is not None:
+            return min(1.0, limit / whole)
+    return 1.0

@@ -12,6 +12,7 @@ from compressor.models.axes import Axis, Cut
 from compressor.models.image_classifier.family import ImageClassifier
 from passes.prune.allocation import allocate, widths_of
 from passes.prune.importance import activation, magnitude, taylor
+from passes.prune.latency import LatencyTable, Operator, latency_of, operators_of, resized
 from passes.prune.surgery import without
 from tests.unit.models.test_axes import CASES, DEEP, MULTI_QUERY, OTHER
 from tests.unit.models.test_families import inputs
@@ -114,7 +115,7 @@ def test_the_target_is_met_or_the_reach_is_told(scores, ratio):
     whole = sum(width.units for width in found)
     least = sum(min(width.least, width.units) for width in found)
     try:
-        kept = allocate(found, lambda sizes: float(sum(sizes.values())), ratio * whole)
+        kept = allocate(found, lambda sizes: float(sum(sizes.values())), ratio * whole, "units")
     except RequirementError:
         assert least > ratio * whole
         return
@@ -126,7 +127,59 @@ def test_the_target_is_met_or_the_reach_is_told(scores, ratio):
 
 def test_what_matters_least_for_what_it_saves_goes_first():
     found = widths(cheap=[1.0] * 8, dear=[1.0] * 8)
-    kept = allocate(found, lambda sizes: sizes["cheap"] + 10.0 * sizes["dear"], 70)
+    kept = allocate(found, lambda sizes: sizes["cheap"] + 10.0 * sizes["dear"], 70, "units")
     assert kept == {"cheap": 8, "dear": 6}
     found = widths(dull=[0.1] * 8, keen=[9.0] * 8)
-    assert allocate(found, lambda sizes: float(sum(sizes.values())), 12) == {"dull": 4, "keen": 8}
+    assert allocate(found, lambda sizes: float(sum(sizes.values())), 12, "units") == {"dull": 4, "keen": 8}
+
+
+def test_an_operator_follows_its_weight():
+    convolution = Operator("conv2d", (1, 8, 5, 5), (16, 8, 3, 3), 2, 1)
+    assert resized(convolution, (12, 4, 3, 3)) == Operator("conv2d", (1, 4, 5, 5), (12, 4, 3, 3), 2, 1)
+    depthwise = Operator("conv2d", (1, 8, 5, 5), (8, 1, 3, 3), 1, 1, 8)
+    assert resized(depthwise, (6, 1, 3, 3)) == Operator("conv2d", (1, 6, 5, 5), (6, 1, 3, 3), 1, 1, 6)
+    assert resized(Operator("linear", (2, 7, 8), (16, 8)), (16, 4)) == Operator("linear", (2, 7, 4), (16, 4))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_operators_are_timed_once_and_kept(runtime, tmp_path, monkeypatch):
+    table = LatencyTable(runtime, 1, 3, tmp_path)
+    large, small = Operator("conv2d", (1, 64, 40, 40), (64, 64, 3, 3), 1, 1), Operator("linear", (1, 4), (4, 4))
+    assert table.milliseconds(large) > table.milliseconds(small) >= 0
+    assert table.milliseconds(Operator("conv1d", (1, 4, 9), (4, 1, 3), 1, 1, 4)) >= 0
+    table.save()
+    again = LatencyTable(runtime, 1, 3, tmp_path)
+    monkeypatch.setattr("passes.prune.latency.measured", None)
+    assert again.milliseconds(large) == table.milliseconds(large)
+
+
+def test_every_layer_that_an_axis_moves_is_timed():
+    config = PHONE.presets["bed-teacher"]
+    model = built(PHONE, config)
+    found = operators_of(model, inputs(PHONE, config, 1))
+    for axis in PHONE.axes(config):
+        assert all(cut.tensor in found for cut in axis.cuts if cut.reads), axis.name
+    axes = PHONE.axes(config)
+    scores = {axis.name: np.ones(axis.units) for axis in axes}
+    widths_found = widths_of(axes, scores, multiple=8, min_keep=0.25)
+
+    class Arithmetic:
+        """One "millisecond" for each multiply-accumulate."""
+
+        def milliseconds(self, operator):
+            positions = np.prod(operator.input[2:]) / operator.stride ** (len(operator.input) - 2)
+            if operator.kind == "linear":
+                positions = np.prod(operator.input[:-1])
+            return float(np.prod(operator.weight) * positions * operator.input[0] ** (operator.kind != "linear"))
+
+    total = latency_of(found, widths_found, Arithmetic())
+    whole = {width.label: width.units for width in widths_found}
+    fields = {
+        ("speech_width",): 48,
+        ("ffn",): 64,
+        ("vision_blocks", 2, "expanded"): 96,
+        ("vision_blocks", 2, "squeezed"): 48,
+    }
+    smaller = PHONE.resized(config, fields)
+    predicted = total({**whole, "speech_width": 48, "ffn": 64, "vision_blocks.2.expanded": 96}) / total(whole)
+    assert predicted == pytest.approx(PHONE.macs(smaller) / PHONE.macs(config), abs=0.02)
