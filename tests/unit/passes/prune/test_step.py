@@ -1,0 +1,146 @@
+"""The pass from the command line: what the dry run says is what is built; mistakes are told before anything is."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compressor.models.image_classifier.family import ImageClassifier
+from compressor.models.loading import facts_of, load_module
+
+PIPELINE = """\
+version: 1
+name: pictures
+threads: 1
+model: {family: image-classifier, preset: small, config: {num_classes: 2, image_size: 16}, measure: false}
+data:
+  train: {source: images, path: pictures, image_size: 16}
+passes:
+  - {type: train, name: teacher, validation: null, training: {steps: 30, batch_size: 8}}
+  - {type: prune, name: smaller, target: {macs: 60%}, calibration: train, num_samples: 12}
+  - type: distill
+    name: recovered
+    student: {parent: true}
+    teacher: teacher
+    validation: null
+    training: {steps: 10, batch_size: 8}
+"""
+
+
+def cli(*arguments):
+    command = [sys.executable, "-m", "cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("prune")
+    draw = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 190)):
+        (home / "pictures" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = (level + draw.integers(-50, 50, (16, 16, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(home / "pictures" / name / f"{number}.png")
+    (home / "pipeline.yaml").write_text(PIPELINE)
+    done = cli("run", home / "pipeline.yaml", "-o", home / "store")
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+def prune(home, *sets, dry_run=True):
+    (teacher,) = home.glob("store/train-*")
+    fields = [part for one in sets for part in ("--set", one)]
+    options = [
+        "-p",
+        home / "pipeline.yaml",
+        "-o",
+        home / "by-hand",
+        *fields,
+        "--json",
+        *(["--dry-run"] if dry_run else []),
+    ]
+    return cli("pass", "prune", teacher, *options)
+
+
+def test_the_model_is_smaller_and_its_config_says_so(home):
+    (teacher,), (smaller,) = home.glob("store/train-*"), home.glob("store/prune-*")
+    before, after = facts_of(teacher / "model"), facts_of(smaller / "model")
+    assert after["macs"] <= 0.6 * before["macs"]
+    module = load_module(smaller / "model", "cpu")
+    assert sum(weight.numel() for weight in module.parameters()) == after["parameters"] < before["parameters"]
+    widths = [block["expanded"] for block in after["config"]["vision_blocks"]]
+    assert all(width % 8 == 0 for width in widths)
+    assert widths != [block["expanded"] for block in before["config"]["vision_blocks"]]
+    (recovered,) = home.glob("store/distill-*")
+    assert facts_of(recovered / "model")["config"] == after["config"]
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "activation", "taylor"])
+def test_the_dry_run_says_what_is_built(home, importance):
+    sets = ["target.params=0.5", f"importance={importance}", "calibration=train", "num_samples=16"]
+    told = prune(home, *sets)
+    assert told.returncode == 0, told.stderr
+    assert not list((home / "by-hand").glob("prune-*")) or importance != "magnitude"
+    rows = {(row["axis"], row["field"]): row for row in json.loads(told.stdout)["decisions"]}
+    done = prune(home, *sets, dry_run=False)
+    assert done.returncode == 0, done.stderr
+    built = max(home.glob("by-hand/prune-*"), key=lambda path: path.stat().st_mtime)
+    assert facts_of(built / "model")["parameters"] == rows["all", "parameters"]["after"]
+    state = load_module(built / "model", "cpu").state_dict()
+    assert state["vision.last.weight"].shape[0] == rows["vision.last", "vision_width"]["after"]
+    assert json.loads((built / "manifest.json").read_text())["summary"]["cuts"] == list(rows.values())
+
+
+def test_stated_dimensions_are_what_comes_out(home):
+    done = prune(home, "target.dimensions.vision_width=100", "importance=magnitude", dry_run=False)
+    assert done.returncode == 0, done.stderr
+    built = max(home.glob("by-hand/prune-*"), key=lambda path: path.stat().st_mtime)
+    assert facts_of(built / "model")["config"]["vision_width"] == 100
+
+
+def test_a_target_in_milliseconds_is_met_on_paper(home):
+    sets = ["target.latency_ms=90%", "calibration=train", "latency.repeats=5"]
+    told = prune(home, *sets)
+    assert told.returncode == 0, told.stderr
+    rows = {row["field"]: row for row in json.loads(told.stdout)["decisions"]}
+    assert rows["operators_ms"]["after"] <= 0.9 * rows["operators_ms"]["before"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "code", "message"),
+    [
+        (["target.macs=0.7"], 2, "name a set in `calibration`"),
+        (["target.macs=0.7", "target.params=0.7", "importance=magnitude"], 2, "not macs and params"),
+        (["target.latency_ms=70%", "calibration=train"], 2, "latency_ms needs `latency`"),
+        (["target.macs=70 percent", "importance=magnitude"], 2, "target.macs"),
+        (["target.macs=0.01", "importance=magnitude"], 1, "every width at its least still makes"),
+        (["target.dimensions.vison_width=8", "importance=magnitude"], 1, "did you mean 'vision_width'"),
+        (["target.dimensions.vision_width=800", "importance=magnitude"], 1, "not between 1 and 192"),
+        (['axes=["heads"]', "target.macs=0.7", "importance=magnitude"], 1, "has no heads to cut"),
+    ],
+)
+def test_a_mistake_is_told_and_nothing_is_built(home, sets, code, message):
+    before = set(home.glob("by-hand/*"))
+    done = prune(home, *sets, dry_run=False)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path for path in home.glob("by-hand/prune-*")} <= before
+
+
+def test_what_is_added_stays_added_and_nothing_else_begins_to():
+    family = ImageClassifier()
+    config = family.presets["small"]
+    torch.manual_seed(0)
+    cut = family.resized(
+        config, {("vision_blocks", 1, "out"): 16, ("vision_blocks", 0, "out"): 16, ("vision_stem",): 16}
+    )
+    assert [block.is_residual(inputs) for block, inputs in zip(cut.vision_blocks, (16, 16, 16, 48), strict=True)] == [
+        False, True, False, True,
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="cannot be added"):
+        family.resized(config, {("vision_blocks", 1, "out"): 16, ("vision_blocks", 1, "residual"): True})
