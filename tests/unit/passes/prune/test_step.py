@@ -129,7 +129,7 @@ def test_a_mistake_is_told_and_nothing_is_built(home, sets, code, message):
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    assert {path for path in home.glob("by-hand/prune-*")} <= before
+    assert set(home.glob("by-hand/prune-*")) <= before
 
 
 def test_what_is_added_stays_added_and_nothing_else_begins_to():
