@@ -1,6 +1,6 @@
 """How much a model would miss each unit of an axis: float64 [units] per axis.
 
-Shapes: U units of an axis.
+Shapes: U units of an axis, C channels of a layer's input, N values, B bins, X all else.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from compressor.models.axes import Axis, Cut
+from compressor.models.axes import Axis
 from passes.prune.surgery import units_of
 
 Scores = dict[str, Tensor]
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
 """A batch to the loss of the model's answers, a scalar."""
+Batches = Iterable[Mapping[str, Tensor]]
+_BINS = 32
 
 
 def magnitude(model: nn.Module, axes: Sequence[Axis]) -> Scores:
@@ -30,19 +31,105 @@ def magnitude(model: nn.Module, axes: Sequence[Axis]) -> Scores:
     return scores
 
 
-def activation(model: nn.Module, axes: Sequence[Axis], batches: Iterable[Mapping[str, Tensor]], loss: Loss) -> Scores:
+def activation(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
     """Σ over readers of ‖input of the unit‖₂ · ‖its column‖₂, as a share of the axis' (Wanda, Sun et al. 2024, by unit)."""
-    readers = {cut.module: model.get_submodule(cut.module) for axis in axes for cut in axis.cuts if cut.reads}
     energy: dict[str, Tensor] = {}
-    handles: list[RemovableHandle] = []
-    for name, module in readers.items():
 
-        def remember(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+    def add(reader: str, inputs_CN: Tensor) -> None:
+        squares_C = inputs_CN.double().square().sum(dim=1)
+        energy[reader] = energy[reader] + squares_C if reader in energy else squares_C
+
+    _watch(model, axes, batches, loss, add)
+    weights = {name: model.get_parameter(f"{name}.weight").detach().double() for name in energy}
+    columns = {name: weight.movedim(1, 0).flatten(1).norm(dim=1) for name, weight in weights.items()}
+    return _over_readers(axes, {name: energy[name].sqrt() * columns[name] for name in energy})
+
+
+def entropy(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
+    """Σ over readers of the entropy of the unit's values, in a histogram between the extremes of the first batch.
+
+    A channel that always says the same says nothing (Luo & Wu 2017, whose bins are of one value per image). A share of the axis'.
+    """
+    counts: dict[str, Tensor] = {}
+    ranges: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(reader: str, inputs_CN: Tensor) -> None:
+        low_C1, high_C1 = ranges.setdefault(
+            reader, (inputs_CN.amin(dim=1, keepdim=True), inputs_CN.amax(dim=1, keepdim=True))
+        )
+        scaled = (inputs_CN - low_C1) / (high_C1 - low_C1).clamp(min=torch.finfo(inputs_CN.dtype).tiny)
+        bins_CN = (scaled.clamp(0, 1) * (_BINS - 1)).long()
+        found_CB = torch.zeros(len(bins_CN), _BINS).scatter_add_(
+            1, bins_CN, torch.ones_like(bins_CN, dtype=torch.float32)
+        )
+        counts[reader] = counts[reader] + found_CB if reader in counts else found_CB
+
+    _watch(model, axes, batches, loss, add)
+    return _over_readers(axes, {name: _entropy(count_CB.double()) for name, count_CB in counts.items()})
+
+
+def taylor(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
+    """Mean over batches of (Σ g·w)² over what reads the unit: how the loss changes without it, to first order.
+
+    Molchanov et al. 2019, equation 8, with the sum over the columns that read the unit: setting them to 0 is exactly to
+    remove it. Scores of different axes compare.
+    """
+    return _by_gradient(
+        model, axes, batches, loss, lambda gradient_UX, weight_UX: (gradient_UX * weight_UX).sum(dim=1), torch.square
+    )
+
+
+def gradient(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
+    """The L2 norm of the gradient of the columns that read the unit, mean over batches, as a share of the axis'."""
+    scores = _by_gradient(
+        model, axes, batches, loss, lambda gradient_UX, _: gradient_UX.square().sum(dim=1), torch.sqrt
+    )
+    return {name: _shares(score_U) for name, score_U in scores.items()}
+
+
+def _by_gradient(
+    model: nn.Module,
+    axes: Sequence[Axis],
+    batches: Batches,
+    loss: Loss,
+    of_column: Callable[[Tensor, Tensor], Tensor],
+    of_sum: Callable[[Tensor], Tensor],
+) -> Scores:
+    """Mean over batches of ``of_sum`` of Σ over readers of ``of_column(gradient, weight)``, each [units, rest] to [units]."""
+    weights = {cut.tensor: model.get_parameter(cut.tensor) for axis in axes for cut in axis.cuts if cut.reads}
+    totals = {axis.name: torch.zeros(axis.units, dtype=torch.float64) for axis in axes}
+    count = 0
+    for batch in batches:
+        found = torch.autograd.grad(loss(batch), list(weights.values()), allow_unused=True)
+        gradients = {name: one for name, one in zip(weights, found, strict=True) if one is not None}
+        for axis in axes:
+            sum_U = torch.zeros(axis.units, dtype=torch.float64)
+            for cut in axis.cuts:
+                if cut.reads and cut.tensor in gradients:
+                    both = (gradients[cut.tensor], weights[cut.tensor].detach())
+                    sum_U += of_column(*(units_of(one.double(), cut, axis.units) for one in both)).cpu()
+            totals[axis.name] += of_sum(sum_U)
+        count += 1
+    return {name: total_U / max(count, 1) for name, total_U in totals.items()}
+
+
+def _readers(model: nn.Module, axes: Sequence[Axis]) -> dict[str, nn.Module]:
+    return {cut.module: model.get_submodule(cut.module) for axis in axes for cut in axis.cuts if cut.reads}
+
+
+def _watch(
+    model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss, add: Callable[[str, Tensor], None]
+) -> None:
+    """Run the model; ``add`` gets the name of each layer that reads an axis, and its inputs [channels, values]."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             channel = -1 if isinstance(module, nn.Linear) else 1
-            squares = inputs[0].detach().double().square().movedim(channel, 0).flatten(1).sum(dim=1)
-            energy[name] = energy.get(name, torch.zeros_like(squares)) + squares
+            add(name, inputs[0].detach().cpu().movedim(channel, 0).flatten(1))
 
-        handles.append(module.register_forward_pre_hook(remember))
+        return look
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in _readers(model, axes).items()]
     try:
         with torch.no_grad():
             for batch in batches:
@@ -50,45 +137,20 @@ def activation(model: nn.Module, axes: Sequence[Axis], batches: Iterable[Mapping
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _over_readers(axes: Sequence[Axis], by_channel: Mapping[str, Tensor]) -> Scores:
+    """Reader to a value for each of its input channels, to one for each unit, as a share of the axis'."""
     scores = {}
     for axis in axes:
-        total_U = torch.zeros(axis.units, dtype=torch.float64)
-        for cut in axis.cuts:
-            if cut.reads:
-                column_U = _parameter(model, cut).detach().double().movedim(1, 0).flatten(1).norm(dim=1)
-                total_U += (energy[cut.module].sqrt() * column_U).reshape(axis.units, cut.block).norm(dim=1)
-        scores[axis.name] = _shares(total_U)
+        values = [by_channel[cut.module].reshape(axis.units, cut.block).sum(dim=1) for cut in axis.cuts if cut.reads]
+        scores[axis.name] = _shares(torch.stack(values).sum(dim=0))
     return scores
 
 
-def taylor(model: nn.Module, axes: Sequence[Axis], batches: Iterable[Mapping[str, Tensor]], loss: Loss) -> Scores:
-    """Mean over batches of (Σ g·w)² over what reads the unit: how the loss changes without it, to first order.
-
-    Molchanov et al. 2019, equation 8, with the sum over the columns that read the unit: setting them to 0 is exactly to
-    remove it. Scores of different axes compare.
-    """
-    weights = {cut.tensor: _parameter(model, cut) for axis in axes for cut in axis.cuts if cut.reads}
-    totals = {axis.name: torch.zeros(axis.units, dtype=torch.float64) for axis in axes}
-    count = 0
-    for batch in batches:
-        gradients = torch.autograd.grad(loss(batch), list(weights.values()), allow_unused=True)
-        products = {
-            name: weight.detach() * gradient
-            for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
-            if gradient is not None
-        }
-        for axis in axes:
-            change_U = torch.zeros(axis.units, dtype=torch.float64)
-            for cut in axis.cuts:
-                if cut.reads and cut.tensor in products:
-                    change_U += units_of(products[cut.tensor].double(), cut, axis.units).sum(dim=1)
-            totals[axis.name] += change_U.square()
-        count += 1
-    return {name: total / max(count, 1) for name, total in totals.items()}
-
-
-def _parameter(model: nn.Module, cut: Cut) -> Tensor:
-    return model.get_parameter(cut.tensor)
+def _entropy(count_CB: Tensor) -> Tensor:
+    part_CB = count_CB / count_CB.sum(dim=1, keepdim=True)
+    return -(part_CB * part_CB.clamp(min=torch.finfo(part_CB.dtype).tiny).log()).sum(dim=1)
 
 
 def _shares(values_U: Tensor) -> Tensor:

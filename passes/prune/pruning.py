@@ -24,7 +24,7 @@ from passes.common.accuracy import device_of, tensors_from_batch
 from passes.common.losses import hard_cross_entropy
 from passes.common.setup import prepare_torch
 from passes.prune.allocation import Width, allocate, widths_of
-from passes.prune.importance import activation, magnitude, taylor
+from passes.prune.importance import activation, entropy, gradient, magnitude, taylor
 from passes.prune.latency import LatencyTable, Operator, latency_of, operators_of
 from passes.prune.step import PruneConfig, Target
 from passes.prune.surgery import without
@@ -139,7 +139,8 @@ def _scores(
         outputs = module(**{name: batch[name] for name in dataset.input_names})
         return torch.stack(list(hard_cross_entropy(family.heads(module, outputs), batch).values())).sum()
 
-    return (taylor if config.importance == "taylor" else activation)(module, axes, batches(), loss)
+    score = {"activation": activation, "entropy": entropy, "gradient": gradient, "taylor": taylor}[config.importance]
+    return score(module, axes, batches(), loss)
 
 
 def _sizes(

@@ -69,10 +69,11 @@ class PruneConfig(PassConfig):
     """How small the model becomes."""
     axes: tuple[AxisKind, ...] = ("channels", "ffn", "heads")
     """What may be cut: channels of convolutions, inner widths, attention heads (whole key groups)."""
-    importance: Literal["magnitude", "activation", "taylor"] = "taylor"
-    """What tells which units matter: the weights' norm; norm times activation (Wanda); the loss without them (Taylor)."""
+    importance: Literal["magnitude", "activation", "entropy", "gradient", "taylor"] = "taylor"
+    """What tells which units matter: the weights' norm; norm times activation (Wanda); the entropy of the activation; the
+    gradient's norm; the loss without them (Taylor)."""
     calibration: DataName | None = None
-    """The set that activation and taylor look at; taylor needs its labels."""
+    """The set that all but magnitude look at, with its labels."""
     num_samples: Annotated[int, Field(ge=1)] = 768
     """How many of its samples."""
     batch_size: Annotated[int, Field(ge=1)] = 48

@@ -11,7 +11,7 @@ from compressor.models.autoglm_phone.family import AutoGLMPhone
 from compressor.models.axes import Axis, Cut
 from compressor.models.image_classifier.family import ImageClassifier
 from passes.prune.allocation import allocate, widths_of
-from passes.prune.importance import activation, magnitude, taylor
+from passes.prune.importance import activation, entropy, gradient, magnitude, taylor
 from passes.prune.latency import LatencyTable, Operator, latency_of, operators_of, resized
 from passes.prune.surgery import without
 from tests.unit.models.test_axes import CASES, DEEP, MULTI_QUERY, OTHER
@@ -88,6 +88,28 @@ def test_a_unit_without_effect_has_no_importance(family, config, score):
         assert (scores[axis.name] >= 0).all()
         if axis.units > 1:
             assert scores[axis.name].max() > 0, axis.name
+
+
+def test_a_channel_that_always_says_the_same_says_nothing():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.diag(torch.tensor([1.0, 0.0, 1.0])))
+    axis = Axis("inner", "ffn", 3, (Cut("0.weight", 0), Cut("1.weight", 1)), ((("ffn",), 1),))
+    torch.manual_seed(0)
+    spread = torch.rand(4000, 3)
+    spread[:, 2] = (spread[:, 2] > 0.5).float()  # one bit
+    scores = entropy(model, [axis], [{"x": spread}], lambda batch: model(batch["x"]).sum())["inner"]
+    assert scores[1] == 0
+    assert (scores[0] / scores[2]).item() == pytest.approx(np.log(32) / np.log(2), rel=0.02)
+
+
+def test_gradient_is_the_norm_of_the_columns_gradient():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.diag(torch.tensor([3.0, 0.0, 1.0])))
+    axis = Axis("inner", "ffn", 3, (Cut("0.weight", 0), Cut("1.weight", 1)), ((("ffn",), 1),))
+    scores = gradient(model, [axis], [{"x": torch.ones(1, 3)}], lambda batch: model(batch["x"]).sum())["inner"]
+    torch.testing.assert_close(scores, torch.tensor([0.75, 0.0, 0.25], dtype=torch.float64))
 
 
 def test_magnitude_is_the_norm_of_what_holds_the_unit():

@@ -79,7 +79,7 @@ def test_the_model_is_smaller_and_its_config_says_so(home):
     assert facts_of(recovered / "model")["config"] == after["config"]
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "activation", "taylor"])
+@pytest.mark.parametrize("importance", ["magnitude", "activation", "entropy", "gradient", "taylor"])
 def test_the_dry_run_says_what_is_built(home, importance):
     sets = ["target.params=0.5", f"importance={importance}", "calibration=train", "num_samples=16"]
     told = prune(home, *sets)
