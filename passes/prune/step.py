@@ -114,7 +114,7 @@ class Prune(Pass[PruneConfig]):
 
     def estimate(self, config: PruneConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
         """What the target says of the output; the time of forward and backward passes over the samples."""
-        from compressor.engine.machine import gemm_flops_per_second
+        from passes.common.estimates import training_memory, training_seconds
 
         size = parent.size_bytes or 4 * (parent.parameters or 0)
         ratio = _ratio(config.target, parent, size)
@@ -125,11 +125,10 @@ class Prune(Pass[PruneConfig]):
             int(ratio * parent.macs) if parent.macs else None,
             int(ratio * size) or None,
         )
-        seconds = 6 * (parent.macs or 0) * config.num_samples / (0.12 * gemm_flops_per_second())
         return Estimate(
             model=model,
-            seconds=seconds if config.calibration else 0.0,
-            peak_memory_bytes=(450 << 20) + 3 * size + int(0.5 * (parent.macs or 0) * config.batch_size),
+            seconds=training_seconds(3 * (parent.macs or 0) * config.num_samples) if config.calibration else 0.0,
+            peak_memory_bytes=training_memory(parent, config.batch_size),
             disk_bytes=int(ratio * size),
         )
 
