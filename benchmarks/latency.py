@@ -1,0 +1,59 @@
+"""The latency of artifacts against the first of them, in turns, so that a noisy machine slows all alike.
+
+    python benchmarks/latency.py examples/phone/prune.yaml ARTIFACT ARTIFACT … [--rounds 15] [--threads 1]
+
+Each round calls every artifact, in a random order, on the same samples of the pipeline's `evaluate:` set; a ratio is of medians
+within one round, and what is printed is the median and the range of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+from pathlib import Path
+
+from compressor.artifacts.store import open_artifact, verify
+from compressor.data.contract import SourceContext
+from compressor.engine.pipeline import load_pipeline
+from compressor.evaluation.latency import batches_for_latency, measure_latency
+from compressor.evaluation.records import LatencyConfig
+from compressor.runtimes.session import open_session
+
+
+def main() -> None:
+    """Print one line for each artifact."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipeline", type=Path)
+    parser.add_argument("artifacts", type=Path, nargs="+")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=60, help="calls of each artifact in a round")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    pipeline = load_pipeline(options.pipeline)
+    data = pipeline.data[pipeline.config.evaluate.accuracy.data]
+    config = LatencyConfig(batch_size=1, warmup=5, repeats=options.repeats, threads=options.threads)
+    batches = batches_for_latency(data.source.load(data.config, SourceContext(pipeline.base)), config)
+    artifacts = [open_artifact(path) for path in options.artifacts]
+    for artifact in artifacts:
+        verify(artifact)
+    sessions = [open_session(one.manifest.kind, one.model, threads=options.threads) for one in artifacts]
+    medians: list[list[float]] = [[] for _ in sessions]
+    for number in range(options.rounds):
+        order = random.Random(number).sample(range(len(sessions)), len(sessions))
+        for index in order:
+            medians[index].append(statistics.median(measure_latency(sessions[index], batches, config, lambda *_: None)))
+    base = artifacts[0].manifest.metric("macs")
+    print(f"{'artifact':28}{'p50 ms':>9}{'latency':>10}{'(range)':>18}{'MACs':>9}")
+    for artifact, own in zip(artifacts, medians, strict=True):
+        ratios = [mine / first for mine, first in zip(own, medians[0], strict=True)]
+        macs = artifact.manifest.metric("macs")
+        part = f"×{macs.value / base.value:.3f}" if macs and base else "–"
+        spread = f"({min(ratios):.3f}–{max(ratios):.3f})"
+        print(
+            f"{artifact.name:28}{statistics.median(own):9.3f}{f'×{statistics.median(ratios):.3f}':>10}{spread:>18}{part:>9}"
+        )
+
+
+if __name__ == "__main__":
+    main()
