@@ -25,6 +25,19 @@ def tiny_onnx(value: float = 1.0) -> bytes:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString()
 
 
+def draw_pictures(folder: Path, each: int) -> None:
+    """Noise of two levels, as 16x16 PNG files in the folders ``dark`` and ``light``, ``each`` of them."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 190)):
+        (folder / name).mkdir(parents=True)
+        for number in range(each):
+            pixels = (level + draw.integers(-50, 50, (16, 16, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+
+
 @pytest.fixture
 def toy_pipeline(tmp_path: Path) -> Path:
     """A pipeline of two toy steps over a given file; nothing is measured."""

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+
+from tests.conftest import draw_pictures
 
 PIPELINE = """\
 version: 1
@@ -48,12 +48,7 @@ def finish(file: Path, store: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("pictures")
-    draw = np.random.default_rng(0)
-    for name, level in (("dark", 60), ("light", 190)):
-        (home / "pictures" / name).mkdir(parents=True)
-        for number in range(12):
-            pixels = (level + draw.integers(-50, 50, (16, 16, 3))).astype(np.uint8)
-            Image.fromarray(pixels).save(home / "pictures" / name / f"{number}.png")
+    draw_pictures(home / "pictures", 12)
     (home / "pipeline.yaml").write_text(PIPELINE)
     return home
 

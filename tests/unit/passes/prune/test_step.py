@@ -4,13 +4,12 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from compressor.models.image_classifier.family import ImageClassifier
 from compressor.models.loading import facts_of, load_module
+from tests.conftest import draw_pictures
 
 PIPELINE = """\
 version: 1
@@ -39,12 +38,7 @@ def cli(*arguments):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("prune")
-    draw = np.random.default_rng(0)
-    for name, level in (("dark", 60), ("light", 190)):
-        (home / "pictures" / name).mkdir(parents=True)
-        for number in range(8):
-            pixels = (level + draw.integers(-50, 50, (16, 16, 3))).astype(np.uint8)
-            Image.fromarray(pixels).save(home / "pictures" / name / f"{number}.png")
+    draw_pictures(home / "pictures", 8)
     (home / "pipeline.yaml").write_text(PIPELINE)
     done = cli("run", home / "pipeline.yaml", "-o", home / "store")
     assert done.returncode == 0, done.stderr
