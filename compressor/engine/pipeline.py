@@ -17,6 +17,7 @@ from compressor.config.validation import validate
 from compressor.data.contract import DataSource, SourceConfig
 from compressor.engine.contract import Pass, PassConfig
 from compressor.errors import CompressError, ConfigError, Problem, UsageError
+from compressor.evaluation.metrics import METRICS
 from compressor.evaluation.records import EvaluateConfig
 from compressor.models.contract import Family
 
@@ -192,6 +193,7 @@ def pipeline_from_document(document: Document) -> Pipeline:
     steps = _steps(tree.get("passes"), document, problems)
     if isinstance(tree.get("model"), dict):
         problems += _model_problems(tree["model"], document)
+    problems += _metric_problems(tree.get("evaluate"), document)
     if problems or config is None:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line or 0))
     return Pipeline(document, config, tuple(steps), data)
@@ -256,6 +258,20 @@ def _steps(tree: Any, document: Document, problems: list[Problem]) -> list[Step]
         if config is not None:
             steps.append(Step(index, name, parent, header.measure, pass_, config))
     return steps
+
+
+def _metric_problems(tree: Any, document: Document) -> list[Problem]:
+    accuracy = tree.get("accuracy") if isinstance(tree, dict) else None
+    metrics = accuracy.get("metrics") if isinstance(accuracy, dict) else None
+    return [
+        document.problem(
+            ("evaluate", "accuracy", "metrics", index),
+            f"unknown metric {metric!r}",
+            remedy=discovery.suggestion(metric, list(METRICS)),
+        )
+        for index, metric in enumerate(metrics if isinstance(metrics, list) else ())
+        if isinstance(metric, str) and metric not in METRICS
+    ]
 
 
 def _model_problems(tree: dict[str, Any], document: Document) -> list[Problem]:

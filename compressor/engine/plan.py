@@ -23,7 +23,6 @@ from compressor.engine.pipeline import SOURCE, Pipeline, Step
 from compressor.engine.source import DirectorySource, FamilySource, open_source
 from compressor.errors import CompressError, ConfigError, DamagedArtifactError, Problem
 from compressor.evaluation.measure import evaluation_digest
-from compressor.evaluation.metrics import METRICS
 
 State = Literal["cached", "measure", "resume", "build", "given", "damaged"]
 
@@ -170,12 +169,7 @@ class _Planner:
     def _check_evaluate(self) -> None:
         evaluate = self.pipeline.config.evaluate
         self._check_references(evaluate, ("evaluate",), frozenset())
-        if evaluate.accuracy is not None:
-            for index, metric in enumerate(evaluate.accuracy.metrics):
-                if metric not in METRICS:
-                    at = ("evaluate", "accuracy", "metrics", index)
-                    self._problem(at, f"unknown metric {metric!r}", remedy=suggestion(metric, list(METRICS)))
-        elif evaluate.latency is not None and evaluate.latency.data is None:
+        if evaluate.accuracy is None and evaluate.latency is not None and evaluate.latency.data is None:
             self._problem(("evaluate", "latency"), "names no data to feed", remedy="add `data: <set>`, or `accuracy:`")
 
     def _check_references(self, record: Any, at: tuple[str | int, ...], earlier: frozenset[str]) -> None:
@@ -198,8 +192,7 @@ class _Planner:
             at = ("passes", step.index)
             if step.parent not in earlier:
                 if step.parent not in steps:
-                    known = [*earlier, *(name for name in steps if name != step.name)]
-                    remedy = suggestion(step.parent, known)
+                    remedy = suggestion(step.parent, sorted({SOURCE, *steps} - {step.name}))
                     self._problem((*at, "from"), f"`from: {step.parent}` leads nowhere: no such step", remedy=remedy)
                 elif circle := _circle(step, steps):
                     self._problem((*at, "from"), f"`from:` goes in a circle: {' → '.join(circle)}", remedy="break it")
