@@ -10,7 +10,7 @@ from typing import Literal
 
 Field = tuple[str | int, ...]
 """The path of a config's field, as ``("vision_blocks", 1, "expanded")``."""
-AxisKind = Literal["channels", "ffn", "heads"]
+AxisKind = Literal["channels", "ffn", "heads", "layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Units that go together: unit i is cut from all of ``cuts`` or from none."""
+    """Units that go together: unit i is cut from all of ``cuts`` or from none; or the layers of a ``stack``."""
 
     name: str
     kind: AxisKind
@@ -45,6 +45,9 @@ class Axis:
     """Config fields that count the units, and how much each unit counts. Axes of equal fields keep equally many units."""
     stated: tuple[tuple[Field, int | bool], ...] = ()
     """Config fields that follow from others until the axis is cut, and what they then have to say."""
+
+    stack: str = ""
+    """For layers, the module list whose members are the units, each a residual function of its first input."""
 
     @property
     def label(self) -> str:

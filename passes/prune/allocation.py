@@ -44,7 +44,7 @@ def widths_of(
     Args:
         axes: what may be cut.
         scores: axis name to the importance of its units.
-        multiple: kept channels and inner widths are multiples of it; heads go one by one.
+        multiple: kept channels and inner widths are multiples of it; heads and layers go one by one.
         min_keep: the part of the units that stays at least.
     """
     groups: dict[object, list[Axis]] = {}
@@ -53,7 +53,7 @@ def widths_of(
     widths = []
     for members in groups.values():
         units = members[0].units
-        step = 1 if members[0].kind == "heads" else multiple
+        step = 1 if members[0].kind in {"heads", "layers"} else multiple
         least = max(1, -(-int(np.ceil(units * min_keep)) // step) * step)
         lost = sum(np.concatenate([[0.0], np.sort(scores[axis.name]).cumsum()]) for axis in members)
         widths.append(Width(tuple(members), np.asarray(lost), step, min(least, units)))

@@ -27,7 +27,7 @@ def magnitude(model: nn.Module, axes: Sequence[Axis]) -> Scores:
     for axis in axes:
         weights = [cut for cut in axis.cuts if state[cut.tensor].ndim > 1]
         squares_U = sum(units_of(state[cut.tensor].double(), cut, axis.units).square().sum(dim=1) for cut in weights)
-        scores[axis.name] = _shares(torch.as_tensor(squares_U).sqrt())
+        scores[axis.name] = shares(torch.as_tensor(squares_U).sqrt())
     return scores
 
 
@@ -84,7 +84,7 @@ def gradient(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Los
     scores = _by_gradient(
         model, axes, batches, loss, lambda gradient_UX, _: gradient_UX.square().sum(dim=1), torch.sqrt
     )
-    return {name: _shares(score_U) for name, score_U in scores.items()}
+    return {name: shares(score_U) for name, score_U in scores.items()}
 
 
 def _by_gradient(
@@ -144,7 +144,7 @@ def _over_readers(axes: Sequence[Axis], by_channel: Mapping[str, Tensor]) -> Sco
     scores = {}
     for axis in axes:
         values = [by_channel[cut.module].reshape(axis.units, cut.block).sum(dim=1) for cut in axis.cuts if cut.reads]
-        scores[axis.name] = _shares(torch.stack(values).sum(dim=0))
+        scores[axis.name] = shares(torch.stack(values).sum(dim=0))
     return scores
 
 
@@ -153,5 +153,6 @@ def _entropy(count_CB: Tensor) -> Tensor:
     return -(part_CB * part_CB.clamp(min=torch.finfo(part_CB.dtype).tiny).log()).sum(dim=1)
 
 
-def _shares(values_U: Tensor) -> Tensor:
+def shares(values_U: Tensor) -> Tensor:
+    """Each value's part of their sum."""
     return values_U / values_U.sum().clamp(min=torch.finfo(torch.float64).tiny)

@@ -163,6 +163,7 @@ def latency_of(
 ) -> Callable[[Mapping[str, int]], float]:
     """A function from the units that widths keep, by label, to the milliseconds of all operators together."""
     holders: dict[str, list[tuple[str, int, int]]] = {}
+    stacks = {axis.stack: (width.label, axis.units) for width in widths for axis in width.axes if axis.stack}
     for width in widths:
         for cut in (cut for axis in width.axes for cut in axis.cuts):
             holders.setdefault(cut.tensor, []).append((width.label, cut.dim, cut.block))
@@ -173,7 +174,10 @@ def latency_of(
             weight = list(operator.weight)
             for label, dim, block in holders.get(name, ()):
                 weight[dim] = kept[label] * block
-            milliseconds += calls * table.milliseconds(resized(operator, tuple(weight)))
+            part = 1.0
+            for stack, (label, layers) in stacks.items():
+                part *= kept[label] / layers if name.startswith(f"{stack}.") else 1.0
+            milliseconds += part * calls * table.milliseconds(resized(operator, tuple(weight)))
         return milliseconds
 
     return total

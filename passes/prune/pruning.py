@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,13 +17,14 @@ from compressor.config.record import Record
 from compressor.data.contract import SourceContext
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, RequirementError
-from compressor.models.axes import Axis, Field
+from compressor.models.axes import Axis, AxisKind, Field
 from compressor.models.contract import Family
 from compressor.models.loading import load_module, read_description, save_module
 from passes.common.accuracy import device_of, tensors_from_batch
 from passes.common.losses import hard_cross_entropy
 from passes.common.setup import prepare_torch
 from passes.prune.allocation import Width, allocate, widths_of
+from passes.prune.depth import layers_by_cosine, layers_by_taylor, layers_by_weight
 from passes.prune.importance import activation, entropy, gradient, magnitude, taylor
 from passes.prune.latency import LatencyTable, Operator, latency_of, operators_of
 from passes.prune.step import PruneConfig, Target
@@ -87,7 +88,8 @@ def planned_cut(config: PruneConfig, parent: Artifact, context: PassContext) -> 
     prepare_torch(context)
     name, architecture = read_description(parent.model)
     family: Family[Any] = discovery.load(discovery.FAMILIES, name)
-    axes = tuple(axis for axis in family.axes(architecture) if axis.kind in config.axes)
+    wanted = get_args(AxisKind) if config.target.dimensions is not None else config.axes
+    axes = tuple(axis for axis in family.axes(architecture) if axis.kind in wanted and axis.units > 0)
     if not axes:
         known = sorted({axis.kind for axis in family.axes(architecture)})
         raise RequirementError(
@@ -119,8 +121,10 @@ def planned_cut(config: PruneConfig, parent: Artifact, context: PassContext) -> 
 def _scores(
     config: PruneConfig, family: Family[Any], module: nn.Module, axes: tuple[Axis, ...], context: PassContext
 ) -> Mapping[str, Tensor]:
+    stacks = [axis for axis in axes if axis.stack]
+    axes = tuple(axis for axis in axes if not axis.stack)
     if config.importance == "magnitude" or config.calibration is None:
-        return magnitude(module, axes)
+        return magnitude(module, axes) | layers_by_weight(module, stacks)
     dataset = context.data(config.calibration)
     total = min(config.num_samples, len(dataset))
     if total == 0:
@@ -140,7 +144,11 @@ def _scores(
         return torch.stack(list(hard_cross_entropy(family.heads(module, outputs), batch).values())).sum()
 
     score = {"activation": activation, "entropy": entropy, "gradient": gradient, "taylor": taylor}[config.importance]
-    return score(module, axes, batches(), loss)
+    scores = score(module, axes, batches(), loss) if axes else {}
+    if stacks:
+        of_layers = layers_by_taylor if config.importance == "taylor" else layers_by_cosine
+        scores |= of_layers(module, stacks, batches(), loss)
+    return scores
 
 
 def _sizes(

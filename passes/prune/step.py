@@ -68,7 +68,8 @@ class PruneConfig(PassConfig):
     target: Target
     """How small the model becomes."""
     axes: tuple[AxisKind, ...] = ("channels", "ffn", "heads")
-    """What may be cut: channels of convolutions, inner widths, attention heads (whole key groups)."""
+    """What may be cut: channels of convolutions, inner widths, attention heads (whole key groups), layers. A target of
+    `dimensions` may name any."""
     importance: Literal["magnitude", "activation", "entropy", "gradient", "taylor"] = "taylor"
     """What tells which units matter: the weights' norm; norm times activation (Wanda); the entropy of the activation; the
     gradient's norm; the loss without them (Taylor)."""
@@ -79,7 +80,7 @@ class PruneConfig(PassConfig):
     batch_size: Annotated[int, Field(ge=1)] = 48
     """Samples at a time."""
     multiple: Annotated[int, Field(ge=1)] = 8
-    """Channels and inner widths become multiples of it, as hardware likes; heads go one by one."""
+    """Channels and inner widths become multiples of it, as hardware likes; heads and layers go one by one."""
     min_keep: Annotated[float, Field(gt=0, le=1)] = 0.25
     """The part of every width that stays at least."""
     latency: Latency | None = None
@@ -97,12 +98,13 @@ class PruneConfig(PassConfig):
 
 
 class Prune(Pass[PruneConfig]):
-    """Cuts channels, heads and inner widths out of a model: what is left is a smaller dense one, and its config says so.
+    """Cuts channels, heads, inner widths and layers out of a model: what is left is a smaller dense one, and its config says so.
 
     Which dimensions go together is stated by the model's family (the dependency groups of Fang et al. 2023). Units are scored by
-    magnitude (Li et al. 2017), activation (Sun et al. 2024) or first-order Taylor expansion (Molchanov et al. 2019), and go
-    in the order of importance lost per cost saved. Accuracy comes back with a `distill` step after it:
-    `student: {parent: true}, teacher: <the unpruned step>`.
+    magnitude (Li et al. 2017), activation (Sun et al. 2024), entropy (Luo & Wu 2017), gradient or first-order Taylor expansion
+    (Molchanov et al. 2019), layers by how much they turn what goes through (Men et al. 2024); they go in the order of
+    importance lost per cost saved. Accuracy comes back with a `distill` step after it: `student: {parent: true}, teacher: <the
+    unpruned step>`.
     """
 
     name = "prune"

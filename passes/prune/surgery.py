@@ -32,4 +32,21 @@ def without(state: Mapping[str, Tensor], axes: Sequence[Axis], kept: Mapping[str
         for cut in axis.cuts:
             indices = (units[:, None] * cut.block + torch.arange(cut.block)[None, :]).flatten()
             smaller[cut.tensor] = smaller[cut.tensor].index_select(cut.dim, indices)
+    for axis in axes:
+        if axis.stack and axis.name in kept:
+            smaller = _without_layers(smaller, axis.stack, kept[axis.name].tolist())
     return {name: tensor.contiguous() for name, tensor in smaller.items()}
+
+
+def _without_layers(state: Mapping[str, Tensor], stack: str, kept: list[int]) -> dict[str, Tensor]:
+    """Layers that stay move up to the places of those that go."""
+    place = {f"{layer}": f"{number}" for number, layer in enumerate(kept)}
+    left = {}
+    for name, tensor in state.items():
+        if not name.startswith(f"{stack}."):
+            left[name] = tensor
+            continue
+        layer, _, rest = name.removeprefix(f"{stack}.").partition(".")
+        if layer in place:
+            left[f"{stack}.{place[layer]}.{rest}"] = tensor
+    return left

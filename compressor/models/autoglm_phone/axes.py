@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis]:
     """Of a vision encoder whose vector is read by the linear layer ``reader``."""
     if config.vision == "vit-lite":
+        yield _stack(f"{prefix}.layers", "vision_layers", config.vision_layers)
         for layer in range(config.vision_layers):
             yield from _transformer_axes(
                 f"{prefix}.layers.{layer}", "vision", config.vision_heads, config.vision_head_width, config.vision_ffn
@@ -59,6 +60,10 @@ def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis
     yield Axis(f"{prefix}.last", "channels", config.vision_width, width, ((("vision_width",), 1),))
 
 
+def _stack(name: str, field: str, layers: int) -> Axis:
+    return Axis(name, "layers", layers, (), (((field,), 1),), stack=name)
+
+
 def _transformer_axes(layer: str, field: str, heads: int, head_width: int, ffn: int) -> Iterator[Axis]:
     """Of ``blocks.TransformerLayer``."""
     written = [
@@ -72,6 +77,7 @@ def _transformer_axes(layer: str, field: str, heads: int, head_width: int, ffn: 
 
 def _speech_axes(config: PhoneConfig) -> Iterator[Axis]:
     if config.speech == "wav2vec-bridge":
+        yield _stack("speech.layers", "speech_layers", config.speech_layers)
         for layer in range(config.speech_layers):
             yield from _transformer_axes(
                 f"speech.layers.{layer}", "speech", config.speech_heads, config.speech_head_width, config.speech_ffn
@@ -85,6 +91,7 @@ def _speech_axes(config: PhoneConfig) -> Iterator[Axis]:
     for number in (0, 1):
         cuts = (*written(f"down.{number}", f"down_norms.{number}"), Cut(f"speech.down.{number + 1}.weight", 1))
         yield Axis(f"speech.down.{number}", "channels", config.speech_width, cuts, width)
+    yield _stack("speech.residuals", "speech_layers", config.speech_layers)
     stream = (*written("down.2", "down_norms.2"), Cut("fusion.from_speech.weight", 1))
     for number in range(config.speech_layers):
         here = f"residuals.{number}"
@@ -117,6 +124,9 @@ def phone_axes(config: PhoneConfig) -> Iterator[Axis]:
     """Of the whole model. The widths of the text model and of the shared space stay as they are."""
     yield from vision_axes(config, "vision", "fusion.from_vision")
     yield from _speech_axes(config)
+    yield _stack("text_encoder.layers", "encoder_layers", config.encoder_layers)
+    yield _stack("text_decoder.layers", "decoder_layers", config.decoder_layers)
+    yield _stack("fusion.layers", "fusion_layers", config.fusion_layers)
     for part, layers in (("text_encoder", config.encoder_layers), ("text_decoder", config.decoder_layers)):
         for number in range(layers):
             yield _head_axis(config, f"{part}.layers.{number}.attention", grouped=True)

@@ -40,7 +40,7 @@ def shapes(family, config):
 def test_an_axis_names_every_dimension_that_its_fields_move(family, config):
     before = shapes(family, config)
     groups = {}
-    for axis in family.axes(config):
+    for axis in (axis for axis in family.axes(config) if not axis.stack):
         groups.setdefault(axis.fields, []).append(axis)
     for fields, axes in groups.items():
         units = axes[0].units
@@ -69,5 +69,20 @@ def test_an_axis_names_every_dimension_that_its_fields_move(family, config):
 def test_every_axis_is_read_by_something(family, config):
     axes = family.axes(config)
     assert axes
-    assert all(any(cut.reads for cut in axis.cuts) for axis in axes)
+    assert all(any(cut.reads for cut in axis.cuts) for axis in axes if not axis.stack)
     assert len({axis.name for axis in axes}) == len(axes)
+
+
+@pytest.mark.parametrize(("family", "config"), CASES)
+def test_a_stack_holds_the_layers_that_its_field_counts(family, config):
+    before = shapes(family, config)
+    for axis in (axis for axis in family.axes(config) if axis.stack):
+        layers = {
+            name.removeprefix(f"{axis.stack}.").split(".")[0] for name in before if name.startswith(f"{axis.stack}.")
+        }
+        assert layers == {str(number) for number in range(axis.units)}
+        if axis.units > 1:
+            after = shapes(family, family.resized(config, {axis.fields[0][0]: axis.units - 1}))
+            assert before.keys() - after.keys() == {
+                name for name in before if name.startswith(f"{axis.stack}.{axis.units - 1}.")
+            }

@@ -11,6 +11,7 @@ from compressor.models.autoglm_phone.family import AutoGLMPhone
 from compressor.models.axes import Axis, Cut
 from compressor.models.image_classifier.family import ImageClassifier
 from passes.prune.allocation import allocate, widths_of
+from passes.prune.depth import layers_by_cosine, layers_by_taylor
 from passes.prune.importance import activation, entropy, gradient, magnitude, taylor
 from passes.prune.latency import LatencyTable, Operator, latency_of, operators_of, resized
 from passes.prune.surgery import without
@@ -37,6 +38,15 @@ def silence(model, axis, units):
         if cut.reads:
             rows = state[cut.tensor].movedim(cut.dim, 0).unflatten(0, (axis.units, cut.block))
             rows[units] = 0
+    for number in units.tolist() if axis.stack else []:
+        for last in LAST:
+            for name in (f"{axis.stack}.{number}.{last}", f"{axis.stack}.{number}.attention.{last}"):
+                if name in state:
+                    state[name].zero_()
+
+
+LAST = ("out.weight", "out.bias", "down.weight", "down.bias", "ffn.down.weight")
+"""What the sublayers of a transformer layer end with: at zero, the layer hands on what it was given."""
 
 
 @settings(deadline=None, max_examples=25)
@@ -50,7 +60,8 @@ def test_units_without_effect_can_go_and_the_output_stays(data):
     model = built(family, config)
     groups = {}
     for axis in family.axes(config):
-        groups.setdefault(axis.fields, []).append(axis)
+        if axis.stack not in {"fusion.layers", "speech.residuals"}:  # a gate and a rectifier: never quite the identity
+            groups.setdefault(axis.fields, []).append(axis)
     kept, fields, every = {}, {}, []
     for paths, axes in groups.items():
         left = data.draw(st.integers(1, axes[0].units))
@@ -73,7 +84,7 @@ def test_units_without_effect_can_go_and_the_output_stays(data):
 @pytest.mark.parametrize(("family", "config"), CASES[:4])
 def test_a_unit_without_effect_has_no_importance(family, config, score):
     model = built(family, config)
-    axes = family.axes(config)
+    axes = [axis for axis in family.axes(config) if not axis.stack]
     for axis in axes:
         silence(model, axis, torch.tensor([axis.units - 1]))
     batch = inputs(family, config, 6) | {"label": torch.arange(6) % 10}
@@ -88,6 +99,26 @@ def test_a_unit_without_effect_has_no_importance(family, config, score):
         assert (scores[axis.name] >= 0).all()
         if axis.units > 1:
             assert scores[axis.name].max() > 0, axis.name
+
+
+@pytest.mark.parametrize("score", [layers_by_cosine, layers_by_taylor])
+def test_a_layer_that_hands_on_what_it_gets_has_no_importance(score):
+    model = built(PHONE, OTHER)
+    axes = [
+        axis for axis in PHONE.axes(OTHER) if axis.stack in {"vision.layers", "speech.layers", "text_encoder.layers"}
+    ]
+    assert [axis.units for axis in axes] == [2, 2, 2]
+    for axis in axes:
+        silence(model, axis, torch.tensor([1]))
+    batch = inputs(PHONE, OTHER, 6) | {"label": torch.arange(6) % 10}
+    names = [spec.name for spec in PHONE.inputs(OTHER)]
+
+    def loss(one):
+        return torch.nn.functional.cross_entropy(model(**{name: one[name] for name in names})["logits"], one["label"])
+
+    for name, scores in score(model, axes, [batch], loss).items():
+        assert scores[1] == pytest.approx(0, abs=1e-12), name
+        assert scores[0] > 0, name
 
 
 def test_a_channel_that_always_says_the_same_says_nothing():

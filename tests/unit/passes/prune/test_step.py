@@ -138,3 +138,33 @@ def test_what_is_added_stays_added_and_nothing_else_begins_to():
     ]  # fmt: skip
     with pytest.raises(ValueError, match="cannot be added"):
         family.resized(config, {("vision_blocks", 1, "out"): 16, ("vision_blocks", 1, "residual"): True})
+
+
+def test_layers_go_and_those_that_stay_keep_their_weights(home, tmp_path):
+    text = PIPELINE.replace("preset: small", "preset: small-vit").split("  - {type: prune")[0]
+    (home / "vit.yaml").write_text(text)
+    assert cli("run", home / "vit.yaml", "-o", tmp_path).returncode == 0
+    (vit,) = tmp_path.glob("train-*")
+    options = [
+        "-p",
+        home / "vit.yaml",
+        "-o",
+        tmp_path,
+        "--set",
+        "calibration=train",
+        "--set",
+        "num_samples=16",
+        "--json",
+    ]
+    done = cli("pass", "prune", vit, "--set", "target.dimensions.vision_layers=2", *options)
+    assert done.returncode == 0, done.stderr
+    (cut,) = tmp_path.glob("prune-*")
+    assert facts_of(cut / "model")["config"]["vision_layers"] == 2
+    before, after = (load_module(one / "model", "cpu").state_dict() for one in (vit, cut))
+    kept = [
+        next(old for old in range(4) if torch.equal(after[name], before[f"vision.layers.{old}.up.weight"]))
+        for name in ("vision.layers.0.up.weight", "vision.layers.1.up.weight")
+    ]
+    assert kept[0] < kept[1]
+    half = cli("pass", "prune", vit, "--set", "target.params=60%", "--set", 'axes=["layers"]', *options)
+    assert half.returncode == 0, half.stderr

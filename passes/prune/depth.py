@@ -1,0 +1,80 @@
+"""How much a model would miss each layer of a stack: float64 [layers] per axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from compressor.models.axes import Axis
+from passes.prune.importance import Batches, Loss, Scores, shares
+
+
+def layers_by_weight(model: nn.Module, axes: Sequence[Axis]) -> Scores:
+    """The norm of all weights of each layer, as a share of the stack's: for want of samples."""
+    scores = {}
+    for axis in axes:
+        weights = [list(layer.parameters()) for layer in _layers(model, axis)]
+        norms = [torch.stack([weight.detach().double().norm() for weight in layer]).norm() for layer in weights]
+        scores[axis.name] = shares(torch.stack(norms))
+    return scores
+
+
+def layers_by_cosine(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
+    """Mean of 1 − cos(input, output) of each layer: how much it turns what goes through (Men et al. 2024).
+
+    As a share of the stack's.
+    """
+    totals = {axis.name: torch.zeros(axis.units, dtype=torch.float64) for axis in axes}
+    with _seen_layers(model, axes) as seen, torch.no_grad():
+        for batch in batches:
+            loss(batch)
+            for (name, number), (before, after) in seen.items():
+                cosine = nn.functional.cosine_similarity(before.flatten(1).double(), after.flatten(1).double(), dim=1)
+                totals[name][number] += (1 - cosine).sum().cpu()
+    return {name: shares(total.clamp(min=0)) for name, total in totals.items()}
+
+
+def layers_by_taylor(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
+    """Mean over batches of (Σ g·(output − input))²: how the loss changes without the layer, to first order.
+
+    It compares with ``taylor``.
+    """
+    totals = {axis.name: torch.zeros(axis.units, dtype=torch.float64) for axis in axes}
+    count = 0
+    with _seen_layers(model, axes) as seen:
+        for batch in batches:
+            gradients = torch.autograd.grad(loss(batch), [after for _, after in seen.values()])
+            for ((name, number), (before, after)), gradient in zip(seen.items(), gradients, strict=True):
+                totals[name][number] += (gradient * (after - before).detach()).double().sum().square().cpu()
+            count += 1
+    return {name: total / max(count, 1) for name, total in totals.items()}
+
+
+def _layers(model: nn.Module, axis: Axis) -> list[nn.Module]:
+    return [model.get_submodule(f"{axis.stack}.{number}") for number in range(axis.units)]
+
+
+@contextmanager
+def _seen_layers(model: nn.Module, axes: Sequence[Axis]) -> Iterator[dict[tuple[str, int], tuple[Tensor, Tensor]]]:
+    """(axis, layer) to the first input and the output of the last forward pass."""
+    seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+
+    def hook(key: tuple[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+            seen[key] = (inputs[0], output)
+
+        return look
+
+    handles = [
+        layer.register_forward_hook(hook((axis.name, number)))
+        for axis in axes
+        for number, layer in enumerate(_layers(model, axis))
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
