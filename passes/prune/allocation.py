@@ -11,6 +11,8 @@ from compressor.errors import RequirementError
 from compressor.models.axes import Axis
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
+_CLEARLY = 1 - 1e-9
+"""Of cuts that are as good, the smallest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ def allocate(
 ) -> dict[str, int]:
     """Units that each width keeps, by its label, so that ``cost`` is at most ``limit``.
 
-    Greedy: each time the cut that loses the least importance for what it saves.
+    Greedy: each time the cut, of one step or of several, that loses the least importance for what it saves. Several, because the
+    next step alone may save nothing, or be slower, where the one after it is faster.
 
     Raises:
         RequirementError: the limit cannot be reached; it says how far one can get.
@@ -77,16 +80,14 @@ def allocate(
         best: tuple[float, str, int, float] | None = None
         for width in widths:
             here = kept[width.label]
-            smaller = (here - 1) // width.step * width.step
-            if smaller < width.least:
-                continue
-            saved = now - cost({**kept, width.label: smaller})
-            lost = float(width.lost[width.units - smaller] - width.lost[width.units - here])
-            if saved > 0 and (best is None or lost / saved < best[0]):
-                best = (lost / saved, width.label, smaller, saved)
+            for smaller in range((here - 1) // width.step * width.step, width.least - 1, -width.step):
+                saved = now - cost({**kept, width.label: smaller})
+                lost = float(width.lost[width.units - smaller] - width.lost[width.units - here])
+                if saved > 0 and (best is None or lost / saved < best[0] * _CLEARLY):
+                    best = (lost / saved, width.label, smaller, saved)
         if best is None:
             raise RequirementError(
-                f"the target is {_figure(limit)} {what} of {_figure(start)}; every width at its least still makes {_figure(now)}",
+                f"the target is {_figure(limit)} {what} of {_figure(start)}; no further cut saves anything at {_figure(now)}",
                 remedy=f"ask for {now / start:.2f} or more, lower `min_keep` or `multiple`, or let more `axes` be cut",
             )
         _, label, smaller, saved = best

@@ -59,7 +59,7 @@ class Latency(Record):
     threads: Annotated[int, Field(ge=1)] = 1
     """Its threads."""
     repeats: Annotated[int, Field(ge=1)] = 50
-    """Calls of which the median counts."""
+    """Calls of which the lower quartile counts."""
 
 
 class PruneConfig(PassConfig):

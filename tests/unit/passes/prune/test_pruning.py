@@ -236,3 +236,9 @@ def test_every_layer_that_an_axis_moves_is_timed():
     smaller = PHONE.resized(config, fields)
     predicted = total({**whole, "speech_width": 48, "ffn": 64, "vision_blocks.2.expanded": 96}) / total(whole)
     assert predicted == pytest.approx(PHONE.macs(smaller) / PHONE.macs(config), abs=0.02)
+
+
+def test_a_step_that_saves_nothing_is_passed_over():
+    found = widths(stubborn=[1.0] * 8)
+    milliseconds = {8: 10.0, 6: 11.0, 4: 10.0, 2: 3.0}
+    assert allocate(found, lambda sizes: milliseconds[sizes["stubborn"]], 5, "ms") == {"stubborn": 2}

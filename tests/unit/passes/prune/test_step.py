@@ -111,7 +111,7 @@ def test_a_target_in_milliseconds_is_met_on_paper(home):
         (["target.macs=0.7", "target.params=0.7", "importance=magnitude"], 2, "not macs and params"),
         (["target.latency_ms=70%", "calibration=train"], 2, "latency_ms needs `latency`"),
         (["target.macs=70 percent", "importance=magnitude"], 2, "target.macs"),
-        (["target.macs=0.01", "importance=magnitude"], 1, "every width at its least still makes"),
+        (["target.macs=0.01", "importance=magnitude"], 1, "no further cut saves anything"),
         (["target.dimensions.vison_width=8", "importance=magnitude"], 1, "did you mean 'vision_width'"),
         (["target.dimensions.vision_width=800", "importance=magnitude"], 1, "not between 1 and 192"),
         (['axes=["heads"]', "target.macs=0.7", "importance=magnitude"], 1, "has no heads to cut"),
