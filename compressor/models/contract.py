@@ -105,4 +105,4 @@ class Family(ABC, Generic[F]):
         Raises:
             pydantic.ValidationError: the dimensions do not fit together.
         """
-        return type(config).model_validate(config.model_dump() | dimensions)
+        return type(config).model_validate_json(json.dumps(config.model_dump(mode="json") | dimensions))

@@ -44,7 +44,10 @@ def distill(
     train = context.data(config.train)
     validation = context.data(config.validation) if config.validation else None
     ours, theirs = probe(student, teacher, train)
-    heads = soft_heads(family.heads(student, ours), family.heads(teacher, theirs))
+    own_heads = family.heads(student, ours)
+    heads = soft_heads(own_heads, family.heads(teacher, theirs))
+    if left_out := [name for name in own_heads if name not in heads]:
+        context.note(f"no soft labels for {', '.join(left_out)}: the teacher's are of another shape")
     matcher = feature_matcher(config.features, family.features(architecture), ours, theirs) if config.features else None
     result = fit(
         student,
@@ -154,6 +157,8 @@ def feature_matcher(
         RequirementError: a feature is not one of the family's, or teacher and student have another number of its vectors.
     """
     names = features.names or known
+    if not names:
+        raise RequirementError("the family has no features to match", remedy="leave `features` out")
     if unknown := [name for name in names if name not in known]:
         raise RequirementError(
             f"the family has no feature {', '.join(map(repr, unknown))}",

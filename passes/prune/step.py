@@ -135,7 +135,7 @@ class Prune(Pass[PruneConfig]):
         )
 
     def requires(self, config: PruneConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
-        """Finite weights, of a family that says what can be cut."""
+        """Finite weights; what can be cut is known once the family is asked, in ``run``."""
         from compressor.models.loading import check_finite
 
         check_finite(parent.model)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from compressor.models.autoglm_phone import arithmetic
 from compressor.models.autoglm_phone.axes import phone_axes
@@ -73,7 +72,3 @@ class AutoGLMPhone(Family[PhoneConfig]):
     def features(self, config: PhoneConfig) -> tuple[str, ...]:  # noqa: ARG002
         """Command and cells in the shared space, the fused command, and the decoder's answer state."""
         return ("command", "cells", "fused", "answer")
-
-    def slim(self, config: PhoneConfig, **dimensions: Any) -> PhoneConfig:
-        """As JSON, so that lists from a pipeline file are taken for tuples."""
-        return PhoneConfig.model_validate_json(json.dumps(config.model_dump(mode="json") | dimensions))

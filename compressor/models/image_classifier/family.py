@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -108,7 +107,3 @@ class ImageClassifier(Family[ClassifierConfig]):
     def features(self, config: ClassifierConfig) -> tuple[str, ...]:  # noqa: ARG002
         """The encoder's vector."""
         return ("image_vector",)
-
-    def slim(self, config: ClassifierConfig, **dimensions: Any) -> ClassifierConfig:
-        """As JSON, so that lists from a pipeline file are taken for tuples."""
-        return ClassifierConfig.model_validate_json(json.dumps(config.model_dump(mode="json") | dimensions))
