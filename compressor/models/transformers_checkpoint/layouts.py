@@ -44,9 +44,7 @@ class Layout:
 
 
 LAYOUTS: Mapping[str, Layout] = {
-    "llama": Layout(
-        query_bias="attention_bias", out_bias="attention_bias", ffn_bias="mlp_bias", hidden_by_heads=True
-    ),
+    "llama": Layout(query_bias="attention_bias", out_bias="attention_bias", ffn_bias="mlp_bias", hidden_by_heads=True),
     "mistral": Layout(defaults={"num_key_value_heads": 8}),
     "qwen2": Layout(query_bias=True, defaults={"num_key_value_heads": 32}),
     "qwen3": Layout(
