@@ -23,6 +23,7 @@ from compressor.engine.pipeline import SOURCE, Pipeline, Step, reference_of
 from compressor.engine.source import DirectorySource, FamilySource, open_source
 from compressor.errors import CompressError, ConfigError, DamagedArtifactError, Problem
 from compressor.evaluation.measure import evaluation_digest
+from compressor.evaluation.metrics import referring
 from compressor.evaluation.records import EvaluateConfig
 
 MEASURABLE = frozenset({Kind.TORCH, Kind.ONNX})
@@ -128,7 +129,13 @@ class Plan:
 def evaluate_of(pipeline: Pipeline, *, compared: bool) -> EvaluateConfig:
     """What is measured of a step: without the metrics that compare, where there is nothing to compare with yet."""
     evaluate = pipeline.config.evaluate
-    return evaluate if compared else evaluate.without_reference()
+    accuracy = evaluate.accuracy
+    if compared or accuracy is None:
+        return evaluate
+    left = tuple(name for name in accuracy.metrics if name not in referring(accuracy.metrics))
+    if not left:
+        return evaluate.without_accuracy()
+    return evaluate.model_copy(update={"accuracy": accuracy.model_copy(update={"metrics": left})})
 
 
 def make_plan(

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.artifacts.manifest import Metric
 from compressor.config.record import DataName, Record, StepName
-from compressor.evaluation.metrics import referring
 
 
 class AccuracyConfig(Record):
@@ -57,16 +56,6 @@ class EvaluateConfig(Record):
         if latency is not None and latency.data is None and self.accuracy is not None:
             latency = latency.model_copy(update={"data": self.accuracy.data})
         return self.model_copy(update={"accuracy": None, "latency": latency})
-
-    def without_reference(self) -> EvaluateConfig:
-        """What can be asked where there is no reference: all but the metrics that compare with one."""
-        if self.accuracy is None:
-            return self
-        compared = referring(self.accuracy.metrics)
-        kept = tuple(name for name in self.accuracy.metrics if name not in compared)
-        if not kept:
-            return self.without_accuracy()
-        return self.model_copy(update={"accuracy": self.accuracy.model_copy(update={"metrics": kept})})
 
 
 class _Report(BaseModel):
