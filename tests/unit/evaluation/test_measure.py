@@ -196,3 +196,37 @@ def test_the_reference_is_opened_after_latency_and_memory_were_taken(tiny_model,
 def test_a_comparison_without_a_reference(onnx_model, tmp_path):
     with pytest.raises(UsageError, match="agreement and kl compare with a reference, and there is none"):
         measured(Kind.ONNX, onnx_model, tmp_path, FIDELITY)
+
+
+def test_a_language_model_on_text(tmp_path):
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from compressor.models.loading import save_module
+    from compressor.models.transformers_checkpoint.family import Transformers
+
+    family, modules = Transformers(), []
+    for name in ("model", "reference"):
+        modules.append(family.build(family.presets["tiny-llama"]).eval())
+        save_module(modules[-1], "transformers", family.presets["tiny-llama"], tmp_path / name)
+    tokenizer = Tokenizer(models.WordLevel({"a": 3, "b": 4, "c": 5}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text("a b c b a c a a " * 7)
+    source = {"source": "text", "path": "text.txt", "tokenizer": "tokenizer.json", "sequence_length": 6}
+    found = measure(
+        Kind.TORCH,
+        tmp_path / "model",
+        EvaluateConfig(accuracy=AccuracyConfig(data="text", metrics=("perplexity", "agreement"), batch_size=3)),
+        {"text": source},
+        SourceContext(tmp_path, cache=tmp_path),
+        reference=ReferenceModel(id="abc", kind=Kind.TORCH, model=tmp_path / "reference"),
+    )
+    windows = torch.tensor([3, 4, 5, 4, 3, 5, 3, 3] * 7).reshape(8, 7)
+    with torch.inference_mode():
+        mine, other = (module(input_ids=windows[:, :-1])["logits"] for module in modules)
+    entropy = torch.nn.functional.cross_entropy(mine.flatten(0, 1), windows[:, 1:].flatten())
+    figures = {metric.name: metric.value for metric in found.metrics}
+    assert figures["perplexity"] == pytest.approx(float(entropy.exp()), rel=1e-4)
+    assert figures["agreement"] == pytest.approx(float((mine.argmax(-1) == other.argmax(-1)).float().mean()))
+    assert (found.accuracy.samples, found.accuracy.predictions, found.accuracy.labels) == (8, (), ())
