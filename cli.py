@@ -148,7 +148,8 @@ def run_pass(
     ] = None,
     output_dir: Store = DEFAULT_STORE,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", help="A field of the pass: opset=20.", metavar="KEY=VALUE")
+        list[str] | None,
+        typer.Option("--set", help="A field of the pass: opset=20, or of `evaluate`.", metavar="KEY=VALUE"),
     ] = None,
     seed: Seed = None,
     device: Device = "cpu",

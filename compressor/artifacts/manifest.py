@@ -30,7 +30,7 @@ class Metric(_Part):
     """As ``top1`` or, of a slice, ``top1[input=speech]``; latencies end in their unit: ``latency_p50_ms``."""
     value: float
     unit: str
-    """``fraction``, ``ms``, ``bytes``, ``samples/s``, ``count`` …"""
+    """``fraction``, ``ms``, ``bytes``, ``samples/s``, ``count`` …; empty for a bare number, as perplexity is."""
     better: Literal["higher", "lower"]
     samples: int
     """How many samples or repeats the value rests on; 1 for what is simply counted."""

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from compressor.artifacts.manifest import Manifest, Metric
 from compressor.config.discovery import suggestion
 from compressor.engine.events import GateResult
-from compressor.engine.pipeline import SOURCE, GateConfig, Pipeline
+from compressor.engine.pipeline import SOURCE, GateConfig, Pipeline, reference_of
 from compressor.errors import Problem
+from compressor.evaluation.metrics import referring
 
 COUNTED = ("size_bytes", "parameters", "macs")
 TIMED = (
@@ -17,12 +18,15 @@ TIMED = (
 
 
 def gate_problems(pipeline: Pipeline) -> list[Problem]:
-    """Gates that name a metric that nothing measures, or a step that is not there."""
+    """Gates that name a metric that nothing measures, or not of that step, or a step that is not there."""
     evaluate = pipeline.config.evaluate
     metrics = list(COUNTED)
     metrics += evaluate.accuracy.metrics if evaluate.accuracy else ()
     metrics += TIMED if evaluate.latency else ()
     steps = [SOURCE, *(step.name for step in pipeline.steps)]
+    reference = reference_of(evaluate)
+    first = steps.index(reference) if reference in steps else 0
+    early, after = steps[:first], steps[first:]
     found = []
     for index, gate in enumerate(pipeline.config.gates):
         at = ("gates", index)
@@ -34,6 +38,9 @@ def gate_problems(pipeline: Pipeline) -> list[Problem]:
             if name is not None and name not in steps and not (field == "against" and name == "parent"):
                 what = f"there is no step {name!r}"
                 found.append(pipeline.document.problem((*at, field), what, remedy=suggestion(name, steps)))
+            elif name in early and referring([base]):
+                what = f"{name!r} comes before {reference!r}, the reference: {base} is not measured of it"
+                found.append(pipeline.document.problem((*at, field), what, remedy=f"one of {', '.join(after)}"))
     return found
 
 

@@ -17,7 +17,7 @@ from compressor.config.validation import validate
 from compressor.data.contract import DataSource, SourceConfig
 from compressor.engine.contract import Pass, PassConfig
 from compressor.errors import CompressError, ConfigError, Problem, UsageError
-from compressor.evaluation.metrics import METRICS
+from compressor.evaluation.metrics import METRICS, referring
 from compressor.evaluation.records import EvaluateConfig
 from compressor.models.contract import Family
 
@@ -197,6 +197,14 @@ def pipeline_from_document(document: Document) -> Pipeline:
     if problems or config is None:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line or 0))
     return Pipeline(document, config, tuple(steps), data)
+
+
+def reference_of(evaluate: EvaluateConfig) -> str | None:
+    """The step or artifact directory whose answers count as right, where a metric compares with one."""
+    accuracy = evaluate.accuracy
+    if accuracy is None or not referring(accuracy.metrics):
+        return None
+    return accuracy.reference or SOURCE
 
 
 def _data_sets(tree: Any, document: Document, problems: list[Problem]) -> dict[str, DataSet]:

@@ -19,10 +19,15 @@ from compressor.data.contract import SourceContext
 from compressor.engine.contract import Estimate, ModelFacts, Pass, PassContext, PassOutput, PlanContext
 from compressor.engine.gates import gate_problems
 from compressor.engine.machine import tool_version
-from compressor.engine.pipeline import SOURCE, Pipeline, Step
+from compressor.engine.pipeline import SOURCE, Pipeline, Step, reference_of
 from compressor.engine.source import DirectorySource, FamilySource, open_source
 from compressor.errors import CompressError, ConfigError, DamagedArtifactError, Problem
 from compressor.evaluation.measure import evaluation_digest
+from compressor.evaluation.metrics import referring
+from compressor.evaluation.records import EvaluateConfig
+
+MEASURABLE = frozenset({Kind.TORCH, Kind.ONNX})
+"""The kinds that a runtime opens."""
 
 State = Literal["cached", "measure", "resume", "build", "given", "damaged"]
 
@@ -89,6 +94,8 @@ class PlannedStep:
     """Data set to digest, of those the pass reads."""
     measured: str
     """Digest of what is to be measured; empty for nothing."""
+    reference: str | None
+    """The planned step that it is compared with: itself or an earlier one; None where nothing is compared."""
     state: State
     estimate: Estimate
 
@@ -119,6 +126,18 @@ class Plan:
         return next(step for step in self.steps if step.name == name)
 
 
+def evaluate_of(pipeline: Pipeline, *, compared: bool) -> EvaluateConfig:
+    """What is measured of a step: without the metrics that compare, where there is nothing to compare with yet."""
+    evaluate = pipeline.config.evaluate
+    accuracy = evaluate.accuracy
+    if compared or accuracy is None:
+        return evaluate
+    left = tuple(name for name in accuracy.metrics if name not in referring(accuracy.metrics))
+    if not left:
+        return evaluate.without_accuracy()
+    return evaluate.model_copy(update={"accuracy": accuracy.model_copy(update={"metrics": left})})
+
+
 def make_plan(
     pipeline: Pipeline, store: Store, sources: SourceContext, *, seed: int | None = None, device: str = "cpu"
 ) -> Plan:
@@ -141,6 +160,7 @@ class _Planner:
         self.problems: list[Problem] = []
         self.steps: dict[str, PlannedStep] = {}
         self.data_digests: dict[str, str] = {}
+        self.reference = reference_of(pipeline.config.evaluate)
 
     def plan(self) -> Plan:
         self._check_data()
@@ -148,9 +168,11 @@ class _Planner:
         self._check_order()
         self.problems += gate_problems(self.pipeline)
         self._raise_if_any()
+        self._plan_reference()
         self._plan_source()
         for step in self.pipeline.steps:
             self._plan_step(step)
+        self._check_reference()
         self._raise_if_any()
         return Plan(self.pipeline, self.store, self.seed, self.device, self.sources, tuple(self.steps.values()))
 
@@ -168,18 +190,21 @@ class _Planner:
 
     def _check_evaluate(self) -> None:
         evaluate = self.pipeline.config.evaluate
-        self._check_references(evaluate, ("evaluate",), frozenset())
+        steps = frozenset({SOURCE, *(step.name for step in self.pipeline.steps)})
+        self._check_references(evaluate, ("evaluate",), steps, "a step")
         if evaluate.accuracy is None and evaluate.latency is not None and evaluate.latency.data is None:
             self._problem(("evaluate", "latency"), "names no data to feed", remedy="add `data: <set>`, or `accuracy:`")
 
-    def _check_references(self, record: Any, at: tuple[str | int, ...], earlier: frozenset[str]) -> None:
+    def _check_references(
+        self, record: Any, at: tuple[str | int, ...], steps: frozenset[str], called: str = "an earlier step"
+    ) -> None:
         for place, reference, value in references(record):
             if reference.to == "data" and value not in self.pipeline.data:
                 known = list(self.pipeline.data)
                 self._problem((*at, *place), f"there is no data set {value!r}", remedy=suggestion(value, known))
-            elif reference.to == "step" and value not in earlier and not self._outside(value).is_dir():
-                what = f"{value!r} is neither an earlier step nor an artifact directory"
-                self._problem((*at, *place), what, remedy=suggestion(value, sorted(earlier)))
+            elif reference.to == "step" and value not in steps and not self._outside(value).is_dir():
+                what = f"{value!r} is neither {called} nor an artifact directory"
+                self._problem((*at, *place), what, remedy=suggestion(value, sorted(steps)))
 
     def _outside(self, value: str) -> Path:
         return (self.pipeline.base / value).resolve()
@@ -211,6 +236,16 @@ class _Planner:
         what = f"{step.pass_.name} cannot follow {parent}: it reads {accepts}, not {kind}"
         self._problem(("passes", step.index), what, remedy="reorder the steps, or branch with `from:`")
 
+    def _plan_reference(self) -> None:
+        """An artifact that lies outside comes first, as the source is compared with it already."""
+        if self.reference not in {None, SOURCE, *(step.name for step in self.pipeline.steps)}:
+            self._plan_given(str(self.reference), self._outside(str(self.reference)))
+
+    def _check_reference(self) -> None:
+        if self.reference is not None and (kind := self.steps[self.reference].kind) not in MEASURABLE:
+            what = f"{self.reference!r} cannot be compared with: nothing here runs artifacts of kind {kind}"
+            self._problem(("evaluate", "accuracy", "reference"), what, remedy="name its torch or onnx parent")
+
     def _plan_source(self) -> None:
         model = self.pipeline.config.model
         at = ("model", "path" if model.path else "family")
@@ -236,7 +271,7 @@ class _Planner:
         manifest = artifact.manifest
         self.steps[name] = PlannedStep(
             name, manifest.pass_.name, manifest.pass_.version, manifest.kind, manifest.id, None, artifact, {},
-            manifest.pass_.config, None, manifest.tools, manifest.data, manifest.measured, "given",
+            manifest.pass_.config, None, manifest.tools, manifest.data, manifest.measured, None, "given",
             Estimate(self._given_facts(artifact)),
         )  # fmt: skip
 
@@ -292,16 +327,13 @@ class _Planner:
             self.data_digests[name] = one.source.digest(one.config, self.sources)
         return self.data_digests[name]
 
-    def _measured(self, kind: Kind, wanted: bool) -> str:
-        evaluate = self.pipeline.config.evaluate
-        if (
-            not wanted
-            or kind not in {Kind.TORCH, Kind.ONNX}
-            or (evaluate.accuracy is None and evaluate.latency is None)
-        ):
+    def _measured(self, kind: Kind, wanted: bool, reference: str | None) -> str:
+        """The digest of what is measured; ``reference`` is the id of the artifact that is compared with."""
+        evaluate = evaluate_of(self.pipeline, compared=reference is not None)
+        if not wanted or kind not in MEASURABLE or (evaluate.accuracy is None and evaluate.latency is None):
             return ""
-        used = {value for _, reference, value in references(evaluate) if reference.to == "data"}
-        return evaluation_digest(evaluate, {name: self._data_digest(name) for name in sorted(used)})
+        used = {value for _, named, value in references(evaluate) if named.to == "data"}
+        return evaluation_digest(evaluate, {name: self._data_digest(name) for name in sorted(used)}, reference)
 
     def _add(
         self, name: str, pass_name: str, version: int, kind: Kind, builder: Builder, inputs: Mapping[str, str],
@@ -322,11 +354,16 @@ class _Planner:
                 "device": self.device,
             }
         )
-        measured = self._measured(kind, measure)
+        reference = None
+        if self.reference == name:
+            reference = artifact_id
+        elif self.reference in self.steps:
+            reference = self.steps[self.reference].artifact_id
+        measured = self._measured(kind, measure, reference)
         state = self._state(pass_name, artifact_id, measured)
         self.steps[name] = PlannedStep(
             name, pass_name, version, kind, artifact_id, builder, None, inputs, config, code, versions, data, measured,
-            state, estimate,
+            self.reference if measured and reference else None, state, estimate,
         )  # fmt: skip
 
     def _state(self, pass_name: str, artifact_id: str, measured: str) -> State:

@@ -37,7 +37,7 @@ from compressor.engine import events
 from compressor.engine.contract import PassContext
 from compressor.engine.gates import check_gates
 from compressor.engine.machine import PeakMemory, environment
-from compressor.engine.plan import Plan, PlannedStep
+from compressor.engine.plan import Plan, PlannedStep, evaluate_of
 from compressor.engine.steplog import StepLog
 from compressor.errors import (
     CompressError,
@@ -49,6 +49,7 @@ from compressor.errors import (
     UsageError,
 )
 from compressor.evaluation.measure import measure
+from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import Measurement
 
 Reporter = Callable[[Path, Manifest, Measurement | None], None]
@@ -154,7 +155,7 @@ class Runner:
         needed = set(self.selected)
         for step in reversed(self.plan.steps):
             if step.name in needed:
-                needed |= set(step.inputs.values())
+                needed |= {*step.inputs.values(), *filter(None, [step.reference])}
         return [step for step in self.plan.steps if step.name in needed]
 
     def _check_room(self, wanted: Sequence[PlannedStep]) -> None:
@@ -393,13 +394,23 @@ class Runner:
         measurement = measure(
             step.kind,
             model,
-            plan.pipeline.config.evaluate,
+            evaluate_of(plan.pipeline, compared=step.reference is not None),
             {name: one.config.model_dump(mode="json") for name, one in plan.pipeline.data.items()},
             plan.sources,
+            reference=self._reference(step, model),
             progress=progress,
         )
         self.tell(events.StepMeasured(step.name, measurement.metrics))
         return measurement
+
+    def _reference(self, step: PlannedStep, model: Path) -> ReferenceModel | None:
+        """What a step is compared with; ``model`` is its own, which is not published yet."""
+        if step.reference is None:
+            return None
+        if step.reference == step.name:
+            return ReferenceModel(id=step.artifact_id, kind=step.kind, model=model)
+        artifact = self.done[step.reference].artifact
+        return ReferenceModel(id=artifact.id, kind=artifact.manifest.kind, model=artifact.model)
 
     def _measure_again(self, step: PlannedStep, artifact: Artifact) -> Artifact:
         """New reports for a model that stays as it is."""

@@ -7,30 +7,37 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from compressor.artifacts.store import Artifact, verify
+from compressor.artifacts.store import MANIFEST, Artifact, verify
 from compressor.config.document import Document, read_document
 from compressor.data.contract import SourceContext
 from compressor.engine import events
-from compressor.engine.pipeline import Pipeline, load_pipeline, override, pipeline_from_document
+from compressor.engine.pipeline import Pipeline, load_pipeline, override, pipeline_from_document, reference_of
 from compressor.engine.plan import PassBuilder, Plan
-from compressor.engine.runner import Runner
+from compressor.engine.runner import Runner, load_given
 from compressor.errors import UsageError
 from compressor.evaluation.measure import measure
-from compressor.evaluation.records import Measurement
+from compressor.evaluation.metrics import referring
+from compressor.evaluation.protocol import ReferenceModel
+from compressor.evaluation.records import EvaluateConfig, Measurement
 
 
 def single_pass(pass_type: str, model: Path, borrow: Path | None, fields: Sequence[str]) -> Pipeline:
     """The pipeline of one pass over ``model``; ``data:`` and ``evaluate:`` come from the file ``borrow``.
 
+    A field that begins with ``evaluate.`` is put over what is borrowed: the reference that a file names is one of its steps,
+    and here there is only ``source``, which is ``model``.
+
     Raises:
         ConfigError: the pass is unknown, or a field does not fit.
         UsageError: a field is not ``key=value``.
     """
-    borrowed: Mapping[str, Any] = {}
+    borrowed: dict[str, Any] = {}
     if borrow is not None:
         tree = read_document(borrow).tree
         borrowed = {key: tree[key] for key in ("data", "evaluate", "threads", "seed") if key in (tree or {})}
-    step = override(Document(None, {}), fields).tree if fields else {}
+    measured = [field for field in fields if field.startswith("evaluate.")]
+    borrowed = override(Document(borrow, borrowed), measured).tree
+    step = override(Document(None, {}), [field for field in fields if field not in measured]).tree
     tree = {
         "version": 1,
         "name": f"pass-{pass_type}",
@@ -78,16 +85,12 @@ def measure_artifact(
     """Measure an artifact as ``evaluate:`` of a pipeline file says; nothing is written.
 
     Raises:
-        UsageError: the file asks for nothing that could be measured.
+        UsageError: the file asks for nothing that could be measured, or compares with a step, which is not known here.
     """
     pipeline = load_pipeline(pipeline_file, overrides)
     evaluate = pipeline.config.evaluate
     if not accuracy:
-        data = evaluate.latency.data if evaluate.latency else None
-        if evaluate.latency is not None and data is None and evaluate.accuracy is not None:
-            data = evaluate.accuracy.data
-        latency = evaluate.latency.model_copy(update={"data": data}) if evaluate.latency else None
-        evaluate = evaluate.model_copy(update={"accuracy": None, "latency": latency})
+        evaluate = evaluate.without_accuracy()
     if evaluate.accuracy is None and evaluate.latency is None:
         raise UsageError(f"{pipeline_file} measures nothing", remedy="give it an `evaluate:` section")
     return measure(
@@ -96,5 +99,23 @@ def measure_artifact(
         evaluate,
         {name: one.config.model_dump(mode="json") for name, one in pipeline.data.items()},
         SourceContext(pipeline.base, allow_code),
+        reference=_reference(evaluate, pipeline.base),
         progress=lambda what, done, total: listener(events.StepProgress(artifact.name, what, done, total)),
     )
+
+
+def _reference(evaluate: EvaluateConfig, base: Path) -> ReferenceModel | None:
+    """The artifact directory that ``evaluate:`` compares with; the steps of a file have none before it is run."""
+    name = reference_of(evaluate)
+    if name is None or evaluate.accuracy is None:
+        return None
+    folder = (base / name).resolve()
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(
+            f"{' and '.join(referring(evaluate.accuracy.metrics))} compare with {name!r}, which is no artifact directory: "
+            f"there is none at {folder}",
+            remedy="give `--set evaluate.accuracy.reference=<artifact directory>`, relative to the pipeline file, "
+            "or `--set evaluate.accuracy.metrics=[top1]`",
+        )
+    artifact = load_given(folder)
+    return ReferenceModel(id=artifact.id, kind=artifact.manifest.kind, model=artifact.model)

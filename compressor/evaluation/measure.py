@@ -17,21 +17,26 @@ from compressor.artifacts.kinds import Kind
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
 from compressor.errors import PassError, UsageError
-from compressor.evaluation.protocol import Answer, Request
+from compressor.evaluation.protocol import Answer, ReferenceModel, Request
 from compressor.evaluation.records import EvaluateConfig, Measurement
 
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 """Bump it when the same model, data and ``evaluate:`` section may give other reports."""
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _TAIL_LINES = 12
 
 
-def evaluation_digest(evaluate: EvaluateConfig, data: Mapping[str, str]) -> str:
-    """What decides whether reports must be measured again: what is asked for, the content of the sets, and this code."""
-    return digest_json(
-        {"version": EVALUATION_VERSION, "evaluate": evaluate.model_dump(mode="json"), "data": dict(data)}
-    )
+def evaluation_digest(evaluate: EvaluateConfig, data: Mapping[str, str], reference: str | None) -> str:
+    """What decides whether reports must be measured again.
+
+    Args:
+        evaluate: what is asked for.
+        data: set to the digest of its content.
+        reference: id of the artifact that is compared with; what its step is called cannot change a report.
+    """
+    asked = evaluate.model_dump(mode="json", exclude={"accuracy": {"reference"}})
+    return digest_json({"version": EVALUATION_VERSION, "evaluate": asked, "data": dict(data), "reference": reference})
 
 
 def measure(
@@ -41,6 +46,7 @@ def measure(
     sources: Mapping[str, Mapping[str, Any]],
     context: SourceContext,
     *,
+    reference: ReferenceModel | None = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Measurement:
     """Accuracy, latency, memory, size, parameters and MACs of the model in a folder, as ``evaluate`` asks.
@@ -51,6 +57,7 @@ def measure(
         evaluate: what is measured.
         sources: data set to the config of its source, in JSON values.
         context: what those sources may use.
+        reference: what `agreement` and `kl` compare with.
         progress: called as (what, done, total).
 
     Raises:
@@ -58,7 +65,7 @@ def measure(
         UsageError: ``evaluate`` names a set that is not in ``sources``.
         PassError: the process crashed; the end of what it printed is told.
     """
-    request = _request(kind, model, evaluate, sources, context)
+    request = _request(kind, model, evaluate, sources, context, reference)
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "compressor.evaluation.worker"],
@@ -93,6 +100,7 @@ def _request(
     evaluate: EvaluateConfig,
     sources: Mapping[str, Mapping[str, Any]],
     context: SourceContext,
+    reference: ReferenceModel | None,
 ) -> Request:
     used = {value for _, reference, value in references(evaluate) if reference.to == "data"}
     if missing := sorted(used - sources.keys()):
@@ -102,6 +110,7 @@ def _request(
         model=model.resolve(),
         evaluate=evaluate,
         sources={name: dict(sources[name]) for name in sorted(used)},
+        reference=reference and reference.model_copy(update={"model": reference.model.resolve()}),
         base=context.base.resolve(),
         allow_code=context.allow_code,
         cache=context.cache.resolve(),

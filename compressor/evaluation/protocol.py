@@ -18,6 +18,15 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ReferenceModel(_Message):
+    """The model whose answers count as right for the metrics that compare."""
+
+    id: str
+    """Its artifact's."""
+    kind: Kind
+    model: Path
+
+
 class Request(_Message):
     """One measurement."""
 
@@ -26,6 +35,7 @@ class Request(_Message):
     evaluate: EvaluateConfig
     sources: dict[str, dict[str, Any]]
     """Data set to the config of its source; those that ``evaluate`` names."""
+    reference: ReferenceModel | None
     base: Path
     allow_code: bool
     cache: Path

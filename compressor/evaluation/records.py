@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.artifacts.manifest import Metric
-from compressor.config.record import DataName, Record
+from compressor.config.record import DataName, Record, StepName
 
 
 class AccuracyConfig(Record):
@@ -16,9 +16,11 @@ class AccuracyConfig(Record):
     data: DataName
     """The set that is measured on; its samples are the same for every artifact."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("top1",)
-    """Names of metrics: `top1`, `cross_entropy`."""
+    """Names of metrics: `top1`, `cross_entropy`, `perplexity`; `agreement` and `kl` compare with `reference`."""
+    reference: StepName | None = None
+    """Whose answers `agreement` and `kl` take as right: a step or an artifact directory; by default `source`."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Samples per call."""
+    """Samples per call; the logits of one call are in memory at once."""
     num_samples: Annotated[int, Field(ge=1)] | None = None
     """At most so many samples, from the start of the set; all of them by default."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
@@ -48,6 +50,13 @@ class EvaluateConfig(Record):
     latency: LatencyConfig | None = None
     """Latency percentiles, throughput and peak memory, in a process of its own."""
 
+    def without_accuracy(self) -> EvaluateConfig:
+        """Latency alone, of the samples that it would be measured on anyway."""
+        latency = self.latency
+        if latency is not None and latency.data is None and self.accuracy is not None:
+            latency = latency.model_copy(update={"data": self.accuracy.data})
+        return self.model_copy(update={"accuracy": None, "latency": latency})
+
 
 class _Report(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,12 +67,17 @@ class AccuracyReport(_Report):
 
     data: str
     samples: int
+    """Those of which a label counts; all of them where there are no labels."""
     metrics: tuple[Metric, ...]
     """Whole-set metrics first, then those of slices, as ``top1[input=speech]``."""
     slices: dict[str, dict[str, int]]
     """Axis to slice to number of samples."""
     predictions: tuple[int, ...]
+    """The largest logit of each sample; empty unless a sample has one label."""
     labels: tuple[int, ...]
+    """Empty unless a sample has one."""
+    reference: str | None = None
+    """Id of the artifact whose answers count as right for `agreement` and `kl`."""
 
 
 class LatencyReport(_Report):

@@ -2,7 +2,7 @@
 
 Reads a ``Request`` from stdin (or from the file named as its argument) and writes ``Answer`` lines to stdout; whatever else
 prints, prints to stderr. The order within the process: take the samples for latency and let go of the set, open the model,
-time it, read the peak memory; then accuracy. torch is loaded for torch artifacts only.
+time it, read the peak memory; then open the reference, if any, and measure accuracy. torch is loaded for torch models only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,7 +26,7 @@ from compressor.evaluation.cost import cost_metrics
 from compressor.evaluation.latency import batches_for_latency, latency_metrics, measure_latency
 from compressor.evaluation.machine import OtherLoad, peak_rss_bytes, restart_peak
 from compressor.evaluation.protocol import Answer, Failure, Request
-from compressor.evaluation.records import AccuracyReport, LatencyConfig, LatencyReport, Measurement
+from compressor.evaluation.records import AccuracyConfig, AccuracyReport, LatencyConfig, LatencyReport, Measurement
 from compressor.runtimes.session import Session, open_session
 
 _PR_SET_PDEATHSIG = 1
@@ -81,7 +82,7 @@ def _measure(request: Request, progress: Callable[[str, int, int], None]) -> Mea
         if accuracy is not None:
             dataset = _dataset(request, accuracy.data, progress)
             batches = batches or [dataset.batch(_first(dataset))]
-            accuracy_report = measure_accuracy(session, dataset, accuracy, progress)
+            accuracy_report = _accuracy_report(request, session, dataset, accuracy, threads, progress)
         shapes = _sample_shapes(session, batches[0]) if batches else {}
     return Measurement(
         accuracy=accuracy_report,
@@ -117,6 +118,24 @@ def _latency_report(
         milliseconds=milliseconds,
         other_cores=other_cores,
     )
+
+
+def _accuracy_report(
+    request: Request,
+    session: Session,
+    dataset: Dataset,
+    config: AccuracyConfig,
+    threads: int,
+    progress: Callable[[str, int, int], None],
+) -> AccuracyReport:
+    """A model that is its own reference is opened and asked once."""
+    reference = request.reference
+    if reference is None:
+        return measure_accuracy(session, dataset, config, progress)
+    same = reference.model == request.model
+    with nullcontext(session) if same else open_session(reference.kind, reference.model, threads=threads) as other:
+        report = measure_accuracy(session, dataset, config, progress, other)
+    return report.model_copy(update={"reference": reference.id})
 
 
 def _first(dataset: Dataset) -> Any:

@@ -124,6 +124,10 @@ def how_measured(measurement: Measurement | None) -> list[str]:
     lines = []
     if measurement is not None and (accuracy := measurement.accuracy) is not None:
         lines.append(f"Accuracy on {accuracy.samples} samples of {accuracy.data}; intervals are 95 %.")
+        if accuracy.reference is not None:
+            lines.append(
+                f"Agreement and KL divergence are with the answers of artifact {formats.short(accuracy.reference)}."
+            )
     if measurement is not None and (latency := measurement.latency) is not None:
         plural = "s" if latency.threads != 1 else ""
         lines.append(

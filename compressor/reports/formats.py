@@ -15,6 +15,7 @@ _LABELS = {
     "macs": "MACs",
     "cross_entropy": "cross-entropy",
     "top1": "top-1",
+    "kl": "KL divergence",
 }
 
 
@@ -109,8 +110,12 @@ def tick(value: float, unit: str) -> str:
 
 
 def readable_slice(name: str) -> str:
-    """``language=zh,input=speech`` as ``language zh · input speech``."""
-    return name.replace("=", " ").replace(",", " · ")
+    """``input=speech`` as ``input speech``, ``input×language=speech×zh`` as ``input speech · language zh``."""
+    axis, equals, value = name.partition("=")
+    axes, values = axis.split("×"), value.split("×")
+    if not equals or len(axes) != len(values):
+        return name.replace("=", " ")
+    return " · ".join(f"{one} {what}" for one, what in zip(axes, values, strict=True))
 
 
 def short(identifier: str) -> str:

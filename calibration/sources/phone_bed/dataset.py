@@ -213,11 +213,14 @@ class PhoneBedDataset(Dataset):
         return disturbed
 
     def slices(self) -> Mapping[str, Array]:
-        """By kind of command, and by language."""
+        """By kind of command, by language, and by both."""
         who = self.identity(np.arange(self.num_samples, dtype=np.int64))
+        kinds = np.where(who["spoken"], "speech", "text")
+        languages = np.array(LANGUAGES)[who["language"]]
         return {
-            "input": np.where(who["spoken"], "speech", "text"),
-            "language": np.array(LANGUAGES)[who["language"]],
+            "input": kinds,
+            "language": languages,
+            "input×language": np.char.add(np.char.add(kinds, "×"), languages),
         }
 
     def strata(self) -> Mapping[str, Array]:

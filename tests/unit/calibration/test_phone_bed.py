@@ -91,6 +91,17 @@ def test_a_command_is_written_or_spoken_and_slices_tell_which(bed: Path) -> None
         assert words in text
 
 
+def test_accuracy_is_told_of_text_and_speech_in_each_language(bed: Path) -> None:
+    samples = dataset(bed, "test")
+    slices = samples.slices()
+    assert set(slices) == {"input", "language", "input×language"}
+    expected = [f"{kind}×{language}" for kind, language in zip(slices["input"], slices["language"], strict=True)]
+    assert slices["input×language"].tolist() == expected
+    assert set(expected) == {"text×zh", "text×en", "speech×zh", "speech×en"}
+    assert set(samples.strata()) == {"command", "concept"}, "what training weighs by is another thing"
+    assert set(samples.strata()["command"]) == {"text/zh", "text/en", "speech/zh", "speech/en"}
+
+
 def test_samples_are_a_pure_function_of_their_indices_and_epoch(bed: Path) -> None:
     train, test = dataset(bed, "train", augment=True), dataset(bed, "test")
     indices = np.array([5, 3, 500], dtype=np.int64)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_onnx
 
+from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Manifest
 from compressor.artifacts.store import Store, verify
 from compressor.data.contract import SourceContext
@@ -14,6 +15,8 @@ from compressor.engine.pipeline import load_pipeline
 from compressor.engine.plan import make_plan
 from compressor.engine.runner import Runner, RunResult, select
 from compressor.errors import CompressError, PassError, StorageError, UsageError
+from compressor.evaluation.protocol import ReferenceModel
+from compressor.evaluation.records import Measurement
 
 
 class Run:
@@ -170,3 +173,27 @@ def test_branches_share_their_trunk(run: Run) -> None:
     parents = {step.step.name: step.artifact.manifest.parents for step in result.steps}
     trunk = next(step.artifact.id for step in result.steps if step.step.name == "first")
     assert parents["second"]["parent"] == parents["third"]["parent"] == trunk
+
+
+def test_a_step_needs_what_it_is_compared_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.file.parent / "words.txt").write_text("some words")
+    with run.file.open("a") as file:
+        file.write(
+            "  - {type: toy, name: aside, from: source, rounds: 2}\n"
+            "data:\n  words: {source: text, path: words.txt, sequence_length: 4}\n"
+            "evaluate:\n  accuracy: {data: words, metrics: [kl], reference: first}\n"
+        )
+    asked: list[tuple[Path, ReferenceModel]] = []
+
+    def measured(kind: Kind, model: Path, *_: object, reference: ReferenceModel, **__: object) -> Measurement:
+        asked.append((model, reference))
+        return Measurement(accuracy=None, latency=None, metrics=())
+
+    monkeypatch.setattr("compressor.engine.runner.measure", measured)
+    monkeypatch.setattr(f"{__name__}.write_report", lambda folder, *_: (folder / "report.md").write_text(""))
+    first = run(until="first").steps[1].artifact
+    result = run(only="aside")
+    assert [step.step.name for step in result.steps] == ["source", "first", "aside"]
+    (own, itself), (_, reference) = asked
+    assert itself == ReferenceModel(id=first.id, kind=Kind.ONNX, model=own), "the first is its own reference"
+    assert reference == ReferenceModel(id=first.id, kind=Kind.ONNX, model=first.model)

@@ -1,6 +1,7 @@
 """The process that measures: what it answers, how it fails, and how it dies."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from compressor.artifacts.kinds import Kind
 from compressor.data.contract import SourceContext
 from compressor.errors import ConfigError, DataError, GateError, ModelError, PassError, Problem, UsageError
 from compressor.evaluation.measure import evaluation_digest, measure
-from compressor.evaluation.protocol import Answer, Failure
+from compressor.evaluation.protocol import Answer, Failure, ReferenceModel
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, LatencyConfig
 
 EVALUATE = EvaluateConfig(accuracy=AccuracyConfig(data="test"), latency=LatencyConfig(warmup=1, repeats=5, threads=1))
@@ -143,7 +144,89 @@ def test_errors_keep_their_class_on_the_way():
 
 
 def test_the_digest_follows_what_is_asked_and_the_data():
-    first = evaluation_digest(EVALUATE, {"test": "a"})
-    assert first == evaluation_digest(EVALUATE.model_copy(), {"test": "a"})
-    assert first != evaluation_digest(EVALUATE, {"test": "b"})
-    assert first != evaluation_digest(EvaluateConfig(accuracy=EVALUATE.accuracy), {"test": "a"})
+    first = evaluation_digest(EVALUATE, {"test": "a"}, None)
+    assert first == evaluation_digest(EVALUATE.model_copy(), {"test": "a"}, None)
+    assert first != evaluation_digest(EVALUATE, {"test": "b"}, None)
+    assert first != evaluation_digest(EvaluateConfig(accuracy=EVALUATE.accuracy), {"test": "a"}, None)
+
+
+def test_the_digest_follows_the_reference_and_not_its_name():
+    asked = [
+        EvaluateConfig(accuracy=AccuracyConfig(data="test", metrics=("kl",), reference=name)) for name in ("one", "two")
+    ]
+    first = evaluation_digest(asked[0], {"test": "a"}, "id")
+    assert first == evaluation_digest(asked[1], {"test": "a"}, "id")
+    assert first != evaluation_digest(asked[0], {"test": "a"}, "another id")
+
+
+FIDELITY = EvaluateConfig(accuracy=AccuracyConfig(data="test", metrics=("agreement", "kl"), bootstrap=0))
+
+
+def fidelity(kind, folder, tmp_path, other_kind, other, evaluate=FIDELITY):
+    reference = ReferenceModel(id="abc", kind=other_kind, model=other)
+    context = SourceContext(tmp_path, cache=tmp_path)
+    found = measure(kind, folder, evaluate, SOURCES, context, reference=reference)
+    assert found.accuracy.reference == "abc"
+    return {metric.name: metric.value for metric in found.metrics}
+
+
+def test_torch_is_compared_with_onnx_and_onnx_with_torch(tiny_model, onnx_model, tmp_path):
+    one = fidelity(Kind.ONNX, onnx_model, tmp_path, Kind.TORCH, tiny_model)
+    two = fidelity(Kind.TORCH, tiny_model, tmp_path, Kind.ONNX, onnx_model)
+    assert 0 < one["agreement"] == two["agreement"] < 1
+    assert one["kl"] > 0
+    assert two["kl"] > 0
+    assert one["kl"] != two["kl"], "the divergence is from the reference"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_model_against_itself(tiny_model, tmp_path, elsewhere):
+    reference = shutil.copytree(tiny_model, tmp_path / "copy") if elsewhere else tiny_model
+    found = fidelity(Kind.TORCH, tiny_model, tmp_path, Kind.TORCH, reference)
+    assert (found["agreement"], found["kl"]) == (1.0, 0.0)
+    assert (found["agreement[input=speech]"], found["kl[input=speech]"]) == (1.0, 0.0)
+
+
+def test_the_reference_is_opened_after_latency_and_memory_were_taken(tiny_model, onnx_model, tmp_path):
+    evaluate = FIDELITY.model_copy(update={"latency": EVALUATE.latency})
+    found = fidelity(Kind.ONNX, onnx_model, tmp_path, Kind.TORCH, tiny_model, evaluate)
+    assert found["peak_rss_bytes"] < 150e6, "torch, which the reference needs, takes more than this"
+
+
+def test_a_comparison_without_a_reference(onnx_model, tmp_path):
+    with pytest.raises(UsageError, match="agreement and kl compare with a reference, and there is none"):
+        measured(Kind.ONNX, onnx_model, tmp_path, FIDELITY)
+
+
+def test_a_language_model_on_text(tmp_path):
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from compressor.models.loading import save_module
+    from compressor.models.transformers_checkpoint.family import Transformers
+
+    family, modules = Transformers(), []
+    for name in ("model", "reference"):
+        modules.append(family.build(family.presets["tiny-llama"]).eval())
+        save_module(modules[-1], "transformers", family.presets["tiny-llama"], tmp_path / name)
+    tokenizer = Tokenizer(models.WordLevel({"a": 3, "b": 4, "c": 5}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text("a b c b a c a a " * 7)
+    source = {"source": "text", "path": "text.txt", "tokenizer": "tokenizer.json", "sequence_length": 6}
+    found = measure(
+        Kind.TORCH,
+        tmp_path / "model",
+        EvaluateConfig(accuracy=AccuracyConfig(data="text", metrics=("perplexity", "agreement"), batch_size=3)),
+        {"text": source},
+        SourceContext(tmp_path, cache=tmp_path),
+        reference=ReferenceModel(id="abc", kind=Kind.TORCH, model=tmp_path / "reference"),
+    )
+    windows = torch.tensor([3, 4, 5, 4, 3, 5, 3, 3] * 7).reshape(8, 7)
+    with torch.inference_mode():
+        mine, other = (module(input_ids=windows[:, :-1])["logits"] for module in modules)
+    entropy = torch.nn.functional.cross_entropy(mine.flatten(0, 1), windows[:, 1:].flatten())
+    figures = {metric.name: metric.value for metric in found.metrics}
+    assert figures["perplexity"] == pytest.approx(float(entropy.exp()), rel=1e-4)
+    assert figures["agreement"] == pytest.approx(float((mine.argmax(-1) == other.argmax(-1)).float().mean()))
+    assert (found.accuracy.samples, found.accuracy.predictions, found.accuracy.labels) == (8, (), ())

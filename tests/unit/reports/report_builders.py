@@ -12,7 +12,7 @@ from compressor.artifacts.store import Artifact
 from compressor.evaluation.records import AccuracyReport, LatencyReport, Measurement
 from compressor.reports.ladder import LadderInput
 
-SLICES = ("input=text", "input=speech", "language=zh", "language=en", "input=speech,language=zh")
+SLICES = ("input=text", "input=speech", "language=zh", "language=en", "input×language=speech×zh")
 
 
 def counted(name: str, value: float, unit: str = "count") -> Metric:

@@ -1,6 +1,7 @@
 import pytest
 from report_builders import share
 
+from compressor.artifacts.manifest import Metric
 from compressor.reports import formats
 
 
@@ -57,3 +58,17 @@ def test_a_tick_has_no_digit_that_it_does_not_need() -> None:
     assert formats.tick(2.0, "ms") == "2 ms"
     assert formats.tick(0.825, "fraction") == "82.5 %"
     assert formats.tick(20_000_000, "bytes") == "20 MB"
+
+
+def test_slices_are_read_without_their_signs() -> None:
+    assert formats.readable_slice("input=speech") == "input speech"
+    assert formats.readable_slice("input×language=speech×zh") == "input speech · language zh"
+    assert formats.readable_slice("size=2×3") == "size 2×3"
+    assert formats.readable_slice("all") == "all"
+
+
+def test_a_bare_number_has_no_unit() -> None:
+    perplexity = Metric(name="perplexity", value=12.34, unit="", better="lower", samples=9, low=11.0, high=13.0)
+    assert formats.metric(perplexity) == "12.3"
+    assert formats.interval(perplexity) == "11.0 – 13.0"
+    assert formats.difference(-0.5, "") == "−0.500"

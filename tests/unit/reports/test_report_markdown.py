@@ -55,6 +55,8 @@ def test_an_artifact_tells_what_it_is_and_how_it_was_measured() -> None:
     page = artifact_markdown(manifest(metrics=found.metrics, summary={"kept": 12}), found, COMMAND)
     assert "| top-1 | 80.0 % | 78.5–81.5 % | 2000 |" in page
     assert "| input speech | 500 |" in page
+    assert "| input speech · language zh | 500 |" in page
+    assert "with the answers of" not in page
     assert "100 timed calls after 10 for warm-up" in page
     assert '"epochs": 3' in page
     assert "cd" * 32 in page
@@ -83,3 +85,10 @@ def test_text_is_one_line_and_a_cell_cannot_end_its_row() -> None:
 
 def test_a_fence_is_longer_than_what_it_holds() -> None:
     assert fenced("a ```` b", "sh").startswith("`````sh\n")
+
+
+def test_what_an_artifact_was_compared_with_is_told() -> None:
+    found = measurement()
+    compared = found.model_copy(update={"accuracy": found.accuracy.model_copy(update={"reference": "ab" * 32})})
+    page = artifact_markdown(manifest(metrics=found.metrics), compared, COMMAND)
+    assert "Agreement and KL divergence are with the answers of artifact abababababab." in page
