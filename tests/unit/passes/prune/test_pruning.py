@@ -196,12 +196,12 @@ def test_an_operator_follows_its_weight():
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
 def test_operators_are_timed_once_and_kept(runtime, tmp_path, monkeypatch):
-    table = LatencyTable(runtime, 1, 3, tmp_path)
+    table = LatencyTable(runtime, 1, 3, tmp_path, print)
     large, small = Operator("conv2d", (1, 64, 40, 40), (64, 64, 3, 3), 1, 1), Operator("linear", (1, 4), (4, 4))
     assert table.milliseconds(large) > table.milliseconds(small) >= 0
     assert table.milliseconds(Operator("conv1d", (1, 4, 9), (4, 1, 3), 1, 1, 4)) >= 0
     table.save()
-    again = LatencyTable(runtime, 1, 3, tmp_path)
+    again = LatencyTable(runtime, 1, 3, tmp_path, print)
     monkeypatch.setattr("passes.prune.latency.measured", None)
     assert again.milliseconds(large) == table.milliseconds(large)
 
