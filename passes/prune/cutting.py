@@ -82,7 +82,8 @@ class PlannedCut:
             before, after = (count(self.subject.family, config) for config in (self.subject.config, self.after))
             yield row("all", name, before, after, after / max(before, 1))
         if self.milliseconds is not None:
-            yield row("all", "operators_ms", *self.milliseconds, self.milliseconds[1] / self.milliseconds[0])
+            before_ms, after_ms = self.milliseconds
+            yield row("all", "operators_ms", before_ms, after_ms, after_ms / before_ms if before_ms else 1.0)
 
 
 def row(axis: str, field: str, before: float, after: float, kept: float) -> dict[str, Any]:
