@@ -203,7 +203,11 @@ class Prune(Pass[PruneConfig]):
         check_finite(parent.model)
         recovery = config.recovery
         learns = (recovery.train, recovery.validation) if recovery else ()
-        check_data(parent, (config.calibration, *learns), context)
+        looked = () if config.calibration is None else (config.calibration,)
+        if config.importance == "magnitude":
+            check_data(parent, learns, context, unlabelled=looked)
+        else:
+            check_data(parent, (*looked, *learns), context)
 
     def preview(self, config: PruneConfig, parent: Artifact, context: PassContext) -> list[Mapping[str, Any]]:
         """The cut of every axis, as ``run`` would make it; for a gradual schedule, as the first scores foretell it."""
