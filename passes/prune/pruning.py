@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class _Rounds:
     """One call of ``prune``."""
 
     def __init__(self, config: PruneConfig, parent: Subject, context: PassContext) -> None:
-        self.config, self.parent, self.context = config, parent, context
+        self.config, self.parent = config, parent
+        self.context = replace(context, note=_once(context.note))
         self.now, self.done = parent, _Done()
         self.checkpoint = context.work / CHECKPOINT
 
@@ -140,6 +141,18 @@ class _Rounds:
         config = type(self.parent.config).model_validate_json(json.dumps(saved["config"]))
         self.now = built(family, config, saved["weights"], self.context.device)
         self.done = _Done(**saved["done"])
+
+
+def _once(note: Callable[[str], None]) -> Callable[[str], None]:
+    """Every round finds the same to say; it is said once."""
+    said: set[str] = set()
+
+    def tell(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            note(text)
+
+    return tell
 
 
 def _clock(config: PruneConfig, context: PassContext) -> Clock | None:
