@@ -35,8 +35,8 @@ class ArrayDataset(Dataset):
         return {name: array[indices] for name, array in self.arrays.items()}
 
     def strata(self) -> Mapping[str, Array]:
-        """By the answer, where there is one."""
-        if self.label_name is None:
+        """By the answer, where a sample has one."""
+        if self.label_name is None or self.arrays[self.label_name].ndim > 1:
             return {}
         return {"class": self.arrays[self.label_name].astype(str)}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -14,6 +15,8 @@ from compressor.artifacts.fingerprint import digest_file, digest_json
 from compressor.data.contract import Dataset, DataSource, SourceConfig, SourceContext
 from compressor.errors import DataError
 
+Tokens = np.ndarray[Any, np.dtype[np.int64]]
+
 
 class TextConfig(SourceConfig):
     """Where the text is, and how it becomes tokens."""
@@ -22,6 +25,8 @@ class TextConfig(SourceConfig):
     """A file, or a pattern as `books/*.txt`; relative to pipeline.yaml. Files that end in .jsonl hold one record a line."""
     field: str = "text"
     """The key of a JSONL record that holds the text."""
+    tokenizer: str | None = None
+    """A folder with a `tokenizer.json`, such as a checkpoint's, or the file; relative to pipeline.yaml. Bytes without one."""
     sequence_length: Annotated[int, Field(ge=1, le=1 << 20)] = 256
     """Tokens of a window; what is left over at a file's end is not used."""
     num_samples: Annotated[int, Field(ge=1)] | None = None
@@ -31,38 +36,78 @@ class TextConfig(SourceConfig):
 
 
 class Text(DataSource[TextConfig]):
-    """Windows of UTF-8 bytes: `tokens` int64 [N, L], each byte + 1, so that 0 is free for padding."""
+    """Windows of text, for language models.
+
+    With a tokenizer, `input_ids` int64 [N, L] and `label` [N, L], the token after each. Without, `tokens` int64 [N, L], each
+    UTF-8 byte + 1, so that 0 is free for padding.
+    """
 
     name = "text"
     Config = TextConfig
 
     def problems(self, config: TextConfig, context: SourceContext) -> list[str]:
-        """No file, or empty files."""
+        """No file, empty files, no tokenizer."""
+        found = []
+        if config.tokenizer is not None and not (file := _tokenizer_file(config.tokenizer, context)).is_file():
+            found.append(f"there is no tokenizer at {file}; `tokenizer` is relative to pipeline.yaml")
         files = _files(config, context)
         if not files:
-            return [f"{config.path} matches no file (looked below {context.base})"]
-        return [f"{file} is empty" for file in files if not file.stat().st_size]
+            return [*found, f"{config.path} matches no file (looked below {context.base})"]
+        return [*found, *(f"{file} is empty" for file in files if not file.stat().st_size)]
 
     def digest(self, config: TextConfig, context: SourceContext) -> str:
-        """Over the config and the content of the files, in their order."""
+        """Over the config and the content of the files, in their order, and of the tokenizer."""
         files = [digest_file(file) for file in _files(config, context)]
-        return digest_json({"version": 1, "config": config.model_dump(mode="json", exclude={"path"}), "files": files})
+        facts = {"version": 1, "config": config.model_dump(mode="json", exclude={"path", "tokenizer"}), "files": files}
+        if config.tokenizer is not None:
+            facts["tokenizer"] = digest_file(_tokenizer_file(config.tokenizer, context))
+        return digest_json(facts)
 
     def load(self, config: TextConfig, context: SourceContext) -> Dataset:
         """Read, cut, draw.
 
         Raises:
-            DataError: a file is not UTF-8, a JSONL line has no such field, or there is less text than one window.
+            DataError: a file is not UTF-8, a JSONL line has no such field, there is less text than one window, or the tokenizer
+                cannot be read.
         """
+        files = _files(config, context)
+        if config.tokenizer is None:
+            length, streams = config.sequence_length, (_bytes(_content(file, config.field)) for file in files)
+        else:
+            encode = _encoder(_tokenizer_file(config.tokenizer, context))
+            length, streams = config.sequence_length + 1, (encode(_content(file, config.field)) for file in files)
         windows = []
-        for file in _files(config, context):
-            content = np.frombuffer(_content(file, config.field), dtype=np.uint8).astype(np.int64) + 1
-            count = len(content) // config.sequence_length
-            windows.append(content[: count * config.sequence_length].reshape(count, config.sequence_length))
-        every = np.concatenate(windows) if windows else np.empty((0, config.sequence_length), dtype=np.int64)
+        for number, tokens in enumerate(streams):
+            count = len(tokens) // length
+            windows.append(tokens[: count * length].reshape(count, length))
+            context.progress("files", number + 1, len(files))
+        every = np.concatenate(windows) if windows else np.empty((0, length), dtype=np.int64)
         if not len(every):
-            raise DataError(f"{config.path} holds less text than one window of {config.sequence_length} bytes")
-        return ArrayDataset({"tokens": every[sampled(len(every), config.num_samples, config.seed)]}, ("tokens",))
+            unit = "bytes" if config.tokenizer is None else "tokens"
+            raise DataError(f"no file of {config.path} holds a window of {length} {unit}")
+        chosen = every[sampled(len(every), config.num_samples, config.seed)]
+        if config.tokenizer is None:
+            return ArrayDataset({"tokens": chosen}, ("tokens",))
+        return ArrayDataset({"input_ids": chosen[:, :-1], "label": chosen[:, 1:]}, ("input_ids",), "label")
+
+
+def _bytes(content: bytes) -> Tokens:
+    return np.frombuffer(content, dtype=np.uint8).astype(np.int64) + 1
+
+
+def _encoder(file: Path) -> Callable[[bytes], Tokens]:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:
+        raise DataError(f"{file} is no tokenizer: {error}", remedy="copy the checkpoint's files again") from error
+    return lambda content: np.array(tokenizer.encode(content.decode(), add_special_tokens=False).ids, dtype=np.int64)
+
+
+def _tokenizer_file(name: str, context: SourceContext) -> Path:
+    path = context.base / name
+    return path if path.suffix == ".json" else path / "tokenizer.json"
 
 
 def _files(config: TextConfig, context: SourceContext) -> list[Path]:

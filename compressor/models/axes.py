@@ -10,22 +10,28 @@ from typing import Literal
 
 Field = tuple[str | int, ...]
 """The path of a config's field, as ``("vision_blocks", 1, "expanded")``."""
-AxisKind = Literal["channels", "ffn", "heads", "layers"]
+AxisKind = Literal["channels", "ffn", "heads", "hidden", "layers"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A tensor dimension of ``units`` consecutive blocks of ``block`` indices."""
+    """A tensor dimension that holds units: ``segments`` times in a row, ``units`` consecutive blocks of ``block`` indices."""
 
     tensor: str
     """The name in the state dict."""
     dim: int
     block: int = 1
+    segments: int = 1
+    """More than one where a matrix holds several side by side, such as gate and up, or the heads of each key group."""
+    table: bool = False
+    """Whether rows are looked up here: an embedding."""
+    norm: bool = False
+    """Whether these are the weights of an RMS norm over the units: fewer units have another root mean square."""
 
     @property
     def reads(self) -> bool:
         """Whether a linear or convolutional layer reads the units here: without this column a unit has no effect on it."""
-        return self.dim == 1 and self.tensor.endswith(".weight")
+        return self.dim == 1 and self.tensor.endswith(".weight") and not self.table
 
     @property
     def module(self) -> str:
@@ -49,10 +55,19 @@ class Axis:
     stack: str = ""
     """For layers, the module list whose members are the units, each a residual function of its first input."""
 
+    listed: tuple[Field, ...] = ()
+    """Config fields that list something for each unit."""
+
+    dimension: str = ""
+    """What users call it; by default the first field."""
+
+    width: str = ""
+    """Axes of one ``width`` are cut in proportion, whatever their fields, because the architecture wants it so."""
+
     @property
     def label(self) -> str:
-        """The first field as one writes it: ``vision_blocks.1.expanded``."""
-        return ".".join(map(str, self.fields[0][0]))
+        """The dimension as one writes it: ``ffn``, ``vision_blocks.1.expanded``."""
+        return self.dimension or ".".join(map(str, self.fields[0][0]))
 
 
 def weight_and_bias(module: str, dim: int, block: int = 1) -> tuple[Cut, ...]:

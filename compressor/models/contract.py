@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from compressor.config.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -34,6 +35,8 @@ class InputSpec:
     dtype: str
     """A NumPy dtype name: float32, int64, uint8."""
     shape: tuple[int | str, ...]
+    below: int | None = None
+    """Every value is less, as a token is less than the size of the vocabulary."""
 
 
 class Family(ABC, Generic[F]):
@@ -45,6 +48,8 @@ class Family(ABC, Generic[F]):
     Config: ClassVar[type[Record]]
     """The architecture, as saved in config.json."""
     presets: ClassVar[Mapping[str, Record]]
+    unit: ClassVar[Literal["sample", "token"]] = "sample"
+    """What ``macs`` counts for one of."""
 
     @abstractmethod
     def inputs(self, config: F) -> tuple[InputSpec, ...]:
@@ -60,7 +65,7 @@ class Family(ABC, Generic[F]):
 
     @abstractmethod
     def macs(self, config: F) -> int:
-        """Multiply-accumulates of one forward pass of one sample (0 where the family cannot tell)."""
+        """Multiply-accumulates of one forward pass of one ``unit`` (0 where the family cannot tell)."""
 
     @abstractmethod
     def build(self, config: F) -> nn.Module:
@@ -69,6 +74,34 @@ class Family(ABC, Generic[F]):
         ``forward(*inputs)`` takes the tensors of ``inputs`` by keyword and returns a dict with at least the tensors of
         ``outputs``; it may add others (features for distillation, embeddings for auxiliary losses).
         """
+
+    def load(self, config: F, folder: Path) -> nn.Module:
+        """The module with the weights that ``save`` wrote, with the dtypes of the files; tied weights stay tied.
+
+        Raises:
+            ModelError: tensors are missing, too many, or of another shape or kind: all are named.
+        """
+        from compressor.models.weights import filled
+
+        return filled(self.build(config), folder)
+
+    def save(self, module: nn.Module, config: F, folder: Path, companions: Path | None = None) -> None:  # noqa: ARG002
+        """Write description and weights; equal weights give equal bytes.
+
+        Args:
+            module: of this family.
+            config: its architecture.
+            folder: where to.
+            companions: a model whose other files, such as a tokenizer's, come along where the family has such.
+
+        Raises:
+            StorageError: the disk is full, or the folder may not be written.
+        """
+        from compressor.models.files import write_description
+        from compressor.models.weights import save_weights
+
+        save_weights(module, folder)
+        write_description(self.name, self.version, config, folder)
 
     def heads(self, model: nn.Module, outputs: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         """What training compares with labels, hard or a teacher's: the name of the label in the batch to logits [..., classes].
@@ -85,7 +118,7 @@ class Family(ABC, Generic[F]):
         """What can be cut; nothing where the family does not say."""
         return ()
 
-    def resized(self, config: F, fields: Mapping[Field, int | bool]) -> F:
+    def resized(self, config: F, fields: Mapping[Field, int | bool | list[Any]]) -> F:
         """The config with these fields replaced, each named by its path.
 
         Raises:

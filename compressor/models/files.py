@@ -5,6 +5,9 @@ Layout of a family of ours::
     config.json         {"family": "autoglm-phone", "version": 1, "config": {…}}
     model.safetensors   every tensor once; of tied ones, the first name in alphabetical order
 
+A checkpoint of transformers has a ``model_type`` in its config.json, and may come in shards: ``model-00001-of-00004.safetensors``
+and an index, ``model.safetensors.index.json``, of which tensor lies where.
+
 The safetensors format (https://huggingface.co/docs/safetensors): eight bytes of length, a JSON header, then raw tensors.
 """
 
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from compressor.artifacts.errors_from_os import reading
+from compressor.artifacts.errors_from_os import reading, writing
 from compressor.config.discovery import FAMILIES, load, names, suggestion
 from compressor.config.record import Record
 from compressor.errors import ModelError, NumericalError
@@ -28,6 +31,9 @@ from compressor.models.contract import Family
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_CHECKPOINTS = "transformers"
+"""The family of every config.json with a ``model_type``."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_VALUES = 1 << 22
@@ -66,19 +72,55 @@ def read_description(folder: Path) -> tuple[str, Record]:
     remedies: list[str] = []
     _find_pickled(folder, problems, remedies)
     described = _described(folder, problems, remedies)
-    if not (folder / WEIGHTS).is_file():
-        problems.append(f"{WEIGHTS} is missing")
-    else:
-        try:
-            read_header(folder / WEIGHTS)
-        except ModelError as error:
-            problems.append(error.what.removeprefix(f"{folder / WEIGHTS}: "))
+    problems += _weight_problems(folder)
     if problems or described is None:
         raise ModelError(
             f"{folder} cannot be opened as a model:\n" + "\n".join(f"    {problem}" for problem in problems),
             remedy="; ".join(dict.fromkeys(remedies)) or None,
         )
     return described
+
+
+def write_description(family: str, version: int, config: Record, folder: Path) -> None:
+    """config.json of a family of ours."""
+    description = {"family": family, "version": version, "config": config.model_dump(mode="json")}
+    with writing(folder):
+        (folder / CONFIG).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _weight_problems(folder: Path) -> list[str]:
+    """What is wrong with the weights' files, as far as their headers tell."""
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return _header_problems(folder / WEIGHTS)[0]
+    with reading(index):
+        content = index.read_bytes()
+    try:
+        places = {str(name): str(file) for name, file in json.loads(content)["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{INDEX} is no index of shards: {error!r}"]
+    problems = []
+    for shard in sorted(set(places.values())):
+        if Path(shard).name != shard:
+            problems.append(f"{INDEX} names a shard outside the folder: {shard}")
+            continue
+        of_shard, held = _header_problems(folder / shard)
+        problems += [f"{shard}: {problem}" for problem in of_shard]
+        wanted = {name for name, file in places.items() if file == shard}
+        if not of_shard and wanted != held:
+            lies = sorted(wanted ^ held)
+            problems.append(f"{INDEX} and {shard} differ in {len(lies)} tensors: {', '.join(lies[:3])}")
+    return problems
+
+
+def _header_problems(file: Path) -> tuple[list[str], set[str]]:
+    """What keeps a file from being read, and the tensors it holds."""
+    if not file.is_file():
+        return [f"{file.name} is missing"], set()
+    try:
+        return [], {entry.name for entry in read_header(file)}
+    except ModelError as error:
+        return [error.what.removeprefix(f"{file}: ")], set()
 
 
 def _find_pickled(folder: Path, problems: list[str], remedies: list[str]) -> None:
@@ -104,14 +146,10 @@ def _described(folder: Path, problems: list[str], remedies: list[str]) -> tuple[
     except ValueError as error:
         problems.append(f"{CONFIG} is not valid JSON: {error}")
         return None
+    if isinstance(tree, dict) and "model_type" in tree:
+        tree = {"family": _CHECKPOINTS, "config": tree}
     if not isinstance(tree, dict) or "family" not in tree:
-        if isinstance(tree, dict) and "model_type" in tree:
-            problems.append(
-                f"it is a transformers checkpoint ({tree['model_type']}): this version has no pass that reads those yet"
-            )
-            remedies.append(f"use a model of one of the families {', '.join(names(FAMILIES))}")
-        else:
-            problems.append(f'{CONFIG} is not {{"family": …, "config": {{…}}}}')
+        problems.append(f'{CONFIG} is neither {{"family": …, "config": {{…}}}} nor a checkpoint of transformers')
         return None
     if tree["family"] not in names(FAMILIES):
         problems.append(f"{CONFIG} names the unknown family {tree['family']!r}")
@@ -128,7 +166,7 @@ def _described(folder: Path, problems: list[str], remedies: list[str]) -> tuple[
         return family.name, family.Config.model_validate_json(json.dumps(tree.get("config", {})))
     except ValidationError as error:
         problems += [
-            f"{CONFIG}: config.{'.'.join(map(str, one['loc']))}: {one['msg']}"
+            f"{CONFIG}: {'.'.join(map(str, ('config', *one['loc'])))}: {one['msg']}"
             for one in error.errors(include_url=False)
         ]
         return None

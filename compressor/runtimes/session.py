@@ -96,6 +96,8 @@ def fitted(batch: Mapping[str, np.ndarray[Any, Any]], inputs: Sequence[InputSpec
         array = batch[spec.name]
         if complaint := _misshape(spec, array, named):
             problems.append(f"{spec.name}: {complaint}")
+        if spec.below is not None and array.size and array.max() >= spec.below:
+            problems.append(f"{spec.name}: has the value {array.max()}; the model knows those below {spec.below}")
         converted = _exactly(array, np.dtype(spec.dtype))
         if converted is None:
             problems.append(f"{spec.name}: its values are {array.dtype} and do not fit into {spec.dtype}")

@@ -14,18 +14,26 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from compressor.artifacts.store import Artifact
+from compressor.config.record import Record
 from compressor.engine.contract import PassContext, PassOutput
+from compressor.models.contract import Family
 from compressor.models.loading import save_module
+from passes.common.accuracy import device_of
 from passes.common.checkpoint import UnusableCheckpointError, load_checkpoint, save_checkpoint
 from passes.common.outcome import summary_of
 from passes.common.setup import prepare_torch
-from passes.prune.cutting import PlannedCut, Subject, built, planned_cut, row, subject_of
+from passes.prune.planning import PlannedCut, Subject, planned_cut, row, subject_of
 from passes.prune.recovery import recover
+from passes.prune.repair import least_squares, norm_scales
 from passes.prune.schedule import Stage
+from passes.prune.sizes import Start
 from passes.prune.speed import Clock
 from passes.prune.step import PruneConfig
-from passes.prune.targets import Start
+from passes.prune.surgery import without
 
 CHECKPOINT = "rounds.ckpt"
 
@@ -40,13 +48,37 @@ def preview(config: PruneConfig, parent: Artifact, context: PassContext) -> list
             f"this is foretold from the first scores: each of the {config.schedule.rounds} rounds scores anew, and the sizes "
             "that are kept may differ; the target will not"
         )
-    return [*cut.rows(), *(_whole_model(clock, cut.subject, cut.done()) if clock is not None else ())]
+    return [*cut.rows(), *(_whole_model(clock, cut.subject, cut_model(cut, repair=False)) if clock is not None else ())]
 
 
 def prune(config: PruneConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
     """Cut and recover, and save into ``out``."""
     prepare_torch(context)
-    return _Rounds(config, subject_of(parent, context.device), context).go(out)
+    run = _Rounds(config, subject_of(parent, context.device), context)
+    run.go()
+    save_module(run.now.module, run.now.family.name, run.now.config, out, parent.model)
+    return PassOutput(run.summary())
+
+
+def cut_model(cut: PlannedCut, *, repair: bool) -> Subject:
+    """The smaller model."""
+    before = cut.subject
+    state: dict[str, Tensor] = {name: tensor.detach().cpu() for name, tensor in before.module.state_dict().items()}
+    if cut.calibration is not None:
+        batches, loss = cut.calibration.batches, cut.calibration.loss
+        if any(one.norm for axis in cut.axes if axis.name in cut.kept for one in axis.cuts):
+            state |= norm_scales(before.module, cut.axes, cut.kept, batches("norms"), loss)
+        if repair and cut.kept:
+            state |= least_squares(before.module, cut.axes, cut.kept, batches("repair"), loss)
+    return _built(before.family, cut.after, without(state, cut.axes, cut.kept), str(device_of(before.module)))
+
+
+def _built(family: Family[Any], config: Record, weights: Mapping[str, Tensor], device: str) -> Subject:
+    """The model of a config with these weights."""
+    with torch.random.fork_rng(devices=[]):
+        module = family.build(config)
+    module.load_state_dict(weights)
+    return Subject(family, config, module.eval().to(device))
 
 
 @dataclass(slots=True)
@@ -74,7 +106,7 @@ class _Rounds:
         self.now, self.done = parent, _Done()
         self.checkpoint = context.work / CHECKPOINT
 
-    def go(self, out: Path) -> PassOutput:
+    def go(self) -> None:
         """All rounds that are not done yet."""
         self._resume()
         count = self.config.schedule.cuts
@@ -83,14 +115,12 @@ class _Rounds:
             if self.done.cut == self.done.learnt:
                 self._cut(stage)
             self._learn(stage)
-        save_module(self.now.module, self.now.family.name, self.now.config, out)
-        return PassOutput(self._summary())
 
     def _cut(self, stage: Stage) -> None:
         start = None if self.done.start is None else Start(**self.done.start)
         clock = _clock(self.config, self.context)
         cut = planned_cut(self.config, self.now, self.context, clock, stage, start)
-        self.now = cut.done()
+        self.now = cut_model(cut, repair=self.config.repair)
         self.done.cut = stage.number
         self.done.start = asdict(cut.start)
         self.done.rounds.append(_told(cut, stage, clock))
@@ -110,7 +140,8 @@ class _Rounds:
         self._save()
         shutil.rmtree(folder)
 
-    def _summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
+        """What the manifest says of it all."""
         done = self.done
         told: dict[str, Any] = {"rounds": done.rounds} if len(done.rounds) > 1 else dict(done.rounds[0])
         if (clock := _clock(self.config, self.context)) is not None:
@@ -139,7 +170,7 @@ class _Rounds:
             return
         family = self.parent.family
         config = type(self.parent.config).model_validate_json(json.dumps(saved["config"]))
-        self.now = built(family, config, saved["weights"], self.context.device)
+        self.now = _built(family, config, saved["weights"], self.context.device)
         self.done = _Done(**saved["done"])
 
 

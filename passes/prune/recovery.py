@@ -11,7 +11,7 @@ from compressor.engine.contract import PassContext
 from passes.common.losses import hard_cross_entropy, taught_cross_entropy
 from passes.common.teacher import probe, soft_heads
 from passes.common.training import Objective, TrainingResult, fit
-from passes.prune.cutting import Subject
+from passes.prune.planning import Subject
 from passes.prune.schedule import Stage
 from passes.prune.step import Recovery
 

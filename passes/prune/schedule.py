@@ -48,10 +48,13 @@ class Stage:
 def only_below(widths: Sequence[Width], scores: Mapping[str, Array], threshold: float) -> tuple[Width, ...]:
     """The widths, of which only units may go whose score is below ``threshold`` times the largest of their axis.
 
-    Axes of one width lose equally many units: as many as the one that has the fewest of them.
+    Axes of one width go in proportion: as far as the one that has the fewest of them.
     """
     narrowed = []
     for width in widths:
-        weak = min(int((scores[axis.name] < threshold * scores[axis.name].max()).sum()) for axis in width.axes)
+        weak = min(
+            int((scores[axis.name] < threshold * scores[axis.name].max()).sum()) // width.of(axis, 1)
+            for axis in width.axes
+        )
         narrowed.append(replace(width, least=min(width.units, max(width.least, width.units - weak))))
     return tuple(narrowed)

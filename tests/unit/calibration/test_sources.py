@@ -5,6 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from calibration.sources.images import Images, ImagesConfig
 from calibration.sources.python import Python, PythonConfig
@@ -69,9 +72,32 @@ def test_text_is_cut_into_windows_of_bytes(tmp_path: Path) -> None:
     assert bytes((lines.batch(np.arange(1))["tokens"][0] - 1).tolist()).decode() == "设置\nxy"
     with pytest.raises(DataError, match=r"b\.jsonl:1"):
         Text().load(TextConfig(source="text", path="b.jsonl", field="txt"), context)
-    with pytest.raises(DataError, match="less text than one window"):
+    with pytest.raises(DataError, match=r"no file of a\.txt holds a window of 100 bytes"):
         Text().load(TextConfig(source="text", path="a.txt", sequence_length=100), context)
     assert Text().problems(TextConfig(source="text", path="*.md"), context)
+
+
+def test_text_is_cut_into_windows_of_tokens_with_the_token_after_each(tmp_path: Path) -> None:
+    words = {word: number for number, word in enumerate(["[?]", "a", "b", "c", "d"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[?]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "t.txt").write_text("a b c d a b x")
+    context = SourceContext(tmp_path)
+    config = TextConfig(source="text", path="t.txt", tokenizer=".", sequence_length=2)
+    samples = Text().load(config, context)
+    assert samples.input_names == ("input_ids",)
+    assert samples.label_name == "label"
+    assert samples.batch(np.arange(2))["input_ids"].tolist() == [[1, 2], [4, 1]]
+    assert samples.batch(np.arange(2))["label"].tolist() == [[2, 3], [1, 2]]
+    before = Text().digest(config, context)
+    assert Text().problems(config, context) == []
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert Text().digest(config, context) != before
+    with pytest.raises(DataError, match="is no tokenizer"):
+        Text().load(config, context)
+    lost = TextConfig(source="text", path="t.txt", tokenizer="nowhere", sequence_length=2)
+    assert "no tokenizer at" in Text().problems(lost, context)[0]
 
 
 def test_code_runs_only_when_it_is_allowed(tmp_path: Path) -> None:

@@ -117,8 +117,8 @@ def test_pickled_weights_beside_good_ones_are_refused_too(folder):
     ("content", "message"),
     [
         ("{", "config.json is not valid JSON"),
-        ("[]", "is not {"),
-        ('{"model_type": "llama"}', r"transformers checkpoint \(llama\)"),
+        ("[]", "is neither {"),
+        ('{"model_type": "llama"}', "`architectures` has to name one class"),
         ('{"family": "autoglm-phon"}', "unknown family 'autoglm-phon'(.|\n)*did you mean 'autoglm-phone'"),
     ],
 )

@@ -127,7 +127,7 @@ def test_cubic_rounds_take_their_part_of_the_way(parent, tmp_path):
     [
         ("round 1 of 3, step", 3, 1),  # within a training
         ("round 1 of 3, step", 4, 1),  # at its end, before it is known to be over
-        ("sample", 16, 2),  # while the second round scores: between two rounds
+        ("score", 16, 2),  # while the second round scores: between two rounds
         ("round 2 of 3, step", 5, 1),
         ("round 3 of 3, step", 12, 1),
     ],

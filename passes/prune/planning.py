@@ -1,4 +1,4 @@
-"""One cut: score every unit, choose how many stay, and build the smaller model."""
+"""A model and a target in, what goes and what stays out; nothing is changed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from compressor.errors import RequirementError
 from compressor.models.axes import Axis, AxisKind
 from compressor.models.contract import Family
 from compressor.models.loading import load_module, read_description
-from passes.common.accuracy import device_of
-from passes.prune.allocation import Cost, Width, widths_of
+from passes.prune.allocation import widths_of
 from passes.prune.schedule import Stage
-from passes.prune.scoring import scores_of
+from passes.prune.scoring import Calibration, opened_calibration, scored
+from passes.prune.sizes import Choice, Start, fields_of, macs, parameters, units_of_widths
 from passes.prune.speed import Clock, check_faster
 from passes.prune.step import PruneConfig
-from passes.prune.surgery import without
-from passes.prune.targets import Start, cost_of, fields_of, macs_of, parameters_of, sizes_after, sizes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +40,13 @@ def subject_of(artifact: Artifact, device: str) -> Subject:
     return Subject(discovery.load(discovery.FAMILIES, name), config, load_module(artifact.model, device))
 
 
-def built(family: Family[Any], config: Record, weights: Mapping[str, Tensor], device: str) -> Subject:
-    """The model of a config with these weights."""
-    with torch.random.fork_rng(devices=[]):
-        module = family.build(config)
-    module.load_state_dict(weights)
-    return Subject(family, config, module.eval().to(device))
-
-
 @dataclass(frozen=True, slots=True)
 class PlannedCut:
     """What goes and what stays."""
 
     subject: Subject
     after: Record
+    calibration: Calibration | None
     axes: tuple[Axis, ...]
     kept: Mapping[str, Tensor]
     """Axis name to the units that stay, for axes that are cut."""
@@ -63,11 +54,6 @@ class PlannedCut:
     milliseconds: tuple[float, float] | None
     """Of all operators together before and after, where they were timed."""
     start: Start
-
-    def done(self) -> Subject:
-        """The smaller model."""
-        weights = without(self.subject.module.state_dict(), self.axes, self.kept)
-        return built(self.subject.family, self.after, weights, str(device_of(self.subject.module)))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """For each axis its dimension before and after, and the part of its importance that is kept; then the whole model."""
@@ -78,7 +64,7 @@ class PlannedCut:
             else:
                 share = float(score[kept].sum() / score.sum().clamp(min=torch.finfo(score.dtype).tiny))
                 yield row(axis.name, axis.label, axis.units, len(kept), share)
-        for name, count in (("parameters", parameters_of), ("macs", macs_of)):
+        for name, count in (("parameters", parameters), ("macs", macs)):
             before, after = (count(self.subject.family, config) for config in (self.subject.config, self.after))
             yield row("all", name, before, after, after / max(before, 1))
         if self.milliseconds is not None:
@@ -107,51 +93,51 @@ def planned_cut(
     Raises:
         RequirementError: nothing can be cut, or the target cannot be met; the first round tells it for all.
     """
-    axes = _axes(config, subject)
-    scores = scores_of(config, subject.family, subject.module, axes, context)
+    family, architecture, module = subject.family, subject.config, subject.module
+    axes = _axes(config, family, architecture)
+    calibration = opened_calibration(config, family, module, context)
+    scores = scored(config, module, axes, calibration)
     arrays = {name: score.numpy() for name, score in scores.items()}
-    widths = widths_of(
-        axes, arrays, multiple=config.multiple, min_keep=config.min_keep, whole=start.units if start else None
-    )
-    milliseconds = None if clock is None else clock.operators(subject.module, widths)
-    cost = cost_of(config.target, subject.family, subject.config, widths, milliseconds)
-    start = start or _start(widths, cost, milliseconds)
+    whole = None if start is None else start.units
+    widths = widths_of(axes, arrays, multiple=config.multiple, min_keep=config.min_keep, whole=whole)
+    milliseconds = None if clock is None else clock.operators(module, widths)
+    choice = Choice(family, architecture, widths, config.target, milliseconds)
+    start = start or choice.start()
     if stage.first or stage.last:
-        sizes = sizes_of(config.target, start, widths, cost)
+        sizes = choice.final(start)
         if milliseconds is not None and start.milliseconds is not None:
             check_faster(widths, sizes, milliseconds, start.milliseconds)
     if not stage.last:
-        sizes = sizes_after(stage, config.schedule, config.target, start, widths, arrays, cost)
+        sizes = choice.after(stage, config.schedule, start, arrays)
     kept = {
-        axis.name: scores[axis.name].argsort(descending=True, stable=True)[: sizes[width.label]].sort().values
+        axis.name: _best(scores[axis.name], width.of(axis, sizes[width.label]))
         for width in widths
         if sizes[width.label] < width.units
         for axis in width.axes
     }
-    after = subject.family.resized(subject.config, fields_of(widths, sizes))
-    timed = None if milliseconds is None else (milliseconds(_units(widths)), milliseconds(sizes))
+    chosen = {name: units.tolist() for name, units in kept.items()}
+    after = family.resized(architecture, fields_of(widths, sizes, architecture, chosen))
+    timed = None if milliseconds is None else (milliseconds(units_of_widths(widths)), milliseconds(sizes))
     if clock is not None:
         clock.table.save()
-    return PlannedCut(subject, after, axes, kept, scores, timed, start)
+    return PlannedCut(subject, after, calibration, axes, kept, scores, timed, start)
 
 
-def _axes(config: PruneConfig, subject: Subject) -> tuple[Axis, ...]:
-    every = subject.family.axes(subject.config)
+def _best(score: Tensor, count: int) -> Tensor:
+    """The places of the most important units, rising."""
+    return score.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def _axes(config: PruneConfig, family: Family[Any], architecture: Record) -> tuple[Axis, ...]:
+    """What may be cut, with what goes with it."""
+    every = [axis for axis in family.axes(architecture) if axis.units > 0]
     wanted = get_args(AxisKind) if config.target.dimensions is not None else config.axes
-    axes = tuple(axis for axis in every if axis.kind in wanted and axis.units > 0)
+    coupled = {axis.width for axis in every if axis.width and axis.kind in wanted}
+    axes = tuple(axis for axis in every if axis.kind in wanted or axis.width in coupled)
     if not axes:
         known = sorted({axis.kind for axis in every})
         raise RequirementError(
-            f"this {subject.family.name} has no {', '.join(config.axes)} to cut",
+            f"this {family.name} has no {', '.join(config.axes)} to cut",
             remedy=f"it has {', '.join(known) or 'no axes at all'}",
         )
     return axes
-
-
-def _units(widths: tuple[Width, ...]) -> dict[str, int]:
-    return {width.label: width.units for width in widths}
-
-
-def _start(widths: tuple[Width, ...], cost: Cost | None, milliseconds: Cost | None) -> Start:
-    units = _units(widths)
-    return Start(units, None if cost is None else cost(units), None if milliseconds is None else milliseconds(units))

@@ -1,0 +1,71 @@
+"""``transformers``: checkpoints as the library writes them, in and out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.models.contract import Family, InputSpec
+from compressor.models.transformers_checkpoint import arithmetic
+from compressor.models.transformers_checkpoint.axes import checkpoint_axes
+from compressor.models.transformers_checkpoint.config import CheckpointConfig
+from compressor.models.transformers_checkpoint.layouts import decoder_of
+from compressor.models.transformers_checkpoint.presets import PRESETS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import nn
+
+    from compressor.models.axes import Axis
+
+
+class Transformers(Family[CheckpointConfig]):
+    """Language models of Hugging Face transformers (Llama, Mistral, Qwen2, Qwen3, GLM-4, and ``glm4v`` with its vision tower).
+
+    `model: {path: …}` is a folder that `save_pretrained` wrote; what comes out is one that `from_pretrained` loads. Arithmetic is
+    that of one token. The presets are small random models, to try a pipeline on.
+    """
+
+    name = "transformers"
+    Config = CheckpointConfig
+    presets: ClassVar[Mapping[str, CheckpointConfig]] = PRESETS
+    unit = "token"
+
+    def inputs(self, config: CheckpointConfig) -> tuple[InputSpec, ...]:
+        """Windows of tokens."""
+        return (InputSpec("input_ids", "int64", ("batch", "tokens"), decoder_of(config.tree).vocabulary),)
+
+    def outputs(self, config: CheckpointConfig) -> tuple[str, ...]:  # noqa: ARG002
+        """The scores of each next token, [B, T, vocabulary]."""
+        return ("logits",)
+
+    def parameters(self, config: CheckpointConfig) -> dict[str, int]:
+        """Embedding, layers, norm, head, vision."""
+        return arithmetic.parameters(config.tree)
+
+    def macs(self, config: CheckpointConfig) -> int:
+        """For one token, without the products of attention itself, which grow with the context."""
+        return arithmetic.macs_per_token(config.tree)
+
+    def build(self, config: CheckpointConfig) -> nn.Module:
+        """The class that config.json names."""
+        from compressor.models.transformers_checkpoint.checkpoint import built
+
+        return built(config.tree)
+
+    def load(self, config: CheckpointConfig, folder: Path) -> nn.Module:
+        """Through ``from_pretrained``, which may leave out nothing and invent nothing."""
+        from compressor.models.transformers_checkpoint.checkpoint import loaded
+
+        return loaded(config.tree, folder)
+
+    def save(self, module: nn.Module, config: CheckpointConfig, folder: Path, companions: Path | None = None) -> None:
+        """Through ``save_pretrained``, in the dtype that config.json names; tokenizer and processor files come along."""
+        from compressor.models.transformers_checkpoint.checkpoint import saved
+
+        saved(module, config.tree, folder, companions)
+
+    def axes(self, config: CheckpointConfig) -> tuple[Axis, ...]:
+        """Layers, heads, inner widths and the hidden width."""
+        return tuple(checkpoint_axes(config.tree))

@@ -1,0 +1,82 @@
+"""A module's tensors in and out of ``model.safetensors``: tied ones once, and every one that does not fit named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from compressor.artifacts.errors_from_os import writing
+from compressor.errors import ModelError, StorageError
+from compressor.models.files import CONFIG, WEIGHTS
+
+
+def filled(module: nn.Module, folder: Path) -> nn.Module:
+    """The module with the tensors of a folder's file, with the file's dtypes.
+
+    Raises:
+        ModelError: tensors are missing, too many, or of another shape or kind: all are named.
+    """
+    try:
+        found = safetensors.torch.load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ModelError(f"{folder / WEIGHTS}: {error}", remedy="copy or save it again") from error
+    wanted = _by_storage(module)
+    problems = []
+    for group in wanted:
+        present = [name for name in group if name in found]
+        if not present:
+            name, target = next(iter(group.items()))
+            problems.append(f"missing: {name} {_shown(target)}")
+            continue
+        value = found[present[0]]
+        for name, target in group.items():
+            if value.shape != target.shape or value.is_floating_point() != target.is_floating_point():
+                problems.append(f"{name}: {_shown(value)} in the file, {_shown(target)} in the model")
+            else:
+                target.data = value
+    known = {name for group in wanted for name in group}
+    problems += [f"unexpected: {name} {_shown(value)}" for name, value in found.items() if name not in known]
+    if problems:
+        raise ModelError(
+            f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes:\n"
+            + "\n".join(f"    {problem}" for problem in problems),
+            remedy="take config.json and model.safetensors from the same model",
+        )
+    return module
+
+
+def save_weights(module: nn.Module, folder: Path) -> None:
+    """Write ``model.safetensors`` into ``folder``; equal weights give equal bytes.
+
+    Raises:
+        StorageError: the disk is full, or the folder may not be written.
+    """
+    tensors = {}
+    for group in _by_storage(module):
+        name, value = next(iter(group.items()))
+        kept = value.detach().cpu().contiguous()
+        whole = kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+        tensors[name] = kept if whole else kept.clone()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            safetensors.torch.save_file(tensors, folder / WEIGHTS)
+            (folder / WEIGHTS).chmod(0o644)  # the library makes it 0600
+        except SafetensorError as error:
+            raise StorageError(f"cannot write {folder / WEIGHTS}: {error}", remedy="free some space") from error
+
+
+def _by_storage(module: nn.Module) -> list[dict[str, Tensor]]:
+    """The module's saved tensors by name, those that are one and the same (tied weights) in one group; sorted by name."""
+    groups: dict[object, dict[str, Tensor]] = {}
+    for name, value in sorted(module.state_dict(keep_vars=True).items()):
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else id(value)
+        groups.setdefault(key, {})[name] = value
+    return list(groups.values())
+
+
+def _shown(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
