@@ -1,5 +1,7 @@
 """Cutting what has no effect changes nothing; choosing meets the target."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from passes.prune.importance import activation, entropy, gradient, magnitude, ta
 from passes.prune.latency import LatencyTable, Operator, latency_of, operators_of, resized
 from passes.prune.repair import least_squares, norm_scales
 from passes.prune.sizes import fields_of
+from passes.prune.step import Prune, PruneConfig
 from passes.prune.surgery import without
 from tests.unit.models.test_axes import CASES, DEEP, MULTI_QUERY, OTHER
 from tests.unit.models.test_families import inputs
@@ -266,14 +269,42 @@ def test_an_operator_follows_its_weight():
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
 def test_operators_are_timed_once_and_kept(runtime, tmp_path, monkeypatch):
-    table = LatencyTable(runtime, 1, 3, tmp_path)
+    table = LatencyTable(runtime, 1, 3, tmp_path, print)
     large, small = Operator("conv2d", (1, 64, 40, 40), (64, 64, 3, 3), 1, 1), Operator("linear", (1, 4), (4, 4))
     assert table.milliseconds(large) > table.milliseconds(small) >= 0
     assert table.milliseconds(Operator("conv1d", (1, 4, 9), (4, 1, 3), 1, 1, 4)) >= 0
     table.save()
-    again = LatencyTable(runtime, 1, 3, tmp_path)
+    again = LatencyTable(runtime, 1, 3, tmp_path, print)
     monkeypatch.setattr("passes.prune.latency.measured", None)
     assert again.milliseconds(large) == table.milliseconds(large)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"linear 1x1": "fast"}', '{"linear 1x1": -1}', "[1]"])
+def test_a_damaged_table_is_told_and_measured_anew(content, tmp_path):
+    notes = []
+    table = LatencyTable("torch", 1, 3, tmp_path, notes.append)
+    table.file.parent.mkdir()
+    table.file.write_text(content)
+    again = LatencyTable("torch", 1, 3, tmp_path, notes.append)
+    assert again.milliseconds(Operator("linear", (1, 4), (4, 4))) >= 0
+    again.save()
+    LatencyTable("torch", 1, 3, tmp_path, notes.append)
+    assert ["damaged" in note for note in notes] == [True]
+
+
+def test_timing_in_torch_leaves_its_threads_as_they_were(tmp_path):
+    before = torch.get_num_threads()
+    LatencyTable("torch", before + 1, 3, tmp_path, print).milliseconds(Operator("linear", (1, 4), (4, 4)))
+    assert torch.get_num_threads() == before
+
+
+def test_the_id_knows_what_times_the_layers():
+    def tools(**latency):
+        fields = {"target": {"macs": 0.5}, "calibration": "train", **latency}
+        return Prune().tools_for(PruneConfig.model_validate_json(json.dumps(fields)))
+
+    assert tools() == tools(latency={"runtime": "torch"}) == ("torch", "numpy")
+    assert tools(latency={}) == ("torch", "numpy", "onnxruntime")
 
 
 def test_every_layer_that_an_axis_moves_is_timed():
