@@ -17,48 +17,52 @@ _CLEARLY = 1 - 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """Axes that keep equally many units, because one field of the config counts them."""
+    """Axes that are cut in proportion: one field of the config counts their units, or the architecture ties them."""
 
+    label: str
     axes: tuple[Axis, ...]
+    units: int
+    """Steps in which the axes can go together: of an axis, ``axis.units / units`` units at a time."""
     lost: Array
-    """[units + 1]: the importance that goes with the k least important units of every axis."""
+    """[units + 1]: the importance that goes with the k least important parts of every axis."""
     step: int
     """Units go this many at a time."""
     least: int
     """Units that stay."""
 
-    @property
-    def label(self) -> str:
-        """The field."""
-        return self.axes[0].label
+    def of(self, axis: Axis, kept: int) -> int:
+        """Units of the axis where the width keeps ``kept``."""
+        return axis.units // self.units * kept
 
-    @property
-    def units(self) -> int:
-        """Units before anything is cut."""
-        return self.axes[0].units
+    def dimensions(self) -> dict[str, int]:
+        """The names that users have for it, and how much each counts for one unit."""
+        return {axis.label: self.of(axis, 1) * axis.fields[0][1] for axis in self.axes}
 
 
 def widths_of(
     axes: Sequence[Axis], scores: Mapping[str, Array], *, multiple: int, min_keep: float
 ) -> tuple[Width, ...]:
-    """Group axes by their fields.
+    """Group axes by their fields, or by the width that they name.
 
     Args:
         axes: what may be cut.
         scores: axis name to the importance of its units.
-        multiple: kept channels and inner widths are multiples of it; heads and layers go one by one.
+        multiple: kept channels, inner and hidden widths are multiples of it; heads and layers go one by one.
         min_keep: the part of the units that stays at least.
     """
     groups: dict[object, list[Axis]] = {}
     for axis in axes:
-        groups.setdefault(axis.fields, []).append(axis)
+        groups.setdefault(axis.width or axis.fields, []).append(axis)
     widths = []
     for members in groups.values():
-        units = members[0].units
-        step = 1 if members[0].kind in {"heads", "layers"} else multiple
+        units = min(axis.units for axis in members)
+        step = 1 if any(axis.kind in {"heads", "layers"} for axis in members) else multiple
         least = max(1, -(-int(np.ceil(units * min_keep)) // step) * step)
-        lost = sum(np.concatenate([[0.0], np.sort(scores[axis.name]).cumsum()]) for axis in members)
-        widths.append(Width(tuple(members), np.asarray(lost), step, min(least, units)))
+        lost = sum(
+            np.concatenate([[0.0], np.sort(scores[axis.name]).cumsum()])[:: axis.units // units] for axis in members
+        )
+        label = members[0].width or members[0].label
+        widths.append(Width(label, tuple(members), units, np.asarray(lost), step, min(least, units)))
     return tuple(widths)
 
 

@@ -53,6 +53,26 @@ def layers_by_taylor(model: nn.Module, axes: Sequence[Axis], batches: Batches, l
     return {name: total / max(count, 1) for name, total in totals.items()}
 
 
+def layers_by_loss(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
+    """How much the loss grows when the layer alone hands on what it is given: one pass over the samples for each layer."""
+    batches = list(batches)
+
+    def mean() -> Tensor:
+        return torch.stack([loss(batch).double() for batch in batches]).mean().cpu()
+
+    scores = {}
+    with torch.no_grad():
+        whole = mean()
+        for axis in axes:
+            grown = []
+            for layer in _layers(model, axis):
+                handle = layer.register_forward_hook(lambda _module, inputs, _output: inputs[0])
+                grown.append(mean() - whole)
+                handle.remove()
+            scores[axis.name] = torch.stack(grown).clamp(min=0)
+    return scores
+
+
 def _layers(model: nn.Module, axis: Axis) -> list[nn.Module]:
     return [model.get_submodule(f"{axis.stack}.{number}") for number in range(axis.units)]
 

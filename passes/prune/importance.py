@@ -6,6 +6,7 @@ Shapes: U units of an axis, C channels of a layer's input, N values, B bins, X a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def activation(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: L
         squares_C = inputs_CN.double().square().sum(dim=1)
         energy[reader] = energy[reader] + squares_C if reader in energy else squares_C
 
-    _watch(model, axes, batches, loss, add)
+    watch(model, axes, batches, loss, add)
     weights = {name: model.get_parameter(f"{name}.weight").detach().double() for name in energy}
     columns = {name: weight.movedim(1, 0).flatten(1).norm(dim=1) for name, weight in weights.items()}
     return _over_readers(axes, {name: energy[name].sqrt() * columns[name] for name in energy})
@@ -64,7 +65,7 @@ def entropy(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss
         )
         counts[reader] = counts[reader] + found_CB if reader in counts else found_CB
 
-    _watch(model, axes, batches, loss, add)
+    watch(model, axes, batches, loss, add)
     return _over_readers(axes, {name: _entropy(count_CB.double()) for name, count_CB in counts.items()})
 
 
@@ -117,7 +118,7 @@ def _readers(model: nn.Module, axes: Sequence[Axis]) -> dict[str, nn.Module]:
     return {cut.module: model.get_submodule(cut.module) for axis in axes for cut in axis.cuts if cut.reads}
 
 
-def _watch(
+def watch(
     model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss, add: Callable[[str, Tensor], None]
 ) -> None:
     """Run the model; ``add`` gets the name of each layer that reads an axis, and its inputs [channels, values]."""
@@ -143,7 +144,11 @@ def _over_readers(axes: Sequence[Axis], by_channel: Mapping[str, Tensor]) -> Sco
     """Reader to a value for each of its input channels, to one for each unit, as a share of the axis'."""
     scores = {}
     for axis in axes:
-        values = [by_channel[cut.module].reshape(axis.units, cut.block).sum(dim=1) for cut in axis.cuts if cut.reads]
+        values = [
+            units_of(by_channel[cut.module], replace(cut, dim=0), axis.units).sum(dim=1)
+            for cut in axis.cuts
+            if cut.reads
+        ]
         scores[axis.name] = shares(torch.stack(values).sum(dim=0))
     return scores
 

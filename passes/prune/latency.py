@@ -162,21 +162,24 @@ def latency_of(
 ) -> Callable[[Mapping[str, int]], float]:
     """A function from the units that widths keep, by label, to the milliseconds of all operators together."""
     holders: dict[str, list[tuple[str, int, int]]] = {}
+    """Tensor to the width that cuts it, the dimension, and how much of it one unit of the width holds."""
     stacks = {axis.stack: (width.label, axis.units) for width in widths for axis in width.axes if axis.stack}
     for width in widths:
-        for cut in (cut for axis in width.axes for cut in axis.cuts):
-            holders.setdefault(cut.tensor, []).append((width.label, cut.dim, cut.block))
+        for axis in width.axes:
+            for cut in axis.cuts:
+                part = width.of(axis, 1) * cut.block * cut.segments
+                holders.setdefault(cut.tensor, []).append((width.label, cut.dim, part))
 
     def total(kept: Mapping[str, int]) -> float:
         milliseconds = 0.0
         for name, (operator, calls) in operators.items():
             weight = list(operator.weight)
-            for label, dim, block in holders.get(name, ()):
-                weight[dim] = kept[label] * block
-            part = 1.0
+            for label, dim, part in holders.get(name, ()):
+                weight[dim] = kept[label] * part
+            share = 1.0
             for stack, (label, layers) in stacks.items():
-                part *= kept[label] / layers if name.startswith(f"{stack}.") else 1.0
-            milliseconds += part * calls * table.milliseconds(resized(operator, tuple(weight)))
+                share *= kept[label] / layers if name.startswith(f"{stack}.") else 1.0
+            milliseconds += share * calls * table.milliseconds(resized(operator, tuple(weight)))
         return milliseconds
 
     return total

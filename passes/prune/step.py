@@ -68,11 +68,14 @@ class PruneConfig(PassConfig):
     target: Target
     """How small the model becomes."""
     axes: tuple[AxisKind, ...] = ("channels", "ffn", "heads")
-    """What may be cut: channels of convolutions, inner widths, attention heads (whole key groups), layers. A target of
-    `dimensions` may name any."""
+    """What may be cut: channels of convolutions, inner widths, attention heads (whole key groups), layers, and the hidden width
+    that runs through all layers of a language model. A target of `dimensions` may name any."""
     importance: Literal["magnitude", "activation", "entropy", "gradient", "taylor"] = "taylor"
     """What tells which units matter: the weights' norm; norm times activation (Wanda); the entropy of the activation; the
     gradient's norm; the loss without them (Taylor)."""
+    layer_importance: Literal["cosine", "loss", "taylor"] | None = None
+    """What tells which layers matter: how much they turn what goes through; how much the loss grows without them, measured one
+    by one; the same to first order. By default `taylor` where `importance` is, else `cosine`."""
     calibration: DataName | None = None
     """The set that all but magnitude look at, with its labels."""
     num_samples: Annotated[int, Field(ge=1)] = 768
@@ -83,6 +86,9 @@ class PruneConfig(PassConfig):
     """Channels and inner widths become multiples of it, as hardware likes; heads and layers go one by one."""
     min_keep: Annotated[float, Field(gt=0, le=1)] = 0.25
     """The part of every width that stays at least."""
+    repair: bool = True
+    """With a calibration set: change the weights of what reads a narrower width, by least squares, so that it answers as
+    before, as nearly as it can."""
     latency: Latency | None = None
     """Time every layer at every width on this machine: for a target of latency_ms, or to refuse a cut that is slower."""
 
@@ -142,7 +148,7 @@ class Prune(Pass[PruneConfig]):
 
     def preview(self, config: PruneConfig, parent: Artifact, context: PassContext) -> list[Mapping[str, Any]]:
         """The cut of every axis, as ``run`` would make it."""
-        from passes.prune.pruning import planned_cut
+        from passes.prune.planning import planned_cut
 
         return list(planned_cut(config, parent, context).rows())
 

@@ -13,7 +13,13 @@ from compressor.models.axes import Axis, Cut
 def units_of(tensor: Tensor, cut: Cut, units: int) -> Tensor:
     """The tensor as [units, everything else], a row for each unit."""
     rows = tensor.movedim(cut.dim, 0)
-    return rows.reshape(units, cut.block, *rows.shape[1:]).flatten(1)
+    return rows.reshape(cut.segments, units, cut.block, *rows.shape[1:]).movedim(1, 0).flatten(1)
+
+
+def indices_of(kept: Tensor, cut: Cut, units: int) -> Tensor:
+    """The places of the ``kept`` units (int64, rising) along the dimension of a cut, in order."""
+    segment, within = torch.arange(cut.segments), torch.arange(cut.block)
+    return (segment[:, None, None] * units * cut.block + kept[None, :, None] * cut.block + within).flatten()
 
 
 def without(state: Mapping[str, Tensor], axes: Sequence[Axis], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -28,9 +34,8 @@ def without(state: Mapping[str, Tensor], axes: Sequence[Axis], kept: Mapping[str
     for axis in axes:
         if axis.name not in kept:
             continue
-        units = kept[axis.name]
         for cut in axis.cuts:
-            indices = (units[:, None] * cut.block + torch.arange(cut.block)[None, :]).flatten()
+            indices = indices_of(kept[axis.name], cut, axis.units)
             smaller[cut.tensor] = smaller[cut.tensor].index_select(cut.dim, indices)
     for axis in axes:
         if axis.stack and axis.name in kept:

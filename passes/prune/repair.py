@@ -1,0 +1,118 @@
+"""What the units that stay can do for those that go, without training: tensors in, tensors out.
+
+Shapes: C channels of a layer's input, K of them kept, D dropped, O outputs, N values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from compressor.models.axes import Axis
+from passes.prune.importance import Batches, Loss, watch
+from passes.prune.surgery import indices_of, units_of
+
+_DAMPING = 0.01
+"""Part of the mean energy of a channel that is added to each, as in GPTQ (Frantar et al. 2023)."""
+
+
+def least_squares(
+    model: nn.Module, axes: Sequence[Axis], kept: Mapping[str, Tensor], batches: Batches, loss: Loss
+) -> dict[str, Tensor]:
+    """Weights of what reads the axes, such that their kept columns alone answer as all did, as nearly as they can.
+
+    For inputs X [N, C] and weights W [O, C], the change of W_K is W_D·G_DK·(G_KK + λI)⁻¹ with G = XᵀX: the least-squares solution
+    of ‖X·Wᵀ − X_K·W'ᵀ‖, damped (as in SlimGPT, Ling et al. 2024, and SparseGPT for columns). Linear layers and 1×1 convolutions
+    whose weights nothing else uses; the others stay as they are.
+    """
+    cut = [axis for axis in axes if axis.name in kept]
+    solvable = _solvable(model)
+    grams: dict[str, Tensor] = {}
+
+    def add(reader: str, inputs_CN: Tensor) -> None:
+        if reader in solvable:
+            inputs_CN = inputs_CN.float()
+            gram_CC = inputs_CN @ inputs_CN.T
+            grams[reader] = grams[reader] + gram_CC if reader in grams else gram_CC
+
+    watch(model, cut, batches, loss, add)
+    weights = {}
+    for axis in cut:
+        for one in axis.cuts:
+            if one.reads and one.module in grams:
+                columns_K = indices_of(kept[axis.name], one, axis.units)
+                weight = model.get_parameter(one.tensor).detach()
+                weights[one.tensor] = _answering_alone(weight, grams[one.module], columns_K)
+    return weights
+
+
+def _solvable(model: nn.Module) -> set[str]:
+    """Layers that are matrix products over their channels, with weights of their own."""
+    uses: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
+        and uses[id(module.weight)] == 1
+        and module.weight[0, 0].numel() == 1
+        and getattr(module, "groups", 1) == 1
+    }
+
+
+def _answering_alone(weight: Tensor, gram_CC: Tensor, columns_K: Tensor) -> Tensor:
+    """The weight with its kept columns changed; the others are as they were."""
+    matrix_OC = weight.flatten(1).cpu().double()
+    dropped = torch.ones(len(gram_CC), dtype=torch.bool)
+    dropped[columns_K] = False
+    gram_CC = gram_CC.double()
+    gram_KK = gram_CC[columns_K][:, columns_K]
+    damping = _DAMPING * gram_KK.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    gram_KK.diagonal().add_(damping)
+    missing_KO = gram_CC[columns_K][:, dropped] @ matrix_OC[:, dropped].T
+    change_KO = torch.cholesky_solve(missing_KO, torch.linalg.cholesky(gram_KK))
+    changed_OC = matrix_OC.index_add(1, columns_K, change_KO.T)
+    return changed_OC.reshape(weight.shape).to(weight.dtype)
+
+
+def norm_scales(
+    model: nn.Module, axes: Sequence[Axis], kept: Mapping[str, Tensor], batches: Batches, loss: Loss
+) -> dict[str, Tensor]:
+    """The weights of RMS norms over fewer units, such that what they let through keeps its size.
+
+    The root mean square is then taken over K of C channels with the part κ of the energy, so weights take √(κ·C/K); κ is the
+    mean over tokens. Where what goes is silent (κ = 1), the output stays exactly.
+    """
+    norms = {one.module: (axis, one) for axis in axes if axis.name in kept for one in axis.cuts if one.norm}
+    shares: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+            energy_NC = inputs[0].detach().flatten(0, -2).double().square()
+            share_NC = energy_NC / energy_NC.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+            shares[name] = shares.get(name, torch.zeros(())) + share_NC.sum(dim=0).cpu()
+            counts[name] = counts.get(name, 0) + len(share_NC)
+
+        return look
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in norms]
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                loss(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    weights = {}
+    for name, (axis, one) in norms.items():
+        by_unit = units_of(shares[name] / counts[name], replace(one, dim=0), axis.units).sum(dim=1)
+        units = kept[axis.name]
+        factor = (by_unit[units].sum() * axis.units / len(units)).sqrt()
+        weights[one.tensor] = model.get_parameter(one.tensor).detach().cpu() * factor.to(torch.float32)
+    return weights

@@ -1,0 +1,85 @@
+"""The importance of every unit, as the config asks for it, on real samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.data.contract import Dataset
+from compressor.engine.contract import PassContext
+from compressor.errors import DataError
+from compressor.models.axes import Axis
+from compressor.models.contract import Family
+from passes.common.accuracy import device_of, tensors_from_batch
+from passes.common.losses import hard_cross_entropy
+from passes.prune.depth import layers_by_cosine, layers_by_loss, layers_by_taylor, layers_by_weight
+from passes.prune.importance import Scores, activation, entropy, gradient, magnitude, taylor
+from passes.prune.step import PruneConfig
+
+_OF_UNITS = {"activation": activation, "entropy": entropy, "gradient": gradient, "taylor": taylor}
+_OF_LAYERS = {"cosine": layers_by_cosine, "loss": layers_by_loss, "taylor": layers_by_taylor}
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Samples, and the loss of a model on them."""
+
+    family: Family[Any]
+    module: nn.Module
+    dataset: Dataset
+    config: PruneConfig
+    context: PassContext
+
+    def batches(self, what: str) -> Iterator[dict[str, Tensor]]:
+        """The first ``num_samples`` of the set; progress is told as ``what``."""
+        device, size = device_of(self.module), self.config.batch_size
+        total = min(self.config.num_samples, len(self.dataset))
+        for start in range(0, total, size):
+            end = min(start + size, total)
+            yield tensors_from_batch(self.dataset.batch(np.arange(start, end, dtype=np.int64)), device)
+            self.context.progress(what, end, total, {})
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The sum over the family's heads of the mean cross-entropy with the labels of a batch."""
+        outputs = self.module(**{name: batch[name] for name in self.dataset.input_names})
+        return torch.stack(list(hard_cross_entropy(self.family.heads(self.module, outputs), batch).values())).sum()
+
+
+def opened_calibration(
+    config: PruneConfig, family: Family[Any], module: nn.Module, context: PassContext
+) -> Calibration | None:
+    """The set that the config names, if it does.
+
+    Raises:
+        DataError: it is empty, or has no labels.
+    """
+    if config.calibration is None:
+        return None
+    dataset = context.data(config.calibration)
+    if len(dataset) == 0:
+        raise DataError(f"data set {config.calibration!r} is empty")
+    if dataset.label_name is None:
+        raise DataError(f"data set {config.calibration!r} has no labels", remedy="use importance `magnitude`")
+    return Calibration(family, module, dataset, config, context)
+
+
+def scored(config: PruneConfig, module: nn.Module, axes: Sequence[Axis], calibration: Calibration | None) -> Scores:
+    """Axis name to the importance of its units, float64 [units] on the CPU."""
+    stacks = [axis for axis in axes if axis.stack]
+    others = [axis for axis in axes if not axis.stack]
+    of_layers = config.layer_importance or ("taylor" if config.importance == "taylor" else "cosine")
+    if calibration is None:
+        return magnitude(module, others) | layers_by_weight(module, stacks)
+    scores: Scores = {}
+    if others and config.importance == "magnitude":
+        scores |= magnitude(module, others)
+    elif others:
+        scores |= _OF_UNITS[config.importance](module, others, calibration.batches("score"), calibration.loss)
+    if stacks:
+        scores |= _OF_LAYERS[of_layers](module, stacks, calibration.batches("score layers"), calibration.loss)
+    return {name: score.cpu() for name, score in scores.items()}
