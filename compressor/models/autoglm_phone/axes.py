@@ -12,7 +12,7 @@ from compressor.models.axes import Axis, Cut, Field, batch_norm, weight_and_bias
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from compressor.models.autoglm_phone.config import PhoneConfig, VisionConfig
+    from compressor.models.autoglm_phone.config import Block, PhoneConfig, VisionConfig
 
 
 def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis]:
@@ -31,33 +31,37 @@ def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis
     for number, block in enumerate(config.vision_blocks):
         here = f"{prefix}.blocks.{number}"
         place: Field = ("vision_blocks", number)
-        cuts = (*cuts, Cut(f"{here}.expand.weight", 1))
         # What is added to its input stays added, and what is not never starts to be, whatever the widths become.
         stated = (*stated, ((*place, "residual"), block.is_residual(units)))
-        expanded = (
-            Cut(f"{here}.expand.weight", 0),
-            *batch_norm(f"{here}.expand_norm"),
-            Cut(f"{here}.filter.weight", 0),
-            *batch_norm(f"{here}.filter_norm"),
-            Cut(f"{here}.project.weight", 1),
-        )
-        if block.squeeze:
-            expanded = (*expanded, Cut(f"{here}.squeeze.down.weight", 1), *weight_and_bias(f"{here}.squeeze.up", 0))
+        expanded = _filtered(here, block)
         fixed: tuple[tuple[Field, int | bool], ...] = (
             (((*place, "squeezed"), block.squeezed_channels),) if block.squeeze else ()
         )
-        yield Axis(f"{here}.expand", "channels", block.expanded, expanded, (((*place, "expanded"), 1),), fixed)
+        if block.expands:
+            cuts = (*cuts, Cut(f"{here}.expand.weight", 1))
+            expanded = (Cut(f"{here}.expand.weight", 0), *batch_norm(f"{here}.expand_norm"), *expanded)
+            yield Axis(f"{here}.expand", "channels", block.expanded, expanded, (((*place, "expanded"), 1),), fixed)
+        else:
+            cuts, fields, stated = (*cuts, *expanded), (*fields, (*place, "expanded")), (*stated, *fixed)
         written = (Cut(f"{here}.project.weight", 0), *batch_norm(f"{here}.project_norm"))
         if block.is_residual(units):
             cuts, fields = (*cuts, *written), (*fields, (*place, "out"))
         else:
             yield Axis(name, "channels", units, cuts, tuple((field, 1) for field in fields), stated)
-            cuts, fields, stated = written, ((*place, "out"),), stated[-1:]
+            cuts, fields, stated = written, ((*place, "out"),), (((*place, "residual"), False),)
             name, units = f"{here}.project", block.out
     cuts = (*cuts, Cut(f"{prefix}.last.weight", 1))
     yield Axis(name, "channels", units, cuts, tuple((field, 1) for field in fields), stated)
     width = (Cut(f"{prefix}.last.weight", 0), *batch_norm(f"{prefix}.last_norm"), Cut(f"{reader}.weight", 1))
     yield Axis(f"{prefix}.last", "channels", config.vision_width, width, ((("vision_width",), 1),))
+
+
+def _filtered(here: str, block: Block) -> tuple[Cut, ...]:
+    """Where a block holds the channels that it filters, beside what expands them."""
+    cuts = (Cut(f"{here}.filter.weight", 0), *batch_norm(f"{here}.filter_norm"), Cut(f"{here}.project.weight", 1))
+    if block.squeeze:
+        cuts = (*cuts, Cut(f"{here}.squeeze.down.weight", 1), *weight_and_bias(f"{here}.squeeze.up", 0))
+    return cuts
 
 
 def _stack(name: str, field: str, layers: int) -> Axis:
