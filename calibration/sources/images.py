@@ -23,6 +23,9 @@ class ImagesConfig(SourceConfig):
     """A folder with one folder of pictures per class; relative to pipeline.yaml."""
     image_size: Annotated[int, Field(ge=1, le=4096)] = 224
     """Pictures are scaled to cover a square of this side, and cut to it at the centre."""
+    numbered: bool = False
+    """Folders are named by the number of their class, as `285`, where there need not be pictures of every class; otherwise
+    classes are numbered in the order of their names."""
     num_samples: Annotated[int, Field(ge=1)] | None = None
     """At most so many, drawn by `seed`; all of them by default."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -43,6 +46,8 @@ class Images(DataSource[ImagesConfig]):
         classes = _classes(root)
         if not classes:
             return [f"{config.path} holds no folder; expected one folder of pictures per class"]
+        if config.numbered and (wrong := [name for name in classes if not _is_number(name)]):
+            return [f"{config.path}: folders are not numbers of classes: {', '.join(wrong)}"]
         empty = [f"{config.path}/{name} holds no picture" for name, files in classes.items() if not files]
         return empty + [f"{file} is empty" for files in classes.values() for file in files if not file.stat().st_size]
 
@@ -55,7 +60,8 @@ class Images(DataSource[ImagesConfig]):
     def load(self, config: ImagesConfig, context: SourceContext) -> Dataset:
         """Decode every picture that is drawn; all unreadable ones are named at once."""
         classes = _classes(context.base / config.path)
-        every = [(file, label) for label, files in enumerate(classes.values()) for file in files]
+        numbers = [int(name) for name in classes] if config.numbered else range(len(classes))
+        every = [(file, label) for label, files in zip(numbers, classes.values(), strict=True) for file in files]
         chosen = [every[index] for index in sampled(len(every), config.num_samples, config.seed)]
         if not chosen:
             raise DataError(f"{config.path} holds no picture")
@@ -70,7 +76,8 @@ class Images(DataSource[ImagesConfig]):
         if broken:
             raise DataError(f"{len(broken)} pictures cannot be read:\n" + "\n".join(broken))
         labels = np.array([label for _, label in chosen], dtype=np.int64)
-        return ArrayDataset({"image": images, "label": labels}, ("image",), "label", tuple(classes))
+        names = None if config.numbered else tuple(classes)
+        return ArrayDataset({"image": images, "label": labels}, ("image",), "label", names)
 
 
 def image_from_file(file: Path, side: int) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
@@ -87,6 +94,10 @@ def image_from_file(file: Path, side: int) -> np.ndarray[tuple[int, int, int], n
     with Image.open(file) as opened:
         fitted = ImageOps.fit(opened.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
         return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def _classes(root: Path) -> dict[str, list[Path]]:

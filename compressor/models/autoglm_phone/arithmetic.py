@@ -86,9 +86,9 @@ def glm_layer(config: PhoneConfig, length: int, memory: int) -> Cost:
 def _inverted_residual(block: Block, inputs: int, side: int) -> tuple[Cost, int]:
     after = -(-side // block.stride)
     squeezed = block.squeezed_channels
+    expand = convolution(inputs, block.expanded, 1, side**2) + normalization(block.expanded)
     cost = (
-        convolution(inputs, block.expanded, 1, side**2)
-        + normalization(block.expanded)
+        (expand if block.expands else Cost())
         + convolution(1, block.expanded, block.kernel**2, after**2)
         + normalization(block.expanded)
         + convolution(block.expanded, block.out, 1, after**2)

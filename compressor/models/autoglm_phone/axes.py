@@ -12,7 +12,7 @@ from compressor.models.axes import Axis, Cut, Field, batch_norm, weight_and_bias
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from compressor.models.autoglm_phone.config import PhoneConfig, VisionConfig
+    from compressor.models.autoglm_phone.config import Block, PhoneConfig, VisionConfig
 
 
 def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis]:
@@ -31,33 +31,37 @@ def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis
     for number, block in enumerate(config.vision_blocks):
         here = f"{prefix}.blocks.{number}"
         place: Field = ("vision_blocks", number)
-        cuts = (*cuts, Cut(f"{here}.expand.weight", 1))
         # What is added to its input stays added, and what is not never starts to be, whatever the widths become.
         stated = (*stated, ((*place, "residual"), block.is_residual(units)))
-        expanded = (
-            Cut(f"{here}.expand.weight", 0),
-            *batch_norm(f"{here}.expand_norm"),
-            Cut(f"{here}.filter.weight", 0),
-            *batch_norm(f"{here}.filter_norm"),
-            Cut(f"{here}.project.weight", 1),
-        )
-        if block.squeeze:
-            expanded = (*expanded, Cut(f"{here}.squeeze.down.weight", 1), *weight_and_bias(f"{here}.squeeze.up", 0))
+        expanded = _filtered(here, block)
         fixed: tuple[tuple[Field, int | bool], ...] = (
             (((*place, "squeezed"), block.squeezed_channels),) if block.squeeze else ()
         )
-        yield Axis(f"{here}.expand", "channels", block.expanded, expanded, (((*place, "expanded"), 1),), fixed)
+        if block.expands:
+            cuts = (*cuts, Cut(f"{here}.expand.weight", 1))
+            expanded = (Cut(f"{here}.expand.weight", 0), *batch_norm(f"{here}.expand_norm"), *expanded)
+            yield Axis(f"{here}.expand", "channels", block.expanded, expanded, (((*place, "expanded"), 1),), fixed)
+        else:
+            cuts, fields, stated = (*cuts, *expanded), (*fields, (*place, "expanded")), (*stated, *fixed)
         written = (Cut(f"{here}.project.weight", 0), *batch_norm(f"{here}.project_norm"))
         if block.is_residual(units):
             cuts, fields = (*cuts, *written), (*fields, (*place, "out"))
         else:
             yield Axis(name, "channels", units, cuts, tuple((field, 1) for field in fields), stated)
-            cuts, fields, stated = written, ((*place, "out"),), stated[-1:]
+            cuts, fields, stated = written, ((*place, "out"),), (((*place, "residual"), False),)
             name, units = f"{here}.project", block.out
     cuts = (*cuts, Cut(f"{prefix}.last.weight", 1))
     yield Axis(name, "channels", units, cuts, tuple((field, 1) for field in fields), stated)
     width = (Cut(f"{prefix}.last.weight", 0), *batch_norm(f"{prefix}.last_norm"), Cut(f"{reader}.weight", 1))
     yield Axis(f"{prefix}.last", "channels", config.vision_width, width, ((("vision_width",), 1),))
+
+
+def _filtered(here: str, block: Block) -> tuple[Cut, ...]:
+    """Where a block holds the channels that it filters, beside what expands them."""
+    cuts = (Cut(f"{here}.filter.weight", 0), *batch_norm(f"{here}.filter_norm"), Cut(f"{here}.project.weight", 1))
+    if block.squeeze:
+        cuts = (*cuts, Cut(f"{here}.squeeze.down.weight", 1), *weight_and_bias(f"{here}.squeeze.up", 0))
+    return cuts
 
 
 def _stack(name: str, field: str, layers: int) -> Axis:
@@ -120,8 +124,44 @@ def _gated_ffn_axis(config: PhoneConfig, ffn: str) -> Axis:
     return Axis(ffn, "ffn", config.ffn, cuts, ((("ffn",), 1),))
 
 
+def _reads_and_writes(config: PhoneConfig) -> Iterator[Cut]:
+    """Where the text model's layers, and those of fusion, read the hidden width and add to it."""
+    stacks = {
+        "text_encoder": (config.encoder_layers, ("attention_norm", "ffn_norm")),
+        "text_decoder": (config.decoder_layers, ("attention_norm", "ffn_norm")),
+        "fusion": (config.fusion_layers, ("query_norm", "context_norm", "ffn_norm")),
+    }
+    for part, (layers, norms) in stacks.items():
+        for layer in (f"{part}.layers.{number}" for number in range(layers)):
+            yield from (Cut(f"{layer}.{norm}.weight", 0, norm=True) for norm in norms)
+            yield from (Cut(f"{layer}.attention.{name}.weight", 1) for name in ("query", "key", "value"))
+            yield from (Cut(f"{layer}.ffn.{name}.weight", 1) for name in ("gate", "up"))
+            yield from (Cut(f"{layer}.{name}.weight", 0) for name in ("attention.out", "ffn.down"))
+    for layer in (f"fusion.layers.{number}" for number in range(config.fusion_layers)):
+        yield Cut(f"{layer}.gate_in.weight", 1, segments=2)  # of the query, then of the screen
+        yield from weight_and_bias(f"{layer}.gate_out", 0)
+
+
+def _hidden_axis(config: PhoneConfig) -> Axis:
+    """The width of the text model, and of all that is fused with it."""
+    cuts = (
+        Cut("text_encoder.embedding.weight", 1, table=True),
+        *_reads_and_writes(config),
+        *(Cut(f"{name}.weight", 0, norm=True) for name in ("text_encoder.norm", "text_decoder.norm")),
+        *(
+            cut
+            for name in ("from_vision", "from_speech", "adapter_out")
+            for cut in weight_and_bias(f"fusion.{name}", 0)
+        ),
+        Cut("fusion.adapter_norm.weight", 0, norm=True),
+        Cut("fusion.pooling", 1),
+        *(Cut(f"fusion.{name}.weight", 1) for name in ("adapter_in", "command_space", "cell_space")),
+    )
+    return Axis("hidden", "hidden", config.hidden, cuts, ((("hidden",), 1),))
+
+
 def phone_axes(config: PhoneConfig) -> Iterator[Axis]:
-    """Of the whole model. The widths of the text model and of the shared space stay as they are."""
+    """Of the whole model. The width of the shared space stays as it is."""
     yield from vision_axes(config, "vision", "fusion.from_vision")
     yield from _speech_axes(config)
     yield _stack("text_encoder.layers", "encoder_layers", config.encoder_layers)
@@ -137,5 +177,6 @@ def phone_axes(config: PhoneConfig) -> Iterator[Axis]:
         yield _gated_ffn_axis(config, f"{here}.ffn")
         gate = (*weight_and_bias(f"{here}.gate_in", 0), Cut(f"{here}.gate_out.weight", 1))
         yield Axis(f"{here}.gate", "ffn", config.gate, gate, ((("gate",), 1),))
+    yield _hidden_axis(config)
     adapter = (*weight_and_bias("fusion.adapter_in", 0), Cut("fusion.adapter_out.weight", 1))
     yield Axis("fusion.adapter", "ffn", config.adapter, adapter, ((("adapter",), 1),))

@@ -35,6 +35,8 @@ class Block(Record):
     """Channels inside squeeze-and-excitation; by default a quarter of the expanded ones, and at least 8."""
     residual: bool | None = None
     """Whether the block's input is added to its output; by default wherever stride and channels allow it."""
+    expands: bool = True
+    """Whether a 1x1 convolution makes the expanded channels; otherwise they are the block's input itself."""
 
     @property
     def squeezed_channels(self) -> int:
@@ -58,6 +60,16 @@ class VisionConfig(Record):
     """mobilenet: channels of the first convolution, which halves the image."""
     vision_blocks: tuple[Block, ...] = ()
     """mobilenet: the inverted residuals in order."""
+    vision_activation: Literal["hardswish", "relu6"] = "hardswish"
+    """mobilenet: what follows every normalization but the last of a block."""
+    vision_padding: Literal["even", "tensorflow"] = "even"
+    """mobilenet: zeros around strided convolutions: as many on both sides, or no more than needed and the odd one at the end."""
+    vision_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-5
+    """mobilenet: added to the variance in batch normalizations."""
+    pixel_mean: float = 127.5
+    """What is taken from every pixel value (0 … 255)."""
+    pixel_scale: Annotated[float, Field(gt=0)] = 127.5
+    """What it is then divided by."""
     vision_patch: Count = 8
     """vit-lite: side of a patch in pixels."""
     vision_layers: Count = 4
@@ -165,7 +177,7 @@ def check_vision(config: VisionConfig, side: int) -> None:
     """Refuse an encoder that cannot read square images of ``side`` pixels.
 
     Raises:
-        ValueError: patches do not tile the image, or a kernel is even.
+        ValueError: patches do not tile the image, a kernel is even, or a block needs other channels than it gets.
     """
     if config.vision == "vit-lite" and side % config.vision_patch:
         raise ValueError(f"vision_patch {config.vision_patch} does not divide an image of {side} pixels")
@@ -176,5 +188,9 @@ def check_vision(config: VisionConfig, side: int) -> None:
         if block.residual and (block.stride != 1 or inputs != block.out):
             raise ValueError(
                 f"vision_blocks[{number}]: {inputs} channels cannot be added to {block.out} at stride {block.stride}"
+            )
+        if not block.expands and inputs != block.expanded:
+            raise ValueError(
+                f"vision_blocks[{number}]: without a convolution that expands, {inputs} channels cannot become {block.expanded}"
             )
         inputs = block.out

@@ -79,7 +79,7 @@ class AutoGLMPhoneModel(nn.Module):
             length 1 in the shared space (0 where the command has no position), fused [B, H] and answer [B, H].
         """
         config = self.config
-        tiles = floats_from_pixels(tiles_from_screen(screen, config.grid))
+        tiles = floats_from_pixels(tiles_from_screen(screen, config.grid), config)
         cells_SCH = self.fusion.cells(self.vision(tiles).unflatten(0, (-1, config.cells)))
         written, written_present = self._encode(self._written, tokens)
         spoken, spoken_present = self._encode(self._spoken, mel)

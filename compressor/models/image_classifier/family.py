@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ from compressor.models.autoglm_phone.config import Block, VisionConfig, check_vi
 from compressor.models.contract import Family, InputSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -68,13 +68,49 @@ SMALL_VIT = ClassifierConfig(
     num_classes=10,
 )
 
+_LITE0_ROWS = (
+    (3, 1, 16, 1, 1), (3, 6, 24, 2, 2), (5, 6, 40, 2, 2), (3, 6, 80, 2, 3), (5, 6, 112, 1, 3), (5, 6, 192, 2, 4),
+    (3, 6, 320, 1, 1),
+)  # fmt: skip
+"""Kernel, expansion, channels, first stride, blocks."""
+
+
+def _lite0_blocks(stem: int) -> Iterator[Block]:
+    inputs = stem
+    for kernel, ratio, out, stride, repeats in _LITE0_ROWS:
+        for number in range(repeats):
+            first: Literal[1, 2] = 2 if stride == 2 and number == 0 else 1
+            yield Block(kernel=kernel, expanded=ratio * inputs, out=out, stride=first, squeeze=False, expands=ratio > 1)
+            inputs = out
+
+
+EFFICIENTNET_LITE0 = ClassifierConfig(
+    vision="mobilenet",
+    vision_width=1280,
+    vision_stem=32,
+    vision_blocks=tuple(_lite0_blocks(32)),
+    vision_activation="relu6",
+    vision_padding="tensorflow",
+    vision_norm_epsilon=1e-3,
+    pixel_mean=127.0,
+    pixel_scale=128.0,
+    image_size=224,
+    num_classes=1000,
+)
+"""EfficientNet-Lite0 (Tan & Le 2019; Liu 2020); ``examples/efficientnet/prepare.py`` fetches its ImageNet weights."""
+
 
 class ImageClassifier(Family[ClassifierConfig]):
-    """A CNN (MobileNetV3-style) or a vision transformer with a linear head."""
+    """A CNN (MobileNetV3-style, or EfficientNet-Lite) or a vision transformer with a linear head."""
 
     name = "image-classifier"
     Config = ClassifierConfig
-    presets: ClassVar[Mapping[str, ClassifierConfig]] = {"tiny": TINY, "small": SMALL, "small-vit": SMALL_VIT}
+    presets: ClassVar[Mapping[str, ClassifierConfig]] = {
+        "tiny": TINY,
+        "small": SMALL,
+        "small-vit": SMALL_VIT,
+        "efficientnet-lite0": EFFICIENTNET_LITE0,
+    }
 
     def inputs(self, config: ClassifierConfig) -> tuple[InputSpec, ...]:
         """One image."""

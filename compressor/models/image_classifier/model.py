@@ -23,5 +23,5 @@ class ImageClassifierModel(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Images uint8 [B, 3, S, S] to logits [B, classes] and image_vector [B, vision_width]."""
-        vector = self.vision(floats_from_pixels(image))
+        vector = self.vision(floats_from_pixels(image, self.config))
         return {"logits": self.head(vector), "image_vector": vector}
