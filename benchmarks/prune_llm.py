@@ -44,12 +44,12 @@ def pipeline(folder: Path, model: Path, passes: list[dict[str, Any]]) -> dict[st
         "data": {
             "calibration": {**text, "path": str(folder / "text/calibration/*.txt"), "sequence_length": 256},
             "evaluation": {
-                **text, "path": str(folder / "text/evaluation/*.txt"), "sequence_length": 512, "num_samples": 24
+                **text, "path": str(folder / "text/evaluation/*.txt"), "sequence_length": 512, "num_samples": 12
             },
         },
         "evaluate": {
             "accuracy": {"data": "evaluation", "metrics": ["perplexity"], "batch_size": 2},
-            "latency": {"batch_size": 1, "warmup": 2, "repeats": 15, "threads": 2},
+            "latency": {"batch_size": 1, "warmup": 2, "repeats": 10, "threads": 2},
         },
         "passes": passes,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compressor.config.discovery import FAMILIES, load
 from compressor.engine.contract import Estimate, ModelFacts
 from compressor.engine.machine import gemm_flops_per_second
 from passes.common.config import TrainingConfig
@@ -18,14 +19,23 @@ _ACTIVATION_BYTES_PER_MAC = 0.35
 """Activations kept for the backward pass, a sample; measured on the phone bed."""
 
 
-def training_seconds(macs: float) -> float:
-    """The time of so many multiply-accumulates, forward and backward ones counted alike."""
-    return 2 * macs / (_EFFICIENCY * gemm_flops_per_second())
+def training_seconds(model: ModelFacts, samples: float) -> float | None:
+    """The time of so many forward passes of the model, backward ones counted alike.
+
+    None where its arithmetic is told by the token: a plan does not know how long the samples are.
+    """
+    if not _told_by_sample(model):
+        return None
+    return 2 * (model.macs or 0) * samples / (_EFFICIENCY * gemm_flops_per_second())
+
+
+def _told_by_sample(model: ModelFacts) -> bool:
+    return model.family is not None and load(FAMILIES, model.family).unit == "sample"
 
 
 def training_memory(model: ModelFacts, batch_size: int) -> int:
-    """Bytes of a process that trains the model."""
-    activations = int(_ACTIVATION_BYTES_PER_MAC * (model.macs or 0) * batch_size)
+    """Bytes of a process that trains the model; less its activations, where a plan does not know how long the samples are."""
+    activations = int(_ACTIVATION_BYTES_PER_MAC * (model.macs or 0) * batch_size) if _told_by_sample(model) else 0
     return _PROCESS_BYTES + _BYTES_PER_PARAMETER * (model.parameters or 0) + activations
 
 
@@ -33,13 +43,13 @@ def training_estimate(model: ModelFacts, training: TrainingConfig, forward_only:
     """Time, memory and disk of training ``model``; ``forward_only`` runs beside it, as a teacher does."""
     if model.parameters is None or model.macs is None:
         return Estimate(model=model)
-    macs = _FORWARD_AND_BACKWARD * model.macs + ((forward_only.macs or 0) if forward_only else 0)
+    passes = _FORWARD_AND_BACKWARD + ((forward_only.macs or 0) / model.macs if forward_only else 0)
     memory = training_memory(model, training.batch_size)
     if forward_only is not None:
         memory += 4 * (forward_only.parameters or 0)
     return Estimate(
         model=model,
-        seconds=training_seconds(macs * training.batch_size * training.steps),
+        seconds=training_seconds(model, passes * training.batch_size * training.steps),
         peak_memory_bytes=memory,
         disk_bytes=4 * 5 * model.parameters,
     )

@@ -195,7 +195,7 @@ class Prune(Pass[PruneConfig]):
                 int(ratio * parent.macs) if parent.macs else None,
                 int(ratio * whole) or None,
             ),
-            seconds=training_seconds((parent.macs or 0) * (scoring + learning)),
+            seconds=training_seconds(parent, scoring + learning),
             peak_memory_bytes=training_memory(parent, batch),
             # Weights, and while it learns a checkpoint with gradients' moments, the average and what the rounds left.
             disk_bytes=int(ratio * whole) if config.recovery is None else 6 * whole,
