@@ -22,7 +22,7 @@ threads: 2
 model: {family: autoglm-phone, preset: bed-teacher, measure: false}
 
 data:
-  train: {source: phone-bed, split: train}
+  train: {source: phone-bed, split: train, commands_per_screen: 4}
   validation: {source: phone-bed, split: validation}
   test: {source: phone-bed, split: test}
 
@@ -32,7 +32,7 @@ evaluate:
 
 passes:
   - {type: train, name: teacher}
-  - {type: distill, name: student, student: {preset: bed-student}}
+  - {type: distill, name: student, student: {slim: bed-student}}
   - {type: export-onnx, name: onnx}
 
 gates:
