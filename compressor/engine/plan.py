@@ -167,9 +167,10 @@ class _Planner:
         self._check_evaluate()
         self._check_order()
         self.problems += gate_problems(self.pipeline)
+        source = self._opened_source()
         self._raise_if_any()
         self._plan_reference()
-        self._plan_source()
+        self._plan_source(source)
         for step in self.pipeline.steps:
             self._plan_step(step)
         self._check_reference()
@@ -246,22 +247,27 @@ class _Planner:
             what = f"{self.reference!r} cannot be compared with: nothing here runs artifacts of kind {kind}"
             self._problem(("evaluate", "accuracy", "reference"), what, remedy="name its torch or onnx parent")
 
-    def _plan_source(self) -> None:
+    def _opened_source(self) -> FamilySource | DirectorySource | None:
+        """What ``model:`` names; None for an artifact, and where there is something wrong with it."""
         model = self.pipeline.config.model
-        at = ("model", "path" if model.path else "family")
         try:
             if model.path is not None and (self._outside(model.path) / MANIFEST).is_file():
-                self._plan_given(SOURCE, self._outside(model.path))
-            else:
-                source = open_source(model, self.document, self.pipeline.base)
-                self._add_source(source)
+                open_artifact(self._outside(model.path))
+                return None
+            return open_source(model, self.document, self.pipeline.base)
         except ConfigError as error:
             self.problems += error.problems
         except DamagedArtifactError:
             raise
         except CompressError as error:
-            self._problem(at, error.what, remedy=error.remedy)
-        self._raise_if_any()
+            self._problem(("model", "path" if model.path else "family"), error.what, remedy=error.remedy)
+        return None
+
+    def _plan_source(self, source: FamilySource | DirectorySource | None) -> None:
+        if source is not None:
+            self._add_source(source)
+        else:
+            self._plan_given(SOURCE, self._outside(str(self.pipeline.config.model.path)))
         for step in self.pipeline.steps:
             if step.parent == SOURCE and self.steps[SOURCE].kind not in step.pass_.accepts:
                 self._kind_problem(step, "the source model", self.steps[SOURCE].kind)
