@@ -35,6 +35,11 @@ def _silent(what: str, done: int, total: int) -> None:
     """Nobody is told."""
 
 
+def default_cache() -> Path:
+    """Where what is costly to make and can be made again is kept, where nobody says otherwise."""
+    return Path.home() / ".cache" / "autoglm-compress"
+
+
 @dataclass(frozen=True, slots=True)
 class SourceContext:
     """What a source may use: where relative paths start, whether user code is allowed, where to cache, whom to tell."""
@@ -42,7 +47,7 @@ class SourceContext:
     base: Path
     """The folder of pipeline.yaml: relative paths in a config start here."""
     allow_code: bool = False
-    cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "autoglm-compress")
+    cache: Path = field(default_factory=default_cache)
     progress: Callable[[str, int, int], None] = _silent
     """Called as (what, done, total) while a long build goes on."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from compressor.artifacts.kinds import Kind
 from compressor.config.record import Record
+from compressor.data.contract import default_cache
 
 if TYPE_CHECKING:
     from compressor.artifacts.store import Artifact
@@ -71,6 +72,8 @@ class PassContext:
     """Called as (what, done, total, figures) as often as one likes."""
     note: Callable[[str], None]
     """One line for the person who runs it: a fall-back taken, a choice made. It is logged and reported."""
+    cache: Path = field(default_factory=default_cache)
+    """What later runs on this machine may use again goes here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,10 @@ class Pass(ABC, Generic[P]):
     Config: ClassVar[type[PassConfig]]
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     """Distributions whose version can change the bytes."""
+
+    def tools_for(self, config: P) -> tuple[str, ...]:  # noqa: ARG002
+        """Those of ``tools`` and, where a config asks for something that needs them, more."""
+        return self.tools
 
     def estimate(self, config: P, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
         """Peak memory, time and disk, and what the output will be, before anything runs."""

@@ -313,7 +313,7 @@ class _Planner:
         pass_ = step.pass_
         self._add(
             step.name, pass_.name, pass_.version, pass_.produces, PassBuilder(step), inputs, config, neutral,
-            _foreign_code(pass_), pass_.tools, data, step.measure, estimate,
+            _foreign_code(pass_), pass_.tools_for(step.config), data, step.measure, estimate,
         )  # fmt: skip
 
     def _name_input(self, inputs: dict[str, str], place: tuple[str | int, ...], value: str) -> None:

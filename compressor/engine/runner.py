@@ -294,7 +294,7 @@ class Runner:
         except OSError as error:
             raise storage_error(error, out) from error
         except Exception as error:
-            raise self._unexpected(step, error) from error
+            raise unexpected(step, error, self.plan.store.root / ".staging") from error
         built = {
             "summary": {**output.summary, **({"notes": notes} if notes else {})},
             "seconds": time.perf_counter() - start,
@@ -304,16 +304,6 @@ class Runner:
         with writing(staging):
             write_atomic(staging / _BUILT, json.dumps(built, allow_nan=False).encode())
         return built
-
-    def _unexpected(self, step: PlannedStep, error: Exception) -> CompressError:
-        """What a library threw, as the error of the pass; its traceback goes into a file."""
-        if "No space left on device" in str(error):
-            return storage_error(OSError(28, "No space left on device"), self.plan.store.root)
-        log = self.plan.store.root / ".staging" / f"{step.directory}.traceback.txt"
-        with writing(log):
-            write_atomic(log, "".join(traceback.format_exception(error)).encode())
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return PassError(f"{step.name} ({step.pass_name}) failed: {type(error).__name__}: {first}", remedy=f"see {log}")
 
     def context(self, step: PlannedStep, work: Path, inputs: Mapping[str, Artifact], notes: list[str]) -> PassContext:
         """What a step's pass is given; ``notes`` collects what it has to say."""
@@ -335,6 +325,7 @@ class Runner:
             artifact_id=step.artifact_id,
             progress=progress,
             note=note,
+            cache=self.plan.sources.cache,
         )
 
     def _dataset(self, step: PlannedStep, name: str) -> Dataset:
@@ -425,6 +416,17 @@ class Runner:
         replaced = self.plan.store.replace_reports(artifact, fresh, manifest)
         self.plan.store.discard(staging)
         return replaced
+
+
+def unexpected(step: PlannedStep, error: Exception, folder: Path) -> CompressError:
+    """What a library threw, as the error of the pass; its traceback goes into a file of ``folder``."""
+    if "No space left on device" in str(error):
+        return storage_error(OSError(28, "No space left on device"), folder)
+    log = folder / f"{step.directory}.traceback.txt"
+    with writing(log):
+        write_atomic(log, "".join(traceback.format_exception(error)).encode())
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return PassError(f"{step.name} ({step.pass_name}) failed: {type(error).__name__}: {first}", remedy=f"see {log}")
 
 
 def _existing(folder: Path) -> list[str]:

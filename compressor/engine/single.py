@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from compressor.artifacts.store import MANIFEST, Artifact, verify
@@ -13,8 +13,8 @@ from compressor.data.contract import SourceContext
 from compressor.engine import events
 from compressor.engine.pipeline import Pipeline, load_pipeline, override, pipeline_from_document, reference_of
 from compressor.engine.plan import PassBuilder, Plan
-from compressor.engine.runner import Runner, load_given
-from compressor.errors import UsageError
+from compressor.engine.runner import Runner, load_given, unexpected
+from compressor.errors import CompressError, UsageError
 from compressor.evaluation.measure import measure
 from compressor.evaluation.metrics import referring
 from compressor.evaluation.protocol import ReferenceModel
@@ -53,7 +53,8 @@ def preview(plan: Plan, listener: events.Listener) -> list[Mapping[str, Any]]:
 
     Raises:
         UsageError: the pass reads a model directory, which is no artifact yet.
-        CompressError: the pass refuses its input or its config.
+        CompressError: the pass refuses its input or its config, or fails; a traceback then lies in the system's temporary
+            folder, as nothing is written to the store.
     """
     step = list(plan.steps)[-1]
     if not isinstance(step.builder, PassBuilder) or not step.builder.previews:
@@ -69,8 +70,13 @@ def preview(plan: Plan, listener: events.Listener) -> list[Mapping[str, Any]]:
     runner = Runner(plan, listener, lambda *_: None, selected=frozenset())
     with TemporaryDirectory() as work:
         context = runner.context(step, Path(work), inputs, [])
-        step.builder.requires(inputs, context)
-        return step.builder.preview(inputs, context)
+        try:
+            step.builder.requires(inputs, context)
+            return step.builder.preview(inputs, context)
+        except CompressError:
+            raise
+        except Exception as error:
+            raise unexpected(step, error, Path(gettempdir())) from error
 
 
 def measure_artifact(

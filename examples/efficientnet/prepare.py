@@ -2,7 +2,7 @@
 
     python examples/efficientnet/prepare.py FOLDER
 
-writes ``FOLDER/model`` (family image-classifier, preset efficientnet-lite0) and ``FOLDER/{train,test}/<class>/*.png``: square crops
+writes ``FOLDER/model`` (image-classifier, preset efficientnet-lite0) and ``FOLDER/{train,test}/<class>/*.png``: square crops
 of 37 photographs. Every third photograph is for testing, and no photograph is in both. Crops have no true labels; the folder of a
 crop is the class that the model itself answers (0 … 999), so that an accuracy on them is an agreement with that model.
 

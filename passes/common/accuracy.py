@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class Evaluation:
     """Right or wrong, sample by sample."""
 
-    correct: np.ndarray[Any, np.dtype[np.bool_]]
-    """[N]: whether the answer was right."""
+    correct: np.ndarray[Any, Any]
+    """[N]: whether the answer was right; of a language model, the part of the tokens that were."""
     loss: np.ndarray[Any, np.dtype[np.float32]]
-    """[N]: cross-entropy with the label."""
+    """[N]: cross-entropy with the label, or the labels' mean."""
     slices: dict[str, float]
     """Accuracy by slice, as ``{"input=speech": 0.75}``."""
 
@@ -41,6 +41,11 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def _of_samples(values: Tensor) -> np.ndarray[Any, Any]:
+    """One value for each sample: where a sample has an answer for each token, their mean."""
+    return (values if values.ndim == 1 else values.float().flatten(1).mean(dim=1)).cpu().numpy()
+
+
 def evaluate_accuracy(model: nn.Module, dataset: Dataset, batch_size: int, limit: int | None = None) -> Evaluation:
     """Answer every sample (or the first ``limit``) of a labelled set in evaluation mode; the model's mode is left as it was."""
     training, device = model.training, device_of(model)
@@ -51,8 +56,9 @@ def evaluate_accuracy(model: nn.Module, dataset: Dataset, batch_size: int, limit
             tensors = tensors_from_batch(batch, device)
             label = tensors[str(dataset.label_name)]
             logits = model(**{name: tensors[name] for name in dataset.input_names})["logits"].float()
-            correct.append((logits.argmax(dim=1) == label).cpu().numpy())
-            losses.append(cross_entropy(logits, label, reduction="none").cpu().numpy())
+            loss = cross_entropy(logits.flatten(0, -2), label.flatten(), reduction="none").view(label.shape)
+            correct.append(_of_samples(logits.argmax(dim=-1) == label))
+            losses.append(_of_samples(loss))
     model.train(training)
     right = np.concatenate(correct)
     slices = {

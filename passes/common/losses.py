@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch.nn.functional import cross_entropy
 
 if TYPE_CHECKING:
@@ -19,3 +20,38 @@ def hard_cross_entropy(heads: Mapping[str, Tensor], batch: Mapping[str, Tensor])
         for name, logits in heads.items()
         if name in batch
     }
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · mean of −Σ p_teacher · log p_student over logits [..., C], both softened by T (Hinton et al. 2015, section 2)."""
+    target = torch.softmax(teacher / temperature, dim=-1)
+    log = torch.log_softmax(student / temperature, dim=-1)
+    return -(temperature**2) * (target * log).sum(dim=-1).mean()
+
+
+def taught_cross_entropy(
+    heads: Mapping[str, Tensor],
+    batch: Mapping[str, Tensor],
+    taught: Mapping[str, Tensor],
+    *,
+    weight: float,
+    temperature: float,
+) -> dict[str, Tensor]:
+    """For each head: w·(T²·soft cross-entropy) + (1 − w)·(hard cross-entropy), each term a scalar.
+
+    Args:
+        heads: what the student says, [..., classes] each.
+        batch: the labels.
+        taught: what the teacher says of the heads that both have; not looked at where the weight is 0.
+        weight: of the soft labels, 0 to 1.
+        temperature: of the soft labels.
+    """
+    losses: dict[str, Tensor] = {}
+    if weight < 1:
+        losses |= {name: (1 - weight) * term for name, term in hard_cross_entropy(heads, batch).items()}
+    if weight > 0:
+        losses |= {
+            f"soft_{name}": weight * soft_cross_entropy(heads[name], logits.float(), temperature)
+            for name, logits in taught.items()
+        }
+    return losses

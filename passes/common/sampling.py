@@ -43,6 +43,12 @@ class Sampler:
         self.position += self.size
         return batch, self.epoch
 
+    def skip(self, batches: int) -> None:
+        """Go on where ``next`` would be after so many calls."""
+        epoch, number = divmod(batches, self.count // self.size)
+        self._start(epoch)
+        self.position = number * self.size
+
     def reweigh(self, weights: Weights) -> None:
         """Start a new epoch, drawn by these weights."""
         self.weights = weights

@@ -44,7 +44,7 @@ class TrainingResult:
     history: list[dict[str, Any]]
     """One entry per evaluation: step, mean loss terms since the last, accuracy, slices."""
     steps: int
-    """Steps taken."""
+    """Steps taken, with those before the stretch."""
     kept_step: int
     """The step whose weights were kept: the last, or with ``patience`` the best."""
     stopped_early: bool
@@ -78,6 +78,7 @@ def fit(
     on_evaluation: OnEvaluation | None = None,
     progress: Progress = lambda *_: None,
     note: Callable[[str], None] = lambda _: None,
+    stretch: range | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place.
 
@@ -93,11 +94,14 @@ def fit(
         on_evaluation: called after each look, may change the sampling.
         progress: called after every step.
         note: told in one line why a checkpoint could not be used.
+        stretch: take only these of the ``config.steps`` steps, with the batches and the learning rates that are theirs: a
+            training in several calls, between which the caller changes the model. The optimizer and the average start anew.
 
     Raises:
         NumericalError: a term of the loss, or the gradient, is not finite.
     """
-    return _Run(model, dataset, config, seed, objective, checkpoint_dir, extra, validation, on_evaluation).go(
+    stretch = range(config.steps) if stretch is None else stretch
+    return _Run(model, dataset, config, seed, objective, checkpoint_dir, extra, validation, on_evaluation, stretch).go(
         progress, note
     )
 
@@ -116,6 +120,7 @@ class _Run:
         extra: nn.Module | None,
         validation: Dataset | None,
         on_evaluation: OnEvaluation | None,
+        stretch: range,
     ) -> None:
         self.model, self.dataset, self.config, self.seed = model, dataset, config, seed
         self.objective, self.validation, self.on_evaluation = objective, validation, on_evaluation
@@ -125,8 +130,10 @@ class _Run:
         self.optimizer = _optimizer(self.weights, config)
         self.averaged = copy.deepcopy(model).requires_grad_(False) if config.average else None
         self.best: dict[str, Tensor] | None = None
+        self.stretch = stretch
         self.sampler = Sampler(len(dataset), config.batch_size, seed)
-        self.state = _State()
+        self.sampler.skip(stretch.start)
+        self.state = _State(step=stretch.start)
 
     def go(self, progress: Progress, note: Callable[[str], None]) -> TrainingResult:
         """All steps, from the checkpoint where there is one."""
@@ -135,10 +142,10 @@ class _Run:
         self.learners.train()
         with _deterministic(device_of(self.model)), ThreadPoolExecutor(1, "next-batch") as thread:
             pending: Future[Batch] | None = None
-            while state.step < config.steps and not self._stopped():
+            while state.step < self.stretch.stop and not self._stopped():
                 batch = pending.result() if pending else self._compose()
                 saved_sampler = self.sampler.state()
-                last = state.step + 1 == config.steps
+                last = state.step + 1 == self.stretch.stop
                 looks = last or (config.evaluate_every > 0 and (state.step + 1) % config.evaluate_every == 0)
                 # A look may change the sampling, so the batch after it is composed when it is over.
                 pending = None if looks else thread.submit(self._compose)
@@ -184,7 +191,8 @@ class _Run:
         self.optimizer.step()
         state.step += 1
         if self.averaged is not None:
-            _average(self.averaged, self.model, min(config.average, (1 + state.step) / (10 + state.step)))
+            taken = state.step - self.stretch.start
+            _average(self.averaged, self.model, min(config.average, (1 + taken) / (10 + taken)))
         for name, value in figures.items():
             state.sums[name] = state.sums.get(name, 0.0) + value
         state.summed += 1
@@ -229,14 +237,15 @@ class _Run:
             history=state.history,
             steps=state.step,
             kept_step=state.best_step if self.best is not None else state.step,
-            stopped_early=state.step < self.config.steps,
+            stopped_early=state.step < self.stretch.stop,
             resumed_from=resumed_from,
         )
 
     def _identity(self) -> str:
         """What must be the same for a checkpoint to be this run's."""
         shapes = [[name, list(weight.shape)] for name, weight in self.learners.named_parameters()]
-        facts = [self.config.model_dump(mode="json"), self.seed, len(self.dataset), shapes]
+        stretch = [self.stretch.start, self.stretch.stop]
+        facts = [self.config.model_dump(mode="json"), self.seed, len(self.dataset), shapes, stretch]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _save(self, sampler: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""The distillation losses: tensors in, tensors out.
+"""The temperature and the matching of features: tensors in, tensors out.
 
-Shapes: B batch, C classes, D width, T tokens.
+Shapes: B batch, D width, T tokens.
 """
 
 from __future__ import annotations
@@ -23,13 +23,6 @@ def temperature_at(fraction: float, start: float, end: float, schedule: Schedule
     elif schedule == "steps":
         fraction = min(math.floor(fraction * steps), steps - 1) / max(steps - 1, 1)
     return start + (end - start) * fraction
-
-
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² · mean of −Σ p_teacher · log p_student over logits [..., C], both softened by T (Hinton et al. 2015, section 2)."""
-    target = torch.softmax(teacher / temperature, dim=-1)
-    log = torch.log_softmax(student / temperature, dim=-1)
-    return -(temperature**2) * (target * log).sum(dim=-1).mean()
 
 
 class FeatureMatcher(nn.Module):

@@ -126,15 +126,17 @@ class Distill(Pass[DistillConfig]):
             student = student_facts(config.student, parent)
         return training_estimate(student, config.training, forward_only=teacher)
 
-    def requires(self, config: DistillConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
-        """Teacher and student must be models of one family, for their answers to mean the same."""
+    def requires(self, config: DistillConfig, parent: Artifact, context: PassContext) -> None:
+        """Teacher and student must be models of one family, for their answers to mean the same; the data must fit them."""
         from compressor.models.loading import check_finite, read_description
+        from passes.common.fitting import check_data
 
         teacher = context.artifacts.get("teacher", parent)
         names = {read_description(artifact.model)[0] for artifact in (parent, teacher)}
         if len(names) > 1:
             raise RequirementError(f"teacher and student are of different families: {' and '.join(sorted(names))}")
         check_finite(teacher.model)
+        check_data(teacher, (config.train, config.validation), context)
 
     def run(self, config: DistillConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
         """Train the student; checkpoints go to ``context.work``."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,14 +15,15 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.models.contract import Family
 from compressor.models.loading import load_module, read_description, save_module
-from passes.common.accuracy import Evaluation, device_of, tensors_from_batch
-from passes.common.losses import hard_cross_entropy
+from passes.common.accuracy import Evaluation
+from passes.common.losses import hard_cross_entropy, taught_cross_entropy
 from passes.common.outcome import summary_of
 from passes.common.sampling import Weights
 from passes.common.setup import prepare_torch
+from passes.common.teacher import probe, soft_heads
 from passes.common.training import Objective, OnEvaluation, fit
 from passes.distill.feedback import sampling_weights
-from passes.distill.losses import FeatureMatcher, soft_cross_entropy, temperature_at
+from passes.distill.losses import FeatureMatcher, temperature_at
 from passes.distill.step import DistillConfig, Features, Feedback, student_config
 
 
@@ -44,10 +44,7 @@ def distill(
     train = context.data(config.train)
     validation = context.data(config.validation) if config.validation else None
     ours, theirs = probe(student, teacher, train)
-    own_heads = family.heads(student, ours)
-    heads = soft_heads(own_heads, family.heads(teacher, theirs))
-    if left_out := [name for name in own_heads if name not in heads]:
-        context.note(f"no soft labels for {', '.join(left_out)}: the teacher's are of another shape")
+    heads = soft_heads(family.heads(student, ours), family.heads(teacher, theirs), context.note)
     matcher = feature_matcher(config.features, family.features(architecture), ours, theirs) if config.features else None
     result = fit(
         student,
@@ -79,47 +76,20 @@ def objective(
     weight, temperature = config.soft_weight, config.temperature
 
     def terms(outputs: dict[str, Tensor], batch: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = {}
         heads = family.heads(student, outputs)
-        if weight < 1:
-            losses |= {name: (1 - weight) * term for name, term in hard_cross_entropy(heads, batch).items()}
         if weight == 0 and matcher is None:
-            return losses
+            return hard_cross_entropy(heads, batch)
         with torch.no_grad():
             target = teacher(**{name: batch[name] for name in train.input_names})
             target_heads = family.heads(teacher, target)
-        if weight > 0:
-            at = temperature_at(fraction, temperature.start, temperature.end, temperature.schedule, temperature.steps)
-            losses |= {
-                f"soft_{name}": weight * soft_cross_entropy(heads[name], target_heads[name].float(), at)
-                for name in soft
-            }
+        at = temperature_at(fraction, temperature.start, temperature.end, temperature.schedule, temperature.steps)
+        taught = {name: target_heads[name] for name in soft}
+        losses = taught_cross_entropy(heads, batch, taught, weight=weight, temperature=at)
         if matcher is not None and config.features is not None:
             losses["features"] = config.features.weight * matcher(outputs, target)
         return losses
 
     return terms
-
-
-def probe(student: nn.Module, teacher: nn.Module, train: Dataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What student and teacher say of two samples."""
-    batch = tensors_from_batch(train.batch(np.arange(min(2, len(train)), dtype=np.int64)), device_of(student))
-    inputs = {name: batch[name] for name in train.input_names}
-    with torch.no_grad():
-        return student.eval()(**inputs), teacher(**inputs)
-
-
-def soft_heads(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> tuple[str, ...]:
-    """The heads that a student can learn from its teacher: those with as many classes, for the same things.
-
-    Raises:
-        RequirementError: the answers themselves differ.
-    """
-    shared = tuple(name for name in student if name in teacher and student[name].shape == teacher[name].shape)
-    if "label" not in shared:
-        ours, theirs = student["label"].shape[-1], teacher["label"].shape[-1]
-        raise RequirementError(f"the teacher has {theirs} answers and the student {ours}: they must be the same")
-    return shared
 
 
 def feedback(config: Feedback | None, steps: int, train: Dataset, validation: Dataset) -> OnEvaluation | None:

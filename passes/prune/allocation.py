@@ -40,7 +40,12 @@ class Width:
 
 
 def widths_of(
-    axes: Sequence[Axis], scores: Mapping[str, Array], *, multiple: int, min_keep: float
+    axes: Sequence[Axis],
+    scores: Mapping[str, Array],
+    *,
+    multiple: int,
+    min_keep: float,
+    whole: Mapping[str, int] | None = None,
 ) -> tuple[Width, ...]:
     """Group axes by their fields, or by the width that they name.
 
@@ -49,6 +54,7 @@ def widths_of(
         scores: axis name to the importance of its units.
         multiple: kept channels, inner and hidden widths are multiples of it; heads and layers go one by one.
         min_keep: the part of the units that stays at least.
+        whole: label to the units before the first round, of which some are gone by now.
     """
     groups: dict[object, list[Axis]] = {}
     for axis in axes:
@@ -57,29 +63,44 @@ def widths_of(
     for members in groups.values():
         units = min(axis.units for axis in members)
         step = 1 if any(axis.kind in {"heads", "layers"} for axis in members) else multiple
-        least = max(1, -(-int(np.ceil(units * min_keep)) // step) * step)
+        label = members[0].width or members[0].label
+        before = (whole or {}).get(label, units)
+        least = max(1, -(-int(np.ceil(before * min_keep)) // step) * step)
         lost = sum(
             np.concatenate([[0.0], np.sort(scores[axis.name]).cumsum()])[:: axis.units // units] for axis in members
         )
-        label = members[0].width or members[0].label
         widths.append(Width(label, tuple(members), units, np.asarray(lost), step, min(least, units)))
     return tuple(widths)
 
 
-def allocate(
-    widths: Sequence[Width], cost: Callable[[Mapping[str, int]], float], limit: float, what: str
-) -> dict[str, int]:
-    """Units that each width keeps, by its label, so that ``cost`` is at most ``limit``.
+Cost = Callable[[Mapping[str, int]], float]
+"""The units that each width keeps, by its label, to what such a model costs."""
 
-    Greedy: each time the cut, of one step or of several, that loses the least importance for what it saves. Several, because the
-    next step alone may save nothing, or be slower, where the one after it is faster.
+
+def allocate(widths: Sequence[Width], cost: Cost, limit: float, what: str) -> dict[str, int]:
+    """Units that each width keeps, by its label, so that ``cost`` is at most ``limit``.
 
     Raises:
         RequirementError: the limit cannot be reached; it says how far one can get.
     """
+    kept, now = towards(widths, cost, limit)
+    if now > limit:
+        start = cost({width.label: width.units for width in widths})
+        raise RequirementError(
+            f"the target is {_figure(limit)} {what} of {_figure(start)}; no further cut saves anything at {_figure(now)}",
+            remedy=f"ask for {now / start:.2f} or more, lower `min_keep` or `multiple`, or let more `axes` be cut",
+        )
+    return kept
+
+
+def towards(widths: Sequence[Width], cost: Cost, limit: float) -> tuple[dict[str, int], float]:
+    """Cut until ``cost`` is at most ``limit``, or as far as the widths go; the units kept, and their cost.
+
+    Greedy: each time the cut, of one step or of several, that loses the least importance for what it saves. Several, because the
+    next step alone may save nothing, or be slower, where the one after it is faster.
+    """
     kept = {width.label: width.units for width in widths}
     now = cost(kept)
-    start = now
     while now > limit:
         best: tuple[float, str, int, float] | None = None
         for width in widths:
@@ -90,14 +111,11 @@ def allocate(
                 if saved > 0 and (best is None or lost / saved < best[0] * _CLEARLY):
                     best = (lost / saved, width.label, smaller, saved)
         if best is None:
-            raise RequirementError(
-                f"the target is {_figure(limit)} {what} of {_figure(start)}; no further cut saves anything at {_figure(now)}",
-                remedy=f"ask for {now / start:.2f} or more, lower `min_keep` or `multiple`, or let more `axes` be cut",
-            )
+            break
         _, label, smaller, saved = best
         kept[label] = smaller
         now -= saved
-    return kept
+    return kept, now
 
 
 def _figure(value: float) -> str:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
 from compressor.engine.machine import tool_version
 from passes.prune.allocation import Width
@@ -51,12 +55,14 @@ NOTHING = Operator("linear", (1, 1), (1, 1))
 class LatencyTable:
     """Operator to the milliseconds of one call; asks the machine for what it does not know yet."""
 
-    def __init__(self, runtime: str, threads: int, repeats: int, cache: Path) -> None:
+    def __init__(self, runtime: str, threads: int, repeats: int, cache: Path, note: Callable[[str], None]) -> None:
         self.runtime, self.threads, self.repeats = runtime, threads, repeats
         machine = f"{platform.machine()}-{platform.processor() or 'cpu'}".replace(" ", "-")
-        version = tool_version("torch" if runtime == "torch" else "onnxruntime")
-        self.file = cache / "latency" / f"{machine}-{runtime}-{version}-{threads}threads.json"
-        self.known: dict[str, float] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.version = tool_version("torch" if runtime == "torch" else "onnxruntime")
+        self.file = cache / "latency" / f"{machine}-{runtime}-{self.version}-{threads}threads.json"
+        self.known = _read(self.file, note)
+        self.used: dict[str, float] = {}
+        """What was asked for."""
 
     def milliseconds(self, operator: Operator) -> float:
         """The time of one call inside a larger graph: less what calling the runtime takes by itself."""
@@ -65,32 +71,56 @@ class LatencyTable:
     def _measured(self, operator: Operator) -> float:
         if operator.key not in self.known:
             self.known[operator.key] = measured(operator, self.runtime, self.threads, self.repeats)
-        return self.known[operator.key]
+        self.used[operator.key] = self.known[operator.key]
+        return self.used[operator.key]
 
     def save(self) -> None:
         """Into the cache, for the next run."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.file, json.dumps(self.known, indent=1, sort_keys=True).encode())
+        with writing(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.file, json.dumps(self.known, indent=1, sort_keys=True).encode())
+
+
+def _read(file: Path, note: Callable[[str], None]) -> dict[str, float]:
+    """The times in a table's file; none where there is no such file, or, with a note, where it is damaged."""
+    if not file.is_file():
+        return {}
+    try:
+        return TypeAdapter(dict[str, Annotated[float, Field(ge=0)]]).validate_json(file.read_bytes())
+    except ValidationError:
+        note(f"the table of latencies {file} is damaged: its operators are measured anew")
+        return {}
 
 
 def measured(operator: Operator, runtime: str, threads: int, repeats: int) -> float:
     """The lower quartile of ``repeats`` calls after a warm-up, in milliseconds: what else the machine does only adds."""
     call = (_torch_call if runtime == "torch" else _onnxruntime_call)(operator, threads)
     times = []
-    for number in range(_WARM_UP + repeats):
-        start = time.perf_counter()
-        call()
-        if number >= _WARM_UP:
-            times.append(time.perf_counter() - start)
+    with torch_threads(threads):
+        for number in range(_WARM_UP + repeats):
+            start = time.perf_counter()
+            call()
+            if number >= _WARM_UP:
+                times.append(time.perf_counter() - start)
     return 1e3 * sorted(times)[len(times) // 4]
 
 
-def _torch_call(operator: Operator, threads: int) -> Callable[[], object]:
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Torch computes with so many threads, and afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _torch_call(operator: Operator, _threads: int) -> Callable[[], object]:
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(sizes, generator=generator) for sizes in (operator.input, operator.weight))
 
     def call() -> Tensor:
-        torch.set_num_threads(threads)
         with torch.inference_mode():
             if operator.kind == "linear":
                 return nn.functional.linear(x, weight)

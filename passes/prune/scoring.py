@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext
-from compressor.errors import DataError
 from compressor.models.axes import Axis
 from compressor.models.contract import Family
 from passes.common.accuracy import device_of, tensors_from_batch
@@ -53,19 +52,10 @@ class Calibration:
 def opened_calibration(
     config: PruneConfig, family: Family[Any], module: nn.Module, context: PassContext
 ) -> Calibration | None:
-    """The set that the config names, if it does.
-
-    Raises:
-        DataError: it is empty, or has no labels.
-    """
+    """The set that the config names, if it does; ``requires`` has asked whether it fits."""
     if config.calibration is None:
         return None
-    dataset = context.data(config.calibration)
-    if len(dataset) == 0:
-        raise DataError(f"data set {config.calibration!r} is empty")
-    if dataset.label_name is None:
-        raise DataError(f"data set {config.calibration!r} has no labels", remedy="use importance `magnitude`")
-    return Calibration(family, module, dataset, config, context)
+    return Calibration(family, module, context.data(config.calibration), config, context)
 
 
 def scored(config: PruneConfig, module: nn.Module, axes: Sequence[Axis], calibration: Calibration | None) -> Scores:

@@ -1,9 +1,10 @@
-"""How large each width becomes: as stated, or as the target asks."""
+"""How large each width becomes: as stated, or as the target asks; at the end, and after each round."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,8 +14,9 @@ from compressor.config.record import Record
 from compressor.errors import RequirementError
 from compressor.models.axes import Field
 from compressor.models.contract import Family
-from passes.prune.allocation import Width, allocate
-from passes.prune.step import Target
+from passes.prune.allocation import Array, Cost, Width, allocate, towards
+from passes.prune.schedule import Stage, only_below
+from passes.prune.step import Schedule, Target
 
 _BYTES_PER_WEIGHT = 4
 """Where nothing else is told, models are saved in float32."""
@@ -22,48 +24,101 @@ _BYTES_PER_WEIGHT = 4
 Fields = dict[Field, int | bool | list[Any]]
 
 
-def sizes_for(
-    target: Target,
-    family: Family[Any],
-    architecture: Record,
-    widths: tuple[Width, ...],
-    milliseconds: Callable[[Mapping[str, int]], float] | None,
-) -> dict[str, int]:
-    """Units that each width keeps, by its label.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What later rounds have to know of the parent."""
 
-    Raises:
-        RequirementError: the target cannot be met; or stated dimensions are none, too large, or do not fit together.
-    """
-    if target.dimensions is not None:
-        sizes = _stated_sizes(target.dimensions, widths)
+    units: Mapping[str, int]
+    """Label of a width to its units."""
+    cost: float | None
+    """In the target's measure; None for stated dimensions."""
+    milliseconds: float | None
+    """Of all operators together, where they are timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What sizes are chosen from: a model, its widths, and what it costs to keep some of them."""
+
+    family: Family[Any]
+    architecture: Record
+    widths: tuple[Width, ...]
+    target: Target
+    milliseconds: Cost | None
+
+    def cost(self) -> Cost | None:
+        """The target's measure; None for stated dimensions."""
+        costs = {
+            "macs": self._counted(macs, 1),
+            "params": self._counted(parameters, 1),
+            "size_mb": self._counted(parameters, _BYTES_PER_WEIGHT / 1e6),
+            "latency_ms": self.milliseconds,
+            "dimensions": None,
+        }
+        return costs[self.target.given]
+
+    def _counted(self, count: Callable[[Family[Any], Record], int], scale: float) -> Cost:
+        def cost(kept: Mapping[str, int]) -> float:
+            try:
+                smaller = self.family.resized(self.architecture, fields_of(self.widths, kept, self.architecture))
+            except ValidationError:  # the architecture has no such size
+                return math.inf
+            return scale * count(self.family, smaller)
+
+        return cost
+
+    def start(self) -> Start:
+        """Of the model as it is."""
+        units = units_of_widths(self.widths)
+        cost = self.cost()
+        milliseconds = None if self.milliseconds is None else self.milliseconds(units)
+        return Start(units, None if cost is None else cost(units), milliseconds)
+
+    def final(self, start: Start) -> dict[str, int]:
+        """Units that each width keeps, by its label, when the target is met.
+
+        Raises:
+            RequirementError: the target cannot be met; or stated dimensions are none, too large, or do not fit together.
+        """
+        cost = self.cost()
+        if cost is not None:
+            return allocate(self.widths, cost, self._limit(start), self.target.given)
+        sizes = _stated_sizes(self.target.dimensions or {}, self.widths)
         try:
-            family.resized(architecture, fields_of(widths, sizes, architecture))
+            self.family.resized(self.architecture, fields_of(self.widths, sizes, self.architecture))
         except ValidationError as error:
             told = "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
             raise RequirementError(f"these dimensions do not fit together: {told}") from error
         return sizes
 
-    def counted(count: Callable[[Family[Any], Record], int], scale: float) -> Callable[[Mapping[str, int]], float]:
-        def cost(kept: Mapping[str, int]) -> float:
-            try:
-                smaller = family.resized(architecture, fields_of(widths, kept, architecture))
-            except ValidationError:  # the architecture has no such size
-                return math.inf
-            return scale * count(family, smaller)
+    def after(self, stage: Stage, schedule: Schedule, start: Start, scores: Mapping[str, Array]) -> dict[str, int]:
+        """Units that each width keeps after a round that is not the last."""
+        cost = self.cost()
+        threshold = schedule.rule == "threshold"
+        widths = only_below(self.widths, scores, schedule.threshold) if threshold else self.widths
+        if cost is not None:
+            limit = self._limit(start)
+            return towards(widths, cost, limit if threshold else stage.limit(float(start.cost or 0), limit))[0]
+        final = _stated_sizes(self.target.dimensions or {}, self.widths)
+        if threshold:
+            sizes = {width.label: max(final[width.label], width.least) for width in widths}
+        else:
+            sizes = {label: stage.size(start.units[label], size) for label, size in final.items()}
+        try:
+            self.family.resized(self.architecture, fields_of(self.widths, sizes, self.architecture))
+        except ValidationError:  # the architecture has no such size: a later round goes on
+            return units_of_widths(self.widths)
+        return sizes
 
-        return cost
+    def _limit(self, start: Start) -> float:
+        limit = self.target.limit(self.target.given, float(start.cost or 0))
+        assert limit is not None  # noqa: S101 - the target's own measure
+        return limit
 
-    costs = {
-        "macs": counted(macs, 1),
-        "params": counted(parameters, 1),
-        "size_mb": counted(parameters, _BYTES_PER_WEIGHT / 1e6),
-        "latency_ms": milliseconds,
-    }
-    whole = {width.label: width.units for width in widths}
-    for name, cost in costs.items():
-        if cost is not None and (limit := target.limit(name, cost(whole))) is not None:
-            return allocate(widths, cost, limit, name)
-    raise AssertionError("a target names one of these")
+
+def units_of_widths(widths: Sequence[Width]) -> dict[str, int]:
+    """Label to units: everything stays."""
+    return {width.label: width.units for width in widths}
 
 
 def _stated_sizes(dimensions: Mapping[str, int], widths: tuple[Width, ...]) -> dict[str, int]:

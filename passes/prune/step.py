@@ -13,6 +13,7 @@ from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
 from compressor.models.axes import AxisKind
+from passes.common.config import TrainingConfig
 
 Amount = Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?%$")]
 """A figure, or a part of the parent's as a percentage, such as 70%."""
@@ -41,6 +42,11 @@ class Target(Record):
             )
         return self
 
+    @property
+    def given(self) -> str:
+        """The name of the field that is given."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
     def limit(self, name: str, whole: float) -> float | None:
         """What the field allows where the parent has ``whole``; None where it says nothing."""
         amount: float | str | None = getattr(self, name)
@@ -60,6 +66,40 @@ class Latency(Record):
     """Its threads."""
     repeats: Annotated[int, Field(ge=1)] = 50
     """Calls of which the lower quartile counts."""
+
+
+class Recovery(Record):
+    """Training that wins back what a cut loses, from labels and from what the unpruned parent says."""
+
+    train: DataName = "train"
+    """The set that is learnt from."""
+    validation: DataName | None = "validation"
+    """The set that is looked at while training, and after every round; never the test set."""
+    training: TrainingConfig = TrainingConfig()
+    """Steps, batch size, learning rate and so on; of a gradual schedule, over all rounds together."""
+    soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Weight of the parent's soft labels, for each of the family's heads; the hard labels have the rest."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """The temperature of the soft labels."""
+
+
+class Schedule(Record):
+    """In how many cuts the target is reached."""
+
+    kind: Literal["once", "gradual"]
+    """All at once; or in rounds that score anew, cut some and recover."""
+    rounds: Annotated[int, Field(ge=2)] = 5
+    """Cuts of a gradual schedule; each is followed by its equal part of the recovery's steps."""
+    rule: Literal["cubic", "threshold"] = "cubic"
+    """What a round cuts: up to a share of the way to the target that falls as a cube (Zhu & Gupta 2017), or units that score
+    below a threshold, never beyond the target. The last round meets the target."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of the `threshold` rule: the part of the largest score of its axis below which a unit goes."""
+
+    @property
+    def cuts(self) -> int:
+        """How many there are."""
+        return self.rounds if self.kind == "gradual" else 1
 
 
 class PruneConfig(PassConfig):
@@ -91,6 +131,10 @@ class PruneConfig(PassConfig):
     before, as nearly as it can."""
     latency: Latency | None = None
     """Time every layer at every width on this machine: for a target of latency_ms, or to refuse a cut that is slower."""
+    recovery: Recovery | None = None
+    """Training after the cut; none by default."""
+    schedule: Schedule = Schedule(kind="once")
+    """All at once, or `{kind: gradual}`: in rounds with recovery after each."""
 
     @model_validator(mode="after")
     def _fits(self) -> PruneConfig:
@@ -100,6 +144,13 @@ class PruneConfig(PassConfig):
             raise ValueError("`latency` needs a sample: name a set in `calibration`")
         if self.target.latency_ms is not None and self.latency is None:
             raise ValueError("a target of latency_ms needs `latency`: which runtime, how many threads")
+        if self.schedule.kind == "gradual":
+            if self.recovery is None:
+                raise ValueError("a gradual `schedule` trains between its cuts: say how in `recovery`")
+            if self.recovery.training.steps < self.schedule.rounds:
+                raise ValueError(f"{self.schedule.rounds} rounds need as many steps of recovery at least")
+            if self.recovery.training.patience is not None:
+                raise ValueError("`patience` would end a round before its time: leave it out with a gradual `schedule`")
         return self
 
 
@@ -109,7 +160,8 @@ class Prune(Pass[PruneConfig]):
     Which dimensions go together is stated by the model's family (the dependency groups of Fang et al. 2023). Units are scored by
     magnitude (Li et al. 2017), activation (Sun et al. 2024), entropy (Luo & Wu 2017), gradient or first-order Taylor expansion
     (Molchanov et al. 2019), layers by how much they turn what goes through (Men et al. 2024); they go in the order of
-    importance lost per cost saved. Accuracy comes back with a `distill` step after it: `student: {parent: true}, teacher: <the
+    importance lost per cost saved, at once or in rounds with training between (Zhu & Gupta 2017). Accuracy comes back with
+    `recovery:`, or with a `distill` step after it, which can match features too: `student: {parent: true}, teacher: <the
     unpruned step>`.
     """
 
@@ -120,40 +172,53 @@ class Prune(Pass[PruneConfig]):
     Config = PruneConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
 
+    def tools_for(self, config: PruneConfig) -> tuple[str, ...]:
+        """ONNX Runtime too, where it is what times the layers."""
+        timed = config.latency is not None and config.latency.runtime == "onnxruntime"
+        return (*self.tools, "onnxruntime") if timed else self.tools
+
     def estimate(self, config: PruneConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
-        """What the target says of the output; the time of forward and backward passes over the samples."""
+        """What the target says of the output; the time of scoring and of recovery."""
         from passes.common.estimates import training_memory, training_seconds
 
-        size = parent.size_bytes or 4 * (parent.parameters or 0)
-        ratio = _ratio(config.target, parent, size)
-        model = ModelFacts(
-            parent.family,
-            parent.config,
-            int(ratio * parent.parameters) if parent.parameters else None,
-            int(ratio * parent.macs) if parent.macs else None,
-            int(ratio * size) or None,
-        )
+        cuts = config.schedule.cuts
+        whole = parent.size_bytes or 4 * (parent.parameters or 0)
+        ratio = _ratio(config.target, parent, whole)
+        scoring = _BACKWARD_TOO * cuts * config.num_samples if config.importance != "magnitude" else 0
+        learning = _learning(config, ratio)
+        batch = max(config.batch_size, config.recovery.training.batch_size if config.recovery else 0)
         return Estimate(
-            model=model,
-            seconds=training_seconds(3 * (parent.macs or 0) * config.num_samples) if config.calibration else 0.0,
-            peak_memory_bytes=training_memory(parent, config.batch_size),
-            disk_bytes=int(ratio * size),
+            model=ModelFacts(
+                parent.family,
+                parent.config,
+                int(ratio * parent.parameters) if parent.parameters else None,
+                int(ratio * parent.macs) if parent.macs else None,
+                int(ratio * whole) or None,
+            ),
+            seconds=training_seconds((parent.macs or 0) * (scoring + learning)),
+            peak_memory_bytes=training_memory(parent, batch),
+            # Weights, and while it learns a checkpoint with gradients' moments, the average and what the rounds left.
+            disk_bytes=int(ratio * whole) if config.recovery is None else 6 * whole,
         )
 
-    def requires(self, config: PruneConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
-        """Finite weights; what can be cut is known once the family is asked, in ``run``."""
+    def requires(self, config: PruneConfig, parent: Artifact, context: PassContext) -> None:
+        """Finite weights, and data that fit; what can be cut is known once the family is asked, in ``run``."""
         from compressor.models.loading import check_finite
+        from passes.common.fitting import check_data
 
         check_finite(parent.model)
+        recovery = config.recovery
+        learns = (recovery.train, recovery.validation) if recovery else ()
+        check_data(parent, (config.calibration, *learns), context)
 
     def preview(self, config: PruneConfig, parent: Artifact, context: PassContext) -> list[Mapping[str, Any]]:
-        """The cut of every axis, as ``run`` would make it."""
-        from passes.prune.planning import planned_cut
+        """The cut of every axis, as ``run`` would make it; for a gradual schedule, as the first scores foretell it."""
+        from passes.prune.pruning import preview
 
-        return list(planned_cut(config, parent, context).rows())
+        return preview(config, parent, context)
 
     def run(self, config: PruneConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
-        """Score, choose, cut, save."""
+        """Score, choose, cut, recover, as often as the schedule says, and save; ``context.work`` holds where it is."""
         from passes.prune.pruning import prune
 
         return prune(config, parent, out, context)
@@ -164,6 +229,21 @@ class Prune(Pass[PruneConfig]):
 
         check_finite(out)
         load_module(out, context.device)
+
+
+_BACKWARD_TOO = 3
+"""A forward and a backward pass, in forward passes."""
+
+
+def _learning(config: PruneConfig, ratio: float) -> float:
+    """Forward passes of the parent that recovery amounts to: those of the models that learn, and the parent's own."""
+    if config.recovery is None:
+        return 0.0
+    cuts = config.schedule.cuts
+    sizes = [ratio + (1 - ratio) * (1 - number / cuts) ** 3 for number in range(1, cuts + 1)]
+    training = config.recovery.training
+    teacher = 1 if config.recovery.soft_weight > 0 else 0
+    return training.steps * training.batch_size * (_BACKWARD_TOO * sum(sizes) / cuts + teacher)
 
 
 def _ratio(target: Target, parent: ModelFacts, size: int) -> float:

@@ -36,7 +36,8 @@ def without(state: Mapping[str, Tensor], axes: Sequence[Axis], kept: Mapping[str
             continue
         for cut in axis.cuts:
             indices = indices_of(kept[axis.name], cut, axis.units)
-            smaller[cut.tensor] = smaller[cut.tensor].index_select(cut.dim, indices)
+            whole = smaller[cut.tensor]
+            smaller[cut.tensor] = whole.index_select(cut.dim, indices.to(whole.device))
     for axis in axes:
         if axis.stack and axis.name in kept:
             smaller = _without_layers(smaller, axis.stack, kept[axis.name].tolist())

@@ -40,11 +40,13 @@ class Train(Pass[TrainConfig]):
 
         return training_estimate(parent, config.training)
 
-    def requires(self, config: TrainConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
-        """Finite weights to start from."""
+    def requires(self, config: TrainConfig, parent: Artifact, context: PassContext) -> None:
+        """Finite weights to start from, and data that fit the model."""
         from compressor.models.loading import check_finite
+        from passes.common.fitting import check_data
 
         check_finite(parent.model)
+        check_data(parent, (config.train, config.validation), context)
 
     def run(self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
         """Train; checkpoints go to ``context.work``."""

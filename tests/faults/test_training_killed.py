@@ -31,6 +31,21 @@ passes:
     feedback: {start: 0.2}
 """
 
+PRUNED = """\
+version: 1
+name: rounds
+threads: 1
+model: {family: image-classifier, preset: small, config: {num_classes: 2, image_size: 16}, measure: false}
+data:
+  train: {source: images, path: pictures, image_size: 16}
+passes:
+  - type: prune
+    target: {macs: 0.5}
+    calibration: train
+    recovery: {validation: train, training: {steps: 120, batch_size: 4, checkpoint_every: 3, average: 0.9}}
+    schedule: {kind: gradual, rounds: 4}
+"""
+
 
 def run(file: Path, store: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "cli", "run", str(file), "-o", str(store)]
@@ -50,6 +65,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("pictures")
     draw_pictures(home / "pictures", 12)
     (home / "pipeline.yaml").write_text(PIPELINE)
+    (home / "rounds.yaml").write_text(PRUNED)
     return home
 
 
@@ -71,3 +87,14 @@ def test_the_same_bytes_after_kills(seed: int, pictures: Path, whole: dict[str, 
 
 def test_two_empty_stores_get_the_same_bytes(pictures: Path, whole: dict[str, str], tmp_path: Path) -> None:
     assert finish(pictures / "pipeline.yaml", tmp_path / "store") == whole
+
+
+def test_cuts_in_rounds_end_in_the_same_bytes_after_kills(pictures: Path, tmp_path: Path) -> None:
+    whole = finish(pictures / "rounds.yaml", tmp_path / "whole")
+    moment = random.Random(0)
+    for _ in range(3):
+        process = run(pictures / "rounds.yaml", tmp_path / "store")
+        time.sleep(moment.uniform(2.5, 6.0))
+        process.kill()
+        process.communicate()
+    assert finish(pictures / "rounds.yaml", tmp_path / "store") == whole

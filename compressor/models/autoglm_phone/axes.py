@@ -124,8 +124,44 @@ def _gated_ffn_axis(config: PhoneConfig, ffn: str) -> Axis:
     return Axis(ffn, "ffn", config.ffn, cuts, ((("ffn",), 1),))
 
 
+def _reads_and_writes(config: PhoneConfig) -> Iterator[Cut]:
+    """Where the text model's layers, and those of fusion, read the hidden width and add to it."""
+    stacks = {
+        "text_encoder": (config.encoder_layers, ("attention_norm", "ffn_norm")),
+        "text_decoder": (config.decoder_layers, ("attention_norm", "ffn_norm")),
+        "fusion": (config.fusion_layers, ("query_norm", "context_norm", "ffn_norm")),
+    }
+    for part, (layers, norms) in stacks.items():
+        for layer in (f"{part}.layers.{number}" for number in range(layers)):
+            yield from (Cut(f"{layer}.{norm}.weight", 0, norm=True) for norm in norms)
+            yield from (Cut(f"{layer}.attention.{name}.weight", 1) for name in ("query", "key", "value"))
+            yield from (Cut(f"{layer}.ffn.{name}.weight", 1) for name in ("gate", "up"))
+            yield from (Cut(f"{layer}.{name}.weight", 0) for name in ("attention.out", "ffn.down"))
+    for layer in (f"fusion.layers.{number}" for number in range(config.fusion_layers)):
+        yield Cut(f"{layer}.gate_in.weight", 1, segments=2)  # of the query, then of the screen
+        yield from weight_and_bias(f"{layer}.gate_out", 0)
+
+
+def _hidden_axis(config: PhoneConfig) -> Axis:
+    """The width of the text model, and of all that is fused with it."""
+    cuts = (
+        Cut("text_encoder.embedding.weight", 1, table=True),
+        *_reads_and_writes(config),
+        *(Cut(f"{name}.weight", 0, norm=True) for name in ("text_encoder.norm", "text_decoder.norm")),
+        *(
+            cut
+            for name in ("from_vision", "from_speech", "adapter_out")
+            for cut in weight_and_bias(f"fusion.{name}", 0)
+        ),
+        Cut("fusion.adapter_norm.weight", 0, norm=True),
+        Cut("fusion.pooling", 1),
+        *(Cut(f"fusion.{name}.weight", 1) for name in ("adapter_in", "command_space", "cell_space")),
+    )
+    return Axis("hidden", "hidden", config.hidden, cuts, ((("hidden",), 1),))
+
+
 def phone_axes(config: PhoneConfig) -> Iterator[Axis]:
-    """Of the whole model. The widths of the text model and of the shared space stay as they are."""
+    """Of the whole model. The width of the shared space stays as it is."""
     yield from vision_axes(config, "vision", "fusion.from_vision")
     yield from _speech_axes(config)
     yield _stack("text_encoder.layers", "encoder_layers", config.encoder_layers)
@@ -141,5 +177,6 @@ def phone_axes(config: PhoneConfig) -> Iterator[Axis]:
         yield _gated_ffn_axis(config, f"{here}.ffn")
         gate = (*weight_and_bias(f"{here}.gate_in", 0), Cut(f"{here}.gate_out.weight", 1))
         yield Axis(f"{here}.gate", "ffn", config.gate, gate, ((("gate",), 1),))
+    yield _hidden_axis(config)
     adapter = (*weight_and_bias("fusion.adapter_in", 0), Cut("fusion.adapter_out.weight", 1))
     yield Axis("fusion.adapter", "ffn", config.adapter, adapter, ((("adapter",), 1),))

@@ -9,7 +9,6 @@ from torch.nn import functional
 from compressor.models.autoglm_phone.blocks import TransformerLayer
 from compressor.models.autoglm_phone.config import Block, VisionConfig
 
-
 _ACTIVATIONS = {"hardswish": functional.hardswish, "relu6": functional.relu6}
 
 

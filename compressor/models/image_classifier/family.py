@@ -80,9 +80,7 @@ def _lite0_blocks(stem: int) -> Iterator[Block]:
     for kernel, ratio, out, stride, repeats in _LITE0_ROWS:
         for number in range(repeats):
             first: Literal[1, 2] = 2 if stride == 2 and number == 0 else 1
-            yield Block(
-                kernel=kernel, expanded=ratio * inputs, out=out, stride=first, squeeze=False, expands=ratio > 1
-            )
+            yield Block(kernel=kernel, expanded=ratio * inputs, out=out, stride=first, squeeze=False, expands=ratio > 1)
             inputs = out
 
 

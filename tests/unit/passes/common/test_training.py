@@ -188,3 +188,24 @@ def test_extra_modules_learn_too(tmp_path):
 def test_settings_are_left_as_they_were(tmp_path):
     train(tmp_path, FULL)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_stretches_take_the_steps_of_one_training(tmp_path):
+    config = TrainingConfig(steps=20, batch_size=32, learning_rate=0.01)
+    whole, parts, rates = Points(), Points(), {"whole": [], "parts": []}
+
+    def train_on(dataset, name, stretch=None):
+        torch.manual_seed(1)
+        remember = lambda done, total, figures: rates[name].append((done, total, figures["learning_rate"]))  # noqa: E731
+        folder = tmp_path / name / str(stretch)
+        return fit(
+            Net(), dataset, config, seed=0, objective=label_loss, checkpoint_dir=folder, progress=remember,
+            stretch=stretch,
+        )  # fmt: skip
+
+    train_on(whole, "whole")
+    results = [train_on(parts, "parts", range(*ends)) for ends in ((0, 7), (7, 8), (8, 20))]
+    assert [result.steps for result in results] == [7, 8, 20]
+    assert not any(result.stopped_early for result in results)
+    assert rates["parts"] == rates["whole"]
+    np.testing.assert_array_equal(np.stack(parts.seen), np.stack(whole.seen))

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from passes.distill.losses import FeatureMatcher, soft_cross_entropy, temperature_at
+from passes.common.losses import soft_cross_entropy
+from passes.distill.losses import FeatureMatcher, temperature_at
 
 
 @given(

@@ -1,5 +1,7 @@
 """Cutting what has no effect changes nothing; choosing meets the target."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from passes.prune.importance import activation, entropy, gradient, magnitude, ta
 from passes.prune.latency import LatencyTable, Operator, latency_of, operators_of, resized
 from passes.prune.repair import least_squares, norm_scales
 from passes.prune.sizes import fields_of
+from passes.prune.step import Prune, PruneConfig
 from passes.prune.surgery import without
 from tests.unit.models.test_axes import CASES, DEEP, MULTI_QUERY, OTHER
 from tests.unit.models.test_families import inputs
@@ -24,9 +27,18 @@ from tests.unit.models.test_families import inputs
 PHONE, CLASSIFIER, CHECKPOINT = AutoGLMPhone(), ImageClassifier(), Transformers()
 
 
+def without_epsilon(model):
+    """RMS norms that scale exactly, so that what comes out can be compared exactly."""
+    for module in model.modules():
+        for name in ("eps", "variance_epsilon"):
+            if "RMSNorm" in type(module).__name__ and hasattr(module, name):
+                setattr(module, name, 1e-14)
+    return model
+
+
 def built(family, config, seed=0):
     torch.manual_seed(seed)
-    model = family.build(config).eval()
+    model = without_epsilon(family.build(config).eval())
     with torch.no_grad():  # norms that have learnt something
         for name, tensor in model.state_dict().items():
             if name.endswith(("running_mean", "running_var")) or ("norm" in name and name.endswith(("weight", "bias"))):
@@ -61,23 +73,12 @@ LAST = (
 """What the sublayers of a transformer layer end with: at zero, the layer hands on what it was given."""
 
 
-def checkpoint(preset):
-    """A preset whose norms add next to nothing to the mean square, so that they scale exactly."""
-    tree = CHECKPOINT.presets[preset].tree
-    text = (
-        {"text_config": tree["text_config"] | {"rms_norm_eps": 1e-14}}
-        if "text_config" in tree
-        else {"rms_norm_eps": 1e-14}
-    )
-    return CHECKPOINT.slim(CHECKPOINT.presets[preset], **text)
-
-
 PRUNED = [
     (PHONE, DEEP),
     (PHONE, OTHER),
     (PHONE, MULTI_QUERY),
     (CLASSIFIER, CLASSIFIER.presets["small"]),
-    *((CHECKPOINT, checkpoint(preset)) for preset in CHECKPOINT.presets),
+    *((CHECKPOINT, config) for config in CHECKPOINT.presets.values()),
 ]
 
 
@@ -107,7 +108,7 @@ def test_units_without_effect_can_go_and_the_output_stays(data):
             kept[axis.name] = order[:units].sort().values
             silence(model, axis, order[units:])
     chosen = {name: units.tolist() for name, units in kept.items()}
-    smaller = family.build(family.resized(config, fields_of(widths, sizes, config, chosen))).eval()
+    smaller = without_epsilon(family.build(family.resized(config, fields_of(widths, sizes, config, chosen))).eval())
     batch = sample(family, config, 4)
 
     def run(one):
@@ -266,14 +267,42 @@ def test_an_operator_follows_its_weight():
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
 def test_operators_are_timed_once_and_kept(runtime, tmp_path, monkeypatch):
-    table = LatencyTable(runtime, 1, 3, tmp_path)
+    table = LatencyTable(runtime, 1, 3, tmp_path, print)
     large, small = Operator("conv2d", (1, 64, 40, 40), (64, 64, 3, 3), 1, 1), Operator("linear", (1, 4), (4, 4))
     assert table.milliseconds(large) > table.milliseconds(small) >= 0
     assert table.milliseconds(Operator("conv1d", (1, 4, 9), (4, 1, 3), 1, 1, 4)) >= 0
     table.save()
-    again = LatencyTable(runtime, 1, 3, tmp_path)
+    again = LatencyTable(runtime, 1, 3, tmp_path, print)
     monkeypatch.setattr("passes.prune.latency.measured", None)
     assert again.milliseconds(large) == table.milliseconds(large)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"linear 1x1": "fast"}', '{"linear 1x1": -1}', "[1]"])
+def test_a_damaged_table_is_told_and_measured_anew(content, tmp_path):
+    notes = []
+    table = LatencyTable("torch", 1, 3, tmp_path, notes.append)
+    table.file.parent.mkdir()
+    table.file.write_text(content)
+    again = LatencyTable("torch", 1, 3, tmp_path, notes.append)
+    assert again.milliseconds(Operator("linear", (1, 4), (4, 4))) >= 0
+    again.save()
+    LatencyTable("torch", 1, 3, tmp_path, notes.append)
+    assert ["damaged" in note for note in notes] == [True]
+
+
+def test_timing_in_torch_leaves_its_threads_as_they_were(tmp_path):
+    before = torch.get_num_threads()
+    LatencyTable("torch", before + 1, 3, tmp_path, print).milliseconds(Operator("linear", (1, 4), (4, 4)))
+    assert torch.get_num_threads() == before
+
+
+def test_the_id_knows_what_times_the_layers():
+    def tools(**latency):
+        fields = {"target": {"macs": 0.5}, "calibration": "train", **latency}
+        return Prune().tools_for(PruneConfig.model_validate_json(json.dumps(fields)))
+
+    assert tools() == tools(latency={"runtime": "torch"}) == ("torch", "numpy")
+    assert tools(latency={}) == ("torch", "numpy", "onnxruntime")
 
 
 def test_every_layer_that_an_axis_moves_is_timed():

@@ -3,12 +3,19 @@
 import json
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
 
+from compressor.artifacts.store import Store
+from compressor.data.contract import SourceContext
+from compressor.engine.plan import make_plan
+from compressor.engine.single import preview, single_pass
+from compressor.errors import PassError
 from compressor.models.image_classifier.family import ImageClassifier
 from compressor.models.loading import facts_of, load_module
+from passes.prune.step import Prune
 from tests.conftest import draw_pictures
 
 PIPELINE = """\
@@ -102,6 +109,75 @@ def test_a_target_in_milliseconds_is_met_on_paper(home):
     assert told.returncode == 0, told.stderr
     rows = {row["field"]: row for row in json.loads(told.stdout)["decisions"]}
     assert rows["operators_ms"]["after"] <= 0.9 * rows["operators_ms"]["before"]
+
+
+def test_in_torch_the_whole_model_is_timed_too(home):
+    sets = ["target.macs=0.5", "calibration=train", "latency.repeats=5", "latency.runtime=torch"]
+    told = prune(home, *sets)
+    if "not faster" in told.stderr:  # so small a model on a busy machine: then that is what is told
+        return
+    assert told.returncode == 0, told.stderr
+    rows = {row["field"]: row for row in json.loads(told.stdout)["decisions"]}
+    assert rows["model_ms"]["before"] > 0
+    assert rows["model_ms"]["after"] > 0
+
+
+def test_the_dry_run_of_rounds_foretells_the_end_and_says_so(home):
+    sets = ["target.macs=0.5", "calibration=train", "recovery.validation=null", "recovery.training.steps=5"]
+    once = prune(home, *sets)
+    gradual = prune(home, *sets, "schedule.kind=gradual")
+    assert json.loads(gradual.stdout)["decisions"] == json.loads(once.stdout)["decisions"]
+    (teacher,) = home.glob("store/train-*")
+    fields = [part for one in [*sets, "schedule.kind=gradual"] for part in ("--set", one)]
+    shown = cli("pass", "prune", teacher, "-p", home / "pipeline.yaml", "-o", home / "by-hand", *fields, "--dry-run")
+    assert "each of the 5 rounds scores anew" in shown.stderr
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize(
+    ("step", "where"),
+    [
+        (["prune", "target.macs=0.5", "calibration=texts"], "'texts'"),
+        (["prune", "target.macs=0.5", "calibration=large"], "'large'"),
+        (["train", "train=texts", "validation=large"], "'large'"),
+        (["distill", "student.preset=tiny", "train=train", "validation=texts"], "'texts'"),
+    ],
+)
+def test_data_that_do_not_fit_are_told_before_anything_runs(home, step, where, dry_run):
+    if dry_run and step[0] != "prune":
+        return  # they have nothing to preview
+    text = PIPELINE.replace(
+        "passes:\n",
+        "  texts: {source: text, path: texts.txt, sequence_length: 8}\n"
+        "  large: {source: images, path: pictures, image_size: 24}\n"
+        "passes:\n",
+    )
+    (home / "unfit.yaml").write_text(text)
+    (home / "texts.txt").write_text("not a picture, but enough for a window\n")
+    (teacher,) = home.glob("store/train-*")
+    fields = [part for one in step[1:] for part in ("--set", one)]
+    options = ["-p", home / "unfit.yaml", "-o", home / "by-hand", *fields, *(["--dry-run"] if dry_run else [])]
+    done = cli("pass", step[0], teacher, *options)
+    assert done.returncode == 2, done.stderr
+    assert where in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_library_throws_in_a_dry_run_is_the_error_of_the_pass(home, tmp_path, monkeypatch):
+    def odd(*_):
+        raise TypeError("odd")
+
+    (teacher,) = home.glob("store/train-*")
+    pipeline = single_pass("prune", teacher, home / "pipeline.yaml", ["target.macs=0.5", "calibration=train"])
+    plan = make_plan(pipeline, Store(tmp_path / "store"), SourceContext(home))
+    monkeypatch.setattr(Prune, "preview", odd)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(PassError, match="failed: TypeError: odd") as caught:
+        preview(plan, lambda _: None)
+    (log,) = tmp_path.glob("*.traceback.txt")
+    assert str(log) in str(caught.value)
+    assert "raise TypeError" in log.read_text()
+    assert not list((tmp_path / "store").glob("*"))
 
 
 @pytest.mark.parametrize(
