@@ -37,6 +37,20 @@ def test_a_folder_per_class(pictures: Path) -> None:
     assert len(Images().load(few, context)) == 2
 
 
+def test_folders_that_are_named_by_the_number_of_their_class(pictures: Path) -> None:
+    context = SourceContext(pictures)
+    config = ImagesConfig(source="images", path="p", image_size=8, numbered=True)
+    assert "not numbers of classes: blue, red" in Images().problems(config, context)[0]
+    (pictures / "p" / "blue").rename(pictures / "p" / "970")
+    (pictures / "p" / "red").rename(pictures / "p" / "22")
+    assert Images().problems(config, context) == []
+    samples = Images().load(config, context)
+    batch = samples.batch(np.arange(6))
+    assert sorted(set(batch["label"].tolist())) == [22, 970]
+    assert (batch["image"][batch["label"] == 22][:, 0] == 255).all()
+    assert samples.class_names() is None
+
+
 def test_one_byte_of_a_picture_changes_the_digest_and_its_place_does_not(pictures: Path) -> None:
     context, config = SourceContext(pictures), ImagesConfig(source="images", path="p")
     before = Images().digest(config, context)

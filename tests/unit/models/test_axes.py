@@ -22,10 +22,19 @@ OTHER = PHONE.slim(
     DEEP, vision="vit-lite", speech="wav2vec-bridge", vision_layers=2, vision_heads=4, vision_ffn=16, speech_heads=4,
     vision_head_width=4, speech_head_width=4, speech_ffn=16,
 )  # fmt: skip
+UNEXPANDED = PHONE.slim(
+    DEEP, vision_stem=8, vision_activation="relu6", vision_padding="tensorflow",
+    vision_blocks=[
+        {"kernel": 3, "expanded": 8, "out": 8, "stride": 1, "squeeze": True, "expands": False},
+        {"kernel": 3, "expanded": 8, "out": 4, "stride": 2, "squeeze": False, "expands": False},
+        {"kernel": 5, "expanded": 16, "out": 4, "stride": 1, "squeeze": False},
+    ],
+)  # fmt: skip
 MULTI_QUERY = PHONE.slim(DEEP, heads=4, key_heads=1)
 CASES = [
     (PHONE, DEEP),
     (PHONE, OTHER),
+    (PHONE, UNEXPANDED),
     (PHONE, MULTI_QUERY),
     (PHONE, PHONE.presets["bed-teacher"]),
     *((CLASSIFIER, config) for config in CLASSIFIER.presets.values()),

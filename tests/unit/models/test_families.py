@@ -18,10 +18,15 @@ from compressor.models.image_classifier.family import ImageClassifier
 
 PHONE, CLASSIFIER = AutoGLMPhone(), ImageClassifier()
 OTHER_ENCODERS = {"vision": "vit-lite", "speech": "wav2vec-bridge"}
+UNEXPANDED = PHONE.slim(
+    PHONE.presets["tiny"], vision_padding="tensorflow",
+    vision_blocks=[{"kernel": 5, "expanded": 4, "out": 8, "stride": 2, "squeeze": True, "expands": False}],
+)  # fmt: skip
 CASES = [
     *((PHONE, config) for config in PHONE.presets.values()),
     *((PHONE, PHONE.slim(PHONE.presets[name], **OTHER_ENCODERS)) for name in ("tiny", "bed-student", "bed-teacher")),
     (PHONE, PHONE.slim(PHONE.presets["9b"], vision="mobilenet", speech="mel-cnn")),
+    (PHONE, UNEXPANDED),
     *((CLASSIFIER, config) for config in CLASSIFIER.presets.values()),
 ]
 
