@@ -11,9 +11,10 @@ from compressor.artifacts.store import MANIFEST, Artifact, verify
 from compressor.config.document import Document, read_document
 from compressor.data.contract import SourceContext
 from compressor.engine import events
+from compressor.engine.building import Workshop, unexpected
 from compressor.engine.pipeline import Pipeline, load_pipeline, override, pipeline_from_document, reference_of
 from compressor.engine.plan import PassBuilder, Plan
-from compressor.engine.runner import Runner, load_given, unexpected
+from compressor.engine.runner import load_given
 from compressor.errors import CompressError, UsageError
 from compressor.evaluation.measure import measure
 from compressor.evaluation.metrics import referring
@@ -67,9 +68,9 @@ def preview(plan: Plan, listener: events.Listener) -> list[Mapping[str, Any]]:
         )
     for artifact in inputs.values():
         verify(artifact)
-    runner = Runner(plan, listener, lambda *_: None, selected=frozenset())
+    workshop = Workshop(plan, listener, lambda *_: None)
     with TemporaryDirectory() as work:
-        context = runner.context(step, Path(work), inputs, [])
+        context = workshop.context(step, Path(work), inputs, [])
         try:
             step.builder.requires(inputs, context)
             return step.builder.preview(inputs, context)

@@ -189,7 +189,7 @@ def test_a_step_needs_what_it_is_compared_with(run: Run, monkeypatch: pytest.Mon
         asked.append((model, reference))
         return Measurement(accuracy=None, latency=None, metrics=())
 
-    monkeypatch.setattr("compressor.engine.runner.measure", measured)
+    monkeypatch.setattr("compressor.engine.building.measure", measured)
     monkeypatch.setattr(f"{__name__}.write_report", lambda folder, *_: (folder / "report.md").write_text(""))
     first = run(until="first").steps[1].artifact
     result = run(only="aside")
