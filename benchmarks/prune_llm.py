@@ -25,7 +25,7 @@ HEADS, HEAD_WIDTH = 9, 64
 ROUND_TO = 72
 """Llama's class wants a hidden width that its 9 heads divide; hardware, a multiple of 8."""
 OURS: dict[str, dict[str, Any]] = {
-    "layers": {"axes": ["layers"], "layer_importance": "loss", "num_samples": 16},
+    "layers": {"axes": ["layers"]},
     "inner widths": {"axes": ["ffn"]},
     "hidden and inner widths": {"axes": ["ffn", "hidden"]},
     "hidden and inner widths, no repair": {"axes": ["ffn", "hidden"], "repair": False},

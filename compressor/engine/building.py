@@ -181,6 +181,14 @@ class Workshop:
             peak_rss_bytes=built["peak_rss_bytes"],
         )
 
+    def as_artifact(self, step: PlannedStep, folder: Path) -> Artifact:
+        """The model of a step that is built of nothing, made in ``folder`` and not published: for a pass to look at."""
+        assert step.builder is not None  # noqa: S101 - given artifacts are there already
+        (folder / MODEL).mkdir()
+        step.builder.run({}, folder / MODEL, self.context(step, folder, {}, []))
+        nothing = {"files": {}, "summary": {}, "seconds": 0.0, "peak_rss_bytes": 0}
+        return Artifact(folder, self._manifest(step, nothing))
+
     def _report(self, step: PlannedStep, folder: Path, manifest: Manifest, log: Path) -> Manifest:
         """Measure the model in ``folder``, write its reports and log there, and return the manifest that lists them."""
         measurement = self._measure(step, folder / MODEL)

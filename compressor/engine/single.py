@@ -50,26 +50,22 @@ def single_pass(pass_type: str, model: Path, borrow: Path | None, fields: Sequen
 
 
 def preview(plan: Plan, listener: events.Listener) -> list[Mapping[str, Any]]:
-    """What the plan's only step would decide, as its pass tells; nothing is written.
+    """What the plan's only step would decide, as its pass tells; nothing is written to the store.
 
     Raises:
-        UsageError: the pass reads a model directory, which is no artifact yet.
         CompressError: the pass refuses its input or its config, or fails; a traceback then lies in the system's temporary
             folder, as nothing is written to the store.
     """
     step = list(plan.steps)[-1]
     if not isinstance(step.builder, PassBuilder) or not step.builder.previews:
         return []
-    given = {one.name: one.given for one in plan.steps}
-    inputs = {role: artifact for role, name in step.inputs.items() if (artifact := given[name]) is not None}
-    if len(inputs) < len(step.inputs):
-        raise UsageError(
-            f"{step.pass_name} can show its decisions for an artifact only", remedy="run a pipeline to build one"
-        )
-    for artifact in inputs.values():
-        verify(artifact)
     workshop = Workshop(plan, listener, lambda *_: None)
-    with TemporaryDirectory() as work:
+    with TemporaryDirectory() as source, TemporaryDirectory() as work:
+        for needed in (plan.step(name) for name in dict.fromkeys(step.inputs.values())):
+            if needed.given is not None:
+                verify(needed.given)
+            workshop.artifacts[needed.name] = needed.given or workshop.as_artifact(needed, Path(source))
+        inputs = {role: workshop.artifacts[name] for role, name in step.inputs.items()}
         context = workshop.context(step, Path(work), inputs, [])
         try:
             step.builder.requires(inputs, context)

@@ -53,21 +53,23 @@ def layers_by_taylor(model: nn.Module, axes: Sequence[Axis], batches: Batches, l
     return {name: total / max(count, 1) for name, total in totals.items()}
 
 
-def layers_by_loss(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
-    """How much the loss grows when the layer alone hands on what it is given: one pass over the samples for each layer."""
-    batches = list(batches)
+def layers_by_loss(model: nn.Module, axes: Sequence[Axis], batches: Callable[[str], Batches], loss: Loss) -> Scores:
+    """How much the loss grows when the layer alone hands on what it is given: one pass over the samples for each layer.
 
-    def mean() -> Tensor:
-        return torch.stack([loss(batch).double() for batch in batches]).mean().cpu()
+    ``batches`` gives all samples anew; it is called with what they are for.
+    """
+
+    def mean(what: str) -> Tensor:
+        return torch.stack([loss(batch).double() for batch in batches(what)]).mean().cpu()
 
     scores = {}
     with torch.no_grad():
-        whole = mean()
+        whole = mean("loss of all layers")
         for axis in axes:
             grown = []
-            for layer in _layers(model, axis):
+            for number, layer in enumerate(_layers(model, axis), start=1):
                 handle = layer.register_forward_hook(lambda _module, inputs, _output: inputs[0])
-                grown.append(mean() - whole)
+                grown.append(mean(f"loss without layer {number} of {axis.units}") - whole)
                 handle.remove()
             scores[axis.name] = torch.stack(grown).clamp(min=0)
     return scores

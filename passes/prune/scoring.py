@@ -21,7 +21,7 @@ from passes.prune.importance import Scores, activation, entropy, gradient, magni
 from passes.prune.step import PruneConfig
 
 _OF_UNITS = {"activation": activation, "entropy": entropy, "gradient": gradient, "taylor": taylor}
-_OF_LAYERS = {"cosine": layers_by_cosine, "loss": layers_by_loss, "taylor": layers_by_taylor}
+_OF_LAYERS = {"cosine": layers_by_cosine, "taylor": layers_by_taylor}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,8 @@ def scored(config: PruneConfig, module: nn.Module, axes: Sequence[Axis], calibra
         scores |= magnitude(module, others)
     elif others:
         scores |= _OF_UNITS[config.importance](module, others, calibration.batches("score"), calibration.loss)
-    if stacks:
+    if stacks and of_layers == "loss":
+        scores |= layers_by_loss(module, stacks, calibration.batches, calibration.loss)
+    elif stacks:
         scores |= _OF_LAYERS[of_layers](module, stacks, calibration.batches("score layers"), calibration.loss)
     return {name: score.cpu() for name, score in scores.items()}

@@ -12,6 +12,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, Glm4vForConditionalGeneration
 
 from compressor.models.facts import facts_of
+from compressor.models.loading import save_module
+from compressor.models.transformers_checkpoint.family import Transformers
 
 WORDS = [f"w{number}" for number in range(480)]
 PIPELINE = """\
@@ -98,6 +100,27 @@ def test_a_target_is_met_over_all_axes(home, preset):
     module = AutoModelForCausalLM.from_pretrained(folder / "model")
     weights = {weight.data_ptr(): weight.numel() for weight in module.parameters()}
     assert sum(weights.values()) == rows["parameters"]["after"]
+
+
+def test_a_checkpoint_that_is_no_artifact_yet_shows_its_cut(home, tmp_path):
+    family = Transformers()
+    config = family.presets["tiny-glm4"]
+    save_module(family.build(config), family.name, config, tmp_path / "model")
+    options = [
+        "--dry-run",
+        "--json",
+        "--set",
+        "importance=magnitude",
+        "--set",
+        "target.dimensions.ffn=64",
+        "-o",
+        tmp_path / "s",
+    ]
+    done = cli("pass", "prune", tmp_path / "model", *options)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["decisions"]
+    assert {row["after"] for row in rows if row["field"] == "ffn"} == {64}
+    assert not (tmp_path / "s").exists() or not list((tmp_path / "s").glob("*-*"))
 
 
 @pytest.mark.parametrize(
