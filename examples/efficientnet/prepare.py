@@ -147,6 +147,8 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit(f"usage: {sys.argv[0]} FOLDER")
     folder, config, differences = Path(sys.argv[1]).resolve(), EFFICIENTNET_LITE0, []
+    if folder.exists():  # crops of another version would mix with these
+        raise SystemExit(f"{folder} is there already")
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         work = Path(name)
         (weights,) = fetched(WEIGHTS, work).values()
