@@ -139,7 +139,7 @@ class _Run:
         """All steps, from the checkpoint where there is one."""
         resumed_from = self._resume(note)
         state, config = self.state, self.config
-        self.learners.train()
+        self._learning()
         with _deterministic(device_of(self.model)), ThreadPoolExecutor(1, "next-batch") as thread:
             pending: Future[Batch] | None = None
             while state.step < self.stretch.stop and not self._stopped():
@@ -152,11 +152,20 @@ class _Run:
                 figures = self._step(batch)
                 if looks:
                     figures |= self._look()
+                    self._learning()
                     saved_sampler = self.sampler.state()
                 progress(state.step, config.steps, figures)
                 if state.step % config.checkpoint_every == 0 and not last:
                     self._save(saved_sampler)
         return self._finish(resumed_from)
+
+    def _learning(self) -> None:
+        """Training mode; batch normalizations that are frozen go on as in use."""
+        self.learners.train()
+        if self.config.batch_norm == "freeze":
+            for module in self.learners.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     def _compose(self) -> Batch:
         indices, epoch = self.sampler.next()

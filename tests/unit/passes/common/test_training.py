@@ -209,3 +209,15 @@ def test_stretches_take_the_steps_of_one_training(tmp_path):
     assert not any(result.stopped_early for result in results)
     assert rates["parts"] == rates["whole"]
     np.testing.assert_array_equal(np.stack(parts.seen), np.stack(whole.seen))
+
+
+def test_frozen_batch_norms_keep_their_statistics_and_still_learn_their_scale(tmp_path):
+    torch.manual_seed(1)
+    before = Net().state_dict()
+    config = {"steps": 6, "batch_size": 32, "learning_rate": 0.05, "evaluate_every": 2}
+    frozen, _ = train(tmp_path / "a", TrainingConfig(**config, batch_norm="freeze"), validation=Points())
+    learnt, _ = train(tmp_path / "b", TrainingConfig(**config), validation=Points())
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(frozen[f"inner.1.{name}"], before[f"inner.1.{name}"])
+        assert not torch.equal(learnt[f"inner.1.{name}"], before[f"inner.1.{name}"])
+    assert not torch.equal(frozen["inner.1.weight"], before["inner.1.weight"])
