@@ -32,8 +32,8 @@ class TrainingConfig(Record):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """The gradient's norm over all weights is clipped to this."""
     batch_norm: Literal["learn", "freeze"] = "learn"
-    """Whether batch normalizations go by the statistics of each batch and learn their own, or keep those they have: for few data, or
-    data unlike what the model was first trained on."""
+    """Whether batch normalizations go by each batch and learn its statistics, or keep those they have: for few data, or data
+    unlike what the model was first trained on."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of an exponential moving average of the weights, which is what is evaluated and kept; 0 for none."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
