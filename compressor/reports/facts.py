@@ -103,8 +103,27 @@ def flat(tree: Mapping[str, Any], at: str = "") -> list[tuple[str, str]]:
 
 
 def summary(manifest: Manifest) -> list[tuple[str, str]]:
-    """What the pass tells of its choices; history and notes have sections of their own."""
-    return flat({key: value for key, value in manifest.summary.items() if key not in _OWN_SECTIONS})
+    """What the pass tells of its choices; history, notes and tables have sections of their own."""
+    shown = _OWN_SECTIONS | {name for name, _, _ in tables(manifest)}
+    return flat({key: value for key, value in manifest.summary.items() if key not in shown})
+
+
+def tables(manifest: Manifest) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """What the pass tells as records of equal keys, such as the cut of each width: name, columns, rows."""
+    found = []
+    for name, value in manifest.summary.items():
+        if name in _OWN_SECTIONS or not (isinstance(value, list) and value and isinstance(value[0], Mapping)):
+            continue
+        columns = tuple(value[0])
+        if all(isinstance(record, Mapping) and tuple(record) == columns for record in value):
+            found.append((name, columns, [tuple(_cell(record[column]) for column in columns) for record in value]))
+    return found
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def notes(manifest: Manifest) -> list[str]:

@@ -34,6 +34,8 @@ def artifact_markdown(manifest: Manifest, measurement: Measurement | None, comma
         parts += ["## Notes", "\n".join(f"- {text(note)}" for note in notes)]
     if summary := facts.summary(manifest):
         parts += ["## What the pass tells", table(("", ""), summary)]
+    for name, columns, records in facts.tables(manifest):
+        parts += [f"## {name.capitalize()}", table(columns, records)]
     files = [(name, formats.size(entry.bytes), entry.sha256) for name, entry in sorted(manifest.files.items())]
     parts += [
         "## Config",

@@ -70,6 +70,15 @@ def test_the_history_is_no_row_of_the_summary() -> None:
     )
 
 
+def test_records_of_a_summary_are_a_table() -> None:
+    cuts = [{"axis": "mlp", "before": 1536, "kept": 0.98765}, {"axis": "a|b", "before": 64, "kept": 1.0}]
+    told = artifact_markdown(manifest(summary={"cuts": cuts, "odd": [{"a": 1}, {"b": 2}]}), None, "again")
+    assert "## Cuts" in told
+    assert "| mlp | 1,536 | 0.9877 |" in told
+    assert "cuts" not in told.split("## What the pass tells")[1].split("##")[0]
+    assert "| odd |" in told
+
+
 def test_hostile_names_stay_text() -> None:
     evil = "a|b`c<script>*d*[e](http://x)\n# f"
     page = artifact_markdown(manifest(files={evil: FileEntry(sha256="0" * 64, bytes=1)}, step=evil), None, COMMAND)
