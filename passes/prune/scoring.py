@@ -35,12 +35,13 @@ class Calibration:
     context: PassContext
 
     def batches(self, what: str) -> Iterator[dict[str, Tensor]]:
-        """The first ``num_samples`` of the set; progress is told as ``what``."""
+        """``num_samples`` of the set, evenly over all of it, as sets may be sorted; progress is told as ``what``."""
         device, size = device_of(self.module), self.config.batch_size
         total = min(self.config.num_samples, len(self.dataset))
+        chosen = np.arange(total, dtype=np.int64) * len(self.dataset) // total
         for start in range(0, total, size):
             end = min(start + size, total)
-            yield tensors_from_batch(self.dataset.batch(np.arange(start, end, dtype=np.int64)), device)
+            yield tensors_from_batch(self.dataset.batch(chosen[start:end]), device)
             self.context.progress(what, end, total, {})
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -119,7 +119,7 @@ class PruneConfig(PassConfig):
     calibration: DataName | None = None
     """The set that all but magnitude look at, with its labels."""
     num_samples: Annotated[int, Field(ge=1)] = 768
-    """How many of its samples."""
+    """How many of its samples, evenly over the set."""
     batch_size: Annotated[int, Field(ge=1)] = 48
     """Samples at a time."""
     multiple: Annotated[int, Field(ge=1)] = 8
