@@ -30,7 +30,7 @@ def training_seconds(model: ModelFacts, samples: float) -> float | None:
 
 
 def _told_by_sample(model: ModelFacts) -> bool:
-    return model.family is not None and load(FAMILIES, model.family).unit == "sample"
+    return model.family is None or load(FAMILIES, model.family).unit == "sample"
 
 
 def training_memory(model: ModelFacts, batch_size: int) -> int:
