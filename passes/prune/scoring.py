@@ -63,7 +63,8 @@ def scored(config: PruneConfig, module: nn.Module, axes: Sequence[Axis], calibra
     """Axis name to the importance of its units, float64 [units] on the CPU."""
     stacks = [axis for axis in axes if axis.stack]
     others = [axis for axis in axes if not axis.stack]
-    of_layers = config.layer_importance or ("taylor" if config.importance == "taylor" else "cosine")
+    compares = config.importance == "taylor" and bool(others)  # scores of layers and of units then have one scale
+    of_layers = config.layer_importance or ("taylor" if compares else "cosine")
     if calibration is None:
         return magnitude(module, others) | layers_by_weight(module, stacks)
     scores: Scores = {}

@@ -115,7 +115,7 @@ class PruneConfig(PassConfig):
     gradient's norm; the loss without them (Taylor)."""
     layer_importance: Literal["cosine", "loss", "taylor"] | None = None
     """What tells which layers matter: how much they turn what goes through; how much the loss grows without them, measured one
-    by one; the same to first order. By default `taylor` where `importance` is, else `cosine`."""
+    by one; the same to first order. By default `cosine`, and `taylor` where other axes that are scored so are cut too."""
     calibration: DataName | None = None
     """The set that all but magnitude look at, with its labels."""
     num_samples: Annotated[int, Field(ge=1)] = 768
