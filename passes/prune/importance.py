@@ -122,15 +122,24 @@ def watch(
     model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss, add: Callable[[str, Tensor], None]
 ) -> None:
     """Run the model; ``add`` gets the name of each layer that reads an axis, and its inputs [channels, values]."""
+    readers = _readers(model, axes)
+
+    def see(name: str, inputs: Tensor) -> None:
+        channel = -1 if isinstance(readers[name], nn.Linear) else 1
+        add(name, inputs.cpu().movedim(channel, 0).flatten(1))
+
+    watch_inputs(model, readers, batches, loss, see)
+
+
+def watch_inputs(
+    model: nn.Module, names: Iterable[str], batches: Batches, loss: Loss, see: Callable[[str, Tensor], None]
+) -> None:
+    """Run the model; ``see`` gets the name of each of these modules, and its first input."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            channel = -1 if isinstance(module, nn.Linear) else 1
-            add(name, inputs[0].detach().cpu().movedim(channel, 0).flatten(1))
+        return lambda _module, inputs: see(name, inputs[0].detach())
 
-        return look
-
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in _readers(model, axes).items()]
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
     try:
         with torch.no_grad():
             for batch in batches:

@@ -66,9 +66,10 @@ def cut_model(cut: PlannedCut, *, repair: bool) -> Subject:
     state: dict[str, Tensor] = {name: tensor.detach().cpu() for name, tensor in before.module.state_dict().items()}
     if cut.calibration is not None:
         batches, loss = cut.calibration.batches, cut.calibration.loss
-        if any(one.norm for axis in cut.axes if axis.name in cut.kept for one in axis.cuts):
+        narrowed = [one for axis in cut.axes if axis.name in cut.kept for one in axis.cuts]
+        if any(one.norm for one in narrowed):
             state |= norm_scales(before.module, cut.axes, cut.kept, batches("norms"), loss)
-        if repair and cut.kept:
+        if repair and any(one.reads for one in narrowed):
             state |= least_squares(before.module, cut.axes, cut.kept, batches("repair"), loss)
     return _built(before.family, cut.after, without(state, cut.axes, cut.kept), str(device_of(before.module)))
 

@@ -5,14 +5,14 @@ Shapes: C channels of a layer's input, K of them kept, D dropped, O outputs, N v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from compressor.models.axes import Axis
-from passes.prune.importance import Batches, Loss, watch
+from passes.prune.importance import Batches, Loss, watch, watch_inputs
 from passes.prune.surgery import indices_of, units_of
 
 _DAMPING = 0.01
@@ -92,23 +92,13 @@ def norm_scales(
     shares: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
-            energy_NC = inputs[0].detach().flatten(0, -2).double().square()
-            share_NC = energy_NC / energy_NC.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-            shares[name] = shares.get(name, torch.zeros(())) + share_NC.sum(dim=0).cpu()
-            counts[name] = counts.get(name, 0) + len(share_NC)
+    def see(name: str, inputs: Tensor) -> None:
+        energy_NC = inputs.flatten(0, -2).double().square()
+        share_NC = energy_NC / energy_NC.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        shares[name] = shares.get(name, torch.zeros(())) + share_NC.sum(dim=0).cpu()
+        counts[name] = counts.get(name, 0) + len(share_NC)
 
-        return look
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in norms]
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                loss(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    watch_inputs(model, norms, batches, loss, see)
     weights = {}
     for name, (axis, one) in norms.items():
         by_unit = units_of(shares[name] / counts[name], replace(one, dim=0), axis.units).sum(dim=1)
