@@ -23,6 +23,8 @@ class ModelSizes(BaseModel):
     parts: dict[str, int]
     parameters: int
     macs: int | None
+    unit: str
+    """What the multiply-accumulates are for: a sample, or a token."""
     bytes_at: dict[str, int]
 
 
@@ -46,4 +48,6 @@ def model_sizes(target: str) -> ModelSizes:
     total = sum(parts.values())
     sizes = {precision: int(total * width) for precision, width in BYTES_PER_WEIGHT.items()}
     macs = family.macs(config) or None
-    return ModelSizes(family=name, preset=preset, parts=parts, parameters=total, macs=macs, bytes_at=sizes)
+    return ModelSizes(
+        family=name, preset=preset, parts=parts, parameters=total, macs=macs, unit=family.unit, bytes_at=sizes
+    )
