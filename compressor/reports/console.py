@@ -201,7 +201,9 @@ def render_sizes(sizes: ModelSizes) -> None:
         table.add_row(Text(part, style="bold" if part == "total" else ""), formats.count(count), *memory)
     _out.print(table)
     if sizes.macs is not None:
-        say(f"{formats.count(sizes.macs)} multiply-accumulates for one {sizes.unit}; memory is that of the weights alone")
+        say(
+            f"{formats.count(sizes.macs)} multiply-accumulates for one {sizes.unit}; memory is that of the weights alone"
+        )
 
 
 def render_catalogue(entries: Sequence[CatalogueEntry]) -> None:
