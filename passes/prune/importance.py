@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from compressor.models.axes import Axis
+from compressor.models.axes import Axis, Cut
+from passes.prune.memory import gradients_as_they_come
 from passes.prune.surgery import units_of
 
 Scores = dict[str, Tensor]
@@ -97,24 +98,32 @@ def _by_gradient(
     of_sum: Callable[[Tensor], Tensor],
 ) -> Scores:
     """Mean over batches of ``of_sum`` of Σ over readers of ``of_column(gradient, weight)``, each [units, rest] to [units]."""
-    weights = {cut.tensor: model.get_parameter(cut.tensor) for axis in axes for cut in axis.cuts if cut.reads}
+    places: dict[nn.Parameter, list[tuple[Axis, Cut]]] = {}
+    for axis in axes:
+        for cut in axis.cuts:
+            if cut.reads:
+                places.setdefault(model.get_parameter(cut.tensor), []).append((axis, cut))
+    sums: Scores = {}
+
+    def take(weight: nn.Parameter, gradient: Tensor) -> None:
+        for axis, cut in places[weight]:
+            both = (gradient, weight.detach())
+            sums[axis.name] += of_column(*(units_of(one.double(), cut, axis.units) for one in both)).cpu()
+
     totals = {axis.name: torch.zeros(axis.units, dtype=torch.float64) for axis in axes}
     count = 0
-    for batch in batches:
-        found = torch.autograd.grad(loss(batch), list(weights.values()), allow_unused=True)
-        gradients = {name: one for name, one in zip(weights, found, strict=True) if one is not None}
-        for axis in axes:
-            sum_U = torch.zeros(axis.units, dtype=torch.float64)
-            for cut in axis.cuts:
-                if cut.reads and cut.tensor in gradients:
-                    both = (gradients[cut.tensor], weights[cut.tensor].detach())
-                    sum_U += of_column(*(units_of(one.double(), cut, axis.units) for one in both)).cpu()
-            totals[axis.name] += of_sum(sum_U)
-        count += 1
+    with gradients_as_they_come(model, places, take):
+        for batch in batches:
+            sums |= {axis.name: torch.zeros(axis.units, dtype=torch.float64) for axis in axes}
+            loss(batch).backward()  # type: ignore[no-untyped-call]
+            for name, sum_U in sums.items():
+                totals[name] += of_sum(sum_U)
+            count += 1
     return {name: total_U / max(count, 1) for name, total_U in totals.items()}
 
 
-def _readers(model: nn.Module, axes: Sequence[Axis]) -> dict[str, nn.Module]:
+def readers_of(model: nn.Module, axes: Sequence[Axis]) -> dict[str, nn.Module]:
+    """The layers that read an axis, by name."""
     return {cut.module: model.get_submodule(cut.module) for axis in axes for cut in axis.cuts if cut.reads}
 
 
@@ -122,7 +131,17 @@ def watch(
     model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss, add: Callable[[str, Tensor], None]
 ) -> None:
     """Run the model; ``add`` gets the name of each layer that reads an axis, and its inputs [channels, values]."""
-    readers = _readers(model, axes)
+    watch_channels(model, readers_of(model, axes), batches, loss, add)
+
+
+def watch_channels(
+    model: nn.Module,
+    readers: Mapping[str, nn.Module],
+    batches: Batches,
+    loss: Loss,
+    add: Callable[[str, Tensor], None],
+) -> None:
+    """Run the model; ``add`` gets the name of each of these layers, and its inputs [channels, values]."""
 
     def see(name: str, inputs: Tensor) -> None:
         channel = -1 if isinstance(readers[name], nn.Linear) else 1

@@ -18,6 +18,7 @@ from compressor.models.axes import Axis, AxisKind
 from compressor.models.contract import Family
 from compressor.models.loading import load_module, read_description
 from passes.prune.allocation import widths_of
+from passes.prune.memory import recomputed
 from passes.prune.schedule import Stage
 from passes.prune.scoring import Calibration, opened_calibration, scored
 from passes.prune.sizes import Choice, Start, fields_of, macs, parameters, units_of_widths
@@ -96,7 +97,8 @@ def planned_cut(
     family, architecture, module = subject.family, subject.config, subject.module
     axes = _axes(config, family, architecture)
     calibration = opened_calibration(config, family, module, context)
-    scores = scored(config, module, axes, calibration)
+    with recomputed(module, {axis.stack for axis in family.axes(architecture) if axis.stack}):
+        scores = scored(config, module, axes, calibration)
     arrays = {name: score.numpy() for name, score in scores.items()}
     whole = None if start is None else start.units
     widths = widths_of(axes, arrays, multiple=config.multiple, min_keep=config.min_keep, whole=whole)

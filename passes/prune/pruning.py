@@ -70,7 +70,7 @@ def cut_model(cut: PlannedCut, *, repair: bool) -> Subject:
         if any(one.norm for one in narrowed):
             state |= norm_scales(before.module, cut.axes, cut.kept, batches("norms"), loss)
         if repair and any(one.reads for one in narrowed):
-            state |= least_squares(before.module, cut.axes, cut.kept, batches("repair"), loss)
+            state |= least_squares(before.module, cut.axes, cut.kept, lambda: batches("repair"), loss)
     return _built(before.family, cut.after, without(state, cut.axes, cut.kept), str(device_of(before.module)))
 
 

@@ -5,48 +5,67 @@ Shapes: C channels of a layer's input, K of them kept, D dropped, O outputs, N v
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from compressor.models.axes import Axis
-from passes.prune.importance import Batches, Loss, watch, watch_inputs
+from passes.prune.importance import Batches, Loss, readers_of, watch_channels, watch_inputs
 from passes.prune.surgery import indices_of, units_of
 
 _DAMPING = 0.01
 """Part of the mean energy of a channel that is added to each, as in GPTQ (Frantar et al. 2023)."""
+_GRAM_BYTES = 2_000_000_000
+"""Of Gram matrices held at a time."""
 
 
 def least_squares(
-    model: nn.Module, axes: Sequence[Axis], kept: Mapping[str, Tensor], batches: Batches, loss: Loss
+    model: nn.Module, axes: Sequence[Axis], kept: Mapping[str, Tensor], batches: Callable[[], Batches], loss: Loss
 ) -> dict[str, Tensor]:
     """Weights of what reads the axes, such that their kept columns alone answer as all did, as nearly as they can.
 
     For inputs X [N, C] and weights W [O, C], the change of W_K is W_D·G_DK·(G_KK + λI)⁻¹ with G = XᵀX: the least-squares solution
     of ‖X·Wᵀ − X_K·W'ᵀ‖, damped (as in SlimGPT, Ling et al. 2024, and SparseGPT for columns). Linear layers and 1×1 convolutions
-    whose weights nothing else uses; the others stay as they are.
+    whose weights nothing else uses; the others stay as they are. ``batches`` gives all samples anew: where the Gram matrices of
+    all layers would take more than 2 GB, layers take turns, each with its own pass over the samples.
     """
     cut = [axis for axis in axes if axis.name in kept]
     solvable = _solvable(model)
-    grams: dict[str, Tensor] = {}
+    readers = {name: module for name, module in readers_of(model, cut).items() if name in solvable}
+    weights = {}
+    for some in _in_turns(readers):
+        grams: dict[str, Tensor] = {}
 
-    def add(reader: str, inputs_CN: Tensor) -> None:
-        if reader in solvable:
+        def add(reader: str, inputs_CN: Tensor, grams: dict[str, Tensor] = grams) -> None:
             inputs_CN = inputs_CN.float()
             gram_CC = inputs_CN @ inputs_CN.T
             grams[reader] = grams[reader] + gram_CC if reader in grams else gram_CC
 
-    watch(model, cut, batches, loss, add)
-    weights = {}
-    for axis in cut:
-        for one in axis.cuts:
-            if one.reads and one.module in grams:
-                columns_K = indices_of(kept[axis.name], one, axis.units)
-                weight = model.get_parameter(one.tensor).detach()
-                weights[one.tensor] = _answering_alone(weight, grams[one.module], columns_K)
+        watch_channels(model, some, batches(), loss, add)
+        for axis in cut:
+            for one in axis.cuts:
+                if one.reads and one.module in grams:
+                    columns_K = indices_of(kept[axis.name], one, axis.units)
+                    weight = model.get_parameter(one.tensor).detach()
+                    weights[one.tensor] = _answering_alone(weight, grams[one.module], columns_K)
     return weights
+
+
+def _in_turns(readers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
+    """As many layers at a time as their Gram matrices leave room for, one at least."""
+    some: dict[str, nn.Module] = {}
+    taken = 0
+    for name, module in readers.items():
+        size = module.get_parameter("weight").shape[1] ** 2 * torch.float32.itemsize
+        if some and taken + size > _GRAM_BYTES:
+            yield some
+            some, taken = {}, 0
+        some[name] = module
+        taken += size
+    if some:
+        yield some
 
 
 def _solvable(model: nn.Module) -> set[str]:

@@ -13,10 +13,12 @@ from compressor.models.autoglm_phone.family import AutoGLMPhone
 from compressor.models.axes import Axis, Cut
 from compressor.models.image_classifier.family import ImageClassifier
 from compressor.models.transformers_checkpoint.family import Transformers
+from passes.prune import repair
 from passes.prune.allocation import allocate, widths_of
 from passes.prune.depth import layers_by_cosine, layers_by_loss, layers_by_taylor
 from passes.prune.importance import activation, entropy, gradient, magnitude, taylor
 from passes.prune.latency import LatencyTable, Operator, latency_of, operators_of, resized
+from passes.prune.memory import gradients_as_they_come, recomputed
 from passes.prune.repair import least_squares, norm_scales
 from passes.prune.sizes import fields_of
 from passes.prune.step import Prune, PruneConfig
@@ -115,7 +117,7 @@ def test_units_without_effect_can_go_and_the_output_stays(data):
         return model(**one)["logits"].sum()
 
     norms = norm_scales(model, axes, kept, [batch], run)
-    solved = least_squares(model, axes, kept, [batch], run)
+    solved = least_squares(model, axes, kept, lambda: [batch], run)
     with torch.no_grad():
         wanted = model(**batch)["logits"]
         for state in (model.state_dict() | norms, model.state_dict() | norms | solved):
@@ -131,7 +133,7 @@ def test_what_stays_answers_for_what_goes():
     axis = Axis("inner", "ffn", 6, (Cut("0.weight", 0), Cut("0.bias", 0), Cut("1.weight", 1)), ((("ffn",), 1),))
     batches = [{"x": torch.randn(400, 6)}]
     kept = {"inner": torch.arange(4)}
-    solved = least_squares(model, [axis], kept, batches, lambda batch: model(batch["x"]).sum())
+    solved = least_squares(model, [axis], kept, lambda: batches, lambda batch: model(batch["x"]).sum())
     smaller = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3))
     x = torch.randn(50, 6)
 
@@ -142,11 +144,71 @@ def test_what_stays_answers_for_what_goes():
     assert error(model.state_dict() | solved) < 0.1 * error(model.state_dict())
 
 
+def test_layers_take_turns_where_their_gram_matrices_are_large(monkeypatch):
+    model = CHECKPOINT.build(CHECKPOINT.presets["tiny-llama"]).eval()
+    axes = [axis for axis in CHECKPOINT.axes(CHECKPOINT.presets["tiny-llama"]) if axis.kind == "ffn"]
+    kept = {axis.name: torch.arange(axis.units // 2) for axis in axes}
+    passes = []
+
+    def batches():
+        passes.append(1)
+        return [sample(CHECKPOINT, None, 2)]
+
+    def solved():
+        return least_squares(model, axes, kept, batches, lambda b: model(**b)["logits"].sum())
+
+    at_once = solved()
+    assert len(passes) == 1
+    monkeypatch.setattr(repair, "_GRAM_BYTES", 4 * axes[0].units ** 2)
+    in_turns = solved()
+    assert len(passes) == 1 + len(axes) == 1 + len(at_once)
+    for name, weight in at_once.items():
+        assert torch.equal(in_turns[name], weight), name
+
+
+def test_scoring_holds_the_gradient_of_one_weight_and_the_activations_of_one_layer():
+    config = CHECKPOINT.presets["tiny-llama"]
+    model = CHECKPOINT.build(config).eval()
+    axes = CHECKPOINT.axes(config)
+    batch = sample(CHECKPOINT, None, 2)
+    kept_bytes = []
+
+    def loss(one):
+        kept_bytes.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(packed, lambda tensor: tensor):
+            logits = model(**one)["logits"]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), one["input_ids"].flatten())
+
+    def packed(tensor):
+        kept_bytes[-1] += tensor.nbytes
+        return tensor
+
+    units = [axis for axis in axes if not axis.stack]
+    whole = taylor(model, units, [batch], loss)
+    loss(batch).backward()  # what a training leaves behind does not count
+    kept_bytes.pop()
+    with recomputed(model, ["model.layers"]):
+        recomputed_scores = taylor(model, units, [batch], loss)
+    assert kept_bytes[1] < 0.5 * kept_bytes[0]
+    for name, score in whole.items():
+        assert torch.equal(recomputed_scores[name], score), name
+    assert "forward" not in vars(model.model.layers[0])
+
+    held = []
+    weights = [layer.mlp.down_proj.weight for layer in model.model.layers]
+    with gradients_as_they_come(model, weights, lambda *_: held.append([w.grad is not None for w in weights])):
+        loss(batch).backward()
+    assert held == [[False] * len(weights)] * len(weights)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
 def test_weights_that_something_else_uses_are_left():
     model = CHECKPOINT.build(CHECKPOINT.presets["tiny-llama"]).eval()
     axes = [axis for axis in CHECKPOINT.axes(CHECKPOINT.presets["tiny-llama"]) if axis.kind == "hidden"]
     batch = sample(CHECKPOINT, None, 2)
-    solved = least_squares(model, axes, {axes[0].name: torch.arange(48)}, [batch], lambda b: model(**b)["logits"].sum())
+    solved = least_squares(
+        model, axes, {axes[0].name: torch.arange(48)}, lambda: [batch], lambda b: model(**b)["logits"].sum()
+    )
     assert "model.layers.0.self_attn.q_proj.weight" in solved
     assert "lm_head.weight" not in solved
 
