@@ -10,6 +10,8 @@ class Kind(StrEnum):
 
     TORCH = "torch"
     """A model that torch loads: a transformers directory, or ``config.json`` + ``model.safetensors`` of a family of ours."""
+    QUANTIZED = "quantized"
+    """A model of a family of ours whose layers are rounded to integers, and ``quantization.json`` that says how."""
     AWQ = "awq"
     """A checkpoint with INT4 weights."""
     ADAPTER = "adapter"
@@ -18,3 +20,7 @@ class Kind(StrEnum):
     """``model.onnx``, with its external data beside it."""
     ENGINE = "engine"
     """A TensorRT engine and ``engine.json``."""
+
+
+OF_FAMILIES = frozenset({Kind.TORCH, Kind.QUANTIZED})
+"""Kinds whose config.json names a family: torch computes them, and their facts are known without loading them."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from compressor.artifacts.fingerprint import digest_json, digest_tree
-from compressor.artifacts.kinds import Kind
+from compressor.artifacts.kinds import OF_FAMILIES, Kind
 from compressor.artifacts.store import MANIFEST, Artifact, Store, open_artifact
 from compressor.config.discovery import suggestion
 from compressor.config.validation import references
@@ -26,7 +26,7 @@ from compressor.evaluation.measure import evaluation_digest
 from compressor.evaluation.metrics import referring
 from compressor.evaluation.records import EvaluateConfig
 
-MEASURABLE = frozenset({Kind.TORCH, Kind.ONNX})
+MEASURABLE = OF_FAMILIES | {Kind.ONNX}
 """The kinds that a runtime opens."""
 
 State = Literal["cached", "measure", "resume", "build", "given", "damaged"]
@@ -282,7 +282,7 @@ class _Planner:
         )  # fmt: skip
 
     def _given_facts(self, artifact: Artifact) -> ModelFacts:
-        if artifact.manifest.kind is not Kind.TORCH:
+        if artifact.manifest.kind not in OF_FAMILIES:
             return ModelFacts(size_bytes=artifact.manifest.model_bytes)
         from compressor.models.loading import facts_of
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from compressor.artifacts.files import copy_file
 from compressor.artifacts.fingerprint import digest_tree
-from compressor.artifacts.kinds import Kind
+from compressor.artifacts.kinds import OF_FAMILIES, Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.document import Document
 from compressor.config.record import Record
@@ -16,6 +16,7 @@ from compressor.engine.contract import ModelFacts, PassContext, PassOutput
 from compressor.engine.pipeline import ModelConfig, resolve_family
 from compressor.errors import ModelError
 from compressor.models.contract import Family
+from compressor.models.quantization import QUANTIZATION
 
 
 class FamilySource:
@@ -80,7 +81,10 @@ class DirectorySource:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.kind = Kind.ONNX if (folder / "model.onnx").is_file() else Kind.TORCH
+        if (folder / "model.onnx").is_file():
+            self.kind = Kind.ONNX
+        else:
+            self.kind = Kind.QUANTIZED if (folder / QUANTIZATION).is_file() else Kind.TORCH
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Every file's path and content."""
@@ -96,7 +100,7 @@ class DirectorySource:
 
     def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:  # noqa: ARG002
         """No NaN or infinity in the weights; no external data from outside the folder."""
-        if self.kind is Kind.TORCH:
+        if self.kind in OF_FAMILIES:
             from compressor.models.loading import check_finite
 
             check_finite(self.folder)
@@ -130,7 +134,7 @@ def open_source(model: ModelConfig, document: Document, base: Path) -> FamilySou
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a directory", remedy="`model.path` is relative to the pipeline file")
     source = DirectorySource(folder)
-    if source.kind is Kind.TORCH:
+    if source.kind in OF_FAMILIES:
         from compressor.models.loading import read_description
 
         read_description(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from compressor.artifacts.kinds import Kind
+from compressor.artifacts.kinds import OF_FAMILIES, Kind
 from compressor.artifacts.manifest import Metric
 from compressor.models.facts import facts_of, size_bytes
 
@@ -14,7 +14,7 @@ def cost_metrics(kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int
     """Size, parameters and MACs; what cannot be told is left out.
 
     Args:
-        kind: torch: the family's own arithmetic. onnx: counted from the graph.
+        kind: torch, quantized: the family's own arithmetic. onnx: counted from the graph.
         folder: the model's folder.
         sample_shapes: the shape of each array of one sample, its batch axis (1) included; fixes what varies in an ONNX graph.
     """
@@ -32,7 +32,7 @@ def cost_metrics(kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int
 
 
 def _counted(kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int, ...]]) -> tuple[int | None, int | None]:
-    if kind is Kind.TORCH:
+    if kind in OF_FAMILIES:
         facts = facts_of(folder)
         return facts["parameters"], facts["macs"]
     if kind is Kind.ONNX:

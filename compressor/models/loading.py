@@ -9,12 +9,13 @@ from compressor.config.discovery import FAMILIES, load
 from compressor.config.record import Record
 from compressor.models.contract import Family
 from compressor.models.facts import facts_of
-from compressor.models.files import check_finite, read_description
+from compressor.models.files import check_finite, read_description, write_description
+from compressor.models.quantization import QUANTIZATION, Quantization, read_quantization, write_quantization
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["check_finite", "facts_of", "load_module", "read_description", "save_module"]
+__all__ = ["check_finite", "facts_of", "load_module", "read_description", "save_module", "save_quantized"]
 
 
 def load_module(folder: Path, device: str = "cpu") -> nn.Module:
@@ -30,8 +31,30 @@ def load_module(folder: Path, device: str = "cpu") -> nn.Module:
     name, config = read_description(folder)
     family: Family[Any] = load(FAMILIES, name)
     with torch.random.fork_rng(devices=[]):
-        module = family.load(config, folder)
+        quantized = (folder / QUANTIZATION).is_file()
+        module = _quantized(family.build(config), folder) if quantized else family.load(config, folder)
     return module.eval().to(device)
+
+
+def _quantized(module: nn.Module, folder: Path) -> nn.Module:
+    from compressor.models.fake_quantization import shaped
+    from compressor.models.weights import filled
+
+    return filled(shaped(module, read_quantization(folder)), folder)
+
+
+def save_quantized(module: nn.Module, family: str, config: Record, quantization: Quantization, folder: Path) -> None:
+    """Write description, grids and weights of a model whose layers are integer.
+
+    Raises:
+        StorageError: the disk is full, or the folder may not be written.
+    """
+    from compressor.models.weights import save_weights
+
+    found: Family[Any] = load(FAMILIES, family)
+    save_weights(module, folder)
+    write_description(found.name, found.version, config, folder)
+    write_quantization(quantization, folder)
 
 
 def save_module(module: nn.Module, family: str, config: Record, folder: Path, companions: Path | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from compressor.artifacts.kinds import Kind
+from compressor.artifacts.kinds import OF_FAMILIES, Kind
 from compressor.data.contract import Batch
 from compressor.errors import DataError, UsageError
 from compressor.models.contract import InputSpec
@@ -66,7 +66,7 @@ def open_session(kind: Kind, model_folder: Path, *, threads: int, device: str = 
         ModelError: the folder does not hold a model that can be opened.
         UsageError: nothing here runs this kind yet.
     """
-    if kind is Kind.TORCH:
+    if kind in OF_FAMILIES:
         from compressor.runtimes.torch_session import TorchSession
 
         return TorchSession(model_folder, threads, device)

@@ -79,6 +79,7 @@ def fit(
     progress: Progress = lambda *_: None,
     note: Callable[[str], None] = lambda _: None,
     stretch: range | None = None,
+    before_step: Callable[[float], None] = lambda _: None,
 ) -> TrainingResult:
     """Train ``model`` in place.
 
@@ -96,14 +97,16 @@ def fit(
         note: told in one line why a checkpoint could not be used.
         stretch: take only these of the ``config.steps`` steps, with the batches and the learning rates that are theirs: a
             training in several calls, between which the caller changes the model. The optimizer and the average start anew.
+        before_step: called before each step with the part of all steps that is done, in [0, 1).
 
     Raises:
         NumericalError: a term of the loss, or the gradient, is not finite.
     """
     stretch = range(config.steps) if stretch is None else stretch
-    return _Run(model, dataset, config, seed, objective, checkpoint_dir, extra, validation, on_evaluation, stretch).go(
-        progress, note
+    run = _Run(
+        model, dataset, config, seed, objective, checkpoint_dir, extra, validation, on_evaluation, stretch, before_step
     )
+    return run.go(progress, note)
 
 
 class _Run:
@@ -121,9 +124,11 @@ class _Run:
         validation: Dataset | None,
         on_evaluation: OnEvaluation | None,
         stretch: range,
+        before_step: Callable[[float], None],
     ) -> None:
         self.model, self.dataset, self.config, self.seed = model, dataset, config, seed
         self.objective, self.validation, self.on_evaluation = objective, validation, on_evaluation
+        self.before_step = before_step
         self.learners = nn.ModuleList([model] if extra is None else [model, extra])
         self.checkpoint = checkpoint_dir / CHECKPOINT
         self.weights = [weight for weight in self.learners.parameters() if weight.requires_grad]
@@ -179,6 +184,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         tensors = tensors_from_batch(batch, device)
+        self.before_step(state.step / config.steps)
         outputs = self.model(**{name: tensors[name] for name in self.dataset.input_names})
         terms = self.objective(outputs, tensors, state.step / config.steps)
         loss = torch.stack(list(terms.values())).sum()

@@ -5,6 +5,7 @@ Shapes: N samples, V values of one output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,28 @@ ANSWER = "logits"
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How far an exported model may be from its parent."""
+
+    max_abs: float
+    cosine: float
+    agreement: float
+    tie: float
+    """Answers that the parent rates alike within it count as the same."""
+
+
+def limits_of(config: ParityConfig, *, integers: bool) -> Limits:
+    """What the config says, and for what it does not, what is usual for such a model."""
+    max_abs, cosine, agreement = (math.inf, 0.98, 0.95) if integers else (1e-3, 0.9999, 1.0)
+    return Limits(
+        config.max_abs or max_abs,
+        cosine if config.cosine is None else config.cosine,
+        agreement if config.agreement is None else config.agreement,
+        config.max_abs or 1e-3,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Parity:
     """How far an exported model is from its parent at one batch size."""
 
@@ -37,22 +60,22 @@ class Parity:
     """The sample with the largest |Δ|, counted in the set from 0."""
     worst_output: str
 
-    def offences(self, config: ParityConfig) -> list[str]:
+    def offences(self, limits: Limits) -> list[str]:
         """What is beyond the limits."""
         found = []
-        if not self.max_abs <= config.max_abs:
+        if not self.max_abs <= limits.max_abs:
             found.append(
-                f"max|Δ| {self.max_abs:.3g} > {config.max_abs:g} (sample {self.worst}, output {self.worst_output})"
+                f"max|Δ| {self.max_abs:.3g} > {limits.max_abs:g} (sample {self.worst}, output {self.worst_output})"
             )
-        if not self.cosine >= config.cosine:
-            found.append(f"cosine {self.cosine:.6f} < {config.cosine:g}")
-        if self.agreement is not None and not self.agreement >= config.agreement:
-            found.append(f"answers agree in {self.agreement:.1%} of {self.samples} samples < {config.agreement:.1%}")
+        if not self.cosine >= limits.cosine:
+            found.append(f"cosine {self.cosine:.6f} < {limits.cosine:g}")
+        if self.agreement is not None and not self.agreement >= limits.agreement:
+            found.append(f"answers agree in {self.agreement:.1%} of {self.samples} samples < {limits.agreement:.1%}")
         return found
 
 
 def compare(
-    reference: Session, exported: Session, batches: Sequence[Batch], config: ParityConfig
+    reference: Session, exported: Session, batches: Sequence[Batch], config: ParityConfig, limits: Limits
 ) -> tuple[Parity, ...]:
     """Parity at batch size 1 and at ``config.batch_size``; ``batches`` are of the latter size, the last may be shorter.
 
@@ -72,8 +95,8 @@ def compare(
     results = []
     for size, feeds in ((1, list(_singles(batches))), (config.batch_size, batches)):
         got = _joined([exported.run(batch) for batch in feeds])
-        results.append(_parity(size, wanted, got, config.max_abs))
-    offences = [f"at batch size {one.batch_size}: {line}" for one in results for line in one.offences(config)]
+        results.append(_parity(size, wanted, got, limits.tie))
+    offences = [f"at batch size {one.batch_size}: {line}" for one in results for line in one.offences(limits)]
     if offences:
         raise ParityError(
             f"the exported model does not compute what the torch model does ({exported.runtime} against "

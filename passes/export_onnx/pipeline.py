@@ -15,13 +15,17 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, ParityError, RequirementError
 from compressor.models.contract import Family, InputSpec
 from compressor.models.loading import load_module, read_description
+from compressor.models.quantization import QUANTIZATION, Quantization, read_quantization
+from compressor.runtimes.onnx_files import read_graph
+from compressor.runtimes.onnx_kernels import kernels_of
+from compressor.runtimes.onnx_lint import lint
 from compressor.runtimes.session import fitted, open_session
-from passes.export_onnx import graph
-from passes.export_onnx.parity import Parity, compare
+from passes.export_onnx import graph, integers
+from passes.export_onnx.parity import Limits, Parity, compare, limits_of
 from passes.export_onnx.tracing import onnx_from_torch
 
 if TYPE_CHECKING:
-    from passes.export_onnx.step import ExportOnnxConfig
+    from passes.export_onnx.step import ExportOnnxConfig, ParityConfig
 
 _PREFIX = "autoglm_compress."
 _TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim")
@@ -44,11 +48,16 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
     family: Family[Any] = load(FAMILIES, name)
     inputs = traced_inputs(config, model)
 
+    quantization = read_quantization(model) if (model / QUANTIZATION).is_file() else None
     _tell(context, 0)
     module = load_module(model)
+    sample = fitted(batches[0], family.inputs(model_config))
+    if quantization is not None:
+        integers.fix_scales(module)
     traced = onnx_from_torch(
-        module, inputs, family.outputs(model_config), fitted(batches[0], family.inputs(model_config)), config.opset
-    )
+        module, inputs, family.outputs(model_config), sample, config.opset,
+        integers.translations(quantization.target) if quantization is not None else None,
+    )  # fmt: skip
     graph.strip(traced)
     _tell(context, 1)
     told = "not asked for"
@@ -56,14 +65,19 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
         traced, told = graph.simplified(traced)
         if told.startswith("not "):
             context.note(told)
+    if quantization is not None:
+        bits = {one.weight.bits for one in quantization.layers.values()}
+        integers.laid_out(traced, quantization.target, min(bits, default=8))
     _tell(context, 2)
     metadata = _metadata(context, family.name, dataset)
     external = graph.write(traced, out, metadata, config.external_data_threshold_mb * 1_000_000)
     _tell(context, 3)
-    parity = _compared(config, model, out, batches, context)
+    limits = limits_of(config.parity, integers=quantization is not None)
+    parity = _compared(config.parity, limits, model, out, batches, context)
     _tell(context, 4)
     return PassOutput(
-        {
+        ({} if quantization is None else _integers(quantization, out, context))
+        | {
             "opset": config.opset,
             "nodes": traced.graph.num_nodes(),
             "simplify": told,
@@ -113,14 +127,49 @@ def _metadata(context: PassContext, family: str, dataset: Dataset) -> dict[str, 
     return {_PREFIX + key: value for key, value in metadata.items()}
 
 
+def check_integers(model: Path) -> None:
+    """Every layer of a quantized model has integers that a file can hold.
+
+    Raises:
+        RequirementError: some have 4-bit activations, for which there are no kernels.
+    """
+    if not (model / QUANTIZATION).is_file():
+        return
+    layers = read_quantization(model).layers
+    if few := [name for name, one in layers.items() if one.input is not None and one.input.bits < 8]:
+        raise RequirementError(
+            f"no runtime computes with 4-bit activations: {', '.join(few)}", remedy="quantize with activation_bits: 8"
+        )
+
+
+def _integers(quantization: Quantization, out: Path, context: PassContext) -> dict[str, Any]:
+    """What ONNX Runtime computes with integers, and what the target would refuse."""
+    found = kernels_of(out)
+    complaints = lint(read_graph(out), quantization.target)
+    for complaint in complaints:
+        context.note(f"{quantization.target}: {complaint}")
+    return {
+        "target": quantization.target,
+        "integer_layers": len(quantization.layers),
+        "onnxruntime_integer": found.integer,
+        "onnxruntime_float": list(found.floating),
+        "onnxruntime_roundings": found.rounding,
+        "complaints": complaints,
+    }
+
+
 def _compared(
-    config: ExportOnnxConfig, model: Path, out: Path, batches: list[Batch], context: PassContext
+    config: ParityConfig, limits: Limits, model: Path, out: Path, batches: list[Batch], context: PassContext
 ) -> tuple[Parity, ...]:
     with (
-        open_session(Kind.TORCH, model, threads=context.threads) as reference,
+        open_session(_kind(model), model, threads=context.threads) as reference,
         open_session(Kind.ONNX, out, threads=context.threads) as exported,
     ):
-        return compare(reference, exported, batches, config.parity)
+        return compare(reference, exported, batches, config, limits)
+
+
+def _kind(model: Path) -> Kind:
+    return Kind.QUANTIZED if (model / QUANTIZATION).is_file() else Kind.TORCH
 
 
 def check_interface(model: Path, out: Path, threads: int) -> None:

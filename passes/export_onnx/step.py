@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from compressor.artifacts.kinds import Kind
+from compressor.artifacts.kinds import OF_FAMILIES, Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
@@ -27,12 +27,14 @@ class ParityConfig(Record):
     """Samples from the start of the set."""
     batch_size: Annotated[int, Field(ge=2)] = 16
     """Compared one sample at a time, and so many at a time."""
-    max_abs: Annotated[float, Field(gt=0)] = 1e-3
-    """The largest |Δ| that any value of any output may have."""
-    cosine: Annotated[float, Field(ge=0, le=1)] = 0.9999
-    """The smallest cosine that any sample's output may have with its parent's."""
-    agreement: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """The part of the samples whose answer must be the same; ties within `max_abs` count as the same."""
+    max_abs: Annotated[float, Field(gt=0)] | None = None
+    """The largest |Δ| that any value of any output may have; by default 1e-3, and any for a model with integers, where two
+    runtimes may round a value to neighbours."""
+    cosine: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The smallest cosine that any sample's output may have with its parent's; by default 0.9999, and 0.98 with integers."""
+    agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The part of the samples whose answer must be the same, ties within `max_abs` or 1e-3 counted as the same; by default all,
+    and 95 % with integers."""
 
 
 class ExportOnnxConfig(PassConfig):
@@ -55,12 +57,13 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     """Writes ``model.onnx`` through ``torch.onnx.export(dynamo=True)`` and holds it against torch in ONNX Runtime.
 
     Every dimension that the family names (the batch, and sequences where there are any) may stay variable. Equal weights give
-    equal bytes: what an exporter notes of its own run (stack traces, paths, node histories) is stripped.
+    equal bytes: what an exporter notes of its own run (stack traces, paths, node histories) is stripped. The layers of a `qat`
+    step come with QuantizeLinear, DequantizeLinear and INT8 weights; it is told how many ONNX Runtime computes with integers.
     """
 
     name = "export-onnx"
     version = 1
-    accepts = frozenset({Kind.TORCH})
+    accepts = OF_FAMILIES
     produces = Kind.ONNX
     Config = ExportOnnxConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime")
@@ -76,9 +79,10 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     def requires(self, config: ExportOnnxConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
         """The model can be opened, has the dimensions that the config names, and its weights are finite."""
         from compressor.models.loading import check_finite
-        from passes.export_onnx.pipeline import traced_inputs
+        from passes.export_onnx.pipeline import check_integers, traced_inputs
 
         traced_inputs(config, parent.model)
+        check_integers(parent.model)
         check_finite(parent.model)
 
     def run(self, config: ExportOnnxConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:

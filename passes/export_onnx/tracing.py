@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,12 @@ class _Positional(nn.Module):
 
 
 def onnx_from_torch(
-    module: nn.Module, inputs: Sequence[InputSpec], outputs: Sequence[str], sample: Batch, opset: int
+    module: nn.Module,
+    inputs: Sequence[InputSpec],
+    outputs: Sequence[str],
+    sample: Batch,
+    opset: int,
+    translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
 ) -> ir.Model:
     """The graph of a module (in eval mode), with a name for every dimension that ``inputs`` names.
 
@@ -47,6 +52,7 @@ def onnx_from_torch(
         outputs: names of the graph's outputs, keys of that dict.
         sample: one batch of real samples, cast to the inputs' dtypes; only shapes and dtypes matter.
         opset: the version of ONNX's operators.
+        translations: torch operators that are not torch's own, to what makes their nodes.
     """
     tensors = tuple(torch.from_numpy(_repeated(sample[spec.name])) for spec in inputs)
     dynamic = tuple({axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in inputs)
@@ -61,6 +67,7 @@ def onnx_from_torch(
             dynamic_shapes=(dynamic,),
             external_data=False,
             verbose=False,
+            custom_translation_table=dict(translations or {}),
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")

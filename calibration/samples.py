@@ -1,0 +1,53 @@
+"""Which samples of a set calibration looks at, and the digest of what it saw."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from compressor.data.contract import Batch, Dataset
+
+
+def chosen(length: int, count: int, seed: int | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The places of ``count`` samples of a set, or all, rising: evenly over it, as sets may be sorted, or at random."""
+    count = min(count, length)
+    if seed is None:
+        return np.arange(count, dtype=np.int64) * length // max(count, 1)
+    return np.sort(np.random.default_rng(seed).permutation(length)[:count]).astype(np.int64)
+
+
+class Samples:
+    """Some samples of a set, in batches, as often as one likes; ``digest`` tells what the last time through them showed."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        count: int,
+        batch_size: int,
+        seed: int | None = None,
+        progress: Callable[[str, int, int], None] = lambda *_: None,
+    ) -> None:
+        self.dataset, self.batch_size, self.progress = dataset, batch_size, progress
+        self.places = chosen(len(dataset), count, seed)
+        self.digest = ""
+        """sha256 over every input that was seen: name, dtype, shape, bytes; batches count as they were."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def batches(self, what: str) -> Iterator[Batch]:
+        """All of them; progress is told as ``what``."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self), self.batch_size):
+            batch = self.dataset.batch(self.places[start : start + self.batch_size])
+            for name in self.dataset.input_names:
+                array = batch[name]
+                digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+            yield batch
+            self.progress(what, min(start + self.batch_size, len(self)), len(self))
+        self.digest = digest.hexdigest()

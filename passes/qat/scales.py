@@ -1,0 +1,44 @@
+"""The scale of a grid, from the values that it must hold.
+
+Shapes: O output channels, K values of each.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from compressor.models.quantization import Grid
+
+_CLIPS = torch.linspace(1.0, 0.4, 61, dtype=torch.float64).tolist()
+"""Parts of the largest magnitude at which weights may be clipped."""
+
+
+def activation_scale(bound: float, grid: Grid) -> Tensor:
+    """One scale, such that the largest integer is ``bound``; 1 for a bound of 0, where there is nothing to hold."""
+    return torch.tensor(bound / grid.highest if bound > 0 else 1.0, dtype=torch.float32)
+
+
+@torch.no_grad()
+def weight_scales(weight: Tensor, grid: Grid, choice: Literal["min-max", "mse"]) -> Tensor:
+    """A scale for each output channel: [O].
+
+    Args:
+        weight: [O, ...].
+        grid: a symmetric one.
+        choice: hold the largest magnitude; or clip where rounding and clipping together have the least squared error.
+    """
+    weight_OK = weight.detach().flatten(1).double()
+    largest_O = weight_OK.abs().amax(dim=1)
+    largest_O = torch.where(largest_O > 0, largest_O, torch.ones_like(largest_O))
+    best_O = largest_O / grid.highest
+    if choice == "mse":
+        least_O = torch.full_like(best_O, torch.inf)
+        for part in _CLIPS:
+            scale_O = part * largest_O / grid.highest
+            rounded_OK = (weight_OK / scale_O[:, None]).round().clamp(grid.lowest, grid.highest) * scale_O[:, None]
+            error_O = (rounded_OK - weight_OK).square().sum(dim=1)
+            best_O, least_O = torch.where(error_O < least_O, scale_O, best_O), torch.minimum(error_O, least_O)
+    return best_O.float()

@@ -1,0 +1,146 @@
+"""The ``qat`` pass: its config and what the engine calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from compressor.artifacts.kinds import Kind
+from compressor.artifacts.store import Artifact
+from compressor.config.record import DataName, Record, StepName
+from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.models.quantization import Bits, Target
+from passes.common.config import TrainingConfig
+
+
+class Calibration(Record):
+    """Where the ranges of activations come from."""
+
+    data: DataName
+    """The set whose samples are looked at; labels are not."""
+    num_samples: Annotated[int, Field(ge=1)] = 256
+    """How many."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Samples at a time."""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Which samples: at random by this seed; by default evenly over the set."""
+    observer: Literal["min-max", "moving-average", "percentile", "entropy", "mse"] = "mse"
+    """What chooses where to clip."""
+    percentile: Annotated[float, Field(gt=0, le=100)] = 99.99
+    """The part of all magnitudes that the observer `percentile` keeps."""
+    table: StepName | None = None
+    """Take the ranges that another qat step found on the same parent, and look for none."""
+
+
+class KeepFloat(Record):
+    """Which layers stay in float so that the model answers as before."""
+
+    data: DataName
+    """The set that decides; never the test set."""
+    metric: Literal["top1", "agreement"] = "top1"
+    """Right answers; or answers that are the float model's, where there are no labels to trust."""
+    max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """How much lower than the float model's it may be."""
+    at_most: Annotated[int, Field(ge=1)] = 8
+    """Layers that may stay in float."""
+    num_samples: Annotated[int, Field(ge=1)] = 64
+    """Calibration samples on which layers are ranked, each quantized alone, by the Kullback-Leibler divergence of the answers."""
+
+
+class FineTuning(Record):
+    """Training with the rounding in place, from labels and from what the float parent says."""
+
+    train: DataName = "train"
+    """The set that is learnt from."""
+    validation: DataName | None = "validation"
+    """The set that is looked at while training; never the test set."""
+    training: TrainingConfig = TrainingConfig(steps=200, learning_rate=3e-4)
+    """Steps, batch size, learning rate and so on."""
+    soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Weight of what the float parent says, for each of the family's heads; the hard labels have the rest."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """The temperature of what the parent says."""
+    scales: Literal["fixed", "learned", "observed"] = "learned"
+    """Scales stay as calibrated; learn (LSQ, Esser et al. 2020); or follow the largest magnitudes that are seen."""
+    freeze_after: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """The part of the training after which scales no longer change."""
+
+
+class QatConfig(PassConfig):
+    """The fields of a ``qat`` step."""
+
+    calibration: Calibration
+    """Where the ranges of activations come from."""
+    target: Target = "onnxruntime"
+    """Who is to compute. `tensorrt`: every grid is symmetric, and values are rounded where layers read them. `onnxruntime`:
+    values after a ReLU get a grid from 0 up, and results of convolutions are rounded too, or they would be computed in float."""
+    weight_bits: Bits = 8
+    """Of every weight; on symmetric grids, one for each output channel."""
+    activation_bits: Bits = 8
+    """Of every activation; 4 is for studies, no runtime here computes so."""
+    weight_observer: Literal["min-max", "mse"] = "mse"
+    """What chooses where weights are clipped."""
+    exclude: tuple[str, ...] = ()
+    """Layers that stay in float, by name or pattern, as `head` or `vision.*`."""
+    keep_float: KeepFloat | None = None
+    """Find the layers that must stay in float; none by default."""
+    fine_tuning: FineTuning | None = None
+    """Train with rounding in place; by default there is none, and this is post-training quantization."""
+
+
+class Qat(Pass[QatConfig]):
+    """Rounds weights and activations to integers, and fine-tunes with the rounding in place (Jacob et al. 2018).
+
+    Batch normalizations are folded first. Ranges come from observers on real samples (calibration/observers.py). Without
+    `fine_tuning` it is post-training quantization. `export-onnx` writes the result with QuantizeLinear, DequantizeLinear and INT8
+    weights.
+    """
+
+    name = "qat"
+    version = 1
+    accepts = frozenset({Kind.TORCH})
+    produces = Kind.QUANTIZED
+    Config = QatConfig
+    tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
+
+    def estimate(self, config: QatConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
+        """A few passes over the calibration set, and the training."""
+        from passes.common.estimates import training_estimate, training_memory, training_seconds
+
+        if config.fine_tuning is None:
+            return Estimate(
+                parent,
+                training_seconds(parent, config.calibration.num_samples),
+                training_memory(parent, 1),
+                parent.size_bytes,
+            )
+        return training_estimate(parent, config.fine_tuning.training, forward_only=parent)
+
+    def requires(self, config: QatConfig, parent: Artifact, context: PassContext) -> None:
+        """Finite weights, data that fit, a table of this model."""
+        from compressor.models.loading import check_finite
+        from passes.common.fitting import check_data
+        from passes.qat.quantizing import check_supported, table_of
+
+        check_supported(config, parent)
+        check_finite(parent.model)
+        tuning = config.fine_tuning
+        learns = (tuning.train, tuning.validation) if tuning else ()
+        labelled = config.keep_float.data if config.keep_float else None
+        check_data(parent, (config.calibration.data, labelled, *learns), context)
+        table_of(config, parent, context)
+
+    def run(self, config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+        """Fold, calibrate, round, choose, train, save; checkpoints go to ``context.work``."""
+        from passes.qat.quantizing import quantize
+
+        return quantize(config, parent, out, context)
+
+    def ensures(self, config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+        """It loads again, and its weights are finite."""
+        from compressor.models.loading import check_finite, load_module
+
+        check_finite(out)
+        load_module(out, context.device)
