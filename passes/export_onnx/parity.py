@@ -75,9 +75,11 @@ class Parity:
 
 
 def compare(
-    reference: Session, exported: Session, batches: Sequence[Batch], config: ParityConfig, limits: Limits
+    reference: Session, exported: Session, batches: Sequence[Batch], config: ParityConfig, *, integers: bool = False
 ) -> tuple[Parity, ...]:
     """Parity at batch size 1 and at ``config.batch_size``; ``batches`` are of the latter size, the last may be shorter.
+
+    With ``integers`` the usual limits are those of a quantized model.
 
     Raises:
         DataError: there are no samples.
@@ -86,6 +88,7 @@ def compare(
     """
     if not batches:
         raise DataError(f"the set {config.data!r} is empty: there is nothing to compare on")
+    limits = limits_of(config, integers=integers)
     wanted = _joined([reference.run(batch) for batch in batches])
     for name, values in wanted.items():
         if bad := int((~np.isfinite(values.reshape(len(values), -1))).any(axis=1).sum()):

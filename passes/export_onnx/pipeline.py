@@ -21,7 +21,7 @@ from compressor.runtimes.onnx_kernels import kernels_of
 from compressor.runtimes.onnx_lint import lint
 from compressor.runtimes.session import fitted, open_session
 from passes.export_onnx import graph, integers
-from passes.export_onnx.parity import Limits, Parity, compare, limits_of
+from passes.export_onnx.parity import Parity, compare
 from passes.export_onnx.tracing import onnx_from_torch
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
     metadata = _metadata(context, family.name, dataset)
     external = graph.write(traced, out, metadata, config.external_data_threshold_mb * 1_000_000)
     _tell(context, 3)
-    limits = limits_of(config.parity, integers=quantization is not None)
-    parity = _compared(config.parity, limits, model, out, batches, context)
+    parity = _compared(config.parity, model, out, batches, context)
     _tell(context, 4)
     return PassOutput(
         ({} if quantization is None else _integers(quantization, out, context))
@@ -159,17 +158,14 @@ def _integers(quantization: Quantization, out: Path, context: PassContext) -> di
 
 
 def _compared(
-    config: ParityConfig, limits: Limits, model: Path, out: Path, batches: list[Batch], context: PassContext
+    config: ParityConfig, model: Path, out: Path, batches: list[Batch], context: PassContext
 ) -> tuple[Parity, ...]:
+    kind = Kind.QUANTIZED if (model / QUANTIZATION).is_file() else Kind.TORCH
     with (
-        open_session(_kind(model), model, threads=context.threads) as reference,
+        open_session(kind, model, threads=context.threads) as reference,
         open_session(Kind.ONNX, out, threads=context.threads) as exported,
     ):
-        return compare(reference, exported, batches, config, limits)
-
-
-def _kind(model: Path) -> Kind:
-    return Kind.QUANTIZED if (model / QUANTIZATION).is_file() else Kind.TORCH
+        return compare(reference, exported, batches, config, integers=kind is Kind.QUANTIZED)
 
 
 def check_interface(model: Path, out: Path, threads: int) -> None:

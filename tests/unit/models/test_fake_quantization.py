@@ -1,0 +1,184 @@
+"""Rounding to grids, folding, and quantized models in and out of folders."""
+
+import copy
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressor.errors import ModelError
+from compressor.models.fake_quantization import IntegerLayer, Rounding, fold, replace, round_input, shaped
+from compressor.models.loading import load_module, save_quantized
+from compressor.models.quantization import QUANTIZATION, Grid, Quantization, QuantizedLayer, read_quantization
+from tests.unit.models.test_families import inputs
+from tests.unit.passes.prune.test_pruning import CLASSIFIER, PHONE, built
+
+GRIDS = [Grid(bits=bits, nonnegative=nonnegative) for bits in (4, 8) for nonnegative in (False, True)]
+VALUES = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30)
+
+
+def rounding(grid, scale, channels=None):
+    one = Rounding(grid, channels)
+    one.set_scale(torch.as_tensor(scale, dtype=torch.float32))
+    return one
+
+
+@settings(deadline=None, max_examples=60)
+@given(VALUES, st.sampled_from(GRIDS), st.floats(1e-3, 3))
+def test_values_land_on_the_grid_within_half_a_step_and_stay_there(values, grid, scale):
+    one = rounding(grid, scale)
+    step = one.scale.item()
+    x = torch.tensor(values)
+    with torch.no_grad():
+        y = one(x)
+        assert torch.allclose(one(y), y, atol=1e-5 * step, rtol=1e-5)
+    steps = y / step
+    assert (steps - steps.round()).abs().max() < 1e-3
+    assert steps.min() >= grid.lowest - 1e-3
+    assert steps.max() <= grid.highest + 1e-3
+    inside = (x >= grid.lowest * step) & (x <= grid.highest * step)
+    assert ((y - x).abs()[inside] <= 0.5001 * step).all()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_training_and_answering_round_alike(grid):
+    torch.manual_seed(0)
+    x = torch.randn(5, 400) * 3
+    for one in (rounding(grid, 0.03), rounding(grid, torch.rand(5) + 0.01, 5)):
+        with torch.no_grad():
+            answered = one(x)
+        trained = one(x.clone().requires_grad_(True))
+        steps = ((answered - trained.detach()).abs() / one.scale.max()).round()
+        assert (steps > 0).double().mean() < 1e-3  # a tie may fall either way
+
+
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_it_is_what_onnx_defines(nonnegative):
+    zero = np.array(0 if nonnegative else 128, np.uint8)
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        onnx.helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    scale = np.float32(0.037)
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes, "g", [value("x", onnx.TensorProto.FLOAT, [None])], [value("y", onnx.TensorProto.FLOAT, [None])],
+        [onnx.numpy_helper.from_array(scale, "s"), onnx.numpy_helper.from_array(zero, "z")],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).normal(0, 4, 5000).astype(np.float32)
+    with torch.no_grad():
+        ours = rounding(Grid(bits=8, nonnegative=nonnegative), scale)(torch.from_numpy(x)).numpy()
+    wrong = np.abs(ours - session.run(None, {"x": x})[0]) > 1e-4
+    assert wrong.mean() < 1e-3
+
+
+def test_gradients_pass_straight_through_and_move_the_scale():
+    one = rounding(Grid(bits=8), 0.1)
+    one.log2_scale.requires_grad_(True)
+    x = torch.tensor([0.23, -0.51, 100.0, -100.0], requires_grad=True)
+    one(x).sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0, 0.0, 0.0]  # nothing for what is clipped
+    inside = (round(2.3) - 2.3) + (round(-5.1) + 5.1)
+    by_scale = inside + 127 - 128  # LSQ, equation 3
+    assert one.log2_scale.grad.item() == pytest.approx(by_scale * 0.1 * np.log(2), rel=1e-3)
+
+
+def test_a_scale_can_follow_what_is_seen():
+    weights = rounding(Grid(bits=8), [1.0, 1.0], 2)
+    activations = rounding(Grid(bits=8), 1.0)
+    for one in (weights, activations):
+        one.follows = True
+        one.train()(torch.tensor([[1.27, -0.5], [0.1, 12.7]]))
+        one.eval()(torch.tensor([[1000.0, 0.0], [0.0, 1000.0]]))
+    assert weights.scale.tolist() == pytest.approx([0.01, 0.1], rel=1e-3)
+    assert activations.scale.item() == pytest.approx(1.0 + 0.01 * (0.1 - 1.0), rel=1e-3)
+
+
+def test_folding_leaves_the_answers_as_they_are():
+    model = built(CLASSIFIER, CLASSIFIER.presets["small"])
+    batch = inputs(CLASSIFIER, CLASSIFIER.presets["small"], 3)
+    norms = {"vision.stem": "vision.stem_norm", "vision.last": "vision.last_norm"}
+    for number in range(4):
+        norms |= {
+            f"vision.blocks.{number}.{one}": f"vision.blocks.{number}.{one}_norm" for one in ("filter", "project")
+        }
+    folded = copy.deepcopy(model)
+    fold(folded, norms)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(**batch)["logits"], model(**batch)["logits"], atol=1e-4, rtol=1e-4)
+    assert sum(isinstance(one, torch.nn.BatchNorm2d) for one in folded.modules()) == sum(
+        isinstance(one, torch.nn.BatchNorm2d) for one in model.modules()
+    ) - len(norms)
+
+
+TINY = PHONE.presets["tiny"]
+LAYER = QuantizedLayer(weight=Grid(bits=8), input=Grid(bits=8))
+SPEC = Quantization(
+    target="onnxruntime",
+    layers={"speech.down.0": LAYER.model_copy(update={"norm": "speech.down_norms.0", "output": Grid(bits=8)}),
+            "fusion.from_vision": LAYER.model_copy(update={"input": None})},
+    inputs={"speech.residuals.0": Grid(bits=8, nonnegative=True)},
+    folded={"speech.down.1": "speech.down_norms.1"},
+    kept_float={"vision.stem": "excluded"},
+)  # fmt: skip
+
+
+def quantized():
+    torch.manual_seed(1)
+    model = shaped(PHONE.build(TINY), SPEC)
+    for one in model.modules():
+        if isinstance(one, Rounding):
+            one.set_scale(torch.rand_like(one.log2_scale) + 0.01)
+    return model.eval()
+
+
+def test_a_quantized_model_comes_back_as_it_was_saved(tmp_path):
+    model = quantized()
+    save_quantized(model, PHONE.name, TINY, SPEC, tmp_path)
+    again = load_module(tmp_path)
+    batch = inputs(PHONE, TINY, 3)
+    assert read_quantization(tmp_path) == SPEC
+    with torch.no_grad():
+        assert torch.equal(again(**batch)["logits"], model(**batch)["logits"])
+    assert isinstance(again.get_submodule("speech.down.0"), IntegerLayer)
+
+
+def test_copies_round_with_their_own_scales():
+    model = torch.nn.Sequential(torch.nn.Identity())
+    round_input(model[0], Grid(bits=8)).set_scale(torch.tensor(1.0))
+    other = copy.deepcopy(model)
+    other[0].input_rounding.set_scale(torch.tensor(4.0))
+    with torch.no_grad():
+        assert model(torch.tensor([1.3])).item() == 1.0
+        assert other(torch.tensor([3.0])).item() == 4.0
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tree: tree["layers"].update(nothing=tree["layers"]["speech.down.0"]), "names layers.*nothing"),
+        (lambda tree: tree["folded"].update({"speech.down.1": "vision.stem"}), "names layers.*vision.stem"),
+        (lambda tree: tree.update(target="toaster"), "damaged"),
+        (lambda tree: tree.pop("layers"), "damaged"),
+    ],
+)
+def test_a_damaged_description_is_told(tmp_path, change, told):
+    save_quantized(quantized(), PHONE.name, TINY, SPEC, tmp_path)
+    tree = json.loads((tmp_path / QUANTIZATION).read_text())
+    change(tree)
+    (tmp_path / QUANTIZATION).write_text(json.dumps(tree))
+    with pytest.raises(ModelError, match=told):
+        load_module(tmp_path)
+
+
+def test_replacing_reaches_into_lists():
+    model = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.ReLU()]))
+    replace(model, "0.0", torch.nn.Identity())
+    assert isinstance(model[0][0], torch.nn.Identity)
