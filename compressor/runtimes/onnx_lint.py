@@ -110,14 +110,18 @@ def _left_in_float(view: _View, node: onnx.NodeProto) -> str | None:
         return "a float weight"
     if not view.is_dequantized(node.input[0]):
         return "its input is not dequantized"
-    if node.op_type == "MatMul":
+    if node.op_type == "MatMul" or (node.op_type == "Gemm" and _has_no_float_bias(view, node)):
         return None
     readers = _after_clips(view, node.output[0])
     if readers and all(reader.op_type == "QuantizeLinear" for reader in readers):
         return None
     if node.op_type == "Gemm":
-        return "its result is not quantized; write it as MatMul and Add"
+        return "its bias is float and its result is not quantized; write it as MatMul and Add"
     return "its result is not quantized"
+
+
+def _has_no_float_bias(view: _View, node: onnx.NodeProto) -> bool:
+    return len(node.input) < 3 or not node.input[2] or view.is_dequantized(node.input[2])
 
 
 def _after_clips(view: _View, name: str) -> list[onnx.NodeProto]:
