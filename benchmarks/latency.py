@@ -11,14 +11,47 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.artifacts.store import open_artifact, verify
+from compressor.artifacts.store import Artifact, open_artifact, verify
 from compressor.data.contract import SourceContext
 from compressor.engine.pipeline import load_pipeline
 from compressor.evaluation.latency import batches_for_latency, measure_latency
 from compressor.evaluation.records import LatencyConfig
 from compressor.runtimes.session import open_session
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """An artifact's latency against the first one's, over the rounds."""
+
+    milliseconds: float
+    """The median of the artifact's own medians."""
+    median: float
+    least: float
+    most: float
+
+
+def in_turns(artifacts: Sequence[Artifact], pipeline: Path, rounds: int, repeats: int, threads: int) -> list[Ratio]:
+    """Each artifact's ratio, on the samples that the pipeline evaluates on."""
+    loaded = load_pipeline(pipeline)
+    data = loaded.data[loaded.config.evaluate.accuracy.data]
+    config = LatencyConfig(batch_size=1, warmup=5, repeats=repeats, threads=threads)
+    batches = batches_for_latency(data.source.load(data.config, SourceContext(loaded.base)), config)
+    for artifact in artifacts:
+        verify(artifact)
+    sessions = [open_session(one.manifest.kind, one.model, threads=threads) for one in artifacts]
+    medians: list[list[float]] = [[] for _ in sessions]
+    for number in range(rounds):
+        for index in random.Random(number).sample(range(len(sessions)), len(sessions)):
+            medians[index].append(statistics.median(measure_latency(sessions[index], batches, config, lambda *_: None)))
+    found = []
+    for own in medians:
+        ratios = [mine / first for mine, first in zip(own, medians[0], strict=True)]
+        found.append(Ratio(statistics.median(own), statistics.median(ratios), min(ratios), max(ratios)))
+    return found
 
 
 def main() -> None:
@@ -30,29 +63,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60, help="calls of each artifact in a round")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    pipeline = load_pipeline(options.pipeline)
-    data = pipeline.data[pipeline.config.evaluate.accuracy.data]
-    config = LatencyConfig(batch_size=1, warmup=5, repeats=options.repeats, threads=options.threads)
-    batches = batches_for_latency(data.source.load(data.config, SourceContext(pipeline.base)), config)
     artifacts = [open_artifact(path) for path in options.artifacts]
-    for artifact in artifacts:
-        verify(artifact)
-    sessions = [open_session(one.manifest.kind, one.model, threads=options.threads) for one in artifacts]
-    medians: list[list[float]] = [[] for _ in sessions]
-    for number in range(options.rounds):
-        order = random.Random(number).sample(range(len(sessions)), len(sessions))
-        for index in order:
-            medians[index].append(statistics.median(measure_latency(sessions[index], batches, config, lambda *_: None)))
+    ratios = in_turns(artifacts, options.pipeline, options.rounds, options.repeats, options.threads)
     base = artifacts[0].manifest.metric("macs")
     print(f"{'artifact':28}{'p50 ms':>9}{'latency':>10}{'(range)':>18}{'MACs':>9}")
-    for artifact, own in zip(artifacts, medians, strict=True):
-        ratios = [mine / first for mine, first in zip(own, medians[0], strict=True)]
+    for artifact, ratio in zip(artifacts, ratios, strict=True):
         macs = artifact.manifest.metric("macs")
         part = f"×{macs.value / base.value:.3f}" if macs and base else "–"
-        spread = f"({min(ratios):.3f}–{max(ratios):.3f})"
-        print(
-            f"{artifact.name:28}{statistics.median(own):9.3f}{f'×{statistics.median(ratios):.3f}':>10}{spread:>18}{part:>9}"
-        )
+        spread = f"({ratio.least:.3f}–{ratio.most:.3f})"
+        print(f"{artifact.name:28}{ratio.milliseconds:9.3f}{f'×{ratio.median:.3f}':>10}{spread:>18}{part:>9}")
 
 
 if __name__ == "__main__":

@@ -108,9 +108,11 @@ def _for_onnxruntime(view: _View) -> Iterator[str]:
 def _left_in_float(view: _View, node: onnx.NodeProto) -> str | None:
     if not view.is_dequantized(node.input[1]):
         return "a float weight"
+    if node.op_type == "MatMul":  # with a float input it becomes MatMulNBits
+        return None
     if not view.is_dequantized(node.input[0]):
         return "its input is not dequantized"
-    if node.op_type == "MatMul" or (node.op_type == "Gemm" and _has_no_float_bias(view, node)):
+    if node.op_type == "Gemm" and _has_no_float_bias(view, node):
         return None
     readers = _after_clips(view, node.output[0])
     if readers and all(reader.op_type == "QuantizeLinear" for reader in readers):

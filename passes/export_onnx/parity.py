@@ -36,7 +36,7 @@ class Limits:
 
 def limits_of(config: ParityConfig, *, integers: bool) -> Limits:
     """What the config says, and for what it does not, what is usual for such a model."""
-    max_abs, cosine, agreement = (math.inf, 0.98, 0.95) if integers else (1e-3, 0.9999, 1.0)
+    max_abs, cosine, agreement = (math.inf, 0.98, 0.9) if integers else (1e-3, 0.9999, 1.0)
     return Limits(
         config.max_abs or max_abs,
         cosine if config.cosine is None else config.cosine,

@@ -34,7 +34,7 @@ class ParityConfig(Record):
     """The smallest cosine that any sample's output may have with its parent's; by default 0.9999, and 0.98 with integers."""
     agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     """The part of the samples whose answer must be the same, ties within `max_abs` or 1e-3 counted as the same; by default all,
-    and 95 % with integers."""
+    and 90 % with integers."""
 
 
 class ExportOnnxConfig(PassConfig):

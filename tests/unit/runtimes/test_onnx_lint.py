@@ -25,7 +25,9 @@ def graph(
         nodes += [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="round")]
         nodes += [helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="back")]
         x = "d"
-    nodes += [helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["dw"], name="weight", axis=0)]
+    nodes += [
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["dw"], name="weight", axis=int(operator != "Conv"))
+    ]
     operands = [x, "dw"]
     if bias is float:
         constants["b"] = np.ones(4, np.float32)
@@ -88,7 +90,9 @@ UNSIGNED = {"zero": np.uint8(0)}
     ("fields", "told"),
     [
         ({}, []),
-        ({"rounds_input": False}, ["MatMul product: its input is not dequantized"]),
+        ({"rounds_input": False}, []),
+        ({"operator": "Conv", "rounds_input": False, "rounds_result": True},
+         ["Conv product: its input is not dequantized"]),
         ({"operator": "Gemm"}, []),
         ({"operator": "Gemm", "bias": float},
          ["Gemm product: its bias is float and its result is not quantized; write it as MatMul and Add"]),
