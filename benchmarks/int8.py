@@ -2,9 +2,10 @@
 
     python benchmarks/int8.py PIPELINE MODEL [--calibration train] [--num-samples 240] [--observers mse …] [--store STORE]
 
-PIPELINE says what data there are and how accuracy is measured; MODEL is the folder of a float torch model. Peers that are not installed
-are left out: ONNX Runtime's `quantize_static` comes with it; `pip install --no-deps nncf tabulate scipy` and `pip install --no-deps
-nvidia-modelopt onnx_graphsurgeon nvidia-ml-py onnxslim lief` get the others. Latency is in turns, the median of the ratios to float.
+PIPELINE says what data there are and how accuracy is measured; MODEL is the folder of a float torch model. Of the peers,
+`quantize_static` comes with ONNX Runtime; `pip install --no-deps nncf tabulate scipy` and `pip install --no-deps nvidia-modelopt
+onnx_graphsurgeon nvidia-ml-py onnxslim lief` get the others, in an environment of their own. A peer that fails is told and left
+out. Latency is in turns, the median and range of the ratios to float.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def main() -> None:
             try:
                 PEERS[peer](whole.model / "model.onnx", folder / "model.onnx", feeds)
                 row = run(tree | {"model": {"path": str(folder)}, "evaluate": evaluate, "passes": []}, file, store)[0]
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 print(f"{peer}: {type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}")
                 continue
             found.append((peer, row, open_artifact(store / row["name"])))

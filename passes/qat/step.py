@@ -56,7 +56,7 @@ class FineTuning(Record):
     """The set that is learnt from."""
     validation: DataName | None = "validation"
     """The set that is looked at while training; never the test set."""
-    training: TrainingConfig = TrainingConfig(steps=200, learning_rate=3e-4)
+    training: TrainingConfig = TrainingConfig(steps=200, learning_rate=3e-5)
     """Steps, batch size, learning rate and so on."""
     soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Weight of what the float parent says, for each of the family's heads; the hard labels have the rest."""
