@@ -76,6 +76,25 @@ def simplified(model: ir.Model) -> tuple[ir.Model, str]:
     ), f"onnxsim: {len(proto.graph.node)} to {len(result.graph.node)} nodes, {old:,} to {new:,} bytes"
 
 
+def divide(model: ir.Model) -> None:
+    """In place, x · (1 / y) becomes x / y: so RMS norms have the form that ONNX Runtime computes in one operator."""
+    for node in list(model.graph):
+        for index, one in enumerate(node.inputs if node.op_type == "Mul" else ()):
+            inverse = one.producer() if one is not None else None
+            if inverse is None or inverse.op_type != "Reciprocal":
+                continue
+            quotient = ir.node("Div", [node.inputs[1 - index], inverse.inputs[0]])
+            old, new = node.outputs[0], quotient.outputs[0]
+            new.type, new.shape = old.type, old.shape
+            model.graph.insert_before(node, quotient)
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)
+            new.name = old.name
+            if not inverse.outputs[0].uses():
+                model.graph.remove(inverse, safe=True)
+            break
+
+
 def write(model: ir.Model, folder: Path, metadata: Mapping[str, str], external_threshold_bytes: int) -> bool:
     """Write ``model.onnx`` and check it, full shape inference included; True where the weights went into a file beside it.
 

@@ -65,6 +65,7 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
         traced, told = graph.simplified(traced)
         if told.startswith("not "):
             context.note(told)
+    graph.divide(traced)
     if quantization is not None:
         bits = {one.weight.bits for one in quantization.layers.values()}
         integers.laid_out(traced, quantization.target, min(bits, default=8))

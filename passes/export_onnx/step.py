@@ -62,7 +62,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     """
 
     name = "export-onnx"
-    version = 1
+    version = 2
     accepts = OF_FAMILIES
     produces = Kind.ONNX
     Config = ExportOnnxConfig

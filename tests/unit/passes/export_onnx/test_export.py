@@ -200,3 +200,33 @@ def test_the_estimate_follows_the_weights():
 def test_step_imports_nothing_heavy():
     code = "import sys, passes.export_onnx.step; sys.exit(bool({'torch', 'onnx', 'onnxruntime'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_rms_norm_is_one_operator_in_onnxruntime(tmp_path):
+    import onnxruntime
+    import torch
+
+    from compressor.models.contract import InputSpec
+    from passes.export_onnx.tracing import onnx_from_torch
+
+    class Normed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.RMSNorm(16, eps=1e-5)
+
+        def forward(self, x):
+            return {"logits": self.norm(x)}
+
+    x = np.random.default_rng(0).normal(size=(4, 3, 16)).astype(np.float32)
+    model = onnx_from_torch(Normed(), [InputSpec("x", "float32", ("batch", 3, 16))], ["logits"], {"x": x}, 20)
+    model, _ = graph.simplified(model)
+    graph.divide(model)
+    graph.write(model, tmp_path, {}, 1 << 30)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert operators == ["SimplifiedLayerNormalization"]
+    wanted = torch.nn.functional.rms_norm(torch.from_numpy(x), (16,), eps=1e-5).numpy()
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], wanted, atol=1e-5)
