@@ -334,6 +334,27 @@ def gc(
 
 
 @app.command()
+def lint(
+    path: Annotated[Path, typer.Argument(help="An .onnx file, a folder with model.onnx, or an ONNX artifact.")],
+    target: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
+    as_json: Json = False,
+) -> None:
+    """Name each node of a quantized ONNX graph that a consumer would refuse or leave in float; exit code 1 where there is one."""
+    from compressor.reports import console
+    from compressor.runtimes.onnx_files import read_graph
+    from compressor.runtimes.onnx_lint import lint as complaints_of
+    from compressor.runtimes.onnx_lint import target_of
+
+    complaints = complaints_of(read_graph(path / "model" if (path / "model").is_dir() else path), target_of(target))
+    if as_json:
+        _print_json({"target": target, "complaints": complaints})
+    for line in () if as_json else complaints or [f"nothing to complain of for {target}"]:
+        console.say(line)
+    if complaints:
+        raise typer.Exit(CompressError.exit_code)
+
+
+@app.command()
 def doctor(output_dir: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """What this machine can do, and what is missing for which pass."""
     from compressor.engine.doctor import diagnose

@@ -19,14 +19,14 @@ from compressor.errors import ModelError
 MODEL = "model.onnx"
 
 
-def read_graph(folder: Path) -> onnx.ModelProto:
-    """The graph of ``folder/model.onnx``; external data is checked, not loaded.
+def read_graph(path: Path) -> onnx.ModelProto:
+    """The graph of ``path/model.onnx``, or of an .onnx file; external data is checked, not loaded.
 
     Raises:
         ModelError: there is no model.onnx, it is no ONNX, or external data is absolute, outside the folder, a link, missing
             or too short: every offender is named.
     """
-    file = folder / MODEL
+    file = path if path.suffix == ".onnx" else path / MODEL
     if not file.is_file():
         raise ModelError(
             f"{file} is missing", remedy="an ONNX model directory holds model.onnx, and its data beside it"
@@ -38,7 +38,7 @@ def read_graph(folder: Path) -> onnx.ModelProto:
         raise ModelError(f"{file} is not an ONNX model, or is truncated: {error}") from error
     if not model.HasField("graph") or not model.opset_import:
         raise ModelError(f"{file} is not an ONNX model: it has no graph")
-    problems = list(dict.fromkeys(_problems(model, folder)))
+    problems = list(dict.fromkeys(_problems(model, file.parent)))
     if problems:
         raise ModelError(
             f"{file} has external data that is not read:\n" + "\n".join(f"    {problem}" for problem in problems),

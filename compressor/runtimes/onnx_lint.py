@@ -7,12 +7,14 @@ ONNX Runtime's own operators.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from compressor.config.discovery import suggestion
+from compressor.errors import UsageError
 from compressor.models.quantization import Target
 
 _ROUNDING = {"QuantizeLinear", "DequantizeLinear"}
@@ -27,6 +29,19 @@ def lint(model: onnx.ModelProto, target: Target) -> list[str]:
     """
     view = _View(model)
     return list(_for_tensorrt(view) if target == "tensorrt" else _for_onnxruntime(view))
+
+
+def target_of(name: str) -> Target:
+    """A target by its name.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    for target in get_args(Target):
+        if target == name:
+            known: Target = target
+            return known
+    raise UsageError(f"there is no target {name!r}", remedy=suggestion(name, list(get_args(Target))))
 
 
 class _View:

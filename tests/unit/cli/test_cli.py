@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
+from tests.unit.runtimes.test_onnx_lint import graph
+
 COMMANDS = (
-    "run", "plan", "validate", "init", "pass", "passes", "show", "compare", "report", "eval", "bench", "verify", "gc",
-    "doctor", "schema",
+    "run", "plan", "validate", "init", "pass", "passes", "show", "compare", "report", "eval", "bench", "lint", "verify",
+    "gc", "doctor", "schema",
 )  # fmt: skip
 
 
@@ -44,6 +48,21 @@ def test_help_names_every_command() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     assert cli(command, "--help").returncode == 0
+
+
+def test_lint_names_what_a_target_refuses(tmp_path: Path) -> None:
+    onnx.save(graph(zero=np.uint8(7)), tmp_path / "graph.onnx")
+    refused = cli("lint", tmp_path / "graph.onnx", "--target", "tensorrt")
+    assert refused.returncode == 1
+    assert "QuantizeLinear round: UINT8 integers" in refused.stdout
+    taken = cli("lint", tmp_path / "graph.onnx", "--json")
+    assert taken.returncode == 0
+    assert json.loads(taken.stdout) == {"target": "onnxruntime", "complaints": []}
+    for wrong in (["--target", "toaster"], ["nothing.onnx"]):
+        done = cli("lint", *([tmp_path / "graph.onnx"] if wrong[0] == "--target" else []), *wrong)
+        assert done.returncode == 2
+        assert "error:" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_run_from_start_to_end(toy_pipeline: Path) -> None:
