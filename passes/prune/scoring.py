@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from calibration.samples import Samples
 from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext
 from compressor.models.axes import Axis
@@ -35,14 +35,15 @@ class Calibration:
     context: PassContext
 
     def batches(self, what: str) -> Iterator[dict[str, Tensor]]:
-        """``num_samples`` of the set, evenly over all of it, as sets may be sorted; progress is told as ``what``."""
-        device, size = device_of(self.module), self.config.batch_size
-        total = min(self.config.num_samples, len(self.dataset))
-        chosen = np.arange(total, dtype=np.int64) * len(self.dataset) // total
-        for start in range(0, total, size):
-            end = min(start + size, total)
-            yield tensors_from_batch(self.dataset.batch(chosen[start:end]), device)
-            self.context.progress(what, end, total, {})
+        """``num_samples`` of the set, evenly over all of it; progress is told as ``what``."""
+        samples = Samples(
+            self.dataset,
+            count=self.config.num_samples,
+            batch_size=self.config.batch_size,
+            progress=lambda what, done, total: self.context.progress(what, done, total, {}),
+        )
+        for batch in samples.batches(what):
+            yield tensors_from_batch(batch, device_of(self.module))
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The sum over the family's heads of the mean cross-entropy with the labels of a batch."""
