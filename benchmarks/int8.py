@@ -169,7 +169,7 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 PEERS[peer](whole.model / "model.onnx", folder / "model.onnx", feeds)
-                row = run(tree | {"model": {"path": str(folder)}, "evaluate": evaluate, "passes": []}, file, store)[0]
+                row = run(tree | {"model": {"path": str(folder)}, "evaluate": evaluate, "passes": []}, file, store)[-1]
             except Exception as error:  # noqa: BLE001
                 print(f"{peer}: {type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}")
                 continue

@@ -48,7 +48,7 @@ def check_gates(
     pipeline: Pipeline, manifests: Mapping[str, Manifest], parents: Mapping[str, str | None]
 ) -> tuple[GateResult, ...]:
     """Judge every gate whose step is in ``manifests`` (step name to manifest)."""
-    last = pipeline.steps[-1].name
+    last = pipeline.steps[-1].name if pipeline.steps else SOURCE
     return tuple(
         result
         for gate in pipeline.config.gates

@@ -108,7 +108,7 @@ class PipelineConfig(Record):
     """Named sets; each names its `source`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured of every artifact."""
-    passes: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
+    passes: tuple[dict[str, Any], ...] = ()
     """The steps, in order."""
     gates: tuple[GateConfig, ...] = ()
     """Limits that decide the exit code."""

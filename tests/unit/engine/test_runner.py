@@ -61,6 +61,12 @@ def test_the_second_run_builds_nothing(run: Run) -> None:
     assert [step.artifact.id for step in first.steps] == [step.artifact.id for step in again.steps]
 
 
+def test_without_passes_the_source_is_measured_and_judged(run: Run) -> None:
+    result = run("passes=[]", 'gates=[{"metric": "size_bytes", "max": 1}]')
+    assert run.how() == {"source": "built"}
+    assert [(gate.step, gate.passed) for gate in result.gates] == [("source", False)]
+
+
 def test_two_empty_stores_get_the_same_ids_and_bytes(run: Run) -> None:
     one, two = run(store="one"), run(store="two")
     assert [s.artifact.manifest.files for s in one.steps] == [s.artifact.manifest.files for s in two.steps]
