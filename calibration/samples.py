@@ -11,12 +11,15 @@ import numpy as np
 from compressor.data.contract import Batch, Dataset
 
 
-def chosen(length: int, count: int, seed: int | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The places of ``count`` samples of a set, or all, rising: evenly over it, as sets may be sorted, or at random."""
-    count = min(count, length)
-    if seed is None:
-        return np.arange(count, dtype=np.int64) * length // max(count, 1)
-    return np.sort(np.random.default_rng(seed).permutation(length)[:count]).astype(np.int64)
+def chosen(length: int, count: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The places of ``count`` samples of a set, or of all, rising.
+
+    One from each of ``count`` equal stretches, as sets may be sorted; at random within it, as they may be periodic too.
+    """
+    if count >= length:
+        return np.arange(length, dtype=np.int64)
+    bounds = np.arange(count + 1, dtype=np.int64) * length // count
+    return np.random.default_rng(seed).integers(bounds[:-1], bounds[1:])
 
 
 class Samples:
@@ -28,7 +31,7 @@ class Samples:
         *,
         count: int,
         batch_size: int,
-        seed: int | None = None,
+        seed: int = 0,
         progress: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
         self.dataset, self.batch_size, self.progress = dataset, batch_size, progress

@@ -117,13 +117,16 @@ class IntegerLayer(nn.Module):
         """As the layer's own."""
         if not self.active:
             return cast("Tensor", self.layer(x))
+        y = self.product(x)
+        return y if self.output_grid is None else cast("Tensor", self.output_grid(y))
+
+    def product(self, x: Tensor) -> Tensor:
+        """The result before it is rounded itself."""
         x = x if self.input_grid is None else self.input_grid(x)
         weight = self.weight_grid(self.layer.weight)
         if isinstance(self.layer, nn.Linear):
-            y = functional.linear(x, weight, self.layer.bias)
-        else:
-            y = self.layer._conv_forward(x, weight, self.layer.bias)
-        return y if self.output_grid is None else cast("Tensor", self.output_grid(y))
+            return functional.linear(x, weight, self.layer.bias)
+        return cast("Tensor", self.layer._conv_forward(x, weight, self.layer.bias))
 
 
 def shaped(module: nn.Module, quantization: Quantization) -> nn.Module:

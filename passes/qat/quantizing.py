@@ -26,11 +26,15 @@ from compressor.models.loading import load_module, read_description, save_quanti
 from compressor.models.quantization import Grid, Quantization, QuantizedLayer
 from passes.common.accuracy import device_of, tensors_from_batch
 from passes.common.setup import prepare_torch
+from passes.qat.bias import correct_biases
 from passes.qat.graph import Found, Graph
 from passes.qat.scales import activation_scale, weight_scales
 from passes.qat.selection import Answers, choose
 from passes.qat.step import QatConfig
 from passes.qat.training import train
+
+_CORRECTED_ON = 64
+"""Samples on which biases are corrected, at once."""
 
 
 def check_supported(config: QatConfig, parent: Artifact) -> None:
@@ -71,7 +75,7 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
     family: Family[Any] = load(FAMILIES, name)
     teacher = load_module(parent.model, context.device).requires_grad_(False)
     samples = _samples(config, context)
-    graph = Graph(teacher, _two_samples(samples, teacher))
+    graph = Graph(teacher, _inputs(samples, teacher, 2))
     every = _names(config, graph)
     excluded = {one: "excluded" for one in graph.names if one not in every}
     folded = copy.deepcopy(teacher)
@@ -82,13 +86,14 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
         outputs = {one: _rounds_result(config, folded.get_submodule(one)) for one in graph.names}
         table = _calibrated(config, folded, outputs, samples, parent)
     _check_table(table, every, config, folded)
-    build = _Builder(config, graph, folded, norms, table)
+    build = _Builder(config, graph, folded, norms, table, _inputs(samples, teacher, _CORRECTED_ON))
 
     told: dict[str, Any] = {}
     kept: dict[str, str] = {}
     if config.keep_float is not None:
         answers = Answers(config.keep_float, family, teacher, samples, context)
-        kept, told = choose(config, every, build.module, answers, context)
+        divergence = answers.divergences(build.rounded(every))
+        kept, told = choose(config, divergence, build.module, answers, context)
     integer = [one for one in every if one not in kept]
     quantization = build.quantization(integer, excluded | kept)
     module = build.module(integer)
@@ -114,6 +119,8 @@ class _Builder:
     folded: nn.Module
     norms: Mapping[str, str]
     table: CalibrationTable
+    batch: Mapping[str, Tensor]
+    """Inputs on which biases are corrected."""
 
     def quantization(self, integer: Collection[str], kept: Mapping[str, str]) -> Quantization:
         """What is integer where these layers are."""
@@ -130,7 +137,14 @@ class _Builder:
         )
 
     def module(self, integer: Collection[str]) -> nn.Module:
-        """The model with its calibrated scales."""
+        """The model with its calibrated scales and corrected biases."""
+        module = self.rounded(integer)
+        if self.config.bias_correction:
+            correct_biases(module, self.folded, self.batch)
+        return module
+
+    def rounded(self, integer: Collection[str]) -> nn.Module:
+        """The model with its calibrated scales, and its biases as they were."""
         module = copy.deepcopy(self.folded)
         found = self.graph.found(integer)
         quantization = self.quantization(integer, {})
@@ -186,9 +200,9 @@ def _samples(config: QatConfig, context: PassContext) -> Samples:
     )
 
 
-def _two_samples(samples: Samples, module: nn.Module) -> dict[str, Tensor]:
-    """The inputs of two samples; a single one twice."""
-    places = np.resize(samples.places[:2], 2)
+def _inputs(samples: Samples, module: nn.Module, count: int) -> dict[str, Tensor]:
+    """The inputs of so many samples, evenly over those of calibration; if there are fewer, some twice."""
+    places = samples.places[np.arange(count) * len(samples) // count]
     batch = tensors_from_batch(samples.dataset.batch(places), device_of(module))
     return {name: batch[name] for name in samples.dataset.input_names}
 

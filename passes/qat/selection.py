@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -94,15 +94,22 @@ def _divergence(wanted: Tensor, said: Tensor) -> Tensor:
 
 
 def choose(
-    config: QatConfig, names: Collection[str], build: Build, answers: Answers, context: PassContext
+    config: QatConfig, divergence: Mapping[str, float], build: Build, answers: Answers, context: PassContext
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The layers that stay in float and why; and what the manifest says of the choice.
+
+    Args:
+        config: of the pass.
+        divergence: of each layer that may be integer.
+        build: makes a model in which some are.
+        answers: judges it.
+        context: of the pass.
 
     Raises:
         RequirementError: as many as may stay in float do, it is not enough, and no training follows.
     """
     wanted = cast("KeepFloat", config.keep_float)
-    divergence = answers.divergences(build(names))
+    names = list(divergence)
     ranked = sorted(divergence, key=lambda name: -divergence[name])
     allowed = answers.float_quality - wanted.max_drop
     kept: list[str] = []

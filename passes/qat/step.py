@@ -24,8 +24,8 @@ class Calibration(Record):
     """How many."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Samples at a time."""
-    seed: Annotated[int, Field(ge=0)] | None = None
-    """Which samples: at random by this seed; by default evenly over the set."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Which samples: one from each of so many equal stretches of the set, at random within it."""
     observer: Literal["min-max", "moving-average", "percentile", "entropy", "mse"] = "mse"
     """What chooses where to clip."""
     percentile: Annotated[float, Field(gt=0, le=100)] = 99.99
@@ -82,6 +82,8 @@ class QatConfig(PassConfig):
     """Of every activation; 4 is for studies, no runtime here computes so."""
     weight_observer: Literal["min-max", "mse"] = "mse"
     """What chooses where weights are clipped."""
+    bias_correction: bool = True
+    """Change biases such that the mean of each layer's result is the float layer's, on some calibration samples."""
     exclude: tuple[str, ...] = ()
     """Layers that stay in float, by name or pattern, as `head` or `vision.*`."""
     keep_float: KeepFloat | None = None

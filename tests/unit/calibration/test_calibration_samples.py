@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from calibration.samples import Samples, chosen
@@ -24,13 +25,13 @@ class Numbers(Dataset):
         return {"x": indices[:, None] + self.shift, "label": indices}
 
 
-def test_samples_are_spread_evenly_or_drawn_by_a_seed():
-    assert chosen(10, 5).tolist() == [0, 2, 4, 6, 8]
+def test_samples_are_spread_over_the_set_and_follow_no_period():
     assert chosen(3, 5).tolist() == [0, 1, 2]
     first, again, other = chosen(1000, 20, 1), chosen(1000, 20, 1), chosen(1000, 20, 2)
     assert (first == again).all()
     assert (first != other).any()
-    assert len(set(first.tolist())) == 20
+    assert (first // 50 == np.arange(20)).all()
+    assert len(set((chosen(64, 32) % 2).tolist())) == 2
 
 
 def test_the_digest_is_of_what_was_seen():

@@ -12,13 +12,14 @@ from calibration.table import TABLE
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
 from compressor.errors import NumericalError, RequirementError
-from compressor.models.fake_quantization import IntegerLayer, Rounding
+from compressor.models.fake_quantization import IntegerLayer, Rounding, fold
 from compressor.models.loading import load_module, save_module
 from compressor.models.quantization import read_quantization
 from passes.common.accuracy import evaluate_accuracy
 from passes.common.config import TrainingConfig
 from passes.common.losses import hard_cross_entropy
 from passes.common.training import fit
+from passes.qat.bias import correct_biases
 from passes.qat.step import Qat, QatConfig
 from tests.unit.passes.prune.test_rounds import FAMILY, Blobs, Killed
 
@@ -107,10 +108,14 @@ def test_weights_have_a_scale_for_each_channel_that_holds_them(parent, tmp_path)
 
 
 def test_fewer_bits_cost_more_and_training_wins_it_back(parent, tmp_path):
-    coarse, _, _ = quantized(parent, tmp_path / "coarse", {"weight_bits": 4, "weight_observer": "min-max"})
+    coarse, _, _ = quantized(
+        parent, tmp_path / "coarse", {"weight_bits": 4, "weight_observer": "min-max", "bias_correction": False}
+    )
     tuning = {"validation": None, "training": {"steps": 30, "batch_size": 16, "learning_rate": 0.001}}
     tuned, summary, _ = quantized(
-        parent, tmp_path / "tuned", {"weight_bits": 4, "weight_observer": "min-max", "fine_tuning": tuning}
+        parent,
+        tmp_path / "tuned",
+        {"weight_bits": 4, "weight_observer": "min-max", "bias_correction": False, "fine_tuning": tuning},
     )
     batch = {"image": torch.from_numpy(Blobs().batch(np.arange(64))["image"])}
 
@@ -210,10 +215,11 @@ def test_layers_can_be_excluded_by_pattern(parent, tmp_path):
 
 
 def test_a_table_is_used_again_and_bound_to_its_model(parent, tmp_path):
-    first, _, _ = quantized(parent, tmp_path / "first")
+    first, _, _ = quantized(parent, tmp_path / "first", {"bias_correction": False})
     table = SimpleNamespace(model=first)
     calibration = {"data": "blank", "table": "first"}  # its samples would give other ranges
-    again, _, _ = quantized(parent, tmp_path / "again", {"calibration": calibration}, artifacts={"table": table})
+    fields = {"calibration": calibration, "bias_correction": False}
+    again, _, _ = quantized(parent, tmp_path / "again", fields, artifacts={"table": table})
     for name in ("model.safetensors", TABLE):
         assert (again / name).read_bytes() == (first / name).read_bytes()
     stranger = SimpleNamespace(model=parent.model, manifest=SimpleNamespace(id="ef56", kind=Kind.TORCH))
@@ -273,3 +279,33 @@ def test_keep_float_says_how_far_it_got(parent, tmp_path):
     tuning = {"validation": None, "training": {"steps": 1, "batch_size": 16}}
     _, _, notes = quantized(bad, tmp_path / "tuned", fields | {"fine_tuning": tuning})
     assert any("training follows" in note for note in notes)
+
+
+def test_corrected_biases_bring_back_the_mean_of_each_layer(parent, tmp_path):
+    out, _, _ = quantized(parent, tmp_path, {"bias_correction": False, "weight_bits": 4, "target": "tensorrt"})
+    teacher, model = load_module(parent.model), load_module(out)
+    quantization = read_quantization(out)
+    fold(teacher, {name: one.norm for name, one in quantization.layers.items() if one.norm})
+    batch = {"image": torch.from_numpy(Blobs().batch(np.arange(64))["image"])}
+
+    def means(one):
+        found = {}
+        handles = [
+            one.get_submodule(name).register_forward_hook(
+                lambda _, x, y, name=name: found.update(
+                    {name: y.movedim(-1 if y.ndim == 2 else 1, 0).flatten(1).mean(dim=1)}
+                )
+            )
+            for name in quantization.layers
+        ]
+        with torch.no_grad():
+            one(**batch)
+        for handle in handles:
+            handle.remove()
+        return found
+
+    wanted, before = means(teacher), means(model)
+    assert correct_biases(model, teacher, batch) == len(quantization.layers)
+    for name, mean in means(model).items():
+        torch.testing.assert_close(mean, wanted[name], atol=1e-4, rtol=1e-3)
+        assert (before[name] - wanted[name]).norm() > 10 * (mean - wanted[name]).norm(), name

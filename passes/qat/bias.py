@@ -1,0 +1,68 @@
+"""What rounding shifts on average is put back into the biases.
+
+Shapes: O output channels, N everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from compressor.models.fake_quantization import IntegerLayer
+
+
+@torch.no_grad()
+def correct_biases(module: nn.Module, teacher: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """Change the bias of each integer layer, in place, such that its result has the mean of the float layer's.
+
+    One pass over one batch: a layer is corrected before what follows reads its result, so that each makes up for what
+    those before it left (empirical bias correction, Nagel et al. 2019, section 4.2). Layers without a bias stay as they are, and those that are
+    called more than once: what is right for one call is wrong for another.
+
+    Args:
+        module: the quantized model, in eval mode.
+        teacher: the float one with normalizations folded, in eval mode.
+        batch: the model's inputs.
+
+    Returns:
+        How many layers were corrected.
+    """
+    layers = {name: one for name, one in module.named_modules() if isinstance(one, IntegerLayer)}
+    wanted: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def remember(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda layer, _, result: wanted[name].append(_mean(layer, result))
+
+    handles = [teacher.get_submodule(name).register_forward_hook(remember(name)) for name in layers]
+    _run(teacher, batch, handles)
+    once = {name: one for name, one in layers.items() if len(wanted[name]) == 1 and one.layer.bias is not None}
+
+    def correct(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def change(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            layer = once[name].layer
+            shift_O = wanted[name][0] - _mean(layer, once[name].product(inputs[0]))
+            if layer.bias is not None:
+                layer.bias += shift_O
+
+        return change
+
+    _run(module, batch, [one.register_forward_pre_hook(correct(name)) for name, one in once.items()])
+    return len(once)
+
+
+def _run(module: nn.Module, batch: Mapping[str, Tensor], handles: Iterable[RemovableHandle]) -> None:
+    """One forward pass; then the hooks go."""
+    try:
+        module(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mean(layer: nn.Module, result: Tensor) -> Tensor:
+    """Of each output channel: [O]."""
+    return result.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1).mean(dim=1)
