@@ -20,8 +20,8 @@ def correct_biases(module: nn.Module, teacher: nn.Module, batch: Mapping[str, Te
     """Change the bias of each integer layer, in place, such that its result has the mean of the float layer's.
 
     One pass over one batch: a layer is corrected before what follows reads its result, so that each makes up for what
-    those before it left (empirical bias correction, Nagel et al. 2019, section 4.2). Layers without a bias stay as they are, and those that are
-    called more than once: what is right for one call is wrong for another.
+    those before it left (empirical bias correction, Nagel et al. 2019, section 4.2). Layers without a bias stay as they
+    are, and those that are called more than once: what is right for one call is wrong for another.
 
     Args:
         module: the quantized model, in eval mode.
