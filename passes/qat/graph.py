@@ -75,7 +75,7 @@ class Graph:
             if isinstance(layer := modules.get(name), LAYERS) and uses[id(layer.weight)] == 1
         }
         self.left_out = tuple(name for name in calls if name and name not in self._calls)
-        """Modules that multiply by weights that others use too, or that are no layers."""
+        """Modules that multiply by a weight that others use too, or that is no layer's own."""
         self.names = tuple(self._calls)
         """In the order of the graph."""
 

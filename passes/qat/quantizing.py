@@ -78,6 +78,7 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
     graph = Graph(teacher, _inputs(samples, teacher, 2))
     every = _names(config, graph)
     excluded = {one: "excluded" for one in graph.names if one not in every}
+    excluded |= dict.fromkeys(graph.left_out, "its weight is used elsewhere too")
     folded = copy.deepcopy(teacher)
     norms = {one: found.norm for one, found in graph.found(every).items() if found.norm is not None}
     fold(folded, norms)
