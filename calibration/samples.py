@@ -42,6 +42,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.places)
 
+    def some(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The places of ``count`` of them, or of all, evenly over them."""
+        count = min(count, len(self))
+        return self.places[np.arange(count) * len(self) // max(count, 1)]
+
     def batches(self, what: str) -> Iterator[Batch]:
         """All of them; progress is told as ``what``."""
         digest = hashlib.sha256()

@@ -22,7 +22,9 @@ class Range(Record):
     minimum: float
     maximum: float
     bound: Annotated[float, Field(ge=0)]
-    """Where the observer clips magnitudes."""
+    """Where the observer clips magnitudes, for a symmetric grid."""
+    bound_from_zero: Annotated[float, Field(ge=0)] | None = None
+    """The same for a grid from 0 up, which has twice as many steps there; none where values are negative."""
 
 
 class CalibrationTable(Record):
@@ -34,6 +36,8 @@ class CalibrationTable(Record):
     """The id of the artifact that was run."""
     observer: str
     """What chose the bounds."""
+    bits: int
+    """Of the grids that they were chosen for."""
     num_samples: int
     samples_sha256: str
     """Of every input that was seen, in order."""
@@ -46,12 +50,13 @@ class CalibrationTable(Record):
             (folder / TABLE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def read_table(folder: Path, model: str) -> CalibrationTable:
+def read_table(folder: Path, model: str, bits: int) -> CalibrationTable:
     """The table in a model's folder.
 
     Args:
         folder: where ``calibration.json`` lies.
         model: the id of the artifact that it must belong to.
+        bits: of the grids that it must be for.
 
     Raises:
         RequirementError: there is none, it is damaged, or it was found on another model.
@@ -60,7 +65,7 @@ def read_table(folder: Path, model: str) -> CalibrationTable:
     if not file.is_file():
         raise RequirementError(f"{folder} holds no {TABLE}", remedy="name an artifact of the pass qat")
     with reading(file):
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes()
     try:
         table = CalibrationTable.model_validate_json(text)
     except ValidationError as error:
@@ -70,5 +75,9 @@ def read_table(folder: Path, model: str) -> CalibrationTable:
         raise RequirementError(
             f"{file} belongs to another model: it was found on {table.model}, and this is {model}",
             remedy="calibrate on samples, or name the artifact whose table was found on this model",
+        )
+    if table.bits != bits:
+        raise RequirementError(
+            f"{file} is for grids of {table.bits} bits, and these have {bits}", remedy="calibrate on samples"
         )
     return table

@@ -78,7 +78,7 @@ def read_quantization(folder: Path) -> Quantization:
     if not file.is_file():
         raise ModelError(f"{folder} holds no quantized model: {QUANTIZATION} is missing")
     with reading(file):
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes()
     try:
         return Quantization.model_validate_json(text)
     except ValidationError as error:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ModelError, StorageError
 from compressor.models.files import CONFIG, WEIGHTS
+from compressor.models.quantization import QUANTIZATION
 
 
 def filled(module: nn.Module, folder: Path) -> nn.Module:
@@ -43,7 +44,9 @@ def filled(module: nn.Module, folder: Path) -> nn.Module:
         raise ModelError(
             f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes:\n"
             + "\n".join(f"    {problem}" for problem in problems),
-            remedy="take config.json and model.safetensors from the same model",
+            remedy="copy quantization.json too: these are the weights of a quantized model"
+            if any("log2_scale" in name for name in found) and not (folder / QUANTIZATION).is_file()
+            else "take config.json and model.safetensors from the same model",
         )
     return module
 

@@ -19,6 +19,10 @@ from compressor.models.quantization import Target
 
 _ROUNDING = {"QuantizeLinear", "DequantizeLinear"}
 _UNSIGNED = {TensorProto.UINT8: "UINT8", TensorProto.UINT4: "UINT4", TensorProto.UINT16: "UINT16"}
+_LOWEST = {
+    TensorProto.UINT8: 0, TensorProto.INT8: -128, TensorProto.UINT16: 0, TensorProto.INT16: -(1 << 15), TensorProto.UINT4: 0,
+    TensorProto.INT4: -8,
+}  # fmt: skip
 _REFUSED = {"DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv", "MatMulInteger", "ConvInteger"}
 
 
@@ -48,8 +52,9 @@ class _View:
     """A graph by names."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes = list(model.graph.node)
-        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        graphs = list(_graphs(model.graph))
+        self.nodes = [node for graph in graphs for node in graph.node]
+        self.constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
         self.producers = {name: node for node in self.nodes for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
@@ -62,7 +67,10 @@ class _View:
         tensor = self.constants.get(name)
         if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
             return None
-        return numpy_helper.to_array(tensor)
+        try:
+            return numpy_helper.to_array(tensor)
+        except (ValueError, TypeError):  # damaged
+            return None
 
     def is_dequantized(self, name: str) -> bool:
         return name in self.producers and self.producers[name].op_type == "DequantizeLinear"
@@ -70,6 +78,15 @@ class _View:
     def is_weight(self, name: str) -> bool:
         """Whether a value is a constant, or the dequantized form of one."""
         return name in self.constants or (self.is_dequantized(name) and self.producers[name].input[0] in self.constants)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those within it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(inner)
 
 
 def _named(node: onnx.NodeProto) -> str:
@@ -82,7 +99,7 @@ def _for_tensorrt(view: _View) -> Iterator[str]:
             yield f"{_named(node)}: an operator of {node.domain}"
         elif node.op_type in _REFUSED:
             yield f"{_named(node)}: TensorRT computes QuantizeLinear and DequantizeLinear around float operators only"
-        elif node.op_type in _ROUNDING:
+        elif node.op_type in _ROUNDING and len(node.input) > 1:
             yield from (f"{_named(node)}: {complaint}" for complaint in _rounding_complaints(view, node))
 
 
@@ -112,7 +129,7 @@ def _rounding_complaints(view: _View, node: onnx.NodeProto) -> Iterator[str]:
 
 def _for_onnxruntime(view: _View) -> Iterator[str]:
     for node in view.nodes:
-        if node.op_type not in {"Conv", "MatMul", "Gemm"} or not view.is_weight(node.input[1]):
+        if node.op_type not in {"Conv", "MatMul", "Gemm"} or len(node.input) < 2 or not view.is_weight(node.input[1]):
             continue
         if view.is_weight(node.input[0]):
             continue
@@ -153,5 +170,7 @@ def _after_clips(view: _View, name: str) -> list[onnx.NodeProto]:
 def _starts_at_zero(view: _View, node: onnx.NodeProto) -> bool:
     if node.op_type != "QuantizeLinear" or len(node.input) < 3:
         return node.op_type == "QuantizeLinear"
-    zero = view.values(node.input[2])
-    return zero is not None and bool((zero == np.iinfo(zero.dtype).min).all())
+    zero, tensor = view.values(node.input[2]), view.constants.get(node.input[2])
+    if zero is None or tensor is None or tensor.data_type not in _LOWEST:
+        return False
+    return bool((zero.astype(np.int64) == _LOWEST[tensor.data_type]).all())

@@ -17,8 +17,8 @@ from compressor.models.loading import read_description
 from compressor.runtimes.session import fitted
 
 
-def check_data(parent: Artifact, names: Iterable[str | None], context: PassContext) -> None:
-    """Each named set has samples, the labels, and the inputs of the parent model; None names no set.
+def check_data(parent: Artifact, names: Iterable[str | None], context: PassContext, *, labels: bool = True) -> None:
+    """Each named set has samples, labels where they are wanted, and the inputs of the parent model; None names no set.
 
     Raises:
         DataError: one does not; all that is wrong with all of them.
@@ -26,19 +26,19 @@ def check_data(parent: Artifact, names: Iterable[str | None], context: PassConte
     family_name, config = read_description(parent.model)
     family: Family[Any] = discovery.load(discovery.FAMILIES, family_name)
     problems = [
-        problem for name in dict.fromkeys(names) if name for problem in _problems(family, config, name, context)
+        problem for name in dict.fromkeys(names) if name for problem in _problems(family, config, name, context, labels)
     ]
     if problems:
         raise DataError("\n".join(problems), remedy="name data sets that were made for this model")
 
 
-def _problems(family: Family[Any], config: Record, name: str, context: PassContext) -> list[str]:
+def _problems(family: Family[Any], config: Record, name: str, context: PassContext, labels: bool) -> list[str]:
     dataset = context.data(name)
     if len(dataset) == 0:
         return [f"data set {name!r} is empty"]
     batch = dataset.batch(np.zeros(1, dtype=np.int64))
     problems = []
-    if dataset.label_name not in batch:
+    if labels and dataset.label_name not in batch:
         problems.append(f"data set {name!r} has no labels")
     inputs = family.inputs(config)
     if unknown := sorted(set(dataset.input_names) - {spec.name for spec in inputs}):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
+from compressor.errors import DataError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -14,12 +16,22 @@ if TYPE_CHECKING:
 
 
 def hard_cross_entropy(heads: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mean cross-entropy of each head, [..., classes], whose label, [...], the batch has; a scalar each."""
-    return {
-        name: cross_entropy(logits.flatten(0, -2), batch[name].flatten())
-        for name, logits in heads.items()
-        if name in batch
-    }
+    """The mean cross-entropy of each head, [..., classes], whose label, [...], the batch has; a scalar each.
+
+    Raises:
+        DataError: a label is none of the classes.
+    """
+    losses = {}
+    for name, logits in heads.items():
+        if name in batch:
+            try:
+                losses[name] = cross_entropy(logits.flatten(0, -2), batch[name].flatten())
+            except IndexError as error:
+                raise DataError(
+                    f"{name} {int(batch[name].max())} in the data, but the model tells {logits.shape[-1]} apart",
+                    remedy="name a data set that was made for this model",
+                ) from error
+    return losses
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

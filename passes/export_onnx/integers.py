@@ -93,6 +93,9 @@ def _attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 
 def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
+    """A constant; of a layer that is called twice, the one that is there."""
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape))
     value.dtype = ir.DataType.from_numpy(array.dtype)
     model.graph.register_initializer(value)
@@ -123,9 +126,7 @@ def _transposed(model: ir.Model, dequantize: ir.Node, order: list[int], at: ir.N
     """The same weight with its axes in another order, made before node ``at``."""
     weight = _only(dequantize.inputs[0])
     name = f"{weight.name}.T"
-    stored = model.graph.initializers.get(name) or _initializer(
-        model, name, np.ascontiguousarray(_array(weight).transpose(order))
-    )
+    stored = _initializer(model, name, np.ascontiguousarray(_array(weight).transpose(order)))
     axis = order.index(_attribute(dequantize, "axis", 1))
     turned = ir.node(_DEQUANTIZE, [stored, *dequantize.inputs[1:]], {"axis": axis})
     turned.outputs[0].name = f"{at.outputs[0].name}.weight"

@@ -166,7 +166,7 @@ class Prune(Pass[PruneConfig]):
     """
 
     name = "prune"
-    version = 1
+    version = 2
     accepts = frozenset({Kind.TORCH})
     produces = Kind.TORCH
     Config = PruneConfig

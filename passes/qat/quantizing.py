@@ -37,7 +37,7 @@ _CORRECTED_ON = 64
 """Samples on which biases are corrected, at once."""
 
 
-def check_supported(config: QatConfig, parent: Artifact) -> None:
+def check_supported(parent: Artifact) -> None:
     """Whether models of this family can be saved with grids.
 
     Raises:
@@ -50,11 +50,6 @@ def check_supported(config: QatConfig, parent: Artifact) -> None:
             f"a model of the family {name} is saved in a format of its own, which holds no integer grids",
             remedy="quantize families of ours: autoglm-phone, image-classifier, or your own",
         )
-    if config.target == "onnxruntime" and config.activation_bits == 4:
-        raise RequirementError(
-            "ONNX Runtime has no kernels for 4-bit activations",
-            remedy="use activation_bits: 8, or target: tensorrt to study accuracy in torch",
-        )
 
 
 def table_of(config: QatConfig, parent: Artifact, context: PassContext) -> CalibrationTable | None:
@@ -65,7 +60,7 @@ def table_of(config: QatConfig, parent: Artifact, context: PassContext) -> Calib
     """
     if config.calibration.table is None:
         return None
-    return read_table(context.artifacts["table"].model, parent.manifest.id)
+    return read_table(context.artifacts["table"].model, parent.manifest.id, config.activation_bits)
 
 
 def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
@@ -152,15 +147,14 @@ class _Builder:
         for name, one in quantization.layers.items():
             layer = IntegerLayer(cast("Layer", module.get_submodule(name)), one)
             layer.weight_grid.set_scale(weight_scales(layer.layer.weight, one.weight, self.config.weight_observer))
-            bound = self.table.tensors[f"{name}:input"].bound
+            seen = self.table.tensors[f"{name}:input"]
             if one.input is not None and layer.input_grid is not None:
-                layer.input_grid.set_scale(activation_scale(bound, one.input))
+                layer.input_grid.set_scale(activation_scale(seen, one.input))
             elif (around := found[name].around) is not None:
                 grid = quantization.inputs[around]
-                round_input(module.get_submodule(around), grid).set_scale(activation_scale(bound, grid))
+                round_input(module.get_submodule(around), grid).set_scale(activation_scale(seen, grid))
             if one.output is not None and layer.output_grid is not None:
-                bound = self.table.tensors[f"{name}:output"].bound
-                layer.output_grid.set_scale(activation_scale(bound, one.output))
+                layer.output_grid.set_scale(activation_scale(self.table.tensors[f"{name}:output"], one.output))
             replace(module, name, layer.to(device_of(module)))
         return module.eval()
 
@@ -253,10 +247,11 @@ def _calibrated(
         raise NumericalError(
             f"activations are not finite:\n{lines}", remedy="look for NaN in the samples, and for weights that overflow"
         )
-    levels = (1 << (config.activation_bits - 1)) - 1
+    symmetric, from_zero = Grid(bits=config.activation_bits), Grid(bits=config.activation_bits, nonnegative=True)
     return CalibrationTable(
         model=parent.manifest.id,
         observer=calibration.observer,
+        bits=config.activation_bits,
         num_samples=len(samples),
         samples_sha256=samples.digest,
         tensors={
@@ -264,7 +259,8 @@ def _calibrated(
                 values=one.count,
                 minimum=float(one.minimum_C[0]),
                 maximum=float(one.maximum_C[0]),
-                bound=float(one.bound(levels)[0]),
+                bound=float(one.bound(symmetric.highest)[0]),
+                bound_from_zero=float(one.bound(from_zero.highest)[0]) if one.minimum_C[0] >= 0 else None,
             )
             for name, one in ranges.observers.items()
         },

@@ -10,14 +10,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from calibration.table import Range
 from compressor.models.quantization import Grid
 
+_NOTHING = 1e-30
+"""Below it a float32 has no inverse to multiply by."""
 _CLIPS = torch.linspace(1.0, 0.4, 61, dtype=torch.float64).tolist()
 """Parts of the largest magnitude at which weights may be clipped."""
 
 
-def activation_scale(bound: float, grid: Grid) -> Tensor:
-    """One scale, such that the largest integer is ``bound``; 1 for a bound of 0, where there is nothing to hold."""
+def activation_scale(seen: Range, grid: Grid) -> Tensor:
+    """One scale, such that the largest integer is the bound; 1 for a bound of 0, where there is nothing to hold.
+
+    What is clipped at 0 on purpose, such as the result of a layer before its ReLU, has the symmetric grid's bound.
+    """
+    bound = seen.bound_from_zero if grid.nonnegative and seen.bound_from_zero is not None else seen.bound
     return torch.tensor(bound / grid.highest if bound > 0 else 1.0, dtype=torch.float32)
 
 
@@ -32,7 +39,7 @@ def weight_scales(weight: Tensor, grid: Grid, choice: Literal["min-max", "mse"])
     """
     weight_OK = weight.detach().flatten(1).double()
     largest_O = weight_OK.abs().amax(dim=1)
-    largest_O = torch.where(largest_O > 0, largest_O, torch.ones_like(largest_O))
+    largest_O = torch.where(largest_O > _NOTHING, largest_O, torch.ones_like(largest_O))
     best_O = largest_O / grid.highest
     if choice == "mse":
         least_O = torch.full_like(best_O, torch.inf)

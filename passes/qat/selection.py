@@ -33,8 +33,10 @@ class Answers:
         self.samples = samples
         self.dataset = context.data(wanted.data)
         self.float_answers = self._answers(teacher, "float answers")
-        labels = [batch[str(self.dataset.label_name)] for batch in self.dataset.batches(_BATCH)]
-        self.labels = torch.from_numpy(np.concatenate(labels))
+        self.right = self.float_answers
+        if wanted.metric == "top1":
+            labels = [batch[str(self.dataset.label_name)] for batch in self.dataset.batches(_BATCH)]
+            self.right = torch.from_numpy(np.concatenate(labels))
 
     def quality(self, module: nn.Module) -> float:
         """The wanted metric."""
@@ -48,8 +50,9 @@ class Answers:
     def divergences(self, module: nn.Module) -> dict[str, float]:
         """Each integer layer alone, the others in float: the mean KL of what the float model says from what is said then."""
         layers = {name: one for name, one in module.named_modules() if isinstance(one, IntegerLayer)}
-        few = Samples(self.samples.dataset, count=min(self.wanted.num_samples, len(self.samples)), batch_size=_BATCH)
-        batches = [tensors_from_batch(batch, device_of(module)) for batch in few.batches("")]
+        places = self.samples.some(self.wanted.num_samples)
+        parts = [places[start : start + _BATCH] for start in range(0, len(places), _BATCH)]
+        batches = [tensors_from_batch(self.samples.dataset.batch(part), device_of(module)) for part in parts]
         wanted = [self._heads(self.teacher, batch) for batch in batches]
         found = {}
         for one in layers.values():
@@ -84,8 +87,7 @@ class Answers:
         return torch.cat(answers)
 
     def _metric(self, answers: Tensor) -> float:
-        right = self.labels if self.wanted.metric == "top1" else self.float_answers
-        return float((answers == right).float().mean())
+        return float((answers == self.right).float().mean())
 
 
 def _divergence(wanted: Tensor, said: Tensor) -> Tensor:

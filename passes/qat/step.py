@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
@@ -33,6 +33,12 @@ class Calibration(Record):
     table: StepName | None = None
     """Take the ranges that another qat step found on the same parent, and look for none."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> Calibration:
+        if self.table is not None and (given := {"observer", "percentile"} & self.model_fields_set):
+            raise ValueError(f"`table` brings its bounds with it: leave out {' and '.join(sorted(given))}")
+        return self
+
 
 class KeepFloat(Record):
     """Which layers stay in float so that the model answers as before."""
@@ -49,6 +55,15 @@ class KeepFloat(Record):
     """Calibration samples on which layers are ranked, each quantized alone, by the Kullback-Leibler divergence of the answers."""
 
 
+class TuningConfig(TrainingConfig):
+    """A recipe of few and small steps: the model is nearly right."""
+
+    steps: Annotated[int, Field(ge=1)] = 200
+    """Optimizer steps."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-5
+    """Highest learning rate of AdamW."""
+
+
 class FineTuning(Record):
     """Training with the rounding in place, from labels and from what the float parent says."""
 
@@ -56,7 +71,7 @@ class FineTuning(Record):
     """The set that is learnt from."""
     validation: DataName | None = "validation"
     """The set that is looked at while training; never the test set."""
-    training: TrainingConfig = TrainingConfig(steps=200, learning_rate=3e-5)
+    training: TuningConfig = TuningConfig()
     """Steps, batch size, learning rate and so on."""
     soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Weight of what the float parent says, for each of the family's heads; the hard labels have the rest."""
@@ -90,6 +105,14 @@ class QatConfig(PassConfig):
     """Find the layers that must stay in float; none by default."""
     fine_tuning: FineTuning | None = None
     """Train with rounding in place; by default there is none, and this is post-training quantization."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> QatConfig:
+        if self.target == "onnxruntime" and self.activation_bits == 4:
+            raise ValueError(
+                "ONNX Runtime has no kernels for 4-bit activations: use 8, or `target: tensorrt` to study them"
+            )
+        return self
 
 
 _OBSERVED = 6
@@ -138,12 +161,14 @@ class Qat(Pass[QatConfig]):
         from passes.common.fitting import check_data
         from passes.qat.quantizing import check_supported, table_of
 
-        check_supported(config, parent)
+        check_supported(parent)
         check_finite(parent.model)
         tuning = config.fine_tuning
         learns = (tuning.train, tuning.validation) if tuning else ()
-        labelled = config.keep_float.data if config.keep_float else None
-        check_data(parent, (config.calibration.data, labelled, *learns), context)
+        keep = config.keep_float
+        by_labels = (keep.data,) if keep and keep.metric == "top1" else ()
+        check_data(parent, (*by_labels, *learns), context)
+        check_data(parent, (config.calibration.data, keep.data if keep else None), context, labels=False)
         table_of(config, parent, context)
 
     def run(self, config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:

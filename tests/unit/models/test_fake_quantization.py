@@ -178,6 +178,13 @@ def test_a_damaged_description_is_told(tmp_path, change, told):
         load_module(tmp_path)
 
 
+def test_a_missing_description_is_named(tmp_path):
+    save_quantized(quantized(), PHONE.name, TINY, SPEC, tmp_path)
+    (tmp_path / QUANTIZATION).unlink()
+    with pytest.raises(ModelError, match=r"copy quantization\.json too"):
+        load_module(tmp_path)
+
+
 def test_replacing_reaches_into_lists():
     model = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.ReLU()]))
     replace(model, "0.0", torch.nn.Identity())

@@ -117,3 +117,31 @@ def test_a_float_weight_is_told():
     model.graph.initializer.append(numpy_helper.from_array(np.ones((4, 4), np.float32), "float"))
     next(node for node in model.graph.node if node.name == "product").input[1] = "float"
     assert lint(model, "onnxruntime") == ["MatMul product: a float weight"]
+
+
+@pytest.mark.parametrize("kind", [TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.UINT16])
+def test_other_integers_are_looked_at_without_a_stumble(kind):
+    model = graph(operator="Conv", rounds_result=True, relu=True)
+    zero = next(one for one in model.graph.initializer if one.name == "z")
+    zero.CopyFrom(helper.make_tensor("z", kind, [], [0]))
+    starts_at_zero = kind in {TensorProto.UINT4, TensorProto.UINT16}
+    assert lint(model, "onnxruntime") == ([] if starts_at_zero else ["Conv product: its result is not quantized"])
+    lint(model, "tensorrt")
+
+
+def test_what_is_damaged_is_passed_over():
+    model = graph()
+    scale = next(one for one in model.graph.initializer if one.name == "s")
+    scale.raw_data = b"abc"
+    model.graph.node.append(helper.make_node("Conv", [], ["nothing"], name="empty"))
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["x"], ["half"], name="half"))
+    for target in ("onnxruntime", "tensorrt"):
+        assert lint(model, target) == []
+
+
+def test_graphs_within_are_looked_at():
+    inner = graph(operator="Conv").graph
+    del inner.input[:]
+    branch = helper.make_node("If", ["c"], ["out"], then_branch=inner, else_branch=inner)
+    model = helper.make_model(helper.make_graph([branch], "g", [], []))
+    assert lint(model, "onnxruntime") == ["Conv product: its result is not quantized"] * 2

@@ -172,3 +172,32 @@ def test_activations_of_four_bits_are_refused(exported, tmp_path):
     (tmp_path / "quantized" / QUANTIZATION).write_text(json.dumps(tree))
     with pytest.raises(RequirementError, match="4-bit activations: head"):
         run(ExportOnnx(), ExportOnnxConfig(), SimpleNamespace(model=tmp_path / "quantized"), tmp_path / "onnx")
+
+
+def test_a_layer_that_is_called_twice_is_stored_once():
+    from compressor.models.contract import InputSpec
+    from compressor.models.quantization import Grid, QuantizedLayer
+    from passes.export_onnx import graph, integers
+    from passes.export_onnx.tracing import onnx_from_torch
+
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = IntegerLayer(torch.nn.Linear(8, 8), QuantizedLayer(weight=Grid(bits=8), input=Grid(bits=8)))
+
+        def forward(self, x):
+            return {"logits": self.inner(torch.tanh(self.inner(x)))}
+
+    module = Twice().eval()
+    for one in (module.inner.input_grid, module.inner.weight_grid):
+        one.set_scale(torch.full_like(one.scale, 0.02))
+    integers.fix_scales(module)
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    inputs = [InputSpec("x", "float32", ("batch", 8))]
+    model = onnx_from_torch(module, inputs, ["logits"], {"x": x}, 20, integers.translations("onnxruntime"))
+    model, _ = graph.simplified(model)
+    integers.laid_out(model, "onnxruntime", 8)
+    stored = [
+        one for one in model.graph.initializers.values() if one.const_value.dtype.name == "INT8" and len(one.shape) == 2
+    ]
+    assert len(stored) == 1

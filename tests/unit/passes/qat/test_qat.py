@@ -11,7 +11,7 @@ import torch
 from calibration.table import TABLE
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
-from compressor.errors import NumericalError, RequirementError
+from compressor.errors import DataError, NumericalError, RequirementError
 from compressor.models.fake_quantization import IntegerLayer, Rounding, fold
 from compressor.models.loading import load_module, save_module
 from compressor.models.quantization import read_quantization
@@ -29,12 +29,22 @@ class Blank(Blobs):
         return {"image": np.zeros((len(indices), 3, 16, 16), np.uint8), "label": indices % 2}
 
 
+class Unlabelled(Blobs):
+    def batch(self, indices, epoch=0):
+        return {"image": super().batch(indices, epoch)["image"]}
+
+
+class Third(Blobs):
+    def batch(self, indices, epoch=0):
+        return super().batch(indices, epoch) | {"label": indices % 3}
+
+
 class Empty(Blobs):
     def __len__(self):
         return 0
 
 
-SETS = {"train": Blobs(), "blank": Blank(), "empty": Empty()}
+SETS = {"train": Blobs(), "blank": Blank(), "empty": Empty(), "unlabelled": Unlabelled(), "third": Third()}
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +257,7 @@ def test_a_layer_that_no_sample_reaches_is_named():
     from calibration.table import CalibrationTable
     from passes.qat.quantizing import _check_table
 
-    table = CalibrationTable(model="a", observer="mse", num_samples=1, samples_sha256="0" * 64, tensors={})
+    table = CalibrationTable(model="a", observer="mse", bits=8, num_samples=1, samples_sha256="0" * 64, tensors={})
     config = QatConfig.model_validate_json('{"calibration": {"data": "train"}}')
     with pytest.raises(RequirementError, match="head: no sample reaches it"):
         _check_table(table, ["head"], config, torch.nn.Module())
@@ -264,8 +274,6 @@ def test_activations_that_are_not_finite_are_named(parent, tmp_path):
 
 
 def test_no_samples_are_told(parent, tmp_path):
-    from compressor.errors import DataError
-
     with pytest.raises(DataError, match="data set 'empty' is empty"):
         quantized(parent, tmp_path, {"calibration": {"data": "empty"}})
 
@@ -309,3 +317,54 @@ def test_corrected_biases_bring_back_the_mean_of_each_layer(parent, tmp_path):
     for name, mean in means(model).items():
         torch.testing.assert_close(mean, wanted[name], atol=1e-4, rtol=1e-3)
         assert (before[name] - wanted[name]).norm() > 10 * (mean - wanted[name]).norm(), name
+
+
+def test_labels_are_asked_for_where_they_count(parent, tmp_path):
+    keep = {"data": "unlabelled", "metric": "agreement"}
+    calibration = {"data": "unlabelled", "num_samples": 8}
+    quantized(parent, tmp_path, {"calibration": calibration, "keep_float": keep})
+    with pytest.raises(DataError, match="data set 'unlabelled' has no labels"):
+        quantized(parent, tmp_path, {"keep_float": keep | {"metric": "top1"}})
+    tuning = {"train": "third", "validation": None, "training": {"steps": 1, "batch_size": 16}}
+    with pytest.raises(DataError, match="label 2 in the data, but the model tells 2 apart"):
+        quantized(parent, tmp_path, {"fine_tuning": tuning})
+
+
+def test_values_from_zero_have_a_bound_of_their_own(parent, tmp_path):
+    out, _, _ = quantized(parent, tmp_path)
+    tensors = json.loads((out / TABLE).read_text())["tensors"]
+    assert tensors["vision.stem:input"]["bound_from_zero"] is None
+    inside = tensors["vision.blocks.0.filter:input"]
+    assert inside["bound_from_zero"] >= inside["bound"]  # twice as fine: it can afford to clip less
+    layer = load_module(out).get_submodule("vision.blocks.0.filter")
+    assert layer.input_grid.scale.item() == pytest.approx(inside["bound_from_zero"] / 255, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"activation_bits": 4}, "no kernels for 4-bit activations"),
+        (
+            {"calibration": {"data": "train", "table": "first", "observer": "mse"}},
+            "`table` brings its bounds with it: leave out observer",
+        ),
+    ],
+)
+def test_fields_that_do_not_fit_are_told_by_the_config(fields, told):
+    with pytest.raises(ValueError, match=told):
+        QatConfig.model_validate_json(json.dumps({"calibration": {"data": "train"}} | fields))
+
+
+def test_a_partial_recipe_keeps_its_small_steps():
+    tree = {"calibration": {"data": "train"}, "fine_tuning": {"training": {"steps": 7}}}
+    training = QatConfig.model_validate_json(json.dumps(tree)).fine_tuning.training
+    assert (training.steps, training.learning_rate) == (7, 3e-5)
+
+
+def test_weights_next_to_nothing_have_a_scale(parent, tmp_path):
+    module = load_module(parent.model)
+    with torch.no_grad():
+        module.head.weight[0] = 1e-44
+    bad = saved(module, parent, tmp_path / "bad")
+    out, _, _ = quantized(bad, tmp_path)
+    assert load_module(out).get_submodule("head").weight_grid.is_sound()
