@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,33 @@ from torch import Tensor, nn
 from calibration.observers import Observer
 
 See = Callable[[str, Tensor], None]
+Before = Callable[[str, tuple[Any, ...]], None]
+"""(name, positional inputs) of a module that is about to run."""
+After = Callable[[str, tuple[Any, ...], Any], None]
+"""(name, positional inputs, result) of a module that has run."""
+
+
+@contextmanager
+def hooked(
+    module: nn.Module, names: Iterable[str], *, before: Before | None = None, after: After | None = None
+) -> Iterator[None]:
+    """While it lasts, ``before`` and ``after`` are called around every call of the submodules of these names."""
+    handles = []
+
+    def hook(name: str) -> None:
+        one = module.get_submodule(name)
+        if before is not None:
+            handles.append(one.register_forward_pre_hook(lambda _, inputs: before(name, inputs)))
+        if after is not None:
+            handles.append(one.register_forward_hook(lambda _, inputs, result: after(name, inputs, result)))
+
+    try:
+        for name in names:
+            hook(name)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def run_watched(module: nn.Module, layers: Mapping[str, bool], run: Callable[[], Any], see: See) -> None:
@@ -23,21 +51,13 @@ def run_watched(module: nn.Module, layers: Mapping[str, bool], run: Callable[[],
         see: gets each tensor.
     """
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def look(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            see(f"{name}:input", inputs[0].detach())
-            if layers[name]:
-                see(f"{name}:output", output.detach())
+    def look(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
+        see(f"{name}:input", inputs[0].detach())
+        if layers[name]:
+            see(f"{name}:output", output.detach())
 
-        return look
-
-    handles = [module.get_submodule(name).register_forward_hook(hook(name)) for name in layers]
-    try:
-        with torch.inference_mode():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(module, layers, after=look), torch.inference_mode():
+        run()
 
 
 class Ranges:

@@ -19,6 +19,8 @@ class Reference:
     """Marks a string field that names something else in the pipeline; the plan checks that it exists."""
 
     to: Literal["data", "step", "path"]
+    made_by: str | None = None
+    """The pass that the named step has to be of."""
 
 
 DataName = Annotated[str, Reference("data")]

@@ -206,6 +206,15 @@ class _Planner:
             elif reference.to == "step" and value not in steps and not self._outside(value).is_dir():
                 what = f"{value!r} is neither {called} nor an artifact directory"
                 self._problem((*at, *place), what, remedy=suggestion(value, sorted(steps)))
+            elif reference.made_by is not None and value in steps:
+                self._check_maker(value, reference.made_by, (*at, *place))
+
+    def _check_maker(self, name: str, wanted: str, at: tuple[str | int, ...]) -> None:
+        makers = {step.name: step.pass_.name for step in self.pipeline.steps}
+        if makers.get(name) != wanted:
+            some = [step for step, maker in makers.items() if maker == wanted]
+            what = f"{name!r} is {makers.get(name, 'the source')}, and a {wanted} step is expected"
+            self._problem((*at,), what, remedy=f"there are: {', '.join(some)}" if some else f"add a {wanted} step")
 
     def _outside(self, value: str) -> Path:
         return (self.pipeline.base / value).resolve()

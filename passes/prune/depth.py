@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from calibration.capture import hooked
 from compressor.models.axes import Axis
 from passes.prune.importance import Batches, Loss, Scores, shares
 
@@ -84,19 +86,10 @@ def _seen_layers(model: nn.Module, axes: Sequence[Axis]) -> Iterator[dict[tuple[
     """(axis, layer) to the first input and the output of the last forward pass."""
     seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
-    def hook(key: tuple[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
-            seen[key] = (inputs[0], output)
+    keys = {f"{axis.stack}.{number}": (axis.name, number) for axis in axes for number in range(axis.units)}
 
-        return look
+    def look(layer: str, inputs: tuple[Any, ...], output: Tensor) -> None:
+        seen[keys[layer]] = (inputs[0], output)
 
-    handles = [
-        layer.register_forward_hook(hook((axis.name, number)))
-        for axis in axes
-        for number, layer in enumerate(_layers(model, axis))
-    ]
-    try:
+    with hooked(model, keys, after=look):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from calibration.capture import hooked
 from compressor.models.axes import Axis, Cut
 from passes.prune.memory import gradients_as_they_come
 from passes.prune.surgery import units_of
@@ -154,18 +155,9 @@ def watch_inputs(
     model: nn.Module, names: Iterable[str], batches: Batches, loss: Loss, see: Callable[[str, Tensor], None]
 ) -> None:
     """Run the model; ``see`` gets the name of each of these modules, and its first input."""
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _module, inputs: see(name, inputs[0].detach())
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                loss(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(model, names, before=lambda name, inputs: see(name, inputs[0].detach())), torch.no_grad():
+        for batch in batches:
+            loss(batch)
 
 
 def _over_readers(axes: Sequence[Axis], by_channel: Mapping[str, Tensor]) -> Scores:

@@ -5,13 +5,13 @@ Shapes: O output channels, N everything else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from calibration.capture import hooked
 from compressor.models.fake_quantization import IntegerLayer
 
 
@@ -34,33 +34,22 @@ def correct_biases(module: nn.Module, teacher: nn.Module, batch: Mapping[str, Te
     layers = {name: one for name, one in module.named_modules() if isinstance(one, IntegerLayer)}
     wanted: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def remember(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda layer, _, result: wanted[name].append(_mean(layer, result))
+    def remember(name: str, _: tuple[Any, ...], result: Tensor) -> None:
+        wanted[name].append(_mean(teacher.get_submodule(name), result))
 
-    handles = [teacher.get_submodule(name).register_forward_hook(remember(name)) for name in layers]
-    _run(teacher, batch, handles)
+    with hooked(teacher, layers, after=remember):
+        teacher(**batch)
     once = {name: one for name, one in layers.items() if len(wanted[name]) == 1 and one.layer.bias is not None}
 
-    def correct(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def change(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            layer = once[name].layer
-            shift_O = wanted[name][0] - _mean(layer, once[name].product(inputs[0]))
-            if layer.bias is not None:
-                layer.bias += shift_O
+    def correct(name: str, inputs: tuple[Any, ...]) -> None:
+        layer = once[name].layer
+        shift_O = wanted[name][0] - _mean(layer, once[name].product(inputs[0]))
+        if layer.bias is not None:
+            layer.bias += shift_O
 
-        return change
-
-    _run(module, batch, [one.register_forward_pre_hook(correct(name)) for name, one in once.items()])
-    return len(once)
-
-
-def _run(module: nn.Module, batch: Mapping[str, Tensor], handles: Iterable[RemovableHandle]) -> None:
-    """One forward pass; then the hooks go."""
-    try:
+    with hooked(module, once, before=correct):
         module(**batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    return len(once)
 
 
 def _mean(layer: nn.Module, result: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from calibration.capture import hooked
 from compressor.models.fake_quantization import LAYERS
 
 _aten = torch.ops.aten
@@ -36,6 +37,8 @@ _NEVER_NEGATIVE = _CLIPS | {
     _aten.sigmoid.default, _aten.hardsigmoid.default, _aten.softmax.int, _aten.abs.default, _aten.exp.default,
     _aten.gt.Scalar, _aten.gt.Tensor, _aten.ge.Scalar, _aten.eq.Scalar, _aten.ne.Scalar,
 }  # fmt: skip
+_PADS = {_aten.constant_pad_nd.default: 2, _aten.pad.default: 3}
+"""Which argument, if there is one, is what it pads with."""
 _TOGETHER = {_aten.mul.Tensor, _aten.add.Tensor, _aten.cat.default}
 """Never negative where all that goes in is not."""
 
@@ -63,6 +66,7 @@ class Graph:
         """Trace a module in eval mode on two samples, by the names of ``forward``'s arguments."""
         with torch.no_grad():
             program = torch.export.export(module, (), dict(inputs), strict=False)
+        self._entering = _first_inputs(module, inputs)
         modules = dict(module.named_modules())
         uses = Counter(id(one) for holder in modules.values() for one in holder.parameters(recurse=False))
         calls: dict[str, list[Node]] = {}
@@ -82,19 +86,57 @@ class Graph:
     def found(self, integer: Collection[str]) -> dict[str, Found]:
         """Every layer, where those of these names are to multiply integers."""
         layers = {node for name in integer for node in self._calls[name]}
-        return {name: _found(nodes, layers) for name, nodes in self._calls.items()}
+        return {name: self._found(nodes, layers) for name, nodes in self._calls.items()}
+
+    def _found(self, nodes: list[Node], layers: set[Node]) -> Found:
+        norm, results = _results(nodes)
+        around = {self._adding_module(node, layers) for node in nodes}
+        return Found(
+            norm,
+            all(_is_nonnegative(node.args[0]) for node in nodes),
+            all(self._only_read_by(node, layers) for node in results),
+            all(node.users and all(_is_clip(user) for user in node.users) for node in results),
+            around.pop() if len(around) == 1 else None,
+        )
+
+    def _adding_module(self, node: Node, layers: set[Node]) -> str | None:
+        """The module in which the layer's input is added to another layer's result, if it is that module's first input."""
+        value = node.args[0]
+        if not isinstance(value, Node):
+            return None
+        for user in value.users:
+            if user.target in {_aten.add.Tensor, _aten.add_.Tensor}:
+                others = [one for one in user.args[:2] if one is not value]
+                inside = _module_of(user)
+                enters = inside in self._entering and self._entering[inside] is self._entering[_module_of(node)]
+                if inside and enters and others and _is_result(others[0], layers):
+                    return inside
+        return None
+
+    def _only_read_by(self, node: Node, layers: set[Node]) -> bool:
+        """Whether every user is one of the layers, maybe behind a ReLU and what only moves values."""
+        if not node.users:
+            return False
+        if any(user in layers and user.args[0] is node and self._adding_module(user, layers) for user in node.users):
+            return True  # where it enters that module
+        return all(
+            (user in layers and user.args[0] is node)
+            or ((_is_clip(user) or user.target in _MOVES - {_aten.mean.dim}) and self._only_read_by(user, layers))
+            for user in node.users
+        )
 
 
-def _found(nodes: list[Node], layers: set[Node]) -> Found:
-    norm, results = _results(nodes)
-    around = {_adding_module(node, layers) for node in nodes}
-    return Found(
-        norm,
-        all(_is_nonnegative(node.args[0]) for node in nodes),
-        all(_only_read_by(node, layers) for node in results),
-        all(node.users and all(_is_clip(user) for user in node.users) for node in results),
-        around.pop() if len(around) == 1 else None,
-    )
+def _first_inputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first positional input of the last call of each submodule that is given one."""
+    first: dict[str, Tensor] = {}
+
+    def look(name: str, given: tuple[Any, ...]) -> None:
+        if given and isinstance(given[0], Tensor):
+            first[name] = given[0]
+
+    with hooked(module, (name for name, _ in module.named_modules()), before=look), torch.no_grad():
+        module(**inputs)
+    return first
 
 
 def _results(nodes: list[Node]) -> tuple[str | None, list[Node]]:
@@ -102,20 +144,6 @@ def _results(nodes: list[Node]) -> tuple[str | None, list[Node]]:
     norms = {_norm_after(node) for node in nodes}
     norm = norms.pop() if len(norms) == 1 else None
     return norm, [next(iter(node.users)) if norm is not None else node for node in nodes]
-
-
-def _adding_module(node: Node, layers: set[Node]) -> str | None:
-    """The module in which the layer's input is added to another layer's result, if it comes in from outside."""
-    value = node.args[0]
-    if not isinstance(value, Node):
-        return None
-    for user in value.users:
-        if user.target in {_aten.add.Tensor, _aten.add_.Tensor}:
-            others = [one for one in user.args[:2] if one is not value]
-            inside = _module_of(user)
-            if inside and others and _is_result(others[0], layers) and not _module_of(value).startswith(f"{inside}."):
-                return inside
-    return None
 
 
 def _is_result(value: Any, layers: set[Node]) -> bool:
@@ -142,10 +170,12 @@ def _is_nonnegative(value: Any) -> bool:
         return isinstance(value, int | float) and value >= 0
     if value.target in _NEVER_NEGATIVE:
         return value.target not in _CLIPS or _is_clip(value)
+    if value.target in _PADS:
+        return _is_nonnegative(value.args[0]) and all(_is_nonnegative(one) for one in value.args[_PADS[value.target] :])
     if value.target in _MOVES:
         return _is_nonnegative(value.args[0])
     if value.target in _TOGETHER:
-        return all(_is_nonnegative(one) for one in _operands(value))
+        return all(_is_nonnegative(one) for one in (*_operands(value), value.kwargs.get("alpha", 1)))
     return False
 
 
@@ -159,16 +189,3 @@ def _is_clip(node: Node) -> bool:
 def _operands(node: Node) -> Iterator[Any]:
     for one in node.args[:2] if node.target is not _aten.cat.default else node.args[:1]:
         yield from one if isinstance(one, list | tuple) else (one,)
-
-
-def _only_read_by(node: Node, layers: set[Node]) -> bool:
-    """Whether every user is one of the layers, maybe behind a ReLU and what only moves values."""
-    if not node.users:
-        return False
-    if any(user in layers and user.args[0] is node and _adding_module(user, layers) for user in node.users):
-        return True  # where it enters that module
-    return all(
-        (user in layers and user.args[0] is node)
-        or ((_is_clip(user) or user.target in _MOVES - {_aten.mean.dim}) and _only_read_by(user, layers))
-        for user in node.users
-    )

@@ -120,7 +120,11 @@ class _Builder:
 
     def quantization(self, integer: Collection[str], kept: Mapping[str, str]) -> Quantization:
         """What is integer where these layers are."""
-        found = self.graph.found(integer)
+        return self._quantization(integer, kept, self.graph.found(integer))
+
+    def _quantization(
+        self, integer: Collection[str], kept: Mapping[str, str], found: Mapping[str, Found]
+    ) -> Quantization:
         layers = {name: self._layer(name, found[name]) for name in self.graph.names if name in integer}
         inputs = {
             str(found[name].around): self._input_grid(found[name])
@@ -143,7 +147,7 @@ class _Builder:
         """The model with its calibrated scales, and its biases as they were."""
         module = copy.deepcopy(self.folded)
         found = self.graph.found(integer)
-        quantization = self.quantization(integer, {})
+        quantization = self._quantization(integer, {}, found)
         for name, one in quantization.layers.items():
             layer = IntegerLayer(cast("Layer", module.get_submodule(name)), one)
             layer.weight_grid.set_scale(weight_scales(layer.layer.weight, one.weight, self.config.weight_observer))

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
-from compressor.config.record import DataName, Record, StepName
+from compressor.config.record import DataName, Record, Reference
 from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
 from compressor.models.quantization import Bits, Target
 from passes.common.config import TrainingConfig
@@ -30,7 +30,7 @@ class Calibration(Record):
     """What chooses where to clip."""
     percentile: Annotated[float, Field(gt=0, le=100)] = 99.99
     """The part of all magnitudes that the observer `percentile` keeps."""
-    table: StepName | None = None
+    table: Annotated[str, Reference("step", made_by="qat")] | None = None
     """Take the ranges that another qat step found on the same parent, and look for none."""
 
     @model_validator(mode="after")
@@ -130,7 +130,7 @@ class Qat(Pass[QatConfig]):
     """
 
     name = "qat"
-    version = 1
+    version = 2
     accepts = frozenset({Kind.TORCH})
     produces = Kind.QUANTIZED
     Config = QatConfig

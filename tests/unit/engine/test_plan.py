@@ -158,3 +158,14 @@ def test_a_gate_on_a_step_before_the_reference(toy_pipeline: Path) -> None:
     text = message(toy_pipeline)
     assert "gates[0].step: 'first' comes before 'second', the reference: kl is not measured of it" in text
     assert "gates[1]" not in text
+
+
+def test_a_step_that_has_to_be_of_a_pass(toy_pipeline: Path) -> None:
+    (toy_pipeline.parent / "words.txt").write_text("some words")
+    with toy_pipeline.open("a") as file:
+        file.write(
+            "  - {type: qat, name: rounded, from: source, calibration: {data: words, table: first}}\n"
+            "data:\n"
+            "  words: {source: text, path: words.txt, sequence_length: 4}\n"
+        )
+    assert "'first' is toy, and a qat step is expected" in message(toy_pipeline)

@@ -76,3 +76,44 @@ def test_every_matrix_of_the_families_is_found():
         assert sorted(graph.names) == sorted(wanted)
         norms = [name for name, one in model.named_modules() if isinstance(one, nn.BatchNorm1d | nn.BatchNorm2d)]
         assert sorted(one.norm for one in layers.values() if one.norm) == sorted(norms)
+
+
+class Second(nn.Module):
+    """A block whose second input is what is added."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = SecondBlock()
+        self.stem = nn.Conv2d(3, 4, 1)
+
+    def forward(self, image):
+        image = image * 2
+        return {"logits": self.block(image, self.stem(image))}
+
+
+class SecondBlock(Block):
+    def forward(self, image, x):
+        return x + self.out(functional.relu(self.inner(x))) + image.mean()
+
+
+def test_only_the_first_input_of_a_module_is_rounded_as_a_whole():
+    _, layers = found(Second(), {"image": torch.randn(2, 3, 8, 8)})
+    assert {one.around for one in layers.values()} == {None}
+
+
+class Signs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.padded, self.below, self.sum, self.difference = (nn.Conv2d(3, 3, 1) for _ in range(4))
+
+    def forward(self, image):
+        x = functional.relu(image)
+        self.padded(functional.pad(x, (1, 1)))
+        self.below(functional.pad(x, (1, 1), value=-1.0))
+        self.sum(torch.add(x, x.abs(), alpha=2))
+        return {"logits": self.difference(torch.add(x, x.abs(), alpha=-1))}
+
+
+def test_what_padding_and_subtraction_do_to_signs():
+    _, layers = found(Signs(), {"image": torch.randn(2, 3, 8, 8)})
+    assert {name for name, one in layers.items() if one.nonnegative} == {"padded", "sum"}
