@@ -13,7 +13,7 @@ class Kind(StrEnum):
     QUANTIZED = "quantized"
     """A model of a family of ours whose layers are rounded to integers, and ``quantization.json`` that says how."""
     AWQ = "awq"
-    """A checkpoint with INT4 weights."""
+    """A checkpoint of transformers whose weights are packed to a few bits."""
     ADAPTER = "adapter"
     """A LoRA delta and the digest of the model that it belongs to."""
     ONNX = "onnx"
@@ -22,5 +22,5 @@ class Kind(StrEnum):
     """A TensorRT engine and ``engine.json``."""
 
 
-OF_FAMILIES = frozenset({Kind.TORCH, Kind.QUANTIZED})
+OF_FAMILIES = frozenset({Kind.TORCH, Kind.QUANTIZED, Kind.AWQ})
 """Kinds whose config.json names a family: torch computes them, and their facts are known without loading them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from compressor.engine.contract import ModelFacts, PassContext, PassOutput
 from compressor.engine.pipeline import ModelConfig, resolve_family
 from compressor.errors import ModelError
 from compressor.models.contract import Family
+from compressor.models.files import CONFIG
+from compressor.models.packed.description import is_packed
 from compressor.models.quantization import QUANTIZATION
 
 
@@ -84,7 +87,7 @@ class DirectorySource:
         if (folder / "model.onnx").is_file():
             self.kind = Kind.ONNX
         else:
-            self.kind = Kind.QUANTIZED if (folder / QUANTIZATION).is_file() else Kind.TORCH
+            self.kind = _kind_of(folder)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Every file's path and content."""
@@ -119,6 +122,17 @@ class DirectorySource:
 
     def ensures(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> None:
         """The copy is byte for byte; its first consumer loads it."""
+
+
+def _kind_of(folder: Path) -> Kind:
+    """Of a folder with a config.json of a family."""
+    if (folder / QUANTIZATION).is_file():
+        return Kind.QUANTIZED
+    try:
+        tree = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return Kind.TORCH  # what is wrong with it is told when it is opened
+    return Kind.AWQ if isinstance(tree, dict) and is_packed(tree) else Kind.TORCH
 
 
 def open_source(model: ModelConfig, document: Document, base: Path) -> FamilySource | DirectorySource:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from compressor.artifacts.kinds import OF_FAMILIES, Kind
+from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
@@ -63,7 +63,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
 
     name = "export-onnx"
     version = 2
-    accepts = OF_FAMILIES
+    accepts = frozenset({Kind.TORCH, Kind.QUANTIZED})
     produces = Kind.ONNX
     Config = ExportOnnxConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime")

@@ -16,8 +16,12 @@ from transformers.utils import logging
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ModelError
+from compressor.models.packed.checkpoint import dequantized
+from compressor.models.packed.description import QUANTIZATION_CONFIG, is_packed
 
 _CONFIG = "config.json"
+_NO_FIELDS = {"model_type", "transformers_version", "auto_map", QUANTIZATION_CONFIG}
+"""What of config.json is no field of the config's class."""
 
 
 def built(tree: Mapping[str, Any]) -> nn.Module:
@@ -37,6 +41,8 @@ def loaded(tree: Mapping[str, Any], folder: Path) -> nn.Module:
         ModelError: the files do not hold the weights that config.json describes: all that is missing, too much or of another
             shape is named.
     """
+    if is_packed(tree):
+        return _unpacked(tree, folder)
     with _quiet():
         try:
             module, info = _class(tree).from_pretrained(
@@ -63,6 +69,45 @@ def loaded(tree: Mapping[str, Any], folder: Path) -> nn.Module:
             remedy="take config.json and the safetensors files from the same checkpoint",
         )
     return _without_cache(module)
+
+
+def _unpacked(tree: Mapping[str, Any], folder: Path) -> nn.Module:
+    """A packed checkpoint as a module that computes in float32, which holds its weights exactly."""
+    with weights_on_meta(), _quiet():
+        module = _class(tree)(_config(tree))
+    found = {name: value.float() if value.is_floating_point() else value for name, value in dequantized(folder, tree)}
+    module.load_state_dict(found, strict=False, assign=True)
+    module.tie_weights()
+    if missing := sorted(name for name, value in module.state_dict().items() if value.is_meta):
+        raise ModelError(
+            f"{folder} does not hold the weights that {_CONFIG} describes:\n"
+            + "\n".join(f"    missing: {name}" for name in missing),
+            remedy="take config.json and the safetensors files from the same checkpoint",
+        )
+    return _without_cache(module)
+
+
+def streamed(tree: Mapping[str, Any]) -> nn.Module:
+    """The module without its weights, which are on the device ``meta``; in eval mode."""
+    with weights_on_meta(), _quiet():
+        return _without_cache(_class(tree)(_config(tree))).eval().requires_grad_(False)
+
+
+@contextmanager
+def weights_on_meta() -> Iterator[None]:
+    """Parameters of modules that are built inside take no memory; buffers, such as rotary frequencies, are real."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def saved(module: nn.Module, tree: Mapping[str, Any], folder: Path, companions: Path | None) -> None:
@@ -102,9 +147,7 @@ def _class(tree: Mapping[str, Any]) -> Any:
 
 
 def _config(tree: Mapping[str, Any]) -> Any:
-    fields = {
-        name: value for name, value in tree.items() if name not in {"model_type", "transformers_version", "auto_map"}
-    }
+    fields = {name: value for name, value in tree.items() if name not in _NO_FIELDS}
     try:
         return transformers.AutoConfig.for_model(tree["model_type"], **fields)
     except Exception as error:  # its validators raise classes of several libraries

@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import ConfigDict, model_validator
 
 from compressor.config.record import Record
+from compressor.models.packed.description import FORMAT_NAMES, QUANTIZATION_CONFIG, is_packed
 from compressor.models.transformers_checkpoint.layouts import LAYOUTS, SIZES, decoder_of, text_of
 
 
@@ -32,8 +33,10 @@ class CheckpointConfig(Record):
             raise ValueError(f"model_type {self.model_type!r} is not one of {', '.join(LAYOUTS)}")
         if len(self.architectures) != 1:
             raise ValueError(f"`architectures` has to name one class, not {len(self.architectures)}")
-        if "quantization_config" in tree:
-            raise ValueError("its weights are quantized already; start from the checkpoint it was made from")
+        if is_packed(tree) and (method := tree[QUANTIZATION_CONFIG].get("quant_method")) not in FORMAT_NAMES:
+            raise ValueError(
+                f"its weights are quantized by {method!r}, which is not read here; {', '.join(FORMAT_NAMES)} are"
+            )
         text = text_of(tree)
         where = ".".join((*LAYOUTS[self.model_type].text, ""))
         sizes = {name: text.get(name) for name in SIZES}

@@ -31,6 +31,10 @@ class Layout:
     """One matrix, ``gate_up_proj``, holds the gate and then the up projection."""
     norms: tuple[str, ...] = _TWO_NORMS
     """The norms of a layer over the hidden width."""
+    ffn_norm: str = "post_attention_layernorm"
+    """The one of them whose result the feed-forward part reads."""
+    norm_offset: float = 0.0
+    """What a norm adds to its weight."""
     head_norms: tuple[str, ...] = ()
     """The norms of a layer over the width of a head."""
     head_width_is_free: bool = True

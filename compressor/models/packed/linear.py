@@ -1,0 +1,60 @@
+"""A layer's weights as a few bits each, with a scale and a zero-point for every group of inputs.
+
+Shapes: O outputs, I inputs, G = I / group size groups of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """The integers of a layer."""
+
+    integers_OI: Tensor
+    """uint8."""
+    scales_OG: Tensor
+    """float16 or bfloat16, positive."""
+    zeros_OG: Tensor
+    """uint8."""
+
+    def dequantized(self) -> Tensor:
+        """float32 [O, I], each value exactly (q − z) · s."""
+        outputs, groups = self.scales_OG.shape
+        integers = self.integers_OI.view(outputs, groups, -1).float()
+        return ((integers - self.zeros_OG.float().unsqueeze(2)) * self.scales_OG.float().unsqueeze(2)).view(outputs, -1)
+
+    def rows(self, start: int, end: int) -> PackedLinear:
+        """Some of its outputs."""
+        parts = (self.integers_OI, self.scales_OG, self.zeros_OG)
+        return PackedLinear(*(part[start:end].contiguous() for part in parts))
+
+    def divided(self, divisors_O: Tensor) -> PackedLinear:
+        """With each row divided by a number, as well as 16-bit scales can."""
+        scales = (self.scales_OG.float() / divisors_O.unsqueeze(1)).to(self.scales_OG.dtype)
+        return PackedLinear(self.integers_OI, scales, self.zeros_OG)
+
+
+def packed_bits(values_NM: Tensor, bits: int) -> Tensor:
+    """Rows of integers below 2^bits as a dense stream of bits, the lowest first, in int32: [N, ⌈M · bits / 32⌉]."""
+    count = values_NM.shape[1]
+    words = -(-count * bits // 32)
+    stream = (values_NM.unsqueeze(2).to(torch.uint8) >> torch.arange(bits, dtype=torch.uint8)) & 1
+    padded = torch.nn.functional.pad(stream.flatten(1), (0, 32 * words - count * bits)).view(
+        len(values_NM), words, 4, 8
+    )
+    weights = 1 << torch.arange(8, dtype=torch.int32)
+    octets = (padded.int() * weights).sum(dim=3).to(torch.uint8)
+    return octets.contiguous().view(torch.int32).squeeze(2)
+
+
+def unpacked_bits(words_NW: Tensor, bits: int, count: int) -> Tensor:
+    """What ``packed_bits`` packed: uint8 [N, count]."""
+    octets = words_NW.contiguous().view(torch.uint8)
+    stream = (octets.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8)) & 1
+    taken = stream.flatten(1)[:, : count * bits].reshape(len(words_NW), count, bits)
+    return (taken << torch.arange(bits, dtype=torch.uint8)).sum(dim=2).to(torch.uint8)

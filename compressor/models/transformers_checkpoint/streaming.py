@@ -1,0 +1,143 @@
+"""A checkpoint one part at a time: no more of its weights in memory than asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from compressor.artifacts.errors_from_os import reading
+from compressor.errors import ModelError
+from compressor.models.files import TensorEntry, read_header
+from compressor.models.transformers_checkpoint.checkpoint import streamed
+from compressor.models.transformers_checkpoint.layouts import LAYOUTS
+from compressor.models.transformers_checkpoint.linears import layers_of
+
+_DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""By safetensors' names."""
+
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""What a decoder layer is called with beside the hidden states."""
+
+
+class StreamedCheckpoint:
+    """A transformers checkpoint whose weights stay in their files until a part is asked for."""
+
+    def __init__(self, folder: Path, tree: Mapping[str, Any]) -> None:
+        """Read the headers.
+
+        Raises:
+            ModelError: tensors that the architecture has are in no file: all are named.
+        """
+        self.folder = folder
+        self.module = streamed(tree)
+        """The whole model, its parameters on the device ``meta``."""
+        self.layers_name = layers_of(LAYOUTS[tree["model_type"]])
+        self.entries = {
+            entry.name: (file, entry) for file in sorted(folder.glob("*.safetensors")) for entry in read_header(file)
+        }
+        """Tensor name to its file and place."""
+        tied = set(getattr(self.module, "_tied_weights_keys", None) or ())
+        wanted = {name for name, _ in self.module.named_parameters()} - tied
+        if missing := sorted(wanted - set(self.entries)):
+            raise ModelError(
+                f"{folder} lacks tensors that config.json describes:\n" + "\n".join(f"    {one}" for one in missing),
+                remedy="take config.json and the safetensors files from the same checkpoint",
+            )
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        return cast("nn.ModuleList", self.module.get_submodule(self.layers_name))
+
+    def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors as they are in the files."""
+        for name in names:
+            yield name, _read(*self.entries[name])
+
+    def below(self, prefix: str) -> list[str]:
+        """The names of the tensors of a module."""
+        return [name for name in self.entries if name.startswith(f"{prefix}.")]
+
+    def load(self, name: str) -> nn.Module:
+        """A submodule with its weights, in float32."""
+        module = self.module.get_submodule(name)
+        start = len(name) + 1
+        found = {key[start:]: value.float() for key, value in self.tensors(self.below(name))}
+        module.load_state_dict(found, assign=True)
+        return module.requires_grad_(False)
+
+    def unload(self, name: str) -> None:
+        """Let the weights of a submodule go."""
+        self.module.get_submodule(name).to("meta")
+
+    def entering(
+        self, batches: Callable[[], Iterator[Mapping[str, Tensor]]]
+    ) -> Iterator[tuple[Tensor, list[Arguments]]]:
+        """For each batch the hidden states that enter the first layer, [B, T, hidden], and what each layer is called with."""
+        embedding = f"{self.layers_name.rpartition('.')[0]}.embed_tokens"
+        self.load(embedding)
+        layers = list(self.layers)
+        stack = self.layers
+        try:
+            for batch in batches():
+                seen: list[Arguments] = []
+                first: list[Tensor] = []
+                for number, layer in enumerate(layers):
+                    stack[number] = _Recorder(layer, seen, first, number == len(layers) - 1)
+                try:
+                    with torch.inference_mode():
+                        self.module(**batch)
+                except _EnoughError:
+                    pass
+                yield first[0].clone(), seen
+        finally:
+            for number, layer in enumerate(layers):
+                stack[number] = layer
+            self.unload(embedding)
+
+
+def _read(file: Path, entry: TensorEntry) -> Tensor:
+    """A tensor's bytes alone: a mapped file would count as memory."""
+    content = bytearray(entry.end - entry.start)
+    with reading(file), file.open("rb") as handle:
+        handle.seek(entry.start)
+        handle.readinto(content)
+    if not content:
+        return torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+    return torch.frombuffer(content, dtype=_DTYPES[entry.dtype]).view(entry.shape)
+
+
+class _EnoughError(Exception):
+    """The last layer has been reached."""
+
+
+class _Recorder(nn.Module):
+    """Stands where a layer stands, hands on what it is given, and remembers what it was called with."""
+
+    def __init__(self, layer: nn.Module, seen: list[Arguments], first: list[Tensor], last: bool) -> None:
+        super().__init__()
+        object.__setattr__(self, "_layer", layer)
+        self._seen, self._first, self._last = seen, first, last
+
+    def __getattr__(self, name: str) -> Any:
+        """What the model looks up of its layers, such as the kind of attention."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._layer, name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """[B, T, hidden]."""
+        if not self._first:
+            self._first.append(hidden_states)
+        self._seen.append((args, kwargs))
+        if self._last:
+            raise _EnoughError
+        return hidden_states

@@ -1,0 +1,240 @@
+"""From a checkpoint's folder to a packed one's, one decoder layer after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calibration.samples import Samples
+from compressor.artifacts.store import Artifact
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import DataError, NumericalError, RequirementError
+from compressor.models.files import read_description
+from compressor.models.packed.description import WeightGrid
+from compressor.models.packed.formats import FORMATS
+from compressor.models.transformers_checkpoint.config import CheckpointConfig
+from compressor.models.transformers_checkpoint.layouts import LAYOUTS, decoder_of
+from compressor.models.transformers_checkpoint.linears import Site, layers_of, sites_of
+from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint
+from passes.awq.layer import Choices, RoundedLayer, remember_exact, result_of, round_layer
+from passes.awq.samples import Captures, Hidden
+from passes.awq.shards import assemble, cast, write_layer, write_others
+from passes.awq.step import AwqConfig
+from passes.common.accuracy import tensors_from_batch
+from passes.common.setup import prepare_torch
+
+_CAPTURED_BYTES = 64 << 20
+"""Of the float layers' activations in memory; the others go to disk."""
+
+
+def check_shapes(config: AwqConfig, parent: Artifact) -> None:
+    """Whether every linear layer can be packed so.
+
+    Raises:
+        RequirementError: it is no checkpoint of transformers; or layers do not fit: all are named, with what would.
+    """
+    name, described = read_description(parent.model)
+    if not isinstance(described, CheckpointConfig):
+        raise RequirementError(
+            f"awq reads checkpoints of transformers ({', '.join(LAYOUTS)}), not the family {name}", remedy="use qat"
+        )
+    kind, grid, tree = FORMATS[config.format], config.grid, described.tree
+    shapes = _shapes(tree)
+    problems = {
+        one: found for one, (outputs, inputs) in shapes.items() if (found := kind.problems(grid, outputs, inputs))
+    }
+    if problems:
+        sizes = [size for size in (128, 64, 32, 16) if all(inputs % size == 0 for _, inputs in shapes.values())]
+        raise RequirementError(
+            f"these layers cannot be packed with {grid.bits} bits in groups of {grid.group_size} as {config.format}:\n"
+            + "\n".join(f"    {one}: {'; '.join(why)}" for one, why in problems.items()),
+            remedy=f"group sizes that fit: {', '.join(map(str, sizes)) or 'none of 128, 64, 32, 16'}, or -1",
+        )
+
+
+def quantize(config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+    """Write the packed form of ``parent`` into ``out``, going on from ``context.work``."""
+    prepare_torch(context)
+    _, described = read_description(parent.model)
+    assert isinstance(described, CheckpointConfig)  # noqa: S101  `requires` has looked
+    tree = described.tree
+    run = _Run(config, StreamedCheckpoint(parent.model, tree), sites_of(tree), tree, context)
+    shards = run.shards()
+    packed = run.packed_names()
+    plain = [
+        name for name, one in run.checkpoint.module.named_modules() if isinstance(one, nn.Linear) and name not in packed
+    ]
+    assemble(shards, out, tree, FORMATS[config.format].config(config.grid, plain), run.choices.other, parent.model)
+    reports = run.hidden.reports()
+    return PassOutput(_summary(config, tree, reports, run.digest))
+
+
+class _Run:
+    """One checkpoint on its way."""
+
+    def __init__(
+        self,
+        config: AwqConfig,
+        checkpoint: StreamedCheckpoint,
+        sites: tuple[Site, ...],
+        tree: dict[str, Any],
+        context: PassContext,
+    ) -> None:
+        self.config, self.checkpoint, self.sites, self.context = config, checkpoint, sites, context
+        self.kind = FORMATS[config.format]
+        self.hidden = Hidden(context.work, context.artifact_id)
+        self.digest = ""
+        other = _dtype(config, tree)
+        scales = torch.float16 if config.format == "awq" or other == torch.float32 else other
+        self.choices = Choices(config.grid, scales, other, config.scaling, config.refine == "gptq", config.drift)
+        calibration = config.calibration
+        self.samples = Samples(
+            context.data(calibration.data),
+            count=calibration.num_samples,
+            batch_size=calibration.batch_size,
+            seed=calibration.seed,
+        )
+        if len(self.samples) < calibration.num_samples:
+            raise DataError(
+                f"the set {calibration.data!r} has {len(self.samples)} samples, and `num_samples` asks for "
+                f"{calibration.num_samples}",
+                remedy="ask for fewer, or name a larger set",
+            )
+
+    def shards(self) -> list[Path]:
+        """The files of the result, complete."""
+        arguments = self._enter()
+        layers = self.checkpoint.layers
+        started = self.hidden.done()
+        if started:
+            self.context.note(f"going on after layer {started} of {len(layers)}")
+        for number in range(started, len(layers)):
+            report = self._layer(number, arguments)
+            self.hidden.finish(number + 1, {"layer": number, "sites": report})
+            figures = {"error": sum(one["error"] for one in report) / len(report)}
+            self.context.progress("layers", number + 1, len(layers), figures)
+        inside = f"{self.checkpoint.layers_name}."
+        names = sorted(name for name in self.checkpoint.entries if not name.startswith(inside))
+        write_others(self.context.work, self.checkpoint, names, self.choices.other)
+        work = self.context.work
+        return [*(self._file(one) for one in range(len(layers))), *sorted(work.glob("others-*.safetensors"))]
+
+    def packed_names(self) -> set[str]:
+        """Every packed layer by its name in the model."""
+        stack, count = self.checkpoint.layers_name, len(self.checkpoint.layers)
+        return {f"{stack}.{number}.{name}" for number in range(count) for site in self.sites for name in site.linears}
+
+    def _file(self, number: int) -> Path:
+        return self.context.work / f"layer-{number:05d}.safetensors"
+
+    def _enter(self) -> list[list[Arguments]]:
+        """By batch, what each layer is called with; the hidden states are on disk where this run has not begun yet."""
+        arguments: list[list[Arguments]] = []
+
+        def batches() -> Iterator[dict[str, Tensor]]:
+            for batch in self.samples.batches("calibrate"):
+                tensors = tensors_from_batch(batch, torch.device("cpu"))
+                yield {name: tensors[name] for name in self.samples.dataset.input_names}
+
+        entering = self.checkpoint.entering(batches)
+        fresh = self.hidden.done() == 0
+
+        def states() -> Iterator[Tensor]:
+            for hidden, given in entering:
+                arguments.append(given)
+                yield hidden
+
+        if fresh:
+            self.hidden.start(states())
+        else:
+            for _ in states():
+                pass
+        self.digest = self.samples.digest
+        return arguments
+
+    def _layer(self, number: int, arguments: list[list[Arguments]]) -> list[dict[str, Any]]:
+        name = f"{self.checkpoint.layers_name}.{number}"
+        layer = self.checkpoint.load(name)
+        captures = Captures(self.context.work / "captures", _CAPTURED_BYTES) if self.config.drift else None
+        count = len(arguments)
+        if captures is not None:
+            for batch in range(count):
+                hidden = self.hidden.read(number, batch)[1]
+                result = remember_exact(layer, self.sites, batch, hidden, arguments[batch][number], captures)
+                captures.put(f"result {batch}", result)
+
+        def batches() -> Iterator[tuple[int, Tensor, Arguments]]:
+            for batch in range(count):
+                yield batch, self.hidden.read(number, batch)[0], arguments[batch][number]
+
+        try:
+            found = round_layer(layer, self.sites, batches, captures, self.choices)
+        except NumericalError as error:
+            raise NumericalError(f"decoder layer {number}: {error.what}", remedy=error.remedy) from error
+        self._write(number, name, layer, found)
+        for batch, hidden, given in batches():
+            result = result_of(layer, hidden, given)
+            self.hidden.write(number + 1, batch, result, captures.get(f"result {batch}") if captures else result)
+        if captures is not None:
+            captures.close()
+        self.checkpoint.unload(name)
+        return found.report
+
+    def _write(self, number: int, name: str, layer: nn.Module, found: RoundedLayer) -> None:
+        vectors = {
+            key: cast(f"{name}.{key}", value, self.choices.other)
+            for key, value in layer.state_dict().items()
+            if key.removesuffix(".weight") not in found.packed
+        }
+        write_layer(self._file(number), name, vectors, found.packed, self.kind, self.config.grid)
+
+
+def _dtype(config: AwqConfig, tree: dict[str, Any]) -> torch.dtype:
+    """Of all that is not packed."""
+    if config.dtype is not None:
+        found: torch.dtype = getattr(torch, config.dtype)
+    elif config.format == "awq":
+        found = torch.float16
+    else:
+        found = getattr(torch, str(tree.get("dtype") or tree.get("torch_dtype") or "float32"))
+    return found
+
+
+def _shapes(tree: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Linear layer in a decoder layer to its outputs and inputs."""
+    decoder = decoder_of(tree)
+    query, key = decoder.heads * decoder.head_width, decoder.key_heads * decoder.head_width
+    outputs = {
+        "q_proj": (query, decoder.hidden), "k_proj": (key, decoder.hidden), "v_proj": (key, decoder.hidden),
+        "o_proj": (decoder.hidden, query), "gate_proj": (decoder.ffn, decoder.hidden), "up_proj": (decoder.ffn, decoder.hidden),
+        "gate_up_proj": (2 * decoder.ffn, decoder.hidden), "down_proj": (decoder.hidden, decoder.ffn),
+    }  # fmt: skip
+    stack = layers_of(decoder.layout)
+    return {f"{stack}.*.{name}": outputs[name.rpartition(".")[2]] for site in sites_of(tree) for name in site.linears}
+
+
+def weights_of(tree: dict[str, Any]) -> int:
+    """How many weights are packed."""
+    return decoder_of(tree).layers * sum(outputs * inputs for outputs, inputs in _shapes(tree).values())
+
+
+def effective_bits(tree: dict[str, Any], grid: WeightGrid) -> float:
+    """Of the packed weights, with their share of scales and zero-points."""
+    shapes = list(_shapes(tree).values())
+    total = sum(outputs * inputs for outputs, inputs in shapes)
+    return sum(outputs * inputs * grid.effective_bits(inputs) for outputs, inputs in shapes) / total
+
+
+def _summary(config: AwqConfig, tree: dict[str, Any], reports: list[dict[str, object]], digest: str) -> dict[str, Any]:
+    return {
+        "bits": config.bits,
+        "effective_bits": round(effective_bits(tree, config.grid), 4),
+        "packed_weights": weights_of(tree),
+        "samples_sha256": digest,
+        "layers": reports,
+        "format": config.format,
+    }

@@ -1,0 +1,123 @@
+"""The shards of a packed checkpoint: one for each decoder layer, and some for all else; written whole, read back, compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from compressor.artifacts.errors_from_os import writing
+from compressor.artifacts.files import copy_file
+from compressor.errors import NumericalError, ParityError
+from compressor.models.files import CONFIG, INDEX
+from compressor.models.packed.description import QUANTIZATION_CONFIG, WeightGrid
+from compressor.models.packed.formats import Format
+from compressor.models.packed.linear import PackedLinear
+from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
+
+_SHARD_BYTES = 1 << 30
+
+
+def cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A float tensor in the dtype of the file; others as they are.
+
+    Raises:
+        NumericalError: it holds numbers that are too large for it.
+    """
+    if not value.is_floating_point() or value.dtype == dtype:
+        return value.contiguous()
+    found = value.to(dtype)
+    if not bool(found.isfinite().all()):
+        raise NumericalError(
+            f"{name} holds values up to {float(value.abs().max()):g}, too large for {str(dtype).removeprefix('torch.')}",
+            remedy="set `dtype: bfloat16` and `format: compressed-tensors`",
+        )
+    return found.contiguous()
+
+
+def write_layer(
+    file: Path,
+    prefix: str,
+    vectors: Mapping[str, Tensor],
+    packed: Mapping[str, PackedLinear],
+    kind: Format,
+    grid: WeightGrid,
+) -> None:
+    """A decoder layer's shard, and read it back.
+
+    Raises:
+        ParityError: what is read is not what was written.
+    """
+    tensors = {f"{prefix}.{name}": value for name, value in vectors.items()}
+    for name, one in packed.items():
+        tensors |= {f"{prefix}.{name}.{suffix}": value for suffix, value in kind.tensors(one, grid).items()}
+    _save(tensors, file)
+    found = safetensors.torch.load(file.read_bytes())
+    for name, one in packed.items():
+        start = f"{prefix}.{name}."
+        back = kind.linear(
+            {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}, grid
+        )
+        if not torch.equal(back.dequantized(), one.dequantized()):
+            raise ParityError(
+                f"{start[:-1]}: the weights that are read back from {file.name} are others than were written"
+            )
+
+
+def write_others(folder: Path, checkpoint: StreamedCheckpoint, names: Iterable[str], dtype: torch.dtype) -> None:
+    """All tensors that are in no decoder layer, in shards of about a gigabyte."""
+    held: dict[str, Tensor] = {}
+    size = count = 0
+    for name, value in checkpoint.tensors(list(names)):
+        held[name] = cast(name, value, dtype)
+        size += held[name].numel() * held[name].element_size()
+        if size > _SHARD_BYTES:
+            _save(held, folder / f"others-{count:05d}.safetensors")
+            held, size, count = {}, 0, count + 1
+    if held:
+        _save(held, folder / f"others-{count:05d}.safetensors")
+
+
+def assemble(
+    shards: list[Path],
+    out: Path,
+    tree: Mapping[str, Any],
+    quantization: Mapping[str, Any],
+    dtype: torch.dtype,
+    parent: Path,
+) -> None:
+    """Shards under their final names, the index, config.json, and the parent's other files, such as the tokenizer's."""
+    places: dict[str, str] = {}
+    total = 0
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for number, file in enumerate(shards, start=1):
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            with safetensors.safe_open(file, framework="pt") as opened:
+                places |= dict.fromkeys(opened.keys(), name)
+            total += file.stat().st_size
+            shutil.copyfile(file, out / name)
+            (out / name).chmod(0o644)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        (out / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        text = str(dtype).removeprefix("torch.")
+        config = {**tree, QUANTIZATION_CONFIG: quantization, "dtype": text}
+        config.pop("torch_dtype", None)
+        (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for file in sorted(parent.iterdir()):
+            if file.is_file() and file.name not in {CONFIG, INDEX} and ".safetensors" not in file.name:
+                copy_file(file, out / file.name)
+
+
+def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        safetensors.torch.save_file(dict(sorted(tensors.items())), part)
+        part.replace(file)

@@ -1,0 +1,117 @@
+"""The ``awq`` pass: its config and what the engine calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from compressor.artifacts.kinds import Kind
+from compressor.artifacts.store import Artifact
+from compressor.config.record import DataName, Record
+from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.models.packed.description import FormatName, WeightBits, WeightGrid
+
+
+class Calibration(Record):
+    """The samples that decide."""
+
+    data: DataName = "calibration"
+    """The set; labels are not looked at."""
+    num_samples: Annotated[int, Field(ge=1)] = 128
+    """How many."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Samples at a time."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Which samples: one from each of so many equal stretches of the set, at random within it."""
+
+
+class AwqConfig(PassConfig):
+    """The fields of an ``awq`` step."""
+
+    calibration: Calibration = Calibration()
+    """The samples that decide about scales and rounding."""
+    bits: WeightBits = 4
+    """Of each weight."""
+    group_size: Annotated[int, Field(ge=-1)] = 128
+    """Inputs that share a scale and a zero-point; -1: all of a row. It has to divide the inputs of every layer."""
+    symmetric: bool = False
+    """No zero-points are stored; for `format: compressed-tensors`."""
+    format: FormatName = "awq"
+    """How it is stored: AutoAWQ's GEMM checkpoint (4 bits), or pack-quantized of compressed-tensors."""
+    scaling: bool = True
+    """Search scales of the inputs that make weights round better, taken up by the norm or the layer before (AWQ)."""
+    refine: Literal["none", "gptq"] = "gptq"
+    """Round to the nearest; or one input after another with the error fed back (GPTQ), then fit scales and choose again."""
+    drift: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The part of what rounding earlier layers changed that later weights make up for; 0: none, and half the work."""
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    """Of all that is not packed: embeddings, norms, a vision tower. By default float16 for `format: awq`, else as it is."""
+
+    @property
+    def grid(self) -> WeightGrid:
+        """How weights are rounded."""
+        return WeightGrid(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+
+    @model_validator(mode="after")
+    def _fits(self) -> AwqConfig:
+        if self.group_size == 0:
+            raise ValueError("group_size 0: a group has at least one weight; -1 stands for a whole row")
+        if self.format == "awq":
+            wrong = {"bits": self.bits != 4, "symmetric": self.symmetric, "dtype": self.dtype not in {None, "float16"}}
+            if bad := [name for name, is_wrong in wrong.items() if is_wrong]:
+                raise ValueError(
+                    f"the format awq holds 4 bits with zero-points beside float16, which {' and '.join(bad)} contradict: "
+                    "use `format: compressed-tensors`"
+                )
+        return self
+
+
+class Awq(Pass[AwqConfig]):
+    """Packs a language model's weights into a few bits (AWQ, Lin et al. 2024; GPTQ, Frantar et al. 2023), layer by layer.
+
+    One decoder layer is in memory at a time. A killed run goes on after the last whole layer. Embeddings, the head and a vision
+    tower stay as they are.
+    """
+
+    name = "awq"
+    version = 1
+    accepts = frozenset({Kind.TORCH})
+    produces = Kind.AWQ
+    Config = AwqConfig
+    tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "safetensors", "numpy")
+
+    def estimate(self, config: AwqConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
+        """From the widths alone."""
+        from passes.awq.estimates import estimate
+
+        return estimate(config, parent)
+
+    def requires(self, config: AwqConfig, parent: Artifact, context: PassContext) -> None:
+        """Layers that can be packed, finite weights, data that fit, room on the disk."""
+        from compressor.models.loading import check_finite
+        from passes.awq.quantizing import check_shapes
+        from passes.common.fitting import check_data
+
+        check_shapes(config, parent)
+        check_finite(parent.model)
+        check_data(parent, (config.calibration.data,), context, labels=False)
+
+    def run(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+        """Layer by layer; ``context.work`` holds what is done."""
+        from passes.awq.quantizing import quantize
+
+        return quantize(config, parent, out, context)
+
+    def ensures(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+        """Headers, config and weights can be read again, and are finite; each shard was compared when it was written."""
+        from compressor.models.loading import check_finite, read_description
+
+        read_description(out)
+        check_finite(out)
+
+
+def tree_of(parent: ModelFacts) -> dict[str, Any] | None:
+    """config.json of a checkpoint, where that is what the facts tell of."""
+    return dict(parent.config) if parent.family == "transformers" and parent.config is not None else None
