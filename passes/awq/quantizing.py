@@ -16,18 +16,20 @@ from compressor.errors import DataError, NumericalError, RequirementError
 from compressor.models.files import read_description
 from compressor.models.packed.description import WeightGrid
 from compressor.models.packed.formats import FORMATS
+from compressor.models.packed.linear import PackedLinear
 from compressor.models.transformers_checkpoint.config import CheckpointConfig
 from compressor.models.transformers_checkpoint.layouts import LAYOUTS, decoder_of
 from compressor.models.transformers_checkpoint.linears import Site, layers_of, sites_of
 from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint
-from passes.awq.layer import Choices, RoundedLayer, remember_exact, result_of, round_layer
-from passes.awq.samples import Captures, Hidden
+from passes.awq.layer import Exact, LayerRounding
+from passes.awq.samples import Captures, Hidden, give_back_memory
 from passes.awq.shards import assemble, cast, write_layer, write_others
+from passes.awq.site import Choices
 from passes.awq.step import AwqConfig
 from passes.common.accuracy import tensors_from_batch
 from passes.common.setup import prepare_torch
 
-_CAPTURED_BYTES = 64 << 20
+_CAPTURED_BYTES = 32 << 20
 """Of the float layers' activations in memory; the others go to disk."""
 
 
@@ -159,38 +161,39 @@ class _Run:
     def _layer(self, number: int, arguments: list[list[Arguments]]) -> list[dict[str, Any]]:
         name = f"{self.checkpoint.layers_name}.{number}"
         layer = self.checkpoint.load(name)
-        captures = Captures(self.context.work / "captures", _CAPTURED_BYTES) if self.config.drift else None
+        captures = Captures(self.context.work / "captures", _CAPTURED_BYTES)
+        exact = Exact(captures) if self.config.drift else None
         count = len(arguments)
-        if captures is not None:
+        if exact is not None:
             for batch in range(count):
-                hidden = self.hidden.read(number, batch)[1]
-                result = remember_exact(layer, self.sites, batch, hidden, arguments[batch][number], captures)
-                captures.put(f"result {batch}", result)
+                exact.remember(layer, self.sites, batch, self.hidden.read(number, batch)[1], arguments[batch][number])
 
         def batches() -> Iterator[tuple[int, Tensor, Arguments]]:
             for batch in range(count):
                 yield batch, self.hidden.read(number, batch)[0], arguments[batch][number]
 
+        rounding = LayerRounding(layer, self.sites, batches, captures, exact, self.choices)
         try:
-            found = round_layer(layer, self.sites, batches, captures, self.choices)
+            rounding.run()
         except NumericalError as error:
             raise NumericalError(f"decoder layer {number}: {error.what}", remedy=error.remedy) from error
-        self._write(number, name, layer, found)
+        self._write(number, name, layer, rounding.packed)
         for batch, hidden, given in batches():
-            result = result_of(layer, hidden, given)
-            self.hidden.write(number + 1, batch, result, captures.get(f"result {batch}") if captures else result)
-        if captures is not None:
-            captures.close()
+            result = rounding.result(batch, hidden, given)
+            self.hidden.write(number + 1, batch, result, exact.result(batch) if exact is not None else result)
+        captures.close()
         self.checkpoint.unload(name)
-        return found.report
+        del layer
+        give_back_memory()
+        return rounding.report
 
-    def _write(self, number: int, name: str, layer: nn.Module, found: RoundedLayer) -> None:
+    def _write(self, number: int, name: str, layer: nn.Module, packed: dict[str, PackedLinear]) -> None:
         vectors = {
             key: cast(f"{name}.{key}", value, self.choices.other)
             for key, value in layer.state_dict().items()
-            if key.removesuffix(".weight") not in found.packed
+            if key.removesuffix(".weight") not in packed
         }
-        write_layer(self._file(number), name, vectors, found.packed, self.kind, self.config.grid)
+        write_layer(self._file(number), name, vectors, packed, self.kind, self.config.grid)
 
 
 def _dtype(config: AwqConfig, tree: dict[str, Any]) -> torch.dtype:

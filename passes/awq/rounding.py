@@ -152,15 +152,16 @@ def _fitted(
     for group, gram_IS in enumerate(gram_II.view(len(gram_II), groups, -1).unbind(1)):
         products_OGG[:, :, group] = ((gram_IS @ steps_GSO[group]).view_as(steps_GSO) * steps_GSO).sum(dim=1).T
     wanted_OG = ((gram_II @ target_IO).view_as(steps_GSO) * steps_GSO).sum(dim=1).T
+    before_OG = scale_GO.T
     diagonal_OG = products_OGG.diagonal(dim1=1, dim2=2)
     diagonal_OG.add_(1e-6 * diagonal_OG.mean(dim=1, keepdim=True) + torch.finfo(torch.float32).tiny)
-    found_GO = torch.linalg.solve(products_OGG, wanted_OG).T.to(dtype).float()
-    allowed = (found_GO > _LEAST * scale_GO) & (found_GO < _MOST * scale_GO)
-    found_GO = torch.where(allowed, found_GO, scale_GO)
-    fitted_IO = (steps_GSO * found_GO.unsqueeze(1)).view_as(values_IO)
-    better_O = _errors(gram_II, target_IO - fitted_IO) < _errors(gram_II, target_IO - values_IO)
-    return torch.where(better_O, found_GO, scale_GO), torch.where(better_O, fitted_IO, values_IO)
+    after_OG = torch.linalg.solve(products_OGG, wanted_OG).to(dtype).float()
+    allowed = (after_OG > _LEAST * before_OG) & (after_OG < _MOST * before_OG)
+    after_OG = torch.where(allowed, after_OG, before_OG)
 
+    def error_of(some_OG: Tensor) -> Tensor:  # less what no scale changes
+        return ((products_OGG @ some_OG.unsqueeze(2)).squeeze(2) * some_OG).sum(1) - 2 * (some_OG * wanted_OG).sum(1)
 
-def _errors(gram_II: Tensor, off_IO: Tensor) -> Tensor:
-    return (off_IO * (gram_II @ off_IO)).sum(dim=0)
+    better_O1 = (error_of(after_OG) < error_of(before_OG)).unsqueeze(1)
+    found_GO = torch.where(better_O1, after_OG, before_OG).T.contiguous()
+    return found_GO, (steps_GSO * found_GO.unsqueeze(1)).view_as(values_IO)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -88,10 +90,24 @@ class Captures:
             return self.held[key]
         return safetensors.torch.load((self.folder / f"{key}.safetensors").read_bytes())["value"]
 
+    def drop(self, key: str) -> None:
+        """Forget one."""
+        if key in self.held:
+            value = self.held.pop(key)
+            self.left += value.numel() * value.element_size()
+        else:
+            (self.folder / f"{key}.safetensors").unlink()
+
     def close(self) -> None:
         """Forget all."""
         self.held.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def give_back_memory() -> None:
+    """Hand freed memory back to the system, where the C library is glibc: it keeps what lies between blocks in use."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def flat(value: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_ROWS = 128
+"""Rows whose bits are spread out at a time: a byte each."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
@@ -41,20 +44,28 @@ class PackedLinear:
 
 def packed_bits(values_NM: Tensor, bits: int) -> Tensor:
     """Rows of integers below 2^bits as a dense stream of bits, the lowest first, in int32: [N, ⌈M · bits / 32⌉]."""
+    return torch.cat([_packed(some, bits) for some in values_NM.split(_ROWS)])
+
+
+def _packed(values_NM: Tensor, bits: int) -> Tensor:
     count = values_NM.shape[1]
     words = -(-count * bits // 32)
     stream = (values_NM.unsqueeze(2).to(torch.uint8) >> torch.arange(bits, dtype=torch.uint8)) & 1
     padded = torch.nn.functional.pad(stream.flatten(1), (0, 32 * words - count * bits)).view(
         len(values_NM), words, 4, 8
     )
-    weights = 1 << torch.arange(8, dtype=torch.int32)
-    octets = (padded.int() * weights).sum(dim=3).to(torch.uint8)
+    weights = (1 << torch.arange(8)).to(torch.uint8)
+    octets = (padded * weights).sum(dim=3, dtype=torch.uint8)
     return octets.contiguous().view(torch.int32).squeeze(2)
 
 
 def unpacked_bits(words_NW: Tensor, bits: int, count: int) -> Tensor:
     """What ``packed_bits`` packed: uint8 [N, count]."""
-    octets = words_NW.contiguous().view(torch.uint8)
+    return torch.cat([_unpacked(some, bits, count) for some in words_NW.contiguous().split(_ROWS)])
+
+
+def _unpacked(words_NW: Tensor, bits: int, count: int) -> Tensor:
+    octets = words_NW.view(torch.uint8)
     stream = (octets.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8)) & 1
     taken = stream.flatten(1)[:, : count * bits].reshape(len(words_NW), count, bits)
-    return (taken << torch.arange(bits, dtype=torch.uint8)).sum(dim=2).to(torch.uint8)
+    return (taken << torch.arange(bits, dtype=torch.uint8)).sum(dim=2, dtype=torch.uint8)

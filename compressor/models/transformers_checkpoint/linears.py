@@ -31,8 +31,12 @@ class Site:
     name: str
     linears: tuple[str, ...]
     source: Source
-    adds: bool
-    """Whether the result is added to the residual stream as it is."""
+    block: str | None = None
+    """The module whose result is that of this site, its only linear layer coming last."""
+    adds: bool = False
+    """Whether that result is added to the residual stream as it is."""
+    with_weights: bool = False
+    """Whether the block hands out the attention's weights beside it."""
 
 
 def sites_of(tree: Mapping[str, Any]) -> tuple[Site, ...]:
@@ -47,11 +51,10 @@ def sites_of(tree: Mapping[str, Any]) -> tuple[Site, ...]:
             "attention",
             tuple(f"self_attn.{one}_proj" for one in "qkv"),
             Source("input_layernorm", "norm", layout.norm_offset),
-            False,
         ),
-        Site("attention output", ("self_attn.o_proj",), heads, plain),
-        Site("ffn", gate_up, Source(layout.ffn_norm, "norm", layout.norm_offset), False),
-        Site("ffn output", ("mlp.down_proj",), Source(gate_up[-1], "rows"), plain),
+        Site("attention output", ("self_attn.o_proj",), heads, "self_attn", plain, with_weights=True),
+        Site("ffn", gate_up, Source(layout.ffn_norm, "norm", layout.norm_offset)),
+        Site("ffn output", ("mlp.down_proj",), Source(gate_up[-1], "rows"), "mlp", plain),
     )
 
 
