@@ -1,0 +1,74 @@
+"""The formats as others wrote them down, and config.json's word for them."""
+
+import pytest
+import torch
+
+from compressor.errors import ModelError
+from compressor.models.packed.description import WeightGrid
+from compressor.models.packed.formats import FORMATS
+from compressor.models.packed.linear import PackedLinear
+
+GRID = WeightGrid(bits=4, group_size=8)
+
+
+def a_layer(outputs=16, inputs=16):
+    return PackedLinear(
+        torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8),
+        torch.rand(outputs, inputs // 8).half(),
+        torch.randint(0, 16, (outputs, inputs // 8), dtype=torch.uint8),
+    )
+
+
+def test_gemm_holds_output_columns_in_the_order_of_the_kernel():
+    packed = a_layer()
+    tensors = FORMATS["awq"].tensors(packed, GRID)
+    assert tensors["qweight"].shape == (16, 2)
+    assert tensors["qzeros"].shape == (2, 2)
+    for row in range(16):
+        for word in range(2):
+            value = int(tensors["qweight"][row, word]) & 0xFFFFFFFF
+            nibbles = [(value >> (4 * place)) & 15 for place in range(8)]
+            columns = [8 * word + column for column in (0, 2, 4, 6, 1, 3, 5, 7)]
+            assert nibbles == [int(packed.integers_OI[column, row]) for column in columns]
+
+
+def test_compressed_tensors_unpacks_what_we_pack():
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    for bits in (4, 8):
+        grid = WeightGrid(bits=bits, group_size=8)
+        packed = a_layer(outputs=32)
+        tensors = FORMATS["compressed-tensors"].tensors(packed, grid)
+        theirs = unpack_from_int32(tensors["weight_packed"], bits, torch.Size((32, 16)))
+        assert torch.equal(theirs + grid.middle, packed.integers_OI.to(theirs.dtype))
+        zeros = unpack_from_int32(tensors["weight_zero_point"], bits, torch.Size((32, 2)), packed_dim=0)
+        assert torch.equal(zeros + grid.middle, packed.zeros_OG.to(zeros.dtype))
+
+
+def test_division_of_rows_goes_into_the_scales():
+    packed = a_layer()
+    halved = packed.divided(torch.full((16,), 2.0))
+    assert torch.equal(halved.dequantized() * 2, packed.dequantized())
+    assert torch.equal(packed.rows(3, 5).dequantized(), packed.dequantized()[3:5])
+
+
+def test_what_cannot_be_packed_is_told():
+    awq, plain = FORMATS["awq"], FORMATS["compressed-tensors"]
+    assert awq.problems(GRID, 16, 16) == []
+    assert "no multiple of 8" in awq.problems(GRID, 12, 16)[0]
+    assert "12 inputs are no multiple of the group size 8" in awq.problems(GRID, 16, 12)[0]
+    assert "holds 4 bits, not 3" in awq.problems(WeightGrid(bits=3, group_size=8), 16, 16)[0]
+    assert "fill no whole int32" in plain.problems(GRID, 12, 16)[0]
+    assert plain.problems(WeightGrid(bits=3, group_size=-1, symmetric=True), 5, 7) == []
+
+
+def test_other_checkpoints_are_refused():
+    with pytest.raises(ModelError, match="version 'gemv'"):
+        FORMATS["awq"].grid({"bits": 4, "version": "gemv", "group_size": 128})
+    with pytest.raises(ModelError, match="pack-quantized"):
+        FORMATS["compressed-tensors"].grid({"format": "int-quantized", "config_groups": {}})
+
+
+def test_effective_bits_count_scales_and_zeros():
+    assert WeightGrid(bits=4, group_size=64).effective_bits(128) == 4 + 20 / 64
+    assert WeightGrid(bits=3, group_size=-1, symmetric=True).effective_bits(160) == 3.1
