@@ -64,8 +64,8 @@ def measured(folder: Path, model: Path, store: Path, windows: int, reference: st
     file = written(pipeline(folder, model, windows, reference), store / "pipelines" / f"measure-{model.name}.json")
     command = [sys.executable, "-m", "cli", "run", str(file), "-o", str(store), "--json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    row: dict[str, Any] = json.loads(done.stdout)["ladder"]["rows"][0]
-    return row
+    rows: list[dict[str, Any]] = json.loads(done.stdout)["ladder"]["rows"]
+    return next(row for row in rows if row["step"] == "source")
 
 
 def timed(command: list[str]) -> tuple[float, float]:

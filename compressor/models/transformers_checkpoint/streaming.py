@@ -33,7 +33,7 @@ class StreamedCheckpoint:
         """Read the headers.
 
         Raises:
-            ModelError: tensors that the architecture has are in no file: all are named.
+            ModelError: tensors that the architecture has are in no file, or of another shape: all are named.
         """
         self.folder = folder
         self.module = streamed(tree)
@@ -44,10 +44,17 @@ class StreamedCheckpoint:
         }
         """Tensor name to its file and place."""
         tied = set(getattr(self.module, "_tied_weights_keys", None) or ())
-        wanted = {name for name, _ in self.module.named_parameters()} - tied
-        if missing := sorted(wanted - set(self.entries)):
+        wanted = {name: tuple(one.shape) for name, one in self.module.named_parameters() if name not in tied}
+        problems = [f"missing: {name}" for name in wanted if name not in self.entries]
+        problems += [
+            f"{name}: {list(self.entries[name][1].shape)} in the file, {list(shape)} in the model"
+            for name, shape in wanted.items()
+            if name in self.entries and self.entries[name][1].shape != shape
+        ]
+        if problems:
             raise ModelError(
-                f"{folder} lacks tensors that config.json describes:\n" + "\n".join(f"    {one}" for one in missing),
+                f"{folder} does not hold the weights that config.json describes:\n"
+                + "\n".join(f"    {one}" for one in sorted(problems)),
                 remedy="take config.json and the safetensors files from the same checkpoint",
             )
 

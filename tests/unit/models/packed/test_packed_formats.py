@@ -33,16 +33,20 @@ def test_gemm_holds_output_columns_in_the_order_of_the_kernel():
 
 
 def test_compressed_tensors_unpacks_what_we_pack():
-    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
-    for bits in (4, 8):
-        grid = WeightGrid(bits=bits, group_size=8)
-        packed = a_layer(outputs=32)
-        tensors = FORMATS["compressed-tensors"].tensors(packed, grid)
-        theirs = unpack_from_int32(tensors["weight_packed"], bits, torch.Size((32, 16)))
-        assert torch.equal(theirs + grid.middle, packed.integers_OI.to(theirs.dtype))
-        zeros = unpack_from_int32(tensors["weight_zero_point"], bits, torch.Size((32, 2)), packed_dim=0)
-        assert torch.equal(zeros + grid.middle, packed.zeros_OG.to(zeros.dtype))
+    kind = FORMATS["compressed-tensors"]
+    for bits, symmetric in ((4, False), (8, False), (4, True), (3, True)):
+        grid = WeightGrid(bits=bits, group_size=8, symmetric=symmetric)
+        zeros = torch.full((32, 2), grid.middle) if symmetric else torch.randint(0, grid.highest + 1, (32, 2))
+        packed = PackedLinear(
+            torch.randint(0, grid.highest + 1, (32, 16), dtype=torch.uint8), torch.rand(32, 2).half(), zeros.byte()
+        )
+        args = kind.config(grid, [])["config_groups"]["group_0"]["weights"]
+        scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args))
+        theirs = PackedQuantizationCompressor.decompress(kind.tensors(packed, grid), scheme)["weight"]
+        assert torch.equal(theirs, packed.dequantized().half())
 
 
 def test_division_of_rows_goes_into_the_scales():

@@ -6,28 +6,26 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
 from compressor.engine.source import DirectorySource
-from compressor.errors import DataError, NumericalError, RequirementError
+from compressor.errors import DataError, ModelError, NumericalError, RequirementError
 from compressor.models.loading import load_module, save_module
 from compressor.models.transformers_checkpoint.family import Transformers
 from compressor.models.transformers_checkpoint.linears import sites_of
 from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
 from passes.awq.site import fold
 from passes.awq.step import Awq, AwqConfig
+from tests.unit.passes.prune.test_rounds import Killed
 
 FAMILY = Transformers()
 TOKENS = np.random.default_rng(0).integers(3, 490, (12, 16))
 FIELDS = {"group_size": 32, "calibration": {"data": "text", "num_samples": 12, "batch_size": 4}}
 CT = {**FIELDS, "format": "compressed-tensors"}
-
-
-class Killed(Exception):
-    """As if the process were gone."""
 
 
 def parent_in(folder, preset="tiny-llama"):
@@ -89,23 +87,23 @@ def test_every_architecture_is_packed_and_answers_nearly_as_before(preset, tmp_p
 
 
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-glm4v"])
-def test_each_part_of_the_search_pays(preset, tmp_path):
+def test_feedback_pays(preset, tmp_path):
     parent = parent_in(tmp_path / "parent", preset)
     whole = load_module(parent.model).float()
     nearest = {**CT, "bits": 3, "scaling": False, "refine": "none", "drift": 0.0}
     found = {}
-    for name, more in (("nearest", {}), ("scaled", {"scaling": True}), ("refined", {"refine": "gptq"})):
+    for name, more in (("nearest", {}), ("refined", {"refine": "gptq"})):
         out, _ = packed(parent, tmp_path / name, {**nearest, **more})
         found[name] = divergence(load_module(out), whole)
-    assert found["scaled"] < found["nearest"]
     assert found["refined"] < 0.8 * found["nearest"]
 
 
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-glm4v"])
 def test_compressed_tensors_loads_it_and_answers_alike(preset, tmp_path):
-    out, _ = packed(parent_in(tmp_path / "parent", preset), tmp_path, CT)
+    # With zero-points, transformers 5.23 takes their shape for that of the unpacked ones: see test_packed_formats.
+    out, _ = packed(parent_in(tmp_path / "parent", preset), tmp_path, {**CT, "symmetric": True})
     ours = load_module(out)
-    theirs = type(ours).from_pretrained(out).float().eval()
+    theirs = type(ours).from_pretrained(out, dtype=torch.float32).eval()
     assert divergence(theirs, ours) < 1e-6
 
 
@@ -224,6 +222,19 @@ def test_weights_that_float16_does_not_hold(tmp_path):
         packed(parent, tmp_path)
 
 
+def test_tensors_that_are_missing_or_of_another_shape(tmp_path):
+    parent = parent_in(tmp_path / "parent")
+    file = tmp_path / "parent/model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(3, 64)
+    save_file(tensors, file)
+    with pytest.raises(ModelError) as caught:
+        packed(parent, tmp_path)
+    assert "missing: model.layers.1.mlp.up_proj.weight" in str(caught.value)
+    assert "model.layers.2.mlp.up_proj.weight: [3, 64] in the file, [96, 64] in the model" in str(caught.value)
+
+
 def test_contradictions_in_the_config():
     with pytest.raises(ValueError, match="bits and symmetric contradict"):
         AwqConfig.model_validate({"bits": 3, "symmetric": True})
@@ -257,7 +268,7 @@ def test_the_estimate_follows_the_layer_and_not_the_model():
 def test_transformers_own_class_reads_the_rest(tmp_path):
     """Names and shapes are the library's: nothing is missing, nothing too much, but for what is packed."""
     parent = parent_in(tmp_path / "parent")
-    out, _ = packed(parent, tmp_path, CT)
+    out, _ = packed(parent, tmp_path, {**CT, "symmetric": True})
     _, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
