@@ -28,7 +28,7 @@ OURS: dict[str, dict[str, Any]] = {
     "awq, scaling alone": {"drift": 0.0, "refine": "none"},
     "nearest": {"drift": 0.0, "refine": "none", "scaling": False},
 }
-PEERS = ("llm-compressor AWQ", "llm-compressor GPTQ", "llm-compressor AWQ, then GPTQ")
+PEERS = ("llm-compressor AWQ", "llm-compressor GPTQ")
 SAMPLES, LENGTH = 32, 256
 
 
@@ -137,9 +137,7 @@ def quantize_by_peer(row: str, windows: str, out: str, folder: Path, bits: int, 
         "config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)},
         "ignore": ["lm_head"],
     }
-    gptq = GPTQModifier(**scheme)
-    awq = AWQModifier(**scheme) if row.endswith("AWQ") else AWQModifier()
-    recipe = {PEERS[0]: [awq], PEERS[1]: [gptq], PEERS[2]: [awq, gptq]}[row]
+    recipe = [AWQModifier(**scheme) if row.endswith("AWQ") else GPTQModifier(**scheme)]
     ids = np.load(windows)
     dataset = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist()})
     oneshot(
