@@ -44,7 +44,7 @@ class PackedLinear:
 
 def packed_bits(values_NM: Tensor, bits: int) -> Tensor:
     """Rows of integers below 2^bits as a dense stream of bits, the lowest first, in int32: [N, ⌈M · bits / 32⌉]."""
-    return torch.cat([_packed(some, bits) for some in values_NM.split(_ROWS)])
+    return torch.cat([_packed(some, bits) for some in torch.split(values_NM, _ROWS)])
 
 
 def _packed(values_NM: Tensor, bits: int) -> Tensor:
@@ -61,7 +61,7 @@ def _packed(values_NM: Tensor, bits: int) -> Tensor:
 
 def unpacked_bits(words_NW: Tensor, bits: int, count: int) -> Tensor:
     """What ``packed_bits`` packed: uint8 [N, count]."""
-    return torch.cat([_unpacked(some, bits, count) for some in words_NW.contiguous().split(_ROWS)])
+    return torch.cat([_unpacked(some, bits, count) for some in torch.split(words_NW.contiguous(), _ROWS)])
 
 
 def _unpacked(words_NW: Tensor, bits: int, count: int) -> Tensor:
