@@ -11,6 +11,8 @@ from torch import Tensor
 from compressor.models.packed.description import WeightGrid
 
 _NARROWEST = 0.5
+_AT_ONCE = 1 << 18
+"""Weights that are looked at together: what fits into a processor's cache."""
 _SMALLEST = 2.0**-24
 """The smallest positive float16."""
 
@@ -33,6 +35,15 @@ def group_grids(
     inputs, outputs = weight_IO.shape
     weight_GSO = weight_IO.view(-1, grid.width(inputs), outputs)
     importance_GS1 = importance_I.view(len(weight_GSO), -1, 1)
+    some = max(1, _AT_ONCE // (weight_GSO.shape[1] * outputs))
+    parts = zip(torch.split(weight_GSO, some), torch.split(importance_GS1, some), strict=True)
+    scales, zeros = zip(*(_best_grids(*part, grid, dtype, candidates) for part in parts), strict=True)
+    return torch.cat(scales), torch.cat(zeros)
+
+
+def _best_grids(
+    weight_GSO: Tensor, importance_GS1: Tensor, grid: WeightGrid, dtype: torch.dtype, candidates: int
+) -> tuple[Tensor, Tensor]:
     low_GO, high_GO = weight_GSO.amin(dim=1).clamp(max=0), weight_GSO.amax(dim=1).clamp(min=0)
     if grid.symmetric:
         high_GO = torch.maximum(-low_GO, high_GO)
@@ -64,7 +75,7 @@ def rounded_row(weight_O: Tensor, scale_O: Tensor, zero_O: Tensor, highest: int)
 
 
 def _rounded(weight: Tensor, scale: Tensor, zero: Tensor, highest: int) -> Tensor:
-    return (weight / scale).round_().add_(zero).clamp_(0, highest).sub_(zero).mul_(scale)
+    return (weight / scale).round_().clamp_(-zero, highest - zero).mul_(scale)
 
 
 def _error(weight_GSO: Tensor, importance_GS1: Tensor, scale_GO: Tensor, zero_GO: Tensor, highest: int) -> Tensor:

@@ -16,6 +16,7 @@ from calibration.capture import hooked
 from compressor.models.packed.linear import PackedLinear
 from compressor.models.transformers_checkpoint.linears import Site
 from compressor.models.transformers_checkpoint.streaming import Arguments
+from passes.awq.rounding import add_moments, mirrored
 from passes.awq.samples import Captures, flat
 from passes.awq.site import Choices, Seen, linear_of, round_site, weights_of
 
@@ -170,23 +171,22 @@ class LayerRounding:
         weight_IO = weights_of(self.layer, site)
         inputs, outputs = weight_IO.shape
         gram_II, magnitude_I = torch.zeros(inputs, inputs), torch.zeros(inputs)
-        # Before many outputs, Xᵀ(X' − X) is the smaller matrix, and the weights come last.
-        drift = torch.zeros(inputs, inputs if site.block is None else outputs) if self.exact is not None else None
+        # Before many outputs, Xᵀ(X* − X) is the smaller matrix, and the weights come last.
+        of_input = site.block is None
+        drift = torch.zeros(inputs, inputs if of_input else outputs) if self.exact is not None else None
         stream = next((name for name, at in streams_of(self.sites).items() if at == site.name), None)
         tokens = 0
         for number, hidden, arguments in self.batches():
             got = self._reach(site, stream, number, hidden, arguments)
             x_NI = got[site.linears[0]]
-            gram_II.addmm_(x_NI.T, x_NI)
+            add_moments(gram_II, x_NI)
             magnitude_I += x_NI.abs().sum(dim=0)
             tokens += len(x_NI)
-            if drift is not None and self.exact is not None:
+            if drift is not None:
                 drift.addmm_(x_NI.T, self._off(site, weight_IO, number, x_NI, got.get(stream or "")))
-            if site.block is not None:
+            if not of_input:
                 self.captures.put(f"input {site.name} {number}", x_NI)
-        if drift is not None and site.block is None:
-            drift = drift @ weight_IO
-        return Seen(gram_II, magnitude_I / max(tokens, 1), drift)
+        return Seen(mirrored(gram_II), magnitude_I / max(tokens, 1), drift, of_input)
 
     def _off(self, site: Site, weight_IO: Tensor, number: int, x_NI: Tensor, stream_NO: Tensor | None) -> Tensor:
         """What should enter the site, less what does; or, of a block's last layer, what should come out, less what does."""

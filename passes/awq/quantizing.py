@@ -117,7 +117,8 @@ class _Run:
         for number in range(started, len(layers)):
             report = self._layer(number, arguments)
             self.hidden.finish(number + 1, {"layer": number, "sites": report})
-            figures = {"error": sum(one["error"] for one in report) / len(report)}
+            errors = [figures["error"] for site in report for figures in site["linears"].values()]
+            figures = {"error": sum(errors) / len(errors)}
             self.context.progress("layers", number + 1, len(layers), figures)
         inside = f"{self.checkpoint.layers_name}."
         names = sorted(name for name in self.checkpoint.entries if not name.startswith(inside))
@@ -151,7 +152,7 @@ class _Run:
                 yield hidden
 
         if fresh:
-            self.hidden.start(states())
+            self.hidden.start(states(), exact=self.config.drift > 0)
         else:
             for _ in states():
                 pass
@@ -166,11 +167,12 @@ class _Run:
         count = len(arguments)
         if exact is not None:
             for batch in range(count):
-                exact.remember(layer, self.sites, batch, self.hidden.read(number, batch)[1], arguments[batch][number])
+                hidden = self.hidden.read(number, batch, "exact")
+                exact.remember(layer, self.sites, batch, hidden, arguments[batch][number])
 
         def batches() -> Iterator[tuple[int, Tensor, Arguments]]:
             for batch in range(count):
-                yield batch, self.hidden.read(number, batch)[0], arguments[batch][number]
+                yield batch, self.hidden.read(number, batch), arguments[batch][number]
 
         rounding = LayerRounding(layer, self.sites, batches, captures, exact, self.choices)
         try:
@@ -180,7 +182,7 @@ class _Run:
         self._write(number, name, layer, rounding.packed)
         for batch, hidden, given in batches():
             result = rounding.result(batch, hidden, given)
-            self.hidden.write(number + 1, batch, result, exact.result(batch) if exact is not None else result)
+            self.hidden.write(number + 1, batch, result, exact.result(batch) if exact is not None else None)
         captures.close()
         self.checkpoint.unload(name)
         del layer

@@ -16,11 +16,12 @@ from compressor.models.packed.description import WeightGrid
 from compressor.models.packed.linear import PackedLinear
 from passes.awq.grids import group_grids, nearest, rounded_row
 
-_DAMPING = 0.01
-"""Of the mean of H's diagonal, added to it: inputs that the samples hardly use are not free."""
+_DAMPING = 0.1
+"""Of the mean of H's diagonal, added to it: inputs that samples hardly use are not free, and weights stay near the parent's."""
+_MOMENTS = 1024
+"""Rows of H that are summed up together."""
 _BLOCK = 64
 """Inputs whose errors are handed on together."""
-_SWEEPS = 2
 _LEAST, _MOST = 0.5, 2.0
 """How far a scale may move when it is fitted again."""
 
@@ -30,10 +31,12 @@ class Gram:
     """H, damped, with what rounding needs of it."""
 
     gram_II: Tensor
+    damping: float
+    """What was added to H's diagonal."""
     order_I: Tensor
-    """Inputs by falling diagonal: what matters most is rounded first, while there is most to make up for it."""
+    """Inputs by rising diagonal. The last matters most and is rounded first, while there is most to make up for it."""
     factor_II: Tensor
-    """U, upper, with UᵀU = H⁻¹, in that order."""
+    """L⁻¹, lower, with L·Lᵀ = H in that order; so H⁻¹ = L⁻ᵀ·L⁻¹."""
 
     @classmethod
     def of(cls, gram_II: Tensor) -> Gram:
@@ -43,31 +46,50 @@ class Gram:
             NumericalError: it is not positive definite, as with NaN.
         """
         diagonal_I = gram_II.diagonal()
-        diagonal_I.add_(_DAMPING * diagonal_I.mean().clamp(min=torch.finfo(torch.float32).tiny))
-        order_I = diagonal_I.argsort(descending=True, stable=True)
-        backwards_I = order_I.flip(0)
-        # H = R·Rᵀ with R upper is a Cholesky factor from the other end; then H⁻¹ = (R⁻¹)ᵀ·R⁻¹, and R⁻¹ is upper too.
-        root_II = gram_II[backwards_I.unsqueeze(1), backwards_I]
+        damping = _DAMPING * float(diagonal_I.mean().clamp(min=torch.finfo(torch.float32).tiny))
+        diagonal_I.add_(damping)
+        order_I = diagonal_I.argsort(stable=True)
+        root_II = gram_II[order_I.unsqueeze(1), order_I]
         root_II, failed = torch.linalg.cholesky_ex(root_II)
         if failed:
             raise NumericalError(
                 "the second moments of a linear layer's inputs are not positive definite",
                 remedy="look for weights or samples that make activations infinite",
             )
-        root_II = root_II.flip(0, 1)
         factor_II = torch.eye(len(gram_II), dtype=gram_II.dtype)
-        torch.linalg.solve_triangular(root_II, factor_II, upper=True, out=factor_II)
-        return cls(gram_II, order_I, factor_II)
+        torch.linalg.solve_triangular(root_II, factor_II, upper=False, out=factor_II)
+        return cls(gram_II, damping, order_I, factor_II)
+
+    def solved(self, right_IK: Tensor) -> Tensor:
+        """H⁻¹ · right."""
+        found_IK = torch.empty_like(right_IK)
+        found_IK[self.order_I] = self.factor_II.T @ (self.factor_II @ right_IK[self.order_I])
+        return found_IK
 
 
-def error(gram_II: Tensor, off_IO: Tensor) -> float:
-    """tr(offᵀ·H·off)."""
-    return float((off_IO * (gram_II @ off_IO)).sum())
+def add_moments(gram_II: Tensor, x_NI: Tensor) -> None:
+    """Add XᵀX above the diagonal, by blocks, and some of it below; ``mirrored`` makes the matrix whole."""
+    for start in range(0, len(gram_II), _MOMENTS):
+        x_NM = x_NI[:, start : start + _MOMENTS]
+        gram_II[start : start + _MOMENTS, start:].addmm_(x_NM.T, x_NI[:, start:])
+
+
+def mirrored(gram_II: Tensor) -> Tensor:
+    """The matrix with what is above the diagonal below it too, in place."""
+    for start in range(0, len(gram_II), _MOMENTS):
+        end = start + _MOMENTS
+        gram_II[end:, start:end] = gram_II[start:end, end:].T
+    return gram_II
+
+
+def error(gram_II: Tensor, off_IO: Tensor) -> Tensor:
+    """The diagonal of offᵀ·H·off, [O]."""
+    return (off_IO * (gram_II @ off_IO)).sum(dim=0)
 
 
 def rounded(
     weight_IO: Tensor, target_IO: Tensor, gram: Gram, grid: WeightGrid, dtype: torch.dtype, *, feedback: bool
-) -> tuple[PackedLinear, Tensor]:
+) -> PackedLinear:
     """The integers of a layer.
 
     Args:
@@ -77,91 +99,97 @@ def rounded(
         grid: bits, group size, symmetry.
         dtype: of the scales.
         feedback: round one input after another, and let those that follow make up for the error (GPTQ, Frantar et al. 2023,
-            with the grids of the groups fixed before); then, twice, fit the scales again and choose each integer again with
-            all others fixed. Otherwise each weight becomes the nearest value.
-
-    Returns:
-        The packed layer, and its weights [I, O].
+            with the grids of the groups fixed before); then choose each integer and each scale once more, with all others
+            fixed. Otherwise each weight becomes the nearest value.
     """
     scale_GO, zero_GO = group_grids(weight_IO, gram.gram_II.diagonal(), grid, dtype)
-    if not feedback:
-        values_IO = nearest(target_IO, scale_GO, zero_GO, grid.highest)
-    else:
+    if feedback:
         values_IO = _with_feedback(target_IO, gram, scale_GO, zero_GO, grid.highest)
-        for _ in range(_SWEEPS):
-            scale_GO, values_IO = _fitted(target_IO, values_IO, gram.gram_II, scale_GO, dtype)
-            _choose_again(target_IO, values_IO, gram.gram_II, scale_GO, zero_GO, grid.highest)
-        scale_GO, values_IO = _fitted(target_IO, values_IO, gram.gram_II, scale_GO, dtype)
+        choose_again(target_IO, values_IO, gram.gram_II, scale_GO, zero_GO, grid.highest, dtype)
+    else:
+        values_IO = nearest(target_IO, scale_GO, zero_GO, grid.highest)
     integers_GSO = (values_IO.view(len(scale_GO), -1, values_IO.shape[1]) / scale_GO.unsqueeze(1)).round_()
     integers_GSO += zero_GO.unsqueeze(1)
-    packed = PackedLinear(
+    return PackedLinear(
         integers_GSO.flatten(0, 1).T.to(torch.uint8).contiguous(),
         scale_GO.T.to(dtype).contiguous(),
         zero_GO.T.to(torch.uint8).contiguous(),
     )
-    return packed, values_IO
 
 
 def _with_feedback(target_IO: Tensor, gram: Gram, scale_GO: Tensor, zero_GO: Tensor, highest: int) -> Tensor:
     """Frantar et al. 2023, equations 2 and 3, with the inverse's Cholesky factor and lazy updates by block."""
     inputs, outputs = target_IO.shape
-    factor_II, group_I = gram.factor_II, gram.order_I // (inputs // len(scale_GO))
+    factor_II, groups = gram.factor_II, (gram.order_I // (inputs // len(scale_GO))).tolist()
     left_IO = target_IO[gram.order_I]
-    found_IO = torch.empty_like(left_IO)
-    for start in range(0, inputs, _BLOCK):
-        end = min(start + _BLOCK, inputs)
-        errors = torch.empty(end - start, outputs)
-        for at in range(start, end):
-            group = int(group_I[at])
-            found_IO[at] = rounded_row(left_IO[at], scale_GO[group], zero_GO[group], highest)
-            errors[at - start] = (left_IO[at] - found_IO[at]).div_(factor_II[at, at])
-            if at + 1 < end:
-                left_IO[at + 1 : end].addr_(factor_II[at, at + 1 : end], errors[at - start], alpha=-1)
-        left_IO[end:].addmm_(factor_II[start:end, end:].T, errors, alpha=-1)
-    values_IO = torch.empty_like(found_IO)
-    values_IO[gram.order_I] = found_IO
-    return values_IO
+    found_IO = torch.empty_like(target_IO)
+    for end in range(inputs, 0, -_BLOCK):
+        start = max(end - _BLOCK, 0)
+        errors_SO = torch.empty(end - start, outputs)
+        scale_SO, zero_SO = scale_GO[groups[start:end]], zero_GO[groups[start:end]]
+        for at in range(end - start - 1, -1, -1):
+            row_O = left_IO[start + at]
+            found_O = rounded_row(row_O, scale_SO[at], zero_SO[at], highest)
+            torch.sub(row_O, found_O, out=errors_SO[at]).div_(factor_II[start + at, start + at])
+            left_IO[start : start + at].addr_(factor_II[start + at, start : start + at], errors_SO[at], alpha=-1)
+            row_O.copy_(found_O)
+        left_IO[:start].addmm_(factor_II[start:end, :start].T, errors_SO, alpha=-1)
+    found_IO[gram.order_I] = left_IO
+    return found_IO
 
 
-def _choose_again(
-    target_IO: Tensor, values_IO: Tensor, gram_II: Tensor, scale_GO: Tensor, zero_GO: Tensor, highest: int
+def choose_again(
+    target_IO: Tensor,
+    values_IO: Tensor,
+    gram_II: Tensor,
+    scale_GO: Tensor,
+    zero_GO: Tensor,
+    highest: int,
+    dtype: torch.dtype,
 ) -> None:
-    """Each integer once more, the best with all others as they are: the error never grows. Changes ``values_IO``."""
-    inputs, outputs = target_IO.shape
+    """Each integer and each scale once more, the best with all others as they are: the error never grows.
+
+    Changes ``values_IO`` and ``scale_GO``.
+    """
+    inputs, _ = target_IO.shape
     size = inputs // len(scale_GO)
     slope_IO = gram_II @ (target_IO - values_IO)
+    for group in range(len(scale_GO)):
+        here, after = slice(group * size, (group + 1) * size), slice((group + 1) * size, inputs)
+        own_SS, before_SO = gram_II[here, here], values_IO[here]
+        found_SO = before_SO.clone()
+        _descend(found_SO, slope_IO[here].clone(), own_SS, scale_GO[group], zero_GO[group], highest)
+        slope_SO = slope_IO[here].addmm_(own_SS, found_SO - before_SO, alpha=-1)
+        scale_GO[group] = _fitted(found_SO, slope_SO, own_SS, scale_GO[group], dtype)
+        slope_IO[after].addmm_(gram_II[here, after].T, found_SO - before_SO, alpha=-1)
+        values_IO[here] = found_SO
+
+
+def _descend(
+    values_SO: Tensor, slope_SO: Tensor, gram_SS: Tensor, scale_O: Tensor, zero_O: Tensor, highest: int
+) -> None:
+    """The integers of a group, one input after another, each the best for what is left of the slope. Changes ``values_SO``."""
+    inputs = len(values_SO)
     for start in range(0, inputs, _BLOCK):
         end = min(start + _BLOCK, inputs)
-        moved = torch.empty(end - start, outputs)
+        moved_SO = values_SO[start:end].clone()
         for at in range(start, end):
-            wanted_O = values_IO[at] + slope_IO[at] / gram_II[at, at]
-            better_O = rounded_row(wanted_O, scale_GO[at // size], zero_GO[at // size], highest)
-            moved[at - start] = better_O - values_IO[at]
-            values_IO[at] = better_O
-            slope_IO[at:end].addr_(gram_II[at, at:end], moved[at - start], alpha=-1)
-        slope_IO[end:].addmm_(gram_II[start:end, end:].T, moved, alpha=-1)
+            wanted_O = torch.addcdiv(values_SO[at], slope_SO[at], gram_SS[at, at])
+            better_O = rounded_row(wanted_O, scale_O, zero_O, highest)
+            torch.sub(better_O, values_SO[at], out=moved_SO[at - start])
+            values_SO[at] = better_O
+            slope_SO[at + 1 : end].addr_(gram_SS[at, at + 1 : end], moved_SO[at - start], alpha=-1)
+        slope_SO[end:].addmm_(gram_SS[start:end, end:].T, moved_SO, alpha=-1)
 
 
-def _fitted(
-    target_IO: Tensor, values_IO: Tensor, gram_II: Tensor, scale_GO: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The scales with the least error for these integers: a least-squares problem of G unknowns for each output."""
-    groups, outputs = scale_GO.shape
-    steps_GSO = values_IO.view(groups, -1, outputs) / scale_GO.unsqueeze(1)
-    products_OGG = torch.empty(outputs, groups, groups)
-    for group, gram_IS in enumerate(gram_II.view(len(gram_II), groups, -1).unbind(1)):
-        products_OGG[:, :, group] = ((gram_IS @ steps_GSO[group]).view_as(steps_GSO) * steps_GSO).sum(dim=1).T
-    wanted_OG = ((gram_II @ target_IO).view_as(steps_GSO) * steps_GSO).sum(dim=1).T
-    before_OG = scale_GO.T
-    diagonal_OG = products_OGG.diagonal(dim1=1, dim2=2)
-    diagonal_OG.add_(1e-6 * diagonal_OG.mean(dim=1, keepdim=True) + torch.finfo(torch.float32).tiny)
-    after_OG = torch.linalg.solve(products_OGG, wanted_OG).to(dtype).float()
-    allowed = (after_OG > _LEAST * before_OG) & (after_OG < _MOST * before_OG)
-    after_OG = torch.where(allowed, after_OG, before_OG)
-
-    def error_of(some_OG: Tensor) -> Tensor:  # less what no scale changes
-        return ((products_OGG @ some_OG.unsqueeze(2)).squeeze(2) * some_OG).sum(1) - 2 * (some_OG * wanted_OG).sum(1)
-
-    better_O1 = (error_of(after_OG) < error_of(before_OG)).unsqueeze(1)
-    found_GO = torch.where(better_O1, after_OG, before_OG).T.contiguous()
-    return found_GO, (steps_GSO * found_GO.unsqueeze(1)).view_as(values_IO)
+def _fitted(values_SO: Tensor, slope_SO: Tensor, gram_SS: Tensor, scale_O: Tensor, dtype: torch.dtype) -> Tensor:
+    """The scale of a group with the least error for its integers, [O]. Changes ``values_SO`` accordingly."""
+    steps_SO = values_SO / scale_O
+    curvature_O = (steps_SO * (gram_SS @ steps_SO)).sum(dim=0)
+    gradient_O = (steps_SO * slope_SO).sum(dim=0)
+    best_O = scale_O + gradient_O / curvature_O.clamp(min=torch.finfo(torch.float32).tiny)
+    found_O = best_O.clamp(_LEAST * scale_O, _MOST * scale_O).to(dtype).float()
+    step_O = found_O - scale_O
+    found_O = torch.where(step_O * (step_O * curvature_O - 2 * gradient_O) < 0, found_O, scale_O)
+    torch.mul(steps_SO, found_O, out=values_SO)
+    return found_O

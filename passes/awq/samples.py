@@ -8,10 +8,14 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import safetensors.torch
+import torch
 from torch import Tensor
 
+from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
 
 _STATE = "state.json"
@@ -31,23 +35,27 @@ class Hidden:
             return 0
         return int(state["layers"]) if state["identity"] == self.identity else 0
 
-    def start(self, batches: Iterable[Tensor]) -> None:
+    def start(self, batches: Iterable[Tensor], *, exact: bool) -> None:
         """The float model's hidden states before the first layer."""
         for number, hidden in enumerate(batches):
-            self.write(0, number, hidden, hidden)
+            self.write(0, number, hidden, hidden if exact else None)
         self.finish(0)
 
-    def write(self, layer: int, batch: int, rounded: Tensor, exact: Tensor) -> None:
-        """What enters ``layer``: from the rounded layers before it, and from the float ones."""
-        folder = self.work / f"hidden-{layer}"
-        folder.mkdir(parents=True, exist_ok=True)
-        both = {"rounded": rounded.contiguous(), "exact": exact.clone().contiguous()}
-        safetensors.torch.save_file(both, folder / f"{batch}.safetensors")
+    def write(self, layer: int, batch: int, rounded: Tensor, exact: Tensor | None) -> None:
+        """What enters ``layer``: from the rounded layers before it, and from the float ones, where that is asked for."""
+        for what, hidden in (("rounded", rounded), ("exact", exact)):
+            if hidden is not None:
+                file = self._file(layer, batch, what)
+                with writing(file):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    safetensors.torch.save_file({what: hidden.contiguous()}, file)
 
-    def read(self, layer: int, batch: int) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, batch: int, what: Literal["rounded", "exact"] = "rounded") -> Tensor:
         """What ``write`` was given."""
-        found = safetensors.torch.load((self.work / f"hidden-{layer}" / f"{batch}.safetensors").read_bytes())
-        return found["rounded"], found["exact"]
+        return safetensors.torch.load(self._file(layer, batch, what).read_bytes())[what]
+
+    def _file(self, layer: int, batch: int, what: str) -> Path:
+        return self.work / f"hidden-{layer}" / f"{what}-{batch}.safetensors"
 
     def finish(self, layer: int, what: dict[str, object] | None = None) -> None:
         """All that enters ``layer`` is written, and so is what came of the one before it: ``what`` is kept of it."""
@@ -67,28 +75,31 @@ class Hidden:
 
 
 class Captures:
-    """Tensors by key; in memory up to a limit, the others in files."""
+    """Tensors by key; in memory up to a limit, the others in files, which nobody reads after this process."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.left = folder, limit_bytes
         self.held: dict[str, Tensor] = {}
+        self.shapes: dict[str, torch.Size] = {}
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
 
     def put(self, key: str, value: Tensor) -> None:
-        """Keep a tensor."""
+        """Keep a float32 tensor."""
         size = value.numel() * value.element_size()
         if size <= self.left:
             self.left -= size
             self.held[key] = value.clone()
         else:
-            safetensors.torch.save_file({"value": value.contiguous()}, self.folder / f"{key}.safetensors")
+            with writing(self.folder):
+                value.contiguous().numpy().tofile(self.folder / key)
+            self.shapes[key] = value.shape
 
     def get(self, key: str) -> Tensor:
         """What was put."""
         if key in self.held:
             return self.held[key]
-        return safetensors.torch.load((self.folder / f"{key}.safetensors").read_bytes())["value"]
+        return torch.from_numpy(np.fromfile(self.folder / key, dtype=np.float32)).view(self.shapes[key])
 
     def drop(self, key: str) -> None:
         """Forget one."""
@@ -96,7 +107,7 @@ class Captures:
             value = self.held.pop(key)
             self.left += value.numel() * value.element_size()
         else:
-            (self.folder / f"{key}.safetensors").unlink()
+            (self.folder / key).unlink()
 
     def close(self) -> None:
         """Forget all."""

@@ -16,8 +16,8 @@ from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import error
 
 _POINTS = 20
-_OUTPUTS = 256
-"""Outputs on which candidates are compared; each adds to the error on its own, so a part of them tells."""
+_STEPS = (4, 2, 1)
+"""Every fourth of the exponents, then what lies beside the best of them."""
 _RANGES = 6
 """Ranges that are tried for each group while scales are compared."""
 _FLOOR = 1e-4
@@ -35,35 +35,45 @@ class Scaling:
 
 
 def search(
-    weight_IO: Tensor, gram_II: Tensor, magnitude_I: Tensor, source: Source, grid: WeightGrid, dtype: torch.dtype
+    weight_IO: Tensor,
+    size_I: Tensor,
+    gram_II: Tensor,
+    magnitude_I: Tensor,
+    source: Source,
+    grid: WeightGrid,
+    dtype: torch.dtype,
 ) -> Scaling:
-    """Find s = x̄^r / w̄^(1−r), the best of 20 exponents r, the identity among them: what does not help is not done.
+    """Find s = x̄^r / w̄^(1−r), the best of 20 exponents r, from coarse to fine, or the identity: what does not help is not done.
 
     The error of a candidate is tr(DᵀHD) with D what rounding changes, undone by 1/s; no sample runs again.
 
     Args:
-        weight_IO: of all layers that read the input.
+        weight_IO: of the layers that read the input; some of their outputs tell.
+        size_I: mean over all their outputs of |w| in what the largest of its group is.
         gram_II: XᵀX.
         magnitude_I: mean of |x|.
         source: what takes the scale up; inputs that come from one row there share a scale.
         grid: bits, group size, symmetry.
         dtype: of the grids' scales.
     """
-    inputs, outputs = weight_IO.shape
-    some_IO = weight_IO[:, torch.arange(min(outputs, _OUTPUTS)) * outputs // min(outputs, _OUTPUTS)].contiguous()
     activation_I = shared(magnitude_I, source).clamp(min=_FLOOR)
-    size_I = shared(_relative_size(weight_IO, grid.width(inputs)), source).clamp(min=_FLOOR)
-    identity = torch.ones(inputs)
-    first = best = _error_under(identity, some_IO, gram_II, grid, dtype)
-    chosen = Scaling(identity, 0.0, 1.0)
-    for point in range(1, _POINTS):
+    size_I = shared(size_I, source).clamp(min=_FLOOR)
+    found: dict[int, tuple[float, Tensor]] = {}
+
+    def look(point: int) -> None:
         ratio = point / _POINTS
-        scale_I = activation_I**ratio / size_I ** (1 - ratio)
+        scale_I = activation_I**ratio / size_I ** (1 - ratio) if point else torch.ones_like(size_I)
         scale_I /= (scale_I.max() * scale_I.min()).sqrt()
-        found = _error_under(scale_I, some_IO, gram_II, grid, dtype)
-        if found < best:
-            best, chosen = found, Scaling(scale_I, ratio, found / first)
-    return chosen
+        found[point] = _error_under(scale_I, weight_IO, gram_II, grid, dtype), scale_I
+
+    best = 0
+    for step in _STEPS:
+        near = range(0, _POINTS, step) if not found else (best - step, best + step)
+        for point in near:
+            if point not in found and 0 <= point < _POINTS:
+                look(point)
+        best = min(found, key=lambda point: found[point][0])
+    return Scaling(found[best][1], best / _POINTS, found[best][0] / max(found[0][0], _FLOOR**8))
 
 
 def shared(value_I: Tensor, source: Source) -> Tensor:
@@ -83,10 +93,10 @@ def _error_under(scale_I: Tensor, weight_IO: Tensor, gram_II: Tensor, grid: Weig
     scaled_IO = weight_IO * scale_I.unsqueeze(1)
     grids = group_grids(scaled_IO, gram_II.diagonal() / scale_I.square(), grid, dtype, candidates=_RANGES)
     back_IO = nearest(scaled_IO, *grids, grid.highest) / scale_I.unsqueeze(1)
-    return error(gram_II, back_IO.sub_(weight_IO))
+    return float(error(gram_II, back_IO.sub_(weight_IO)).sum())
 
 
-def _relative_size(weight_IO: Tensor, width: int) -> Tensor:
-    """Mean over outputs of |w| in what the largest of its group is."""
+def relative_size(weight_IO: Tensor, width: int) -> Tensor:
+    """Mean over outputs of |w| in what the largest of its group is, [I]."""
     size_GSO = weight_IO.abs().view(-1, width, weight_IO.shape[1])
     return (size_GSO / size_GSO.amax(dim=1, keepdim=True).clamp(min=_FLOOR)).mean(dim=2).flatten()

@@ -17,12 +17,12 @@ from compressor.models.transformers_checkpoint.linears import Site, Source
 from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import Gram, error, rounded
 from passes.awq.samples import chunks
-from passes.awq.scaling import Scaling, of_rows, search
+from passes.awq.scaling import Scaling, of_rows, relative_size, search
 
-_RIDGE = 0.1
-"""Of the mean of H's diagonal: how hard it is to move a weight away from the parent's."""
-_OUTPUTS_AT_ONCE = 4096
-"""Outputs that are rounded together: memory follows it."""
+_WEIGHTS_AT_ONCE = 1 << 24
+"""Weights that are rounded together: memory follows it."""
+_PROBES = 128
+"""Outputs of a linear layer on which errors are measured; each adds to the error on its own, so a part of them tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,50 @@ class Seen:
     """XᵀX."""
     magnitude_I: Tensor
     """Mean of |x|."""
-    drift_IO: Tensor | None
-    """Xᵀ · (what the layers should say − what they say)."""
+    drift: Tensor | None
+    """Xᵀ · (what should enter − what enters), [I, I]; or Xᵀ · (what the layers should say − what they say), [I, O]."""
+    drift_of_input: bool
+
+    def divide(self, scale_I: Tensor) -> None:
+        """As if the samples had brought x / scale, to weights that are multiplied by it; in place."""
+        self.gram_II.div_(scale_I.unsqueeze(1)).div_(scale_I)
+        if self.drift is not None:
+            self.drift.div_(scale_I.unsqueeze(1))
+            if self.drift_of_input:
+                self.drift.div_(scale_I)
+
+
+@dataclass(frozen=True, slots=True)
+class _Probes:
+    """Some evenly spaced outputs of each linear layer of a site."""
+
+    rows: dict[str, Tensor]
+    """By linear layer, of its weight."""
+    at: Tensor
+    """The same in all outputs of the site."""
+
+    @classmethod
+    def of(cls, layer: nn.Module, site: Site) -> _Probes:
+        """At most 128 of each."""
+        rows, at, start = {}, [], 0
+        for name in site.linears:
+            count = linear_of(layer, name).out_features
+            some = min(count, _PROBES)
+            rows[name] = torch.arange(some) * count // some
+            at.append(rows[name] + start)
+            start += count
+        return cls(rows, torch.cat(at))
+
+    def by_linear(self, **values_O: Tensor) -> dict[str, dict[str, float]]:
+        """The mean of each value over the outputs of each linear layer."""
+        lengths = [len(some) for some in self.rows.values()]
+        parts = {
+            what: [float(one.mean()) for one in torch.split(value_O, lengths)] for what, value_O in values_O.items()
+        }
+        return {
+            name: {what: round(means[number], 6) for what, means in parts.items()}
+            for number, name in enumerate(self.rows)
+        }
 
 
 def linear_of(layer: nn.Module, name: str) -> nn.Linear:
@@ -77,35 +119,42 @@ def round_site(
     Returns:
         A row of the report; ``scale_I`` is what the inputs are divided by now.
     """
-    weight_IO, gram_II, drift_IO = weights_of(layer, site), seen.gram_II, seen.drift_IO
-    whole = max(error(gram_II, weight_IO), torch.finfo(torch.float32).tiny)
-    before = _nearest_error(weight_IO, gram_II, choices)
+    weight_IO = weights_of(layer, site)
+    probes = _Probes.of(layer, site)
+    probe_IO = weight_IO[:, probes.at]
+    whole_O = error(seen.gram_II, probe_IO).clamp(min=torch.finfo(torch.float32).tiny)
+    grids = group_grids(probe_IO, torch.ones(len(probe_IO)), choices.grid, choices.scales, candidates=1)
+    nearest_O = error(seen.gram_II, nearest(probe_IO, *grids, choices.grid.highest).sub_(probe_IO))
     scaling = Scaling(torch.ones(len(weight_IO)), 0.0, 1.0)
     if choices.scaling:
-        scaling = search(weight_IO, gram_II, seen.magnitude_I, site.source, choices.grid, choices.scales)
+        size_I = relative_size(weight_IO, choices.grid.width(len(weight_IO)))
+        scaling = search(probe_IO, size_I, seen.gram_II, seen.magnitude_I, site.source, choices.grid, choices.scales)
     if scaling.ratio:
-        scale_I1 = scaling.scale_I.unsqueeze(1)
         fold(layer, site.source, scaling.scale_I, choices.other, packed)
-        weight_IO.mul_(scale_I1)
-        gram_II.div_(scale_I1).div_(scale_I1.T)
-        if drift_IO is not None:
-            drift_IO.div_(scale_I1)
-    target_IO = weight_IO
-    if drift_IO is not None:
-        target_IO = _made_up(gram_II, drift_IO).mul_(choices.drift).add_(weight_IO)
-    gram = Gram.of(gram_II)
-    parts, left = [], 0.0
-    for some in chunks(weight_IO.shape[1], _OUTPUTS_AT_ONCE):
-        part_IO = weight_IO[:, some].contiguous()
-        one, values_IO = rounded(
-            part_IO, target_IO[:, some].contiguous(), gram, choices.grid, choices.scales, feedback=choices.feedback
-        )
-        left += error(gram_II, values_IO.sub_(part_IO))
-        parts.append(one)
-    _put(layer, site, parts, packed)
-    figures = {"ratio": scaling.ratio, "scaled": scaling.gain, "nearest_error": before / whole, "error": left / whole}
-    rows = {name: round(value, 6) for name, value in figures.items()}
-    return {"site": site.name, **rows, **({"scale_I": scaling.scale_I} if site.block else {})}
+        weight_IO.mul_(scaling.scale_I.unsqueeze(1))
+        seen.divide(scaling.scale_I)
+    gram = Gram.of(seen.gram_II)
+    _put(layer, site, _rounded(weight_IO, gram, seen, choices), packed)
+    off_IO = torch.cat([linear_of(layer, name).weight[some] for name, some in probes.rows.items()]).T
+    off_IO = off_IO - weight_IO[:, probes.at]
+    left_O = error(gram.gram_II, off_IO) - gram.damping * off_IO.square().sum(dim=0)
+    linears = probes.by_linear(nearest_error=nearest_O / whole_O.mean(), error=left_O / whole_O.mean())
+    row = {"site": site.name, "ratio": scaling.ratio, "scaled": round(scaling.gain, 6), "linears": linears}
+    return {**row, **({"scale_I": scaling.scale_I} if site.block else {})}
+
+
+def _rounded(weight_IO: Tensor, gram: Gram, seen: Seen, choices: Choices) -> list[PackedLinear]:
+    """Stretches of outputs, one after another, each moved to where it makes up for drift, and rounded."""
+    change_II = gram.solved(seen.drift) if seen.drift is not None and seen.drift_of_input else None
+    parts = []
+    for some in chunks(weight_IO.shape[1], max(1, _WEIGHTS_AT_ONCE // len(weight_IO))):
+        target_IO = part_IO = weight_IO[:, some].contiguous()
+        if change_II is not None:
+            target_IO = torch.addmm(part_IO, change_II, part_IO, alpha=choices.drift)
+        elif seen.drift is not None:
+            target_IO = gram.solved(seen.drift[:, some]).mul_(choices.drift).add_(part_IO)
+        parts.append(rounded(part_IO, target_IO, gram, choices.grid, choices.scales, feedback=choices.feedback))
+    return parts
 
 
 def fold(
@@ -135,24 +184,6 @@ def fold(
         module.weight.data = packed[source.module].dequantized()
     else:
         module.weight.data = module.weight / divisors_O.unsqueeze(1)
-
-
-def _made_up(gram_II: Tensor, drift_IO: Tensor) -> Tensor:
-    """(H + λ)⁻¹ · drift: the change of weights that makes up for it, by ridge regression."""
-    ridged_II = gram_II.clone()
-    ridged_II.diagonal().add_(_RIDGE * gram_II.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny))
-    root_II, failed = torch.linalg.cholesky_ex(ridged_II)
-    return torch.zeros_like(drift_IO) if failed else torch.cholesky_solve(drift_IO, root_II)
-
-
-def _nearest_error(weight_IO: Tensor, gram_II: Tensor, choices: Choices) -> float:
-    """Of rounding to the nearest, on grids from the smallest to the largest weight of a group."""
-    total = 0.0
-    for some in chunks(weight_IO.shape[1], _OUTPUTS_AT_ONCE):
-        part_IO = weight_IO[:, some].contiguous()
-        grids = group_grids(part_IO, torch.ones(len(part_IO)), choices.grid, choices.scales, candidates=1)
-        total += error(gram_II, nearest(part_IO, *grids, choices.grid.highest).sub_(part_IO))
-    return total
 
 
 def _put(layer: nn.Module, site: Site, parts: list[PackedLinear], packed: dict[str, PackedLinear]) -> None:

@@ -1,4 +1,4 @@
-"""The axes of a decoder: layers, inner widths, heads, and the hidden width that runs through everything."""
+"""The axes of a decoder: layers, inner widths, heads, and, where it may be cut, the hidden width that runs through everything."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def checkpoint_axes(tree: Mapping[str, Any]) -> Iterator[Axis]:
         layer = f"{root}.layers.{number}"
         yield _heads(decoder, f"{layer}.self_attn")
         yield _ffn(decoder, f"{layer}.mlp")
-    yield _hidden(decoder)
+    if not decoder.layout.scaled_embedding:
+        yield _hidden(decoder)
     if decoder.layout.vision is not None:
         yield from _vision_axes(tree, decoder.layout.vision)
 

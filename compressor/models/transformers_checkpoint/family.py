@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 class Transformers(Family[CheckpointConfig]):
-    """Language models of Hugging Face transformers (Llama, Mistral, Qwen2, Qwen3, GLM-4, and ``glm4v`` with its vision tower).
+    """Language models of Hugging Face transformers.
 
+    Llama, Mistral, Qwen2, Qwen3, Gemma 3, GLM-4, and ``glm4v`` with its vision tower.
     `model: {path: …}` is a folder that `save_pretrained` wrote; what comes out is one that `from_pretrained` loads. Arithmetic is
     that of one token. The presets are small random models, to try a pipeline on.
     """

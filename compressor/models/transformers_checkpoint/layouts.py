@@ -41,6 +41,8 @@ class Layout:
     """Whether config.json can say ``head_dim``; else it is hidden width / heads, and the two shrink together."""
     hidden_by_heads: bool = False
     """Whether the class wants a hidden width that its heads divide, though ``head_dim`` is told."""
+    scaled_embedding: bool = False
+    """Whether the embedding is multiplied by √hidden: cutting the hidden width would change what is left of it."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What transformers takes the language model's fields for where config.json does not say; without one, as Llama's are."""
     vision: str | None = None
@@ -56,6 +58,21 @@ LAYOUTS: Mapping[str, Layout] = {
         out_bias="attention_bias",
         head_norms=("q_norm", "k_norm"),
         defaults={"num_key_value_heads": 32, "head_dim": 128},
+    ),
+    "gemma3_text": Layout(
+        query_bias="attention_bias",
+        out_bias="attention_bias",
+        norms=(
+            "input_layernorm",
+            "post_attention_layernorm",
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
+        ),
+        ffn_norm="pre_feedforward_layernorm",
+        norm_offset=1.0,
+        head_norms=("q_norm", "k_norm"),
+        scaled_embedding=True,
+        defaults={"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
     ),
     "glm4": Layout(
         query_bias="attention_bias",
@@ -122,7 +139,7 @@ def decoder_of(tree: Mapping[str, Any]) -> Decoder:
         key_heads=text.get("num_key_value_heads") or heads,
         head_width=head_width,
         vocabulary=text["vocab_size"],
-        tied=bool(tree.get("tie_word_embeddings", False)),
+        tied=bool({**layout.defaults, **tree}.get("tie_word_embeddings", False)),
         query_bias=told(layout.query_bias),
         out_bias=told(layout.out_bias),
         ffn_bias=told(layout.ffn_bias),

@@ -42,6 +42,17 @@ PRESETS: Mapping[str, CheckpointConfig] = {
     "tiny-mistral": _preset("mistral", "MistralForCausalLM", **_SIZES, sliding_window=None),
     "tiny-qwen2": _preset("qwen2", "Qwen2ForCausalLM", **_SIZES, tie_word_embeddings=True),
     "tiny-qwen3": _preset("qwen3", "Qwen3ForCausalLM", **_SIZES, head_dim=16, layer_types=["full_attention"] * 3),
+    "tiny-gemma3": _preset(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        **_SIZES,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=32,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    ),
     "tiny-glm4": _preset("glm4", "Glm4ForCausalLM", **_SIZES, head_dim=16, pad_token_id=None),
     "tiny-glm4v": _preset(
         "glm4v",

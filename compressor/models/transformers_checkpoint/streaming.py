@@ -68,6 +68,17 @@ class StreamedCheckpoint:
         for name in names:
             yield name, _read(*self.entries[name])
 
+    def rows(self, name: str, rows_R: Tensor) -> Tensor:
+        """Some rows of a matrix, as they are in its file."""
+        file, entry = self.entries[name]
+        width = (entry.end - entry.start) // entry.shape[0]
+        content = bytearray(width * len(rows_R))
+        with reading(file), file.open("rb") as handle:
+            for number, row in enumerate(rows_R.tolist()):
+                handle.seek(entry.start + row * width)
+                handle.readinto(memoryview(content)[number * width : (number + 1) * width])
+        return torch.frombuffer(content, dtype=_DTYPES[entry.dtype]).view(len(rows_R), -1)
+
     def below(self, prefix: str) -> list[str]:
         """The names of the tensors of a module."""
         return [name for name in self.entries if name.startswith(f"{prefix}.")]
@@ -88,10 +99,19 @@ class StreamedCheckpoint:
         self, batches: Callable[[], Iterator[Mapping[str, Tensor]]]
     ) -> Iterator[tuple[Tensor, list[Arguments]]]:
         """For each batch the hidden states that enter the first layer, [B, T, hidden], and what each layer is called with."""
-        embedding = f"{self.layers_name.rpartition('.')[0]}.embed_tokens"
-        self.load(embedding)
+        name = f"{self.layers_name.rpartition('.')[0]}.embed_tokens"
+        embedding = self.module.get_submodule(name)
+        forward = embedding.forward
         layers = list(self.layers)
         stack = self.layers
+
+        def of_rows(ids: Tensor) -> Tensor:
+            used, places = torch.unique(ids, return_inverse=True)
+            embedding.weight = nn.Parameter(self.rows(f"{name}.weight", used).float(), requires_grad=False)
+            found: Tensor = forward(places)
+            return found
+
+        embedding.forward = of_rows
         try:
             for batch in batches():
                 seen: list[Arguments] = []
@@ -107,7 +127,8 @@ class StreamedCheckpoint:
         finally:
             for number, layer in enumerate(layers):
                 stack[number] = layer
-            self.unload(embedding)
+            del embedding.forward
+            self.unload(name)
 
 
 def _read(file: Path, entry: TensorEntry) -> Tensor:
