@@ -161,6 +161,34 @@ def history(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
         return svg(figure, name, f"Training history: {', '.join(keys)}")
 
 
+def heat_map(name: str, rows: Sequence[str], columns: Sequence[int], values: Mapping[tuple[str, int], float]) -> str:
+    """An error for each row and column, from the smallest to the largest on a logarithmic scale: the darker, the larger."""
+    from math import log
+
+    from matplotlib.patches import Rectangle
+
+    known = [log(value) for value in values.values() if value > 0]
+    low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
+    with drawing():
+        figure, axes = _figure(0.75 + 0.24 * len(rows))
+        for (row, column), value in values.items():
+            shade = (log(value) - low) / span if value > 0 and span > 0 else 0.0
+            place = (columns.index(column) - 0.5, rows.index(row) - 0.5)
+            axes.add_patch(
+                Rectangle(place, 1, 1, facecolor=ACCENT, alpha=0.08 + 0.92 * shade, edgecolor=PAPER, linewidth=0.6)
+            )
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        step = max(1, len(columns) // 10)
+        axes.set_xticks(range(0, len(columns), step), [str(one) for one in columns[::step]])
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_xlabel("layer")
+        axes.grid(visible=False)
+        least, most = min(values.values()), max(values.values())
+        return svg(figure, name, f"Error of each linear layer in each decoder layer, from {least:.2g} to {most:.2g}")
+
+
 def history_keys(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """The recorded figures worth a panel: the loss first, those that never change left out, eight at most."""
     axes = {"step", "epoch", "seconds"}

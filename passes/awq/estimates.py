@@ -23,7 +23,7 @@ def estimate(config: AwqConfig, parent: ModelFacts) -> Estimate:
 
     packed = weights_of(tree)
     others = sum(parameters(tree).values()) - packed
-    size = int(packed * effective_bits(tree, config.grid) / 8) + 2 * others
+    size = int(packed * (config.effective_bits or effective_bits(tree, config.grids[0])) / 8) + 2 * others
     return Estimate(
         replace(parent, size_bytes=size),
         peak_memory_bytes=_PROCESS_BYTES + _memory(tree, packed),

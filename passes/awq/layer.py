@@ -5,7 +5,7 @@ Shapes: I inputs, O outputs of all linear layers of a site, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.capture import hooked
+from compressor.models.packed.description import WeightGrid
 from compressor.models.packed.linear import PackedLinear
 from compressor.models.transformers_checkpoint.linears import Site
 from compressor.models.transformers_checkpoint.streaming import Arguments
@@ -104,6 +105,7 @@ class LayerRounding:
         batches: Batches,
         captures: Captures,
         exact: Exact | None,
+        grids: Mapping[str, WeightGrid],
         choices: Choices,
     ) -> None:
         """Round the vectors already.
@@ -114,14 +116,15 @@ class LayerRounding:
             batches: what enters it.
             captures: keeps what may be large.
             exact: what the float layer said, where drift is made up for.
+            grids: of each site, by its name.
             choices: how.
         """
         self.layer, self.sites, self.batches, self.captures = layer, sites, batches, captures
-        self.exact, self.choices = exact, choices
+        self.exact, self.grids, self.choices = exact, grids, choices
         self.packed: dict[str, PackedLinear] = {}
         """By the linear layer's name in the decoder layer."""
         self.report: list[dict[str, Any]] = []
-        """A row for each site."""
+        """A row for each linear layer."""
         self._done: list[Site] = []
         for vector in [one for one in layer.parameters() if one.ndim == 1]:
             vector.data = vector.data.to(choices.other).float()
@@ -130,18 +133,20 @@ class LayerRounding:
     def run(self) -> None:
         """All sites."""
         for site in self.sites:
-            self.report.append(round_site(self.layer, site, self._look(site), self.choices, self.packed))
+            rows, scale_I = round_site(
+                self.layer, site, self._look(site), self.grids[site.name], self.choices, self.packed
+            )
+            self.report += rows
             if site.block is not None:
-                self._keep_results(site)
+                self._keep_results(site, scale_I)
 
     def result(self, number: int, hidden: Tensor, arguments: Arguments) -> Tensor:
         """What the rounded layer makes of a batch, [B, T, hidden]."""
         with self._kept(number):
             return result_of(self.layer, hidden, arguments)
 
-    def _keep_results(self, site: Site) -> None:
+    def _keep_results(self, site: Site, scale_I: Tensor) -> None:
         """A block is done: its results are those of its last layer, scales that were folded included."""
-        scale_I = self.report[-1].pop("scale_I")
         for number, hidden, _ in self.batches():
             key = f"input {site.name} {number}"
             result = linear_of(self.layer, site.linears[0])(self.captures.get(key) / scale_I)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.samples import Samples
+from compressor.artifacts.files import write_atomic
 from compressor.artifacts.store import Artifact
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, NumericalError, RequirementError
@@ -23,6 +25,7 @@ from compressor.models.transformers_checkpoint.linears import Site, layers_of, s
 from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint
 from passes.awq.layer import Exact, LayerRounding
 from passes.awq.samples import Captures, Hidden, give_back_memory
+from passes.awq.sensitivity import allocate, rate
 from passes.awq.shards import assemble, cast, write_layer, write_others
 from passes.awq.site import Choices
 from passes.awq.step import AwqConfig
@@ -44,17 +47,26 @@ def check_shapes(config: AwqConfig, parent: Artifact) -> None:
         raise RequirementError(
             f"awq reads checkpoints of transformers ({', '.join(LAYOUTS)}), not the family {name}", remedy="use qat"
         )
-    kind, grid, tree = FORMATS[config.format], config.grid, described.tree
+    kind, tree = FORMATS[config.format], described.tree
     shapes = _shapes(tree)
     problems = {
-        one: found for one, (outputs, inputs) in shapes.items() if (found := kind.problems(grid, outputs, inputs))
+        one: found
+        for one, (outputs, inputs) in shapes.items()
+        if (found := list(dict.fromkeys(why for grid in config.grids for why in kind.problems(grid, outputs, inputs))))
     }
     if problems:
         sizes = [size for size in (128, 64, 32, 16) if all(inputs % size == 0 for _, inputs in shapes.values())]
         raise RequirementError(
-            f"these layers cannot be packed with {grid.bits} bits in groups of {grid.group_size} as {config.format}:\n"
+            f"these layers cannot be packed with {' or '.join(str(grid.bits) for grid in config.grids)} bits in groups of "
+            f"{config.group_size} as {config.format}:\n"
             + "\n".join(f"    {one}: {'; '.join(why)}" for one, why in problems.items()),
             remedy=f"group sizes that fit: {', '.join(map(str, sizes)) or 'none of 128, 64, 32, 16'}, or -1",
+        )
+    least = min(effective_bits(tree, grid) for grid in config.grids)
+    if config.effective_bits is not None and config.effective_bits < least:
+        raise RequirementError(
+            f"`effective_bits` is {config.effective_bits}, and 2 bits in groups of {config.group_size} take {least:.3f} already",
+            remedy="ask for more, or take larger groups",
         )
 
 
@@ -66,13 +78,13 @@ def quantize(config: AwqConfig, parent: Artifact, out: Path, context: PassContex
     tree = described.tree
     run = _Run(config, StreamedCheckpoint(parent.model, tree), sites_of(tree), tree, context)
     shards = run.shards()
-    packed = run.packed_names()
+    grids = run.names_by_grid()
+    packed = {name for names in grids.values() for name in names}
     plain = [
         name for name, one in run.checkpoint.module.named_modules() if isinstance(one, nn.Linear) and name not in packed
     ]
-    assemble(shards, out, tree, FORMATS[config.format].config(config.grid, plain), run.choices.other, parent.model)
-    reports = run.hidden.reports()
-    return PassOutput(_summary(config, tree, reports, run.digest))
+    assemble(shards, out, tree, FORMATS[config.format].config(grids, plain), run.choices.other, parent.model)
+    return PassOutput(run.summary())
 
 
 class _Run:
@@ -89,10 +101,12 @@ class _Run:
         self.config, self.checkpoint, self.sites, self.context = config, checkpoint, sites, context
         self.kind = FORMATS[config.format]
         self.hidden = Hidden(context.work, context.artifact_id)
-        self.digest = ""
+        self.tree, self.digest = tree, ""
+        self.grids: list[dict[str, WeightGrid]] = []
+        """By layer and site."""
         other = _dtype(config, tree)
         scales = torch.float16 if config.format == "awq" or other == torch.float32 else other
-        self.choices = Choices(config.grid, scales, other, config.scaling, config.refine == "gptq", config.drift)
+        self.choices = Choices(scales, other, config.scaling, config.refine == "gptq", config.drift)
         calibration = config.calibration
         self.samples = Samples(
             context.data(calibration.data),
@@ -111,14 +125,14 @@ class _Run:
         """The files of the result, complete."""
         arguments = self._enter()
         layers = self.checkpoint.layers
+        self._choose_grids(arguments)
         started = self.hidden.done()
         if started:
             self.context.note(f"going on after layer {started} of {len(layers)}")
         for number in range(started, len(layers)):
             report = self._layer(number, arguments)
-            self.hidden.finish(number + 1, {"layer": number, "sites": report})
-            errors = [figures["error"] for site in report for figures in site["linears"].values()]
-            figures = {"error": sum(errors) / len(errors)}
+            self.hidden.finish(number + 1, [{"layer": number, **row} for row in report])
+            figures = {"error": sum(row["error"] for row in report) / len(report)}
             self.context.progress("layers", number + 1, len(layers), figures)
         inside = f"{self.checkpoint.layers_name}."
         names = sorted(name for name in self.checkpoint.entries if not name.startswith(inside))
@@ -126,10 +140,50 @@ class _Run:
         work = self.context.work
         return [*(self._file(one) for one in range(len(layers))), *sorted(work.glob("others-*.safetensors"))]
 
-    def packed_names(self) -> set[str]:
+    def names_by_grid(self) -> dict[WeightGrid, list[str]]:
         """Every packed layer by its name in the model."""
-        stack, count = self.checkpoint.layers_name, len(self.checkpoint.layers)
-        return {f"{stack}.{number}.{name}" for number in range(count) for site in self.sites for name in site.linears}
+        found: dict[WeightGrid, list[str]] = {}
+        for number, grids in enumerate(self.grids):
+            for site in self.sites:
+                names = [f"{self.checkpoint.layers_name}.{number}.{name}" for name in site.linears]
+                found.setdefault(grids[site.name], []).extend(names)
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """What the manifest tells."""
+        shapes, stack = _shapes(self.tree), f"{self.checkpoint.layers_name}."
+        bits = 0.0
+        for grid, names in self.names_by_grid().items():
+            for name in names:
+                outputs, inputs = shapes[f"{stack}*.{name.removeprefix(stack).partition('.')[2]}"]
+                bits += outputs * inputs * grid.effective_bits(inputs)
+        return {
+            "effective_bits": round(bits / weights_of(self.tree), 4),
+            "packed_weights": weights_of(self.tree),
+            "format": self.config.format,
+            "samples_sha256": self.digest,
+            "layers": self.hidden.reports(),
+        }
+
+    def _choose_grids(self, arguments: list[list[Arguments]]) -> None:
+        """By site of each layer: the one that there is, or by how much rounding changes on the first batch."""
+        count = len(self.checkpoint.layers)
+        if self.config.effective_bits is None:
+            self.grids = [{site.name: self.config.grids[0] for site in self.sites}] * count
+            return
+        kept = self.context.work / "grids.json"
+        if self.hidden.done() == 0 or not kept.is_file():
+
+            def progress(done: int, total: int) -> None:
+                self.context.progress("sensitivity", done, total, {})
+
+            first = self.hidden.read(0, 0)
+            rated = rate(self.checkpoint, self.sites, self.config.grids, first, arguments[0], progress)
+            chosen = allocate(rated, self.config.effective_bits * weights_of(self.tree))
+            write_atomic(kept, json.dumps([grid.bits for grid in chosen]).encode())
+        by_bits = {grid.bits: grid for grid in self.config.grids}
+        bits = iter(json.loads(kept.read_bytes()))
+        self.grids = [{site.name: by_bits[next(bits)] for site in self.sites} for _ in range(count)]
 
     def _file(self, number: int) -> Path:
         return self.context.work / f"layer-{number:05d}.safetensors"
@@ -174,7 +228,7 @@ class _Run:
             for batch in range(count):
                 yield batch, self.hidden.read(number, batch), arguments[batch][number]
 
-        rounding = LayerRounding(layer, self.sites, batches, captures, exact, self.choices)
+        rounding = LayerRounding(layer, self.sites, batches, captures, exact, self.grids[number], self.choices)
         try:
             rounding.run()
         except NumericalError as error:
@@ -195,7 +249,7 @@ class _Run:
             for key, value in layer.state_dict().items()
             if key.removesuffix(".weight") not in packed
         }
-        write_layer(self._file(number), name, vectors, packed, self.kind, self.config.grid)
+        write_layer(self._file(number), name, vectors, packed, self.kind)
 
 
 def _dtype(config: AwqConfig, tree: dict[str, Any]) -> torch.dtype:
@@ -232,14 +286,3 @@ def effective_bits(tree: dict[str, Any], grid: WeightGrid) -> float:
     shapes = list(_shapes(tree).values())
     total = sum(outputs * inputs for outputs, inputs in shapes)
     return sum(outputs * inputs * grid.effective_bits(inputs) for outputs, inputs in shapes) / total
-
-
-def _summary(config: AwqConfig, tree: dict[str, Any], reports: list[dict[str, object]], digest: str) -> dict[str, Any]:
-    return {
-        "bits": config.bits,
-        "effective_bits": round(effective_bits(tree, config.grid), 4),
-        "packed_weights": weights_of(tree),
-        "samples_sha256": digest,
-        "layers": reports,
-        "format": config.format,
-    }

@@ -18,8 +18,8 @@ from passes.awq.grids import group_grids, nearest, rounded_row
 
 _DAMPING = 0.1
 """Of the mean of H's diagonal, added to it: inputs that samples hardly use are not free, and weights stay near the parent's."""
-_MOMENTS = 1024
-"""Rows of H that are summed up together."""
+_ROWS = 1024
+"""Rows of H that are summed up or multiplied together."""
 _BLOCK = 64
 """Inputs whose errors are handed on together."""
 _LEAST, _MOST = 0.5, 2.0
@@ -62,22 +62,29 @@ class Gram:
 
     def solved(self, right_IK: Tensor) -> Tensor:
         """H⁻¹ · right."""
-        found_IK = torch.empty_like(right_IK)
-        found_IK[self.order_I] = self.factor_II.T @ (self.factor_II @ right_IK[self.order_I])
-        return found_IK
+        half_IK = right_IK[self.order_I]
+        inputs = len(half_IK)
+        blocks = [slice(start, min(start + _ROWS, inputs)) for start in range(0, inputs, _ROWS)]
+        for rows in reversed(
+            blocks
+        ):  # a product with a triangle is half of one with a square, and needs no second matrix
+            half_IK[rows] = self.factor_II[rows, : rows.stop] @ half_IK[: rows.stop]
+        for rows in blocks:
+            half_IK[rows] = self.factor_II[rows.start :, rows].T @ half_IK[rows.start :]
+        return _in_place_of(self.order_I, half_IK)
 
 
 def add_moments(gram_II: Tensor, x_NI: Tensor) -> None:
     """Add XᵀX above the diagonal, by blocks, and some of it below; ``mirrored`` makes the matrix whole."""
-    for start in range(0, len(gram_II), _MOMENTS):
-        x_NM = x_NI[:, start : start + _MOMENTS]
-        gram_II[start : start + _MOMENTS, start:].addmm_(x_NM.T, x_NI[:, start:])
+    for start in range(0, len(gram_II), _ROWS):
+        x_NM = x_NI[:, start : start + _ROWS]
+        gram_II[start : start + _ROWS, start:].addmm_(x_NM.T, x_NI[:, start:])
 
 
 def mirrored(gram_II: Tensor) -> Tensor:
     """The matrix with what is above the diagonal below it too, in place."""
-    for start in range(0, len(gram_II), _MOMENTS):
-        end = start + _MOMENTS
+    for start in range(0, len(gram_II), _ROWS):
+        end = start + _ROWS
         gram_II[end:, start:end] = gram_II[start:end, end:].T
     return gram_II
 
@@ -104,8 +111,8 @@ def rounded(
     """
     scale_GO, zero_GO = group_grids(weight_IO, gram.gram_II.diagonal(), grid, dtype)
     if feedback:
-        values_IO = _with_feedback(target_IO, gram, scale_GO, zero_GO, grid.highest)
-        choose_again(target_IO, values_IO, gram.gram_II, scale_GO, zero_GO, grid.highest, dtype)
+        values_IO, slope_IO = with_feedback(target_IO, gram, scale_GO, zero_GO, grid.highest)
+        choose_again(values_IO, slope_IO, gram.gram_II, scale_GO, zero_GO, grid.highest, dtype)
     else:
         values_IO = nearest(target_IO, scale_GO, zero_GO, grid.highest)
     integers_GSO = (values_IO.view(len(scale_GO), -1, values_IO.shape[1]) / scale_GO.unsqueeze(1)).round_()
@@ -114,18 +121,26 @@ def rounded(
         integers_GSO.flatten(0, 1).T.to(torch.uint8).contiguous(),
         scale_GO.T.to(dtype).contiguous(),
         zero_GO.T.to(torch.uint8).contiguous(),
+        grid,
     )
 
 
-def _with_feedback(target_IO: Tensor, gram: Gram, scale_GO: Tensor, zero_GO: Tensor, highest: int) -> Tensor:
-    """Frantar et al. 2023, equations 2 and 3, with the inverse's Cholesky factor and lazy updates by block."""
-    inputs, outputs = target_IO.shape
+def with_feedback(
+    target_IO: Tensor, gram: Gram, scale_GO: Tensor, zero_GO: Tensor, highest: int
+) -> tuple[Tensor, Tensor]:
+    """Frantar et al. 2023, equations 2 and 3, with the inverse's Cholesky factor and lazy updates by block.
+
+    Returns:
+        The values, and H · (target − values), both [I, O]. With E the errors in the diagonal's units, target − values = L⁻ᵀ·E,
+        so the second is L·E: a triangular system, half of the product.
+    """
+    inputs = len(target_IO)
     factor_II, groups = gram.factor_II, (gram.order_I // (inputs // len(scale_GO))).tolist()
     left_IO = target_IO[gram.order_I]
-    found_IO = torch.empty_like(target_IO)
+    errors_IO = torch.empty_like(left_IO)
     for end in range(inputs, 0, -_BLOCK):
         start = max(end - _BLOCK, 0)
-        errors_SO = torch.empty(end - start, outputs)
+        errors_SO = errors_IO[start:end]
         scale_SO, zero_SO = scale_GO[groups[start:end]], zero_GO[groups[start:end]]
         for at in range(end - start - 1, -1, -1):
             row_O = left_IO[start + at]
@@ -134,13 +149,20 @@ def _with_feedback(target_IO: Tensor, gram: Gram, scale_GO: Tensor, zero_GO: Ten
             left_IO[start : start + at].addr_(factor_II[start + at, start : start + at], errors_SO[at], alpha=-1)
             row_O.copy_(found_O)
         left_IO[:start].addmm_(factor_II[start:end, :start].T, errors_SO, alpha=-1)
-    found_IO[gram.order_I] = left_IO
+    slope_IO = torch.linalg.solve_triangular(factor_II, errors_IO, upper=False)
+    return _in_place_of(gram.order_I, left_IO), _in_place_of(gram.order_I, slope_IO)
+
+
+def _in_place_of(order_I: Tensor, ordered_IO: Tensor) -> Tensor:
+    """Rows back from an order."""
+    found_IO = torch.empty_like(ordered_IO)
+    found_IO[order_I] = ordered_IO
     return found_IO
 
 
 def choose_again(
-    target_IO: Tensor,
     values_IO: Tensor,
+    slope_IO: Tensor,
     gram_II: Tensor,
     scale_GO: Tensor,
     zero_GO: Tensor,
@@ -149,11 +171,17 @@ def choose_again(
 ) -> None:
     """Each integer and each scale once more, the best with all others as they are: the error never grows.
 
-    Changes ``values_IO`` and ``scale_GO``.
+    Args:
+        values_IO: changed.
+        slope_IO: H · (target − values); used up.
+        gram_II: H.
+        scale_GO: changed.
+        zero_GO: zero-points.
+        highest: integer.
+        dtype: of the scales.
     """
-    inputs, _ = target_IO.shape
+    inputs = len(values_IO)
     size = inputs // len(scale_GO)
-    slope_IO = gram_II @ (target_IO - values_IO)
     for group in range(len(scale_GO)):
         here, after = slice(group * size, (group + 1) * size), slice((group + 1) * size, inputs)
         own_SS, before_SO = gram_II[here, here], values_IO[here]

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -57,15 +57,15 @@ class Hidden:
     def _file(self, layer: int, batch: int, what: str) -> Path:
         return self.work / f"hidden-{layer}" / f"{what}-{batch}.safetensors"
 
-    def finish(self, layer: int, what: dict[str, object] | None = None) -> None:
-        """All that enters ``layer`` is written, and so is what came of the one before it: ``what`` is kept of it."""
-        reports = [*self.reports(), *([what] if what is not None else [])]
+    def finish(self, layer: int, rows: Sequence[Mapping[str, object]] = ()) -> None:
+        """All that enters ``layer`` is written, and so is what came of the one before it: ``rows`` are kept of it."""
+        reports = [*self.reports(), *rows]
         state = {"identity": self.identity, "layers": layer, "reports": reports}
         write_atomic(self.work / _STATE, json.dumps(state).encode())
         shutil.rmtree(self.work / f"hidden-{layer - 1}", ignore_errors=True)
 
     def reports(self) -> list[dict[str, object]]:
-        """What was kept of each layer that is done."""
+        """What was kept of the layers that are done."""
         try:
             state = json.loads((self.work / _STATE).read_bytes())
         except (OSError, ValueError):

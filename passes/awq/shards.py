@@ -16,7 +16,7 @@ from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import copy_file
 from compressor.errors import NumericalError, ParityError
 from compressor.models.files import CONFIG, INDEX
-from compressor.models.packed.description import QUANTIZATION_CONFIG, WeightGrid
+from compressor.models.packed.description import QUANTIZATION_CONFIG
 from compressor.models.packed.formats import Format
 from compressor.models.packed.linear import PackedLinear
 from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
@@ -47,7 +47,6 @@ def write_layer(
     vectors: Mapping[str, Tensor],
     packed: Mapping[str, PackedLinear],
     kind: Format,
-    grid: WeightGrid,
 ) -> None:
     """A decoder layer's shard, and read it back.
 
@@ -56,13 +55,13 @@ def write_layer(
     """
     tensors = {f"{prefix}.{name}": value for name, value in vectors.items()}
     for name, one in packed.items():
-        tensors |= {f"{prefix}.{name}.{suffix}": value for suffix, value in kind.tensors(one, grid).items()}
+        tensors |= {f"{prefix}.{name}.{suffix}": value for suffix, value in kind.tensors(one).items()}
     _save(tensors, file)
     found = safetensors.torch.load(file.read_bytes())
     for name, one in packed.items():
         start = f"{prefix}.{name}."
         back = kind.linear(
-            {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}, grid
+            {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}, one.grid
         )
         if not torch.equal(back.dequantized(), one.dequantized()):
             raise ParityError(

@@ -5,6 +5,7 @@ Shapes: I inputs, O outputs of all linear layers of a site.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from passes.awq.scaling import Scaling, of_rows, relative_size, search
 
 _WEIGHTS_AT_ONCE = 1 << 24
 """Weights that are rounded together: memory follows it."""
+_TINY = 2.0**-100
 _PROBES = 128
 """Outputs of a linear layer on which errors are measured; each adds to the error on its own, so a part of them tells."""
 
@@ -29,7 +31,6 @@ _PROBES = 128
 class Choices:
     """How layers are rounded."""
 
-    grid: WeightGrid
     scales: torch.dtype
     """Of the scales in the file."""
     other: torch.dtype
@@ -82,16 +83,12 @@ class _Probes:
             start += count
         return cls(rows, torch.cat(at))
 
-    def by_linear(self, **values_O: Tensor) -> dict[str, dict[str, float]]:
-        """The mean of each value over the outputs of each linear layer."""
-        lengths = [len(some) for some in self.rows.values()]
-        parts = {
-            what: [float(one.mean()) for one in torch.split(value_O, lengths)] for what, value_O in values_O.items()
-        }
-        return {
-            name: {what: round(means[number], 6) for what, means in parts.items()}
-            for number, name in enumerate(self.rows)
-        }
+    def by_linear(self) -> Iterator[tuple[str, slice]]:
+        """Each linear layer, and where its outputs are among the probes."""
+        start = 0
+        for name, some in self.rows.items():
+            yield name, slice(start, start + len(some))
+            start += len(some)
 
 
 def linear_of(layer: nn.Module, name: str) -> nn.Linear:
@@ -105,45 +102,64 @@ def weights_of(layer: nn.Module, site: Site) -> Tensor:
 
 
 def round_site(
-    layer: nn.Module, site: Site, seen: Seen, choices: Choices, packed: dict[str, PackedLinear]
-) -> dict[str, Any]:
+    layer: nn.Module,
+    site: Site,
+    seen: Seen,
+    grid: WeightGrid,
+    choices: Choices,
+    packed: dict[str, PackedLinear],
+) -> tuple[list[dict[str, Any]], Tensor]:
     """Scale, make up for drift, round; the layer goes on with what the packed weights hold.
 
     Args:
         layer: the decoder layer, changed in place.
         site: the linear layers.
         seen: what the samples brought; its matrices are used up.
+        grid: bits, group size, symmetry.
         choices: how.
         packed: what is packed of the decoder layer already; the site's are added.
 
     Returns:
-        A row of the report; ``scale_I`` is what the inputs are divided by now.
+        A row of the report for each linear layer, and what the inputs are divided by now, [I].
     """
     weight_IO = weights_of(layer, site)
     probes = _Probes.of(layer, site)
     probe_IO = weight_IO[:, probes.at]
-    whole_O = error(seen.gram_II, probe_IO).clamp(min=torch.finfo(torch.float32).tiny)
-    grids = group_grids(probe_IO, torch.ones(len(probe_IO)), choices.grid, choices.scales, candidates=1)
-    nearest_O = error(seen.gram_II, nearest(probe_IO, *grids, choices.grid.highest).sub_(probe_IO))
+    whole_O = error(seen.gram_II, probe_IO).clamp(min=_TINY)
+    steps = group_grids(probe_IO, torch.ones(len(probe_IO)), grid, choices.scales, candidates=1)
+    nearest_O = error(seen.gram_II, nearest(probe_IO, *steps, grid.highest).sub_(probe_IO))
     scaling = Scaling(torch.ones(len(weight_IO)), 0.0, 1.0)
     if choices.scaling:
-        size_I = relative_size(weight_IO, choices.grid.width(len(weight_IO)))
-        scaling = search(probe_IO, size_I, seen.gram_II, seen.magnitude_I, site.source, choices.grid, choices.scales)
+        size_I = relative_size(weight_IO, grid.width(len(weight_IO)))
+        scaling = search(probe_IO, size_I, seen.gram_II, seen.magnitude_I, site.source, grid, choices.scales)
     if scaling.ratio:
         fold(layer, site.source, scaling.scale_I, choices.other, packed)
         weight_IO.mul_(scaling.scale_I.unsqueeze(1))
         seen.divide(scaling.scale_I)
     gram = Gram.of(seen.gram_II)
-    _put(layer, site, _rounded(weight_IO, gram, seen, choices), packed)
-    off_IO = torch.cat([linear_of(layer, name).weight[some] for name, some in probes.rows.items()]).T
-    off_IO = off_IO - weight_IO[:, probes.at]
+    _put(layer, site, _rounded(weight_IO, gram, seen, grid, choices), packed)
+    probe_IO = weight_IO[:, probes.at]
+    off_IO = torch.cat([linear_of(layer, name).weight[some] for name, some in probes.rows.items()]).T - probe_IO
     left_O = error(gram.gram_II, off_IO) - gram.damping * off_IO.square().sum(dim=0)
-    linears = probes.by_linear(nearest_error=nearest_O / whole_O.mean(), error=left_O / whole_O.mean())
-    row = {"site": site.name, "ratio": scaling.ratio, "scaled": round(scaling.gain, 6), "linears": linears}
-    return {**row, **({"scale_I": scaling.scale_I} if site.block else {})}
+    spans_GO = probe_IO.view(-1, grid.width(len(probe_IO)), probe_IO.shape[1])
+    spans_GO = (spans_GO.amax(dim=1).clamp(min=0) - spans_GO.amin(dim=1).clamp(max=0)).clamp(min=_TINY)
+    scales_GO = torch.cat([packed[name].scales_OG[some] for name, some in probes.rows.items()]).T.float()
+    rows = [
+        {
+            "linear": name,
+            "bits": grid.bits,
+            "scale_exponent": scaling.ratio,
+            "range": float((scales_GO[:, some] * grid.highest / spans_GO[:, some]).mean()),
+            "nearest_error": float(nearest_O[some].sum() / whole_O[some].sum()),
+            "error": float(left_O[some].sum() / whole_O[some].sum()),
+        }
+        for name, some in probes.by_linear()
+    ]
+    rounded_rows = [{key: round(one, 6) if isinstance(one, float) else one for key, one in row.items()} for row in rows]
+    return rounded_rows, scaling.scale_I
 
 
-def _rounded(weight_IO: Tensor, gram: Gram, seen: Seen, choices: Choices) -> list[PackedLinear]:
+def _rounded(weight_IO: Tensor, gram: Gram, seen: Seen, grid: WeightGrid, choices: Choices) -> list[PackedLinear]:
     """Stretches of outputs, one after another, each moved to where it makes up for drift, and rounded."""
     change_II = gram.solved(seen.drift) if seen.drift is not None and seen.drift_of_input else None
     parts = []
@@ -153,7 +169,7 @@ def _rounded(weight_IO: Tensor, gram: Gram, seen: Seen, choices: Choices) -> lis
             target_IO = torch.addmm(part_IO, change_II, part_IO, alpha=choices.drift)
         elif seen.drift is not None:
             target_IO = gram.solved(seen.drift[:, some]).mul_(choices.drift).add_(part_IO)
-        parts.append(rounded(part_IO, target_IO, gram, choices.grid, choices.scales, feedback=choices.feedback))
+        parts.append(rounded(part_IO, target_IO, gram, grid, choices.scales, feedback=choices.feedback))
     return parts
 
 
@@ -192,6 +208,7 @@ def _put(layer: nn.Module, site: Site, parts: list[PackedLinear], packed: dict[s
         torch.cat([one.integers_OI for one in parts]),
         torch.cat([one.scales_OG for one in parts]),
         torch.cat([one.zeros_OG for one in parts]),
+        parts[0].grid,
     )
     start = 0
     for name in site.linears:

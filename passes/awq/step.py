@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -36,6 +36,9 @@ class AwqConfig(PassConfig):
     """Of each weight."""
     group_size: Annotated[int, Field(ge=-1)] = 128
     """Inputs that share a scale and a zero-point; -1: all of a row. It has to divide the inputs of every layer."""
+    effective_bits: Annotated[float, Field(gt=2, le=8.5)] | None = None
+    """Of each weight on average, scales and zero-points counted: instead of `bits`, layers get 2, 3, 4 or 8 of them, by how much
+    rounding them changes what their decoder layer says. For `format: compressed-tensors`."""
     symmetric: bool = False
     """No zero-points are stored; for `format: compressed-tensors`."""
     format: FormatName = "awq"
@@ -50,16 +53,22 @@ class AwqConfig(PassConfig):
     """Of all that is not packed: embeddings, norms, a vision tower. By default float16 for `format: awq`, else as it is."""
 
     @property
-    def grid(self) -> WeightGrid:
-        """How weights are rounded."""
-        return WeightGrid(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+    def grids(self) -> tuple[WeightGrid, ...]:
+        """How weights may be rounded."""
+        choice: tuple[WeightBits, ...] = (self.bits,) if self.effective_bits is None else get_args(WeightBits)
+        return tuple(WeightGrid(bits=bits, group_size=self.group_size, symmetric=self.symmetric) for bits in choice)
 
     @model_validator(mode="after")
     def _fits(self) -> AwqConfig:
         if self.group_size == 0:
             raise ValueError("group_size 0: a group has at least one weight; -1 stands for a whole row")
         if self.format == "awq":
-            wrong = {"bits": self.bits != 4, "symmetric": self.symmetric, "dtype": self.dtype not in {None, "float16"}}
+            wrong = {
+                "bits": self.bits != 4,
+                "effective_bits": self.effective_bits is not None,
+                "symmetric": self.symmetric,
+                "dtype": self.dtype not in {None, "float16"},
+            }
             if bad := [name for name, is_wrong in wrong.items() if is_wrong]:
                 raise ValueError(
                     f"the format awq holds 4 bits with zero-points beside float16, which {' and '.join(bad)} contradict: "
@@ -76,7 +85,7 @@ class Awq(Pass[AwqConfig]):
     """
 
     name = "awq"
-    version = 1
+    version = 2
     accepts = frozenset({Kind.TORCH})
     produces = Kind.AWQ
     Config = AwqConfig

@@ -39,16 +39,17 @@ def test_every_format_gives_back_what_it_was_given(bits, groups, width, symmetri
         torch.randint(0, 1 << bits, (outputs, inputs), dtype=torch.uint8),
         torch.rand(outputs, count).half(),
         zeros.to(torch.uint8),
+        grid,
     )
     for kind in FORMATS.values():
         if kind.problems(grid, outputs, inputs):
             continue
-        found = kind.linear(kind.tensors(packed, grid), grid)
+        found = kind.linear(kind.tensors(packed), grid)
         assert torch.equal(found.integers_OI, packed.integers_OI)
         assert torch.equal(found.scales_OG, packed.scales_OG)
         assert torch.equal(found.zeros_OG, packed.zeros_OG)
         if kind.name == "compressed-tensors" or not symmetric:
-            assert kind.grid(kind.config(grid, ["lm_head"])) == grid
+            assert kind.grids(kind.config({grid: ["a"]}, ["lm_head"]))("a") == grid
 
 
 @given(bits=BITS, symmetric=st.booleans(), low=st.floats(-4, 4), spread=st.floats(0.01, 4), seed=st.integers(0, 99))

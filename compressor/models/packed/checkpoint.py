@@ -22,8 +22,7 @@ def dequantized(folder: Path, tree: Mapping[str, Any]) -> Iterator[tuple[str, Te
     """
     config = tree[QUANTIZATION_CONFIG]
     kind = FORMATS[config["quant_method"]]
-    grid = kind.grid(config)
-    needed = set(kind.suffixes) - ({"weight_zero_point"} if grid.symmetric else set())
+    grid_of = kind.grids(config)
     for file in sorted(folder.glob("*.safetensors")):
         with safetensors.safe_open(file, framework="pt") as opened:
             names = set(opened.keys())
@@ -35,6 +34,8 @@ def dequantized(folder: Path, tree: Mapping[str, Any]) -> Iterator[tuple[str, Te
                 else:
                     yield name, opened.get_tensor(name)
             for layer, suffixes in layers.items():
+                grid = grid_of(layer)
+                needed = set(kind.suffixes) - ({"weight_zero_point"} if grid.symmetric else set())
                 if missing := needed - suffixes:
                     raise ModelError(f"{file}: {layer} has no {', '.join(sorted(missing))}", remedy="copy it again")
                 tensors = {suffix: opened.get_tensor(f"{layer}.{suffix}") for suffix in suffixes}

@@ -5,16 +5,20 @@ Shapes: O outputs, I inputs, G groups of a row.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from compressor.errors import ModelError
-from compressor.models.packed.description import WeightGrid
+from compressor.models.packed.description import QUANTIZATION_CONFIG, WeightGrid
 from compressor.models.packed.linear import PackedLinear, packed_bits, unpacked_bits
+
+Grids = Mapping[WeightGrid, Sequence[str]]
+"""The linear layers that are packed on each grid."""
 
 
 class Format(ABC):
@@ -26,7 +30,7 @@ class Format(ABC):
     """The tensors of a packed layer, after its name; one without any of these is plain."""
 
     @abstractmethod
-    def tensors(self, packed: PackedLinear, grid: WeightGrid) -> dict[str, Tensor]:
+    def tensors(self, packed: PackedLinear) -> dict[str, Tensor]:
         """Suffix to tensor, contiguous."""
 
     @abstractmethod
@@ -34,12 +38,12 @@ class Format(ABC):
         """What ``tensors`` made, bit for bit."""
 
     @abstractmethod
-    def config(self, grid: WeightGrid, plain: Sequence[str]) -> dict[str, Any]:
+    def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
         """``quantization_config``; ``plain`` are the linear layers that are not packed."""
 
     @abstractmethod
-    def grid(self, config: Mapping[str, Any]) -> WeightGrid:
-        """The grid that a ``quantization_config`` tells.
+    def grids(self, config: Mapping[str, Any]) -> Callable[[str], WeightGrid]:
+        """The grid of each packed layer, by its name, as a ``quantization_config`` tells.
 
         Raises:
             ModelError: it is of a kind that this program does not read.
@@ -58,7 +62,7 @@ class Gemm(Format):
     _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
     """The nibble i, the lowest first, holds this output of eight."""
 
-    def tensors(self, packed: PackedLinear, grid: WeightGrid) -> dict[str, Tensor]:  # noqa: ARG002
+    def tensors(self, packed: PackedLinear) -> dict[str, Tensor]:
         """``qweight`` int32 [I, O/8], ``qzeros`` int32 [G, O/8], ``scales`` float16 [G, O]."""
         return {
             "qweight": self._packed(packed.integers_OI.T),
@@ -66,16 +70,18 @@ class Gemm(Format):
             "scales": packed.scales_OG.T.contiguous(),
         }
 
-    def linear(self, tensors: Mapping[str, Tensor], grid: WeightGrid) -> PackedLinear:  # noqa: ARG002
+    def linear(self, tensors: Mapping[str, Tensor], grid: WeightGrid) -> PackedLinear:
         """Out of them."""
         return PackedLinear(
             self._unpacked(tensors["qweight"]).T.contiguous(),
             tensors["scales"].T.contiguous(),
             self._unpacked(tensors["qzeros"]).T.contiguous(),
+            grid,
         )
 
-    def config(self, grid: WeightGrid, plain: Sequence[str]) -> dict[str, Any]:
-        """As transformers and vLLM read it."""
+    def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
+        """As transformers and vLLM read it; of one grid."""
+        (grid,) = grids
         return {
             "quant_method": "awq",
             "bits": grid.bits,
@@ -85,11 +91,12 @@ class Gemm(Format):
             "modules_to_not_convert": list(plain),
         }
 
-    def grid(self, config: Mapping[str, Any]) -> WeightGrid:
-        """4 bits, with zero-points."""
+    def grids(self, config: Mapping[str, Any]) -> Callable[[str], WeightGrid]:
+        """4 bits, with zero-points, everywhere."""
         if config.get("bits") != 4 or config.get("version", "gemm") != "gemm":
             raise ModelError(f"an AWQ checkpoint of version {config.get('version')!r} with {config.get('bits')} bits")
-        return WeightGrid(bits=4, group_size=config["group_size"])
+        grid = WeightGrid(bits=4, group_size=_told(config, "group_size"))
+        return lambda _: grid
 
     def problems(self, grid: WeightGrid, outputs: int, inputs: int) -> list[str]:
         """4 bits, whole groups, whole int32."""
@@ -113,8 +120,9 @@ class CompressedTensors(Format):
     name = "compressed-tensors"
     suffixes = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 
-    def tensors(self, packed: PackedLinear, grid: WeightGrid) -> dict[str, Tensor]:
+    def tensors(self, packed: PackedLinear) -> dict[str, Tensor]:
         """``weight_packed`` int32 [O, I·bits/32], ``weight_scale`` [O, G], ``weight_zero_point`` int32 [O·bits/32, G], shape."""
+        grid = packed.grid
         found = {
             "weight_packed": packed_bits(packed.integers_OI, grid.bits),
             "weight_scale": packed.scales_OG.contiguous(),
@@ -131,40 +139,39 @@ class CompressedTensors(Format):
         zeros = torch.full(scales.shape, grid.middle, dtype=torch.uint8)
         if not grid.symmetric:
             zeros = unpacked_bits(tensors["weight_zero_point"].T, grid.bits, outputs).T.contiguous()
-        return PackedLinear(unpacked_bits(tensors["weight_packed"], grid.bits, inputs), scales, zeros)
+        return PackedLinear(unpacked_bits(tensors["weight_packed"], grid.bits, inputs), scales, zeros, grid)
 
-    def config(self, grid: WeightGrid, plain: Sequence[str]) -> dict[str, Any]:
-        """As compressed-tensors, vLLM and transformers read it."""
-        weights = {
-            "num_bits": grid.bits,
-            "type": "int",
-            "symmetric": grid.symmetric,
-            "strategy": "channel" if grid.group_size == -1 else "group",
-            "group_size": None if grid.group_size == -1 else grid.group_size,
-            "dynamic": False,
+    def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
+        """As compressed-tensors, vLLM and transformers read it; where there are several grids, each names its layers."""
+        groups = {
+            f"group_{number}": {"targets": ["Linear"] if len(grids) == 1 else sorted(names), "weights": _weights(grid)}
+            for number, (grid, names) in enumerate(grids.items())
         }
         return {
             "quant_method": "compressed-tensors",
             "format": "pack-quantized",
             "quantization_status": "compressed",
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+            "config_groups": groups,
             "ignore": list(plain),
         }
 
-    def grid(self, config: Mapping[str, Any]) -> WeightGrid:
-        """One group of layers with packed weights."""
+    def grids(self, config: Mapping[str, Any]) -> Callable[[str], WeightGrid]:
+        """Of the first group of layers that names one, by itself, by an expression, or as any linear layer."""
         groups = list(config.get("config_groups", {}).values())
-        if config.get("format") != "pack-quantized" or len(groups) != 1 or groups[0].get("input_activations"):
+        if config.get("format") != "pack-quantized" or any(one.get("input_activations") for one in groups):
             raise ModelError(
-                f"a compressed-tensors checkpoint of format {config.get('format')!r} with {len(groups)} groups of layers",
-                remedy="this program reads pack-quantized ones with one group, and weights alone quantized",
+                f"a compressed-tensors checkpoint of format {config.get('format')!r}",
+                remedy="this program reads pack-quantized ones, with weights alone quantized",
             )
-        weights = groups[0]["weights"]
-        return WeightGrid(
-            bits=weights["num_bits"],
-            group_size=weights.get("group_size") or -1,
-            symmetric=weights.get("symmetric", True),
-        )
+        known = [(_told(one, "targets"), _grid(_told(one, "weights"))) for one in groups]
+
+        def of(name: str) -> WeightGrid:
+            for targets, grid in known:
+                if any(_is_meant(name, target) for target in targets):
+                    return grid
+            raise ModelError(f"`{QUANTIZATION_CONFIG}` has no group of layers that {name} is in")
+
+        return of
 
     def problems(self, grid: WeightGrid, outputs: int, inputs: int) -> list[str]:
         """Whole groups, and whole int32 where zero-points are packed."""
@@ -176,6 +183,40 @@ class CompressedTensors(Format):
 
 FORMATS: Mapping[str, Format] = {one.name: one for one in (Gemm(), CompressedTensors())}
 """By ``quant_method``."""
+
+
+def _weights(grid: WeightGrid) -> dict[str, Any]:
+    return {
+        "num_bits": grid.bits,
+        "type": "int",
+        "symmetric": grid.symmetric,
+        "strategy": "channel" if grid.group_size == -1 else "group",
+        "group_size": None if grid.group_size == -1 else grid.group_size,
+        "dynamic": False,
+    }
+
+
+def _grid(weights: Mapping[str, Any]) -> WeightGrid:
+    fields = {
+        "bits": _told(weights, "num_bits"),
+        "group_size": weights.get("group_size") or -1,
+        "symmetric": weights.get("symmetric", True),
+    }
+    try:
+        return WeightGrid.model_validate(fields)
+    except ValueError as error:
+        raise ModelError(f"`{QUANTIZATION_CONFIG}` tells of weights that are not read here: {fields}") from error
+
+
+def _is_meant(name: str, target: str) -> bool:
+    return target in {"Linear", name} or (target.startswith("re:") and re.match(target[3:], name) is not None)
+
+
+def _told(config: Mapping[str, Any], name: str) -> Any:
+    """A field that has to be there."""
+    if name not in config:
+        raise ModelError(f"`{QUANTIZATION_CONFIG}` in config.json has no `{name}`", remedy="copy the checkpoint again")
+    return config[name]
 
 
 def _group_problems(grid: WeightGrid, inputs: int) -> list[str]:

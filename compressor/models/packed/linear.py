@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.models.packed.description import WeightGrid
+
 _ROWS = 128
 """Rows whose bits are spread out at a time: a byte each."""
 
@@ -24,6 +26,7 @@ class PackedLinear:
     """float16 or bfloat16, positive."""
     zeros_OG: Tensor
     """uint8."""
+    grid: WeightGrid
 
     def dequantized(self) -> Tensor:
         """float32 [O, I], each value exactly (q − z) · s."""
@@ -33,13 +36,15 @@ class PackedLinear:
 
     def rows(self, start: int, end: int) -> PackedLinear:
         """Some of its outputs."""
-        parts = (self.integers_OI, self.scales_OG, self.zeros_OG)
-        return PackedLinear(*(part[start:end].contiguous() for part in parts))
+        integers, scales, zeros = (
+            part[start:end].contiguous() for part in (self.integers_OI, self.scales_OG, self.zeros_OG)
+        )
+        return PackedLinear(integers, scales, zeros, self.grid)
 
     def divided(self, divisors_O: Tensor) -> PackedLinear:
         """With each row divided by a number, as well as 16-bit scales can."""
         scales = (self.scales_OG.float() / divisors_O.unsqueeze(1)).to(self.scales_OG.dtype)
-        return PackedLinear(self.integers_OI, scales, self.zeros_OG)
+        return PackedLinear(self.integers_OI, scales, self.zeros_OG, self.grid)
 
 
 def packed_bits(values_NM: Tensor, bits: int) -> Tensor:

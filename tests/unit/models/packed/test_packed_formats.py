@@ -16,12 +16,13 @@ def a_layer(outputs=16, inputs=16):
         torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8),
         torch.rand(outputs, inputs // 8).half(),
         torch.randint(0, 16, (outputs, inputs // 8), dtype=torch.uint8),
+        GRID,
     )
 
 
 def test_gemm_holds_output_columns_in_the_order_of_the_kernel():
     packed = a_layer()
-    tensors = FORMATS["awq"].tensors(packed, GRID)
+    tensors = FORMATS["awq"].tensors(packed)
     assert tensors["qweight"].shape == (16, 2)
     assert tensors["qzeros"].shape == (2, 2)
     for row in range(16):
@@ -41,11 +42,14 @@ def test_compressed_tensors_unpacks_what_we_pack():
         grid = WeightGrid(bits=bits, group_size=8, symmetric=symmetric)
         zeros = torch.full((32, 2), grid.middle) if symmetric else torch.randint(0, grid.highest + 1, (32, 2))
         packed = PackedLinear(
-            torch.randint(0, grid.highest + 1, (32, 16), dtype=torch.uint8), torch.rand(32, 2).half(), zeros.byte()
+            torch.randint(0, grid.highest + 1, (32, 16), dtype=torch.uint8),
+            torch.rand(32, 2).half(),
+            zeros.byte(),
+            grid,
         )
-        args = kind.config(grid, [])["config_groups"]["group_0"]["weights"]
+        args = kind.config({grid: []}, [])["config_groups"]["group_0"]["weights"]
         scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args))
-        theirs = PackedQuantizationCompressor.decompress(kind.tensors(packed, grid), scheme)["weight"]
+        theirs = PackedQuantizationCompressor.decompress(kind.tensors(packed), scheme)["weight"]
         assert torch.equal(theirs, packed.dequantized().half())
 
 
@@ -68,9 +72,39 @@ def test_what_cannot_be_packed_is_told():
 
 def test_other_checkpoints_are_refused():
     with pytest.raises(ModelError, match="version 'gemv'"):
-        FORMATS["awq"].grid({"bits": 4, "version": "gemv", "group_size": 128})
+        FORMATS["awq"].grids({"bits": 4, "version": "gemv", "group_size": 128})
     with pytest.raises(ModelError, match="pack-quantized"):
-        FORMATS["compressed-tensors"].grid({"format": "int-quantized", "config_groups": {}})
+        FORMATS["compressed-tensors"].grids({"format": "int-quantized", "config_groups": {}})
+
+
+def test_layers_have_the_grid_of_the_group_that_names_them():
+    kind = FORMATS["compressed-tensors"]
+    three = WeightGrid(bits=3, group_size=8)
+    grids = kind.grids(kind.config({GRID: ["model.layers.0.b", "model.layers.1.a"], three: ["model.layers.0.a"]}, []))
+    assert grids("model.layers.0.a") == three
+    assert grids("model.layers.1.a") == GRID
+    with pytest.raises(ModelError, match=r"no group of layers that model\.layers\.2\.a"):
+        grids("model.layers.2.a")
+    weights = {"num_bits": 8, "group_size": 32}
+    tree = {"format": "pack-quantized", "config_groups": {"g": {"targets": ["re:.*down_proj"], "weights": weights}}}
+    assert kind.grids(tree)("model.layers.0.mlp.down_proj") == WeightGrid(bits=8, group_size=32, symmetric=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "tree", "message"),
+    [
+        ("awq", {"bits": 4}, "no `group_size`"),
+        ("compressed-tensors", {"format": "pack-quantized", "config_groups": {"g": {"targets": []}}}, "no `weights`"),
+        (
+            "compressed-tensors",
+            {"format": "pack-quantized", "config_groups": {"g": {"targets": [], "weights": {"num_bits": 5}}}},
+            "not read here",
+        ),
+    ],
+)
+def test_a_description_that_is_not_whole_is_told(name, tree, message):
+    with pytest.raises(ModelError, match=message):
+        FORMATS[name].grids(tree)
 
 
 def test_effective_bits_count_scales_and_zeros():

@@ -78,8 +78,9 @@ def test_every_architecture_is_packed_and_answers_nearly_as_before(preset, tmp_p
     assert divergence(load_module(out), whole) < 2e-3
     assert DirectorySource(out).kind is Kind.AWQ
     rows = output.summary["layers"]
-    assert [row["layer"] for row in rows] == [0, 1, 2]
-    assert [site["site"] for site in rows[0]["sites"]] == ["attention", "attention output", "ffn", "ffn output"]
+    names = [name for site in sites_of(FAMILY.presets[preset].tree) for name in site.linears]
+    assert [(row["layer"], row["linear"]) for row in rows] == [(number, name) for number in range(3) for name in names]
+    assert all(row["error"] > 0 and row["bits"] == 8 and 0.4 < row["range"] < 1.2 for row in rows)
     weights = sum(
         one.numel() for name, one in whole.named_parameters() if "layers" in name and name.endswith("proj.weight")
     )
@@ -93,9 +94,29 @@ def test_feedback_pays(preset, tmp_path):
     nearest = {**CT, "bits": 3, "scaling": False, "refine": "none", "drift": 0.0}
     found = {}
     for name, more in (("nearest", {}), ("refined", {"refine": "gptq"})):
-        out, _ = packed(parent, tmp_path / name, {**nearest, **more})
+        out, output = packed(parent, tmp_path / name, {**nearest, **more})
         found[name] = divergence(load_module(out), whole)
     assert found["refined"] < 0.8 * found["nearest"]
+    assert all(row["error"] < row["nearest_error"] for row in output.summary["layers"])
+
+
+def test_bits_go_where_rounding_hurts(tmp_path):
+    parent = parent_in(tmp_path / "parent")
+    module = load_module(parent.model).float()
+    module.model.layers[1].mlp.down_proj.weight.data *= 60  # so what the last layer adds is small beside it
+    save_module(module, "transformers", FAMILY.presets["tiny-llama"], parent.model)
+    found = {}
+    for name, fields in (("mixed", {"effective_bits": 4.25}), ("even", {"bits": 3})):
+        out, output = packed(parent, tmp_path / name, {**CT, **fields})
+        found[name] = divergence(load_module(out), module)
+    assert found["mixed"] < 0.5 * found["even"]
+    out, output = packed(parent, tmp_path / "again", {**CT, "effective_bits": 4.25, "symmetric": True})
+    bits = {(row["layer"], row["linear"]): row["bits"] for row in output.summary["layers"]}
+    assert bits[1, "mlp.down_proj"] > bits[2, "mlp.down_proj"]
+    assert 3.6 < output.summary["effective_bits"] <= 4.25
+    assert bits[0, "self_attn.q_proj"] == bits[0, "self_attn.k_proj"] == bits[0, "self_attn.v_proj"]
+    theirs = type(module).from_pretrained(out, dtype=torch.float32).eval()
+    assert divergence(theirs, load_module(out)) < 1e-6
 
 
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-glm4v"])

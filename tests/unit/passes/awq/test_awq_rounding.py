@@ -7,7 +7,7 @@ from compressor.errors import NumericalError
 from compressor.models.packed.description import WeightGrid
 from compressor.models.transformers_checkpoint.linears import Source
 from passes.awq.grids import group_grids, nearest
-from passes.awq.rounding import Gram, add_moments, choose_again, error, mirrored, rounded
+from passes.awq.rounding import Gram, add_moments, choose_again, error, mirrored, rounded, with_feedback
 from passes.awq.scaling import relative_size, search, shared
 
 GRID = WeightGrid(bits=3, group_size=16)
@@ -38,24 +38,34 @@ def test_feedback_is_better_than_the_nearest_value_and_is_what_the_integers_say(
     assert errors[True] < 0.5 * errors[False]
 
 
-def test_the_factor_is_that_of_the_inverse(case):
+def test_the_factor_is_that_of_the_inverse(monkeypatch, case):
     gram = Gram.of(case[2].clone())
     ordered = gram.gram_II[gram.order_I][:, gram.order_I].double()
     factor = gram.factor_II.double()
     assert torch.allclose(factor.T @ factor @ ordered, torch.eye(48).double(), atol=1e-2)
     assert torch.equal(factor, factor.tril())
     assert (ordered.diagonal().diff() >= 0).all()
+    monkeypatch.setattr("passes.awq.rounding._ROWS", 20)
     right = torch.randn(48, 3)
     assert torch.allclose(gram.gram_II @ gram.solved(right), right, atol=1e-2)
 
 
 def test_moments_by_blocks_are_whole_when_they_are_mirrored(monkeypatch, case):
-    monkeypatch.setattr("passes.awq.rounding._MOMENTS", 20)
+    monkeypatch.setattr("passes.awq.rounding._ROWS", 20)
     found = torch.zeros(48, 48)
     for some in case[0].split(100):
         add_moments(found, some)
     assert torch.allclose(mirrored(found), case[2], rtol=1e-4, atol=1e-2)
     assert torch.equal(found, found.T)
+
+
+def test_feedback_tells_the_slope_of_what_it_left(case):
+    _, weight, gram_II = case
+    gram = Gram.of(gram_II)
+    scales, zeros = group_grids(weight, gram_II.diagonal(), GRID, torch.float16)
+    values, slope = with_feedback(weight, gram, scales, zeros, 7)
+    wanted = gram.gram_II @ (weight - values)
+    assert torch.allclose(slope, wanted, atol=1e-3 * float(wanted.abs().max()))
 
 
 def test_choosing_again_never_makes_the_error_larger(case):
@@ -64,7 +74,7 @@ def test_choosing_again_never_makes_the_error_larger(case):
     scales, zeros = group_grids(weight, gram_II.diagonal(), GRID, torch.float16)
     values = nearest(weight, scales, zeros, 7)
     before = error(gram_II, values - weight)
-    choose_again(weight, values, gram_II, scales, zeros, 7, torch.float16)
+    choose_again(values, gram_II @ (weight - values), gram_II, scales, zeros, 7, torch.float16)
     after = error(gram_II, values - weight)
     assert (after <= before * (1 + 1e-5)).all()
     assert after.sum() < 0.8 * before.sum()
