@@ -8,10 +8,14 @@ from typing import Any
 from compressor.engine.contract import Estimate, ModelFacts
 from compressor.models.transformers_checkpoint.arithmetic import parameters
 from compressor.models.transformers_checkpoint.layouts import decoder_of
-from passes.awq.step import AwqConfig, tree_of
+from passes.awq.step import WEIGHTS_AT_ONCE, AwqConfig, tree_of
 
-_PROCESS_BYTES = 600 << 20
-"""A process with torch, transformers and what torch keeps; measured."""
+_PROCESS_BYTES = 400 << 20
+"""A process with torch, transformers and a tokenizer; measured."""
+_MATRICES = 3
+"""As large as H at a time: H, its factor, and what the factor is made from or what entered beside what should."""
+_COPIES = 8
+"""Of the weights that are rounded at a time: targets, integers, errors, slopes."""
 
 
 def estimate(config: AwqConfig, parent: ModelFacts) -> Estimate:
@@ -32,11 +36,10 @@ def estimate(config: AwqConfig, parent: ModelFacts) -> Estimate:
 
 
 def _memory(tree: dict[str, Any], packed: int) -> int:
-    """The layer, and the larger of its widest input's matrices and the embedding."""
+    """A layer, the matrices of its widest input, and what rounds its largest site; samples come in batches, and are little."""
     decoder = decoder_of(tree)
-    layer = 4 * packed // decoder.layers
-    widest = max(decoder.ffn, decoder.hidden)
-    grams = 3 * 4 * widest**2
-    working = 6 * 4 * widest * min(decoder.hidden, 4096)
-    embedding = 4 * decoder.vocabulary * decoder.hidden
-    return max(layer + grams + working, embedding + embedding // 2)
+    layer = packed // decoder.layers
+    attention, gate_up = decoder.hidden * decoder.heads * decoder.head_width, 2 * decoder.hidden * decoder.ffn
+    largest = max(attention, gate_up)
+    matrices = _MATRICES * max(decoder.ffn, decoder.hidden) ** 2
+    return 4 * (layer + largest + matrices + _COPIES * min(largest, WEIGHTS_AT_ONCE))

@@ -32,7 +32,7 @@ from passes.awq.step import AwqConfig
 from passes.common.accuracy import tensors_from_batch
 from passes.common.setup import prepare_torch
 
-_CAPTURED_BYTES = 32 << 20
+_CAPTURED_BYTES = 16 << 20
 """Of the float layers' activations in memory; the others go to disk."""
 
 

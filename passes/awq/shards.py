@@ -19,9 +19,11 @@ from compressor.models.files import CONFIG, INDEX
 from compressor.models.packed.description import QUANTIZATION_CONFIG
 from compressor.models.packed.formats import Format
 from compressor.models.packed.linear import PackedLinear
-from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
+from compressor.models.transformers_checkpoint.streaming import DTYPES, StreamedCheckpoint
 
 _SHARD_BYTES = 1 << 30
+_METADATA = {"format": "pt"}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -70,17 +72,39 @@ def write_layer(
 
 
 def write_others(folder: Path, checkpoint: StreamedCheckpoint, names: Iterable[str], dtype: torch.dtype) -> None:
-    """All tensors that are in no decoder layer, in shards of about a gigabyte."""
-    held: dict[str, Tensor] = {}
-    size = count = 0
-    for name, value in checkpoint.tensors(list(names)):
-        held[name] = cast(name, value, dtype)
-        size += held[name].numel() * held[name].element_size()
-        if size > _SHARD_BYTES:
-            _save(held, folder / f"others-{count:05d}.safetensors")
-            held, size, count = {}, 0, count + 1
-    if held:
-        _save(held, folder / f"others-{count:05d}.safetensors")
+    """All tensors that are in no decoder layer, a few megabytes at a time, in shards of about a gigabyte."""
+    shards: list[list[str]] = []
+    left = 0
+    for name in names:
+        size = checkpoint.kind(name)[1].numel() * dtype.itemsize
+        if not shards or size > left:
+            shards.append([])
+            left = _SHARD_BYTES
+        shards[-1].append(name)
+        left -= size
+    for number, some in enumerate(shards):
+        _write_in_pieces(folder / f"others-{number:05d}.safetensors", checkpoint, some, dtype)
+
+
+def _write_in_pieces(file: Path, checkpoint: StreamedCheckpoint, names: Iterable[str], dtype: torch.dtype) -> None:
+    """The safetensors format: the header's length, a header that tells where each tensor lies, and their bytes."""
+    header: dict[str, Any] = {"__metadata__": _METADATA}
+    end = 0
+    for name in names:
+        before, shape = checkpoint.kind(name)
+        after = dtype if before.is_floating_point else before
+        start, end = end, end + shape.numel() * after.itemsize
+        header[name] = {"dtype": _NAMES[after], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with writing(file):
+        part = file.with_suffix(".part")
+        with part.open("wb") as handle:
+            handle.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                for piece in checkpoint.pieces(name):
+                    handle.write(cast(name, piece, dtype).view(torch.uint8).numpy().tobytes())
+        part.replace(file)
 
 
 def assemble(
@@ -118,5 +142,5 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
-        safetensors.torch.save_file(dict(sorted(tensors.items())), part)
+        safetensors.torch.save_file(dict(sorted(tensors.items())), part, metadata=_METADATA)
         part.replace(file)

@@ -19,9 +19,8 @@ from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import Gram, error, rounded
 from passes.awq.samples import chunks
 from passes.awq.scaling import Scaling, of_rows, relative_size, search
+from passes.awq.step import WEIGHTS_AT_ONCE
 
-_WEIGHTS_AT_ONCE = 1 << 24
-"""Weights that are rounded together: memory follows it."""
 _TINY = 2.0**-100
 _PROBES = 128
 """Outputs of a linear layer on which errors are measured; each adds to the error on its own, so a part of them tells."""
@@ -163,7 +162,7 @@ def _rounded(weight_IO: Tensor, gram: Gram, seen: Seen, grid: WeightGrid, choice
     """Stretches of outputs, one after another, each moved to where it makes up for drift, and rounded."""
     change_II = gram.solved(seen.drift) if seen.drift is not None and seen.drift_of_input else None
     parts = []
-    for some in chunks(weight_IO.shape[1], max(1, _WEIGHTS_AT_ONCE // len(weight_IO))):
+    for some in chunks(weight_IO.shape[1], max(1, WEIGHTS_AT_ONCE // len(weight_IO))):
         target_IO = part_IO = weight_IO[:, some].contiguous()
         if change_II is not None:
             target_IO = torch.addmm(part_IO, change_II, part_IO, alpha=choices.drift)

@@ -14,6 +14,10 @@ from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, P
 from compressor.models.packed.description import FormatName, WeightBits, WeightGrid
 
 
+WEIGHTS_AT_ONCE = 1 << 24
+"""How many are rounded together: memory follows it."""
+
+
 class Calibration(Record):
     """The samples that decide."""
 
@@ -21,7 +25,7 @@ class Calibration(Record):
     """The set; labels are not looked at."""
     num_samples: Annotated[int, Field(ge=1)] = 128
     """How many."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Annotated[int, Field(ge=1)] = 4
     """Samples at a time."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Which samples: one from each of so many equal stretches of the set, at random within it."""

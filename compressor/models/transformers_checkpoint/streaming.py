@@ -16,11 +16,13 @@ from compressor.models.transformers_checkpoint.checkpoint import streamed
 from compressor.models.transformers_checkpoint.layouts import LAYOUTS
 from compressor.models.transformers_checkpoint.linears import layers_of
 
-_DTYPES: Mapping[str, torch.dtype] = {
+DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """By safetensors' names."""
+
+_PIECE = 1 << 22
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 """What a decoder layer is called with beside the hidden states."""
@@ -77,7 +79,23 @@ class StreamedCheckpoint:
             for number, row in enumerate(rows_R.tolist()):
                 handle.seek(entry.start + row * width)
                 handle.readinto(memoryview(content)[number * width : (number + 1) * width])
-        return torch.frombuffer(content, dtype=_DTYPES[entry.dtype]).view(len(rows_R), -1)
+        return torch.frombuffer(content, dtype=DTYPES[entry.dtype]).view(len(rows_R), -1)
+
+    def kind(self, name: str) -> tuple[torch.dtype, torch.Size]:
+        """Of a tensor as it is in its file."""
+        _, entry = self.entries[name]
+        return DTYPES[entry.dtype], torch.Size(entry.shape)
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """A tensor's values in their order, a few megabytes at a time, [≤ 2²²]."""
+        file, entry = self.entries[name]
+        with reading(file), file.open("rb") as handle:
+            handle.seek(entry.start)
+            left = entry.end - entry.start
+            while left:
+                content = bytearray(handle.read(min(left, _PIECE * DTYPES[entry.dtype].itemsize)))
+                left -= len(content)
+                yield torch.frombuffer(content, dtype=DTYPES[entry.dtype])
 
     def below(self, prefix: str) -> list[str]:
         """The names of the tensors of a module."""
@@ -138,8 +156,8 @@ def _read(file: Path, entry: TensorEntry) -> Tensor:
         handle.seek(entry.start)
         handle.readinto(content)
     if not content:
-        return torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
-    return torch.frombuffer(content, dtype=_DTYPES[entry.dtype]).view(entry.shape)
+        return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+    return torch.frombuffer(content, dtype=DTYPES[entry.dtype]).view(entry.shape)
 
 
 class _EnoughError(Exception):
