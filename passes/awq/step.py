@@ -13,7 +13,6 @@ from compressor.config.record import DataName, Record
 from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
 from compressor.models.packed.description import FormatName, WeightBits, WeightGrid
 
-
 WEIGHTS_AT_ONCE = 1 << 24
 """How many are rounded together: memory follows it."""
 
