@@ -95,7 +95,8 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
     if not file.is_file():
         if (folder / BUNDLE).is_file():
             raise ModelError(
-                f"{folder} holds a build bundle, not an engine", remedy=f"run the command in {BUNDLE} where there is a GPU"
+                f"{folder} holds a build bundle, not an engine",
+                remedy=f"run the command in {BUNDLE} where there is a GPU",
             )
         raise ModelError(f"{folder} holds no engine: {ENGINE} is missing")
     with reading(file):
@@ -104,7 +105,9 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
         return EngineManifest.model_validate_json(text)
     except ValidationError as error:
         lines = [f"    {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False)]
-        raise DamagedArtifactError(f"{file} is damaged:\n" + "\n".join(lines), remedy="build the engine again") from error
+        raise DamagedArtifactError(
+            f"{file} is damaged:\n" + "\n".join(lines), remedy="build the engine again"
+        ) from error
 
 
 def checked_engine_manifest(folder: Path) -> EngineManifest:

@@ -63,11 +63,15 @@ class EngineSession(Session):
 
     What can be checked without native code comes first: engine.json and every hash, then the GPU, its compute capability, and the
     library's version.
+
+    Attributes:
+        target: the compute capability of the GPU that it runs on.
     """
 
     def __init__(self, folder: Path) -> None:
         manifest = checked_engine_manifest(folder)
         entry, gpu = engine_for(manifest, gpus())
+        self.target = entry.target
         self._profiles = manifest.profiles
         trt = library(BACKENDS[manifest.backend])
         if trt.__version__ != manifest.backend_version:
@@ -82,11 +86,15 @@ class EngineSession(Session):
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(serialized)
         if self._engine is None:
-            raise ModelError(f"{gpu.name} cannot load {folder / entry.file}, though it is the one that was built for it")
+            raise ModelError(
+                f"{gpu.name} cannot load {folder / entry.file}, though it is the one that was built for it"
+            )
         self._context = self._engine.create_execution_context()
         self.runtime = f"{BACKENDS[manifest.backend].distribution} {trt.__version__}, {gpu.name}"
         self.inputs = tuple(
-            InputSpec(one.name, _DTYPES[one.dtype], tuple(_named(one.name, axis, size) for axis, size in enumerate(one.shape)))
+            InputSpec(
+                one.name, _DTYPES[one.dtype], tuple(_named(one.name, axis, size) for axis, size in enumerate(one.shape))
+            )
             for one in manifest.inputs
         )
         self.output_names = tuple(one.name for one in manifest.outputs)
@@ -125,7 +133,9 @@ class EngineSession(Session):
             f"    {name}: {list(array.shape)} is not within {list(profile.min)} to {list(profile.max)}"
             for name, array in feeds.items()
             if (profile := self._profiles.get(name)) is not None
-            and not all(low <= size <= high for low, size, high in zip(profile.min, array.shape, profile.max, strict=True))
+            and not all(
+                low <= size <= high for low, size, high in zip(profile.min, array.shape, profile.max, strict=True)
+            )
         ]
         if told:
             raise DataError(

@@ -24,7 +24,9 @@ _SUMMING = frozenset(
 )  # fmt: skip
 _CURVED = frozenset({"Pow", "Exp", "Log", "Sqrt", "Reciprocal", "Sin", "Cos"})
 """What overflows or loses its digits soonest, and what norms and softmaxes are made of where they are written out."""
-_CHEAP = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Max", "Min", "Clip", "Cast", "Unsqueeze", "Squeeze", "Reshape"})
+_CHEAP = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Max", "Min", "Clip", "Cast", "Unsqueeze", "Squeeze", "Reshape"}
+)
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
@@ -67,20 +69,25 @@ def _kept(model: ir.Model, largest: Mapping[str, float], highest: float) -> dict
         for node in able
         if (told := _reason(node, largest, highest)) or node in positions
     }
-    between = True
-    while between:  # what lies between two nodes in FP32 stays so too: a norm's epsilon is nothing in FP16
+    more = True
+    while more:  # a norm's epsilon is nothing in FP16; TensorRT multiplies integers whose scales are of one type
         between = {node for node in able if node not in found and node.op_type in _CHEAP and _is_between(node, found)}
-        found |= dict.fromkeys(between, "between nodes in FP32")
+        rounded = {node for node in able if node not in found and _shares_rounding(node, found)}
+        found |= dict.fromkeys(between, "between nodes in FP32") | dict.fromkeys(rounded, "rounded with a node in FP32")
+        more = bool(between or rounded)
     return {node: found[node] for node in able if node in found}
 
 
 def _of_shapes(model: ir.Model) -> set[ir.Node]:
     """Nodes that read no sample, only how large it is."""
+    constant: set[ir.Node] = set()
     found: set[ir.Node] = set()
     for node in model.graph:
-        read = [one for one in node.inputs if one is not None]
-        if node.op_type in {"Shape", "Size"} or all(one.const_value is not None or one.producer() in found for one in read):
+        makers = {one.producer() for one in node.inputs if one is not None and one.const_value is None}
+        if node.op_type in {"Shape", "Size"} or (makers & found and makers <= found | constant):
             found.add(node)
+        elif makers <= constant:
+            constant.add(node)
     return found
 
 
@@ -119,9 +126,21 @@ def _array(value: ir.Value) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 def _is_between(node: ir.Node, found: Mapping[ir.Node, str]) -> bool:
-    makers = [one.producer() for one in node.inputs if one is not None and one.dtype == _FLOAT and one.const_value is None]
+    makers = [
+        one.producer() for one in node.inputs if one is not None and one.dtype == _FLOAT and one.const_value is None
+    ]
     readers = [reader for value in node.outputs for reader, _ in value.uses()]
     return bool(makers) and all(one in found for one in makers) and any(reader in found for reader in readers)
+
+
+def _shares_rounding(node: ir.Node, found: Mapping[ir.Node, str]) -> bool:
+    """Whether a node reads, makes or is a dequantized value that a node in FP32 reads or makes."""
+    if node.op_type == "DequantizeLinear":
+        return any(reader in found for reader, _ in node.outputs[0].uses())
+    if node.op_type == "QuantizeLinear":
+        return any(reader in found and reader.op_type == "DequantizeLinear" for reader, _ in node.outputs[0].uses())
+    makers = [one.producer() for one in node.inputs if one is not None]
+    return any(one is not None and one in found and one.op_type == "DequantizeLinear" for one in makers)
 
 
 def _halves(node: ir.Node, value: ir.Value) -> bool:

@@ -1,0 +1,190 @@
+"""The whole pass: from an ONNX artifact's folder to an engine artifact's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnxscript import ir
+
+from compressor.artifacts.errors_from_os import writing
+from compressor.artifacts.fingerprint import digest_file
+from compressor.artifacts.kinds import Kind
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import NumericalError, RequirementError
+from compressor.runtimes.engine_files import BUNDLE, ENGINE, BuildFacts, EngineFile, EngineManifest, write_record
+from compressor.runtimes.engine_files import checked_engine_manifest
+from compressor.runtimes.onnx_lint import lint
+from compressor.runtimes.session import open_session
+from compressor.runtimes.tensorrt_backends import Backend, chosen, library
+from compressor.runtimes.tensorrt_profiles import profile_complaints
+from passes.tensorrt import graph, half
+from passes.tensorrt.building import Built, Recipe, engine_from_onnx
+from passes.tensorrt.bundle import bundle_of
+from passes.tensorrt.choosing import targets_here
+from passes.tensorrt.ranges import largest_magnitudes
+from passes.tensorrt.trying import against_parent, batches_of, executed
+
+if TYPE_CHECKING:
+    from passes.tensorrt.step import TensorRTConfig
+
+_STAGES = ("ranges", "compare", "build")
+
+
+def check(config: TensorRTConfig, model: Path, context: PassContext) -> None:
+    """Everything that can be refused before work is done.
+
+    Raises:
+        GpuError: a GPU is needed, and not there.
+        RequirementError: the graph, the precision or the profiles do not fit: every offender is named.
+        DataError: the samples do not fit the graph.
+    """
+    targets = targets_here(config)
+    opened = graph.opened(model)
+    graph.widen_bytes(opened)
+    inputs = graph.inputs_of(opened)
+    shapes = None
+    if config.calibration is not None:
+        first = next(iter(batches_of(config.calibration, inputs, context)))
+        shapes = {name: array.shape for name, array in first.items()}
+    found = [*_unlike(config, graph.integers_of(opened)), *profile_complaints(inputs, config.profiles, shapes)]
+    # What stays in FP32 of a graph in FP16 is not known yet.
+    found += graph.stuck_bytes(opened)
+    found += lint(_proto(opened), "tensorrt", targets if config.float_type == "fp32" else ())
+    _refuse(found, targets)
+
+
+def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) -> PassOutput:
+    """Write the graph, the engines and engine.json (or bundle.json) into ``out``.
+
+    Raises:
+        RequirementError: the graph in its final types is not one that the targets take.
+        NumericalError: the graph is not finite on the samples.
+        PassError: TensorRT refuses the graph.
+    """
+    backend, targets = chosen(config.backend), targets_here(config)
+    opened = graph.opened(model)
+    graph.widen_bytes(opened)
+    summary: dict[str, Any] = {"backend": backend.name, "targets": list(targets), "precision": config.precision}
+    summary |= {"floats": config.float_type}
+    _tell(context, 0)
+    if config.float_type == "fp16":
+        summary |= _halved(config, opened, context)
+    _refuse(lint(_proto(opened), "tensorrt", targets), targets)
+    files = graph.write(opened, out)
+    _tell(context, 1)
+    if config.calibration is not None:
+        summary["against_parent"] = against_parent(config.calibration, model, out, context)
+    facts = BuildFacts(
+        backend=backend.name, precision=config.precision, floats=config.float_type, workspace_mb=config.workspace_mb,
+        optimization_level=config.optimization_level, profiles=config.profiles,
+        onnx={name: digest_file(out / name) for name in files},
+    )  # fmt: skip
+    if not targets:
+        write_record(bundle_of(facts, files[0]), out / BUNDLE)
+        context.note(
+            "no GPU here: a build bundle was written, and no engine; bundle.json holds the command that builds it"
+        )
+        return PassOutput(summary | {"executed": False})
+    _tell(context, 2)
+    manifest = _built(facts, backend, targets, out, files[0])
+    write_record(manifest, out / ENGINE)
+    summary["executed"] = context.device == "cuda" and executed(config.calibration, manifest, out, context)
+    if not summary["executed"]:
+        context.note(
+            f"built for {', '.join(targets)} and never run: accuracy is that of the same graph in ONNX Runtime, which stands in; "
+            "its latency is not known"
+        )
+    summary["engine_bytes"] = {one.target: one.bytes for one in manifest.engines}
+    summary["layer_types"] = manifest.layer_types
+    return PassOutput(summary)
+
+
+def check_written(out: Path, context: PassContext) -> None:
+    """What was written is whole, and ONNX Runtime opens the graph.
+
+    Raises:
+        DamagedArtifactError: a file is not the one that engine.json tells of.
+        ModelError: ONNX Runtime cannot open the graph.
+    """
+    if not (out / BUNDLE).is_file():
+        checked_engine_manifest(out)
+    open_session(Kind.ONNX, out, threads=context.threads).close()
+
+
+def _proto(model: ir.Model) -> Any:
+    return ir.to_proto(model)
+
+
+def _unlike(config: TensorRTConfig, integers: graph.Integers) -> list[str]:
+    """Where the precision is not what the graph holds."""
+    if config.precision in {"fp32", "fp16"} and integers.int8 + integers.int4:
+        return [
+            f"precision {config.precision}: the graph holds integers; say `precision: {'int4' if integers.int4 else 'int8'}`"
+        ]
+    if config.precision == "int8" and not integers.int8:
+        return ["precision int8: the graph holds no INT8 integers; quantize it by a `qat` step with `target: tensorrt`"]
+    if config.precision == "int4" and not integers.int4:
+        return [
+            "precision int4: the graph holds no INT4 weights; quantize it by a `qat` step with `target: tensorrt, weight_bits: 4`, "
+            "and export it with `opset: 21`"
+        ]
+    return []
+
+
+def _refuse(complaints: Sequence[str], targets: Sequence[str]) -> None:
+    if complaints:
+        many = f"{len(complaints)} thing{'s' if len(complaints) > 1 else ''}"
+        raise RequirementError(
+            f"TensorRT cannot build this for {', '.join(targets) or 'any GPU'}; {many}:\n"
+            + "\n".join(f"    {line}" for line in complaints),
+            remedy="docs/decisions/0010-engines.md tells what TensorRT takes",
+        )
+
+
+def _tell(context: PassContext, done: int) -> None:
+    context.progress(_STAGES[done], done, len(_STAGES), {})
+
+
+def _halved(config: TensorRTConfig, model: ir.Model, context: PassContext) -> dict[str, Any]:
+    """Turn the graph to FP16, and tell what stays."""
+    assert config.calibration is not None  # noqa: S101 - the config demands it
+    names = graph.values_in_float(model)
+    largest = largest_magnitudes(_proto(model), names, batches_of(config.calibration, graph.inputs_of(model), context))
+    if wrong := [name for name, value in largest.items() if not np.isfinite(value)]:
+        raise NumericalError(
+            f"the graph is not finite in FP32 on samples of {config.calibration.data!r}: {', '.join(wrong)}"
+        )
+    kept = half.to_half(model, largest, config.highest)
+    reasons = Counter(one.reason for one in kept if " reaches " not in one.reason)
+    return {
+        "largest_magnitude": max(largest.values(), default=0.0),
+        "kept_fp32": [asdict(one) for one in kept],
+        "kept_fp32_reasons": dict(reasons) | {"overflows FP16": len(kept) - reasons.total()},
+    }
+
+
+def _built(facts: BuildFacts, backend: Backend, targets: Sequence[str], out: Path, file: str) -> EngineManifest:
+    recipe = Recipe(facts.profiles, facts.workspace_mb, facts.optimization_level)
+    engines = []
+    for target in targets:
+        found = engine_from_onnx(backend, out / file, target if backend.targets else None, recipe)
+        engines.append(_written(found, target, out))
+    return EngineManifest(
+        **dict(facts), backend_version=library(backend).__version__, inputs=found.inputs, outputs=found.outputs,
+        layer_types=found.layer_types, engines=tuple(engines),
+    )  # fmt: skip
+
+
+def _written(built: Built, target: str, out: Path) -> EngineFile:
+    file = out / f"model.{target}.engine"
+    with writing(file):
+        file.write_bytes(built.serialized)
+    return EngineFile(
+        file=file.name, target=target, sha256=digest_file(file), bytes=len(built.serialized), warnings=built.warnings,
+        executed=False,
+    )  # fmt: skip
