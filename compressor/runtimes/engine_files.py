@@ -44,7 +44,7 @@ class EngineFile(Record):
     warnings: tuple[str, ...]
     """What the parser and the builder warned of."""
     executed: bool
-    """Whether it has run on a GPU. Where it has not, nothing is known of its speed, and of its accuracy only what the graph says."""
+    """Whether it has run on a GPU. Where not, nothing is known of its speed, and of its accuracy only what the graph says."""
     device: str | None = None
     """The GPU that it ran on."""
 
@@ -73,7 +73,7 @@ class EngineManifest(BuildFacts):
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     layer_types: dict[str, int]
-    """Type to the number of layers of the network, as given to the builder, whose first result has it; an engine keeps to them."""
+    """Type to how many layers of the network, as given to the builder, have it for their first result; engines keep to it."""
     engines: tuple[EngineFile, ...]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 

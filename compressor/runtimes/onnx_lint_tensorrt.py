@@ -1,7 +1,7 @@
 """What TensorRT refuses of a graph, or takes for something else without a word.
 
-Every rule was tried with tensorrt-rtx 1.7 and is held against it by tests: no zero-points but 0, no unsigned integers, no INT32 biases,
-none of ONNX Runtime's own operators, no operands of different float types, and no types that a GPU has no kernels for.
+Every rule was tried with tensorrt-rtx 1.7 and is held against it by tests: no zero-points but 0, no unsigned integers, no INT32
+biases, none of ONNX Runtime's own operators, no operands of different float types, and no types that a GPU has no kernels for.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from onnx import TensorProto
 from compressor.runtimes.onnx_view import View, named
 
 _ROUNDING = {"QuantizeLinear", "DequantizeLinear"}
-_UNSIGNED = {TensorProto.UINT8: "UINT8", TensorProto.UINT4: "UINT4", TensorProto.UINT16: "UINT16"}
-_UNKNOWN = {
+_UNSIGNED: dict[int, str] = {TensorProto.UINT8: "UINT8", TensorProto.UINT4: "UINT4", TensorProto.UINT16: "UINT16"}
+_UNKNOWN: dict[int, str] = {
     TensorProto.INT16: "INT16", TensorProto.FLOAT8E5M2: "FLOAT8E5M2", TensorProto.FLOAT8E4M3FNUZ: "FLOAT8E4M3FNUZ",
     TensorProto.FLOAT8E5M2FNUZ: "FLOAT8E5M2FNUZ",
 }  # fmt: skip
 _REFUSED = {"DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv", "MatMulInteger", "ConvInteger"}
-_FLOATS = {
+_FLOATS: dict[int, str] = {
     TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16", TensorProto.DOUBLE: "FP64"
 }  # fmt: skip
 _PRODUCTS = {"MatMul", "Gemm"}
@@ -50,7 +50,7 @@ def complaints_of_tensorrt(view: View, gpus: Sequence[str]) -> Iterator[str]:
                 yield f"{named(node)}: {lacking} on {gpu}"
 
 
-def _rounding_complaints(view: _View, node: onnx.NodeProto) -> Iterator[str]:
+def _rounding_complaints(view: View, node: onnx.NodeProto) -> Iterator[str]:
     has_zero = len(node.input) > 2 and node.input[2]
     zero = view.constants.get(node.input[2]) if has_zero else None
     stored = view.constants.get(node.input[0])

@@ -48,7 +48,7 @@ class View:
 
     def opset(self, domain: str) -> int:
         """The version of a domain's operators; 1 where the graph does not say."""
-        known = {one.domain or "ai.onnx": one.version for one in self.model.opset_import}
+        known: dict[str, int] = {one.domain or "ai.onnx": one.version for one in self.model.opset_import}
         return known.get(domain or "ai.onnx", 1)
 
     def values(self, name: str) -> np.ndarray[Any, Any] | None:

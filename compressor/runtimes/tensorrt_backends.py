@@ -23,7 +23,7 @@ class Backend:
     """Whose version can change an engine's bytes."""
     extra: str
     targets: tuple[str, ...]
-    """The compute capabilities that it builds for without having such a GPU; none for a library that builds for the GPU at hand."""
+    """The compute capabilities that it builds for without having such a GPU; none where it builds for the GPU at hand."""
 
     @property
     def installed(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from onnxscript import ir
 
 from compressor.artifacts.errors_from_os import writing
@@ -38,6 +39,7 @@ def opened(folder: Path) -> ir.Model:
     model = read_graph(folder)
     external = bool(external_files(model))
     typed = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(typed)
     if external:
         ir.external_data.set_base_dir(typed.graph, folder)
     return typed
@@ -136,6 +138,6 @@ def write(model: ir.Model, folder: Path) -> tuple[str, ...]:
 
 
 def values_in_float(model: ir.Model) -> Sequence[str]:
-    """The names of the FP32 values that nodes make."""
-    made = (value for node in model.graph for value in node.outputs)
-    return [str(value.name) for value in made if value.dtype == ir.DataType.FLOAT and value.name]
+    """The names of the FP32 values that are fed, or that nodes make."""
+    every = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
+    return [str(value.name) for value in every if value.dtype == ir.DataType.FLOAT and value.name]

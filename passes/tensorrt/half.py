@@ -1,8 +1,8 @@
 """A graph in FP32 to one in FP16, with casts around what has to stay in FP32.
 
-TensorRT builds what the graph says (strongly typed), so the graph says it all: which operator computes in which type. A node goes to
-FP16 where ONNX allows it for that operator, unless it sums over many values (softmax, norms, reductions), or reads or writes a value
-that FP16 cannot hold. Inputs and outputs of the graph keep their types.
+TensorRT builds what the graph says (strongly typed), so the graph says it all: which operator computes in which type. A node goes
+to FP16 where ONNX allows it for that operator, unless it sums over many values (softmax, norms, reductions), or reads or writes a
+value that FP16 cannot hold. Inputs and outputs of the graph keep their types.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ HIGHEST = 65504.0
 _SMALLEST = float(np.finfo(np.float16).smallest_normal)
 _SUMMING = frozenset(
     {"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization",
-     "BatchNormalization", "LpNormalization", "MeanVarianceNormalization", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1",
-     "ReduceL2", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp", "CumSum", "GlobalAveragePool"}
+     "BatchNormalization", "LpNormalization", "MeanVarianceNormalization", "ReduceMean", "ReduceSum", "ReduceSumSquare",
+     "ReduceL1", "ReduceL2", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp", "CumSum", "GlobalAveragePool"}
 )  # fmt: skip
 _CURVED = frozenset({"Pow", "Exp", "Log", "Sqrt", "Reciprocal", "Sin", "Cos"})
 """What overflows or loses its digits soonest, and what norms and softmaxes are made of where they are written out."""
@@ -51,7 +51,7 @@ def to_half(model: ir.Model, largest: Mapping[str, float], highest: float = HIGH
         The nodes that could be FP16 by their operator, and stay in FP32, and why.
     """
     kept = _kept(model, largest, highest)
-    wide = {node for node in model.graph if node in kept or not any(_halves(node, one) for one in node.outputs)}
+    wide = {node for node in model.graph if node in kept or not _is_able(node)}
     types = {value: _HALF for node in model.graph if node not in wide for value in node.outputs if _halves(node, value)}
     for value in _floats(model):
         _connect(model, value, types.get(value, _FLOAT), wide)
@@ -62,13 +62,14 @@ def to_half(model: ir.Model, largest: Mapping[str, float], highest: float = HIGH
 
 
 def _kept(model: ir.Model, largest: Mapping[str, float], highest: float) -> dict[ir.Node, str]:
-    able = [node for node in model.graph if any(_halves(node, one) for one in node.outputs)]
+    able = [node for node in model.graph if _is_able(node)]
     positions = _of_shapes(model)
-    found = {
-        node: "made of shapes and constants alone, as positions are" if node in positions else told
-        for node in able
-        if (told := _reason(node, largest, highest)) or node in positions
-    }
+    found = dict.fromkeys(
+        (node for node in able if node in positions), "made of shapes and constants alone, as positions are"
+    )
+    for node in able:
+        if node not in found and (told := _reason(node, largest, highest)):
+            found[node] = told
     more = True
     while more:  # a norm's epsilon is nothing in FP16; TensorRT multiplies integers whose scales are of one type
         between = {node for node in able if node not in found and node.op_type in _CHEAP and _is_between(node, found)}
@@ -141,6 +142,14 @@ def _shares_rounding(node: ir.Node, found: Mapping[ir.Node, str]) -> bool:
         return any(reader in found and reader.op_type == "DequantizeLinear" for reader, _ in node.outputs[0].uses())
     makers = [one.producer() for one in node.inputs if one is not None]
     return any(one is not None and one in found and one.op_type == "DequantizeLinear" for one in makers)
+
+
+def _is_able(node: ir.Node) -> bool:
+    """Whether ONNX has the operator in FP16; graphs within stay as they are."""
+    if any(one.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for one in node.attributes.values()):
+        return False
+    rounds = node.op_type == "QuantizeLinear" and _allows(node, 1, of_inputs=True)
+    return rounds or any(_halves(node, one) for one in node.outputs)
 
 
 def _halves(node: ir.Node, value: ir.Value) -> bool:
@@ -230,6 +239,7 @@ def _retype(node: ir.Node, types: Mapping[ir.Value, ir.DataType]) -> None:
         attribute = node.attributes.get(name)
         if attribute is not None and attribute.as_int() == int(_FLOAT):
             node.attributes[name] = ir.AttrInt64(name, int(_HALF))
-    filled = node.attributes.get("value")
-    if filled is not None and filled.type == ir.AttributeType.TENSOR:
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(filled.as_tensor().numpy().astype(np.float16)))
+    if node.op_type == "ConstantOfShape":
+        filled = node.attributes.get("value")
+        value = filled.as_tensor().numpy() if filled is not None else np.zeros(1)
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.astype(np.float16)))

@@ -16,8 +16,15 @@ from compressor.artifacts.fingerprint import digest_file
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import NumericalError, RequirementError
-from compressor.runtimes.engine_files import BUNDLE, ENGINE, BuildFacts, EngineFile, EngineManifest, write_record
-from compressor.runtimes.engine_files import checked_engine_manifest
+from compressor.runtimes.engine_files import (
+    BUNDLE,
+    ENGINE,
+    BuildFacts,
+    EngineFile,
+    EngineManifest,
+    checked_engine_manifest,
+    write_record,
+)
 from compressor.runtimes.onnx_lint import lint
 from compressor.runtimes.session import open_session
 from compressor.runtimes.tensorrt_backends import Backend, chosen, library
@@ -130,8 +137,8 @@ def _unlike(config: TensorRTConfig, integers: graph.Integers) -> list[str]:
         return ["precision int8: the graph holds no INT8 integers; quantize it by a `qat` step with `target: tensorrt`"]
     if config.precision == "int4" and not integers.int4:
         return [
-            "precision int4: the graph holds no INT4 weights; quantize it by a `qat` step with `target: tensorrt, weight_bits: 4`, "
-            "and export it with `opset: 21`"
+            "precision int4: the graph holds no INT4 weights; quantize it by a `qat` step with `target: tensorrt` and "
+            "`weight_bits: 4`, and export it with `opset: 21`"
         ]
     return []
 

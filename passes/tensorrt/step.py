@@ -41,12 +41,12 @@ class TensorRTConfig(PassConfig):
     """`rtx` is tensorrt-rtx, which builds without a GPU for the targets named; `trt` is enterprise TensorRT (10 or newer), which
     builds for the GPU at hand. `auto` is the one that is installed, and an error where both are: their engines differ."""
     precision: Precision = "fp16"
-    """What the engine computes in. It lies in the graph: `fp16` is converted here; `int8` and `int4` want the integers of a `qat` step
-    with `target: tensorrt` (INT4: `weight_bits: 4`, and `opset: 21` of `export-onnx`)."""
+    """What the engine computes in. It lies in the graph: `fp16` is converted here; `int8` and `int4` want the integers of a `qat`
+    step with `target: tensorrt` (INT4: `weight_bits: 4`, and `opset: 21` of `export-onnx`)."""
     floats: Floats | None = None
     """What computes that which is not integer: `fp16` by default, and `fp32` for `precision: fp32`."""
     targets: tuple[Annotated[str, Field(pattern=r"^sm\d{2,3}$")], ...] = ()
-    """Compute capabilities, as `[sm86, sm89]`; an engine for each. `rtx` wants them named; `trt` builds for the GPU at hand alone."""
+    """Compute capabilities, as `[sm86, sm89]`; an engine for each. `rtx` wants them named, `trt` builds for the GPU at hand."""
     profiles: dict[str, Profile] = Field(default_factory=dict)
     """The shapes of each input that varies: `{min: […], opt: […], max: […]}` by its name."""
     calibration: CalibrationSamples | None = None
@@ -81,8 +81,9 @@ class TensorRTConfig(PassConfig):
 class TensorRT(Pass[TensorRTConfig]):
     """Builds TensorRT engines of an ONNX graph, with or without a GPU, strongly typed.
 
-    What TensorRT would refuse is told before it is asked, every offender at once. The graph that is given to the builder lies beside the
-    engines, and answers in their place where there is no GPU. engine.json says what was built, for what, and whether it ever ran.
+    What TensorRT would refuse is told before it is asked, every offender at once. The graph that is given to the builder lies
+    beside the engines, and answers in their place where there is no GPU. engine.json says what was built, for what, and whether it
+    ever ran.
     """
 
     name = "tensorrt"

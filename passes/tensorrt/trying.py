@@ -17,8 +17,8 @@ from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, NumericalError
 from compressor.models.contract import InputSpec
-from compressor.runtimes.engine_session import EngineSession
 from compressor.runtimes.engine_files import ENGINE, EngineManifest, write_record
+from compressor.runtimes.engine_session import EngineSession
 from compressor.runtimes.session import fitted, open_session
 
 if TYPE_CHECKING:
