@@ -26,8 +26,8 @@ from compressor.evaluation.measure import evaluation_digest
 from compressor.evaluation.metrics import referring
 from compressor.evaluation.records import EvaluateConfig
 
-MEASURABLE = OF_FAMILIES | {Kind.ONNX}
-"""The kinds that a runtime opens."""
+MEASURABLE = OF_FAMILIES | {Kind.ONNX, Kind.ENGINE}
+"""The kinds that a runtime opens, or, of an engine without its GPU, whose graph answers for it."""
 
 State = Literal["cached", "measure", "resume", "build", "given", "damaged"]
 

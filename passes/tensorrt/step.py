@@ -82,8 +82,8 @@ class TensorRT(Pass[TensorRTConfig]):
     """Builds TensorRT engines of an ONNX graph, with or without a GPU, strongly typed.
 
     What TensorRT would refuse is told before it is asked, every offender at once. The graph that is given to the builder lies
-    beside the engines, and answers in their place where there is no GPU. engine.json says what was built, for what, and whether it
-    ever ran.
+    beside the engines, and answers in their place where there is no GPU. engine.json says what was built, for what, and whether
+    it ever ran.
     """
 
     name = "tensorrt"
