@@ -79,7 +79,7 @@ class AccuracyReport(_Report):
     reference: str | None = None
     """Id of the artifact whose answers count as right for `agreement` and `kl`."""
     stand_in: str | None = None
-    """Why the model itself did not answer, and the ONNX graph that it was built from did, in ONNX Runtime; None where it answered."""
+    """Why the model itself did not answer, and the ONNX graph it was built from did, in ONNX Runtime; None where it answered."""
 
 
 class LatencyReport(_Report):

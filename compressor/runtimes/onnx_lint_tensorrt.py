@@ -24,6 +24,9 @@ _REFUSED = {"DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv", "MatMulInte
 _FLOATS: dict[int, str] = {
     TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16", TensorProto.DOUBLE: "FP64"
 }  # fmt: skip
+_FED = {
+    TensorProto.UNDEFINED, *_FLOATS, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.BOOL,
+}  # fmt: skip
 _PRODUCTS = {"MatMul", "Gemm"}
 _TURING = 75
 _FIRST_WITH_FP8 = 89
@@ -36,6 +39,10 @@ def complaints_of_tensorrt(view: View, gpus: Sequence[str]) -> Iterator[str]:
         view: the graph.
         gpus: compute capabilities such as ``sm86``; none to leave out what depends on them.
     """
+    for value in view.model.graph.input:
+        kind = value.type.tensor_type.elem_type
+        if value.type.HasField("tensor_type") and kind not in _FED:
+            yield f"input {value.name}: {TensorProto.DataType.Name(kind)} is no type that an engine is fed"
     for node in view.nodes:
         if node.domain not in {"", "ai.onnx"} and node.op_type not in {"Gelu", *_ROUNDING}:
             yield f"{named(node)}: an operator of {node.domain}"

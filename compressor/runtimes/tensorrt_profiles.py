@@ -80,17 +80,18 @@ def _beyond(shape: Sequence[int], profile: Profile) -> Iterator[str]:
 
 
 def _unlike(inputs: Mapping[str, InputSpec], profiles: Mapping[str, Profile]) -> Iterator[str]:
-    """Dimensions of one name have one size."""
-    seen: dict[str, tuple[str, tuple[int, int, int]]] = {}
+    """Dimensions of one name have one size when the engine runs: their ranges need a size in common."""
+    seen: dict[str, tuple[str, int, int]] = {}
     for name, profile in profiles.items():
         spec = inputs.get(name)
         if spec is None or {len(profile.min), len(profile.opt), len(profile.max)} != {len(spec.shape)}:
             continue
-        for axis, size in enumerate(spec.shape):
-            sizes = (profile.min[axis], profile.opt[axis], profile.max[axis])
-            if isinstance(size, str) and (first := seen.setdefault(size, (name, sizes)))[1] != sizes:
-                told = ", ".join(map(str, sizes))
-                yield f"profile {name}: {size} is {told}, and {', '.join(map(str, first[1]))} in {first[0]}"
+        for size, low, high in zip(spec.shape, profile.min, profile.max, strict=True):
+            if not isinstance(size, str):
+                continue
+            first, lowest, highest = seen.setdefault(size, (name, low, high))
+            if low > highest or high < lowest:
+                yield f"profile {name}: {size} is from {low} to {high}, and from {lowest} to {highest} in {first}"
 
 
 def _told(shape: Sequence[int | str]) -> str:
