@@ -64,15 +64,17 @@ def cnn():
 
 def transformer(opset=20):
     """A block with two heads, of 64 channels, over any number of tokens."""
+    orders = {"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]}
     nodes = [
         node("LayerNormalization", "x g b", "n1"),
-        *(node("MatMul", f"n1 w{one}", one) for one in "qkv"),
-        *(node("Reshape", f"{one} heads", f"{one}h") for one in "qkv"),
-        *(node("Transpose", f"{one}h", f"{one}t", perm=order) for one, order in zip("qkv", ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)),
+        *(node("MatMul", f"n1 w{one}", one) for one in orders),
+        *(node("Reshape", f"{one} heads", f"{one}h") for one in orders),
+        *(node("Transpose", f"{one}h", f"{one}t", perm=order) for one, order in orders.items()),
         node("MatMul", "qt kt", "scores"), node("Mul", "scores scale", "scaled"), node("Softmax", "scaled", "attention"),
-        node("MatMul", "attention vt", "mixed"), node("Transpose", "mixed", "mt", perm=[0, 2, 1, 3]), node("Reshape", "mt whole", "joined"),
-        node("MatMul", "joined wo", "out"), node("Add", "x out", "stream"), node("LayerNormalization", "stream g b", "n2"),
-        node("MatMul", "n2 wi", "inner"), node("Gelu", "inner", "gelu"), node("MatMul", "gelu wd", "down"), node("Add", "stream down", "logits"),
+        node("MatMul", "attention vt", "mixed"), node("Transpose", "mixed", "mt", perm=[0, 2, 1, 3]),
+        node("Reshape", "mt whole", "joined"), node("MatMul", "joined wo", "out"), node("Add", "x out", "stream"),
+        node("LayerNormalization", "stream g b", "n2"), node("MatMul", "n2 wi", "inner"), node("Gelu", "inner", "gelu"),
+        node("MatMul", "gelu wd", "down"), node("Add", "stream down", "logits"),
     ]  # fmt: skip
     square = {name: weight(64, 64) for name in ("wq", "wk", "wv", "wo")}
     shapes = {"heads": np.array([0, 0, 2, 32]), "whole": np.array([0, 0, 64])}
