@@ -29,7 +29,7 @@ from compressor.runtimes.onnx_lint import lint
 from compressor.runtimes.session import open_session
 from compressor.runtimes.tensorrt_backends import Backend, chosen, library
 from compressor.runtimes.tensorrt_profiles import profile_complaints
-from passes.tensorrt import graph, half
+from passes.tensorrt import blocks, graph, half
 from passes.tensorrt.building import Built, Recipe, engine_from_onnx
 from passes.tensorrt.bundle import bundle_of
 from passes.tensorrt.choosing import targets_here
@@ -58,7 +58,10 @@ def check(config: TensorRTConfig, model: Path, context: PassContext) -> None:
     if config.calibration is not None:
         first = next(iter(batches_of(config.calibration, inputs, context)))
         shapes = {name: array.shape for name, array in first.items()}
-    found = [*_unlike(config, graph.integers_of(opened)), *profile_complaints(inputs, config.profiles, shapes)]
+    found = [
+        *_unlike(config, graph.integers_of(opened), opened.opset_imports[""]),
+        *profile_complaints(inputs, config.profiles, shapes),
+    ]
     # What stays in FP32 of a graph in FP16 is not known yet.
     found += graph.stuck_bytes(opened)
     found += lint(_proto(opened), "tensorrt", targets if config.float_type == "fp32" else ())
@@ -79,6 +82,8 @@ def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) 
     summary: dict[str, Any] = {"backend": backend.name, "targets": list(targets), "precision": config.precision}
     summary |= {"floats": config.float_type}
     _tell(context, 0)
+    if config.precision == "int4" and not graph.integers_of(opened).int4:
+        summary |= _rounded(config, opened, context)
     if config.float_type == "fp16":
         summary |= _halved(config, opened, context)
     _refuse(lint(_proto(opened), "tensorrt", targets), targets)
@@ -127,7 +132,7 @@ def _proto(model: ir.Model) -> Any:
     return ir.to_proto(model)
 
 
-def _unlike(config: TensorRTConfig, integers: graph.Integers) -> list[str]:
+def _unlike(config: TensorRTConfig, integers: graph.Integers, opset: int) -> list[str]:
     """Where the precision is not what the graph holds."""
     if config.precision in {"fp32", "fp16"} and integers.int8 + integers.int4:
         return [
@@ -136,10 +141,12 @@ def _unlike(config: TensorRTConfig, integers: graph.Integers) -> list[str]:
     if config.precision == "int8" and not integers.int8:
         return ["precision int8: the graph holds no INT8 integers; quantize it by a `qat` step with `target: tensorrt`"]
     if config.precision == "int4" and not integers.int4:
-        return [
-            "precision int4: the graph holds no INT4 weights; quantize it by a `qat` step with `target: tensorrt` and "
-            "`weight_bits: 4`, and export it with `opset: 21`"
-        ]
+        if integers.int8:
+            return ["precision int4: the graph holds INT8 integers; say `precision: int8`, or give it the float graph"]
+        if opset < blocks.OPSET:
+            return [
+                f"precision int4: the graph is of opset {opset}, and INT4 came with {blocks.OPSET}; export it with `opset: 21`"
+            ]
     return []
 
 
@@ -155,6 +162,19 @@ def _refuse(complaints: Sequence[str], targets: Sequence[str]) -> None:
 
 def _tell(context: PassContext, done: int) -> None:
     context.progress(_STAGES[done], done, len(_STAGES), {})
+
+
+def _rounded(config: TensorRTConfig, model: ir.Model, context: PassContext) -> dict[str, Any]:
+    """Store the weights of a float graph as INT4, and tell what is not."""
+    count, left = blocks.to_int4(model, config.block_size)
+    if not count:
+        raise RequirementError(
+            f"no weight of the graph can be stored in blocks of {config.block_size} INT4 values",
+            remedy="a smaller `block_size`, or another precision",
+        )
+    if left:
+        context.note(f"not INT4, as blocks of {config.block_size} do not divide them: {', '.join(left)}")
+    return {"int4_weights": count, "not_int4": left}
 
 
 def _halved(config: TensorRTConfig, model: ir.Model, context: PassContext) -> dict[str, Any]:

@@ -41,10 +41,12 @@ class TensorRTConfig(PassConfig):
     """`rtx` is tensorrt-rtx, which builds without a GPU for the targets named; `trt` is enterprise TensorRT (10 or newer), which
     builds for the GPU at hand. `auto` is the one that is installed, and an error where both are: their engines differ."""
     precision: Precision = "fp16"
-    """What the engine computes in. It lies in the graph: `fp16` is converted here; `int8` and `int4` want the integers of a `qat`
-    step with `target: tensorrt` (INT4: `weight_bits: 4`, and `opset: 21` of `export-onnx`)."""
+    """What the engine computes in. It lies in the graph: `fp16` is converted here; `int8` wants the integers of a `qat` step with
+    `target: tensorrt`; `int4` takes a graph with INT4 weights, or rounds those of a float one (`opset: 21` of `export-onnx`)."""
     floats: Floats | None = None
     """What computes that which is not integer: `fp16` by default, and `fp32` for `precision: fp32`."""
+    block_size: Literal[16, 32, 64, 128] = 64
+    """Of weights that are rounded to INT4 here: so many values share a scale."""
     targets: tuple[Annotated[str, Field(pattern=r"^sm\d{2,3}$")], ...] = ()
     """Compute capabilities, as `[sm86, sm89]`; an engine for each. `rtx` wants them named, `trt` builds for the GPU at hand."""
     profiles: dict[str, Profile] = Field(default_factory=dict)

@@ -121,6 +121,38 @@ def test_a_real_engine_that_is_damaged_is_refused(damage, tmp_path):
         open_session(Kind.ENGINE, tmp_path / "out", threads=1)
 
 
+def test_int4_weights_in_blocks(tmp_path):
+    parent = parent_of(transformer(opset=21), tmp_path / "onnx")
+    told = built(
+        fields_of("transformer", precision="int4", block_size=32), parent, SAMPLES["transformer"], tmp_path / "out"
+    )
+    assert (told["int4_weights"], told["not_int4"]) == (6, [])
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    stored = [one for one in graph.initializer if one.data_type == TensorProto.INT4]
+    assert [tuple(one.dims) for one in stored] == [(64, 64)] * 4 + [(64, 128), (128, 64)]
+    assert told["layer_types"]["int4"] == 6
+    assert 0.98 < told["against_parent"]["cosine"] < 0.9999
+
+
+@pytest.mark.parametrize(
+    ("fields", "opset", "told"),
+    [
+        ({"precision": "int4"}, 20, "the graph is of opset 20, and INT4 came with 21"),
+        (
+            {"precision": "int4", "block_size": 128, "network": "cnn"},
+            21,
+            "no weight of the graph can be stored in blocks of 128",
+        ),
+    ],
+)
+def test_int4_that_cannot_be(fields, opset, told, tmp_path):
+    network = fields.pop("network", "transformer")
+    model = NETWORKS[network]()
+    model.opset_import[0].version = opset
+    with pytest.raises(RequirementError, match=told):
+        built(fields_of(network, **fields), parent_of(model, tmp_path / "onnx"), SAMPLES[network], tmp_path / "out")
+
+
 def overflowing():
     """Values of some 1e5 between two products of moderate ones."""
     nodes = [node("MatMul", "x w", "large"), node("MatMul", "large small", "logits")]
