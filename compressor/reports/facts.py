@@ -14,7 +14,6 @@ from compressor.errors import DamagedArtifactError
 from compressor.evaluation.records import LatencyReport, Measurement
 from compressor.reports import formats
 from compressor.reports.ladder import accuracy_names
-from compressor.runtimes.engine_files import BUNDLE, ENGINE, read_engine_manifest
 
 ACCURACY_FILE = "reports/accuracy.json"
 LATENCY_FILE = "reports/latency.json"
@@ -145,6 +144,8 @@ def engine(model: Path) -> list[tuple[str, str]]:
     Raises:
         DamagedArtifactError: it is there and cannot be understood.
     """
+    from compressor.runtimes.engine_files import BUNDLE, ENGINE, read_engine_manifest  # numpy comes with it
+
     if (model / BUNDLE).is_file():
         return [("no engine", "a build bundle"), *flat(json.loads((model / BUNDLE).read_bytes()))]
     if not (model / ENGINE).is_file():
