@@ -16,13 +16,12 @@ def check_backend(config: TensorRTConfig) -> Backend:
     """The backend of a step, which is installed and builds for the targets.
 
     Raises:
+        GpuError: it needs a GPU, as ``targets_of`` says.
         MissingExtraError: it is not installed; a build bundle needs none.
-        RequirementError: it builds for none of the targets, or for others: all are named.
+        RequirementError: it does not build for some of the targets, or for so many: all are named.
         UsageError: `auto`, and both are installed.
     """
     backend = chosen(config.backend)
-    if not backend.installed and config.on_missing_gpu == "fail":
-        raise MissingExtraError(backend.distribution, f"`backend: {backend.name}`", backend.extra)
     if backend.targets and not config.targets:
         raise RequirementError(
             f"{backend.distribution} builds for compute capabilities that are named, and `targets` names none",
@@ -38,6 +37,8 @@ def check_backend(config: TensorRTConfig) -> Backend:
             f"{backend.distribution} builds for the GPU at hand alone, and `targets` names {', '.join(config.targets)}",
             remedy="leave `targets` out, or name the one",
         )
+    if targets_of(config, backend, gpus()) and not backend.installed:
+        raise MissingExtraError(backend.distribution, f"`backend: {backend.name}`", backend.extra)
     return backend
 
 
@@ -55,7 +56,7 @@ def targets_of(config: TensorRTConfig, backend: Backend, found: tuple[Gpu, ...])
     if backend.targets:
         return config.targets
     wanted = config.targets[0] if config.targets else None
-    if found and wanted in {None, found[0].target} and backend.installed:
+    if found and wanted in {None, found[0].target}:
         return (found[0].target,)
     if config.on_missing_gpu == "bundle":
         return ()
@@ -68,5 +69,5 @@ def targets_of(config: TensorRTConfig, backend: Backend, found: tuple[Gpu, ...])
 
 
 def targets_here(config: TensorRTConfig) -> tuple[str, ...]:
-    """``targets_of`` this machine, of the step's own backend."""
+    """``targets_of`` this machine, of the step's own backend, which is checked first."""
     return targets_of(config, check_backend(config), gpus())

@@ -39,6 +39,12 @@ from passes.tensorrt.trying import against_parent, batches_of, executed
 if TYPE_CHECKING:
     from passes.tensorrt.step import TensorRTConfig
 
+_REMEDIES = {
+    "has no profile": "say which shapes an input will have: `profiles: {<input>: {min: […], opt: […], max: […]}}`",
+    "FP32 products": "compute them in FP16: `precision: fp16`, or `floats: fp16`",
+    "precision ": "say the precision that the graph is in, or quantize it",
+}
+"""What is said of a complaint to what helps."""
 _STAGES = ("ranges", "compare", "build")
 
 
@@ -151,13 +157,15 @@ def _unlike(config: TensorRTConfig, integers: graph.Integers, opset: int) -> lis
 
 
 def _refuse(complaints: Sequence[str], targets: Sequence[str]) -> None:
-    if complaints:
-        many = f"{len(complaints)} thing{'s' if len(complaints) > 1 else ''}"
-        raise RequirementError(
-            f"TensorRT cannot build this for {', '.join(targets) or 'any GPU'}; {many}:\n"
-            + "\n".join(f"    {line}" for line in complaints),
-            remedy="docs/decisions/0010-engines.md tells what TensorRT takes",
-        )
+    if not complaints:
+        return
+    remedies = [remedy for word, remedy in _REMEDIES.items() if any(word in line for line in complaints)]
+    raise RequirementError(
+        f"TensorRT cannot build this for {', '.join(targets) or 'the GPU of a build bundle'}; what stands in the way:\n"
+        + "\n".join(f"    {line}" for line in complaints),
+        remedy="; ".join(remedies)
+        or "`qat` with `target: tensorrt`, or `precision: fp16` of a float graph, makes what TensorRT takes",
+    )
 
 
 def _tell(context: PassContext, done: int) -> None:

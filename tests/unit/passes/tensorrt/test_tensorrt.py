@@ -12,7 +12,11 @@ from pydantic import ValidationError
 
 from compressor.artifacts.fingerprint import digest_file
 from compressor.artifacts.kinds import Kind
+from compressor.artifacts.store import Store
+from compressor.data.contract import SourceContext
 from compressor.engine.contract import ModelFacts, PlanContext
+from compressor.engine.pipeline import load_pipeline
+from compressor.engine.plan import make_plan
 from compressor.errors import DamagedArtifactError, GpuError, MissingExtraError, NumericalError, RequirementError
 from compressor.runtimes import tensorrt_backends
 from compressor.runtimes.cuda import Gpu
@@ -209,7 +213,7 @@ def test_every_offender_is_named_before_anything_is_built(tmp_path):
         )
     assert caught.value.exit_code == 1
     for line in (
-        "4 things", "precision int8: the graph holds no INT8 integers", "profile z: the graph has no such input",
+        "precision int8: the graph holds no INT8 integers", "profile z: the graph has no such input",
         "profile x: dimension 1 is from 8 to 16, and 7 in the samples", "QuickGelu quick: an operator of com.microsoft",
     ):  # fmt: skip
         assert line in caught.value.what
@@ -257,6 +261,7 @@ def test_targets_are_refused_in_the_plan(fields, told, monkeypatch):
 
 @pytest.mark.parametrize(("backend", "extra"), [("rtx", "trt-rtx"), ("trt", "trt"), ("auto", "trt-rtx")])
 def test_a_missing_extra_is_found_in_the_plan(backend, extra, monkeypatch):
+    monkeypatch.setattr(choosing, "gpus", lambda: (Gpu("a card", "sm86"),))
     monkeypatch.setattr(tensorrt_backends, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError) as caught:
         TensorRT().estimate(config_of(backend=backend, targets=("sm86",)), ModelFacts(), PlanContext({}))
@@ -274,6 +279,16 @@ def test_enterprise_tensorrt_without_its_gpu_fails_and_says_so(found, told, tmp_
         built(fields, parent_of(cnn(), tmp_path / "onnx"), SAMPLES["cnn"], tmp_path / "out")
     assert caught.value.exit_code == 1
     assert "on_missing_gpu: bundle" in str(caught.value.remedy)
+
+
+def test_a_plan_on_a_machine_without_the_gpu_ends_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(choosing, "gpus", lambda: ())
+    parent_of(cnn(), tmp_path / "model")
+    file = tmp_path / "pipeline.yaml"
+    step = "{type: tensorrt, backend: trt, precision: fp32, profiles: {x: {min: [1], opt: [1], max: [1]}}}"
+    file.write_text(f"version: 1\nname: one\nmodel: {{path: model}}\npasses: [{step}]\n")
+    with pytest.raises(GpuError, match="there is no GPU here"):
+        make_plan(load_pipeline(file), Store(tmp_path / "store"), SourceContext(tmp_path))
 
 
 def test_a_bundle_holds_all_but_an_engine_and_is_called_one(tmp_path, monkeypatch):
