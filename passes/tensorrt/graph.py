@@ -15,7 +15,8 @@ from compressor.models.contract import InputSpec
 from compressor.runtimes.onnx_files import MODEL, external_files, read_graph
 
 _DATA = f"{MODEL}.data"
-_PROTOBUF_LIMIT_BYTES = 1_900_000_000  # one message holds 2 GB; the graph needs some of it
+PROTOBUF_LIMIT_BYTES = 1_900_000_000
+"""Of weights in one message, which holds 2 GB; the graph needs some of it."""
 _SMALL_TENSOR_BYTES = 256
 _MOVING = frozenset(
     {"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Gather"}
@@ -31,18 +32,25 @@ class Integers:
 
 
 def opened(folder: Path) -> ir.Model:
-    """The graph of an ONNX artifact, with its weights and with the type of every value.
+    """The graph of an ONNX artifact, with its weights (beyond 2 GB they stay in their file) and with the type of every value.
 
     Raises:
         ModelError: as ``read_graph``.
     """
     model = read_graph(folder)
-    external = bool(external_files(model))
+    files = external_files(model)
+    if files and sum((folder / name).stat().st_size for name in files) <= PROTOBUF_LIMIT_BYTES:
+        onnx.load_external_data_for_model(model, str(folder))  # inference wants to see shapes that are constants
     typed = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(typed)
-    if external:
+    if external_files(model):
         ir.external_data.set_base_dir(typed.graph, folder)
     return typed
+
+
+def weights_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(one.const_value.nbytes for one in model.graph.initializers.values() if one.const_value is not None)
 
 
 def inputs_of(model: ir.Model) -> tuple[InputSpec, ...]:
@@ -128,9 +136,8 @@ def write(model: ir.Model, folder: Path) -> tuple[str, ...]:
     Raises:
         StorageError: the disk is full.
     """
-    sizes = [one.const_value.nbytes for one in model.graph.initializers.values() if one.const_value is not None]
     with writing(folder):
-        if sum(sizes) <= _PROTOBUF_LIMIT_BYTES:
+        if weights_bytes(model) <= PROTOBUF_LIMIT_BYTES:
             ir.save(model, folder / MODEL)
             return (MODEL,)
         ir.save(model, folder / MODEL, external_data=_DATA, size_threshold_bytes=_SMALL_TENSOR_BYTES)

@@ -70,6 +70,8 @@ def check(config: TensorRTConfig, model: Path, context: PassContext) -> None:
     ]
     # What stays in FP32 of a graph in FP16 is not known yet.
     found += graph.stuck_bytes(opened)
+    if config.float_type == "fp16" and graph.weights_bytes(opened) > graph.PROTOBUF_LIMIT_BYTES:
+        found.append("floats fp16: graphs of more than 2 GB are not converted to FP16 here; say `floats: fp32`")
     found += lint(_proto(opened), "tensorrt", targets if config.float_type == "fp32" else ())
     _refuse(found, targets)
 

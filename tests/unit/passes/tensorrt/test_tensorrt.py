@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ from compressor.runtimes import tensorrt_backends
 from compressor.runtimes.cuda import Gpu
 from compressor.runtimes.engine_files import checked_engine_manifest
 from compressor.runtimes.session import open_session
-from passes.tensorrt import choosing
+from passes.tensorrt import choosing, graph
 from passes.tensorrt.step import TensorRT, TensorRTConfig
 from tests.unit.passes.tensorrt.engines import (
     PROFILES,
@@ -79,9 +80,9 @@ def test_norms_and_softmax_stay_in_fp32_and_products_do_not(tmp_path):
         ("LayerNormalization", "sums over many values"), ("Softmax", "sums over many values"),
         ("LayerNormalization", "sums over many values"),
     ]  # fmt: skip
-    graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "out" / "model.onnx")).graph
-    types = {one.name: one.type.tensor_type.elem_type for one in graph.value_info}
-    products = [one.output[0] for one in graph.node if one.op_type == "MatMul"]
+    typed = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "out" / "model.onnx")).graph
+    types = {one.name: one.type.tensor_type.elem_type for one in typed.value_info}
+    products = [one.output[0] for one in typed.node if one.op_type == "MatMul"]
     assert len(products) == 8
     assert {types[name] for name in products} == {TensorProto.FLOAT16}
 
@@ -131,11 +132,26 @@ def test_int4_weights_in_blocks(tmp_path):
         fields_of("transformer", precision="int4", block_size=32), parent, SAMPLES["transformer"], tmp_path / "out"
     )
     assert (told["int4_weights"], told["not_int4"]) == (6, [])
-    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
-    stored = [one for one in graph.initializer if one.data_type == TensorProto.INT4]
+    stored_graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    stored = [one for one in stored_graph.initializer if one.data_type == TensorProto.INT4]
     assert [tuple(one.dims) for one in stored] == [(64, 64)] * 4 + [(64, 128), (128, 64)]
     assert told["layer_types"]["int4"] == 6
     assert 0.98 < told["against_parent"]["cosine"] < 0.9999
+
+
+def test_weights_beside_the_graph_are_read_and_written_beside_it_where_they_must_be(tmp_path, monkeypatch):
+    folder = tmp_path / "onnx"
+    folder.mkdir()
+    onnx.save(
+        transformer(), folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0
+    )
+    built(fields_of("transformer"), SimpleNamespace(model=folder), SAMPLES["transformer"], tmp_path / "out")
+    monkeypatch.setattr(graph, "PROTOBUF_LIMIT_BYTES", 1000)
+    fields = fields_of("transformer", precision="fp32")
+    built(fields, SimpleNamespace(model=folder), SAMPLES["transformer"], tmp_path / "large")
+    assert set(checked_engine_manifest(tmp_path / "large").onnx) == {"model.onnx", "model.onnx.data"}
+    with pytest.raises(RequirementError, match="graphs of more than 2 GB are not converted to FP16"):
+        built(fields_of("transformer"), SimpleNamespace(model=folder), SAMPLES["transformer"], tmp_path / "half")
 
 
 @pytest.mark.parametrize(
