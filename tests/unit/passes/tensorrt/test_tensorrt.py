@@ -143,7 +143,7 @@ def test_weights_beside_the_graph_are_read_and_written_beside_it_where_they_must
     folder = tmp_path / "onnx"
     folder.mkdir()
     onnx.save(
-        transformer(), folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0
+        transformer(), folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=256
     )
     built(fields_of("transformer"), SimpleNamespace(model=folder), SAMPLES["transformer"], tmp_path / "out")
     monkeypatch.setattr(graph, "PROTOBUF_LIMIT_BYTES", 1000)
