@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import Field
@@ -30,14 +31,16 @@ def is_dynamic(spec: InputSpec) -> bool:
 
 
 def profile_complaints(
-    inputs: Sequence[InputSpec], profiles: Mapping[str, Profile], samples: Mapping[str, Sequence[int]] | None = None
+    inputs: Sequence[InputSpec],
+    profiles: Mapping[str, Profile],
+    samples: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> list[str]:
     """One line for each way in which profiles do not fit the inputs, or the samples; none where they do.
 
     Args:
         inputs: of the graph.
         profiles: by the input's name.
-        samples: name to the shape of a batch of samples; the first dimension, which is the batch, is not looked at.
+        samples: input to the shape of a batch of samples, where there are any; the first dimension, which is the batch, is not looked at.
     """
     by_name = {spec.name: spec for spec in inputs}
     found = [
@@ -52,7 +55,7 @@ def profile_complaints(
                 found.append(f"input {spec.name} {_told(spec.shape)}: it varies, and has no profile")
             continue
         complaints = list(_unfit(spec, profile))
-        if not complaints and samples is not None and spec.name in samples:
+        if not complaints and spec.name in samples:
             complaints = list(_beyond(samples[spec.name], profile))
         found += [f"profile {spec.name}: {complaint}" for complaint in complaints]
     return found + list(_unlike(by_name, profiles))

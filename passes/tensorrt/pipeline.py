@@ -25,6 +25,7 @@ from compressor.runtimes.engine_files import (
     checked_engine_manifest,
     write_record,
 )
+from compressor.runtimes.engine_session import why_not_here
 from compressor.runtimes.onnx_lint import lint
 from compressor.runtimes.session import open_session
 from compressor.runtimes.tensorrt_backends import Backend, chosen, library
@@ -60,18 +61,13 @@ def check(config: TensorRTConfig, model: Path, context: PassContext) -> None:
     opened = graph.opened(model)
     graph.widen_bytes(opened)
     inputs = graph.inputs_of(opened)
-    shapes = None
-    if config.calibration is not None:
-        first = next(iter(batches_of(config.calibration, inputs, context)))
-        shapes = {name: array.shape for name, array in first.items()}
-    found = [
-        *_unlike(config, graph.integers_of(opened), opened.opset_imports[""]),
-        *profile_complaints(inputs, config.profiles, shapes),
-    ]
-    # What stays in FP32 of a graph in FP16 is not known yet.
-    found += graph.stuck_bytes(opened)
+    batches = batches_of(config.calibration, inputs, context) if config.calibration is not None else [{}]
+    shapes = [{name: array.shape for name, array in feeds.items()} for feeds in batches]
+    unfit = dict.fromkeys(line for one in shapes for line in profile_complaints(inputs, config.profiles, one))
+    found = [*_unlike(config, graph.integers_of(opened), opened.opset_imports[""]), *unfit, *graph.stuck_bytes(opened)]
     if config.float_type == "fp16" and graph.weights_bytes(opened) > graph.PROTOBUF_LIMIT_BYTES:
         found.append("floats fp16: graphs of more than 2 GB are not converted to FP16 here; say `floats: fp32`")
+    # What stays in FP32 of a graph in FP16 is not known yet.
     found += lint(_proto(opened), "tensorrt", targets if config.float_type == "fp32" else ())
     _refuse(found, targets)
 
@@ -113,7 +109,8 @@ def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) 
     _tell(context, 2)
     manifest = _built(facts, backend, targets, out, files[0])
     write_record(manifest, out / ENGINE)
-    summary["executed"] = context.device == "cuda" and executed(config.calibration, manifest, out, context)
+    runs_here = context.device == "cuda" and why_not_here(out) is None
+    summary["executed"] = runs_here and executed(config.calibration, manifest, out, context)
     if not summary["executed"]:
         context.note(
             f"built for {', '.join(targets)} and never run: accuracy is that of the same graph in ONNX Runtime, which stands in; "
