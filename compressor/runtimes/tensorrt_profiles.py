@@ -40,7 +40,7 @@ def profile_complaints(
     Args:
         inputs: of the graph.
         profiles: by the input's name.
-        samples: input to the shape of a batch of samples, where there are any; the first dimension, which is the batch, is not looked at.
+        samples: input to the shape of a batch of samples, where there are any; its first dimension, the batch, is not looked at.
     """
     by_name = {spec.name: spec for spec in inputs}
     found = [
