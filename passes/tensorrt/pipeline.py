@@ -77,7 +77,7 @@ def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) 
 
     Raises:
         RequirementError: the graph in its final types is not one that the targets take.
-        NumericalError: the graph is not finite on the samples.
+        NumericalError: the graph computes NaN on the samples, or its answers are not finite in FP16.
         PassError: TensorRT refuses the graph.
     """
     backend, targets = chosen(config.backend), targets_here(config)
@@ -189,14 +189,15 @@ def _halved(config: TensorRTConfig, model: ir.Model, context: PassContext) -> di
     assert config.calibration is not None  # noqa: S101 - the config demands it
     names = graph.values_in_float(model)
     largest = largest_magnitudes(_proto(model), names, batches_of(config.calibration, graph.inputs_of(model), context))
-    if wrong := [name for name, value in largest.items() if not np.isfinite(value)]:
+    if wrong := [name for name, value in largest.items() if np.isnan(value)]:
         raise NumericalError(
-            f"the graph is not finite in FP32 on samples of {config.calibration.data!r}: {', '.join(wrong)}"
+            f"the graph computes NaN in FP32 on samples of {config.calibration.data!r}: {', '.join(wrong)}",
+            remedy="name data that were made for this model as `calibration.data`",
         )
     kept = half.to_half(model, largest, config.highest)
     reasons = Counter(one.reason for one in kept if " reaches " not in one.reason)
     return {
-        "largest_magnitude": max(largest.values(), default=0.0),
+        "largest_magnitude": max((value for value in largest.values() if np.isfinite(value)), default=0.0),
         "kept_fp32": [asdict(one) for one in kept],
         "kept_fp32_reasons": dict(reasons) | {"overflows FP16": len(kept) - reasons.total()},
     }
