@@ -104,7 +104,7 @@ def _reason(node: ir.Node, largest: Mapping[str, float], highest: float) -> str 
         if value is None or value.dtype != _FLOAT:
             continue
         magnitude = _magnitude(value) if value.const_value is not None else largest.get(value.name or "", 0.0)
-        if not magnitude <= highest and not (value.const_value is not None and np.isinf(magnitude)):
+        if not magnitude <= highest:
             return f"{value.name} reaches {magnitude:.3g}"
         if value.const_value is not None and _vanishes(node, value):
             return f"{value.name} is too small for FP16"
@@ -224,8 +224,7 @@ def _become_output(model: ir.Model, value: ir.Value, cast: ir.Value) -> None:
 
 def _half_constant(model: ir.Model, value: ir.Value) -> ir.Value:
     name = f"{value.name}.half"
-    with np.errstate(over="ignore"):  # an infinity, which a mask may be
-        array = _array(value).astype(np.float16)
+    array = _array(value).astype(np.float16)
     tensor = ir.tensor(array, name=name)
     made = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(_HALF))
     model.graph.initializers[name] = made
