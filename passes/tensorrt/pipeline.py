@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnxscript import ir
 
-from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.fingerprint import digest_file
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext, PassOutput
@@ -28,10 +27,11 @@ from compressor.runtimes.engine_files import (
 from compressor.runtimes.engine_session import why_not_here
 from compressor.runtimes.onnx_lint import lint
 from compressor.runtimes.session import open_session
-from compressor.runtimes.tensorrt_backends import Backend, chosen, library
+from compressor.runtimes.tensorrt_backends import BACKENDS, chosen
 from compressor.runtimes.tensorrt_profiles import profile_complaints
 from passes.tensorrt import blocks, graph, half
-from passes.tensorrt.building import Built, Recipe, engine_from_onnx
+from passes.tensorrt.builder import Request
+from passes.tensorrt.building import engine_from_onnx
 from passes.tensorrt.bundle import bundle_of
 from passes.tensorrt.choosing import targets_here
 from passes.tensorrt.ranges import largest_magnitudes
@@ -107,7 +107,7 @@ def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) 
         )
         return PassOutput(summary | {"executed": False})
     _tell(context, 2)
-    manifest = _built(facts, backend, targets, out, files[0])
+    manifest = _built(facts, targets, out, files[0])
     write_record(manifest, out / ENGINE)
     runs_here = context.device == "cuda" and why_not_here(out) is None
     summary["executed"] = runs_here and executed(config.calibration, manifest, out, context)
@@ -203,23 +203,24 @@ def _halved(config: TensorRTConfig, model: ir.Model, context: PassContext) -> di
     }
 
 
-def _built(facts: BuildFacts, backend: Backend, targets: Sequence[str], out: Path, file: str) -> EngineManifest:
-    recipe = Recipe(facts.profiles, facts.workspace_mb, facts.optimization_level)
+def _built(facts: BuildFacts, targets: Sequence[str], out: Path, file: str) -> EngineManifest:
+    """Build an engine for each target, and tell of all."""
     engines = []
     for target in targets:
-        found = engine_from_onnx(backend, out / file, target if backend.targets else None, recipe)
-        engines.append(_written(found, target, out))
+        engine = out / f"model.{target}.engine"
+        named = target if BACKENDS[facts.backend].targets else None
+        request = Request(
+            backend=facts.backend, onnx=str(out / file), engine=str(engine), target=named, profiles=facts.profiles,
+            workspace_mb=facts.workspace_mb, optimization_level=facts.optimization_level,
+        )  # fmt: skip
+        answer = engine_from_onnx(request)
+        engines.append(
+            EngineFile(
+                file=engine.name, target=target, sha256=digest_file(engine), bytes=engine.stat().st_size,
+                warnings=answer.warnings, executed=False,
+            )
+        )  # fmt: skip
     return EngineManifest(
-        **dict(facts), backend_version=library(backend).__version__, inputs=found.inputs, outputs=found.outputs,
-        layer_types=found.layer_types, engines=tuple(engines),
-    )  # fmt: skip
-
-
-def _written(built: Built, target: str, out: Path) -> EngineFile:
-    file = out / f"model.{target}.engine"
-    with writing(file):
-        file.write_bytes(built.serialized)
-    return EngineFile(
-        file=file.name, target=target, sha256=digest_file(file), bytes=len(built.serialized), warnings=built.warnings,
-        executed=False,
+        **dict(facts), backend_version=answer.version, inputs=answer.inputs, outputs=answer.outputs,
+        layer_types=answer.layer_types, engines=tuple(engines),
     )  # fmt: skip

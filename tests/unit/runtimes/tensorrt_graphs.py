@@ -9,10 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.errors import PassError
-from compressor.runtimes.tensorrt_backends import BACKENDS
 from compressor.runtimes.tensorrt_profiles import Profile
-from passes.tensorrt.building import Recipe, engine_from_onnx
+from passes.tensorrt.builder import Request, build
 
 F, H, B, D = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
 
@@ -78,8 +76,13 @@ def refusal(model: onnx.ModelProto, target: str = "sm86", profiles=None) -> str 
         profiles = {"x": Profile(min=low, opt=low, max=high)} if 0 in shape else {}
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(model, Path(folder) / "model.onnx")
-        try:
-            engine_from_onnx(BACKENDS["rtx"], Path(folder) / "model.onnx", target, Recipe(profiles, 64, None))
-        except PassError as error:
-            return error.what
-    return None
+        answer = build(request_of(Path(folder), target, profiles))
+    return "\n".join(answer.errors) or None
+
+
+def request_of(folder, target, profiles):
+    """The build of the graph in a folder by tensorrt-rtx."""
+    return Request(
+        backend="rtx", onnx=str(folder / "model.onnx"), engine=str(folder / "model.engine"), target=target, profiles=profiles,
+        workspace_mb=64, optimization_level=None,
+    )  # fmt: skip

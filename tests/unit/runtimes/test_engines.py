@@ -196,23 +196,22 @@ def test_a_tensorrt_that_is_too_old_or_broken(monkeypatch):
 def test_an_engine_for_this_gpu_computes(tmp_path):
     import onnx
 
-    from passes.tensorrt.building import Recipe, engine_from_onnx
-    from tests.unit.runtimes.tensorrt_graphs import F, product
+    from passes.tensorrt.builder import build
+    from tests.unit.runtimes.tensorrt_graphs import F, product, request_of
 
     target = gpus()[0].target
     if target not in BACKENDS["rtx"].targets:
         pytest.skip(f"tensorrt-rtx does not build for {target}")
     onnx.save(product(F), tmp_path / "model.onnx")
     profiles = {"x": Profile(min=(1, 4), opt=(2, 4), max=(4, 4))}
-    built = engine_from_onnx(BACKENDS["rtx"], tmp_path / "model.onnx", target, Recipe(profiles, 64, None))
+    built = build(request_of(tmp_path, target, profiles))
     file = tmp_path / "model.engine"
-    file.write_bytes(built.serialized)
     entry = EngineFile(
         file=file.name, target=target, sha256=digest_file(file), bytes=file.stat().st_size, warnings=(), executed=False
     )
     manifest = EngineManifest(
         backend="rtx", precision="fp32", floats="fp32", workspace_mb=64, optimization_level=None, profiles=profiles, onnx={},
-        backend_version=library(BACKENDS["rtx"]).__version__, inputs=built.inputs, outputs=built.outputs,
+        backend_version=built.version, inputs=built.inputs, outputs=built.outputs,
         layer_types=built.layer_types, engines=(entry,),
     )  # fmt: skip
     write_record(manifest, tmp_path / ENGINE)

@@ -18,12 +18,19 @@ from compressor.data.contract import SourceContext
 from compressor.engine.contract import ModelFacts, PlanContext
 from compressor.engine.pipeline import load_pipeline
 from compressor.engine.plan import make_plan
-from compressor.errors import DamagedArtifactError, GpuError, MissingExtraError, NumericalError, RequirementError
+from compressor.errors import (
+    DamagedArtifactError,
+    GpuError,
+    MissingExtraError,
+    NumericalError,
+    PassError,
+    RequirementError,
+)
 from compressor.runtimes import tensorrt_backends
 from compressor.runtimes.cuda import Gpu
 from compressor.runtimes.engine_files import checked_engine_manifest
 from compressor.runtimes.session import open_session
-from passes.tensorrt import choosing, graph
+from passes.tensorrt import building, choosing, graph
 from passes.tensorrt.step import TensorRT, TensorRTConfig
 from tests.unit.passes.tensorrt.engines import (
     PROFILES,
@@ -331,7 +338,7 @@ def test_what_the_library_prints_stays_out_of_standard_output(tmp_path, capfd):
 def test_what_the_linter_does_not_know_the_parser_tells(tmp_path):
     model = model_of([node("Unique", "x", "logits")], {}, ("n", 4))
     profiles = {"x": {"min": (1, 4), "opt": (1, 4), "max": (4, 4)}}
-    with pytest.raises(Exception, match="Unique logits") as caught:
+    with pytest.raises(PassError, match="Unique logits") as caught:
         built(
             {"precision": "fp32", "profiles": profiles},
             parent_of(model, tmp_path / "onnx"),
@@ -339,6 +346,16 @@ def test_what_the_linter_does_not_know_the_parser_tells(tmp_path):
             tmp_path / "out",
         )
     assert "Cuda" not in str(caught.value)
+
+
+def test_a_compiler_that_crashes_costs_the_step_alone(tmp_path, monkeypatch):
+    crash = "import os, sys; print('about to', file=sys.stderr, flush=True); os.abort()"
+    run = subprocess.run
+    monkeypatch.setattr(building.subprocess, "run", lambda _, **more: run([sys.executable, "-c", crash], **more))
+    with pytest.raises(
+        PassError, match=r"tensorrt-rtx was killed by signal 6 while it built model\.onnx for sm86:\n    about to"
+    ):
+        built(fields_of("cnn"), parent_of(cnn(), tmp_path / "onnx"), SAMPLES["cnn"], tmp_path / "out")
 
 
 def test_nothing_heavy_is_imported_with_the_step():
