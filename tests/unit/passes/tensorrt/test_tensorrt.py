@@ -94,6 +94,19 @@ def test_norms_and_softmax_stay_in_fp32_and_products_do_not(tmp_path):
     assert {types[name] for name in products} == {TensorProto.FLOAT16}
 
 
+@pytest.mark.parametrize("profiles", [{}, {"x": {"min": (2, 3, 12, 12), "opt": (2, 3, 12, 12), "max": (2, 3, 12, 12)}}])
+def test_a_graph_of_one_size_needs_no_profile(profiles, tmp_path):
+    model = cnn()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    built(
+        {"precision": "fp32", "profiles": profiles},
+        parent_of(model, tmp_path / "onnx"),
+        SAMPLES["cnn"],
+        tmp_path / "out",
+    )
+    assert checked_engine_manifest(tmp_path / "out").inputs[0].shape == (2, 3, 12, 12)
+
+
 def test_the_same_bytes_again_from_another_process_and_folder(tmp_path):
     parent = parent_of(cnn(), tmp_path / "onnx")
     built(fields_of("cnn"), parent, SAMPLES["cnn"], tmp_path / "out")
