@@ -8,6 +8,7 @@ CompressError                    1
 │   ├── NumericalError           1   NaN or infinity in weights, data or loss
 │   └── ParityError              1   what was written does not compute what was read
 ├── MissingExtraError            1   an optional library is not installed
+├── GpuError                     1   no GPU here, or not the one that an engine was built for
 ├── ModelError                   2   a model directory that cannot be opened
 ├── DataError                    2   a data source that cannot be read
 ├── StorageError                 1   disk full, no permission
@@ -99,6 +100,10 @@ class MissingExtraError(CompressError):
             f"{needed_for} needs {library}, which is not installed",
             remedy=f"pip install 'autoglm-compress[{extra}]'",
         )
+
+
+class GpuError(CompressError):
+    """There is no GPU here, or not the one that an engine was built for."""
 
 
 class ModelError(CompressError):

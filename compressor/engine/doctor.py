@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from compressor.config import discovery
 from compressor.engine.machine import available_memory_bytes, environment, gemm_flops_per_second, tool_version
 from compressor.errors import CompressError
+from compressor.runtimes.cuda import gpus
 
 _INTERESTING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
 _TOOLS = {
@@ -23,6 +24,7 @@ _TOOLS = {
     "qtawesome": "phone-bed",
     "espeakng-loader": "phone-bed",
     "pillow": "phone-bed",
+    "tensorrt-rtx": "trt-rtx",
 }
 
 
@@ -60,7 +62,7 @@ def diagnose(store: Path) -> Diagnosis:
     checks.append(Check(name="memory", ok=memory > 2 << 30, value=f"{memory / 1e9:.1f} GB available"))
     machine["cpu_flags"] = _flags()
     machine["gemm_gflops_fp32"] = round(gemm_flops_per_second() / 1e9, 1)
-    machine["cuda_driver"] = Path("/proc/driver/nvidia/version").exists()
+    machine["gpus"] = ", ".join(f"{one.name} ({one.target})" for one in gpus()) or "none"
     machine["python"] = platform.python_version()
     return Diagnosis(ok=all(check.ok for check in checks), checks=tuple(checks), machine=machine)
 

@@ -21,13 +21,13 @@ from compressor.engine.gates import gate_problems
 from compressor.engine.machine import tool_version
 from compressor.engine.pipeline import SOURCE, Pipeline, Step, reference_of
 from compressor.engine.source import DirectorySource, FamilySource, open_source
-from compressor.errors import CompressError, ConfigError, DamagedArtifactError, Problem
+from compressor.errors import CompressError, ConfigError, DamagedArtifactError, GpuError, Problem
 from compressor.evaluation.measure import evaluation_digest
 from compressor.evaluation.metrics import referring
 from compressor.evaluation.records import EvaluateConfig
 
-MEASURABLE = OF_FAMILIES | {Kind.ONNX}
-"""The kinds that a runtime opens."""
+MEASURABLE = OF_FAMILIES | {Kind.ONNX, Kind.ENGINE}
+"""The kinds that a runtime opens, or, of an engine without its GPU, whose graph answers for it."""
 
 State = Literal["cached", "measure", "resume", "build", "given", "damaged"]
 
@@ -145,6 +145,7 @@ def make_plan(
 
     Raises:
         ConfigError: all problems at once: kinds that do not fit, names that do not exist, files that are missing.
+        GpuError: a step needs a GPU that is not here.
     """
     return _Planner(pipeline, store, sources, pipeline.config.seed if seed is None else seed, device).plan()
 
@@ -321,6 +322,8 @@ class _Planner:
         context = PlanContext(roles)
         try:
             estimate = step.pass_.estimate(step.config, roles["parent"], context)
+        except GpuError:  # what this machine lacks is no mistake of the file
+            raise
         except CompressError as error:
             self._problem(("passes", step.index), error.what, remedy=error.remedy)
             self._raise_if_any()

@@ -15,7 +15,7 @@ from compressor.engine.building import Workshop, unexpected
 from compressor.engine.pipeline import Pipeline, load_pipeline, override, pipeline_from_document, reference_of
 from compressor.engine.plan import PassBuilder, Plan
 from compressor.engine.runner import load_given
-from compressor.errors import CompressError, UsageError
+from compressor.errors import CompressError, GpuError, UsageError
 from compressor.evaluation.measure import measure
 from compressor.evaluation.metrics import referring
 from compressor.evaluation.protocol import ReferenceModel
@@ -88,6 +88,7 @@ def measure_artifact(
     """Measure an artifact as ``evaluate:`` of a pipeline file says; nothing is written.
 
     Raises:
+        GpuError: latency alone is asked for, of an engine that cannot run here.
         UsageError: the file asks for nothing that could be measured, or compares with a step, which is not known here.
     """
     pipeline = load_pipeline(pipeline_file, overrides)
@@ -96,7 +97,7 @@ def measure_artifact(
         evaluate = evaluate.without_accuracy()
     if evaluate.accuracy is None and evaluate.latency is None:
         raise UsageError(f"{pipeline_file} measures nothing", remedy="give it an `evaluate:` section")
-    return measure(
+    measurement = measure(
         artifact.manifest.kind,
         artifact.model,
         evaluate,
@@ -105,6 +106,9 @@ def measure_artifact(
         reference=_reference(evaluate, pipeline.base),
         progress=lambda what, done, total: listener(events.StepProgress(artifact.name, what, done, total)),
     )
+    if measurement.stand_in is not None and measurement.accuracy is None:
+        raise GpuError(f"the latency of {artifact.name} is not measured: {measurement.stand_in}")
+    return measurement
 
 
 def _reference(evaluate: EvaluateConfig, base: Path) -> ReferenceModel | None:

@@ -14,13 +14,14 @@ def cost_metrics(kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int
     """Size, parameters and MACs; what cannot be told is left out.
 
     Args:
-        kind: torch, quantized: the family's own arithmetic. onnx: counted from the graph.
+        kind: torch, quantized: the family's own arithmetic. onnx, engine: counted from the graph; an engine's size is that of its
+            own file, or of the largest where there are several.
         folder: the model's folder.
         sample_shapes: the shape of each array of one sample, its batch axis (1) included; fixes what varies in an ONNX graph.
     """
     parameters, macs = _counted(kind, folder, sample_shapes)
     figures = (
-        ("size_bytes", size_bytes(folder), "bytes"),
+        ("size_bytes", _size(kind, folder), "bytes"),
         ("parameters", parameters, "count"),
         ("macs", macs, "count"),
     )
@@ -31,11 +32,16 @@ def cost_metrics(kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int
     )
 
 
+def _size(kind: Kind, folder: Path) -> int:
+    engines = [file.stat().st_size for file in folder.glob("*.engine")] if kind is Kind.ENGINE else []
+    return max(engines) if engines else size_bytes(folder)
+
+
 def _counted(kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int, ...]]) -> tuple[int | None, int | None]:
     if kind in OF_FAMILIES:
         facts = facts_of(folder)
         return facts["parameters"], facts["macs"]
-    if kind is Kind.ONNX:
+    if kind in {Kind.ONNX, Kind.ENGINE}:
         from compressor.evaluation import onnx_cost
         from compressor.runtimes.onnx_files import read_graph
 

@@ -78,6 +78,8 @@ class AccuracyReport(_Report):
     """Empty unless a sample has one."""
     reference: str | None = None
     """Id of the artifact whose answers count as right for `agreement` and `kl`."""
+    stand_in: str | None = None
+    """Why the model itself did not answer, and the ONNX graph it was built from did, in ONNX Runtime; None where it answered."""
 
 
 class LatencyReport(_Report):
@@ -101,4 +103,6 @@ class Measurement(_Report):
     accuracy: AccuracyReport | None
     latency: LatencyReport | None
     metrics: tuple[Metric, ...]
-    """All of both reports, and size, parameters and MACs."""
+    """All of both reports, and size, parameters and MACs; `executed` of an engine: 1 where it ran, 0 where its graph stood in."""
+    stand_in: str | None = None
+    """As in ``AccuracyReport``: latency was not measured then."""

@@ -2,7 +2,8 @@
 
 Reads a ``Request`` from stdin (or from the file named as its argument) and writes ``Answer`` lines to stdout; whatever else
 prints, prints to stderr. The order within the process: take the samples for latency and let go of the set, open the model,
-time it, read the peak memory; then open the reference, if any, and measure accuracy. torch is loaded for torch models only.
+time it, read the peak memory; then open the reference, if any, and measure accuracy. torch is loaded for torch models only. An
+engine that cannot run here is not timed, and the graph that it was built from answers in its place, which the reports say.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
+from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Metric
 from compressor.config.discovery import SOURCES, load
 from compressor.data.contract import Batch, Dataset, DataSource, SourceContext
@@ -76,13 +78,15 @@ def _measure(request: Request, progress: Callable[[str, int, int], None]) -> Mea
     threads = latency.threads if latency else _DEFAULT_THREADS
     accuracy_report: AccuracyReport | None = None
     latency_report: LatencyReport | None = None
-    with open_session(request.kind, request.model, threads=threads) as session:
-        if latency is not None:
+    kind, stand_in = _runnable(request.kind, request.model)
+    with open_session(kind, request.model, threads=threads) as session:
+        if latency is not None and stand_in is None:
             latency_report = _latency_report(session, batches, latency, progress)
         if accuracy is not None:
             dataset = _dataset(request, accuracy.data, progress)
             batches = batches or [dataset.batch(_first(dataset))]
-            accuracy_report = _accuracy_report(request, session, dataset, accuracy, threads, progress)
+            report = _accuracy_report(request, session, dataset, accuracy, threads, progress)
+            accuracy_report = report.model_copy(update={"stand_in": stand_in})
         shapes = _sample_shapes(session, batches[0]) if batches else {}
     return Measurement(
         accuracy=accuracy_report,
@@ -91,8 +95,25 @@ def _measure(request: Request, progress: Callable[[str, int, int], None]) -> Mea
             *(accuracy_report.metrics if accuracy_report else ()),
             *(latency_report.metrics if latency_report else ()),
             *cost_metrics(request.kind, request.model, shapes),
+            *(_executed(stand_in) if request.kind is Kind.ENGINE else ()),
         ),
+        stand_in=stand_in,
     )
+
+
+def _runnable(kind: Kind, model: Path) -> tuple[Kind, str | None]:
+    """What is opened of a model on this machine: of an engine without its GPU the graph beside it, and why."""
+    if kind is not Kind.ENGINE:
+        return kind, None
+    from compressor.runtimes.engine_session import why_not_here
+
+    reason = why_not_here(model)
+    return (kind, None) if reason is None else (Kind.ONNX, reason)
+
+
+def _executed(stand_in: str | None) -> tuple[Metric]:
+    """Whether an engine ran, as a figure that a gate can ask for."""
+    return (Metric(name="executed", value=float(stand_in is None), unit="count", better="higher", samples=1),)
 
 
 def _dataset(request: Request, name: str, progress: Callable[[str, int, int], None]) -> Dataset:
@@ -133,7 +154,8 @@ def _accuracy_report(
     if reference is None:
         return measure_accuracy(session, dataset, config, progress)
     same = reference.model == request.model
-    with nullcontext(session) if same else open_session(reference.kind, reference.model, threads=threads) as other:
+    kind, _ = _runnable(reference.kind, reference.model)
+    with nullcontext(session) if same else open_session(kind, reference.model, threads=threads) as other:
         report = measure_accuracy(session, dataset, config, progress, other)
     return report.model_copy(update={"reference": reference.id})
 

@@ -69,6 +69,8 @@ def render_run(report: RunReport, folder: Path) -> None:
     """The ladder, the gates, and where the pages are."""
     _out.print()
     _out.print(_ladder(report.ladder))
+    if report.ladder.has_stand_in:
+        say(formats.STAND_IN_EXPLAINED)
     if report.gates:
         _out.print()
         render_gates(report.gates)
@@ -88,7 +90,7 @@ def _cell(row: LadderRow, name: str) -> Text:
     metric = row.metrics.get(name)
     if metric is None:
         return Text("–", style="dim")
-    text = Text(formats.metric(metric))
+    text = Text(formats.metric(metric) + (formats.STAND_IN if row.stood_in_for(name) else ""))
     change = row.against_parent.get(name)
     if change is not None and change.verdict != "same":
         shown = (
@@ -164,6 +166,8 @@ def render_artifact(artifact: Artifact) -> None:
     _pairs(facts.about(manifest), title=artifact.name)
     _pairs([(f"config.{name}", value) for name, value in facts.flat(manifest.pass_.config)])
     _pairs(facts.lineage(manifest) + facts.environment(manifest))
+    if engine := facts.engine(artifact.model):
+        _pairs(engine, title="engine")
     for note in facts.notes(manifest):
         say(f"note: {note}")
     if manifest.metrics:

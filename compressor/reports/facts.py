@@ -151,6 +151,38 @@ def history(manifest: Manifest) -> list[Mapping[str, Any]]:
     return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
 
 
+def engine(model: Path) -> list[tuple[str, str]]:
+    """What engine.json (or bundle.json) of a model folder tells; nothing for a folder that has none.
+
+    Raises:
+        DamagedArtifactError: it is there and cannot be understood.
+    """
+    from compressor.runtimes.engine_files import BUNDLE, ENGINE, read_engine_manifest  # numpy comes with it
+
+    if (model / BUNDLE).is_file():
+        return [("no engine", "a build bundle"), *flat(json.loads((model / BUNDLE).read_bytes()))]
+    if not (model / ENGINE).is_file():
+        return []
+    found = read_engine_manifest(model)
+    level = "the backend's own" if found.optimization_level is None else str(found.optimization_level)
+    shapes = {name: [list(one.min), list(one.opt), list(one.max)] for name, one in found.profiles.items()}
+    rows = [
+        ("built by", f"{found.backend} {found.backend_version}"),
+        ("precision", f"{found.precision}, the rest {found.floats}"),
+        ("workspace, effort", f"{found.workspace_mb} MiB, {level}"),
+        *((f"profile {name}", f"from {low} over {best} to {high}") for name, (low, best, high) in shapes.items()),
+        *((f"input {one.name}", f"{one.dtype} {list(one.shape)}") for one in found.inputs),
+        *((f"output {one.name}", f"{one.dtype} {list(one.shape)}") for one in found.outputs),
+        ("layers of the network", ", ".join(f"{count} {name}" for name, count in found.layer_types.items())),
+        *((name, f"sha256 {sha256}") for name, sha256 in found.onnx.items()),
+    ]
+    for one in found.engines:
+        ran = f"ran on {one.device}" if one.executed else "never executed"
+        rows += [(one.file, f"for {one.target}, {formats.size(one.bytes)}, {ran}, sha256 {one.sha256}")]
+        rows += [(f"{one.file} warns", warning) for warning in one.warnings]
+    return rows
+
+
 def how_measured(measurement: Measurement | None) -> list[str]:
     """One sentence each on how accuracy and latency were taken."""
     lines = []
@@ -160,6 +192,11 @@ def how_measured(measurement: Measurement | None) -> list[str]:
             lines.append(
                 f"Agreement and KL divergence are with the answers of artifact {formats.short(accuracy.reference)}."
             )
+    if measurement is not None and measurement.stand_in is not None:
+        lines.append(
+            f"A stand-in was measured: {measurement.stand_in}. What accuracy there is, is that of the ONNX graph which the "
+            "engine was built from, in ONNX Runtime. Latency was not measured."
+        )
     if measurement is not None and (latency := measurement.latency) is not None:
         plural = "s" if latency.threads != 1 else ""
         lines.append(

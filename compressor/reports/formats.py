@@ -5,6 +5,11 @@ from __future__ import annotations
 from compressor.artifacts.manifest import Metric
 
 DASH = "–"
+STAND_IN = " †"
+"""Behind a figure that is not the engine's own."""
+STAND_IN_EXPLAINED = (
+    "† of the ONNX graph that the engine was built from, in ONNX Runtime: the engine itself did not run here"
+)
 _LABELS = {
     "latency_p50_ms": "latency p50",
     "latency_p90_ms": "latency p90",

@@ -70,6 +70,7 @@ def run_html(report: RunReport, folder: Path, digest: str) -> str:
         latency_names=("latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "throughput"),
         manifest=last,
         hero=_hero(ladder),
+        stand_in=ladder.has_stand_in,
         command=report.command,
     )
 

@@ -66,6 +66,11 @@ class LadderRow(_Part):
     against_first: dict[str, Change]
     """Against the first row that has the metric: the source, where it was measured."""
 
+    def stood_in_for(self, name: str) -> bool:
+        """Whether a figure is not the engine's own, which did not run, but that of the ONNX graph it was built from."""
+        executed = self.metrics.get("executed")
+        return executed is not None and executed.value == 0 and name not in _COSTS
+
 
 class Ladder(_Part):
     """All rows, and the metrics worth a column."""
@@ -83,6 +88,11 @@ class Ladder(_Part):
             if any(row.metrics[name].better == "higher" for row in self.rows if name in row.metrics):
                 return name
         return None
+
+    @property
+    def has_stand_in(self) -> bool:
+        """Whether any accuracy is not the artifact's own."""
+        return any(name in row.metrics and row.stood_in_for(name) for row in self.rows for name in self.accuracy)
 
     def row(self, step: str) -> LadderRow:
         """The row of a step."""

@@ -58,6 +58,8 @@ def run_markdown(report: RunReport) -> str:
     """The ladder, the gates and the notes of a run."""
     parts = [f"# {text(report.pipeline)}", ladder_table(report.ladder)]
     parts += ["Changes are against the step's parent; ≈ marks one that is within noise: the 95 % intervals overlap."]
+    if report.ladder.has_stand_in:
+        parts += [text(formats.STAND_IN_EXPLAINED)]
     if report.gates:
         parts += ["## Gates", gates_table(report.gates)]
     if slices := report.ladder.slices():
@@ -103,7 +105,8 @@ def _figure(row: LadderRow, name: str) -> str:
     if metric is None:
         return formats.DASH
     change = row.against_parent.get(name)
-    return _with_interval(metric) + (f" ({change_text(change, metric.unit)})" if change else "")
+    mark = formats.STAND_IN if row.stood_in_for(name) else ""
+    return _with_interval(metric) + mark + (f" ({change_text(change, metric.unit)})" if change else "")
 
 
 def _with_interval(metric: Metric | None) -> str:

@@ -65,6 +65,8 @@ def open_session(kind: Kind, model_folder: Path, *, threads: int, device: str = 
     Raises:
         ModelError: the folder does not hold a model that can be opened.
         UsageError: nothing here runs this kind yet.
+        DamagedArtifactError: an engine is not the one that its engine.json tells of.
+        GpuError: an engine was not built for a GPU of this machine.
     """
     if kind in OF_FAMILIES:
         from compressor.runtimes.torch_session import TorchSession
@@ -74,6 +76,10 @@ def open_session(kind: Kind, model_folder: Path, *, threads: int, device: str = 
         from compressor.runtimes.onnx_session import OnnxSession
 
         return OnnxSession(model_folder, threads, device)
+    if kind is Kind.ENGINE:
+        from compressor.runtimes.engine_session import EngineSession
+
+        return EngineSession(model_folder)
     raise UsageError(
         f"there is no runtime for artifacts of kind {kind.value!r} yet: {model_folder}",
         remedy="measure its torch or onnx parent instead",

@@ -146,9 +146,9 @@ def test_a_reference_that_is_not_there(toy_pipeline: Path) -> None:
 
 def test_a_reference_that_nothing_runs(toy_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared(toy_pipeline, "    reference: second\n")
-    monkeypatch.setattr("toy.Toy.produces", Kind.ENGINE)
+    monkeypatch.setattr("toy.Toy.produces", Kind.ADAPTER)
     edit(toy_pipeline, "rounds: 3}", "rounds: 3, from: source}")
-    assert "'second' cannot be compared with: nothing here runs artifacts of kind engine" in message(toy_pipeline)
+    assert "'second' cannot be compared with: nothing here runs artifacts of kind adapter" in message(toy_pipeline)
 
 
 def test_a_gate_on_a_step_before_the_reference(toy_pipeline: Path) -> None:

@@ -81,4 +81,4 @@ def test_the_familys_own_arithmetic_for_torch(tiny_model):
 
 
 def test_other_kinds_have_a_size(tiny_model):
-    assert [metric.name for metric in cost_metrics(Kind.ENGINE, tiny_model, {})] == ["size_bytes"]
+    assert [metric.name for metric in cost_metrics(Kind.ADAPTER, tiny_model, {})] == ["size_bytes"]

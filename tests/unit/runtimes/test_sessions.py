@@ -40,7 +40,7 @@ def test_torch_runs_and_gives_the_familys_outputs_only(tmp_path):
     assert {name: value.shape for name, value in outputs.items()} == {"logits": (2, 10)}
 
 
-@pytest.mark.parametrize("kind", [Kind.ENGINE, Kind.ADAPTER])
+@pytest.mark.parametrize("kind", [Kind.ADAPTER])
 def test_kinds_without_a_runtime(kind, tmp_path):
     with pytest.raises(UsageError, match=f"no runtime for artifacts of kind '{kind.value}' yet"):
         open_session(kind, tmp_path, threads=1)

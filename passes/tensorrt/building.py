@@ -1,0 +1,64 @@
+"""Engines built in a process of their own: the library's compiler can crash, and that shall cost one step, not the run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import passes
+from compressor.errors import PassError
+from compressor.runtimes.tensorrt_backends import BACKENDS
+from passes.tensorrt.builder import Answer, Request, keep
+
+_TAIL_LINES = 12
+
+
+def engine_from_onnx(request: Request) -> Answer:
+    """Parse a graph, build its engine and write it.
+
+    Raises:
+        PassError: the parser or the builder refuses it, or crashes; all that was said is told.
+    """
+    library = BACKENDS[request.backend].distribution
+    where = f"{Path(request.onnx).name} for {request.target or 'this GPU'}"
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "passes.tensorrt.builder"],
+        input=request.model_dump_json(),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=_environment(),
+        check=False,
+    )
+    printed: list[str] = []
+    for line in done.stderr.splitlines():
+        keep(printed, line)
+    if done.returncode != 0:
+        how = (
+            f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with code {done.returncode}"
+        )
+        raise PassError(
+            f"{library} {how} while it built {where}:\n"
+            + "\n".join(f"    {line}" for line in printed[-_TAIL_LINES:] or ["it printed nothing"]),
+            remedy="try another `precision`, `floats` or `optimization_level`; the graph may be right and its compiler wrong",
+        )
+    answer = Answer.model_validate_json(done.stdout)
+    if answer.errors:
+        raise PassError(
+            f"{library} {answer.version} does not build {where}:\n"
+            + "\n".join(f"    {line}" for line in answer.errors),
+            remedy="`autoglm-compress lint --target tensorrt` names what TensorRT is known to refuse",
+        )
+    for line in answer.warnings:
+        keep(printed, line)
+    return answer.model_copy(update={"warnings": tuple(printed)})
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, with the package importable from wherever it lies."""
+    root = str(Path(next(iter(passes.__path__))).parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}

@@ -1,0 +1,150 @@
+"""The graph that is given to the builder: read, made fit for TensorRT, and written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+from onnxscript import ir
+
+from compressor.artifacts.errors_from_os import writing
+from compressor.models.contract import InputSpec
+from compressor.runtimes.onnx_files import MODEL, external_files, read_graph
+
+_DATA = f"{MODEL}.data"
+PROTOBUF_LIMIT_BYTES = 1_900_000_000
+"""Of weights in one message, which holds 2 GB; the graph needs some of it."""
+_SMALL_TENSOR_BYTES = 256
+_MOVING = frozenset(
+    {"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Gather"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """How many weights and values are dequantized from integers."""
+
+    int8: int
+    int4: int
+
+
+def opened(folder: Path) -> ir.Model:
+    """The graph of an ONNX artifact, with its weights (beyond 2 GB they stay in their file) and with the type of every value.
+
+    Raises:
+        ModelError: as ``read_graph``.
+    """
+    model = read_graph(folder)
+    files = external_files(model)
+    if files and sum((folder / name).stat().st_size for name in files) <= PROTOBUF_LIMIT_BYTES:
+        onnx.load_external_data_for_model(model, str(folder))  # inference wants to see shapes that are constants
+    typed = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(typed)
+    if external_files(model):
+        ir.external_data.set_base_dir(typed.graph, folder)
+    return typed
+
+
+def weights_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(one.const_value.nbytes for one in model.graph.initializers.values() if one.const_value is not None)
+
+
+def inputs_of(model: ir.Model) -> tuple[InputSpec, ...]:
+    """The graph's inputs; a dimension without a name gets one of its own."""
+    return tuple(_input(value) for value in model.graph.inputs)
+
+
+def _input(value: ir.Value) -> InputSpec:
+    dtype = str(value.dtype.numpy()) if value.dtype is not None else "float32"
+    name = str(value.name)
+    sizes = enumerate(value.shape or ())
+    return InputSpec(
+        name, dtype, tuple(one if isinstance(one, int) else one.value or f"{name}.{axis}" for axis, one in sizes)
+    )
+
+
+def integers_of(model: ir.Model) -> Integers:
+    """Counted by the type of what DequantizeLinear reads."""
+    read = [
+        node.inputs[0].dtype
+        for node in model.graph.all_nodes()
+        if node.op_type == "DequantizeLinear" and node.inputs[0]
+    ]
+    return Integers(read.count(ir.DataType.INT8), read.count(ir.DataType.INT4))
+
+
+def widen_bytes(model: ir.Model) -> None:
+    """Make FP32 of each UINT8 input at once, in place: TensorRT takes bytes at its door and computes nothing with them.
+
+    Where something else than moving is done with the bytes, the graph stays as it is.
+    """
+    for value in list(model.graph.inputs):
+        if value.dtype != ir.DataType.UINT8:
+            continue
+        region = _moved(value)
+        readers = list(value.uses())
+        if region is None or not readers:
+            continue
+        cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{value.name}.to_float")
+        cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = cast.name, ir.DataType.FLOAT, value.shape
+        model.graph.insert_before(model.graph[0], cast)
+        for reader, index in readers:
+            reader.replace_input_with(index, cast.outputs[0])
+        for node in region:
+            node.outputs[0].dtype = ir.DataType.FLOAT
+
+
+def _moved(value: ir.Value) -> list[ir.Node] | None:
+    """The nodes that bytes go through until they are cast; None where anything else reads them."""
+    found: list[ir.Node] = []
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if one.is_graph_output():
+            return None
+        for reader, index in one.uses():
+            if reader.op_type == "Cast":
+                continue
+            if index or reader.op_type not in _MOVING or reader.graph is not value.graph:
+                return None
+            found.append(reader)
+            pending.append(reader.outputs[0])
+    return found
+
+
+def stuck_bytes(model: ir.Model) -> list[str]:
+    """One line for each UINT8 input that something else than a cast reads: TensorRT computes nothing with bytes."""
+    return [
+        f"input {value.name}: it is UINT8, and {reader.op_type} {reader.name} computes with it; cast it first"
+        for value in model.graph.inputs
+        if value.dtype == ir.DataType.UINT8
+        for reader, _ in value.uses()
+        if reader.op_type != "Cast"
+    ]
+
+
+def write(model: ir.Model, folder: Path) -> tuple[str, ...]:
+    """Write ``model.onnx``, and beyond 2 GB its data beside it; equal graphs give equal bytes.
+
+    Returns:
+        The files' names.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    with writing(folder):
+        if weights_bytes(model) <= PROTOBUF_LIMIT_BYTES:
+            ir.save(model, folder / MODEL)
+            return (MODEL,)
+        ir.save(model, folder / MODEL, external_data=_DATA, size_threshold_bytes=_SMALL_TENSOR_BYTES)
+    return MODEL, _DATA
+
+
+def values_in_float(model: ir.Model) -> Sequence[str]:
+    """The names of the FP32 values that are fed, or that nodes make."""
+    every = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
+    return [str(value.name) for value in every if value.dtype == ir.DataType.FLOAT and value.name]
