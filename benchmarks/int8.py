@@ -1,6 +1,6 @@
 """INT8 by this tool and by its peers: the same model, calibration samples, test set and machine, in one run.
 
-    python benchmarks/int8.py PIPELINE MODEL [--calibration train] [--num-samples 240] [--observers mse …] [--store STORE]
+    python benchmarks/int8.py PIPELINE MODEL [--calibration train] [--num-samples 240] [--observers mse …] [--qat FIELDS] …
 
 PIPELINE says what data there are and how accuracy is measured; MODEL is the folder of a float torch model. Of the peers,
 `quantize_static` comes with ONNX Runtime; `pip install --no-deps nncf tabulate scipy` and `pip install --no-deps nvidia-modelopt
@@ -55,7 +55,7 @@ def static(method: str) -> Callable[[Path, Path, Feeds], None]:
                 return next(self.left, None)
 
         prepared = out.with_name("prepared.onnx")
-        quant_pre_process(str(model), str(prepared))
+        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)  # which fails on dynamic lengths
         quantize_static(
             str(prepared), str(out), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=getattr(CalibrationMethod, method),
@@ -63,6 +63,13 @@ def static(method: str) -> Callable[[Path, Path, Feeds], None]:
         prepared.unlink()
 
     return quantize
+
+
+def dynamic(model: Path, out: Path, feeds: Feeds) -> None:  # noqa: ARG001
+    """ONNX Runtime's own, which finds the range of each activation while it runs; weights by channel, tables too."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(str(model), str(out), per_channel=True, weight_type=QuantType.QInt8)
 
 
 def nncf_quantize(model: Path, out: Path, feeds: Feeds) -> None:
@@ -91,6 +98,7 @@ PEERS: dict[str, Callable[[Path, Path, Feeds], None]] = {
     "quantize_static MinMax": static("MinMax"),
     "quantize_static Entropy": static("Entropy"),
     "quantize_static Percentile": static("Percentile"),
+    "quantize_dynamic": dynamic,
     "NNCF": nncf_quantize,
     "ModelOpt max": modelopt("max"),
     "ModelOpt entropy": modelopt("entropy"),
@@ -125,6 +133,7 @@ def main() -> None:
     parser.add_argument("--calibration", default="train")
     parser.add_argument("--num-samples", type=int, default=240)
     parser.add_argument("--observers", nargs="+", default=list(OBSERVERS), choices=OBSERVERS)
+    parser.add_argument("--qat", type=json.loads, default={}, help="more fields of the qat steps, as JSON")
     parser.add_argument("--targets", nargs="+", default=["onnxruntime"], choices=["onnxruntime", "tensorrt"])
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--rounds", type=int, default=15)
@@ -148,7 +157,8 @@ def main() -> None:
                 "batch_size": 24,
                 "observer": observer,
             }
-            passes.append({"type": "qat", "name": name, "from": "source", "calibration": calibration, "target": target})
+            fields = {"calibration": calibration, "target": target} | options.qat
+            passes.append({"type": "qat", "name": name, "from": "source"} | fields)
             passes.append({"type": "export-onnx", "name": f"{name}-onnx"})
     try:
         rows = run(tree | {"passes": passes}, file, store)
@@ -181,7 +191,9 @@ def main() -> None:
     for (name, row, artifact), ratio in zip(found, ratios, strict=True):
         figures = {metric: one["value"] for metric, one in row["metrics"].items()}
         told = "  ".join(
-            f"{metric} {figures[metric]:.4f}" for metric in ("top1", "agreement", "kl") if metric in figures
+            f"{metric} {figures[metric]:.4f}"
+            for metric in ("top1", "mrr", "cosine", "agreement", "kl")
+            if metric in figures
         )
         kernels = kernels_of(artifact.model)
         print(

@@ -60,6 +60,11 @@ def run_watched(module: nn.Module, layers: Mapping[str, bool], run: Callable[[],
         run()
 
 
+def counting(values: Tensor, meant: Tensor | None) -> Tensor:
+    """Of values [B, T, ...], those at the positions [B, T] that count, [P, ...]; all of values of other shapes."""
+    return values if meant is None or values.shape[:2] != meant.shape else values[meant]
+
+
 class Ranges:
     """An observer for each tensor, made when it is first seen; what is wrong with tensors is kept to be told together."""
 
@@ -67,9 +72,12 @@ class Ranges:
         self.make = make
         self.observers: dict[str, Observer] = {}
         self.not_finite: dict[str, str] = {}
+        self.meant: Tensor | None = None
+        """Of the batch that runs: which positions count, bool [B, T]; None where all do."""
 
     def see(self, name: str, values: Tensor) -> None:
-        """A tensor of any shape, observed as a whole."""
+        """A tensor of any shape, observed as a whole where it counts."""
+        values = counting(values, self.meant)
         one = self.observers.setdefault(name, self.make())
         try:
             one.see(values.reshape(1, -1).cpu())

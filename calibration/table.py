@@ -38,6 +38,8 @@ class CalibrationTable(Record):
     """What chose the bounds."""
     bits: int
     """Of the grids that they were chosen for."""
+    smoothing: float | None = None
+    """Beyond how many deviations channels were scaled down before; none where inputs were seen as they are."""
     num_samples: int
     samples_sha256: str
     """Of every input that was seen, in order."""
@@ -75,6 +77,11 @@ def read_table(folder: Path, model: str, bits: int) -> CalibrationTable:
         raise RequirementError(
             f"{file} belongs to another model: it was found on {table.model}, and this is {model}",
             remedy="calibrate on samples, or name the artifact whose table was found on this model",
+        )
+    if table.smoothing is not None:
+        raise RequirementError(
+            f"{file} holds ranges of inputs that were smoothed, and belongs to those factors",
+            remedy="calibrate on samples, or name the artifact of a step without `smoothing`",
         )
     if table.bits != bits:
         raise RequirementError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -14,6 +14,9 @@ from calibration.sources.arrays import ArrayDataset, sampled
 from compressor.artifacts.fingerprint import digest_file, digest_json
 from compressor.data.contract import Dataset, DataSource, SourceConfig, SourceContext
 from compressor.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Tokens = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -48,19 +51,19 @@ class Text(DataSource[TextConfig]):
     def problems(self, config: TextConfig, context: SourceContext) -> list[str]:
         """No file, empty files, no tokenizer."""
         found = []
-        if config.tokenizer is not None and not (file := _tokenizer_file(config.tokenizer, context)).is_file():
+        if config.tokenizer is not None and not (file := tokenizer_file(config.tokenizer, context)).is_file():
             found.append(f"there is no tokenizer at {file}; `tokenizer` is relative to pipeline.yaml")
-        files = _files(config, context)
+        files = matching(config.path, context)
         if not files:
             return [*found, f"{config.path} matches no file (looked below {context.base})"]
         return [*found, *(f"{file} is empty" for file in files if not file.stat().st_size)]
 
     def digest(self, config: TextConfig, context: SourceContext) -> str:
         """Over the config and the content of the files, in their order, and of the tokenizer."""
-        files = [digest_file(file) for file in _files(config, context)]
+        files = [digest_file(file) for file in matching(config.path, context)]
         facts = {"version": 1, "config": config.model_dump(mode="json", exclude={"path", "tokenizer"}), "files": files}
         if config.tokenizer is not None:
-            facts["tokenizer"] = digest_file(_tokenizer_file(config.tokenizer, context))
+            facts["tokenizer"] = digest_file(tokenizer_file(config.tokenizer, context))
         return digest_json(facts)
 
     def load(self, config: TextConfig, context: SourceContext) -> Dataset:
@@ -70,11 +73,11 @@ class Text(DataSource[TextConfig]):
             DataError: a file is not UTF-8, a JSONL line has no such field, there is less text than one window, or the tokenizer
                 cannot be read.
         """
-        files = _files(config, context)
+        files = matching(config.path, context)
         if config.tokenizer is None:
             length, streams = config.sequence_length, (_bytes(_content(file, config.field)) for file in files)
         else:
-            encode = _encoder(_tokenizer_file(config.tokenizer, context))
+            encode = _encoder(tokenizer_file(config.tokenizer, context))
             length, streams = config.sequence_length + 1, (encode(_content(file, config.field)) for file in files)
         windows = []
         for number, tokens in enumerate(streams):
@@ -95,23 +98,34 @@ def _bytes(content: bytes) -> Tokens:
     return np.frombuffer(content, dtype=np.uint8).astype(np.int64) + 1
 
 
-def _encoder(file: Path) -> Callable[[bytes], Tokens]:
+def open_tokenizer(file: Path) -> Tokenizer:
+    """The tokenizer of a file.
+
+    Raises:
+        DataError: the file is none.
+    """
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        return Tokenizer.from_file(str(file))
     except Exception as error:
         raise DataError(f"{file} is no tokenizer: {error}", remedy="copy the checkpoint's files again") from error
+
+
+def _encoder(file: Path) -> Callable[[bytes], Tokens]:
+    tokenizer = open_tokenizer(file)
     return lambda content: np.array(tokenizer.encode(content.decode(), add_special_tokens=False).ids, dtype=np.int64)
 
 
-def _tokenizer_file(name: str, context: SourceContext) -> Path:
+def tokenizer_file(name: str, context: SourceContext) -> Path:
+    """The file itself, or ``tokenizer.json`` of a folder."""
     path = context.base / name
     return path if path.suffix == ".json" else path / "tokenizer.json"
 
 
-def _files(config: TextConfig, context: SourceContext) -> list[Path]:
-    path = Path(config.path)
+def matching(pattern: str, context: SourceContext) -> list[Path]:
+    """The files of a pattern that may be relative to pipeline.yaml, by name."""
+    path = Path(pattern)
     base = Path(path.anchor) if path.is_absolute() else context.base
     return sorted(file for file in base.glob(str(path.relative_to(path.anchor))) if file.is_file())
 

@@ -23,9 +23,9 @@ from compressor.runtimes.session import Session
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
 
-_IGNORED = -100
+IGNORED = -100
 """The label of a position that does not count, as transformers has it."""
-_CHUNK_CELLS = 1 << 22
+CHUNK_CELLS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,11 @@ def measure_accuracy(
         NumericalError: a model answers with NaN, or a metric is infinite.
         UsageError: a metric is unknown, or compares with a reference and there is none.
     """
-    _check(dataset, config, reference)
+    check(dataset, config, reference)
+    if wrong := [name for name in config.metrics if METRICS[name].of != "logits"]:
+        raise UsageError(
+            f"{', '.join(wrong)} judges embeddings, and this model answers with logits", remedy="leave it out"
+        )
     count = len(dataset) if config.num_samples is None else min(config.num_samples, len(dataset))
     judged: list[_Judged] = []
     done = 0
@@ -63,26 +67,32 @@ def measure_accuracy(
         progress("accuracy", done, count)
     counted = np.concatenate([one.counted for one in judged])
     if not counted.any():
-        raise DataError(f"no label of the set {config.data!r} counts: all are {_IGNORED}")
+        raise DataError(f"no label of the set {config.data!r} counts: all are {IGNORED}")
     values = {one: np.concatenate([batch.values[one] for batch in judged]) for one in judged[0].values}
     slices = {axis: np.asarray(labels)[:done][counted] for axis, labels in dataset.slices().items()}
     metrics = [
         metric
         for name in config.metrics
-        for metric in _metrics_of(name, values[METRICS[name].values], slices, config.bootstrap)
+        for metric in metrics_of(name, values[METRICS[name].values], slices, config.bootstrap)
     ]
     whole = [metric for metric in metrics if "[" not in metric.name]
     return AccuracyReport(
         data=config.data,
         samples=int(counted.sum()),
         metrics=(*whole, *(metric for metric in metrics if "[" in metric.name)),
-        slices={axis: _counts(labels) for axis, labels in slices.items()},
+        slices={axis: counts(labels) for axis, labels in slices.items()},
         predictions=tuple(value for one in judged for value in one.predictions.tolist()),
         labels=tuple(value for one in judged for value in one.labels.tolist()),
     )
 
 
-def _check(dataset: Dataset, config: AccuracyConfig, reference: Session | None) -> None:
+def check(dataset: Dataset, config: AccuracyConfig, reference: Session | None) -> None:
+    """Metrics that are known, a set that has what they need, and a reference where they compare.
+
+    Raises:
+        DataError: the set is empty, or has no labels.
+        UsageError: a metric is unknown, or there is no reference.
+    """
     unknown = [name for name in config.metrics if name not in METRICS]
     if unknown:
         raise UsageError(f"unknown metrics: {', '.join(unknown)}", remedy=f"known: {', '.join(METRICS)}")
@@ -148,7 +158,7 @@ def _counted(labels: Array, logits: Array, data: str) -> Array:
             f"logits {list(logits.shape)} and labels {list(labels.shape)} of {data!r} do not fit",
             remedy="a set has one label for each answer: [N] for logits [N, C], [N, L] for logits [N, L, C]",
         )
-    counted: Array = labels != _IGNORED
+    counted: Array = labels != IGNORED
     known = labels[counted]
     if known.size and (known.min() < 0 or known.max() >= logits.shape[-1]):
         raise DataError(
@@ -182,7 +192,7 @@ def _values(logits: Array, right: Mapping[str, Array], counted: Array, config: A
     right_P = {kind: array.reshape(counted.size, *array.shape[counted.ndim :]) for kind, array in right.items()}
     positions = np.flatnonzero(counted)
     by_position = {judge: np.zeros(counted.size) for judge in judges}
-    step = max(1, _CHUNK_CELLS // logits_PC.shape[1])
+    step = max(1, CHUNK_CELLS // logits_PC.shape[1])
     for start in range(0, len(positions), step):
         at = positions[start : start + step]
         answers = logits_PC[at]
@@ -196,12 +206,14 @@ def _values(logits: Array, right: Mapping[str, Array], counted: Array, config: A
     }
 
 
-def _counts(values: Array) -> dict[str, int]:
+def counts(values: Array) -> dict[str, int]:
+    """How often each value occurs."""
     names, counts = np.unique(values, return_counts=True)
     return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
 
-def _metrics_of(name: str, values: Array, slices: Mapping[str, Array], resamples: int) -> Iterator[Metric]:
+def metrics_of(name: str, values: Array, slices: Mapping[str, Array], resamples: int) -> Iterator[Metric]:
+    """Of a named metric: the figure of the whole set, then of each slice."""
     yield _metric(name, name, values, resamples)
     for axis, labels in slices.items():
         for one in np.unique(labels):

@@ -25,6 +25,8 @@ class AnswerMetric:
     values: Judge
     right: Literal["labels", "reference"] = "labels"
     """What the answers are held against."""
+    of: Literal["logits", "embedding"] = "logits"
+    """The output that is judged; where a model has embeddings alone, logits are their products (see ``embeddings``)."""
     told: Callable[[float], float] = float
     """The figure for a mean of values; must rise with it, as the ends of an interval go the same way."""
 
@@ -45,6 +47,23 @@ def _cross_entropy(logits_PC: Array, labels_P: Array) -> Array:
     shifted_PC, normalizer_P = _shifted(logits_PC)
     surprise_P: Array = normalizer_P - shifted_PC[np.arange(len(labels_P)), labels_P]
     return surprise_P
+
+
+def _reciprocal_rank(logits_PC: Array, labels_P: Array) -> Array:
+    """1 / the place of the label when logits are sorted from the largest; of equal ones, the first comes first."""
+    own_P1 = logits_PC[np.arange(len(labels_P)), labels_P][:, None]
+    before_PC = np.arange(logits_PC.shape[1]) < labels_P[:, None]
+    rank_P = 1 + ((logits_PC > own_P1) | ((logits_PC == own_P1) & before_PC)).sum(axis=1)
+    inverse_P: Array = 1.0 / rank_P
+    return inverse_P
+
+
+def _cosine(vectors_PC: Array, reference_PC: Array) -> Array:
+    """Of the angle between a vector and the reference's; 0 where one is zero."""
+    a_PC, b_PC = vectors_PC.astype(np.float64), reference_PC.astype(np.float64)
+    lengths_P = np.linalg.norm(a_PC, axis=1) * np.linalg.norm(b_PC, axis=1)
+    cosine_P: Array = (a_PC * b_PC).sum(axis=1) / np.where(lengths_P > 0, lengths_P, 1.0)
+    return cosine_P
 
 
 def _agreement(logits_PC: Array, reference_PC: Array) -> Array:
@@ -84,7 +103,9 @@ METRICS: dict[str, AnswerMetric] = {
     "top1": AnswerMetric("fraction", "higher", _top1),
     "cross_entropy": AnswerMetric("nats", "lower", _cross_entropy),
     "perplexity": AnswerMetric("", "lower", _cross_entropy, told=_exponential),
+    "mrr": AnswerMetric("", "higher", _reciprocal_rank),
     "agreement": AnswerMetric("fraction", "higher", _agreement, "reference"),
     "kl": AnswerMetric("nats", "lower", _divergence, "reference"),
+    "cosine": AnswerMetric("", "higher", _cosine, "reference", of="embedding"),
 }
 """The metrics that ``evaluate.accuracy.metrics`` may name."""

@@ -16,9 +16,10 @@ class AccuracyConfig(Record):
     data: DataName
     """The set that is measured on; its samples are the same for every artifact."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("top1",)
-    """Names of metrics: `top1`, `cross_entropy`, `perplexity`; `agreement` and `kl` compare with `reference`."""
+    """Names of metrics: `top1`, `mrr` (mean reciprocal rank), `cross_entropy`, `perplexity`; `agreement`, `kl` and, of
+    embeddings, `cosine` compare with `reference`. A model with embeddings alone answers a query with the nearest passage."""
     reference: StepName | None = None
-    """Whose answers `agreement` and `kl` take as right: a step or an artifact directory; by default `source`."""
+    """Whose answers `agreement`, `kl` and `cosine` take as right: a step or an artifact directory; by default `source`."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Samples per call; the logits of one call are in memory at once."""
     num_samples: Annotated[int, Field(ge=1)] | None = None

@@ -25,6 +25,7 @@ from compressor.data.contract import Batch, Dataset, DataSource, SourceContext
 from compressor.errors import CompressError, UsageError
 from compressor.evaluation.accuracy import measure_accuracy
 from compressor.evaluation.cost import cost_metrics
+from compressor.evaluation.embeddings import answers_with_embeddings, measure_embeddings
 from compressor.evaluation.latency import batches_for_latency, latency_metrics, measure_latency
 from compressor.evaluation.machine import OtherLoad, peak_rss_bytes, restart_peak
 from compressor.evaluation.protocol import Answer, Failure, Request
@@ -151,12 +152,13 @@ def _accuracy_report(
 ) -> AccuracyReport:
     """A model that is its own reference is opened and asked once."""
     reference = request.reference
+    measure = measure_embeddings if answers_with_embeddings(session) else measure_accuracy
     if reference is None:
-        return measure_accuracy(session, dataset, config, progress)
+        return measure(session, dataset, config, progress)
     same = reference.model == request.model
     kind, _ = _runnable(reference.kind, reference.model)
     with nullcontext(session) if same else open_session(kind, reference.model, threads=threads) as other:
-        report = measure_accuracy(session, dataset, config, progress, other)
+        report = measure(session, dataset, config, progress, other)
     return report.model_copy(update={"reference": reference.id})
 
 

@@ -37,6 +37,8 @@ class InputSpec:
     shape: tuple[int | str, ...]
     below: int | None = None
     """Every value is less, as a token is less than the size of the vocabulary."""
+    longest: int | None = None
+    """The largest size of a dimension that varies, the batch aside, as a text has no more tokens than there are positions."""
 
 
 class Family(ABC, Generic[F]):
@@ -57,7 +59,10 @@ class Family(ABC, Generic[F]):
 
     @abstractmethod
     def outputs(self, config: F) -> tuple[str, ...]:
-        """The names of the outputs that an exported model has; ``logits`` [B, classes] is the answer."""
+        """The names of the outputs that an exported model has; ``logits`` [B, classes] is the answer.
+
+        A model without classes gives ``embedding`` [B, width] instead.
+        """
 
     @abstractmethod
     def parameters(self, config: F) -> dict[str, int]:
@@ -109,6 +114,13 @@ class Family(ABC, Generic[F]):
         ``label`` is the answer itself; others are auxiliary, and count where the batch, or the teacher, has such labels.
         """
         return {"label": outputs["logits"]}
+
+    def meant(self, inputs: Mapping[str, Tensor]) -> Tensor | None:  # noqa: ARG002
+        """Which positions of the inputs are no padding, bool [B, T]; None where all count.
+
+        What a layer says of the others is not looked at where ranges and means are.
+        """
+        return None
 
     def features(self, config: F) -> tuple[str, ...]:  # noqa: ARG002
         """Names of ``forward``'s outputs that can be matched in distillation, each [B, dim] or [B, tokens, dim]."""

@@ -26,10 +26,14 @@ class Grid(Record):
     """How many each integer has."""
     nonnegative: bool = False
     """From 0 up, for values that are never negative, such as those after a ReLU; otherwise as many below 0 as above."""
+    below: Annotated[int, Field(ge=0, le=255)] | None = None
+    """So many integers lie below 0, where values reach further to one side of it than to the other."""
 
     @property
     def lowest(self) -> int:
         """The smallest integer, before a zero-point moves it."""
+        if self.below is not None:
+            return -self.below
         return 0 if self.nonnegative else -(1 << (self.bits - 1))
 
     @property
@@ -62,6 +66,10 @@ class Quantization(Record):
     """Name of the module to what is integer there."""
     inputs: dict[str, Grid] = Field(default_factory=dict)
     """Modules that round their first input, for a layer and a sum within: both then read the same integers."""
+    embeddings: dict[str, Grid] = Field(default_factory=dict)
+    """Tables of embeddings that are stored as integers, with a scale for each column."""
+    smoothed: tuple[str, ...] = ()
+    """Layers, integer or not, that multiply their input by a factor for each channel, and whose weights are divided by it."""
     folded: dict[str, str] = Field(default_factory=dict)
     """Layers that stay in float, and the batch normalizations that were folded into them."""
     kept_float: dict[str, str] = Field(default_factory=dict)

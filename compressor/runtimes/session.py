@@ -126,6 +126,8 @@ def _misshape(spec: InputSpec, array: np.ndarray[Any, Any], named: dict[str, tup
         if isinstance(dimension, int) and size != dimension:
             return f"shape {list(array.shape)}, expected {wanted}"
         if isinstance(dimension, str):
+            if spec.longest is not None and dimension != "batch" and size > spec.longest:
+                return f"{dimension} is {size}, and the model takes {spec.longest} at most"
             first, where = named.setdefault(dimension, (size, spec.name))
             if size != first:
                 return f"{dimension} is {size}, but {first} in {where}"

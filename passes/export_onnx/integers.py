@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass, DeduplicateInitializersPass
 from onnxscript import ir, opset18
 from torch import nn
 
@@ -27,11 +28,11 @@ def translations(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]
     fastest: it leaves a convolution in float that reads one type and writes the other.
     """
 
-    def rounded(x: Any, scale: Any, axis: int, bits: int, nonnegative: bool) -> Any:  # noqa: ARG001
+    def rounded(x: Any, scale: Any, axis: int, lowest: int, highest: int) -> Any:  # noqa: ARG001
         if axis >= 0 or target == "tensorrt":
             zeros = np.zeros(() if axis < 0 else tuple(scale.shape), np.int8)
         else:
-            zeros = np.array(0 if nonnegative else 128, np.uint8)
+            zeros = np.array(-lowest, np.uint8)
         zero = _operators.Constant(value=ir.tensor(zeros))
         return _operators.DequantizeLinear(
             _operators.QuantizeLinear(x, scale, zero, axis=max(axis, 0)), scale, zero, axis=max(axis, 0)
@@ -50,12 +51,16 @@ def fix_scales(module: nn.Module) -> None:
 def laid_out(model: ir.Model, target: Target, bits: int) -> None:
     """In place: weights as integers, and each operator in the form that integer kernels are found for.
 
+    - QuantizeLinear of rows of a table becomes one of the table: integers are looked up.
     - QuantizeLinear of a weight is computed here: the file holds the integers.
     - Transpose after DequantizeLinear of a weight, too.
     - Gemm becomes MatMul and Add: ONNX Runtime has an integer kernel with a float result for MatMul alone.
     - Pad with zeros before the rounding of a convolution's input becomes the convolution's own padding: the same values, since
       every grid holds 0 exactly.
     """
+    for node in list(model.graph):
+        if node.op_type == _QUANTIZE:
+            _round_before_lookup(model, node)
     for node in list(model.graph):
         if node.op_type == _QUANTIZE:
             _store_integers(model, node, bits)
@@ -69,6 +74,8 @@ def laid_out(model: ir.Model, target: Target, bits: int) -> None:
         if node.op_type == "Conv":
             _take_padding(node)
     _drop_unused(model)
+    DeduplicateInitializersPass()(model)
+    CommonSubexpressionEliminationPass()(model)
 
 
 def _constant(value: ir.Value | None) -> Array | None:
@@ -100,6 +107,25 @@ def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
     value.dtype = ir.DataType.from_numpy(array.dtype)
     model.graph.register_initializer(value)
     return value
+
+
+def _round_before_lookup(model: ir.Model, node: ir.Node) -> None:
+    """Gather of whole rows of a constant and QuantizeLinear by column change places."""
+    gather = _made_by(node.inputs[0], "Gather")
+    scale = _constant(node.inputs[1])
+    if gather is None or scale is None or not scale.ndim or _attribute(gather, "axis", 0) != 0:
+        return
+    table = gather.inputs[0]
+    values = _constant(table)
+    if values is None or values.ndim != 2 or values.shape[1] != len(scale):
+        return
+    rounded = ir.node(_QUANTIZE, [table, *node.inputs[1:]], {"axis": 1})
+    looked_up = ir.node("Gather", [rounded.outputs[0], gather.inputs[1]], {"axis": 0})
+    rounded.outputs[0].name, looked_up.outputs[0].name = f"{_only(table).name}.rounded", f"{node.outputs[0].name}.rows"
+    looked_up.outputs[0].dtype, looked_up.outputs[0].shape = ir.DataType.INT8, gather.outputs[0].shape
+    model.graph.insert_before(node, [rounded, looked_up])
+    node.outputs[0].replace_all_uses_with(looked_up.outputs[0])
+    model.graph.remove(node, safe=True)
 
 
 def _store_integers(model: ir.Model, node: ir.Node, bits: int) -> None:

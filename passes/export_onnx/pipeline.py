@@ -68,6 +68,7 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
     graph.divide(traced)
     if quantization is not None:
         bits = {one.weight.bits for one in quantization.layers.values()}
+        bits |= {one.bits for one in quantization.embeddings.values()}
         integers.laid_out(traced, quantization.target, min(bits, default=8))
     _tell(context, 2)
     metadata = _metadata(context, family.name, dataset)

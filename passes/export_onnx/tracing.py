@@ -72,6 +72,10 @@ def onnx_from_torch(
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     model: ir.Model = program.model
+    kept = set(model.graph.outputs)
+    for value in [value for node in model.graph.all_nodes() for value in node.outputs if value not in kept]:
+        if value.name in outputs:  # the exporter calls what it looks up `embedding`, whatever the outputs are called
+            value.name = f"{value.name}.inner"
     return model
 
 

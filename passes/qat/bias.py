@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibration.capture import hooked
+from calibration.capture import counting, hooked
 from compressor.models.fake_quantization import IntegerLayer
 
 
 @torch.no_grad()
-def correct_biases(module: nn.Module, teacher: nn.Module, batch: Mapping[str, Tensor]) -> int:
+def correct_biases(
+    module: nn.Module, teacher: nn.Module, batch: Mapping[str, Tensor], meant: Tensor | None = None
+) -> int:
     """Change the bias of each integer layer, in place, such that its result has the mean of the float layer's.
 
     One pass over one batch: a layer is corrected before what follows reads its result, so that each makes up for what
@@ -27,6 +29,7 @@ def correct_biases(module: nn.Module, teacher: nn.Module, batch: Mapping[str, Te
         module: the quantized model, in eval mode.
         teacher: the float one with normalizations folded, in eval mode.
         batch: the model's inputs.
+        meant: which of their positions are no padding, bool [B, T]; all without it.
 
     Returns:
         How many layers were corrected.
@@ -35,7 +38,7 @@ def correct_biases(module: nn.Module, teacher: nn.Module, batch: Mapping[str, Te
     wanted: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def remember(name: str, _: tuple[Any, ...], result: Tensor) -> None:
-        wanted[name].append(_mean(teacher.get_submodule(name), result))
+        wanted[name].append(_mean(teacher.get_submodule(name), counting(result, meant)))
 
     with hooked(teacher, layers, after=remember):
         teacher(**batch)
@@ -43,7 +46,7 @@ def correct_biases(module: nn.Module, teacher: nn.Module, batch: Mapping[str, Te
 
     def correct(name: str, inputs: tuple[Any, ...]) -> None:
         layer = once[name].layer
-        shift_O = wanted[name][0] - _mean(layer, once[name].product(inputs[0]))
+        shift_O = wanted[name][0] - _mean(layer, counting(once[name].product(inputs[0]), meant))
         if layer.bias is not None:
             layer.bias += shift_O
 

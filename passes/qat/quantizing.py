@@ -9,42 +9,47 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from torch import Tensor, nn
 
-from calibration.capture import Ranges, run_watched
-from calibration.observers import observer
-from calibration.samples import Samples
 from calibration.table import CalibrationTable, Range, read_table
 from compressor.artifacts.store import Artifact
 from compressor.config.discovery import FAMILIES, load
 from compressor.engine.contract import PassContext, PassOutput
-from compressor.errors import NumericalError, RequirementError
+from compressor.errors import RequirementError
 from compressor.models.contract import Family
 from compressor.models.fake_quantization import IntegerLayer, Layer, fold, replace, round_input
 from compressor.models.loading import load_module, read_description, save_quantized
 from compressor.models.quantization import Grid, Quantization, QuantizedLayer
-from passes.common.accuracy import device_of, tensors_from_batch
+from passes.common.accuracy import device_of
 from passes.common.setup import prepare_torch
 from passes.qat.bias import correct_biases
+from passes.qat.calibrating import calibrated, check_table, inputs_of, rounds_result, samples_of, some_inputs
 from passes.qat.graph import Found, Graph
-from passes.qat.scales import activation_scale, weight_scales
+from passes.qat.scales import activation_grid, activation_scale, weight_scales
 from passes.qat.selection import Answers, choose
+from passes.qat.smoothing import smooth
 from passes.qat.step import QatConfig
+from passes.qat.tables import round_tables, tables_of
 from passes.qat.training import train
 
 _CORRECTED_ON = 64
 """Samples on which biases are corrected, at once."""
 
 
-def check_supported(parent: Artifact) -> None:
-    """Whether models of this family can be saved with grids.
+def check_supported(config: QatConfig, parent: Artifact) -> None:
+    """Whether models of this family can be saved with grids, and have what the config compares.
 
     Raises:
-        RequirementError: they cannot.
+        RequirementError: they cannot, or have not.
     """
-    name, _ = read_description(parent.model)
+    name, architecture = read_description(parent.model)
     family: Family[Any] = load(FAMILIES, name)
+    comparing = [field for field in ("keep_float", "fine_tuning") if getattr(config, field) is not None]
+    if comparing and "logits" not in family.outputs(architecture):
+        raise RequirementError(
+            f"{' and '.join(f'`{one}`' for one in comparing)}: a model of the family {name} has no answers to compare",
+            remedy="leave it out, and name layers in `exclude` where some must stay in float",
+        )
     if type(family).save is not Family.save:
         raise RequirementError(
             f"a model of the family {name} is saved in a format of its own, which holds no integer grids",
@@ -69,20 +74,27 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
     name, architecture = read_description(parent.model)
     family: Family[Any] = load(FAMILIES, name)
     teacher = load_module(parent.model, context.device).requires_grad_(False)
-    samples = _samples(config, context)
-    graph = Graph(teacher, _inputs(samples, teacher, 2))
-    every = _names(config, graph)
+    samples = samples_of(config, context)
+    graph = Graph(teacher, some_inputs(samples, teacher, 2))
+    known = tables_of(teacher) if config.embeddings else ()
+    every, tables = _chosen(config, graph, known)
     excluded = {one: "excluded" for one in graph.names if one not in every}
     excluded |= dict.fromkeys(graph.left_out, "its weight is used elsewhere too")
     folded = copy.deepcopy(teacher)
     norms = {one: found.norm for one, found in graph.found(every).items() if found.norm is not None}
     fold(folded, norms)
+    smoothed: tuple[str, ...] = ()
+    if config.smoothing is not None:
+        batches = inputs_of(samples, folded, "look for outliers")
+        alone = [one for one, found in graph.found(every).items() if one in every and found.around is None]
+        smoothed = smooth(folded, alone, batches, family, config.smoothing)
     table = table_of(config, parent, context)
     if table is None:
-        outputs = {one: _rounds_result(config, folded.get_submodule(one)) for one in graph.names}
-        table = _calibrated(config, folded, outputs, samples, parent)
-    _check_table(table, every, config, folded)
-    build = _Builder(config, graph, folded, norms, table, _inputs(samples, teacher, _CORRECTED_ON))
+        outputs = {one: rounds_result(config, folded.get_submodule(one)) for one in graph.names}
+        table = calibrated(config, family, folded, outputs, samples, parent)
+    check_table(table, every, config, folded)
+    batch = some_inputs(samples, teacher, _CORRECTED_ON)
+    build = _Builder(config, graph, folded, norms, table, tables, smoothed, batch, family.meant(batch))
 
     told: dict[str, Any] = {}
     kept: dict[str, str] = {}
@@ -100,6 +112,8 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
     summary = {
         "integer_layers": len(integer),
         "float_layers": len(excluded) + len(kept),
+        "integer_tables": len(tables),
+        "smoothed_layers": len(smoothed),
         "folded_norms": len(norms),
         "kept_float": [{"layer": one, "why": why} for one, why in quantization.kept_float.items()],
     }
@@ -115,8 +129,12 @@ class _Builder:
     folded: nn.Module
     norms: Mapping[str, str]
     table: CalibrationTable
+    embeddings: tuple[str, ...]
+    smoothed: tuple[str, ...]
     batch: Mapping[str, Tensor]
     """Inputs on which biases are corrected."""
+    meant: Tensor | None
+    """Which of their positions are no padding."""
 
     def quantization(self, integer: Collection[str], kept: Mapping[str, str]) -> Quantization:
         """What is integer where these layers are."""
@@ -127,20 +145,26 @@ class _Builder:
     ) -> Quantization:
         layers = {name: self._layer(name, found[name]) for name in self.graph.names if name in integer}
         inputs = {
-            str(found[name].around): self._input_grid(found[name])
+            str(found[name].around): self._input_grid(name, found[name])
             for name in layers
             if self._rounds_around(found[name])
         }
         folded = {name: norm for name, norm in self.norms.items() if name not in layers}
         return Quantization(
-            target=self.config.target, layers=layers, inputs=inputs, folded=folded, kept_float=dict(kept)
+            target=self.config.target,
+            layers=layers,
+            inputs=inputs,
+            embeddings={name: Grid(bits=self.config.weight_bits) for name in self.embeddings},
+            smoothed=self.smoothed,
+            folded=folded,
+            kept_float=dict(kept),
         )
 
     def module(self, integer: Collection[str]) -> nn.Module:
         """The model with its calibrated scales and corrected biases."""
         module = self.rounded(integer)
         if self.config.bias_correction:
-            correct_biases(module, self.folded, self.batch)
+            correct_biases(module, self.folded, self.batch, self.meant)
         return module
 
     def rounded(self, integer: Collection[str]) -> nn.Module:
@@ -160,134 +184,47 @@ class _Builder:
             if one.output is not None and layer.output_grid is not None:
                 layer.output_grid.set_scale(activation_scale(self.table.tensors[f"{name}:output"], one.output))
             replace(module, name, layer.to(device_of(module)))
+        round_tables(module, quantization.embeddings)
         return module.eval()
 
     def _layer(self, name: str, found: Found) -> QuantizedLayer:
-        bits = self.config.activation_bits
-        rounds = _rounds_result(self.config, self.folded.get_submodule(name)) and not found.rounded
-        output = Grid(bits=bits, nonnegative=found.clipped) if rounds else None
+        rounds = rounds_result(self.config, self.folded.get_submodule(name)) and not found.rounded
+        seen = self.table.tensors
+        output = self._grid(seen[f"{name}:output"], nonnegative=found.clipped) if rounds else None
         return QuantizedLayer(
             weight=Grid(bits=self.config.weight_bits),
-            input=None if self._rounds_around(found) else self._input_grid(found),
+            input=None if self._rounds_around(found) else self._input_grid(name, found),
             output=output,
             norm=found.norm,
         )
 
-    def _input_grid(self, found: Found) -> Grid:
-        nonnegative = self.config.target == "onnxruntime" and found.nonnegative
-        return Grid(bits=self.config.activation_bits, nonnegative=nonnegative)
+    def _input_grid(self, name: str, found: Found) -> Grid:
+        return self._grid(self.table.tensors[f"{name}:input"], nonnegative=found.nonnegative)
+
+    def _grid(self, seen: Range, *, nonnegative: bool) -> Grid:
+        """TensorRT takes no zero-point but 0."""
+        free = self.config.target == "onnxruntime"
+        return activation_grid(seen, self.config.activation_bits, nonnegative=nonnegative and free, symmetric=not free)
 
     def _rounds_around(self, found: Found) -> bool:
         """ONNX Runtime adds integers where both sides are; otherwise it goes through float, and through another layout."""
         return self.config.target == "onnxruntime" and found.around is not None
 
 
-def _rounds_result(config: QatConfig, layer: nn.Module) -> bool:
-    """Whether the layer's result must be rounded where no other layer does: ONNX Runtime would compute a convolution in float."""
-    return config.target == "onnxruntime" and not isinstance(layer, nn.Linear)
-
-
-def _samples(config: QatConfig, context: PassContext) -> Samples:
-    """The calibration samples."""
-    calibration = config.calibration
-    return Samples(
-        context.data(calibration.data),
-        count=calibration.num_samples,
-        batch_size=calibration.batch_size,
-        seed=calibration.seed,
-        progress=lambda what, done, total: context.progress(what, done, total, {}),
-    )
-
-
-def _inputs(samples: Samples, module: nn.Module, count: int) -> dict[str, Tensor]:
-    """The inputs of so many samples, evenly over those of calibration; if there are fewer, some twice."""
-    places = samples.places[np.arange(count) * len(samples) // count]
-    batch = tensors_from_batch(samples.dataset.batch(places), device_of(module))
-    return {name: batch[name] for name in samples.dataset.input_names}
-
-
-def _names(config: QatConfig, graph: Graph) -> list[str]:
-    """The layers that may be integer.
+def _chosen(config: QatConfig, graph: Graph, tables: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
+    """The layers that may be integer, and the tables.
 
     Raises:
-        RequirementError: a pattern of ``exclude`` matches none, or nothing is left.
+        RequirementError: a pattern of ``exclude`` matches none, or no layer is left.
     """
-    idle = [pattern for pattern in config.exclude if not any(fnmatchcase(name, pattern) for name in graph.names)]
+    known = (*graph.names, *tables)
+    idle = [pattern for pattern in config.exclude if not any(fnmatchcase(name, pattern) for name in known)]
     if idle:
         raise RequirementError(
-            f"`exclude` names no layer of this model: {', '.join(idle)}",
-            remedy=f"its layers are {', '.join(graph.names)}",
+            f"`exclude` names no layer of this model: {', '.join(idle)}", remedy=f"its layers are {', '.join(known)}"
         )
-    names = [name for name in graph.names if not any(fnmatchcase(name, pattern) for pattern in config.exclude)]
+    left = {name for name in known if not any(fnmatchcase(name, pattern) for pattern in config.exclude)}
+    names = [name for name in graph.names if name in left]
     if not names:
         raise RequirementError("no linear or convolutional layer is left to quantize", remedy="shorten `exclude`")
-    return names
-
-
-def _calibrated(
-    config: QatConfig,
-    folded: nn.Module,
-    outputs: Mapping[str, bool],
-    samples: Samples,
-    parent: Artifact,
-) -> CalibrationTable:
-    """The ranges of all layers on the samples; of their results, where these may be rounded.
-
-    Raises:
-        NumericalError: activations are not finite; each such tensor is named.
-    """
-    calibration = config.calibration
-    options: dict[str, Any] = {"percentile": calibration.percentile} if calibration.observer == "percentile" else {}
-    ranges = Ranges(lambda: observer(calibration.observer, **options))
-
-    def run() -> None:
-        for batch in samples.batches("calibrate"):
-            tensors = tensors_from_batch(batch, device_of(folded))
-            folded(**{name: tensors[name] for name in samples.dataset.input_names})
-
-    run_watched(folded, outputs, run, ranges.see)
-    if ranges.not_finite:
-        lines = "\n".join(f"    {name}: {why}" for name, why in ranges.not_finite.items())
-        raise NumericalError(
-            f"activations are not finite:\n{lines}", remedy="look for NaN in the samples, and for weights that overflow"
-        )
-    symmetric, from_zero = Grid(bits=config.activation_bits), Grid(bits=config.activation_bits, nonnegative=True)
-    return CalibrationTable(
-        model=parent.manifest.id,
-        observer=calibration.observer,
-        bits=config.activation_bits,
-        num_samples=len(samples),
-        samples_sha256=samples.digest,
-        tensors={
-            name: Range(
-                values=one.count,
-                minimum=float(one.minimum_C[0]),
-                maximum=float(one.maximum_C[0]),
-                bound=float(one.bound(symmetric.highest)[0]),
-                bound_from_zero=float(one.bound(from_zero.highest)[0]) if one.minimum_C[0] >= 0 else None,
-            )
-            for name, one in ranges.observers.items()
-        },
-    )
-
-
-def _check_table(table: CalibrationTable, names: Collection[str], config: QatConfig, folded: nn.Module) -> None:
-    """Every layer was reached, by something else than a constant.
-
-    Raises:
-        RequirementError: names each that was not.
-    """
-    problems = []
-    for name in names:
-        found = table.tensors.get(f"{name}:input")
-        if found is None:
-            problems.append(f"{name}: no sample reaches it")
-        elif found.minimum == found.maximum:
-            problems.append(f"{name}: its input is always {found.minimum:g}")
-        elif _rounds_result(config, folded.get_submodule(name)) and f"{name}:output" not in table.tensors:
-            problems.append(f"{name}: the table has no range of its result, which the target {config.target} needs")
-    if problems:
-        raise RequirementError(
-            "no range can be found for the input of these layers:\n" + "\n".join(f"    {one}" for one in problems),
-            remedy="calibrate on samples that use them, or name them in `exclude`",
-        )
+    return names, tuple(name for name in tables if name in left)

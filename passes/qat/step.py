@@ -97,6 +97,11 @@ class QatConfig(PassConfig):
     """Of every activation; 4 is for studies, no runtime here computes so."""
     weight_observer: Literal["min-max", "mse"] = "mse"
     """What chooses where weights are clipped."""
+    smoothing: Annotated[float, Field(gt=1)] | None = None
+    """Channels of a linear layer's input that reach beyond so many standard deviations of it are scaled down to there, and the
+    layer's weights up: transformers have a few of such channels, which make all others coarse. 8 is a good number."""
+    embeddings: bool = False
+    """Store tables of embeddings as integers too, with a scale for each column: a smaller file, with `target: onnxruntime`."""
     bias_correction: bool = True
     """Change biases such that the mean of each layer's result is the float layer's, on some calibration samples."""
     exclude: tuple[str, ...] = ()
@@ -112,6 +117,12 @@ class QatConfig(PassConfig):
             raise ValueError(
                 "ONNX Runtime has no kernels for 4-bit activations: use 8, or `target: tensorrt` to study them"
             )
+        if self.smoothing is not None and self.calibration.table is not None:
+            raise ValueError(
+                "`table` holds ranges of inputs as they are: leave `smoothing` out, or calibrate on samples"
+            )
+        if self.target == "tensorrt" and self.embeddings:
+            raise ValueError("TensorRT looks no integers up: leave `embeddings` out, or use `target: onnxruntime`")
         return self
 
 
@@ -130,7 +141,7 @@ class Qat(Pass[QatConfig]):
     """
 
     name = "qat"
-    version = 2
+    version = 3
     accepts = frozenset({Kind.TORCH})
     produces = Kind.QUANTIZED
     Config = QatConfig
@@ -161,7 +172,7 @@ class Qat(Pass[QatConfig]):
         from passes.common.fitting import check_data
         from passes.qat.quantizing import check_supported, table_of
 
-        check_supported(parent)
+        check_supported(config, parent)
         check_finite(parent.model)
         tuning = config.fine_tuning
         learns = (tuning.train, tuning.validation) if tuning else ()

@@ -11,6 +11,7 @@ from compressor.engine.pipeline import load_pipeline
 from compressor.engine.plan import Plan, make_plan
 from compressor.models.image_classifier.family import ImageClassifier
 from compressor.models.loading import save_module
+from compressor.models.sentence_encoder.family import SentenceEncoder
 from compressor.models.transformers_checkpoint.family import Transformers
 from tests.conftest import draw_pictures
 
@@ -20,7 +21,11 @@ EXAMPLES = sorted(FOLDER.rglob("*.yaml"))
 
 def fetched(example: str, folder: Path) -> None:
     """Something of the form that ``prepare.py`` of an example leaves."""
-    family, preset = {"smollm2": (Transformers(), "tiny-llama"), "efficientnet": (ImageClassifier(), "tiny")}[example]
+    family, preset = {
+        "smollm2": (Transformers(), "tiny-llama"),
+        "efficientnet": (ImageClassifier(), "tiny"),
+        "minilm": (SentenceEncoder(), "tiny"),
+    }[example]
     config = family.presets[preset]
     save_module(family.build(config), family.name, config, folder / "model")
     if example == "efficientnet":
@@ -30,6 +35,11 @@ def fetched(example: str, folder: Path) -> None:
                 drawn.rename(folder / split / str(number))
         return
     (folder / "model" / "tokenizer.json").write_text("{}")
+    if example == "minilm":
+        (folder / "pairs").mkdir()
+        for split in ("calibration", "test"):
+            (folder / "pairs" / f"{split}.jsonl").write_text('{"query": "Words", "passage": "Some words."}')
+        return
     for split in ("calibration", "evaluation"):
         (folder / "text" / split).mkdir(parents=True)
         (folder / "text" / split / "page.txt").write_text("words")

@@ -180,7 +180,7 @@ def test_batches_do_not_matter_and_only_one_is_in_memory(batch_size):
 
 def test_positions_are_judged_a_few_at_a_time(monkeypatch):
     whole = measured(Fixed(WINDOWS, NEXT), Tokens(TABLE), metrics=("top1", "perplexity"))
-    monkeypatch.setattr("compressor.evaluation.accuracy._CHUNK_CELLS", 6)
+    monkeypatch.setattr("compressor.evaluation.accuracy.CHUNK_CELLS", 6)
     assert measured(Fixed(WINDOWS, NEXT), Tokens(TABLE), metrics=("top1", "perplexity")) == whole
 
 

@@ -58,4 +58,14 @@ def test_kl_where_one_side_rules_an_answer_out():
 
 
 def test_which_metrics_compare():
-    assert referring(METRICS) == ("agreement", "kl")
+    assert referring(METRICS) == ("agreement", "kl", "cosine")
+
+
+def test_reciprocal_rank_counts_what_comes_before_the_label():
+    logits = np.array([[3.0, 1.0, 2.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 5.0, 7.0]])
+    assert METRICS["mrr"].values(logits, np.array([0, 1, 0, 0])).tolist() == pytest.approx([1, 1 / 2, 1, 1 / 3])
+
+
+def test_cosine_of_vectors_of_any_length():
+    vectors, reference = np.array([[2.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), np.array([[5.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert METRICS["cosine"].values(vectors, reference).tolist() == pytest.approx([1, 0, 0.5**0.5])

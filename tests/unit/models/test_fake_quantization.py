@@ -19,6 +19,7 @@ from tests.unit.models.test_families import inputs
 from tests.unit.passes.prune.test_pruning import CLASSIFIER, PHONE, built
 
 GRIDS = [Grid(bits=bits, nonnegative=nonnegative) for bits in (4, 8) for nonnegative in (False, True)]
+GRIDS += [Grid(bits=8, below=below) for below in (0, 17, 255)]
 VALUES = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30)
 
 
@@ -57,9 +58,11 @@ def test_training_and_answering_round_alike(grid):
         assert (steps > 0).double().mean() < 1e-3  # a tie may fall either way
 
 
-@pytest.mark.parametrize("nonnegative", [False, True])
-def test_it_is_what_onnx_defines(nonnegative):
-    zero = np.array(0 if nonnegative else 128, np.uint8)
+@pytest.mark.parametrize(
+    ("grid", "zero"), [(Grid(bits=8), 128), (Grid(bits=8, nonnegative=True), 0), (Grid(bits=8, below=17), 17)]
+)
+def test_it_is_what_onnx_defines(grid, zero):
+    zero = np.array(zero, np.uint8)
     nodes = [
         onnx.helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         onnx.helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
@@ -74,7 +77,7 @@ def test_it_is_what_onnx_defines(nonnegative):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     x = np.random.default_rng(0).normal(0, 4, 5000).astype(np.float32)
     with torch.no_grad():
-        ours = rounding(Grid(bits=8, nonnegative=nonnegative), scale)(torch.from_numpy(x)).numpy()
+        ours = rounding(grid, scale)(torch.from_numpy(x)).numpy()
     wrong = np.abs(ours - session.run(None, {"x": x})[0]) > 1e-4
     assert wrong.mean() < 1e-3
 
@@ -189,3 +192,20 @@ def test_replacing_reaches_into_lists():
     model = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.ReLU()]))
     replace(model, "0.0", torch.nn.Identity())
     assert isinstance(model[0][0], torch.nn.Identity)
+
+
+def test_a_scale_that_follows_holds_both_ends_of_its_grid():
+    one = rounding(Grid(bits=8, below=55), [1.0, 1.0], 2)
+    one.follows = True
+    one.train()(torch.tensor([[2.0, -0.11], [0.2, -5.5]]))
+    assert one.scale.tolist() == pytest.approx([0.01, 0.1], rel=1e-3)
+
+
+def test_scales_of_the_last_axis_round_rows_wherever_they_stand():
+    one = Rounding(Grid(bits=8), 2, last=True)
+    one.set_scale(torch.tensor([1.0, 0.1]))
+    x = torch.tensor([[[1.2, 1.24]], [[-0.4, -0.06]]])
+    wanted = torch.tensor([[[1.0, 1.2]], [[0.0, -0.1]]])
+    with torch.no_grad():
+        assert torch.allclose(one(x), wanted)
+    assert torch.allclose(one(x.requires_grad_(True)), wanted)

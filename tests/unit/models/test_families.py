@@ -1,4 +1,4 @@
-"""Both families keep the contract: counts that are exact, graphs that export, runs that repeat."""
+"""All families keep the contract: counts that are exact, graphs that export, runs that repeat."""
 
 import io
 import subprocess
@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.models.autoglm_phone.family import AutoGLMPhone
 from compressor.models.image_classifier.family import ImageClassifier
+from compressor.models.sentence_encoder.family import SentenceEncoder
 
-PHONE, CLASSIFIER = AutoGLMPhone(), ImageClassifier()
+PHONE, CLASSIFIER, ENCODER = AutoGLMPhone(), ImageClassifier(), SentenceEncoder()
 OTHER_ENCODERS = {"vision": "vit-lite", "speech": "wav2vec-bridge"}
 UNEXPANDED = PHONE.slim(
     PHONE.presets["tiny"], vision_padding="tensorflow",
@@ -28,6 +29,7 @@ CASES = [
     (PHONE, PHONE.slim(PHONE.presets["9b"], vision="mobilenet", speech="mel-cnn")),
     (PHONE, UNEXPANDED),
     *((CLASSIFIER, config) for config in CLASSIFIER.presets.values()),
+    *((ENCODER, config) for config in ENCODER.presets.values()),
 ]
 
 
@@ -47,7 +49,9 @@ def inputs(family, config, batch):
         if spec.dtype == "float32":
             tensors[spec.name] = torch.randn(shape, generator=generator)
         else:
-            tensors[spec.name] = torch.randint(1, 250, shape, generator=generator).to(getattr(torch, spec.dtype))
+            tensors[spec.name] = torch.randint(1, min(250, spec.below or 250), shape, generator=generator).to(
+                getattr(torch, spec.dtype)
+            )
     if batch > 1 and "mel" in tensors:
         tensors["mel"][0] = 0
         tensors["tokens"][1] = 0
@@ -154,7 +158,7 @@ def test_exports_with_dynamic_batch_and_lengths(dimensions):
 
 
 @pytest.mark.parametrize(
-    ("family", "config"), [(PHONE, PHONE.presets["tiny"]), (CLASSIFIER, CLASSIFIER.presets["tiny"])]
+    ("family", "config"), [(family, family.presets["tiny"]) for family in (PHONE, CLASSIFIER, ENCODER)]
 )
 def test_outputs_and_features_are_there_and_repeat(family, config):
     module = family.build(config).eval()
@@ -171,7 +175,8 @@ def test_importing_families_loads_no_torch():
     code = (
         "import sys; from compressor.models.autoglm_phone.family import AutoGLMPhone as A; "
         "from compressor.models.image_classifier.family import ImageClassifier as I; "
-        "[f.macs(c) + sum(f.parameters(c).values()) for f in (A(), I()) for c in f.presets.values()]; "
+        "from compressor.models.sentence_encoder.family import SentenceEncoder as S; "
+        "[f.macs(c) + sum(f.parameters(c).values()) for f in (A(), I(), S()) for c in f.presets.values()]; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

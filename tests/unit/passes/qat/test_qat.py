@@ -255,12 +255,12 @@ def test_samples_that_say_nothing_are_refused(parent, tmp_path):
 
 def test_a_layer_that_no_sample_reaches_is_named():
     from calibration.table import CalibrationTable
-    from passes.qat.quantizing import _check_table
+    from passes.qat.calibrating import check_table
 
     table = CalibrationTable(model="a", observer="mse", bits=8, num_samples=1, samples_sha256="0" * 64, tensors={})
     config = QatConfig.model_validate_json('{"calibration": {"data": "train"}}')
     with pytest.raises(RequirementError, match="head: no sample reaches it"):
-        _check_table(table, ["head"], config, torch.nn.Module())
+        check_table(table, ["head"], config, torch.nn.Module())
 
 
 def test_activations_that_are_not_finite_are_named(parent, tmp_path):

@@ -1,0 +1,67 @@
+"""The family ``sentence-encoder``: what padding, folders and long texts do to it."""
+
+import pytest
+import torch
+
+from compressor.errors import DataError
+from compressor.models.loading import load_module, save_module
+from compressor.models.sentence_encoder.family import SentenceEncoder
+from compressor.runtimes.session import fitted
+
+FAMILY = SentenceEncoder()
+TINY = FAMILY.presets["tiny"]
+
+
+@pytest.fixture(scope="module")
+def module():
+    torch.manual_seed(0)
+    return FAMILY.build(TINY).eval().requires_grad_(False)
+
+
+def texts(*lengths, padded_to):
+    ids = torch.randint(1, TINY.vocab_size, (len(lengths), padded_to), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(padded_to) < torch.tensor(lengths)[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_vectors_have_length_one_and_differ(module):
+    vectors = module(**texts(9, 4, padded_to=9))["embedding"]
+    assert vectors.shape == (2, TINY.hidden_size)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(2))
+    assert float(vectors[0] @ vectors[1]) < 0.99
+
+
+def test_what_stands_in_the_padding_says_nothing(module):
+    feed = texts(5, 7, padded_to=12)
+    short = {name: one[:1, :5] for name, one in feed.items()}
+    other = feed | {"input_ids": torch.where(feed["attention_mask"] == 1, feed["input_ids"], 3)}
+    vectors = module(**feed)["embedding"]
+    assert torch.allclose(module(**other)["embedding"], vectors, atol=1e-6)
+    assert torch.allclose(module(**short)["embedding"], vectors[:1], atol=1e-6)
+
+
+def test_it_pools_as_sentence_transformers_does(module):
+    feed = texts(5, padded_to=8)
+    tokens = module.bert(**feed).last_hidden_state[0, :5].mean(dim=0)
+    assert torch.allclose(module(**feed)["embedding"][0], tokens / tokens.norm(), atol=1e-6)
+
+
+def test_through_a_folder(module, tmp_path):
+    save_module(module, "sentence-encoder", TINY, tmp_path)
+    feed = texts(5, 7, padded_to=12)
+    assert torch.equal(load_module(tmp_path)(**feed)["embedding"], module(**feed)["embedding"])
+
+
+def test_a_text_that_is_too_long_is_told_before_it_is_encoded():
+    feed = {name: one.numpy() for name, one in texts(33, padded_to=33).items()}
+    with pytest.raises(DataError, match="input_ids: tokens is 33, and the model takes 32 at most"):
+        fitted(feed, FAMILY.inputs(TINY))
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [({"num_attention_heads": 5}, "no multiple of 5 heads"), ({"tokens": 64}, "more than max_position_embeddings 32")],
+)
+def test_dimensions_that_do_not_fit(fields, told):
+    with pytest.raises(ValueError, match=told):
+        FAMILY.slim(TINY, **fields)
