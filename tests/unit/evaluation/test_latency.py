@@ -1,6 +1,7 @@
 import gc
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,11 +78,16 @@ def test_the_peak_is_counted_from_the_restart():
     assert peak_rss_bytes() < before - 50_000_000
 
 
-def test_what_others_keep_busy_is_not_our_own_work():
+def test_what_others_keep_busy_is_not_our_own_work(monkeypatch, tmp_path):
+    stat, ticks = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr("compressor.evaluation.machine._STAT", stat)
+    clocks = {"wall": 10.0, "own": 1.0}
+    monkeypatch.setattr("compressor.evaluation.machine.time", SimpleNamespace(
+        perf_counter=lambda: clocks["wall"], process_time=lambda: clocks["own"]
+    ))  # fmt: skip
+    stat.write_text(f"cpu  {5 * ticks} 0 {2 * ticks} 900 0 0 0 0 0 0\n")
     watch = OtherLoad()
     assert watch.cores() is None
-    deadline = time.perf_counter() + 0.3
-    while time.perf_counter() < deadline:
-        pass
-    others = (os.cpu_count() or 1) - 1
-    assert 0 <= watch.cores() <= others + 0.3
+    clocks |= {"wall": 12.0, "own": 2.5}
+    stat.write_text(f"cpu  {6 * ticks} {ticks} {3 * ticks} 999 0 0 0 0 0 0\n")
+    assert watch.cores() == pytest.approx((3 - 1.5) / 2)
