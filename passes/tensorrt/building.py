@@ -1,7 +1,12 @@
-"""Engines built in a process of their own: the library's compiler can crash, and that shall cost one step, not the run."""
+"""Engines built in a process of their own: the library's compiler can crash, and that shall cost one step, not the run.
+
+The compiler also orders some of its work by where objects lie in memory: with addresses drawn at random, the bytes of a larger engine
+differ from build to build. So the process has fixed addresses, a fixed hash seed, and an environment of few variables.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -13,16 +18,18 @@ from compressor.runtimes.tensorrt_backends import BACKENDS
 from passes.tensorrt.builder import Answer, Request, keep
 
 _TAIL_LINES = 12
+_ADDR_NO_RANDOMIZE = 0x0040000  # linux/personality.h
+_PASSED_ON = ("PATH", "HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TMPDIR")
 
 
-def engine_from_onnx(request: Request) -> Answer:
-    """Parse a graph, build its engine and write it.
+def engine_from_onnx(request: Request, folder: Path) -> Answer:
+    """Parse a graph, build its engine and write it; both files are named relative to ``folder``.
 
     Raises:
         PassError: the parser or the builder refuses it, or crashes; all that was said is told.
     """
     library = BACKENDS[request.backend].distribution
-    where = f"{Path(request.onnx).name} for {request.target or 'this GPU'}"
+    where = f"{request.onnx} for {request.target or 'this GPU'}"
     done = subprocess.run(
         [sys.executable, "-P", "-m", "passes.tensorrt.builder"],
         input=request.model_dump_json(),
@@ -30,7 +37,9 @@ def engine_from_onnx(request: Request) -> Answer:
         text=True,
         encoding="utf-8",
         errors="replace",
+        cwd=folder,
         env=_environment(),
+        preexec_fn=_fix_addresses,  # one call into libc
         check=False,
     )
     printed: list[str] = []
@@ -58,7 +67,14 @@ def engine_from_onnx(request: Request) -> Answer:
 
 
 def _environment() -> dict[str, str]:
-    """This process's own, with the package importable from wherever it lies."""
-    root = str(Path(next(iter(passes.__path__))).parent)
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    """What the library may need, and the package importable from wherever it lies."""
+    kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return kept | {
+        "PYTHONPATH": str(Path(next(iter(passes.__path__))).parent),
+        "PYTHONHASHSEED": "0",
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+def _fix_addresses() -> None:
+    ctypes.CDLL(None).personality(_ADDR_NO_RANDOMIZE)

@@ -210,10 +210,10 @@ def _built(facts: BuildFacts, targets: Sequence[str], out: Path, file: str) -> E
         engine = out / f"model.{target}.engine"
         named = target if BACKENDS[facts.backend].targets else None
         request = Request(
-            backend=facts.backend, onnx=str(out / file), engine=str(engine), target=named, profiles=facts.profiles,
+            backend=facts.backend, onnx=file, engine=engine.name, target=named, profiles=facts.profiles,
             workspace_mb=facts.workspace_mb, optimization_level=facts.optimization_level,
         )  # fmt: skip
-        answer = engine_from_onnx(request)
+        answer = engine_from_onnx(request, out)
         engines.append(
             EngineFile(
                 file=engine.name, target=target, sha256=digest_file(engine), bytes=engine.stat().st_size,

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 
+from compressor.artifacts.fingerprint import digest_file
 from compressor.artifacts.kinds import Kind
 from compressor.config.discovery import FAMILIES, load
 from compressor.errors import RequirementError
@@ -63,6 +64,9 @@ def test_the_phone_model_in_fp16(phone, tmp_path):
     fields = {"calibration": {"data": "some", "num_samples": 6, "batch_size": 2}, "profiles": profiles}
     told = built(fields, parent, samples, tmp_path / "out")
     assert told["against_parent"]["cosine"] > 0.9999
+    built(fields, parent, samples, tmp_path / "the same engine once more")
+    engines = [tmp_path / name / "model.sm86.engine" for name in ("out", "the same engine once more")]
+    assert digest_file(engines[0]) == digest_file(engines[1])
     manifest = checked_engine_manifest(tmp_path / "out")
     assert {one.name: one.dtype for one in manifest.inputs} == {"screen": "uint8", "tokens": "int64", "mel": "float"}
     assert manifest.layer_types["half"] > manifest.layer_types["float"]
