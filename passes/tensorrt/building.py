@@ -1,7 +1,7 @@
 """Engines built in a process of their own: the library's compiler can crash, and that shall cost one step, not the run.
 
-The compiler also orders some of its work by where objects lie in memory: with addresses drawn at random, the bytes of a larger engine
-differ from build to build. So the process has fixed addresses, a fixed hash seed, and an environment of few variables.
+The compiler also orders some of its work by where objects lie in memory: with addresses drawn at random, the bytes of a larger
+engine differ from build to build. So the process has fixed addresses, a fixed hash seed, and an environment of few variables.
 """
 
 from __future__ import annotations
