@@ -1,7 +1,8 @@
 """Engines built in a process of their own: the library's compiler can crash, and that shall cost one step, not the run.
 
-The compiler also orders some of its work by where objects lie in memory: with addresses drawn at random, the bytes of a larger engine
-differ from build to build. So the process has fixed addresses, a fixed hash seed, and an environment of few variables.
+The compiler also orders some of its work by where objects lie in memory: with addresses drawn at random, the bytes of a larger
+engine differ from build to build. So the process has fixed addresses, a heap in one piece, a fixed hash seed, few variables in
+its environment, and writes no bytecode (which would make a first run allocate otherwise than a second).
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": str(Path(next(iter(passes.__path__))).parent),
         "PYTHONHASHSEED": "0",
         "LC_ALL": "C.UTF-8",
+        "MALLOC_MMAP_MAX_": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 
