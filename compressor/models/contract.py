@@ -39,6 +39,8 @@ class InputSpec:
     """Every value is less, as a token is less than the size of the vocabulary."""
     longest: int | None = None
     """The largest size of a dimension that varies, the batch aside, as a text has no more tokens than there are positions."""
+    optional: bool = False
+    """Whether the model answers without it, as a vision-language model answers to text alone."""
 
 
 class Family(ABC, Generic[F]):
@@ -56,6 +58,10 @@ class Family(ABC, Generic[F]):
     @abstractmethod
     def inputs(self, config: F) -> tuple[InputSpec, ...]:
         """The inputs, named as the data sets name them, in the order of ``forward``."""
+
+    def required_inputs(self, config: F) -> tuple[InputSpec, ...]:
+        """Those without which there is no answer."""
+        return tuple(spec for spec in self.inputs(config) if not spec.optional)
 
     @abstractmethod
     def outputs(self, config: F) -> tuple[str, ...]:

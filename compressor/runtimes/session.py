@@ -97,6 +97,8 @@ def fitted(batch: Mapping[str, np.ndarray[Any, Any]], inputs: Sequence[InputSpec
     named: dict[str, tuple[int, str]] = {}
     for spec in inputs:
         if spec.name not in batch:
+            if spec.optional:
+                continue
             problems.append(f"{spec.name}: missing; the data has {', '.join(sorted(batch)) or 'nothing'}")
             continue
         array = batch[spec.name]

@@ -5,7 +5,7 @@ Shapes: I inputs, O outputs of all linear layers of a site, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -103,6 +103,7 @@ class LayerRounding:
         layer: nn.Module,
         sites: tuple[Site, ...],
         batches: Batches,
+        meant: Sequence[Tensor | None],
         captures: Captures,
         exact: Exact | None,
         grids: Mapping[str, WeightGrid],
@@ -114,12 +115,13 @@ class LayerRounding:
             layer: a decoder layer, float32.
             sites: its linear layers, in the order in which they are computed.
             batches: what enters it.
+            meant: of each batch, the positions that count, bool [B·T]; None where all do.
             captures: keeps what may be large.
             exact: what the float layer said, where drift is made up for.
             grids: of each site, by its name.
             choices: how.
         """
-        self.layer, self.sites, self.batches, self.captures = layer, sites, batches, captures
+        self.layer, self.sites, self.batches, self.meant, self.captures = layer, sites, batches, meant, captures
         self.exact, self.grids, self.choices = exact, grids, choices
         self.packed: dict[str, PackedLinear] = {}
         """By the linear layer's name in the decoder layer."""
@@ -184,13 +186,16 @@ class LayerRounding:
         for number, hidden, arguments in self.batches():
             got = self._reach(site, stream, number, hidden, arguments)
             x_NI = got[site.linears[0]]
+            off_NO = None if drift is None else self._off(site, weight_IO, number, x_NI, got.get(stream or ""))
+            if not of_input:
+                self.captures.put(f"input {site.name} {number}", x_NI)
+            if (meant := self.meant[number]) is not None:
+                x_NI, off_NO = x_NI[meant], None if off_NO is None else off_NO[meant]
             add_moments(gram_II, x_NI)
             magnitude_I += x_NI.abs().sum(dim=0)
             tokens += len(x_NI)
-            if drift is not None:
-                drift.addmm_(x_NI.T, self._off(site, weight_IO, number, x_NI, got.get(stream or "")))
-            if not of_input:
-                self.captures.put(f"input {site.name} {number}", x_NI)
+            if drift is not None and off_NO is not None:
+                drift.addmm_(x_NI.T, off_NO)
         return Seen(mirrored(gram_II), magnitude_I / max(tokens, 1), drift, of_input)
 
     def _off(self, site: Site, weight_IO: Tensor, number: int, x_NI: Tensor, stream_NO: Tensor | None) -> Tensor:

@@ -102,6 +102,8 @@ class _Run:
         self.kind = FORMATS[config.format]
         self.hidden = Hidden(context.work, context.artifact_id)
         self.tree, self.digest = tree, ""
+        self.meant: list[Tensor | None] = []
+        """By batch, the positions that are no padding, bool [B·T]; None where all are."""
         self.grids: list[dict[str, WeightGrid]] = []
         """By layer and site."""
         other = _dtype(config, tree)
@@ -161,6 +163,7 @@ class _Run:
             "effective_bits": round(bits / weights_of(self.tree), 4),
             "packed_weights": weights_of(self.tree),
             "format": self.config.format,
+            "calibrated_on": ["text", "image"] if "pixel_values" in self.samples.dataset.input_names else ["text"],
             "samples_sha256": self.digest,
             "layers": self.hidden.reports(),
         }
@@ -178,7 +181,7 @@ class _Run:
                 self.context.progress("sensitivity", done, total, {})
 
             first = self.hidden.read(0, 0)
-            rated = rate(self.checkpoint, self.sites, self.config.grids, first, arguments[0], progress)
+            rated = rate(self.checkpoint, self.sites, self.config.grids, first, arguments[0], self.meant[0], progress)
             chosen = allocate(rated, self.config.effective_bits * weights_of(self.tree))
             write_atomic(kept, json.dumps([grid.bits for grid in chosen]).encode())
         by_bits = {grid.bits: grid for grid in self.config.grids}
@@ -195,6 +198,8 @@ class _Run:
         def batches() -> Iterator[dict[str, Tensor]]:
             for batch in self.samples.batches("calibrate"):
                 tensors = tensors_from_batch(batch, torch.device("cpu"))
+                mask = tensors.get("attention_mask")
+                self.meant.append(None if mask is None or bool(mask.all()) else mask.flatten().bool())
                 yield {name: tensors[name] for name in self.samples.dataset.input_names}
 
         entering = self.checkpoint.entering(batches)
@@ -228,7 +233,9 @@ class _Run:
             for batch in range(count):
                 yield batch, self.hidden.read(number, batch), arguments[batch][number]
 
-        rounding = LayerRounding(layer, self.sites, batches, captures, exact, self.grids[number], self.choices)
+        rounding = LayerRounding(
+            layer, self.sites, batches, self.meant, captures, exact, self.grids[number], self.choices
+        )
         try:
             rounding.run()
         except NumericalError as error:

@@ -17,6 +17,7 @@ from compressor.models.transformers_checkpoint.linears import Site
 from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint
 from passes.awq.grids import group_grids, nearest
 from passes.awq.layer import result_of
+from passes.awq.samples import flat
 from passes.awq.site import linear_of
 
 
@@ -39,6 +40,7 @@ def rate(
     grids: Sequence[WeightGrid],
     hidden: Tensor,
     arguments: Sequence[Arguments],
+    meant: Tensor | None,
     progress: Callable[[int, int], None],
 ) -> list[Rated]:
     """Run the float layers one after another, and each again with one of its sites rounded.
@@ -49,6 +51,7 @@ def rate(
         grids: that a site may get.
         hidden: what enters the first layer, [B, T, hidden].
         arguments: what each layer is called with beside it.
+        meant: the positions that count, bool [B·T]; None where all do.
         progress: layers done, and all.
     """
     found = []
@@ -56,18 +59,25 @@ def rate(
         name = f"{checkpoint.layers_name}.{number}"
         layer = checkpoint.load(name)
         result = result_of(layer, hidden, given)
-        size = float(result.square().mean())
+        counted = counting(result, meant)
+        size = float(counted.square().mean())
         for site in sites:
             losses, bits = {}, {}
             for grid in grids:
                 bits[grid] = _round(layer, site, grid)
-                losses[grid] = float((result_of(layer, hidden, given) - result).square().mean()) / size
+                rounded = counting(result_of(layer, hidden, given), meant)
+                losses[grid] = float((rounded - counted).square().mean()) / size
                 _restore(layer, site)
             found.append(Rated(number, site.name, bits, losses))
         hidden = result
         checkpoint.unload(name)
         progress(number + 1, len(arguments))
     return found
+
+
+def counting(result: Tensor, meant: Tensor | None) -> Tensor:
+    """The positions that count of a result [B, T, hidden], [P, hidden]."""
+    return flat(result) if meant is None else flat(result)[meant]
 
 
 def allocate(rated: Sequence[Rated], bits: float) -> list[WeightGrid]:

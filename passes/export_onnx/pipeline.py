@@ -51,7 +51,7 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
     quantization = read_quantization(model) if (model / QUANTIZATION).is_file() else None
     _tell(context, 0)
     module = load_module(model)
-    sample = fitted(batches[0], family.inputs(model_config))
+    sample = fitted(batches[0], family.required_inputs(model_config))
     if quantization is not None:
         integers.fix_scales(module)
     traced = onnx_from_torch(
@@ -97,7 +97,7 @@ def traced_inputs(config: ExportOnnxConfig, model: Path) -> tuple[InputSpec, ...
     """
     name, model_config = read_description(model)
     family: Family[Any] = load(FAMILIES, name)
-    inputs = family.inputs(model_config)
+    inputs = family.required_inputs(model_config)
     known = sorted({size for spec in inputs for size in spec.shape if isinstance(size, str)})
     if config.dynamic is None:
         return inputs
@@ -179,7 +179,7 @@ def check_interface(model: Path, out: Path, threads: int) -> None:
     """
     name, config = read_description(model)
     family: Family[Any] = load(FAMILIES, name)
-    wanted = (tuple(spec.name for spec in family.inputs(config)), tuple(family.outputs(config)))
+    wanted = (tuple(spec.name for spec in family.required_inputs(config)), tuple(family.outputs(config)))
     with open_session(Kind.ONNX, out, threads=threads) as session:
         found = (session.input_names, session.output_names)
     if found != wanted:

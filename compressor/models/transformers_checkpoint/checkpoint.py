@@ -18,6 +18,8 @@ from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ModelError
 from compressor.models.packed.checkpoint import dequantized
 from compressor.models.packed.description import QUANTIZATION_CONFIG, is_packed
+from compressor.models.transformers_checkpoint.images import gather_images
+from compressor.models.transformers_checkpoint.layouts import LAYOUTS
 
 _CONFIG = "config.json"
 _NO_FIELDS = {"model_type", "transformers_version", "auto_map", QUANTIZATION_CONFIG}
@@ -31,7 +33,7 @@ def built(tree: Mapping[str, Any]) -> nn.Module:
         ModelError: transformers has no such class, or does not take the config.
     """
     with _quiet():
-        return _without_cache(_class(tree)(_config(tree)))
+        return _prepared(_class(tree)(_config(tree)))
 
 
 def loaded(tree: Mapping[str, Any], folder: Path) -> nn.Module:
@@ -68,7 +70,7 @@ def loaded(tree: Mapping[str, Any], folder: Path) -> nn.Module:
             + "\n".join(f"    {problem}" for problem in problems),
             remedy="take config.json and the safetensors files from the same checkpoint",
         )
-    return _without_cache(module)
+    return _prepared(module)
 
 
 def _unpacked(tree: Mapping[str, Any], folder: Path) -> nn.Module:
@@ -84,13 +86,13 @@ def _unpacked(tree: Mapping[str, Any], folder: Path) -> nn.Module:
             + "\n".join(f"    missing: {name}" for name in missing),
             remedy="take config.json and the safetensors files from the same checkpoint",
         )
-    return _without_cache(module)
+    return _prepared(module)
 
 
 def streamed(tree: Mapping[str, Any]) -> nn.Module:
     """The module without its weights, which are on the device ``meta``; in eval mode."""
     with weights_on_meta(), _quiet():
-        return _without_cache(_class(tree)(_config(tree))).eval().requires_grad_(False)
+        return _prepared(_class(tree)(_config(tree))).eval().requires_grad_(False)
 
 
 @contextmanager
@@ -154,10 +156,12 @@ def _config(tree: Mapping[str, Any]) -> Any:
         raise ModelError(f"transformers does not take this {_CONFIG}: {error}") from error
 
 
-def _without_cache(module: nn.Module) -> nn.Module:
-    """Whole windows go through at once: nothing is gained by keeping keys and values."""
+def _prepared(module: nn.Module) -> nn.Module:
+    """Whole windows go through at once: nothing is gained by keeping keys and values. Images come sample by sample."""
     config: Any = module.config
     config.get_text_config().use_cache = False
+    if LAYOUTS[config.model_type].vision is not None:
+        module.register_forward_pre_hook(gather_images, with_kwargs=True)
     return module
 
 

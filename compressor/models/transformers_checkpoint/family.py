@@ -8,6 +8,7 @@ from compressor.models.contract import Family, InputSpec
 from compressor.models.transformers_checkpoint import arithmetic
 from compressor.models.transformers_checkpoint.axes import checkpoint_axes
 from compressor.models.transformers_checkpoint.config import CheckpointConfig
+from compressor.models.transformers_checkpoint.images import image_inputs
 from compressor.models.transformers_checkpoint.layouts import decoder_of
 from compressor.models.transformers_checkpoint.presets import PRESETS
 
@@ -34,8 +35,9 @@ class Transformers(Family[CheckpointConfig]):
     unit = "token"
 
     def inputs(self, config: CheckpointConfig) -> tuple[InputSpec, ...]:
-        """Windows of tokens."""
-        return (InputSpec("input_ids", "int64", ("batch", "tokens"), decoder_of(config.tree).vocabulary),)
+        """Windows of tokens; of a vision-language model also what its processor makes of images, sample by sample."""
+        tokens = InputSpec("input_ids", "int64", ("batch", "tokens"), decoder_of(config.tree).vocabulary)
+        return (tokens, *image_inputs(config.tree))
 
     def outputs(self, config: CheckpointConfig) -> tuple[str, ...]:  # noqa: ARG002
         """The scores of each next token, [B, T, vocabulary]."""

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from compressor.artifacts.errors_from_os import reading
 from compressor.errors import ModelError
@@ -40,7 +41,9 @@ class StreamedCheckpoint:
         self.folder = folder
         self.module = streamed(tree)
         """The whole model, its parameters on the device ``meta``."""
-        self.layers_name = layers_of(LAYOUTS[tree["model_type"]])
+        layout = LAYOUTS[tree["model_type"]]
+        self.layers_name = layers_of(layout)
+        self.vision_name = layout.vision
         self.entries = {
             entry.name: (file, entry) for file in sorted(folder.glob("*.safetensors")) for entry in read_header(file)
         }
@@ -110,13 +113,18 @@ class StreamedCheckpoint:
         return module.requires_grad_(False)
 
     def unload(self, name: str) -> None:
-        """Let the weights of a submodule go."""
-        self.module.get_submodule(name).to("meta")
+        """Let the weights of a submodule go; its buffers, which come from no file, stay."""
+        for module in self.module.get_submodule(name).modules():
+            for key, value in module.named_parameters(recurse=False):
+                setattr(module, key, nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False))
 
     def entering(
         self, batches: Callable[[], Iterator[Mapping[str, Tensor]]]
     ) -> Iterator[tuple[Tensor, list[Arguments]]]:
-        """For each batch the hidden states that enter the first layer, [B, T, hidden], and what each layer is called with."""
+        """For each batch the hidden states that enter the first layer, [B, T, hidden], and what each layer is called with.
+
+        Images go through the vision tower first, one of its blocks in memory at a time.
+        """
         name = f"{self.layers_name.rpartition('.')[0]}.embed_tokens"
         embedding = self.module.get_submodule(name)
         forward = embedding.forward
@@ -130,6 +138,7 @@ class StreamedCheckpoint:
             return found
 
         embedding.forward = of_rows
+        hooks = [hook for part in self._vision_parts() for hook in self._loaded_when_called(part)]
         try:
             for batch in batches():
                 seen: list[Arguments] = []
@@ -147,6 +156,30 @@ class StreamedCheckpoint:
                 stack[number] = layer
             del embedding.forward
             self.unload(name)
+            for hook in hooks:
+                hook.remove()
+
+    def _vision_parts(self) -> list[str]:
+        """The modules that a vision tower calls one after another."""
+        if self.vision_name is None:
+            return []
+        found = []
+        for name, child in self.module.get_submodule(self.vision_name).named_children():
+            below = [f".{number}" for number in range(len(child))] if isinstance(child, nn.ModuleList) else [""]
+            found += [f"{self.vision_name}.{name}{one}" for one in below]
+        return [name for name in found if self.below(name)]
+
+    def _loaded_when_called(self, name: str) -> list[RemovableHandle]:
+        """A part's weights are in memory while it runs."""
+
+        def load(*_: Any) -> None:
+            self.load(name)
+
+        def unload(*_: Any) -> None:
+            self.unload(name)
+
+        part = self.module.get_submodule(name)
+        return [part.register_forward_pre_hook(load), part.register_forward_hook(unload)]
 
 
 def _read(file: Path, entry: TensorEntry) -> Tensor:

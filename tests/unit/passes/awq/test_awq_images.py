@@ -1,0 +1,100 @@
+"""Calibration with images: what the vision tower says enters the decoder, and padding does not count."""
+
+import numpy as np
+import pytest
+import torch
+
+from calibration.sources.arrays import ArrayDataset
+from calibration.sources.image_text.source import ImageText, ImageTextConfig
+from compressor.data.contract import Dataset, SourceContext
+from compressor.models.loading import load_module
+from compressor.models.transformers_checkpoint.family import Transformers
+from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
+from passes.common.accuracy import tensors_from_batch
+from tests.unit.calibration.processors import message, write_conversations, write_picture, write_processor
+from tests.unit.passes.awq.test_awq import CT, packed, parent_in
+
+TREE = Transformers.presets["tiny-glm4v"].tree
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bed")
+    parent = parent_in(folder / "parent", "tiny-glm4v")
+    write_processor(folder / "parent")
+    sizes = [(56, 56), (84, 28), (28, 84), (56, 28)]
+    talks = []
+    for number in range(8):
+        write_picture(folder / f"{number}.png", *sizes[number % 4])
+        words = [f"w{10 + 7 * number + place}" for place in range(3 + number)]
+        talks.append([message("user", " ".join(words), f"{number}.png"), message("assistant", f"w{100 + number}")])
+    write_conversations(folder / "talks.jsonl", *talks)
+    config = ImageTextConfig(source="image-text", path="talks.jsonl", processor="parent")
+    return parent, ImageText().load(config, SourceContext(folder))
+
+
+def test_what_enters_the_decoder_is_what_the_whole_model_gives_it(bed):
+    parent, dataset = bed
+    batch = dataset.batch(np.arange(4))
+    inputs = {
+        name: tensor for name, tensor in tensors_from_batch(batch, torch.device("cpu")).items() if name != "label"
+    }
+    checkpoint = StreamedCheckpoint(parent.model, TREE)
+    [(hidden, arguments)] = checkpoint.entering(lambda: iter([inputs]))
+    module = load_module(parent.model)
+    seen = []
+    module.model.language_model.layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args[0], kwargs)), with_kwargs=True
+    )
+    with torch.inference_mode():
+        module(**inputs)
+    torch.testing.assert_close(hidden, seen[0][0])
+    for ours, theirs in zip(arguments[0][1]["position_embeddings"], seen[0][1]["position_embeddings"], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert all(one.is_meta for one in checkpoint.module.parameters())
+
+
+class OtherPadding(Dataset):
+    """The same samples; where there is padding, another token."""
+
+    def __init__(self, dataset):
+        self.dataset, self.input_names, self.label_name = dataset, dataset.input_names, dataset.label_name
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def batch(self, indices, epoch=0):
+        batch = self.dataset.batch(indices)
+        return {**batch, "input_ids": np.where(batch["attention_mask"], batch["input_ids"], 77)}
+
+
+@pytest.mark.parametrize("more", [{}, {"effective_bits": 5}])
+def test_padding_does_not_decide(more, bed, tmp_path):
+    parent, dataset = bed
+    found = {}
+    for name, images in (("zeros", dataset), ("others", OtherPadding(dataset))):
+        fields = {**CT, **more, "calibration": {"data": "images", "num_samples": 8, "batch_size": 4}}
+        out, _ = packed(parent, tmp_path / name, fields, images=images)
+        found[name] = {file.name: file.read_bytes() for file in out.glob("*.safetensors")}
+    assert found["zeros"] == found["others"]
+
+
+def test_images_calibrate_better_than_text_where_images_are_asked_about(bed, tmp_path):
+    parent, dataset = bed
+    whole = load_module(parent.model).float()
+    tokens = np.random.default_rng(3).integers(3, 490, (8, 16))
+    sets = {"images": dataset, "words": ArrayDataset({"input_ids": tokens}, ("input_ids",))}
+    batch = dataset.batch(np.arange(8))
+    inputs = {
+        name: tensor for name, tensor in tensors_from_batch(batch, torch.device("cpu")).items() if name != "label"
+    }
+    counted = inputs["attention_mask"].bool()
+    found = {}
+    for name in sets:
+        fields = {**CT, "bits": 3, "calibration": {"data": name, "num_samples": 8, "batch_size": 4}}
+        out, output = packed(parent, tmp_path / name, fields, **sets)
+        assert output.summary["calibrated_on"] == (["text", "image"] if name == "images" else ["text"])
+        with torch.inference_mode():
+            ours, theirs = (one(**inputs)["logits"].log_softmax(-1)[counted] for one in (load_module(out), whole))
+        found[name] = float((theirs.exp() * (theirs - ours)).sum(-1).mean())
+    assert found["images"] < 0.8 * found["words"]
