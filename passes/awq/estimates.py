@@ -23,11 +23,14 @@ def estimate(config: AwqConfig, parent: ModelFacts) -> Estimate:
     tree = tree_of(parent)
     if tree is None:
         return Estimate(parent)
-    from passes.awq.quantizing import effective_bits, weights_of
+    from passes.awq.shapes import effective_bits, weights_of
 
     packed = weights_of(tree)
-    others = sum(parameters(tree).values()) - packed
+    parts = parameters(tree)
+    vision = parts.get("vision", 0) if config.vision is not None else 0
+    others = sum(parts.values()) - packed - vision
     size = int(packed * (config.effective_bits or effective_bits(tree, config.grids[0])) / 8) + 2 * others
+    size += vision * config.vision.bits // 8 if config.vision is not None else 0
     return Estimate(
         replace(parent, size_bytes=size),
         peak_memory_bytes=_PROCESS_BYTES + _memory(tree, packed),

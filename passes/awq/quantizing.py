@@ -14,60 +14,27 @@ from calibration.samples import Samples
 from compressor.artifacts.files import write_atomic
 from compressor.artifacts.store import Artifact
 from compressor.engine.contract import PassContext, PassOutput
-from compressor.errors import DataError, NumericalError, RequirementError
+from compressor.errors import DataError, NumericalError
 from compressor.models.files import read_description
 from compressor.models.packed.description import WeightGrid
 from compressor.models.packed.formats import FORMATS
 from compressor.models.packed.linear import PackedLinear
 from compressor.models.transformers_checkpoint.config import CheckpointConfig
-from compressor.models.transformers_checkpoint.layouts import LAYOUTS, decoder_of
-from compressor.models.transformers_checkpoint.linears import Site, layers_of, sites_of
+from compressor.models.transformers_checkpoint.linears import Site, sites_of
 from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint
 from passes.awq.layer import Exact, LayerRounding
 from passes.awq.samples import Captures, Hidden, give_back_memory
 from passes.awq.sensitivity import allocate, rate
+from passes.awq.shapes import shapes_of, weights_of
 from passes.awq.shards import assemble, cast, write_layer, write_others
 from passes.awq.site import Choices
 from passes.awq.step import AwqConfig
+from passes.awq.vision import pack_vision, vision_linears
 from passes.common.accuracy import tensors_from_batch
 from passes.common.setup import prepare_torch
 
 _CAPTURED_BYTES = 16 << 20
 """Of the float layers' activations in memory; the others go to disk."""
-
-
-def check_shapes(config: AwqConfig, parent: Artifact) -> None:
-    """Whether every linear layer can be packed so.
-
-    Raises:
-        RequirementError: it is no checkpoint of transformers; or layers do not fit: all are named, with what would.
-    """
-    name, described = read_description(parent.model)
-    if not isinstance(described, CheckpointConfig):
-        raise RequirementError(
-            f"awq reads checkpoints of transformers ({', '.join(LAYOUTS)}), not the family {name}", remedy="use qat"
-        )
-    kind, tree = FORMATS[config.format], described.tree
-    shapes = _shapes(tree)
-    problems = {
-        one: found
-        for one, (outputs, inputs) in shapes.items()
-        if (found := list(dict.fromkeys(why for grid in config.grids for why in kind.problems(grid, outputs, inputs))))
-    }
-    if problems:
-        sizes = [size for size in (128, 64, 32, 16) if all(inputs % size == 0 for _, inputs in shapes.values())]
-        raise RequirementError(
-            f"these layers cannot be packed with {' or '.join(str(grid.bits) for grid in config.grids)} bits in groups of "
-            f"{config.group_size} as {config.format}:\n"
-            + "\n".join(f"    {one}: {'; '.join(why)}" for one, why in problems.items()),
-            remedy=f"group sizes that fit: {', '.join(map(str, sizes)) or 'none of 128, 64, 32, 16'}, or -1",
-        )
-    least = min(effective_bits(tree, grid) for grid in config.grids)
-    if config.effective_bits is not None and config.effective_bits < least:
-        raise RequirementError(
-            f"`effective_bits` is {config.effective_bits}, and 2 bits in groups of {config.group_size} take {least:.3f} already",
-            remedy="ask for more, or take larger groups",
-        )
 
 
 def quantize(config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
@@ -79,6 +46,8 @@ def quantize(config: AwqConfig, parent: Artifact, out: Path, context: PassContex
     run = _Run(config, StreamedCheckpoint(parent.model, tree), sites_of(tree), tree, context)
     shards = run.shards()
     grids = run.names_by_grid()
+    if config.vision is not None:
+        grids.setdefault(config.vision, []).extend(run.vision)
     packed = {name for names in grids.values() for name in names}
     plain = [
         name for name, one in run.checkpoint.module.named_modules() if isinstance(one, nn.Linear) and name not in packed
@@ -106,6 +75,8 @@ class _Run:
         """By batch, the positions that are no padding, bool [B·T]; None where all are."""
         self.grids: list[dict[str, WeightGrid]] = []
         """By layer and site."""
+        self.vision: list[str] = []
+        """The linear layers of a vision tower that are packed."""
         other = _dtype(config, tree)
         scales = torch.float16 if config.format == "awq" or other == torch.float32 else other
         self.choices = Choices(scales, other, config.scaling, config.refine == "gptq", config.drift)
@@ -136,11 +107,19 @@ class _Run:
             self.hidden.finish(number + 1, [{"layer": number, **row} for row in report])
             figures = {"error": sum(row["error"] for row in report) / len(report)}
             self.context.progress("layers", number + 1, len(layers), figures)
-        inside = f"{self.checkpoint.layers_name}."
-        names = sorted(name for name in self.checkpoint.entries if not name.startswith(inside))
-        write_others(self.context.work, self.checkpoint, names, self.choices.other)
-        work = self.context.work
-        return [*(self._file(one) for one in range(len(layers))), *sorted(work.glob("others-*.safetensors"))]
+        work, parts = self.context.work, [f"{self.checkpoint.layers_name}."]
+        files = [self._file(one) for one in range(len(layers))]
+        if self.config.vision is not None:
+            found = vision_linears(self.checkpoint)
+            self.vision = [f"{part}.{name}" for part, names in found.items() for name in names]
+            parts += [f"{part}." for part in found]
+            files += pack_vision(
+                self.checkpoint, self.config.vision, self.kind, self.choices.scales, self.choices.other, work,
+                lambda done, total: self.context.progress("vision", done, total, {}),
+            )  # fmt: skip
+        names = sorted(name for name in self.checkpoint.entries if not name.startswith(tuple(parts)))
+        write_others(work, self.checkpoint, names, self.choices.other)
+        return [*files, *sorted(work.glob("others-*.safetensors"))]
 
     def names_by_grid(self) -> dict[WeightGrid, list[str]]:
         """Every packed layer by its name in the model."""
@@ -153,7 +132,7 @@ class _Run:
 
     def summary(self) -> dict[str, Any]:
         """What the manifest tells."""
-        shapes, stack = _shapes(self.tree), f"{self.checkpoint.layers_name}."
+        shapes, stack = shapes_of(self.tree), f"{self.checkpoint.layers_name}."
         bits = 0.0
         for grid, names in self.names_by_grid().items():
             for name in names:
@@ -165,6 +144,7 @@ class _Run:
             "format": self.config.format,
             "calibrated_on": ["text", "image"] if "pixel_values" in self.samples.dataset.input_names else ["text"],
             "samples_sha256": self.digest,
+            "vision_layers": len(self.vision),
             "layers": self.hidden.reports(),
         }
 
@@ -268,28 +248,3 @@ def _dtype(config: AwqConfig, tree: dict[str, Any]) -> torch.dtype:
     else:
         found = getattr(torch, str(tree.get("dtype") or tree.get("torch_dtype") or "float32"))
     return found
-
-
-def _shapes(tree: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Linear layer in a decoder layer to its outputs and inputs."""
-    decoder = decoder_of(tree)
-    query, key = decoder.heads * decoder.head_width, decoder.key_heads * decoder.head_width
-    outputs = {
-        "q_proj": (query, decoder.hidden), "k_proj": (key, decoder.hidden), "v_proj": (key, decoder.hidden),
-        "o_proj": (decoder.hidden, query), "gate_proj": (decoder.ffn, decoder.hidden), "up_proj": (decoder.ffn, decoder.hidden),
-        "gate_up_proj": (2 * decoder.ffn, decoder.hidden), "down_proj": (decoder.hidden, decoder.ffn),
-    }  # fmt: skip
-    stack = layers_of(decoder.layout)
-    return {f"{stack}.*.{name}": outputs[name.rpartition(".")[2]] for site in sites_of(tree) for name in site.linears}
-
-
-def weights_of(tree: dict[str, Any]) -> int:
-    """How many weights are packed."""
-    return decoder_of(tree).layers * sum(outputs * inputs for outputs, inputs in _shapes(tree).values())
-
-
-def effective_bits(tree: dict[str, Any], grid: WeightGrid) -> float:
-    """Of the packed weights, with their share of scales and zero-points."""
-    shapes = list(_shapes(tree).values())
-    total = sum(outputs * inputs for outputs, inputs in shapes)
-    return sum(outputs * inputs * grid.effective_bits(inputs) for outputs, inputs in shapes) / total

@@ -115,6 +115,13 @@ def rounded(
         choose_again(values_IO, slope_IO, gram.gram_II, scale_GO, zero_GO, grid.highest, dtype)
     else:
         values_IO = nearest(target_IO, scale_GO, zero_GO, grid.highest)
+    return packed_of(values_IO, scale_GO, zero_GO, grid, dtype)
+
+
+def packed_of(
+    values_IO: Tensor, scale_GO: Tensor, zero_GO: Tensor, grid: WeightGrid, dtype: torch.dtype
+) -> PackedLinear:
+    """The integers of values that lie on their grids."""
     integers_GSO = (values_IO.view(len(scale_GO), -1, values_IO.shape[1]) / scale_GO.unsqueeze(1)).round_()
     integers_GSO += zero_GO.unsqueeze(1)
     return PackedLinear(

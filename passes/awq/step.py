@@ -42,6 +42,9 @@ class AwqConfig(PassConfig):
     effective_bits: Annotated[float, Field(gt=2, le=8.5)] | None = None
     """Of each weight on average, scales and zero-points counted: instead of `bits`, layers get 2, 3, 4 or 8 of them, by how much
     rounding them changes what their decoder layer says. For `format: compressed-tensors`."""
+    vision: WeightGrid | None = None
+    """Of the linear layers of a vision tower, rounded to the nearest, as `{bits: 8, group_size: -1}`; by default they stay
+    as they are. For `format: compressed-tensors`."""
     symmetric: bool = False
     """No zero-points are stored; for `format: compressed-tensors`."""
     format: FormatName = "awq"
@@ -69,6 +72,7 @@ class AwqConfig(PassConfig):
             wrong = {
                 "bits": self.bits != 4,
                 "effective_bits": self.effective_bits is not None,
+                "vision": self.vision is not None,
                 "symmetric": self.symmetric,
                 "dtype": self.dtype not in {None, "float16"},
             }
@@ -83,8 +87,8 @@ class AwqConfig(PassConfig):
 class Awq(Pass[AwqConfig]):
     """Packs a language model's weights into a few bits (AWQ, Lin et al. 2024; GPTQ, Frantar et al. 2023), layer by layer.
 
-    One decoder layer is in memory at a time. A killed run goes on after the last whole layer. Embeddings, the head and a vision
-    tower stay as they are.
+    One decoder layer is in memory at a time. A killed run goes on after the last whole layer. Embeddings and the head stay as
+    they are; a vision tower does, or gets bits of its own.
     """
 
     name = "awq"
@@ -103,7 +107,7 @@ class Awq(Pass[AwqConfig]):
     def requires(self, config: AwqConfig, parent: Artifact, context: PassContext) -> None:
         """Layers that can be packed, finite weights, data that fit, room on the disk."""
         from compressor.models.loading import check_finite
-        from passes.awq.quantizing import check_shapes
+        from passes.awq.shapes import check_shapes
         from passes.common.fitting import check_data
 
         check_shapes(config, parent)

@@ -138,7 +138,7 @@ class StreamedCheckpoint:
             return found
 
         embedding.forward = of_rows
-        hooks = [hook for part in self._vision_parts() for hook in self._loaded_when_called(part)]
+        hooks = [hook for part in self.vision_parts() for hook in self._loaded_when_called(part)]
         try:
             for batch in batches():
                 seen: list[Arguments] = []
@@ -159,8 +159,8 @@ class StreamedCheckpoint:
             for hook in hooks:
                 hook.remove()
 
-    def _vision_parts(self) -> list[str]:
-        """The modules that a vision tower calls one after another."""
+    def vision_parts(self) -> list[str]:
+        """The modules with weights that a vision tower calls one after another; none where there is no tower."""
         if self.vision_name is None:
             return []
         found = []

@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForImageTextToText
 
 from calibration.sources.arrays import ArrayDataset
 from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import Dataset, SourceContext
+from compressor.errors import RequirementError
 from compressor.models.loading import load_module
 from compressor.models.transformers_checkpoint.family import Transformers
 from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
+from passes.awq.step import AwqConfig
 from passes.common.accuracy import tensors_from_batch
 from tests.unit.calibration.processors import message, write_conversations, write_picture, write_processor
 from tests.unit.passes.awq.test_awq import CT, packed, parent_in
@@ -98,3 +103,54 @@ def test_images_calibrate_better_than_text_where_images_are_asked_about(bed, tmp
             ours, theirs = (one(**inputs)["logits"].log_softmax(-1)[counted] for one in (load_module(out), whole))
         found[name] = float((theirs.exp() * (theirs - ours)).sum(-1).mean())
     assert found["images"] < 0.8 * found["words"]
+
+
+def test_a_vision_tower_gets_its_own_bits(bed, tmp_path):
+    parent, dataset = bed
+    # With zero-points, transformers 5.23 takes their shape for that of the unpacked ones: see test_packed_formats.
+    fields = {**CT, "symmetric": True, "vision": {"bits": 8, "group_size": -1, "symmetric": True}}
+    fields["calibration"] = {"data": "images", "num_samples": 8, "batch_size": 4}
+    out, output = packed(parent, tmp_path, fields, images=dataset)
+    names = {name for file in out.glob("*.safetensors") for name in load_file(file)}
+    inside = "model.visual."
+    stored = {name.removesuffix(".weight_packed") for name in names if name.endswith(".weight_packed")}
+    linears = [
+        one
+        for name, one in load_module(parent.model).named_modules()
+        if name.startswith(inside) and isinstance(one, nn.Linear)
+    ]
+    assert output.summary["vision_layers"] == len(linears) == sum(name.startswith(inside) for name in stored)
+    whole, ours = load_module(parent.model).state_dict(), load_module(out).state_dict()
+    for name in stored:
+        if name.startswith(inside):
+            weight, found = whole[f"{name}.weight"].float(), ours[f"{name}.weight"]
+            step = weight.abs().amax(dim=1, keepdim=True) / 127
+            assert bool(((found - weight).abs() <= 0.6 * step).all())
+    read = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)  # as others read it
+    inputs = tensors_from_batch(dataset.batch(np.arange(2)), torch.device("cpu"))
+    inputs.pop("label")
+    grids = inputs["image_grid_thw"].flatten(0, 1)
+    patches = [one[: int(count)] for one, count in zip(inputs["pixel_values"], grids.prod(-1), strict=True)]
+    with torch.inference_mode():
+        theirs = read(**{**inputs, "pixel_values": torch.cat(patches), "image_grid_thw": grids})["logits"]
+        answer = load_module(out)(**inputs)["logits"]
+    counted = inputs["attention_mask"].bool()
+    torch.testing.assert_close(theirs[counted], answer[counted], atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields", "told"),
+    [
+        ("tiny-llama", {**CT, "vision": {"group_size": -1}}, "has no vision tower"),
+        ("tiny-glm4v", {**CT, "vision": {"group_size": 20}}, "no multiple of the group size 20"),
+    ],
+)
+def test_a_tower_that_cannot_be_packed_is_refused_before_anything_is_done(preset, fields, told, tmp_path):
+    parent = parent_in(tmp_path / "parent", preset)
+    with pytest.raises(RequirementError, match=told):
+        packed(parent, tmp_path, fields)
+
+
+def test_a_tower_in_bits_needs_a_format_that_holds_them():
+    with pytest.raises(ValueError, match="vision contradict"):
+        AwqConfig.model_validate({"vision": {"bits": 4}})

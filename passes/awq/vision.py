@@ -1,0 +1,73 @@
+"""A vision tower's linear layers, rounded to the nearest: in 8 bits no samples have to decide about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compressor.models.packed.description import WeightGrid
+from compressor.models.packed.formats import Format
+from compressor.models.packed.linear import PackedLinear
+from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
+from passes.awq.grids import group_grids, nearest
+from passes.awq.rounding import packed_of
+from passes.awq.shards import cast, write_layer
+
+
+def vision_linears(checkpoint: StreamedCheckpoint) -> dict[str, dict[str, tuple[int, int]]]:
+    """Part of the tower to its linear layers by their names in it, with outputs and inputs."""
+    found = {}
+    for part in checkpoint.vision_parts():
+        module = checkpoint.module.get_submodule(part)
+        linears = {name: one for name, one in module.named_modules() if isinstance(one, nn.Linear)}
+        if linears:
+            found[part] = {name: (one.out_features, one.in_features) for name, one in linears.items()}
+    return found
+
+
+@torch.inference_mode()
+def pack_vision(
+    checkpoint: StreamedCheckpoint,
+    grid: WeightGrid,
+    kind: Format,
+    scales: torch.dtype,
+    other: torch.dtype,
+    folder: Path,
+    progress: Callable[[int, int], None],
+) -> list[Path]:
+    """A shard for each part of the tower that has linear layers; those that are there already are left as they are.
+
+    Args:
+        checkpoint: the parent.
+        grid: of all its linear layers.
+        kind: how they are stored.
+        scales: their dtype.
+        other: of all else.
+        folder: where to.
+        progress: parts done, and all.
+    """
+    files, parts = [], vision_linears(checkpoint)
+    for number, (part, linears) in enumerate(parts.items()):
+        files.append(folder / f"vision-{number:05d}.safetensors")
+        if not files[-1].is_file():
+            module = checkpoint.load(part)
+            packed = {name: _nearest(module.get_submodule(name), grid, scales) for name in linears}
+            vectors = {
+                key: cast(f"{part}.{key}", value, other)
+                for key, value in module.state_dict().items()
+                if key.removesuffix(".weight") not in packed
+            }
+            write_layer(files[-1], part, vectors, packed, kind)
+            checkpoint.unload(part)
+        progress(number + 1, len(parts))
+    return files
+
+
+def _nearest(linear: nn.Module, grid: WeightGrid, dtype: torch.dtype) -> PackedLinear:
+    assert isinstance(linear, nn.Linear)  # noqa: S101  as `vision_linears` found it
+    weight_IO = linear.weight.T.contiguous()
+    scale_GO, zero_GO = group_grids(weight_IO, torch.ones(len(weight_IO)), grid, dtype)
+    return packed_of(nearest(weight_IO, scale_GO, zero_GO, grid.highest), scale_GO, zero_GO, grid, dtype)
