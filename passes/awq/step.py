@@ -92,7 +92,7 @@ class Awq(Pass[AwqConfig]):
     """
 
     name = "awq"
-    version = 2
+    version = 3
     accepts = frozenset({Kind.TORCH})
     produces = Kind.AWQ
     Config = AwqConfig

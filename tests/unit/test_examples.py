@@ -14,6 +14,7 @@ from compressor.models.loading import save_module
 from compressor.models.sentence_encoder.family import SentenceEncoder
 from compressor.models.transformers_checkpoint.family import Transformers
 from tests.conftest import draw_pictures
+from tests.unit.calibration.processors import message, write_conversations
 
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.rglob("*.yaml"))
@@ -23,6 +24,7 @@ def fetched(example: str, folder: Path) -> None:
     """Something of the form that ``prepare.py`` of an example leaves."""
     family, preset = {
         "smollm2": (Transformers(), "tiny-llama"),
+        "glm4v": (Transformers(), "tiny-glm4v"),
         "efficientnet": (ImageClassifier(), "tiny"),
         "minilm": (SentenceEncoder(), "tiny"),
     }[example]
@@ -35,6 +37,12 @@ def fetched(example: str, folder: Path) -> None:
                 drawn.rename(folder / split / str(number))
         return
     (folder / "model" / "tokenizer.json").write_text("{}")
+    if example == "glm4v":
+        (folder / "model" / "preprocessor_config.json").write_text("{}")
+        (folder / "conversations").mkdir()
+        for split in ("calibration", "test"):
+            write_conversations(folder / "conversations" / f"{split}.jsonl", [message("user", "open the camera")])
+        return
     if example == "minilm":
         (folder / "pairs").mkdir()
         for split in ("calibration", "test"):
