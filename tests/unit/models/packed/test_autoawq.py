@@ -1,6 +1,7 @@
-"""Our GEMM checkpoint against AutoAWQ's own code, where it is installed: ``pip install --no-deps autoawq==0.2.9 accelerate``.
+"""Our GEMM checkpoint against AutoAWQ's own code, where it is installed (the extra ``autoawq``).
 
-Archived, it imports what transformers no longer has; the format's code does not, so its packages are entered past their ``__init__``.
+Archived, it imports what transformers no longer has. The code of the format does not: its packages are entered past their
+``__init__``.
 """
 
 import importlib
