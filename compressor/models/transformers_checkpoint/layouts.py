@@ -41,6 +41,8 @@ class Layout:
     """Whether config.json can say ``head_dim``; else it is hidden width / heads, and the two shrink together."""
     hidden_by_heads: bool = False
     """Whether the class wants a hidden width that its heads divide, though ``head_dim`` is told."""
+    rotary_in_pairs: bool = False
+    """Whether neighbours are turned together, instead of the halves of a head."""
     scaled_embedding: bool = False
     """Whether the embedding is multiplied by √hidden: cutting the hidden width would change what is left of it."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +80,7 @@ LAYOUTS: Mapping[str, Layout] = {
         query_bias="attention_bias",
         fused_ffn=True,
         norms=_FOUR_NORMS,
+        rotary_in_pairs=True,
         defaults={"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True},
     ),
     "glm4v": Layout(
@@ -86,6 +89,7 @@ LAYOUTS: Mapping[str, Layout] = {
         query_bias=True,
         fused_ffn=True,
         norms=_FOUR_NORMS,
+        rotary_in_pairs=True,
         head_width_is_free=False,
         defaults={"num_key_value_heads": 2},
         vision="model.visual",

@@ -29,44 +29,16 @@ Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 """What a decoder layer is called with beside the hidden states."""
 
 
-class StreamedCheckpoint:
-    """A transformers checkpoint whose weights stay in their files until a part is asked for."""
+class CheckpointFiles:
+    """The tensors of a checkpoint, in their files until they are asked for."""
 
-    def __init__(self, folder: Path, tree: Mapping[str, Any]) -> None:
-        """Read the headers.
-
-        Raises:
-            ModelError: tensors that the architecture has are in no file, or of another shape: all are named.
-        """
+    def __init__(self, folder: Path) -> None:
+        """Read the headers."""
         self.folder = folder
-        self.module = streamed(tree)
-        """The whole model, its parameters on the device ``meta``."""
-        layout = LAYOUTS[tree["model_type"]]
-        self.layers_name = layers_of(layout)
-        self.vision_name = layout.vision
         self.entries = {
             entry.name: (file, entry) for file in sorted(folder.glob("*.safetensors")) for entry in read_header(file)
         }
         """Tensor name to its file and place."""
-        tied = set(getattr(self.module, "_tied_weights_keys", None) or ())
-        wanted = {name: tuple(one.shape) for name, one in self.module.named_parameters() if name not in tied}
-        problems = [f"missing: {name}" for name in wanted if name not in self.entries]
-        problems += [
-            f"{name}: {list(self.entries[name][1].shape)} in the file, {list(shape)} in the model"
-            for name, shape in wanted.items()
-            if name in self.entries and self.entries[name][1].shape != shape
-        ]
-        if problems:
-            raise ModelError(
-                f"{folder} does not hold the weights that config.json describes:\n"
-                + "\n".join(f"    {one}" for one in sorted(problems)),
-                remedy="take config.json and the safetensors files from the same checkpoint",
-            )
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The decoder layers."""
-        return cast("nn.ModuleList", self.module.get_submodule(self.layers_name))
 
     def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Tensors as they are in the files."""
@@ -103,6 +75,42 @@ class StreamedCheckpoint:
     def below(self, prefix: str) -> list[str]:
         """The names of the tensors of a module."""
         return [name for name in self.entries if name.startswith(f"{prefix}.")]
+
+
+class StreamedCheckpoint(CheckpointFiles):
+    """A transformers checkpoint whose weights stay in their files until a part is asked for."""
+
+    def __init__(self, folder: Path, tree: Mapping[str, Any]) -> None:
+        """Read the headers.
+
+        Raises:
+            ModelError: tensors that the architecture has are in no file, or of another shape: all are named.
+        """
+        super().__init__(folder)
+        self.module = streamed(tree)
+        """The whole model, its parameters on the device ``meta``."""
+        layout = LAYOUTS[tree["model_type"]]
+        self.layers_name = layers_of(layout)
+        self.vision_name = layout.vision
+        tied = set(getattr(self.module, "_tied_weights_keys", None) or ())
+        wanted = {name: tuple(one.shape) for name, one in self.module.named_parameters() if name not in tied}
+        problems = [f"missing: {name}" for name in wanted if name not in self.entries]
+        problems += [
+            f"{name}: {list(self.entries[name][1].shape)} in the file, {list(shape)} in the model"
+            for name, shape in wanted.items()
+            if name in self.entries and self.entries[name][1].shape != shape
+        ]
+        if problems:
+            raise ModelError(
+                f"{folder} does not hold the weights that config.json describes:\n"
+                + "\n".join(f"    {one}" for one in sorted(problems)),
+                remedy="take config.json and the safetensors files from the same checkpoint",
+            )
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        return cast("nn.ModuleList", self.module.get_submodule(self.layers_name))
 
     def load(self, name: str) -> nn.Module:
         """A submodule with its weights, in float32."""

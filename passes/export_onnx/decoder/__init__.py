@@ -1,0 +1,1 @@
+"""Language models as graphs that generate: built operator by operator, not traced."""

@@ -1,0 +1,201 @@
+"""A decoder from its parts: one graph for prompt and step, keys and values in and out.
+
+Shapes: B samples, T tokens, P tokens before them, V words. Inputs `input_ids` int64 [B, T], `attention_mask` int64 [B, P + T]
+(right padding), `past_key_values.<layer>.key|value` float32 [B, key heads, P, head width], and `logits_to_keep` int64, by default 0: the
+scores of so many last tokens, of all for 0. Outputs `logits` float32 [B, T or so many, V] and `present.<layer>.key|value`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnxscript import ir
+
+from compressor.models.transformers_checkpoint.linears import Site, sites_of
+from passes.export_onnx.decoder.architecture import Architecture
+from passes.export_onnx.decoder.operators import OPSETS, Operators
+from passes.export_onnx.decoder.weights import BLOCKS, Weights
+
+IR_VERSION = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """What every layer reads beside the hidden states."""
+
+    lengths: ir.Value
+    """int32 [B]: the place of each sample's last token."""
+    total: ir.Value
+    """int32: P + T."""
+
+
+class DecoderGraph:
+    """Builds one."""
+
+    def __init__(
+        self, architecture: Architecture, tree: dict[str, Any], folder: Path, *, accuracy_level: int, int8_tables: bool
+    ) -> None:
+        self.architecture, self.weights = architecture, Weights(folder, tree)
+        self.int8_tables = int8_tables
+        self.add = Operators(accuracy_level)
+        self.sites = {site.name: site for site in sites_of(tree)}
+        self.inputs: list[ir.Value] = []
+        self.outputs: list[ir.Value] = []
+
+    def model(self) -> ir.Model:
+        """The whole graph; its tensors are read when it is written."""
+        decoder = self.architecture.decoder
+        ids = self._input("input_ids", ir.DataType.INT64, "batch", "sequence")
+        ends = self._ends(self._input("attention_mask", ir.DataType.INT64, "batch", "total"))
+        keep = self.add.constant("logits_to_keep", np.array(0, dtype=np.int64))
+        x = self._embedded(ids)
+        normed = self.add.norm(x, self._norm("layers.0.input_layernorm"), self.architecture.epsilon, "layers.0.normed")
+        for number in range(decoder.layers):
+            last = number == decoder.layers - 1
+            x, normed = self._layer(number, x, normed, ends, "norm" if last else f"layers.{number + 1}.input_layernorm")
+        start = self.add.op("Neg", [keep], "logits.start")
+        start = self.add.op("Unsqueeze", [start, self.add.ints(0)], "logits.starts")
+        normed = self.add.op("Slice", [normed, start, self.add.ints(np.iinfo(np.int64).max), self.add.ints(1)], "logits.read")
+        logits = self._head(normed)
+        self._output(logits, "logits", ir.DataType.FLOAT, "batch", "answers", decoder.vocabulary)
+        self.outputs.insert(0, self.outputs.pop())
+        graph = ir.Graph(
+            [*self.inputs, keep], self.outputs, nodes=self.add.nodes, initializers=list(self.add.constants.values()),
+            opset_imports=OPSETS, name="decoder",
+        )  # fmt: skip
+        return ir.Model(graph, ir_version=IR_VERSION)
+
+    def _input(self, name: str, dtype: ir.DataType, *shape: str | int) -> ir.Value:
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self.inputs.append(value)
+        return value
+
+    def _output(self, value: ir.Value, name: str, dtype: ir.DataType, *shape: str | int) -> None:
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+        self.outputs.append(value)
+
+    def _ends(self, mask: ir.Value) -> _Ends:
+        add = self.add
+        counts = add.op("ReduceSum", [mask, add.ints(1)], "lengths.counts", keepdims=0)
+        last = add.op("Sub", [counts, add.ints(1)], "lengths.last")
+        total = add.op("Gather", [add.op("Shape", [mask], "total.shape"), add.constant("one", np.array(1))], "total.long")
+        return _Ends(
+            add.op("Cast", [last], "lengths", to=ir.DataType.INT32), add.op("Cast", [total], "total", to=ir.DataType.INT32)
+        )
+
+    def _name(self, name: str) -> str:
+        return f"{self.architecture.root}.{name}"
+
+    def _norm(self, name: str) -> ir.Value:
+        offset = self.architecture.decoder.layout.norm_offset
+        return self.add.constant(f"{name}.weight", self.weights.vector(self._name(f"{name}.weight"), offset))
+
+    def _table_block(self) -> int:
+        """The size of the blocks of tables in 8 bits; 0 where they stay float."""
+        hidden = self.architecture.decoder.hidden
+        return next((size for size in BLOCKS if hidden % size == 0), 0) if self.int8_tables else 0
+
+    def _embedded(self, ids: ir.Value) -> ir.Value:
+        table = self._name("embed_tokens.weight")
+        if size := self._table_block():
+            found = self.add.packed_rows(ids, self.weights.rounded_table(table, size), self._table_name())
+        else:
+            found = self.add.op("Gather", [self.add.constant("embed_tokens", self.weights.table(table)), ids], "embedded")
+        scale = self.architecture.embedding_scale
+        if scale == 1.0:
+            return found
+        return self.add.op("Mul", [found, self.add.constant("embed_scale", np.array(scale, np.float32))], "embedded.scaled")
+
+    def _table_name(self) -> str:
+        return "head" if self.architecture.decoder.tied else "embed_tokens"
+
+    def _head(self, x: ir.Value) -> ir.Value:
+        tied = self.architecture.decoder.tied
+        table = self._name("embed_tokens.weight") if tied else "lm_head.weight"
+        if size := self._table_block():
+            return self.add.packed_linear(x, self.weights.rounded_table(table, size), None, "head")
+        if not tied:
+            return self.add.linear(x, self.add.constant("head.weight", self.weights.transposed([table])), None, "head")
+        # Stored once: ONNX Runtime folds the transposition into the product.
+        turned = self.add.op("Transpose", [self.add.constants["embed_tokens"]], "head.weight", perm=[1, 0])
+        return self.add.linear(x, turned, None, "head")
+
+    def _layer(
+        self, number: int, x: ir.Value, normed: ir.Value, ends: _Ends, next_norm: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """The residual stream behind a layer, and that through the norm which reads it next."""
+        architecture, layer = self.architecture, f"layers.{number}"
+        said = self._attention(number, normed, ends)
+        if architecture.after_attention:
+            said = self._normed(said, f"{layer}.{architecture.after_attention}")
+        ffn_norm = f"{layer}.{architecture.decoder.layout.ffn_norm}"
+        normed, x = self._added(x, said, ffn_norm)
+        said = self._ffn(number, normed)
+        if architecture.after_ffn:
+            said = self._normed(said, f"{layer}.{architecture.after_ffn}")
+        normed, x = self._added(x, said, next_norm)
+        return x, normed
+
+    def _normed(self, x: ir.Value, name: str) -> ir.Value:
+        return self.add.norm(x, self._norm(name), self.architecture.epsilon, f"{name}.normed")
+
+    def _added(self, x: ir.Value, said: ir.Value, norm: str) -> tuple[ir.Value, ir.Value]:
+        return self.add.add_and_norm(x, said, self._norm(norm), self.architecture.epsilon, f"{norm}.normed")
+
+    def _attention(self, number: int, x: ir.Value, ends: _Ends) -> ir.Value:
+        decoder, layer, add = self.architecture.decoder, f"layers.{number}", self.add
+        widths = [decoder.heads * decoder.head_width, *[decoder.key_heads * decoder.head_width] * 2]
+        query = self._linear(x, self.sites["attention"], number, decoder.hidden, widths)
+        key: ir.Value | None = None
+        value: ir.Value | None = None
+        if decoder.layout.head_norms:
+            query, key, value = add.split(query, widths, f"{layer}.heads")
+            query, key = (
+                self._head_norm(part, f"{layer}.self_attn.{name}", width)
+                for part, name, width in zip((query, key), decoder.layout.head_norms, widths, strict=False)
+            )
+        kind, window = self.architecture.kinds[number], self.architecture.windows[number]
+        rotary = self.architecture.rotary[kind]
+        cos, sin = add.constant(f"cos.{kind}", rotary.cos.numpy()), add.constant(f"sin.{kind}", rotary.sin.numpy())
+        shape = ("batch", decoder.key_heads, "past", decoder.head_width)
+        past = (
+            self._input(f"past_key_values.{number}.key", ir.DataType.FLOAT, *shape),
+            self._input(f"past_key_values.{number}.value", ir.DataType.FLOAT, *shape),
+        )
+        found, keys, values = add.attention(
+            query, key, value, past, ends.lengths, ends.total, (cos, sin), f"{layer}.attention",
+            num_heads=decoder.heads, kv_num_heads=decoder.key_heads, scale=self.architecture.attention_scale,
+            rotary_interleaved=int(decoder.layout.rotary_in_pairs), local_window_size=window or -1,
+        )  # fmt: skip
+        shape = ("batch", decoder.key_heads, "total", decoder.head_width)
+        self._output(keys, f"present.{number}.key", ir.DataType.FLOAT, *shape)
+        self._output(values, f"present.{number}.value", ir.DataType.FLOAT, *shape)
+        return self._linear(found, self.sites["attention output"], number, widths[0], [decoder.hidden])
+
+    def _head_norm(self, x: ir.Value, name: str, width: int) -> ir.Value:
+        """RMSNorm of each head."""
+        add, head = self.add, self.architecture.decoder.head_width
+        heads = add.op("Reshape", [x, add.ints(0, 0, width // head, head)], f"{name}.heads")
+        return add.op("Reshape", [self._normed(heads, name), add.ints(0, 0, width)], f"{name}.whole")
+
+    def _ffn(self, number: int, x: ir.Value) -> ir.Value:
+        decoder, add = self.architecture.decoder, self.add
+        both = self._linear(x, self.sites["ffn"], number, decoder.hidden, [decoder.ffn] * 2)
+        gate, up = add.split(both, [decoder.ffn] * 2, f"layers.{number}.mlp.parts")
+        gate = add.activation(gate, self.architecture.activation, f"layers.{number}.mlp.act")
+        inner = add.op("Mul", [gate, up], f"layers.{number}.mlp.inner")
+        return self._linear(inner, self.sites["ffn output"], number, decoder.ffn, [decoder.hidden])
+
+    def _linear(self, x: ir.Value, site: Site, number: int, inputs: int, outputs: list[int]) -> ir.Value:
+        """All linear layers of a site at once, their results side by side."""
+        names = [self._name(f"layers.{number}.{name}") for name in site.linears]
+        short = f"layers.{number}.{site.linears[0].rpartition('.')[0]}.{'_'.join(n.rpartition('.')[2] for n in site.linears)}"
+        biases = [f"{name}.bias" for name in names if self.weights.has(f"{name}.bias")]
+        bias = self.add.constant(f"{short}.bias", self.weights.vectors(biases)) if biases else None
+        if self.weights.grid(names[0]) is not None:
+            return self.add.packed_linear(x, self.weights.blocks(names, (sum(outputs), inputs)), bias, short)
+        matrix = self.weights.transposed([f"{name}.weight" for name in names])
+        return self.add.linear(x, self.add.constant(f"{short}.weight", matrix), bias, short)

@@ -1,0 +1,133 @@
+"""The parts of a decoder in the operators that ONNX Runtime computes fastest.
+
+Shapes: B samples, T tokens, P tokens before them, N heads of width H, I inputs, O outputs, K blocks of a row of S inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnxscript import ir
+
+from passes.export_onnx.decoder.architecture import Activation
+from passes.export_onnx.decoder.weights import Blocks
+
+MICROSOFT = "com.microsoft"
+OPSETS = {"": 21, MICROSOFT: 1}
+Array = np.ndarray[Any, Any]
+
+
+class Operators:
+    """A graph that grows; every method adds nodes and gives their result."""
+
+    def __init__(self, accuracy_level: int) -> None:
+        self.accuracy_level = accuracy_level
+        self.nodes: list[ir.Node] = []
+        self.constants: dict[str, ir.Value] = {}
+
+    def op(
+        self, kind: str, inputs: Sequence[ir.Value | None], name: str, *, domain: str = "", outputs: int = 1, **given: Any
+    ) -> ir.Value:
+        """One node, and its first result; the others, if any, follow in ``value.producer().outputs``."""
+        node = ir.node(kind, inputs, given or None, domain=domain, num_outputs=outputs, name=name)
+        for number, output in enumerate(node.outputs):
+            output.name = name if number == 0 else f"{name}.{number}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, name: str, value: Array | ir.LazyTensor) -> ir.Value:
+        """An initializer; the same one for the same name."""
+        if name not in self.constants:
+            tensor = value if isinstance(value, ir.LazyTensor) else ir.tensor(np.asarray(value, order="C"))
+            tensor.name = name
+            one = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+            self.constants[name] = one
+        return self.constants[name]
+
+    def ints(self, *values: int) -> ir.Value:
+        """int64 [values]."""
+        return self.constant(f"ints.{'_'.join(map(str, values))}", np.array(values, dtype=np.int64))
+
+    def norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
+        """RMSNorm over the last axis."""
+        return self.op("SimplifiedLayerNormalization", [x, weight], name, axis=-1, epsilon=epsilon, stash_type=1)
+
+    def add_and_norm(
+        self, x: ir.Value, more: ir.Value, weight: ir.Value, epsilon: float, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """RMSNorm of x + more, and x + more."""
+        found = self.op(
+            "SkipSimplifiedLayerNormalization", [x, more, weight], name, domain=MICROSOFT, outputs=4, epsilon=epsilon
+        )
+        node = found.producer()
+        assert node is not None  # noqa: S101
+        for unused in node.outputs[1:3]:
+            unused.name = ""
+        return found, node.outputs[3]
+
+    def linear(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None, name: str) -> ir.Value:
+        """x · W + b, W [I, O]."""
+        found = self.op("MatMul", [x, weight], name if bias is None else f"{name}.product")
+        return found if bias is None else self.op("Add", [found, bias], name)
+
+    def packed_linear(self, x: ir.Value, weight: Blocks, bias: ir.Value | None, name: str) -> ir.Value:
+        """x · W + b with the integers of W as they are."""
+        data, scales, zeros = self._blocks(weight, name)
+        inputs = [x, data, scales, zeros, None, bias]
+        while inputs[-1] is None:
+            inputs.pop()
+        return self.op(
+            "MatMulNBits", inputs, name, domain=MICROSOFT, K=weight.inputs, N=weight.outputs, bits=weight.bits,
+            block_size=weight.size, accuracy_level=self.accuracy_level,
+        )  # fmt: skip
+
+    def packed_rows(self, ids: ir.Value, table: Blocks, name: str) -> ir.Value:
+        """The rows of a table of integers, float32 [B, T, hidden]; its initializers are those of the head named alike."""
+        data, _, _ = self._blocks(table, name)
+        scales = self.op("Unsqueeze", [self._widened(name), self.ints(2)], f"{name}.scales.rows")
+        rows = self.op(
+            "GatherBlockQuantized", [data, ids, scales], f"{name}.blocks", domain=MICROSOFT, bits=table.bits,
+            block_size=table.size, gather_axis=0, quantize_axis=2,
+        )  # fmt: skip
+        return self.op("Reshape", [rows, self.ints(0, 0, table.inputs)], f"{name}.rows")
+
+    def _blocks(self, weight: Blocks, name: str) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+        data = self.constant(f"{name}.data", weight.data)
+        self.constant(f"{name}.scales", weight.scales)
+        zeros = None if weight.zeros is None else self.constant(f"{name}.zeros", weight.zeros)
+        return data, self._widened(name), zeros
+
+    def _widened(self, name: str) -> ir.Value:
+        """Scales lie in the file as float16, which is what they are; they are widened when the model is opened."""
+        wide = f"{name}.scales.float"
+        found = next((node.outputs[0] for node in self.nodes if node.name == wide), None)
+        return found or self.op("Cast", [self.constants[f"{name}.scales"]], wide, to=ir.DataType.FLOAT)
+
+    def split(self, x: ir.Value, sizes: Sequence[int], name: str) -> list[ir.Value]:
+        """Along the last axis."""
+        first = self.op("Split", [x, self.ints(*sizes)], name, outputs=len(sizes), axis=-1)
+        node = first.producer()
+        assert node is not None  # noqa: S101
+        return list(node.outputs)
+
+    def activation(self, x: ir.Value, kind: Activation, name: str) -> ir.Value:
+        """SiLU, which is QuickGelu with α = 1, or GELU by tanh."""
+        if kind == "silu":
+            return self.op("QuickGelu", [x], name, domain=MICROSOFT, alpha=1.0)
+        return self.op("Gelu", [x], name, approximate="tanh")
+
+    def attention(
+        self, query: ir.Value, key: ir.Value | None, value: ir.Value | None, past: tuple[ir.Value, ir.Value],
+        lengths: ir.Value, total: ir.Value, rotary: tuple[ir.Value, ir.Value], name: str, **given: Any,
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:  # fmt: skip
+        """GroupQueryAttention with rotary positions: the result [B, T, N·H], and keys and values with those of before.
+
+        ``query`` holds keys and values too where these are None.
+        """
+        inputs = [query, key, value, *past, lengths, total, *rotary]
+        found = self.op("GroupQueryAttention", inputs, name, domain=MICROSOFT, outputs=3, do_rotary=1, **given)
+        node = found.producer()
+        assert node is not None  # noqa: S101
+        return found, node.outputs[1], node.outputs[2]

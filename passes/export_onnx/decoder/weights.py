@@ -1,0 +1,166 @@
+"""A checkpoint's tensors in the forms that operators take; read when the file is written, one at a time.
+
+Shapes: I inputs, O outputs, K blocks of a row of S inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnxscript import ir
+from torch import Tensor
+
+from compressor.models.packed.description import QUANTIZATION_CONFIG, WeightGrid, is_packed
+from compressor.models.packed.formats import FORMATS
+from compressor.models.packed.linear import PackedLinear
+from compressor.models.transformers_checkpoint.streaming import CheckpointFiles
+
+Array = np.ndarray[Any, Any]
+BLOCKS = (256, 128, 64, 32, 16)
+"""The sizes of blocks that MatMulNBits takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A matrix of integers as MatMulNBits reads it."""
+
+    outputs: int
+    inputs: int
+    bits: int
+    size: int
+    """Inputs of a block."""
+    data: ir.LazyTensor
+    """uint8 [O, K, S · bits / 8], the lower bits first."""
+    scales: ir.LazyTensor
+    """float16 [O, K]."""
+    zeros: ir.LazyTensor | None
+    """uint8 [O · ⌈K · bits / 8⌉]; None where they are in the middle."""
+
+
+class Weights:
+    """Of one checkpoint, packed or not."""
+
+    def __init__(self, folder: Path, tree: Mapping[str, Any]) -> None:
+        self.files = CheckpointFiles(folder)
+        self._grid_of: Callable[[str], WeightGrid] | None = None
+        if is_packed(tree):
+            self.kind = FORMATS[tree[QUANTIZATION_CONFIG]["quant_method"]]
+            self._grid_of = self.kind.grids(tree[QUANTIZATION_CONFIG])
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self.files.entries
+
+    def grid(self, linear: str) -> WeightGrid | None:
+        """How a linear layer is packed; None where it is not."""
+        if self._grid_of is None or self.has(f"{linear}.weight"):
+            return None
+        return self._grid_of(linear)
+
+    def vector(self, name: str, offset: float = 0.0) -> Array:
+        """float32, with ``offset`` added."""
+        [(_, value)] = self.files.tensors([name])
+        return (value.float() + offset).numpy()
+
+    def vectors(self, names: Sequence[str]) -> Array:
+        """One after another."""
+        return np.concatenate([self.vector(name) for name in names])
+
+    def table(self, name: str) -> ir.LazyTensor:
+        """An embedding, float32 [V, hidden]."""
+        return _lazy(lambda: self._float(name), ir.DataType.FLOAT, tuple(self.files.kind(name)[1]))
+
+    def transposed(self, names: Sequence[str]) -> ir.LazyTensor:
+        """The weights of linear layers that read one input, float32 [I, O of all]."""
+        shapes = [self.files.kind(name)[1] for name in names]
+        shape = (shapes[0][1], sum(one[0] for one in shapes))
+        return _lazy(lambda: torch.cat([self._float(name) for name in names]).T, ir.DataType.FLOAT, shape)
+
+    def blocks(self, linears: Sequence[str], shape: tuple[int, int]) -> Blocks:
+        """Packed linear layers that read one input and share a grid, with their integers, scales and zero-points as they are."""
+        grid = self.grid(linears[0])
+        assert grid is not None  # noqa: S101  whoever calls has asked
+        outputs, inputs = shape
+        size = block_size(grid, inputs)
+
+        def part(what: Callable[[PackedLinear], Tensor]) -> Callable[[], Tensor]:
+            return lambda: torch.cat([what(self.packed(name)) for name in linears])
+
+        repeats = grid.width(inputs) // size
+        count = inputs // size
+        return Blocks(
+            outputs, inputs, grid.bits, size,
+            data=_lazy(
+                part(lambda one: packed_bytes(one.integers_OI.view(-1, count, size), grid.bits)),
+                ir.DataType.UINT8, (outputs, count, size * grid.bits // 8),
+            ),
+            scales=_lazy(
+                part(lambda one: one.scales_OG.repeat_interleave(repeats, dim=1)), ir.DataType.FLOAT16, (outputs, count)
+            ),
+            zeros=None if grid.symmetric else _lazy(
+                part(lambda one: packed_bytes(one.zeros_OG.repeat_interleave(repeats, dim=1), grid.bits).flatten()),
+                ir.DataType.UINT8, (outputs * -(-count * grid.bits // 8),),
+            ),
+        )  # fmt: skip
+
+    def packed(self, linear: str) -> PackedLinear:
+        """A layer as its file holds it."""
+        grid = self.grid(linear)
+        assert grid is not None  # noqa: S101
+        names = [name for name in (f"{linear}.{suffix}" for suffix in self.kind.suffixes) if self.has(name)]
+        tensors = {name.rpartition(".")[2]: value for name, value in self.files.tensors(names)}
+        return self.kind.linear(tensors, grid)
+
+    def rounded_table(self, name: str, size: int) -> Blocks:
+        """A table with 8 bits for each value, symmetric, in blocks of ``size``."""
+        rows, width = self.files.kind(name)[1]
+        count = width // size
+
+        def scales() -> Tensor:
+            peaks = self._float(name).view(rows, count, size).abs().amax(dim=2)
+            return (peaks / 127).clamp(min=torch.finfo(torch.float16).tiny).half()
+
+        def data() -> Tensor:
+            steps = (self._float(name).view(rows, count, size) / scales().float().unsqueeze(2)).round_()
+            return steps.clamp_(-127, 127).add_(128).to(torch.uint8)
+
+        return Blocks(
+            rows, width, 8, size,
+            data=_lazy(data, ir.DataType.UINT8, (rows, count, size)),
+            scales=_lazy(scales, ir.DataType.FLOAT16, (rows, count)),
+            zeros=None,
+        )  # fmt: skip
+
+    def _float(self, name: str) -> Tensor:
+        [(_, value)] = self.files.tensors([name])
+        return value.float()
+
+
+def block_size(grid: WeightGrid, inputs: int) -> int:
+    """The largest size of block that MatMulNBits takes and that groups are made of; 0 where there is none."""
+    return next((size for size in BLOCKS if grid.width(inputs) % size == 0), 0)
+
+
+def packed_bytes(values: Tensor, bits: int) -> Tensor:
+    """Integers below 2^bits along the last axis, of 8 / bits to a byte, the first lowest; the last byte is filled with zeros."""
+    each = 8 // bits
+    short = -values.shape[-1] % each
+    padded = torch.nn.functional.pad(values, (0, short)).view(*values.shape[:-1], -1, each).to(torch.int32)
+    shifts = torch.arange(each, dtype=torch.int32) * bits
+    return (padded << shifts).sum(dim=-1).to(torch.uint8)
+
+
+def _lazy(make: Callable[[], Tensor], dtype: ir.DataType, shape: Sequence[int]) -> ir.LazyTensor:
+    def made() -> ir.Tensor:
+        value = make().contiguous()
+        assert math.prod(shape) == value.numel()  # noqa: S101
+        kind = torch.float16 if dtype == ir.DataType.FLOAT16 else value.dtype
+        return ir.tensor(value.to(kind).numpy().reshape(tuple(shape)), dtype=dtype)
+
+    return ir.LazyTensor(made, dtype=dtype, shape=ir.Shape(shape))
