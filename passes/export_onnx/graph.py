@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
@@ -12,6 +14,8 @@ from compressor.errors import PassError
 from compressor.runtimes.onnx_files import MODEL
 
 DATA = "model.onnx.data"
+_PREFIX = "autoglm_compress."
+_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim")
 _PROTOBUF_LIMIT_BYTES = 1_900_000_000  # one message holds 2 GB; the graph needs some of it
 _SMALL_TENSOR_BYTES = 256  # stays in the graph: shape inference wants to see it
 _GROWTH = 1.01
@@ -93,6 +97,18 @@ def divide(model: ir.Model) -> None:
             if not inverse.outputs[0].uses():
                 model.graph.remove(inverse, safe=True)
             break
+
+
+def labelled(artifact_id: str, family: str, classes: Sequence[str] | None) -> dict[str, str]:
+    """What the file says of itself, for whoever holds it without its manifest."""
+    metadata = {
+        "artifact_id": artifact_id,
+        "family": family,
+        "tools": json.dumps({tool: version(tool) for tool in _TOOLS}),
+    }
+    if classes is not None:
+        metadata["class_names"] = json.dumps(classes, ensure_ascii=False)
+    return {_PREFIX + key: value for key, value in metadata.items()}
 
 
 def write(model: ir.Model, folder: Path, metadata: Mapping[str, str], external_threshold_bytes: int) -> bool:

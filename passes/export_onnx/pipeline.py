@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.artifacts.kinds import Kind
 from compressor.config.discovery import FAMILIES, load
-from compressor.data.contract import Batch, Dataset
+from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, ParityError, RequirementError
 from compressor.models.contract import Family, InputSpec
@@ -27,8 +25,7 @@ from passes.export_onnx.tracing import onnx_from_torch
 if TYPE_CHECKING:
     from passes.export_onnx.step import ExportOnnxConfig, ParityConfig
 
-_PREFIX = "autoglm_compress."
-_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim")
+_SAMPLES = 64
 _STAGES = ("trace", "simplify", "write", "compare")
 
 
@@ -41,7 +38,7 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
         ParityError: ONNX Runtime does not compute what torch does.
     """
     dataset = context.data(config.parity.data)
-    batches = list(dataset.batches(config.parity.batch_size, config.parity.num_samples))
+    batches = list(dataset.batches(config.parity.batch_size, config.parity.num_samples or _SAMPLES))
     if not batches:
         raise DataError(f"the set {config.parity.data!r} is empty: the export is traced and compared on its samples")
     name, model_config = read_description(model)
@@ -71,7 +68,7 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
         bits |= {one.bits for one in quantization.embeddings.values()}
         integers.laid_out(traced, quantization.target, min(bits, default=8))
     _tell(context, 2)
-    metadata = _metadata(context, family.name, dataset)
+    metadata = graph.labelled(context.artifact_id, family.name, dataset.class_names())
     external = graph.write(traced, out, metadata, config.external_data_threshold_mb * 1_000_000)
     _tell(context, 3)
     parity = _compared(config.parity, model, out, batches, context)
@@ -114,18 +111,6 @@ def traced_inputs(config: ExportOnnxConfig, model: Path) -> tuple[InputSpec, ...
 
 def _tell(context: PassContext, done: int) -> None:
     context.progress(_STAGES[min(done, len(_STAGES) - 1)], done, len(_STAGES), {})
-
-
-def _metadata(context: PassContext, family: str, dataset: Dataset) -> dict[str, str]:
-    """What the file says of itself, for whoever holds it without its manifest."""
-    metadata = {
-        "artifact_id": context.artifact_id,
-        "family": family,
-        "tools": json.dumps({tool: version(tool) for tool in _TOOLS}),
-    }
-    if (names := dataset.class_names()) is not None:
-        metadata["class_names"] = json.dumps(names, ensure_ascii=False)
-    return {_PREFIX + key: value for key, value in metadata.items()}
 
 
 def check_integers(model: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,8 +23,8 @@ class ParityConfig(Record):
 
     data: DataName = "test"
     """The set whose samples are compared; the export is traced on its shapes too."""
-    num_samples: Annotated[int, Field(ge=1)] = 64
-    """Samples from the start of the set."""
+    num_samples: Annotated[int, Field(ge=1)] | None = None
+    """Samples from the start of the set; by default 64, and 4 windows for a language model."""
     batch_size: Annotated[int, Field(ge=2)] = 16
     """Compared one sample at a time, and so many at a time."""
     max_abs: Annotated[float, Field(gt=0)] | None = None
@@ -35,6 +35,18 @@ class ParityConfig(Record):
     agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     """The part of the samples whose answer must be the same, ties within `max_abs` or 1e-3 counted as the same; by default all,
     and 90 % with integers."""
+
+
+class DecoderConfig(Record):
+    """Of a language model, whose graph is built and not traced; `opset`, `dynamic` and `simplify` are not looked at then."""
+
+    context_length: Annotated[int, Field(ge=1)] | None = None
+    """Tokens that it can attend to; by default as many as the model has positions. Their rotary tables are in the file."""
+    int8_tables: bool = False
+    """Embedding and head in 8 bits, in blocks of one scale; stored once where they are tied."""
+    accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
+    """Of MatMulNBits: 4 rounds activations to 8 bits by block, 1 computes in float32. By default 4, unless the comparison with
+    torch fails with it."""
 
 
 class ExportOnnxConfig(PassConfig):
@@ -49,6 +61,8 @@ class ExportOnnxConfig(PassConfig):
     """Fold constants and drop what is redundant, through onnxsim; what it makes larger is left as it was."""
     external_data_threshold_mb: Annotated[int, Field(ge=0, le=2000)] = 2000
     """Weights beyond so many megabytes go into `model.onnx.data`; one file cannot hold more than 2 GB."""
+    decoder: DecoderConfig = DecoderConfig()
+    """How the graph of a language model is built."""
     parity: ParityConfig = ParityConfig()
     """The comparison with torch that the pass ends with; it fails where they differ."""
 
@@ -59,11 +73,14 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     Every dimension that the family names (the batch, and sequences where there are any) may stay variable. Equal weights give
     equal bytes: what an exporter notes of its own run (stack traces, paths, node histories) is stripped. The layers of a `qat`
     step come with QuantizeLinear, DequantizeLinear and INT8 weights; it is told how many ONNX Runtime computes with integers.
+
+    The decoder of a transformers checkpoint is built instead, in ONNX Runtime's own operators: one graph for prompt and step,
+    keys and values in and out, the integers of an `awq` step as they are. `genai_config.json` and a tokenizer lie beside it.
     """
 
     name = "export-onnx"
-    version = 3
-    accepts = frozenset({Kind.TORCH, Kind.QUANTIZED})
+    version = 4
+    accepts = frozenset({Kind.TORCH, Kind.QUANTIZED, Kind.AWQ})
     produces = Kind.ONNX
     Config = ExportOnnxConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime")
@@ -79,17 +96,22 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     def requires(self, config: ExportOnnxConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
         """The model can be opened, has the dimensions that the config names, and its weights are finite."""
         from compressor.models.loading import check_finite
+        from passes.export_onnx.decoder.pipeline import check, is_decoder
         from passes.export_onnx.pipeline import check_integers, traced_inputs
 
-        traced_inputs(config, parent.model)
-        check_integers(parent.model)
+        if is_decoder(parent.model):
+            check(config, parent.model)
+        else:
+            traced_inputs(config, parent.model)
+            check_integers(parent.model)
         check_finite(parent.model)
 
     def run(self, config: ExportOnnxConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
-        """Trace, strip, simplify, check, write, compare."""
+        """Trace, strip, simplify, check, write, compare; or build, write, compare."""
+        from passes.export_onnx.decoder.pipeline import export_decoder, is_decoder
         from passes.export_onnx.pipeline import export
 
-        return export(config, parent.model, out, context)
+        return (export_decoder if is_decoder(parent.model) else export)(config, parent.model, out, context)
 
     def ensures(self, config: ExportOnnxConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
         """ONNX Runtime opens it, with the family's inputs and outputs."""

@@ -102,7 +102,9 @@ def architecture_of(tree: Mapping[str, Any], context: int | None) -> Architectur
         attention_scale=float(scalar or decoder.head_width) ** -0.5,
         embedding_scale=decoder.hidden**0.5 if decoder.layout.scaled_embedding else 1.0,
         context=count,
-        rotary={kind: _rotary(turning, kind, count, in_pairs=decoder.layout.rotary_in_pairs) for kind in sorted({*kinds})},
+        rotary={
+            kind: _rotary(turning, kind, count, in_pairs=decoder.layout.rotary_in_pairs) for kind in sorted({*kinds})
+        },
         kinds=kinds,
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
     )

@@ -1,8 +1,9 @@
 """A decoder from its parts: one graph for prompt and step, keys and values in and out.
 
-Shapes: B samples, T tokens, P tokens before them, V words. Inputs `input_ids` int64 [B, T], `attention_mask` int64 [B, P + T]
-(right padding), `past_key_values.<layer>.key|value` float32 [B, key heads, P, head width], and `logits_to_keep` int64, by default 0: the
-scores of so many last tokens, of all for 0. Outputs `logits` float32 [B, T or so many, V] and `present.<layer>.key|value`.
+Shapes: B samples, T tokens, P tokens before them, N key heads of width H, V words. Inputs: `input_ids` int64 [B, T];
+`attention_mask` int64 [B, P + T], padding at the end; `past_key_values.<layer>.key` and `.value` float32 [B, N, P, H]; and
+`logits_to_keep` int64 [1], by default 0: the scores of so many last tokens, of all for 0. Outputs: `logits` float32 [B, T or so
+many, V]; `present.<layer>.key` and `.value`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from passes.export_onnx.decoder.architecture import Architecture
 from passes.export_onnx.decoder.operators import OPSETS, Operators
 from passes.export_onnx.decoder.weights import BLOCKS, Weights
 
-IR_VERSION = 10
+IR_VERSION = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +51,16 @@ class DecoderGraph:
         decoder = self.architecture.decoder
         ids = self._input("input_ids", ir.DataType.INT64, "batch", "sequence")
         ends = self._ends(self._input("attention_mask", ir.DataType.INT64, "batch", "total"))
-        keep = self.add.constant("logits_to_keep", np.array(0, dtype=np.int64))
+        keep = self.add.constant("logits_to_keep", np.array([0], dtype=np.int64))
         x = self._embedded(ids)
         normed = self.add.norm(x, self._norm("layers.0.input_layernorm"), self.architecture.epsilon, "layers.0.normed")
         for number in range(decoder.layers):
             last = number == decoder.layers - 1
             x, normed = self._layer(number, x, normed, ends, "norm" if last else f"layers.{number + 1}.input_layernorm")
         start = self.add.op("Neg", [keep], "logits.start")
-        start = self.add.op("Unsqueeze", [start, self.add.ints(0)], "logits.starts")
-        normed = self.add.op("Slice", [normed, start, self.add.ints(np.iinfo(np.int64).max), self.add.ints(1)], "logits.read")
+        normed = self.add.op(
+            "Slice", [normed, start, self.add.ints(np.iinfo(np.int64).max), self.add.ints(1)], "logits.read"
+        )
         logits = self._head(normed)
         self._output(logits, "logits", ir.DataType.FLOAT, "batch", "answers", decoder.vocabulary)
         self.outputs.insert(0, self.outputs.pop())
@@ -81,9 +83,12 @@ class DecoderGraph:
         add = self.add
         counts = add.op("ReduceSum", [mask, add.ints(1)], "lengths.counts", keepdims=0)
         last = add.op("Sub", [counts, add.ints(1)], "lengths.last")
-        total = add.op("Gather", [add.op("Shape", [mask], "total.shape"), add.constant("one", np.array(1))], "total.long")
+        total = add.op(
+            "Gather", [add.op("Shape", [mask], "total.shape"), add.constant("one", np.array(1))], "total.long"
+        )
         return _Ends(
-            add.op("Cast", [last], "lengths", to=ir.DataType.INT32), add.op("Cast", [total], "total", to=ir.DataType.INT32)
+            add.op("Cast", [last], "lengths", to=ir.DataType.INT32),
+            add.op("Cast", [total], "total", to=ir.DataType.INT32),
         )
 
     def _name(self, name: str) -> str:
@@ -103,11 +108,15 @@ class DecoderGraph:
         if size := self._table_block():
             found = self.add.packed_rows(ids, self.weights.rounded_table(table, size), self._table_name())
         else:
-            found = self.add.op("Gather", [self.add.constant("embed_tokens", self.weights.table(table)), ids], "embedded")
+            found = self.add.op(
+                "Gather", [self.add.constant("embed_tokens", self.weights.table(table)), ids], "embedded"
+            )
         scale = self.architecture.embedding_scale
         if scale == 1.0:
             return found
-        return self.add.op("Mul", [found, self.add.constant("embed_scale", np.array(scale, np.float32))], "embedded.scaled")
+        return self.add.op(
+            "Mul", [found, self.add.constant("embed_scale", np.array(scale, np.float32))], "embedded.scaled"
+        )
 
     def _table_name(self) -> str:
         return "head" if self.architecture.decoder.tied else "embed_tokens"

@@ -15,7 +15,7 @@ from passes.export_onnx.decoder.architecture import Activation
 from passes.export_onnx.decoder.weights import Blocks
 
 MICROSOFT = "com.microsoft"
-OPSETS = {"": 21, MICROSOFT: 1}
+OPSETS = {"": 23, MICROSOFT: 1}
 Array = np.ndarray[Any, Any]
 
 
@@ -28,7 +28,14 @@ class Operators:
         self.constants: dict[str, ir.Value] = {}
 
     def op(
-        self, kind: str, inputs: Sequence[ir.Value | None], name: str, *, domain: str = "", outputs: int = 1, **given: Any
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        *,
+        domain: str = "",
+        outputs: int = 1,
+        **given: Any,
     ) -> ir.Value:
         """One node, and its first result; the others, if any, follow in ``value.producer().outputs``."""
         node = ir.node(kind, inputs, given or None, domain=domain, num_outputs=outputs, name=name)
@@ -42,7 +49,9 @@ class Operators:
         if name not in self.constants:
             tensor = value if isinstance(value, ir.LazyTensor) else ir.tensor(np.asarray(value, order="C"))
             tensor.name = name
-            one = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+            one = ir.Value(
+                name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
             self.constants[name] = one
         return self.constants[name]
 
@@ -52,7 +61,7 @@ class Operators:
 
     def norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
         """RMSNorm over the last axis."""
-        return self.op("SimplifiedLayerNormalization", [x, weight], name, axis=-1, epsilon=epsilon, stash_type=1)
+        return self.op("RMSNormalization", [x, weight], name, axis=-1, epsilon=epsilon)
 
     def add_and_norm(
         self, x: ir.Value, more: ir.Value, weight: ir.Value, epsilon: float, name: str
@@ -68,12 +77,12 @@ class Operators:
         return found, node.outputs[3]
 
     def linear(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None, name: str) -> ir.Value:
-        """x · W + b, W [I, O]."""
+        """X · W + b, W [I, O]."""
         found = self.op("MatMul", [x, weight], name if bias is None else f"{name}.product")
         return found if bias is None else self.op("Add", [found, bias], name)
 
     def packed_linear(self, x: ir.Value, weight: Blocks, bias: ir.Value | None, name: str) -> ir.Value:
-        """x · W + b with the integers of W as they are."""
+        """X · W + b with the integers of W as they are."""
         data, scales, zeros = self._blocks(weight, name)
         inputs = [x, data, scales, zeros, None, bias]
         while inputs[-1] is None:

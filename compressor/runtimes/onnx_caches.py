@@ -1,0 +1,63 @@
+"""The keys and values that a decoder's graph takes and gives: which inputs they are, and buffers for them.
+
+Shapes: B samples, N key heads of width H, P tokens before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compressor.data.contract import Batch
+from compressor.errors import ModelError
+
+PAST, PRESENT = "past_key_values.", "present."
+MASK, IDS, LOGITS, KEEP = "attention_mask", "input_ids", "logits", "logits_to_keep"
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """Of one decoder."""
+
+    names: tuple[str, ...]
+    """The inputs: ``past_key_values.<layer>.key`` and ``.value``."""
+    heads: int
+    width: int
+
+    @classmethod
+    def of(cls, inputs: Sequence[Any]) -> Caches | None:
+        """From what ONNX Runtime tells of a graph's inputs; None where the graph has no keys and values.
+
+        Raises:
+            ModelError: they are not float32 [B, N, P, H] with N and H alike and known.
+        """
+        found = [one for one in inputs if one.name.startswith(PAST)]
+        if not found:
+            return None
+        shapes = {tuple(one.shape[1:2] + one.shape[3:]) for one in found if len(one.shape) == 4}
+        types = {one.type for one in found}
+        if len(shapes) != 1 or types != {"tensor(float)"} or not all(isinstance(size, int) for size in min(shapes)):
+            raise ModelError(
+                f"keys and values of shapes {sorted(map(str, shapes))} and types {sorted(types)}; expected float32 "
+                "[batch, key heads, past, head width], alike in every layer",
+                remedy="export the model again",
+            )
+        heads, width = shapes.pop()
+        return cls(tuple(one.name for one in found), heads, width)
+
+    def nothing(self, samples: int) -> Batch:
+        """What a decoder is given that has seen nothing yet."""
+        empty = np.empty((samples, self.heads, 0, self.width), dtype=np.float32)
+        return dict.fromkeys(self.names, empty)
+
+    def room(self, samples: int, tokens: int) -> Batch:
+        """Buffers for so many tokens, zero."""
+        return {name: np.zeros((samples, self.heads, tokens, self.width), dtype=np.float32) for name in self.names}
+
+    @staticmethod
+    def present(name: str) -> str:
+        """The output that an input's next value comes from."""
+        return PRESENT + name.removeprefix(PAST)

@@ -1,0 +1,87 @@
+"""A decoder's graph, token by token: keys and values stay in buffers that the runtime writes into.
+
+Shapes: B samples, T tokens, V words.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from compressor.errors import PassError, UsageError
+from compressor.runtimes.onnx_caches import IDS, KEEP, LOGITS, MASK, Caches
+from compressor.runtimes.onnx_session import ERRORS, first_line, opened
+
+Array = np.ndarray[Any, Any]
+
+
+class OnnxDecoder:
+    """One conversation, or several side by side, padded at the end."""
+
+    def __init__(self, folder: Path, threads: int, *, samples: int = 1, room: int) -> None:
+        """Open ``model.onnx``, with room for so many tokens.
+
+        Raises:
+            ModelError: it cannot be opened.
+            UsageError: it is no decoder.
+        """
+        self._session = opened(folder, threads)
+        caches = Caches.of(self._session.get_inputs())
+        if caches is None:
+            raise UsageError(
+                f"{folder} does not generate: its graph takes no keys and values",
+                remedy="name an artifact that export-onnx made of a language model",
+            )
+        self.samples, self.room = samples, room
+        self._keeps = KEEP in {one.name for one in self._session.get_overridable_initializers()}
+        [words] = [one.shape[-1] for one in self._session.get_outputs() if one.name == LOGITS]
+        self._words = int(words)
+        self._logits: dict[tuple[int, ...], Array] = {}
+        self._binding = self._session.io_binding()
+        # On a CPU an OrtValue is a view of the array: what the runtime writes is seen here, and nothing is copied.
+        self._buffers = caches.room(samples, room)
+        for name, buffer in self._buffers.items():
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
+            self._binding.bind_ortvalue_input(name, value)
+            self._binding.bind_ortvalue_output(Caches.present(name), value)
+        self.start()
+
+    def start(self) -> None:
+        """Forget what has been said."""
+        self._lengths_B = np.zeros(self.samples, dtype=np.int64)
+
+    def feed(self, ids_BT: Array, lengths_B: Array | None = None, *, keep: int = 1) -> Array:
+        """The scores of the ``keep`` last tokens (0: all), [B, keep or T, V]; the next call may overwrite them.
+
+        Args:
+            ids_BT: int64, what comes next.
+            lengths_B: of a first prompt that is padded, how many of its tokens are none of the padding.
+            keep: of the end of ``ids_BT``, padding counted.
+
+        Raises:
+            UsageError: there is no room for them.
+            PassError: ONNX Runtime failed inside the graph.
+        """
+        tokens = ids_BT.shape[1]
+        self._lengths_B = self._lengths_B + (tokens if lengths_B is None else lengths_B)
+        total = tokens if lengths_B is not None else int(self._lengths_B.max())
+        if total > self.room:
+            raise UsageError(f"{total} tokens, and there is room for {self.room}", remedy="make room for more")
+        mask_BP = (np.arange(total) < self._lengths_B[:, None]).astype(np.int64)
+        fed = {IDS: np.ascontiguousarray(ids_BT), MASK: mask_BP}
+        kept = keep if self._keeps and keep else tokens
+        if self._keeps:
+            fed[KEEP] = np.array([keep], dtype=np.int64)
+        for name, array in fed.items():
+            self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        shape = (self.samples, min(kept, tokens), self._words)
+        logits = self._logits.setdefault(shape, np.empty(shape, dtype=np.float32))
+        self._binding.bind_ortvalue_output(LOGITS, onnxruntime.OrtValue.ortvalue_from_numpy(logits))
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except (*ERRORS, RuntimeError) as error:
+            raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
+        return logits[:, -keep:] if keep else logits

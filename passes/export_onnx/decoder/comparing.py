@@ -1,0 +1,134 @@
+"""Does the built graph say what torch says: whole windows, token by token, and padded side by side?
+
+Shapes: B samples, T tokens, V words, P positions that are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.errors import NumericalError, ParityError
+from compressor.runtimes.onnx_decoder import OnnxDecoder
+from compressor.runtimes.session import Session
+from passes.export_onnx.parity import Limits
+
+Array = np.ndarray[Any, Any]
+_POSITIONS = 16
+"""Looked at together: what fits into a processor's cache."""
+_STEPS = 8
+"""Tokens that are fed one by one."""
+
+
+@dataclass(slots=True)
+class Divergence:
+    """How far one way of running the graph is from torch."""
+
+    way: str
+    positions: int = 0
+    max_abs: float = 0.0
+    cosine: float = 1.0
+    """The smallest of any position."""
+    same: float = 0.0
+    """Positions with the same answer, ties counted as such."""
+    kl: float = 0.0
+    """Of torch's answer and the graph's, in nats, the mean."""
+
+    def see(self, wanted_PV: Array, got_PV: Array, tie: float) -> None:
+        """Some positions more."""
+        for start in range(0, len(wanted_PV), _POSITIONS):
+            at = slice(start, start + _POSITIONS)
+            self._see(wanted_PV[at].astype(np.float64), got_PV[at].astype(np.float64), tie)
+
+    def _see(self, a: Array, b: Array, tie: float) -> None:
+        with np.errstate(invalid="ignore"):
+            delta = float(np.nan_to_num(np.abs(a - b), nan=np.inf).max())
+            lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            cosine = float(np.nan_to_num((a * b).sum(axis=1) / np.maximum(lengths, 1e-30)).min())
+        chosen = a[np.arange(len(a)), b.argmax(axis=1)]
+        p, q = _log_softmax(a), _log_softmax(b)
+        before, self.positions = self.positions, self.positions + len(a)
+        self.same = (self.same * before + float((a.max(axis=1) - chosen <= tie).sum())) / self.positions
+        self.kl = (self.kl * before + float((np.exp(p) * (p - q)).sum())) / self.positions
+        self.max_abs, self.cosine = max(self.max_abs, delta), min(self.cosine, cosine)
+
+    def offences(self, limits: Limits) -> list[str]:
+        """What is beyond the limits."""
+        found = []
+        if not self.max_abs <= limits.max_abs:
+            found.append(f"{self.way}: max|Δ| {self.max_abs:.3g} > {limits.max_abs:g}")
+        if not self.cosine >= limits.cosine:
+            found.append(f"{self.way}: cosine {self.cosine:.6f} < {limits.cosine:g}")
+        if not self.same >= limits.agreement:
+            found.append(
+                f"{self.way}: answers agree at {self.same:.1%} of {self.positions} positions < {limits.agreement:.1%}"
+            )
+        return found
+
+
+def compare(
+    reference: Session, folder: Path, windows: Sequence[Array], limits: Limits, threads: int
+) -> list[dict[str, Any]]:
+    """Hold the graph in ``folder`` against torch on windows [T] of tokens.
+
+    Raises:
+        NumericalError: torch answers with NaN or infinity.
+        ParityError: a limit is broken: all that are.
+    """
+    ways = [Divergence(way) for way in ("windows", "token by token", "padded")]
+    longest = max(len(window) for window in windows)
+    alone = OnnxDecoder(folder, threads, room=longest)
+    for window in windows:
+        wanted_TV = reference.run({"input_ids": window[None]})["logits"][0]
+        if not np.isfinite(wanted_TV).all():
+            raise NumericalError("the torch model answers with NaN or infinity")
+        alone.start()
+        ways[0].see(wanted_TV, alone.feed(window[None], keep=0)[0], limits.tie)
+        first = max(len(window) - _STEPS, 1)
+        for places, got_TV in _stepwise(alone, window, first):
+            ways[1].see(wanted_TV[places], got_TV, limits.tie)
+    if len(windows) > 1:
+        for wanted_PV, got_PV in _padded(reference, folder, windows[:2], threads):
+            ways[2].see(wanted_PV, got_PV, limits.tie)
+    offences = [line for way in ways for line in way.offences(limits)]
+    if offences:
+        raise ParityError(
+            f"the built graph does not compute what the torch model does ({len(windows)} windows):\n"
+            + "\n".join(f"    {line}" for line in offences),
+            remedy="set `decoder.accuracy_level: 1`, or `parity:` to what is acceptable",
+        )
+    return [asdict(way) for way in ways if way.positions]
+
+
+def _stepwise(decoder: OnnxDecoder, window: Array, first: int) -> Iterator[tuple[slice, Array]]:
+    decoder.start()
+    yield slice(first - 1, first), decoder.feed(window[None, :first])[0]
+    for place in range(first, len(window)):
+        yield slice(place, place + 1), decoder.feed(window[None, place : place + 1])[0]
+
+
+def _padded(reference: Session, folder: Path, windows: Sequence[Array], threads: int) -> Iterator[tuple[Array, Array]]:
+    """Two prompts side by side, the second half as long; what both say at the end of their prompt, and one token on."""
+    length = min(len(window) for window in windows) - 1
+    lengths = np.array([length, max(length // 2, 1)])
+    ids = np.stack([np.where(np.arange(length) < n, one[:length], 0) for one, n in zip(windows, lengths, strict=True)])
+    decoder = OnnxDecoder(folder, threads, samples=2, room=length + 1)
+    prompt = decoder.feed(ids, lengths, keep=0)
+    rows = np.arange(2)
+    said = [prompt[rows, lengths - 1].copy()]
+    following = np.array([one[n] for one, n in zip(windows, lengths, strict=True)])
+    said.append(decoder.feed(following[:, None])[:, 0])
+    for row, (window, n) in enumerate(zip(windows, lengths.tolist(), strict=True)):
+        wanted = reference.run({"input_ids": window[None, : n + 1]})["logits"][0]
+        for step in (0, 1):
+            yield wanted[n - 1 + step][None], said[step][row][None]
+
+
+def _log_softmax(logits_PV: Array) -> Array:
+    shifted = logits_PV - logits_PV.max(axis=1, keepdims=True)
+    found: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found

@@ -1,0 +1,158 @@
+"""From a checkpoint's folder to a folder with a decoder that generates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compressor.artifacts.files import copy_file
+from compressor.artifacts.kinds import Kind
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import DataError, ParityError, RequirementError
+from compressor.models.files import read_description
+from compressor.models.packed.description import is_packed
+from compressor.models.transformers_checkpoint.config import CheckpointConfig
+from compressor.models.transformers_checkpoint.linears import sites_of
+from compressor.runtimes.session import open_session
+from passes.export_onnx import graph
+from passes.export_onnx.decoder.architecture import Architecture, architecture_of
+from passes.export_onnx.decoder.building import DecoderGraph
+from passes.export_onnx.decoder.comparing import compare
+from passes.export_onnx.decoder.genai import write_genai_config
+from passes.export_onnx.decoder.weights import BLOCKS, Weights, block_size
+from passes.export_onnx.parity import limits_of
+
+if TYPE_CHECKING:
+    from passes.export_onnx.step import ExportOnnxConfig
+
+_INTEGERS, _FLOATS = 4, 1
+"""MatMulNBits' `accuracy_level`: activations rounded to 8 bits by block, or products in float32."""
+_BITS = frozenset({2, 4, 8})
+"""That MatMulNBits reads."""
+_WINDOWS = 4
+_COMPANIONS = ("token", "vocab", "merges", "chat_template", "generation_config", "special")
+"""What the names of files hold that a tokenizer or a chat needs."""
+_STAGES = 3
+
+
+def is_decoder(model: Path) -> bool:
+    """Whether a folder holds a checkpoint of transformers, which is built and not traced."""
+    return isinstance(read_description(model)[1], CheckpointConfig)
+
+
+def check(config: ExportOnnxConfig, model: Path) -> None:
+    """The architecture can be built, and the integers can be carried over as they are.
+
+    Raises:
+        RequirementError: not so: all that stands against it.
+    """
+    tree = _tree(model)
+    architecture = architecture_of(tree, config.decoder.context_length)
+    problems = _unpackable(architecture, tree, Weights(model, tree)) if is_packed(tree) else []
+    if config.decoder.int8_tables and all(architecture.decoder.hidden % size for size in BLOCKS):
+        problems.append(
+            f"`int8_tables`: a hidden width of {architecture.decoder.hidden} is no multiple of {BLOCKS[-1]}"
+        )
+    if problems:
+        raise RequirementError(
+            "ONNX Runtime's MatMulNBits cannot hold these integers:\n" + "\n".join(f"    {one}" for one in problems),
+            remedy="pack with 2, 4 or 8 bits, and a group_size that is a multiple of 16",
+        )
+
+
+def _unpackable(architecture: Architecture, tree: dict[str, Any], weights: Weights) -> list[str]:
+    problems = []
+    decoder = architecture.decoder
+    inputs = {"attention output": decoder.heads * decoder.head_width, "ffn output": decoder.ffn}
+    for number in range(decoder.layers):
+        for site in sites_of(tree):
+            names = [f"{architecture.root}.layers.{number}.{name}" for name in site.linears]
+            grids = {weights.grid(name) for name in names}
+            width = inputs.get(site.name, decoder.hidden)
+            for grid in grids - {None}:
+                assert grid is not None  # noqa: S101
+                if grid.bits not in _BITS:
+                    problems.append(f"{', '.join(names)}: {grid.bits} bits")
+                elif not block_size(grid, width):
+                    problems.append(f"{', '.join(names)}: groups of {grid.width(width)}")
+            if len(grids) > 1:
+                problems.append(f"{', '.join(names)}: packed in several ways, though they read one input")
+    return problems
+
+
+def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: PassContext) -> PassOutput:
+    """Build, write, compare with torch; integers of the activations only where the comparison holds.
+
+    Raises:
+        DataError: there are no samples, or they are no tokens.
+        PassError: the checker refuses the graph.
+        ParityError: ONNX Runtime does not compute what torch does.
+    """
+    tree = _tree(model)
+    windows = _windows(config, context)
+    architecture = architecture_of(tree, config.decoder.context_length)
+    packed = is_packed(tree) or config.decoder.int8_tables
+    asked = config.decoder.accuracy_level
+    levels = [asked] if asked is not None else [_INTEGERS, _FLOATS] if packed else [_FLOATS]
+    limits = limits_of(config.parity, integers=packed)
+    tried: dict[int, Any] = {}
+    for level in levels:
+        context.progress("build", 0, _STAGES, {})
+        built = DecoderGraph(
+            architecture, tree, model, accuracy_level=level, int8_tables=config.decoder.int8_tables
+        ).model()
+        nodes = len(built.graph)
+        external = graph.write(
+            built,
+            out,
+            graph.labelled(context.artifact_id, "transformers", None),
+            config.external_data_threshold_mb * 1_000_000,
+        )
+        context.progress("compare", 1, _STAGES, {})
+        kind = Kind.AWQ if is_packed(tree) else Kind.TORCH
+        with open_session(kind, model, threads=context.threads) as reference:
+            try:
+                tried[level] = compare(reference, out, windows, limits, context.threads)
+            except ParityError as error:
+                if level == levels[-1]:
+                    raise
+                context.note(f"accuracy_level {level} loses too much: {error.what}")
+                continue
+        break
+    write_genai_config(tree, architecture, model, out)
+    for file in sorted(model.iterdir()):
+        if file.is_file() and any(part in file.name for part in _COMPANIONS):
+            copy_file(file, out / file.name)
+    context.progress("done", _STAGES, _STAGES, {})
+    return PassOutput(
+        {
+            "opset": built.graph.opset_imports[""],
+            "nodes": nodes,
+            "external_data": external,
+            "accuracy_level": level,
+            "context_length": architecture.context,
+            "parity": tried[level],
+        }
+    )
+
+
+def _tree(model: Path) -> dict[str, Any]:
+    described = read_description(model)[1]
+    assert isinstance(described, CheckpointConfig)  # noqa: S101  `is_decoder` has looked
+    return described.tree
+
+
+def _windows(config: ExportOnnxConfig, context: PassContext) -> list[np.ndarray[Any, Any]]:
+    dataset = context.data(config.parity.data)
+    count = min(config.parity.num_samples or _WINDOWS, len(dataset))
+    if not count:
+        raise DataError(f"the set {config.parity.data!r} is empty: the export is compared on its samples")
+    batch = dataset.batch(np.arange(count, dtype=np.int64))
+    if "input_ids" not in batch or batch["input_ids"].shape[1] < 2:
+        raise DataError(
+            f"the set {config.parity.data!r} holds no windows of two tokens or more (`input_ids`)",
+            remedy="name a set of the source `text` with the checkpoint's `tokenizer`",
+        )
+    return list(batch["input_ids"])
