@@ -50,7 +50,7 @@ class Operators:
             tensor = value if isinstance(value, ir.LazyTensor) else ir.tensor(np.asarray(value, order="C"))
             tensor.name = name
             one = ir.Value(
-                name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+                name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
             )
             self.constants[name] = one
         return self.constants[name]

@@ -157,7 +157,7 @@ def packed_bytes(values: Tensor, bits: int) -> Tensor:
 
 
 def _lazy(make: Callable[[], Tensor], dtype: ir.DataType, shape: Sequence[int]) -> ir.LazyTensor:
-    def made() -> ir.Tensor:
+    def made() -> ir.TensorProtocol:
         value = make().contiguous()
         assert math.prod(shape) == value.numel()  # noqa: S101
         kind = torch.float16 if dtype == ir.DataType.FLOAT16 else value.dtype
