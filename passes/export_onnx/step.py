@@ -35,6 +35,9 @@ class ParityConfig(Record):
     agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     """The part of the samples whose answer must be the same, ties within `max_abs` or 1e-3 counted as the same; by default all,
     and 90 % with integers."""
+    kl: Annotated[float, Field(gt=0)] | None = None
+    """Of a language model, the largest mean divergence of its next word from its parent's, in nats; by default 0.02, which with
+    integers stands for the limits above where they are not set."""
 
 
 class DecoderConfig(Record):

@@ -5,10 +5,11 @@ Shapes: B samples, T tokens, V words, P positions that are compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,9 +18,13 @@ from compressor.runtimes.onnx_decoder import OnnxDecoder
 from compressor.runtimes.session import Session
 from passes.export_onnx.parity import Limits
 
+if TYPE_CHECKING:
+    from passes.export_onnx.step import ParityConfig
+
 Array = np.ndarray[Any, Any]
 _POSITIONS = 16
 """Looked at together: what fits into a processor's cache."""
+_KL = 0.02
 _STEPS = 8
 """Tokens that are fed one by one."""
 
@@ -56,9 +61,9 @@ class Divergence:
         self.kl = (self.kl * before + float((np.exp(p) * (p - q)).sum())) / self.positions
         self.max_abs, self.cosine = max(self.max_abs, delta), min(self.cosine, cosine)
 
-    def offences(self, limits: Limits) -> list[str]:
+    def offences(self, limits: Limits, kl: float) -> list[str]:
         """What is beyond the limits."""
-        found = []
+        found = [] if self.kl <= kl else [f"{self.way}: KL {self.kl:.3g} nats > {kl:g}"]
         if not self.max_abs <= limits.max_abs:
             found.append(f"{self.way}: max|Δ| {self.max_abs:.3g} > {limits.max_abs:g}")
         if not self.cosine >= limits.cosine:
@@ -70,8 +75,19 @@ class Divergence:
         return found
 
 
+def limits_of(config: ParityConfig, *, integers: bool) -> Limits:
+    """What the config says; else what is usual for float, and nothing with integers: there the divergence counts."""
+    max_abs, cosine, agreement = (math.inf, -1.0, 0.0) if integers else (1e-3, 0.9999, 1.0)
+    return Limits(
+        config.max_abs or max_abs,
+        cosine if config.cosine is None else config.cosine,
+        agreement if config.agreement is None else config.agreement,
+        config.max_abs or 1e-3,
+    )
+
+
 def compare(
-    reference: Session, folder: Path, windows: Sequence[Array], limits: Limits, threads: int
+    reference: Session, folder: Path, windows: Sequence[Array], config: ParityConfig, threads: int, *, integers: bool
 ) -> list[dict[str, Any]]:
     """Hold the graph in ``folder`` against torch on windows [T] of tokens.
 
@@ -79,6 +95,7 @@ def compare(
         NumericalError: torch answers with NaN or infinity.
         ParityError: a limit is broken: all that are.
     """
+    limits = limits_of(config, integers=integers)
     ways = [Divergence(way) for way in ("windows", "token by token", "padded")]
     longest = max(len(window) for window in windows)
     alone = OnnxDecoder(folder, threads, room=longest)
@@ -94,7 +111,7 @@ def compare(
     if len(windows) > 1:
         for wanted_PV, got_PV in _padded(reference, folder, windows[:2], threads):
             ways[2].see(wanted_PV, got_PV, limits.tie)
-    offences = [line for way in ways for line in way.offences(limits)]
+    offences = [line for way in ways for line in way.offences(limits, config.kl or _KL)]
     if offences:
         raise ParityError(
             f"the built graph does not compute what the torch model does ({len(windows)} windows):\n"

@@ -49,9 +49,7 @@ class Operators:
         if name not in self.constants:
             tensor = value if isinstance(value, ir.LazyTensor) else ir.tensor(np.asarray(value, order="C"))
             tensor.name = name
-            one = ir.Value(
-                name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
+            one = ir.Value(name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
             self.constants[name] = one
         return self.constants[name]
 

@@ -22,7 +22,6 @@ from passes.export_onnx.decoder.building import DecoderGraph
 from passes.export_onnx.decoder.comparing import compare
 from passes.export_onnx.decoder.genai import write_genai_config
 from passes.export_onnx.decoder.weights import BLOCKS, Weights, block_size
-from passes.export_onnx.parity import limits_of
 
 if TYPE_CHECKING:
     from passes.export_onnx.step import ExportOnnxConfig
@@ -96,7 +95,6 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
     packed = is_packed(tree) or config.decoder.int8_tables
     asked = config.decoder.accuracy_level
     levels = [asked] if asked is not None else [_INTEGERS, _FLOATS] if packed else [_FLOATS]
-    limits = limits_of(config.parity, integers=packed)
     tried: dict[int, Any] = {}
     for level in levels:
         context.progress("build", 0, _STAGES, {})
@@ -114,7 +112,7 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
         kind = Kind.AWQ if is_packed(tree) else Kind.TORCH
         with open_session(kind, model, threads=context.threads) as reference:
             try:
-                tried[level] = compare(reference, out, windows, limits, context.threads)
+                tried[level] = compare(reference, out, windows, config.parity, context.threads, integers=packed)
             except ParityError as error:
                 if level == levels[-1]:
                     raise
