@@ -291,6 +291,34 @@ def bench(
 
 
 @app.command()
+def generate(
+    artifact: ArtifactPath,
+    prompt: Annotated[str, typer.Option(help="What you say; through the chat template where there is one.")],
+    max_tokens: Annotated[int, typer.Option(help="Of the answer.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0: always the best word.", min=0.0)] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Choose among words that have this share.", min=0.01, max=1.0)] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of the choice.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="Of the runtime.", min=1)] = os.cpu_count() or 1,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Talk to a language model: a torch, awq or onnx artifact, or a checkpoint's directory."""
+    from compressor.engine.generation import Sampling, model_at
+    from compressor.engine.generation import generate as generated
+    from compressor.reports import console
+
+    sampling = Sampling(max_tokens, temperature, top_p, seed)
+    said = (lambda _: None) if as_json else console.stream
+    found = generated(*model_at(artifact), prompt, sampling, threads=threads, raw=raw, said=said)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        console.render_generated(found)
+
+
+@app.command()
 def verify(
     paths: Annotated[list[Path] | None, typer.Argument(help="Artifacts, or a store.", metavar="PATH")] = None,
     as_json: Json = False,

@@ -17,6 +17,7 @@ from compressor.engine import events
 from compressor.engine.catalogue import CatalogueEntry
 from compressor.engine.comparison import Comparison
 from compressor.engine.doctor import Diagnosis
+from compressor.engine.generation import Generated
 from compressor.engine.plan import Plan
 from compressor.engine.sizes import ModelSizes
 from compressor.errors import CompressError
@@ -40,6 +41,21 @@ def listener(*, quiet: bool) -> Iterator[events.Listener]:
 def say(text: str) -> None:
     """One line."""
     _out.print(Text(text), soft_wrap=True)
+
+
+def stream(text: str) -> None:
+    """A piece of what a model says, at once."""
+    _out.print(text, end="", markup=False, soft_wrap=True)
+
+
+def render_generated(found: Generated) -> None:
+    """The end of what a model said, and how fast it was."""
+    _out.print()
+    decode = f", {found.decode_tokens_per_second:.0f} tokens/s" if found.decode_tokens_per_second else ""
+    _err.print(
+        f"[dim]{found.prompt_tokens} tokens of prompt, {found.prefill_tokens_per_second:.0f} tokens/s; "
+        f"{found.tokens} of answer{decode}; {'ended' if found.finished else 'cut'}[/dim]"
+    )
 
 
 def print_error(error: CompressError) -> None:
