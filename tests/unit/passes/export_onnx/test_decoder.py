@@ -1,0 +1,235 @@
+"""Built decoders of every architecture: what torch says, with the integers that were packed, usable by others."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from calibration.sources.arrays import ArrayDataset
+from compressor.artifacts.kinds import Kind
+from compressor.engine.contract import PassContext
+from compressor.errors import ParityError, RequirementError, UsageError
+from compressor.models.loading import load_module, save_module
+from compressor.models.packed.description import WeightGrid
+from compressor.models.packed.linear import packed_bits
+from compressor.models.transformers_checkpoint.family import Transformers
+from compressor.runtimes.onnx_decoder import OnnxDecoder
+from compressor.runtimes.session import open_session
+from passes.export_onnx.decoder import building
+from passes.export_onnx.decoder.weights import Weights, block_size, packed_bytes
+from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
+from tests.unit.passes.awq.test_awq import packed
+
+FAMILY = Transformers()
+TOKENS = np.random.default_rng(0).integers(3, 490, (4, 48))
+FIELDS = {"parity": {"data": "text"}}
+CALIBRATION = {"data": "text", "num_samples": 12, "batch_size": 4}
+
+
+def parent_in(folder, preset, tree=None):
+    torch.manual_seed(1)
+    config = FAMILY.presets[preset]
+    if tree is not None:
+        config = type(config).model_validate(config.model_dump() | tree)
+    module = FAMILY.build(config)
+    for weight in module.parameters():  # norms and biases that say something, scores that differ
+        weight.data = weight.data + 0.2 * torch.randn_like(weight) if weight.ndim == 1 else 3 * weight.data
+    save_module(module, "transformers", config, folder)
+    return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind=Kind.TORCH))
+
+
+def exported(parent, out, fields=FIELDS):
+    out.mkdir(parents=True)
+    notes = []
+    context = PassContext(
+        artifacts={}, data={"text": ArrayDataset({"input_ids": TOKENS}, ("input_ids",))}.__getitem__, work=out, seed=0,
+        threads=1, device="cpu", artifact_id="cd34", progress=lambda *_: None, note=notes.append,
+    )  # fmt: skip
+    config, step = ExportOnnxConfig.model_validate(fields), ExportOnnx()
+    step.requires(config, parent, context)
+    output = step.run(config, parent, out, context)
+    step.ensures(config, parent, out, context)
+    return output, notes
+
+
+def awq(parent, folder, **fields):
+    out, _ = packed(parent, folder, {"group_size": 32, "calibration": CALIBRATION, **fields})
+    return SimpleNamespace(model=out, manifest=SimpleNamespace(id="ef56", kind=Kind.AWQ))
+
+
+def initializers(folder):
+    return {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(folder / "model.onnx").graph.initializer}
+
+
+@pytest.mark.parametrize("preset", FAMILY.presets)
+def test_every_architecture_answers_as_torch_does(preset, tmp_path):
+    output, _ = exported(parent_in(tmp_path / "parent", preset), tmp_path / "out")
+    ways = {one["way"]: one for one in output.summary["parity"]}
+    assert set(ways) == {"windows", "token by token", "padded"}
+    assert all(one["max_abs"] < 1e-4 and one["same"] == 1 for one in ways.values())
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert sum(node.op_type == "GroupQueryAttention" for node in graph.node) == 3
+    assert {one.name for one in graph.input} >= {"input_ids", "attention_mask", "past_key_values.2.value"}
+
+
+def test_a_window_longer_than_the_sliding_one(tmp_path):
+    """Gemma's layers look 32 tokens back; the window has 48, and another 32 would be seen."""
+    parent = parent_in(tmp_path / "parent", "tiny-gemma3")
+    exported(parent, tmp_path / "out")
+    other = json.loads((tmp_path / "parent" / "config.json").read_text())
+    (tmp_path / "parent" / "config.json").write_text(json.dumps(other | {"sliding_window": 8}))
+    with open_session(Kind.ONNX, tmp_path / "out", threads=1) as ours:
+        said = ours.run({"input_ids": TOKENS})["logits"]
+    with open_session(Kind.TORCH, parent.model, threads=1) as theirs:
+        assert np.abs(said - theirs.run({"input_ids": TOKENS})["logits"]).max() > 1e-2
+
+
+@pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-gemma3", "tiny-glm4v"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"format": "compressed-tensors", "symmetric": True}, {"format": "compressed-tensors", "bits": 8}],
+    ids=["gemm", "symmetric", "8 bits"],
+)
+def test_the_integers_are_carried_over_as_they_are(preset, fields, tmp_path):
+    parent = awq(parent_in(tmp_path / "parent", preset), tmp_path, **fields)
+    output, _ = exported(parent, tmp_path / "onnx", {**FIELDS, "decoder": {"accuracy_level": 1}})
+    assert max(one["max_abs"] for one in output.summary["parity"]) < 1e-3
+    tree = json.loads((parent.model / "config.json").read_text())
+    weights, found = Weights(parent.model, tree), initializers(tmp_path / "onnx")
+    root = (FAMILY.presets[preset].tree.get("text_config") and "model.language_model") or "model"
+    names = [one for one in found if one.endswith(".data") and one.startswith("layers.")]
+    assert len(names) == 12
+    for name in names:
+        site, _, linears = name.removesuffix(".data").rpartition(".")
+        parts = linears.removesuffix("_proj").split("_proj_")
+        one = [weights.packed(f"{root}.{site}.{part}_proj") for part in parts]
+        bits = one[0].grid.bits
+        each = 8 // bits
+        spread = np.stack([found[name] >> (bits * place) & (2**bits - 1) for place in range(each)], axis=-1)
+        assert np.array_equal(spread.reshape(len(spread), -1), torch.cat([p.integers_OI for p in one]).numpy())
+        scales = found[name.replace(".data", ".scales")]
+        assert np.array_equal(scales, torch.cat([p.scales_OG for p in one]).numpy())
+        zeros = name.replace(".data", ".zeros")
+        assert (zeros in found) == (not one[0].grid.symmetric)
+
+
+def test_integers_of_the_activations_only_where_they_are_near_enough(tmp_path):
+    parent = awq(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path)
+    output, notes = exported(parent, tmp_path / "usual")
+    assert output.summary["accuracy_level"] == 4
+    assert not notes
+    output, notes = exported(parent, tmp_path / "strict", {"parity": {"data": "text", "kl": 1e-7}})
+    assert output.summary["accuracy_level"] == 1
+    assert "KL" in notes[0]
+    with pytest.raises(ParityError, match="KL"):
+        exported(parent, tmp_path / "never", {"parity": {"data": "text", "kl": 1e-7}, "decoder": {"accuracy_level": 4}})
+
+
+def test_tables_in_8_bits_are_stored_once(tmp_path):
+    parent = parent_in(tmp_path / "parent", "tiny-llama")
+    exported(parent, tmp_path / "whole")
+    output, _ = exported(parent, tmp_path / "small", {**FIELDS, "decoder": {"int8_tables": True, "accuracy_level": 1}})
+    assert max(one["kl"] for one in output.summary["parity"]) < 1e-3
+    found = initializers(tmp_path / "small")
+    assert found["head.data"].shape == (512, 1, 64)
+    assert not [name for name, value in found.items() if value.size == 512 * 64 and name != "head.data"]
+    assert "embed_tokens" in initializers(tmp_path / "whole")
+    with pytest.raises(RequirementError, match="int8_tables"):
+        tree = {"hidden_size": 72, "num_attention_heads": 6}
+        exported(
+            parent_in(tmp_path / "odd", "tiny-llama", tree),
+            tmp_path / "no",
+            {**FIELDS, "decoder": {"int8_tables": True}},
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"format": "compressed-tensors", "bits": 3}, "3 bits"),
+        ({"format": "compressed-tensors", "group_size": 8, "symmetric": True}, "groups of 8"),
+    ],
+)
+def test_integers_that_the_operator_cannot_hold_are_refused_before_anything_is_built(fields, told, tmp_path):
+    parent = awq(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path, **fields)
+    with pytest.raises(RequirementError, match=told) as refused:
+        exported(parent, tmp_path / "onnx")
+    assert str(refused.value).count("_proj") >= 12
+    assert not (tmp_path / "onnx" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("tree", "fields", "told"),
+    [
+        ({"hidden_act": "relu"}, {}, "the activation relu"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, {}, "kind dynamic"),
+        ({}, {"decoder": {"context_length": 513}}, "512 positions"),
+    ],
+)
+def test_what_is_not_built_is_named(tree, fields, told, tmp_path):
+    with pytest.raises(RequirementError, match=told):
+        exported(parent_in(tmp_path / "parent", "tiny-llama", tree), tmp_path / "out", FIELDS | fields)
+
+
+def test_a_wrong_graph_is_no_result(tmp_path, monkeypatch):
+    """A builder that forgets a part: every way of running it is compared."""
+    monkeypatch.setattr(building.DecoderGraph, "_normed", lambda self, x, name: x)
+    with pytest.raises(ParityError) as refused:
+        exported(parent_in(tmp_path / "parent", "tiny-qwen3"), tmp_path / "out")
+    assert all(way in str(refused.value) for way in ("windows", "token by token", "padded"))
+
+
+def test_others_run_it_with_onnx_runtime_alone(tmp_path):
+    parent = parent_in(tmp_path / "parent", "tiny-qwen2")
+    exported(parent, tmp_path / "out")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", options)
+    told = json.loads((tmp_path / "out" / "genai_config.json").read_text())["model"]
+    inside, outside = told["decoder"]["inputs"], told["decoder"]["outputs"]
+    layers, heads, width = (told["decoder"][f"{n}"] for n in ("num_hidden_layers", "num_key_value_heads", "head_size"))
+    parts = [(i, k) for i in range(layers) for k in ("key", "value")]
+    state = {
+        inside[f"past_{k}_names"].replace("%d", str(i)): np.zeros((1, heads, 0, width), np.float32) for i, k in parts
+    }
+    names = [one.name for one in session.get_outputs()]
+    module, ids = load_module(parent.model), [5, 6, 7]
+    for _ in range(6):
+        known = next(iter(state.values())).shape[2]
+        feeds = {"input_ids": np.array([ids[known:]]), "attention_mask": np.ones((1, len(ids)), np.int64), **state}
+        said = dict(zip(names, session.run(None, feeds), strict=True))
+        state = {
+            inside[f"past_{k}_names"].replace("%d", str(i)): said[outside[f"present_{k}_names"].replace("%d", str(i))]
+            for i, k in parts
+        }
+        ids.append(int(said[outside["logits"]][0, -1].argmax()))
+    theirs = module.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=6, do_sample=False, eos_token_id=None)
+    assert theirs[0].tolist() == ids
+
+
+def test_a_decoder_forgets_and_has_only_so_much_room(tmp_path):
+    exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out")
+    decoder = OnnxDecoder(tmp_path / "out", 1, room=10)
+    first = decoder.feed(TOKENS[:1, :8]).copy()
+    assert first.shape == (1, 1, 512)
+    decoder.feed(TOKENS[:1, 8:10])
+    with pytest.raises(UsageError, match="11 tokens, and there is room for 10"):
+        decoder.feed(TOKENS[:1, 10:11])
+    decoder.start()
+    assert np.array_equal(decoder.feed(TOKENS[:1, :8]), first)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_bytes_hold_the_first_integer_lowest(bits):
+    values = torch.randint(0, 1 << bits, (5, 64), dtype=torch.uint8)
+    assert torch.equal(packed_bytes(values, bits), packed_bits(values, bits).view(torch.uint8))
+    assert packed_bytes(values[:, :3], bits).shape == (5, -(-3 * bits // 8))
+
+
+def test_blocks_are_as_large_as_groups_allow():
+    sizes = {group: block_size(WeightGrid(group_size=group), 192) for group in (-1, 96, 64, 32, 24)}
+    assert sizes == {-1: 64, 96: 32, 64: 64, 32: 32, 24: 0}
