@@ -21,9 +21,9 @@ SPECIAL = {
     "<user>": 1, "<assistant>": 2, "<end>": 3,
 }  # fmt: skip
 TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}> {% for part in message.content %}{% if part.type == 'image' %}"
-    "<|begin_of_image|><|image|><|end_of_image|> {% else %}{{ part.text }} {% endif %}{% endfor %}<end> {% endfor %}"
-    "{% if add_generation_prompt %}<assistant> {% endif %}"
+    "{% for message in messages %}<{{ message.role }}> {% if message.content is string %}{{ message.content }} {% else %}"
+    "{% for part in message.content %}{% if part.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|> {% else %}"
+    "{{ part.text }} {% endif %}{% endfor %}{% endif %}<end> {% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
 )
 
 
