@@ -1,0 +1,151 @@
+"""One engine in a process of its own, for ``decode.py``: it reads a JSON command a line, and answers with one.
+
+    python benchmarks/decode_worker.py ours|torch|genai|llama.cpp PATH THREADS
+    python benchmarks/decode_worker.py requantize FROM.gguf TO.gguf          (llama.cpp: to Q4_0)
+
+It runs in the interpreter that has the engine; only ``ours`` and ``torch`` need this repository.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+
+class Ours:
+    def __init__(self, path: str, threads: int) -> None:
+        from compressor.runtimes.onnx_decoder import OnnxDecoder
+
+        self.decoder = OnnxDecoder(Path(path), threads, room=1024)
+        self.start = self.decoder.start
+
+    def feed(self, ids: list[int]) -> int:
+        return int(self.decoder.feed(np.array([ids]))[0, -1].argmax())
+
+    def scores(self, ids: list[int]) -> Array:
+        self.start()
+        return self.decoder.feed(np.array([ids]), keep=0)[0]
+
+
+class Torch:
+    def __init__(self, path: str, threads: int) -> None:
+        import torch
+
+        from compressor.models.loading import load_module
+
+        torch.set_num_threads(threads)
+        self.torch, self.module = torch, load_module(Path(path))
+
+    def start(self) -> None:
+        from transformers import DynamicCache
+
+        self.cache = DynamicCache()
+
+    def feed(self, ids: list[int]) -> int:
+        with self.torch.inference_mode():
+            given = {"past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
+            return int(self.module(input_ids=self.torch.tensor([ids]), **given)["logits"][0, -1].argmax())
+
+    def scores(self, ids: list[int]) -> Array:
+        with self.torch.inference_mode():
+            return self.module(input_ids=self.torch.tensor([ids]))["logits"][0].float().numpy()
+
+
+class Genai:
+    def __init__(self, path: str, threads: int) -> None:
+        import onnxruntime_genai as og
+
+        config = og.Config(path)
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        self.og, self.model = og, og.Model(config)
+
+    def start(self) -> None:
+        parameters = self.og.GeneratorParams(self.model)
+        parameters.set_search_options(max_length=1024, do_sample=False)
+        self.generator = self.og.Generator(self.model, parameters)
+
+    def feed(self, ids: list[int]) -> int:
+        self.generator.append_tokens(np.array(ids, dtype=np.int32))
+        return int(self.generator.get_logits()[0, -1].argmax())
+
+    def scores(self, ids: list[int]) -> Array:
+        self.start()
+        self.generator.append_tokens(np.array(ids, dtype=np.int32))
+        return self.generator.get_output("logits")[0]
+
+
+class LlamaCpp:
+    def __init__(self, path: str, threads: int) -> None:
+        from llama_cpp import Llama
+
+        given = {"n_ctx": 1024, "n_threads": threads, "n_threads_batch": threads, "verbose": False, "n_batch": 512}
+        self.model, self.path, self.given = Llama(path, **given), path, given
+        self.start = self.model.reset
+
+    def feed(self, ids: list[int]) -> int:
+        import llama_cpp
+
+        self.model.eval(ids)
+        row = llama_cpp.llama_get_logits_ith(self.model.ctx, -1)
+        return int(np.ctypeslib.as_array(row, shape=(self.model.n_vocab(),)).argmax())
+
+    def scores(self, ids: list[int]) -> Array:
+        from llama_cpp import Llama
+
+        whole = Llama(self.path, logits_all=True, **self.given)
+        whole.eval(ids)
+        return np.array(whole.scores[: len(ids)])
+
+
+ENGINES: dict[str, Any] = {"ours": Ours, "torch": Torch, "genai": Genai, "llama.cpp": LlamaCpp}
+
+
+def requantize(source: str, target: str) -> None:
+    import llama_cpp
+
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
+    if llama_cpp.llama_model_quantize(source.encode(), target.encode(), parameters):
+        sys.exit("llama.cpp does not quantize it")
+
+
+def main() -> None:
+    if sys.argv[1] == "requantize":
+        requantize(*sys.argv[2:])
+        return
+    kind, path, threads = sys.argv[1:]
+    engine = ENGINES[kind](path, int(threads))
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        ids = command["ids"]
+        if "scores" in command:
+            np.save(command["scores"], np.asarray(engine.scores(ids), dtype=np.float32))
+            print(json.dumps({}), flush=True)
+            continue
+        engine.start()
+        begun = time.perf_counter()
+        word = engine.feed(ids)
+        first = time.perf_counter()
+        for _ in range(command["new"]):
+            word = engine.feed([word])
+        ended = time.perf_counter()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(
+            json.dumps(
+                {"prefill": len(ids) / (first - begun), "decode": command["new"] / (ended - first), "peak": peak}
+            ),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
