@@ -13,7 +13,7 @@ from compressor.config.record import DataName, Record
 from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
 
 _BASE_MEMORY_BYTES = 900_000_000  # torch, the exporter, ONNX Runtime
-_COPIES = 4  # torch's weights, the graph's, the serialized file, the runtime's
+_COPIES = 3  # beside torch's: the graph's weights, the serialized file, the runtime's
 _BASE_SECONDS = 20.0
 _GRAPH_BYTES = 100_000
 
@@ -92,9 +92,12 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
         """The weights as they are, and a graph; tracing takes most of the time."""
         if parent.parameters is None:
             return Estimate(model=parent)
-        weights = parent.size_bytes or 4 * parent.parameters
+        reference = 4 * parent.parameters  # torch's, in float32
+        weights = parent.size_bytes or reference
         facts = ModelFacts(parent.family, parent.config, parent.parameters, parent.macs, weights + _GRAPH_BYTES)
-        return Estimate(facts, _BASE_SECONDS + 3e-9 * weights, _BASE_MEMORY_BYTES + _COPIES * weights, facts.size_bytes)
+        return Estimate(
+            facts, _BASE_SECONDS + 3e-9 * weights, _BASE_MEMORY_BYTES + reference + _COPIES * weights, facts.size_bytes
+        )
 
     def requires(self, config: ExportOnnxConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
         """The model can be opened, has the dimensions that the config names, and its weights are finite."""

@@ -233,3 +233,21 @@ def test_bytes_hold_the_first_integer_lowest(bits):
 def test_blocks_are_as_large_as_groups_allow():
     sizes = {group: block_size(WeightGrid(group_size=group), 192) for group in (-1, 96, 64, 32, 24)}
     assert sizes == {-1: 64, 96: 32, 64: 64, 32: 32, 24: 0}
+
+
+def test_weights_of_a_large_model_lie_beside_the_graph(tmp_path):
+    parent = parent_in(tmp_path / "parent", "tiny-llama")
+    output, _ = exported(parent, tmp_path / "out", {**FIELDS, "external_data_threshold_mb": 0})
+    assert output.summary["external_data"]
+    assert (tmp_path / "out" / "model.onnx").stat().st_size < 0.2 * (
+        tmp_path / "out" / "model.onnx.data"
+    ).stat().st_size
+    whole, _ = exported(parent, tmp_path / "whole")
+    assert whole.summary["parity"] == output.summary["parity"]
+
+
+def test_building_twice_gives_the_same_bytes(tmp_path):
+    parent = awq(parent_in(tmp_path / "parent", "tiny-gemma3"), tmp_path)
+    for name in ("one", "two"):
+        exported(parent, tmp_path / name, {**FIELDS, "decoder": {"int8_tables": True}})
+    assert (tmp_path / "one" / "model.onnx").read_bytes() == (tmp_path / "two" / "model.onnx").read_bytes()
