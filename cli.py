@@ -19,7 +19,11 @@ import typer
 from compressor.errors import CompressError, DamagedArtifactError, GateError, Interrupted, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compressor.artifacts.runs import GateResult
     from compressor.artifacts.store import Artifact
+    from compressor.data.contract import SourceContext
     from compressor.engine.pipeline import Pipeline
     from compressor.engine.plan import Plan
 
@@ -274,6 +278,41 @@ def report(
         console.render_run(run_report, folder)
 
 
+@app.command()
+def gate(
+    target: Annotated[Path, typer.Argument(help="A run, a store (its last run), or an artifact.", metavar="RUN")],
+    against: Annotated[
+        Path, typer.Option(help="A run, a store, an artifact, or a run's ladder.json.", metavar="BASELINE")
+    ],
+    limits: Annotated[
+        list[str] | None,
+        typer.Option("--limit", help="top1:max_drop=0.01; without any, nothing may be shown to be worse."),
+    ] = None,
+    pipeline: Annotated[
+        Path | None,
+        typer.Option("--pipeline", "-p", help="Judge its `gates:`, and measure latency again as its `evaluate:` says."),
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML there.")] = None,
+    sets: Sets = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """Judge a run against a baseline; exit code 3 when a gate fails."""
+    from compressor.engine.gating import gate_against
+    from compressor.reports import console
+    from compressor.reports.gated import record_gates
+
+    loaded = _load(pipeline, sets)
+    with console.listener(quiet=as_json) as listener:
+        gated = gate_against(target, against, limits or (), loaded, _sources(loaded, allow_code), listener)
+    record_gates(gated, junit)
+    if as_json:
+        _print_json([one.model_dump(mode="json") for one in gated.gates])
+    else:
+        console.render_gates(gated.gates)
+    _exit_by(gated.gates)
+
+
 @app.command(name="eval")
 def evaluate(
     artifact: ArtifactPath, pipeline: Borrow, sets: Sets = None, allow_code: AllowCode = False, as_json: Json = False
@@ -379,13 +418,11 @@ def schema() -> None:
 
 def _plan(pipeline: Pipeline, output_dir: Path, seed: int | None, device: str, allow_code: bool) -> Plan:
     from compressor.artifacts.store import Store as ArtifactStore
-    from compressor.data.contract import SourceContext
     from compressor.engine.plan import make_plan
 
     if device not in {"cpu", "cuda"}:
         raise UsageError(f"--device {device}: there is no such device", remedy="cpu or cuda")
-    context = SourceContext(pipeline.base, allow_code)
-    return make_plan(pipeline, ArtifactStore(output_dir), context, seed=seed, device=device)
+    return make_plan(pipeline, ArtifactStore(output_dir), _sources(pipeline, allow_code), seed=seed, device=device)
 
 
 def _show_plan(made: Plan, as_json: bool) -> None:
@@ -436,9 +473,25 @@ def _carry_out(
         _print_json(run_as_json(folder, run_report))
     else:
         console.render_run(run_report, folder)
-    failed = [gate for gate in result.gates if not gate.passed]
+    _exit_by(result.gates)
+
+
+def _exit_by(gates: Sequence[GateResult]) -> None:
+    failed = [one for one in gates if not one.passed]
     if failed:
-        raise GateError("\n".join(f"{gate.step}: {gate.gate}: {gate.reason}" for gate in failed))
+        raise GateError("\n".join(f"{one.step}: {one.gate}: {one.reason}" for one in failed))
+
+
+def _load(pipeline: Path | None, sets: list[str] | None) -> Pipeline | None:
+    from compressor.engine.pipeline import load_pipeline
+
+    return load_pipeline(pipeline, sets or ()) if pipeline is not None else None
+
+
+def _sources(pipeline: Pipeline | None, allow_code: bool) -> SourceContext:
+    from compressor.data.contract import SourceContext
+
+    return SourceContext(pipeline.base if pipeline is not None else Path.cwd(), allow_code)
 
 
 def _measure(

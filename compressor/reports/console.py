@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.artifacts.manifest import Manifest, Metric
+from compressor.artifacts.runs import GateResult
 from compressor.artifacts.store import Artifact
 from compressor.engine import events
 from compressor.engine.catalogue import CatalogueEntry
@@ -21,6 +22,7 @@ from compressor.engine.plan import Plan
 from compressor.engine.sizes import ModelSizes
 from compressor.errors import CompressError
 from compressor.reports import formats, progress
+from compressor.reports.gate_rows import COLUMNS, gate_row
 from compressor.reports.ladder import Ladder, LadderRow
 from compressor.reports.run import RunReport
 
@@ -102,12 +104,12 @@ def _cell(row: LadderRow, name: str) -> Text:
     return text
 
 
-def render_gates(gates: Sequence[events.GateResult]) -> None:
-    """Every gate with its verdict."""
-    table = _table("gate", "step", "verdict", "why")
+def render_gates(gates: Sequence[GateResult]) -> None:
+    """Every gate: what was found, its interval, the limit, the verdict."""
+    table = _table(*COLUMNS)
     for gate in gates:
-        verdict = Text("passed", style="green") if gate.passed else Text("failed", style="bold red")
-        table.add_row(Text(gate.gate), Text(gate.step), verdict, Text(gate.reason))
+        *cells, verdict = gate_row(gate).cells
+        table.add_row(*map(Text, cells), Text(verdict, style="green" if gate.passed else "bold red"))
     _out.print(table)
 
 

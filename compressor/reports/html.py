@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.artifacts.manifest import Manifest, Metric
 from compressor.evaluation.records import Measurement
 from compressor.reports import charts, facts, formats
+from compressor.reports.gate_rows import gate_row
 from compressor.reports.ladder import Ladder, LadderRow
 from compressor.reports.markdown import change_text, tone
 from compressor.reports.run import RunReport
@@ -59,6 +60,7 @@ def run_html(report: RunReport, folder: Path, digest: str) -> str:
     return _page(
         "run.html.j2",
         report=report,
+        gates=[(gate, gate_row(gate)) for gate in report.gates],
         ladder=ladder,
         digest=digest,
         figures=_run_figures(report),

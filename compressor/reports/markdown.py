@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from compressor.artifacts.manifest import Manifest, Metric
-from compressor.engine.events import GateResult
+from compressor.artifacts.runs import GateResult
 from compressor.evaluation.records import Measurement
 from compressor.reports import facts, formats
+from compressor.reports.gate_rows import COLUMNS, gate_row
 from compressor.reports.ladder import Change, Ladder, LadderRow
 from compressor.reports.run import RunReport
 
@@ -83,8 +84,7 @@ def ladder_table(ladder: Ladder) -> str:
 
 def gates_table(gates: Sequence[GateResult]) -> str:
     """Every gate with its verdict."""
-    rows = [("passed" if gate.passed else "FAILED", gate.step, gate.gate, gate.reason) for gate in gates]
-    return table(("verdict", "step", "gate", "found"), rows)
+    return table(COLUMNS, [gate_row(gate).cells for gate in gates])
 
 
 def change_text(change: Change, unit: str) -> str:

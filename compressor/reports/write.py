@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
 from compressor.artifacts.manifest import Manifest
+from compressor.engine.figures import LADDER, SAMPLES, samples_of
 from compressor.evaluation.records import Measurement
 from compressor.reports import facts
 from compressor.reports.junit import run_junit
@@ -39,13 +39,15 @@ def write_artifact_reports(folder: Path, manifest: Manifest, measurement: Measur
 
 
 def write_run_reports(folder: Path, report: RunReport) -> bool:
-    """Write ``ladder.json``, ``gates.json``, ``junit.xml`` and, unless they already tell the same, the two pages.
+    """Write ladder, samples, gates and JUnit XML and, unless they already tell the same, the two pages.
 
     Returns whether the pages were drawn.
     """
-    _write(folder / "ladder.json", _json(report.ladder))
-    _write(folder / "gates.json", json.dumps([dataclasses.asdict(gate) for gate in report.gates], indent=1))
+    _write(folder / LADDER, _json(report.ladder))
+    _write(folder / "gates.json", json.dumps([gate.model_dump(mode="json") for gate in report.gates], indent=1))
     _write(folder / "junit.xml", run_junit(report))
+    kept = {step.step: found for step in report.steps if (found := samples_of(step.artifact)) is not None}
+    _write(folder / SAMPLES, json.dumps({step: one.model_dump() for step, one in kept.items()}, separators=(",", ":")))
     digest = report.digest()
     if pages_tell(folder, digest):
         return False

@@ -14,7 +14,7 @@ import pytest
 from tests.unit.runtimes.test_onnx_lint import graph
 
 COMMANDS = (
-    "run", "plan", "validate", "init", "pass", "passes", "show", "compare", "report", "eval", "bench", "lint", "verify",
+    "run", "plan", "validate", "init", "pass", "passes", "show", "compare", "report", "gate", "eval", "bench", "lint", "verify",
     "gc", "doctor", "schema",
 )  # fmt: skip
 
