@@ -246,18 +246,29 @@ def show(
 def compare(
     a: ArtifactPath,
     b: Annotated[Path, typer.Argument(help="Another artifact.", metavar="ARTIFACT")],
+    pipeline: Annotated[
+        Path | None, typer.Option("--pipeline", "-p", help="Compare layer by layer on samples of its `data:`.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="The set; by default that of `evaluate.accuracy`.")] = None,
+    samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 16,
+    sets: Sets = None,
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
-    """Compare two artifacts: metrics, sizes, and all that differs in how they were made."""
-    from compressor.artifacts.store import open_artifact
-    from compressor.engine.comparison import compare as compare_artifacts
-    from compressor.reports import console
+    """Compare two artifacts: metrics, sizes, all that differs in how they were made, tensors, and layer by layer."""
+    from compressor.engine.comparison import compare_deeply
+    from compressor.engine.runner import load_given
+    from compressor.reports import console, deep
 
-    comparison = compare_artifacts(open_artifact(a), open_artifact(b))
+    loaded = _load(pipeline, sets)
+    comparison = compare_deeply(load_given(a), load_given(b), loaded, _sources(loaded, allow_code), data, samples)
     if as_json:
         _print_json(comparison.model_dump(mode="json"))
     else:
         console.render_compare(comparison)
+        deep.render_tensors(comparison.tensors)
+        if comparison.layers is not None:
+            deep.render_layers(comparison.layers)
 
 
 @app.command()
@@ -311,6 +322,37 @@ def gate(
     else:
         console.render_gates(gated.gates)
     _exit_by(gated.gates)
+
+
+@app.command()
+def bisect(
+    target: Annotated[Path, typer.Argument(help="A run's directory, or a store (its last run).", metavar="RUN")],
+    pipeline: Borrow,
+    metric: Annotated[str, typer.Option(help="What was lost.")] = "top1",
+    step: Annotated[str | None, typer.Option(help="The end of the chain; by default the last step.")] = None,
+    within: Annotated[str | None, typer.Option(help="Look for the layer in this step.")] = None,
+    samples: Annotated[int, typer.Option(help="How many samples decide.", min=1)] = 256,
+    each: Annotated[bool, typer.Option("--each", help="Put layers back one at a time, not by halves.")] = False,
+    sets: Sets = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """Find the pass, and then the layer, that lost an accuracy."""
+    from compressor.engine.bisecting import bisect as search
+    from compressor.engine.events import StepProgress
+    from compressor.engine.pipeline import load_pipeline
+    from compressor.reports import console, deep
+
+    loaded = load_pipeline(pipeline, sets or ())
+    with console.listener(quiet=as_json) as listener:
+        found = search(
+            target, metric, loaded, _sources(loaded, allow_code), step=step, within=within, samples=samples, each=each,
+            progress=lambda what, done, total: listener(StepProgress("bisect", what, done, total)),
+        )  # fmt: skip
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        deep.render_bisection(found)
 
 
 @app.command(name="eval")

@@ -272,6 +272,16 @@ def render_compare(comparison: Comparison) -> None:
         _out.print(table)
 
 
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left_out: int = 0) -> None:
+    """Rows of text, and how many more there are."""
+    table = _table(*columns)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    _out.print(table)
+    if left_out:
+        say(f"… and {left_out} more (--json tells them)")
+
+
 def render_verify(found: Mapping[Path, str | None]) -> None:
     """Each artifact with its verdict."""
     for path, problem in found.items():

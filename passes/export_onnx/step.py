@@ -62,7 +62,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     """
 
     name = "export-onnx"
-    version = 3
+    version = 4
     accepts = frozenset({Kind.TORCH, Kind.QUANTIZED})
     produces = Kind.ONNX
     Config = ExportOnnxConfig
