@@ -325,6 +325,49 @@ def gate(
 
 
 @app.command()
+def history(
+    output_dir: Store = DEFAULT_STORE,
+    name: Annotated[str | None, typer.Option("--name", help="Only runs of the pipeline of this name.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Follow one metric over the runs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the runs of a store with their ladders, or follow one metric over them."""
+    from compressor.engine.history import history as history_of
+    from compressor.reports import second_looks
+
+    runs = history_of(output_dir, name)
+    if as_json:
+        _print_json([run.model_dump(mode="json") for run in runs])
+    elif metric is not None:
+        second_looks.render_followed(runs, metric)
+    else:
+        second_looks.render_history(runs)
+
+
+@app.command()
+def gain(
+    target: Annotated[Path, typer.Argument(help="A run's directory, or a store (its last run).", metavar="RUN")],
+    pipeline: Borrow,
+    seconds: Annotated[float, typer.Option(help="At most so many to time one pair of models in turns.", min=1)] = 30,
+    sets: Sets = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """What each step won in bytes, arithmetic and time, and where it is not faster, why."""
+    from compressor.engine.gaining import gains
+    from compressor.engine.pipeline import BudgetConfig, load_pipeline
+    from compressor.reports import console, second_looks
+
+    loaded = load_pipeline(pipeline, sets or ())
+    with console.listener(quiet=as_json) as listener:
+        found = gains(target, loaded, _sources(loaded, allow_code), BudgetConfig(seconds=seconds), listener)
+    if as_json:
+        _print_json([one.model_dump(mode="json") for one in found])
+    else:
+        second_looks.render_gains(found)
+
+
+@app.command()
 def bisect(
     target: Annotated[Path, typer.Argument(help="A run's directory, or a store (its last run).", metavar="RUN")],
     pipeline: Borrow,

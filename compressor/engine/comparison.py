@@ -83,13 +83,18 @@ def compare_deeply(
         found = found.model_copy(update={"tensors": tensor_differences(*models)})
     if pipeline is None:
         return found
-    batch = _samples(pipeline, context, data, samples)
+    batch = samples_of_set(pipeline, context, data, samples)
     threads = pipeline.config.threads
     left, right = (open_layers(kind, model, threads) for kind, model in models)
     return found.model_copy(update={"layers": compare_layers(left, right, batch)})
 
 
-def _samples(pipeline: Pipeline, context: SourceContext, data: str | None, samples: int) -> Batch:
+def samples_of_set(pipeline: Pipeline, context: SourceContext, data: str | None, samples: int) -> Batch:
+    """The first samples of a set, by default that of ``evaluate.accuracy``, as one batch.
+
+    Raises:
+        UsageError: there is no such set, or nothing in it.
+    """
     accuracy = pipeline.config.evaluate.accuracy
     name = data or (accuracy.data if accuracy else None)
     if name is None or name not in pipeline.data:

@@ -100,14 +100,14 @@ def figures_at(path: Path) -> dict[str, Figures]:
         one = Figures.of(open_artifact(path))
         return {one.name: one}
     if path.suffix == ".json" and path.name != RECORD:
-        return _ladder(path)
+        return figures_of_ladder(path)
     if (path / LADDER).is_file() and not (path / RECORD).is_file():
-        return _ladder(path / LADDER)
+        return figures_of_ladder(path)
     folder, record = find_run(path)
     root = folder.parent.parent
     if all((root / step.artifact / MANIFEST).is_file() for step in record.steps):
         return {step.name: Figures.of(open_artifact(root / step.artifact), step.name) for step in record.steps}
-    return _ladder(folder / LADDER)
+    return figures_of_ladder(folder)
 
 
 def counterpart(baseline: Mapping[str, Figures], step: str) -> Figures:
@@ -115,7 +115,9 @@ def counterpart(baseline: Mapping[str, Figures], step: str) -> Figures:
     return baseline.get(step) or list(baseline.values())[-1]
 
 
-def _ladder(file: Path) -> dict[str, Figures]:
+def figures_of_ladder(path: Path) -> dict[str, Figures]:
+    """Step to figures, from a ``ladder.json`` or the folder that holds one. Raises as ``figures_at``."""
+    file = path / LADDER if path.is_dir() else path
     if not file.is_file():
         raise UsageError(f"{file} is not there", remedy="name an artifact, a run, a store, or a run's ladder.json")
     try:
