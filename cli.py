@@ -48,6 +48,9 @@ AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the Python fi
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Borrow = Annotated[Path, typer.Option("--pipeline", "-p", help="Take `data:` and `evaluate:` from this file.")]
 ArtifactPath = Annotated[Path, typer.Argument(help="An artifact's directory.", metavar="ARTIFACT")]
+PublicKey = Annotated[
+    Path | None, typer.Option("--key", help="A public Ed25519 key, PEM; else from AUTOGLM_COMPRESS_PUBLIC_KEY.")
+]
 DEFAULT_STORE = Path("artifacts")
 
 
@@ -417,13 +420,17 @@ def bench(
 @app.command()
 def verify(
     paths: Annotated[list[Path] | None, typer.Argument(help="Artifacts, or a store.", metavar="PATH")] = None,
+    signature: Annotated[bool, typer.Option("--signature", help="They must be signed, too.")] = False,
+    key: PublicKey = None,
     as_json: Json = False,
 ) -> None:
     """Check every file of artifacts against their manifests; exit code 4 when one is damaged."""
+    from compressor.artifacts.signing import check_signature
     from compressor.artifacts.store import verify_all
     from compressor.reports import console
 
-    found = verify_all(paths or [DEFAULT_STORE])
+    also = partial(check_signature, key=key) if signature else lambda _: None
+    found = verify_all(paths or [DEFAULT_STORE], also)
     if as_json:
         _print_json({str(path): problem for path, problem in found.items()})
     else:
@@ -431,6 +438,61 @@ def verify(
     damaged = [path for path, problem in found.items() if problem is not None]
     if damaged:
         raise typer.Exit(DamagedArtifactError.exit_code)
+
+
+@app.command()
+def sign(
+    artifact: ArtifactPath,
+    key: Annotated[
+        Path | None, typer.Option(help="A private Ed25519 key, PEM; else from AUTOGLM_COMPRESS_PRIVATE_KEY.")
+    ] = None,
+) -> None:
+    """Sign an artifact's manifest, and with it the hash of every file."""
+    from compressor.artifacts import signing
+    from compressor.engine.runner import load_given
+    from compressor.reports import console
+
+    console.say(f"wrote {signing.sign(load_given(artifact).path, key)}")
+
+
+@app.command()
+def export(artifact: ArtifactPath, archive: Annotated[Path, typer.Argument(help="out.tar.zst")]) -> None:
+    """Write an artifact, verified, as one .tar.zst file."""
+    from compressor.artifacts.archive import export_artifact
+    from compressor.artifacts.store import open_artifact
+    from compressor.reports import console
+
+    console.say(f"wrote {archive}, {export_artifact(open_artifact(artifact), archive)} bytes")
+
+
+@app.command(name="import")
+def import_(
+    archive: Annotated[Path, typer.Argument(help="What `export` wrote.")],
+    output_dir: Store = DEFAULT_STORE,
+    signature: Annotated[bool, typer.Option("--signature", help="It must be signed.")] = False,
+    key: PublicKey = None,
+) -> None:
+    """Put an exported artifact into a store; what is not as its manifest says is refused, with exit code 4."""
+    from compressor.artifacts.archive import import_artifact
+    from compressor.artifacts.store import Store as ArtifactStore
+    from compressor.reports import console
+
+    artifact, new = import_artifact(archive, ArtifactStore(output_dir), key, signed=signature)
+    console.say(f"{artifact.path}" + ("" if new else " was there already, verified"))
+
+
+@app.command()
+def sbom(file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("sbom.cdx.json")) -> None:
+    """Write a CycloneDX bill of all that is installed here."""
+    from compressor.artifacts.errors_from_os import writing
+    from compressor.artifacts.files import write_atomic
+    from compressor.engine.sbom import environment_sbom
+    from compressor.reports import console
+
+    told = environment_sbom()
+    with writing(file):
+        write_atomic(file, json.dumps(told, indent=1).encode())
+    console.say(f"wrote {file}, {len(told['components'])} packages")
 
 
 @app.command()
