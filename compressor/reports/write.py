@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
 from compressor.artifacts.manifest import Manifest
+from compressor.artifacts.store import MODEL
 from compressor.engine.figures import LADDER, SAMPLES, samples_of
 from compressor.evaluation.records import Measurement
 from compressor.reports import facts
@@ -34,8 +35,8 @@ def write_artifact_reports(folder: Path, manifest: Manifest, measurement: Measur
             _write(folder / facts.ACCURACY_FILE, _json(measurement.accuracy))
         if measurement.latency is not None:
             _write(folder / facts.LATENCY_FILE, _json(measurement.latency))
-    _write(folder / "report.md", artifact_markdown(manifest, measurement, command))
-    _write(folder / "report.html", artifact_html(manifest, measurement, command))
+    _write(folder / "report.md", artifact_markdown(manifest, measurement, command, folder / MODEL))
+    _write(folder / "report.html", artifact_html(manifest, measurement, command, folder / MODEL))
 
 
 def write_run_reports(folder: Path, report: RunReport) -> bool:
