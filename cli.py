@@ -95,9 +95,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a pipeline: build what is missing, measure it, report, and check the gates."""
-    from compressor.engine.pipeline import load_pipeline
-
-    made = _plan(load_pipeline(file, sets or ()), output_dir, seed, device, allow_code)
+    made = _plan(_loaded(file, sets), output_dir, seed, device, allow_code)
     if dry_run:
         _show_plan(made, as_json)
     else:
@@ -115,21 +113,24 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what a run would do: the steps, their ids, what is there, and what it will take."""
-    from compressor.engine.pipeline import load_pipeline
-
-    _show_plan(_plan(load_pipeline(file, sets or ()), output_dir, seed, device, allow_code), as_json)
+    _show_plan(_plan(_loaded(file, sets), output_dir, seed, device, allow_code), as_json)
 
 
 @app.command()
-def validate(file: File, sets: Sets = None, allow_code: AllowCode = False, as_json: Json = False) -> None:
-    """Check a pipeline file, and that all it names is there; every problem at once."""
-    from compressor.engine.pipeline import load_pipeline
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="Pipeline files.", metavar="PIPELINE.YAML...")],
+    sets: Sets = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """Check pipeline files, and that all they name is there; every problem at once."""
+    from compressor.engine.checking import check_files
     from compressor.reports import console
 
-    made = _plan(load_pipeline(file, sets or ()), DEFAULT_STORE, None, "cpu", allow_code)
+    plans = check_files(files, lambda file: _plan(_loaded(file, sets), DEFAULT_STORE, None, "cpu", allow_code))
     if as_json:
-        _print_json({"ok": True, "steps": [step.name for step in made.steps]})
-    else:
+        _print_json({str(file): [step.name for step in made.steps] for file, made in plans.items()})
+    for file, made in {} if as_json else plans.items():
         console.say(f"{file} is right: {' → '.join(step.name for step in made.steps)}")
 
 
@@ -358,10 +359,10 @@ def gain(
 ) -> None:
     """What each step won in bytes, arithmetic and time, and where it is not faster, why."""
     from compressor.engine.gaining import gains
-    from compressor.engine.pipeline import BudgetConfig, load_pipeline
+    from compressor.engine.pipeline import BudgetConfig
     from compressor.reports import console, second_looks
 
-    loaded = load_pipeline(pipeline, sets or ())
+    loaded = _loaded(pipeline, sets)
     with console.listener(quiet=as_json) as listener:
         found = gains(target, loaded, _sources(loaded, allow_code), BudgetConfig(seconds=seconds), listener)
     if as_json:
@@ -386,10 +387,9 @@ def bisect(
     """Find the pass, and then the layer, that lost an accuracy."""
     from compressor.engine.bisecting import bisect as search
     from compressor.engine.events import StepProgress
-    from compressor.engine.pipeline import load_pipeline
     from compressor.reports import console, deep
 
-    loaded = load_pipeline(pipeline, sets or ())
+    loaded = _loaded(pipeline, sets)
     with console.listener(quiet=as_json) as listener:
         found = search(
             target, metric, loaded, _sources(loaded, allow_code), step=step, within=within, samples=samples, each=each,
@@ -629,10 +629,14 @@ def _exit_by(gates: Sequence[GateResult]) -> None:
         raise GateError("\n".join(f"{one.step}: {one.gate}: {one.reason}" for one in failed))
 
 
-def _load(pipeline: Path | None, sets: list[str] | None) -> Pipeline | None:
+def _loaded(file: Path, sets: list[str] | None) -> Pipeline:
     from compressor.engine.pipeline import load_pipeline
 
-    return load_pipeline(pipeline, sets or ()) if pipeline is not None else None
+    return load_pipeline(file, sets or ())
+
+
+def _load(file: Path | None, sets: list[str] | None) -> Pipeline | None:
+    return _loaded(file, sets) if file is not None else None
 
 
 def _sources(pipeline: Pipeline | None, allow_code: bool) -> SourceContext:

@@ -300,5 +300,6 @@ def render_doctor(diagnosis: Diagnosis) -> None:
     _pairs([(name, str(value)) for name, value in diagnosis.machine.items()], title="machine")
     _out.print()
     for check in diagnosis.checks:
-        mark = Text("✓ ", style="green") if check.ok else Text("✗ ", style="bold red")
+        bad = Text("– ", style="yellow") if check.optional else Text("✗ ", style="bold red")
+        mark = Text("✓ ", style="green") if check.ok else bad
         _out.print(mark + Text(f"{check.name}: {check.value}" + (f"\n    → {check.remedy}" if check.remedy else "")))

@@ -152,6 +152,13 @@ class Range:
     """The largest magnitude that its integers reach: what lies beyond is clipped."""
 
 
+def most_clipped(ranges: Sequence[Range], most: int = 60) -> list[Range]:
+    """As many as a picture can hold: those whose integers end furthest below what was seen; in their own order."""
+    by_clipping = sorted(ranges, key=lambda one: one.bound / (max(abs(one.minimum), abs(one.maximum)) or 1.0))
+    kept = {one.tensor for one in by_clipping[:most]}
+    return [one for one in ranges if one.tensor in kept]
+
+
 def calibration(model: Path) -> list[Range]:
     """What ``calibration.json`` of a model folder tells; nothing for a folder that has none.
 

@@ -39,7 +39,7 @@ def artifact_html(manifest: Manifest, measurement: Measurement | None, command: 
         figures["history"] = charts.history("history", history)
     calibrated = facts.calibration(model) if model is not None else []
     if calibrated:
-        figures["ranges"] = charts.ranges("ranges", calibrated)
+        figures["ranges"] = charts.ranges("ranges", facts.most_clipped(calibrated))
     if (errors := facts.heat_map(manifest)) is not None:
         figures["errors"] = charts.heat_map("errors", *errors)
     return _page(

@@ -1,4 +1,4 @@
-"""The pages in a browser: nothing on its console, the figures there, nothing that sticks out on a phone, dark where it is dark."""
+"""The pages in a browser: nothing on its console, the figures there, nothing that sticks out on a phone, dark in dark mode."""
 
 from __future__ import annotations
 
