@@ -19,7 +19,11 @@ import typer
 from compressor.errors import CompressError, DamagedArtifactError, GateError, Interrupted, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compressor.artifacts.runs import GateResult
     from compressor.artifacts.store import Artifact
+    from compressor.data.contract import SourceContext
     from compressor.engine.pipeline import Pipeline
     from compressor.engine.plan import Plan
 
@@ -44,6 +48,9 @@ AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the Python fi
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Borrow = Annotated[Path, typer.Option("--pipeline", "-p", help="Take `data:` and `evaluate:` from this file.")]
 ArtifactPath = Annotated[Path, typer.Argument(help="An artifact's directory.", metavar="ARTIFACT")]
+PublicKey = Annotated[
+    Path | None, typer.Option("--key", help="A public Ed25519 key, PEM; else from AUTOGLM_COMPRESS_PUBLIC_KEY.")
+]
 DEFAULT_STORE = Path("artifacts")
 
 
@@ -88,9 +95,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a pipeline: build what is missing, measure it, report, and check the gates."""
-    from compressor.engine.pipeline import load_pipeline
-
-    made = _plan(load_pipeline(file, sets or ()), output_dir, seed, device, allow_code)
+    made = _plan(_loaded(file, sets), output_dir, seed, device, allow_code)
     if dry_run:
         _show_plan(made, as_json)
     else:
@@ -108,21 +113,24 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what a run would do: the steps, their ids, what is there, and what it will take."""
-    from compressor.engine.pipeline import load_pipeline
-
-    _show_plan(_plan(load_pipeline(file, sets or ()), output_dir, seed, device, allow_code), as_json)
+    _show_plan(_plan(_loaded(file, sets), output_dir, seed, device, allow_code), as_json)
 
 
 @app.command()
-def validate(file: File, sets: Sets = None, allow_code: AllowCode = False, as_json: Json = False) -> None:
-    """Check a pipeline file, and that all it names is there; every problem at once."""
-    from compressor.engine.pipeline import load_pipeline
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="Pipeline files.", metavar="PIPELINE.YAML...")],
+    sets: Sets = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """Check pipeline files, and that all they name is there; every problem at once."""
+    from compressor.engine.checking import check_files
     from compressor.reports import console
 
-    made = _plan(load_pipeline(file, sets or ()), DEFAULT_STORE, None, "cpu", allow_code)
+    plans = check_files(files, lambda file: _plan(_loaded(file, sets), DEFAULT_STORE, None, "cpu", allow_code))
     if as_json:
-        _print_json({"ok": True, "steps": [step.name for step in made.steps]})
-    else:
+        _print_json({str(file): [step.name for step in made.steps] for file, made in plans.items()})
+    for file, made in {} if as_json else plans.items():
         console.say(f"{file} is right: {' → '.join(step.name for step in made.steps)}")
 
 
@@ -242,18 +250,29 @@ def show(
 def compare(
     a: ArtifactPath,
     b: Annotated[Path, typer.Argument(help="Another artifact.", metavar="ARTIFACT")],
+    pipeline: Annotated[
+        Path | None, typer.Option("--pipeline", "-p", help="Compare layer by layer on samples of its `data:`.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="The set; by default that of `evaluate.accuracy`.")] = None,
+    samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 16,
+    sets: Sets = None,
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
-    """Compare two artifacts: metrics, sizes, and all that differs in how they were made."""
-    from compressor.artifacts.store import open_artifact
-    from compressor.engine.comparison import compare as compare_artifacts
-    from compressor.reports import console
+    """Compare two artifacts: metrics, sizes, all that differs in how they were made, tensors, and layer by layer."""
+    from compressor.engine.comparison import compare_deeply
+    from compressor.engine.runner import load_given
+    from compressor.reports import console, deep
 
-    comparison = compare_artifacts(open_artifact(a), open_artifact(b))
+    loaded = _load(pipeline, sets)
+    comparison = compare_deeply(load_given(a), load_given(b), loaded, _sources(loaded, allow_code), data, samples)
     if as_json:
         _print_json(comparison.model_dump(mode="json"))
     else:
         console.render_compare(comparison)
+        deep.render_tensors(comparison.tensors)
+        if comparison.layers is not None:
+            deep.render_layers(comparison.layers)
 
 
 @app.command()
@@ -272,6 +291,114 @@ def report(
         _print_json(run_report.ladder.model_dump(mode="json"))
     else:
         console.render_run(run_report, folder)
+
+
+@app.command()
+def gate(
+    target: Annotated[Path, typer.Argument(help="A run, a store (its last run), or an artifact.", metavar="RUN")],
+    against: Annotated[
+        Path, typer.Option(help="A run, a store, an artifact, or a run's ladder.json.", metavar="BASELINE")
+    ],
+    limits: Annotated[
+        list[str] | None,
+        typer.Option("--limit", help="top1:max_drop=0.01; without any, nothing may be shown to be worse."),
+    ] = None,
+    pipeline: Annotated[
+        Path | None,
+        typer.Option("--pipeline", "-p", help="Judge its `gates:`, and measure latency again as its `evaluate:` says."),
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML there.")] = None,
+    sets: Sets = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """Judge a run against a baseline; exit code 3 when a gate fails."""
+    from compressor.engine.gating import gate_against
+    from compressor.reports import console
+    from compressor.reports.gated import record_gates
+
+    loaded = _load(pipeline, sets)
+    with console.listener(quiet=as_json) as listener:
+        gated = gate_against(target, against, limits or (), loaded, _sources(loaded, allow_code), listener)
+    record_gates(gated, junit)
+    if as_json:
+        _print_json([one.model_dump(mode="json") for one in gated.gates])
+    else:
+        console.render_gates(gated.gates)
+    _exit_by(gated.gates)
+
+
+@app.command()
+def history(
+    output_dir: Store = DEFAULT_STORE,
+    name: Annotated[str | None, typer.Option("--name", help="Only runs of the pipeline of this name.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Follow one metric over the runs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the runs of a store with their ladders, or follow one metric over them."""
+    from compressor.engine.history import history as history_of
+    from compressor.reports import second_looks
+
+    runs = history_of(output_dir, name)
+    if as_json:
+        _print_json([run.model_dump(mode="json") for run in runs])
+    elif metric is not None:
+        second_looks.render_followed(runs, metric)
+    else:
+        second_looks.render_history(runs)
+
+
+@app.command()
+def gain(
+    target: Annotated[Path, typer.Argument(help="A run's directory, or a store (its last run).", metavar="RUN")],
+    pipeline: Borrow,
+    seconds: Annotated[float, typer.Option(help="At most so many to time one pair of models in turns.", min=1)] = 30,
+    sets: Sets = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """What each step won in bytes, arithmetic and time, and where it is not faster, why."""
+    from compressor.engine.gaining import gains
+    from compressor.engine.pipeline import BudgetConfig
+    from compressor.reports import console, second_looks
+
+    loaded = _loaded(pipeline, sets)
+    with console.listener(quiet=as_json) as listener:
+        found = gains(target, loaded, _sources(loaded, allow_code), BudgetConfig(seconds=seconds), listener)
+    if as_json:
+        _print_json([one.model_dump(mode="json") for one in found])
+    else:
+        second_looks.render_gains(found)
+
+
+@app.command()
+def bisect(
+    target: Annotated[Path, typer.Argument(help="A run's directory, or a store (its last run).", metavar="RUN")],
+    pipeline: Borrow,
+    metric: Annotated[str, typer.Option(help="What was lost.")] = "top1",
+    step: Annotated[str | None, typer.Option(help="The end of the chain; by default the last step.")] = None,
+    within: Annotated[str | None, typer.Option(help="Look for the layer in this step.")] = None,
+    samples: Annotated[int, typer.Option(help="How many samples decide.", min=1)] = 256,
+    each: Annotated[bool, typer.Option("--each", help="Put layers back one at a time, not by halves.")] = False,
+    sets: Sets = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """Find the pass, and then the layer, that lost an accuracy."""
+    from compressor.engine.bisecting import bisect as search
+    from compressor.engine.events import StepProgress
+    from compressor.reports import console, deep
+
+    loaded = _loaded(pipeline, sets)
+    with console.listener(quiet=as_json) as listener:
+        found = search(
+            target, metric, loaded, _sources(loaded, allow_code), step=step, within=within, samples=samples, each=each,
+            progress=lambda what, done, total: listener(StepProgress("bisect", what, done, total)),
+        )  # fmt: skip
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        deep.render_bisection(found)
 
 
 @app.command(name="eval")
@@ -321,13 +448,17 @@ def generate(
 @app.command()
 def verify(
     paths: Annotated[list[Path] | None, typer.Argument(help="Artifacts, or a store.", metavar="PATH")] = None,
+    signature: Annotated[bool, typer.Option("--signature", help="They must be signed, too.")] = False,
+    key: PublicKey = None,
     as_json: Json = False,
 ) -> None:
     """Check every file of artifacts against their manifests; exit code 4 when one is damaged."""
+    from compressor.artifacts.signing import check_signature
     from compressor.artifacts.store import verify_all
     from compressor.reports import console
 
-    found = verify_all(paths or [DEFAULT_STORE])
+    also = partial(check_signature, key=key) if signature else lambda _: None
+    found = verify_all(paths or [DEFAULT_STORE], also)
     if as_json:
         _print_json({str(path): problem for path, problem in found.items()})
     else:
@@ -335,6 +466,61 @@ def verify(
     damaged = [path for path, problem in found.items() if problem is not None]
     if damaged:
         raise typer.Exit(DamagedArtifactError.exit_code)
+
+
+@app.command()
+def sign(
+    artifact: ArtifactPath,
+    key: Annotated[
+        Path | None, typer.Option(help="A private Ed25519 key, PEM; else from AUTOGLM_COMPRESS_PRIVATE_KEY.")
+    ] = None,
+) -> None:
+    """Sign an artifact's manifest, and with it the hash of every file."""
+    from compressor.artifacts import signing
+    from compressor.engine.runner import load_given
+    from compressor.reports import console
+
+    console.say(f"wrote {signing.sign(load_given(artifact).path, key)}")
+
+
+@app.command()
+def export(artifact: ArtifactPath, archive: Annotated[Path, typer.Argument(help="out.tar.zst")]) -> None:
+    """Write an artifact, verified, as one .tar.zst file."""
+    from compressor.artifacts.archive import export_artifact
+    from compressor.artifacts.store import open_artifact
+    from compressor.reports import console
+
+    console.say(f"wrote {archive}, {export_artifact(open_artifact(artifact), archive)} bytes")
+
+
+@app.command(name="import")
+def import_(
+    archive: Annotated[Path, typer.Argument(help="What `export` wrote.")],
+    output_dir: Store = DEFAULT_STORE,
+    signature: Annotated[bool, typer.Option("--signature", help="It must be signed.")] = False,
+    key: PublicKey = None,
+) -> None:
+    """Put an exported artifact into a store; what is not as its manifest says is refused, with exit code 4."""
+    from compressor.artifacts.archive import import_artifact
+    from compressor.artifacts.store import Store as ArtifactStore
+    from compressor.reports import console
+
+    artifact, new = import_artifact(archive, ArtifactStore(output_dir), key, signed=signature)
+    console.say(f"{artifact.path}" + ("" if new else " was there already, verified"))
+
+
+@app.command()
+def sbom(file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("sbom.cdx.json")) -> None:
+    """Write a CycloneDX bill of all that is installed here."""
+    from compressor.artifacts.errors_from_os import writing
+    from compressor.artifacts.files import write_atomic
+    from compressor.engine.sbom import environment_sbom
+    from compressor.reports import console
+
+    told = environment_sbom()
+    with writing(file):
+        write_atomic(file, json.dumps(told, indent=1).encode())
+    console.say(f"wrote {file}, {len(told['components'])} packages")
 
 
 @app.command()
@@ -407,13 +593,11 @@ def schema() -> None:
 
 def _plan(pipeline: Pipeline, output_dir: Path, seed: int | None, device: str, allow_code: bool) -> Plan:
     from compressor.artifacts.store import Store as ArtifactStore
-    from compressor.data.contract import SourceContext
     from compressor.engine.plan import make_plan
 
     if device not in {"cpu", "cuda"}:
         raise UsageError(f"--device {device}: there is no such device", remedy="cpu or cuda")
-    context = SourceContext(pipeline.base, allow_code)
-    return make_plan(pipeline, ArtifactStore(output_dir), context, seed=seed, device=device)
+    return make_plan(pipeline, ArtifactStore(output_dir), _sources(pipeline, allow_code), seed=seed, device=device)
 
 
 def _show_plan(made: Plan, as_json: bool) -> None:
@@ -464,9 +648,29 @@ def _carry_out(
         _print_json(run_as_json(folder, run_report))
     else:
         console.render_run(run_report, folder)
-    failed = [gate for gate in result.gates if not gate.passed]
+    _exit_by(result.gates)
+
+
+def _exit_by(gates: Sequence[GateResult]) -> None:
+    failed = [one for one in gates if not one.passed]
     if failed:
-        raise GateError("\n".join(f"{gate.step}: {gate.gate}: {gate.reason}" for gate in failed))
+        raise GateError("\n".join(f"{one.step}: {one.gate}: {one.reason}" for one in failed))
+
+
+def _loaded(file: Path, sets: list[str] | None) -> Pipeline:
+    from compressor.engine.pipeline import load_pipeline
+
+    return load_pipeline(file, sets or ())
+
+
+def _load(file: Path | None, sets: list[str] | None) -> Pipeline | None:
+    return _loaded(file, sets) if file is not None else None
+
+
+def _sources(pipeline: Pipeline | None, allow_code: bool) -> SourceContext:
+    from compressor.data.contract import SourceContext
+
+    return SourceContext(pipeline.base if pipeline is not None else Path.cwd(), allow_code)
 
 
 def _measure(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
 from compressor.artifacts.fingerprint import digest_json
-from compressor.errors import DamagedArtifactError
+from compressor.errors import DamagedArtifactError, UsageError
 
 RECORD = "run.json"
 
@@ -30,6 +30,45 @@ class RunStep(BaseModel):
     parent: str | None
 
 
+class GateResult(BaseModel):
+    """One gate: what was asked, what was found. What could not be had is None."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    gate: str
+    """As ``top1 max_drop 0.01 against student``."""
+    step: str
+    metric: str
+    unit: str = ""
+    value: float | None = None
+    """The metric of the step."""
+    reference: float | None = None
+    """The metric of what it is compared with."""
+    found: float | None = None
+    """What is held against the limit: the value, its drop below the reference, or its ratio to it."""
+    low: float | None = None
+    """Lower end of the 95 % interval of ``found``."""
+    high: float | None = None
+    limit: float | None = None
+    basis: str = ""
+    """What the interval rests on, as ``2000 samples in pairs`` or ``16 rounds in turns``."""
+    decided: bool = True
+    """Whether the interval is clear of the limit."""
+    passed: bool
+    """What the exit code goes by."""
+    reason: str
+    key: str = ""
+    """Of a latency gate: sha256 of the rule, of both models and of the machine; an equal one need not be measured again."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def verdict(self) -> Literal["passed", "failed", "undecided"]:
+        """In a word."""
+        if not self.decided:
+            return "undecided"
+        return "passed" if self.passed else "failed"
+
+
 class RunRecord(BaseModel):
     """``runs/<pipeline>-<digest8>/run.json``."""
 
@@ -39,7 +78,7 @@ class RunRecord(BaseModel):
     command: str
     """What the user typed."""
     steps: tuple[RunStep, ...]
-    gates: tuple[dict[str, Any], ...]
+    gates: tuple[GateResult, ...]
 
     @property
     def directory(self) -> str:
@@ -69,11 +108,27 @@ def load_run(folder: Path) -> RunRecord:
         raise DamagedArtifactError(f"{folder / RECORD} cannot be read: {str(error).splitlines()[0]}") from error
 
 
+def all_runs(root: Path) -> list[tuple[Path, RunRecord]]:
+    """The folder and the record of every run of the store at ``root``, oldest first."""
+    folders = [folder for folder in (root / "runs").glob("*") if (folder / RECORD).is_file()]
+    return [(folder, load_run(folder)) for folder in sorted(folders, key=lambda path: path.stat().st_mtime_ns)]
+
+
 def latest_runs(root: Path) -> dict[str, RunRecord]:
     """The last record of each pipeline."""
-    latest: dict[str, RunRecord] = {}
-    folders = [folder for folder in (root / "runs").glob("*") if (folder / RECORD).is_file()]
-    for folder in sorted(folders, key=lambda path: path.stat().st_mtime_ns):
-        record = load_run(folder)
-        latest[record.pipeline] = record
-    return latest
+    return {record.pipeline: record for _, record in all_runs(root)}
+
+
+def find_run(target: Path) -> tuple[Path, RunRecord]:
+    """A run's folder and record: ``target`` itself, its ``run.json``, or the last run of the store ``target``.
+
+    Raises:
+        UsageError: there is no run.
+        DamagedArtifactError: the record cannot be read.
+    """
+    folder = target.parent if target.name == RECORD else target
+    if (folder / RECORD).is_file():
+        return folder, load_run(folder)
+    if runs := all_runs(target):
+        return runs[-1]
+    raise UsageError(f"{target} is neither a run nor a store with one", remedy="`autoglm-compress run` makes one")

@@ -207,10 +207,16 @@ class Store:
         sealed = manifest.sealed()
         with writing(final):
             write_atomic(staged / MANIFEST, sealed.model_dump_json(indent=1).encode())
+        return self.adopt(staged, sealed)
+
+    def adopt(self, staged: Path, manifest: Manifest) -> Artifact:
+        """Give ``staged``, a complete artifact with its ``manifest``, its final name. Raises as ``publish``."""
+        final = self.path_of(manifest.pass_.name, manifest.id)
+        with writing(final):
             fsync_tree(staged)
             staged.rename(final)
             fsync_directory(self.root)
-        return Artifact(final, sealed)
+        return Artifact(final, manifest)
 
     def replace_reports(self, artifact: Artifact, staged: Path, manifest: Manifest) -> Artifact:
         """Put newly measured reports in the place of the old ones; the model stays as it is.
@@ -310,8 +316,10 @@ def size_on_disk(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
 
 
-def verify_all(paths: Sequence[Path]) -> dict[Path, str | None]:
+def verify_all(paths: Sequence[Path], also: Callable[[Path], None] = lambda _: None) -> dict[Path, str | None]:
     """Each artifact among ``paths``, or in the stores among them, to what is wrong with it (None: nothing).
+
+    ``also`` looks at an artifact's folder in its own way, and raises DamagedArtifactError.
 
     Raises:
         UsageError: a path is neither an artifact nor a store with one.
@@ -324,6 +332,7 @@ def verify_all(paths: Sequence[Path]) -> dict[Path, str | None]:
         for target in targets:
             try:
                 verify(open_artifact(target))
+                also(target)
             except DamagedArtifactError as error:
                 found[target] = error.what
             else:

@@ -7,8 +7,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Manifest, Metric
 from compressor.artifacts.store import Artifact
+from compressor.data.contract import Batch, SourceContext
+from compressor.engine.pipeline import Pipeline
+from compressor.errors import UsageError
+from compressor.evaluation.layerwise import LayerComparison, compare_layers
+from compressor.evaluation.tensors import TensorDifference, tensor_differences
+from compressor.runtimes.layers import open_layers
 
 
 class MetricPair(BaseModel):
@@ -48,6 +55,54 @@ class Comparison(BaseModel):
     """Whether the models are byte for byte the same."""
     metrics: tuple[MetricPair, ...]
     differences: tuple[Difference, ...]
+    tensors: tuple[TensorDifference, ...] = ()
+    """Weights, those that differ most first."""
+    layers: LayerComparison | None = None
+    """Layer by layer, where samples were given."""
+
+
+def compare_deeply(
+    a: Artifact, b: Artifact, pipeline: Pipeline | None, context: SourceContext, data: str | None, samples: int
+) -> Comparison:
+    """Compare two artifacts by their manifests, their tensors and, on samples of a pipeline's data, their layers.
+
+    Args:
+        a: what is compared with.
+        b: what is compared.
+        pipeline: whose ``data:`` gives the samples; None for no samples.
+        context: what its data sources may use.
+        data: the set; by default that of ``evaluate.accuracy``.
+        samples: how many, from the start of the set.
+
+    Raises:
+        UsageError: the set is not there, or the two cannot be looked at layer by layer.
+    """
+    found = compare(a, b)
+    models = [(one.manifest.kind, one.model) for one in (a, b)]
+    if all(kind is not Kind.ADAPTER for kind, _ in models):
+        found = found.model_copy(update={"tensors": tensor_differences(*models)})
+    if pipeline is None:
+        return found
+    batch = samples_of_set(pipeline, context, data, samples)
+    threads = pipeline.config.threads
+    left, right = (open_layers(kind, model, threads) for kind, model in models)
+    return found.model_copy(update={"layers": compare_layers(left, right, batch)})
+
+
+def samples_of_set(pipeline: Pipeline, context: SourceContext, data: str | None, samples: int) -> Batch:
+    """The first samples of a set, by default that of ``evaluate.accuracy``, as one batch.
+
+    Raises:
+        UsageError: there is no such set, or nothing in it.
+    """
+    accuracy = pipeline.config.evaluate.accuracy
+    name = data or (accuracy.data if accuracy else None)
+    if name is None or name not in pipeline.data:
+        raise UsageError(f"there is no set {name!r}", remedy=f"--data, one of {', '.join(pipeline.data)}")
+    one = pipeline.data[name]
+    for batch in one.source.load(one.config, context).batches(samples, samples):
+        return batch
+    raise UsageError(f"the set {name!r} is empty")
 
 
 def compare(a: Artifact, b: Artifact) -> Comparison:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,25 @@ from compressor.config import discovery
 from compressor.engine.machine import available_memory_bytes, environment, gemm_flops_per_second, tool_version
 from compressor.errors import CompressError
 from compressor.runtimes.cuda import gpus
+from compressor.runtimes.tensorrt_backends import BACKENDS, Backend, library
 
-_INTERESTING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
-_TOOLS = {
-    "torch": "core",
-    "onnx": "core",
-    "onnxruntime": "core",
-    "onnxscript": "core",
-    "onnxsim": "core",
-    "qtawesome": "phone-bed",
-    "espeakng-loader": "phone-bed",
-    "pillow": "phone-bed",
-    "tensorrt-rtx": "trt-rtx",
+_INSTRUCTIONS = {
+    "avx2": "float kernels of 8 values", "avx512f": "float kernels of 16 values", "avx_vnni": "fast INT8 products",
+    "avx512_vnni": "fast INT8 products", "avx512_bf16": "BF16 products", "amx_int8": "INT8 tiles", "amx_bf16": "BF16 tiles",
+    "asimd": "float kernels of 4 values", "asimddp": "fast INT8 products", "i8mm": "INT8 tiles", "bf16": "BF16 products",
+    "sve": "wide float kernels",
+}  # fmt: skip
+"""Flag of /proc/cpuinfo (x86 and Arm) to what it is good for."""
+_INT8 = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
+_CORE = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "transformers")
+_EXTRAS = {
+    "phone-bed": (("qtawesome", "espeakng-loader", "pillow"), "the data source phone-bed"),
+    "trt-rtx": (("tensorrt-rtx",), "the pass tensorrt, for RTX GPUs that need not be here"),
+    "trt": (("tensorrt",), "the pass tensorrt, for the GPU at hand"),
+    "provenance": (("cryptography", "zstandard", "cyclonedx-python-lib"), "sign, export, import, sbom"),
 }
+"""Extra to its distributions and what needs them."""
+_LEAST_BYTES = {"disk": 1 << 30, "memory": 2 << 30}
 
 
 class Check(BaseModel):
@@ -37,10 +42,12 @@ class Check(BaseModel):
     ok: bool
     value: str
     remedy: str | None = None
+    optional: bool = False
+    """Whether a pipeline may do without it."""
 
 
 class Diagnosis(BaseModel):
-    """All of it; ``ok`` when nothing that a default pipeline needs is missing."""
+    """All of it; ``ok`` when nothing is missing that every pipeline needs."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,28 +57,73 @@ class Diagnosis(BaseModel):
 
 
 def diagnose(store: Path) -> Diagnosis:
-    """Look at the machine, the libraries, the plugins and the store's disk."""
-    machine = environment(0, "cpu").model_dump(exclude={"threads", "device"})
-    checks = [_tool(name, extra) for name, extra in _TOOLS.items()]
+    """Look at the machine, the runtimes, the libraries, the plugins and the store's disk."""
+    checks = [_tool(name) for name in _CORE]
+    checks += [_extra(name, *needed) for name, needed in _EXTRAS.items()]
+    checks += [_backend(one) for one in BACKENDS.values() if one.installed]
     for group in (discovery.PASSES, discovery.SOURCES, discovery.FAMILIES):
         checks += [_plugin(group, name) for name in discovery.names(group)]
     existing = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    checks.append(Check(name=f"disk at {store}", ok=free > 1 << 30, value=f"{free / 1e9:.1f} GB free"))
-    memory = available_memory_bytes()
-    checks.append(Check(name="memory", ok=memory > 2 << 30, value=f"{memory / 1e9:.1f} GB available"))
-    machine["cpu_flags"] = _flags()
-    machine["gemm_gflops_fp32"] = round(gemm_flops_per_second() / 1e9, 1)
-    machine["gpus"] = ", ".join(f"{one.name} ({one.target})" for one in gpus()) or "none"
-    machine["python"] = platform.python_version()
-    return Diagnosis(ok=all(check.ok for check in checks), checks=tuple(checks), machine=machine)
+    free, memory = shutil.disk_usage(existing).free, available_memory_bytes()
+    least = _LEAST_BYTES
+    checks.append(Check(name=f"disk at {store}", ok=free > least["disk"], value=f"{free / 1e9:.1f} GB free"))
+    checks.append(Check(name="memory", ok=memory > least["memory"], value=f"{memory / 1e9:.1f} GB available"))
+    ok = all(check.ok or check.optional for check in checks)
+    return Diagnosis(ok=ok, checks=tuple(checks), machine=_machine())
 
 
-def _tool(name: str, extra: str) -> Check:
+def _machine() -> dict[str, Any]:
+    flags = _flags()
+    return {
+        **environment(0, "cpu").model_dump(exclude={"threads", "device"}),
+        "instructions": "; ".join(f"{one}: {_INSTRUCTIONS[one]}" for one in flags) or "none of note",
+        "int8": "multiplied fast"
+        if _INT8 & set(flags)
+        else "no instructions of its own: expect little speed from INT8 here",
+        "gemm_gflops_fp32": round(gemm_flops_per_second() / 1e9, 1),
+        "gpus": ", ".join(f"{one.name} ({one.target})" for one in gpus()) or "none",
+        "onnxruntime": ", ".join(_providers()) or "not installed",
+    }
+
+
+def _providers() -> list[str]:
+    """What ONNX Runtime can compute on here."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+
+
+def _tool(name: str) -> Check:
     version = tool_version(name)
     missing = version == "not installed"
-    package = "autoglm-compress" if extra == "core" else f"'autoglm-compress[{extra}]'"
-    return Check(name=name, ok=not missing, value=version, remedy=f"pip install {package}" if missing else None)
+    return Check(name=name, ok=not missing, value=version, remedy="pip install autoglm-compress" if missing else None)
+
+
+def _extra(name: str, distributions: tuple[str, ...], needed_for: str) -> Check:
+    versions = {one: tool_version(one) for one in distributions}
+    missing = [one for one, version in versions.items() if version == "not installed"]
+    told = f"not installed: {', '.join(missing)}" if missing else ", ".join(f"{one} {v}" for one, v in versions.items())
+    return Check(
+        name=f"extra {name}, for {needed_for}",
+        ok=not missing,
+        value=told,
+        remedy=f"pip install 'autoglm-compress[{name}]'" if missing else None,
+        optional=True,
+    )
+
+
+def _backend(backend: Backend) -> Check:
+    """Whether it loads, and what it builds for."""
+    label = f"TensorRT backend {backend.name}"
+    try:
+        library(backend)
+    except CompressError as error:
+        return Check(name=label, ok=False, value=error.what, remedy=error.remedy, optional=True)
+    here = [one.target for one in gpus()]
+    value = f"builds for {', '.join(backend.targets or here) or 'no GPU: there is none here'}"
+    return Check(name=label, ok=bool(backend.targets or here), value=value, optional=True)
 
 
 def _plugin(group: str, name: str) -> Check:
@@ -87,6 +139,7 @@ def _flags() -> list[str]:
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return []
-    line = next((line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("flags")), "")
+    lines = info.read_text(encoding="utf-8").splitlines()
+    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     present = set(line.split())
-    return [flag for flag in _INTERESTING_FLAGS if flag in present]
+    return [flag for flag in _INSTRUCTIONS if flag in present]

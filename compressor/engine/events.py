@@ -97,25 +97,12 @@ class ArtifactDamaged:
 
 
 @dataclass(frozen=True, slots=True)
-class GateResult:
-    """One gate: what was asked, what was found. ``value`` and ``limit`` are None where they could not be had."""
+class GateProgress:
+    """``done`` of at most ``total`` rounds of a gate that measures latency."""
 
     gate: str
-    step: str
-    metric: str
-    value: float | None
-    limit: float | None
-    passed: bool
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RunFinished:
-    """All steps are done and all gates looked at."""
-
-    record: Path
-    seconds: float
-    gates: tuple[GateResult, ...]
+    done: int
+    total: int
 
 
 Event = (
@@ -128,6 +115,6 @@ Event = (
     | StepFinished
     | StepFailed
     | ArtifactDamaged
-    | RunFinished
+    | GateProgress
 )
 Listener = Callable[[Event], None]

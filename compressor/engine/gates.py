@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from compressor.artifacts.manifest import Manifest, Metric
+from compressor.artifacts.runs import GateResult
+from compressor.artifacts.store import Artifact
 from compressor.config.discovery import suggestion
-from compressor.engine.events import GateResult
-from compressor.engine.pipeline import SOURCE, GateConfig, Pipeline, reference_of
+from compressor.engine.figures import Figures, counterpart, figures_at
+from compressor.engine.pipeline import SOURCE, BudgetConfig, GateConfig, Pipeline, reference_of
 from compressor.errors import Problem
 from compressor.evaluation.metrics import referring
 
+Kind = Literal["min", "max", "max_drop", "max_ratio"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 COUNTED = ("size_bytes", "parameters", "macs")
 TIMED = (
     "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_mean_ms", "throughput", "peak_rss_bytes",
 )  # fmt: skip
+Judge = Callable[["Rule", Figures, Figures | None], GateResult]
 
 
 def gate_problems(pipeline: Pipeline) -> list[Problem]:
@@ -34,65 +40,75 @@ def gate_problems(pipeline: Pipeline) -> list[Problem]:
         if base not in metrics:
             what = f"nothing measures {gate.metric!r}"
             found.append(pipeline.document.problem((*at, "metric"), what, remedy=suggestion(base, metrics)))
-        for field, name in (("step", gate.step), ("against", gate.against)):
-            if name is not None and name not in steps and not (field == "against" and name == "parent"):
+        for key, name in (("step", gate.step), ("against", gate.against)):
+            if key == "against" and name is not None and is_path(name):
+                if not (pipeline.base / name).exists():
+                    what = f"there is no {pipeline.base / name}"
+                    found.append(pipeline.document.problem((*at, key), what, expected="an artifact, a run or a store"))
+            elif name is not None and name not in steps and not (key == "against" and name == "parent"):
                 what = f"there is no step {name!r}"
-                found.append(pipeline.document.problem((*at, field), what, remedy=suggestion(name, steps)))
+                found.append(pipeline.document.problem((*at, key), what, remedy=suggestion(name, steps)))
             elif name in early and referring([base]):
                 what = f"{name!r} comes before {reference!r}, the reference: {base} is not measured of it"
-                found.append(pipeline.document.problem((*at, field), what, remedy=f"one of {', '.join(after)}"))
+                found.append(pipeline.document.problem((*at, key), what, remedy=f"one of {', '.join(after)}"))
     return found
 
 
-def check_gates(
-    pipeline: Pipeline, manifests: Mapping[str, Manifest], parents: Mapping[str, str | None]
-) -> tuple[GateResult, ...]:
-    """Judge every gate whose step is in ``manifests`` (step name to manifest)."""
-    last = pipeline.steps[-1].name if pipeline.steps else SOURCE
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One limit on one metric."""
+
+    metric: str
+    kind: Kind
+    limit: float
+    against: str | None
+    """What it is called that the metric is compared with."""
+    judge: Literal["interval", "value"] = "interval"
+    undecided: Literal["fail", "pass"] = "fail"
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether something is compared with."""
+        return self.kind in {"max_drop", "max_ratio"}
+
+    @property
+    def label(self) -> str:
+        """As ``top1 max_drop 0.01 against student``."""
+        return f"{self.metric} {self.kind} {self.limit:g}" + (f" against {self.against}" if self.is_relative else "")
+
+
+def rules_of(gate: GateConfig, against: str | None) -> tuple[Rule, ...]:
+    """The limits of one gate; ``against`` is what its own ``against`` comes to."""
+    limits = ((kind, getattr(gate, kind)) for kind in KINDS)
     return tuple(
-        result
-        for gate in pipeline.config.gates
-        if (step := gate.step or last) in manifests
-        for result in _judge(gate, step, manifests, parents)
+        Rule(gate.metric, kind, limit, against, gate.judge, gate.undecided, gate.budget)
+        for kind, limit in limits
+        if limit is not None
     )
 
 
-def _judge(
-    gate: GateConfig, step: str, manifests: Mapping[str, Manifest], parents: Mapping[str, str | None]
-) -> list[GateResult]:
-    metric = manifests[step].metric(gate.metric)
-    against = parents.get(step) if gate.against == "parent" else gate.against
-    reference = manifests[against].metric(gate.metric) if against is not None and against in manifests else None
-    results = []
-    for kind, limit in (
-        ("min", gate.min),
-        ("max", gate.max),
-        ("max_drop", gate.max_drop),
-        ("max_ratio", gate.max_ratio),
-    ):
-        if limit is None:
+def check_gates(
+    pipeline: Pipeline, artifacts: Mapping[str, Artifact], parents: Mapping[str, str | None], judge: Judge
+) -> tuple[GateResult, ...]:
+    """Judge every gate whose step is in ``artifacts`` (step to artifact)."""
+    last = pipeline.steps[-1].name if pipeline.steps else SOURCE
+    figures = {name: Figures.of(artifact, name) for name, artifact in artifacts.items()}
+    found = []
+    for gate in pipeline.config.gates:
+        step = gate.step or last
+        if step not in figures:
             continue
-        relative = kind in {"max_drop", "max_ratio"}
-        label = f"{gate.metric} {kind} {limit:g}" + (f" against {against}" if relative else "")
-        if metric is None:
-            results.append(GateResult(label, step, gate.metric, None, None, False, f"{step} has no {gate.metric}"))
-        elif relative and reference is None:
-            reason = f"{against} has no {gate.metric} in this run"
-            results.append(GateResult(label, step, gate.metric, metric.value, None, False, reason))
+        against = parents.get(step) if gate.against == "parent" else gate.against
+        reference: Figures | None
+        if against is not None and is_path(against):
+            reference = counterpart(figures_at(pipeline.base / against), step)
         else:
-            results.append(_verdict(label, kind, limit, step, metric, reference))
-    return results
+            reference = figures.get(against or "")
+        found += [judge(rule, figures[step], reference) for rule in rules_of(gate, against)]
+    return tuple(found)
 
 
-def _verdict(label: str, kind: str, limit: float, step: str, metric: Metric, reference: Metric | None) -> GateResult:
-    base = reference.value if reference is not None else 0.0
-    bound = {"min": limit, "max": limit, "max_drop": base - limit, "max_ratio": base * limit}[kind]
-    lower_bound = kind in {"min", "max_drop"}
-    passed = metric.value >= bound if lower_bound else metric.value <= bound
-    reason = f"{_figure(metric.value)} {'≥' if lower_bound else '≤'} {_figure(bound)}"
-    return GateResult(label, step, metric.name, metric.value, bound, passed, reason if passed else f"not {reason}")
-
-
-def _figure(value: float) -> str:
-    """A count of bytes in full, a fraction to six digits."""
-    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.6g}"
+def is_path(against: str) -> bool:
+    """Whether ``against`` leads out of the pipeline; no step's name has a slash."""
+    return "/" in against

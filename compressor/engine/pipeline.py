@@ -63,6 +63,15 @@ class StepHeader(Record):
     """Whether `evaluate:` applies to this step."""
 
 
+class BudgetConfig(Record):
+    """How long a latency gate may go on measuring; what is undecided then stays so."""
+
+    seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Wall time, once both models are open and warm."""
+    rounds: Annotated[int, Field(ge=8, le=1024)] = 32
+    """Rounds at most; in each, what is judged and what it is compared with are timed in turns."""
+
+
 class GateConfig(Record):
     """A limit that a metric must keep; the run ends with exit code 3 when it does not."""
 
@@ -71,7 +80,7 @@ class GateConfig(Record):
     step: str | None = None
     """The step that is judged; by default the last one."""
     against: str | None = None
-    """The step that it is compared with: a name, `parent` or `source`."""
+    """What it is compared with: a step, `parent`, `source`; or the path of an artifact, a run or a store, with a `/` in it."""
     min: float | None = None
     """The value must be at least this."""
     max: float | None = None
@@ -80,6 +89,13 @@ class GateConfig(Record):
     """The value may be lower than that of `against` by at most this."""
     max_ratio: float | None = None
     """The value, divided by that of `against`, must be at most this."""
+    judge: Literal["interval", "value"] = "interval"
+    """`interval`: the 95 % interval must be clear of the limit, and latency is measured anew until it is; `value`: the recorded
+    figure alone decides."""
+    undecided: Literal["fail", "pass"] = "fail"
+    """What becomes of a gate whose interval holds the limit."""
+    budget: BudgetConfig = BudgetConfig()
+    """For latency."""
 
     @model_validator(mode="after")
     def _limits(self) -> GateConfig:

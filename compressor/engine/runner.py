@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from compressor.artifacts.runs import GateResult
 from compressor.artifacts.store import (
     MANIFEST,
     MODEL,
@@ -21,6 +22,8 @@ from compressor.artifacts.store import (
 from compressor.engine import events
 from compressor.engine.building import Reporter, Workshop
 from compressor.engine.gates import check_gates
+from compressor.engine.gating import earlier_verdicts, player_of
+from compressor.engine.judging import NoiseAwareJudge
 from compressor.engine.machine import environment
 from compressor.engine.plan import Plan, PlannedStep
 from compressor.errors import (
@@ -47,7 +50,7 @@ class RunResult:
     """What became of a run."""
 
     steps: tuple[StepResult, ...]
-    gates: tuple[events.GateResult, ...]
+    gates: tuple[GateResult, ...]
     seconds: float
 
 
@@ -112,9 +115,13 @@ class Runner:
             except CompressError as error:
                 self.tell(events.StepFailed(step.name, error))
                 raise
-        manifests = {name: result.artifact.manifest for name, result in self.done.items()}
-        gates = check_gates(self.plan.pipeline, manifests, {step.name: step.parent for step in wanted})
-        return RunResult(tuple(self.done.values()), gates, time.perf_counter() - start)
+        return RunResult(tuple(self.done.values()), self._gates(wanted), time.perf_counter() - start)
+
+    def _gates(self, wanted: Sequence[PlannedStep]) -> tuple[GateResult, ...]:
+        pipeline = self.plan.pipeline
+        earlier = {} if self.force else earlier_verdicts(self.plan.store.root)
+        judge = NoiseAwareJudge(player_of(pipeline, self.plan.sources), earlier, self.tell)
+        return check_gates(pipeline, self.workshop.artifacts, {step.name: step.parent for step in wanted}, judge)
 
     def _wanted(self) -> list[PlannedStep]:
         """The selected steps and, before them, all that they need."""

@@ -83,6 +83,7 @@ def measure_accuracy(
         slices={axis: counts(labels) for axis, labels in slices.items()},
         predictions=tuple(value for one in judged for value in one.predictions.tolist()),
         labels=tuple(value for one in judged for value in one.labels.tolist()),
+        values={name: tuple(values[METRICS[name].values].tolist()) for name in config.metrics},
     )
 
 

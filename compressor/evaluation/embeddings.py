@@ -68,6 +68,7 @@ def measure_embeddings(
         slices={axis: counts(of_axis) for axis, of_axis in slices.items()},
         predictions=(),
         labels=(),
+        values={name: tuple(values[name].tolist()) for name in config.metrics},
     )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-_TAIL = 0.025
+TAIL = 0.025
+"""How likely the true value may lie beyond each end of a 95 % interval."""
 _CHUNK_CELLS = 1 << 22
 
 
@@ -30,7 +31,7 @@ def bootstrap_mean(values_N: Array, resamples: int, seed: int = 0) -> tuple[floa
         rows = min(left, max(1, _CHUNK_CELLS // len(distinct_U)))
         means.append(generator.multinomial(size, counts_U / size, size=rows) @ distinct_U / size)
         left -= rows
-    low, high = np.quantile(np.concatenate(means), (_TAIL, 1 - _TAIL))
+    low, high = np.quantile(np.concatenate(means), (TAIL, 1 - TAIL))
     mean = float(values_N.mean())
     return min(float(low), mean), max(float(high), mean)
 
@@ -42,23 +43,24 @@ def score_interval(values_N: Array, resamples: int, seed: int = 0) -> tuple[floa
     (Clopper & Pearson 1934) stands in for the bootstrap.
     """
     if resamples and len(values_N) and (values_N.min() == values_N.max()) and values_N[0] in {0.0, 1.0}:
-        furthest = float(_TAIL ** (1 / len(values_N)))
+        furthest = float(TAIL ** (1 / len(values_N)))
         return (furthest, 1.0) if values_N[0] else (0.0, 1 - furthest)
     return bootstrap_mean(values_N, resamples, seed)
 
 
-def quantile_interval(sorted_N: Array, quantile: float) -> tuple[float, float] | None:
+def quantile_interval(sorted_N: Array, quantile: float, tail: float = TAIL) -> tuple[float, float] | None:
     """Interval of a quantile between two order statistics (Conover 1999, section 3.2); no distribution is assumed.
 
-    The number of values below the quantile is binomial. None where so few values cannot bound it, as p99 of 100.
+    The number of values below the quantile is binomial; ``tail`` is how likely the quantile may lie beyond each end. None
+    where so few values cannot bound it, as p99 of 100.
     """
     size = len(sorted_N)
     ranks = np.arange(size + 1)
     logs = np.array([math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1) for k in ranks])
     below = np.exp(logs + ranks * math.log(quantile) + (size - ranks) * math.log1p(-quantile)).cumsum()
-    # P(fewer than `low` values lie below the quantile) <= 2.5 %, P(`high` or more do) <= 2.5 %; ranks from 1.
-    low = int(np.searchsorted(below, _TAIL, side="right"))
-    high = int(np.searchsorted(below, 1 - _TAIL)) + 1
+    # P(fewer than `low` values lie below the quantile) <= tail, P(`high` or more do) <= tail; ranks from 1.
+    low = int(np.searchsorted(below, tail, side="right"))
+    high = int(np.searchsorted(below, 1 - tail)) + 1
     if low < 1 or high > size:
         return None
     return float(sorted_N[low - 1]), float(sorted_N[high - 1])

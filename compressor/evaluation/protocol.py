@@ -1,10 +1,10 @@
-"""What the measuring process is asked, and what it answers: JSON, one request on stdin, one message a line on stdout."""
+"""What the measuring process is asked, and what it answers: JSON, one request a line on stdin, one message a line on stdout."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,6 +30,8 @@ class ReferenceModel(_Message):
 class Request(_Message):
     """One measurement."""
 
+    task: Literal["measure", "rounds"] = "measure"
+    """``measure``: all of ``evaluate``, once. ``rounds``: calls are timed each time that a line comes."""
     kind: Kind
     model: Path
     evaluate: EvaluateConfig
@@ -71,6 +73,8 @@ class Answer(_Message):
 
     progress: tuple[str, int, int] | None = None
     measurement: Measurement | None = None
+    milliseconds: tuple[float, ...] | None = None
+    """Of each call of a round; of the warm-up when the model is ready, and none of an engine that cannot run here."""
     failure: Failure | None = None
 
 

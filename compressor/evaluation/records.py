@@ -77,6 +77,8 @@ class AccuracyReport(_Report):
     """The largest logit of each sample; empty unless a sample has one label."""
     labels: tuple[int, ...]
     """Empty unless a sample has one."""
+    values: dict[str, tuple[float, ...]] = {}
+    """Metric to what it is of each sample that it counts, in order: two reports of the same samples are compared in pairs."""
     reference: str | None = None
     """Id of the artifact whose answers count as right for `agreement` and `kl`."""
     stand_in: str | None = None

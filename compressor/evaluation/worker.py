@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,20 +34,23 @@ from compressor.runtimes.session import Session, open_session
 
 _PR_SET_PDEATHSIG = 1
 _DEFAULT_THREADS = 2
+_WARMUP_AGAIN = 3  # calls before a round after the first: another model has computed in between
+Progress = Callable[[str, int, int], None]
 
 
 def main() -> int:
     """Answer one request; 0 also when the answer is a failure, for then it says so itself."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    text = Path(sys.argv[1]).read_bytes() if len(sys.argv) > 1 else sys.stdin.buffer.read()
+    text = Path(sys.argv[1]).read_bytes() if len(sys.argv) > 1 else sys.stdin.buffer.readline()
     request = Request.model_validate_json(text)
     _die_with(request.parent)
+    work = _play if request.task == "rounds" else _measure
     try:
-        answer = Answer(measurement=_measure(request, _reporter(answers)))
+        for answer in work(request, _reporter(answers)):
+            answers.write(answer.model_dump_json() + "\n")
     except CompressError as error:
-        answer = Answer(failure=Failure.of(error))
-    answers.write(answer.model_dump_json() + "\n")
+        answers.write(Answer(failure=Failure.of(error)).model_dump_json() + "\n")
     answers.close()
     return 0
 
@@ -60,21 +63,42 @@ def _die_with(parent: int) -> None:
         sys.exit(1)
 
 
-def _reporter(answers: TextIO) -> Callable[[str, int, int], None]:
+def _reporter(answers: TextIO) -> Progress:
     def report(what: str, done: int, total: int) -> None:
         answers.write(Answer(progress=(what, done, total)).model_dump_json() + "\n")
 
     return report
 
 
-def _measure(request: Request, progress: Callable[[str, int, int], None]) -> Measurement:
+def _play(request: Request, progress: Progress) -> Iterator[Answer]:
+    """Open the model and warm it up; then time some calls for each line that comes."""
+    latency = request.evaluate.latency
+    assert latency is not None  # noqa: S101 - whoever asks for rounds asks for latency
+    batches = _batches(request, latency, progress)
+    kind, stand_in = _runnable(request.kind, request.model)
+    if stand_in is not None:
+        yield Answer(milliseconds=())
+        return
+    with open_session(kind, request.model, threads=latency.threads) as session:
+        yield Answer(milliseconds=measure_latency(session, batches, latency, progress))
+        again = latency.model_copy(update={"warmup": min(latency.warmup, _WARMUP_AGAIN)})
+        while sys.stdin.buffer.readline():
+            yield Answer(milliseconds=measure_latency(session, batches, again, lambda *_: None))
+
+
+def _batches(request: Request, latency: LatencyConfig, progress: Progress) -> list[Batch]:
+    accuracy = request.evaluate.accuracy
+    data = latency.data or (accuracy.data if accuracy else None)
+    if data is None:
+        raise UsageError("evaluate.latency names no data to feed", remedy="add `data: <set>`, or `accuracy:`")
+    return batches_for_latency(_dataset(request, data, progress), latency)
+
+
+def _measure(request: Request, progress: Progress) -> Iterator[Answer]:
     accuracy, latency = request.evaluate.accuracy, request.evaluate.latency
-    latency_data = latency.data or (accuracy.data if accuracy else None) if latency else None
     batches: list[Batch] = []
     if latency is not None:
-        if latency_data is None:
-            raise UsageError("evaluate.latency names no data to feed", remedy="add `data: <set>`, or `accuracy:`")
-        batches = batches_for_latency(_dataset(request, latency_data, progress), latency)
+        batches = _batches(request, latency, progress)
         restart_peak()
     threads = latency.threads if latency else _DEFAULT_THREADS
     accuracy_report: AccuracyReport | None = None
@@ -89,7 +113,7 @@ def _measure(request: Request, progress: Callable[[str, int, int], None]) -> Mea
             report = _accuracy_report(request, session, dataset, accuracy, threads, progress)
             accuracy_report = report.model_copy(update={"stand_in": stand_in})
         shapes = _sample_shapes(session, batches[0]) if batches else {}
-    return Measurement(
+    measurement = Measurement(
         accuracy=accuracy_report,
         latency=latency_report,
         metrics=(
@@ -100,6 +124,7 @@ def _measure(request: Request, progress: Callable[[str, int, int], None]) -> Mea
         ),
         stand_in=stand_in,
     )
+    yield Answer(measurement=measurement)
 
 
 def _runnable(kind: Kind, model: Path) -> tuple[Kind, str | None]:
@@ -117,16 +142,14 @@ def _executed(stand_in: str | None) -> tuple[Metric]:
     return (Metric(name="executed", value=float(stand_in is None), unit="count", better="higher", samples=1),)
 
 
-def _dataset(request: Request, name: str, progress: Callable[[str, int, int], None]) -> Dataset:
+def _dataset(request: Request, name: str, progress: Progress) -> Dataset:
     config: dict[str, Any] = request.sources[name]
     source: DataSource[Any] = load(SOURCES, config["source"])
     context = SourceContext(request.base, request.allow_code, request.cache, progress)
     return source.load(source.Config.model_validate_json(json.dumps(config)), context)
 
 
-def _latency_report(
-    session: Session, batches: list[Batch], config: LatencyConfig, progress: Callable[[str, int, int], None]
-) -> LatencyReport:
+def _latency_report(session: Session, batches: list[Batch], config: LatencyConfig, progress: Progress) -> LatencyReport:
     others = OtherLoad()
     milliseconds = measure_latency(session, batches, config, progress)
     other_cores = others.cores()
@@ -148,7 +171,7 @@ def _accuracy_report(
     dataset: Dataset,
     config: AccuracyConfig,
     threads: int,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> AccuracyReport:
     """A model that is its own reference is opened and asked once."""
     reference = request.reference

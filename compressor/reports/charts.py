@@ -8,6 +8,7 @@ from typing import Any
 
 from compressor.artifacts.manifest import Metric
 from compressor.reports import formats
+from compressor.reports.facts import Range
 from compressor.reports.svg import ACCENT, INK, MUTED, PAPER, drawing, svg
 
 _WIDTH = 4.7
@@ -187,6 +188,22 @@ def heat_map(name: str, rows: Sequence[str], columns: Sequence[int], values: Map
         axes.grid(visible=False)
         least, most = min(values.values()), max(values.values())
         return svg(figure, name, f"Error of each linear layer in each decoder layer, from {least:.2g} to {most:.2g}")
+
+
+def ranges(name: str, rows: Sequence[Range]) -> str:
+    """For each tensor the magnitudes that were seen, and in the accent colour where its integers end."""
+    with drawing():
+        figure, axes = _figure(0.7 + 0.17 * len(rows))
+        for at, row in enumerate(rows):
+            most = max(abs(row.minimum), abs(row.maximum))
+            axes.plot([0, most], [at, at], color=MUTED, linewidth=5, alpha=0.3, solid_capstyle="butt")
+            axes.plot([row.bound], [at], "|", color=ACCENT, markersize=8, markeredgewidth=2)
+        axes.set_yticks(range(len(rows)), [row.tensor for row in rows])
+        axes.tick_params(axis="y", labelcolor=INK, labelsize=6.5)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("largest magnitude")
+        return svg(figure, name, "The largest magnitude of each calibrated tensor, and where its integers end")
 
 
 def history_keys(entries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.artifacts.manifest import Manifest, Metric
+from compressor.artifacts.runs import GateResult
 from compressor.artifacts.store import Artifact
 from compressor.engine import events
 from compressor.engine.catalogue import CatalogueEntry
@@ -22,6 +23,7 @@ from compressor.engine.plan import Plan
 from compressor.engine.sizes import ModelSizes
 from compressor.errors import CompressError
 from compressor.reports import formats, progress
+from compressor.reports.gate_rows import COLUMNS, gate_row
 from compressor.reports.ladder import Ladder, LadderRow
 from compressor.reports.run import RunReport
 
@@ -118,12 +120,12 @@ def _cell(row: LadderRow, name: str) -> Text:
     return text
 
 
-def render_gates(gates: Sequence[events.GateResult]) -> None:
-    """Every gate with its verdict."""
-    table = _table("gate", "step", "verdict", "why")
+def render_gates(gates: Sequence[GateResult]) -> None:
+    """Every gate: what was found, its interval, the limit, the verdict."""
+    table = _table(*COLUMNS)
     for gate in gates:
-        verdict = Text("passed", style="green") if gate.passed else Text("failed", style="bold red")
-        table.add_row(Text(gate.gate), Text(gate.step), verdict, Text(gate.reason))
+        *cells, verdict = gate_row(gate).cells
+        table.add_row(*map(Text, cells), Text(verdict, style="green" if gate.passed else "bold red"))
     _out.print(table)
 
 
@@ -286,6 +288,16 @@ def render_compare(comparison: Comparison) -> None:
         _out.print(table)
 
 
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left_out: int = 0) -> None:
+    """Rows of text, and how many more there are."""
+    table = _table(*columns)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    _out.print(table)
+    if left_out:
+        say(f"… and {left_out} more (--json tells them)")
+
+
 def render_verify(found: Mapping[Path, str | None]) -> None:
     """Each artifact with its verdict."""
     for path, problem in found.items():
@@ -304,5 +316,6 @@ def render_doctor(diagnosis: Diagnosis) -> None:
     _pairs([(name, str(value)) for name, value in diagnosis.machine.items()], title="machine")
     _out.print()
     for check in diagnosis.checks:
-        mark = Text("✓ ", style="green") if check.ok else Text("✗ ", style="bold red")
+        bad = Text("– ", style="yellow") if check.optional else Text("✗ ", style="bold red")
+        mark = Text("✓ ", style="green") if check.ok else bad
         _out.print(mark + Text(f"{check.name}: {check.value}" + (f"\n    → {check.remedy}" if check.remedy else "")))

@@ -16,6 +16,7 @@ from compressor.reports import formats
 from compressor.reports.ladder import accuracy_names
 
 ACCURACY_FILE = "reports/accuracy.json"
+CALIBRATION_FILE = "calibration.json"
 LATENCY_FILE = "reports/latency.json"
 _OWN_SECTIONS = frozenset({"history", "notes"})  # of a manifest's summary
 
@@ -137,6 +138,45 @@ def heat_map(manifest: Manifest) -> tuple[list[str], list[int], dict[tuple[str, 
             linears, layers = (list(dict.fromkeys(keys)) for keys in zip(*values, strict=True))
             return linears, layers, values
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Where the values of one calibrated tensor lie, and where its integers end."""
+
+    tensor: str
+    values: int
+    minimum: float
+    maximum: float
+    bound: float
+    """The largest magnitude that its integers reach: what lies beyond is clipped."""
+
+
+def most_clipped(ranges: Sequence[Range], most: int = 60) -> list[Range]:
+    """As many as a picture can hold: those whose integers end furthest below what was seen; in their own order."""
+    by_clipping = sorted(ranges, key=lambda one: one.bound / (max(abs(one.minimum), abs(one.maximum)) or 1.0))
+    kept = {one.tensor for one in by_clipping[:most]}
+    return [one for one in ranges if one.tensor in kept]
+
+
+def calibration(model: Path) -> list[Range]:
+    """What ``calibration.json`` of a model folder tells; nothing for a folder that has none.
+
+    Raises:
+        DamagedArtifactError: it is there and cannot be understood.
+    """
+    file = model / CALIBRATION_FILE
+    if not file.is_file():
+        return []
+    with reading(file):
+        text = file.read_bytes()
+    try:
+        return [
+            Range(name, int(one["values"]), float(one["minimum"]), float(one["maximum"]), float(one["bound"]))
+            for name, one in json.loads(text)["tensors"].items()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedArtifactError(f"{file} is no calibration table: {error}") from error
 
 
 def notes(manifest: Manifest) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.artifacts.manifest import Manifest, Metric
 from compressor.evaluation.records import Measurement
 from compressor.reports import charts, facts, formats
+from compressor.reports.gate_rows import gate_row
 from compressor.reports.ladder import Ladder, LadderRow
 from compressor.reports.markdown import change_text, tone
 from compressor.reports.run import RunReport
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def artifact_html(manifest: Manifest, measurement: Measurement | None, command: str) -> str:
-    """The page of one artifact."""
+def artifact_html(manifest: Manifest, measurement: Measurement | None, command: str, model: Path | None = None) -> str:
+    """The page of one artifact; of ``model``, its folder, the calibration is shown."""
     slices = facts.slices(manifest)
     primary = next((name for row in slices for name in row.metrics), None)
     latency = measurement.latency if measurement is not None else None
@@ -36,6 +37,9 @@ def artifact_html(manifest: Manifest, measurement: Measurement | None, command: 
         figures["calls"] = charts.calls("calls", latency.milliseconds)
     if charts.history_keys(history):
         figures["history"] = charts.history("history", history)
+    calibrated = facts.calibration(model) if model is not None else []
+    if calibrated:
+        figures["ranges"] = charts.ranges("ranges", facts.most_clipped(calibrated))
     if (errors := facts.heat_map(manifest)) is not None:
         figures["errors"] = charts.heat_map("errors", *errors)
     return _page(
@@ -48,6 +52,7 @@ def artifact_html(manifest: Manifest, measurement: Measurement | None, command: 
         latency_rows=facts.latency_rows(manifest),
         config_json=json.dumps(manifest.pass_.config, indent=2, ensure_ascii=False),
         figures=figures,
+        calibrated=calibrated,
         command=command,
     )
 
@@ -59,6 +64,7 @@ def run_html(report: RunReport, folder: Path, digest: str) -> str:
     return _page(
         "run.html.j2",
         report=report,
+        gates=[(gate, gate_row(gate)) for gate in report.gates],
         ladder=ladder,
         digest=digest,
         figures=_run_figures(report),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
+from compressor.artifacts.runs import GateResult
+from compressor.reports.gate_rows import COLUMNS, gate_row
 from compressor.reports.run import RunReport
 
 # What XML 1.0 cannot hold, escaped or not.
@@ -18,7 +21,19 @@ def run_junit(report: RunReport) -> str:
     total = len(report.ladder.rows) + len(report.gates)
     root = _element("testsuites", name=report.pipeline, tests=str(total), failures=str(failures), time=f"{seconds:.3f}")
     root.append(_steps(report, seconds))
-    root.append(_gates(report, failures))
+    root.append(_gates(report.pipeline, report.gates))
+    return _document(root)
+
+
+def gates_junit(name: str, gates: Sequence[GateResult]) -> str:
+    """One suite, ``gates``, of a run that is judged by itself."""
+    failures = sum(not gate.passed for gate in gates)
+    root = _element("testsuites", name=name, tests=str(len(gates)), failures=str(failures), time="0")
+    root.append(_gates(name, gates))
+    return _document(root)
+
+
+def _document(root: ET.Element) -> str:
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
@@ -36,12 +51,17 @@ def _steps(report: RunReport, seconds: float) -> ET.Element:
     return suite
 
 
-def _gates(report: RunReport, failures: int) -> ET.Element:
-    suite = _element("testsuite", name="gates", tests=str(len(report.gates)), failures=str(failures), time="0")
-    for gate in report.gates:
-        case = _element("testcase", classname=f"{report.pipeline}.gates", name=f"{gate.step}: {gate.gate}", time="0")
+def _gates(name: str, gates: Sequence[GateResult]) -> ET.Element:
+    failures = sum(not gate.passed for gate in gates)
+    suite = _element("testsuite", name="gates", tests=str(len(gates)), failures=str(failures), time="0")
+    for gate in gates:
+        row = gate_row(gate)
+        case = _element("testcase", classname=f"{name}.gates", name=f"{gate.step}: {gate.gate}", time="0")
         if not gate.passed:
-            case.append(_element("failure", type="gate", message=gate.reason))
+            case.append(_element("failure", type=gate.verdict, message=gate.reason))
+        out = _element("system-out")
+        out.text = _clean("\n".join(f"{column}: {cell}" for column, cell in zip(COLUMNS, row.cells, strict=True)))
+        case.append(out)
         suite.append(case)
     return suite
 

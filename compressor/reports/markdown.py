@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from compressor.artifacts.manifest import Manifest, Metric
-from compressor.engine.events import GateResult
+from compressor.artifacts.runs import GateResult
 from compressor.evaluation.records import Measurement
 from compressor.reports import facts, formats
+from compressor.reports.gate_rows import COLUMNS, gate_row
 from compressor.reports.ladder import Change, Ladder, LadderRow
 from compressor.reports.run import RunReport
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~$#&])")
 
 
-def artifact_markdown(manifest: Manifest, measurement: Measurement | None, command: str) -> str:
+def artifact_markdown(
+    manifest: Manifest, measurement: Measurement | None, command: str, model: Path | None = None
+) -> str:
     """What the artifact is, what was measured of it, and how to make it again."""
     parts = [f"# {text(manifest.step)}", table(("", ""), facts.about(manifest))]
     if manifest.metrics:
@@ -30,6 +34,12 @@ def artifact_markdown(manifest: Manifest, measurement: Measurement | None, comma
         parts += ["## Slices", table(("slice", "samples", *map(formats.label, names)), cells)]
     if latency := facts.latency_rows(manifest):
         parts += ["## Latency", _metrics(latency)]
+    if ranges := facts.calibration(model) if model is not None else []:
+        cells = [
+            (row.tensor, formats.count(row.values), *map(formats.digits, (row.minimum, row.maximum, row.bound)))
+            for row in ranges
+        ]
+        parts += ["## Calibration", table(("tensor", "values", "smallest", "largest", "integers end at"), cells)]
     if notes := facts.notes(manifest):
         parts += ["## Notes", "\n".join(f"- {text(note)}" for note in notes)]
     if summary := facts.summary(manifest):
@@ -83,8 +93,7 @@ def ladder_table(ladder: Ladder) -> str:
 
 def gates_table(gates: Sequence[GateResult]) -> str:
     """Every gate with its verdict."""
-    rows = [("passed" if gate.passed else "FAILED", gate.step, gate.gate, gate.reason) for gate in gates]
-    return table(("verdict", "step", "gate", "found"), rows)
+    return table(COLUMNS, [gate_row(gate).cells for gate in gates])
 
 
 def change_text(change: Change, unit: str) -> str:

@@ -72,6 +72,8 @@ class PlainLines:
     def __call__(self, event: events.Event) -> None:
         """Print the event's line."""
         line = line_of(event)
+        if isinstance(event, events.GateProgress) and time.monotonic() - self.last > _PLAIN_SECONDS:
+            line = Text(f"    {event.gate}: round {event.done} of at most {event.total}")
         if isinstance(event, events.StepProgress) and time.monotonic() - self.last > _PLAIN_SECONDS:
             line = Text(f"    {event.step}: {event.what} {event.done}/{event.total}{_figures(event)}")
         if line is not None:
@@ -93,7 +95,10 @@ class LiveDisplay:
     def __call__(self, event: events.Event) -> None:
         """Show the event."""
         if isinstance(event, events.StepProgress):
-            self._advance(event)
+            self._advance(f"{event.step}: {event.what}", event.done, event.total, _figures(event))
+            return
+        if isinstance(event, events.GateProgress):
+            self._advance(event.gate, event.done, event.total, "")
             return
         if self.task is not None and not isinstance(event, events.StepNote):
             self.progress.remove_task(self.task)
@@ -101,13 +106,12 @@ class LiveDisplay:
         if (line := line_of(event)) is not None:
             self.progress.console.print(line)
 
-    def _advance(self, event: events.StepProgress) -> None:
-        what = f"{event.step}: {event.what}"
+    def _advance(self, what: str, done: int, total: int, figures: str) -> None:
         if self.task is None or what != self.what:
             if self.task is not None:
                 self.progress.remove_task(self.task)
-            self.task, self.what = self.progress.add_task(what, total=event.total, figures=""), what
-        self.progress.update(self.task, completed=event.done, total=event.total, figures=_figures(event))
+            self.task, self.what = self.progress.add_task(what, total=total, figures=""), what
+        self.progress.update(self.task, completed=done, total=total, figures=figures)
 
 
 def _figures(event: events.StepProgress) -> str:

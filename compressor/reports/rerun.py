@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.runs import RECORD, RunRecord, RunStep, load_run, save_run
+from compressor.artifacts.runs import RunRecord, RunStep, find_run, save_run
 from compressor.artifacts.store import open_artifact
-from compressor.engine.events import GateResult
 from compressor.engine.plan import Plan
 from compressor.engine.runner import RunResult
-from compressor.errors import UsageError
 from compressor.reports.ladder import LadderInput
 from compressor.reports.run import RunReport
+from compressor.reports.summary import summarize_run
 from compressor.reports.write import write_run_reports
 
 
@@ -34,12 +32,13 @@ def record_run(plan: Plan, result: RunResult, command: str) -> tuple[Path, RunRe
             )
             for one in result.steps
         ),
-        gates=tuple(dataclasses.asdict(gate) for gate in result.gates),
+        gates=result.gates,
     )
     steps = [LadderInput(one.step.name, one.artifact, one.how == "cached", one.step.parent) for one in result.steps]
     report = RunReport(record.pipeline, steps, result.gates, command)
     folder = save_run(plan.store.root, record)
     write_run_reports(folder, report)
+    summarize_run(report)
     return folder, report
 
 
@@ -50,12 +49,10 @@ def report_of_record(target: Path) -> tuple[Path, RunReport]:
         UsageError: there is no run.
         DamagedArtifactError: the record or an artifact of it is damaged.
     """
-    folder = target if (target / RECORD).is_file() else _last(target)
-    record = load_run(folder)
+    folder, record = find_run(target)
     root = folder.parent.parent
     steps = [LadderInput(step.name, open_artifact(root / step.artifact), True, step.parent) for step in record.steps]
-    gates = [GateResult(**gate) for gate in record.gates]
-    report = RunReport(record.pipeline, steps, gates, record.command)
+    report = RunReport(record.pipeline, steps, record.gates, record.command)
     write_run_reports(folder, report)
     return folder, report
 
@@ -66,12 +63,5 @@ def run_as_json(folder: Path, report: RunReport) -> dict[str, Any]:
         "run": str(folder),
         "pipeline": report.pipeline,
         "ladder": report.ladder.model_dump(mode="json"),
-        "gates": [dataclasses.asdict(gate) for gate in report.gates],
+        "gates": [gate.model_dump(mode="json") for gate in report.gates],
     }
-
-
-def _last(store: Path) -> Path:
-    folders = [folder for folder in (store / "runs").glob("*") if (folder / RECORD).is_file()]
-    if not folders:
-        raise UsageError(f"{store} is neither a run nor a store with one", remedy="`autoglm-compress run` makes one")
-    return max(folders, key=lambda path: path.stat().st_mtime_ns)

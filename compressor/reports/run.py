@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from compressor.artifacts.fingerprint import digest_json, digest_tree
-from compressor.engine.events import GateResult
+from compressor.artifacts.runs import GateResult
 from compressor.reports.ladder import Ladder, LadderInput, build_ladder
 
 
@@ -52,7 +51,7 @@ class RunReport:
                 "pipeline": self.pipeline,
                 "command": self.command,
                 "manifests": [(step.step, step.parent, step.artifact.manifest.digest) for step in self.steps],
-                "gates": [dataclasses.asdict(gate) for gate in self.gates],
+                "gates": [gate.model_dump(mode="json") for gate in self.gates],
                 "notes": [list(note) for note in self.notes],
                 "code": digest_tree(Path(__file__).parent),
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from pydantic import BaseModel
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
 from compressor.artifacts.manifest import Manifest
+from compressor.artifacts.store import MODEL
+from compressor.engine.figures import LADDER, SAMPLES, samples_of
 from compressor.evaluation.records import Measurement
 from compressor.reports import facts
 from compressor.reports.junit import run_junit
@@ -34,18 +35,20 @@ def write_artifact_reports(folder: Path, manifest: Manifest, measurement: Measur
             _write(folder / facts.ACCURACY_FILE, _json(measurement.accuracy))
         if measurement.latency is not None:
             _write(folder / facts.LATENCY_FILE, _json(measurement.latency))
-    _write(folder / "report.md", artifact_markdown(manifest, measurement, command))
-    _write(folder / "report.html", artifact_html(manifest, measurement, command))
+    _write(folder / "report.md", artifact_markdown(manifest, measurement, command, folder / MODEL))
+    _write(folder / "report.html", artifact_html(manifest, measurement, command, folder / MODEL))
 
 
 def write_run_reports(folder: Path, report: RunReport) -> bool:
-    """Write ``ladder.json``, ``gates.json``, ``junit.xml`` and, unless they already tell the same, the two pages.
+    """Write ladder, samples, gates and JUnit XML and, unless they already tell the same, the two pages.
 
     Returns whether the pages were drawn.
     """
-    _write(folder / "ladder.json", _json(report.ladder))
-    _write(folder / "gates.json", json.dumps([dataclasses.asdict(gate) for gate in report.gates], indent=1))
+    _write(folder / LADDER, _json(report.ladder))
+    _write(folder / "gates.json", json.dumps([gate.model_dump(mode="json") for gate in report.gates], indent=1))
     _write(folder / "junit.xml", run_junit(report))
+    kept = {step.step: found for step in report.steps if (found := samples_of(step.artifact)) is not None}
+    _write(folder / SAMPLES, json.dumps({step: one.model_dump() for step, one in kept.items()}, separators=(",", ":")))
     digest = report.digest()
     if pages_tell(folder, digest):
         return False

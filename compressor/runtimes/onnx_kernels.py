@@ -13,11 +13,11 @@ from compressor.errors import ModelError
 from compressor.runtimes.onnx_files import MODEL
 from compressor.runtimes.onnx_session import ERRORS, SILENT
 
-_INTEGER = frozenset(
+INTEGER = frozenset(
     {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul",
      "MatMulNBits"}
 )  # fmt: skip
-_FLOAT = frozenset({"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"})
+FLOAT = frozenset({"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ def kernels_of(folder: Path) -> Kernels:
         rounding += node.op_type in {"QuantizeLinear", "DequantizeLinear"}
         if node.op_type in {"DequantizeLinear", "Transpose", "Reshape"} and node.input[0] in constants:
             constants.update(node.output)
-        if node.op_type in _INTEGER:
+        if node.op_type in INTEGER:
             integer[node.op_type] = integer.get(node.op_type, 0) + 1
-        elif node.op_type in _FLOAT and any(name in constants for name in node.input[:2]):
+        elif node.op_type in FLOAT and any(name in constants for name in node.input[:2]):
             floating.append(f"{node.op_type} {node.name or node.output[0]}")
     return Kernels(dict(sorted(integer.items())), tuple(floating), rounding)

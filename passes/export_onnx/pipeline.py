@@ -14,11 +14,14 @@ from compressor.errors import DataError, ParityError, RequirementError
 from compressor.models.contract import Family, InputSpec
 from compressor.models.loading import load_module, read_description
 from compressor.models.quantization import QUANTIZATION, Quantization, read_quantization
+from compressor.runtimes.layers import INPUTS_KEY
 from compressor.runtimes.onnx_files import read_graph
 from compressor.runtimes.onnx_kernels import kernels_of
 from compressor.runtimes.onnx_lint import lint
 from compressor.runtimes.session import fitted, open_session
+from compressor.runtimes.torch_layers import TorchLayers
 from passes.export_onnx import graph, integers
+from passes.export_onnx.naming import name_layers, names_of
 from passes.export_onnx.parity import Parity, compare
 from passes.export_onnx.tracing import onnx_from_torch
 
@@ -55,6 +58,9 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
         module, inputs, family.outputs(model_config), sample, config.opset,
         integers.translations(quantization.target) if quantization is not None else None,
     )  # fmt: skip
+    layers = TorchLayers(module, family.inputs(model_config), family.outputs(model_config))
+    layers.trace({name: array[:1] for name, array in batches[0].items()})
+    reads = name_layers(traced, layers.parts)
     graph.strip(traced)
     _tell(context, 1)
     told = "not asked for"
@@ -68,7 +74,7 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
         bits |= {one.bits for one in quantization.embeddings.values()}
         integers.laid_out(traced, quantization.target, min(bits, default=8))
     _tell(context, 2)
-    metadata = graph.labelled(context.artifact_id, family.name, dataset.class_names())
+    metadata = graph.labelled(context.artifact_id, family.name, dataset.class_names()) | {INPUTS_KEY: names_of(reads)}
     external = graph.write(traced, out, metadata, config.external_data_threshold_mb * 1_000_000)
     _tell(context, 3)
     parity = _compared(config.parity, model, out, batches, context)

@@ -14,8 +14,8 @@ import pytest
 from tests.unit.runtimes.test_onnx_lint import graph
 
 COMMANDS = (
-    "run", "plan", "validate", "init", "pass", "passes", "show", "compare", "report", "eval", "bench", "generate", "lint",
-    "verify", "gc", "doctor", "schema",
+    "run", "plan", "validate", "init", "pass", "passes", "show", "compare", "report", "gate", "history", "gain", "bisect",
+    "eval", "bench", "generate", "lint", "verify", "sign", "export", "import", "sbom", "gc", "doctor", "schema",
 )  # fmt: skip
 
 

@@ -48,7 +48,9 @@ def test_the_ways_a_chain_can_be_wrong(toy_pipeline: Path) -> None:
 def test_kinds_that_do_not_fit(toy_pipeline: Path) -> None:
     edit(toy_pipeline, "passes:", "data:\n  test: {source: phone-bed, split: test}\npasses:")
     edit(toy_pipeline, "{type: toy, name: second, rounds: 3}", "{type: export-onnx}")
-    assert "export-onnx cannot follow first (toy): it reads awq or quantized or torch, not onnx" in message(toy_pipeline)
+    assert "export-onnx cannot follow first (toy): it reads awq or quantized or torch, not onnx" in message(
+        toy_pipeline
+    )
     edit(toy_pipeline, "  - {type: toy, name: first}\n", "")
     assert "cannot follow the source model" in message(toy_pipeline)
 

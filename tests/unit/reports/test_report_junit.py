@@ -3,13 +3,15 @@ from xml.etree import ElementTree as ET
 
 from report_builders import phone_run
 
-from compressor.engine.events import GateResult
+from compressor.artifacts.runs import GateResult
 from compressor.reports.junit import run_junit
 from compressor.reports.run import RunReport
 
 
 def gate(passed: bool, reason: str = "not 0.8 ≥ 0.9") -> GateResult:
-    return GateResult("top1 min 0.9", "onnx", "top1", 0.8, 0.9, passed, reason)
+    return GateResult(
+        gate="top1 min 0.9", step="onnx", metric="top1", value=0.8, limit=0.9, passed=passed, reason=reason
+    )
 
 
 def test_there_is_a_case_for_each_step_and_each_gate(tmp_path: Path) -> None:

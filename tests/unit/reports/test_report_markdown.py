@@ -3,7 +3,7 @@ from pathlib import Path
 from report_builders import history, manifest, measurement, phone_run
 
 from compressor.artifacts.manifest import FileEntry, PassRecord
-from compressor.engine.events import GateResult
+from compressor.artifacts.runs import GateResult
 from compressor.reports.markdown import artifact_markdown, fenced, run_markdown, table, text
 from compressor.reports.run import RunReport
 
@@ -11,7 +11,10 @@ COMMAND = "autoglm-compress run pipeline.yaml"
 
 
 def run_report(tmp_path: Path) -> RunReport:
-    gate = GateResult("top1 min 0.9", "onnx", "top1", 0.802, 0.9, False, "not 0.802 ≥ 0.9")
+    gate = GateResult(
+        gate="top1 min 0.9", step="onnx", metric="top1", unit="fraction", value=0.802, found=0.802, low=0.79, high=0.81,
+        limit=0.9, passed=False, reason="0.802 is below 0.9",
+    )  # fmt: skip
     return RunReport("phone", phone_run(tmp_path), [gate], COMMAND, [("onnx", "could not be simplified")])
 
 
@@ -33,7 +36,8 @@ def test_an_unmeasured_source_shows_dashes(tmp_path: Path) -> None:
 
 def test_gates_notes_and_the_command_are_told(tmp_path: Path) -> None:
     page = run_markdown(run_report(tmp_path))
-    assert line(page, "| FAILED ") == "| FAILED | onnx | top1 min 0.9 | not 0.802 ≥ 0.9 |"
+    told = "| top1 min 0.9 | onnx | 80.2 % | 80.2 % | 79.0 % … 81.0 % | ≥ 90.0 % | – | failed |"
+    assert line(page, "| top1 min 0.9 ") == told
     assert "- **teacher**: a choice was made" in page
     assert "- **onnx**: could not be simplified" in page
     assert f"```sh\n{COMMAND}\n```" in page

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from report_builders import manifest, measurement, phone_run
 
-from compressor.engine.events import GateResult
+from compressor.artifacts.runs import GateResult
 from compressor.errors import DamagedArtifactError
 from compressor.evaluation.records import AccuracyReport, LatencyReport
 from compressor.reports import facts
@@ -18,7 +18,10 @@ from compressor.reports.write import write_artifact_reports, write_run_reports
 
 def report(tmp_path: Path) -> RunReport:
     return RunReport(
-        "phone", phone_run(tmp_path / "store"), [GateResult("g", "onnx", "top1", 1, 1, True, "1 ≥ 1")], "run"
+        "phone",
+        phone_run(tmp_path / "store"),
+        [GateResult(gate="g", step="onnx", metric="top1", passed=True, reason="1 ≥ 1")],
+        "run",
     )
 
 
@@ -49,7 +52,7 @@ def test_a_run_gets_pages_and_twins_for_programs(tmp_path: Path) -> None:
     run = report(tmp_path)
     assert write_run_reports(tmp_path / "run", run)
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"ladder.json", "gates.json", "junit.xml", "report.md", "report.html"}
+    assert names == {"ladder.json", "samples.json", "gates.json", "junit.xml", "report.md", "report.html"}
     assert Ladder.model_validate_json((tmp_path / "run/ladder.json").read_bytes()) == run.ladder
     assert json.loads((tmp_path / "run/gates.json").read_text())[0]["passed"] is True
 

@@ -1,0 +1,240 @@
+"""An artifact as one file, ``.tar.zst``, and back: what comes in is believed in nothing.
+
+An archive holds one artifact: its manifest first, then exactly the files that the manifest lists (and a signature, where there is
+one). Equal artifacts give equal archives. On the way in, a member that the manifest does not list, a link, a device, a path that
+leads out, a file of another size or hash, one that is there twice or not at all: each is refused, before anything gets its final
+name. What is unpacked is counted: no header and no file takes more memory or disk than it may.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from compressor.artifacts.errors_from_os import reading, writing
+from compressor.artifacts.manifest import FileEntry, Manifest
+from compressor.artifacts.signing import SIGNATURE, check_signature
+from compressor.artifacts.store import MANIFEST, MODEL, Artifact, Store, open_artifact, verify
+from compressor.errors import DamagedArtifactError, MissingExtraError, StorageError, UsageError
+
+_LEVEL = 10
+_WINDOW_BYTES = 1 << 27
+_LARGEST_MANIFEST_BYTES = 1 << 26
+_LARGEST_SIGNATURE_BYTES = 1024
+_CHUNK_BYTES = 1 << 20
+_HEADERS_BYTES = 1 << 20  # before a member, with what is read ahead
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_ID = re.compile(r"[0-9a-f]{64}")
+_REPORTS = ("reports/", "logs/")
+_PAGES = frozenset({"report.md", "report.html"})
+
+
+def export_artifact(artifact: Artifact, target: Path) -> int:
+    """Write an artifact, every file of it verified, as ``target``; returns the archive's bytes.
+
+    Raises:
+        UsageError: ``target`` is there already.
+        DamagedArtifactError: a file differs from the manifest.
+        MissingExtraError: `zstandard` is not installed.
+    """
+    zstandard = _zstandard()
+    if target.exists():
+        raise UsageError(f"{target} is there already", remedy="remove it, or choose another name")
+    verify(artifact)
+    manifest = artifact.manifest
+    names = [MANIFEST, *([SIGNATURE] if (artifact.path / SIGNATURE).is_file() else [])]
+    names += sorted({*manifest.files, *manifest.reports})
+    partial = target.with_name(f".{target.name}.partial")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with (
+                partial.open("wb") as raw,
+                zstandard.ZstdCompressor(level=_LEVEL).stream_writer(raw) as packed,
+                tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+            ):
+                for name in names:
+                    _add(tar, name, artifact.path / name)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    return target.stat().st_size
+
+
+def import_artifact(archive: Path, store: Store, key: Path | None, *, signed: bool) -> tuple[Artifact, bool]:
+    """Put the artifact of an archive into a store; returns it, and whether it is new there.
+
+    Args:
+        archive: as ``export_artifact`` writes it.
+        store: where to.
+        key: the public key; None for the one in the environment.
+        signed: whether it must be signed.
+
+    Raises:
+        DamagedArtifactError: it is no such archive, or not what its manifest says: what is wrong is told.
+        StorageError: there is no room for what the manifest promises.
+        MissingExtraError: `zstandard` is not installed.
+    """
+    store.check_writable()
+    with _members(archive) as members:
+        first = next(members, None)
+        if first is None or first[0].name != MANIFEST:
+            raise _refused(archive, f"its first member is not {MANIFEST}")
+        content = _read(archive, *first, _LARGEST_MANIFEST_BYTES)
+        manifest = _manifest(archive, content)
+        listed = {**manifest.files, **manifest.reports}
+        with store.lock(manifest.id):
+            if (found := store.find(manifest.pass_.name, manifest.id)) is not None:
+                verify(found)
+                return found, False
+            _check_room(listed, store)
+            staging = store.staging(f"import{manifest.id}")
+            try:
+                staged = staging / "out"
+                _unpack(archive, members, listed, staged)
+                with writing(staged):
+                    (staged / MANIFEST).write_bytes(content)
+                if signed:
+                    check_signature(staged, key)
+                return store.adopt(staged, open_artifact(staged).manifest), True
+            finally:
+                store.discard(staging)
+
+
+def _unpack(archive: Path, members: Iterator[tuple[Any, IO[bytes]]], listed: dict[str, FileEntry], out: Path) -> None:
+    """Write the members that are listed, each checked on its way; all of them must come."""
+    left = dict(listed)
+    with writing(out):
+        shutil.rmtree(out, ignore_errors=True)
+        (out / MODEL).mkdir(parents=True)
+    for info, source in members:
+        if info.name == SIGNATURE and not (out / SIGNATURE).exists():
+            with writing(out):
+                (out / SIGNATURE).write_bytes(_read(archive, info, source, _LARGEST_SIGNATURE_BYTES))
+            continue
+        entry = left.pop(info.name, None)
+        if entry is None:
+            raise _refused(archive, f"{info.name!r} is not in its manifest, or there twice")
+        if info.size != entry.bytes:
+            raise _refused(archive, f"{info.name} has {info.size} bytes, {entry.bytes} expected")
+        digest = hashlib.sha256()
+        with writing(out):
+            (out / info.name).parent.mkdir(parents=True, exist_ok=True)
+            with (out / info.name).open("xb") as target:
+                while chunk := source.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+                    target.write(chunk)
+        if digest.hexdigest() != entry.sha256:
+            raise _refused(archive, f"{info.name}: its content has changed (sha256 differs)")
+    if left:
+        raise _refused(archive, f"it lacks {', '.join(sorted(left))}")
+
+
+@contextmanager
+def _members(archive: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes]]]]:
+    """The members of an archive, in its order; a plain file each."""
+    zstandard = _zstandard()
+
+    def plain(tar: tarfile.TarFile, counted: _Counted) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+        while True:
+            counted.left = _HEADERS_BYTES
+            if (info := tar.next()) is None:
+                return
+            source = tar.extractfile(info) if info.isreg() and not info.issparse() else None
+            if source is None:
+                raise _refused(archive, f"{info.name!r} is no plain file but a link, a folder or a device")
+            counted.left += info.size
+            yield info, source
+
+    with reading(archive), archive.open("rb") as raw:
+        try:
+            with zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).stream_reader(raw) as unpacked:
+                counted = _Counted(unpacked)
+                with tarfile.open(fileobj=counted, mode="r|") as tar:  # type: ignore[call-overload]
+                    yield plain(tar, counted)
+        except (tarfile.TarError, zstandard.ZstdError, EOFError) as error:
+            raise _refused(archive, f"it is damaged, or no .tar.zst ({str(error).splitlines()[0]})") from error
+
+
+class _Counted:
+    """A stream that gives no more than ``left`` bytes: a header may claim any length, and is read into memory."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self.left = stream, _HEADERS_BYTES
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        found = self._stream.read(size)
+        self.left -= len(found)
+        if self.left < 0:
+            raise tarfile.ReadError("a header of it is larger than any")
+        return found
+
+
+def _read(archive: Path, info: tarfile.TarInfo, source: IO[bytes], most: int) -> bytes:
+    if info.size > most:
+        raise _refused(archive, f"{info.name} has {info.size} bytes, {most} at most expected")
+    return source.read()
+
+
+def _manifest(archive: Path, content: bytes) -> Manifest:
+    """A manifest that is sealed, and whose paths and names lead nowhere else."""
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValueError as error:
+        raise _refused(archive, f"{MANIFEST} is none: {str(error).splitlines()[0]}") from error
+    if manifest.digest != manifest.content_digest():
+        raise _refused(archive, f"{MANIFEST} does not match its own digest")
+    if not _NAME.fullmatch(manifest.pass_.name) or not _ID.fullmatch(manifest.id):
+        raise _refused(archive, f"{MANIFEST} has a pass or an id that is none")
+    wrong = [name for name in manifest.files if not name.startswith(f"{MODEL}/") or not _is_inside(name)]
+    wrong += [
+        name for name in manifest.reports if not (name.startswith(_REPORTS) or name in _PAGES) or not _is_inside(name)
+    ]
+    if wrong or any(entry.bytes < 0 for entry in (*manifest.files.values(), *manifest.reports.values())):
+        raise _refused(archive, f"{MANIFEST} lists paths that no artifact has: {', '.join(map(repr, wrong))}")
+    return manifest
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a path stays where it starts, on any system, and is written in the one way that there is to write it."""
+    path = PurePosixPath(name)
+    harmless = not any(sign in name for sign in "\\:\0") and not any(ord(sign) < 32 for sign in name)
+    return harmless and not path.is_absolute() and ".." not in path.parts and path.as_posix() == name
+
+
+def _check_room(listed: dict[str, FileEntry], store: Store) -> None:
+    needed = sum(entry.bytes for entry in listed.values())
+    free = shutil.disk_usage(store.root).free
+    if needed > free:
+        raise StorageError(
+            f"the artifact has {needed / 1e9:.2f} GB; {store.root} has {free / 1e9:.2f} GB free",
+            remedy="free some space (`autoglm-compress gc`), or choose another --output-dir",
+        )
+
+
+def _add(tar: tarfile.TarFile, name: str, file: Path) -> None:
+    """A file without its owner, its mode and its time."""
+    info = tarfile.TarInfo(name)
+    info.size = file.stat().st_size
+    info.mode = 0o644
+    with file.open("rb") as source:
+        tar.addfile(info, source)
+
+
+def _refused(archive: Path, why: str) -> DamagedArtifactError:
+    return DamagedArtifactError(f"{archive} is refused: {why}", remedy="copy it again, from somebody you trust")
+
+
+def _zstandard() -> Any:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MissingExtraError("zstandard", "an archive", "provenance") from error
+    return zstandard

@@ -1,0 +1,97 @@
+"""A fresh process that answers requests about one model, so that no runtime, cache or heap of another measurement warms it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import compressor
+from compressor.errors import PassError
+from compressor.evaluation.protocol import Answer, Request
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_TAIL_LINES = 12
+
+
+class MeasuringProcess:
+    """``python -m compressor.evaluation.worker`` and the pipes to it; killed on leaving the ``with``."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        latency = request.evaluate.latency
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "compressor.evaluation.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=_environment(latency.threads if latency else None),
+        )
+        self._reader = threading.Thread(target=self._tail.extend, args=(self._process.stderr,), daemon=True)
+        self._reader.start()
+        self.send(request.model_dump_json())
+
+    def send(self, line: str) -> None:
+        """One line to its stdin; a process that is gone already shows by its missing answer."""
+        assert self._process.stdin  # noqa: S101 - it is a pipe
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return
+
+    def answer(self) -> Answer:
+        """Its next line.
+
+        Raises:
+            CompressError: whatever it raised, as the same class.
+            PassError: it crashed; the end of what it printed is told.
+        """
+        assert self._process.stdout  # noqa: S101 - it is a pipe
+        line = self._process.stdout.readline()
+        if not line.endswith("\n"):  # the end, or cut off by a crash
+            raise self._crashed()
+        answer = Answer.model_validate_json(line)
+        if answer.failure is not None:
+            raise answer.failure.rebuilt()
+        return answer
+
+    def _crashed(self) -> PassError:
+        status = self._process.wait()
+        self._reader.join()
+        told = "".join(f"\n    {line.rstrip()}" for line in self._tail) or "\n    it printed nothing"
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with code {status}"
+        return PassError(f"the process that measures {self._request.model} {how}:{told}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert pipe  # noqa: S101 - all three are pipes
+            try:
+                pipe.close()
+            except BrokenPipeError:  # a line that it never read
+                continue
+
+
+def _environment(threads: int | None) -> dict[str, str]:
+    """This process's own, with the package importable from wherever it lies, and libraries held to ``threads``."""
+    root = str(Path(next(iter(compressor.__path__))).parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    limits = dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads else {}
+    return {**os.environ, **limits, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}

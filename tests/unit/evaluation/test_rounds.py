@@ -1,0 +1,34 @@
+"""Models in processes of their own that are timed in turns."""
+
+import pytest
+from test_measure import SOURCES, onnx_model  # noqa: F401
+
+from compressor.artifacts.kinds import Kind
+from compressor.data.contract import SourceContext
+from compressor.errors import DataError, ModelError
+from compressor.evaluation.measure import request_of
+from compressor.evaluation.records import EvaluateConfig, LatencyConfig
+from compressor.evaluation.rounds import Player
+
+LATENCY = EvaluateConfig(latency=LatencyConfig(data="test", warmup=1, repeats=4, threads=1))
+
+
+def player(kind, model, tmp_path, **source):
+    sources = {**SOURCES, "test": {"source": "tiny", **source}}
+    return Player(request_of(kind, model, LATENCY, sources, SourceContext(tmp_path, cache=tmp_path), task="rounds"))
+
+
+def test_two_models_take_turns(tiny_model, onnx_model, tmp_path):  # noqa: F811
+    with player(Kind.TORCH, tiny_model, tmp_path) as torch, player(Kind.ONNX, onnx_model, tmp_path) as onnx:
+        torch.ready()
+        onnx.ready()
+        rounds = [(torch.round("latency_p50_ms"), onnx.round("latency_p50_ms")) for _ in range(3)]
+        assert all(slow > fast > 0 for slow, fast in rounds)
+        assert onnx.round("throughput") > 0
+
+
+def test_errors_come_back_as_they_were(onnx_model, tmp_path):  # noqa: F811
+    with player(Kind.ONNX, onnx_model, tmp_path, fail="data") as one, pytest.raises(DataError):
+        one.ready()
+    with player(Kind.ONNX, tmp_path, tmp_path) as one, pytest.raises(ModelError):
+        one.ready()

@@ -1,0 +1,58 @@
+"""The workflow of examples/ci as a CI system would read it: its commands exist, its baseline is one, its products are made."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from cli import app
+from compressor.engine.figures import figures_at
+from compressor.engine.gating import parse_limit
+from tests.unit.cli.test_cli import cli
+
+ROOT = Path(__file__).parents[2]
+WORKFLOW = yaml.safe_load((ROOT / "examples/ci/workflow.yml").read_text())
+COMMANDS = [
+    step["run"] for step in WORKFLOW["jobs"]["compress"]["steps"] if step.get("run", "").startswith("autoglm-compress")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_is_one(line: str) -> None:
+    _, name, *arguments = shlex.split(line)
+    command = typer.main.get_command(app).commands[name]
+    values = command.make_context(name, list(arguments)).params
+    for limit in values.get("limits") or ():
+        parse_limit(limit)
+    assert all((ROOT / one).exists() for one in arguments if one.startswith("examples/"))
+
+
+def test_the_baseline_has_figures_and_samples() -> None:
+    found = figures_at(ROOT / "examples/ci/baseline")
+    assert {"teacher", "student", "onnx", "engine-int8"} <= found.keys()
+    for name in ("onnx", "engine-int8"):
+        samples = found[name].samples
+        assert samples is not None
+        assert len(samples.values["top1"]) == found[name].metrics["top1"].samples
+        assert sum(samples.values["top1"]) / len(samples.values["top1"]) == pytest.approx(
+            found[name].metrics["top1"].value
+        )
+
+
+def test_the_hook_checks_several_files_and_names_every_problem(toy_pipeline: Path) -> None:
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    assert hook["entry"] == "autoglm-compress validate"
+    assert re.search(hook["files"], "examples/phone/pipeline.yaml")
+    other = toy_pipeline.with_name("pipeline-2.yaml")
+    other.write_text(toy_pipeline.read_text())
+    done = cli("validate", toy_pipeline, other, "--json")
+    assert json.loads(done.stdout) == {str(one): ["source", "first", "second"] for one in (toy_pipeline, other)}
+    for file in (toy_pipeline, other):
+        file.write_text(file.read_text().replace("rounds: 3", "roundz: 3"))
+    wrong = cli("validate", toy_pipeline, other)
+    assert wrong.returncode == 2
+    assert "2 problems" in wrong.stderr
