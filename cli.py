@@ -253,26 +253,30 @@ def compare(
     pipeline: Annotated[
         Path | None, typer.Option("--pipeline", "-p", help="Compare layer by layer on samples of its `data:`.")
     ] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Compare shapes and values of the weights.")] = False,
     data: Annotated[str | None, typer.Option(help="The set; by default that of `evaluate.accuracy`.")] = None,
     samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 16,
     sets: Sets = None,
     allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
-    """Compare two artifacts: metrics, sizes, all that differs in how they were made, tensors, and layer by layer."""
-    from compressor.engine.comparison import compare_deeply
+    """Compare two artifacts: metrics, sizes, all that differs in how they were made; their tensors, and layer by layer."""
+    from compressor.engine import comparison
     from compressor.engine.runner import load_given
     from compressor.reports import console, deep
 
-    loaded = _load(pipeline, sets)
-    comparison = compare_deeply(load_given(a), load_given(b), loaded, _sources(loaded, allow_code), data, samples)
+    both = (load_given(a), load_given(b))
+    found = comparison.compare(*both)
+    if tensors:
+        found = found.model_copy(update={"tensors": comparison.tensors_of_both(*both)})
+    if (loaded := _load(pipeline, sets)) is not None:
+        layers = comparison.layers_of_both(*both, loaded, _sources(loaded, allow_code), data, samples)
+        found = found.model_copy(update={"layers": layers})
     if as_json:
-        _print_json(comparison.model_dump(mode="json"))
+        _print_json(found.model_dump(mode="json"))
     else:
-        console.render_compare(comparison)
-        deep.render_tensors(comparison.tensors)
-        if comparison.layers is not None:
-            deep.render_layers(comparison.layers)
+        console.render_compare(found)
+        deep.render_second_looks(found)
 
 
 @app.command()
@@ -361,10 +365,12 @@ def gain(
     from compressor.engine.gaining import gains
     from compressor.engine.pipeline import BudgetConfig
     from compressor.reports import console, second_looks
+    from compressor.reports.rerun import record_gains
 
     loaded = _loaded(pipeline, sets)
     with console.listener(quiet=as_json) as listener:
         found = gains(target, loaded, _sources(loaded, allow_code), BudgetConfig(seconds=seconds), listener)
+    record_gains(target, found)
     if as_json:
         _print_json([one.model_dump(mode="json") for one in found])
     else:

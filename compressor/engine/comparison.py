@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Manifest, Metric
 from compressor.artifacts.store import Artifact
 from compressor.data.contract import Batch, SourceContext
@@ -55,21 +54,26 @@ class Comparison(BaseModel):
     """Whether the models are byte for byte the same."""
     metrics: tuple[MetricPair, ...]
     differences: tuple[Difference, ...]
-    tensors: tuple[TensorDifference, ...] = ()
-    """Weights, those that differ most first."""
+    tensors: tuple[TensorDifference, ...] | None = None
+    """Weights, those that differ most first; None where they were not asked for."""
     layers: LayerComparison | None = None
     """Layer by layer, where samples were given."""
 
 
-def compare_deeply(
-    a: Artifact, b: Artifact, pipeline: Pipeline | None, context: SourceContext, data: str | None, samples: int
-) -> Comparison:
-    """Compare two artifacts by their manifests, their tensors and, on samples of a pipeline's data, their layers.
+def tensors_of_both(a: Artifact, b: Artifact) -> tuple[TensorDifference, ...]:
+    """The weights of two artifacts, those that differ most first."""
+    return tensor_differences(*((one.manifest.kind, one.model) for one in (a, b)))
+
+
+def layers_of_both(
+    a: Artifact, b: Artifact, pipeline: Pipeline, context: SourceContext, data: str | None, samples: int
+) -> LayerComparison:
+    """Two artifacts layer by layer.
 
     Args:
         a: what is compared with.
         b: what is compared.
-        pipeline: whose ``data:`` gives the samples; None for no samples.
+        pipeline: whose ``data:`` gives the samples.
         context: what its data sources may use.
         data: the set; by default that of ``evaluate.accuracy``.
         samples: how many, from the start of the set.
@@ -77,16 +81,10 @@ def compare_deeply(
     Raises:
         UsageError: the set is not there, or the two cannot be looked at layer by layer.
     """
-    found = compare(a, b)
-    models = [(one.manifest.kind, one.model) for one in (a, b)]
-    if all(kind is not Kind.ADAPTER for kind, _ in models):
-        found = found.model_copy(update={"tensors": tensor_differences(*models)})
-    if pipeline is None:
-        return found
     batch = samples_of_set(pipeline, context, data, samples)
-    threads = pipeline.config.threads
-    left, right = (open_layers(kind, model, threads) for kind, model in models)
-    return found.model_copy(update={"layers": compare_layers(left, right, batch)})
+    return compare_layers(
+        *(open_layers(one.manifest.kind, one.model, pipeline.config.threads) for one in (a, b)), batch
+    )
 
 
 def samples_of_set(pipeline: Pipeline, context: SourceContext, data: str | None, samples: int) -> Batch:

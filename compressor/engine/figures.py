@@ -110,9 +110,9 @@ def figures_at(path: Path) -> dict[str, Figures]:
     return figures_of_ladder(folder)
 
 
-def counterpart(baseline: Mapping[str, Figures], step: str) -> Figures:
-    """What a step is compared with: the step of that name, or else the last."""
-    return baseline.get(step) or list(baseline.values())[-1]
+def counterpart(baseline: Mapping[str, Figures], step: str) -> Figures | None:
+    """What a step is compared with: the step of that name, or a single artifact whatever it is called; else None."""
+    return next(iter(baseline.values())) if len(baseline) == 1 else baseline.get(step)
 
 
 def figures_of_ladder(path: Path) -> dict[str, Figures]:

@@ -100,7 +100,6 @@ def check_gates(
         if step not in figures:
             continue
         against = parents.get(step) if gate.against == "parent" else gate.against
-        reference: Figures | None
         if against is not None and is_path(against):
             reference = counterpart(figures_at(pipeline.base / against), step)
         else:

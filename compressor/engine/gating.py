@@ -100,10 +100,10 @@ def gate_against(
 
 
 def _pairs(judged: Mapping[str, Figures], compared: Mapping[str, Figures]) -> list[tuple[Figures, Figures]]:
-    """Steps of the same name; where one side is a single artifact, that and its counterpart."""
-    if len(judged) == 1 or len(compared) == 1:
-        last = list(judged.values())[-1]
-        return [(last, counterpart(compared, last.name))]
+    """Steps of the same name; a baseline of one artifact is held against the last step."""
+    last = list(judged.values())[-1]
+    if len(compared) == 1 and (only := counterpart(compared, last.name)) is not None:
+        return [(last, only)]
     if pairs := [(one, compared[name]) for name, one in judged.items() if name in compared]:
         return pairs
     raise UsageError(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import TYPE_CHECKING
 
-from compressor.runtimes.onnx_profile import NodeProfile
+if TYPE_CHECKING:
+    from compressor.runtimes.onnx_profile import NodeProfile
 
 _ROUNDINGS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _OVERHEAD_MS = 0.02

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compressor.engine.bisecting import Bisection
+from compressor.engine.comparison import Comparison
 from compressor.evaluation.layerwise import LayerComparison, LayerDifference
 from compressor.evaluation.metrics import METRICS
 from compressor.evaluation.tensors import TensorDifference
@@ -12,6 +13,14 @@ from compressor.reports import formats
 from compressor.reports.console import print_table, say
 
 _ROWS = 16
+
+
+def render_second_looks(found: Comparison) -> None:
+    """Tensors and layers, as far as they were asked for."""
+    if found.tensors is not None:
+        render_tensors(found.tensors)
+    if found.layers is not None:
+        render_layers(found.layers)
 
 
 def render_tensors(tensors: Sequence[TensorDifference]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.artifacts.manifest import Manifest, Metric
 from compressor.evaluation.records import Measurement
 from compressor.reports import charts, facts, formats
+from compressor.reports.gain_rows import COLUMNS, gain_cells, reasons
 from compressor.reports.gate_rows import gate_row
 from compressor.reports.ladder import Ladder, LadderRow
 from compressor.reports.markdown import change_text, tone
@@ -64,6 +65,9 @@ def run_html(report: RunReport, folder: Path, digest: str) -> str:
     return _page(
         "run.html.j2",
         report=report,
+        gains=[gain_cells(one) for one in report.gains],
+        gain_columns=COLUMNS,
+        gain_reasons=reasons(report.gains),
         gates=[(gate, gate_row(gate)) for gate in report.gates],
         ladder=ladder,
         digest=digest,

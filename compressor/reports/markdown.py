@@ -11,6 +11,8 @@ from compressor.artifacts.manifest import Manifest, Metric
 from compressor.artifacts.runs import GateResult
 from compressor.evaluation.records import Measurement
 from compressor.reports import facts, formats
+from compressor.reports.gain_rows import COLUMNS as GAIN_COLUMNS
+from compressor.reports.gain_rows import gain_cells, reasons
 from compressor.reports.gate_rows import COLUMNS, gate_row
 from compressor.reports.ladder import Change, Ladder, LadderRow
 from compressor.reports.run import RunReport
@@ -72,6 +74,10 @@ def run_markdown(report: RunReport) -> str:
         parts += [text(formats.STAND_IN_EXPLAINED)]
     if report.gates:
         parts += ["## Gates", gates_table(report.gates)]
+    if report.gains:
+        parts += ["## What each step won", table(GAIN_COLUMNS, map(gain_cells, report.gains))]
+        if why := reasons(report.gains):
+            parts += ["\n".join(f"- **{text(step)}** is {text(line)}" for step, line in why)]
     if slices := report.ladder.slices():
         parts += ["## Slices", _slices(report.ladder, slices)]
     if notes := report.all_notes():

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from compressor.artifacts.errors_from_os import writing
+from compressor.artifacts.files import write_atomic
+from compressor.artifacts.gain import Gain
 from compressor.artifacts.runs import RunRecord, RunStep, find_run, save_run
 from compressor.artifacts.store import open_artifact
 from compressor.engine.plan import Plan
 from compressor.engine.runner import RunResult
+from compressor.errors import DamagedArtifactError
 from compressor.reports.ladder import LadderInput
 from compressor.reports.run import RunReport
 from compressor.reports.summary import summarize_run
 from compressor.reports.write import write_run_reports
+
+GAINS = "gain.json"
+"""In a run's folder: what `gain` found."""
+_ADAPTER = TypeAdapter(tuple[Gain, ...])
 
 
 def record_run(plan: Plan, result: RunResult, command: str) -> tuple[Path, RunReport]:
@@ -35,8 +46,8 @@ def record_run(plan: Plan, result: RunResult, command: str) -> tuple[Path, RunRe
         gates=result.gates,
     )
     steps = [LadderInput(one.step.name, one.artifact, one.how == "cached", one.step.parent) for one in result.steps]
-    report = RunReport(record.pipeline, steps, result.gates, command)
     folder = save_run(plan.store.root, record)
+    report = RunReport(record.pipeline, steps, result.gates, command, gains=_gains(folder))
     write_run_reports(folder, report)
     summarize_run(report)
     return folder, report
@@ -52,9 +63,27 @@ def report_of_record(target: Path) -> tuple[Path, RunReport]:
     folder, record = find_run(target)
     root = folder.parent.parent
     steps = [LadderInput(step.name, open_artifact(root / step.artifact), True, step.parent) for step in record.steps]
-    report = RunReport(record.pipeline, steps, record.gates, record.command)
+    report = RunReport(record.pipeline, steps, record.gates, record.command, gains=_gains(folder))
     write_run_reports(folder, report)
     return folder, report
+
+
+def record_gains(target: Path, gains: Sequence[Gain]) -> Path:
+    """Keep what `gain` found in the run's folder, and show it on the run's pages; returns the folder."""
+    folder, _ = find_run(target)
+    with writing(folder):
+        write_atomic(folder / GAINS, _ADAPTER.dump_json(tuple(gains), indent=1))
+    report_of_record(folder)
+    return folder
+
+
+def _gains(folder: Path) -> tuple[Gain, ...]:
+    if not (folder / GAINS).is_file():
+        return ()
+    try:
+        return _ADAPTER.validate_json((folder / GAINS).read_bytes())
+    except ValidationError as error:
+        raise DamagedArtifactError(f"{folder / GAINS} is damaged: {str(error).splitlines()[0]}") from error
 
 
 def run_as_json(folder: Path, report: RunReport) -> dict[str, Any]:

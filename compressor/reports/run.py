@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from compressor.artifacts.fingerprint import digest_json, digest_tree
+from compressor.artifacts.gain import Gain
 from compressor.artifacts.runs import GateResult
 from compressor.reports.ladder import Ladder, LadderInput, build_ladder
 
@@ -23,6 +24,8 @@ class RunReport:
     """What reproduces it."""
     notes: Sequence[tuple[str, str]] = ()
     """Step and line, of what this run had to say beside the notes that the manifests hold."""
+    gains: Sequence[Gain] = ()
+    """What `gain` found of it, if it was asked."""
 
     @cached_property
     def ladder(self) -> Ladder:
@@ -52,6 +55,7 @@ class RunReport:
                 "command": self.command,
                 "manifests": [(step.step, step.parent, step.artifact.manifest.digest) for step in self.steps],
                 "gates": [gate.model_dump(mode="json") for gate in self.gates],
+                "gains": [one.model_dump(mode="json") for one in self.gains],
                 "notes": [list(note) for note in self.notes],
                 "code": digest_tree(Path(__file__).parent),
             }

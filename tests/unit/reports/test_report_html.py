@@ -6,6 +6,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from report_builders import history, manifest, measurement, phone_run, share
 
+from compressor.artifacts.gain import Gain
 from compressor.artifacts.manifest import FileEntry
 from compressor.artifacts.runs import GateResult
 from compressor.reports import charts
@@ -112,6 +113,22 @@ def test_gates_are_told(tmp_path: Path) -> None:
     page = run_page(tmp_path, gates=gates)
     assert "0 of 1 gates passed" in page
     assert "onnx has no top1" in page
+
+
+def test_gains_and_their_reasons_are_told(tmp_path: Path) -> None:
+    gain = Gain(
+        step="onnx", pass_name="export-onnx", against="student", runtime="ONNX Runtime", size_ratio=0.25,
+        parameters_ratio=1, macs_ratio=1, low_precision_weights=0.375, low_precision_macs=0.19, speedup=0.8,
+        speedup_low=0.7, speedup_high=0.9, why_not=("98 roundings are left",),
+    )  # fmt: skip
+    page = run_page(tmp_path, gains=[gain])
+    for text in (
+        "What each step won",
+        "37.5 %",
+        "×0.700 … ×0.900",
+        "not shown to be faster than student: 98 roundings",
+    ):
+        assert text in page
 
 
 def test_links_lead_from_the_run_to_the_artifacts(tmp_path: Path) -> None:
