@@ -88,7 +88,9 @@ class NoiseAwareJudge:
             first = cycle(range(len(sides)))
 
             def one() -> float:
-                at = next(first)  # who goes first changes: what the one leaves behind in caches, it leaves to both in turn
+                at = next(
+                    first
+                )  # who goes first changes: what the one leaves behind in caches, it leaves to both in turn
                 figures = {side: side.round(rule.metric) for side in (*sides[at:], *sides[:at])}
                 return _held(rule, *(figures[side] for side in sides))
 
