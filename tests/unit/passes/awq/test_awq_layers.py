@@ -19,5 +19,5 @@ def test_every_packed_layer_adds_some_and_no_other_does(tmp_path):
     assert all(added[name] for name in linear)
     assert added["model.embed_tokens"] < 1e-6, "floats of 16 bits"
     pairs = {one.name: one for one in tensor_differences((Kind.TORCH, parent.model), (Kind.AWQ, folder))}
-    assert pairs["model.layers.0.mlp.down_proj.weight"].snr_db > 10
+    assert pairs["model.layers.0.mlp.down_proj.weight"].snr_db > 5, "scales went into the norm before it"
     assert pairs["model.embed_tokens.weight"].snr_db > 70
