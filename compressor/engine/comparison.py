@@ -62,7 +62,7 @@ class Comparison(BaseModel):
 
 def tensors_of_both(a: Artifact, b: Artifact) -> tuple[TensorDifference, ...]:
     """The weights of two artifacts, those that differ most first."""
-    return tensor_differences(*((one.manifest.kind, one.model) for one in (a, b)))
+    return tensor_differences((a.manifest.kind, a.model), (b.manifest.kind, b.model))
 
 
 def layers_of_both(
@@ -82,9 +82,9 @@ def layers_of_both(
         UsageError: the set is not there, or the two cannot be looked at layer by layer.
     """
     batch = samples_of_set(pipeline, context, data, samples)
-    return compare_layers(
-        *(open_layers(one.manifest.kind, one.model, pipeline.config.threads) for one in (a, b)), batch
-    )
+    threads = pipeline.config.threads
+    left, right = (open_layers(one.manifest.kind, one.model, threads) for one in (a, b))
+    return compare_layers(left, right, batch)
 
 
 def samples_of_set(pipeline: Pipeline, context: SourceContext, data: str | None, samples: int) -> Batch:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -84,9 +85,14 @@ class NoiseAwareJudge:
             ]
             for side in sides:
                 side.ready()
+            first = cycle(range(len(sides)))
 
             def one() -> float:
-                return _held(rule, *(side.round(rule.metric) for side in sides))
+                at = next(
+                    first
+                )  # who goes first changes: what the one leaves behind in caches, it leaves to both in turn
+                figures = {side: side.round(rule.metric) for side in (*sides[at:], *sides[:at])}
+                return _held(rule, *(figures[side] for side in sides))
 
             rounds = turns.play(
                 one,

@@ -37,7 +37,9 @@ class TensorDifference(BaseModel):
 
 
 def tensor_differences(a: tuple[Kind, Path], b: tuple[Kind, Path]) -> tuple[TensorDifference, ...]:
-    """Every weight of two models, those that differ most first; one tensor of each is in memory at a time.
+    """Every weight of two models, those that differ most first.
+
+    Of models in safetensors one tensor at a time is in memory; ONNX files and packed checkpoints are read whole.
 
     Args:
         a: kind and model folder; AWQ weights and INT8 weights of an ONNX file are compared as the floats that they stand for.

@@ -8,20 +8,38 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from conftest import tiny_onnx
 
 from compressor.engine.figures import figures_at
 from compressor.engine.gating import parse_limit
 from compressor.errors import DamagedArtifactError, UsageError
 from tests.unit.cli.test_cli import cli
 
+PIPELINE = """
+version: 1
+name: toy
+model: {path: model}
+passes:
+  - {type: toy, name: first}
+  - {type: toy, name: second, rounds: 3}
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``old`` and ``new`` beside the pipeline; the new artifacts are of other bytes and the same size."""
+    home = tmp_path_factory.mktemp("built")
+    (home / "model").mkdir()
+    (home / "model" / "model.onnx").write_bytes(tiny_onnx())
+    (home / "pipeline.yaml").write_text(PIPELINE)
+    assert cli("run", home / "pipeline.yaml", "-o", home / "old").returncode == 0
+    assert cli("run", home / "pipeline.yaml", "-o", home / "new", "--set", "passes[0].rounds=4").returncode == 0
+    return home
+
 
 @pytest.fixture
-def two_runs(toy_pipeline: Path) -> Path:
-    """``old`` and ``new`` beside the pipeline; the new artifacts are of other bytes and the same size."""
-    home = toy_pipeline.parent
-    assert cli("run", toy_pipeline, "-o", home / "old").returncode == 0
-    assert cli("run", toy_pipeline, "-o", home / "new", "--set", "passes[0].rounds=4").returncode == 0
-    return home
+def two_runs(built: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(built, tmp_path / "home")
 
 
 def test_runs_stores_artifacts_and_ladders_are_compared(two_runs: Path) -> None:
