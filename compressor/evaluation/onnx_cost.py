@@ -19,6 +19,7 @@ Shape = tuple[int, ...]
 _INDEX_TYPES = frozenset(
     {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
 )
+_PACKED = "MatMulNBits"
 _HEAVY = ("MatMul", "Gemm", "Conv", "Attention", "LSTM", "GRU", "RNN", "Einsum")
 _LARGEST_RUN_BYTES = 1_000_000_000
 
@@ -26,13 +27,25 @@ _LARGEST_RUN_BYTES = 1_000_000_000
 def parameters(model: onnx.ModelProto) -> int:
     """Values in initializers that are weights: floats and small integers of one or more dimensions.
 
-    Shapes and indices (int64, int32, bool) and scalars do not count; what an exporter folded is counted as it is now.
+    Shapes and indices (int64, int32, bool) and scalars do not count; what an exporter folded is counted as it is now. Of weights
+    that are packed for MatMulNBits, each counts, and their scales and zero-points do not.
     """
+    packed: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.op_type == _PACKED:
+            sizes = {one.name: one.i for one in node.attribute}
+            packed |= dict.fromkeys(_sources(model, node.input[2:4]), 0) | {node.input[1]: sizes["K"] * sizes["N"]}
     return sum(
-        math.prod(tensor.dims)
+        packed.get(tensor.name, math.prod(tensor.dims))
         for tensor in model.graph.initializer
         if tensor.dims and tensor.data_type not in _INDEX_TYPES
     )
+
+
+def _sources(model: onnx.ModelProto, names: Sequence[str]) -> set[str]:
+    """The values of these names, and what they are cast from."""
+    casts = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    return {*names, *(casts[name] for name in names if name in casts)}
 
 
 def macs(model: onnx.ModelProto, input_shapes: Mapping[str, Shape]) -> int | None:

@@ -13,6 +13,7 @@ from calibration.sources.arrays import ArrayDataset
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
 from compressor.errors import ParityError, RequirementError, UsageError
+from compressor.evaluation.onnx_cost import parameters
 from compressor.models.loading import load_module, save_module
 from compressor.models.packed.description import WeightGrid
 from compressor.models.packed.linear import packed_bits
@@ -244,6 +245,16 @@ def test_weights_of_a_large_model_lie_beside_the_graph(tmp_path):
     ).stat().st_size
     whole, _ = exported(parent, tmp_path / "whole")
     assert whole.summary["parity"] == output.summary["parity"]
+
+
+@pytest.mark.parametrize("tables", [False, True])
+def test_packed_weights_are_counted_one_by_one(tables, tmp_path):
+    parent = parent_in(tmp_path / "parent", "tiny-llama")
+    small = awq(parent, tmp_path)
+    exported(small, tmp_path / "graph", {**FIELDS, "decoder": {"int8_tables": tables}})
+    config = FAMILY.presets["tiny-llama"]
+    turned = 2 * 512 * 8  # cos and sin
+    assert parameters(onnx.load(tmp_path / "graph" / "model.onnx")) == sum(FAMILY.parameters(config).values()) + turned
 
 
 def test_building_twice_gives_the_same_bytes(tmp_path):
