@@ -309,7 +309,11 @@ def gate(
     ] = None,
     pipeline: Annotated[
         Path | None,
-        typer.Option("--pipeline", "-p", help="Judge its `gates:`, and measure latency again as its `evaluate:` says."),
+        typer.Option(
+            "--pipeline",
+            "-p",
+            help="Measure latency again as it says; without --limit, judge its gates.",
+        ),
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML there.")] = None,
     sets: Sets = None,
