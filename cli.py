@@ -309,7 +309,11 @@ def gate(
     ] = None,
     pipeline: Annotated[
         Path | None,
-        typer.Option("--pipeline", "-p", help="Judge its `gates:`, and measure latency again as its `evaluate:` says."),
+        typer.Option(
+            "--pipeline",
+            "-p",
+            help="Measure latency again as it says; without --limit, judge its gates.",
+        ),
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML there.")] = None,
     sets: Sets = None,
@@ -453,14 +457,17 @@ def generate(
 
 @app.command()
 def verify(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Artifacts, or a store.", metavar="PATH")] = None,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Artifacts, stores, or runs.", metavar="PATH"),
+    ] = None,
     signature: Annotated[bool, typer.Option("--signature", help="They must be signed, too.")] = False,
     key: PublicKey = None,
     as_json: Json = False,
 ) -> None:
     """Check every file of artifacts against their manifests; exit code 4 when one is damaged."""
     from compressor.artifacts.signing import check_signature
-    from compressor.artifacts.store import verify_all
+    from compressor.artifacts.verifying import verify_all
     from compressor.reports import console
 
     also = partial(check_signature, key=key) if signature else lambda _: None

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,27 +314,3 @@ def size_on_disk(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
-
-
-def verify_all(paths: Sequence[Path], also: Callable[[Path], None] = lambda _: None) -> dict[Path, str | None]:
-    """Each artifact among ``paths``, or in the stores among them, to what is wrong with it (None: nothing).
-
-    ``also`` looks at an artifact's folder in its own way, and raises DamagedArtifactError.
-
-    Raises:
-        UsageError: a path is neither an artifact nor a store with one.
-    """
-    found: dict[Path, str | None] = {}
-    for path in paths:
-        targets = [path] if (path / MANIFEST).is_file() else list(Store(path).artifacts())
-        if not targets:
-            raise UsageError(f"{path} is neither an artifact nor a store that holds one")
-        for target in targets:
-            try:
-                verify(open_artifact(target))
-                also(target)
-            except DamagedArtifactError as error:
-                found[target] = error.what
-            else:
-                found[target] = None
-    return found

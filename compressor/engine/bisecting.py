@@ -108,8 +108,8 @@ def bisect(
             f"--within {within}: no such step of the chain was measured", remedy=f"one of {_names(losses)}"
         )
     if worst.lost <= 0:
-        who = "no step" if within is None else f"not even {within}"
-        raise UsageError(f"{who} lost {metric} on these samples", remedy="try more --samples")
+        told = f"no step lost {metric}" if within is None else f"{within} lost no {metric}"
+        raise UsageError(f"{told} on these samples", remedy="try more --samples")
     (link,) = (one for one in links if one.step == worst.step)
     if link.child.manifest.kind not in OF_FAMILIES or link.reads.manifest.kind not in OF_FAMILIES:
         kinds = f"{link.reads.manifest.kind.value} and {link.child.manifest.kind.value}"

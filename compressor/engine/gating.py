@@ -13,7 +13,7 @@ from compressor.artifacts.store import Artifact
 from compressor.data.contract import SourceContext
 from compressor.engine import events
 from compressor.engine.figures import Figures, counterpart, figures_at
-from compressor.engine.gates import KINDS, Rule, rules_of
+from compressor.engine.gates import KINDS, Rule, is_path, rules_of
 from compressor.engine.judging import NoiseAwareJudge, Open
 from compressor.engine.pipeline import Pipeline
 from compressor.errors import UsageError
@@ -75,8 +75,8 @@ def gate_against(
         run: what is judged.
         baseline: what it is compared with.
         limits: as ``top1:max_drop=0.01``, of every step that both have.
-        pipeline: its ``gates:`` are judged, compared with the baseline, and its ``evaluate.latency`` says how latency is measured
-            again.
+        pipeline: its ``evaluate.latency`` says how latency is measured again; without ``limits``, those of its ``gates:`` are
+            judged that are absolute or meant for a baseline (their ``against`` is a path), held against this one.
         context: what its data sources may use.
         listener: told of rounds.
 
@@ -86,9 +86,10 @@ def gate_against(
     judged, compared = figures_at(run), figures_at(baseline)
     pairs = _pairs(judged, compared)
     rules: list[tuple[str | None, Rule]] = [(None, parse_limit(text)) for text in limits]
-    if pipeline is not None:
+    if pipeline is not None and not limits:
         last = list(judged)[-1]
-        rules += [(gate.step or last, rule) for gate in pipeline.config.gates for rule in rules_of(gate, "baseline")]
+        meant = [gate for gate in pipeline.config.gates if gate.against is None or is_path(gate.against)]
+        rules = [(gate.step or last, rule) for gate in meant for rule in rules_of(gate, "baseline")]
     player = player_of(pipeline, context) if pipeline is not None else None
     judge = NoiseAwareJudge(player, {}, listener)
     found = [

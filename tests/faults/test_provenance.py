@@ -19,6 +19,7 @@ from compressor.artifacts.signing import PRIVATE_KEY, PUBLIC_KEY, SIGNATURE, che
 from compressor.artifacts.store import Artifact, Store, open_artifact, verify
 from compressor.engine.sbom import environment_sbom
 from compressor.errors import DamagedArtifactError, StorageError, UsageError
+from tests.conftest import tiny_onnx
 from tests.unit.cli.test_cli import cli
 
 ONNX = "model/model.onnx"
@@ -28,8 +29,6 @@ Member = tuple[tarfile.TarInfo, bytes]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact, two key pairs."""
-    from conftest import tiny_onnx
-
     home = tmp_path_factory.mktemp("made")
     (home / "model").mkdir()
     (home / "model" / "model.onnx").write_bytes(tiny_onnx())

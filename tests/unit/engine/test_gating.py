@@ -8,11 +8,11 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from conftest import tiny_onnx
 
 from compressor.engine.figures import figures_at
 from compressor.engine.gating import parse_limit
 from compressor.errors import DamagedArtifactError, UsageError
+from tests.conftest import tiny_onnx
 from tests.unit.cli.test_cli import cli
 
 PIPELINE = """
@@ -73,7 +73,10 @@ def test_a_limit_that_is_not_kept_is_exit_code_3_with_a_table_and_junit(
 
 def test_the_gates_of_a_file_are_held_against_the_baseline(two_runs: Path) -> None:
     file = two_runs / "gated.yaml"
-    gates = "gates:\n  - {metric: size_bytes, max_ratio: 0.9, step: first, against: source}\n"
+    gates = (
+        "gates:\n  - {metric: size_bytes, max_ratio: 0.9, step: first, against: ./old}\n"
+        "  - {metric: size_bytes, max_ratio: 0.1, against: source}\n"
+    )
     file.write_text((two_runs / "pipeline.yaml").read_text() + gates)
     done = cli("gate", two_runs / "new", "--against", two_runs / "old", "-p", file, "--json")
     assert done.returncode == 3
