@@ -96,6 +96,10 @@ def _gain(
         why = gain.why_not_faster(nodes)
     elif kind is Kind.QUANTIZED:
         why = ["torch computes in float what it rounds: the integers come with `export-onnx`"]
+    elif kind is Kind.AWQ:
+        why = [
+            "torch computes with the weights unpacked to float32: the integers are for vLLM, transformers and `export-onnx`"
+        ]
     return Gain(
         step=name,
         pass_name=artifact.manifest.pass_.name,

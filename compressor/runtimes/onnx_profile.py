@@ -24,6 +24,7 @@ from compressor.runtimes.session import fitted
 _WARMUP = 3
 _SUFFIX = "_kernel_time"
 _WEIGHT_AT = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}  # among the inputs; 1 of all others
+_PACKED, _ROUNDED = "MatMulNBits", 4  # its accuracy_level that multiplies integers; others unpack the weights
 _BYTES = {"float": 4, "float16": 2, "int8": 1, "uint8": 1, "int64": 8, "int32": 4, "bool": 1, "double": 8}
 
 
@@ -53,7 +54,7 @@ def profile(folder: Path, batch: Batch, threads: int, runs: int = 20) -> tuple[N
         DataError: the batch does not fit it.
     """
     with OnnxSession(folder, threads, "cpu") as opened:
-        feeds = fitted(batch, opened.inputs)
+        feeds = opened.completed(fitted(batch, opened.inputs))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = SILENT
@@ -91,11 +92,15 @@ def _nodes(graph: onnx.GraphProto, events: list[dict[str, Any]]) -> Iterator[Nod
         at = _WEIGHT_AT.get(operator, 1)
         node = nodes.get(name)
         weight = shapes.get(node.input[at]) if multiplies and node is not None and len(node.input) > at else None
+        integer = operator in INTEGER
+        if operator == _PACKED and node is not None:
+            told = {one.name: one.i for one in node.attribute}
+            multiplies, weight, integer = True, (told["K"], told["N"]), told.get("accuracy_level") == _ROUNDED
         yield NodeProfile(
             name=name,
             operator=operator,
             milliseconds=median(event["dur"] for event in found[_WARMUP:] or found) / 1e3,
-            integer=operator in INTEGER,
+            integer=integer,
             macs=_macs(operator, inputs, outputs, weight) if multiplies else 0,
             weights=math.prod(weight) if weight else 0,
             bytes=_moved(last),

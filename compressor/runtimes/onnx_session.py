@@ -48,19 +48,23 @@ class OnnxSession(Session):
         )
 
     def compute(self, feeds: Batch) -> Batch:
-        """See ``Session.compute``; a decoder is given whole windows, and nothing before them.
+        """See ``Session.compute``.
 
         Raises:
             PassError: ONNX Runtime failed inside the graph.
         """
-        if self._caches is not None:
-            ids = feeds[IDS]
-            feeds = {**feeds, MASK: np.ones_like(ids), **self._caches.nothing(len(ids))}
         try:
-            values = self._session.run(self.output_names, feeds)
+            values = self._session.run(self.output_names, self.completed(feeds))
         except ERRORS as error:
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
         return dict(zip(self.output_names, values, strict=True))
+
+    def completed(self, feeds: Batch) -> Batch:
+        """All that the graph takes: a decoder is given whole windows, and nothing before them."""
+        if self._caches is None:
+            return feeds
+        ids = feeds[IDS]
+        return {**feeds, MASK: np.ones_like(ids), **self._caches.nothing(len(ids))}
 
     def close(self) -> None:
         """Free the session's memory."""

@@ -13,12 +13,14 @@ from calibration.sources.arrays import ArrayDataset
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
 from compressor.errors import ParityError, RequirementError, UsageError
+from compressor.evaluation.gain import low_precision_weights
 from compressor.evaluation.onnx_cost import parameters
 from compressor.models.loading import load_module, save_module
 from compressor.models.packed.description import WeightGrid
 from compressor.models.packed.linear import packed_bits
 from compressor.models.transformers_checkpoint.family import Transformers
 from compressor.runtimes.onnx_decoder import OnnxDecoder
+from compressor.runtimes.onnx_profile import profile
 from compressor.runtimes.session import open_session
 from passes.export_onnx.decoder import building
 from passes.export_onnx.decoder.weights import Weights, block_size, packed_bytes
@@ -255,6 +257,17 @@ def test_packed_weights_are_counted_one_by_one(tables, tmp_path):
     config = FAMILY.presets["tiny-llama"]
     turned = 2 * 512 * 8  # cos and sin
     assert parameters(onnx.load(tmp_path / "graph" / "model.onnx")) == sum(FAMILY.parameters(config).values()) + turned
+
+
+@pytest.mark.parametrize("level", [1, 4])
+def test_gain_knows_what_is_multiplied_as_integers(level, tmp_path):
+    parent = awq(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path)
+    exported(parent, tmp_path / "graph", {**FIELDS, "decoder": {"accuracy_level": level}})
+    nodes = profile(tmp_path / "graph", {"input_ids": TOKENS}, 1, runs=2)
+    inside = sum(size for part, size in FAMILY.parameters(FAMILY.presets["tiny-llama"]).items() if "embed" not in part)
+    packed = sum(node.weights for node in nodes if node.operator == "MatMulNBits")
+    assert 0.99 * inside < packed <= inside  # norms are no products
+    assert low_precision_weights(nodes) == pytest.approx(packed / (packed + 512 * 64) if level == 4 else 0.0)
 
 
 def test_building_twice_gives_the_same_bytes(tmp_path):
