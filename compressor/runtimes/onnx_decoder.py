@@ -16,6 +16,8 @@ from compressor.runtimes.onnx_caches import IDS, KEEP, LOGITS, MASK, Caches
 from compressor.runtimes.onnx_session import ERRORS, first_line, opened
 
 Array = np.ndarray[Any, Any]
+TARGET = "autoglm_compress.target"
+"""The key under which a decoder's file says whose operators it has."""
 
 
 class OnnxDecoder:
@@ -40,18 +42,27 @@ class OnnxDecoder:
         [words] = [one.shape[-1] for one in self._session.get_outputs() if one.name == LOGITS]
         self._words = int(words)
         self._logits: dict[tuple[int, ...], Array] = {}
-        self._binding = self._session.io_binding()
-        # On a CPU an OrtValue is a view of the array: what the runtime writes is seen here, and nothing is copied.
-        self._buffers = caches.room(samples, room)
-        for name, buffer in self._buffers.items():
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
-            self._binding.bind_ortvalue_input(name, value)
-            self._binding.bind_ortvalue_output(Caches.present(name), value)
+        self._caches, self._binding = caches, self._session.io_binding()
+        told = self._session.get_modelmeta().custom_metadata_map
+        self._grows = told.get(TARGET) == "portable"
+        """Whether keys and values are given as long as they are, and padding stays where it was; else they lie in buffers."""
         self.start()
 
     def start(self) -> None:
         """Forget what has been said."""
         self._lengths_B = np.zeros(self.samples, dtype=np.int64)
+        self._mask_BP = np.zeros((self.samples, 0), dtype=np.int64)
+        if self._grows:
+            self._buffers = self._caches.nothing(self.samples)
+        elif not hasattr(self, "_buffers"):
+            # On a CPU an OrtValue is a view of the array: what the runtime writes is seen here, and nothing is copied.
+            self._buffers = self._caches.room(self.samples, self.room)
+            for name, value in self._values().items():
+                self._binding.bind_ortvalue_input(name, value)
+                self._binding.bind_ortvalue_output(Caches.present(name), value)
+
+    def _values(self) -> dict[str, Any]:
+        return {name: onnxruntime.OrtValue.ortvalue_from_numpy(buffer) for name, buffer in self._buffers.items()}
 
     def feed(self, ids_BT: Array, lengths_B: Array | None = None, *, keep: int = 1) -> Array:
         """The scores of the ``keep`` last tokens (0: all), [B, keep or T, V]; the next call may overwrite them.
@@ -66,11 +77,15 @@ class OnnxDecoder:
             PassError: ONNX Runtime failed inside the graph.
         """
         tokens = ids_BT.shape[1]
-        self._lengths_B = self._lengths_B + (tokens if lengths_B is None else lengths_B)
-        total = tokens if lengths_B is not None else int(self._lengths_B.max())
+        new_B = np.full(self.samples, tokens) if lengths_B is None else lengths_B
+        meant_BT = (np.arange(tokens) < new_B[:, None]).astype(np.int64)
+        self._lengths_B = self._lengths_B + new_B
+        # Buffers are filled sample by sample; what grows has the padding in it.
+        total = self._mask_BP.shape[1] + tokens if self._grows or lengths_B is not None else int(self._lengths_B.max())
         if total > self.room:
             raise UsageError(f"{total} tokens, and there is room for {self.room}", remedy="make room for more")
-        mask_BP = (np.arange(total) < self._lengths_B[:, None]).astype(np.int64)
+        self._mask_BP = np.concatenate([self._mask_BP, meant_BT], axis=1)
+        mask_BP = self._mask_BP if self._grows else (np.arange(total) < self._lengths_B[:, None]).astype(np.int64)
         fed = {IDS: np.ascontiguousarray(ids_BT), MASK: mask_BP}
         kept = keep if self._keeps and keep else tokens
         if self._keeps:
@@ -80,8 +95,19 @@ class OnnxDecoder:
         shape = (self.samples, min(kept, tokens), self._words)
         logits = self._logits.setdefault(shape, np.empty(shape, dtype=np.float32))
         self._binding.bind_ortvalue_output(LOGITS, onnxruntime.OrtValue.ortvalue_from_numpy(logits))
+        if self._grows:
+            self._bind_grown(total)
         try:
             self._session.run_with_iobinding(self._binding)
         except (*ERRORS, RuntimeError) as error:
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
         return logits[:, -keep:] if keep else logits
+
+    def _bind_grown(self, total: int) -> None:
+        """What was said as input, and new arrays for what will have been."""
+        for name, value in self._values().items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._before = self._buffers  # a binding does not keep arrays alive
+        self._buffers = self._caches.room(self.samples, total)
+        for name, value in self._values().items():
+            self._binding.bind_ortvalue_output(Caches.present(name), value)

@@ -43,6 +43,9 @@ class ParityConfig(Record):
 class DecoderConfig(Record):
     """Of a language model, whose graph is built and not traced; `opset`, `dynamic` and `simplify` are not looked at then."""
 
+    target: Literal["onnxruntime", "portable"] = "onnxruntime"
+    """Whose operators: ONNX Runtime's own, which are faster there (attention, products of packed weights); or those of ONNX
+    itself (opset 21), with weights of few bits as blocks that DequantizeLinear reads."""
     context_length: Annotated[int, Field(ge=1)] | None = None
     """Tokens that it can attend to; by default as many as the model has positions. Their rotary tables are in the file."""
     int8_tables: bool = False

@@ -8,7 +8,6 @@ many, V]; `present.<layer>.key` and `.value`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,21 @@ from onnxscript import ir
 
 from compressor.models.transformers_checkpoint.linears import Site, sites_of
 from passes.export_onnx.decoder.architecture import Architecture
-from passes.export_onnx.decoder.operators import OPSETS, Operators
+from passes.export_onnx.decoder.operators import Operators
 from passes.export_onnx.decoder.weights import BLOCKS, Weights
 
 IR_VERSION = 11
-
-
-@dataclass(frozen=True, slots=True)
-class _Ends:
-    """What every layer reads beside the hidden states."""
-
-    lengths: ir.Value
-    """int32 [B]: the place of each sample's last token."""
-    total: ir.Value
-    """int32: P + T."""
 
 
 class DecoderGraph:
     """Builds one."""
 
     def __init__(
-        self, architecture: Architecture, tree: dict[str, Any], folder: Path, *, accuracy_level: int, int8_tables: bool
+        self, architecture: Architecture, tree: dict[str, Any], folder: Path, operators: Operators, *, int8_tables: bool
     ) -> None:
         self.architecture, self.weights = architecture, Weights(folder, tree)
         self.int8_tables = int8_tables
-        self.add = Operators(accuracy_level)
+        self.add = operators
         self.sites = {site.name: site for site in sites_of(tree)}
         self.inputs: list[ir.Value] = []
         self.outputs: list[ir.Value] = []
@@ -50,13 +39,15 @@ class DecoderGraph:
         """The whole graph; its tensors are read when it is written."""
         decoder = self.architecture.decoder
         ids = self._input("input_ids", ir.DataType.INT64, "batch", "sequence")
-        ends = self._ends(self._input("attention_mask", ir.DataType.INT64, "batch", "total"))
+        places = self.add.places(ids, self._input("attention_mask", ir.DataType.INT64, "batch", "total"))
         keep = self.add.constant("logits_to_keep", np.array([0], dtype=np.int64))
         x = self._embedded(ids)
         normed = self.add.norm(x, self._norm("layers.0.input_layernorm"), self.architecture.epsilon, "layers.0.normed")
         for number in range(decoder.layers):
             last = number == decoder.layers - 1
-            x, normed = self._layer(number, x, normed, ends, "norm" if last else f"layers.{number + 1}.input_layernorm")
+            x, normed = self._layer(
+                number, x, normed, places, "norm" if last else f"layers.{number + 1}.input_layernorm"
+            )
         start = self.add.op("Neg", [keep], "logits.start")
         normed = self.add.op(
             "Slice", [normed, start, self.add.ints(np.iinfo(np.int64).max), self.add.ints(1)], "logits.read"
@@ -66,7 +57,7 @@ class DecoderGraph:
         self.outputs.insert(0, self.outputs.pop())
         graph = ir.Graph(
             [*self.inputs, keep], self.outputs, nodes=self.add.nodes, initializers=list(self.add.constants.values()),
-            opset_imports=OPSETS, name="decoder",
+            opset_imports=dict(self.add.opsets), name="decoder",
         )  # fmt: skip
         return ir.Model(graph, ir_version=IR_VERSION)
 
@@ -78,18 +69,6 @@ class DecoderGraph:
     def _output(self, value: ir.Value, name: str, dtype: ir.DataType, *shape: str | int) -> None:
         value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
         self.outputs.append(value)
-
-    def _ends(self, mask: ir.Value) -> _Ends:
-        add = self.add
-        counts = add.op("ReduceSum", [mask, add.ints(1)], "lengths.counts", keepdims=0)
-        last = add.op("Sub", [counts, add.ints(1)], "lengths.last")
-        total = add.op(
-            "Gather", [add.op("Shape", [mask], "total.shape"), add.constant("one", np.array(1))], "total.long"
-        )
-        return _Ends(
-            add.op("Cast", [last], "lengths", to=ir.DataType.INT32),
-            add.op("Cast", [total], "total", to=ir.DataType.INT32),
-        )
 
     def _name(self, name: str) -> str:
         return f"{self.architecture.root}.{name}"
@@ -133,11 +112,11 @@ class DecoderGraph:
         return self.add.linear(x, turned, None, "head")
 
     def _layer(
-        self, number: int, x: ir.Value, normed: ir.Value, ends: _Ends, next_norm: str
+        self, number: int, x: ir.Value, normed: ir.Value, places: Any, next_norm: str
     ) -> tuple[ir.Value, ir.Value]:
         """The residual stream behind a layer, and that through the norm which reads it next."""
         architecture, layer = self.architecture, f"layers.{number}"
-        said = self._attention(number, normed, ends)
+        said = self._attention(number, normed, places)
         if architecture.after_attention:
             said = self._normed(said, f"{layer}.{architecture.after_attention}")
         ffn_norm = f"{layer}.{architecture.decoder.layout.ffn_norm}"
@@ -154,7 +133,7 @@ class DecoderGraph:
     def _added(self, x: ir.Value, said: ir.Value, norm: str) -> tuple[ir.Value, ir.Value]:
         return self.add.add_and_norm(x, said, self._norm(norm), self.architecture.epsilon, f"{norm}.normed")
 
-    def _attention(self, number: int, x: ir.Value, ends: _Ends) -> ir.Value:
+    def _attention(self, number: int, x: ir.Value, places: Any) -> ir.Value:
         decoder, layer, add = self.architecture.decoder, f"layers.{number}", self.add
         widths = [decoder.heads * decoder.head_width, *[decoder.key_heads * decoder.head_width] * 2]
         query = self._linear(x, self.sites["attention"], number, decoder.hidden, widths)
@@ -175,9 +154,9 @@ class DecoderGraph:
             self._input(f"past_key_values.{number}.value", ir.DataType.FLOAT, *shape),
         )
         found, keys, values = add.attention(
-            query, key, value, past, ends.lengths, ends.total, (cos, sin), f"{layer}.attention",
-            num_heads=decoder.heads, kv_num_heads=decoder.key_heads, scale=self.architecture.attention_scale,
-            rotary_interleaved=int(decoder.layout.rotary_in_pairs), local_window_size=window or -1,
+            query, key, value, past, places, (cos, sin), f"{layer}.attention", num_heads=decoder.heads,
+            kv_num_heads=decoder.key_heads, head_width=decoder.head_width, scale=self.architecture.attention_scale,
+            in_pairs=decoder.layout.rotary_in_pairs, window=window,
         )  # fmt: skip
         shape = ("batch", decoder.key_heads, "total", decoder.head_width)
         self._output(keys, f"present.{number}.key", ir.DataType.FLOAT, *shape)

@@ -5,8 +5,8 @@ Shapes: B samples, T tokens, P tokens before them, N heads of width H, I inputs,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from onnxscript import ir
@@ -15,12 +15,13 @@ from passes.export_onnx.decoder.architecture import Activation
 from passes.export_onnx.decoder.weights import Blocks
 
 MICROSOFT = "com.microsoft"
-OPSETS = {"": 23, MICROSOFT: 1}
 Array = np.ndarray[Any, Any]
 
 
 class Operators:
     """A graph that grows; every method adds nodes and gives their result."""
+
+    opsets: ClassVar[Mapping[str, int]] = {"": 23, MICROSOFT: 1}
 
     def __init__(self, accuracy_level: int) -> None:
         self.accuracy_level = accuracy_level
@@ -125,16 +126,32 @@ class Operators:
             return self.op("QuickGelu", [x], name, domain=MICROSOFT, alpha=1.0)
         return self.op("Gelu", [x], name, approximate="tanh")
 
+    def places(self, ids: ir.Value, mask: ir.Value) -> Any:  # noqa: ARG002
+        """What attention reads of `attention_mask`: int32 [B], the place of each sample's last token, and int32, P + T."""
+        counts = self.op("ReduceSum", [mask, self.ints(1)], "lengths.counts", keepdims=0)
+        last = self.op("Sub", [counts, self.ints(1)], "lengths.last")
+        total = self.op(
+            "Gather", [self.op("Shape", [mask], "total.shape"), self.constant("one", np.array(1))], "total.long"
+        )
+        return (
+            self.op("Cast", [last], "lengths", to=ir.DataType.INT32),
+            self.op("Cast", [total], "total", to=ir.DataType.INT32),
+        )
+
     def attention(
         self, query: ir.Value, key: ir.Value | None, value: ir.Value | None, past: tuple[ir.Value, ir.Value],
-        lengths: ir.Value, total: ir.Value, rotary: tuple[ir.Value, ir.Value], name: str, **given: Any,
+        places: Any, rotary: tuple[ir.Value, ir.Value], name: str, *, num_heads: int, kv_num_heads: int, head_width: int,  # noqa: ARG002
+        scale: float, in_pairs: bool, window: int | None,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:  # fmt: skip
-        """GroupQueryAttention with rotary positions: the result [B, T, N·H], and keys and values with those of before.
+        """Causal attention with rotary positions: the result [B, T, N·H], and keys and values with those of before.
 
         ``query`` holds keys and values too where these are None.
         """
-        inputs = [query, key, value, *past, lengths, total, *rotary]
-        found = self.op("GroupQueryAttention", inputs, name, domain=MICROSOFT, outputs=3, do_rotary=1, **given)
+        found = self.op(
+            "GroupQueryAttention", [query, key, value, *past, *places, *rotary], name, domain=MICROSOFT, outputs=3,
+            do_rotary=1, num_heads=num_heads, kv_num_heads=kv_num_heads, scale=scale, rotary_interleaved=int(in_pairs),
+            local_window_size=window or -1,
+        )  # fmt: skip
         node = found.producer()
         assert node is not None  # noqa: S101
         return found, node.outputs[1], node.outputs[2]

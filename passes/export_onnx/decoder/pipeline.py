@@ -15,12 +15,15 @@ from compressor.models.files import read_description
 from compressor.models.packed.description import is_packed
 from compressor.models.transformers_checkpoint.config import CheckpointConfig
 from compressor.models.transformers_checkpoint.linears import sites_of
+from compressor.runtimes.onnx_decoder import TARGET
 from compressor.runtimes.session import open_session
 from passes.export_onnx import graph
 from passes.export_onnx.decoder.architecture import Architecture, architecture_of
 from passes.export_onnx.decoder.building import DecoderGraph
 from passes.export_onnx.decoder.comparing import compare
 from passes.export_onnx.decoder.genai import write_genai_config
+from passes.export_onnx.decoder.operators import Operators
+from passes.export_onnx.decoder.portable import PortableOperators
 from passes.export_onnx.decoder.weights import BLOCKS, Weights, block_size
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ _INTEGERS, _FLOATS = 4, 1
 """MatMulNBits' `accuracy_level`: activations rounded to 8 bits by block, or products in float32."""
 _BITS = frozenset({2, 4, 8})
 """That MatMulNBits reads."""
+_STANDARD_BITS = frozenset({4, 8})
+"""That DequantizeLinear reads."""
 _WINDOWS = 4
 _COMPANIONS = ("token", "vocab", "merges", "chat_template", "generation_config", "special")
 """What the names of files hold that a tokenizer or a chat needs."""
@@ -47,21 +52,23 @@ def check(config: ExportOnnxConfig, model: Path) -> None:
     Raises:
         RequirementError: not so: all that stands against it.
     """
-    tree = _tree(model)
+    tree, portable = _tree(model), config.decoder.target == "portable"
     architecture = architecture_of(tree, config.decoder.context_length)
-    problems = _unpackable(architecture, tree, Weights(model, tree)) if is_packed(tree) else []
+    problems = _unpackable(architecture, tree, Weights(model, tree), portable=portable) if is_packed(tree) else []
     if config.decoder.int8_tables and all(architecture.decoder.hidden % size for size in BLOCKS):
         problems.append(
             f"`int8_tables`: a hidden width of {architecture.decoder.hidden} is no multiple of {BLOCKS[-1]}"
         )
     if problems:
+        operator = "DequantizeLinear" if portable else "MatMulNBits"
         raise RequirementError(
-            "ONNX Runtime's MatMulNBits cannot hold these integers:\n" + "\n".join(f"    {one}" for one in problems),
-            remedy="pack with 2, 4 or 8 bits, and a group_size that is a multiple of 16",
+            f"{operator} cannot hold these integers:\n"
+            + "\n".join(f"    {one}" for one in problems),
+            remedy=f"pack with {'4' if portable else '2, 4'} or 8 bits, and a group_size that is a multiple of 16",
         )
 
 
-def _unpackable(architecture: Architecture, tree: dict[str, Any], weights: Weights) -> list[str]:
+def _unpackable(architecture: Architecture, tree: dict[str, Any], weights: Weights, *, portable: bool) -> list[str]:
     problems = []
     decoder = architecture.decoder
     inputs = {"attention output": decoder.heads * decoder.head_width, "ffn output": decoder.ffn}
@@ -72,7 +79,7 @@ def _unpackable(architecture: Architecture, tree: dict[str, Any], weights: Weigh
             width = inputs.get(site.name, decoder.hidden)
             for grid in grids - {None}:
                 assert grid is not None  # noqa: S101
-                if grid.bits not in _BITS:
+                if grid.bits not in (_STANDARD_BITS if portable else _BITS):
                     problems.append(f"{', '.join(names)}: {grid.bits} bits")
                 elif not block_size(grid, width):
                     problems.append(f"{', '.join(names)}: groups of {grid.width(width)}")
@@ -94,20 +101,17 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
     architecture = architecture_of(tree, config.decoder.context_length)
     packed = is_packed(tree) or config.decoder.int8_tables
     asked = config.decoder.accuracy_level
-    levels = [asked] if asked is not None else [_INTEGERS, _FLOATS] if packed else [_FLOATS]
+    portable = config.decoder.target == "portable"
+    levels = [asked] if asked is not None else [_INTEGERS, _FLOATS] if packed and not portable else [_FLOATS]
     tried: dict[int, Any] = {}
     for level in levels:
         context.progress("build", 0, _STAGES, {})
         built = DecoderGraph(
-            architecture, tree, model, accuracy_level=level, int8_tables=config.decoder.int8_tables
+            architecture, tree, model, _operators(config, level), int8_tables=config.decoder.int8_tables
         ).model()
         nodes = len(built.graph)
-        external = graph.write(
-            built,
-            out,
-            graph.labelled(context.artifact_id, "transformers", None),
-            config.external_data_threshold_mb * 1_000_000,
-        )
+        metadata = graph.labelled(context.artifact_id, "transformers", None) | {TARGET: config.decoder.target}
+        external = graph.write(built, out, metadata, config.external_data_threshold_mb * 1_000_000)
         context.progress("compare", 1, _STAGES, {})
         kind = Kind.AWQ if is_packed(tree) else Kind.TORCH
         with open_session(kind, model, threads=context.threads) as reference:
@@ -119,7 +123,8 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
                 context.note(f"accuracy_level {level} loses too much: {error.what}")
                 continue
         break
-    write_genai_config(tree, architecture, model, out)
+    if not portable:  # its runtime wants ONNX Runtime's own attention
+        write_genai_config(tree, architecture, model, out)
     for file in sorted(model.iterdir()):
         if file.is_file() and any(part in file.name for part in _COMPANIONS):
             copy_file(file, out / file.name)
@@ -129,11 +134,16 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
             "opset": built.graph.opset_imports[""],
             "nodes": nodes,
             "external_data": external,
+            "target": config.decoder.target,
             "accuracy_level": level,
             "context_length": architecture.context,
             "parity": tried[level],
         }
     )
+
+
+def _operators(config: ExportOnnxConfig, level: int) -> Operators:
+    return PortableOperators(level) if config.decoder.target == "portable" else Operators(level)
 
 
 def _tree(model: Path) -> dict[str, Any]:

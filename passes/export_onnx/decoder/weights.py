@@ -22,6 +22,10 @@ from compressor.models.packed.linear import PackedLinear
 from compressor.models.transformers_checkpoint.streaming import CheckpointFiles
 
 Array = np.ndarray[Any, Any]
+_STANDARD = {
+    (4, True): ir.DataType.INT4, (4, False): ir.DataType.UINT4, (8, True): ir.DataType.INT8, (8, False): ir.DataType.UINT8,
+}  # fmt: skip
+"""Bits, and whether zero-points are in the middle, to ONNX's type."""
 BLOCKS = (256, 128, 64, 32, 16)
 """The sizes of blocks that MatMulNBits takes."""
 
@@ -41,6 +45,28 @@ class Blocks:
     """float16 [O, K]."""
     zeros: ir.LazyTensor | None
     """uint8 [O · ⌈K · bits / 8⌉]; None where they are in the middle."""
+
+    def standard(self) -> tuple[ir.LazyTensor, ir.LazyTensor, ir.LazyTensor | None]:
+        """For DequantizeLinear: integers [I, O], scales float16 [K, O] and zero-points [K, O].
+
+        Unsigned; where zero-points are in the middle, signed integers and none, as TensorRT wants them.
+        """
+        count = self.inputs // self.size
+        middle = 0 if self.zeros is not None else 1 << (self.bits - 1)
+        dtype = _STANDARD[self.bits, self.zeros is None]
+
+        def integers(data: ir.LazyTensor, columns: int) -> Tensor:
+            held = torch.from_numpy(np.array(data.numpy())).view(self.outputs, -1)
+            return (unpacked_bytes(held, self.bits)[:, :columns].T.to(torch.int16) - middle).contiguous()
+
+        zeros = self.zeros
+        return (
+            _lazy(lambda: integers(self.data, self.inputs), dtype, (self.inputs, self.outputs)),
+            _lazy(
+                lambda: torch.from_numpy(np.array(self.scales.numpy())).T, ir.DataType.FLOAT16, (count, self.outputs)
+            ),
+            None if zeros is None else _lazy(lambda: integers(zeros, count), dtype, (count, self.outputs)),
+        )
 
 
 class Weights:
@@ -156,11 +182,17 @@ def packed_bytes(values: Tensor, bits: int) -> Tensor:
     return (padded << shifts).sum(dim=-1).to(torch.uint8)
 
 
+def unpacked_bytes(octets: Tensor, bits: int) -> Tensor:
+    """What ``packed_bytes`` packed, with what filled the last byte: uint8 [..., 8 / bits · bytes]."""
+    shifts = torch.arange(8 // bits, dtype=torch.uint8) * bits
+    return ((octets.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)
+
+
 def _lazy(make: Callable[[], Tensor], dtype: ir.DataType, shape: Sequence[int]) -> ir.LazyTensor:
     def made() -> ir.TensorProtocol:
         value = make().contiguous()
         assert math.prod(shape) == value.numel()  # noqa: S101
-        kind = torch.float16 if dtype == ir.DataType.FLOAT16 else value.dtype
-        return ir.tensor(value.to(kind).numpy().reshape(tuple(shape)), dtype=dtype)
+        array = value.numpy().reshape(tuple(shape))
+        return ir.tensor(array.astype(dtype.numpy()), dtype=dtype)
 
     return ir.LazyTensor(made, dtype=dtype, shape=ir.Shape(shape))

@@ -23,7 +23,7 @@ from compressor.runtimes.onnx_decoder import OnnxDecoder
 from compressor.runtimes.onnx_profile import profile
 from compressor.runtimes.session import open_session
 from passes.export_onnx.decoder import building
-from passes.export_onnx.decoder.weights import Weights, block_size, packed_bytes
+from passes.export_onnx.decoder.weights import Weights, block_size, packed_bytes, unpacked_bytes
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from tests.unit.passes.awq.test_awq import packed
 
@@ -66,6 +66,32 @@ def awq(parent, folder, **fields):
 
 def initializers(folder):
     return {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(folder / "model.onnx").graph.initializer}
+
+
+@pytest.mark.parametrize("preset", FAMILY.presets)
+def test_every_architecture_answers_as_torch_does_in_standard_operators(preset, tmp_path):
+    fields = {**FIELDS, "decoder": {"target": "portable"}}
+    output, _ = exported(parent_in(tmp_path / "parent", preset), tmp_path / "out", fields)
+    assert [one["way"] for one in output.summary["parity"]] == ["windows", "token by token", "padded"]
+    assert all(one["max_abs"] < 1e-4 and one["same"] == 1 for one in output.summary["parity"])
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    assert {node.domain for node in model.graph.node} == {""}
+    onnx.checker.check_model(model, full_check=True)
+    assert not (tmp_path / "out" / "genai_config.json").exists()
+
+
+@pytest.mark.parametrize("fields", [{}, {"symmetric": True}, {"bits": 8}], ids=["4 bits", "symmetric", "8 bits"])
+def test_standard_operators_carry_the_integers_too(fields, tmp_path):
+    parent = awq(parent_in(tmp_path / "parent", "tiny-glm4v"), tmp_path, format="compressed-tensors", **fields)
+    output, _ = exported(parent, tmp_path / "onnx", {**FIELDS, "decoder": {"target": "portable", "int8_tables": True}})
+    assert max(one["kl"] for one in output.summary["parity"]) < 1e-3
+    tree = json.loads((parent.model / "config.json").read_text())
+    weights, found = Weights(parent.model, tree), initializers(tmp_path / "onnx")
+    one = weights.packed("model.language_model.layers.1.mlp.down_proj")
+    held = found["layers.1.mlp.down_proj.data"].astype(np.int16).T
+    middle = one.grid.middle if one.grid.symmetric else 0
+    assert np.array_equal(held + middle, one.integers_OI.numpy().astype(np.int16))
+    assert ("layers.1.mlp.down_proj.zeros" in found) == (not one.grid.symmetric)
 
 
 @pytest.mark.parametrize("preset", FAMILY.presets)
@@ -153,14 +179,16 @@ def test_tables_in_8_bits_are_stored_once(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"format": "compressed-tensors", "bits": 3}, "3 bits"),
-        ({"format": "compressed-tensors", "group_size": 8, "symmetric": True}, "groups of 8"),
+        ({"bits": 3}, "3 bits"),
+        ({"group_size": 8, "symmetric": True}, "groups of 8"),
+        ({"bits": 2, "target": "portable"}, "2 bits"),
     ],
 )
 def test_integers_that_the_operator_cannot_hold_are_refused_before_anything_is_built(fields, told, tmp_path):
-    parent = awq(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path, **fields)
+    target = fields.pop("target", "onnxruntime")
+    parent = awq(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path, format="compressed-tensors", **fields)
     with pytest.raises(RequirementError, match=told) as refused:
-        exported(parent, tmp_path / "onnx")
+        exported(parent, tmp_path / "onnx", {**FIELDS, "decoder": {"target": target}})
     assert str(refused.value).count("_proj") >= 12
     assert not (tmp_path / "onnx" / "model.onnx").exists()
 
@@ -214,8 +242,10 @@ def test_others_run_it_with_onnx_runtime_alone(tmp_path):
     assert theirs[0].tolist() == ids
 
 
-def test_a_decoder_forgets_and_has_only_so_much_room(tmp_path):
-    exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out")
+@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+def test_a_decoder_forgets_and_has_only_so_much_room(target, tmp_path):
+    fields = {**FIELDS, "decoder": {"target": target}}
+    exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out", fields)
     decoder = OnnxDecoder(tmp_path / "out", 1, room=10)
     first = decoder.feed(TOKENS[:1, :8]).copy()
     assert first.shape == (1, 1, 512)
@@ -230,6 +260,7 @@ def test_a_decoder_forgets_and_has_only_so_much_room(tmp_path):
 def test_bytes_hold_the_first_integer_lowest(bits):
     values = torch.randint(0, 1 << bits, (5, 64), dtype=torch.uint8)
     assert torch.equal(packed_bytes(values, bits), packed_bits(values, bits).view(torch.uint8))
+    assert torch.equal(unpacked_bytes(packed_bytes(values, bits), bits), values)
     assert packed_bytes(values[:, :3], bits).shape == (5, -(-3 * bits // 8))
 
 
