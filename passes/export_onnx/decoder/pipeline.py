@@ -62,8 +62,7 @@ def check(config: ExportOnnxConfig, model: Path) -> None:
     if problems:
         operator = "DequantizeLinear" if portable else "MatMulNBits"
         raise RequirementError(
-            f"{operator} cannot hold these integers:\n"
-            + "\n".join(f"    {one}" for one in problems),
+            f"{operator} cannot hold these integers:\n" + "\n".join(f"    {one}" for one in problems),
             remedy=f"pack with {'4' if portable else '2, 4'} or 8 bits, and a group_size that is a multiple of 16",
         )
 
