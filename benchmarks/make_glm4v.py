@@ -81,7 +81,8 @@ def main() -> None:
         save_file(tensors, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(names, file)
         print(f"{number} of {len(groups)}", flush=True)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}), encoding="utf-8")
+    index = {"metadata": {"total_size": 2 * sum(shape.numel() for shape in shapes.values())}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     if options.tokenizer is not None:
         for one in options.tokenizer.glob("*token*.json"):
             shutil.copyfile(one, folder / one.name)

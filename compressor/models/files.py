@@ -96,10 +96,11 @@ def _weight_problems(folder: Path) -> list[str]:
     with reading(index):
         content = index.read_bytes()
     try:
-        places = {str(name): str(file) for name, file in json.loads(content)["weight_map"].items()}
+        tree = json.loads(content)
+        places = {str(name): str(file) for name, file in tree["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{INDEX} is no index of shards: {error!r}"]
-    problems = []
+    problems = [] if "metadata" in tree else [f"{INDEX} has no `metadata`, without which transformers does not load it"]
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard:
             problems.append(f"{INDEX} names a shard outside the folder: {shard}")

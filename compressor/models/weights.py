@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -70,6 +73,36 @@ def save_weights(module: nn.Module, folder: Path) -> None:
             (folder / WEIGHTS).chmod(0o644)  # the library makes it 0600
         except SafetensorError as error:
             raise StorageError(f"cannot write {folder / WEIGHTS}: {error}", remedy="free some space") from error
+
+
+@contextmanager
+def weights_on_meta() -> Iterator[None]:
+    """Parameters of modules that are built inside take no memory; buffers, such as rotary frequencies, are real."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def assigned(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The module with these very tensors as its own, uncopied; parameters that were one stay one."""
+    holders: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for part in module.modules():
+        for name, one in part.named_parameters(recurse=False):
+            holders.setdefault(one, []).append((part, name))
+    module.load_state_dict(weights, assign=True)
+    for (first, own), *others in holders.values():
+        for part, name in others:
+            setattr(part, name, getattr(first, own))
+    return module
 
 
 def _by_storage(module: nn.Module) -> list[dict[str, Tensor]]:

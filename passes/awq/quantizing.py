@@ -23,7 +23,7 @@ from compressor.models.transformers_checkpoint.config import CheckpointConfig
 from compressor.models.transformers_checkpoint.linears import Site, sites_of
 from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint
 from passes.awq.layer import Exact, LayerRounding
-from passes.awq.samples import Captures, Hidden, give_back_memory
+from passes.awq.samples import Captures, Hidden
 from passes.awq.sensitivity import allocate, rate
 from passes.awq.shapes import shapes_of, weights_of
 from passes.awq.shards import assemble, cast, write_layer, write_others
@@ -31,6 +31,7 @@ from passes.awq.site import Choices
 from passes.awq.step import AwqConfig
 from passes.awq.vision import pack_vision, vision_linears
 from passes.common.accuracy import tensors_from_batch
+from passes.common.memory import give_back_memory
 from passes.common.setup import prepare_torch
 
 _CAPTURED_BYTES = 16 << 20

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -113,12 +111,6 @@ class Captures:
         """Forget all."""
         self.held.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def give_back_memory() -> None:
-    """Hand freed memory back to the system, where the C library is glibc: it keeps what lies between blocks in use."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def flat(value: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compressor.config.discovery import FAMILIES, load
 from compressor.engine.contract import Estimate, ModelFacts
-from compressor.engine.machine import gemm_flops_per_second
+from compressor.engine.machine import environment, gemm_flops_per_second
 from passes.common.config import TrainingConfig
 
 _FORWARD_AND_BACKWARD = 3
@@ -35,8 +35,19 @@ def _told_by_sample(model: ModelFacts) -> bool:
 
 def training_memory(model: ModelFacts, batch_size: int) -> int:
     """Bytes of a process that trains the model; less its activations, where a plan does not know how long the samples are."""
-    activations = int(_ACTIVATION_BYTES_PER_MAC * (model.macs or 0) * batch_size) if _told_by_sample(model) else 0
-    return _PROCESS_BYTES + _BYTES_PER_PARAMETER * (model.parameters or 0) + activations
+    return _PROCESS_BYTES + _BYTES_PER_PARAMETER * (model.parameters or 0) + _activations(model, batch_size)
+
+
+def mapped_memory(model: ModelFacts, batch_size: int, maps: int) -> int:
+    """Bytes of a process that runs a model forwards and backwards, keeps no gradients, and has its weights in ``maps`` of files.
+
+    The kernel keeps of those what there is room for; half of the memory, at most, is taken to be.
+    """
+    return _PROCESS_BYTES + min(maps, environment(1, "cpu").memory_bytes // 2) + _activations(model, batch_size)
+
+
+def _activations(model: ModelFacts, batch_size: int) -> int:
+    return int(_ACTIVATION_BYTES_PER_MAC * (model.macs or 0) * batch_size) if _told_by_sample(model) else 0
 
 
 def training_estimate(model: ModelFacts, training: TrainingConfig, forward_only: ModelFacts | None = None) -> Estimate:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from calibration.capture import hooked
 from compressor.models.axes import Axis, Cut
 from passes.prune.memory import gradients_as_they_come
-from passes.prune.surgery import units_of
+from passes.prune.surgery import parts_of, units_of
 
 Scores = dict[str, Tensor]
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
@@ -29,7 +29,11 @@ def magnitude(model: nn.Module, axes: Sequence[Axis]) -> Scores:
     scores = {}
     for axis in axes:
         weights = [cut for cut in axis.cuts if state[cut.tensor].ndim > 1]
-        squares_U = sum(units_of(state[cut.tensor].double(), cut, axis.units).square().sum(dim=1) for cut in weights)
+        squares_U = sum(
+            part_UX.square().sum(dim=1)
+            for cut in weights
+            for (part_UX,) in parts_of(cut, axis.units, state[cut.tensor])
+        )
         scores[axis.name] = shares(torch.as_tensor(squares_U).sqrt())
     return scores
 
@@ -43,9 +47,15 @@ def activation(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: L
         energy[reader] = energy[reader] + squares_C if reader in energy else squares_C
 
     watch(model, axes, batches, loss, add)
-    weights = {name: model.get_parameter(f"{name}.weight").detach().double() for name in energy}
-    columns = {name: weight.movedim(1, 0).flatten(1).norm(dim=1) for name, weight in weights.items()}
-    return _over_readers(axes, {name: energy[name].sqrt() * columns[name] for name in energy})
+    return _over_readers(axes, {name: energy[name].sqrt() * _column_norms(model, name) for name in energy})
+
+
+def _column_norms(model: nn.Module, reader: str) -> Tensor:
+    """‖column‖₂ of each input channel of a layer, float64 [C]."""
+    weight = model.get_parameter(f"{reader}.weight").detach()
+    channels = weight.shape[1]
+    parts = parts_of(Cut(f"{reader}.weight", 1), channels, weight)
+    return torch.stack([part_CX.square().sum(dim=1) for (part_CX,) in parts]).sum(dim=0).sqrt()
 
 
 def entropy(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
@@ -108,8 +118,8 @@ def _by_gradient(
 
     def take(weight: nn.Parameter, gradient: Tensor) -> None:
         for axis, cut in places[weight]:
-            both = (gradient, weight.detach())
-            sums[axis.name] += of_column(*(units_of(one.double(), cut, axis.units) for one in both)).cpu()
+            for parts in parts_of(cut, axis.units, gradient, weight.detach()):
+                sums[axis.name] += of_column(*parts).cpu()
 
     totals = {axis.name: torch.zeros(axis.units, dtype=torch.float64) for axis in axes}
     count = 0

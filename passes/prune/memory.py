@@ -1,6 +1,7 @@
-"""Scoring in the memory of one layer: neither gradients nor activations of the whole model are held.
+"""Scoring and cutting in the memory of one layer: neither gradients nor activations nor weights of the whole model are held.
 
-Weights need no help: those of a model folder are mapped from its file, and the kernel drops what is not in use.
+Weights of a model folder are mapped from its files, and the kernel drops what is not in use; ``on_disk`` makes such maps of what
+is computed.
 """
 
 from __future__ import annotations
@@ -8,9 +9,39 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from compressor.artifacts.errors_from_os import writing
+from passes.common.memory import give_back_memory
+
+_SMALL_BYTES = 1 << 20
+"""What is less is copied in memory."""
+
+
+def on_disk(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> dict[str, Tensor]:
+    """The tensors as maps of files without a name, which go when nobody uses them; what is written to them stays in memory.
+
+    Raises:
+        StorageError: the disk is full, or the folder may not be written.
+    """
+    found = {}
+    for name, tensor in tensors:
+        if tensor.nbytes < _SMALL_BYTES:
+            found[name] = tensor.clone()
+            continue
+        file = folder / "tensor.part"
+        with writing(file):
+            tensor.contiguous().view(torch.uint8).numpy().tofile(file)
+            mapped = torch.from_file(str(file), shared=False, size=tensor.numel(), dtype=tensor.dtype)
+            file.unlink()
+        found[name] = mapped.view(tensor.shape)
+        del tensor
+        give_back_memory()
+    return found
 
 
 @contextmanager

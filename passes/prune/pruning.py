@@ -22,10 +22,12 @@ from compressor.config.record import Record
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.models.contract import Family
 from compressor.models.loading import save_module
+from compressor.models.weights import assigned, weights_on_meta
 from passes.common.accuracy import device_of
 from passes.common.checkpoint import UnusableCheckpointError, load_checkpoint, save_checkpoint
 from passes.common.outcome import summary_of
 from passes.common.setup import prepare_torch
+from passes.prune.memory import on_disk
 from passes.prune.planning import PlannedCut, Subject, planned_cut, row, subject_of
 from passes.prune.recovery import recover
 from passes.prune.repair import least_squares, norm_scales
@@ -48,7 +50,10 @@ def preview(config: PruneConfig, parent: Artifact, context: PassContext) -> list
             f"this is foretold from the first scores: each of the {config.schedule.rounds} rounds scores anew, and the sizes "
             "that are kept may differ; the target will not"
         )
-    return [*cut.rows(), *(_whole_model(clock, cut.subject, cut_model(cut, repair=False)) if clock is not None else ())]
+    return [
+        *cut.rows(),
+        *(_whole_model(clock, cut.subject, cut_model(cut, context.work, repair=False)) if clock is not None else ()),
+    ]
 
 
 def prune(config: PruneConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
@@ -60,8 +65,8 @@ def prune(config: PruneConfig, parent: Artifact, out: Path, context: PassContext
     return PassOutput(run.summary())
 
 
-def cut_model(cut: PlannedCut, *, repair: bool) -> Subject:
-    """The smaller model."""
+def cut_model(cut: PlannedCut, work: Path, *, repair: bool) -> Subject:
+    """The smaller model; its weights are maps of files in ``work``."""
     before = cut.subject
     state: dict[str, Tensor] = {name: tensor.detach().cpu() for name, tensor in before.module.state_dict().items()}
     if cut.calibration is not None:
@@ -70,16 +75,16 @@ def cut_model(cut: PlannedCut, *, repair: bool) -> Subject:
         if any(one.norm for one in narrowed):
             state |= norm_scales(before.module, cut.axes, cut.kept, batches("norms"), loss)
         if repair and any(one.reads for one in narrowed):
-            state |= least_squares(before.module, cut.axes, cut.kept, lambda: batches("repair"), loss)
-    return _built(before.family, cut.after, without(state, cut.axes, cut.kept), str(device_of(before.module)))
+            state |= on_disk(least_squares(before.module, cut.axes, cut.kept, lambda: batches("repair"), loss), work)
+    weights = on_disk(without(state, cut.axes, cut.kept), work)
+    return _built(before.family, cut.after, weights, str(device_of(before.module)))
 
 
 def _built(family: Family[Any], config: Record, weights: Mapping[str, Tensor], device: str) -> Subject:
     """The model of a config with these weights."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), weights_on_meta():
         module = family.build(config)
-    module.load_state_dict(weights)
-    return Subject(family, config, module.eval().to(device))
+    return Subject(family, config, assigned(module, weights).eval().to(device))
 
 
 @dataclass(slots=True)
@@ -121,7 +126,7 @@ class _Rounds:
         start = None if self.done.start is None else Start(**self.done.start)
         clock = _clock(self.config, self.context)
         cut = planned_cut(self.config, self.now, self.context, clock, stage, start)
-        self.now = cut_model(cut, repair=self.config.repair)
+        self.now = cut_model(cut, self.context.work, repair=self.config.repair)
         self.done.cut = stage.number
         self.done.start = asdict(cut.start)
         self.done.rounds.append(_told(cut, stage, clock))
@@ -135,6 +140,7 @@ class _Rounds:
         folder = self.context.work / f"round-{stage.number}"
         folder.mkdir(exist_ok=True)
         self.parent.module.requires_grad_(False)
+        self.now.module.float()
         told = summary_of(recover(recovery, self.now, self.parent, stage, folder, self.context))
         self.done.history += told.pop("history")
         self.done.training = told

@@ -19,12 +19,14 @@ _DAMPING = 0.01
 """Part of the mean energy of a channel that is added to each, as in GPTQ (Frantar et al. 2023)."""
 _GRAM_BYTES = 2_000_000_000
 """Of Gram matrices held at a time."""
+_WEIGHTS_AT_ONCE = 1 << 24
+"""That are changed together in float64."""
 
 
 def least_squares(
     model: nn.Module, axes: Sequence[Axis], kept: Mapping[str, Tensor], batches: Callable[[], Batches], loss: Loss
-) -> dict[str, Tensor]:
-    """Weights of what reads the axes, such that their kept columns alone answer as all did, as nearly as they can.
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights of what reads the axes, such that their kept columns alone answer as all did, as nearly as they can, one by one.
 
     For inputs X [N, C] and weights W [O, C], the change of W_K is W_D·G_DK·(G_KK + λI)⁻¹ with G = XᵀX: the least-squares solution
     of ‖X·Wᵀ − X_K·W'ᵀ‖, damped (as in SlimGPT, Ling et al. 2024, and SparseGPT for columns). Linear layers and 1×1 convolutions
@@ -34,7 +36,6 @@ def least_squares(
     cut = [axis for axis in axes if axis.name in kept]
     solvable = _solvable(model)
     readers = {name: module for name, module in readers_of(model, cut).items() if name in solvable}
-    weights = {}
     for some in _in_turns(readers):
         grams: dict[str, Tensor] = {}
 
@@ -49,8 +50,7 @@ def least_squares(
                 if one.reads and one.module in grams:
                     columns_K = indices_of(kept[axis.name], one, axis.units)
                     weight = model.get_parameter(one.tensor).detach()
-                    weights[one.tensor] = _answering_alone(weight, grams[one.module], columns_K)
-    return weights
+                    yield one.tensor, _answering_alone(weight, grams[one.module], columns_K)
 
 
 def _in_turns(readers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
@@ -86,17 +86,21 @@ def _solvable(model: nn.Module) -> set[str]:
 
 def _answering_alone(weight: Tensor, gram_CC: Tensor, columns_K: Tensor) -> Tensor:
     """The weight with its kept columns changed; the others are as they were."""
-    matrix_OC = weight.flatten(1).cpu().double()
+    matrix_OC = weight.flatten(1).cpu()
     dropped = torch.ones(len(gram_CC), dtype=torch.bool)
     dropped[columns_K] = False
     gram_CC = gram_CC.double()
     gram_KK = gram_CC[columns_K][:, columns_K]
     damping = _DAMPING * gram_KK.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     gram_KK.diagonal().add_(damping)
-    missing_KO = gram_CC[columns_K][:, dropped] @ matrix_OC[:, dropped].T
-    change_KO = torch.cholesky_solve(missing_KO, torch.linalg.cholesky(gram_KK))
-    changed_OC = matrix_OC.index_add(1, columns_K, change_KO.T)
-    return changed_OC.reshape(weight.shape).to(weight.dtype)
+    root_KK, gram_KD = torch.linalg.cholesky(gram_KK), gram_CC[columns_K][:, dropped]
+    changed_OC = torch.empty_like(matrix_OC)
+    some = max(1, _WEIGHTS_AT_ONCE // matrix_OC.shape[1])
+    for before_OC, after_OC in zip(torch.split(matrix_OC, some), torch.split(changed_OC, some), strict=True):
+        part_OC = before_OC.double()
+        change_KO = torch.cholesky_solve(gram_KD @ part_OC[:, dropped].T, root_KK)
+        after_OC.copy_(part_OC.index_add_(1, columns_K, change_KO.T))
+    return changed_OC.reshape(weight.shape)
 
 
 def norm_scales(
@@ -123,5 +127,6 @@ def norm_scales(
         by_unit = units_of(shares[name] / counts[name], replace(one, dim=0), axis.units).sum(dim=1)
         units = kept[axis.name]
         factor = (by_unit[units].sum() * axis.units / len(units)).sqrt()
-        weights[one.tensor] = model.get_parameter(one.tensor).detach().cpu() * factor.to(torch.float32)
+        weight = model.get_parameter(one.tensor).detach().cpu()
+        weights[one.tensor] = (weight * factor.to(torch.float32)).to(weight.dtype)
     return weights

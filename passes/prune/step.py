@@ -179,14 +179,16 @@ class Prune(Pass[PruneConfig]):
 
     def estimate(self, config: PruneConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
         """What the target says of the output; the time of scoring and of recovery."""
-        from passes.common.estimates import training_memory, training_seconds
+        from passes.common.estimates import mapped_memory, training_memory, training_seconds
 
         cuts = config.schedule.cuts
         whole = parent.size_bytes or 4 * (parent.parameters or 0)
         ratio = _ratio(config.target, parent, whole)
         scoring = _BACKWARD_TOO * cuts * config.num_samples if config.importance != "magnitude" else 0
         learning = _learning(config, ratio)
-        batch = max(config.batch_size, config.recovery.training.batch_size if config.recovery else 0)
+        memory = mapped_memory(parent, config.batch_size, int((1 + ratio) * whole))
+        if config.recovery is not None:
+            memory = max(memory, training_memory(parent, config.recovery.training.batch_size))
         return Estimate(
             model=ModelFacts(
                 parent.family,
@@ -196,9 +198,12 @@ class Prune(Pass[PruneConfig]):
                 int(ratio * whole) or None,
             ),
             seconds=training_seconds(parent, scoring + learning),
-            peak_memory_bytes=training_memory(parent, batch),
-            # Weights, and while it learns a checkpoint with gradients' moments, the average and what the rounds left.
-            disk_bytes=int(ratio * whole) if config.recovery is None else 6 * whole,
+            peak_memory_bytes=memory,
+            # The result twice, and what `repair` changes; while it learns a checkpoint with gradients' moments, the average and
+            # what the rounds left.
+            disk_bytes=int(2 * ratio * whole) + (whole if config.repair else 0)
+            if config.recovery is None
+            else 6 * whole,
         )
 
     def requires(self, config: PruneConfig, parent: Artifact, context: PassContext) -> None:

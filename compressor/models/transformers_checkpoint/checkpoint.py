@@ -20,6 +20,7 @@ from compressor.models.packed.checkpoint import dequantized
 from compressor.models.packed.description import QUANTIZATION_CONFIG, is_packed
 from compressor.models.transformers_checkpoint.images import gather_images
 from compressor.models.transformers_checkpoint.layouts import LAYOUTS
+from compressor.models.weights import weights_on_meta
 
 _CONFIG = "config.json"
 _NO_FIELDS = {"model_type", "transformers_version", "auto_map", QUANTIZATION_CONFIG}
@@ -93,23 +94,6 @@ def streamed(tree: Mapping[str, Any]) -> nn.Module:
     """The module without its weights, which are on the device ``meta``; in eval mode."""
     with weights_on_meta(), _quiet():
         return _prepared(_class(tree)(_config(tree))).eval().requires_grad_(False)
-
-
-@contextmanager
-def weights_on_meta() -> Iterator[None]:
-    """Parameters of modules that are built inside take no memory; buffers, such as rotary frequencies, are real."""
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def saved(module: nn.Module, tree: Mapping[str, Any], folder: Path, companions: Path | None) -> None:

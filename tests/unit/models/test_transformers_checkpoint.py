@@ -111,6 +111,10 @@ def test_an_index_that_lies_is_found_out(tmp_path):
     index.write_text(json.dumps(tree))
     with pytest.raises(ModelError, match=r"differ in|outside the folder"):
         read_description(folder)
+    del tree["metadata"]
+    index.write_text(json.dumps(tree))
+    with pytest.raises(ModelError, match="no `metadata`"):
+        read_description(folder)
     index.write_text("[]")
     with pytest.raises(ModelError, match="no index of shards"):
         read_description(folder)

@@ -117,11 +117,11 @@ def test_units_without_effect_can_go_and_the_output_stays(data):
         return model(**one)["logits"].sum()
 
     norms = norm_scales(model, axes, kept, [batch], run)
-    solved = least_squares(model, axes, kept, lambda: [batch], run)
+    solved = dict(least_squares(model, axes, kept, lambda: [batch], run))
     with torch.no_grad():
         wanted = model(**batch)["logits"]
         for state in (model.state_dict() | norms, model.state_dict() | norms | solved):
-            smaller.load_state_dict(without(state, axes, kept))
+            smaller.load_state_dict(dict(without(state, axes, kept)))
             torch.testing.assert_close(smaller(**batch)["logits"], wanted, atol=1e-5, rtol=1e-4)
 
 
@@ -133,12 +133,12 @@ def test_what_stays_answers_for_what_goes():
     axis = Axis("inner", "ffn", 6, (Cut("0.weight", 0), Cut("0.bias", 0), Cut("1.weight", 1)), ((("ffn",), 1),))
     batches = [{"x": torch.randn(400, 6)}]
     kept = {"inner": torch.arange(4)}
-    solved = least_squares(model, [axis], kept, lambda: batches, lambda batch: model(batch["x"]).sum())
+    solved = dict(least_squares(model, [axis], kept, lambda: batches, lambda batch: model(batch["x"]).sum()))
     smaller = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3))
     x = torch.randn(50, 6)
 
     def error(state):
-        smaller.load_state_dict(without(state, [axis], kept))
+        smaller.load_state_dict(dict(without(state, [axis], kept)))
         return (smaller(x) - model(x)).norm()
 
     assert error(model.state_dict() | solved) < 0.1 * error(model.state_dict())
@@ -155,7 +155,7 @@ def test_layers_take_turns_where_their_gram_matrices_are_large(monkeypatch):
         return [sample(CHECKPOINT, None, 2)]
 
     def solved():
-        return least_squares(model, axes, kept, batches, lambda b: model(**b)["logits"].sum())
+        return dict(least_squares(model, axes, kept, batches, lambda b: model(**b)["logits"].sum()))
 
     at_once = solved()
     assert len(passes) == 1
@@ -206,8 +206,10 @@ def test_weights_that_something_else_uses_are_left():
     model = CHECKPOINT.build(CHECKPOINT.presets["tiny-llama"]).eval()
     axes = [axis for axis in CHECKPOINT.axes(CHECKPOINT.presets["tiny-llama"]) if axis.kind == "hidden"]
     batch = sample(CHECKPOINT, None, 2)
-    solved = least_squares(
-        model, axes, {axes[0].name: torch.arange(48)}, lambda: [batch], lambda b: model(**b)["logits"].sum()
+    solved = dict(
+        least_squares(
+            model, axes, {axes[0].name: torch.arange(48)}, lambda: [batch], lambda b: model(**b)["logits"].sum()
+        )
     )
     assert "model.layers.0.self_attn.q_proj.weight" in solved
     assert "lm_head.weight" not in solved
