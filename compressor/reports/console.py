@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -30,6 +30,8 @@ from compressor.reports.run import RunReport
 _WIDTH = 132
 _out = Console(width=None if Console().is_terminal else _WIDTH, highlight=False)
 _err = Console(stderr=True, highlight=False)
+_COPIED = {"step", "artifact"}
+"""Columns of what a person copies: they stay in one piece."""
 _MARKS = {"better": "green", "worse": "red", "noise": "dim", "same": "dim"}
 
 
@@ -70,7 +72,8 @@ def print_error(error: CompressError) -> None:
 def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        justify: JustifyMethod = "left" if index == 0 else "right"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name in _COPIED)
     return table
 
 
