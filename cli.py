@@ -431,6 +431,7 @@ def bench(
 def generate(
     artifact: ArtifactPath,
     prompt: Annotated[str, typer.Option(help="What you say; through the chat template where there is one.")],
+    image: Annotated[list[Path] | None, typer.Option(help="What the prompt is about; for each image once.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Of the answer.", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="0: always the best word.", min=0.0)] = 0.0,
     top_p: Annotated[float, typer.Option(help="Choose among words that have this share.", min=0.01, max=1.0)] = 0.95,
@@ -448,7 +449,7 @@ def generate(
 
     sampling = Sampling(max_tokens, temperature, top_p, seed)
     said = (lambda _: None) if as_json else console.stream
-    found = generated(*model_at(artifact), prompt, sampling, threads=threads, raw=raw, said=said)
+    found = generated(*model_at(artifact), prompt, sampling, threads=threads, raw=raw, said=said, images=image or ())
     if as_json:
         _print_json(found.as_json())
     else:

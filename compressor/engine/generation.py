@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from compressor.artifacts.store import MANIFEST
 from compressor.engine.runner import load_given
 from compressor.engine.source import DirectorySource
 from compressor.errors import DataError, UsageError
+from compressor.models.transformers_checkpoint.processor import Processor
 from compressor.runtimes.stepping import open_stepper
 
 Array = np.ndarray[Any, Any]
@@ -72,7 +73,15 @@ def model_at(path: Path) -> tuple[Kind, Path]:
 
 
 def generate(
-    kind: Kind, folder: Path, prompt: str, sampling: Sampling, *, threads: int, raw: bool, said: Callable[[str], None]
+    kind: Kind,
+    folder: Path,
+    prompt: str,
+    sampling: Sampling,
+    *,
+    threads: int,
+    raw: bool,
+    said: Callable[[str], None],
+    images: Sequence[Path] = (),
 ) -> Generated:
     """Continue a prompt; ``said`` is given each piece of text as it comes.
 
@@ -84,18 +93,24 @@ def generate(
         threads: of the runtime.
         raw: continue the prompt as it is.
         said: gets pieces of text.
+        images: files that the prompt is about; they come before it.
 
     Raises:
-        DataError: there is no tokenizer, or it gives no token for the prompt.
-        UsageError: the model does not generate, or prompt and answer are longer than its context.
+        DataError: there is no tokenizer, or it gives no token for the prompt; an image cannot be read, or no processor is there.
+        UsageError: the model does not generate, or does not look at images; prompt and answer are longer than its context.
     """
-    tokenizer = _tokenizer(folder)
-    ids = _encoded(tokenizer, prompt, raw)
+    shown: dict[str, Array] | None = None
+    if images:
+        tokenizer, ids, shown = _with_images(folder, prompt, images, raw)
+    else:
+        tokenizer = _tokenizer(folder)
+        ids = _encoded(tokenizer, prompt, raw)
     ends = _ends(folder, tokenizer)
-    stepper = open_stepper(kind, folder, threads=threads, room=len(ids) + sampling.max_tokens)
+    room = len(ids) + sampling.max_tokens
+    stepper = open_stepper(kind, folder, threads=threads, room=room, sees=shown is not None)
     draw = np.random.default_rng(sampling.seed)
     started = time.perf_counter()
-    answer = [_chosen(stepper.feed(ids), sampling, draw)]
+    answer = [_chosen(stepper.feed(ids, shown), sampling, draw)]
     first = time.perf_counter()
     told = ""
     while answer[-1] not in ends:
@@ -148,6 +163,22 @@ def _encoded(tokenizer: Any, prompt: str, raw: bool) -> Array:
     if not len(ids):
         raise UsageError("the prompt is empty", remedy="say something with --prompt")
     return np.array(ids, dtype=np.int64)
+
+
+def _with_images(folder: Path, prompt: str, images: Sequence[Path], raw: bool) -> tuple[Any, Array, dict[str, Array]]:
+    """The tokenizer, the tokens, and the processor's other arrays."""
+    if raw:
+        raise UsageError("images go through the chat template: leave --raw out")
+    if missing := [str(image) for image in images if not image.is_file()]:
+        raise DataError(f"there is no image {', '.join(missing)}")
+    processor = Processor(folder)
+    parts = [{"type": "image", "path": str(image.resolve())} for image in images]
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
+    try:
+        found = processor.arrays(messages, ask=True)
+    except Exception as error:  # of the template, the tokenizer, Pillow
+        raise DataError(f"the processor of {folder} fails on {', '.join(map(str, images))}: {error}") from error
+    return processor.processor.tokenizer, found.pop("input_ids"), found
 
 
 def _ends(folder: Path, tokenizer: Any) -> frozenset[int]:

@@ -12,7 +12,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.shape_inference import InferenceError, infer_shapes
 
 from compressor.runtimes.onnx_files import external_files
-from compressor.runtimes.onnx_session import ERRORS, SILENT
+from compressor.runtimes.onnx_opening import ERRORS, SILENT
 
 Shape = tuple[int, ...]
 

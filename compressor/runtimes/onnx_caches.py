@@ -15,6 +15,8 @@ from compressor.data.contract import Batch
 from compressor.errors import ModelError
 
 PAST, PRESENT = "past_key_values.", "present."
+CONTEXT = "autoglm_compress.context_length"
+"""The key under which a decoder's file says how many tokens it attends to."""
 MASK, IDS, LOGITS, KEEP = "attention_mask", "input_ids", "logits", "logits_to_keep"
 
 

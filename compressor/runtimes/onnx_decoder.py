@@ -13,7 +13,8 @@ import onnxruntime
 
 from compressor.errors import PassError, UsageError
 from compressor.runtimes.onnx_caches import IDS, KEEP, LOGITS, MASK, Caches
-from compressor.runtimes.onnx_session import ERRORS, first_line, opened
+from compressor.runtimes.onnx_images import EMBEDS, OFFSETS, Shown
+from compressor.runtimes.onnx_opening import ERRORS, first_line, opened
 
 Array = np.ndarray[Any, Any]
 TARGET = "autoglm_compress.target"
@@ -38,7 +39,10 @@ class OnnxDecoder:
                 remedy="name an artifact that export-onnx made of a language model",
             )
         self.samples, self.room = samples, room
-        self._keeps = KEEP in {one.name for one in self._session.get_overridable_initializers()}
+        optional = {one.name: one.shape for one in self._session.get_overridable_initializers()}
+        self._keeps = KEEP in optional
+        self._width = optional[EMBEDS][1] if EMBEDS in optional else None
+        """Of the words of images, where there are any."""
         [words] = [one.shape[-1] for one in self._session.get_outputs() if one.name == LOGITS]
         self._words = int(words)
         self._logits: dict[tuple[int, ...], Array] = {}
@@ -52,6 +56,7 @@ class OnnxDecoder:
         """Forget what has been said."""
         self._lengths_B = np.zeros(self.samples, dtype=np.int64)
         self._mask_BP = np.zeros((self.samples, 0), dtype=np.int64)
+        self._after_B = np.zeros(self.samples, dtype=np.int64)
         if self._grows:
             self._buffers = self._caches.nothing(self.samples)
         elif not hasattr(self, "_buffers"):
@@ -64,13 +69,16 @@ class OnnxDecoder:
     def _values(self) -> dict[str, Any]:
         return {name: onnxruntime.OrtValue.ortvalue_from_numpy(buffer) for name, buffer in self._buffers.items()}
 
-    def feed(self, ids_BT: Array, lengths_B: Array | None = None, *, keep: int = 1) -> Array:
+    def feed(
+        self, ids_BT: Array, lengths_B: Array | None = None, *, keep: int = 1, images: Shown | None = None
+    ) -> Array:
         """The scores of the ``keep`` last tokens (0: all), [B, keep or T, V]; the next call may overwrite them.
 
         Args:
             ids_BT: int64, what comes next.
             lengths_B: of a first prompt that is padded, how many of its tokens are none of the padding.
             keep: of the end of ``ids_BT``, padding counted.
+            images: in these tokens, which are then the first.
 
         Raises:
             UsageError: there is no room for them.
@@ -90,6 +98,8 @@ class OnnxDecoder:
         kept = keep if self._keeps and keep else tokens
         if self._keeps:
             fed[KEEP] = np.array([keep], dtype=np.int64)
+        if self._width is not None:
+            fed |= self._of_images(images)
         for name, array in fed.items():
             self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         shape = (self.samples, min(kept, tokens), self._words)
@@ -102,6 +112,13 @@ class OnnxDecoder:
         except (*ERRORS, RuntimeError) as error:
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
         return logits[:, -keep:] if keep else logits
+
+    def _of_images(self, images: Shown | None) -> dict[str, Array]:
+        if images is None:
+            offsets = np.broadcast_to(self._after_B[None, :, None], (3, self.samples, 1))
+            return {EMBEDS: np.empty((0, self._width or 0), np.float32), OFFSETS: np.ascontiguousarray(offsets)}
+        self._after_B = images.after_B
+        return {EMBEDS: images.embeds_WH, OFFSETS: np.ascontiguousarray(images.offsets_3BT)}
 
     def _bind_grown(self, total: int) -> None:
         """What was said as input, and new arrays for what will have been."""

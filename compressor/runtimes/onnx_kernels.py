@@ -11,7 +11,7 @@ import onnxruntime
 
 from compressor.errors import ModelError
 from compressor.runtimes.onnx_files import MODEL
-from compressor.runtimes.onnx_session import ERRORS, SILENT
+from compressor.runtimes.onnx_opening import ERRORS, SILENT
 
 INTEGER = frozenset(
     {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul",

@@ -13,7 +13,8 @@ from compressor.data.contract import Batch
 from compressor.errors import ModelError, UsageError
 from compressor.runtimes.layers import INPUTS_KEY, Array, Layers, Trace, reshaped
 from compressor.runtimes.onnx_files import MODEL, read_graph
-from compressor.runtimes.onnx_session import ERRORS, SILENT, OnnxSession
+from compressor.runtimes.onnx_opening import ERRORS, SILENT
+from compressor.runtimes.onnx_session import OnnxSession
 from compressor.runtimes.onnx_view import View
 from compressor.runtimes.session import fitted
 

@@ -18,7 +18,8 @@ from compressor.data.contract import Batch
 from compressor.errors import ModelError
 from compressor.runtimes.onnx_files import MODEL
 from compressor.runtimes.onnx_kernels import FLOAT, INTEGER
-from compressor.runtimes.onnx_session import ERRORS, SILENT, OnnxSession
+from compressor.runtimes.onnx_opening import ERRORS, SILENT
+from compressor.runtimes.onnx_session import OnnxSession
 from compressor.runtimes.session import fitted
 
 _WARMUP = 3

@@ -6,27 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from compressor.data.contract import Batch
-from compressor.errors import ModelError, PassError, UsageError
+from compressor.errors import ModelError, PassError
 from compressor.models.contract import InputSpec
 from compressor.runtimes.onnx_caches import IDS, MASK, PAST, PRESENT, Caches
-from compressor.runtimes.onnx_files import MODEL, read_graph
+from compressor.runtimes.onnx_images import EMBEDS, GRIDS, KINDS, OFFSETS, PIXELS, VisionTower
+from compressor.runtimes.onnx_opening import ERRORS, first_line, opened
 from compressor.runtimes.session import Session
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-SILENT = 4  # severity: fatal only; what matters is raised
 _DTYPES = {"float": "float32", "double": "float64"}
-ERRORS = (
-    errors.Fail,
-    errors.InvalidArgument,
-    errors.InvalidGraph,
-    errors.InvalidProtobuf,
-    errors.NoSuchFile,
-    errors.NotImplemented,
-    errors.RuntimeException,
-)
 
 
 class OnnxSession(Session):
@@ -43,6 +32,9 @@ class OnnxSession(Session):
             for one in self._session.get_inputs()
             if self._caches is None or (one.name != MASK and not one.name.startswith(PAST))
         )
+        self._tower = None if self._caches is None else VisionTower.beside(folder, threads, device)
+        if self._tower is not None:
+            self.inputs += self._tower.inputs
         self.output_names = tuple(
             one.name for one in self._session.get_outputs() if self._caches is None or not one.name.startswith(PRESENT)
         )
@@ -60,39 +52,19 @@ class OnnxSession(Session):
         return dict(zip(self.output_names, values, strict=True))
 
     def completed(self, feeds: Batch) -> Batch:
-        """All that the graph takes: a decoder is given whole windows, and nothing before them."""
+        """All that the graph takes: a decoder is given whole windows, with the images in them, and nothing before them."""
         if self._caches is None:
             return feeds
         ids = feeds[IDS]
-        return {**feeds, MASK: np.ones_like(ids), **self._caches.nothing(len(ids))}
+        found = {IDS: ids, MASK: np.ones_like(ids), **self._caches.nothing(len(ids))}
+        if self._tower is not None and feeds.keys() >= {KINDS, PIXELS, GRIDS} and feeds[KINDS].any():
+            shown = self._tower.shown(feeds[KINDS], feeds[PIXELS], feeds[GRIDS])
+            found |= {EMBEDS: shown.embeds_WH, OFFSETS: shown.offsets_3BT}
+        return found
 
     def close(self) -> None:
         """Free the session's memory."""
         del self._session
-
-
-def opened(folder: Path, threads: int, device: str = "cpu") -> onnxruntime.InferenceSession:
-    """``model.onnx`` with all optimizations.
-
-    Raises:
-        ModelError: it cannot be opened.
-        UsageError: ONNX Runtime cannot compute on the device.
-    """
-    read_graph(folder)
-    provider = _PROVIDERS.get(device.partition(":")[0])
-    if provider not in onnxruntime.get_available_providers():
-        raise UsageError(
-            f"this ONNX Runtime cannot compute on {device!r}",
-            remedy="use --device cpu, or install onnxruntime-gpu",
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = SILENT
-    try:
-        return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=[provider])
-    except ERRORS as error:
-        raise ModelError(f"ONNX Runtime cannot open {folder / MODEL}: {first_line(error)}") from error
 
 
 def _dtype(tensor_type: str) -> str:
@@ -106,8 +78,3 @@ def _dtype(tensor_type: str) -> str:
 def _dimension(name: str, axis: int, dimension: int | str | None) -> int | str:
     """A dimension without a name gets one of its own."""
     return f"{name}.{axis}" if dimension is None else dimension
-
-
-def first_line(error: Exception) -> str:
-    """Of what ONNX Runtime says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

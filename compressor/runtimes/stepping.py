@@ -5,8 +5,8 @@ Shapes: T tokens, V words.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from compressor.artifacts.kinds import Kind
 from compressor.errors import UsageError
 from compressor.models.files import read_description
 from compressor.models.transformers_checkpoint.config import CheckpointConfig
+from compressor.models.transformers_checkpoint.images import image_inputs
 from compressor.models.transformers_checkpoint.layouts import text_of
+from compressor.runtimes.onnx_caches import CONTEXT
+from compressor.runtimes.onnx_files import read_graph
 
 Array = np.ndarray[Any, Any]
 
@@ -25,15 +28,20 @@ class Stepper(ABC):
     """An open model in the middle of a text."""
 
     @abstractmethod
-    def feed(self, ids_T: Array) -> Array:
-        """The scores of what follows, float32 [V], once these tokens have been said too."""
+    def feed(self, ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
+        """The scores of what follows, float32 [V], once these tokens have been said too.
+
+        Args:
+            ids_T: int64.
+            images: in these tokens, which are then the first: a processor's arrays.
+        """
 
 
-def open_stepper(kind: Kind, folder: Path, *, threads: int, room: int) -> Stepper:
-    """Open an artifact's model for a text of at most ``room`` tokens.
+def open_stepper(kind: Kind, folder: Path, *, threads: int, room: int, sees: bool = False) -> Stepper:
+    """Open an artifact's model for a text of at most ``room`` tokens; it ``sees`` where there are images in it.
 
     Raises:
-        UsageError: it does not generate, or has room for less.
+        UsageError: it does not generate, has room for less, or does not look at images.
         ModelError: it cannot be opened.
     """
     context = context_of(kind, folder)
@@ -42,6 +50,8 @@ def open_stepper(kind: Kind, folder: Path, *, threads: int, room: int) -> Steppe
             f"{room} tokens of prompt and answer, and the model attends to {context}",
             remedy="shorten the prompt, or lower --max-tokens",
         )
+    if sees and not _sees(kind, folder):
+        raise UsageError(f"{folder} holds a model of text alone: it does not look at images")
     if kind is Kind.ONNX:
         return _OnnxStepper(folder, threads, room)
     return _TorchStepper(folder, threads)
@@ -53,8 +63,10 @@ def context_of(kind: Kind, folder: Path) -> int:
     Raises:
         UsageError: it does not generate.
     """
-    if kind is Kind.ONNX and (folder / "genai_config.json").is_file():
-        return int(json.loads((folder / "genai_config.json").read_bytes())["model"]["context_length"])
+    if kind is Kind.ONNX:
+        told = {one.key: one.value for one in read_graph(folder).metadata_props}
+        if CONTEXT in told:
+            return int(told[CONTEXT])
     if kind in {Kind.TORCH, Kind.AWQ}:
         described = read_description(folder)[1]
         if isinstance(described, CheckpointConfig):
@@ -65,15 +77,33 @@ def context_of(kind: Kind, folder: Path) -> int:
     )
 
 
+def _sees(kind: Kind, folder: Path) -> bool:
+    if kind is Kind.ONNX:
+        from compressor.runtimes.onnx_images import VISION
+
+        return (folder / VISION).is_file()
+    described = read_description(folder)[1]
+    return isinstance(described, CheckpointConfig) and bool(image_inputs(described.tree))
+
+
 class _OnnxStepper(Stepper):
     def __init__(self, folder: Path, threads: int, room: int) -> None:
         from compressor.runtimes.onnx_decoder import OnnxDecoder
 
+        self._folder, self._threads = folder, threads
         self._decoder = OnnxDecoder(folder, threads, room=room)
 
-    def feed(self, ids_T: Array) -> Array:
-        scores: Array = self._decoder.feed(ids_T[None])[0, -1]
+    def feed(self, ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
+        shown = None if images is None else self._shown(images)
+        scores: Array = self._decoder.feed(ids_T[None], images=shown)[0, -1]
         return scores
+
+    def _shown(self, images: Mapping[str, Array]) -> Any:
+        """Opens the tower for as long as it looks."""
+        from compressor.runtimes.onnx_images import GRIDS, KINDS, PIXELS, VisionTower
+
+        tower = VisionTower(self._folder, self._threads, "cpu")
+        return tower.shown(*(images[name][None] for name in (KINDS, PIXELS, GRIDS)))
 
 
 class _TorchStepper(Stepper):
@@ -86,11 +116,12 @@ class _TorchStepper(Stepper):
         torch.set_num_threads(threads)
         self._module, self._cache = load_module(folder), DynamicCache()
 
-    def feed(self, ids_T: Array) -> Array:
+    def feed(self, ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
         import torch
 
+        given = {"input_ids": ids_T, **(images or {})}
         with torch.inference_mode():
-            ids = torch.from_numpy(np.ascontiguousarray(ids_T))[None]
-            found = self._module(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            tensors = {name: torch.from_numpy(np.ascontiguousarray(array))[None] for name, array in given.items()}
+            found = self._module(**tensors, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         scores: Array = found["logits"][0, -1].float().numpy()
         return scores

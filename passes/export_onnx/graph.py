@@ -13,7 +13,6 @@ from onnxscript import ir
 from compressor.errors import PassError
 from compressor.runtimes.onnx_files import MODEL
 
-DATA = "model.onnx.data"
 _PREFIX = "autoglm_compress."
 _TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim")
 _PROTOBUF_LIMIT_BYTES = 1_900_000_000  # one message holds 2 GB; the graph needs some of it
@@ -111,8 +110,10 @@ def labelled(artifact_id: str, family: str, classes: Sequence[str] | None) -> di
     return {_PREFIX + key: value for key, value in metadata.items()}
 
 
-def write(model: ir.Model, folder: Path, metadata: Mapping[str, str], external_threshold_bytes: int) -> bool:
-    """Write ``model.onnx`` and check it, full shape inference included; True where the weights went into a file beside it.
+def write(
+    model: ir.Model, folder: Path, metadata: Mapping[str, str], external_threshold_bytes: int, name: str = MODEL
+) -> bool:
+    """Write a graph and check it, full shape inference included; True where the weights went into a file beside it.
 
     Raises:
         PassError: ONNX's checker refuses the graph.
@@ -122,12 +123,12 @@ def write(model: ir.Model, folder: Path, metadata: Mapping[str, str], external_t
     external = weights_bytes(model) > min(external_threshold_bytes, _PROTOBUF_LIMIT_BYTES)
     ir.save(
         model,
-        folder / MODEL,
-        external_data=DATA if external else None,
+        folder / name,
+        external_data=f"{name}.data" if external else None,
         size_threshold_bytes=_SMALL_TENSOR_BYTES,
     )
     try:
-        onnx.checker.check_model(str(folder / MODEL), full_check=True)
+        onnx.checker.check_model(str(folder / name), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise PassError(f"the exported graph is not valid ONNX: {error}") from error
     return external

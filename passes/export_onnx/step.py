@@ -85,7 +85,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     """
 
     name = "export-onnx"
-    version = 4
+    version = 5
     accepts = frozenset({Kind.TORCH, Kind.QUANTIZED, Kind.AWQ})
     produces = Kind.ONNX
     Config = ExportOnnxConfig

@@ -56,15 +56,39 @@ def onnx_from_torch(
     """
     tensors = tuple(torch.from_numpy(_repeated(sample[spec.name])) for spec in inputs)
     dynamic = tuple({axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in inputs)
+    names = [spec.name for spec in inputs]
+    return exported(_Positional(module, inputs, outputs), tensors, names, outputs, (dynamic,), opset, translations)
+
+
+def exported(
+    module: nn.Module,
+    tensors: tuple[Tensor, ...],
+    names: Sequence[str],
+    outputs: Sequence[str],
+    dynamic: tuple[Any, ...],
+    opset: int,
+    translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+) -> ir.Model:
+    """The graph of a module that takes and gives tensors in order.
+
+    Args:
+        module: what is traced.
+        tensors: one call's inputs.
+        names: of the graph's inputs.
+        outputs: names of the graph's outputs.
+        dynamic: the dimensions that vary, as ``torch.export`` takes them.
+        opset: the version of ONNX's operators.
+        translations: torch operators that are not torch's own, to what makes their nodes.
+    """
     with _quiet():
         program = torch.onnx.export(
-            _Positional(module, inputs, outputs).eval(),
+            module.eval(),
             tensors,
             dynamo=True,
             opset_version=opset,
-            input_names=[spec.name for spec in inputs],
+            input_names=list(names),
             output_names=list(outputs),
-            dynamic_shapes=(dynamic,),
+            dynamic_shapes=dynamic,
             external_data=False,
             verbose=False,
             custom_translation_table=dict(translations or {}),

@@ -11,7 +11,7 @@ from onnx import helper
 
 from compressor.data.contract import Batch
 from compressor.errors import PassError
-from compressor.runtimes.onnx_session import ERRORS, SILENT
+from compressor.runtimes.onnx_opening import ERRORS, SILENT
 
 _SUFFIX = ".largest"
 

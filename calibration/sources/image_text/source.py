@@ -8,12 +8,13 @@ import numpy as np
 from pydantic import Field
 
 from calibration.sources.arrays import sampled
-from calibration.sources.image_text.processor import FILES, Processor
+from calibration.sources.image_text.encoding import encoded
 from calibration.sources.image_text.records import Conversation, conversations
 from calibration.sources.text import matching
 from compressor.artifacts.fingerprint import digest_file, digest_json
 from compressor.data.contract import Batch, Dataset, DataSource, SourceConfig, SourceContext
 from compressor.errors import DataError
+from compressor.models.transformers_checkpoint.processor import FILES, Processor
 
 Array = np.ndarray[Any, Any]
 IGNORED = -100
@@ -110,7 +111,7 @@ class _Conversations(Dataset):
         return {name: _stacked([one[name] for one in samples], _PADDED.get(name, 0)) for name in samples[0]}
 
     def _sample(self, one: Conversation) -> dict[str, Array]:
-        found = self.processor.encode(one)
+        found = encoded(self.processor, one)
         if found["mm_token_type_ids"][self.longest :].any():
             raise DataError(
                 f"{one.where}: its images end after token {self.longest}",

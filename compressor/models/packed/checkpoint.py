@@ -14,8 +14,13 @@ from compressor.models.packed.description import QUANTIZATION_CONFIG
 from compressor.models.packed.formats import FORMATS
 
 
-def dequantized(folder: Path, tree: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def dequantized(folder: Path, tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a packed checkpoint by the name that the plain one has: float32 weights, all else as it is.
+
+    Args:
+        folder: the checkpoint's.
+        tree: its config.json.
+        prefix: what names of tensors begin with that are wanted.
 
     Raises:
         ModelError: tensors of a packed layer are missing.
@@ -25,7 +30,7 @@ def dequantized(folder: Path, tree: Mapping[str, Any]) -> Iterator[tuple[str, Te
     grid_of = kind.grids(config)
     for file in sorted(folder.glob("*.safetensors")):
         with safetensors.safe_open(file, framework="pt") as opened:
-            names = set(opened.keys())
+            names = {name for name in opened.keys() if name.startswith(prefix)}  # noqa: SIM118  it is no mapping
             layers: dict[str, set[str]] = {}
             for name in sorted(names):
                 layer, _, suffix = name.rpartition(".")

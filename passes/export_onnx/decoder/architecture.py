@@ -29,8 +29,18 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True)
+class Images:
+    """What a vision-language model's decoder knows of images."""
+
+    token: int
+    """Stands for a part of an image; the vision tower's words take its places."""
+    sections: tuple[int, ...]
+    """Of a head's frequencies, how many in turn follow the position in time, in height and in width."""
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
-    """A decoder-only language model."""
+    """A decoder-only language model, with or without a vision tower."""
 
     decoder: Decoder
     root: str
@@ -48,6 +58,7 @@ class Architecture:
     """Of each layer: a key of ``rotary``."""
     windows: tuple[int | None, ...]
     """Of each layer: how many tokens it looks back on, its own among them; None for all."""
+    images: Images | None
 
     @property
     def after_attention(self) -> str | None:
@@ -92,7 +103,7 @@ def architecture_of(tree: Mapping[str, Any], context: int | None) -> Architectur
     if context is not None and context > longest:
         raise RequirementError(f"`context_length` is {context}, and the model has {longest} positions")
     count = context or longest
-    turning = module.get_submodule(f"{decoder.layout.root}.rotary_emb")
+    turning: Any = module.get_submodule(f"{decoder.layout.root}.rotary_emb")
     scalar = getattr(config, "query_pre_attn_scalar", None)
     return Architecture(
         decoder=decoder,
@@ -107,6 +118,7 @@ def architecture_of(tree: Mapping[str, Any], context: int | None) -> Architectur
         },
         kinds=kinds,
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        images=None if decoder.layout.vision is None else Images(tree["image_token_id"], tuple(turning.mrope_section)),
     )
 
 

@@ -3,7 +3,9 @@
 Shapes: B samples, T tokens, P tokens before them, N key heads of width H, V words. Inputs: `input_ids` int64 [B, T];
 `attention_mask` int64 [B, P + T], padding at the end; `past_key_values.<layer>.key` and `.value` float32 [B, N, P, H]; and
 `logits_to_keep` int64 [1], by default 0: the scores of so many last tokens, of all for 0. Outputs: `logits` float32 [B, T or so
-many, V]; `present.<layer>.key` and `.value`.
+many, V]; `present.<layer>.key` and `.value`. Where there are images, also `image_embeds` float32 [words of images, hidden], by
+default none, in the places of the image token; and `position_offsets` int64 [3, B or 1, T or 1], by default 0, added to the
+position of each token in time, height and width.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ import numpy as np
 from onnxscript import ir
 
 from compressor.models.transformers_checkpoint.linears import Site, sites_of
-from passes.export_onnx.decoder.architecture import Architecture
-from passes.export_onnx.decoder.operators import Operators
+from compressor.runtimes.onnx_caches import IDS, KEEP, LOGITS, MASK
+from compressor.runtimes.onnx_images import EMBEDS, OFFSETS
+from passes.export_onnx.decoder.architecture import Architecture, Images
+from passes.export_onnx.decoder.operators import Operators, Turns
 from passes.export_onnx.decoder.weights import BLOCKS, Weights
 
 IR_VERSION = 11
@@ -33,15 +37,24 @@ class DecoderGraph:
         self.add = operators
         self.sites = {site.name: site for site in sites_of(tree)}
         self.inputs: list[ir.Value] = []
+        self.optional: list[ir.Value] = []
+        """Inputs with a default."""
         self.outputs: list[ir.Value] = []
 
     def model(self) -> ir.Model:
         """The whole graph; its tensors are read when it is written."""
         decoder = self.architecture.decoder
-        ids = self._input("input_ids", ir.DataType.INT64, "batch", "sequence")
-        places = self.add.places(ids, self._input("attention_mask", ir.DataType.INT64, "batch", "total"))
-        keep = self.add.constant("logits_to_keep", np.array([0], dtype=np.int64))
+        ids = self._input(IDS, ir.DataType.INT64, "batch", "sequence")
+        mask = self._input(MASK, ir.DataType.INT64, "batch", "total")
+        places = self.add.places(ids, mask)
+        keep = self._default(KEEP, np.array([0], dtype=np.int64), 1)
         x = self._embedded(ids)
+        if (images := self.architecture.images) is not None:
+            x = self._with_images(x, ids, images)
+            positions = self.add.positions(ids, mask, places)
+            self.turns = {kind: self._by_section(kind, positions, images) for kind in self.architecture.rotary}
+        else:
+            self.turns = {kind: self._by_position(kind) for kind in self.architecture.rotary}
         normed = self.add.norm(x, self._norm("layers.0.input_layernorm"), self.architecture.epsilon, "layers.0.normed")
         for number in range(decoder.layers):
             last = number == decoder.layers - 1
@@ -53,10 +66,10 @@ class DecoderGraph:
             "Slice", [normed, start, self.add.ints(np.iinfo(np.int64).max), self.add.ints(1)], "logits.read"
         )
         logits = self._head(normed)
-        self._output(logits, "logits", ir.DataType.FLOAT, "batch", "answers", decoder.vocabulary)
+        self._output(logits, LOGITS, ir.DataType.FLOAT, "batch", "answers", decoder.vocabulary)
         self.outputs.insert(0, self.outputs.pop())
         graph = ir.Graph(
-            [*self.inputs, keep], self.outputs, nodes=self.add.nodes, initializers=list(self.add.constants.values()),
+            [*self.inputs, *self.optional], self.outputs, nodes=self.add.nodes, initializers=list(self.add.constants.values()),
             opset_imports=dict(self.add.opsets), name="decoder",
         )  # fmt: skip
         return ir.Model(graph, ir_version=IR_VERSION)
@@ -65,6 +78,13 @@ class DecoderGraph:
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
         self.inputs.append(value)
         return value
+
+    def _default(self, name: str, value: np.ndarray[Any, Any], *shape: str | int) -> ir.Value:
+        """An input that consumers may leave out."""
+        one = self.add.constant(name, value)
+        one.shape = ir.Shape(shape)
+        self.optional.append(one)
+        return one
 
     def _output(self, value: ir.Value, name: str, dtype: ir.DataType, *shape: str | int) -> None:
         value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
@@ -96,6 +116,37 @@ class DecoderGraph:
         return self.add.op(
             "Mul", [found, self.add.constant("embed_scale", np.array(scale, np.float32))], "embedded.scaled"
         )
+
+    def _with_images(self, x: ir.Value, ids: ir.Value, images: Images) -> ir.Value:
+        """The vision tower's words, one after another, in the places of the image token."""
+        add, hidden = self.add, self.architecture.decoder.hidden
+        embeds = self._default(EMBEDS, np.zeros((0, hidden), dtype=np.float32), "image_words", hidden)
+        token = add.constant("image.token", np.array(images.token, dtype=np.int64))
+        found = add.op("NonZero", [add.op("Equal", [ids, token], "image.is")], "image.found")
+        where = add.op("Transpose", [found], "image.where", perm=[1, 0])
+        return add.op("ScatterND", [x, where, embeds], "embedded.with_images")
+
+    def _by_position(self, kind: str) -> Turns:
+        rotary, add = self.architecture.rotary[kind], self.add
+        cos, sin = add.constant(f"cos.{kind}", rotary.cos.numpy()), add.constant(f"sin.{kind}", rotary.sin.numpy())
+        return Turns(cos, sin, 2 * rotary.cos.shape[1], by_token=False)
+
+    def _by_section(self, kind: str, positions: ir.Value, images: Images) -> Turns:
+        """Each section of the frequencies follows one of the three positions (Wang et al. 2024, M-RoPE)."""
+        rotary, add = self.architecture.rotary[kind], self.add
+        offsets = self._default(OFFSETS, np.zeros((3, 1, 1), dtype=np.int64), 3, "offset_batch", "offset_sequence")
+        every = add.op("Add", [add.op("Unsqueeze", [positions, add.ints(0)], "positions.3d"), offsets], "positions.all")
+        starts = np.cumsum([0, *images.sections]).tolist()
+        found = []
+        for what, table in (("cos", rotary.cos), ("sin", rotary.sin)):
+            parts = []
+            for number, (start, size) in enumerate(zip(starts, images.sections, strict=False)):
+                axis = add.constant(f"axis.{number % 3}", np.array(number % 3))
+                places = add.op("Gather", [every, axis], f"{what}.{kind}.{number}.places", axis=0)
+                part = add.constant(f"{what}.{kind}.{number}.table", table[:, start : start + size].numpy())
+                parts.append(add.op("Gather", [part, places], f"{what}.{kind}.{number}"))
+            found.append(add.op("Concat", parts, f"{what}.{kind}", axis=-1))
+        return Turns(found[0], found[1], 2 * starts[-1], by_token=True)
 
     def _table_name(self) -> str:
         return "head" if self.architecture.decoder.tied else "embed_tokens"
@@ -146,15 +197,13 @@ class DecoderGraph:
                 for part, name, width in zip((query, key), decoder.layout.head_norms, widths, strict=False)
             )
         kind, window = self.architecture.kinds[number], self.architecture.windows[number]
-        rotary = self.architecture.rotary[kind]
-        cos, sin = add.constant(f"cos.{kind}", rotary.cos.numpy()), add.constant(f"sin.{kind}", rotary.sin.numpy())
         shape = ("batch", decoder.key_heads, "past", decoder.head_width)
         past = (
             self._input(f"past_key_values.{number}.key", ir.DataType.FLOAT, *shape),
             self._input(f"past_key_values.{number}.value", ir.DataType.FLOAT, *shape),
         )
         found, keys, values = add.attention(
-            query, key, value, past, places, (cos, sin), f"{layer}.attention", num_heads=decoder.heads,
+            query, key, value, past, places, self.turns[kind], f"{layer}.attention", num_heads=decoder.heads,
             kv_num_heads=decoder.key_heads, head_width=decoder.head_width, scale=self.architecture.attention_scale,
             in_pairs=decoder.layout.rotary_in_pairs, window=window,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Does the built graph say what torch says: whole windows, token by token, and padded side by side?
+"""Does the built graph say what torch says: whole windows, with images in them, token by token, and padded side by side?
 
 Shapes: B samples, T tokens, V words, P positions that are compared.
 """
@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compressor.data.contract import Batch
 from compressor.errors import NumericalError, ParityError
+from compressor.runtimes.onnx_caches import IDS
 from compressor.runtimes.onnx_decoder import OnnxDecoder
+from compressor.runtimes.onnx_images import GRIDS, KINDS, PIXELS, VisionTower
 from compressor.runtimes.session import Session
 from passes.export_onnx.parity import Limits
 
@@ -87,30 +90,41 @@ def limits_of(config: ParityConfig, *, integers: bool) -> Limits:
 
 
 def compare(
-    reference: Session, folder: Path, windows: Sequence[Array], config: ParityConfig, threads: int, *, integers: bool
+    reference: Session, folder: Path, windows: Sequence[Batch], config: ParityConfig, threads: int, *, integers: bool
 ) -> list[dict[str, Any]]:
-    """Hold the graph in ``folder`` against torch on windows [T] of tokens.
+    """Hold the graph in ``folder`` against torch on windows of tokens, `input_ids` [1, T], with the images in them, if any.
 
     Raises:
         NumericalError: torch answers with NaN or infinity.
         ParityError: a limit is broken: all that are.
     """
     limits = limits_of(config, integers=integers)
-    ways = [Divergence(way) for way in ("windows", "token by token", "padded")]
-    longest = max(len(window) for window in windows)
-    alone = OnnxDecoder(folder, threads, room=longest)
+    ways = [Divergence(way) for way in ("windows", "with images", "token by token", "padded")]
+    longest = max(window[IDS].shape[1] for window in windows)
+    alone, tower = OnnxDecoder(folder, threads, room=longest), VisionTower.beside(folder, threads)
     for window in windows:
-        wanted_TV = reference.run({"input_ids": window[None]})["logits"][0]
+        wanted_TV = reference.run(window)["logits"][0]
         if not np.isfinite(wanted_TV).all():
             raise NumericalError("the torch model answers with NaN or infinity")
+        ids_1T, first = window[IDS], max(window[IDS].shape[1] - _STEPS, 1)
+        shown = None
+        if tower is not None and KINDS in window:
+            shown = tower.shown(window[KINDS], window[PIXELS], window[GRIDS])
+            first = max(first, int(window[KINDS][0].nonzero()[0].max()) + 1)
         alone.start()
-        ways[0].see(wanted_TV, alone.feed(window[None], keep=0)[0], limits.tie)
-        first = max(len(window) - _STEPS, 1)
-        for places, got_TV in _stepwise(alone, window, first):
-            ways[1].see(wanted_TV[places], got_TV, limits.tie)
-    if len(windows) > 1:
-        for wanted_PV, got_PV in _padded(reference, folder, windows[:2], threads):
-            ways[2].see(wanted_PV, got_PV, limits.tie)
+        got_TV = alone.feed(ids_1T, keep=0, images=shown)[0]
+        ways[0 if shown is None else 1].see(wanted_TV, got_TV, limits.tie)
+        alone.start()
+        got_TV = alone.feed(ids_1T[:, :first], images=None if shown is None else shown.until(first))[0]
+        ways[2].see(wanted_TV[first - 1 : first], got_TV, limits.tie)
+        for place in range(first, len(wanted_TV)):
+            got_TV = alone.feed(ids_1T[:, place : place + 1])[0]
+            ways[2].see(wanted_TV[place : place + 1], got_TV, limits.tie)
+    alike = [window[IDS][0] for window in windows if KINDS not in window][:2]
+    if len(alike) > 1:
+        for wanted_PV, got_PV in _padded(reference, folder, alike, threads):
+            ways[3].see(wanted_PV, got_PV, limits.tie)
+    ways = [way for way in ways if way.positions]
     offences = [line for way in ways for line in way.offences(limits, config.kl or _KL)]
     if offences:
         raise ParityError(
@@ -118,14 +132,7 @@ def compare(
             + "\n".join(f"    {line}" for line in offences),
             remedy="set `decoder.accuracy_level: 1`, or `parity:` to what is acceptable",
         )
-    return [asdict(way) for way in ways if way.positions]
-
-
-def _stepwise(decoder: OnnxDecoder, window: Array, first: int) -> Iterator[tuple[slice, Array]]:
-    decoder.start()
-    yield slice(first - 1, first), decoder.feed(window[None, :first])[0]
-    for place in range(first, len(window)):
-        yield slice(place, place + 1), decoder.feed(window[None, place : place + 1])[0]
+    return [asdict(way) for way in ways]
 
 
 def _padded(reference: Session, folder: Path, windows: Sequence[Array], threads: int) -> Iterator[tuple[Array, Array]]:

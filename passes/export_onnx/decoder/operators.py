@@ -6,6 +6,7 @@ Shapes: B samples, T tokens, P tokens before them, N heads of width H, I inputs,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,18 @@ from passes.export_onnx.decoder.weights import Blocks
 
 MICROSOFT = "com.microsoft"
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Rotary positions."""
+
+    cos: ir.Value
+    sin: ir.Value
+    """Of each position, [positions, width / 2]; or of each token, [B, T, width / 2]."""
+    width: int
+    """Values of a head that are turned."""
+    by_token: bool
 
 
 class Operators:
@@ -138,20 +151,45 @@ class Operators:
             self.op("Cast", [total], "total", to=ir.DataType.INT32),
         )
 
+    def positions(self, ids: ir.Value, mask: ir.Value, places: Any) -> ir.Value:  # noqa: ARG002
+        """Of each token in its sample, int64 [B, T]; as attention itself counts them."""
+        counts = self.op("ReduceSum", [mask, self.ints(1)], "positions.counts", keepdims=1)
+        one = self.constant("one", np.array(1))
+        tokens = self.op("Gather", [self.op("Shape", [ids], "positions.shape"), one], "positions.tokens")
+        start = self.op("Max", [self.op("Sub", [counts, tokens], "positions.before"), self.ints(0)], "positions.start")
+        count = self.op("Range", [self.constant("zero", np.array(0)), tokens, one], "positions.range")
+        return self.op("Add", [start, count], "positions")
+
     def attention(
         self, query: ir.Value, key: ir.Value | None, value: ir.Value | None, past: tuple[ir.Value, ir.Value],
-        places: Any, rotary: tuple[ir.Value, ir.Value], name: str, *, num_heads: int, kv_num_heads: int, head_width: int,  # noqa: ARG002
+        places: Any, turns: Turns, name: str, *, num_heads: int, kv_num_heads: int, head_width: int,
         scale: float, in_pairs: bool, window: int | None,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:  # fmt: skip
         """Causal attention with rotary positions: the result [B, T, N·H], and keys and values with those of before.
 
         ``query`` holds keys and values too where these are None.
         """
+        told: dict[str, int] = {}
+        tables: list[ir.Value] = []
+        if turns.by_token:
+            if key is None:
+                widths = [num_heads * head_width, *[kv_num_heads * head_width] * 2]
+                query, key, value = self.split(query, widths, f"{name}.parts")
+            query = self._turned_by_token(query, turns, f"{name}.q", num_heads, in_pairs=in_pairs)
+            key = self._turned_by_token(key, turns, f"{name}.k", kv_num_heads, in_pairs=in_pairs)
+        else:
+            tables = [turns.cos, turns.sin]
+            told = {"do_rotary": 1, "rotary_interleaved": int(in_pairs)}
         found = self.op(
-            "GroupQueryAttention", [query, key, value, *past, *places, *rotary], name, domain=MICROSOFT, outputs=3,
-            do_rotary=1, num_heads=num_heads, kv_num_heads=kv_num_heads, scale=scale, rotary_interleaved=int(in_pairs),
-            local_window_size=window or -1,
+            "GroupQueryAttention", [query, key, value, *past, *places, *tables], name, domain=MICROSOFT, outputs=3,
+            num_heads=num_heads, kv_num_heads=kv_num_heads, scale=scale, local_window_size=window or -1, **told,
         )  # fmt: skip
         node = found.producer()
         assert node is not None  # noqa: S101
         return found, node.outputs[1], node.outputs[2]
+
+    def _turned_by_token(self, x: ir.Value, turns: Turns, name: str, heads: int, *, in_pairs: bool) -> ir.Value:
+        return self.op(
+            "RotaryEmbedding", [x, turns.cos, turns.sin], f"{name}.turned", num_heads=heads,
+            interleaved=int(in_pairs), rotary_embedding_dim=turns.width,
+        )  # fmt: skip

@@ -9,21 +9,25 @@ import numpy as np
 
 from compressor.artifacts.files import copy_file
 from compressor.artifacts.kinds import Kind
+from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, ParityError, RequirementError
-from compressor.models.files import read_description
+from compressor.models.files import CONFIG, read_description
 from compressor.models.packed.description import is_packed
 from compressor.models.transformers_checkpoint.config import CheckpointConfig
 from compressor.models.transformers_checkpoint.linears import sites_of
+from compressor.runtimes.onnx_caches import CONTEXT, IDS, MASK
 from compressor.runtimes.onnx_decoder import TARGET
+from compressor.runtimes.onnx_images import GRIDS, KINDS, MERGE, PIXELS, VISION
 from compressor.runtimes.session import open_session
 from passes.export_onnx import graph
 from passes.export_onnx.decoder.architecture import Architecture, architecture_of
 from passes.export_onnx.decoder.building import DecoderGraph
-from passes.export_onnx.decoder.comparing import compare
+from passes.export_onnx.decoder.comparing import compare, limits_of
 from passes.export_onnx.decoder.genai import write_genai_config
 from passes.export_onnx.decoder.operators import Operators
 from passes.export_onnx.decoder.portable import PortableOperators
+from passes.export_onnx.decoder.tower import compare_tower, onnx_from_tower, tower_of, values_of
 from passes.export_onnx.decoder.weights import BLOCKS, Weights, block_size
 
 if TYPE_CHECKING:
@@ -36,8 +40,8 @@ _BITS = frozenset({2, 4, 8})
 _STANDARD_BITS = frozenset({4, 8})
 """That DequantizeLinear reads."""
 _WINDOWS = 4
-_COMPANIONS = ("token", "vocab", "merges", "chat_template", "generation_config", "special")
-"""What the names of files hold that a tokenizer or a chat needs."""
+_COMPANIONS = ("token", "vocab", "merges", "chat_template", "generation_config", "special", "processor")
+"""What the names of files hold that a tokenizer, a chat or a look at images needs."""
 _STAGES = 3
 
 
@@ -99,6 +103,7 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
     windows = _windows(config, context)
     architecture = architecture_of(tree, config.decoder.context_length)
     packed = is_packed(tree) or config.decoder.int8_tables
+    seen = None if architecture.images is None else _export_tower(config, tree, model, out, context)
     asked = config.decoder.accuracy_level
     portable = config.decoder.target == "portable"
     levels = [asked] if asked is not None else [_INTEGERS, _FLOATS] if packed and not portable else [_FLOATS]
@@ -109,7 +114,10 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
             architecture, tree, model, _operators(config, level), int8_tables=config.decoder.int8_tables
         ).model()
         nodes = len(built.graph)
-        metadata = graph.labelled(context.artifact_id, "transformers", None) | {TARGET: config.decoder.target}
+        metadata = graph.labelled(context.artifact_id, "transformers", None) | {
+            TARGET: config.decoder.target,
+            CONTEXT: str(architecture.context),
+        }
         external = graph.write(built, out, metadata, config.external_data_threshold_mb * 1_000_000)
         context.progress("compare", 1, _STAGES, {})
         kind = Kind.AWQ if is_packed(tree) else Kind.TORCH
@@ -138,6 +146,7 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
             "context_length": architecture.context,
             "parity": tried[level],
         }
+        | ({} if seen is None else {"vision": seen})
     )
 
 
@@ -151,15 +160,47 @@ def _tree(model: Path) -> dict[str, Any]:
     return described.tree
 
 
-def _windows(config: ExportOnnxConfig, context: PassContext) -> list[np.ndarray[Any, Any]]:
+def _windows(config: ExportOnnxConfig, context: PassContext) -> list[Batch]:
     dataset = context.data(config.parity.data)
     count = min(config.parity.num_samples or _WINDOWS, len(dataset))
     if not count:
         raise DataError(f"the set {config.parity.data!r} is empty: the export is compared on its samples")
     batch = dataset.batch(np.arange(count, dtype=np.int64))
-    if "input_ids" not in batch or batch["input_ids"].shape[1] < 2:
+    if IDS not in batch or batch[IDS].shape[1] < 2:
         raise DataError(
             f"the set {config.parity.data!r} holds no windows of two tokens or more (`input_ids`)",
             remedy="name a set of the source `text` with the checkpoint's `tokenizer`",
         )
-    return list(batch["input_ids"])
+    return [_one(batch, row) for row in range(count)]
+
+
+def _one(batch: Batch, row: int) -> Batch:
+    """A sample without padding, [1, …]; with its images, where there are any."""
+    length = int(batch[MASK][row].sum()) if MASK in batch else batch[IDS].shape[1]
+    found = {IDS: batch[IDS][row : row + 1, :length]}
+    if KINDS not in batch or not batch[KINDS][row].any():
+        return found
+    grids = batch[GRIDS][row][batch[GRIDS][row].prod(axis=-1) > 0]
+    patches = int(grids.prod(axis=-1).sum())
+    return found | {
+        KINDS: batch[KINDS][row : row + 1, :length],
+        PIXELS: batch[PIXELS][row : row + 1, :patches],
+        GRIDS: grids[None],
+    }
+
+
+def _export_tower(
+    config: ExportOnnxConfig, tree: dict[str, Any], model: Path, out: Path, context: PassContext
+) -> dict[str, Any]:
+    """``vision.onnx``, held against torch's tower."""
+    context.progress("vision tower", 0, 1, {})
+    tower, values = tower_of(tree, model), values_of(tree)
+    traced = onnx_from_tower(tower, values)
+    graph.strip(traced)
+    if config.simplify:
+        traced, told = graph.simplified(traced)
+        context.note(f"vision tower: {told}")
+    metadata = graph.labelled(context.artifact_id, "transformers", None) | {MERGE: str(tower.spatial_merge_size)}
+    graph.write(traced, out, metadata, config.external_data_threshold_mb * 1_000_000, VISION)
+    copy_file(model / CONFIG, out / CONFIG)  # which processor goes with it
+    return compare_tower(tower, out, values, limits_of(config.parity, integers=False), context.threads)

@@ -13,7 +13,7 @@ import numpy as np
 from onnxscript import ir
 
 from passes.export_onnx.decoder.architecture import Activation
-from passes.export_onnx.decoder.operators import Operators
+from passes.export_onnx.decoder.operators import Operators, Turns
 from passes.export_onnx.decoder.weights import Blocks
 
 _HIDDEN = np.float32(-1e30)
@@ -104,7 +104,7 @@ class PortableOperators(Operators):
 
     def attention(
         self, query: ir.Value, key: ir.Value | None, value: ir.Value | None, past: tuple[ir.Value, ir.Value],
-        places: Any, rotary: tuple[ir.Value, ir.Value], name: str, *, num_heads: int, kv_num_heads: int, head_width: int,
+        places: Any, turns: Turns, name: str, *, num_heads: int, kv_num_heads: int, head_width: int,
         scale: float, in_pairs: bool, window: int | None,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:  # fmt: skip
         """As the base class; every head's scores are seen in the graph."""
@@ -112,9 +112,10 @@ class PortableOperators(Operators):
             widths = [num_heads * head_width, *[kv_num_heads * head_width] * 2]
             query, key, value = self.split(query, widths, f"{name}.parts")
         cos, sin = (
-            self._row(table, places, f"{name}.{what}") for table, what in zip(rotary, ("cos", "sin"), strict=True)
+            self._row(table, places, f"{name}.{what}", by_token=turns.by_token)
+            for table, what in ((turns.cos, "cos"), (turns.sin, "sin"))
         )
-        half = int(rotary[0].shape[1]) if rotary[0].shape is not None else head_width // 2  # type: ignore[arg-type]
+        half = turns.width // 2
         parts = []
         for what, one, count in (("q", query, num_heads), ("k", key, kv_num_heads)):
             heads = self._heads(one, count, head_width, f"{name}.{what}")
@@ -153,9 +154,15 @@ class PortableOperators(Operators):
         own = self.op("Equal", [places.keys, places.queries], f"{name}.own")
         return self.op("Or", [self.op("And", [places.mask, before], f"{name}.meant"), own], name)
 
-    def _row(self, table: ir.Value, places: _Places, name: str) -> ir.Value:
-        """What a table says of each position, [B, 1, T, width]."""
-        return self.op("Unsqueeze", [self.op("Gather", [table, places.positions], name), self.ints(1)], f"{name}.4d")
+    def positions(self, ids: ir.Value, mask: ir.Value, places: Any) -> ir.Value:  # noqa: ARG002
+        """As the base class."""
+        found: ir.Value = places.positions
+        return found
+
+    def _row(self, table: ir.Value, places: _Places, name: str, *, by_token: bool) -> ir.Value:
+        """What a table says of each position, [B, 1, T, width / 2]."""
+        rows = table if by_token else self.op("Gather", [table, places.positions], name)
+        return self.op("Unsqueeze", [rows, self.ints(1)], f"{name}.4d")
 
     def _heads(self, x: ir.Value, count: int, width: int, name: str) -> ir.Value:
         """[B, T, count · width] as [B, count, T, width]."""

@@ -10,6 +10,7 @@ from compressor.artifacts.kinds import Kind
 from compressor.engine.generation import Sampling, generate, model_at
 from compressor.errors import DataError, UsageError
 from compressor.models.loading import load_module
+from tests.conftest import tiny_onnx
 from tests.unit.calibration.processors import write_processor
 from tests.unit.passes.export_onnx.test_decoder import awq, exported, parent_in
 
@@ -88,7 +89,7 @@ def test_what_does_not_generate_is_told(bed, tmp_path):
     with pytest.raises(DataError, match=r"no tokenizer\.json"):
         said(bare)
     write_processor(tmp_path / "encoder")
-    (tmp_path / "encoder" / "model.onnx").write_bytes((bed["onnx"] / "model.onnx").read_bytes())
+    (tmp_path / "encoder" / "model.onnx").write_bytes(tiny_onnx())
     with pytest.raises(UsageError, match="holds no model that generates text"):
         said(tmp_path / "encoder")
 

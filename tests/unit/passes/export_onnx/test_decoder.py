@@ -45,11 +45,11 @@ def parent_in(folder, preset, tree=None):
     return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind=Kind.TORCH))
 
 
-def exported(parent, out, fields=FIELDS):
+def exported(parent, out, fields=FIELDS, dataset=None):
     out.mkdir(parents=True)
     notes = []
     context = PassContext(
-        artifacts={}, data={"text": ArrayDataset({"input_ids": TOKENS}, ("input_ids",))}.__getitem__, work=out, seed=0,
+        artifacts={}, data={"text": dataset or ArrayDataset({"input_ids": TOKENS}, ("input_ids",))}.__getitem__, work=out, seed=0,
         threads=1, device="cpu", artifact_id="cd34", progress=lambda *_: None, note=notes.append,
     )  # fmt: skip
     config, step = ExportOnnxConfig.model_validate(fields), ExportOnnx()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calibration.sources.image_text.records import Conversation, Message
 from compressor.errors import DataError, MissingExtraError
 
 Array = np.ndarray[Any, Any]
@@ -19,7 +18,7 @@ FILES = ("config.json", "tokenizer.json", "preprocessor_config.json")
 
 
 class Processor:
-    """From a conversation to the arrays that the checkpoint's model takes."""
+    """From messages, as chat templates take them, to the arrays that the checkpoint's model takes."""
 
     def __init__(self, folder: Path) -> None:
         """Open it, without the part for videos, which needs a library of its own.
@@ -29,47 +28,44 @@ class Processor:
             DataError: transformers cannot make a processor of the folder, or it has no chat template.
         """
         if importlib.util.find_spec("PIL") is None:
-            raise MissingExtraError("pillow", "the data source image-text", "phone-bed")
+            raise MissingExtraError("pillow", "looking at images", "phone-bed")
         self.folder = folder
+        if missing := [name for name in FILES if not (folder / name).is_file()]:
+            raise DataError(
+                f"{folder} holds no processor for images: there is no {', '.join(missing)}",
+                remedy="copy the checkpoint's files beside its weights",
+            )
         try:
-            self._processor = _opened(folder)
+            self.processor = _opened(folder)
         except Exception as error:  # transformers raises classes of several libraries
             raise DataError(
                 f"{folder} holds no processor that transformers opens: {error}",
                 remedy="copy the checkpoint's files again",
             ) from error
-        if not self._processor.chat_template:
+        if not self.processor.chat_template:
             raise DataError(
                 f"{folder} has no chat template",
                 remedy="copy the checkpoint's chat_template.jinja beside its tokenizer",
             )
 
-    def encode(self, conversation: Conversation) -> dict[str, Array]:
-        """The processor's arrays of one conversation, and ``label``: the tokens that the assistant says last, else -100.
+    def arrays(self, messages: Sequence[Mapping[str, Any]], *, ask: bool = False) -> dict[str, Array]:
+        """What the model takes of one conversation.
 
-        `input_ids`, `mm_token_type_ids` (0: text, 1: image) and `label` int64 [T]; `pixel_values` float32 [P, D] of the patches
-        of all images, and `image_grid_thw` int64 [images, 3], their numbers in time, height and width.
+        `input_ids` and `mm_token_type_ids` (0: text, 1: image) int64 [T], `pixel_values` float32 [P, D] of the patches of all
+        images, and `image_grid_thw` int64 [images, 3], their numbers in time, height and width.
+
+        Args:
+            messages: contents are lists of parts, `{"type": "image", "path": …}` or `{"type": "text", "text": …}`.
+            ask: whether the assistant is to go on.
 
         Raises:
-            DataError: an image cannot be read, or the processor does not take the conversation.
+            Exception: of the template, the tokenizer or Pillow.
         """
-        try:
-            found = self._arrays(conversation.messages)
-            told = self._arrays(conversation.messages[:-1], ask=True) if conversation.is_answered else None
-        except Exception as error:  # of the template, the tokenizer, Pillow
-            raise DataError(f"{conversation.where}: the processor of {self.folder} fails: {error}") from error
-        ids_T = found["input_ids"]
-        counted_T = found["mm_token_type_ids"] == 0
-        if told is not None and np.array_equal(told["input_ids"], ids_T[: len(told["input_ids"])]):
-            counted_T[: len(told["input_ids"])] = False
-        return {**found, "label": np.where(counted_T, ids_T, -100)}
-
-    def _arrays(self, messages: Sequence[Message], *, ask: bool = False) -> dict[str, Array]:
-        found = self._processor.apply_chat_template(
+        found = self.processor.apply_chat_template(
             [list(messages)], tokenize=True, return_dict=True, add_generation_prompt=ask, return_tensors="np"
         )
         ids_T = np.asarray(found["input_ids"])[0].astype(np.int64)
-        images = self._processor.image_processor
+        images = self.processor.image_processor
         nothing = np.empty((0, 3 * images.temporal_patch_size * images.patch_size**2))
         kinds = found.get("mm_token_type_ids")
         return {
