@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from onnxscript import ir
 
-from compressor.models.transformers_checkpoint.linears import Site, sites_of
+from compressor.models.packed.sites import Site
+from compressor.models.transformers_checkpoint.linears import sites_of
 from passes.export_onnx.decoder.architecture import Architecture
 from passes.export_onnx.decoder.operators import Operators
 from passes.export_onnx.decoder.weights import BLOCKS, Weights
