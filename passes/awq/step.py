@@ -64,6 +64,11 @@ class AwqConfig(PassConfig):
         choice: tuple[WeightBits, ...] = (self.bits,) if self.effective_bits is None else get_args(WeightBits)
         return tuple(WeightGrid(bits=bits, group_size=self.group_size, symmetric=self.symmetric) for bits in choice)
 
+    @property
+    def is_nearest(self) -> bool:
+        """Whether each weight becomes the nearest value of its grid, whatever comes before or after."""
+        return self.refine == "none" and not self.scaling and not self.drift
+
     @model_validator(mode="after")
     def _fits(self) -> AwqConfig:
         if self.group_size == 0:
@@ -107,18 +112,20 @@ class Awq(Pass[AwqConfig]):
     def requires(self, config: AwqConfig, parent: Artifact, context: PassContext) -> None:
         """Layers that can be packed, finite weights, data that fit, room on the disk."""
         from compressor.models.loading import check_finite
+        from passes.awq.fitting import check_family
         from passes.awq.shapes import check_shapes
         from passes.common.fitting import check_data
 
-        check_shapes(config, parent)
+        (check_shapes if is_checkpoint(parent) else check_family)(config, parent)
         check_finite(parent.model)
         check_data(parent, (config.calibration.data,), context, labels=False)
 
     def run(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
-        """Layer by layer; ``context.work`` holds what is done."""
+        """Layer by layer; of a checkpoint, ``context.work`` holds what is done."""
         from passes.awq.quantizing import quantize
+        from passes.awq.whole import quantize_whole
 
-        return quantize(config, parent, out, context)
+        return (quantize if is_checkpoint(parent) else quantize_whole)(config, parent, out, context)
 
     def ensures(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
         """Headers, config and weights can be read again, and are finite; each shard was compared when it was written."""
@@ -126,6 +133,13 @@ class Awq(Pass[AwqConfig]):
 
         read_description(out)
         check_finite(out)
+
+
+def is_checkpoint(parent: Artifact) -> bool:
+    """Whether it is a checkpoint of transformers, which is read part by part; other models are in memory whole."""
+    from compressor.models.files import read_description
+
+    return read_description(parent.model)[0] == "transformers"
 
 
 def tree_of(parent: ModelFacts) -> dict[str, Any] | None:
