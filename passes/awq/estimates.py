@@ -14,8 +14,6 @@ _PROCESS_BYTES = 400 << 20
 """A process with torch, transformers and a tokenizer; measured."""
 _MATRICES = 3
 """As large as H at a time: H, its factor, and what the factor is made from or what entered beside what should."""
-_WHOLE = 4
-"""Copies of a model that is in memory whole: float, rounded, integers, and what is read back."""
 _COPIES = 8
 """Of the weights that are rounded at a time: targets, integers, errors, slopes."""
 
@@ -24,7 +22,9 @@ def estimate(config: AwqConfig, parent: ModelFacts) -> Estimate:
     """Peak memory, disk and the size of what comes out; the time depends on samples whose length a plan does not know."""
     tree = tree_of(parent)
     if tree is None:
-        return _whole(parent)
+        return Estimate(
+            replace(parent, size_bytes=None)
+        )  # which layers fit, and what samples take, a plan does not know
     from passes.awq.shapes import effective_bits, weights_of
 
     packed = weights_of(tree)
@@ -38,12 +38,6 @@ def estimate(config: AwqConfig, parent: ModelFacts) -> Estimate:
         peak_memory_bytes=_PROCESS_BYTES + _memory(tree, packed),
         disk_bytes=2 * size,
     )
-
-
-def _whole(parent: ModelFacts) -> Estimate:
-    """Of a model that is in memory whole, rounded and float; its size follows from which layers fit, which is not known yet."""
-    memory = None if parent.parameters is None else _PROCESS_BYTES + 4 * _WHOLE * parent.parameters
-    return Estimate(replace(parent, size_bytes=None), peak_memory_bytes=memory)
 
 
 def _memory(tree: dict[str, Any], packed: int) -> int:

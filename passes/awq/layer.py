@@ -140,6 +140,8 @@ class LayerRounding:
         """A row for each linear layer."""
         self._shapes: dict[tuple[str, int], list[torch.Size]] = {}
         """By site whose results are kept, and batch: of each call, without its last axis."""
+        self._divided: dict[str, Tensor] = {}
+        """By linear layer whose site has no source of its own: what the source of another has divided its inputs by, [I]."""
         self._done: list[Site] = []
         for vector in [one for one in layer.parameters() if one.ndim == 1]:
             vector.data = vector.data.to(choices.other).float()
@@ -152,6 +154,9 @@ class LayerRounding:
                 self.layer, site, self._look(site), self.grids[site.name], self.choices, self.packed
             )
             self.report += rows
+            for name, first in site.source.others if site.source is not None else ():
+                ones_I = torch.ones(linear_of(self.layer, name).in_features)
+                self._divided.setdefault(name, ones_I)[first : first + len(scale_I)] *= scale_I
             if site.block is not None:
                 self._keep_results(site, scale_I)
 
@@ -220,7 +225,9 @@ class LayerRounding:
         """What should enter the site, less what does; or, of a module's last layer, what should come out, less what does."""
         exact = cast("Exact", self.exact)
         if site.block is None:
-            return exact.input(site, number) - x_NI
+            divided_I = self._divided.get(site.linears[0])
+            exact_NI = exact.input(site, number)
+            return (exact_NI if divided_I is None else exact_NI / divided_I) - x_NI
         off = exact.output(site, number) - x_NI @ weight_IO
         bias = linear_of(self.layer, site.linears[0]).bias
         if bias is not None:

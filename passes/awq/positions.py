@@ -23,7 +23,7 @@ def deciding(
     direction, as some directions are blind: a vector of length 1 keeps its length, whatever it depends on.
 
     Args:
-        module: its parameters have derivatives.
+        module: its parameters need no derivatives: what comes before the first of these layers is not kept.
         linears: names.
         outputs: the answers.
         inputs: a batch.
@@ -32,7 +32,7 @@ def deciding(
     generator = torch.Generator().manual_seed(0)
 
     def after(name: str, _: object, result: Tensor) -> None:
-        found[name].append(result)
+        found[name].append(result if result.requires_grad else result.requires_grad_())
 
     with torch.enable_grad(), hooked(module, found, after=after):
         answers = module(**inputs)
