@@ -16,7 +16,7 @@ from compressor.artifacts.store import MANIFEST
 from compressor.engine.runner import load_given
 from compressor.engine.source import DirectorySource
 from compressor.errors import DataError, UsageError
-from compressor.runtimes.stepping import open_stepper
+from compressor.runtimes.stepping import context_of, open_stepper
 
 Array = np.ndarray[Any, Any]
 _UNFINISHED = "\ufffd"
@@ -89,6 +89,7 @@ def generate(
         DataError: there is no tokenizer, or it gives no token for the prompt.
         UsageError: the model does not generate, or prompt and answer are longer than its context.
     """
+    context_of(kind, folder)  # whether it generates at all comes before what it lacks
     tokenizer = _tokenizer(folder)
     ids = _encoded(tokenizer, prompt, raw)
     ends = _ends(folder, tokenizer)

@@ -38,7 +38,8 @@ class AwqConfig(PassConfig):
     bits: WeightBits = 4
     """Of each weight."""
     group_size: Annotated[int, Field(ge=-1)] = 128
-    """Inputs that share a scale and a zero-point; -1: all of a row. It has to divide the inputs of every layer."""
+    """Inputs that share a scale and a zero-point; -1: all of a row. It has to divide the inputs of every layer of a checkpoint; of
+    the other families, layers whose inputs it does not divide stay as they are."""
     effective_bits: Annotated[float, Field(gt=2, le=8.5)] | None = None
     """Of each weight on average, scales and zero-points counted: instead of `bits`, layers get 2, 3, 4 or 8 of them, by how much
     rounding them changes what their decoder layer says. For `format: compressed-tensors`."""
@@ -90,10 +91,14 @@ class AwqConfig(PassConfig):
 
 
 class Awq(Pass[AwqConfig]):
-    """Packs a language model's weights into a few bits (AWQ, Lin et al. 2024; GPTQ, Frantar et al. 2023), layer by layer.
+    """Packs the weights of linear layers into a few bits (AWQ, Lin et al. 2024; GPTQ, Frantar et al. 2023), layer by layer.
 
-    One decoder layer is in memory at a time. A killed run goes on after the last whole layer. Embeddings and the head stay as
-    they are; a vision tower does, or gets bits of its own.
+    Of a checkpoint of transformers one decoder layer is in memory at a time, and a killed run goes on after the last whole layer.
+    Embeddings and the head stay as they are; a vision tower does, or gets bits of its own.
+
+    Models of the other families are in memory whole, and are stored with `format: compressed-tensors` beside their own config.
+    Layers that do not fit stay as they are, and the report names them. A family that does not state in ``linear_blocks`` where
+    its linear layers read is rounded to the nearest, if that is asked for: `refine: none`, `scaling: false`, `drift: 0`.
     """
 
     name = "awq"
