@@ -38,8 +38,8 @@ class AwqConfig(PassConfig):
     bits: WeightBits = 4
     """Of each weight."""
     group_size: Annotated[int, Field(ge=-1)] = 128
-    """Inputs that share a scale and a zero-point; -1: all of a row. It has to divide the inputs of every layer of a checkpoint; of
-    the other families, layers whose inputs it does not divide stay as they are."""
+    """Inputs that share a scale and a zero-point; -1: all of a row. It has to divide the inputs of every layer of a checkpoint;
+    of the other families, layers whose inputs it does not divide stay as they are."""
     effective_bits: Annotated[float, Field(gt=2, le=8.5)] | None = None
     """Of each weight on average, scales and zero-points counted: instead of `bits`, layers get 2, 3, 4 or 8 of them, by how much
     rounding them changes what their decoder layer says. For `format: compressed-tensors`."""
