@@ -13,8 +13,9 @@ from torch import nn
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.artifacts.kinds import Kind
+from compressor.engine.generation import Sampling, generate
 from compressor.engine.source import DirectorySource
-from compressor.errors import CompressError, RequirementError, UsageError
+from compressor.errors import CompressError, ModelError, RequirementError, UsageError
 from compressor.evaluation.layerwise import compare_layers
 from compressor.evaluation.tensors import tensor_differences
 from compressor.models.autoglm_phone.family import AutoGLMPhone
@@ -23,7 +24,6 @@ from compressor.models.loading import load_module, save_module
 from compressor.models.sentence_encoder.family import SentenceEncoder
 from compressor.runtimes.layers import open_layers
 from compressor.runtimes.session import open_session
-from compressor.runtimes.stepping import open_stepper
 from passes.awq import whole
 from passes.awq.fitting import linears_of
 from passes.awq.positions import deciding
@@ -335,7 +335,15 @@ def test_a_packed_model_is_looked_into_and_does_not_talk(tmp_path):
         answer = session.run(samples_of(PHONE))["logits"]
     assert torch.allclose(torch.from_numpy(answer), answers(load_module(out), PHONE), atol=1e-5)
     with pytest.raises(UsageError, match="no model that generates text"):
-        open_stepper(Kind.AWQ, out, threads=1, room=4)
+        generate(Kind.AWQ, out, "open it", Sampling(4, 0.0, 1.0, 0), threads=1, raw=True, said=str)
+
+
+def test_weights_that_others_have_quantized_in_other_ways_are_refused(tmp_path):
+    out, _ = packed_in(tmp_path, parent_in(tmp_path / "parent"))
+    file = out / "config.json"
+    file.write_text(file.read_text().replace("compressed-tensors", "gptq"))
+    with pytest.raises(ModelError, match="quantized by 'gptq'; awq, compressed-tensors are read here"):
+        load_module(out)
 
 
 def test_weights_that_are_missing_are_told(tmp_path):
