@@ -29,6 +29,7 @@ from passes.awq.fitting import linears_of
 from passes.awq.positions import deciding
 from passes.awq.site import fold
 from tests.unit.passes.awq.test_awq import packed
+from tests.unit.passes.prune.test_rounds import Killed
 
 PHONE, TEXTS, IMAGES = AutoGLMPhone(), SentenceEncoder(), ImageClassifier()
 SMALL = PHONE.slim(
@@ -223,6 +224,16 @@ def test_the_file_and_config_json_say_what_is_packed(tmp_path):
     assert all(torch.equal(stored[f"{name}.weight"], before[f"{name}.weight"]) for name in kept)
     assert stored["fusion.layers.0.gate_in.weight_packed"].shape == (32, 16)
     assert "fusion.layers.0.gate_in.weight" not in stored
+
+
+def test_a_killed_run_begins_again_and_ends_in_the_same_bytes(tmp_path):
+    parent = parent_in(tmp_path / "parent")
+    whole_run, _ = packed_in(tmp_path / "whole", parent)
+    with pytest.raises(Killed):
+        packed(parent, tmp_path / "killed", fields(), text=set_of(PHONE), killed_after=3)
+    again, _ = packed_in(tmp_path / "killed", parent)
+    for file in sorted(whole_run.iterdir()):
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
 
 
 def test_layers_that_do_not_fit_still_take_up_the_scales_of_those_that_do(tmp_path):
