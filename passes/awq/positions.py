@@ -23,8 +23,8 @@ def deciding(
     direction, as some directions are blind: a vector of length 1 keeps its length, whatever it depends on.
 
     Args:
-        module: its parameters need no derivatives: what comes before the first of these layers is not kept.
-        linears: names.
+        module: float, in eval mode.
+        linears: names; the weights of these layers have derivatives, and no others need any.
         outputs: the answers.
         inputs: a batch.
     """
@@ -32,7 +32,7 @@ def deciding(
     generator = torch.Generator().manual_seed(0)
 
     def after(name: str, _: object, result: Tensor) -> None:
-        found[name].append(result if result.requires_grad else result.requires_grad_())
+        found[name].append(result)
 
     with torch.enable_grad(), hooked(module, found, after=after):
         answers = module(**inputs)

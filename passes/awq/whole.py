@@ -91,8 +91,11 @@ class _Run:
             tensors = tensors_from_batch(batch, torch.device("cpu"))
             self.inputs.append({name: tensors[name] for name in samples.dataset.input_names})
         self.digest = samples.digest
-        names = linears_of(module.requires_grad_(False))
-        self.deciding: list[Deciding] = [deciding(module, names, outputs, inputs) for inputs in self.inputs]
+        linears = linears_of(module.requires_grad_(False))
+        for one in linears.values():
+            one.weight.requires_grad_()
+        self.deciding: list[Deciding] = [deciding(module, linears, outputs, inputs) for inputs in self.inputs]
+        module.requires_grad_(False)
         self.exact = deepcopy(module) if config.drift else None
         """The float model."""
         self.packed: dict[str, PackedLinear] = {}

@@ -248,7 +248,7 @@ def test_layers_that_do_not_fit_still_take_up_the_scales_of_those_that_do(tmp_pa
 
 
 def test_what_decides_is_what_is_no_padding(tmp_path):
-    module, inputs = load_module(parent_in(tmp_path).model).requires_grad_(False), tensors(PHONE, 3)
+    module, inputs = load_module(parent_in(tmp_path).model), tensors(PHONE, 3)
     key, adapter = "text_encoder.layers.0.attention.key", "fusion.adapter_in"
     found = deciding(module, [key, adapter, "fusion.from_speech"], ("logits",), inputs)
     with torch.inference_mode():
@@ -260,6 +260,22 @@ def test_what_decides_is_what_is_no_padding(tmp_path):
     assert bool(cells.all())
     assert torch.equal(sounds.view(COUNT, -1), heard > 0)
     assert torch.equal(found["fusion.from_speech"][0], sounds)
+
+
+def test_layers_whose_results_are_changed_in_place_decide_too():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x, mask):
+            inner = self.linear(x)
+            inner.relu_()
+            return {"logits": (self.head(inner) * mask[..., None]).sum(dim=1)}
+
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    found = deciding(Masked(), ["linear", "head"], ("logits",), {"x": torch.ones(2, 3, 4), "mask": mask})
+    assert all(torch.equal(calls[0], mask.flatten() > 0) for calls in found.values())
 
 
 def test_what_stands_in_the_padding_of_texts_gives_the_same_bytes(tmp_path):
