@@ -13,7 +13,7 @@ class Kind(StrEnum):
     QUANTIZED = "quantized"
     """A model of a family of ours whose layers are rounded to integers, and ``quantization.json`` that says how."""
     AWQ = "awq"
-    """A checkpoint of transformers whose weights are packed to a few bits."""
+    """A model that torch loads, with weights of a few bits, as ``quantization_config`` in its config.json tells."""
     ADAPTER = "adapter"
     """A LoRA delta and the digest of the model that it belongs to."""
     ONNX = "onnx"

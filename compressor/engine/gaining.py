@@ -98,7 +98,8 @@ def _gain(
         why = ["torch computes in float what it rounds: the integers come with `export-onnx`"]
     elif kind is Kind.AWQ:
         why = [
-            "torch computes with the weights unpacked to float32: the integers are for vLLM, transformers and `export-onnx`"
+            "torch computes with the weights unpacked to float32: the integers are for what reads them packed, as vLLM, "
+            "transformers and `export-onnx` do of language models"
         ]
     return Gain(
         step=name,

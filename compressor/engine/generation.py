@@ -17,7 +17,7 @@ from compressor.engine.runner import load_given
 from compressor.engine.source import DirectorySource
 from compressor.errors import DataError, UsageError
 from compressor.models.transformers_checkpoint.processor import Processor
-from compressor.runtimes.stepping import open_stepper
+from compressor.runtimes.stepping import context_of, open_stepper
 
 Array = np.ndarray[Any, Any]
 _UNFINISHED = "\ufffd"
@@ -99,6 +99,7 @@ def generate(
         DataError: there is no tokenizer, or it gives no token for the prompt; an image cannot be read, or no processor is there.
         UsageError: the model does not generate, or does not look at images; prompt and answer are longer than its context.
     """
+    context_of(kind, folder)  # whether it generates at all comes before what it lacks
     shown: dict[str, Array] | None = None
     if images:
         tokenizer, ids, shown = _with_images(folder, prompt, images, raw)

@@ -28,13 +28,15 @@ def parameters(model: onnx.ModelProto) -> int:
     """Values in initializers that are weights: floats and small integers of one or more dimensions.
 
     Shapes and indices (int64, int32, bool) and scalars do not count; what an exporter folded is counted as it is now. Of weights
-    that are packed for MatMulNBits, each counts, and their scales and zero-points do not.
+    that are packed for MatMulNBits, or in blocks for DequantizeLinear, each counts, and their scales and zero-points do not.
     """
     packed: dict[str, int] = {}
     for node in model.graph.node:
         if node.op_type == _PACKED:
             sizes = {one.name: one.i for one in node.attribute}
             packed |= dict.fromkeys(_sources(model, node.input[2:4]), 0) | {node.input[1]: sizes["K"] * sizes["N"]}
+        if node.op_type == "DequantizeLinear" and any(one.name == "block_size" for one in node.attribute):
+            packed |= dict.fromkeys(_sources(model, node.input[1:3]), 0)
     return sum(
         packed.get(tensor.name, math.prod(tensor.dims))
         for tensor in model.graph.initializer

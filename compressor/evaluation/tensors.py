@@ -126,20 +126,27 @@ def _initializers(model: Path) -> dict[str, Callable[[], Array]]:
         if not name.startswith(_WRAPPER) or not tensor.dims:
             continue
         if integers and name in scales:
-            node = scales[name]
-            axis = next((one.i for one in node.attribute if one.name == "axis"), 1)
-            found[_plain(base)] = partial(_dequantized, tensor, tensors[node.input[1]], axis, turned == _TURNED)
+            found[_plain(base)] = partial(_dequantized, scales[name], tensors, turned == _TURNED)
         else:
             found[_plain(base)] = partial(onnx.numpy_helper.to_array, tensor)
     return found
 
 
-def _dequantized(integers: Any, scale: Any, axis: int, turned: bool) -> Array:
+def _dequantized(node: Any, tensors: Mapping[str, Any], turned: bool) -> Array:
+    """What a DequantizeLinear of constants makes: one scale, one for each index of an axis, or one for each block along it."""
     import onnx
 
-    values, scales = onnx.numpy_helper.to_array(integers), onnx.numpy_helper.to_array(scale)
-    shape = [-1 if index == axis else 1 for index in range(values.ndim)] if scales.ndim else []
-    product: Array = values.astype(np.float32) * scales.reshape(shape)
+    known = [tensors[name] for name in node.input if name in tensors]  # a zero-point of zeros may be no initializer
+    values, scales, *zeros = (onnx.numpy_helper.to_array(one).astype(np.float32) for one in known)
+    told = {one.name: one.i for one in node.attribute}
+    axis, size = told.get("axis", 1), told.get("block_size", 0)
+
+    def spread(some: Array) -> Array:
+        if size:
+            return np.repeat(some, size, axis)
+        return some.reshape([-1 if index == axis else 1 for index in range(values.ndim)] if some.ndim else [])
+
+    product: Array = (values - (spread(zeros[0]) if zeros else 0)) * spread(scales)
     return product.T if turned else product
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compressor.models.axes import Axis, Field
+    from compressor.models.packed.sites import Block
 
 F = TypeVar("F", bound=Record)
 
@@ -134,6 +135,10 @@ class Family(ABC, Generic[F]):
 
     def axes(self, config: F) -> tuple[Axis, ...]:  # noqa: ARG002
         """What can be cut; nothing where the family does not say."""
+        return ()
+
+    def linear_blocks(self, config: F) -> tuple[Block, ...]:  # noqa: ARG002
+        """The linear layers that ``awq`` packs, in the order of computing; nothing where the family does not say."""
         return ()
 
     def resized(self, config: F, fields: Mapping[Field, int | bool | list[Any]]) -> F:

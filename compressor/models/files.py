@@ -5,6 +5,8 @@ Layout of a family of ours::
     config.json         {"family": "autoglm-phone", "version": 1, "config": {…}}
     model.safetensors   every tensor once; of tied ones, the first name in alphabetical order
 
+Where linear layers are packed, config.json has a ``quantization_config`` too, as checkpoints of transformers do.
+
 A checkpoint of transformers has a ``model_type`` in its config.json, and may come in shards: ``model-00001-of-00004.safetensors``
 and an index, ``model.safetensors.index.json``, of which tensor lies where.
 
@@ -81,9 +83,11 @@ def read_description(folder: Path) -> tuple[str, Record]:
     return described
 
 
-def write_description(family: str, version: int, config: Record, folder: Path) -> None:
-    """config.json of a family of ours."""
-    description = {"family": family, "version": version, "config": config.model_dump(mode="json")}
+def write_description(
+    family: str, version: int, config: Record, folder: Path, more: Mapping[str, Any] | None = None
+) -> None:
+    """config.json of a family of ours, with ``more`` beside the architecture, such as what of it is packed."""
+    description = {"family": family, "version": version, "config": config.model_dump(mode="json"), **(more or {})}
     with writing(folder):
         (folder / CONFIG).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

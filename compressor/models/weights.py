@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,17 +15,19 @@ from torch import Tensor, nn
 from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ModelError, StorageError
 from compressor.models.files import CONFIG, WEIGHTS
+from compressor.models.packed.checkpoint import dequantized
+from compressor.models.packed.description import is_packed
 from compressor.models.quantization import QUANTIZATION
 
 
 def filled(module: nn.Module, folder: Path) -> nn.Module:
-    """The module with the tensors of a folder's file, with the file's dtypes.
+    """The module with the tensors of a folder's file, with the file's dtypes; where layers are packed, all in float32.
 
     Raises:
         ModelError: tensors are missing, too many, or of another shape or kind: all are named.
     """
     try:
-        found = safetensors.torch.load_file(folder / WEIGHTS)
+        found = _stored(folder)
     except SafetensorError as error:
         raise ModelError(f"{folder / WEIGHTS}: {error}", remedy="copy or save it again") from error
     wanted = _by_storage(module)
@@ -60,12 +63,7 @@ def save_weights(module: nn.Module, folder: Path) -> None:
     Raises:
         StorageError: the disk is full, or the folder may not be written.
     """
-    tensors = {}
-    for group in _by_storage(module):
-        name, value = next(iter(group.items()))
-        kept = value.detach().cpu().contiguous()
-        whole = kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
-        tensors[name] = kept if whole else kept.clone()
+    tensors = tensors_of(module)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -103,6 +101,25 @@ def assigned(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
         for part, name in others:
             setattr(part, name, getattr(first, own))
     return module
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """What is saved of a module: each tensor once, whole."""
+    tensors = {}
+    for group in _by_storage(module):
+        name, value = next(iter(group.items()))
+        kept = value.detach().cpu().contiguous()
+        whole = kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+        tensors[name] = kept if whole else kept.clone()
+    return tensors
+
+
+def _stored(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder's file by name, those of packed layers as the numbers that they stand for."""
+    tree = json.loads((folder / CONFIG).read_bytes())
+    if not is_packed(tree):
+        return safetensors.torch.load_file(folder / WEIGHTS)
+    return {name: value.float() if value.is_floating_point() else value for name, value in dequantized(folder, tree)}
 
 
 def _by_storage(module: nn.Module) -> list[dict[str, Tensor]]:

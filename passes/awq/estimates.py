@@ -22,7 +22,9 @@ def estimate(config: AwqConfig, parent: ModelFacts) -> Estimate:
     """Peak memory, disk and the size of what comes out; the time depends on samples whose length a plan does not know."""
     tree = tree_of(parent)
     if tree is None:
-        return Estimate(parent)
+        return Estimate(
+            replace(parent, size_bytes=None)
+        )  # which layers fit, and what samples take, a plan does not know
     from passes.awq.shapes import effective_bits, weights_of
 
     packed = weights_of(tree)

@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from calibration.samples import Samples
 from compressor.artifacts.files import write_atomic
 from compressor.artifacts.store import Artifact
 from compressor.engine.contract import PassContext, PassOutput
-from compressor.errors import DataError, NumericalError
+from compressor.errors import NumericalError
 from compressor.models.files import read_description
 from compressor.models.packed.description import WeightGrid
 from compressor.models.packed.formats import FORMATS
 from compressor.models.packed.linear import PackedLinear
+from compressor.models.packed.sites import Block, Site
 from compressor.models.transformers_checkpoint.config import CheckpointConfig
-from compressor.models.transformers_checkpoint.linears import Site, sites_of
-from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint
+from compressor.models.transformers_checkpoint.linears import blocks_of
+from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint, result_of
 from passes.awq.layer import Exact, LayerRounding
-from passes.awq.samples import Captures, Hidden
+from passes.awq.samples import CAPTURED_BYTES, Captures, Hidden, samples_of
 from passes.awq.sensitivity import allocate, rate
 from passes.awq.shapes import shapes_of, weights_of
-from passes.awq.shards import assemble, cast, write_layer, write_others
+from passes.awq.shards import assemble, write_others, write_packed
 from passes.awq.site import Choices
 from passes.awq.step import AwqConfig
 from passes.awq.vision import pack_vision, vision_linears
 from passes.common.accuracy import tensors_from_batch
 from passes.common.memory import give_back_memory
 from passes.common.setup import prepare_torch
-
-_CAPTURED_BYTES = 16 << 20
-"""Of the float layers' activations in memory; the others go to disk."""
 
 
 def quantize(config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
@@ -44,7 +42,7 @@ def quantize(config: AwqConfig, parent: Artifact, out: Path, context: PassContex
     _, described = read_description(parent.model)
     assert isinstance(described, CheckpointConfig)  # noqa: S101  `requires` has looked
     tree = described.tree
-    run = _Run(config, StreamedCheckpoint(parent.model, tree), sites_of(tree), tree, context)
+    run = _Run(config, StreamedCheckpoint(parent.model, tree), blocks_of(tree), tree, context)
     shards = run.shards()
     grids = run.names_by_grid()
     if config.vision is not None:
@@ -57,6 +55,21 @@ def quantize(config: AwqConfig, parent: Artifact, out: Path, context: PassContex
     return PassOutput(run.summary())
 
 
+class _Unpadded:
+    """Every site of a decoder layer sees the tokens of a batch once, those that count without padding."""
+
+    def __init__(self, meant: Sequence[Tensor | None]) -> None:
+        self._meant = meant
+
+    def calls(self, site: Site, batch: int) -> int:  # noqa: ARG002
+        """One."""
+        return 1
+
+    def meant(self, site: Site, batch: int) -> Tensor | None:  # noqa: ARG002
+        """Of the mask."""
+        return self._meant[batch]
+
+
 class _Run:
     """One checkpoint on its way."""
 
@@ -64,11 +77,11 @@ class _Run:
         self,
         config: AwqConfig,
         checkpoint: StreamedCheckpoint,
-        sites: tuple[Site, ...],
+        blocks: tuple[Block, ...],
         tree: dict[str, Any],
         context: PassContext,
     ) -> None:
-        self.config, self.checkpoint, self.sites, self.context = config, checkpoint, sites, context
+        self.config, self.checkpoint, self.blocks, self.context = config, checkpoint, blocks, context
         self.kind = FORMATS[config.format]
         self.hidden = Hidden(context.work, context.artifact_id)
         self.tree, self.digest = tree, ""
@@ -78,27 +91,13 @@ class _Run:
         """By layer and site."""
         self.vision: list[str] = []
         """The linear layers of a vision tower that are packed."""
-        other = _dtype(config, tree)
-        scales = torch.float16 if config.format == "awq" or other == torch.float32 else other
-        self.choices = Choices(scales, other, config.scaling, config.refine == "gptq", config.drift)
-        calibration = config.calibration
-        self.samples = Samples(
-            context.data(calibration.data),
-            count=calibration.num_samples,
-            batch_size=calibration.batch_size,
-            seed=calibration.seed,
-        )
-        if len(self.samples) < calibration.num_samples:
-            raise DataError(
-                f"the set {calibration.data!r} has {len(self.samples)} samples, and `num_samples` asks for "
-                f"{calibration.num_samples}",
-                remedy="ask for fewer, or name a larger set",
-            )
+        self.choices = Choices.of(config, _dtype(config, tree))
+        self.samples = samples_of(config, context)
 
     def shards(self) -> list[Path]:
         """The files of the result, complete."""
         arguments = self._enter()
-        layers = self.checkpoint.layers
+        layers = self.blocks
         self._choose_grids(arguments)
         started = self.hidden.done()
         if started:
@@ -125,10 +124,9 @@ class _Run:
     def names_by_grid(self) -> dict[WeightGrid, list[str]]:
         """Every packed layer by its name in the model."""
         found: dict[WeightGrid, list[str]] = {}
-        for number, grids in enumerate(self.grids):
-            for site in self.sites:
-                names = [f"{self.checkpoint.layers_name}.{number}.{name}" for name in site.linears]
-                found.setdefault(grids[site.name], []).extend(names)
+        for block, grids in zip(self.blocks, self.grids, strict=True):
+            for site in block.sites:
+                found.setdefault(grids[site.name], []).extend(block.full(name) for name in site.linears)
         return found
 
     def summary(self) -> dict[str, Any]:
@@ -151,9 +149,8 @@ class _Run:
 
     def _choose_grids(self, arguments: list[list[Arguments]]) -> None:
         """By site of each layer: the one that there is, or by how much rounding changes on the first batch."""
-        count = len(self.checkpoint.layers)
         if self.config.effective_bits is None:
-            self.grids = [{site.name: self.config.grids[0] for site in self.sites}] * count
+            self.grids = [{site.name: self.config.grids[0] for site in block.sites} for block in self.blocks]
             return
         kept = self.context.work / "grids.json"
         if self.hidden.done() == 0 or not kept.is_file():
@@ -162,12 +159,14 @@ class _Run:
                 self.context.progress("sensitivity", done, total, {})
 
             first = self.hidden.read(0, 0)
-            rated = rate(self.checkpoint, self.sites, self.config.grids, first, arguments[0], self.meant[0], progress)
+            rated = rate(
+                self.checkpoint, self.blocks[0].sites, self.config.grids, first, arguments[0], self.meant[0], progress
+            )
             chosen = allocate(rated, self.config.effective_bits * weights_of(self.tree))
             write_atomic(kept, json.dumps([grid.bits for grid in chosen]).encode())
         by_bits = {grid.bits: grid for grid in self.config.grids}
         bits = iter(json.loads(kept.read_bytes()))
-        self.grids = [{site.name: by_bits[next(bits)] for site in self.sites} for _ in range(count)]
+        self.grids = [{site.name: by_bits[next(bits)] for site in block.sites} for block in self.blocks]
 
     def _file(self, number: int) -> Path:
         return self.context.work / f"layer-{number:05d}.safetensors"
@@ -200,44 +199,37 @@ class _Run:
         return arguments
 
     def _layer(self, number: int, arguments: list[list[Arguments]]) -> list[dict[str, Any]]:
-        name = f"{self.checkpoint.layers_name}.{number}"
+        name, sites = self.blocks[number].name, self.blocks[number].sites
         layer = self.checkpoint.load(name)
-        captures = Captures(self.context.work / "captures", _CAPTURED_BYTES)
+        captures = Captures(self.context.work / "captures", CAPTURED_BYTES)
         exact = Exact(captures) if self.config.drift else None
-        count = len(arguments)
+
+        def batches(what: Literal["rounded", "exact"] = "rounded") -> Iterator[tuple[int, Callable[[], Tensor]]]:
+            for batch, given in enumerate(arguments):
+                yield batch, partial(result_of, layer, self.hidden.read(number, batch, what), given[number])
+
         if exact is not None:
-            for batch in range(count):
-                hidden = self.hidden.read(number, batch, "exact")
-                exact.remember(layer, self.sites, batch, hidden, arguments[batch][number])
-
-        def batches() -> Iterator[tuple[int, Tensor, Arguments]]:
-            for batch in range(count):
-                yield batch, self.hidden.read(number, batch), arguments[batch][number]
-
+            for batch, run in batches("exact"):
+                captures.put(f"exact result {batch}", exact.remember(layer, sites, batch, run))
         rounding = LayerRounding(
-            layer, self.sites, batches, self.meant, captures, exact, self.grids[number], self.choices
+            layer, sites, batches, _Unpadded(self.meant), captures, exact, self.grids[number], self.choices
         )
         try:
             rounding.run()
         except NumericalError as error:
             raise NumericalError(f"decoder layer {number}: {error.what}", remedy=error.remedy) from error
         self._write(number, name, layer, rounding.packed)
-        for batch, hidden, given in batches():
-            result = rounding.result(batch, hidden, given)
-            self.hidden.write(number + 1, batch, result, exact.result(batch) if exact is not None else None)
+        for batch, run in batches():
+            whole = captures.get(f"exact result {batch}") if exact is not None else None
+            self.hidden.write(number + 1, batch, rounding.result(batch, run), whole)
         captures.close()
         self.checkpoint.unload(name)
-        del layer
         give_back_memory()
         return rounding.report
 
     def _write(self, number: int, name: str, layer: nn.Module, packed: dict[str, PackedLinear]) -> None:
-        vectors = {
-            key: cast(f"{name}.{key}", value, self.choices.other)
-            for key, value in layer.state_dict().items()
-            if key.removesuffix(".weight") not in packed
-        }
-        write_layer(self._file(number), name, vectors, packed, self.kind)
+        others = {key: value for key, value in layer.state_dict().items() if key.removesuffix(".weight") not in packed}
+        write_packed(self._file(number), f"{name}.", others, self.choices.other, packed, self.kind)
 
 
 def _dtype(config: AwqConfig, tree: dict[str, Any]) -> torch.dtype:

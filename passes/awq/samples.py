@@ -13,10 +13,32 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from calibration.samples import Samples
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
+from compressor.engine.contract import PassContext
+from compressor.errors import DataError
+from passes.awq.step import AwqConfig
 
 _STATE = "state.json"
+CAPTURED_BYTES = 16 << 20
+"""Of the float layers' activations in memory; the others go to disk."""
+
+
+def samples_of(config: AwqConfig, context: PassContext) -> Samples:
+    """Those that calibrate.
+
+    Raises:
+        DataError: the set has fewer than are asked for.
+    """
+    asked = config.calibration
+    found = Samples(context.data(asked.data), count=asked.num_samples, batch_size=asked.batch_size, seed=asked.seed)
+    if len(found) < asked.num_samples:
+        raise DataError(
+            f"the set {asked.data!r} has {len(found)} samples, and `num_samples` asks for {asked.num_samples}",
+            remedy="ask for fewer, or name a larger set",
+        )
+    return found
 
 
 class Hidden:

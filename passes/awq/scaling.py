@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compressor.models.packed.description import WeightGrid
-from compressor.models.transformers_checkpoint.linears import Source
+from compressor.models.packed.sites import Source
 from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import error
 

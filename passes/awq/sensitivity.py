@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.models.packed.description import WeightGrid
-from compressor.models.transformers_checkpoint.linears import Site
-from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint
+from compressor.models.packed.sites import Site
+from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint, result_of
 from passes.awq.grids import group_grids, nearest
-from passes.awq.layer import result_of
 from passes.awq.samples import flat
 from passes.awq.site import linear_of
 

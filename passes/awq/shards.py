@@ -43,25 +43,35 @@ def cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return found.contiguous()
 
 
-def write_layer(
+def write_packed(
     file: Path,
     prefix: str,
-    vectors: Mapping[str, Tensor],
+    others: Mapping[str, Tensor],
+    dtype: torch.dtype,
     packed: Mapping[str, PackedLinear],
     kind: Format,
 ) -> None:
-    """A decoder layer's shard, and read it back.
+    """Packed layers and what is beside them, and read it back.
+
+    Args:
+        file: where to.
+        prefix: of all names.
+        others: tensors that are not packed.
+        dtype: of those that are floats.
+        packed: layers.
+        kind: how they are stored.
 
     Raises:
+        NumericalError: numbers are too large for ``dtype``.
         ParityError: what is read is not what was written.
     """
-    tensors = {f"{prefix}.{name}": value for name, value in vectors.items()}
+    tensors = {f"{prefix}{name}": cast(f"{prefix}{name}", value, dtype) for name, value in others.items()}
     for name, one in packed.items():
-        tensors |= {f"{prefix}.{name}.{suffix}": value for suffix, value in kind.tensors(one).items()}
+        tensors |= {f"{prefix}{name}.{suffix}": value for suffix, value in kind.tensors(one).items()}
     _save(tensors, file)
     found = safetensors.torch.load(file.read_bytes())
     for name, one in packed.items():
-        start = f"{prefix}.{name}."
+        start = f"{prefix}{name}."
         back = kind.linear(
             {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}, one.grid
         )

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from compressor.models.packed.description import WeightGrid
 from compressor.models.packed.linear import PackedLinear
-from compressor.models.transformers_checkpoint.linears import Site, Source
+from compressor.models.packed.sites import Site, Source
 from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import Gram, error, rounded
 from passes.awq.samples import chunks
 from passes.awq.scaling import Scaling, of_rows, relative_size, search
-from passes.awq.step import WEIGHTS_AT_ONCE
+from passes.awq.step import WEIGHTS_AT_ONCE, AwqConfig
 
 _TINY = 2.0**-100
 _PROBES = 128
@@ -38,6 +38,12 @@ class Choices:
     feedback: bool
     drift: float
     """The part of what rounding before a layer changed that its weights make up for."""
+
+    @classmethod
+    def of(cls, config: AwqConfig, other: torch.dtype) -> Choices:
+        """As the config has it; scales have 16 bits."""
+        scales = torch.float16 if config.format == "awq" or other == torch.float32 else other
+        return cls(scales, other, config.scaling, config.refine == "gptq", config.drift)
 
 
 @dataclass(slots=True)
@@ -91,7 +97,7 @@ class _Probes:
 
 
 def linear_of(layer: nn.Module, name: str) -> nn.Linear:
-    """A linear layer of a decoder layer."""
+    """A linear layer by its name in what holds it."""
     return cast("nn.Linear", layer.get_submodule(name))
 
 
@@ -111,12 +117,12 @@ def round_site(
     """Scale, make up for drift, round; the layer goes on with what the packed weights hold.
 
     Args:
-        layer: the decoder layer, changed in place.
+        layer: what holds them, changed in place.
         site: the linear layers.
         seen: what the samples brought; its matrices are used up.
         grid: bits, group size, symmetry.
         choices: how.
-        packed: what is packed of the decoder layer already; the site's are added.
+        packed: what is packed of the layer already; the site's are added.
 
     Returns:
         A row of the report for each linear layer, and what the inputs are divided by now, [I].
@@ -128,10 +134,10 @@ def round_site(
     steps = group_grids(probe_IO, torch.ones(len(probe_IO)), grid, choices.scales, candidates=1)
     nearest_O = error(seen.gram_II, nearest(probe_IO, *steps, grid.highest).sub_(probe_IO))
     scaling = Scaling(torch.ones(len(weight_IO)), 0.0, 1.0)
-    if choices.scaling:
+    if choices.scaling and site.source is not None:
         size_I = relative_size(weight_IO, grid.width(len(weight_IO)))
         scaling = search(probe_IO, size_I, seen.gram_II, seen.magnitude_I, site.source, grid, choices.scales)
-    if scaling.ratio:
+    if scaling.ratio and site.source is not None:
         fold(layer, site.source, scaling.scale_I, choices.other, packed)
         weight_IO.mul_(scaling.scale_I.unsqueeze(1))
         seen.divide(scaling.scale_I)
@@ -175,19 +181,23 @@ def _rounded(weight_IO: Tensor, gram: Gram, seen: Seen, grid: WeightGrid, choice
 def fold(
     layer: nn.Module, source: Source, scale_I: Tensor, dtype: torch.dtype, packed: dict[str, PackedLinear] | None = None
 ) -> None:
-    """Divide the channels of a site's input by ``scale_I`` where they come from, in place.
+    """Divide the channels of a site's input by ``scale_I`` where they come from, in place, and make up for it in ``others``.
 
     Args:
-        layer: the decoder layer.
+        layer: what holds them.
         source: where.
         scale_I: positive; equal for inputs that come from one row.
         dtype: that vectors are rounded to.
         packed: layers that are packed already: their scales are divided, and their weights become what these hold then.
     """
+    for name, first in source.others:
+        linear_of(layer, name).weight.data[:, first : first + len(scale_I)] *= scale_I
     module: Any = layer.get_submodule(source.module)
     if source.kind == "norm":
         offset = source.offset
         module.weight.data = ((module.weight + offset) / scale_I - offset).to(dtype).float()
+        if getattr(module, "bias", None) is not None:
+            module.bias.data = (module.bias / scale_I).to(dtype).float()
         return
     rows_R = of_rows(scale_I, source)
     divisors_O = torch.ones(module.out_features)

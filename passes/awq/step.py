@@ -38,7 +38,8 @@ class AwqConfig(PassConfig):
     bits: WeightBits = 4
     """Of each weight."""
     group_size: Annotated[int, Field(ge=-1)] = 128
-    """Inputs that share a scale and a zero-point; -1: all of a row. It has to divide the inputs of every layer."""
+    """Inputs that share a scale and a zero-point; -1: all of a row. It has to divide the inputs of every layer of a checkpoint;
+    of the other families, layers whose inputs it does not divide stay as they are."""
     effective_bits: Annotated[float, Field(gt=2, le=8.5)] | None = None
     """Of each weight on average, scales and zero-points counted: instead of `bits`, layers get 2, 3, 4 or 8 of them, by how much
     rounding them changes what their decoder layer says. For `format: compressed-tensors`."""
@@ -64,6 +65,11 @@ class AwqConfig(PassConfig):
         choice: tuple[WeightBits, ...] = (self.bits,) if self.effective_bits is None else get_args(WeightBits)
         return tuple(WeightGrid(bits=bits, group_size=self.group_size, symmetric=self.symmetric) for bits in choice)
 
+    @property
+    def is_nearest(self) -> bool:
+        """Whether each weight becomes the nearest value of its grid, whatever comes before or after."""
+        return self.refine == "none" and not self.scaling and not self.drift
+
     @model_validator(mode="after")
     def _fits(self) -> AwqConfig:
         if self.group_size == 0:
@@ -85,10 +91,14 @@ class AwqConfig(PassConfig):
 
 
 class Awq(Pass[AwqConfig]):
-    """Packs a language model's weights into a few bits (AWQ, Lin et al. 2024; GPTQ, Frantar et al. 2023), layer by layer.
+    """Packs the weights of linear layers into a few bits (AWQ, Lin et al. 2024; GPTQ, Frantar et al. 2023), layer by layer.
 
-    One decoder layer is in memory at a time. A killed run goes on after the last whole layer. Embeddings and the head stay as
-    they are; a vision tower does, or gets bits of its own.
+    Of a checkpoint of transformers one decoder layer is in memory at a time, and a killed run goes on after the last whole layer.
+    Embeddings and the head stay as they are; a vision tower does, or gets bits of its own.
+
+    Models of the other families are in memory whole, and are stored with `format: compressed-tensors` beside their own config.
+    Layers that do not fit stay as they are, and the report names them. A family that does not state in ``linear_blocks`` where
+    its linear layers read is rounded to the nearest, if that is asked for: `refine: none`, `scaling: false`, `drift: 0`.
     """
 
     name = "awq"
@@ -107,18 +117,20 @@ class Awq(Pass[AwqConfig]):
     def requires(self, config: AwqConfig, parent: Artifact, context: PassContext) -> None:
         """Layers that can be packed, finite weights, data that fit, room on the disk."""
         from compressor.models.loading import check_finite
+        from passes.awq.fitting import check_family
         from passes.awq.shapes import check_shapes
         from passes.common.fitting import check_data
 
-        check_shapes(config, parent)
+        (check_shapes if is_checkpoint(parent) else check_family)(config, parent)
         check_finite(parent.model)
         check_data(parent, (config.calibration.data,), context, labels=False)
 
     def run(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
-        """Layer by layer; ``context.work`` holds what is done."""
+        """Layer by layer; of a checkpoint, ``context.work`` holds what is done."""
         from passes.awq.quantizing import quantize
+        from passes.awq.whole import quantize_whole
 
-        return quantize(config, parent, out, context)
+        return (quantize if is_checkpoint(parent) else quantize_whole)(config, parent, out, context)
 
     def ensures(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
         """Headers, config and weights can be read again, and are finite; each shard was compared when it was written."""
@@ -126,6 +138,13 @@ class Awq(Pass[AwqConfig]):
 
         read_description(out)
         check_finite(out)
+
+
+def is_checkpoint(parent: Artifact) -> bool:
+    """Whether it is a checkpoint of transformers, which is read part by part; other models are in memory whole."""
+    from compressor.models.files import read_description
+
+    return read_description(parent.model)[0] == "transformers"
 
 
 def tree_of(parent: ModelFacts) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from compressor.models.packed.linear import PackedLinear
 from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
 from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import packed_of
-from passes.awq.shards import cast, write_layer
+from passes.awq.shards import write_packed
 
 
 def vision_linears(checkpoint: StreamedCheckpoint) -> dict[str, dict[str, tuple[int, int]]]:
@@ -55,12 +55,10 @@ def pack_vision(
         if not files[-1].is_file():
             module = checkpoint.load(part)
             packed = {name: _nearest(module.get_submodule(name), grid, scales) for name in linears}
-            vectors = {
-                key: cast(f"{part}.{key}", value, other)
-                for key, value in module.state_dict().items()
-                if key.removesuffix(".weight") not in packed
+            others = {
+                key: value for key, value in module.state_dict().items() if key.removesuffix(".weight") not in packed
             }
-            write_layer(files[-1], part, vectors, packed, kind)
+            write_packed(files[-1], f"{part}.", others, other, packed, kind)
             checkpoint.unload(part)
         progress(number + 1, len(parts))
     return files

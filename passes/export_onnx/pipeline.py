@@ -13,6 +13,7 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, ParityError, RequirementError
 from compressor.models.contract import Family, InputSpec
 from compressor.models.loading import load_module, read_description
+from compressor.models.packed.checkpoint import packed_layers
 from compressor.models.quantization import QUANTIZATION, Quantization, read_quantization
 from compressor.runtimes.layers import INPUTS_KEY
 from compressor.runtimes.onnx_files import read_graph
@@ -20,12 +21,14 @@ from compressor.runtimes.onnx_kernels import kernels_of
 from compressor.runtimes.onnx_lint import lint
 from compressor.runtimes.session import fitted, open_session
 from compressor.runtimes.torch_layers import TorchLayers
-from passes.export_onnx import graph, integers
+from passes.export_onnx import blocks, graph, integers
 from passes.export_onnx.naming import name_layers, names_of
 from passes.export_onnx.parity import Parity, compare
 from passes.export_onnx.tracing import onnx_from_torch
 
 if TYPE_CHECKING:
+    from onnxscript import ir
+
     from passes.export_onnx.step import ExportOnnxConfig, ParityConfig
 
 _SAMPLES = 64
@@ -69,6 +72,7 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
         if told.startswith("not "):
             context.note(told)
     graph.divide(traced)
+    packed = _store_packed(traced, model, context)
     if quantization is not None:
         bits = {one.weight.bits for one in quantization.layers.values()}
         bits |= {one.bits for one in quantization.embeddings.values()}
@@ -77,10 +81,11 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
     metadata = graph.labelled(context.artifact_id, family.name, dataset.class_names()) | {INPUTS_KEY: names_of(reads)}
     external = graph.write(traced, out, metadata, config.external_data_threshold_mb * 1_000_000)
     _tell(context, 3)
-    parity = _compared(config.parity, model, out, batches, context)
+    parity = _compared(config.parity, model, out, batches, context, integers=bool(packed.get("integer_layers")))
     _tell(context, 4)
     return PassOutput(
         ({} if quantization is None else _integers(quantization, out, context))
+        | packed
         | {
             "opset": config.opset,
             "nodes": traced.graph.num_nodes(),
@@ -150,15 +155,28 @@ def _integers(quantization: Quantization, out: Path, context: PassContext) -> di
     }
 
 
+def _store_packed(traced: ir.Model, model: Path, context: PassContext) -> dict[str, Any]:
+    """The packed layers of an ``awq`` artifact as integers, where the opset has them; and what is told of it."""
+    layers = packed_layers(model)
+    if not layers:
+        return {}
+    opset = traced.opset_imports[""]
+    found = blocks.stored_as_blocks(traced, layers) if opset >= blocks.OPSET else set()
+    if left := sorted(layers.keys() - found):
+        why = f"set `opset: {blocks.OPSET}`" if opset < blocks.OPSET else "DequantizeLinear reads 4 and 8 bits"
+        context.note(f"the weights of {len(left)} packed layers are stored as floats, which hold them exactly: {why}")
+    return {"integer_layers": len(found), "packed_as_floats": left}
+
+
 def _compared(
-    config: ParityConfig, model: Path, out: Path, batches: list[Batch], context: PassContext
+    config: ParityConfig, model: Path, out: Path, batches: list[Batch], context: PassContext, *, integers: bool
 ) -> tuple[Parity, ...]:
     kind = Kind.QUANTIZED if (model / QUANTIZATION).is_file() else Kind.TORCH
     with (
         open_session(kind, model, threads=context.threads) as reference,
         open_session(Kind.ONNX, out, threads=context.threads) as exported,
     ):
-        return compare(reference, exported, batches, config, integers=kind is Kind.QUANTIZED)
+        return compare(reference, exported, batches, config, integers=integers or kind is Kind.QUANTIZED)
 
 
 def check_interface(model: Path, out: Path, threads: int) -> None:

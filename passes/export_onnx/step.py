@@ -59,7 +59,8 @@ class ExportOnnxConfig(PassConfig):
     """The fields of an ``export-onnx`` step."""
 
     opset: Annotated[int, Field(ge=18, le=24)] = 20
-    """The version of ONNX's operators; 20 is read by every runtime of the last two years."""
+    """The version of ONNX's operators; 20 is read by every runtime of the last two years. From 21 on, packed weights of 4 and 8
+    bits are stored as integers, in blocks that DequantizeLinear reads; before, as floats."""
     dynamic: tuple[str, ...] | None = None
     """Dimensions that stay variable, by the family's names, as `[batch]`; all of them by default. The others keep the size
     they have in the samples: a smaller, faster graph, and tracing takes a third less time."""

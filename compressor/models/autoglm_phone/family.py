@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.models.autoglm_phone import arithmetic
 from compressor.models.autoglm_phone.axes import phone_axes
 from compressor.models.autoglm_phone.config import PhoneConfig
+from compressor.models.autoglm_phone.linears import phone_blocks
 from compressor.models.autoglm_phone.presets import PRESETS
 from compressor.models.contract import Family, InputSpec
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compressor.models.axes import Axis
+    from compressor.models.packed.sites import Block
 
 
 class AutoGLMPhone(Family[PhoneConfig]):
@@ -68,6 +70,10 @@ class AutoGLMPhone(Family[PhoneConfig]):
     def axes(self, config: PhoneConfig) -> tuple[Axis, ...]:
         """Channels of the encoders, heads and inner widths; see ``axes.py``."""
         return tuple(phone_axes(config))
+
+    def linear_blocks(self, config: PhoneConfig) -> tuple[Block, ...]:
+        """Encoders, fusion, text model; see ``linears.py``."""
+        return tuple(phone_blocks(config))
 
     def features(self, config: PhoneConfig) -> tuple[str, ...]:  # noqa: ARG002
         """Command and cells in the shared space, the fused command, and the decoder's answer state."""

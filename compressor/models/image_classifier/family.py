@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from compressor.models.autoglm_phone import arithmetic
 from compressor.models.autoglm_phone.axes import vision_axes
 from compressor.models.autoglm_phone.config import Block, VisionConfig, check_vision
+from compressor.models.autoglm_phone.linears import vision_blocks
 from compressor.models.contract import Family, InputSpec
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compressor.models.axes import Axis
+    from compressor.models.packed import sites
 
 
 class ClassifierConfig(VisionConfig):
@@ -139,6 +141,10 @@ class ImageClassifier(Family[ClassifierConfig]):
     def axes(self, config: ClassifierConfig) -> tuple[Axis, ...]:
         """Those of the encoder."""
         return tuple(vision_axes(config, "vision", "head"))
+
+    def linear_blocks(self, config: ClassifierConfig) -> tuple[sites.Block, ...]:
+        """Those of the encoder, and the head."""
+        return tuple(vision_blocks(config, "vision", "head"))
 
     def features(self, config: ClassifierConfig) -> tuple[str, ...]:  # noqa: ARG002
         """The encoder's vector."""

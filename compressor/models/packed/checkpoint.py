@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import safetensors
 from torch import Tensor
 
 from compressor.errors import ModelError
-from compressor.models.packed.description import QUANTIZATION_CONFIG
+from compressor.models.files import CONFIG
+from compressor.models.packed.description import QUANTIZATION_CONFIG, is_packed
 from compressor.models.packed.formats import FORMATS
+from compressor.models.packed.linear import PackedLinear
 
 
 def dequantized(folder: Path, tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -23,10 +26,33 @@ def dequantized(folder: Path, tree: Mapping[str, Any], prefix: str = "") -> Iter
         prefix: what names of tensors begin with that are wanted.
 
     Raises:
-        ModelError: tensors of a packed layer are missing.
+        ModelError: as ``stored``.
+    """
+    for name, one in stored(folder, tree, prefix):
+        yield (f"{name}.weight", one.dequantized()) if isinstance(one, PackedLinear) else (name, one)
+
+
+def packed_layers(folder: Path) -> dict[str, PackedLinear]:
+    """The packed layers of a model's folder by name; none where it holds a plain one.
+
+    Raises:
+        ModelError: as ``stored``.
+    """
+    tree = json.loads((folder / CONFIG).read_bytes())
+    found = stored(folder, tree) if is_packed(tree) else ()
+    return {name: one for name, one in found if isinstance(one, PackedLinear)}
+
+
+def stored(folder: Path, tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor | PackedLinear]]:
+    """Every plain tensor of a packed checkpoint by its name, and every packed layer by the layer's; of those below ``prefix``.
+
+    Raises:
+        ModelError: tensors of a packed layer are missing, or they are packed in a way that is not read here.
     """
     config = tree[QUANTIZATION_CONFIG]
-    kind = FORMATS[config["quant_method"]]
+    if (method := config.get("quant_method")) not in FORMATS:
+        raise ModelError(f"{folder}: its weights are quantized by {method!r}; {', '.join(FORMATS)} are read here")
+    kind = FORMATS[method]
     grid_of = kind.grids(config)
     for file in sorted(folder.glob("*.safetensors")):
         with safetensors.safe_open(file, framework="pt") as opened:
@@ -44,4 +70,4 @@ def dequantized(folder: Path, tree: Mapping[str, Any], prefix: str = "") -> Iter
                 if missing := needed - suffixes:
                     raise ModelError(f"{file}: {layer} has no {', '.join(sorted(missing))}", remedy="copy it again")
                 tensors = {suffix: opened.get_tensor(f"{layer}.{suffix}") for suffix in suffixes}
-                yield f"{layer}.weight", kind.linear(tensors, grid).dequantized()
+                yield layer, kind.linear(tensors, grid)

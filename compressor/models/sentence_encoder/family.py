@@ -9,11 +9,14 @@ from pydantic import Field, model_validator
 from compressor.config.record import Record
 from compressor.models.autoglm_phone.arithmetic import Cost, normalization, transformer_layer
 from compressor.models.contract import Family, InputSpec
+from compressor.models.sentence_encoder.linears import encoder_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
+
+    from compressor.models.packed.sites import Block
 
 
 class EncoderConfig(Record):
@@ -111,6 +114,10 @@ class SentenceEncoder(Family[EncoderConfig]):
         from compressor.models.sentence_encoder.model import SentenceEncoderModel
 
         return SentenceEncoderModel(config)
+
+    def linear_blocks(self, config: EncoderConfig) -> tuple[Block, ...]:
+        """BERT's layers."""
+        return encoder_blocks(config)
 
     def meant(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Those of the mask."""

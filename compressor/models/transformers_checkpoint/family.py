@@ -10,6 +10,7 @@ from compressor.models.transformers_checkpoint.axes import checkpoint_axes
 from compressor.models.transformers_checkpoint.config import CheckpointConfig
 from compressor.models.transformers_checkpoint.images import image_inputs
 from compressor.models.transformers_checkpoint.layouts import decoder_of
+from compressor.models.transformers_checkpoint.linears import blocks_of
 from compressor.models.transformers_checkpoint.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compressor.models.axes import Axis
+    from compressor.models.packed.sites import Block
 
 
 class Transformers(Family[CheckpointConfig]):
@@ -72,3 +74,7 @@ class Transformers(Family[CheckpointConfig]):
     def axes(self, config: CheckpointConfig) -> tuple[Axis, ...]:
         """Layers, heads, inner widths and the hidden width."""
         return tuple(checkpoint_axes(config.tree))
+
+    def linear_blocks(self, config: CheckpointConfig) -> tuple[Block, ...]:
+        """The decoder's layers; a vision tower is rounded to the nearest, if at all."""
+        return blocks_of(config.tree)

@@ -190,6 +190,15 @@ class StreamedCheckpoint(CheckpointFiles):
         return [part.register_forward_pre_hook(load), part.register_forward_hook(unload)]
 
 
+def result_of(layer: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
+    """What a decoder layer makes of hidden states, [B, T, hidden]."""
+    args, kwargs = arguments
+    with torch.inference_mode():
+        found = layer(hidden, *args, **kwargs)
+    result: Tensor = found[0] if isinstance(found, tuple) else found
+    return result
+
+
 def _read(file: Path, entry: TensorEntry) -> Tensor:
     """A tensor's bytes alone: a mapped file would count as memory."""
     content = bytearray(entry.end - entry.start)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from onnxscript import ir
 
-from compressor.models.transformers_checkpoint.linears import Site, sites_of
+from compressor.models.packed.sites import Site
+from compressor.models.transformers_checkpoint.linears import sites_of
 from compressor.runtimes.onnx_caches import IDS, KEEP, LOGITS, MASK
 from compressor.runtimes.onnx_images import EMBEDS, OFFSETS
 from passes.export_onnx.decoder.architecture import Architecture, Images

@@ -263,16 +263,6 @@ def test_contradictions_in_the_config():
         AwqConfig.model_validate({"group_size": 0})
 
 
-def test_a_family_of_ours_is_refused(tmp_path):
-    from compressor.models.autoglm_phone.family import AutoGLMPhone
-
-    family = AutoGLMPhone()
-    save_module(family.build(family.presets["tiny"]), "autoglm-phone", family.presets["tiny"], tmp_path / "parent")
-    parent = SimpleNamespace(model=tmp_path / "parent", manifest=SimpleNamespace(id="ab12"))
-    with pytest.raises(RequirementError, match="not the family autoglm-phone"):
-        packed(parent, tmp_path)
-
-
 def test_the_estimate_follows_the_layer_and_not_the_model():
     from compressor.engine.contract import ModelFacts, PlanContext
 

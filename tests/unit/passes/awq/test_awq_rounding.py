@@ -5,7 +5,7 @@ import torch
 
 from compressor.errors import NumericalError
 from compressor.models.packed.description import WeightGrid
-from compressor.models.transformers_checkpoint.linears import Source
+from compressor.models.packed.sites import Source
 from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import Gram, add_moments, choose_again, error, mirrored, rounded, with_feedback
 from passes.awq.scaling import relative_size, search, shared
