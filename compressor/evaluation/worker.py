@@ -192,8 +192,8 @@ def _first(dataset: Dataset) -> Any:
 
 
 def _sample_shapes(session: Session, batch: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of each input for a batch of one."""
-    return {name: (1, *batch[name].shape[1:]) for name in session.input_names}
+    """The shape of each input that the data has, for a batch of one."""
+    return {name: (1, *batch[name].shape[1:]) for name in session.input_names if name in batch}
 
 
 if __name__ == "__main__":

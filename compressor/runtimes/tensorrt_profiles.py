@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Annotated
 
@@ -23,6 +24,20 @@ class Profile(Record):
     """The one that the engine is made fast for."""
     max: Shape
     """The largest."""
+
+
+def by_input(profiles: Mapping[str, Profile], inputs: Sequence[InputSpec]) -> dict[str, Profile]:
+    """Profiles by the inputs' own names.
+
+    One of a pattern, as ``past_key_values.*``, is that of every input which fits it and has none of its own; a pattern that fits
+    nothing stays as it is.
+    """
+    names = [spec.name for spec in inputs]
+    found: dict[str, Profile] = {}
+    for pattern, profile in profiles.items():
+        fitting = [name for name in names if fnmatchcase(name, pattern) and (name == pattern or name not in profiles)]
+        found |= dict.fromkeys(fitting or [pattern], profile)
+    return found
 
 
 def is_dynamic(spec: InputSpec) -> bool:

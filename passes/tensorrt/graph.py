@@ -77,6 +77,16 @@ def integers_of(model: ir.Model) -> Integers:
     return Integers(read.count(ir.DataType.INT8), read.count(ir.DataType.INT4))
 
 
+def fix_defaults(model: ir.Model) -> list[str]:
+    """Make constants of the inputs that have a default, in place: an engine is fed all that it takes. Their names."""
+    fixed = [value for value in model.graph.inputs if value.name in model.graph.initializers]
+    for value in fixed:
+        model.graph.inputs.remove(value)
+        if value.const_value is not None:
+            value.shape = ir.Shape(value.const_value.numpy().shape)
+    return [str(value.name) for value in fixed]
+
+
 def widen_bytes(model: ir.Model) -> None:
     """Make FP32 of each UINT8 input at once, in place: TensorRT takes bytes at its door and computes nothing with them.
 

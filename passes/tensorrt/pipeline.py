@@ -28,7 +28,7 @@ from compressor.runtimes.engine_session import why_not_here
 from compressor.runtimes.onnx_lint import lint
 from compressor.runtimes.session import open_session
 from compressor.runtimes.tensorrt_backends import BACKENDS, chosen
-from compressor.runtimes.tensorrt_profiles import profile_complaints
+from compressor.runtimes.tensorrt_profiles import by_input, profile_complaints
 from passes.tensorrt import blocks, graph, half
 from passes.tensorrt.builder import Request
 from passes.tensorrt.building import engine_from_onnx
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _REMEDIES = {
     "has no profile": "say which shapes an input will have: `profiles: {<input>: {min: […], opt: […], max: […]}}`",
     "FP32 products": "compute them in FP16: `precision: fp16`, or `floats: fp16`",
+    "UINT4 integers": "pack a language model with `symmetric: true` (`format: compressed-tensors`)",
     "precision ": "say the precision that the graph is in, or quantize it",
 }
 """What is said of a complaint to what helps."""
@@ -59,11 +60,13 @@ def check(config: TensorRTConfig, model: Path, context: PassContext) -> None:
     """
     targets = targets_here(config)
     opened = graph.opened(model)
+    graph.fix_defaults(opened)
     graph.widen_bytes(opened)
     inputs = graph.inputs_of(opened)
     batches = batches_of(config.calibration, inputs, context) if config.calibration is not None else [{}]
     shapes = [{name: array.shape for name, array in feeds.items()} for feeds in batches]
-    unfit = dict.fromkeys(line for one in shapes for line in profile_complaints(inputs, config.profiles, one))
+    profiles = by_input(config.profiles, inputs)
+    unfit = dict.fromkeys(line for one in shapes for line in profile_complaints(inputs, profiles, one))
     found = [*_unlike(config, graph.integers_of(opened), opened.opset_imports[""]), *unfit, *graph.stuck_bytes(opened)]
     if config.float_type == "fp16" and graph.weights_bytes(opened) > graph.PROTOBUF_LIMIT_BYTES:
         found.append("floats fp16: graphs of more than 2 GB are not converted to FP16 here; say `floats: fp32`")
@@ -82,6 +85,8 @@ def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) 
     """
     backend, targets = chosen(config.backend), targets_here(config)
     opened = graph.opened(model)
+    if fixed := graph.fix_defaults(opened):
+        context.note(f"inputs with a default are constants of an engine: {', '.join(fixed)}")
     graph.widen_bytes(opened)
     summary: dict[str, Any] = {"backend": backend.name, "targets": list(targets), "precision": config.precision}
     summary |= {"floats": config.float_type}
@@ -97,7 +102,7 @@ def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) 
         summary["against_parent"] = against_parent(config.calibration, model, out, context)
     facts = BuildFacts(
         backend=backend.name, precision=config.precision, floats=config.float_type, workspace_mb=config.workspace_mb,
-        optimization_level=config.optimization_level, profiles=config.profiles,
+        optimization_level=config.optimization_level, profiles=by_input(config.profiles, graph.inputs_of(opened)),
         onnx={name: digest_file(out / name) for name in files},
     )  # fmt: skip
     if not targets:

@@ -50,7 +50,8 @@ class TensorRTConfig(PassConfig):
     targets: tuple[Annotated[str, Field(pattern=r"^sm\d{2,3}$")], ...] = ()
     """Compute capabilities, as `[sm86, sm89]`; an engine for each. `rtx` wants them named, `trt` builds for the GPU at hand."""
     profiles: dict[str, Profile] = Field(default_factory=dict)
-    """The shapes of each input that varies: `{min: […], opt: […], max: […]}` by its name."""
+    """The shapes of each input that varies: `{min: […], opt: […], max: […]}` by its name, or by a pattern such as
+    `past_key_values.*`."""
     calibration: CalibrationSamples | None = None
     """Real samples. FP16 wants them: what exceeds `highest` on them stays in FP32. Profiles are held against their shapes."""
     highest: Annotated[float, Field(gt=0, le=65504)] = 32752.0

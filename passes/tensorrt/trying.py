@@ -19,6 +19,7 @@ from compressor.errors import DataError, NumericalError
 from compressor.models.contract import InputSpec
 from compressor.runtimes.engine_files import ENGINE, EngineManifest, write_record
 from compressor.runtimes.engine_session import EngineSession
+from compressor.runtimes.onnx_caches import IDS, MASK, PAST
 from compressor.runtimes.session import fitted, open_session
 
 if TYPE_CHECKING:
@@ -37,7 +38,25 @@ def batches_of(samples: CalibrationSamples, inputs: Sequence[InputSpec], context
     if len(dataset) == 0:
         raise DataError(f"the set {samples.data!r} is empty: there is nothing to look at")
     some = Samples(dataset, count=samples.num_samples, batch_size=samples.batch_size, seed=samples.seed)
-    return [fitted(batch, inputs) for batch in some.batches("samples")]
+    caches = [spec for spec in inputs if spec.name.startswith(PAST)]
+    told = [spec for spec in inputs if spec not in caches and (not caches or spec.name != MASK)]
+    return [_behind_nothing(fitted(batch, told), caches) for batch in some.batches("samples")]
+
+
+def _behind_nothing(feeds: Batch, caches: Sequence[InputSpec]) -> Batch:
+    """A decoder is given whole windows behind one place that does not count: keys and values that have a size."""
+    if not caches:
+        return feeds
+    count, tokens = feeds[IDS].shape
+    mask = np.ones((count, tokens + 1), dtype=np.int64)
+    mask[:, 0] = 0
+    before = {
+        spec.name: np.zeros(
+            (count, *(size if isinstance(size, int) else 1 for size in spec.shape[1:])), dtype=spec.dtype
+        )
+        for spec in caches
+    }
+    return {**feeds, MASK: mask, **before}
 
 
 def against_parent(samples: CalibrationSamples, parent: Path, out: Path, context: PassContext) -> dict[str, float]:

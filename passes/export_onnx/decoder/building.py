@@ -123,9 +123,20 @@ class DecoderGraph:
         add, hidden = self.add, self.architecture.decoder.hidden
         embeds = self._default(EMBEDS, np.zeros((0, hidden), dtype=np.float32), "image_words", hidden)
         token = add.constant("image.token", np.array(images.token, dtype=np.int64))
-        found = add.op("NonZero", [add.op("Equal", [ids, token], "image.is")], "image.found")
-        where = add.op("Transpose", [found], "image.where", perm=[1, 0])
-        return add.op("ScatterND", [x, where, embeds], "embedded.with_images")
+        zero, one = (add.constant(f"image.{value}", np.array(value, dtype=np.int64)) for value in (0, 1))
+        here = add.op("Equal", [ids, token], "image.is")
+        flat = add.op("Reshape", [here, add.ints(-1)], "image.is.flat")
+        count = add.op("CumSum", [add.op("Cast", [flat], "image.ones", to=ir.DataType.INT64), zero], "image.count")
+        number = add.op("Max", [add.op("Sub", [count, one], "image.from_zero"), zero], "image.number.flat")
+        number = add.op("Reshape", [number, add.op("Shape", [ids], "image.shape")], "image.number")
+        none = add.constant(
+            "image.none", np.zeros((1, hidden), dtype=np.float32)
+        )  # to look up where there are no words
+        words = add.op("Concat", [embeds, none], "image.words", axis=0)
+        rows = add.op("Gather", [words, number], "image.rows", axis=0)
+        return add.op(
+            "Where", [add.op("Unsqueeze", [here, add.ints(2)], "image.here"), rows, x], "embedded.with_images"
+        )
 
     def _by_position(self, kind: str) -> Turns:
         rotary, add = self.architecture.rotary[kind], self.add
