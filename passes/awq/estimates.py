@@ -29,10 +29,15 @@ def estimate(config: AwqConfig, parent: ModelFacts) -> Estimate:
 
     packed = weights_of(tree)
     parts = parameters(tree)
-    vision = parts.get("vision", 0) if config.vision is not None else 0
-    others = sum(parts.values()) - packed - vision
+    hidden = decoder_of(tree).hidden
+    outside = [
+        (parts.get(name, 0), grid.effective_bits(hidden))
+        for name, grid in (("vision", config.vision), ("head", config.head))
+        if grid is not None
+    ]
+    others = sum(parts.values()) - packed - sum(weights for weights, _ in outside)
     size = int(packed * (config.effective_bits or effective_bits(tree, config.grids[0])) / 8) + 2 * others
-    size += vision * config.vision.bits // 8 if config.vision is not None else 0
+    size += sum(int(weights * bits / 8) for weights, bits in outside)
     return Estimate(
         replace(parent, size_bytes=size),
         peak_memory_bytes=_PROCESS_BYTES + _memory(tree, packed),

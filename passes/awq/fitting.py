@@ -43,7 +43,7 @@ def check_family(config: AwqConfig, parent: Artifact) -> None:
     name, described = read_description(parent.model)
     family: Family[Any] = load(FAMILIES, name)
     problems, remedies = [], []
-    if unfit := [field for field in ("effective_bits", "vision") if getattr(config, field) is not None]:
+    if unfit := [field for field in ("effective_bits", "vision", "head") if getattr(config, field) is not None]:
         problems.append(f"`{'`, `'.join(unfit)}`: for checkpoints of transformers")
         remedies.append("leave it out")
     if config.format != "compressed-tensors":

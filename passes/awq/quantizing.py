@@ -24,13 +24,13 @@ from compressor.models.transformers_checkpoint.config import CheckpointConfig
 from compressor.models.transformers_checkpoint.linears import blocks_of
 from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint, result_of
 from passes.awq.layer import Exact, LayerRounding
+from passes.awq.outside import HEAD, pack_head, pack_vision, vision_linears
 from passes.awq.samples import CAPTURED_BYTES, Captures, Hidden, samples_of
 from passes.awq.sensitivity import allocate, rate
 from passes.awq.shapes import shapes_of, weights_of
 from passes.awq.shards import assemble, write_others, write_packed
 from passes.awq.site import Choices
 from passes.awq.step import AwqConfig
-from passes.awq.vision import pack_vision, vision_linears
 from passes.common.accuracy import tensors_from_batch
 from passes.common.memory import give_back_memory
 from passes.common.setup import prepare_torch
@@ -47,6 +47,8 @@ def quantize(config: AwqConfig, parent: Artifact, out: Path, context: PassContex
     grids = run.names_by_grid()
     if config.vision is not None:
         grids.setdefault(config.vision, []).extend(run.vision)
+    if config.head is not None:
+        grids.setdefault(config.head, []).append(HEAD)
     packed = {name for names in grids.values() for name in names}
     plain = [
         name for name, one in run.checkpoint.module.named_modules() if isinstance(one, nn.Linear) and name not in packed
@@ -117,6 +119,9 @@ class _Run:
                 self.checkpoint, self.config.vision, self.kind, self.choices.scales, self.choices.other, work,
                 lambda done, total: self.context.progress("vision", done, total, {}),
             )  # fmt: skip
+        if self.config.head is not None:
+            parts.append(f"{HEAD}.")
+            files.append(pack_head(self.checkpoint, self.config.head, self.kind, self.choices.scales, work))
         names = sorted(name for name in self.checkpoint.entries if not name.startswith(tuple(parts)))
         write_others(work, self.checkpoint, names, self.choices.other)
         return [*files, *sorted(work.glob("others-*.safetensors"))]

@@ -29,6 +29,7 @@ def check_shapes(config: AwqConfig, parent: Artifact) -> None:
     kind, tree = FORMATS[config.format], described.tree
     shapes = shapes_of(tree)
     _check_vision(config, tree)
+    _check_head(config, tree)
     problems = {
         one: found
         for one, (outputs, inputs) in shapes.items()
@@ -67,6 +68,21 @@ def _check_vision(config: AwqConfig, tree: dict[str, Any]) -> None:
             "these layers of the vision tower cannot be packed so:\n"
             + "\n".join(f"    {name}: {'; '.join(why)}" for name, why in problems.items()),
             remedy="set `vision.group_size: -1`, a scale for each row",
+        )
+
+
+def _check_head(config: AwqConfig, tree: dict[str, Any]) -> None:
+    """Whether there is a head of its own, and whether it can be packed as it is to be."""
+    if config.head is None:
+        return
+    decoder = decoder_of(tree)
+    if decoder.tied:
+        raise RequirementError(
+            "`head` is set, and the head is the embedding's table, which stays", remedy="leave it out"
+        )
+    if why := FORMATS[config.format].problems(config.head, decoder.vocabulary, decoder.hidden):
+        raise RequirementError(
+            f"the head cannot be packed so: {'; '.join(why)}", remedy="set another `head.group_size`"
         )
 
 

@@ -75,7 +75,7 @@ def write_packed(
         back = kind.linear(
             {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}, one.grid
         )
-        if not torch.equal(back.dequantized(), one.dequantized()):
+        if not back.equals(one):
             raise ParityError(
                 f"{start[:-1]}: the weights that are read back from {file.name} are others than were written"
             )

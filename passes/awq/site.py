@@ -213,12 +213,7 @@ def fold(
 
 def _put(layer: nn.Module, site: Site, parts: list[PackedLinear], packed: dict[str, PackedLinear]) -> None:
     """Packed weights to their layers, which go on with what these hold."""
-    whole = PackedLinear(
-        torch.cat([one.integers_OI for one in parts]),
-        torch.cat([one.scales_OG for one in parts]),
-        torch.cat([one.zeros_OG for one in parts]),
-        parts[0].grid,
-    )
+    whole = PackedLinear.joined(parts)
     start = 0
     for name in site.linears:
         linear = linear_of(layer, name)

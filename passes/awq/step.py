@@ -46,6 +46,9 @@ class AwqConfig(PassConfig):
     vision: WeightGrid | None = None
     """Of the linear layers of a vision tower, rounded to the nearest, as `{bits: 8, group_size: -1}`; by default they stay
     as they are. For `format: compressed-tensors`."""
+    head: WeightGrid | None = None
+    """Of the head, where it is no table of the embedding's, rounded to the nearest, as `{bits: 8, group_size: 128}`; by default
+    it stays as it is. For `format: compressed-tensors`."""
     symmetric: bool = False
     """No zero-points are stored; for `format: compressed-tensors`."""
     format: FormatName = "awq"
@@ -57,7 +60,7 @@ class AwqConfig(PassConfig):
     drift: Annotated[float, Field(ge=0, le=1)] = 0.5
     """The part of what rounding earlier layers changed that later weights make up for; 0: none, and half the work."""
     dtype: Literal["float16", "bfloat16", "float32"] | None = None
-    """Of all that is not packed: embeddings, norms, a vision tower. By default float16 for `format: awq`, else as it is."""
+    """Of all that is not packed, such as embeddings and norms. By default float16 for `format: awq`, else as it is."""
 
     @property
     def grids(self) -> tuple[WeightGrid, ...]:
@@ -79,6 +82,7 @@ class AwqConfig(PassConfig):
                 "bits": self.bits != 4,
                 "effective_bits": self.effective_bits is not None,
                 "vision": self.vision is not None,
+                "head": self.head is not None,
                 "symmetric": self.symmetric,
                 "dtype": self.dtype not in {None, "float16"},
             }
@@ -94,7 +98,7 @@ class Awq(Pass[AwqConfig]):
     """Packs the weights of linear layers into a few bits (AWQ, Lin et al. 2024; GPTQ, Frantar et al. 2023), layer by layer.
 
     Of a checkpoint of transformers one decoder layer is in memory at a time, and a killed run goes on after the last whole layer.
-    Embeddings and the head stay as they are; a vision tower does, or gets bits of its own.
+    Embeddings stay as they are; a vision tower and the head do, or get bits of their own.
 
     Models of the other families are in memory whole, and are stored with `format: compressed-tensors` beside their own config.
     Layers that do not fit stay as they are, and the report names them. A family that does not state in ``linear_blocks`` where

@@ -5,6 +5,7 @@ Shapes: O outputs, I inputs, G = I / group size groups of a row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,25 @@ class PackedLinear:
     zeros_OG: Tensor
     """uint8."""
     grid: WeightGrid
+
+    @classmethod
+    def joined(cls, parts: Sequence[PackedLinear]) -> PackedLinear:
+        """Layers that read one input, one above the other."""
+        return cls(
+            torch.cat([one.integers_OI for one in parts]),
+            torch.cat([one.scales_OG for one in parts]),
+            torch.cat([one.zeros_OG for one in parts]),
+            parts[0].grid,
+        )
+
+    def equals(self, other: PackedLinear) -> bool:
+        """Whether both hold the same integers, scales and zero-points."""
+        pairs = (
+            (self.integers_OI, other.integers_OI),
+            (self.scales_OG, other.scales_OG),
+            (self.zeros_OG, other.zeros_OG),
+        )
+        return all(torch.equal(one, two) for one, two in pairs)
 
     def dequantized(self) -> Tensor:
         """float32 [O, I], each value exactly (q − z) · s."""

@@ -25,6 +25,8 @@ from passes.export_onnx.decoder.operators import Operators, Turns
 from passes.export_onnx.decoder.weights import BLOCKS, Weights
 
 IR_VERSION = 11
+HEAD = "lm_head"
+"""The layer that scores words, where it is no table of the embedding's."""
 
 
 class DecoderGraph:
@@ -165,7 +167,11 @@ class DecoderGraph:
 
     def _head(self, x: ir.Value) -> ir.Value:
         tied = self.architecture.decoder.tied
-        table = self._name("embed_tokens.weight") if tied else "lm_head.weight"
+        table = self._name("embed_tokens.weight") if tied else f"{HEAD}.weight"
+        if not tied and self.weights.grid(HEAD) is not None:
+            decoder = self.architecture.decoder
+            packed = self.weights.blocks([HEAD], (decoder.vocabulary, decoder.hidden))
+            return self.add.packed_linear(x, packed, None, "head")
         if size := self._table_block():
             return self.add.packed_linear(x, self.weights.rounded_table(table, size), None, "head")
         if not tied:

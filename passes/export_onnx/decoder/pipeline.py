@@ -13,7 +13,7 @@ from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, ParityError, RequirementError
 from compressor.models.files import CONFIG, read_description
-from compressor.models.packed.description import is_packed
+from compressor.models.packed.description import WeightGrid, is_packed
 from compressor.models.transformers_checkpoint.config import CheckpointConfig
 from compressor.models.transformers_checkpoint.linears import sites_of
 from compressor.runtimes.onnx_caches import CONTEXT, IDS, MASK
@@ -22,7 +22,7 @@ from compressor.runtimes.onnx_images import GRIDS, KINDS, MERGE, PIXELS, VISION
 from compressor.runtimes.session import open_session
 from passes.export_onnx import graph
 from passes.export_onnx.decoder.architecture import Architecture, architecture_of
-from passes.export_onnx.decoder.building import DecoderGraph
+from passes.export_onnx.decoder.building import HEAD, DecoderGraph
 from passes.export_onnx.decoder.comparing import compare, limits_of
 from passes.export_onnx.decoder.genai import write_genai_config
 from passes.export_onnx.decoder.operators import Operators
@@ -72,20 +72,24 @@ def check(config: ExportOnnxConfig, model: Path) -> None:
 
 
 def _unpackable(architecture: Architecture, tree: dict[str, Any], weights: Weights, *, portable: bool) -> list[str]:
-    problems = []
     decoder = architecture.decoder
     inputs = {"attention output": decoder.heads * decoder.head_width, "ffn output": decoder.ffn}
+    bits = _STANDARD_BITS if portable else _BITS
+
+    def unfit(names: list[str], grid: WeightGrid, width: int) -> list[str]:
+        if grid.bits not in bits:
+            return [f"{', '.join(names)}: {grid.bits} bits"]
+        return [] if block_size(grid, width) else [f"{', '.join(names)}: groups of {grid.width(width)}"]
+
+    head = None if decoder.tied else weights.grid(HEAD)
+    problems = [] if head is None else unfit([HEAD], head, decoder.hidden)
     for number in range(decoder.layers):
         for site in sites_of(tree):
             names = [f"{architecture.root}.layers.{number}.{name}" for name in site.linears]
             grids = {weights.grid(name) for name in names}
             width = inputs.get(site.name, decoder.hidden)
-            for grid in grids - {None}:
-                assert grid is not None  # noqa: S101
-                if grid.bits not in (_STANDARD_BITS if portable else _BITS):
-                    problems.append(f"{', '.join(names)}: {grid.bits} bits")
-                elif not block_size(grid, width):
-                    problems.append(f"{', '.join(names)}: groups of {grid.width(width)}")
+            for grid in grids:
+                problems += [] if grid is None else unfit(names, grid, width)
             if len(grids) > 1:
                 problems.append(f"{', '.join(names)}: packed in several ways, though they read one input")
     return problems

@@ -14,6 +14,7 @@ from compressor.errors import RequirementError
 from compressor.models.loading import load_module
 from compressor.models.transformers_checkpoint.family import Transformers
 from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
+from passes.awq import outside
 from passes.awq.step import AwqConfig
 from passes.common.accuracy import tensors_from_batch
 from tests.unit.calibration.processors import message, write_conversations, write_picture, write_processor
@@ -142,6 +143,7 @@ def test_a_vision_tower_gets_its_own_bits(bed, tmp_path):
     ("preset", "fields", "told"),
     [
         ("tiny-llama", {**CT, "vision": {"group_size": -1}}, "has no vision tower"),
+        ("tiny-glm4v", {**CT, "head": {"group_size": 20}}, "the head cannot be packed so"),
         ("tiny-glm4v", {**CT, "vision": {"group_size": 20}}, "no multiple of the group size 20"),
     ],
 )
@@ -149,6 +151,31 @@ def test_a_tower_that_cannot_be_packed_is_refused_before_anything_is_done(preset
     parent = parent_in(tmp_path / "parent", preset)
     with pytest.raises(RequirementError, match=told):
         packed(parent, tmp_path, fields)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_head_of_its_own_gets_its_own_bits(bits, tmp_path, monkeypatch):
+    monkeypatch.setattr(outside, "_ROWS", 100)  # 512 words: several stretches, and a short one
+    parent = parent_in(tmp_path / "parent", "tiny-glm4v")
+    grid = {"bits": bits, "group_size": 32, "symmetric": True}
+    out, _ = packed(parent, tmp_path, {**CT, "symmetric": True, "head": grid})
+    names = {name for file in out.glob("*.safetensors") for name in load_file(file)}
+    assert "lm_head.weight" not in names
+    assert "lm_head.weight_packed" in names
+    before, after = (load_module(folder).lm_head.weight.detach().float() for folder in (parent.model, out))
+    steps = before.view(512, -1, 32).abs().amax(dim=2, keepdim=True) / (2 ** (bits - 1) - 0.5)
+    assert float((before - after).abs().mean()) < 0.3 * float(steps.mean()), "a quarter of a step, about"
+    theirs = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()  # as others read it
+    ids = torch.arange(10, 30)[None]
+    with torch.inference_mode():
+        wanted = load_module(out)(input_ids=ids)["logits"]
+        torch.testing.assert_close(theirs(input_ids=ids).logits, wanted, atol=2e-3, rtol=1e-3)
+
+
+def test_a_head_that_is_the_embeddings_table_stays(tmp_path):
+    parent = parent_in(tmp_path / "parent", "tiny-llama")
+    with pytest.raises(RequirementError, match="the head is the embedding's table"):
+        packed(parent, tmp_path, {**CT, "head": {"bits": 8, "group_size": -1}})
 
 
 def test_a_tower_in_bits_needs_a_format_that_holds_them():

@@ -159,6 +159,21 @@ def test_a_packed_tower_is_exported_with_what_it_holds(bed, tmp_path):
     assert {one.name for one in held.graph.input} == {"pixel_values", "image_grid_thw"}
 
 
+def test_a_packed_head_is_carried_over(bed, tmp_path):
+    _, parent, dataset, _ = bed
+    head = {"bits": 4, "group_size": 32, "symmetric": True}
+    small = awq(parent, tmp_path / "packed", format="compressed-tensors", symmetric=True, head=head)
+    for target in ("onnxruntime", "portable"):
+        fields = {**IMAGES, "decoder": {"target": target, "accuracy_level": 1 if target == "onnxruntime" else None}}
+        output, _ = exported(small, tmp_path / target, fields, dataset)
+        limit = (
+            1e-9 if target == "onnxruntime" else 1e-3
+        )  # ONNX Runtime rounds activations where it makes MatMulNBits itself
+        assert all(one["kl"] < limit for one in output.summary["parity"])
+        held = {one.name: one for one in onnx.load(tmp_path / target / "model.onnx").graph.initializer}
+        assert held["head.data"].data_type in {onnx.TensorProto.UINT8, onnx.TensorProto.INT4}
+
+
 def test_a_wrong_tower_is_no_result(bed, tmp_path, monkeypatch):
     _, parent, dataset, _ = bed
     monkeypatch.setattr(OneImage, "_attention", staticmethod(lambda attention, x, cos, sin: 0 * x))

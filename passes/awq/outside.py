@@ -1,4 +1,4 @@
-"""A vision tower's linear layers, rounded to the nearest: in 8 bits no samples have to decide about them."""
+"""Linear layers outside the decoder's, a vision tower's and the head, rounded to the nearest: no samples decide about them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.models.packed.description import WeightGrid
 from compressor.models.packed.formats import Format
@@ -15,6 +15,10 @@ from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoi
 from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import packed_of
 from passes.awq.shards import write_packed
+
+HEAD = "lm_head"
+_ROWS = 1 << 12
+"""Of the head, rounded at a time."""
 
 
 def vision_linears(checkpoint: StreamedCheckpoint) -> dict[str, dict[str, tuple[int, int]]]:
@@ -54,7 +58,7 @@ def pack_vision(
         files.append(folder / f"vision-{number:05d}.safetensors")
         if not files[-1].is_file():
             module = checkpoint.load(part)
-            packed = {name: _nearest(module.get_submodule(name), grid, scales) for name in linears}
+            packed = {name: _nearest(module.get_parameter(f"{name}.weight"), grid, scales) for name in linears}
             others = {
                 key: value for key, value in module.state_dict().items() if key.removesuffix(".weight") not in packed
             }
@@ -64,8 +68,20 @@ def pack_vision(
     return files
 
 
-def _nearest(linear: nn.Module, grid: WeightGrid, dtype: torch.dtype) -> PackedLinear:
-    assert isinstance(linear, nn.Linear)  # noqa: S101  as `vision_linears` found it
-    weight_IO = linear.weight.T.contiguous()
+@torch.inference_mode()
+def pack_head(
+    checkpoint: StreamedCheckpoint, grid: WeightGrid, kind: Format, scales: torch.dtype, folder: Path
+) -> Path:
+    """A shard for the head, some of its rows in memory at a time; one that is there already is left as it is."""
+    file, name = folder / "head.safetensors", f"{HEAD}.weight"
+    if not file.is_file():
+        rows = torch.split(torch.arange(checkpoint.kind(name)[1][0]), _ROWS)
+        parts = [_nearest(checkpoint.rows(name, some).float(), grid, scales) for some in rows]
+        write_packed(file, "", {}, scales, {HEAD: PackedLinear.joined(parts)}, kind)
+    return file
+
+
+def _nearest(weight_OI: Tensor, grid: WeightGrid, dtype: torch.dtype) -> PackedLinear:
+    weight_IO = weight_OI.T.contiguous()
     scale_GO, zero_GO = group_grids(weight_IO, torch.ones(len(weight_IO)), grid, dtype)
     return packed_of(nearest(weight_IO, scale_GO, zero_GO, grid.highest), scale_GO, zero_GO, grid, dtype)
