@@ -121,7 +121,7 @@ class Operators:
         return data, self._widened(name), zeros
 
     def _widened(self, name: str) -> ir.Value:
-        """Scales lie in the file as float16, which is what they are; they are widened when the model is opened."""
+        """Scales lie in the file as they are, float16 mostly; they are widened when the model is opened."""
         wide = f"{name}.scales.float"
         found = next((node.outputs[0] for node in self.nodes if node.name == wide), None)
         return found or self.op("Cast", [self.constants[f"{name}.scales"]], wide, to=ir.DataType.FLOAT)

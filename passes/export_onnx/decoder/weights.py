@@ -26,6 +26,8 @@ _STANDARD = {
     (4, True): ir.DataType.INT4, (4, False): ir.DataType.UINT4, (8, True): ir.DataType.INT8, (8, False): ir.DataType.UINT8,
 }  # fmt: skip
 """Bits, and whether zero-points are in the middle, to ONNX's type."""
+_SCALES = {torch.float16: ir.DataType.FLOAT16, torch.float32: ir.DataType.FLOAT}
+_SCALE_SUFFIXES = ("scales", "weight_scale")
 BLOCKS = (256, 128, 64, 32, 16)
 """The sizes of blocks that MatMulNBits takes."""
 
@@ -42,12 +44,12 @@ class Blocks:
     data: ir.LazyTensor
     """uint8 [O, K, S · bits / 8], the lower bits first."""
     scales: ir.LazyTensor
-    """float16 [O, K]."""
+    """float16 [O, K]; float32 where they are bfloat16, which not every consumer reads."""
     zeros: ir.LazyTensor | None
     """uint8 [O · ⌈K · bits / 8⌉]; None where they are in the middle."""
 
     def standard(self) -> tuple[ir.LazyTensor, ir.LazyTensor, ir.LazyTensor | None]:
-        """For DequantizeLinear: integers [I, O], scales float16 [K, O] and zero-points [K, O].
+        """For DequantizeLinear: integers [I, O], scales [K, O] and zero-points [K, O].
 
         Unsigned; where zero-points are in the middle, signed integers and none, as TensorRT wants them.
         """
@@ -62,9 +64,7 @@ class Blocks:
         zeros = self.zeros
         return (
             _lazy(lambda: integers(self.data, self.inputs), dtype, (self.inputs, self.outputs)),
-            _lazy(
-                lambda: torch.from_numpy(np.array(self.scales.numpy())).T, ir.DataType.FLOAT16, (count, self.outputs)
-            ),
+            _lazy(lambda: torch.from_numpy(np.array(self.scales.numpy())).T, self.scales.dtype, (count, self.outputs)),
             None if zeros is None else _lazy(lambda: integers(zeros, count), dtype, (count, self.outputs)),
         )
 
@@ -118,6 +118,7 @@ class Weights:
         def part(what: Callable[[PackedLinear], Tensor]) -> Callable[[], Tensor]:
             return lambda: torch.cat([what(self.packed(name)) for name in linears])
 
+        dtype = torch.float16 if self._scales_of(linears[0]) == torch.float16 else torch.float32
         repeats = grid.width(inputs) // size
         count = inputs // size
         return Blocks(
@@ -127,13 +128,17 @@ class Weights:
                 ir.DataType.UINT8, (outputs, count, size * grid.bits // 8),
             ),
             scales=_lazy(
-                part(lambda one: one.scales_OG.repeat_interleave(repeats, dim=1)), ir.DataType.FLOAT16, (outputs, count)
+                part(lambda one: one.scales_OG.repeat_interleave(repeats, dim=1).to(dtype)), _SCALES[dtype], (outputs, count)
             ),
             zeros=None if grid.symmetric else _lazy(
                 part(lambda one: packed_bytes(one.zeros_OG.repeat_interleave(repeats, dim=1), grid.bits).flatten()),
                 ir.DataType.UINT8, (outputs * -(-count * grid.bits // 8),),
             ),
         )  # fmt: skip
+
+    def _scales_of(self, linear: str) -> torch.dtype:
+        [name] = [name for name in (f"{linear}.{suffix}" for suffix in _SCALE_SUFFIXES) if self.has(name)]
+        return self.files.kind(name)[0]
 
     def packed(self, linear: str) -> PackedLinear:
         """A layer as its file holds it."""

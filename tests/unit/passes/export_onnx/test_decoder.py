@@ -146,6 +146,23 @@ def test_the_integers_are_carried_over_as_they_are(preset, fields, tmp_path):
         assert (zeros in found) == (not one[0].grid.symmetric)
 
 
+@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+def test_scales_in_bfloat16_are_carried_over_too(target, tmp_path):
+    """As every checkpoint in bfloat16 has them."""
+    small = awq(
+        parent_in(tmp_path / "parent", "tiny-qwen3"), tmp_path / "p", format="compressed-tensors", dtype="bfloat16"
+    )
+    level = {"accuracy_level": 1} if target == "onnxruntime" else {}
+    output, _ = exported(small, tmp_path / "out", {**FIELDS, "decoder": {"target": target, **level}})
+    assert all(one["kl"] < (1e-9 if level else 1e-3) for one in output.summary["parity"])
+    held = initializers(tmp_path / "out")
+    weight = load_module(small.model).model.layers[0].mlp.down_proj.weight.detach().numpy()
+    scales = held["layers.0.mlp.down_proj.scales"]
+    assert scales.dtype == np.float32
+    steps = weight[0, :32] / scales[0, 0]  # the first output's first group, whichever axis comes first
+    assert np.array_equal(steps, steps.round())
+
+
 def test_integers_of_the_activations_only_where_they_are_near_enough(tmp_path):
     parent = awq(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path)
     output, notes = exported(parent, tmp_path / "usual")
