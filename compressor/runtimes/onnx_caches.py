@@ -55,6 +55,10 @@ class Caches:
         empty = np.empty((samples, self.heads, 0, self.width), dtype=np.float32)
         return dict.fromkeys(self.names, empty)
 
+    def bytes(self, samples: int, tokens: int) -> int:
+        """That buffers for so many tokens take."""
+        return len(self.names) * samples * self.heads * tokens * self.width * np.dtype(np.float32).itemsize
+
     def room(self, samples: int, tokens: int) -> Batch:
         """Buffers for so many tokens, zero."""
         return {name: np.zeros((samples, self.heads, tokens, self.width), dtype=np.float32) for name in self.names}

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 
 from compressor.errors import PassError, UsageError
+from compressor.runtimes.memory import check_room
 from compressor.runtimes.onnx_caches import IDS, KEEP, LOGITS, MASK, Caches
 from compressor.runtimes.onnx_images import EMBEDS, OFFSETS, Shown
 from compressor.runtimes.onnx_opening import ERRORS, first_line, opened
@@ -29,7 +30,7 @@ class OnnxDecoder:
 
         Raises:
             ModelError: it cannot be opened.
-            UsageError: it is no decoder.
+            UsageError: it is no decoder, or there is not so much memory.
         """
         self._session = opened(folder, threads)
         caches = Caches.of(self._session.get_inputs())
@@ -38,6 +39,11 @@ class OnnxDecoder:
                 f"{folder} does not generate: its graph takes no keys and values",
                 remedy="name an artifact that export-onnx made of a language model",
             )
+        # What grows is there twice while it does.
+        told = self._session.get_modelmeta().custom_metadata_map
+        self._grows = told.get(TARGET) == "portable"
+        """Whether keys and values are given as long as they are, and padding stays where it was; else they lie in buffers."""
+        check_room((2 if self._grows else 1) * caches.bytes(samples, room), samples, room)
         self.samples, self.room = samples, room
         optional = {one.name: one.shape for one in self._session.get_overridable_initializers()}
         self._keeps = KEEP in optional
@@ -47,9 +53,6 @@ class OnnxDecoder:
         self._words = int(words)
         self._logits: dict[tuple[int, ...], Array] = {}
         self._caches, self._binding = caches, self._session.io_binding()
-        told = self._session.get_modelmeta().custom_metadata_map
-        self._grows = told.get(TARGET) == "portable"
-        """Whether keys and values are given as long as they are, and padding stays where it was; else they lie in buffers."""
         self.start()
 
     def start(self) -> None:

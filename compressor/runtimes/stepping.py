@@ -17,9 +17,9 @@ from compressor.errors import UsageError
 from compressor.models.files import read_description
 from compressor.models.transformers_checkpoint.config import CheckpointConfig
 from compressor.models.transformers_checkpoint.images import image_inputs
-from compressor.models.transformers_checkpoint.layouts import text_of
+from compressor.models.transformers_checkpoint.layouts import decoder_of, text_of
+from compressor.runtimes.memory import check_room
 from compressor.runtimes.onnx_caches import CONTEXT
-from compressor.runtimes.onnx_files import read_graph
 
 Array = np.ndarray[Any, Any]
 
@@ -41,7 +41,7 @@ def open_stepper(kind: Kind, folder: Path, *, threads: int, room: int, sees: boo
     """Open an artifact's model for a text of at most ``room`` tokens; it ``sees`` where there are images in it.
 
     Raises:
-        UsageError: it does not generate, has room for less, or does not look at images.
+        UsageError: it does not generate, has room for less, does not look at images, or there is not so much memory.
         ModelError: it cannot be opened.
     """
     context = context_of(kind, folder)
@@ -54,6 +54,8 @@ def open_stepper(kind: Kind, folder: Path, *, threads: int, room: int, sees: boo
         raise UsageError(f"{folder} holds a model of text alone: it does not look at images")
     if kind is Kind.ONNX:
         return _OnnxStepper(folder, threads, room)
+    decoder = decoder_of(_tree(folder))
+    check_room(2 * 4 * decoder.layers * decoder.key_heads * decoder.head_width * room, 1, room)
     return _TorchStepper(folder, threads)
 
 
@@ -64,13 +66,13 @@ def context_of(kind: Kind, folder: Path) -> int:
         UsageError: it does not generate.
     """
     if kind is Kind.ONNX:
+        from compressor.runtimes.onnx_files import read_graph
+
         told = {one.key: one.value for one in read_graph(folder).metadata_props}
         if CONTEXT in told:
             return int(told[CONTEXT])
-    if kind in {Kind.TORCH, Kind.AWQ}:
-        described = read_description(folder)[1]
-        if isinstance(described, CheckpointConfig):
-            return int(text_of(described.tree).get("max_position_embeddings", 2048))
+    if kind in {Kind.TORCH, Kind.AWQ} and (tree := _tree(folder)):
+        return int(text_of(tree).get("max_position_embeddings", 2048))
     raise UsageError(
         f"{folder} holds no model that generates text",
         remedy="name a checkpoint of transformers, its awq artifact, or the onnx artifact of either",
@@ -82,8 +84,13 @@ def _sees(kind: Kind, folder: Path) -> bool:
         from compressor.runtimes.onnx_images import VISION
 
         return (folder / VISION).is_file()
+    return bool(image_inputs(_tree(folder)))
+
+
+def _tree(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint of transformers; nothing for other models."""
     described = read_description(folder)[1]
-    return isinstance(described, CheckpointConfig) and bool(image_inputs(described.tree))
+    return described.tree if isinstance(described, CheckpointConfig) else {}
 
 
 class _OnnxStepper(Stepper):

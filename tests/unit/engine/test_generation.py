@@ -1,6 +1,7 @@
 """Text from every kind of artifact, and what stands against it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from compressor.artifacts.kinds import Kind
 from compressor.engine.generation import Sampling, generate, model_at
 from compressor.errors import DataError, UsageError
 from compressor.models.loading import load_module
+from compressor.runtimes import memory
 from tests.conftest import tiny_onnx
 from tests.unit.calibration.processors import write_processor
 from tests.unit.passes.export_onnx.test_decoder import awq, exported, parent_in
@@ -92,6 +94,15 @@ def test_what_does_not_generate_is_told(bed, tmp_path):
     (tmp_path / "encoder" / "model.onnx").write_bytes(tiny_onnx())
     with pytest.raises(UsageError, match="holds no model that generates text"):
         said(tmp_path / "encoder")
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_a_text_that_does_not_fit_into_memory_is_told_before_it_is_tried(bed, kind, monkeypatch):
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
+    # 3 layers of 2 key heads of 16 values, twice, in float32: 768 bytes a token.
+    assert said(bed[kind], Sampling(100, 0.0, 1.0, 0)).tokens == 100
+    with pytest.raises(UsageError, match=r"one text of 153 tokens take 0\.0 GB, and 0\.0 GB of memory are free"):
+        said(bed[kind], Sampling(150, 0.0, 1.0, 0))
 
 
 def test_the_share_of_words_is_never_empty(bed):
