@@ -53,6 +53,8 @@ class OnnxDecoder:
         self._words = int(words)
         self._logits: dict[tuple[int, ...], Array] = {}
         self._caches, self._binding = caches, self._session.io_binding()
+        if not self._grows:
+            self._bind_shared()
         self.start()
 
     def start(self) -> None:
@@ -62,12 +64,6 @@ class OnnxDecoder:
         self._after_B = np.zeros(self.samples, dtype=np.int64)
         if self._grows:
             self._buffers = self._caches.nothing(self.samples)
-        elif not hasattr(self, "_buffers"):
-            # On a CPU an OrtValue is a view of the array: what the runtime writes is seen here, and nothing is copied.
-            self._buffers = self._caches.room(self.samples, self.room)
-            for name, value in self._values().items():
-                self._binding.bind_ortvalue_input(name, value)
-                self._binding.bind_ortvalue_output(Caches.present(name), value)
 
     def _values(self) -> dict[str, Any]:
         return {name: onnxruntime.OrtValue.ortvalue_from_numpy(buffer) for name, buffer in self._buffers.items()}
@@ -122,6 +118,14 @@ class OnnxDecoder:
             return {EMBEDS: np.empty((0, self._width or 0), np.float32), OFFSETS: np.ascontiguousarray(offsets)}
         self._after_B = images.after_B
         return {EMBEDS: images.embeds_WH, OFFSETS: np.ascontiguousarray(images.offsets_3BT)}
+
+    def _bind_shared(self) -> None:
+        """Buffers for all that will be said, as input and as output."""
+        # On a CPU an OrtValue is a view of the array: what the runtime writes is seen here, and nothing is copied.
+        self._buffers = self._caches.room(self.samples, self.room)
+        for name, value in self._values().items():
+            self._binding.bind_ortvalue_input(name, value)
+            self._binding.bind_ortvalue_output(Caches.present(name), value)
 
     def _bind_grown(self, total: int) -> None:
         """What was said as input, and new arrays for what will have been."""

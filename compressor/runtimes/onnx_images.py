@@ -13,12 +13,12 @@ import numpy as np
 
 from compressor.errors import DataError, PassError
 from compressor.models.contract import InputSpec
+from compressor.models.transformers_checkpoint.images import GRIDS, KINDS, PIXELS
 from compressor.runtimes.onnx_opening import ERRORS, first_line, opened
 
 Array = np.ndarray[Any, Any]
 VISION = "vision.onnx"
 """The tower: `pixel_values` float32 [P, D] of one image and `image_grid_thw` int64 [1, 3] to `image_embeds` [W, H]."""
-PIXELS, GRIDS, KINDS = "pixel_values", "image_grid_thw", "mm_token_type_ids"
 EMBEDS, OFFSETS = "image_embeds", "position_offsets"
 MERGE = "autoglm_compress.merge"
 """The key under which the tower's file says how many patches, in height and in width, become one word."""

@@ -10,8 +10,9 @@ import onnxruntime
 from compressor.data.contract import Batch
 from compressor.errors import ModelError, PassError
 from compressor.models.contract import InputSpec
+from compressor.models.transformers_checkpoint.images import GRIDS, KINDS, PIXELS
 from compressor.runtimes.onnx_caches import IDS, MASK, PAST, PRESENT, Caches
-from compressor.runtimes.onnx_images import EMBEDS, GRIDS, KINDS, OFFSETS, PIXELS, VisionTower
+from compressor.runtimes.onnx_images import EMBEDS, OFFSETS, VisionTower
 from compressor.runtimes.onnx_opening import ERRORS, first_line, opened
 from compressor.runtimes.session import Session
 

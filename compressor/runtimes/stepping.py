@@ -107,7 +107,8 @@ class _OnnxStepper(Stepper):
 
     def _shown(self, images: Mapping[str, Array]) -> Any:
         """Opens the tower for as long as it looks."""
-        from compressor.runtimes.onnx_images import GRIDS, KINDS, PIXELS, VisionTower
+        from compressor.models.transformers_checkpoint.images import GRIDS, KINDS, PIXELS
+        from compressor.runtimes.onnx_images import VisionTower
 
         tower = VisionTower(self._folder, self._threads, "cpu")
         return tower.shown(*(images[name][None] for name in (KINDS, PIXELS, GRIDS)))

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from compressor.models.packed.description import WeightGrid
 from compressor.models.packed.formats import Format
 from compressor.models.packed.linear import PackedLinear
+from compressor.models.transformers_checkpoint.layouts import HEAD
 from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
 from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import packed_of
 from passes.awq.shards import write_packed
 
-HEAD = "lm_head"
 _ROWS = 1 << 12
 """Of the head, rounded at a time."""
 

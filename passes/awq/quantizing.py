@@ -21,10 +21,11 @@ from compressor.models.packed.formats import FORMATS
 from compressor.models.packed.linear import PackedLinear
 from compressor.models.packed.sites import Block, Site
 from compressor.models.transformers_checkpoint.config import CheckpointConfig
+from compressor.models.transformers_checkpoint.layouts import HEAD
 from compressor.models.transformers_checkpoint.linears import blocks_of
 from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint, result_of
 from passes.awq.layer import Exact, LayerRounding
-from passes.awq.outside import HEAD, pack_head, pack_vision, vision_linears
+from passes.awq.outside import pack_head, pack_vision, vision_linears
 from passes.awq.samples import CAPTURED_BYTES, Captures, Hidden, samples_of
 from passes.awq.sensitivity import allocate, rate
 from passes.awq.shapes import shapes_of, weights_of

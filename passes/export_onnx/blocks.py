@@ -9,17 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from onnxscript import ir
 
 from compressor.models.packed.linear import PackedLinear
 
 OPSET = 21
 """The first whose DequantizeLinear has blocks, and integers of 4 bits."""
-_TYPES = {
-    (4, False): ir.DataType.UINT4, (4, True): ir.DataType.INT4, (8, False): ir.DataType.UINT8, (8, True): ir.DataType.INT8,
+INTEGERS = {
+    (4, True): ir.DataType.INT4, (4, False): ir.DataType.UINT4, (8, True): ir.DataType.INT8, (8, False): ir.DataType.UINT8,
 }  # fmt: skip
-"""By bits and symmetry."""
+"""By bits, and whether zero-points are in the middle."""
 
 Array = np.ndarray[Any, Any]
 
@@ -38,7 +37,9 @@ def stored_as_blocks(model: ir.Model, layers: Mapping[str, PackedLinear]) -> set
         The layers whose weights are integers now.
     """
     weights = {
-        name: one.dequantized().numpy() for name, one in layers.items() if (one.grid.bits, one.grid.symmetric) in _TYPES
+        name: one.dequantized().numpy()
+        for name, one in layers.items()
+        if (one.grid.bits, one.grid.symmetric) in INTEGERS
     }
     stored: set[str] = set()
     for constant in list(model.graph.initializers.values()):
@@ -47,7 +48,7 @@ def stored_as_blocks(model: ir.Model, layers: Mapping[str, PackedLinear]) -> set
         array = constant.const_value.numpy()
         for axis, rows_OI in ((0, array.T), (1, array)):
             if names := _made_of(rows_OI, weights):
-                _replace(model, constant, names, _joined([layers[name] for name in names]), axis)
+                _replace(model, constant, names, PackedLinear.joined([layers[name] for name in names]), axis)
                 stored |= set(names)
                 break
     if stored:
@@ -70,20 +71,10 @@ def _made_of(rows_OI: Array, weights: Mapping[str, Array]) -> list[str]:
     return found
 
 
-def _joined(layers: Sequence[PackedLinear]) -> PackedLinear:
-    """Several that read the same input, on one grid as they do, as one."""
-    return PackedLinear(
-        torch.cat([one.integers_OI for one in layers]),
-        torch.cat([one.scales_OG for one in layers]),
-        torch.cat([one.zeros_OG for one in layers]),
-        layers[0].grid,
-    )
-
-
 def _replace(model: ir.Model, weight: ir.Value, layers: Sequence[str], packed: PackedLinear, axis: int) -> None:
     """One constant by integers, whose groups lie along ``axis``."""
     grid, turned = packed.grid, ".T" if axis == 0 else ""
-    dtype = _TYPES[grid.bits, grid.symmetric]
+    dtype = INTEGERS[grid.bits, grid.symmetric]
     name = f"module.{layers[0]}.weight" if len(layers) == 1 else "+".join(layers)
 
     def constant(suffix: str, values_OK: Array, dtype: ir.DataType) -> ir.Value:

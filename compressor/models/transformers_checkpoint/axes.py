@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compressor.models.axes import Axis, Cut, Field, weight_and_bias
-from compressor.models.transformers_checkpoint.layouts import Decoder, decoder_of, text_of
+from compressor.models.transformers_checkpoint.layouts import HEAD, Decoder, decoder_of, text_of
 
 _COUPLED = "hidden and heads"
 
@@ -96,7 +96,7 @@ def _hidden(decoder: Decoder) -> Axis:
         cuts += [Cut(f"{layer}.{part}.weight", 1) for part in read]
         cuts += _written(f"{layer}.self_attn.o_proj", decoder.out_bias)
         cuts += _written(f"{layer}.mlp.down_proj", decoder.ffn_bias)
-    cuts += [Cut(f"{root}.norm.weight", 0, norm=True), Cut("lm_head.weight", 1)]
+    cuts += [Cut(f"{root}.norm.weight", 0, norm=True), Cut(f"{HEAD}.weight", 1)]
     if decoder.layout.vision is not None:
         cuts.append(Cut(f"{decoder.layout.vision}.merger.down_proj.weight", 0))
     coupled = "" if decoder.layout.head_width_is_free else _COUPLED

@@ -11,7 +11,8 @@ from compressor.models.transformers_checkpoint.layouts import LAYOUTS
 if TYPE_CHECKING:
     from torch import nn
 
-_OF_IMAGES = ("pixel_values", "image_grid_thw", "mm_token_type_ids")
+PIXELS, GRIDS, KINDS = "pixel_values", "image_grid_thw", "mm_token_type_ids"
+"""The names that transformers gives to patches, to how many there are in time, height and width, and to what each token is."""
 
 
 def image_inputs(tree: Mapping[str, Any]) -> tuple[InputSpec, ...]:
@@ -25,9 +26,9 @@ def image_inputs(tree: Mapping[str, Any]) -> tuple[InputSpec, ...]:
     values = vision.get("in_channels", 3) * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2
     return (
         InputSpec("attention_mask", "int64", ("batch", "tokens"), below=2, optional=True),
-        InputSpec("mm_token_type_ids", "int64", ("batch", "tokens"), below=3, optional=True),
-        InputSpec("pixel_values", "float32", ("batch", "patches", values), optional=True),
-        InputSpec("image_grid_thw", "int64", ("batch", "images", 3), optional=True),
+        InputSpec(KINDS, "int64", ("batch", "tokens"), below=3, optional=True),
+        InputSpec(PIXELS, "float32", ("batch", "patches", values), optional=True),
+        InputSpec(GRIDS, "int64", ("batch", "images", 3), optional=True),
     )
 
 
@@ -42,12 +43,12 @@ def gather_images(
     """
     import torch
 
-    values = kwargs.get("pixel_values")
+    values = kwargs.get(PIXELS)
     if values is None or values.ndim == 2:
         return args, kwargs
-    grids = kwargs["image_grid_thw"]
+    grids = kwargs[GRIDS]
     counts = grids.prod(dim=-1).sum(dim=-1).tolist()
     if not any(counts):
-        return args, {name: value for name, value in kwargs.items() if name not in _OF_IMAGES}
+        return args, {name: value for name, value in kwargs.items() if name not in {PIXELS, GRIDS, KINDS}}
     patches = torch.cat([one[:count] for one, count in zip(values, counts, strict=True)])
-    return args, {**kwargs, "pixel_values": patches, "image_grid_thw": grids[grids.prod(dim=-1) > 0]}
+    return args, {**kwargs, PIXELS: patches, GRIDS: grids[grids.prod(dim=-1) > 0]}

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+HEAD = "lm_head"
+"""The linear layer after the decoder, by its name in the checkpoint; none where embeddings are tied to it."""
 _TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
 _FOUR_NORMS = (*_TWO_NORMS, "post_self_attn_layernorm", "post_mlp_layernorm")
 

@@ -17,6 +17,7 @@ import numpy as np
 from onnxscript import ir
 
 from compressor.models.packed.sites import Site
+from compressor.models.transformers_checkpoint.layouts import HEAD
 from compressor.models.transformers_checkpoint.linears import sites_of
 from compressor.runtimes.onnx_caches import IDS, KEEP, LOGITS, MASK
 from compressor.runtimes.onnx_images import EMBEDS, OFFSETS
@@ -25,7 +26,6 @@ from passes.export_onnx.decoder.operators import Operators, Turns
 from passes.export_onnx.decoder.weights import BLOCKS, Weights
 
 IR_VERSION = 11
-HEAD = "lm_head"
 """The layer that scores words, where it is no table of the embedding's."""
 
 

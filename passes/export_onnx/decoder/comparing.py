@@ -15,9 +15,10 @@ import numpy as np
 
 from compressor.data.contract import Batch
 from compressor.errors import NumericalError, ParityError
+from compressor.models.transformers_checkpoint.images import GRIDS, KINDS, PIXELS
 from compressor.runtimes.onnx_caches import IDS
 from compressor.runtimes.onnx_decoder import OnnxDecoder
-from compressor.runtimes.onnx_images import GRIDS, KINDS, PIXELS, VisionTower
+from compressor.runtimes.onnx_images import VisionTower
 from compressor.runtimes.session import Session
 from passes.export_onnx.parity import Limits
 

@@ -15,14 +15,16 @@ from compressor.errors import DataError, ParityError, RequirementError
 from compressor.models.files import CONFIG, read_description
 from compressor.models.packed.description import WeightGrid, is_packed
 from compressor.models.transformers_checkpoint.config import CheckpointConfig
+from compressor.models.transformers_checkpoint.images import GRIDS, KINDS, PIXELS
+from compressor.models.transformers_checkpoint.layouts import HEAD
 from compressor.models.transformers_checkpoint.linears import sites_of
 from compressor.runtimes.onnx_caches import CONTEXT, IDS, MASK
 from compressor.runtimes.onnx_decoder import TARGET
-from compressor.runtimes.onnx_images import GRIDS, KINDS, MERGE, PIXELS, VISION
+from compressor.runtimes.onnx_images import MERGE, VISION
 from compressor.runtimes.session import open_session
 from passes.export_onnx import graph
 from passes.export_onnx.decoder.architecture import Architecture, architecture_of
-from passes.export_onnx.decoder.building import HEAD, DecoderGraph
+from passes.export_onnx.decoder.building import DecoderGraph
 from passes.export_onnx.decoder.comparing import compare, limits_of
 from passes.export_onnx.decoder.genai import write_genai_config
 from passes.export_onnx.decoder.operators import Operators

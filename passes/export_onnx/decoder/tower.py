@@ -20,16 +20,17 @@ from compressor.errors import NumericalError, ParityError
 from compressor.models.packed.checkpoint import dequantized
 from compressor.models.packed.description import is_packed
 from compressor.models.transformers_checkpoint.checkpoint import streamed
-from compressor.models.transformers_checkpoint.images import image_inputs
+from compressor.models.transformers_checkpoint.images import GRIDS, PIXELS, image_inputs
 from compressor.models.transformers_checkpoint.layouts import LAYOUTS
 from compressor.models.transformers_checkpoint.streaming import CheckpointFiles
-from compressor.runtimes.onnx_images import EMBEDS, GRIDS, PIXELS, VisionTower
+from compressor.runtimes.onnx_images import EMBEDS, VisionTower
 from passes.export_onnx.parity import Limits
 from passes.export_onnx.tracing import exported
 
 _TRACED_GRID = (1, 4, 6)
+"""In merged patches, frames apart; so are those compared."""
 _COMPARED_GRIDS = ((1, 4, 4), (1, 6, 4), (1, 2, 10))
-"""In merged patches, frames apart: square, high and wide."""
+"""Square, high and wide."""
 OPSET = 20
 """Where GridSample says that it is cubic."""
 

@@ -20,12 +20,9 @@ from compressor.models.packed.description import QUANTIZATION_CONFIG, WeightGrid
 from compressor.models.packed.formats import FORMATS
 from compressor.models.packed.linear import PackedLinear
 from compressor.models.transformers_checkpoint.streaming import CheckpointFiles
+from passes.export_onnx.blocks import INTEGERS
 
 Array = np.ndarray[Any, Any]
-_STANDARD = {
-    (4, True): ir.DataType.INT4, (4, False): ir.DataType.UINT4, (8, True): ir.DataType.INT8, (8, False): ir.DataType.UINT8,
-}  # fmt: skip
-"""Bits, and whether zero-points are in the middle, to ONNX's type."""
 _SCALES = {torch.float16: ir.DataType.FLOAT16, torch.float32: ir.DataType.FLOAT}
 _SCALE_SUFFIXES = ("scales", "weight_scale")
 BLOCKS = (256, 128, 64, 32, 16)
@@ -55,7 +52,7 @@ class Blocks:
         """
         count = self.inputs // self.size
         middle = 0 if self.zeros is not None else 1 << (self.bits - 1)
-        dtype = _STANDARD[self.bits, self.zeros is None]
+        dtype = INTEGERS[self.bits, self.zeros is None]
 
         def integers(data: ir.LazyTensor, columns: int) -> Tensor:
             held = torch.from_numpy(np.array(data.numpy())).view(self.outputs, -1)
