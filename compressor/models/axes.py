@@ -5,6 +5,7 @@ A family states its axes (``Family.axes``); passes that prune or slice work on a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +56,12 @@ class Axis:
     stack: str = ""
     """For layers, the module list whose members are the units, each a residual function of its first input."""
 
+    first: int = 0
+    """The member of the stack that is the first unit."""
+
+    entries: tuple[Field, ...] = ()
+    """For layers that no field counts, the entry that each has in a list of the config; it goes with its unit."""
+
     listed: tuple[Field, ...] = ()
     """Config fields that list something for each unit."""
 
@@ -68,6 +75,15 @@ class Axis:
     def label(self) -> str:
         """The dimension as one writes it: ``ffn``, ``vision_blocks.1.expanded``."""
         return self.dimension or ".".join(map(str, self.fields[0][0]))
+
+    @property
+    def factor(self) -> int:
+        """How much of the dimension a unit is."""
+        return self.fields[0][1] if self.fields else 1
+
+    def members(self, units: Iterable[int]) -> list[int]:
+        """The places of units in their stack."""
+        return [self.first + unit for unit in units]
 
 
 def weight_and_bias(module: str, dim: int, block: int = 1) -> tuple[Cut, ...]:

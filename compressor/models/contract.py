@@ -141,18 +141,19 @@ class Family(ABC, Generic[F]):
         """The linear layers that ``awq`` packs, in the order of computing; nothing where the family does not say."""
         return ()
 
-    def resized(self, config: F, fields: Mapping[Field, int | bool | list[Any]]) -> F:
-        """The config with these fields replaced, each named by its path.
+    def resized(self, config: F, fields: Mapping[Field, int | bool | list[Any] | None]) -> F:
+        """The config with these fields replaced, each named by its path; an entry of a list goes where None replaces it.
 
         Raises:
             pydantic.ValidationError: they do not fit together.
         """
         tree = config.model_dump(mode="json")
+        gone = [path for path, value in fields.items() if value is None]
         for path, value in fields.items():
-            node: Any = tree
-            for part in path[:-1]:
-                node = node[part]
-            node[path[-1]] = value
+            if value is not None:
+                _holder(tree, path)[path[-1]] = value
+        for path in sorted(gone, reverse=True):  # the last first: until then all places are those of the config
+            del _holder(tree, path)[path[-1]]
         return type(config).model_validate_json(json.dumps(tree))
 
     def slim(self, config: F, **dimensions: Any) -> F:
@@ -162,3 +163,10 @@ class Family(ABC, Generic[F]):
             pydantic.ValidationError: the dimensions do not fit together.
         """
         return type(config).model_validate_json(json.dumps(config.model_dump(mode="json") | dimensions))
+
+
+def _holder(tree: Any, path: Field) -> Any:
+    """What the field of a path lies in."""
+    for part in path[:-1]:
+        tree = tree[part]
+    return tree

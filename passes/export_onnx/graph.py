@@ -17,6 +17,8 @@ _PREFIX = "autoglm_compress."
 _TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim")
 _PROTOBUF_LIMIT_BYTES = 1_900_000_000  # one message holds 2 GB; the graph needs some of it
 _SMALL_TENSOR_BYTES = 256  # stays in the graph: shape inference wants to see it
+_SKIPPED = ["fuse_matmul_add_bias_into_gemm_batched"]
+"""A product with a bias is two operators; as a matrix, between two Reshape whose sizes are computed, up to six."""
 _GROWTH = 1.01
 _GROWTH_BYTES = 4096
 
@@ -65,7 +67,7 @@ def simplified(model: ir.Model) -> tuple[ir.Model, str]:
 
     proto = ir.to_proto(model)
     try:
-        result, sound = onnxsim.simplify(proto)
+        result, sound = onnxsim.simplify(proto, skipped_optimizers=_SKIPPED)
     except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return model, f"not simplified: onnxsim cannot ({first})"

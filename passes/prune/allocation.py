@@ -36,7 +36,7 @@ class Width:
 
     def dimensions(self) -> dict[str, int]:
         """The names that users have for it, and how much each counts for one unit."""
-        return {axis.label: self.of(axis, 1) * axis.fields[0][1] for axis in self.axes}
+        return {axis.label: self.of(axis, 1) * axis.factor for axis in self.axes}
 
 
 def widths_of(
@@ -58,7 +58,7 @@ def widths_of(
     """
     groups: dict[object, list[Axis]] = {}
     for axis in axes:
-        groups.setdefault(axis.width or axis.fields, []).append(axis)
+        groups.setdefault(axis.width or axis.fields or axis.name, []).append(axis)
     widths = []
     for members in groups.values():
         units = min(axis.units for axis in members)

@@ -78,7 +78,7 @@ def layers_by_loss(model: nn.Module, axes: Sequence[Axis], batches: Callable[[st
 
 
 def _layers(model: nn.Module, axis: Axis) -> list[nn.Module]:
-    return [model.get_submodule(f"{axis.stack}.{number}") for number in range(axis.units)]
+    return [model.get_submodule(f"{axis.stack}.{number}") for number in axis.members(range(axis.units))]
 
 
 @contextmanager
@@ -86,7 +86,11 @@ def _seen_layers(model: nn.Module, axes: Sequence[Axis]) -> Iterator[dict[tuple[
     """(axis, layer) to the first input and the output of the last forward pass."""
     seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
-    keys = {f"{axis.stack}.{number}": (axis.name, number) for axis in axes for number in range(axis.units)}
+    keys = {
+        f"{axis.stack}.{member}": (axis.name, number)
+        for axis in axes
+        for number, member in enumerate(axis.members(range(axis.units)))
+    }
 
     def look(layer: str, inputs: tuple[Any, ...], output: Tensor) -> None:
         seen[keys[layer]] = (inputs[0], output)

@@ -193,7 +193,13 @@ def latency_of(
     """A function from the units that widths keep, by label, to the milliseconds of all operators together."""
     holders: dict[str, list[tuple[str, int, int]]] = {}
     """Tensor to the width that cuts it, the dimension, and how much of it one unit of the width holds."""
-    stacks = {axis.stack: (width.label, axis.units) for width in widths for axis in width.axes if axis.stack}
+    layers = {
+        f"{axis.stack}.{member}.": (width.label, axis.units)
+        for width in widths
+        for axis in width.axes
+        if axis.stack
+        for member in axis.members(range(axis.units))
+    }
     for width in widths:
         for axis in width.axes:
             for cut in axis.cuts:
@@ -207,8 +213,8 @@ def latency_of(
             for label, dim, part in holders.get(name, ()):
                 weight[dim] = kept[label] * part
             share = 1.0
-            for stack, (label, layers) in stacks.items():
-                share *= kept[label] / layers if name.startswith(f"{stack}.") else 1.0
+            for layer, (label, units) in layers.items():
+                share *= kept[label] / units if name.startswith(layer) else 1.0
             milliseconds += share * calls * table.milliseconds(resized(operator, tuple(weight)))
         return milliseconds
 

@@ -21,7 +21,7 @@ from passes.prune.allocation import widths_of
 from passes.prune.memory import recomputed
 from passes.prune.schedule import Stage
 from passes.prune.scoring import Calibration, opened_calibration, scored
-from passes.prune.sizes import Choice, Start, fields_of, macs, parameters, units_of_widths
+from passes.prune.sizes import Choice, Start, macs, parameters, units_of_widths
 from passes.prune.speed import Clock, check_faster
 from passes.prune.step import PruneConfig
 
@@ -103,7 +103,8 @@ def planned_cut(
     whole = None if start is None else start.units
     widths = widths_of(axes, arrays, multiple=config.multiple, min_keep=config.min_keep, whole=whole)
     milliseconds = None if clock is None else clock.operators(module, widths)
-    choice = Choice(family, architecture, widths, config.target, milliseconds)
+    ranked = {name: score.argsort(descending=True, stable=True).tolist() for name, score in scores.items()}
+    choice = Choice(family, architecture, widths, config.target, milliseconds, ranked)
     start = start or choice.start()
     if stage.first or stage.last:
         sizes = choice.final(start)
@@ -111,23 +112,12 @@ def planned_cut(
             check_faster(widths, sizes, milliseconds, start.milliseconds)
     if not stage.last:
         sizes = choice.after(stage, config.schedule, start, arrays)
-    kept = {
-        axis.name: _best(scores[axis.name], width.of(axis, sizes[width.label]))
-        for width in widths
-        if sizes[width.label] < width.units
-        for axis in width.axes
-    }
-    chosen = {name: units.tolist() for name, units in kept.items()}
-    after = family.resized(architecture, fields_of(widths, sizes, architecture, chosen))
+    kept = {name: torch.tensor(units) for name, units in choice.chosen(sizes).items()}
+    after = choice.resized(sizes)
     timed = None if milliseconds is None else (milliseconds(units_of_widths(widths)), milliseconds(sizes))
     if clock is not None:
         clock.table.save()
     return PlannedCut(subject, after, calibration, axes, kept, scores, timed, start)
-
-
-def _best(score: Tensor, count: int) -> Tensor:
-    """The places of the most important units, rising."""
-    return score.argsort(descending=True, stable=True)[:count].sort().values
 
 
 def _axes(config: PruneConfig, family: Family[Any], architecture: Record) -> tuple[Axis, ...]:

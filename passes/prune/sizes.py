@@ -21,7 +21,7 @@ from passes.prune.step import Schedule, Target
 _BYTES_PER_WEIGHT = 4
 """Where nothing else is told, models are saved in float32."""
 
-Fields = dict[Field, int | bool | list[Any]]
+Fields = dict[Field, int | bool | list[Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class Choice:
     widths: tuple[Width, ...]
     target: Target
     milliseconds: Cost | None
+    ranked: Mapping[str, list[int]]
+    """Axis name to its units, the most important first."""
 
     def cost(self) -> Cost | None:
         """The target's measure; None for stated dimensions."""
@@ -60,12 +62,31 @@ class Choice:
     def _counted(self, count: Callable[[Family[Any], Record], int], scale: float) -> Cost:
         def cost(kept: Mapping[str, int]) -> float:
             try:
-                smaller = self.family.resized(self.architecture, fields_of(self.widths, kept, self.architecture))
+                smaller = self.resized(kept)
             except ValidationError:  # the architecture has no such size
                 return math.inf
             return scale * count(self.family, smaller)
 
         return cost
+
+    def chosen(self, sizes: Mapping[str, int]) -> dict[str, list[int]]:
+        """Of each axis that is cut, the units that stay, rising."""
+        return {
+            axis.name: sorted(self.ranked[axis.name][: width.of(axis, sizes[width.label])])
+            for width in self.widths
+            if sizes[width.label] < width.units
+            for axis in width.axes
+        }
+
+    def resized(self, sizes: Mapping[str, int]) -> Record:
+        """The config of what stays.
+
+        Raises:
+            ValidationError: the architecture has no such size.
+        """
+        fields = fields_of(self.widths, sizes, self.architecture, self.chosen(sizes))
+        smaller: Record = self.family.resized(self.architecture, fields)
+        return smaller
 
     def start(self) -> Start:
         """Of the model as it is."""
@@ -85,7 +106,7 @@ class Choice:
             return allocate(self.widths, cost, self._limit(start), self.target.given)
         sizes = _stated_sizes(self.target.dimensions or {}, self.widths)
         try:
-            self.family.resized(self.architecture, fields_of(self.widths, sizes, self.architecture))
+            self.resized(sizes)
         except ValidationError as error:
             told = "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
             raise RequirementError(f"these dimensions do not fit together: {told}") from error
@@ -105,7 +126,7 @@ class Choice:
         else:
             sizes = {label: stage.size(start.units[label], size) for label, size in final.items()}
         try:
-            self.family.resized(self.architecture, fields_of(self.widths, sizes, self.architecture))
+            self.resized(sizes)
         except ValidationError:  # the architecture has no such size: a later round goes on
             return units_of_widths(self.widths)
         return sizes
@@ -152,7 +173,7 @@ def fields_of(
     widths: tuple[Width, ...],
     sizes: Mapping[str, int],
     architecture: Record,
-    kept: Mapping[str, list[int]] | None = None,
+    kept: Mapping[str, list[int]],
 ) -> Fields:
     """What the config has to say of the widths that are cut.
 
@@ -160,7 +181,7 @@ def fields_of(
         widths: all of them.
         sizes: units that each keeps.
         architecture: the config as it is.
-        kept: axis name to the units that stay, where they are chosen: lists in the config keep their entries, else the first.
+        kept: name of an axis that is cut to the units that stay: lists in the config keep their entries.
     """
     fields: Fields = {}
     for width in (width for width in widths if sizes[width.label] < width.units):
@@ -168,12 +189,12 @@ def fields_of(
             units = width.of(axis, sizes[width.label])
             fields |= {path: units * factor for path, factor in axis.fields}
             fields |= dict(axis.stated)
-            chosen = kept[axis.name] if kept is not None else range(units)
+            fields |= {path: None for unit, path in enumerate(axis.entries) if unit not in kept[axis.name]}
             for path in axis.listed:
                 node: Any = architecture.model_dump(mode="json")
                 for part in path:
                     node = node[part]
-                fields[path] = [node[unit] for unit in chosen]
+                fields[path] = [node[unit] for unit in kept[axis.name]]
     return fields
 
 

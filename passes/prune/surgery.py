@@ -48,13 +48,17 @@ def without(
         kept: axis name to the kept units, int64, rising; axes that are not named stay whole.
     """
     cuts: dict[str, list[tuple[Axis, Cut]]] = {}
-    stacks = {axis.stack: kept[axis.name].tolist() for axis in axes if axis.stack and axis.name in kept}
+    gone: dict[str, set[int]] = {}
+    for axis in axes:
+        if axis.stack and axis.name in kept:
+            left_out = set(range(axis.units)) - set(kept[axis.name].tolist())
+            gone.setdefault(axis.stack, set()).update(axis.members(left_out))
     for axis in axes:
         if axis.name in kept:
             for cut in axis.cuts:
                 cuts.setdefault(cut.tensor, []).append((axis, cut))
     for name, tensor in state.items():
-        place = _place(name, stacks)
+        place = _place(name, gone)
         if place is None:
             continue
         for axis, cut in cuts.get(name, ()):
@@ -63,10 +67,11 @@ def without(
         yield place, tensor.contiguous()
 
 
-def _place(name: str, stacks: Mapping[str, list[int]]) -> str | None:
+def _place(name: str, gone: Mapping[str, set[int]]) -> str | None:
     """Layers that stay move up to the places of those that go; None for what is of those."""
-    for stack, kept in stacks.items():
+    for stack, members in gone.items():
         if name.startswith(f"{stack}."):
             layer, _, rest = name.removeprefix(f"{stack}.").partition(".")
-            return f"{stack}.{kept.index(int(layer))}.{rest}" if int(layer) in kept else None
+            before = sum(member < int(layer) for member in members)
+            return None if int(layer) in members else f"{stack}.{int(layer) - before}.{rest}"
     return name

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from compressor.models.axes import Axis, Cut, Field, batch_norm, weight_and_bias
@@ -24,6 +25,7 @@ def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis
                 f"{prefix}.layers.{layer}", "vision", config.vision_heads, config.vision_head_width, config.vision_ffn
             )
         return
+    yield from _stages(config, prefix)
     cuts: tuple[Cut, ...] = (Cut(f"{prefix}.stem.weight", 0), *batch_norm(f"{prefix}.stem_norm"))
     fields: tuple[Field, ...] = (("vision_stem",),)
     name, units = f"{prefix}.stem", config.vision_stem
@@ -54,6 +56,23 @@ def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis
     yield Axis(name, "channels", units, cuts, tuple((field, 1) for field in fields), stated)
     width = (Cut(f"{prefix}.last.weight", 0), *batch_norm(f"{prefix}.last_norm"), Cut(f"{reader}.weight", 1))
     yield Axis(f"{prefix}.last", "channels", config.vision_width, width, ((("vision_width",), 1),))
+
+
+def _stages(config: VisionConfig, prefix: str) -> Iterator[Axis]:
+    """Residual blocks in a row: what goes through one keeps its shape, so all but one of them can be left out."""
+    inputs, residual = config.vision_stem, []
+    for block in config.vision_blocks:
+        residual.append(block.is_residual(inputs))
+        inputs = block.out
+    for skips, numbers in groupby(range(len(residual)), residual.__getitem__):
+        row = list(numbers)
+        if skips and len(row) > 1:
+            place = f"{row[0]}-{row[-1]}"
+            entries = tuple(("vision_blocks", number) for number in row)
+            yield Axis(
+                f"{prefix}.blocks.{place}", "layers", len(row), (), (), stack=f"{prefix}.blocks", first=row[0],
+                entries=entries, dimension=f"vision_blocks.{place}",
+            )  # fmt: skip
 
 
 def _filtered(here: str, block: Block) -> tuple[Cut, ...]:

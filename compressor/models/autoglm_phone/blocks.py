@@ -68,7 +68,7 @@ class Attention(nn.Module):
             cosines, sines = turn
             query = rotate(query, cosines[-query.shape[2] :], sines[-query.shape[2] :])
             key = rotate(key, cosines, sines)
-        if self.key_heads != self.heads:
+        if self.key_heads not in (1, self.heads):  # a single one goes with every head as it is
             group = self.heads // self.key_heads
             key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
         scores_BNLM = query @ key.transpose(2, 3) * self.head_width**-0.5

@@ -89,7 +89,7 @@ def test_every_axis_is_read_by_something(family, config):
 @pytest.mark.parametrize(("family", "config"), CASES)
 def test_a_stack_holds_the_layers_that_its_field_counts(family, config):
     before = shapes(family, config)
-    for axis in (axis for axis in family.axes(config) if axis.stack):
+    for axis in (axis for axis in family.axes(config) if axis.stack and axis.fields):
         layers = {
             name.removeprefix(f"{axis.stack}.").split(".")[0] for name in before if name.startswith(f"{axis.stack}.")
         }
@@ -102,3 +102,24 @@ def test_a_stack_holds_the_layers_that_its_field_counts(family, config):
             assert before.keys() - after.keys() == {
                 name for name in before if name.startswith(f"{axis.stack}.{axis.units - 1}.")
             }
+
+
+@pytest.mark.parametrize(("family", "config"), CASES)
+def test_a_residual_block_goes_with_its_entry_of_the_config(family, config):
+    before = shapes(family, config)
+    for axis in (axis for axis in family.axes(config) if axis.entries):
+        for member, entry in zip(axis.members(range(axis.units)), axis.entries, strict=True):
+            wanted = {}
+            for name, shape in before.items():
+                number, _, rest = name.removeprefix(f"{axis.stack}.").partition(".")
+                if not name.startswith(f"{axis.stack}."):
+                    wanted[name] = shape
+                elif int(number) != member:  # what follows it moves up
+                    wanted[f"{axis.stack}.{int(number) - (int(number) > member)}.{rest}"] = shape
+            assert shapes(family, family.resized(config, {entry: None})) == wanted
+
+
+def test_residual_blocks_in_a_row_are_layers_of_one_stack():
+    stages = [axis for axis in CLASSIFIER.axes(CLASSIFIER.presets["efficientnet-lite0"]) if axis.entries]
+    found = {axis.label: axis.units for axis in stages}
+    assert found == {"vision_blocks.6-7": 2, "vision_blocks.9-10": 2, "vision_blocks.12-14": 3}

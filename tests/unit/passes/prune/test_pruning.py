@@ -56,7 +56,7 @@ def silence(model, axis, units):
         if not cut.norm and (normed or cut.reads):
             rows = state[cut.tensor].movedim(cut.dim, 0).unflatten(0, (cut.segments, axis.units, cut.block))
             rows[:, units] = 0
-    for number in units.tolist() if axis.stack else []:
+    for number in axis.members(units.tolist()) if axis.stack else []:
         for last in LAST:
             for name in (f"{axis.stack}.{number}.{last}", f"{axis.stack}.{number}.attention.{last}"):
                 if name in state:
@@ -71,15 +71,22 @@ LAST = (
     "ffn.down.weight",
     "self_attn.o_proj.weight",
     "mlp.down_proj.weight",
+    "project_norm.weight",
+    "project_norm.bias",
 )
-"""What the sublayers of a transformer layer end with: at zero, the layer hands on what it was given."""
+"""What the sublayers of a layer, or a residual block, end with: at zero, it hands on what it was given."""
 
 
+DEEP_CNN = CLASSIFIER.presets["small"].model_copy(
+    update={"vision_blocks": tuple(CLASSIFIER.presets["small"].vision_blocks[index] for index in (0, 1, 1, 1, 2, 3, 3))}
+)
+"""With stages of three and of two residual blocks."""
 PRUNED = [
     (PHONE, DEEP),
     (PHONE, OTHER),
     (PHONE, MULTI_QUERY),
     (CLASSIFIER, CLASSIFIER.presets["small"]),
+    (CLASSIFIER, DEEP_CNN),
     *((CHECKPOINT, config) for config in CHECKPOINT.presets.values()),
 ]
 
