@@ -31,7 +31,7 @@ class TextConfig(SourceConfig):
     tokenizer: str | None = None
     """A folder with a `tokenizer.json`, such as a checkpoint's, or the file; relative to pipeline.yaml. Bytes without one."""
     sequence_length: Annotated[int, Field(ge=1, le=1 << 20)] = 256
-    """Tokens of a window; what is left over at a file's end is not used."""
+    """Tokens of a window, with those that the tokenizer puts before a text; what is left over at a file's end is not used."""
     num_samples: Annotated[int, Field(ge=1)] | None = None
     """At most so many windows, drawn by `seed`; all of them by default."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -41,8 +41,9 @@ class TextConfig(SourceConfig):
 class Text(DataSource[TextConfig]):
     """Windows of text, for language models.
 
-    With a tokenizer, `input_ids` int64 [N, L] and `label` [N, L], the token after each. Without, `tokens` int64 [N, L], each
-    UTF-8 byte + 1, so that 0 is free for padding.
+    With a tokenizer, `input_ids` int64 [N, L] and `label` [N, L], the token after each; every window begins as the tokenizer
+    has a text begin, such as with `<bos>`, without which some models are hardly themselves. Without a tokenizer, `tokens` int64
+    [N, L], each UTF-8 byte + 1, so that 0 is free for padding.
     """
 
     name = "text"
@@ -61,7 +62,7 @@ class Text(DataSource[TextConfig]):
     def digest(self, config: TextConfig, context: SourceContext) -> str:
         """Over the config and the content of the files, in their order, and of the tokenizer."""
         files = [digest_file(file) for file in matching(config.path, context)]
-        facts = {"version": 1, "config": config.model_dump(mode="json", exclude={"path", "tokenizer"}), "files": files}
+        facts = {"version": 2, "config": config.model_dump(mode="json", exclude={"path", "tokenizer"}), "files": files}
         if config.tokenizer is not None:
             facts["tokenizer"] = digest_file(tokenizer_file(config.tokenizer, context))
         return digest_json(facts)
@@ -70,15 +71,24 @@ class Text(DataSource[TextConfig]):
         """Read, cut, draw.
 
         Raises:
-            DataError: a file is not UTF-8, a JSONL line has no such field, there is less text than one window, or the tokenizer
-                cannot be read.
+            DataError: a file is not UTF-8, a JSONL line has no such field, there is less text than one window, the tokenizer
+                cannot be read, or a window holds nothing but what it puts before a text.
         """
         files = matching(config.path, context)
+        start: Tokens = np.empty(0, dtype=np.int64)
         if config.tokenizer is None:
             length, streams = config.sequence_length, (_bytes(_content(file, config.field)) for file in files)
         else:
-            encode = _encoder(tokenizer_file(config.tokenizer, context))
-            length, streams = config.sequence_length + 1, (encode(_content(file, config.field)) for file in files)
+            start, encode = _encoder(tokenizer_file(config.tokenizer, context))
+            length, streams = (
+                config.sequence_length + 1 - len(start),
+                (encode(_content(file, config.field)) for file in files),
+            )
+            if length < 2:
+                raise DataError(
+                    f"sequence_length {config.sequence_length}: the tokenizer puts {len(start)} tokens before each window already",
+                    remedy="ask for longer windows",
+                )
         windows = []
         for number, tokens in enumerate(streams):
             count = len(tokens) // length
@@ -89,6 +99,7 @@ class Text(DataSource[TextConfig]):
             unit = "bytes" if config.tokenizer is None else "tokens"
             raise DataError(f"no file of {config.path} holds a window of {length} {unit}")
         chosen = every[sampled(len(every), config.num_samples, config.seed)]
+        chosen = np.concatenate([np.tile(start, (len(chosen), 1)), chosen], axis=1)
         if config.tokenizer is None:
             return ArrayDataset({"tokens": chosen}, ("tokens",))
         return ArrayDataset({"input_ids": chosen[:, :-1], "label": chosen[:, 1:]}, ("input_ids",), "label")
@@ -112,9 +123,16 @@ def open_tokenizer(file: Path) -> Tokenizer:
         raise DataError(f"{file} is no tokenizer: {error}", remedy="copy the checkpoint's files again") from error
 
 
-def _encoder(file: Path) -> Callable[[bytes], Tokens]:
+def _encoder(file: Path) -> tuple[Tokens, Callable[[bytes], Tokens]]:
+    """The tokens before any text, and a function from a text to its own."""
     tokenizer = open_tokenizer(file)
-    return lambda content: np.array(tokenizer.encode(content.decode(), add_special_tokens=False).ids, dtype=np.int64)
+
+    def encode(content: bytes) -> Tokens:
+        return np.array(tokenizer.encode(content.decode(), add_special_tokens=False).ids, dtype=np.int64)
+
+    own, whole = encode(b"a").tolist(), tokenizer.encode("a").ids
+    before = next((place for place in range(len(whole)) if whole[place : place + len(own)] == own), 0)
+    return np.array(whole[:before], dtype=np.int64), encode
 
 
 def tokenizer_file(name: str, context: SourceContext) -> Path:

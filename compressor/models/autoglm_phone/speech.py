@@ -26,7 +26,7 @@ def presence(mel_BFT: Tensor) -> Tensor:
 def normalized(mel_BFT: Tensor, present_BT: Tensor) -> Tensor:
     """Take each band's mean over the utterance away: what a microphone and a voice add to all frames alike."""
     weights = present_BT[:, None, :]
-    mean = (mel_BFT * weights).sum(dim=2, keepdim=True) / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
+    mean = mel_BFT.sum(dim=2, keepdim=True) / weights.sum(dim=2, keepdim=True).clamp(min=1.0)  # no sound adds nothing
     return (mel_BFT - mean) * weights
 
 

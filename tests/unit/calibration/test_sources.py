@@ -8,6 +8,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 
 from calibration.sources.images import Images, ImagesConfig
 from calibration.sources.python import Python, PythonConfig
@@ -112,6 +113,21 @@ def test_text_is_cut_into_windows_of_tokens_with_the_token_after_each(tmp_path: 
         Text().load(config, context)
     lost = TextConfig(source="text", path="t.txt", tokenizer="nowhere", sequence_length=2)
     assert "no tokenizer at" in Text().problems(lost, context)[0]
+
+
+def test_windows_begin_as_the_tokenizer_has_a_text_begin(tmp_path: Path) -> None:
+    words = {word: number for number, word in enumerate(["[?]", "a", "b", "c", "d", "<bos>", "</s>"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[?]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="<bos> $A </s>", special_tokens=[("<bos>", 5), ("</s>", 6)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "t.txt").write_text("a b c d a b d")
+    context = SourceContext(tmp_path)
+    samples = Text().load(TextConfig(source="text", path="t.txt", tokenizer=".", sequence_length=3), context)
+    assert samples.batch(np.arange(2))["input_ids"].tolist() == [[5, 1, 2], [5, 4, 1]]
+    assert samples.batch(np.arange(2))["label"].tolist() == [[1, 2, 3], [4, 1, 2]]
+    with pytest.raises(DataError, match="the tokenizer puts 1 tokens before each window"):
+        Text().load(TextConfig(source="text", path="t.txt", tokenizer=".", sequence_length=1), context)
 
 
 def test_code_runs_only_when_it_is_allowed(tmp_path: Path) -> None:
