@@ -86,7 +86,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     """
 
     name = "export-onnx"
-    version = 5
+    version = 6
     accepts = frozenset({Kind.TORCH, Kind.QUANTIZED, Kind.AWQ})
     produces = Kind.ONNX
     Config = ExportOnnxConfig
