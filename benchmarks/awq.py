@@ -28,7 +28,7 @@ OURS: dict[str, dict[str, Any]] = {
     "awq, scaling alone": {"drift": 0.0, "refine": "none"},
     "nearest": {"drift": 0.0, "refine": "none", "scaling": False},
 }
-PEERS = ("llm-compressor AWQ", "llm-compressor GPTQ")
+PEERS = ("llm-compressor AWQ", "llm-compressor GPTQ", "llm-compressor AWQ, then GPTQ")
 SAMPLES, LENGTH = 32, 256
 
 
@@ -126,6 +126,7 @@ def quantize_by_peer(row: str, windows: str, out: str, folder: Path, bits: int, 
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -137,12 +138,14 @@ def quantize_by_peer(row: str, windows: str, out: str, folder: Path, bits: int, 
         "config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)},
         "ignore": ["lm_head"],
     }
-    recipe = [AWQModifier(**scheme) if row.endswith("AWQ") else GPTQModifier(**scheme)]
+    scaling = [AWQModifier()] if "AWQ" in row else []
+    recipe = [*scaling, GPTQModifier(**scheme) if "GPTQ" in row else QuantizationModifier(**scheme)]
     ids = np.load(windows)
     dataset = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist()})
     oneshot(
         model=model, dataset=dataset, recipe=recipe, max_seq_length=LENGTH, num_calibration_samples=len(ids),
-        pipeline="sequential",
+        # One after the other: in one pass, GPTQ would look at inputs from before they were scaled.
+        pipeline="independent" if len(recipe) > 1 and "GPTQ" in row else "sequential",
     )  # fmt: skip
     model.save_pretrained(out, save_compressed=True)
     AutoTokenizer.from_pretrained(folder / "model").save_pretrained(out)

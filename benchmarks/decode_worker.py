@@ -1,6 +1,6 @@
 """One engine in a process of its own, for ``decode.py``: it reads a JSON command a line, and answers with one.
 
-    python benchmarks/decode_worker.py ours|torch|genai|llama.cpp PATH THREADS
+    python benchmarks/decode_worker.py ours|torch|genai|llama.cpp|mnn PATH THREADS
     python benchmarks/decode_worker.py requantize FROM.gguf TO.gguf          (llama.cpp: to Q4_0)
 
 It runs in the interpreter that has the engine; only ``ours`` and ``torch`` need this repository.
@@ -104,7 +104,27 @@ class LlamaCpp:
         return np.array(whole.scores[: len(ids)])
 
 
-ENGINES: dict[str, Any] = {"ours": Ours, "torch": Torch, "genai": Genai, "llama.cpp": LlamaCpp}
+class Mnn:
+    def __init__(self, path: str, threads: int) -> None:
+        from MNN import llm
+
+        self.model = llm.create(str(Path(path) / "llm_config.json"))
+        # Greedy, with the arithmetic that MNN recommends for a CPU.
+        self.model.set_config({"thread_num": threads, "precision": "low", "memory": "low", "all_logits": False})
+        self.model.load()
+
+    def start(self) -> None:
+        self.model.reset()
+
+    def feed(self, ids: list[int]) -> int:
+        return int(np.asarray(self.model.forward(ids).read()).reshape(-1).argmax())
+
+    def scores(self, ids: list[int]) -> Array:
+        self.start()
+        return np.stack([np.asarray(self.model.forward([one]).read()).reshape(-1) for one in ids])
+
+
+ENGINES: dict[str, Any] = {"ours": Ours, "torch": Torch, "genai": Genai, "llama.cpp": LlamaCpp, "mnn": Mnn}
 
 
 def requantize(source: str, target: str) -> None:
