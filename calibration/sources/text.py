@@ -86,7 +86,7 @@ class Text(DataSource[TextConfig]):
             )
             if length < 2:
                 raise DataError(
-                    f"sequence_length {config.sequence_length}: the tokenizer puts {len(start)} tokens before each window already",
+                    f"sequence_length {config.sequence_length}: the tokenizer puts {len(start)} tokens before each window",
                     remedy="ask for longer windows",
                 )
         windows = []
