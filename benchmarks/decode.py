@@ -1,12 +1,22 @@
-"""How fast language models answer on this CPU, and how well: ours beside torch, onnxruntime-genai and llama.cpp, in turns.
+"""How fast language models answer on this CPU, and how well: ours beside torch, onnxruntime-genai, llama.cpp, MNN.
 
     python benchmarks/decode.py PARENT TEXT NAME=KIND:PATH[@PYTHON] …
 
 PARENT is the float checkpoint that perplexity and KL are told against, TEXT a pattern of text files. An engine is
-``int4=ours:ARTIFACT/model``, ``torch=torch:CHECKPOINT``, ``genai=genai:FOLDER@VENV/bin/python`` or
-``q4_0=llama.cpp:FILE.gguf@VENV/bin/python``; each runs in a process of its own. In every round each engine reads a prompt of 64
-and one of 512 tokens and says 128 more; medians and ranges over the rounds. The share of the machine's memory bandwidth is that
-of the file's bytes times the tokens of a second.
+``int4=ours:ARTIFACT/model``, ``torch=torch:CHECKPOINT``, ``genai=genai:FOLDER@VENV/bin/python``,
+``q4_0=llama.cpp:FILE.gguf@VENV/bin/python`` or ``mnn=mnn:FOLDER@VENV/bin/python``; each runs in a process of its own. In every
+round each engine reads a prompt of 64 and one of 512 tokens and says 128 more; medians and ranges over the rounds. The share of
+the machine's memory bandwidth is that of the file's bytes times the tokens of a second.
+
+How the peers' models are made of PARENT (each in a virtual environment of its own, whose ``site-packages`` has a ``.pth`` file
+with the path of this one's, for torch and transformers):
+
+    pip install llama-cpp-python==0.3.36 && python benchmarks/decode_worker.py requantize FROM.gguf Q4_0.gguf
+    pip install onnxruntime-genai==0.18.0 && python -m onnxruntime_genai.models.builder -m PARENT -o FOLDER -p int4 -e cpu \
+        -c CACHE --extra_options int4_block_size=32 int4_accuracy_level=4
+    pip install MNN==3.6.1 && pip install --no-deps llmexport==0.0.5 yaspin termcolor sentencepiece tiktoken
+    cd .../site-packages/llmexport && python llmexport.py --path PARENT --export mnn --quant_bit 4 --quant_block 32 \
+        --dst_path FOLDER
 """
 
 from __future__ import annotations
@@ -62,7 +72,8 @@ class Engine:
     @property
     def size(self) -> int:
         """Of the weights."""
-        files = [self.path] if self.path.is_file() else [*self.path.glob("*.onnx*"), *self.path.glob("*.safetensors")]
+        kinds = ("*.onnx*", "*.safetensors", "llm.mnn", "*.weight")
+        files = [self.path] if self.path.is_file() else [file for kind in kinds for file in self.path.glob(kind)]
         return sum(file.stat().st_size for file in files)
 
 

@@ -9,6 +9,7 @@ It runs in the interpreter that has the engine; only ``ours`` and ``torch`` need
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -106,22 +107,28 @@ class LlamaCpp:
 
 class Mnn:
     def __init__(self, path: str, threads: int) -> None:
+        self.path, self.given = path, {"thread_num": threads}
+        self.model = self._opened()
+
+    def _opened(self, **more: Any) -> Any:
         from MNN import llm
 
-        self.model = llm.create(str(Path(path) / "llm_config.json"))
-        # Greedy, with the arithmetic that MNN recommends for a CPU.
-        self.model.set_config({"thread_num": threads, "precision": "low", "memory": "low", "all_logits": False})
-        self.model.load()
+        model = llm.create(str(Path(self.path) / "config.json"))  # with the arithmetic that its exporter chose
+        model.set_config(json.dumps(self.given | more))
+        model.load()
+        return model
 
     def start(self) -> None:
         self.model.reset()
+        self.model.generate_init()
 
     def feed(self, ids: list[int]) -> int:
         return int(np.asarray(self.model.forward(ids).read()).reshape(-1).argmax())
 
     def scores(self, ids: list[int]) -> Array:
-        self.start()
-        return np.stack([np.asarray(self.model.forward([one]).read()).reshape(-1) for one in ids])
+        model = self._opened(all_logits=True)
+        scores = model.forward(ids)  # both are there until what it reads is copied
+        return np.array(scores.read())[0]
 
 
 ENGINES: dict[str, Any] = {"ours": Ours, "torch": Torch, "genai": Genai, "llama.cpp": LlamaCpp, "mnn": Mnn}
@@ -147,14 +154,20 @@ def main() -> None:
         requantize(*sys.argv[2:])
         return
     kind, path, threads = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what an engine prints is no answer
+
+    def answer(told: dict[str, Any]) -> None:
+        print(json.dumps(told), file=answers, flush=True)
+
     engine = ENGINES[kind](path, int(threads))
-    print(json.dumps({"ready": True}), flush=True)
+    answer({"ready": True})
     for line in sys.stdin:
         command = json.loads(line)
         ids = command["ids"]
         if "scores" in command:
             np.save(command["scores"], np.asarray(engine.scores(ids), dtype=np.float32))
-            print(json.dumps({}), flush=True)
+            answer({})
             continue
         engine.start()
         begun = time.perf_counter()
@@ -168,7 +181,7 @@ def main() -> None:
             "decode": command["new"] / (ended - first),
             "peak": peak_memory(),
         }
-        print(json.dumps(told), flush=True)
+        answer(told)
 
 
 if __name__ == "__main__":

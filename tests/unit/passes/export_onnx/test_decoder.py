@@ -266,11 +266,26 @@ def test_a_decoder_forgets_and_has_only_so_much_room(target, tmp_path):
     decoder = OnnxDecoder(tmp_path / "out", 1, room=10)
     first = decoder.feed(TOKENS[:1, :8]).copy()
     assert first.shape == (1, 1, 512)
-    decoder.feed(TOKENS[:1, 8:10])
+    decoder.feed(TOKENS[:1, 8:9])
+    with pytest.raises(UsageError, match="11 tokens, and there is room for 10"):
+        decoder.feed(TOKENS[:1, 9:11])
+    decoder.feed(TOKENS[:1, 9:10])  # what was refused is not counted
     with pytest.raises(UsageError, match="11 tokens, and there is room for 10"):
         decoder.feed(TOKENS[:1, 10:11])
     decoder.start()
     assert np.array_equal(decoder.feed(TOKENS[:1, :8]), first)
+
+
+@pytest.mark.parametrize("tokens", [129, 256, 300])
+def test_a_long_prompt_is_read_in_pieces_and_says_the_same(tokens, tmp_path):
+    exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out", FIELDS)
+    decoder = OnnxDecoder(tmp_path / "out", 1, room=tokens + 1)
+    ids = np.random.default_rng(1).integers(3, 490, (1, tokens))
+    whole = decoder.feed(ids, keep=0)[:, -2:].copy()
+    after = decoder.feed(ids[:, :1]).copy()
+    decoder.start()
+    np.testing.assert_allclose(decoder.feed(ids, keep=2), whole, atol=1e-4)
+    np.testing.assert_allclose(decoder.feed(ids[:, :1]), after, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
