@@ -108,7 +108,7 @@ class LlamaCpp:
 class Mnn:
     def __init__(self, path: str, threads: int) -> None:
         self.path, self.given = path, {"thread_num": threads}
-        self.model = self._opened()
+        self.model, self.whole = self._opened(), None
 
     def _opened(self, **more: Any) -> Any:
         from MNN import llm
@@ -126,9 +126,10 @@ class Mnn:
         return int(np.asarray(self.model.forward(ids).read()).reshape(-1).argmax())
 
     def scores(self, ids: list[int]) -> Array:
-        model = self._opened(all_logits=True)
-        scores = model.forward(ids)  # both are there until what it reads is copied
-        return np.array(scores.read())[0]
+        self.whole = self.whole or self._opened(all_logits=True)  # never closed: MNN 3.6 does not survive that
+        self.whole.reset()
+        self.whole.generate_init()
+        return np.array(self.whole.forward(ids).read())[0]
 
 
 ENGINES: dict[str, Any] = {"ours": Ours, "torch": Torch, "genai": Genai, "llama.cpp": LlamaCpp, "mnn": Mnn}

@@ -53,7 +53,8 @@ class OnnxDecoder:
         """Of the words of images, where there are any."""
         [words] = [one.shape[-1] for one in self._session.get_outputs() if one.name == LOGITS]
         self._words = int(words)
-        self._logits: dict[tuple[int, ...], Array] = {}
+        self._scored: tuple[int, int] | None = None
+        """Of how many tokens the scores are bound, and what `logits_to_keep` is."""
         self._caches, self._binding = caches, self._session.io_binding()
         if not self._grows:
             self._bind_shared()
@@ -103,15 +104,11 @@ class OnnxDecoder:
         mask_BP = self._mask_BP if self._grows else (np.arange(total) < self._lengths_B[:, None]).astype(np.int64)
         fed = {IDS: np.ascontiguousarray(ids_BT), MASK: mask_BP}
         kept = keep if self._keeps and keep else tokens
-        if self._keeps:
-            fed[KEEP] = np.array([keep], dtype=np.int64)
         if self._width is not None:
             fed |= self._of_images(images)
         for name, array in fed.items():
             self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-        shape = (self.samples, min(kept, tokens), self._words)
-        logits = self._logits.setdefault(shape, np.empty(shape, dtype=np.float32))
-        self._binding.bind_ortvalue_output(LOGITS, onnxruntime.OrtValue.ortvalue_from_numpy(logits))
+        logits = self._bind_scores(min(kept, tokens), keep)
         if self._grows:
             self._bind_grown(total)
         try:
@@ -126,6 +123,18 @@ class OnnxDecoder:
             return {EMBEDS: np.empty((0, self._width or 0), np.float32), OFFSETS: np.ascontiguousarray(offsets)}
         self._after_B = images.after_B
         return {EMBEDS: images.embeds_WH, OFFSETS: np.ascontiguousarray(images.offsets_3BT)}
+
+    def _bind_scores(self, count: int, keep: int) -> Array:
+        """Where the scores of so many tokens go: what a step writes over is what the step before wrote."""
+        if (count, keep) != self._scored:
+            shape = (self.samples, count, self._words)
+            self._logits = np.empty(shape, dtype=np.float32)
+            self._binding.bind_ortvalue_output(LOGITS, onnxruntime.OrtValue.ortvalue_from_numpy(self._logits))
+            if self._keeps:
+                self._kept = np.array([keep], dtype=np.int64)
+                self._binding.bind_ortvalue_input(KEEP, onnxruntime.OrtValue.ortvalue_from_numpy(self._kept))
+            self._scored = count, keep
+        return self._logits
 
     def _bind_shared(self) -> None:
         """Buffers for all that will be said, as input and as output."""
