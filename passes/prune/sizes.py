@@ -69,13 +69,14 @@ class Choice:
 
         return cost
 
-    def chosen(self, sizes: Mapping[str, int]) -> dict[str, list[int]]:
-        """Of each axis that is cut, the units that stay, rising."""
+    def chosen(self, sizes: Mapping[str, int], *, told: bool = False) -> dict[str, list[int]]:
+        """Of each axis that is cut, the units that stay, rising; with ``told``, only where the config tells which they are."""
         return {
             axis.name: sorted(self.ranked[axis.name][: width.of(axis, sizes[width.label])])
             for width in self.widths
             if sizes[width.label] < width.units
             for axis in width.axes
+            if not told or axis.entries or axis.listed
         }
 
     def resized(self, sizes: Mapping[str, int]) -> Record:
@@ -84,7 +85,7 @@ class Choice:
         Raises:
             ValidationError: the architecture has no such size.
         """
-        fields = fields_of(self.widths, sizes, self.architecture, self.chosen(sizes))
+        fields = fields_of(self.widths, sizes, self.architecture, self.chosen(sizes, told=True))
         smaller: Record = self.family.resized(self.architecture, fields)
         return smaller
 
@@ -181,7 +182,7 @@ def fields_of(
         widths: all of them.
         sizes: units that each keeps.
         architecture: the config as it is.
-        kept: name of an axis that is cut to the units that stay: lists in the config keep their entries.
+        kept: of each axis that is cut and has something in the config for each unit, by its name, the units that stay.
     """
     fields: Fields = {}
     for width in (width for width in widths if sizes[width.label] < width.units):
