@@ -109,7 +109,8 @@ class PruneConfig(PassConfig):
     """How small the model becomes."""
     axes: tuple[AxisKind, ...] = ("channels", "ffn", "heads")
     """What may be cut: channels of convolutions, inner widths, attention heads (whole key groups), layers (of a CNN, residual
-    blocks in a row), and the hidden width that runs through all layers of a language model. A target of `dimensions` may name any."""
+    blocks in a row), and the hidden width that runs through all layers of a language model. A target of `dimensions` may name
+    any."""
     importance: Literal["magnitude", "activation", "entropy", "gradient", "taylor"] = "taylor"
     """What tells which units matter: the weights' norm; norm times activation (Wanda); the entropy of the activation; the
     gradient's norm; the loss without them (Taylor)."""
