@@ -139,7 +139,7 @@ def test_a_wrong_export_fails_parity_and_names_the_worst_sample(parent, out, con
 def test_what_onnxsim_makes_larger_is_left_as_it_was(parent, out, context, monkeypatch):
     import onnxsim
 
-    def bloated(proto):
+    def bloated(proto, **_):
         grown = onnx.ModelProto()
         grown.CopyFrom(proto)
         grown.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(9000, np.float32), "unshared"))
@@ -156,7 +156,7 @@ def test_what_onnxsim_makes_larger_is_left_as_it_was(parent, out, context, monke
 def test_where_onnxsim_cannot_the_pass_says_so(parent, out, context, monkeypatch):
     import onnxsim
 
-    def refusing(proto):
+    def refusing(proto, **_):
         raise RuntimeError("unsupported operator\nand more")
 
     monkeypatch.setattr(onnxsim, "simplify", refusing)
