@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnxscript import ir
 
 from compressor.errors import DataError, NumericalError, ParityError, RequirementError
 from passes.export_onnx import graph, pipeline
@@ -134,6 +135,21 @@ def test_a_wrong_export_fails_parity_and_names_the_worst_sample(parent, out, con
         run(ExportOnnxConfig(), parent, out, context())
     assert "at batch size 1:" in caught.value.what
     assert "at batch size 16:" in caught.value.what
+
+
+def test_a_product_with_a_bias_stays_two_operators_where_sizes_vary():
+    shapes = {"x": ["batch", "length", 4], "y": ["batch", "length", 3]}
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    constants = {"w": np.ones((4, 3), np.float32), "b": np.ones(3, np.float32)}
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("MatMul", ["x", "w"], ["z"]), onnx.helper.make_node("Add", ["z", "b"], ["y"])],
+            "linear", [x], [y], [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10,
+    )  # fmt: skip
+    found, _ = graph.simplified(ir.from_proto(model))
+    assert [node.op_type for node in found.graph] == ["MatMul", "Add"]
 
 
 def test_what_onnxsim_makes_larger_is_left_as_it_was(parent, out, context, monkeypatch):
