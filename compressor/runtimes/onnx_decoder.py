@@ -68,6 +68,11 @@ class OnnxDecoder:
         if self._grows:
             self._buffers = self._caches.nothing(self.samples)
 
+    def said(self) -> dict[str, Array]:
+        """Keys and values of what the longest sample has heard and said, [B, N, P, H]; the next call may overwrite them."""
+        length = int(self._lengths_B.max())
+        return {name: buffer[:, :, :length] for name, buffer in self._buffers.items()}
+
     def _values(self) -> dict[str, Any]:
         return {name: onnxruntime.OrtValue.ortvalue_from_numpy(buffer) for name, buffer in self._buffers.items()}
 

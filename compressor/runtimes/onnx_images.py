@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor.data.contract import Batch
 from compressor.errors import DataError, PassError
 from compressor.models.contract import InputSpec
 from compressor.models.transformers_checkpoint.images import GRIDS, KINDS, PIXELS
@@ -73,6 +74,12 @@ class VisionTower:
         except ERRORS as error:
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
         return found
+
+    def seen_in(self, feeds: Batch) -> Shown | None:
+        """As ``shown``, of a batch that may have no images in it."""
+        if not feeds.keys() >= {KINDS, PIXELS, GRIDS} or not feeds[KINDS].any():
+            return None
+        return self.shown(feeds[KINDS], feeds[PIXELS], feeds[GRIDS])
 
     def shown(self, kinds_BT: Array, pixels_BPD: Array, grids_BI3: Array) -> Shown:
         """All images of a batch. Padding: kinds 0, patches beyond those of the grids, grids of 0.

@@ -10,7 +10,6 @@ import onnxruntime
 from compressor.data.contract import Batch
 from compressor.errors import ModelError, PassError
 from compressor.models.contract import InputSpec
-from compressor.models.transformers_checkpoint.images import GRIDS, KINDS, PIXELS
 from compressor.runtimes.onnx_caches import IDS, MASK, PAST, PRESENT, Caches
 from compressor.runtimes.onnx_images import EMBEDS, OFFSETS, VisionTower
 from compressor.runtimes.onnx_opening import ERRORS, first_line, opened
@@ -58,8 +57,7 @@ class OnnxSession(Session):
             return feeds
         ids = feeds[IDS]
         found = {IDS: ids, MASK: np.ones_like(ids), **self._caches.nothing(len(ids))}
-        if self._tower is not None and feeds.keys() >= {KINDS, PIXELS, GRIDS} and feeds[KINDS].any():
-            shown = self._tower.shown(feeds[KINDS], feeds[PIXELS], feeds[GRIDS])
+        if self._tower is not None and (shown := self._tower.seen_in(feeds)) is not None:
             found |= {EMBEDS: shown.embeds_WH, OFFSETS: shown.offsets_3BT}
         return found
 

@@ -1,15 +1,16 @@
 """A decoder from its parts: one graph for prompt and step, keys and values in and out.
 
 Shapes: B samples, T tokens, P tokens before them, N key heads of width H, V words. Inputs: `input_ids` int64 [B, T];
-`attention_mask` int64 [B, P + T], padding at the end; `past_key_values.<layer>.key` and `.value` float32 [B, N, P, H]; and
-`logits_to_keep` int64 [1], by default 0: the scores of so many last tokens, of all for 0. Outputs: `logits` float32 [B, T or so
-many, V]; `present.<layer>.key` and `.value`. Where there are images, also `image_embeds` float32 [words of images, hidden], by
-default none, in the places of the image token; and `position_offsets` int64 [3, B or 1, T or 1], by default 0, added to the
+`attention_mask` int64 [B, P + T], padding at the end; `past_key_values.<layer>.key` and `.value` float32 [B, N, P, H], or int8;
+and `logits_to_keep` int64 [1], by default 0: the scores of so many last tokens, of all for 0. Outputs: `logits` float32 [B, T or
+so many, V]; `present.<layer>.key` and `.value`. Where there are images, also `image_embeds` float32 [words of images, hidden],
+by default none, in the places of the image token; and `position_offsets` int64 [3, B or 1, T or 1], by default 0, added to the
 position of each token in time, height and width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,27 @@ from onnxscript import ir
 from compressor.models.packed.sites import Site
 from compressor.models.transformers_checkpoint.layouts import HEAD
 from compressor.models.transformers_checkpoint.linears import sites_of
-from compressor.runtimes.onnx_caches import IDS, KEEP, LOGITS, MASK
+from compressor.runtimes.onnx_caches import IDS, KEEP, LOGITS, MASK, PAST, Caches
 from compressor.runtimes.onnx_images import EMBEDS, OFFSETS
 from passes.export_onnx.decoder.architecture import Architecture, Images
 from passes.export_onnx.decoder.operators import Operators, Turns
 from passes.export_onnx.decoder.weights import BLOCKS, Weights
 
 IR_VERSION = 11
-"""The layer that scores words, where it is no table of the embedding's."""
+Array = np.ndarray[Any, Any]
 
 
 class DecoderGraph:
     """Builds one."""
 
     def __init__(
-        self, architecture: Architecture, tree: dict[str, Any], folder: Path, operators: Operators, *, int8_tables: bool
-    ) -> None:
+        self, architecture: Architecture, tree: dict[str, Any], folder: Path, operators: Operators, *, int8_tables: bool,
+        cache_steps: Mapping[str, Array] | None = None,
+    ) -> None:  # fmt: skip
         self.architecture, self.weights = architecture, Weights(folder, tree)
         self.int8_tables = int8_tables
+        self.cache_steps = cache_steps
+        """Of each input of keys or values, where they are kept in 8 bits: float32 [N · H]."""
         self.add = operators
         self.sites = {site.name: site for site in sites_of(tree)}
         self.inputs: list[ir.Value] = []
@@ -82,7 +86,7 @@ class DecoderGraph:
         self.inputs.append(value)
         return value
 
-    def _default(self, name: str, value: np.ndarray[Any, Any], *shape: str | int) -> ir.Value:
+    def _default(self, name: str, value: Array, *shape: str | int) -> ir.Value:
         """An input that consumers may leave out."""
         one = self.add.constant(name, value)
         one.shape = ir.Shape(shape)
@@ -215,19 +219,19 @@ class DecoderGraph:
                 for part, name, width in zip((query, key), decoder.layout.head_norms, widths, strict=False)
             )
         kind, window = self.architecture.kinds[number], self.architecture.windows[number]
+        names = [f"{PAST}{number}.{what}" for what in ("key", "value")]
+        dtype = ir.DataType.INT8 if self.cache_steps else ir.DataType.FLOAT
         shape = ("batch", decoder.key_heads, "past", decoder.head_width)
-        past = (
-            self._input(f"past_key_values.{number}.key", ir.DataType.FLOAT, *shape),
-            self._input(f"past_key_values.{number}.value", ir.DataType.FLOAT, *shape),
-        )
+        past = (self._input(names[0], dtype, *shape), self._input(names[1], dtype, *shape))
+        steps = [add.constant(f"{name}.step", self.cache_steps[name]) for name in names] if self.cache_steps else []
         found, keys, values = add.attention(
             query, key, value, past, places, self.turns[kind], f"{layer}.attention", num_heads=decoder.heads,
             kv_num_heads=decoder.key_heads, head_width=decoder.head_width, scale=self.architecture.attention_scale,
-            in_pairs=decoder.layout.rotary_in_pairs, window=window,
+            in_pairs=decoder.layout.rotary_in_pairs, window=window, steps=steps,
         )  # fmt: skip
         shape = ("batch", decoder.key_heads, "total", decoder.head_width)
-        self._output(keys, f"present.{number}.key", ir.DataType.FLOAT, *shape)
-        self._output(values, f"present.{number}.value", ir.DataType.FLOAT, *shape)
+        for one, name in zip((keys, values), names, strict=True):
+            self._output(one, Caches.present(name), dtype, *shape)
         return self._linear(found, self.sites["attention output"], number, widths[0], [decoder.hidden])
 
     def _head_norm(self, x: ir.Value, name: str, width: int) -> ir.Value:

@@ -15,7 +15,7 @@ import numpy as np
 
 from compressor.data.contract import Batch
 from compressor.errors import NumericalError, ParityError
-from compressor.models.transformers_checkpoint.images import GRIDS, KINDS, PIXELS
+from compressor.models.transformers_checkpoint.images import KINDS
 from compressor.runtimes.onnx_caches import IDS
 from compressor.runtimes.onnx_decoder import OnnxDecoder
 from compressor.runtimes.onnx_images import VisionTower
@@ -108,9 +108,8 @@ def compare(
         if not np.isfinite(wanted_TV).all():
             raise NumericalError("the torch model answers with NaN or infinity")
         ids_1T, first = window[IDS], max(window[IDS].shape[1] - _STEPS, 1)
-        shown = None
-        if tower is not None and KINDS in window:
-            shown = tower.shown(window[KINDS], window[PIXELS], window[GRIDS])
+        shown = None if tower is None else tower.seen_in(window)
+        if shown is not None:
             first = max(first, int(window[KINDS][0].nonzero()[0].max()) + 1)
         alone.start()
         got_TV = alone.feed(ids_1T, keep=0, images=shown)[0]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnxscript import ir
 
 from compressor.artifacts.files import copy_file
 from compressor.artifacts.kinds import Kind
@@ -25,6 +26,7 @@ from compressor.runtimes.session import open_session
 from passes.export_onnx import graph
 from passes.export_onnx.decoder.architecture import Architecture, architecture_of
 from passes.export_onnx.decoder.building import DecoderGraph
+from passes.export_onnx.decoder.caching import cache_steps
 from passes.export_onnx.decoder.comparing import compare, limits_of
 from passes.export_onnx.decoder.genai import write_genai_config
 from passes.export_onnx.decoder.operators import Operators
@@ -35,6 +37,7 @@ from passes.export_onnx.decoder.weights import BLOCKS, Weights, block_size
 if TYPE_CHECKING:
     from passes.export_onnx.step import ExportOnnxConfig
 
+Array = np.ndarray[Any, Any]
 _INTEGERS, _FLOATS = 4, 1
 """MatMulNBits' `accuracy_level`: activations rounded to 8 bits by block, or products in float32."""
 _BITS = frozenset({2, 4, 8})
@@ -106,30 +109,40 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
         ParityError: ONNX Runtime does not compute what torch does.
     """
     tree = _tree(model)
-    windows = _windows(config, context)
+    windows = _windows(context, config.parity.data, config.parity.num_samples or _WINDOWS)
     architecture = architecture_of(tree, config.decoder.context_length)
     packed = is_packed(tree) or config.decoder.int8_tables
     seen = None if architecture.images is None else _export_tower(config, tree, model, out, context)
     asked = config.decoder.accuracy_level
     portable = config.decoder.target == "portable"
     levels = [asked] if asked is not None else [_INTEGERS, _FLOATS] if packed and not portable else [_FLOATS]
-    tried: dict[int, Any] = {}
+    metadata = graph.labelled(context.artifact_id, "transformers", None) | {
+        TARGET: config.decoder.target,
+        CONTEXT: str(architecture.context),
+    }
+
+    def written(level: int, cache_steps: dict[str, Array] | None) -> tuple[ir.Model, int, bool]:
+        built = DecoderGraph(
+            architecture, tree, model, _operators(config, level), int8_tables=config.decoder.int8_tables,
+            cache_steps=cache_steps,
+        ).model()  # fmt: skip
+        nodes = len(built.graph)
+        return built, nodes, graph.write(built, out, metadata, config.external_data_threshold_mb * 1_000_000)
+
+    steps = None
+    if (ranges := config.decoder.int8_kv_cache) is not None:
+        context.progress("keys and values", 0, _STAGES, {})
+        written(levels[0], None)
+        steps = cache_steps(out, _windows(context, ranges.data, ranges.num_samples, spread=True), context.threads)
+    rounded = packed or steps is not None
     for level in levels:
         context.progress("build", 0, _STAGES, {})
-        built = DecoderGraph(
-            architecture, tree, model, _operators(config, level), int8_tables=config.decoder.int8_tables
-        ).model()
-        nodes = len(built.graph)
-        metadata = graph.labelled(context.artifact_id, "transformers", None) | {
-            TARGET: config.decoder.target,
-            CONTEXT: str(architecture.context),
-        }
-        external = graph.write(built, out, metadata, config.external_data_threshold_mb * 1_000_000)
+        built, nodes, external = written(level, steps)
         context.progress("compare", 1, _STAGES, {})
         kind = Kind.AWQ if is_packed(tree) else Kind.TORCH
         with open_session(kind, model, threads=context.threads) as reference:
             try:
-                tried[level] = compare(reference, out, windows, config.parity, context.threads, integers=packed)
+                parity = compare(reference, out, windows, config.parity, context.threads, integers=rounded)
             except ParityError as error:
                 if level == levels[-1]:
                     raise
@@ -149,8 +162,9 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
             "external_data": external,
             "target": config.decoder.target,
             "accuracy_level": level,
+            "kv_cache": "float32" if steps is None else "int8",
             "context_length": architecture.context,
-            "parity": tried[level],
+            "parity": parity,
         }
         | ({} if seen is None else {"vision": seen})
     )
@@ -166,15 +180,16 @@ def _tree(model: Path) -> dict[str, Any]:
     return described.tree
 
 
-def _windows(config: ExportOnnxConfig, context: PassContext) -> list[Batch]:
-    dataset = context.data(config.parity.data)
-    count = min(config.parity.num_samples or _WINDOWS, len(dataset))
+def _windows(context: PassContext, name: str, asked: int, *, spread: bool = False) -> list[Batch]:
+    """The first samples of a set, or as many from all over it."""
+    dataset = context.data(name)
+    count = min(asked, len(dataset))
     if not count:
-        raise DataError(f"the set {config.parity.data!r} is empty: the export is compared on its samples")
-    batch = dataset.batch(np.arange(count, dtype=np.int64))
+        raise DataError(f"the set {name!r} is empty: the export is held against its samples")
+    batch = dataset.batch(np.arange(count, dtype=np.int64) * (len(dataset) // count if spread else 1))
     if IDS not in batch or batch[IDS].shape[1] < 2:
         raise DataError(
-            f"the set {config.parity.data!r} holds no windows of two tokens or more (`input_ids`)",
+            f"the set {name!r} holds no windows of two tokens or more (`input_ids`)",
             remedy="name a set of the source `text` with the checkpoint's `tokenizer`",
         )
     return [_one(batch, row) for row in range(count)]

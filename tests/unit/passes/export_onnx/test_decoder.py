@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from pydantic import ValidationError
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.artifacts.kinds import Kind
@@ -103,6 +104,33 @@ def test_every_architecture_answers_as_torch_does(preset, tmp_path):
     graph = onnx.load(tmp_path / "out" / "model.onnx").graph
     assert sum(node.op_type == "GroupQueryAttention" for node in graph.node) == 3
     assert {one.name for one in graph.input} >= {"input_ids", "attention_mask", "past_key_values.2.value"}
+
+
+@pytest.mark.parametrize("preset", FAMILY.presets)
+def test_every_architecture_keeps_keys_and_values_in_8_bits(preset, tmp_path):
+    parent = parent_in(tmp_path / "parent", preset)
+    fields = {**FIELDS, "decoder": {"int8_kv_cache": {"data": "text"}}}
+    output, _ = exported(parent, tmp_path / "out", fields)
+    assert output.summary["kv_cache"] == "int8"
+    ways = {one["way"]: one for one in output.summary["parity"]}
+    assert set(ways) == {"windows", "token by token", "padded"}
+    assert all(0 < one["kl"] < 2e-3 for one in ways.values())
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    kept = [one for one in (*graph.input, *graph.output) if one.name.startswith(("past_key_values.", "present."))]
+    assert {one.type.tensor_type.elem_type for one in kept} == {onnx.TensorProto.INT8}
+    decoder, peaks = OnnxDecoder(tmp_path / "out", 1, room=48), []
+    for window in TOKENS:
+        decoder.start()
+        last = decoder.feed(window[None])[0, -1]
+        peaks.append([np.abs(array.astype(int)).max(axis=(0, 2)) for array in decoder.said().values()])
+    assert np.max(peaks, axis=0).min() > 115  # a step for each value of a head, which its largest nearly fills
+    with open_session(Kind.ONNX, tmp_path / "out", threads=1) as session:  # which the other commands measure
+        assert np.abs(session.run({"input_ids": TOKENS})["logits"][-1, -1] - last).max() < 1e-4
+
+
+def test_keys_and_values_in_8_bits_are_of_onnx_runtime_alone():
+    with pytest.raises(ValidationError, match="`int8_kv_cache` wants ONNX Runtime's own attention"):
+        ExportOnnxConfig.model_validate({"decoder": {"target": "portable", "int8_kv_cache": {"data": "text"}}})
 
 
 def test_a_window_longer_than_the_sliding_one(tmp_path):
