@@ -68,6 +68,13 @@ class OnnxDecoder:
         if self._grows:
             self._buffers = self._caches.nothing(self.samples)
 
+    def rewind(self, tokens: int) -> None:
+        """Forget all but the first tokens, images among them; of texts without padding."""
+        self._lengths_B = np.minimum(self._lengths_B, tokens)
+        self._mask_BP = self._mask_BP[:, :tokens]
+        if self._grows:
+            self._buffers = {name: buffer[:, :, :tokens].copy() for name, buffer in self._buffers.items()}
+
     def said(self) -> dict[str, Array]:
         """Keys and values of what the longest sample has heard and said, [B, N, P, H]; the next call may overwrite them."""
         length = int(self._lengths_B.max())

@@ -35,10 +35,6 @@ class Shown:
     after_B: Array
     """The same for all tokens that follow."""
 
-    def until(self, tokens: int) -> Shown:
-        """Of the first tokens, all images among them."""
-        return Shown(self.embeds_WH, self.offsets_3BT[..., :tokens], self.after_B)
-
 
 class VisionTower:
     """``vision.onnx``, one image a call: its patches see each other, and those of no other image."""

@@ -4,9 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressor.models.packed.bits import packed_bits, packed_bytes, unpacked_bits, unpacked_bytes
 from compressor.models.packed.description import WeightGrid
 from compressor.models.packed.formats import FORMATS
-from compressor.models.packed.linear import PackedLinear, packed_bits, unpacked_bits
+from compressor.models.packed.linear import PackedLinear
 from passes.awq.grids import group_grids, nearest
 
 BITS = st.sampled_from([2, 3, 4, 8])
@@ -20,6 +21,19 @@ def test_bits_come_back(bits, rows, count, seed):
     assert words.dtype == torch.int32
     assert words.shape == (rows, -(-count * bits // 32))
     assert torch.equal(unpacked_bits(words, bits, count), values)
+    for row, held in zip(values.tolist(), words, strict=True):
+        stream = int.from_bytes(held.numpy().tobytes(), "little")
+        assert stream == sum(value << (place * bits) for place, value in enumerate(row))
+
+
+@given(bits=st.sampled_from([1, 2, 4, 8]), shape=st.tuples(*[st.integers(1, 9)] * 3))
+def test_bytes_are_those_of_the_same_stream(bits, shape):
+    values = torch.randint(0, 1 << bits, shape, dtype=torch.uint8)
+    octets = packed_bytes(values, bits)
+    assert octets.shape == (*shape[:2], -(-shape[2] * bits // 8))
+    assert torch.equal(unpacked_bytes(octets, bits)[..., : shape[2]], values)
+    words = packed_bits(values.flatten(0, 1), bits).view(torch.uint8)
+    assert torch.equal(words[:, : octets.shape[2]], octets.flatten(0, 1))
 
 
 @given(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from compressor.errors import ModelError
+from compressor.models.packed.bits import packed_bits, unpacked_bits
 from compressor.models.packed.description import QUANTIZATION_CONFIG, WeightGrid
-from compressor.models.packed.linear import PackedLinear, packed_bits, unpacked_bits
+from compressor.models.packed.linear import PackedLinear
 
 Grids = Mapping[WeightGrid, Sequence[str]]
 """The linear layers that are packed on each grid."""

@@ -13,9 +13,6 @@ from torch import Tensor
 
 from compressor.models.packed.description import WeightGrid
 
-_ROWS = 128
-"""Rows whose bits are spread out at a time: a byte each."""
-
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
@@ -65,32 +62,3 @@ class PackedLinear:
         """With each row divided by a number, as well as 16-bit scales can."""
         scales = (self.scales_OG.float() / divisors_O.unsqueeze(1)).to(self.scales_OG.dtype)
         return PackedLinear(self.integers_OI, scales, self.zeros_OG, self.grid)
-
-
-def packed_bits(values_NM: Tensor, bits: int) -> Tensor:
-    """Rows of integers below 2^bits as a dense stream of bits, the lowest first, in int32: [N, ⌈M · bits / 32⌉]."""
-    return torch.cat([_packed(some, bits) for some in torch.split(values_NM, _ROWS)])
-
-
-def _packed(values_NM: Tensor, bits: int) -> Tensor:
-    count = values_NM.shape[1]
-    words = -(-count * bits // 32)
-    stream = (values_NM.unsqueeze(2).to(torch.uint8) >> torch.arange(bits, dtype=torch.uint8)) & 1
-    padded = torch.nn.functional.pad(stream.flatten(1), (0, 32 * words - count * bits)).view(
-        len(values_NM), words, 4, 8
-    )
-    weights = (1 << torch.arange(8)).to(torch.uint8)
-    octets = (padded * weights).sum(dim=3, dtype=torch.uint8)
-    return octets.contiguous().view(torch.int32).squeeze(2)
-
-
-def unpacked_bits(words_NW: Tensor, bits: int, count: int) -> Tensor:
-    """What ``packed_bits`` packed: uint8 [N, count]."""
-    return torch.cat([_unpacked(some, bits, count) for some in torch.split(words_NW.contiguous(), _ROWS)])
-
-
-def _unpacked(words_NW: Tensor, bits: int, count: int) -> Tensor:
-    octets = words_NW.view(torch.uint8)
-    stream = (octets.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8)) & 1
-    taken = stream.flatten(1)[:, : count * bits].reshape(len(words_NW), count, bits)
-    return (taken << torch.arange(bits, dtype=torch.uint8)).sum(dim=2, dtype=torch.uint8)

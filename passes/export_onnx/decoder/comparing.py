@@ -29,6 +29,8 @@ Array = np.ndarray[Any, Any]
 _POSITIONS = 16
 """Looked at together: what fits into a processor's cache."""
 _KL = 0.02
+_PADDED = 128
+"""Tokens of the longer of two prompts side by side."""
 _STEPS = 8
 """Tokens that are fed one by one."""
 
@@ -114,9 +116,7 @@ def compare(
         alone.start()
         got_TV = alone.feed(ids_1T, keep=0, images=shown)[0]
         ways[0 if shown is None else 1].see(wanted_TV, got_TV, limits.tie)
-        alone.start()
-        got_TV = alone.feed(ids_1T[:, :first], images=None if shown is None else shown.until(first))[0]
-        ways[2].see(wanted_TV[first - 1 : first], got_TV, limits.tie)
+        alone.rewind(first)
         for place in range(first, len(wanted_TV)):
             got_TV = alone.feed(ids_1T[:, place : place + 1])[0]
             ways[2].see(wanted_TV[place : place + 1], got_TV, limits.tie)
@@ -137,7 +137,7 @@ def compare(
 
 def _padded(reference: Session, folder: Path, windows: Sequence[Array], threads: int) -> Iterator[tuple[Array, Array]]:
     """Two prompts side by side, the second half as long; what both say at the end of their prompt, and one token on."""
-    length = min(len(window) for window in windows) - 1
+    length = min(_PADDED, min(len(window) for window in windows) - 1)
     lengths = np.array([length, max(length // 2, 1)])
     ids = np.stack([np.where(np.arange(length) < n, one[:length], 0) for one, n in zip(windows, lengths, strict=True)])
     decoder = OnnxDecoder(folder, threads, samples=2, room=length + 1)

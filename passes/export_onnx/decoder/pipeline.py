@@ -31,7 +31,6 @@ from passes.export_onnx.decoder.comparing import compare, limits_of
 from passes.export_onnx.decoder.genai import write_genai_config
 from passes.export_onnx.decoder.operators import Operators
 from passes.export_onnx.decoder.portable import PortableOperators
-from passes.export_onnx.decoder.tower import compare_tower, onnx_from_tower, tower_of, values_of
 from passes.export_onnx.decoder.weights import BLOCKS, Weights, block_size
 
 if TYPE_CHECKING:
@@ -214,6 +213,9 @@ def _export_tower(
     config: ExportOnnxConfig, tree: dict[str, Any], model: Path, out: Path, context: PassContext
 ) -> dict[str, Any]:
     """``vision.onnx``, held against torch's tower."""
+    # Only here: it imports transformers' own module of the tower, which takes a second.
+    from passes.export_onnx.decoder.tower import compare_tower, onnx_from_tower, tower_of, values_of
+
     context.progress("vision tower", 0, 1, {})
     tower, values = tower_of(tree, model), values_of(tree)
     traced = onnx_from_tower(tower, values)

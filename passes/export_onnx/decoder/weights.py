@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from onnxscript import ir
 from torch import Tensor
 
+from compressor.models.packed.bits import packed_bytes, unpacked_bytes
 from compressor.models.packed.description import QUANTIZATION_CONFIG, WeightGrid, is_packed
 from compressor.models.packed.formats import FORMATS
 from compressor.models.packed.linear import PackedLinear
@@ -25,6 +27,8 @@ from passes.export_onnx.blocks import INTEGERS
 Array = np.ndarray[Any, Any]
 _SCALES = {torch.float16: ir.DataType.FLOAT16, torch.float32: ir.DataType.FLOAT}
 _SCALE_SUFFIXES = ("scales", "weight_scale")
+_HELD = 3
+"""Layers that are kept unpacked: as many as read one input."""
 BLOCKS = (256, 128, 64, 32, 16)
 """The sizes of blocks that MatMulNBits takes."""
 
@@ -71,6 +75,8 @@ class Weights:
 
     def __init__(self, folder: Path, tree: Mapping[str, Any]) -> None:
         self.files = CheckpointFiles(folder)
+        self.packed = lru_cache(_HELD)(self._packed)
+        """A packed layer as its file holds it; asked for its integers, its scales and its zero-points in turn."""
         self._grid_of: Callable[[str], WeightGrid] | None = None
         if is_packed(tree):
             self.kind = FORMATS[tree[QUANTIZATION_CONFIG]["quant_method"]]
@@ -137,8 +143,7 @@ class Weights:
         [name] = [name for name in (f"{linear}.{suffix}" for suffix in _SCALE_SUFFIXES) if self.has(name)]
         return self.files.kind(name)[0]
 
-    def packed(self, linear: str) -> PackedLinear:
-        """A layer as its file holds it."""
+    def _packed(self, linear: str) -> PackedLinear:
         grid = self.grid(linear)
         assert grid is not None  # noqa: S101
         names = [name for name in (f"{linear}.{suffix}" for suffix in self.kind.suffixes) if self.has(name)]
@@ -173,21 +178,6 @@ class Weights:
 def block_size(grid: WeightGrid, inputs: int) -> int:
     """The largest size of block that MatMulNBits takes and that groups are made of; 0 where there is none."""
     return next((size for size in BLOCKS if grid.width(inputs) % size == 0), 0)
-
-
-def packed_bytes(values: Tensor, bits: int) -> Tensor:
-    """Integers below 2^bits along the last axis, of 8 / bits to a byte, the first lowest; the last byte is filled with zeros."""
-    each = 8 // bits
-    short = -values.shape[-1] % each
-    padded = torch.nn.functional.pad(values, (0, short)).view(*values.shape[:-1], -1, each).to(torch.int32)
-    shifts = torch.arange(each, dtype=torch.int32) * bits
-    return (padded << shifts).sum(dim=-1).to(torch.uint8)
-
-
-def unpacked_bytes(octets: Tensor, bits: int) -> Tensor:
-    """What ``packed_bytes`` packed, with what filled the last byte: uint8 [..., 8 / bits · bytes]."""
-    shifts = torch.arange(8 // bits, dtype=torch.uint8) * bits
-    return ((octets.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)
 
 
 def _lazy(make: Callable[[], Tensor], dtype: ir.DataType, shape: Sequence[int]) -> ir.LazyTensor:

@@ -18,13 +18,12 @@ from compressor.evaluation.gain import low_precision_weights
 from compressor.evaluation.onnx_cost import parameters
 from compressor.models.loading import load_module, save_module
 from compressor.models.packed.description import WeightGrid
-from compressor.models.packed.linear import packed_bits
 from compressor.models.transformers_checkpoint.family import Transformers
 from compressor.runtimes.onnx_decoder import OnnxDecoder
 from compressor.runtimes.onnx_profile import profile
 from compressor.runtimes.session import open_session
 from passes.export_onnx.decoder import building
-from passes.export_onnx.decoder.weights import Weights, block_size, packed_bytes, unpacked_bytes
+from passes.export_onnx.decoder.weights import Weights, block_size
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from tests.unit.passes.awq.test_awq import packed
 
@@ -314,14 +313,6 @@ def test_a_long_prompt_is_read_in_pieces_and_says_the_same(tokens, tmp_path):
     decoder.start()
     np.testing.assert_allclose(decoder.feed(ids, keep=2), whole, atol=1e-4)
     np.testing.assert_allclose(decoder.feed(ids[:, :1]), after, atol=1e-4)
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_bytes_hold_the_first_integer_lowest(bits):
-    values = torch.randint(0, 1 << bits, (5, 64), dtype=torch.uint8)
-    assert torch.equal(packed_bytes(values, bits), packed_bits(values, bits).view(torch.uint8))
-    assert torch.equal(unpacked_bytes(packed_bytes(values, bits), bits), values)
-    assert packed_bytes(values[:, :3], bits).shape == (5, -(-3 * bits // 8))
 
 
 def test_blocks_are_as_large_as_groups_allow():
