@@ -47,12 +47,14 @@ class OnnxDecoder:
         """Whether keys and values are given as long as they are, and padding stays where it was; else they lie in buffers."""
         check_room((2 if self._grows else 1) * caches.bytes(samples, room), samples, room)
         self.samples, self.room = samples, room
+        self._ones_1P = np.ones((1, room), dtype=np.int64)
         optional = {one.name: one.shape for one in self._session.get_overridable_initializers()}
         self._keeps = KEEP in optional
         self._width = optional[EMBEDS][1] if EMBEDS in optional else None
         """Of the words of images, where there are any."""
         [words] = [one.shape[-1] for one in self._session.get_outputs() if one.name == LOGITS]
         self._words = int(words)
+        self._ids_BT = np.empty((samples, 0), dtype=np.int64)
         self._scored: tuple[int, int] | None = None
         """Of how many tokens the scores are bound, and what `logits_to_keep` is."""
         self._caches, self._binding = caches, self._session.io_binding()
@@ -111,10 +113,8 @@ class OnnxDecoder:
                 scores = self.feed(piece_BT, keep=keep)
             return scores
         self._lengths_B = lengths_after_B
-        meant_BT = (np.arange(tokens) < new_B[:, None]).astype(np.int64)
-        self._mask_BP = np.concatenate([self._mask_BP, meant_BT], axis=1)
-        mask_BP = self._mask_BP if self._grows else (np.arange(total) < self._lengths_B[:, None]).astype(np.int64)
-        fed = {IDS: np.ascontiguousarray(ids_BT), MASK: mask_BP}
+        self._bind_ids(ids_BT)
+        fed = {MASK: self._mask(tokens, new_B, total)}
         kept = keep if self._keeps and keep else tokens
         if self._width is not None:
             fed |= self._of_images(images)
@@ -129,12 +129,29 @@ class OnnxDecoder:
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
         return logits[:, -keep:] if keep else logits
 
+    def _mask(self, tokens: int, new_B: Array, total: int) -> Array:
+        """int64 [B, P + T], of which ``tokens`` are new."""
+        if self._grows:
+            meant_BT = np.arange(tokens) < new_B[:, None]
+            self._mask_BP = np.concatenate([self._mask_BP, meant_BT.astype(np.int64)], axis=1)
+            return self._mask_BP
+        if self.samples == 1 and int(self._lengths_B[0]) == total:
+            return self._ones_1P[:, :total]
+        return (np.arange(total) < self._lengths_B[:, None]).astype(np.int64)
+
     def _of_images(self, images: Shown | None) -> dict[str, Array]:
         if images is None:
             offsets = np.broadcast_to(self._after_B[None, :, None], (3, self.samples, 1))
             return {EMBEDS: np.empty((0, self._width or 0), np.float32), OFFSETS: np.ascontiguousarray(offsets)}
         self._after_B = images.after_B
         return {EMBEDS: images.embeds_WH, OFFSETS: np.ascontiguousarray(images.offsets_3BT)}
+
+    def _bind_ids(self, ids_BT: Array) -> None:
+        """A step's token goes where that of the step before stood."""
+        if self._ids_BT.shape != ids_BT.shape:
+            self._ids_BT = np.empty(ids_BT.shape, dtype=np.int64)
+            self._binding.bind_ortvalue_input(IDS, onnxruntime.OrtValue.ortvalue_from_numpy(self._ids_BT))
+        self._ids_BT[:] = ids_BT
 
     def _bind_scores(self, count: int, keep: int) -> Array:
         """Where the scores of so many tokens go: what a step writes over is what the step before wrote."""
