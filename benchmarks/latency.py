@@ -1,6 +1,6 @@
 """The latency of artifacts against the first of them, in turns, so that a noisy machine slows all alike.
 
-    python benchmarks/latency.py examples/phone/prune.yaml ARTIFACT ARTIFACT … [--rounds 15] [--threads 1]
+    python benchmarks/latency.py examples/phone/prune.yaml ARTIFACT ARTIFACT … [--rounds 15] [--threads 1] [--batch-size 1]
 
 Each round calls every artifact, in a random order, on the same samples of the pipeline's `evaluate:` set; a ratio is of medians
 within one round, and what is printed is the median and the range of the rounds' ratios.
@@ -34,11 +34,13 @@ class Ratio:
     most: float
 
 
-def in_turns(artifacts: Sequence[Artifact], pipeline: Path, rounds: int, repeats: int, threads: int) -> list[Ratio]:
+def in_turns(
+    artifacts: Sequence[Artifact], pipeline: Path, rounds: int, repeats: int, threads: int, batch_size: int = 1
+) -> list[Ratio]:
     """Each artifact's ratio, on the samples that the pipeline evaluates on."""
     loaded = load_pipeline(pipeline)
     data = loaded.data[loaded.config.evaluate.accuracy.data]
-    config = LatencyConfig(batch_size=1, warmup=5, repeats=repeats, threads=threads)
+    config = LatencyConfig(batch_size=batch_size, warmup=5, repeats=repeats, threads=threads)
     batches = batches_for_latency(data.source.load(data.config, SourceContext(loaded.base)), config)
     for artifact in artifacts:
         verify(artifact)
@@ -62,9 +64,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=60, help="calls of each artifact in a round")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=1, help="samples of a call")
     options = parser.parse_args()
     artifacts = [open_artifact(path) for path in options.artifacts]
-    ratios = in_turns(artifacts, options.pipeline, options.rounds, options.repeats, options.threads)
+    ratios = in_turns(artifacts, options.pipeline, options.rounds, options.repeats, options.threads, options.batch_size)
     base = artifacts[0].manifest.metric("macs")
     print(f"{'artifact':28}{'p50 ms':>9}{'latency':>10}{'(range)':>18}{'MACs':>9}")
     for artifact, ratio in zip(artifacts, ratios, strict=True):

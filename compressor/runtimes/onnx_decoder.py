@@ -54,7 +54,7 @@ class OnnxDecoder:
         """Of the words of images, where there are any."""
         [words] = [one.shape[-1] for one in self._session.get_outputs() if one.name == LOGITS]
         self._words = int(words)
-        self._ids_BT = np.empty((samples, 0), dtype=np.int64)
+        self._ids_BT: Array = np.empty((samples, 0), dtype=np.int64)
         self._scored: tuple[int, int] | None = None
         """Of how many tokens the scores are bound, and what `logits_to_keep` is."""
         self._caches, self._binding = caches, self._session.io_binding()
