@@ -607,7 +607,7 @@ def schema() -> None:
 
 def _plan(pipeline: Pipeline, output_dir: Path, seed: int | None, device: str, allow_code: bool) -> Plan:
     from compressor.artifacts.store import Store as ArtifactStore
-    from compressor.engine.plan import make_plan
+    from compressor.engine.planning import make_plan
 
     if device not in {"cpu", "cuda"}:
         raise UsageError(f"--device {device}: there is no such device", remedy="cpu or cuda")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
 from compressor.engine.pipeline import load_pipeline
-from compressor.engine.plan import make_plan
+from compressor.engine.planning import make_plan
 
 
 def ids(

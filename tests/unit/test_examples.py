@@ -8,7 +8,8 @@ import pytest
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
 from compressor.engine.pipeline import load_pipeline
-from compressor.engine.plan import Plan, make_plan
+from compressor.engine.plan import Plan
+from compressor.engine.planning import make_plan
 from compressor.models.image_classifier.family import ImageClassifier
 from compressor.models.loading import save_module
 from compressor.models.sentence_encoder.family import SentenceEncoder

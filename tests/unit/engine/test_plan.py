@@ -8,7 +8,8 @@ from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
 from compressor.engine.pipeline import load_pipeline
-from compressor.engine.plan import Plan, evaluate_of, make_plan
+from compressor.engine.plan import Plan, evaluate_of
+from compressor.engine.planning import make_plan
 from compressor.errors import CompressError, ConfigError
 
 

@@ -12,7 +12,7 @@ from compressor.artifacts.store import Store, verify
 from compressor.data.contract import SourceContext
 from compressor.engine import events
 from compressor.engine.pipeline import load_pipeline
-from compressor.engine.plan import make_plan
+from compressor.engine.planning import make_plan
 from compressor.engine.runner import Runner, RunResult, select
 from compressor.errors import CompressError, PassError, StorageError, UsageError
 from compressor.evaluation.protocol import ReferenceModel

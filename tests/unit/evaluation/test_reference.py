@@ -11,7 +11,7 @@ import pytest
 from compressor.artifacts.store import Store, verify
 from compressor.data.contract import SourceContext
 from compressor.engine.pipeline import load_pipeline
-from compressor.engine.plan import make_plan
+from compressor.engine.planning import make_plan
 from compressor.engine.runner import Runner, RunResult, load_given, select
 from compressor.engine.single import measure_artifact, single_pass
 from compressor.errors import ConfigError, UsageError

@@ -10,7 +10,7 @@ import torch
 
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
-from compressor.engine.plan import make_plan
+from compressor.engine.planning import make_plan
 from compressor.engine.single import preview, single_pass
 from compressor.errors import PassError
 from compressor.models.image_classifier.family import ImageClassifier

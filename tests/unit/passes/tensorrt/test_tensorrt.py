@@ -17,7 +17,7 @@ from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
 from compressor.engine.contract import ModelFacts, PlanContext
 from compressor.engine.pipeline import load_pipeline
-from compressor.engine.plan import make_plan
+from compressor.engine.planning import make_plan
 from compressor.errors import (
     DamagedArtifactError,
     GpuError,
