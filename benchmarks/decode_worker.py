@@ -24,7 +24,7 @@ class Ours:
     def __init__(self, path: str, threads: int) -> None:
         from compressor.runtimes.onnx_decoder import OnnxDecoder
 
-        self.decoder = OnnxDecoder(Path(path), threads, room=1024)
+        self.decoder = OnnxDecoder(Path(path), threads, room=1024, lasting=True)
         self.start = self.decoder.start
 
     def feed(self, ids: list[int]) -> int:

@@ -12,14 +12,18 @@ import numpy as np
 import onnxruntime
 
 from compressor.errors import PassError, UsageError
+from compressor.runtimes.huge_pages import reserve
 from compressor.runtimes.memory import check_room
 from compressor.runtimes.onnx_caches import IDS, KEEP, LOGITS, MASK, Caches
+from compressor.runtimes.onnx_files import MODEL
 from compressor.runtimes.onnx_images import EMBEDS, OFFSETS, Shown
 from compressor.runtimes.onnx_opening import ERRORS, first_line, opened
 
 Array = np.ndarray[Any, Any]
 _PIECE = 128
 """Tokens of a prompt that are read at a time: 512 at once take 4 % longer, and memory of their own."""
+_COPIES = 4
+"""Of a file while it is opened: its bytes, its tensors, what kernels make of them, and the keys and values beside."""
 TARGET = "autoglm_compress.target"
 """The key under which a decoder's file says whose operators it has."""
 
@@ -27,13 +31,22 @@ TARGET = "autoglm_compress.target"
 class OnnxDecoder:
     """One conversation, or several side by side, padded at the end."""
 
-    def __init__(self, folder: Path, threads: int, *, samples: int = 1, room: int) -> None:
+    def __init__(self, folder: Path, threads: int, *, samples: int = 1, room: int, lasting: bool = False) -> None:
         """Open ``model.onnx``, with room for so many tokens.
+
+        Args:
+            folder: with the graph.
+            threads: of the runtime.
+            samples: texts side by side.
+            room: of each, in tokens.
+            lasting: the process has this model until it ends: it lies in huge pages, where there are any.
 
         Raises:
             ModelError: it cannot be opened.
             UsageError: it is no decoder, or there is not so much memory.
         """
+        if lasting:
+            reserve(_COPIES * sum(file.stat().st_size for file in folder.glob(f"{MODEL}*")))
         self._session = opened(folder, threads)
         caches = Caches.of(self._session.get_inputs())
         if caches is None:

@@ -98,7 +98,7 @@ class _OnnxStepper(Stepper):
         from compressor.runtimes.onnx_decoder import OnnxDecoder
 
         self._folder, self._threads = folder, threads
-        self._decoder = OnnxDecoder(folder, threads, room=room)
+        self._decoder = OnnxDecoder(folder, threads, room=room, lasting=True)
 
     def feed(self, ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
         shown = None if images is None else self._shown(images)
