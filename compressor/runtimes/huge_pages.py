@@ -19,8 +19,7 @@ def reserve(size_bytes: int) -> bool:
     the heap grows at once, the kernel is asked for huge pages before any of it is touched, and it is free again: it takes memory
     only as it is used. From then on the heap does not shrink, so this is for a process that opens one model and keeps it.
     """
-    libc = ctypes.CDLL(None)
-    if not _HUGE.is_file() or not hasattr(libc, "mallopt"):
+    if not _HUGE.is_file() or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return False
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
