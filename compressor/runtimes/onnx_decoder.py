@@ -5,6 +5,7 @@ Shapes: B samples, T tokens, V words.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from compressor.errors import PassError, UsageError
-from compressor.runtimes.huge_pages import reserve
+from compressor.runtimes.huge_pages import in_huge_pages
 from compressor.runtimes.memory import check_room
 from compressor.runtimes.onnx_caches import IDS, KEEP, LOGITS, MASK, Caches
 from compressor.runtimes.onnx_files import MODEL
@@ -23,7 +24,7 @@ Array = np.ndarray[Any, Any]
 _PIECE = 128
 """Tokens of a prompt that are read at a time: 512 at once take 4 % longer, and memory of their own."""
 _COPIES = 4
-"""Of a file while it is opened: its bytes, its tensors, what kernels make of them, and the keys and values beside."""
+"""Of a file while it is opened: its bytes, its tensors, what kernels make of them, and room between."""
 TARGET = "autoglm_compress.target"
 """The key under which a decoder's file says whose operators it has."""
 
@@ -45,9 +46,9 @@ class OnnxDecoder:
             ModelError: it cannot be opened.
             UsageError: it is no decoder, or there is not so much memory.
         """
-        if lasting:
-            reserve(_COPIES * sum(file.stat().st_size for file in folder.glob(f"{MODEL}*")))
-        self._session = opened(folder, threads)
+        size = sum(file.stat().st_size for file in folder.glob(f"{MODEL}*"))
+        with in_huge_pages(_COPIES * size) if lasting else nullcontext():
+            self._session = opened(folder, threads)
         caches = Caches.of(self._session.get_inputs())
         if caches is None:
             raise UsageError(
@@ -84,7 +85,7 @@ class OnnxDecoder:
             self._buffers = self._caches.nothing(self.samples)
 
     def rewind(self, tokens: int) -> None:
-        """Forget all but the first tokens, images among them; of texts without padding."""
+        """Forget all but the first tokens, which all images must be among; of texts without padding."""
         self._lengths_B = np.minimum(self._lengths_B, tokens)
         self._mask_BP = self._mask_BP[:, :tokens]
         if self._grows:
@@ -120,11 +121,23 @@ class OnnxDecoder:
         total = self._mask_BP.shape[1] + tokens if self._grows or lengths_B is not None else int(lengths_after_B.max())
         if total > self.room:
             raise UsageError(f"{total} tokens, and there is room for {self.room}", remedy="make room for more")
-        if lengths_B is None and images is None and not self._grows and 0 < keep <= _PIECE < tokens:
+        if self.samples > 1 and tokens > 1 and not self._grows and self._lengths_B.any():
+            raise UsageError(
+                f"{tokens} tokens behind what {self.samples} texts have said: ONNX Runtime's attention reads one at a time there",
+                remedy="feed them one by one, or each text alone",
+            )
+        if (
+            self.samples == 1
+            and lengths_B is None
+            and images is None
+            and not self._grows
+            and 0 < keep <= _PIECE < tokens
+        ):
             first = tokens % _PIECE or _PIECE  # so that the last piece is whole, and has all that is kept
             for piece_BT in np.split(ids_BT, range(first, tokens, _PIECE), axis=1):
                 scores = self.feed(piece_BT, keep=keep)
             return scores
+        before = self._lengths_B, self._mask_BP, self._after_B, self._buffers
         self._lengths_B = lengths_after_B
         self._bind_ids(ids_BT)
         fed = {MASK: self._mask(tokens, new_B, total)}
@@ -139,6 +152,7 @@ class OnnxDecoder:
         try:
             self._session.run_with_iobinding(self._binding)
         except (*ERRORS, RuntimeError) as error:
+            self._lengths_B, self._mask_BP, self._after_B, self._buffers = before
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
         return logits[:, -keep:] if keep else logits
 
@@ -164,7 +178,7 @@ class OnnxDecoder:
         if self._ids_BT.shape != ids_BT.shape:
             self._ids_BT = np.empty(ids_BT.shape, dtype=np.int64)
             self._binding.bind_ortvalue_input(IDS, onnxruntime.OrtValue.ortvalue_from_numpy(self._ids_BT))
-        self._ids_BT[:] = ids_BT
+        np.copyto(self._ids_BT, ids_BT)
 
     def _bind_scores(self, count: int, keep: int) -> Array:
         """Where the scores of so many tokens go: what a step writes over is what the step before wrote."""

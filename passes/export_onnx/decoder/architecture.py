@@ -70,6 +70,12 @@ class Architecture:
         """The norm over what the feed-forward part says, where there is one."""
         return self._after(1)
 
+    def rotary_width(self, layer: int) -> int:
+        """Values of a head that a layer turns by positions: the first ones."""
+        if self.images is not None:
+            return 2 * sum(self.images.sections)
+        return 2 * self.rotary[self.kinds[layer]].cos.shape[1]
+
     def _after(self, place: int) -> str | None:
         layout = self.decoder.layout
         others = [name for name in layout.norms if name not in {"input_layernorm", layout.ffn_norm}]

@@ -35,11 +35,11 @@ class DecoderGraph:
 
     def __init__(
         self, architecture: Architecture, tree: dict[str, Any], folder: Path, operators: Operators, *, int8_tables: bool,
-        cache_steps: Mapping[str, Array] | None = None,
+        cache_scales: Mapping[str, Array] | None = None,
     ) -> None:  # fmt: skip
         self.architecture, self.weights = architecture, Weights(folder, tree)
         self.int8_tables = int8_tables
-        self.cache_steps = cache_steps
+        self.cache_scales = cache_scales
         """Of each input of keys or values, where they are kept in 8 bits: float32 [N · H]."""
         self.add = operators
         self.sites = {site.name: site for site in sites_of(tree)}
@@ -220,14 +220,14 @@ class DecoderGraph:
             )
         kind, window = self.architecture.kinds[number], self.architecture.windows[number]
         names = [f"{PAST}{number}.{what}" for what in ("key", "value")]
-        dtype = ir.DataType.INT8 if self.cache_steps else ir.DataType.FLOAT
+        dtype = ir.DataType.INT8 if self.cache_scales else ir.DataType.FLOAT
         shape = ("batch", decoder.key_heads, "past", decoder.head_width)
         past = (self._input(names[0], dtype, *shape), self._input(names[1], dtype, *shape))
-        steps = [add.constant(f"{name}.step", self.cache_steps[name]) for name in names] if self.cache_steps else []
+        scales = [add.constant(f"{name}.scale", self.cache_scales[name]) for name in names] if self.cache_scales else []
         found, keys, values = add.attention(
             query, key, value, past, places, self.turns[kind], f"{layer}.attention", num_heads=decoder.heads,
             kv_num_heads=decoder.key_heads, head_width=decoder.head_width, scale=self.architecture.attention_scale,
-            in_pairs=decoder.layout.rotary_in_pairs, window=window, steps=steps,
+            in_pairs=decoder.layout.rotary_in_pairs, window=window, cache_scales=scales,
         )  # fmt: skip
         shape = ("batch", decoder.key_heads, "total", decoder.head_width)
         for one, name in zip((keys, values), names, strict=True):

@@ -116,6 +116,10 @@ def compare(
         alone.start()
         got_TV = alone.feed(ids_1T, keep=0, images=shown)[0]
         ways[0 if shown is None else 1].see(wanted_TV, got_TV, limits.tie)
+        if shown is None and not ways[2].positions:  # as `generate` reads a prompt: in pieces, the last score alone
+            alone.start()
+            got_TV = alone.feed(ids_1T[:, :first])[0]
+            ways[2].see(wanted_TV[first - 1 : first], got_TV, limits.tie)
         alone.rewind(first)
         for place in range(first, len(wanted_TV)):
             got_TV = alone.feed(ids_1T[:, place : place + 1])[0]

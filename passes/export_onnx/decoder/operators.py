@@ -163,12 +163,12 @@ class Operators:
     def attention(
         self, query: ir.Value, key: ir.Value | None, value: ir.Value | None, past: tuple[ir.Value, ir.Value],
         places: Any, turns: Turns, name: str, *, num_heads: int, kv_num_heads: int, head_width: int,
-        scale: float, in_pairs: bool, window: int | None, steps: Sequence[ir.Value],
+        scale: float, in_pairs: bool, window: int | None, cache_scales: Sequence[ir.Value],
     ) -> tuple[ir.Value, ir.Value, ir.Value]:  # fmt: skip
         """Causal attention with rotary positions: the result [B, T, N·H], and keys and values with those of before.
 
-        ``query`` holds keys and values too where these are None. ``steps`` float32 [M·H] of keys and of values are there where
-        those are kept in 8 bits.
+        ``query`` holds keys and values too where these are None. ``cache_scales`` float32 [M·H] of keys and of values are there
+        where those are kept in 8 bits.
         """
         told: dict[str, int | str] = {}
         tables: list[ir.Value | None] = [None, None]
@@ -182,8 +182,8 @@ class Operators:
             tables = [turns.cos, turns.sin]
             told = {"do_rotary": 1, "rotary_interleaved": int(in_pairs)}
         inputs = [query, key, value, *past, *places, *tables]
-        if steps:
-            inputs += [None, None, None, *steps]  # positions, a bias, and sinks are not there
+        if cache_scales:
+            inputs += [None, None, None, *cache_scales]  # positions, a bias, and sinks are not there
             told |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         while inputs[-1] is None:
             inputs.pop()

@@ -26,7 +26,7 @@ from compressor.runtimes.session import open_session
 from passes.export_onnx import graph
 from passes.export_onnx.decoder.architecture import Architecture, architecture_of
 from passes.export_onnx.decoder.building import DecoderGraph
-from passes.export_onnx.decoder.caching import cache_steps
+from passes.export_onnx.decoder.caching import cache_scales
 from passes.export_onnx.decoder.comparing import compare, limits_of
 from passes.export_onnx.decoder.genai import write_genai_config
 from passes.export_onnx.decoder.operators import Operators
@@ -108,8 +108,12 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
         ParityError: ONNX Runtime does not compute what torch does.
     """
     tree = _tree(model)
-    windows = _windows(context, config.parity.data, config.parity.num_samples or _WINDOWS)
     architecture = architecture_of(tree, config.decoder.context_length)
+    parity, ranges = config.parity, config.decoder.int8_kv_cache
+    windows = _windows(context, architecture, parity.data, parity.num_samples or _WINDOWS)
+    calibration = (
+        [] if ranges is None else _windows(context, architecture, ranges.data, ranges.num_samples, spread=True)
+    )
     packed = is_packed(tree) or config.decoder.int8_tables
     seen = None if architecture.images is None else _export_tower(config, tree, model, out, context)
     asked = config.decoder.accuracy_level
@@ -120,28 +124,30 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
         CONTEXT: str(architecture.context),
     }
 
-    def written(level: int, cache_steps: dict[str, Array] | None) -> tuple[ir.Model, int, bool]:
-        built = DecoderGraph(
-            architecture, tree, model, _operators(config, level), int8_tables=config.decoder.int8_tables,
-            cache_steps=cache_steps,
-        ).model()  # fmt: skip
+    def written(level: int, scales: dict[str, Array] | None) -> tuple[ir.Model, int, bool]:
+        decoder = DecoderGraph(
+            architecture, tree, model, _operators(config, level), int8_tables=config.decoder.int8_tables, cache_scales=scales
+        )  # fmt: skip
+        built = decoder.model()
         nodes = len(built.graph)
-        return built, nodes, graph.write(built, out, metadata, config.external_data_threshold_mb * 1_000_000)
+        external = graph.write(built, out, metadata, config.external_data_threshold_mb * 1_000_000)
+        decoder.weights.packed.cache_clear()
+        return built, nodes, external
 
-    steps = None
-    if (ranges := config.decoder.int8_kv_cache) is not None:
+    scales = None
+    if calibration:
         context.progress("keys and values", 0, _STAGES, {})
         written(levels[0], None)
-        steps = cache_steps(out, _windows(context, ranges.data, ranges.num_samples, spread=True), context.threads)
-    rounded = packed or steps is not None
+        scales = cache_scales(out, architecture, calibration, context.threads)
+    rounded = packed or scales is not None
     for level in levels:
         context.progress("build", 0, _STAGES, {})
-        built, nodes, external = written(level, steps)
+        built, nodes, external = written(level, scales)
         context.progress("compare", 1, _STAGES, {})
         kind = Kind.AWQ if is_packed(tree) else Kind.TORCH
         with open_session(kind, model, threads=context.threads) as reference:
             try:
-                parity = compare(reference, out, windows, config.parity, context.threads, integers=rounded)
+                compared = compare(reference, out, windows, parity, context.threads, integers=rounded)
             except ParityError as error:
                 if level == levels[-1]:
                     raise
@@ -161,9 +167,9 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
             "external_data": external,
             "target": config.decoder.target,
             "accuracy_level": level,
-            "kv_cache": "float32" if steps is None else "int8",
+            "kv_cache": "float32" if scales is None else "int8",
             "context_length": architecture.context,
-            "parity": parity,
+            "parity": compared,
         }
         | ({} if seen is None else {"vision": seen})
     )
@@ -179,19 +185,29 @@ def _tree(model: Path) -> dict[str, Any]:
     return described.tree
 
 
-def _windows(context: PassContext, name: str, asked: int, *, spread: bool = False) -> list[Batch]:
-    """The first samples of a set, or as many from all over it."""
+def _windows(
+    context: PassContext, architecture: Architecture, name: str, asked: int, *, spread: bool = False
+) -> list[Batch]:
+    """The first samples of a set, or with ``spread`` one from each of so many equal stretches."""
     dataset = context.data(name)
     count = min(asked, len(dataset))
     if not count:
-        raise DataError(f"the set {name!r} is empty: the export is held against its samples")
-    batch = dataset.batch(np.arange(count, dtype=np.int64) * (len(dataset) // count if spread else 1))
+        raise DataError(f"the set {name!r} is empty: the export reads windows of it", remedy="name another set")
+    places = np.arange(count, dtype=np.int64)
+    batch = dataset.batch(places * len(dataset) // count if spread else places)
     if IDS not in batch or batch[IDS].shape[1] < 2:
         raise DataError(
             f"the set {name!r} holds no windows of two tokens or more (`input_ids`)",
             remedy="name a set of the source `text` with the checkpoint's `tokenizer`",
         )
-    return [_one(batch, row) for row in range(count)]
+    windows = [_one(batch, row) for row in range(len(batch[IDS]))]
+    longest = max(window[IDS].shape[1] for window in windows)
+    if longest > architecture.context:
+        raise DataError(
+            f"the set {name!r} holds windows of {longest} tokens, and the graph attends to {architecture.context}",
+            remedy="name a set with a smaller `sequence_length`, or leave `decoder.context_length` out",
+        )
+    return windows
 
 
 def _one(batch: Batch, row: int) -> Batch:

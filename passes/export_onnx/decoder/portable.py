@@ -105,7 +105,7 @@ class PortableOperators(Operators):
     def attention(
         self, query: ir.Value, key: ir.Value | None, value: ir.Value | None, past: tuple[ir.Value, ir.Value],
         places: Any, turns: Turns, name: str, *, num_heads: int, kv_num_heads: int, head_width: int,
-        scale: float, in_pairs: bool, window: int | None, steps: Sequence[ir.Value],  # noqa: ARG002
+        scale: float, in_pairs: bool, window: int | None, cache_scales: Sequence[ir.Value],  # noqa: ARG002
     ) -> tuple[ir.Value, ir.Value, ir.Value]:  # fmt: skip
         """As the base class, in float alone; every head's scores are seen in the graph."""
         if key is None or value is None:

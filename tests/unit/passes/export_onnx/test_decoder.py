@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.artifacts.kinds import Kind
-from compressor.engine.contract import PassContext
-from compressor.errors import ParityError, RequirementError, UsageError
+from compressor.engine.contract import ModelFacts, PassContext, PlanContext
+from compressor.errors import DataError, ParityError, RequirementError, UsageError
 from compressor.evaluation.gain import low_precision_weights
 from compressor.evaluation.onnx_cost import parameters
 from compressor.models.loading import load_module, save_module
@@ -23,6 +23,7 @@ from compressor.runtimes.onnx_decoder import OnnxDecoder
 from compressor.runtimes.onnx_profile import profile
 from compressor.runtimes.session import open_session
 from passes.export_onnx.decoder import building
+from passes.export_onnx.decoder.caching import turned_sizes
 from passes.export_onnx.decoder.weights import Weights, block_size
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from tests.unit.passes.awq.test_awq import packed
@@ -121,10 +122,53 @@ def test_every_architecture_keeps_keys_and_values_in_8_bits(preset, tmp_path):
     for window in TOKENS:
         decoder.start()
         last = decoder.feed(window[None])[0, -1]
-        peaks.append([np.abs(array.astype(int)).max(axis=(0, 2)) for array in decoder.said().values()])
-    assert np.max(peaks, axis=0).min() > 115  # a step for each value of a head, which its largest nearly fills
+        said = decoder.said().items()
+        peaks.append([np.abs(array.astype(int)).max(axis=(0, 2)) for name, array in said if name.endswith("value")])
+    assert np.max(peaks, axis=0).min() > 115  # a scale for each value of a head, which its largest nearly fills
     with open_session(Kind.ONNX, tmp_path / "out", threads=1) as session:  # which the other commands measure
         assert np.abs(session.run({"input_ids": TOKENS})["logits"][-1, -1] - last).max() < 1e-4
+
+
+@pytest.mark.parametrize("in_pairs", [False, True], ids=["halves", "neighbours"])
+@pytest.mark.parametrize("width", [8, 16])
+def test_a_key_fits_its_scale_wherever_it_stands(in_pairs, width):
+    """Keys of tokens at places 0 to 9 give the scales; the same tokens stand at any other place."""
+    keys = np.random.default_rng(0).normal(size=(2, 10, 16))
+    limits = turned_sizes(np.abs(keys), width, in_pairs=in_pairs).max(axis=1)
+    a, b = (slice(0, width, 2), slice(1, width, 2)) if in_pairs else (slice(width // 2), slice(width // 2, width))
+    for angle in np.linspace(0, 2 * np.pi, 50):
+        turned = keys.copy()
+        turned[..., a] = np.cos(angle) * keys[..., a] - np.sin(angle) * keys[..., b]
+        turned[..., b] = np.cos(angle) * keys[..., b] + np.sin(angle) * keys[..., a]
+        assert (np.abs(turned).max(axis=1) <= limits + 1e-12).all()
+    assert np.array_equal(limits[:, width:], np.abs(keys).max(axis=1)[:, width:])
+
+
+def test_keys_and_values_are_calibrated_on_windows_from_all_over_a_set(tmp_path):
+    seen = []
+
+    class Watched(ArrayDataset):
+        def batch(self, indices):
+            seen.append(indices.tolist())
+            return super().batch(indices)
+
+    many = Watched({"input_ids": np.tile(TOKENS, (8, 1))[:31]}, ("input_ids",))
+    fields = {**FIELDS, "decoder": {"int8_kv_cache": {"data": "text", "num_samples": 16}}}
+    exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out", fields, many)
+    assert seen == [[0, 1, 2, 3], [31 * one // 16 for one in range(16)]]
+
+
+def test_windows_longer_than_the_context_are_refused(tmp_path):
+    fields = {**FIELDS, "decoder": {"context_length": 32}}
+    with pytest.raises(DataError, match="windows of 48 tokens, and the graph attends to 32"):
+        exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out", fields)
+
+
+def test_fields_of_a_language_model_are_refused_for_others():
+    config = ExportOnnxConfig.model_validate({"decoder": {"int8_tables": True}})
+    facts = ModelFacts(family="autoglm-phone", parameters=10, size_bytes=40)
+    with pytest.raises(RequirementError, match="of the family autoglm-phone: `int8_tables`"):
+        ExportOnnx().estimate(config, facts, PlanContext({"parent": facts}))
 
 
 def test_keys_and_values_in_8_bits_are_of_onnx_runtime_alone():
@@ -301,6 +345,35 @@ def test_a_decoder_forgets_and_has_only_so_much_room(target, tmp_path):
         decoder.feed(TOKENS[:1, 10:11])
     decoder.start()
     assert np.array_equal(decoder.feed(TOKENS[:1, :8]), first)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+def test_several_long_prompts_at_once_say_what_each_says_alone(target, tmp_path):
+    fields = {**FIELDS, "decoder": {"target": target}}
+    exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out", fields)
+    ids = np.random.default_rng(1).integers(3, 490, (2, 150))
+    both, alone = OnnxDecoder(tmp_path / "out", 1, samples=2, room=160), OnnxDecoder(tmp_path / "out", 1, room=160)
+    together = both.feed(ids)[:, 0].copy()
+    if target == "onnxruntime":
+        with pytest.raises(UsageError, match="reads one at a time there"):
+            both.feed(ids[:, :2])
+    after = both.feed(ids[:, :1])[:, 0]
+    for row in range(2):
+        alone.start()
+        np.testing.assert_allclose(alone.feed(ids[row : row + 1])[0, 0], together[row], atol=1e-4)
+        np.testing.assert_allclose(alone.feed(ids[row : row + 1, :1])[0, 0], after[row], atol=1e-4)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+def test_a_decoder_goes_on_from_where_it_was(target, tmp_path):
+    fields = {**FIELDS, "decoder": {"target": target}}
+    exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out", fields)
+    decoder = OnnxDecoder(tmp_path / "out", 1, room=40)
+    decoder.feed(TOKENS[:1, :20])
+    wanted = decoder.feed(TOKENS[:1, 20:22]).copy()
+    decoder.feed(TOKENS[:1, 30:35])
+    decoder.rewind(20)
+    np.testing.assert_allclose(decoder.feed(TOKENS[:1, 20:22]), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [129, 256, 300])
