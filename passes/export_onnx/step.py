@@ -47,7 +47,7 @@ class KvCacheCalibration(Record):
     """Where the scales of keys and values come from."""
 
     data: DataName
-    """The set whose windows are read, best as long as what will be said."""
+    """The set whose windows are read."""
     num_samples: Annotated[int, Field(ge=1)] = 16
     """How many, one from each of so many equal stretches of the set."""
 
