@@ -57,6 +57,15 @@ def test_graphs_answer_about_images_as_torch_does(bed, target):
     assert output.summary["vision"]["cosine"] > 0.99999
 
 
+def test_images_and_keys_and_values_in_8_bits(bed, tmp_path):
+    """The windows that give the scales have images in them too."""
+    fields = {"parity": {"data": "text", "num_samples": 5}, "decoder": {"int8_kv_cache": {"data": "text"}}}
+    output, _ = exported(bed[1], tmp_path / "out", fields, bed[2])
+    ways = {one["way"]: one["kl"] for one in output.summary["parity"]}
+    assert set(ways) == {"windows", "with images", "token by token", "padded"}
+    assert 0 < max(ways.values()) < 2e-3
+
+
 def test_images_matter(bed):
     folder, _, dataset, _ = bed
     batch = dataset.batch(np.array([1]))
