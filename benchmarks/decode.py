@@ -5,8 +5,9 @@
 PARENT is the float checkpoint that perplexity and KL are told against, TEXT a pattern of text files. An engine is
 ``int4=ours:ARTIFACT/model``, ``torch=torch:CHECKPOINT``, ``genai=genai:FOLDER@VENV/bin/python``,
 ``q4_0=llama.cpp:FILE.gguf@VENV/bin/python`` or ``mnn=mnn:FOLDER@VENV/bin/python``; each runs in a process of its own. In every
-round each engine reads a prompt of 64 and one of 512 tokens and says 128 more; medians and ranges over the rounds. The share of
-the machine's memory bandwidth is that of the file's bytes times the tokens of a second.
+round each engine, in a random order, reads a prompt of 64 and one of 512 tokens and says 128 more; medians and ranges over the
+rounds, and how often as fast the first engine is as each other one, round by round. The share of the machine's memory bandwidth
+is that of the file's bytes times the tokens of a second.
 
 How the peers' models are made of PARENT (each in a virtual environment of its own, whose ``site-packages`` has a ``.pth`` file
 with the path of this one's, for torch and transformers):
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -36,6 +38,7 @@ import numpy as np
 from calibration.sources.text import Text, TextConfig
 from compressor.data.contract import SourceContext
 
+MEASURED = ((64, "decode"), (512, "decode"), (64, "prefill"), (512, "prefill"))
 WORKER = Path(__file__).with_name("decode_worker.py")
 
 
@@ -113,6 +116,12 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.0f} ({min(values):.0f}–{max(values):.0f})"
 
 
+def ratio(one: Engine, other: Engine, key: tuple[int, str]) -> str:
+    """How many times as fast, in the same rounds."""
+    found = [mine / theirs for mine, theirs in zip(one.told[key], other.told[key], strict=True)]
+    return f"×{statistics.median(found):.2f} ({min(found):.2f}–{max(found):.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parent", type=Path)
@@ -133,7 +142,7 @@ def main() -> None:
     reads = bandwidth(options.threads)
     engines = [Engine(text, options.threads) for text in options.engines]
     for turn in range(options.rounds + 1):
-        for engine in engines:
+        for engine in random.Random(turn).sample(engines, len(engines)):
             for length in (64, 512):
                 found = engine.ask(ids=prompt[:length].tolist(), new=options.new)
                 engine.peak = max(engine.peak, found["peak"])
@@ -149,15 +158,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for engine in engines:
             perplexity, divergence, same = quality(engine, parent, windows, Path(folder))
-            told = [
-                spread(engine.told[key]) for key in ((64, "decode"), (512, "decode"), (64, "prefill"), (512, "prefill"))
-            ]
+            told = [spread(engine.told[key]) for key in MEASURED]
             share = engine.size * statistics.median(engine.told[64, "decode"]) / reads
             print(
                 f"| {engine.name} | {' | '.join(told)} | {share:.0%} | {engine.size / 1e6:.0f} | {engine.peak / 1e6:.0f} "
                 f"| {perplexity:.2f} | {divergence:.4f} | {same:.3f} |",
                 flush=True,
             )
+    first, *others = engines
+    for engine in others:
+        told = [f"{what} {length}: {ratio(first, engine, (length, what))}" for length, what in MEASURED]
+        print(f"{first.name} against {engine.name}: {', '.join(told)}")
 
 
 if __name__ == "__main__":
