@@ -10,7 +10,7 @@ from compressor.models.transformers_checkpoint.arithmetic import parameters
 from compressor.models.transformers_checkpoint.layouts import decoder_of
 from passes.awq.step import WEIGHTS_AT_ONCE, AwqConfig, tree_of
 
-_PROCESS_BYTES = 400 << 20
+_PROCESS_BYTES = 500 << 20
 """A process with torch, transformers and a tokenizer; measured."""
 _MATRICES = 3
 """As large as H at a time: H, its factor, and what the factor is made from or what entered beside what should."""
