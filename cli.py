@@ -440,6 +440,13 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
     ] = False,
+    fast_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--fast-prompts",
+            help="Of packed weights in ONNX: read the prompt by the same in 8 bits, which take memory of their own.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Talk to a language model: a torch, awq or onnx artifact, or a checkpoint's directory."""
@@ -449,7 +456,10 @@ def generate(
 
     sampling = Sampling(max_tokens, temperature, top_p, seed)
     said = (lambda _: None) if as_json else console.stream
-    found = generated(*model_at(artifact), prompt, sampling, threads=threads, raw=raw, said=said, images=image or ())
+    found = generated(
+        *model_at(artifact), prompt, sampling, threads=threads, raw=raw, said=said, images=image or (),
+        fast_prompts=fast_prompts,
+    )  # fmt: skip
     if as_json:
         _print_json(found.as_json())
     else:

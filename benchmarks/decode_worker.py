@@ -1,6 +1,6 @@
 """One engine in a process of its own, for ``decode.py``: it reads a JSON command a line, and answers with one.
 
-    python benchmarks/decode_worker.py ours|torch|genai|llama.cpp|mnn PATH THREADS
+    python benchmarks/decode_worker.py ours|ours-fast-prompts|torch|genai|llama.cpp|mnn PATH THREADS
     python benchmarks/decode_worker.py requantize FROM.gguf TO.gguf          (llama.cpp: to Q4_0)
 
 It runs in the interpreter that has the engine; only ``ours`` and ``torch`` need this repository.
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ Array = Any
 
 
 class Ours:
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, fast_prompts: bool = False) -> None:
         from compressor.runtimes.onnx_decoder import OnnxDecoder
 
-        self.decoder = OnnxDecoder(Path(path), threads, room=1024, lasting=True)
+        self.decoder = OnnxDecoder(Path(path), threads, room=1024, lasting=True, fast_prompts=fast_prompts)
         self.start = self.decoder.start
 
     def feed(self, ids: list[int]) -> int:
@@ -132,7 +133,14 @@ class Mnn:
         return np.array(self.whole.forward(ids).read())[0]
 
 
-ENGINES: dict[str, Any] = {"ours": Ours, "torch": Torch, "genai": Genai, "llama.cpp": LlamaCpp, "mnn": Mnn}
+ENGINES: dict[str, Any] = {
+    "ours": Ours,
+    "ours-fast-prompts": partial(Ours, fast_prompts=True),
+    "torch": Torch,
+    "genai": Genai,
+    "llama.cpp": LlamaCpp,
+    "mnn": Mnn,
+}
 
 
 def requantize(source: str, target: str) -> None:

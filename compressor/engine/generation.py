@@ -82,6 +82,7 @@ def generate(
     raw: bool,
     said: Callable[[str], None],
     images: Sequence[Path] = (),
+    fast_prompts: bool = False,
 ) -> Generated:
     """Continue a prompt; ``said`` is given each piece of text as it comes.
 
@@ -94,10 +95,12 @@ def generate(
         raw: continue the prompt as it is.
         said: gets pieces of text.
         images: files that the prompt is about; they come before it.
+        fast_prompts: read the prompt by weights in 8 bits, made of the packed ones of an onnx model.
 
     Raises:
         DataError: there is no tokenizer, or it gives no token for the prompt; an image cannot be read, or no processor is there.
-        UsageError: the model does not generate, or does not look at images; prompt and answer are longer than its context.
+        UsageError: the model does not generate, does not look at images, or has no packed weights to read prompts fast with;
+            prompt and answer are longer than its context.
     """
     context_of(kind, folder)  # whether it generates at all comes before what it lacks
     shown: dict[str, Array] | None = None
@@ -108,7 +111,7 @@ def generate(
         ids = _encoded(tokenizer, prompt, raw)
     ends = _ends(folder, tokenizer)
     room = len(ids) + sampling.max_tokens
-    stepper = open_stepper(kind, folder, threads=threads, room=room, sees=shown is not None)
+    stepper = open_stepper(kind, folder, threads=threads, room=room, sees=shown is not None, fast_prompts=fast_prompts)
     draw = np.random.default_rng(sampling.seed)
     started = time.perf_counter()
     answer = [_chosen(stepper.feed(ids, shown), sampling, draw)]

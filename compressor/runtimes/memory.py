@@ -13,11 +13,30 @@ def check_room(needed_bytes: int, samples: int, tokens: int) -> None:
     Raises:
         UsageError: they do not.
     """
+    texts = "one text" if samples == 1 else f"{samples} texts"
+    _check(
+        needed_bytes,
+        f"the keys and values of {texts} of {tokens:,} tokens take",
+        "ask for fewer tokens (--max-tokens), or fewer texts at a time",
+    )
+
+
+def check_prompts(needed_bytes: int) -> None:
+    """Whether weights fit into what is free twice, packed and as prompts are read fast.
+
+    Raises:
+        UsageError: they do not.
+    """
+    _check(
+        needed_bytes,
+        "the weights, and the same in 8 bits for prompts, take",
+        "have prompts read as they are (without --fast-prompts)",
+    )
+
+
+def _check(needed_bytes: int, what: str, remedy: str) -> None:
     free = psutil.virtual_memory().available
     if needed_bytes > free:
-        texts = "one text" if samples == 1 else f"{samples} texts"
         raise UsageError(
-            f"the keys and values of {texts} of {tokens:,} tokens take {needed_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB of "
-            "memory are free",
-            remedy="ask for fewer tokens (--max-tokens), or fewer texts at a time",
+            f"{what} {needed_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free", remedy=remedy
         )

@@ -5,24 +5,30 @@ Shapes: B samples, T tokens, V words.
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from compressor.artifacts.errors_from_os import writing
 from compressor.errors import PassError, UsageError
 from compressor.runtimes.huge_pages import in_huge_pages
-from compressor.runtimes.memory import check_room
-from compressor.runtimes.onnx_caches import IDS, KEEP, LOGITS, MASK, Caches
+from compressor.runtimes.memory import check_prompts, check_room
+from compressor.runtimes.onnx_binding import Bound
+from compressor.runtimes.onnx_caches import MASK, Caches
 from compressor.runtimes.onnx_files import MODEL
 from compressor.runtimes.onnx_images import EMBEDS, OFFSETS, Shown
-from compressor.runtimes.onnx_opening import ERRORS, first_line, opened
+from compressor.runtimes.onnx_opening import opened
 
 Array = np.ndarray[Any, Any]
 _PIECE = 128
 """Tokens of a prompt that are read at a time: 512 at once take 4 % longer, and memory of their own."""
+_MANY = 16
+"""Tokens, of all samples, from which a graph for prompts is the faster one."""
 _COPIES = 4
 """Of a file while it is opened: its bytes, its tensors, what kernels make of them, and room between."""
 TARGET = "autoglm_compress.target"
@@ -32,7 +38,16 @@ TARGET = "autoglm_compress.target"
 class OnnxDecoder:
     """One conversation, or several side by side, padded at the end."""
 
-    def __init__(self, folder: Path, threads: int, *, samples: int = 1, room: int, lasting: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        threads: int,
+        *,
+        samples: int = 1,
+        room: int,
+        lasting: bool = False,
+        fast_prompts: bool = False,
+    ) -> None:
         """Open ``model.onnx``, with room for so many tokens.
 
         Args:
@@ -41,39 +56,36 @@ class OnnxDecoder:
             samples: texts side by side.
             room: of each, in tokens.
             lasting: the process has this model until it ends: it lies in huge pages, where there are any.
+            fast_prompts: prompts are read by weights in 8 bits, made of the packed ones and held beside them.
 
         Raises:
             ModelError: it cannot be opened.
-            UsageError: it is no decoder, or there is not so much memory.
+            UsageError: it is no decoder, has no packed weights to read prompts with, or there is not so much memory.
+            StorageError: the graph for prompts cannot be written where temporary files go.
         """
-        size = sum(file.stat().st_size for file in folder.glob(f"{MODEL}*"))
-        with in_huge_pages(_COPIES * size) if lasting else nullcontext():
-            self._session = opened(folder, threads)
+        self._session = _opened(folder, threads, lasting)
         caches = Caches.of(self._session.get_inputs())
         if caches is None:
             raise UsageError(
                 f"{folder} does not generate: its graph takes no keys and values",
                 remedy="name an artifact that export-onnx made of a language model",
             )
-        # What grows is there twice while it does.
         told = self._session.get_modelmeta().custom_metadata_map
         self._grows = told.get(TARGET) == "portable"
         """Whether keys and values are given as long as they are, and padding stays where it was; else they lie in buffers."""
+        # What grows is there twice while it does.
         check_room((2 if self._grows else 1) * caches.bytes(samples, room), samples, room)
         self.samples, self.room = samples, room
         self._ones_1P = np.ones((1, room), dtype=np.int64)
         optional = {one.name: one.shape for one in self._session.get_overridable_initializers()}
-        self._keeps = KEEP in optional
         self._width = optional[EMBEDS][1] if EMBEDS in optional else None
         """Of the words of images, where there are any."""
-        [words] = [one.shape[-1] for one in self._session.get_outputs() if one.name == LOGITS]
-        self._words = int(words)
-        self._ids_BT: Array = np.empty((samples, 0), dtype=np.int64)
-        self._scored: tuple[int, int] | None = None
-        """Of how many tokens the scores are bound, and what `logits_to_keep` is."""
-        self._caches, self._binding = caches, self._session.io_binding()
+        self._caches, self._step = caches, Bound(self._session)
+        self._prompt = Bound(_opened_for_prompts(folder, threads, lasting)) if fast_prompts else self._step
         if not self._grows:
-            self._bind_shared()
+            self._buffers = caches.room(samples, room)
+            for graph in {self._step, self._prompt}:
+                graph.share(self._buffers)
         self.start()
 
     def start(self) -> None:
@@ -95,9 +107,6 @@ class OnnxDecoder:
         """Keys and values of what the longest sample has heard and said, [B, N, P, H]; the next call may overwrite them."""
         length = int(self._lengths_B.max())
         return {name: buffer[:, :, :length] for name, buffer in self._buffers.items()}
-
-    def _values(self) -> dict[str, Any]:
-        return {name: onnxruntime.OrtValue.ortvalue_from_numpy(buffer) for name, buffer in self._buffers.items()}
 
     def feed(
         self, ids_BT: Array, lengths_B: Array | None = None, *, keep: int = 1, images: Shown | None = None
@@ -139,22 +148,20 @@ class OnnxDecoder:
             return scores
         before = self._lengths_B, self._mask_BP, self._after_B, self._buffers
         self._lengths_B = lengths_after_B
-        self._bind_ids(ids_BT)
+        graph = self._prompt if self.samples * tokens >= _MANY else self._step
         fed = {MASK: self._mask(tokens, new_B, total)}
-        kept = keep if self._keeps and keep else tokens
         if self._width is not None:
             fed |= self._of_images(images)
-        for name, array in fed.items():
-            self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-        logits = self._bind_scores(min(kept, tokens), keep)
         if self._grows:
-            self._bind_grown(total)
+            fed |= self._buffers
+            self._buffers = self._caches.room(self.samples, total)
+            graph.write(self._buffers)
+        graph.read(fed)
         try:
-            self._session.run_with_iobinding(self._binding)
-        except (*ERRORS, RuntimeError) as error:
+            return graph.run(ids_BT, keep)
+        except PassError:
             self._lengths_B, self._mask_BP, self._after_B, self._buffers = before
-            raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
-        return logits[:, -keep:] if keep else logits
+            raise
 
     def _mask(self, tokens: int, new_B: Array, total: int) -> Array:
         """int64 [B, P + T], of which ``tokens`` are new."""
@@ -173,38 +180,22 @@ class OnnxDecoder:
         self._after_B = images.after_B
         return {EMBEDS: images.embeds_WH, OFFSETS: np.ascontiguousarray(images.offsets_3BT)}
 
-    def _bind_ids(self, ids_BT: Array) -> None:
-        """A step's token goes where that of the step before stood."""
-        if self._ids_BT.shape != ids_BT.shape:
-            self._ids_BT = np.empty(ids_BT.shape, dtype=np.int64)
-            self._binding.bind_ortvalue_input(IDS, onnxruntime.OrtValue.ortvalue_from_numpy(self._ids_BT))
-        np.copyto(self._ids_BT, ids_BT)
 
-    def _bind_scores(self, count: int, keep: int) -> Array:
-        """Where the scores of so many tokens go: what a step writes over is what the step before wrote."""
-        if (count, keep) != self._scored:
-            shape = (self.samples, count, self._words)
-            self._logits = np.empty(shape, dtype=np.float32)
-            self._binding.bind_ortvalue_output(LOGITS, onnxruntime.OrtValue.ortvalue_from_numpy(self._logits))
-            if self._keeps:
-                self._kept = np.array([keep], dtype=np.int64)
-                self._binding.bind_ortvalue_input(KEEP, onnxruntime.OrtValue.ortvalue_from_numpy(self._kept))
-            self._scored = count, keep
-        return self._logits
+def _opened(folder: Path, threads: int, lasting: bool) -> onnxruntime.InferenceSession:
+    size = sum(file.stat().st_size for file in folder.glob(f"{MODEL}*"))
+    with in_huge_pages(_COPIES * size) if lasting else nullcontext():
+        return opened(folder, threads)
 
-    def _bind_shared(self) -> None:
-        """Buffers for all that will be said, as input and as output."""
-        # On a CPU an OrtValue is a view of the array: what the runtime writes is seen here, and nothing is copied.
-        self._buffers = self._caches.room(self.samples, self.room)
-        for name, value in self._values().items():
-            self._binding.bind_ortvalue_input(name, value)
-            self._binding.bind_ortvalue_output(Caches.present(name), value)
 
-    def _bind_grown(self, total: int) -> None:
-        """What was said as input, and new arrays for what will have been."""
-        for name, value in self._values().items():
-            self._binding.bind_ortvalue_input(name, value)
-        self._before = self._buffers  # a binding does not keep arrays alive
-        self._buffers = self._caches.room(self.samples, total)
-        for name, value in self._values().items():
-            self._binding.bind_ortvalue_output(Caches.present(name), value)
+def _opened_for_prompts(folder: Path, threads: int, lasting: bool) -> onnxruntime.InferenceSession:
+    """A decoder's graph for prompts, which is gone from the disk when this returns."""
+    from compressor.runtimes.onnx_prompts import PromptGraph
+
+    graph = PromptGraph(folder)
+    check_prompts(_COPIES * graph.size_bytes)
+    with TemporaryDirectory(prefix="autoglm-compress-") as made:
+        with writing(Path(made)):
+            graph.write(Path(made), threads)
+        del graph
+        gc.collect()  # its nodes and values know each other
+        return _opened(Path(made), threads, lasting)

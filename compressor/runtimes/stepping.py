@@ -37,11 +37,16 @@ class Stepper(ABC):
         """
 
 
-def open_stepper(kind: Kind, folder: Path, *, threads: int, room: int, sees: bool = False) -> Stepper:
+def open_stepper(
+    kind: Kind, folder: Path, *, threads: int, room: int, sees: bool = False, fast_prompts: bool = False
+) -> Stepper:
     """Open an artifact's model for a text of at most ``room`` tokens; it ``sees`` where there are images in it.
 
+    ``fast_prompts``: as of ``OnnxDecoder``.
+
     Raises:
-        UsageError: it does not generate, has room for less, does not look at images, or there is not so much memory.
+        UsageError: it does not generate, has room for less, does not look at images, has no packed weights in ONNX to read
+            prompts fast with, or there is not so much memory.
         ModelError: it cannot be opened.
     """
     context = context_of(kind, folder)
@@ -53,7 +58,12 @@ def open_stepper(kind: Kind, folder: Path, *, threads: int, room: int, sees: boo
     if sees and not _sees(kind, folder):
         raise UsageError(f"{folder} holds a model of text alone: it does not look at images")
     if kind is Kind.ONNX:
-        return _OnnxStepper(folder, threads, room)
+        return _OnnxStepper(folder, threads, room, fast_prompts)
+    if fast_prompts:
+        raise UsageError(
+            f"{folder} holds a {kind.value} model: prompts are read fast by ONNX graphs with packed weights alone",
+            remedy="export the awq artifact with export-onnx, or leave --fast-prompts out",
+        )
     decoder = decoder_of(_tree(folder))
     check_room(2 * 4 * decoder.layers * decoder.key_heads * decoder.head_width * room, 1, room)
     return _TorchStepper(folder, threads)
@@ -94,11 +104,11 @@ def _tree(folder: Path) -> dict[str, Any]:
 
 
 class _OnnxStepper(Stepper):
-    def __init__(self, folder: Path, threads: int, room: int) -> None:
+    def __init__(self, folder: Path, threads: int, room: int, fast_prompts: bool) -> None:
         from compressor.runtimes.onnx_decoder import OnnxDecoder
 
         self._folder, self._threads = folder, threads
-        self._decoder = OnnxDecoder(folder, threads, room=room, lasting=True)
+        self._decoder = OnnxDecoder(folder, threads, room=room, lasting=True, fast_prompts=fast_prompts)
 
     def feed(self, ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
         shown = None if images is None else self._shown(images)
