@@ -22,14 +22,14 @@ def check_room(needed_bytes: int, samples: int, tokens: int) -> None:
 
 
 def check_prompts(needed_bytes: int) -> None:
-    """Whether weights fit into what is free twice, packed and as prompts are read fast.
+    """Whether the weights that prompts are read by fit into what is free.
 
     Raises:
         UsageError: they do not.
     """
     _check(
         needed_bytes,
-        "the weights, and the same in 8 bits for prompts, take",
+        "the weights in 8 bits that prompts are read by take",
         "have prompts read as they are (without --fast-prompts)",
     )
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import gc
 from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from compressor.artifacts.errors_from_os import writing
-from compressor.errors import PassError, UsageError
+from compressor.errors import PassError, StorageError, UsageError
 from compressor.runtimes.huge_pages import in_huge_pages
 from compressor.runtimes.memory import check_prompts, check_room
 from compressor.runtimes.onnx_binding import Bound
@@ -63,7 +62,7 @@ class OnnxDecoder:
             UsageError: it is no decoder, has no packed weights to read prompts with, or there is not so much memory.
             StorageError: the graph for prompts cannot be written where temporary files go.
         """
-        self._session = _opened(folder, threads, lasting)
+        self._session = _opened(folder, threads, lasting, in_turns=fast_prompts)
         caches = Caches.of(self._session.get_inputs())
         if caches is None:
             raise UsageError(
@@ -181,10 +180,10 @@ class OnnxDecoder:
         return {EMBEDS: images.embeds_WH, OFFSETS: np.ascontiguousarray(images.offsets_3BT)}
 
 
-def _opened(folder: Path, threads: int, lasting: bool) -> onnxruntime.InferenceSession:
+def _opened(folder: Path, threads: int, lasting: bool, *, in_turns: bool) -> onnxruntime.InferenceSession:
     size = sum(file.stat().st_size for file in folder.glob(f"{MODEL}*"))
     with in_huge_pages(_COPIES * size) if lasting else nullcontext():
-        return opened(folder, threads)
+        return opened(folder, threads, in_turns=in_turns)
 
 
 def _opened_for_prompts(folder: Path, threads: int, lasting: bool) -> onnxruntime.InferenceSession:
@@ -192,10 +191,15 @@ def _opened_for_prompts(folder: Path, threads: int, lasting: bool) -> onnxruntim
     from compressor.runtimes.onnx_prompts import PromptGraph
 
     graph = PromptGraph(folder)
-    check_prompts(_COPIES * graph.size_bytes)
-    with TemporaryDirectory(prefix="autoglm-compress-") as made:
-        with writing(Path(made)):
+    check_prompts(graph.size_bytes + graph.size_bytes // 2)  # packed anew by the kernels, and what is read beside
+    try:
+        with TemporaryDirectory(prefix="autoglm-compress-") as made:
             graph.write(Path(made), threads)
-        del graph
-        gc.collect()  # its nodes and values know each other
-        return _opened(Path(made), threads, lasting)
+            del graph
+            gc.collect()  # its nodes and values know each other
+            return _opened(Path(made), threads, lasting, in_turns=True)
+    except OSError as error:
+        raise StorageError(
+            f"the graph for prompts cannot be written into {gettempdir()}: {error.strerror or error}",
+            remedy="free some space there, name another directory in TMPDIR, or have prompts read as they are",
+        ) from error

@@ -23,8 +23,12 @@ ERRORS = (
 )
 
 
-def opened(folder: Path, threads: int, device: str = "cpu", name: str = MODEL) -> onnxruntime.InferenceSession:
+def opened(
+    folder: Path, threads: int, device: str = "cpu", name: str = MODEL, *, in_turns: bool = False
+) -> onnxruntime.InferenceSession:
     """A folder's ``model.onnx``, or another of its graphs, with all optimizations.
+
+    ``in_turns``: with another session, so its threads wait for no call of their own while the other's work.
 
     Raises:
         ModelError: it cannot be opened.
@@ -41,6 +45,8 @@ def opened(folder: Path, threads: int, device: str = "cpu", name: str = MODEL) -
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = SILENT
+    if in_turns:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return onnxruntime.InferenceSession(str(folder / name), options, providers=[provider])
     except ERRORS as error:
