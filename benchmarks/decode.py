@@ -3,11 +3,11 @@
     python benchmarks/decode.py PARENT TEXT NAME=KIND:PATH[@PYTHON] …
 
 PARENT is the float checkpoint that perplexity and KL are told against, TEXT a pattern of text files. An engine is
-``int4=ours:ARTIFACT/model``, ``torch=torch:CHECKPOINT``, ``genai=genai:FOLDER@VENV/bin/python``,
-``q4_0=llama.cpp:FILE.gguf@VENV/bin/python`` or ``mnn=mnn:FOLDER@VENV/bin/python``; each runs in a process of its own. In every
-round each engine, in a random order, reads a prompt of 64 and one of 512 tokens and says 128 more; medians and ranges over the
-rounds, and how often as fast the first engine is as each other one, round by round. The share of the machine's memory bandwidth
-is that of the file's bytes times the tokens of a second.
+``int4=ours:ARTIFACT/model``, ``fast=ours-fast-prompts:ARTIFACT/model``, ``torch=torch:CHECKPOINT``,
+``genai=genai:FOLDER@VENV/bin/python``, ``q4_0=llama.cpp:FILE.gguf@VENV/bin/python`` or ``mnn=mnn:FOLDER@VENV/bin/python``;
+each runs in a process of its own. In every round each engine, in a random order and after a rest, reads a prompt of 64 and one
+of 512 tokens and says 128 more; medians and ranges over the rounds, and how many times as fast each of ours is as each other
+one, round by round. The share of the machine's memory bandwidth is that of the file's bytes times the tokens of a second.
 
 How the peers' models are made of PARENT (each in a virtual environment of its own, whose ``site-packages`` has a ``.pth`` file
 with the path of this one's, for torch and transformers):
@@ -39,6 +39,8 @@ from calibration.sources.text import Text, TextConfig
 from compressor.data.contract import SourceContext
 
 MEASURED = ((64, "decode"), (512, "decode"), (64, "prefill"), (512, "prefill"))
+REST_SECONDS = 0.2
+"""Before an engine's turn: the threads of the one before may spin for 50 ms more, as long as a short prompt takes."""
 WORKER = Path(__file__).with_name("decode_worker.py")
 
 
@@ -48,13 +50,14 @@ class Engine:
     def __init__(self, text: str, threads: int) -> None:
         self.name, _, rest = text.partition("=")
         kind, _, rest = rest.partition(":")
+        self.ours = kind.startswith("ours")
         path, _, python = rest.partition("@")
         self.path = Path(path)
         self.process = subprocess.Popen(
             [python or sys.executable, str(WORKER), kind, path, str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        self.answer()
+        self.opened_seconds = self.answer()["opened"]
         self.told: dict[tuple[int, str], list[float]] = {}
         self.peak = 0.0
 
@@ -143,6 +146,7 @@ def main() -> None:
     engines = [Engine(text, options.threads) for text in options.engines]
     for turn in range(options.rounds + 1):
         for engine in random.Random(turn).sample(engines, len(engines)):
+            time.sleep(REST_SECONDS)
             for length in (64, 512):
                 found = engine.ask(ids=prompt[:length].tolist(), new=options.new)
                 engine.peak = max(engine.peak, found["peak"])
@@ -151,24 +155,26 @@ def main() -> None:
         print(f"round {turn} of {options.rounds}", file=sys.stderr, flush=True)
     print(f"memory reads {reads / 1e9:.1f} GB/s")
     print(
-        "| | decode at 64 | at 512 | prefill 64 | 512 | share of bandwidth | size MB | peak MB | perplexity | KL | same |"
+        "| | decode at 64 | at 512 | prefill 64 | 512 | share of bandwidth | opens in s | size MB | peak MB | perplexity "
+        "| KL | same |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     parent = Engine(f"parent=torch:{options.parent}", options.threads)
     with tempfile.TemporaryDirectory() as folder:
         for engine in engines:
             perplexity, divergence, same = quality(engine, parent, windows, Path(folder))
             told = [spread(engine.told[key]) for key in MEASURED]
+            sizes = f"{engine.size / 1e6:.0f} | {engine.peak / 1e6:.0f}"
             share = engine.size * statistics.median(engine.told[64, "decode"]) / reads
             print(
-                f"| {engine.name} | {' | '.join(told)} | {share:.0%} | {engine.size / 1e6:.0f} | {engine.peak / 1e6:.0f} "
+                f"| {engine.name} | {' | '.join(told)} | {share:.0%} | {engine.opened_seconds:.1f} | {sizes} "
                 f"| {perplexity:.2f} | {divergence:.4f} | {same:.3f} |",
                 flush=True,
             )
-    first, *others = engines
-    for engine in others:
-        told = [f"{what} {length}: {ratio(first, engine, (length, what))}" for length, what in MEASURED]
-        print(f"{first.name} against {engine.name}: {', '.join(told)}")
+    for mine in (engine for engine in engines if engine.ours):
+        for other in (engine for engine in engines if engine is not mine):
+            told = [f"{what} {length}: {ratio(mine, other, (length, what))}" for length, what in MEASURED]
+            print(f"{mine.name} against {other.name}: {', '.join(told)}")
 
 
 if __name__ == "__main__":

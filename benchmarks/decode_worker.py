@@ -169,8 +169,9 @@ def main() -> None:
     def answer(told: dict[str, Any]) -> None:
         print(json.dumps(told), file=answers, flush=True)
 
+    begun = time.perf_counter()
     engine = ENGINES[kind](path, int(threads))
-    answer({"ready": True})
+    answer({"opened": time.perf_counter() - begun})
     for line in sys.stdin:
         command = json.loads(line)
         ids = command["ids"]

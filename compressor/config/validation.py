@@ -74,6 +74,8 @@ def _problem(
     remedy = None
     if isinstance(got, str) and (choices := re.findall(r"'([^']*)'", expected)):
         remedy = suggestion(got, choices) if suggestion(got, choices).startswith("did") else None
+    elif any(detail["type"] == "model_type" for detail in details):
+        remedy = f"what stands there has the keys {', '.join(sorted(_fields_at(record, place)))}"
     return document.problem(where, f"got {_shown(got)}", expected=expected, remedy=remedy)
 
 

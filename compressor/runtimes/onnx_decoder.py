@@ -124,9 +124,7 @@ class OnnxDecoder:
         """
         tokens = ids_BT.shape[1]
         new_B = np.full(self.samples, tokens) if lengths_B is None else lengths_B
-        lengths_after_B = self._lengths_B + new_B
-        # Buffers are filled sample by sample; what grows has the padding in it.
-        total = self._mask_BP.shape[1] + tokens if self._grows or lengths_B is not None else int(lengths_after_B.max())
+        total = self._total(new_B, tokens, padded=lengths_B is not None)
         if total > self.room:
             raise UsageError(f"{total} tokens, and there is room for {self.room}", remedy="make room for more")
         if self.samples > 1 and tokens > 1 and not self._grows and self._lengths_B.any():
@@ -134,33 +132,39 @@ class OnnxDecoder:
                 f"{tokens} tokens behind what {self.samples} texts have said: ONNX Runtime's attention reads one at a time there",
                 remedy="feed them one by one, or each text alone",
             )
-        if (
-            self.samples == 1
-            and lengths_B is None
-            and images is None
-            and not self._grows
-            and 0 < keep <= _PIECE < tokens
-        ):
+        before = self._lengths_B, self._mask_BP, self._after_B, self._buffers
+        try:
+            plain = self.samples == 1 and lengths_B is None and images is None and not self._grows
+            if not plain or not 0 < keep <= _PIECE < tokens:
+                return self._read(ids_BT, new_B, total, keep, images)
             first = tokens % _PIECE or _PIECE  # so that the last piece is whole, and has all that is kept
             for piece_BT in np.split(ids_BT, range(first, tokens, _PIECE), axis=1):
-                scores = self.feed(piece_BT, keep=keep)
-            return scores
-        before = self._lengths_B, self._mask_BP, self._after_B, self._buffers
-        self._lengths_B = lengths_after_B
-        graph = self._prompt if self.samples * tokens >= _MANY else self._step
+                new_B = np.full(1, piece_BT.shape[1])
+                scores = self._read(piece_BT, new_B, self._total(new_B, piece_BT.shape[1], padded=False), keep, None)
+        except PassError:
+            self._lengths_B, self._mask_BP, self._after_B, self._buffers = before
+            raise
+        return scores
+
+    def _total(self, new_B: Array, tokens: int, *, padded: bool) -> int:
+        """How long the longest sample will be: buffers are filled sample by sample, what grows has the padding in it."""
+        if self._grows or padded:
+            return self._mask_BP.shape[1] + tokens
+        return int((self._lengths_B + new_B).max())
+
+    def _read(self, ids_BT: Array, new_B: Array, total: int, keep: int, images: Shown | None) -> Array:
+        tokens = ids_BT.shape[1]
+        self._lengths_B = self._lengths_B + new_B
         fed = {MASK: self._mask(tokens, new_B, total)}
         if self._width is not None:
             fed |= self._of_images(images)
+        graph = self._prompt if self.samples * tokens >= _MANY else self._step
         if self._grows:
             fed |= self._buffers
             self._buffers = self._caches.room(self.samples, total)
             graph.write(self._buffers)
         graph.read(fed)
-        try:
-            return graph.run(ids_BT, keep)
-        except PassError:
-            self._lengths_B, self._mask_BP, self._after_B, self._buffers = before
-            raise
+        return graph.run(ids_BT, keep)
 
     def _mask(self, tokens: int, new_B: Array, total: int) -> Array:
         """int64 [B, P + T], of which ``tokens`` are new."""

@@ -65,3 +65,9 @@ def test_references_are_found_at_any_depth() -> None:
         (("teacher",), "step", "t"),
         (("sets", 0, "data"), "data", "y"),
     }
+
+
+def test_what_is_no_object_is_told_which_keys_it_has() -> None:
+    [found] = problems("epochs: 7\ninner: true\n")
+    assert "inner: got true (true/false)" in found
+    assert "the keys data, start" in found
