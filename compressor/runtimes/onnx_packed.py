@@ -15,6 +15,8 @@ Array = np.ndarray[Any, Any]
 LARGEST = 127
 _INTEGERS = 4
 """The `accuracy_level` at which ONNX Runtime multiplies integers; a file that asks for floats is taken at its word."""
+_LEAST = 1e-30
+"""A peak that an output without weights has."""
 _AT_ONCE = 1 << 16
 """Weights that are unpacked at a time: their floats stay in a core's cache."""
 
@@ -36,22 +38,25 @@ class PackedLayer:
 
     @classmethod
     def of(cls, node: ir.Node) -> PackedLayer | None:
-        """None where the node is another, or multiplies floats."""
+        """None where the node is another or multiplies floats, or its inputs are reordered or its zero-points floats."""
         if node.op_type != "MatMulNBits" or node.attributes.get_int("accuracy_level", 0) != _INTEGERS:
             return None
         outputs, inputs, bits = (node.attributes.get_int(name) for name in ("N", "K", "bits"))
-        data, scales, zeros, _, bias = (*node.inputs[1:], *[None] * 4)[:5]
+        data, scales, zeros, order, bias = (*node.inputs[1:], *[None] * 4)[:5]
+        if order is not None or (zeros is not None and held(zeros).dtype != np.uint8):
+            return None
         return cls(
             node, outputs, inputs, bits, held(data), held(scales).reshape(outputs, -1),
             None if zeros is None else held(zeros).reshape(outputs, -1), None if bias is None else held(bias),
         )  # fmt: skip
 
     def peaks(self) -> Array:
-        """The largest value that the groups of each output can hold, float32."""
+        """The largest value that the groups of each output can hold, float32, above 0."""
         zeros_OK = self._zeros_of(slice(None))
         most_OK = np.maximum(zeros_OK, (1 << self.bits) - 1 - zeros_OK)
-        found: Array = (self.scales_OK.astype(np.float32) * most_OK).max(axis=1)
-        return found
+        found_O = (self.scales_OK.astype(np.float32) * most_OK).max(axis=1)
+        peaks_O: Array = np.maximum(found_O, _LEAST)
+        return peaks_O
 
     def integers(self, some: slice, scales_O: Array) -> Array:
         """Some of its outputs rounded to steps of ``scales_O``, int8 [I, O]."""

@@ -40,9 +40,8 @@ class PromptGraph:
             UsageError: it has no weights that are multiplied as packed integers.
         """
         self._model = ir.load(folder / MODEL)
-        heads = [
-            one.producer() for one in self._model.graph.outputs if one.name == LOGITS
-        ]  # reads one token of a prompt
+        # Of a prompt, the head reads one token.
+        heads = [one.producer() for one in self._model.graph.outputs if one.name == LOGITS]
         found = [PackedLayer.of(node) for node in self._model.graph if node not in heads]
         self._layers = [layer for layer in found if layer is not None]
         if not self._layers:
@@ -71,8 +70,8 @@ class PromptGraph:
             if x not in rounded:
                 rounded[x] = self._rounded(x, layer, middles)
             self._multiply(layer, *rounded[x])
-        for node in [node for node in graph if node.op_type == "Cast" and not node.outputs[0].uses()]:
-            graph.remove(node, safe=True)  # what widened the scales of groups
+        # What widened the scales of groups.
+        graph.remove([node for node in graph if node.op_type == "Cast" and not node.outputs[0].uses()], safe=True)
         for name in [name for name, one in graph.initializers.items() if not one.uses() and one not in graph.inputs]:
             del graph.initializers[name]
         data = f"{MODEL}.data"
@@ -148,6 +147,8 @@ def _integers(layer: PackedLayer, some: slice, scales_O: Array) -> ir.TensorProt
 
 
 def _divided(node: ir.Node) -> ir.Node | None:
-    """The Split that alone reads a node's result."""
+    """The Split that alone reads a node's result, and divides its last axis by sizes that are known."""
     readers = node.outputs[0].consumers()
-    return readers[0] if len(readers) == 1 and readers[0].op_type == "Split" else None
+    if len(readers) != 1 or readers[0].op_type != "Split" or len(readers[0].inputs) != 2:
+        return None
+    return readers[0] if readers[0].attributes.get_int("axis", 0) == -1 else None

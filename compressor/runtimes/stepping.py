@@ -61,7 +61,7 @@ def open_stepper(
         return _OnnxStepper(folder, threads, room, fast_prompts)
     if fast_prompts:
         raise UsageError(
-            f"{folder} holds a {kind.value} model: prompts are read fast by ONNX graphs with packed weights alone",
+            f"{folder} holds no ONNX graph: prompts are read fast by those with packed weights alone",
             remedy="export the awq artifact with export-onnx, or leave --fast-prompts out",
         )
     decoder = decoder_of(_tree(folder))
