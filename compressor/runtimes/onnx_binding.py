@@ -38,7 +38,7 @@ class Bound:
         self.write(buffers)
 
     def read(self, buffers: Mapping[str, Array]) -> None:
-        """Keys and values, and whatever else the graph takes; a binding does not keep arrays alive."""
+        """Keys and values, and whatever else the graph takes."""
         for name, array in buffers.items():
             self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
 
@@ -47,6 +47,11 @@ class Bound:
         for name, array in buffers.items():
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
             self._binding.bind_ortvalue_output(Caches.present(name), value)
+
+    def forget(self) -> None:
+        """The scores of the last call, which may be large."""
+        self._scored = None
+        self._write_scores(np.empty((1, 1, self._words), dtype=np.float32))  # or the binding keeps them
 
     def run(self, ids_BT: Array, keep: int) -> Array:
         """The scores of the ``keep`` last tokens (0: all), [B, keep or T, V]; the next call writes over them.
@@ -74,10 +79,13 @@ class Bound:
         samples, tokens = ids_BT.shape
         count = min(keep, tokens) if self._keeps and keep else tokens
         if (samples, count, keep) != self._scored:
-            self._logits = np.empty((samples, count, self._words), dtype=np.float32)
-            self._binding.bind_ortvalue_output(LOGITS, onnxruntime.OrtValue.ortvalue_from_numpy(self._logits))
+            self._write_scores(np.empty((samples, count, self._words), dtype=np.float32))
             if self._keeps:
                 self._kept = np.array([keep], dtype=np.int64)
                 self.read({KEEP: self._kept})
             self._scored = samples, count, keep
         return self._logits
+
+    def _write_scores(self, logits: Array) -> None:
+        self._logits = logits
+        self._binding.bind_ortvalue_output(LOGITS, onnxruntime.OrtValue.ortvalue_from_numpy(logits))

@@ -5,18 +5,17 @@ Shapes: B samples, T tokens, V words.
 
 from __future__ import annotations
 
-import gc
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from compressor.errors import PassError, StorageError, UsageError
+from compressor.errors import UsageError
 from compressor.runtimes.huge_pages import in_huge_pages
-from compressor.runtimes.memory import check_prompts, check_room
+from compressor.runtimes.memory import check_room
 from compressor.runtimes.onnx_binding import Bound
 from compressor.runtimes.onnx_caches import MASK, Caches
 from compressor.runtimes.onnx_files import MODEL
@@ -27,7 +26,9 @@ Array = np.ndarray[Any, Any]
 _PIECE = 128
 """Tokens of a prompt that are read at a time: 512 at once take 4 % longer, and memory of their own."""
 _MANY = 16
-"""Tokens, of all samples, from which a graph for prompts is the faster one."""
+"""Tokens of a prompt, or of several, from which a graph for prompts is the faster one."""
+_IN_TURNS = {"session.force_spinning_stop": "1"}
+"""Of two sessions: the threads of one wait for no call while the other's work."""
 _COPIES = 4
 """Of a file while it is opened: its bytes, its tensors, what kernels make of them, and room between."""
 TARGET = "autoglm_compress.target"
@@ -62,7 +63,7 @@ class OnnxDecoder:
             UsageError: it is no decoder, has no packed weights to read prompts with, or there is not so much memory.
             StorageError: the graph for prompts cannot be written where temporary files go.
         """
-        self._session = _opened(folder, threads, lasting, in_turns=fast_prompts)
+        self._session = _opened(folder, threads, lasting, _IN_TURNS if fast_prompts else {})
         caches = Caches.of(self._session.get_inputs())
         if caches is None:
             raise UsageError(
@@ -81,6 +82,7 @@ class OnnxDecoder:
         """Of the words of images, where there are any."""
         self._caches, self._step = caches, Bound(self._session)
         self._prompt = Bound(_opened_for_prompts(folder, threads, lasting)) if fast_prompts else self._step
+        self._last = self._step
         if not self._grows:
             self._buffers = caches.room(samples, room)
             for graph in {self._step, self._prompt}:
@@ -141,7 +143,7 @@ class OnnxDecoder:
             for piece_BT in np.split(ids_BT, range(first, tokens, _PIECE), axis=1):
                 new_B = np.full(1, piece_BT.shape[1])
                 scores = self._read(piece_BT, new_B, self._total(new_B, piece_BT.shape[1], padded=False), keep, None)
-        except PassError:
+        except BaseException:  # an interrupt too
             self._lengths_B, self._mask_BP, self._after_B, self._buffers = before
             raise
         return scores
@@ -158,7 +160,10 @@ class OnnxDecoder:
         fed = {MASK: self._mask(tokens, new_B, total)}
         if self._width is not None:
             fed |= self._of_images(images)
-        graph = self._prompt if self.samples * tokens >= _MANY else self._step
+        graph = self._prompt if tokens > 1 and self.samples * tokens >= _MANY else self._step
+        if graph is not self._last:
+            self._last.forget()
+            self._last = graph
         if self._grows:
             fed |= self._buffers
             self._buffers = self._caches.room(self.samples, total)
@@ -184,26 +189,15 @@ class OnnxDecoder:
         return {EMBEDS: images.embeds_WH, OFFSETS: np.ascontiguousarray(images.offsets_3BT)}
 
 
-def _opened(folder: Path, threads: int, lasting: bool, *, in_turns: bool) -> onnxruntime.InferenceSession:
+def _opened(folder: Path, threads: int, lasting: bool, settings: Mapping[str, str]) -> onnxruntime.InferenceSession:
     size = sum(file.stat().st_size for file in folder.glob(f"{MODEL}*"))
     with in_huge_pages(_COPIES * size) if lasting else nullcontext():
-        return opened(folder, threads, in_turns=in_turns)
+        return opened(folder, threads, settings=settings)
 
 
 def _opened_for_prompts(folder: Path, threads: int, lasting: bool) -> onnxruntime.InferenceSession:
-    """A decoder's graph for prompts, which is gone from the disk when this returns."""
-    from compressor.runtimes.onnx_prompts import PromptGraph
+    from compressor.runtimes.onnx_products import EXACT, saturate
+    from compressor.runtimes.onnx_prompts import prompt_graph
 
-    graph = PromptGraph(folder)
-    check_prompts(graph.size_bytes + graph.size_bytes // 2)  # packed anew by the kernels, and what is read beside
-    try:
-        with TemporaryDirectory(prefix="autoglm-compress-") as made:
-            graph.write(Path(made), threads)
-            del graph
-            gc.collect()  # its nodes and values know each other
-            return _opened(Path(made), threads, lasting, in_turns=True)
-    except OSError as error:
-        raise StorageError(
-            f"the graph for prompts cannot be written into {gettempdir()}: {error.strerror or error}",
-            remedy="free some space there, name another directory in TMPDIR, or have prompts read as they are",
-        ) from error
+    with prompt_graph(folder, threads) as made:
+        return _opened(made, threads, lasting, _IN_TURNS | (EXACT if saturate() else {}))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
@@ -24,11 +26,13 @@ ERRORS = (
 
 
 def opened(
-    folder: Path, threads: int, device: str = "cpu", name: str = MODEL, *, in_turns: bool = False
+    folder: Path,
+    threads: int,
+    device: str = "cpu",
+    name: str = MODEL,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> onnxruntime.InferenceSession:
-    """A folder's ``model.onnx``, or another of its graphs, with all optimizations.
-
-    ``in_turns``: with another session, so its threads wait for no call of their own while the other's work.
+    """A folder's ``model.onnx``, or another of its graphs, with all optimizations, and settings of the session by their keys.
 
     Raises:
         ModelError: it cannot be opened.
@@ -45,8 +49,8 @@ def opened(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = SILENT
-    if in_turns:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    for key, value in settings.items():
+        options.add_session_config_entry(key, value)
     try:
         return onnxruntime.InferenceSession(str(folder / name), options, providers=[provider])
     except ERRORS as error:

@@ -38,23 +38,29 @@ class PackedLayer:
 
     @classmethod
     def of(cls, node: ir.Node) -> PackedLayer | None:
-        """None where the node is another or multiplies floats, or its inputs are reordered or its zero-points floats."""
+        """None where the node is another or multiplies floats, or reads what is computed, reordered or no integer."""
         if node.op_type != "MatMulNBits" or node.attributes.get_int("accuracy_level", 0) != _INTEGERS:
             return None
-        outputs, inputs, bits = (node.attributes.get_int(name) for name in ("N", "K", "bits"))
-        data, scales, zeros, order, bias = (*node.inputs[1:], *[None] * 4)[:5]
-        if order is not None or (zeros is not None and held(zeros).dtype != np.uint8):
+        outputs, inputs, bits = (node.attributes.get_int(name, 4) for name in ("N", "K", "bits"))
+        given = (*node.inputs[1:], *[None] * 4)[:5]
+        arrays = [None if value is None else held(value) for value in given]
+        data, scales, zeros, order, bias = arrays
+        if data is None or scales is None or order is not None:
+            return None
+        if any(value is not None and array is None for value, array in zip(given, arrays, strict=True)):
+            return None
+        if zeros is not None and zeros.dtype != np.uint8:
             return None
         return cls(
-            node, outputs, inputs, bits, held(data), held(scales).reshape(outputs, -1),
-            None if zeros is None else held(zeros).reshape(outputs, -1), None if bias is None else held(bias),
+            node, outputs, inputs, bits, data, scales.reshape(outputs, -1),
+            None if zeros is None else zeros.reshape(outputs, -1), bias,
         )  # fmt: skip
 
     def peaks(self) -> Array:
         """The largest value that the groups of each output can hold, float32, above 0."""
         zeros_OK = self._zeros_of(slice(None))
         most_OK = np.maximum(zeros_OK, (1 << self.bits) - 1 - zeros_OK)
-        found_O = (self.scales_OK.astype(np.float32) * most_OK).max(axis=1)
+        found_O = (np.abs(self.scales_OK.astype(np.float32)) * most_OK).max(axis=1)
         peaks_O: Array = np.maximum(found_O, _LEAST)
         return peaks_O
 
@@ -89,12 +95,10 @@ def _unpacked(octets: Array, bits: int) -> Array:
     return found
 
 
-def held(value: ir.Value | None) -> Array:
-    """What an initializer holds; behind a Cast, before it."""
-    assert value is not None  # noqa: S101
+def held(value: ir.Value) -> Array | None:
+    """What an initializer holds; of one that a Cast widens, before it. None of what is computed."""
     producer = value.producer()
-    one = value if producer is None else producer.inputs[0]
-    assert one is not None  # noqa: S101
-    assert one.const_value is not None  # noqa: S101
-    found: Array = one.const_value.numpy()
-    return found
+    if producer is not None:
+        one = producer.inputs[0] if producer.op_type == "Cast" else None
+        return None if one is None or one.producer() is not None else held(one)
+    return None if value.const_value is None else value.const_value.numpy()

@@ -9,25 +9,69 @@ Shapes: B samples of T tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
+import gc
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
-from compressor.errors import UsageError
-from compressor.runtimes.onnx_caches import IDS, LOGITS
+from compressor.errors import StorageError, UsageError
+from compressor.runtimes.memory import check_prompts
+from compressor.runtimes.onnx_caches import IDS
 from compressor.runtimes.onnx_files import MODEL
 from compressor.runtimes.onnx_packed import LARGEST, PackedLayer, held
 
 Array = np.ndarray[Any, Any]
 _MIDDLE = 128
-"""Activations are unsigned, around the middle: products of unsigned by signed integers are the fast ones."""
+"""Activations are unsigned, around the middle: products of unsigned by signed integers are the fast ones of x86."""
 _SMALLEST = 1e-10
 """The least peak of a token's activations: one that is nothing but zeros has a scale too."""
-_SMALL_BYTES = 256
+_OPSET = 21
+"""Since when QuantizeLinear knows blocks."""
+_REMEDY = "free some space there, name another directory in TMPDIR, or have prompts read as they are"
+_MESSAGE_BYTES = 1_900_000_000
+"""Of a graph's file: one message of protobuf holds 2 GB."""
+
+
+@contextmanager
+def prompt_graph(folder: Path, threads: int) -> Iterator[Path]:
+    """A folder with the graph that reads a decoder's prompts; it is gone afterwards.
+
+    Raises:
+        UsageError: the decoder has no weights that are multiplied as packed integers, or there is not so much memory.
+        StorageError: the graph cannot be written where temporary files go.
+    """
+    graph = PromptGraph(folder)
+    needed = graph.size_bytes
+    check_prompts(needed)
+    try:
+        place = TemporaryDirectory(prefix="autoglm-compress-")
+    except OSError as error:
+        raise StorageError(
+            f"there is no place for temporary files: {error.strerror or error}", remedy=_REMEDY
+        ) from error
+    with place as made:
+        free = shutil.disk_usage(made).free
+        if needed > free:
+            told = f"the graph for prompts takes {needed / 1e6:,.0f} MB in {Path(made).parent}, and {free / 1e6:,.0f} MB are free"
+            raise StorageError(told, remedy=_REMEDY)
+        try:
+            graph.write(Path(made), threads)
+        except OSError as error:
+            raise StorageError(
+                f"the graph for prompts cannot be written into {Path(made).parent}: {error.strerror or error}",
+                remedy=_REMEDY,
+            ) from error
+        del graph
+        gc.collect()  # its nodes and values know each other
+        yield Path(made)
 
 
 class PromptGraph:
@@ -40,11 +84,11 @@ class PromptGraph:
             UsageError: it has no weights that are multiplied as packed integers.
         """
         self._model = ir.load(folder / MODEL)
-        # Of a prompt, the head reads one token.
-        heads = [one.producer() for one in self._model.graph.outputs if one.name == LOGITS]
-        found = [PackedLayer.of(node) for node in self._model.graph if node not in heads]
-        self._layers = [layer for layer in found if layer is not None]
-        if not self._layers:
+        found = [PackedLayer.of(node) for node in self._model.graph]
+        # What gives a result of the graph itself is the head, which reads one token of a prompt.
+        self._layers = [one for one in found if one is not None and not one.node.outputs[0].is_graph_output()]
+        self._integers: list[ir.Value] = []
+        if not self._layers or self._model.opset_imports[""] < _OPSET:
             raise UsageError(
                 f"{folder} holds no weights that are multiplied as packed integers",
                 remedy="pack the model with awq before it is exported, and export it with target: onnxruntime; "
@@ -54,13 +98,15 @@ class PromptGraph:
     @property
     def size_bytes(self) -> int:
         """Of the graph's weights."""
-        replaced = {value.name for layer in self._layers for value in layer.node.inputs[1:] if value is not None}
-        others = (one.const_value for name, one in self._model.graph.initializers.items() if name not in replaced)
-        integers = sum(layer.inputs * layer.outputs for layer in self._layers)
-        return integers + sum(one.nbytes for one in others if one is not None)
+        replaced = {value for layer in self._layers for value in _initializers(layer.node)}
+        others = (one for one in self._model.graph.initializers.values() if one not in replaced)
+        return sum(one.inputs * one.outputs for one in self._layers) + sum(map(_bytes, others))
 
     def write(self, folder: Path, threads: int) -> None:
-        """Write ``model.onnx``, and its weights beside it, a few layers in memory at a time."""
+        """Write ``model.onnx``, and its integers beside it, a few layers in memory at a time.
+
+        ONNX Runtime packs them anew when it opens the graph; then their file can go, and its blocks with it.
+        """
         graph = self._model.graph
         middles = self._middles()
         rounded: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
@@ -74,8 +120,21 @@ class PromptGraph:
         graph.remove([node for node in graph if node.op_type == "Cast" and not node.outputs[0].uses()], safe=True)
         for name in [name for name, one in graph.initializers.items() if not one.uses() and one not in graph.inputs]:
             del graph.initializers[name]
-        data = f"{MODEL}.data"
-        ir.save(self._model, folder / MODEL, external_data=data, size_threshold_bytes=_SMALL_BYTES, max_workers=threads)
+        self._write_integers(folder, threads)
+        ir.save(self._model, folder / MODEL)
+
+    def _write_integers(self, folder: Path, threads: int) -> None:
+        others = [one for one in self._model.graph.initializers.values() if one not in set(self._integers)]
+        beside = self._integers
+        if sum(map(_bytes, others)) > _MESSAGE_BYTES:
+            beside, others = beside + others, []
+        for one in others:
+            if isinstance(one.const_value, ir.ExternalTensor):
+                one.const_value = ir.tensor(one.const_value.numpy(), name=one.name)
+        tensors = [one.const_value for one in beside if one.const_value is not None]
+        written = ir.external_data.convert_tensors_to_external(tensors, folder, f"{MODEL}.data", max_workers=threads)
+        for one, tensor in zip(beside, written, strict=True):
+            one.const_value = tensor
 
     def _constant(self, name: str, value: Array | ir.LazyTensor) -> ir.Value:
         """An initializer; the same one for the same name."""
@@ -117,9 +176,8 @@ class PromptGraph:
         """In place of a layer; where nothing but a Split reads its result, each part is a product of its own."""
         made, start = tape.Tape(), 0
         divided = _divided(layer.node)
-        parts = zip(divided.outputs, held(divided.inputs[1]).tolist(), strict=True) if divided else None
         all_scales_O = layer.peaks() / LARGEST
-        for old, outputs in parts or [(layer.node.outputs[0], layer.outputs)]:
+        for old, outputs in _parts(divided) if divided else [(layer.node.outputs[0], layer.outputs)]:
             some = slice(start, start := start + outputs)
             scales_O = all_scales_O[some]
             weights = ir.LazyTensor(
@@ -127,9 +185,11 @@ class PromptGraph:
                 dtype=ir.DataType.INT8,
                 shape=ir.Shape((layer.inputs, outputs)),
             )
+            integers = self._constant(f"{old.name}.by_output", weights)
+            self._integers.append(integers)
             inputs = [
                 x,
-                self._constant(f"{old.name}.by_output", weights),
+                integers,
                 self._constant("prompts.unit", np.array(1, dtype=np.float32)),
                 self._constant(f"{old.name}.by_output.scales", scales_O),
                 self._constant("prompts.middle", np.array(_MIDDLE, dtype=np.uint8)),
@@ -149,6 +209,27 @@ def _integers(layer: PackedLayer, some: slice, scales_O: Array) -> ir.TensorProt
 def _divided(node: ir.Node) -> ir.Node | None:
     """The Split that alone reads a node's result, and divides its last axis by sizes that are known."""
     readers = node.outputs[0].consumers()
-    if len(readers) != 1 or readers[0].op_type != "Split" or len(readers[0].inputs) != 2:
+    if len(readers) != 1 or readers[0].op_type != "Split" or readers[0].attributes.get_int("axis", 0) != -1:
         return None
-    return readers[0] if readers[0].attributes.get_int("axis", 0) == -1 else None
+    given = len(readers[0].inputs) == 2 and not any(one.is_graph_output() for one in readers[0].outputs)
+    return readers[0] if given and _parts(readers[0]) else None
+
+
+def _parts(split: ir.Node) -> list[tuple[ir.Value, int]]:
+    """Results and their widths; none where sizes are computed."""
+    sizes = split.inputs[1]
+    known = None if sizes is None else held(sizes)
+    return [] if known is None else list(zip(split.outputs, known.tolist(), strict=True))
+
+
+def _initializers(node: ir.Node) -> Iterator[ir.Value]:
+    """That a packed layer reads, behind a Cast too."""
+    for value in node.inputs[1:]:
+        producer = None if value is None else value.producer()
+        one = value if producer is None else producer.inputs[0]
+        if one is not None:
+            yield one
+
+
+def _bytes(value: ir.Value) -> int:
+    return 0 if value.const_value is None else value.const_value.nbytes

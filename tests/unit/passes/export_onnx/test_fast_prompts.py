@@ -1,15 +1,18 @@
 """Prompts by weights in 8 bits: close to what the file itself answers, in every way that a decoder is fed."""
 
-import errno
 import tempfile
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from compressor.errors import StorageError, UsageError
-from compressor.runtimes import memory, onnx_prompts
+from compressor.errors import PassError, StorageError, UsageError
+from compressor.runtimes import memory, onnx_decoder, onnx_products, onnx_prompts
+from compressor.runtimes.onnx_binding import Bound
 from compressor.runtimes.onnx_decoder import OnnxDecoder
+from compressor.runtimes.onnx_opening import opened
 from tests.unit.passes.export_onnx.test_decoder import FAMILY, FIELDS, TOKENS, awq, exported, parent_in
 
 
@@ -29,9 +32,9 @@ def test_every_architecture_reads_prompts_in_8_bits(preset, tmp_path):
     folder = graph(tmp_path, preset)
     exact, fast = OnnxDecoder(folder, 1, room=60), OnnxDecoder(folder, 1, room=60, fast_prompts=True)
     wanted, got = (decoder.feed(TOKENS[:1], keep=0).copy() for decoder in (exact, fast))
-    assert 0 < divergence(wanted, got).mean() < 0.02
+    assert 0 < divergence(wanted, got).mean() < 1e-3
     wanted, got = (decoder.feed(np.array([[7]])).copy() for decoder in (exact, fast))
-    assert 0 < divergence(wanted, got).mean() < 0.02  # behind keys and values of the prompt's
+    assert 0 < divergence(wanted, got).mean() < 1e-3  # behind keys and values of the prompt's
 
 
 def test_few_tokens_are_read_as_the_file_says(tmp_path):
@@ -51,13 +54,13 @@ def test_batches_padding_and_pieces(decoder, tmp_path):
     fast = OnnxDecoder(folder, 1, samples=2, room=160, fast_prompts=True)
     wanted, got = (one.feed(ids, lengths, keep=0).copy() for one in (exact, fast))
     meant = np.arange(150) < lengths[:, None]
-    assert divergence(wanted, got)[meant].mean() < 0.02
+    assert divergence(wanted, got)[meant].mean() < 1e-3
     wanted, got = (one.feed(ids[:, :1]).copy() for one in (exact, fast))
-    assert divergence(wanted, got).max() < 0.05
+    assert divergence(wanted, got).max() < 2e-3
     alone = OnnxDecoder(folder, 1, room=160, fast_prompts=True)
     whole = alone.feed(ids[:1], keep=0)[:, -1:].copy()
     alone.start()
-    assert divergence(whole, alone.feed(ids[:1])).max() < 0.02  # 22 tokens, then 128
+    assert divergence(whole, alone.feed(ids[:1])).max() < 2e-3  # 22 tokens, then 128
 
 
 def test_weights_that_lie_beside_the_graph(tmp_path):
@@ -81,21 +84,111 @@ def test_what_has_no_packed_integers_is_told(decoder, tmp_path):
     assert "awq" in caught.value.remedy
 
 
+def test_turns_go_from_one_graph_to_the_other_and_back(tmp_path):
+    folder, ids = graph(tmp_path), np.random.default_rng(2).integers(3, 490, (1, 90))
+    exact, fast = OnnxDecoder(folder, 1, room=100), OnnxDecoder(folder, 1, room=100, fast_prompts=True)
+    start = 0
+    for tokens in (20, 1, 1, 30, 2, 17, 1):
+        wanted, got = (one.feed(ids[:, start : start + tokens]).copy() for one in (exact, fast))
+        assert divergence(wanted, got).max() < 2e-3
+        start += tokens
+    fast.rewind(52)
+    assert np.array_equal(fast.feed(ids[:, 52:54]), fast_at(folder, ids, 52)[:, -1:])
+
+
+def fast_at(folder, ids, first):
+    fresh = OnnxDecoder(folder, 1, room=100, fast_prompts=True)
+    for start, end in ((0, 20), (20, 21), (21, 22), (22, first)):
+        fresh.feed(ids[:, start:end])
+    return fresh.feed(ids[:, first : first + 2])
+
+
+def test_a_step_of_many_texts_is_read_as_the_file_says(tmp_path):
+    folder = graph(tmp_path)
+    exact = OnnxDecoder(folder, 1, samples=20, room=8)
+    fast = OnnxDecoder(folder, 1, samples=20, room=8, fast_prompts=True)
+    ids = np.random.default_rng(1).integers(3, 490, (20, 1))
+    assert np.array_equal(exact.feed(ids), fast.feed(ids))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, PassError("inside")])
+def test_what_fails_in_a_later_piece_leaves_the_conversation_as_it_was(error, tmp_path, monkeypatch):
+    folder, ids = graph(tmp_path), np.random.default_rng(2).integers(3, 490, (1, 300))
+    decoder = OnnxDecoder(folder, 1, room=400, fast_prompts=True)
+    decoder.feed(ids[:, :50])
+    wanted = decoder.feed(ids[:, 50:52]).copy()
+    decoder.rewind(50)
+    calls, run = [], Bound.run
+
+    def fails(self, *given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise error
+        return run(self, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bound, "run", fails)
+        with pytest.raises(type(error) if isinstance(error, Exception) else error):
+            decoder.feed(ids[:, 20:300])
+    assert len(calls) == 2
+    assert np.array_equal(decoder.feed(ids[:, 50:52]), wanted)
+
+
+def test_scores_of_a_whole_prompt_are_not_kept_through_the_steps(tmp_path):
+    decoder = OnnxDecoder(graph(tmp_path), 1, room=100, fast_prompts=True)
+    scores = weakref.ref(decoder.feed(TOKENS[:1], keep=0))
+    assert scores() is not None
+    decoder.feed(np.array([[5]]))
+    assert scores() is None
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_processor_whose_fast_products_are_wrong_takes_the_exact_ones(wrong, tmp_path, monkeypatch):
+    folder, settings = graph(tmp_path), []
+    monkeypatch.setattr(onnx_products, "saturate", lambda: wrong)
+    monkeypatch.setattr(
+        onnx_decoder, "opened", lambda *given, **named: settings.append(named) or opened(*given, **named)
+    )
+    exact, fast = OnnxDecoder(folder, 1, room=60), OnnxDecoder(folder, 1, room=60, fast_prompts=True)
+    assert ["session.x64quantprecision" in one["settings"] for one in settings] == [False, False, wrong]
+    assert 0 < divergence(exact.feed(TOKENS[:1], keep=0), fast.feed(TOKENS[:1], keep=0)).mean() < 1e-3
+
+
+def test_products_that_saturate_are_found(monkeypatch):
+    """Here they may be right or wrong; whatever this processor does, wrong ones are called so."""
+    assert onnx_products.saturate() in {False, True}
+    clamped = SimpleNamespace(run=lambda *_: [np.full((16, 1), 4 * 32_767)])
+    monkeypatch.setattr(onnx_products.onnxruntime, "InferenceSession", lambda *_, **__: clamped)
+    assert onnx_products.saturate()
+
+
 def test_what_does_not_fit_is_told_and_nothing_stays_on_the_disk(tmp_path, monkeypatch):
     folder, spare = graph(tmp_path), tmp_path / "spare"
     spare.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(spare))
 
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device", str(spare / "model.onnx.data"))
+    def short(*_, **__):
+        raise OSError("331776 requested and 149760 written")  # as NumPy says it, without a number
 
     with monkeypatch.context() as patched:
-        patched.setattr(onnx_prompts.ir, "save", full)
-        with pytest.raises(StorageError, match=r"cannot be written into .*spare: No space left"):
+        patched.setattr(onnx_prompts.ir, "save", short)
+        with pytest.raises(StorageError, match=r"cannot be written into .*spare: 331776 requested and 149760 written"):
             OnnxDecoder(folder, 1, room=60, fast_prompts=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(onnx_prompts.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(StorageError, match=r"takes 0 MB in .*spare, and 0 MB are free"):
+            OnnxDecoder(folder, 1, room=60, fast_prompts=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        with pytest.raises(StorageError, match="no place for temporary files: No such file") as caught:
+            OnnxDecoder(folder, 1, room=60, fast_prompts=True)
+        assert "TMPDIR" in caught.value.remedy
     with monkeypatch.context() as patched:
         patched.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
         with pytest.raises(UsageError, match="the weights in 8 bits that prompts are read by take"):
             OnnxDecoder(folder, 1, room=20, fast_prompts=True)
     OnnxDecoder(folder, 1, room=20, fast_prompts=True)
     assert not list(spare.iterdir())
+    held = "/proc/self/maps"
+    if Path(held).exists():  # where it does, nothing of the file is mapped any more: its blocks are free
+        assert str(spare) not in Path(held).read_text(encoding="utf-8")
