@@ -77,13 +77,24 @@ def _machine() -> dict[str, Any]:
     return {
         **environment(0, "cpu").model_dump(exclude={"threads", "device"}),
         "instructions": "; ".join(f"{one}: {_INSTRUCTIONS[one]}" for one in flags) or "none of note",
-        "int8": "multiplied fast"
-        if _INT8 & set(flags)
-        else "no instructions of its own: expect little speed from INT8 here",
+        "int8": _integers(flags),
         "gemm_gflops_fp32": round(gemm_flops_per_second() / 1e9, 1),
         "gpus": ", ".join(f"{one.name} ({one.target})" for one in gpus()) or "none",
         "onnxruntime": ", ".join(_providers()) or "not installed",
     }
+
+
+def _integers(flags: list[str]) -> str:
+    """How INT8 graphs fare here: in speed, and in ONNX Runtime's products."""
+    fast = bool(_INT8 & set(flags))
+    told = "multiplied fast" if fast else "no instructions of its own: expect little speed from INT8 here"
+    if _providers():
+        from compressor.runtimes.onnx_products import EXACT, saturate
+
+        [(key, value)] = EXACT.items()
+        if saturate():
+            told += f"; ONNX Runtime clamps large products, which costs accuracy: open INT8 graphs with {key}={value}"
+    return told
 
 
 def _providers() -> list[str]:

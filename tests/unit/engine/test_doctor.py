@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from compressor.engine import doctor
+from compressor.runtimes import onnx_products
 
 
 def test_an_extra_that_is_missing_is_named_with_its_command_and_is_no_failure(
@@ -49,3 +50,9 @@ def test_the_machine_is_told(tmp_path: Path) -> None:
     told = doctor.diagnose(tmp_path).machine
     assert {"cpu", "cores", "memory_bytes", "instructions", "int8", "gpus", "onnxruntime"} <= told.keys()
     assert "CPU" in told["onnxruntime"]
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_products_that_saturate_are_told(wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_products, "saturate", lambda: wrong)
+    assert ("session.x64quantprecision=1" in doctor.diagnose(tmp_path).machine["int8"]) == wrong

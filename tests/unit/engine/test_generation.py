@@ -1,6 +1,8 @@
 """Text from every kind of artifact, and what stands against it."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,7 @@ from compressor.artifacts.kinds import Kind
 from compressor.engine.generation import Sampling, generate, model_at
 from compressor.errors import DataError, UsageError
 from compressor.models.loading import load_module
-from compressor.runtimes import memory
+from compressor.runtimes import memory, onnx_prompts
 from tests.conftest import tiny_onnx
 from tests.unit.calibration.processors import write_processor
 from tests.unit.passes.export_onnx.test_decoder import awq, exported, parent_in
@@ -28,12 +30,13 @@ def bed(tmp_path_factory):
     small = awq(parent, folder / "packed")
     exported(parent, folder / "onnx")
     exported(small, folder / "int4", {"parity": {"data": "text"}, "decoder": {"accuracy_level": 1}})
-    return {"torch": folder / "torch", "awq": small.model, "onnx": folder / "onnx", "int4": folder / "int4"}
+    exported(small, folder / "integers", {"parity": {"data": "text"}, "decoder": {"accuracy_level": 4}})
+    return {"torch": folder / "torch", "awq": small.model} | {n: folder / n for n in ("onnx", "int4", "integers")}
 
 
-def said(folder, sampling=GREEDY, *, raw=True, prompt="w10 w11 w12"):
+def said(folder, sampling=GREEDY, *, raw=True, prompt="w10 w11 w12", **more):
     pieces = []
-    found = generate(*model_at(folder), prompt, sampling, threads=1, raw=raw, said=pieces.append)
+    found = generate(*model_at(folder), prompt, sampling, threads=1, raw=raw, said=pieces.append, **more)
     assert "".join(pieces) == found.text
     return found
 
@@ -54,6 +57,42 @@ def test_greedy_text_is_what_transformers_generates(bed):
 def test_a_graph_says_what_torch_says(torch_kind, graph, bed):
     assert model_at(bed[torch_kind])[0] is Kind(torch_kind)
     assert said(bed[torch_kind]).text == said(bed[graph]).text
+
+
+def test_fast_prompts_are_asked_of_graphs_alone(bed, monkeypatch):
+    asked, opened = [], onnx_prompts.prompt_graph
+    monkeypatch.setattr(onnx_prompts, "prompt_graph", lambda *given: asked.append(given) or opened(*given))
+    prompt = " ".join(f"w{10 + one}" for one in range(20))
+    assert said(bed["integers"], prompt=prompt).tokens == 12
+    assert not asked
+    assert said(bed["integers"], prompt=prompt, fast_prompts=True).tokens == 12
+    assert len(asked) == 1
+    for kind in ("torch", "awq"):
+        with pytest.raises(UsageError, match="holds no ONNX graph") as caught:
+            said(bed[kind], fast_prompts=True)
+        assert "--fast-prompts" in caught.value.remedy
+    with pytest.raises(UsageError, match="holds no weights that are multiplied as packed integers"):
+        said(bed["onnx"], fast_prompts=True)
+
+
+@pytest.mark.parametrize(("name", "code"), [("integers", 0), ("torch", 2)])
+def test_the_command_line_passes_it_on(name, code, bed):
+    command = [
+        sys.executable,
+        "-m",
+        "cli",
+        "generate",
+        bed[name],
+        "--prompt",
+        "w10 w11",
+        "--raw",
+        "--fast-prompts",
+        "--json",
+    ]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert ("error: " in done.stderr) == bool(code)
+    assert code or json.loads(done.stdout)["prompt_tokens"] == 2
 
 
 def test_the_chat_template_is_used_unless_the_prompt_is_raw(bed):

@@ -183,6 +183,23 @@ def test_a_packed_head_is_carried_over(bed, tmp_path):
         assert held["head.data"].data_type in {onnx.TensorProto.UINT8, onnx.TensorProto.INT4}
 
 
+def test_prompts_with_images_are_read_in_8_bits(bed, tmp_path):
+    _, parent, dataset, _ = bed
+    small = awq(parent, tmp_path / "packed", format="compressed-tensors")
+    exported(small, tmp_path / "out", IMAGES, dataset)
+    batch, tower = dataset.batch(np.array([1])), VisionTower(tmp_path / "out", 1, "cpu")
+    shown = tower.seen_in(batch)
+    assert shown is not None
+    said = []
+    for fast in (False, True):
+        decoder = OnnxDecoder(tmp_path / "out", 1, room=64, fast_prompts=fast)
+        said.append(
+            [decoder.feed(batch["input_ids"], keep=0, images=shown).copy(), decoder.feed(np.array([[9]])).copy()]
+        )
+    for exact, near in zip(*said, strict=True):
+        assert 0 < np.abs(exact - near).max() < 0.05 * np.abs(exact).max()
+
+
 def test_a_wrong_tower_is_no_result(bed, tmp_path, monkeypatch):
     _, parent, dataset, _ = bed
     monkeypatch.setattr(OneImage, "_attention", staticmethod(lambda attention, x, cos, sin: 0 * x))
