@@ -7,8 +7,8 @@ PARENT is the float checkpoint that perplexity and KL are told against, TEXT a p
 ``genai=genai:FOLDER@VENV/bin/python``, ``q4_0=llama.cpp:FILE.gguf@VENV/bin/python`` or ``mnn=mnn:FOLDER@VENV/bin/python``;
 each runs in a process of its own. In every round each engine, in a random order and after a rest, reads a prompt of 64 and one
 of 512 tokens and says 128 more; medians and ranges over the rounds, and how many times as fast each of ours is as each other
-one, round by round. The share of the machine's memory bandwidth is that of the file's bytes times the tokens of a second; a prompt's
-tokens by its tokens a second is the time to the first token.
+one, round by round. The share of the machine's memory bandwidth is that of the file's bytes times the tokens of a second; a
+prompt's tokens by its tokens a second is the time to the first token.
 
 How the peers' models are made of PARENT (each in a virtual environment of its own, whose ``site-packages`` has a ``.pth`` file
 with the path of this one's, for torch and transformers):
