@@ -110,7 +110,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     """
 
     name = "export-onnx"
-    version = 8
+    version = 9
     accepts = frozenset({Kind.TORCH, Kind.QUANTIZED, Kind.AWQ})
     produces = Kind.ONNX
     Config = ExportOnnxConfig

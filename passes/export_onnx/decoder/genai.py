@@ -22,7 +22,7 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def write_genai_config(tree: Mapping[str, Any], architecture: Architecture, model: Path, out: Path) -> None:
     """Names of inputs and outputs, sizes, special tokens, and a greedy search over one buffer of keys and values."""
     decoder = architecture.decoder
-    tokens = _special_tokens(tree, model)
+    tokens = _special_tokens(tree, model, decoder.vocabulary)
     facts = {
         "model": {
             **tokens,
@@ -67,13 +67,23 @@ def write_genai_config(tree: Mapping[str, Any], architecture: Architecture, mode
     write_atomic(out / FILE, (json.dumps(facts, indent=1) + "\n").encode())
 
 
-def _special_tokens(tree: Mapping[str, Any], model: Path) -> dict[str, Any]:
-    """From generation_config.json, else from config.json; padding is the end where nothing is said."""
+def _special_tokens(tree: Mapping[str, Any], model: Path, vocabulary: int) -> dict[str, Any]:
+    """From generation_config.json, else from config.json; padding is the end where nothing is said.
+
+    Tokens beyond the vocabulary, which a class's defaults may name, are left out: onnxruntime-genai opens no file that has them.
+    """
     file = model / "generation_config.json"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     sources = (told, text_of(tree), tree)
-    found = {name: next((one[name] for one in sources if one.get(name) is not None), None) for name in _TOKENS}
+    said = {name: next((one[name] for one in sources if one.get(name) is not None), None) for name in _TOKENS}
+    found = {name: _within(value, vocabulary) for name, value in said.items()}
     end = found["eos_token_id"]
     if found["pad_token_id"] is None:
         found["pad_token_id"] = end[0] if isinstance(end, list) else end
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _within(token: Any, vocabulary: int) -> Any:
+    """A token, or some; None where none is within the vocabulary."""
+    some = [one for one in (token if isinstance(token, list) else [token]) if one is not None and 0 <= one < vocabulary]
+    return some or None if isinstance(token, list) else next(iter(some), None)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import onnxruntime
+import onnxruntime_genai
 import pytest
 import torch
 from pydantic import ValidationError
@@ -328,6 +329,38 @@ def test_others_run_it_with_onnx_runtime_alone(tmp_path):
         ids.append(int(said[outside["logits"]][0, -1].argmax()))
     theirs = module.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=6, do_sample=False, eos_token_id=None)
     assert theirs[0].tolist() == ids
+
+
+@pytest.mark.parametrize("preset", FAMILY.presets)
+def test_onnxruntime_genai_says_what_torch_says(preset, tmp_path):
+    parent = parent_in(tmp_path / "parent", preset)
+    exported(parent, tmp_path / "out")
+    theirs = load_module(parent.model).generate(
+        torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False, eos_token_id=None
+    )
+    assert said_by_genai(tmp_path / "out", 8) == theirs[0].tolist()
+
+
+@pytest.mark.parametrize("decoder", [{"int8_tables": True}, {"int8_kv_cache": {"data": "text"}}], ids=str)
+def test_onnxruntime_genai_reads_integers_too(decoder, tmp_path):
+    exported(
+        awq(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path), tmp_path / "graph", {**FIELDS, "decoder": decoder}
+    )
+    ours, ids = OnnxDecoder(tmp_path / "graph", 1, room=16), [5, 6, 7]
+    for start in (0, *range(3, 10)):
+        ids.append(int(ours.feed(np.array([ids[start:]]))[0, -1].argmax()))
+    assert said_by_genai(tmp_path / "graph", 8) == ids
+
+
+def said_by_genai(folder, count):
+    model = onnxruntime_genai.Model(str(folder))
+    parameters = onnxruntime_genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=32, do_sample=False)
+    generator = onnxruntime_genai.Generator(model, parameters)
+    generator.append_tokens(np.array([5, 6, 7], dtype=np.int32))
+    for _ in range(count):
+        generator.generate_next_token()
+    return generator.get_sequence(0).tolist()
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "portable"])
