@@ -12,7 +12,6 @@ import numpy as np
 import onnx_ir as ir
 
 Array = np.ndarray[Any, Any]
-LARGEST = 127
 _INTEGERS = 4
 """The `accuracy_level` at which ONNX Runtime multiplies integers; a file that asks for floats is taken at its word."""
 _LEAST = 1e-30
@@ -97,8 +96,14 @@ def _unpacked(octets: Array, bits: int) -> Array:
 
 def held(value: ir.Value) -> Array | None:
     """What an initializer holds; of one that a Cast widens, before it. None of what is computed."""
+    one = initializer(value)
+    return None if one is None or one.const_value is None else one.const_value.numpy()
+
+
+def initializer(value: ir.Value) -> ir.Value | None:
+    """A value as the initializer that it is, or that a Cast makes it of; None of what is computed."""
     producer = value.producer()
-    if producer is not None:
-        one = producer.inputs[0] if producer.op_type == "Cast" else None
-        return None if one is None or one.producer() is not None else held(one)
-    return None if value.const_value is None else value.const_value.numpy()
+    if producer is not None and producer.op_type == "Cast":
+        before = producer.inputs[0]
+        return before if before is not None and before.producer() is None else None
+    return value if producer is None else None

@@ -26,11 +26,10 @@ from compressor.errors import StorageError, UsageError
 from compressor.runtimes.memory import check_prompts
 from compressor.runtimes.onnx_caches import IDS
 from compressor.runtimes.onnx_files import MODEL
-from compressor.runtimes.onnx_packed import LARGEST, PackedLayer, held
+from compressor.runtimes.onnx_packed import PackedLayer, held, initializer
+from compressor.runtimes.onnx_products import LARGEST, MIDDLE
 
 Array = np.ndarray[Any, Any]
-_MIDDLE = 128
-"""Activations are unsigned, around the middle: products of unsigned by signed integers are the fast ones of x86."""
 _SMALLEST = 1e-10
 """The least peak of a token's activations: one that is nothing but zeros has a scale too."""
 _OPSET = 21
@@ -98,7 +97,7 @@ class PromptGraph:
     @property
     def size_bytes(self) -> int:
         """Of the graph's weights."""
-        replaced = {value for layer in self._layers for value in _initializers(layer.node)}
+        replaced = {initializer(value) for layer in self._layers for value in layer.node.inputs if value is not None}
         others = (one for one in self._model.graph.initializers.values() if one not in replaced)
         return sum(one.inputs * one.outputs for one in self._layers) + sum(map(_bytes, others))
 
@@ -124,8 +123,8 @@ class PromptGraph:
         ir.save(self._model, folder / MODEL)
 
     def _write_integers(self, folder: Path, threads: int) -> None:
-        others = [one for one in self._model.graph.initializers.values() if one not in set(self._integers)]
-        beside = self._integers
+        beside, known = self._integers, set(self._integers)
+        others = [one for one in self._model.graph.initializers.values() if one not in known]
         if sum(map(_bytes, others)) > _MESSAGE_BYTES:
             beside, others = beside + others, []
         for one in others:
@@ -152,7 +151,7 @@ class PromptGraph:
         [ids] = [one for one in self._model.graph.inputs if one.name == IDS]
         made = tape.Tape()
         shape = made.op("Concat", [made.op("Shape", [ids]), self._constant("prompts.one", np.array([1]))], {"axis": 0})
-        middles = made.op("ConstantOfShape", [shape], {"value": ir.tensor(np.array([_MIDDLE], dtype=np.uint8))})
+        middles = made.op("ConstantOfShape", [shape], {"value": ir.tensor(np.array([MIDDLE], dtype=np.uint8))})
         self._model.graph.insert_before(self._model.graph[0], made.nodes)
         return middles
 
@@ -192,7 +191,7 @@ class PromptGraph:
                 integers,
                 self._constant("prompts.unit", np.array(1, dtype=np.float32)),
                 self._constant(f"{old.name}.by_output.scales", scales_O),
-                self._constant("prompts.middle", np.array(_MIDDLE, dtype=np.uint8)),
+                self._constant("prompts.middle", np.array(MIDDLE, dtype=np.uint8)),
             ]
             found = made.op("Mul", [made.op("MatMulIntegerToFloat", inputs, domain="com.microsoft"), scales])
             if layer.bias_O is not None:
@@ -220,15 +219,6 @@ def _parts(split: ir.Node) -> list[tuple[ir.Value, int]]:
     sizes = split.inputs[1]
     known = None if sizes is None else held(sizes)
     return [] if known is None else list(zip(split.outputs, known.tolist(), strict=True))
-
-
-def _initializers(node: ir.Node) -> Iterator[ir.Value]:
-    """That a packed layer reads, behind a Cast too."""
-    for value in node.inputs[1:]:
-        producer = None if value is None else value.producer()
-        one = value if producer is None else producer.inputs[0]
-        if one is not None:
-            yield one
 
 
 def _bytes(value: ir.Value) -> int:
