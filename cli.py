@@ -73,6 +73,10 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         console.print_error(Interrupted("interrupted"))
         sys.exit(Interrupted.exit_code)
+    except SystemExit as end:  # Typer's: of an interrupt inside a command too, without a word
+        if end.code == Interrupted.exit_code:
+            console.print_error(Interrupted("interrupted"))
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -154,3 +154,16 @@ def test_the_9b_preset_is_shown_without_being_made() -> None:
         assert abs(sizes["parts"][part] / target - 1) < 0.03, part
     assert cli("show", "autoglm-phone:9b").returncode == 0
     assert cli("show", "autoglm-phone:9c").returncode == 2
+
+
+def test_an_interrupt_inside_a_command_is_told() -> None:
+    code = (
+        "import sys, typer, cli\n"
+        "@cli.app.command('stops')\n"
+        "def stops():\n    raise KeyboardInterrupt\n"
+        "sys.argv = ['autoglm-compress', 'stops']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "error: interrupted"
