@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from compressor.artifacts.runs import GateResult
     from compressor.artifacts.store import Artifact
     from compressor.data.contract import SourceContext
-    from compressor.engine.pipeline import Pipeline
-    from compressor.engine.plan import Plan
+    from compressor.engine.plan.pipeline import Pipeline
+    from compressor.engine.plan.plan import Plan
 
 app = typer.Typer(
     name="autoglm-compress",
@@ -56,7 +56,7 @@ DEFAULT_STORE = Path("artifacts")
 
 def main() -> NoReturn:
     """Run the program; every error that is the user's to read ends in one message and its own exit code."""
-    from compressor.reports import console
+    from compressor.reports.console import output as console
 
     # Before libgomp reads it: threads that spin long while they wait starve each other on a machine that others use too.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -128,8 +128,8 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check pipeline files, and that all they name is there; every problem at once."""
-    from compressor.engine.checking import check_files
-    from compressor.reports import console
+    from compressor.engine.plan.validation import check_files
+    from compressor.reports.console import output as console
 
     plans = check_files(files, lambda file: _plan(_loaded(file, sets), DEFAULT_STORE, None, "cpu", allow_code))
     if as_json:
@@ -144,8 +144,8 @@ def init(
     starter: Annotated[str, typer.Option(help="phone or images.")] = "phone",
 ) -> None:
     """Write a pipeline.yaml to start from, with its JSON Schema for the editor."""
-    from compressor.engine.starter import write_starter
-    from compressor.reports import console
+    from compressor.engine.plan.starter import write_starter
+    from compressor.reports.console import output as console
 
     file = write_starter(folder, starter)
     console.say(f"wrote {file}; now: autoglm-compress run {file}")
@@ -172,7 +172,7 @@ def run_pass(
     as_json: Json = False,
 ) -> None:
     """Run one pass by hand on any artifact or model directory."""
-    from compressor.engine.single import single_pass
+    from compressor.engine.run.single_pass import single_pass
 
     made = _plan(single_pass(pass_type, artifact, pipeline, sets or ()), output_dir, seed, device, allow_code)
     if dry_run:
@@ -191,8 +191,8 @@ def passes(context: typer.Context, as_json: Json = False) -> None:
 @passes_app.command("list")
 def list_passes(as_json: Json = False) -> None:
     """List the installed passes, data sources and model families."""
-    from compressor.engine.catalogue import catalogue
-    from compressor.reports import console
+    from compressor.analysis.catalogue import catalogue
+    from compressor.reports.console import output as console
 
     found = catalogue()
     if as_json:
@@ -206,8 +206,8 @@ def explain(
     name: Annotated[str, typer.Argument(help="A pass, data source or model family.")], as_json: Json = False
 ) -> None:
     """Every field of one pass (or data source, or family): its type, its default, what it does."""
-    from compressor.engine.catalogue import entry
-    from compressor.reports import console
+    from compressor.analysis.catalogue import entry
+    from compressor.reports.console import output as console
 
     found = entry(name)
     if as_json:
@@ -224,10 +224,10 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show an artifact, what a store holds, or the size of a model that need not exist."""
+    from compressor.analysis.model_sizes import model_sizes
     from compressor.artifacts.store import MANIFEST, open_artifact
     from compressor.artifacts.store import Store as ArtifactStore
-    from compressor.engine.sizes import model_sizes
-    from compressor.reports import console
+    from compressor.reports.console import output as console
 
     path = Path(target)
     if (path / MANIFEST).is_file():
@@ -265,9 +265,10 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare two artifacts: metrics, sizes, all that differs in how they were made; their tensors, and layer by layer."""
-    from compressor.engine import comparison
-    from compressor.engine.runner import load_given
-    from compressor.reports import console, deep
+    from compressor.analysis import compare as comparison
+    from compressor.engine.run.runner import load_given
+    from compressor.reports.console import comparisons as deep
+    from compressor.reports.console import output as console
 
     both = (load_given(a), load_given(b))
     found = comparison.compare(*both)
@@ -291,8 +292,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write a run's report again and show its ladder."""
-    from compressor.reports import console
-    from compressor.reports.rerun import report_of_record
+    from compressor.reports.console import output as console
+    from compressor.reports.pages.rerun import report_of_record
 
     folder, run_report = report_of_record(target)
     if as_json:
@@ -325,9 +326,9 @@ def gate(
     as_json: Json = False,
 ) -> None:
     """Judge a run against a baseline; exit code 3 when a gate fails."""
-    from compressor.engine.gating import gate_against
-    from compressor.reports import console
-    from compressor.reports.gated import record_gates
+    from compressor.engine.gates.check import gate_against
+    from compressor.reports.console import output as console
+    from compressor.reports.pages.gated import record_gates
 
     loaded = _load(pipeline, sets)
     with console.listener(quiet=as_json) as listener:
@@ -348,8 +349,8 @@ def history(
     as_json: Json = False,
 ) -> None:
     """List the runs of a store with their ladders, or follow one metric over them."""
-    from compressor.engine.history import history as history_of
-    from compressor.reports import second_looks
+    from compressor.analysis.history import history as history_of
+    from compressor.reports.console import history as second_looks
 
     runs = history_of(output_dir, name)
     if as_json:
@@ -370,10 +371,11 @@ def gain(
     as_json: Json = False,
 ) -> None:
     """What each step won in bytes, arithmetic and time, and where it is not faster, why."""
-    from compressor.engine.gaining import gains
-    from compressor.engine.pipeline import BudgetConfig
-    from compressor.reports import console, second_looks
-    from compressor.reports.rerun import record_gains
+    from compressor.analysis.gain import gains
+    from compressor.engine.plan.pipeline import BudgetConfig
+    from compressor.reports.console import history as second_looks
+    from compressor.reports.console import output as console
+    from compressor.reports.pages.rerun import record_gains
 
     loaded = _loaded(pipeline, sets)
     with console.listener(quiet=as_json) as listener:
@@ -399,9 +401,10 @@ def bisect(
     as_json: Json = False,
 ) -> None:
     """Find the pass, and then the layer, that lost an accuracy."""
-    from compressor.engine.bisecting import bisect as search
-    from compressor.engine.events import StepProgress
-    from compressor.reports import console, deep
+    from compressor.analysis.bisect import bisect as search
+    from compressor.engine.run.events import StepProgress
+    from compressor.reports.console import comparisons as deep
+    from compressor.reports.console import output as console
 
     loaded = _loaded(pipeline, sets)
     with console.listener(quiet=as_json) as listener:
@@ -454,9 +457,9 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Talk to a language model: a torch, awq or onnx artifact, or a checkpoint's directory."""
-    from compressor.engine.generation import Sampling, model_at
-    from compressor.engine.generation import generate as generated
-    from compressor.reports import console
+    from compressor.generation.generate import Sampling, model_at
+    from compressor.generation.generate import generate as generated
+    from compressor.reports.console import output as console
 
     sampling = Sampling(max_tokens, temperature, top_p, seed)
     said = (lambda _: None) if as_json else console.stream
@@ -483,7 +486,7 @@ def verify(
     """Check every file of artifacts against their manifests; exit code 4 when one is damaged."""
     from compressor.artifacts.signing import check_signature
     from compressor.artifacts.verifying import verify_all
-    from compressor.reports import console
+    from compressor.reports.console import output as console
 
     also = partial(check_signature, key=key) if signature else lambda _: None
     found = verify_all(paths or [DEFAULT_STORE], also)
@@ -505,8 +508,8 @@ def sign(
 ) -> None:
     """Sign an artifact's manifest, and with it the hash of every file."""
     from compressor.artifacts import signing
-    from compressor.engine.runner import load_given
-    from compressor.reports import console
+    from compressor.engine.run.runner import load_given
+    from compressor.reports.console import output as console
 
     console.say(f"wrote {signing.sign(load_given(artifact).path, key)}")
 
@@ -516,7 +519,7 @@ def export(artifact: ArtifactPath, archive: Annotated[Path, typer.Argument(help=
     """Write an artifact, verified, as one .tar.zst file."""
     from compressor.artifacts.archive import export_artifact
     from compressor.artifacts.store import open_artifact
-    from compressor.reports import console
+    from compressor.reports.console import output as console
 
     console.say(f"wrote {archive}, {export_artifact(open_artifact(artifact), archive)} bytes")
 
@@ -531,7 +534,7 @@ def import_(
     """Put an exported artifact into a store; what is not as its manifest says is refused, with exit code 4."""
     from compressor.artifacts.archive import import_artifact
     from compressor.artifacts.store import Store as ArtifactStore
-    from compressor.reports import console
+    from compressor.reports.console import output as console
 
     artifact, new = import_artifact(archive, ArtifactStore(output_dir), key, signed=signature)
     console.say(f"{artifact.path}" + ("" if new else " was there already, verified"))
@@ -540,10 +543,10 @@ def import_(
 @app.command()
 def sbom(file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("sbom.cdx.json")) -> None:
     """Write a CycloneDX bill of all that is installed here."""
+    from compressor.analysis.sbom import environment_sbom
     from compressor.artifacts.errors_from_os import writing
     from compressor.artifacts.files import write_atomic
-    from compressor.engine.sbom import environment_sbom
-    from compressor.reports import console
+    from compressor.reports.console import output as console
 
     told = environment_sbom()
     with writing(file):
@@ -561,7 +564,7 @@ def gc(
     from compressor.artifacts.runs import latest_runs
     from compressor.artifacts.store import Store as ArtifactStore
     from compressor.artifacts.store import size_on_disk
-    from compressor.reports import console
+    from compressor.reports.console import output as console
 
     store = ArtifactStore(output_dir)
     keep = {step.id for record in latest_runs(output_dir).values() for step in record.steps}
@@ -582,10 +585,10 @@ def lint(
     as_json: Json = False,
 ) -> None:
     """Name each node of a quantized ONNX graph that a consumer would refuse or leave in float; exit code 1 where there is one."""
-    from compressor.reports import console
-    from compressor.runtimes.onnx_files import read_graph
-    from compressor.runtimes.onnx_lint import lint as complaints_of
-    from compressor.runtimes.onnx_lint import target_of
+    from compressor.graphs.files import read_graph
+    from compressor.graphs.lint.onnxruntime import lint as complaints_of
+    from compressor.graphs.lint.onnxruntime import target_of
+    from compressor.reports.console import output as console
 
     complaints = complaints_of(read_graph(path / "model" if (path / "model").is_dir() else path), target_of(target))
     if as_json:
@@ -599,8 +602,8 @@ def lint(
 @app.command()
 def doctor(output_dir: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """What this machine can do, and what is missing for which pass."""
-    from compressor.engine.doctor import diagnose
-    from compressor.reports import console
+    from compressor.analysis.doctor import diagnose
+    from compressor.reports.console import output as console
 
     diagnosis = diagnose(output_dir)
     if as_json:
@@ -614,14 +617,14 @@ def doctor(output_dir: Store = DEFAULT_STORE, as_json: Json = False) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of pipeline.yaml, with every installed pass, for an editor."""
-    from compressor.engine.schema import pipeline_schema
+    from compressor.engine.plan.schema import pipeline_schema
 
     _print_json(pipeline_schema())
 
 
 def _plan(pipeline: Pipeline, output_dir: Path, seed: int | None, device: str, allow_code: bool) -> Plan:
     from compressor.artifacts.store import Store as ArtifactStore
-    from compressor.engine.planning import make_plan
+    from compressor.engine.plan.planner import make_plan
 
     if device not in {"cpu", "cuda"}:
         raise UsageError(f"--device {device}: there is no such device", remedy="cpu or cuda")
@@ -629,8 +632,8 @@ def _plan(pipeline: Pipeline, output_dir: Path, seed: int | None, device: str, a
 
 
 def _show_plan(made: Plan, as_json: bool) -> None:
-    from compressor.engine.catalogue import plan_as_json
-    from compressor.reports import console
+    from compressor.analysis.catalogue import plan_as_json
+    from compressor.reports.console import output as console
 
     if as_json:
         _print_json(plan_as_json(made))
@@ -639,9 +642,9 @@ def _show_plan(made: Plan, as_json: bool) -> None:
 
 
 def _show_preview(made: Plan, as_json: bool) -> None:
-    from compressor.engine.catalogue import plan_as_json
-    from compressor.engine.single import preview
-    from compressor.reports import console
+    from compressor.analysis.catalogue import plan_as_json
+    from compressor.engine.run.single_pass import preview
+    from compressor.reports.console import output as console
 
     with console.listener(quiet=as_json) as listener:
         rows = preview(made, listener)
@@ -661,10 +664,10 @@ def _carry_out(
     only: str | None = None,
     force: bool = False,
 ) -> None:
-    from compressor.engine.runner import Runner, select
-    from compressor.reports import console
-    from compressor.reports.rerun import record_run, run_as_json
-    from compressor.reports.write import write_artifact_reports
+    from compressor.engine.run.runner import Runner, select
+    from compressor.reports.console import output as console
+    from compressor.reports.pages.rerun import record_run, run_as_json
+    from compressor.reports.pages.write import write_artifact_reports
 
     selected = select(made, start=start, until=until, only=only)
     command = shlex.join(["autoglm-compress", *sys.argv[1:]])
@@ -686,7 +689,7 @@ def _exit_by(gates: Sequence[GateResult]) -> None:
 
 
 def _loaded(file: Path, sets: list[str] | None) -> Pipeline:
-    from compressor.engine.pipeline import load_pipeline
+    from compressor.engine.plan.pipeline import load_pipeline
 
     return load_pipeline(file, sets or ())
 
@@ -704,9 +707,9 @@ def _sources(pipeline: Pipeline | None, allow_code: bool) -> SourceContext:
 def _measure(
     path: Path, pipeline: Path, sets: list[str] | None, allow_code: bool, as_json: bool, *, accuracy: bool
 ) -> None:
-    from compressor.engine.runner import load_given
-    from compressor.engine.single import measure_artifact
-    from compressor.reports import console
+    from compressor.engine.run.runner import load_given
+    from compressor.engine.run.single_pass import measure_artifact
+    from compressor.reports.console import output as console
 
     artifact: Artifact = load_given(path)
     with console.listener(quiet=as_json) as listener:

@@ -23,7 +23,7 @@ Array = Any
 
 class Ours:
     def __init__(self, path: str, threads: int, fast_prompts: bool = False) -> None:
-        from compressor.runtimes.onnx_decoder import OnnxDecoder
+        from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 
         self.decoder = OnnxDecoder(Path(path), threads, room=1024, lasting=True, fast_prompts=fast_prompts)
         self.start = self.decoder.start
@@ -40,7 +40,7 @@ class Torch:
     def __init__(self, path: str, threads: int) -> None:
         import torch
 
-        from compressor.models.loading import load_module
+        from compressor.models.checkpoint.loading import load_module
 
         torch.set_num_threads(threads)
         self.torch, self.module = torch, load_module(Path(path))

@@ -26,8 +26,8 @@ from latency import in_turns
 from calibration.samples import Samples
 from compressor.artifacts.store import Artifact, open_artifact
 from compressor.data.contract import SourceContext
-from compressor.engine.pipeline import load_pipeline
-from compressor.runtimes.onnx_kernels import kernels_of
+from compressor.engine.plan.pipeline import load_pipeline
+from compressor.runtimes.onnxruntime.kernels import kernels_of
 from compressor.runtimes.session import fitted, open_session
 
 Feeds = list[dict[str, np.ndarray[Any, Any]]]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from compressor.artifacts.store import Artifact, open_artifact, verify
 from compressor.data.contract import SourceContext
-from compressor.engine.pipeline import load_pipeline
+from compressor.engine.plan.pipeline import load_pipeline
 from compressor.evaluation.latency import batches_for_latency, measure_latency
 from compressor.evaluation.records import LatencyConfig
 from compressor.runtimes.session import open_session

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from compressor.models.transformers_checkpoint.checkpoint import streamed
+from compressor.models.families.transformers.checkpoint import streamed
 
 VOCABULARY = 151_552
 SPECIAL = ("image", "video", "image_start", "image_end", "video_start", "video_end")

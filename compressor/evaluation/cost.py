@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compressor.artifacts.kinds import OF_FAMILIES, Kind
 from compressor.artifacts.manifest import Metric
-from compressor.models.facts import facts_of, size_bytes
+from compressor.models.checkpoint.facts import facts_of, size_bytes
 
 
 def cost_metrics(kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int, ...]]) -> tuple[Metric, ...]:
@@ -42,8 +42,8 @@ def _counted(kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int, ..
         facts = facts_of(folder)
         return facts["parameters"], facts["macs"]
     if kind in {Kind.ONNX, Kind.ENGINE}:
-        from compressor.evaluation import onnx_cost
-        from compressor.runtimes.onnx_files import read_graph
+        from compressor.graphs.files import read_graph
+        from compressor.runtimes.onnxruntime import cost as onnx_cost
 
         graph = read_graph(folder)
         return onnx_cost.parameters(graph), onnx_cost.macs(graph, sample_shapes)

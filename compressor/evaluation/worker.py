@@ -131,7 +131,7 @@ def _runnable(kind: Kind, model: Path) -> tuple[Kind, str | None]:
     """What is opened of a model on this machine: of an engine without its GPU the graph beside it, and why."""
     if kind is not Kind.ENGINE:
         return kind, None
-    from compressor.runtimes.engine_session import why_not_here
+    from compressor.runtimes.tensorrt.session import why_not_here
 
     reason = why_not_here(model)
     return (kind, None) if reason is None else (Kind.ONNX, reason)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from compressor.models.axes import Axis, Field
-    from compressor.models.packed.sites import Block
+    from compressor.models.capabilities.axes import Axis, Field
+    from compressor.models.capabilities.linear_groups import Block
 
 F = TypeVar("F", bound=Record)
 
@@ -93,7 +93,7 @@ class Family(ABC, Generic[F]):
         Raises:
             ModelError: tensors are missing, too many, or of another shape or kind: all are named.
         """
-        from compressor.models.weights import filled
+        from compressor.models.checkpoint.weights import filled
 
         return filled(self.build(config), folder)
 
@@ -109,8 +109,8 @@ class Family(ABC, Generic[F]):
         Raises:
             StorageError: the disk is full, or the folder may not be written.
         """
-        from compressor.models.files import write_description
-        from compressor.models.weights import save_weights
+        from compressor.models.checkpoint.files import write_description
+        from compressor.models.checkpoint.weights import save_weights
 
         save_weights(module, folder)
         write_description(self.name, self.version, config, folder)

@@ -57,12 +57,12 @@ def open_layers(kind: Kind, model: Path, threads: int) -> Layers:
         UsageError: models of this kind have no layers to look at.
     """
     if kind in OF_FAMILIES:
-        from compressor.runtimes.torch_layers import TorchLayers
-        from compressor.runtimes.torch_session import TorchSession
+        from compressor.runtimes.torch.layers import TorchLayers
+        from compressor.runtimes.torch.session import TorchSession
 
         return TorchLayers.of_session(TorchSession(model, threads, "cpu"))
     if kind in {Kind.ONNX, Kind.ENGINE}:
-        from compressor.runtimes.onnx_layers import OnnxLayers
+        from compressor.runtimes.onnxruntime.layers import OnnxLayers
 
         return OnnxLayers(model, threads)
     raise UsageError(f"a model of kind {kind.value!r} has no layers to look at: {model}")

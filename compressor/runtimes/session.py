@@ -69,15 +69,15 @@ def open_session(kind: Kind, model_folder: Path, *, threads: int, device: str = 
         GpuError: an engine was not built for a GPU of this machine.
     """
     if kind in OF_FAMILIES:
-        from compressor.runtimes.torch_session import TorchSession
+        from compressor.runtimes.torch.session import TorchSession
 
         return TorchSession(model_folder, threads, device)
     if kind is Kind.ONNX:
-        from compressor.runtimes.onnx_session import OnnxSession
+        from compressor.runtimes.onnxruntime.session import OnnxSession
 
         return OnnxSession(model_folder, threads, device)
     if kind is Kind.ENGINE:
-        from compressor.runtimes.engine_session import EngineSession
+        from compressor.runtimes.tensorrt.session import EngineSession
 
         return EngineSession(model_folder)
     raise UsageError(

@@ -14,12 +14,12 @@ import numpy as np
 
 from compressor.artifacts.kinds import Kind
 from compressor.errors import UsageError
-from compressor.models.files import read_description
-from compressor.models.transformers_checkpoint.config import CheckpointConfig
-from compressor.models.transformers_checkpoint.images import image_inputs
-from compressor.models.transformers_checkpoint.layouts import decoder_of, text_of
+from compressor.graphs.decoder.interface import CONTEXT
+from compressor.models.checkpoint.files import read_description
+from compressor.models.families.transformers.config import CheckpointConfig
+from compressor.models.families.transformers.images import image_inputs
+from compressor.models.families.transformers.layouts import decoder_of, text_of
 from compressor.runtimes.memory import check_room
-from compressor.runtimes.onnx_caches import CONTEXT
 
 Array = np.ndarray[Any, Any]
 
@@ -76,7 +76,7 @@ def context_of(kind: Kind, folder: Path) -> int:
         UsageError: it does not generate.
     """
     if kind is Kind.ONNX:
-        from compressor.runtimes.onnx_files import read_graph
+        from compressor.graphs.files import read_graph
 
         told = {one.key: one.value for one in read_graph(folder).metadata_props}
         if CONTEXT in told:
@@ -91,7 +91,7 @@ def context_of(kind: Kind, folder: Path) -> int:
 
 def _sees(kind: Kind, folder: Path) -> bool:
     if kind is Kind.ONNX:
-        from compressor.runtimes.onnx_images import VISION
+        from compressor.graphs.decoder.interface import VISION
 
         return (folder / VISION).is_file()
     return bool(image_inputs(_tree(folder)))
@@ -105,7 +105,7 @@ def _tree(folder: Path) -> dict[str, Any]:
 
 class _OnnxStepper(Stepper):
     def __init__(self, folder: Path, threads: int, room: int, fast_prompts: bool) -> None:
-        from compressor.runtimes.onnx_decoder import OnnxDecoder
+        from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 
         self._folder, self._threads = folder, threads
         self._decoder = OnnxDecoder(folder, threads, room=room, lasting=True, fast_prompts=fast_prompts)
@@ -117,8 +117,8 @@ class _OnnxStepper(Stepper):
 
     def _shown(self, images: Mapping[str, Array]) -> Any:
         """Opens the tower for as long as it looks."""
-        from compressor.models.transformers_checkpoint.images import GRIDS, KINDS, PIXELS
-        from compressor.runtimes.onnx_images import VisionTower
+        from compressor.models.families.transformers.images import GRIDS, KINDS, PIXELS
+        from compressor.runtimes.onnxruntime.decoder.images import VisionTower
 
         tower = VisionTower(self._folder, self._threads, "cpu")
         return tower.shown(*(images[name][None] for name in (KINDS, PIXELS, GRIDS)))
@@ -129,7 +129,7 @@ class _TorchStepper(Stepper):
         import torch
         from transformers import DynamicCache
 
-        from compressor.models.loading import load_module
+        from compressor.models.checkpoint.loading import load_module
 
         torch.set_num_threads(threads)
         self._module, self._cache = load_module(folder), DynamicCache()

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from compressor.models.image_classifier.family import EFFICIENTNET_LITE0, ImageClassifier
-from compressor.models.loading import save_module
+from compressor.models.checkpoint.loading import save_module
+from compressor.models.families.image_classifier.family import EFFICIENTNET_LITE0, ImageClassifier
 
 TRAIN_CROPS, TEST_CROPS = 40, 16
 SMALLEST_CROP = 0.4

@@ -71,9 +71,9 @@ def write_model(folder: Path, tokenizer: Path) -> None:
     from transformers import AutoTokenizer
     from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 
-    from compressor.models.loading import save_module
-    from compressor.models.transformers_checkpoint.config import CheckpointConfig
-    from compressor.models.transformers_checkpoint.family import Transformers
+    from compressor.models.checkpoint.loading import save_module
+    from compressor.models.families.transformers.config import CheckpointConfig
+    from compressor.models.families.transformers.family import Transformers
 
     words = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
     words.add_special_tokens({"additional_special_tokens": list(SPECIAL)})

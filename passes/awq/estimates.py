@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from compressor.engine.contract import Estimate, ModelFacts
-from compressor.models.transformers_checkpoint.arithmetic import parameters
-from compressor.models.transformers_checkpoint.layouts import decoder_of
+from compressor.models.families.transformers.arithmetic import parameters
+from compressor.models.families.transformers.layouts import decoder_of
 from passes.awq.step import WEIGHTS_AT_ONCE, AwqConfig, tree_of
 
 _PROCESS_BYTES = 500 << 20

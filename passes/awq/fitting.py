@@ -12,11 +12,11 @@ from torch import nn
 from compressor.artifacts.store import Artifact
 from compressor.config.discovery import FAMILIES, load
 from compressor.errors import RequirementError
+from compressor.models.capabilities.linear_groups import Block, Site
+from compressor.models.checkpoint.loading import load_module, read_description
 from compressor.models.contract import Family
-from compressor.models.loading import load_module, read_description
-from compressor.models.packed.description import WeightGrid
-from compressor.models.packed.formats import FORMATS, Format
-from compressor.models.packed.sites import Block, Site
+from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.packed_formats import FORMATS, Format
 from passes.awq.step import AwqConfig
 
 _LEAST_WEIGHTS = 1024

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compressor.models.packed.description import WeightGrid
+from compressor.models.quantized.description import WeightGrid
 
 _NARROWEST = 0.5
 _AT_ONCE = 1 << 18

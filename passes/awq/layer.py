@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from calibration.capture import hooked
-from compressor.models.packed.description import WeightGrid
-from compressor.models.packed.linear import PackedLinear
-from compressor.models.packed.sites import Site
+from compressor.models.capabilities.linear_groups import Site
+from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.packed_linear import PackedLinear
 from passes.awq.rounding import add_moments, mirrored
 from passes.awq.samples import Captures, flat
 from passes.awq.site import Choices, Seen, linear_of, round_site, weights_of

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.models.packed.description import WeightGrid
-from compressor.models.packed.formats import Format
-from compressor.models.packed.linear import PackedLinear
-from compressor.models.transformers_checkpoint.layouts import HEAD
-from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
+from compressor.models.families.transformers.layouts import HEAD
+from compressor.models.families.transformers.streaming import StreamedCheckpoint
+from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.packed_formats import Format
+from compressor.models.quantized.packed_linear import PackedLinear
 from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import packed_of
 from passes.awq.shards import write_packed

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.capture import hooked
-from compressor.models.packed.sites import Block, Site
+from compressor.models.capabilities.linear_groups import Block, Site
 
 Deciding = Mapping[str, Sequence[Tensor]]
 """Linear layer to, call by call, bool [N]: the positions that an answer depends on."""

@@ -15,15 +15,15 @@ from compressor.artifacts.files import write_atomic
 from compressor.artifacts.store import Artifact
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import NumericalError
-from compressor.models.files import read_description
-from compressor.models.packed.description import WeightGrid
-from compressor.models.packed.formats import FORMATS
-from compressor.models.packed.linear import PackedLinear
-from compressor.models.packed.sites import Block, Site
-from compressor.models.transformers_checkpoint.config import CheckpointConfig
-from compressor.models.transformers_checkpoint.layouts import HEAD
-from compressor.models.transformers_checkpoint.linears import blocks_of
-from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint, result_of
+from compressor.models.capabilities.linear_groups import Block, Site
+from compressor.models.checkpoint.files import read_description
+from compressor.models.families.transformers.config import CheckpointConfig
+from compressor.models.families.transformers.layouts import HEAD
+from compressor.models.families.transformers.linears import blocks_of
+from compressor.models.families.transformers.streaming import Arguments, StreamedCheckpoint, result_of
+from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.packed_formats import FORMATS
+from compressor.models.quantized.packed_linear import PackedLinear
 from passes.awq.layer import Exact, LayerRounding
 from passes.awq.outside import pack_head, pack_vision, vision_linears
 from passes.awq.samples import CAPTURED_BYTES, Captures, Hidden, samples_of

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from compressor.errors import NumericalError
-from compressor.models.packed.description import WeightGrid
-from compressor.models.packed.linear import PackedLinear
+from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.packed_linear import PackedLinear
 from passes.awq.grids import group_grids, nearest, rounded_row
 
 _DAMPING = 0.1

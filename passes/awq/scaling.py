@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.models.packed.description import WeightGrid
-from compressor.models.packed.sites import Source
+from compressor.models.capabilities.linear_groups import Source
+from compressor.models.quantized.description import WeightGrid
 from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import error
 

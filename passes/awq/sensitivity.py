@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.models.packed.description import WeightGrid
-from compressor.models.packed.sites import Site
-from compressor.models.transformers_checkpoint.streaming import Arguments, StreamedCheckpoint, result_of
+from compressor.models.capabilities.linear_groups import Site
+from compressor.models.families.transformers.streaming import Arguments, StreamedCheckpoint, result_of
+from compressor.models.quantized.description import WeightGrid
 from passes.awq.grids import group_grids, nearest
 from passes.awq.samples import flat
 from passes.awq.site import linear_of

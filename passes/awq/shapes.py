@@ -8,13 +8,13 @@ from torch import nn
 
 from compressor.artifacts.store import Artifact
 from compressor.errors import RequirementError
-from compressor.models.files import read_description
-from compressor.models.packed.description import WeightGrid
-from compressor.models.packed.formats import FORMATS
-from compressor.models.transformers_checkpoint.checkpoint import streamed
-from compressor.models.transformers_checkpoint.config import CheckpointConfig
-from compressor.models.transformers_checkpoint.layouts import decoder_of
-from compressor.models.transformers_checkpoint.linears import layers_of, sites_of
+from compressor.models.checkpoint.files import read_description
+from compressor.models.families.transformers.checkpoint import streamed
+from compressor.models.families.transformers.config import CheckpointConfig
+from compressor.models.families.transformers.layouts import decoder_of
+from compressor.models.families.transformers.linears import layers_of, sites_of
+from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.packed_formats import FORMATS
 from passes.awq.step import AwqConfig
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import copy_file
 from compressor.errors import NumericalError, ParityError
-from compressor.models.files import CONFIG, INDEX
-from compressor.models.packed.description import QUANTIZATION_CONFIG
-from compressor.models.packed.formats import Format
-from compressor.models.packed.linear import PackedLinear
-from compressor.models.transformers_checkpoint.streaming import DTYPES, StreamedCheckpoint
+from compressor.models.checkpoint.files import CONFIG, INDEX
+from compressor.models.families.transformers.streaming import DTYPES, StreamedCheckpoint
+from compressor.models.quantized.description import QUANTIZATION_CONFIG
+from compressor.models.quantized.packed_formats import Format
+from compressor.models.quantized.packed_linear import PackedLinear
 
 _SHARD_BYTES = 1 << 30
 _METADATA = {"format": "pt"}

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from compressor.models.packed.description import WeightGrid
-from compressor.models.packed.linear import PackedLinear
-from compressor.models.packed.sites import Site, Source
+from compressor.models.capabilities.linear_groups import Site, Source
+from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.packed_linear import PackedLinear
 from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import Gram, error, rounded
 from passes.awq.samples import chunks

@@ -11,7 +11,7 @@ from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
-from compressor.models.packed.description import FormatName, WeightBits, WeightGrid
+from compressor.models.quantized.description import FormatName, WeightBits, WeightGrid
 
 WEIGHTS_AT_ONCE = 1 << 24
 """How many are rounded together: memory follows it."""
@@ -120,7 +120,7 @@ class Awq(Pass[AwqConfig]):
 
     def requires(self, config: AwqConfig, parent: Artifact, context: PassContext) -> None:
         """Layers that can be packed, finite weights, data that fit, room on the disk."""
-        from compressor.models.loading import check_finite
+        from compressor.models.checkpoint.loading import check_finite
         from passes.awq.fitting import check_family
         from passes.awq.shapes import check_shapes
         from passes.common.fitting import check_data
@@ -138,7 +138,7 @@ class Awq(Pass[AwqConfig]):
 
     def ensures(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
         """Headers, config and weights can be read again, and are finite; each shard was compared when it was written."""
-        from compressor.models.loading import check_finite, read_description
+        from compressor.models.checkpoint.loading import check_finite, read_description
 
         read_description(out)
         check_finite(out)
@@ -146,7 +146,7 @@ class Awq(Pass[AwqConfig]):
 
 def is_checkpoint(parent: Artifact) -> bool:
     """Whether it is a checkpoint of transformers, which is read part by part; other models are in memory whole."""
-    from compressor.models.files import read_description
+    from compressor.models.checkpoint.files import read_description
 
     return read_description(parent.model)[0] == "transformers"
 

@@ -15,14 +15,14 @@ from compressor.artifacts.store import Artifact
 from compressor.config.discovery import FAMILIES, load
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import NumericalError
+from compressor.models.capabilities.linear_groups import Block
+from compressor.models.checkpoint.files import WEIGHTS, write_description
+from compressor.models.checkpoint.loading import load_module, read_description
+from compressor.models.checkpoint.weights import tensors_of
 from compressor.models.contract import Family
-from compressor.models.files import WEIGHTS, write_description
-from compressor.models.loading import load_module, read_description
-from compressor.models.packed.description import QUANTIZATION_CONFIG
-from compressor.models.packed.formats import FORMATS
-from compressor.models.packed.linear import PackedLinear
-from compressor.models.packed.sites import Block
-from compressor.models.weights import tensors_of
+from compressor.models.quantized.description import QUANTIZATION_CONFIG
+from compressor.models.quantized.packed_formats import FORMATS
+from compressor.models.quantized.packed_linear import PackedLinear
 from passes.awq.fitting import fitting, linears_of
 from passes.awq.layer import Exact, LayerRounding, Run
 from passes.awq.positions import Deciding, Depending, deciding

@@ -12,8 +12,8 @@ from compressor.config import discovery
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError
+from compressor.models.checkpoint.loading import read_description
 from compressor.models.contract import Family
-from compressor.models.loading import read_description
 from compressor.runtimes.session import fitted
 
 

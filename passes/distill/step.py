@@ -128,7 +128,7 @@ class Distill(Pass[DistillConfig]):
 
     def requires(self, config: DistillConfig, parent: Artifact, context: PassContext) -> None:
         """Teacher and student must be models of one family, for their answers to mean the same; the data must fit them."""
-        from compressor.models.loading import check_finite, read_description
+        from compressor.models.checkpoint.loading import check_finite, read_description
         from passes.common.fitting import check_data
 
         teacher = context.artifacts.get("teacher", parent)
@@ -146,7 +146,7 @@ class Distill(Pass[DistillConfig]):
 
     def ensures(self, config: DistillConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
         """It loads again, and its weights are finite."""
-        from compressor.models.loading import check_finite, load_module
+        from compressor.models.checkpoint.loading import check_finite, load_module
 
         check_finite(out)
         load_module(out, context.device)

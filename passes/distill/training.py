@@ -13,8 +13,8 @@ from compressor.config import discovery
 from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
+from compressor.models.checkpoint.loading import load_module, read_description, save_module
 from compressor.models.contract import Family
-from compressor.models.loading import load_module, read_description, save_module
 from passes.common.accuracy import Evaluation
 from passes.common.losses import hard_cross_entropy, taught_cross_entropy
 from passes.common.outcome import summary_of

@@ -11,18 +11,20 @@ from compressor.config.discovery import FAMILIES, load
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, ParityError, RequirementError
+from compressor.graphs import integers
+from compressor.graphs import packed_blocks as blocks
+from compressor.graphs import simplify as graph
+from compressor.graphs.files import read_graph
+from compressor.graphs.layer_names import name_layers, names_of
+from compressor.graphs.lint.onnxruntime import lint
+from compressor.models.checkpoint.loading import load_module, read_description
 from compressor.models.contract import Family, InputSpec
-from compressor.models.loading import load_module, read_description
-from compressor.models.packed.checkpoint import packed_layers
-from compressor.models.quantization import QUANTIZATION, Quantization, read_quantization
+from compressor.models.quantized.packed_checkpoint import packed_layers
+from compressor.models.quantized.quantization import QUANTIZATION, Quantization, read_quantization
 from compressor.runtimes.layers import INPUTS_KEY
-from compressor.runtimes.onnx_files import read_graph
-from compressor.runtimes.onnx_kernels import kernels_of
-from compressor.runtimes.onnx_lint import lint
+from compressor.runtimes.onnxruntime.kernels import kernels_of
 from compressor.runtimes.session import fitted, open_session
-from compressor.runtimes.torch_layers import TorchLayers
-from passes.export_onnx import blocks, graph, integers
-from passes.export_onnx.naming import name_layers, names_of
+from compressor.runtimes.torch.layers import TorchLayers
 from passes.export_onnx.parity import Parity, compare
 from passes.export_onnx.tracing import onnx_from_torch
 

@@ -144,7 +144,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
 
     def requires(self, config: ExportOnnxConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
         """The model can be opened, has the dimensions that the config names, and its weights are finite."""
-        from compressor.models.loading import check_finite
+        from compressor.models.checkpoint.loading import check_finite
         from passes.export_onnx.decoder.pipeline import check, is_decoder
         from passes.export_onnx.pipeline import check_integers, traced_inputs
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.capture import hooked
-from compressor.models.axes import Axis
+from compressor.models.capabilities.axes import Axis
 from passes.prune.importance import Batches, Loss, Scores, shares
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.capture import hooked
-from compressor.models.axes import Axis, Cut
+from compressor.models.capabilities.axes import Axis, Cut
 from passes.prune.memory import gradients_as_they_come
 from passes.prune.surgery import parts_of, units_of
 

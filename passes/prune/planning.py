@@ -14,9 +14,9 @@ from compressor.config import discovery
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
-from compressor.models.axes import Axis, AxisKind
+from compressor.models.capabilities.axes import Axis, AxisKind
+from compressor.models.checkpoint.loading import load_module, read_description
 from compressor.models.contract import Family
-from compressor.models.loading import load_module, read_description
 from passes.prune.allocation import widths_of
 from passes.prune.memory import recomputed
 from passes.prune.schedule import Stage

@@ -20,9 +20,9 @@ from torch import Tensor
 from compressor.artifacts.store import Artifact
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext, PassOutput
+from compressor.models.checkpoint.loading import save_module
+from compressor.models.checkpoint.weights import assigned, weights_on_meta
 from compressor.models.contract import Family
-from compressor.models.loading import save_module
-from compressor.models.weights import assigned, weights_on_meta
 from passes.common.accuracy import device_of
 from passes.common.checkpoint import UnusableCheckpointError, load_checkpoint, save_checkpoint
 from passes.common.outcome import summary_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from calibration.samples import Samples
 from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext
-from compressor.models.axes import Axis
+from compressor.models.capabilities.axes import Axis
 from compressor.models.contract import Family
 from passes.common.accuracy import device_of, tensors_from_batch
 from passes.common.losses import hard_cross_entropy

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from compressor.config import discovery
 from compressor.config.record import Record
 from compressor.errors import RequirementError
-from compressor.models.axes import Field
+from compressor.models.capabilities.axes import Field
 from compressor.models.contract import Family
 from passes.prune.allocation import Array, Cost, Width, allocate, towards
 from passes.prune.schedule import Stage, only_below

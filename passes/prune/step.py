@@ -12,7 +12,7 @@ from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
-from compressor.models.axes import AxisKind
+from compressor.models.capabilities.axes import AxisKind
 from passes.common.config import TrainingConfig
 
 Amount = Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?%$")]
@@ -209,7 +209,7 @@ class Prune(Pass[PruneConfig]):
 
     def requires(self, config: PruneConfig, parent: Artifact, context: PassContext) -> None:
         """Finite weights, and data that fit; what can be cut is known once the family is asked, in ``run``."""
-        from compressor.models.loading import check_finite
+        from compressor.models.checkpoint.loading import check_finite
         from passes.common.fitting import check_data
 
         check_finite(parent.model)
@@ -231,7 +231,7 @@ class Prune(Pass[PruneConfig]):
 
     def ensures(self, config: PruneConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
         """It loads again under its new config, and its weights are finite."""
-        from compressor.models.loading import check_finite, load_module
+        from compressor.models.checkpoint.loading import check_finite, load_module
 
         check_finite(out)
         load_module(out, context.device)

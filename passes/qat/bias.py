@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.capture import counting, hooked
-from compressor.models.fake_quantization import IntegerLayer
+from compressor.models.quantized.fake_quantization import IntegerLayer
 
 
 @torch.no_grad()

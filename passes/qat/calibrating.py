@@ -16,7 +16,7 @@ from compressor.artifacts.store import Artifact
 from compressor.engine.contract import PassContext
 from compressor.errors import NumericalError, RequirementError
 from compressor.models.contract import Family
-from compressor.models.quantization import Grid
+from compressor.models.quantized.quantization import Grid
 from passes.common.accuracy import device_of, tensors_from_batch
 from passes.qat.step import QatConfig
 

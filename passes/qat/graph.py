@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from calibration.capture import hooked
-from compressor.models.fake_quantization import LAYERS
+from compressor.models.quantized.fake_quantization import LAYERS
 
 _aten = torch.ops.aten
 _MULTIPLIES = {

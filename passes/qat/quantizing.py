@@ -16,10 +16,10 @@ from compressor.artifacts.store import Artifact
 from compressor.config.discovery import FAMILIES, load
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
+from compressor.models.checkpoint.loading import load_module, read_description, save_quantized
 from compressor.models.contract import Family
-from compressor.models.fake_quantization import IntegerLayer, Layer, fold, replace, round_input
-from compressor.models.loading import load_module, read_description, save_quantized
-from compressor.models.quantization import Grid, Quantization, QuantizedLayer
+from compressor.models.quantized.fake_quantization import IntegerLayer, Layer, fold, replace, round_input
+from compressor.models.quantized.quantization import Grid, Quantization, QuantizedLayer
 from passes.common.accuracy import device_of
 from passes.common.setup import prepare_torch
 from passes.qat.bias import correct_biases

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from calibration.table import Range
-from compressor.models.quantization import Bits, Grid
+from compressor.models.quantized.quantization import Bits, Grid
 
 _NOTHING = 1e-30
 """Below it a float32 has no inverse to multiply by."""

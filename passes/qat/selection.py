@@ -14,7 +14,7 @@ from calibration.samples import Samples
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
 from compressor.models.contract import Family
-from compressor.models.fake_quantization import IntegerLayer
+from compressor.models.quantized.fake_quantization import IntegerLayer
 from passes.common.accuracy import device_of, tensors_from_batch
 from passes.qat.step import KeepFloat, QatConfig
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from calibration.capture import counting, run_watched
 from compressor.models.contract import Family
-from compressor.models.fake_quantization import multiply_input
+from compressor.models.quantized.fake_quantization import multiply_input
 
 
 @dataclass(slots=True)

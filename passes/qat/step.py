@@ -11,7 +11,7 @@ from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record, Reference
 from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
-from compressor.models.quantization import Bits, Target
+from compressor.models.quantized.quantization import Bits, Target
 from passes.common.config import TrainingConfig
 
 
@@ -168,7 +168,7 @@ class Qat(Pass[QatConfig]):
 
     def requires(self, config: QatConfig, parent: Artifact, context: PassContext) -> None:
         """Finite weights, data that fit, a table of this model."""
-        from compressor.models.loading import check_finite
+        from compressor.models.checkpoint.loading import check_finite
         from passes.common.fitting import check_data
         from passes.qat.quantizing import check_supported, table_of
 
@@ -190,7 +190,7 @@ class Qat(Pass[QatConfig]):
 
     def ensures(self, config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
         """It loads again, and its weights are finite."""
-        from compressor.models.loading import check_finite, load_module
+        from compressor.models.checkpoint.loading import check_finite, load_module
 
         check_finite(out)
         load_module(out, context.device)

@@ -8,8 +8,8 @@ from typing import cast
 
 from torch import nn
 
-from compressor.models.fake_quantization import IntegerEmbedding, replace
-from compressor.models.quantization import Grid
+from compressor.models.quantized.fake_quantization import IntegerEmbedding, replace
+from compressor.models.quantized.quantization import Grid
 from passes.qat.scales import weight_scales
 
 

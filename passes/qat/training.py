@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compressor.engine.contract import PassContext
 from compressor.errors import NumericalError
 from compressor.models.contract import Family
-from compressor.models.fake_quantization import Rounding
+from compressor.models.quantized.fake_quantization import Rounding
 from passes.common.losses import taught_cross_entropy
 from passes.common.outcome import summary_of
 from passes.common.training import fit

@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import Field
 
 from compressor.config.record import Record
-from compressor.runtimes.engine_files import Tensor
-from compressor.runtimes.tensorrt_backends import BACKENDS, BackendName, library
-from compressor.runtimes.tensorrt_profiles import Profile
+from compressor.runtimes.tensorrt.backends import BACKENDS, BackendName, library
+from compressor.runtimes.tensorrt.files import Tensor
+from compressor.runtimes.tensorrt.profiles import Profile
 
 NO_DRIVER = ("Cuda Runtime", "CUDA initialization failure", "CUDA lazy loading")
 """What is said of every build without a GPU."""

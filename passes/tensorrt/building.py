@@ -15,7 +15,7 @@ from pathlib import Path
 
 import passes
 from compressor.errors import PassError
-from compressor.runtimes.tensorrt_backends import BACKENDS
+from compressor.runtimes.tensorrt.backends import BACKENDS
 from passes.tensorrt.builder import Answer, Request, keep
 
 _TAIL_LINES = 12

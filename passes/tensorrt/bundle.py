@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from compressor.runtimes.engine_files import BuildFacts, Bundle
-from compressor.runtimes.tensorrt_profiles import Profile
+from compressor.runtimes.tensorrt.files import BuildFacts, Bundle
+from compressor.runtimes.tensorrt.profiles import Profile
 
 
 def bundle_of(facts: BuildFacts, file: str) -> Bundle:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compressor.errors import GpuError, MissingExtraError, RequirementError
-from compressor.runtimes.cuda import Gpu, gpus
-from compressor.runtimes.tensorrt_backends import Backend, chosen
+from compressor.runtimes.tensorrt.backends import Backend, chosen
+from compressor.runtimes.tensorrt.cuda import Gpu, gpus
 
 if TYPE_CHECKING:
     from passes.tensorrt.step import TensorRTConfig

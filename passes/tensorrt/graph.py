@@ -11,8 +11,8 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from onnxscript import ir
 
 from compressor.artifacts.errors_from_os import writing
+from compressor.graphs.files import MODEL, external_files, read_graph
 from compressor.models.contract import InputSpec
-from compressor.runtimes.onnx_files import MODEL, external_files, read_graph
 
 _DATA = f"{MODEL}.data"
 PROTOBUF_LIMIT_BYTES = 1_900_000_000

@@ -15,7 +15,13 @@ from compressor.artifacts.fingerprint import digest_file
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import NumericalError, RequirementError
-from compressor.runtimes.engine_files import (
+from compressor.graphs import half
+from compressor.graphs import int4_blocks as blocks
+from compressor.graphs.lint.onnxruntime import lint
+from compressor.runtimes.onnxruntime.ranges import largest_magnitudes
+from compressor.runtimes.session import open_session
+from compressor.runtimes.tensorrt.backends import BACKENDS, chosen
+from compressor.runtimes.tensorrt.files import (
     BUNDLE,
     ENGINE,
     BuildFacts,
@@ -24,17 +30,13 @@ from compressor.runtimes.engine_files import (
     checked_engine_manifest,
     write_record,
 )
-from compressor.runtimes.engine_session import why_not_here
-from compressor.runtimes.onnx_lint import lint
-from compressor.runtimes.session import open_session
-from compressor.runtimes.tensorrt_backends import BACKENDS, chosen
-from compressor.runtimes.tensorrt_profiles import by_input, profile_complaints
-from passes.tensorrt import blocks, graph, half
+from compressor.runtimes.tensorrt.profiles import by_input, profile_complaints
+from compressor.runtimes.tensorrt.session import why_not_here
+from passes.tensorrt import graph
 from passes.tensorrt.builder import Request
 from passes.tensorrt.building import engine_from_onnx
 from passes.tensorrt.bundle import bundle_of
 from passes.tensorrt.choosing import targets_here
-from passes.tensorrt.ranges import largest_magnitudes
 from passes.tensorrt.trying import against_parent, batches_of, executed
 
 if TYPE_CHECKING:

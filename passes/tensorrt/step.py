@@ -11,9 +11,9 @@ from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
-from compressor.runtimes.engine_files import Floats, Precision
-from compressor.runtimes.tensorrt_backends import BackendName, chosen
-from compressor.runtimes.tensorrt_profiles import Profile
+from compressor.runtimes.tensorrt.backends import BackendName, chosen
+from compressor.runtimes.tensorrt.files import Floats, Precision
+from compressor.runtimes.tensorrt.profiles import Profile
 
 _BASE_MEMORY_BYTES = 700_000_000  # measured with tensorrt-rtx 1.7: the library, its kernels, ONNX Runtime
 _COPIES = 5

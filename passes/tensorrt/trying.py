@@ -16,11 +16,11 @@ from compressor.artifacts.kinds import Kind
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, NumericalError
+from compressor.graphs.decoder.interface import IDS, MASK, PAST
 from compressor.models.contract import InputSpec
-from compressor.runtimes.engine_files import ENGINE, EngineManifest, write_record
-from compressor.runtimes.engine_session import EngineSession
-from compressor.runtimes.onnx_caches import IDS, MASK, PAST
 from compressor.runtimes.session import fitted, open_session
+from compressor.runtimes.tensorrt.files import ENGINE, EngineManifest, write_record
+from compressor.runtimes.tensorrt.session import EngineSession
 
 if TYPE_CHECKING:
     from passes.tensorrt.step import CalibrationSamples

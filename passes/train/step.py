@@ -42,7 +42,7 @@ class Train(Pass[TrainConfig]):
 
     def requires(self, config: TrainConfig, parent: Artifact, context: PassContext) -> None:
         """Finite weights to start from, and data that fit the model."""
-        from compressor.models.loading import check_finite
+        from compressor.models.checkpoint.loading import check_finite
         from passes.common.fitting import check_data
 
         check_finite(parent.model)
@@ -50,7 +50,7 @@ class Train(Pass[TrainConfig]):
 
     def run(self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
         """Train; checkpoints go to ``context.work``."""
-        from compressor.models.loading import load_module, read_description, save_module
+        from compressor.models.checkpoint.loading import load_module, read_description, save_module
         from passes.common.losses import hard_cross_entropy
         from passes.common.outcome import summary_of
         from passes.common.setup import prepare_torch
@@ -76,7 +76,7 @@ class Train(Pass[TrainConfig]):
 
     def ensures(self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
         """It loads again, and its weights are finite."""
-        from compressor.models.loading import check_finite, load_module
+        from compressor.models.checkpoint.loading import check_finite, load_module
 
         check_finite(out)
         load_module(out, context.device)

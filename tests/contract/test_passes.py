@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from compressor.analysis.catalogue import entry
 from compressor.artifacts.kinds import Kind
 from compressor.config import discovery
-from compressor.engine.catalogue import entry
 from compressor.engine.contract import Pass, PassConfig
 
 PASSES = discovery.names(discovery.PASSES)
@@ -37,7 +37,7 @@ def test_every_field_says_what_it_is_for(name: str) -> None:
 
 def test_all_of_them_are_found_without_torch() -> None:
     code = (
-        "import sys\nfrom compressor.engine.catalogue import catalogue\ncatalogue()\n"
+        "import sys\nfrom compressor.analysis.catalogue import catalogue\ncatalogue()\n"
         "assert not {'torch', 'onnx', 'onnxruntime', 'PIL', 'qtawesome', 'espeakng_loader'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import zstandard
 
+from compressor.analysis.sbom import environment_sbom
 from compressor.artifacts.archive import export_artifact, import_artifact
 from compressor.artifacts.manifest import Manifest
 from compressor.artifacts.signing import PRIVATE_KEY, PUBLIC_KEY, SIGNATURE, check_signature, sign
 from compressor.artifacts.store import Artifact, Store, open_artifact, verify
-from compressor.engine.sbom import environment_sbom
 from compressor.errors import DamagedArtifactError, StorageError, UsageError
 from tests.conftest import tiny_onnx
 from tests.unit.cli.test_cli import cli

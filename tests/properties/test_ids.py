@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
-from compressor.engine.pipeline import load_pipeline
-from compressor.engine.planning import make_plan
+from compressor.engine.plan.pipeline import load_pipeline
+from compressor.engine.plan.planner import make_plan
 
 
 def ids(

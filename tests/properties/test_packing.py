@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.models.packed.bits import packed_bits, packed_bytes, unpacked_bits, unpacked_bytes
-from compressor.models.packed.description import WeightGrid
-from compressor.models.packed.formats import FORMATS
-from compressor.models.packed.linear import PackedLinear
+from compressor.models.quantized.bits import packed_bits, packed_bytes, unpacked_bits, unpacked_bytes
+from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.packed_formats import FORMATS
+from compressor.models.quantized.packed_linear import PackedLinear
 from passes.awq.grids import group_grids, nearest
 
 BITS = st.sampled_from([2, 3, 4, 8])

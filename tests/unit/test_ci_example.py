@@ -10,8 +10,8 @@ import typer
 import yaml
 
 from cli import app
-from compressor.engine.figures import figures_at
-from compressor.engine.gating import parse_limit
+from compressor.engine.gates.check import parse_limit
+from compressor.engine.gates.metrics import figures_at
 from tests.unit.cli.test_cli import cli
 
 ROOT = Path(__file__).parents[2]

@@ -7,13 +7,13 @@ import pytest
 
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
-from compressor.engine.pipeline import load_pipeline
-from compressor.engine.plan import Plan
-from compressor.engine.planning import make_plan
-from compressor.models.image_classifier.family import ImageClassifier
-from compressor.models.loading import save_module
-from compressor.models.sentence_encoder.family import SentenceEncoder
-from compressor.models.transformers_checkpoint.family import Transformers
+from compressor.engine.plan.pipeline import load_pipeline
+from compressor.engine.plan.plan import Plan
+from compressor.engine.plan.planner import make_plan
+from compressor.models.checkpoint.loading import save_module
+from compressor.models.families.image_classifier.family import ImageClassifier
+from compressor.models.families.sentence_encoder.family import SentenceEncoder
+from compressor.models.families.transformers.family import Transformers
 from tests.conftest import draw_pictures
 from tests.unit.calibration.processors import message, write_conversations
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from calibration.sources.image_text.records import Conversation
 from compressor.errors import DataError
-from compressor.models.transformers_checkpoint.processor import Processor
+from compressor.models.families.transformers.processor import Processor
 
 Array = np.ndarray[Any, Any]
 

@@ -14,7 +14,7 @@ from calibration.sources.text import matching
 from compressor.artifacts.fingerprint import digest_file, digest_json
 from compressor.data.contract import Batch, Dataset, DataSource, SourceConfig, SourceContext
 from compressor.errors import DataError
-from compressor.models.transformers_checkpoint.processor import FILES, Processor
+from compressor.models.families.transformers.processor import FILES, Processor
 
 Array = np.ndarray[Any, Any]
 IGNORED = -100

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from compressor.data.contract import Batch
-from compressor.runtimes.onnx_caches import IDS
-from compressor.runtimes.onnx_decoder import OnnxDecoder
-from compressor.runtimes.onnx_images import VisionTower
-from passes.export_onnx.decoder.architecture import Architecture
+from compressor.graphs.decoder.architecture import Architecture
+from compressor.graphs.decoder.interface import IDS
+from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
+from compressor.runtimes.onnxruntime.decoder.images import VisionTower
 
 Array = np.ndarray[Any, Any]
 _LARGEST = 127

@@ -15,10 +15,10 @@ import numpy as np
 
 from compressor.data.contract import Batch
 from compressor.errors import NumericalError, ParityError
-from compressor.models.transformers_checkpoint.images import KINDS
-from compressor.runtimes.onnx_caches import IDS
-from compressor.runtimes.onnx_decoder import OnnxDecoder
-from compressor.runtimes.onnx_images import VisionTower
+from compressor.graphs.decoder.interface import IDS
+from compressor.models.families.transformers.images import KINDS
+from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
+from compressor.runtimes.onnxruntime.decoder.images import VisionTower
 from compressor.runtimes.session import Session
 from passes.export_onnx.parity import Limits
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.files import write_atomic
-from compressor.models.transformers_checkpoint.layouts import text_of
-from compressor.runtimes.onnx_caches import IDS, LOGITS, MASK, PAST, PRESENT
-from compressor.runtimes.onnx_files import MODEL
-from passes.export_onnx.decoder.architecture import Architecture
+from compressor.graphs.decoder.architecture import Architecture
+from compressor.graphs.decoder.interface import IDS, LOGITS, MASK, PAST, PRESENT
+from compressor.graphs.files import MODEL
+from compressor.models.families.transformers.layouts import text_of
 
 FILE = "genai_config.json"
 _KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})

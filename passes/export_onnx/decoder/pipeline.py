@@ -13,25 +13,24 @@ from compressor.artifacts.kinds import Kind
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, ParityError, RequirementError
-from compressor.models.files import CONFIG, read_description
-from compressor.models.packed.description import WeightGrid, is_packed
-from compressor.models.transformers_checkpoint.config import CheckpointConfig
-from compressor.models.transformers_checkpoint.images import GRIDS, KINDS, PIXELS
-from compressor.models.transformers_checkpoint.layouts import HEAD
-from compressor.models.transformers_checkpoint.linears import sites_of
-from compressor.runtimes.onnx_caches import CONTEXT, IDS, MASK
-from compressor.runtimes.onnx_decoder import TARGET
-from compressor.runtimes.onnx_images import MERGE, VISION
+from compressor.graphs import simplify as graph
+from compressor.graphs.decoder.architecture import Architecture, architecture_of
+from compressor.graphs.decoder.build import DecoderGraph
+from compressor.graphs.decoder.interface import CONTEXT, IDS, MASK, MERGE, VISION
+from compressor.graphs.decoder.operators import Operators
+from compressor.graphs.decoder.portable import PortableOperators
+from compressor.graphs.decoder.weights import BLOCKS, Weights, block_size
+from compressor.models.checkpoint.files import CONFIG, read_description
+from compressor.models.families.transformers.config import CheckpointConfig
+from compressor.models.families.transformers.images import GRIDS, KINDS, PIXELS
+from compressor.models.families.transformers.layouts import HEAD
+from compressor.models.families.transformers.linears import sites_of
+from compressor.models.quantized.description import WeightGrid, is_packed
+from compressor.runtimes.onnxruntime.decoder.decoder import TARGET
 from compressor.runtimes.session import open_session
-from passes.export_onnx import graph
-from passes.export_onnx.decoder.architecture import Architecture, architecture_of
-from passes.export_onnx.decoder.building import DecoderGraph
 from passes.export_onnx.decoder.caching import cache_scales
 from passes.export_onnx.decoder.comparing import compare, limits_of
 from passes.export_onnx.decoder.genai import write_genai_config
-from passes.export_onnx.decoder.operators import Operators
-from passes.export_onnx.decoder.portable import PortableOperators
-from passes.export_onnx.decoder.weights import BLOCKS, Weights, block_size
 
 if TYPE_CHECKING:
     from passes.export_onnx.step import ExportOnnxConfig

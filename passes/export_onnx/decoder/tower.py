@@ -17,13 +17,14 @@ from torch.nn import functional
 from transformers.models.glm4v.modeling_glm4v import apply_rotary_pos_emb_vision
 
 from compressor.errors import NumericalError, ParityError
-from compressor.models.packed.checkpoint import dequantized
-from compressor.models.packed.description import is_packed
-from compressor.models.transformers_checkpoint.checkpoint import streamed
-from compressor.models.transformers_checkpoint.images import GRIDS, PIXELS, image_inputs
-from compressor.models.transformers_checkpoint.layouts import LAYOUTS
-from compressor.models.transformers_checkpoint.streaming import CheckpointFiles
-from compressor.runtimes.onnx_images import EMBEDS, VisionTower
+from compressor.graphs.decoder.interface import EMBEDS
+from compressor.models.families.transformers.checkpoint import streamed
+from compressor.models.families.transformers.images import GRIDS, PIXELS, image_inputs
+from compressor.models.families.transformers.layouts import LAYOUTS
+from compressor.models.families.transformers.streaming import CheckpointFiles
+from compressor.models.quantized.description import is_packed
+from compressor.models.quantized.packed_checkpoint import dequantized
+from compressor.runtimes.onnxruntime.decoder.images import VisionTower
 from passes.export_onnx.parity import Limits
 from passes.export_onnx.tracing import exported
 

@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 
-from compressor.models.transformers_checkpoint.presets import PRESETS
+from compressor.models.families.transformers.presets import PRESETS
 
 TREE = PRESETS["tiny-glm4v"].tree
 SPECIAL = {

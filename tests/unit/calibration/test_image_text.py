@@ -7,7 +7,7 @@ import torch
 from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError
-from compressor.models.transformers_checkpoint.family import Transformers
+from compressor.models.families.transformers.family import Transformers
 from compressor.runtimes.session import fitted
 from tests.unit.calibration.processors import message, write_conversations, write_picture, write_processor
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.unit.runtimes.test_onnx_lint import graph
+from tests.unit.graphs.test_onnx_lint import graph
 
 COMMANDS = (
     "run", "plan", "validate", "init", "pass", "passes", "show", "compare", "report", "gate", "history", "gain", "bisect",

@@ -29,7 +29,7 @@ def tiny_model(tiny_plugin: None, tmp_path: Path) -> Path:
     """A freshly initialised model in a folder."""
     import torch
 
-    from compressor.models.loading import save_module
+    from compressor.models.checkpoint.loading import save_module
 
     family = discovery.load(discovery.FAMILIES, "tiny")
     torch.manual_seed(0)

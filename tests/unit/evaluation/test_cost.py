@@ -5,8 +5,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.artifacts.kinds import Kind
-from compressor.evaluation import onnx_cost
 from compressor.evaluation.cost import cost_metrics
+from compressor.runtimes.onnxruntime import cost as onnx_cost
 
 
 def weight(name, *shape, dtype=np.float32):

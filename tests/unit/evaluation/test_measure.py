@@ -202,8 +202,8 @@ def test_a_language_model_on_text(tmp_path):
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from compressor.models.loading import save_module
-    from compressor.models.transformers_checkpoint.family import Transformers
+    from compressor.models.checkpoint.loading import save_module
+    from compressor.models.families.transformers.family import Transformers
 
     family, modules = Transformers(), []
     for name in ("model", "reference"):

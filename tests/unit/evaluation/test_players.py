@@ -6,9 +6,9 @@ from test_measure import SOURCES, onnx_model  # noqa: F401
 from compressor.artifacts.kinds import Kind
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError, ModelError
+from compressor.evaluation.interleaved import Player
 from compressor.evaluation.measure import request_of
 from compressor.evaluation.records import EvaluateConfig, LatencyConfig
-from compressor.evaluation.rounds import Player
 
 LATENCY = EvaluateConfig(latency=LatencyConfig(data="test", warmup=1, repeats=4, threads=1))
 

@@ -10,12 +10,12 @@ import pytest
 
 from compressor.artifacts.store import Store, verify
 from compressor.data.contract import SourceContext
-from compressor.engine.pipeline import load_pipeline
-from compressor.engine.planning import make_plan
-from compressor.engine.runner import Runner, RunResult, load_given, select
-from compressor.engine.single import measure_artifact, single_pass
+from compressor.engine.plan.pipeline import load_pipeline
+from compressor.engine.plan.planner import make_plan
+from compressor.engine.run.runner import Runner, RunResult, load_given, select
+from compressor.engine.run.single_pass import measure_artifact, single_pass
 from compressor.errors import ConfigError, UsageError
-from compressor.reports.write import write_artifact_reports
+from compressor.reports.pages.write import write_artifact_reports
 
 PIPELINE = """version: 1
 name: tiny

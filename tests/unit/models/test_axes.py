@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from compressor.models.autoglm_phone.family import AutoGLMPhone
-from compressor.models.image_classifier.family import ImageClassifier
-from compressor.models.transformers_checkpoint.family import Transformers
+from compressor.models.families.autoglm_phone.family import AutoGLMPhone
+from compressor.models.families.image_classifier.family import ImageClassifier
+from compressor.models.families.transformers.family import Transformers
 
 PHONE, CLASSIFIER, CHECKPOINT = AutoGLMPhone(), ImageClassifier(), Transformers()
 DEEP = PHONE.slim(

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import ModelError
-from compressor.models.fake_quantization import IntegerLayer, Rounding, fold, replace, round_input, shaped
-from compressor.models.loading import load_module, save_quantized
-from compressor.models.quantization import QUANTIZATION, Grid, Quantization, QuantizedLayer, read_quantization
+from compressor.models.checkpoint.loading import load_module, save_quantized
+from compressor.models.quantized.fake_quantization import IntegerLayer, Rounding, fold, replace, round_input, shaped
+from compressor.models.quantized.quantization import QUANTIZATION, Grid, Quantization, QuantizedLayer, read_quantization
 from tests.unit.models.test_families import inputs
 from tests.unit.passes.prune.test_pruning import CLASSIFIER, PHONE, built
 

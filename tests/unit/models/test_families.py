@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from compressor.models.autoglm_phone.family import AutoGLMPhone
-from compressor.models.image_classifier.family import ImageClassifier
-from compressor.models.sentence_encoder.family import SentenceEncoder
+from compressor.models.families.autoglm_phone.family import AutoGLMPhone
+from compressor.models.families.image_classifier.family import ImageClassifier
+from compressor.models.families.sentence_encoder.family import SentenceEncoder
 
 PHONE, CLASSIFIER, ENCODER = AutoGLMPhone(), ImageClassifier(), SentenceEncoder()
 OTHER_ENCODERS = {"vision": "vit-lite", "speech": "wav2vec-bridge"}
@@ -173,9 +173,9 @@ def test_outputs_and_features_are_there_and_repeat(family, config):
 
 def test_importing_families_loads_no_torch():
     code = (
-        "import sys; from compressor.models.autoglm_phone.family import AutoGLMPhone as A; "
-        "from compressor.models.image_classifier.family import ImageClassifier as I; "
-        "from compressor.models.sentence_encoder.family import SentenceEncoder as S; "
+        "import sys; from compressor.models.families.autoglm_phone.family import AutoGLMPhone as A; "
+        "from compressor.models.families.image_classifier.family import ImageClassifier as I; "
+        "from compressor.models.families.sentence_encoder.family import SentenceEncoder as S; "
         "[f.macs(c) + sum(f.parameters(c).values()) for f in (A(), I(), S()) for c in f.presets.values()]; "
         "sys.exit('torch' in sys.modules)"
     )

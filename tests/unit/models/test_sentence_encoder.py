@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from compressor.errors import DataError
-from compressor.models.loading import load_module, save_module
-from compressor.models.sentence_encoder.family import SentenceEncoder
+from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.families.sentence_encoder.family import SentenceEncoder
 from compressor.runtimes.session import fitted
 
 FAMILY = SentenceEncoder()

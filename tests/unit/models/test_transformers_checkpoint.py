@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.errors import ModelError
-from compressor.models.facts import facts_of
-from compressor.models.loading import load_module, read_description, save_module
-from compressor.models.transformers_checkpoint.family import Transformers
+from compressor.models.checkpoint.facts import facts_of
+from compressor.models.checkpoint.loading import load_module, read_description, save_module
+from compressor.models.families.transformers.family import Transformers
 
 FAMILY = Transformers()
 

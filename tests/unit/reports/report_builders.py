@@ -10,7 +10,7 @@ from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Environment, FileEntry, Manifest, Metric, PassRecord
 from compressor.artifacts.store import Artifact
 from compressor.evaluation.records import AccuracyReport, LatencyReport, Measurement
-from compressor.reports.ladder import LadderInput
+from compressor.reports.rows.ladder import LadderInput
 
 SLICES = ("input=text", "input=speech", "language=zh", "language=en", "input×language=speech×zh")
 

@@ -7,13 +7,14 @@ from report_builders import counted, manifest, measurement, share, timed
 from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.store import Artifact
-from compressor.reports import console, facts
-from compressor.reports.html import run_html
-from compressor.reports.ladder import Ladder, LadderInput, build_ladder
-from compressor.reports.markdown import run_markdown
-from compressor.reports.run import RunReport
-from compressor.runtimes.engine_files import ENGINE, EngineFile, EngineManifest, Tensor, write_record
-from compressor.runtimes.tensorrt_profiles import Profile
+from compressor.reports.console import output as console
+from compressor.reports.pages.html import run_html
+from compressor.reports.pages.markdown import run_markdown
+from compressor.reports.rows import facts
+from compressor.reports.rows.ladder import Ladder, LadderInput, build_ladder
+from compressor.reports.rows.run import RunReport
+from compressor.runtimes.tensorrt.files import ENGINE, EngineFile, EngineManifest, Tensor, write_record
+from compressor.runtimes.tensorrt.profiles import Profile
 
 EXPLAINED = "† of the ONNX graph that the engine was built from, in ONNX Runtime: the engine itself did not run here"
 

@@ -2,7 +2,7 @@ import pytest
 from report_builders import share
 
 from compressor.artifacts.manifest import Metric
-from compressor.reports import formats
+from compressor.reports.rows import formats
 
 
 @pytest.mark.parametrize(

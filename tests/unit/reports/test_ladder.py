@@ -5,7 +5,7 @@ from report_builders import counted, manifest, phone_run, share, timed
 
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.store import Artifact
-from compressor.reports.ladder import Ladder, LadderInput, build_ladder, change
+from compressor.reports.rows.ladder import Ladder, LadderInput, build_ladder, change
 
 
 def step(name: str, metrics: tuple[Metric, ...], parent: str | None = None) -> LadderInput:

@@ -13,8 +13,8 @@ import pytest
 from report_builders import history, manifest, measurement, phone_run
 
 from compressor.artifacts.runs import GateResult
-from compressor.reports.html import artifact_html, run_html
-from compressor.reports.run import RunReport
+from compressor.reports.pages.html import artifact_html, run_html
+from compressor.reports.rows.run import RunReport
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")

@@ -9,10 +9,10 @@ from report_builders import history, manifest, measurement, phone_run, share
 from compressor.artifacts.gain import Gain
 from compressor.artifacts.manifest import FileEntry
 from compressor.artifacts.runs import GateResult
-from compressor.reports import charts
-from compressor.reports.html import artifact_html, run_html
-from compressor.reports.ladder import LadderInput
-from compressor.reports.run import RunReport
+from compressor.reports.pages import charts
+from compressor.reports.pages.html import artifact_html, run_html
+from compressor.reports.rows.ladder import LadderInput
+from compressor.reports.rows.run import RunReport
 
 COMMAND = "autoglm-compress run pipeline.yaml"
 EVIL = '"><script>alert(1)</script>$x_{$&\u4e2d'

@@ -4,8 +4,8 @@ from xml.etree import ElementTree as ET
 from report_builders import phone_run
 
 from compressor.artifacts.runs import GateResult
-from compressor.reports.junit import run_junit
-from compressor.reports.run import RunReport
+from compressor.reports.pages.junit import run_junit
+from compressor.reports.rows.run import RunReport
 
 
 def gate(passed: bool, reason: str = "not 0.8 ≥ 0.9") -> GateResult:

@@ -4,8 +4,8 @@ from report_builders import history, manifest, measurement, phone_run
 
 from compressor.artifacts.manifest import FileEntry, PassRecord
 from compressor.artifacts.runs import GateResult
-from compressor.reports.markdown import artifact_markdown, fenced, run_markdown, table, text
-from compressor.reports.run import RunReport
+from compressor.reports.pages.markdown import artifact_markdown, fenced, run_markdown, table, text
+from compressor.reports.rows.run import RunReport
 
 COMMAND = "autoglm-compress run pipeline.yaml"
 

@@ -10,10 +10,10 @@ from report_builders import manifest, measurement, phone_run
 from compressor.artifacts.runs import GateResult
 from compressor.errors import DamagedArtifactError
 from compressor.evaluation.records import AccuracyReport, LatencyReport
-from compressor.reports import facts
-from compressor.reports.ladder import Ladder
-from compressor.reports.run import RunReport
-from compressor.reports.write import write_artifact_reports, write_run_reports
+from compressor.reports.pages.write import write_artifact_reports, write_run_reports
+from compressor.reports.rows import facts
+from compressor.reports.rows.ladder import Ladder
+from compressor.reports.rows.run import RunReport
 
 
 def report(tmp_path: Path) -> RunReport:
@@ -95,7 +95,7 @@ def test_a_run_that_changed_nothing_loads_no_plotting_and_no_templates(tmp_path:
     write_run_reports(tmp_path / "run", report(tmp_path))
     code = (
         "import sys; from pathlib import Path; from report_builders import *; from test_write_reports import report\n"
-        "from compressor.reports.write import write_run_reports\n"
+        "from compressor.reports.pages.write import write_run_reports\n"
         f"import shutil; shutil.rmtree({str(tmp_path / 'store')!r})\n"
         f"assert not write_run_reports(Path({str(tmp_path / 'run')!r}), report(Path({str(tmp_path)!r})))\n"
         "assert not {'matplotlib', 'jinja2', 'torch', 'onnx', 'numpy'} & set(sys.modules)\n"

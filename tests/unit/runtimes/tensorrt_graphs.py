@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.runtimes.tensorrt_profiles import Profile
+from compressor.runtimes.tensorrt.profiles import Profile
 from passes.tensorrt.builder import Request, build
 
 F, H, B, D = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE

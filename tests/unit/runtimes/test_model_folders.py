@@ -9,7 +9,7 @@ import torch
 
 from compressor.config.discovery import FAMILIES, load
 from compressor.errors import ModelError, NumericalError
-from compressor.models.loading import check_finite, facts_of, load_module, read_description, save_module
+from compressor.models.checkpoint.loading import check_finite, facts_of, load_module, read_description, save_module
 
 FAMILY = load(FAMILIES, "autoglm-phone")
 CONFIG = FAMILY.presets["tiny"]
@@ -177,7 +177,7 @@ def test_finite_weights_pass_and_empty_tensors_too(tmp_path):
 
 
 def test_chunks_cover_the_whole_tensor(tmp_path, monkeypatch):
-    monkeypatch.setattr("compressor.models.files._CHUNK_VALUES", 7)
+    monkeypatch.setattr("compressor.models.checkpoint.files._CHUNK_VALUES", 7)
     values = np.zeros(50, np.float32)
     values[[0, 6, 7, 48, 49]] = np.inf
     safetensors.torch.save_file({"w": torch.from_numpy(values)}, tmp_path / "model.safetensors")

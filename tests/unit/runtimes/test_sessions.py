@@ -23,7 +23,7 @@ def test_onnx_runs_and_leaves_out_what_it_has_no_input_for(onnx_folder):
 
 
 def test_torch_runs_and_gives_the_familys_outputs_only(tmp_path):
-    from compressor.models.loading import save_module
+    from compressor.models.checkpoint.loading import save_module
 
     family = load(FAMILIES, "autoglm-phone")
     config = family.presets["tiny"]
@@ -103,5 +103,5 @@ def test_a_device_that_is_not_there(onnx_folder):
 
 
 def test_onnx_never_loads_torch():
-    code = "import sys, compressor.runtimes.onnx_session; sys.exit('torch' in sys.modules)"
+    code = "import sys, compressor.runtimes.onnxruntime.session; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 from calibration.sources.arrays import ArrayDataset
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
-from compressor.engine.source import DirectorySource
+from compressor.engine.plan.source_model import DirectorySource
 from compressor.errors import DataError, ModelError, NumericalError, RequirementError
-from compressor.models.loading import load_module, save_module
-from compressor.models.transformers_checkpoint.family import Transformers
-from compressor.models.transformers_checkpoint.linears import sites_of
-from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
+from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.families.transformers.family import Transformers
+from compressor.models.families.transformers.linears import sites_of
+from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from passes.awq.site import fold
 from passes.awq.step import Awq, AwqConfig
 from tests.unit.passes.prune.test_rounds import Killed

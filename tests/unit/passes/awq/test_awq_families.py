@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from calibration.sources.arrays import ArrayDataset
+from compressor.analysis.layerwise import compare_layers
+from compressor.analysis.tensors import tensor_differences
 from compressor.artifacts.kinds import Kind
-from compressor.engine.generation import Sampling, generate
-from compressor.engine.source import DirectorySource
+from compressor.engine.plan.source_model import DirectorySource
 from compressor.errors import CompressError, ModelError, RequirementError, UsageError
-from compressor.evaluation.layerwise import compare_layers
-from compressor.evaluation.tensors import tensor_differences
-from compressor.models.autoglm_phone.family import AutoGLMPhone
-from compressor.models.image_classifier.family import ImageClassifier
-from compressor.models.loading import load_module, save_module
-from compressor.models.sentence_encoder.family import SentenceEncoder
+from compressor.generation.generate import Sampling, generate
+from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.families.autoglm_phone.family import AutoGLMPhone
+from compressor.models.families.image_classifier.family import ImageClassifier
+from compressor.models.families.sentence_encoder.family import SentenceEncoder
 from compressor.runtimes.layers import open_layers
 from compressor.runtimes.session import open_session
 from passes.awq import whole

@@ -11,9 +11,9 @@ from calibration.sources.arrays import ArrayDataset
 from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import Dataset, SourceContext
 from compressor.errors import RequirementError
-from compressor.models.loading import load_module
-from compressor.models.transformers_checkpoint.family import Transformers
-from compressor.models.transformers_checkpoint.streaming import StreamedCheckpoint
+from compressor.models.checkpoint.loading import load_module
+from compressor.models.families.transformers.family import Transformers
+from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from passes.awq import outside
 from passes.awq.step import AwqConfig
 from passes.common.accuracy import tensors_from_batch

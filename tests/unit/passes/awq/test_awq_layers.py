@@ -1,8 +1,8 @@
 """A packed checkpoint beside its parent, layer by layer and tensor by tensor."""
 
+from compressor.analysis.layerwise import compare_layers
+from compressor.analysis.tensors import tensor_differences
 from compressor.artifacts.kinds import Kind
-from compressor.evaluation.layerwise import compare_layers
-from compressor.evaluation.tensors import tensor_differences
 from compressor.runtimes.layers import open_layers
 from tests.unit.passes.awq.test_awq import TOKENS, packed, parent_in
 

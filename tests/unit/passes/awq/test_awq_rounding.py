@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from compressor.errors import NumericalError
-from compressor.models.packed.description import WeightGrid
-from compressor.models.packed.sites import Source
+from compressor.models.capabilities.linear_groups import Source
+from compressor.models.quantized.description import WeightGrid
 from passes.awq.grids import group_grids, nearest
 from passes.awq.rounding import Gram, add_moments, choose_again, error, mirrored, rounded, with_feedback
 from passes.awq.scaling import relative_size, search, shared

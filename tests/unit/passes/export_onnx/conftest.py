@@ -31,7 +31,7 @@ def parent(tiny_plugin: None, tmp_path: Path) -> Any:
     """What a pass takes of an artifact: its model folder."""
     import torch
 
-    from compressor.models.loading import save_module
+    from compressor.models.checkpoint.loading import save_module
 
     family = discovery.load(discovery.FAMILIES, "tiny")
     torch.manual_seed(0)

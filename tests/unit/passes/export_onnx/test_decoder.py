@@ -12,20 +12,20 @@ import torch
 from pydantic import ValidationError
 
 from calibration.sources.arrays import ArrayDataset
+from compressor.analysis.low_precision import low_precision_weights
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import ModelFacts, PassContext, PlanContext
 from compressor.errors import DataError, ParityError, RequirementError, UsageError
-from compressor.evaluation.gain import low_precision_weights
-from compressor.evaluation.onnx_cost import parameters
-from compressor.models.loading import load_module, save_module
-from compressor.models.packed.description import WeightGrid
-from compressor.models.transformers_checkpoint.family import Transformers
-from compressor.runtimes.onnx_decoder import OnnxDecoder
-from compressor.runtimes.onnx_profile import profile
+from compressor.graphs.decoder import build as building
+from compressor.graphs.decoder.weights import Weights, block_size
+from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.families.transformers.family import Transformers
+from compressor.models.quantized.description import WeightGrid
+from compressor.runtimes.onnxruntime.cost import parameters
+from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
+from compressor.runtimes.onnxruntime.profile import profile
 from compressor.runtimes.session import open_session
-from passes.export_onnx.decoder import building
 from passes.export_onnx.decoder.caching import turned_sizes
-from passes.export_onnx.decoder.weights import Weights, block_size
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from tests.unit.passes.awq.test_awq import packed
 

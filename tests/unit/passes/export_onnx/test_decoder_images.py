@@ -8,11 +8,12 @@ import torch
 from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.artifacts.kinds import Kind
 from compressor.data.contract import SourceContext
-from compressor.engine.generation import Sampling, generate
 from compressor.errors import DataError, ParityError, UsageError
-from compressor.models.loading import load_module
-from compressor.runtimes.onnx_decoder import OnnxDecoder
-from compressor.runtimes.onnx_images import VISION, VisionTower, offsets_of
+from compressor.generation.generate import Sampling, generate
+from compressor.graphs.decoder.interface import VISION
+from compressor.models.checkpoint.loading import load_module
+from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
+from compressor.runtimes.onnxruntime.decoder.images import VisionTower, offsets_of
 from compressor.runtimes.session import open_session
 from passes.export_onnx.decoder.tower import OneImage
 from tests.unit.calibration.processors import message, write_conversations, write_picture, write_processor

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from compressor.errors import PassError, StorageError, UsageError
-from compressor.runtimes import memory, onnx_decoder, onnx_products, onnx_prompts
-from compressor.runtimes.onnx_binding import Bound
-from compressor.runtimes.onnx_decoder import OnnxDecoder
-from compressor.runtimes.onnx_opening import opened
+from compressor.runtimes import memory
+from compressor.runtimes.onnxruntime import products as onnx_products
+from compressor.runtimes.onnxruntime.decoder import decoder as onnx_decoder
+from compressor.runtimes.onnxruntime.decoder import fast_prompts as onnx_prompts
+from compressor.runtimes.onnxruntime.decoder.binding import Bound
+from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
+from compressor.runtimes.onnxruntime.opening import opened
 from tests.unit.passes.export_onnx.test_decoder import FAMILY, FIELDS, TOKENS, awq, exported, parent_in
 
 

@@ -12,11 +12,11 @@ import torch
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
-from compressor.models.fake_quantization import IntegerLayer
-from compressor.models.loading import load_module, save_module
-from compressor.models.quantization import QUANTIZATION
-from compressor.runtimes.onnx_kernels import kernels_of
-from compressor.runtimes.onnx_lint import lint
+from compressor.graphs.lint.onnxruntime import lint
+from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.quantized.fake_quantization import IntegerLayer
+from compressor.models.quantized.quantization import QUANTIZATION
+from compressor.runtimes.onnxruntime.kernels import kernels_of
 from compressor.runtimes.session import open_session
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from passes.qat.step import Qat, QatConfig
@@ -175,9 +175,10 @@ def test_activations_of_four_bits_are_refused(exported, tmp_path):
 
 
 def test_a_layer_that_is_called_twice_is_stored_once():
+    from compressor.graphs import integers
+    from compressor.graphs import simplify as graph
     from compressor.models.contract import InputSpec
-    from compressor.models.quantization import Grid, QuantizedLayer
-    from passes.export_onnx import graph, integers
+    from compressor.models.quantized.quantization import Grid, QuantizedLayer
     from passes.export_onnx.tracing import onnx_from_torch
 
     class Twice(torch.nn.Module):

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from compressor.analysis.layerwise import compare_layers
+from compressor.analysis.tensors import tensor_differences
 from compressor.artifacts.kinds import Kind
 from compressor.errors import UsageError
-from compressor.evaluation.layerwise import compare_layers
-from compressor.evaluation.tensors import tensor_differences
 from compressor.runtimes.layers import open_layers
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 

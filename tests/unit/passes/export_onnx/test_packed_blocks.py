@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from calibration.sources.arrays import ArrayDataset
+from compressor.analysis.tensors import tensor_differences
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
-from compressor.evaluation import onnx_cost
-from compressor.evaluation.tensors import tensor_differences
-from compressor.models.packed.checkpoint import packed_layers
-from compressor.runtimes.onnx_files import MODEL
+from compressor.graphs.files import MODEL
+from compressor.models.quantized.packed_checkpoint import packed_layers
+from compressor.runtimes.onnxruntime import cost as onnx_cost
 from compressor.runtimes.session import open_session
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from tests.unit.passes.awq.test_awq_families import IMAGES, VIT, packed_in, parent_in, samples_of

@@ -11,9 +11,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, Glm4vForConditionalGeneration
 
-from compressor.models.facts import facts_of
-from compressor.models.loading import save_module
-from compressor.models.transformers_checkpoint.family import Transformers
+from compressor.models.checkpoint.facts import facts_of
+from compressor.models.checkpoint.loading import save_module
+from compressor.models.families.transformers.family import Transformers
 
 WORDS = [f"w{number}" for number in range(480)]
 PIPELINE = """\

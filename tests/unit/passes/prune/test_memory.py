@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.models.weights import assigned, weights_on_meta
+from compressor.models.checkpoint.weights import assigned, weights_on_meta
 from passes.prune import memory
 from passes.prune.memory import on_disk
 

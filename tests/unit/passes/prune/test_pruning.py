@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import RequirementError
-from compressor.models.autoglm_phone.family import AutoGLMPhone
-from compressor.models.axes import Axis, Cut
-from compressor.models.image_classifier.family import ImageClassifier
-from compressor.models.transformers_checkpoint.family import Transformers
+from compressor.models.capabilities.axes import Axis, Cut
+from compressor.models.families.autoglm_phone.family import AutoGLMPhone
+from compressor.models.families.image_classifier.family import ImageClassifier
+from compressor.models.families.transformers.family import Transformers
 from passes.prune import repair
 from passes.prune.allocation import allocate, widths_of
 from passes.prune.depth import layers_by_cosine, layers_by_loss, layers_by_taylor

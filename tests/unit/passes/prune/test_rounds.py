@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from compressor.data.contract import Dataset
 from compressor.engine.contract import ModelFacts, PassContext, PlanContext
 from compressor.errors import RequirementError
-from compressor.models.image_classifier.family import ImageClassifier
-from compressor.models.loading import facts_of, save_module
+from compressor.models.checkpoint.loading import facts_of, save_module
+from compressor.models.families.image_classifier.family import ImageClassifier
 from passes.common.training import fit
 from passes.prune.allocation import widths_of
 from passes.prune.pruning import CHECKPOINT

@@ -10,11 +10,11 @@ import torch
 
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
-from compressor.engine.planning import make_plan
-from compressor.engine.single import preview, single_pass
+from compressor.engine.plan.planner import make_plan
+from compressor.engine.run.single_pass import preview, single_pass
 from compressor.errors import PassError
-from compressor.models.image_classifier.family import ImageClassifier
-from compressor.models.loading import facts_of, load_module
+from compressor.models.checkpoint.loading import facts_of, load_module
+from compressor.models.families.image_classifier.family import ImageClassifier
 from passes.prune.step import Prune
 from tests.conftest import draw_pictures
 

@@ -12,9 +12,9 @@ from calibration.table import TABLE
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, NumericalError, RequirementError
-from compressor.models.fake_quantization import IntegerLayer, Rounding, fold
-from compressor.models.loading import load_module, save_module
-from compressor.models.quantization import read_quantization
+from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.quantized.fake_quantization import IntegerLayer, Rounding, fold
+from compressor.models.quantized.quantization import read_quantization
 from passes.common.accuracy import evaluate_accuracy
 from passes.common.config import TrainingConfig
 from passes.common.losses import hard_cross_entropy

@@ -3,7 +3,7 @@
 import pytest
 
 from calibration.table import Range
-from compressor.models.quantization import Grid
+from compressor.models.quantized.quantization import Grid
 from passes.qat.scales import activation_grid, activation_scale
 
 

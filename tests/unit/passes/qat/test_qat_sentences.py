@@ -13,11 +13,11 @@ from calibration.table import read_table
 from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, RequirementError
-from compressor.models.fake_quantization import IntegerEmbedding, IntegerLayer
-from compressor.models.loading import load_module, save_module
-from compressor.models.quantization import read_quantization
-from compressor.models.sentence_encoder.family import SentenceEncoder
-from compressor.runtimes.onnx_kernels import kernels_of
+from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.families.sentence_encoder.family import SentenceEncoder
+from compressor.models.quantized.fake_quantization import IntegerEmbedding, IntegerLayer
+from compressor.models.quantized.quantization import read_quantization
+from compressor.runtimes.onnxruntime.kernels import kernels_of
 from compressor.runtimes.session import open_session
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from passes.qat.step import Qat, QatConfig

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnxscript import ir
 
-from passes.tensorrt.blocks import blocked, to_int4
+from compressor.graphs.int4_blocks import blocked, to_int4
 from tests.unit.passes.tensorrt.engines import model_of, node, weight
 
 

@@ -8,8 +8,8 @@ import pytest
 from calibration.sources.arrays import ArrayDataset
 from compressor.artifacts.kinds import Kind
 from compressor.errors import RequirementError
-from compressor.runtimes.engine_files import checked_engine_manifest
-from compressor.runtimes.tensorrt_profiles import Profile, by_input
+from compressor.runtimes.tensorrt.files import checked_engine_manifest
+from compressor.runtimes.tensorrt.profiles import Profile, by_input
 from passes.tensorrt.step import TensorRT, TensorRTConfig
 from tests.unit.passes.export_onnx.test_decoder import FIELDS, TOKENS, awq, exported, parent_in
 from tests.unit.passes.tensorrt.engines import context_of

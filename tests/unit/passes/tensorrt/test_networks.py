@@ -11,8 +11,8 @@ from compressor.artifacts.fingerprint import digest_file
 from compressor.artifacts.kinds import Kind
 from compressor.config.discovery import FAMILIES, load
 from compressor.errors import RequirementError
-from compressor.models.loading import save_module
-from compressor.runtimes.engine_files import checked_engine_manifest
+from compressor.models.checkpoint.loading import save_module
+from compressor.runtimes.tensorrt.files import checked_engine_manifest
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from passes.qat.step import Qat, QatConfig
 from tests.unit.passes.prune.test_rounds import Blobs

@@ -16,8 +16,8 @@ from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
 from compressor.engine.contract import ModelFacts, PlanContext
-from compressor.engine.pipeline import load_pipeline
-from compressor.engine.planning import make_plan
+from compressor.engine.plan.pipeline import load_pipeline
+from compressor.engine.plan.planner import make_plan
 from compressor.errors import (
     DamagedArtifactError,
     GpuError,
@@ -26,10 +26,10 @@ from compressor.errors import (
     PassError,
     RequirementError,
 )
-from compressor.runtimes import tensorrt_backends
-from compressor.runtimes.cuda import Gpu
-from compressor.runtimes.engine_files import checked_engine_manifest
 from compressor.runtimes.session import open_session
+from compressor.runtimes.tensorrt import backends as tensorrt_backends
+from compressor.runtimes.tensorrt.cuda import Gpu
+from compressor.runtimes.tensorrt.files import checked_engine_manifest
 from passes.tensorrt import building, choosing, graph
 from passes.tensorrt.step import TensorRT, TensorRTConfig
 from tests.unit.passes.tensorrt.engines import (

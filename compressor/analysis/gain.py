@@ -1,0 +1,123 @@
+"""Proof of gain: of every step of a run, what it saved in bytes, in arithmetic and in time, and where it saved none, why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from compressor.analysis import low_precision as gain
+from compressor.analysis.compare import samples_of_set
+from compressor.artifacts.gain import Gain
+from compressor.artifacts.kinds import OF_FAMILIES, Kind
+from compressor.artifacts.runs import RunRecord, find_run
+from compressor.artifacts.store import Artifact, open_artifact, verify
+from compressor.data.contract import Batch, SourceContext
+from compressor.engine.gates.check import player_of
+from compressor.engine.gates.metrics import Figures
+from compressor.engine.gates.rules import Rule
+from compressor.engine.gates.verdicts import NoiseAwareJudge
+from compressor.engine.plan.pipeline import BudgetConfig, Pipeline
+from compressor.engine.run import events
+from compressor.errors import UsageError
+
+_RUNTIME = dict.fromkeys(OF_FAMILIES, "torch") | {Kind.ONNX: "ONNX Runtime", Kind.ENGINE: "TensorRT"}
+_LATENCY = "latency_p50_ms"
+
+
+def gains(
+    run: Path, pipeline: Pipeline, context: SourceContext, budget: BudgetConfig, listener: events.Listener
+) -> tuple[Gain, ...]:
+    """Every step of a run that has something to be compared with.
+
+    Args:
+        run: a run, or a store (its last run).
+        pipeline: whose data is fed, and whose ``evaluate.latency`` says how time is taken.
+        context: what its data sources may use.
+        budget: for each comparison in turns.
+        listener: told of rounds.
+
+    Raises:
+        UsageError: the pipeline says nothing of latency.
+    """
+    player = player_of(pipeline, context)
+    if player is None:
+        raise UsageError("the pipeline does not say how latency is measured", remedy="add `evaluate.latency`")
+    folder, record = find_run(run)
+    root = folder.parent.parent
+    artifacts = {step.name: open_artifact(root / step.artifact) for step in record.steps}
+    judge = NoiseAwareJudge(player, {}, listener)
+    latency = pipeline.config.evaluate.without_accuracy().latency
+    assert latency is not None  # noqa: S101 - there is a player
+    batch = samples_of_set(pipeline, context, latency.data, latency.batch_size)
+    found = []
+    for name, artifact in artifacts.items():
+        against = _compared_with(name, record, artifacts)
+        if against is not None:
+            verify(artifact)
+            found.append(_gain(name, artifact, against, artifacts[against], judge, budget, batch, pipeline))
+    return tuple(found)
+
+
+def _compared_with(step: str, record: RunRecord, artifacts: Mapping[str, Artifact]) -> str | None:
+    """The nearest ancestor of the same runtime; else an artifact of that runtime that comes straight from an ancestor."""
+    parents = {one.name: one.parent for one in record.steps}
+    runtime = _RUNTIME.get(artifacts[step].manifest.kind)
+    before = parents[step]
+    ancestors = []
+    while before is not None and before in artifacts:
+        ancestors.append(before)
+        before = parents[before]
+    candidates = [*ancestors, *(name for one in ancestors for name, parent in parents.items() if parent == one)]
+    for name in candidates:
+        manifest = artifacts[name].manifest
+        if name != step and _RUNTIME.get(manifest.kind) == runtime and manifest.metric(_LATENCY) is not None:
+            return name
+    return None
+
+
+def _gain(
+    name: str, artifact: Artifact, against: str, other: Artifact, judge: NoiseAwareJudge, budget: BudgetConfig,
+    batch: Batch, pipeline: Pipeline,
+) -> Gain:  # fmt: skip
+    kind = artifact.manifest.kind
+    low, high, ratio = None, None, None
+    if artifact.manifest.metric(_LATENCY) is not None:
+        rule = Rule(_LATENCY, "max_ratio", 1.0, against, budget=budget)
+        found = judge(rule, Figures.of(artifact, name), Figures.of(other, against))
+        ratio, low, high = found.found, found.low, found.high
+    weights = macs = None
+    why: list[str] = []
+    if kind is Kind.ONNX:
+        from compressor.runtimes.onnxruntime.profile import profile
+
+        latency = pipeline.config.evaluate.latency
+        nodes = profile(artifact.model, batch, latency.threads if latency else pipeline.config.threads)
+        weights, macs = gain.low_precision_weights(nodes), gain.low_precision_macs(nodes)
+        why = gain.why_not_faster(nodes)
+    elif kind is Kind.QUANTIZED:
+        why = ["torch computes in float what it rounds: the integers come with `export-onnx`"]
+    elif kind is Kind.AWQ:
+        why = [
+            "torch computes with the weights unpacked to float32: the integers are for what reads them packed, as vLLM, "
+            "transformers and `export-onnx` do of language models"
+        ]
+    return Gain(
+        step=name,
+        pass_name=artifact.manifest.pass_.name,
+        against=against,
+        runtime=_RUNTIME[kind],
+        size_ratio=artifact.manifest.model_bytes / other.manifest.model_bytes,
+        parameters_ratio=_ratio(artifact, other, "parameters"),
+        macs_ratio=_ratio(artifact, other, "macs"),
+        low_precision_weights=weights,
+        low_precision_macs=macs,
+        speedup=1 / ratio if ratio else None,
+        speedup_low=1 / high if high else None,
+        speedup_high=1 / low if low else None,
+        why_not=tuple(why) if high is None or high >= 1 else (),
+    )
+
+
+def _ratio(artifact: Artifact, other: Artifact, metric: str) -> float | None:
+    new, old = artifact.manifest.metric(metric), other.manifest.metric(metric)
+    return new.value / old.value if new is not None and old is not None and old.value else None

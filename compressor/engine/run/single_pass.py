@@ -1,0 +1,128 @@
+"""One pass, or one measurement, by hand: a pipeline of a single step over any artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
+
+from compressor.artifacts.store import MANIFEST, Artifact, verify
+from compressor.config.document import Document, read_document
+from compressor.data.contract import SourceContext
+from compressor.engine.plan.pipeline import Pipeline, load_pipeline, override, pipeline_from_document, reference_of
+from compressor.engine.plan.plan import PassBuilder, Plan
+from compressor.engine.run import events
+from compressor.engine.run.runner import load_given
+from compressor.engine.run.step_builder import Workshop, unexpected
+from compressor.errors import CompressError, GpuError, UsageError
+from compressor.evaluation.measure import measure
+from compressor.evaluation.metrics import referring
+from compressor.evaluation.protocol import ReferenceModel
+from compressor.evaluation.records import EvaluateConfig, Measurement
+
+
+def single_pass(pass_type: str, model: Path, borrow: Path | None, fields: Sequence[str]) -> Pipeline:
+    """The pipeline of one pass over ``model``; ``data:`` and ``evaluate:`` come from the file ``borrow``.
+
+    A field that begins with ``evaluate.`` is put over what is borrowed: the reference that a file names is one of its steps,
+    and here there is only ``source``, which is ``model``.
+
+    Raises:
+        ConfigError: the pass is unknown, or a field does not fit.
+        UsageError: a field is not ``key=value``.
+    """
+    borrowed: dict[str, Any] = {}
+    if borrow is not None:
+        tree = read_document(borrow).tree
+        borrowed = {key: tree[key] for key in ("data", "evaluate", "threads", "seed") if key in (tree or {})}
+    measured = [field for field in fields if field.startswith("evaluate.")]
+    borrowed = override(Document(borrow, borrowed), measured).tree
+    step = override(Document(None, {}), [field for field in fields if field not in measured]).tree
+    tree = {
+        "version": 1,
+        "name": f"pass-{pass_type}",
+        "model": {"path": str(model.resolve()), "measure": False},
+        **borrowed,
+        "passes": [{"type": pass_type, **step}],
+    }
+    return pipeline_from_document(Document(borrow, tree))
+
+
+def preview(plan: Plan, listener: events.Listener) -> list[Mapping[str, Any]]:
+    """What the plan's only step would decide, as its pass tells; nothing is written to the store.
+
+    Raises:
+        CompressError: the pass refuses its input or its config, or fails; a traceback then lies in the system's temporary
+            folder, as nothing is written to the store.
+    """
+    step = list(plan.steps)[-1]
+    if not isinstance(step.builder, PassBuilder) or not step.builder.previews:
+        return []
+    workshop = Workshop(plan, listener, lambda *_: None)
+    with TemporaryDirectory() as source, TemporaryDirectory() as work:
+        for needed in (plan.step(name) for name in dict.fromkeys(step.inputs.values())):
+            if needed.given is not None:
+                verify(needed.given)
+            workshop.artifacts[needed.name] = needed.given or workshop.as_artifact(needed, Path(source))
+        inputs = {role: workshop.artifacts[name] for role, name in step.inputs.items()}
+        context = workshop.context(step, Path(work), inputs, [])
+        try:
+            step.builder.requires(inputs, context)
+            return step.builder.preview(inputs, context)
+        except CompressError:
+            raise
+        except Exception as error:
+            raise unexpected(step, error, Path(gettempdir())) from error
+
+
+def measure_artifact(
+    artifact: Artifact,
+    pipeline_file: Path,
+    overrides: Sequence[str],
+    listener: events.Listener,
+    *,
+    allow_code: bool,
+    accuracy: bool,
+) -> Measurement:
+    """Measure an artifact as ``evaluate:`` of a pipeline file says; nothing is written.
+
+    Raises:
+        GpuError: latency alone is asked for, of an engine that cannot run here.
+        UsageError: the file asks for nothing that could be measured, or compares with a step, which is not known here.
+    """
+    pipeline = load_pipeline(pipeline_file, overrides)
+    evaluate = pipeline.config.evaluate
+    if not accuracy:
+        evaluate = evaluate.without_accuracy()
+    if evaluate.accuracy is None and evaluate.latency is None:
+        raise UsageError(f"{pipeline_file} measures nothing", remedy="give it an `evaluate:` section")
+    measurement = measure(
+        artifact.manifest.kind,
+        artifact.model,
+        evaluate,
+        {name: one.config.model_dump(mode="json") for name, one in pipeline.data.items()},
+        SourceContext(pipeline.base, allow_code),
+        reference=_reference(evaluate, pipeline.base),
+        progress=lambda what, done, total: listener(events.StepProgress(artifact.name, what, done, total)),
+    )
+    if measurement.stand_in is not None and measurement.accuracy is None:
+        raise GpuError(f"the latency of {artifact.name} is not measured: {measurement.stand_in}")
+    return measurement
+
+
+def _reference(evaluate: EvaluateConfig, base: Path) -> ReferenceModel | None:
+    """The artifact directory that ``evaluate:`` compares with; the steps of a file have none before it is run."""
+    name = reference_of(evaluate)
+    if name is None or evaluate.accuracy is None:
+        return None
+    folder = (base / name).resolve()
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(
+            f"{' and '.join(referring(evaluate.accuracy.metrics))} compare with {name!r}, which is no artifact directory: "
+            f"there is none at {folder}",
+            remedy="give `--set evaluate.accuracy.reference=<artifact directory>`, relative to the pipeline file, "
+            "or `--set evaluate.accuracy.metrics=[top1]`",
+        )
+    artifact = load_given(folder)
+    return ReferenceModel(id=artifact.id, kind=artifact.manifest.kind, model=artifact.model)

@@ -1,0 +1,260 @@
+"""How one step becomes an artifact: its pass runs, the model is measured, the reports are written, all of it is published.
+
+A step's life on disk: ``.staging/<id>/work`` holds its checkpoints; ``.staging/<id>/out`` its files; ``.staging/<id>/built.json``
+says that the model is whole and what its files' hashes are, so that a kill while measuring does not cost the model. Then the
+reports are written beside the model and all of it gets its final name at once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compressor.artifacts.errors_from_os import storage_error, writing
+from compressor.artifacts.files import copy_file, write_atomic
+from compressor.artifacts.manifest import FileEntry, Manifest, PassRecord
+from compressor.artifacts.store import LOGS, MODEL, REPORTS, Artifact, entries_of
+from compressor.data.contract import Dataset
+from compressor.engine.contract import PassContext
+from compressor.engine.machine import PeakMemory, environment
+from compressor.engine.plan.plan import Plan, PlannedStep, evaluate_of
+from compressor.engine.run import events
+from compressor.engine.run.step_log import StepLog
+from compressor.errors import CompressError, PassError
+from compressor.evaluation.measure import measure
+from compressor.evaluation.protocol import ReferenceModel
+from compressor.evaluation.records import Measurement
+
+Reporter = Callable[[Path, Manifest, Measurement | None], None]
+"""Writes an artifact's reports into its folder, before it is published."""
+
+_BUILT = "built.json"
+_REPORT_FILES = (REPORTS, LOGS, "report.md", "report.html")
+
+
+class Workshop:
+    """Builds and measures the steps of one plan, one after the other.
+
+    Attributes:
+        artifacts: step to artifact, of the steps that are done: what later ones read, and are compared with.
+    """
+
+    def __init__(self, plan: Plan, listener: events.Listener, reporter: Reporter) -> None:
+        self.plan, self.listener, self.reporter = plan, listener, reporter
+        self.artifacts: dict[str, Artifact] = {}
+        self._log: StepLog | None = None
+        self._datasets: dict[str, Dataset] = {}
+
+    def tell(self, event: events.Event) -> None:
+        """Pass an event on to the listener, and to the log of the step that is being built."""
+        self.listener(event)
+        if self._log is not None:
+            self._log(event)
+
+    def build(self, step: PlannedStep, replaced: Artifact | None) -> Artifact:
+        """Run the step's pass, or go on where it was; ``replaced`` goes when the new artifact is whole."""
+        store = self.plan.store
+        staging = store.staging(step.artifact_id)
+        out = staging / "out"
+        resumed = any((staging / "work").iterdir()) or (staging / _BUILT).is_file()
+        with self._logging(staging / "log.txt"):
+            self.tell(events.StepStarted(step.name, step.pass_name, step.directory, resumed))
+            built = self._finished_model(staging)
+            if built is None:
+                built = self._run_pass(step, staging)
+            manifest = self._report(step, out, self._manifest(step, built), staging / "log.txt")
+        if replaced is not None:
+            store.remove(replaced.path)
+        artifact = store.publish(out, manifest)
+        store.discard(staging)
+        return artifact
+
+    @contextmanager
+    def _logging(self, path: Path) -> Iterator[None]:
+        self._log = StepLog(path)
+        try:
+            yield
+        finally:
+            self._log = None
+
+    def _finished_model(self, staging: Path) -> dict[str, Any] | None:
+        """What ``built.json`` says, where the files are still what it says."""
+        marker = staging / _BUILT
+        if not marker.is_file():
+            return None
+        built: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
+        found = {name: entry.model_dump() for name, entry in entries_of(staging / "out", MODEL).items()}
+        return built if found == built["files"] else None
+
+    def _run_pass(self, step: PlannedStep, staging: Path) -> dict[str, Any]:
+        assert step.builder is not None  # noqa: S101 - given artifacts are never built
+        out = staging / "out"
+        inputs = {role: self.artifacts[name] for role, name in step.inputs.items()}
+        with writing(staging):
+            shutil.rmtree(out, ignore_errors=True)
+            (out / MODEL).mkdir(parents=True)
+        notes: list[str] = []
+        context = self.context(step, staging / "work", inputs, notes)
+        peak = PeakMemory()
+        start = time.perf_counter()
+        try:
+            step.builder.requires(inputs, context)
+            output = step.builder.run(inputs, out / MODEL, context)
+            step.builder.ensures(inputs, out / MODEL, context)
+        except CompressError:
+            raise
+        except OSError as error:
+            raise storage_error(error, out) from error
+        except Exception as error:
+            raise unexpected(step, error, self.plan.store.root / ".staging") from error
+        built = {
+            "summary": {**output.summary, **({"notes": notes} if notes else {})},
+            "seconds": time.perf_counter() - start,
+            "peak_rss_bytes": peak.bytes(),
+            "files": {name: entry.model_dump() for name, entry in entries_of(out, MODEL).items()},
+        }
+        with writing(staging):
+            write_atomic(staging / _BUILT, json.dumps(built, allow_nan=False).encode())
+        return built
+
+    def context(self, step: PlannedStep, work: Path, inputs: Mapping[str, Artifact], notes: list[str]) -> PassContext:
+        """What a step's pass is given; ``notes`` collects what it has to say."""
+
+        def progress(what: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+            self.tell(events.StepProgress(step.name, what, done, total, figures))
+
+        def note(text: str) -> None:
+            notes.append(text)
+            self.tell(events.StepNote(step.name, text))
+
+        return PassContext(
+            artifacts=inputs,
+            data=lambda name: self._dataset(step, name),
+            work=work,
+            seed=self.plan.seed,
+            threads=self.plan.pipeline.config.threads,
+            device=self.plan.device,
+            artifact_id=step.artifact_id,
+            progress=progress,
+            note=note,
+            cache=self.plan.sources.cache,
+        )
+
+    def _dataset(self, step: PlannedStep, name: str) -> Dataset:
+        if name not in self._datasets:
+            one = self.plan.pipeline.data[name]
+            sources = self.plan.sources
+
+            def progress(what: str, done: int, total: int) -> None:
+                self.tell(events.StepProgress(step.name, what, done, total))
+
+            context = type(sources)(sources.base, sources.allow_code, sources.cache, progress)
+            self._datasets[name] = one.source.load(one.config, context)
+        return self._datasets[name]
+
+    def _manifest(self, step: PlannedStep, built: Mapping[str, Any]) -> Manifest:
+        plan = self.plan
+        return Manifest(
+            id=step.artifact_id,
+            step=step.name,
+            kind=step.kind,
+            parents={role: self.artifacts[name].id for role, name in step.inputs.items()},
+            pass_=PassRecord(name=step.pass_name, version=step.pass_version, config=dict(step.config), code=step.code),
+            seed=plan.seed,
+            tools=dict(step.tools),
+            data=dict(step.data),
+            files={name: FileEntry.model_validate(entry) for name, entry in built["files"].items()},
+            reports={},
+            measured="",
+            metrics=(),
+            summary=built["summary"],
+            environment=environment(plan.pipeline.config.threads, plan.device),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            seconds=built["seconds"],
+            peak_rss_bytes=built["peak_rss_bytes"],
+        )
+
+    def as_artifact(self, step: PlannedStep, folder: Path) -> Artifact:
+        """The model of a step that is built of nothing, made in ``folder`` and not published: for a pass to look at."""
+        assert step.builder is not None  # noqa: S101 - given artifacts are there already
+        (folder / MODEL).mkdir()
+        step.builder.run({}, folder / MODEL, self.context(step, folder, {}, []))
+        nothing = {"files": {}, "summary": {}, "seconds": 0.0, "peak_rss_bytes": 0}
+        return Artifact(folder, self._manifest(step, nothing))
+
+    def _report(self, step: PlannedStep, folder: Path, manifest: Manifest, log: Path) -> Manifest:
+        """Measure the model in ``folder``, write its reports and log there, and return the manifest that lists them."""
+        measurement = self._measure(step, folder / MODEL)
+        metrics = measurement.metrics if measurement else ()
+        manifest = manifest.model_copy(update={"metrics": metrics, "measured": step.measured, "reports": {}})
+        with writing(folder):
+            for name in _REPORT_FILES:
+                shutil.rmtree(folder / name, ignore_errors=True)
+            self.reporter(folder, manifest, measurement)
+            copy_file(log, folder / LOGS / "log.txt")
+            return manifest.model_copy(update={"reports": entries_of(folder, *_existing(folder))})
+
+    def _measure(self, step: PlannedStep, model: Path) -> Measurement | None:
+        if not step.measured:
+            return None
+        plan = self.plan
+
+        def progress(what: str, done: int, total: int) -> None:
+            self.tell(events.StepProgress(step.name, what, done, total))
+
+        measurement = measure(
+            step.kind,
+            model,
+            evaluate_of(plan.pipeline, compared=step.reference is not None),
+            {name: one.config.model_dump(mode="json") for name, one in plan.pipeline.data.items()},
+            plan.sources,
+            reference=self._reference(step, model),
+            progress=progress,
+        )
+        self.tell(events.StepMeasured(step.name, measurement.metrics))
+        return measurement
+
+    def _reference(self, step: PlannedStep, model: Path) -> ReferenceModel | None:
+        """What a step is compared with; ``model`` is its own, which is not published yet."""
+        if step.reference is None:
+            return None
+        if step.reference == step.name:
+            return ReferenceModel(id=step.artifact_id, kind=step.kind, model=model)
+        artifact = self.artifacts[step.reference]
+        return ReferenceModel(id=artifact.id, kind=artifact.manifest.kind, model=artifact.model)
+
+    def measure_again(self, step: PlannedStep, artifact: Artifact) -> Artifact:
+        """New reports for a model that stays as it is."""
+        staging = self.plan.store.staging(step.artifact_id)
+        fresh = staging / "reports-only"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        (fresh / MODEL).symlink_to(artifact.model.resolve())
+        with self._logging(staging / "log.txt"):
+            self.tell(events.StepStarted(step.name, step.pass_name, step.directory, resumed=False))
+            manifest = self._report(step, fresh, artifact.manifest, staging / "log.txt")
+        replaced = self.plan.store.replace_reports(artifact, fresh, manifest)
+        self.plan.store.discard(staging)
+        return replaced
+
+
+def unexpected(step: PlannedStep, error: Exception, folder: Path) -> CompressError:
+    """What a library threw, as the error of the pass; its traceback goes into a file of ``folder``."""
+    if "No space left on device" in str(error):
+        return storage_error(OSError(28, "No space left on device"), folder)
+    log = folder / f"{step.directory}.traceback.txt"
+    with writing(log):
+        write_atomic(log, "".join(traceback.format_exception(error)).encode())
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return PassError(f"{step.name} ({step.pass_name}) failed: {type(error).__name__}: {first}", remedy=f"see {log}")
+
+
+def _existing(folder: Path) -> list[str]:
+    return [name for name in _REPORT_FILES if (folder / name).exists()]

@@ -1,0 +1,129 @@
+"""`gate RUN --against BASELINE`, on runs of a pipeline that measures nothing but sizes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from compressor.engine.gates.check import parse_limit
+from compressor.engine.gates.metrics import figures_at
+from compressor.errors import DamagedArtifactError, UsageError
+from tests.conftest import tiny_onnx
+from tests.unit.cli.test_cli import cli
+
+PIPELINE = """
+version: 1
+name: toy
+model: {path: model}
+passes:
+  - {type: toy, name: first}
+  - {type: toy, name: second, rounds: 3}
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``old`` and ``new`` beside the pipeline; the new artifacts are of other bytes and the same size."""
+    home = tmp_path_factory.mktemp("built")
+    (home / "model").mkdir()
+    (home / "model" / "model.onnx").write_bytes(tiny_onnx())
+    (home / "pipeline.yaml").write_text(PIPELINE)
+    assert cli("run", home / "pipeline.yaml", "-o", home / "old").returncode == 0
+    assert cli("run", home / "pipeline.yaml", "-o", home / "new", "--set", "passes[0].rounds=4").returncode == 0
+    return home
+
+
+@pytest.fixture
+def two_runs(built: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(built, tmp_path / "home")
+
+
+def test_runs_stores_artifacts_and_ladders_are_compared(two_runs: Path) -> None:
+    run = next((two_runs / "old" / "runs").iterdir())
+    artifact = next((two_runs / "old").glob("toy-*"))
+    shutil.copy(run / "ladder.json", two_runs / "baseline.json")
+    for baseline in (run, run / "run.json", two_runs / "old", artifact, two_runs / "baseline.json"):
+        done = cli("gate", two_runs / "new", "--against", baseline, "--json")
+        assert done.returncode == 0, done.stderr
+        assert {gate["verdict"] for gate in json.loads(done.stdout)} == {"passed"}
+    shutil.rmtree(two_runs / "old", ignore_errors=False)
+    assert cli("gate", two_runs / "new", "--against", two_runs / "old").returncode == 2
+
+
+def test_a_limit_that_is_not_kept_is_exit_code_3_with_a_table_and_junit(
+    two_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(two_runs / "summary.md"))
+    done = cli(
+        "gate", two_runs / "new", "--against", two_runs / "old", "--limit", "size_bytes:max_ratio=0.5",
+        "--junit", two_runs / "gates.xml",
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert "×1" in done.stdout
+    assert "≤ ×0.5" in done.stdout
+    suite = ET.parse(two_runs / "gates.xml").getroot()
+    assert suite.attrib["failures"] == suite.attrib["tests"] == "3"
+    assert "| size\\_bytes max\\_ratio 0.5 against baseline |" in (two_runs / "summary.md").read_text()
+
+
+def test_the_gates_of_a_file_are_held_against_the_baseline(two_runs: Path) -> None:
+    file = two_runs / "gated.yaml"
+    gates = (
+        "gates:\n  - {metric: size_bytes, max_ratio: 0.9, step: first, against: ./old}\n"
+        "  - {metric: size_bytes, max_ratio: 0.1, against: source}\n"
+    )
+    file.write_text((two_runs / "pipeline.yaml").read_text() + gates)
+    done = cli("gate", two_runs / "new", "--against", two_runs / "old", "-p", file, "--json")
+    assert done.returncode == 3
+    (gate,) = json.loads(done.stdout)
+    assert (gate["step"], gate["gate"]) == ("first", "size_bytes max_ratio 0.9 against baseline")
+
+
+def test_a_pipeline_gate_may_name_a_baseline_by_its_path(two_runs: Path) -> None:
+    file = two_runs / "gated.yaml"
+    text = (two_runs / "pipeline.yaml").read_text()
+    file.write_text(text + "gates:\n  - {metric: size_bytes, max_ratio: 0.5, against: ./old}\n")
+    done = cli("run", file, "-o", two_runs / "new")
+    assert done.returncode == 3
+    assert "size_bytes max_ratio 0.5 against ./old" in done.stderr
+    file.write_text(text + "gates:\n  - {metric: size_bytes, max_ratio: 0.5, against: ./none}\n")
+    missing = cli("run", file, "-o", two_runs / "new")
+    assert missing.returncode == 2
+    assert "gates[0].against: there is no" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["top1", "top1:max_drop", "top1:max_drop=much", ":min=1", "top1:least=1", "top1:min=nan"]
+)
+def test_limits_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="expected METRIC:KIND=NUMBER"):
+        parse_limit(text)
+
+
+def test_a_ladder_keeps_what_each_sample_was_worth(tmp_path: Path) -> None:
+    row = {"step": "onnx", "id": "1", "metrics": {}}
+    (tmp_path / "ladder.json").write_text(json.dumps({"rows": [row]}))
+    assert figures_at(tmp_path)["onnx"].samples is None
+    (tmp_path / "samples.json").write_text(json.dumps({"onnx": {"of": "x", "values": {"top1": [1, 0, 1]}}}))
+    kept = figures_at(tmp_path / "ladder.json")["onnx"].samples
+    assert kept is not None
+    assert kept.values["top1"] == (1, 0, 1)
+    (tmp_path / "samples.json").write_text("{")
+    with pytest.raises(DamagedArtifactError, match=r"samples\.json is damaged"):
+        figures_at(tmp_path)
+
+
+def test_a_limit_on_what_nobody_measured(two_runs: Path) -> None:
+    done = cli("gate", two_runs / "new", "--against", two_runs / "old", "--limit", "top1:min=0.5")
+    assert done.returncode == 2
+    assert "no limit is of what was measured" in done.stderr
+
+
+def test_a_limit_of_a_slice() -> None:
+    rule = parse_limit("top1[input=speech]:max_drop=0.01")
+    assert (rule.metric, rule.kind, rule.limit) == ("top1[input=speech]", "max_drop", 0.01)

@@ -1,0 +1,68 @@
+"""Latency gates on synthetic noise: they decide wrongly as rarely as they claim, and mostly decide."""
+
+import numpy as np
+import pytest
+
+from compressor.engine.gates import stopping_rule as turns
+
+LIMIT = 0.8
+GATES = 1500
+
+
+def noisy_rounds(generator, ratio):
+    """The ratio of two sides whose machine drifts, hiccups, and has heavy tails; its median is ``ratio``."""
+
+    def one():
+        drift = 1 + 0.5 * generator.random()  # slows both sides alike
+        new, old = (drift * np.exp(0.15 * generator.standard_t(3)) for _ in range(2))
+        return ratio * new / old
+
+    return one
+
+
+def verdicts(ratio, rounds=32, gates=GATES):
+    generator = np.random.default_rng(int(1000 * ratio))
+    found = {"passed": 0, "failed": 0, "undecided": 0}
+    used = 0
+    for _ in range(gates):
+        clear = lambda low, high: high <= LIMIT or low > LIMIT  # noqa: E731
+        result = turns.play(noisy_rounds(generator, ratio), clear, rounds=rounds, seconds=1e9)
+        used += result.count
+        found["passed" if result.high <= LIMIT else "failed" if result.low > LIMIT else "undecided"] += 1
+    return {name: count / gates for name, count in found.items()}, used / gates
+
+
+def test_at_the_limit_each_wrong_verdict_is_as_rare_as_claimed():
+    found, _ = verdicts(LIMIT)
+    assert found["passed"] <= 0.03
+    assert found["failed"] <= 0.03
+    assert found["undecided"] >= 0.94
+
+
+def test_looking_often_does_not_make_more_mistakes():
+    found, _ = verdicts(LIMIT, rounds=256, gates=400)
+    assert max(found["passed"], found["failed"]) <= 0.035
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(0.4, "passed"), (1.6, "failed")])
+def test_clear_cases_are_decided_right_and_early(ratio, verdict):
+    found, used = verdicts(ratio, gates=200)
+    assert found[verdict] >= 0.99
+    assert used < 14
+
+
+def test_the_budget_of_seconds_ends_it():
+    now = iter(range(1000))
+    result = turns.play(lambda: 1.0 + next(now) % 3, lambda *_: False, rounds=1000, seconds=11, clock=lambda: next(now))
+    assert result.count < 12
+
+
+def test_too_few_rounds_give_no_interval():
+    found = turns.play(lambda: 1.0, lambda *_: True, rounds=8, seconds=0)
+    assert (found.count, found.low, found.high) == (1, -np.inf, np.inf)
+
+
+def test_looks_are_doubled():
+    assert turns.looks(32) == [8, 16, 32]
+    assert turns.looks(20) == [8, 16, 20]
+    assert turns.looks(8) == [8]

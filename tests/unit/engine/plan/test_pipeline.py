@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compressor.config.document import parse_document
+from compressor.engine.plan.pipeline import load_pipeline, pipeline_from_document
+from compressor.errors import ConfigError, UsageError
+
+GOOD = """\
+version: 1
+name: toy
+model: {path: model}
+passes:
+  - {type: toy, name: first}
+  - {type: toy, name: second, from: source}
+"""
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        pipeline_from_document(parse_document(text.encode(), Path("p.yaml")))
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_a_good_file_gives_typed_steps() -> None:
+    pipeline = pipeline_from_document(parse_document(GOOD.encode()))
+    assert [(step.name, step.parent, step.config.rounds) for step in pipeline.steps] == [
+        ("first", "source", 5),
+        ("second", "source", 5),
+    ]
+
+
+def test_all_problems_of_a_file_at_once_in_the_order_of_lines() -> None:
+    found = problems(
+        "version: 2\n"
+        "name: a b\n"
+        "modle: {path: x}\n"
+        "data:\n"
+        "  test: {source: phone-bad}\n"
+        "passes:\n"
+        "  - {type: toy, rounds: '7'}\n"
+        "  - {type: tyo}\n"
+        "  - {type: toy, name: source}\n"
+        "  - {type: toy, roundz: 1, name: b}\n"
+        "gates:\n"
+        "  - {metric: top1}\n"
+    )
+    text = "\n".join(found)
+    for expected in (
+        "p.yaml:1: version", "p.yaml:2: name", "p.yaml:3: modle: unknown key", "did you mean 'model'?", "model: is missing",
+        "p.yaml:5: data.test.source: unknown data source 'phone-bad'", "p.yaml:7: passes[0].rounds: got \"7\" (text)",
+        "p.yaml:8: passes[1].type: unknown pass 'tyo'", "did you mean 'toy'?", "the name 'source' is taken",
+        "p.yaml:10: passes[3].roundz: unknown key 'roundz'", "did you mean 'rounds'?", "a gate needs a limit",
+    ):  # fmt: skip
+        assert expected in text, expected
+    lines = [int(problem.split(":")[1]) for problem in found]
+    assert lines == sorted(lines)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("{}", "give either"),
+        ("{path: a, family: b}", "give either"),
+        ("{family: autoglm-phone}", "needs a `preset` or a `config`"),
+        ("{family: autoglm-phone, preset: gib}", "no preset 'gib'"),
+        ("{family: autoglm-fone, preset: tiny}", "did you mean 'autoglm-phone'?"),
+        ("{family: autoglm-phone, preset: tiny, config: {hiden: 3}}", "unknown key 'hiden'"),
+    ],
+)
+def test_models_that_cannot_be(model: str, message: str) -> None:
+    assert any(message in text for text in problems(GOOD.replace("{path: model}", model)))
+
+
+def test_an_empty_file_is_no_pipeline() -> None:
+    assert "is not a pipeline" in problems("")[0]
+    assert "is not a pipeline" in problems("- 1\n")[0]
+
+
+def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(GOOD)
+    assert load_pipeline(file, ["passes[1].rounds=2", "seed=7"]).steps[1].config.rounds == 2
+    with pytest.raises(ConfigError, match="roundz"):
+        load_pipeline(file, ["passes[1].roundz=2"])
+    with pytest.raises(ConfigError, match="text"):
+        load_pipeline(file, ["passes[1].rounds='2'"])
+    for wrong in ("seed", "=3", "passes[9].rounds=2", "name.x=1"):
+        with pytest.raises(UsageError):
+            load_pipeline(file, [wrong])

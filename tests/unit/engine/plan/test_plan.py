@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compressor.artifacts.kinds import Kind
+from compressor.artifacts.store import Store
+from compressor.data.contract import SourceContext
+from compressor.engine.plan.pipeline import load_pipeline
+from compressor.engine.plan.plan import Plan, evaluate_of
+from compressor.engine.plan.planner import make_plan
+from compressor.errors import CompressError, ConfigError
+
+
+def plan(file: Path, *sets: str, seed: int | None = None) -> Plan:
+    pipeline = load_pipeline(file, sets)
+    return make_plan(pipeline, Store(file.parent / "store"), SourceContext(pipeline.base), seed=seed)
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def message(file: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        plan(file)
+    return str(caught.value)
+
+
+def test_planning_writes_nothing(toy_pipeline: Path) -> None:
+    before = sorted(toy_pipeline.parent.rglob("*"))
+    made = plan(toy_pipeline)
+    assert [step.state for step in made.steps] == ["build"] * 3
+    assert sorted(toy_pipeline.parent.rglob("*")) == before
+
+
+def test_the_ways_a_chain_can_be_wrong(toy_pipeline: Path) -> None:
+    edit(toy_pipeline, "name: first}", "name: first, from: scond}")
+    assert "did you mean 'second'?" in message(toy_pipeline)
+    edit(toy_pipeline, "from: scond", "from: second")
+    assert "in a circle: first → second → first" in message(toy_pipeline)
+    edit(toy_pipeline, "name: second,", "name: second, from: source,")
+    assert "names a later step" in message(toy_pipeline)
+
+
+def test_kinds_that_do_not_fit(toy_pipeline: Path) -> None:
+    edit(toy_pipeline, "passes:", "data:\n  test: {source: phone-bed, split: test}\npasses:")
+    edit(toy_pipeline, "{type: toy, name: second, rounds: 3}", "{type: export-onnx}")
+    assert "export-onnx cannot follow first (toy): it reads awq or quantized or torch, not onnx" in message(
+        toy_pipeline
+    )
+    edit(toy_pipeline, "  - {type: toy, name: first}\n", "")
+    assert "cannot follow the source model" in message(toy_pipeline)
+
+
+def test_gates_that_nothing_can_judge(toy_pipeline: Path) -> None:
+    with toy_pipeline.open("a") as file:
+        file.write("gates:\n  - {metric: top1, min: 0.5}\n  - {metric: size_bytes, max_ratio: 1.0, against: frist}\n")
+    text = message(toy_pipeline)
+    assert "nothing measures 'top1'" in text
+    assert "did you mean 'first'?" in text
+
+
+def test_a_missing_model_is_told_with_its_line(toy_pipeline: Path) -> None:
+    edit(toy_pipeline, "path: model", "path: modell")
+    text = message(toy_pipeline)
+    assert "pipeline.yaml:3" in text
+    assert "not a directory" in text
+
+
+def test_a_circle_of_three(toy_pipeline: Path) -> None:
+    edit(toy_pipeline, "name: first}", "name: first, from: third}")
+    with toy_pipeline.open("a") as file:
+        file.write("  - {type: toy, name: third}\n")
+    assert "in a circle" in message(toy_pipeline)
+
+
+def test_references_outside_the_plan_must_be_artifacts(toy_pipeline: Path) -> None:
+    edit(toy_pipeline, "path: model", "path: nowhere")
+    with pytest.raises(CompressError):
+        plan(toy_pipeline)
+
+
+def compared(file: Path, more: str = "") -> None:
+    """Every step of the toy pipeline is to be compared with another."""
+    (file.parent / "words.txt").write_text("some words")
+    with file.open("a") as out:
+        out.write(
+            "data:\n"
+            "  words: {source: text, path: words.txt, sequence_length: 4}\n"
+            "evaluate:\n"
+            "  accuracy:\n"
+            "    data: words\n"
+            f"    metrics: [agreement, kl]\n{more}"
+        )
+
+
+def references_of(made: Plan) -> dict[str, str | None]:
+    return {step.name: step.reference for step in made.steps}
+
+
+def test_the_source_is_what_is_compared_with_unless_another_is_named(toy_pipeline: Path) -> None:
+    compared(toy_pipeline)
+    assert references_of(plan(toy_pipeline)) == dict.fromkeys(("source", "first", "second"), "source")
+    made = plan(toy_pipeline, "evaluate.accuracy.reference=first")
+    assert references_of(made) == {"source": None, "first": "first", "second": "first"}
+    assert made.step("source").measured == "", "nothing is left to be measured of it"
+    made = plan(toy_pipeline, "evaluate.accuracy.reference=first", "passes[1].measure=false")
+    assert references_of(made)["second"] is None
+
+
+def test_a_reference_that_no_metric_needs_changes_nothing(toy_pipeline: Path) -> None:
+    compared(toy_pipeline)
+    metrics = "evaluate.accuracy.metrics=[perplexity]"
+    made, named = plan(toy_pipeline, metrics), plan(toy_pipeline, metrics, "evaluate.accuracy.reference=first")
+    assert set(references_of(named).values()) == {None}
+    assert [step.measured for step in made.steps] == [step.measured for step in named.steps]
+
+
+def test_reports_answer_to_the_reference_artifact(toy_pipeline: Path) -> None:
+    compared(toy_pipeline, "    reference: first\n")
+    edit(toy_pipeline, "rounds: 3}", "rounds: 3, from: source}")
+    before, after = plan(toy_pipeline), plan(toy_pipeline, "passes[0].rounds=9")
+    assert before.step("second").artifact_id == after.step("second").artifact_id
+    assert before.step("second").measured != after.step("second").measured
+    renamed = plan(toy_pipeline, "passes[0].name=other", "evaluate.accuracy.reference=other")
+    assert before.step("second").measured == renamed.step("second").measured
+
+
+def test_latency_is_measured_where_fidelity_cannot_be(toy_pipeline: Path) -> None:
+    compared(toy_pipeline, "    reference: first\n  latency: {repeats: 5}\n")
+    made = plan(toy_pipeline)
+    assert made.step("source").measured
+    asked = evaluate_of(made.pipeline, compared=False)
+    assert asked.accuracy is None
+    assert asked.latency is not None
+    assert asked.latency.data == "words"
+
+
+def test_a_reference_that_is_not_there(toy_pipeline: Path) -> None:
+    compared(toy_pipeline, "    reference: frist\n")
+    text = message(toy_pipeline)
+    assert "pipeline.yaml:13: evaluate.accuracy.reference: 'frist' is neither a step nor an artifact directory" in text
+    assert "did you mean 'first'?" in text
+
+
+def test_a_reference_that_nothing_runs(toy_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared(toy_pipeline, "    reference: second\n")
+    monkeypatch.setattr("toy.Toy.produces", Kind.ADAPTER)
+    edit(toy_pipeline, "rounds: 3}", "rounds: 3, from: source}")
+    assert "'second' cannot be compared with: nothing here runs artifacts of kind adapter" in message(toy_pipeline)
+
+
+def test_a_gate_on_a_step_before_the_reference(toy_pipeline: Path) -> None:
+    compared(toy_pipeline, "    reference: second\n")
+    with toy_pipeline.open("a") as file:
+        file.write("gates:\n  - {metric: kl, max: 0.1, step: first}\n  - {metric: kl, max: 0.1}\n")
+    text = message(toy_pipeline)
+    assert "gates[0].step: 'first' comes before 'second', the reference: kl is not measured of it" in text
+    assert "gates[1]" not in text
+
+
+def test_a_step_that_has_to_be_of_a_pass(toy_pipeline: Path) -> None:
+    (toy_pipeline.parent / "words.txt").write_text("some words")
+    with toy_pipeline.open("a") as file:
+        file.write(
+            "  - {type: qat, name: rounded, from: source, calibration: {data: words, table: first}}\n"
+            "data:\n"
+            "  words: {source: text, path: words.txt, sequence_length: 4}\n"
+        )
+    assert "'first' is toy, and a qat step is expected" in message(toy_pipeline)

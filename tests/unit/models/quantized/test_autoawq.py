@@ -1,0 +1,63 @@
+"""Our GEMM checkpoint against AutoAWQ's own code, where it is installed (the extra ``autoawq``).
+
+Archived, it imports what transformers no longer has. The code of the format does not: its packages are entered past their
+``__init__``.
+"""
+
+import importlib
+import importlib.util
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.packed_formats import FORMATS
+from compressor.models.quantized.packed_linear import PackedLinear
+
+GROUP, INPUTS, OUTPUTS = 64, 192, 32
+
+
+@pytest.fixture
+def gemm(monkeypatch):
+    spec = importlib.util.find_spec("awq")
+    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("accelerate") is None:
+        pytest.skip("autoawq and accelerate are not installed")
+    root = spec.submodule_search_locations[0]
+    for name in ("awq", "awq.utils", "awq.modules", "awq.modules.linear"):
+        module = types.ModuleType(name)
+        module.__path__ = [root + name.removeprefix("awq").replace(".", "/")]
+        monkeypatch.setitem(sys.modules, name, module)
+    return importlib.import_module("awq.modules.linear.gemm")
+
+
+@pytest.fixture
+def packed():
+    torch.manual_seed(0)
+    shape = (OUTPUTS, INPUTS // GROUP)
+    return PackedLinear(
+        torch.randint(0, 16, (OUTPUTS, INPUTS), dtype=torch.uint8),
+        (torch.rand(shape) + 0.01).half(),
+        torch.randint(0, 16, shape, dtype=torch.uint8),
+        WeightGrid(bits=4, group_size=GROUP),
+    )
+
+
+def test_autoawq_unpacks_what_we_pack(gemm, packed):
+    tensors = FORMATS["awq"].tensors(packed)
+    theirs = gemm.dequantize_gemm(tensors["qweight"], tensors["qzeros"], tensors["scales"].float(), 4, GROUP)
+    assert torch.equal(theirs.T, packed.dequantized())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_autoawq_packs_as_we_do(gemm, packed):
+    linear = nn.Linear(INPUTS, OUTPUTS, bias=False)
+    linear.weight.data = packed.dequantized()
+    scales, zeros = packed.scales_OG.T.float().contiguous(), packed.zeros_OG.T.contiguous()
+    theirs = gemm.WQLinear_GEMM.from_linear(linear, 4, GROUP, scales=scales, zeros=zeros).state_dict()
+    ours = FORMATS["awq"].tensors(packed)
+    assert set(theirs) == set(ours)
+    for name, tensor in ours.items():
+        assert torch.equal(theirs[name], tensor), name

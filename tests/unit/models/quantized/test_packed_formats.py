@@ -1,0 +1,112 @@
+"""The formats as others wrote them down, and config.json's word for them."""
+
+import pytest
+import torch
+
+from compressor.errors import ModelError
+from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.packed_formats import FORMATS
+from compressor.models.quantized.packed_linear import PackedLinear
+
+GRID = WeightGrid(bits=4, group_size=8)
+
+
+def a_layer(outputs=16, inputs=16):
+    return PackedLinear(
+        torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8),
+        torch.rand(outputs, inputs // 8).half(),
+        torch.randint(0, 16, (outputs, inputs // 8), dtype=torch.uint8),
+        GRID,
+    )
+
+
+def test_gemm_holds_output_columns_in_the_order_of_the_kernel():
+    packed = a_layer()
+    tensors = FORMATS["awq"].tensors(packed)
+    assert tensors["qweight"].shape == (16, 2)
+    assert tensors["qzeros"].shape == (2, 2)
+    for row in range(16):
+        for word in range(2):
+            value = int(tensors["qweight"][row, word]) & 0xFFFFFFFF
+            nibbles = [(value >> (4 * place)) & 15 for place in range(8)]
+            columns = [8 * word + column for column in (0, 2, 4, 6, 1, 3, 5, 7)]
+            assert nibbles == [int(packed.integers_OI[column, row]) for column in columns]
+
+
+def test_compressed_tensors_unpacks_what_we_pack():
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    kind = FORMATS["compressed-tensors"]
+    for bits, symmetric in ((4, False), (8, False), (4, True), (3, True)):
+        grid = WeightGrid(bits=bits, group_size=8, symmetric=symmetric)
+        zeros = torch.full((32, 2), grid.middle) if symmetric else torch.randint(0, grid.highest + 1, (32, 2))
+        packed = PackedLinear(
+            torch.randint(0, grid.highest + 1, (32, 16), dtype=torch.uint8),
+            torch.rand(32, 2).half(),
+            zeros.byte(),
+            grid,
+        )
+        args = kind.config({grid: []}, [])["config_groups"]["group_0"]["weights"]
+        scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args))
+        theirs = PackedQuantizationCompressor.decompress(kind.tensors(packed), scheme)["weight"]
+        assert torch.equal(theirs, packed.dequantized().half())
+
+
+def test_division_of_rows_goes_into_the_scales():
+    packed = a_layer()
+    halved = packed.divided(torch.full((16,), 2.0))
+    assert torch.equal(halved.dequantized() * 2, packed.dequantized())
+    assert torch.equal(packed.rows(3, 5).dequantized(), packed.dequantized()[3:5])
+
+
+def test_what_cannot_be_packed_is_told():
+    awq, plain = FORMATS["awq"], FORMATS["compressed-tensors"]
+    assert awq.problems(GRID, 16, 16) == []
+    assert "no multiple of 8" in awq.problems(GRID, 12, 16)[0]
+    assert "12 inputs are no multiple of the group size 8" in awq.problems(GRID, 16, 12)[0]
+    assert "holds 4 bits, not 3" in awq.problems(WeightGrid(bits=3, group_size=8), 16, 16)[0]
+    assert "fill no whole int32" in plain.problems(GRID, 12, 16)[0]
+    assert plain.problems(WeightGrid(bits=3, group_size=-1, symmetric=True), 5, 7) == []
+
+
+def test_other_checkpoints_are_refused():
+    with pytest.raises(ModelError, match="version 'gemv'"):
+        FORMATS["awq"].grids({"bits": 4, "version": "gemv", "group_size": 128})
+    with pytest.raises(ModelError, match="pack-quantized"):
+        FORMATS["compressed-tensors"].grids({"format": "int-quantized", "config_groups": {}})
+
+
+def test_layers_have_the_grid_of_the_group_that_names_them():
+    kind = FORMATS["compressed-tensors"]
+    three = WeightGrid(bits=3, group_size=8)
+    grids = kind.grids(kind.config({GRID: ["model.layers.0.b", "model.layers.1.a"], three: ["model.layers.0.a"]}, []))
+    assert grids("model.layers.0.a") == three
+    assert grids("model.layers.1.a") == GRID
+    with pytest.raises(ModelError, match=r"no group of layers that model\.layers\.2\.a"):
+        grids("model.layers.2.a")
+    weights = {"num_bits": 8, "group_size": 32}
+    tree = {"format": "pack-quantized", "config_groups": {"g": {"targets": ["re:.*down_proj"], "weights": weights}}}
+    assert kind.grids(tree)("model.layers.0.mlp.down_proj") == WeightGrid(bits=8, group_size=32, symmetric=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "tree", "message"),
+    [
+        ("awq", {"bits": 4}, "no `group_size`"),
+        ("compressed-tensors", {"format": "pack-quantized", "config_groups": {"g": {"targets": []}}}, "no `weights`"),
+        (
+            "compressed-tensors",
+            {"format": "pack-quantized", "config_groups": {"g": {"targets": [], "weights": {"num_bits": 5}}}},
+            "not read here",
+        ),
+    ],
+)
+def test_a_description_that_is_not_whole_is_told(name, tree, message):
+    with pytest.raises(ModelError, match=message):
+        FORMATS[name].grids(tree)
+
+
+def test_effective_bits_count_scales_and_zeros():
+    assert WeightGrid(bits=4, group_size=64).effective_bits(128) == 4 + 20 / 64
+    assert WeightGrid(bits=3, group_size=-1, symmetric=True).effective_bits(160) == 3.1
