@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from compressor.errors import CompressError, DamagedArtifactError, GateError, Interrupted, UsageError
+from compressor.errors import (
+    CompressError,
+    DamagedArtifactError,
+    GateError,
+    Interrupted,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,16 +46,22 @@ app.add_typer(passes_app, name="passes")
 File = Annotated[Path, typer.Argument(help="The pipeline file.", metavar="PIPELINE.YAML")]
 Store = Annotated[Path, typer.Option("--output-dir", "-o", help="The store that artifacts are in.")]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a value: passes[1].epochs=3.", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option("--set", help="Override a value: passes[1].epochs=3.", metavar="KEY=VALUE"),
 ]
 Seed = Annotated[int | None, typer.Option(help="Instead of the file's seed.", min=0)]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the Python files that the pipeline names.")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Run the Python files that the pipeline names.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-Borrow = Annotated[Path, typer.Option("--pipeline", "-p", help="Take `data:` and `evaluate:` from this file.")]
+Borrow = Annotated[
+    Path, typer.Option("--pipeline", "-p", help="Take `data:` and `evaluate:` from this file.")
+]
 ArtifactPath = Annotated[Path, typer.Argument(help="An artifact's directory.", metavar="ARTIFACT")]
 PublicKey = Annotated[
-    Path | None, typer.Option("--key", help="A public Ed25519 key, PEM; else from AUTOGLM_COMPRESS_PUBLIC_KEY.")
+    Path | None,
+    typer.Option("--key", help="A public Ed25519 key, PEM; else from AUTOGLM_COMPRESS_PUBLIC_KEY."),
 ]
 DEFAULT_STORE = Path("artifacts")
 
@@ -88,7 +100,9 @@ def run(
     file: File,
     output_dir: Store = DEFAULT_STORE,
     sets: Sets = None,
-    start: Annotated[str | None, typer.Option("--from", help="Begin at this step; those before must be there.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Begin at this step; those before must be there.")
+    ] = None,
     until: Annotated[str | None, typer.Option(help="Stop after this step.")] = None,
     only: Annotated[str | None, typer.Option(help="Build only this step.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Build the chosen steps again.")] = False,
@@ -122,7 +136,9 @@ def plan(
 
 @app.command()
 def validate(
-    files: Annotated[list[Path], typer.Argument(help="Pipeline files.", metavar="PIPELINE.YAML...")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Pipeline files.", metavar="PIPELINE.YAML...")
+    ],
     sets: Sets = None,
     allow_code: AllowCode = False,
     as_json: Json = False,
@@ -131,7 +147,9 @@ def validate(
     from compressor.engine.plan.validation import check_files
     from compressor.reports.console import output as console
 
-    plans = check_files(files, lambda file: _plan(_loaded(file, sets), DEFAULT_STORE, None, "cpu", allow_code))
+    plans = check_files(
+        files, lambda file: _plan(_loaded(file, sets), DEFAULT_STORE, None, "cpu", allow_code)
+    )
     if as_json:
         _print_json({str(file): [step.name for step in made.steps] for file, made in plans.items()})
     for file, made in {} if as_json else plans.items():
@@ -161,20 +179,27 @@ def run_pass(
     output_dir: Store = DEFAULT_STORE,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A field of the pass: opset=20, or of `evaluate`.", metavar="KEY=VALUE"),
+        typer.Option(
+            "--set", help="A field of the pass: opset=20, or of `evaluate`.", metavar="KEY=VALUE"
+        ),
     ] = None,
     seed: Seed = None,
     device: Device = "cpu",
     allow_code: AllowCode = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and what the pass would decide; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the plan and what the pass would decide; write nothing."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Run one pass by hand on any artifact or model directory."""
     from compressor.engine.run.single_pass import single_pass
 
-    made = _plan(single_pass(pass_type, artifact, pipeline, sets or ()), output_dir, seed, device, allow_code)
+    made = _plan(
+        single_pass(pass_type, artifact, pipeline, sets or ()), output_dir, seed, device, allow_code
+    )
     if dry_run:
         _show_preview(made, as_json)
     else:
@@ -203,7 +228,8 @@ def list_passes(as_json: Json = False) -> None:
 
 @passes_app.command("explain")
 def explain(
-    name: Annotated[str, typer.Argument(help="A pass, data source or model family.")], as_json: Json = False
+    name: Annotated[str, typer.Argument(help="A pass, data source or model family.")],
+    as_json: Json = False,
 ) -> None:
     """Every field of one pass (or data source, or family): its type, its default, what it does."""
     from compressor.analysis.catalogue import entry
@@ -255,10 +281,15 @@ def compare(
     a: ArtifactPath,
     b: Annotated[Path, typer.Argument(help="Another artifact.", metavar="ARTIFACT")],
     pipeline: Annotated[
-        Path | None, typer.Option("--pipeline", "-p", help="Compare layer by layer on samples of its `data:`.")
+        Path | None,
+        typer.Option("--pipeline", "-p", help="Compare layer by layer on samples of its `data:`."),
     ] = None,
-    tensors: Annotated[bool, typer.Option("--tensors", help="Compare shapes and values of the weights.")] = False,
-    data: Annotated[str | None, typer.Option(help="The set; by default that of `evaluate.accuracy`.")] = None,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Compare shapes and values of the weights.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="The set; by default that of `evaluate.accuracy`.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="How many samples.", min=1)] = 16,
     sets: Sets = None,
     allow_code: AllowCode = False,
@@ -275,7 +306,9 @@ def compare(
     if tensors:
         found = found.model_copy(update={"tensors": comparison.tensors_of_both(*both)})
     if (loaded := _load(pipeline, sets)) is not None:
-        layers = comparison.layers_of_both(*both, loaded, _sources(loaded, allow_code), data, samples)
+        layers = comparison.layers_of_both(
+            *both, loaded, _sources(loaded, allow_code), data, samples
+        )
         found = found.model_copy(update={"layers": layers})
     if as_json:
         _print_json(found.model_dump(mode="json"))
@@ -304,13 +337,20 @@ def report(
 
 @app.command()
 def gate(
-    target: Annotated[Path, typer.Argument(help="A run, a store (its last run), or an artifact.", metavar="RUN")],
+    target: Annotated[
+        Path, typer.Argument(help="A run, a store (its last run), or an artifact.", metavar="RUN")
+    ],
     against: Annotated[
-        Path, typer.Option(help="A run, a store, an artifact, or a run's ladder.json.", metavar="BASELINE")
+        Path,
+        typer.Option(
+            help="A run, a store, an artifact, or a run's ladder.json.", metavar="BASELINE"
+        ),
     ],
     limits: Annotated[
         list[str] | None,
-        typer.Option("--limit", help="top1:max_drop=0.01; without any, nothing may be shown to be worse."),
+        typer.Option(
+            "--limit", help="top1:max_drop=0.01; without any, nothing may be shown to be worse."
+        ),
     ] = None,
     pipeline: Annotated[
         Path | None,
@@ -332,7 +372,9 @@ def gate(
 
     loaded = _load(pipeline, sets)
     with console.listener(quiet=as_json) as listener:
-        gated = gate_against(target, against, limits or (), loaded, _sources(loaded, allow_code), listener)
+        gated = gate_against(
+            target, against, limits or (), loaded, _sources(loaded, allow_code), listener
+        )
     record_gates(gated, junit)
     if as_json:
         _print_json([one.model_dump(mode="json") for one in gated.gates])
@@ -344,7 +386,9 @@ def gate(
 @app.command()
 def history(
     output_dir: Store = DEFAULT_STORE,
-    name: Annotated[str | None, typer.Option("--name", help="Only runs of the pipeline of this name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Only runs of the pipeline of this name.")
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="Follow one metric over the runs.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -363,9 +407,13 @@ def history(
 
 @app.command()
 def gain(
-    target: Annotated[Path, typer.Argument(help="A run's directory, or a store (its last run).", metavar="RUN")],
+    target: Annotated[
+        Path, typer.Argument(help="A run's directory, or a store (its last run).", metavar="RUN")
+    ],
     pipeline: Borrow,
-    seconds: Annotated[float, typer.Option(help="At most so many to time one pair of models in turns.", min=1)] = 30,
+    seconds: Annotated[
+        float, typer.Option(help="At most so many to time one pair of models in turns.", min=1)
+    ] = 30,
     sets: Sets = None,
     allow_code: AllowCode = False,
     as_json: Json = False,
@@ -379,7 +427,9 @@ def gain(
 
     loaded = _loaded(pipeline, sets)
     with console.listener(quiet=as_json) as listener:
-        found = gains(target, loaded, _sources(loaded, allow_code), BudgetConfig(seconds=seconds), listener)
+        found = gains(
+            target, loaded, _sources(loaded, allow_code), BudgetConfig(seconds=seconds), listener
+        )
     record_gains(target, found)
     if as_json:
         _print_json([one.model_dump(mode="json") for one in found])
@@ -389,13 +439,19 @@ def gain(
 
 @app.command()
 def bisect(
-    target: Annotated[Path, typer.Argument(help="A run's directory, or a store (its last run).", metavar="RUN")],
+    target: Annotated[
+        Path, typer.Argument(help="A run's directory, or a store (its last run).", metavar="RUN")
+    ],
     pipeline: Borrow,
     metric: Annotated[str, typer.Option(help="What was lost.")] = "top1",
-    step: Annotated[str | None, typer.Option(help="The end of the chain; by default the last step.")] = None,
+    step: Annotated[
+        str | None, typer.Option(help="The end of the chain; by default the last step.")
+    ] = None,
     within: Annotated[str | None, typer.Option(help="Look for the layer in this step.")] = None,
     samples: Annotated[int, typer.Option(help="How many samples decide.", min=1)] = 256,
-    each: Annotated[bool, typer.Option("--each", help="Put layers back one at a time, not by halves.")] = False,
+    each: Annotated[
+        bool, typer.Option("--each", help="Put layers back one at a time, not by halves.")
+    ] = False,
     sets: Sets = None,
     allow_code: AllowCode = False,
     as_json: Json = False,
@@ -409,9 +465,16 @@ def bisect(
     loaded = _loaded(pipeline, sets)
     with console.listener(quiet=as_json) as listener:
         found = search(
-            target, metric, loaded, _sources(loaded, allow_code), step=step, within=within, samples=samples, each=each,
+            target,
+            metric,
+            loaded,
+            _sources(loaded, allow_code),
+            step=step,
+            within=within,
+            samples=samples,
+            each=each,
             progress=lambda what, done, total: listener(StepProgress("bisect", what, done, total)),
-        )  # fmt: skip
+        )
     if as_json:
         _print_json(found.model_dump(mode="json"))
     else:
@@ -420,7 +483,11 @@ def bisect(
 
 @app.command(name="eval")
 def evaluate(
-    artifact: ArtifactPath, pipeline: Borrow, sets: Sets = None, allow_code: AllowCode = False, as_json: Json = False
+    artifact: ArtifactPath,
+    pipeline: Borrow,
+    sets: Sets = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
 ) -> None:
     """Measure any artifact as a pipeline's `evaluate:` says, without writing anything."""
     _measure(artifact, pipeline, sets, allow_code, as_json, accuracy=True)
@@ -428,7 +495,11 @@ def evaluate(
 
 @app.command()
 def bench(
-    artifact: ArtifactPath, pipeline: Borrow, sets: Sets = None, allow_code: AllowCode = False, as_json: Json = False
+    artifact: ArtifactPath,
+    pipeline: Borrow,
+    sets: Sets = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
 ) -> None:
     """Measure only the latency of an artifact, as `evaluate.latency` says."""
     _measure(artifact, pipeline, sets, allow_code, as_json, accuracy=False)
@@ -437,11 +508,17 @@ def bench(
 @app.command()
 def generate(
     artifact: ArtifactPath,
-    prompt: Annotated[str, typer.Option(help="What you say; through the chat template where there is one.")],
-    image: Annotated[list[Path] | None, typer.Option(help="What the prompt is about; for each image once.")] = None,
+    prompt: Annotated[
+        str, typer.Option(help="What you say; through the chat template where there is one.")
+    ],
+    image: Annotated[
+        list[Path] | None, typer.Option(help="What the prompt is about; for each image once.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Of the answer.", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="0: always the best word.", min=0.0)] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Choose among words that have this share.", min=0.01, max=1.0)] = 0.95,
+    top_p: Annotated[
+        float, typer.Option(help="Choose among words that have this share.", min=0.01, max=1.0)
+    ] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the choice.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="Of the runtime.", min=1)] = os.cpu_count() or 1,
     raw: Annotated[
@@ -464,9 +541,15 @@ def generate(
     sampling = Sampling(max_tokens, temperature, top_p, seed)
     said = (lambda _: None) if as_json else console.stream
     found = generated(
-        *model_at(artifact), prompt, sampling, threads=threads, raw=raw, said=said, images=image or (),
+        *model_at(artifact),
+        prompt,
+        sampling,
+        threads=threads,
+        raw=raw,
+        said=said,
+        images=image or (),
         fast_prompts=fast_prompts,
-    )  # fmt: skip
+    )
     if as_json:
         _print_json(found.as_json())
     else:
@@ -479,7 +562,9 @@ def verify(
         list[Path] | None,
         typer.Argument(help="Artifacts, stores, or runs.", metavar="PATH"),
     ] = None,
-    signature: Annotated[bool, typer.Option("--signature", help="They must be signed, too.")] = False,
+    signature: Annotated[
+        bool, typer.Option("--signature", help="They must be signed, too.")
+    ] = False,
     key: PublicKey = None,
     as_json: Json = False,
 ) -> None:
@@ -503,7 +588,8 @@ def verify(
 def sign(
     artifact: ArtifactPath,
     key: Annotated[
-        Path | None, typer.Option(help="A private Ed25519 key, PEM; else from AUTOGLM_COMPRESS_PRIVATE_KEY.")
+        Path | None,
+        typer.Option(help="A private Ed25519 key, PEM; else from AUTOGLM_COMPRESS_PRIVATE_KEY."),
     ] = None,
 ) -> None:
     """Sign an artifact's manifest, and with it the hash of every file."""
@@ -515,7 +601,9 @@ def sign(
 
 
 @app.command()
-def export(artifact: ArtifactPath, archive: Annotated[Path, typer.Argument(help="out.tar.zst")]) -> None:
+def export(
+    artifact: ArtifactPath, archive: Annotated[Path, typer.Argument(help="out.tar.zst")]
+) -> None:
     """Write an artifact, verified, as one .tar.zst file."""
     from compressor.artifacts.archive import export_artifact
     from compressor.artifacts.store import open_artifact
@@ -541,7 +629,9 @@ def import_(
 
 
 @app.command()
-def sbom(file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("sbom.cdx.json")) -> None:
+def sbom(
+    file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("sbom.cdx.json"),
+) -> None:
     """Write a CycloneDX bill of all that is installed here."""
     from compressor.analysis.sbom import environment_sbom
     from compressor.artifacts.errors_from_os import writing
@@ -573,14 +663,18 @@ def gc(
         for path in doomed:
             store.remove(path)
     if as_json:
-        _print_json({"removed": not dry_run, "paths": {str(path): size for path, size in doomed.items()}})
+        _print_json(
+            {"removed": not dry_run, "paths": {str(path): size for path, size in doomed.items()}}
+        )
     else:
         console.render_garbage(doomed, dry_run=dry_run)
 
 
 @app.command()
 def lint(
-    path: Annotated[Path, typer.Argument(help="An .onnx file, a folder with model.onnx, or an ONNX artifact.")],
+    path: Annotated[
+        Path, typer.Argument(help="An .onnx file, a folder with model.onnx, or an ONNX artifact.")
+    ],
     target: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
     as_json: Json = False,
 ) -> None:
@@ -590,7 +684,9 @@ def lint(
     from compressor.graphs.lint.onnxruntime import target_of
     from compressor.reports.console import output as console
 
-    complaints = complaints_of(read_graph(path / "model" if (path / "model").is_dir() else path), target_of(target))
+    complaints = complaints_of(
+        read_graph(path / "model" if (path / "model").is_dir() else path), target_of(target)
+    )
     if as_json:
         _print_json({"target": target, "complaints": complaints})
     for line in () if as_json else complaints or [f"nothing to complain of for {target}"]:
@@ -622,13 +718,21 @@ def schema() -> None:
     _print_json(pipeline_schema())
 
 
-def _plan(pipeline: Pipeline, output_dir: Path, seed: int | None, device: str, allow_code: bool) -> Plan:
+def _plan(
+    pipeline: Pipeline, output_dir: Path, seed: int | None, device: str, allow_code: bool
+) -> Plan:
     from compressor.artifacts.store import Store as ArtifactStore
     from compressor.engine.plan.planner import make_plan
 
     if device not in {"cpu", "cuda"}:
         raise UsageError(f"--device {device}: there is no such device", remedy="cpu or cuda")
-    return make_plan(pipeline, ArtifactStore(output_dir), _sources(pipeline, allow_code), seed=seed, device=device)
+    return make_plan(
+        pipeline,
+        ArtifactStore(output_dir),
+        _sources(pipeline, allow_code),
+        seed=seed,
+        device=device,
+    )
 
 
 def _show_plan(made: Plan, as_json: bool) -> None:
@@ -705,7 +809,13 @@ def _sources(pipeline: Pipeline | None, allow_code: bool) -> SourceContext:
 
 
 def _measure(
-    path: Path, pipeline: Path, sets: list[str] | None, allow_code: bool, as_json: bool, *, accuracy: bool
+    path: Path,
+    pipeline: Path,
+    sets: list[str] | None,
+    allow_code: bool,
+    as_json: bool,
+    *,
+    accuracy: bool,
 ) -> None:
     from compressor.engine.run.runner import load_given
     from compressor.engine.run.single_pass import measure_artifact

@@ -45,12 +45,15 @@ def pipeline(folder: Path, model: Path, windows: int, reference: str | None) -> 
         "data": {
             "calibration": {**text, "path": pages.format("calibration"), "sequence_length": LENGTH},
             "evaluation": {
-                **text, "path": pages.format("evaluation"), "sequence_length": 512, "num_samples": windows
+                **text,
+                "path": pages.format("evaluation"),
+                "sequence_length": 512,
+                "num_samples": windows,
             },
         },
         "evaluate": {"accuracy": accuracy | ({"reference": reference} if reference else {})},
         "passes": [],
-    }  # fmt: skip
+    }
 
 
 def written(tree: dict[str, Any], file: Path) -> Path:
@@ -59,9 +62,14 @@ def written(tree: dict[str, Any], file: Path) -> Path:
     return file
 
 
-def measured(folder: Path, model: Path, store: Path, windows: int, reference: str | None) -> dict[str, Any]:
+def measured(
+    folder: Path, model: Path, store: Path, windows: int, reference: str | None
+) -> dict[str, Any]:
     """The ladder's row of a model that nothing is done to."""
-    file = written(pipeline(folder, model, windows, reference), store / "pipelines" / f"measure-{model.name}.json")
+    file = written(
+        pipeline(folder, model, windows, reference),
+        store / "pipelines" / f"measure-{model.name}.json",
+    )
     command = [sys.executable, "-m", "cli", "run", str(file), "-o", str(store), "--json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     rows: list[dict[str, Any]] = json.loads(done.stdout)["ladder"]["rows"]
@@ -78,17 +86,34 @@ def timed(command: list[str]) -> tuple[float, float]:
     return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
-def ours(row: str, options: argparse.Namespace, folder: Path, store: Path) -> tuple[Path, float, float]:
+def ours(
+    row: str, options: argparse.Namespace, folder: Path, store: Path
+) -> tuple[Path, float, float]:
     """Through the command line, as a user would."""
     own = store / row.replace(",", "").replace(" ", "-")
     fields = {
-        "bits": options.bits, "group_size": options.group, "format": "awq" if options.bits == 4 else "compressed-tensors",
-        "calibration.data": "calibration", "calibration.num_samples": SAMPLES, **OURS[row],
-    }  # fmt: skip
+        "bits": options.bits,
+        "group_size": options.group,
+        "format": "awq" if options.bits == 4 else "compressed-tensors",
+        "calibration.data": "calibration",
+        "calibration.num_samples": SAMPLES,
+        **OURS[row],
+    }
     tree = pipeline(folder, folder / "model", 1, None)
     del tree["evaluate"]
     file = written(tree, store / "pipelines" / "data.json")
-    command = [sys.executable, "-m", "cli", "pass", "awq", str(folder / "model"), "-p", str(file), "-o", str(own)]
+    command = [
+        sys.executable,
+        "-m",
+        "cli",
+        "pass",
+        "awq",
+        str(folder / "model"),
+        "-p",
+        str(file),
+        "-o",
+        str(own),
+    ]
     for name, value in fields.items():
         command += ["--set", f"{name}={json.dumps(value) if not isinstance(value, str) else value}"]
     seconds, memory = timed(command)
@@ -109,11 +134,21 @@ def samples(folder: Path, file: Path) -> None:
     np.save(file, dataset.batch(chosen(len(dataset), SAMPLES))["input_ids"])
 
 
-def peer(row: str, options: argparse.Namespace, folder: Path, store: Path) -> tuple[Path, float, float]:
+def peer(
+    row: str, options: argparse.Namespace, folder: Path, store: Path
+) -> tuple[Path, float, float]:
     """In the peers' environment, by this script."""
     out, windows = store / row.replace(",", "").replace(" ", "-"), store / "windows.npy"
     samples(folder, windows)
-    command = [str(options.peers), __file__, str(folder), "--bits", str(options.bits), "--group", str(options.group)]
+    command = [
+        str(options.peers),
+        __file__,
+        str(folder),
+        "--bits",
+        str(options.bits),
+        "--group",
+        str(options.group),
+    ]
     seconds, memory = timed([*command, "--quantize", row, str(windows), str(out)])
     return out, seconds, memory
 
@@ -133,7 +168,9 @@ def quantize_by_peer(row: str, windows: str, out: str, folder: Path, bits: int, 
     torch.Tensor.pin_memory = lambda self, *_: self  # it wants a GPU for that
     torch.set_num_threads(2)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=False, strategy="group", group_size=group)
+    weights = QuantizationArgs(
+        num_bits=bits, type="int", symmetric=False, strategy="group", group_size=group
+    )
     scheme = {
         "config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)},
         "ignore": ["lm_head"],
@@ -141,20 +178,30 @@ def quantize_by_peer(row: str, windows: str, out: str, folder: Path, bits: int, 
     scaling = [AWQModifier()] if "AWQ" in row else []
     recipe = [*scaling, GPTQModifier(**scheme) if "GPTQ" in row else QuantizationModifier(**scheme)]
     ids = np.load(windows)
-    dataset = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist()})
+    dataset = Dataset.from_dict(
+        {"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist()}
+    )
     oneshot(
-        model=model, dataset=dataset, recipe=recipe, max_seq_length=LENGTH, num_calibration_samples=len(ids),
+        model=model,
+        dataset=dataset,
+        recipe=recipe,
+        max_seq_length=LENGTH,
+        num_calibration_samples=len(ids),
         # One after the other: in one pass, GPTQ would look at inputs from before they were scaled.
         pipeline="independent" if len(recipe) > 1 and "GPTQ" in row else "sequential",
-    )  # fmt: skip
+    )
     model.save_pretrained(out, save_compressed=True)
     AutoTokenizer.from_pretrained(folder / "model").save_pretrained(out)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--peers", type=Path, help="a Python with llm-compressor; without it, its rows are left out")
+    parser.add_argument(
+        "--peers", type=Path, help="a Python with llm-compressor; without it, its rows are left out"
+    )
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--rows", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
@@ -162,13 +209,19 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("artifacts/benchmark-awq"))
     parser.add_argument("--quantize", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    folder, store = options.folder.resolve(), options.store.resolve() / f"{options.bits}-bits-{options.group}"
+    folder, store = (
+        options.folder.resolve(),
+        options.store.resolve() / f"{options.bits}-bits-{options.group}",
+    )
     if options.quantize:
         quantize_by_peer(*options.quantize, folder, options.bits, options.group)
         return
     parent = measured(folder, folder / "model", store, options.windows, None)
     reference = next(path for path in store.glob("source-*") if path.name == parent["name"])
-    print(f"{'':32}{'KL':>8}{'perplexity':>12}{'top-1':>8}{'seconds':>9}{'MB':>7}{'size':>7}", flush=True)
+    print(
+        f"{'':32}{'KL':>8}{'perplexity':>12}{'top-1':>8}{'seconds':>9}{'MB':>7}{'size':>7}",
+        flush=True,
+    )
     for row in options.rows:
         if row in PEERS and options.peers is None:
             continue
@@ -176,7 +229,10 @@ def main() -> None:
         found = measured(folder, model, store, options.windows, str(reference))["metrics"]
         kl, perplexity, top1 = (found[name]["value"] for name in ("kl", "perplexity", "agreement"))
         size = found["size_bytes"]["value"] / parent["metrics"]["size_bytes"]["value"]
-        print(f"{row:32}{kl:8.4f}{perplexity:12.2f}{top1:8.3f}{seconds:9.0f}{memory:7.0f}{size:7.3f}", flush=True)
+        print(
+            f"{row:32}{kl:8.4f}{perplexity:12.2f}{top1:8.3f}{seconds:9.0f}{memory:7.0f}{size:7.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -56,8 +56,11 @@ class Engine:
         self.path = Path(path)
         self.process = subprocess.Popen(
             [python or sys.executable, str(WORKER), kind, path, str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         self.opened_seconds = self.answer()["opened"]
         self.told: dict[tuple[int, str], list[float]] = {}
         self.peak = 0.0
@@ -80,7 +83,11 @@ class Engine:
     def size(self) -> int:
         """Of the weights."""
         kinds = ("*.onnx*", "*.safetensors", "llm.mnn", "*.weight")
-        files = [self.path] if self.path.is_file() else [file for kind in kinds for file in self.path.glob(kind)]
+        files = (
+            [self.path]
+            if self.path.is_file()
+            else [file for kind in kinds for file in self.path.glob(kind)]
+        )
         return sum(file.stat().st_size for file in files)
 
 
@@ -98,7 +105,9 @@ def bandwidth(threads: int) -> float:
     return values.numel() * 4 / min(seconds)
 
 
-def quality(engine: Engine, parent: Engine, windows: np.ndarray[Any, Any], folder: Path) -> tuple[float, float, float]:
+def quality(
+    engine: Engine, parent: Engine, windows: np.ndarray[Any, Any], folder: Path
+) -> tuple[float, float, float]:
     """Perplexity, KL against the parent, and how often both say the same."""
     losses, divergences, same = [], [], []
     for ids in windows.tolist():
@@ -127,18 +136,24 @@ def ratio(one: Engine, other: Engine, key: tuple[int, str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parent", type=Path)
     parser.add_argument("text")
     parser.add_argument("engines", nargs="+", metavar="NAME=KIND:PATH[@PYTHON]")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--new", type=int, default=128)
-    parser.add_argument("--windows", type=int, default=8, help="of 256 tokens, for perplexity and KL")
+    parser.add_argument(
+        "--windows", type=int, default=8, help="of 256 tokens, for perplexity and KL"
+    )
     options = parser.parse_args()
     source = {"source": "text", "path": options.text, "tokenizer": str(options.parent.resolve())}
     samples = Text().load(
-        TextConfig.model_validate({**source, "sequence_length": 256, "num_samples": options.windows}),
+        TextConfig.model_validate(
+            {**source, "sequence_length": 256, "num_samples": options.windows}
+        ),
         SourceContext(Path.cwd()),
     )
     windows = samples.batch(np.arange(len(samples)))["input_ids"]
@@ -174,7 +189,10 @@ def main() -> None:
             )
     for mine in (engine for engine in engines if engine.ours):
         for other in (engine for engine in engines if engine is not mine):
-            told = [f"{what} {length}: {ratio(mine, other, (length, what))}" for length, what in MEASURED]
+            told = [
+                f"{what} {length}: {ratio(mine, other, (length, what))}"
+                for length, what in MEASURED
+            ]
             print(f"{mine.name} against {other.name}: {', '.join(told)}")
 
 

@@ -25,7 +25,9 @@ class Ours:
     def __init__(self, path: str, threads: int, fast_prompts: bool = False) -> None:
         from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 
-        self.decoder = OnnxDecoder(Path(path), threads, room=1024, lasting=True, fast_prompts=fast_prompts)
+        self.decoder = OnnxDecoder(
+            Path(path), threads, room=1024, lasting=True, fast_prompts=fast_prompts
+        )
         self.start = self.decoder.start
 
     def feed(self, ids: list[int]) -> int:
@@ -53,7 +55,9 @@ class Torch:
     def feed(self, ids: list[int]) -> int:
         with self.torch.inference_mode():
             given = {"past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
-            return int(self.module(input_ids=self.torch.tensor([ids]), **given)["logits"][0, -1].argmax())
+            return int(
+                self.module(input_ids=self.torch.tensor([ids]), **given)["logits"][0, -1].argmax()
+            )
 
     def scores(self, ids: list[int]) -> Array:
         with self.torch.inference_mode():
@@ -65,7 +69,11 @@ class Genai:
         import onnxruntime_genai as og
 
         config = og.Config(path)
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        config.overlay(
+            json.dumps(
+                {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
+            )
+        )
         self.og, self.model = og, og.Model(config)
 
     def start(self) -> None:
@@ -87,7 +95,13 @@ class LlamaCpp:
     def __init__(self, path: str, threads: int) -> None:
         from llama_cpp import Llama
 
-        given = {"n_ctx": 1024, "n_threads": threads, "n_threads_batch": threads, "verbose": False, "n_batch": 512}
+        given = {
+            "n_ctx": 1024,
+            "n_threads": threads,
+            "n_threads_batch": threads,
+            "verbose": False,
+            "n_batch": 512,
+        }
         self.model, self.path, self.given = Llama(path, **given), path, given
         self.start = self.model.reset
 
@@ -114,7 +128,9 @@ class Mnn:
     def _opened(self, **more: Any) -> Any:
         from MNN import llm
 
-        model = llm.create(str(Path(self.path) / "config.json"))  # with the arithmetic that its exporter chose
+        model = llm.create(
+            str(Path(self.path) / "config.json")
+        )  # with the arithmetic that its exporter chose
         model.set_config(json.dumps(self.given | more))
         model.load()
         return model
@@ -127,7 +143,9 @@ class Mnn:
         return int(np.asarray(self.model.forward(ids).read()).reshape(-1).argmax())
 
     def scores(self, ids: list[int]) -> Array:
-        self.whole = self.whole or self._opened(all_logits=True)  # never closed: MNN 3.6 does not survive that
+        self.whole = self.whole or self._opened(
+            all_logits=True
+        )  # never closed: MNN 3.6 does not survive that
         self.whole.reset()
         self.whole.generate_init()
         return np.array(self.whole.forward(ids).read())[0]
@@ -154,7 +172,9 @@ def requantize(source: str, target: str) -> None:
 
 def peak_memory() -> int:
     """Bytes; what the process that started this one had does not count."""
-    [line] = [one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM")]
+    [line] = [
+        one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM")
+    ]
     return 1024 * int(line.split()[1])
 
 

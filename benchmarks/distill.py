@@ -32,7 +32,10 @@ def pipeline(arm: str) -> dict[str, Any]:
         student.pop("features", None)
     if arm != "soft + feedback":
         student.pop("feedback", None)
-    tree |= {"name": "distill-" + arm.replace(" ", "-").replace("+", "and"), "passes": [teacher, student]}
+    tree |= {
+        "name": "distill-" + arm.replace(" ", "-").replace("+", "and"),
+        "passes": [teacher, student],
+    }
     tree["evaluate"].pop("latency", None)
     tree.pop("gates", None)
     return tree
@@ -46,7 +49,9 @@ def run(arm: str, seed: int, store: Path, sets: list[str]) -> dict[str, float]:
     file.write_text(json.dumps(tree), encoding="utf-8")
     command = [sys.executable, "-m", "cli", "run", str(file), "-o", str(store), "--json"]
     # The teacher is the same for all seeds: it is built first with seed 0, and named as an artifact.
-    teacher = subprocess.run([*command, "--until", "teacher"], check=True, stdout=subprocess.PIPE, text=True)
+    teacher = subprocess.run(
+        [*command, "--until", "teacher"], check=True, stdout=subprocess.PIPE, text=True
+    )
     name = json.loads(teacher.stdout)["ladder"]["rows"][-1]["name"]
     tree["model"] = {"path": str((store / name).resolve()), "measure": False}
     tree["passes"] = tree["passes"][1:]
@@ -63,12 +68,18 @@ def run(arm: str, seed: int, store: Path, sets: list[str]) -> dict[str, float]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--store", type=Path, default=Path("artifacts/benchmark-distill"))
-    parser.add_argument("--set", action="append", default=[], help="override of the student step: passes[0].…")
+    parser.add_argument(
+        "--set", action="append", default=[], help="override of the student step: passes[0].…"
+    )
     options = parser.parse_args()
-    results = {arm: [run(arm, seed, options.store, options.set) for seed in options.seeds] for arm in ARMS}
+    results = {
+        arm: [run(arm, seed, options.store, options.set) for seed in options.seeds] for arm in ARMS
+    }
     slices = [name for name in results[ARMS[0]][0] if "×" not in name]
     print(f"test accuracy, median (min–max) of {len(options.seeds)} seeds")
     print(

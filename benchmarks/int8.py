@@ -55,11 +55,19 @@ def static(method: str) -> Callable[[Path, Path, Feeds], None]:
                 return next(self.left, None)
 
         prepared = out.with_name("prepared.onnx")
-        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)  # which fails on dynamic lengths
+        quant_pre_process(
+            str(model), str(prepared), skip_symbolic_shape=True
+        )  # which fails on dynamic lengths
         quantize_static(
-            str(prepared), str(out), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=getattr(CalibrationMethod, method),
-        )  # fmt: skip
+            str(prepared),
+            str(out),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=getattr(CalibrationMethod, method),
+        )
         prepared.unlink()
 
     return quantize
@@ -87,9 +95,14 @@ def modelopt(method: str) -> Callable[[Path, Path, Feeds], None]:
 
         data = {name: np.concatenate([one[name] for one in feeds]) for name in feeds[0]}
         quantized(
-            str(model), quantize_mode="int8", calibration_data=data, calibration_method=method, output_path=str(out),
-            calibration_eps=["cpu"], high_precision_dtype="fp32",
-        )  # fmt: skip
+            str(model),
+            quantize_mode="int8",
+            calibration_data=data,
+            calibration_method=method,
+            output_path=str(out),
+            calibration_eps=["cpu"],
+            high_precision_dtype="fp32",
+        )
 
     return quantize
 
@@ -127,14 +140,20 @@ def feeds_of(samples: Samples, float_model: Path) -> Iterator[dict[str, np.ndarr
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pipeline", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", default="train")
     parser.add_argument("--num-samples", type=int, default=240)
     parser.add_argument("--observers", nargs="+", default=list(OBSERVERS), choices=OBSERVERS)
-    parser.add_argument("--qat", type=json.loads, default={}, help="more fields of the qat steps, as JSON")
-    parser.add_argument("--targets", nargs="+", default=["onnxruntime"], choices=["onnxruntime", "tensorrt"])
+    parser.add_argument(
+        "--qat", type=json.loads, default={}, help="more fields of the qat steps, as JSON"
+    )
+    parser.add_argument(
+        "--targets", nargs="+", default=["onnxruntime"], choices=["onnxruntime", "tensorrt"]
+    )
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
@@ -165,28 +184,42 @@ def main() -> None:
         source, whole = (open_artifact(store / row["name"]) for row in rows[:2])
         found: list[tuple[str, dict[str, Any], Artifact]] = [("float", rows[1], whole)]
         found += [
-            (row["step"], row, open_artifact(store / row["name"])) for row in rows[2:] if row["step"].endswith("-onnx")
+            (row["step"], row, open_artifact(store / row["name"]))
+            for row in rows[2:]
+            if row["step"].endswith("-onnx")
         ]
         pipeline = load_pipeline(options.pipeline)
         chosen = pipeline.data[options.calibration]
         dataset = chosen.source.load(chosen.config, SourceContext(pipeline.base))
-        feeds = list(feeds_of(Samples(dataset, count=options.num_samples, batch_size=24), whole.model))
+        feeds = list(
+            feeds_of(Samples(dataset, count=options.num_samples, batch_size=24), whole.model)
+        )
         evaluate = tree["evaluate"]
         if "reference" in evaluate["accuracy"]:
-            evaluate = evaluate | {"accuracy": evaluate["accuracy"] | {"reference": str(source.path)}}
+            evaluate = evaluate | {
+                "accuracy": evaluate["accuracy"] | {"reference": str(source.path)}
+            }
         for peer in options.peers:
             folder = store / "peers" / peer.replace(" ", "-")
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 PEERS[peer](whole.model / "model.onnx", folder / "model.onnx", feeds)
-                row = run(tree | {"model": {"path": str(folder)}, "evaluate": evaluate, "passes": []}, file, store)[-1]
+                row = run(
+                    tree | {"model": {"path": str(folder)}, "evaluate": evaluate, "passes": []},
+                    file,
+                    store,
+                )[-1]
             except Exception as error:  # noqa: BLE001
-                print(f"{peer}: {type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}")
+                print(
+                    f"{peer}: {type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"
+                )
                 continue
             found.append((peer, row, open_artifact(store / row["name"])))
     finally:
         file.unlink(missing_ok=True)
-    ratios = in_turns([one for *_, one in found], options.pipeline, options.rounds, 20, options.threads)
+    ratios = in_turns(
+        [one for *_, one in found], options.pipeline, options.rounds, 20, options.threads
+    )
     size = found[0][1]["metrics"]["size_bytes"]["value"]
     for (name, row, artifact), ratio in zip(found, ratios, strict=True):
         figures = {metric: one["value"] for metric, one in row["metrics"].items()}

@@ -35,7 +35,12 @@ class Ratio:
 
 
 def in_turns(
-    artifacts: Sequence[Artifact], pipeline: Path, rounds: int, repeats: int, threads: int, batch_size: int = 1
+    artifacts: Sequence[Artifact],
+    pipeline: Path,
+    rounds: int,
+    repeats: int,
+    threads: int,
+    batch_size: int = 1,
 ) -> list[Ratio]:
     """Each artifact's ratio, on the samples that the pipeline evaluates on."""
     loaded = load_pipeline(pipeline)
@@ -48,17 +53,25 @@ def in_turns(
     medians: list[list[float]] = [[] for _ in sessions]
     for number in range(rounds):
         for index in random.Random(number).sample(range(len(sessions)), len(sessions)):
-            medians[index].append(statistics.median(measure_latency(sessions[index], batches, config, lambda *_: None)))
+            medians[index].append(
+                statistics.median(
+                    measure_latency(sessions[index], batches, config, lambda *_: None)
+                )
+            )
     found = []
     for own in medians:
         ratios = [mine / first for mine, first in zip(own, medians[0], strict=True)]
-        found.append(Ratio(statistics.median(own), statistics.median(ratios), min(ratios), max(ratios)))
+        found.append(
+            Ratio(statistics.median(own), statistics.median(ratios), min(ratios), max(ratios))
+        )
     return found
 
 
 def main() -> None:
     """Print one line for each artifact."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pipeline", type=Path)
     parser.add_argument("artifacts", type=Path, nargs="+")
     parser.add_argument("--rounds", type=int, default=15)
@@ -67,14 +80,23 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1, help="samples of a call")
     options = parser.parse_args()
     artifacts = [open_artifact(path) for path in options.artifacts]
-    ratios = in_turns(artifacts, options.pipeline, options.rounds, options.repeats, options.threads, options.batch_size)
+    ratios = in_turns(
+        artifacts,
+        options.pipeline,
+        options.rounds,
+        options.repeats,
+        options.threads,
+        options.batch_size,
+    )
     base = artifacts[0].manifest.metric("macs")
     print(f"{'artifact':28}{'p50 ms':>9}{'latency':>10}{'(range)':>18}{'MACs':>9}")
     for artifact, ratio in zip(artifacts, ratios, strict=True):
         macs = artifact.manifest.metric("macs")
         part = f"×{macs.value / base.value:.3f}" if macs and base else "–"
         spread = f"({ratio.least:.3f}–{ratio.most:.3f})"
-        print(f"{artifact.name:28}{ratio.milliseconds:9.3f}{f'×{ratio.median:.3f}':>10}{spread:>18}{part:>9}")
+        print(
+            f"{artifact.name:28}{ratio.milliseconds:9.3f}{f'×{ratio.median:.3f}':>10}{spread:>18}{part:>9}"
+        )
 
 
 if __name__ == "__main__":

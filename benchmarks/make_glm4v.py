@@ -32,19 +32,36 @@ def config(layers: int) -> dict[str, Any]:
         "tie_word_embeddings": False,
         **{f"{name}_token_id": VOCABULARY - 6 + number for number, name in enumerate(SPECIAL)},
         "text_config": {
-            "model_type": "glm4v_text", "vocab_size": VOCABULARY, "hidden_size": 4096, "intermediate_size": 13_696,
-            "num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": 2,
-            "max_position_embeddings": 65_536, "rms_norm_eps": 1e-5,
+            "model_type": "glm4v_text",
+            "vocab_size": VOCABULARY,
+            "hidden_size": 4096,
+            "intermediate_size": 13_696,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 65_536,
+            "rms_norm_eps": 1e-5,
             "rope_parameters": {
-                "rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5, "mrope_section": [8, 12, 12],
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "partial_rotary_factor": 0.5,
+                "mrope_section": [8, 12, 12],
             },
         },
         "vision_config": {
-            "model_type": "glm4v_vision", "depth": 24, "hidden_size": 1536, "num_heads": 12, "out_hidden_size": 4096,
-            "intermediate_size": 13_696, "image_size": 336, "patch_size": 14, "spatial_merge_size": 2,
-            "temporal_patch_size": 2, "in_channels": 3,
+            "model_type": "glm4v_vision",
+            "depth": 24,
+            "hidden_size": 1536,
+            "num_heads": 12,
+            "out_hidden_size": 4096,
+            "intermediate_size": 13_696,
+            "image_size": 336,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "in_channels": 3,
         },
-    }  # fmt: skip
+    }
 
 
 def shards(names: list[str]) -> Iterator[list[str]]:
@@ -58,7 +75,9 @@ def shards(names: list[str]) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=40)
     parser.add_argument("--tokenizer", type=Path, help="a checkpoint whose tokenizer comes along")
@@ -77,11 +96,16 @@ def main() -> None:
         for name in names:
             value = torch.empty(shapes[name], dtype=torch.bfloat16)
             is_norm = value.ndim == 1 and "norm" in name
-            tensors[name] = value.fill_(1) if is_norm else value.normal_(0, 0.02, generator=generator)
+            tensors[name] = (
+                value.fill_(1) if is_norm else value.normal_(0, 0.02, generator=generator)
+            )
         save_file(tensors, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(names, file)
         print(f"{number} of {len(groups)}", flush=True)
-    index = {"metadata": {"total_size": 2 * sum(shape.numel() for shape in shapes.values())}, "weight_map": places}
+    index = {
+        "metadata": {"total_size": 2 * sum(shape.numel() for shape in shapes.values())},
+        "weight_map": places,
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     if options.tokenizer is not None:
         for one in options.tokenizer.glob("*token*.json"):

@@ -42,9 +42,16 @@ def pipeline(folder: Path, model: Path, passes: list[dict[str, Any]]) -> dict[st
         "threads": 2,
         "model": {"path": str(model)},
         "data": {
-            "calibration": {**text, "path": str(folder / "text/calibration/*.txt"), "sequence_length": 256},
+            "calibration": {
+                **text,
+                "path": str(folder / "text/calibration/*.txt"),
+                "sequence_length": 256,
+            },
             "evaluation": {
-                **text, "path": str(folder / "text/evaluation/*.txt"), "sequence_length": 512, "num_samples": 12
+                **text,
+                "path": str(folder / "text/evaluation/*.txt"),
+                "sequence_length": 512,
+                "num_samples": 12,
             },
         },
         "evaluate": {
@@ -52,16 +59,29 @@ def pipeline(folder: Path, model: Path, passes: list[dict[str, Any]]) -> dict[st
             "latency": {"batch_size": 1, "warmup": 2, "repeats": 10, "threads": 2},
         },
         "passes": passes,
-    }  # fmt: skip
+    }
 
 
 def recovered(name: str, after: str, teacher: str, steps: int) -> dict[str, Any]:
     """A short distillation."""
     return {
-        "type": "distill", "name": name, "from": after, "student": {"parent": True}, "teacher": teacher,
-        "train": "calibration", "validation": None, "soft_weight": 0.9, "temperature": {"start": 1.0, "end": 1.0},
-        "training": {"steps": steps, "batch_size": 4, "learning_rate": 0.0002, "weight_decay": 0.0, "warmup": 0.2},
-    }  # fmt: skip
+        "type": "distill",
+        "name": name,
+        "from": after,
+        "student": {"parent": True},
+        "teacher": teacher,
+        "train": "calibration",
+        "validation": None,
+        "soft_weight": 0.9,
+        "temperature": {"start": 1.0, "end": 1.0},
+        "training": {
+            "steps": steps,
+            "batch_size": 4,
+            "learning_rate": 0.0002,
+            "weight_decay": 0.0,
+            "warmup": 0.2,
+        },
+    }
 
 
 def rows_of(tree: dict[str, Any], store: Path) -> list[dict[str, Any]]:
@@ -96,7 +116,9 @@ def cut_by_peer(model: Path, keep: float, out: Path) -> None:
 
     whole = macs(hidden, ffn)
     ratio = next(
-        r / 1000 for r in range(1, 900) if macs(rounded(hidden, r / 1000), rounded(ffn, r / 1000)) <= keep * whole
+        r / 1000
+        for r in range(1, 900)
+        if macs(rounded(hidden, r / 1000), rounded(ffn, r / 1000)) <= keep * whole
     )
     ends = [
         part
@@ -125,7 +147,9 @@ def cut_by_peer(model: Path, keep: float, out: Path) -> None:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.9, 0.8, 0.7])
     parser.add_argument("--steps", type=int, default=10, help="of recovery; 0 for none")
@@ -140,7 +164,9 @@ def main() -> None:
             name = f"{row.replace(',', '').replace(' ', '-')}-{100 * keep:g}"
             target = {"macs": f"{100 * keep:g}%"}
             fields = {"calibration": "calibration", "num_samples": 32, "batch_size": 4, **OURS[row]}
-            passes.append({"type": "prune", "name": name, "from": "source", "target": target, **fields})
+            passes.append(
+                {"type": "prune", "name": name, "from": "source", "target": target, **fields}
+            )
             if options.steps:
                 passes.append(recovered(f"{name}-recovered", name, "source", options.steps))
     rows = rows_of(pipeline(folder, model, passes), store)
@@ -150,7 +176,11 @@ def main() -> None:
             out = store / "peer" / f"torch-pruning-{100 * keep:g}"
             if not out.exists():
                 cut_by_peer(model, keep, out)
-            steps = [recovered(f"{out.name}-recovered", "source", source, options.steps)] if options.steps else []
+            steps = (
+                [recovered(f"{out.name}-recovered", "source", source, options.steps)]
+                if options.steps
+                else []
+            )
             rows += [
                 row | {"step": row["step"].replace("source", out.name)}
                 for row in rows_of(pipeline(folder, out, steps), store)

@@ -20,7 +20,11 @@ After = Callable[[str, tuple[Any, ...], Any], None]
 
 @contextmanager
 def hooked(
-    module: nn.Module, names: Iterable[str], *, before: Before | None = None, after: After | None = None
+    module: nn.Module,
+    names: Iterable[str],
+    *,
+    before: Before | None = None,
+    after: After | None = None,
 ) -> Iterator[None]:
     """While it lasts, ``before`` and ``after`` are called around every call of the submodules of these names."""
     handles = []
@@ -30,7 +34,9 @@ def hooked(
         if before is not None:
             handles.append(one.register_forward_pre_hook(lambda _, inputs: before(name, inputs)))
         if after is not None:
-            handles.append(one.register_forward_hook(lambda _, inputs, result: after(name, inputs, result)))
+            handles.append(
+                one.register_forward_hook(lambda _, inputs, result: after(name, inputs, result))
+            )
 
     try:
         for name in names:
@@ -41,7 +47,9 @@ def hooked(
             handle.remove()
 
 
-def run_watched(module: nn.Module, layers: Mapping[str, bool], run: Callable[[], Any], see: See) -> None:
+def run_watched(
+    module: nn.Module, layers: Mapping[str, bool], run: Callable[[], Any], see: See
+) -> None:
     """``run()``, with ``see("<layer>:input", x)`` at every call of a layer, and ``see("<layer>:output", y)`` where asked for.
 
     Args:

@@ -42,7 +42,10 @@ class Observer(ABC):
         if not values_CN.shape[1]:
             return
         values_CN = values_CN.detach().float()
-        low_C, high_C = values_CN.amin(dim=1), values_CN.amax(dim=1)  # both are NaN where one value is
+        low_C, high_C = (
+            values_CN.amin(dim=1),
+            values_CN.amax(dim=1),
+        )  # both are NaN where one value is
         if not (low_C.isfinite() & high_C.isfinite()).all():
             bad = int((~values_CN.isfinite()).sum())
             raise ValueError(f"{bad} of {values_CN.numel()} values are NaN or infinite")
@@ -102,12 +105,16 @@ class MovingAverage(Observer):
 
     def _remember(self, values_CN: Tensor) -> None:
         largest_C = values_CN.abs().amax(dim=1).double()
-        self.average_C = largest_C if not self.batches else torch.lerp(largest_C, self.average_C, self.decay)
+        self.average_C = (
+            largest_C if not self.batches else torch.lerp(largest_C, self.average_C, self.decay)
+        )
         self.batches += 1
 
     def _remember_too(self, other: Self) -> None:
         if batches := self.batches + other.batches:
-            self.average_C = (self.batches * self.average_C + other.batches * other.average_C) / batches
+            self.average_C = (
+                self.batches * self.average_C + other.batches * other.average_C
+            ) / batches
         self.batches += other.batches
 
 
@@ -126,14 +133,21 @@ class Histogram(Observer):
     @property
     def widths(self) -> Tensor:
         """Width of a channel's bins."""
-        return torch.ldexp(torch.ones(len(self.exponent_C), dtype=torch.float64), self.exponent_C) / _BINS
+        return (
+            torch.ldexp(torch.ones(len(self.exponent_C), dtype=torch.float64), self.exponent_C)
+            / _BINS
+        )
 
     def _remember(self, values_CN: Tensor) -> None:
         magnitude_CN = values_CN.abs()
         largest_C = magnitude_CN.amax(dim=1)
         self._widen(torch.where(largest_C > 0, torch.frexp(largest_C).exponent.long(), _NONE_YET))
-        top_C = torch.ldexp(torch.ones(len(largest_C), dtype=torch.float64), self.exponent_C.clamp(min=-100))
-        for count_B, magnitude_N, top in zip(self.count_CB, magnitude_CN, top_C.tolist(), strict=True):
+        top_C = torch.ldexp(
+            torch.ones(len(largest_C), dtype=torch.float64), self.exponent_C.clamp(min=-100)
+        )
+        for count_B, magnitude_N, top in zip(
+            self.count_CB, magnitude_CN, top_C.tolist(), strict=True
+        ):
             for some in magnitude_N.split(_COUNTED_AT_ONCE):
                 count_B += torch.histc(some, _BINS, 0.0, top)
 
@@ -150,7 +164,9 @@ class Histogram(Observer):
         """See ``Observer``; never more than the largest magnitude."""
         chosen = [
             self._threshold(count_B, levels) * float(width) if exponent > _NONE_YET else 0.0
-            for count_B, width, exponent in zip(self.count_CB, self.widths, self.exponent_C.tolist(), strict=True)
+            for count_B, width, exponent in zip(
+                self.count_CB, self.widths, self.exponent_C.tolist(), strict=True
+            )
         ]
         return torch.minimum(torch.tensor(chosen, dtype=torch.float64), self.largest)
 

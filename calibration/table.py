@@ -65,14 +65,21 @@ def read_table(folder: Path, model: str, bits: int) -> CalibrationTable:
     """
     file = folder / TABLE
     if not file.is_file():
-        raise RequirementError(f"{folder} holds no {TABLE}", remedy="name an artifact of the pass qat")
+        raise RequirementError(
+            f"{folder} holds no {TABLE}", remedy="name an artifact of the pass qat"
+        )
     with reading(file):
         text = file.read_bytes()
     try:
         table = CalibrationTable.model_validate_json(text)
     except ValidationError as error:
-        lines = [f"    {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False)]
-        raise RequirementError(f"{file} is damaged:\n" + "\n".join(lines), remedy="calibrate on samples") from error
+        lines = [
+            f"    {'.'.join(map(str, one['loc']))}: {one['msg']}"
+            for one in error.errors(include_url=False)
+        ]
+        raise RequirementError(
+            f"{file} is damaged:\n" + "\n".join(lines), remedy="calibrate on samples"
+        ) from error
     if table.model != model:
         raise RequirementError(
             f"{file} belongs to another model: it was found on {table.model}, and this is {model}",
@@ -85,6 +92,7 @@ def read_table(folder: Path, model: str, bits: int) -> CalibrationTable:
         )
     if table.bits != bits:
         raise RequirementError(
-            f"{file} is for grids of {table.bits} bits, and these have {bits}", remedy="calibrate on samples"
+            f"{file} is for grids of {table.bits} bits, and these have {bits}",
+            remedy="calibrate on samples",
         )
     return table

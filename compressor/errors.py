@@ -56,7 +56,13 @@ class Problem:
     line: int | None = None
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}: " if self.file and self.line else f"{self.file}: " if self.file else ""
+        place = (
+            f"{self.file}:{self.line}: "
+            if self.file and self.line
+            else f"{self.file}: "
+            if self.file
+            else ""
+        )
         text = f"{place}{self.where}: {self.what}" if self.where else f"{place}{self.what}"
         if self.expected:
             text += f"\n    expected {self.expected}"
@@ -72,7 +78,8 @@ class ConfigError(UsageError):
         self.problems = tuple(problems)
         count = len(self.problems)
         super().__init__(
-            f"{count} problem{'s' if count != 1 else ''}\n" + "\n".join(f"  {problem}" for problem in self.problems)
+            f"{count} problem{'s' if count != 1 else ''}\n"
+            + "\n".join(f"  {problem}" for problem in self.problems)
         )
 
 

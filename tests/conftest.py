@@ -14,7 +14,9 @@ sys.path.insert(0, str(PLUGINS))
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # who starts pytest in the background hands on that it is ignored
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH")]))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH")])
+)
 
 
 def tiny_onnx(value: float = 1.0) -> bytes:
@@ -23,9 +25,12 @@ def tiny_onnx(value: float = 1.0) -> bytes:
 
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = helper.make_graph(
-        [helper.make_node("Add", ["x", "c"], ["y"])], "tiny", ends[:1], ends[1:],
+        [helper.make_node("Add", ["x", "c"], ["y"])],
+        "tiny",
+        ends[:1],
+        ends[1:],
         [helper.make_tensor("c", TensorProto.FLOAT, [1], [value])],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString()
 
 

@@ -42,26 +42,49 @@ class Images(DataSource[ImagesConfig]):
         """A folder that is missing, classes that are empty, files that are empty."""
         root = context.base / config.path
         if not root.is_dir():
-            return [f"{config.path} is not a directory ({root}); expected one folder of pictures per class"]
+            return [
+                f"{config.path} is not a directory ({root}); expected one folder of pictures per class"
+            ]
         classes = _classes(root)
         if not classes:
             return [f"{config.path} holds no folder; expected one folder of pictures per class"]
         if config.numbered and (wrong := [name for name in classes if not _is_number(name)]):
             return [f"{config.path}: folders are not numbers of classes: {', '.join(wrong)}"]
-        empty = [f"{config.path}/{name} holds no picture" for name, files in classes.items() if not files]
-        return empty + [f"{file} is empty" for files in classes.values() for file in files if not file.stat().st_size]
+        empty = [
+            f"{config.path}/{name} holds no picture" for name, files in classes.items() if not files
+        ]
+        return empty + [
+            f"{file} is empty"
+            for files in classes.values()
+            for file in files
+            if not file.stat().st_size
+        ]
 
     def digest(self, config: ImagesConfig, context: SourceContext) -> str:
         """Over the config, the names and the content of all pictures."""
         root = context.base / config.path
-        files = {f.relative_to(root).as_posix(): digest_file(f) for fs in _classes(root).values() for f in fs}
-        return digest_json({"version": 1, "config": config.model_dump(mode="json", exclude={"path"}), "files": files})
+        files = {
+            f.relative_to(root).as_posix(): digest_file(f)
+            for fs in _classes(root).values()
+            for f in fs
+        }
+        return digest_json(
+            {
+                "version": 1,
+                "config": config.model_dump(mode="json", exclude={"path"}),
+                "files": files,
+            }
+        )
 
     def load(self, config: ImagesConfig, context: SourceContext) -> Dataset:
         """Decode every picture that is drawn; all unreadable ones are named at once."""
         classes = _classes(context.base / config.path)
         numbers = [int(name) for name in classes] if config.numbered else range(len(classes))
-        every = [(file, label) for label, files in zip(numbers, classes.values(), strict=True) for file in files]
+        every = [
+            (file, label)
+            for label, files in zip(numbers, classes.values(), strict=True)
+            for file in files
+        ]
         chosen = [every[index] for index in sampled(len(every), config.num_samples, config.seed)]
         if not chosen:
             raise DataError(f"{config.path} holds no picture")
@@ -101,7 +124,10 @@ def _is_number(name: str) -> bool:
 
 
 def _classes(root: Path) -> dict[str, list[Path]]:
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = sorted(
+        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
     return {
-        folder.name: sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS) for folder in folders
+        folder.name: sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+        for folder in folders
     }

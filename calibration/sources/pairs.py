@@ -49,7 +49,9 @@ class TextPairs(DataSource[TextPairsConfig]):
         """No file, no tokenizer."""
         found = []
         if not (file := tokenizer_file(config.tokenizer, context)).is_file():
-            found.append(f"there is no tokenizer at {file}; `tokenizer` is relative to pipeline.yaml")
+            found.append(
+                f"there is no tokenizer at {file}; `tokenizer` is relative to pipeline.yaml"
+            )
         if not matching(config.path, context):
             found.append(f"{config.path} matches no file (looked below {context.base})")
         return found
@@ -77,8 +79,12 @@ class TextPairs(DataSource[TextPairsConfig]):
         chosen = [pairs[place] for place in sampled(len(pairs), config.num_samples, config.seed)]
         tokenizer = open_tokenizer(tokenizer_file(config.tokenizer, context))
         tokenizer.enable_truncation(config.sequence_length)
-        tokenizer.enable_padding(length=config.sequence_length, pad_id=tokenizer.token_to_id(_PADDING) or 0)
-        encoded = tokenizer.encode_batch([text for query, passage in chosen for text in (passage, query)])
+        tokenizer.enable_padding(
+            length=config.sequence_length, pad_id=tokenizer.token_to_id(_PADDING) or 0
+        )
+        encoded = tokenizer.encode_batch(
+            [text for query, passage in chosen for text in (passage, query)]
+        )
         labels = np.full(len(encoded), _UNANSWERED, dtype=np.int64)
         labels[1::2] = np.arange(0, len(encoded), 2)
         arrays: dict[str, np.ndarray[Any, Any]] = {
@@ -105,8 +111,17 @@ def _pairs(file: Path) -> list[tuple[str, str]]:
             record = json.loads(line)
             query, passage = record["query"], record["passage"]
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}:{number}: no JSON record with the fields 'query' and 'passage'") from error
-        if not (isinstance(query, str) and isinstance(passage, str) and query.strip() and passage.strip()):
-            raise DataError(f"{file}:{number}: `query` and `passage` must be texts that are not empty")
+            raise DataError(
+                f"{file}:{number}: no JSON record with the fields 'query' and 'passage'"
+            ) from error
+        if not (
+            isinstance(query, str)
+            and isinstance(passage, str)
+            and query.strip()
+            and passage.strip()
+        ):
+            raise DataError(
+                f"{file}:{number}: `query` and `passage` must be texts that are not empty"
+            )
         found.append((query, passage))
     return found

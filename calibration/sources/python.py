@@ -48,7 +48,9 @@ class Python(DataSource[PythonConfig]):
     def digest(self, config: PythonConfig, context: SourceContext) -> str:
         """Over the file's source and the config; what the code reads besides should be among its arguments."""
         code = digest_file(context.base / config.path)
-        return digest_json({"version": 1, "config": config.model_dump(mode="json", exclude={"path"}), "code": code})
+        return digest_json(
+            {"version": 1, "config": config.model_dump(mode="json", exclude={"path"}), "code": code}
+        )
 
     def load(self, config: PythonConfig, context: SourceContext) -> Dataset:
         """Run the function.
@@ -63,7 +65,9 @@ class Python(DataSource[PythonConfig]):
         result = _called(file, config)
         if isinstance(result, Dataset):
             return result
-        if not isinstance(result, Mapping) or not all(isinstance(array, np.ndarray) for array in result.values()):
+        if not isinstance(result, Mapping) or not all(
+            isinstance(array, np.ndarray) for array in result.values()
+        ):
             raise DataError(
                 f"{file}: {config.function} returned {type(result).__name__}, not a Dataset or arrays by name"
             )

@@ -52,8 +52,13 @@ class Text(DataSource[TextConfig]):
     def problems(self, config: TextConfig, context: SourceContext) -> list[str]:
         """No file, empty files, no tokenizer."""
         found = []
-        if config.tokenizer is not None and not (file := tokenizer_file(config.tokenizer, context)).is_file():
-            found.append(f"there is no tokenizer at {file}; `tokenizer` is relative to pipeline.yaml")
+        if (
+            config.tokenizer is not None
+            and not (file := tokenizer_file(config.tokenizer, context)).is_file()
+        ):
+            found.append(
+                f"there is no tokenizer at {file}; `tokenizer` is relative to pipeline.yaml"
+            )
         files = matching(config.path, context)
         if not files:
             return [*found, f"{config.path} matches no file (looked below {context.base})"]
@@ -62,7 +67,11 @@ class Text(DataSource[TextConfig]):
     def digest(self, config: TextConfig, context: SourceContext) -> str:
         """Over the config and the content of the files, in their order, and of the tokenizer."""
         files = [digest_file(file) for file in matching(config.path, context)]
-        facts = {"version": 2, "config": config.model_dump(mode="json", exclude={"path", "tokenizer"}), "files": files}
+        facts = {
+            "version": 2,
+            "config": config.model_dump(mode="json", exclude={"path", "tokenizer"}),
+            "files": files,
+        }
         if config.tokenizer is not None:
             facts["tokenizer"] = digest_file(tokenizer_file(config.tokenizer, context))
         return digest_json(facts)
@@ -77,7 +86,10 @@ class Text(DataSource[TextConfig]):
         files = matching(config.path, context)
         start: Tokens = np.empty(0, dtype=np.int64)
         if config.tokenizer is None:
-            length, streams = config.sequence_length, (_bytes(_content(file, config.field)) for file in files)
+            length, streams = (
+                config.sequence_length,
+                (_bytes(_content(file, config.field)) for file in files),
+            )
         else:
             start, encode = _encoder(tokenizer_file(config.tokenizer, context))
             length, streams = (
@@ -102,7 +114,9 @@ class Text(DataSource[TextConfig]):
         chosen = np.concatenate([np.tile(start, (len(chosen), 1)), chosen], axis=1)
         if config.tokenizer is None:
             return ArrayDataset({"tokens": chosen}, ("tokens",))
-        return ArrayDataset({"input_ids": chosen[:, :-1], "label": chosen[:, 1:]}, ("input_ids",), "label")
+        return ArrayDataset(
+            {"input_ids": chosen[:, :-1], "label": chosen[:, 1:]}, ("input_ids",), "label"
+        )
 
 
 def _bytes(content: bytes) -> Tokens:
@@ -120,7 +134,9 @@ def open_tokenizer(file: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:
-        raise DataError(f"{file} is no tokenizer: {error}", remedy="copy the checkpoint's files again") from error
+        raise DataError(
+            f"{file} is no tokenizer: {error}", remedy="copy the checkpoint's files again"
+        ) from error
 
 
 def _encoder(file: Path) -> tuple[Tokens, Callable[[bytes], Tokens]]:
@@ -128,10 +144,14 @@ def _encoder(file: Path) -> tuple[Tokens, Callable[[bytes], Tokens]]:
     tokenizer = open_tokenizer(file)
 
     def encode(content: bytes) -> Tokens:
-        return np.array(tokenizer.encode(content.decode(), add_special_tokens=False).ids, dtype=np.int64)
+        return np.array(
+            tokenizer.encode(content.decode(), add_special_tokens=False).ids, dtype=np.int64
+        )
 
     own, whole = encode(b"a").tolist(), tokenizer.encode("a").ids
-    before = next((place for place in range(len(whole)) if whole[place : place + len(own)] == own), 0)
+    before = next(
+        (place for place in range(len(whole)) if whole[place : place + len(own)] == own), 0
+    )
     return np.array(whole[:before], dtype=np.int64), encode
 
 

@@ -102,10 +102,15 @@ def bisect(
             if name not in figures and _is_measurable(artifact, links):
                 figures[name] = ruler.of_artifact(artifact)
     losses = _losses(links, figures, ruler)
-    worst = max((one for one in losses if within in {None, one.step}), key=lambda one: one.lost, default=None)
+    worst = max(
+        (one for one in losses if within in {None, one.step}),
+        key=lambda one: one.lost,
+        default=None,
+    )
     if worst is None:
         raise UsageError(
-            f"--within {within}: no such step of the chain was measured", remedy=f"one of {_names(losses)}"
+            f"--within {within}: no such step of the chain was measured",
+            remedy=f"one of {_names(losses)}",
         )
     if worst.lost <= 0:
         told = f"no step lost {metric}" if within is None else f"{within} lost no {metric}"
@@ -119,9 +124,14 @@ def bisect(
         folders = (link.reads.model, link.child.model)
         found = search_layers(*folders, ruler, worst.after, each=each, progress=progress)
     return Bisection(
-        metric=metric, samples=ruler.samples, passes=losses, culprit=worst.step, trials=found[0], layer=found[1],
+        metric=metric,
+        samples=ruler.samples,
+        passes=losses,
+        culprit=worst.step,
+        trials=found[0],
+        layer=found[1],
         why_not=found[2],
-    )  # fmt: skip
+    )
 
 
 def _chain(root: Path, record: RunRecord, end: str | None) -> list[_Link]:
@@ -129,7 +139,9 @@ def _chain(root: Path, record: RunRecord, end: str | None) -> list[_Link]:
     steps = {step.name: step for step in record.steps}
     name = end or record.steps[-1].name
     if name not in steps:
-        raise UsageError(f"there is no step {name!r} in the run", remedy=f"one of {', '.join(steps)}")
+        raise UsageError(
+            f"there is no step {name!r} in the run", remedy=f"one of {', '.join(steps)}"
+        )
     links: list[_Link] = []
     while (parent := steps[name].parent) is not None and parent in steps:
         child, reads = (open_artifact(root / steps[one].artifact) for one in (name, parent))
@@ -155,7 +167,14 @@ def _losses(links: list[_Link], figures: dict[str, float], ruler: Ruler) -> tupl
             lost = before - after if ruler.better == "higher" else after - before
             name = link.child.manifest.pass_.name
             found.append(
-                PassLoss(step=link.step, pass_name=name, parent=link.parent, before=before, after=after, lost=lost)
+                PassLoss(
+                    step=link.step,
+                    pass_name=name,
+                    parent=link.parent,
+                    before=before,
+                    after=after,
+                    lost=lost,
+                )
             )
     if not found:
         raise UsageError("no two steps of the chain were measured", remedy="name another --step")

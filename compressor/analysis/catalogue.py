@@ -39,7 +39,11 @@ class CatalogueEntry(BaseModel):
     fields: tuple[FieldEntry, ...] = ()
 
 
-_GROUPS = {discovery.PASSES: "pass", discovery.SOURCES: "data source", discovery.FAMILIES: "model family"}
+_GROUPS = {
+    discovery.PASSES: "pass",
+    discovery.SOURCES: "data source",
+    discovery.FAMILIES: "model family",
+}
 
 
 def catalogue() -> list[CatalogueEntry]:
@@ -86,7 +90,9 @@ def _fields(config: type[BaseModel], prefix: str = "") -> list[FieldEntry]:
                 name=label,
                 type=_type_name(field.annotation),
                 required=field.is_required(),
-                default=default.model_dump(mode="json") if isinstance(default, BaseModel) else default,
+                default=default.model_dump(mode="json")
+                if isinstance(default, BaseModel)
+                else default,
                 description=" ".join((field.description or "").split()),
             )
         )

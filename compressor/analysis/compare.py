@@ -66,7 +66,12 @@ def tensors_of_both(a: Artifact, b: Artifact) -> tuple[TensorDifference, ...]:
 
 
 def layers_of_both(
-    a: Artifact, b: Artifact, pipeline: Pipeline, context: SourceContext, data: str | None, samples: int
+    a: Artifact,
+    b: Artifact,
+    pipeline: Pipeline,
+    context: SourceContext,
+    data: str | None,
+    samples: int,
 ) -> LayerComparison:
     """Two artifacts layer by layer.
 
@@ -87,7 +92,9 @@ def layers_of_both(
     return compare_layers(left, right, batch)
 
 
-def samples_of_set(pipeline: Pipeline, context: SourceContext, data: str | None, samples: int) -> Batch:
+def samples_of_set(
+    pipeline: Pipeline, context: SourceContext, data: str | None, samples: int
+) -> Batch:
     """The first samples of a set, by default that of ``evaluate.accuracy``, as one batch.
 
     Raises:
@@ -96,7 +103,9 @@ def samples_of_set(pipeline: Pipeline, context: SourceContext, data: str | None,
     accuracy = pipeline.config.evaluate.accuracy
     name = data or (accuracy.data if accuracy else None)
     if name is None or name not in pipeline.data:
-        raise UsageError(f"there is no set {name!r}", remedy=f"--data, one of {', '.join(pipeline.data)}")
+        raise UsageError(
+            f"there is no set {name!r}", remedy=f"--data, one of {', '.join(pipeline.data)}"
+        )
     one = pipeline.data[name]
     for batch in one.source.load(one.config, context).batches(samples, samples):
         return batch

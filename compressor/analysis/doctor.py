@@ -9,17 +9,30 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from compressor.config import discovery
-from compressor.engine.machine import available_memory_bytes, environment, gemm_flops_per_second, tool_version
+from compressor.engine.machine import (
+    available_memory_bytes,
+    environment,
+    gemm_flops_per_second,
+    tool_version,
+)
 from compressor.errors import CompressError
 from compressor.runtimes.tensorrt.backends import BACKENDS, Backend, library
 from compressor.runtimes.tensorrt.cuda import gpus
 
 _INSTRUCTIONS = {
-    "avx2": "float kernels of 8 values", "avx512f": "float kernels of 16 values", "avx_vnni": "fast INT8 products",
-    "avx512_vnni": "fast INT8 products", "avx512_bf16": "BF16 products", "amx_int8": "INT8 tiles", "amx_bf16": "BF16 tiles",
-    "asimd": "float kernels of 4 values", "asimddp": "fast INT8 products", "i8mm": "INT8 tiles", "bf16": "BF16 products",
+    "avx2": "float kernels of 8 values",
+    "avx512f": "float kernels of 16 values",
+    "avx_vnni": "fast INT8 products",
+    "avx512_vnni": "fast INT8 products",
+    "avx512_bf16": "BF16 products",
+    "amx_int8": "INT8 tiles",
+    "amx_bf16": "BF16 tiles",
+    "asimd": "float kernels of 4 values",
+    "asimddp": "fast INT8 products",
+    "i8mm": "INT8 tiles",
+    "bf16": "BF16 products",
     "sve": "wide float kernels",
-}  # fmt: skip
+}
 """Flag of /proc/cpuinfo (x86 and Arm) to what it is good for."""
 _INT8 = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 _CORE = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "transformers")
@@ -27,7 +40,10 @@ _EXTRAS = {
     "phone-bed": (("qtawesome", "espeakng-loader", "pillow"), "the data source phone-bed"),
     "trt-rtx": (("tensorrt-rtx",), "the pass tensorrt, for RTX GPUs that need not be here"),
     "trt": (("tensorrt",), "the pass tensorrt, for the GPU at hand"),
-    "provenance": (("cryptography", "zstandard", "cyclonedx-python-lib"), "sign, export, import, sbom"),
+    "provenance": (
+        ("cryptography", "zstandard", "cyclonedx-python-lib"),
+        "sign, export, import, sbom",
+    ),
 }
 """Extra to its distributions and what needs them."""
 _LEAST_BYTES = {"disk": 1 << 30, "memory": 2 << 30}
@@ -66,8 +82,12 @@ def diagnose(store: Path) -> Diagnosis:
     existing = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
     free, memory = shutil.disk_usage(existing).free, available_memory_bytes()
     least = _LEAST_BYTES
-    checks.append(Check(name=f"disk at {store}", ok=free > least["disk"], value=f"{free / 1e9:.1f} GB free"))
-    checks.append(Check(name="memory", ok=memory > least["memory"], value=f"{memory / 1e9:.1f} GB available"))
+    checks.append(
+        Check(name=f"disk at {store}", ok=free > least["disk"], value=f"{free / 1e9:.1f} GB free")
+    )
+    checks.append(
+        Check(name="memory", ok=memory > least["memory"], value=f"{memory / 1e9:.1f} GB available")
+    )
     ok = all(check.ok or check.optional for check in checks)
     return Diagnosis(ok=ok, checks=tuple(checks), machine=_machine())
 
@@ -76,7 +96,8 @@ def _machine() -> dict[str, Any]:
     flags = _flags()
     return {
         **environment(0, "cpu").model_dump(exclude={"threads", "device"}),
-        "instructions": "; ".join(f"{one}: {_INSTRUCTIONS[one]}" for one in flags) or "none of note",
+        "instructions": "; ".join(f"{one}: {_INSTRUCTIONS[one]}" for one in flags)
+        or "none of note",
         "int8": _integers(flags),
         "gemm_gflops_fp32": round(gemm_flops_per_second() / 1e9, 1),
         "gpus": ", ".join(f"{one.name} ({one.target})" for one in gpus()) or "none",
@@ -87,7 +108,11 @@ def _machine() -> dict[str, Any]:
 def _integers(flags: list[str]) -> str:
     """How INT8 graphs fare here: in speed, and in ONNX Runtime's products."""
     fast = bool(_INT8 & set(flags))
-    told = "multiplied fast" if fast else "no instructions of its own: expect little speed from INT8 here"
+    told = (
+        "multiplied fast"
+        if fast
+        else "no instructions of its own: expect little speed from INT8 here"
+    )
     if _providers():
         from compressor.runtimes.onnxruntime.products import EXACT, saturate
 
@@ -103,19 +128,30 @@ def _providers() -> list[str]:
         import onnxruntime
     except ImportError:
         return []
-    return [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    return [
+        name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
+    ]
 
 
 def _tool(name: str) -> Check:
     version = tool_version(name)
     missing = version == "not installed"
-    return Check(name=name, ok=not missing, value=version, remedy="pip install autoglm-compress" if missing else None)
+    return Check(
+        name=name,
+        ok=not missing,
+        value=version,
+        remedy="pip install autoglm-compress" if missing else None,
+    )
 
 
 def _extra(name: str, distributions: tuple[str, ...], needed_for: str) -> Check:
     versions = {one: tool_version(one) for one in distributions}
     missing = [one for one, version in versions.items() if version == "not installed"]
-    told = f"not installed: {', '.join(missing)}" if missing else ", ".join(f"{one} {v}" for one, v in versions.items())
+    told = (
+        f"not installed: {', '.join(missing)}"
+        if missing
+        else ", ".join(f"{one} {v}" for one, v in versions.items())
+    )
     return Check(
         name=f"extra {name}, for {needed_for}",
         ok=not missing,

@@ -20,12 +20,19 @@ from compressor.engine.plan.pipeline import BudgetConfig, Pipeline
 from compressor.engine.run import events
 from compressor.errors import UsageError
 
-_RUNTIME = dict.fromkeys(OF_FAMILIES, "torch") | {Kind.ONNX: "ONNX Runtime", Kind.ENGINE: "TensorRT"}
+_RUNTIME = dict.fromkeys(OF_FAMILIES, "torch") | {
+    Kind.ONNX: "ONNX Runtime",
+    Kind.ENGINE: "TensorRT",
+}
 _LATENCY = "latency_p50_ms"
 
 
 def gains(
-    run: Path, pipeline: Pipeline, context: SourceContext, budget: BudgetConfig, listener: events.Listener
+    run: Path,
+    pipeline: Pipeline,
+    context: SourceContext,
+    budget: BudgetConfig,
+    listener: events.Listener,
 ) -> tuple[Gain, ...]:
     """Every step of a run that has something to be compared with.
 
@@ -41,7 +48,9 @@ def gains(
     """
     player = player_of(pipeline, context)
     if player is None:
-        raise UsageError("the pipeline does not say how latency is measured", remedy="add `evaluate.latency`")
+        raise UsageError(
+            "the pipeline does not say how latency is measured", remedy="add `evaluate.latency`"
+        )
     folder, record = find_run(run)
     root = folder.parent.parent
     artifacts = {step.name: open_artifact(root / step.artifact) for step in record.steps}
@@ -54,7 +63,9 @@ def gains(
         against = _compared_with(name, record, artifacts)
         if against is not None:
             verify(artifact)
-            found.append(_gain(name, artifact, against, artifacts[against], judge, budget, batch, pipeline))
+            found.append(
+                _gain(name, artifact, against, artifacts[against], judge, budget, batch, pipeline)
+            )
     return tuple(found)
 
 
@@ -67,18 +78,31 @@ def _compared_with(step: str, record: RunRecord, artifacts: Mapping[str, Artifac
     while before is not None and before in artifacts:
         ancestors.append(before)
         before = parents[before]
-    candidates = [*ancestors, *(name for one in ancestors for name, parent in parents.items() if parent == one)]
+    candidates = [
+        *ancestors,
+        *(name for one in ancestors for name, parent in parents.items() if parent == one),
+    ]
     for name in candidates:
         manifest = artifacts[name].manifest
-        if name != step and _RUNTIME.get(manifest.kind) == runtime and manifest.metric(_LATENCY) is not None:
+        if (
+            name != step
+            and _RUNTIME.get(manifest.kind) == runtime
+            and manifest.metric(_LATENCY) is not None
+        ):
             return name
     return None
 
 
 def _gain(
-    name: str, artifact: Artifact, against: str, other: Artifact, judge: NoiseAwareJudge, budget: BudgetConfig,
-    batch: Batch, pipeline: Pipeline,
-) -> Gain:  # fmt: skip
+    name: str,
+    artifact: Artifact,
+    against: str,
+    other: Artifact,
+    judge: NoiseAwareJudge,
+    budget: BudgetConfig,
+    batch: Batch,
+    pipeline: Pipeline,
+) -> Gain:
     kind = artifact.manifest.kind
     low, high, ratio = None, None, None
     if artifact.manifest.metric(_LATENCY) is not None:
@@ -91,7 +115,9 @@ def _gain(
         from compressor.runtimes.onnxruntime.profile import profile
 
         latency = pipeline.config.evaluate.latency
-        nodes = profile(artifact.model, batch, latency.threads if latency else pipeline.config.threads)
+        nodes = profile(
+            artifact.model, batch, latency.threads if latency else pipeline.config.threads
+        )
         weights, macs = gain.low_precision_weights(nodes), gain.low_precision_macs(nodes)
         why = gain.why_not_faster(nodes)
     elif kind is Kind.QUANTIZED:

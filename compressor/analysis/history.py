@@ -75,9 +75,16 @@ def followed(runs: Sequence[PastRun], metric: str) -> list[tuple[PastRun, PastSt
     Raises:
         UsageError: no run has it.
     """
-    found = [(run, step, step.metrics[metric]) for run in runs for step in run.steps if metric in step.metrics]
+    found = [
+        (run, step, step.metrics[metric])
+        for run in runs
+        for step in run.steps
+        if metric in step.metrics
+    ]
     if not found:
-        known = dict.fromkeys(name for run in runs for step in run.steps for name in step.metrics if "[" not in name)
+        known = dict.fromkeys(
+            name for run in runs for step in run.steps for name in step.metrics if "[" not in name
+        )
         raise UsageError(f"no run has {metric!r}", remedy=f"one of {', '.join(known)}")
     return found
 

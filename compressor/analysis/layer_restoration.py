@@ -48,7 +48,12 @@ class Ruler:
 
     @classmethod
     def of(
-        cls, evaluate: EvaluateConfig, dataset: Callable[[str], Dataset], threads: int, metric: str, samples: int
+        cls,
+        evaluate: EvaluateConfig,
+        dataset: Callable[[str], Dataset],
+        threads: int,
+        metric: str,
+        samples: int,
     ) -> Ruler:
         """For a metric on the set of ``evaluate.accuracy``.
 
@@ -56,12 +61,23 @@ class Ruler:
             UsageError: there is no such set, or the metric needs another model to compare with.
         """
         if evaluate.accuracy is None:
-            raise UsageError("the pipeline does not say what accuracy is measured on", remedy="add `evaluate.accuracy`")
+            raise UsageError(
+                "the pipeline does not say what accuracy is measured on",
+                remedy="add `evaluate.accuracy`",
+            )
         if metric not in METRICS or referring([metric]):
             known = [name for name in METRICS if not referring([name])]
-            raise UsageError(f"--metric {metric}: expected one that labels decide", remedy=f"one of {', '.join(known)}")
+            raise UsageError(
+                f"--metric {metric}: expected one that labels decide",
+                remedy=f"one of {', '.join(known)}",
+            )
         update = {"metrics": (metric,), "num_samples": samples, "bootstrap": 0, "reference": None}
-        return cls(metric, dataset(evaluate.accuracy.data), evaluate.accuracy.model_copy(update=update), threads)
+        return cls(
+            metric,
+            dataset(evaluate.accuracy.data),
+            evaluate.accuracy.model_copy(update=update),
+            threads,
+        )
 
     @property
     def better(self) -> Literal["higher", "lower"]:
@@ -112,7 +128,11 @@ def search_layers(
     wanted = before.run(batch)
     parts = _common(before, after, batch)
     if not parts:
-        return (), None, "no layer has the same inputs and outputs in both: widths were cut, or it is another model"
+        return (
+            (),
+            None,
+            "no layer has the same inputs and outputs in both: widths were cut, or it is another model",
+        )
     modules = [dict(one.module.named_modules()) for one in (before, after)]
     trials: list[LayerTrial] = []
     most = len(parts) if each else 2 * (len(parts) - 1).bit_length()
@@ -123,7 +143,9 @@ def search_layers(
             replace(after.module, part, modules[0][part])
         try:
             error = _apart(after.run(batch), wanted)
-            trials.append(LayerTrial(restored=tuple(names), value=ruler.of_session(after), error=error))
+            trials.append(
+                LayerTrial(restored=tuple(names), value=ruler.of_session(after), error=error)
+            )
         finally:
             for part in chosen:
                 replace(after.module, part, modules[1][part])
@@ -140,7 +162,11 @@ def search_layers(
     while True:
         best = max((tried(names) for names in groups), key=gain)
         if gain(best) <= gain(own):
-            return tuple(trials), None, "nothing is won by putting layers back: all of them changed together"
+            return (
+                tuple(trials),
+                None,
+                "nothing is won by putting layers back: all of them changed together",
+            )
         if len(best.restored) == 1:
             return tuple(trials), best.restored[0], None
         groups = _halves(list(best.restored))
@@ -166,6 +192,10 @@ def _common(before: TorchSession, after: TorchSession, batch: Any) -> dict[str, 
     for name, value in old.outputs.items():
         parts = tuple(dict.fromkeys((*found[0].parts[name], *found[1].parts.get(name, ()))))
         same = name in new.outputs and value.shape == new.outputs[name].shape
-        if same and old.inputs[name].shape == new.inputs[name].shape and all(set(parts) <= one for one in known):
+        if (
+            same
+            and old.inputs[name].shape == new.inputs[name].shape
+            and all(set(parts) <= one for one in known)
+        ):
             common[name] = parts
     return common

@@ -59,7 +59,9 @@ def compare_layers(a: Layers, b: Layers, batch: Batch) -> LayerComparison:
     ours, theirs = a.trace(batch), b.trace(batch)
     common = [name for name in ours.outputs if name in theirs.outputs]
     if not common:
-        raise UsageError("the two have no layer of the same name", remedy="compare artifacts of the same family")
+        raise UsageError(
+            "the two have no layer of the same name", remedy="compare artifacts of the same family"
+        )
     alone = b.alone(batch, {name: ours.inputs[name] for name in common})
     found = []
     for order, name in enumerate(common):
@@ -67,7 +69,9 @@ def compare_layers(a: Layers, b: Layers, batch: Batch) -> LayerComparison:
         error = _error(theirs.outputs[name], wanted)
         added = _error(alone[name], wanted) if name in alone else None
         decibels = None if error is None else snr_db(error)
-        found.append(LayerDifference(layer=name, order=order, error=error, snr_db=decibels, added=added))
+        found.append(
+            LayerDifference(layer=name, order=order, error=error, snr_db=decibels, added=added)
+        )
     answers = {
         name: error
         for name, value in ours.answers.items()
@@ -75,7 +79,9 @@ def compare_layers(a: Layers, b: Layers, batch: Batch) -> LayerComparison:
     }
     return LayerComparison(
         samples=len(next(iter(batch.values()))),
-        layers=tuple(sorted(found, key=lambda one: (-_known(one.added), -_known(one.error), one.order))),
+        layers=tuple(
+            sorted(found, key=lambda one: (-_known(one.added), -_known(one.error), one.order))
+        ),
         answers=answers,
         parts_at=next((one.layer for one in found if _known(one.error) > _SUMS), None),
         only_a=tuple(name for name in ours.outputs if name not in theirs.outputs),

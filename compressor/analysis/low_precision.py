@@ -37,7 +37,10 @@ def why_not_faster(nodes: Sequence[NodeProfile]) -> list[str]:
     multiplying = [node for node in nodes if node.macs]
     weighted = [node for node in multiplying if node.weights and not node.integer]
     found = [
-        (_time(weighted) / total, f"{len(weighted)} operators with weights are left in float ({_names(weighted)})"),
+        (
+            _time(weighted) / total,
+            f"{len(weighted)} operators with weights are left in float ({_names(weighted)})",
+        ),
         (
             _time([node for node in multiplying if not node.weights and not node.integer]) / total,
             "products of two activations are in float",
@@ -46,14 +49,21 @@ def why_not_faster(nodes: Sequence[NodeProfile]) -> list[str]:
             _time([node for node in nodes if node.operator in _ROUNDINGS]) / total,
             f"{sum(node.operator in _ROUNDINGS for node in nodes)} roundings between float and integers are left",
         ),
-        (_time([node for node in nodes if not node.macs and node.operator not in _ROUNDINGS]) / total,
-         "operators that multiply nothing, which few bits do not make faster"),
+        (
+            _time([node for node in nodes if not node.macs and node.operator not in _ROUNDINGS])
+            / total,
+            "operators that multiply nothing, which few bits do not make faster",
+        ),
         (
             _time([node for node in multiplying if node.macs < _INTENSITY * node.bytes]) / total,
             f"memory-bound: fewer than {_INTENSITY:g} multiply-accumulates for each byte that is moved",
         ),
-    ]  # fmt: skip
-    told = [f"{share:.0%} of the time: {what}" for share, what in sorted(found, reverse=True) if share >= _MUCH]
+    ]
+    told = [
+        f"{share:.0%} of the time: {what}"
+        for share, what in sorted(found, reverse=True)
+        if share >= _MUCH
+    ]
     if nodes and median(node.milliseconds for node in nodes) < _OVERHEAD_MS:
         told.append(
             f"shapes too small: half of the {len(nodes)} operators take less than {1000 * _OVERHEAD_MS:.0f} µs each"

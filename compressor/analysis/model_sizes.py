@@ -42,12 +42,21 @@ def model_sizes(target: str) -> ModelSizes:
         )
     family: Family[Any] = discovery.load(discovery.FAMILIES, name)
     if preset not in family.presets:
-        raise UsageError(f"{name} has no preset {preset!r}", remedy=discovery.suggestion(preset, list(family.presets)))
+        raise UsageError(
+            f"{name} has no preset {preset!r}",
+            remedy=discovery.suggestion(preset, list(family.presets)),
+        )
     config = family.presets[preset]
     parts = family.parameters(config)
     total = sum(parts.values())
     sizes = {precision: int(total * width) for precision, width in BYTES_PER_WEIGHT.items()}
     macs = family.macs(config) or None
     return ModelSizes(
-        family=name, preset=preset, parts=parts, parameters=total, macs=macs, unit=family.unit, bytes_at=sizes
+        family=name,
+        preset=preset,
+        parts=parts,
+        parameters=total,
+        macs=macs,
+        unit=family.unit,
+        bytes_at=sizes,
     )

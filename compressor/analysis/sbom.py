@@ -22,7 +22,9 @@ def environment_sbom() -> dict[str, Any]:
         from cyclonedx.output.json import JsonV1Dot6
         from packageurl import PackageURL
     except ImportError as error:
-        raise MissingExtraError("cyclonedx-python-lib", "a bill of materials", "provenance") from error
+        raise MissingExtraError(
+            "cyclonedx-python-lib", "a bill of materials", "provenance"
+        ) from error
     bom = Bom()
     for name, version, licence in sorted(_installed()):
         component = Component(

@@ -46,8 +46,15 @@ def tensor_differences(a: tuple[Kind, Path], b: tuple[Kind, Path]) -> tuple[Tens
         b: the other's.
     """
     left, right = (_tensors(*one) for one in (a, b))
-    found = [_pair(name, left.get(name), right.get(name)) for name in dict.fromkeys((*left, *right))]
-    return tuple(sorted(found, key=lambda one: (one.equal, math.inf if one.snr_db is None else one.snr_db, one.name)))
+    found = [
+        _pair(name, left.get(name), right.get(name)) for name in dict.fromkeys((*left, *right))
+    ]
+    return tuple(
+        sorted(
+            found,
+            key=lambda one: (one.equal, math.inf if one.snr_db is None else one.snr_db, one.name),
+        )
+    )
 
 
 def relative_error(of: Array, against: Array) -> float:
@@ -63,7 +70,9 @@ def snr_db(error: float) -> float | None:
     return -10 * math.log10(error) if 0 < error < math.inf else None
 
 
-def _pair(name: str, a: Callable[[], Array] | None, b: Callable[[], Array] | None) -> TensorDifference:
+def _pair(
+    name: str, a: Callable[[], Array] | None, b: Callable[[], Array] | None
+) -> TensorDifference:
     left, right = (one() if one is not None else None for one in (a, b))
     shapes = [None if one is None else tuple(one.shape) for one in (left, right)]
     error = None
@@ -136,7 +145,9 @@ def _dequantized(node: Any, tensors: Mapping[str, Any], turned: bool) -> Array:
     """What a DequantizeLinear of constants makes: one scale, one for each index of an axis, or one for each block along it."""
     import onnx
 
-    known = [tensors[name] for name in node.input if name in tensors]  # a zero-point of zeros may be no initializer
+    known = [
+        tensors[name] for name in node.input if name in tensors
+    ]  # a zero-point of zeros may be no initializer
     values, scales, *zeros = (onnx.numpy_helper.to_array(one).astype(np.float32) for one in known)
     told = {one.name: one.i for one in node.attribute}
     axis, size = told.get("axis", 1), told.get("block_size", 0)
@@ -144,7 +155,9 @@ def _dequantized(node: Any, tensors: Mapping[str, Any], turned: bool) -> Array:
     def spread(some: Array) -> Array:
         if size:
             return np.repeat(some, size, axis)
-        return some.reshape([-1 if index == axis else 1 for index in range(values.ndim)] if some.ndim else [])
+        return some.reshape(
+            [-1 if index == axis else 1 for index in range(values.ndim)] if some.ndim else []
+        )
 
     product: Array = (values - (spread(zeros[0]) if zeros else 0)) * spread(scales)
     return product.T if turned else product

@@ -67,7 +67,9 @@ def export_artifact(artifact: Artifact, target: Path) -> int:
     return target.stat().st_size
 
 
-def import_artifact(archive: Path, store: Store, key: Path | None, *, signed: bool) -> tuple[Artifact, bool]:
+def import_artifact(
+    archive: Path, store: Store, key: Path | None, *, signed: bool
+) -> tuple[Artifact, bool]:
     """Put the artifact of an archive into a store; returns it, and whether it is new there.
 
     Args:
@@ -107,7 +109,9 @@ def import_artifact(archive: Path, store: Store, key: Path | None, *, signed: bo
                 store.discard(staging)
 
 
-def _unpack(archive: Path, members: Iterator[tuple[Any, IO[bytes]]], listed: dict[str, FileEntry], out: Path) -> None:
+def _unpack(
+    archive: Path, members: Iterator[tuple[Any, IO[bytes]]], listed: dict[str, FileEntry], out: Path
+) -> None:
     """Write the members that are listed, each checked on its way; all of them must come."""
     left = dict(listed)
     with writing(out):
@@ -116,7 +120,9 @@ def _unpack(archive: Path, members: Iterator[tuple[Any, IO[bytes]]], listed: dic
     for info, source in members:
         if info.name == SIGNATURE and not (out / SIGNATURE).exists():
             with writing(out):
-                (out / SIGNATURE).write_bytes(_read(archive, info, source, _LARGEST_SIGNATURE_BYTES))
+                (out / SIGNATURE).write_bytes(
+                    _read(archive, info, source, _LARGEST_SIGNATURE_BYTES)
+                )
             continue
         entry = left.pop(info.name, None)
         if entry is None:
@@ -141,25 +147,33 @@ def _members(archive: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes
     """The members of an archive, in its order; a plain file each."""
     zstandard = _zstandard()
 
-    def plain(tar: tarfile.TarFile, counted: _Counted) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    def plain(
+        tar: tarfile.TarFile, counted: _Counted
+    ) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
         while True:
             counted.left = _HEADERS_BYTES
             if (info := tar.next()) is None:
                 return
             source = tar.extractfile(info) if info.isreg() and not info.issparse() else None
             if source is None:
-                raise _refused(archive, f"{info.name!r} is no plain file but a link, a folder or a device")
+                raise _refused(
+                    archive, f"{info.name!r} is no plain file but a link, a folder or a device"
+                )
             counted.left += info.size
             yield info, source
 
     with reading(archive), archive.open("rb") as raw:
         try:
-            with zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).stream_reader(raw) as unpacked:
+            with zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).stream_reader(
+                raw
+            ) as unpacked:
                 counted = _Counted(unpacked)
                 with tarfile.open(fileobj=counted, mode="r|") as tar:  # type: ignore[call-overload]
                     yield plain(tar, counted)
         except (tarfile.TarError, zstandard.ZstdError, EOFError) as error:
-            raise _refused(archive, f"it is damaged, or no .tar.zst ({str(error).splitlines()[0]})") from error
+            raise _refused(
+                archive, f"it is damaged, or no .tar.zst ({str(error).splitlines()[0]})"
+            ) from error
 
 
 class _Counted:
@@ -193,20 +207,32 @@ def _manifest(archive: Path, content: bytes) -> Manifest:
         raise _refused(archive, f"{MANIFEST} does not match its own digest")
     if not _NAME.fullmatch(manifest.pass_.name) or not _ID.fullmatch(manifest.id):
         raise _refused(archive, f"{MANIFEST} has a pass or an id that is none")
-    wrong = [name for name in manifest.files if not name.startswith(f"{MODEL}/") or not _is_inside(name)]
-    wrong += [
-        name for name in manifest.reports if not (name.startswith(_REPORTS) or name in _PAGES) or not _is_inside(name)
+    wrong = [
+        name for name in manifest.files if not name.startswith(f"{MODEL}/") or not _is_inside(name)
     ]
-    if wrong or any(entry.bytes < 0 for entry in (*manifest.files.values(), *manifest.reports.values())):
-        raise _refused(archive, f"{MANIFEST} lists paths that no artifact has: {', '.join(map(repr, wrong))}")
+    wrong += [
+        name
+        for name in manifest.reports
+        if not (name.startswith(_REPORTS) or name in _PAGES) or not _is_inside(name)
+    ]
+    if wrong or any(
+        entry.bytes < 0 for entry in (*manifest.files.values(), *manifest.reports.values())
+    ):
+        raise _refused(
+            archive, f"{MANIFEST} lists paths that no artifact has: {', '.join(map(repr, wrong))}"
+        )
     return manifest
 
 
 def _is_inside(name: str) -> bool:
     """Whether a path stays where it starts, on any system, and is written in the one way that there is to write it."""
     path = PurePosixPath(name)
-    harmless = not any(sign in name for sign in "\\:\0") and not any(ord(sign) < 32 for sign in name)
-    return harmless and not path.is_absolute() and ".." not in path.parts and path.as_posix() == name
+    harmless = not any(sign in name for sign in "\\:\0") and not any(
+        ord(sign) < 32 for sign in name
+    )
+    return (
+        harmless and not path.is_absolute() and ".." not in path.parts and path.as_posix() == name
+    )
 
 
 def _check_room(listed: dict[str, FileEntry], store: Store) -> None:
@@ -229,7 +255,9 @@ def _add(tar: tarfile.TarFile, name: str, file: Path) -> None:
 
 
 def _refused(archive: Path, why: str) -> DamagedArtifactError:
-    return DamagedArtifactError(f"{archive} is refused: {why}", remedy="copy it again, from somebody you trust")
+    return DamagedArtifactError(
+        f"{archive} is refused: {why}", remedy="copy it again, from somebody you trust"
+    )
 
 
 def _zstandard() -> Any:

@@ -38,6 +38,7 @@ def storage_error(error: OSError, path: Path) -> StorageError:
         )
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return StorageError(
-            f"no permission to write {error.filename or path}", remedy="choose another --output-dir, or mend its mode"
+            f"no permission to write {error.filename or path}",
+            remedy="choose another --output-dir, or mend its mode",
         )
     return StorageError(f"cannot write {error.filename or path}: {error.strerror or error}")

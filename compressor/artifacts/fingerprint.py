@@ -14,7 +14,9 @@ _CHUNK_BYTES = 1 << 22
 
 def canonical_json(value: Any) -> str:
     """One text per value: sorted keys, no spaces, NaN refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
 
 
 def digest_json(value: Any) -> str:

@@ -83,7 +83,9 @@ class RunRecord(BaseModel):
     @property
     def directory(self) -> str:
         """The name of the record's folder: equal runs share it."""
-        return f"{self.pipeline}-{digest_json(self.model_dump(mode='json', exclude={'command'}))[:8]}"
+        return (
+            f"{self.pipeline}-{digest_json(self.model_dump(mode='json', exclude={'command'}))[:8]}"
+        )
 
 
 def save_run(root: Path, record: RunRecord) -> Path:
@@ -105,13 +107,18 @@ def load_run(folder: Path) -> RunRecord:
     try:
         return RunRecord.model_validate_json((folder / RECORD).read_bytes())
     except (OSError, ValidationError) as error:
-        raise DamagedArtifactError(f"{folder / RECORD} cannot be read: {str(error).splitlines()[0]}") from error
+        raise DamagedArtifactError(
+            f"{folder / RECORD} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def all_runs(root: Path) -> list[tuple[Path, RunRecord]]:
     """The folder and the record of every run of the store at ``root``, oldest first."""
     folders = [folder for folder in (root / "runs").glob("*") if (folder / RECORD).is_file()]
-    return [(folder, load_run(folder)) for folder in sorted(folders, key=lambda path: path.stat().st_mtime_ns)]
+    return [
+        (folder, load_run(folder))
+        for folder in sorted(folders, key=lambda path: path.stat().st_mtime_ns)
+    ]
 
 
 def latest_runs(root: Path) -> dict[str, RunRecord]:
@@ -131,4 +138,6 @@ def find_run(target: Path) -> tuple[Path, RunRecord]:
         return folder, load_run(folder)
     if runs := all_runs(target):
         return runs[-1]
-    raise UsageError(f"{target} is neither a run nor a store with one", remedy="`autoglm-compress run` makes one")
+    raise UsageError(
+        f"{target} is neither a run nor a store with one", remedy="`autoglm-compress run` makes one"
+    )

@@ -18,7 +18,10 @@ from compressor.artifacts.store import MANIFEST
 from compressor.errors import DamagedArtifactError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
 
 SIGNATURE = f"{MANIFEST}.sig"
 PRIVATE_KEY = "AUTOGLM_COMPRESS_PRIVATE_KEY"
@@ -63,7 +66,9 @@ def check_signature(folder: Path, key: Path | None) -> None:
 
     file = folder / SIGNATURE
     if not file.is_file():
-        raise DamagedArtifactError(f"{folder} is not signed", remedy="`autoglm-compress sign` signs an artifact")
+        raise DamagedArtifactError(
+            f"{folder} is not signed", remedy="`autoglm-compress sign` signs an artifact"
+        )
     with reading(folder):
         text, content = file.read_bytes(), (folder / MANIFEST).read_bytes()
     try:
@@ -115,12 +120,16 @@ def _pem(path: Path | None, variable: str, which: str) -> bytes:
             return path.read_bytes()
     if variable in os.environ:
         return os.environ[variable].encode()
-    raise UsageError(f"there is no {which} key", remedy=f"give --key, or set {variable} to the text of a PEM file")
+    raise UsageError(
+        f"there is no {which} key",
+        remedy=f"give --key, or set {variable} to the text of a PEM file",
+    )
 
 
 def _no_key(path: Path | None, variable: str, which: str) -> UsageError:
     made = "openssl genpkey -algorithm ed25519 -out key.pem"
     remedy = made if which == "private" else "openssl pkey -in key.pem -pubout -out key.pub"
     return UsageError(
-        f"{path or variable} holds no {which} Ed25519 key in PEM, or one with a password", remedy=f"make one: {remedy}"
+        f"{path or variable} holds no {which} Ed25519 key in PEM, or one with a password",
+        remedy=f"make one: {remedy}",
     )

@@ -108,7 +108,9 @@ def damage(artifact: Artifact, entries: dict[str, FileEntry], folder: str) -> li
         elif digest_file(file) != entry.sha256:
             found.append(f"{relative}: its content has changed (sha256 differs)")
     found.extend(
-        f"{relative}: not in the manifest" for relative in list_files(artifact.path, folder) if relative not in entries
+        f"{relative}: not in the manifest"
+        for relative in list_files(artifact.path, folder)
+        if relative not in entries
     )
     return found
 
@@ -122,12 +124,18 @@ def verify(artifact: Artifact) -> None:
     manifest = artifact.manifest
     found = damage(artifact, manifest.files, MODEL) + damage(artifact, manifest.reports, REPORTS)
     if found:
-        raise DamagedArtifactError(f"{artifact.path} is damaged:\n" + "\n".join(f"    {line}" for line in found))
+        raise DamagedArtifactError(
+            f"{artifact.path} is damaged:\n" + "\n".join(f"    {line}" for line in found)
+        )
 
 
 def list_files(root: Path, folder: str) -> list[str]:
     """Relative POSIX paths of the files below ``root/folder``, sorted."""
-    return sorted(path.relative_to(root).as_posix() for path in (root / folder).rglob("*") if not path.is_dir())
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in (root / folder).rglob("*")
+        if not path.is_dir()
+    )
 
 
 def entries_of(root: Path, *names: str) -> dict[str, FileEntry]:
@@ -164,14 +172,18 @@ class Store:
             raise DamagedArtifactError(f"{path} is damaged: {MANIFEST} is missing")
         artifact = open_artifact(path)
         if artifact.id != artifact_id:
-            raise DamagedArtifactError(f"{path} is damaged: it holds the artifact {artifact.id[:_SHORT]}")
+            raise DamagedArtifactError(
+                f"{path} is damaged: it holds the artifact {artifact.id[:_SHORT]}"
+            )
         return artifact
 
     def artifacts(self) -> Iterator[Path]:
         """Directories of the published artifacts, oldest first."""
         if self.root.is_dir():
             found = [
-                path for path in self.root.iterdir() if not path.name.startswith(".") and (path / MANIFEST).is_file()
+                path
+                for path in self.root.iterdir()
+                if not path.name.startswith(".") and (path / MANIFEST).is_file()
             ]
             yield from sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
@@ -235,7 +247,9 @@ class Store:
     def set_aside(self, path: Path) -> Path:
         """Move a damaged artifact out of the way, where a person can look at it; returns where."""
         target = (
-            self.root / ".damaged" / f"{path.name}-{time.strftime('%Y%m%dT%H%M%S')}-{time.monotonic_ns() % 10**6:06d}"
+            self.root
+            / ".damaged"
+            / f"{path.name}-{time.strftime('%Y%m%dT%H%M%S')}-{time.monotonic_ns() % 10**6:06d}"
         )
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +298,11 @@ class Store:
             shutil.rmtree(doomed)
 
     def _locked(self, path: Path) -> bool:
-        lock = self.root / ".locks" / (path.name if path.parent.name == ".staging" else path.name.rsplit("-", 1)[-1])
+        lock = (
+            self.root
+            / ".locks"
+            / (path.name if path.parent.name == ".staging" else path.name.rsplit("-", 1)[-1])
+        )
         if not lock.is_file():
             return False
         with lock.open("a") as handle:
@@ -313,4 +331,6 @@ def size_on_disk(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
     if path.is_file():
         return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    return sum(
+        file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink()
+    )

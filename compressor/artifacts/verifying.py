@@ -10,7 +10,9 @@ from compressor.artifacts.store import MANIFEST, Store, open_artifact, verify
 from compressor.errors import DamagedArtifactError, UsageError
 
 
-def verify_all(paths: Sequence[Path], also: Callable[[Path], None] = lambda _: None) -> dict[Path, str | None]:
+def verify_all(
+    paths: Sequence[Path], also: Callable[[Path], None] = lambda _: None
+) -> dict[Path, str | None]:
     """Each artifact among ``paths``, or in the stores and runs among them, to what is wrong with it (None: nothing).
 
     ``also`` looks at an artifact's folder in its own way, and raises DamagedArtifactError.
@@ -33,7 +35,9 @@ def verify_all(paths: Sequence[Path], also: Callable[[Path], None] = lambda _: N
             else:
                 changed = digest not in {None, artifact.manifest.digest}
                 found[target] = (
-                    f"{target} is whole, but not as the run left it: its manifest is another" if changed else None
+                    f"{target} is whole, but not as the run left it: its manifest is another"
+                    if changed
+                    else None
                 )
     return found
 

@@ -17,7 +17,10 @@ _NOUN = {PASSES: "pass", SOURCES: "data source", FAMILIES: "model family"}
 
 @cache
 def _group(group: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in sorted(entry_points(group=group), key=lambda point: point.name)}
+    return {
+        point.name: point
+        for point in sorted(entry_points(group=group), key=lambda point: point.name)
+    }
 
 
 def names(group: str) -> list[str]:
@@ -38,7 +41,9 @@ def load(group: str, name: str) -> Any:
     try:
         return point.load()()
     except ImportError as error:
-        raise UsageError(f"the {_NOUN[group]} {name!r} ({point.value}) cannot be imported: {error}") from error
+        raise UsageError(
+            f"the {_NOUN[group]} {name!r} ({point.value}) cannot be imported: {error}"
+        ) from error
 
 
 def suggestion(name: str, known: list[str]) -> str:

@@ -60,7 +60,12 @@ class Document:
         return None
 
     def problem(
-        self, location: Location, what: str, *, expected: str | None = None, remedy: str | None = None
+        self,
+        location: Location,
+        what: str,
+        *,
+        expected: str | None = None,
+        remedy: str | None = None,
     ) -> Problem:
         """A problem with the value at ``location``."""
         return Problem(dotted(location), what, expected, remedy, self.file, self.line(location))
@@ -83,15 +88,23 @@ def read_document(path: Path) -> Document:
     try:
         content = path.read_bytes()
     except OSError as error:
-        remedy = "`autoglm-compress init` writes one to start from" if isinstance(error, FileNotFoundError) else None
-        raise ConfigError([Problem("", f"cannot be read: {error.strerror}", remedy=remedy, file=path)]) from error
+        remedy = (
+            "`autoglm-compress init` writes one to start from"
+            if isinstance(error, FileNotFoundError)
+            else None
+        )
+        raise ConfigError(
+            [Problem("", f"cannot be read: {error.strerror}", remedy=remedy, file=path)]
+        ) from error
     return parse_document(content, path)
 
 
 def parse_document(content: bytes, path: Path | None = None) -> Document:
     """Parse YAML text; ``path`` is what its problems name. Raises as ``read_document``."""
     if len(content) > _MAX_BYTES:
-        raise ConfigError([Problem("", f"{len(content)} bytes: too large", f"at most {_MAX_BYTES}", None, path)])
+        raise ConfigError(
+            [Problem("", f"{len(content)} bytes: too large", f"at most {_MAX_BYTES}", None, path)]
+        )
     try:
         loader = _Loader(content)
         try:
@@ -104,10 +117,16 @@ def parse_document(content: bytes, path: Path | None = None) -> Document:
         mark = error.problem_mark
         line = mark.line + 1 if mark else None
         raise ConfigError(
-            [Problem("", f"is not valid YAML: {error.problem or error.context}", file=path, line=line)]
+            [
+                Problem(
+                    "", f"is not valid YAML: {error.problem or error.context}", file=path, line=line
+                )
+            ]
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError([Problem("", f"is not valid YAML: {str(error).splitlines()[0]}", file=path)]) from error
+        raise ConfigError(
+            [Problem("", f"is not valid YAML: {str(error).splitlines()[0]}", file=path)]
+        ) from error
     if reader.problems:
         raise ConfigError(reader.problems)
     return Document(path, tree, reader.lines)
@@ -129,9 +148,13 @@ class _Reader:
         self.count += 1
         if self.count > _MAX_NODES or len(location) > _MAX_DEPTH:
             limit = f"at most {_MAX_NODES} values, {_MAX_DEPTH} levels deep"
-            raise ConfigError([Problem("", "expands to too much (aliases?)", limit, None, self.path, line)])
+            raise ConfigError(
+                [Problem("", "expands to too much (aliases?)", limit, None, self.path, line)]
+            )
         if node.tag.removeprefix(_CORE) not in _TAGS:
-            self._problem(location, line, f"the tag {node.tag!r} is not supported", "write a plain value")
+            self._problem(
+                location, line, f"the tag {node.tag!r} is not supported", "write a plain value"
+            )
             return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, location)
@@ -144,14 +167,18 @@ class _Reader:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if key_node.tag.endswith(":merge"):
-                self._problem(location, line, "merge keys (<<) are not supported", "repeat the values")
+                self._problem(
+                    location, line, "merge keys (<<) are not supported", "repeat the values"
+                )
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
                 self._problem(location, line, "a key must be a plain word", None)
                 continue
             key = str(key_node.value)
             if key in result:
-                self._problem((*location, key), line, f"the key {key!r} stands here twice", "keep one of them")
+                self._problem(
+                    (*location, key), line, f"the key {key!r} stands here twice", "keep one of them"
+                )
             self.lines[(*location, key)] = line
             result[key] = self.value(value_node, (*location, key))
         return result

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict
 class Record(BaseModel):
     """Frozen; unknown keys refused; no coercion (``"7"`` is no number); every field documented where it is declared."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
 
 @dataclass(frozen=True, slots=True)

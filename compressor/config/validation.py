@@ -18,7 +18,9 @@ from compressor.errors import Problem
 R = TypeVar("R", bound=Record)
 
 
-def validate(record: type[R], tree: Any, document: Document, at: Location = ()) -> tuple[R | None, list[Problem]]:
+def validate(
+    record: type[R], tree: Any, document: Document, at: Location = ()
+) -> tuple[R | None, list[Problem]]:
     """Validate strictly, as JSON, so that ``"7"`` is no number; returns the record, or all that is wrong."""
     try:
         text = json.dumps(tree, allow_nan=False)
@@ -57,7 +59,11 @@ def _existing(detail: ErrorDetails, tree: Any) -> Location:
 
 
 def _problem(
-    record: type[Record], place: Location, details: list[ErrorDetails], document: Document, at: Location
+    record: type[Record],
+    place: Location,
+    details: list[ErrorDetails],
+    document: Document,
+    at: Location,
 ) -> Problem:
     first = details[0]
     where = (*at, *place)
@@ -80,7 +86,9 @@ def _problem(
 
 
 def _expected(detail: ErrorDetails) -> str:
-    return re.sub(r"^(Input|Value|Tuple|List|String|Dictionary) should (be|have) ", "", detail["msg"])
+    return re.sub(
+        r"^(Input|Value|Tuple|List|String|Dictionary) should (be|have) ", "", detail["msg"]
+    )
 
 
 def _shown(value: Any) -> str:
@@ -88,8 +96,16 @@ def _shown(value: Any) -> str:
         return "a mapping"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    kind = {str: "text", bool: "true/false", int: "a whole number", float: "a number", type(None): "nothing"}
-    return f"{json.dumps(value, ensure_ascii=False)} ({kind.get(type(value), type(value).__name__)})"
+    kind = {
+        str: "text",
+        bool: "true/false",
+        int: "a whole number",
+        float: "a number",
+        type(None): "nothing",
+    }
+    return (
+        f"{json.dumps(value, ensure_ascii=False)} ({kind.get(type(value), type(value).__name__)})"
+    )
 
 
 def _records_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -109,7 +125,12 @@ def _fields_at(record: type[BaseModel], place: Location) -> set[str]:
                 for one in level
                 if part in one.model_fields
                 for nested in _records_in(one.model_fields[part].annotation)
-            ] or [nested for one in level for f in one.model_fields.values() for nested in _records_in(f.annotation)]
+            ] or [
+                nested
+                for one in level
+                for f in one.model_fields.values()
+                for nested in _records_in(f.annotation)
+            ]
     return {field.alias or name for one in level for name, field in one.model_fields.items()}
 
 
@@ -118,7 +139,10 @@ def _description(record: type[BaseModel], place: Location) -> str | None:
     for part in place[:-1]:
         if isinstance(part, str):
             level = [
-                r for one in level if part in one.model_fields for r in _records_in(one.model_fields[part].annotation)
+                r
+                for one in level
+                if part in one.model_fields
+                for r in _records_in(one.model_fields[part].annotation)
             ]
     for one in level:
         for name, field in one.model_fields.items():
@@ -138,9 +162,9 @@ def references(record: BaseModel, at: Location = ()) -> Iterator[tuple[Location,
                 if isinstance(item, BaseModel):
                     yield from references(item, (*at, name, index))
         elif isinstance(value, str):
-            found = next((m for m in field.metadata if isinstance(m, Reference)), None) or _reference_in(
-                field.annotation
-            )
+            found = next(
+                (m for m in field.metadata if isinstance(m, Reference)), None
+            ) or _reference_in(field.annotation)
             if found is not None:
                 yield (*at, name), found, value
 

@@ -42,7 +42,11 @@ class _Judged:
 
 
 def measure_accuracy(
-    session: Session, dataset: Dataset, config: AccuracyConfig, progress: Progress, reference: Session | None = None
+    session: Session,
+    dataset: Dataset,
+    config: AccuracyConfig,
+    progress: Progress,
+    reference: Session | None = None,
 ) -> AccuracyReport:
     """Run every sample once and judge the answers, logits [N, ..., C], by labels [N, ...] or by those of a reference.
 
@@ -56,7 +60,8 @@ def measure_accuracy(
     check(dataset, config, reference)
     if wrong := [name for name in config.metrics if METRICS[name].of != "logits"]:
         raise UsageError(
-            f"{', '.join(wrong)} judges embeddings, and this model answers with logits", remedy="leave it out"
+            f"{', '.join(wrong)} judges embeddings, and this model answers with logits",
+            remedy="leave it out",
         )
     count = len(dataset) if config.num_samples is None else min(config.num_samples, len(dataset))
     judged: list[_Judged] = []
@@ -68,7 +73,9 @@ def measure_accuracy(
     counted = np.concatenate([one.counted for one in judged])
     if not counted.any():
         raise DataError(f"no label of the set {config.data!r} counts: all are {IGNORED}")
-    values = {one: np.concatenate([batch.values[one] for batch in judged]) for one in judged[0].values}
+    values = {
+        one: np.concatenate([batch.values[one] for batch in judged]) for one in judged[0].values
+    }
     slices = {axis: np.asarray(labels)[:done][counted] for axis, labels in dataset.slices().items()}
     metrics = [
         metric
@@ -96,7 +103,9 @@ def check(dataset: Dataset, config: AccuracyConfig, reference: Session | None) -
     """
     unknown = [name for name in config.metrics if name not in METRICS]
     if unknown:
-        raise UsageError(f"unknown metrics: {', '.join(unknown)}", remedy=f"known: {', '.join(METRICS)}")
+        raise UsageError(
+            f"unknown metrics: {', '.join(unknown)}", remedy=f"known: {', '.join(METRICS)}"
+        )
     if len(dataset) == 0:
         raise DataError(f"the set {config.data!r} is empty: accuracy cannot be measured on it")
     compared = referring(config.metrics)
@@ -114,7 +123,12 @@ def check(dataset: Dataset, config: AccuracyConfig, reference: Session | None) -
 
 
 def _judged(
-    session: Session, reference: Session | None, batch: Batch, label: str | None, config: AccuracyConfig, done: int
+    session: Session,
+    reference: Session | None,
+    batch: Batch,
+    label: str | None,
+    config: AccuracyConfig,
+    done: int,
 ) -> _Judged:
     """The values of a batch; its logits are let go of here. ``done`` samples came before it."""
     logits = _logits(session, batch, "the model")
@@ -124,7 +138,9 @@ def _judged(
         right["labels"] = labels = batch[label]
         counted = _counted(labels, logits, config.data)
     if reference is not None:
-        right["reference"] = logits if reference is session else _logits(reference, batch, "the reference")
+        right["reference"] = (
+            logits if reference is session else _logits(reference, batch, "the reference")
+        )
         _check_alike(logits, right["reference"])
     for who, answers in (("the model", logits), ("the reference", right.get("reference"))):
         if answers is not None and (bad := _samples_with_nan(answers, counted)):
@@ -148,7 +164,9 @@ def _logits(session: Session, batch: Batch, who: str) -> Array:
         )
     logits = session.run(batch)["logits"]
     if logits.ndim < 2:
-        raise DataError(f"{who} answers with logits {list(logits.shape)}, expected [N, C] or [N, ..., C]")
+        raise DataError(
+            f"{who} answers with logits {list(logits.shape)}, expected [N, C] or [N, ..., C]"
+        )
     return logits
 
 
@@ -186,11 +204,16 @@ def _samples_with_nan(logits: Array, counted: Array) -> int:
     return int(doubtful.reshape(len(logits), -1).any(axis=1).sum())
 
 
-def _values(logits: Array, right: Mapping[str, Array], counted: Array, config: AccuracyConfig) -> dict[Judge, Array]:
+def _values(
+    logits: Array, right: Mapping[str, Array], counted: Array, config: AccuracyConfig
+) -> dict[Judge, Array]:
     """Each metric's mean over the positions that count, one float64 a sample; judged a few positions at a time."""
     judges = {METRICS[name].values: METRICS[name].right for name in config.metrics}
     logits_PC = logits.reshape(counted.size, -1)
-    right_P = {kind: array.reshape(counted.size, *array.shape[counted.ndim :]) for kind, array in right.items()}
+    right_P = {
+        kind: array.reshape(counted.size, *array.shape[counted.ndim :])
+        for kind, array in right.items()
+    }
     positions = np.flatnonzero(counted)
     by_position = {judge: np.zeros(counted.size) for judge in judges}
     step = max(1, CHUNK_CELLS // logits_PC.shape[1])
@@ -213,7 +236,9 @@ def counts(values: Array) -> dict[str, int]:
     return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
 
-def metrics_of(name: str, values: Array, slices: Mapping[str, Array], resamples: int) -> Iterator[Metric]:
+def metrics_of(
+    name: str, values: Array, slices: Mapping[str, Array], resamples: int
+) -> Iterator[Metric]:
     """Of a named metric: the figure of the whole set, then of each slice."""
     yield _metric(name, name, values, resamples)
     for axis, labels in slices.items():
@@ -226,10 +251,14 @@ def _metric(metric: str, name: str, values: Array, resamples: int) -> Metric:
     value = kind.told(float(values.mean()))
     low = high = None
     if np.isfinite(values).all():
-        interval = (score_interval if kind.unit == "fraction" else bootstrap_mean)(values, resamples)
+        interval = (score_interval if kind.unit == "fraction" else bootstrap_mean)(
+            values, resamples
+        )
         low, high = map(kind.told, interval) if interval else (None, None)
     if not np.isfinite([value, *(end for end in (low, high) if end is not None)]).all():
-        raise NumericalError(f"{name} is not finite: the model rules out the right answer of some samples")
+        raise NumericalError(
+            f"{name} is not finite: the model rules out the right answer of some samples"
+        )
     return Metric(
         name=name,
         value=value,

@@ -10,7 +10,9 @@ from compressor.artifacts.manifest import Metric
 from compressor.models.checkpoint.facts import facts_of, size_bytes
 
 
-def cost_metrics(kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int, ...]]) -> tuple[Metric, ...]:
+def cost_metrics(
+    kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Metric, ...]:
     """Size, parameters and MACs; what cannot be told is left out.
 
     Args:
@@ -33,11 +35,15 @@ def cost_metrics(kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int
 
 
 def _size(kind: Kind, folder: Path) -> int:
-    engines = [file.stat().st_size for file in folder.glob("*.engine")] if kind is Kind.ENGINE else []
+    engines = (
+        [file.stat().st_size for file in folder.glob("*.engine")] if kind is Kind.ENGINE else []
+    )
     return max(engines) if engines else size_bytes(folder)
 
 
-def _counted(kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int, ...]]) -> tuple[int | None, int | None]:
+def _counted(
+    kind: Kind, folder: Path, sample_shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int | None, int | None]:
     if kind in OF_FAMILIES:
         facts = facts_of(folder)
         return facts["parameters"], facts["macs"]

@@ -35,7 +35,11 @@ def paired_shares(new_N: Array, old_N: Array) -> Interval:
 
 
 def paired_means(
-    new_N: Array, old_N: Array, figure: Callable[[Array, Array], Array], resamples: int = 2000, seed: int = 0
+    new_N: Array,
+    old_N: Array,
+    figure: Callable[[Array, Array], Array],
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Interval:
     """Of ``figure`` of two means, by the bootstrap of pairs (Efron & Tibshirani 1993, chapter 8).
 
@@ -52,7 +56,9 @@ def paired_means(
     return min(float(low), seen), max(float(high), seen)
 
 
-def _resampled(new_N: Array, old_N: Array, resamples: int, seed: int) -> Iterator[tuple[Array, Array]]:
+def _resampled(
+    new_N: Array, old_N: Array, resamples: int, seed: int
+) -> Iterator[tuple[Array, Array]]:
     generator = np.random.default_rng(seed)
     size = len(new_N)
     rows = max(1, _CHUNK_CELLS // size)

@@ -9,7 +9,15 @@ import numpy as np
 
 from compressor.data.contract import Batch, Dataset
 from compressor.errors import DataError, NumericalError
-from compressor.evaluation.accuracy import CHUNK_CELLS, IGNORED, Array, Progress, check, counts, metrics_of
+from compressor.evaluation.accuracy import (
+    CHUNK_CELLS,
+    IGNORED,
+    Array,
+    Progress,
+    check,
+    counts,
+    metrics_of,
+)
 from compressor.evaluation.metrics import METRICS
 from compressor.evaluation.records import AccuracyConfig, AccuracyReport
 from compressor.runtimes.session import Session
@@ -23,7 +31,11 @@ def answers_with_embeddings(session: Session) -> bool:
 
 
 def measure_embeddings(
-    session: Session, dataset: Dataset, config: AccuracyConfig, progress: Progress, reference: Session | None = None
+    session: Session,
+    dataset: Dataset,
+    config: AccuracyConfig,
+    progress: Progress,
+    reference: Session | None = None,
 ) -> AccuracyReport:
     """Run every text once and judge the vectors, or the logits [Q, P] that they make: products of queries and passages.
 
@@ -58,7 +70,9 @@ def measure_embeddings(
     metrics = [
         metric
         for name in config.metrics
-        for metric in metrics_of(name, values[name], queries if name in by_logits else slices, config.bootstrap)
+        for metric in metrics_of(
+            name, values[name], queries if name in by_logits else slices, config.bootstrap
+        )
     ]
     whole = [metric for metric in metrics if "[" not in metric.name]
     return AccuracyReport(
@@ -73,7 +87,11 @@ def measure_embeddings(
 
 
 def _run(
-    session: Session, reference: Session | None, dataset: Dataset, config: AccuracyConfig, progress: Progress
+    session: Session,
+    reference: Session | None,
+    dataset: Dataset,
+    config: AccuracyConfig,
+    progress: Progress,
 ) -> tuple[Array, Array, Array]:
     """The model's vectors and the reference's, [N, H], and the labels [N]; the last two are empty where there are none."""
     count = len(dataset) if config.num_samples is None else min(config.num_samples, len(dataset))
@@ -84,7 +102,9 @@ def _run(
     for batch in dataset.batches(config.batch_size, count):
         found.append(_vectors(session, batch, "the model"))
         if reference is not None:
-            wanted.append(found[-1] if reference is session else _vectors(reference, batch, "the reference"))
+            wanted.append(
+                found[-1] if reference is session else _vectors(reference, batch, "the reference")
+            )
             if wanted[-1].shape != found[-1].shape:
                 raise DataError(
                     f"the reference's vectors have the width {wanted[-1].shape[1]}, the model's {found[-1].shape[1]}",

@@ -44,13 +44,18 @@ class Player:
         self._process.send("")
         milliseconds = self._process.answer().milliseconds
         assert milliseconds  # noqa: S101 - a round answers with its calls
-        found: dict[str, Metric] = {one.name: one for one in latency_metrics(milliseconds, self._batch_size)}
+        found: dict[str, Metric] = {
+            one.name: one for one in latency_metrics(milliseconds, self._batch_size)
+        }
         return found[metric].value
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._process.__exit__(kind, error, trace)

@@ -42,13 +42,20 @@ def score_interval(values_N: Array, resamples: int, seed: int = 0) -> tuple[floa
     Where all answers are right (1), or all wrong (0), no resample differs from another, and the exact binomial interval
     (Clopper & Pearson 1934) stands in for the bootstrap.
     """
-    if resamples and len(values_N) and (values_N.min() == values_N.max()) and values_N[0] in {0.0, 1.0}:
+    if (
+        resamples
+        and len(values_N)
+        and (values_N.min() == values_N.max())
+        and values_N[0] in {0.0, 1.0}
+    ):
         furthest = float(TAIL ** (1 / len(values_N)))
         return (furthest, 1.0) if values_N[0] else (0.0, 1 - furthest)
     return bootstrap_mean(values_N, resamples, seed)
 
 
-def quantile_interval(sorted_N: Array, quantile: float, tail: float = TAIL) -> tuple[float, float] | None:
+def quantile_interval(
+    sorted_N: Array, quantile: float, tail: float = TAIL
+) -> tuple[float, float] | None:
     """Interval of a quantile between two order statistics (Conover 1999, section 3.2); no distribution is assumed.
 
     The number of values below the quantile is binomial; ``tail`` is how likely the quantile may lie beyond each end. None
@@ -56,8 +63,12 @@ def quantile_interval(sorted_N: Array, quantile: float, tail: float = TAIL) -> t
     """
     size = len(sorted_N)
     ranks = np.arange(size + 1)
-    logs = np.array([math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1) for k in ranks])
-    below = np.exp(logs + ranks * math.log(quantile) + (size - ranks) * math.log1p(-quantile)).cumsum()
+    logs = np.array(
+        [math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1) for k in ranks]
+    )
+    below = np.exp(
+        logs + ranks * math.log(quantile) + (size - ranks) * math.log1p(-quantile)
+    ).cumsum()
     # P(fewer than `low` values lie below the quantile) <= tail, P(`high` or more do) <= tail; ranks from 1.
     low = int(np.searchsorted(below, tail, side="right"))
     high = int(np.searchsorted(below, 1 - tail)) + 1

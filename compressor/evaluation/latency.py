@@ -33,7 +33,9 @@ def batches_for_latency(dataset: Dataset, config: LatencyConfig) -> list[Batch]:
     if len(dataset) == 0:
         raise DataError("the set that latency is measured on is empty")
     count = min(_DISTINCT_BATCHES, config.repeats, max(1, len(dataset) // config.batch_size))
-    indices = np.linspace(0, len(dataset), count * config.batch_size, endpoint=False).astype(np.int64)
+    indices = np.linspace(0, len(dataset), count * config.batch_size, endpoint=False).astype(
+        np.int64
+    )
     # Transposed, so that one batch spreads over the set as the batches do together.
     return [
         {name: np.array(array) for name, array in dataset.batch(one).items()}
@@ -102,4 +104,6 @@ def latency_metrics(milliseconds: Sequence[float], batch_size: int) -> tuple[Met
 
 
 def _metric(name: str, value: float, repeats: int, low: float | None, high: float | None) -> Metric:
-    return Metric(name=name, value=value, unit="ms", better="lower", samples=repeats, low=low, high=high)
+    return Metric(
+        name=name, value=value, unit="ms", better="lower", samples=repeats, low=low, high=high
+    )

@@ -20,7 +20,9 @@ EVALUATION_VERSION = 3
 """Bump it when the same model, data and ``evaluate:`` section may give other reports."""
 
 
-def evaluation_digest(evaluate: EvaluateConfig, data: Mapping[str, str], reference: str | None) -> str:
+def evaluation_digest(
+    evaluate: EvaluateConfig, data: Mapping[str, str], reference: str | None
+) -> str:
     """What decides whether reports must be measured again.
 
     Args:
@@ -29,7 +31,14 @@ def evaluation_digest(evaluate: EvaluateConfig, data: Mapping[str, str], referen
         reference: id of the artifact that is compared with; what its step is called cannot change a report.
     """
     asked = evaluate.model_dump(mode="json", exclude={"accuracy": {"reference"}})
-    return digest_json({"version": EVALUATION_VERSION, "evaluate": asked, "data": dict(data), "reference": reference})
+    return digest_json(
+        {
+            "version": EVALUATION_VERSION,
+            "evaluate": asked,
+            "data": dict(data),
+            "reference": reference,
+        }
+    )
 
 
 def measure(
@@ -58,7 +67,9 @@ def measure(
         UsageError: ``evaluate`` names a set that is not in ``sources``.
         PassError: the process crashed; the end of what it printed is told.
     """
-    with MeasuringProcess(request_of(kind, model, evaluate, sources, context, reference=reference)) as process:
+    with MeasuringProcess(
+        request_of(kind, model, evaluate, sources, context, reference=reference)
+    ) as process:
         while (answer := process.answer()).measurement is None:
             if answer.progress is not None:
                 progress(*answer.progress)

@@ -88,7 +88,9 @@ def _log_probabilities(logits_PC: Array) -> Array:
 
 def _shifted(logits_PC: Array) -> tuple[Array, Array]:
     """Logits less the largest of their row, so that no exponential overflows, and the logarithm of what those sum to."""
-    with np.errstate(invalid="ignore"):  # infinite logits give NaN, which the figure then is, and is told
+    with np.errstate(
+        invalid="ignore"
+    ):  # infinite logits give NaN, which the figure then is, and is told
         shifted_PC = logits_PC.astype(np.float64) - logits_PC.max(axis=1, keepdims=True)
     return shifted_PC, np.log(np.exp(shifted_PC).sum(axis=1))
 

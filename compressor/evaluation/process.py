@@ -15,7 +15,12 @@ import compressor
 from compressor.errors import PassError
 from compressor.evaluation.protocol import Answer, Request
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
 _TAIL_LINES = 12
 
 
@@ -36,7 +41,9 @@ class MeasuringProcess:
             errors="replace",
             env=_environment(latency.threads if latency else None),
         )
-        self._reader = threading.Thread(target=self._tail.extend, args=(self._process.stderr,), daemon=True)
+        self._reader = threading.Thread(
+            target=self._tail.extend, args=(self._process.stderr,), daemon=True
+        )
         self._reader.start()
         self.send(request.model_dump_json())
 
@@ -68,7 +75,9 @@ class MeasuringProcess:
     def _crashed(self) -> PassError:
         status = self._process.wait()
         self._reader.join()
-        told = "".join(f"\n    {line.rstrip()}" for line in self._tail) or "\n    it printed nothing"
+        told = (
+            "".join(f"\n    {line.rstrip()}" for line in self._tail) or "\n    it printed nothing"
+        )
         how = f"was killed by signal {-status}" if status < 0 else f"ended with code {status}"
         return PassError(f"the process that measures {self._request.model} {how}:{told}")
 
@@ -76,7 +85,10 @@ class MeasuringProcess:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._process.kill()
         self._process.wait()

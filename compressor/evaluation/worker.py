@@ -29,7 +29,13 @@ from compressor.evaluation.embeddings import answers_with_embeddings, measure_em
 from compressor.evaluation.latency import batches_for_latency, latency_metrics, measure_latency
 from compressor.evaluation.machine import OtherLoad, peak_rss_bytes, restart_peak
 from compressor.evaluation.protocol import Answer, Failure, Request
-from compressor.evaluation.records import AccuracyConfig, AccuracyReport, LatencyConfig, LatencyReport, Measurement
+from compressor.evaluation.records import (
+    AccuracyConfig,
+    AccuracyReport,
+    LatencyConfig,
+    LatencyReport,
+    Measurement,
+)
 from compressor.runtimes.session import Session, open_session
 
 _PR_SET_PDEATHSIG = 1
@@ -90,7 +96,9 @@ def _batches(request: Request, latency: LatencyConfig, progress: Progress) -> li
     accuracy = request.evaluate.accuracy
     data = latency.data or (accuracy.data if accuracy else None)
     if data is None:
-        raise UsageError("evaluate.latency names no data to feed", remedy="add `data: <set>`, or `accuracy:`")
+        raise UsageError(
+            "evaluate.latency names no data to feed", remedy="add `data: <set>`, or `accuracy:`"
+        )
     return batches_for_latency(_dataset(request, data, progress), latency)
 
 
@@ -139,7 +147,11 @@ def _runnable(kind: Kind, model: Path) -> tuple[Kind, str | None]:
 
 def _executed(stand_in: str | None) -> tuple[Metric]:
     """Whether an engine ran, as a figure that a gate can ask for."""
-    return (Metric(name="executed", value=float(stand_in is None), unit="count", better="higher", samples=1),)
+    return (
+        Metric(
+            name="executed", value=float(stand_in is None), unit="count", better="higher", samples=1
+        ),
+    )
 
 
 def _dataset(request: Request, name: str, progress: Progress) -> Dataset:
@@ -149,11 +161,19 @@ def _dataset(request: Request, name: str, progress: Progress) -> Dataset:
     return source.load(source.Config.model_validate_json(json.dumps(config)), context)
 
 
-def _latency_report(session: Session, batches: list[Batch], config: LatencyConfig, progress: Progress) -> LatencyReport:
+def _latency_report(
+    session: Session, batches: list[Batch], config: LatencyConfig, progress: Progress
+) -> LatencyReport:
     others = OtherLoad()
     milliseconds = measure_latency(session, batches, config, progress)
     other_cores = others.cores()
-    peak = Metric(name="peak_rss_bytes", value=float(peak_rss_bytes()), unit="bytes", better="lower", samples=1)
+    peak = Metric(
+        name="peak_rss_bytes",
+        value=float(peak_rss_bytes()),
+        unit="bytes",
+        better="lower",
+        samples=1,
+    )
     return LatencyReport(
         runtime=session.runtime,
         batch_size=config.batch_size,
@@ -180,7 +200,11 @@ def _accuracy_report(
         return measure(session, dataset, config, progress)
     same = reference.model == request.model
     kind, _ = _runnable(reference.kind, reference.model)
-    with nullcontext(session) if same else open_session(kind, reference.model, threads=threads) as other:
+    with (
+        nullcontext(session)
+        if same
+        else open_session(kind, reference.model, threads=threads) as other
+    ):
         report = measure(session, dataset, config, progress, other)
     return report.model_copy(update={"reference": reference.id})
 

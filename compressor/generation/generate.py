@@ -68,7 +68,9 @@ def model_at(path: Path) -> tuple[Kind, Path]:
         artifact = load_given(path)
         return artifact.manifest.kind, artifact.model
     if not path.is_dir():
-        raise UsageError(f"{path} is no directory", remedy="name an artifact, or the directory of a model")
+        raise UsageError(
+            f"{path} is no directory", remedy="name an artifact, or the directory of a model"
+        )
     return DirectorySource(path).kind, path
 
 
@@ -111,7 +113,9 @@ def generate(
         ids = _encoded(tokenizer, prompt, raw)
     ends = _ends(folder, tokenizer)
     room = len(ids) + sampling.max_tokens
-    stepper = open_stepper(kind, folder, threads=threads, room=room, sees=shown is not None, fast_prompts=fast_prompts)
+    stepper = open_stepper(
+        kind, folder, threads=threads, room=room, sees=shown is not None, fast_prompts=fast_prompts
+    )
     draw = np.random.default_rng(sampling.seed)
     started = time.perf_counter()
     answer = [_chosen(stepper.feed(ids, shown), sampling, draw)]
@@ -127,9 +131,14 @@ def generate(
         answer.append(_chosen(stepper.feed(np.array(answer[-1:], dtype=np.int64)), sampling, draw))
     seconds = time.perf_counter() - first
     return Generated(
-        told, len(ids), len(answer), answer[-1] in ends, len(ids) / (first - started),
-        (len(answer) - 1) / seconds if len(answer) > 1 else None, threads,
-    )  # fmt: skip
+        told,
+        len(ids),
+        len(answer),
+        answer[-1] in ends,
+        len(ids) / (first - started),
+        (len(answer) - 1) / seconds if len(answer) > 1 else None,
+        threads,
+    )
 
 
 def _chosen(scores_V: Array, sampling: Sampling, draw: np.random.Generator) -> int:
@@ -147,7 +156,8 @@ def _chosen(scores_V: Array, sampling: Sampling, draw: np.random.Generator) -> i
 def _tokenizer(folder: Path) -> Any:
     if not (folder / "tokenizer.json").is_file():
         raise DataError(
-            f"there is no tokenizer.json in {folder}", remedy="copy the checkpoint's tokenizer beside its weights"
+            f"there is no tokenizer.json in {folder}",
+            remedy="copy the checkpoint's tokenizer beside its weights",
         )
     from transformers import AutoTokenizer
 
@@ -161,7 +171,9 @@ def _tokenizer(folder: Path) -> Any:
 def _encoded(tokenizer: Any, prompt: str, raw: bool) -> Array:
     if tokenizer.chat_template and not raw:
         messages = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
     else:
         ids = tokenizer(prompt)["input_ids"]
     if not len(ids):
@@ -169,7 +181,9 @@ def _encoded(tokenizer: Any, prompt: str, raw: bool) -> Array:
     return np.array(ids, dtype=np.int64)
 
 
-def _with_images(folder: Path, prompt: str, images: Sequence[Path], raw: bool) -> tuple[Any, Array, dict[str, Array]]:
+def _with_images(
+    folder: Path, prompt: str, images: Sequence[Path], raw: bool
+) -> tuple[Any, Array, dict[str, Array]]:
     """The tokenizer, the tokens, and the processor's other arrays."""
     if raw:
         raise UsageError("images go through the chat template: leave --raw out")
@@ -181,7 +195,9 @@ def _with_images(folder: Path, prompt: str, images: Sequence[Path], raw: bool) -
     try:
         found = processor.arrays(messages, ask=True)
     except Exception as error:  # of the template, the tokenizer, Pillow
-        raise DataError(f"the processor of {folder} fails on {', '.join(map(str, images))}: {error}") from error
+        raise DataError(
+            f"the processor of {folder} fails on {', '.join(map(str, images))}: {error}"
+        ) from error
     return processor.processor.tokenizer, found.pop("input_ids"), found
 
 

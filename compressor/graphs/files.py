@@ -29,7 +29,8 @@ def read_graph(path: Path) -> onnx.ModelProto:
     file = path if path.suffix == ".onnx" else path / MODEL
     if not file.is_file():
         raise ModelError(
-            f"{file} is missing", remedy="an ONNX model directory holds model.onnx, and its data beside it"
+            f"{file} is missing",
+            remedy="an ONNX model directory holds model.onnx, and its data beside it",
         )
     try:
         with reading(file):
@@ -41,7 +42,8 @@ def read_graph(path: Path) -> onnx.ModelProto:
     problems = list(dict.fromkeys(_problems(model, file.parent)))
     if problems:
         raise ModelError(
-            f"{file} has external data that is not read:\n" + "\n".join(f"    {problem}" for problem in problems),
+            f"{file} has external data that is not read:\n"
+            + "\n".join(f"    {problem}" for problem in problems),
             remedy="save the model with its data in plain files beside model.onnx",
         )
     return model
@@ -49,7 +51,9 @@ def read_graph(path: Path) -> onnx.ModelProto:
 
 def external_files(model: onnx.ModelProto) -> set[str]:
     """Locations of a graph's external data, relative to its folder."""
-    return {_entries(tensor).get("location", "") for tensor in tensors_of(model) if _is_external(tensor)}
+    return {
+        _entries(tensor).get("location", "") for tensor in tensors_of(model) if _is_external(tensor)
+    }
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -103,7 +107,9 @@ def _problem(entries: dict[str, str], folder: Path) -> str | None:
     if ".." in path.parts:
         return f"{location!r} is outside the model's folder"
     file = folder / path
-    if any((folder / part).is_symlink() for part in (path, *path.parents) if part != PurePosixPath()):
+    if any(
+        (folder / part).is_symlink() for part in (path, *path.parents) if part != PurePosixPath()
+    ):
         return f"{location!r} is a symbolic link"
     if not file.is_file():
         return f"{location!r} is missing"

@@ -19,14 +19,46 @@ HIGHEST = 65504.0
 _SMALLEST = 2.0**-17
 """Below, FP16 has a value with an error of more than 0.4 %."""
 _SUMMING = frozenset(
-    {"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization",
-     "BatchNormalization", "LpNormalization", "MeanVarianceNormalization", "ReduceMean", "ReduceSum", "ReduceSumSquare",
-     "ReduceL1", "ReduceL2", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp", "CumSum", "GlobalAveragePool"}
-)  # fmt: skip
+    {
+        "Softmax",
+        "LogSoftmax",
+        "LayerNormalization",
+        "RMSNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "BatchNormalization",
+        "LpNormalization",
+        "MeanVarianceNormalization",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceProd",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "CumSum",
+        "GlobalAveragePool",
+    }
+)
 _CURVED = frozenset({"Pow", "Exp", "Log", "Sqrt", "Reciprocal", "Sin", "Cos"})
 """What overflows or loses its digits soonest, and what norms and softmaxes are made of where they are written out."""
 _CHEAP = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Max", "Min", "Clip", "Cast", "Unsqueeze", "Squeeze", "Reshape"}
+    {
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Neg",
+        "Abs",
+        "Max",
+        "Min",
+        "Clip",
+        "Cast",
+        "Unsqueeze",
+        "Squeeze",
+        "Reshape",
+    }
 )
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -53,29 +85,45 @@ def to_half(model: ir.Model, largest: Mapping[str, float], highest: float = HIGH
     """
     kept = _kept(model, largest, highest)
     wide = {node for node in model.graph if node in kept or not _is_able(node)}
-    types = {value: _HALF for node in model.graph if node not in wide for value in node.outputs if _halves(node, value)}
+    types = {
+        value: _HALF
+        for node in model.graph
+        if node not in wide
+        for value in node.outputs
+        if _halves(node, value)
+    }
     for value in _floats(model):
         _connect(model, value, types.get(value, _FLOAT), wide)
     for node in model.graph:
         if node not in wide:
             _retype(node, types)
-    return [Kept(node.name or node.outputs[0].name or "", node.op_type, reason) for node, reason in kept.items()]
+    return [
+        Kept(node.name or node.outputs[0].name or "", node.op_type, reason)
+        for node, reason in kept.items()
+    ]
 
 
 def _kept(model: ir.Model, largest: Mapping[str, float], highest: float) -> dict[ir.Node, str]:
     able = [node for node in model.graph if _is_able(node)]
     positions = _of_shapes(model)
     found = dict.fromkeys(
-        (node for node in able if node in positions), "made of shapes and constants alone, as positions are"
+        (node for node in able if node in positions),
+        "made of shapes and constants alone, as positions are",
     )
     for node in able:
         if node not in found and (told := _reason(node, largest, highest)):
             found[node] = told
     more = True
     while more:  # a norm's epsilon is nothing in FP16; TensorRT multiplies integers whose scales are of one type
-        between = {node for node in able if node not in found and node.op_type in _CHEAP and _is_between(node, found)}
+        between = {
+            node
+            for node in able
+            if node not in found and node.op_type in _CHEAP and _is_between(node, found)
+        }
         rounded = {node for node in able if node not in found and _shares_rounding(node, found)}
-        found |= dict.fromkeys(between, "between nodes in FP32") | dict.fromkeys(rounded, "rounded with a node in FP32")
+        found |= dict.fromkeys(between, "between nodes in FP32") | dict.fromkeys(
+            rounded, "rounded with a node in FP32"
+        )
         more = bool(between or rounded)
     return {node: found[node] for node in able if node in found}
 
@@ -85,7 +133,9 @@ def _of_shapes(model: ir.Model) -> set[ir.Node]:
     constant: set[ir.Node] = set()
     found: set[ir.Node] = set()
     for node in model.graph:
-        makers = {one.producer() for one in node.inputs if one is not None and one.const_value is None}
+        makers = {
+            one.producer() for one in node.inputs if one is not None and one.const_value is None
+        }
         if node.op_type in {"Shape", "Size"} or (makers & found and makers <= found | constant):
             found.add(node)
         elif makers <= constant:
@@ -103,7 +153,11 @@ def _reason(node: ir.Node, largest: Mapping[str, float], highest: float) -> str 
     for value in (*node.inputs, *node.outputs):
         if value is None or value.dtype != _FLOAT:
             continue
-        magnitude = _magnitude(value) if value.const_value is not None else largest.get(value.name or "", 0.0)
+        magnitude = (
+            _magnitude(value)
+            if value.const_value is not None
+            else largest.get(value.name or "", 0.0)
+        )
         if not magnitude <= highest:
             return f"{value.name} reaches {magnitude:.3g}"
         if value.const_value is not None and _vanishes(node, value):
@@ -119,7 +173,9 @@ def _vanishes(node: ir.Node, value: ir.Value) -> bool:
     """Whether a constant that stands by itself, or a scale, loses its digits; small weights among large ones may."""
     magnitudes = np.abs(_array(value))
     is_scale = node.op_type in {"QuantizeLinear", "DequantizeLinear"}
-    return bool((magnitudes.size == 1 or is_scale) and ((magnitudes > 0) & (magnitudes < _SMALLEST)).any())
+    return bool(
+        (magnitudes.size == 1 or is_scale) and ((magnitudes > 0) & (magnitudes < _SMALLEST)).any()
+    )
 
 
 def _array(value: ir.Value) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -129,10 +185,16 @@ def _array(value: ir.Value) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 def _is_between(node: ir.Node, found: Mapping[ir.Node, str]) -> bool:
     makers = [
-        one.producer() for one in node.inputs if one is not None and one.dtype == _FLOAT and one.const_value is None
+        one.producer()
+        for one in node.inputs
+        if one is not None and one.dtype == _FLOAT and one.const_value is None
     ]
     readers = [reader for value in node.outputs for reader, _ in value.uses()]
-    return bool(makers) and all(one in found for one in makers) and any(reader in found for reader in readers)
+    return (
+        bool(makers)
+        and all(one in found for one in makers)
+        and any(reader in found for reader in readers)
+    )
 
 
 def _shares_rounding(node: ir.Node, found: Mapping[ir.Node, str]) -> bool:
@@ -140,14 +202,22 @@ def _shares_rounding(node: ir.Node, found: Mapping[ir.Node, str]) -> bool:
     if node.op_type == "DequantizeLinear":
         return any(reader in found for reader, _ in node.outputs[0].uses())
     if node.op_type == "QuantizeLinear":
-        return any(reader in found and reader.op_type == "DequantizeLinear" for reader, _ in node.outputs[0].uses())
+        return any(
+            reader in found and reader.op_type == "DequantizeLinear"
+            for reader, _ in node.outputs[0].uses()
+        )
     makers = [one.producer() for one in node.inputs if one is not None]
-    return any(one is not None and one in found and one.op_type == "DequantizeLinear" for one in makers)
+    return any(
+        one is not None and one in found and one.op_type == "DequantizeLinear" for one in makers
+    )
 
 
 def _is_able(node: ir.Node) -> bool:
     """Whether ONNX has the operator in FP16; graphs within stay as they are."""
-    if any(one.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for one in node.attributes.values()):
+    if any(
+        one.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+        for one in node.attributes.values()
+    ):
         return False
     rounds = node.op_type == "QuantizeLinear" and _allows(node, 1, of_inputs=True)
     return rounds or any(_halves(node, one) for one in node.outputs)
@@ -195,7 +265,11 @@ def _connect(model: ir.Model, value: ir.Value, stored: ir.DataType, wide: set[ir
             if is_output:
                 _become_output(model, value, cast)
     elif readers[_HALF]:
-        other = _half_constant(model, value) if value.const_value is not None else _cast(model, value, _HALF, producer)
+        other = (
+            _half_constant(model, value)
+            if value.const_value is not None
+            else _cast(model, value, _HALF, producer)
+        )
         for reader, index in readers[_HALF]:
             reader.replace_input_with(index, other)
         if value.const_value is not None and not value.uses() and not is_output:
@@ -203,7 +277,12 @@ def _connect(model: ir.Model, value: ir.Value, stored: ir.DataType, wide: set[ir
 
 
 def _cast(model: ir.Model, value: ir.Value, to: ir.DataType, producer: ir.Node | None) -> ir.Value:
-    node = ir.node("Cast", [value], {"to": int(to)}, name=f"{value.name}.to_{'half' if to == _HALF else 'float'}")
+    node = ir.node(
+        "Cast",
+        [value],
+        {"to": int(to)},
+        name=f"{value.name}.to_{'half' if to == _HALF else 'float'}",
+    )
     node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = node.name, to, value.shape
     if producer is not None:
         model.graph.insert_after(producer, node)
@@ -226,7 +305,9 @@ def _half_constant(model: ir.Model, value: ir.Value) -> ir.Value:
     name = f"{value.name}.half"
     array = _array(value).astype(np.float16)
     tensor = ir.tensor(array, name=name)
-    made = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(_HALF))
+    made = ir.Value(
+        name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(_HALF)
+    )
     model.graph.initializers[name] = made
     return made
 

@@ -31,8 +31,12 @@ def blocked(weight_KN: Array, size: int) -> tuple[np.ndarray[Any, Any], Array]:
     best_B1N = np.full_like(largest_B1N, np.inf)
     scales_B1N = np.ones_like(largest_B1N)
     for shrink in _SHRINKS:
-        tried_B1N = np.where(largest_B1N > 0, largest_B1N * np.float32(shrink / _HIGHEST), 1).astype(np.float32)
-        error_B1N = ((_rounded(w_BSN, tried_B1N) * tried_B1N - w_BSN) ** 2).sum(axis=1, keepdims=True)
+        tried_B1N = np.where(
+            largest_B1N > 0, largest_B1N * np.float32(shrink / _HIGHEST), 1
+        ).astype(np.float32)
+        error_B1N = ((_rounded(w_BSN, tried_B1N) * tried_B1N - w_BSN) ** 2).sum(
+            axis=1, keepdims=True
+        )
         scales_B1N = np.where(error_B1N < best_B1N, tried_B1N, scales_B1N)
         best_B1N = np.minimum(error_B1N, best_B1N)
     integers_KN = _rounded(w_BSN, scales_B1N).reshape(weight_KN.shape).astype(np.int8)
@@ -55,13 +59,22 @@ def to_int4(model: ir.Model, size: int) -> tuple[int, list[str]]:
     """
     done, left = 0, []
     for value in list(model.graph.initializers.values()):
-        products = [reader for reader, index in value.uses() if reader.op_type in {"MatMul", "Gemm"} and index == 1]
+        products = [
+            reader
+            for reader, index in value.uses()
+            if reader.op_type in {"MatMul", "Gemm"} and index == 1
+        ]
         is_matrix = (
-            value.const_value is not None and value.dtype == ir.DataType.FLOAT and len(value.const_value.shape) == 2
+            value.const_value is not None
+            and value.dtype == ir.DataType.FLOAT
+            and len(value.const_value.shape) == 2
         )
         if not products or len(products) < len(value.uses()) or not is_matrix:
             continue
-        turned = {bool(one.attributes["transB"].as_int()) if "transB" in one.attributes else False for one in products}
+        turned = {
+            bool(one.attributes["transB"].as_int()) if "transB" in one.attributes else False
+            for one in products
+        }
         assert value.const_value is not None  # noqa: S101 - a matrix has values
         weight = value.const_value.numpy().astype(np.float32)
         axis = int(turned.pop())
@@ -86,7 +99,11 @@ def _store(model: ir.Model, value: ir.Value, weight: Array, axis: int, size: int
         name=f"{name}.dequantize",
     )
     result = made.outputs[0]
-    result.name, result.dtype, result.shape = f"{name}.dequantized", ir.DataType.FLOAT, ir.Shape(weight.shape)
+    result.name, result.dtype, result.shape = (
+        f"{name}.dequantized",
+        ir.DataType.FLOAT,
+        ir.Shape(weight.shape),
+    )
     model.graph.insert_before(model.graph[0], made)
     for reader, index in list(value.uses()):
         reader.replace_input_with(index, result)
@@ -94,6 +111,11 @@ def _store(model: ir.Model, value: ir.Value, weight: Array, axis: int, size: int
 
 
 def _constant(model: ir.Model, name: str, tensor: Any) -> ir.Value:
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+    value = ir.Value(
+        name=name,
+        const_value=tensor,
+        shape=ir.Shape(tensor.shape),
+        type=ir.TensorType(tensor.dtype),
+    )
     model.graph.initializers[name] = value
     return value

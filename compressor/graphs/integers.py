@@ -35,7 +35,10 @@ def translations(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]
             zeros = np.array(-lowest, np.uint8)
         zero = _operators.Constant(value=ir.tensor(zeros))
         return _operators.DequantizeLinear(
-            _operators.QuantizeLinear(x, scale, zero, axis=max(axis, 0)), scale, zero, axis=max(axis, 0)
+            _operators.QuantizeLinear(x, scale, zero, axis=max(axis, 0)),
+            scale,
+            zero,
+            axis=max(axis, 0),
         )
 
     return {torch.ops.autoglm_compress.fake_quantize.default: rounded}
@@ -103,7 +106,9 @@ def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
     """A constant; of a layer that is called twice, the one that is there."""
     if name in model.graph.initializers:
         return model.graph.initializers[name]
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape))
+    value = ir.Value(
+        name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape)
+    )
     value.dtype = ir.DataType.from_numpy(array.dtype)
     model.graph.register_initializer(value)
     return value
@@ -121,8 +126,14 @@ def _round_before_lookup(model: ir.Model, node: ir.Node) -> None:
         return
     rounded = ir.node(_QUANTIZE, [table, *node.inputs[1:]], {"axis": 1})
     looked_up = ir.node("Gather", [rounded.outputs[0], gather.inputs[1]], {"axis": 0})
-    rounded.outputs[0].name, looked_up.outputs[0].name = f"{_only(table).name}.rounded", f"{node.outputs[0].name}.rows"
-    looked_up.outputs[0].dtype, looked_up.outputs[0].shape = ir.DataType.INT8, gather.outputs[0].shape
+    rounded.outputs[0].name, looked_up.outputs[0].name = (
+        f"{_only(table).name}.rounded",
+        f"{node.outputs[0].name}.rows",
+    )
+    looked_up.outputs[0].dtype, looked_up.outputs[0].shape = (
+        ir.DataType.INT8,
+        gather.outputs[0].shape,
+    )
     model.graph.insert_before(node, [rounded, looked_up])
     node.outputs[0].replace_all_uses_with(looked_up.outputs[0])
     model.graph.remove(node, safe=True)
@@ -174,7 +185,9 @@ def _transpose_integers(model: ir.Model, node: ir.Node) -> None:
 def _split(model: ir.Model, node: ir.Node, target: Target) -> None:
     """Gemm with a weight of integers into MatMul and Add."""
     dequantize = _weight(node.inputs[1])
-    plain = all(_attribute(node, name, 1.0) == 1.0 for name in ("alpha", "beta")) and not _attribute(node, "transA", 0)
+    plain = all(
+        _attribute(node, name, 1.0) == 1.0 for name in ("alpha", "beta")
+    ) and not _attribute(node, "transA", 0)
     if dequantize is None or not plain:
         return
     weight = node.inputs[1]
@@ -188,7 +201,9 @@ def _split(model: ir.Model, node: ir.Node, target: Target) -> None:
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = node.inputs[2]
         values = _constant(bias)
-        if target == "onnxruntime" and values is not None:  # it would make a Gemm of MatMul and Add again
+        if (
+            target == "onnxruntime" and values is not None
+        ):  # it would make a Gemm of MatMul and Add again
             total = ir.node("Sub", [result, _initializer(model, f"{bias.name}.negative", -values)])
         else:
             total = ir.node("Add", [result, bias])
@@ -208,18 +223,34 @@ def _take_padding(node: ir.Node) -> None:
     dequantize = _made_by(node.inputs[0], _DEQUANTIZE)
     quantize = _made_by(dequantize.inputs[0], _QUANTIZE) if dequantize is not None else None
     pad = _made_by(quantize.inputs[0], "Pad") if quantize is not None else None
-    if dequantize is None or quantize is None or pad is None or _attribute(pad, "mode", "constant") != "constant":
+    if (
+        dequantize is None
+        or quantize is None
+        or pad is None
+        or _attribute(pad, "mode", "constant") != "constant"
+    ):
         return
     readers = [list(one.outputs[0].uses()) for one in (pad, quantize, dequantize)]
-    amounts, value = _constant(pad.inputs[1]), _constant(pad.inputs[2]) if len(pad.inputs) > 2 else np.zeros(())
-    if any(len(one) != 1 for one in readers) or amounts is None or value is None or value.any() or (amounts < 0).any():
+    amounts, value = (
+        _constant(pad.inputs[1]),
+        _constant(pad.inputs[2]) if len(pad.inputs) > 2 else np.zeros(()),
+    )
+    if (
+        any(len(one) != 1 for one in readers)
+        or amounts is None
+        or value is None
+        or value.any()
+        or (amounts < 0).any()
+    ):
         return
     rank = len(amounts) // 2
     before, after = amounts[:rank], amounts[rank:]
     if before[:2].any() or after[:2].any() or len(pad.inputs) > 3:
         return
     own = np.asarray(_attribute(node, "pads", [0] * 2 * (rank - 2)))
-    node.attributes["pads"] = ir.AttrInt64s("pads", (own + np.concatenate([before[2:], after[2:]])).tolist())
+    node.attributes["pads"] = ir.AttrInt64s(
+        "pads", (own + np.concatenate([before[2:], after[2:]])).tolist()
+    )
     quantize.replace_input_with(0, pad.inputs[0])
     for one in (quantize, dequantize):
         one.outputs[0].shape = _only(pad.inputs[0]).shape

@@ -27,7 +27,9 @@ def name_layers(model: ir.Model, parts: Mapping[str, tuple[str, ...]]) -> dict[s
             nodes.setdefault(layer, []).append(node)
     outputs = set(model.graph.outputs)
     reads = {}
-    taken = {value.name for value in (*model.graph.inputs, *outputs)} | set(model.graph.initializers)
+    taken = {value.name for value in (*model.graph.inputs, *outputs)} | set(
+        model.graph.initializers
+    )
     for layer, own in nodes.items():
         made, read = own[-1].outputs[0], _read(own)
         if read is None or made in outputs or layer in taken:
@@ -77,7 +79,11 @@ def _is_constant(value: ir.Value) -> bool:
 
 def _before_rounding(value: ir.Value) -> ir.Value:
     node = value.producer()
-    while node is not None and node.op_type in {"DequantizeLinear", "QuantizeLinear"} and node.inputs[0] is not None:
+    while (
+        node is not None
+        and node.op_type in {"DequantizeLinear", "QuantizeLinear"}
+        and node.inputs[0] is not None
+    ):
         value = node.inputs[0]
         node = value.producer()
     return value

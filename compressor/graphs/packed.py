@@ -38,7 +38,10 @@ class PackedLayer:
     @classmethod
     def of(cls, node: ir.Node) -> PackedLayer | None:
         """None where the node is another or multiplies floats, or reads what is computed, reordered or no integer."""
-        if node.op_type != "MatMulNBits" or node.attributes.get_int("accuracy_level", 0) != _INTEGERS:
+        if (
+            node.op_type != "MatMulNBits"
+            or node.attributes.get_int("accuracy_level", 0) != _INTEGERS
+        ):
             return None
         outputs, inputs, bits = (node.attributes.get_int(name, 4) for name in ("N", "K", "bits"))
         given = (*node.inputs[1:], *[None] * 4)[:5]
@@ -46,14 +49,22 @@ class PackedLayer:
         data, scales, zeros, order, bias = arrays
         if data is None or scales is None or order is not None:
             return None
-        if any(value is not None and array is None for value, array in zip(given, arrays, strict=True)):
+        if any(
+            value is not None and array is None for value, array in zip(given, arrays, strict=True)
+        ):
             return None
         if zeros is not None and zeros.dtype != np.uint8:
             return None
         return cls(
-            node, outputs, inputs, bits, data, scales.reshape(outputs, -1),
-            None if zeros is None else zeros.reshape(outputs, -1), bias,
-        )  # fmt: skip
+            node,
+            outputs,
+            inputs,
+            bits,
+            data,
+            scales.reshape(outputs, -1),
+            None if zeros is None else zeros.reshape(outputs, -1),
+            bias,
+        )
 
     def peaks(self) -> Array:
         """The largest value that the groups of each output can hold, float32, above 0."""

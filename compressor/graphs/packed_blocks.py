@@ -16,8 +16,11 @@ from compressor.models.quantized.packed_linear import PackedLinear
 OPSET = 21
 """The first whose DequantizeLinear has blocks, and integers of 4 bits."""
 INTEGERS = {
-    (4, True): ir.DataType.INT4, (4, False): ir.DataType.UINT4, (8, True): ir.DataType.INT8, (8, False): ir.DataType.UINT8,
-}  # fmt: skip
+    (4, True): ir.DataType.INT4,
+    (4, False): ir.DataType.UINT4,
+    (8, True): ir.DataType.INT8,
+    (8, False): ir.DataType.UINT8,
+}
 """By bits, and whether zero-points are in the middle."""
 
 Array = np.ndarray[Any, Any]
@@ -48,7 +51,13 @@ def stored_as_blocks(model: ir.Model, layers: Mapping[str, PackedLinear]) -> set
         array = constant.const_value.numpy()
         for axis, rows_OI in ((0, array.T), (1, array)):
             if names := _made_of(rows_OI, weights):
-                _replace(model, constant, names, PackedLinear.joined([layers[name] for name in names]), axis)
+                _replace(
+                    model,
+                    constant,
+                    names,
+                    PackedLinear.joined([layers[name] for name in names]),
+                    axis,
+                )
                 stored |= set(names)
                 break
     if stored:
@@ -62,7 +71,12 @@ def _made_of(rows_OI: Array, weights: Mapping[str, Array]) -> list[str]:
     start = 0
     while start < len(rows_OI):
         name = next(
-            (name for name, one in weights.items() if np.array_equal(one, rows_OI[start : start + len(one)])), None
+            (
+                name
+                for name, one in weights.items()
+                if np.array_equal(one, rows_OI[start : start + len(one)])
+            ),
+            None,
         )
         if name is None:
             return []
@@ -71,7 +85,9 @@ def _made_of(rows_OI: Array, weights: Mapping[str, Array]) -> list[str]:
     return found
 
 
-def _replace(model: ir.Model, weight: ir.Value, layers: Sequence[str], packed: PackedLinear, axis: int) -> None:
+def _replace(
+    model: ir.Model, weight: ir.Value, layers: Sequence[str], packed: PackedLinear, axis: int
+) -> None:
     """One constant by integers, whose groups lie along ``axis``."""
     grid, turned = packed.grid, ".T" if axis == 0 else ""
     dtype = INTEGERS[grid.bits, grid.symmetric]
@@ -80,7 +96,9 @@ def _replace(model: ir.Model, weight: ir.Value, layers: Sequence[str], packed: P
     def constant(suffix: str, values_OK: Array, dtype: ir.DataType) -> ir.Value:
         array = np.ascontiguousarray(values_OK.T if turned else values_OK).astype(dtype.numpy())
         made = ir.tensor(array, dtype=dtype)
-        found = ir.Value(name=f"{name}{suffix}{turned}", const_value=made, shape=ir.Shape(array.shape))
+        found = ir.Value(
+            name=f"{name}{suffix}{turned}", const_value=made, shape=ir.Shape(array.shape)
+        )
         found.dtype = dtype
         model.graph.register_initializer(found)
         return found

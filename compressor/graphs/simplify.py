@@ -25,7 +25,11 @@ _GROWTH_BYTES = 4096
 
 def weights_bytes(model: ir.Model) -> int:
     """Bytes of the initializers that may lie outside the graph."""
-    sizes = (one.const_value.nbytes for one in model.graph.initializers.values() if one.const_value is not None)
+    sizes = (
+        one.const_value.nbytes
+        for one in model.graph.initializers.values()
+        if one.const_value is not None
+    )
     return sum(size for size in sizes if size >= _SMALL_TENSOR_BYTES)
 
 
@@ -62,13 +66,21 @@ def simplified(model: ir.Model) -> tuple[ir.Model, str]:
     """
     before = weights_bytes(model)
     if before > _PROTOBUF_LIMIT_BYTES:
-        return model, f"not simplified: its weights ({before / 1e9:.1f} GB) do not fit into one protobuf message"
+        return (
+            model,
+            f"not simplified: its weights ({before / 1e9:.1f} GB) do not fit into one protobuf message",
+        )
     import onnxsim
 
     proto = ir.to_proto(model)
     try:
         result, sound = onnxsim.simplify(proto, skipped_optimizers=_SKIPPED)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return model, f"not simplified: onnxsim cannot ({first})"
     if not sound:
@@ -76,9 +88,10 @@ def simplified(model: ir.Model) -> tuple[ir.Model, str]:
     old, new = proto.ByteSize(), result.ByteSize()
     if new > _GROWTH * old + _GROWTH_BYTES:
         return model, f"not simplified: onnxsim's result is larger ({old:,} to {new:,} bytes)"
-    return ir.from_proto(
-        result
-    ), f"onnxsim: {len(proto.graph.node)} to {len(result.graph.node)} nodes, {old:,} to {new:,} bytes"
+    return (
+        ir.from_proto(result),
+        f"onnxsim: {len(proto.graph.node)} to {len(result.graph.node)} nodes, {old:,} to {new:,} bytes",
+    )
 
 
 def divide(model: ir.Model) -> None:
@@ -113,7 +126,11 @@ def labelled(artifact_id: str, family: str, classes: Sequence[str] | None) -> di
 
 
 def write(
-    model: ir.Model, folder: Path, metadata: Mapping[str, str], external_threshold_bytes: int, name: str = MODEL
+    model: ir.Model,
+    folder: Path,
+    metadata: Mapping[str, str],
+    external_threshold_bytes: int,
+    name: str = MODEL,
 ) -> bool:
     """Write a graph and check it, full shape inference included; True where the weights went into a file beside it.
 

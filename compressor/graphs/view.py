@@ -39,16 +39,25 @@ class View:
         """Value to its element type, as far as ONNX can infer it."""
         try:
             graph = onnx.shape_inference.infer_shapes(self.model).graph
-        except (onnx.shape_inference.InferenceError, ValueError):  # contradictory; or over 2 GB without external data
+        except (
+            onnx.shape_inference.InferenceError,
+            ValueError,
+        ):  # contradictory; or over 2 GB without external data
             graph = self.model.graph
-        inner = [one for graph in _graphs(graph) for one in (*graph.input, *graph.value_info, *graph.output)]
+        inner = [
+            one
+            for graph in _graphs(graph)
+            for one in (*graph.input, *graph.value_info, *graph.output)
+        ]
         return {one.name: one.type.tensor_type.elem_type for one in inner} | {
             name: tensor.data_type for name, tensor in self.constants.items()
         }
 
     def opset(self, domain: str) -> int:
         """The version of a domain's operators; 1 where the graph does not say."""
-        known: dict[str, int] = {one.domain or "ai.onnx": one.version for one in self.model.opset_import}
+        known: dict[str, int] = {
+            one.domain or "ai.onnx": one.version for one in self.model.opset_import
+        }
         return known.get(domain or "ai.onnx", 1)
 
     def values(self, name: str) -> np.ndarray[Any, Any] | None:
@@ -67,7 +76,9 @@ class View:
 
     def is_weight(self, name: str) -> bool:
         """Whether a value is a constant, or the dequantized form of one."""
-        return name in self.constants or (self.is_dequantized(name) and self.producers[name].input[0] in self.constants)
+        return name in self.constants or (
+            self.is_dequantized(name) and self.producers[name].input[0] in self.constants
+        )
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -75,7 +86,9 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+            for inner in (
+                (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs
+            ):
                 yield from _graphs(inner)
 
 

@@ -97,7 +97,13 @@ class Family(ABC, Generic[F]):
 
         return filled(self.build(config), folder)
 
-    def save(self, module: nn.Module, config: F, folder: Path, companions: Path | None = None) -> None:  # noqa: ARG002
+    def save(
+        self,
+        module: nn.Module,
+        config: F,
+        folder: Path,
+        companions: Path | None = None,  # noqa: ARG002
+    ) -> None:
         """Write description and weights; equal weights give equal bytes.
 
         Args:
@@ -152,7 +158,9 @@ class Family(ABC, Generic[F]):
         for path, value in fields.items():
             if value is not None:
                 _holder(tree, path)[path[-1]] = value
-        for path in sorted(gone, reverse=True):  # the last first: until then all places are those of the config
+        for path in sorted(
+            gone, reverse=True
+        ):  # the last first: until then all places are those of the config
             del _holder(tree, path)[path[-1]]
         return type(config).model_validate_json(json.dumps(tree))
 
@@ -162,7 +170,9 @@ class Family(ABC, Generic[F]):
         Raises:
             pydantic.ValidationError: the dimensions do not fit together.
         """
-        return type(config).model_validate_json(json.dumps(config.model_dump(mode="json") | dimensions))
+        return type(config).model_validate_json(
+            json.dumps(config.model_dump(mode="json") | dimensions)
+        )
 
 
 def _holder(tree: Any, path: Field) -> Any:

@@ -38,5 +38,6 @@ def _check(needed_bytes: int, what: str, remedy: str) -> None:
     free = psutil.virtual_memory().available
     if needed_bytes > free:
         raise UsageError(
-            f"{what} {needed_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free", remedy=remedy
+            f"{what} {needed_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free",
+            remedy=remedy,
         )

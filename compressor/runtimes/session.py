@@ -54,7 +54,10 @@ class Session(ABC):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -99,27 +102,36 @@ def fitted(batch: Mapping[str, np.ndarray[Any, Any]], inputs: Sequence[InputSpec
         if spec.name not in batch:
             if spec.optional:
                 continue
-            problems.append(f"{spec.name}: missing; the data has {', '.join(sorted(batch)) or 'nothing'}")
+            problems.append(
+                f"{spec.name}: missing; the data has {', '.join(sorted(batch)) or 'nothing'}"
+            )
             continue
         array = batch[spec.name]
         if complaint := _misshape(spec, array, named):
             problems.append(f"{spec.name}: {complaint}")
         if spec.below is not None and array.size and array.max() >= spec.below:
-            problems.append(f"{spec.name}: has the value {array.max()}; the model knows those below {spec.below}")
+            problems.append(
+                f"{spec.name}: has the value {array.max()}; the model knows those below {spec.below}"
+            )
         converted = _exactly(array, np.dtype(spec.dtype))
         if converted is None:
-            problems.append(f"{spec.name}: its values are {array.dtype} and do not fit into {spec.dtype}")
+            problems.append(
+                f"{spec.name}: its values are {array.dtype} and do not fit into {spec.dtype}"
+            )
         else:
             feeds[spec.name] = converted
     if problems:
         raise DataError(
-            "the data does not fit the model's inputs:\n" + "\n".join(f"    {problem}" for problem in problems),
+            "the data does not fit the model's inputs:\n"
+            + "\n".join(f"    {problem}" for problem in problems),
             remedy="name a data set that was made for this model",
         )
     return feeds
 
 
-def _misshape(spec: InputSpec, array: np.ndarray[Any, Any], named: dict[str, tuple[int, str]]) -> str | None:
+def _misshape(
+    spec: InputSpec, array: np.ndarray[Any, Any], named: dict[str, tuple[int, str]]
+) -> str | None:
     """What is wrong with a shape; ``named`` remembers the size and place of each dimension that varies."""
     wanted = f"[{', '.join(map(str, spec.shape))}]"
     if array.ndim != len(spec.shape):
@@ -144,6 +156,8 @@ def _exactly(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[An
         return None
     with np.errstate(invalid="ignore", over="ignore"):
         converted = array.astype(dtype)
-        same = np.array_equal(converted.astype(array.dtype), array, equal_nan=array.dtype.kind == "f")
+        same = np.array_equal(
+            converted.astype(array.dtype), array, equal_nan=array.dtype.kind == "f"
+        )
         same = same and np.array_equal(converted < 0, array < 0)  # uint64 wraps into int64 and back
     return np.ascontiguousarray(converted) if same else None

@@ -38,7 +38,13 @@ class Stepper(ABC):
 
 
 def open_stepper(
-    kind: Kind, folder: Path, *, threads: int, room: int, sees: bool = False, fast_prompts: bool = False
+    kind: Kind,
+    folder: Path,
+    *,
+    threads: int,
+    room: int,
+    sees: bool = False,
+    fast_prompts: bool = False,
 ) -> Stepper:
     """Open an artifact's model for a text of at most ``room`` tokens; it ``sees`` where there are images in it.
 
@@ -108,7 +114,9 @@ class _OnnxStepper(Stepper):
         from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 
         self._folder, self._threads = folder, threads
-        self._decoder = OnnxDecoder(folder, threads, room=room, lasting=True, fast_prompts=fast_prompts)
+        self._decoder = OnnxDecoder(
+            folder, threads, room=room, lasting=True, fast_prompts=fast_prompts
+        )
 
     def feed(self, ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
         shown = None if images is None else self._shown(images)
@@ -139,7 +147,12 @@ class _TorchStepper(Stepper):
 
         given = {"input_ids": ids_T, **(images or {})}
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(np.ascontiguousarray(array))[None] for name, array in given.items()}
-            found = self._module(**tensors, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            tensors = {
+                name: torch.from_numpy(np.ascontiguousarray(array))[None]
+                for name, array in given.items()
+            }
+            found = self._module(
+                **tensors, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            )
         scores: Array = found["logits"][0, -1].float().numpy()
         return scores

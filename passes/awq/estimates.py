@@ -36,7 +36,10 @@ def estimate(config: AwqConfig, parent: ModelFacts) -> Estimate:
         if grid is not None
     ]
     others = sum(parts.values()) - packed - sum(weights for weights, _ in outside)
-    size = int(packed * (config.effective_bits or effective_bits(tree, config.grids[0])) / 8) + 2 * others
+    size = (
+        int(packed * (config.effective_bits or effective_bits(tree, config.grids[0])) / 8)
+        + 2 * others
+    )
     size += sum(int(weights * bits / 8) for weights, bits in outside)
     return Estimate(
         replace(parent, size_bytes=size),
@@ -49,7 +52,10 @@ def _memory(tree: dict[str, Any], packed: int) -> int:
     """A layer, the matrices of its widest input, and what rounds its largest site; samples come in batches, and are little."""
     decoder = decoder_of(tree)
     layer = packed // decoder.layers
-    attention, gate_up = decoder.hidden * decoder.heads * decoder.head_width, 2 * decoder.hidden * decoder.ffn
+    attention, gate_up = (
+        decoder.hidden * decoder.heads * decoder.head_width,
+        2 * decoder.hidden * decoder.ffn,
+    )
     largest = max(attention, gate_up)
     matrices = _MATRICES * max(decoder.ffn, decoder.hidden) ** 2
     return 4 * (layer + largest + matrices + _COPIES * min(largest, WEIGHTS_AT_ONCE))

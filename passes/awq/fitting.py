@@ -43,7 +43,11 @@ def check_family(config: AwqConfig, parent: Artifact) -> None:
     name, described = read_description(parent.model)
     family: Family[Any] = load(FAMILIES, name)
     problems, remedies = [], []
-    if unfit := [field for field in ("effective_bits", "vision", "head") if getattr(config, field) is not None]:
+    if unfit := [
+        field
+        for field in ("effective_bits", "vision", "head")
+        if getattr(config, field) is not None
+    ]:
         problems.append(f"`{'`, `'.join(unfit)}`: for checkpoints of transformers")
         remedies.append("leave it out")
     if config.format != "compressed-tensors":
@@ -62,9 +66,17 @@ def check_family(config: AwqConfig, parent: Artifact) -> None:
         module, grid = load_module(parent.model), config.grids[0]
         found = fitting(blocks, module, FORMATS[config.format], grid)
         if not found.blocks:
-            problems = [f"{layer}: {why}" for layer, why in found.kept_float.items()] or ["it has no linear layers"]
-            fits = [size for size in _GROUPS if any(one.in_features % size == 0 for one in linears_of(module).values())]
-            remedies.append(f"group sizes that fit some: {', '.join(map(str, fits)) or 'none'}, or -1")
+            problems = [f"{layer}: {why}" for layer, why in found.kept_float.items()] or [
+                "it has no linear layers"
+            ]
+            fits = [
+                size
+                for size in _GROUPS
+                if any(one.in_features % size == 0 for one in linears_of(module).values())
+            ]
+            remedies.append(
+                f"group sizes that fit some: {', '.join(map(str, fits)) or 'none'}, or -1"
+            )
     if problems:
         raise RequirementError(
             f"no linear layer of this model of the family {name} can be packed so:\n"

@@ -132,7 +132,13 @@ class LayerRounding:
             grids: of each site, by its name.
             choices: how.
         """
-        self.layer, self.sites, self.batches, self.positions, self.captures = layer, sites, batches, positions, captures
+        self.layer, self.sites, self.batches, self.positions, self.captures = (
+            layer,
+            sites,
+            batches,
+            positions,
+            captures,
+        )
         self.exact, self.grids, self.choices = exact, grids, choices
         self.packed: dict[str, PackedLinear] = {}
         """By the linear layer's name in the block."""
@@ -180,7 +186,10 @@ class LayerRounding:
 
         def answer(site: Site) -> Callable[..., Any]:
             shapes = self._shapes[site.name, number]
-            parts = torch.split(self.captures.get(f"result {site.name} {number}"), [shape.numel() for shape in shapes])
+            parts = torch.split(
+                self.captures.get(f"result {site.name} {number}"),
+                [shape.numel() for shape in shapes],
+            )
             calls = iter([part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)])
             return lambda *_, **__: (next(calls), None) if site.with_weights else next(calls)
 
@@ -201,7 +210,9 @@ class LayerRounding:
         gram_II, magnitude_I = torch.zeros(inputs, inputs), torch.zeros(inputs)
         # Before many outputs, Xᵀ(X* − X) is the smaller matrix, and the weights come last.
         of_input = site.block is None
-        drift = torch.zeros(inputs, inputs if of_input else outputs) if self.exact is not None else None
+        drift = (
+            torch.zeros(inputs, inputs if of_input else outputs) if self.exact is not None else None
+        )
         tokens = 0
         for number, run in self.batches():
             x_NI, stream_NO = self._reach(site, number, run)
@@ -221,7 +232,9 @@ class LayerRounding:
             gram_II.fill_diagonal_(1.0)
         return Seen(mirrored(gram_II), magnitude_I / max(tokens, 1), drift, of_input)
 
-    def _off(self, site: Site, weight_IO: Tensor, number: int, x_NI: Tensor, stream_NO: Tensor | None) -> Tensor:
+    def _off(
+        self, site: Site, weight_IO: Tensor, number: int, x_NI: Tensor, stream_NO: Tensor | None
+    ) -> Tensor:
         """What should enter the site, less what does; or, of a module's last layer, what should come out, less what does."""
         exact = cast("Exact", self.exact)
         if site.block is None:
@@ -239,7 +252,9 @@ class LayerRounding:
     def _reach(self, site: Site, number: int, run: Run) -> tuple[Tensor | None, Tensor | None]:
         """What enters the site's linear layers, [N, I], and its stream, [N, O]; nothing after them is run."""
         first, wanted = site.linears[0], self.positions.calls(site, number)
-        got: dict[str, list[Tensor]] = {name: [] for name in (first, site.stream) if name is not None}
+        got: dict[str, list[Tensor]] = {
+            name: [] for name in (first, site.stream) if name is not None
+        }
 
         def see(name: str, given: tuple[Any, ...]) -> None:
             got[name].append(given[0])

@@ -28,7 +28,9 @@ def vision_linears(checkpoint: StreamedCheckpoint) -> dict[str, dict[str, tuple[
         module = checkpoint.module.get_submodule(part)
         linears = {name: one for name, one in module.named_modules() if isinstance(one, nn.Linear)}
         if linears:
-            found[part] = {name: (one.out_features, one.in_features) for name, one in linears.items()}
+            found[part] = {
+                name: (one.out_features, one.in_features) for name, one in linears.items()
+            }
     return found
 
 
@@ -58,9 +60,14 @@ def pack_vision(
         files.append(folder / f"vision-{number:05d}.safetensors")
         if not files[-1].is_file():
             module = checkpoint.load(part)
-            packed = {name: _nearest(module.get_parameter(f"{name}.weight"), grid, scales) for name in linears}
+            packed = {
+                name: _nearest(module.get_parameter(f"{name}.weight"), grid, scales)
+                for name in linears
+            }
             others = {
-                key: value for key, value in module.state_dict().items() if key.removesuffix(".weight") not in packed
+                key: value
+                for key, value in module.state_dict().items()
+                if key.removesuffix(".weight") not in packed
             }
             write_packed(files[-1], f"{part}.", others, other, packed, kind)
             checkpoint.unload(part)
@@ -70,7 +77,11 @@ def pack_vision(
 
 @torch.inference_mode()
 def pack_head(
-    checkpoint: StreamedCheckpoint, grid: WeightGrid, kind: Format, scales: torch.dtype, folder: Path
+    checkpoint: StreamedCheckpoint,
+    grid: WeightGrid,
+    kind: Format,
+    scales: torch.dtype,
+    folder: Path,
 ) -> Path:
     """A shard for the head, some of its rows in memory at a time; one that is there already is left as it is."""
     file, name = folder / "head.safetensors", f"{HEAD}.weight"
@@ -84,4 +95,6 @@ def pack_head(
 def _nearest(weight_OI: Tensor, grid: WeightGrid, dtype: torch.dtype) -> PackedLinear:
     weight_IO = weight_OI.T.contiguous()
     scale_GO, zero_GO = group_grids(weight_IO, torch.ones(len(weight_IO)), grid, dtype)
-    return packed_of(nearest(weight_IO, scale_GO, zero_GO, grid.highest), scale_GO, zero_GO, grid, dtype)
+    return packed_of(
+        nearest(weight_IO, scale_GO, zero_GO, grid.highest), scale_GO, zero_GO, grid, dtype
+    )

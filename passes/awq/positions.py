@@ -37,11 +37,14 @@ def deciding(
     with torch.enable_grad(), hooked(module, found, after=after):
         answers = module(**inputs)
         total = sum(
-            (answers[one].float() * torch.randn(answers[one].shape, generator=generator)).sum() for one in outputs
+            (answers[one].float() * torch.randn(answers[one].shape, generator=generator)).sum()
+            for one in outputs
         )
     results = [result for calls in found.values() for result in calls]
     slopes = iter(torch.autograd.grad(total, results, allow_unused=True))
-    return {name: [_rows(result, next(slopes)) for result in calls] for name, calls in found.items()}
+    return {
+        name: [_rows(result, next(slopes)) for result in calls] for name, calls in found.items()
+    }
 
 
 def _rows(result: Tensor, slope: Tensor | None) -> Tensor:
@@ -63,7 +66,9 @@ class Depending:
 
     def meant(self, site: Site, batch: int) -> Tensor | None:
         """Where any of its linear layers says something that an answer depends on."""
-        counted = torch.stack([torch.cat(list(calls)) for calls in self._of(site, batch)]).any(dim=0)
+        counted = torch.stack([torch.cat(list(calls)) for calls in self._of(site, batch)]).any(
+            dim=0
+        )
         return None if bool(counted.all()) else counted
 
     def _of(self, site: Site, batch: int) -> list[Sequence[Tensor]]:

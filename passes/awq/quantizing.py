@@ -20,7 +20,11 @@ from compressor.models.checkpoint.files import read_description
 from compressor.models.families.transformers.config import CheckpointConfig
 from compressor.models.families.transformers.layouts import HEAD
 from compressor.models.families.transformers.linears import blocks_of
-from compressor.models.families.transformers.streaming import Arguments, StreamedCheckpoint, result_of
+from compressor.models.families.transformers.streaming import (
+    Arguments,
+    StreamedCheckpoint,
+    result_of,
+)
 from compressor.models.quantized.description import WeightGrid
 from compressor.models.quantized.packed_formats import FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
@@ -52,9 +56,18 @@ def quantize(config: AwqConfig, parent: Artifact, out: Path, context: PassContex
         grids.setdefault(config.head, []).append(HEAD)
     packed = {name for names in grids.values() for name in names}
     plain = [
-        name for name, one in run.checkpoint.module.named_modules() if isinstance(one, nn.Linear) and name not in packed
+        name
+        for name, one in run.checkpoint.module.named_modules()
+        if isinstance(one, nn.Linear) and name not in packed
     ]
-    assemble(shards, out, tree, FORMATS[config.format].config(grids, plain), run.choices.other, parent.model)
+    assemble(
+        shards,
+        out,
+        tree,
+        FORMATS[config.format].config(grids, plain),
+        run.choices.other,
+        parent.model,
+    )
     return PassOutput(run.summary())
 
 
@@ -84,7 +97,12 @@ class _Run:
         tree: dict[str, Any],
         context: PassContext,
     ) -> None:
-        self.config, self.checkpoint, self.blocks, self.context = config, checkpoint, blocks, context
+        self.config, self.checkpoint, self.blocks, self.context = (
+            config,
+            checkpoint,
+            blocks,
+            context,
+        )
         self.kind = FORMATS[config.format]
         self.hidden = Hidden(context.work, context.artifact_id)
         self.tree, self.digest = tree, ""
@@ -117,13 +135,22 @@ class _Run:
             self.vision = [f"{part}.{name}" for part, names in found.items() for name in names]
             parts += [f"{part}." for part in found]
             files += pack_vision(
-                self.checkpoint, self.config.vision, self.kind, self.choices.scales, self.choices.other, work,
+                self.checkpoint,
+                self.config.vision,
+                self.kind,
+                self.choices.scales,
+                self.choices.other,
+                work,
                 lambda done, total: self.context.progress("vision", done, total, {}),
-            )  # fmt: skip
+            )
         if self.config.head is not None:
             parts.append(f"{HEAD}.")
-            files.append(pack_head(self.checkpoint, self.config.head, self.kind, self.choices.scales, work))
-        names = sorted(name for name in self.checkpoint.entries if not name.startswith(tuple(parts)))
+            files.append(
+                pack_head(self.checkpoint, self.config.head, self.kind, self.choices.scales, work)
+            )
+        names = sorted(
+            name for name in self.checkpoint.entries if not name.startswith(tuple(parts))
+        )
         write_others(work, self.checkpoint, names, self.choices.other)
         return [*files, *sorted(work.glob("others-*.safetensors"))]
 
@@ -132,7 +159,9 @@ class _Run:
         found: dict[WeightGrid, list[str]] = {}
         for block, grids in zip(self.blocks, self.grids, strict=True):
             for site in block.sites:
-                found.setdefault(grids[site.name], []).extend(block.full(name) for name in site.linears)
+                found.setdefault(grids[site.name], []).extend(
+                    block.full(name) for name in site.linears
+                )
         return found
 
     def summary(self) -> dict[str, Any]:
@@ -147,7 +176,9 @@ class _Run:
             "effective_bits": round(bits / weights_of(self.tree), 4),
             "packed_weights": weights_of(self.tree),
             "format": self.config.format,
-            "calibrated_on": ["text", "image"] if "pixel_values" in self.samples.dataset.input_names else ["text"],
+            "calibrated_on": ["text", "image"]
+            if "pixel_values" in self.samples.dataset.input_names
+            else ["text"],
             "samples_sha256": self.digest,
             "vision_layers": len(self.vision),
             "layers": self.hidden.reports(),
@@ -156,7 +187,9 @@ class _Run:
     def _choose_grids(self, arguments: list[list[Arguments]]) -> None:
         """By site of each layer: the one that there is, or by how much rounding changes on the first batch."""
         if self.config.effective_bits is None:
-            self.grids = [{site.name: self.config.grids[0] for site in block.sites} for block in self.blocks]
+            self.grids = [
+                {site.name: self.config.grids[0] for site in block.sites} for block in self.blocks
+            ]
             return
         kept = self.context.work / "grids.json"
         if self.hidden.done() == 0 or not kept.is_file():
@@ -166,13 +199,21 @@ class _Run:
 
             first = self.hidden.read(0, 0)
             rated = rate(
-                self.checkpoint, self.blocks[0].sites, self.config.grids, first, arguments[0], self.meant[0], progress
+                self.checkpoint,
+                self.blocks[0].sites,
+                self.config.grids,
+                first,
+                arguments[0],
+                self.meant[0],
+                progress,
             )
             chosen = allocate(rated, self.config.effective_bits * weights_of(self.tree))
             write_atomic(kept, json.dumps([grid.bits for grid in chosen]).encode())
         by_bits = {grid.bits: grid for grid in self.config.grids}
         bits = iter(json.loads(kept.read_bytes()))
-        self.grids = [{site.name: by_bits[next(bits)] for site in block.sites} for block in self.blocks]
+        self.grids = [
+            {site.name: by_bits[next(bits)] for site in block.sites} for block in self.blocks
+        ]
 
     def _file(self, number: int) -> Path:
         return self.context.work / f"layer-{number:05d}.safetensors"
@@ -185,7 +226,9 @@ class _Run:
             for batch in self.samples.batches("calibrate"):
                 tensors = tensors_from_batch(batch, torch.device("cpu"))
                 mask = tensors.get("attention_mask")
-                self.meant.append(None if mask is None or bool(mask.all()) else mask.flatten().bool())
+                self.meant.append(
+                    None if mask is None or bool(mask.all()) else mask.flatten().bool()
+                )
                 yield {name: tensors[name] for name in self.samples.dataset.input_names}
 
         entering = self.checkpoint.entering(batches)
@@ -210,20 +253,34 @@ class _Run:
         captures = Captures(self.context.work / "captures", CAPTURED_BYTES)
         exact = Exact(captures) if self.config.drift else None
 
-        def batches(what: Literal["rounded", "exact"] = "rounded") -> Iterator[tuple[int, Callable[[], Tensor]]]:
+        def batches(
+            what: Literal["rounded", "exact"] = "rounded",
+        ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
             for batch, given in enumerate(arguments):
-                yield batch, partial(result_of, layer, self.hidden.read(number, batch, what), given[number])
+                yield (
+                    batch,
+                    partial(result_of, layer, self.hidden.read(number, batch, what), given[number]),
+                )
 
         if exact is not None:
             for batch, run in batches("exact"):
                 captures.put(f"exact result {batch}", exact.remember(layer, sites, batch, run))
         rounding = LayerRounding(
-            layer, sites, batches, _Unpadded(self.meant), captures, exact, self.grids[number], self.choices
+            layer,
+            sites,
+            batches,
+            _Unpadded(self.meant),
+            captures,
+            exact,
+            self.grids[number],
+            self.choices,
         )
         try:
             rounding.run()
         except NumericalError as error:
-            raise NumericalError(f"decoder layer {number}: {error.what}", remedy=error.remedy) from error
+            raise NumericalError(
+                f"decoder layer {number}: {error.what}", remedy=error.remedy
+            ) from error
         self._write(number, name, layer, rounding.packed)
         for batch, run in batches():
             whole = captures.get(f"exact result {batch}") if exact is not None else None
@@ -233,8 +290,14 @@ class _Run:
         give_back_memory()
         return rounding.report
 
-    def _write(self, number: int, name: str, layer: nn.Module, packed: dict[str, PackedLinear]) -> None:
-        others = {key: value for key, value in layer.state_dict().items() if key.removesuffix(".weight") not in packed}
+    def _write(
+        self, number: int, name: str, layer: nn.Module, packed: dict[str, PackedLinear]
+    ) -> None:
+        others = {
+            key: value
+            for key, value in layer.state_dict().items()
+            if key.removesuffix(".weight") not in packed
+        }
         write_packed(self._file(number), f"{name}.", others, self.choices.other, packed, self.kind)
 
 

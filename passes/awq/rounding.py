@@ -112,7 +112,13 @@ def error(gram_II: Tensor, off_IO: Tensor) -> Tensor:
 
 
 def rounded(
-    weight_IO: Tensor, target_IO: Tensor, gram: Gram, grid: WeightGrid, dtype: torch.dtype, *, feedback: bool
+    weight_IO: Tensor,
+    target_IO: Tensor,
+    gram: Gram,
+    grid: WeightGrid,
+    dtype: torch.dtype,
+    *,
+    feedback: bool,
 ) -> PackedLinear:
     """The integers of a layer.
 
@@ -139,7 +145,9 @@ def packed_of(
     values_IO: Tensor, scale_GO: Tensor, zero_GO: Tensor, grid: WeightGrid, dtype: torch.dtype
 ) -> PackedLinear:
     """The integers of values that lie on their grids."""
-    integers_GSO = (values_IO.view(len(scale_GO), -1, values_IO.shape[1]) / scale_GO.unsqueeze(1)).round_()
+    integers_GSO = (
+        values_IO.view(len(scale_GO), -1, values_IO.shape[1]) / scale_GO.unsqueeze(1)
+    ).round_()
     integers_GSO += zero_GO.unsqueeze(1)
     return PackedLinear(
         integers_GSO.flatten(0, 1).T.to(torch.uint8).contiguous(),
@@ -170,7 +178,9 @@ def with_feedback(
             row_O = left_IO[start + at]
             found_O = rounded_row(row_O, scale_SO[at], zero_SO[at], highest)
             torch.sub(row_O, found_O, out=errors_SO[at]).div_(factor_II[start + at, start + at])
-            left_IO[start : start + at].addr_(factor_II[start + at, start : start + at], errors_SO[at], alpha=-1)
+            left_IO[start : start + at].addr_(
+                factor_II[start + at, start : start + at], errors_SO[at], alpha=-1
+            )
             row_O.copy_(found_O)
         left_IO[:start].addmm_(factor_II[start:end, :start].T, errors_SO, alpha=-1)
     slope_IO = torch.linalg.solve_triangular(factor_II, errors_IO, upper=False)
@@ -218,7 +228,12 @@ def choose_again(
 
 
 def _descend(
-    values_SO: Tensor, slope_SO: Tensor, gram_SS: Tensor, scale_O: Tensor, zero_O: Tensor, highest: int
+    values_SO: Tensor,
+    slope_SO: Tensor,
+    gram_SS: Tensor,
+    scale_O: Tensor,
+    zero_O: Tensor,
+    highest: int,
 ) -> None:
     """The integers of a group, one input after another, each the best for what is left of the slope. Changes ``values_SO``."""
     inputs = len(values_SO)
@@ -234,7 +249,9 @@ def _descend(
         slope_SO[end:].addmm_(gram_SS[start:end, end:].T, moved_SO, alpha=-1)
 
 
-def _fitted(values_SO: Tensor, slope_SO: Tensor, gram_SS: Tensor, scale_O: Tensor, dtype: torch.dtype) -> Tensor:
+def _fitted(
+    values_SO: Tensor, slope_SO: Tensor, gram_SS: Tensor, scale_O: Tensor, dtype: torch.dtype
+) -> Tensor:
     """The scale of a group with the least error for its integers, [O]. Changes ``values_SO`` accordingly."""
     steps_SO = values_SO / scale_O
     curvature_O = (steps_SO * (gram_SS @ steps_SO)).sum(dim=0)

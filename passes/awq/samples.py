@@ -32,7 +32,12 @@ def samples_of(config: AwqConfig, context: PassContext) -> Samples:
         DataError: the set has fewer than are asked for.
     """
     asked = config.calibration
-    found = Samples(context.data(asked.data), count=asked.num_samples, batch_size=asked.batch_size, seed=asked.seed)
+    found = Samples(
+        context.data(asked.data),
+        count=asked.num_samples,
+        batch_size=asked.batch_size,
+        seed=asked.seed,
+    )
     if len(found) < asked.num_samples:
         raise DataError(
             f"the set {asked.data!r} has {len(found)} samples, and `num_samples` asks for {asked.num_samples}",
@@ -90,7 +95,9 @@ class Hidden:
             state = json.loads((self.work / _STATE).read_bytes())
         except (OSError, ValueError):
             return []
-        found: list[dict[str, object]] = state["reports"] if state["identity"] == self.identity else []
+        found: list[dict[str, object]] = (
+            state["reports"] if state["identity"] == self.identity else []
+        )
         return found
 
 
@@ -119,7 +126,9 @@ class Captures:
         """What was put."""
         if key in self.held:
             return self.held[key]
-        return torch.from_numpy(np.fromfile(self.folder / key, dtype=np.float32)).view(self.shapes[key])
+        return torch.from_numpy(np.fromfile(self.folder / key, dtype=np.float32)).view(
+            self.shapes[key]
+        )
 
     def drop(self, key: str) -> None:
         """Forget one."""

@@ -86,12 +86,20 @@ def shared(value_I: Tensor, source: Source) -> Tensor:
 
 def of_rows(scale_I: Tensor, source: Source) -> Tensor:
     """One value for each row of ``source``."""
-    return scale_I.view(-1, source.repeats, source.block)[:, 0].reshape(-1) if source.repeats > 1 else scale_I
+    return (
+        scale_I.view(-1, source.repeats, source.block)[:, 0].reshape(-1)
+        if source.repeats > 1
+        else scale_I
+    )
 
 
-def _error_under(scale_I: Tensor, weight_IO: Tensor, gram_II: Tensor, grid: WeightGrid, dtype: torch.dtype) -> float:
+def _error_under(
+    scale_I: Tensor, weight_IO: Tensor, gram_II: Tensor, grid: WeightGrid, dtype: torch.dtype
+) -> float:
     scaled_IO = weight_IO * scale_I.unsqueeze(1)
-    grids = group_grids(scaled_IO, gram_II.diagonal() / scale_I.square(), grid, dtype, candidates=_RANGES)
+    grids = group_grids(
+        scaled_IO, gram_II.diagonal() / scale_I.square(), grid, dtype, candidates=_RANGES
+    )
     back_IO = nearest(scaled_IO, *grids, grid.highest) / scale_I.unsqueeze(1)
     return float(error(gram_II, back_IO.sub_(weight_IO)).sum())
 

@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.models.capabilities.linear_groups import Site
-from compressor.models.families.transformers.streaming import Arguments, StreamedCheckpoint, result_of
+from compressor.models.families.transformers.streaming import (
+    Arguments,
+    StreamedCheckpoint,
+    result_of,
+)
 from compressor.models.quantized.description import WeightGrid
 from passes.awq.grids import group_grids, nearest
 from passes.awq.samples import flat
@@ -112,7 +116,9 @@ def _round(layer: nn.Module, site: Site, grid: WeightGrid) -> float:
         linear: Any = linear_of(layer, name)
         linear.whole = linear.weight.data
         weight_IO = linear.whole.T.contiguous()
-        steps = group_grids(weight_IO, torch.ones(len(weight_IO)), grid, torch.float16, candidates=1)
+        steps = group_grids(
+            weight_IO, torch.ones(len(weight_IO)), grid, torch.float16, candidates=1
+        )
         linear.weight.data = nearest(weight_IO, *steps, grid.highest).T.contiguous()
         bits += weight_IO.numel() * grid.effective_bits(len(weight_IO))
     return bits

@@ -33,10 +33,20 @@ def check_shapes(config: AwqConfig, parent: Artifact) -> None:
     problems = {
         one: found
         for one, (outputs, inputs) in shapes.items()
-        if (found := list(dict.fromkeys(why for grid in config.grids for why in kind.problems(grid, outputs, inputs))))
+        if (
+            found := list(
+                dict.fromkeys(
+                    why for grid in config.grids for why in kind.problems(grid, outputs, inputs)
+                )
+            )
+        )
     }
     if problems:
-        sizes = [size for size in (128, 64, 32, 16) if all(inputs % size == 0 for _, inputs in shapes.values())]
+        sizes = [
+            size
+            for size in (128, 64, 32, 16)
+            if all(inputs % size == 0 for _, inputs in shapes.values())
+        ]
         raise RequirementError(
             f"these layers cannot be packed with {' or '.join(str(grid.bits) for grid in config.grids)} bits in groups of "
             f"{config.group_size} as {config.format}:\n"
@@ -56,12 +66,15 @@ def _check_vision(config: AwqConfig, tree: dict[str, Any]) -> None:
     if config.vision is None:
         return
     if decoder_of(tree).layout.vision is None:
-        raise RequirementError(f"`vision` is set, and {tree['model_type']} has no vision tower", remedy="leave it out")
+        raise RequirementError(
+            f"`vision` is set, and {tree['model_type']} has no vision tower", remedy="leave it out"
+        )
     kind, module = FORMATS[config.format], streamed(tree)
     problems = {
         name: why
         for name, one in module.get_submodule(str(decoder_of(tree).layout.vision)).named_modules()
-        if isinstance(one, nn.Linear) and (why := kind.problems(config.vision, one.out_features, one.in_features))
+        if isinstance(one, nn.Linear)
+        and (why := kind.problems(config.vision, one.out_features, one.in_features))
     }
     if problems:
         raise RequirementError(
@@ -78,11 +91,13 @@ def _check_head(config: AwqConfig, tree: dict[str, Any]) -> None:
     decoder = decoder_of(tree)
     if decoder.tied:
         raise RequirementError(
-            "`head` is set, and the head is the embedding's table, which stays", remedy="leave it out"
+            "`head` is set, and the head is the embedding's table, which stays",
+            remedy="leave it out",
         )
     if why := FORMATS[config.format].problems(config.head, decoder.vocabulary, decoder.hidden):
         raise RequirementError(
-            f"the head cannot be packed so: {'; '.join(why)}", remedy="set another `head.group_size`"
+            f"the head cannot be packed so: {'; '.join(why)}",
+            remedy="set another `head.group_size`",
         )
 
 
@@ -91,17 +106,28 @@ def shapes_of(tree: dict[str, Any]) -> dict[str, tuple[int, int]]:
     decoder = decoder_of(tree)
     query, key = decoder.heads * decoder.head_width, decoder.key_heads * decoder.head_width
     outputs = {
-        "q_proj": (query, decoder.hidden), "k_proj": (key, decoder.hidden), "v_proj": (key, decoder.hidden),
-        "o_proj": (decoder.hidden, query), "gate_proj": (decoder.ffn, decoder.hidden), "up_proj": (decoder.ffn, decoder.hidden),
-        "gate_up_proj": (2 * decoder.ffn, decoder.hidden), "down_proj": (decoder.hidden, decoder.ffn),
-    }  # fmt: skip
+        "q_proj": (query, decoder.hidden),
+        "k_proj": (key, decoder.hidden),
+        "v_proj": (key, decoder.hidden),
+        "o_proj": (decoder.hidden, query),
+        "gate_proj": (decoder.ffn, decoder.hidden),
+        "up_proj": (decoder.ffn, decoder.hidden),
+        "gate_up_proj": (2 * decoder.ffn, decoder.hidden),
+        "down_proj": (decoder.hidden, decoder.ffn),
+    }
     stack = layers_of(decoder.layout)
-    return {f"{stack}.*.{name}": outputs[name.rpartition(".")[2]] for site in sites_of(tree) for name in site.linears}
+    return {
+        f"{stack}.*.{name}": outputs[name.rpartition(".")[2]]
+        for site in sites_of(tree)
+        for name in site.linears
+    }
 
 
 def weights_of(tree: dict[str, Any]) -> int:
     """How many weights are packed."""
-    return decoder_of(tree).layers * sum(outputs * inputs for outputs, inputs in shapes_of(tree).values())
+    return decoder_of(tree).layers * sum(
+        outputs * inputs for outputs, inputs in shapes_of(tree).values()
+    )
 
 
 def effective_bits(tree: dict[str, Any], grid: WeightGrid) -> float:

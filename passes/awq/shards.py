@@ -65,15 +65,24 @@ def write_packed(
         NumericalError: numbers are too large for ``dtype``.
         ParityError: what is read is not what was written.
     """
-    tensors = {f"{prefix}{name}": cast(f"{prefix}{name}", value, dtype) for name, value in others.items()}
+    tensors = {
+        f"{prefix}{name}": cast(f"{prefix}{name}", value, dtype) for name, value in others.items()
+    }
     for name, one in packed.items():
-        tensors |= {f"{prefix}{name}.{suffix}": value for suffix, value in kind.tensors(one).items()}
+        tensors |= {
+            f"{prefix}{name}.{suffix}": value for suffix, value in kind.tensors(one).items()
+        }
     _save(tensors, file)
     found = safetensors.torch.load(file.read_bytes())
     for name, one in packed.items():
         start = f"{prefix}{name}."
         back = kind.linear(
-            {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}, one.grid
+            {
+                key.removeprefix(start): value
+                for key, value in found.items()
+                if key.startswith(start)
+            },
+            one.grid,
         )
         if not back.equals(one):
             raise ParityError(
@@ -81,7 +90,9 @@ def write_packed(
             )
 
 
-def write_others(folder: Path, checkpoint: StreamedCheckpoint, names: Iterable[str], dtype: torch.dtype) -> None:
+def write_others(
+    folder: Path, checkpoint: StreamedCheckpoint, names: Iterable[str], dtype: torch.dtype
+) -> None:
     """All tensors that are in no decoder layer, a few megabytes at a time, in shards of about a gigabyte."""
     shards: list[list[str]] = []
     left = 0
@@ -96,7 +107,9 @@ def write_others(folder: Path, checkpoint: StreamedCheckpoint, names: Iterable[s
         _write_in_pieces(folder / f"others-{number:05d}.safetensors", checkpoint, some, dtype)
 
 
-def _write_in_pieces(file: Path, checkpoint: StreamedCheckpoint, names: Iterable[str], dtype: torch.dtype) -> None:
+def _write_in_pieces(
+    file: Path, checkpoint: StreamedCheckpoint, names: Iterable[str], dtype: torch.dtype
+) -> None:
     """The safetensors format: the header's length, a header that tells where each tensor lies, and their bytes."""
     header: dict[str, Any] = {"__metadata__": _METADATA}
     end = 0
@@ -142,9 +155,15 @@ def assemble(
         text = str(dtype).removeprefix("torch.")
         config = {**tree, QUANTIZATION_CONFIG: quantization, "dtype": text}
         config.pop("torch_dtype", None)
-        (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (out / CONFIG).write_text(
+            json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
         for file in sorted(parent.iterdir()):
-            if file.is_file() and file.name not in {CONFIG, INDEX} and ".safetensors" not in file.name:
+            if (
+                file.is_file()
+                and file.name not in {CONFIG, INDEX}
+                and ".safetensors" not in file.name
+            ):
                 copy_file(file, out / file.name)
 
 

@@ -136,7 +136,9 @@ def round_site(
     scaling = Scaling(torch.ones(len(weight_IO)), 0.0, 1.0)
     if choices.scaling and site.source is not None:
         size_I = relative_size(weight_IO, grid.width(len(weight_IO)))
-        scaling = search(probe_IO, size_I, seen.gram_II, seen.magnitude_I, site.source, grid, choices.scales)
+        scaling = search(
+            probe_IO, size_I, seen.gram_II, seen.magnitude_I, site.source, grid, choices.scales
+        )
     if scaling.ratio and site.source is not None:
         fold(layer, site.source, scaling.scale_I, choices.other, packed)
         weight_IO.mul_(scaling.scale_I.unsqueeze(1))
@@ -144,11 +146,18 @@ def round_site(
     gram = Gram.of(seen.gram_II)
     _put(layer, site, _rounded(weight_IO, gram, seen, grid, choices), packed)
     probe_IO = weight_IO[:, probes.at]
-    off_IO = torch.cat([linear_of(layer, name).weight[some] for name, some in probes.rows.items()]).T - probe_IO
+    off_IO = (
+        torch.cat([linear_of(layer, name).weight[some] for name, some in probes.rows.items()]).T
+        - probe_IO
+    )
     left_O = error(gram.gram_II, off_IO) - gram.damping * off_IO.square().sum(dim=0)
     spans_GO = probe_IO.view(-1, grid.width(len(probe_IO)), probe_IO.shape[1])
-    spans_GO = (spans_GO.amax(dim=1).clamp(min=0) - spans_GO.amin(dim=1).clamp(max=0)).clamp(min=_TINY)
-    scales_GO = torch.cat([packed[name].scales_OG[some] for name, some in probes.rows.items()]).T.float()
+    spans_GO = (spans_GO.amax(dim=1).clamp(min=0) - spans_GO.amin(dim=1).clamp(max=0)).clamp(
+        min=_TINY
+    )
+    scales_GO = torch.cat(
+        [packed[name].scales_OG[some] for name, some in probes.rows.items()]
+    ).T.float()
     rows = [
         {
             "linear": name,
@@ -160,11 +169,16 @@ def round_site(
         }
         for name, some in probes.by_linear()
     ]
-    rounded_rows = [{key: round(one, 6) if isinstance(one, float) else one for key, one in row.items()} for row in rows]
+    rounded_rows = [
+        {key: round(one, 6) if isinstance(one, float) else one for key, one in row.items()}
+        for row in rows
+    ]
     return rounded_rows, scaling.scale_I
 
 
-def _rounded(weight_IO: Tensor, gram: Gram, seen: Seen, grid: WeightGrid, choices: Choices) -> list[PackedLinear]:
+def _rounded(
+    weight_IO: Tensor, gram: Gram, seen: Seen, grid: WeightGrid, choices: Choices
+) -> list[PackedLinear]:
     """Stretches of outputs, one after another, each moved to where it makes up for drift, and rounded."""
     change_II = gram.solved(seen.drift) if seen.drift is not None and seen.drift_of_input else None
     parts = []
@@ -174,12 +188,18 @@ def _rounded(weight_IO: Tensor, gram: Gram, seen: Seen, grid: WeightGrid, choice
             target_IO = torch.addmm(part_IO, change_II, part_IO, alpha=choices.drift)
         elif seen.drift is not None:
             target_IO = gram.solved(seen.drift[:, some]).mul_(choices.drift).add_(part_IO)
-        parts.append(rounded(part_IO, target_IO, gram, grid, choices.scales, feedback=choices.feedback))
+        parts.append(
+            rounded(part_IO, target_IO, gram, grid, choices.scales, feedback=choices.feedback)
+        )
     return parts
 
 
 def fold(
-    layer: nn.Module, source: Source, scale_I: Tensor, dtype: torch.dtype, packed: dict[str, PackedLinear] | None = None
+    layer: nn.Module,
+    source: Source,
+    scale_I: Tensor,
+    dtype: torch.dtype,
+    packed: dict[str, PackedLinear] | None = None,
 ) -> None:
     """Divide the channels of a site's input by ``scale_I`` where they come from, in place, and make up for it in ``others``.
 
@@ -211,7 +231,9 @@ def fold(
         module.weight.data = module.weight / divisors_O.unsqueeze(1)
 
 
-def _put(layer: nn.Module, site: Site, parts: list[PackedLinear], packed: dict[str, PackedLinear]) -> None:
+def _put(
+    layer: nn.Module, site: Site, parts: list[PackedLinear], packed: dict[str, PackedLinear]
+) -> None:
     """Packed weights to their layers, which go on with what these hold."""
     whole = PackedLinear.joined(parts)
     start = 0

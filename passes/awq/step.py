@@ -10,7 +10,15 @@ from pydantic import Field, model_validator
 from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
-from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    Estimate,
+    ModelFacts,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from compressor.models.quantized.description import FormatName, WeightBits, WeightGrid
 
 WEIGHTS_AT_ONCE = 1 << 24
@@ -65,8 +73,13 @@ class AwqConfig(PassConfig):
     @property
     def grids(self) -> tuple[WeightGrid, ...]:
         """How weights may be rounded."""
-        choice: tuple[WeightBits, ...] = (self.bits,) if self.effective_bits is None else get_args(WeightBits)
-        return tuple(WeightGrid(bits=bits, group_size=self.group_size, symmetric=self.symmetric) for bits in choice)
+        choice: tuple[WeightBits, ...] = (
+            (self.bits,) if self.effective_bits is None else get_args(WeightBits)
+        )
+        return tuple(
+            WeightGrid(bits=bits, group_size=self.group_size, symmetric=self.symmetric)
+            for bits in choice
+        )
 
     @property
     def is_nearest(self) -> bool:
@@ -76,7 +89,9 @@ class AwqConfig(PassConfig):
     @model_validator(mode="after")
     def _fits(self) -> AwqConfig:
         if self.group_size == 0:
-            raise ValueError("group_size 0: a group has at least one weight; -1 stands for a whole row")
+            raise ValueError(
+                "group_size 0: a group has at least one weight; -1 stands for a whole row"
+            )
         if self.format == "awq":
             wrong = {
                 "bits": self.bits != 4,
@@ -129,7 +144,9 @@ class Awq(Pass[AwqConfig]):
         check_finite(parent.model)
         check_data(parent, (config.calibration.data,), context, labels=False)
 
-    def run(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+    def run(
+        self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> PassOutput:
         """Layer by layer; of a checkpoint, ``context.work`` holds what is done."""
         from passes.awq.quantizing import quantize
         from passes.awq.whole import quantize_whole
@@ -153,4 +170,8 @@ def is_checkpoint(parent: Artifact) -> bool:
 
 def tree_of(parent: ModelFacts) -> dict[str, Any] | None:
     """config.json of a checkpoint, where that is what the facts tell of."""
-    return dict(parent.config) if parent.family == "transformers" and parent.config is not None else None
+    return (
+        dict(parent.config)
+        if parent.family == "transformers" and parent.config is not None
+        else None
+    )

@@ -34,7 +34,9 @@ from passes.common.accuracy import tensors_from_batch
 from passes.common.setup import prepare_torch
 
 
-def quantize_whole(config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+def quantize_whole(
+    config: AwqConfig, parent: Artifact, out: Path, context: PassContext
+) -> PassOutput:
     """Write the packed form of ``parent`` into ``out``.
 
     Raises:
@@ -55,13 +57,17 @@ def quantize_whole(config: AwqConfig, parent: Artifact, out: Path, context: Pass
     run = _Run(config, module, choices, family.outputs(described), context)
     run.round(found.blocks)
     others = {
-        name: value for name, value in tensors_of(module).items() if name.removesuffix(".weight") not in run.packed
+        name: value
+        for name, value in tensors_of(module).items()
+        if name.removesuffix(".weight") not in run.packed
     }
     out.mkdir(parents=True, exist_ok=True)
     write_packed(out / WEIGHTS, "", others, choices.other, run.packed, kind)
     (out / WEIGHTS).chmod(0o644)  # the library makes it 0600
     quantization = kind.config({grid: sorted(run.packed)}, sorted(found.kept_float))
-    write_description(family.name, family.version, described, out, {QUANTIZATION_CONFIG: quantization})
+    write_description(
+        family.name, family.version, described, out, {QUANTIZATION_CONFIG: quantization}
+    )
     sizes = {name: one.integers_OI.shape for name, one in run.packed.items()}
     weights = sum(size.numel() for size in sizes.values())
     bits = sum(size.numel() * grid.effective_bits(size[1]) for size in sizes.values())
@@ -81,7 +87,12 @@ class _Run:
     """One model on its way."""
 
     def __init__(
-        self, config: AwqConfig, module: nn.Module, choices: Choices, outputs: tuple[str, ...], context: PassContext
+        self,
+        config: AwqConfig,
+        module: nn.Module,
+        choices: Choices,
+        outputs: tuple[str, ...],
+        context: PassContext,
     ) -> None:
         self.module, self.choices, self.context = module, choices, context
         (self.grid,) = config.grids
@@ -94,7 +105,9 @@ class _Run:
         linears = linears_of(module.requires_grad_(False))
         for one in linears.values():
             one.weight.requires_grad_()
-        self.deciding: list[Deciding] = [deciding(module, linears, outputs, inputs) for inputs in self.inputs]
+        self.deciding: list[Deciding] = [
+            deciding(module, linears, outputs, inputs) for inputs in self.inputs
+        ]
         module.requires_grad_(False)
         self.exact = deepcopy(module) if config.drift else None
         """The float model."""
@@ -106,14 +119,21 @@ class _Run:
     @torch.inference_mode()
     def round(self, blocks: tuple[Block, ...]) -> None:
         """All blocks; tensors that are not packed are rounded to what the file holds of them first."""
-        packed = {f"{block.full(name)}.weight" for block in blocks for site in block.sites for name in site.linears}
+        packed = {
+            f"{block.full(name)}.weight"
+            for block in blocks
+            for site in block.sites
+            for name in site.linears
+        }
         for name, value in self.module.state_dict().items():
             if name not in packed and value.is_floating_point():
                 value.copy_(cast(name, value, self.choices.other))
         for number, block in enumerate(blocks):
             rounding = self._block(block)
             self.packed |= {block.full(name): one for name, one in rounding.packed.items()}
-            self.report += [{"layer": number, "block": block.name, **row} for row in rounding.report]
+            self.report += [
+                {"layer": number, "block": block.name, **row} for row in rounding.report
+            ]
             error = sum(row["error"] for row in rounding.report) / len(rounding.report)
             self.context.progress("blocks", number + 1, len(blocks), {"error": error})
 
@@ -137,7 +157,9 @@ class _Run:
         try:
             rounding.run()
         except NumericalError as error:
-            raise NumericalError(f"{block.name or 'the model'}: {error.what}", remedy=error.remedy) from error
+            raise NumericalError(
+                f"{block.name or 'the model'}: {error.what}", remedy=error.remedy
+            ) from error
         captures.close()
         return rounding
 

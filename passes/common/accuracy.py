@@ -33,7 +33,10 @@ class Evaluation:
 
 def tensors_from_batch(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     """NumPy arrays to tensors on the device."""
-    return {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in batch.items()}
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        for name, array in batch.items()
+    }
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -46,7 +49,9 @@ def _of_samples(values: Tensor) -> np.ndarray[Any, Any]:
     return (values if values.ndim == 1 else values.float().flatten(1).mean(dim=1)).cpu().numpy()
 
 
-def evaluate_accuracy(model: nn.Module, dataset: Dataset, batch_size: int, limit: int | None = None) -> Evaluation:
+def evaluate_accuracy(
+    model: nn.Module, dataset: Dataset, batch_size: int, limit: int | None = None
+) -> Evaluation:
     """Answer every sample (or the first ``limit``) of a labelled set in evaluation mode; the model's mode is left as it was."""
     training, device = model.training, device_of(model)
     model.eval()
@@ -55,8 +60,12 @@ def evaluate_accuracy(model: nn.Module, dataset: Dataset, batch_size: int, limit
         for batch in dataset.batches(batch_size, limit):
             tensors = tensors_from_batch(batch, device)
             label = tensors[str(dataset.label_name)]
-            logits = model(**{name: tensors[name] for name in dataset.input_names})["logits"].float()
-            loss = cross_entropy(logits.flatten(0, -2), label.flatten(), reduction="none").view(label.shape)
+            logits = model(**{name: tensors[name] for name in dataset.input_names})[
+                "logits"
+            ].float()
+            loss = cross_entropy(logits.flatten(0, -2), label.flatten(), reduction="none").view(
+                label.shape
+            )
             correct.append(_of_samples(logits.argmax(dim=-1) == label))
             losses.append(_of_samples(loss))
     model.train(training)

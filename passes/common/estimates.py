@@ -35,7 +35,11 @@ def _told_by_sample(model: ModelFacts) -> bool:
 
 def training_memory(model: ModelFacts, batch_size: int) -> int:
     """Bytes of a process that trains the model; less its activations, where a plan does not know how long the samples are."""
-    return _PROCESS_BYTES + _BYTES_PER_PARAMETER * (model.parameters or 0) + _activations(model, batch_size)
+    return (
+        _PROCESS_BYTES
+        + _BYTES_PER_PARAMETER * (model.parameters or 0)
+        + _activations(model, batch_size)
+    )
 
 
 def mapped_memory(model: ModelFacts, batch_size: int, maps: int) -> int:
@@ -43,14 +47,24 @@ def mapped_memory(model: ModelFacts, batch_size: int, maps: int) -> int:
 
     The kernel keeps of those what there is room for; half of the memory, at most, is taken to be.
     """
-    return _PROCESS_BYTES + min(maps, environment(1, "cpu").memory_bytes // 2) + _activations(model, batch_size)
+    return (
+        _PROCESS_BYTES
+        + min(maps, environment(1, "cpu").memory_bytes // 2)
+        + _activations(model, batch_size)
+    )
 
 
 def _activations(model: ModelFacts, batch_size: int) -> int:
-    return int(_ACTIVATION_BYTES_PER_MAC * (model.macs or 0) * batch_size) if _told_by_sample(model) else 0
+    return (
+        int(_ACTIVATION_BYTES_PER_MAC * (model.macs or 0) * batch_size)
+        if _told_by_sample(model)
+        else 0
+    )
 
 
-def training_estimate(model: ModelFacts, training: TrainingConfig, forward_only: ModelFacts | None = None) -> Estimate:
+def training_estimate(
+    model: ModelFacts, training: TrainingConfig, forward_only: ModelFacts | None = None
+) -> Estimate:
     """Time, memory and disk of training ``model``; ``forward_only`` runs beside it, as a teacher does."""
     if model.parameters is None or model.macs is None:
         return Estimate(model=model)

@@ -17,7 +17,9 @@ from compressor.models.contract import Family
 from compressor.runtimes.session import fitted
 
 
-def check_data(parent: Artifact, names: Iterable[str | None], context: PassContext, *, labels: bool = True) -> None:
+def check_data(
+    parent: Artifact, names: Iterable[str | None], context: PassContext, *, labels: bool = True
+) -> None:
     """Each named set has samples, labels where they are wanted, and the inputs of the parent model; None names no set.
 
     Raises:
@@ -26,13 +28,18 @@ def check_data(parent: Artifact, names: Iterable[str | None], context: PassConte
     family_name, config = read_description(parent.model)
     family: Family[Any] = discovery.load(discovery.FAMILIES, family_name)
     problems = [
-        problem for name in dict.fromkeys(names) if name for problem in _problems(family, config, name, context, labels)
+        problem
+        for name in dict.fromkeys(names)
+        if name
+        for problem in _problems(family, config, name, context, labels)
     ]
     if problems:
         raise DataError("\n".join(problems), remedy="name data sets that were made for this model")
 
 
-def _problems(family: Family[Any], config: Record, name: str, context: PassContext, labels: bool) -> list[str]:
+def _problems(
+    family: Family[Any], config: Record, name: str, context: PassContext, labels: bool
+) -> list[str]:
     dataset = context.data(name)
     if len(dataset) == 0:
         return [f"data set {name!r} is empty"]
@@ -42,7 +49,9 @@ def _problems(family: Family[Any], config: Record, name: str, context: PassConte
         problems.append(f"data set {name!r} has no labels")
     inputs = family.inputs(config)
     if unknown := sorted(set(dataset.input_names) - {spec.name for spec in inputs}):
-        problems.append(f"data set {name!r} has inputs that {family.name} does not take: {', '.join(unknown)}")
+        problems.append(
+            f"data set {name!r} has inputs that {family.name} does not take: {', '.join(unknown)}"
+        )
     try:
         fitted({key: batch[key] for key in dataset.input_names}, inputs)
     except DataError as error:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def hard_cross_entropy(heads: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def hard_cross_entropy(
+    heads: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The mean cross-entropy of each head, [..., classes], whose label, [...], the batch has; a scalar each.
 
     Raises:
@@ -60,7 +62,9 @@ def taught_cross_entropy(
     """
     losses: dict[str, Tensor] = {}
     if weight < 1:
-        losses |= {name: (1 - weight) * term for name, term in hard_cross_entropy(heads, batch).items()}
+        losses |= {
+            name: (1 - weight) * term for name, term in hard_cross_entropy(heads, batch).items()
+        }
     if weight > 0:
         losses |= {
             f"soft_{name}": weight * soft_cross_entropy(heads[name], logits.float(), temperature)

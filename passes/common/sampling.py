@@ -65,6 +65,8 @@ class Sampler:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
-        self.weights = None if state["weights"] is None else np.array(state["weights"], dtype=np.float64)
+        self.weights = (
+            None if state["weights"] is None else np.array(state["weights"], dtype=np.float64)
+        )
         self._start(state["epoch"])
         self.position = state["position"]

@@ -104,7 +104,17 @@ def fit(
     """
     stretch = range(config.steps) if stretch is None else stretch
     run = _Run(
-        model, dataset, config, seed, objective, checkpoint_dir, extra, validation, on_evaluation, stretch, before_step
+        model,
+        dataset,
+        config,
+        seed,
+        objective,
+        checkpoint_dir,
+        extra,
+        validation,
+        on_evaluation,
+        stretch,
+        before_step,
     )
     return run.go(progress, note)
 
@@ -151,7 +161,9 @@ class _Run:
                 batch = pending.result() if pending else self._compose()
                 saved_sampler = self.sampler.state()
                 last = state.step + 1 == self.stretch.stop
-                looks = last or (config.evaluate_every > 0 and (state.step + 1) % config.evaluate_every == 0)
+                looks = last or (
+                    config.evaluate_every > 0 and (state.step + 1) % config.evaluate_every == 0
+                )
                 # A look may change the sampling, so the batch after it is composed when it is over.
                 pending = None if looks else thread.submit(self._compose)
                 figures = self._step(batch)
@@ -272,7 +284,9 @@ class _Run:
             "best": self.best,
         }
         plain = {name: getattr(state, name) for name in _State.__slots__}
-        save_checkpoint(self.checkpoint, self._identity(), tensors | {"sampler": sampler, "plain": plain})
+        save_checkpoint(
+            self.checkpoint, self._identity(), tensors | {"sampler": sampler, "plain": plain}
+        )
 
     def _resume(self, note: Callable[[str], None]) -> int | None:
         if not self.checkpoint.exists():
@@ -295,10 +309,15 @@ class _Run:
 def _optimizer(weights: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW; vectors are not decayed."""
     groups = [
-        {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": config.weight_decay},
+        {
+            "params": [weight for weight in weights if weight.ndim > 1],
+            "weight_decay": config.weight_decay,
+        },
         {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.learning_rate, fused=True
+    )
 
 
 @torch.no_grad()

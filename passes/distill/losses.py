@@ -15,7 +15,9 @@ from torch.nn import functional
 Schedule = Literal["linear", "cosine", "steps"]
 
 
-def temperature_at(fraction: float, start: float, end: float, schedule: Schedule, steps: int) -> float:
+def temperature_at(
+    fraction: float, start: float, end: float, schedule: Schedule, steps: int
+) -> float:
     """The temperature after ``fraction`` (0 to 1) of training; ``steps`` equal plateaus for that schedule."""
     fraction = min(max(fraction, 0.0), 1.0)
     if schedule == "cosine":
@@ -35,7 +37,10 @@ class FeatureMatcher(nn.Module):
     def __init__(self, widths: dict[str, tuple[int, int]]) -> None:
         super().__init__()
         self.projections = nn.ModuleDict(
-            {name: nn.Linear(student, teacher, bias=False) for name, (student, teacher) in widths.items()}
+            {
+                name: nn.Linear(student, teacher, bias=False)
+                for name, (student, teacher) in widths.items()
+            }
         )
 
     def forward(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
@@ -43,6 +48,8 @@ class FeatureMatcher(nn.Module):
         losses = []
         for name, projection in self.projections.items():
             there = (teacher[name] != 0).any(dim=-1).to(teacher[name].dtype)
-            distance = 1 - functional.cosine_similarity(projection(student[name]), teacher[name], dim=-1)
+            distance = 1 - functional.cosine_similarity(
+                projection(student[name]), teacher[name], dim=-1
+            )
             losses.append((distance * there).sum() / there.sum().clamp(min=1.0))
         return torch.stack(losses).mean()

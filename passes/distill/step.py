@@ -11,7 +11,15 @@ from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config import discovery
 from compressor.config.record import DataName, Record, StepName
-from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    Estimate,
+    ModelFacts,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from compressor.errors import RequirementError
 from compressor.models.contract import Family
 from passes.common.config import TrainingConfig
@@ -31,9 +39,15 @@ class Student(Record):
 
     @model_validator(mode="after")
     def _one_of(self) -> Student:
-        given = [name for name in ("preset", "config", "slim", "parent") if getattr(self, name) is not None]
+        given = [
+            name
+            for name in ("preset", "config", "slim", "parent")
+            if getattr(self, name) is not None
+        ]
         if len(given) != 1:
-            raise ValueError(f"give one of preset, config, slim or parent, not {' and '.join(given) or 'none'}")
+            raise ValueError(
+                f"give one of preset, config, slim or parent, not {' and '.join(given) or 'none'}"
+            )
         return self
 
 
@@ -97,7 +111,9 @@ class DistillConfig(PassConfig):
         if self.feedback is not None and self.validation is None:
             raise ValueError("`feedback` needs a `validation` set to look at")
         if self.student.parent is not None and self.teacher is None:
-            raise ValueError("`student: {parent: true}` needs a `teacher`: the parent cannot teach itself")
+            raise ValueError(
+                "`student: {parent: true}` needs a `teacher`: the parent cannot teach itself"
+            )
         return self
 
 
@@ -122,7 +138,11 @@ class Distill(Pass[DistillConfig]):
 
         teacher = context.facts.get("teacher", parent)
         student = parent
-        if parent.family is not None and parent.config is not None and config.student.parent is None:
+        if (
+            parent.family is not None
+            and parent.config is not None
+            and config.student.parent is None
+        ):
             student = student_facts(config.student, parent)
         return training_estimate(student, config.training, forward_only=teacher)
 
@@ -134,17 +154,27 @@ class Distill(Pass[DistillConfig]):
         teacher = context.artifacts.get("teacher", parent)
         names = {read_description(artifact.model)[0] for artifact in (parent, teacher)}
         if len(names) > 1:
-            raise RequirementError(f"teacher and student are of different families: {' and '.join(sorted(names))}")
+            raise RequirementError(
+                f"teacher and student are of different families: {' and '.join(sorted(names))}"
+            )
         check_finite(teacher.model)
         check_data(teacher, (config.train, config.validation), context)
 
-    def run(self, config: DistillConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+    def run(
+        self, config: DistillConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> PassOutput:
         """Train the student; checkpoints go to ``context.work``."""
         from passes.distill.training import distill
 
         return distill(config, parent, context.artifacts.get("teacher", parent), out, context)
 
-    def ensures(self, config: DistillConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+    def ensures(
+        self,
+        config: DistillConfig,
+        parent: Artifact,
+        out: Path,
+        context: PassContext,
+    ) -> None:
         """It loads again, and its weights are finite."""
         from compressor.models.checkpoint.loading import check_finite, load_module
 
@@ -170,7 +200,9 @@ def student_config(student: Student, family: Family[Any], parent: Record) -> Rec
     try:
         slimmed: Record = family.slim(parent, **fields)
     except ValueError as error:
-        raise RequirementError(f"the student's config does not fit {family.name}: {error}") from error
+        raise RequirementError(
+            f"the student's config does not fit {family.name}: {error}"
+        ) from error
     return slimmed
 
 
@@ -179,8 +211,14 @@ def student_facts(student: Student, parent: ModelFacts) -> ModelFacts:
     import json
 
     family: Family[Any] = discovery.load(discovery.FAMILIES, str(parent.family))
-    config = student_config(student, family, family.Config.model_validate_json(json.dumps(dict(parent.config or {}))))
+    config = student_config(
+        student, family, family.Config.model_validate_json(json.dumps(dict(parent.config or {})))
+    )
     parameters = sum(family.parameters(config).values())
     return ModelFacts(
-        family.name, config.model_dump(mode="json"), parameters, family.macs(config) or None, 4 * parameters
+        family.name,
+        config.model_dump(mode="json"),
+        parameters,
+        family.macs(config) or None,
+        4 * parameters,
     )

@@ -28,7 +28,11 @@ from passes.distill.step import DistillConfig, Features, Feedback, student_confi
 
 
 def distill(
-    config: DistillConfig, parent: Artifact, teacher_artifact: Artifact, out: Path, context: PassContext
+    config: DistillConfig,
+    parent: Artifact,
+    teacher_artifact: Artifact,
+    out: Path,
+    context: PassContext,
 ) -> PassOutput:
     """Build the student, train it, save it into ``out``."""
     device = prepare_torch(context)
@@ -45,7 +49,11 @@ def distill(
     validation = context.data(config.validation) if config.validation else None
     ours, theirs = probe(student, teacher, train)
     heads = soft_heads(family.heads(student, ours), family.heads(teacher, theirs), context.note)
-    matcher = feature_matcher(config.features, family.features(architecture), ours, theirs) if config.features else None
+    matcher = (
+        feature_matcher(config.features, family.features(architecture), ours, theirs)
+        if config.features
+        else None
+    )
     result = fit(
         student,
         train,
@@ -55,12 +63,16 @@ def distill(
         checkpoint_dir=context.work,
         extra=matcher,
         validation=validation,
-        on_evaluation=feedback(config.feedback, config.training.steps, train, validation) if validation else None,
+        on_evaluation=feedback(config.feedback, config.training.steps, train, validation)
+        if validation
+        else None,
         progress=lambda done, total, figures: context.progress("step", done, total, figures),
         note=context.note,
     )
     save_module(student, name, architecture, out)
-    return PassOutput(summary_of(result) | ({"copied_tensors": copied} if config.student.slim is not None else {}))
+    return PassOutput(
+        summary_of(result) | ({"copied_tensors": copied} if config.student.slim is not None else {})
+    )
 
 
 def objective(
@@ -75,14 +87,18 @@ def objective(
     """For each head: w·(T²·soft cross-entropy) + (1 − w)·(hard cross-entropy); [+ weight·feature matching]."""
     weight, temperature = config.soft_weight, config.temperature
 
-    def terms(outputs: dict[str, Tensor], batch: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:
+    def terms(
+        outputs: dict[str, Tensor], batch: dict[str, Tensor], fraction: float
+    ) -> dict[str, Tensor]:
         heads = family.heads(student, outputs)
         if weight == 0 and matcher is None:
             return hard_cross_entropy(heads, batch)
         with torch.no_grad():
             target = teacher(**{name: batch[name] for name in train.input_names})
             target_heads = family.heads(teacher, target)
-        at = temperature_at(fraction, temperature.start, temperature.end, temperature.schedule, temperature.steps)
+        at = temperature_at(
+            fraction, temperature.start, temperature.end, temperature.schedule, temperature.steps
+        )
         taught = {name: target_heads[name] for name in soft}
         losses = taught_cross_entropy(heads, batch, taught, weight=weight, temperature=at)
         if matcher is not None and config.features is not None:
@@ -92,7 +108,9 @@ def objective(
     return terms
 
 
-def feedback(config: Feedback | None, steps: int, train: Dataset, validation: Dataset) -> OnEvaluation | None:
+def feedback(
+    config: Feedback | None, steps: int, train: Dataset, validation: Dataset
+) -> OnEvaluation | None:
     """After ``start`` of the steps, each look at the validation split sets the sampling weights anew."""
     if config is None:
         return None
@@ -119,7 +137,10 @@ def feedback(config: Feedback | None, steps: int, train: Dataset, validation: Da
 
 
 def feature_matcher(
-    features: Features, known: tuple[str, ...], student: dict[str, Tensor], teacher: dict[str, Tensor]
+    features: Features,
+    known: tuple[str, ...],
+    student: dict[str, Tensor],
+    teacher: dict[str, Tensor],
 ) -> FeatureMatcher:
     """Projections for the features that both models put out.
 
@@ -151,7 +172,9 @@ def copy_matching(student: nn.Module, teacher: nn.Module) -> int:
     theirs = teacher.state_dict()
     ours = student.state_dict()
     same = {
-        name: theirs[name] for name, tensor in ours.items() if name in theirs and theirs[name].shape == tensor.shape
+        name: theirs[name]
+        for name, tensor in ours.items()
+        if name in theirs and theirs[name].shape == tensor.shape
     }
     student.load_state_dict(ours | same)
     return len(same)

@@ -70,12 +70,19 @@ class Parity:
         if not self.cosine >= limits.cosine:
             found.append(f"cosine {self.cosine:.6f} < {limits.cosine:g}")
         if self.agreement is not None and not self.agreement >= limits.agreement:
-            found.append(f"answers agree in {self.agreement:.1%} of {self.samples} samples < {limits.agreement:.1%}")
+            found.append(
+                f"answers agree in {self.agreement:.1%} of {self.samples} samples < {limits.agreement:.1%}"
+            )
         return found
 
 
 def compare(
-    reference: Session, exported: Session, batches: Sequence[Batch], config: ParityConfig, *, integers: bool = False
+    reference: Session,
+    exported: Session,
+    batches: Sequence[Batch],
+    config: ParityConfig,
+    *,
+    integers: bool = False,
 ) -> tuple[Parity, ...]:
     """Parity at batch size 1 and at ``config.batch_size``; ``batches`` are of the latter size, the last may be shorter.
 
@@ -99,7 +106,11 @@ def compare(
     for size, feeds in ((1, list(_singles(batches))), (config.batch_size, batches)):
         got = _joined([exported.run(batch) for batch in feeds])
         results.append(_parity(size, wanted, got, limits.tie))
-    offences = [f"at batch size {one.batch_size}: {line}" for one in results for line in one.offences(limits)]
+    offences = [
+        f"at batch size {one.batch_size}: {line}"
+        for one in results
+        for line in one.offences(limits)
+    ]
     if offences:
         raise ParityError(
             f"the exported model does not compute what the torch model does ({exported.runtime} against "
@@ -134,14 +145,24 @@ def _parity(batch_size: int, wanted: Batch, got: Batch, tie: float) -> Parity:
             worst, worst_output, largest = int(delta_N.argmax()), name, float(delta_N.max())
         cosine = min(cosine, float(_cosines(a_NV, b_NV).min()))
     agreement = _agreement(wanted[ANSWER], got[ANSWER], tie) if ANSWER in wanted else None
-    return Parity(batch_size, len(next(iter(wanted.values()))), largest, cosine, agreement, worst, worst_output)
+    return Parity(
+        batch_size,
+        len(next(iter(wanted.values()))),
+        largest,
+        cosine,
+        agreement,
+        worst,
+        worst_output,
+    )
 
 
 def _cosines(a_NV: Array, b_NV: Array) -> Array:
     """Cosine by sample; 1 where both are zero, 0 where one is, or is not finite."""
     lengths_N = np.linalg.norm(a_NV, axis=1) * np.linalg.norm(b_NV, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosines_N = np.nan_to_num((a_NV * b_NV).sum(axis=1) / lengths_N, nan=0.0, posinf=0.0, neginf=0.0)
+        cosines_N = np.nan_to_num(
+            (a_NV * b_NV).sum(axis=1) / lengths_N, nan=0.0, posinf=0.0, neginf=0.0
+        )
     both_zero_N = ~a_NV.any(axis=1) & ~b_NV.any(axis=1)
     return np.where(both_zero_N, 1.0, cosines_N)
 

@@ -48,7 +48,9 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
     dataset = context.data(config.parity.data)
     batches = list(dataset.batches(config.parity.batch_size, config.parity.num_samples or _SAMPLES))
     if not batches:
-        raise DataError(f"the set {config.parity.data!r} is empty: the export is traced and compared on its samples")
+        raise DataError(
+            f"the set {config.parity.data!r} is empty: the export is traced and compared on its samples"
+        )
     name, model_config = read_description(model)
     family: Family[Any] = load(FAMILIES, name)
     inputs = traced_inputs(config, model)
@@ -60,9 +62,13 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
     if quantization is not None:
         integers.fix_scales(module)
     traced = onnx_from_torch(
-        module, inputs, family.outputs(model_config), sample, config.opset,
+        module,
+        inputs,
+        family.outputs(model_config),
+        sample,
+        config.opset,
         integers.translations(quantization.target) if quantization is not None else None,
-    )  # fmt: skip
+    )
     layers = TorchLayers(module, family.inputs(model_config), family.outputs(model_config))
     layers.trace({name: array[:1] for name, array in batches[0].items()})
     reads = name_layers(traced, layers.parts)
@@ -80,10 +86,14 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
         bits |= {one.bits for one in quantization.embeddings.values()}
         integers.laid_out(traced, quantization.target, min(bits, default=8))
     _tell(context, 2)
-    metadata = graph.labelled(context.artifact_id, family.name, dataset.class_names()) | {INPUTS_KEY: names_of(reads)}
+    metadata = graph.labelled(context.artifact_id, family.name, dataset.class_names()) | {
+        INPUTS_KEY: names_of(reads)
+    }
     external = graph.write(traced, out, metadata, config.external_data_threshold_mb * 1_000_000)
     _tell(context, 3)
-    parity = _compared(config.parity, model, out, batches, context, integers=bool(packed.get("integer_layers")))
+    parity = _compared(
+        config.parity, model, out, batches, context, integers=bool(packed.get("integer_layers"))
+    )
     _tell(context, 4)
     return PassOutput(
         ({} if quantization is None else _integers(quantization, out, context))
@@ -117,7 +127,12 @@ def traced_inputs(config: ExportOnnxConfig, model: Path) -> tuple[InputSpec, ...
             remedy=f"its dimensions are {', '.join(known)}",
         )
     return tuple(
-        replace(spec, shape=tuple(-1 if isinstance(s, str) and s not in config.dynamic else s for s in spec.shape))
+        replace(
+            spec,
+            shape=tuple(
+                -1 if isinstance(s, str) and s not in config.dynamic else s for s in spec.shape
+            ),
+        )
         for spec in inputs
     )
 
@@ -135,9 +150,12 @@ def check_integers(model: Path) -> None:
     if not (model / QUANTIZATION).is_file():
         return
     layers = read_quantization(model).layers
-    if few := [name for name, one in layers.items() if one.input is not None and one.input.bits < 8]:
+    if few := [
+        name for name, one in layers.items() if one.input is not None and one.input.bits < 8
+    ]:
         raise RequirementError(
-            f"no runtime computes with 4-bit activations: {', '.join(few)}", remedy="quantize with activation_bits: 8"
+            f"no runtime computes with 4-bit activations: {', '.join(few)}",
+            remedy="quantize with activation_bits: 8",
         )
 
 
@@ -165,20 +183,34 @@ def _store_packed(traced: ir.Model, model: Path, context: PassContext) -> dict[s
     opset = traced.opset_imports[""]
     found = blocks.stored_as_blocks(traced, layers) if opset >= blocks.OPSET else set()
     if left := sorted(layers.keys() - found):
-        why = f"set `opset: {blocks.OPSET}`" if opset < blocks.OPSET else "DequantizeLinear reads 4 and 8 bits"
-        context.note(f"the weights of {len(left)} packed layers are stored as floats, which hold them exactly: {why}")
+        why = (
+            f"set `opset: {blocks.OPSET}`"
+            if opset < blocks.OPSET
+            else "DequantizeLinear reads 4 and 8 bits"
+        )
+        context.note(
+            f"the weights of {len(left)} packed layers are stored as floats, which hold them exactly: {why}"
+        )
     return {"integer_layers": len(found), "packed_as_floats": left}
 
 
 def _compared(
-    config: ParityConfig, model: Path, out: Path, batches: list[Batch], context: PassContext, *, integers: bool
+    config: ParityConfig,
+    model: Path,
+    out: Path,
+    batches: list[Batch],
+    context: PassContext,
+    *,
+    integers: bool,
 ) -> tuple[Parity, ...]:
     kind = Kind.QUANTIZED if (model / QUANTIZATION).is_file() else Kind.TORCH
     with (
         open_session(kind, model, threads=context.threads) as reference,
         open_session(Kind.ONNX, out, threads=context.threads) as exported,
     ):
-        return compare(reference, exported, batches, config, integers=integers or kind is Kind.QUANTIZED)
+        return compare(
+            reference, exported, batches, config, integers=integers or kind is Kind.QUANTIZED
+        )
 
 
 def check_interface(model: Path, out: Path, threads: int) -> None:
@@ -190,8 +222,14 @@ def check_interface(model: Path, out: Path, threads: int) -> None:
     """
     name, config = read_description(model)
     family: Family[Any] = load(FAMILIES, name)
-    wanted = (tuple(spec.name for spec in family.required_inputs(config)), tuple(family.outputs(config)))
+    wanted = (
+        tuple(spec.name for spec in family.required_inputs(config)),
+        tuple(family.outputs(config)),
+    )
     with open_session(Kind.ONNX, out, threads=threads) as session:
-        found = (tuple(spec.name for spec in session.inputs if not spec.optional), session.output_names)
+        found = (
+            tuple(spec.name for spec in session.inputs if not spec.optional),
+            session.output_names,
+        )
     if found != wanted:
         raise ParityError(f"the exported graph takes and gives {found}; the family {name} {wanted}")

@@ -10,7 +10,15 @@ from pydantic import Field, model_validator
 from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
-from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    Estimate,
+    ModelFacts,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from compressor.errors import RequirementError
 
 _BASE_MEMORY_BYTES = 900_000_000  # torch, the exporter, ONNX Runtime
@@ -114,9 +122,21 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     accepts = frozenset({Kind.TORCH, Kind.QUANTIZED, Kind.AWQ})
     produces = Kind.ONNX
     Config = ExportOnnxConfig
-    tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime")
+    tools: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "onnx",
+        "onnx-ir",
+        "onnxscript",
+        "onnxsim",
+        "onnxruntime",
+    )
 
-    def estimate(self, config: ExportOnnxConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
+    def estimate(
+        self,
+        config: ExportOnnxConfig,
+        parent: ModelFacts,
+        context: PlanContext,  # noqa: ARG002
+    ) -> Estimate:
         """The weights as they are, and a graph; tracing takes most of the time.
 
         Raises:
@@ -132,7 +152,9 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
             return Estimate(model=parent)
         reference = 4 * parent.parameters  # torch's, in float32
         weights = parent.size_bytes or reference
-        facts = ModelFacts(parent.family, parent.config, parent.parameters, parent.macs, weights + _GRAPH_BYTES)
+        facts = ModelFacts(
+            parent.family, parent.config, parent.parameters, parent.macs, weights + _GRAPH_BYTES
+        )
         ranges = config.decoder.int8_kv_cache
         windows = 0 if ranges is None else ranges.num_samples
         return Estimate(
@@ -155,14 +177,24 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
             check_integers(parent.model)
         check_finite(parent.model)
 
-    def run(self, config: ExportOnnxConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+    def run(
+        self, config: ExportOnnxConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> PassOutput:
         """Trace, strip, simplify, check, write, compare; or build, write, compare."""
         from passes.export_onnx.decoder.pipeline import export_decoder, is_decoder
         from passes.export_onnx.pipeline import export
 
-        return (export_decoder if is_decoder(parent.model) else export)(config, parent.model, out, context)
+        return (export_decoder if is_decoder(parent.model) else export)(
+            config, parent.model, out, context
+        )
 
-    def ensures(self, config: ExportOnnxConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+    def ensures(
+        self,
+        config: ExportOnnxConfig,
+        parent: Artifact,
+        out: Path,
+        context: PassContext,
+    ) -> None:
         """ONNX Runtime opens it, with the family's inputs and outputs."""
         from passes.export_onnx.pipeline import check_interface
 

@@ -24,7 +24,9 @@ _TRACED_BATCH = 2  # a dimension of size 1 would be taken for a constant
 class _Positional(nn.Module):
     """Takes the inputs in order, gives the outputs in order: what a graph can have."""
 
-    def __init__(self, module: nn.Module, inputs: Sequence[InputSpec], outputs: Sequence[str]) -> None:
+    def __init__(
+        self, module: nn.Module, inputs: Sequence[InputSpec], outputs: Sequence[str]
+    ) -> None:
         super().__init__()
         self.module = module
         self.inputs = tuple(spec.name for spec in inputs)
@@ -55,9 +57,20 @@ def onnx_from_torch(
         translations: torch operators that are not torch's own, to what makes their nodes.
     """
     tensors = tuple(torch.from_numpy(_repeated(sample[spec.name])) for spec in inputs)
-    dynamic = tuple({axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in inputs)
+    dynamic = tuple(
+        {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in inputs
+    )
     names = [spec.name for spec in inputs]
-    return exported(_Positional(module, inputs, outputs), tensors, names, outputs, (dynamic,), opset, translations)
+    return exported(
+        _Positional(module, inputs, outputs),
+        tensors,
+        names,
+        outputs,
+        (dynamic,),
+        opset,
+        translations,
+    )
 
 
 def exported(
@@ -97,8 +110,12 @@ def exported(
         raise RuntimeError("torch.onnx.export returned nothing")
     model: ir.Model = program.model
     kept = set(model.graph.outputs)
-    for value in [value for node in model.graph.all_nodes() for value in node.outputs if value not in kept]:
-        if value.name in outputs:  # the exporter calls what it looks up `embedding`, whatever the outputs are called
+    for value in [
+        value for node in model.graph.all_nodes() for value in node.outputs if value not in kept
+    ]:
+        if (
+            value.name in outputs
+        ):  # the exporter calls what it looks up `embedding`, whatever the outputs are called
             value.name = f"{value.name}.inner"
     return model
 
@@ -117,9 +134,13 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             # Several inputs share a dimension's name on purpose: they share its size.
-            warnings.filterwarnings("ignore", message="# The axis name: .* will not be used", category=UserWarning)
+            warnings.filterwarnings(
+                "ignore", message="# The axis name: .* will not be used", category=UserWarning
+            )
             # torch's own use of its own pytree.
-            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+            warnings.filterwarnings(
+                "ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning
+            )
             yield
     finally:
         registration.setLevel(level)

@@ -67,9 +67,12 @@ def widths_of(
         before = (whole or {}).get(label, units)
         least = max(1, -(-int(np.ceil(before * min_keep)) // step) * step)
         lost = sum(
-            np.concatenate([[0.0], np.sort(scores[axis.name]).cumsum()])[:: axis.units // units] for axis in members
+            np.concatenate([[0.0], np.sort(scores[axis.name]).cumsum()])[:: axis.units // units]
+            for axis in members
         )
-        widths.append(Width(label, tuple(members), units, np.asarray(lost), step, min(least, units)))
+        widths.append(
+            Width(label, tuple(members), units, np.asarray(lost), step, min(least, units))
+        )
     return tuple(widths)
 
 
@@ -105,7 +108,9 @@ def towards(widths: Sequence[Width], cost: Cost, limit: float) -> tuple[dict[str
         best: tuple[float, str, int, float] | None = None
         for width in widths:
             here = kept[width.label]
-            for smaller in range((here - 1) // width.step * width.step, width.least - 1, -width.step):
+            for smaller in range(
+                (here - 1) // width.step * width.step, width.least - 1, -width.step
+            ):
                 saved = now - cost({**kept, width.label: smaller})
                 lost = float(width.lost[width.units - smaller] - width.lost[width.units - here])
                 if saved > 0 and (best is None or lost / saved < best[0] * _CLEARLY):

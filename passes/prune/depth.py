@@ -19,12 +19,17 @@ def layers_by_weight(model: nn.Module, axes: Sequence[Axis]) -> Scores:
     scores = {}
     for axis in axes:
         weights = [list(layer.parameters()) for layer in _layers(model, axis)]
-        norms = [torch.stack([weight.detach().double().norm() for weight in layer]).norm() for layer in weights]
+        norms = [
+            torch.stack([weight.detach().double().norm() for weight in layer]).norm()
+            for layer in weights
+        ]
         scores[axis.name] = shares(torch.stack(norms))
     return scores
 
 
-def layers_by_cosine(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
+def layers_by_cosine(
+    model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss
+) -> Scores:
     """Mean of 1 − cos(input, output) of each layer: how much it turns what goes through (Men et al. 2024).
 
     As a share of the stack's.
@@ -34,12 +39,16 @@ def layers_by_cosine(model: nn.Module, axes: Sequence[Axis], batches: Batches, l
         for batch in batches:
             loss(batch)
             for (name, number), (before, after) in seen.items():
-                cosine = nn.functional.cosine_similarity(before.flatten(1).double(), after.flatten(1).double(), dim=1)
+                cosine = nn.functional.cosine_similarity(
+                    before.flatten(1).double(), after.flatten(1).double(), dim=1
+                )
                 totals[name][number] += (1 - cosine).sum().cpu()
     return {name: shares(total.clamp(min=0)) for name, total in totals.items()}
 
 
-def layers_by_taylor(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
+def layers_by_taylor(
+    model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss
+) -> Scores:
     """Mean over batches of (Σ g·(output − input))²: how the loss changes without the layer, to first order.
 
     It compares with ``taylor``.
@@ -49,13 +58,19 @@ def layers_by_taylor(model: nn.Module, axes: Sequence[Axis], batches: Batches, l
     with _seen_layers(model, axes) as seen:
         for batch in batches:
             gradients = torch.autograd.grad(loss(batch), [after for _, after in seen.values()])
-            for ((name, number), (before, after)), gradient in zip(seen.items(), gradients, strict=True):
-                totals[name][number] += (gradient * (after - before).detach()).double().sum().square().cpu()
+            for ((name, number), (before, after)), gradient in zip(
+                seen.items(), gradients, strict=True
+            ):
+                totals[name][number] += (
+                    (gradient * (after - before).detach()).double().sum().square().cpu()
+                )
             count += 1
     return {name: total / max(count, 1) for name, total in totals.items()}
 
 
-def layers_by_loss(model: nn.Module, axes: Sequence[Axis], batches: Callable[[str], Batches], loss: Loss) -> Scores:
+def layers_by_loss(
+    model: nn.Module, axes: Sequence[Axis], batches: Callable[[str], Batches], loss: Loss
+) -> Scores:
     """How much the loss grows when the layer alone hands on what it is given: one pass over the samples for each layer.
 
     ``batches`` gives all samples anew; it is called with what they are for.
@@ -78,11 +93,15 @@ def layers_by_loss(model: nn.Module, axes: Sequence[Axis], batches: Callable[[st
 
 
 def _layers(model: nn.Module, axis: Axis) -> list[nn.Module]:
-    return [model.get_submodule(f"{axis.stack}.{number}") for number in axis.members(range(axis.units))]
+    return [
+        model.get_submodule(f"{axis.stack}.{number}") for number in axis.members(range(axis.units))
+    ]
 
 
 @contextmanager
-def _seen_layers(model: nn.Module, axes: Sequence[Axis]) -> Iterator[dict[tuple[str, int], tuple[Tensor, Tensor]]]:
+def _seen_layers(
+    model: nn.Module, axes: Sequence[Axis]
+) -> Iterator[dict[tuple[str, int], tuple[Tensor, Tensor]]]:
     """(axis, layer) to the first input and the output of the last forward pass."""
     seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 

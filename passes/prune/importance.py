@@ -47,7 +47,9 @@ def activation(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: L
         energy[reader] = energy[reader] + squares_C if reader in energy else squares_C
 
     watch(model, axes, batches, loss, add)
-    return _over_readers(axes, {name: energy[name].sqrt() * _column_norms(model, name) for name in energy})
+    return _over_readers(
+        axes, {name: energy[name].sqrt() * _column_norms(model, name) for name in energy}
+    )
 
 
 def _column_norms(model: nn.Module, reader: str) -> Tensor:
@@ -70,7 +72,9 @@ def entropy(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss
         low_C1, high_C1 = ranges.setdefault(
             reader, (inputs_CN.amin(dim=1, keepdim=True), inputs_CN.amax(dim=1, keepdim=True))
         )
-        scaled = (inputs_CN - low_C1) / (high_C1 - low_C1).clamp(min=torch.finfo(inputs_CN.dtype).tiny)
+        scaled = (inputs_CN - low_C1) / (high_C1 - low_C1).clamp(
+            min=torch.finfo(inputs_CN.dtype).tiny
+        )
         bins_CN = (scaled.clamp(0, 1) * (_BINS - 1)).long()
         found_CB = torch.zeros(len(bins_CN), _BINS).scatter_add_(
             1, bins_CN, torch.ones_like(bins_CN, dtype=torch.float32)
@@ -78,7 +82,9 @@ def entropy(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss
         counts[reader] = counts[reader] + found_CB if reader in counts else found_CB
 
     watch(model, axes, batches, loss, add)
-    return _over_readers(axes, {name: _entropy(count_CB.double()) for name, count_CB in counts.items()})
+    return _over_readers(
+        axes, {name: _entropy(count_CB.double()) for name, count_CB in counts.items()}
+    )
 
 
 def taylor(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
@@ -88,14 +94,24 @@ def taylor(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss)
     remove it. Scores of different axes compare.
     """
     return _by_gradient(
-        model, axes, batches, loss, lambda gradient_UX, weight_UX: (gradient_UX * weight_UX).sum(dim=1), torch.square
+        model,
+        axes,
+        batches,
+        loss,
+        lambda gradient_UX, weight_UX: (gradient_UX * weight_UX).sum(dim=1),
+        torch.square,
     )
 
 
 def gradient(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
     """The L2 norm of the gradient of the columns that read the unit, mean over batches, as a share of the axis'."""
     scores = _by_gradient(
-        model, axes, batches, loss, lambda gradient_UX, _: gradient_UX.square().sum(dim=1), torch.sqrt
+        model,
+        axes,
+        batches,
+        loss,
+        lambda gradient_UX, _: gradient_UX.square().sum(dim=1),
+        torch.sqrt,
     )
     return {name: shares(score_U) for name, score_U in scores.items()}
 
@@ -135,11 +151,20 @@ def _by_gradient(
 
 def readers_of(model: nn.Module, axes: Sequence[Axis]) -> dict[str, nn.Module]:
     """The layers that read an axis, by name."""
-    return {cut.module: model.get_submodule(cut.module) for axis in axes for cut in axis.cuts if cut.reads}
+    return {
+        cut.module: model.get_submodule(cut.module)
+        for axis in axes
+        for cut in axis.cuts
+        if cut.reads
+    }
 
 
 def watch(
-    model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss, add: Callable[[str, Tensor], None]
+    model: nn.Module,
+    axes: Sequence[Axis],
+    batches: Batches,
+    loss: Loss,
+    add: Callable[[str, Tensor], None],
 ) -> None:
     """Run the model; ``add`` gets the name of each layer that reads an axis, and its inputs [channels, values]."""
     watch_channels(model, readers_of(model, axes), batches, loss, add)
@@ -162,10 +187,17 @@ def watch_channels(
 
 
 def watch_inputs(
-    model: nn.Module, names: Iterable[str], batches: Batches, loss: Loss, see: Callable[[str, Tensor], None]
+    model: nn.Module,
+    names: Iterable[str],
+    batches: Batches,
+    loss: Loss,
+    see: Callable[[str, Tensor], None],
 ) -> None:
     """Run the model; ``see`` gets the name of each of these modules, and its first input."""
-    with hooked(model, names, before=lambda name, inputs: see(name, inputs[0].detach())), torch.no_grad():
+    with (
+        hooked(model, names, before=lambda name, inputs: see(name, inputs[0].detach())),
+        torch.no_grad(),
+    ):
         for batch in batches:
             loss(batch)
 

@@ -55,7 +55,9 @@ NOTHING = Operator("linear", (1, 1), (1, 1))
 class LatencyTable:
     """Operator to the milliseconds of one call; asks the machine for what it does not know yet."""
 
-    def __init__(self, runtime: str, threads: int, repeats: int, cache: Path, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, runtime: str, threads: int, repeats: int, cache: Path, note: Callable[[str], None]
+    ) -> None:
         self.runtime, self.threads, self.repeats = runtime, threads, repeats
         machine = f"{platform.machine()}-{platform.processor() or 'cpu'}".replace(" ", "-")
         self.version = tool_version("torch" if runtime == "torch" else "onnxruntime")
@@ -86,7 +88,9 @@ def _read(file: Path, note: Callable[[str], None]) -> dict[str, float]:
     if not file.is_file():
         return {}
     try:
-        return TypeAdapter(dict[str, Annotated[float, Field(ge=0)]]).validate_json(file.read_bytes())
+        return TypeAdapter(dict[str, Annotated[float, Field(ge=0)]]).validate_json(
+            file.read_bytes()
+        )
     except ValidationError:
         note(f"the table of latencies {file} is damaged: its operators are measured anew")
         return {}
@@ -118,7 +122,9 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 def _torch_call(operator: Operator, _threads: int) -> Callable[[], object]:
     generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(sizes, generator=generator) for sizes in (operator.input, operator.weight))
+    x, weight = (
+        torch.randn(sizes, generator=generator) for sizes in (operator.input, operator.weight)
+    )
 
     def call() -> Tensor:
         with torch.inference_mode():
@@ -142,7 +148,9 @@ def _onnxruntime_call(operator: Operator, threads: int) -> Callable[[], object]:
     else:
         space = len(operator.weight) - 2
         pads, strides = [operator.padding] * 2 * space, [operator.stride] * space
-        node = helper.make_node("Conv", ["x", "w"], ["y"], strides=strides, pads=pads, group=operator.groups)
+        node = helper.make_node(
+            "Conv", ["x", "w"], ["y"], strides=strides, pads=pads, group=operator.groups
+        )
     graph = helper.make_graph(
         [node],
         "operator",
@@ -153,7 +161,9 @@ def _onnxruntime_call(operator: Operator, threads: int) -> Callable[[], object]:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     feed = {"x": generator.standard_normal(operator.input, dtype=np.float32)}
     return lambda: session.run(None, feed)
 
@@ -169,7 +179,9 @@ def operators_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, tu
             elif isinstance(module, nn.Conv1d | nn.Conv2d) and isinstance(module.padding[0], int):
                 kind = "conv1d" if isinstance(module, nn.Conv1d) else "conv2d"
                 shape, weight = tuple(given[0].shape), tuple(module.weight.shape)
-                operator = Operator(kind, shape, weight, module.stride[0], module.padding[0], module.groups)
+                operator = Operator(
+                    kind, shape, weight, module.stride[0], module.padding[0], module.groups
+                )
             else:
                 return
             key = f"{name}.weight"
@@ -177,7 +189,9 @@ def operators_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, tu
 
         return hook
 
-    handles = [module.register_forward_pre_hook(remember(name)) for name, module in model.named_modules()]
+    handles = [
+        module.register_forward_pre_hook(remember(name)) for name, module in model.named_modules()
+    ]
     try:
         with torch.no_grad():
             model(**inputs)

@@ -36,7 +36,9 @@ def on_disk(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> dict[str, Te
         file = folder / "tensor.part"
         with writing(file):
             tensor.contiguous().view(torch.uint8).numpy().tofile(file)
-            mapped = torch.from_file(str(file), shared=False, size=tensor.numel(), dtype=tensor.dtype)
+            mapped = torch.from_file(
+                str(file), shared=False, size=tensor.numel(), dtype=tensor.dtype
+            )
             file.unlink()
         found[name] = mapped.view(tensor.shape)
         del tensor
@@ -51,7 +53,9 @@ def recomputed(model: nn.Module, stacks: Iterable[str]) -> Iterator[None]:
     before = [layer.forward for layer in layers]
     try:
         for layer, forward in zip(layers, before, strict=True):
-            layer.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+            layer.forward = partial(
+                checkpoint, forward, use_reentrant=False, preserve_rng_state=False
+            )
         yield
     finally:
         for layer in layers:
@@ -60,7 +64,9 @@ def recomputed(model: nn.Module, stacks: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def gradients_as_they_come(
-    model: nn.Module, weights: Collection[nn.Parameter], take: Callable[[nn.Parameter, Tensor], None]
+    model: nn.Module,
+    weights: Collection[nn.Parameter],
+    take: Callable[[nn.Parameter, Tensor], None],
 ) -> Iterator[None]:
     """Within, a backward pass hands the gradient of each of ``weights`` to ``take`` and forgets it; other weights get none."""
 

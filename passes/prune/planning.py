@@ -38,7 +38,9 @@ class Subject:
 def subject_of(artifact: Artifact, device: str) -> Subject:
     """The model of an artifact."""
     name, config = read_description(artifact.model)
-    return Subject(discovery.load(discovery.FAMILIES, name), config, load_module(artifact.model, device))
+    return Subject(
+        discovery.load(discovery.FAMILIES, name), config, load_module(artifact.model, device)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +65,24 @@ class PlannedCut:
             if kept is None:
                 yield row(axis.name, axis.label, axis.units, axis.units, 1.0)
             else:
-                share = float(score[kept].sum() / score.sum().clamp(min=torch.finfo(score.dtype).tiny))
+                share = float(
+                    score[kept].sum() / score.sum().clamp(min=torch.finfo(score.dtype).tiny)
+                )
                 yield row(axis.name, axis.label, axis.units, len(kept), share)
         for name, count in (("parameters", parameters), ("macs", macs)):
-            before, after = (count(self.subject.family, config) for config in (self.subject.config, self.after))
+            before, after = (
+                count(self.subject.family, config) for config in (self.subject.config, self.after)
+            )
             yield row("all", name, before, after, after / max(before, 1))
         if self.milliseconds is not None:
             before_ms, after_ms = self.milliseconds
-            yield row("all", "operators_ms", before_ms, after_ms, after_ms / before_ms if before_ms else 1.0)
+            yield row(
+                "all",
+                "operators_ms",
+                before_ms,
+                after_ms,
+                after_ms / before_ms if before_ms else 1.0,
+            )
 
 
 def row(axis: str, field: str, before: float, after: float, kept: float) -> dict[str, Any]:
@@ -79,7 +91,12 @@ def row(axis: str, field: str, before: float, after: float, kept: float) -> dict
 
 
 def planned_cut(
-    config: PruneConfig, subject: Subject, context: PassContext, clock: Clock | None, stage: Stage, start: Start | None
+    config: PruneConfig,
+    subject: Subject,
+    context: PassContext,
+    clock: Clock | None,
+    stage: Stage,
+    start: Start | None,
 ) -> PlannedCut:
     """Score every unit and choose.
 
@@ -101,9 +118,13 @@ def planned_cut(
         scores = scored(config, module, axes, calibration)
     arrays = {name: score.numpy() for name, score in scores.items()}
     whole = None if start is None else start.units
-    widths = widths_of(axes, arrays, multiple=config.multiple, min_keep=config.min_keep, whole=whole)
+    widths = widths_of(
+        axes, arrays, multiple=config.multiple, min_keep=config.min_keep, whole=whole
+    )
     milliseconds = None if clock is None else clock.operators(module, widths)
-    ranked = {name: score.argsort(descending=True, stable=True).tolist() for name, score in scores.items()}
+    ranked = {
+        name: score.argsort(descending=True, stable=True).tolist() for name, score in scores.items()
+    }
     choice = Choice(family, architecture, widths, config.target, milliseconds, ranked)
     start = start or choice.start()
     if stage.first or stage.last:
@@ -114,7 +135,11 @@ def planned_cut(
         sizes = choice.after(stage, config.schedule, start, arrays)
     kept = {name: torch.tensor(units) for name, units in choice.chosen(sizes).items()}
     after = choice.resized(sizes)
-    timed = None if milliseconds is None else (milliseconds(units_of_widths(widths)), milliseconds(sizes))
+    timed = (
+        None
+        if milliseconds is None
+        else (milliseconds(units_of_widths(widths)), milliseconds(sizes))
+    )
     if clock is not None:
         clock.table.save()
     return PlannedCut(subject, after, calibration, axes, kept, scores, timed, start)

@@ -52,7 +52,11 @@ def preview(config: PruneConfig, parent: Artifact, context: PassContext) -> list
         )
     return [
         *cut.rows(),
-        *(_whole_model(clock, cut.subject, cut_model(cut, context.work, repair=False)) if clock is not None else ()),
+        *(
+            _whole_model(clock, cut.subject, cut_model(cut, context.work, repair=False))
+            if clock is not None
+            else ()
+        ),
     ]
 
 
@@ -68,19 +72,26 @@ def prune(config: PruneConfig, parent: Artifact, out: Path, context: PassContext
 def cut_model(cut: PlannedCut, work: Path, *, repair: bool) -> Subject:
     """The smaller model; its weights are maps of files in ``work``."""
     before = cut.subject
-    state: dict[str, Tensor] = {name: tensor.detach().cpu() for name, tensor in before.module.state_dict().items()}
+    state: dict[str, Tensor] = {
+        name: tensor.detach().cpu() for name, tensor in before.module.state_dict().items()
+    }
     if cut.calibration is not None:
         batches, loss = cut.calibration.batches, cut.calibration.loss
         narrowed = [one for axis in cut.axes if axis.name in cut.kept for one in axis.cuts]
         if any(one.norm for one in narrowed):
             state |= norm_scales(before.module, cut.axes, cut.kept, batches("norms"), loss)
         if repair and any(one.reads for one in narrowed):
-            state |= on_disk(least_squares(before.module, cut.axes, cut.kept, lambda: batches("repair"), loss), work)
+            state |= on_disk(
+                least_squares(before.module, cut.axes, cut.kept, lambda: batches("repair"), loss),
+                work,
+            )
     weights = on_disk(without(state, cut.axes, cut.kept), work)
     return _built(before.family, cut.after, weights, str(device_of(before.module)))
 
 
-def _built(family: Family[Any], config: Record, weights: Mapping[str, Tensor], device: str) -> Subject:
+def _built(
+    family: Family[Any], config: Record, weights: Mapping[str, Tensor], device: str
+) -> Subject:
     """The model of a config with these weights."""
     with torch.random.fork_rng(devices=[]), weights_on_meta():
         module = family.build(config)
@@ -150,10 +161,14 @@ class _Rounds:
     def summary(self) -> dict[str, Any]:
         """What the manifest says of it all."""
         done = self.done
-        told: dict[str, Any] = {"rounds": done.rounds} if len(done.rounds) > 1 else dict(done.rounds[0])
+        told: dict[str, Any] = (
+            {"rounds": done.rounds} if len(done.rounds) > 1 else dict(done.rounds[0])
+        )
         if (clock := _clock(self.config, self.context)) is not None:
             told["model"] = _whole_model(clock, self.parent, self.now)
-        return told | ({"history": done.history, **done.training} if self.config.recovery is not None else {})
+        return told | (
+            {"history": done.history, **done.training} if self.config.recovery is not None else {}
+        )
 
     def _save(self) -> None:
         if self.config.recovery is None:
@@ -199,8 +214,14 @@ def _clock(config: PruneConfig, context: PassContext) -> Clock | None:
 
 def _told(cut: PlannedCut, stage: Stage, clock: Clock | None) -> dict[str, Any]:
     """What the manifest says of a cut; of one of several rounds, only what it changes."""
-    rows = [row for row in cut.rows() if stage.count == 1 or row["axis"] == "all" or row["after"] < row["before"]]
-    told: dict[str, Any] = {"cuts": rows} if stage.count == 1 else {"round": stage.number, "cuts": rows}
+    rows = [
+        row
+        for row in cut.rows()
+        if stage.count == 1 or row["axis"] == "all" or row["after"] < row["before"]
+    ]
+    told: dict[str, Any] = (
+        {"cuts": rows} if stage.count == 1 else {"round": stage.number, "cuts": rows}
+    )
     return told | ({"latency": clock.record()} if clock is not None else {})
 
 

@@ -17,7 +17,12 @@ from passes.prune.step import Recovery
 
 
 def recover(
-    recovery: Recovery, student: Subject, teacher: Subject, stage: Stage, folder: Path, context: PassContext
+    recovery: Recovery,
+    student: Subject,
+    teacher: Subject,
+    stage: Stage,
+    folder: Path,
+    context: PassContext,
 ) -> TrainingResult:
     """Train the student in place, with the round's part of all steps; its checkpoints go into ``folder``."""
     return fit(
@@ -38,20 +43,30 @@ def _step(stage: Stage) -> str:
     return "step" if stage.count == 1 else f"round {stage.number} of {stage.count}, step"
 
 
-def _objective(recovery: Recovery, student: Subject, teacher: Subject, context: PassContext) -> Objective:
+def _objective(
+    recovery: Recovery, student: Subject, teacher: Subject, context: PassContext
+) -> Objective:
     """For each head of the family: w·(T²·soft cross-entropy) + (1 − w)·(hard cross-entropy)."""
     family, weight = student.family, recovery.soft_weight
     if weight == 0:
-        return lambda outputs, batch, _: hard_cross_entropy(family.heads(student.module, outputs), batch)
+        return lambda outputs, batch, _: hard_cross_entropy(
+            family.heads(student.module, outputs), batch
+        )
     train = context.data(recovery.train)
     ours, theirs = probe(student.module, teacher.module, train)
-    soft = soft_heads(family.heads(student.module, ours), family.heads(teacher.module, theirs), context.note)
+    soft = soft_heads(
+        family.heads(student.module, ours), family.heads(teacher.module, theirs), context.note
+    )
 
     def terms(outputs: dict[str, Tensor], batch: dict[str, Tensor], _: float) -> dict[str, Tensor]:
         with torch.no_grad():
-            said = family.heads(teacher.module, teacher.module(**{name: batch[name] for name in train.input_names}))
+            said = family.heads(
+                teacher.module, teacher.module(**{name: batch[name] for name in train.input_names})
+            )
         taught = {name: said[name] for name in soft}
         heads = family.heads(student.module, outputs)
-        return taught_cross_entropy(heads, batch, taught, weight=weight, temperature=recovery.temperature)
+        return taught_cross_entropy(
+            heads, batch, taught, weight=weight, temperature=recovery.temperature
+        )
 
     return terms

@@ -24,7 +24,11 @@ _WEIGHTS_AT_ONCE = 1 << 24
 
 
 def least_squares(
-    model: nn.Module, axes: Sequence[Axis], kept: Mapping[str, Tensor], batches: Callable[[], Batches], loss: Loss
+    model: nn.Module,
+    axes: Sequence[Axis],
+    kept: Mapping[str, Tensor],
+    batches: Callable[[], Batches],
+    loss: Loss,
 ) -> Iterator[tuple[str, Tensor]]:
     """Weights of what reads the axes, such that their kept columns alone answer as all did, as nearly as they can, one by one.
 
@@ -96,7 +100,9 @@ def _answering_alone(weight: Tensor, gram_CC: Tensor, columns_K: Tensor) -> Tens
     root_KK, gram_KD = torch.linalg.cholesky(gram_KK), gram_CC[columns_K][:, dropped]
     changed_OC = torch.empty_like(matrix_OC)
     some = max(1, _WEIGHTS_AT_ONCE // matrix_OC.shape[1])
-    for before_OC, after_OC in zip(torch.split(matrix_OC, some), torch.split(changed_OC, some), strict=True):
+    for before_OC, after_OC in zip(
+        torch.split(matrix_OC, some), torch.split(changed_OC, some), strict=True
+    ):
         part_OC = before_OC.double()
         change_KO = torch.cholesky_solve(gram_KD @ part_OC[:, dropped].T, root_KK)
         after_OC.copy_(part_OC.index_add_(1, columns_K, change_KO.T))
@@ -111,13 +117,21 @@ def norm_scales(
     The root mean square is then taken over K of C channels with the part κ of the energy, so weights take √(κ·C/K); κ is the
     mean over tokens. Where what goes is silent (κ = 1), the output stays exactly.
     """
-    norms = {one.module: (axis, one) for axis in axes if axis.name in kept for one in axis.cuts if one.norm}
+    norms = {
+        one.module: (axis, one)
+        for axis in axes
+        if axis.name in kept
+        for one in axis.cuts
+        if one.norm
+    }
     shares: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
     def see(name: str, inputs: Tensor) -> None:
         energy_NC = inputs.flatten(0, -2).double().square()
-        share_NC = energy_NC / energy_NC.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        share_NC = energy_NC / energy_NC.sum(dim=1, keepdim=True).clamp(
+            min=torch.finfo(torch.float64).tiny
+        )
         shares[name] = shares.get(name, torch.zeros(())) + share_NC.sum(dim=0).cpu()
         counts[name] = counts.get(name, 0) + len(share_NC)
 

@@ -45,7 +45,9 @@ class Stage:
         return range(total * (self.number - 1) // self.count, total * self.number // self.count)
 
 
-def only_below(widths: Sequence[Width], scores: Mapping[str, Array], threshold: float) -> tuple[Width, ...]:
+def only_below(
+    widths: Sequence[Width], scores: Mapping[str, Array], threshold: float
+) -> tuple[Width, ...]:
     """The widths, of which only units may go whose score is below ``threshold`` times the largest of their axis.
 
     Axes of one width go in proportion: as far as the one that has the fewest of them.
@@ -53,8 +55,11 @@ def only_below(widths: Sequence[Width], scores: Mapping[str, Array], threshold: 
     narrowed = []
     for width in widths:
         weak = min(
-            int((scores[axis.name] < threshold * scores[axis.name].max()).sum()) // width.of(axis, 1)
+            int((scores[axis.name] < threshold * scores[axis.name].max()).sum())
+            // width.of(axis, 1)
             for axis in width.axes
         )
-        narrowed.append(replace(width, least=min(width.units, max(width.least, width.units - weak))))
+        narrowed.append(
+            replace(width, least=min(width.units, max(width.least, width.units - weak)))
+        )
     return tuple(narrowed)

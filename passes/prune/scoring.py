@@ -48,7 +48,9 @@ class Calibration:
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The sum over the family's heads of the mean cross-entropy with the labels of a batch."""
         outputs = self.module(**{name: batch[name] for name in self.dataset.input_names})
-        return torch.stack(list(hard_cross_entropy(self.family.heads(self.module, outputs), batch).values())).sum()
+        return torch.stack(
+            list(hard_cross_entropy(self.family.heads(self.module, outputs), batch).values())
+        ).sum()
 
 
 def opened_calibration(
@@ -60,11 +62,15 @@ def opened_calibration(
     return Calibration(family, module, context.data(config.calibration), config, context)
 
 
-def scored(config: PruneConfig, module: nn.Module, axes: Sequence[Axis], calibration: Calibration | None) -> Scores:
+def scored(
+    config: PruneConfig, module: nn.Module, axes: Sequence[Axis], calibration: Calibration | None
+) -> Scores:
     """Axis name to the importance of its units, float64 [units] on the CPU."""
     stacks = [axis for axis in axes if axis.stack]
     others = [axis for axis in axes if not axis.stack]
-    compares = config.importance == "taylor" and bool(others)  # scores of layers and of units then have one scale
+    compares = config.importance == "taylor" and bool(
+        others
+    )  # scores of layers and of units then have one scale
     of_layers = config.layer_importance or ("taylor" if compares else "cosine")
     if calibration is None:
         return magnitude(module, others) | layers_by_weight(module, stacks)
@@ -72,9 +78,13 @@ def scored(config: PruneConfig, module: nn.Module, axes: Sequence[Axis], calibra
     if others and config.importance == "magnitude":
         scores |= magnitude(module, others)
     elif others:
-        scores |= _OF_UNITS[config.importance](module, others, calibration.batches("score"), calibration.loss)
+        scores |= _OF_UNITS[config.importance](
+            module, others, calibration.batches("score"), calibration.loss
+        )
     if stacks and of_layers == "loss":
         scores |= layers_by_loss(module, stacks, calibration.batches, calibration.loss)
     elif stacks:
-        scores |= _OF_LAYERS[of_layers](module, stacks, calibration.batches("score layers"), calibration.loss)
+        scores |= _OF_LAYERS[of_layers](
+            module, stacks, calibration.batches("score layers"), calibration.loss
+        )
     return {name: score.cpu() for name, score in scores.items()}

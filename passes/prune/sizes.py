@@ -113,14 +113,18 @@ class Choice:
             raise RequirementError(f"these dimensions do not fit together: {told}") from error
         return sizes
 
-    def after(self, stage: Stage, schedule: Schedule, start: Start, scores: Mapping[str, Array]) -> dict[str, int]:
+    def after(
+        self, stage: Stage, schedule: Schedule, start: Start, scores: Mapping[str, Array]
+    ) -> dict[str, int]:
         """Units that each width keeps after a round that is not the last."""
         cost = self.cost()
         threshold = schedule.rule == "threshold"
         widths = only_below(self.widths, scores, schedule.threshold) if threshold else self.widths
         if cost is not None:
             limit = self._limit(start)
-            return towards(widths, cost, limit if threshold else stage.limit(float(start.cost or 0), limit))[0]
+            return towards(
+                widths, cost, limit if threshold else stage.limit(float(start.cost or 0), limit)
+            )[0]
         final = _stated_sizes(self.target.dimensions or {}, self.widths)
         if threshold:
             sizes = {width.label: max(final[width.label], width.least) for width in widths}
@@ -145,18 +149,24 @@ def units_of_widths(widths: Sequence[Width]) -> dict[str, int]:
 
 def _stated_sizes(dimensions: Mapping[str, int], widths: tuple[Width, ...]) -> dict[str, int]:
     """The sizes that the user states, each checked; all problems at once."""
-    known = {name: (width, factor) for width in widths for name, factor in width.dimensions().items()}
+    known = {
+        name: (width, factor) for width in widths for name, factor in width.dimensions().items()
+    }
     problems = []
     sizes = {width.label: width.units for width in widths}
     stated: dict[str, str] = {}
     for name, size in dimensions.items():
         if name not in known:
-            problems.append(f"{name} is no dimension here: {discovery.suggestion(name, list(known))}")
+            problems.append(
+                f"{name} is no dimension here: {discovery.suggestion(name, list(known))}"
+            )
             continue
         width, factor = known[name]
         if size % factor or not 0 < size // factor <= width.units:
             steps = f", in steps of {factor}" if factor > 1 else ""
-            problems.append(f"{name}: {size} is not between {factor} and {width.units * factor}{steps}")
+            problems.append(
+                f"{name}: {size} is not between {factor} and {width.units * factor}{steps}"
+            )
             continue
         if width.label in stated and sizes[width.label] != size // factor:
             other, wanted = stated[width.label], size // factor * known[stated[width.label]][1]
@@ -166,7 +176,9 @@ def _stated_sizes(dimensions: Mapping[str, int], widths: tuple[Width, ...]) -> d
             continue
         sizes[width.label], stated[width.label] = size // factor, name
     if problems:
-        raise RequirementError("; ".join(problems), remedy=f"dimensions of this model: {', '.join(known)}")
+        raise RequirementError(
+            "; ".join(problems), remedy=f"dimensions of this model: {', '.join(known)}"
+        )
     return sizes
 
 
@@ -190,7 +202,9 @@ def fields_of(
             units = width.of(axis, sizes[width.label])
             fields |= {path: units * factor for path, factor in axis.fields}
             fields |= dict(axis.stated)
-            fields |= {path: None for unit, path in enumerate(axis.entries) if unit not in kept[axis.name]}
+            fields |= {
+                path: None for unit, path in enumerate(axis.entries) if unit not in kept[axis.name]
+            }
             for path in axis.listed:
                 node: Any = architecture.model_dump(mode="json")
                 for part in path:

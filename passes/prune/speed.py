@@ -28,7 +28,11 @@ class Clock:
         assert config.latency is not None  # noqa: S101 - nobody asks otherwise
         self.timing = config.latency
         self.table = LatencyTable(
-            self.timing.runtime, self.timing.threads, self.timing.repeats, context.cache, context.note
+            self.timing.runtime,
+            self.timing.threads,
+            self.timing.repeats,
+            context.cache,
+            context.note,
         )
         self.dataset = context.data(str(config.calibration))
 
@@ -65,11 +69,15 @@ class Clock:
         }
 
     def _sample(self, module: nn.Module) -> dict[str, Tensor]:
-        batch = tensors_from_batch(self.dataset.batch(np.zeros(1, dtype=np.int64)), device_of(module))
+        batch = tensors_from_batch(
+            self.dataset.batch(np.zeros(1, dtype=np.int64)), device_of(module)
+        )
         return {name: batch[name] for name in self.dataset.input_names}
 
 
-def check_faster(widths: Sequence[Width], sizes: Mapping[str, int], milliseconds: Cost, before: float) -> None:
+def check_faster(
+    widths: Sequence[Width], sizes: Mapping[str, int], milliseconds: Cost, before: float
+) -> None:
     """The operators of the smaller model take less time together than the parent's, which take ``before``.
 
     Raises:
@@ -84,6 +92,7 @@ def check_faster(widths: Sequence[Width], sizes: Mapping[str, int], milliseconds
             if size < whole[label]
         )
         raise RequirementError(
-            f"the smaller model is not faster here: {before:.3f} ms before, {after:.3f} ms after; " + "; ".join(alone),
+            f"the smaller model is not faster here: {before:.3f} ms before, {after:.3f} ms after; "
+            + "; ".join(alone),
             remedy="aim at latency_ms instead, or ask for a larger `multiple`",
         )

@@ -11,7 +11,15 @@ from pydantic import Field, model_validator
 from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
-from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    Estimate,
+    ModelFacts,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from compressor.models.capabilities.axes import AxisKind
 from passes.common.config import TrainingConfig
 
@@ -140,18 +148,28 @@ class PruneConfig(PassConfig):
     @model_validator(mode="after")
     def _fits(self) -> PruneConfig:
         if self.importance != "magnitude" and self.calibration is None:
-            raise ValueError(f"importance {self.importance!r} looks at samples: name a set in `calibration`")
+            raise ValueError(
+                f"importance {self.importance!r} looks at samples: name a set in `calibration`"
+            )
         if self.latency is not None and self.calibration is None:
             raise ValueError("`latency` needs a sample: name a set in `calibration`")
         if self.target.latency_ms is not None and self.latency is None:
-            raise ValueError("a target of latency_ms needs `latency`: which runtime, how many threads")
+            raise ValueError(
+                "a target of latency_ms needs `latency`: which runtime, how many threads"
+            )
         if self.schedule.kind == "gradual":
             if self.recovery is None:
-                raise ValueError("a gradual `schedule` trains between its cuts: say how in `recovery`")
+                raise ValueError(
+                    "a gradual `schedule` trains between its cuts: say how in `recovery`"
+                )
             if self.recovery.training.steps < self.schedule.rounds:
-                raise ValueError(f"{self.schedule.rounds} rounds need as many steps of recovery at least")
+                raise ValueError(
+                    f"{self.schedule.rounds} rounds need as many steps of recovery at least"
+                )
             if self.recovery.training.patience is not None:
-                raise ValueError("`patience` would end a round before its time: leave it out with a gradual `schedule`")
+                raise ValueError(
+                    "`patience` would end a round before its time: leave it out with a gradual `schedule`"
+                )
         return self
 
 
@@ -185,7 +203,9 @@ class Prune(Pass[PruneConfig]):
         cuts = config.schedule.cuts
         whole = parent.size_bytes or 4 * (parent.parameters or 0)
         ratio = _ratio(config.target, parent, whole)
-        scoring = _BACKWARD_TOO * cuts * config.num_samples if config.importance != "magnitude" else 0
+        scoring = (
+            _BACKWARD_TOO * cuts * config.num_samples if config.importance != "magnitude" else 0
+        )
         learning = _learning(config, ratio)
         memory = mapped_memory(parent, config.batch_size, int((1 + ratio) * whole))
         if config.recovery is not None:
@@ -217,19 +237,29 @@ class Prune(Pass[PruneConfig]):
         learns = (recovery.train, recovery.validation) if recovery else ()
         check_data(parent, (config.calibration, *learns), context)
 
-    def preview(self, config: PruneConfig, parent: Artifact, context: PassContext) -> list[Mapping[str, Any]]:
+    def preview(
+        self, config: PruneConfig, parent: Artifact, context: PassContext
+    ) -> list[Mapping[str, Any]]:
         """The cut of every axis, as ``run`` would make it; for a gradual schedule, as the first scores foretell it."""
         from passes.prune.pruning import preview
 
         return preview(config, parent, context)
 
-    def run(self, config: PruneConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+    def run(
+        self, config: PruneConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> PassOutput:
         """Score, choose, cut, recover, as often as the schedule says, and save; ``context.work`` holds where it is."""
         from passes.prune.pruning import prune
 
         return prune(config, parent, out, context)
 
-    def ensures(self, config: PruneConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+    def ensures(
+        self,
+        config: PruneConfig,
+        parent: Artifact,
+        out: Path,
+        context: PassContext,
+    ) -> None:
         """It loads again under its new config, and its weights are finite."""
         from compressor.models.checkpoint.loading import check_finite, load_module
 

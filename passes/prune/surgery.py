@@ -34,7 +34,9 @@ def parts_of(cut: Cut, units: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
 def indices_of(kept: Tensor, cut: Cut, units: int) -> Tensor:
     """The places of the ``kept`` units (int64, rising) along the dimension of a cut, in order."""
     segment, within = torch.arange(cut.segments), torch.arange(cut.block)
-    return (segment[:, None, None] * units * cut.block + kept[None, :, None] * cut.block + within).flatten()
+    return (
+        segment[:, None, None] * units * cut.block + kept[None, :, None] * cut.block + within
+    ).flatten()
 
 
 def without(

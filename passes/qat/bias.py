@@ -42,7 +42,11 @@ def correct_biases(
 
     with hooked(teacher, layers, after=remember):
         teacher(**batch)
-    once = {name: one for name, one in layers.items() if len(wanted[name]) == 1 and one.layer.bias is not None}
+    once = {
+        name: one
+        for name, one in layers.items()
+        if len(wanted[name]) == 1 and one.layer.bias is not None
+    }
 
     def correct(name: str, inputs: tuple[Any, ...]) -> None:
         layer = once[name].layer

@@ -66,7 +66,9 @@ def calibrated(
         NumericalError: activations are not finite; each such tensor is named.
     """
     calibration = config.calibration
-    options: dict[str, Any] = {"percentile": calibration.percentile} if calibration.observer == "percentile" else {}
+    options: dict[str, Any] = (
+        {"percentile": calibration.percentile} if calibration.observer == "percentile" else {}
+    )
     ranges = Ranges(lambda: observer(calibration.observer, **options))
 
     def run() -> None:
@@ -78,9 +80,13 @@ def calibrated(
     if ranges.not_finite:
         lines = "\n".join(f"    {name}: {why}" for name, why in ranges.not_finite.items())
         raise NumericalError(
-            f"activations are not finite:\n{lines}", remedy="look for NaN in the samples, and for weights that overflow"
+            f"activations are not finite:\n{lines}",
+            remedy="look for NaN in the samples, and for weights that overflow",
         )
-    symmetric, from_zero = Grid(bits=config.activation_bits), Grid(bits=config.activation_bits, nonnegative=True)
+    symmetric, from_zero = (
+        Grid(bits=config.activation_bits),
+        Grid(bits=config.activation_bits, nonnegative=True),
+    )
     return CalibrationTable(
         model=parent.manifest.id,
         observer=calibration.observer,
@@ -94,14 +100,18 @@ def calibrated(
                 minimum=float(one.minimum_C[0]),
                 maximum=float(one.maximum_C[0]),
                 bound=float(one.bound(symmetric.highest)[0]),
-                bound_from_zero=float(one.bound(from_zero.highest)[0]) if one.minimum_C[0] >= 0 else None,
+                bound_from_zero=float(one.bound(from_zero.highest)[0])
+                if one.minimum_C[0] >= 0
+                else None,
             )
             for name, one in ranges.observers.items()
         },
     )
 
 
-def check_table(table: CalibrationTable, names: Collection[str], config: QatConfig, folded: nn.Module) -> None:
+def check_table(
+    table: CalibrationTable, names: Collection[str], config: QatConfig, folded: nn.Module
+) -> None:
     """Every layer was reached, by something else than a constant.
 
     Raises:
@@ -114,10 +124,16 @@ def check_table(table: CalibrationTable, names: Collection[str], config: QatConf
             problems.append(f"{name}: no sample reaches it")
         elif found.minimum == found.maximum:
             problems.append(f"{name}: its input is always {found.minimum:g}")
-        elif rounds_result(config, folded.get_submodule(name)) and f"{name}:output" not in table.tensors:
-            problems.append(f"{name}: the table has no range of its result, which the target {config.target} needs")
+        elif (
+            rounds_result(config, folded.get_submodule(name))
+            and f"{name}:output" not in table.tensors
+        ):
+            problems.append(
+                f"{name}: the table has no range of its result, which the target {config.target} needs"
+            )
     if problems:
         raise RequirementError(
-            "no range can be found for the input of these layers:\n" + "\n".join(f"    {one}" for one in problems),
+            "no range can be found for the input of these layers:\n"
+            + "\n".join(f"    {one}" for one in problems),
             remedy="calibrate on samples that use them, or name them in `exclude`",
         )

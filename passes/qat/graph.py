@@ -23,20 +23,53 @@ _MULTIPLIES = {
     _aten.linear.default,
 }
 _NORMALIZES = {_aten.batch_norm.default}
-_CLIPS = {_aten.relu.default, _aten.relu_.default, _aten.hardtanh.default, _aten.hardtanh_.default, _aten.relu6.default}
+_CLIPS = {
+    _aten.relu.default,
+    _aten.relu_.default,
+    _aten.hardtanh.default,
+    _aten.hardtanh_.default,
+    _aten.relu6.default,
+}
 """What a runtime folds into the rounding of its result, where that starts at 0."""
 _MOVES = {
     getattr(_aten, name).default
-    for name in ("view", "reshape", "permute", "unsqueeze", "contiguous", "clone", "dropout", "constant_pad_nd", "alias")
+    for name in (
+        "view",
+        "reshape",
+        "permute",
+        "unsqueeze",
+        "contiguous",
+        "clone",
+        "dropout",
+        "constant_pad_nd",
+        "alias",
+    )
 } | {
-    _aten.transpose.int, _aten.flatten.using_ints, _aten.squeeze.dim, _aten.pad.default, _aten.max_pool2d.default, _aten.to.dtype,
-    _aten._to_copy.default, _aten.slice.Tensor, _aten.select.int, _aten.mean.dim, _aten.expand.default,
-}  # fmt: skip
+    _aten.transpose.int,
+    _aten.flatten.using_ints,
+    _aten.squeeze.dim,
+    _aten.pad.default,
+    _aten.max_pool2d.default,
+    _aten.to.dtype,
+    _aten._to_copy.default,
+    _aten.slice.Tensor,
+    _aten.select.int,
+    _aten.mean.dim,
+    _aten.expand.default,
+}
 """What leaves the sign of every value as it is."""
 _NEVER_NEGATIVE = _CLIPS | {
-    _aten.sigmoid.default, _aten.hardsigmoid.default, _aten.softmax.int, _aten.abs.default, _aten.exp.default,
-    _aten.gt.Scalar, _aten.gt.Tensor, _aten.ge.Scalar, _aten.eq.Scalar, _aten.ne.Scalar,
-}  # fmt: skip
+    _aten.sigmoid.default,
+    _aten.hardsigmoid.default,
+    _aten.softmax.int,
+    _aten.abs.default,
+    _aten.exp.default,
+    _aten.gt.Scalar,
+    _aten.gt.Tensor,
+    _aten.ge.Scalar,
+    _aten.eq.Scalar,
+    _aten.ne.Scalar,
+}
 _PADS = {_aten.constant_pad_nd.default: 2, _aten.pad.default: 3}
 """Which argument, if there is one, is what it pads with."""
 _TOGETHER = {_aten.mul.Tensor, _aten.add.Tensor, _aten.cat.default}
@@ -68,7 +101,9 @@ class Graph:
             program = torch.export.export(module, (), dict(inputs), strict=False)
         self._entering = _first_inputs(module, inputs)
         modules = dict(module.named_modules())
-        uses = Counter(id(one) for holder in modules.values() for one in holder.parameters(recurse=False))
+        uses = Counter(
+            id(one) for holder in modules.values() for one in holder.parameters(recurse=False)
+        )
         calls: dict[str, list[Node]] = {}
         for node in program.graph.nodes:
             if node.target in _MULTIPLIES:
@@ -108,7 +143,10 @@ class Graph:
             if user.target in {_aten.add.Tensor, _aten.add_.Tensor}:
                 others = [one for one in user.args[:2] if one is not value]
                 inside = _module_of(user)
-                enters = inside in self._entering and self._entering[inside] is self._entering[_module_of(node)]
+                enters = (
+                    inside in self._entering
+                    and self._entering[inside] is self._entering[_module_of(node)]
+                )
                 if inside and enters and others and _is_result(others[0], layers):
                     return inside
         return None
@@ -117,11 +155,17 @@ class Graph:
         """Whether every user is one of the layers, maybe behind a ReLU and what only moves values."""
         if not node.users:
             return False
-        if any(user in layers and user.args[0] is node and self._adding_module(user, layers) for user in node.users):
+        if any(
+            user in layers and user.args[0] is node and self._adding_module(user, layers)
+            for user in node.users
+        ):
             return True  # where it enters that module
         return all(
             (user in layers and user.args[0] is node)
-            or ((_is_clip(user) or user.target in _MOVES - {_aten.mean.dim}) and self._only_read_by(user, layers))
+            or (
+                (_is_clip(user) or user.target in _MOVES - {_aten.mean.dim})
+                and self._only_read_by(user, layers)
+            )
             for user in node.users
         )
 
@@ -171,11 +215,15 @@ def _is_nonnegative(value: Any) -> bool:
     if value.target in _NEVER_NEGATIVE:
         return value.target not in _CLIPS or _is_clip(value)
     if value.target in _PADS:
-        return _is_nonnegative(value.args[0]) and all(_is_nonnegative(one) for one in value.args[_PADS[value.target] :])
+        return _is_nonnegative(value.args[0]) and all(
+            _is_nonnegative(one) for one in value.args[_PADS[value.target] :]
+        )
     if value.target in _MOVES:
         return _is_nonnegative(value.args[0])
     if value.target in _TOGETHER:
-        return all(_is_nonnegative(one) for one in (*_operands(value), value.kwargs.get("alpha", 1)))
+        return all(
+            _is_nonnegative(one) for one in (*_operands(value), value.kwargs.get("alpha", 1))
+        )
     return False
 
 

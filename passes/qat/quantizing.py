@@ -18,12 +18,25 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.models.checkpoint.loading import load_module, read_description, save_quantized
 from compressor.models.contract import Family
-from compressor.models.quantized.fake_quantization import IntegerLayer, Layer, fold, replace, round_input
+from compressor.models.quantized.fake_quantization import (
+    IntegerLayer,
+    Layer,
+    fold,
+    replace,
+    round_input,
+)
 from compressor.models.quantized.quantization import Grid, Quantization, QuantizedLayer
 from passes.common.accuracy import device_of
 from passes.common.setup import prepare_torch
 from passes.qat.bias import correct_biases
-from passes.qat.calibrating import calibrated, check_table, inputs_of, rounds_result, samples_of, some_inputs
+from passes.qat.calibrating import (
+    calibrated,
+    check_table,
+    inputs_of,
+    rounds_result,
+    samples_of,
+    some_inputs,
+)
 from passes.qat.graph import Found, Graph
 from passes.qat.scales import activation_grid, activation_scale, weight_scales
 from passes.qat.selection import Answers, choose
@@ -44,7 +57,9 @@ def check_supported(config: QatConfig, parent: Artifact) -> None:
     """
     name, architecture = read_description(parent.model)
     family: Family[Any] = load(FAMILIES, name)
-    comparing = [field for field in ("keep_float", "fine_tuning") if getattr(config, field) is not None]
+    comparing = [
+        field for field in ("keep_float", "fine_tuning") if getattr(config, field) is not None
+    ]
     if comparing and "logits" not in family.outputs(architecture):
         raise RequirementError(
             f"{' and '.join(f'`{one}`' for one in comparing)}: a model of the family {name} has no answers to compare",
@@ -86,7 +101,11 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
     smoothed: tuple[str, ...] = ()
     if config.smoothing is not None:
         batches = inputs_of(samples, folded, "look for outliers")
-        alone = [one for one, found in graph.found(every).items() if one in every and found.around is None]
+        alone = [
+            one
+            for one, found in graph.found(every).items()
+            if one in every and found.around is None
+        ]
         smoothed = smooth(folded, alone, batches, family, config.smoothing)
     table = table_of(config, parent, context)
     if table is None:
@@ -94,7 +113,9 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
         table = calibrated(config, family, folded, outputs, samples, parent)
     check_table(table, every, config, folded)
     batch = some_inputs(samples, teacher, _CORRECTED_ON)
-    build = _Builder(config, graph, folded, norms, table, tables, smoothed, batch, family.meant(batch))
+    build = _Builder(
+        config, graph, folded, norms, table, tables, smoothed, batch, family.meant(batch)
+    )
 
     told: dict[str, Any] = {}
     kept: dict[str, str] = {}
@@ -143,7 +164,9 @@ class _Builder:
     def _quantization(
         self, integer: Collection[str], kept: Mapping[str, str], found: Mapping[str, Found]
     ) -> Quantization:
-        layers = {name: self._layer(name, found[name]) for name in self.graph.names if name in integer}
+        layers = {
+            name: self._layer(name, found[name]) for name in self.graph.names if name in integer
+        }
         inputs = {
             str(found[name].around): self._input_grid(name, found[name])
             for name in layers
@@ -174,15 +197,21 @@ class _Builder:
         quantization = self._quantization(integer, {}, found)
         for name, one in quantization.layers.items():
             layer = IntegerLayer(cast("Layer", module.get_submodule(name)), one)
-            layer.weight_grid.set_scale(weight_scales(layer.layer.weight, one.weight, self.config.weight_observer))
+            layer.weight_grid.set_scale(
+                weight_scales(layer.layer.weight, one.weight, self.config.weight_observer)
+            )
             seen = self.table.tensors[f"{name}:input"]
             if one.input is not None and layer.input_grid is not None:
                 layer.input_grid.set_scale(activation_scale(seen, one.input))
             elif (around := found[name].around) is not None:
                 grid = quantization.inputs[around]
-                round_input(module.get_submodule(around), grid).set_scale(activation_scale(seen, grid))
+                round_input(module.get_submodule(around), grid).set_scale(
+                    activation_scale(seen, grid)
+                )
             if one.output is not None and layer.output_grid is not None:
-                layer.output_grid.set_scale(activation_scale(self.table.tensors[f"{name}:output"], one.output))
+                layer.output_grid.set_scale(
+                    activation_scale(self.table.tensors[f"{name}:output"], one.output)
+                )
             replace(module, name, layer.to(device_of(module)))
         round_tables(module, quantization.embeddings)
         return module.eval()
@@ -204,27 +233,40 @@ class _Builder:
     def _grid(self, seen: Range, *, nonnegative: bool) -> Grid:
         """TensorRT takes no zero-point but 0."""
         free = self.config.target == "onnxruntime"
-        return activation_grid(seen, self.config.activation_bits, nonnegative=nonnegative and free, symmetric=not free)
+        return activation_grid(
+            seen, self.config.activation_bits, nonnegative=nonnegative and free, symmetric=not free
+        )
 
     def _rounds_around(self, found: Found) -> bool:
         """ONNX Runtime adds integers where both sides are; otherwise it goes through float, and through another layout."""
         return self.config.target == "onnxruntime" and found.around is not None
 
 
-def _chosen(config: QatConfig, graph: Graph, tables: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
+def _chosen(
+    config: QatConfig, graph: Graph, tables: tuple[str, ...]
+) -> tuple[list[str], tuple[str, ...]]:
     """The layers that may be integer, and the tables.
 
     Raises:
         RequirementError: a pattern of ``exclude`` matches none, or no layer is left.
     """
     known = (*graph.names, *tables)
-    idle = [pattern for pattern in config.exclude if not any(fnmatchcase(name, pattern) for name in known)]
+    idle = [
+        pattern
+        for pattern in config.exclude
+        if not any(fnmatchcase(name, pattern) for name in known)
+    ]
     if idle:
         raise RequirementError(
-            f"`exclude` names no layer of this model: {', '.join(idle)}", remedy=f"its layers are {', '.join(known)}"
+            f"`exclude` names no layer of this model: {', '.join(idle)}",
+            remedy=f"its layers are {', '.join(known)}",
         )
-    left = {name for name in known if not any(fnmatchcase(name, pattern) for pattern in config.exclude)}
+    left = {
+        name for name in known if not any(fnmatchcase(name, pattern) for pattern in config.exclude)
+    }
     names = [name for name in graph.names if name in left]
     if not names:
-        raise RequirementError("no linear or convolutional layer is left to quantize", remedy="shorten `exclude`")
+        raise RequirementError(
+            "no linear or convolutional layer is left to quantize", remedy="shorten `exclude`"
+        )
     return names, tuple(name for name in tables if name in left)

@@ -48,7 +48,11 @@ def activation_scale(seen: Range, grid: Grid) -> Tensor:
         low, high = _ends(seen)
         steps = [end / last for end, last in ((low, grid.lowest), (high, grid.highest)) if last]
         return torch.tensor(max(steps), dtype=torch.float32)
-    bound = seen.bound_from_zero if grid.nonnegative and seen.bound_from_zero is not None else seen.bound
+    bound = (
+        seen.bound_from_zero
+        if grid.nonnegative and seen.bound_from_zero is not None
+        else seen.bound
+    )
     return torch.tensor(bound / grid.highest if bound > 0 else 1.0, dtype=torch.float32)
 
 
@@ -69,7 +73,12 @@ def weight_scales(weight: Tensor, grid: Grid, choice: Literal["min-max", "mse"])
         least_O = torch.full_like(best_O, torch.inf)
         for part in _CLIPS:
             scale_O = part * largest_O / grid.highest
-            rounded_OK = (weight_OK / scale_O[:, None]).round().clamp(grid.lowest, grid.highest) * scale_O[:, None]
+            rounded_OK = (weight_OK / scale_O[:, None]).round().clamp(
+                grid.lowest, grid.highest
+            ) * scale_O[:, None]
             error_O = (rounded_OK - weight_OK).square().sum(dim=1)
-            best_O, least_O = torch.where(error_O < least_O, scale_O, best_O), torch.minimum(error_O, least_O)
+            best_O, least_O = (
+                torch.where(error_O < least_O, scale_O, best_O),
+                torch.minimum(error_O, least_O),
+            )
     return best_O.float()

@@ -27,7 +27,12 @@ class Answers:
     """What models say, held against the float one."""
 
     def __init__(
-        self, wanted: KeepFloat, family: Family[Any], teacher: nn.Module, samples: Samples, context: PassContext
+        self,
+        wanted: KeepFloat,
+        family: Family[Any],
+        teacher: nn.Module,
+        samples: Samples,
+        context: PassContext,
     ) -> None:
         self.wanted, self.family, self.teacher, self.context = wanted, family, teacher, context
         self.samples = samples
@@ -49,10 +54,15 @@ class Answers:
 
     def divergences(self, module: nn.Module) -> dict[str, float]:
         """Each integer layer alone, the others in float: the mean KL of what the float model says from what is said then."""
-        layers = {name: one for name, one in module.named_modules() if isinstance(one, IntegerLayer)}
+        layers = {
+            name: one for name, one in module.named_modules() if isinstance(one, IntegerLayer)
+        }
         places = self.samples.some(self.wanted.num_samples)
         parts = [places[start : start + _BATCH] for start in range(0, len(places), _BATCH)]
-        batches = [tensors_from_batch(self.samples.dataset.batch(part), device_of(module)) for part in parts]
+        batches = [
+            tensors_from_batch(self.samples.dataset.batch(part), device_of(module))
+            for part in parts
+        ]
         wanted = [self._heads(self.teacher, batch) for batch in batches]
         found = {}
         for one in layers.values():
@@ -91,12 +101,19 @@ class Answers:
 
 
 def _divergence(wanted: Tensor, said: Tensor) -> Tensor:
-    logs = functional.log_softmax(said.float(), dim=-1), functional.log_softmax(wanted.float(), dim=-1)
+    logs = (
+        functional.log_softmax(said.float(), dim=-1),
+        functional.log_softmax(wanted.float(), dim=-1),
+    )
     return functional.kl_div(*logs, reduction="none", log_target=True).sum(dim=-1).mean().cpu()
 
 
 def choose(
-    config: QatConfig, divergence: Mapping[str, float], build: Build, answers: Answers, context: PassContext
+    config: QatConfig,
+    divergence: Mapping[str, float],
+    build: Build,
+    answers: Answers,
+    context: PassContext,
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The layers that stay in float and why; and what the manifest says of the choice.
 
@@ -133,7 +150,15 @@ def choose(
     why = {
         name: f"number {place} of {len(ranked)} by divergence ({divergence[name]:.3g}); with it {wanted.metric} rose from "
         f"{before:.4f} to {after:.4f}"
-        for place, (name, before, after) in enumerate(zip(kept, steps, steps[1:], strict=False), start=1)
+        for place, (name, before, after) in enumerate(
+            zip(kept, steps, steps[1:], strict=False), start=1
+        )
     }
-    ranking = [{"layer": name, "divergence": divergence[name], "kept_float": name in kept} for name in ranked]
-    return why, {"sensitivity": ranking, "keep_float": {"float": answers.float_quality, "found": steps}}
+    ranking = [
+        {"layer": name, "divergence": divergence[name], "kept_float": name in kept}
+        for name in ranked
+    ]
+    return why, {
+        "sensitivity": ranking,
+        "keep_float": {"float": answers.float_quality, "found": steps},
+    }

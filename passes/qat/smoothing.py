@@ -55,8 +55,13 @@ def smooth(
     Returns:
         Which layers were smoothed.
     """
-    layers = {name: one for name in names if isinstance(one := module.get_submodule(name), nn.Linear)}
-    seen = {name: _Seen(torch.zeros(one.in_features, device=one.weight.device)) for name, one in layers.items()}
+    layers = {
+        name: one for name in names if isinstance(one := module.get_submodule(name), nn.Linear)
+    }
+    seen = {
+        name: _Seen(torch.zeros(one.in_features, device=one.weight.device))
+        for name, one in layers.items()
+    }
     meant: Tensor | None = None
 
     def see(tensor: str, values: Tensor) -> None:

@@ -10,7 +10,15 @@ from pydantic import Field, model_validator
 from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record, Reference
-from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    Estimate,
+    ModelFacts,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from compressor.models.quantized.quantization import Bits, Target
 from passes.common.config import TrainingConfig
 
@@ -36,7 +44,9 @@ class Calibration(Record):
     @model_validator(mode="after")
     def _fits(self) -> Calibration:
         if self.table is not None and (given := {"observer", "percentile"} & self.model_fields_set):
-            raise ValueError(f"`table` brings its bounds with it: leave out {' and '.join(sorted(given))}")
+            raise ValueError(
+                f"`table` brings its bounds with it: leave out {' and '.join(sorted(given))}"
+            )
         return self
 
 
@@ -122,7 +132,9 @@ class QatConfig(PassConfig):
                 "`table` holds ranges of inputs as they are: leave `smoothing` out, or calibrate on samples"
             )
         if self.target == "tensorrt" and self.embeddings:
-            raise ValueError("TensorRT looks no integers up: leave `embeddings` out, or use `target: onnxruntime`")
+            raise ValueError(
+                "TensorRT looks no integers up: leave `embeddings` out, or use `target: onnxruntime`"
+            )
         return self
 
 
@@ -179,10 +191,14 @@ class Qat(Pass[QatConfig]):
         keep = config.keep_float
         by_labels = (keep.data,) if keep and keep.metric == "top1" else ()
         check_data(parent, (*by_labels, *learns), context)
-        check_data(parent, (config.calibration.data, keep.data if keep else None), context, labels=False)
+        check_data(
+            parent, (config.calibration.data, keep.data if keep else None), context, labels=False
+        )
         table_of(config, parent, context)
 
-    def run(self, config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+    def run(
+        self, config: QatConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> PassOutput:
         """Fold, calibrate, round, choose, train, save; checkpoints go to ``context.work``."""
         from passes.qat.quantizing import quantize
 

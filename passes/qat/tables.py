@@ -15,9 +15,13 @@ from passes.qat.scales import weight_scales
 
 def tables_of(module: nn.Module) -> tuple[str, ...]:
     """The embeddings of a module whose weights nothing else uses."""
-    uses = Counter(id(one) for holder in module.modules() for one in holder.parameters(recurse=False))
+    uses = Counter(
+        id(one) for holder in module.modules() for one in holder.parameters(recurse=False)
+    )
     return tuple(
-        name for name, one in module.named_modules() if isinstance(one, nn.Embedding) and uses[id(one.weight)] == 1
+        name
+        for name, one in module.named_modules()
+        if isinstance(one, nn.Embedding) and uses[id(one.weight)] == 1
     )
 
 

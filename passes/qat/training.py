@@ -18,7 +18,11 @@ from passes.qat.step import FineTuning
 
 
 def train(
-    config: FineTuning, family: Family[Any], module: nn.Module, teacher: nn.Module, context: PassContext
+    config: FineTuning,
+    family: Family[Any],
+    module: nn.Module,
+    teacher: nn.Module,
+    context: PassContext,
 ) -> dict[str, Any]:
     """Train the module in place; what the manifest says of it.
 
@@ -38,9 +42,13 @@ def train(
         taught: dict[str, Tensor] = {}
         if config.soft_weight > 0:
             with torch.no_grad():
-                taught = family.heads(teacher, teacher(**{name: batch[name] for name in dataset.input_names}))
+                taught = family.heads(
+                    teacher, teacher(**{name: batch[name] for name in dataset.input_names})
+                )
         heads = family.heads(module, outputs)
-        return taught_cross_entropy(heads, batch, taught, weight=config.soft_weight, temperature=config.temperature)
+        return taught_cross_entropy(
+            heads, batch, taught, weight=config.soft_weight, temperature=config.temperature
+        )
 
     module.requires_grad_(True)
     schedule(0.0)
@@ -56,8 +64,13 @@ def train(
         progress=lambda done, total, figures: context.progress("step", done, total, figures),
         note=context.note,
     )
-    if astray := [name for name, one in module.named_modules() if isinstance(one, Rounding) and not one.is_sound()]:
+    if astray := [
+        name
+        for name, one in module.named_modules()
+        if isinstance(one, Rounding) and not one.is_sound()
+    ]:
         raise NumericalError(
-            f"scales went astray in training: {', '.join(astray)}", remedy="lower learning_rate, or use scales: fixed"
+            f"scales went astray in training: {', '.join(astray)}",
+            remedy="lower learning_rate, or use scales: fixed",
         )
     return summary_of(result)

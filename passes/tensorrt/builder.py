@@ -92,8 +92,12 @@ def build(request: Request) -> Answer:
         version=trt.__version__,
         warnings=tuple(warnings),
         errors=tuple(errors),
-        inputs=tuple(_tensor(network.get_input(index)) for index in range(network.num_inputs)) if not errors else (),
-        outputs=tuple(_tensor(network.get_output(index)) for index in range(network.num_outputs)) if not errors else (),
+        inputs=tuple(_tensor(network.get_input(index)) for index in range(network.num_inputs))
+        if not errors
+        else (),
+        outputs=tuple(_tensor(network.get_output(index)) for index in range(network.num_outputs))
+        if not errors
+        else (),
         layer_types=_layer_types(network) if not errors else {},
     )
 
@@ -108,7 +112,11 @@ def keep(lines: list[str], text: str) -> None:
 def _network_flags(trt: Any) -> int:
     """Strongly typed; 10 knows a flag for explicit batches, which later ones have no other way than."""
     flags = trt.NetworkDefinitionCreationFlag
-    return sum(1 << int(getattr(flags, name)) for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH") if hasattr(flags, name))
+    return sum(
+        1 << int(getattr(flags, name))
+        for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH")
+        if hasattr(flags, name)
+    )
 
 
 def _serialized(trt: Any, builder: Any, network: Any, config: Any, request: Request) -> Any:
@@ -143,7 +151,12 @@ def _logger(trt: Any, warnings: list[str], errors: list[str]) -> Any:
 def _parser_error(error: Any) -> str:
     where = f"{error.node_operator()} {error.node_name()}".strip()
     told = next(
-        (line for line in error.desc().splitlines() if not any(noise in line for noise in NO_DRIVER)), error.desc()
+        (
+            line
+            for line in error.desc().splitlines()
+            if not any(noise in line for noise in NO_DRIVER)
+        ),
+        error.desc(),
     )
     return f"{where}: {told}" if where else told
 

@@ -48,7 +48,9 @@ def engine_from_onnx(request: Request, folder: Path) -> Answer:
         keep(printed, line)
     if done.returncode != 0:
         how = (
-            f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with code {done.returncode}"
+            f"was killed by signal {-done.returncode}"
+            if done.returncode < 0
+            else f"ended with code {done.returncode}"
         )
         raise PassError(
             f"{library} {how} while it built {where}:\n"

@@ -11,11 +11,18 @@ from compressor.runtimes.tensorrt.profiles import Profile
 
 def bundle_of(facts: BuildFacts, file: str) -> Bundle:
     """The bundle of a graph that lies in ``file``, with the command that builds it by NVIDIA's own trtexec."""
-    command = ["trtexec", f"--onnx={file}", "--stronglyTyped", f"--memPoolSize=workspace:{facts.workspace_mb}"]
+    command = [
+        "trtexec",
+        f"--onnx={file}",
+        "--stronglyTyped",
+        f"--memPoolSize=workspace:{facts.workspace_mb}",
+    ]
     if facts.optimization_level is not None:
         command.append(f"--builderOptimizationLevel={facts.optimization_level}")
     if facts.profiles:
-        command += [f"--{kind}Shapes={_shapes(facts.profiles, kind)}" for kind in ("min", "opt", "max")]
+        command += [
+            f"--{kind}Shapes={_shapes(facts.profiles, kind)}" for kind in ("min", "opt", "max")
+        ]
     return Bundle(**dict(facts), command=shlex.join([*command, "--saveEngine=model.engine"]))
 
 

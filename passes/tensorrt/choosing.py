@@ -27,7 +27,9 @@ def check_backend(config: TensorRTConfig) -> Backend:
             f"{backend.distribution} builds for compute capabilities that are named, and `targets` names none",
             remedy=f"say `targets: [sm86]`, or others of {', '.join(backend.targets)}",
         )
-    if backend.targets and (unknown := [one for one in config.targets if one not in backend.targets]):
+    if backend.targets and (
+        unknown := [one for one in config.targets if one not in backend.targets]
+    ):
         raise RequirementError(
             f"{backend.distribution} does not build for {', '.join(unknown)}",
             remedy=f"it builds for {', '.join(backend.targets)}; for others use `backend: trt` on a machine with such a GPU",
@@ -60,7 +62,9 @@ def targets_of(config: TensorRTConfig, backend: Backend, found: tuple[Gpu, ...])
         return (found[0].target,)
     if config.on_missing_gpu == "bundle":
         return ()
-    here = f"the GPU here ({found[0].name}) is {found[0].target}" if found else "there is no GPU here"
+    here = (
+        f"the GPU here ({found[0].name}) is {found[0].target}" if found else "there is no GPU here"
+    )
     raise GpuError(
         f"{backend.distribution} builds on the GPU that an engine is for ({wanted or 'any'}), and {here}",
         remedy="build it where that GPU is; say `on_missing_gpu: bundle` for all that is needed there; or `backend: rtx`, which "

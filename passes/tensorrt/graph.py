@@ -19,7 +19,17 @@ PROTOBUF_LIMIT_BYTES = 1_900_000_000
 """Of weights in one message, which holds 2 GB; the graph needs some of it."""
 _SMALL_TENSOR_BYTES = 256
 _MOVING = frozenset(
-    {"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Gather"}
+    {
+        "Reshape",
+        "Transpose",
+        "Slice",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Identity",
+        "Expand",
+        "Gather",
+    }
 )
 
 
@@ -40,7 +50,9 @@ def opened(folder: Path) -> ir.Model:
     model = read_graph(folder)
     files = external_files(model)
     if files and sum((folder / name).stat().st_size for name in files) <= PROTOBUF_LIMIT_BYTES:
-        onnx.load_external_data_for_model(model, str(folder))  # inference wants to see shapes that are constants
+        onnx.load_external_data_for_model(
+            model, str(folder)
+        )  # inference wants to see shapes that are constants
     typed = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(typed)
     if external_files(model):
@@ -50,7 +62,11 @@ def opened(folder: Path) -> ir.Model:
 
 def weights_bytes(model: ir.Model) -> int:
     """Bytes of all initializers."""
-    return sum(one.const_value.nbytes for one in model.graph.initializers.values() if one.const_value is not None)
+    return sum(
+        one.const_value.nbytes
+        for one in model.graph.initializers.values()
+        if one.const_value is not None
+    )
 
 
 def inputs_of(model: ir.Model) -> tuple[InputSpec, ...]:
@@ -63,7 +79,11 @@ def _input(value: ir.Value) -> InputSpec:
     name = str(value.name)
     sizes = enumerate(value.shape or ())
     return InputSpec(
-        name, dtype, tuple(one if isinstance(one, int) else one.value or f"{name}.{axis}" for axis, one in sizes)
+        name,
+        dtype,
+        tuple(
+            one if isinstance(one, int) else one.value or f"{name}.{axis}" for axis, one in sizes
+        ),
     )
 
 
@@ -99,8 +119,14 @@ def widen_bytes(model: ir.Model) -> None:
         readers = list(value.uses())
         if region is None or not readers:
             continue
-        cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{value.name}.to_float")
-        cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = cast.name, ir.DataType.FLOAT, value.shape
+        cast = ir.node(
+            "Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{value.name}.to_float"
+        )
+        cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = (
+            cast.name,
+            ir.DataType.FLOAT,
+            value.shape,
+        )
         model.graph.insert_before(model.graph[0], cast)
         for reader, index in readers:
             reader.replace_input_with(index, cast.outputs[0])
@@ -150,7 +176,9 @@ def write(model: ir.Model, folder: Path) -> tuple[str, ...]:
         if weights_bytes(model) <= PROTOBUF_LIMIT_BYTES:
             ir.save(model, folder / MODEL)
             return (MODEL,)
-        ir.save(model, folder / MODEL, external_data=_DATA, size_threshold_bytes=_SMALL_TENSOR_BYTES)
+        ir.save(
+            model, folder / MODEL, external_data=_DATA, size_threshold_bytes=_SMALL_TENSOR_BYTES
+        )
     return MODEL, _DATA
 
 

@@ -65,13 +65,23 @@ def check(config: TensorRTConfig, model: Path, context: PassContext) -> None:
     graph.fix_defaults(opened)
     graph.widen_bytes(opened)
     inputs = graph.inputs_of(opened)
-    batches = batches_of(config.calibration, inputs, context) if config.calibration is not None else [{}]
+    batches = (
+        batches_of(config.calibration, inputs, context) if config.calibration is not None else [{}]
+    )
     shapes = [{name: array.shape for name, array in feeds.items()} for feeds in batches]
     profiles = by_input(config.profiles, inputs)
-    unfit = dict.fromkeys(line for one in shapes for line in profile_complaints(inputs, profiles, one))
-    found = [*_unlike(config, graph.integers_of(opened), opened.opset_imports[""]), *unfit, *graph.stuck_bytes(opened)]
+    unfit = dict.fromkeys(
+        line for one in shapes for line in profile_complaints(inputs, profiles, one)
+    )
+    found = [
+        *_unlike(config, graph.integers_of(opened), opened.opset_imports[""]),
+        *unfit,
+        *graph.stuck_bytes(opened),
+    ]
     if config.float_type == "fp16" and graph.weights_bytes(opened) > graph.PROTOBUF_LIMIT_BYTES:
-        found.append("floats fp16: graphs of more than 2 GB are not converted to FP16 here; say `floats: fp32`")
+        found.append(
+            "floats fp16: graphs of more than 2 GB are not converted to FP16 here; say `floats: fp32`"
+        )
     # What stays in FP32 of a graph in FP16 is not known yet.
     found += lint(_proto(opened), "tensorrt", targets if config.float_type == "fp32" else ())
     _refuse(found, targets)
@@ -90,7 +100,11 @@ def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) 
     if fixed := graph.fix_defaults(opened):
         context.note(f"inputs with a default are constants of an engine: {', '.join(fixed)}")
     graph.widen_bytes(opened)
-    summary: dict[str, Any] = {"backend": backend.name, "targets": list(targets), "precision": config.precision}
+    summary: dict[str, Any] = {
+        "backend": backend.name,
+        "targets": list(targets),
+        "precision": config.precision,
+    }
     summary |= {"floats": config.float_type}
     _tell(context, 0)
     if config.precision == "int4" and not graph.integers_of(opened).int4:
@@ -103,10 +117,14 @@ def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) 
     if config.calibration is not None:
         summary["against_parent"] = against_parent(config.calibration, model, out, context)
     facts = BuildFacts(
-        backend=backend.name, precision=config.precision, floats=config.float_type, workspace_mb=config.workspace_mb,
-        optimization_level=config.optimization_level, profiles=by_input(config.profiles, graph.inputs_of(opened)),
+        backend=backend.name,
+        precision=config.precision,
+        floats=config.float_type,
+        workspace_mb=config.workspace_mb,
+        optimization_level=config.optimization_level,
+        profiles=by_input(config.profiles, graph.inputs_of(opened)),
         onnx={name: digest_file(out / name) for name in files},
-    )  # fmt: skip
+    )
     if not targets:
         write_record(bundle_of(facts, files[0]), out / BUNDLE)
         context.note(
@@ -151,10 +169,14 @@ def _unlike(config: TensorRTConfig, integers: graph.Integers, opset: int) -> lis
             f"precision {config.precision}: the graph holds integers; say `precision: {'int4' if integers.int4 else 'int8'}`"
         ]
     if config.precision == "int8" and not integers.int8:
-        return ["precision int8: the graph holds no INT8 integers; quantize it by a `qat` step with `target: tensorrt`"]
+        return [
+            "precision int8: the graph holds no INT8 integers; quantize it by a `qat` step with `target: tensorrt`"
+        ]
     if config.precision == "int4" and not integers.int4:
         if integers.int8:
-            return ["precision int4: the graph holds INT8 integers; say `precision: int8`, or give it the float graph"]
+            return [
+                "precision int4: the graph holds INT8 integers; say `precision: int8`, or give it the float graph"
+            ]
         if opset < blocks.OPSET:
             return [
                 f"precision int4: the graph is of opset {opset}, and INT4 came with {blocks.OPSET}; export it with `opset: 21`"
@@ -165,7 +187,9 @@ def _unlike(config: TensorRTConfig, integers: graph.Integers, opset: int) -> lis
 def _refuse(complaints: Sequence[str], targets: Sequence[str]) -> None:
     if not complaints:
         return
-    remedies = [remedy for word, remedy in _REMEDIES.items() if any(word in line for line in complaints)]
+    remedies = [
+        remedy for word, remedy in _REMEDIES.items() if any(word in line for line in complaints)
+    ]
     raise RequirementError(
         f"TensorRT cannot build this for {', '.join(targets) or 'the GPU of a build bundle'}; what stands in the way:\n"
         + "\n".join(f"    {line}" for line in complaints),
@@ -187,7 +211,9 @@ def _rounded(config: TensorRTConfig, model: ir.Model, context: PassContext) -> d
             remedy="a smaller `block_size`, or another precision",
         )
     if left:
-        context.note(f"not INT4, as blocks of {config.block_size} do not divide them: {', '.join(left)}")
+        context.note(
+            f"not INT4, as blocks of {config.block_size} do not divide them: {', '.join(left)}"
+        )
     return {"int4_weights": count, "not_int4": left}
 
 
@@ -195,7 +221,9 @@ def _halved(config: TensorRTConfig, model: ir.Model, context: PassContext) -> di
     """Turn the graph to FP16, and tell what stays."""
     assert config.calibration is not None  # noqa: S101 - the config demands it
     names = graph.values_in_float(model)
-    largest = largest_magnitudes(_proto(model), names, batches_of(config.calibration, graph.inputs_of(model), context))
+    largest = largest_magnitudes(
+        _proto(model), names, batches_of(config.calibration, graph.inputs_of(model), context)
+    )
     if wrong := [name for name, value in largest.items() if np.isnan(value)]:
         raise NumericalError(
             f"the graph computes NaN in FP32 on samples of {config.calibration.data!r}: {', '.join(wrong)}",
@@ -204,7 +232,9 @@ def _halved(config: TensorRTConfig, model: ir.Model, context: PassContext) -> di
     kept = half.to_half(model, largest, config.highest)
     reasons = Counter(one.reason for one in kept if " reaches " not in one.reason)
     return {
-        "largest_magnitude": max((value for value in largest.values() if np.isfinite(value)), default=0.0),
+        "largest_magnitude": max(
+            (value for value in largest.values() if np.isfinite(value)), default=0.0
+        ),
         "kept_fp32": [asdict(one) for one in kept],
         "kept_fp32_reasons": dict(reasons) | {"overflows FP16": len(kept) - reasons.total()},
     }
@@ -217,17 +247,30 @@ def _built(facts: BuildFacts, targets: Sequence[str], out: Path, file: str) -> E
         engine = out / f"model.{target}.engine"
         named = target if BACKENDS[facts.backend].targets else None
         request = Request(
-            backend=facts.backend, onnx=file, engine=engine.name, target=named, profiles=facts.profiles,
-            workspace_mb=facts.workspace_mb, optimization_level=facts.optimization_level,
-        )  # fmt: skip
+            backend=facts.backend,
+            onnx=file,
+            engine=engine.name,
+            target=named,
+            profiles=facts.profiles,
+            workspace_mb=facts.workspace_mb,
+            optimization_level=facts.optimization_level,
+        )
         answer = engine_from_onnx(request, out)
         engines.append(
             EngineFile(
-                file=engine.name, target=target, sha256=digest_file(engine), bytes=engine.stat().st_size,
-                warnings=answer.warnings, executed=False,
+                file=engine.name,
+                target=target,
+                sha256=digest_file(engine),
+                bytes=engine.stat().st_size,
+                warnings=answer.warnings,
+                executed=False,
             )
-        )  # fmt: skip
+        )
     return EngineManifest(
-        **dict(facts), backend_version=answer.version, inputs=answer.inputs, outputs=answer.outputs,
-        layer_types=answer.layer_types, engines=tuple(engines),
-    )  # fmt: skip
+        **dict(facts),
+        backend_version=answer.version,
+        inputs=answer.inputs,
+        outputs=answer.outputs,
+        layer_types=answer.layer_types,
+        engines=tuple(engines),
+    )

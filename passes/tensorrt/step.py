@@ -10,12 +10,22 @@ from pydantic import Field, model_validator
 from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
-from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    Estimate,
+    ModelFacts,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from compressor.runtimes.tensorrt.backends import BackendName, chosen
 from compressor.runtimes.tensorrt.files import Floats, Precision
 from compressor.runtimes.tensorrt.profiles import Profile
 
-_BASE_MEMORY_BYTES = 700_000_000  # measured with tensorrt-rtx 1.7: the library, its kernels, ONNX Runtime
+_BASE_MEMORY_BYTES = (
+    700_000_000  # measured with tensorrt-rtx 1.7: the library, its kernels, ONNX Runtime
+)
 _COPIES = 5
 _SECONDS_PER_TARGET = 3.0
 _KERNELS_BYTES = 12_000_000  # that an engine of rtx carries beside its weights
@@ -70,8 +80,14 @@ class TensorRTConfig(PassConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> TensorRTConfig:
-        if self.floats is not None and self.precision in {"fp32", "fp16"} and self.floats != self.precision:
-            raise ValueError(f"`precision: {self.precision}` and `floats: {self.floats}` contradict each other")
+        if (
+            self.floats is not None
+            and self.precision in {"fp32", "fp16"}
+            and self.floats != self.precision
+        ):
+            raise ValueError(
+                f"`precision: {self.precision}` and `floats: {self.floats}` contradict each other"
+            )
         if self.float_type == "fp16" and self.calibration is None:
             raise ValueError(
                 "FP16 wants `calibration: {data: …}`: samples that show what would overflow; or say `floats: fp32`"
@@ -100,7 +116,12 @@ class TensorRT(Pass[TensorRTConfig]):
         """Those, and the backend."""
         return (*self.tools, chosen(config.backend).distribution)
 
-    def estimate(self, config: TensorRTConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
+    def estimate(
+        self,
+        config: TensorRTConfig,
+        parent: ModelFacts,
+        context: PlanContext,  # noqa: ARG002
+    ) -> Estimate:
         """A few seconds a target; an engine carries kernels beside its weights.
 
         Raises:
@@ -115,7 +136,10 @@ class TensorRT(Pass[TensorRTConfig]):
         size = weights + _KERNELS_BYTES
         facts = ModelFacts(parent.family, parent.config, parent.parameters, parent.macs, size)
         return Estimate(
-            facts, 1.0 + count * _SECONDS_PER_TARGET, _BASE_MEMORY_BYTES + _COPIES * weights, count * size + weights
+            facts,
+            1.0 + count * _SECONDS_PER_TARGET,
+            _BASE_MEMORY_BYTES + _COPIES * weights,
+            count * size + weights,
         )
 
     def requires(self, config: TensorRTConfig, parent: Artifact, context: PassContext) -> None:
@@ -124,13 +148,21 @@ class TensorRT(Pass[TensorRTConfig]):
 
         check(config, parent.model, context)
 
-    def run(self, config: TensorRTConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+    def run(
+        self, config: TensorRTConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> PassOutput:
         """Make the graph fit, look at its ranges, convert it, hold it against its parent, build."""
         from passes.tensorrt.pipeline import build
 
         return build(config, parent.model, out, context)
 
-    def ensures(self, config: TensorRTConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+    def ensures(
+        self,
+        config: TensorRTConfig,
+        parent: Artifact,
+        out: Path,
+        context: PassContext,
+    ) -> None:
         """Every file is the one that engine.json tells of, and ONNX Runtime opens the graph."""
         from passes.tensorrt.pipeline import check_written
 

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-def batches_of(samples: CalibrationSamples, inputs: Sequence[InputSpec], context: PassContext) -> list[Batch]:
+def batches_of(
+    samples: CalibrationSamples, inputs: Sequence[InputSpec], context: PassContext
+) -> list[Batch]:
     """Feeds of a graph.
 
     Raises:
@@ -37,7 +39,9 @@ def batches_of(samples: CalibrationSamples, inputs: Sequence[InputSpec], context
     dataset = context.data(samples.data)
     if len(dataset) == 0:
         raise DataError(f"the set {samples.data!r} is empty: there is nothing to look at")
-    some = Samples(dataset, count=samples.num_samples, batch_size=samples.batch_size, seed=samples.seed)
+    some = Samples(
+        dataset, count=samples.num_samples, batch_size=samples.batch_size, seed=samples.seed
+    )
     caches = [spec for spec in inputs if spec.name.startswith(PAST)]
     told = [spec for spec in inputs if spec not in caches and (not caches or spec.name != MASK)]
     return [_behind_nothing(fitted(batch, told), caches) for batch in some.batches("samples")]
@@ -52,14 +56,17 @@ def _behind_nothing(feeds: Batch, caches: Sequence[InputSpec]) -> Batch:
     mask[:, 0] = 0
     before = {
         spec.name: np.zeros(
-            (count, *(size if isinstance(size, int) else 1 for size in spec.shape[1:])), dtype=spec.dtype
+            (count, *(size if isinstance(size, int) else 1 for size in spec.shape[1:])),
+            dtype=spec.dtype,
         )
         for spec in caches
     }
     return {**feeds, MASK: mask, **before}
 
 
-def against_parent(samples: CalibrationSamples, parent: Path, out: Path, context: PassContext) -> dict[str, float]:
+def against_parent(
+    samples: CalibrationSamples, parent: Path, out: Path, context: PassContext
+) -> dict[str, float]:
     """How far the graph that is built is from its parent, both in ONNX Runtime: largest |Δ|, smallest cosine of any sample.
 
     Raises:
@@ -73,9 +80,13 @@ def against_parent(samples: CalibrationSamples, parent: Path, out: Path, context
         for feeds in batches_of(samples, before.inputs, context):
             wanted, got = before.run(feeds), after.run(feeds)
             for name, values in wanted.items():
-                a_NV, b_NV = (one.reshape(len(one), -1).astype(np.float64) for one in (values, got[name]))
+                a_NV, b_NV = (
+                    one.reshape(len(one), -1).astype(np.float64) for one in (values, got[name])
+                )
                 if not np.isfinite(b_NV).all():
-                    raise NumericalError(f"the graph that is to be built answers with NaN or infinity in {name}")
+                    raise NumericalError(
+                        f"the graph that is to be built answers with NaN or infinity in {name}"
+                    )
                 largest = max(largest, float(np.abs(a_NV - b_NV).max(initial=0.0)))
                 cosine = min(cosine, _smallest_cosine(a_NV, b_NV))
     return {"max_abs": largest, "cosine": cosine}
@@ -88,7 +99,9 @@ def _smallest_cosine(a_NV: Array, b_NV: Array) -> float:
     return float(((a_NV * b_NV).sum(axis=1)[directed] / lengths_N[directed]).min(initial=1.0))
 
 
-def executed(samples: CalibrationSamples | None, manifest: EngineManifest, out: Path, context: PassContext) -> bool:
+def executed(
+    samples: CalibrationSamples | None, manifest: EngineManifest, out: Path, context: PassContext
+) -> bool:
     """Run the engine for this machine's GPU once, and have engine.json say so; without samples it is not tried.
 
     Raises:

@@ -9,7 +9,15 @@ from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config import discovery
 from compressor.config.record import DataName
-from compressor.engine.contract import Estimate, ModelFacts, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    Estimate,
+    ModelFacts,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from passes.common.config import TrainingConfig
 
 
@@ -48,7 +56,9 @@ class Train(Pass[TrainConfig]):
         check_finite(parent.model)
         check_data(parent, (config.train, config.validation), context)
 
-    def run(self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+    def run(
+        self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> PassOutput:
         """Train; checkpoints go to ``context.work``."""
         from compressor.models.checkpoint.loading import load_module, read_description, save_module
         from passes.common.losses import hard_cross_entropy
@@ -65,7 +75,9 @@ class Train(Pass[TrainConfig]):
             context.data(config.train),
             config.training,
             seed=context.seed,
-            objective=lambda outputs, batch, _: hard_cross_entropy(family.heads(model, outputs), batch),
+            objective=lambda outputs, batch, _: hard_cross_entropy(
+                family.heads(model, outputs), batch
+            ),
             checkpoint_dir=context.work,
             validation=context.data(config.validation) if config.validation else None,
             progress=lambda done, total, figures: context.progress("step", done, total, figures),
@@ -74,7 +86,13 @@ class Train(Pass[TrainConfig]):
         save_module(model, name, model_config, out)
         return PassOutput(summary_of(result))
 
-    def ensures(self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+    def ensures(
+        self,
+        config: TrainConfig,
+        parent: Artifact,
+        out: Path,
+        context: PassContext,
+    ) -> None:
         """It loads again, and its weights are finite."""
         from compressor.models.checkpoint.loading import check_finite, load_module
 

@@ -28,7 +28,9 @@ def test_what_a_pass_declares(name: str) -> None:
     assert found.Config.model_config["frozen"]
 
 
-@pytest.mark.parametrize("name", [*PASSES, *discovery.names(discovery.SOURCES), *discovery.names(discovery.FAMILIES)])
+@pytest.mark.parametrize(
+    "name", [*PASSES, *discovery.names(discovery.SOURCES), *discovery.names(discovery.FAMILIES)]
+)
 def test_every_field_says_what_it_is_for(name: str) -> None:
     told = entry(name)
     assert told.summary

@@ -19,7 +19,10 @@ RUN = [sys.executable, "-m", "cli", "run"]
 def tree(store: Path) -> dict[str, str]:
     """Path to sha256 of every model file in a store."""
     files = (path for path in store.glob("*/model/**/*") if path.is_file())
-    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def start(file: Path, store: Path) -> subprocess.Popen[str]:
@@ -36,14 +39,18 @@ def finish(process: subprocess.Popen[str]) -> str:
 @pytest.fixture
 def slow_pipeline(toy_pipeline: Path) -> Path:
     text = (
-        toy_pipeline.read_text().replace("rounds: 3", "rounds: 8, sleep: 0.05").replace("first}", "first, sleep: 0.05}")
+        toy_pipeline.read_text()
+        .replace("rounds: 3", "rounds: 8, sleep: 0.05")
+        .replace("first}", "first, sleep: 0.05}")
     )
     toy_pipeline.write_text(text)
     return toy_pipeline
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_killed_at_a_random_moment_it_ends_in_the_same_bytes(seed: int, slow_pipeline: Path) -> None:
+def test_killed_at_a_random_moment_it_ends_in_the_same_bytes(
+    seed: int, slow_pipeline: Path
+) -> None:
     home = slow_pipeline.parent
     finish(start(slow_pipeline, home / "whole"))
     moment = random.Random(seed)
@@ -72,7 +79,10 @@ def test_ctrl_c_ends_with_130_and_is_gone_on_from(slow_pipeline: Path) -> None:
     for name in (signal.SIGINT, signal.SIGTERM):
         process = start(slow_pipeline, home / name.name)
         deadline = time.monotonic() + 60
-        while not list((home / name.name).glob(".staging/*/work/state")) and time.monotonic() < deadline:
+        while (
+            not list((home / name.name).glob(".staging/*/work/state"))
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
         process.send_signal(name)
         _, err = process.communicate(timeout=60)
@@ -87,7 +97,9 @@ def small_disk(tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], check=False, capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)],
+        check=False,
+        capture_output=True,
     )
     if mounted.returncode:
         pytest.skip("mounting needs root")
@@ -99,7 +111,10 @@ def test_a_disk_that_fills_up(toy_pipeline: Path, small_disk: Path) -> None:
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"\0" * (100 << 10))
     done = subprocess.run(
-        [*RUN, str(toy_pipeline), "-o", str(small_disk / "s")], capture_output=True, text=True, check=False
+        [*RUN, str(toy_pipeline), "-o", str(small_disk / "s")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert "disk is full" in done.stderr
@@ -112,7 +127,10 @@ def test_a_disk_that_fills_up(toy_pipeline: Path, small_disk: Path) -> None:
         assert left.exists()
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
     again = subprocess.run(
-        [*RUN, str(toy_pipeline), "-o", str(small_disk / "s")], capture_output=True, text=True, check=False
+        [*RUN, str(toy_pipeline), "-o", str(small_disk / "s")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert again.returncode == 0, again.stderr
 
@@ -121,7 +139,10 @@ def test_a_disk_that_fills_up(toy_pipeline: Path, small_disk: Path) -> None:
 def test_no_permission(toy_pipeline: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     done = subprocess.run(
-        [*RUN, str(toy_pipeline), "-o", str(tmp_path / "s")], capture_output=True, text=True, check=False
+        [*RUN, str(toy_pipeline), "-o", str(tmp_path / "s")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     tmp_path.chmod(0o700)
     assert done.returncode == 1
@@ -145,6 +166,11 @@ def test_a_flipped_byte_is_never_delivered(toy_pipeline: Path) -> None:
 
 
 def test_a_read_only_place_names_the_remedy(toy_pipeline: Path) -> None:
-    done = subprocess.run([*RUN, str(toy_pipeline), "-o", "/proc/nowhere"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*RUN, str(toy_pipeline), "-o", "/proc/nowhere"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert "--output-dir" in done.stderr or "cannot write" in done.stderr

@@ -34,8 +34,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "model" / "model.onnx").write_bytes(tiny_onnx())
     assert cli("pass", "toy", home / "model", "-o", home / "store").returncode == 0
     for name in ("ours", "theirs"):
-        subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", home / f"{name}.pem"], check=True)
-        command = ["openssl", "pkey", "-in", home / f"{name}.pem", "-pubout", "-out", home / f"{name}.pub"]
+        subprocess.run(
+            ["openssl", "genpkey", "-algorithm", "ed25519", "-out", home / f"{name}.pem"],
+            check=True,
+        )
+        command = [
+            "openssl",
+            "pkey",
+            "-in",
+            home / f"{name}.pem",
+            "-pubout",
+            "-out",
+            home / f"{name}.pub",
+        ]
         subprocess.run(command, check=True)
     return home
 
@@ -68,7 +79,9 @@ def member(name: str, content: bytes = b"", **changes: Any) -> Member:
     return info, content
 
 
-def test_there_and_back_again_to_the_same_bytes(made: Path, artifact: Artifact, tmp_path: Path) -> None:
+def test_there_and_back_again_to_the_same_bytes(
+    made: Path, artifact: Artifact, tmp_path: Path
+) -> None:
     sign(artifact.path, made / "ours.pem")
     export_artifact(artifact, tmp_path / "one.tar.zst")
     export_artifact(artifact, tmp_path / "two.tar.zst")
@@ -80,7 +93,9 @@ def test_there_and_back_again_to_the_same_bytes(made: Path, artifact: Artifact, 
     assert {path.relative_to(found.path) for path in found.path.rglob("*")} == {
         path.relative_to(artifact.path) for path in artifact.path.rglob("*")
     }
-    assert (found.path / "manifest.json").read_bytes() == (artifact.path / "manifest.json").read_bytes()
+    assert (found.path / "manifest.json").read_bytes() == (
+        artifact.path / "manifest.json"
+    ).read_bytes()
     assert import_artifact(tmp_path / "one.tar.zst", store, None, signed=False) == (found, False)
     with pytest.raises(UsageError, match="is there already"):
         export_artifact(artifact, tmp_path / "one.tar.zst")
@@ -108,12 +123,16 @@ def test_signatures(made: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPa
             check_signature(artifact.path, None)
 
 
-def test_keys_that_are_none(made: Path, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_are_none(
+    made: Path, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(PRIVATE_KEY, raising=False)
     with pytest.raises(UsageError, match="there is no private key"):
         sign(artifact.path, None)
     (tmp_path / "text.pem").write_text("no key")
-    subprocess.run(["openssl", "genpkey", "-algorithm", "x25519", "-out", tmp_path / "other.pem"], check=True)
+    subprocess.run(
+        ["openssl", "genpkey", "-algorithm", "x25519", "-out", tmp_path / "other.pem"], check=True
+    )
     for name in (tmp_path / "text.pem", tmp_path / "other.pem", made / "ours.pub"):
         with pytest.raises(UsageError, match="holds no private Ed25519 key"):
             sign(artifact.path, name)
@@ -131,7 +150,10 @@ def _forged(members: list[Member], change: Callable[[dict[str, Any]], None]) -> 
 
 def _escaping(name: str) -> Callable[[list[Member]], list[Member]]:
     def forge(members: list[Member]) -> list[Member]:
-        entry = {"sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "bytes": 0}
+        entry = {
+            "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "bytes": 0,
+        }
         return [*_forged(members, lambda tree: tree["files"].update({name: entry})), member(name)]
 
     return forge
@@ -143,7 +165,9 @@ def _with(name: str, *more: Member) -> Callable[[list[Member]], list[Member]]:
 
 def _bomb(members: list[Member]) -> list[Member]:
     """A file of a gigabyte where 160 bytes are promised."""
-    return [one for one in members if one[0].name != "model/model.onnx"] + [member("model/model.onnx", bytes(1 << 22))]
+    return [one for one in members if one[0].name != "model/model.onnx"] + [
+        member("model/model.onnx", bytes(1 << 22))
+    ]
 
 
 def _claims_everything(members: list[Member]) -> list[Member]:
@@ -152,7 +176,8 @@ def _claims_everything(members: list[Member]) -> list[Member]:
 
 def _flipped(members: list[Member]) -> list[Member]:
     return [
-        (info, content[:-1] + b"x") if info.name == "model/model.onnx" else (info, content) for info, content in members
+        (info, content[:-1] + b"x") if info.name == "model/model.onnx" else (info, content)
+        for info, content in members
     ]
 
 
@@ -166,9 +191,15 @@ TAMPERED: dict[str, tuple[Callable[[list[Member]], list[Member]], str]] = {
     "an absolute path": (_escaping("/tmp/outside"), "paths that no artifact has"),
     "a path of another system": (_escaping("model/..\\..\\outside"), "paths that no artifact has"),
     "a file beside the model": (_escaping("manifest.json.sig"), "paths that no artifact has"),
-    "a path outside that no manifest lists": (lambda all_: [*all_, member("../outside", b"x")], "not in its manifest"),
+    "a path outside that no manifest lists": (
+        lambda all_: [*all_, member("../outside", b"x")],
+        "not in its manifest",
+    ),
     "a link": (_with(ONNX, member(ONNX, type=tarfile.SYMTYPE, linkname="/etc/passwd")), "link"),
-    "a hard link": (_with(ONNX, member(ONNX, type=tarfile.LNKTYPE, linkname="manifest.json")), "link"),
+    "a hard link": (
+        _with(ONNX, member(ONNX, type=tarfile.LNKTYPE, linkname="manifest.json")),
+        "link",
+    ),
     "a device": (lambda all_: [*all_, member("model/null", type=tarfile.CHRTYPE)], "device"),
     "a folder": (lambda all_: [*all_, member("model", type=tarfile.DIRTYPE)], "folder"),
     "another file": (lambda all_: [*all_, member("model/more.onnx", b"x")], "not in its manifest"),
@@ -178,13 +209,20 @@ TAMPERED: dict[str, tuple[Callable[[list[Member]], list[Member]], str]] = {
     "a bomb": (_bomb, "4194304 bytes"),
     "a header like a bomb": (_header, "larger than any"),
     "a manifest that was changed": (
-        lambda all_: [member("manifest.json", all_[0][1].replace(b'"seed": 0', b'"seed": 1')), *all_[1:]], "own digest",
+        lambda all_: [
+            member("manifest.json", all_[0][1].replace(b'"seed": 0', b'"seed": 1')),
+            *all_[1:],
+        ],
+        "own digest",
     ),
-    "a pass that is a path": (lambda all_: _forged(all_, lambda tree: tree["pass_"].update(name="../x")), "a pass or an id"),
+    "a pass that is a path": (
+        lambda all_: _forged(all_, lambda tree: tree["pass_"].update(name="../x")),
+        "a pass or an id",
+    ),
     "a manifest that comes last": (lambda all_: [*all_[1:], all_[0]], "first member is not"),
     "no manifest": (lambda all_: all_[1:], "first member is not"),
     "nothing": (lambda _: [], "first member is not"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", TAMPERED)
@@ -195,14 +233,20 @@ def test_a_tampered_archive_is_refused(artifact: Artifact, tmp_path: Path, how: 
     before = {path for path in tmp_path.rglob("*") if "store" not in path.parts}
     with pytest.raises(DamagedArtifactError, match=why):
         import_artifact(archive, Store(tmp_path / "store"), None, signed=False)
-    assert {path for path in tmp_path.rglob("*") if "store" not in path.parts} == before, "nothing got out"
+    assert {path for path in tmp_path.rglob("*") if "store" not in path.parts} == before, (
+        "nothing got out"
+    )
     assert not list(Store(tmp_path / "store").artifacts())
     assert not list((tmp_path / "store" / ".staging").iterdir())
 
 
-def test_a_manifest_that_promises_more_than_the_disk_holds(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_manifest_that_promises_more_than_the_disk_holds(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     export_artifact(artifact, tmp_path / "sound.tar.zst")
-    archive = packed(tmp_path / "huge.tar.zst", _claims_everything(unpacked(tmp_path / "sound.tar.zst")))
+    archive = packed(
+        tmp_path / "huge.tar.zst", _claims_everything(unpacked(tmp_path / "sound.tar.zst"))
+    )
     with pytest.raises(StorageError, match="GB free"):
         import_artifact(archive, Store(tmp_path / "store"), None, signed=False)
 
@@ -227,10 +271,17 @@ def test_the_commands_and_their_exit_codes(made: Path, artifact: Artifact, tmp_p
     assert cli("verify", artifact.path, "--signature", "--key", made / "ours.pub").returncode == 0
     assert cli("verify", artifact.path, "--signature", "--key", made / "theirs.pub").returncode == 4
     assert cli("export", artifact.path, archive).returncode == 0
-    refused = cli("import", archive, "-o", tmp_path / "store", "--signature", "--key", made / "theirs.pub")
+    refused = cli(
+        "import", archive, "-o", tmp_path / "store", "--signature", "--key", made / "theirs.pub"
+    )
     assert refused.returncode == 4
     assert "Traceback" not in refused.stderr
-    assert cli("import", archive, "-o", tmp_path / "store", "--signature", "--key", made / "ours.pub").returncode == 0
+    assert (
+        cli(
+            "import", archive, "-o", tmp_path / "store", "--signature", "--key", made / "ours.pub"
+        ).returncode
+        == 0
+    )
     assert cli("import", tmp_path / "none.tar.zst", "-o", tmp_path / "store").returncode == 1
 
 

@@ -57,7 +57,10 @@ def finish(file: Path, store: Path) -> dict[str, str]:
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     models = sorted(store.glob("*/model/*"))
-    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in models}
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in models
+    }
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,9 @@ def whole(pictures: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_same_bytes_after_kills(seed: int, pictures: Path, whole: dict[str, str], tmp_path: Path) -> None:
+def test_the_same_bytes_after_kills(
+    seed: int, pictures: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
     moment = random.Random(seed)
     for _ in range(2):
         process = run(pictures / "pipeline.yaml", tmp_path / "store")
@@ -85,7 +90,9 @@ def test_the_same_bytes_after_kills(seed: int, pictures: Path, whole: dict[str, 
     assert finish(pictures / "pipeline.yaml", tmp_path / "store") == whole
 
 
-def test_two_empty_stores_get_the_same_bytes(pictures: Path, whole: dict[str, str], tmp_path: Path) -> None:
+def test_two_empty_stores_get_the_same_bytes(
+    pictures: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
     assert finish(pictures / "pipeline.yaml", tmp_path / "store") == whole
 
 

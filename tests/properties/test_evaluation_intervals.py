@@ -57,7 +57,9 @@ def sets(draw):
 @settings(deadline=None, max_examples=60)
 @given(sets(), st.integers(1, 9), st.integers(0, 30))
 def test_slices_add_up_to_the_whole(dataset, batch_size, bootstrap):
-    config = AccuracyConfig(data="test", metrics=("top1", "cross_entropy"), batch_size=batch_size, bootstrap=bootstrap)
+    config = AccuracyConfig(
+        data="test", metrics=("top1", "cross_entropy"), batch_size=batch_size, bootstrap=bootstrap
+    )
     report = measure_accuracy(Echo(), dataset, config, lambda *_: None)
     by_name = {metric.name: metric for metric in report.metrics}
     assert report.slices.keys() == {"input", "language"}
@@ -69,14 +71,18 @@ def test_slices_add_up_to_the_whole(dataset, batch_size, bootstrap):
                 metric = by_name[f"{name}[{axis}={one}]"]
                 assert metric.samples == count
                 total += metric.value * count
-            np.testing.assert_allclose(total / report.samples, by_name[name].value, rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(
+                total / report.samples, by_name[name].value, rtol=1e-9, atol=1e-9
+            )
     for metric in report.metrics:
         if bootstrap:
             assert metric.low <= metric.value <= metric.high
 
 
 @settings(deadline=None)
-@given(arrays(np.float64, st.integers(1, 60), elements=FINITE), st.integers(1, 200), st.integers(0, 5))
+@given(
+    arrays(np.float64, st.integers(1, 60), elements=FINITE), st.integers(1, 200), st.integers(0, 5)
+)
 def test_a_bootstrap_interval_holds_the_mean_and_lies_among_the_values(values, resamples, seed):
     low, high = bootstrap_mean(values, resamples, seed)
     slack = 1e-9 * (1 + np.abs(values).max())

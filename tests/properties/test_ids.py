@@ -15,9 +15,15 @@ from compressor.engine.plan.planner import make_plan
 
 
 def ids(
-    *, content: bytes = b"a model", rounds: int = 5, seed: int = 0, threads: int = 2, comment: str = "", first: str = "first",
+    *,
+    content: bytes = b"a model",
+    rounds: int = 5,
+    seed: int = 0,
+    threads: int = 2,
+    comment: str = "",
+    first: str = "first",
     explicit: bool = False,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model").mkdir()
         (Path(folder) / "model" / "model.onnx").write_bytes(content)
@@ -38,7 +44,9 @@ words = st.text("abcdefghijklmnopqrstuvwxyz ", max_size=20)
 
 @settings(max_examples=25, deadline=None)
 @given(comment=words, first=st.text("abcdefghij", min_size=1, max_size=8), explicit=st.booleans())
-def test_comments_names_order_and_written_out_defaults_do_not(comment: str, first: str, explicit: bool) -> None:
+def test_comments_names_order_and_written_out_defaults_do_not(
+    comment: str, first: str, explicit: bool
+) -> None:
     assert ids(comment=comment, first=first, explicit=explicit) == BASE
 
 

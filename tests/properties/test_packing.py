@@ -4,7 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.models.quantized.bits import packed_bits, packed_bytes, unpacked_bits, unpacked_bytes
+from compressor.models.quantized.bits import (
+    packed_bits,
+    packed_bytes,
+    unpacked_bits,
+    unpacked_bytes,
+)
 from compressor.models.quantized.description import WeightGrid
 from compressor.models.quantized.packed_formats import FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
@@ -48,7 +53,11 @@ def test_every_format_gives_back_what_it_was_given(bits, groups, width, symmetri
     grid = WeightGrid(bits=bits, group_size=-1 if whole else width, symmetric=symmetric)
     inputs, outputs = groups * width, 32
     count = inputs // grid.width(inputs)
-    zeros = torch.full((outputs, count), grid.middle) if symmetric else torch.randint(0, 1 << bits, (outputs, count))
+    zeros = (
+        torch.full((outputs, count), grid.middle)
+        if symmetric
+        else torch.randint(0, 1 << bits, (outputs, count))
+    )
     packed = PackedLinear(
         torch.randint(0, 1 << bits, (outputs, inputs), dtype=torch.uint8),
         torch.rand(outputs, count).half(),
@@ -66,7 +75,13 @@ def test_every_format_gives_back_what_it_was_given(bits, groups, width, symmetri
             assert kind.grids(kind.config({grid: ["a"]}, ["lm_head"]))("a") == grid
 
 
-@given(bits=BITS, symmetric=st.booleans(), low=st.floats(-4, 4), spread=st.floats(0.01, 4), seed=st.integers(0, 99))
+@given(
+    bits=BITS,
+    symmetric=st.booleans(),
+    low=st.floats(-4, 4),
+    spread=st.floats(0.01, 4),
+    seed=st.integers(0, 99),
+)
 @settings(deadline=None)
 def test_rounding_to_the_nearest_is_off_by_half_a_step(bits, symmetric, low, spread, seed):
     grid = WeightGrid(bits=bits, group_size=16, symmetric=symmetric)

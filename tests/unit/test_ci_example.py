@@ -17,7 +17,9 @@ from tests.unit.cli.test_cli import cli
 ROOT = Path(__file__).parents[2]
 WORKFLOW = yaml.safe_load((ROOT / "examples/ci/workflow.yml").read_text())
 COMMANDS = [
-    step["run"] for step in WORKFLOW["jobs"]["compress"]["steps"] if step.get("run", "").startswith("autoglm-compress")
+    step["run"]
+    for step in WORKFLOW["jobs"]["compress"]["steps"]
+    if step.get("run", "").startswith("autoglm-compress")
 ]
 
 
@@ -50,7 +52,9 @@ def test_the_hook_checks_several_files_and_names_every_problem(toy_pipeline: Pat
     other = toy_pipeline.with_name("pipeline-2.yaml")
     other.write_text(toy_pipeline.read_text())
     done = cli("validate", toy_pipeline, other, "--json")
-    assert json.loads(done.stdout) == {str(one): ["source", "first", "second"] for one in (toy_pipeline, other)}
+    assert json.loads(done.stdout) == {
+        str(one): ["source", "first", "second"] for one in (toy_pipeline, other)
+    }
     for file in (toy_pipeline, other):
         file.write_text(file.read_text().replace("rounds: 3", "roundz: 3"))
     wrong = cli("validate", toy_pipeline, other)

@@ -42,12 +42,16 @@ def fetched(example: str, folder: Path) -> None:
         (folder / "model" / "preprocessor_config.json").write_text("{}")
         (folder / "conversations").mkdir()
         for split in ("calibration", "test"):
-            write_conversations(folder / "conversations" / f"{split}.jsonl", [message("user", "open the camera")])
+            write_conversations(
+                folder / "conversations" / f"{split}.jsonl", [message("user", "open the camera")]
+            )
         return
     if example == "minilm":
         (folder / "pairs").mkdir()
         for split in ("calibration", "test"):
-            (folder / "pairs" / f"{split}.jsonl").write_text('{"query": "Words", "passage": "Some words."}')
+            (folder / "pairs" / f"{split}.jsonl").write_text(
+                '{"query": "Words", "passage": "Some words."}'
+            )
         return
     for split in ("calibration", "evaluation"):
         (folder / "text" / split).mkdir(parents=True)
@@ -72,5 +76,10 @@ def test_an_example_has_a_plan(file, tmp_path):
 
 def test_the_phone_examples_share_the_demos_teacher(tmp_path):
     phone = [file for file in EXAMPLES if file.parent.name == "phone"]
-    teachers = {step.artifact_id for file in phone for step in planned(file, tmp_path).steps if step.name == "teacher"}
+    teachers = {
+        step.artifact_id
+        for file in phone
+        for step in planned(file, tmp_path).steps
+        if step.name == "teacher"
+    }
     assert len(teachers) == 1

@@ -21,9 +21,15 @@ def encoded(processor: Processor, conversation: Conversation) -> dict[str, Array
     """
     try:
         found = processor.arrays(conversation.messages)
-        told = processor.arrays(conversation.messages[:-1], ask=True) if conversation.is_answered else None
+        told = (
+            processor.arrays(conversation.messages[:-1], ask=True)
+            if conversation.is_answered
+            else None
+        )
     except Exception as error:  # of the template, the tokenizer, Pillow
-        raise DataError(f"{conversation.where}: the processor of {processor.folder} fails: {error}") from error
+        raise DataError(
+            f"{conversation.where}: the processor of {processor.folder} fails: {error}"
+        ) from error
     ids_T = found["input_ids"]
     counted_T = found["mm_token_type_ids"] == 0
     if told is not None and np.array_equal(told["input_ids"], ids_T[: len(told["input_ids"])]):

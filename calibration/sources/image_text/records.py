@@ -48,7 +48,9 @@ def conversations(file: Path) -> tuple[list[Conversation], list[str]]:
     for number, line in enumerate(lines, start=1):
         where = f"{file}:{number}"
         try:
-            messages = tuple(_message(message, file.parent) for message in json.loads(line)["messages"])
+            messages = tuple(
+                _message(message, file.parent) for message in json.loads(line)["messages"]
+            )
         except (ValueError, KeyError, TypeError):
             problems.append(f"{where}: expected {_FORM}")
             continue
@@ -56,7 +58,9 @@ def conversations(file: Path) -> tuple[list[Conversation], list[str]]:
             problems.append(f"{where}: no messages")
             continue
         one = Conversation(where, messages)
-        problems += [f"{where}: there is no image {image}" for image in one.images if not image.is_file()]
+        problems += [
+            f"{where}: there is no image {image}" for image in one.images if not image.is_file()
+        ]
         found.append(one)
     return found, problems
 

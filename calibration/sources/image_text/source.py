@@ -51,7 +51,11 @@ class ImageText(DataSource[ImageTextConfig]):
     def problems(self, config: ImageTextConfig, context: SourceContext) -> list[str]:
         """No file, lines that are no conversations, images that are not there, no processor."""
         folder = context.base / config.processor
-        found = [f"{config.processor}: no {name} in {folder}" for name in FILES if not (folder / name).is_file()]
+        found = [
+            f"{config.processor}: no {name} in {folder}"
+            for name in FILES
+            if not (folder / name).is_file()
+        ]
         files = matching(config.path, context)
         if not files:
             return [*found, f"{config.path} matches no file (looked below {context.base})"]
@@ -60,9 +64,13 @@ class ImageText(DataSource[ImageTextConfig]):
     def digest(self, config: ImageTextConfig, context: SourceContext) -> str:
         """Over the config and the content of the files, of every image, and of the processor."""
         folder, files = context.base / config.processor, matching(config.path, context)
-        images = sorted({image for file in files for one in conversations(file)[0] for image in one.images})
+        images = sorted(
+            {image for file in files for one in conversations(file)[0] for image in one.images}
+        )
         parts = [
-            file for file in sorted(folder.glob("*")) if file.suffix in {".json", ".jinja"} and "index" not in file.name
+            file
+            for file in sorted(folder.glob("*"))
+            if file.suffix in {".json", ".jinja"} and "index" not in file.name
         ]
         return digest_json(
             {
@@ -90,13 +98,21 @@ class ImageText(DataSource[ImageTextConfig]):
         if not every:
             raise DataError(f"{config.path} holds no conversation")
         chosen = [every[place] for place in sampled(len(every), config.num_samples, config.seed)]
-        return _Conversations(chosen, Processor((context.base / config.processor).resolve()), config.sequence_length)
+        return _Conversations(
+            chosen, Processor((context.base / config.processor).resolve()), config.sequence_length
+        )
 
 
 class _Conversations(Dataset):
     """Encoded when asked for: the patches of all screens at once would be large."""
 
-    input_names = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+    input_names = (
+        "input_ids",
+        "attention_mask",
+        "mm_token_type_ids",
+        "pixel_values",
+        "image_grid_thw",
+    )
     label_name = "label"
 
     def __init__(self, chosen: list[Conversation], processor: Processor, longest: int) -> None:
@@ -108,7 +124,10 @@ class _Conversations(Dataset):
     def batch(self, indices: Array, epoch: int = 0) -> Batch:  # noqa: ARG002
         """As long as the longest of the samples."""
         samples = [self._sample(self.chosen[index]) for index in indices.tolist()]
-        return {name: _stacked([one[name] for one in samples], _PADDED.get(name, 0)) for name in samples[0]}
+        return {
+            name: _stacked([one[name] for one in samples], _PADDED.get(name, 0))
+            for name in samples[0]
+        }
 
     def _sample(self, one: Conversation) -> dict[str, Array]:
         found = encoded(self.processor, one)
@@ -120,7 +139,11 @@ class _Conversations(Dataset):
         label_T = np.append(found.pop("label")[1:], IGNORED)
         for name in ("input_ids", "mm_token_type_ids"):
             found[name] = found[name][: self.longest]
-        return {**found, "attention_mask": np.ones_like(found["input_ids"]), "label": label_T[: self.longest]}
+        return {
+            **found,
+            "attention_mask": np.ones_like(found["input_ids"]),
+            "label": label_T[: self.longest],
+        }
 
 
 def _stacked(arrays: list[Array], padding: int) -> Array:

@@ -22,7 +22,9 @@ def main() -> None:
     options = parser.parse_args()
     from PIL import Image
 
-    bed = PhoneBed().load(PhoneBedConfig(source="phone-bed", split=options.split), SourceContext(Path()))
+    bed = PhoneBed().load(
+        PhoneBedConfig(source="phone-bed", split=options.split), SourceContext(Path())
+    )
     batch = bed.batch(np.arange(options.columns * options.rows, dtype=np.int64))
     screens = np.pad(batch["screen"], ((0, 0), (0, 0), (2, 2), (2, 2))).transpose(0, 2, 3, 1)
     rows = [

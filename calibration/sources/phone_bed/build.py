@@ -51,14 +51,18 @@ def utterances(per_concept: dict[str, int] | None = None) -> list[Utterance]:
     for split in SPLITS:
         for language in LANGUAGES:
             for concept in range(len(icons.concepts())):
-                draw = np.random.default_rng([SPLITS.index(split), LANGUAGES.index(language), concept])
+                draw = np.random.default_rng(
+                    [SPLITS.index(split), LANGUAGES.index(language), concept]
+                )
                 templates = _spread(draw, len(TEMPLATES[language][split]), counts[split])
                 voices = _spread(draw, len(VOICES[language][split]), counts[split])
                 rates = draw.integers(140, 211, counts[split])
                 pitches = draw.integers(25, 76, counts[split])
                 table += [
                     Utterance(split, language, concept, t, v, r, p)
-                    for t, v, r, p in zip(templates, voices, rates.tolist(), pitches.tolist(), strict=True)
+                    for t, v, r, p in zip(
+                        templates, voices, rates.tolist(), pitches.tolist(), strict=True
+                    )
                 ]
     return table
 
@@ -66,7 +70,9 @@ def utterances(per_concept: dict[str, int] | None = None) -> list[Utterance]:
 def _spread(draw: np.random.Generator, kinds: int, count: int) -> list[int]:
     """``count`` numbers below ``kinds``, each about as often, in a random order."""
     rounds = -(-count // kinds)
-    numbers: list[int] = np.concatenate([draw.permutation(kinds) for _ in range(rounds)])[:count].tolist()
+    numbers: list[int] = np.concatenate([draw.permutation(kinds) for _ in range(rounds)])[
+        :count
+    ].tolist()
     return numbers
 
 
@@ -121,21 +127,33 @@ def _whole(folder: Path) -> bool:
         sums: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         return False
-    return all((folder / name).is_file() and digest_file(folder / name) == value for name, value in sums.items())
+    return all(
+        (folder / name).is_file() and digest_file(folder / name) == value
+        for name, value in sums.items()
+    )
 
 
 def _build_masks(folder: Path, progress: Progress) -> None:
     """``masks-<split>.npy`` uint8 [glyphs, variants, CELL, CELL] and ``glyphs-<split>.npy`` int32 [glyphs, (concept, family)]."""
     fonts = icons.open_fonts()
-    every = [(glyph, mask) for glyph in icons.glyphs() if (mask := icons.rendered(glyph, fonts)) is not None]
+    every = [
+        (glyph, mask)
+        for glyph in icons.glyphs()
+        if (mask := icons.rendered(glyph, fonts)) is not None
+    ]
     for index, split in enumerate(SPLITS):
         mine = [(glyph, mask) for glyph, mask in every if glyph.family in icons.FAMILIES[split]]
         families = icons.FAMILIES[split]
-        facts = np.array([(glyph.concept, families.index(glyph.family)) for glyph, _ in mine], dtype=np.int32)
+        facts = np.array(
+            [(glyph.concept, families.index(glyph.family)) for glyph, _ in mine], dtype=np.int32
+        )
         base = np.stack([mask for _, mask in mine]).astype(np.float32)
         draw = np.random.default_rng([7, index])
         with writing(folder):
-            np.save(folder / f"masks-{split}.npy", _renderings(base, VARIANTS[split], draw, augment=split == "train"))
+            np.save(
+                folder / f"masks-{split}.npy",
+                _renderings(base, VARIANTS[split], draw, augment=split == "train"),
+            )
             np.save(folder / f"glyphs-{split}.npy", facts)
         progress("icons", index + 1, len(SPLITS))
 
@@ -180,13 +198,18 @@ def _sampled(base_NSS: Array, width_N: Array, height_N: Array, angle_N: Array) -
 def _reweighted(masks_NCC: Array, draw: np.random.Generator) -> Array:
     """Heavier or lighter strokes (a blend with the dilated or eroded mask), and sometimes a blur."""
     shifts = [
-        np.roll(masks_NCC, (dy, dx), axis=(1, 2)) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if abs(dy) + abs(dx) < 2
+        np.roll(masks_NCC, (dy, dx), axis=(1, 2))
+        for dy in (-1, 0, 1)
+        for dx in (-1, 0, 1)
+        if abs(dy) + abs(dx) < 2
     ]
     stack = np.stack(shifts)
     amount = draw.uniform(-0.7, 0.9, len(masks_NCC))[:, None, None].astype(np.float32)
     target = np.where(amount > 0, stack.max(axis=0), stack.min(axis=0))
     masks = masks_NCC + np.abs(amount) * (target - masks_NCC)
-    blur = (draw.random(len(masks_NCC)) * (draw.random(len(masks_NCC)) < 0.4))[:, None, None].astype(np.float32)
+    blur = (draw.random(len(masks_NCC)) * (draw.random(len(masks_NCC)) < 0.4))[
+        :, None, None
+    ].astype(np.float32)
     blurred: Array = masks + blur * (stack.mean(axis=0) - masks)
     return blurred
 
@@ -206,7 +229,13 @@ def _build_speech(folder: Path, progress: Progress, table: list[Utterance]) -> N
     for split in SPLITS:
         mine = [index for index, one in enumerate(table) if one.split == split]
         facts = [
-            (table[i].concept, LANGUAGES.index(table[i].language), table[i].template, table[i].voice) for i in mine
+            (
+                table[i].concept,
+                LANGUAGES.index(table[i].language),
+                table[i].template,
+                table[i].voice,
+            )
+            for i in mine
         ]
         with writing(folder):
             np.save(folder / f"mel-{split}.npy", every[mine])

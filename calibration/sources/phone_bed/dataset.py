@@ -36,11 +36,13 @@ _IDENTITY = 1 << 40
 def uniform(seed: int, indices_B: Array, epoch: int, count: int) -> Array:
     """[B, count] numbers in [0, 1), each a hash of (seed, index, epoch, position) (splitmix64, Steele et al. 2014)."""
     with np.errstate(over="ignore"):
-        row = indices_B.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(epoch) * np.uint64(
-            0xD1B54A32D192ED03
-        )
+        row = indices_B.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
+            epoch
+        ) * np.uint64(0xD1B54A32D192ED03)
         key = _mixed(row + np.uint64(seed) * np.uint64(0x8CB92BA72F3D8DD7))
-        state = key[:, None] + np.arange(1, count + 1, dtype=np.uint64)[None, :] * np.uint64(0x9E3779B97F4A7C15)
+        state = key[:, None] + np.arange(1, count + 1, dtype=np.uint64)[None, :] * np.uint64(
+            0x9E3779B97F4A7C15
+        )
         return (_mixed(state) >> np.uint64(11)) * 2.0**-53
 
 
@@ -58,9 +60,21 @@ class PhoneBedDataset(Dataset):
     label_name = "label"
 
     def __init__(
-        self, folder: Path, split: Split, num_samples: int, seed: int, *, augment: bool, together: int = 1
+        self,
+        folder: Path,
+        split: Split,
+        num_samples: int,
+        seed: int,
+        *,
+        augment: bool,
+        together: int = 1,
     ) -> None:
-        self.split, self.num_samples, self.augment, self.together = split, num_samples, augment, together
+        self.split, self.num_samples, self.augment, self.together = (
+            split,
+            num_samples,
+            augment,
+            together,
+        )
         self.seed = seed * len(SPLITS) + SPLITS.index(split)
         self.masks = np.load(folder / f"masks-{split}.npy", mmap_mode="r")
         self.mels = np.load(folder / f"mel-{split}.npy", mmap_mode="r")
@@ -73,7 +87,10 @@ class PhoneBedDataset(Dataset):
     def _index_glyphs(self, glyphs: Array) -> None:
         """Concept → families that draw it → glyphs: padded tables, so that a choice is two look-ups."""
         count, families = len(icons.concepts()), int(glyphs[:, 1].max()) + 1
-        groups = [[np.flatnonzero((glyphs == (c, f)).all(axis=1)) for f in range(families)] for c in range(count)]
+        groups = [
+            [np.flatnonzero((glyphs == (c, f)).all(axis=1)) for f in range(families)]
+            for c in range(count)
+        ]
         widest = max(len(group) for row in groups for group in row)
         self.glyph_table = np.zeros((count, families, widest), dtype=np.int64)
         self.glyph_counts = np.array([[len(group) for group in row] for row in groups])
@@ -89,12 +106,19 @@ class PhoneBedDataset(Dataset):
         """(language, concept) → spoken commands; and the tokens of every written one."""
         count = len(icons.concepts())
         spoken = [
-            [np.flatnonzero((commands[:, 1] == language) & (commands[:, 0] == concept)) for concept in range(count)]
+            [
+                np.flatnonzero((commands[:, 1] == language) & (commands[:, 0] == concept))
+                for concept in range(count)
+            ]
             for language in range(len(LANGUAGES))
         ]
         self.spoken_count = min(len(found) for language in spoken for found in language)
-        self.spoken_table = np.array([[found[: self.spoken_count] for found in language] for language in spoken])
-        self.template_counts = np.array([len(TEMPLATES[language][self.split]) for language in LANGUAGES])
+        self.spoken_table = np.array(
+            [[found[: self.spoken_count] for found in language] for language in spoken]
+        )
+        self.template_counts = np.array(
+            [len(TEMPLATES[language][self.split]) for language in LANGUAGES]
+        )
         widest = int(self.template_counts.max())
         self.token_table = np.zeros((2, count, widest, len(tokens_from_text(""))), dtype=np.int64)
         for number, language in enumerate(LANGUAGES):
@@ -139,7 +163,9 @@ class PhoneBedDataset(Dataset):
             "cell_concepts": cells,
         }
 
-    def _layout(self, who: Mapping[str, Array], screen_of_B: Array, keys_SC: Array, places_SK: Array) -> Array:
+    def _layout(
+        self, who: Mapping[str, Array], screen_of_B: Array, keys_SC: Array, places_SK: Array
+    ) -> Array:
         """Nine distinct concepts a screen [S, K]: what its commands ask for, nothing that one of them misses, and others."""
         keys = np.full_like(keys_SC, 2.0)
         keys[:, self.concepts] = keys_SC[:, self.concepts]
@@ -164,9 +190,13 @@ class PhoneBedDataset(Dataset):
         moved = 2 + shift.reshape(-1, 2)
         alpha = windows[np.arange(batch * CELLS), moved[:, 0], moved[:, 1]].astype(np.float32)
         back, front = self._colours(draw_BKU.reshape(batch * CELLS, -1))
-        cell = back[:, :, None, None] + (front - back)[:, :, None, None] * (alpha[:, None] * np.float32(1 / 255))
+        cell = back[:, :, None, None] + (front - back)[:, :, None, None] * (
+            alpha[:, None] * np.float32(1 / 255)
+        )
         pixels = cell.astype(np.uint8).reshape(batch, GRID, GRID, 3, side, side)
-        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 4, 2, 5)).reshape(batch, 3, GRID * side, GRID * side)
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 4, 2, 5)).reshape(
+            batch, 3, GRID * side, GRID * side
+        )
 
     def _colours(self, draw: Array) -> tuple[Array, Array]:
         """Background and foreground, float32 [B·9, 3] each, at least 90 levels of grey apart, light on dark or dark on light."""

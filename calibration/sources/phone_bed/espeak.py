@@ -24,7 +24,9 @@ _HOP: Final = 160
 _FFT: Final = 512
 _SYNCHRONOUS, _UTF8, _NO_EXIT, _RATE, _PITCH = 2, 1, 0x8000, 1, 3  # espeak/speak_lib.h
 
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_Callback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+)
 
 
 class Speaker:
@@ -34,12 +36,16 @@ class Speaker:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise MissingExtraError("espeakng-loader", "the data source phone-bed", "phone-bed") from error
+            raise MissingExtraError(
+                "espeakng-loader", "the data source phone-bed", "phone-bed"
+            ) from error
         self._library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
         self._chunks: list[np.ndarray[Any, Any]] = []
         self._callback = _Callback(self._receive)
         self.rate = int(
-            self._library.espeak_Initialize(_SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), _NO_EXIT)
+            self._library.espeak_Initialize(
+                _SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), _NO_EXIT
+            )
         )
         if self.rate <= 0:
             raise DataError(f"espeak-ng cannot start (code {self.rate})")

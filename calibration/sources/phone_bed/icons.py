@@ -41,7 +41,11 @@ _SUFFIXES: Final = {
     "phosphor": ("", "-thin", "-light", "-bold", "-fill"),
     "remix": ("-line", "-fill", ""),
 }
-FAMILIES: Final = {"train": ("fa", "mdi", "phosphor", "codicon"), "validation": ("elusive",), "test": ("remix",)}
+FAMILIES: Final = {
+    "train": ("fa", "mdi", "phosphor", "codicon"),
+    "validation": ("elusive",),
+    "test": ("remix",),
+}
 """Which families draw the icons of a split; none is in two."""
 
 
@@ -77,7 +81,9 @@ def charmap_file(stem: str) -> str:
 @cache
 def concepts() -> dict[str, dict[str, str]]:
     """Concept to its words (`en`, `zh`) and its glyphs' names by family."""
-    table: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("concepts.json").read_text(encoding="utf-8"))
+    table: dict[str, dict[str, str]] = json.loads(
+        Path(__file__).with_name("concepts.json").read_text(encoding="utf-8")
+    )
     return table
 
 
@@ -85,7 +91,8 @@ def glyphs() -> Iterator[Glyph]:
     """Every drawing of every concept, in the order of the table."""
     folder = fonts_folder()
     charmaps = {
-        font: json.loads((folder / charmap_file(stem)).read_text(encoding="utf-8")) for font, (_, stem) in FONTS.items()
+        font: json.loads((folder / charmap_file(stem)).read_text(encoding="utf-8"))
+        for font, (_, stem) in FONTS.items()
     }
     for index, row in enumerate(concepts().values()):
         for font, (family, _) in FONTS.items():
@@ -129,4 +136,7 @@ def open_fonts() -> dict[str, Any]:
     except ImportError as error:
         raise MissingExtraError("pillow", "the data source phone-bed", "phone-bed") from error
     folder = fonts_folder()
-    return {font: ImageFont.truetype(str(folder / f"{stem}.ttf"), 4 * MASK) for font, (_, stem) in FONTS.items()}
+    return {
+        font: ImageFont.truetype(str(folder / f"{stem}.ttf"), 4 * MASK)
+        for font, (_, stem) in FONTS.items()
+    }

@@ -45,7 +45,11 @@ class PhoneBed(DataSource[PhoneBedConfig]):
     def problems(self, config: PhoneBedConfig, context: SourceContext) -> list[str]:  # noqa: ARG002
         """Packages that are missing."""
         missing = [package for module, package in _PACKAGES.items() if find_spec(module) is None]
-        return [f"needs {', '.join(missing)}: pip install 'autoglm-compress[phone-bed]'"] if missing else []
+        return (
+            [f"needs {', '.join(missing)}: pip install 'autoglm-compress[phone-bed]'"]
+            if missing
+            else []
+        )
 
     def digest(self, config: PhoneBedConfig, context: SourceContext) -> str:  # noqa: ARG002
         """Over the config, the fonts, the voices and the code that draws, speaks and composes."""

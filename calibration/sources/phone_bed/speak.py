@@ -22,11 +22,15 @@ from compressor.errors import DataError
 
 Request = tuple[str, str, int, int]
 _PROCESSES: Final = 2
-_ONE_THREAD: Final = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_ONE_THREAD: Final = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+)
 _BYTES: Final = MELS * FRAMES
 
 
-def spoken(requests: Sequence[Request], progress: Callable[[int], None]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def spoken(
+    requests: Sequence[Request], progress: Callable[[int], None]
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """uint8 [N, MELS, FRAMES]; ``progress`` is called with the number done.
 
     Raises:
@@ -67,7 +71,9 @@ def _frames(requests: list[Request]) -> Any:
                 content = process.stdout.read(_BYTES)
                 if len(content) < _BYTES:
                     told = process.stderr.read().decode(errors="replace").strip()
-                    raise DataError(f"espeak-ng failed: {told.splitlines()[-1] if told else 'no message'}")
+                    raise DataError(
+                        f"espeak-ng failed: {told.splitlines()[-1] if told else 'no message'}"
+                    )
                 yield np.frombuffer(content, dtype=np.uint8).reshape(MELS, FRAMES)
         finally:
             process.kill()

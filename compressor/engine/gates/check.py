@@ -48,8 +48,12 @@ def player_of(pipeline: Pipeline, context: SourceContext) -> Open | None:
 
     def player(artifact: Artifact, metric: str) -> Player:
         repeats = latency.repeats if metric in _TAILS else few
-        one = evaluate.model_copy(update={"latency": latency.model_copy(update={"repeats": repeats})})
-        request = request_of(artifact.manifest.kind, artifact.model, one, sources, context, task="rounds")
+        one = evaluate.model_copy(
+            update={"latency": latency.model_copy(update={"repeats": repeats})}
+        )
+        request = request_of(
+            artifact.manifest.kind, artifact.model, one, sources, context, task="rounds"
+        )
         return Player(request)
 
     return player
@@ -88,19 +92,27 @@ def gate_against(
     rules: list[tuple[str | None, Rule]] = [(None, parse_limit(text)) for text in limits]
     if pipeline is not None and not limits:
         last = list(judged)[-1]
-        meant = [gate for gate in pipeline.config.gates if gate.against is None or is_path(gate.against)]
+        meant = [
+            gate for gate in pipeline.config.gates if gate.against is None or is_path(gate.against)
+        ]
         rules = [(gate.step or last, rule) for gate in meant for rule in rules_of(gate, "baseline")]
     player = player_of(pipeline, context) if pipeline is not None else None
     judge = NoiseAwareJudge(player, {}, listener)
     found = [
-        judge(rule, *pair) for pair in pairs for rule in (_chosen(rules, *pair) if rules else _nothing_worse(*pair))
+        judge(rule, *pair)
+        for pair in pairs
+        for rule in (_chosen(rules, *pair) if rules else _nothing_worse(*pair))
     ]
     if not found:
-        raise UsageError(f"no limit is of what was measured of {run}", remedy=f"its steps: {', '.join(judged)}")
+        raise UsageError(
+            f"no limit is of what was measured of {run}", remedy=f"its steps: {', '.join(judged)}"
+        )
     return Gated(str(run), str(baseline), tuple(found))
 
 
-def _pairs(judged: Mapping[str, Figures], compared: Mapping[str, Figures]) -> list[tuple[Figures, Figures]]:
+def _pairs(
+    judged: Mapping[str, Figures], compared: Mapping[str, Figures]
+) -> list[tuple[Figures, Figures]]:
     """Steps of the same name; a baseline of one artifact is held against the last step."""
     last = list(judged.values())[-1]
     if len(compared) == 1 and (only := counterpart(compared, last.name)) is not None:
@@ -113,7 +125,9 @@ def _pairs(judged: Mapping[str, Figures], compared: Mapping[str, Figures]) -> li
     )
 
 
-def _chosen(rules: Sequence[tuple[str | None, Rule]], step: Figures, reference: Figures) -> list[Rule]:
+def _chosen(
+    rules: Sequence[tuple[str | None, Rule]], step: Figures, reference: Figures
+) -> list[Rule]:
     """Rules of this step, and those of any step where one side at least has the metric."""
     known = step.metrics.keys() | reference.metrics.keys()
     return [rule for at, rule in rules if at == step.name or (at is None and rule.metric in known)]
@@ -145,5 +159,6 @@ def parse_limit(text: str) -> Rule:
         if metric and known is not None and math.isfinite(limit := float(number)):
             return Rule(metric, known, limit, "baseline")
     raise UsageError(
-        f"--limit {text}: expected METRIC:KIND=NUMBER", remedy=f"as top1:max_drop=0.01; kinds: {', '.join(KINDS)}"
+        f"--limit {text}: expected METRIC:KIND=NUMBER",
+        remedy=f"as top1:max_drop=0.01; kinds: {', '.join(KINDS)}",
     )

@@ -44,7 +44,11 @@ def samples_of(artifact: Artifact) -> Samples | None:
         report = AccuracyReport.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise DamagedArtifactError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
-    of = digest_json([report.data, list(report.labels)]) if report.labels else artifact.manifest.measured
+    of = (
+        digest_json([report.data, list(report.labels)])
+        if report.labels
+        else artifact.manifest.measured
+    )
     values = {name: tuple(map(_shortest, some)) for name, some in report.values.items()}
     return Samples(of=of, values=values)
 
@@ -71,7 +75,9 @@ class Figures:
     def of(cls, artifact: Artifact, name: str | None = None) -> Figures:
         """Those of an artifact; ``size_bytes`` also of one that was not measured, as its manifest knows it."""
         manifest = artifact.manifest
-        size = Metric(name="size_bytes", value=manifest.model_bytes, unit="bytes", better="lower", samples=1)
+        size = Metric(
+            name="size_bytes", value=manifest.model_bytes, unit="bytes", better="lower", samples=1
+        )
         metrics = {size.name: size} | {metric.name: metric for metric in manifest.metrics}
         return cls(name or manifest.step, manifest.id, metrics, artifact)
 
@@ -106,7 +112,10 @@ def figures_at(path: Path) -> dict[str, Figures]:
     folder, record = find_run(path)
     root = folder.parent.parent
     if all((root / step.artifact / MANIFEST).is_file() for step in record.steps):
-        return {step.name: Figures.of(open_artifact(root / step.artifact), step.name) for step in record.steps}
+        return {
+            step.name: Figures.of(open_artifact(root / step.artifact), step.name)
+            for step in record.steps
+        }
     return figures_of_ladder(folder)
 
 
@@ -119,7 +128,10 @@ def figures_of_ladder(path: Path) -> dict[str, Figures]:
     """Step to figures, from a ``ladder.json`` or the folder that holds one. Raises as ``figures_at``."""
     file = path / LADDER if path.is_dir() else path
     if not file.is_file():
-        raise UsageError(f"{file} is not there", remedy="name an artifact, a run, a store, or a run's ladder.json")
+        raise UsageError(
+            f"{file} is not there",
+            remedy="name an artifact, a run, a store, or a run's ladder.json",
+        )
     try:
         rows = [_Row.model_validate(row) for row in json.loads(file.read_bytes())["rows"]]
     except (ValueError, KeyError, TypeError) as error:
@@ -127,7 +139,9 @@ def figures_of_ladder(path: Path) -> dict[str, Figures]:
     if not rows:
         raise DamagedArtifactError(f"{file} has no rows")
     kept = _samples(file.with_name(SAMPLES))
-    return {row.step: Figures(row.step, row.id, row.metrics, None, kept.get(row.step)) for row in rows}
+    return {
+        row.step: Figures(row.step, row.id, row.metrics, None, kept.get(row.step)) for row in rows
+    }
 
 
 def _samples(file: Path) -> dict[str, Samples]:

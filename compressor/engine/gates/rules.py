@@ -18,8 +18,13 @@ Kind = Literal["min", "max", "max_drop", "max_ratio"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 COUNTED = ("size_bytes", "parameters", "macs")
 TIMED = (
-    "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "latency_mean_ms", "throughput", "peak_rss_bytes",
-)  # fmt: skip
+    "latency_p50_ms",
+    "latency_p90_ms",
+    "latency_p99_ms",
+    "latency_mean_ms",
+    "throughput",
+    "peak_rss_bytes",
+)
 Judge = Callable[["Rule", Figures, Figures | None], GateResult]
 
 
@@ -39,18 +44,32 @@ def gate_problems(pipeline: Pipeline) -> list[Problem]:
         base = gate.metric.split("[", 1)[0]
         if base not in metrics:
             what = f"nothing measures {gate.metric!r}"
-            found.append(pipeline.document.problem((*at, "metric"), what, remedy=suggestion(base, metrics)))
+            found.append(
+                pipeline.document.problem((*at, "metric"), what, remedy=suggestion(base, metrics))
+            )
         for key, name in (("step", gate.step), ("against", gate.against)):
             if key == "against" and name is not None and is_path(name):
                 if not (pipeline.base / name).exists():
                     what = f"there is no {pipeline.base / name}"
-                    found.append(pipeline.document.problem((*at, key), what, expected="an artifact, a run or a store"))
-            elif name is not None and name not in steps and not (key == "against" and name == "parent"):
+                    found.append(
+                        pipeline.document.problem(
+                            (*at, key), what, expected="an artifact, a run or a store"
+                        )
+                    )
+            elif (
+                name is not None
+                and name not in steps
+                and not (key == "against" and name == "parent")
+            ):
                 what = f"there is no step {name!r}"
-                found.append(pipeline.document.problem((*at, key), what, remedy=suggestion(name, steps)))
+                found.append(
+                    pipeline.document.problem((*at, key), what, remedy=suggestion(name, steps))
+                )
             elif name in early and referring([base]):
                 what = f"{name!r} comes before {reference!r}, the reference: {base} is not measured of it"
-                found.append(pipeline.document.problem((*at, key), what, remedy=f"one of {', '.join(after)}"))
+                found.append(
+                    pipeline.document.problem((*at, key), what, remedy=f"one of {', '.join(after)}")
+                )
     return found
 
 
@@ -75,7 +94,9 @@ class Rule:
     @property
     def label(self) -> str:
         """As ``top1 max_drop 0.01 against student``."""
-        return f"{self.metric} {self.kind} {self.limit:g}" + (f" against {self.against}" if self.is_relative else "")
+        return f"{self.metric} {self.kind} {self.limit:g}" + (
+            f" against {self.against}" if self.is_relative else ""
+        )
 
 
 def rules_of(gate: GateConfig, against: str | None) -> tuple[Rule, ...]:
@@ -89,7 +110,10 @@ def rules_of(gate: GateConfig, against: str | None) -> tuple[Rule, ...]:
 
 
 def check_gates(
-    pipeline: Pipeline, artifacts: Mapping[str, Artifact], parents: Mapping[str, str | None], judge: Judge
+    pipeline: Pipeline,
+    artifacts: Mapping[str, Artifact],
+    parents: Mapping[str, str | None],
+    judge: Judge,
 ) -> tuple[GateResult, ...]:
     """Judge every gate whose step is in ``artifacts`` (step to artifact)."""
     last = pipeline.steps[-1].name if pipeline.steps else SOURCE

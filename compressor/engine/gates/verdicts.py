@@ -50,7 +50,10 @@ class NoiseAwareJudge:
     """
 
     def __init__(
-        self, player: Open | None, earlier: Mapping[str, GateResult], listener: events.Listener = lambda _: None
+        self,
+        player: Open | None,
+        earlier: Mapping[str, GateResult],
+        listener: events.Listener = lambda _: None,
     ) -> None:
         self._player, self._earlier, self._listener = player, earlier, listener
 
@@ -64,7 +67,11 @@ class NoiseAwareJudge:
             return _missing(rule, step, f"{rule.against} has no {rule.metric} in this run", new)
         other = reference if rule.is_relative else None
         timed = rule.judge == "interval" and rule.metric.startswith(_IN_ROUNDS)
-        if self._player is None or not timed or any(one.artifact is None for one in (step, other) if one):
+        if (
+            self._player is None
+            or not timed
+            or any(one.artifact is None for one in (step, other) if one)
+        ):
             return _result(rule, step, new, old, _recorded(rule, step, other, new, old))
         key = _key(rule, step, other)
         if key in self._earlier:
@@ -100,10 +107,14 @@ class NoiseAwareJudge:
                 lambda low, high: _clear(rule, low, high),
                 rounds=rule.budget.rounds,
                 seconds=rule.budget.seconds,
-                progress=lambda done: self._listener(events.GateProgress(rule.label, done, rule.budget.rounds)),
+                progress=lambda done: self._listener(
+                    events.GateProgress(rule.label, done, rule.budget.rounds)
+                ),
             )
         interval = (rounds.low, rounds.high) if math.isfinite(rounds.high - rounds.low) else None
-        return _Found(rounds.median, interval, f"{rounds.count} rounds" + (" in turns" if reference else ""))
+        return _Found(
+            rounds.median, interval, f"{rounds.count} rounds" + (" in turns" if reference else "")
+        )
 
 
 def _held(rule: Rule, new: float, old: float = 0.0) -> float:
@@ -115,7 +126,9 @@ def _held(rule: Rule, new: float, old: float = 0.0) -> float:
     return new
 
 
-def _recorded(rule: Rule, step: Figures, reference: Figures | None, new: Metric, old: Metric | None) -> _Found:
+def _recorded(
+    rule: Rule, step: Figures, reference: Figures | None, new: Metric, old: Metric | None
+) -> _Found:
     """From what was measured when the artifacts were made: in pairs where it can be, or from both intervals."""
     if reference is None or old is None:
         return _Found(new.value, _interval(new), _basis(new))
@@ -131,7 +144,9 @@ def _recorded(rule: Rule, step: Figures, reference: Figures | None, new: Metric,
     else:
         interval = differences.ratio(new.value, ours, old.value, theirs)
     exact = ours[0] == ours[1] and theirs[0] == theirs[1]
-    return _Found(value, (value, value) if exact else interval, _basis(new) if exact else "both intervals")
+    return _Found(
+        value, (value, value) if exact else interval, _basis(new) if exact else "both intervals"
+    )
 
 
 def _pairs(metric: str, step: Figures, reference: Figures) -> tuple[Array, Array] | None:
@@ -150,7 +165,9 @@ def _paired(rule: Rule, new_N: Array, old_N: Array) -> tuple[float, float]:
         return differences.paired_shares(old_N, new_N)
     told = np.vectorize(METRICS[rule.metric].told, otypes=[float])
     return differences.paired_means(
-        new_N, old_N, lambda new_R, old_R: np.vectorize(lambda a, b: _held(rule, a, b))(told(new_R), told(old_R))
+        new_N,
+        old_N,
+        lambda new_R, old_R: np.vectorize(lambda a, b: _held(rule, a, b))(told(new_R), told(old_R)),
     )
 
 
@@ -163,12 +180,18 @@ def _interval(metric: Metric) -> tuple[float, float] | None:
 def _basis(metric: Metric) -> str:
     if metric.samples == 1:
         return "one measurement" if metric.name == "peak_rss_bytes" else "counted"
-    return f"{metric.samples} samples" + ("" if metric.low is not None else ", which give no interval")
+    return f"{metric.samples} samples" + (
+        "" if metric.low is not None else ", which give no interval"
+    )
 
 
 def _clear(rule: Rule, low: float, high: float) -> bool:
     """Whether all of an interval lies on one side of the limit, the limit itself being allowed."""
-    return low >= rule.limit or high < rule.limit if rule.kind == "min" else high <= rule.limit or low > rule.limit
+    return (
+        low >= rule.limit or high < rule.limit
+        if rule.kind == "min"
+        else high <= rule.limit or low > rule.limit
+    )
 
 
 def _key(rule: Rule, step: Figures, reference: Figures | None) -> str:
@@ -176,16 +199,22 @@ def _key(rule: Rule, step: Figures, reference: Figures | None) -> str:
         {
             "rule": rule.label,
             "models": [one.id for one in (step, reference) if one is not None],
-            "measured": [one.artifact.manifest.measured for one in (step, reference) if one and one.artifact],
+            "measured": [
+                one.artifact.manifest.measured for one in (step, reference) if one and one.artifact
+            ],
             "machine": environment(0, "").cpu,
         }
     )
 
 
-def _result(rule: Rule, step: Figures, new: Metric, old: Metric | None, found: _Found) -> GateResult:
+def _result(
+    rule: Rule, step: Figures, new: Metric, old: Metric | None, found: _Found
+) -> GateResult:
     within = found.value >= rule.limit if rule.kind == "min" else found.value <= rule.limit
     low, high = found.interval or (None, None)
-    decided = rule.judge == "value" or (low is not None and high is not None and _clear(rule, low, high))
+    decided = rule.judge == "value" or (
+        low is not None and high is not None and _clear(rule, low, high)
+    )
     figure = _figure(found.value)
     if low is not None and high is not None and low != high:
         figure += f" ({_figure(low)} to {_figure(high)})"
@@ -212,7 +241,13 @@ def _result(rule: Rule, step: Figures, new: Metric, old: Metric | None, found: _
 def _missing(rule: Rule, step: Figures, reason: str, new: Metric | None) -> GateResult:
     value = new.value if new is not None else None
     return GateResult(
-        gate=rule.label, step=step.name, metric=rule.metric, value=value, limit=rule.limit, passed=False, reason=reason
+        gate=rule.label,
+        step=step.name,
+        metric=rule.metric,
+        value=value,
+        limit=rule.limit,
+        passed=False,
+        reason=reason,
     )
 
 

@@ -42,7 +42,9 @@ class ModelConfig(Record):
     @model_validator(mode="after")
     def _one_of(self) -> ModelConfig:
         if (self.path is None) == (self.family is None):
-            raise ValueError("give either `path` (a model directory) or `family` (with `preset` or `config`)")
+            raise ValueError(
+                "give either `path` (a model directory) or `family` (with `preset` or `config`)"
+            )
         if self.path is not None and (self.preset is not None or self.config is not None):
             raise ValueError("`preset` and `config` go with `family`, not with `path`")
         if self.family is not None and self.preset is None and self.config is None:
@@ -103,7 +105,9 @@ class GateConfig(Record):
         if not relative and self.min is None and self.max is None:
             raise ValueError("a gate needs a limit: `min`, `max`, `max_drop` or `max_ratio`")
         if relative and self.against is None:
-            raise ValueError("`max_drop` and `max_ratio` need `against: <step>`, `parent` or `source`")
+            raise ValueError(
+                "`max_drop` and `max_ratio` need `against: <step>`, `parent` or `source`"
+            )
         return self
 
 
@@ -185,8 +189,13 @@ def override(document: Document, overrides: Sequence[str]) -> Document:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise UsageError(f"--set {text}: expected key=value", remedy="as --set passes[1].epochs=3")
-        parts = [int(part) if part.isdigit() else part for part in key.replace("[", ".").replace("]", "").split(".")]
+            raise UsageError(
+                f"--set {text}: expected key=value", remedy="as --set passes[1].epochs=3"
+            )
+        parts = [
+            int(part) if part.isdigit() else part
+            for part in key.replace("[", ".").replace("]", "").split(".")
+        ]
         node = tree
         try:
             for part in parts[:-1]:
@@ -202,7 +211,11 @@ def pipeline_from_document(document: Document) -> Pipeline:
     tree = document.tree
     if not isinstance(tree, dict):
         raise ConfigError(
-            [document.problem((), "is not a pipeline", expected="a mapping with version, name, model, passes")]
+            [
+                document.problem(
+                    (), "is not a pipeline", expected="a mapping with version, name, model, passes"
+                )
+            ]
         )
     config, problems = validate(PipelineConfig, tree, document)
     data = _data_sets(tree.get("data"), document, problems)
@@ -232,7 +245,9 @@ def _data_sets(tree: Any, document: Document, problems: list[Problem]) -> dict[s
         if not isinstance(entry.get("source"), str):
             problems.append(
                 document.problem(
-                    at, "has no `source`", remedy=f"one of {', '.join(discovery.names(discovery.SOURCES))}"
+                    at,
+                    "has no `source`",
+                    remedy=f"one of {', '.join(discovery.names(discovery.SOURCES))}",
                 )
             )
             continue
@@ -256,17 +271,25 @@ def _steps(tree: Any, document: Document, problems: list[Problem]) -> list[Step]
         at = ("passes", index)
         if not isinstance(entry, dict):
             continue
-        own = {key: value for key, value in entry.items() if key in {"type", "name", "from", "measure"}}
+        own = {
+            key: value for key, value in entry.items() if key in {"type", "name", "from", "measure"}
+        }
         header, wrong = validate(StepHeader, own, document, at)
         problems += wrong
         if header is None:
             continue
         name = header.name or header.type
         if name == SOURCE or name in names:
-            taken = "the model that the pipeline starts from" if name == SOURCE else f"passes[{names[name]}]"
+            taken = (
+                "the model that the pipeline starts from"
+                if name == SOURCE
+                else f"passes[{names[name]}]"
+            )
             problems.append(
                 document.problem(
-                    at, f"the name {name!r} is taken by {taken}", remedy="give the step a `name:` of its own"
+                    at,
+                    f"the name {name!r} is taken by {taken}",
+                    remedy="give the step a `name:` of its own",
                 )
             )
         names.setdefault(name, index)
@@ -319,7 +342,9 @@ def resolve_family(
     try:
         family: Family[Any] = discovery.load(discovery.FAMILIES, family_name)
     except CompressError as error:
-        raise ConfigError([document.problem(("model", "family"), error.what, remedy=error.remedy)]) from error
+        raise ConfigError(
+            [document.problem(("model", "family"), error.what, remedy=error.remedy)]
+        ) from error
     base: dict[str, Any] = {}
     if preset is not None:
         if preset not in family.presets:

@@ -46,7 +46,9 @@ class PassBuilder:
         """Whether the pass can tell what it would decide."""
         return type(self.step.pass_).preview is not Pass.preview
 
-    def preview(self, inputs: Mapping[str, Artifact], context: PassContext) -> list[Mapping[str, Any]]:
+    def preview(
+        self, inputs: Mapping[str, Artifact], context: PassContext
+    ) -> list[Mapping[str, Any]]:
         """As ``Pass.preview``."""
         return self.step.pass_.preview(self.step.config, inputs["parent"], context)
 

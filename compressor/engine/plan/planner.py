@@ -28,7 +28,12 @@ MEASURABLE = OF_FAMILIES | {Kind.ONNX, Kind.ENGINE}
 
 
 def make_plan(
-    pipeline: Pipeline, store: Store, sources: SourceContext, *, seed: int | None = None, device: str = "cpu"
+    pipeline: Pipeline,
+    store: Store,
+    sources: SourceContext,
+    *,
+    seed: int | None = None,
+    device: str = "cpu",
 ) -> Plan:
     """Check everything, compute every id, and look up what is there already.
 
@@ -36,11 +41,15 @@ def make_plan(
         ConfigError: all problems at once: kinds that do not fit, names that do not exist, files that are missing.
         GpuError: a step needs a GPU that is not here.
     """
-    return _Planner(pipeline, store, sources, pipeline.config.seed if seed is None else seed, device).plan()
+    return _Planner(
+        pipeline, store, sources, pipeline.config.seed if seed is None else seed, device
+    ).plan()
 
 
 class _Planner:
-    def __init__(self, pipeline: Pipeline, store: Store, sources: SourceContext, seed: int, device: str) -> None:
+    def __init__(
+        self, pipeline: Pipeline, store: Store, sources: SourceContext, seed: int, device: str
+    ) -> None:
         self.pipeline = pipeline
         self.document = pipeline.document
         self.store = store
@@ -62,7 +71,14 @@ class _Planner:
             self._plan_step(step)
         self._check_reference()
         self._raise_if_any()
-        return Plan(self.pipeline, self.store, self.seed, self.device, self.sources, tuple(self.steps.values()))
+        return Plan(
+            self.pipeline,
+            self.store,
+            self.seed,
+            self.device,
+            self.sources,
+            tuple(self.steps.values()),
+        )
 
     def _raise_if_any(self) -> None:
         if self.problems:
@@ -80,9 +96,14 @@ class _Planner:
             self._plan_given(str(self.reference), self._outside(str(self.reference)))
 
     def _check_reference(self) -> None:
-        if self.reference is not None and (kind := self.steps[self.reference].kind) not in MEASURABLE:
+        if (
+            self.reference is not None
+            and (kind := self.steps[self.reference].kind) not in MEASURABLE
+        ):
             what = f"{self.reference!r} cannot be compared with: nothing here runs artifacts of kind {kind}"
-            self._problem(("evaluate", "accuracy", "reference"), what, remedy="name its torch or onnx parent")
+            self._problem(
+                ("evaluate", "accuracy", "reference"), what, remedy="name its torch or onnx parent"
+            )
 
     def _opened_source(self) -> FamilySource | DirectorySource | None:
         """What ``model:`` names; None for an artifact, and where there is something wrong with it."""
@@ -97,7 +118,9 @@ class _Planner:
         except DamagedArtifactError:
             raise
         except CompressError as error:
-            self._problem(("model", "path" if model.path else "family"), error.what, remedy=error.remedy)
+            self._problem(
+                ("model", "path" if model.path else "family"), error.what, remedy=error.remedy
+            )
         return None
 
     def _plan_source(self, source: FamilySource | DirectorySource | None) -> None:
@@ -107,16 +130,31 @@ class _Planner:
             self._plan_given(SOURCE, self._outside(str(self.pipeline.config.model.path)))
         for step in self.pipeline.steps:
             if step.parent == SOURCE and self.steps[SOURCE].kind not in step.pass_.accepts:
-                self.problems.append(kind_problem(self.pipeline, step, "the source model", self.steps[SOURCE].kind))
+                self.problems.append(
+                    kind_problem(self.pipeline, step, "the source model", self.steps[SOURCE].kind)
+                )
 
     def _plan_given(self, name: str, path: Path) -> None:
         artifact = open_artifact(path)
         manifest = artifact.manifest
         self.steps[name] = PlannedStep(
-            name, manifest.pass_.name, manifest.pass_.version, manifest.kind, manifest.id, None, artifact, {},
-            manifest.pass_.config, None, manifest.tools, manifest.data, manifest.measured, None, "given",
+            name,
+            manifest.pass_.name,
+            manifest.pass_.version,
+            manifest.kind,
+            manifest.id,
+            None,
+            artifact,
+            {},
+            manifest.pass_.config,
+            None,
+            manifest.tools,
+            manifest.data,
+            manifest.measured,
+            None,
+            "given",
             Estimate(self._given_facts(artifact)),
-        )  # fmt: skip
+        )
 
     def _given_facts(self, artifact: Artifact) -> ModelFacts:
         if artifact.manifest.kind not in OF_FAMILIES:
@@ -129,9 +167,20 @@ class _Planner:
         facts = source.facts()
         size = facts.size_bytes
         self._add(
-            SOURCE, source.name, source.version, source.kind, source, {}, source.fingerprint(), source.fingerprint(),
-            None, source.tools, {}, self.pipeline.config.model.measure, Estimate(facts, disk_bytes=size),
-        )  # fmt: skip
+            SOURCE,
+            source.name,
+            source.version,
+            source.kind,
+            source,
+            {},
+            source.fingerprint(),
+            source.fingerprint(),
+            None,
+            source.tools,
+            {},
+            self.pipeline.config.model.measure,
+            Estimate(facts, disk_bytes=size),
+        )
 
     def _plan_step(self, step: Step) -> None:
         inputs = {"parent": step.parent}
@@ -157,9 +206,20 @@ class _Planner:
             raise
         pass_ = step.pass_
         self._add(
-            step.name, pass_.name, pass_.version, pass_.produces, PassBuilder(step), inputs, config, neutral,
-            _foreign_code(pass_), pass_.tools_for(step.config), data, step.measure, estimate,
-        )  # fmt: skip
+            step.name,
+            pass_.name,
+            pass_.version,
+            pass_.produces,
+            PassBuilder(step),
+            inputs,
+            config,
+            neutral,
+            _foreign_code(pass_),
+            pass_.tools_for(step.config),
+            data,
+            step.measure,
+            estimate,
+        )
 
     def _name_input(self, inputs: dict[str, str], place: tuple[str | int, ...], value: str) -> None:
         if value not in self.steps:
@@ -175,16 +235,33 @@ class _Planner:
     def _measured(self, kind: Kind, wanted: bool, reference: str | None) -> str:
         """The digest of what is measured; ``reference`` is the id of the artifact that is compared with."""
         evaluate = evaluate_of(self.pipeline, compared=reference is not None)
-        if not wanted or kind not in MEASURABLE or (evaluate.accuracy is None and evaluate.latency is None):
+        if (
+            not wanted
+            or kind not in MEASURABLE
+            or (evaluate.accuracy is None and evaluate.latency is None)
+        ):
             return ""
         used = {value for _, named, value in references(evaluate) if named.to == "data"}
-        return evaluation_digest(evaluate, {name: self._data_digest(name) for name in sorted(used)}, reference)
+        return evaluation_digest(
+            evaluate, {name: self._data_digest(name) for name in sorted(used)}, reference
+        )
 
     def _add(
-        self, name: str, pass_name: str, version: int, kind: Kind, builder: Builder, inputs: Mapping[str, str],
-        config: Mapping[str, Any], neutral: Mapping[str, Any], code: str | None, tools: tuple[str, ...],
-        data: Mapping[str, str], measure: bool, estimate: Estimate,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        pass_name: str,
+        version: int,
+        kind: Kind,
+        builder: Builder,
+        inputs: Mapping[str, str],
+        config: Mapping[str, Any],
+        neutral: Mapping[str, Any],
+        code: str | None,
+        tools: tuple[str, ...],
+        data: Mapping[str, str],
+        measure: bool,
+        estimate: Estimate,
+    ) -> None:
         """Compute the id from all that can change the bytes; the names of steps and sets cannot."""
         versions = {tool: tool_version(tool) for tool in tools}
         artifact_id = digest_json(
@@ -207,9 +284,23 @@ class _Planner:
         measured = self._measured(kind, measure, reference)
         state = self._state(pass_name, artifact_id, measured)
         self.steps[name] = PlannedStep(
-            name, pass_name, version, kind, artifact_id, builder, None, inputs, config, code, versions, data, measured,
-            self.reference if measured and reference else None, state, estimate,
-        )  # fmt: skip
+            name,
+            pass_name,
+            version,
+            kind,
+            artifact_id,
+            builder,
+            None,
+            inputs,
+            config,
+            code,
+            versions,
+            data,
+            measured,
+            self.reference if measured and reference else None,
+            state,
+            estimate,
+        )
 
     def _state(self, pass_name: str, artifact_id: str, measured: str) -> State:
         try:

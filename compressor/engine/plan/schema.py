@@ -18,7 +18,11 @@ def pipeline_schema() -> dict[str, Any]:
     schema["properties"]["data"]["additionalProperties"] = {"oneOf": sources}
     families = discovery.names(discovery.FAMILIES)
     definitions["ModelConfig"]["properties"]["family"]["anyOf"][0]["enum"] = families
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pipeline.yaml", **schema}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "pipeline.yaml",
+        **schema,
+    }
 
 
 def _step_schema(name: str, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +41,9 @@ def _step_schema(name: str, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _source_schema(name: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    schema: dict[str, Any] = discovery.load(discovery.SOURCES, name).Config.model_json_schema(by_alias=True)
+    schema: dict[str, Any] = discovery.load(discovery.SOURCES, name).Config.model_json_schema(
+        by_alias=True
+    )
     definitions.update(schema.pop("$defs", {}))
     schema["properties"]["source"] = {"const": name}
     schema["required"] = ["source", *(key for key in schema.get("required", []) if key != "source")]

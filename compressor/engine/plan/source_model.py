@@ -96,7 +96,11 @@ class DirectorySource:
     def facts(self) -> ModelFacts:
         """Read from config.json; nothing is loaded."""
         if self.kind is Kind.ONNX:
-            return ModelFacts(size_bytes=sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()))
+            return ModelFacts(
+                size_bytes=sum(
+                    file.stat().st_size for file in self.folder.rglob("*") if file.is_file()
+                )
+            )
         from compressor.models.checkpoint.loading import facts_of
 
         return ModelFacts(**facts_of(self.folder))
@@ -135,7 +139,9 @@ def _kind_of(folder: Path) -> Kind:
     return Kind.AWQ if isinstance(tree, dict) and is_packed(tree) else Kind.TORCH
 
 
-def open_source(model: ModelConfig, document: Document, base: Path) -> FamilySource | DirectorySource:
+def open_source(
+    model: ModelConfig, document: Document, base: Path
+) -> FamilySource | DirectorySource:
     """What ``model:`` names, checked as far as that is cheap.
 
     Raises:
@@ -146,7 +152,9 @@ def open_source(model: ModelConfig, document: Document, base: Path) -> FamilySou
         return FamilySource(*resolve_family(model.family, model.preset, model.config, document))
     folder = (base / str(model.path)).resolve()
     if not folder.is_dir():
-        raise ModelError(f"{folder} is not a directory", remedy="`model.path` is relative to the pipeline file")
+        raise ModelError(
+            f"{folder} is not a directory", remedy="`model.path` is relative to the pipeline file"
+        )
     source = DirectorySource(folder)
     if source.kind in OF_FAMILIES:
         from compressor.models.checkpoint.loading import read_description

@@ -73,8 +73,12 @@ def write_starter(folder: Path, name: str) -> Path:
         raise UsageError(f"there is no starter {name!r}", remedy=f"one of {', '.join(STARTERS)}")
     file = folder / "pipeline.yaml"
     if file.exists():
-        raise UsageError(f"{file} is there already", remedy="choose another folder, or remove it first")
+        raise UsageError(
+            f"{file} is there already", remedy="choose another folder, or remove it first"
+        )
     with writing(folder):
         write_atomic(file, STARTERS[name].encode())
-        write_atomic(folder / "pipeline.schema.json", json.dumps(pipeline_schema(), indent=1).encode())
+        write_atomic(
+            folder / "pipeline.schema.json", json.dumps(pipeline_schema(), indent=1).encode()
+        )
     return file

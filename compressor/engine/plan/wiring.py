@@ -23,7 +23,9 @@ def kind_problem(pipeline: Pipeline, step: Step, parent: str, kind: Kind) -> Pro
     """A step that cannot read what its parent writes."""
     accepts = " or ".join(sorted(step.pass_.accepts))
     what = f"{step.pass_.name} cannot follow {parent}: it reads {accepts}, not {kind}"
-    return pipeline.document.problem(("passes", step.index), what, remedy="reorder the steps, or branch with `from:`")
+    return pipeline.document.problem(
+        ("passes", step.index), what, remedy="reorder the steps, or branch with `from:`"
+    )
 
 
 class _Wiring:
@@ -49,17 +51,37 @@ class _Wiring:
         evaluate = self.pipeline.config.evaluate
         steps = frozenset({SOURCE, *(step.name for step in self.pipeline.steps)})
         self._check_references(evaluate, ("evaluate",), steps, "a step")
-        if evaluate.accuracy is None and evaluate.latency is not None and evaluate.latency.data is None:
-            self._problem(("evaluate", "latency"), "names no data to feed", remedy="add `data: <set>`, or `accuracy:`")
+        if (
+            evaluate.accuracy is None
+            and evaluate.latency is not None
+            and evaluate.latency.data is None
+        ):
+            self._problem(
+                ("evaluate", "latency"),
+                "names no data to feed",
+                remedy="add `data: <set>`, or `accuracy:`",
+            )
 
     def _check_references(
-        self, record: Any, at: tuple[str | int, ...], steps: frozenset[str], called: str = "an earlier step"
+        self,
+        record: Any,
+        at: tuple[str | int, ...],
+        steps: frozenset[str],
+        called: str = "an earlier step",
     ) -> None:
         for place, reference, value in references(record):
             if reference.to == "data" and value not in self.pipeline.data:
                 known = list(self.pipeline.data)
-                self._problem((*at, *place), f"there is no data set {value!r}", remedy=suggestion(value, known))
-            elif reference.to == "step" and value not in steps and not (self.pipeline.base / value).is_dir():
+                self._problem(
+                    (*at, *place),
+                    f"there is no data set {value!r}",
+                    remedy=suggestion(value, known),
+                )
+            elif (
+                reference.to == "step"
+                and value not in steps
+                and not (self.pipeline.base / value).is_dir()
+            ):
                 what = f"{value!r} is neither {called} nor an artifact directory"
                 self._problem((*at, *place), what, remedy=suggestion(value, sorted(steps)))
             elif reference.made_by is not None and value in steps:
@@ -70,7 +92,11 @@ class _Wiring:
         if makers.get(name) != wanted:
             some = [step for step, maker in makers.items() if maker == wanted]
             what = f"{name!r} is {makers.get(name, 'the source')}, and a {wanted} step is expected"
-            self._problem((*at,), what, remedy=f"there are: {', '.join(some)}" if some else f"add a {wanted} step")
+            self._problem(
+                (*at,),
+                what,
+                remedy=f"there are: {', '.join(some)}" if some else f"add a {wanted} step",
+            )
 
     def _check_order(self) -> None:
         """``from:`` and other step names must lead to earlier steps; kinds must fit."""
@@ -81,18 +107,30 @@ class _Wiring:
             if step.parent not in earlier:
                 if step.parent not in steps:
                     remedy = suggestion(step.parent, sorted({SOURCE, *steps} - {step.name}))
-                    self._problem((*at, "from"), f"`from: {step.parent}` leads nowhere: no such step", remedy=remedy)
+                    self._problem(
+                        (*at, "from"),
+                        f"`from: {step.parent}` leads nowhere: no such step",
+                        remedy=remedy,
+                    )
                 elif circle := _circle(step, steps):
-                    self._problem((*at, "from"), f"`from:` goes in a circle: {' → '.join(circle)}", remedy="break it")
+                    self._problem(
+                        (*at, "from"),
+                        f"`from:` goes in a circle: {' → '.join(circle)}",
+                        remedy="break it",
+                    )
                 else:
                     self._problem(
-                        (*at, "from"), f"`from: {step.parent}` names a later step", remedy="move that step up"
+                        (*at, "from"),
+                        f"`from: {step.parent}` names a later step",
+                        remedy="move that step up",
                     )
             self._check_references(step.config, at, frozenset(earlier))
             parent = steps.get(step.parent)
             if parent is not None and parent.pass_.produces not in step.pass_.accepts:
                 named = f"{parent.name} ({parent.pass_.name})"
-                self.problems.append(kind_problem(self.pipeline, step, named, parent.pass_.produces))
+                self.problems.append(
+                    kind_problem(self.pipeline, step, named, parent.pass_.produces)
+                )
             earlier.add(step.name)
 
 

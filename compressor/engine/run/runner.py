@@ -63,7 +63,9 @@ def select(plan: Plan, *, start: str | None, until: str | None, only: str | None
     names = [step.name for step in plan.steps]
     for flag, name in (("--from", start), ("--until", until), ("--only", only)):
         if name is not None and name not in names:
-            raise UsageError(f"{flag} {name}: there is no such step", remedy=f"steps: {', '.join(names)}")
+            raise UsageError(
+                f"{flag} {name}: there is no such step", remedy=f"steps: {', '.join(names)}"
+            )
     if only is not None:
         return frozenset({only})
     first = names.index(start) if start else 0
@@ -103,25 +105,33 @@ class Runner:
         wanted = self._wanted()
         self._check_room(wanted)
         self.tell(
-            events.RunStarted(self.plan.pipeline.config.name, self.plan.store.root, tuple(s.name for s in wanted))
+            events.RunStarted(
+                self.plan.pipeline.config.name, self.plan.store.root, tuple(s.name for s in wanted)
+            )
         )
         for step in wanted:
             try:
                 self._step(step)
             except KeyboardInterrupt as error:
-                interrupted = Interrupted(f"{step.name} was interrupted", remedy="the same command goes on from there")
+                interrupted = Interrupted(
+                    f"{step.name} was interrupted", remedy="the same command goes on from there"
+                )
                 self.tell(events.StepFailed(step.name, interrupted))
                 raise interrupted from error
             except CompressError as error:
                 self.tell(events.StepFailed(step.name, error))
                 raise
-        return RunResult(tuple(self.done.values()), self._gates(wanted), time.perf_counter() - start)
+        return RunResult(
+            tuple(self.done.values()), self._gates(wanted), time.perf_counter() - start
+        )
 
     def _gates(self, wanted: Sequence[PlannedStep]) -> tuple[GateResult, ...]:
         pipeline = self.plan.pipeline
         earlier = {} if self.force else earlier_verdicts(self.plan.store.root)
         judge = NoiseAwareJudge(player_of(pipeline, self.plan.sources), earlier, self.tell)
-        return check_gates(pipeline, self.workshop.artifacts, {step.name: step.parent for step in wanted}, judge)
+        return check_gates(
+            pipeline, self.workshop.artifacts, {step.name: step.parent for step in wanted}, judge
+        )
 
     def _wanted(self) -> list[PlannedStep]:
         """The selected steps and, before them, all that they need."""
@@ -153,7 +163,9 @@ class Runner:
             verify(step.given)
             self._finish(step, step.given, "cached", start, 0)
             return
-        with self.plan.store.lock(step.artifact_id, lambda: self.tell(events.Waiting(step.name, step.directory))):
+        with self.plan.store.lock(
+            step.artifact_id, lambda: self.tell(events.Waiting(step.name, step.directory))
+        ):
             found = self._sound(step)
             rebuild = self.force and step.name in self.selected
             if found is not None and not rebuild:
@@ -161,7 +173,9 @@ class Runner:
                 if found.manifest.measured == step.measured:
                     self._finish(step, found, "cached", start, 0)
                 else:
-                    self._finish(step, self.workshop.measure_again(step, found), "measured", start, 0)
+                    self._finish(
+                        step, self.workshop.measure_again(step, found), "measured", start, 0
+                    )
                 return
             if step.name not in self.selected:
                 raise UsageError(
@@ -185,7 +199,13 @@ class Runner:
         estimate = step.estimate
         self.tell(
             events.StepFinished(
-                step.name, artifact.path, how, seconds, peak, estimate.seconds, estimate.peak_memory_bytes
+                step.name,
+                artifact.path,
+                how,
+                seconds,
+                peak,
+                estimate.seconds,
+                estimate.peak_memory_bytes,
             )
         )
 
@@ -206,8 +226,14 @@ class Runner:
             self._set_aside(step, artifact.path, "; ".join(found))
             return None
         if found := damage(artifact, artifact.manifest.reports, REPORTS):
-            self.tell(events.StepNote(step.name, f"reports are damaged and measured again: {'; '.join(found)}"))
-            return Artifact(artifact.path, artifact.manifest.model_copy(update={"measured": "damaged"}))
+            self.tell(
+                events.StepNote(
+                    step.name, f"reports are damaged and measured again: {'; '.join(found)}"
+                )
+            )
+            return Artifact(
+                artifact.path, artifact.manifest.model_copy(update={"measured": "damaged"})
+            )
         return artifact
 
     def _set_aside(self, step: PlannedStep, path: Path, details: str) -> None:

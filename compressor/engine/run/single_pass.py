@@ -10,7 +10,13 @@ from typing import Any
 from compressor.artifacts.store import MANIFEST, Artifact, verify
 from compressor.config.document import Document, read_document
 from compressor.data.contract import SourceContext
-from compressor.engine.plan.pipeline import Pipeline, load_pipeline, override, pipeline_from_document, reference_of
+from compressor.engine.plan.pipeline import (
+    Pipeline,
+    load_pipeline,
+    override,
+    pipeline_from_document,
+    reference_of,
+)
 from compressor.engine.plan.plan import PassBuilder, Plan
 from compressor.engine.run import events
 from compressor.engine.run.runner import load_given
@@ -22,7 +28,9 @@ from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import EvaluateConfig, Measurement
 
 
-def single_pass(pass_type: str, model: Path, borrow: Path | None, fields: Sequence[str]) -> Pipeline:
+def single_pass(
+    pass_type: str, model: Path, borrow: Path | None, fields: Sequence[str]
+) -> Pipeline:
     """The pipeline of one pass over ``model``; ``data:`` and ``evaluate:`` come from the file ``borrow``.
 
     A field that begins with ``evaluate.`` is put over what is borrowed: the reference that a file names is one of its steps,
@@ -35,7 +43,9 @@ def single_pass(pass_type: str, model: Path, borrow: Path | None, fields: Sequen
     borrowed: dict[str, Any] = {}
     if borrow is not None:
         tree = read_document(borrow).tree
-        borrowed = {key: tree[key] for key in ("data", "evaluate", "threads", "seed") if key in (tree or {})}
+        borrowed = {
+            key: tree[key] for key in ("data", "evaluate", "threads", "seed") if key in (tree or {})
+        }
     measured = [field for field in fields if field.startswith("evaluate.")]
     borrowed = override(Document(borrow, borrowed), measured).tree
     step = override(Document(None, {}), [field for field in fields if field not in measured]).tree
@@ -64,7 +74,9 @@ def preview(plan: Plan, listener: events.Listener) -> list[Mapping[str, Any]]:
         for needed in (plan.step(name) for name in dict.fromkeys(step.inputs.values())):
             if needed.given is not None:
                 verify(needed.given)
-            workshop.artifacts[needed.name] = needed.given or workshop.as_artifact(needed, Path(source))
+            workshop.artifacts[needed.name] = needed.given or workshop.as_artifact(
+                needed, Path(source)
+            )
         inputs = {role: workshop.artifacts[name] for role, name in step.inputs.items()}
         context = workshop.context(step, Path(work), inputs, [])
         try:
@@ -96,7 +108,9 @@ def measure_artifact(
     if not accuracy:
         evaluate = evaluate.without_accuracy()
     if evaluate.accuracy is None and evaluate.latency is None:
-        raise UsageError(f"{pipeline_file} measures nothing", remedy="give it an `evaluate:` section")
+        raise UsageError(
+            f"{pipeline_file} measures nothing", remedy="give it an `evaluate:` section"
+        )
     measurement = measure(
         artifact.manifest.kind,
         artifact.model,
@@ -104,7 +118,9 @@ def measure_artifact(
         {name: one.config.model_dump(mode="json") for name, one in pipeline.data.items()},
         SourceContext(pipeline.base, allow_code),
         reference=_reference(evaluate, pipeline.base),
-        progress=lambda what, done, total: listener(events.StepProgress(artifact.name, what, done, total)),
+        progress=lambda what, done, total: listener(
+            events.StepProgress(artifact.name, what, done, total)
+        ),
     )
     if measurement.stand_in is not None and measurement.accuracy is None:
         raise GpuError(f"the latency of {artifact.name} is not measured: {measurement.stand_in}")

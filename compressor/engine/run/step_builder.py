@@ -90,7 +90,9 @@ class Workshop:
         if not marker.is_file():
             return None
         built: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
-        found = {name: entry.model_dump() for name, entry in entries_of(staging / "out", MODEL).items()}
+        found = {
+            name: entry.model_dump() for name, entry in entries_of(staging / "out", MODEL).items()
+        }
         return built if found == built["files"] else None
 
     def _run_pass(self, step: PlannedStep, staging: Path) -> dict[str, Any]:
@@ -124,7 +126,9 @@ class Workshop:
             write_atomic(staging / _BUILT, json.dumps(built, allow_nan=False).encode())
         return built
 
-    def context(self, step: PlannedStep, work: Path, inputs: Mapping[str, Artifact], notes: list[str]) -> PassContext:
+    def context(
+        self, step: PlannedStep, work: Path, inputs: Mapping[str, Artifact], notes: list[str]
+    ) -> PassContext:
         """What a step's pass is given; ``notes`` collects what it has to say."""
 
         def progress(what: str, done: int, total: int, figures: Mapping[str, float]) -> None:
@@ -166,7 +170,12 @@ class Workshop:
             step=step.name,
             kind=step.kind,
             parents={role: self.artifacts[name].id for role, name in step.inputs.items()},
-            pass_=PassRecord(name=step.pass_name, version=step.pass_version, config=dict(step.config), code=step.code),
+            pass_=PassRecord(
+                name=step.pass_name,
+                version=step.pass_version,
+                config=dict(step.config),
+                code=step.code,
+            ),
             seed=plan.seed,
             tools=dict(step.tools),
             data=dict(step.data),
@@ -193,7 +202,9 @@ class Workshop:
         """Measure the model in ``folder``, write its reports and log there, and return the manifest that lists them."""
         measurement = self._measure(step, folder / MODEL)
         metrics = measurement.metrics if measurement else ()
-        manifest = manifest.model_copy(update={"metrics": metrics, "measured": step.measured, "reports": {}})
+        manifest = manifest.model_copy(
+            update={"metrics": metrics, "measured": step.measured, "reports": {}}
+        )
         with writing(folder):
             for name in _REPORT_FILES:
                 shutil.rmtree(folder / name, ignore_errors=True)
@@ -253,7 +264,10 @@ def unexpected(step: PlannedStep, error: Exception, folder: Path) -> CompressErr
     with writing(log):
         write_atomic(log, "".join(traceback.format_exception(error)).encode())
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return PassError(f"{step.name} ({step.pass_name}) failed: {type(error).__name__}: {first}", remedy=f"see {log}")
+    return PassError(
+        f"{step.name} ({step.pass_name}) failed: {type(error).__name__}: {first}",
+        remedy=f"see {log}",
+    )
 
 
 def _existing(folder: Path) -> list[str]:

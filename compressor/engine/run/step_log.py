@@ -40,7 +40,9 @@ class StepLog:
             case events.StepNote():
                 return f"note: {event.text}"
             case events.StepMeasured():
-                return "measured " + " ".join(f"{metric.name}={metric.value:.6g}" for metric in event.metrics)
+                return "measured " + " ".join(
+                    f"{metric.name}={metric.value:.6g}" for metric in event.metrics
+                )
             case events.StepFailed():
                 return f"failed: {event.error}"
             case _:

@@ -14,7 +14,11 @@ from compressor.models.families.transformers.checkpoint import streamed
 from compressor.models.families.transformers.layouts import Decoder, decoder_of, text_of
 
 Activation = Literal["silu", "gelu_tanh"]
-_ACTIVATIONS: Mapping[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 _FIXED_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds of rotary embedding whose frequencies do not change with the length of the text."""
 _SOFTCAPS = ("final_logit_softcapping", "attn_logit_softcapping")
@@ -94,20 +98,32 @@ def architecture_of(tree: Mapping[str, Any], context: int | None) -> Architectur
     config = config.get_text_config()
     name = str(getattr(config, "hidden_activation", None) or config.hidden_act)
     window = getattr(config, "sliding_window", None)
-    always = "sliding_attention" if window and getattr(config, "use_sliding_window", True) else "full_attention"
+    always = (
+        "sliding_attention"
+        if window and getattr(config, "use_sliding_window", True)
+        else "full_attention"
+    )
     kinds = tuple(getattr(config, "layer_types", None) or [always] * decoder.layers)
     longest = int(config.max_position_embeddings)
     problems = [] if name in _ACTIVATIONS else [f"the activation {name}"]
     problems += [f"`{one}`" for one in _SOFTCAPS if text.get(one)]
-    problems += [f"rotary embeddings of kind {kind}" for kind in sorted(_rotary_kinds(config) - _FIXED_ROTARY)]
-    problems += [f"layers of kind {one}" for one in sorted({*kinds} - {"full_attention", "sliding_attention"})]
+    problems += [
+        f"rotary embeddings of kind {kind}"
+        for kind in sorted(_rotary_kinds(config) - _FIXED_ROTARY)
+    ]
+    problems += [
+        f"layers of kind {one}"
+        for one in sorted({*kinds} - {"full_attention", "sliding_attention"})
+    ]
     if problems:
         raise RequirementError(
             f"decoders of {tree['model_type']} with {', '.join(problems)} are not built yet",
             remedy="measure and ship the torch or awq artifact instead",
         )
     if context is not None and context > longest:
-        raise RequirementError(f"`context_length` is {context}, and the model has {longest} positions")
+        raise RequirementError(
+            f"`context_length` is {context}, and the model has {longest} positions"
+        )
     count = context or longest
     turning: Any = module.get_submodule(f"{decoder.layout.root}.rotary_emb")
     scalar = getattr(config, "query_pre_attn_scalar", None)
@@ -120,11 +136,14 @@ def architecture_of(tree: Mapping[str, Any], context: int | None) -> Architectur
         embedding_scale=decoder.hidden**0.5 if decoder.layout.scaled_embedding else 1.0,
         context=count,
         rotary={
-            kind: _rotary(turning, kind, count, in_pairs=decoder.layout.rotary_in_pairs) for kind in sorted({*kinds})
+            kind: _rotary(turning, kind, count, in_pairs=decoder.layout.rotary_in_pairs)
+            for kind in sorted({*kinds})
         },
         kinds=kinds,
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
-        images=None if decoder.layout.vision is None else Images(tree["image_token_id"], tuple(turning.mrope_section)),
+        images=None
+        if decoder.layout.vision is None
+        else Images(tree["image_token_id"], tuple(turning.mrope_section)),
     )
 
 

@@ -18,7 +18,16 @@ import numpy as np
 from onnxscript import ir
 
 from compressor.graphs.decoder.architecture import Architecture, Images
-from compressor.graphs.decoder.interface import EMBEDS, IDS, KEEP, LOGITS, MASK, OFFSETS, PAST, Caches
+from compressor.graphs.decoder.interface import (
+    EMBEDS,
+    IDS,
+    KEEP,
+    LOGITS,
+    MASK,
+    OFFSETS,
+    PAST,
+    Caches,
+)
 from compressor.graphs.decoder.operators import Operators, Turns
 from compressor.graphs.decoder.weights import BLOCKS, Weights
 from compressor.models.capabilities.linear_groups import Site
@@ -33,9 +42,15 @@ class DecoderGraph:
     """Builds one."""
 
     def __init__(
-        self, architecture: Architecture, tree: dict[str, Any], folder: Path, operators: Operators, *, int8_tables: bool,
+        self,
+        architecture: Architecture,
+        tree: dict[str, Any],
+        folder: Path,
+        operators: Operators,
+        *,
+        int8_tables: bool,
         cache_scales: Mapping[str, Array] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.architecture, self.weights = architecture, Weights(folder, tree)
         self.int8_tables = int8_tables
         self.cache_scales = cache_scales
@@ -58,26 +73,40 @@ class DecoderGraph:
         if (images := self.architecture.images) is not None:
             x = self._with_images(x, ids, images)
             positions = self.add.positions(ids, mask, places)
-            self.turns = {kind: self._by_section(kind, positions, images) for kind in self.architecture.rotary}
+            self.turns = {
+                kind: self._by_section(kind, positions, images) for kind in self.architecture.rotary
+            }
         else:
             self.turns = {kind: self._by_position(kind) for kind in self.architecture.rotary}
-        normed = self.add.norm(x, self._norm("layers.0.input_layernorm"), self.architecture.epsilon, "layers.0.normed")
+        normed = self.add.norm(
+            x, self._norm("layers.0.input_layernorm"), self.architecture.epsilon, "layers.0.normed"
+        )
         for number in range(decoder.layers):
             last = number == decoder.layers - 1
             x, normed = self._layer(
-                number, x, normed, places, "norm" if last else f"layers.{number + 1}.input_layernorm"
+                number,
+                x,
+                normed,
+                places,
+                "norm" if last else f"layers.{number + 1}.input_layernorm",
             )
         start = self.add.op("Neg", [keep], "logits.start")
         normed = self.add.op(
-            "Slice", [normed, start, self.add.ints(np.iinfo(np.int64).max), self.add.ints(1)], "logits.read"
+            "Slice",
+            [normed, start, self.add.ints(np.iinfo(np.int64).max), self.add.ints(1)],
+            "logits.read",
         )
         logits = self._head(normed)
         self._output(logits, LOGITS, ir.DataType.FLOAT, "batch", "answers", decoder.vocabulary)
         self.outputs.insert(0, self.outputs.pop())
         graph = ir.Graph(
-            [*self.inputs, *self.optional], self.outputs, nodes=self.add.nodes, initializers=list(self.add.constants.values()),
-            opset_imports=dict(self.add.opsets), name="decoder",
-        )  # fmt: skip
+            [*self.inputs, *self.optional],
+            self.outputs,
+            nodes=self.add.nodes,
+            initializers=list(self.add.constants.values()),
+            opset_imports=dict(self.add.opsets),
+            name="decoder",
+        )
         return ir.Model(graph, ir_version=IR_VERSION)
 
     def _input(self, name: str, dtype: ir.DataType, *shape: str | int) -> ir.Value:
@@ -101,7 +130,9 @@ class DecoderGraph:
 
     def _norm(self, name: str) -> ir.Value:
         offset = self.architecture.decoder.layout.norm_offset
-        return self.add.constant(f"{name}.weight", self.weights.vector(self._name(f"{name}.weight"), offset))
+        return self.add.constant(
+            f"{name}.weight", self.weights.vector(self._name(f"{name}.weight"), offset)
+        )
 
     def _table_block(self) -> int:
         """The size of the blocks of tables in 8 bits; 0 where they stay float."""
@@ -111,28 +142,44 @@ class DecoderGraph:
     def _embedded(self, ids: ir.Value) -> ir.Value:
         table = self._name("embed_tokens.weight")
         if size := self._table_block():
-            found = self.add.packed_rows(ids, self.weights.rounded_table(table, size), self._table_name())
+            found = self.add.packed_rows(
+                ids, self.weights.rounded_table(table, size), self._table_name()
+            )
         else:
             found = self.add.op(
-                "Gather", [self.add.constant("embed_tokens", self.weights.table(table)), ids], "embedded"
+                "Gather",
+                [self.add.constant("embed_tokens", self.weights.table(table)), ids],
+                "embedded",
             )
         scale = self.architecture.embedding_scale
         if scale == 1.0:
             return found
         return self.add.op(
-            "Mul", [found, self.add.constant("embed_scale", np.array(scale, np.float32))], "embedded.scaled"
+            "Mul",
+            [found, self.add.constant("embed_scale", np.array(scale, np.float32))],
+            "embedded.scaled",
         )
 
     def _with_images(self, x: ir.Value, ids: ir.Value, images: Images) -> ir.Value:
         """The vision tower's words, one after another, in the places of the image token."""
         add, hidden = self.add, self.architecture.decoder.hidden
-        embeds = self._default(EMBEDS, np.zeros((0, hidden), dtype=np.float32), "image_words", hidden)
+        embeds = self._default(
+            EMBEDS, np.zeros((0, hidden), dtype=np.float32), "image_words", hidden
+        )
         token = add.constant("image.token", np.array(images.token, dtype=np.int64))
-        zero, one = (add.constant(f"image.{value}", np.array(value, dtype=np.int64)) for value in (0, 1))
+        zero, one = (
+            add.constant(f"image.{value}", np.array(value, dtype=np.int64)) for value in (0, 1)
+        )
         here = add.op("Equal", [ids, token], "image.is")
         flat = add.op("Reshape", [here, add.ints(-1)], "image.is.flat")
-        count = add.op("CumSum", [add.op("Cast", [flat], "image.ones", to=ir.DataType.INT64), zero], "image.count")
-        number = add.op("Max", [add.op("Sub", [count, one], "image.from_zero"), zero], "image.number.flat")
+        count = add.op(
+            "CumSum",
+            [add.op("Cast", [flat], "image.ones", to=ir.DataType.INT64), zero],
+            "image.count",
+        )
+        number = add.op(
+            "Max", [add.op("Sub", [count, one], "image.from_zero"), zero], "image.number.flat"
+        )
         number = add.op("Reshape", [number, add.op("Shape", [ids], "image.shape")], "image.number")
         none = add.constant(
             "image.none", np.zeros((1, hidden), dtype=np.float32)
@@ -140,19 +187,30 @@ class DecoderGraph:
         words = add.op("Concat", [embeds, none], "image.words", axis=0)
         rows = add.op("Gather", [words, number], "image.rows", axis=0)
         return add.op(
-            "Where", [add.op("Unsqueeze", [here, add.ints(2)], "image.here"), rows, x], "embedded.with_images"
+            "Where",
+            [add.op("Unsqueeze", [here, add.ints(2)], "image.here"), rows, x],
+            "embedded.with_images",
         )
 
     def _by_position(self, kind: str) -> Turns:
         rotary, add = self.architecture.rotary[kind], self.add
-        cos, sin = add.constant(f"cos.{kind}", rotary.cos.numpy()), add.constant(f"sin.{kind}", rotary.sin.numpy())
+        cos, sin = (
+            add.constant(f"cos.{kind}", rotary.cos.numpy()),
+            add.constant(f"sin.{kind}", rotary.sin.numpy()),
+        )
         return Turns(cos, sin, 2 * rotary.cos.shape[1], by_token=False)
 
     def _by_section(self, kind: str, positions: ir.Value, images: Images) -> Turns:
         """Each section of the frequencies follows one of the three positions (Wang et al. 2024, M-RoPE)."""
         rotary, add = self.architecture.rotary[kind], self.add
-        offsets = self._default(OFFSETS, np.zeros((3, 1, 1), dtype=np.int64), 3, "offset_batch", "offset_sequence")
-        every = add.op("Add", [add.op("Unsqueeze", [positions, add.ints(0)], "positions.3d"), offsets], "positions.all")
+        offsets = self._default(
+            OFFSETS, np.zeros((3, 1, 1), dtype=np.int64), 3, "offset_batch", "offset_sequence"
+        )
+        every = add.op(
+            "Add",
+            [add.op("Unsqueeze", [positions, add.ints(0)], "positions.3d"), offsets],
+            "positions.all",
+        )
         starts = np.cumsum([0, *images.sections]).tolist()
         found = []
         for what, table in (("cos", rotary.cos), ("sin", rotary.sin)):
@@ -160,7 +218,9 @@ class DecoderGraph:
             for number, (start, size) in enumerate(zip(starts, images.sections, strict=False)):
                 axis = add.constant(f"axis.{number % 3}", np.array(number % 3))
                 places = add.op("Gather", [every, axis], f"{what}.{kind}.{number}.places", axis=0)
-                part = add.constant(f"{what}.{kind}.{number}.table", table[:, start : start + size].numpy())
+                part = add.constant(
+                    f"{what}.{kind}.{number}.table", table[:, start : start + size].numpy()
+                )
                 parts.append(add.op("Gather", [part, places], f"{what}.{kind}.{number}"))
             found.append(add.op("Concat", parts, f"{what}.{kind}", axis=-1))
         return Turns(found[0], found[1], 2 * starts[-1], by_token=True)
@@ -178,9 +238,13 @@ class DecoderGraph:
         if size := self._table_block():
             return self.add.packed_linear(x, self.weights.rounded_table(table, size), None, "head")
         if not tied:
-            return self.add.linear(x, self.add.constant("head.weight", self.weights.transposed([table])), None, "head")
+            return self.add.linear(
+                x, self.add.constant("head.weight", self.weights.transposed([table])), None, "head"
+            )
         # Stored once: ONNX Runtime folds the transposition into the product.
-        turned = self.add.op("Transpose", [self.add.constants["embed_tokens"]], "head.weight", perm=[1, 0])
+        turned = self.add.op(
+            "Transpose", [self.add.constants["embed_tokens"]], "head.weight", perm=[1, 0]
+        )
         return self.add.linear(x, turned, None, "head")
 
     def _layer(
@@ -203,7 +267,9 @@ class DecoderGraph:
         return self.add.norm(x, self._norm(name), self.architecture.epsilon, f"{name}.normed")
 
     def _added(self, x: ir.Value, said: ir.Value, norm: str) -> tuple[ir.Value, ir.Value]:
-        return self.add.add_and_norm(x, said, self._norm(norm), self.architecture.epsilon, f"{norm}.normed")
+        return self.add.add_and_norm(
+            x, said, self._norm(norm), self.architecture.epsilon, f"{norm}.normed"
+        )
 
     def _attention(self, number: int, x: ir.Value, places: Any) -> ir.Value:
         decoder, layer, add = self.architecture.decoder, f"layers.{number}", self.add
@@ -215,29 +281,50 @@ class DecoderGraph:
             query, key, value = add.split(query, widths, f"{layer}.heads")
             query, key = (
                 self._head_norm(part, f"{layer}.self_attn.{name}", width)
-                for part, name, width in zip((query, key), decoder.layout.head_norms, widths, strict=False)
+                for part, name, width in zip(
+                    (query, key), decoder.layout.head_norms, widths, strict=False
+                )
             )
         kind, window = self.architecture.kinds[number], self.architecture.windows[number]
         names = [f"{PAST}{number}.{what}" for what in ("key", "value")]
         dtype = ir.DataType.INT8 if self.cache_scales else ir.DataType.FLOAT
         shape = ("batch", decoder.key_heads, "past", decoder.head_width)
         past = (self._input(names[0], dtype, *shape), self._input(names[1], dtype, *shape))
-        scales = [add.constant(f"{name}.scale", self.cache_scales[name]) for name in names] if self.cache_scales else []
+        scales = (
+            [add.constant(f"{name}.scale", self.cache_scales[name]) for name in names]
+            if self.cache_scales
+            else []
+        )
         found, keys, values = add.attention(
-            query, key, value, past, places, self.turns[kind], f"{layer}.attention", num_heads=decoder.heads,
-            kv_num_heads=decoder.key_heads, head_width=decoder.head_width, scale=self.architecture.attention_scale,
-            in_pairs=decoder.layout.rotary_in_pairs, window=window, cache_scales=scales,
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            past,
+            places,
+            self.turns[kind],
+            f"{layer}.attention",
+            num_heads=decoder.heads,
+            kv_num_heads=decoder.key_heads,
+            head_width=decoder.head_width,
+            scale=self.architecture.attention_scale,
+            in_pairs=decoder.layout.rotary_in_pairs,
+            window=window,
+            cache_scales=scales,
+        )
         shape = ("batch", decoder.key_heads, "total", decoder.head_width)
         for one, name in zip((keys, values), names, strict=True):
             self._output(one, Caches.present(name), dtype, *shape)
-        return self._linear(found, self.sites["attention output"], number, widths[0], [decoder.hidden])
+        return self._linear(
+            found, self.sites["attention output"], number, widths[0], [decoder.hidden]
+        )
 
     def _head_norm(self, x: ir.Value, name: str, width: int) -> ir.Value:
         """RMSNorm of each head."""
         add, head = self.add, self.architecture.decoder.head_width
         heads = add.op("Reshape", [x, add.ints(0, 0, width // head, head)], f"{name}.heads")
-        return add.op("Reshape", [self._normed(heads, name), add.ints(0, 0, width)], f"{name}.whole")
+        return add.op(
+            "Reshape", [self._normed(heads, name), add.ints(0, 0, width)], f"{name}.whole"
+        )
 
     def _ffn(self, number: int, x: ir.Value) -> ir.Value:
         decoder, add = self.architecture.decoder, self.add
@@ -247,13 +334,17 @@ class DecoderGraph:
         inner = add.op("Mul", [gate, up], f"layers.{number}.mlp.inner")
         return self._linear(inner, self.sites["ffn output"], number, decoder.ffn, [decoder.hidden])
 
-    def _linear(self, x: ir.Value, site: Site, number: int, inputs: int, outputs: list[int]) -> ir.Value:
+    def _linear(
+        self, x: ir.Value, site: Site, number: int, inputs: int, outputs: list[int]
+    ) -> ir.Value:
         """All linear layers of a site at once, their results side by side."""
         names = [self._name(f"layers.{number}.{name}") for name in site.linears]
         short = f"layers.{number}.{site.linears[0].rpartition('.')[0]}.{'_'.join(n.rpartition('.')[2] for n in site.linears)}"
         biases = [f"{name}.bias" for name in names if self.weights.has(f"{name}.bias")]
         bias = self.add.constant(f"{short}.bias", self.weights.vectors(biases)) if biases else None
         if self.weights.grid(names[0]) is not None:
-            return self.add.packed_linear(x, self.weights.blocks(names, (sum(outputs), inputs)), bias, short)
+            return self.add.packed_linear(
+                x, self.weights.blocks(names, (sum(outputs), inputs)), bias, short
+            )
         matrix = self.weights.transposed([f"{name}.weight" for name in names])
         return self.add.linear(x, self.add.constant(f"{short}.weight", matrix), bias, short)

@@ -15,7 +15,10 @@ from compressor.data.contract import Batch
 from compressor.errors import ModelError
 
 PAST, PRESENT = "past_key_values.", "present."
-_DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int8)": np.dtype(np.int8)}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(int8)": np.dtype(np.int8),
+}
 CONTEXT = "autoglm_compress.context_length"
 """The key under which a decoder's file says how many tokens it attends to."""
 MASK, IDS, LOGITS, KEEP = "attention_mask", "input_ids", "logits", "logits_to_keep"
@@ -69,7 +72,10 @@ class Caches:
 
     def room(self, samples: int, tokens: int) -> Batch:
         """Buffers for so many tokens, zero."""
-        return {name: np.zeros((samples, self.heads, tokens, self.width), dtype=self.dtype) for name in self.names}
+        return {
+            name: np.zeros((samples, self.heads, tokens, self.width), dtype=self.dtype)
+            for name in self.names
+        }
 
     @staticmethod
     def present(name: str) -> str:

@@ -61,9 +61,18 @@ class Operators:
     def constant(self, name: str, value: Array | ir.LazyTensor) -> ir.Value:
         """An initializer; the same one for the same name."""
         if name not in self.constants:
-            tensor = value if isinstance(value, ir.LazyTensor) else ir.tensor(np.asarray(value, order="C"))
+            tensor = (
+                value
+                if isinstance(value, ir.LazyTensor)
+                else ir.tensor(np.asarray(value, order="C"))
+            )
             tensor.name = name
-            one = ir.Value(name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+            one = ir.Value(
+                name=name,
+                shape=ir.Shape(value.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
             self.constants[name] = one
         return self.constants[name]
 
@@ -80,7 +89,12 @@ class Operators:
     ) -> tuple[ir.Value, ir.Value]:
         """RMSNorm of x + more, and x + more."""
         found = self.op(
-            "SkipSimplifiedLayerNormalization", [x, more, weight], name, domain=MICROSOFT, outputs=4, epsilon=epsilon
+            "SkipSimplifiedLayerNormalization",
+            [x, more, weight],
+            name,
+            domain=MICROSOFT,
+            outputs=4,
+            epsilon=epsilon,
         )
         node = found.producer()
         assert node is not None  # noqa: S101
@@ -93,25 +107,40 @@ class Operators:
         found = self.op("MatMul", [x, weight], name if bias is None else f"{name}.product")
         return found if bias is None else self.op("Add", [found, bias], name)
 
-    def packed_linear(self, x: ir.Value, weight: Blocks, bias: ir.Value | None, name: str) -> ir.Value:
+    def packed_linear(
+        self, x: ir.Value, weight: Blocks, bias: ir.Value | None, name: str
+    ) -> ir.Value:
         """X · W + b with the integers of W as they are."""
         data, scales, zeros = self._blocks(weight, name)
         inputs = [x, data, scales, zeros, None, bias]
         while inputs[-1] is None:
             inputs.pop()
         return self.op(
-            "MatMulNBits", inputs, name, domain=MICROSOFT, K=weight.inputs, N=weight.outputs, bits=weight.bits,
-            block_size=weight.size, accuracy_level=self.accuracy_level,
-        )  # fmt: skip
+            "MatMulNBits",
+            inputs,
+            name,
+            domain=MICROSOFT,
+            K=weight.inputs,
+            N=weight.outputs,
+            bits=weight.bits,
+            block_size=weight.size,
+            accuracy_level=self.accuracy_level,
+        )
 
     def packed_rows(self, ids: ir.Value, table: Blocks, name: str) -> ir.Value:
         """The rows of a table of integers, float32 [B, T, hidden]; its initializers are those of the head named alike."""
         data, _, _ = self._blocks(table, name)
         scales = self.op("Unsqueeze", [self._widened(name), self.ints(2)], f"{name}.scales.rows")
         rows = self.op(
-            "GatherBlockQuantized", [data, ids, scales], f"{name}.blocks", domain=MICROSOFT, bits=table.bits,
-            block_size=table.size, gather_axis=0, quantize_axis=2,
-        )  # fmt: skip
+            "GatherBlockQuantized",
+            [data, ids, scales],
+            f"{name}.blocks",
+            domain=MICROSOFT,
+            bits=table.bits,
+            block_size=table.size,
+            gather_axis=0,
+            quantize_axis=2,
+        )
         return self.op("Reshape", [rows, self.ints(0, 0, table.inputs)], f"{name}.rows")
 
     def _blocks(self, weight: Blocks, name: str) -> tuple[ir.Value, ir.Value, ir.Value | None]:
@@ -124,7 +153,9 @@ class Operators:
         """Scales lie in the file as they are, float16 mostly; they are widened when the model is opened."""
         wide = f"{name}.scales.float"
         found = next((node.outputs[0] for node in self.nodes if node.name == wide), None)
-        return found or self.op("Cast", [self.constants[f"{name}.scales"]], wide, to=ir.DataType.FLOAT)
+        return found or self.op(
+            "Cast", [self.constants[f"{name}.scales"]], wide, to=ir.DataType.FLOAT
+        )
 
     def split(self, x: ir.Value, sizes: Sequence[int], name: str) -> list[ir.Value]:
         """Along the last axis."""
@@ -144,7 +175,9 @@ class Operators:
         counts = self.op("ReduceSum", [mask, self.ints(1)], "lengths.counts", keepdims=0)
         last = self.op("Sub", [counts, self.ints(1)], "lengths.last")
         total = self.op(
-            "Gather", [self.op("Shape", [mask], "total.shape"), self.constant("one", np.array(1))], "total.long"
+            "Gather",
+            [self.op("Shape", [mask], "total.shape"), self.constant("one", np.array(1))],
+            "total.long",
         )
         return (
             self.op("Cast", [last], "lengths", to=ir.DataType.INT32),
@@ -155,16 +188,37 @@ class Operators:
         """Of each token in its sample, int64 [B, T]; as attention itself counts them."""
         counts = self.op("ReduceSum", [mask, self.ints(1)], "positions.counts", keepdims=1)
         one = self.constant("one", np.array(1))
-        tokens = self.op("Gather", [self.op("Shape", [ids], "positions.shape"), one], "positions.tokens")
-        start = self.op("Max", [self.op("Sub", [counts, tokens], "positions.before"), self.ints(0)], "positions.start")
-        count = self.op("Range", [self.constant("zero", np.array(0)), tokens, one], "positions.range")
+        tokens = self.op(
+            "Gather", [self.op("Shape", [ids], "positions.shape"), one], "positions.tokens"
+        )
+        start = self.op(
+            "Max",
+            [self.op("Sub", [counts, tokens], "positions.before"), self.ints(0)],
+            "positions.start",
+        )
+        count = self.op(
+            "Range", [self.constant("zero", np.array(0)), tokens, one], "positions.range"
+        )
         return self.op("Add", [start, count], "positions")
 
     def attention(
-        self, query: ir.Value, key: ir.Value | None, value: ir.Value | None, past: tuple[ir.Value, ir.Value],
-        places: Any, turns: Turns, name: str, *, num_heads: int, kv_num_heads: int, head_width: int,
-        scale: float, in_pairs: bool, window: int | None, cache_scales: Sequence[ir.Value],
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:  # fmt: skip
+        self,
+        query: ir.Value,
+        key: ir.Value | None,
+        value: ir.Value | None,
+        past: tuple[ir.Value, ir.Value],
+        places: Any,
+        turns: Turns,
+        name: str,
+        *,
+        num_heads: int,
+        kv_num_heads: int,
+        head_width: int,
+        scale: float,
+        in_pairs: bool,
+        window: int | None,
+        cache_scales: Sequence[ir.Value],
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Causal attention with rotary positions: the result [B, T, N·H], and keys and values with those of before.
 
         ``query`` holds keys and values too where these are None. ``cache_scales`` float32 [M·H] of keys and of values are there
@@ -183,20 +237,43 @@ class Operators:
             told = {"do_rotary": 1, "rotary_interleaved": int(in_pairs)}
         inputs = [query, key, value, *past, *places, *tables]
         if cache_scales:
-            inputs += [None, None, None, *cache_scales]  # positions, a bias, and sinks are not there
-            told |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+            inputs += [
+                None,
+                None,
+                None,
+                *cache_scales,
+            ]  # positions, a bias, and sinks are not there
+            told |= {
+                "k_quant_type": "PER_CHANNEL",
+                "v_quant_type": "PER_CHANNEL",
+                "kv_cache_bit_width": 8,
+            }
         while inputs[-1] is None:
             inputs.pop()
         found = self.op(
-            "GroupQueryAttention", inputs, name, domain=MICROSOFT, outputs=3,
-            num_heads=num_heads, kv_num_heads=kv_num_heads, scale=scale, local_window_size=window or -1, **told,
-        )  # fmt: skip
+            "GroupQueryAttention",
+            inputs,
+            name,
+            domain=MICROSOFT,
+            outputs=3,
+            num_heads=num_heads,
+            kv_num_heads=kv_num_heads,
+            scale=scale,
+            local_window_size=window or -1,
+            **told,
+        )
         node = found.producer()
         assert node is not None  # noqa: S101
         return found, node.outputs[1], node.outputs[2]
 
-    def _turned_by_token(self, x: ir.Value, turns: Turns, name: str, heads: int, *, in_pairs: bool) -> ir.Value:
+    def _turned_by_token(
+        self, x: ir.Value, turns: Turns, name: str, heads: int, *, in_pairs: bool
+    ) -> ir.Value:
         return self.op(
-            "RotaryEmbedding", [x, turns.cos, turns.sin], f"{name}.turned", num_heads=heads,
-            interleaved=int(in_pairs), rotary_embedding_dim=turns.width,
-        )  # fmt: skip
+            "RotaryEmbedding",
+            [x, turns.cos, turns.sin],
+            f"{name}.turned",
+            num_heads=heads,
+            interleaved=int(in_pairs),
+            rotary_embedding_dim=turns.width,
+        )

@@ -56,14 +56,20 @@ class PortableOperators(Operators):
         whole = self.op("Add", [x, more], f"{name}.sum")
         return self.norm(whole, weight, epsilon, name), whole
 
-    def packed_linear(self, x: ir.Value, weight: Blocks, bias: ir.Value | None, name: str) -> ir.Value:
+    def packed_linear(
+        self, x: ir.Value, weight: Blocks, bias: ir.Value | None, name: str
+    ) -> ir.Value:
         """X · W + b, W [I, O] dequantized by block."""
         return self.linear(x, self._dequantized(weight, name), bias, name)
 
     def packed_rows(self, ids: ir.Value, table: Blocks, name: str) -> ir.Value:
         """The rows of a table that is dequantized by block, [B, T, hidden]."""
         turned = self._dequantized(table, name)
-        return self.op("Gather", [self.op("Transpose", [turned], f"{name}.table", perm=[1, 0]), ids], f"{name}.rows")
+        return self.op(
+            "Gather",
+            [self.op("Transpose", [turned], f"{name}.table", perm=[1, 0]), ids],
+            f"{name}.rows",
+        )
 
     def _dequantized(self, weight: Blocks, name: str) -> ir.Value:
         """float32 [I, O]."""
@@ -73,7 +79,11 @@ class PortableOperators(Operators):
         integers, scales, zeros = weight.standard()
         inputs = [self.constant(f"{name}.data", integers), self.constant(f"{name}.scales", scales)]
         wide = self.op("Cast", [inputs[1]], f"{name}.scales.float", to=ir.DataType.FLOAT)
-        found = [inputs[0], wide, *([self.constant(f"{name}.zeros", zeros)] if zeros is not None else [])]
+        found = [
+            inputs[0],
+            wide,
+            *([self.constant(f"{name}.zeros", zeros)] if zeros is not None else []),
+        ]
         return self.op("DequantizeLinear", found, f"{name}.whole", axis=0, block_size=weight.size)
 
     def activation(self, x: ir.Value, kind: Activation, name: str) -> ir.Value:
@@ -88,9 +98,15 @@ class PortableOperators(Operators):
         tokens = self.op("Gather", [self.op("Shape", [ids], "tokens.shape"), one], "tokens")
         total = self.op("Gather", [self.op("Shape", [mask], "total.shape"), one], "total")
         start = self.op("Sub", [total, tokens], "start")
-        counted = self.op("Sub", [self.op("CumSum", [mask, one], "counted"), one], "counted.from_zero")
+        counted = self.op(
+            "Sub", [self.op("CumSum", [mask, one], "counted"), one], "counted.from_zero"
+        )
         last = self.op("Unsqueeze", [start, self.ints(0)], "start.1d")
-        recent = self.op("Slice", [counted, last, self.ints(np.iinfo(np.int64).max), self.ints(1)], "counted.recent")
+        recent = self.op(
+            "Slice",
+            [counted, last, self.ints(np.iinfo(np.int64).max), self.ints(1)],
+            "counted.recent",
+        )
         queries = self.op("Range", [start, total, one], "queries.1d")
         keys = self.op("Range", [zero, total, one], "keys.1d")
         seen = self.op("Cast", [mask], "seen", to=ir.DataType.BOOL)
@@ -103,10 +119,23 @@ class PortableOperators(Operators):
         )
 
     def attention(
-        self, query: ir.Value, key: ir.Value | None, value: ir.Value | None, past: tuple[ir.Value, ir.Value],
-        places: Any, turns: Turns, name: str, *, num_heads: int, kv_num_heads: int, head_width: int,
-        scale: float, in_pairs: bool, window: int | None, cache_scales: Sequence[ir.Value],  # noqa: ARG002
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:  # fmt: skip
+        self,
+        query: ir.Value,
+        key: ir.Value | None,
+        value: ir.Value | None,
+        past: tuple[ir.Value, ir.Value],
+        places: Any,
+        turns: Turns,
+        name: str,
+        *,
+        num_heads: int,
+        kv_num_heads: int,
+        head_width: int,
+        scale: float,
+        in_pairs: bool,
+        window: int | None,
+        cache_scales: Sequence[ir.Value],  # noqa: ARG002
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """As the base class, in float alone; every head's scores are seen in the graph."""
         if key is None or value is None:
             widths = [num_heads * head_width, *[kv_num_heads * head_width] * 2]
@@ -119,7 +148,11 @@ class PortableOperators(Operators):
         parts = []
         for what, one, count in (("q", query, num_heads), ("k", key, kv_num_heads)):
             heads = self._heads(one, count, head_width, f"{name}.{what}")
-            parts.append(self._turned(heads, cos, sin, half, head_width, f"{name}.{what}.turned", in_pairs=in_pairs))
+            parts.append(
+                self._turned(
+                    heads, cos, sin, half, head_width, f"{name}.{what}.turned", in_pairs=in_pairs
+                )
+            )
         parts.append(self._heads(value, kv_num_heads, head_width, f"{name}.v"))
         keys = self.op("Concat", [past[0], parts[1]], f"{name}.keys", axis=2)
         values = self.op("Concat", [past[1], parts[2]], f"{name}.values", axis=2)
@@ -135,9 +168,15 @@ class PortableOperators(Operators):
         shares = self.op("Softmax", [scores], f"{name}.shares", axis=-1)
         across = self.op("Unsqueeze", [values, self.ints(2)], f"{name}.values.5d")
         found = self.op("MatMul", [shares, across], f"{name}.found")
-        found = self.op("Reshape", [found, self.ints(0, num_heads, -1, head_width)], f"{name}.heads")
+        found = self.op(
+            "Reshape", [found, self.ints(0, num_heads, -1, head_width)], f"{name}.heads"
+        )
         found = self.op("Transpose", [found], f"{name}.tokens", perm=[0, 2, 1, 3])
-        return self.op("Reshape", [found, self.ints(0, 0, num_heads * head_width)], name), keys, values
+        return (
+            self.op("Reshape", [found, self.ints(0, 0, num_heads * head_width)], name),
+            keys,
+            values,
+        )
 
     def _allowed(self, places: _Places, window: int | None) -> ir.Value:
         """Bool [B, 1, 1, T, P + T]: what is no padding, not later, and not too far back; and always oneself."""
@@ -148,9 +187,15 @@ class PortableOperators(Operators):
         before = self.op("LessOrEqual", [places.keys, places.queries], f"{name}.before")
         if window is not None:
             at = self.op("Unsqueeze", [places.positions, self.ints(1, 2, 4)], f"{name}.at")
-            first = self.op("Sub", [at, self.constant(f"scalar.{window}", np.array(window))], f"{name}.first")
+            first = self.op(
+                "Sub", [at, self.constant(f"scalar.{window}", np.array(window))], f"{name}.first"
+            )
             where = self.op("Unsqueeze", [places.counted, self.ints(1, 2, 3)], f"{name}.where")
-            before = self.op("And", [before, self.op("Greater", [where, first], f"{name}.near")], f"{name}.around")
+            before = self.op(
+                "And",
+                [before, self.op("Greater", [where, first], f"{name}.near")],
+                f"{name}.around",
+            )
         own = self.op("Equal", [places.keys, places.queries], f"{name}.own")
         return self.op("Or", [self.op("And", [places.mask, before], f"{name}.meant"), own], name)
 
@@ -170,7 +215,15 @@ class PortableOperators(Operators):
         return self.op("Transpose", [apart], f"{name}.heads", perm=[0, 2, 1, 3])
 
     def _turned(
-        self, x: ir.Value, cos: ir.Value, sin: ir.Value, half: int, width: int, name: str, *, in_pairs: bool
+        self,
+        x: ir.Value,
+        cos: ir.Value,
+        sin: ir.Value,
+        half: int,
+        width: int,
+        name: str,
+        *,
+        in_pairs: bool,
     ) -> ir.Value:
         """Rotary positions on the first 2 · half of a head's values: halves against each other, or neighbours."""
         rest: Sequence[ir.Value] = []
@@ -179,17 +232,25 @@ class PortableOperators(Operators):
         if in_pairs:
             x = self.op("Reshape", [x, self.ints(0, 0, 0, half, 2)], f"{name}.pairs")
             sides = enumerate(self.split(x, [1, 1], f"{name}.ab"))
-            a, b = (self.op("Squeeze", [one, self.ints(-1)], f"{name}.{number}") for number, one in sides)
+            a, b = (
+                self.op("Squeeze", [one, self.ints(-1)], f"{name}.{number}")
+                for number, one in sides
+            )
         else:
             a, b = self.split(x, [half, half], f"{name}.ab")
 
         def mixed(one: ir.Value, other: ir.Value, kind: str, what: str) -> ir.Value:
             left = self.op("Mul", [one, cos], f"{name}.{what}.cos")
-            return self.op(kind, [left, self.op("Mul", [other, sin], f"{name}.{what}.sin")], f"{name}.{what}")
+            return self.op(
+                kind, [left, self.op("Mul", [other, sin], f"{name}.{what}.sin")], f"{name}.{what}"
+            )
 
         first, second = mixed(a, b, "Sub", "first"), mixed(b, a, "Add", "second")
         if in_pairs:
-            first, second = (self.op("Unsqueeze", [one, self.ints(-1)], f"{one.name}.pair") for one in (first, second))
+            first, second = (
+                self.op("Unsqueeze", [one, self.ints(-1)], f"{one.name}.pair")
+                for one in (first, second)
+            )
             pairs = self.op("Concat", [first, second], f"{name}.joined", axis=-1)
             turned = [self.op("Reshape", [pairs, self.ints(0, 0, 0, 2 * half)], f"{name}.flat")]
         else:

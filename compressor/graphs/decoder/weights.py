@@ -60,13 +60,21 @@ class Blocks:
 
         def integers(data: ir.LazyTensor, columns: int) -> Tensor:
             held = torch.from_numpy(np.array(data.numpy())).view(self.outputs, -1)
-            return (unpacked_bytes(held, self.bits)[:, :columns].T.to(torch.int16) - middle).contiguous()
+            return (
+                unpacked_bytes(held, self.bits)[:, :columns].T.to(torch.int16) - middle
+            ).contiguous()
 
         zeros = self.zeros
         return (
             _lazy(lambda: integers(self.data, self.inputs), dtype, (self.inputs, self.outputs)),
-            _lazy(lambda: torch.from_numpy(np.array(self.scales.numpy())).T, self.scales.dtype, (count, self.outputs)),
-            None if zeros is None else _lazy(lambda: integers(zeros, count), dtype, (count, self.outputs)),
+            _lazy(
+                lambda: torch.from_numpy(np.array(self.scales.numpy())).T,
+                self.scales.dtype,
+                (count, self.outputs),
+            ),
+            None
+            if zeros is None
+            else _lazy(lambda: integers(zeros, count), dtype, (count, self.outputs)),
         )
 
 
@@ -109,7 +117,9 @@ class Weights:
         """The weights of linear layers that read one input, float32 [I, O of all]."""
         shapes = [self.files.kind(name)[1] for name in names]
         shape = (shapes[0][1], sum(one[0] for one in shapes))
-        return _lazy(lambda: torch.cat([self._float(name) for name in names]).T, ir.DataType.FLOAT, shape)
+        return _lazy(
+            lambda: torch.cat([self._float(name) for name in names]).T, ir.DataType.FLOAT, shape
+        )
 
     def blocks(self, linears: Sequence[str], shape: tuple[int, int]) -> Blocks:
         """Packed linear layers that read one input and share a grid, with their integers, scales and zero-points as they are."""
@@ -125,28 +135,47 @@ class Weights:
         repeats = grid.width(inputs) // size
         count = inputs // size
         return Blocks(
-            outputs, inputs, grid.bits, size,
+            outputs,
+            inputs,
+            grid.bits,
+            size,
             data=_lazy(
                 part(lambda one: packed_bytes(one.integers_OI.view(-1, count, size), grid.bits)),
-                ir.DataType.UINT8, (outputs, count, size * grid.bits // 8),
+                ir.DataType.UINT8,
+                (outputs, count, size * grid.bits // 8),
             ),
             scales=_lazy(
-                part(lambda one: one.scales_OG.repeat_interleave(repeats, dim=1).to(dtype)), _SCALES[dtype], (outputs, count)
+                part(lambda one: one.scales_OG.repeat_interleave(repeats, dim=1).to(dtype)),
+                _SCALES[dtype],
+                (outputs, count),
             ),
-            zeros=None if grid.symmetric else _lazy(
-                part(lambda one: packed_bytes(one.zeros_OG.repeat_interleave(repeats, dim=1), grid.bits).flatten()),
-                ir.DataType.UINT8, (outputs * -(-count * grid.bits // 8),),
+            zeros=None
+            if grid.symmetric
+            else _lazy(
+                part(
+                    lambda one: packed_bytes(
+                        one.zeros_OG.repeat_interleave(repeats, dim=1), grid.bits
+                    ).flatten()
+                ),
+                ir.DataType.UINT8,
+                (outputs * -(-count * grid.bits // 8),),
             ),
-        )  # fmt: skip
+        )
 
     def _scales_of(self, linear: str) -> torch.dtype:
-        [name] = [name for name in (f"{linear}.{suffix}" for suffix in _SCALE_SUFFIXES) if self.has(name)]
+        [name] = [
+            name for name in (f"{linear}.{suffix}" for suffix in _SCALE_SUFFIXES) if self.has(name)
+        ]
         return self.files.kind(name)[0]
 
     def _packed(self, linear: str) -> PackedLinear:
         grid = self.grid(linear)
         assert grid is not None  # noqa: S101
-        names = [name for name in (f"{linear}.{suffix}" for suffix in self.kind.suffixes) if self.has(name)]
+        names = [
+            name
+            for name in (f"{linear}.{suffix}" for suffix in self.kind.suffixes)
+            if self.has(name)
+        ]
         tensors = {name.rpartition(".")[2]: value for name, value in self.files.tensors(names)}
         return self.kind.linear(tensors, grid)
 
@@ -160,15 +189,20 @@ class Weights:
             return (peaks / 127).clamp(min=torch.finfo(torch.float16).tiny).half()
 
         def data() -> Tensor:
-            steps = (self._float(name).view(rows, count, size) / scales().float().unsqueeze(2)).round_()
+            steps = (
+                self._float(name).view(rows, count, size) / scales().float().unsqueeze(2)
+            ).round_()
             return steps.clamp_(-127, 127).add_(128).to(torch.uint8)
 
         return Blocks(
-            rows, width, 8, size,
+            rows,
+            width,
+            8,
+            size,
             data=_lazy(data, ir.DataType.UINT8, (rows, count, size)),
             scales=_lazy(scales, ir.DataType.FLOAT16, (rows, count)),
             zeros=None,
-        )  # fmt: skip
+        )
 
     def _float(self, name: str) -> Tensor:
         [(_, value)] = self.files.tensors([name])

@@ -16,9 +16,13 @@ from compressor.graphs.view import View, named
 from compressor.models.quantized.quantization import Target
 
 _LOWEST = {
-    TensorProto.UINT8: 0, TensorProto.INT8: -128, TensorProto.UINT16: 0, TensorProto.INT16: -(1 << 15), TensorProto.UINT4: 0,
+    TensorProto.UINT8: 0,
+    TensorProto.INT8: -128,
+    TensorProto.UINT16: 0,
+    TensorProto.INT16: -(1 << 15),
+    TensorProto.UINT4: 0,
     TensorProto.INT4: -8,
-}  # fmt: skip
+}
 
 
 def lint(model: onnx.ModelProto, target: Target, gpus: Sequence[str] = ()) -> list[str]:
@@ -32,7 +36,9 @@ def lint(model: onnx.ModelProto, target: Target, gpus: Sequence[str] = ()) -> li
         gpus: for TensorRT, the compute capabilities that an engine is to be built for, such as ``sm86``.
     """
     view = View(model)
-    return list(complaints_of_tensorrt(view, gpus) if target == "tensorrt" else _for_onnxruntime(view))
+    return list(
+        complaints_of_tensorrt(view, gpus) if target == "tensorrt" else _for_onnxruntime(view)
+    )
 
 
 def target_of(name: str) -> Target:
@@ -45,12 +51,18 @@ def target_of(name: str) -> Target:
         if target == name:
             known: Target = target
             return known
-    raise UsageError(f"there is no target {name!r}", remedy=suggestion(name, list(get_args(Target))))
+    raise UsageError(
+        f"there is no target {name!r}", remedy=suggestion(name, list(get_args(Target)))
+    )
 
 
 def _for_onnxruntime(view: View) -> Iterator[str]:
     for node in view.nodes:
-        if node.op_type not in {"Conv", "MatMul", "Gemm"} or len(node.input) < 2 or not view.is_weight(node.input[1]):
+        if (
+            node.op_type not in {"Conv", "MatMul", "Gemm"}
+            or len(node.input) < 2
+            or not view.is_weight(node.input[1])
+        ):
             continue
         if view.is_weight(node.input[0]):
             continue

@@ -15,18 +15,33 @@ from onnx import TensorProto
 from compressor.graphs.view import View, named
 
 _ROUNDING = {"QuantizeLinear", "DequantizeLinear"}
-_UNSIGNED: dict[int, str] = {TensorProto.UINT8: "UINT8", TensorProto.UINT4: "UINT4", TensorProto.UINT16: "UINT16"}
+_UNSIGNED: dict[int, str] = {
+    TensorProto.UINT8: "UINT8",
+    TensorProto.UINT4: "UINT4",
+    TensorProto.UINT16: "UINT16",
+}
 _UNKNOWN: dict[int, str] = {
-    TensorProto.INT16: "INT16", TensorProto.FLOAT8E5M2: "FLOAT8E5M2", TensorProto.FLOAT8E4M3FNUZ: "FLOAT8E4M3FNUZ",
+    TensorProto.INT16: "INT16",
+    TensorProto.FLOAT8E5M2: "FLOAT8E5M2",
+    TensorProto.FLOAT8E4M3FNUZ: "FLOAT8E4M3FNUZ",
     TensorProto.FLOAT8E5M2FNUZ: "FLOAT8E5M2FNUZ",
-}  # fmt: skip
+}
 _REFUSED = {"DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv", "MatMulInteger", "ConvInteger"}
 _FLOATS: dict[int, str] = {
-    TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16", TensorProto.DOUBLE: "FP64"
-}  # fmt: skip
+    TensorProto.FLOAT: "FP32",
+    TensorProto.FLOAT16: "FP16",
+    TensorProto.BFLOAT16: "BF16",
+    TensorProto.DOUBLE: "FP64",
+}
 _FED = {
-    TensorProto.UNDEFINED, *_FLOATS, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.BOOL,
-}  # fmt: skip
+    TensorProto.UNDEFINED,
+    *_FLOATS,
+    TensorProto.INT8,
+    TensorProto.INT32,
+    TensorProto.INT64,
+    TensorProto.UINT8,
+    TensorProto.BOOL,
+}
 _PRODUCTS = {"MatMul", "Gemm"}
 _TURING = 75
 _FIRST_WITH_FP8 = 89
@@ -49,7 +64,9 @@ def complaints_of_tensorrt(view: View, gpus: Sequence[str]) -> Iterator[str]:
         elif node.op_type in _REFUSED:
             yield f"{named(node)}: TensorRT computes QuantizeLinear and DequantizeLinear around float operators only"
         elif node.op_type in _ROUNDING and len(node.input) > 1:
-            yield from (f"{named(node)}: {complaint}" for complaint in _rounding_complaints(view, node))
+            yield from (
+                f"{named(node)}: {complaint}" for complaint in _rounding_complaints(view, node)
+            )
         elif mixed := _mixed(view, node):
             yield f"{named(node)}: {mixed}"
         for gpu in gpus:
@@ -104,7 +121,11 @@ def _mixed(view: View, node: onnx.NodeProto) -> str | None:
 def _lacking(view: View, node: onnx.NodeProto, capability: int) -> str | None:
     """What a GPU of this compute capability has no kernel for."""
     kinds = {view.types.get(name) for name in (*node.input, *node.output)}
-    if node.op_type in _ROUNDING and TensorProto.FLOAT8E4M3FN in kinds and capability < _FIRST_WITH_FP8:
+    if (
+        node.op_type in _ROUNDING
+        and TensorProto.FLOAT8E4M3FN in kinds
+        and capability < _FIRST_WITH_FP8
+    ):
         return "FP8 has no kernels"
     if capability > _TURING:
         return None

@@ -93,4 +93,6 @@ def weight_and_bias(module: str, dim: int, block: int = 1) -> tuple[Cut, ...]:
 
 def batch_norm(module: str) -> tuple[Cut, ...]:
     """All four vectors of a batch normalization."""
-    return tuple(Cut(f"{module}.{name}", 0) for name in ("weight", "bias", "running_mean", "running_var"))
+    return tuple(
+        Cut(f"{module}.{name}", 0) for name in ("weight", "bias", "running_mean", "running_var")
+    )

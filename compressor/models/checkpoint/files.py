@@ -77,7 +77,8 @@ def read_description(folder: Path) -> tuple[str, Record]:
     problems += _weight_problems(folder)
     if problems or described is None:
         raise ModelError(
-            f"{folder} cannot be opened as a model:\n" + "\n".join(f"    {problem}" for problem in problems),
+            f"{folder} cannot be opened as a model:\n"
+            + "\n".join(f"    {problem}" for problem in problems),
             remedy="; ".join(dict.fromkeys(remedies)) or None,
         )
     return described
@@ -87,9 +88,16 @@ def write_description(
     family: str, version: int, config: Record, folder: Path, more: Mapping[str, Any] | None = None
 ) -> None:
     """config.json of a family of ours, with ``more`` beside the architecture, such as what of it is packed."""
-    description = {"family": family, "version": version, "config": config.model_dump(mode="json"), **(more or {})}
+    description = {
+        "family": family,
+        "version": version,
+        "config": config.model_dump(mode="json"),
+        **(more or {}),
+    }
     with writing(folder):
-        (folder / CONFIG).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / CONFIG).write_text(
+            json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 def _weight_problems(folder: Path) -> list[str]:
@@ -104,7 +112,11 @@ def _weight_problems(folder: Path) -> list[str]:
         places = {str(name): str(file) for name, file in tree["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{INDEX} is no index of shards: {error!r}"]
-    problems = [] if "metadata" in tree else [f"{INDEX} has no `metadata`, without which transformers does not load it"]
+    problems = (
+        []
+        if "metadata" in tree
+        else [f"{INDEX} has no `metadata`, without which transformers does not load it"]
+    )
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard:
             problems.append(f"{INDEX} names a shard outside the folder: {shard}")
@@ -114,7 +126,9 @@ def _weight_problems(folder: Path) -> list[str]:
         wanted = {name for name, file in places.items() if file == shard}
         if not of_shard and wanted != held:
             lies = sorted(wanted ^ held)
-            problems.append(f"{INDEX} and {shard} differ in {len(lies)} tensors: {', '.join(lies[:3])}")
+            problems.append(
+                f"{INDEX} and {shard} differ in {len(lies)} tensors: {', '.join(lies[:3])}"
+            )
     return problems
 
 
@@ -131,7 +145,9 @@ def _header_problems(file: Path) -> tuple[list[str], set[str]]:
 def _find_pickled(folder: Path, problems: list[str], remedies: list[str]) -> None:
     pickled = sorted({path.name for pattern in _PICKLED for path in folder.glob(pattern)})
     if pickled:
-        problems.append(f"pickled weights can run code when they are read: {', '.join(pickled)}; safetensors only")
+        problems.append(
+            f"pickled weights can run code when they are read: {', '.join(pickled)}; safetensors only"
+        )
         remedies.append(
             "convert them where you trust them (`safetensors.torch.save_file(torch.load(path, weights_only=True), "
             f"{WEIGHTS!r})`) and remove the pickled files"
@@ -154,7 +170,9 @@ def _described(folder: Path, problems: list[str], remedies: list[str]) -> tuple[
     if isinstance(tree, dict) and "model_type" in tree:
         tree = {"family": _CHECKPOINTS, "config": tree}
     if not isinstance(tree, dict) or "family" not in tree:
-        problems.append(f'{CONFIG} is neither {{"family": …, "config": {{…}}}} nor a checkpoint of transformers')
+        problems.append(
+            f'{CONFIG} is neither {{"family": …, "config": {{…}}}} nor a checkpoint of transformers'
+        )
         return None
     if tree["family"] not in names(FAMILIES):
         problems.append(f"{CONFIG} names the unknown family {tree['family']!r}")
@@ -188,23 +206,32 @@ def read_header(file: Path) -> tuple[TensorEntry, ...]:
         with file.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-                raise ModelError(f"{file}: truncated, or not a safetensors file", remedy="copy or save it again")
+                raise ModelError(
+                    f"{file}: truncated, or not a safetensors file", remedy="copy or save it again"
+                )
             text = handle.read(length)
     data = 8 + length
     try:
         entries = tuple(
             TensorEntry(
-                name, one["dtype"], tuple(one["shape"]), data + one["data_offsets"][0], data + one["data_offsets"][1]
+                name,
+                one["dtype"],
+                tuple(one["shape"]),
+                data + one["data_offsets"][0],
+                data + one["data_offsets"][1],
             )
             for name, one in sorted(json.loads(text).items())
             if name != "__metadata__"
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ModelError(f"{file}: its header is damaged ({error!r})", remedy="copy or save it again") from error
+        raise ModelError(
+            f"{file}: its header is damaged ({error!r})", remedy="copy or save it again"
+        ) from error
     end = max((entry.end for entry in entries), default=data)
     if end != size:
         raise ModelError(
-            f"{file}: truncated or damaged: {size} bytes, its header promises {end}", remedy="copy or save it again"
+            f"{file}: truncated or damaged: {size} bytes, its header promises {end}",
+            remedy="copy or save it again",
         )
     return entries
 
@@ -224,7 +251,8 @@ def check_finite(folder: Path) -> None:
     ]
     if offenders:
         raise NumericalError(
-            f"NaN or infinity in the weights of {folder}:\n" + "\n".join(f"    {line}" for line in offenders),
+            f"NaN or infinity in the weights of {folder}:\n"
+            + "\n".join(f"    {line}" for line in offenders),
             remedy="take a checkpoint from before training diverged; a lower learning rate may keep it from doing so",
         )
 
@@ -233,7 +261,10 @@ def _count_not_finite(file: Path, entry: TensorEntry) -> int:
     if entry.dtype not in _EXPONENT or entry.start == entry.end:
         return 0
     dtype, mask = _EXPONENT[entry.dtype]
-    return sum(int(np.count_nonzero((chunk & dtype(mask)) == mask)) for chunk in _chunks(file, entry, dtype))
+    return sum(
+        int(np.count_nonzero((chunk & dtype(mask)) == mask))
+        for chunk in _chunks(file, entry, dtype)
+    )
 
 
 def _chunks(

@@ -10,12 +10,24 @@ from compressor.config.record import Record
 from compressor.models.checkpoint.facts import facts_of
 from compressor.models.checkpoint.files import check_finite, read_description, write_description
 from compressor.models.contract import Family
-from compressor.models.quantized.quantization import QUANTIZATION, Quantization, read_quantization, write_quantization
+from compressor.models.quantized.quantization import (
+    QUANTIZATION,
+    Quantization,
+    read_quantization,
+    write_quantization,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["check_finite", "facts_of", "load_module", "read_description", "save_module", "save_quantized"]
+__all__ = [
+    "check_finite",
+    "facts_of",
+    "load_module",
+    "read_description",
+    "save_module",
+    "save_quantized",
+]
 
 
 def load_module(folder: Path, device: str = "cpu") -> nn.Module:
@@ -32,7 +44,9 @@ def load_module(folder: Path, device: str = "cpu") -> nn.Module:
     family: Family[Any] = load(FAMILIES, name)
     with torch.random.fork_rng(devices=[]):
         quantized = (folder / QUANTIZATION).is_file()
-        module = _quantized(family.build(config), folder) if quantized else family.load(config, folder)
+        module = (
+            _quantized(family.build(config), folder) if quantized else family.load(config, folder)
+        )
     return module.eval().to(device)
 
 
@@ -43,7 +57,9 @@ def _quantized(module: nn.Module, folder: Path) -> nn.Module:
     return filled(shaped(module, read_quantization(folder)), folder)
 
 
-def save_quantized(module: nn.Module, family: str, config: Record, quantization: Quantization, folder: Path) -> None:
+def save_quantized(
+    module: nn.Module, family: str, config: Record, quantization: Quantization, folder: Path
+) -> None:
     """Write description, grids and weights of a model whose layers are integer.
 
     Raises:
@@ -57,7 +73,9 @@ def save_quantized(module: nn.Module, family: str, config: Record, quantization:
     write_quantization(quantization, folder)
 
 
-def save_module(module: nn.Module, family: str, config: Record, folder: Path, companions: Path | None = None) -> None:
+def save_module(
+    module: nn.Module, family: str, config: Record, folder: Path, companions: Path | None = None
+) -> None:
     """Write description and weights into ``folder``; equal weights give equal bytes.
 
     Args:

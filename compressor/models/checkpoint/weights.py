@@ -40,12 +40,19 @@ def filled(module: nn.Module, folder: Path) -> nn.Module:
             continue
         value = found[present[0]]
         for name, target in group.items():
-            if value.shape != target.shape or value.is_floating_point() != target.is_floating_point():
-                problems.append(f"{name}: {_shown(value)} in the file, {_shown(target)} in the model")
+            if (
+                value.shape != target.shape
+                or value.is_floating_point() != target.is_floating_point()
+            ):
+                problems.append(
+                    f"{name}: {_shown(value)} in the file, {_shown(target)} in the model"
+                )
             else:
                 target.data = value
     known = {name for group in wanted for name in group}
-    problems += [f"unexpected: {name} {_shown(value)}" for name, value in found.items() if name not in known]
+    problems += [
+        f"unexpected: {name} {_shown(value)}" for name, value in found.items() if name not in known
+    ]
     if problems:
         raise ModelError(
             f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes:\n"
@@ -70,7 +77,9 @@ def save_weights(module: nn.Module, folder: Path) -> None:
             safetensors.torch.save_file(tensors, folder / WEIGHTS)
             (folder / WEIGHTS).chmod(0o644)  # the library makes it 0600
         except SafetensorError as error:
-            raise StorageError(f"cannot write {folder / WEIGHTS}: {error}", remedy="free some space") from error
+            raise StorageError(
+                f"cannot write {folder / WEIGHTS}: {error}", remedy="free some space"
+            ) from error
 
 
 @contextmanager
@@ -80,7 +89,9 @@ def weights_on_meta() -> Iterator[None]:
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+            parameter = nn.Parameter(
+                torch.empty_like(parameter, device="meta"), parameter.requires_grad
+            )
         register(module, name, parameter)
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
@@ -119,14 +130,21 @@ def _stored(folder: Path) -> dict[str, Tensor]:
     tree = json.loads((folder / CONFIG).read_bytes())
     if not is_packed(tree):
         return safetensors.torch.load_file(folder / WEIGHTS)
-    return {name: value.float() if value.is_floating_point() else value for name, value in dequantized(folder, tree)}
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in dequantized(folder, tree)
+    }
 
 
 def _by_storage(module: nn.Module) -> list[dict[str, Tensor]]:
     """The module's saved tensors by name, those that are one and the same (tied weights) in one group; sorted by name."""
     groups: dict[object, dict[str, Tensor]] = {}
     for name, value in sorted(module.state_dict(keep_vars=True).items()):
-        key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else id(value)
+        key = (
+            (value.data_ptr(), value.shape, value.stride(), value.dtype)
+            if value.numel()
+            else id(value)
+        )
         groups.setdefault(key, {})[name] = value
     return list(groups.values())
 

@@ -21,7 +21,9 @@ def packed_bytes(values: Tensor, bits: int) -> Tensor:
 
 def unpacked_bytes(octets: Tensor, bits: int) -> Tensor:
     """What ``packed_bytes`` packed, with what filled the last byte: uint8 [..., 8 / bits · bytes]."""
-    return torch.stack([(octets >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)], dim=-1).flatten(-2)
+    return torch.stack(
+        [(octets >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)], dim=-1
+    ).flatten(-2)
 
 
 def packed_bits(values_NM: Tensor, bits: int) -> Tensor:
@@ -33,7 +35,9 @@ def _packed(values_NM: Tensor, bits: int) -> Tensor:
     if 8 % bits == 0:
         octets = packed_bytes(values_NM, bits)
     else:
-        stream = (values_NM.unsqueeze(2).to(torch.uint8) >> torch.arange(bits, dtype=torch.uint8)) & 1
+        stream = (
+            values_NM.unsqueeze(2).to(torch.uint8) >> torch.arange(bits, dtype=torch.uint8)
+        ) & 1
         octets = packed_bytes(stream.flatten(1), 1)
     whole = torch.nn.functional.pad(octets, (0, -octets.shape[1] % 4))
     return whole.flatten().view(torch.int32).view(len(whole), -1)
@@ -41,7 +45,9 @@ def _packed(values_NM: Tensor, bits: int) -> Tensor:
 
 def unpacked_bits(words_NW: Tensor, bits: int, count: int) -> Tensor:
     """What ``packed_bits`` packed: uint8 [N, count]."""
-    return torch.cat([_unpacked(some, bits, count) for some in torch.split(words_NW.contiguous(), _ROWS)])
+    return torch.cat(
+        [_unpacked(some, bits, count) for some in torch.split(words_NW.contiguous(), _ROWS)]
+    )
 
 
 def _unpacked(words_NW: Tensor, bits: int, count: int) -> Tensor:

@@ -61,7 +61,9 @@ class Rounding(nn.Module):
         self.channels = channels
         self.last = last
         """Scales are those of the last axis; otherwise, where there are several, of the first."""
-        self.log2_scale = nn.Parameter(torch.zeros(() if channels is None else channels), requires_grad=False)
+        self.log2_scale = nn.Parameter(
+            torch.zeros(() if channels is None else channels), requires_grad=False
+        )
         self.follows = False
         """While training: the scale follows the largest magnitude; of weights at once, of activations by a moving average."""
 
@@ -95,7 +97,9 @@ class Rounding(nn.Module):
         if self.follows and self.training:
             self._follow(x)
         if not torch.is_grad_enabled() or torch.compiler.is_exporting():
-            rounded: Tensor = fake_quantize(x, self.scale, axis, self.grid.lowest, self.grid.highest)
+            rounded: Tensor = fake_quantize(
+                x, self.scale, axis, self.grid.lowest, self.grid.highest
+            )
             return rounded
         scale = self.scale
         if axis >= 0:
@@ -107,12 +111,16 @@ class Rounding(nn.Module):
     def _follow(self, x: Tensor) -> None:
         axis = self._axis(x)
         parts = x if axis < 0 else x.movedim(axis, 0).flatten(1)
-        high, low = (parts.amax(), parts.amin()) if axis < 0 else (parts.amax(dim=1), parts.amin(dim=1))
+        high, low = (
+            (parts.amax(), parts.amin()) if axis < 0 else (parts.amax(dim=1), parts.amin(dim=1))
+        )
         wanted = high / self.grid.highest
         if self.grid.lowest < 0:
             wanted = torch.maximum(wanted, low / self.grid.lowest)
         wanted = wanted.clamp(min=torch.finfo(torch.float32).tiny)
-        self.set_scale(wanted if self.channels is not None else torch.lerp(self.scale, wanted, _FOLLOWING))
+        self.set_scale(
+            wanted if self.channels is not None else torch.lerp(self.scale, wanted, _FOLLOWING)
+        )
 
 
 class IntegerLayer(nn.Module):
@@ -166,13 +174,19 @@ def shaped(module: nn.Module, quantization: Quantization) -> nn.Module:
     Raises:
         ModelError: it has no such layers.
     """
-    norms = {name: one.norm for name, one in quantization.layers.items() if one.norm} | quantization.folded
+    norms = {
+        name: one.norm for name, one in quantization.layers.items() if one.norm
+    } | quantization.folded
     modules = dict(module.named_modules())
     wrong = [name for name in quantization.layers if not isinstance(modules.get(name), LAYERS)]
     wrong += [name for name in norms.values() if not isinstance(modules.get(name), NORMS)]
-    wrong += [name for name in quantization.smoothed if not isinstance(modules.get(name), nn.Linear)]
+    wrong += [
+        name for name in quantization.smoothed if not isinstance(modules.get(name), nn.Linear)
+    ]
     wrong += [name for name in quantization.inputs if name not in modules]
-    wrong += [name for name in quantization.embeddings if not isinstance(modules.get(name), nn.Embedding)]
+    wrong += [
+        name for name in quantization.embeddings if not isinstance(modules.get(name), nn.Embedding)
+    ]
     if wrong:
         raise ModelError(
             f"quantization.json names layers that config.json does not describe: {', '.join(sorted(wrong))}",

@@ -17,7 +17,9 @@ from compressor.models.quantized.packed_formats import FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
 
 
-def dequantized(folder: Path, tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def dequantized(
+    folder: Path, tree: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a packed checkpoint by the name that the plain one has: float32 weights, all else as it is.
 
     Args:
@@ -29,7 +31,9 @@ def dequantized(folder: Path, tree: Mapping[str, Any], prefix: str = "") -> Iter
         ModelError: as ``stored``.
     """
     for name, one in stored(folder, tree, prefix):
-        yield (f"{name}.weight", one.dequantized()) if isinstance(one, PackedLinear) else (name, one)
+        yield (
+            (f"{name}.weight", one.dequantized()) if isinstance(one, PackedLinear) else (name, one)
+        )
 
 
 def packed_layers(folder: Path) -> dict[str, PackedLinear]:
@@ -43,7 +47,9 @@ def packed_layers(folder: Path) -> dict[str, PackedLinear]:
     return {name: one for name, one in found if isinstance(one, PackedLinear)}
 
 
-def stored(folder: Path, tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor | PackedLinear]]:
+def stored(
+    folder: Path, tree: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Tensor | PackedLinear]]:
     """Every plain tensor of a packed checkpoint by its name, and every packed layer by the layer's; of those below ``prefix``.
 
     Raises:
@@ -51,7 +57,9 @@ def stored(folder: Path, tree: Mapping[str, Any], prefix: str = "") -> Iterator[
     """
     config = tree[QUANTIZATION_CONFIG]
     if (method := config.get("quant_method")) not in FORMATS:
-        raise ModelError(f"{folder}: its weights are quantized by {method!r}; {', '.join(FORMATS)} are read here")
+        raise ModelError(
+            f"{folder}: its weights are quantized by {method!r}; {', '.join(FORMATS)} are read here"
+        )
     kind = FORMATS[method]
     grid_of = kind.grids(config)
     for file in sorted(folder.glob("*.safetensors")):
@@ -68,6 +76,9 @@ def stored(folder: Path, tree: Mapping[str, Any], prefix: str = "") -> Iterator[
                 grid = grid_of(layer)
                 needed = set(kind.suffixes) - ({"weight_zero_point"} if grid.symmetric else set())
                 if missing := needed - suffixes:
-                    raise ModelError(f"{file}: {layer} has no {', '.join(sorted(missing))}", remedy="copy it again")
+                    raise ModelError(
+                        f"{file}: {layer} has no {', '.join(sorted(missing))}",
+                        remedy="copy it again",
+                    )
                 tensors = {suffix: opened.get_tensor(f"{layer}.{suffix}") for suffix in suffixes}
                 yield layer, kind.linear(tensors, grid)

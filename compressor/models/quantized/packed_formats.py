@@ -95,7 +95,9 @@ class Gemm(Format):
     def grids(self, config: Mapping[str, Any]) -> Callable[[str], WeightGrid]:
         """4 bits, with zero-points, everywhere."""
         if config.get("bits") != 4 or config.get("version", "gemm") != "gemm":
-            raise ModelError(f"an AWQ checkpoint of version {config.get('version')!r} with {config.get('bits')} bits")
+            raise ModelError(
+                f"an AWQ checkpoint of version {config.get('version')!r} with {config.get('bits')} bits"
+            )
         grid = WeightGrid(bits=4, group_size=_told(config, "group_size"))
         return lambda _: grid
 
@@ -103,7 +105,9 @@ class Gemm(Format):
         """4 bits, whole groups, whole int32."""
         some = [] if grid.bits == 4 else [f"the format awq holds 4 bits, not {grid.bits}"]
         if outputs % 8:
-            some.append(f"{outputs} outputs are no multiple of 8, which the format awq packs together")
+            some.append(
+                f"{outputs} outputs are no multiple of 8, which the format awq packs together"
+            )
         return some + _group_problems(grid, inputs)
 
     def _packed(self, values_NM: Tensor) -> Tensor:
@@ -140,12 +144,17 @@ class CompressedTensors(Format):
         zeros = torch.full(scales.shape, grid.middle, dtype=torch.uint8)
         if not grid.symmetric:
             zeros = unpacked_bits(tensors["weight_zero_point"].T, grid.bits, outputs).T.contiguous()
-        return PackedLinear(unpacked_bits(tensors["weight_packed"], grid.bits, inputs), scales, zeros, grid)
+        return PackedLinear(
+            unpacked_bits(tensors["weight_packed"], grid.bits, inputs), scales, zeros, grid
+        )
 
     def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
         """As compressed-tensors, vLLM and transformers read it; where there are several grids, each names its layers."""
         groups = {
-            f"group_{number}": {"targets": ["Linear"] if len(grids) == 1 else sorted(names), "weights": _weights(grid)}
+            f"group_{number}": {
+                "targets": ["Linear"] if len(grids) == 1 else sorted(names),
+                "weights": _weights(grid),
+            }
             for number, (grid, names) in enumerate(grids.items())
         }
         return {
@@ -159,7 +168,9 @@ class CompressedTensors(Format):
     def grids(self, config: Mapping[str, Any]) -> Callable[[str], WeightGrid]:
         """Of the first group of layers that names one, by itself, by an expression, or as any linear layer."""
         groups = list(config.get("config_groups", {}).values())
-        if config.get("format") != "pack-quantized" or any(one.get("input_activations") for one in groups):
+        if config.get("format") != "pack-quantized" or any(
+            one.get("input_activations") for one in groups
+        ):
             raise ModelError(
                 f"a compressed-tensors checkpoint of format {config.get('format')!r}",
                 remedy="this program reads pack-quantized ones, with weights alone quantized",
@@ -178,7 +189,9 @@ class CompressedTensors(Format):
         """Whole groups, and whole int32 where zero-points are packed."""
         some = _group_problems(grid, inputs)
         if not grid.symmetric and outputs * grid.bits % 32:
-            some.append(f"the zero-points of {outputs} outputs of {grid.bits} bits fill no whole int32")
+            some.append(
+                f"the zero-points of {outputs} outputs of {grid.bits} bits fill no whole int32"
+            )
         return some
 
 
@@ -206,17 +219,24 @@ def _grid(weights: Mapping[str, Any]) -> WeightGrid:
     try:
         return WeightGrid.model_validate(fields)
     except ValueError as error:
-        raise ModelError(f"`{QUANTIZATION_CONFIG}` tells of weights that are not read here: {fields}") from error
+        raise ModelError(
+            f"`{QUANTIZATION_CONFIG}` tells of weights that are not read here: {fields}"
+        ) from error
 
 
 def _is_meant(name: str, target: str) -> bool:
-    return target in {"Linear", name} or (target.startswith("re:") and re.match(target[3:], name) is not None)
+    return target in {"Linear", name} or (
+        target.startswith("re:") and re.match(target[3:], name) is not None
+    )
 
 
 def _told(config: Mapping[str, Any], name: str) -> Any:
     """A field that has to be there."""
     if name not in config:
-        raise ModelError(f"`{QUANTIZATION_CONFIG}` in config.json has no `{name}`", remedy="copy the checkpoint again")
+        raise ModelError(
+            f"`{QUANTIZATION_CONFIG}` in config.json has no `{name}`",
+            remedy="copy the checkpoint again",
+        )
     return config[name]
 
 

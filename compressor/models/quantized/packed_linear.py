@@ -49,12 +49,15 @@ class PackedLinear:
         """float32 [O, I], each value exactly (q − z) · s."""
         outputs, groups = self.scales_OG.shape
         integers = self.integers_OI.view(outputs, groups, -1).float()
-        return ((integers - self.zeros_OG.float().unsqueeze(2)) * self.scales_OG.float().unsqueeze(2)).view(outputs, -1)
+        return (
+            (integers - self.zeros_OG.float().unsqueeze(2)) * self.scales_OG.float().unsqueeze(2)
+        ).view(outputs, -1)
 
     def rows(self, start: int, end: int) -> PackedLinear:
         """Some of its outputs."""
         integers, scales, zeros = (
-            part[start:end].contiguous() for part in (self.integers_OI, self.scales_OG, self.zeros_OG)
+            part[start:end].contiguous()
+            for part in (self.integers_OI, self.scales_OG, self.zeros_OG)
         )
         return PackedLinear(integers, scales, zeros, self.grid)
 

@@ -90,11 +90,18 @@ def read_quantization(folder: Path) -> Quantization:
     try:
         return Quantization.model_validate_json(text)
     except ValidationError as error:
-        lines = [f"    {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False)]
-        raise ModelError(f"{file} is damaged:\n" + "\n".join(lines), remedy="quantize again") from error
+        lines = [
+            f"    {'.'.join(map(str, one['loc']))}: {one['msg']}"
+            for one in error.errors(include_url=False)
+        ]
+        raise ModelError(
+            f"{file} is damaged:\n" + "\n".join(lines), remedy="quantize again"
+        ) from error
 
 
 def write_quantization(quantization: Quantization, folder: Path) -> None:
     """Write the file."""
     with writing(folder):
-        (folder / QUANTIZATION).write_text(quantization.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / QUANTIZATION).write_text(
+            quantization.model_dump_json(indent=1) + "\n", encoding="utf-8"
+        )

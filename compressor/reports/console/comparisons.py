@@ -27,9 +27,13 @@ def render_tensors(tensors: Sequence[TensorDifference]) -> None:
     """How many are equal, and those that differ most."""
     differing = [one for one in tensors if not one.equal]
     say(f"\n{len(tensors) - len(differing)} of {len(tensors)} tensors have the same values")
-    rows = [(one.name, _shape(one.a), _shape(one.b), _decibels(one.snr_db)) for one in differing[:_ROWS]]
+    rows = [
+        (one.name, _shape(one.a), _shape(one.b), _decibels(one.snr_db)) for one in differing[:_ROWS]
+    ]
     if rows:
-        print_table(("tensor", "shape in a", "shape in b", "SNR"), rows, left_out=len(differing) - len(rows))
+        print_table(
+            ("tensor", "shape in a", "shape in b", "SNR"), rows, left_out=len(differing) - len(rows)
+        )
 
 
 def render_layers(found: LayerComparison) -> None:
@@ -40,7 +44,11 @@ def render_layers(found: LayerComparison) -> None:
         if names:
             say(f"only in the {which}: {', '.join(names)}")
     rows = [layer_cells(one) for one in found.layers[:_ROWS]]
-    print_table(("layer", "order", "adds", "SNR of what it makes"), rows, left_out=len(found.layers) - len(rows))
+    print_table(
+        ("layer", "order", "adds", "SNR of what it makes"),
+        rows,
+        left_out=len(found.layers) - len(rows),
+    )
     answers = ", ".join(f"{name} {_share(error)}" for name, error in found.answers.items())
     say(f"error of the answers, Σ(b−a)² / Σa²: {answers}")
 
@@ -61,7 +69,10 @@ def render_bisection(found: Bisection) -> None:
     say(f"{found.metric} on {found.samples} samples")
     print_table(("step", "pass", "its parent", "it", "lost"), rows)
     say(f"\nlayers of {found.culprit}:")
-    trials = [(_some(one.restored), formats.number(one.value, unit), f"{one.error:.2e}") for one in found.trials]
+    trials = [
+        (_some(one.restored), formats.number(one.value, unit), f"{one.error:.2e}")
+        for one in found.trials
+    ]
     if trials:
         print_table(("layers put back", found.metric, "error of the answers"), trials)
     say(f"in it: {found.layer}" if found.layer else f"no layer is named: {found.why_not}")
@@ -77,8 +88,15 @@ def _some(names: Sequence[str]) -> str:
 
 def layer_cells(one: LayerDifference) -> tuple[str, str, str, str]:
     """Name, place, what it adds, and the signal-to-noise ratio of what it makes."""
-    decibels = "exact" if one.error == 0 else formats.DASH if one.error is None else _decibels(one.snr_db)
-    return one.layer, str(one.order), formats.DASH if one.added is None else _share(one.added), decibels
+    decibels = (
+        "exact" if one.error == 0 else formats.DASH if one.error is None else _decibels(one.snr_db)
+    )
+    return (
+        one.layer,
+        str(one.order),
+        formats.DASH if one.added is None else _share(one.added),
+        decibels,
+    )
 
 
 def _share(error: float) -> str:

@@ -17,10 +17,20 @@ _COSTS = ("latency_p50_ms", "size_bytes")
 def render_history(runs: Sequence[PastRun]) -> None:
     """Each run with its ladder."""
     for run in runs:
-        gates = f", {run.passed} of {run.passed + run.failed} gates passed" if run.passed + run.failed else ""
+        gates = (
+            f", {run.passed} of {run.passed + run.failed} gates passed"
+            if run.passed + run.failed
+            else ""
+        )
         say(f"{run.when}  {run.run}{gates}")
-        names = [*accuracy_names(one for step in run.steps for one in step.metrics.values()), *_COSTS]
-        rows = [(step.step, *(formats.metric(step.metrics.get(name)) for name in names)) for step in run.steps]
+        names = [
+            *accuracy_names(one for step in run.steps for one in step.metrics.values()),
+            *_COSTS,
+        ]
+        rows = [
+            (step.step, *(formats.metric(step.metrics.get(name)) for name in names))
+            for step in run.steps
+        ]
         print_table(("step", *map(formats.label, names)), rows)
         say("")
 

@@ -56,7 +56,9 @@ def stream(text: str) -> None:
 def render_generated(found: Generated) -> None:
     """The end of what a model said, and how fast it was."""
     _out.print()
-    decode = f", {found.decode_tokens_per_second:.0f} tokens/s" if found.decode_tokens_per_second else ""
+    decode = (
+        f", {found.decode_tokens_per_second:.0f} tokens/s" if found.decode_tokens_per_second else ""
+    )
     _err.print(
         f"[dim]{found.prompt_tokens} tokens of prompt, {found.prefill_tokens_per_second:.0f} tokens/s; "
         f"{found.tokens} of answer{decode}; {'ended' if found.finished else 'cut'}[/dim]"
@@ -129,25 +131,43 @@ def render_gates(gates: Sequence[GateResult]) -> None:
     table = _table(*COLUMNS)
     for gate in gates:
         *cells, verdict = gate_row(gate).cells
-        table.add_row(*map(Text, cells), Text(verdict, style="green" if gate.passed else "bold red"))
+        table.add_row(
+            *map(Text, cells), Text(verdict, style="green" if gate.passed else "bold red")
+        )
     _out.print(table)
 
 
 def render_plan(plan: Plan) -> None:
     """The steps, what is there of them, and what they will take."""
-    table = _table("step", "pass", "reads", "artifact", "state", "parameters", "MACs", "time", "memory", "disk")
+    table = _table(
+        "step", "pass", "reads", "artifact", "state", "parameters", "MACs", "time", "memory", "disk"
+    )
     for step in plan.steps:
         estimate = step.estimate
-        reads = ", ".join(name if role == "parent" else f"{role}: {name}" for role, name in step.inputs.items())
+        reads = ", ".join(
+            name if role == "parent" else f"{role}: {name}" for role, name in step.inputs.items()
+        )
         table.add_row(
-            Text(step.name), step.pass_name, Text(reads or "–"), step.directory, step.state,
-            *(_known(value, unit) for value, unit in (
-                (estimate.model.parameters, "count"), (estimate.model.macs, "count"), (estimate.seconds, "s"),
-                (estimate.peak_memory_bytes, "bytes"), (estimate.disk_bytes, "bytes"),
-            )),
-        )  # fmt: skip
+            Text(step.name),
+            step.pass_name,
+            Text(reads or "–"),
+            step.directory,
+            step.state,
+            *(
+                _known(value, unit)
+                for value, unit in (
+                    (estimate.model.parameters, "count"),
+                    (estimate.model.macs, "count"),
+                    (estimate.seconds, "s"),
+                    (estimate.peak_memory_bytes, "bytes"),
+                    (estimate.disk_bytes, "bytes"),
+                )
+            ),
+        )
     _out.print(table)
-    say(f"store: {plan.store.root}, seed {plan.seed}, device {plan.device}; times and memory are estimates")
+    say(
+        f"store: {plan.store.root}, seed {plan.seed}, device {plan.device}; times and memory are estimates"
+    )
 
 
 def render_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -176,7 +196,9 @@ def render_metrics(title: str, metrics: Sequence[Metric]) -> None:
     """Every metric with its interval."""
     table = _table("metric", "value", "95 %", "samples", title=title)
     for metric in metrics:
-        table.add_row(Text(metric.name), formats.metric(metric), formats.interval(metric), str(metric.samples))
+        table.add_row(
+            Text(metric.name), formats.metric(metric), formats.interval(metric), str(metric.samples)
+        )
     _out.print(table)
 
 
@@ -212,9 +234,13 @@ def render_store(root: Path, artifacts: Sequence[Artifact]) -> None:
         manifest = artifact.manifest
         figures = [formats.metric(manifest.metric(name)) for name in ("top1", "latency_p50_ms")]
         table.add_row(
-            Text(artifact.name), Text(manifest.step), manifest.kind.value, formats.size(manifest.model_bytes), *figures,
+            Text(artifact.name),
+            Text(manifest.step),
+            manifest.kind.value,
+            formats.size(manifest.model_bytes),
+            *figures,
             manifest.created,
-        )  # fmt: skip
+        )
     _out.print(table)
 
 
@@ -224,7 +250,9 @@ def render_sizes(sizes: ModelSizes) -> None:
     for part, count in {**sizes.parts, "total": sizes.parameters}.items():
         share = count / sizes.parameters
         memory = [formats.size(total * share) for total in sizes.bytes_at.values()]
-        table.add_row(Text(part, style="bold" if part == "total" else ""), formats.count(count), *memory)
+        table.add_row(
+            Text(part, style="bold" if part == "total" else ""), formats.count(count), *memory
+        )
     _out.print(table)
     if sizes.macs is not None:
         say(
@@ -236,12 +264,18 @@ def render_catalogue(entries: Sequence[CatalogueEntry]) -> None:
     """Everything installed, by group."""
     for group in dict.fromkeys(entry.group for entry in entries):
         table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column({"pass": "pass", "data source": "data source"}.get(group, group), min_width=18)
+        table.add_column(
+            {"pass": "pass", "data source": "data source"}.get(group, group), min_width=18
+        )
         table.add_column("reads → writes" if group == "pass" else "", min_width=14)
         table.add_column("")
         for entry in entries:
             if entry.group == group:
-                flow = f"{', '.join(entry.reads)} → {entry.writes}" if entry.writes else ", ".join(entry.presets)
+                flow = (
+                    f"{', '.join(entry.reads)} → {entry.writes}"
+                    if entry.writes
+                    else ", ".join(entry.presets)
+                )
                 table.add_row(Text(entry.name), Text(flow), Text(entry.summary))
         _out.print(table)
         _out.print()
@@ -281,7 +315,9 @@ def render_compare(comparison: Comparison) -> None:
     for pair in comparison.metrics:
         change = "–" if pair.change is None else formats.difference(pair.change, pair.unit)
         noise = "within noise" if pair.overlap and pair.change else ""
-        values = ["–" if value is None else formats.number(value, pair.unit) for value in (pair.a, pair.b)]
+        values = [
+            "–" if value is None else formats.number(value, pair.unit) for value in (pair.a, pair.b)
+        ]
         table.add_row(Text(pair.name), *values, change, formats.ratio(pair.ratio), noise)
     _out.print(table)
     if comparison.differences:
@@ -292,7 +328,9 @@ def render_compare(comparison: Comparison) -> None:
         _out.print(table)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left_out: int = 0) -> None:
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, left_out: int = 0
+) -> None:
     """Rows of text, and how many more there are."""
     table = _table(*columns)
     for row in rows:
@@ -322,4 +360,9 @@ def render_doctor(diagnosis: Diagnosis) -> None:
     for check in diagnosis.checks:
         bad = Text("– ", style="yellow") if check.optional else Text("✗ ", style="bold red")
         mark = Text("✓ ", style="green") if check.ok else bad
-        _out.print(mark + Text(f"{check.name}: {check.value}" + (f"\n    → {check.remedy}" if check.remedy else "")))
+        _out.print(
+            mark
+            + Text(
+                f"{check.name}: {check.value}" + (f"\n    → {check.remedy}" if check.remedy else "")
+            )
+        )

@@ -29,9 +29,14 @@ def line_of(event: events.Event) -> Text | None:
     """The line that an event leaves behind, if it leaves one."""
     match event:
         case events.RunStarted():
-            return Text(f"{event.pipeline}: {' → '.join(event.steps)}  (store {event.store})", style="bold")
+            return Text(
+                f"{event.pipeline}: {' → '.join(event.steps)}  (store {event.store})", style="bold"
+            )
         case events.Waiting():
-            return Text(f"  … {event.step}: another run is building {event.artifact}; waiting for it", style="yellow")
+            return Text(
+                f"  … {event.step}: another run is building {event.artifact}; waiting for it",
+                style="yellow",
+            )
         case events.StepStarted():
             resumed = ", going on from where it stopped" if event.resumed else ""
             return Text(f"  ▸ {event.step}: {event.pass_name}{resumed}")
@@ -49,7 +54,9 @@ def line_of(event: events.Event) -> Text | None:
 
 
 def _finished(event: events.StepFinished) -> Text:
-    how = {"built": "built", "cached": "is there, verified", "measured": "measured again"}[event.how]
+    how = {"built": "built", "cached": "is there, verified", "measured": "measured again"}[
+        event.how
+    ]
     text = f"  ✓ {event.step} {how}"
     if event.how != "cached":
         text += f" in {formats.duration(event.seconds)}"
@@ -75,7 +82,9 @@ class PlainLines:
         if isinstance(event, events.GateProgress) and time.monotonic() - self.last > _PLAIN_SECONDS:
             line = Text(f"    {event.gate}: round {event.done} of at most {event.total}")
         if isinstance(event, events.StepProgress) and time.monotonic() - self.last > _PLAIN_SECONDS:
-            line = Text(f"    {event.step}: {event.what} {event.done}/{event.total}{_figures(event)}")
+            line = Text(
+                f"    {event.step}: {event.what} {event.done}/{event.total}{_figures(event)}"
+            )
         if line is not None:
             self.last = time.monotonic()
             self.console.print(Text(time.strftime("%H:%M:%S ")) + line, soft_wrap=True)
@@ -86,9 +95,15 @@ class LiveDisplay:
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
-            TextColumn("    {task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[figures]}", style="dim"), console=console, transient=True,
-        )  # fmt: skip
+            TextColumn("    {task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}", style="dim"),
+            console=console,
+            transient=True,
+        )
         self.task: TaskID | None = None
         self.what = ""
 

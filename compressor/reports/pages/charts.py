@@ -13,9 +13,19 @@ from compressor.reports.rows.facts import Range
 
 _WIDTH = 4.7
 _LABEL_PLACES = (
-    (6, 9, "left"), (6, -9, "left"), (-6, 9, "right"), (-6, -9, "right"), (9, 0, "left"), (-9, 0, "right"),
-    (6, 22, "left"), (6, -22, "left"), (-6, 22, "right"), (-6, -22, "right"), (0, 36, "center"), (0, -36, "center"),
-)  # fmt: skip
+    (6, 9, "left"),
+    (6, -9, "left"),
+    (-6, 9, "right"),
+    (-6, -9, "right"),
+    (9, 0, "left"),
+    (-9, 0, "right"),
+    (6, 22, "left"),
+    (6, -22, "left"),
+    (-6, 22, "right"),
+    (-6, -22, "right"),
+    (0, 36, "center"),
+    (0, -36, "center"),
+)
 """Where a point's label may stand, the best first: across, up (in typographic points), and the side it is tied to."""
 _LOG_FROM = 8.0  # a span of values wider than this factor gets a logarithmic axis
 
@@ -37,7 +47,9 @@ def trade_off(name: str, points: Sequence[Point]) -> str:
         _logarithmic(axes, [point.cost.value for point in points])
         if len(front) > 1:
             xs, ys = zip(*((point.cost.value, point.gain.value) for point in front), strict=True)
-            axes.plot(xs, ys, color=ACCENT, linewidth=1.2, alpha=0.55, drawstyle="steps-post", zorder=2)
+            axes.plot(
+                xs, ys, color=ACCENT, linewidth=1.2, alpha=0.55, drawstyle="steps-post", zorder=2
+            )
         for point in points:
             colour = ACCENT if point in front else MUTED
             x, y = point.cost.value, point.gain.value
@@ -51,14 +63,20 @@ def trade_off(name: str, points: Sequence[Point]) -> str:
                 alpha=0.45,
                 fmt="none",
             )
-            axes.plot([x], [y], "o", markersize=7, markerfacecolor=colour, markeredgecolor=PAPER, zorder=3)
+            axes.plot(
+                [x], [y], "o", markersize=7, markerfacecolor=colour, markeredgecolor=PAPER, zorder=3
+            )
         axes.margins(x=0.16, y=0.16)
         axes.set_xlabel(f"{formats.label(points[0].cost.name)}  (less is better)")
-        axes.set_title(f"{formats.label(points[0].gain.name)}  (more is better)", color=MUTED, fontsize=9)
+        axes.set_title(
+            f"{formats.label(points[0].gain.name)}  (more is better)", color=MUTED, fontsize=9
+        )
         _notation(axes.xaxis, points[0].cost.unit)
         _notation(axes.yaxis, points[0].gain.unit)
         _place_labels(figure, axes, points)
-        described = "; ".join(f"{p.label}: {formats.metric(p.gain)} at {formats.metric(p.cost)}" for p in points)
+        described = "; ".join(
+            f"{p.label}: {formats.metric(p.gain)} at {formats.metric(p.cost)}" for p in points
+        )
         return svg(figure, name, described)
 
 
@@ -84,10 +102,25 @@ def intervals(name: str, rows: Mapping[str, Sequence[tuple[str, Metric]]]) -> st
                 colour = ACCENT if index == len(labels) - 1 else MUTED
                 marker = "osD^vP"[(len(labels) - 1 - index) % 6]
                 axes.errorbar(
-                    [metric.value], [y], xerr=_bars(metric), color=colour, elinewidth=1.6, alpha=0.4, fmt="none"
+                    [metric.value],
+                    [y],
+                    xerr=_bars(metric),
+                    color=colour,
+                    elinewidth=1.6,
+                    alpha=0.4,
+                    fmt="none",
                 )
-                axes.plot([metric.value], [y], marker, markersize=5.5, markerfacecolor=colour, markeredgecolor=PAPER)
-        axes.set_yticks(range(len(rows)), [formats.readable_slice(one).replace(" · ", "\n") for one in rows])
+                axes.plot(
+                    [metric.value],
+                    [y],
+                    marker,
+                    markersize=5.5,
+                    markerfacecolor=colour,
+                    markeredgecolor=PAPER,
+                )
+        axes.set_yticks(
+            range(len(rows)), [formats.readable_slice(one).replace(" · ", "\n") for one in rows]
+        )
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
@@ -96,7 +129,11 @@ def intervals(name: str, rows: Mapping[str, Sequence[tuple[str, Metric]]]) -> st
         _notation(axes.xaxis, unit)
         if len(labels) > 1:
             _legend(axes, labels)
-        return svg(figure, name, "A dot and its 95 % interval for each slice; the table below has the figures")
+        return svg(
+            figure,
+            name,
+            "A dot and its 95 % interval for each slice; the table below has the figures",
+        )
 
 
 def latencies(name: str, rows: Sequence[tuple[str, Sequence[float]]]) -> str:
@@ -121,10 +158,14 @@ def latencies(name: str, rows: Sequence[tuple[str, Sequence[float]]]) -> str:
             axes.plot(centres, np.where(shape > 0, height, np.nan), color=colour, linewidth=1.1)
             p50, p90, p99 = np.percentile(samples, [50, 90, 99])
             axes.plot([p50, p50], [base, base + 0.82], color=colour, linewidth=2)
-            axes.plot([p90, p99], [base, base], "|", color=colour, markersize=9, markeredgewidth=1.6)
+            axes.plot(
+                [p90, p99], [base, base], "|", color=colour, markersize=9, markeredgewidth=1.6
+            )
         if logarithmic:
             axes.set_xscale("log")
-        axes.set_yticks([len(rows) - 1 - at + 0.3 for at in range(len(rows))], [label for label, _ in rows])
+        axes.set_yticks(
+            [len(rows) - 1 - at + 0.3 for at in range(len(rows))], [label for label, _ in rows]
+        )
         axes.tick_params(axis="y", labelcolor=INK)
         axes.grid(visible=False, axis="y")
         axes.set_ylim(-0.15, len(rows))
@@ -154,15 +195,21 @@ def history(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
         figure = Figure(figsize=(_WIDTH, 1.75 * rows), layout="constrained")
         for at, key in enumerate(keys):
             axes = figure.add_subplot(rows, 1 if len(keys) == 1 else 2, at + 1)
-            known = [(index, entry) for index, entry in enumerate(entries) if _is_number(entry.get(key))]
-            xs = [entry["step"] if _is_number(entry.get("step")) else index for index, entry in known]
+            known = [
+                (index, entry) for index, entry in enumerate(entries) if _is_number(entry.get(key))
+            ]
+            xs = [
+                entry["step"] if _is_number(entry.get("step")) else index for index, entry in known
+            ]
             axes.plot(xs, [entry[key] for _, entry in known], color=ACCENT, linewidth=1.4)
             axes.set_title(key.replace("_", " "))
             axes.locator_params(nbins=4)
         return svg(figure, name, f"Training history: {', '.join(keys)}")
 
 
-def heat_map(name: str, rows: Sequence[str], columns: Sequence[int], values: Mapping[tuple[str, int], float]) -> str:
+def heat_map(
+    name: str, rows: Sequence[str], columns: Sequence[int], values: Mapping[tuple[str, int], float]
+) -> str:
     """An error for each row and column, from the smallest to the largest on a logarithmic scale: the darker, the larger."""
     from math import log
 
@@ -176,7 +223,15 @@ def heat_map(name: str, rows: Sequence[str], columns: Sequence[int], values: Map
             shade = (log(value) - low) / span if value > 0 and span > 0 else 0.0
             place = (columns.index(column) - 0.5, rows.index(row) - 0.5)
             axes.add_patch(
-                Rectangle(place, 1, 1, facecolor=ACCENT, alpha=0.08 + 0.92 * shade, edgecolor=PAPER, linewidth=0.6)
+                Rectangle(
+                    place,
+                    1,
+                    1,
+                    facecolor=ACCENT,
+                    alpha=0.08 + 0.92 * shade,
+                    edgecolor=PAPER,
+                    linewidth=0.6,
+                )
             )
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -187,7 +242,11 @@ def heat_map(name: str, rows: Sequence[str], columns: Sequence[int], values: Map
         axes.set_xlabel("layer")
         axes.grid(visible=False)
         least, most = min(values.values()), max(values.values())
-        return svg(figure, name, f"Error of each linear layer in each decoder layer, from {least:.2g} to {most:.2g}")
+        return svg(
+            figure,
+            name,
+            f"Error of each linear layer in each decoder layer, from {least:.2g} to {most:.2g}",
+        )
 
 
 def ranges(name: str, rows: Sequence[Range]) -> str:
@@ -196,20 +255,28 @@ def ranges(name: str, rows: Sequence[Range]) -> str:
         figure, axes = _figure(0.7 + 0.17 * len(rows))
         for at, row in enumerate(rows):
             most = max(abs(row.minimum), abs(row.maximum))
-            axes.plot([0, most], [at, at], color=MUTED, linewidth=5, alpha=0.3, solid_capstyle="butt")
+            axes.plot(
+                [0, most], [at, at], color=MUTED, linewidth=5, alpha=0.3, solid_capstyle="butt"
+            )
             axes.plot([row.bound], [at], "|", color=ACCENT, markersize=8, markeredgewidth=2)
         axes.set_yticks(range(len(rows)), [row.tensor for row in rows])
         axes.tick_params(axis="y", labelcolor=INK, labelsize=6.5)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("largest magnitude")
-        return svg(figure, name, "The largest magnitude of each calibrated tensor, and where its integers end")
+        return svg(
+            figure,
+            name,
+            "The largest magnitude of each calibrated tensor, and where its integers end",
+        )
 
 
 def history_keys(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """The recorded figures worth a panel: the loss first, those that never change left out, eight at most."""
     axes = {"step", "epoch", "seconds"}
-    keys = dict.fromkeys(key for entry in entries for key in entry if key not in axes and _is_number(entry[key]))
+    keys = dict.fromkeys(
+        key for entry in entries for key in entry if key not in axes and _is_number(entry[key])
+    )
     moving = [key for key in keys if len({entry[key] for entry in entries if key in entry}) > 1]
     return sorted(moving, key=lambda key: key != "loss")[:8]
 
@@ -240,7 +307,9 @@ def _notation(axis: Any, unit: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     logarithmic = axis.get_scale() == "log"
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if logarithmic else MaxNLocator(nbins=5, min_n_ticks=3))
+    axis.set_major_locator(
+        LogLocator(subs=(1, 2, 5)) if logarithmic else MaxNLocator(nbins=5, min_n_ticks=3)
+    )
     axis.set_major_formatter(FuncFormatter(lambda value, _: formats.tick(value, unit)))
     axis.set_minor_formatter(NullFormatter())
 
@@ -284,13 +353,25 @@ def _place_labels(figure: Any, axes: Any, points: Sequence[Point]) -> None:
         for dx, dy, side in _LABEL_PLACES:
             left = x + dx * scale - {"left": 0.0, "right": width, "center": width / 2}[side]
             box = _box(left + width / 2, y + dy * scale, width, height)
-            fits = inside.x0 <= box[0] and box[2] <= inside.x1 + 30 and inside.y0 <= box[1] and box[3] <= inside.y1
+            fits = (
+                inside.x0 <= box[0]
+                and box[2] <= inside.x1 + 30
+                and inside.y0 <= box[1]
+                and box[3] <= inside.y1
+            )
             if fits and not any(_overlap(box, other) for other in taken):
                 break
         taken.append(box)
         at = (point.cost.value, point.gain.value)
         axes.annotate(
-            point.label, at, xytext=(dx, dy), textcoords="offset points", ha=side, va="center", fontsize=9, color=INK
+            point.label,
+            at,
+            xytext=(dx, dy),
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            fontsize=9,
+            color=INK,
         )
 
 

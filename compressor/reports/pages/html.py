@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def artifact_html(manifest: Manifest, measurement: Measurement | None, command: str, model: Path | None = None) -> str:
+def artifact_html(
+    manifest: Manifest, measurement: Measurement | None, command: str, model: Path | None = None
+) -> str:
     """The page of one artifact; of ``model``, its folder, the calibration is shown."""
     slices = facts.slices(manifest)
     primary = next((name for row in slices for name in row.metrics), None)
@@ -32,7 +34,11 @@ def artifact_html(manifest: Manifest, measurement: Measurement | None, command: 
     figures: dict[str, str] = {}
     if primary is not None:
         whole = {"all": [(manifest.step, metric)]} if (metric := manifest.metric(primary)) else {}
-        rows = {row.name: [(manifest.step, row.metrics[primary])] for row in slices if primary in row.metrics}
+        rows = {
+            row.name: [(manifest.step, row.metrics[primary])]
+            for row in slices
+            if primary in row.metrics
+        }
         figures["slices"] = charts.intervals("slices", {**whole, **rows})
     if latency is not None:
         figures["latency"] = charts.latencies("latency", [("", latency.milliseconds)])
@@ -95,7 +101,11 @@ def _run_figures(report: RunReport) -> dict[str, str]:
             figures[name] = charts.trade_off(name, points)
     if rows := _slice_metrics(ladder):
         figures["slices"] = charts.intervals("slices", rows)
-    timed = [(step, found.milliseconds) for step, path in report.paths.items() if (found := facts.read_latency(path))]
+    timed = [
+        (step, found.milliseconds)
+        for step, path in report.paths.items()
+        if (found := facts.read_latency(path))
+    ]
     if timed:
         figures["latency"] = charts.latencies("latency", timed)
     return figures
@@ -160,7 +170,11 @@ def _other_parents(manifest: Manifest, ladder: Ladder) -> list[tuple[str, str]]:
 def _hero(ladder: Ladder) -> list[tuple[str, Metric, Metric]]:
     """The last row against the first measured one: the run in a few figures."""
     last = ladder.rows[-1]
-    wanted = [name for name in (ladder.primary, "latency_p50_ms", "size_bytes", "parameters") if name in last.metrics]
+    wanted = [
+        name
+        for name in (ladder.primary, "latency_p50_ms", "size_bytes", "parameters")
+        if name in last.metrics
+    ]
     found = []
     for name in wanted:
         if name is not None and name in last.against_first:

@@ -19,7 +19,13 @@ def run_junit(report: RunReport) -> str:
     failures = sum(not gate.passed for gate in report.gates)
     seconds = sum(row.seconds for row in report.ladder.rows)
     total = len(report.ladder.rows) + len(report.gates)
-    root = _element("testsuites", name=report.pipeline, tests=str(total), failures=str(failures), time=f"{seconds:.3f}")
+    root = _element(
+        "testsuites",
+        name=report.pipeline,
+        tests=str(total),
+        failures=str(failures),
+        time=f"{seconds:.3f}",
+    )
     root.append(_steps(report, seconds))
     root.append(_gates(report.pipeline, report.gates))
     return _document(root)
@@ -28,7 +34,9 @@ def run_junit(report: RunReport) -> str:
 def gates_junit(name: str, gates: Sequence[GateResult]) -> str:
     """One suite, ``gates``, of a run that is judged by itself."""
     failures = sum(not gate.passed for gate in gates)
-    root = _element("testsuites", name=name, tests=str(len(gates)), failures=str(failures), time="0")
+    root = _element(
+        "testsuites", name=name, tests=str(len(gates)), failures=str(failures), time="0"
+    )
     root.append(_gates(name, gates))
     return _document(root)
 
@@ -40,10 +48,20 @@ def _document(root: ET.Element) -> str:
 
 def _steps(report: RunReport, seconds: float) -> ET.Element:
     rows = report.ladder.rows
-    suite = _element("testsuite", name="steps", tests=str(len(rows)), failures="0", time=f"{seconds:.3f}")
+    suite = _element(
+        "testsuite", name="steps", tests=str(len(rows)), failures="0", time=f"{seconds:.3f}"
+    )
     for row in rows:
-        case = _element("testcase", classname=f"{report.pipeline}.steps", name=row.step, time=f"{row.seconds:.3f}")
-        lines = [f"artifact {row.name}", *(f"{metric.name} {metric.value:.6g}" for metric in row.metrics.values())]
+        case = _element(
+            "testcase",
+            classname=f"{report.pipeline}.steps",
+            name=row.step,
+            time=f"{row.seconds:.3f}",
+        )
+        lines = [
+            f"artifact {row.name}",
+            *(f"{metric.name} {metric.value:.6g}" for metric in row.metrics.values()),
+        ]
         out = _element("system-out")
         out.text = _clean("\n".join(lines))
         case.append(out)
@@ -53,14 +71,20 @@ def _steps(report: RunReport, seconds: float) -> ET.Element:
 
 def _gates(name: str, gates: Sequence[GateResult]) -> ET.Element:
     failures = sum(not gate.passed for gate in gates)
-    suite = _element("testsuite", name="gates", tests=str(len(gates)), failures=str(failures), time="0")
+    suite = _element(
+        "testsuite", name="gates", tests=str(len(gates)), failures=str(failures), time="0"
+    )
     for gate in gates:
         row = gate_row(gate)
-        case = _element("testcase", classname=f"{name}.gates", name=f"{gate.step}: {gate.gate}", time="0")
+        case = _element(
+            "testcase", classname=f"{name}.gates", name=f"{gate.step}: {gate.gate}", time="0"
+        )
         if not gate.passed:
             case.append(_element("failure", type=gate.verdict, message=gate.reason))
         out = _element("system-out")
-        out.text = _clean("\n".join(f"{column}: {cell}" for column, cell in zip(COLUMNS, row.cells, strict=True)))
+        out.text = _clean(
+            "\n".join(f"{column}: {cell}" for column, cell in zip(COLUMNS, row.cells, strict=True))
+        )
         case.append(out)
         suite.append(case)
     return suite

@@ -26,11 +26,19 @@ def artifact_markdown(
     """What the artifact is, what was measured of it, and how to make it again."""
     parts = [f"# {text(manifest.step)}", table(("", ""), facts.about(manifest))]
     if manifest.metrics:
-        parts += ["## Figures", *facts.how_measured(measurement), _metrics(facts.headline(manifest))]
+        parts += [
+            "## Figures",
+            *facts.how_measured(measurement),
+            _metrics(facts.headline(manifest)),
+        ]
     if rows := facts.slices(manifest):
         names = list(dict.fromkeys(name for row in rows for name in row.metrics))
         cells = [
-            (formats.readable_slice(row.name), str(row.samples), *(_with_interval(row.metrics.get(n)) for n in names))
+            (
+                formats.readable_slice(row.name),
+                str(row.samples),
+                *(_with_interval(row.metrics.get(n)) for n in names),
+            )
             for row in rows
         ]
         parts += ["## Slices", table(("slice", "samples", *map(formats.label, names)), cells)]
@@ -38,17 +46,27 @@ def artifact_markdown(
         parts += ["## Latency", _metrics(latency)]
     if ranges := facts.calibration(model) if model is not None else []:
         cells = [
-            (row.tensor, formats.count(row.values), *map(formats.digits, (row.minimum, row.maximum, row.bound)))
+            (
+                row.tensor,
+                formats.count(row.values),
+                *map(formats.digits, (row.minimum, row.maximum, row.bound)),
+            )
             for row in ranges
         ]
-        parts += ["## Calibration", table(("tensor", "values", "smallest", "largest", "integers end at"), cells)]
+        parts += [
+            "## Calibration",
+            table(("tensor", "values", "smallest", "largest", "integers end at"), cells),
+        ]
     if notes := facts.notes(manifest):
         parts += ["## Notes", "\n".join(f"- {text(note)}" for note in notes)]
     if summary := facts.summary(manifest):
         parts += ["## What the pass tells", table(("", ""), summary)]
     for name, columns, records in facts.tables(manifest):
         parts += [f"## {name.capitalize()}", table(columns, records)]
-    files = [(name, formats.size(entry.bytes), entry.sha256) for name, entry in sorted(manifest.files.items())]
+    files = [
+        (name, formats.size(entry.bytes), entry.sha256)
+        for name, entry in sorted(manifest.files.items())
+    ]
     parts += [
         "## Config",
         fenced(json.dumps(manifest.pass_.config, indent=2, ensure_ascii=False), "json"),
@@ -69,7 +87,9 @@ def artifact_markdown(
 def run_markdown(report: RunReport) -> str:
     """The ladder, the gates and the notes of a run."""
     parts = [f"# {text(report.pipeline)}", ladder_table(report.ladder)]
-    parts += ["Changes are against the step's parent; ≈ marks one that is within noise: the 95 % intervals overlap."]
+    parts += [
+        "Changes are against the step's parent; ≈ marks one that is within noise: the 95 % intervals overlap."
+    ]
     if report.ladder.has_stand_in:
         parts += [text(formats.STAND_IN_EXPLAINED)]
     if report.gates:
@@ -81,9 +101,17 @@ def run_markdown(report: RunReport) -> str:
     if slices := report.ladder.slices():
         parts += ["## Slices", _slices(report.ladder, slices)]
     if notes := report.all_notes():
-        parts += ["## Notes", "\n".join(f"- **{text(step)}**: {text(line)}" for step, line in notes)]
+        parts += [
+            "## Notes",
+            "\n".join(f"- **{text(step)}**: {text(line)}" for step, line in notes),
+        ]
     last = report.steps[-1].artifact.manifest
-    parts += ["## Environment", table(("", ""), facts.environment(last)), "## Reproduce", fenced(report.command, "sh")]
+    parts += [
+        "## Environment",
+        table(("", ""), facts.environment(last)),
+        "## Reproduce",
+        fenced(report.command, "sh"),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -91,7 +119,12 @@ def ladder_table(ladder: Ladder) -> str:
     """One row a step; under each figure the change against the parent."""
     headers = ("step", "kind", *(formats.label(name) for name in ladder.columns), "built in")
     rows = [
-        (row.step, row.kind.value, *(_figure(row, name) for name in ladder.columns), formats.duration(row.seconds))
+        (
+            row.step,
+            row.kind.value,
+            *(_figure(row, name) for name in ladder.columns),
+            formats.duration(row.seconds),
+        )
         for row in ladder.rows
     ]
     return table(headers, rows)
@@ -106,7 +139,11 @@ def change_text(change: Change, unit: str) -> str:
     """``−1.2 pts`` for shares, ``×0.25`` for the rest, ``≈`` before what is within noise."""
     if change.verdict == "same":
         return "="
-    moved = formats.difference(change.absolute, unit) if unit == "fraction" else formats.ratio(change.ratio)
+    moved = (
+        formats.difference(change.absolute, unit)
+        if unit == "fraction"
+        else formats.ratio(change.ratio)
+    )
     return f"≈ {moved}" if change.verdict == "noise" else moved
 
 
@@ -121,7 +158,9 @@ def _figure(row: LadderRow, name: str) -> str:
         return formats.DASH
     change = row.against_parent.get(name)
     mark = formats.STAND_IN if row.stood_in_for(name) else ""
-    return _with_interval(metric) + mark + (f" ({change_text(change, metric.unit)})" if change else "")
+    return (
+        _with_interval(metric) + mark + (f" ({change_text(change, metric.unit)})" if change else "")
+    )
 
 
 def _with_interval(metric: Metric | None) -> str:
@@ -131,7 +170,12 @@ def _with_interval(metric: Metric | None) -> str:
 
 def _metrics(metrics: Iterable[Metric]) -> str:
     rows = [
-        (formats.label(metric.name), formats.metric(metric), formats.interval(metric), str(metric.samples))
+        (
+            formats.label(metric.name),
+            formats.metric(metric),
+            formats.interval(metric),
+            str(metric.samples),
+        )
         for metric in metrics
     ]
     return table(("metric", "value", "95 % interval", "samples"), rows)
@@ -141,7 +185,10 @@ def _slices(ladder: Ladder, slices: Sequence[str]) -> str:
     primary = ladder.primary
     rows = [row for row in ladder.rows if any(f"{primary}[{one}]" in row.metrics for one in slices)]
     cells = [
-        (formats.readable_slice(one), *(_with_interval(row.metrics.get(f"{primary}[{one}]")) for row in rows))
+        (
+            formats.readable_slice(one),
+            *(_with_interval(row.metrics.get(f"{primary}[{one}]")) for row in rows),
+        )
         for one in slices
     ]
     return table((f"{formats.label(str(primary))} of", *(row.step for row in rows)), cells)

@@ -45,7 +45,10 @@ def record_run(plan: Plan, result: RunResult, command: str) -> tuple[Path, RunRe
         ),
         gates=result.gates,
     )
-    steps = [LadderInput(one.step.name, one.artifact, one.how == "cached", one.step.parent) for one in result.steps]
+    steps = [
+        LadderInput(one.step.name, one.artifact, one.how == "cached", one.step.parent)
+        for one in result.steps
+    ]
     folder = save_run(plan.store.root, record)
     report = RunReport(record.pipeline, steps, result.gates, command, gains=_gains(folder))
     write_run_reports(folder, report)
@@ -62,7 +65,10 @@ def report_of_record(target: Path) -> tuple[Path, RunReport]:
     """
     folder, record = find_run(target)
     root = folder.parent.parent
-    steps = [LadderInput(step.name, open_artifact(root / step.artifact), True, step.parent) for step in record.steps]
+    steps = [
+        LadderInput(step.name, open_artifact(root / step.artifact), True, step.parent)
+        for step in record.steps
+    ]
     report = RunReport(record.pipeline, steps, record.gates, record.command, gains=_gains(folder))
     write_run_reports(folder, report)
     return folder, report
@@ -83,7 +89,9 @@ def _gains(folder: Path) -> tuple[Gain, ...]:
     try:
         return _ADAPTER.validate_json((folder / GAINS).read_bytes())
     except ValidationError as error:
-        raise DamagedArtifactError(f"{folder / GAINS} is damaged: {str(error).splitlines()[0]}") from error
+        raise DamagedArtifactError(
+            f"{folder / GAINS} is damaged: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def run_as_json(folder: Path, report: RunReport) -> dict[str, Any]:

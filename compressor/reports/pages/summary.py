@@ -17,7 +17,10 @@ VARIABLE = "GITHUB_STEP_SUMMARY"
 
 def summarize_run(report: RunReport) -> None:
     """The ladder and the gates of a run."""
-    _append(report.pipeline, [ladder_table(report.ladder), *([gates_table(report.gates)] if report.gates else [])])
+    _append(
+        report.pipeline,
+        [ladder_table(report.ladder), *([gates_table(report.gates)] if report.gates else [])],
+    )
 
 
 def summarize_gates(title: str, gates: Sequence[GateResult]) -> None:

@@ -21,7 +21,9 @@ PAGES = ("report.md", "report.html")
 _DIGEST_WITHIN = 400  # characters: the digest stands in the first lines of a page
 
 
-def write_artifact_reports(folder: Path, manifest: Manifest, measurement: Measurement | None, *, command: str) -> None:
+def write_artifact_reports(
+    folder: Path, manifest: Manifest, measurement: Measurement | None, *, command: str
+) -> None:
     """Write ``reports/*.json``, ``report.md`` and ``report.html`` into a staged artifact.
 
     Of ``manifest`` everything but ``reports`` and ``digest`` is shown: those answer to what is written here.
@@ -45,10 +47,20 @@ def write_run_reports(folder: Path, report: RunReport) -> bool:
     Returns whether the pages were drawn.
     """
     _write(folder / LADDER, _json(report.ladder))
-    _write(folder / "gates.json", json.dumps([gate.model_dump(mode="json") for gate in report.gates], indent=1))
+    _write(
+        folder / "gates.json",
+        json.dumps([gate.model_dump(mode="json") for gate in report.gates], indent=1),
+    )
     _write(folder / "junit.xml", run_junit(report))
-    kept = {step.step: found for step in report.steps if (found := samples_of(step.artifact)) is not None}
-    _write(folder / SAMPLES, json.dumps({step: one.model_dump() for step, one in kept.items()}, separators=(",", ":")))
+    kept = {
+        step.step: found
+        for step in report.steps
+        if (found := samples_of(step.artifact)) is not None
+    }
+    _write(
+        folder / SAMPLES,
+        json.dumps({step: one.model_dump() for step, one in kept.items()}, separators=(",", ":")),
+    )
     digest = report.digest()
     if pages_tell(folder, digest):
         return False

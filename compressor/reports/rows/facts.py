@@ -32,7 +32,14 @@ class SliceRow:
 
 def headline(manifest: Manifest) -> list[Metric]:
     """The few figures that stand at the top."""
-    wanted = (*accuracy_names(manifest.metrics), "latency_p50_ms", "throughput", "parameters", "macs", "peak_rss_bytes")
+    wanted = (
+        *accuracy_names(manifest.metrics),
+        "latency_p50_ms",
+        "throughput",
+        "parameters",
+        "macs",
+        "peak_rss_bytes",
+    )
     return [metric for name in wanted if (metric := manifest.metric(name)) is not None]
 
 
@@ -43,12 +50,19 @@ def slices(manifest: Manifest) -> list[SliceRow]:
         base, bracket, rest = metric.name.partition("[")
         if bracket and rest.endswith("]"):
             found.setdefault(rest[:-1], {})[base] = metric
-    return [SliceRow(name, max(m.samples for m in metrics.values()), metrics) for name, metrics in found.items()]
+    return [
+        SliceRow(name, max(m.samples for m in metrics.values()), metrics)
+        for name, metrics in found.items()
+    ]
 
 
 def latency_rows(manifest: Manifest) -> list[Metric]:
     """Percentiles, mean, throughput, memory."""
-    return [m for m in manifest.metrics if m.name.startswith("latency_") or m.name in {"throughput", "peak_rss_bytes"}]
+    return [
+        m
+        for m in manifest.metrics
+        if m.name.startswith("latency_") or m.name in {"throughput", "peak_rss_bytes"}
+    ]
 
 
 def about(manifest: Manifest) -> list[tuple[str, str]]:
@@ -58,7 +72,8 @@ def about(manifest: Manifest) -> list[tuple[str, str]]:
         ("Step", manifest.step),
         (
             "Pass",
-            f"{pass_.name} version {pass_.version}" + (f", code {formats.short(pass_.code)}" if pass_.code else ""),
+            f"{pass_.name} version {pass_.version}"
+            + (f", code {formats.short(pass_.code)}" if pass_.code else ""),
         ),
         ("Kind", manifest.kind.value),
         ("Id", manifest.id),
@@ -99,7 +114,9 @@ def flat(tree: Mapping[str, Any], at: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping) and value:
             rows += flat(value, where)
         else:
-            rows.append((where, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+            rows.append(
+                (where, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            )
     return rows
 
 
@@ -113,11 +130,19 @@ def tables(manifest: Manifest) -> list[tuple[str, tuple[str, ...], list[tuple[st
     """What the pass tells as records of equal keys, such as the cut of each width: name, columns, rows."""
     found = []
     for name, value in manifest.summary.items():
-        if name in _OWN_SECTIONS or not (isinstance(value, list) and value and isinstance(value[0], Mapping)):
+        if name in _OWN_SECTIONS or not (
+            isinstance(value, list) and value and isinstance(value[0], Mapping)
+        ):
             continue
         columns = tuple(value[0])
         if all(isinstance(record, Mapping) and tuple(record) == columns for record in value):
-            found.append((name, columns, [tuple(_cell(record[column]) for column in columns) for record in value]))
+            found.append(
+                (
+                    name,
+                    columns,
+                    [tuple(_cell(record[column]) for column in columns) for record in value],
+                )
+            )
     return found
 
 
@@ -127,14 +152,20 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def heat_map(manifest: Manifest) -> tuple[list[str], list[int], dict[tuple[str, int], float]] | None:
+def heat_map(
+    manifest: Manifest,
+) -> tuple[list[str], list[int], dict[tuple[str, int], float]] | None:
     """Where a table of the pass tells an error by `layer` and `linear`: linear layers, decoder layers, errors; else None."""
     for _, columns, _ in tables(manifest):
         if {"layer", "linear", "error"} <= set(columns):
             records = next(
-                value for value in manifest.summary.values() if isinstance(value, list) and tuple(value[0]) == columns
+                value
+                for value in manifest.summary.values()
+                if isinstance(value, list) and tuple(value[0]) == columns
             )
-            values = {(str(one["linear"]), int(one["layer"])): float(one["error"]) for one in records}
+            values = {
+                (str(one["linear"]), int(one["layer"])): float(one["error"]) for one in records
+            }
             linears, layers = (list(dict.fromkeys(keys)) for keys in zip(*values, strict=True))
             return linears, layers, values
     return None
@@ -154,7 +185,9 @@ class Range:
 
 def most_clipped(ranges: Sequence[Range], most: int = 60) -> list[Range]:
     """As many as a picture can hold: those whose integers end furthest below what was seen; in their own order."""
-    by_clipping = sorted(ranges, key=lambda one: one.bound / (max(abs(one.minimum), abs(one.maximum)) or 1.0))
+    by_clipping = sorted(
+        ranges, key=lambda one: one.bound / (max(abs(one.minimum), abs(one.maximum)) or 1.0)
+    )
     kept = {one.tensor for one in by_clipping[:most]}
     return [one for one in ranges if one.tensor in kept]
 
@@ -172,7 +205,13 @@ def calibration(model: Path) -> list[Range]:
         text = file.read_bytes()
     try:
         return [
-            Range(name, int(one["values"]), float(one["minimum"]), float(one["maximum"]), float(one["bound"]))
+            Range(
+                name,
+                int(one["values"]),
+                float(one["minimum"]),
+                float(one["maximum"]),
+                float(one["bound"]),
+            )
             for name, one in json.loads(text)["tensors"].items()
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -182,13 +221,19 @@ def calibration(model: Path) -> list[Range]:
 def notes(manifest: Manifest) -> list[str]:
     """The lines that the pass left for a person."""
     found = manifest.summary.get("notes", [])
-    return [str(line) for line in found] if isinstance(found, Sequence) and not isinstance(found, str) else [str(found)]
+    return (
+        [str(line) for line in found]
+        if isinstance(found, Sequence) and not isinstance(found, str)
+        else [str(found)]
+    )
 
 
 def history(manifest: Manifest) -> list[Mapping[str, Any]]:
     """The training history, if the pass recorded one."""
     found = manifest.summary.get("history")
-    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+    return (
+        [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+    )
 
 
 def engine(model: Path) -> list[tuple[str, str]]:
@@ -197,28 +242,44 @@ def engine(model: Path) -> list[tuple[str, str]]:
     Raises:
         DamagedArtifactError: it is there and cannot be understood.
     """
-    from compressor.runtimes.tensorrt.files import BUNDLE, ENGINE, read_engine_manifest  # numpy comes with it
+    from compressor.runtimes.tensorrt.files import (
+        BUNDLE,
+        ENGINE,
+        read_engine_manifest,
+    )  # numpy comes with it
 
     if (model / BUNDLE).is_file():
         return [("no engine", "a build bundle"), *flat(json.loads((model / BUNDLE).read_bytes()))]
     if not (model / ENGINE).is_file():
         return []
     found = read_engine_manifest(model)
-    level = "the backend's own" if found.optimization_level is None else str(found.optimization_level)
-    shapes = {name: [list(one.min), list(one.opt), list(one.max)] for name, one in found.profiles.items()}
+    level = (
+        "the backend's own" if found.optimization_level is None else str(found.optimization_level)
+    )
+    shapes = {
+        name: [list(one.min), list(one.opt), list(one.max)] for name, one in found.profiles.items()
+    }
     rows = [
         ("built by", f"{found.backend} {found.backend_version}"),
         ("precision", f"{found.precision}, the rest {found.floats}"),
         ("workspace, effort", f"{found.workspace_mb} MiB, {level}"),
-        *((f"profile {name}", f"from {low} over {best} to {high}") for name, (low, best, high) in shapes.items()),
+        *(
+            (f"profile {name}", f"from {low} over {best} to {high}")
+            for name, (low, best, high) in shapes.items()
+        ),
         *((f"input {one.name}", f"{one.dtype} {list(one.shape)}") for one in found.inputs),
         *((f"output {one.name}", f"{one.dtype} {list(one.shape)}") for one in found.outputs),
-        ("layers of the network", ", ".join(f"{count} {name}" for name, count in found.layer_types.items())),
+        (
+            "layers of the network",
+            ", ".join(f"{count} {name}" for name, count in found.layer_types.items()),
+        ),
         *((name, f"sha256 {sha256}") for name, sha256 in found.onnx.items()),
     ]
     for one in found.engines:
         ran = f"ran on {one.device}" if one.executed else "never executed"
-        rows += [(one.file, f"for {one.target}, {formats.size(one.bytes)}, {ran}, sha256 {one.sha256}")]
+        rows += [
+            (one.file, f"for {one.target}, {formats.size(one.bytes)}, {ran}, sha256 {one.sha256}")
+        ]
         rows += [(f"{one.file} warns", warning) for warning in one.warnings]
     return rows
 
@@ -227,7 +288,9 @@ def how_measured(measurement: Measurement | None) -> list[str]:
     """One sentence each on how accuracy and latency were taken."""
     lines = []
     if measurement is not None and (accuracy := measurement.accuracy) is not None:
-        lines.append(f"Accuracy on {accuracy.samples} samples of {accuracy.data}; intervals are 95 %.")
+        lines.append(
+            f"Accuracy on {accuracy.samples} samples of {accuracy.data}; intervals are 95 %."
+        )
         if accuracy.reference is not None:
             lines.append(
                 f"Agreement and KL divergence are with the answers of artifact {formats.short(accuracy.reference)}."

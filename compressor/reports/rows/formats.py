@@ -7,9 +7,7 @@ from compressor.artifacts.manifest import Metric
 DASH = "–"
 STAND_IN = " †"
 """Behind a figure that is not the engine's own."""
-STAND_IN_EXPLAINED = (
-    "† of the ONNX graph that the engine was built from, in ONNX Runtime: the engine itself did not run here"
-)
+STAND_IN_EXPLAINED = "† of the ONNX graph that the engine was built from, in ONNX Runtime: the engine itself did not run here"
 _LABELS = {
     "latency_p50_ms": "latency p50",
     "latency_p90_ms": "latency p90",
@@ -38,7 +36,9 @@ def size(count: float) -> str:
 def count(number: float) -> str:
     """A counted thing: exact below ten thousand, then ``4.20 M``."""
     return (
-        f"{number:.0f}" if abs(number) < 10_000 and number == int(number) else _scaled(number, ("", "k", "M", "G", "T"))
+        f"{number:.0f}"
+        if abs(number) < 10_000 and number == int(number)
+        else _scaled(number, ("", "k", "M", "G", "T"))
     )
 
 
@@ -98,7 +98,9 @@ def interval(one: Metric | None) -> str:
 
 def difference(absolute: float, unit: str) -> str:
     """A change with its sign; shares change by points."""
-    text = f"{_minus(f'{100 * absolute:.1f}')} pts" if unit == "fraction" else number(absolute, unit)
+    text = (
+        f"{_minus(f'{100 * absolute:.1f}')} pts" if unit == "fraction" else number(absolute, unit)
+    )
     return text if text.startswith("−") else f"+{text}"
 
 

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from compressor.artifacts.gain import Gain
 from compressor.reports.rows import formats
 
-COLUMNS = ("step", "against", "in", "size", "MACs", "integer weights", "integer MACs", "speed-up", "95 %")
+COLUMNS = (
+    "step",
+    "against",
+    "in",
+    "size",
+    "MACs",
+    "integer weights",
+    "integer MACs",
+    "speed-up",
+    "95 %",
+)
 
 
 def gain_cells(one: Gain) -> tuple[str, ...]:
@@ -17,12 +27,21 @@ def gain_cells(one: Gain) -> tuple[str, ...]:
         interval = f"{formats.ratio(one.speedup_low)} … {formats.ratio(one.speedup_high)}"
     shares = (one.low_precision_weights, one.low_precision_macs)
     return (
-        one.step, one.against, one.runtime, formats.ratio(one.size_ratio), formats.ratio(one.macs_ratio),
+        one.step,
+        one.against,
+        one.runtime,
+        formats.ratio(one.size_ratio),
+        formats.ratio(one.macs_ratio),
         *(formats.DASH if share is None else formats.fraction(share) for share in shares),
-        formats.ratio(one.speedup), interval,
-    )  # fmt: skip
+        formats.ratio(one.speedup),
+        interval,
+    )
 
 
 def reasons(gains: Sequence[Gain]) -> list[tuple[str, str]]:
     """Step and why it is not shown to be faster, a line each."""
-    return [(one.step, f"not shown to be faster than {one.against}: {line}") for one in gains for line in one.why_not]
+    return [
+        (one.step, f"not shown to be faster than {one.against}: {line}")
+        for one in gains
+        for line in one.why_not
+    ]

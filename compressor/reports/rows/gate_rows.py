@@ -31,8 +31,15 @@ class GateRow:
     def cells(self) -> tuple[str, ...]:
         """In the order of ``COLUMNS``."""
         return (
-            self.gate, self.step, self.measured, self.judged, self.interval, self.limit, self.basis, self.verdict,
-        )  # fmt: skip
+            self.gate,
+            self.step,
+            self.measured,
+            self.judged,
+            self.interval,
+            self.limit,
+            self.basis,
+            self.verdict,
+        )
 
 
 def gate_row(gate: GateResult) -> GateRow:
@@ -45,11 +52,17 @@ def gate_row(gate: GateResult) -> GateRow:
         judged = _held(gate, gate.found)
         if gate.low is not None and gate.high is not None and gate.low != gate.high:
             interval = f"{_held(gate, gate.low)} … {_held(gate, gate.high)}"
-    limit = formats.DASH if gate.limit is None else ("≥ " if " min " in gate.gate else "≤ ") + _held(gate, gate.limit)
+    limit = (
+        formats.DASH
+        if gate.limit is None
+        else ("≥ " if " min " in gate.gate else "≤ ") + _held(gate, gate.limit)
+    )
     verdict: str = gate.verdict
     if verdict == "undecided":
         verdict += ", passes" if gate.passed else ", fails"
-    return GateRow(gate.gate, gate.step, measured, judged, interval, limit, gate.basis or formats.DASH, verdict)
+    return GateRow(
+        gate.gate, gate.step, measured, judged, interval, limit, gate.basis or formats.DASH, verdict
+    )
 
 
 def _held(gate: GateResult, value: float) -> str:

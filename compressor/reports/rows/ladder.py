@@ -85,14 +85,20 @@ class Ladder(_Part):
     def primary(self) -> str | None:
         """The accuracy that plots show: the first of which more is better."""
         for name in self.accuracy:
-            if any(row.metrics[name].better == "higher" for row in self.rows if name in row.metrics):
+            if any(
+                row.metrics[name].better == "higher" for row in self.rows if name in row.metrics
+            ):
                 return name
         return None
 
     @property
     def has_stand_in(self) -> bool:
         """Whether any accuracy is not the artifact's own."""
-        return any(name in row.metrics and row.stood_in_for(name) for row in self.rows for name in self.accuracy)
+        return any(
+            name in row.metrics and row.stood_in_for(name)
+            for row in self.rows
+            for name in self.accuracy
+        )
 
     def row(self, step: str) -> LadderRow:
         """The row of a step."""
@@ -101,7 +107,12 @@ class Ladder(_Part):
     def slices(self) -> tuple[str, ...]:
         """The slices of the primary metric that any row has, as ``input=speech``."""
         prefix = f"{self.primary}["
-        found = (name for row in self.rows for name in row.metrics if name.startswith(prefix) and name.endswith("]"))
+        found = (
+            name
+            for row in self.rows
+            for name in row.metrics
+            if name.startswith(prefix) and name.endswith("]")
+        )
         return tuple(dict.fromkeys(name[len(prefix) : -1] for name in found))
 
 
@@ -122,7 +133,9 @@ def build_ladder(steps: Sequence[LadderInput]) -> Ladder:
             for name, metric in bare.metrics.items()
             if parent is not None and name in parent.metrics
         }
-        row = bare.model_copy(update={"against_parent": against_parent, "against_first": against_first})
+        row = bare.model_copy(
+            update={"against_parent": against_parent, "against_first": against_first}
+        )
         rows[step.step] = row
         for name in row.metrics:
             first.setdefault(name, row)
@@ -134,7 +147,11 @@ def build_ladder(steps: Sequence[LadderInput]) -> Ladder:
 def accuracy_names(metrics: Iterable[Metric]) -> tuple[str, ...]:
     """The whole-set metrics that are no cost, each once."""
     return tuple(
-        dict.fromkeys(metric.name for metric in metrics if metric.unit not in _COST_UNITS and "[" not in metric.name)
+        dict.fromkeys(
+            metric.name
+            for metric in metrics
+            if metric.unit not in _COST_UNITS and "[" not in metric.name
+        )
     )
 
 

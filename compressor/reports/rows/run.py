@@ -41,7 +41,9 @@ class RunReport:
         """The notes of every artifact, then those of the run, each once."""
         from compressor.reports.rows import facts
 
-        kept = [(step.step, line) for step in self.steps for line in facts.notes(step.artifact.manifest)]
+        kept = [
+            (step.step, line) for step in self.steps for line in facts.notes(step.artifact.manifest)
+        ]
         return list(dict.fromkeys((*kept, *self.notes)))
 
     def digest(self) -> str:
@@ -53,7 +55,9 @@ class RunReport:
             {
                 "pipeline": self.pipeline,
                 "command": self.command,
-                "manifests": [(step.step, step.parent, step.artifact.manifest.digest) for step in self.steps],
+                "manifests": [
+                    (step.step, step.parent, step.artifact.manifest.digest) for step in self.steps
+                ],
                 "gates": [gate.model_dump(mode="json") for gate in self.gates],
                 "gains": [one.model_dump(mode="json") for one in self.gains],
                 "notes": [list(note) for note in self.notes],

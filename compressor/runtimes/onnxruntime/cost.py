@@ -34,8 +34,12 @@ def parameters(model: onnx.ModelProto) -> int:
     for node in model.graph.node:
         if node.op_type == _PACKED:
             sizes = {one.name: one.i for one in node.attribute}
-            packed |= dict.fromkeys(_sources(model, node.input[2:4]), 0) | {node.input[1]: sizes["K"] * sizes["N"]}
-        if node.op_type == "DequantizeLinear" and any(one.name == "block_size" for one in node.attribute):
+            packed |= dict.fromkeys(_sources(model, node.input[2:4]), 0) | {
+                node.input[1]: sizes["K"] * sizes["N"]
+            }
+        if node.op_type == "DequantizeLinear" and any(
+            one.name == "block_size" for one in node.attribute
+        ):
             packed |= dict.fromkeys(_sources(model, node.input[1:3]), 0)
     return sum(
         packed.get(tensor.name, math.prod(tensor.dims))
@@ -66,7 +70,9 @@ def macs(model: onnx.ModelProto, input_shapes: Mapping[str, Shape]) -> int | Non
     if needed - shapes.keys():
         return None
     return sum(
-        _COUNTERS[node.op_type](node, shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]])
+        _COUNTERS[node.op_type](
+            node, shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
+        )
         for node in nodes
     )
 
@@ -77,7 +83,10 @@ def _is_counted(node: onnx.NodeProto) -> bool:
 
 def _is_obscure(node: onnx.NodeProto) -> bool:
     """Whether a node may hold multiplications that nobody here can count."""
-    in_graphs = any(one.type in {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS} for one in node.attribute)
+    in_graphs = any(
+        one.type in {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+        for one in node.attribute
+    )
     return in_graphs or (not _is_counted(node) and any(part in node.op_type for part in _HEAVY))
 
 
@@ -98,26 +107,41 @@ def _inferred(model: onnx.ModelProto, input_shapes: Mapping[str, Shape]) -> dict
         return found
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor_type = value.type.tensor_type
-        if tensor_type.HasField("shape") and all(one.HasField("dim_value") for one in tensor_type.shape.dim):
+        if tensor_type.HasField("shape") and all(
+            one.HasField("dim_value") for one in tensor_type.shape.dim
+        ):
             found[value.name] = tuple(one.dim_value for one in tensor_type.shape.dim)
     return found
 
 
-def _seen(model: onnx.ModelProto, input_shapes: Mapping[str, Shape], names: Sequence[str]) -> dict[str, Shape]:
+def _seen(
+    model: onnx.ModelProto, input_shapes: Mapping[str, Shape], names: Sequence[str]
+) -> dict[str, Shape]:
     """The shapes of the named values in one run on zeros; nothing for a model that is not whole in one small file."""
     inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    if inputs.keys() - input_shapes.keys() or external_files(model) or model.ByteSize() > _LARGEST_RUN_BYTES:
+    if (
+        inputs.keys() - input_shapes.keys()
+        or external_files(model)
+        or model.ByteSize() > _LARGEST_RUN_BYTES
+    ):
         return {}
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     outputs = {value.name for value in watched.graph.output}
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
+    watched.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in names if name not in outputs
+    )
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = SILENT
-    feeds = {name: np.zeros(input_shapes[name], tensor_dtype_to_np_dtype(kind)) for name, kind in inputs.items()}
+    feeds = {
+        name: np.zeros(input_shapes[name], tensor_dtype_to_np_dtype(kind))
+        for name, kind in inputs.items()
+    }
     try:
-        session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         values = session.run(list(names), feeds)
     except ERRORS:  # a graph that does not run has no shapes to see
         return {}

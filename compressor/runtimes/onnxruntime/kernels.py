@@ -14,10 +14,20 @@ from compressor.graphs.files import MODEL
 from compressor.runtimes.onnxruntime.opening import ERRORS, SILENT
 
 INTEGER = frozenset(
-    {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul",
-     "MatMulNBits"}
-)  # fmt: skip
-FLOAT = frozenset({"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"})
+    {
+        "QLinearConv",
+        "QLinearMatMul",
+        "QGemm",
+        "MatMulIntegerToFloat",
+        "MatMulInteger",
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulNBits",
+    }
+)
+FLOAT = frozenset(
+    {"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +53,9 @@ def kernels_of(folder: Path) -> Kernels:
     with tempfile.TemporaryDirectory() as temporary:
         options.optimized_model_filepath = str(Path(temporary) / MODEL)
         try:
-            onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                str(folder / MODEL), options, providers=["CPUExecutionProvider"]
+            )
         except ERRORS as error:
             raise ModelError(f"ONNX Runtime cannot open {folder / MODEL}: {error}") from error
         graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
@@ -54,7 +66,10 @@ def kernels_of(folder: Path) -> Kernels:
     # What is made of constants alone, such as a weight that is still dequantized when it runs, counts as one.
     for node in graph.node:
         rounding += node.op_type in {"QuantizeLinear", "DequantizeLinear"}
-        if node.op_type in {"DequantizeLinear", "Transpose", "Reshape"} and node.input[0] in constants:
+        if (
+            node.op_type in {"DequantizeLinear", "Transpose", "Reshape"}
+            and node.input[0] in constants
+        ):
             constants.update(node.output)
         if node.op_type in INTEGER:
             integer[node.op_type] = integer.get(node.op_type, 0) + 1

@@ -42,7 +42,9 @@ class OnnxLayers(Layers):
                 remedy="export it again; `export-onnx` names them since its version 4",
             )
         self._view = View(self._model)
-        self._made_at = {name: at for at, node in enumerate(self._view.nodes) for name in node.output}
+        self._made_at = {
+            name: at for at, node in enumerate(self._view.nodes) for name in node.output
+        }
         known = self._view.producers.keys() | {spec.name for spec in self._inputs}
         self._reads = {
             layer: value
@@ -53,9 +55,15 @@ class OnnxLayers(Layers):
     def trace(self, batch: Batch) -> Trace:
         """See ``Layers.trace``."""
         feeds = fitted(batch, self._inputs)
-        wanted = [name for name in dict.fromkeys([*self._reads, *self._reads.values()]) if name not in feeds]
+        wanted = [
+            name
+            for name in dict.fromkeys([*self._reads, *self._reads.values()])
+            if name not in feeds
+        ]
         found = feeds | self._run(self._model, wanted, feeds)
-        order = [layer for node in self._view.nodes for layer in node.output if layer in self._reads]
+        order = [
+            layer for node in self._view.nodes for layer in node.output if layer in self._reads
+        ]
         return Trace(
             {layer: found[self._reads[layer]] for layer in order},
             {layer: found[layer] for layer in order},
@@ -73,7 +81,9 @@ class OnnxLayers(Layers):
             if layer in seen and (fed := reshaped(given, seen[layer])) is not None:
                 self._copy(model.graph, layer)
                 value = onnx.helper.make_tensor_value_info(
-                    f"{layer}{_ALONE}.input", onnx.helper.np_dtype_to_tensor_dtype(fed.dtype), fed.shape
+                    f"{layer}{_ALONE}.input",
+                    onnx.helper.np_dtype_to_tensor_dtype(fed.dtype),
+                    fed.shape,
                 )
                 model.graph.input.append(value)
                 feeds[value.name] = fed
@@ -95,7 +105,9 @@ class OnnxLayers(Layers):
             at = self._made_at[frontier.pop()]
             if at not in inside:
                 inside.add(at)
-                frontier += [name for name in self._view.nodes[at].input if name != source and name in behind]
+                frontier += [
+                    name for name in self._view.nodes[at].input if name != source and name in behind
+                ]
         for node in (self._view.nodes[at] for at in sorted(inside)):
             copy = graph.node.add()
             copy.CopyFrom(node)
@@ -116,7 +128,9 @@ class OnnxLayers(Layers):
                 frontier += new
         return found
 
-    def _run(self, model: onnx.ModelProto, wanted: list[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(
+        self, model: onnx.ModelProto, wanted: list[str], feeds: Mapping[str, Array]
+    ) -> dict[str, Array]:
         """The graph's outputs and the values that are wanted."""
         watched = onnx.ModelProto()
         watched.CopyFrom(model)
@@ -132,5 +146,7 @@ class OnnxLayers(Layers):
             )
             values = session.run([*own, *names], dict(feeds))
         except (*ERRORS, ValueError) as error:  # ValueError: over 2 GB
-            raise ModelError(f"ONNX Runtime cannot compute layer by layer: {str(error).splitlines()[0]}") from error
+            raise ModelError(
+                f"ONNX Runtime cannot compute layer by layer: {str(error).splitlines()[0]}"
+            ) from error
         return dict(zip([*own, *names], values, strict=True))

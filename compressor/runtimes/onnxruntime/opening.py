@@ -54,7 +54,9 @@ def opened(
     try:
         return onnxruntime.InferenceSession(str(folder / name), options, providers=[provider])
     except ERRORS as error:
-        raise ModelError(f"ONNX Runtime cannot open {folder / name}: {first_line(error)}") from error
+        raise ModelError(
+            f"ONNX Runtime cannot open {folder / name}: {first_line(error)}"
+        ) from error
 
 
 def first_line(error: Exception) -> str:

@@ -20,15 +20,20 @@ def saturate() -> bool:
     """
     names = ("x", "weights", "middle")
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("MatMulInteger", names, ["y"])], "products",
+        [onnx.helper.make_node("MatMulInteger", names, ["y"])],
+        "products",
         [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, ["tokens", _DEPTH])],
         [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, ["tokens", 1])],
         [
             onnx.numpy_helper.from_array(np.full((_DEPTH, 1), LARGEST, dtype=np.int8), "weights"),
             onnx.numpy_helper.from_array(np.array(MIDDLE, dtype=np.uint8), "middle"),
         ],
-    )  # fmt: skip
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10
+    )
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     x = np.full((_TOKENS, _DEPTH), MIDDLE + LARGEST, dtype=np.uint8)
     return bool((session.run(None, {"x": x})[0] != _DEPTH * LARGEST**2).any())

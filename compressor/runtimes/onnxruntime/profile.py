@@ -25,8 +25,20 @@ from compressor.runtimes.session import fitted
 _WARMUP = 3
 _SUFFIX = "_kernel_time"
 _WEIGHT_AT = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}  # among the inputs; 1 of all others
-_PACKED, _ROUNDED = "MatMulNBits", 4  # its accuracy_level that multiplies integers; others unpack the weights
-_BYTES = {"float": 4, "float16": 2, "int8": 1, "uint8": 1, "int64": 8, "int32": 4, "bool": 1, "double": 8}
+_PACKED, _ROUNDED = (
+    "MatMulNBits",
+    4,
+)  # its accuracy_level that multiplies integers; others unpack the weights
+_BYTES = {
+    "float": 4,
+    "float16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "int64": 8,
+    "int32": 4,
+    "bool": 1,
+    "double": 8,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +76,15 @@ def profile(folder: Path, batch: Batch, threads: int, runs: int = 20) -> tuple[N
         options.optimized_model_filepath = str(Path(temporary) / MODEL)
         options.profile_file_prefix = str(Path(temporary) / "profile")
         try:
-            session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                str(folder / MODEL), options, providers=["CPUExecutionProvider"]
+            )
             for _ in range(_WARMUP + runs):
                 session.run(None, feeds)
         except ERRORS as error:
-            raise ModelError(f"ONNX Runtime cannot run {folder / MODEL}: {str(error).splitlines()[0]}") from error
+            raise ModelError(
+                f"ONNX Runtime cannot run {folder / MODEL}: {str(error).splitlines()[0]}"
+            ) from error
         events = json.loads(Path(session.end_profiling()).read_bytes())
         graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
     return tuple(_nodes(graph, [event for event in events if event.get("cat") == "Node"]))
@@ -92,11 +108,19 @@ def _nodes(graph: onnx.GraphProto, events: list[dict[str, Any]]) -> Iterator[Nod
         multiplies = operator in INTEGER or operator in FLOAT
         at = _WEIGHT_AT.get(operator, 1)
         node = nodes.get(name)
-        weight = shapes.get(node.input[at]) if multiplies and node is not None and len(node.input) > at else None
+        weight = (
+            shapes.get(node.input[at])
+            if multiplies and node is not None and len(node.input) > at
+            else None
+        )
         integer = operator in INTEGER
         if operator == _PACKED and node is not None:
             told = {one.name: one.i for one in node.attribute}
-            multiplies, weight, integer = True, (told["K"], told["N"]), told.get("accuracy_level") == _ROUNDED
+            multiplies, weight, integer = (
+                True,
+                (told["K"], told["N"]),
+                told.get("accuracy_level") == _ROUNDED,
+            )
         yield NodeProfile(
             name=name,
             operator=operator,
@@ -113,7 +137,10 @@ def _shapes(typed: list[dict[str, list[int]]]) -> list[tuple[int, ...]]:
 
 
 def _macs(
-    operator: str, inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]], weight: tuple[int, ...] | None
+    operator: str,
+    inputs: list[tuple[int, ...]],
+    outputs: list[tuple[int, ...]],
+    weight: tuple[int, ...] | None,
 ) -> int:
     if not outputs or not inputs:
         return 0
@@ -124,6 +151,8 @@ def _macs(
 
 def _moved(event: dict[str, Any]) -> int:
     typed = [*event["input_type_shape"], *event["output_type_shape"]]
-    told = sum(_BYTES.get(kind, 4) * math.prod(shape) for one in typed for kind, shape in one.items())
+    told = sum(
+        _BYTES.get(kind, 4) * math.prod(shape) for one in typed for kind, shape in one.items()
+    )
     sizes: list[int] = [int(event.get(name, 0)) for name in ("parameter_size", "output_size")]
     return max(int(told), sum(sizes))

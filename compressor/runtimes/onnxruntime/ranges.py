@@ -16,7 +16,9 @@ from compressor.runtimes.onnxruntime.opening import ERRORS, SILENT
 _SUFFIX = ".largest"
 
 
-def largest_magnitudes(model: onnx.ModelProto, types: Iterable[str], batches: Iterable[Batch]) -> dict[str, float]:
+def largest_magnitudes(
+    model: onnx.ModelProto, types: Iterable[str], batches: Iterable[Batch]
+) -> dict[str, float]:
     """Value to its largest magnitude over all batches; inf where it was infinite, NaN where it was not a number.
 
     The graph reduces each value to one number itself, so that no more of it is in memory than without.
@@ -34,18 +36,24 @@ def largest_magnitudes(model: onnx.ModelProto, types: Iterable[str], batches: It
     names = list(types)
     for name in names:
         watched.graph.node.extend(_reduction(name))
-        watched.graph.output.append(helper.make_tensor_value_info(name + _SUFFIX, onnx.TensorProto.FLOAT, []))
+        watched.graph.output.append(
+            helper.make_tensor_value_info(name + _SUFFIX, onnx.TensorProto.FLOAT, [])
+        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = SILENT
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     largest = np.zeros(len(names))
     try:
-        session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         for feeds in batches:
             found = session.run([name + _SUFFIX for name in names], feeds)
             largest = np.maximum(largest, np.asarray([float(one) for one in found]))
     except ERRORS as error:
-        raise PassError(f"ONNX Runtime cannot run the graph to see its ranges: {str(error).splitlines()[0]}") from error
+        raise PassError(
+            f"ONNX Runtime cannot run the graph to see its ranges: {str(error).splitlines()[0]}"
+        ) from error
     return dict(zip(names, largest.tolist(), strict=True))
 
 

@@ -27,7 +27,9 @@ class OnnxSession(Session):
         self._caches = Caches.of(self._session.get_inputs())
         self.inputs = tuple(
             InputSpec(
-                one.name, _dtype(one.type), tuple(_dimension(one.name, axis, d) for axis, d in enumerate(one.shape))
+                one.name,
+                _dtype(one.type),
+                tuple(_dimension(one.name, axis, d) for axis, d in enumerate(one.shape)),
             )
             for one in self._session.get_inputs()
             if self._caches is None or (one.name != MASK and not one.name.startswith(PAST))
@@ -36,7 +38,9 @@ class OnnxSession(Session):
         if self._tower is not None:
             self.inputs += self._tower.inputs
         self.output_names = tuple(
-            one.name for one in self._session.get_outputs() if self._caches is None or not one.name.startswith(PRESENT)
+            one.name
+            for one in self._session.get_outputs()
+            if self._caches is None or not one.name.startswith(PRESENT)
         )
 
     def compute(self, feeds: Batch) -> Batch:

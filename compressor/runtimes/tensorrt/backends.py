@@ -33,7 +33,11 @@ class Backend:
 
 BACKENDS: dict[BackendName, Backend] = {
     "rtx": Backend(
-        "rtx", "tensorrt_rtx", "tensorrt-rtx", "trt-rtx", ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+        "rtx",
+        "tensorrt_rtx",
+        "tensorrt-rtx",
+        "trt-rtx",
+        ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
     ),
     "trt": Backend("trt", "tensorrt", "tensorrt", "trt", ()),
 }
@@ -67,7 +71,9 @@ def library(backend: Backend) -> Any:
         CompressError: it is too old, or its libraries do not load.
     """
     if not backend.installed:
-        raise MissingExtraError(backend.distribution, f"the TensorRT backend {backend.name!r}", backend.extra)
+        raise MissingExtraError(
+            backend.distribution, f"the TensorRT backend {backend.name!r}", backend.extra
+        )
     try:
         module = import_module(backend.module)
     except (ImportError, OSError) as error:

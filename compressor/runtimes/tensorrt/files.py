@@ -104,7 +104,10 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
     try:
         return EngineManifest.model_validate_json(text)
     except ValidationError as error:
-        lines = [f"    {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False)]
+        lines = [
+            f"    {'.'.join(map(str, one['loc']))}: {one['msg']}"
+            for one in error.errors(include_url=False)
+        ]
         raise DamagedArtifactError(
             f"{file} is damaged:\n" + "\n".join(lines), remedy="build the engine again"
         ) from error
@@ -120,7 +123,11 @@ def checked_engine_manifest(folder: Path) -> EngineManifest:
     manifest = read_engine_manifest(folder)
     sizes = {one.file: one.bytes for one in manifest.engines}
     hashes = {one.file: one.sha256 for one in manifest.engines} | manifest.onnx
-    wrong = [f"    {name}: {told}" for name in hashes if (told := _wrong(folder, name, sizes.get(name), hashes[name]))]
+    wrong = [
+        f"    {name}: {told}"
+        for name in hashes
+        if (told := _wrong(folder, name, sizes.get(name), hashes[name]))
+    ]
     if wrong:
         raise DamagedArtifactError(
             f"{folder} does not hold what its {ENGINE} tells of:\n" + "\n".join(wrong),
@@ -137,7 +144,9 @@ def _wrong(folder: Path, name: str, size: int | None, sha256: str) -> str | None
         return "missing"
     if size is not None and (found := file.stat().st_size) < size:
         return f"truncated: {found} bytes, {size} expected"
-    return None if digest_file(file) == sha256 else "changed since it was built: its sha256 is another"
+    return (
+        None if digest_file(file) == sha256 else "changed since it was built: its sha256 is another"
+    )
 
 
 def write_record(record: Record, file: Path) -> None:

@@ -35,7 +35,11 @@ def by_input(profiles: Mapping[str, Profile], inputs: Sequence[InputSpec]) -> di
     names = [spec.name for spec in inputs]
     found: dict[str, Profile] = {}
     for pattern, profile in profiles.items():
-        fitting = [name for name in names if fnmatchcase(name, pattern) and (name == pattern or name not in profiles)]
+        fitting = [
+            name
+            for name in names
+            if fnmatchcase(name, pattern) and (name == pattern or name not in profiles)
+        ]
         found |= dict.fromkeys(fitting or [pattern], profile)
     return found
 
@@ -67,7 +71,9 @@ def profile_complaints(
         profile = profiles.get(spec.name)
         if profile is None:
             if is_dynamic(spec):
-                found.append(f"input {spec.name} {_told(spec.shape)}: it varies, and has no profile")
+                found.append(
+                    f"input {spec.name} {_told(spec.shape)}: it varies, and has no profile"
+                )
             continue
         complaints = list(_unfit(spec, profile))
         if not complaints and spec.name in samples:
@@ -102,7 +108,9 @@ def _unlike(inputs: Mapping[str, InputSpec], profiles: Mapping[str, Profile]) ->
     seen: dict[str, tuple[str, int, int]] = {}
     for name, profile in profiles.items():
         spec = inputs.get(name)
-        if spec is None or {len(profile.min), len(profile.opt), len(profile.max)} != {len(spec.shape)}:
+        if spec is None or {len(profile.min), len(profile.opt), len(profile.max)} != {
+            len(spec.shape)
+        }:
             continue
         for size, low, high in zip(spec.shape, profile.min, profile.max, strict=True):
             if not isinstance(size, str):

@@ -13,12 +13,23 @@ from compressor.models.contract import InputSpec
 from compressor.runtimes.session import Session
 from compressor.runtimes.tensorrt.backends import BACKENDS, library
 from compressor.runtimes.tensorrt.cuda import Gpu, gpus
-from compressor.runtimes.tensorrt.files import BUNDLE, ENGINE, EngineFile, EngineManifest, checked_engine_manifest
+from compressor.runtimes.tensorrt.files import (
+    BUNDLE,
+    ENGINE,
+    EngineFile,
+    EngineManifest,
+    checked_engine_manifest,
+)
 
 _DTYPES = {
-    "float": "float32", "half": "float16", "int8": "int8", "int32": "int32", "int64": "int64", "bool": "bool",
+    "float": "float32",
+    "half": "float16",
+    "int8": "int8",
+    "int32": "int32",
+    "int64": "int64",
+    "bool": "bool",
     "uint8": "uint8",
-}  # fmt: skip
+}
 
 
 def engine_for(manifest: EngineManifest, found: tuple[Gpu, ...]) -> tuple[EngineFile, Gpu]:
@@ -30,7 +41,8 @@ def engine_for(manifest: EngineManifest, found: tuple[Gpu, ...]) -> tuple[Engine
     if not found:
         raise GpuError(
             "there is no GPU here (CUDA's driver shows none), and an engine runs on nothing else",
-            remedy="copy the artifact to a machine with " + " or ".join(one.target for one in manifest.engines),
+            remedy="copy the artifact to a machine with "
+            + " or ".join(one.target for one in manifest.engines),
         )
     for one in manifest.engines:
         if one.target == found[0].target:
@@ -93,7 +105,9 @@ class EngineSession(Session):
         self.runtime = f"{BACKENDS[manifest.backend].distribution} {trt.__version__}, {gpu.name}"
         self.inputs = tuple(
             InputSpec(
-                one.name, _DTYPES[one.dtype], tuple(_named(one.name, axis, size) for axis, size in enumerate(one.shape))
+                one.name,
+                _DTYPES[one.dtype],
+                tuple(_named(one.name, axis, size) for axis, size in enumerate(one.shape)),
             )
             for one in manifest.inputs
         )
@@ -116,7 +130,9 @@ class EngineSession(Session):
         results: dict[str, torch.Tensor] = {}
         for name in self.output_names:
             dtype = getattr(torch, _DTYPES[self._engine.get_tensor_dtype(name).name.lower()])
-            results[name] = torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=dtype, device="cuda")
+            results[name] = torch.empty(
+                tuple(self._context.get_tensor_shape(name)), dtype=dtype, device="cuda"
+            )
             self._context.set_tensor_address(name, results[name].data_ptr())
         stream = torch.cuda.current_stream()
         if not self._context.execute_async_v3(stream.cuda_stream):
@@ -134,7 +150,8 @@ class EngineSession(Session):
             for name, array in feeds.items()
             if (profile := self._profiles.get(name)) is not None
             and not all(
-                low <= size <= high for low, size, high in zip(profile.min, array.shape, profile.max, strict=True)
+                low <= size <= high
+                for low, size, high in zip(profile.min, array.shape, profile.max, strict=True)
             )
         ]
         if told:

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from compressor.data.contract import Batch
 from compressor.models.contract import InputSpec
-from compressor.models.quantized.fake_quantization import NORMS, IntegerEmbedding, IntegerLayer, Rounding
+from compressor.models.quantized.fake_quantization import (
+    NORMS,
+    IntegerEmbedding,
+    IntegerLayer,
+    Rounding,
+)
 from compressor.runtimes.layers import Array, Layers, Trace, reshaped
 from compressor.runtimes.session import fitted
 from compressor.runtimes.torch.session import TorchSession
@@ -27,7 +32,9 @@ class TorchLayers(Layers):
         parts: layer to the modules that it consists of, one after the other; known after a trace.
     """
 
-    def __init__(self, module: nn.Module, inputs: Sequence[InputSpec], outputs: Sequence[str]) -> None:
+    def __init__(
+        self, module: nn.Module, inputs: Sequence[InputSpec], outputs: Sequence[str]
+    ) -> None:
         self.module, self._inputs, self._outputs = module, inputs, outputs
         self.parts: dict[str, tuple[str, ...]] = {}
         self._modules = dict(module.named_modules())
@@ -68,7 +75,9 @@ class TorchLayers(Layers):
             answers = self._answers(batch)
         kept = {name: outputs[name] for name in self.parts if not _follows(self._modules[name])}
         return Trace(
-            {name: _array(inputs[name]) for name in kept}, {name: _array(one) for name, one in kept.items()}, answers
+            {name: _array(inputs[name]) for name in kept},
+            {name: _array(one) for name, one in kept.items()},
+            answers,
         )
 
     @torch.inference_mode()
@@ -89,8 +98,14 @@ class TorchLayers(Layers):
         handles = []
         for name, one in self._layers():
             # Ours comes first: a module may have hooks of its own that change its input.
-            handles.append(one.register_forward_pre_hook(lambda _, args, name=name: before(name, args), prepend=True))
-            handles.append(one.register_forward_hook(lambda _, __, result, name=name: after(name, result)))
+            handles.append(
+                one.register_forward_pre_hook(
+                    lambda _, args, name=name: before(name, args), prepend=True
+                )
+            )
+            handles.append(
+                one.register_forward_hook(lambda _, __, result, name=name: after(name, result))
+            )
         try:
             yield
         finally:
@@ -106,15 +121,21 @@ class TorchLayers(Layers):
 
     def _answers(self, batch: Batch) -> dict[str, Array]:
         feeds = fitted(batch, self._inputs)
-        result = self.module(**{name: torch.from_numpy(array.copy()) for name, array in feeds.items()})
+        result = self.module(
+            **{name: torch.from_numpy(array.copy()) for name, array in feeds.items()}
+        )
         return {name: _array(result[name]) for name in self._outputs}
 
 
 def _is_leaf(module: nn.Module) -> bool:
     """Whether a module holds tensors itself, and no others within but what rounds its input."""
-    if isinstance(module, Rounding) or any(not isinstance(one, Rounding) for one in module.children()):
+    if isinstance(module, Rounding) or any(
+        not isinstance(one, Rounding) for one in module.children()
+    ):
         return False
-    return _follows(module) or any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+    return _follows(module) or any(
+        True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    )
 
 
 def _follows(module: nn.Module) -> bool:

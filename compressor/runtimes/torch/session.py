@@ -25,7 +25,9 @@ class TorchSession(Session):
 
     def __init__(self, folder: Path, threads: int, device: str) -> None:
         if device != "cpu" and not torch.cuda.is_available():
-            raise UsageError(f"torch sees no {device} device on this machine", remedy="use --device cpu")
+            raise UsageError(
+                f"torch sees no {device} device on this machine", remedy="use --device cpu"
+            )
         name, config = read_description(folder)
         family: Family[Any] = load(FAMILIES, name)
         self.runtime = f"torch {torch.__version__}"
@@ -47,5 +49,7 @@ class TorchSession(Session):
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+    array: np.ndarray[Any, Any] = (
+        (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+    )
     return array

@@ -23,7 +23,9 @@ _LARGEST = 127
 _SMALLEST_SCALE = 1e-8
 
 
-def cache_scales(folder: Path, architecture: Architecture, windows: Sequence[Batch], threads: int) -> dict[str, Array]:
+def cache_scales(
+    folder: Path, architecture: Architecture, windows: Sequence[Batch], threads: int
+) -> dict[str, Array]:
     """Of each input of keys or values, float32 [N · H], from what the graph in ``folder`` keeps of windows in float."""
     longest = max(window[IDS].shape[1] for window in windows)
     decoder, tower = OnnxDecoder(folder, threads, room=longest), VisionTower.beside(folder, threads)
@@ -36,9 +38,14 @@ def cache_scales(folder: Path, architecture: Architecture, windows: Sequence[Bat
             layer, what = name.split(".")[-2:]
             if what == "key":
                 width = architecture.rotary_width(int(layer))
-                sizes_NPH = turned_sizes(sizes_NPH, width, in_pairs=architecture.decoder.layout.rotary_in_pairs)
+                sizes_NPH = turned_sizes(
+                    sizes_NPH, width, in_pairs=architecture.decoder.layout.rotary_in_pairs
+                )
             peaks[name] = np.maximum(peaks.get(name, 0), sizes_NPH.max(axis=1).ravel())
-    return {name: np.maximum(peak / _LARGEST, _SMALLEST_SCALE).astype(np.float32) for name, peak in peaks.items()}
+    return {
+        name: np.maximum(peak / _LARGEST, _SMALLEST_SCALE).astype(np.float32)
+        for name, peak in peaks.items()
+    }
 
 
 def turned_sizes(sizes_NPH: Array, width: int, *, in_pairs: bool) -> Array:
@@ -51,5 +58,7 @@ def turned_sizes(sizes_NPH: Array, width: int, *, in_pairs: bool) -> Array:
     halves = turned.reshape(*turned.shape[:-1], *((-1, 2) if in_pairs else (2, width // 2)))
     axis = -1 if in_pairs else -2
     lengths = np.sqrt((halves**2).sum(axis=axis, keepdims=True))
-    found: Array = np.concatenate([np.broadcast_to(lengths, halves.shape).reshape(turned.shape), rest], axis=-1)
+    found: Array = np.concatenate(
+        [np.broadcast_to(lengths, halves.shape).reshape(turned.shape), rest], axis=-1
+    )
     return found

@@ -63,7 +63,9 @@ class Divergence:
         chosen = a[np.arange(len(a)), b.argmax(axis=1)]
         p, q = _log_softmax(a), _log_softmax(b)
         before, self.positions = self.positions, self.positions + len(a)
-        self.same = (self.same * before + float((a.max(axis=1) - chosen <= tie).sum())) / self.positions
+        self.same = (
+            self.same * before + float((a.max(axis=1) - chosen <= tie).sum())
+        ) / self.positions
         self.kl = (self.kl * before + float((np.exp(p) * (p - q)).sum())) / self.positions
         self.max_abs, self.cosine = max(self.max_abs, delta), min(self.cosine, cosine)
 
@@ -93,7 +95,13 @@ def limits_of(config: ParityConfig, *, integers: bool) -> Limits:
 
 
 def compare(
-    reference: Session, folder: Path, windows: Sequence[Batch], config: ParityConfig, threads: int, *, integers: bool
+    reference: Session,
+    folder: Path,
+    windows: Sequence[Batch],
+    config: ParityConfig,
+    threads: int,
+    *,
+    integers: bool,
 ) -> list[dict[str, Any]]:
     """Hold the graph in ``folder`` against torch on windows of tokens, `input_ids` [1, T], with the images in them, if any.
 
@@ -116,7 +124,9 @@ def compare(
         alone.start()
         got_TV = alone.feed(ids_1T, keep=0, images=shown)[0]
         ways[0 if shown is None else 1].see(wanted_TV, got_TV, limits.tie)
-        if shown is None and not ways[2].positions:  # as `generate` reads a prompt: in pieces, the last score alone
+        if (
+            shown is None and not ways[2].positions
+        ):  # as `generate` reads a prompt: in pieces, the last score alone
             alone.start()
             got_TV = alone.feed(ids_1T[:, :first])[0]
             ways[2].see(wanted_TV[first - 1 : first], got_TV, limits.tie)
@@ -139,11 +149,18 @@ def compare(
     return [asdict(way) for way in ways]
 
 
-def _padded(reference: Session, folder: Path, windows: Sequence[Array], threads: int) -> Iterator[tuple[Array, Array]]:
+def _padded(
+    reference: Session, folder: Path, windows: Sequence[Array], threads: int
+) -> Iterator[tuple[Array, Array]]:
     """Two prompts side by side, the second half as long; what both say at the end of their prompt, and one token on."""
     length = min(_PADDED, min(len(window) for window in windows) - 1)
     lengths = np.array([length, max(length // 2, 1)])
-    ids = np.stack([np.where(np.arange(length) < n, one[:length], 0) for one, n in zip(windows, lengths, strict=True)])
+    ids = np.stack(
+        [
+            np.where(np.arange(length) < n, one[:length], 0)
+            for one, n in zip(windows, lengths, strict=True)
+        ]
+    )
     decoder = OnnxDecoder(folder, threads, samples=2, room=length + 1)
     prompt = decoder.feed(ids, lengths, keep=0)
     rows = np.arange(2)

@@ -19,7 +19,9 @@ _KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def write_genai_config(tree: Mapping[str, Any], architecture: Architecture, model: Path, out: Path) -> None:
+def write_genai_config(
+    tree: Mapping[str, Any], architecture: Architecture, model: Path, out: Path
+) -> None:
     """Names of inputs and outputs, sizes, special tokens, and a greedy search over one buffer of keys and values."""
     decoder = architecture.decoder
     tokens = _special_tokens(tree, model, decoder.vocabulary)
@@ -75,7 +77,10 @@ def _special_tokens(tree: Mapping[str, Any], model: Path, vocabulary: int) -> di
     file = model / "generation_config.json"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     sources = (told, text_of(tree), tree)
-    said = {name: next((one[name] for one in sources if one.get(name) is not None), None) for name in _TOKENS}
+    said = {
+        name: next((one[name] for one in sources if one.get(name) is not None), None)
+        for name in _TOKENS
+    }
     found = {name: _within(value, vocabulary) for name, value in said.items()}
     end = found["eos_token_id"]
     if found["pad_token_id"] is None:
@@ -85,5 +90,9 @@ def _special_tokens(tree: Mapping[str, Any], model: Path, vocabulary: int) -> di
 
 def _within(token: Any, vocabulary: int) -> Any:
     """A token, or some; None where none is within the vocabulary."""
-    some = [one for one in (token if isinstance(token, list) else [token]) if one is not None and 0 <= one < vocabulary]
+    some = [
+        one
+        for one in (token if isinstance(token, list) else [token])
+        if one is not None and 0 <= one < vocabulary
+    ]
     return some or None if isinstance(token, list) else next(iter(some), None)

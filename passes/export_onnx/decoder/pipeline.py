@@ -43,7 +43,15 @@ _BITS = frozenset({2, 4, 8})
 _STANDARD_BITS = frozenset({4, 8})
 """That DequantizeLinear reads."""
 _WINDOWS = 4
-_COMPANIONS = ("token", "vocab", "merges", "chat_template", "generation_config", "special", "processor")
+_COMPANIONS = (
+    "token",
+    "vocab",
+    "merges",
+    "chat_template",
+    "generation_config",
+    "special",
+    "processor",
+)
 """What the names of files hold that a tokenizer, a chat or a look at images needs."""
 _STAGES = 3
 
@@ -61,7 +69,11 @@ def check(config: ExportOnnxConfig, model: Path) -> None:
     """
     tree, portable = _tree(model), config.decoder.target == "portable"
     architecture = architecture_of(tree, config.decoder.context_length)
-    problems = _unpackable(architecture, tree, Weights(model, tree), portable=portable) if is_packed(tree) else []
+    problems = (
+        _unpackable(architecture, tree, Weights(model, tree), portable=portable)
+        if is_packed(tree)
+        else []
+    )
     if config.decoder.int8_tables and all(architecture.decoder.hidden % size for size in BLOCKS):
         problems.append(
             f"`int8_tables`: a hidden width of {architecture.decoder.hidden} is no multiple of {BLOCKS[-1]}"
@@ -69,12 +81,15 @@ def check(config: ExportOnnxConfig, model: Path) -> None:
     if problems:
         operator = "DequantizeLinear" if portable else "MatMulNBits"
         raise RequirementError(
-            f"{operator} cannot hold these integers:\n" + "\n".join(f"    {one}" for one in problems),
+            f"{operator} cannot hold these integers:\n"
+            + "\n".join(f"    {one}" for one in problems),
             remedy=f"pack with {'4' if portable else '2, 4'} or 8 bits, and a group_size that is a multiple of 16",
         )
 
 
-def _unpackable(architecture: Architecture, tree: dict[str, Any], weights: Weights, *, portable: bool) -> list[str]:
+def _unpackable(
+    architecture: Architecture, tree: dict[str, Any], weights: Weights, *, portable: bool
+) -> list[str]:
     decoder = architecture.decoder
     inputs = {"attention output": decoder.heads * decoder.head_width, "ffn output": decoder.ffn}
     bits = _STANDARD_BITS if portable else _BITS
@@ -82,7 +97,11 @@ def _unpackable(architecture: Architecture, tree: dict[str, Any], weights: Weigh
     def unfit(names: list[str], grid: WeightGrid, width: int) -> list[str]:
         if grid.bits not in bits:
             return [f"{', '.join(names)}: {grid.bits} bits"]
-        return [] if block_size(grid, width) else [f"{', '.join(names)}: groups of {grid.width(width)}"]
+        return (
+            []
+            if block_size(grid, width)
+            else [f"{', '.join(names)}: groups of {grid.width(width)}"]
+        )
 
     head = None if decoder.tied else weights.grid(HEAD)
     problems = [] if head is None else unfit([HEAD], head, decoder.hidden)
@@ -94,11 +113,15 @@ def _unpackable(architecture: Architecture, tree: dict[str, Any], weights: Weigh
             for grid in grids:
                 problems += [] if grid is None else unfit(names, grid, width)
             if len(grids) > 1:
-                problems.append(f"{', '.join(names)}: packed in several ways, though they read one input")
+                problems.append(
+                    f"{', '.join(names)}: packed in several ways, though they read one input"
+                )
     return problems
 
 
-def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: PassContext) -> PassOutput:
+def export_decoder(
+    config: ExportOnnxConfig, model: Path, out: Path, context: PassContext
+) -> PassOutput:
     """Build, write, compare with torch; integers of the activations only where the comparison holds.
 
     Raises:
@@ -111,13 +134,21 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
     parity, ranges = config.parity, config.decoder.int8_kv_cache
     windows = _windows(context, architecture, parity.data, parity.num_samples or _WINDOWS)
     calibration = (
-        [] if ranges is None else _windows(context, architecture, ranges.data, ranges.num_samples, spread=True)
+        []
+        if ranges is None
+        else _windows(context, architecture, ranges.data, ranges.num_samples, spread=True)
     )
     packed = is_packed(tree) or config.decoder.int8_tables
     seen = None if architecture.images is None else _export_tower(config, tree, model, out, context)
     asked = config.decoder.accuracy_level
     portable = config.decoder.target == "portable"
-    levels = [asked] if asked is not None else [_INTEGERS, _FLOATS] if packed and not portable else [_FLOATS]
+    levels = (
+        [asked]
+        if asked is not None
+        else [_INTEGERS, _FLOATS]
+        if packed and not portable
+        else [_FLOATS]
+    )
     metadata = graph.labelled(context.artifact_id, "transformers", None) | {
         TARGET: config.decoder.target,
         CONTEXT: str(architecture.context),
@@ -125,8 +156,13 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
 
     def written(level: int, scales: dict[str, Array] | None) -> tuple[ir.Model, int, bool]:
         decoder = DecoderGraph(
-            architecture, tree, model, _operators(config, level), int8_tables=config.decoder.int8_tables, cache_scales=scales
-        )  # fmt: skip
+            architecture,
+            tree,
+            model,
+            _operators(config, level),
+            int8_tables=config.decoder.int8_tables,
+            cache_scales=scales,
+        )
         built = decoder.model()
         nodes = len(built.graph)
         external = graph.write(built, out, metadata, config.external_data_threshold_mb * 1_000_000)
@@ -146,7 +182,9 @@ def export_decoder(config: ExportOnnxConfig, model: Path, out: Path, context: Pa
         kind = Kind.AWQ if is_packed(tree) else Kind.TORCH
         with open_session(kind, model, threads=context.threads) as reference:
             try:
-                compared = compare(reference, out, windows, parity, context.threads, integers=rounded)
+                compared = compare(
+                    reference, out, windows, parity, context.threads, integers=rounded
+                )
             except ParityError as error:
                 if level == levels[-1]:
                     raise
@@ -191,7 +229,9 @@ def _windows(
     dataset = context.data(name)
     count = min(asked, len(dataset))
     if not count:
-        raise DataError(f"the set {name!r} is empty: the export reads windows of it", remedy="name another set")
+        raise DataError(
+            f"the set {name!r} is empty: the export reads windows of it", remedy="name another set"
+        )
     places = np.arange(count, dtype=np.int64)
     batch = dataset.batch(places * len(dataset) // count if spread else places)
     if IDS not in batch or batch[IDS].shape[1] < 2:
@@ -238,7 +278,11 @@ def _export_tower(
     if config.simplify:
         traced, told = graph.simplified(traced)
         context.note(f"vision tower: {told}")
-    metadata = graph.labelled(context.artifact_id, "transformers", None) | {MERGE: str(tower.spatial_merge_size)}
+    metadata = graph.labelled(context.artifact_id, "transformers", None) | {
+        MERGE: str(tower.spatial_merge_size)
+    }
     graph.write(traced, out, metadata, config.external_data_threshold_mb * 1_000_000, VISION)
     copy_file(model / CONFIG, out / CONFIG)  # which processor goes with it
-    return compare_tower(tower, out, values, limits_of(config.parity, integers=False), context.threads)
+    return compare_tower(
+        tower, out, values, limits_of(config.parity, integers=False), context.threads
+    )

@@ -82,8 +82,14 @@ def tower_of(tree: Mapping[str, Any], folder: Path) -> nn.Module:
     assert name is not None  # noqa: S101  whoever calls has asked
     tower = streamed(tree).get_submodule(name)
     files = CheckpointFiles(folder)
-    found = dequantized(folder, tree, f"{name}.") if is_packed(tree) else files.tensors(files.below(name))
-    tower.load_state_dict({key.removeprefix(f"{name}."): value.float() for key, value in found}, assign=True)
+    found = (
+        dequantized(folder, tree, f"{name}.")
+        if is_packed(tree)
+        else files.tensors(files.below(name))
+    )
+    tower.load_state_dict(
+        {key.removeprefix(f"{name}."): value.float() for key, value in found}, assign=True
+    )
     return tower
 
 
@@ -111,7 +117,9 @@ def onnx_from_tower(tower: nn.Module, values: int) -> ir.Model:
     return model
 
 
-def compare_tower(tower: nn.Module, folder: Path, values: int, limits: Limits, threads: int) -> dict[str, Any]:
+def compare_tower(
+    tower: nn.Module, folder: Path, values: int, limits: Limits, threads: int
+) -> dict[str, Any]:
     """Hold ``vision.onnx`` against transformers' own tower, on noise in images of several shapes.
 
     Raises:

@@ -9,7 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.analysis.low_precision import low_precision_macs, low_precision_weights, why_not_faster
+from compressor.analysis.low_precision import (
+    low_precision_macs,
+    low_precision_weights,
+    why_not_faster,
+)
 from compressor.runtimes.onnxruntime.profile import NodeProfile, profile
 
 IN, OUT, ROWS = 32, 64, 16
@@ -19,10 +23,13 @@ def quantized_and_float(folder: Path) -> Path:
     """Two products with weights: the first between roundings, the second left in float; then one of two activations."""
     draw = np.random.default_rng(0)
     constants = {
-        "scale": np.float32(0.05), "zero": np.uint8(128), "wscale": np.full(OUT, 0.01, np.float32),
-        "wzero": np.zeros(OUT, np.int8), "w1": draw.integers(-90, 90, (IN, OUT)).astype(np.int8),
+        "scale": np.float32(0.05),
+        "zero": np.uint8(128),
+        "wscale": np.full(OUT, 0.01, np.float32),
+        "wzero": np.zeros(OUT, np.int8),
+        "w1": draw.integers(-90, 90, (IN, OUT)).astype(np.int8),
         "w2": draw.normal(size=(OUT, OUT)).astype(np.float32),
-    }  # fmt: skip
+    }
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
@@ -33,12 +40,15 @@ def quantized_and_float(folder: Path) -> Path:
         helper.make_node("MatMul", ["z", "zt"], ["out"], "third"),
     ]
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [ROWS, IN])],
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [ROWS, IN])],
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, [ROWS, ROWS])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )  # fmt: skip
+    )
     onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "model.onnx"
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
+        folder / "model.onnx",
     )
     return folder
 
@@ -54,17 +64,36 @@ def test_shares_are_read_from_the_optimized_graph(tmp_path: Path) -> None:
 
 
 def node(milliseconds: float, operator: str = "MatMul", **changes: object) -> NodeProfile:
-    values = {"name": "n", "integer": False, "macs": 10**9, "weights": 1000, "bytes": 1000, **changes}
+    values = {
+        "name": "n",
+        "integer": False,
+        "macs": 10**9,
+        "weights": 1000,
+        "bytes": 1000,
+        **changes,
+    }
     return NodeProfile(operator=operator, milliseconds=milliseconds, **values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("nodes", "reason"),
     [
-        ([node(9), node(1, integer=True)], "90% of the time: 1 operators with weights are left in float (MatMul n)"),
-        ([node(5, weights=0), node(5, integer=True)], "50% of the time: products of two activations are in float"),
-        ([node(3, "QuantizeLinear", macs=0), node(7, integer=True)], "30% of the time: 1 roundings"),
-        ([node(4, "Softmax", macs=0), node(6, integer=True)], "40% of the time: operators that multiply nothing"),
+        (
+            [node(9), node(1, integer=True)],
+            "90% of the time: 1 operators with weights are left in float (MatMul n)",
+        ),
+        (
+            [node(5, weights=0), node(5, integer=True)],
+            "50% of the time: products of two activations are in float",
+        ),
+        (
+            [node(3, "QuantizeLinear", macs=0), node(7, integer=True)],
+            "30% of the time: 1 roundings",
+        ),
+        (
+            [node(4, "Softmax", macs=0), node(6, integer=True)],
+            "40% of the time: operators that multiply nothing",
+        ),
         ([node(10, integer=True, macs=100, bytes=1000)], "100% of the time: memory-bound"),
         ([node(0.001, integer=True)], "shapes too small"),
     ],

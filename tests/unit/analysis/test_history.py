@@ -17,7 +17,10 @@ def test_runs_are_told_oldest_first_with_their_ladders(toy_pipeline: Path) -> No
     with pytest.raises(UsageError, match="holds no run"):
         history(store)
     for rounds in (3, 4):
-        assert cli("run", toy_pipeline, "-o", store, "--set", f"passes[1].rounds={rounds}").returncode == 0
+        assert (
+            cli("run", toy_pipeline, "-o", store, "--set", f"passes[1].rounds={rounds}").returncode
+            == 0
+        )
     old, new = history(store)
     assert old.when <= new.when
     assert "rounds=4" in new.command

@@ -25,7 +25,12 @@ from compressor.models.checkpoint.loading import load_module, save_module
 from compressor.runtimes.layers import open_layers
 from compressor.runtimes.session import open_session
 
-PLANTED = ("vision.blocks.0.filter", "text_encoder.layers.0.ffn.down", "fusion.layers.0.ffn_norm", "vision.stem_norm")
+PLANTED = (
+    "vision.blocks.0.filter",
+    "text_encoder.layers.0.ffn.down",
+    "fusion.layers.0.ffn_norm",
+    "vision.stem_norm",
+)
 HERE = Environment(platform="", cpu="", cores=1, memory_bytes=1, python="", threads=1, device="cpu")
 
 
@@ -35,7 +40,9 @@ def planted(source: Path, target: Path, layer: str, strength: float = 0.6) -> Pa
     module = load_module(source)
     with torch.no_grad():
         weight = module.get_submodule(layer).weight
-        weight.mul_(1 + strength * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+        weight.mul_(
+            1 + strength * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        )
     save_module(module, "autoglm-phone", family.presets["bed-student"], target)
     return target
 
@@ -65,14 +72,20 @@ def samples(count: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("layer", PLANTED)
-def test_the_layer_that_adds_most_is_the_planted_one(model: Path, tmp_path: Path, layer: str) -> None:
+def test_the_layer_that_adds_most_is_the_planted_one(
+    model: Path, tmp_path: Path, layer: str
+) -> None:
     spoilt = planted(model, tmp_path / "spoilt", layer)
-    found = compare_layers(*(open_layers(Kind.TORCH, one, 1) for one in (model, spoilt)), samples(3))
+    found = compare_layers(
+        *(open_layers(Kind.TORCH, one, 1) for one in (model, spoilt)), samples(3)
+    )
     wanted = layer.removesuffix("_norm") if layer.startswith("vision") else layer
     assert found.layers[0].layer == wanted
     assert found.layers[0].added is not None
     assert found.layers[0].added > 0.01
-    assert all(not one.added for one in found.layers[1:]), "nothing else differs, and no layer answers for another"
+    assert all(not one.added for one in found.layers[1:]), (
+        "nothing else differs, and no layer answers for another"
+    )
     assert found.parts_at == wanted
     assert found.answers["logits"] > 0
 
@@ -123,12 +136,32 @@ def publish(store: Store, model: Path, name: str, parent: str | None) -> RunStep
     for file in model.iterdir():
         (staged / "model" / file.name).write_bytes(file.read_bytes())
     manifest = Manifest(
-        id=name * 12, step=name, kind=Kind.TORCH, parents={}, pass_=PassRecord(name=name, version=1, config={}), seed=0,
-        tools={}, data={}, files=entries_of(staged, "model"), reports={}, measured="", metrics=(), summary={},
-        environment=HERE, created="", seconds=0, peak_rss_bytes=0,
-    )  # fmt: skip
+        id=name * 12,
+        step=name,
+        kind=Kind.TORCH,
+        parents={},
+        pass_=PassRecord(name=name, version=1, config={}),
+        seed=0,
+        tools={},
+        data={},
+        files=entries_of(staged, "model"),
+        reports={},
+        measured="",
+        metrics=(),
+        summary={},
+        environment=HERE,
+        created="",
+        seconds=0,
+        peak_rss_bytes=0,
+    )
     artifact = store.publish(staged, manifest)
-    return RunStep(name=name, artifact=artifact.name, id=artifact.id, manifest=artifact.manifest.digest, parent=parent)
+    return RunStep(
+        name=name,
+        artifact=artifact.name,
+        id=artifact.id,
+        manifest=artifact.manifest.digest,
+        parent=parent,
+    )
 
 
 @pytest.mark.parametrize("each", [False, True])
@@ -142,11 +175,17 @@ def test_bisect_names_the_pass_and_the_layer(model: Path, tmp_path: Path, each: 
         publish(store, spoilt, "harmful", "harmless"),
         publish(store, later, "afterwards", "harmful"),
     ]
-    run = save_run(store.root, RunRecord(pipeline="planted", command="", steps=tuple(steps), gates=()))
+    run = save_run(
+        store.root, RunRecord(pipeline="planted", command="", steps=tuple(steps), gates=())
+    )
     dataset = Answered(model, 24)
     pipeline = SimpleNamespace(
-        config=SimpleNamespace(evaluate=EvaluateConfig(accuracy=AccuracyConfig(data="test")), threads=1),
-        data={"test": SimpleNamespace(source=SimpleNamespace(load=lambda *_: dataset), config=None)},
+        config=SimpleNamespace(
+            evaluate=EvaluateConfig(accuracy=AccuracyConfig(data="test")), threads=1
+        ),
+        data={
+            "test": SimpleNamespace(source=SimpleNamespace(load=lambda *_: dataset), config=None)
+        },
     )
     found = bisect(run, "top1", pipeline, SourceContext(tmp_path), samples=24, each=each)  # type: ignore[arg-type]
     assert (found.culprit, found.layer) == ("harmful", culprit)

@@ -11,20 +11,38 @@ from compressor.artifacts.manifest import Environment, Manifest, PassRecord
 from compressor.artifacts.store import Store, entries_of, open_artifact, verify
 from compressor.errors import DamagedArtifactError, StorageError, UsageError
 
-ENVIRONMENT = Environment(platform="p", cpu="c", cores=2, memory_bytes=1, python="3", threads=1, device="cpu")
+ENVIRONMENT = Environment(
+    platform="p", cpu="c", cores=2, memory_bytes=1, python="3", threads=1, device="cpu"
+)
 
 
-def publish(store: Store, artifact_id: str = "a" * 64, parents: dict[str, str] | None = None) -> Path:
+def publish(
+    store: Store, artifact_id: str = "a" * 64, parents: dict[str, str] | None = None
+) -> Path:
     staged = store.staging(artifact_id) / "out"
     (staged / "model").mkdir(parents=True)
     (staged / "model" / "weights").write_bytes(b"\x00" * 1000 + artifact_id.encode())
     (staged / "reports").mkdir()
     (staged / "reports" / "accuracy.json").write_text("{}")
     manifest = Manifest(
-        id=artifact_id, step="s", kind=Kind.TORCH, parents=parents or {}, pass_=PassRecord(name="p", version=1, config={}),
-        seed=0, tools={}, data={}, files=entries_of(staged, "model"), reports=entries_of(staged, "reports"), measured="",
-        metrics=(), summary={}, environment=ENVIRONMENT, created="", seconds=0, peak_rss_bytes=0,
-    )  # fmt: skip
+        id=artifact_id,
+        step="s",
+        kind=Kind.TORCH,
+        parents=parents or {},
+        pass_=PassRecord(name="p", version=1, config={}),
+        seed=0,
+        tools={},
+        data={},
+        files=entries_of(staged, "model"),
+        reports=entries_of(staged, "reports"),
+        measured="",
+        metrics=(),
+        summary={},
+        environment=ENVIRONMENT,
+        created="",
+        seconds=0,
+        peak_rss_bytes=0,
+    )
     return store.publish(staged, manifest).path
 
 
@@ -57,7 +75,9 @@ def test_missing_truncated_linked_and_extra_files_are_named(tmp_path: Path) -> N
     content = weights.read_bytes()
     (path / "model" / "extra").write_text("x")
     weights.write_bytes(content[:100])
-    with pytest.raises(DamagedArtifactError, match=r"100 bytes, 1064 expected(.|\n)*extra: not in the manifest"):
+    with pytest.raises(
+        DamagedArtifactError, match=r"100 bytes, 1064 expected(.|\n)*extra: not in the manifest"
+    ):
         verify(open_artifact(path))
     (path / "model" / "extra").unlink()
     weights.unlink()

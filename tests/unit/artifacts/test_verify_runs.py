@@ -16,7 +16,9 @@ def test_a_manifest_that_is_whole_and_another_is_told(toy_pipeline: Path) -> Non
     run = next((store / "runs").iterdir())
     assert set(verify_all([run]).values()) == {None}
     artifact = next(store.glob("toy-*"))
-    changed = Manifest.model_validate_json((artifact / "manifest.json").read_bytes()).model_copy(update={"seed": 9})
+    changed = Manifest.model_validate_json((artifact / "manifest.json").read_bytes()).model_copy(
+        update={"seed": 9}
+    )
     (artifact / "manifest.json").write_text(changed.sealed().model_dump_json())
     assert verify_all([artifact]) == {artifact: None}, "whole in itself"
     told = [problem for problem in verify_all([run]).values() if problem]

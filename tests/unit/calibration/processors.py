@@ -15,11 +15,16 @@ from compressor.models.families.transformers.presets import PRESETS
 
 TREE = PRESETS["tiny-glm4v"].tree
 SPECIAL = {
-    "<|image|>": TREE["image_token_id"], "<|video|>": TREE["video_token_id"],
-    "<|begin_of_image|>": TREE["image_start_token_id"], "<|end_of_image|>": TREE["image_end_token_id"],
-    "<|begin_of_video|>": TREE["video_start_token_id"], "<|end_of_video|>": TREE["video_end_token_id"],
-    "<user>": 1, "<assistant>": 2, "<end>": 3,
-}  # fmt: skip
+    "<|image|>": TREE["image_token_id"],
+    "<|video|>": TREE["video_token_id"],
+    "<|begin_of_image|>": TREE["image_start_token_id"],
+    "<|end_of_image|>": TREE["image_end_token_id"],
+    "<|begin_of_video|>": TREE["video_start_token_id"],
+    "<|end_of_video|>": TREE["video_end_token_id"],
+    "<user>": 1,
+    "<assistant>": 2,
+    "<end>": 3,
+}
 TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}> {% if message.content is string %}{{ message.content }} {% else %}"
     "{% for part in message.content %}{% if part.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|> {% else %}"
@@ -29,21 +34,27 @@ TEMPLATE = (
 
 def write_processor(folder: Path) -> None:
     """Tokenizer, chat template, image processor."""
-    words = {f"w{number}": number for number in range(512) if number not in SPECIAL.values()} | SPECIAL
+    words = {
+        f"w{number}": number for number in range(512) if number not in SPECIAL.values()
+    } | SPECIAL
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, chat_template=TEMPLATE, additional_special_tokens=list(SPECIAL)
     )
     fast.save_pretrained(folder)
-    Glm4vImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}).save_pretrained(folder)
+    Glm4vImageProcessorPil(
+        size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
+    ).save_pretrained(folder)
     if not (folder / "config.json").exists():
         (folder / "config.json").write_text(json.dumps(TREE))
 
 
 def write_picture(file: Path, width: int, height: int) -> None:
     """Noise that depends on the size alone."""
-    draw = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    draw = np.random.default_rng(width * 1000 + height).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
     Image.fromarray(draw).save(file)
 
 
@@ -51,7 +62,10 @@ def message(role: str, text: str, *images: str) -> dict:
     """One turn."""
     return {
         "role": role,
-        "content": [*({"type": "image", "path": one} for one in images), {"type": "text", "text": text}],
+        "content": [
+            *({"type": "image", "path": one} for one in images),
+            {"type": "text", "text": text},
+        ],
     }
 
 

@@ -53,7 +53,9 @@ def test_progress_counts_samples():
 
 def table(model="ab12"):
     ranges = {"head:input": Range(values=4, minimum=-1.0, maximum=2.0, bound=1.5)}
-    return CalibrationTable(model=model, observer="mse", bits=8, num_samples=4, samples_sha256="0" * 64, tensors=ranges)
+    return CalibrationTable(
+        model=model, observer="mse", bits=8, num_samples=4, samples_sha256="0" * 64, tensors=ranges
+    )
 
 
 def test_a_table_is_read_back_and_can_be_read_by_people(tmp_path):
@@ -64,12 +66,15 @@ def test_a_table_is_read_back_and_can_be_read_by_people(tmp_path):
 
 def test_a_table_of_another_model_is_refused(tmp_path):
     table().write(tmp_path)
-    with pytest.raises(RequirementError, match="belongs to another model: it was found on ab12, and this is cd34"):
+    with pytest.raises(
+        RequirementError, match="belongs to another model: it was found on ab12, and this is cd34"
+    ):
         read_table(tmp_path, "cd34", 8)
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "\ud8ff", '{"version": 2}', json.dumps({"version": 1, "tensors": {"a": {"bound": -1}}})]
+    "text",
+    ["{", "\ud8ff", '{"version": 2}', json.dumps({"version": 1, "tensors": {"a": {"bound": -1}}})],
 )
 def test_a_damaged_table_is_refused(tmp_path, text):
     (tmp_path / TABLE).write_bytes(text.encode("utf-8", "surrogatepass"))

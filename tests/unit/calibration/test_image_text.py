@@ -9,12 +9,22 @@ from compressor.data.contract import SourceContext
 from compressor.errors import DataError
 from compressor.models.families.transformers.family import Transformers
 from compressor.runtimes.session import fitted
-from tests.unit.calibration.processors import message, write_conversations, write_picture, write_processor
+from tests.unit.calibration.processors import (
+    message,
+    write_conversations,
+    write_picture,
+    write_processor,
+)
 
 FAMILY = Transformers()
 TINY = FAMILY.presets["tiny-glm4v"]
 ASKED = [message("user", "w10 w11", "a.png"), message("assistant", "w12 w13")]
-TALK = [message("user", "w20"), message("assistant", "w21"), message("user", "w22 w23"), message("assistant", "w24")]
+TALK = [
+    message("user", "w20"),
+    message("assistant", "w21"),
+    message("user", "w22 w23"),
+    message("assistant", "w24"),
+]
 WIDE = [message("user", "w30", "b.png"), message("assistant", "w31")]
 
 
@@ -28,7 +38,9 @@ def base(tmp_path):
 
 
 def config(**fields):
-    return ImageTextConfig(**({"source": "image-text", "path": "talks.jsonl", "processor": "."} | fields))
+    return ImageTextConfig(
+        **({"source": "image-text", "path": "talks.jsonl", "processor": "."} | fields)
+    )
 
 
 def load(base, **fields):
@@ -70,7 +82,9 @@ def test_a_model_answers_to_a_batch_as_to_each_sample(base, samples):
         batch = dataset.batch(np.array(indices))
         feeds = fitted({name: batch[name] for name in dataset.input_names}, FAMILY.inputs(TINY))
         with torch.inference_mode():
-            return module(**{name: torch.from_numpy(array) for name, array in feeds.items()})["logits"]
+            return module(**{name: torch.from_numpy(array) for name, array in feeds.items()})[
+                "logits"
+            ]
 
     together = answers(samples)
     for row, one in enumerate(samples):

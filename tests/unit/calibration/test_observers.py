@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.observers import OBSERVERS, Entropy, MeanSquaredError, MinMax, MovingAverage, Percentile, observer
+from calibration.observers import (
+    OBSERVERS,
+    Entropy,
+    MeanSquaredError,
+    MinMax,
+    MovingAverage,
+    Percentile,
+    observer,
+)
 
 EXACT = [kind for kind in OBSERVERS if kind != "moving-average"]
 STREAMS = st.lists(

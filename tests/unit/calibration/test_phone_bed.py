@@ -19,7 +19,9 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build.built(tmp_path_factory.mktemp("bed") / "bed", lambda *_: None, FEW)
 
 
-def dataset(bed: Path, split: str, *, augment: bool = False, seed: int = 0, together: int = 1) -> PhoneBedDataset:
+def dataset(
+    bed: Path, split: str, *, augment: bool = False, seed: int = 0, together: int = 1
+) -> PhoneBedDataset:
     return PhoneBedDataset(bed, split, 600, seed, augment=augment, together=together)
 
 
@@ -38,13 +40,20 @@ def test_the_table_of_concepts_keeps_its_promise() -> None:
         drawn.setdefault(glyph.concept, set()).add(glyph.family)
     assert len(table) >= 48
     assert sum(len(families) >= 4 for families in drawn.values()) >= 48
-    assert all(families & set(icons.FAMILIES["train"]) for families in drawn.values()), "training draws every concept"
+    assert all(families & set(icons.FAMILIES["train"]) for families in drawn.values()), (
+        "training draws every concept"
+    )
     words = [row[language] for row in table.values() for language in ("en", "zh")]
     assert len(words) == len(set(words))
 
 
 def test_names_in_the_table_exist_in_the_fonts() -> None:
-    named = {(c, f) for c, row in enumerate(icons.concepts().values()) for f in row if f not in {"en", "zh"}}
+    named = {
+        (c, f)
+        for c, row in enumerate(icons.concepts().values())
+        for f in row
+        if f not in {"en", "zh"}
+    }
     found = {(glyph.concept, glyph.family) for glyph in icons.glyphs()}
     assert named == found
 
@@ -53,7 +62,9 @@ def test_names_in_the_table_exist_in_the_fonts() -> None:
 def test_labels_say_what_is_on_the_screen(bed: Path, split: str) -> None:
     samples = dataset(bed, split, augment=split == "train")
     batch = samples.batch(np.arange(600, dtype=np.int64))
-    for cells, concept, label in zip(batch["cell_concepts"], batch["concept"], batch["label"], strict=True):
+    for cells, concept, label in zip(
+        batch["cell_concepts"], batch["concept"], batch["label"], strict=True
+    ):
         assert len(set(cells.tolist())) == 9
         assert (concept not in cells) if label == ABSENT else cells[label] == concept
     assert 0.05 < (batch["label"] == ABSENT).mean() < 0.16
@@ -95,10 +106,15 @@ def test_accuracy_is_told_of_text_and_speech_in_each_language(bed: Path) -> None
     samples = dataset(bed, "test")
     slices = samples.slices()
     assert set(slices) == {"input", "language", "input×language"}
-    expected = [f"{kind}×{language}" for kind, language in zip(slices["input"], slices["language"], strict=True)]
+    expected = [
+        f"{kind}×{language}"
+        for kind, language in zip(slices["input"], slices["language"], strict=True)
+    ]
     assert slices["input×language"].tolist() == expected
     assert set(expected) == {"text×zh", "text×en", "speech×zh", "speech×en"}
-    assert set(samples.strata()) == {"command", "concept"}, "what training weighs by is another thing"
+    assert set(samples.strata()) == {"command", "concept"}, (
+        "what training weighs by is another thing"
+    )
     assert set(samples.strata()["command"]) == {"text/zh", "text/en", "speech/zh", "speech/en"}
 
 
@@ -112,7 +128,9 @@ def test_samples_are_a_pure_function_of_their_indices_and_epoch(bed: Path) -> No
     assert (train.batch(indices, 1)["screen"] != train.batch(indices, 2)["screen"]).any()
     assert (train.batch(indices, 1)["concept"] == train.batch(indices, 2)["concept"]).all()
     assert (test.batch(indices, 1)["screen"] == test.batch(indices, 2)["screen"]).all()
-    assert (dataset(bed, "test", seed=1).batch(indices)["screen"] != test.batch(indices)["screen"]).any()
+    assert (
+        dataset(bed, "test", seed=1).batch(indices)["screen"] != test.batch(indices)["screen"]
+    ).any()
 
 
 def test_icons_are_seen_against_their_background(bed: Path) -> None:
@@ -121,7 +139,9 @@ def test_icons_are_seen_against_their_background(bed: Path) -> None:
     assert ((cells.max(axis=2) - cells.min(axis=2)).max(axis=1) > 50).all()
 
 
-def test_building_twice_gives_the_same_bytes_and_damage_is_noticed(bed: Path, tmp_path: Path) -> None:
+def test_building_twice_gives_the_same_bytes_and_damage_is_noticed(
+    bed: Path, tmp_path: Path
+) -> None:
     again = build.built(tmp_path / "bed", lambda *_: None, FEW)
     names = sorted(path.name for path in bed.iterdir())
     assert all((bed / name).read_bytes() == (again / name).read_bytes() for name in names)

@@ -22,7 +22,9 @@ def pictures(tmp_path: Path) -> Path:
     for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
         (tmp_path / "p" / name).mkdir(parents=True)
         for number in range(3):
-            Image.new("RGB", (20 + number, 30), colour).save(tmp_path / "p" / name / f"{number}.png")
+            Image.new("RGB", (20 + number, 30), colour).save(
+                tmp_path / "p" / name / f"{number}.png"
+            )
     return tmp_path
 
 
@@ -73,7 +75,10 @@ def test_bad_pictures_are_named_all_at_once(pictures: Path) -> None:
     (pictures / "p" / "blue" / "1.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"2 pictures(.|\n)*1\.png(.|\n)*0\.png"):
         Images().load(config, context)
-    assert "not a directory" in Images().problems(ImagesConfig(source="images", path="nowhere"), context)[0]
+    assert (
+        "not a directory"
+        in Images().problems(ImagesConfig(source="images", path="nowhere"), context)[0]
+    )
 
 
 def test_text_is_cut_into_windows_of_bytes(tmp_path: Path) -> None:
@@ -116,18 +121,26 @@ def test_text_is_cut_into_windows_of_tokens_with_the_token_after_each(tmp_path: 
 
 
 def test_windows_begin_as_the_tokenizer_has_a_text_begin(tmp_path: Path) -> None:
-    words = {word: number for number, word in enumerate(["[?]", "a", "b", "c", "d", "<bos>", "</s>"])}
+    words = {
+        word: number for number, word in enumerate(["[?]", "a", "b", "c", "d", "<bos>", "</s>"])
+    }
     tokenizer = Tokenizer(WordLevel(words, unk_token="[?]"))
     tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="<bos> $A </s>", special_tokens=[("<bos>", 5), ("</s>", 6)])
+    tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A </s>", special_tokens=[("<bos>", 5), ("</s>", 6)]
+    )
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "t.txt").write_text("a b c d a b d")
     context = SourceContext(tmp_path)
-    samples = Text().load(TextConfig(source="text", path="t.txt", tokenizer=".", sequence_length=3), context)
+    samples = Text().load(
+        TextConfig(source="text", path="t.txt", tokenizer=".", sequence_length=3), context
+    )
     assert samples.batch(np.arange(2))["input_ids"].tolist() == [[5, 1, 2], [5, 4, 1]]
     assert samples.batch(np.arange(2))["label"].tolist() == [[1, 2, 3], [4, 1, 2]]
     with pytest.raises(DataError, match="the tokenizer puts 1 tokens before each window"):
-        Text().load(TextConfig(source="text", path="t.txt", tokenizer=".", sequence_length=1), context)
+        Text().load(
+            TextConfig(source="text", path="t.txt", tokenizer=".", sequence_length=1), context
+        )
 
 
 def test_code_runs_only_when_it_is_allowed(tmp_path: Path) -> None:

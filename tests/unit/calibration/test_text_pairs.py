@@ -15,7 +15,21 @@ from calibration.sources.pairs import TextPairs, TextPairsConfig
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError
 
-WORDS = ["[UNK]", "[CLS]", "[SEP]", "how", "to", "boot", "press", "the", "button", "[PAD]", "sleep", "close", "eyes"]
+WORDS = [
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "how",
+    "to",
+    "boot",
+    "press",
+    "the",
+    "button",
+    "[PAD]",
+    "sleep",
+    "close",
+    "eyes",
+]
 PAIRS = [
     {"query": "how to boot", "passage": "press the button"},
     {"query": "how to sleep", "passage": "close the eyes the eyes the eyes"},
@@ -24,9 +38,13 @@ PAIRS = [
 
 @pytest.fixture
 def context(tmp_path: Path) -> SourceContext:
-    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    tokenizer.post_processor = TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
     tokenizer.enable_padding(length=99)  # as checkpoints come; the config decides
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     write(tmp_path, *PAIRS)
@@ -39,7 +57,10 @@ def write(folder: Path, *records: Any) -> None:
 
 def config(**fields: Any) -> TextPairsConfig:
     return TextPairsConfig(
-        **({"source": "text-pairs", "path": "pairs.jsonl", "tokenizer": ".", "sequence_length": 6} | fields)
+        **(
+            {"source": "text-pairs", "path": "pairs.jsonl", "tokenizer": ".", "sequence_length": 6}
+            | fields
+        )
     )
 
 
@@ -50,9 +71,17 @@ def test_a_passage_and_then_its_query_cut_and_padded(context: SourceContext) -> 
     batch = samples.batch(np.arange(len(samples)))
     pad = WORDS.index("[PAD]")
     assert batch["input_ids"].tolist() == [
-        [1, 6, 7, 8, 2, pad], [1, 3, 4, 5, 2, pad], [1, 11, 7, 12, 7, 2], [1, 3, 4, 10, 2, pad],
-    ]  # fmt: skip
-    assert batch["attention_mask"].tolist() == [[1] * 5 + [0], [1] * 5 + [0], [1] * 6, [1] * 5 + [0]]
+        [1, 6, 7, 8, 2, pad],
+        [1, 3, 4, 5, 2, pad],
+        [1, 11, 7, 12, 7, 2],
+        [1, 3, 4, 10, 2, pad],
+    ]
+    assert batch["attention_mask"].tolist() == [
+        [1] * 5 + [0],
+        [1] * 5 + [0],
+        [1] * 6,
+        [1] * 5 + [0],
+    ]
     assert batch["label"].tolist() == [-100, 0, -100, 2]
 
 
@@ -75,7 +104,10 @@ def test_the_digest_follows_text_and_tokenizer_but_no_place(context: SourceConte
 
 def test_what_is_missing_is_known_before_a_run(context: SourceContext) -> None:
     told = TextPairs().problems(config(path="none/*.jsonl", tokenizer="none"), context)
-    assert ["there is no tokenizer at" in told[0], "none/*.jsonl matches no file" in told[1]] == [True, True]
+    assert ["there is no tokenizer at" in told[0], "none/*.jsonl matches no file" in told[1]] == [
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +115,10 @@ def test_what_is_missing_is_known_before_a_run(context: SourceContext) -> None:
     [
         ([PAIRS[0], {"query": "how"}], ":2: no JSON record with the fields 'query' and 'passage'"),
         (["how"], ":1: no JSON record"),
-        ([{"query": "how", "passage": " "}], ":1: `query` and `passage` must be texts that are not empty"),
+        (
+            [{"query": "how", "passage": " "}],
+            ":1: `query` and `passage` must be texts that are not empty",
+        ),
         ([{"query": "how", "passage": 3}], ":1: `query` and `passage` must be texts"),
         ([], "holds no pairs"),
     ],

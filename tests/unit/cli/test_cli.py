@@ -14,18 +14,47 @@ import pytest
 from tests.unit.graphs.test_onnx_lint import graph
 
 COMMANDS = (
-    "run", "plan", "validate", "init", "pass", "passes", "show", "compare", "report", "gate", "history", "gain", "bisect",
-    "eval", "bench", "generate", "lint", "verify", "sign", "export", "import", "sbom", "gc", "doctor", "schema",
-)  # fmt: skip
+    "run",
+    "plan",
+    "validate",
+    "init",
+    "pass",
+    "passes",
+    "show",
+    "compare",
+    "report",
+    "gate",
+    "history",
+    "gain",
+    "bisect",
+    "eval",
+    "bench",
+    "generate",
+    "lint",
+    "verify",
+    "sign",
+    "export",
+    "import",
+    "sbom",
+    "gc",
+    "doctor",
+    "schema",
+)
 
 
 def cli(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, check=False, timeout=300
+    )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "{file}"], ["validate", "{file}"], ["passes"], ["schema"]])
-def test_light_commands_load_neither_torch_nor_onnx(arguments: list[str], toy_pipeline: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plan", "{file}"], ["validate", "{file}"], ["passes"], ["schema"]]
+)
+def test_light_commands_load_neither_torch_nor_onnx(
+    arguments: list[str], toy_pipeline: Path
+) -> None:
     code = (
         "import sys, runpy\n"
         "sys.argv = ['autoglm-compress', *sys.argv[1:]]\n"
@@ -35,7 +64,9 @@ def test_light_commands_load_neither_torch_nor_onnx(arguments: list[str], toy_pi
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     filled = [argument.format(file=toy_pipeline) for argument in arguments]
-    done = subprocess.run([sys.executable, "-c", code, *filled], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *filled], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -73,7 +104,9 @@ def test_a_run_from_start_to_end(toy_pipeline: Path) -> None:
     told = json.loads(again.stdout)
     assert [row["step"] for row in told["ladder"]["rows"]] == ["source", "first", "second"]
     assert all(row["cached"] for row in told["ladder"]["rows"])
-    assert len(list((home / "artifacts" / "runs").iterdir())) == 1, "a run that changed nothing leaves no second record"
+    assert len(list((home / "artifacts" / "runs").iterdir())) == 1, (
+        "a run that changed nothing leaves no second record"
+    )
     assert set(json.loads(cli("verify", "--json", cwd=home).stdout).values()) == {None}
     a, b = (path for path in sorted((home / "artifacts").glob("toy-*")))
     for arguments in (
@@ -108,7 +141,9 @@ def test_exit_codes(toy_pipeline: Path) -> None:
     victim.write_bytes(b"x" + victim.read_bytes()[1:])
     damaged = cli("verify", cwd=home)
     assert damaged.returncode == 4
-    assert "model/model.onnx: its content has changed" in " ".join((damaged.stdout + damaged.stderr).split())
+    assert "model/model.onnx: its content has changed" in " ".join(
+        (damaged.stdout + damaged.stderr).split()
+    )
 
 
 def test_one_pass_by_hand(toy_pipeline: Path) -> None:
@@ -149,7 +184,13 @@ def test_init_writes_a_pipeline_that_is_right(tmp_path: Path) -> None:
 def test_the_9b_preset_is_shown_without_being_made() -> None:
     sizes = json.loads(cli("show", "autoglm-phone:9b", "--json").stdout)
     assert sizes["parameters"] <= 9_000_000_000
-    targets = {"text_encoder": 3.2e9, "text_decoder": 3.2e9, "vision": 1.4e9, "speech": 0.8e9, "fusion": 0.4e9}
+    targets = {
+        "text_encoder": 3.2e9,
+        "text_decoder": 3.2e9,
+        "vision": 1.4e9,
+        "speech": 0.8e9,
+        "fusion": 0.4e9,
+    }
     for part, target in targets.items():
         assert abs(sizes["parts"][part] / target - 1) < 0.03, part
     assert cli("show", "autoglm-phone:9b").returncode == 0

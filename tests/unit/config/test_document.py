@@ -16,11 +16,24 @@ def test_values_know_their_lines() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-3", 0.001), ("1E5", 1e5), ("0x10", 16), (".5", 0.5), ("-2.5e+3", -2500.0), ("7", 7), ("true", True),
-        ("on", "on"), ("no", "no"), ("null", None), ("~", None), ("", None), ("1.2.3", "1.2.3"), ("012", "012"),
-        ('"7"', "7"), ("2026-01-01", "2026-01-01"),
+        ("1e-3", 0.001),
+        ("1E5", 1e5),
+        ("0x10", 16),
+        (".5", 0.5),
+        ("-2.5e+3", -2500.0),
+        ("7", 7),
+        ("true", True),
+        ("on", "on"),
+        ("no", "no"),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("1.2.3", "1.2.3"),
+        ("012", "012"),
+        ('"7"', "7"),
+        ("2026-01-01", "2026-01-01"),
     ],
-)  # fmt: skip
+)
 def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     got = parse_document(f"a: {text}".encode()).tree["a"]
     assert got == value

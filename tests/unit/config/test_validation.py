@@ -42,7 +42,10 @@ def test_all_problems_at_once_each_with_what_to_do() -> None:
 
 
 def test_unknown_keys_are_found_inside_unions_and_lists() -> None:
-    assert any("sets[0].strat: unknown key 'strat'" in text for text in problems("epochs: 1\nsets: [{strat: 1}]\n"))
+    assert any(
+        "sets[0].strat: unknown key 'strat'" in text
+        for text in problems("epochs: 1\nsets: [{strat: 1}]\n")
+    )
     assert any("temperature" in text for text in problems("epochs: 1\ntemperature: {strat: 1}\n"))
 
 

@@ -53,13 +53,18 @@ class Fixed(Dataset):
         return len(self.x)
 
     def batch(self, indices, epoch=0):
-        return {"x": self.x[indices]} | ({} if self.label is None else {"label": self.label[indices]})
+        return {"x": self.x[indices]} | (
+            {} if self.label is None else {"label": self.label[indices]}
+        )
 
     def slices(self):
         return self.named
 
 
-SLICES = {"input": np.array(["text", "text", "speech", "speech"]), "language": np.array(["zh", "en", "zh", "en"])}
+SLICES = {
+    "input": np.array(["text", "text", "speech", "speech"]),
+    "language": np.array(["zh", "en", "zh", "en"]),
+}
 DATA = Fixed([[1, 0], [1, 0], [0, 1], [0, 1]], [0, 0, 0, 1], SLICES)
 
 
@@ -69,7 +74,9 @@ NEXT = [[0, 2, -100], [1, -100, -100], [2, 0, 1]]
 
 
 def measured(data=DATA, session=None, reference=None, **config):
-    return measure_accuracy(session or Echo(), data, AccuracyConfig(data="test", **config), lambda *_: None, reference)
+    return measure_accuracy(
+        session or Echo(), data, AccuracyConfig(data="test", **config), lambda *_: None, reference
+    )
 
 
 def figures(report):
@@ -110,8 +117,16 @@ def test_without_bootstrap_there_is_no_interval():
     ("data", "error", "message"),
     [
         (Fixed(np.zeros((0, 2)), []), DataError, "is empty"),
-        (Fixed([[0, 1]], [2]), DataError, "labels of 'test' go from 2 to 2; the model has 2 classes"),
-        (Fixed([[np.nan, 1], [0, 1]], [0, 0]), NumericalError, "answers 1 of the first 2 samples of 'test' with NaN"),
+        (
+            Fixed([[0, 1]], [2]),
+            DataError,
+            "labels of 'test' go from 2 to 2; the model has 2 classes",
+        ),
+        (
+            Fixed([[np.nan, 1], [0, 1]], [0, 0]),
+            NumericalError,
+            "answers 1 of the first 2 samples of 'test' with NaN",
+        ),
     ],
 )
 def test_what_cannot_be_judged(data, error, message):
@@ -131,7 +146,9 @@ def test_unknown_metric():
 
 def test_a_sample_of_tokens_is_the_mean_over_those_that_count():
     data = Fixed(WINDOWS, NEXT, {"half": np.array(["a", "a", "b"])})
-    report = measured(data, Tokens(TABLE), metrics=("top1", "cross_entropy", "perplexity"), bootstrap=50)
+    report = measured(
+        data, Tokens(TABLE), metrics=("top1", "cross_entropy", "perplexity"), bootstrap=50
+    )
     by_sample = [-np.mean(np.log([0.7, 0.1])), -np.log(0.8), -np.mean(np.log([0.4, 0.3, 0.3]))]
     told = figures(report)
     assert told["top1"] == pytest.approx((1 / 2 + 1 + 1 / 3) / 3)
@@ -142,9 +159,13 @@ def test_a_sample_of_tokens_is_the_mean_over_those_that_count():
 
 
 def test_the_interval_of_perplexity_is_that_of_cross_entropy_through_the_exponential():
-    report = measured(Fixed(WINDOWS, NEXT), Tokens(TABLE), metrics=("cross_entropy", "perplexity"), bootstrap=200)
+    report = measured(
+        Fixed(WINDOWS, NEXT), Tokens(TABLE), metrics=("cross_entropy", "perplexity"), bootstrap=200
+    )
     entropy, perplexity = report.metrics
-    assert (perplexity.low, perplexity.high) == pytest.approx((np.exp(entropy.low), np.exp(entropy.high)))
+    assert (perplexity.low, perplexity.high) == pytest.approx(
+        (np.exp(entropy.low), np.exp(entropy.high))
+    )
     assert (perplexity.better, perplexity.unit) == ("lower", "")
 
 
@@ -164,14 +185,18 @@ def test_what_does_not_count_may_be_nan():
     report = measured(Fixed(WINDOWS, labels), Tokens(table), metrics=("top1", "cross_entropy"))
     assert report.samples == 2
     with pytest.raises(NumericalError, match="the model answers 1 of the first 3 samples"):
-        measured(Fixed(WINDOWS, [[0, 1, -100], [1, 1, 0], [-100, 0, -100]]), Tokens(table), batch_size=1)
+        measured(
+            Fixed(WINDOWS, [[0, 1, -100], [1, 1, 0], [-100, 0, -100]]), Tokens(table), batch_size=1
+        )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_batches_do_not_matter_and_only_one_is_in_memory(batch_size):
     session, reference = Tokens(TABLE), Tokens(TABLE[::-1])
     metrics = ("top1", "perplexity", "agreement", "kl")
-    report = measured(Fixed(WINDOWS, NEXT), session, reference, metrics=metrics, batch_size=batch_size)
+    report = measured(
+        Fixed(WINDOWS, NEXT), session, reference, metrics=metrics, batch_size=batch_size
+    )
     whole = measured(Fixed(WINDOWS, NEXT), Tokens(TABLE), Tokens(TABLE[::-1]), metrics=metrics)
     assert figures(report) == pytest.approx(figures(whole))
     assert session.alive == reference.alive == [0] * len(session.answers)
@@ -189,13 +214,17 @@ def test_fidelity_needs_no_labels():
     report = measured(Fixed(WINDOWS), Tokens(TABLE), Tokens(reference), metrics=("agreement", "kl"))
     each = (np.exp(reference) * (reference - TABLE)).sum(axis=1)
     assert figures(report)["agreement"] == pytest.approx((2 / 3 + 1 + 0) / 3)
-    assert figures(report)["kl"] == pytest.approx(np.mean([each.mean(), each[[1, 1, 0]].mean(), each[2]]), rel=1e-5)
+    assert figures(report)["kl"] == pytest.approx(
+        np.mean([each.mean(), each[[1, 1, 0]].mean(), each[2]]), rel=1e-5
+    )
     assert [metric.better for metric in report.metrics] == ["higher", "lower"]
     assert (report.samples, report.predictions, report.labels) == (3, (), ())
 
 
 def test_fidelity_counts_the_positions_that_labels_count():
-    report = measured(Fixed(WINDOWS, NEXT), Tokens(TABLE), Tokens(TABLE[::-1]), metrics=("agreement",))
+    report = measured(
+        Fixed(WINDOWS, NEXT), Tokens(TABLE), Tokens(TABLE[::-1]), metrics=("agreement",)
+    )
     # Row 0 of the table agrees with row 2 nowhere, row 1 with itself.
     assert figures(report)["agreement"] == pytest.approx((1 / 2 + 1 + 0) / 3)
 
@@ -211,12 +240,48 @@ def test_a_model_is_itself_and_is_asked_once():
 @pytest.mark.parametrize(
     ("data", "reference", "metrics", "error", "message"),
     [
-        (Fixed(WINDOWS), None, ("kl", "agreement"), UsageError, "kl and agreement compare with a reference"),
-        (Fixed(WINDOWS), Tokens(TABLE), ("kl", "top1"), DataError, "'test' has no labels: top1 cannot"),
-        (Fixed(WINDOWS), Tokens(TABLE[:, :2]), ("kl",), DataError, r"answers with logits \[3, 3, 2\], the model"),
-        (Fixed(WINDOWS), Tokens(TABLE * np.nan), ("kl",), NumericalError, "the reference answers 3 of the first 3"),
-        (Fixed(WINDOWS, [0, 1, 2]), None, ("top1",), DataError, r"\[3, 3, 3\] and labels \[3\] of 'test' do not fit"),
-        (Fixed(WINDOWS, np.full((3, 3), 3)), None, ("top1",), DataError, "from 3 to 3; the model has 3 classes"),
+        (
+            Fixed(WINDOWS),
+            None,
+            ("kl", "agreement"),
+            UsageError,
+            "kl and agreement compare with a reference",
+        ),
+        (
+            Fixed(WINDOWS),
+            Tokens(TABLE),
+            ("kl", "top1"),
+            DataError,
+            "'test' has no labels: top1 cannot",
+        ),
+        (
+            Fixed(WINDOWS),
+            Tokens(TABLE[:, :2]),
+            ("kl",),
+            DataError,
+            r"answers with logits \[3, 3, 2\], the model",
+        ),
+        (
+            Fixed(WINDOWS),
+            Tokens(TABLE * np.nan),
+            ("kl",),
+            NumericalError,
+            "the reference answers 3 of the first 3",
+        ),
+        (
+            Fixed(WINDOWS, [0, 1, 2]),
+            None,
+            ("top1",),
+            DataError,
+            r"\[3, 3, 3\] and labels \[3\] of 'test' do not fit",
+        ),
+        (
+            Fixed(WINDOWS, np.full((3, 3), 3)),
+            None,
+            ("top1",),
+            DataError,
+            "from 3 to 3; the model has 3 classes",
+        ),
     ],
 )
 def test_what_cannot_be_compared(data, reference, metrics, error, message):

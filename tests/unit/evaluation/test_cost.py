@@ -14,7 +14,10 @@ def weight(name, *shape, dtype=np.float32):
 
 
 def model(nodes, inputs, weights):
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in inputs.items()
+    ]
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
     return helper.make_model(
         helper.make_graph(nodes, "g", values, [out], weights),
@@ -26,7 +29,9 @@ def model(nodes, inputs, weights):
 def test_convolution_reshape_and_products():
     graph = model(
         [
-            helper.make_node("Conv", ["x", "kernel"], ["seen"], strides=[2, 2], pads=[1, 1, 1, 1], group=2),
+            helper.make_node(
+                "Conv", ["x", "kernel"], ["seen"], strides=[2, 2], pads=[1, 1, 1, 1], group=2
+            ),
             helper.make_node("Shape", ["seen"], ["shape"], end=1),
             helper.make_node("Concat", ["shape", "rest"], ["flat_shape"], axis=0),
             helper.make_node("Reshape", ["seen", "flat_shape"], ["flat"]),

@@ -65,7 +65,9 @@ def test_the_bootstrap_of_pairs():
     for trial in range(200):
         hard = generator.exponential(1, 300)
         new, old = hard + generator.normal(0.1, 0.2, 300), hard
-        low, high = differences.paired_means(new, old, lambda a, b: a / b, resamples=400, seed=trial)
+        low, high = differences.paired_means(
+            new, old, lambda a, b: a / b, resamples=400, seed=trial
+        )
         held += low <= 1.1 <= high
     assert held / 200 >= 0.9
 

@@ -35,14 +35,18 @@ class Texts(Dataset):
         return len(self.x)
 
     def batch(self, indices, epoch=0):
-        return {"x": self.x[indices]} | ({} if self.label is None else {"label": self.label[indices]})
+        return {"x": self.x[indices]} | (
+            {} if self.label is None else {"label": self.label[indices]}
+        )
 
     def slices(self):
         return {"half": np.array(["first", "second"]).repeat(3)} if len(self) == 6 else {}
 
 
 # passage, query; passage, query; passage, query. The last query is nearer to the first passage than to its own.
-SET = Texts([[1, 0], [0.9, 0.1], [0, 1], [0.2, 0.8], [-1, 0], [0.3, 0.2]], [-100, 0, -100, 2, -100, 4])
+SET = Texts(
+    [[1, 0], [0.9, 0.1], [0, 1], [0.2, 0.8], [-1, 0], [0.3, 0.2]], [-100, 0, -100, 2, -100, 4]
+)
 
 
 def measured(data=SET, session=None, reference=None, **config):
@@ -76,7 +80,9 @@ def test_many_queries_a_few_at_a_time(monkeypatch):
 def test_against_a_reference_all_vectors_count_and_queries_for_agreement():
     away = Echo((-0.65, 0.0))  # the last query now finds another passage; so does the first
     found = measured(session=away, reference=Echo(), metrics=("cosine", "agreement"))
-    by_hand = [(a @ (a + away.shift)) / np.linalg.norm(a) / np.linalg.norm(a + away.shift) for a in SET.x]
+    by_hand = [
+        (a @ (a + away.shift)) / np.linalg.norm(a) / np.linalg.norm(a + away.shift) for a in SET.x
+    ]
     assert figures(found)["cosine"] == pytest.approx(np.mean(by_hand))
     assert figures(found)["agreement"] == pytest.approx(2 / 3)
     assert {metric.name: metric.samples for metric in found.metrics if "[" not in metric.name} == {
@@ -84,13 +90,15 @@ def test_against_a_reference_all_vectors_count_and_queries_for_agreement():
         "agreement": 3,
     }
     same = Echo()
-    assert figures(measured(session=same, reference=same, metrics=("cosine", "agreement")))["cosine"] == pytest.approx(
-        1
-    )
+    assert figures(measured(session=same, reference=same, metrics=("cosine", "agreement")))[
+        "cosine"
+    ] == pytest.approx(1)
 
 
 def test_cosine_needs_no_labels():
-    assert figures(measured(Texts(SET.x[:4]), reference=Echo(), metrics=("cosine",)))["cosine"] == pytest.approx(1)
+    assert figures(measured(Texts(SET.x[:4]), reference=Echo(), metrics=("cosine",)))[
+        "cosine"
+    ] == pytest.approx(1)
 
 
 class Wide(Echo):
@@ -108,13 +116,31 @@ class Classes(Echo):
         (SET, None, ("cosine",), UsageError, "cosine compare with a reference"),
         (Texts(SET.x), Echo(), ("agreement",), DataError, "no labels: agreement cannot"),
         (Texts(SET.x, [-100] * 6), None, ("top1",), DataError, "not the places of passages"),
-        (Texts(SET.x, [-100, 1, -100, 2, -100, 4]), None, ("top1",), DataError, "not the places of passages"),
+        (
+            Texts(SET.x, [-100, 1, -100, 2, -100, 4]),
+            None,
+            ("top1",),
+            DataError,
+            "not the places of passages",
+        ),
         (SET, Wide(), ("cosine",), DataError, "have the width 4, the model's 2"),
-        (SET, Classes(), ("cosine",), DataError, "the reference has no output `embedding`; it has logits"),
-        (SET, Echo((np.nan, 0)), ("cosine",), NumericalError, "the reference answers 4 of 4 samples of a batch with NaN"),
+        (
+            SET,
+            Classes(),
+            ("cosine",),
+            DataError,
+            "the reference has no output `embedding`; it has logits",
+        ),
+        (
+            SET,
+            Echo((np.nan, 0)),
+            ("cosine",),
+            NumericalError,
+            "the reference answers 4 of 4 samples of a batch with NaN",
+        ),
         (Texts(np.empty((0, 2)), []), None, ("top1",), DataError, "is empty"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_measured_is_one_error(data, reference, metrics, error, told):
     with pytest.raises(error, match=told):
         measured(data, reference=reference, metrics=metrics)

@@ -60,7 +60,9 @@ def test_an_empty_set_is_told():
 
 
 def test_percentiles_and_throughput():
-    metrics = {metric.name: metric for metric in latency_metrics(np.linspace(1, 3, 101), batch_size=4)}
+    metrics = {
+        metric.name: metric for metric in latency_metrics(np.linspace(1, 3, 101), batch_size=4)
+    }
     assert metrics["latency_p50_ms"].value == pytest.approx(2.0)
     assert metrics["latency_p90_ms"].value == pytest.approx(2.8)
     assert metrics["latency_p50_ms"].low < 2.0 < metrics["latency_p50_ms"].high
@@ -82,9 +84,10 @@ def test_what_others_keep_busy_is_not_our_own_work(monkeypatch, tmp_path):
     stat, ticks = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr("compressor.evaluation.machine._STAT", stat)
     clocks = {"wall": 10.0, "own": 1.0}
-    monkeypatch.setattr("compressor.evaluation.machine.time", SimpleNamespace(
-        perf_counter=lambda: clocks["wall"], process_time=lambda: clocks["own"]
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        "compressor.evaluation.machine.time",
+        SimpleNamespace(perf_counter=lambda: clocks["wall"], process_time=lambda: clocks["own"]),
+    )
     stat.write_text(f"cpu  {5 * ticks} 0 {2 * ticks} 900 0 0 0 0 0 0\n")
     watch = OtherLoad()
     assert watch.cores() is None

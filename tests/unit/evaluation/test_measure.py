@@ -12,18 +12,30 @@ import pytest
 
 from compressor.artifacts.kinds import Kind
 from compressor.data.contract import SourceContext
-from compressor.errors import ConfigError, DataError, GateError, ModelError, PassError, Problem, UsageError
+from compressor.errors import (
+    ConfigError,
+    DataError,
+    GateError,
+    ModelError,
+    PassError,
+    Problem,
+    UsageError,
+)
 from compressor.evaluation.measure import evaluation_digest, measure
 from compressor.evaluation.protocol import Answer, Failure, ReferenceModel
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, LatencyConfig
 
-EVALUATE = EvaluateConfig(accuracy=AccuracyConfig(data="test"), latency=LatencyConfig(warmup=1, repeats=5, threads=1))
+EVALUATE = EvaluateConfig(
+    accuracy=AccuracyConfig(data="test"), latency=LatencyConfig(warmup=1, repeats=5, threads=1)
+)
 SOURCES = {"test": {"source": "tiny"}, "unused": {"source": "no-such-source"}}
 
 
 def measured(kind, folder, tmp_path, evaluate=EVALUATE, progress=lambda *_: None, **source):
     sources = {**SOURCES, "test": {"source": "tiny", **source}}
-    return measure(kind, folder, evaluate, sources, SourceContext(tmp_path, cache=tmp_path), progress=progress)
+    return measure(
+        kind, folder, evaluate, sources, SourceContext(tmp_path, cache=tmp_path), progress=progress
+    )
 
 
 @pytest.fixture
@@ -55,13 +67,21 @@ def test_torch_and_onnx_answer_alike(tiny_model, onnx_model, tmp_path):
         assert len(result.latency.milliseconds) == 5
         assert result.accuracy.samples == 40
         names = {metric.name for metric in result.metrics}
-        assert {"top1", "top1[input=speech]", "latency_p50_ms", "throughput", "peak_rss_bytes"} <= names
+        assert {
+            "top1",
+            "top1[input=speech]",
+            "latency_p50_ms",
+            "throughput",
+            "peak_rss_bytes",
+        } <= names
         assert {"size_bytes", "parameters", "macs"} <= names
     assert [metric.name for metric in torch.metrics] == [metric.name for metric in onnx.metrics]
     assert ("accuracy", 40, 40) in told
     assert ("latency", 5, 5) in told
     # A process that measures ONNX never loads torch, which alone takes more than this.
-    peaks = [next(m.value for m in one.metrics if m.name == "peak_rss_bytes") for one in (torch, onnx)]
+    peaks = [
+        next(m.value for m in one.metrics if m.name == "peak_rss_bytes") for one in (torch, onnx)
+    ]
     assert peaks[1] < 150e6 < peaks[0]
 
 
@@ -86,9 +106,13 @@ def test_a_set_that_is_not_there(tmp_path):
 
 
 def test_a_crash_tells_the_end_of_what_it_printed(onnx_model, tmp_path):
-    with pytest.raises(PassError, match="was killed by signal 6:\n    a library that prints to stdout"):
+    with pytest.raises(
+        PassError, match="was killed by signal 6:\n    a library that prints to stdout"
+    ):
         measured(Kind.ONNX, onnx_model, tmp_path, fail="crash")
-    with pytest.raises(PassError, match=r"ended with code 1:(.|\n)*ZeroDivisionError: a bug of ours"):
+    with pytest.raises(
+        PassError, match=r"ended with code 1:(.|\n)*ZeroDivisionError: a bug of ours"
+    ):
         measured(Kind.ONNX, onnx_model, tmp_path, fail="bug")
 
 
@@ -107,9 +131,15 @@ measure(Kind.ONNX, base, EvaluateConfig(accuracy=AccuracyConfig(data="test")),
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_it_ends_with_whoever_asked(onnx_model, how):
-    parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(onnx_model)], stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, str(onnx_model)], stderr=subprocess.DEVNULL
+    )
     try:
-        child = int(_eventually(lambda: (onnx_model / "pid").read_text() if (onnx_model / "pid").is_file() else ""))
+        child = int(
+            _eventually(
+                lambda: (onnx_model / "pid").read_text() if (onnx_model / "pid").is_file() else ""
+            )
+        )
         parent.send_signal(how)
         parent.wait(timeout=10)
         _eventually(lambda: not _alive(child))
@@ -135,8 +165,13 @@ def _alive(pid):
 
 
 def test_errors_keep_their_class_on_the_way():
-    for error in (GateError("too slow", remedy="be faster"), ConfigError([Problem("a.b", "is wrong")])):
-        failure = Answer.model_validate_json(Answer(failure=Failure.of(error)).model_dump_json()).failure
+    for error in (
+        GateError("too slow", remedy="be faster"),
+        ConfigError([Problem("a.b", "is wrong")]),
+    ):
+        failure = Answer.model_validate_json(
+            Answer(failure=Failure.of(error)).model_dump_json()
+        ).failure
         rebuilt = failure.rebuilt()
         assert type(rebuilt) is type(error)
         assert (str(rebuilt), rebuilt.exit_code) == (str(error), error.exit_code)
@@ -147,19 +182,24 @@ def test_the_digest_follows_what_is_asked_and_the_data():
     first = evaluation_digest(EVALUATE, {"test": "a"}, None)
     assert first == evaluation_digest(EVALUATE.model_copy(), {"test": "a"}, None)
     assert first != evaluation_digest(EVALUATE, {"test": "b"}, None)
-    assert first != evaluation_digest(EvaluateConfig(accuracy=EVALUATE.accuracy), {"test": "a"}, None)
+    assert first != evaluation_digest(
+        EvaluateConfig(accuracy=EVALUATE.accuracy), {"test": "a"}, None
+    )
 
 
 def test_the_digest_follows_the_reference_and_not_its_name():
     asked = [
-        EvaluateConfig(accuracy=AccuracyConfig(data="test", metrics=("kl",), reference=name)) for name in ("one", "two")
+        EvaluateConfig(accuracy=AccuracyConfig(data="test", metrics=("kl",), reference=name))
+        for name in ("one", "two")
     ]
     first = evaluation_digest(asked[0], {"test": "a"}, "id")
     assert first == evaluation_digest(asked[1], {"test": "a"}, "id")
     assert first != evaluation_digest(asked[0], {"test": "a"}, "another id")
 
 
-FIDELITY = EvaluateConfig(accuracy=AccuracyConfig(data="test", metrics=("agreement", "kl"), bootstrap=0))
+FIDELITY = EvaluateConfig(
+    accuracy=AccuracyConfig(data="test", metrics=("agreement", "kl"), bootstrap=0)
+)
 
 
 def fidelity(kind, folder, tmp_path, other_kind, other, evaluate=FIDELITY):
@@ -187,14 +227,18 @@ def test_a_model_against_itself(tiny_model, tmp_path, elsewhere):
     assert (found["agreement[input=speech]"], found["kl[input=speech]"]) == (1.0, 0.0)
 
 
-def test_the_reference_is_opened_after_latency_and_memory_were_taken(tiny_model, onnx_model, tmp_path):
+def test_the_reference_is_opened_after_latency_and_memory_were_taken(
+    tiny_model, onnx_model, tmp_path
+):
     evaluate = FIDELITY.model_copy(update={"latency": EVALUATE.latency})
     found = fidelity(Kind.ONNX, onnx_model, tmp_path, Kind.TORCH, tiny_model, evaluate)
     assert found["peak_rss_bytes"] < 150e6, "torch, which the reference needs, takes more than this"
 
 
 def test_a_comparison_without_a_reference(onnx_model, tmp_path):
-    with pytest.raises(UsageError, match="agreement and kl compare with a reference, and there is none"):
+    with pytest.raises(
+        UsageError, match="agreement and kl compare with a reference, and there is none"
+    ):
         measured(Kind.ONNX, onnx_model, tmp_path, FIDELITY)
 
 
@@ -213,11 +257,18 @@ def test_a_language_model_on_text(tmp_path):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "text.txt").write_text("a b c b a c a a " * 7)
-    source = {"source": "text", "path": "text.txt", "tokenizer": "tokenizer.json", "sequence_length": 6}
+    source = {
+        "source": "text",
+        "path": "text.txt",
+        "tokenizer": "tokenizer.json",
+        "sequence_length": 6,
+    }
     found = measure(
         Kind.TORCH,
         tmp_path / "model",
-        EvaluateConfig(accuracy=AccuracyConfig(data="text", metrics=("perplexity", "agreement"), batch_size=3)),
+        EvaluateConfig(
+            accuracy=AccuracyConfig(data="text", metrics=("perplexity", "agreement"), batch_size=3)
+        ),
         {"text": source},
         SourceContext(tmp_path, cache=tmp_path),
         reference=ReferenceModel(id="abc", kind=Kind.TORCH, model=tmp_path / "reference"),
@@ -228,5 +279,11 @@ def test_a_language_model_on_text(tmp_path):
     entropy = torch.nn.functional.cross_entropy(mine.flatten(0, 1), windows[:, 1:].flatten())
     figures = {metric.name: metric.value for metric in found.metrics}
     assert figures["perplexity"] == pytest.approx(float(entropy.exp()), rel=1e-4)
-    assert figures["agreement"] == pytest.approx(float((mine.argmax(-1) == other.argmax(-1)).float().mean()))
-    assert (found.accuracy.samples, found.accuracy.predictions, found.accuracy.labels) == (8, (), ())
+    assert figures["agreement"] == pytest.approx(
+        float((mine.argmax(-1) == other.argmax(-1)).float().mean())
+    )
+    assert (found.accuracy.samples, found.accuracy.predictions, found.accuracy.labels) == (
+        8,
+        (),
+        (),
+    )

@@ -13,7 +13,10 @@ def test_top1_by_position():
 
 def test_cross_entropy_by_position_in_nats():
     values = METRICS["cross_entropy"].values(LOGITS, LABELS)
-    expected = [-np.log(np.exp(row[label]) / np.exp(row).sum()) for row, label in zip(LOGITS, LABELS, strict=True)]
+    expected = [
+        -np.log(np.exp(row[label]) / np.exp(row).sum())
+        for row, label in zip(LOGITS, LABELS, strict=True)
+    ]
     assert values.tolist() == pytest.approx(expected)
 
 
@@ -63,9 +66,14 @@ def test_which_metrics_compare():
 
 def test_reciprocal_rank_counts_what_comes_before_the_label():
     logits = np.array([[3.0, 1.0, 2.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 5.0, 7.0]])
-    assert METRICS["mrr"].values(logits, np.array([0, 1, 0, 0])).tolist() == pytest.approx([1, 1 / 2, 1, 1 / 3])
+    assert METRICS["mrr"].values(logits, np.array([0, 1, 0, 0])).tolist() == pytest.approx(
+        [1, 1 / 2, 1, 1 / 3]
+    )
 
 
 def test_cosine_of_vectors_of_any_length():
-    vectors, reference = np.array([[2.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), np.array([[5.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    vectors, reference = (
+        np.array([[2.0, 0.0], [0.0, 0.0], [1.0, 1.0]]),
+        np.array([[5.0, 0.0], [1.0, 0.0], [0.0, 1.0]]),
+    )
     assert METRICS["cosine"].values(vectors, reference).tolist() == pytest.approx([1, 0, 0.5**0.5])

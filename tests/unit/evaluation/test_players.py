@@ -15,11 +15,18 @@ LATENCY = EvaluateConfig(latency=LatencyConfig(data="test", warmup=1, repeats=4,
 
 def player(kind, model, tmp_path, **source):
     sources = {**SOURCES, "test": {"source": "tiny", **source}}
-    return Player(request_of(kind, model, LATENCY, sources, SourceContext(tmp_path, cache=tmp_path), task="rounds"))
+    return Player(
+        request_of(
+            kind, model, LATENCY, sources, SourceContext(tmp_path, cache=tmp_path), task="rounds"
+        )
+    )
 
 
 def test_two_models_take_turns(tiny_model, onnx_model, tmp_path):  # noqa: F811
-    with player(Kind.TORCH, tiny_model, tmp_path) as torch, player(Kind.ONNX, onnx_model, tmp_path) as onnx:
+    with (
+        player(Kind.TORCH, tiny_model, tmp_path) as torch,
+        player(Kind.ONNX, onnx_model, tmp_path) as onnx,
+    ):
         torch.ready()
         onnx.ready()
         rounds = [(torch.round("latency_p50_ms"), onnx.round("latency_p50_ms")) for _ in range(2)]

@@ -43,7 +43,9 @@ def file(tmp_path: Path) -> Path:
 
 def run(file: Path, *sets: str, until: str | None = None) -> RunResult:
     pipeline = load_pipeline(file, sets)
-    plan = make_plan(pipeline, Store(file.parent / "store"), SourceContext(pipeline.base, cache=file.parent))
+    plan = make_plan(
+        pipeline, Store(file.parent / "store"), SourceContext(pipeline.base, cache=file.parent)
+    )
     selected = select(plan, start=None, until=until, only=None)
     reporter = partial(write_artifact_reports, command="run")
     return Runner(plan, lambda _: None, reporter, selected=selected).run()
@@ -72,7 +74,9 @@ def test_every_step_is_compared_with_the_source_and_later_with_another(file: Pat
     for step in second.steps:
         verify(step.artifact)
         report = json.loads((step.artifact.path / "reports" / "accuracy.json").read_text())
-        assert report["reference"] == (None if step.step.name == "source" else second.steps[1].artifact.id)
+        assert report["reference"] == (
+            None if step.step.name == "source" else second.steps[1].artifact.id
+        )
 
 
 def test_another_reference_of_the_same_name_is_measured_against_again(file: Path) -> None:
@@ -80,8 +84,10 @@ def test_another_reference_of_the_same_name_is_measured_against_again(file: Path
     before = run(file, *sets)
     after = run(file, *sets, "passes[0].training.steps=9")
     assert {step.step.name: step.how for step in after.steps} == {
-        "source": "cached", "taught": "built", "onnx": "measured",
-    }  # fmt: skip
+        "source": "cached",
+        "taught": "built",
+        "onnx": "measured",
+    }
     assert told(after)["onnx"]["kl"] != told(before)["onnx"]["kl"]
 
 
@@ -106,15 +112,22 @@ def test_one_measurement_by_hand_needs_an_artifact(file: Path) -> None:
 
     def measured(*sets: str) -> dict[str, float]:
         artifact = load_given(taught.path)
-        found = measure_artifact(artifact, file, sets, lambda _: None, allow_code=False, accuracy=True)
+        found = measure_artifact(
+            artifact, file, sets, lambda _: None, allow_code=False, accuracy=True
+        )
         return {metric.name: metric.value for metric in found.metrics}
 
-    with pytest.raises(UsageError, match="agreement and kl compare with 'source', which is no artifact dir") as caught:
+    with pytest.raises(
+        UsageError, match="agreement and kl compare with 'source', which is no artifact dir"
+    ) as caught:
         measured()
     assert "--set evaluate.accuracy.reference=" in str(caught.value.remedy)
     # The path is relative to the pipeline file.
     relative = source.path.relative_to(file.parent)
-    assert measured(f"evaluate.accuracy.reference={relative}")["kl"] == taught.manifest.metric("kl").value
+    assert (
+        measured(f"evaluate.accuracy.reference={relative}")["kl"]
+        == taught.manifest.metric("kl").value
+    )
 
 
 def test_one_pass_by_hand_is_compared_with_what_it_reads(file: Path) -> None:
@@ -123,13 +136,19 @@ def test_one_pass_by_hand_is_compared_with_what_it_reads(file: Path) -> None:
 
     def plan(*fields: str) -> object:
         pipeline = single_pass("export-onnx", taught.path, file, fields)
-        return make_plan(pipeline, Store(file.parent / "store"), SourceContext(pipeline.base, cache=file.parent))
+        return make_plan(
+            pipeline, Store(file.parent / "store"), SourceContext(pipeline.base, cache=file.parent)
+        )
 
-    with pytest.raises(ConfigError, match="'taught' is neither a step nor an artifact directory") as caught:
+    with pytest.raises(
+        ConfigError, match="'taught' is neither a step nor an artifact directory"
+    ) as caught:
         plan()
     assert "known: export-onnx, source" in str(caught.value)
     made = plan("evaluate.accuracy.reference=source", "opset=20")
     assert made.step("export-onnx").reference == "source"
     assert made.step("export-onnx").config["opset"] == 20
-    result = Runner(made, lambda _: None, lambda *_: None, selected=frozenset({"export-onnx"})).run()
+    result = Runner(
+        made, lambda _: None, lambda *_: None, selected=frozenset({"export-onnx"})
+    ).run()
     assert told(result)["export-onnx"]["kl"] == pytest.approx(0.0, abs=1e-6)

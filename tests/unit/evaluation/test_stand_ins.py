@@ -25,7 +25,14 @@ EVALUATE = EvaluateConfig(
 
 def entry(file):
     size = file.stat().st_size
-    return EngineFile(file=file.name, target=NOWHERE, sha256=digest_file(file), bytes=size, warnings=(), executed=False)
+    return EngineFile(
+        file=file.name,
+        target=NOWHERE,
+        sha256=digest_file(file),
+        bytes=size,
+        warnings=(),
+        executed=False,
+    )
 
 
 @pytest.fixture
@@ -36,10 +43,19 @@ def engine(onnx_model, tmp_path):
     (folder / "model.a.engine").write_bytes(b"1234567")
     (folder / "model.b.engine").write_bytes(b"123")
     manifest = EngineManifest(
-        backend="rtx", precision="fp16", floats="fp16", workspace_mb=1, optimization_level=None, profiles={},
-        onnx={"model.onnx": digest_file(folder / "model.onnx")}, backend_version="1", inputs=(), outputs=(), layer_types={},
+        backend="rtx",
+        precision="fp16",
+        floats="fp16",
+        workspace_mb=1,
+        optimization_level=None,
+        profiles={},
+        onnx={"model.onnx": digest_file(folder / "model.onnx")},
+        backend_version="1",
+        inputs=(),
+        outputs=(),
+        layer_types={},
         engines=tuple(entry(file) for file in sorted(folder.glob("*.engine"))),
-    )  # fmt: skip
+    )
     write_record(manifest, folder / ENGINE)
     return folder
 
@@ -48,7 +64,12 @@ def measured(kind, folder, tmp_path, reference):
     sources = {"test": {"source": "tiny"}}
     context = SourceContext(tmp_path, cache=tmp_path)
     return measure(
-        kind, folder, EVALUATE, sources, context, reference=ReferenceModel(id="ab", kind=Kind.ENGINE, model=reference)
+        kind,
+        folder,
+        EVALUATE,
+        sources,
+        context,
+        reference=ReferenceModel(id="ab", kind=Kind.ENGINE, model=reference),
     )
 
 
@@ -61,7 +82,9 @@ def test_its_graph_stands_in_and_nothing_is_timed(engine, onnx_model, tmp_path):
     metrics = {metric.name: metric.value for metric in found.metrics}
     assert metrics["executed"] == 0
     assert not [name for name in metrics if name.startswith("latency") or name == "throughput"]
-    assert metrics["size_bytes"] == 7  # the largest engine; the graph beside it is not what is deployed
+    assert (
+        metrics["size_bytes"] == 7
+    )  # the largest engine; the graph beside it is not what is deployed
     assert found.accuracy.predictions == graph.accuracy.predictions
     assert (graph.stand_in, graph.accuracy.stand_in) == (None, None)
     assert "executed" not in {metric.name for metric in graph.metrics}

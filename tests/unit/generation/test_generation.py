@@ -31,13 +31,19 @@ def bed(tmp_path_factory):
     small = awq(parent, folder / "packed")
     exported(parent, folder / "onnx")
     exported(small, folder / "int4", {"parity": {"data": "text"}, "decoder": {"accuracy_level": 1}})
-    exported(small, folder / "integers", {"parity": {"data": "text"}, "decoder": {"accuracy_level": 4}})
-    return {"torch": folder / "torch", "awq": small.model} | {n: folder / n for n in ("onnx", "int4", "integers")}
+    exported(
+        small, folder / "integers", {"parity": {"data": "text"}, "decoder": {"accuracy_level": 4}}
+    )
+    return {"torch": folder / "torch", "awq": small.model} | {
+        n: folder / n for n in ("onnx", "int4", "integers")
+    }
 
 
 def said(folder, sampling=GREEDY, *, raw=True, prompt="w10 w11 w12", **more):
     pieces = []
-    found = generate(*model_at(folder), prompt, sampling, threads=1, raw=raw, said=pieces.append, **more)
+    found = generate(
+        *model_at(folder), prompt, sampling, threads=1, raw=raw, said=pieces.append, **more
+    )
     assert "".join(pieces) == found.text
     return found
 
@@ -62,7 +68,9 @@ def test_a_graph_says_what_torch_says(torch_kind, graph, bed):
 
 def test_fast_prompts_are_asked_of_graphs_alone(bed, monkeypatch):
     asked, opened = [], onnx_prompts.prompt_graph
-    monkeypatch.setattr(onnx_prompts, "prompt_graph", lambda *given: asked.append(given) or opened(*given))
+    monkeypatch.setattr(
+        onnx_prompts, "prompt_graph", lambda *given: asked.append(given) or opened(*given)
+    )
     prompt = " ".join(f"w{10 + one}" for one in range(20))
     assert said(bed["integers"], prompt=prompt).tokens == 12
     assert not asked
@@ -121,7 +129,9 @@ def test_an_end_ends_it(bed, tmp_path):
 
 
 def test_what_does_not_generate_is_told(bed, tmp_path):
-    with pytest.raises(UsageError, match="515 tokens of prompt and answer, and the model attends to 512"):
+    with pytest.raises(
+        UsageError, match="515 tokens of prompt and answer, and the model attends to 512"
+    ):
         said(bed["onnx"], Sampling(512, 0.0, 1.0, 0))
     with pytest.raises(UsageError, match="no directory"):
         said(tmp_path / "nothing")
@@ -141,7 +151,9 @@ def test_a_text_that_does_not_fit_into_memory_is_told_before_it_is_tried(bed, ki
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
     # 3 layers of 2 key heads of 16 values, twice, in float32: 768 bytes a token.
     assert said(bed[kind], Sampling(100, 0.0, 1.0, 0)).tokens == 100
-    with pytest.raises(UsageError, match=r"one text of 153 tokens take 0\.0 GB, and 0\.0 GB of memory are free"):
+    with pytest.raises(
+        UsageError, match=r"one text of 153 tokens take 0\.0 GB, and 0\.0 GB of memory are free"
+    ):
         said(bed[kind], Sampling(150, 0.0, 1.0, 0))
 
 

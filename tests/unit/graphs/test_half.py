@@ -16,7 +16,9 @@ X = np.random.default_rng(3).normal(size=(3, 8)).astype(np.float32)
 
 
 def run(model, feeds):
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     return session.run(None, feeds)
 
 
@@ -33,16 +35,27 @@ def halved(model, tmp_path, feeds=None, highest=65504.0):
         assert before.dtype == after.dtype
         np.testing.assert_allclose(after, before, atol=0.01, rtol=0.01)
     inferred = onnx.shape_inference.infer_shapes(made).graph
-    types = {one.name: one.type.tensor_type.elem_type for one in (*inferred.value_info, *inferred.output)}
+    types = {
+        one.name: one.type.tensor_type.elem_type for one in (*inferred.value_info, *inferred.output)
+    }
     return {one.node: one.reason for one in kept}, types
 
 
 def test_a_norm_that_is_written_out_stays_with_its_epsilon(tmp_path):
     nodes = [
-        node("Pow", "x two", "square"), node("ReduceMean", "square axis", "mean"), node("Add", "mean eps", "safe"),
-        node("Sqrt", "safe", "root"), node("Div", "x root", "normed"), node("MatMul", "normed w", "logits"),
-    ]  # fmt: skip
-    constants = {"two": np.float32(2), "axis": np.array([-1]), "eps": np.float32(1e-3), "w": weight(8, 4)}
+        node("Pow", "x two", "square"),
+        node("ReduceMean", "square axis", "mean"),
+        node("Add", "mean eps", "safe"),
+        node("Sqrt", "safe", "root"),
+        node("Div", "x root", "normed"),
+        node("MatMul", "normed w", "logits"),
+    ]
+    constants = {
+        "two": np.float32(2),
+        "axis": np.array([-1]),
+        "eps": np.float32(1e-3),
+        "w": weight(8, 4),
+    }
     kept, types = halved(model_of(nodes, constants, ("n", 8)), tmp_path)
     assert set(kept) == {"square", "mean", "safe", "root"}
     assert kept["safe"] == "between nodes in FP32"
@@ -58,11 +71,19 @@ def test_a_constant_that_fp16_does_not_have_keeps_its_reader(tmp_path):
 
 def test_positions_stay_as_fp16_cannot_count(tmp_path):
     nodes = [
-        node("Shape", "x", "shape"), node("Gather", "shape one", "length"), node("Range", "zero length step", "places"),
-        node("Cast", "places", "positions", to=1), node("Mul", "positions frequency", "angles"),
+        node("Shape", "x", "shape"),
+        node("Gather", "shape one", "length"),
+        node("Range", "zero length step", "places"),
+        node("Cast", "places", "positions", to=1),
+        node("Mul", "positions frequency", "angles"),
         node("Add", "x angles", "logits"),
-    ]  # fmt: skip
-    constants = {"one": np.int64(1), "zero": np.int64(0), "step": np.int64(1), "frequency": np.float32(0.1)}
+    ]
+    constants = {
+        "one": np.int64(1),
+        "zero": np.int64(0),
+        "step": np.int64(1),
+        "frequency": np.float32(0.1),
+    }
     kept, types = halved(model_of(nodes, constants, ("n", 8)), tmp_path)
     assert set(kept) == {"positions", "angles"}
     assert types["logits"] == TensorProto.FLOAT
@@ -72,12 +93,19 @@ def test_positions_stay_as_fp16_cannot_count(tmp_path):
 def test_a_mask_stays_and_what_it_hides_stays_hidden(hidden, tmp_path):
     mask = np.where(np.arange(8) < 4, 0, hidden).astype(np.float32)
     nodes = [node("Add", "x mask", "masked"), node("Softmax", "masked", "logits")]
-    assert set(halved(model_of(nodes, {"mask": mask}, ("n", 8)), tmp_path)[0]) == {"masked", "logits"}
+    assert set(halved(model_of(nodes, {"mask": mask}, ("n", 8)), tmp_path)[0]) == {
+        "masked",
+        "logits",
+    }
 
 
 @pytest.mark.parametrize(("highest", "kept"), [(65504.0, set()), (4.0, {"wide", "narrow"})])
 def test_values_beyond_the_highest_keep_who_makes_and_who_reads_them(highest, kept, tmp_path):
-    nodes = [node("Mul", "x eight", "wide"), node("Mul", "wide eighth", "narrow"), node("Relu", "narrow", "logits")]
+    nodes = [
+        node("Mul", "x eight", "wide"),
+        node("Mul", "wide eighth", "narrow"),
+        node("Relu", "narrow", "logits"),
+    ]
     model = model_of(nodes, {"eight": np.float32(8), "eighth": np.float32(0.125)}, ("n", 8))
     assert set(halved(model, tmp_path, highest=highest)[0]) == kept
 
@@ -90,11 +118,15 @@ def test_inputs_that_are_too_large_are_seen(tmp_path):
 
 def test_what_graphs_within_read_stays_as_they_know_it(tmp_path):
     inner = [helper.make_node("Mul", ["double", "double"], ["product"], name="inner")]
-    branch = helper.make_graph(inner, "b", [], [helper.make_tensor_value_info("product", TensorProto.FLOAT, None)])
+    branch = helper.make_graph(
+        inner, "b", [], [helper.make_tensor_value_info("product", TensorProto.FLOAT, None)]
+    )
     nodes = [
-        node("Add", "x x", "double"), node("Add", "double double", "fourfold"),
-        node("If", "yes", "chosen", then_branch=branch, else_branch=branch), node("Add", "chosen fourfold", "logits"),
-    ]  # fmt: skip
+        node("Add", "x x", "double"),
+        node("Add", "double double", "fourfold"),
+        node("If", "yes", "chosen", then_branch=branch, else_branch=branch),
+        node("Add", "chosen fourfold", "logits"),
+    ]
     kept, types = halved(model_of(nodes, {"yes": np.array(True)}, ("n", 8)), tmp_path)
     assert kept["double"] == "read in a graph within"
     assert types["fourfold"] == TensorProto.FLOAT16
@@ -102,17 +134,21 @@ def test_what_graphs_within_read_stays_as_they_know_it(tmp_path):
 
 def test_constants_that_are_nodes_and_shapes_that_are_filled(tmp_path):
     nodes = [
-        helper.make_node("Constant", [], ["c"], name="c", value_float=0.5), node("Mul", "x c", "scaled"),
-        helper.make_node("Constant", [], ["size"], name="size", value_ints=[8]), node("ConstantOfShape", "size", "zeros"),
+        helper.make_node("Constant", [], ["c"], name="c", value_float=0.5),
+        node("Mul", "x c", "scaled"),
+        helper.make_node("Constant", [], ["size"], name="size", value_ints=[8]),
+        node("ConstantOfShape", "size", "zeros"),
         node("Add", "scaled zeros", "logits"),
-    ]  # fmt: skip
+    ]
     kept, types = halved(model_of(nodes, {}, ("n", 8)), tmp_path)
     assert kept == {}
     assert {types["scaled"], types["zeros"]} == {TensorProto.FLOAT16}
 
 
 def test_an_output_that_others_read_too_keeps_its_name_and_type(tmp_path):
-    model = model_of([node("Relu", "x", "first"), node("Mul", "first first", "logits")], {}, ("n", 8))
+    model = model_of(
+        [node("Relu", "x", "first"), node("Mul", "first first", "logits")], {}, ("n", 8)
+    )
     model.graph.output.append(helper.make_tensor_value_info("first", TensorProto.FLOAT, None))
     kept, types = halved(model, tmp_path)
     assert kept == {}
@@ -133,5 +169,7 @@ def test_ranges_are_the_largest_magnitudes_over_all_batches():
     assert found == {"x": 5.0, "minus": 5.0, "logits": pytest.approx(np.log(5))}
     found = largest_magnitudes(model, ["logits"], [{"x": np.array([[0, 1]], np.float32)}, *batches])
     assert found == {"logits": np.inf}
-    found = largest_magnitudes(model, ["logits"], [{"x": np.array([[-1, 1]], np.float32)}, *batches])
+    found = largest_magnitudes(
+        model, ["logits"], [{"x": np.array([[-1, 1]], np.float32)}, *batches]
+    )
     assert np.isnan(found["logits"])

@@ -20,7 +20,9 @@ def test_data_beside_the_graph_is_read(onnx_folder):
     (folder / "model.onnx.data").write_bytes(WEIGHT)
     assert external_files(read_graph(folder)) == {"model.onnx.data"}
     with open_session(Kind.ONNX, folder, threads=1) as session:
-        np.testing.assert_array_equal(session.run({"x": np.eye(3)})["logits"], [[0, 1], [2, 3], [4, 5]])
+        np.testing.assert_array_equal(
+            session.run({"x": np.eye(3)})["logits"], [[0, 1], [2, 3], [4, 5]]
+        )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,9 @@ def test_hostile_external_data_is_refused_before_any_runtime_opens_it(
 ):
     import onnxruntime
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("it was opened"))
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("it was opened")
+    )
     folder = onnx_folder(location)
     (tmp_path / "secret").write_bytes(WEIGHT)
     (folder / "link.data").symlink_to(tmp_path / "secret")
@@ -58,11 +62,17 @@ def test_hostile_external_data_is_refused_before_any_runtime_opens_it(
 def test_tensors_in_subgraphs_and_attributes_are_looked_at_too(onnx_folder):
     folder = onnx_folder()
     model = onnx.load(folder / "model.onnx")
-    hidden = TensorProto(name="hidden", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    hidden = TensorProto(
+        name="hidden", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL
+    )
     hidden.external_data.add(key="location", value="/etc/shadow")
     constant = helper.make_node("Constant", [], ["c"], value=hidden)
-    branch = helper.make_graph([constant], "branch", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, [1])])
-    model.graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch))
+    branch = helper.make_graph(
+        [constant], "branch", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, [1])]
+    )
+    model.graph.node.append(
+        helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
+    )
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="hidden: '/etc/shadow' is absolute"):
         read_graph(folder)

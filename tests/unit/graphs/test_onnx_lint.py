@@ -12,10 +12,22 @@ ZERO, ZEROS, WEIGHT = np.int8(0), np.zeros(4, np.int8), np.ones((4, 4), np.int8)
 
 
 def graph(
-    *, operator="MatMul", zero=ZERO, weight_zero=ZEROS, weight=WEIGHT, scale=0.1, rounds_result=False, rounds_input=True,
-    bias=None, relu=False, extra=(),
-):  # fmt: skip
-    nodes, constants = [], {"s": np.float32(scale), "z": np.array(zero), "w": weight, "wz": weight_zero}
+    *,
+    operator="MatMul",
+    zero=ZERO,
+    weight_zero=ZEROS,
+    weight=WEIGHT,
+    scale=0.1,
+    rounds_result=False,
+    rounds_input=True,
+    bias=None,
+    relu=False,
+    extra=(),
+):
+    nodes, constants = (
+        [],
+        {"s": np.float32(scale), "z": np.array(zero), "w": weight, "wz": weight_zero},
+    )
     constants["ws"] = np.full(4, 0.1, np.float32)
     shape = [None, 4]
     if operator == "Conv":
@@ -26,7 +38,13 @@ def graph(
         nodes += [helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="back")]
         x = "d"
     nodes += [
-        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["dw"], name="weight", axis=int(operator != "Conv"))
+        helper.make_node(
+            "DequantizeLinear",
+            ["w", "ws", "wz"],
+            ["dw"],
+            name="weight",
+            axis=int(operator != "Conv"),
+        )
     ]
     operands = [x, "dw"]
     if bias is float:
@@ -48,13 +66,15 @@ def graph(
     nodes += [helper.make_node("Identity", [last], ["y"]), *extra]
     return helper.make_model(
         helper.make_graph(
-            nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
             [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
         ),
         opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)],
         ir_version=10,
-    )  # fmt: skip
+    )
 
 
 def foreign(operator):
@@ -64,20 +84,43 @@ def foreign(operator):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"zero": np.int8(3)}, ["QuantizeLinear round: a zero-point of 3", "DequantizeLinear back: a zero-point of 3"]),
+        (
+            {"zero": np.int8(3)},
+            ["QuantizeLinear round: a zero-point of 3", "DequantizeLinear back: a zero-point of 3"],
+        ),
         ({"zero": np.uint8(0)}, ["QuantizeLinear round: UINT8", "DequantizeLinear back: UINT8"]),
-        ({"weight": np.ones((4, 4), np.uint8), "weight_zero": np.zeros(4, np.uint8)}, ["DequantizeLinear weight: UINT8"]),
-        ({"weight_zero": np.array([0, 0, -7, 0], np.int8)}, ["DequantizeLinear weight: a zero-point of -7"]),
+        (
+            {"weight": np.ones((4, 4), np.uint8), "weight_zero": np.zeros(4, np.uint8)},
+            ["DequantizeLinear weight: UINT8"],
+        ),
+        (
+            {"weight_zero": np.array([0, 0, -7, 0], np.int8)},
+            ["DequantizeLinear weight: a zero-point of -7"],
+        ),
         ({"operator": "Gemm", "bias": int}, ["DequantizeLinear bias: an INT32 bias"]),
-        ({"scale": 0.0}, ["QuantizeLinear round: a scale that is not", "DequantizeLinear back: a scale that is not"]),
+        (
+            {"scale": 0.0},
+            [
+                "QuantizeLinear round: a scale that is not",
+                "DequantizeLinear back: a scale that is not",
+            ],
+        ),
         ({"extra": foreign("MatMulNBits")}, ["MatMulNBits foreign: an operator of com.microsoft"]),
-        ({"extra": (helper.make_node("DynamicQuantizeLinear", ["x"], ["a", "b", "c"], name="dynamic"),)},
-         ["DynamicQuantizeLinear dynamic: TensorRT computes"]),
+        (
+            {
+                "extra": (
+                    helper.make_node(
+                        "DynamicQuantizeLinear", ["x"], ["a", "b", "c"], name="dynamic"
+                    ),
+                )
+            },
+            ["DynamicQuantizeLinear dynamic: TensorRT computes"],
+        ),
         ({}, []),
         ({"operator": "Conv", "rounds_result": True, "relu": True}, []),
         ({"extra": foreign("Gelu")}, []),
     ],
-)  # fmt: skip
+)
 def test_what_tensorrt_refuses(fields, told):
     found = lint(graph(**fields), "tensorrt")
     assert [line[: len(start)] for line, start in zip(found, told, strict=True)] == told
@@ -91,18 +134,27 @@ UNSIGNED = {"zero": np.uint8(0)}
     [
         ({}, []),
         ({"rounds_input": False}, []),
-        ({"operator": "Conv", "rounds_input": False, "rounds_result": True},
-         ["Conv product: its input is not dequantized"]),
+        (
+            {"operator": "Conv", "rounds_input": False, "rounds_result": True},
+            ["Conv product: its input is not dequantized"],
+        ),
         ({"operator": "Gemm"}, []),
-        ({"operator": "Gemm", "bias": float},
-         ["Gemm product: its bias is float and its result is not quantized; write it as MatMul and Add"]),
+        (
+            {"operator": "Gemm", "bias": float},
+            [
+                "Gemm product: its bias is float and its result is not quantized; write it as MatMul and Add"
+            ],
+        ),
         ({"operator": "Gemm", "bias": float, "rounds_result": True}, []),
         ({"operator": "Conv"}, ["Conv product: its result is not quantized"]),
         ({"operator": "Conv", "rounds_result": True}, []),
-        ({"operator": "Conv", "rounds_result": True, "relu": True}, ["Conv product: its result is not quantized"]),
+        (
+            {"operator": "Conv", "rounds_result": True, "relu": True},
+            ["Conv product: its result is not quantized"],
+        ),
         ({"operator": "Conv", "rounds_result": True, "relu": True, **UNSIGNED}, []),
     ],
-)  # fmt: skip
+)
 def test_what_onnxruntime_leaves_in_float_is_what_the_linter_says(fields, told, tmp_path):
     model = graph(**fields)
     assert lint(model, "onnxruntime") == told
@@ -119,13 +171,17 @@ def test_a_float_weight_is_told():
     assert lint(model, "onnxruntime") == ["MatMul product: a float weight"]
 
 
-@pytest.mark.parametrize("kind", [TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.UINT16])
+@pytest.mark.parametrize(
+    "kind", [TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.UINT16]
+)
 def test_other_integers_are_looked_at_without_a_stumble(kind):
     model = graph(operator="Conv", rounds_result=True, relu=True)
     zero = next(one for one in model.graph.initializer if one.name == "z")
     zero.CopyFrom(helper.make_tensor("z", kind, [], [0]))
     starts_at_zero = kind in {TensorProto.UINT4, TensorProto.UINT16}
-    assert lint(model, "onnxruntime") == ([] if starts_at_zero else ["Conv product: its result is not quantized"])
+    assert lint(model, "onnxruntime") == (
+        [] if starts_at_zero else ["Conv product: its result is not quantized"]
+    )
     lint(model, "tensorrt")
 
 

@@ -5,7 +5,18 @@ import pytest
 from onnx import TensorProto as T
 
 from compressor.graphs.lint.onnxruntime import lint
-from tests.unit.runtimes.tensorrt_graphs import B, D, F, H, dequantized, graph, node, product, refusal, rounded
+from tests.unit.runtimes.tensorrt_graphs import (
+    B,
+    D,
+    F,
+    H,
+    dequantized,
+    graph,
+    node,
+    product,
+    refusal,
+    rounded,
+)
 
 TAKEN = {
     "fp32": (product(F), "sm86"),
@@ -21,60 +32,108 @@ TAKEN = {
     "rounded activations": (rounded(np.int8(0)), "sm86"),
     "fp32 without a product on the oldest": (graph([node("Relu", "x")]), "sm75"),
     "types that are cast": (
-        graph([node("Cast", "x", "h", "cast", to=H), node("MatMul", "h w")], {"w": np.ones((4, 4), np.float16)}, out=H), "sm86",
+        graph(
+            [node("Cast", "x", "h", "cast", to=H), node("MatMul", "h w")],
+            {"w": np.ones((4, 4), np.float16)},
+            out=H,
+        ),
+        "sm86",
     ),
     "gelu": (graph([node("Gelu", "x", domain="com.microsoft")]), "sm86"),
     "bytes that are cast": (graph([node("Cast", "x", to=F)], kind=T.UINT8, out=F), "sm86"),
-}  # fmt: skip
+}
 REFUSED = {
     "zero-point": (
-        rounded(np.int8(3)), "sm86", ["QuantizeLinear round: a zero-point of 3", "DequantizeLinear back: a zero-point of 3"]
+        rounded(np.int8(3)),
+        "sm86",
+        ["QuantizeLinear round: a zero-point of 3", "DequantizeLinear back: a zero-point of 3"],
     ),
-    "weight's zero-point": (dequantized(T.INT8, zero=-7), "sm86", ["DequantizeLinear weight: a zero-point of -7"]),
-    "int4 zero-point": (dequantized(T.INT4, zero=1), "sm86", ["DequantizeLinear weight: a zero-point of 1"]),
+    "weight's zero-point": (
+        dequantized(T.INT8, zero=-7),
+        "sm86",
+        ["DequantizeLinear weight: a zero-point of -7"],
+    ),
+    "int4 zero-point": (
+        dequantized(T.INT4, zero=1),
+        "sm86",
+        ["DequantizeLinear weight: a zero-point of 1"],
+    ),
     "uint8 weight": (dequantized(T.UINT8), "sm86", ["DequantizeLinear weight: UINT8 integers"]),
     "uint4": (dequantized(T.UINT4), "sm86", ["DequantizeLinear weight: UINT4 integers"]),
     "int16": (dequantized(T.INT16), "sm86", ["DequantizeLinear weight: INT16 values"]),
     "e5m2": (dequantized(T.FLOAT8E5M2), "sm89", ["DequantizeLinear weight: FLOAT8E5M2 values"]),
     "scale": (
-        rounded(np.int8(0), 0.0), "sm86", ["QuantizeLinear round: a scale that", "DequantizeLinear back: a scale that"]
+        rounded(np.int8(0), 0.0),
+        "sm86",
+        ["QuantizeLinear round: a scale that", "DequantizeLinear back: a scale that"],
     ),
     "int32 bias": (
         graph(
             [node("DequantizeLinear", "b s", "d", "bias"), node("Add", "x d")],
             {"b": np.ones(4, np.int32), "s": np.float32(0.1)},
         ),
-        "sm86", ["DequantizeLinear bias: an INT32 bias"],
+        "sm86",
+        ["DequantizeLinear bias: an INT32 bias"],
     ),
     "MatMulNBits": (
         graph(
-            [node("MatMulNBits", "x w s", K=32, N=4, bits=4, block_size=32, domain="com.microsoft")],
-            {"w": np.zeros((4, 1, 16), np.uint8), "s": np.ones(4, np.float32)}, shape=("n", 32),
+            [
+                node(
+                    "MatMulNBits", "x w s", K=32, N=4, bits=4, block_size=32, domain="com.microsoft"
+                )
+            ],
+            {"w": np.zeros((4, 1, 16), np.uint8), "s": np.ones(4, np.float32)},
+            shape=("n", 32),
         ),
-        "sm86", ["MatMulNBits one: an operator of com.microsoft"],
+        "sm86",
+        ["MatMulNBits one: an operator of com.microsoft"],
     ),
     "integers of ONNX Runtime": (
         graph(
-            [node("MatMulInteger", "x w", "i"), node("Cast", "i", name="cast", to=F)], {"w": np.ones((4, 4), np.int8)},
-            T.INT8, F,
+            [node("MatMulInteger", "x w", "i"), node("Cast", "i", name="cast", to=F)],
+            {"w": np.ones((4, 4), np.int8)},
+            T.INT8,
+            F,
         ),
-        "sm86", ["MatMulInteger one: TensorRT computes QuantizeLinear"],
+        "sm86",
+        ["MatMulInteger one: TensorRT computes QuantizeLinear"],
     ),
     "mixed product": (product(F, H), "sm86", ["MatMul one: mixes FP32 (x) and FP16 (w)"]),
-    "mixed sum": (graph([node("Add", "x w")], {"w": np.ones(4, np.float16)}), "sm86", ["Add one: mixes FP32 (x) and FP16 (w)"]),
+    "mixed sum": (
+        graph([node("Add", "x w")], {"w": np.ones(4, np.float16)}),
+        "sm86",
+        ["Add one: mixes FP32 (x) and FP16 (w)"],
+    ),
     "mixed further in": (
         graph(
-            [node("Cast", "x", "h", "cast", to=H), node("Relu", "h", "r", "relu"), node("Mul", "r w")],
+            [
+                node("Cast", "x", "h", "cast", to=H),
+                node("Relu", "h", "r", "relu"),
+                node("Mul", "r w"),
+            ],
             {"w": np.ones(4, np.float32)},
         ),
-        "sm86", ["Mul one: mixes FP16 (r) and FP32 (w)"],
+        "sm86",
+        ["Mul one: mixes FP16 (r) and FP32 (w)"],
     ),
-    "input": (graph([node("Cast", "x", to=F)], kind=T.UINT16, out=F), "sm86", ["input x: UINT16 is no type"]),
+    "input": (
+        graph([node("Cast", "x", to=F)], kind=T.UINT16, out=F),
+        "sm86",
+        ["input x: UINT16 is no type"],
+    ),
     "fp32 on sm75": (product(F), "sm75", ["MatMul one: FP32 products have no kernels on sm75"]),
-    "int4 on sm75": (dequantized(T.INT4, H), "sm75", ["DequantizeLinear weight: INT4 has no kernels on sm75"]),
+    "int4 on sm75": (
+        dequantized(T.INT4, H),
+        "sm75",
+        ["DequantizeLinear weight: INT4 has no kernels on sm75"],
+    ),
     "bf16 on sm75": (product(B), "sm75", ["MatMul one: BF16 has no kernels on sm75"]),
-    "fp8 on sm86": (dequantized(T.FLOAT8E4M3FN, H), "sm86", ["DequantizeLinear weight: FP8 has no kernels on sm86"]),
-}  # fmt: skip
+    "fp8 on sm86": (
+        dequantized(T.FLOAT8E4M3FN, H),
+        "sm86",
+        ["DequantizeLinear weight: FP8 has no kernels on sm86"],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", TAKEN)
@@ -95,7 +154,9 @@ def test_what_has_a_complaint_tensorrt_refuses(name):
 @pytest.mark.parametrize("zero", [np.uint8(0), None], ids=["zero-point", "no zero-point"])
 def test_bytes_that_tensorrt_would_read_as_signed_integers(zero):
     model = rounded(zero)
-    assert [line.partition(":")[0] for line in lint(model, "tensorrt")][:1] == ["QuantizeLinear round"]
+    assert [line.partition(":")[0] for line in lint(model, "tensorrt")][:1] == [
+        "QuantizeLinear round"
+    ]
     assert refusal(model) is None  # it builds, and means something else
 
 

@@ -10,26 +10,45 @@ from compressor.models.families.transformers.family import Transformers
 PHONE, CLASSIFIER, CHECKPOINT = AutoGLMPhone(), ImageClassifier(), Transformers()
 DEEP = PHONE.slim(
     PHONE.presets["tiny"],
-    encoder_layers=2, decoder_layers=2, fusion_layers=2, speech_layers=2, heads=4, key_heads=2, speech_width=16, ffn=24, gate=8,
+    encoder_layers=2,
+    decoder_layers=2,
+    fusion_layers=2,
+    speech_layers=2,
+    heads=4,
+    key_heads=2,
+    speech_width=16,
+    ffn=24,
+    gate=8,
     vision_blocks=[
         {"kernel": 3, "expanded": 8, "out": 8, "stride": 1, "squeeze": True},
         {"kernel": 3, "expanded": 16, "out": 4, "stride": 1, "squeeze": False},
         {"kernel": 3, "expanded": 16, "out": 4, "stride": 1, "squeeze": True},
         {"kernel": 3, "expanded": 8, "out": 8, "stride": 2, "squeeze": True},
     ],
-)  # fmt: skip
+)
 OTHER = PHONE.slim(
-    DEEP, vision="vit-lite", speech="wav2vec-bridge", vision_layers=2, vision_heads=4, vision_ffn=16, speech_heads=4,
-    vision_head_width=4, speech_head_width=4, speech_ffn=16,
-)  # fmt: skip
+    DEEP,
+    vision="vit-lite",
+    speech="wav2vec-bridge",
+    vision_layers=2,
+    vision_heads=4,
+    vision_ffn=16,
+    speech_heads=4,
+    vision_head_width=4,
+    speech_head_width=4,
+    speech_ffn=16,
+)
 UNEXPANDED = PHONE.slim(
-    DEEP, vision_stem=8, vision_activation="relu6", vision_padding="tensorflow",
+    DEEP,
+    vision_stem=8,
+    vision_activation="relu6",
+    vision_padding="tensorflow",
     vision_blocks=[
         {"kernel": 3, "expanded": 8, "out": 8, "stride": 1, "squeeze": True, "expands": False},
         {"kernel": 3, "expanded": 8, "out": 4, "stride": 2, "squeeze": False, "expands": False},
         {"kernel": 5, "expanded": 16, "out": 4, "stride": 1, "squeeze": False},
     ],
-)  # fmt: skip
+)
 MULTI_QUERY = PHONE.slim(DEEP, heads=4, key_heads=1)
 CASES = [
     (PHONE, DEEP),
@@ -44,7 +63,9 @@ CASES = [
 
 def shapes(family, config):
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in family.build(config).state_dict().items()}
+        return {
+            name: tuple(tensor.shape) for name, tensor in family.build(config).state_dict().items()
+        }
 
 
 @pytest.mark.parametrize(("family", "config"), CASES)
@@ -58,10 +79,14 @@ def test_an_axis_names_every_dimension_that_its_fields_move(family, config):
         if units == 1:
             continue
         assert all(axis.units % units == 0 for axis in axes)
-        gone = 4 if {axis.kind for axis in axes} == {"hidden"} else 1  # Llama's class wants a multiple of its heads
+        gone = (
+            4 if {axis.kind for axis in axes} == {"hidden"} else 1
+        )  # Llama's class wants a multiple of its heads
         left = {axis.name: axis.units // units * (units - gone) for axis in axes}
         stated = {path: value for axis in axes for path, value in axis.stated}
-        wanted = stated | {path: left[axis.name] * factor for axis in axes for path, factor in axis.fields}
+        wanted = stated | {
+            path: left[axis.name] * factor for axis in axes for path, factor in axis.fields
+        }
         after = shapes(family, family.resized(config, wanted))
         assert after.keys() == before.keys()
         moved = {
@@ -91,7 +116,9 @@ def test_a_stack_holds_the_layers_that_its_field_counts(family, config):
     before = shapes(family, config)
     for axis in (axis for axis in family.axes(config) if axis.stack and axis.fields):
         layers = {
-            name.removeprefix(f"{axis.stack}.").split(".")[0] for name in before if name.startswith(f"{axis.stack}.")
+            name.removeprefix(f"{axis.stack}.").split(".")[0]
+            for name in before
+            if name.startswith(f"{axis.stack}.")
         }
         assert layers == {str(number) for number in range(axis.units)}
         if axis.units > 1:
@@ -120,6 +147,8 @@ def test_a_residual_block_goes_with_its_entry_of_the_config(family, config):
 
 
 def test_residual_blocks_in_a_row_are_layers_of_one_stack():
-    stages = [axis for axis in CLASSIFIER.axes(CLASSIFIER.presets["efficientnet-lite0"]) if axis.entries]
+    stages = [
+        axis for axis in CLASSIFIER.axes(CLASSIFIER.presets["efficientnet-lite0"]) if axis.entries
+    ]
     found = {axis.label: axis.units for axis in stages}
     assert found == {"vision_blocks.6-7": 2, "vision_blocks.9-10": 2, "vision_blocks.12-14": 3}

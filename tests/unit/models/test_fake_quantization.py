@@ -13,12 +13,27 @@ from hypothesis import strategies as st
 
 from compressor.errors import ModelError
 from compressor.models.checkpoint.loading import load_module, save_quantized
-from compressor.models.quantized.fake_quantization import IntegerLayer, Rounding, fold, replace, round_input, shaped
-from compressor.models.quantized.quantization import QUANTIZATION, Grid, Quantization, QuantizedLayer, read_quantization
+from compressor.models.quantized.fake_quantization import (
+    IntegerLayer,
+    Rounding,
+    fold,
+    replace,
+    round_input,
+    shaped,
+)
+from compressor.models.quantized.quantization import (
+    QUANTIZATION,
+    Grid,
+    Quantization,
+    QuantizedLayer,
+    read_quantization,
+)
 from tests.unit.models.test_families import inputs
 from tests.unit.passes.prune.test_pruning import CLASSIFIER, PHONE, built
 
-GRIDS = [Grid(bits=bits, nonnegative=nonnegative) for bits in (4, 8) for nonnegative in (False, True)]
+GRIDS = [
+    Grid(bits=bits, nonnegative=nonnegative) for bits in (4, 8) for nonnegative in (False, True)
+]
 GRIDS += [Grid(bits=8, below=below) for below in (0, 17, 255)]
 VALUES = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30)
 
@@ -59,7 +74,8 @@ def test_training_and_answering_round_alike(grid):
 
 
 @pytest.mark.parametrize(
-    ("grid", "zero"), [(Grid(bits=8), 128), (Grid(bits=8, nonnegative=True), 0), (Grid(bits=8, below=17), 17)]
+    ("grid", "zero"),
+    [(Grid(bits=8), 128), (Grid(bits=8, nonnegative=True), 0), (Grid(bits=8, below=17), 17)],
 )
 def test_it_is_what_onnx_defines(grid, zero):
     zero = np.array(zero, np.uint8)
@@ -70,11 +86,18 @@ def test_it_is_what_onnx_defines(grid, zero):
     scale = np.float32(0.037)
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
-        nodes, "g", [value("x", onnx.TensorProto.FLOAT, [None])], [value("y", onnx.TensorProto.FLOAT, [None])],
+        nodes,
+        "g",
+        [value("x", onnx.TensorProto.FLOAT, [None])],
+        [value("y", onnx.TensorProto.FLOAT, [None])],
         [onnx.numpy_helper.from_array(scale, "s"), onnx.numpy_helper.from_array(zero, "z")],
-    )  # fmt: skip
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
+    )
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     x = np.random.default_rng(0).normal(0, 4, 5000).astype(np.float32)
     with torch.no_grad():
         ours = rounding(grid, scale)(torch.from_numpy(x)).numpy()
@@ -110,12 +133,15 @@ def test_folding_leaves_the_answers_as_they_are():
     norms = {"vision.stem": "vision.stem_norm", "vision.last": "vision.last_norm"}
     for number in range(4):
         norms |= {
-            f"vision.blocks.{number}.{one}": f"vision.blocks.{number}.{one}_norm" for one in ("filter", "project")
+            f"vision.blocks.{number}.{one}": f"vision.blocks.{number}.{one}_norm"
+            for one in ("filter", "project")
         }
     folded = copy.deepcopy(model)
     fold(folded, norms)
     with torch.no_grad():
-        torch.testing.assert_close(folded(**batch)["logits"], model(**batch)["logits"], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            folded(**batch)["logits"], model(**batch)["logits"], atol=1e-4, rtol=1e-4
+        )
     assert sum(isinstance(one, torch.nn.BatchNorm2d) for one in folded.modules()) == sum(
         isinstance(one, torch.nn.BatchNorm2d) for one in model.modules()
     ) - len(norms)
@@ -125,12 +151,16 @@ TINY = PHONE.presets["tiny"]
 LAYER = QuantizedLayer(weight=Grid(bits=8), input=Grid(bits=8))
 SPEC = Quantization(
     target="onnxruntime",
-    layers={"speech.down.0": LAYER.model_copy(update={"norm": "speech.down_norms.0", "output": Grid(bits=8)}),
-            "fusion.from_vision": LAYER.model_copy(update={"input": None})},
+    layers={
+        "speech.down.0": LAYER.model_copy(
+            update={"norm": "speech.down_norms.0", "output": Grid(bits=8)}
+        ),
+        "fusion.from_vision": LAYER.model_copy(update={"input": None}),
+    },
     inputs={"speech.residuals.0": Grid(bits=8, nonnegative=True)},
     folded={"speech.down.1": "speech.down_norms.1"},
     kept_float={"vision.stem": "excluded"},
-)  # fmt: skip
+)
 
 
 def quantized():
@@ -166,8 +196,14 @@ def test_copies_round_with_their_own_scales():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda tree: tree["layers"].update(nothing=tree["layers"]["speech.down.0"]), "names layers.*nothing"),
-        (lambda tree: tree["folded"].update({"speech.down.1": "vision.stem"}), "names layers.*vision.stem"),
+        (
+            lambda tree: tree["layers"].update(nothing=tree["layers"]["speech.down.0"]),
+            "names layers.*nothing",
+        ),
+        (
+            lambda tree: tree["folded"].update({"speech.down.1": "vision.stem"}),
+            "names layers.*vision.stem",
+        ),
         (lambda tree: tree.update(target="toaster"), "damaged"),
         (lambda tree: tree.pop("layers"), "damaged"),
     ],

@@ -20,12 +20,18 @@ from compressor.models.families.sentence_encoder.family import SentenceEncoder
 PHONE, CLASSIFIER, ENCODER = AutoGLMPhone(), ImageClassifier(), SentenceEncoder()
 OTHER_ENCODERS = {"vision": "vit-lite", "speech": "wav2vec-bridge"}
 UNEXPANDED = PHONE.slim(
-    PHONE.presets["tiny"], vision_padding="tensorflow",
-    vision_blocks=[{"kernel": 5, "expanded": 4, "out": 8, "stride": 2, "squeeze": True, "expands": False}],
-)  # fmt: skip
+    PHONE.presets["tiny"],
+    vision_padding="tensorflow",
+    vision_blocks=[
+        {"kernel": 5, "expanded": 4, "out": 8, "stride": 2, "squeeze": True, "expands": False}
+    ],
+)
 CASES = [
     *((PHONE, config) for config in PHONE.presets.values()),
-    *((PHONE, PHONE.slim(PHONE.presets[name], **OTHER_ENCODERS)) for name in ("tiny", "bed-student", "bed-teacher")),
+    *(
+        (PHONE, PHONE.slim(PHONE.presets[name], **OTHER_ENCODERS))
+        for name in ("tiny", "bed-student", "bed-teacher")
+    ),
     (PHONE, PHONE.slim(PHONE.presets["9b"], vision="mobilenet", speech="mel-cnn")),
     (PHONE, UNEXPANDED),
     *((CLASSIFIER, config) for config in CLASSIFIER.presets.values()),
@@ -42,16 +48,20 @@ def counted(module):
 
 def inputs(family, config, batch):
     generator = torch.Generator().manual_seed(batch)
-    lengths = {"batch": batch, "tokens": getattr(config, "tokens", 0), "frames": getattr(config, "frames", 0)}
+    lengths = {
+        "batch": batch,
+        "tokens": getattr(config, "tokens", 0),
+        "frames": getattr(config, "frames", 0),
+    }
     tensors = {}
     for spec in family.inputs(config):
         shape = [lengths.get(size, size) for size in spec.shape]
         if spec.dtype == "float32":
             tensors[spec.name] = torch.randn(shape, generator=generator)
         else:
-            tensors[spec.name] = torch.randint(1, min(250, spec.below or 250), shape, generator=generator).to(
-                getattr(torch, spec.dtype)
-            )
+            tensors[spec.name] = torch.randint(
+                1, min(250, spec.below or 250), shape, generator=generator
+            ).to(getattr(torch, spec.dtype))
     if batch > 1 and "mel" in tensors:
         tensors["mel"][0] = 0
         tensors["tokens"][1] = 0
@@ -78,11 +88,23 @@ BLOCKS = st.lists(
     ),
     max_size=3,
 )
-FIELDS = dict.fromkeys(("vision_width", "vision_stem", "vision_heads", "vision_layers", "vision_ffn"), SMALL)
-FIELDS |= dict.fromkeys(("vision_head_width", "speech_width", "speech_layers", "speech_heads", "speech_ffn"), SMALL)
-FIELDS |= dict.fromkeys(("hidden", "ffn", "encoder_layers", "decoder_layers", "adapter", "fusion_layers"), SMALL)
-FIELDS |= dict.fromkeys(("gate", "queries", "shared", "concepts", "mels", "grid", "key_heads", "head_width"), SMALL)
-FIELDS |= {"vision": st.sampled_from(["mobilenet", "vit-lite"]), "vision_blocks": BLOCKS, "tile": st.integers(1, 3)}
+FIELDS = dict.fromkeys(
+    ("vision_width", "vision_stem", "vision_heads", "vision_layers", "vision_ffn"), SMALL
+)
+FIELDS |= dict.fromkeys(
+    ("vision_head_width", "speech_width", "speech_layers", "speech_heads", "speech_ffn"), SMALL
+)
+FIELDS |= dict.fromkeys(
+    ("hidden", "ffn", "encoder_layers", "decoder_layers", "adapter", "fusion_layers"), SMALL
+)
+FIELDS |= dict.fromkeys(
+    ("gate", "queries", "shared", "concepts", "mels", "grid", "key_heads", "head_width"), SMALL
+)
+FIELDS |= {
+    "vision": st.sampled_from(["mobilenet", "vit-lite"]),
+    "vision_blocks": BLOCKS,
+    "tile": st.integers(1, 3),
+}
 FIELDS |= {"speech": st.sampled_from(["mel-cnn", "wav2vec-bridge"]), "group": SMALL}
 
 
@@ -100,7 +122,8 @@ def test_parameters_of_any_config(fields):
 
 
 @pytest.mark.parametrize(
-    ("family", "config"), [case for case in CASES if sum(case[0].parameters(case[1]).values()) < 1e7]
+    ("family", "config"),
+    [case for case in CASES if sum(case[0].parameters(case[1]).values()) < 1e7],
 )
 def test_macs_equal_what_torch_counts(family, config):
     module = family.build(config).eval().requires_grad_(False)
@@ -144,7 +167,11 @@ def test_exports_with_dynamic_batch_and_lengths(dimensions):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
         program = torch.onnx.export(
-            Answer().eval(), kwargs=inputs(PHONE, config, 3), dynamic_shapes=shapes, dynamo=True, verbose=False
+            Answer().eval(),
+            kwargs=inputs(PHONE, config, 3),
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
         )
     buffer = io.BytesIO()
     program.save(buffer)
@@ -158,7 +185,8 @@ def test_exports_with_dynamic_batch_and_lengths(dimensions):
 
 
 @pytest.mark.parametrize(
-    ("family", "config"), [(family, family.presets["tiny"]) for family in (PHONE, CLASSIFIER, ENCODER)]
+    ("family", "config"),
+    [(family, family.presets["tiny"]) for family in (PHONE, CLASSIFIER, ENCODER)],
 )
 def test_outputs_and_features_are_there_and_repeat(family, config):
     module = family.build(config).eval()

@@ -19,7 +19,9 @@ def module():
 
 
 def texts(*lengths, padded_to):
-    ids = torch.randint(1, TINY.vocab_size, (len(lengths), padded_to), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(
+        1, TINY.vocab_size, (len(lengths), padded_to), generator=torch.Generator().manual_seed(1)
+    )
     mask = (torch.arange(padded_to) < torch.tensor(lengths)[:, None]).long()
     return {"input_ids": ids, "attention_mask": mask}
 
@@ -60,7 +62,10 @@ def test_a_text_that_is_too_long_is_told_before_it_is_encoded():
 
 @pytest.mark.parametrize(
     ("fields", "told"),
-    [({"num_attention_heads": 5}, "no multiple of 5 heads"), ({"tokens": 64}, "more than max_position_embeddings 32")],
+    [
+        ({"num_attention_heads": 5}, "no multiple of 5 heads"),
+        ({"tokens": 64}, "more than max_position_embeddings 32"),
+    ],
 )
 def test_dimensions_that_do_not_fit(fields, told):
     with pytest.raises(ValueError, match=told):

@@ -34,16 +34,22 @@ def test_counts_are_those_of_the_class(preset):
     weights = {weight.data_ptr(): weight.numel() for weight in module.parameters()}
     assert sum(FAMILY.parameters(config).values()) == sum(weights.values())
     layers = module.get_submodule(next(axis.stack for axis in FAMILY.axes(config) if axis.stack))
-    matrices = [part.weight.numel() for part in layers.modules() if isinstance(part, torch.nn.Linear)]
+    matrices = [
+        part.weight.numel() for part in layers.modules() if isinstance(part, torch.nn.Linear)
+    ]
     assert FAMILY.macs(config) == sum(matrices) + module.lm_head.weight.numel()
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "glm4"])
 def test_fields_that_a_config_leaves_out_are_what_transformers_takes_them_for(model_type):
     sizes = {
-        "hidden_size": 96, "num_attention_heads": 32, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 16,
+        "hidden_size": 96,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 1,
+        "intermediate_size": 8,
+        "vocab_size": 16,
         "pad_token_id": None,
-    }  # fmt: skip
+    }
     name = {"glm4": "Glm4"}.get(model_type, model_type.capitalize())
     config = FAMILY.Config(model_type=model_type, architectures=(f"{name}ForCausalLM",), **sizes)
     with torch.device("meta"):
@@ -61,7 +67,9 @@ def test_what_is_saved_is_what_the_library_loads(preset, tmp_path):
     saved(preset, tmp_path / "b")
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
-    assert facts_of(tmp_path / "a")["parameters"] == sum(FAMILY.parameters(FAMILY.presets[preset]).values())
+    assert facts_of(tmp_path / "a")["parameters"] == sum(
+        FAMILY.parameters(FAMILY.presets[preset]).values()
+    )
 
 
 def test_other_files_come_along_and_weights_keep_their_dtype(tmp_path):
@@ -74,8 +82,12 @@ def test_other_files_come_along_and_weights_keep_their_dtype(tmp_path):
     save_module(load_module(parent), "transformers", config, tmp_path / "child", parent)
     assert (tmp_path / "child" / "tokenizer.json").read_text() == "{}"
     assert json.loads((tmp_path / "child" / "config.json").read_text())["_name"] == "kept"
-    assert {tensor.dtype for tensor in load_file(tmp_path / "child" / "model.safetensors").values()} == {torch.bfloat16}
-    assert {tensor.dtype for tensor in load_module(tmp_path / "child").parameters()} == {torch.bfloat16}
+    assert {
+        tensor.dtype for tensor in load_file(tmp_path / "child" / "model.safetensors").values()
+    } == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_module(tmp_path / "child").parameters()} == {
+        torch.bfloat16
+    }
 
 
 def sharded(folder):
@@ -107,7 +119,10 @@ def test_an_index_that_lies_is_found_out(tmp_path):
     index = folder / "model.safetensors.index.json"
     tree = json.loads(index.read_text())
     names = sorted(tree["weight_map"])
-    tree["weight_map"][names[0]], tree["weight_map"][names[-1]] = tree["weight_map"][names[-1]], "../x.safetensors"
+    tree["weight_map"][names[0]], tree["weight_map"][names[-1]] = (
+        tree["weight_map"][names[-1]],
+        "../x.safetensors",
+    )
     index.write_text(json.dumps(tree))
     with pytest.raises(ModelError, match=r"differ in|outside the folder"):
         read_description(folder)
@@ -142,7 +157,10 @@ def test_tensors_that_do_not_fit_are_all_named(tmp_path):
     [
         ({"model_type": "bert"}, "'bert' is not one of llama"),
         ({"architectures": ["LlamaForCausalLM", "X"]}, "name one class"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized by 'gptq', which is not read here"),
+        (
+            {"quantization_config": {"quant_method": "gptq"}},
+            "quantized by 'gptq', which is not read here",
+        ),
         ({"num_key_value_heads": 3}, "4 heads are no multiple of 3"),
         ({"hidden_size": "64"}, "hidden_size"),
     ],
@@ -157,7 +175,9 @@ def test_a_config_that_cannot_be_read_is_refused(change, told, tmp_path):
 
 def test_a_class_that_is_no_model_of_the_library_is_refused(tmp_path):
     saved("tiny-llama", tmp_path)
-    tree = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["PreTrainedConfig"]}
+    tree = json.loads((tmp_path / "config.json").read_text()) | {
+        "architectures": ["PreTrainedConfig"]
+    }
     (tmp_path / "config.json").write_text(json.dumps(tree))
     with pytest.raises(ModelError, match="no model class of transformers"):
         load_module(tmp_path)

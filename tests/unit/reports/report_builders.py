@@ -21,18 +21,28 @@ def counted(name: str, value: float, unit: str = "count") -> Metric:
 
 def share(name: str, value: float, half: float = 0.015, samples: int = 2000) -> Metric:
     return Metric(
-        name=name, value=value, unit="fraction", better="higher", samples=samples, low=value - half, high=value + half
+        name=name,
+        value=value,
+        unit="fraction",
+        better="higher",
+        samples=samples,
+        low=value - half,
+        high=value + half,
     )
 
 
 def timed(name: str, value: float, half: float = 0.02) -> Metric:
     low, high = value * (1 - half), value * (1 + half)
-    return Metric(name=name, value=value, unit="ms", better="lower", samples=100, low=low, high=high)
+    return Metric(
+        name=name, value=value, unit="ms", better="lower", samples=100, low=low, high=high
+    )
 
 
 def metrics(top1: float, p50: float, size: int, parameters: int) -> tuple[Metric, ...]:
     sliced = (share(f"top1[{one}]", top1 - 0.02 * at, 0.03, 500) for at, one in enumerate(SLICES))
-    throughput = Metric(name="throughput", value=1000 / p50, unit="samples/s", better="higher", samples=100)
+    throughput = Metric(
+        name="throughput", value=1000 / p50, unit="samples/s", better="higher", samples=100
+    )
     return (
         share("top1", top1),
         *sliced,
@@ -50,7 +60,8 @@ def metrics(top1: float, p50: float, size: int, parameters: int) -> tuple[Metric
 def milliseconds(p50: float, repeats: int = 100) -> tuple[float, ...]:
     """A right-skewed spread around ``p50``, the same each time."""
     return tuple(
-        round(p50 * (1 + 0.03 * math.sin(7 * i) + 0.25 * max(0.0, math.sin(2.3 * i)) ** 9), 4) for i in range(repeats)
+        round(p50 * (1 + 0.03 * math.sin(7 * i) + 0.25 * max(0.0, math.sin(2.3 * i)) ** 9), 4)
+        for i in range(repeats)
     )
 
 
@@ -60,7 +71,9 @@ def manifest(step: str = "student", **changes: Any) -> Manifest:
         "step": step,
         "kind": Kind.TORCH,
         "parents": {},
-        "pass_": PassRecord(name="distill", version=1, config={"epochs": 3, "temperature": {"start": 5, "end": 1}}),
+        "pass_": PassRecord(
+            name="distill", version=1, config={"epochs": 3, "temperature": {"start": 5, "end": 1}}
+        ),
         "seed": 0,
         "tools": {"torch": "2.13.0", "numpy": "2.3.1"},
         "data": {"train": "ab" * 32},
@@ -70,24 +83,38 @@ def manifest(step: str = "student", **changes: Any) -> Manifest:
         "metrics": (),
         "summary": {},
         "environment": Environment(
-            platform="Linux-6.12-x86_64", cpu="Example CPU", cores=2, memory_bytes=16_000_000_000, python="3.11.7",
-            threads=2, device="cpu",
+            platform="Linux-6.12-x86_64",
+            cpu="Example CPU",
+            cores=2,
+            memory_bytes=16_000_000_000,
+            python="3.11.7",
+            threads=2,
+            device="cpu",
         ),
         "created": "2026-01-02T03:04:05+00:00",
         "seconds": 93.4,
         "peak_rss_bytes": 912_000_000,
-    }  # fmt: skip
+    }
     return Manifest(**{**values, **changes}).sealed()
 
 
 def measurement(top1: float = 0.8, p50: float = 2.0) -> Measurement:
     found = metrics(top1, p50, 4_200_000, 1_050_000)
     accuracy = AccuracyReport(
-        data="test", samples=2000, metrics=found[:6], slices={"input": {"text": 1000, "speech": 1000}},
-        predictions=(1, 2), labels=(1, 3),
-    )  # fmt: skip
+        data="test",
+        samples=2000,
+        metrics=found[:6],
+        slices={"input": {"text": 1000, "speech": 1000}},
+        predictions=(1, 2),
+        labels=(1, 3),
+    )
     latency = LatencyReport(
-        runtime="torch 2.13.0", batch_size=1, threads=2, warmup=10, metrics=found[6:9], milliseconds=milliseconds(p50)
+        runtime="torch 2.13.0",
+        batch_size=1,
+        threads=2,
+        warmup=10,
+        metrics=found[6:9],
+        milliseconds=milliseconds(p50),
     )
     return Measurement(accuracy=accuracy, latency=latency, metrics=found)
 
@@ -122,10 +149,16 @@ def phone_run(root: Path) -> list[LadderInput]:
         if step == "student":
             parents["teacher"] = ids["teacher"]
         one = manifest(
-            step, kind=kind, parents=parents, metrics=found, pass_=PassRecord(name=pass_name, version=1, config={}),
+            step,
+            kind=kind,
+            parents=parents,
+            metrics=found,
+            pass_=PassRecord(name=pass_name, version=1, config={}),
             files={"model/weights": FileEntry(sha256="00" * 32, bytes=size)},
-            summary={"history": history(), "notes": ["a choice was made"]} if pass_name in {"train", "distill"} else {},
-        )  # fmt: skip
+            summary={"history": history(), "notes": ["a choice was made"]}
+            if pass_name in {"train", "distill"}
+            else {},
+        )
         ids[step] = one.id
         path = root / f"{pass_name}-{one.id[:12]}"
         if figures:

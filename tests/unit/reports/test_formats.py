@@ -28,7 +28,9 @@ from compressor.reports.rows import formats
         (9.999, "ms", "10.0 ms"),
     ],
 )
-def test_a_number_is_written_in_the_notation_of_its_unit(value: float, unit: str, shown: str) -> None:
+def test_a_number_is_written_in_the_notation_of_its_unit(
+    value: float, unit: str, shown: str
+) -> None:
     assert formats.number(value, unit) == shown
 
 
@@ -68,7 +70,9 @@ def test_slices_are_read_without_their_signs() -> None:
 
 
 def test_a_bare_number_has_no_unit() -> None:
-    perplexity = Metric(name="perplexity", value=12.34, unit="", better="lower", samples=9, low=11.0, high=13.0)
+    perplexity = Metric(
+        name="perplexity", value=12.34, unit="", better="lower", samples=9, low=11.0, high=13.0
+    )
     assert formats.metric(perplexity) == "12.3"
     assert formats.interval(perplexity) == "11.0 – 13.0"
     assert formats.difference(-0.5, "") == "−0.500"

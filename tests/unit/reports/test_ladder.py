@@ -10,7 +10,10 @@ from compressor.reports.rows.ladder import Ladder, LadderInput, build_ladder, ch
 
 def step(name: str, metrics: tuple[Metric, ...], parent: str | None = None) -> LadderInput:
     return LadderInput(
-        name, Artifact(Path("store") / name, manifest(name, metrics=metrics)), cached=False, parent=parent
+        name,
+        Artifact(Path("store") / name, manifest(name, metrics=metrics)),
+        cached=False,
+        parent=parent,
     )
 
 
@@ -22,8 +25,14 @@ def ladder(tmp_path: Path) -> Ladder:
 def test_columns_are_the_accuracies_then_the_costs_that_were_measured(ladder: Ladder) -> None:
     assert ladder.accuracy == ("top1",)
     assert ladder.columns == (
-        "top1", "latency_p50_ms", "throughput", "size_bytes", "parameters", "macs", "peak_rss_bytes",
-    )  # fmt: skip
+        "top1",
+        "latency_p50_ms",
+        "throughput",
+        "size_bytes",
+        "parameters",
+        "macs",
+        "peak_rss_bytes",
+    )
 
 
 def test_a_column_that_nobody_measured_is_left_out() -> None:
@@ -36,7 +45,9 @@ def test_the_size_is_known_without_measuring(ladder: Ladder) -> None:
     assert source.metrics["size_bytes"].value == source.model_bytes == 18_400_000
 
 
-def test_a_change_is_against_the_parent_and_against_the_first_row_that_has_the_metric(ladder: Ladder) -> None:
+def test_a_change_is_against_the_parent_and_against_the_first_row_that_has_the_metric(
+    ladder: Ladder,
+) -> None:
     onnx = ladder.row("onnx")
     assert onnx.against_parent["latency_p50_ms"].against == "student"
     assert onnx.against_parent["latency_p50_ms"].ratio == pytest.approx(1.15 / 4.1)
@@ -67,7 +78,9 @@ def test_no_change_is_told_where_the_parent_was_not_measured(ladder: Ladder) -> 
         (counted("parameters", 100), counted("parameters", 100), "same"),
     ],
 )
-def test_a_change_is_judged_by_its_direction_unless_it_is_within_noise(old: Metric, new: Metric, verdict: str) -> None:
+def test_a_change_is_judged_by_its_direction_unless_it_is_within_noise(
+    old: Metric, new: Metric, verdict: str
+) -> None:
     assert change(new, old, "before").verdict == verdict
 
 

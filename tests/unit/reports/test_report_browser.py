@@ -36,31 +36,59 @@ frame.onload = () => {
 </script>"""
 
 
-def seen(tmp_path: Path, page: str, *flags: str, width: int = PHONE_PIXELS) -> tuple[dict[str, object], list[str]]:
+def seen(
+    tmp_path: Path, page: str, *flags: str, width: int = PHONE_PIXELS
+) -> tuple[dict[str, object], list[str]]:
     """What a browser finds in a page, and what it says on its console."""
     assert CHROMIUM is not None
     (tmp_path / "frame.html").write_text(FRAME % (width, html.escape(page)), encoding="utf-8")
     command = [
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1400,1000",
-        "--enable-logging=stderr", "--virtual-time-budget=4000", f"--user-data-dir={tmp_path / 'profile'}", *flags,
-        "--dump-dom", (tmp_path / "frame.html").as_uri(),
-    ]  # fmt: skip
+        CHROMIUM,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1400,1000",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=4000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        *flags,
+        "--dump-dom",
+        (tmp_path / "frame.html").as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     told = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
     assert told is not None
-    return json.loads(html.unescape(told[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(html.unescape(told[1])), [
+        line for line in done.stderr.splitlines() if "CONSOLE" in line
+    ]
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("pages")
     gate = GateResult(
-        gate="top1 min 0.9", step="onnx", metric="top1", unit="fraction", value=0.8, found=0.8, low=0.78, high=0.82,
-        limit=0.9, basis="2000 samples", passed=False, reason="0.8 is below 0.9",
-    )  # fmt: skip
+        gate="top1 min 0.9",
+        step="onnx",
+        metric="top1",
+        unit="fraction",
+        value=0.8,
+        found=0.8,
+        low=0.78,
+        high=0.82,
+        limit=0.9,
+        basis="2000 samples",
+        passed=False,
+        reason="0.8 is below 0.9",
+    )
     report = RunReport("phone", phone_run(home), [gate], "autoglm-compress run pipeline.yaml")
     tensors = {
-        f"vision.blocks.{at}.filter:input": {"values": 10**6, "minimum": -1.0, "maximum": at + 1.0, "bound": at + 0.5}
+        f"vision.blocks.{at}.filter:input": {
+            "values": 10**6,
+            "minimum": -1.0,
+            "maximum": at + 1.0,
+            "bound": at + 0.5,
+        }
         for at in range(12)
     }
     (home / "calibration.json").write_text(json.dumps({"tensors": tensors}))
@@ -73,7 +101,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("which", "figures"), [("run", 6), ("artifact", 5)])
-def test_a_phone_shows_all_of_it(pages: dict[str, str], tmp_path: Path, which: str, figures: int) -> None:
+def test_a_phone_shows_all_of_it(
+    pages: dict[str, str], tmp_path: Path, which: str, figures: int
+) -> None:
     found, console = seen(tmp_path, pages[which])
     assert not console
     assert found["figures"] == figures
@@ -89,5 +119,7 @@ def test_dark_mode_is_dark(pages: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_a_console_error_would_be_seen(tmp_path: Path) -> None:
-    _, console = seen(tmp_path, "<!doctype html><title>x</title><script>throw new Error('seen')</script>")
+    _, console = seen(
+        tmp_path, "<!doctype html><title>x</title><script>throw new Error('seen')</script>"
+    )
     assert any("seen" in line for line in console)

@@ -43,7 +43,13 @@ class Page(HTMLParser):
 
 
 def run_report(tmp_path: Path, **changes: object) -> RunReport:
-    values = {"pipeline": "phone", "steps": phone_run(tmp_path), "gates": [], "command": COMMAND, **changes}
+    values = {
+        "pipeline": "phone",
+        "steps": phone_run(tmp_path),
+        "gates": [],
+        "command": COMMAND,
+        **changes,
+    }
     return RunReport(**values)  # type: ignore[arg-type]
 
 
@@ -78,7 +84,9 @@ def test_ids_are_unique_and_every_reference_in_a_figure_has_its_target(sources: 
     for source in sources:
         page = Page(source)
         assert len(page.ids) == len(set(page.ids))
-        wanted = {link[1:] for link in page.links if link.startswith("#")} | set(re.findall(r"url\(#([^)]+)\)", source))
+        wanted = {link[1:] for link in page.links if link.startswith("#")} | set(
+            re.findall(r"url\(#([^)]+)\)", source)
+        )
         assert wanted <= set(page.ids)
 
 
@@ -89,7 +97,9 @@ def test_figures_are_well_formed_text_in_the_colours_of_the_page(sources: list[s
     for figure in (*run, *artifact):
         assert ET.fromstring(figure).attrib["aria-label"]
         assert "<text" in figure
-        colours = set(re.findall(r"#[0-9a-fA-F]{6}\b", re.sub(r'(?:href|url\()="?#[^")]*', "", figure)))
+        colours = set(
+            re.findall(r"#[0-9a-fA-F]{6}\b", re.sub(r'(?:href|url\()="?#[^")]*', "", figure))
+        )
         assert colours <= {"#000000", "#ffffff"}, colours
         assert "var(--accent)" in figure
 
@@ -101,14 +111,30 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_ladder_and_its_changes_are_in_the_page(sources: list[str]) -> None:
     text = Page(sources[0]).text
-    for part in ("80.2 %", "78.7–81.7 %", "≈ −2.9 pts", "4.10 ms", "×0.436", "18.4 MB", COMMAND, "Example CPU"):
+    for part in (
+        "80.2 %",
+        "78.7–81.7 %",
+        "≈ −2.9 pts",
+        "4.10 ms",
+        "×0.436",
+        "18.4 MB",
+        COMMAND,
+        "Example CPU",
+    ):
         assert part in text
     assert "input speech · language zh" in text
 
 
 def test_gates_are_told(tmp_path: Path) -> None:
     gates = [
-        GateResult(gate="top1 min 0.9", step="onnx", metric="top1", limit=0.9, passed=False, reason="onnx has no top1")
+        GateResult(
+            gate="top1 min 0.9",
+            step="onnx",
+            metric="top1",
+            limit=0.9,
+            passed=False,
+            reason="onnx has no top1",
+        )
     ]
     page = run_page(tmp_path, gates=gates)
     assert "0 of 1 gates passed" in page
@@ -117,10 +143,20 @@ def test_gates_are_told(tmp_path: Path) -> None:
 
 def test_gains_and_their_reasons_are_told(tmp_path: Path) -> None:
     gain = Gain(
-        step="onnx", pass_name="export-onnx", against="student", runtime="ONNX Runtime", size_ratio=0.25,
-        parameters_ratio=1, macs_ratio=1, low_precision_weights=0.375, low_precision_macs=0.19, speedup=0.8,
-        speedup_low=0.7, speedup_high=0.9, why_not=("98 roundings are left",),
-    )  # fmt: skip
+        step="onnx",
+        pass_name="export-onnx",
+        against="student",
+        runtime="ONNX Runtime",
+        size_ratio=0.25,
+        parameters_ratio=1,
+        macs_ratio=1,
+        low_precision_weights=0.375,
+        low_precision_macs=0.19,
+        speedup=0.8,
+        speedup_low=0.7,
+        speedup_high=0.9,
+        why_not=("98 roundings are left",),
+    )
     page = run_page(tmp_path, gains=[gain])
     for text in (
         "What each step won",
@@ -144,7 +180,9 @@ def test_the_lineage_follows_the_parents(tmp_path: Path) -> None:
     lineage = page[page.index('<ul class="lineage">') :]
     depth = {}
     at = 0
-    for tag, step in re.findall(r'(</?ul)|<span class="step">(\w+)</span>', lineage[: lineage.index("</div>")]):
+    for tag, step in re.findall(
+        r'(</?ul)|<span class="step">(\w+)</span>', lineage[: lineage.index("</div>")]
+    ):
         at += {"<ul": 1, "</ul": -1, "": 0}[tag]
         if step:
             depth[step] = at
@@ -155,14 +193,18 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     steps = phone_run(tmp_path)
     last = steps[-1]
     metrics = (*last.artifact.manifest.metrics, share(f"top1[{EVIL}]", 0.7))
-    evil = last.artifact.manifest.model_copy(update={"metrics": metrics, "summary": {"notes": [EVIL]}, "step": EVIL})
+    evil = last.artifact.manifest.model_copy(
+        update={"metrics": metrics, "summary": {"notes": [EVIL]}, "step": EVIL}
+    )
     steps[-1] = LadderInput(EVIL, type(last.artifact)(last.artifact.path, evil), False, "teacher")
     page = run_page(tmp_path, steps=steps, pipeline=EVIL, command=EVIL)
     assert "script" not in Page(page).tags
     assert EVIL in Page(page).text
     for figure in svgs(page):
         ET.fromstring(figure)
-    own = artifact_page(step=EVIL, files={EVIL: FileEntry(sha256="0" * 64, bytes=1)}, summary={EVIL: EVIL})
+    own = artifact_page(
+        step=EVIL, files={EVIL: FileEntry(sha256="0" * 64, bytes=1)}, summary={EVIL: EVIL}
+    )
     assert "script" not in Page(own).tags
 
 
@@ -182,7 +224,12 @@ def test_the_front_leaves_out_what_another_beats_on_both_axes() -> None:
     def point(label: str, cost: float, gain: float) -> charts.Point:
         return charts.Point(label, share("cost", cost), share("gain", gain))
 
-    points = [point("slow", 9, 0.9), point("beaten", 5, 0.7), point("fast", 1, 0.8), point("equal", 2, 0.8)]
+    points = [
+        point("slow", 9, 0.9),
+        point("beaten", 5, 0.7),
+        point("fast", 1, 0.8),
+        point("equal", 2, 0.8),
+    ]
     assert [one.label for one in charts.pareto_front(points)] == ["fast", "slow"]
 
 

@@ -12,10 +12,21 @@ COMMAND = "autoglm-compress run pipeline.yaml"
 
 def run_report(tmp_path: Path) -> RunReport:
     gate = GateResult(
-        gate="top1 min 0.9", step="onnx", metric="top1", unit="fraction", value=0.802, found=0.802, low=0.79, high=0.81,
-        limit=0.9, passed=False, reason="0.802 is below 0.9",
-    )  # fmt: skip
-    return RunReport("phone", phone_run(tmp_path), [gate], COMMAND, [("onnx", "could not be simplified")])
+        gate="top1 min 0.9",
+        step="onnx",
+        metric="top1",
+        unit="fraction",
+        value=0.802,
+        found=0.802,
+        low=0.79,
+        high=0.81,
+        limit=0.9,
+        passed=False,
+        reason="0.802 is below 0.9",
+    )
+    return RunReport(
+        "phone", phone_run(tmp_path), [gate], COMMAND, [("onnx", "could not be simplified")]
+    )
 
 
 def line(page: str, start: str) -> str:
@@ -70,13 +81,22 @@ def test_an_artifact_tells_what_it_is_and_how_it_was_measured() -> None:
 
 def test_the_history_is_no_row_of_the_summary() -> None:
     assert "temperature" not in artifact_markdown(
-        manifest(summary={"history": history()}, pass_=PassRecord(name="train", version=1, config={})), None, COMMAND
+        manifest(
+            summary={"history": history()}, pass_=PassRecord(name="train", version=1, config={})
+        ),
+        None,
+        COMMAND,
     )
 
 
 def test_records_of_a_summary_are_a_table() -> None:
-    cuts = [{"axis": "mlp", "before": 1536, "kept": 0.98765}, {"axis": "a|b", "before": 64, "kept": 1.0}]
-    told = artifact_markdown(manifest(summary={"cuts": cuts, "odd": [{"a": 1}, {"b": 2}]}), None, "again")
+    cuts = [
+        {"axis": "mlp", "before": 1536, "kept": 0.98765},
+        {"axis": "a|b", "before": 64, "kept": 1.0},
+    ]
+    told = artifact_markdown(
+        manifest(summary={"cuts": cuts, "odd": [{"a": 1}, {"b": 2}]}), None, "again"
+    )
     assert "## Cuts" in told
     assert "| mlp | 1,536 | 0.9877 |" in told
     assert "cuts" not in told.split("## What the pass tells")[1].split("##")[0]
@@ -85,7 +105,9 @@ def test_records_of_a_summary_are_a_table() -> None:
 
 def test_hostile_names_stay_text() -> None:
     evil = "a|b`c<script>*d*[e](http://x)\n# f"
-    page = artifact_markdown(manifest(files={evil: FileEntry(sha256="0" * 64, bytes=1)}, step=evil), None, COMMAND)
+    page = artifact_markdown(
+        manifest(files={evil: FileEntry(sha256="0" * 64, bytes=1)}, step=evil), None, COMMAND
+    )
     assert "<script>" not in page.replace("\\<script\\>", "")
     assert "\n# f" not in page
     assert "[e](" not in page.replace("\\[e\\](", "")
@@ -102,6 +124,8 @@ def test_a_fence_is_longer_than_what_it_holds() -> None:
 
 def test_what_an_artifact_was_compared_with_is_told() -> None:
     found = measurement()
-    compared = found.model_copy(update={"accuracy": found.accuracy.model_copy(update={"reference": "ab" * 32})})
+    compared = found.model_copy(
+        update={"accuracy": found.accuracy.model_copy(update={"reference": "ab" * 32})}
+    )
     page = artifact_markdown(manifest(metrics=found.metrics), compared, COMMAND)
     assert "Agreement and KL divergence are with the answers of artifact abababababab." in page

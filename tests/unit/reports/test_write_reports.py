@@ -28,8 +28,14 @@ def report(tmp_path: Path) -> RunReport:
 def test_an_artifact_gets_its_pages_and_the_raw_samples(tmp_path: Path) -> None:
     found = measurement()
     write_artifact_reports(tmp_path, manifest(metrics=found.metrics), found, command="run")
-    assert AccuracyReport.model_validate_json((tmp_path / "reports/accuracy.json").read_bytes()) == found.accuracy
-    assert LatencyReport.model_validate_json((tmp_path / "reports/latency.json").read_bytes()) == found.latency
+    assert (
+        AccuracyReport.model_validate_json((tmp_path / "reports/accuracy.json").read_bytes())
+        == found.accuracy
+    )
+    assert (
+        LatencyReport.model_validate_json((tmp_path / "reports/latency.json").read_bytes())
+        == found.latency
+    )
     assert facts.read_latency(tmp_path) == found.latency
     assert {path.name for path in tmp_path.iterdir()} == {"reports", "report.md", "report.html"}
 
@@ -52,7 +58,14 @@ def test_a_run_gets_pages_and_twins_for_programs(tmp_path: Path) -> None:
     run = report(tmp_path)
     assert write_run_reports(tmp_path / "run", run)
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"ladder.json", "samples.json", "gates.json", "junit.xml", "report.md", "report.html"}
+    assert names == {
+        "ladder.json",
+        "samples.json",
+        "gates.json",
+        "junit.xml",
+        "report.md",
+        "report.html",
+    }
     assert Ladder.model_validate_json((tmp_path / "run/ladder.json").read_bytes()) == run.ladder
     assert json.loads((tmp_path / "run/gates.json").read_text())[0]["passed"] is True
 
@@ -60,7 +73,9 @@ def test_a_run_gets_pages_and_twins_for_programs(tmp_path: Path) -> None:
 def test_pages_that_tell_the_same_are_not_drawn_again(tmp_path: Path) -> None:
     run = report(tmp_path)
     write_run_reports(tmp_path / "run", run)
-    again = dataclasses.replace(run, steps=[dataclasses.replace(step, cached=True) for step in run.steps])
+    again = dataclasses.replace(
+        run, steps=[dataclasses.replace(step, cached=True) for step in run.steps]
+    )
     assert not write_run_reports(tmp_path / "run", again)
     assert '"cached": false' not in (tmp_path / "run/ladder.json").read_text()
 
@@ -71,12 +86,16 @@ def test_pages_are_drawn_again_when_something_changed(tmp_path: Path, change: st
     run = dataclasses.replace(full, steps=full.steps[:1])
     write_run_reports(tmp_path / "run", run)
     last = run.steps[-1]
-    measured = dataclasses.replace(last.artifact, manifest=last.artifact.manifest.model_copy(update={"digest": "new"}))
+    measured = dataclasses.replace(
+        last.artifact, manifest=last.artifact.manifest.model_copy(update={"digest": "new"})
+    )
     changed = {
         "command": dataclasses.replace(run, command="other"),
         "gates": dataclasses.replace(run, gates=()),
         "notes": dataclasses.replace(run, notes=[("onnx", "a note")]),
-        "manifest": dataclasses.replace(run, steps=[*run.steps[:-1], dataclasses.replace(last, artifact=measured)]),
+        "manifest": dataclasses.replace(
+            run, steps=[*run.steps[:-1], dataclasses.replace(last, artifact=measured)]
+        ),
         "missing": run,
     }[change]
     if change == "missing":

@@ -18,17 +18,22 @@ F, H, B, D = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, Tenso
 def graph(nodes, constants=(), kind=F, out=None, shape=("n", 4)):
     """x [n, 4] to y, by nodes; constants are arrays by name, or tensors."""
     tensors = [
-        value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value), name)
+        value
+        if isinstance(value, TensorProto)
+        else numpy_helper.from_array(np.asarray(value), name)
         for name, value in dict(constants).items()
     ]
     return helper.make_model(
         helper.make_graph(
-            nodes, "g", [helper.make_tensor_value_info("x", kind, list(shape))],
-            [helper.make_tensor_value_info("y", kind if out is None else out, None)], tensors,
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", kind, list(shape))],
+            [helper.make_tensor_value_info("y", kind if out is None else out, None)],
+            tensors,
         ),
         opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)],
         ir_version=10,
-    )  # fmt: skip
+    )
 
 
 def node(operator, inputs, output="y", name="one", **attributes):
@@ -46,12 +51,17 @@ def product(kind, weight=None):
 
 def dequantized(stored, kind=F, zero=None, shape=(4, 4), **attributes):
     """x · DequantizeLinear(w), with a scale for each column or block."""
-    scales = (4,) if "block_size" not in attributes else (shape[0] // attributes["block_size"], shape[1])
+    scales = (
+        (4,) if "block_size" not in attributes else (shape[0] // attributes["block_size"], shape[1])
+    )
     constants = {"w": filled(stored, 1, shape), "s": filled(kind, 0.1, scales, "s")}
     names = "w s"
     if zero is not None:
         constants["z"], names = filled(stored, zero, scales, "z"), "w s z"
-    nodes = [node("DequantizeLinear", names, "d", "weight", **({"axis": 1} | attributes)), node("MatMul", "x d")]
+    nodes = [
+        node("DequantizeLinear", names, "d", "weight", **({"axis": 1} | attributes)),
+        node("MatMul", "x d"),
+    ]
     return graph(nodes, constants, kind, shape=("n", shape[0]))
 
 
@@ -62,10 +72,13 @@ def rounded(zero, scale=0.1, operator="MatMul"):
     if zero is not None:
         constants["z"] = zero
     return graph(
-        [node("QuantizeLinear", f"x {names}", "q", "round"), node("DequantizeLinear", f"q {names}", "d", "back"),
-         node(operator, "d w")],
+        [
+            node("QuantizeLinear", f"x {names}", "q", "round"),
+            node("DequantizeLinear", f"q {names}", "d", "back"),
+            node(operator, "d w"),
+        ],
         constants,
-    )  # fmt: skip
+    )
 
 
 def refusal(model: onnx.ModelProto, target: str = "sm86", profiles=None) -> str | None:
@@ -83,6 +96,11 @@ def refusal(model: onnx.ModelProto, target: str = "sm86", profiles=None) -> str 
 def request_of(folder, target, profiles):
     """The build of the graph in a folder by tensorrt-rtx."""
     return Request(
-        backend="rtx", onnx=str(folder / "model.onnx"), engine=str(folder / "model.engine"), target=target, profiles=profiles,
-        workspace_mb=64, optimization_level=None,
-    )  # fmt: skip
+        backend="rtx",
+        onnx=str(folder / "model.onnx"),
+        engine=str(folder / "model.engine"),
+        target=target,
+        profiles=profiles,
+        workspace_mb=64,
+        optimization_level=None,
+    )

@@ -9,7 +9,13 @@ import torch
 
 from compressor.config.discovery import FAMILIES, load
 from compressor.errors import ModelError, NumericalError
-from compressor.models.checkpoint.loading import check_finite, facts_of, load_module, read_description, save_module
+from compressor.models.checkpoint.loading import (
+    check_finite,
+    facts_of,
+    load_module,
+    read_description,
+    save_module,
+)
 
 FAMILY = load(FAMILIES, "autoglm-phone")
 CONFIG = FAMILY.presets["tiny"]
@@ -65,7 +71,10 @@ def test_tied_weights_are_written_once_and_stay_tied(tmp_path, monkeypatch, fold
     monkeypatch.setattr(type(FAMILY), "build", lambda *_: Tied())
     tied = Tied()
     save_module(tied, FAMILY.name, CONFIG, folder)
-    assert safetensors.torch.load_file(folder / "model.safetensors").keys() == {"embedding.weight", "view"}
+    assert safetensors.torch.load_file(folder / "model.safetensors").keys() == {
+        "embedding.weight",
+        "view",
+    }
     module = load_module(folder)
     assert module.out.weight is module.embedding.weight
     assert torch.equal(module.out.weight, tied.out.weight)
@@ -73,7 +82,12 @@ def test_tied_weights_are_written_once_and_stay_tied(tmp_path, monkeypatch, fold
 
 
 def test_half_precision_stays_half(folder):
-    rewrite(folder, lambda tensors: tensors.update({n: v.half() for n, v in tensors.items() if v.is_floating_point()}))
+    rewrite(
+        folder,
+        lambda tensors: tensors.update(
+            {n: v.half() for n, v in tensors.items() if v.is_floating_point()}
+        ),
+    )
     assert {value.dtype for value in load_module(folder).parameters()} == {torch.float16}
 
 
@@ -88,7 +102,11 @@ def test_every_tensor_that_does_not_fit_is_named(folder):
     rewrite(folder, change)
     with pytest.raises(ModelError) as caught:
         load_module(folder)
-    for line in (f"missing: {names[0]}", f"{names[1]}: float32 [2, 3, 4] in the file", "unexpected: stray"):
+    for line in (
+        f"missing: {names[0]}",
+        f"{names[1]}: float32 [2, 3, 4] in the file",
+        "unexpected: stray",
+    ):
         assert line in caught.value.what
 
 
@@ -119,7 +137,10 @@ def test_pickled_weights_beside_good_ones_are_refused_too(folder):
         ("{", "config.json is not valid JSON"),
         ("[]", "is neither {"),
         ('{"model_type": "llama"}', "`architectures` has to name one class"),
-        ('{"family": "autoglm-phon"}', "unknown family 'autoglm-phon'(.|\n)*did you mean 'autoglm-phone'"),
+        (
+            '{"family": "autoglm-phon"}',
+            "unknown family 'autoglm-phon'(.|\n)*did you mean 'autoglm-phone'",
+        ),
     ],
 )
 def test_descriptions_that_are_none(folder, content, message):
@@ -154,17 +175,31 @@ def test_a_header_that_is_no_header(folder):
         read_description(folder)
 
 
-FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn]
+FLOATS = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e5m2,
+    torch.float8_e4m3fn,
+]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_nan_and_infinity_are_found_in_every_float(tmp_path, dtype):
     good = torch.tensor(
-        [0.0, -1.5, torch.finfo(dtype).max, torch.finfo(dtype).min, torch.finfo(dtype).tiny], dtype=torch.float64
+        [0.0, -1.5, torch.finfo(dtype).max, torch.finfo(dtype).min, torch.finfo(dtype).tiny],
+        dtype=torch.float64,
     )
-    bad = [float("nan")] if dtype == torch.float8_e4m3fn else [float("nan"), float("inf"), -float("inf")]
+    bad = (
+        [float("nan")]
+        if dtype == torch.float8_e4m3fn
+        else [float("nan"), float("inf"), -float("inf")]
+    )
     tensors = {"good": good.to(dtype), "bad": torch.tensor([1.0, *bad]).to(dtype)}
-    safetensors.torch.save_file(tensors | {"whole": torch.full((3,), -1)}, tmp_path / "model.safetensors")
+    safetensors.torch.save_file(
+        tensors | {"whole": torch.full((3,), -1)}, tmp_path / "model.safetensors"
+    )
     with pytest.raises(NumericalError) as caught:
         check_finite(tmp_path)
     assert f"model.safetensors: bad: {len(bad)} of {len(bad) + 1} values" in caught.value.what
@@ -172,7 +207,9 @@ def test_nan_and_infinity_are_found_in_every_float(tmp_path, dtype):
 
 
 def test_finite_weights_pass_and_empty_tensors_too(tmp_path):
-    safetensors.torch.save_file({"none": torch.zeros(0, 4), "some": torch.ones(3)}, tmp_path / "model.safetensors")
+    safetensors.torch.save_file(
+        {"none": torch.zeros(0, 4), "some": torch.ones(3)}, tmp_path / "model.safetensors"
+    )
     check_finite(tmp_path)
 
 

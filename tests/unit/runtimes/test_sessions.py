@@ -29,7 +29,9 @@ def test_torch_runs_and_gives_the_familys_outputs_only(tmp_path):
     config = family.presets["tiny"]
     save_module(family.build(config), family.name, config, tmp_path)
     rows = {
-        spec.name: np.zeros((2, *(one if isinstance(one, int) else 16 for one in spec.shape[1:])), spec.dtype)
+        spec.name: np.zeros(
+            (2, *(one if isinstance(one, int) else 16 for one in spec.shape[1:])), spec.dtype
+        )
         for spec in family.inputs(config)
     }
     for array in rows.values():
@@ -75,7 +77,10 @@ def test_a_named_dimension_has_one_size():
 def test_casts_where_that_is_exact(values, fits):
     feeds = {"x": np.zeros((1, 3), np.float16), "n": values}
     if fits:
-        assert {name: array.dtype for name, array in fitted(feeds, SPECS).items()} == {"x": "float32", "n": "int64"}
+        assert {name: array.dtype for name, array in fitted(feeds, SPECS).items()} == {
+            "x": "float32",
+            "n": "int64",
+        }
     else:
         with pytest.raises(DataError, match="do not fit into int64"):
             fitted(feeds, SPECS)

@@ -14,7 +14,9 @@ from torch import Tensor
 from compressor.models.families.autoglm_phone.blocks import HIDDEN_SCORE
 
 
-def late_interaction(command_BLE: Tensor, things: Tensor, present_BL: Tensor, temperature: float) -> Tensor:
+def late_interaction(
+    command_BLE: Tensor, things: Tensor, present_BL: Tensor, temperature: float
+) -> Tensor:
     """The score of each thing for each command: [B, N].
 
     Args:

@@ -36,7 +36,9 @@ def linear(inputs: int, outputs: int, positions: int, *, bias: bool = True) -> C
     return Cost(inputs * outputs + bias * outputs, inputs * outputs * positions)
 
 
-def convolution(inputs: int, outputs: int, kernel: int, positions: int, *, bias: bool = False) -> Cost:
+def convolution(
+    inputs: int, outputs: int, kernel: int, positions: int, *, bias: bool = False
+) -> Cost:
     """A convolution whose kernel holds ``kernel`` positions, with ``positions`` outputs."""
     weights = inputs * outputs * kernel
     return Cost(weights + bias * outputs, weights * positions)
@@ -47,7 +49,9 @@ def normalization(width: int, *, bias: bool = True) -> Cost:
     return Cost(width * (1 + bias))
 
 
-def attention(width: int, heads: int, key_heads: int, head: int, length: int, memory: int, *, bias: bool) -> Cost:
+def attention(
+    width: int, heads: int, key_heads: int, head: int, length: int, memory: int, *, bias: bool
+) -> Cost:
     """``blocks.Attention`` of ``length`` queries over ``memory`` keys."""
     return (
         linear(width, heads * head, length, bias=bias)
@@ -77,7 +81,13 @@ def glm_layer(config: PhoneConfig, length: int, memory: int) -> Cost:
     return (
         normalization(config.hidden, bias=False).times(2)
         + attention(
-            config.hidden, config.heads, config.key_heads, config.head_width, length, memory + length, bias=False
+            config.hidden,
+            config.heads,
+            config.key_heads,
+            config.head_width,
+            length,
+            memory + length,
+            bias=False,
         )
         + gated_ffn(config.hidden, config.ffn, length)
     )
@@ -107,9 +117,9 @@ def vision(config: VisionConfig, side: int) -> Cost:
         return (
             linear(3 * config.vision_patch**2, width, patches)
             + Cost(patches * width)
-            + transformer_layer(width, config.vision_heads, config.vision_head_width, config.vision_ffn, patches).times(
-                config.vision_layers
-            )
+            + transformer_layer(
+                width, config.vision_heads, config.vision_head_width, config.vision_ffn, patches
+            ).times(config.vision_layers)
             + normalization(width)
         )
     side = -(-side // 2)
@@ -141,9 +151,9 @@ def speech(config: PhoneConfig) -> Cost:
         return (
             convolution(config.mels, width, 3, first, bias=True)
             + convolution(width, width, 3, second, bias=True)
-            + transformer_layer(width, config.speech_heads, config.speech_head_width, config.speech_ffn, second).times(
-                config.speech_layers
-            )
+            + transformer_layer(
+                width, config.speech_heads, config.speech_head_width, config.speech_ffn, second
+            ).times(config.speech_layers)
             + normalization(width)
             + convolution(width, width, 3, third, bias=True)
         )
@@ -159,7 +169,9 @@ def speech(config: PhoneConfig) -> Cost:
 
 def text_encoder(config: PhoneConfig) -> Cost:
     """``text.TextEncoder`` over the written and the spoken command, embedding included."""
-    layers = glm_layer(config, config.tokens, 0) + Cost(0, glm_layer(config, speech_length(config), 0).macs)
+    layers = glm_layer(config, config.tokens, 0) + Cost(
+        0, glm_layer(config, speech_length(config), 0).macs
+    )
     norm = normalization(config.hidden, bias=False)
     return Cost(config.vocabulary * config.hidden) + layers.times(config.encoder_layers) + norm
 
@@ -180,7 +192,9 @@ def fusion(config: PhoneConfig) -> Cost:
     adapter = linear(hidden, config.adapter, 1) + linear(config.adapter, hidden, 1)
     layer = (
         normalization(hidden, bias=False).times(3)
-        + attention(hidden, config.heads, config.heads, config.head_width, config.queries, cells, bias=False)
+        + attention(
+            hidden, config.heads, config.heads, config.head_width, config.queries, cells, bias=False
+        )
         + linear(2 * hidden, config.gate, config.queries)
         + linear(config.gate, hidden, config.queries)
         + gated_ffn(hidden, config.ffn, config.queries)

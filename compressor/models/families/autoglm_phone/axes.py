@@ -22,7 +22,11 @@ def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis
         yield _stack(f"{prefix}.layers", "vision_layers", config.vision_layers)
         for layer in range(config.vision_layers):
             yield from _transformer_axes(
-                f"{prefix}.layers.{layer}", "vision", config.vision_heads, config.vision_head_width, config.vision_ffn
+                f"{prefix}.layers.{layer}",
+                "vision",
+                config.vision_heads,
+                config.vision_head_width,
+                config.vision_ffn,
             )
         return
     yield from _stages(config, prefix)
@@ -41,10 +45,25 @@ def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis
         )
         if block.expands:
             cuts = (*cuts, Cut(f"{here}.expand.weight", 1))
-            expanded = (Cut(f"{here}.expand.weight", 0), *batch_norm(f"{here}.expand_norm"), *expanded)
-            yield Axis(f"{here}.expand", "channels", block.expanded, expanded, (((*place, "expanded"), 1),), fixed)
+            expanded = (
+                Cut(f"{here}.expand.weight", 0),
+                *batch_norm(f"{here}.expand_norm"),
+                *expanded,
+            )
+            yield Axis(
+                f"{here}.expand",
+                "channels",
+                block.expanded,
+                expanded,
+                (((*place, "expanded"), 1),),
+                fixed,
+            )
         else:
-            cuts, fields, stated = (*cuts, *expanded), (*fields, (*place, "expanded")), (*stated, *fixed)
+            cuts, fields, stated = (
+                (*cuts, *expanded),
+                (*fields, (*place, "expanded")),
+                (*stated, *fixed),
+            )
         written = (Cut(f"{here}.project.weight", 0), *batch_norm(f"{here}.project_norm"))
         if block.is_residual(units):
             cuts, fields = (*cuts, *written), (*fields, (*place, "out"))
@@ -54,7 +73,11 @@ def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis
             name, units = f"{here}.project", block.out
     cuts = (*cuts, Cut(f"{prefix}.last.weight", 1))
     yield Axis(name, "channels", units, cuts, tuple((field, 1) for field in fields), stated)
-    width = (Cut(f"{prefix}.last.weight", 0), *batch_norm(f"{prefix}.last_norm"), Cut(f"{reader}.weight", 1))
+    width = (
+        Cut(f"{prefix}.last.weight", 0),
+        *batch_norm(f"{prefix}.last_norm"),
+        Cut(f"{reader}.weight", 1),
+    )
     yield Axis(f"{prefix}.last", "channels", config.vision_width, width, ((("vision_width",), 1),))
 
 
@@ -70,16 +93,31 @@ def _stages(config: VisionConfig, prefix: str) -> Iterator[Axis]:
             place = f"{row[0]}-{row[-1]}"
             entries = tuple(("vision_blocks", number) for number in row)
             yield Axis(
-                f"{prefix}.blocks.{place}", "layers", len(row), (), (), stack=f"{prefix}.blocks", first=row[0],
-                entries=entries, dimension=f"vision_blocks.{place}",
-            )  # fmt: skip
+                f"{prefix}.blocks.{place}",
+                "layers",
+                len(row),
+                (),
+                (),
+                stack=f"{prefix}.blocks",
+                first=row[0],
+                entries=entries,
+                dimension=f"vision_blocks.{place}",
+            )
 
 
 def _filtered(here: str, block: Block) -> tuple[Cut, ...]:
     """Where a block holds the channels that it filters, beside what expands them."""
-    cuts = (Cut(f"{here}.filter.weight", 0), *batch_norm(f"{here}.filter_norm"), Cut(f"{here}.project.weight", 1))
+    cuts = (
+        Cut(f"{here}.filter.weight", 0),
+        *batch_norm(f"{here}.filter_norm"),
+        Cut(f"{here}.project.weight", 1),
+    )
     if block.squeeze:
-        cuts = (*cuts, Cut(f"{here}.squeeze.down.weight", 1), *weight_and_bias(f"{here}.squeeze.up", 0))
+        cuts = (
+            *cuts,
+            Cut(f"{here}.squeeze.down.weight", 1),
+            *weight_and_bias(f"{here}.squeeze.up", 0),
+        )
     return cuts
 
 
@@ -87,10 +125,14 @@ def _stack(name: str, field: str, layers: int) -> Axis:
     return Axis(name, "layers", layers, (), (((field,), 1),), stack=name)
 
 
-def _transformer_axes(layer: str, field: str, heads: int, head_width: int, ffn: int) -> Iterator[Axis]:
+def _transformer_axes(
+    layer: str, field: str, heads: int, head_width: int, ffn: int
+) -> Iterator[Axis]:
     """Of ``blocks.TransformerLayer``."""
     written = [
-        cut for part in ("query", "key", "value") for cut in weight_and_bias(f"{layer}.attention.{part}", 0, head_width)
+        cut
+        for part in ("query", "key", "value")
+        for cut in weight_and_bias(f"{layer}.attention.{part}", 0, head_width)
     ]
     read = Cut(f"{layer}.attention.out.weight", 1, head_width)
     yield Axis(f"{layer}.attention", "heads", heads, (*written, read), (((f"{field}_heads",), 1),))
@@ -103,7 +145,11 @@ def _speech_axes(config: PhoneConfig) -> Iterator[Axis]:
         yield _stack("speech.layers", "speech_layers", config.speech_layers)
         for layer in range(config.speech_layers):
             yield from _transformer_axes(
-                f"speech.layers.{layer}", "speech", config.speech_heads, config.speech_head_width, config.speech_ffn
+                f"speech.layers.{layer}",
+                "speech",
+                config.speech_heads,
+                config.speech_head_width,
+                config.speech_ffn,
             )
         return
     width: tuple[tuple[Field, int], ...] = ((("speech_width",), 1),)
@@ -112,14 +158,24 @@ def _speech_axes(config: PhoneConfig) -> Iterator[Axis]:
         return Cut(f"speech.{convolution}.weight", 0), *batch_norm(f"speech.{norm}")
 
     for number in (0, 1):
-        cuts = (*written(f"down.{number}", f"down_norms.{number}"), Cut(f"speech.down.{number + 1}.weight", 1))
+        cuts = (
+            *written(f"down.{number}", f"down_norms.{number}"),
+            Cut(f"speech.down.{number + 1}.weight", 1),
+        )
         yield Axis(f"speech.down.{number}", "channels", config.speech_width, cuts, width)
     yield _stack("speech.residuals", "speech_layers", config.speech_layers)
     stream = (*written("down.2", "down_norms.2"), Cut("fusion.from_speech.weight", 1))
     for number in range(config.speech_layers):
         here = f"residuals.{number}"
-        stream = (*stream, Cut(f"speech.{here}.first.weight", 1), *written(f"{here}.second", f"{here}.second_norm"))
-        inner = (*written(f"{here}.first", f"{here}.first_norm"), Cut(f"speech.{here}.second.weight", 1))
+        stream = (
+            *stream,
+            Cut(f"speech.{here}.first.weight", 1),
+            *written(f"{here}.second", f"{here}.second_norm"),
+        )
+        inner = (
+            *written(f"{here}.first", f"{here}.first_norm"),
+            Cut(f"speech.{here}.second.weight", 1),
+        )
         yield Axis(f"speech.{here}.first", "channels", config.speech_width, inner, width)
     yield Axis("speech.down.2", "channels", config.speech_width, stream, width)
 
@@ -153,7 +209,9 @@ def _reads_and_writes(config: PhoneConfig) -> Iterator[Cut]:
     for part, (layers, norms) in stacks.items():
         for layer in (f"{part}.layers.{number}" for number in range(layers)):
             yield from (Cut(f"{layer}.{norm}.weight", 0, norm=True) for norm in norms)
-            yield from (Cut(f"{layer}.attention.{name}.weight", 1) for name in ("query", "key", "value"))
+            yield from (
+                Cut(f"{layer}.attention.{name}.weight", 1) for name in ("query", "key", "value")
+            )
             yield from (Cut(f"{layer}.ffn.{name}.weight", 1) for name in ("gate", "up"))
             yield from (Cut(f"{layer}.{name}.weight", 0) for name in ("attention.out", "ffn.down"))
     for layer in (f"fusion.layers.{number}" for number in range(config.fusion_layers)):
@@ -166,7 +224,10 @@ def _hidden_axis(config: PhoneConfig) -> Axis:
     cuts = (
         Cut("text_encoder.embedding.weight", 1, table=True),
         *_reads_and_writes(config),
-        *(Cut(f"{name}.weight", 0, norm=True) for name in ("text_encoder.norm", "text_decoder.norm")),
+        *(
+            Cut(f"{name}.weight", 0, norm=True)
+            for name in ("text_encoder.norm", "text_decoder.norm")
+        ),
         *(
             cut
             for name in ("from_vision", "from_speech", "adapter_out")
@@ -174,7 +235,10 @@ def _hidden_axis(config: PhoneConfig) -> Axis:
         ),
         Cut("fusion.adapter_norm.weight", 0, norm=True),
         Cut("fusion.pooling", 1),
-        *(Cut(f"fusion.{name}.weight", 1) for name in ("adapter_in", "command_space", "cell_space")),
+        *(
+            Cut(f"fusion.{name}.weight", 1)
+            for name in ("adapter_in", "command_space", "cell_space")
+        ),
     )
     return Axis("hidden", "hidden", config.hidden, cuts, ((("hidden",), 1),))
 
@@ -186,7 +250,10 @@ def phone_axes(config: PhoneConfig) -> Iterator[Axis]:
     yield _stack("text_encoder.layers", "encoder_layers", config.encoder_layers)
     yield _stack("text_decoder.layers", "decoder_layers", config.decoder_layers)
     yield _stack("fusion.layers", "fusion_layers", config.fusion_layers)
-    for part, layers in (("text_encoder", config.encoder_layers), ("text_decoder", config.decoder_layers)):
+    for part, layers in (
+        ("text_encoder", config.encoder_layers),
+        ("text_decoder", config.decoder_layers),
+    ):
         for number in range(layers):
             yield _head_axis(config, f"{part}.layers.{number}.attention", grouped=True)
             yield _gated_ffn_axis(config, f"{part}.layers.{number}.ffn")

@@ -16,7 +16,9 @@ HIDDEN_SCORE = -1e4
 def rotations(length: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines [L, D] of rotary position embeddings (Su et al. 2021) for positions 0 … length-1."""
     pairs = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
-    angles_LP = torch.arange(length, device=like.device, dtype=torch.float32)[:, None] * 10000.0 ** (-pairs / width)
+    angles_LP = torch.arange(length, device=like.device, dtype=torch.float32)[
+        :, None
+    ] * 10000.0 ** (-pairs / width)
     angles_LD = torch.cat([angles_LP, angles_LP], dim=1)
     return angles_LD.cos().to(like.dtype), angles_LD.sin().to(like.dtype)
 
@@ -35,7 +37,9 @@ def hiding_mask(present_BM: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention with grouped keys (Ainslie et al. 2023) and optional rotary positions."""
 
-    def __init__(self, width: int, heads: int, key_heads: int, head_width: int, *, bias: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, key_heads: int, head_width: int, *, bias: bool
+    ) -> None:
         super().__init__()
         self.heads, self.key_heads, self.head_width = heads, key_heads, head_width
         self.query = nn.Linear(width, heads * head_width, bias=bias)
@@ -105,7 +109,9 @@ class TransformerLayer(nn.Module):
         self.up = nn.Linear(width, ffn)
         self.down = nn.Linear(ffn, width)
 
-    def forward(self, x_BLH: Tensor, mask: Tensor | None = None, turn: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, x_BLH: Tensor, mask: Tensor | None = None, turn: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """[B, L, H] to [B, L, H]; ``mask`` and ``turn`` as in ``Attention``."""
         normed = self.attention_norm(x_BLH)
         x_BLH = x_BLH + self.attention(normed, normed, mask, turn)

@@ -180,7 +180,9 @@ def check_vision(config: VisionConfig, side: int) -> None:
         ValueError: patches do not tile the image, a kernel is even, or a block needs other channels than it gets.
     """
     if config.vision == "vit-lite" and side % config.vision_patch:
-        raise ValueError(f"vision_patch {config.vision_patch} does not divide an image of {side} pixels")
+        raise ValueError(
+            f"vision_patch {config.vision_patch} does not divide an image of {side} pixels"
+        )
     if any(block.kernel % 2 == 0 for block in config.vision_blocks):
         raise ValueError("vision_blocks: kernels must be odd")
     inputs = config.vision_stem

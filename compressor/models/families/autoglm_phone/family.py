@@ -63,7 +63,9 @@ class AutoGLMPhone(Family[PhoneConfig]):
         from compressor.models.families.autoglm_phone.model import AutoGLMPhoneModel
 
         concepts = (
-            model.concept_logits(outputs) if isinstance(model, AutoGLMPhoneModel) and model.config.concepts else {}
+            model.concept_logits(outputs)
+            if isinstance(model, AutoGLMPhoneModel) and model.config.concepts
+            else {}
         )
         return super().heads(model, outputs) | concepts
 

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.models.families.autoglm_phone.blocks import HIDDEN_SCORE, Attention, GatedFeedForward
+from compressor.models.families.autoglm_phone.blocks import (
+    HIDDEN_SCORE,
+    Attention,
+    GatedFeedForward,
+)
 
 if TYPE_CHECKING:
     from compressor.models.families.autoglm_phone.config import PhoneConfig
@@ -29,7 +33,9 @@ class GatedCrossAttention(nn.Module):
         hidden = config.hidden
         self.query_norm = nn.RMSNorm(hidden, eps=1e-5)
         self.context_norm = nn.RMSNorm(hidden, eps=1e-5)
-        self.attention = Attention(hidden, config.heads, config.heads, config.head_width, bias=False)
+        self.attention = Attention(
+            hidden, config.heads, config.heads, config.head_width, bias=False
+        )
         self.gate_in = nn.Linear(2 * hidden, config.gate)
         self.gate_out = nn.Linear(config.gate, hidden)
         self.ffn_norm = nn.RMSNorm(hidden, eps=1e-5)
@@ -64,13 +70,17 @@ class Fusion(nn.Module):
         self.adapter_out = nn.Linear(config.adapter, hidden)
         self.pooling = nn.Parameter(torch.zeros(config.queries, hidden))
         nn.init.normal_(self.pooling, std=hidden**-0.5)
-        self.layers = nn.ModuleList(GatedCrossAttention(config) for _ in range(config.fusion_layers))
+        self.layers = nn.ModuleList(
+            GatedCrossAttention(config) for _ in range(config.fusion_layers)
+        )
         self.command_space = nn.Linear(hidden, config.shared, bias=False)
         self.cell_space = nn.Linear(hidden, config.shared, bias=False)
 
     def _adapt(self, x_BLH: Tensor) -> Tensor:
         """The cross-modal adapter: one bottleneck around a skip (Houlsby et al. 2019), the same for every modality."""
-        out: Tensor = x_BLH + self.adapter_out(functional.gelu(self.adapter_in(self.adapter_norm(x_BLH))))
+        out: Tensor = x_BLH + self.adapter_out(
+            functional.gelu(self.adapter_in(self.adapter_norm(x_BLH)))
+        )
         return out
 
     def cells(self, vision_BCV: Tensor) -> Tensor:

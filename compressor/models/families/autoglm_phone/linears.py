@@ -33,7 +33,9 @@ _TRANSFORMER = (
 
 _SQUEEZE_EXCITE = (
     Site("squeeze", ("squeeze.down",)),
-    Site("excite", ("squeeze.up",), Source("squeeze.down", "rows"), "squeeze.up"),  # a ReLU lets positive scales pass
+    Site(
+        "excite", ("squeeze.up",), Source("squeeze.down", "rows"), "squeeze.up"
+    ),  # a ReLU lets positive scales pass
 )
 """Of ``vision.SqueezeExcite``."""
 
@@ -42,7 +44,10 @@ def vision_blocks(config: VisionConfig, prefix: str, reader: str) -> Iterator[Bl
     """Of a vision encoder whose vector is read by the linear layer ``reader``."""
     if config.vision == "vit-lite":
         yield Block(prefix, (Site("patches", ("embed",), None, "embed"),))
-        yield from (Block(f"{prefix}.layers.{number}", _TRANSFORMER) for number in range(config.vision_layers))
+        yield from (
+            Block(f"{prefix}.layers.{number}", _TRANSFORMER)
+            for number in range(config.vision_layers)
+        )
         yield Block("", (Site("image", (reader,), Source(f"{prefix}.norm", "norm"), reader),))
         return
     for number, block in enumerate(config.vision_blocks):
@@ -55,7 +60,9 @@ def phone_blocks(config: PhoneConfig) -> Iterator[Block]:
     """Of the whole model."""
     yield from vision_blocks(config, "vision", "fusion.from_vision")
     if config.speech == "wav2vec-bridge":
-        yield from (Block(f"speech.layers.{number}", _TRANSFORMER) for number in range(config.speech_layers))
+        yield from (
+            Block(f"speech.layers.{number}", _TRANSFORMER) for number in range(config.speech_layers)
+        )
     yield Block(
         "fusion",
         (
@@ -64,18 +71,26 @@ def phone_blocks(config: PhoneConfig) -> Iterator[Block]:
             Site("adapter output", ("adapter_out",), None, "adapter_out", "adapter_norm"),
         ),
     )
-    heads = Source(_VALUE, "rows", repeats=config.heads // config.key_heads, block=config.head_width)
+    heads = Source(
+        _VALUE, "rows", repeats=config.heads // config.key_heads, block=config.head_width
+    )
     reading = (
         Site("attention", (_QUERY, _KEY, _VALUE), Source("attention_norm", "norm")),
         Site("attention output", (_OUT,), heads, "attention", "attention_norm"),
         *_GATED_FFN,
     )
-    yield from (Block(f"text_encoder.layers.{number}", reading) for number in range(config.encoder_layers))
+    yield from (
+        Block(f"text_encoder.layers.{number}", reading) for number in range(config.encoder_layers)
+    )
     spaces = (Site("command", ("command_space",)), Site("cells", ("cell_space",)))
     yield Block("fusion", spaces)
     meeting = (
         Site("query", (_QUERY,), Source("query_norm", "norm", others=(("gate_in", 0),))),
-        Site("context", (_KEY, _VALUE), Source("context_norm", "norm", others=(("gate_in", config.hidden),))),
+        Site(
+            "context",
+            (_KEY, _VALUE),
+            Source("context_norm", "norm", others=(("gate_in", config.hidden),)),
+        ),
         Site("attention output", (_OUT,), Source(_VALUE, "rows"), "attention"),
         Site("gate", ("gate_in",)),
         Site("gate output", ("gate_out",), None, "gate_out"),
@@ -88,4 +103,6 @@ def phone_blocks(config: PhoneConfig) -> Iterator[Block]:
         Site("attention output", (_OUT,), heads, "attention"),
         *_GATED_FFN,
     )
-    yield from (Block(f"text_decoder.layers.{number}", writing) for number in range(config.decoder_layers))
+    yield from (
+        Block(f"text_decoder.layers.{number}", writing) for number in range(config.decoder_layers)
+    )

@@ -16,7 +16,11 @@ from compressor.models.families.autoglm_phone.config import ANSWERS, START
 from compressor.models.families.autoglm_phone.fusion import Fusion
 from compressor.models.families.autoglm_phone.speech import speech_encoder
 from compressor.models.families.autoglm_phone.text import TextDecoder, TextEncoder
-from compressor.models.families.autoglm_phone.vision import floats_from_pixels, tiles_from_screen, vision_encoder
+from compressor.models.families.autoglm_phone.vision import (
+    floats_from_pixels,
+    tiles_from_screen,
+    vision_encoder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +55,9 @@ class AutoGLMPhoneModel(nn.Module):
         speech_BSV, present_BS = self.speech(mel_BFT)
         return self.text_encoder(self.fusion.spoken(speech_BSV), present_BS), present_BS
 
-    def _encode(self, encode: Callable[[Tensor], tuple[Tensor, Tensor]], command: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(
+        self, encode: Callable[[Tensor], tuple[Tensor, Tensor]], command: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """States and presence of one kind of command; in training, of those rows only that have it.
 
         Rows without it come out hidden either way, so that only time, and the batch statistics, differ.
@@ -62,7 +68,9 @@ class AutoGLMPhoneModel(nn.Module):
                 states, present = encode(command[rows])
                 return (
                     states.new_zeros(len(command), *states.shape[1:]).index_copy(0, rows, states),
-                    present.new_zeros(len(command), *present.shape[1:]).index_copy(0, rows, present),
+                    present.new_zeros(len(command), *present.shape[1:]).index_copy(
+                        0, rows, present
+                    ),
                 )
         return encode(command)
 
@@ -85,9 +93,15 @@ class AutoGLMPhoneModel(nn.Module):
         spoken, spoken_present = self._encode(self._spoken, mel)
         states_BLH = torch.cat([written, spoken], dim=1)
         present_BL = torch.cat([written_present, spoken_present], dim=1)
-        command_BLE = functional.normalize(self.fusion.command_space(states_BLH), dim=-1) * present_BL[:, :, None]
+        command_BLE = (
+            functional.normalize(self.fusion.command_space(states_BLH), dim=-1)
+            * present_BL[:, :, None]
+        )
         cells_SCE = functional.normalize(self.fusion.cell_space(cells_SCH), dim=-1)
-        cells_BCH, cells_BCE = _for_each_command(cells_SCH, tokens), _for_each_command(cells_SCE, tokens)
+        cells_BCH, cells_BCE = (
+            _for_each_command(cells_SCH, tokens),
+            _for_each_command(cells_SCE, tokens),
+        )
         pointer_BC = late_interaction(command_BLE, cells_BCE, present_BL, config.temperature)
 
         fused_BQH = self.fusion(self.fusion.pool(states_BLH, present_BL), cells_BCH)

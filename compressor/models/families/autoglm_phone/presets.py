@@ -42,7 +42,12 @@ BED_TEACHER = PhoneConfig(
 )
 
 BED_STUDENT = BED_TEACHER.model_copy(
-    update={"vision_blocks": BED_TEACHER.vision_blocks[:2], "speech_layers": 0, "ffn": 64, "adapter": 32}
+    update={
+        "vision_blocks": BED_TEACHER.vision_blocks[:2],
+        "speech_layers": 0,
+        "ffn": 64,
+        "adapter": 32,
+    }
 )
 """The teacher with fewer layers and narrower inner widths: what is left has the teacher's shapes, and can start from it."""
 

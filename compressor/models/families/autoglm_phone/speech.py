@@ -26,7 +26,9 @@ def presence(mel_BFT: Tensor) -> Tensor:
 def normalized(mel_BFT: Tensor, present_BT: Tensor) -> Tensor:
     """Take each band's mean over the utterance away: what a microphone and a voice add to all frames alike."""
     weights = present_BT[:, None, :]
-    mean = mel_BFT.sum(dim=2, keepdim=True) / weights.sum(dim=2, keepdim=True).clamp(min=1.0)  # no sound adds nothing
+    mean = mel_BFT.sum(dim=2, keepdim=True) / weights.sum(dim=2, keepdim=True).clamp(
+        min=1.0
+    )  # no sound adds nothing
     return (mel_BFT - mean) * weights
 
 
@@ -58,10 +60,13 @@ class MelCNN(nn.Module):
         super().__init__()
         channels = (config.mels, config.speech_width, config.speech_width, config.speech_width)
         self.down = nn.ModuleList(
-            nn.Conv1d(inputs, outputs, 5, stride=2, padding=2, bias=False) for inputs, outputs in pairwise(channels)
+            nn.Conv1d(inputs, outputs, 5, stride=2, padding=2, bias=False)
+            for inputs, outputs in pairwise(channels)
         )
         self.down_norms = nn.ModuleList(nn.BatchNorm1d(width) for width in channels[1:])
-        self.residuals = nn.ModuleList(Residual(config.speech_width) for _ in range(config.speech_layers))
+        self.residuals = nn.ModuleList(
+            Residual(config.speech_width) for _ in range(config.speech_layers)
+        )
 
     def forward(self, mel_BFT: Tensor) -> tuple[Tensor, Tensor]:
         """[B, mels, T] to ([B, S, speech_width], [B, S])."""
@@ -88,7 +93,9 @@ class Wav2VecBridge(nn.Module):
         self.first = nn.Conv1d(config.mels, width, 3, stride=2, padding=1)
         self.second = nn.Conv1d(width, width, 3, stride=2, padding=1)
         self.layers = nn.ModuleList(
-            TransformerLayer(width, config.speech_heads, config.speech_head_width, config.speech_ffn)
+            TransformerLayer(
+                width, config.speech_heads, config.speech_head_width, config.speech_ffn
+            )
             for _ in range(config.speech_layers)
         )
         self.norm = nn.LayerNorm(width)

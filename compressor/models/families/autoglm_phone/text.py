@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compressor.models.families.autoglm_phone.blocks import Attention, GatedFeedForward, hiding_mask, rotations
+from compressor.models.families.autoglm_phone.blocks import (
+    Attention,
+    GatedFeedForward,
+    hiding_mask,
+    rotations,
+)
 
 if TYPE_CHECKING:
     from compressor.models.families.autoglm_phone.config import PhoneConfig
@@ -26,13 +31,19 @@ class GLMLayer(nn.Module):
     def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.hidden, eps=1e-5)
-        self.attention = Attention(config.hidden, config.heads, config.key_heads, config.head_width, bias=False)
+        self.attention = Attention(
+            config.hidden, config.heads, config.key_heads, config.head_width, bias=False
+        )
         self.ffn_norm = nn.RMSNorm(config.hidden, eps=1e-5)
         self.ffn = GatedFeedForward(config.hidden, config.ffn)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x_BLH: Tensor, memory_BMH: Tensor | None, mask: Tensor | None, turn: tuple[Tensor, Tensor]
+        self,
+        x_BLH: Tensor,
+        memory_BMH: Tensor | None,
+        mask: Tensor | None,
+        turn: tuple[Tensor, Tensor],
     ) -> Tensor:
         """[B, L, H] to [B, L, H]; the mask covers the M + L positions seen."""
         seen = x_BLH if memory_BMH is None else torch.cat([memory_BMH, x_BLH], dim=1)
@@ -79,7 +90,9 @@ class TextDecoder(nn.Module):
         mask = None
         if length > 1:
             ahead_LL = torch.ones(length, length, dtype=x_BLH.dtype, device=x_BLH.device).tril()
-            mask = hiding_mask(torch.cat([ahead_LL.new_ones(length, memory), ahead_LL], dim=1))[:, 0, 0][None, None]
+            mask = hiding_mask(torch.cat([ahead_LL.new_ones(length, memory), ahead_LL], dim=1))[
+                :, 0, 0
+            ][None, None]
         for layer in self.layers:
             x_BLH = layer(x_BLH, memory_BMH, mask, turn)
         out: Tensor = self.norm(x_BLH)

@@ -39,7 +39,9 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C, H, W]."""
-        weights_NC = functional.hardsigmoid(self.up(functional.relu(self.down(x_NCHW.mean(dim=(2, 3))))))
+        weights_NC = functional.hardsigmoid(
+            self.up(functional.relu(self.down(x_NCHW.mean(dim=(2, 3)))))
+        )
         return x_NCHW * weights_NC[:, :, None, None]
 
 
@@ -86,7 +88,11 @@ class InvertedResidual(nn.Module):
             bias=False,
         )
         self.filter_norm = nn.BatchNorm2d(block.expanded, config.vision_norm_epsilon)
-        self.squeeze = SqueezeExcite(block.expanded, block.squeezed_channels) if block.squeeze else nn.Identity()
+        self.squeeze = (
+            SqueezeExcite(block.expanded, block.squeezed_channels)
+            if block.squeeze
+            else nn.Identity()
+        )
         self.project = nn.Conv2d(block.expanded, block.out, 1, bias=False)
         self.project_norm = nn.BatchNorm2d(block.out, config.vision_norm_epsilon)
 
@@ -136,7 +142,12 @@ class ViTLite(nn.Module):
         self.positions = nn.Parameter(torch.zeros((side // self.patch) ** 2, config.vision_width))
         nn.init.normal_(self.positions, std=0.02)
         self.layers = nn.ModuleList(
-            TransformerLayer(config.vision_width, config.vision_heads, config.vision_head_width, config.vision_ffn)
+            TransformerLayer(
+                config.vision_width,
+                config.vision_heads,
+                config.vision_head_width,
+                config.vision_ffn,
+            )
             for _ in range(config.vision_layers)
         )
         self.norm = nn.LayerNorm(config.vision_width)
@@ -144,7 +155,9 @@ class ViTLite(nn.Module):
     def forward(self, images_NCSS: Tensor) -> Tensor:
         """[N, 3, S, S] to [N, vision_width]."""
         count, channels, side, _ = images_NCSS.shape
-        rows = images_NCSS.reshape(count, channels, side // self.patch, self.patch, side // self.patch, self.patch)
+        rows = images_NCSS.reshape(
+            count, channels, side // self.patch, self.patch, side // self.patch, self.patch
+        )
         patches_NLF = rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         x_NLH = self.embed(patches_NLF) + self.positions
         for layer in self.layers:

@@ -71,9 +71,14 @@ SMALL_VIT = ClassifierConfig(
 )
 
 _LITE0_ROWS = (
-    (3, 1, 16, 1, 1), (3, 6, 24, 2, 2), (5, 6, 40, 2, 2), (3, 6, 80, 2, 3), (5, 6, 112, 1, 3), (5, 6, 192, 2, 4),
+    (3, 1, 16, 1, 1),
+    (3, 6, 24, 2, 2),
+    (5, 6, 40, 2, 2),
+    (3, 6, 80, 2, 3),
+    (5, 6, 112, 1, 3),
+    (5, 6, 192, 2, 4),
     (3, 6, 320, 1, 1),
-)  # fmt: skip
+)
 """Kernel, expansion, channels, first stride, blocks."""
 
 
@@ -82,7 +87,14 @@ def _lite0_blocks(stem: int) -> Iterator[Block]:
     for kernel, ratio, out, stride, repeats in _LITE0_ROWS:
         for number in range(repeats):
             first: Literal[1, 2] = 2 if stride == 2 and number == 0 else 1
-            yield Block(kernel=kernel, expanded=ratio * inputs, out=out, stride=first, squeeze=False, expands=ratio > 1)
+            yield Block(
+                kernel=kernel,
+                expanded=ratio * inputs,
+                out=out,
+                stride=first,
+                squeeze=False,
+                expands=ratio > 1,
+            )
             inputs = out
 
 
@@ -125,7 +137,10 @@ class ImageClassifier(Family[ClassifierConfig]):
     def parameters(self, config: ClassifierConfig) -> dict[str, int]:
         """Encoder and head."""
         head = arithmetic.linear(config.vision_width, config.num_classes, 1)
-        return {"vision": arithmetic.vision(config, config.image_size).parameters, "head": head.parameters}
+        return {
+            "vision": arithmetic.vision(config, config.image_size).parameters,
+            "head": head.parameters,
+        }
 
     def macs(self, config: ClassifierConfig) -> int:
         """For one image."""

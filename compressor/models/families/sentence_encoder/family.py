@@ -8,7 +8,11 @@ from pydantic import Field, model_validator
 
 from compressor.config.record import Record
 from compressor.models.contract import Family, InputSpec
-from compressor.models.families.autoglm_phone.arithmetic import Cost, normalization, transformer_layer
+from compressor.models.families.autoglm_phone.arithmetic import (
+    Cost,
+    normalization,
+    transformer_layer,
+)
 from compressor.models.families.sentence_encoder.linears import encoder_blocks
 
 if TYPE_CHECKING:
@@ -46,7 +50,9 @@ class EncoderConfig(Record):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads"
+            )
         if self.tokens > self.max_position_embeddings:
             raise ValueError(
                 f"tokens {self.tokens} are more than max_position_embeddings {self.max_position_embeddings}"
@@ -107,7 +113,9 @@ class SentenceEncoder(Family[EncoderConfig]):
     def _layers(self, config: EncoderConfig) -> Cost:
         head = config.hidden_size // config.num_attention_heads
         width, inner, length = config.hidden_size, config.intermediate_size, config.tokens
-        return transformer_layer(width, config.num_attention_heads, head, inner, length).times(config.num_hidden_layers)
+        return transformer_layer(width, config.num_attention_heads, head, inner, length).times(
+            config.num_hidden_layers
+        )
 
     def build(self, config: EncoderConfig) -> nn.Module:
         """A ``SentenceEncoderModel``."""

@@ -21,6 +21,14 @@ def encoder_blocks(config: EncoderConfig) -> tuple[Block, ...]:
         Site("attention", (query, key, value)),
         Site("attention output", (attended,), Source(value, "rows"), attended, query),
         Site("ffn", (inner,)),
-        Site("ffn output", (out,), Source(inner, "rows") if config.hidden_act == "relu" else None, out, inner),
+        Site(
+            "ffn output",
+            (out,),
+            Source(inner, "rows") if config.hidden_act == "relu" else None,
+            out,
+            inner,
+        ),
     )
-    return tuple(Block(f"bert.encoder.layer.{number}", sites) for number in range(config.num_hidden_layers))
+    return tuple(
+        Block(f"bert.encoder.layer.{number}", sites) for number in range(config.num_hidden_layers)
+    )

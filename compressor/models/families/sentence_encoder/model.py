@@ -22,7 +22,9 @@ class SentenceEncoderModel(nn.Module):
 
         super().__init__()
         of_bert = BertConfig(**config.model_dump(exclude={"tokens"}))
-        of_bert._attn_implementation = "eager"  # products of its own: what multiplies is seen by whoever traces it
+        of_bert._attn_implementation = (
+            "eager"  # products of its own: what multiplies is seen by whoever traces it
+        )
         self.bert = BertModel(of_bert, add_pooling_layer=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:

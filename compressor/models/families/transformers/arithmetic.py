@@ -18,7 +18,11 @@ def parameters(tree: Mapping[str, Any]) -> dict[str, int]:
         "norm": decoder.hidden,
         "head": 0 if decoder.tied else table,
     }
-    return parts if decoder.layout.vision is None else {**parts, "vision": _vision_tower(tree["vision_config"])}
+    return (
+        parts
+        if decoder.layout.vision is None
+        else {**parts, "vision": _vision_tower(tree["vision_config"])}
+    )
 
 
 def macs_per_token(tree: Mapping[str, Any]) -> int:
@@ -32,7 +36,10 @@ def _layer(decoder: Decoder) -> tuple[int, int]:
     """The weights of a layer's matrices, and all its vectors."""
     query, key = decoder.heads * decoder.head_width, decoder.key_heads * decoder.head_width
     matrices = 2 * decoder.hidden * (query + key) + 3 * decoder.hidden * decoder.ffn
-    vectors = len(decoder.layout.norms) * decoder.hidden + len(decoder.layout.head_norms) * decoder.head_width
+    vectors = (
+        len(decoder.layout.norms) * decoder.hidden
+        + len(decoder.layout.head_norms) * decoder.head_width
+    )
     vectors += (query + 2 * key) * decoder.query_bias + decoder.hidden * decoder.out_bias
     vectors += (2 * decoder.ffn + decoder.hidden) * decoder.ffn_bias
     return matrices, vectors

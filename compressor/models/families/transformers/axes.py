@@ -38,7 +38,11 @@ def checkpoint_axes(tree: Mapping[str, Any]) -> Iterator[Axis]:
 
 def _stated(decoder: Decoder) -> tuple[tuple[Field, int], ...]:
     """The width of a head follows from others until something is cut."""
-    return (((*decoder.layout.text, "head_dim"), decoder.head_width),) if decoder.layout.head_width_is_free else ()
+    return (
+        (((*decoder.layout.text, "head_dim"), decoder.head_width),)
+        if decoder.layout.head_width_is_free
+        else ()
+    )
 
 
 def _heads(decoder: Decoder, attention: str) -> Axis:
@@ -61,13 +65,28 @@ def _heads(decoder: Decoder, attention: str) -> Axis:
         cuts = attended(width, decoder.key_heads)
         fields: tuple[tuple[Field, int], ...] = ((count, decoder.key_heads),)
         return Axis(
-            attention, "heads", per_key, tuple(cuts), fields, _stated(decoder), dimension="heads", width=coupled
+            attention,
+            "heads",
+            per_key,
+            tuple(cuts),
+            fields,
+            _stated(decoder),
+            dimension="heads",
+            width=coupled,
         )
     cuts = attended(per_key * width, 1)
     for part in ("k_proj", "v_proj"):
         cuts += _written(f"{attention}.{part}", decoder.query_bias, width)
     fields = ((count, per_key), ((*text, "num_key_value_heads"), 1))
-    return Axis(attention, "heads", decoder.key_heads, tuple(cuts), fields, _stated(decoder), dimension="heads")
+    return Axis(
+        attention,
+        "heads",
+        decoder.key_heads,
+        tuple(cuts),
+        fields,
+        _stated(decoder),
+        dimension="heads",
+    )
 
 
 def _written(module: str, bias: bool, block: int = 1, segments: int = 1) -> list[Cut]:
@@ -79,9 +98,19 @@ def _ffn(decoder: Decoder, ffn: str) -> Axis:
     if decoder.layout.fused_ffn:
         cuts = _written(f"{ffn}.gate_up_proj", decoder.ffn_bias, segments=2)
     else:
-        cuts = [*_written(f"{ffn}.gate_proj", decoder.ffn_bias), *_written(f"{ffn}.up_proj", decoder.ffn_bias)]
+        cuts = [
+            *_written(f"{ffn}.gate_proj", decoder.ffn_bias),
+            *_written(f"{ffn}.up_proj", decoder.ffn_bias),
+        ]
     field: Field = (*decoder.layout.text, "intermediate_size")
-    return Axis(ffn, "ffn", decoder.ffn, (*cuts, Cut(f"{ffn}.down_proj.weight", 1)), ((field, 1),), dimension="ffn")
+    return Axis(
+        ffn,
+        "ffn",
+        decoder.ffn,
+        (*cuts, Cut(f"{ffn}.down_proj.weight", 1)),
+        ((field, 1),),
+        dimension="ffn",
+    )
 
 
 def _hidden(decoder: Decoder) -> Axis:
@@ -92,7 +121,9 @@ def _hidden(decoder: Decoder) -> Axis:
         layer = f"{root}.layers.{number}"
         cuts += [Cut(f"{layer}.{norm}.weight", 0, norm=True) for norm in decoder.layout.norms]
         read = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-        read += ["mlp.gate_up_proj"] if decoder.layout.fused_ffn else ["mlp.gate_proj", "mlp.up_proj"]
+        read += (
+            ["mlp.gate_up_proj"] if decoder.layout.fused_ffn else ["mlp.gate_proj", "mlp.up_proj"]
+        )
         cuts += [Cut(f"{layer}.{part}.weight", 1) for part in read]
         cuts += _written(f"{layer}.self_attn.o_proj", decoder.out_bias)
         cuts += _written(f"{layer}.mlp.down_proj", decoder.ffn_bias)
@@ -102,7 +133,14 @@ def _hidden(decoder: Decoder) -> Axis:
     coupled = "" if decoder.layout.head_width_is_free else _COUPLED
     field: Field = (*text, "hidden_size")
     return Axis(
-        root, "hidden", decoder.hidden, tuple(cuts), ((field, 1),), _stated(decoder), dimension="hidden", width=coupled
+        root,
+        "hidden",
+        decoder.hidden,
+        tuple(cuts),
+        ((field, 1),),
+        _stated(decoder),
+        dimension="hidden",
+        width=coupled,
     )
 
 
@@ -111,13 +149,19 @@ def _vision_axes(tree: Mapping[str, Any], vision: str) -> Iterator[Axis]:
     units = tree["vision_config"]["out_hidden_size"]
     sets = {
         f"{vision}.blocks.{number}.mlp": (
-            *(Cut(f"{vision}.blocks.{number}.mlp.{part}.weight", 0) for part in ("gate_proj", "up_proj")),
+            *(
+                Cut(f"{vision}.blocks.{number}.mlp.{part}.weight", 0)
+                for part in ("gate_proj", "up_proj")
+            ),
             Cut(f"{vision}.blocks.{number}.mlp.down_proj.weight", 1),
         )
         for number in range(tree["vision_config"]["depth"])
     }
     merger = f"{vision}.merger"
-    sets[f"{vision}.downsample"] = (*weight_and_bias(f"{vision}.downsample", 0), Cut(f"{merger}.proj.weight", 1))
+    sets[f"{vision}.downsample"] = (
+        *weight_and_bias(f"{vision}.downsample", 0),
+        Cut(f"{merger}.proj.weight", 1),
+    )
     sets[f"{merger}.proj"] = (
         Cut(f"{merger}.proj.weight", 0),
         *weight_and_bias(f"{merger}.post_projection_norm", 0),

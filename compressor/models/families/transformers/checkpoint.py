@@ -58,7 +58,9 @@ def loaded(tree: Mapping[str, Any], folder: Path) -> nn.Module:
                 output_loading_info=True,
             )
         except (OSError, RuntimeError, ValueError) as error:
-            raise ModelError(f"{folder} cannot be loaded: {error}", remedy="copy or save it again") from error
+            raise ModelError(
+                f"{folder} cannot be loaded: {error}", remedy="copy or save it again"
+            ) from error
     problems = [f"missing: {name}" for name in sorted(info["missing_keys"])]
     problems += [f"unexpected: {name}" for name in sorted(info["unexpected_keys"])]
     problems += [
@@ -78,7 +80,10 @@ def _unpacked(tree: Mapping[str, Any], folder: Path) -> nn.Module:
     """A packed checkpoint as a module that computes in float32, which holds its weights exactly."""
     with weights_on_meta(), _quiet():
         module = _class(tree)(_config(tree))
-    found = {name: value.float() if value.is_floating_point() else value for name, value in dequantized(folder, tree)}
+    found = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in dequantized(folder, tree)
+    }
     module.load_state_dict(found, strict=False, assign=True)
     module.tie_weights()
     if missing := sorted(name for name, value in module.state_dict().items() if value.is_meta):
@@ -96,7 +101,9 @@ def streamed(tree: Mapping[str, Any]) -> nn.Module:
         return _prepared(_class(tree)(_config(tree))).eval().requires_grad_(False)
 
 
-def saved(module: nn.Module, tree: Mapping[str, Any], folder: Path, companions: Path | None) -> None:
+def saved(
+    module: nn.Module, tree: Mapping[str, Any], folder: Path, companions: Path | None
+) -> None:
     """Write what ``from_pretrained`` reads; equal weights give equal bytes.
 
     Args:
@@ -118,7 +125,9 @@ def saved(module: nn.Module, tree: Mapping[str, Any], folder: Path, companions: 
             for file in sorted(companions.iterdir()):
                 if file.is_file() and file.name != _CONFIG and ".safetensors" not in file.name:
                     shutil.copyfile(file, folder / file.name)
-        (folder / _CONFIG).write_text(json.dumps(dict(tree), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / _CONFIG).write_text(
+            json.dumps(dict(tree), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 def _class(tree: Mapping[str, Any]) -> Any:

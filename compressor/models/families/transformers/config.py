@@ -14,7 +14,9 @@ from compressor.models.quantized.description import FORMAT_NAMES, QUANTIZATION_C
 class CheckpointConfig(Record):
     """The file as it is: what this program does not read, it hands on."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="allow", strict=True, use_attribute_docstrings=True
+    )
 
     model_type: str
     """The architecture, by transformers' name."""
@@ -32,8 +34,13 @@ class CheckpointConfig(Record):
         if self.model_type not in LAYOUTS:
             raise ValueError(f"model_type {self.model_type!r} is not one of {', '.join(LAYOUTS)}")
         if len(self.architectures) != 1:
-            raise ValueError(f"`architectures` has to name one class, not {len(self.architectures)}")
-        if is_packed(tree) and (method := tree[QUANTIZATION_CONFIG].get("quant_method")) not in FORMAT_NAMES:
+            raise ValueError(
+                f"`architectures` has to name one class, not {len(self.architectures)}"
+            )
+        if (
+            is_packed(tree)
+            and (method := tree[QUANTIZATION_CONFIG].get("quant_method")) not in FORMAT_NAMES
+        ):
             raise ValueError(
                 f"its weights are quantized by {method!r}, which is not read here; {', '.join(FORMAT_NAMES)} are"
             )
@@ -41,7 +48,9 @@ class CheckpointConfig(Record):
         where = ".".join((*LAYOUTS[self.model_type].text, ""))
         sizes = {name: text.get(name) for name in SIZES}
         if bad := [name for name, size in sizes.items() if not isinstance(size, int) or size < 1]:
-            raise ValueError(f"these are no positive numbers: {', '.join(where + name for name in bad)}")
+            raise ValueError(
+                f"these are no positive numbers: {', '.join(where + name for name in bad)}"
+            )
         _check_heads(tree)
         return self
 

@@ -38,7 +38,9 @@ class Transformers(Family[CheckpointConfig]):
 
     def inputs(self, config: CheckpointConfig) -> tuple[InputSpec, ...]:
         """Windows of tokens; of a vision-language model also what its processor makes of images, sample by sample."""
-        tokens = InputSpec("input_ids", "int64", ("batch", "tokens"), decoder_of(config.tree).vocabulary)
+        tokens = InputSpec(
+            "input_ids", "int64", ("batch", "tokens"), decoder_of(config.tree).vocabulary
+        )
         return (tokens, *image_inputs(config.tree))
 
     def outputs(self, config: CheckpointConfig) -> tuple[str, ...]:  # noqa: ARG002
@@ -65,7 +67,13 @@ class Transformers(Family[CheckpointConfig]):
 
         return loaded(config.tree, folder)
 
-    def save(self, module: nn.Module, config: CheckpointConfig, folder: Path, companions: Path | None = None) -> None:
+    def save(
+        self,
+        module: nn.Module,
+        config: CheckpointConfig,
+        folder: Path,
+        companions: Path | None = None,
+    ) -> None:
         """Through ``save_pretrained``, in the dtype that config.json names; tokenizer and processor files come along."""
         from compressor.models.families.transformers.checkpoint import saved
 

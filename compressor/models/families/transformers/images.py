@@ -23,7 +23,11 @@ def image_inputs(tree: Mapping[str, Any]) -> tuple[InputSpec, ...]:
     if LAYOUTS[tree["model_type"]].vision is None:
         return ()
     vision = tree["vision_config"]
-    values = vision.get("in_channels", 3) * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2
+    values = (
+        vision.get("in_channels", 3)
+        * vision.get("temporal_patch_size", 2)
+        * vision.get("patch_size", 14) ** 2
+    )
     return (
         InputSpec("attention_mask", "int64", ("batch", "tokens"), below=2, optional=True),
         InputSpec(KINDS, "int64", ("batch", "tokens"), below=3, optional=True),
@@ -49,6 +53,8 @@ def gather_images(
     grids = kwargs[GRIDS]
     counts = grids.prod(dim=-1).sum(dim=-1).tolist()
     if not any(counts):
-        return args, {name: value for name, value in kwargs.items() if name not in {PIXELS, GRIDS, KINDS}}
+        return args, {
+            name: value for name, value in kwargs.items() if name not in {PIXELS, GRIDS, KINDS}
+        }
     patches = torch.cat([one[:count] for one, count in zip(values, counts, strict=True)])
     return args, {**kwargs, PIXELS: patches, GRIDS: grids[grids.prod(dim=-1) > 0]}

@@ -54,7 +54,12 @@ class Layout:
 
 
 LAYOUTS: Mapping[str, Layout] = {
-    "llama": Layout(query_bias="attention_bias", out_bias="attention_bias", ffn_bias="mlp_bias", hidden_by_heads=True),
+    "llama": Layout(
+        query_bias="attention_bias",
+        out_bias="attention_bias",
+        ffn_bias="mlp_bias",
+        hidden_by_heads=True,
+    ),
     "mistral": Layout(defaults={"num_key_value_heads": 8}),
     "qwen2": Layout(query_bias=True, defaults={"num_key_value_heads": 32}),
     "qwen3": Layout(
@@ -99,7 +104,13 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 """``model_type`` to its layout."""
 
-SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "vocab_size",
+)
 """What config.json has to say of the language model."""
 
 
@@ -135,7 +146,9 @@ def decoder_of(tree: Mapping[str, Any]) -> Decoder:
         return bool(text.get(value, False)) if isinstance(value, str) else value
 
     heads = text["num_attention_heads"]
-    head_width = (text.get("head_dim") if layout.head_width_is_free else None) or text["hidden_size"] // heads
+    head_width = (text.get("head_dim") if layout.head_width_is_free else None) or text[
+        "hidden_size"
+    ] // heads
     return Decoder(
         layout=layout,
         layers=text["num_hidden_layers"],

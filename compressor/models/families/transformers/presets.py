@@ -29,19 +29,29 @@ _VISION: Mapping[str, Any] = {
     "temporal_patch_size": 2,
     "in_channels": 3,
 }
-_SPECIAL_TOKENS = ("image_token_id", "video_token_id", "image_start_token_id", "image_end_token_id", "video_start_token_id",
-                   "video_end_token_id")  # fmt: skip
+_SPECIAL_TOKENS = (
+    "image_token_id",
+    "video_token_id",
+    "image_start_token_id",
+    "image_end_token_id",
+    "video_start_token_id",
+    "video_end_token_id",
+)
 
 
 def _preset(model_type: str, architecture: str, **fields: Any) -> CheckpointConfig:
-    return CheckpointConfig.model_validate({"model_type": model_type, "architectures": (architecture,), **fields})
+    return CheckpointConfig.model_validate(
+        {"model_type": model_type, "architectures": (architecture,), **fields}
+    )
 
 
 PRESETS: Mapping[str, CheckpointConfig] = {
     "tiny-llama": _preset("llama", "LlamaForCausalLM", **_SIZES, tie_word_embeddings=True),
     "tiny-mistral": _preset("mistral", "MistralForCausalLM", **_SIZES, sliding_window=None),
     "tiny-qwen2": _preset("qwen2", "Qwen2ForCausalLM", **_SIZES, tie_word_embeddings=True),
-    "tiny-qwen3": _preset("qwen3", "Qwen3ForCausalLM", **_SIZES, head_dim=16, layer_types=["full_attention"] * 3),
+    "tiny-qwen3": _preset(
+        "qwen3", "Qwen3ForCausalLM", **_SIZES, head_dim=16, layer_types=["full_attention"] * 3
+    ),
     "tiny-gemma3": _preset(
         "gemma3_text",
         "Gemma3ForCausalLM",

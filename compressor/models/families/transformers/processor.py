@@ -48,7 +48,9 @@ class Processor:
                 remedy="copy the checkpoint's chat_template.jinja beside its tokenizer",
             )
 
-    def arrays(self, messages: Sequence[Mapping[str, Any]], *, ask: bool = False) -> dict[str, Array]:
+    def arrays(
+        self, messages: Sequence[Mapping[str, Any]], *, ask: bool = False
+    ) -> dict[str, Array]:
         """What the model takes of one conversation.
 
         `input_ids` and `mm_token_type_ids` (0: text, 1: image) int64 [T], `pixel_values` float32 [P, D] of the patches of all
@@ -62,7 +64,11 @@ class Processor:
             Exception: of the template, the tokenizer or Pillow.
         """
         found = self.processor.apply_chat_template(
-            [list(messages)], tokenize=True, return_dict=True, add_generation_prompt=ask, return_tensors="np"
+            [list(messages)],
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=ask,
+            return_tensors="np",
         )
         ids_T = np.asarray(found["input_ids"])[0].astype(np.int64)
         images = self.processor.image_processor
@@ -70,9 +76,13 @@ class Processor:
         kinds = found.get("mm_token_type_ids")
         return {
             "input_ids": ids_T,
-            "mm_token_type_ids": np.zeros_like(ids_T) if kinds is None else np.asarray(kinds)[0].astype(np.int64),
+            "mm_token_type_ids": np.zeros_like(ids_T)
+            if kinds is None
+            else np.asarray(kinds)[0].astype(np.int64),
             "pixel_values": np.asarray(found.get("pixel_values", nothing), dtype=np.float32),
-            "image_grid_thw": np.asarray(found.get("image_grid_thw", np.empty((0, 3))), dtype=np.int64),
+            "image_grid_thw": np.asarray(
+                found.get("image_grid_thw", np.empty((0, 3))), dtype=np.int64
+            ),
         }
 
 
@@ -84,7 +94,11 @@ def _opened(folder: Path) -> Any:
     names: Any = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
 
     def accepts(self: Any, name: str, argument: Any) -> Any:
-        return None if name == "video_processor" else base.check_argument_for_proper_class(self, name, argument)
+        return (
+            None
+            if name == "video_processor"
+            else base.check_argument_for_proper_class(self, name, argument)
+        )
 
     base: Any = getattr(transformers, names[tree["model_type"]])
     images_alone = type(base.__name__, (base,), {"check_argument_for_proper_class": accepts})

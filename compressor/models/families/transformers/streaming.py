@@ -18,9 +18,17 @@ from compressor.models.families.transformers.layouts import LAYOUTS
 from compressor.models.families.transformers.linears import layers_of
 
 DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 """By safetensors' names."""
 
 _PIECE = 1 << 22
@@ -36,7 +44,9 @@ class CheckpointFiles:
         """Read the headers."""
         self.folder = folder
         self.entries = {
-            entry.name: (file, entry) for file in sorted(folder.glob("*.safetensors")) for entry in read_header(file)
+            entry.name: (file, entry)
+            for file in sorted(folder.glob("*.safetensors"))
+            for entry in read_header(file)
         }
         """Tensor name to its file and place."""
 
@@ -93,7 +103,11 @@ class StreamedCheckpoint(CheckpointFiles):
         self.layers_name = layers_of(layout)
         self.vision_name = layout.vision
         tied = set(getattr(self.module, "_tied_weights_keys", None) or ())
-        wanted = {name: tuple(one.shape) for name, one in self.module.named_parameters() if name not in tied}
+        wanted = {
+            name: tuple(one.shape)
+            for name, one in self.module.named_parameters()
+            if name not in tied
+        }
         problems = [f"missing: {name}" for name in wanted if name not in self.entries]
         problems += [
             f"{name}: {list(self.entries[name][1].shape)} in the file, {list(shape)} in the model"
@@ -124,7 +138,11 @@ class StreamedCheckpoint(CheckpointFiles):
         """Let the weights of a submodule go; its buffers, which come from no file, stay."""
         for module in self.module.get_submodule(name).modules():
             for key, value in module.named_parameters(recurse=False):
-                setattr(module, key, nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False))
+                setattr(
+                    module,
+                    key,
+                    nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False),
+                )
 
     def entering(
         self, batches: Callable[[], Iterator[Mapping[str, Tensor]]]
@@ -141,7 +159,9 @@ class StreamedCheckpoint(CheckpointFiles):
 
         def of_rows(ids: Tensor) -> Tensor:
             used, places = torch.unique(ids, return_inverse=True)
-            embedding.weight = nn.Parameter(self.rows(f"{name}.weight", used).float(), requires_grad=False)
+            embedding.weight = nn.Parameter(
+                self.rows(f"{name}.weight", used).float(), requires_grad=False
+            )
             found: Tensor = forward(places)
             return found
 
@@ -173,7 +193,11 @@ class StreamedCheckpoint(CheckpointFiles):
             return []
         found = []
         for name, child in self.module.get_submodule(self.vision_name).named_children():
-            below = [f".{number}" for number in range(len(child))] if isinstance(child, nn.ModuleList) else [""]
+            below = (
+                [f".{number}" for number in range(len(child))]
+                if isinstance(child, nn.ModuleList)
+                else [""]
+            )
             found += [f"{self.vision_name}.{name}{one}" for one in below]
         return [name for name in found if self.below(name)]
 
@@ -217,7 +241,9 @@ class _EnoughError(Exception):
 class _Recorder(nn.Module):
     """Stands where a layer stands, hands on what it is given, and remembers what it was called with."""
 
-    def __init__(self, layer: nn.Module, seen: list[Arguments], first: list[Tensor], last: bool) -> None:
+    def __init__(
+        self, layer: nn.Module, seen: list[Arguments], first: list[Tensor], last: bool
+    ) -> None:
         super().__init__()
         object.__setattr__(self, "_layer", layer)
         self._seen, self._first, self._last = seen, first, last

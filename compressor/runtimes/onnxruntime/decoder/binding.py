@@ -51,7 +51,9 @@ class Bound:
     def forget(self) -> None:
         """The scores of the last call, which may be large."""
         self._scored = None
-        self._write_scores(np.empty((1, 1, self._words), dtype=np.float32))  # or the binding keeps them
+        self._write_scores(
+            np.empty((1, 1, self._words), dtype=np.float32)
+        )  # or the binding keeps them
 
     def run(self, ids_BT: Array, keep: int) -> Array:
         """The scores of the ``keep`` last tokens (0: all), [B, keep or T, V]; the next call writes over them.

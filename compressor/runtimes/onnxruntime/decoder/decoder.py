@@ -81,7 +81,9 @@ class OnnxDecoder:
         self._width = optional[EMBEDS][1] if EMBEDS in optional else None
         """Of the words of images, where there are any."""
         self._caches, self._step = caches, Bound(self._session)
-        self._prompt = Bound(_opened_for_prompts(folder, threads, lasting)) if fast_prompts else self._step
+        self._prompt = (
+            Bound(_opened_for_prompts(folder, threads, lasting)) if fast_prompts else self._step
+        )
         self._last = self._step
         if not self._grows:
             self._buffers = caches.room(samples, room)
@@ -102,7 +104,9 @@ class OnnxDecoder:
         self._lengths_B = np.minimum(self._lengths_B, tokens)
         self._mask_BP = self._mask_BP[:, :tokens]
         if self._grows:
-            self._buffers = {name: buffer[:, :, :tokens].copy() for name, buffer in self._buffers.items()}
+            self._buffers = {
+                name: buffer[:, :, :tokens].copy() for name, buffer in self._buffers.items()
+            }
 
     def said(self) -> dict[str, Array]:
         """Keys and values of what the longest sample has heard and said, [B, N, P, H]; the next call may overwrite them."""
@@ -110,7 +114,12 @@ class OnnxDecoder:
         return {name: buffer[:, :, :length] for name, buffer in self._buffers.items()}
 
     def feed(
-        self, ids_BT: Array, lengths_B: Array | None = None, *, keep: int = 1, images: Shown | None = None
+        self,
+        ids_BT: Array,
+        lengths_B: Array | None = None,
+        *,
+        keep: int = 1,
+        images: Shown | None = None,
     ) -> Array:
         """The scores of the ``keep`` last tokens (0: all), [B, keep or T, V]; the next call may overwrite them.
 
@@ -128,7 +137,9 @@ class OnnxDecoder:
         new_B = np.full(self.samples, tokens) if lengths_B is None else lengths_B
         total = self._total(new_B, tokens, padded=lengths_B is not None)
         if total > self.room:
-            raise UsageError(f"{total} tokens, and there is room for {self.room}", remedy="make room for more")
+            raise UsageError(
+                f"{total} tokens, and there is room for {self.room}", remedy="make room for more"
+            )
         if self.samples > 1 and tokens > 1 and not self._grows and self._lengths_B.any():
             raise UsageError(
                 f"{tokens} tokens behind what {self.samples} texts have said: ONNX Runtime's attention reads one at a time there",
@@ -139,10 +150,14 @@ class OnnxDecoder:
             plain = self.samples == 1 and lengths_B is None and images is None and not self._grows
             if not plain or not 0 < keep <= _PIECE < tokens:
                 return self._read(ids_BT, new_B, total, keep, images)
-            first = tokens % _PIECE or _PIECE  # so that the last piece is whole, and has all that is kept
+            first = (
+                tokens % _PIECE or _PIECE
+            )  # so that the last piece is whole, and has all that is kept
             for piece_BT in np.split(ids_BT, range(first, tokens, _PIECE), axis=1):
                 new_B = np.full(1, piece_BT.shape[1])
-                scores = self._read(piece_BT, new_B, self._total(new_B, piece_BT.shape[1], padded=False), keep, None)
+                scores = self._read(
+                    piece_BT, new_B, self._total(new_B, piece_BT.shape[1], padded=False), keep, None
+                )
         except BaseException:  # an interrupt too
             self._lengths_B, self._mask_BP, self._after_B, self._buffers = before
             raise
@@ -154,7 +169,9 @@ class OnnxDecoder:
             return self._mask_BP.shape[1] + tokens
         return int((self._lengths_B + new_B).max())
 
-    def _read(self, ids_BT: Array, new_B: Array, total: int, keep: int, images: Shown | None) -> Array:
+    def _read(
+        self, ids_BT: Array, new_B: Array, total: int, keep: int, images: Shown | None
+    ) -> Array:
         tokens = ids_BT.shape[1]
         self._lengths_B = self._lengths_B + new_B
         fed = {MASK: self._mask(tokens, new_B, total)}
@@ -184,12 +201,17 @@ class OnnxDecoder:
     def _of_images(self, images: Shown | None) -> dict[str, Array]:
         if images is None:
             offsets = np.broadcast_to(self._after_B[None, :, None], (3, self.samples, 1))
-            return {EMBEDS: np.empty((0, self._width or 0), np.float32), OFFSETS: np.ascontiguousarray(offsets)}
+            return {
+                EMBEDS: np.empty((0, self._width or 0), np.float32),
+                OFFSETS: np.ascontiguousarray(offsets),
+            }
         self._after_B = images.after_B
         return {EMBEDS: images.embeds_WH, OFFSETS: np.ascontiguousarray(images.offsets_3BT)}
 
 
-def _opened(folder: Path, threads: int, lasting: bool, settings: Mapping[str, str]) -> onnxruntime.InferenceSession:
+def _opened(
+    folder: Path, threads: int, lasting: bool, settings: Mapping[str, str]
+) -> onnxruntime.InferenceSession:
     size = sum(file.stat().st_size for file in folder.glob(f"{MODEL}*"))
     with in_huge_pages(_COPIES * size) if lasting else nullcontext():
         return opened(folder, threads, settings=settings)

@@ -34,7 +34,9 @@ _SMALLEST = 1e-10
 """The least peak of a token's activations: one that is nothing but zeros has a scale too."""
 _OPSET = 21
 """Since when QuantizeLinear knows blocks."""
-_REMEDY = "free some space there, name another directory in TMPDIR, or have prompts read as they are"
+_REMEDY = (
+    "free some space there, name another directory in TMPDIR, or have prompts read as they are"
+)
 _MESSAGE_BYTES = 1_900_000_000
 """Of a graph's file: one message of protobuf holds 2 GB."""
 
@@ -85,7 +87,9 @@ class PromptGraph:
         self._model = ir.load(folder / MODEL)
         found = [PackedLayer.of(node) for node in self._model.graph]
         # What gives a result of the graph itself is the head, which reads one token of a prompt.
-        self._layers = [one for one in found if one is not None and not one.node.outputs[0].is_graph_output()]
+        self._layers = [
+            one for one in found if one is not None and not one.node.outputs[0].is_graph_output()
+        ]
         self._integers: list[ir.Value] = []
         if not self._layers or self._model.opset_imports[""] < _OPSET:
             raise UsageError(
@@ -97,7 +101,12 @@ class PromptGraph:
     @property
     def size_bytes(self) -> int:
         """Of the graph's weights."""
-        replaced = {initializer(value) for layer in self._layers for value in layer.node.inputs if value is not None}
+        replaced = {
+            initializer(value)
+            for layer in self._layers
+            for value in layer.node.inputs
+            if value is not None
+        }
         others = (one for one in self._model.graph.initializers.values() if one not in replaced)
         return sum(one.inputs * one.outputs for one in self._layers) + sum(map(_bytes, others))
 
@@ -116,8 +125,15 @@ class PromptGraph:
                 rounded[x] = self._rounded(x, layer, middles)
             self._multiply(layer, *rounded[x])
         # What widened the scales of groups.
-        graph.remove([node for node in graph if node.op_type == "Cast" and not node.outputs[0].uses()], safe=True)
-        for name in [name for name, one in graph.initializers.items() if not one.uses() and one not in graph.inputs]:
+        graph.remove(
+            [node for node in graph if node.op_type == "Cast" and not node.outputs[0].uses()],
+            safe=True,
+        )
+        for name in [
+            name
+            for name, one in graph.initializers.items()
+            if not one.uses() and one not in graph.inputs
+        ]:
             del graph.initializers[name]
         self._write_integers(folder, threads)
         ir.save(self._model, folder / MODEL)
@@ -131,7 +147,9 @@ class PromptGraph:
             if isinstance(one.const_value, ir.ExternalTensor):
                 one.const_value = ir.tensor(one.const_value.numpy(), name=one.name)
         tensors = [one.const_value for one in beside if one.const_value is not None]
-        written = ir.external_data.convert_tensors_to_external(tensors, folder, f"{MODEL}.data", max_workers=threads)
+        written = ir.external_data.convert_tensors_to_external(
+            tensors, folder, f"{MODEL}.data", max_workers=threads
+        )
         for one, tensor in zip(beside, written, strict=True):
             one.const_value = tensor
 
@@ -142,7 +160,12 @@ class PromptGraph:
             return known
         tensor = value if isinstance(value, ir.LazyTensor) else ir.tensor(value)
         tensor.name = name
-        one = ir.Value(name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        one = ir.Value(
+            name=name,
+            shape=ir.Shape(value.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
         self._model.graph.register_initializer(one)
         return one
 
@@ -150,12 +173,20 @@ class PromptGraph:
         """The zero-point of each token, uint8 [B, T, 1]."""
         [ids] = [one for one in self._model.graph.inputs if one.name == IDS]
         made = tape.Tape()
-        shape = made.op("Concat", [made.op("Shape", [ids]), self._constant("prompts.one", np.array([1]))], {"axis": 0})
-        middles = made.op("ConstantOfShape", [shape], {"value": ir.tensor(np.array([MIDDLE], dtype=np.uint8))})
+        shape = made.op(
+            "Concat",
+            [made.op("Shape", [ids]), self._constant("prompts.one", np.array([1]))],
+            {"axis": 0},
+        )
+        middles = made.op(
+            "ConstantOfShape", [shape], {"value": ir.tensor(np.array([MIDDLE], dtype=np.uint8))}
+        )
         self._model.graph.insert_before(self._model.graph[0], made.nodes)
         return middles
 
-    def _rounded(self, x: ir.Value, layer: PackedLayer, middles: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def _rounded(
+        self, x: ir.Value, layer: PackedLayer, middles: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
         """What a layer reads, uint8 [B, T, I], and the scale of each token, [B, T, 1]."""
         made = tape.Tape()
         last = self._constant("prompts.last", np.array([-1]))
@@ -167,7 +198,9 @@ class PromptGraph:
         share = self._constant("prompts.share", np.array(1 / LARGEST, dtype=np.float32))
         scales = made.op("Mul", [made.op("Max", peaks), share])
         # One block for each token: faster than one scale for each along an axis.
-        found = made.op("QuantizeLinear", [x, scales, middles], {"axis": -1, "block_size": layer.inputs})
+        found = made.op(
+            "QuantizeLinear", [x, scales, middles], {"axis": -1, "block_size": layer.inputs}
+        )
         self._model.graph.insert_before(layer.node, made.nodes)
         return found, scales
 
@@ -176,7 +209,9 @@ class PromptGraph:
         made, start = tape.Tape(), 0
         divided = _divided(layer.node)
         all_scales_O = layer.peaks() / LARGEST
-        for old, outputs in _parts(divided) if divided else [(layer.node.outputs[0], layer.outputs)]:
+        for old, outputs in (
+            _parts(divided) if divided else [(layer.node.outputs[0], layer.outputs)]
+        ):
             some = slice(start, start := start + outputs)
             scales_O = all_scales_O[some]
             weights = ir.LazyTensor(
@@ -193,9 +228,13 @@ class PromptGraph:
                 self._constant(f"{old.name}.by_output.scales", scales_O),
                 self._constant("prompts.middle", np.array(MIDDLE, dtype=np.uint8)),
             ]
-            found = made.op("Mul", [made.op("MatMulIntegerToFloat", inputs, domain="com.microsoft"), scales])
+            found = made.op(
+                "Mul", [made.op("MatMulIntegerToFloat", inputs, domain="com.microsoft"), scales]
+            )
             if layer.bias_O is not None:
-                found = made.op("Add", [found, self._constant(f"{old.name}.by_output.bias", layer.bias_O[some])])
+                found = made.op(
+                    "Add", [found, self._constant(f"{old.name}.by_output.bias", layer.bias_O[some])]
+                )
             old.replace_all_uses_with(found)
         self._model.graph.insert_before(layer.node, made.nodes)
         self._model.graph.remove([divided, layer.node] if divided else [layer.node], safe=True)
@@ -208,9 +247,15 @@ def _integers(layer: PackedLayer, some: slice, scales_O: Array) -> ir.TensorProt
 def _divided(node: ir.Node) -> ir.Node | None:
     """The Split that alone reads a node's result, and divides its last axis by sizes that are known."""
     readers = node.outputs[0].consumers()
-    if len(readers) != 1 or readers[0].op_type != "Split" or readers[0].attributes.get_int("axis", 0) != -1:
+    if (
+        len(readers) != 1
+        or readers[0].op_type != "Split"
+        or readers[0].attributes.get_int("axis", 0) != -1
+    ):
         return None
-    given = len(readers[0].inputs) == 2 and not any(one.is_graph_output() for one in readers[0].outputs)
+    given = len(readers[0].inputs) == 2 and not any(
+        one.is_graph_output() for one in readers[0].outputs
+    )
     return readers[0] if given and _parts(readers[0]) else None
 
 

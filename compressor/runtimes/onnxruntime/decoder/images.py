@@ -120,6 +120,8 @@ def offsets_of(kinds_T: Array, grids: list[Array], merge: int) -> tuple[Array, i
         frames, height, width = (int(size) for size in next(left))
         height, width = height // merge, width // merge
         count = frames * height * width
-        positions_3T[:, at : at + count] = np.indices((frames, height, width)).reshape(3, -1) + position
+        positions_3T[:, at : at + count] = (
+            np.indices((frames, height, width)).reshape(3, -1) + position
+        )
         at, position = at + count, position + max(height, width)
     return positions_3T - np.arange(len(kinds_T)), position - len(kinds_T)

@@ -33,7 +33,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "model" / "model.onnx").write_bytes(tiny_onnx())
     (home / "pipeline.yaml").write_text(PIPELINE)
     assert cli("run", home / "pipeline.yaml", "-o", home / "old").returncode == 0
-    assert cli("run", home / "pipeline.yaml", "-o", home / "new", "--set", "passes[0].rounds=4").returncode == 0
+    assert (
+        cli(
+            "run", home / "pipeline.yaml", "-o", home / "new", "--set", "passes[0].rounds=4"
+        ).returncode
+        == 0
+    )
     return home
 
 
@@ -59,16 +64,24 @@ def test_a_limit_that_is_not_kept_is_exit_code_3_with_a_table_and_junit(
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(two_runs / "summary.md"))
     done = cli(
-        "gate", two_runs / "new", "--against", two_runs / "old", "--limit", "size_bytes:max_ratio=0.5",
-        "--junit", two_runs / "gates.xml",
-    )  # fmt: skip
+        "gate",
+        two_runs / "new",
+        "--against",
+        two_runs / "old",
+        "--limit",
+        "size_bytes:max_ratio=0.5",
+        "--junit",
+        two_runs / "gates.xml",
+    )
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
     assert "×1" in done.stdout
     assert "≤ ×0.5" in done.stdout
     suite = ET.parse(two_runs / "gates.xml").getroot()
     assert suite.attrib["failures"] == suite.attrib["tests"] == "3"
-    assert "| size\\_bytes max\\_ratio 0.5 against baseline |" in (two_runs / "summary.md").read_text()
+    assert (
+        "| size\\_bytes max\\_ratio 0.5 against baseline |" in (two_runs / "summary.md").read_text()
+    )
 
 
 def test_the_gates_of_a_file_are_held_against_the_baseline(two_runs: Path) -> None:
@@ -98,7 +111,8 @@ def test_a_pipeline_gate_may_name_a_baseline_by_its_path(two_runs: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["top1", "top1:max_drop", "top1:max_drop=much", ":min=1", "top1:least=1", "top1:min=nan"]
+    "text",
+    ["top1", "top1:max_drop", "top1:max_drop=much", ":min=1", "top1:least=1", "top1:min=nan"],
 )
 def test_limits_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="expected METRIC:KIND=NUMBER"):
@@ -109,7 +123,9 @@ def test_a_ladder_keeps_what_each_sample_was_worth(tmp_path: Path) -> None:
     row = {"step": "onnx", "id": "1", "metrics": {}}
     (tmp_path / "ladder.json").write_text(json.dumps({"rows": [row]}))
     assert figures_at(tmp_path)["onnx"].samples is None
-    (tmp_path / "samples.json").write_text(json.dumps({"onnx": {"of": "x", "values": {"top1": [1, 0, 1]}}}))
+    (tmp_path / "samples.json").write_text(
+        json.dumps({"onnx": {"of": "x", "values": {"top1": [1, 0, 1]}}})
+    )
     kept = figures_at(tmp_path / "ladder.json")["onnx"].samples
     assert kept is not None
     assert kept.values["top1"] == (1, 0, 1)

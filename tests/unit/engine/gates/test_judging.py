@@ -30,18 +30,39 @@ def counted(value: float) -> Metric:
     return Metric(name="size_bytes", value=value, unit="bytes", better="lower", samples=1)
 
 
-def figures(tmp_path: Path, name: str, *metrics: Metric, right: Any = None, labels: Any = None) -> Figures:
+def figures(
+    tmp_path: Path, name: str, *metrics: Metric, right: Any = None, labels: Any = None
+) -> Figures:
     manifest = Manifest(
-        id=name * 8, step=name, kind=Kind.ONNX, parents={}, pass_=PassRecord(name="toy", version=1, config={}), seed=0,
-        tools={}, data={}, files={}, reports={}, measured="", metrics=metrics, summary={}, environment=HERE, created="",
-        seconds=0, peak_rss_bytes=0,
-    )  # fmt: skip
+        id=name * 8,
+        step=name,
+        kind=Kind.ONNX,
+        parents={},
+        pass_=PassRecord(name="toy", version=1, config={}),
+        seed=0,
+        tools={},
+        data={},
+        files={},
+        reports={},
+        measured="",
+        metrics=metrics,
+        summary={},
+        environment=HERE,
+        created="",
+        seconds=0,
+        peak_rss_bytes=0,
+    )
     artifact = Artifact(tmp_path / name, manifest.model_copy(update={"measured": name}))
     if right is not None:
         report = AccuracyReport(
-            data="test", samples=len(right), metrics=(), slices={}, predictions=(), labels=tuple(labels),
+            data="test",
+            samples=len(right),
+            metrics=(),
+            slices={},
+            predictions=(),
+            labels=tuple(labels),
             values={"top1": tuple(map(float, right))},
-        )  # fmt: skip
+        )
         artifact.reports.mkdir(parents=True)
         (artifact.reports / "accuracy.json").write_text(report.model_dump_json())
     return Figures.of(artifact)
@@ -53,9 +74,17 @@ def judged(rule: Rule, step: Figures, reference: Figures | None = None) -> Any:
 
 @pytest.mark.parametrize(
     ("value", "verdict"),
-    [(0.80, "passed"), (0.75, "passed"), (0.74, "undecided"), (0.70, "undecided"), (0.70 - 0.03, "failed")],
+    [
+        (0.80, "passed"),
+        (0.75, "passed"),
+        (0.74, "undecided"),
+        (0.70, "undecided"),
+        (0.70 - 0.03, "failed"),
+    ],
 )
-def test_an_absolute_limit_and_the_recorded_interval(tmp_path: Path, value: float, verdict: str) -> None:
+def test_an_absolute_limit_and_the_recorded_interval(
+    tmp_path: Path, value: float, verdict: str
+) -> None:
     found = judged(Rule("top1", "min", 0.72, None), figures(tmp_path, "a", share(value, 0.03)))
     assert found.verdict == verdict
     assert found.passed is (verdict == "passed")
@@ -99,7 +128,9 @@ def test_a_drop_that_is_not_there_is_rarely_found(tmp_path: Path) -> None:
         old = generator.random(1000) < 0.8
         new = np.where(generator.random(1000) < 0.1, generator.random(1000) < 0.8, old)
         sides = [
-            figures(tmp_path / str(trial), name, share(float(x.mean())), right=x, labels=range(1000))
+            figures(
+                tmp_path / str(trial), name, share(float(x.mean())), right=x, labels=range(1000)
+            )
             for name, x in (("new", new), ("old", old))
         ]
         found.append(judged(Rule("top1", "max_drop", 0.0, "old"), *sides).verdict)
@@ -141,7 +172,13 @@ class FakePlayer:
 
 def latency(value: float) -> Metric:
     return Metric(
-        name="latency_p50_ms", value=value, unit="ms", better="lower", samples=99, low=value * 0.5, high=value * 2
+        name="latency_p50_ms",
+        value=value,
+        unit="ms",
+        better="lower",
+        samples=99,
+        low=value * 0.5,
+        high=value * 2,
     )
 
 
@@ -156,7 +193,9 @@ def test_latency_is_timed_in_turns_until_it_is_clear_and_not_again(tmp_path: Pat
     opened = FakePlayer.opened
     again = NoiseAwareJudge(lambda *_: FakePlayer(99), {found.key: found})(rule, new, old)  # type: ignore[arg-type,return-value]
     assert (again, FakePlayer.opened) == (found, opened)
-    assert judged(rule, new, old).verdict == "undecided", "recorded at different times, both are too noisy"
+    assert judged(rule, new, old).verdict == "undecided", (
+        "recorded at different times, both are too noisy"
+    )
 
 
 def test_an_engine_that_cannot_run_here_is_judged_by_what_was_recorded(tmp_path: Path) -> None:
@@ -167,5 +206,7 @@ def test_an_engine_that_cannot_run_here_is_judged_by_what_was_recorded(tmp_path:
 
 
 def test_a_verdict_is_json(tmp_path: Path) -> None:
-    told = json.loads(judged(Rule("top1", "min", 0.5, None), figures(tmp_path, "a", share(0.7))).model_dump_json())
+    told = json.loads(
+        judged(Rule("top1", "min", 0.5, None), figures(tmp_path, "a", share(0.7))).model_dump_json()
+    )
     assert told["verdict"] == "passed"

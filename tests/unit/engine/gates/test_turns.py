@@ -28,7 +28,9 @@ def verdicts(ratio, rounds=32, gates=GATES):
         clear = lambda low, high: high <= LIMIT or low > LIMIT  # noqa: E731
         result = turns.play(noisy_rounds(generator, ratio), clear, rounds=rounds, seconds=1e9)
         used += result.count
-        found["passed" if result.high <= LIMIT else "failed" if result.low > LIMIT else "undecided"] += 1
+        found[
+            "passed" if result.high <= LIMIT else "failed" if result.low > LIMIT else "undecided"
+        ] += 1
     return {name: count / gates for name, count in found.items()}, used / gates
 
 
@@ -53,7 +55,13 @@ def test_clear_cases_are_decided_right_and_early(ratio, verdict):
 
 def test_the_budget_of_seconds_ends_it():
     now = iter(range(1000))
-    result = turns.play(lambda: 1.0 + next(now) % 3, lambda *_: False, rounds=1000, seconds=11, clock=lambda: next(now))
+    result = turns.play(
+        lambda: 1.0 + next(now) % 3,
+        lambda *_: False,
+        rounds=1000,
+        seconds=11,
+        clock=lambda: next(now),
+    )
     assert result.count < 12
 
 

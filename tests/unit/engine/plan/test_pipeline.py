@@ -49,11 +49,20 @@ def test_all_problems_of_a_file_at_once_in_the_order_of_lines() -> None:
     )
     text = "\n".join(found)
     for expected in (
-        "p.yaml:1: version", "p.yaml:2: name", "p.yaml:3: modle: unknown key", "did you mean 'model'?", "model: is missing",
-        "p.yaml:5: data.test.source: unknown data source 'phone-bad'", "p.yaml:7: passes[0].rounds: got \"7\" (text)",
-        "p.yaml:8: passes[1].type: unknown pass 'tyo'", "did you mean 'toy'?", "the name 'source' is taken",
-        "p.yaml:10: passes[3].roundz: unknown key 'roundz'", "did you mean 'rounds'?", "a gate needs a limit",
-    ):  # fmt: skip
+        "p.yaml:1: version",
+        "p.yaml:2: name",
+        "p.yaml:3: modle: unknown key",
+        "did you mean 'model'?",
+        "model: is missing",
+        "p.yaml:5: data.test.source: unknown data source 'phone-bad'",
+        'p.yaml:7: passes[0].rounds: got "7" (text)',
+        "p.yaml:8: passes[1].type: unknown pass 'tyo'",
+        "did you mean 'toy'?",
+        "the name 'source' is taken",
+        "p.yaml:10: passes[3].roundz: unknown key 'roundz'",
+        "did you mean 'rounds'?",
+        "a gate needs a limit",
+    ):
         assert expected in text, expected
     lines = [int(problem.split(":")[1]) for problem in found]
     assert lines == sorted(lines)

@@ -15,7 +15,9 @@ from compressor.errors import CompressError, ConfigError
 
 def plan(file: Path, *sets: str, seed: int | None = None) -> Plan:
     pipeline = load_pipeline(file, sets)
-    return make_plan(pipeline, Store(file.parent / "store"), SourceContext(pipeline.base), seed=seed)
+    return make_plan(
+        pipeline, Store(file.parent / "store"), SourceContext(pipeline.base), seed=seed
+    )
 
 
 def edit(file: Path, old: str, new: str) -> None:
@@ -49,8 +51,9 @@ def test_the_ways_a_chain_can_be_wrong(toy_pipeline: Path) -> None:
 def test_kinds_that_do_not_fit(toy_pipeline: Path) -> None:
     edit(toy_pipeline, "passes:", "data:\n  test: {source: phone-bed, split: test}\npasses:")
     edit(toy_pipeline, "{type: toy, name: second, rounds: 3}", "{type: export-onnx}")
-    assert "export-onnx cannot follow first (toy): it reads awq or quantized or torch, not onnx" in message(
-        toy_pipeline
+    assert (
+        "export-onnx cannot follow first (toy): it reads awq or quantized or torch, not onnx"
+        in message(toy_pipeline)
     )
     edit(toy_pipeline, "  - {type: toy, name: first}\n", "")
     assert "cannot follow the source model" in message(toy_pipeline)
@@ -58,7 +61,9 @@ def test_kinds_that_do_not_fit(toy_pipeline: Path) -> None:
 
 def test_gates_that_nothing_can_judge(toy_pipeline: Path) -> None:
     with toy_pipeline.open("a") as file:
-        file.write("gates:\n  - {metric: top1, min: 0.5}\n  - {metric: size_bytes, max_ratio: 1.0, against: frist}\n")
+        file.write(
+            "gates:\n  - {metric: top1, min: 0.5}\n  - {metric: size_bytes, max_ratio: 1.0, against: frist}\n"
+        )
     text = message(toy_pipeline)
     assert "nothing measures 'top1'" in text
     assert "did you mean 'first'?" in text
@@ -104,7 +109,9 @@ def references_of(made: Plan) -> dict[str, str | None]:
 
 def test_the_source_is_what_is_compared_with_unless_another_is_named(toy_pipeline: Path) -> None:
     compared(toy_pipeline)
-    assert references_of(plan(toy_pipeline)) == dict.fromkeys(("source", "first", "second"), "source")
+    assert references_of(plan(toy_pipeline)) == dict.fromkeys(
+        ("source", "first", "second"), "source"
+    )
     made = plan(toy_pipeline, "evaluate.accuracy.reference=first")
     assert references_of(made) == {"source": None, "first": "first", "second": "first"}
     assert made.step("source").measured == "", "nothing is left to be measured of it"
@@ -115,7 +122,10 @@ def test_the_source_is_what_is_compared_with_unless_another_is_named(toy_pipelin
 def test_a_reference_that_no_metric_needs_changes_nothing(toy_pipeline: Path) -> None:
     compared(toy_pipeline)
     metrics = "evaluate.accuracy.metrics=[perplexity]"
-    made, named = plan(toy_pipeline, metrics), plan(toy_pipeline, metrics, "evaluate.accuracy.reference=first")
+    made, named = (
+        plan(toy_pipeline, metrics),
+        plan(toy_pipeline, metrics, "evaluate.accuracy.reference=first"),
+    )
     assert set(references_of(named).values()) == {None}
     assert [step.measured for step in made.steps] == [step.measured for step in named.steps]
 
@@ -143,7 +153,10 @@ def test_latency_is_measured_where_fidelity_cannot_be(toy_pipeline: Path) -> Non
 def test_a_reference_that_is_not_there(toy_pipeline: Path) -> None:
     compared(toy_pipeline, "    reference: frist\n")
     text = message(toy_pipeline)
-    assert "pipeline.yaml:13: evaluate.accuracy.reference: 'frist' is neither a step nor an artifact directory" in text
+    assert (
+        "pipeline.yaml:13: evaluate.accuracy.reference: 'frist' is neither a step nor an artifact directory"
+        in text
+    )
     assert "did you mean 'first'?" in text
 
 
@@ -151,7 +164,10 @@ def test_a_reference_that_nothing_runs(toy_pipeline: Path, monkeypatch: pytest.M
     compared(toy_pipeline, "    reference: second\n")
     monkeypatch.setattr("toy.Toy.produces", Kind.ADAPTER)
     edit(toy_pipeline, "rounds: 3}", "rounds: 3, from: source}")
-    assert "'second' cannot be compared with: nothing here runs artifacts of kind adapter" in message(toy_pipeline)
+    assert (
+        "'second' cannot be compared with: nothing here runs artifacts of kind adapter"
+        in message(toy_pipeline)
+    )
 
 
 def test_a_gate_on_a_step_before_the_reference(toy_pipeline: Path) -> None:
@@ -159,7 +175,10 @@ def test_a_gate_on_a_step_before_the_reference(toy_pipeline: Path) -> None:
     with toy_pipeline.open("a") as file:
         file.write("gates:\n  - {metric: kl, max: 0.1, step: first}\n  - {metric: kl, max: 0.1}\n")
     text = message(toy_pipeline)
-    assert "gates[0].step: 'first' comes before 'second', the reference: kl is not measured of it" in text
+    assert (
+        "gates[0].step: 'first' comes before 'second', the reference: kl is not measured of it"
+        in text
+    )
     assert "gates[1]" not in text
 
 

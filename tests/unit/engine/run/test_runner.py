@@ -26,7 +26,9 @@ class Run:
         self.file = file
         self.events: list[events.Event] = []
 
-    def __call__(self, *sets: str, force: bool = False, store: str = "store", **selection: str | None) -> RunResult:
+    def __call__(
+        self, *sets: str, force: bool = False, store: str = "store", **selection: str | None
+    ) -> RunResult:
         self.events = []
         pipeline = load_pipeline(self.file, sets)
         plan = make_plan(pipeline, Store(self.file.parent / store), SourceContext(pipeline.base))
@@ -34,7 +36,9 @@ class Run:
         return Runner(plan, self.events.append, write_report, selected=selected, force=force).run()
 
     def how(self) -> dict[str, str]:
-        return {event.step: event.how for event in self.events if isinstance(event, events.StepFinished)}
+        return {
+            event.step: event.how for event in self.events if isinstance(event, events.StepFinished)
+        }
 
 
 def write_report(folder: Path, manifest: Manifest, measurement: object) -> None:
@@ -69,7 +73,9 @@ def test_without_passes_the_source_is_measured_and_judged(run: Run) -> None:
 
 def test_two_empty_stores_get_the_same_ids_and_bytes(run: Run) -> None:
     one, two = run(store="one"), run(store="two")
-    assert [s.artifact.manifest.files for s in one.steps] == [s.artifact.manifest.files for s in two.steps]
+    assert [s.artifact.manifest.files for s in one.steps] == [
+        s.artifact.manifest.files for s in two.steps
+    ]
     assert [s.artifact.id for s in one.steps] == [s.artifact.id for s in two.steps]
 
 
@@ -155,7 +161,13 @@ def test_until_only_and_from(run: Run) -> None:
         run(only="third")
     run(only="second")
     assert run.how() == {"source": "cached", "first": "cached", "second": "built"}
-    shutil.rmtree(next(path for path in Store(run.file.parent / "store").artifacts() if path.name.startswith("source")))
+    shutil.rmtree(
+        next(
+            path
+            for path in Store(run.file.parent / "store").artifacts()
+            if path.name.startswith("source")
+        )
+    )
     with pytest.raises(UsageError, match="run without --from"):
         run(start="second")
 
@@ -174,7 +186,9 @@ def test_a_store_that_cannot_be_written(run: Run) -> None:
 
 
 def test_branches_share_their_trunk(run: Run) -> None:
-    run.file.write_text(run.file.read_text() + "  - {type: toy, name: third, from: first, rounds: 9}\n")
+    run.file.write_text(
+        run.file.read_text() + "  - {type: toy, name: third, from: first, rounds: 9}\n"
+    )
     result = run()
     parents = {step.step.name: step.artifact.manifest.parents for step in result.steps}
     trunk = next(step.artifact.id for step in result.steps if step.step.name == "first")
@@ -191,15 +205,21 @@ def test_a_step_needs_what_it_is_compared_with(run: Run, monkeypatch: pytest.Mon
         )
     asked: list[tuple[Path, ReferenceModel]] = []
 
-    def measured(kind: Kind, model: Path, *_: object, reference: ReferenceModel, **__: object) -> Measurement:
+    def measured(
+        kind: Kind, model: Path, *_: object, reference: ReferenceModel, **__: object
+    ) -> Measurement:
         asked.append((model, reference))
         return Measurement(accuracy=None, latency=None, metrics=())
 
     monkeypatch.setattr("compressor.engine.run.step_builder.measure", measured)
-    monkeypatch.setattr(f"{__name__}.write_report", lambda folder, *_: (folder / "report.md").write_text(""))
+    monkeypatch.setattr(
+        f"{__name__}.write_report", lambda folder, *_: (folder / "report.md").write_text("")
+    )
     first = run(until="first").steps[1].artifact
     result = run(only="aside")
     assert [step.step.name for step in result.steps] == ["source", "first", "aside"]
     (own, itself), (_, reference) = asked
-    assert itself == ReferenceModel(id=first.id, kind=Kind.ONNX, model=own), "the first is its own reference"
+    assert itself == ReferenceModel(id=first.id, kind=Kind.ONNX, model=own), (
+        "the first is its own reference"
+    )
     assert reference == ReferenceModel(id=first.id, kind=Kind.ONNX, model=first.model)

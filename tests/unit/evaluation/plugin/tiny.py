@@ -23,7 +23,9 @@ class Tiny(Family[TinyConfig]):
     name, Config, presets = "tiny", TinyConfig, {"small": TinyConfig()}
 
     def inputs(self, config):
-        return InputSpec("image", "uint8", ("batch", 3, 8, 8)), InputSpec("words", "int64", ("batch", "length"))
+        return InputSpec("image", "uint8", ("batch", 3, 8, 8)), InputSpec(
+            "words", "int64", ("batch", "length")
+        )
 
     def outputs(self, config):
         return ("logits",)

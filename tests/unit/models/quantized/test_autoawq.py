@@ -23,7 +23,11 @@ GROUP, INPUTS, OUTPUTS = 64, 192, 32
 @pytest.fixture
 def gemm(monkeypatch):
     spec = importlib.util.find_spec("awq")
-    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("accelerate") is None:
+    if (
+        spec is None
+        or not spec.submodule_search_locations
+        or importlib.util.find_spec("accelerate") is None
+    ):
         pytest.skip("autoawq and accelerate are not installed")
     root = spec.submodule_search_locations[0]
     for name in ("awq", "awq.utils", "awq.modules", "awq.modules.linear"):
@@ -47,7 +51,9 @@ def packed():
 
 def test_autoawq_unpacks_what_we_pack(gemm, packed):
     tensors = FORMATS["awq"].tensors(packed)
-    theirs = gemm.dequantize_gemm(tensors["qweight"], tensors["qzeros"], tensors["scales"].float(), 4, GROUP)
+    theirs = gemm.dequantize_gemm(
+        tensors["qweight"], tensors["qzeros"], tensors["scales"].float(), 4, GROUP
+    )
     assert torch.equal(theirs.T, packed.dequantized())
 
 
@@ -56,7 +62,9 @@ def test_autoawq_packs_as_we_do(gemm, packed):
     linear = nn.Linear(INPUTS, OUTPUTS, bias=False)
     linear.weight.data = packed.dequantized()
     scales, zeros = packed.scales_OG.T.float().contiguous(), packed.zeros_OG.T.contiguous()
-    theirs = gemm.WQLinear_GEMM.from_linear(linear, 4, GROUP, scales=scales, zeros=zeros).state_dict()
+    theirs = gemm.WQLinear_GEMM.from_linear(
+        linear, 4, GROUP, scales=scales, zeros=zeros
+    ).state_dict()
     ours = FORMATS["awq"].tensors(packed)
     assert set(theirs) == set(ours)
     for name, tensor in ours.items():

@@ -40,7 +40,11 @@ def test_compressed_tensors_unpacks_what_we_pack():
     kind = FORMATS["compressed-tensors"]
     for bits, symmetric in ((4, False), (8, False), (4, True), (3, True)):
         grid = WeightGrid(bits=bits, group_size=8, symmetric=symmetric)
-        zeros = torch.full((32, 2), grid.middle) if symmetric else torch.randint(0, grid.highest + 1, (32, 2))
+        zeros = (
+            torch.full((32, 2), grid.middle)
+            if symmetric
+            else torch.randint(0, grid.highest + 1, (32, 2))
+        )
         packed = PackedLinear(
             torch.randint(0, grid.highest + 1, (32, 16), dtype=torch.uint8),
             torch.rand(32, 2).half(),
@@ -80,24 +84,40 @@ def test_other_checkpoints_are_refused():
 def test_layers_have_the_grid_of_the_group_that_names_them():
     kind = FORMATS["compressed-tensors"]
     three = WeightGrid(bits=3, group_size=8)
-    grids = kind.grids(kind.config({GRID: ["model.layers.0.b", "model.layers.1.a"], three: ["model.layers.0.a"]}, []))
+    grids = kind.grids(
+        kind.config(
+            {GRID: ["model.layers.0.b", "model.layers.1.a"], three: ["model.layers.0.a"]}, []
+        )
+    )
     assert grids("model.layers.0.a") == three
     assert grids("model.layers.1.a") == GRID
     with pytest.raises(ModelError, match=r"no group of layers that model\.layers\.2\.a"):
         grids("model.layers.2.a")
     weights = {"num_bits": 8, "group_size": 32}
-    tree = {"format": "pack-quantized", "config_groups": {"g": {"targets": ["re:.*down_proj"], "weights": weights}}}
-    assert kind.grids(tree)("model.layers.0.mlp.down_proj") == WeightGrid(bits=8, group_size=32, symmetric=True)
+    tree = {
+        "format": "pack-quantized",
+        "config_groups": {"g": {"targets": ["re:.*down_proj"], "weights": weights}},
+    }
+    assert kind.grids(tree)("model.layers.0.mlp.down_proj") == WeightGrid(
+        bits=8, group_size=32, symmetric=True
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "tree", "message"),
     [
         ("awq", {"bits": 4}, "no `group_size`"),
-        ("compressed-tensors", {"format": "pack-quantized", "config_groups": {"g": {"targets": []}}}, "no `weights`"),
         (
             "compressed-tensors",
-            {"format": "pack-quantized", "config_groups": {"g": {"targets": [], "weights": {"num_bits": 5}}}},
+            {"format": "pack-quantized", "config_groups": {"g": {"targets": []}}},
+            "no `weights`",
+        ),
+        (
+            "compressed-tensors",
+            {
+                "format": "pack-quantized",
+                "config_groups": {"g": {"targets": [], "weights": {"num_bits": 5}}},
+            },
             "not read here",
         ),
     ],

@@ -49,9 +49,16 @@ def context(folder, killed_after=None, **sets):
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
     return PassContext(
-        artifacts={}, data=data.__getitem__, work=work, seed=0, threads=1, device="cpu", artifact_id="cd34",
-        progress=progress, note=lambda line: None,
-    )  # fmt: skip
+        artifacts={},
+        data=data.__getitem__,
+        work=work,
+        seed=0,
+        threads=1,
+        device="cpu",
+        artifact_id="cd34",
+        progress=progress,
+        note=lambda line: None,
+    )
 
 
 def packed(parent, folder, fields=FIELDS, **options):
@@ -66,7 +73,10 @@ def packed(parent, folder, fields=FIELDS, **options):
 
 def divergence(module, other):
     with torch.inference_mode():
-        ours, theirs = (one(input_ids=torch.from_numpy(TOKENS))["logits"].log_softmax(-1) for one in (module, other))
+        ours, theirs = (
+            one(input_ids=torch.from_numpy(TOKENS))["logits"].log_softmax(-1)
+            for one in (module, other)
+        )
     return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
 
 
@@ -79,10 +89,14 @@ def test_every_architecture_is_packed_and_answers_nearly_as_before(preset, tmp_p
     assert DirectorySource(out).kind is Kind.AWQ
     rows = output.summary["layers"]
     names = [name for site in sites_of(FAMILY.presets[preset].tree) for name in site.linears]
-    assert [(row["layer"], row["linear"]) for row in rows] == [(number, name) for number in range(3) for name in names]
+    assert [(row["layer"], row["linear"]) for row in rows] == [
+        (number, name) for number in range(3) for name in names
+    ]
     assert all(row["error"] > 0 and row["bits"] == 8 and 0.4 < row["range"] < 1.2 for row in rows)
     weights = sum(
-        one.numel() for name, one in whole.named_parameters() if "layers" in name and name.endswith("proj.weight")
+        one.numel()
+        for name, one in whole.named_parameters()
+        if "layers" in name and name.endswith("proj.weight")
     )
     assert output.summary["packed_weights"] == weights
 
@@ -103,14 +117,18 @@ def test_feedback_pays(preset, tmp_path):
 def test_bits_go_where_rounding_hurts(tmp_path):
     parent = parent_in(tmp_path / "parent")
     module = load_module(parent.model).float()
-    module.model.layers[1].mlp.down_proj.weight.data *= 60  # so what the last layer adds is small beside it
+    module.model.layers[
+        1
+    ].mlp.down_proj.weight.data *= 60  # so what the last layer adds is small beside it
     save_module(module, "transformers", FAMILY.presets["tiny-llama"], parent.model)
     found = {}
     for name, fields in (("mixed", {"effective_bits": 4.25}), ("even", {"bits": 3})):
         out, output = packed(parent, tmp_path / name, {**CT, **fields})
         found[name] = divergence(load_module(out), module)
     assert found["mixed"] < 0.5 * found["even"]
-    out, output = packed(parent, tmp_path / "again", {**CT, "effective_bits": 4.25, "symmetric": True})
+    out, output = packed(
+        parent, tmp_path / "again", {**CT, "effective_bits": 4.25, "symmetric": True}
+    )
     bits = {(row["layer"], row["linear"]): row["bits"] for row in output.summary["layers"]}
     assert bits[1, "mlp.down_proj"] > bits[2, "mlp.down_proj"]
     assert 3.6 < output.summary["effective_bits"] <= 4.25
@@ -134,9 +152,13 @@ def test_awq_is_what_config_json_says(tmp_path):
     config = json.loads((out / "config.json").read_text())
     assert config["dtype"] == "float16"
     assert config["quantization_config"] == {
-        "quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm",
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 32,
+        "zero_point": True,
+        "version": "gemm",
         "modules_to_not_convert": ["lm_head"],
-    }  # fmt: skip
+    }
     index = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
     assert "model.layers.0.mlp.down_proj.qweight" in index
     assert "model.layers.0.mlp.down_proj.weight" not in index
@@ -222,7 +244,9 @@ def test_what_does_not_fit_is_told_at_once(tmp_path):
     with pytest.raises(RequirementError) as caught:
         packed(parent, tmp_path, {**FIELDS, "group_size": 128})
     told = str(caught.value)
-    assert "model.layers.*.self_attn.q_proj: 64 inputs are no multiple of the group size 128" in told
+    assert (
+        "model.layers.*.self_attn.q_proj: 64 inputs are no multiple of the group size 128" in told
+    )
     assert "model.layers.*.mlp.down_proj: 96 inputs are no multiple" in told
     assert "group sizes that fit: 32, 16" in told
 
@@ -239,7 +263,9 @@ def test_weights_that_float16_does_not_hold(tmp_path):
     module = load_module(parent.model)
     module.lm_head.weight.data[3, 5] = 1e6
     save_module(module, "transformers", FAMILY.presets["tiny-qwen3"], parent.model)
-    with pytest.raises(NumericalError, match=r"lm_head.weight holds values up to 1e\+06, too large for float16"):
+    with pytest.raises(
+        NumericalError, match=r"lm_head.weight holds values up to 1e\+06, too large for float16"
+    ):
         packed(parent, tmp_path)
 
 
@@ -253,7 +279,9 @@ def test_tensors_that_are_missing_or_of_another_shape(tmp_path):
     with pytest.raises(ModelError) as caught:
         packed(parent, tmp_path)
     assert "missing: model.layers.1.mlp.up_proj.weight" in str(caught.value)
-    assert "model.layers.2.mlp.up_proj.weight: [3, 64] in the file, [96, 64] in the model" in str(caught.value)
+    assert "model.layers.2.mlp.up_proj.weight: [3, 64] in the file, [96, 64] in the model" in str(
+        caught.value
+    )
 
 
 def test_contradictions_in_the_config():
@@ -267,11 +295,18 @@ def test_the_estimate_follows_the_layer_and_not_the_model():
     from compressor.engine.contract import ModelFacts, PlanContext
 
     def facts(layers):
-        config = FAMILY.resized(FAMILY.presets["tiny-llama"], {("num_hidden_layers",): layers, ("hidden_size",): 512})
+        config = FAMILY.resized(
+            FAMILY.presets["tiny-llama"], {("num_hidden_layers",): layers, ("hidden_size",): 512}
+        )
         parameters = sum(FAMILY.parameters(config).values())
-        return ModelFacts("transformers", config.model_dump(mode="json"), parameters, 1, 4 * parameters)
+        return ModelFacts(
+            "transformers", config.model_dump(mode="json"), parameters, 1, 4 * parameters
+        )
 
-    few, many = (Awq().estimate(AwqConfig.model_validate(FIELDS), facts(layers), PlanContext({})) for layers in (2, 40))
+    few, many = (
+        Awq().estimate(AwqConfig.model_validate(FIELDS), facts(layers), PlanContext({}))
+        for layers in (2, 40)
+    )
     assert few.peak_memory_bytes == many.peak_memory_bytes
     assert many.model.size_bytes > 5 * few.model.size_bytes
 

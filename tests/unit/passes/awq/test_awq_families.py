@@ -33,21 +33,47 @@ from tests.unit.passes.prune.test_rounds import Killed
 
 PHONE, TEXTS, IMAGES = AutoGLMPhone(), SentenceEncoder(), ImageClassifier()
 SMALL = PHONE.slim(
-    PHONE.presets["tiny"], hidden=64, ffn=96, heads=4, key_heads=2, head_width=16, adapter=32, gate=32, shared=32,
-    vision_width=32, speech_width=32,
-)  # fmt: skip
+    PHONE.presets["tiny"],
+    hidden=64,
+    ffn=96,
+    heads=4,
+    key_heads=2,
+    head_width=16,
+    adapter=32,
+    gate=32,
+    shared=32,
+    vision_width=32,
+    speech_width=32,
+)
 TRANSFORMERS = PHONE.slim(
-    SMALL, vision="vit-lite", vision_patch=4, vision_layers=2, vision_heads=2, vision_head_width=16, vision_ffn=64,
-    speech="wav2vec-bridge", speech_heads=2, speech_head_width=16, speech_ffn=64,
-)  # fmt: skip
+    SMALL,
+    vision="vit-lite",
+    vision_patch=4,
+    vision_layers=2,
+    vision_heads=2,
+    vision_head_width=16,
+    vision_ffn=64,
+    speech="wav2vec-bridge",
+    speech_heads=2,
+    speech_head_width=16,
+    speech_ffn=64,
+)
 VIT = IMAGES.slim(
-    IMAGES.presets["small-vit"], image_size=16, vision_width=32, vision_layers=2, vision_head_width=8, vision_ffn=64
+    IMAGES.presets["small-vit"],
+    image_size=16,
+    vision_width=32,
+    vision_layers=2,
+    vision_head_width=8,
+    vision_ffn=64,
 )
 BERT = TEXTS.slim(TEXTS.presets["tiny"], hidden_size=64, intermediate_size=96)
 MODELS = {
-    "phone": (PHONE, SMALL), "phone of transformers": (PHONE, TRANSFORMERS), "images": (IMAGES, VIT), "texts": (TEXTS, BERT),
+    "phone": (PHONE, SMALL),
+    "phone of transformers": (PHONE, TRANSFORMERS),
+    "images": (IMAGES, VIT),
+    "texts": (TEXTS, BERT),
     "texts with relu": (TEXTS, TEXTS.slim(BERT, hidden_act="relu")),
-}  # fmt: skip
+}
 COUNT = 12
 
 
@@ -163,9 +189,16 @@ def test_every_family_is_packed_and_answers_nearly_as_before(model, tmp_path):
     out, output = packed_in(tmp_path, parent, family, bits=8)
     assert error(load_module(out), load_module(parent.model), family) < 1e-3
     assert DirectorySource(out).kind is Kind.AWQ
-    linears = {name: one for name, one in linears_of(family.build(config)).items() if one.weight.numel() >= 1024}
+    linears = {
+        name: one
+        for name, one in linears_of(family.build(config)).items()
+        if one.weight.numel() >= 1024
+    }
     kept = {row["linear"] for row in output.summary["kept_float"]}
-    rows = {".".join(filter(None, (row["block"], row["linear"]))): row for row in output.summary["layers"]}
+    rows = {
+        ".".join(filter(None, (row["block"], row["linear"]))): row
+        for row in output.summary["layers"]
+    }
     assert rows.keys() | kept == linears_of(family.build(config)).keys()
     assert output.summary["packed_weights"] == sum(linears[name].weight.numel() for name in rows)
     assert all(row["error"] < 1e-3 and row["bits"] == 8 for row in rows.values())
@@ -189,19 +222,29 @@ def test_it_is_better_than_the_nearest(model, tmp_path):
     dtype=st.sampled_from([None, "float16", "bfloat16"]),
 )
 @settings(deadline=None, max_examples=8)
-def test_what_is_loaded_is_what_was_rounded_bit_for_bit(tmp_path_factory, bits, group_size, symmetric, dtype):
+def test_what_is_loaded_is_what_was_rounded_bit_for_bit(
+    tmp_path_factory, bits, group_size, symmetric, dtype
+):
     folder, written = tmp_path_factory.mktemp("packed"), {}
     parent = parent_in(folder / "parent")
 
     def write(file, prefix, others, other, layers, kind):
-        written.update({name: value.to(other).float() for name, value in others.items() if value.is_floating_point()})
+        written.update(
+            {
+                name: value.to(other).float()
+                for name, value in others.items()
+                if value.is_floating_point()
+            }
+        )
         written.update({f"{name}.weight": one.dequantized() for name, one in layers.items()})
         write_packed(file, prefix, others, other, layers, kind)
 
     write_packed = whole.write_packed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(whole, "write_packed", write)
-        out, _ = packed_in(folder, parent, bits=bits, group_size=group_size, symmetric=symmetric, dtype=dtype)
+        out, _ = packed_in(
+            folder, parent, bits=bits, group_size=group_size, symmetric=symmetric, dtype=dtype
+        )
     found = load_module(out).state_dict()
     floats = {name for name, value in found.items() if value.is_floating_point()}
     assert floats == written.keys()
@@ -212,7 +255,10 @@ def test_what_is_loaded_is_what_was_rounded_bit_for_bit(tmp_path_factory, bits, 
 def test_the_file_and_config_json_say_what_is_packed(tmp_path):
     parent = parent_in(tmp_path / "parent")
     out, output = packed_in(tmp_path, parent)
-    tree, stored = json.loads((out / "config.json").read_text()), load_file(out / "model.safetensors")
+    tree, stored = (
+        json.loads((out / "config.json").read_text()),
+        load_file(out / "model.safetensors"),
+    )
     assert tree["family"] == "autoglm-phone"
     assert tree["quantization_config"]["format"] == "pack-quantized"
     kept = {row["linear"]: row["why"] for row in output.summary["kept_float"]}
@@ -237,13 +283,19 @@ def test_a_killed_run_begins_again_and_ends_in_the_same_bytes(tmp_path):
 
 
 def test_layers_that_do_not_fit_still_take_up_the_scales_of_those_that_do(tmp_path):
-    config = PHONE.slim(SMALL, ffn=72, key_heads=1, head_width=18)  # keys of 18 outputs, 72 inner values
+    config = PHONE.slim(
+        SMALL, ffn=72, key_heads=1, head_width=18
+    )  # keys of 18 outputs, 72 inner values
     parent = parent_in(tmp_path / "parent", PHONE, config)
     out, output = packed_in(tmp_path, parent, bits=8)
     kept = {row["linear"] for row in output.summary["kept_float"]}
     assert "text_encoder.layers.0.attention.key" in kept
     assert "text_encoder.layers.0.attention.query" not in kept
-    assert any(row["scale_exponent"] for row in output.summary["layers"] if row["linear"] == "attention.query")
+    assert any(
+        row["scale_exponent"]
+        for row in output.summary["layers"]
+        if row["linear"] == "attention.query"
+    )
     assert error(load_module(out), load_module(parent.model), PHONE) < 1e-3
 
 
@@ -274,7 +326,9 @@ def test_layers_whose_results_are_changed_in_place_decide_too():
             return {"logits": (self.head(inner) * mask[..., None]).sum(dim=1)}
 
     mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-    found = deciding(Masked(), ["linear", "head"], ("logits",), {"x": torch.ones(2, 3, 4), "mask": mask})
+    found = deciding(
+        Masked(), ["linear", "head"], ("logits",), {"x": torch.ones(2, 3, 4), "mask": mask}
+    )
     assert all(torch.equal(calls[0], mask.flatten() > 0) for calls in found.values())
 
 
@@ -283,7 +337,8 @@ def test_what_stands_in_the_padding_of_texts_gives_the_same_bytes(tmp_path):
     samples = samples_of(TEXTS)
     others = {**samples, "input_ids": np.where(samples["attention_mask"], samples["input_ids"], 77)}
     files = [
-        packed(parent, tmp_path / name, fields(), text=ArrayDataset(some, tuple(some)))[0] / "model.safetensors"
+        packed(parent, tmp_path / name, fields(), text=ArrayDataset(some, tuple(some)))[0]
+        / "model.safetensors"
         for name, some in (("zeros", samples), ("others", others))
     ]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -298,10 +353,14 @@ def test_more_padding_of_words_and_sounds_decides_nothing(tmp_path):
     assert [row["scale_exponent"] for row in rows] == [row["scale_exponent"] for row in others]
     packed_words = [name for name in few if name.endswith("weight_packed")]
     same = sum(int((few[name] == many[name]).sum()) for name in packed_words)
-    assert same >= 0.98 * sum(few[name].numel() for name in packed_words), "sums of more terms round otherwise"
+    assert same >= 0.98 * sum(few[name].numel() for name in packed_words), (
+        "sums of more terms round otherwise"
+    )
     answer = answers(load_module(tmp_path / "0/out"), PHONE)
     assert torch.allclose(
-        answers(load_module(tmp_path / "5/out"), PHONE), answer, atol=0.05 * float(answer.abs().max())
+        answers(load_module(tmp_path / "5/out"), PHONE),
+        answer,
+        atol=0.05 * float(answer.abs().max()),
     )
 
 
@@ -325,7 +384,10 @@ def without_table(monkeypatch):
         ({"format": "awq"}, "AutoAWQ's format is that of language models of transformers"),
         ({"effective_bits": 4.25}, "`effective_bits`: for checkpoints of transformers"),
         ({"vision": {"bits": 8, "group_size": -1}}, "`vision`: for checkpoints of transformers"),
-        ({"group_size": 256}, "fusion.from_vision: 32 inputs are no multiple of the group size 256"),
+        (
+            {"group_size": 256},
+            "fusion.from_vision: 32 inputs are no multiple of the group size 256",
+        ),
         ({"group_size": 256}, "group sizes that fit some: 128, 64, 32, 16, or -1"),
     ],
 )
@@ -345,17 +407,24 @@ def test_a_family_without_a_table_is_rounded_to_the_nearest_or_not_at_all(tmp_pa
     assert "`refine: none`, `scaling: false`, `drift: 0`" in str(caught.value)
     out, output = packed_in(tmp_path, parent, bits=8, **NEAREST)
     assert error(load_module(out), load_module(parent.model), PHONE) < 1e-3
-    assert {row["linear"] for row in output.summary["layers"]} >= {"fusion.from_vision", "fusion.cell_space"}
+    assert {row["linear"] for row in output.summary["layers"]} >= {
+        "fusion.from_vision",
+        "fusion.cell_space",
+    }
 
 
 def test_a_packed_model_is_looked_into_and_does_not_talk(tmp_path):
     parent = parent_in(tmp_path / "parent")
     out, _ = packed_in(tmp_path, parent)
-    found = compare_layers(open_layers(Kind.TORCH, parent.model, 1), open_layers(Kind.AWQ, out, 1), samples_of(PHONE))
+    found = compare_layers(
+        open_layers(Kind.TORCH, parent.model, 1), open_layers(Kind.AWQ, out, 1), samples_of(PHONE)
+    )
     added = {one.layer: one.added for one in found.layers}
     assert added["fusion.layers.0.attention.query"] > 0
     assert added["vision.stem"] == 0
-    pairs = {one.name: one for one in tensor_differences((Kind.TORCH, parent.model), (Kind.AWQ, out))}
+    pairs = {
+        one.name: one for one in tensor_differences((Kind.TORCH, parent.model), (Kind.AWQ, out))
+    }
     assert 5 < pairs["fusion.cell_space.weight"].snr_db < 40
     assert pairs["vision.stem.weight"].equal
     with open_session(Kind.AWQ, out, threads=1) as session:
@@ -369,7 +438,9 @@ def test_weights_that_others_have_quantized_in_other_ways_are_refused(tmp_path):
     out, _ = packed_in(tmp_path, parent_in(tmp_path / "parent"))
     file = out / "config.json"
     file.write_text(file.read_text().replace("compressed-tensors", "gptq"))
-    with pytest.raises(ModelError, match="quantized by 'gptq'; awq, compressed-tensors are read here"):
+    with pytest.raises(
+        ModelError, match="quantized by 'gptq'; awq, compressed-tensors are read here"
+    ):
         load_module(out)
 
 

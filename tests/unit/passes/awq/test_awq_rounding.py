@@ -7,7 +7,15 @@ from compressor.errors import NumericalError
 from compressor.models.capabilities.linear_groups import Source
 from compressor.models.quantized.description import WeightGrid
 from passes.awq.grids import group_grids, nearest
-from passes.awq.rounding import Gram, add_moments, choose_again, error, mirrored, rounded, with_feedback
+from passes.awq.rounding import (
+    Gram,
+    add_moments,
+    choose_again,
+    error,
+    mirrored,
+    rounded,
+    with_feedback,
+)
 from passes.awq.scaling import relative_size, search, shared
 
 GRID = WeightGrid(bits=3, group_size=16)
@@ -92,7 +100,9 @@ def test_not_a_number_is_told(case):
 def test_scales_are_only_taken_where_they_help(case):
     inputs, weight, gram = case
     plain = Source("norm", "norm")
-    found = search(weight, relative_size(weight, 16), gram, inputs.abs().mean(0), plain, GRID, torch.float16)
+    found = search(
+        weight, relative_size(weight, 16), gram, inputs.abs().mean(0), plain, GRID, torch.float16
+    )
     assert found.ratio > 0
     assert found.gain < 1
     scale = found.scale_I[:, None]
@@ -104,7 +114,12 @@ def test_scales_are_only_taken_where_they_help(case):
     exact = nearest(weight, *flat, 7)
     exact[::16], exact[1::16] = -3.0, 4.0
     exact = exact.clamp(-3, 4).round()
-    assert search(exact, relative_size(exact, 16), gram, inputs.abs().mean(0), plain, GRID, torch.float16).ratio == 0
+    assert (
+        search(
+            exact, relative_size(exact, 16), gram, inputs.abs().mean(0), plain, GRID, torch.float16
+        ).ratio
+        == 0
+    )
 
 
 def test_inputs_of_one_row_share_a_scale():

@@ -50,7 +50,9 @@ def test_the_rate_rises_and_falls(schedule):
     assert rates[-1] == (1.0 if schedule == "constant" else pytest.approx(0.05, abs=0.02))
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": "7"}, {"learning_rate": 0.0}, {"warmup": 2.0}, {"step": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"steps": "7"}, {"learning_rate": 0.0}, {"warmup": 2.0}, {"step": 1}]
+)
 def test_recipes_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValidationError):
         TrainingConfig(**wrong)

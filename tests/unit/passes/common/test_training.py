@@ -27,7 +27,11 @@ class Points(Dataset):
 
     def batch(self, indices, epoch=0):
         self.seen.append(indices.copy())
-        jitter = np.random.default_rng([epoch, *indices]).normal(size=(len(indices), 4)).astype(np.float32)
+        jitter = (
+            np.random.default_rng([epoch, *indices])
+            .normal(size=(len(indices), 4))
+            .astype(np.float32)
+        )
         return {"x": self.x[indices] + 0.01 * epoch * jitter, "label": self.label[indices]}
 
     def slices(self):
@@ -37,7 +41,9 @@ class Points(Dataset):
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.inner = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3))
+        self.inner = nn.Sequential(
+            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3)
+        )
 
     def forward(self, x):
         return {"logits": self.inner(x)}
@@ -50,7 +56,9 @@ def label_loss(outputs, batch, fraction):
 def train(folder, config, *, seed=0, objective=label_loss, **options):
     torch.manual_seed(1)
     net = Net()
-    result = fit(net, Points(), config, seed=seed, objective=objective, checkpoint_dir=folder, **options)
+    result = fit(
+        net, Points(), config, seed=seed, objective=objective, checkpoint_dir=folder, **options
+    )
     return net.state_dict(), result
 
 
@@ -59,7 +67,13 @@ def same(first, second):
 
 
 FULL = TrainingConfig(
-    steps=20, batch_size=32, learning_rate=0.01, average=0.9, evaluate_every=5, checkpoint_every=3, patience=50
+    steps=20,
+    batch_size=32,
+    learning_rate=0.01,
+    average=0.9,
+    evaluate_every=5,
+    checkpoint_every=3,
+    patience=50,
 )
 
 
@@ -101,7 +115,9 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, killed_at):
     torch.manual_seed(0)
     whole, expected = train(tmp_path / "whole", FULL, extra=nn.Linear(2, 2), **options)
     with pytest.raises(Killed):
-        train(tmp_path / "killed", FULL, extra=nn.Linear(2, 2), progress=kill_at(killed_at), **options)
+        train(
+            tmp_path / "killed", FULL, extra=nn.Linear(2, 2), progress=kill_at(killed_at), **options
+        )
     torch.manual_seed(99)
     resumed, result = train(tmp_path / "killed", FULL, extra=nn.Linear(2, 2), **options)
     assert same(whole, resumed)
@@ -147,7 +163,9 @@ def test_a_gradient_that_is_not_finite_is_told(tmp_path):
 
 
 def test_early_stop_keeps_the_best(tmp_path):
-    config = TrainingConfig(steps=400, batch_size=32, learning_rate=0.05, evaluate_every=5, patience=2)
+    config = TrainingConfig(
+        steps=400, batch_size=32, learning_rate=0.05, evaluate_every=5, patience=2
+    )
     _, result = train(tmp_path, config, validation=Points(100, seed=1))
     assert result.stopped_early
     assert result.steps == result.kept_step + 10
@@ -196,12 +214,20 @@ def test_stretches_take_the_steps_of_one_training(tmp_path):
 
     def train_on(dataset, name, stretch=None):
         torch.manual_seed(1)
-        remember = lambda done, total, figures: rates[name].append((done, total, figures["learning_rate"]))  # noqa: E731
+        remember = lambda done, total, figures: rates[name].append(  # noqa: E731
+            (done, total, figures["learning_rate"])
+        )
         folder = tmp_path / name / str(stretch)
         return fit(
-            Net(), dataset, config, seed=0, objective=label_loss, checkpoint_dir=folder, progress=remember,
+            Net(),
+            dataset,
+            config,
+            seed=0,
+            objective=label_loss,
+            checkpoint_dir=folder,
+            progress=remember,
             stretch=stretch,
-        )  # fmt: skip
+        )
 
     train_on(whole, "whole")
     results = [train_on(parts, "parts", range(*ends)) for ends in ((0, 7), (7, 8), (8, 20))]
@@ -215,7 +241,9 @@ def test_frozen_batch_norms_keep_their_statistics_and_still_learn_their_scale(tm
     torch.manual_seed(1)
     before = Net().state_dict()
     config = {"steps": 6, "batch_size": 32, "learning_rate": 0.05, "evaluate_every": 2}
-    frozen, _ = train(tmp_path / "a", TrainingConfig(**config, batch_norm="freeze"), validation=Points())
+    frozen, _ = train(
+        tmp_path / "a", TrainingConfig(**config, batch_norm="freeze"), validation=Points()
+    )
     learnt, _ = train(tmp_path / "b", TrainingConfig(**config), validation=Points())
     for name in ("running_mean", "running_var"):
         assert torch.equal(frozen[f"inner.1.{name}"], before[f"inner.1.{name}"])

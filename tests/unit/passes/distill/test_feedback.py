@@ -17,14 +17,18 @@ def test_slices_that_fail_weigh_more() -> None:
 
 def test_what_is_right_everywhere_weighs_the_same() -> None:
     axis = np.array(["a", "b"] * 10)
-    weights = sampling_weights({"x": axis}, {"x": axis}, np.ones(20, dtype=bool), strength=1.0, limit=3.0)
+    weights = sampling_weights(
+        {"x": axis}, {"x": axis}, np.ones(20, dtype=bool), strength=1.0, limit=3.0
+    )
     assert (weights == 1).all()
 
 
 def test_slices_that_validation_lacks_are_left_alone() -> None:
     train, validation = np.array(["a", "b", "c"]), np.array(["a", "b"] * 5)
     correct = np.array([True, False] * 5)
-    weights = sampling_weights({"x": train, "only-here": train}, {"x": validation}, correct, strength=1.0, limit=3.0)
+    weights = sampling_weights(
+        {"x": train, "only-here": train}, {"x": validation}, correct, strength=1.0, limit=3.0
+    )
     assert weights[1] > weights[2] > weights[0]
 
 

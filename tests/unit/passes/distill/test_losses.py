@@ -16,7 +16,9 @@ from passes.distill.losses import FeatureMatcher, temperature_at
     end=st.floats(0.5, 10),
     schedule=st.sampled_from(["linear", "cosine", "steps"]),
 )
-def test_the_temperature_stays_between_its_ends(fraction: float, start: float, end: float, schedule) -> None:
+def test_the_temperature_stays_between_its_ends(
+    fraction: float, start: float, end: float, schedule
+) -> None:
     at = temperature_at(fraction, start, end, schedule, 5)
     assert min(start, end) - 1e-9 <= at <= max(start, end) + 1e-9
 
@@ -38,7 +40,9 @@ def test_soft_cross_entropy_at_one_is_cross_entropy_with_the_teachers_answers() 
     )
 
 
-def test_its_gradient_is_that_of_the_divergence_and_its_scale_does_not_fall_with_temperature() -> None:
+def test_its_gradient_is_that_of_the_divergence_and_its_scale_does_not_fall_with_temperature() -> (
+    None
+):
     torch.manual_seed(0)
     teacher = torch.randn(8, 10)
     gradients = {}
@@ -48,7 +52,9 @@ def test_its_gradient_is_that_of_the_divergence_and_its_scale_does_not_fall_with
         ours = student.grad.clone()
         student.grad = None
         divergence = kl_div(
-            log_softmax(student / temperature, -1), softmax(teacher / temperature, -1), reduction="batchmean"
+            log_softmax(student / temperature, -1),
+            softmax(teacher / temperature, -1),
+            reduction="batchmean",
         )
         (temperature**2 * divergence).backward()
         torch.testing.assert_close(ours, student.grad)

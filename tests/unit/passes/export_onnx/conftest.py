@@ -48,6 +48,8 @@ def context(tiny_plugin: None, tmp_path: Path) -> Callable[..., PassContext]:
 
         dataset = tiny.TinySet(tiny.TinySourceConfig(source="tiny", **changes))
         tell = (notes if notes is not None else []).append
-        return PassContext({}, lambda _: dataset, tmp_path, 0, 1, "cpu", "ab" * 32, lambda *_: None, tell)
+        return PassContext(
+            {}, lambda _: dataset, tmp_path, 0, 1, "cpu", "ab" * 32, lambda *_: None, tell
+        )
 
     return make

@@ -42,7 +42,9 @@ def parent_in(folder, preset, tree=None):
         config = type(config).model_validate(config.model_dump() | tree)
     module = FAMILY.build(config)
     for weight in module.parameters():  # norms and biases that say something, scores that differ
-        weight.data = weight.data + 0.2 * torch.randn_like(weight) if weight.ndim == 1 else 3 * weight.data
+        weight.data = (
+            weight.data + 0.2 * torch.randn_like(weight) if weight.ndim == 1 else 3 * weight.data
+        )
     save_module(module, "transformers", config, folder)
     return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind=Kind.TORCH))
 
@@ -51,9 +53,16 @@ def exported(parent, out, fields=FIELDS, dataset=None):
     out.mkdir(parents=True)
     notes = []
     context = PassContext(
-        artifacts={}, data={"text": dataset or ArrayDataset({"input_ids": TOKENS}, ("input_ids",))}.__getitem__, work=out, seed=0,
-        threads=1, device="cpu", artifact_id="cd34", progress=lambda *_: None, note=notes.append,
-    )  # fmt: skip
+        artifacts={},
+        data={"text": dataset or ArrayDataset({"input_ids": TOKENS}, ("input_ids",))}.__getitem__,
+        work=out,
+        seed=0,
+        threads=1,
+        device="cpu",
+        artifact_id="cd34",
+        progress=lambda *_: None,
+        note=notes.append,
+    )
     config, step = ExportOnnxConfig.model_validate(fields), ExportOnnx()
     step.requires(config, parent, context)
     output = step.run(config, parent, out, context)
@@ -67,14 +76,21 @@ def awq(parent, folder, **fields):
 
 
 def initializers(folder):
-    return {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(folder / "model.onnx").graph.initializer}
+    return {
+        one.name: onnx.numpy_helper.to_array(one)
+        for one in onnx.load(folder / "model.onnx").graph.initializer
+    }
 
 
 @pytest.mark.parametrize("preset", FAMILY.presets)
 def test_every_architecture_answers_as_torch_does_in_standard_operators(preset, tmp_path):
     fields = {**FIELDS, "decoder": {"target": "portable"}}
     output, _ = exported(parent_in(tmp_path / "parent", preset), tmp_path / "out", fields)
-    assert [one["way"] for one in output.summary["parity"]] == ["windows", "token by token", "padded"]
+    assert [one["way"] for one in output.summary["parity"]] == [
+        "windows",
+        "token by token",
+        "padded",
+    ]
     assert all(one["max_abs"] < 1e-4 and one["same"] == 1 for one in output.summary["parity"])
     model = onnx.load(tmp_path / "out" / "model.onnx")
     assert {node.domain for node in model.graph.node} == {""}
@@ -82,10 +98,21 @@ def test_every_architecture_answers_as_torch_does_in_standard_operators(preset, 
     assert not (tmp_path / "out" / "genai_config.json").exists()
 
 
-@pytest.mark.parametrize("fields", [{}, {"symmetric": True}, {"bits": 8}], ids=["4 bits", "symmetric", "8 bits"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"symmetric": True}, {"bits": 8}], ids=["4 bits", "symmetric", "8 bits"]
+)
 def test_standard_operators_carry_the_integers_too(fields, tmp_path):
-    parent = awq(parent_in(tmp_path / "parent", "tiny-glm4v"), tmp_path, format="compressed-tensors", **fields)
-    output, _ = exported(parent, tmp_path / "onnx", {**FIELDS, "decoder": {"target": "portable", "int8_tables": True}})
+    parent = awq(
+        parent_in(tmp_path / "parent", "tiny-glm4v"),
+        tmp_path,
+        format="compressed-tensors",
+        **fields,
+    )
+    output, _ = exported(
+        parent,
+        tmp_path / "onnx",
+        {**FIELDS, "decoder": {"target": "portable", "int8_tables": True}},
+    )
     assert max(one["kl"] for one in output.summary["parity"]) < 1e-3
     tree = json.loads((parent.model / "config.json").read_text())
     weights, found = Weights(parent.model, tree), initializers(tmp_path / "onnx")
@@ -104,7 +131,11 @@ def test_every_architecture_answers_as_torch_does(preset, tmp_path):
     assert all(one["max_abs"] < 1e-4 and one["same"] == 1 for one in ways.values())
     graph = onnx.load(tmp_path / "out" / "model.onnx").graph
     assert sum(node.op_type == "GroupQueryAttention" for node in graph.node) == 3
-    assert {one.name for one in graph.input} >= {"input_ids", "attention_mask", "past_key_values.2.value"}
+    assert {one.name for one in graph.input} >= {
+        "input_ids",
+        "attention_mask",
+        "past_key_values.2.value",
+    }
 
 
 @pytest.mark.parametrize("preset", FAMILY.presets)
@@ -117,16 +148,30 @@ def test_every_architecture_keeps_keys_and_values_in_8_bits(preset, tmp_path):
     assert set(ways) == {"windows", "token by token", "padded"}
     assert all(0 < one["kl"] < 2e-3 for one in ways.values())
     graph = onnx.load(tmp_path / "out" / "model.onnx").graph
-    kept = [one for one in (*graph.input, *graph.output) if one.name.startswith(("past_key_values.", "present."))]
+    kept = [
+        one
+        for one in (*graph.input, *graph.output)
+        if one.name.startswith(("past_key_values.", "present."))
+    ]
     assert {one.type.tensor_type.elem_type for one in kept} == {onnx.TensorProto.INT8}
     decoder, peaks = OnnxDecoder(tmp_path / "out", 1, room=48), []
     for window in TOKENS:
         decoder.start()
         last = decoder.feed(window[None])[0, -1]
         said = decoder.said().items()
-        peaks.append([np.abs(array.astype(int)).max(axis=(0, 2)) for name, array in said if name.endswith("value")])
-    assert np.max(peaks, axis=0).min() > 115  # a scale for each value of a head, which its largest nearly fills
-    with open_session(Kind.ONNX, tmp_path / "out", threads=1) as session:  # which the other commands measure
+        peaks.append(
+            [
+                np.abs(array.astype(int)).max(axis=(0, 2))
+                for name, array in said
+                if name.endswith("value")
+            ]
+        )
+    assert (
+        np.max(peaks, axis=0).min() > 115
+    )  # a scale for each value of a head, which its largest nearly fills
+    with open_session(
+        Kind.ONNX, tmp_path / "out", threads=1
+    ) as session:  # which the other commands measure
         assert np.abs(session.run({"input_ids": TOKENS})["logits"][-1, -1] - last).max() < 1e-4
 
 
@@ -136,7 +181,11 @@ def test_a_key_fits_its_scale_wherever_it_stands(in_pairs, width):
     """Keys of tokens at places 0 to 9 give the scales; the same tokens stand at any other place."""
     keys = np.random.default_rng(0).normal(size=(2, 10, 16))
     limits = turned_sizes(np.abs(keys), width, in_pairs=in_pairs).max(axis=1)
-    a, b = (slice(0, width, 2), slice(1, width, 2)) if in_pairs else (slice(width // 2), slice(width // 2, width))
+    a, b = (
+        (slice(0, width, 2), slice(1, width, 2))
+        if in_pairs
+        else (slice(width // 2), slice(width // 2, width))
+    )
     for angle in np.linspace(0, 2 * np.pi, 50):
         turned = keys.copy()
         turned[..., a] = np.cos(angle) * keys[..., a] - np.sin(angle) * keys[..., b]
@@ -174,7 +223,9 @@ def test_fields_of_a_language_model_are_refused_for_others():
 
 def test_keys_and_values_in_8_bits_are_of_onnx_runtime_alone():
     with pytest.raises(ValidationError, match="`int8_kv_cache` wants ONNX Runtime's own attention"):
-        ExportOnnxConfig.model_validate({"decoder": {"target": "portable", "int8_kv_cache": {"data": "text"}}})
+        ExportOnnxConfig.model_validate(
+            {"decoder": {"target": "portable", "int8_kv_cache": {"data": "text"}}}
+        )
 
 
 def test_a_window_longer_than_the_sliding_one(tmp_path):
@@ -189,10 +240,16 @@ def test_a_window_longer_than_the_sliding_one(tmp_path):
         assert np.abs(said - theirs.run({"input_ids": TOKENS})["logits"]).max() > 1e-2
 
 
-@pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-gemma3", "tiny-glm4v"])
+@pytest.mark.parametrize(
+    "preset", ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-gemma3", "tiny-glm4v"]
+)
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"format": "compressed-tensors", "symmetric": True}, {"format": "compressed-tensors", "bits": 8}],
+    [
+        {},
+        {"format": "compressed-tensors", "symmetric": True},
+        {"format": "compressed-tensors", "bits": 8},
+    ],
     ids=["gemm", "symmetric", "8 bits"],
 )
 def test_the_integers_are_carried_over_as_they_are(preset, fields, tmp_path):
@@ -210,8 +267,12 @@ def test_the_integers_are_carried_over_as_they_are(preset, fields, tmp_path):
         one = [weights.packed(f"{root}.{site}.{part}_proj") for part in parts]
         bits = one[0].grid.bits
         each = 8 // bits
-        spread = np.stack([found[name] >> (bits * place) & (2**bits - 1) for place in range(each)], axis=-1)
-        assert np.array_equal(spread.reshape(len(spread), -1), torch.cat([p.integers_OI for p in one]).numpy())
+        spread = np.stack(
+            [found[name] >> (bits * place) & (2**bits - 1) for place in range(each)], axis=-1
+        )
+        assert np.array_equal(
+            spread.reshape(len(spread), -1), torch.cat([p.integers_OI for p in one]).numpy()
+        )
         scales = found[name.replace(".data", ".scales")]
         assert np.array_equal(scales, torch.cat([p.scales_OG for p in one]).numpy())
         zeros = name.replace(".data", ".zeros")
@@ -222,16 +283,23 @@ def test_the_integers_are_carried_over_as_they_are(preset, fields, tmp_path):
 def test_scales_in_bfloat16_are_carried_over_too(target, tmp_path):
     """As every checkpoint in bfloat16 has them."""
     small = awq(
-        parent_in(tmp_path / "parent", "tiny-qwen3"), tmp_path / "p", format="compressed-tensors", dtype="bfloat16"
+        parent_in(tmp_path / "parent", "tiny-qwen3"),
+        tmp_path / "p",
+        format="compressed-tensors",
+        dtype="bfloat16",
     )
     level = {"accuracy_level": 1} if target == "onnxruntime" else {}
-    output, _ = exported(small, tmp_path / "out", {**FIELDS, "decoder": {"target": target, **level}})
+    output, _ = exported(
+        small, tmp_path / "out", {**FIELDS, "decoder": {"target": target, **level}}
+    )
     assert all(one["kl"] < (1e-9 if level else 1e-3) for one in output.summary["parity"])
     held = initializers(tmp_path / "out")
     weight = load_module(small.model).model.layers[0].mlp.down_proj.weight.detach().numpy()
     scales = held["layers.0.mlp.down_proj.scales"]
     assert scales.dtype == np.float32
-    steps = weight[0, :32] / scales[0, 0]  # the first output's first group, whichever axis comes first
+    steps = (
+        weight[0, :32] / scales[0, 0]
+    )  # the first output's first group, whichever axis comes first
     assert np.array_equal(steps, steps.round())
 
 
@@ -244,17 +312,27 @@ def test_integers_of_the_activations_only_where_they_are_near_enough(tmp_path):
     assert output.summary["accuracy_level"] == 1
     assert "KL" in notes[0]
     with pytest.raises(ParityError, match="KL"):
-        exported(parent, tmp_path / "never", {"parity": {"data": "text", "kl": 1e-7}, "decoder": {"accuracy_level": 4}})
+        exported(
+            parent,
+            tmp_path / "never",
+            {"parity": {"data": "text", "kl": 1e-7}, "decoder": {"accuracy_level": 4}},
+        )
 
 
 def test_tables_in_8_bits_are_stored_once(tmp_path):
     parent = parent_in(tmp_path / "parent", "tiny-llama")
     exported(parent, tmp_path / "whole")
-    output, _ = exported(parent, tmp_path / "small", {**FIELDS, "decoder": {"int8_tables": True, "accuracy_level": 1}})
+    output, _ = exported(
+        parent,
+        tmp_path / "small",
+        {**FIELDS, "decoder": {"int8_tables": True, "accuracy_level": 1}},
+    )
     assert max(one["kl"] for one in output.summary["parity"]) < 1e-3
     found = initializers(tmp_path / "small")
     assert found["head.data"].shape == (512, 1, 64)
-    assert not [name for name, value in found.items() if value.size == 512 * 64 and name != "head.data"]
+    assert not [
+        name for name, value in found.items() if value.size == 512 * 64 and name != "head.data"
+    ]
     assert "embed_tokens" in initializers(tmp_path / "whole")
     with pytest.raises(RequirementError, match="int8_tables"):
         tree = {"hidden_size": 72, "num_attention_heads": 6}
@@ -273,9 +351,16 @@ def test_tables_in_8_bits_are_stored_once(tmp_path):
         ({"bits": 2, "target": "portable"}, "2 bits"),
     ],
 )
-def test_integers_that_the_operator_cannot_hold_are_refused_before_anything_is_built(fields, told, tmp_path):
+def test_integers_that_the_operator_cannot_hold_are_refused_before_anything_is_built(
+    fields, told, tmp_path
+):
     target = fields.pop("target", "onnxruntime")
-    parent = awq(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path, format="compressed-tensors", **fields)
+    parent = awq(
+        parent_in(tmp_path / "parent", "tiny-llama"),
+        tmp_path,
+        format="compressed-tensors",
+        **fields,
+    )
     with pytest.raises(RequirementError, match=told) as refused:
         exported(parent, tmp_path / "onnx", {**FIELDS, "decoder": {"target": target}})
     assert str(refused.value).count("_proj") >= 12
@@ -286,13 +371,19 @@ def test_integers_that_the_operator_cannot_hold_are_refused_before_anything_is_b
     ("tree", "fields", "told"),
     [
         ({"hidden_act": "relu"}, {}, "the activation relu"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, {}, "kind dynamic"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            {},
+            "kind dynamic",
+        ),
         ({}, {"decoder": {"context_length": 513}}, "512 positions"),
     ],
 )
 def test_what_is_not_built_is_named(tree, fields, told, tmp_path):
     with pytest.raises(RequirementError, match=told):
-        exported(parent_in(tmp_path / "parent", "tiny-llama", tree), tmp_path / "out", FIELDS | fields)
+        exported(
+            parent_in(tmp_path / "parent", "tiny-llama", tree), tmp_path / "out", FIELDS | fields
+        )
 
 
 def test_a_wrong_graph_is_no_result(tmp_path, monkeypatch):
@@ -311,23 +402,34 @@ def test_others_run_it_with_onnx_runtime_alone(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", options)
     told = json.loads((tmp_path / "out" / "genai_config.json").read_text())["model"]
     inside, outside = told["decoder"]["inputs"], told["decoder"]["outputs"]
-    layers, heads, width = (told["decoder"][f"{n}"] for n in ("num_hidden_layers", "num_key_value_heads", "head_size"))
+    layers, heads, width = (
+        told["decoder"][f"{n}"] for n in ("num_hidden_layers", "num_key_value_heads", "head_size")
+    )
     parts = [(i, k) for i in range(layers) for k in ("key", "value")]
     state = {
-        inside[f"past_{k}_names"].replace("%d", str(i)): np.zeros((1, heads, 0, width), np.float32) for i, k in parts
+        inside[f"past_{k}_names"].replace("%d", str(i)): np.zeros((1, heads, 0, width), np.float32)
+        for i, k in parts
     }
     names = [one.name for one in session.get_outputs()]
     module, ids = load_module(parent.model), [5, 6, 7]
     for _ in range(6):
         known = next(iter(state.values())).shape[2]
-        feeds = {"input_ids": np.array([ids[known:]]), "attention_mask": np.ones((1, len(ids)), np.int64), **state}
+        feeds = {
+            "input_ids": np.array([ids[known:]]),
+            "attention_mask": np.ones((1, len(ids)), np.int64),
+            **state,
+        }
         said = dict(zip(names, session.run(None, feeds), strict=True))
         state = {
-            inside[f"past_{k}_names"].replace("%d", str(i)): said[outside[f"present_{k}_names"].replace("%d", str(i))]
+            inside[f"past_{k}_names"].replace("%d", str(i)): said[
+                outside[f"present_{k}_names"].replace("%d", str(i))
+            ]
             for i, k in parts
         }
         ids.append(int(said[outside["logits"]][0, -1].argmax()))
-    theirs = module.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=6, do_sample=False, eos_token_id=None)
+    theirs = module.generate(
+        torch.tensor([[5, 6, 7]]), max_new_tokens=6, do_sample=False, eos_token_id=None
+    )
     assert theirs[0].tolist() == ids
 
 
@@ -341,10 +443,14 @@ def test_onnxruntime_genai_says_what_torch_says(preset, tmp_path):
     assert said_by_genai(tmp_path / "out", 8) == theirs[0].tolist()
 
 
-@pytest.mark.parametrize("decoder", [{"int8_tables": True}, {"int8_kv_cache": {"data": "text"}}], ids=str)
+@pytest.mark.parametrize(
+    "decoder", [{"int8_tables": True}, {"int8_kv_cache": {"data": "text"}}], ids=str
+)
 def test_onnxruntime_genai_reads_integers_too(decoder, tmp_path):
     exported(
-        awq(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path), tmp_path / "graph", {**FIELDS, "decoder": decoder}
+        awq(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path),
+        tmp_path / "graph",
+        {**FIELDS, "decoder": decoder},
     )
     ours, ids = OnnxDecoder(tmp_path / "graph", 1, room=16), [5, 6, 7]
     for start in (0, *range(3, 10)):
@@ -385,7 +491,10 @@ def test_several_long_prompts_at_once_say_what_each_says_alone(target, tmp_path)
     fields = {**FIELDS, "decoder": {"target": target}}
     exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out", fields)
     ids = np.random.default_rng(1).integers(3, 490, (2, 150))
-    both, alone = OnnxDecoder(tmp_path / "out", 1, samples=2, room=160), OnnxDecoder(tmp_path / "out", 1, room=160)
+    both, alone = (
+        OnnxDecoder(tmp_path / "out", 1, samples=2, room=160),
+        OnnxDecoder(tmp_path / "out", 1, room=160),
+    )
     together = both.feed(ids)[:, 0].copy()
     if target == "onnxruntime":
         with pytest.raises(UsageError, match="reads one at a time there"):
@@ -444,7 +553,10 @@ def test_packed_weights_are_counted_one_by_one(tables, tmp_path):
     exported(small, tmp_path / "graph", {**FIELDS, "decoder": {"int8_tables": tables}})
     config = FAMILY.presets["tiny-llama"]
     turned = 2 * 512 * 8  # cos and sin
-    assert parameters(onnx.load(tmp_path / "graph" / "model.onnx")) == sum(FAMILY.parameters(config).values()) + turned
+    assert (
+        parameters(onnx.load(tmp_path / "graph" / "model.onnx"))
+        == sum(FAMILY.parameters(config).values()) + turned
+    )
 
 
 @pytest.mark.parametrize("level", [1, 4])
@@ -452,14 +564,22 @@ def test_gain_knows_what_is_multiplied_as_integers(level, tmp_path):
     parent = awq(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path)
     exported(parent, tmp_path / "graph", {**FIELDS, "decoder": {"accuracy_level": level}})
     nodes = profile(tmp_path / "graph", {"input_ids": TOKENS}, 1, runs=2)
-    inside = sum(size for part, size in FAMILY.parameters(FAMILY.presets["tiny-llama"]).items() if "embed" not in part)
+    inside = sum(
+        size
+        for part, size in FAMILY.parameters(FAMILY.presets["tiny-llama"]).items()
+        if "embed" not in part
+    )
     packed = sum(node.weights for node in nodes if node.operator == "MatMulNBits")
     assert 0.99 * inside < packed <= inside  # norms are no products
-    assert low_precision_weights(nodes) == pytest.approx(packed / (packed + 512 * 64) if level == 4 else 0.0)
+    assert low_precision_weights(nodes) == pytest.approx(
+        packed / (packed + 512 * 64) if level == 4 else 0.0
+    )
 
 
 def test_building_twice_gives_the_same_bytes(tmp_path):
     parent = awq(parent_in(tmp_path / "parent", "tiny-gemma3"), tmp_path)
     for name in ("one", "two"):
         exported(parent, tmp_path / name, {**FIELDS, "decoder": {"int8_tables": True}})
-    assert (tmp_path / "one" / "model.onnx").read_bytes() == (tmp_path / "two" / "model.onnx").read_bytes()
+    assert (tmp_path / "one" / "model.onnx").read_bytes() == (
+        tmp_path / "two" / "model.onnx"
+    ).read_bytes()

@@ -16,7 +16,12 @@ from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from compressor.runtimes.onnxruntime.decoder.images import VisionTower, offsets_of
 from compressor.runtimes.session import open_session
 from passes.export_onnx.decoder.tower import OneImage
-from tests.unit.calibration.processors import message, write_conversations, write_picture, write_processor
+from tests.unit.calibration.processors import (
+    message,
+    write_conversations,
+    write_picture,
+    write_processor,
+)
 from tests.unit.passes.export_onnx.test_decoder import awq, exported, parent_in
 
 SIZES = [(56, 56), (84, 28), (28, 84), (56, 28)]
@@ -34,7 +39,10 @@ def bed(tmp_path_factory):
         write_picture(folder / f"{number}.png", *size)
     shown = [["0.png"], ["1.png", "2.png"], ["3.png", "0.png"], [], []]
     talks = [
-        [message("user", f"w{20 + one} w7 w{30 + one}", *images), message("assistant", f"w{40 + one} w9 w5")]
+        [
+            message("user", f"w{20 + one} w7 w{30 + one}", *images),
+            message("assistant", f"w{40 + one} w9 w5"),
+        ]
         for one, images in enumerate(shown)
     ]
     write_conversations(folder / "talks.jsonl", *talks)
@@ -44,7 +52,10 @@ def bed(tmp_path_factory):
     for target in ("onnxruntime", "portable"):
         fields = {**IMAGES, "decoder": {"target": target}}
         outputs[target] = exported(
-            parent, folder / target, {**fields, "parity": {"data": "text", "num_samples": 5}}, dataset
+            parent,
+            folder / target,
+            {**fields, "parity": {"data": "text", "num_samples": 5}},
+            dataset,
         )[0]
     return folder, parent, dataset, outputs
 
@@ -52,7 +63,12 @@ def bed(tmp_path_factory):
 @pytest.mark.parametrize("target", ["onnxruntime", "portable"])
 def test_graphs_answer_about_images_as_torch_does(bed, target):
     output = bed[3][target]
-    assert [one["way"] for one in output.summary["parity"]] == ["windows", "with images", "token by token", "padded"]
+    assert [one["way"] for one in output.summary["parity"]] == [
+        "windows",
+        "with images",
+        "token by token",
+        "padded",
+    ]
     assert all(one["max_abs"] < 1e-4 and one["same"] == 1 for one in output.summary["parity"])
     assert output.summary["vision"]["max_abs"] < 1e-5
     assert output.summary["vision"]["cosine"] > 0.99999
@@ -60,7 +76,10 @@ def test_graphs_answer_about_images_as_torch_does(bed, target):
 
 def test_images_and_keys_and_values_in_8_bits(bed, tmp_path):
     """The windows that give the scales have images in them too."""
-    fields = {"parity": {"data": "text", "num_samples": 5}, "decoder": {"int8_kv_cache": {"data": "text"}}}
+    fields = {
+        "parity": {"data": "text", "num_samples": 5},
+        "decoder": {"int8_kv_cache": {"data": "text"}},
+    }
     output, _ = exported(bed[1], tmp_path / "out", fields, bed[2])
     ways = {one["way"]: one["kl"] for one in output.summary["parity"]}
     assert set(ways) == {"windows", "with images", "token by token", "padded"}
@@ -72,7 +91,9 @@ def test_images_matter(bed):
     batch = dataset.batch(np.array([1]))
     with open_session(Kind.ONNX, folder / "onnxruntime", threads=1) as session:
         said = session.run(batch)["logits"]
-        other = session.run({**batch, "pixel_values": batch["pixel_values"][:, ::-1].copy()})["logits"]
+        other = session.run({**batch, "pixel_values": batch["pixel_values"][:, ::-1].copy()})[
+            "logits"
+        ]
     assert np.abs(said - other).max() > 1e-3
 
 
@@ -94,7 +115,9 @@ def test_the_tower_takes_any_grid(bed, grid):
     pixels = torch.randn(int(np.prod(grid)), 3 * 2 * 14 * 14)
     with torch.inference_mode():
         wanted = tower(pixels, grid_thw=torch.tensor([grid])).pooler_output
-        torch.testing.assert_close(OneImage(tower)(pixels, torch.tensor([grid])), wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            OneImage(tower)(pixels, torch.tensor([grid])), wanted, atol=1e-5, rtol=1e-4
+        )
     got = VisionTower(folder / "onnxruntime", 1, "cpu").embeds(pixels.numpy(), np.array(grid))
     np.testing.assert_allclose(got, wanted.numpy(), atol=1e-5)
 
@@ -126,7 +149,11 @@ def test_tokens_without_their_image_are_refused(bed):
     batch = dataset.batch(np.array([0]))
     tower = VisionTower(folder / "onnxruntime", 1, "cpu")
     with pytest.raises(DataError, match="tokens stand for images"):
-        tower.shown(batch["mm_token_type_ids"][:, :-6], batch["pixel_values"], batch["image_grid_thw"] * [1, 1, 2])
+        tower.shown(
+            batch["mm_token_type_ids"][:, :-6],
+            batch["pixel_values"],
+            batch["image_grid_thw"] * [1, 1, 2],
+        )
 
 
 def test_text_goes_on_behind_images_from_every_kind(bed):
@@ -135,7 +162,9 @@ def test_text_goes_on_behind_images_from_every_kind(bed):
 
     def said(kind, model, images=pictures):
         pieces = []
-        generate(kind, model, "w10 w11", GREEDY, threads=1, raw=False, said=pieces.append, images=images)
+        generate(
+            kind, model, "w10 w11", GREEDY, threads=1, raw=False, said=pieces.append, images=images
+        )
         return "".join(pieces)
 
     wanted = said(Kind.TORCH, parent.model)
@@ -149,12 +178,16 @@ def test_what_stands_against_images_is_said(bed, tmp_path):
     folder, parent, _, _ = bed
     ask = {"threads": 1, "said": lambda _: None}
     with pytest.raises(DataError, match=r"no image .*gone\.png"):
-        generate(Kind.TORCH, parent.model, "w1", GREEDY, raw=False, images=[tmp_path / "gone.png"], **ask)
+        generate(
+            Kind.TORCH, parent.model, "w1", GREEDY, raw=False, images=[tmp_path / "gone.png"], **ask
+        )
     with pytest.raises(UsageError, match="--raw"):
         generate(Kind.TORCH, parent.model, "w1", GREEDY, raw=True, images=[folder / "0.png"], **ask)
     (tmp_path / "no.png").write_text("no image")
     with pytest.raises(DataError, match=r"no\.png"):
-        generate(Kind.TORCH, parent.model, "w1", GREEDY, raw=False, images=[tmp_path / "no.png"], **ask)
+        generate(
+            Kind.TORCH, parent.model, "w1", GREEDY, raw=False, images=[tmp_path / "no.png"], **ask
+        )
     text = parent_in(tmp_path / "llama", "tiny-llama")
     with pytest.raises(DataError, match=r"no tokenizer\.json, preprocessor_config\.json"):
         generate(Kind.TORCH, text.model, "w1", GREEDY, raw=False, images=[folder / "0.png"], **ask)
@@ -162,8 +195,15 @@ def test_what_stands_against_images_is_said(bed, tmp_path):
 
 def test_a_packed_tower_is_exported_with_what_it_holds(bed, tmp_path):
     _, parent, dataset, _ = bed
-    small = awq(parent, tmp_path / "packed", format="compressed-tensors", vision={"bits": 8, "group_size": -1})
-    output, _ = exported(small, tmp_path / "out", {**IMAGES, "decoder": {"accuracy_level": 1}}, dataset)
+    small = awq(
+        parent,
+        tmp_path / "packed",
+        format="compressed-tensors",
+        vision={"bits": 8, "group_size": -1},
+    )
+    output, _ = exported(
+        small, tmp_path / "out", {**IMAGES, "decoder": {"accuracy_level": 1}}, dataset
+    )
     assert output.summary["vision"]["max_abs"] < 1e-5
     held = onnx.load(tmp_path / "out" / VISION)
     assert {one.name for one in held.graph.input} == {"pixel_values", "image_grid_thw"}
@@ -174,13 +214,18 @@ def test_a_packed_head_is_carried_over(bed, tmp_path):
     head = {"bits": 4, "group_size": 32, "symmetric": True}
     small = awq(parent, tmp_path / "packed", format="compressed-tensors", symmetric=True, head=head)
     for target in ("onnxruntime", "portable"):
-        fields = {**IMAGES, "decoder": {"target": target, "accuracy_level": 1 if target == "onnxruntime" else None}}
+        fields = {
+            **IMAGES,
+            "decoder": {"target": target, "accuracy_level": 1 if target == "onnxruntime" else None},
+        }
         output, _ = exported(small, tmp_path / target, fields, dataset)
         limit = (
             1e-9 if target == "onnxruntime" else 1e-3
         )  # ONNX Runtime rounds activations where it makes MatMulNBits itself
         assert all(one["kl"] < limit for one in output.summary["parity"])
-        held = {one.name: one for one in onnx.load(tmp_path / target / "model.onnx").graph.initializer}
+        held = {
+            one.name: one for one in onnx.load(tmp_path / target / "model.onnx").graph.initializer
+        }
         assert held["head.data"].data_type in {onnx.TensorProto.UINT8, onnx.TensorProto.INT4}
 
 
@@ -195,7 +240,10 @@ def test_prompts_with_images_are_read_in_8_bits(bed, tmp_path):
     for fast in (False, True):
         decoder = OnnxDecoder(tmp_path / "out", 1, room=64, fast_prompts=fast)
         said.append(
-            [decoder.feed(batch["input_ids"], keep=0, images=shown).copy(), decoder.feed(np.array([[9]])).copy()]
+            [
+                decoder.feed(batch["input_ids"], keep=0, images=shown).copy(),
+                decoder.feed(np.array([[9]])).copy(),
+            ]
         )
     for exact, near in zip(*said, strict=True):
         assert 0 < np.abs(exact - near).max() < 0.05 * np.abs(exact).max()
@@ -214,4 +262,6 @@ def test_text_alone_needs_no_words_of_images(bed):
     ids = np.arange(10, 22)[None]
     decoder = OnnxDecoder(folder / "onnxruntime", 1, room=16)
     with open_session(Kind.TORCH, parent.model, threads=1) as session:
-        np.testing.assert_allclose(decoder.feed(ids, keep=0), session.run({"input_ids": ids})["logits"], atol=1e-4)
+        np.testing.assert_allclose(
+            decoder.feed(ids, keep=0), session.run({"input_ids": ids})["logits"], atol=1e-4
+        )

@@ -40,7 +40,8 @@ def test_writes_a_dynamic_labelled_graph_without_traces_of_the_run(parent, out, 
     assert [path.name for path in out.iterdir()] == ["model.onnx"]
     model = onnx.load(out / "model.onnx")
     shapes = {
-        one.name: [d.dim_param or d.dim_value for d in one.type.tensor_type.shape.dim] for one in model.graph.input
+        one.name: [d.dim_param or d.dim_value for d in one.type.tensor_type.shape.dim]
+        for one in model.graph.input
     }
     assert shapes == {"image": ["batch", 3, 8, 8], "words": ["batch", "length"]}
     assert [one.name for one in model.graph.output] == ["logits"]
@@ -70,7 +71,9 @@ def test_other_lengths_and_batches_run(parent, out, context):
         open_session(Kind.TORCH, parent.model, threads=1) as torch_session,
         open_session(Kind.ONNX, out, threads=1) as onnx_session,
     ):
-        np.testing.assert_allclose(onnx_session.run(batch)["logits"], torch_session.run(batch)["logits"], atol=1e-5)
+        np.testing.assert_allclose(
+            onnx_session.run(batch)["logits"], torch_session.run(batch)["logits"], atol=1e-5
+        )
 
 
 def test_dimensions_that_do_not_vary_keep_the_size_of_the_samples(parent, out, context):
@@ -81,11 +84,15 @@ def test_dimensions_that_do_not_vary_keep_the_size_of_the_samples(parent, out, c
 
 def test_dimensions_that_are_not_there_are_named(parent, context):
     with pytest.raises(RequirementError, match=r"does not have: frames, time\n.*batch, length"):
-        ExportOnnx().requires(ExportOnnxConfig(dynamic=("frames", "batch", "time")), parent, context())
+        ExportOnnx().requires(
+            ExportOnnxConfig(dynamic=("frames", "batch", "time")), parent, context()
+        )
 
 
 def test_external_data_beside_the_graph(parent, out, context):
-    output = run(ExportOnnxConfig(external_data_threshold_mb=0, simplify=False), parent, out, context())
+    output = run(
+        ExportOnnxConfig(external_data_threshold_mb=0, simplify=False), parent, out, context()
+    )
     assert {path.name for path in out.iterdir()} == {"model.onnx", "model.onnx.data"}
     assert (out / "model.onnx.data").stat().st_size > 0
     assert output.summary["external_data"] is True
@@ -111,7 +118,12 @@ def test_the_same_bytes_from_another_process_in_another_folder(parent, out, cont
     folder = tmp_path / "far" / "away"
     folder.mkdir(parents=True)
     environment = {**os.environ, "PYTHONPATH": str(PLUGIN), "PYTHONHASHSEED": "7"}
-    subprocess.run([sys.executable, "-c", _SCRIPT, str(parent.model), "0"], cwd=folder, env=environment, check=True)
+    subprocess.run(
+        [sys.executable, "-c", _SCRIPT, str(parent.model), "0"],
+        cwd=folder,
+        env=environment,
+        check=True,
+    )
     run(ExportOnnxConfig(external_data_threshold_mb=0), parent, out, context())
     here, there = (
         {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in one.iterdir()}
@@ -132,7 +144,9 @@ def test_a_wrong_export_fails_parity_and_names_the_worst_sample(parent, out, con
         return write(model, folder, metadata, threshold)
 
     monkeypatch.setattr(pipeline.graph, "write", corrupted)
-    with pytest.raises(ParityError, match=r"max\|Δ\| .* > 0.001 \(sample \d+, output logits\)") as caught:
+    with pytest.raises(
+        ParityError, match=r"max\|Δ\| .* > 0.001 \(sample \d+, output logits\)"
+    ) as caught:
         run(ExportOnnxConfig(), parent, out, context())
     assert "at batch size 1:" in caught.value.what
     assert "at batch size 16:" in caught.value.what
@@ -140,15 +154,25 @@ def test_a_wrong_export_fails_parity_and_names_the_worst_sample(parent, out, con
 
 def test_a_product_with_a_bias_stays_two_operators_where_sizes_vary():
     shapes = {"x": ["batch", "length", 4], "y": ["batch", "length", 3]}
-    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    )
     constants = {"w": np.ones((4, 3), np.float32), "b": np.ones(3, np.float32)}
     model = onnx.helper.make_model(
         onnx.helper.make_graph(
-            [onnx.helper.make_node("MatMul", ["x", "w"], ["z"]), onnx.helper.make_node("Add", ["z", "b"], ["y"])],
-            "linear", [x], [y], [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+            [
+                onnx.helper.make_node("MatMul", ["x", "w"], ["z"]),
+                onnx.helper.make_node("Add", ["z", "b"], ["y"]),
+            ],
+            "linear",
+            [x],
+            [y],
+            [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
         ),
-        opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10,
-    )  # fmt: skip
+        opset_imports=[onnx.helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
     found, _ = graph.simplified(ir.from_proto(model))
     assert [node.op_type for node in found.graph] == ["MatMul", "Add"]
 
@@ -159,7 +183,9 @@ def test_what_onnxsim_makes_larger_is_left_as_it_was(parent, out, context, monke
     def bloated(proto, **_):
         grown = onnx.ModelProto()
         grown.CopyFrom(proto)
-        grown.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(9000, np.float32), "unshared"))
+        grown.graph.initializer.append(
+            onnx.numpy_helper.from_array(np.zeros(9000, np.float32), "unshared")
+        )
         return grown, True
 
     monkeypatch.setattr(onnxsim, "simplify", bloated)
@@ -237,14 +263,18 @@ def test_an_rms_norm_is_one_operator_in_onnxruntime(tmp_path):
 
     x = np.random.default_rng(0).normal(size=(4, 3, 16)).astype(np.float32)
     module = Normed()
-    model = onnx_from_torch(module, [InputSpec("x", "float32", ("batch", 3, 16))], ["logits"], {"x": x}, 20)
+    model = onnx_from_torch(
+        module, [InputSpec("x", "float32", ("batch", 3, 16))], ["logits"], {"x": x}, 20
+    )
     model, _ = graph.simplified(model)
     graph.divide(model)
     graph.write(model, tmp_path, {}, 1 << 30)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
     operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert operators == ["SimplifiedLayerNormalization"]
     wanted = module(torch.from_numpy(x))["logits"].detach().numpy()

@@ -16,24 +16,41 @@ from compressor.runtimes.onnxruntime.decoder import fast_prompts as onnx_prompts
 from compressor.runtimes.onnxruntime.decoder.binding import Bound
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from compressor.runtimes.onnxruntime.opening import opened
-from tests.unit.passes.export_onnx.test_decoder import FAMILY, FIELDS, TOKENS, awq, exported, parent_in
+from tests.unit.passes.export_onnx.test_decoder import (
+    FAMILY,
+    FIELDS,
+    TOKENS,
+    awq,
+    exported,
+    parent_in,
+)
 
 
 def graph(folder, preset="tiny-llama", **decoder):
-    exported(awq(parent_in(folder / "parent", preset), folder), folder / "graph", {**FIELDS, "decoder": decoder})
+    exported(
+        awq(parent_in(folder / "parent", preset), folder),
+        folder / "graph",
+        {**FIELDS, "decoder": decoder},
+    )
     return folder / "graph"
 
 
 def divergence(one_BTV, other_BTV):
     """KL, of each token [B, T]."""
-    logs = [scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True) for scores in (one_BTV, other_BTV)]
+    logs = [
+        scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True)
+        for scores in (one_BTV, other_BTV)
+    ]
     return (np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=-1)
 
 
 @pytest.mark.parametrize("preset", FAMILY.presets)
 def test_every_architecture_reads_prompts_in_8_bits(preset, tmp_path):
     folder = graph(tmp_path, preset)
-    exact, fast = OnnxDecoder(folder, 1, room=60), OnnxDecoder(folder, 1, room=60, fast_prompts=True)
+    exact, fast = (
+        OnnxDecoder(folder, 1, room=60),
+        OnnxDecoder(folder, 1, room=60, fast_prompts=True),
+    )
     wanted, got = (decoder.feed(TOKENS[:1], keep=0).copy() for decoder in (exact, fast))
     assert 0 < divergence(wanted, got).mean() < 1e-3
     wanted, got = (decoder.feed(np.array([[7]])).copy() for decoder in (exact, fast))
@@ -42,13 +59,18 @@ def test_every_architecture_reads_prompts_in_8_bits(preset, tmp_path):
 
 def test_few_tokens_are_read_as_the_file_says(tmp_path):
     folder = graph(tmp_path)
-    exact, fast = OnnxDecoder(folder, 1, room=60), OnnxDecoder(folder, 1, room=60, fast_prompts=True)
+    exact, fast = (
+        OnnxDecoder(folder, 1, room=60),
+        OnnxDecoder(folder, 1, room=60, fast_prompts=True),
+    )
     for tokens in (15, 1, 3):
         assert np.array_equal(exact.feed(TOKENS[:1, :tokens]), fast.feed(TOKENS[:1, :tokens]))
     assert not np.array_equal(exact.feed(TOKENS[:1, :16]), fast.feed(TOKENS[:1, :16]))
 
 
-@pytest.mark.parametrize("decoder", [{"int8_tables": True}, {"int8_kv_cache": {"data": "text"}}], ids=str)
+@pytest.mark.parametrize(
+    "decoder", [{"int8_tables": True}, {"int8_kv_cache": {"data": "text"}}], ids=str
+)
 def test_batches_padding_and_pieces(decoder, tmp_path):
     folder = graph(tmp_path, **decoder)
     ids = np.random.default_rng(1).integers(3, 490, (2, 150))
@@ -71,7 +93,8 @@ def test_weights_that_lie_beside_the_graph(tmp_path):
     for name, limit in (("inside", 100), ("beside", 0)):
         exported(parent, tmp_path / name, {**FIELDS, "external_data_threshold_mb": limit})
     said = [
-        OnnxDecoder(tmp_path / name, 1, room=60, fast_prompts=True).feed(TOKENS[:1]) for name in ("inside", "beside")
+        OnnxDecoder(tmp_path / name, 1, room=60, fast_prompts=True).feed(TOKENS[:1])
+        for name in ("inside", "beside")
     ]
     assert np.array_equal(*said)
 
@@ -82,14 +105,19 @@ def test_what_has_no_packed_integers_is_told(decoder, tmp_path):
         exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "graph")
     else:
         graph(tmp_path, **decoder)
-    with pytest.raises(UsageError, match="holds no weights that are multiplied as packed integers") as caught:
+    with pytest.raises(
+        UsageError, match="holds no weights that are multiplied as packed integers"
+    ) as caught:
         OnnxDecoder(tmp_path / "graph", 1, room=60, fast_prompts=True)
     assert "awq" in caught.value.remedy
 
 
 def test_turns_go_from_one_graph_to_the_other_and_back(tmp_path):
     folder, ids = graph(tmp_path), np.random.default_rng(2).integers(3, 490, (1, 90))
-    exact, fast = OnnxDecoder(folder, 1, room=100), OnnxDecoder(folder, 1, room=100, fast_prompts=True)
+    exact, fast = (
+        OnnxDecoder(folder, 1, room=100),
+        OnnxDecoder(folder, 1, room=100, fast_prompts=True),
+    )
     start = 0
     for tokens in (20, 1, 1, 30, 2, 17, 1):
         wanted, got = (one.feed(ids[:, start : start + tokens]).copy() for one in (exact, fast))
@@ -115,7 +143,9 @@ def test_a_step_of_many_texts_is_read_as_the_file_says(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, PassError("inside")])
-def test_what_fails_in_a_later_piece_leaves_the_conversation_as_it_was(error, tmp_path, monkeypatch):
+def test_what_fails_in_a_later_piece_leaves_the_conversation_as_it_was(
+    error, tmp_path, monkeypatch
+):
     folder, ids = graph(tmp_path), np.random.default_rng(2).integers(3, 490, (1, 300))
     decoder = OnnxDecoder(folder, 1, room=400, fast_prompts=True)
     decoder.feed(ids[:, :50])
@@ -146,15 +176,28 @@ def test_scores_of_a_whole_prompt_are_not_kept_through_the_steps(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-def test_a_processor_whose_fast_products_are_wrong_takes_the_exact_ones(wrong, tmp_path, monkeypatch):
+def test_a_processor_whose_fast_products_are_wrong_takes_the_exact_ones(
+    wrong, tmp_path, monkeypatch
+):
     folder, settings = graph(tmp_path), []
     monkeypatch.setattr(onnx_products, "saturate", lambda: wrong)
     monkeypatch.setattr(
-        onnx_decoder, "opened", lambda *given, **named: settings.append(named) or opened(*given, **named)
+        onnx_decoder,
+        "opened",
+        lambda *given, **named: settings.append(named) or opened(*given, **named),
     )
-    exact, fast = OnnxDecoder(folder, 1, room=60), OnnxDecoder(folder, 1, room=60, fast_prompts=True)
-    assert ["session.x64quantprecision" in one["settings"] for one in settings] == [False, False, wrong]
-    assert 0 < divergence(exact.feed(TOKENS[:1], keep=0), fast.feed(TOKENS[:1], keep=0)).mean() < 1e-3
+    exact, fast = (
+        OnnxDecoder(folder, 1, room=60),
+        OnnxDecoder(folder, 1, room=60, fast_prompts=True),
+    )
+    assert ["session.x64quantprecision" in one["settings"] for one in settings] == [
+        False,
+        False,
+        wrong,
+    ]
+    assert (
+        0 < divergence(exact.feed(TOKENS[:1], keep=0), fast.feed(TOKENS[:1], keep=0)).mean() < 1e-3
+    )
 
 
 def test_products_that_saturate_are_found(monkeypatch):
@@ -175,7 +218,10 @@ def test_what_does_not_fit_is_told_and_nothing_stays_on_the_disk(tmp_path, monke
 
     with monkeypatch.context() as patched:
         patched.setattr(onnx_prompts.ir, "save", short)
-        with pytest.raises(StorageError, match=r"cannot be written into .*spare: 331776 requested and 149760 written"):
+        with pytest.raises(
+            StorageError,
+            match=r"cannot be written into .*spare: 331776 requested and 149760 written",
+        ):
             OnnxDecoder(folder, 1, room=60, fast_prompts=True)
     with monkeypatch.context() as patched:
         patched.setattr(onnx_prompts.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
@@ -183,7 +229,9 @@ def test_what_does_not_fit_is_told_and_nothing_stays_on_the_disk(tmp_path, monke
             OnnxDecoder(folder, 1, room=60, fast_prompts=True)
     with monkeypatch.context() as patched:
         patched.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-        with pytest.raises(StorageError, match="no place for temporary files: No such file") as caught:
+        with pytest.raises(
+            StorageError, match="no place for temporary files: No such file"
+        ) as caught:
             OnnxDecoder(folder, 1, room=60, fast_prompts=True)
         assert "TMPDIR" in caught.value.remedy
     with monkeypatch.context() as patched:
@@ -193,5 +241,7 @@ def test_what_does_not_fit_is_told_and_nothing_stays_on_the_disk(tmp_path, monke
     OnnxDecoder(folder, 1, room=20, fast_prompts=True)
     assert not list(spare.iterdir())
     held = "/proc/self/maps"
-    if Path(held).exists():  # where it does, nothing of the file is mapped any more: its blocks are free
+    if Path(
+        held
+    ).exists():  # where it does, nothing of the file is mapped any more: its blocks are free
         assert str(spare) not in Path(held).read_text(encoding="utf-8")

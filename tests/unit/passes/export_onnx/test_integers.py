@@ -33,7 +33,9 @@ NET = {
 
 
 def context(folder):
-    return PassContext({}, lambda _: Blobs(), folder, 0, 1, "cpu", "ab" * 32, lambda *_: None, lambda _: None)
+    return PassContext(
+        {}, lambda _: Blobs(), folder, 0, 1, "cpu", "ab" * 32, lambda *_: None, lambda _: None
+    )
 
 
 def run(pass_, config, parent, out):
@@ -54,12 +56,25 @@ def exported(tmp_path_factory):
         if key not in made:
             folder = tmp_path_factory.mktemp("-".join(map(str, key)))
             torch.manual_seed(0)
-            preset, fields = ("small", NET) if network == "cnn" else ("small-vit", dict(list(NET.items())[:2]))
+            preset, fields = (
+                ("small", NET) if network == "cnn" else ("small-vit", dict(list(NET.items())[:2]))
+            )
             config = FAMILY.resized(FAMILY.presets[preset], fields)
             save_module(FAMILY.build(config), FAMILY.name, config, folder / "float")
-            parent = SimpleNamespace(model=folder / "float", manifest=SimpleNamespace(id="ab12", kind=Kind.TORCH))
-            fields = {"calibration": {"data": "train", "num_samples": 32}, "target": target, "weight_bits": bits}
-            run(Qat(), QatConfig.model_validate_json(json.dumps(fields)), parent, folder / "quantized")
+            parent = SimpleNamespace(
+                model=folder / "float", manifest=SimpleNamespace(id="ab12", kind=Kind.TORCH)
+            )
+            fields = {
+                "calibration": {"data": "train", "num_samples": 32},
+                "target": target,
+                "weight_bits": bits,
+            }
+            run(
+                Qat(),
+                QatConfig.model_validate_json(json.dumps(fields)),
+                parent,
+                folder / "quantized",
+            )
             parity = {"data": "train", "num_samples": 32, "agreement": 0.9}
             config = ExportOnnxConfig.model_validate_json(json.dumps({"parity": parity}))
             quantized = SimpleNamespace(model=folder / "quantized")
@@ -72,10 +87,14 @@ def exported(tmp_path_factory):
 @pytest.mark.parametrize("network", ["cnn", "vit"])
 def test_onnxruntime_computes_every_layer_with_integers(exported, network):
     folder, summary = exported(network)
-    layers = [one for one in load_module(folder / "quantized").modules() if isinstance(one, IntegerLayer)]
+    layers = [
+        one for one in load_module(folder / "quantized").modules() if isinstance(one, IntegerLayer)
+    ]
     assert summary["onnxruntime_float"] == []
     assert sum(summary["onnxruntime_integer"].values()) == summary["integer_layers"] == len(layers)
-    wanted = {"QLinearConv", "MatMulIntegerToFloat"} if network == "cnn" else {"MatMulIntegerToFloat"}
+    wanted = (
+        {"QLinearConv", "MatMulIntegerToFloat"} if network == "cnn" else {"MatMulIntegerToFloat"}
+    )
     assert summary["onnxruntime_integer"].keys() == wanted
     assert summary["complaints"] == []
 
@@ -94,7 +113,9 @@ def test_the_file_holds_the_integers(exported, network, target):
     model = onnx.load(folder / "onnx" / "model.onnx")
     stored = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
     weights = [one for one in stored.values() if one.dtype == np.int8 and one.ndim > 1]
-    layers = [one for one in load_module(folder / "quantized").modules() if isinstance(one, IntegerLayer)]
+    layers = [
+        one for one in load_module(folder / "quantized").modules() if isinstance(one, IntegerLayer)
+    ]
     assert len(weights) == len(layers)
     ours = sorted(
         (one.layer.weight / one.weight_grid.scale.view(-1, *(1,) * (one.layer.weight.ndim - 1)))
@@ -104,7 +125,9 @@ def test_the_file_holds_the_integers(exported, network, target):
         .item()
         for one in layers
     )
-    assert sorted(float(one.astype(np.int64).sum()) for one in weights) == pytest.approx(ours, abs=1.0)
+    assert sorted(float(one.astype(np.int64).sum()) for one in weights) == pytest.approx(
+        ours, abs=1.0
+    )
     floats = sum(one.nbytes for one in stored.values() if one.dtype == np.float32)
     assert floats < 0.2 * sum(one.nbytes for one in weights) + 40_000
 
@@ -122,7 +145,9 @@ def test_tensorrt_gets_signed_symmetric_integers_alone(exported, network):
         if one.op_type == "Constant"
     }
     zeros = [
-        constants[one.input[2]] for one in model.graph.node if one.op_type in {"QuantizeLinear", "DequantizeLinear"}
+        constants[one.input[2]]
+        for one in model.graph.node
+        if one.op_type in {"QuantizeLinear", "DequantizeLinear"}
     ]
     assert zeros
     assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
@@ -143,9 +168,13 @@ def test_both_targets_say_nearly_what_torch_says(exported):
 def test_four_bits_stay_within_their_range(exported):
     folder, _ = exported("cnn", "onnxruntime", 4)
     model = onnx.load(folder / "onnx" / "model.onnx")
-    weights = [onnx.numpy_helper.to_array(one) for one in model.graph.initializer if len(one.dims) > 1]
+    weights = [
+        onnx.numpy_helper.to_array(one) for one in model.graph.initializer if len(one.dims) > 1
+    ]
     integers = [one for one in weights if one.dtype == np.int8]
-    assert {int(one.min()) for one in integers} | {int(one.max()) for one in integers} <= set(range(-8, 8))
+    assert {int(one.min()) for one in integers} | {int(one.max()) for one in integers} <= set(
+        range(-8, 8)
+    )
 
 
 def test_padding_moves_into_the_convolution(exported):
@@ -171,7 +200,12 @@ def test_activations_of_four_bits_are_refused(exported, tmp_path):
     tree["layers"]["head"]["input"]["bits"] = 4
     (tmp_path / "quantized" / QUANTIZATION).write_text(json.dumps(tree))
     with pytest.raises(RequirementError, match="4-bit activations: head"):
-        run(ExportOnnx(), ExportOnnxConfig(), SimpleNamespace(model=tmp_path / "quantized"), tmp_path / "onnx")
+        run(
+            ExportOnnx(),
+            ExportOnnxConfig(),
+            SimpleNamespace(model=tmp_path / "quantized"),
+            tmp_path / "onnx",
+        )
 
 
 def test_a_layer_that_is_called_twice_is_stored_once():
@@ -184,7 +218,9 @@ def test_a_layer_that_is_called_twice_is_stored_once():
     class Twice(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = IntegerLayer(torch.nn.Linear(8, 8), QuantizedLayer(weight=Grid(bits=8), input=Grid(bits=8)))
+            self.inner = IntegerLayer(
+                torch.nn.Linear(8, 8), QuantizedLayer(weight=Grid(bits=8), input=Grid(bits=8))
+            )
 
         def forward(self, x):
             return {"logits": self.inner(torch.tanh(self.inner(x)))}
@@ -195,10 +231,14 @@ def test_a_layer_that_is_called_twice_is_stored_once():
     integers.fix_scales(module)
     x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
     inputs = [InputSpec("x", "float32", ("batch", 8))]
-    model = onnx_from_torch(module, inputs, ["logits"], {"x": x}, 20, integers.translations("onnxruntime"))
+    model = onnx_from_torch(
+        module, inputs, ["logits"], {"x": x}, 20, integers.translations("onnxruntime")
+    )
     model, _ = graph.simplified(model)
     integers.laid_out(model, "onnxruntime", 8)
     stored = [
-        one for one in model.graph.initializers.values() if one.const_value.dtype.name == "INT8" and len(one.shape) == 2
+        one
+        for one in model.graph.initializers.values()
+        if one.const_value.dtype.name == "INT8" and len(one.shape) == 2
     ]
     assert len(stored) == 1

@@ -36,7 +36,9 @@ def test_a_planted_defect_in_the_graph_is_named(parent, exported):
     assert {one.layer for one in sound.layers} >= {"conv", "embedding"}
     model = onnx.load(exported / "model.onnx")
     (weight,) = (one for one in model.graph.initializer if one.name == "module.conv.weight")
-    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.1), weight.name))
+    weight.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.1), weight.name)
+    )
     onnx.save(model, exported / "model.onnx")
     spoilt = compare_layers(layers, open_layers(Kind.ONNX, exported, 1), BATCH)
     assert (spoilt.layers[0].layer, spoilt.parts_at) == ("conv", "conv")
@@ -47,9 +49,14 @@ def test_a_planted_defect_in_the_graph_is_named(parent, exported):
 
 
 def test_tensors_are_found_by_their_names(parent, exported):
-    found = {one.name: one for one in tensor_differences((Kind.TORCH, parent.model), (Kind.ONNX, exported))}
+    found = {
+        one.name: one
+        for one in tensor_differences((Kind.TORCH, parent.model), (Kind.ONNX, exported))
+    }
     assert found["conv.weight"].a == found["conv.weight"].b == (8, 3, 3, 3)
-    assert found["conv.weight"].snr_db == pytest.approx(106, abs=1), "the norm behind it is folded into it"
+    assert found["conv.weight"].snr_db == pytest.approx(106, abs=1), (
+        "the norm behind it is folded into it"
+    )
 
 
 def test_a_graph_without_names_is_told_to_be_exported_again(exported):

@@ -21,8 +21,16 @@ def exported(artifact, folder, opset):
     notes, samples = [], samples_of(IMAGES)
     data = ArrayDataset(samples, tuple(samples))
     given = PassContext(
-        {}, {"test": data}.__getitem__, folder, 0, 1, "cpu", "ab" * 32, lambda *_: None, notes.append
-    )  # fmt: skip
+        {},
+        {"test": data}.__getitem__,
+        folder,
+        0,
+        1,
+        "cpu",
+        "ab" * 32,
+        lambda *_: None,
+        notes.append,
+    )
     step, config = ExportOnnx(), ExportOnnxConfig(opset=opset, parity={"batch_size": 4})
     out = folder / f"opset-{opset}"
     out.mkdir(parents=True)
@@ -55,17 +63,26 @@ def test_blocks_hold_the_integers_and_nothing_else(fields, kind, tmp_path):
     graph = onnx.load(out / MODEL).graph
     stored = {one.name: one for one in graph.initializer if ".integers" in one.name}
     assert {one.data_type for one in stored.values()} == {kind}
-    alone = [name for name in layers if "attention.out" in name or "attention." not in name]  # onnxsim joins the others
+    alone = [
+        name for name in layers if "attention.out" in name or "attention." not in name
+    ]  # onnxsim joins the others
     assert len(stored) == len(alone) + VIT.vision_layers
     for name in alone:
         layer, turned = layers[name], f"module.{name}.weight.integers.T" in stored
-        values = onnx.numpy_helper.to_array(stored[f"module.{name}.weight.integers{'.T' if turned else ''}"])
+        values = onnx.numpy_helper.to_array(
+            stored[f"module.{name}.weight.integers{'.T' if turned else ''}"]
+        )
         below = layer.grid.middle if layer.grid.symmetric else 0
         wanted = layer.integers_OI.numpy().astype(np.int16) - below
         assert np.array_equal((values.T if turned else values).astype(np.int16), wanted)
-    pairs = {one.name: one for one in tensor_differences((Kind.AWQ, artifact.model), (Kind.ONNX, out))}
+    pairs = {
+        one.name: one for one in tensor_differences((Kind.AWQ, artifact.model), (Kind.ONNX, out))
+    }
     assert all(pairs[f"{name}.weight"].equal for name in alone)
-    joined = stored["+".join(f"vision.layers.0.attention.{one}" for one in ("query", "key", "value")) + ".integers.T"]
+    joined = stored[
+        "+".join(f"vision.layers.0.attention.{one}" for one in ("query", "key", "value"))
+        + ".integers.T"
+    ]
     assert list(joined.dims) == [VIT.vision_width, 3 * VIT.vision_width]
     parameters = sum(IMAGES.parameters(VIT).values())
     assert 0.97 * parameters < onnx_cost.parameters(onnx.load(out / MODEL)) <= 1.03 * parameters
@@ -78,8 +95,13 @@ def test_without_blocks_weights_are_floats_and_it_is_said(tmp_path):
     assert len(summary["packed_as_floats"]) == len(packed_layers(artifact.model))
     assert len(notes) == 1
     assert "stored as floats, which hold them exactly: set `opset: 21`" in notes[0]
-    with open_session(Kind.ONNX, out, threads=1) as ours, open_session(Kind.AWQ, artifact.model, threads=1) as torchs:
-        answers = [torch.from_numpy(one.run(samples_of(IMAGES))["logits"]) for one in (ours, torchs)]
+    with (
+        open_session(Kind.ONNX, out, threads=1) as ours,
+        open_session(Kind.AWQ, artifact.model, threads=1) as torchs,
+    ):
+        answers = [
+            torch.from_numpy(one.run(samples_of(IMAGES))["logits"]) for one in (ours, torchs)
+        ]
     assert torch.allclose(*answers, atol=1e-4)
 
 

@@ -52,14 +52,21 @@ def test_the_worst_sample_is_named():
 
 def test_a_tie_is_no_disagreement_but_a_flip_is():
     def tied(x):
-        return np.stack([np.full(len(x), 1.0), np.full(len(x), 1.0), x[:, 0] - 9], axis=1).astype(np.float32)
+        return np.stack([np.full(len(x), 1.0), np.full(len(x), 1.0), x[:, 0] - 9], axis=1).astype(
+            np.float32
+        )
 
     def flipped(x):
         return tied(x) + np.array([0, 1e-4, 0], np.float32)
 
     assert compare(Plain(tied), Plain(flipped), BATCHES, CONFIG)[0].agreement == 1.0
     with pytest.raises(ParityError, match=r"answers agree in 0\.0%"):
-        compare(Plain(tied), Plain(lambda x: tied(x)[:, [2, 2, 0]]), BATCHES, ParityConfig(batch_size=4, max_abs=0.5))
+        compare(
+            Plain(tied),
+            Plain(lambda x: tied(x)[:, [2, 2, 0]]),
+            BATCHES,
+            ParityConfig(batch_size=4, max_abs=0.5),
+        )
 
 
 def test_nan_in_the_export_is_as_wrong_as_can_be_and_in_the_reference_an_error_of_its_own():

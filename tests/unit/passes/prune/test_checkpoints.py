@@ -36,11 +36,15 @@ def cli(*arguments):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("checkpoints")
-    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="w0"))
+    tokenizer = Tokenizer(
+        WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="w0")
+    )
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(home / "tokenizer.json"))
     draw = torch.Generator().manual_seed(0)
-    (home / "text.txt").write_text(" ".join(WORDS[i] for i in torch.randint(0, 480, (400,), generator=draw).tolist()))
+    (home / "text.txt").write_text(
+        " ".join(WORDS[i] for i in torch.randint(0, 480, (400,), generator=draw).tolist())
+    )
     return home
 
 
@@ -62,27 +66,45 @@ def test_every_axis_of_a_decoder_goes_and_the_library_loads_what_is_left(home):
     target = "target: {dimensions: {layers: 2, hidden: 48, ffn: 64, heads: 2}}"
     folder = pruned(home, "tiny-qwen3", target)
     config = config_of(folder)
-    assert [config[f"num_{name}"] for name in ("hidden_layers", "attention_heads", "key_value_heads")] == [2, 2, 1]
+    assert [
+        config[f"num_{name}"] for name in ("hidden_layers", "attention_heads", "key_value_heads")
+    ] == [2, 2, 1]
     assert (config["hidden_size"], config["intermediate_size"], config["head_dim"]) == (48, 64, 16)
     assert config["layer_types"] == ["full_attention"] * 2
     module = AutoModelForCausalLM.from_pretrained(folder / "model")
-    assert sum(weight.numel() for weight in module.parameters()) == facts_of(folder / "model")["parameters"]
-    assert module.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False).shape == (1, 7)
+    assert (
+        sum(weight.numel() for weight in module.parameters())
+        == facts_of(folder / "model")["parameters"]
+    )
+    assert module.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False).shape == (
+        1,
+        7,
+    )
 
 
 def test_glm4v_goes_through_all_axes_and_still_sees_and_generates(home):
-    folder = pruned(home, "tiny-glm4v", "target: {dimensions: {layers: 2, hidden: 96, heads: 6, ffn: 64}}")
+    folder = pruned(
+        home, "tiny-glm4v", "target: {dimensions: {layers: 2, hidden: 96, heads: 6, ffn: 64}}"
+    )
     config = config_of(folder)
-    assert (config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]) == (96, 6, 2)
+    assert (
+        config["hidden_size"],
+        config["num_attention_heads"],
+        config["num_key_value_heads"],
+    ) == (96, 6, 2)
     assert config["vision_config"]["out_hidden_size"] == 96
     assert config["rope_parameters"]["mrope_section"] == [2, 1, 1]
-    module, info = Glm4vForConditionalGeneration.from_pretrained(folder / "model", output_loading_info=True)
+    module, info = Glm4vForConditionalGeneration.from_pretrained(
+        folder / "model", output_loading_info=True
+    )
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     image = {
         "input_ids": torch.tensor([[1, 502, 500, 500, 500, 500, 503, 2]]),
         "attention_mask": torch.ones(1, 8, dtype=torch.int64),
         "mm_token_type_ids": torch.tensor([[0, 0, 1, 1, 1, 1, 0, 0]]),
-        "pixel_values": torch.randn(16, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(0)),
+        "pixel_values": torch.randn(
+            16, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(0)
+        ),
         "image_grid_thw": torch.tensor([[1, 4, 4]]),
     }
     seen = module(**image)["logits"]
@@ -95,7 +117,10 @@ def test_glm4v_goes_through_all_axes_and_still_sees_and_generates(home):
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-glm4"])
 def test_a_target_is_met_over_all_axes(home, preset):
     folder = pruned(home, preset, "target: {params: 60%}, axes: [layers, hidden, ffn, heads]")
-    rows = {row["field"]: row for row in json.loads((folder / "manifest.json").read_text())["summary"]["cuts"]}
+    rows = {
+        row["field"]: row
+        for row in json.loads((folder / "manifest.json").read_text())["summary"]["cuts"]
+    }
     assert rows["parameters"]["after"] <= 0.6 * rows["parameters"]["before"]
     module = AutoModelForCausalLM.from_pretrained(folder / "model")
     weights = {weight.data_ptr(): weight.numel() for weight in module.parameters()}
@@ -127,9 +152,21 @@ def test_a_checkpoint_that_is_no_artifact_yet_shows_its_cut(home, tmp_path):
     ("preset", "target", "told"),
     [
         ("tiny-glm4v", "target: {dimensions: {hidden: 96, heads: 4}}", "they shrink together"),
-        ("tiny-glm4v", "target: {dimensions: {heads: 5}}", "heads: 5 is not between 2 and 8, in steps of 2"),
-        ("tiny-llama", "target: {dimensions: {heads: 3}}", "heads: 3 is not between 2 and 4, in steps of 2"),
-        ("tiny-llama", "target: {dimensions: {hidden: 47}}", "do not fit together: hidden_size 47 is no multiple of 4"),
+        (
+            "tiny-glm4v",
+            "target: {dimensions: {heads: 5}}",
+            "heads: 5 is not between 2 and 8, in steps of 2",
+        ),
+        (
+            "tiny-llama",
+            "target: {dimensions: {heads: 3}}",
+            "heads: 3 is not between 2 and 4, in steps of 2",
+        ),
+        (
+            "tiny-llama",
+            "target: {dimensions: {hidden: 47}}",
+            "do not fit together: hidden_size 47 is no multiple of 4",
+        ),
         ("tiny-llama", "target: {params: 1%}", "no further cut saves anything"),
     ],
 )

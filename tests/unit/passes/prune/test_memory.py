@@ -49,9 +49,13 @@ def test_memory_does_not_grow_with_what_is_on_disk(tmp_path):
 
 def test_a_module_takes_tensors_uncopied_and_stays_tied():
     with weights_on_meta():
-        module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 8))
+        module = torch.nn.Sequential(
+            torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 8)
+        )
         module[2].weight = module[0].weight
-    state = {name: torch.randn(one.shape).to(one.dtype) for name, one in module.state_dict().items()}
+    state = {
+        name: torch.randn(one.shape).to(one.dtype) for name, one in module.state_dict().items()
+    }
     state["2.weight"] = state["0.weight"]
     taken = assigned(module, state)
     assert taken[2].weight is taken[0].weight

@@ -43,7 +43,9 @@ def built(family, config, seed=0):
     model = without_epsilon(family.build(config).eval())
     with torch.no_grad():  # norms that have learnt something
         for name, tensor in model.state_dict().items():
-            if name.endswith(("running_mean", "running_var")) or ("norm" in name and name.endswith(("weight", "bias"))):
+            if name.endswith(("running_mean", "running_var")) or (
+                "norm" in name and name.endswith(("weight", "bias"))
+            ):
                 tensor.copy_(torch.rand_like(tensor) + 0.5)
     return model
 
@@ -54,11 +56,18 @@ def silence(model, axis, units):
     normed = any(cut.norm for cut in axis.cuts)
     for cut in axis.cuts:
         if not cut.norm and (normed or cut.reads):
-            rows = state[cut.tensor].movedim(cut.dim, 0).unflatten(0, (cut.segments, axis.units, cut.block))
+            rows = (
+                state[cut.tensor]
+                .movedim(cut.dim, 0)
+                .unflatten(0, (cut.segments, axis.units, cut.block))
+            )
             rows[:, units] = 0
     for number in axis.members(units.tolist()) if axis.stack else []:
         for last in LAST:
-            for name in (f"{axis.stack}.{number}.{last}", f"{axis.stack}.{number}.attention.{last}"):
+            for name in (
+                f"{axis.stack}.{number}.{last}",
+                f"{axis.stack}.{number}.attention.{last}",
+            ):
                 if name in state:
                     state[name].zero_()
 
@@ -78,7 +87,11 @@ LAST = (
 
 
 DEEP_CNN = CLASSIFIER.presets["small"].model_copy(
-    update={"vision_blocks": tuple(CLASSIFIER.presets["small"].vision_blocks[index] for index in (0, 1, 1, 1, 2, 3, 3))}
+    update={
+        "vision_blocks": tuple(
+            CLASSIFIER.presets["small"].vision_blocks[index] for index in (0, 1, 1, 1, 2, 3, 3)
+        )
+    }
 )
 """With stages of three and of two residual blocks."""
 PRUNED = [
@@ -93,7 +106,11 @@ PRUNED = [
 
 def sample(family, config, batch):
     if family is CHECKPOINT:
-        return {"input_ids": torch.randint(0, 490, (batch, 7), generator=torch.Generator().manual_seed(batch))}
+        return {
+            "input_ids": torch.randint(
+                0, 490, (batch, 7), generator=torch.Generator().manual_seed(batch)
+            )
+        }
     return inputs(family, config, batch)
 
 
@@ -103,13 +120,19 @@ def test_units_without_effect_can_go_and_the_output_stays(data):
     family, config = data.draw(st.sampled_from(PRUNED))
     model = built(family, config)
     # A gate and a rectifier are never quite the identity; without images nothing goes through a vision tower.
-    axes = [axis for axis in family.axes(config) if axis.stack not in {"fusion.layers", "speech.residuals"}]
+    axes = [
+        axis
+        for axis in family.axes(config)
+        if axis.stack not in {"fusion.layers", "speech.residuals"}
+    ]
     scores = {axis.name: np.ones(axis.units) for axis in axes}
     kept, sizes = {}, {}
     widths = widths_of(axes, scores, multiple=8, min_keep=0.1)
     for width in widths:
         step = 16 if width.label == "hidden" else 1  # Llama's class wants a multiple of its heads
-        count = width.units // step  # one unit alone would leave some token with next to nothing to normalise
+        count = (
+            width.units // step
+        )  # one unit alone would leave some token with next to nothing to normalise
         left = sizes[width.label] = step * data.draw(st.integers(-(-count // 4), count))
         for axis in width.axes if left < width.units else ():
             order = torch.randperm(axis.units, generator=torch.Generator().manual_seed(left))
@@ -117,7 +140,9 @@ def test_units_without_effect_can_go_and_the_output_stays(data):
             kept[axis.name] = order[:units].sort().values
             silence(model, axis, order[units:])
     chosen = {name: units.tolist() for name, units in kept.items()}
-    smaller = without_epsilon(family.build(family.resized(config, fields_of(widths, sizes, config, chosen))).eval())
+    smaller = without_epsilon(
+        family.build(family.resized(config, fields_of(widths, sizes, config, chosen))).eval()
+    )
     batch = sample(family, config, 4)
 
     def run(one):
@@ -137,10 +162,18 @@ def test_what_stays_answers_for_what_goes():
     model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 3))
     with torch.no_grad():  # two units say what two others say
         model[0].weight[4:], model[0].bias[4:] = 2 * model[0].weight[:2], 2 * model[0].bias[:2]
-    axis = Axis("inner", "ffn", 6, (Cut("0.weight", 0), Cut("0.bias", 0), Cut("1.weight", 1)), ((("ffn",), 1),))
+    axis = Axis(
+        "inner",
+        "ffn",
+        6,
+        (Cut("0.weight", 0), Cut("0.bias", 0), Cut("1.weight", 1)),
+        ((("ffn",), 1),),
+    )
     batches = [{"x": torch.randn(400, 6)}]
     kept = {"inner": torch.arange(4)}
-    solved = dict(least_squares(model, [axis], kept, lambda: batches, lambda batch: model(batch["x"]).sum()))
+    solved = dict(
+        least_squares(model, [axis], kept, lambda: batches, lambda batch: model(batch["x"]).sum())
+    )
     smaller = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3))
     x = torch.randn(50, 6)
 
@@ -153,7 +186,9 @@ def test_what_stays_answers_for_what_goes():
 
 def test_layers_take_turns_where_their_gram_matrices_are_large(monkeypatch):
     model = CHECKPOINT.build(CHECKPOINT.presets["tiny-llama"]).eval()
-    axes = [axis for axis in CHECKPOINT.axes(CHECKPOINT.presets["tiny-llama"]) if axis.kind == "ffn"]
+    axes = [
+        axis for axis in CHECKPOINT.axes(CHECKPOINT.presets["tiny-llama"]) if axis.kind == "ffn"
+    ]
     kept = {axis.name: torch.arange(axis.units // 2) for axis in axes}
     passes = []
 
@@ -203,19 +238,29 @@ def test_scoring_holds_the_gradient_of_one_weight_and_the_activations_of_one_lay
 
     held = []
     weights = [layer.mlp.down_proj.weight for layer in model.model.layers]
-    with gradients_as_they_come(model, weights, lambda *_: held.append([w.grad is not None for w in weights])):
+    with gradients_as_they_come(
+        model, weights, lambda *_: held.append([w.grad is not None for w in weights])
+    ):
         loss(batch).backward()
     assert held == [[False] * len(weights)] * len(weights)
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
+    )
 
 
 def test_weights_that_something_else_uses_are_left():
     model = CHECKPOINT.build(CHECKPOINT.presets["tiny-llama"]).eval()
-    axes = [axis for axis in CHECKPOINT.axes(CHECKPOINT.presets["tiny-llama"]) if axis.kind == "hidden"]
+    axes = [
+        axis for axis in CHECKPOINT.axes(CHECKPOINT.presets["tiny-llama"]) if axis.kind == "hidden"
+    ]
     batch = sample(CHECKPOINT, None, 2)
     solved = dict(
         least_squares(
-            model, axes, {axes[0].name: torch.arange(48)}, lambda: [batch], lambda b: model(**b)["logits"].sum()
+            model,
+            axes,
+            {axes[0].name: torch.arange(48)},
+            lambda: [batch],
+            lambda b: model(**b)["logits"].sum(),
         )
     )
     assert "model.layers.0.self_attn.q_proj.weight" in solved
@@ -233,7 +278,9 @@ def test_a_unit_without_effect_has_no_importance(family, config, score):
     names = [spec.name for spec in family.inputs(config)]
 
     def loss(one):
-        return torch.nn.functional.cross_entropy(model(**{name: one[name] for name in names})["logits"], one["label"])
+        return torch.nn.functional.cross_entropy(
+            model(**{name: one[name] for name in names})["logits"], one["label"]
+        )
 
     scores = score(model, axes, [batch, batch], loss)
     for axis in axes:
@@ -247,7 +294,9 @@ def test_a_unit_without_effect_has_no_importance(family, config, score):
 def test_a_layer_that_hands_on_what_it_gets_has_no_importance(score):
     model = built(PHONE, OTHER)
     axes = [
-        axis for axis in PHONE.axes(OTHER) if axis.stack in {"vision.layers", "speech.layers", "text_encoder.layers"}
+        axis
+        for axis in PHONE.axes(OTHER)
+        if axis.stack in {"vision.layers", "speech.layers", "text_encoder.layers"}
     ]
     assert [axis.units for axis in axes] == [2, 2, 2]
     for axis in axes:
@@ -256,7 +305,9 @@ def test_a_layer_that_hands_on_what_it_gets_has_no_importance(score):
     names = [spec.name for spec in PHONE.inputs(OTHER)]
 
     def loss(one):
-        return torch.nn.functional.cross_entropy(model(**{name: one[name] for name in names})["logits"], one["label"])
+        return torch.nn.functional.cross_entropy(
+            model(**{name: one[name] for name in names})["logits"], one["label"]
+        )
 
     samples = (lambda _: [batch]) if score is layers_by_loss else [batch]
     for name, scores in score(model, axes, samples, loss).items():
@@ -278,11 +329,15 @@ def test_a_channel_that_always_says_the_same_says_nothing():
 
 
 def test_gradient_is_the_norm_of_the_columns_gradient():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 1, bias=False))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 1, bias=False)
+    )
     with torch.no_grad():
         model[0].weight.copy_(torch.diag(torch.tensor([3.0, 0.0, 1.0])))
     axis = Axis("inner", "ffn", 3, (Cut("0.weight", 0), Cut("1.weight", 1)), ((("ffn",), 1),))
-    scores = gradient(model, [axis], [{"x": torch.ones(1, 3)}], lambda batch: model(batch["x"]).sum())["inner"]
+    scores = gradient(
+        model, [axis], [{"x": torch.ones(1, 3)}], lambda batch: model(batch["x"]).sum()
+    )["inner"]
     torch.testing.assert_close(scores, torch.tensor([0.75, 0.0, 0.25], dtype=torch.float64))
 
 
@@ -291,14 +346,25 @@ def test_magnitude_is_the_norm_of_what_holds_the_unit():
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 0.0], [1.0, 0.0]]))
         model[1].weight.copy_(torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
-    axis = Axis("inner", "ffn", 3, (Cut("0.weight", 0), Cut("0.bias", 0), Cut("1.weight", 1)), ((("ffn",), 1),))
+    axis = Axis(
+        "inner",
+        "ffn",
+        3,
+        (Cut("0.weight", 0), Cut("0.bias", 0), Cut("1.weight", 1)),
+        ((("ffn",), 1),),
+    )
     np.testing.assert_allclose(magnitude(model, [axis])["inner"], [5 / 6, 0, 1 / 6])
 
 
 def widths(**scores):
-    axes = [Axis(name, "channels", len(values), (), (((name,), 1),)) for name, values in scores.items()]
+    axes = [
+        Axis(name, "channels", len(values), (), (((name,), 1),)) for name, values in scores.items()
+    ]
     return widths_of(
-        axes, {name: np.array(values, float) for name, values in scores.items()}, multiple=2, min_keep=0.25
+        axes,
+        {name: np.array(values, float) for name, values in scores.items()},
+        multiple=2,
+        min_keep=0.25,
     )
 
 
@@ -326,21 +392,33 @@ def test_what_matters_least_for_what_it_saves_goes_first():
     kept = allocate(found, lambda sizes: sizes["cheap"] + 10.0 * sizes["dear"], 70, "units")
     assert kept == {"cheap": 8, "dear": 6}
     found = widths(dull=[0.1] * 8, keen=[9.0] * 8)
-    assert allocate(found, lambda sizes: float(sum(sizes.values())), 12, "units") == {"dull": 4, "keen": 8}
+    assert allocate(found, lambda sizes: float(sum(sizes.values())), 12, "units") == {
+        "dull": 4,
+        "keen": 8,
+    }
 
 
 def test_an_operator_follows_its_weight():
     convolution = Operator("conv2d", (1, 8, 5, 5), (16, 8, 3, 3), 2, 1)
-    assert resized(convolution, (12, 4, 3, 3)) == Operator("conv2d", (1, 4, 5, 5), (12, 4, 3, 3), 2, 1)
+    assert resized(convolution, (12, 4, 3, 3)) == Operator(
+        "conv2d", (1, 4, 5, 5), (12, 4, 3, 3), 2, 1
+    )
     depthwise = Operator("conv2d", (1, 8, 5, 5), (8, 1, 3, 3), 1, 1, 8)
-    assert resized(depthwise, (6, 1, 3, 3)) == Operator("conv2d", (1, 6, 5, 5), (6, 1, 3, 3), 1, 1, 6)
-    assert resized(Operator("linear", (2, 7, 8), (16, 8)), (16, 4)) == Operator("linear", (2, 7, 4), (16, 4))
+    assert resized(depthwise, (6, 1, 3, 3)) == Operator(
+        "conv2d", (1, 6, 5, 5), (6, 1, 3, 3), 1, 1, 6
+    )
+    assert resized(Operator("linear", (2, 7, 8), (16, 8)), (16, 4)) == Operator(
+        "linear", (2, 7, 4), (16, 4)
+    )
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
 def test_operators_are_timed_once_and_kept(runtime, tmp_path, monkeypatch):
     table = LatencyTable(runtime, 1, 3, tmp_path, print)
-    large, small = Operator("conv2d", (1, 64, 40, 40), (64, 64, 3, 3), 1, 1), Operator("linear", (1, 4), (4, 4))
+    large, small = (
+        Operator("conv2d", (1, 64, 40, 40), (64, 64, 3, 3), 1, 1),
+        Operator("linear", (1, 4), (4, 4)),
+    )
     assert table.milliseconds(large) > table.milliseconds(small) >= 0
     assert table.milliseconds(Operator("conv1d", (1, 4, 9), (4, 1, 3), 1, 1, 4)) >= 0
     table.save()
@@ -349,7 +427,9 @@ def test_operators_are_timed_once_and_kept(runtime, tmp_path, monkeypatch):
     assert again.milliseconds(large) == table.milliseconds(large)
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"linear 1x1": "fast"}', '{"linear 1x1": -1}', "[1]"])
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"linear 1x1": "fast"}', '{"linear 1x1": -1}', "[1]"]
+)
 def test_a_damaged_table_is_told_and_measured_anew(content, tmp_path):
     notes = []
     table = LatencyTable("torch", 1, 3, tmp_path, notes.append)
@@ -364,7 +444,9 @@ def test_a_damaged_table_is_told_and_measured_anew(content, tmp_path):
 
 def test_timing_in_torch_leaves_its_threads_as_they_were(tmp_path):
     before = torch.get_num_threads()
-    LatencyTable("torch", before + 1, 3, tmp_path, print).milliseconds(Operator("linear", (1, 4), (4, 4)))
+    LatencyTable("torch", before + 1, 3, tmp_path, print).milliseconds(
+        Operator("linear", (1, 4), (4, 4))
+    )
     assert torch.get_num_threads() == before
 
 
@@ -394,7 +476,11 @@ def test_every_layer_that_an_axis_moves_is_timed():
             positions = np.prod(operator.input[2:]) / operator.stride ** (len(operator.input) - 2)
             if operator.kind == "linear":
                 positions = np.prod(operator.input[:-1])
-            return float(np.prod(operator.weight) * positions * operator.input[0] ** (operator.kind != "linear"))
+            return float(
+                np.prod(operator.weight)
+                * positions
+                * operator.input[0] ** (operator.kind != "linear")
+            )
 
     total = latency_of(found, widths_found, Arithmetic())
     whole = {width.label: width.units for width in widths_found}
@@ -405,11 +491,15 @@ def test_every_layer_that_an_axis_moves_is_timed():
         ("vision_blocks", 2, "squeezed"): 48,
     }
     smaller = PHONE.resized(config, fields)
-    predicted = total({**whole, "speech_width": 48, "ffn": 64, "vision_blocks.2.expanded": 96}) / total(whole)
+    predicted = total(
+        {**whole, "speech_width": 48, "ffn": 64, "vision_blocks.2.expanded": 96}
+    ) / total(whole)
     assert predicted == pytest.approx(PHONE.macs(smaller) / PHONE.macs(config), abs=0.02)
 
 
 def test_a_step_that_saves_nothing_is_passed_over():
     found = widths(stubborn=[1.0] * 8)
     milliseconds = {8: 10.0, 6: 11.0, 4: 10.0, 2: 3.0}
-    assert allocate(found, lambda sizes: milliseconds[sizes["stubborn"]], 5, "ms") == {"stubborn": 2}
+    assert allocate(found, lambda sizes: milliseconds[sizes["stubborn"]], 5, "ms") == {
+        "stubborn": 2
+    }

@@ -35,7 +35,9 @@ class Blobs(Dataset):
 
     def batch(self, indices, epoch=0):
         label = indices % 2
-        noise = np.stack([np.random.default_rng([epoch, i]).integers(0, 90, (3, 16, 16)) for i in indices])
+        noise = np.stack(
+            [np.random.default_rng([epoch, i]).integers(0, 90, (3, 16, 16)) for i in indices]
+        )
         for image, right in zip(noise, label, strict=True):
             image[:, :8, 8 * right : 8 * right + 8] += 60
         return {"image": noise.astype(np.uint8), "label": label}
@@ -63,11 +65,28 @@ def pruned(parent, folder, fields, kill=None):
 
     def progress(what, done, total, figures):
         calls.append((what, done, total))
-        if kill is not None and calls.count((what, done, total)) == kill[2] and (what, done) == kill[:2]:
+        if (
+            kill is not None
+            and calls.count((what, done, total)) == kill[2]
+            and (what, done) == kill[:2]
+        ):
             raise Killed
 
-    context = PassContext({}, lambda _: Blobs(), work, 0, 1, "cpu", "ab" * 32, progress, notes.append, folder / "cache")
-    config = PruneConfig.model_validate_json(fields if isinstance(fields, str) else json.dumps(fields))
+    context = PassContext(
+        {},
+        lambda _: Blobs(),
+        work,
+        0,
+        1,
+        "cpu",
+        "ab" * 32,
+        progress,
+        notes.append,
+        folder / "cache",
+    )
+    config = PruneConfig.model_validate_json(
+        fields if isinstance(fields, str) else json.dumps(fields)
+    )
     pass_ = Prune()
     pass_.requires(config, parent, context)
     output = pass_.run(config, parent, out, context)
@@ -76,8 +95,16 @@ def pruned(parent, folder, fields, kill=None):
 
 
 def config_of(target=None, **more):
-    recovery = {"validation": None, "training": {"steps": 12, "batch_size": 16, "checkpoint_every": 1, "average": 0.9}}
-    fields = {"target": target or {"macs": 0.5}, "calibration": "train", "num_samples": 32, "batch_size": 16}
+    recovery = {
+        "validation": None,
+        "training": {"steps": 12, "batch_size": 16, "checkpoint_every": 1, "average": 0.9},
+    }
+    fields = {
+        "target": target or {"macs": 0.5},
+        "calibration": "train",
+        "num_samples": 32,
+        "batch_size": 16,
+    }
     return fields | {"recovery": recovery, "schedule": {"kind": "gradual", "rounds": 3}} | more
 
 
@@ -88,10 +115,18 @@ def weights(folder):
 @pytest.mark.parametrize("rule", ["cubic", "threshold"])
 @pytest.mark.parametrize(
     "target",
-    [{"macs": 0.5}, {"params": "60%"}, {"size_mb": "60%"}, {"latency_ms": "80%"}, {"dimensions": {"vision_width": 64}}],
+    [
+        {"macs": 0.5},
+        {"params": "60%"},
+        {"size_mb": "60%"},
+        {"latency_ms": "80%"},
+        {"dimensions": {"vision_width": 64}},
+    ],
 )
 def test_every_target_is_met_by_the_last_round(parent, tmp_path, target, rule, monkeypatch):
-    monkeypatch.setattr("passes.prune.latency.measured", lambda operator, *_: float(np.prod(operator.weight)))
+    monkeypatch.setattr(
+        "passes.prune.latency.measured", lambda operator, *_: float(np.prod(operator.weight))
+    )
     latency = {"latency": {"repeats": 3}} if "latency_ms" in target else {}
     schedule = {"kind": "gradual", "rounds": 3, "rule": rule, "threshold": 0.3}
     summary, _, _ = pruned(parent, tmp_path, config_of(target, schedule=schedule, **latency))
@@ -102,7 +137,10 @@ def test_every_target_is_met_by_the_last_round(parent, tmp_path, target, rule, m
         assert after["config"]["vision_width"] == 64
         assert after["config"]["vision_stem"] == before["config"]["vision_stem"]
     elif "latency_ms" in target:
-        rows = [next(row for row in one["cuts"] if row["field"] == "operators_ms") for one in summary["rounds"]]
+        rows = [
+            next(row for row in one["cuts"] if row["field"] == "operators_ms")
+            for one in summary["rounds"]
+        ]
         assert rows[-1]["after"] <= 0.8 * rows[0]["before"]
         assert summary["rounds"][0]["latency"]["table_sha256"]
     else:
@@ -114,7 +152,9 @@ def test_every_target_is_met_by_the_last_round(parent, tmp_path, target, rule, m
 
 def test_cubic_rounds_take_their_part_of_the_way(parent, tmp_path):
     summary, _, calls = pruned(parent, tmp_path, config_of(multiple=1))
-    sizes = [next(row for row in one["cuts"] if row["field"] == "macs") for one in summary["rounds"]]
+    sizes = [
+        next(row for row in one["cuts"] if row["field"] == "macs") for one in summary["rounds"]
+    ]
     whole = sizes[0]["before"]
     for row, allowed in zip(sizes, [0.5 + 0.5 * (2 / 3) ** 3, 0.5 + 0.5 / 27, 0.5], strict=True):
         assert 0.9 * allowed < row["after"] / whole <= allowed
@@ -159,7 +199,9 @@ def test_what_was_done_before_a_damage_is_done_again(parent, tmp_path):
 def test_recovery_after_one_cut_learns_and_tells(parent, tmp_path, soft_weight):
     training = {"steps": 30, "batch_size": 16, "learning_rate": 0.01}
     recovery = {"validation": "train", "training": training, "soft_weight": soft_weight}
-    summary, _, _ = pruned(parent, tmp_path, config_of(recovery=recovery, schedule={"kind": "once"}))
+    summary, _, _ = pruned(
+        parent, tmp_path, config_of(recovery=recovery, schedule={"kind": "once"})
+    )
     (entry,) = summary["history"]
     assert {"label", "soft_label"} & set(entry) == {0.0: {"label"}, 1.0: {"soft_label"}}.get(
         soft_weight, {"label", "soft_label"}
@@ -228,7 +270,12 @@ def test_the_way_of_the_rounds():
     assert [stage.left for stage in stages] == [27 / 64, 8 / 64, 1 / 64, 0]
     assert [stage.limit(100, 36) for stage in stages] == [63, 44, 37, 36]
     assert [stage.size(8, 4) for stage in stages] == [6, 5, 5, 4]
-    assert [stage.steps(10) for stage in stages] == [range(2), range(2, 5), range(5, 7), range(7, 10)]
+    assert [stage.steps(10) for stage in stages] == [
+        range(2),
+        range(2, 5),
+        range(5, 7),
+        range(7, 10),
+    ]
     assert Stage().first
     assert Stage().last
 
@@ -240,8 +287,14 @@ def test_only_units_below_the_threshold_may_go():
 
 
 def test_the_least_is_a_part_of_what_the_parent_had():
-    (axis,) = [axis for axis in FAMILY.axes(FAMILY.presets["small"]) if axis.label == "vision_width"]
+    (axis,) = [
+        axis for axis in FAMILY.axes(FAMILY.presets["small"]) if axis.label == "vision_width"
+    ]
     (found,) = widths_of(
-        [axis], {axis.name: np.ones(axis.units)}, multiple=8, min_keep=0.25, whole={"vision_width": 2 * axis.units}
+        [axis],
+        {axis.name: np.ones(axis.units)},
+        multiple=8,
+        min_keep=0.25,
+        whole={"vision_width": 2 * axis.units},
     )
     assert found.least == axis.units // 2

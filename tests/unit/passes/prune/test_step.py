@@ -72,7 +72,11 @@ def test_the_model_is_smaller_and_its_config_says_so(home):
     before, after = facts_of(teacher / "model"), facts_of(smaller / "model")
     assert after["macs"] <= 0.6 * before["macs"]
     module = load_module(smaller / "model", "cpu")
-    assert sum(weight.numel() for weight in module.parameters()) == after["parameters"] < before["parameters"]
+    assert (
+        sum(weight.numel() for weight in module.parameters())
+        == after["parameters"]
+        < before["parameters"]
+    )
     widths = [block["expanded"] for block in after["config"]["vision_blocks"]]
     assert all(width % 8 == 0 for width in widths)
     assert widths != [block["expanded"] for block in before["config"]["vision_blocks"]]
@@ -93,7 +97,9 @@ def test_the_dry_run_says_what_is_built(home, importance):
     assert facts_of(built / "model")["parameters"] == rows["all", "parameters"]["after"]
     state = load_module(built / "model", "cpu").state_dict()
     assert state["vision.last.weight"].shape[0] == rows["vision.last", "vision_width"]["after"]
-    assert json.loads((built / "manifest.json").read_text())["summary"]["cuts"] == list(rows.values())
+    assert json.loads((built / "manifest.json").read_text())["summary"]["cuts"] == list(
+        rows.values()
+    )
 
 
 def test_stated_dimensions_are_what_comes_out(home):
@@ -123,13 +129,28 @@ def test_in_torch_the_whole_model_is_timed_too(home):
 
 
 def test_the_dry_run_of_rounds_foretells_the_end_and_says_so(home):
-    sets = ["target.macs=0.5", "calibration=train", "recovery.validation=null", "recovery.training.steps=5"]
+    sets = [
+        "target.macs=0.5",
+        "calibration=train",
+        "recovery.validation=null",
+        "recovery.training.steps=5",
+    ]
     once = prune(home, *sets)
     gradual = prune(home, *sets, "schedule.kind=gradual")
     assert json.loads(gradual.stdout)["decisions"] == json.loads(once.stdout)["decisions"]
     (teacher,) = home.glob("store/train-*")
     fields = [part for one in [*sets, "schedule.kind=gradual"] for part in ("--set", one)]
-    shown = cli("pass", "prune", teacher, "-p", home / "pipeline.yaml", "-o", home / "by-hand", *fields, "--dry-run")
+    shown = cli(
+        "pass",
+        "prune",
+        teacher,
+        "-p",
+        home / "pipeline.yaml",
+        "-o",
+        home / "by-hand",
+        *fields,
+        "--dry-run",
+    )
     assert "each of the 5 rounds scores anew" in shown.stderr
 
 
@@ -156,7 +177,14 @@ def test_data_that_do_not_fit_are_told_before_anything_runs(home, step, where, d
     (home / "texts.txt").write_text("not a picture, but enough for a window\n")
     (teacher,) = home.glob("store/train-*")
     fields = [part for one in step[1:] for part in ("--set", one)]
-    options = ["-p", home / "unfit.yaml", "-o", home / "by-hand", *fields, *(["--dry-run"] if dry_run else [])]
+    options = [
+        "-p",
+        home / "unfit.yaml",
+        "-o",
+        home / "by-hand",
+        *fields,
+        *(["--dry-run"] if dry_run else []),
+    ]
     done = cli("pass", step[0], teacher, *options)
     assert done.returncode == 2, done.stderr
     assert where in done.stderr
@@ -168,7 +196,9 @@ def test_what_a_library_throws_in_a_dry_run_is_the_error_of_the_pass(home, tmp_p
         raise TypeError("odd")
 
     (teacher,) = home.glob("store/train-*")
-    pipeline = single_pass("prune", teacher, home / "pipeline.yaml", ["target.macs=0.5", "calibration=train"])
+    pipeline = single_pass(
+        "prune", teacher, home / "pipeline.yaml", ["target.macs=0.5", "calibration=train"]
+    )
     plan = make_plan(pipeline, Store(tmp_path / "store"), SourceContext(home))
     monkeypatch.setattr(Prune, "preview", odd)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -184,12 +214,24 @@ def test_what_a_library_throws_in_a_dry_run_is_the_error_of_the_pass(home, tmp_p
     ("sets", "code", "message"),
     [
         (["target.macs=0.7"], 2, "name a set in `calibration`"),
-        (["target.macs=0.7", "target.params=0.7", "importance=magnitude"], 2, "not macs and params"),
+        (
+            ["target.macs=0.7", "target.params=0.7", "importance=magnitude"],
+            2,
+            "not macs and params",
+        ),
         (["target.latency_ms=70%", "calibration=train"], 2, "latency_ms needs `latency`"),
         (["target.macs=70 percent", "importance=magnitude"], 2, "target.macs"),
         (["target.macs=0.01", "importance=magnitude"], 1, "no further cut saves anything"),
-        (["target.dimensions.vison_width=8", "importance=magnitude"], 1, "did you mean 'vision_width'"),
-        (["target.dimensions.vision_width=800", "importance=magnitude"], 1, "not between 1 and 192"),
+        (
+            ["target.dimensions.vison_width=8", "importance=magnitude"],
+            1,
+            "did you mean 'vision_width'",
+        ),
+        (
+            ["target.dimensions.vision_width=800", "importance=magnitude"],
+            1,
+            "not between 1 and 192",
+        ),
         (['axes=["heads"]', "target.macs=0.7", "importance=magnitude"], 1, "has no heads to cut"),
     ],
 )
@@ -207,13 +249,22 @@ def test_what_is_added_stays_added_and_nothing_else_begins_to():
     config = family.presets["small"]
     torch.manual_seed(0)
     cut = family.resized(
-        config, {("vision_blocks", 1, "out"): 16, ("vision_blocks", 0, "out"): 16, ("vision_stem",): 16}
+        config,
+        {("vision_blocks", 1, "out"): 16, ("vision_blocks", 0, "out"): 16, ("vision_stem",): 16},
     )
-    assert [block.is_residual(inputs) for block, inputs in zip(cut.vision_blocks, (16, 16, 16, 48), strict=True)] == [
-        False, True, False, True,
-    ]  # fmt: skip
+    assert [
+        block.is_residual(inputs)
+        for block, inputs in zip(cut.vision_blocks, (16, 16, 16, 48), strict=True)
+    ] == [
+        False,
+        True,
+        False,
+        True,
+    ]
     with pytest.raises(ValueError, match="cannot be added"):
-        family.resized(config, {("vision_blocks", 1, "out"): 16, ("vision_blocks", 1, "residual"): True})
+        family.resized(
+            config, {("vision_blocks", 1, "out"): 16, ("vision_blocks", 1, "residual"): True}
+        )
 
 
 def test_layers_go_and_those_that_stay_keep_their_weights(home, tmp_path):
@@ -238,9 +289,15 @@ def test_layers_go_and_those_that_stay_keep_their_weights(home, tmp_path):
     assert facts_of(cut / "model")["config"]["vision_layers"] == 2
     before, after = (load_module(one / "model", "cpu").state_dict() for one in (vit, cut))
     kept = [
-        next(old for old in range(4) if torch.equal(after[name], before[f"vision.layers.{old}.up.weight"]))
+        next(
+            old
+            for old in range(4)
+            if torch.equal(after[name], before[f"vision.layers.{old}.up.weight"])
+        )
         for name in ("vision.layers.0.up.weight", "vision.layers.1.up.weight")
     ]
     assert kept[0] < kept[1]
-    half = cli("pass", "prune", vit, "--set", "target.params=60%", "--set", 'axes=["layers"]', *options)
+    half = cli(
+        "pass", "prune", vit, "--set", "target.params=60%", "--set", 'axes=["layers"]', *options
+    )
     assert half.returncode == 0, half.stderr

@@ -44,7 +44,13 @@ class Empty(Blobs):
         return 0
 
 
-SETS = {"train": Blobs(), "blank": Blank(), "empty": Empty(), "unlabelled": Unlabelled(), "third": Third()}
+SETS = {
+    "train": Blobs(),
+    "blank": Blank(),
+    "empty": Empty(),
+    "unlabelled": Unlabelled(),
+    "third": Third(),
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +58,26 @@ def parent(tmp_path_factory):
     """Trained enough to tell the corners apart."""
     torch.manual_seed(0)
     config = FAMILY.resized(
-        FAMILY.presets["small"], {("num_classes",): 2, ("image_size",): 16, ("vision_activation",): "relu6"}
+        FAMILY.presets["small"],
+        {("num_classes",): 2, ("image_size",): 16, ("vision_activation",): "relu6"},
     )
     folder = tmp_path_factory.mktemp("parent")
     module = FAMILY.build(config)
     recipe = TrainingConfig(steps=60, batch_size=16, learning_rate=3e-3)
     fit(
-        module, Blobs(), recipe, seed=0, checkpoint_dir=folder,
-        objective=lambda outputs, batch, _: hard_cross_entropy(FAMILY.heads(module, outputs), batch),
-    )  # fmt: skip
+        module,
+        Blobs(),
+        recipe,
+        seed=0,
+        checkpoint_dir=folder,
+        objective=lambda outputs, batch, _: hard_cross_entropy(
+            FAMILY.heads(module, outputs), batch
+        ),
+    )
     save_module(module, FAMILY.name, config, folder / "model")
-    return SimpleNamespace(model=folder / "model", manifest=SimpleNamespace(id="ab12", kind=Kind.TORCH))
+    return SimpleNamespace(
+        model=folder / "model", manifest=SimpleNamespace(id="ab12", kind=Kind.TORCH)
+    )
 
 
 def quantized(parent, folder, fields=None, kill=None, artifacts=None):
@@ -77,7 +92,16 @@ def quantized(parent, folder, fields=None, kill=None, artifacts=None):
             raise Killed
 
     context = PassContext(
-        artifacts or {}, SETS.__getitem__, work, 0, 1, "cpu", "ab" * 32, progress, notes.append, folder / "cache"
+        artifacts or {},
+        SETS.__getitem__,
+        work,
+        0,
+        1,
+        "cpu",
+        "ab" * 32,
+        progress,
+        notes.append,
+        folder / "cache",
     )
     tree = {"calibration": {"data": "train", "num_samples": 32, "batch_size": 16}} | (fields or {})
     config = QatConfig.model_validate_json(json.dumps(tree))
@@ -94,7 +118,10 @@ def accuracy(folder):
 
 @pytest.mark.parametrize(
     ("observer", "target"),
-    [(name, "onnxruntime") for name in ("min-max", "moving-average", "percentile", "entropy", "mse")]
+    [
+        (name, "onnxruntime")
+        for name in ("min-max", "moving-average", "percentile", "entropy", "mse")
+    ]
     + [("mse", "tensorrt")],
 )
 def test_every_observer_keeps_the_answers(parent, tmp_path, observer, target):
@@ -106,7 +133,11 @@ def test_every_observer_keeps_the_answers(parent, tmp_path, observer, target):
     assert summary["folded_norms"] == 14
     outputs = [one for one in layers if one.output_grid is not None]
     signs = {one.input_grid.grid.nonnegative for one in layers if one.input_grid is not None}
-    assert (outputs, signs) == ([], {False}) if target == "tensorrt" else (outputs != [] and True in signs)
+    assert (
+        (outputs, signs) == ([], {False})
+        if target == "tensorrt"
+        else (outputs != [] and True in signs)
+    )
 
 
 def test_weights_have_a_scale_for_each_channel_that_holds_them(parent, tmp_path):
@@ -119,19 +150,32 @@ def test_weights_have_a_scale_for_each_channel_that_holds_them(parent, tmp_path)
 
 def test_fewer_bits_cost_more_and_training_wins_it_back(parent, tmp_path):
     coarse, _, _ = quantized(
-        parent, tmp_path / "coarse", {"weight_bits": 4, "weight_observer": "min-max", "bias_correction": False}
+        parent,
+        tmp_path / "coarse",
+        {"weight_bits": 4, "weight_observer": "min-max", "bias_correction": False},
     )
-    tuning = {"validation": None, "training": {"steps": 30, "batch_size": 16, "learning_rate": 0.001}}
+    tuning = {
+        "validation": None,
+        "training": {"steps": 30, "batch_size": 16, "learning_rate": 0.001},
+    }
     tuned, summary, _ = quantized(
         parent,
         tmp_path / "tuned",
-        {"weight_bits": 4, "weight_observer": "min-max", "bias_correction": False, "fine_tuning": tuning},
+        {
+            "weight_bits": 4,
+            "weight_observer": "min-max",
+            "bias_correction": False,
+            "fine_tuning": tuning,
+        },
     )
     batch = {"image": torch.from_numpy(Blobs().batch(np.arange(64))["image"])}
 
     def distance(folder):
         with torch.no_grad():
-            return (load_module(folder)(**batch)["logits"] - load_module(parent.model)(**batch)["logits"]).norm()
+            return (
+                load_module(folder)(**batch)["logits"]
+                - load_module(parent.model)(**batch)["logits"]
+            ).norm()
 
     eight, _, _ = quantized(parent, tmp_path / "eight")
     assert distance(eight) < 0.5 * distance(coarse)
@@ -141,7 +185,11 @@ def test_fewer_bits_cost_more_and_training_wins_it_back(parent, tmp_path):
 
 @pytest.mark.parametrize("scales", ["fixed", "learned", "observed"])
 def test_scales_change_as_told_and_only_till_they_are_frozen(parent, tmp_path, scales):
-    tuning = {"validation": None, "scales": scales, "training": {"steps": 4, "batch_size": 16, "learning_rate": 0.01}}
+    tuning = {
+        "validation": None,
+        "scales": scales,
+        "training": {"steps": 4, "batch_size": 16, "learning_rate": 0.01},
+    }
 
     def all_scales(folder):
         modules = [one for one in load_module(folder).modules() if isinstance(one, Rounding)]
@@ -159,13 +207,22 @@ def test_scales_change_as_told_and_only_till_they_are_frozen(parent, tmp_path, s
 @pytest.mark.parametrize("scales", ["learned", "observed"])
 def test_a_killed_training_ends_in_the_same_bytes(parent, tmp_path, scales):
     training = {"steps": 8, "batch_size": 16, "checkpoint_every": 1, "average": 0.9}
-    fields = {"fine_tuning": {"validation": None, "scales": scales, "freeze_after": 0.7, "training": training}}
+    fields = {
+        "fine_tuning": {
+            "validation": None,
+            "scales": scales,
+            "freeze_after": 0.7,
+            "training": training,
+        }
+    }
     whole, summary, _ = quantized(parent, tmp_path / "whole", fields)
     for moment in (("step", 5), ("step", 7)):  # before and after the scales are frozen
         with pytest.raises(Killed):
             quantized(parent, tmp_path / f"killed-{moment[1]}", fields, moment)
         resumed, told, notes = quantized(parent, tmp_path / f"killed-{moment[1]}", fields)
-        assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+        assert (resumed / "model.safetensors").read_bytes() == (
+            whole / "model.safetensors"
+        ).read_bytes()
         assert told == summary
         assert not notes
 
@@ -175,7 +232,9 @@ def spoilt(parent, folder, *names):
     module = load_module(parent.model)
     for name in names:
         norm = module.get_submodule(name.replace("project", "filter") + "_norm")
-        with torch.no_grad():  # nearly the same function: what is 3000 times as large is read as much less
+        with (
+            torch.no_grad()
+        ):  # nearly the same function: what is 3000 times as large is read as much less
             norm.weight[0] *= 3000
             norm.bias[0] *= 3000
             module.get_submodule(name).weight[:, 0] /= 3000
@@ -193,7 +252,13 @@ def saved(module, parent, folder):
 
 def test_the_layer_that_cannot_be_rounded_stays_in_float(parent, tmp_path):
     bad = spoilt(parent, tmp_path / "bad", "vision.blocks.1.project")
-    keep = {"data": "train", "metric": "agreement", "max_drop": 0.02, "at_most": 6, "num_samples": 32}
+    keep = {
+        "data": "train",
+        "metric": "agreement",
+        "max_drop": 0.02,
+        "at_most": 6,
+        "num_samples": 32,
+    }
     out, summary, _ = quantized(bad, tmp_path, {"keep_float": keep})
     quantization = read_quantization(out)
     ranked = [one["layer"] for one in summary["sensitivity"]]
@@ -213,11 +278,14 @@ def test_the_layer_that_cannot_be_rounded_stays_in_float(parent, tmp_path):
 def test_layers_can_be_excluded_by_pattern(parent, tmp_path):
     out, summary, _ = quantized(parent, tmp_path, {"exclude": ["head", "vision.blocks.0.*"]})
     quantization = read_quantization(out)
-    assert {"head", "vision.blocks.0.expand", "vision.blocks.0.filter"} <= set(quantization.kept_float)
+    assert {"head", "vision.blocks.0.expand", "vision.blocks.0.filter"} <= set(
+        quantization.kept_float
+    )
     assert "vision.blocks.0.filter" in quantization.folded
     assert summary["float_layers"] == len(quantization.kept_float) == 4
     with pytest.raises(
-        RequirementError, match=r"names no layer of this model: tail, x\.\*\n.*its layers are vision.stem"
+        RequirementError,
+        match=r"names no layer of this model: tail, x\.\*\n.*its layers are vision.stem",
     ):
         quantized(parent, tmp_path, {"exclude": ["tail", "head", "x.*"]})
     with pytest.raises(RequirementError, match="no linear or convolutional layer is left"):
@@ -232,9 +300,13 @@ def test_a_table_is_used_again_and_bound_to_its_model(parent, tmp_path):
     again, _, _ = quantized(parent, tmp_path / "again", fields, artifacts={"table": table})
     for name in ("model.safetensors", TABLE):
         assert (again / name).read_bytes() == (first / name).read_bytes()
-    stranger = SimpleNamespace(model=parent.model, manifest=SimpleNamespace(id="ef56", kind=Kind.TORCH))
+    stranger = SimpleNamespace(
+        model=parent.model, manifest=SimpleNamespace(id="ef56", kind=Kind.TORCH)
+    )
     with pytest.raises(RequirementError, match="belongs to another model"):
-        quantized(stranger, tmp_path / "other", {"calibration": calibration}, artifacts={"table": table})
+        quantized(
+            stranger, tmp_path / "other", {"calibration": calibration}, artifacts={"table": table}
+        )
 
 
 def test_a_table_tells_what_was_seen(parent, tmp_path):
@@ -257,7 +329,9 @@ def test_a_layer_that_no_sample_reaches_is_named():
     from calibration.table import CalibrationTable
     from passes.qat.calibrating import check_table
 
-    table = CalibrationTable(model="a", observer="mse", bits=8, num_samples=1, samples_sha256="0" * 64, tensors={})
+    table = CalibrationTable(
+        model="a", observer="mse", bits=8, num_samples=1, samples_sha256="0" * 64, tensors={}
+    )
     config = QatConfig.model_validate_json('{"calibration": {"data": "train"}}')
     with pytest.raises(RequirementError, match="head: no sample reaches it"):
         check_table(table, ["head"], config, torch.nn.Module())
@@ -269,7 +343,9 @@ def test_activations_that_are_not_finite_are_named(parent, tmp_path):
         module.get_submodule("vision.blocks.2.filter").weight.mul_(1e38).mul_(100.0)
         module.get_submodule("vision.blocks.2.filter").weight.clamp_(-3e38, 3e38)
     bad = saved(module, parent, tmp_path / "bad")
-    with pytest.raises(NumericalError, match=r"activations are not finite:\n    vision\.blocks\.2\."):
+    with pytest.raises(
+        NumericalError, match=r"activations are not finite:\n    vision\.blocks\.2\."
+    ):
         quantized(bad, tmp_path)
 
 
@@ -279,10 +355,20 @@ def test_no_samples_are_told(parent, tmp_path):
 
 
 def test_keep_float_says_how_far_it_got(parent, tmp_path):
-    bad = spoilt(parent, tmp_path / "bad", *(f"vision.blocks.{number}.project" for number in range(4)))
-    keep = {"data": "train", "metric": "agreement", "max_drop": 0.001, "at_most": 1, "num_samples": 32}
+    bad = spoilt(
+        parent, tmp_path / "bad", *(f"vision.blocks.{number}.project" for number in range(4))
+    )
+    keep = {
+        "data": "train",
+        "metric": "agreement",
+        "max_drop": 0.001,
+        "at_most": 1,
+        "num_samples": 32,
+    }
     fields = {"keep_float": keep, "weight_bits": 4, "weight_observer": "min-max"}
-    with pytest.raises(RequirementError, match=r"cannot hold its limit: agreement .* with 1 layers in float"):
+    with pytest.raises(
+        RequirementError, match=r"cannot hold its limit: agreement .* with 1 layers in float"
+    ):
         quantized(bad, tmp_path, fields)
     tuning = {"validation": None, "training": {"steps": 1, "batch_size": 16}}
     _, _, notes = quantized(bad, tmp_path / "tuned", fields | {"fine_tuning": tuning})
@@ -290,7 +376,9 @@ def test_keep_float_says_how_far_it_got(parent, tmp_path):
 
 
 def test_corrected_biases_bring_back_the_mean_of_each_layer(parent, tmp_path):
-    out, _, _ = quantized(parent, tmp_path, {"bias_correction": False, "weight_bits": 4, "target": "tensorrt"})
+    out, _, _ = quantized(
+        parent, tmp_path, {"bias_correction": False, "weight_bits": 4, "target": "tensorrt"}
+    )
     teacher, model = load_module(parent.model), load_module(out)
     quantization = read_quantization(out)
     fold(teacher, {name: one.norm for name, one in quantization.layers.items() if one.norm})

@@ -53,9 +53,15 @@ def test_each_layer_is_seen_as_it_is_used():
     assert {name: one.norm for name, one in layers.items() if one.norm} == {"stem": "norm"}
     assert {name for name, one in layers.items() if one.nonnegative} == {"second", "block.out"}
     # second is read by the block, whose input is rounded as a whole; third only by a mean
-    assert {name for name, one in layers.items() if one.rounded} == {"stem", "second", "block.inner"}
+    assert {name for name, one in layers.items() if one.rounded} == {
+        "stem",
+        "second",
+        "block.inner",
+    }
     assert {name for name, one in layers.items() if one.clipped} == {"stem", "block.inner", "third"}
-    assert {name: one.around for name, one in layers.items() if one.around} == {"block.inner": "block"}
+    assert {name: one.around for name, one in layers.items() if one.around} == {
+        "block.inner": "block"
+    }
 
 
 def test_what_stays_in_float_rounds_nothing():
@@ -68,13 +74,26 @@ def test_what_stays_in_float_rounds_nothing():
 
 
 def test_every_matrix_of_the_families_is_found():
-    for family, preset in ((PHONE, "tiny"), (PHONE, "bed-teacher"), (CLASSIFIER, "small"), (CLASSIFIER, "small-vit")):
+    for family, preset in (
+        (PHONE, "tiny"),
+        (PHONE, "bed-teacher"),
+        (CLASSIFIER, "small"),
+        (CLASSIFIER, "small-vit"),
+    ):
         config = family.presets[preset]
         model = built(family, config)
         graph, layers = found(model, inputs(family, config, 3))
-        wanted = [name for name, one in model.named_modules() if isinstance(one, nn.Linear | nn.Conv1d | nn.Conv2d)]
+        wanted = [
+            name
+            for name, one in model.named_modules()
+            if isinstance(one, nn.Linear | nn.Conv1d | nn.Conv2d)
+        ]
         assert sorted(graph.names) == sorted(wanted)
-        norms = [name for name, one in model.named_modules() if isinstance(one, nn.BatchNorm1d | nn.BatchNorm2d)]
+        norms = [
+            name
+            for name, one in model.named_modules()
+            if isinstance(one, nn.BatchNorm1d | nn.BatchNorm2d)
+        ]
         assert sorted(one.norm for one in layers.values() if one.norm) == sorted(norms)
 
 

@@ -35,7 +35,9 @@ def test_a_grid_holds_what_was_seen_and_no_more(range_, below, ends):
 
 def test_symmetric_and_nonnegative_grids_are_left_as_they_are():
     assert activation_grid(seen(-1, 9), 8, nonnegative=False, symmetric=True) == Grid(bits=8)
-    assert activation_grid(seen(0, 9), 8, nonnegative=True, symmetric=False) == Grid(bits=8, nonnegative=True)
+    assert activation_grid(seen(0, 9), 8, nonnegative=True, symmetric=False) == Grid(
+        bits=8, nonnegative=True
+    )
 
 
 def test_where_there_is_nothing_the_scale_is_one():

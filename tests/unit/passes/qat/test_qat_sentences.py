@@ -23,7 +23,13 @@ from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from passes.qat.step import Qat, QatConfig
 
 FAMILY = SentenceEncoder()
-CONFIG = FAMILY.slim(FAMILY.presets["tiny"], num_hidden_layers=1, vocab_size=512, hidden_size=48, intermediate_size=96)
+CONFIG = FAMILY.slim(
+    FAMILY.presets["tiny"],
+    num_hidden_layers=1,
+    vocab_size=512,
+    hidden_size=48,
+    intermediate_size=96,
+)
 TABLES = {f"bert.embeddings.{name}_embeddings" for name in ("word", "position", "token_type")}
 
 
@@ -38,7 +44,9 @@ SETS = {"texts": texts(), "other-padding": texts(padding=7)}
 
 
 def context(folder):
-    return PassContext({}, SETS.__getitem__, folder, 0, 1, "cpu", "ab" * 32, lambda *_: None, lambda _: None)
+    return PassContext(
+        {}, SETS.__getitem__, folder, 0, 1, "cpu", "ab" * 32, lambda *_: None, lambda _: None
+    )
 
 
 def run(pass_, config, parent, out):
@@ -68,9 +76,17 @@ def exported(parent, tmp_path_factory):
     """The folders of a quantized model and of its export, and what both passes tell."""
     folder = tmp_path_factory.mktemp("exported")
     told = quantized(parent, folder / "quantized")
-    config = ExportOnnxConfig.model_validate_json('{"parity": {"data": "texts", "num_samples": 16, "batch_size": 8}}')
-    rounded = SimpleNamespace(model=folder / "quantized", manifest=SimpleNamespace(id="cd34", kind=Kind.QUANTIZED))
-    return folder / "quantized", folder / "onnx", told | run(ExportOnnx(), config, rounded, folder / "onnx")
+    config = ExportOnnxConfig.model_validate_json(
+        '{"parity": {"data": "texts", "num_samples": 16, "batch_size": 8}}'
+    )
+    rounded = SimpleNamespace(
+        model=folder / "quantized", manifest=SimpleNamespace(id="cd34", kind=Kind.QUANTIZED)
+    )
+    return (
+        folder / "quantized",
+        folder / "onnx",
+        told | run(ExportOnnx(), config, rounded, folder / "onnx"),
+    )
 
 
 def vectors(kind, folder, name="texts"):
@@ -100,7 +116,9 @@ def test_the_file_holds_tables_and_weights_as_integers(exported):
     assert {one.data_type for one in large.values()} == {onnx.TensorProto.INT8}
     tables = [node for node in graph.node if node.op_type == "Gather" and node.input[0] in large]
     readers = [one.op_type for node in tables for one in graph.node if node.output[0] in one.input]
-    assert readers == ["DequantizeLinear"] * 2  # of words and positions; that of two segments is small
+    assert (
+        readers == ["DequantizeLinear"] * 2
+    )  # of words and positions; that of two segments is small
 
 
 def test_rows_of_a_table_are_within_half_a_step(parent, exported):
@@ -121,10 +139,14 @@ def test_padding_is_not_calibrated_on(parent, tmp_path):
 
 
 def test_tables_may_stay_in_float(parent, tmp_path):
-    told = quantized(parent, tmp_path / "some", exclude=["*.position_embeddings", "*.token_type_embeddings"])
+    told = quantized(
+        parent, tmp_path / "some", exclude=["*.position_embeddings", "*.token_type_embeddings"]
+    )
     assert told["integer_tables"] == 1
     assert quantized(parent, tmp_path / "none", embeddings=False)["integer_tables"] == 0
-    assert not [one for one in load_module(tmp_path / "none").modules() if isinstance(one, IntegerEmbedding)]
+    assert not [
+        one for one in load_module(tmp_path / "none").modules() if isinstance(one, IntegerEmbedding)
+    ]
     with pytest.raises(RequirementError, match="names no layer") as caught:
         quantized(parent, tmp_path / "wrong", exclude=["*.word_embedding"])
     assert "bert.embeddings.word_embeddings" in caught.value.remedy
@@ -133,20 +155,42 @@ def test_tables_may_stay_in_float(parent, tmp_path):
 def test_grids_reach_as_far_as_values_do_on_either_side(exported):
     """GELU's results end at -0.17, and go up to what they like."""
     module = load_module(exported[0])
-    grids = {name: one.input_grid.grid for name, one in module.named_modules() if isinstance(one, IntegerLayer)}
-    after_gelu = [grid for name, grid in grids.items() if name.endswith("output.dense") and "attention" not in name]
+    grids = {
+        name: one.input_grid.grid
+        for name, one in module.named_modules()
+        if isinstance(one, IntegerLayer)
+    }
+    after_gelu = [
+        grid
+        for name, grid in grids.items()
+        if name.endswith("output.dense") and "attention" not in name
+    ]
     assert all(0 < grid.below < 128 and grid.highest == 255 - grid.below for grid in after_gelu)
 
 
 @pytest.mark.parametrize(
     ("fields", "error", "told"),
     [
-        ({"keep_float": {"data": "texts", "metric": "agreement"}}, RequirementError, "`keep_float`.*has no answers"),
-        ({"fine_tuning": {"train": "texts", "validation": None}}, RequirementError, "`fine_tuning`.*has no answers"),
-        ({"calibration": {"data": "long"}}, DataError, "tokens is 40, and the model takes 32 at most"),
+        (
+            {"keep_float": {"data": "texts", "metric": "agreement"}},
+            RequirementError,
+            "`keep_float`.*has no answers",
+        ),
+        (
+            {"fine_tuning": {"train": "texts", "validation": None}},
+            RequirementError,
+            "`fine_tuning`.*has no answers",
+        ),
+        (
+            {"calibration": {"data": "long"}},
+            DataError,
+            "tokens is 40, and the model takes 32 at most",
+        ),
     ],
 )
-def test_what_cannot_be_done_is_told_before_anything_runs(parent, tmp_path, monkeypatch, fields, error, told):
+def test_what_cannot_be_done_is_told_before_anything_runs(
+    parent, tmp_path, monkeypatch, fields, error, told
+):
     monkeypatch.setitem(SETS, "long", texts(length=40))
     with pytest.raises(error, match=told):
         quantized(parent, tmp_path / "out", **fields)
@@ -154,7 +198,9 @@ def test_what_cannot_be_done_is_told_before_anything_runs(parent, tmp_path, monk
 
 def test_tensorrt_looks_no_integers_up():
     with pytest.raises(ValueError, match="leave `embeddings` out"):
-        QatConfig.model_validate_json('{"calibration": {"data": "texts"}, "embeddings": true, "target": "tensorrt"}')
+        QatConfig.model_validate_json(
+            '{"calibration": {"data": "texts"}, "embeddings": true, "target": "tensorrt"}'
+        )
 
 
 def with_an_outlier(parent, folder, times=60.0):
@@ -174,7 +220,12 @@ def inner(folder):
     layer = module.get_submodule("bert.encoder.layer.0.intermediate.dense")
     layer.register_forward_hook(lambda _, inputs, result: said.append(result))
     with torch.no_grad():
-        module(**{name: torch.from_numpy(array) for name, array in SETS["texts"].batch(np.arange(48)).items()})
+        module(
+            **{
+                name: torch.from_numpy(array)
+                for name, array in SETS["texts"].batch(np.arange(48)).items()
+            }
+        )
     return said[0][torch.from_numpy(SETS["texts"].arrays["attention_mask"]) == 1]
 
 
@@ -183,9 +234,13 @@ def test_channels_that_reach_far_are_scaled_down_before_they_are_rounded(parent,
     fields = {"calibration": {"observer": "min-max"}}
     assert quantized(far, tmp_path / "plain", **fields)["smoothed_layers"] == 0
     told = quantized(far, tmp_path / "smooth", smoothing=8, **fields)
-    assert read_quantization(tmp_path / "smooth").smoothed == ("bert.encoder.layer.0.intermediate.dense",)
+    assert read_quantization(tmp_path / "smooth").smoothed == (
+        "bert.encoder.layer.0.intermediate.dense",
+    )
     assert told["smoothed_layers"] == 1
-    exact, plain, smooth = (inner(folder) for folder in (far.model, tmp_path / "plain", tmp_path / "smooth"))
+    exact, plain, smooth = (
+        inner(folder) for folder in (far.model, tmp_path / "plain", tmp_path / "smooth")
+    )
     assert (smooth - exact).square().mean() < 0.3 * (plain - exact).square().mean()
 
 
@@ -196,10 +251,15 @@ def test_smoothing_itself_changes_nothing(parent, tmp_path):
     for one in module.modules():
         if isinstance(one, IntegerLayer):
             one.active = False
-    feed = {name: torch.from_numpy(array) for name, array in SETS["texts"].batch(np.arange(48)).items()}
+    feed = {
+        name: torch.from_numpy(array) for name, array in SETS["texts"].batch(np.arange(48)).items()
+    }
     with torch.no_grad():
         torch.testing.assert_close(
-            module(**feed)["embedding"], load_module(far.model)(**feed)["embedding"], atol=1e-5, rtol=0
+            module(**feed)["embedding"],
+            load_module(far.model)(**feed)["embedding"],
+            atol=1e-5,
+            rtol=0,
         )
 
 
@@ -214,6 +274,11 @@ def test_a_table_and_smoothing_do_not_go_together(parent, tmp_path):
 
 
 def test_a_float_encoder_is_exported_too(parent, tmp_path):
-    config = ExportOnnxConfig.model_validate_json('{"parity": {"data": "texts", "num_samples": 16, "batch_size": 8}}')
+    config = ExportOnnxConfig.model_validate_json(
+        '{"parity": {"data": "texts", "num_samples": 16, "batch_size": 8}}'
+    )
     run(ExportOnnx(), config, parent, tmp_path / "onnx")
-    assert np.abs(vectors(Kind.ONNX, tmp_path / "onnx") - vectors(Kind.TORCH, parent.model)).max() < 1e-5
+    assert (
+        np.abs(vectors(Kind.ONNX, tmp_path / "onnx") - vectors(Kind.TORCH, parent.model)).max()
+        < 1e-5
+    )

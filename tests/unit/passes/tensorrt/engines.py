@@ -35,12 +35,15 @@ def model_of(nodes, weights, shape, opset=20):
     """x [shape] to logits; weights are float32 arrays by name."""
     return helper.make_model(
         helper.make_graph(
-            nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
             [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
         ),
-        opset_imports=[helper.make_opsetid("", opset)], ir_version=10,
-    )  # fmt: skip
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=10,
+    )
 
 
 def node(operator, inputs, output, **attributes):
@@ -54,11 +57,20 @@ def weight(*shape):
 def cnn():
     """Two convolutions, a pool, an answer; images of one size, batches of any."""
     nodes = [
-        node("Conv", "x k1", "c1", pads=[1, 1, 1, 1]), node("Relu", "c1", "r1"), node("Conv", "r1 k2", "c2", strides=[2, 2]),
-        node("Relu", "c2", "r2"), node("GlobalAveragePool", "r2", "pool"), node("Flatten", "pool", "flat"),
+        node("Conv", "x k1", "c1", pads=[1, 1, 1, 1]),
+        node("Relu", "c1", "r1"),
+        node("Conv", "r1 k2", "c2", strides=[2, 2]),
+        node("Relu", "c2", "r2"),
+        node("GlobalAveragePool", "r2", "pool"),
+        node("Flatten", "pool", "flat"),
         node("Gemm", "flat w b", "logits", transB=1),
-    ]  # fmt: skip
-    weights = {"k1": weight(8, 3, 3, 3), "k2": weight(8, 8, 3, 3), "w": weight(5, 8), "b": weight(5)}
+    ]
+    weights = {
+        "k1": weight(8, 3, 3, 3),
+        "k2": weight(8, 8, 3, 3),
+        "w": weight(5, 8),
+        "b": weight(5),
+    }
     return model_of(nodes, weights, ("n", 3, 12, 12))
 
 
@@ -70,17 +82,28 @@ def transformer(opset=20):
         *(node("MatMul", f"n1 w{one}", one) for one in orders),
         *(node("Reshape", f"{one} heads", f"{one}h") for one in orders),
         *(node("Transpose", f"{one}h", f"{one}t", perm=order) for one, order in orders.items()),
-        node("MatMul", "qt kt", "scores"), node("Mul", "scores scale", "scaled"), node("Softmax", "scaled", "attention"),
-        node("MatMul", "attention vt", "mixed"), node("Transpose", "mixed", "mt", perm=[0, 2, 1, 3]),
-        node("Reshape", "mt whole", "joined"), node("MatMul", "joined wo", "out"), node("Add", "x out", "stream"),
-        node("LayerNormalization", "stream g b", "n2"), node("MatMul", "n2 wi", "inner"), node("Gelu", "inner", "gelu"),
-        node("MatMul", "gelu wd", "down"), node("Add", "stream down", "logits"),
-    ]  # fmt: skip
+        node("MatMul", "qt kt", "scores"),
+        node("Mul", "scores scale", "scaled"),
+        node("Softmax", "scaled", "attention"),
+        node("MatMul", "attention vt", "mixed"),
+        node("Transpose", "mixed", "mt", perm=[0, 2, 1, 3]),
+        node("Reshape", "mt whole", "joined"),
+        node("MatMul", "joined wo", "out"),
+        node("Add", "x out", "stream"),
+        node("LayerNormalization", "stream g b", "n2"),
+        node("MatMul", "n2 wi", "inner"),
+        node("Gelu", "inner", "gelu"),
+        node("MatMul", "gelu wd", "down"),
+        node("Add", "stream down", "logits"),
+    ]
     square = {name: weight(64, 64) for name in ("wq", "wk", "wv", "wo")}
     shapes = {"heads": np.array([0, 0, 2, 32]), "whole": np.array([0, 0, 64])}
     rest = {"g": np.ones(64, np.float32), "b": np.zeros(64, np.float32), "scale": np.float32(0.18)}
     return model_of(
-        nodes, square | shapes | rest | {"wi": weight(64, 128), "wd": weight(128, 64)}, ("n", "tokens", 64), opset
+        nodes,
+        square | shapes | rest | {"wi": weight(64, 128), "wd": weight(128, 64)},
+        ("n", "tokens", 64),
+        opset,
     )
 
 

@@ -33,10 +33,18 @@ def test_a_block_of_zeros_has_a_scale():
 
 def test_products_of_either_layout_and_weights_that_are_left():
     nodes = [
-        node("MatMul", "x a", "y"), node("Gemm", "y b", "z", transB=1), node("MatMul", "z odd", "u"),
-        node("Add", "u shared", "v"), node("MatMul", "v shared", "logits"),
-    ]  # fmt: skip
-    weights = {"a": weight(32, 48), "b": weight(32, 48), "odd": weight(32, 20), "shared": weight(20, 20)}
+        node("MatMul", "x a", "y"),
+        node("Gemm", "y b", "z", transB=1),
+        node("MatMul", "z odd", "u"),
+        node("Add", "u shared", "v"),
+        node("MatMul", "v shared", "logits"),
+    ]
+    weights = {
+        "a": weight(32, 48),
+        "b": weight(32, 48),
+        "odd": weight(32, 20),
+        "shared": weight(20, 20),
+    }
     proto = model_of(nodes, weights | {"odd": weight(32, 20)}, (20, 32), opset=21)
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
     assert to_int4(model, 16) == (3, [])
@@ -46,10 +54,14 @@ def test_products_of_either_layout_and_weights_that_are_left():
 
 
 def test_what_is_stored_is_what_is_computed():
-    proto = model_of([node("Gemm", "x w", "logits", transB=1)], {"w": weight(4, 32)}, (2, 32), opset=21)
+    proto = model_of(
+        [node("Gemm", "x w", "logits", transB=1)], {"w": weight(4, 32)}, (2, 32), opset=21
+    )
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
     to_int4(model, 16)
     x = np.random.default_rng(1).normal(size=(2, 32)).astype(np.float32)
     found = onnx.reference.ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x})[0]
     integers, scales = blocked(onnx.numpy_helper.to_array(proto.graph.initializer[0]).T, 16)
-    np.testing.assert_allclose(found, x @ (integers * scales.repeat(16, axis=0)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found, x @ (integers * scales.repeat(16, axis=0)), rtol=1e-5, atol=1e-5
+    )

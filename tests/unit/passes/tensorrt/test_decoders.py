@@ -44,14 +44,25 @@ def test_a_decoder_becomes_an_engine_in_half_precision(preset, tmp_path):
     output, manifest = built(graph, tmp_path / "engine", precision="fp16", calibration=calibration)
     assert output.summary["against_parent"]["cosine"] > 0.999
     names = {one.name for one in (*manifest.inputs, *manifest.outputs)}
-    assert {"input_ids", "attention_mask", "past_key_values.0.key", "present.2.value", "logits"} <= names
+    assert {
+        "input_ids",
+        "attention_mask",
+        "past_key_values.0.key",
+        "present.2.value",
+        "logits",
+    } <= names
     assert "logits_to_keep" not in names, "an engine is fed all that it takes"
-    assert manifest.profiles["past_key_values.2.value"] == Profile.model_validate_json(json.dumps(PAST))
+    assert manifest.profiles["past_key_values.2.value"] == Profile.model_validate_json(
+        json.dumps(PAST)
+    )
 
 
 def test_the_integers_of_awq_reach_the_engine(tmp_path):
     small = awq(
-        parent_in(tmp_path / "torch", "tiny-llama"), tmp_path / "p", format="compressed-tensors", symmetric=True
+        parent_in(tmp_path / "torch", "tiny-llama"),
+        tmp_path / "p",
+        format="compressed-tensors",
+        symmetric=True,
     )
     graph = graph_of(small, tmp_path / "onnx")
     calibration = {"data": "some", "num_samples": 2, "batch_size": 1}
@@ -79,5 +90,14 @@ def test_a_profile_of_a_pattern_is_that_of_all_that_fit():
 def test_samples_are_longer_than_the_profile_allows(tmp_path):
     graph = graph_of(parent_in(tmp_path / "torch", "tiny-llama"), tmp_path / "onnx")
     short = {**PROFILES, "input_ids": {"min": [1, 1], "opt": [1, 8], "max": [1, 16]}}
-    with pytest.raises(RequirementError, match="profile input_ids: dimension 1 is from 1 to 16, and 24 in the samples"):
-        built(graph, tmp_path / "e", precision="fp16", profiles=short, calibration={"data": "some", "num_samples": 1})
+    with pytest.raises(
+        RequirementError,
+        match="profile input_ids: dimension 1 is from 1 to 16, and 24 in the samples",
+    ):
+        built(
+            graph,
+            tmp_path / "e",
+            precision="fp16",
+            profiles=short,
+            calibration={"data": "some", "num_samples": 1},
+        )

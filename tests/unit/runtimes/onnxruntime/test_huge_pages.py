@@ -34,14 +34,19 @@ print(granted, free, inside, total, after, resident() - before - after)
 @pytest.mark.skipif(not SUPPORTED, reason="no huge pages here")
 @pytest.mark.parametrize("size", [200_000_000, 2_500_000_000], ids=["one block", "several"])
 def test_what_is_allocated_next_lies_in_one_heap_and_takes_memory_as_it_is_used(size):
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(size)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(size)], capture_output=True, text=True, check=True
+    )
     granted, free, inside, huge, after, lazy = done.stdout.split()
     assert granted == "True"
     assert int(free) < 20_000  # kB: nothing of it is there yet
     assert int(inside) == 100
     assert 76_000 < int(after) < 110_000  # what was spare went back
     assert int(lazy) < 20_000
-    assert int(huge) > 60_000 or "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    assert (
+        int(huge) > 60_000
+        or "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    )
 
 
 def test_elsewhere_nothing_happens(monkeypatch, tmp_path):

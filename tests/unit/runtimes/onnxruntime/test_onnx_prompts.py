@@ -15,7 +15,9 @@ from compressor.runtimes.onnxruntime.opening import opened
 from compressor.runtimes.onnxruntime.products import EXACT, saturate
 
 
-def packed_graph(bits, outputs, inputs, size, *, zeros=True, bias=False, level=4, split=(), signs=False, seed=0):
+def packed_graph(
+    bits, outputs, inputs, size, *, zeros=True, bias=False, level=4, split=(), signs=False, seed=0
+):
     """Tokens are looked up, and go through one packed layer; and the weights as floats."""
     rng = np.random.default_rng(seed)
     groups, each = -(-inputs // size), 8 // bits
@@ -23,17 +25,28 @@ def packed_graph(bits, outputs, inputs, size, *, zeros=True, bias=False, level=4
     scales = rng.uniform(0.01, 0.1, (outputs, groups)).astype(np.float16)
     if signs:
         scales *= rng.choice([-1, 1], scales.shape).astype(np.float16)
-    points = rng.integers(0, 1 << bits, (outputs, groups)) if zeros else np.full((outputs, groups), 1 << (bits - 1))
+    points = (
+        rng.integers(0, 1 << bits, (outputs, groups))
+        if zeros
+        else np.full((outputs, groups), 1 << (bits - 1))
+    )
 
     def octets(values):
-        padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, -values.shape[-1] % each)]).astype(np.uint8)
-        return sum(padded[..., place::each] << (place * bits) for place in range(each)).astype(np.uint8)
+        padded = np.pad(
+            values, [(0, 0)] * (values.ndim - 1) + [(0, -values.shape[-1] % each)]
+        ).astype(np.uint8)
+        return sum(padded[..., place::each] << (place * bits) for place in range(each)).astype(
+            np.uint8
+        )
 
     arrays = {
-        "table": rng.standard_normal((50, inputs)).astype(np.float32), "data": octets(integers), "scales": scales,
-        "zeros": octets(points).ravel(), "bias": rng.standard_normal(outputs).astype(np.float32),
+        "table": rng.standard_normal((50, inputs)).astype(np.float32),
+        "data": octets(integers),
+        "scales": scales,
+        "zeros": octets(points).ravel(),
+        "bias": rng.standard_normal(outputs).astype(np.float32),
         "sizes": np.array(split or [outputs]),
-    }  # fmt: skip
+    }
     given = ["x", "data", "wide", "zeros" if zeros else "", "", "bias" if bias else ""]
     while not given[-1]:
         given.pop()
@@ -42,22 +55,36 @@ def packed_graph(bits, outputs, inputs, size, *, zeros=True, bias=False, level=4
         helper.make_node("Gather", ["table", "input_ids"], ["x"]),
         helper.make_node("Cast", ["scales"], ["wide"], to=TensorProto.FLOAT),
         helper.make_node(
-            "MatMulNBits", given, ["whole"], domain="com.microsoft", K=inputs, N=outputs, bits=bits, block_size=size,
+            "MatMulNBits",
+            given,
+            ["whole"],
+            domain="com.microsoft",
+            K=inputs,
+            N=outputs,
+            bits=bits,
+            block_size=size,
             accuracy_level=level,
         ),
         *([helper.make_node("Split", ["whole", "sizes"], parts, axis=-1)] if split else []),
-        *[helper.make_node("Identity", [part], [f"logits.{n}"]) for n, part in enumerate(parts or ["whole"])],
-    ]  # fmt: skip
+        *[
+            helper.make_node("Identity", [part], [f"logits.{n}"])
+            for n, part in enumerate(parts or ["whole"])
+        ],
+    ]
     graph = helper.make_graph(
-        nodes, "packed", [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", "t"])],
+        nodes,
+        "packed",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", "t"])],
         [
             helper.make_tensor_value_info(f"logits.{n}", TensorProto.FLOAT, ["b", "t", width])
             for n, width in enumerate(split or [outputs])
         ],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
-    )  # fmt: skip
+    )
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
-    floats = ((integers - points[..., None]) * scales.astype(np.float64)[..., None]).reshape(outputs, -1)[:, :inputs]
+    floats = ((integers - points[..., None]) * scales.astype(np.float64)[..., None]).reshape(
+        outputs, -1
+    )[:, :inputs]
     return helper.make_model(graph, opset_imports=opsets, ir_version=11), floats, arrays
 
 
@@ -77,8 +104,12 @@ def packed_layer(model):
     signs=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_weights_are_rounded_to_half_a_step_and_fill_their_range(bits, outputs, inputs, size, zeros, signs, seed):
-    model, floats_OI, _ = packed_graph(bits, outputs, inputs, size, zeros=zeros, signs=signs, seed=seed)
+def test_weights_are_rounded_to_half_a_step_and_fill_their_range(
+    bits, outputs, inputs, size, zeros, signs, seed
+):
+    model, floats_OI, _ = packed_graph(
+        bits, outputs, inputs, size, zeros=zeros, signs=signs, seed=seed
+    )
     layer = packed_layer(model)
     peaks_O = layer.peaks()
     assert (np.abs(floats_OI).max(axis=1) <= peaks_O * (1 + 1e-6)).all()
@@ -87,16 +118,24 @@ def test_weights_are_rounded_to_half_a_step_and_fill_their_range(bits, outputs, 
     integers_IO = layer.integers(some, scales_O)
     assert integers_IO.dtype == np.int8
     assert np.abs(integers_IO.astype(int)).max(initial=0) <= 127
-    assert np.abs(integers_IO.T * scales_O[:, None] - floats_OI[some]).max() <= 0.5001 * scales_O.max()
+    assert (
+        np.abs(integers_IO.T * scales_O[:, None] - floats_OI[some]).max() <= 0.5001 * scales_O.max()
+    )
 
 
 @pytest.mark.parametrize(
     "given",
     [
-        {}, {"zeros": False}, {"bias": True}, {"split": (5, 3, 4)}, {"bias": True, "split": (8, 4)}, {"bits": 8}, {"bits": 2},
+        {},
+        {"zeros": False},
+        {"bias": True},
+        {"split": (5, 3, 4)},
+        {"bias": True, "split": (8, 4)},
+        {"bits": 8},
+        {"bits": 2},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_graph_multiplies_what_is_rounded_by_token_and_by_output(given, tmp_path):
     fields = {"bits": 4, "outputs": 12, "inputs": 96, "size": 32, **given}
     model, _, arrays = packed_graph(**fields)
@@ -147,10 +186,15 @@ def test_a_file_that_asks_for_floats_is_taken_at_its_word(level, tmp_path):
         PromptGraph(tmp_path)
 
 
-@pytest.mark.parametrize("given", ["a product", "a constant", "an order", "float zero-points", "opset 20", "a result"])
+@pytest.mark.parametrize(
+    "given", ["a product", "a constant", "an order", "float zero-points", "opset 20", "a result"]
+)
 def test_a_layer_that_others_wrote_another_way_is_left_alone(given, tmp_path):
     model, _, _ = packed_graph(4, 12, 96, 32)
-    graph, [layer] = model.graph, [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    graph, [layer] = (
+        model.graph,
+        [node for node in model.graph.node if node.op_type == "MatMulNBits"],
+    )
     if given == "a product":
         graph.node.insert(2, helper.make_node("Mul", ["wide", "wide"], ["computed"]))
         layer.input[2] = "computed"

@@ -8,7 +8,14 @@ import pytest
 
 from compressor.artifacts.fingerprint import digest_file
 from compressor.artifacts.kinds import Kind
-from compressor.errors import CompressError, DamagedArtifactError, GpuError, MissingExtraError, ModelError, UsageError
+from compressor.errors import (
+    CompressError,
+    DamagedArtifactError,
+    GpuError,
+    MissingExtraError,
+    ModelError,
+    UsageError,
+)
 from compressor.runtimes.session import open_session
 from compressor.runtimes.tensorrt import backends as tensorrt_backends
 from compressor.runtimes.tensorrt import cuda
@@ -40,15 +47,29 @@ def folder(tmp_path):
         file.write_bytes(f"an engine for {target}".encode())
         engines.append(
             EngineFile(
-                file=file.name, target=target, sha256=digest_file(file), bytes=18, warnings=("slow",), executed=False
+                file=file.name,
+                target=target,
+                sha256=digest_file(file),
+                bytes=18,
+                warnings=("slow",),
+                executed=False,
             )
         )
     tensor = Tensor(name="x", dtype="float", shape=(-1, 3))
     manifest = EngineManifest(
-        backend="rtx", precision="fp16", floats="fp16", workspace_mb=64, optimization_level=None,
-        profiles={"x": Profile(min=(1, 3), opt=(1, 3), max=(4, 3))}, onnx={"model.onnx": digest_file(tmp_path / "model.onnx")},
-        backend_version="1.2.3", inputs=(tensor,), outputs=(tensor,), layer_types={"half": 2}, engines=tuple(engines),
-    )  # fmt: skip
+        backend="rtx",
+        precision="fp16",
+        floats="fp16",
+        workspace_mb=64,
+        optimization_level=None,
+        profiles={"x": Profile(min=(1, 3), opt=(1, 3), max=(4, 3))},
+        onnx={"model.onnx": digest_file(tmp_path / "model.onnx")},
+        backend_version="1.2.3",
+        inputs=(tensor,),
+        outputs=(tensor,),
+        layer_types={"half": 2},
+        engines=tuple(engines),
+    )
     write_record(manifest, tmp_path / ENGINE)
     return tmp_path
 
@@ -83,7 +104,9 @@ def test_an_engine_outside_the_folder_is_not_read(folder):
         checked_engine_manifest(folder)
 
 
-@pytest.mark.parametrize("change", [lambda tree: tree.pop("engines"), lambda tree: tree.update(version=2)])
+@pytest.mark.parametrize(
+    "change", [lambda tree: tree.pop("engines"), lambda tree: tree.update(version=2)]
+)
 def test_an_engine_json_that_is_not_understood(folder, change):
     tree = json.loads((folder / ENGINE).read_text())
     change(tree)
@@ -103,7 +126,9 @@ def test_no_gpu_is_no_bad_engine(folder, monkeypatch):
 
 def test_another_gpu_is_named(folder, monkeypatch):
     monkeypatch.setattr(engine_session, "gpus", lambda: (HOPPER,))
-    with pytest.raises(GpuError, match=r"was built for sm86, sm89; the GPU here \(an H200\) is sm90"):
+    with pytest.raises(
+        GpuError, match=r"was built for sm86, sm89; the GPU here \(an H200\) is sm90"
+    ):
         open_session(Kind.ENGINE, folder, threads=1)
 
 
@@ -154,7 +179,9 @@ def test_a_driver_is_asked_for_name_and_capability(monkeypatch):
 
 
 def installed(monkeypatch, *modules):
-    monkeypatch.setattr(tensorrt_backends, "find_spec", lambda name: name if name in modules else None)
+    monkeypatch.setattr(
+        tensorrt_backends, "find_spec", lambda name: name if name in modules else None
+    )
 
 
 def test_auto_is_the_one_that_is_installed_and_never_one_of_two(monkeypatch):
@@ -181,7 +208,9 @@ def test_a_backend_that_is_not_installed_names_its_extra(name, extra, monkeypatc
 
 def test_a_tensorrt_that_is_too_old_or_broken(monkeypatch):
     installed(monkeypatch, "tensorrt")
-    monkeypatch.setattr(tensorrt_backends, "import_module", lambda _: SimpleNamespace(__version__="8.6.1"))
+    monkeypatch.setattr(
+        tensorrt_backends, "import_module", lambda _: SimpleNamespace(__version__="8.6.1")
+    )
     with pytest.raises(CompressError, match=r"tensorrt 8\.6\.1 is too old"):
         library(BACKENDS["trt"])
 
@@ -209,13 +238,27 @@ def test_an_engine_for_this_gpu_computes(tmp_path):
     built = build(request_of(tmp_path, target, profiles))
     file = tmp_path / "model.engine"
     entry = EngineFile(
-        file=file.name, target=target, sha256=digest_file(file), bytes=file.stat().st_size, warnings=(), executed=False
+        file=file.name,
+        target=target,
+        sha256=digest_file(file),
+        bytes=file.stat().st_size,
+        warnings=(),
+        executed=False,
     )
     manifest = EngineManifest(
-        backend="rtx", precision="fp32", floats="fp32", workspace_mb=64, optimization_level=None, profiles=profiles, onnx={},
-        backend_version=built.version, inputs=built.inputs, outputs=built.outputs,
-        layer_types=built.layer_types, engines=(entry,),
-    )  # fmt: skip
+        backend="rtx",
+        precision="fp32",
+        floats="fp32",
+        workspace_mb=64,
+        optimization_level=None,
+        profiles=profiles,
+        onnx={},
+        backend_version=built.version,
+        inputs=built.inputs,
+        outputs=built.outputs,
+        layer_types=built.layer_types,
+        engines=(entry,),
+    )
     write_record(manifest, tmp_path / ENGINE)
     with open_session(Kind.ENGINE, tmp_path, threads=1) as session:
         found = session.run({"x": np.ones((3, 4), np.float32)})["y"]

@@ -21,12 +21,21 @@ def profile(low, best, high):
     [
         ({"x": profile((1, 4), (2, 4), (8, 4))}, []),
         ({}, ["input x [n, 4]: it varies, and has no profile"]),
-        ({"x": profile((4, 4), (2, 4), (8, 4))}, ["profile x: dimension 0: min 4, opt 2 and max 8 do not rise"]),
-        ({"x": profile((1, 3), (2, 3), (8, 3))}, ["profile x: dimension 1 is always 4, and the profile has 3, 3, 3"]),
-        ({"x": profile((1,), (2,), (8,))}, [f"profile x: {one} has 1 dimensions, the input [n, 4] has 2" for one in SHORT]),
+        (
+            {"x": profile((4, 4), (2, 4), (8, 4))},
+            ["profile x: dimension 0: min 4, opt 2 and max 8 do not rise"],
+        ),
+        (
+            {"x": profile((1, 3), (2, 3), (8, 3))},
+            ["profile x: dimension 1 is always 4, and the profile has 3, 3, 3"],
+        ),
+        (
+            {"x": profile((1,), (2,), (8,))},
+            [f"profile x: {one} has 1 dimensions, the input [n, 4] has 2" for one in SHORT],
+        ),
     ],
     ids=["fits", "none", "falls", "size", "rank"],
-)  # fmt: skip
+)
 def test_what_is_complained_of_tensorrt_refuses(profiles, told):
     assert profile_complaints([X], profiles) == told
     assert (refusal(graph([node("Relu", "x")]), profiles=profiles) is not None) == bool(told)
@@ -35,11 +44,15 @@ def test_what_is_complained_of_tensorrt_refuses(profiles, told):
 def test_a_profile_of_no_input_and_samples_beyond_it():
     profiles = {"x": profile((1, 4), (1, 4), (8, 4)), "z": profile((1,), (1,), (1,))}
     wide = InputSpec("x", "float32", ("n", "length"))
-    assert profile_complaints([X, Y], profiles) == ["profile z: the graph has no such input; it has x, fixed"]
+    assert profile_complaints([X, Y], profiles) == [
+        "profile z: the graph has no such input; it has x, fixed"
+    ]
     assert profile_complaints([wide], {"x": profile((1, 4), (1, 4), (8, 9))}, {"x": (64, 12)}) == [
         "profile x: dimension 1 is from 4 to 9, and 12 in the samples"
     ]
-    assert profile_complaints([wide], {"x": profile((1, 4), (1, 4), (8, 9))}, {"x": (64, 9)}) == []  # 64 is the batch
+    assert (
+        profile_complaints([wide], {"x": profile((1, 4), (1, 4), (8, 9))}, {"x": (64, 9)}) == []
+    )  # 64 is the batch
 
 
 @pytest.mark.parametrize(("low", "fits"), [(8, True), (9, False)])

@@ -104,7 +104,9 @@ def test_attention_agrees_with_torch():
     ours, x = Attention(8, 2, 2, 4, bias=True), torch.randn(3, 5, 8)
     theirs = torch.nn.MultiheadAttention(8, 2, batch_first=True)
     with torch.no_grad():
-        theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
+        theirs.in_proj_weight.copy_(
+            torch.cat([ours.query.weight, ours.key.weight, ours.value.weight])
+        )
         theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]))
         theirs.out_proj.weight.copy_(ours.out.weight)
         theirs.out_proj.bias.copy_(ours.out.bias)
@@ -181,7 +183,14 @@ def test_it_learns_a_batch(model):
         ({"key_heads": 3}, "not divisible by key_heads"),
         ({"head_width": 7}, "is odd"),
         ({"vision": "vit-lite", "vision_patch": 5}, "does not divide"),
-        ({"vision_blocks": [{"kernel": 2, "expanded": 4, "out": 4, "stride": 1, "squeeze": False}]}, "must be odd"),
+        (
+            {
+                "vision_blocks": [
+                    {"kernel": 2, "expanded": 4, "out": 4, "stride": 1, "squeeze": False}
+                ]
+            },
+            "must be odd",
+        ),
         ({"hiden": 3}, "hiden"),
         ({"hidden": "7"}, "hidden"),
     ],

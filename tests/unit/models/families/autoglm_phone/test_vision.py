@@ -6,19 +6,31 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
-from compressor.models.families.autoglm_phone.vision import MobileNet, TensorflowPad, floats_from_pixels
-from compressor.models.families.image_classifier.family import EFFICIENTNET_LITE0, SMALL, ImageClassifier
+from compressor.models.families.autoglm_phone.vision import (
+    MobileNet,
+    TensorflowPad,
+    floats_from_pixels,
+)
+from compressor.models.families.image_classifier.family import (
+    EFFICIENTNET_LITE0,
+    SMALL,
+    ImageClassifier,
+)
 
 FAMILY = ImageClassifier()
 
 
 def test_pixels_are_centred_as_the_config_says():
     pixels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(floats_from_pixels(pixels, SMALL), pixels.float() / 127.5 - 1.0), "bit for bit as ever"
+    assert torch.equal(floats_from_pixels(pixels, SMALL), pixels.float() / 127.5 - 1.0), (
+        "bit for bit as ever"
+    )
     assert torch.equal(floats_from_pixels(pixels, EFFICIENTNET_LITE0), (pixels.float() - 127) / 128)
 
 
-@pytest.mark.parametrize(("kernel", "side", "zeros"), [(3, 8, (0, 1)), (5, 8, (1, 2)), (3, 7, (1, 1)), (5, 7, (2, 2))])
+@pytest.mark.parametrize(
+    ("kernel", "side", "zeros"), [(3, 8, (0, 1)), (5, 8, (1, 2)), (3, 7, (1, 1)), (5, 7, (2, 2))]
+)
 def test_zeros_as_tensorflow_has_them(kernel, side, zeros):
     image = torch.arange(1.0, side + 1).expand(1, 1, side, side)
     row = TensorflowPad(kernel, 2)(image)[0, 0, kernel // 2]
@@ -32,15 +44,26 @@ def test_both_paddings_give_images_of_one_size(side):
     for padding in ("even", "tensorflow"):
         encoder = MobileNet(FAMILY.slim(SMALL, vision_padding=padding))
         seen = []
-        encoder.last.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output.shape))
+        encoder.last.register_forward_hook(
+            lambda module, inputs, output, seen=seen: seen.append(output.shape)
+        )
         encoder(image)
         sizes += seen
     assert sizes[0] == sizes[1]
 
 
 def test_a_block_without_expansion_filters_its_input():
-    block = {"kernel": 3, "expanded": 16, "out": 16, "stride": 1, "squeeze": False, "expands": False}
-    config = FAMILY.slim(SMALL, vision_blocks=[block], vision_activation="relu6", vision_norm_epsilon=0.5)
+    block = {
+        "kernel": 3,
+        "expanded": 16,
+        "out": 16,
+        "stride": 1,
+        "squeeze": False,
+        "expands": False,
+    }
+    config = FAMILY.slim(
+        SMALL, vision_blocks=[block], vision_activation="relu6", vision_norm_epsilon=0.5
+    )
     (module,) = MobileNet(config).eval().blocks
     x = torch.randn(2, 16, 8, 8)
     filtered = functional.conv2d(x, module.filter.weight, padding=1, groups=16) / 1.5**0.5
