@@ -129,9 +129,8 @@ def run(tree: dict[str, Any], file: Path, store: Path) -> list[dict[str, Any]]:
 
 def feeds_of(samples: Samples, float_model: Path) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
     """The calibration samples one by one, as the float graph takes them."""
-    from compressor.artifacts.kinds import Kind
 
-    with open_session(Kind.ONNX, float_model, threads=2) as session:
+    with open_session("onnx", float_model, threads=2) as session:
         for batch in samples.batches("feeds"):
             whole = fitted(batch, session.inputs)
             for index in range(len(next(iter(whole.values())))):

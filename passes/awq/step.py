@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import (
@@ -122,12 +121,12 @@ class Awq(Pass[AwqConfig]):
 
     name = "awq"
     version = 3
-    accepts = frozenset({Kind.TORCH})
-    produces = Kind.AWQ
+    accepts = frozenset({"torch"})
+    produces = "packed"
     Config = AwqConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "safetensors", "numpy")
 
-    def estimate(self, config: AwqConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
+    def estimate(self, config: AwqConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """From the widths alone."""
         from passes.awq.estimates import estimate
 
@@ -153,7 +152,7 @@ class Awq(Pass[AwqConfig]):
 
         return (quantize if is_checkpoint(parent) else quantize_whole)(config, parent, out, context)
 
-    def ensures(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+    def ensures(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> None:
         """Headers, config and weights can be read again, and are finite; each shard was compared when it was written."""
         from compressor.models.checkpoint.loading import check_finite, read_description
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config import discovery
 from compressor.config.record import DataName, Record, StepName
@@ -127,8 +126,8 @@ class Distill(Pass[DistillConfig]):
 
     name = "distill"
     version = 1
-    accepts = frozenset({Kind.TORCH})
-    produces = Kind.TORCH
+    accepts = frozenset({"torch"})
+    produces = "torch"
     Config = DistillConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
 

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.artifacts.kinds import Kind
 from compressor.config.discovery import FAMILIES, load
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
@@ -203,13 +202,13 @@ def _compared(
     *,
     integers: bool,
 ) -> tuple[Parity, ...]:
-    kind = Kind.QUANTIZED if (model / QUANTIZATION).is_file() else Kind.TORCH
+    kind = "quantized" if (model / QUANTIZATION).is_file() else "torch"
     with (
         open_session(kind, model, threads=context.threads) as reference,
-        open_session(Kind.ONNX, out, threads=context.threads) as exported,
+        open_session("onnx", out, threads=context.threads) as exported,
     ):
         return compare(
-            reference, exported, batches, config, integers=integers or kind is Kind.QUANTIZED
+            reference, exported, batches, config, integers=integers or kind == "quantized"
         )
 
 
@@ -226,7 +225,7 @@ def check_interface(model: Path, out: Path, threads: int) -> None:
         tuple(spec.name for spec in family.required_inputs(config)),
         tuple(family.outputs(config)),
     )
-    with open_session(Kind.ONNX, out, threads=threads) as session:
+    with open_session("onnx", out, threads=threads) as session:
         found = (
             tuple(spec.name for spec in session.inputs if not spec.optional),
             session.output_names,

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import (
@@ -119,8 +118,8 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
 
     name = "export-onnx"
     version = 9
-    accepts = frozenset({Kind.TORCH, Kind.QUANTIZED, Kind.AWQ})
-    produces = Kind.ONNX
+    accepts = frozenset({"torch", "quantized", "packed"})
+    produces = "onnx"
     Config = ExportOnnxConfig
     tools: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -135,7 +134,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
         self,
         config: ExportOnnxConfig,
         parent: ModelFacts,
-        context: PlanContext,  # noqa: ARG002
+        context: PlanContext,
     ) -> Estimate:
         """The weights as they are, and a graph; tracing takes most of the time.
 
@@ -164,7 +163,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
             facts.size_bytes,
         )
 
-    def requires(self, config: ExportOnnxConfig, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
+    def requires(self, config: ExportOnnxConfig, parent: Artifact, context: PassContext) -> None:
         """The model can be opened, has the dimensions that the config names, and its weights are finite."""
         from compressor.models.checkpoint.loading import check_finite
         from passes.export_onnx.decoder.pipeline import check, is_decoder

@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import (
@@ -186,8 +185,8 @@ class Prune(Pass[PruneConfig]):
 
     name = "prune"
     version = 3
-    accepts = frozenset({Kind.TORCH})
-    produces = Kind.TORCH
+    accepts = frozenset({"torch"})
+    produces = "torch"
     Config = PruneConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
 
@@ -196,7 +195,7 @@ class Prune(Pass[PruneConfig]):
         timed = config.latency is not None and config.latency.runtime == "onnxruntime"
         return (*self.tools, "onnxruntime") if timed else self.tools
 
-    def estimate(self, config: PruneConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
+    def estimate(self, config: PruneConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """What the target says of the output; the time of scoring and of recovery."""
         from passes.common.estimates import mapped_memory, training_memory, training_seconds
 

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record, Reference
 from compressor.engine.contract import (
@@ -154,12 +153,12 @@ class Qat(Pass[QatConfig]):
 
     name = "qat"
     version = 3
-    accepts = frozenset({Kind.TORCH})
-    produces = Kind.QUANTIZED
+    accepts = frozenset({"torch"})
+    produces = "quantized"
     Config = QatConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
 
-    def estimate(self, config: QatConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
+    def estimate(self, config: QatConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """A few passes over the calibration set, and the training."""
         from passes.common.estimates import training_estimate, training_memory, training_seconds
 
@@ -204,7 +203,7 @@ class Qat(Pass[QatConfig]):
 
         return quantize(config, parent, out, context)
 
-    def ensures(self, config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+    def ensures(self, config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> None:
         """It loads again, and its weights are finite."""
         from compressor.models.checkpoint.loading import check_finite, load_module
 

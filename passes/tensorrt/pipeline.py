@@ -12,7 +12,6 @@ import numpy as np
 from onnxscript import ir
 
 from compressor.artifacts.fingerprint import digest_file
-from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import NumericalError, RequirementError
 from compressor.graphs import half
@@ -155,7 +154,7 @@ def check_written(out: Path, context: PassContext) -> None:
     """
     if not (out / BUNDLE).is_file():
         checked_engine_manifest(out)
-    open_session(Kind.ONNX, out, threads=context.threads).close()
+    open_session("onnx", out, threads=context.threads).close()
 
 
 def _proto(model: ir.Model) -> Any:

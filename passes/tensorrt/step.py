@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import (
@@ -107,8 +106,8 @@ class TensorRT(Pass[TensorRTConfig]):
 
     name = "tensorrt"
     version = 1
-    accepts = frozenset({Kind.ONNX})
-    produces = Kind.ENGINE
+    accepts = frozenset({"onnx"})
+    produces = "engine"
     Config = TensorRTConfig
     tools: ClassVar[tuple[str, ...]] = ("numpy", "onnx", "onnx-ir", "onnxruntime")
 
@@ -120,7 +119,7 @@ class TensorRT(Pass[TensorRTConfig]):
         self,
         config: TensorRTConfig,
         parent: ModelFacts,
-        context: PlanContext,  # noqa: ARG002
+        context: PlanContext,
     ) -> Estimate:
         """A few seconds a target; an engine carries kernels beside its weights.
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.samples import Samples
-from compressor.artifacts.kinds import Kind
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, NumericalError
@@ -74,8 +73,8 @@ def against_parent(
     """
     largest, cosine = 0.0, 1.0
     with (
-        open_session(Kind.ONNX, parent, threads=context.threads) as before,
-        open_session(Kind.ONNX, out, threads=context.threads) as after,
+        open_session("onnx", parent, threads=context.threads) as before,
+        open_session("onnx", out, threads=context.threads) as after,
     ):
         for feeds in batches_of(samples, before.inputs, context):
             wanted, got = before.run(feeds), after.run(feeds)

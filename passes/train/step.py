@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact
 from compressor.config import discovery
 from compressor.config.record import DataName
@@ -37,12 +36,12 @@ class Train(Pass[TrainConfig]):
 
     name = "train"
     version = 1
-    accepts = frozenset({Kind.TORCH})
-    produces = Kind.TORCH
+    accepts = frozenset({"torch"})
+    produces = "torch"
     Config = TrainConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
 
-    def estimate(self, config: TrainConfig, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
+    def estimate(self, config: TrainConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """From the model's arithmetic."""
         from passes.common.estimates import training_estimate
 

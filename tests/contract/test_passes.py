@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from compressor.analysis.catalogue import entry
-from compressor.artifacts.kinds import Kind
 from compressor.config import discovery
 from compressor.engine.contract import Pass, PassConfig
 

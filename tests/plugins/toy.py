@@ -4,7 +4,6 @@ import hashlib
 import time
 from pathlib import Path
 
-from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import Pass, PassConfig, PassOutput
 
 
@@ -21,7 +20,7 @@ class Toy(Pass[ToyConfig]):
     """Hashes its input again and again."""
 
     name, version = "toy", 1
-    accepts, produces = frozenset({Kind.ONNX}), Kind.ONNX
+    accepts, produces = frozenset({"onnx"}), "onnx"
     Config, tools = ToyConfig, ()
 
     def run(self, config, parent, out, context):

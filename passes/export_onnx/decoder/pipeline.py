@@ -9,7 +9,6 @@ import numpy as np
 from onnxscript import ir
 
 from compressor.artifacts.files import copy_file
-from compressor.artifacts.kinds import Kind
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, ParityError, RequirementError
@@ -179,7 +178,7 @@ def export_decoder(
         context.progress("build", 0, _STAGES, {})
         built, nodes, external = written(level, scales)
         context.progress("compare", 1, _STAGES, {})
-        kind = Kind.AWQ if is_packed(tree) else Kind.TORCH
+        kind = "packed" if is_packed(tree) else "torch"
         with open_session(kind, model, threads=context.threads) as reference:
             try:
                 compared = compare(

@@ -13,7 +13,6 @@ from torch import nn
 from compressor.analysis.bisect import bisect
 from compressor.analysis.layerwise import compare_layers
 from compressor.analysis.tensors import relative_error, tensor_differences
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Environment, Manifest, PassRecord
 from compressor.artifacts.runs import RunRecord, RunStep, save_run
 from compressor.artifacts.store import Store, entries_of
@@ -76,9 +75,7 @@ def test_the_layer_that_adds_most_is_the_planted_one(
     model: Path, tmp_path: Path, layer: str
 ) -> None:
     spoilt = planted(model, tmp_path / "spoilt", layer)
-    found = compare_layers(
-        *(open_layers(Kind.TORCH, one, 1) for one in (model, spoilt)), samples(3)
-    )
+    found = compare_layers(*(open_layers("torch", one, 1) for one in (model, spoilt)), samples(3))
     wanted = layer.removesuffix("_norm") if layer.startswith("vision") else layer
     assert found.layers[0].layer == wanted
     assert found.layers[0].added is not None
@@ -91,16 +88,16 @@ def test_the_layer_that_adds_most_is_the_planted_one(
 
 
 def test_equal_models_do_not_part(model: Path) -> None:
-    one = open_layers(Kind.TORCH, model, 1)
+    one = open_layers("torch", model, 1)
     found = compare_layers(one, one, samples(2))
     assert found.parts_at is None
     assert {layer.error for layer in found.layers} == {0.0}
-    assert all(one.equal for one in tensor_differences((Kind.TORCH, model), (Kind.TORCH, model)))
+    assert all(one.equal for one in tensor_differences(("torch", model), ("torch", model)))
 
 
 def test_the_tensor_that_differs_comes_first(model: Path, tmp_path: Path) -> None:
     spoilt = planted(model, tmp_path / "spoilt", PLANTED[1])
-    found = tensor_differences((Kind.TORCH, model), (Kind.TORCH, spoilt))
+    found = tensor_differences(("torch", model), ("torch", spoilt))
     assert found[0].name == f"{PLANTED[1]}.weight"
     assert found[0].snr_db == pytest.approx(-10 * np.log10(0.36), abs=0.3)
     assert all(one.equal for one in found[1:])
@@ -119,7 +116,7 @@ class Answered(Dataset):
 
     def __init__(self, model: Path, count: int) -> None:
         self.arrays = samples(count)
-        with open_session(Kind.TORCH, model, threads=1) as session:
+        with open_session("torch", model, threads=1) as session:
             self.arrays["label"] = session.run(self.arrays)["logits"].argmax(axis=-1)
 
     def __len__(self) -> int:
@@ -138,7 +135,7 @@ def publish(store: Store, model: Path, name: str, parent: str | None) -> RunStep
     manifest = Manifest(
         id=name * 12,
         step=name,
-        kind=Kind.TORCH,
+        kind="torch",
         parents={},
         pass_=PassRecord(name=name, version=1, config={}),
         seed=0,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Environment, Manifest, PassRecord
 from compressor.artifacts.store import Store, entries_of, open_artifact, verify
 from compressor.errors import DamagedArtifactError, StorageError, UsageError
@@ -27,7 +26,7 @@ def publish(
     manifest = Manifest(
         id=artifact_id,
         step="s",
-        kind=Kind.TORCH,
+        kind="torch",
         parents=parents or {},
         pass_=PassRecord(name="p", version=1, config={}),
         seed=0,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from compressor.artifacts.kinds import Kind
 from compressor.data.contract import SourceContext
 from compressor.errors import (
     ConfigError,
@@ -60,8 +59,8 @@ def onnx_model(tmp_path):
 
 def test_torch_and_onnx_answer_alike(tiny_model, onnx_model, tmp_path):
     told = []
-    torch = measured(Kind.TORCH, tiny_model, tmp_path, progress=lambda *one: told.append(one))
-    onnx = measured(Kind.ONNX, onnx_model, tmp_path)
+    torch = measured("torch", tiny_model, tmp_path, progress=lambda *one: told.append(one))
+    onnx = measured("onnx", onnx_model, tmp_path)
     for result, runtime in ((torch, "torch "), (onnx, "onnxruntime ")):
         assert result.latency.runtime.startswith(runtime)
         assert len(result.latency.milliseconds) == 5
@@ -87,44 +86,43 @@ def test_torch_and_onnx_answer_alike(tiny_model, onnx_model, tmp_path):
 
 def test_only_what_is_asked_for(onnx_model, tmp_path):
     latency = EvaluateConfig(latency=LatencyConfig(data="test", warmup=0, repeats=2))
-    assert measured(Kind.ONNX, onnx_model, tmp_path, latency).accuracy is None
+    assert measured("onnx", onnx_model, tmp_path, latency).accuracy is None
     accuracy = EvaluateConfig(accuracy=AccuracyConfig(data="test"))
-    assert measured(Kind.ONNX, onnx_model, tmp_path, accuracy).latency is None
+    assert measured("onnx", onnx_model, tmp_path, accuracy).latency is None
 
 
 def test_an_error_of_the_users_comes_back_as_itself(onnx_model, tmp_path):
     with pytest.raises(DataError) as caught:
-        measured(Kind.ONNX, onnx_model, tmp_path, fail="data")
+        measured("onnx", onnx_model, tmp_path, fail="data")
     assert (caught.value.what, caught.value.remedy) == ("the samples are gone", "bring them back")
     with pytest.raises(ModelError, match=r"model\.onnx is missing"):
-        measured(Kind.ONNX, tmp_path, tmp_path)
+        measured("onnx", tmp_path, tmp_path)
 
 
 def test_a_set_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match="does not have: test"):
-        measure(Kind.ONNX, tmp_path, EVALUATE, {}, SourceContext(tmp_path))
+        measure("onnx", tmp_path, EVALUATE, {}, SourceContext(tmp_path))
 
 
 def test_a_crash_tells_the_end_of_what_it_printed(onnx_model, tmp_path):
     with pytest.raises(
         PassError, match="was killed by signal 6:\n    a library that prints to stdout"
     ):
-        measured(Kind.ONNX, onnx_model, tmp_path, fail="crash")
+        measured("onnx", onnx_model, tmp_path, fail="crash")
     with pytest.raises(
         PassError, match=r"ended with code 1:(.|\n)*ZeroDivisionError: a bug of ours"
     ):
-        measured(Kind.ONNX, onnx_model, tmp_path, fail="bug")
+        measured("onnx", onnx_model, tmp_path, fail="bug")
 
 
 _PARENT = """
 import sys
 from pathlib import Path
-from compressor.artifacts.kinds import Kind
 from compressor.data.contract import SourceContext
 from compressor.evaluation.measure import measure
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
 base = Path(sys.argv[1])
-measure(Kind.ONNX, base, EvaluateConfig(accuracy=AccuracyConfig(data="test")),
+measure("onnx", base, EvaluateConfig(accuracy=AccuracyConfig(data="test")),
         {"test": {"source": "tiny", "fail": "hang"}}, SourceContext(base, cache=base))
 """
 
@@ -211,8 +209,8 @@ def fidelity(kind, folder, tmp_path, other_kind, other, evaluate=FIDELITY):
 
 
 def test_torch_is_compared_with_onnx_and_onnx_with_torch(tiny_model, onnx_model, tmp_path):
-    one = fidelity(Kind.ONNX, onnx_model, tmp_path, Kind.TORCH, tiny_model)
-    two = fidelity(Kind.TORCH, tiny_model, tmp_path, Kind.ONNX, onnx_model)
+    one = fidelity("onnx", onnx_model, tmp_path, "torch", tiny_model)
+    two = fidelity("torch", tiny_model, tmp_path, "onnx", onnx_model)
     assert 0 < one["agreement"] == two["agreement"] < 1
     assert one["kl"] > 0
     assert two["kl"] > 0
@@ -222,7 +220,7 @@ def test_torch_is_compared_with_onnx_and_onnx_with_torch(tiny_model, onnx_model,
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_model_against_itself(tiny_model, tmp_path, elsewhere):
     reference = shutil.copytree(tiny_model, tmp_path / "copy") if elsewhere else tiny_model
-    found = fidelity(Kind.TORCH, tiny_model, tmp_path, Kind.TORCH, reference)
+    found = fidelity("torch", tiny_model, tmp_path, "torch", reference)
     assert (found["agreement"], found["kl"]) == (1.0, 0.0)
     assert (found["agreement[input=speech]"], found["kl[input=speech]"]) == (1.0, 0.0)
 
@@ -231,7 +229,7 @@ def test_the_reference_is_opened_after_latency_and_memory_were_taken(
     tiny_model, onnx_model, tmp_path
 ):
     evaluate = FIDELITY.model_copy(update={"latency": EVALUATE.latency})
-    found = fidelity(Kind.ONNX, onnx_model, tmp_path, Kind.TORCH, tiny_model, evaluate)
+    found = fidelity("onnx", onnx_model, tmp_path, "torch", tiny_model, evaluate)
     assert found["peak_rss_bytes"] < 150e6, "torch, which the reference needs, takes more than this"
 
 
@@ -239,7 +237,7 @@ def test_a_comparison_without_a_reference(onnx_model, tmp_path):
     with pytest.raises(
         UsageError, match="agreement and kl compare with a reference, and there is none"
     ):
-        measured(Kind.ONNX, onnx_model, tmp_path, FIDELITY)
+        measured("onnx", onnx_model, tmp_path, FIDELITY)
 
 
 def test_a_language_model_on_text(tmp_path):
@@ -264,14 +262,14 @@ def test_a_language_model_on_text(tmp_path):
         "sequence_length": 6,
     }
     found = measure(
-        Kind.TORCH,
+        "torch",
         tmp_path / "model",
         EvaluateConfig(
             accuracy=AccuracyConfig(data="text", metrics=("perplexity", "agreement"), batch_size=3)
         ),
         {"text": source},
         SourceContext(tmp_path, cache=tmp_path),
-        reference=ReferenceModel(id="abc", kind=Kind.TORCH, model=tmp_path / "reference"),
+        reference=ReferenceModel(id="abc", kind="torch", model=tmp_path / "reference"),
     )
     windows = torch.tensor([3, 4, 5, 4, 3, 5, 3, 3] * 7).reshape(8, 7)
     with torch.inference_mode():

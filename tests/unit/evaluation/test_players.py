@@ -3,7 +3,6 @@
 import pytest
 from test_measure import SOURCES, onnx_model  # noqa: F401
 
-from compressor.artifacts.kinds import Kind
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError, ModelError
 from compressor.evaluation.interleaved import Player
@@ -24,8 +23,8 @@ def player(kind, model, tmp_path, **source):
 
 def test_two_models_take_turns(tiny_model, onnx_model, tmp_path):  # noqa: F811
     with (
-        player(Kind.TORCH, tiny_model, tmp_path) as torch,
-        player(Kind.ONNX, onnx_model, tmp_path) as onnx,
+        player("torch", tiny_model, tmp_path) as torch,
+        player("onnx", onnx_model, tmp_path) as onnx,
     ):
         torch.ready()
         onnx.ready()
@@ -35,7 +34,7 @@ def test_two_models_take_turns(tiny_model, onnx_model, tmp_path):  # noqa: F811
 
 
 def test_errors_come_back_as_they_were(onnx_model, tmp_path):  # noqa: F811
-    with player(Kind.ONNX, onnx_model, tmp_path, fail="data") as one, pytest.raises(DataError):
+    with player("onnx", onnx_model, tmp_path, fail="data") as one, pytest.raises(DataError):
         one.ready()
-    with player(Kind.ONNX, tmp_path, tmp_path) as one, pytest.raises(ModelError):
+    with player("onnx", tmp_path, tmp_path) as one, pytest.raises(ModelError):
         one.ready()

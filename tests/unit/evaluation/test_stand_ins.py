@@ -5,7 +5,6 @@ import shutil
 import pytest
 
 from compressor.artifacts.fingerprint import digest_file
-from compressor.artifacts.kinds import Kind
 from compressor.data.contract import SourceContext
 from compressor.errors import DamagedArtifactError
 from compressor.evaluation.measure import measure
@@ -69,13 +68,13 @@ def measured(kind, folder, tmp_path, reference):
         EVALUATE,
         sources,
         context,
-        reference=ReferenceModel(id="ab", kind=Kind.ENGINE, model=reference),
+        reference=ReferenceModel(id="ab", kind="engine", model=reference),
     )
 
 
 def test_its_graph_stands_in_and_nothing_is_timed(engine, onnx_model, tmp_path):
-    found = measured(Kind.ENGINE, engine, tmp_path, engine)
-    graph = measured(Kind.ONNX, onnx_model, tmp_path, engine)
+    found = measured("engine", engine, tmp_path, engine)
+    graph = measured("onnx", onnx_model, tmp_path, engine)
     assert found.stand_in == found.accuracy.stand_in
     assert "GPU" in found.stand_in
     assert found.latency is None
@@ -94,4 +93,4 @@ def test_its_graph_stands_in_and_nothing_is_timed(engine, onnx_model, tmp_path):
 def test_one_that_is_damaged_is_not_measured(engine, tmp_path):
     (engine / "model.b.engine").write_bytes(b"321")
     with pytest.raises(DamagedArtifactError, match=r"model\.b\.engine: changed"):
-        measured(Kind.ENGINE, engine, tmp_path, engine)
+        measured("engine", engine, tmp_path, engine)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.artifacts.kinds import Kind
 from compressor.errors import DataError, UsageError
 from compressor.generation.generate import Sampling, generate, model_at
 from compressor.models.checkpoint.loading import load_module

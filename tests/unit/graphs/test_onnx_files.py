@@ -7,7 +7,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compressor.artifacts.kinds import Kind
 from compressor.errors import ModelError
 from compressor.graphs.files import external_files, read_graph
 from compressor.runtimes import open_session
@@ -19,7 +18,7 @@ def test_data_beside_the_graph_is_read(onnx_folder):
     folder = onnx_folder("model.onnx.data")
     (folder / "model.onnx.data").write_bytes(WEIGHT)
     assert external_files(read_graph(folder)) == {"model.onnx.data"}
-    with open_session(Kind.ONNX, folder, threads=1) as session:
+    with open_session("onnx", folder, threads=1) as session:
         np.testing.assert_array_equal(
             session.run({"x": np.eye(3)})["logits"], [[0, 1], [2, 3], [4, 5]]
         )
@@ -55,7 +54,7 @@ def test_hostile_external_data_is_refused_before_any_runtime_opens_it(
     os.link(tmp_path / "secret", folder / "hard.data")
     (folder / "short.data").write_bytes(WEIGHT[:4])
     with pytest.raises(ModelError) as caught:
-        open_session(Kind.ONNX, folder, threads=1)
+        open_session("onnx", folder, threads=1)
     assert f"w: {why}" in caught.value.what or why in caught.value.what
 
 

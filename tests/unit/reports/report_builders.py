@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Environment, FileEntry, Manifest, Metric, PassRecord
 from compressor.artifacts.store import Artifact
 from compressor.evaluation.records import AccuracyReport, LatencyReport, Measurement
@@ -69,7 +68,7 @@ def manifest(step: str = "student", **changes: Any) -> Manifest:
     values: dict[str, Any] = {
         "id": (step.encode().hex() * 64)[:64],
         "step": step,
-        "kind": Kind.TORCH,
+        "kind": "torch",
         "parents": {},
         "pass_": PassRecord(
             name="distill", version=1, config={"epochs": 3, "temperature": {"start": 5, "end": 1}}
@@ -135,11 +134,11 @@ def history(steps: int = 40) -> list[dict[str, float]]:
 def phone_run(root: Path) -> list[LadderInput]:
     """Source (unmeasured), teacher, student, its ONNX form and a pruned branch of the teacher."""
     rows = (
-        ("source", None, "source", Kind.TORCH, None, 18_400_000),
-        ("teacher", "source", "train", Kind.TORCH, (0.831, 9.4, 4_600_000), 18_400_000),
-        ("student", "teacher", "distill", Kind.TORCH, (0.802, 4.1, 1_100_000), 4_400_000),
-        ("onnx", "student", "export-onnx", Kind.ONNX, (0.802, 1.15, 1_100_000), 4_450_000),
-        ("pruned", "teacher", "prune", Kind.TORCH, (0.771, 5.6, 3_000_000), 12_000_000),
+        ("source", None, "source", "torch", None, 18_400_000),
+        ("teacher", "source", "train", "torch", (0.831, 9.4, 4_600_000), 18_400_000),
+        ("student", "teacher", "distill", "torch", (0.802, 4.1, 1_100_000), 4_400_000),
+        ("onnx", "student", "export-onnx", "onnx", (0.802, 1.15, 1_100_000), 4_450_000),
+        ("pruned", "teacher", "prune", "torch", (0.771, 5.6, 3_000_000), 12_000_000),
     )
     ids: dict[str, str] = {}
     steps = []

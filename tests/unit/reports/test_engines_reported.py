@@ -4,7 +4,6 @@ from pathlib import Path
 
 from report_builders import counted, manifest, measurement, share, timed
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.store import Artifact
 from compressor.reports.console import output as console
@@ -29,10 +28,10 @@ def steps_of(executed: float, root: Path) -> list[LadderInput]:
     ran = Metric(name="executed", value=executed, unit="count", better="higher", samples=1)
     found = {
         "onnx": (
-            Kind.ONNX,
+            "onnx",
             (share("top1", 0.8), timed("latency_p50_ms", 3.0), counted("size_bytes", 100, "bytes")),
         ),
-        "engine": (Kind.ENGINE, (share("top1", 0.79), counted("size_bytes", 900, "bytes"), ran)),
+        "engine": ("engine", (share("top1", 0.79), counted("size_bytes", 900, "bytes"), ran)),
     }
     return [
         LadderInput(
@@ -105,7 +104,7 @@ def test_show_tells_what_engine_json_says(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "tensorrt-ab"
     (folder / "model").mkdir(parents=True)
     write_record(facts_of_build, folder / "model" / ENGINE)
-    console.render_artifact(Artifact(folder, manifest("engine", kind=Kind.ENGINE)))
+    console.render_artifact(Artifact(folder, manifest("engine", kind="engine")))
     shown = " ".join(capsys.readouterr().out.split())
     for told in (
         "built by rtx 1.7",

@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 
-from compressor.artifacts.kinds import Kind
 from compressor.config.discovery import FAMILIES, load
 from compressor.errors import DataError, ModelError, UsageError
 from compressor.models.contract import InputSpec
@@ -15,7 +14,7 @@ from compressor.runtimes.session import fitted
 
 
 def test_onnx_runs_and_leaves_out_what_it_has_no_input_for(onnx_folder):
-    with open_session(Kind.ONNX, onnx_folder(), threads=1) as session:
+    with open_session("onnx", onnx_folder(), threads=1) as session:
         assert session.runtime.startswith("onnxruntime ")
         assert (session.input_names, session.output_names) == (("x",), ("logits",))
         x = np.ones((4, 3), np.float64)
@@ -36,13 +35,13 @@ def test_torch_runs_and_gives_the_familys_outputs_only(tmp_path):
     }
     for array in rows.values():
         array.flags.writeable = False
-    with open_session(Kind.TORCH, tmp_path, threads=1) as session:
+    with open_session("torch", tmp_path, threads=1) as session:
         assert session.runtime.startswith("torch ")
         outputs = session.run(rows)
     assert {name: value.shape for name, value in outputs.items()} == {"logits": (2, 10)}
 
 
-@pytest.mark.parametrize("kind", [Kind.ADAPTER])
+@pytest.mark.parametrize("kind", ["adapter"])
 def test_kinds_without_a_runtime(kind, tmp_path):
     with pytest.raises(UsageError, match=f"no runtime for artifacts of kind '{kind.value}' yet"):
         open_session(kind, tmp_path, threads=1)
@@ -99,12 +98,12 @@ def test_a_graph_that_onnx_runtime_refuses(onnx_folder):
     model.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(model, folder / "model.onnx")
     with pytest.raises(ModelError, match=r"ONNX Runtime cannot open .*NoSuchOperator"):
-        open_session(Kind.ONNX, folder, threads=1)
+        open_session("onnx", folder, threads=1)
 
 
 def test_a_device_that_is_not_there(onnx_folder):
     with pytest.raises(UsageError, match="cannot compute on 'tpu'"):
-        open_session(Kind.ONNX, onnx_folder(), threads=1, device="tpu")
+        open_session("onnx", onnx_folder(), threads=1, device="tpu")
 
 
 def test_onnx_never_loads_torch():

@@ -9,7 +9,6 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Environment, Manifest, Metric, PassRecord
 from compressor.artifacts.store import Artifact
 from compressor.engine.gates.metrics import Figures
@@ -36,7 +35,7 @@ def figures(
     manifest = Manifest(
         id=name * 8,
         step=name,
-        kind=Kind.ONNX,
+        kind="onnx",
         parents={},
         pass_=PassRecord(name="toy", version=1, config={}),
         seed=0,

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
 from compressor.engine.plan.pipeline import load_pipeline
@@ -162,7 +161,7 @@ def test_a_reference_that_is_not_there(toy_pipeline: Path) -> None:
 
 def test_a_reference_that_nothing_runs(toy_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared(toy_pipeline, "    reference: second\n")
-    monkeypatch.setattr("toy.Toy.produces", Kind.ADAPTER)
+    monkeypatch.setattr("toy.Toy.produces", "adapter")
     edit(toy_pipeline, "rounds: 3}", "rounds: 3, from: source}")
     assert (
         "'second' cannot be compared with: nothing here runs artifacts of kind adapter"

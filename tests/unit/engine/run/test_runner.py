@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from conftest import tiny_onnx
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Manifest
 from compressor.artifacts.store import Store, verify
 from compressor.data.contract import SourceContext
@@ -219,7 +218,7 @@ def test_a_step_needs_what_it_is_compared_with(run: Run, monkeypatch: pytest.Mon
     result = run(only="aside")
     assert [step.step.name for step in result.steps] == ["source", "first", "aside"]
     (own, itself), (_, reference) = asked
-    assert itself == ReferenceModel(id=first.id, kind=Kind.ONNX, model=own), (
+    assert itself == ReferenceModel(id=first.id, kind="onnx", model=own), (
         "the first is its own reference"
     )
-    assert reference == ReferenceModel(id=first.id, kind=Kind.ONNX, model=first.model)
+    assert reference == ReferenceModel(id=first.id, kind="onnx", model=first.model)

@@ -14,7 +14,6 @@ from torch import nn
 from calibration.sources.arrays import ArrayDataset
 from compressor.analysis.layerwise import compare_layers
 from compressor.analysis.tensors import tensor_differences
-from compressor.artifacts.kinds import Kind
 from compressor.engine.plan.source_model import DirectorySource
 from compressor.errors import CompressError, ModelError, RequirementError, UsageError
 from compressor.generation.generate import Sampling, generate
@@ -116,7 +115,7 @@ def parent_in(folder, family=PHONE, config=SMALL):
             if getattr(one, "bias", None) is not None:
                 one.bias.data += 0.3 * torch.randn(one.bias.shape)
     save_module(module, family.name, config, folder)
-    return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind=Kind.TORCH))
+    return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind="torch"))
 
 
 def fields(**more):
@@ -188,7 +187,7 @@ def test_every_family_is_packed_and_answers_nearly_as_before(model, tmp_path):
     parent = parent_in(tmp_path / "parent", family, config)
     out, output = packed_in(tmp_path, parent, family, bits=8)
     assert error(load_module(out), load_module(parent.model), family) < 1e-3
-    assert DirectorySource(out).kind is Kind.AWQ
+    assert DirectorySource(out).kind == "packed"
     linears = {
         name: one
         for name, one in linears_of(family.build(config)).items()
@@ -417,21 +416,19 @@ def test_a_packed_model_is_looked_into_and_does_not_talk(tmp_path):
     parent = parent_in(tmp_path / "parent")
     out, _ = packed_in(tmp_path, parent)
     found = compare_layers(
-        open_layers(Kind.TORCH, parent.model, 1), open_layers(Kind.AWQ, out, 1), samples_of(PHONE)
+        open_layers("torch", parent.model, 1), open_layers("packed", out, 1), samples_of(PHONE)
     )
     added = {one.layer: one.added for one in found.layers}
     assert added["fusion.layers.0.attention.query"] > 0
     assert added["vision.stem"] == 0
-    pairs = {
-        one.name: one for one in tensor_differences((Kind.TORCH, parent.model), (Kind.AWQ, out))
-    }
+    pairs = {one.name: one for one in tensor_differences(("torch", parent.model), ("packed", out))}
     assert 5 < pairs["fusion.cell_space.weight"].snr_db < 40
     assert pairs["vision.stem.weight"].equal
-    with open_session(Kind.AWQ, out, threads=1) as session:
+    with open_session("packed", out, threads=1) as session:
         answer = session.run(samples_of(PHONE))["logits"]
     assert torch.allclose(torch.from_numpy(answer), answers(load_module(out), PHONE), atol=1e-5)
     with pytest.raises(UsageError, match="no model that generates text"):
-        generate(Kind.AWQ, out, "open it", Sampling(4, 0.0, 1.0, 0), threads=1, raw=True, said=str)
+        generate("packed", out, "open it", Sampling(4, 0.0, 1.0, 0), threads=1, raw=True, said=str)
 
 
 def test_weights_that_others_have_quantized_in_other_ways_are_refused(tmp_path):

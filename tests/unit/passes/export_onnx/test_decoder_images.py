@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from calibration.sources.image_text.source import ImageText, ImageTextConfig
-from compressor.artifacts.kinds import Kind
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError, ParityError, UsageError
 from compressor.generation.generate import Sampling, generate
@@ -89,7 +88,7 @@ def test_images_and_keys_and_values_in_8_bits(bed, tmp_path):
 def test_images_matter(bed):
     folder, _, dataset, _ = bed
     batch = dataset.batch(np.array([1]))
-    with open_session(Kind.ONNX, folder / "onnxruntime", threads=1) as session:
+    with open_session("onnx", folder / "onnxruntime", threads=1) as session:
         said = session.run(batch)["logits"]
         other = session.run({**batch, "pixel_values": batch["pixel_values"][:, ::-1].copy()})[
             "logits"
@@ -100,9 +99,9 @@ def test_images_matter(bed):
 def test_a_padded_batch_of_mixed_images_is_measured_as_torch_measures_it(bed):
     folder, parent, dataset, _ = bed
     batch = dataset.batch(np.arange(5))
-    with open_session(Kind.ONNX, folder / "onnxruntime", threads=1) as session:
+    with open_session("onnx", folder / "onnxruntime", threads=1) as session:
         got = session.run(batch)["logits"]
-    with open_session(Kind.TORCH, parent.model, threads=1) as session:
+    with open_session("torch", parent.model, threads=1) as session:
         wanted = session.run(batch)["logits"]
     meant = batch["attention_mask"].astype(bool)
     np.testing.assert_allclose(got[meant], wanted[meant], atol=1e-4)
@@ -167,11 +166,11 @@ def test_text_goes_on_behind_images_from_every_kind(bed):
         )
         return "".join(pieces)
 
-    wanted = said(Kind.TORCH, parent.model)
+    wanted = said("torch", parent.model)
     assert wanted
-    assert wanted != said(Kind.TORCH, parent.model, [folder / "0.png"])
+    assert wanted != said("torch", parent.model, [folder / "0.png"])
     for target in ("onnxruntime", "portable"):
-        assert said(Kind.ONNX, folder / target) == wanted
+        assert said("onnx", folder / target) == wanted
 
 
 def test_what_stands_against_images_is_said(bed, tmp_path):
@@ -179,18 +178,18 @@ def test_what_stands_against_images_is_said(bed, tmp_path):
     ask = {"threads": 1, "said": lambda _: None}
     with pytest.raises(DataError, match=r"no image .*gone\.png"):
         generate(
-            Kind.TORCH, parent.model, "w1", GREEDY, raw=False, images=[tmp_path / "gone.png"], **ask
+            "torch", parent.model, "w1", GREEDY, raw=False, images=[tmp_path / "gone.png"], **ask
         )
     with pytest.raises(UsageError, match="--raw"):
-        generate(Kind.TORCH, parent.model, "w1", GREEDY, raw=True, images=[folder / "0.png"], **ask)
+        generate("torch", parent.model, "w1", GREEDY, raw=True, images=[folder / "0.png"], **ask)
     (tmp_path / "no.png").write_text("no image")
     with pytest.raises(DataError, match=r"no\.png"):
         generate(
-            Kind.TORCH, parent.model, "w1", GREEDY, raw=False, images=[tmp_path / "no.png"], **ask
+            "torch", parent.model, "w1", GREEDY, raw=False, images=[tmp_path / "no.png"], **ask
         )
     text = parent_in(tmp_path / "llama", "tiny-llama")
     with pytest.raises(DataError, match=r"no tokenizer\.json, preprocessor_config\.json"):
-        generate(Kind.TORCH, text.model, "w1", GREEDY, raw=False, images=[folder / "0.png"], **ask)
+        generate("torch", text.model, "w1", GREEDY, raw=False, images=[folder / "0.png"], **ask)
 
 
 def test_a_packed_tower_is_exported_with_what_it_holds(bed, tmp_path):
@@ -261,7 +260,7 @@ def test_text_alone_needs_no_words_of_images(bed):
     folder, parent, _, _ = bed
     ids = np.arange(10, 22)[None]
     decoder = OnnxDecoder(folder / "onnxruntime", 1, room=16)
-    with open_session(Kind.TORCH, parent.model, threads=1) as session:
+    with open_session("torch", parent.model, threads=1) as session:
         np.testing.assert_allclose(
             decoder.feed(ids, keep=0), session.run({"input_ids": ids})["logits"], atol=1e-4
         )

@@ -62,14 +62,13 @@ def test_writes_a_dynamic_labelled_graph_without_traces_of_the_run(parent, out, 
 
 
 def test_other_lengths_and_batches_run(parent, out, context):
-    from compressor.artifacts.kinds import Kind
     from compressor.runtimes import open_session
 
     run(ExportOnnxConfig(), parent, out, context())
     batch = {"image": np.ones((3, 3, 8, 8), np.uint8), "words": np.ones((3, 11), np.int64)}
     with (
-        open_session(Kind.TORCH, parent.model, threads=1) as torch_session,
-        open_session(Kind.ONNX, out, threads=1) as onnx_session,
+        open_session("torch", parent.model, threads=1) as torch_session,
+        open_session("onnx", out, threads=1) as onnx_session,
     ):
         np.testing.assert_allclose(
             onnx_session.run(batch)["logits"], torch_session.run(batch)["logits"], atol=1e-5

@@ -9,7 +9,6 @@ import onnx
 import pytest
 import torch
 
-from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
 from compressor.graphs.lint.onnxruntime import lint
@@ -62,7 +61,7 @@ def exported(tmp_path_factory):
             config = FAMILY.resized(FAMILY.presets[preset], fields)
             save_module(FAMILY.build(config), FAMILY.name, config, folder / "float")
             parent = SimpleNamespace(
-                model=folder / "float", manifest=SimpleNamespace(id="ab12", kind=Kind.TORCH)
+                model=folder / "float", manifest=SimpleNamespace(id="ab12", kind="torch")
             )
             fields = {
                 "calibration": {"data": "train", "num_samples": 32},
@@ -158,8 +157,8 @@ def test_both_targets_say_nearly_what_torch_says(exported):
     for target in ("onnxruntime", "tensorrt"):
         folder, _ = exported("cnn", target)
         with (
-            open_session(Kind.QUANTIZED, folder / "quantized", threads=1) as wanted,
-            open_session(Kind.ONNX, folder / "onnx", threads=1) as found,
+            open_session("quantized", folder / "quantized", threads=1) as wanted,
+            open_session("onnx", folder / "onnx", threads=1) as found,
         ):
             a, b = (one.run({"image": image})["logits"] for one in (wanted, found))
         assert np.abs(a - b).max() < 0.1 * np.abs(a).max()

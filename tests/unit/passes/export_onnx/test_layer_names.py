@@ -9,7 +9,6 @@ from onnx import numpy_helper
 
 from compressor.analysis.layerwise import compare_layers
 from compressor.analysis.tensors import tensor_differences
-from compressor.artifacts.kinds import Kind
 from compressor.errors import UsageError
 from compressor.runtimes.layers import open_layers
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
@@ -30,8 +29,8 @@ BATCH = {
 
 
 def test_a_planted_defect_in_the_graph_is_named(parent, exported):
-    layers = open_layers(Kind.TORCH, parent.model, 1)
-    sound = compare_layers(layers, open_layers(Kind.ONNX, exported, 1), BATCH)
+    layers = open_layers("torch", parent.model, 1)
+    sound = compare_layers(layers, open_layers("onnx", exported, 1), BATCH)
     assert sound.parts_at is None
     assert {one.layer for one in sound.layers} >= {"conv", "embedding"}
     model = onnx.load(exported / "model.onnx")
@@ -40,18 +39,17 @@ def test_a_planted_defect_in_the_graph_is_named(parent, exported):
         numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.1), weight.name)
     )
     onnx.save(model, exported / "model.onnx")
-    spoilt = compare_layers(layers, open_layers(Kind.ONNX, exported, 1), BATCH)
+    spoilt = compare_layers(layers, open_layers("onnx", exported, 1), BATCH)
     assert (spoilt.layers[0].layer, spoilt.parts_at) == ("conv", "conv")
     assert all((one.added or 0) < 1e-10 for one in spoilt.layers[1:])
-    backwards = compare_layers(open_layers(Kind.ONNX, exported, 1), layers, BATCH)
+    backwards = compare_layers(open_layers("onnx", exported, 1), layers, BATCH)
     assert backwards.layers[0].layer == "conv"
     assert all((one.added or 0) < 1e-10 for one in backwards.layers[1:])
 
 
 def test_tensors_are_found_by_their_names(parent, exported):
     found = {
-        one.name: one
-        for one in tensor_differences((Kind.TORCH, parent.model), (Kind.ONNX, exported))
+        one.name: one for one in tensor_differences(("torch", parent.model), ("onnx", exported))
     }
     assert found["conv.weight"].a == found["conv.weight"].b == (8, 3, 3, 3)
     assert found["conv.weight"].snr_db == pytest.approx(106, abs=1), (
@@ -64,4 +62,4 @@ def test_a_graph_without_names_is_told_to_be_exported_again(exported):
     del model.metadata_props[:]
     onnx.save(model, exported / "model.onnx")
     with pytest.raises(UsageError, match="does not say which values its layers make"):
-        open_layers(Kind.ONNX, exported, 1)
+        open_layers("onnx", exported, 1)

@@ -7,7 +7,6 @@ import torch
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.analysis.tensors import tensor_differences
-from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
 from compressor.graphs.files import MODEL
 from compressor.models.quantized.packed_checkpoint import packed_layers
@@ -75,9 +74,7 @@ def test_blocks_hold_the_integers_and_nothing_else(fields, kind, tmp_path):
         below = layer.grid.middle if layer.grid.symmetric else 0
         wanted = layer.integers_OI.numpy().astype(np.int16) - below
         assert np.array_equal((values.T if turned else values).astype(np.int16), wanted)
-    pairs = {
-        one.name: one for one in tensor_differences((Kind.AWQ, artifact.model), (Kind.ONNX, out))
-    }
+    pairs = {one.name: one for one in tensor_differences(("packed", artifact.model), ("onnx", out))}
     assert all(pairs[f"{name}.weight"].equal for name in alone)
     joined = stored[
         "+".join(f"vision.layers.0.attention.{one}" for one in ("query", "key", "value"))
@@ -96,8 +93,8 @@ def test_without_blocks_weights_are_floats_and_it_is_said(tmp_path):
     assert len(notes) == 1
     assert "stored as floats, which hold them exactly: set `opset: 21`" in notes[0]
     with (
-        open_session(Kind.ONNX, out, threads=1) as ours,
-        open_session(Kind.AWQ, artifact.model, threads=1) as torchs,
+        open_session("onnx", out, threads=1) as ours,
+        open_session("packed", artifact.model, threads=1) as torchs,
     ):
         answers = [
             torch.from_numpy(one.run(samples_of(IMAGES))["logits"]) for one in (ours, torchs)

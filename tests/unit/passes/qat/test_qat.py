@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from calibration.table import TABLE
-from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, NumericalError, RequirementError
 from compressor.models.checkpoint.loading import load_module, save_module
@@ -76,7 +75,7 @@ def parent(tmp_path_factory):
     )
     save_module(module, FAMILY.name, config, folder / "model")
     return SimpleNamespace(
-        model=folder / "model", manifest=SimpleNamespace(id="ab12", kind=Kind.TORCH)
+        model=folder / "model", manifest=SimpleNamespace(id="ab12", kind="torch")
     )
 
 
@@ -247,7 +246,7 @@ def saved(module, parent, folder):
     )
     config = FAMILY.resized(config, {("vision_activation",): "hardswish"})
     save_module(module, FAMILY.name, config, folder)
-    return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="cd34", kind=Kind.TORCH))
+    return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="cd34", kind="torch"))
 
 
 def test_the_layer_that_cannot_be_rounded_stays_in_float(parent, tmp_path):
@@ -301,7 +300,7 @@ def test_a_table_is_used_again_and_bound_to_its_model(parent, tmp_path):
     for name in ("model.safetensors", TABLE):
         assert (again / name).read_bytes() == (first / name).read_bytes()
     stranger = SimpleNamespace(
-        model=parent.model, manifest=SimpleNamespace(id="ef56", kind=Kind.TORCH)
+        model=parent.model, manifest=SimpleNamespace(id="ef56", kind="torch")
     )
     with pytest.raises(RequirementError, match="belongs to another model"):
         quantized(

@@ -10,7 +10,6 @@ import torch
 
 from calibration.sources.arrays import ArrayDataset
 from calibration.table import read_table
-from compressor.artifacts.kinds import Kind
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, RequirementError
 from compressor.models.checkpoint.loading import load_module, save_module
@@ -62,7 +61,7 @@ def parent(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parent")
     torch.manual_seed(0)
     save_module(FAMILY.build(CONFIG), FAMILY.name, CONFIG, folder)
-    return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind=Kind.TORCH))
+    return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind="torch"))
 
 
 def quantized(parent, out, **fields):
@@ -80,7 +79,7 @@ def exported(parent, tmp_path_factory):
         '{"parity": {"data": "texts", "num_samples": 16, "batch_size": 8}}'
     )
     rounded = SimpleNamespace(
-        model=folder / "quantized", manifest=SimpleNamespace(id="cd34", kind=Kind.QUANTIZED)
+        model=folder / "quantized", manifest=SimpleNamespace(id="cd34", kind="quantized")
     )
     return (
         folder / "quantized",
@@ -98,13 +97,13 @@ def test_every_layer_and_table_is_integer_and_vectors_stay_where_they_are(parent
     rounded, _, told = exported
     assert (told["integer_layers"], told["float_layers"], told["integer_tables"]) == (6, 0, 3)
     assert set(read_quantization(rounded).embeddings) == TABLES
-    cosines = (vectors(Kind.TORCH, parent.model) * vectors(Kind.QUANTIZED, rounded)).sum(axis=1)
+    cosines = (vectors("torch", parent.model) * vectors("quantized", rounded)).sum(axis=1)
     assert 0.999 < cosines.min() < 0.999999
 
 
 def test_onnx_runtime_says_what_torch_says_with_integers(exported):
     rounded, written, told = exported
-    cosines = (vectors(Kind.QUANTIZED, rounded) * vectors(Kind.ONNX, written)).sum(axis=1)
+    cosines = (vectors("quantized", rounded) * vectors("onnx", written)).sum(axis=1)
     assert cosines.min() > 0.9999
     assert told["onnxruntime_float"] == []
     assert sum(kernels_of(written).integer.values()) == told["integer_layers"] == 6
@@ -211,7 +210,7 @@ def with_an_outlier(parent, folder, times=60.0):
         layer.attention.output.LayerNorm.weight[5] *= times
         layer.intermediate.dense.weight[:, 5] /= times
     save_module(module, FAMILY.name, CONFIG, folder)
-    return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ef56", kind=Kind.TORCH))
+    return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ef56", kind="torch"))
 
 
 def inner(folder):
@@ -278,7 +277,4 @@ def test_a_float_encoder_is_exported_too(parent, tmp_path):
         '{"parity": {"data": "texts", "num_samples": 16, "batch_size": 8}}'
     )
     run(ExportOnnx(), config, parent, tmp_path / "onnx")
-    assert (
-        np.abs(vectors(Kind.ONNX, tmp_path / "onnx") - vectors(Kind.TORCH, parent.model)).max()
-        < 1e-5
-    )
+    assert np.abs(vectors("onnx", tmp_path / "onnx") - vectors("torch", parent.model)).max() < 1e-5

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from calibration.sources.arrays import ArrayDataset
-from compressor.artifacts.kinds import Kind
 from compressor.errors import RequirementError
 from compressor.runtimes.tensorrt.files import checked_engine_manifest
 from compressor.runtimes.tensorrt.profiles import Profile, by_input
@@ -26,7 +25,7 @@ WORDS = ArrayDataset({"input_ids": TOKENS[:, :24]}, ("input_ids",))
 
 def graph_of(parent, folder):
     exported(parent, folder, {**FIELDS, "decoder": {"target": "portable"}})
-    return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind=Kind.ONNX))
+    return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind="onnx"))
 
 
 def built(parent, out, **fields):

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from compressor.artifacts.fingerprint import digest_file
-from compressor.artifacts.kinds import Kind
 from compressor.config.discovery import FAMILIES, load
 from compressor.errors import RequirementError
 from compressor.models.checkpoint.loading import save_module
@@ -26,7 +25,7 @@ def exported(family, config, samples, folder, quantize=None):
     torch.manual_seed(0)
     save_module(family.build(config), family.name, config, folder / "torch")
     parent = SimpleNamespace(
-        model=folder / "torch", manifest=SimpleNamespace(id="ab12", kind=Kind.TORCH)
+        model=folder / "torch", manifest=SimpleNamespace(id="ab12", kind="torch")
     )
     steps = [
         (ExportOnnx(), ExportOnnxConfig(parity={"data": "some", "batch_size": 2, "agreement": 0.0}))

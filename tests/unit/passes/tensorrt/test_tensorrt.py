@@ -12,7 +12,6 @@ from onnx import TensorProto
 from pydantic import ValidationError
 
 from compressor.artifacts.fingerprint import digest_file
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
 from compressor.engine.contract import ModelFacts, PlanContext
@@ -83,8 +82,8 @@ def test_a_network_becomes_an_engine_that_says_what_it_is(network, precision, tm
     assert "never run" in notes[0]
     assert told["against_parent"]["max_abs"] < (1e-6 if precision == "fp32" else 0.02)
     with (
-        open_session(Kind.ONNX, parent.model, threads=1) as before,
-        open_session(Kind.ONNX, out, threads=1) as after,
+        open_session("onnx", parent.model, threads=1) as before,
+        open_session("onnx", out, threads=1) as after,
     ):
         batch = SAMPLES[network].batch(np.arange(2))
         np.testing.assert_allclose(
@@ -168,7 +167,7 @@ def test_a_real_engine_that_is_damaged_is_refused(damage, tmp_path):
     file = tmp_path / "out" / "model.sm86.engine"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(DamagedArtifactError, match=r"model\.sm86\.engine: (truncated|changed)"):
-        open_session(Kind.ENGINE, tmp_path / "out", threads=1)
+        open_session("engine", tmp_path / "out", threads=1)
 
 
 def test_int4_weights_in_blocks(tmp_path):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from compressor.artifacts.fingerprint import digest_file
-from compressor.artifacts.kinds import Kind
 from compressor.errors import (
     CompressError,
     DamagedArtifactError,
@@ -87,7 +86,7 @@ def test_all_that_is_not_what_was_built_is_named_before_anything_loads_it(folder
     (folder / "model.sm89.engine").write_bytes(b"an engine for someone!")
     (folder / "model.onnx").unlink()
     with pytest.raises(DamagedArtifactError) as caught:
-        open_session(Kind.ENGINE, folder, threads=1)
+        open_session("engine", folder, threads=1)
     assert "model.sm86.engine: truncated: 9 bytes, 18 expected" in caught.value.what
     assert "model.sm89.engine: changed since it was built" in caught.value.what
     assert "model.onnx: missing" in caught.value.what
@@ -118,7 +117,7 @@ def test_an_engine_json_that_is_not_understood(folder, change):
 def test_no_gpu_is_no_bad_engine(folder, monkeypatch):
     monkeypatch.setattr(engine_session, "gpus", lambda: ())
     with pytest.raises(GpuError, match="there is no GPU here") as caught:
-        open_session(Kind.ENGINE, folder, threads=1)
+        open_session("engine", folder, threads=1)
     assert caught.value.exit_code == 1
     assert caught.value.remedy == "copy the artifact to a machine with sm86 or sm89"
     assert why_not_here(folder) == caught.value.what
@@ -129,7 +128,7 @@ def test_another_gpu_is_named(folder, monkeypatch):
     with pytest.raises(
         GpuError, match=r"was built for sm86, sm89; the GPU here \(an H200\) is sm90"
     ):
-        open_session(Kind.ENGINE, folder, threads=1)
+        open_session("engine", folder, threads=1)
 
 
 def test_another_version_is_named_and_not_given_the_engine(folder, monkeypatch):
@@ -137,19 +136,19 @@ def test_another_version_is_named_and_not_given_the_engine(folder, monkeypatch):
     monkeypatch.setattr(engine_session, "library", lambda _: SimpleNamespace(__version__="9.9"))
     assert why_not_here(folder) is None
     with pytest.raises(ModelError, match=r"built by rtx 1\.2\.3; 9\.9 is installed"):
-        open_session(Kind.ENGINE, folder, threads=1)
+        open_session("engine", folder, threads=1)
 
 
 def test_a_bundle_is_called_one(tmp_path):
     (tmp_path / BUNDLE).write_text("{}")
     with pytest.raises(ModelError, match="holds a build bundle, not an engine"):
-        open_session(Kind.ENGINE, tmp_path, threads=1)
+        open_session("engine", tmp_path, threads=1)
     assert why_not_here(tmp_path) == "it is a build bundle: no engine was built yet"
 
 
 def test_a_folder_without_any(tmp_path):
     with pytest.raises(ModelError, match=r"holds no engine: engine\.json is missing"):
-        open_session(Kind.ENGINE, tmp_path, threads=1)
+        open_session("engine", tmp_path, threads=1)
 
 
 @pytest.mark.skipif(bool(gpus()), reason="there is a GPU")
@@ -260,6 +259,6 @@ def test_an_engine_for_this_gpu_computes(tmp_path):
         engines=(entry,),
     )
     write_record(manifest, tmp_path / ENGINE)
-    with open_session(Kind.ENGINE, tmp_path, threads=1) as session:
+    with open_session("engine", tmp_path, threads=1) as session:
         found = session.run({"x": np.ones((3, 4), np.float32)})["y"]
     np.testing.assert_allclose(found, np.full((3, 4), 4.0))
