@@ -1,11 +1,19 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes, fsync, copy-on-write copies and file locks."""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import shutil
 from pathlib import Path
+from typing import IO, Any
+
+from compressor.errors import StorageError
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: `plan`, `validate` and `show` need no locks
+    fcntl = None  # type: ignore[assignment]
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks copy-on-write (Btrfs, XFS, bcachefs)
 
@@ -54,6 +62,38 @@ def copy_file(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as reader, target.open("wb") as writer:
         try:
+            if fcntl is None:
+                raise OSError(errno.ENOTSUP, "no ioctl on this platform")
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
         except OSError:
             shutil.copyfileobj(reader, writer, 1 << 22)
+
+
+def require_file_locks() -> None:
+    """Check that this platform has flock(2), which keeps concurrent runs on one store apart.
+
+    Raises:
+        StorageError: The platform has no flock.
+    """
+    if fcntl is None:
+        raise StorageError(
+            "building artifacts needs POSIX file locks (flock), which this platform lacks",
+            remedy="run on Linux; `plan`, `validate` and `show` work on every platform",
+        )
+
+
+def lock_file(handle: IO[Any], *, wait: bool) -> bool:
+    """Take the exclusive lock of an open file; the kernel releases it when the file is closed.
+
+    Returns:
+        True if the lock is held now; False if another process holds it and ``wait`` is False.
+
+    Raises:
+        StorageError: The platform has no flock.
+    """
+    require_file_locks()
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

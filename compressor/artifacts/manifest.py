@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from compressor.artifacts.fingerprint import digest_json
-from compressor.artifacts.kinds import Kind
 
 SCHEMA_VERSION = 1
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True
+    )
 
 
 class FileEntry(_Part):
@@ -71,7 +72,10 @@ class Manifest(_Part):
     """sha256 over everything that can change the bytes of ``model/``."""
     step: str
     """The step's name in the pipeline that first built it; told, not hashed."""
-    kind: Kind
+    format: Annotated[
+        str, Field(validation_alias=AliasChoices("format", "kind"), serialization_alias="kind")
+    ]
+    """The model's format. The JSON key is ``kind``, so that manifests of earlier versions verify."""
     parents: dict[str, str]
     """Role to id: ``{"parent": …, "teacher": …}``; empty for a source model."""
     pass_: PassRecord

@@ -11,7 +11,6 @@ Layout of a store::
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -25,7 +24,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from compressor.artifacts.errors_from_os import reading, storage_error, writing
-from compressor.artifacts.files import fsync_directory, fsync_tree, write_atomic
+from compressor.artifacts.files import (
+    fsync_directory,
+    fsync_tree,
+    lock_file,
+    require_file_locks,
+    write_atomic,
+)
 from compressor.artifacts.fingerprint import digest_file
 from compressor.artifacts.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from compressor.errors import DamagedArtifactError, UsageError
@@ -195,11 +200,9 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = path.open("a")
         with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock_file(handle, wait=False):
                 waiting()
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                lock_file(handle, wait=True)
             yield
 
     def staging(self, artifact_id: str) -> Path:
@@ -306,18 +309,15 @@ class Store:
         if not lock.is_file():
             return False
         with lock.open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            return False
+            return not lock_file(handle, wait=False)
 
     def check_writable(self) -> None:
-        """Fail early where the store cannot be written.
+        """Check that this process may write to the store and lock its artifacts.
 
         Raises:
-            StorageError: it cannot.
+            StorageError: The store is not writable, or this platform has no file locks.
         """
+        require_file_locks()
         staging = self.root / ".staging"
         try:
             staging.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,8 @@ from compressor.errors import UsageError
 PASSES = "autoglm_compress.passes"
 SOURCES = "autoglm_compress.sources"
 FAMILIES = "autoglm_compress.families"
-_NOUN = {PASSES: "pass", SOURCES: "data source", FAMILIES: "model family"}
+FORMATS = "autoglm_compress.formats"
+_NOUN = {PASSES: "pass", SOURCES: "data source", FAMILIES: "model family", FORMATS: "model format"}
 
 
 @cache

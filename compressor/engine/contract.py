@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from compressor.artifacts.kinds import Kind
 from compressor.config.record import Record
 from compressor.data.contract import default_cache
+from compressor.models.facts import ModelFacts
 
 if TYPE_CHECKING:
     from compressor.artifacts.store import Artifact
@@ -22,17 +22,6 @@ class PassConfig(Record):
 
 
 P = TypeVar("P", bound=PassConfig)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What the plan knows of a model before it exists; None where it cannot be known."""
-
-    family: str | None = None
-    config: Mapping[str, Any] | None = None
-    parameters: int | None = None
-    macs: int | None = None
-    size_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +84,10 @@ class Pass(ABC, Generic[P]):
     name: ClassVar[str]
     version: ClassVar[int]
     """Bump it when the output may change."""
-    accepts: ClassVar[frozenset[Kind]]
-    produces: ClassVar[Kind]
+    accepts: ClassVar[frozenset[str]]
+    """Names of the model formats it reads."""
+    produces: ClassVar[str]
+    """Name of the model format it writes."""
     Config: ClassVar[type[PassConfig]]
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     """Distributions whose version can change the bytes."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compressor.artifacts.kinds import OF_FAMILIES, Kind
 from compressor.artifacts.manifest import Metric
-from compressor.models.checkpoint.facts import facts_of, size_bytes
+from compressor.models.facts import facts_of, size_bytes
 
 
 def cost_metrics(

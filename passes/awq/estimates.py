@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from compressor.engine.contract import Estimate, ModelFacts
+from compressor.engine.contract import Estimate
+from compressor.models.facts import ModelFacts
 from compressor.models.families.transformers.arithmetic import parameters
 from compressor.models.families.transformers.layouts import decoder_of
 from passes.awq.step import WEIGHTS_AT_ONCE, AwqConfig, tree_of

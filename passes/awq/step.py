@@ -9,15 +9,8 @@ from pydantic import Field, model_validator
 
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
-from compressor.engine.contract import (
-    Estimate,
-    ModelFacts,
-    Pass,
-    PassConfig,
-    PassContext,
-    PassOutput,
-    PlanContext,
-)
+from compressor.engine.contract import Estimate, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.models.facts import ModelFacts
 from compressor.models.quantized.description import FormatName, WeightBits, WeightGrid
 
 WEIGHTS_AT_ONCE = 1 << 24

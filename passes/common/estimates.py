@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from compressor.config.discovery import FAMILIES, load
-from compressor.engine.contract import Estimate, ModelFacts
+from compressor.engine.contract import Estimate
+from compressor.models.facts import ModelFacts
 from compressor.engine.machine import environment, gemm_flops_per_second
 from passes.common.config import TrainingConfig
 

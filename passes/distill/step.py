@@ -10,15 +10,8 @@ from pydantic import Field, model_validator
 from compressor.artifacts.store import Artifact
 from compressor.config import discovery
 from compressor.config.record import DataName, Record, StepName
-from compressor.engine.contract import (
-    Estimate,
-    ModelFacts,
-    Pass,
-    PassConfig,
-    PassContext,
-    PassOutput,
-    PlanContext,
-)
+from compressor.engine.contract import Estimate, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.models.facts import ModelFacts
 from compressor.errors import RequirementError
 from compressor.models.contract import Family
 from passes.common.config import TrainingConfig

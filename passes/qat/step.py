@@ -9,15 +9,8 @@ from pydantic import Field, model_validator
 
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record, Reference
-from compressor.engine.contract import (
-    Estimate,
-    ModelFacts,
-    Pass,
-    PassConfig,
-    PassContext,
-    PassOutput,
-    PlanContext,
-)
+from compressor.engine.contract import Estimate, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.models.facts import ModelFacts
 from compressor.models.quantized.quantization import Bits, Target
 from passes.common.config import TrainingConfig
 

@@ -8,15 +8,8 @@ from typing import ClassVar
 from compressor.artifacts.store import Artifact
 from compressor.config import discovery
 from compressor.config.record import DataName
-from compressor.engine.contract import (
-    Estimate,
-    ModelFacts,
-    Pass,
-    PassConfig,
-    PassContext,
-    PassOutput,
-    PlanContext,
-)
+from compressor.engine.contract import Estimate, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.models.facts import ModelFacts
 from passes.common.config import TrainingConfig
 
 

@@ -14,7 +14,8 @@ from compressor.artifacts.kinds import OF_FAMILIES, Kind
 from compressor.artifacts.store import MANIFEST, Artifact, Store, open_artifact
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
-from compressor.engine.contract import Estimate, ModelFacts, PlanContext
+from compressor.engine.contract import Estimate, PlanContext
+from compressor.models.facts import ModelFacts
 from compressor.engine.machine import tool_version
 from compressor.engine.plan.pipeline import SOURCE, Pipeline, Step, reference_of
 from compressor.engine.plan.plan import Builder, PassBuilder, Plan, PlannedStep, State, evaluate_of
@@ -159,9 +160,9 @@ class _Planner:
     def _given_facts(self, artifact: Artifact) -> ModelFacts:
         if artifact.manifest.kind not in OF_FAMILIES:
             return ModelFacts(size_bytes=artifact.manifest.model_bytes)
-        from compressor.models.checkpoint.loading import facts_of
+        from compressor.models.facts import facts_of
 
-        return ModelFacts(**facts_of(artifact.model))
+        return facts_of(artifact.model)
 
     def _add_source(self, source: FamilySource | DirectorySource) -> None:
         facts = source.facts()

@@ -13,7 +13,8 @@ from compressor.artifacts.kinds import OF_FAMILIES, Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.document import Document
 from compressor.config.record import Record
-from compressor.engine.contract import ModelFacts, PassContext, PassOutput
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.models.facts import ModelFacts
 from compressor.engine.plan.pipeline import ModelConfig, resolve_family
 from compressor.errors import ModelError
 from compressor.models.checkpoint.files import CONFIG
@@ -101,9 +102,9 @@ class DirectorySource:
                     file.stat().st_size for file in self.folder.rglob("*") if file.is_file()
                 )
             )
-        from compressor.models.checkpoint.loading import facts_of
+        from compressor.models.facts import facts_of
 
-        return ModelFacts(**facts_of(self.folder))
+        return facts_of(self.folder)
 
     def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:  # noqa: ARG002
         """No NaN or infinity in the weights; no external data from outside the folder."""

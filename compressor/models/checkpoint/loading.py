@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.config.discovery import FAMILIES, load
 from compressor.config.record import Record
-from compressor.models.checkpoint.facts import facts_of
 from compressor.models.checkpoint.files import check_finite, read_description, write_description
 from compressor.models.contract import Family
 from compressor.models.quantized.quantization import (
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_finite",
-    "facts_of",
     "load_module",
     "read_description",
     "save_module",

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.errors import ModelError
-from compressor.models.checkpoint.facts import facts_of
 from compressor.models.checkpoint.loading import load_module, read_description, save_module
+from compressor.models.facts import facts_of
 from compressor.models.families.transformers.family import Transformers
 
 FAMILY = Transformers()
@@ -67,7 +67,7 @@ def test_what_is_saved_is_what_the_library_loads(preset, tmp_path):
     saved(preset, tmp_path / "b")
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
-    assert facts_of(tmp_path / "a")["parameters"] == sum(
+    assert facts_of(tmp_path / "a").parameters == sum(
         FAMILY.parameters(FAMILY.presets[preset]).values()
     )
 

@@ -11,11 +11,11 @@ from compressor.config.discovery import FAMILIES, load
 from compressor.errors import ModelError, NumericalError
 from compressor.models.checkpoint.loading import (
     check_finite,
-    facts_of,
     load_module,
     read_description,
     save_module,
 )
+from compressor.models.facts import facts_of
 
 FAMILY = load(FAMILIES, "autoglm-phone")
 CONFIG = FAMILY.presets["tiny"]
@@ -43,8 +43,8 @@ def test_equal_weights_give_equal_bytes(folder, tmp_path):
 def test_the_description_and_the_facts(folder):
     assert read_description(folder) == (FAMILY.name, CONFIG)
     facts = facts_of(folder)
-    assert facts["parameters"] == sum(FAMILY.parameters(CONFIG).values())
-    assert facts["size_bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+    assert facts.parameters == sum(FAMILY.parameters(CONFIG).values())
+    assert facts.size_bytes == sum(file.stat().st_size for file in folder.iterdir())
 
 
 def test_loading_gives_the_same_answers_in_eval_mode_and_leaves_the_generator_alone(folder):

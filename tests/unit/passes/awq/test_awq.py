@@ -291,7 +291,8 @@ def test_contradictions_in_the_config():
 
 
 def test_the_estimate_follows_the_layer_and_not_the_model():
-    from compressor.engine.contract import ModelFacts, PlanContext
+    from compressor.engine.contract import PlanContext
+    from compressor.models.facts import ModelFacts
 
     def facts(layers):
         config = FAMILY.resized(

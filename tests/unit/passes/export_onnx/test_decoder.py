@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.analysis.low_precision import low_precision_weights
-from compressor.engine.contract import ModelFacts, PassContext, PlanContext
+from compressor.engine.contract import PassContext, PlanContext
 from compressor.errors import DataError, ParityError, RequirementError, UsageError
 from compressor.graphs.decoder import build as building
 from compressor.graphs.decoder.weights import Weights, block_size
 from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.facts import ModelFacts
 from compressor.models.families.transformers.family import Transformers
 from compressor.models.quantized.description import WeightGrid
 from compressor.runtimes.onnxruntime.cost import parameters

@@ -229,7 +229,8 @@ def test_one_sample_is_enough(parent, out, context):
 
 
 def test_the_estimate_follows_the_weights():
-    from compressor.engine.contract import ModelFacts, PlanContext
+    from compressor.engine.contract import PlanContext
+    from compressor.models.facts import ModelFacts
 
     facts = ModelFacts("tiny", {}, 1_000_000, 5, 4_000_000)
     estimate = ExportOnnx().estimate(ExportOnnxConfig(), facts, PlanContext({}))

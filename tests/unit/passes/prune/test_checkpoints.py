@@ -11,8 +11,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, Glm4vForConditionalGeneration
 
-from compressor.models.checkpoint.facts import facts_of
 from compressor.models.checkpoint.loading import save_module
+from compressor.models.facts import facts_of
 from compressor.models.families.transformers.family import Transformers
 
 WORDS = [f"w{number}" for number in range(480)]
@@ -74,7 +74,7 @@ def test_every_axis_of_a_decoder_goes_and_the_library_loads_what_is_left(home):
     module = AutoModelForCausalLM.from_pretrained(folder / "model")
     assert (
         sum(weight.numel() for weight in module.parameters())
-        == facts_of(folder / "model")["parameters"]
+        == facts_of(folder / "model").parameters
     )
     assert module.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False).shape == (
         1,

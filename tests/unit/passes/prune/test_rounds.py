@@ -10,9 +10,10 @@ import torch
 from pydantic import ValidationError
 
 from compressor.data.contract import Dataset
-from compressor.engine.contract import ModelFacts, PassContext, PlanContext
+from compressor.engine.contract import PassContext, PlanContext
 from compressor.errors import RequirementError
-from compressor.models.checkpoint.loading import facts_of, save_module
+from compressor.models.checkpoint.loading import save_module
+from compressor.models.facts import ModelFacts, facts_of
 from compressor.models.families.image_classifier.family import ImageClassifier
 from passes.common.training import fit
 from passes.prune.allocation import widths_of
@@ -132,10 +133,10 @@ def test_every_target_is_met_by_the_last_round(parent, tmp_path, target, rule, m
     summary, _, _ = pruned(parent, tmp_path, config_of(target, schedule=schedule, **latency))
     before, after = facts_of(parent.model), facts_of(tmp_path / "out")
     if "macs" in target:
-        assert after["macs"] <= 0.5 * before["macs"]
+        assert after.macs <= 0.5 * before.macs
     elif "dimensions" in target:
-        assert after["config"]["vision_width"] == 64
-        assert after["config"]["vision_stem"] == before["config"]["vision_stem"]
+        assert after.config["vision_width"] == 64
+        assert after.config["vision_stem"] == before.config["vision_stem"]
     elif "latency_ms" in target:
         rows = [
             next(row for row in one["cuts"] if row["field"] == "operators_ms")
@@ -144,7 +145,7 @@ def test_every_target_is_met_by_the_last_round(parent, tmp_path, target, rule, m
         assert rows[-1]["after"] <= 0.8 * rows[0]["before"]
         assert summary["rounds"][0]["latency"]["table_sha256"]
     else:
-        assert after["parameters"] <= 0.6 * before["parameters"]
+        assert after.parameters <= 0.6 * before.parameters
     assert [one["round"] for one in summary["rounds"]] == [1, 2, 3]
     assert [entry["step"] for entry in summary["history"]] == [4, 8, 12]
     assert summary["steps"] == 12

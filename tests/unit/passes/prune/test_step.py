@@ -13,10 +13,11 @@ from compressor.data.contract import SourceContext
 from compressor.engine.plan.planner import make_plan
 from compressor.engine.run.single_pass import preview, single_pass
 from compressor.errors import PassError
-from compressor.models.checkpoint.loading import facts_of, load_module
+from compressor.models.checkpoint.loading import load_module
+from compressor.models.facts import facts_of
 from compressor.models.families.image_classifier.family import ImageClassifier
 from passes.prune.step import Prune
-from tests.conftest import draw_pictures
+from tests.support.tiny_files import draw_pictures
 
 PIPELINE = """\
 version: 1
@@ -70,18 +71,18 @@ def prune(home, *sets, dry_run=True):
 def test_the_model_is_smaller_and_its_config_says_so(home):
     (teacher,), (smaller,) = home.glob("store/train-*"), home.glob("store/prune-*")
     before, after = facts_of(teacher / "model"), facts_of(smaller / "model")
-    assert after["macs"] <= 0.6 * before["macs"]
+    assert after.macs <= 0.6 * before.macs
     module = load_module(smaller / "model", "cpu")
     assert (
         sum(weight.numel() for weight in module.parameters())
-        == after["parameters"]
-        < before["parameters"]
+        == after.parameters
+        < before.parameters
     )
-    widths = [block["expanded"] for block in after["config"]["vision_blocks"]]
+    widths = [block["expanded"] for block in after.config["vision_blocks"]]
     assert all(width % 8 == 0 for width in widths)
-    assert widths != [block["expanded"] for block in before["config"]["vision_blocks"]]
+    assert widths != [block["expanded"] for block in before.config["vision_blocks"]]
     (recovered,) = home.glob("store/distill-*")
-    assert facts_of(recovered / "model")["config"] == after["config"]
+    assert facts_of(recovered / "model").config == after.config
 
 
 @pytest.mark.parametrize("importance", ["magnitude", "activation", "entropy", "gradient", "taylor"])
@@ -94,7 +95,7 @@ def test_the_dry_run_says_what_is_built(home, importance):
     done = prune(home, *sets, dry_run=False)
     assert done.returncode == 0, done.stderr
     built = max(home.glob("by-hand/prune-*"), key=lambda path: path.stat().st_mtime)
-    assert facts_of(built / "model")["parameters"] == rows["all", "parameters"]["after"]
+    assert facts_of(built / "model").parameters == rows["all", "parameters"]["after"]
     state = load_module(built / "model", "cpu").state_dict()
     assert state["vision.last.weight"].shape[0] == rows["vision.last", "vision_width"]["after"]
     assert json.loads((built / "manifest.json").read_text())["summary"]["cuts"] == list(
@@ -106,7 +107,7 @@ def test_stated_dimensions_are_what_comes_out(home):
     done = prune(home, "target.dimensions.vision_width=100", "importance=magnitude", dry_run=False)
     assert done.returncode == 0, done.stderr
     built = max(home.glob("by-hand/prune-*"), key=lambda path: path.stat().st_mtime)
-    assert facts_of(built / "model")["config"]["vision_width"] == 100
+    assert facts_of(built / "model").config["vision_width"] == 100
 
 
 def test_a_target_in_milliseconds_is_met_on_paper(home):
@@ -286,7 +287,7 @@ def test_layers_go_and_those_that_stay_keep_their_weights(home, tmp_path):
     done = cli("pass", "prune", vit, "--set", "target.dimensions.vision_layers=2", *options)
     assert done.returncode == 0, done.stderr
     (cut,) = tmp_path.glob("prune-*")
-    assert facts_of(cut / "model")["config"]["vision_layers"] == 2
+    assert facts_of(cut / "model").config["vision_layers"] == 2
     before, after = (load_module(one / "model", "cpu").state_dict() for one in (vit, cut))
     kept = [
         next(

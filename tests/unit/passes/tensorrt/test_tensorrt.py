@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from compressor.artifacts.fingerprint import digest_file
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
-from compressor.engine.contract import ModelFacts, PlanContext
+from compressor.engine.contract import PlanContext
 from compressor.engine.plan.pipeline import load_pipeline
 from compressor.engine.plan.planner import make_plan
 from compressor.errors import (
@@ -25,6 +25,7 @@ from compressor.errors import (
     PassError,
     RequirementError,
 )
+from compressor.models.facts import ModelFacts
 from compressor.runtimes.session import open_session
 from compressor.runtimes.tensorrt import backends as tensorrt_backends
 from compressor.runtimes.tensorrt.cuda import Gpu

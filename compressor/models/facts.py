@@ -1,0 +1,51 @@
+"""Facts about a model that are known without loading its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Facts about a model, planned or on disk; None where a value cannot be determined."""
+
+    family: str | None = None
+    config: Mapping[str, Any] | None = None
+    parameters: int | None = None
+    """Tied weights counted once."""
+    macs: int | None = None
+    """Multiply-accumulates of one forward pass of one sample, or of one token."""
+    size_bytes: int | None = None
+    """All files of the model's folder."""
+
+
+def facts_of(folder: Path) -> ModelFacts:
+    """Return the facts of a model folder, from config.json and the family's arithmetic.
+
+    Neither torch nor the weights are loaded.
+
+    Raises:
+        ModelError: as ``read_description``.
+    """
+    from compressor.config.discovery import FAMILIES, load
+    from compressor.models.checkpoint.files import read_description
+
+    name, config = read_description(folder)
+    family = load(FAMILIES, name)
+    return ModelFacts(
+        family=name,
+        config=config.model_dump(mode="json"),
+        parameters=sum(family.parameters(config).values()),
+        macs=family.macs(config) or None,
+        size_bytes=size_bytes(folder),
+    )
+
+
+def size_bytes(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

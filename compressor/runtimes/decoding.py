@@ -1,0 +1,50 @@
+"""Generation with a key-value cache: the contract between a runtime and `generate`.
+
+Shapes: T new tokens, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationLimits:
+    """What a generative model takes."""
+
+    context_length: int
+    """Tokens of prompt and answer together."""
+    takes_images: bool
+    """True if the prompt may hold images."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderOptions:
+    """How a model is opened for one sequence."""
+
+    threads: int
+    capacity: int
+    """Tokens of prompt and answer that the key-value cache must hold."""
+    fast_prompts: bool = False
+    """Read prompts with 8-bit copies of the packed weights (ONNX decoders only)."""
+
+
+class Decoder(ABC):
+    """An open model with the key-value cache of one sequence."""
+
+    @abstractmethod
+    def forward(self, token_ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
+        """Append tokens to the sequence and return the logits after the last one, float32 [V].
+
+        Args:
+            token_ids_T: int64; a prompt, or the token sampled last.
+            images: the processor's arrays of the images in these tokens. Only the first call may
+                pass images.
+        """

@@ -1,0 +1,268 @@
+"""Model formats as plugins: recognize a path, open it, read its tensors, count what it costs.
+
+A format is one class, registered under the entry-point group ``autoglm_compress.formats``. The
+engine, the evaluation, the reports and the commands never compare format names: they call the
+methods below on the format of the model at hand. A new format is one file and one entry point.
+
+Importing a format's module must load neither torch, onnx nor tensorrt; methods import them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compressor.artifacts.store import MODEL
+from compressor.config import discovery
+from compressor.errors import ModelError, UsageError
+from compressor.models.facts import ModelFacts, size_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from compressor.artifacts.manifest import Metric
+    from compressor.artifacts.store import Artifact
+    from compressor.data.contract import Batch
+    from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
+    from compressor.runtimes.layers import Layers
+    from compressor.runtimes.session import Session
+
+    TensorReader = Callable[[], np.ndarray[Any, Any]]
+
+SampleShapes = Mapping[str, tuple[int, ...]]
+"""Input name to the shape of one sample, batch axis (1) included; fixes an ONNX graph's free sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Static cost of a model; None where a value cannot be determined."""
+
+    size_bytes: int
+    parameters: int | None = None
+    macs: int | None = None
+    """Multiply-accumulates of one forward pass of one sample (or token)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """A model that is measured in place of one that cannot run on this machine."""
+
+    model: StoredModel
+    reason: str
+    """One sentence: why the model itself cannot run here."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowPrecision:
+    """Use of integer arithmetic by the runtime, for the report of `gain`."""
+
+    weights: float | None = None
+    """Fraction of weight values that integer kernels multiply."""
+    macs: float | None = None
+    """Fraction of multiply-accumulates that integer kernels compute."""
+    reasons: tuple[str, ...] = ()
+    """Reasons why the model may not be faster than its parent, most expensive first."""
+
+
+class Format(ABC):
+    """One on-disk model format.
+
+    Methods that a format does not override raise one clear error that names the model and the format,
+    so a format implements only what it supports.
+    """
+
+    name: ClassVar[str]
+    """The name in manifests and in the ``accepts`` and ``produces`` of passes."""
+    summary: ClassVar[str]
+    """One line for `passes`, `show` and error messages."""
+    former_names: ClassVar[tuple[str, ...]] = ()
+    """Names under which older manifests refer to this format."""
+    accepted_as: ClassVar[tuple[str, ...]] = ()
+    """Other formats whose consumers can read this one too."""
+    runtime: ClassVar[str | None] = None
+    """The runtime that executes it, such as ``ONNX Runtime``; None: no accuracy or latency is measured.
+
+    Latencies are compared only between formats of the same runtime.
+    """
+    restorable_layers: ClassVar[bool] = False
+    """True where `bisect` can exchange single layers between two models (torch modules)."""
+    precedence: ClassVar[int] = 0
+    """Decides where several formats recognize a path: the highest wins."""
+
+    @abstractmethod
+    def recognizes(self, path: Path) -> bool:
+        """Return True if ``path``, a file or a folder, holds a model of this format.
+
+        Looks at file names and small headers only, and never raises for foreign content.
+        """
+
+    def describe(self, path: Path) -> list[tuple[str, str]]:
+        """Return labelled facts for `show`, beyond the size, parameters and MACs of ``facts``."""
+        return []
+
+    def check(self, path: Path) -> None:
+        """Check a model before it enters the store, and after a pass has written it.
+
+        Raises:
+            ModelError: the files cannot be read; the message names every offender.
+            NumericalError: weights hold NaN or infinity.
+        """
+        return
+
+    def facts(self, path: Path) -> ModelFacts:
+        """Return what planning may use, without loading weights.
+
+        Raises:
+            ModelError: the model's description cannot be read.
+        """
+        return ModelFacts(size_bytes=size_bytes(path))
+
+    def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:  # noqa: ARG002
+        """Return size, parameters and MACs."""
+        facts = self.facts(path)
+        return Cost(size_bytes(path), facts.parameters, facts.macs)
+
+    def stand_in(self, path: Path) -> StandIn | None:
+        """Return the model to measure instead, or None if the model itself runs on this machine."""
+        return None
+
+    def execution_metrics(self, *, executed: bool) -> tuple[Metric, ...]:
+        """Return metrics that state whether the model itself was executed; none by default."""
+        return ()
+
+    def open_session(self, path: Path, *, threads: int, device: str = "cpu") -> Session:
+        """Open the model for inference.
+
+        Raises:
+            ModelError: the model cannot be opened.
+            UsageError: no runtime executes this format.
+            GpuError: the model needs a GPU that is not present.
+        """
+        raise self._unsupported(
+            path, "no runtime executes it", "measure the torch or onnx artifact it was made from"
+        )
+
+    def generation_limits(self, path: Path) -> GenerationLimits:
+        """Return context length and input kinds of a model that generates text.
+
+        Raises:
+            UsageError: the model does not generate text.
+        """
+        raise UsageError(
+            f"{path} holds no model that generates text",
+            remedy="name a checkpoint of transformers, its awq artifact, or the onnx export of either",
+        )
+
+    def open_decoder(self, path: Path, options: DecoderOptions) -> Decoder:
+        """Open the model for generation with a key-value cache.
+
+        Raises:
+            UsageError: the model does not generate, or not with these options.
+            ModelError: the model cannot be opened.
+        """
+        self.generation_limits(path)
+        raise self._unsupported(path, "it has no decoder", None)
+
+    def open_layers(self, path: Path, threads: int) -> Layers:
+        """Open the model for layer-by-layer inspection (`compare -p`).
+
+        Raises:
+            UsageError: the layers of this format cannot be inspected.
+        """
+        raise self._unsupported(path, "its layers cannot be inspected", None)
+
+    def tensors(self, path: Path) -> Mapping[str, TensorReader]:
+        """Return the weights by module name, each read when called; dequantized to float.
+
+        Raises:
+            UsageError: the format holds no tensors that can be compared.
+        """
+        raise self._unsupported(path, "it holds no tensors to compare", None)
+
+    def low_precision(self, path: Path, batch: Batch, threads: int) -> LowPrecision:  # noqa: ARG002
+        """Profile the model's use of integer arithmetic on a batch."""
+        return LowPrecision()
+
+    def _unsupported(self, path: Path, what: str, remedy: str | None) -> UsageError:
+        return UsageError(f"{path} is of the format {self.name!r}: {what}", remedy=remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model on disk with its format: what commands and the engine pass around."""
+
+    format: Format
+    path: Path
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> StoredModel:
+        """Return the model of an artifact.
+
+        Raises:
+            UsageError: the format's plugin is not installed.
+        """
+        return cls(format_named(artifact.manifest.format), artifact.model)
+
+    def runnable(self) -> tuple[StoredModel, str | None]:
+        """Return the model that is executed on this machine, and why it is another one, if it is."""
+        stand_in = self.format.stand_in(self.path)
+        return (self, None) if stand_in is None else (stand_in.model, stand_in.reason)
+
+    def open_session(self, threads: int, device: str = "cpu") -> Session:
+        """Open the model for inference; errors as ``Format.open_session``."""
+        return self.format.open_session(self.path, threads=threads, device=device)
+
+
+def installed_formats() -> list[Format]:
+    """Return every installed format, sorted by name."""
+    return [discovery.load(discovery.FORMATS, name) for name in discovery.names(discovery.FORMATS)]
+
+
+def format_named(name: str) -> Format:
+    """Return the format of a name, or of a former name.
+
+    Raises:
+        UsageError: no such format is installed.
+    """
+    format_: Format = discovery.load(discovery.FORMATS, _current_names().get(name, name))
+    return format_
+
+
+@cache
+def _current_names() -> Mapping[str, str]:
+    return {
+        former: format_.name for format_ in installed_formats() for former in format_.former_names
+    }
+
+
+def recognizing_formats(path: Path) -> list[Format]:
+    """Return the formats that recognize a path, the one that is used first."""
+    candidates = [format_ for format_ in installed_formats() if format_.recognizes(path)]
+    return sorted(candidates, key=lambda format_: (-format_.precedence, format_.name))
+
+
+def recognize(path: Path) -> StoredModel:
+    """Return the model at a path: a file or folder as its author wrote it, or an artifact's model.
+
+    Raises:
+        ModelError: the path does not exist, or no installed format recognizes it.
+    """
+    if not path.exists():
+        raise ModelError(f"{path} does not exist")
+    if candidates := recognizing_formats(path):
+        return StoredModel(candidates[0], path)
+    known = "\n".join(f"    {format_.name}: {format_.summary}" for format_ in installed_formats())
+    raise ModelError(
+        f"{path} is not a model of any installed format:\n{known}",
+        remedy=f"name the folder that holds the model's files (an artifact's is {MODEL}/)",
+    )
+
+
+def accepts(names: frozenset[str], format_name: str) -> bool:
+    """Return True if a pass that accepts ``names`` can read a model of a format."""
+    format_ = format_named(format_name)
+    return not names.isdisjoint({format_.name, *format_.accepted_as})
