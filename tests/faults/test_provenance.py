@@ -19,8 +19,8 @@ from compressor.artifacts.manifest import Manifest
 from compressor.artifacts.signing import PRIVATE_KEY, PUBLIC_KEY, SIGNATURE, check_signature, sign
 from compressor.artifacts.store import Artifact, Store, open_artifact, verify
 from compressor.errors import DamagedArtifactError, StorageError, UsageError
-from tests.conftest import tiny_onnx
-from tests.unit.cli.test_cli import cli
+from tests.support.cli import cli
+from tests.support.tiny_files import tiny_onnx
 
 ONNX = "model/model.onnx"
 Member = tuple[tarfile.TarInfo, bytes]

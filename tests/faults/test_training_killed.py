@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import draw_pictures
+from tests.support.tiny_files import draw_pictures
 
 PIPELINE = """\
 version: 1

@@ -12,7 +12,7 @@ import yaml
 from cli import app
 from compressor.engine.gates.check import parse_limit
 from compressor.engine.gates.metrics import figures_at
-from tests.unit.cli.test_cli import cli
+from tests.support.cli import cli
 
 ROOT = Path(__file__).parents[2]
 WORKFLOW = yaml.safe_load((ROOT / "examples/ci/workflow.yml").read_text())

@@ -9,7 +9,7 @@ import pytest
 
 from compressor.analysis.history import followed, history
 from compressor.errors import UsageError
-from tests.unit.cli.test_cli import cli
+from tests.support.cli import cli
 
 
 def test_runs_are_told_oldest_first_with_their_ladders(toy_pipeline: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from compressor.artifacts.manifest import Manifest
 from compressor.artifacts.verifying import verify_all
 from compressor.errors import UsageError
-from tests.unit.cli.test_cli import cli
+from tests.support.cli import cli
 
 
 def test_a_manifest_that_is_whole_and_another_is_told(toy_pipeline: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.support.cli import cli
 from tests.unit.graphs.test_onnx_lint import graph
 
 COMMANDS = (
@@ -40,13 +41,6 @@ COMMANDS = (
     "doctor",
     "schema",
 )
-
-
-def cli(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cli", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, check=False, timeout=300
-    )
 
 
 @pytest.mark.parametrize(

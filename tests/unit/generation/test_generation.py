@@ -14,7 +14,7 @@ from compressor.generation.generate import Sampling, generate, model_at
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes import memory
 from compressor.runtimes.onnxruntime.decoder import fast_prompts as onnx_prompts
-from tests.conftest import tiny_onnx
+from tests.support.tiny_files import tiny_onnx
 from tests.unit.calibration.processors import write_processor
 from tests.unit.passes.export_onnx.test_decoder import awq, exported, parent_in
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from report_builders import counted, manifest, measurement, share, timed
-
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.store import Artifact
 from compressor.reports.console import output as console
@@ -20,6 +18,7 @@ from compressor.runtimes.tensorrt.files import (
     write_record,
 )
 from compressor.runtimes.tensorrt.profiles import Profile
+from tests.support.reports import counted, manifest, measurement, share, timed
 
 EXPLAINED = "† of the ONNX graph that the engine was built from, in ONNX Runtime: the engine itself did not run here"
 

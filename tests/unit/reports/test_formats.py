@@ -1,8 +1,8 @@
 import pytest
-from report_builders import share
 
 from compressor.artifacts.manifest import Metric
 from compressor.reports.rows import formats
+from tests.support.reports import share
 
 
 @pytest.mark.parametrize(

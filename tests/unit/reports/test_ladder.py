@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
-from report_builders import counted, manifest, phone_run, share, timed
 
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.store import Artifact
 from compressor.reports.rows.ladder import Ladder, LadderInput, build_ladder, change
+from tests.support.reports import counted, manifest, phone_run, share, timed
 
 
 def step(name: str, metrics: tuple[Metric, ...], parent: str | None = None) -> LadderInput:

@@ -10,11 +10,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from report_builders import history, manifest, measurement, phone_run
 
 from compressor.artifacts.runs import GateResult
 from compressor.reports.pages.html import artifact_html, run_html
 from compressor.reports.rows.run import RunReport
+from tests.support.reports import history, manifest, measurement, phone_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")

@@ -4,7 +4,6 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from report_builders import history, manifest, measurement, phone_run, share
 
 from compressor.artifacts.gain import Gain
 from compressor.artifacts.manifest import FileEntry
@@ -13,6 +12,7 @@ from compressor.reports.pages import charts
 from compressor.reports.pages.html import artifact_html, run_html
 from compressor.reports.rows.ladder import LadderInput
 from compressor.reports.rows.run import RunReport
+from tests.support.reports import history, manifest, measurement, phone_run, share
 
 COMMAND = "autoglm-compress run pipeline.yaml"
 EVIL = '"><script>alert(1)</script>$x_{$&\u4e2d'

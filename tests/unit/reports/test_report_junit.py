@@ -1,11 +1,10 @@
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from report_builders import phone_run
-
 from compressor.artifacts.runs import GateResult
 from compressor.reports.pages.junit import run_junit
 from compressor.reports.rows.run import RunReport
+from tests.support.reports import phone_run
 
 
 def gate(passed: bool, reason: str = "not 0.8 ≥ 0.9") -> GateResult:

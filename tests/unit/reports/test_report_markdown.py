@@ -1,11 +1,10 @@
 from pathlib import Path
 
-from report_builders import history, manifest, measurement, phone_run
-
 from compressor.artifacts.manifest import FileEntry, PassRecord
 from compressor.artifacts.runs import GateResult
 from compressor.reports.pages.markdown import artifact_markdown, fenced, run_markdown, table, text
 from compressor.reports.rows.run import RunReport
+from tests.support.reports import history, manifest, measurement, phone_run
 
 COMMAND = "autoglm-compress run pipeline.yaml"
 

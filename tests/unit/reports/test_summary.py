@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from report_builders import phone_run
 
 from compressor.artifacts.runs import GateResult, RunRecord, load_run
 from compressor.errors import DamagedArtifactError
 from compressor.reports.pages.summary import VARIABLE, summarize_run
 from compressor.reports.rows import facts
 from compressor.reports.rows.run import RunReport
+from tests.support.reports import phone_run
 
 GATE = GateResult(
     gate="top1 min 0.9", step="onnx", metric="top1", passed=False, reason="onnx has no top1"

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_builders import manifest, measurement, phone_run
 
 from compressor.artifacts.runs import GateResult
 from compressor.errors import DamagedArtifactError
@@ -14,6 +13,7 @@ from compressor.reports.pages.write import write_artifact_reports, write_run_rep
 from compressor.reports.rows import facts
 from compressor.reports.rows.ladder import Ladder
 from compressor.reports.rows.run import RunReport
+from tests.support.reports import manifest, measurement, phone_run
 
 
 def report(tmp_path: Path) -> RunReport:
@@ -113,10 +113,10 @@ def test_a_damaged_latency_report_is_an_error_that_names_it(tmp_path: Path) -> N
 def test_a_run_that_changed_nothing_loads_no_plotting_and_no_templates(tmp_path: Path) -> None:
     write_run_reports(tmp_path / "run", report(tmp_path))
     code = (
-        "import sys; from pathlib import Path; from report_builders import *; from test_write_reports import report\n"
+        "import sys; from pathlib import Path; from tests.support.reports import *; from tests.unit.reports.test_write_reports import report\n"
         "from compressor.reports.pages.write import write_run_reports\n"
         f"import shutil; shutil.rmtree({str(tmp_path / 'store')!r})\n"
         f"assert not write_run_reports(Path({str(tmp_path / 'run')!r}), report(Path({str(tmp_path)!r})))\n"
         "assert not {'matplotlib', 'jinja2', 'torch', 'onnx', 'numpy'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

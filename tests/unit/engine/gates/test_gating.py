@@ -12,8 +12,8 @@ import pytest
 from compressor.engine.gates.check import parse_limit
 from compressor.engine.gates.metrics import figures_at
 from compressor.errors import DamagedArtifactError, UsageError
-from tests.conftest import tiny_onnx
-from tests.unit.cli.test_cli import cli
+from tests.support.cli import cli
+from tests.support.tiny_files import tiny_onnx
 
 PIPELINE = """
 version: 1

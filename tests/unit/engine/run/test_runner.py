@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import tiny_onnx
 
 from compressor.artifacts.manifest import Manifest
 from compressor.artifacts.store import Store, verify
@@ -16,6 +15,7 @@ from compressor.engine.run.runner import Runner, RunResult, select
 from compressor.errors import CompressError, PassError, StorageError, UsageError
 from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import Measurement
+from tests.support.tiny_files import tiny_onnx
 
 
 class Run:
