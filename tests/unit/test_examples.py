@@ -15,7 +15,7 @@ from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
 from compressor.models.families.transformers.family import Transformers
 from tests.support.tiny_files import draw_pictures
-from tests.unit.calibration.processors import message, write_conversations
+from tests.support.processors import message, write_conversations
 
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.rglob("*.yaml"))

@@ -8,8 +8,8 @@ from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError
 from compressor.models.families.transformers.family import Transformers
-from compressor.runtimes.session import fitted
-from tests.unit.calibration.processors import (
+from compressor.runtimes.session import match_inputs
+from tests.support.processors import (
     message,
     write_conversations,
     write_picture,
@@ -80,7 +80,7 @@ def test_a_model_answers_to_a_batch_as_to_each_sample(base, samples):
 
     def answers(indices):
         batch = dataset.batch(np.array(indices))
-        feeds = fitted({name: batch[name] for name in dataset.input_names}, FAMILY.inputs(TINY))
+        feeds = match_inputs({name: batch[name] for name in dataset.input_names}, FAMILY.signature(TINY).inputs)
         with torch.inference_mode():
             return module(**{name: torch.from_numpy(array) for name, array in feeds.items()})[
                 "logits"

@@ -15,7 +15,7 @@ from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes import memory
 from compressor.runtimes.onnxruntime.decoder import fast_prompts as onnx_prompts
 from tests.support.tiny_files import tiny_onnx
-from tests.unit.calibration.processors import write_processor
+from tests.support.processors import write_processor
 from tests.unit.passes.export_onnx.test_decoder import awq, exported, parent_in
 
 GREEDY = Sampling(max_tokens=12, temperature=0.0, top_p=1.0, seed=0)

@@ -29,7 +29,7 @@ from compressor.models.quantized.quantization import (
     read_quantization,
 )
 from tests.unit.models.test_families import inputs
-from tests.unit.passes.prune.test_pruning import CLASSIFIER, PHONE, built
+from tests.support.tiny_models import CLASSIFIER, PHONE, build_model
 
 GRIDS = [
     Grid(bits=bits, nonnegative=nonnegative) for bits in (4, 8) for nonnegative in (False, True)
@@ -128,7 +128,7 @@ def test_a_scale_can_follow_what_is_seen():
 
 
 def test_folding_leaves_the_answers_as_they_are():
-    model = built(CLASSIFIER, CLASSIFIER.presets["small"])
+    model = build_model(CLASSIFIER, CLASSIFIER.presets["small"])
     batch = inputs(CLASSIFIER, CLASSIFIER.presets["small"], 3)
     norms = {"vision.stem": "vision.stem_norm", "vision.last": "vision.last_norm"}
     for number in range(4):

@@ -1,6 +1,7 @@
 """The whole pass on small checkpoints of every architecture: loads elsewhere, resumes, and is refused where it must be."""
 
 import json
+from compressor.models.capabilities.cuttable_axes import replace_fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.engine.contract import PassContext
-from compressor.engine.plan.source_model import DirectorySource
+from compressor.runtimes.formats import recognize
 from compressor.errors import DataError, ModelError, NumericalError, RequirementError
 from compressor.models.checkpoint.loading import load_module, save_module
 from compressor.models.families.transformers.family import Transformers
@@ -19,7 +20,7 @@ from compressor.models.families.transformers.linears import sites_of
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from passes.awq.site import fold
 from passes.awq.step import Awq, AwqConfig
-from tests.unit.passes.prune.test_rounds import Killed
+from tests.support.training import Killed
 
 FAMILY = Transformers()
 TOKENS = np.random.default_rng(0).integers(3, 490, (12, 16))
@@ -85,7 +86,7 @@ def test_every_architecture_is_packed_and_answers_nearly_as_before(preset, tmp_p
     whole = load_module(parent.model).float()
     out, output = packed(parent, tmp_path, {**CT, "bits": 8})
     assert divergence(load_module(out), whole) < 2e-3
-    assert DirectorySource(out).kind == "packed"
+    assert recognize(out).format.name == "packed"
     rows = output.summary["layers"]
     names = [name for site in sites_of(FAMILY.presets[preset].tree) for name in site.linears]
     assert [(row["layer"], row["linear"]) for row in rows] == [
@@ -295,7 +296,7 @@ def test_the_estimate_follows_the_layer_and_not_the_model():
     from compressor.models.facts import ModelFacts
 
     def facts(layers):
-        config = FAMILY.resized(
+        config = replace_fields(
             FAMILY.presets["tiny-llama"], {("num_hidden_layers",): layers, ("hidden_size",): 512}
         )
         parameters = sum(FAMILY.parameters(config).values())

@@ -1,6 +1,7 @@
 """The pass on models of the project's own families: in memory whole, of several parts, with padding of several kinds."""
 
 import json
+from compressor.models.capabilities.linear_groups import LinearGroups
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from calibration.sources.arrays import ArrayDataset
 from compressor.analysis.layerwise import compare_layers
 from compressor.analysis.tensors import tensor_differences
-from compressor.engine.plan.source_model import DirectorySource
+from compressor.runtimes.formats import recognize
 from compressor.errors import CompressError, ModelError, RequirementError, UsageError
 from compressor.generation.generate import Sampling, generate
 from compressor.models.checkpoint.loading import load_module, save_module
@@ -28,7 +29,7 @@ from passes.awq.fitting import linears_of
 from passes.awq.positions import deciding
 from passes.awq.site import fold
 from tests.unit.passes.awq.test_awq import packed
-from tests.unit.passes.prune.test_rounds import Killed
+from tests.support.training import Killed
 
 PHONE, TEXTS, IMAGES = AutoGLMPhone(), SentenceEncoder(), ImageClassifier()
 SMALL = PHONE.slim(
@@ -144,7 +145,7 @@ def error(module, other, family):
 @pytest.mark.parametrize("model", MODELS)
 def test_the_tables_name_every_linear_layer(model):
     family, config = MODELS[model]
-    blocks = family.linear_blocks(config)
+    blocks = family.capability(LinearGroups, config).blocks
     named = [block.full(name) for block in blocks for site in block.sites for name in site.linears]
     assert sorted(named) == sorted(linears_of(family.build(config)))
 
@@ -152,7 +153,7 @@ def test_the_tables_name_every_linear_layer(model):
 @pytest.mark.parametrize("name", ["bed-student", "bed-teacher"])
 def test_the_tables_hold_for_the_presets(name):
     module = PHONE.build(PHONE.presets[name])
-    blocks = PHONE.linear_blocks(PHONE.presets[name])
+    blocks = PHONE.capability(LinearGroups, PHONE.presets[name]).blocks
     named = [block.full(one) for block in blocks for site in block.sites for one in site.linears]
     assert sorted(named) == sorted(linears_of(module))
 
@@ -163,7 +164,7 @@ def test_folding_leaves_the_answers_as_they_were(model, tmp_path):
     parent = parent_in(tmp_path, family, config)
     module, folded = load_module(parent.model), load_module(parent.model)
     found = 0
-    for block in family.linear_blocks(config):
+    for block in family.capability(LinearGroups, config).blocks:
         layer = folded.get_submodule(block.name)
         for site in block.sites:
             if (source := site.source) is None:
@@ -187,7 +188,7 @@ def test_every_family_is_packed_and_answers_nearly_as_before(model, tmp_path):
     parent = parent_in(tmp_path / "parent", family, config)
     out, output = packed_in(tmp_path, parent, family, bits=8)
     assert error(load_module(out), load_module(parent.model), family) < 1e-3
-    assert DirectorySource(out).kind == "packed"
+    assert recognize(out).format.name == "packed"
     linears = {
         name: one
         for name, one in linears_of(family.build(config)).items()

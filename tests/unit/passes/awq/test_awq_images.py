@@ -17,7 +17,7 @@ from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from passes.awq import outside
 from passes.awq.step import AwqConfig
 from passes.common.accuracy import tensors_from_batch
-from tests.unit.calibration.processors import (
+from tests.support.processors import (
     message,
     write_conversations,
     write_picture,

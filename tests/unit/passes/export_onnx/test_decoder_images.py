@@ -15,7 +15,7 @@ from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from compressor.runtimes.onnxruntime.decoder.images import VisionTower, offsets_of
 from compressor.runtimes.session import open_session
 from passes.export_onnx.decoder.tower import OneImage
-from tests.unit.calibration.processors import (
+from tests.support.processors import (
     message,
     write_conversations,
     write_picture,

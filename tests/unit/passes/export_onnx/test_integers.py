@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from compressor.models.capabilities.cuttable_axes import replace_fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,8 @@ from compressor.runtimes.onnxruntime.kernels import kernels_of
 from compressor.runtimes.session import open_session
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from passes.qat.step import Qat, QatConfig
-from tests.unit.passes.prune.test_rounds import FAMILY, Blobs
+from tests.support.tiny_models import CLASSIFIER
+from tests.support.training import Blobs
 
 NET = {
     ("num_classes",): 2,
@@ -58,8 +60,8 @@ def exported(tmp_path_factory):
             preset, fields = (
                 ("small", NET) if network == "cnn" else ("small-vit", dict(list(NET.items())[:2]))
             )
-            config = FAMILY.resized(FAMILY.presets[preset], fields)
-            save_module(FAMILY.build(config), FAMILY.name, config, folder / "float")
+            config = replace_fields(CLASSIFIER.presets[preset], fields)
+            save_module(CLASSIFIER.build(config), CLASSIFIER.name, config, folder / "float")
             parent = SimpleNamespace(
                 model=folder / "float", manifest=SimpleNamespace(id="ab12", kind="torch")
             )
@@ -210,7 +212,7 @@ def test_activations_of_four_bits_are_refused(exported, tmp_path):
 def test_a_layer_that_is_called_twice_is_stored_once():
     from compressor.graphs import integers
     from compressor.graphs import simplify as graph
-    from compressor.models.contract import InputSpec
+    from compressor.models.capabilities.signature import InputSpec
     from compressor.models.quantized.quantization import Grid, QuantizedLayer
     from passes.export_onnx.tracing import onnx_from_torch
 

@@ -9,10 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import RequirementError
-from compressor.models.capabilities.axes import Axis, Cut
-from compressor.models.families.autoglm_phone.family import AutoGLMPhone
-from compressor.models.families.image_classifier.family import ImageClassifier
-from compressor.models.families.transformers.family import Transformers
+from compressor.models.capabilities.cuttable_axes import Axis, Cut, CuttableAxes, replace_fields
 from passes.prune import repair
 from passes.prune.allocation import allocate, widths_of
 from passes.prune.depth import layers_by_cosine, layers_by_loss, layers_by_taylor
@@ -23,31 +20,16 @@ from passes.prune.repair import least_squares, norm_scales
 from passes.prune.sizes import fields_of
 from passes.prune.step import Prune, PruneConfig
 from passes.prune.surgery import without
-from tests.unit.models.test_axes import CASES, DEEP, MULTI_QUERY, OTHER
+from tests.support.pruning import widths_from_scores
+from tests.support.tiny_models import (
+    CHECKPOINT,
+    CLASSIFIER,
+    PHONE,
+    build_model,
+    remove_norm_epsilon,
+)
+from tests.unit.models.capabilities.test_cuttable_axes import CASES, DEEP, MULTI_QUERY, OTHER
 from tests.unit.models.test_families import inputs
-
-PHONE, CLASSIFIER, CHECKPOINT = AutoGLMPhone(), ImageClassifier(), Transformers()
-
-
-def without_epsilon(model):
-    """RMS norms that scale exactly, so that what comes out can be compared exactly."""
-    for module in model.modules():
-        for name in ("eps", "variance_epsilon"):
-            if "RMSNorm" in type(module).__name__ and hasattr(module, name):
-                setattr(module, name, 1e-14)
-    return model
-
-
-def built(family, config, seed=0):
-    torch.manual_seed(seed)
-    model = without_epsilon(family.build(config).eval())
-    with torch.no_grad():  # norms that have learnt something
-        for name, tensor in model.state_dict().items():
-            if name.endswith(("running_mean", "running_var")) or (
-                "norm" in name and name.endswith(("weight", "bias"))
-            ):
-                tensor.copy_(torch.rand_like(tensor) + 0.5)
-    return model
 
 
 def silence(model, axis, units):
@@ -118,11 +100,11 @@ def sample(family, config, batch):
 @given(data=st.data())
 def test_units_without_effect_can_go_and_the_output_stays(data):
     family, config = data.draw(st.sampled_from(PRUNED))
-    model = built(family, config)
+    model = build_model(family, config)
     # A gate and a rectifier are never quite the identity; without images nothing goes through a vision tower.
     axes = [
         axis
-        for axis in family.axes(config)
+        for axis in family.capability(CuttableAxes, config).axes
         if axis.stack not in {"fusion.layers", "speech.residuals"}
     ]
     scores = {axis.name: np.ones(axis.units) for axis in axes}
@@ -140,8 +122,8 @@ def test_units_without_effect_can_go_and_the_output_stays(data):
             kept[axis.name] = order[:units].sort().values
             silence(model, axis, order[units:])
     chosen = {name: units.tolist() for name, units in kept.items()}
-    smaller = without_epsilon(
-        family.build(family.resized(config, fields_of(widths, sizes, config, chosen))).eval()
+    smaller = remove_norm_epsilon(
+        family.build(replace_fields(config, fields_of(widths, sizes, config, chosen))).eval()
     )
     batch = sample(family, config, 4)
 
@@ -187,7 +169,9 @@ def test_what_stays_answers_for_what_goes():
 def test_layers_take_turns_where_their_gram_matrices_are_large(monkeypatch):
     model = CHECKPOINT.build(CHECKPOINT.presets["tiny-llama"]).eval()
     axes = [
-        axis for axis in CHECKPOINT.axes(CHECKPOINT.presets["tiny-llama"]) if axis.kind == "ffn"
+        axis
+        for axis in CHECKPOINT.capability(CuttableAxes, CHECKPOINT.presets["tiny-llama"]).axes
+        if axis.kind == "ffn"
     ]
     kept = {axis.name: torch.arange(axis.units // 2) for axis in axes}
     passes = []
@@ -211,7 +195,7 @@ def test_layers_take_turns_where_their_gram_matrices_are_large(monkeypatch):
 def test_scoring_holds_the_gradient_of_one_weight_and_the_activations_of_one_layer():
     config = CHECKPOINT.presets["tiny-llama"]
     model = CHECKPOINT.build(config).eval()
-    axes = CHECKPOINT.axes(config)
+    axes = CHECKPOINT.capability(CuttableAxes, config).axes
     batch = sample(CHECKPOINT, None, 2)
     kept_bytes = []
 
@@ -251,7 +235,9 @@ def test_scoring_holds_the_gradient_of_one_weight_and_the_activations_of_one_lay
 def test_weights_that_something_else_uses_are_left():
     model = CHECKPOINT.build(CHECKPOINT.presets["tiny-llama"]).eval()
     axes = [
-        axis for axis in CHECKPOINT.axes(CHECKPOINT.presets["tiny-llama"]) if axis.kind == "hidden"
+        axis
+        for axis in CHECKPOINT.capability(CuttableAxes, CHECKPOINT.presets["tiny-llama"]).axes
+        if axis.kind == "hidden"
     ]
     batch = sample(CHECKPOINT, None, 2)
     solved = dict(
@@ -270,12 +256,12 @@ def test_weights_that_something_else_uses_are_left():
 @pytest.mark.parametrize("score", [activation, taylor])
 @pytest.mark.parametrize(("family", "config"), CASES[:4])
 def test_a_unit_without_effect_has_no_importance(family, config, score):
-    model = built(family, config)
-    axes = [axis for axis in family.axes(config) if not axis.stack]
+    model = build_model(family, config)
+    axes = [axis for axis in family.capability(CuttableAxes, config).axes if not axis.stack]
     for axis in axes:
         silence(model, axis, torch.tensor([axis.units - 1]))
     batch = inputs(family, config, 6) | {"label": torch.arange(6) % 10}
-    names = [spec.name for spec in family.inputs(config)]
+    names = [spec.name for spec in family.signature(config).inputs]
 
     def loss(one):
         return torch.nn.functional.cross_entropy(
@@ -292,17 +278,17 @@ def test_a_unit_without_effect_has_no_importance(family, config, score):
 
 @pytest.mark.parametrize("score", [layers_by_cosine, layers_by_loss, layers_by_taylor])
 def test_a_layer_that_hands_on_what_it_gets_has_no_importance(score):
-    model = built(PHONE, OTHER)
+    model = build_model(PHONE, OTHER)
     axes = [
         axis
-        for axis in PHONE.axes(OTHER)
+        for axis in PHONE.capability(CuttableAxes, OTHER).axes
         if axis.stack in {"vision.layers", "speech.layers", "text_encoder.layers"}
     ]
     assert [axis.units for axis in axes] == [2, 2, 2]
     for axis in axes:
         silence(model, axis, torch.tensor([1]))
     batch = inputs(PHONE, OTHER, 6) | {"label": torch.arange(6) % 10}
-    names = [spec.name for spec in PHONE.inputs(OTHER)]
+    names = [spec.name for spec in PHONE.signature(OTHER).inputs]
 
     def loss(one):
         return torch.nn.functional.cross_entropy(
@@ -356,24 +342,12 @@ def test_magnitude_is_the_norm_of_what_holds_the_unit():
     np.testing.assert_allclose(magnitude(model, [axis])["inner"], [5 / 6, 0, 1 / 6])
 
 
-def widths(**scores):
-    axes = [
-        Axis(name, "channels", len(values), (), (((name,), 1),)) for name, values in scores.items()
-    ]
-    return widths_of(
-        axes,
-        {name: np.array(values, float) for name, values in scores.items()},
-        multiple=2,
-        min_keep=0.25,
-    )
-
-
 @given(
     st.lists(st.lists(st.floats(0, 1), min_size=4, max_size=12), min_size=1, max_size=4),
     st.floats(0.3, 1.0),
 )
 def test_the_target_is_met_or_the_reach_is_told(scores, ratio):
-    found = widths(**{f"w{number}": values for number, values in enumerate(scores)})
+    found = widths_from_scores(**{f"w{number}": values for number, values in enumerate(scores)})
     whole = sum(width.units for width in found)
     least = sum(min(width.least, width.units) for width in found)
     try:
@@ -388,10 +362,10 @@ def test_the_target_is_met_or_the_reach_is_told(scores, ratio):
 
 
 def test_what_matters_least_for_what_it_saves_goes_first():
-    found = widths(cheap=[1.0] * 8, dear=[1.0] * 8)
+    found = widths_from_scores(cheap=[1.0] * 8, dear=[1.0] * 8)
     kept = allocate(found, lambda sizes: sizes["cheap"] + 10.0 * sizes["dear"], 70, "units")
     assert kept == {"cheap": 8, "dear": 6}
-    found = widths(dull=[0.1] * 8, keen=[9.0] * 8)
+    found = widths_from_scores(dull=[0.1] * 8, keen=[9.0] * 8)
     assert allocate(found, lambda sizes: float(sum(sizes.values())), 12, "units") == {
         "dull": 4,
         "keen": 8,
@@ -461,11 +435,11 @@ def test_the_id_knows_what_times_the_layers():
 
 def test_every_layer_that_an_axis_moves_is_timed():
     config = PHONE.presets["bed-teacher"]
-    model = built(PHONE, config)
+    model = build_model(PHONE, config)
     found = operators_of(model, inputs(PHONE, config, 1))
-    for axis in PHONE.axes(config):
+    for axis in PHONE.capability(CuttableAxes, config).axes:
         assert all(cut.tensor in found for cut in axis.cuts if cut.reads), axis.name
-    axes = PHONE.axes(config)
+    axes = PHONE.capability(CuttableAxes, config).axes
     scores = {axis.name: np.ones(axis.units) for axis in axes}
     widths_found = widths_of(axes, scores, multiple=8, min_keep=0.25)
 
@@ -490,7 +464,7 @@ def test_every_layer_that_an_axis_moves_is_timed():
         ("vision_blocks", 2, "expanded"): 96,
         ("vision_blocks", 2, "squeezed"): 48,
     }
-    smaller = PHONE.resized(config, fields)
+    smaller = replace_fields(config, fields)
     predicted = total(
         {**whole, "speech_width": 48, "ffn": 64, "vision_blocks.2.expanded": 96}
     ) / total(whole)
@@ -498,7 +472,7 @@ def test_every_layer_that_an_axis_moves_is_timed():
 
 
 def test_a_step_that_saves_nothing_is_passed_over():
-    found = widths(stubborn=[1.0] * 8)
+    found = widths_from_scores(stubborn=[1.0] * 8)
     milliseconds = {8: 10.0, 6: 11.0, 4: 10.0, 2: 3.0}
     assert allocate(found, lambda sizes: milliseconds[sizes["stubborn"]], 5, "ms") == {
         "stubborn": 2

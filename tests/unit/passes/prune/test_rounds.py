@@ -9,52 +9,28 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext, PlanContext
 from compressor.errors import RequirementError
+from compressor.models.capabilities.cuttable_axes import CuttableAxes, replace_fields
 from compressor.models.checkpoint.loading import save_module
 from compressor.models.facts import ModelFacts, facts_of
-from compressor.models.families.image_classifier.family import ImageClassifier
 from passes.common.training import fit
 from passes.prune.allocation import widths_of
 from passes.prune.pruning import CHECKPOINT
 from passes.prune.schedule import Stage, only_below
 from passes.prune.step import Prune, PruneConfig
-from tests.unit.passes.prune.test_pruning import widths
-
-FAMILY = ImageClassifier()
-
-
-class Blobs(Dataset):
-    """Noise, brighter in one of two corners."""
-
-    input_names = ("image",)
-    label_name = "label"
-
-    def __len__(self):
-        return 64
-
-    def batch(self, indices, epoch=0):
-        label = indices % 2
-        noise = np.stack(
-            [np.random.default_rng([epoch, i]).integers(0, 90, (3, 16, 16)) for i in indices]
-        )
-        for image, right in zip(noise, label, strict=True):
-            image[:, :8, 8 * right : 8 * right + 8] += 60
-        return {"image": noise.astype(np.uint8), "label": label}
+from tests.support.pruning import widths_from_scores
+from tests.support.tiny_models import CLASSIFIER
+from tests.support.training import Blobs, Killed
 
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory):
     torch.manual_seed(0)
-    config = FAMILY.resized(FAMILY.presets["small"], {("num_classes",): 2, ("image_size",): 16})
+    config = replace_fields(CLASSIFIER.presets["small"], {("num_classes",): 2, ("image_size",): 16})
     folder = tmp_path_factory.mktemp("parent")
-    save_module(FAMILY.build(config), FAMILY.name, config, folder / "model")
+    save_module(CLASSIFIER.build(config), CLASSIFIER.name, config, folder / "model")
     return SimpleNamespace(model=folder / "model")
-
-
-class Killed(BaseException):
-    pass
 
 
 def pruned(parent, folder, fields, kill=None):
@@ -283,13 +259,17 @@ def test_the_way_of_the_rounds():
 
 def test_only_units_below_the_threshold_may_go():
     scores = {"w": np.array([1.0, 0.05, 0.5, 0.09]), "v": np.array([1.0, 1.0, 1.0, 1.0])}
-    found = {width.label: width.least for width in only_below(widths(**scores), scores, 0.1)}
+    found = {
+        width.label: width.least for width in only_below(widths_from_scores(**scores), scores, 0.1)
+    }
     assert found == {"w": 2, "v": 4}
 
 
 def test_the_least_is_a_part_of_what_the_parent_had():
     (axis,) = [
-        axis for axis in FAMILY.axes(FAMILY.presets["small"]) if axis.label == "vision_width"
+        axis
+        for axis in CLASSIFIER.capability(CuttableAxes, CLASSIFIER.presets["small"]).axes
+        if axis.label == "vision_width"
     ]
     (found,) = widths_of(
         [axis],

@@ -13,6 +13,7 @@ from compressor.data.contract import SourceContext
 from compressor.engine.plan.planner import make_plan
 from compressor.engine.run.single_pass import preview, single_pass
 from compressor.errors import PassError
+from compressor.models.capabilities.cuttable_axes import replace_fields
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.facts import facts_of
 from compressor.models.families.image_classifier.family import ImageClassifier
@@ -249,7 +250,7 @@ def test_what_is_added_stays_added_and_nothing_else_begins_to():
     family = ImageClassifier()
     config = family.presets["small"]
     torch.manual_seed(0)
-    cut = family.resized(
+    cut = replace_fields(
         config,
         {("vision_blocks", 1, "out"): 16, ("vision_blocks", 0, "out"): 16, ("vision_stem",): 16},
     )
@@ -263,7 +264,7 @@ def test_what_is_added_stays_added_and_nothing_else_begins_to():
         True,
     ]
     with pytest.raises(ValueError, match="cannot be added"):
-        family.resized(
+        replace_fields(
             config, {("vision_blocks", 1, "out"): 16, ("vision_blocks", 1, "residual"): True}
         )
 

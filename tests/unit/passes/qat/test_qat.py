@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from compressor.models.capabilities.cuttable_axes import replace_fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,8 @@ from passes.common.losses import hard_cross_entropy
 from passes.common.training import fit
 from passes.qat.bias import correct_biases
 from passes.qat.step import Qat, QatConfig
-from tests.unit.passes.prune.test_rounds import FAMILY, Blobs, Killed
+from tests.support.tiny_models import CLASSIFIER
+from tests.support.training import Blobs, Killed
 
 
 class Blank(Blobs):
@@ -56,12 +58,12 @@ SETS = {
 def parent(tmp_path_factory):
     """Trained enough to tell the corners apart."""
     torch.manual_seed(0)
-    config = FAMILY.resized(
-        FAMILY.presets["small"],
+    config = replace_fields(
+        CLASSIFIER.presets["small"],
         {("num_classes",): 2, ("image_size",): 16, ("vision_activation",): "relu6"},
     )
     folder = tmp_path_factory.mktemp("parent")
-    module = FAMILY.build(config)
+    module = CLASSIFIER.build(config)
     recipe = TrainingConfig(steps=60, batch_size=16, learning_rate=3e-3)
     fit(
         module,
@@ -70,10 +72,10 @@ def parent(tmp_path_factory):
         seed=0,
         checkpoint_dir=folder,
         objective=lambda outputs, batch, _: hard_cross_entropy(
-            FAMILY.heads(module, outputs), batch
+            CLASSIFIER.heads(module, outputs), batch
         ),
     )
-    save_module(module, FAMILY.name, config, folder / "model")
+    save_module(module, CLASSIFIER.name, config, folder / "model")
     return SimpleNamespace(
         model=folder / "model", manifest=SimpleNamespace(id="ab12", kind="torch")
     )
@@ -241,11 +243,11 @@ def spoilt(parent, folder, *names):
 
 
 def saved(module, parent, folder):
-    config = FAMILY.Config.model_validate_json(
+    config = CLASSIFIER.Config.model_validate_json(
         json.dumps(json.loads((parent.model / "config.json").read_text())["config"])
     )
-    config = FAMILY.resized(config, {("vision_activation",): "hardswish"})
-    save_module(module, FAMILY.name, config, folder)
+    config = replace_fields(config, {("vision_activation",): "hardswish"})
+    save_module(module, CLASSIFIER.name, config, folder)
     return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="cd34", kind="torch"))
 
 

@@ -1,5 +1,6 @@
 """Engines of what the other passes make: the phone model, and layers of integers."""
 
+from compressor.models.capabilities.cuttable_axes import replace_fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from compressor.models.checkpoint.loading import save_module
 from compressor.runtimes.tensorrt.files import checked_engine_manifest
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from passes.qat.step import Qat, QatConfig
-from tests.unit.passes.prune.test_rounds import Blobs
+from tests.support.training import Blobs
 from tests.unit.passes.tensorrt.engines import Arrays, built, context_of
 
 DRAW = np.random.default_rng(0)
@@ -49,7 +50,7 @@ def phone(tmp_path_factory):
     config = family.presets["tiny"]
     sizes = {"tokens": 9, "frames": 48}
     arrays = {}
-    for spec in family.inputs(config):
+    for spec in family.signature(config).inputs:
         shape = (6, *(sizes[one] if isinstance(one, str) else one for one in spec.shape[1:]))
         high = spec.below or 256
         values = (
@@ -129,7 +130,7 @@ def test_the_integers_of_qat(floats, tmp_path, integers):
 def integers(tmp_path_factory):
     """A small convolutional network, quantized for TensorRT."""
     family = load(FAMILIES, "image-classifier")
-    config = family.resized(family.presets["small"], {("num_classes",): 2, ("image_size",): 16})
+    config = replace_fields(family.presets["small"], {("num_classes",): 2, ("image_size",): 16})
     quantize = QatConfig(target="tensorrt", calibration={"data": "some", "num_samples": 16})
     return exported(family, config, Blobs(), tmp_path_factory.mktemp("integers"), quantize)
 
