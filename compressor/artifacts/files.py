@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from pathlib import Path
@@ -61,12 +60,19 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy, sharing the blocks where the file system can; never a link (onnx >= 1.21 refuses linked external data)."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as reader, target.open("wb") as writer:
-        try:
-            if fcntl is None:
-                raise OSError(errno.ENOTSUP, "no ioctl on this platform")
-            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
-        except OSError:
+        if not _share_blocks(reader, writer):
             shutil.copyfileobj(reader, writer, 1 << 22)
+
+
+def _share_blocks(reader: IO[bytes], writer: IO[bytes]) -> bool:
+    """Clone a file's blocks copy-on-write; return False where the file system or the platform cannot."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def require_file_locks() -> None:

@@ -264,6 +264,10 @@ class Store:
         with writing(staged):
             shutil.rmtree(staged)
 
+    def has_staging(self, artifact_id: str) -> bool:
+        """Return True if an unfinished step has left files to resume from."""
+        return (self.root / ".staging" / artifact_id[:_SHORT]).is_dir()
+
     def discard_staging(self, artifact_id: str) -> None:
         """Remove what a run left that was killed between publishing an artifact and tidying up after it."""
         path = self.root / ".staging" / artifact_id[:_SHORT]

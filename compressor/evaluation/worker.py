@@ -18,7 +18,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Metric
 from compressor.config.discovery import SOURCES, load
 from compressor.data.contract import Batch, Dataset, DataSource, SourceContext
@@ -36,7 +35,7 @@ from compressor.evaluation.records import (
     LatencyReport,
     Measurement,
 )
-from compressor.runtimes.session import Session, open_session
+from compressor.runtimes.session import Session
 
 _PR_SET_PDEATHSIG = 1
 _DEFAULT_THREADS = 2
@@ -50,9 +49,9 @@ def main() -> int:
     os.dup2(2, 1)
     text = Path(sys.argv[1]).read_bytes() if len(sys.argv) > 1 else sys.stdin.buffer.readline()
     request = Request.model_validate_json(text)
-    _die_with(request.parent)
     work = _play if request.task == "rounds" else _measure
     try:
+        _die_with(request.parent)
         for answer in work(request, _reporter(answers)):
             answers.write(answer.model_dump_json() + "\n")
     except CompressError as error:
@@ -62,7 +61,16 @@ def main() -> int:
 
 
 def _die_with(parent: int) -> None:
-    """Be killed by the kernel when the parent ends, be it by kill -9; Ctrl-C is the parent's to handle."""
+    """Have the kernel kill this process when its parent ends; leave Ctrl-C to the parent.
+
+    Raises:
+        CompressError: The platform is not Linux: it has no ``prctl(PR_SET_PDEATHSIG)`` and no ``/proc``.
+    """
+    if sys.platform != "linux":
+        raise CompressError(
+            f"measuring needs Linux (prctl and /proc); this is {sys.platform}",
+            remedy="run on Linux; `plan`, `validate` and `show` work on every platform",
+        )
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the line above
@@ -81,11 +89,11 @@ def _play(request: Request, progress: Progress) -> Iterator[Answer]:
     latency = request.evaluate.latency
     assert latency is not None  # noqa: S101 - whoever asks for rounds asks for latency
     batches = _batches(request, latency, progress)
-    kind, stand_in = _runnable(request.kind, request.model)
+    model, stand_in = request.stored.runnable()
     if stand_in is not None:
         yield Answer(milliseconds=())
         return
-    with open_session(kind, request.model, threads=latency.threads) as session:
+    with model.open_session(latency.threads) as session:
         yield Answer(milliseconds=measure_latency(session, batches, latency, progress))
         again = latency.model_copy(update={"warmup": min(latency.warmup, _WARMUP_AGAIN)})
         while sys.stdin.buffer.readline():
@@ -111,8 +119,8 @@ def _measure(request: Request, progress: Progress) -> Iterator[Answer]:
     threads = latency.threads if latency else _DEFAULT_THREADS
     accuracy_report: AccuracyReport | None = None
     latency_report: LatencyReport | None = None
-    kind, stand_in = _runnable(request.kind, request.model)
-    with open_session(kind, request.model, threads=threads) as session:
+    model, stand_in = request.stored.runnable()
+    with model.open_session(threads) as session:
         if latency is not None and stand_in is None:
             latency_report = _latency_report(session, batches, latency, progress)
         if accuracy is not None:
@@ -127,31 +135,12 @@ def _measure(request: Request, progress: Progress) -> Iterator[Answer]:
         metrics=(
             *(accuracy_report.metrics if accuracy_report else ()),
             *(latency_report.metrics if latency_report else ()),
-            *cost_metrics(request.kind, request.model, shapes),
-            *(_executed(stand_in) if request.kind is Kind.ENGINE else ()),
+            *cost_metrics(request.stored, shapes),
+            *request.stored.format.execution_metrics(executed=stand_in is None),
         ),
         stand_in=stand_in,
     )
     yield Answer(measurement=measurement)
-
-
-def _runnable(kind: Kind, model: Path) -> tuple[Kind, str | None]:
-    """What is opened of a model on this machine: of an engine without its GPU the graph beside it, and why."""
-    if kind is not Kind.ENGINE:
-        return kind, None
-    from compressor.runtimes.tensorrt.session import why_not_here
-
-    reason = why_not_here(model)
-    return (kind, None) if reason is None else (Kind.ONNX, reason)
-
-
-def _executed(stand_in: str | None) -> tuple[Metric]:
-    """Whether an engine ran, as a figure that a gate can ask for."""
-    return (
-        Metric(
-            name="executed", value=float(stand_in is None), unit="count", better="higher", samples=1
-        ),
-    )
 
 
 def _dataset(request: Request, name: str, progress: Progress) -> Dataset:
@@ -199,12 +188,8 @@ def _accuracy_report(
     if reference is None:
         return measure(session, dataset, config, progress)
     same = reference.model == request.model
-    kind, _ = _runnable(reference.kind, reference.model)
-    with (
-        nullcontext(session)
-        if same
-        else open_session(kind, reference.model, threads=threads) as other
-    ):
+    compared, _ = reference.stored.runnable()
+    with nullcontext(session) if same else compared.open_session(threads) as other:
         report = measure(session, dataset, config, progress, other)
     return report.model_copy(update={"reference": reference.id})
 
