@@ -57,6 +57,6 @@ def model_sizes(target: str) -> ModelSizes:
         parts=parts,
         parameters=total,
         macs=macs,
-        unit=family.unit,
+        unit=family.signature(config).unit,
         bytes_at=sizes,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from compressor.config.record import Record
 from compressor.data.contract import default_cache
+from compressor.models.capabilities.capability import Capability
 from compressor.models.facts import ModelFacts
 
 if TYPE_CHECKING:
@@ -92,15 +93,22 @@ class Pass(ABC, Generic[P]):
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     """Distributions whose version can change the bytes."""
 
-    def tools_for(self, config: P) -> tuple[str, ...]:  # noqa: ARG002
+    capabilities: ClassVar[tuple[type[Capability], ...]] = ()
+    """Capabilities of the parent model that the pass needs, whatever its config."""
+
+    def needs(self, config: P) -> tuple[type[Capability], ...]:
+        """Return the capabilities of the parent model that the pass needs with this config."""
+        return self.capabilities
+
+    def tools_for(self, config: P) -> tuple[str, ...]:
         """Those of ``tools`` and, where a config asks for something that needs them, more."""
         return self.tools
 
-    def estimate(self, config: P, parent: ModelFacts, context: PlanContext) -> Estimate:  # noqa: ARG002
+    def estimate(self, config: P, parent: ModelFacts, context: PlanContext) -> Estimate:
         """Peak memory, time and disk, and what the output will be, before anything runs."""
         return Estimate(model=parent)
 
-    def requires(self, config: P, parent: Artifact, context: PassContext) -> None:  # noqa: ARG002
+    def requires(self, config: P, parent: Artifact, context: PassContext) -> None:
         """Cheap checks of the input; names ALL offenders at once.
 
         Raises:
@@ -108,7 +116,7 @@ class Pass(ABC, Generic[P]):
         """
         return
 
-    def preview(self, config: P, parent: Artifact, context: PassContext) -> list[Mapping[str, Any]]:  # noqa: ARG002
+    def preview(self, config: P, parent: Artifact, context: PassContext) -> list[Mapping[str, Any]]:
         """What ``run`` would decide, as rows of a table, without writing anything; none where there is nothing to tell."""
         return []
 
@@ -116,7 +124,7 @@ class Pass(ABC, Generic[P]):
     def run(self, config: P, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
         """Write the model's files into ``out`` (an empty folder), going on from ``context.work`` where there is something."""
 
-    def ensures(self, config: P, parent: Artifact, out: Path, context: PassContext) -> None:  # noqa: ARG002
+    def ensures(self, config: P, parent: Artifact, out: Path, context: PassContext) -> None:
         """Reload what was written with its real consumer.
 
         Raises:

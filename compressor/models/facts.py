@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from compressor.models.capabilities.capability import C
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,20 @@ class ModelFacts:
     """Multiply-accumulates of one forward pass of one sample, or of one token."""
     size_bytes: int | None = None
     """All files of the model's folder."""
+
+    def capability(self, kind: type[C]) -> C | None:
+        """Return a capability of the model; None if it lacks it, or if its architecture is unknown.
+
+        Raises:
+            UsageError: the family is not installed.
+        """
+        from compressor.config.discovery import FAMILIES, load
+
+        if self.family is None or self.config is None:
+            return None
+        family = load(FAMILIES, self.family)
+        config = family.Config.model_validate_json(json.dumps(dict(self.config)))
+        return cast("C | None", family.capability(kind, config))
 
 
 def facts_of(folder: Path) -> ModelFacts:

@@ -29,7 +29,8 @@ import torch
 from PIL import Image
 
 from compressor.models.checkpoint.loading import save_module
-from compressor.models.families.image_classifier.family import EFFICIENTNET_LITE0, ImageClassifier
+from compressor.models.families.image_classifier.config import EFFICIENTNET_LITE0
+from compressor.models.families.image_classifier.family import ImageClassifier
 
 TRAIN_CROPS, TEST_CROPS = 40, 16
 SMALLEST_CROP = 0.4

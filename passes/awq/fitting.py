@@ -12,7 +12,7 @@ from torch import nn
 from compressor.artifacts.store import Artifact
 from compressor.config.discovery import FAMILIES, load
 from compressor.errors import RequirementError
-from compressor.models.capabilities.linear_groups import Block, Site
+from compressor.models.capabilities.linear_groups import Block, LinearGroups, Site
 from compressor.models.checkpoint.loading import load_module, read_description
 from compressor.models.contract import Family
 from compressor.models.quantized.description import WeightGrid
@@ -53,7 +53,8 @@ def check_family(config: AwqConfig, parent: Artifact) -> None:
     if config.format != "compressed-tensors":
         problems.append("AutoAWQ's format is that of language models of transformers")
         remedies.append("set `format: compressed-tensors`")
-    blocks = family.linear_blocks(described)
+    groups = family.capability(LinearGroups, described)
+    blocks = () if groups is None else groups.blocks
     if not blocks and not config.is_nearest:
         problems.append(
             "the family does not state which of its linear layers read the same input, and what before them takes up a scale"

@@ -1,115 +1,36 @@
-"""The ``awq`` pass: its config and what the engine calls."""
+"""The ``awq`` pass, also registered as ``weight-only``."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
-
-from pydantic import Field, model_validator
+from typing import ClassVar
 
 from compressor.artifacts.store import Artifact
-from compressor.config.record import DataName, Record
-from compressor.engine.contract import Estimate, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
+from compressor.models.capabilities.capability import Capability
+from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.facts import ModelFacts
-from compressor.models.quantized.description import FormatName, WeightBits, WeightGrid
-
-WEIGHTS_AT_ONCE = 1 << 24
-"""How many are rounded together: memory follows it."""
-
-
-class Calibration(Record):
-    """The samples that decide."""
-
-    data: DataName = "calibration"
-    """The set; labels are not looked at."""
-    num_samples: Annotated[int, Field(ge=1)] = 128
-    """How many."""
-    batch_size: Annotated[int, Field(ge=1)] = 4
-    """Samples at a time."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Which samples: one from each of so many equal stretches of the set, at random within it."""
-
-
-class AwqConfig(PassConfig):
-    """The fields of an ``awq`` step."""
-
-    calibration: Calibration = Calibration()
-    """The samples that decide about scales and rounding."""
-    bits: WeightBits = 4
-    """Of each weight."""
-    group_size: Annotated[int, Field(ge=-1)] = 128
-    """Inputs that share a scale and a zero-point; -1: all of a row. It has to divide the inputs of every layer of a checkpoint;
-    of the other families, layers whose inputs it does not divide stay as they are."""
-    effective_bits: Annotated[float, Field(gt=2, le=8.5)] | None = None
-    """Of each weight on average, scales and zero-points counted: instead of `bits`, layers get 2, 3, 4 or 8 of them, by how much
-    rounding them changes what their decoder layer says. For `format: compressed-tensors`."""
-    vision: WeightGrid | None = None
-    """Of the linear layers of a vision tower, rounded to the nearest, as `{bits: 8, group_size: -1}`; by default they stay
-    as they are. For `format: compressed-tensors`."""
-    head: WeightGrid | None = None
-    """Of the head, where it is no table of the embedding's, rounded to the nearest, as `{bits: 8, group_size: 128}`; by default
-    it stays as it is. For `format: compressed-tensors`."""
-    symmetric: bool = False
-    """No zero-points are stored; for `format: compressed-tensors`."""
-    format: FormatName = "awq"
-    """How it is stored: AutoAWQ's GEMM checkpoint (4 bits), or pack-quantized of compressed-tensors."""
-    scaling: bool = True
-    """Search scales of the inputs that make weights round better, taken up by the norm or the layer before (AWQ)."""
-    refine: Literal["none", "gptq"] = "gptq"
-    """Round to the nearest; or one input after another with the error fed back (GPTQ), then fit scales and choose again."""
-    drift: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """The part of what rounding earlier layers changed that later weights make up for; 0: none, and half the work."""
-    dtype: Literal["float16", "bfloat16", "float32"] | None = None
-    """Of all that is not packed, such as embeddings and norms. By default float16 for `format: awq`, else as it is."""
-
-    @property
-    def grids(self) -> tuple[WeightGrid, ...]:
-        """How weights may be rounded."""
-        choice: tuple[WeightBits, ...] = (
-            (self.bits,) if self.effective_bits is None else get_args(WeightBits)
-        )
-        return tuple(
-            WeightGrid(bits=bits, group_size=self.group_size, symmetric=self.symmetric)
-            for bits in choice
-        )
-
-    @property
-    def is_nearest(self) -> bool:
-        """Whether each weight becomes the nearest value of its grid, whatever comes before or after."""
-        return self.refine == "none" and not self.scaling and not self.drift
-
-    @model_validator(mode="after")
-    def _fits(self) -> AwqConfig:
-        if self.group_size == 0:
-            raise ValueError(
-                "group_size 0: a group has at least one weight; -1 stands for a whole row"
-            )
-        if self.format == "awq":
-            wrong = {
-                "bits": self.bits != 4,
-                "effective_bits": self.effective_bits is not None,
-                "vision": self.vision is not None,
-                "head": self.head is not None,
-                "symmetric": self.symmetric,
-                "dtype": self.dtype not in {None, "float16"},
-            }
-            if bad := [name for name, is_wrong in wrong.items() if is_wrong]:
-                raise ValueError(
-                    f"the format awq holds 4 bits with zero-points beside float16, which {' and '.join(bad)} contradict: "
-                    "use `format: compressed-tensors`"
-                )
-        return self
+from passes.awq.config import AwqConfig
 
 
 class Awq(Pass[AwqConfig]):
-    """Packs the weights of linear layers into a few bits (AWQ, Lin et al. 2024; GPTQ, Frantar et al. 2023), layer by layer.
+    """Quantize the weights of linear layers to 2, 3, 4 or 8 bits; activations stay in float.
 
-    Of a checkpoint of transformers one decoder layer is in memory at a time, and a killed run goes on after the last whole layer.
-    Embeddings stay as they are; a vision tower and the head do, or get bits of their own.
+    Weight-only post-training quantization in four steps, of which the fields select: AWQ scaling
+    of input channels (Lin et al. 2024, arXiv:2306.00978), compensation of the error of earlier
+    layers (QEP, Arai and Ichikawa 2025, arXiv:2504.09629), a search for the range of each group,
+    and GPTQ rounding (Frantar et al. 2023, arXiv:2210.17323) followed by coordinate descent, or
+    rounding to nearest.
 
-    Models of the other families are in memory whole, and are stored with `format: compressed-tensors` beside their own config.
-    Layers that do not fit stay as they are, and the report names them. A family that does not state in ``linear_blocks`` where
-    its linear layers read is rounded to the nearest, if that is asked for: `refine: none`, `scaling: false`, `drift: 0`.
+    A transformers checkpoint is streamed: one decoder layer is in memory at a time, and a killed
+    run resumes after the last complete layer. Embeddings stay in float; a vision tower and an
+    untied language-model head do too, unless `vision` or `lm_head` sets a grid for them.
+
+    Any other model is loaded as a whole and written with `format: compressed-tensors`. Linear
+    layers that do not fit the grid stay in float, and the report names them. A family without the
+    capability "foldable linear groups" supports rounding to nearest alone: `refine: none`,
+    `scaling: false`, `error_compensation: 0`.
     """
 
     name = "awq"
@@ -119,51 +40,56 @@ class Awq(Pass[AwqConfig]):
     Config = AwqConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "safetensors", "numpy")
 
-    def estimate(self, config: AwqConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
-        """From the widths alone."""
-        from passes.awq.estimates import estimate
+    def needs(self, config: AwqConfig) -> tuple[type[Capability], ...]:
+        """Return linear groups, unless every weight is rounded to the nearest."""
+        return (LinearGroups,) if config.uses_layer_groups else ()
 
-        return estimate(config, parent)
+    def estimate(self, config: AwqConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
+        """Return memory, disk space and size as far as the layers' sizes determine them.
+
+        Raises:
+            RequirementError: fields of the config do not apply to the model.
+        """
+        from passes.awq.quantizers import planned_quantizer
+
+        quantizer = planned_quantizer(config, parent)
+        if quantizer is None:
+            return Estimate(replace(parent, size_bytes=None))
+        quantizer.check_fields()
+        return quantizer.estimate(parent)
 
     def requires(self, config: AwqConfig, parent: Artifact, context: PassContext) -> None:
-        """Layers that can be packed, finite weights, data that fit, room on the disk."""
+        """Check that fields and layer sizes fit, that weights are finite, and the data set.
+
+        Raises:
+            RequirementError: fields of the config or linear layers do not fit.
+            NumericalError: weights hold NaN or infinity.
+            DataError: the data set does not fit the model.
+        """
         from compressor.models.checkpoint.loading import check_finite
-        from passes.awq.fitting import check_family
-        from passes.awq.shapes import check_shapes
+        from passes.awq.quantizers import stored_quantizer
         from passes.common.fitting import check_data
 
-        (check_shapes if is_checkpoint(parent) else check_family)(config, parent)
+        quantizer = stored_quantizer(config, parent)
+        quantizer.check_fields()
+        quantizer.check_layers(parent.model)
         check_finite(parent.model)
         check_data(parent, (config.calibration.data,), context, labels=False)
 
     def run(
         self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext
     ) -> PassOutput:
-        """Layer by layer; of a checkpoint, ``context.work`` holds what is done."""
-        from passes.awq.quantizing import quantize
-        from passes.awq.whole import quantize_whole
+        """Quantize the linear layers, block by block, and write the packed model."""
+        from passes.awq.quantizers import stored_quantizer
 
-        return (quantize if is_checkpoint(parent) else quantize_whole)(config, parent, out, context)
+        return stored_quantizer(config, parent).quantize(parent, out, context)
 
     def ensures(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> None:
-        """Headers, config and weights can be read again, and are finite; each shard was compared when it was written."""
+        """Check that description and headers can be read and that all tensors are finite.
+
+        Packed weights were read back and compared when they were written.
+        """
         from compressor.models.checkpoint.loading import check_finite, read_description
 
         read_description(out)
         check_finite(out)
-
-
-def is_checkpoint(parent: Artifact) -> bool:
-    """Whether it is a checkpoint of transformers, which is read part by part; other models are in memory whole."""
-    from compressor.models.checkpoint.files import read_description
-
-    return read_description(parent.model)[0] == "transformers"
-
-
-def tree_of(parent: ModelFacts) -> dict[str, Any] | None:
-    """config.json of a checkpoint, where that is what the facts tell of."""
-    return (
-        dict(parent.config)
-        if parent.family == "transformers" and parent.config is not None
-        else None
-    )

@@ -1,169 +1,96 @@
-"""From the folder of a model that fits into memory to a packed one's, one block after another."""
+"""Quantizer of models that are loaded into memory as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from copy import deepcopy
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from compressor.artifacts.store import Artifact
-from compressor.config.discovery import FAMILIES, load
-from compressor.engine.contract import PassContext, PassOutput
-from compressor.errors import NumericalError
-from compressor.models.capabilities.linear_groups import Block
-from compressor.models.checkpoint.files import WEIGHTS, write_description
-from compressor.models.checkpoint.loading import load_module, read_description
-from compressor.models.checkpoint.weights import tensors_of
+from compressor.config.record import Record
+from compressor.engine.contract import Estimate, PassContext, PassOutput
+from compressor.errors import RequirementError
+from compressor.models.capabilities.linear_groups import Block, LinearGroups
 from compressor.models.contract import Family
-from compressor.models.quantized.description import QUANTIZATION_CONFIG
-from compressor.models.quantized.packed_formats import FORMATS
-from compressor.models.quantized.packed_linear import PackedLinear
-from passes.awq.fitting import fitting, linears_of
-from passes.awq.layer import Exact, LayerRounding, Run
-from passes.awq.positions import Deciding, Depending, deciding
-from passes.awq.samples import CAPTURED_BYTES, Captures, samples_of
-from passes.awq.shards import cast, write_packed
-from passes.awq.site import Choices
-from passes.awq.step import AwqConfig
-from passes.common.accuracy import tensors_from_batch
-from passes.common.setup import prepare_torch
+from compressor.models.facts import ModelFacts
+from passes.awq.config import AwqConfig
+from passes.awq.contract import FieldProblem, ModelQuantizer
+
+_ROUND_TO_NEAREST = (
+    "round to nearest with `refine: none`, `scaling: false`, `error_compensation: 0`"
+)
 
 
-def quantize_whole(
-    config: AwqConfig, parent: Artifact, out: Path, context: PassContext
-) -> PassOutput:
-    """Write the packed form of ``parent`` into ``out``.
+class WholeQuantizer(ModelQuantizer):
+    """Quantization of a module of any family, block by block where the family states blocks."""
 
-    Raises:
-        DataError: there are fewer samples than asked for.
-        NumericalError: activations are not finite, or numbers too large for ``config.dtype``.
-    """
-    prepare_torch(context)
-    name, described = read_description(parent.model)
-    family: Family[Any] = load(FAMILIES, name)
-    module = load_module(parent.model)
-    stored = next(one.dtype for one in module.parameters() if one.is_floating_point())
-    module = module.float()
-    kind, (grid,) = FORMATS[config.format], config.grids
-    found = fitting(family.linear_blocks(described), module, kind, grid)
-    for layer, why in found.kept_float.items():
-        context.note(f"{layer} stays as it is: {why}")
-    choices = Choices.of(config, stored if config.dtype is None else getattr(torch, config.dtype))
-    run = _Run(config, module, choices, family.outputs(described), context)
-    run.round(found.blocks)
-    others = {
-        name: value
-        for name, value in tensors_of(module).items()
-        if name.removesuffix(".weight") not in run.packed
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    write_packed(out / WEIGHTS, "", others, choices.other, run.packed, kind)
-    (out / WEIGHTS).chmod(0o644)  # the library makes it 0600
-    quantization = kind.config({grid: sorted(run.packed)}, sorted(found.kept_float))
-    write_description(
-        family.name, family.version, described, out, {QUANTIZATION_CONFIG: quantization}
-    )
-    sizes = {name: one.integers_OI.shape for name, one in run.packed.items()}
-    weights = sum(size.numel() for size in sizes.values())
-    bits = sum(size.numel() * grid.effective_bits(size[1]) for size in sizes.values())
-    return PassOutput(
-        {
-            "effective_bits": round(bits / weights, 4),
-            "packed_weights": weights,
-            "format": config.format,
-            "samples_sha256": run.digest,
-            "kept_float": [{"linear": name, "why": why} for name, why in found.kept_float.items()],
-            "layers": run.report,
-        }
-    )
+    def __init__(self, config: AwqConfig, family: Family[Any], description: Record) -> None:
+        self.config, self.family, self.description = config, family, description
+        groups = family.capability(LinearGroups, description)
+        self.blocks: tuple[Block, ...] = () if groups is None else groups.blocks
+        """Empty where the family does not state which linear layers read the same input."""
 
-
-class _Run:
-    """One model on its way."""
-
-    def __init__(
-        self,
-        config: AwqConfig,
-        module: nn.Module,
-        choices: Choices,
-        outputs: tuple[str, ...],
-        context: PassContext,
-    ) -> None:
-        self.module, self.choices, self.context = module, choices, context
-        (self.grid,) = config.grids
-        samples = samples_of(config, context)
-        self.inputs: list[dict[str, Tensor]] = []
-        for batch in samples.batches("calibrate"):
-            tensors = tensors_from_batch(batch, torch.device("cpu"))
-            self.inputs.append({name: tensors[name] for name in samples.dataset.input_names})
-        self.digest = samples.digest
-        linears = linears_of(module.requires_grad_(False))
-        for one in linears.values():
-            one.weight.requires_grad_()
-        self.deciding: list[Deciding] = [
-            deciding(module, linears, outputs, inputs) for inputs in self.inputs
+    def field_problems(self) -> list[FieldProblem]:
+        """Return fields for checkpoints, formats for checkpoints, and methods that need blocks."""
+        config = self.config
+        problems = [
+            FieldProblem(f"`{name}`: for transformers checkpoints only", f"remove `{name}`")
+            for name in ("effective_bits", "vision", "lm_head")
+            if getattr(config, name) is not None
         ]
-        module.requires_grad_(False)
-        self.exact = deepcopy(module) if config.drift else None
-        """The float model."""
-        self.packed: dict[str, PackedLinear] = {}
-        """By name in the model."""
-        self.report: list[dict[str, Any]] = []
-        """A row for each linear layer."""
+        if config.format != "compressed-tensors":
+            problems.append(
+                FieldProblem(
+                    f"`format: {config.format}`: AutoAWQ's format holds transformers checkpoints",
+                    "set `format: compressed-tensors`",
+                )
+            )
+        if not self.blocks and config.uses_layer_groups:
+            problems.append(
+                FieldProblem(
+                    f"`refine`, `scaling`, `error_compensation`: the family {self.family.name} "
+                    "does not state which linear layers read the same input",
+                    f"{_ROUND_TO_NEAREST}; or {LinearGroups.remedy}",
+                )
+            )
+        sources = [site.source for block in self.blocks for site in block.sites]
+        if "scaling" in config.model_fields_set and config.scaling and self.blocks:
+            if not any(sources):
+                problems.append(
+                    FieldProblem(
+                        "`scaling: true`: the model has no layer into which scales could be folded",
+                        "remove `scaling`",
+                    )
+                )
+        return problems
 
-    @torch.inference_mode()
-    def round(self, blocks: tuple[Block, ...]) -> None:
-        """All blocks; tensors that are not packed are rounded to what the file holds of them first."""
-        packed = {
-            f"{block.full(name)}.weight"
-            for block in blocks
-            for site in block.sites
-            for name in site.linears
-        }
-        for name, value in self.module.state_dict().items():
-            if name not in packed and value.is_floating_point():
-                value.copy_(cast(name, value, self.choices.other))
-        for number, block in enumerate(blocks):
-            rounding = self._block(block)
-            self.packed |= {block.full(name): one for name, one in rounding.packed.items()}
-            self.report += [
-                {"layer": number, "block": block.name, **row} for row in rounding.report
-            ]
-            error = sum(row["error"] for row in rounding.report) / len(rounding.report)
-            self.context.progress("blocks", number + 1, len(blocks), {"error": error})
+    def estimate(self, parent: ModelFacts) -> Estimate:
+        """Return the model without its size: the layers that fit the grid are not known yet."""
+        return Estimate(replace(parent, size_bytes=None))
 
-    def _block(self, block: Block) -> LayerRounding:
-        captures = Captures(self.context.work / "captures", CAPTURED_BYTES)
-        exact = None
-        if self.exact is not None:
-            exact = Exact(captures)
-            for batch, run in self._runs(self.exact):
-                exact.remember(self.exact.get_submodule(block.name), block.sites, batch, run)
-        rounding = LayerRounding(
-            self.module.get_submodule(block.name),
-            block.sites,
-            partial(self._runs, self.module),
-            Depending(block, self.deciding),
-            captures,
-            exact,
-            {site.name: self.grid for site in block.sites},
-            self.choices,
+    def check_layers(self, model: Path) -> None:
+        """Check that at least one linear layer can be quantized.
+
+        Raises:
+            RequirementError: none can; the message names all with the reasons.
+        """
+        from compressor.models.checkpoint.loading import load_module
+        from passes.awq.layer_selection import fitting_group_sizes, select_layers
+
+        module = load_module(model)
+        selection = select_layers(self.blocks, module, self.config)
+        if selection.blocks:
+            return
+        lines = [f"{name}: {reason}" for name, reason in selection.kept_float.items()]
+        sizes = ", ".join(map(str, fitting_group_sizes(module))) or "none"
+        raise RequirementError(
+            f"no linear layer of this {self.family.name} model can be quantized:\n"
+            + "\n".join(f"    {line}" for line in lines or ["it has no linear layers"]),
+            remedy=f"group sizes that fit at least one layer: {sizes}, or -1",
         )
-        try:
-            rounding.run()
-        except NumericalError as error:
-            raise NumericalError(
-                f"{block.name or 'the model'}: {error.what}", remedy=error.remedy
-            ) from error
-        captures.close()
-        return rounding
 
-    def _runs(self, module: nn.Module) -> Iterator[tuple[int, Run]]:
-        """Every batch through the whole model."""
-        for batch, inputs in enumerate(self.inputs):
-            yield batch, partial(module, **inputs)
+    def quantize(self, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+        """Quantize block by block; a killed run starts again. See ``ModelQuantizer``."""
+        from passes.awq.whole_run import quantize_module
+
+        return quantize_module(self, parent, out, context)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from passes.common.device import device_of, tensors_from_batch
+
 if TYPE_CHECKING:
-    from compressor.data.contract import Batch, Dataset
+    from compressor.data.contract import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +31,6 @@ class Evaluation:
     def accuracy(self) -> float:
         """The part of all samples that was right."""
         return float(self.correct.mean())
-
-
-def tensors_from_batch(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """NumPy arrays to tensors on the device."""
-    return {
-        name: torch.from_numpy(np.ascontiguousarray(array)).to(device)
-        for name, array in batch.items()
-    }
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the weights lie."""
-    return next(model.parameters()).device
 
 
 def _of_samples(values: Tensor) -> np.ndarray[Any, Any]:

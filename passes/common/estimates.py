@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from compressor.config.discovery import FAMILIES, load
 from compressor.engine.contract import Estimate
-from compressor.models.facts import ModelFacts
 from compressor.engine.machine import environment, gemm_flops_per_second
+from compressor.models.capabilities.signature import Signature
+from compressor.models.facts import ModelFacts
 from passes.common.config import TrainingConfig
 
 _FORWARD_AND_BACKWARD = 3
@@ -31,7 +31,8 @@ def training_seconds(model: ModelFacts, samples: float) -> float | None:
 
 
 def _told_by_sample(model: ModelFacts) -> bool:
-    return model.family is None or load(FAMILIES, model.family).unit == "sample"
+    signature = model.capability(Signature)
+    return signature is None or signature.unit == "sample"
 
 
 def training_memory(model: ModelFacts, batch_size: int) -> int:

@@ -10,10 +10,20 @@ from pydantic import Field, model_validator
 from compressor.artifacts.store import Artifact
 from compressor.config import discovery
 from compressor.config.record import DataName, Record, StepName
-from compressor.engine.contract import Estimate, Pass, PassConfig, PassContext, PassOutput, PlanContext
-from compressor.models.facts import ModelFacts
+from compressor.engine.contract import (
+    Estimate,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from compressor.errors import RequirementError
+from compressor.models.capabilities.capability import Capability
+from compressor.models.capabilities.feature_taps import FeatureTaps
+from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.contract import Family
+from compressor.models.facts import ModelFacts
 from passes.common.config import TrainingConfig
 
 
@@ -124,6 +134,10 @@ class Distill(Pass[DistillConfig]):
     Config = DistillConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
 
+    def needs(self, config: DistillConfig) -> tuple[type[Capability], ...]:
+        """Return heads, and feature taps where features are matched."""
+        return (TrainingHeads, FeatureTaps) if config.features else (TrainingHeads,)
+
     def estimate(self, config: DistillConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """From the arithmetic of both models."""
         from passes.common.estimates import training_estimate
@@ -141,7 +155,7 @@ class Distill(Pass[DistillConfig]):
     def requires(self, config: DistillConfig, parent: Artifact, context: PassContext) -> None:
         """Teacher and student must be models of one family, for their answers to mean the same; the data must fit them."""
         from compressor.models.checkpoint.loading import check_finite, read_description
-        from passes.common.fitting import check_data
+        from passes.common.requirements import check_data
 
         teacher = context.artifacts.get("teacher", parent)
         names = {read_description(artifact.model)[0] for artifact in (parent, teacher)}

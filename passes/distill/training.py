@@ -13,14 +13,20 @@ from compressor.config import discovery
 from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
+from compressor.models.capabilities.feature_taps import FeatureTaps
+from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.checkpoint.loading import load_module, read_description, save_module
 from compressor.models.contract import Family
 from passes.common.accuracy import Evaluation
-from passes.common.losses import hard_cross_entropy, taught_cross_entropy
+from passes.common.device import prepare_torch
+from passes.common.losses import (
+    distillation_losses,
+    hard_cross_entropy,
+    probe_outputs,
+    shared_heads,
+)
 from passes.common.outcome import summary_of
 from passes.common.sampling import Weights
-from passes.common.setup import prepare_torch
-from passes.common.teacher import probe, soft_heads
 from passes.common.training import Objective, OnEvaluation, fit
 from passes.distill.feedback import sampling_weights
 from passes.distill.losses import FeatureMatcher, temperature_at
@@ -47,10 +53,13 @@ def distill(
     copied = copy_matching(student, teacher) if config.student.slim is not None else 0
     train = context.data(config.train)
     validation = context.data(config.validation) if config.validation else None
-    ours, theirs = probe(student, teacher, train)
-    heads = soft_heads(family.heads(student, ours), family.heads(teacher, theirs), context.note)
+    ours, theirs = probe_outputs(student, teacher, train)
+    heads = family.require(TrainingHeads, architecture)
+    soft = shared_heads(heads.logits(student, ours), heads.logits(teacher, theirs), context.note)
     matcher = (
-        feature_matcher(config.features, family.features(architecture), ours, theirs)
+        feature_matcher(
+            config.features, family.require(FeatureTaps, architecture).names, ours, theirs
+        )
         if config.features
         else None
     )
@@ -59,7 +68,7 @@ def distill(
         train,
         config.training,
         seed=context.seed,
-        objective=objective(config, family, student, teacher, train, heads, matcher),
+        objective=objective(config, heads, student, teacher, train, soft, matcher),
         checkpoint_dir=context.work,
         extra=matcher,
         validation=validation,
@@ -77,7 +86,7 @@ def distill(
 
 def objective(
     config: DistillConfig,
-    family: Family[Any],
+    heads_of: TrainingHeads,
     student: nn.Module,
     teacher: nn.Module,
     train: Dataset,
@@ -90,17 +99,17 @@ def objective(
     def terms(
         outputs: dict[str, Tensor], batch: dict[str, Tensor], fraction: float
     ) -> dict[str, Tensor]:
-        heads = family.heads(student, outputs)
+        heads = heads_of.logits(student, outputs)
         if weight == 0 and matcher is None:
             return hard_cross_entropy(heads, batch)
         with torch.no_grad():
             target = teacher(**{name: batch[name] for name in train.input_names})
-            target_heads = family.heads(teacher, target)
+            target_heads = heads_of.logits(teacher, target)
         at = temperature_at(
             fraction, temperature.start, temperature.end, temperature.schedule, temperature.steps
         )
         taught = {name: target_heads[name] for name in soft}
-        losses = taught_cross_entropy(heads, batch, taught, weight=weight, temperature=at)
+        losses = distillation_losses(heads, batch, taught, weight=weight, temperature=at)
         if matcher is not None and config.features is not None:
             losses["features"] = config.features.weight * matcher(outputs, target)
         return losses

@@ -16,13 +16,15 @@ from compressor.graphs import simplify as graph
 from compressor.graphs.files import read_graph
 from compressor.graphs.layer_names import name_layers, names_of
 from compressor.graphs.lint.onnxruntime import lint
+from compressor.models.capabilities.signature import InputSpec
 from compressor.models.checkpoint.loading import load_module, read_description
-from compressor.models.contract import Family, InputSpec
+from compressor.models.contract import Family
 from compressor.models.quantized.packed_checkpoint import packed_layers
 from compressor.models.quantized.quantization import QUANTIZATION, Quantization, read_quantization
+from compressor.runtimes.formats import open_session
 from compressor.runtimes.layers import INPUTS_KEY
-from compressor.runtimes.onnxruntime.kernels import kernels_of
-from compressor.runtimes.session import fitted, open_session
+from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
+from compressor.runtimes.session import match_inputs
 from compressor.runtimes.torch.layers import TorchLayers
 from passes.export_onnx.parity import Parity, compare
 from passes.export_onnx.tracing import onnx_from_torch
@@ -57,18 +59,18 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
     quantization = read_quantization(model) if (model / QUANTIZATION).is_file() else None
     _tell(context, 0)
     module = load_module(model)
-    sample = fitted(batches[0], family.required_inputs(model_config))
+    sample = match_inputs(batches[0], family.signature(model_config).required_inputs)
     if quantization is not None:
         integers.fix_scales(module)
     traced = onnx_from_torch(
         module,
         inputs,
-        family.outputs(model_config),
+        family.signature(model_config).outputs,
         sample,
         config.opset,
         integers.translations(quantization.target) if quantization is not None else None,
     )
-    layers = TorchLayers(module, family.inputs(model_config), family.outputs(model_config))
+    layers = TorchLayers(module, family.signature(model_config).inputs, family.signature(model_config).outputs)
     layers.trace({name: array[:1] for name, array in batches[0].items()})
     reads = name_layers(traced, layers.parts)
     graph.strip(traced)
@@ -116,7 +118,7 @@ def traced_inputs(config: ExportOnnxConfig, model: Path) -> tuple[InputSpec, ...
     """
     name, model_config = read_description(model)
     family: Family[Any] = load(FAMILIES, name)
-    inputs = family.required_inputs(model_config)
+    inputs = family.signature(model_config).required_inputs
     known = sorted({size for spec in inputs for size in spec.shape if isinstance(size, str)})
     if config.dynamic is None:
         return inputs
@@ -160,7 +162,7 @@ def check_integers(model: Path) -> None:
 
 def _integers(quantization: Quantization, out: Path, context: PassContext) -> dict[str, Any]:
     """What ONNX Runtime computes with integers, and what the target would refuse."""
-    found = kernels_of(out)
+    found = inspect_kernels(out)
     complaints = lint(read_graph(out), quantization.target)
     for complaint in complaints:
         context.note(f"{quantization.target}: {complaint}")
@@ -222,8 +224,8 @@ def check_interface(model: Path, out: Path, threads: int) -> None:
     name, config = read_description(model)
     family: Family[Any] = load(FAMILIES, name)
     wanted = (
-        tuple(spec.name for spec in family.required_inputs(config)),
-        tuple(family.outputs(config)),
+        tuple(spec.name for spec in family.signature(config).required_inputs),
+        tuple(family.signature(config).outputs),
     )
     with open_session("onnx", out, threads=threads) as session:
         found = (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.contract import Batch
-from compressor.models.contract import InputSpec
+from compressor.models.capabilities.signature import InputSpec
 
 if TYPE_CHECKING:
     from onnxscript import ir

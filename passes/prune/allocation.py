@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compressor.errors import RequirementError
-from compressor.models.capabilities.axes import Axis
+from compressor.models.capabilities.cuttable_axes import Axis
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 _CLEARLY = 1 - 1e-9

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibration.capture import hooked
-from compressor.models.capabilities.axes import Axis
+from calibration.capture import forward_hooks
+from compressor.models.capabilities.cuttable_axes import Axis
 from passes.prune.importance import Batches, Loss, Scores, shares
 
 
@@ -114,5 +114,5 @@ def _seen_layers(
     def look(layer: str, inputs: tuple[Any, ...], output: Tensor) -> None:
         seen[keys[layer]] = (inputs[0], output)
 
-    with hooked(model, keys, after=look):
+    with forward_hooks(model, keys, after=look):
         yield seen

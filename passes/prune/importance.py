@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from calibration.capture import hooked
-from compressor.models.capabilities.axes import Axis, Cut
+from calibration.capture import forward_hooks
+from compressor.models.capabilities.cuttable_axes import Axis, Cut
 from passes.prune.memory import gradients_as_they_come
 from passes.prune.surgery import parts_of, units_of
 
@@ -195,7 +195,7 @@ def watch_inputs(
 ) -> None:
     """Run the model; ``see`` gets the name of each of these modules, and its first input."""
     with (
-        hooked(model, names, before=lambda name, inputs: see(name, inputs[0].detach())),
+        forward_hooks(model, names, before=lambda name, inputs: see(name, inputs[0].detach())),
         torch.no_grad(),
     ):
         for batch in batches:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from compressor.artifacts.errors_from_os import writing
-from passes.common.memory import give_back_memory
+from passes.common.device import trim_heap
 
 _SMALL_BYTES = 1 << 20
 """What is less is copied in memory."""
@@ -42,7 +42,7 @@ def on_disk(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> dict[str, Te
             file.unlink()
         found[name] = mapped.view(tensor.shape)
         del tensor
-        give_back_memory()
+        trim_heap()
     return found
 
 

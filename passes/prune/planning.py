@@ -14,7 +14,7 @@ from compressor.config import discovery
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
-from compressor.models.capabilities.axes import Axis, AxisKind
+from compressor.models.capabilities.cuttable_axes import Axis, AxisKind, CuttableAxes
 from compressor.models.checkpoint.loading import load_module, read_description
 from compressor.models.contract import Family
 from passes.prune.allocation import widths_of
@@ -112,9 +112,10 @@ def planned_cut(
         RequirementError: nothing can be cut, or the target cannot be met; the first round tells it for all.
     """
     family, architecture, module = subject.family, subject.config, subject.module
-    axes = _axes(config, family, architecture)
-    calibration = opened_calibration(config, family, module, context)
-    with recomputed(module, {axis.stack for axis in family.axes(architecture) if axis.stack}):
+    every = family.require(CuttableAxes, architecture).axes
+    axes = _axes(config, family, every)
+    calibration = opened_calibration(config, family, architecture, module, context)
+    with recomputed(module, {axis.stack for axis in every if axis.stack}):
         scores = scored(config, module, axes, calibration)
     arrays = {name: score.numpy() for name, score in scores.items()}
     whole = None if start is None else start.units
@@ -145,9 +146,9 @@ def planned_cut(
     return PlannedCut(subject, after, calibration, axes, kept, scores, timed, start)
 
 
-def _axes(config: PruneConfig, family: Family[Any], architecture: Record) -> tuple[Axis, ...]:
+def _axes(config: PruneConfig, family: Family[Any], every: tuple[Axis, ...]) -> tuple[Axis, ...]:
     """What may be cut, with what goes with it."""
-    every = [axis for axis in family.axes(architecture) if axis.units > 0]
+    every = tuple(axis for axis in every if axis.units > 0)
     wanted = get_args(AxisKind) if config.target.dimensions is not None else config.axes
     coupled = {axis.width for axis in every if axis.width and axis.kind in wanted}
     axes = tuple(axis for axis in every if axis.kind in wanted or axis.width in coupled)

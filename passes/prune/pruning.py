@@ -23,10 +23,9 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.models.checkpoint.loading import save_module
 from compressor.models.checkpoint.weights import assigned, weights_on_meta
 from compressor.models.contract import Family
-from passes.common.accuracy import device_of
 from passes.common.checkpoint import UnusableCheckpointError, load_checkpoint, save_checkpoint
+from passes.common.device import device_of, prepare_torch
 from passes.common.outcome import summary_of
-from passes.common.setup import prepare_torch
 from passes.prune.memory import on_disk
 from passes.prune.planning import PlannedCut, Subject, planned_cut, row, subject_of
 from passes.prune.recovery import recover

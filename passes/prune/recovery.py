@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 from compressor.engine.contract import PassContext
-from passes.common.losses import hard_cross_entropy, taught_cross_entropy
-from passes.common.teacher import probe, soft_heads
+from compressor.models.capabilities.training_heads import TrainingHeads
+from passes.common.losses import (
+    distillation_losses,
+    hard_cross_entropy,
+    probe_outputs,
+    shared_heads,
+)
 from passes.common.training import Objective, TrainingResult, fit
 from passes.prune.planning import Subject
 from passes.prune.schedule import Stage
@@ -47,25 +52,25 @@ def _objective(
     recovery: Recovery, student: Subject, teacher: Subject, context: PassContext
 ) -> Objective:
     """For each head of the family: w·(T²·soft cross-entropy) + (1 − w)·(hard cross-entropy)."""
-    family, weight = student.family, recovery.soft_weight
+    heads_of, weight = student.family.require(TrainingHeads, student.config), recovery.soft_weight
     if weight == 0:
         return lambda outputs, batch, _: hard_cross_entropy(
-            family.heads(student.module, outputs), batch
+            heads_of.logits(student.module, outputs), batch
         )
     train = context.data(recovery.train)
-    ours, theirs = probe(student.module, teacher.module, train)
-    soft = soft_heads(
-        family.heads(student.module, ours), family.heads(teacher.module, theirs), context.note
+    ours, theirs = probe_outputs(student.module, teacher.module, train)
+    soft = shared_heads(
+        heads_of.logits(student.module, ours), heads_of.logits(teacher.module, theirs), context.note
     )
 
     def terms(outputs: dict[str, Tensor], batch: dict[str, Tensor], _: float) -> dict[str, Tensor]:
         with torch.no_grad():
-            said = family.heads(
+            said = heads_of.logits(
                 teacher.module, teacher.module(**{name: batch[name] for name in train.input_names})
             )
         taught = {name: said[name] for name in soft}
-        heads = family.heads(student.module, outputs)
-        return taught_cross_entropy(
+        heads = heads_of.logits(student.module, outputs)
+        return distillation_losses(
             heads, batch, taught, weight=weight, temperature=recovery.temperature
         )
 

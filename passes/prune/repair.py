@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from compressor.models.capabilities.axes import Axis
+from compressor.models.capabilities.cuttable_axes import Axis
 from passes.prune.importance import Batches, Loss, readers_of, watch_channels, watch_inputs
 from passes.prune.surgery import indices_of, units_of
 

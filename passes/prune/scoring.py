@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from calibration.samples import Samples
+from compressor.config.record import Record
 from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext
-from compressor.models.capabilities.axes import Axis
+from compressor.models.capabilities.cuttable_axes import Axis
+from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.contract import Family
-from passes.common.accuracy import device_of, tensors_from_batch
+from passes.common.device import device_of, tensors_from_batch
 from passes.common.losses import hard_cross_entropy
 from passes.prune.depth import layers_by_cosine, layers_by_loss, layers_by_taylor, layers_by_weight
 from passes.prune.importance import Scores, activation, entropy, gradient, magnitude, taylor
@@ -28,7 +30,7 @@ _OF_LAYERS = {"cosine": layers_by_cosine, "taylor": layers_by_taylor}
 class Calibration:
     """Samples, and the loss of a model on them."""
 
-    family: Family[Any]
+    heads: TrainingHeads
     module: nn.Module
     dataset: Dataset
     config: PruneConfig
@@ -49,17 +51,22 @@ class Calibration:
         """The sum over the family's heads of the mean cross-entropy with the labels of a batch."""
         outputs = self.module(**{name: batch[name] for name in self.dataset.input_names})
         return torch.stack(
-            list(hard_cross_entropy(self.family.heads(self.module, outputs), batch).values())
+            list(hard_cross_entropy(self.heads.logits(self.module, outputs), batch).values())
         ).sum()
 
 
 def opened_calibration(
-    config: PruneConfig, family: Family[Any], module: nn.Module, context: PassContext
+    config: PruneConfig,
+    family: Family[Any],
+    architecture: Record,
+    module: nn.Module,
+    context: PassContext,
 ) -> Calibration | None:
     """The set that the config names, if it does; ``requires`` has asked whether it fits."""
     if config.calibration is None:
         return None
-    return Calibration(family, module, context.data(config.calibration), config, context)
+    heads = family.require(TrainingHeads, architecture)
+    return Calibration(heads, module, context.data(config.calibration), config, context)
 
 
 def scored(

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from compressor.config import discovery
 from compressor.config.record import Record
 from compressor.errors import RequirementError
-from compressor.models.capabilities.axes import Field
+from compressor.models.capabilities.cuttable_axes import Field, replace_fields
 from compressor.models.contract import Family
 from passes.prune.allocation import Array, Cost, Width, allocate, towards
 from passes.prune.schedule import Stage, only_below
@@ -86,7 +86,7 @@ class Choice:
             ValidationError: the architecture has no such size.
         """
         fields = fields_of(self.widths, sizes, self.architecture, self.chosen(sizes, told=True))
-        smaller: Record = self.family.resized(self.architecture, fields)
+        smaller: Record = replace_fields(self.architecture, fields)
         return smaller
 
     def start(self) -> Start:

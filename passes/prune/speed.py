@@ -15,7 +15,7 @@ from compressor.artifacts.fingerprint import digest_json
 from compressor.engine.contract import PassContext
 from compressor.engine.machine import environment
 from compressor.errors import RequirementError
-from passes.common.accuracy import device_of, tensors_from_batch
+from passes.common.device import device_of, tensors_from_batch
 from passes.prune.allocation import Cost, Width
 from passes.prune.latency import LatencyTable, latency_of, operators_of, torch_threads
 from passes.prune.step import PruneConfig

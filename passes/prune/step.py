@@ -10,9 +10,18 @@ from pydantic import Field, model_validator
 
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
-from compressor.engine.contract import Estimate, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    Estimate,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
+from compressor.models.capabilities.capability import Capability
+from compressor.models.capabilities.cuttable_axes import AxisKind, CuttableAxes
+from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.facts import ModelFacts
-from compressor.models.capabilities.axes import AxisKind
 from passes.common.config import TrainingConfig
 
 Amount = Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?%$")]
@@ -183,6 +192,11 @@ class Prune(Pass[PruneConfig]):
     Config = PruneConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
 
+    def needs(self, config: PruneConfig) -> tuple[type[Capability], ...]:
+        """Return axes, and heads where a loss is computed."""
+        labelled = config.calibration is not None or config.recovery is not None
+        return (CuttableAxes, TrainingHeads) if labelled else (CuttableAxes,)
+
     def tools_for(self, config: PruneConfig) -> tuple[str, ...]:
         """ONNX Runtime too, where it is what times the layers."""
         timed = config.latency is not None and config.latency.runtime == "onnxruntime"
@@ -222,7 +236,7 @@ class Prune(Pass[PruneConfig]):
     def requires(self, config: PruneConfig, parent: Artifact, context: PassContext) -> None:
         """Finite weights, and data that fit; what can be cut is known once the family is asked, in ``run``."""
         from compressor.models.checkpoint.loading import check_finite
-        from passes.common.fitting import check_data
+        from passes.common.requirements import check_data
 
         check_finite(parent.model)
         recovery = config.recovery

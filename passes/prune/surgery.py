@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from compressor.models.capabilities.axes import Axis, Cut
+from compressor.models.capabilities.cuttable_axes import Axis, Cut
 
 _AT_ONCE = 1 << 24
 """Values that are looked at together in float64."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibration.capture import counting, hooked
+from calibration.capture import select_valid, forward_hooks
 from compressor.models.quantized.fake_quantization import IntegerLayer
 
 
@@ -38,9 +38,9 @@ def correct_biases(
     wanted: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def remember(name: str, _: tuple[Any, ...], result: Tensor) -> None:
-        wanted[name].append(_mean(teacher.get_submodule(name), counting(result, meant)))
+        wanted[name].append(_mean(teacher.get_submodule(name), select_valid(result, meant)))
 
-    with hooked(teacher, layers, after=remember):
+    with forward_hooks(teacher, layers, after=remember):
         teacher(**batch)
     once = {
         name: one
@@ -50,11 +50,11 @@ def correct_biases(
 
     def correct(name: str, inputs: tuple[Any, ...]) -> None:
         layer = once[name].layer
-        shift_O = wanted[name][0] - _mean(layer, counting(once[name].product(inputs[0]), meant))
+        shift_O = wanted[name][0] - _mean(layer, select_valid(once[name].product(inputs[0]), meant))
         if layer.bias is not None:
             layer.bias += shift_O
 
-    with hooked(module, once, before=correct):
+    with forward_hooks(module, once, before=correct):
         module(**batch)
     return len(once)
 

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from calibration.capture import Ranges, run_watched
-from calibration.observers import observer
+from calibration.capture import TensorObservers, observe_layers
+from calibration.observers import create_observer
 from calibration.samples import Samples
 from calibration.table import CalibrationTable, Range
 from compressor.artifacts.store import Artifact
 from compressor.engine.contract import PassContext
 from compressor.errors import NumericalError, RequirementError
-from compressor.models.contract import Family
+from compressor.models.capabilities.valid_positions import ValidPositions
 from compressor.models.quantized.quantization import Grid
-from passes.common.accuracy import device_of, tensors_from_batch
+from passes.common.device import device_of, tensors_from_batch
 from passes.qat.step import QatConfig
 
 
@@ -47,14 +47,14 @@ def inputs_of(samples: Samples, module: nn.Module, what: str) -> Iterator[dict[s
 
 def some_inputs(samples: Samples, module: nn.Module, count: int) -> dict[str, Tensor]:
     """The inputs of so many samples, evenly over those of calibration; if there are fewer, some twice."""
-    places = samples.places[np.arange(count) * len(samples) // count]
+    places = samples.indices[np.arange(count) * len(samples) // count]
     batch = tensors_from_batch(samples.dataset.batch(places), device_of(module))
     return {name: batch[name] for name in samples.dataset.input_names}
 
 
 def calibrated(
     config: QatConfig,
-    family: Family[Any],
+    positions: ValidPositions,
     folded: nn.Module,
     outputs: Mapping[str, bool],
     samples: Samples,
@@ -69,14 +69,14 @@ def calibrated(
     options: dict[str, Any] = (
         {"percentile": calibration.percentile} if calibration.observer == "percentile" else {}
     )
-    ranges = Ranges(lambda: observer(calibration.observer, **options))
+    ranges = TensorObservers(lambda: create_observer(calibration.observer, **options))
 
     def run() -> None:
         for inputs in inputs_of(samples, folded, "calibrate"):
-            ranges.meant = family.meant(inputs)
+            ranges.valid_positions = positions.mask(inputs)
             folded(**inputs)
 
-    run_watched(folded, outputs, run, ranges.see)
+    observe_layers(folded, outputs, run, ranges.observe)
     if ranges.not_finite:
         lines = "\n".join(f"    {name}: {why}" for name, why in ranges.not_finite.items())
         raise NumericalError(

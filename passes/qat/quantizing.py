@@ -16,6 +16,10 @@ from compressor.artifacts.store import Artifact
 from compressor.config.discovery import FAMILIES, load
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
+from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.quantizable_layers import LayerContext, QuantizableLayers
+from compressor.models.capabilities.training_heads import TrainingHeads
+from compressor.models.capabilities.valid_positions import ValidPositions
 from compressor.models.checkpoint.loading import load_module, read_description, save_quantized
 from compressor.models.contract import Family
 from compressor.models.quantized.fake_quantization import (
@@ -26,8 +30,7 @@ from compressor.models.quantized.fake_quantization import (
     round_input,
 )
 from compressor.models.quantized.quantization import Grid, Quantization, QuantizedLayer
-from passes.common.accuracy import device_of
-from passes.common.setup import prepare_torch
+from passes.common.device import device_of, prepare_torch
 from passes.qat.bias import correct_biases
 from passes.qat.calibrating import (
     calibrated,
@@ -37,7 +40,6 @@ from passes.qat.calibrating import (
     samples_of,
     some_inputs,
 )
-from passes.qat.graph import Found, Graph
 from passes.qat.scales import activation_grid, activation_scale, weight_scales
 from passes.qat.selection import Answers, choose
 from passes.qat.smoothing import smooth
@@ -60,7 +62,7 @@ def check_supported(config: QatConfig, parent: Artifact) -> None:
     comparing = [
         field for field in ("keep_float", "fine_tuning") if getattr(config, field) is not None
     ]
-    if comparing and "logits" not in family.outputs(architecture):
+    if comparing and "logits" not in family.signature(architecture).outputs:
         raise RequirementError(
             f"{' and '.join(f'`{one}`' for one in comparing)}: a model of the family {name} has no answers to compare",
             remedy="leave it out, and name layers in `exclude` where some must stay in float",
@@ -90,44 +92,60 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
     family: Family[Any] = load(FAMILIES, name)
     teacher = load_module(parent.model, context.device).requires_grad_(False)
     samples = samples_of(config, context)
-    graph = Graph(teacher, some_inputs(samples, teacher, 2))
+    loaded = LoadedModel(teacher, some_inputs(samples, teacher, 2))
+    graph = family.require(QuantizableLayers, architecture, loaded)
+    positions = family.require(ValidPositions, architecture)
     known = tables_of(teacher) if config.embeddings else ()
     every, tables = _chosen(config, graph, known)
     excluded = {one: "excluded" for one in graph.names if one not in every}
     excluded |= dict.fromkeys(graph.left_out, "its weight is used elsewhere too")
     folded = copy.deepcopy(teacher)
-    norms = {one: found.norm for one, found in graph.found(every).items() if found.norm is not None}
+    norms = {
+        one: found.norm for one, found in graph.contexts(every).items() if found.norm is not None
+    }
     fold(folded, norms)
     smoothed: tuple[str, ...] = ()
     if config.smoothing is not None:
         batches = inputs_of(samples, folded, "look for outliers")
         alone = [
             one
-            for one, found in graph.found(every).items()
+            for one, found in graph.contexts(every).items()
             if one in every and found.around is None
         ]
-        smoothed = smooth(folded, alone, batches, family, config.smoothing)
+        smoothed = smooth(folded, alone, batches, positions, config.smoothing)
     table = table_of(config, parent, context)
     if table is None:
         outputs = {one: rounds_result(config, folded.get_submodule(one)) for one in graph.names}
-        table = calibrated(config, family, folded, outputs, samples, parent)
+        table = calibrated(config, positions, folded, outputs, samples, parent)
     check_table(table, every, config, folded)
     batch = some_inputs(samples, teacher, _CORRECTED_ON)
     build = _Builder(
-        config, graph, folded, norms, table, tables, smoothed, batch, family.meant(batch)
+        config, graph, folded, norms, table, tables, smoothed, batch, positions.mask(batch)
     )
 
     told: dict[str, Any] = {}
     kept: dict[str, str] = {}
     if config.keep_float is not None:
-        answers = Answers(config.keep_float, family, teacher, samples, context)
+        answers = Answers(
+            config.keep_float,
+            family.require(TrainingHeads, architecture),
+            teacher,
+            samples,
+            context,
+        )
         divergence = answers.divergences(build.rounded(every))
         kept, told = choose(config, divergence, build.module, answers, context)
     integer = [one for one in every if one not in kept]
     quantization = build.quantization(integer, excluded | kept)
     module = build.module(integer)
     if config.fine_tuning is not None:
-        told |= train(config.fine_tuning, family, module, teacher, context)
+        told |= train(
+            config.fine_tuning,
+            family.require(TrainingHeads, architecture),
+            module,
+            teacher,
+            context,
+        )
     save_quantized(module, name, architecture, quantization, out)
     table.write(out)
     summary = {
@@ -146,7 +164,7 @@ class _Builder:
     """Integer models from a folded one."""
 
     config: QatConfig
-    graph: Graph
+    graph: QuantizableLayers
     folded: nn.Module
     norms: Mapping[str, str]
     table: CalibrationTable
@@ -159,10 +177,10 @@ class _Builder:
 
     def quantization(self, integer: Collection[str], kept: Mapping[str, str]) -> Quantization:
         """What is integer where these layers are."""
-        return self._quantization(integer, kept, self.graph.found(integer))
+        return self._quantization(integer, kept, self.graph.contexts(integer))
 
     def _quantization(
-        self, integer: Collection[str], kept: Mapping[str, str], found: Mapping[str, Found]
+        self, integer: Collection[str], kept: Mapping[str, str], found: Mapping[str, LayerContext]
     ) -> Quantization:
         layers = {
             name: self._layer(name, found[name]) for name in self.graph.names if name in integer
@@ -193,7 +211,7 @@ class _Builder:
     def rounded(self, integer: Collection[str]) -> nn.Module:
         """The model with its calibrated scales, and its biases as they were."""
         module = copy.deepcopy(self.folded)
-        found = self.graph.found(integer)
+        found = self.graph.contexts(integer)
         quantization = self._quantization(integer, {}, found)
         for name, one in quantization.layers.items():
             layer = IntegerLayer(cast("Layer", module.get_submodule(name)), one)
@@ -216,7 +234,7 @@ class _Builder:
         round_tables(module, quantization.embeddings)
         return module.eval()
 
-    def _layer(self, name: str, found: Found) -> QuantizedLayer:
+    def _layer(self, name: str, found: LayerContext) -> QuantizedLayer:
         rounds = rounds_result(self.config, self.folded.get_submodule(name)) and not found.rounded
         seen = self.table.tensors
         output = self._grid(seen[f"{name}:output"], nonnegative=found.clipped) if rounds else None
@@ -227,7 +245,7 @@ class _Builder:
             norm=found.norm,
         )
 
-    def _input_grid(self, name: str, found: Found) -> Grid:
+    def _input_grid(self, name: str, found: LayerContext) -> Grid:
         return self._grid(self.table.tensors[f"{name}:input"], nonnegative=found.nonnegative)
 
     def _grid(self, seen: Range, *, nonnegative: bool) -> Grid:
@@ -237,13 +255,13 @@ class _Builder:
             seen, self.config.activation_bits, nonnegative=nonnegative and free, symmetric=not free
         )
 
-    def _rounds_around(self, found: Found) -> bool:
+    def _rounds_around(self, found: LayerContext) -> bool:
         """ONNX Runtime adds integers where both sides are; otherwise it goes through float, and through another layout."""
         return self.config.target == "onnxruntime" and found.around is not None
 
 
 def _chosen(
-    config: QatConfig, graph: Graph, tables: tuple[str, ...]
+    config: QatConfig, graph: QuantizableLayers, tables: tuple[str, ...]
 ) -> tuple[list[str], tuple[str, ...]]:
     """The layers that may be integer, and the tables.
 

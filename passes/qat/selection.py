@@ -13,9 +13,9 @@ from torch.nn import functional
 from calibration.samples import Samples
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
-from compressor.models.contract import Family
+from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.quantized.fake_quantization import IntegerLayer
-from passes.common.accuracy import device_of, tensors_from_batch
+from passes.common.device import device_of, tensors_from_batch
 from passes.qat.step import KeepFloat, QatConfig
 
 Build = Callable[[Collection[str]], nn.Module]
@@ -29,12 +29,12 @@ class Answers:
     def __init__(
         self,
         wanted: KeepFloat,
-        family: Family[Any],
+        heads: TrainingHeads,
         teacher: nn.Module,
         samples: Samples,
         context: PassContext,
     ) -> None:
-        self.wanted, self.family, self.teacher, self.context = wanted, family, teacher, context
+        self.wanted, self.heads, self.teacher, self.context = wanted, heads, teacher, context
         self.samples = samples
         self.dataset = context.data(wanted.data)
         self.float_answers = self._answers(teacher, "float answers")
@@ -57,7 +57,7 @@ class Answers:
         layers = {
             name: one for name, one in module.named_modules() if isinstance(one, IntegerLayer)
         }
-        places = self.samples.some(self.wanted.num_samples)
+        places = self.samples.subset(self.wanted.num_samples)
         parts = [places[start : start + _BATCH] for start in range(0, len(places), _BATCH)]
         batches = [
             tensors_from_batch(self.samples.dataset.batch(part), device_of(module))
@@ -84,7 +84,7 @@ class Answers:
     @torch.inference_mode()
     def _heads(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = module(**{name: batch[name] for name in self.samples.dataset.input_names})
-        return self.family.heads(module, outputs)
+        return self.heads.logits(module, outputs)
 
     @torch.inference_mode()
     def _answers(self, module: nn.Module, what: str) -> Tensor:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from calibration.capture import counting, run_watched
-from compressor.models.contract import Family
+from calibration.capture import select_valid, observe_layers
+from compressor.models.capabilities.valid_positions import ValidPositions
 from compressor.models.quantized.fake_quantization import multiply_input
 
 
@@ -37,7 +36,7 @@ def smooth(
     module: nn.Module,
     names: Collection[str],
     batches: Iterable[Mapping[str, Tensor]],
-    family: Family[Any],
+    positions: ValidPositions,
     deviations: float,
 ) -> tuple[str, ...]:
     """Divide outlying channels of the inputs of linear layers, and multiply the weights by as much, in place.
@@ -49,7 +48,7 @@ def smooth(
         module: computes as before, but for the order of its sums.
         names: of the layers that may be smoothed.
         batches: the model's inputs.
-        family: of the model; says what is padding.
+        positions: the positions that are not padding.
         deviations: how far a channel may reach.
 
     Returns:
@@ -65,15 +64,15 @@ def smooth(
     meant: Tensor | None = None
 
     def see(tensor: str, values: Tensor) -> None:
-        seen[tensor.removesuffix(":input")].add(counting(values, meant))
+        seen[tensor.removesuffix(":input")].add(select_valid(values, meant))
 
     def run() -> None:
         nonlocal meant
         for batch in batches:
-            meant = family.meant(batch)
+            meant = positions.mask(batch)
             module(**batch)
 
-    run_watched(module, dict.fromkeys(layers, False), run, see)
+    observe_layers(module, dict.fromkeys(layers, False), run, see)
     smoothed = []
     for name, layer in layers.items():
         allowed = deviations * (seen[name].squares / max(seen[name].values, 1)) ** 0.5

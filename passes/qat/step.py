@@ -9,7 +9,17 @@ from pydantic import Field, model_validator
 
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record, Reference
-from compressor.engine.contract import Estimate, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    Estimate,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
+from compressor.models.capabilities.capability import Capability
+from compressor.models.capabilities.quantizable_layers import QuantizableLayers
+from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.facts import ModelFacts
 from compressor.models.quantized.quantization import Bits, Target
 from passes.common.config import TrainingConfig
@@ -151,6 +161,11 @@ class Qat(Pass[QatConfig]):
     Config = QatConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
 
+    def needs(self, config: QatConfig) -> tuple[type[Capability], ...]:
+        """Return layers, and heads where answers are compared or the model is trained."""
+        compared = config.keep_float is not None or config.fine_tuning is not None
+        return (QuantizableLayers, TrainingHeads) if compared else (QuantizableLayers,)
+
     def estimate(self, config: QatConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """A few passes over the calibration set, and the training."""
         from passes.common.estimates import training_estimate, training_memory, training_seconds
@@ -173,7 +188,7 @@ class Qat(Pass[QatConfig]):
     def requires(self, config: QatConfig, parent: Artifact, context: PassContext) -> None:
         """Finite weights, data that fit, a table of this model."""
         from compressor.models.checkpoint.loading import check_finite
-        from passes.common.fitting import check_data
+        from passes.common.requirements import check_data
         from passes.qat.quantizing import check_supported, table_of
 
         check_supported(config, parent)

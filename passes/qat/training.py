@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from compressor.engine.contract import PassContext
 from compressor.errors import NumericalError
-from compressor.models.contract import Family
+from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.quantized.fake_quantization import Rounding
-from passes.common.losses import taught_cross_entropy
+from passes.common.losses import distillation_losses
 from passes.common.outcome import summary_of
 from passes.common.training import fit
 from passes.qat.step import FineTuning
@@ -19,7 +19,7 @@ from passes.qat.step import FineTuning
 
 def train(
     config: FineTuning,
-    family: Family[Any],
+    heads_of: TrainingHeads,
     module: nn.Module,
     teacher: nn.Module,
     context: PassContext,
@@ -42,11 +42,11 @@ def train(
         taught: dict[str, Tensor] = {}
         if config.soft_weight > 0:
             with torch.no_grad():
-                taught = family.heads(
+                taught = heads_of.logits(
                     teacher, teacher(**{name: batch[name] for name in dataset.input_names})
                 )
-        heads = family.heads(module, outputs)
-        return taught_cross_entropy(
+        heads = heads_of.logits(module, outputs)
+        return distillation_losses(
             heads, batch, taught, weight=config.soft_weight, temperature=config.temperature
         )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from compressor.runtimes.tensorrt.files import BuildFacts, Bundle
+from compressor.runtimes.tensorrt.manifest import BuildSettings, Bundle
 from compressor.runtimes.tensorrt.profiles import Profile
 
 
-def bundle_of(facts: BuildFacts, file: str) -> Bundle:
+def bundle_of(facts: BuildSettings, file: str) -> Bundle:
     """The bundle of a graph that lies in ``file``, with the command that builds it by NVIDIA's own trtexec."""
     command = [
         "trtexec",

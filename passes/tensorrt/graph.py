@@ -12,7 +12,7 @@ from onnxscript import ir
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.graphs.files import MODEL, external_files, read_graph
-from compressor.models.contract import InputSpec
+from compressor.models.capabilities.signature import InputSpec
 
 _DATA = f"{MODEL}.data"
 PROTOBUF_LIMIT_BYTES = 1_900_000_000

@@ -17,26 +17,26 @@ from compressor.errors import NumericalError, RequirementError
 from compressor.graphs import half
 from compressor.graphs import int4_blocks as blocks
 from compressor.graphs.lint.onnxruntime import lint
-from compressor.runtimes.onnxruntime.ranges import largest_magnitudes
-from compressor.runtimes.session import open_session
+from compressor.runtimes.formats import open_session
+from compressor.runtimes.onnxruntime.ranges import measure_magnitudes
 from compressor.runtimes.tensorrt.backends import BACKENDS, chosen
-from compressor.runtimes.tensorrt.files import (
+from compressor.runtimes.tensorrt.manifest import (
     BUNDLE,
     ENGINE,
-    BuildFacts,
+    BuildSettings,
     EngineFile,
     EngineManifest,
-    checked_engine_manifest,
+    read_verified_manifest,
     write_record,
 )
-from compressor.runtimes.tensorrt.profiles import by_input, profile_complaints
-from compressor.runtimes.tensorrt.session import why_not_here
+from compressor.runtimes.tensorrt.profiles import expand_profiles, profile_problems
+from compressor.runtimes.tensorrt.session import unavailable_reason
 from passes.tensorrt import graph
-from passes.tensorrt.builder import Request
-from passes.tensorrt.building import engine_from_onnx
 from passes.tensorrt.bundle import bundle_of
-from passes.tensorrt.choosing import targets_here
-from passes.tensorrt.trying import against_parent, batches_of, executed
+from passes.tensorrt.compile import engine_from_onnx
+from passes.tensorrt.compile_worker import Request
+from passes.tensorrt.select_backend import targets_here
+from passes.tensorrt.smoke_test import against_parent, batches_of, executed
 
 if TYPE_CHECKING:
     from passes.tensorrt.step import TensorRTConfig
@@ -68,9 +68,9 @@ def check(config: TensorRTConfig, model: Path, context: PassContext) -> None:
         batches_of(config.calibration, inputs, context) if config.calibration is not None else [{}]
     )
     shapes = [{name: array.shape for name, array in feeds.items()} for feeds in batches]
-    profiles = by_input(config.profiles, inputs)
+    profiles = expand_profiles(config.profiles, inputs)
     unfit = dict.fromkeys(
-        line for one in shapes for line in profile_complaints(inputs, profiles, one)
+        line for one in shapes for line in profile_problems(inputs, profiles, one)
     )
     found = [
         *_unlike(config, graph.integers_of(opened), opened.opset_imports[""]),
@@ -115,13 +115,13 @@ def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) 
     _tell(context, 1)
     if config.calibration is not None:
         summary["against_parent"] = against_parent(config.calibration, model, out, context)
-    facts = BuildFacts(
+    facts = BuildSettings(
         backend=backend.name,
         precision=config.precision,
         floats=config.float_type,
         workspace_mb=config.workspace_mb,
         optimization_level=config.optimization_level,
-        profiles=by_input(config.profiles, graph.inputs_of(opened)),
+        profiles=expand_profiles(config.profiles, graph.inputs_of(opened)),
         onnx={name: digest_file(out / name) for name in files},
     )
     if not targets:
@@ -133,7 +133,7 @@ def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) 
     _tell(context, 2)
     manifest = _built(facts, targets, out, files[0])
     write_record(manifest, out / ENGINE)
-    runs_here = context.device == "cuda" and why_not_here(out) is None
+    runs_here = context.device == "cuda" and unavailable_reason(out) is None
     summary["executed"] = runs_here and executed(config.calibration, manifest, out, context)
     if not summary["executed"]:
         context.note(
@@ -153,7 +153,7 @@ def check_written(out: Path, context: PassContext) -> None:
         ModelError: ONNX Runtime cannot open the graph.
     """
     if not (out / BUNDLE).is_file():
-        checked_engine_manifest(out)
+        read_verified_manifest(out)
     open_session("onnx", out, threads=context.threads).close()
 
 
@@ -220,7 +220,7 @@ def _halved(config: TensorRTConfig, model: ir.Model, context: PassContext) -> di
     """Turn the graph to FP16, and tell what stays."""
     assert config.calibration is not None  # noqa: S101 - the config demands it
     names = graph.values_in_float(model)
-    largest = largest_magnitudes(
+    largest = measure_magnitudes(
         _proto(model), names, batches_of(config.calibration, graph.inputs_of(model), context)
     )
     if wrong := [name for name, value in largest.items() if np.isnan(value)]:
@@ -239,7 +239,7 @@ def _halved(config: TensorRTConfig, model: ir.Model, context: PassContext) -> di
     }
 
 
-def _built(facts: BuildFacts, targets: Sequence[str], out: Path, file: str) -> EngineManifest:
+def _built(facts: BuildSettings, targets: Sequence[str], out: Path, file: str) -> EngineManifest:
     """Build an engine for each target, and tell of all."""
     engines = []
     for target in targets:

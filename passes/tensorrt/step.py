@@ -9,10 +9,17 @@ from pydantic import Field, model_validator
 
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
-from compressor.engine.contract import Estimate, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    Estimate,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.tensorrt.backends import BackendName, chosen
-from compressor.runtimes.tensorrt.files import Floats, Precision
+from compressor.runtimes.tensorrt.manifest import Floats, Precision
 from compressor.runtimes.tensorrt.profiles import Profile
 
 _BASE_MEMORY_BYTES = (
@@ -120,7 +127,7 @@ class TensorRT(Pass[TensorRTConfig]):
             MissingExtraError: the backend is not installed.
             RequirementError: it does not build for the targets.
         """
-        from passes.tensorrt.choosing import check_backend
+        from passes.tensorrt.select_backend import check_backend
 
         check_backend(config)
         count = max(1, len(config.targets))

@@ -8,7 +8,15 @@ from typing import ClassVar
 from compressor.artifacts.store import Artifact
 from compressor.config import discovery
 from compressor.config.record import DataName
-from compressor.engine.contract import Estimate, Pass, PassConfig, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    Estimate,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
+from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.facts import ModelFacts
 from passes.common.config import TrainingConfig
 
@@ -34,6 +42,8 @@ class Train(Pass[TrainConfig]):
     Config = TrainConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
 
+    capabilities = (TrainingHeads,)
+
     def estimate(self, config: TrainConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """From the model's arithmetic."""
         from passes.common.estimates import training_estimate
@@ -43,7 +53,7 @@ class Train(Pass[TrainConfig]):
     def requires(self, config: TrainConfig, parent: Artifact, context: PassContext) -> None:
         """Finite weights to start from, and data that fit the model."""
         from compressor.models.checkpoint.loading import check_finite
-        from passes.common.fitting import check_data
+        from passes.common.requirements import check_data
 
         check_finite(parent.model)
         check_data(parent, (config.train, config.validation), context)
@@ -53,14 +63,15 @@ class Train(Pass[TrainConfig]):
     ) -> PassOutput:
         """Train; checkpoints go to ``context.work``."""
         from compressor.models.checkpoint.loading import load_module, read_description, save_module
+        from passes.common.device import prepare_torch
         from passes.common.losses import hard_cross_entropy
         from passes.common.outcome import summary_of
-        from passes.common.setup import prepare_torch
         from passes.common.training import fit
 
         prepare_torch(context)
         name, model_config = read_description(parent.model)
         family = discovery.load(discovery.FAMILIES, name)
+        heads = family.require(TrainingHeads, model_config)
         model = load_module(parent.model, context.device)
         result = fit(
             model,
@@ -68,7 +79,7 @@ class Train(Pass[TrainConfig]):
             config.training,
             seed=context.seed,
             objective=lambda outputs, batch, _: hard_cross_entropy(
-                family.heads(model, outputs), batch
+                heads.logits(model, outputs), batch
             ),
             checkpoint_dir=context.work,
             validation=context.data(config.validation) if config.validation else None,

@@ -12,7 +12,7 @@ from compressor.data.contract import Batch, Dataset
 from compressor.evaluation.accuracy import measure_accuracy
 from compressor.evaluation.intervals import bootstrap_mean, quantile_interval, score_interval
 from compressor.evaluation.records import AccuracyConfig
-from compressor.models.contract import InputSpec
+from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.session import Session
 
 FINITE = st.floats(-1e6, 1e6, width=32)

@@ -1,12 +1,11 @@
-"""Which linear layers read the same input, and what before them takes up a scale of it: what packing knows of a model.
-
-A family states it in a table beside its module (``Family.linear_blocks``); passes that pack work on it alone. No torch.
-"""
+"""Linear layers that read the same input, and the layers into which a scale of it folds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from compressor.models.capabilities.capability import Capability
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +53,21 @@ class Block:
     def full(self, name: str) -> str:
         """A name in the block as one in the model."""
         return f"{self.name}.{name}" if self.name else name
+
+
+@dataclass(frozen=True, slots=True)
+class LinearGroups(Capability):
+    """The linear layers of a model, grouped by their input.
+
+    ``awq`` rounds one block after another, and within it one site after another; it chooses one
+    scale per input channel of a site and folds its inverse into the site's source.
+    """
+
+    label: ClassVar[str] = "foldable linear groups"
+    remedy: ClassVar[str] = (
+        "return them from the family's `capabilities`, as "
+        "compressor/models/families/autoglm_phone/linears.py does"
+    )
+
+    blocks: tuple[Block, ...]
+    """In the order of computation."""

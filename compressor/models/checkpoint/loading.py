@@ -49,10 +49,10 @@ def load_module(folder: Path, device: str = "cpu") -> nn.Module:
 
 
 def _quantized(module: nn.Module, folder: Path) -> nn.Module:
-    from compressor.models.checkpoint.weights import filled
+    from compressor.models.checkpoint.weights import fill
     from compressor.models.quantized.fake_quantization import shaped
 
-    return filled(shaped(module, read_quantization(folder)), folder)
+    return fill(shaped(module, read_quantization(folder)), folder)
 
 
 def save_quantized(

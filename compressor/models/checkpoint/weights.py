@@ -20,7 +20,7 @@ from compressor.models.quantized.packed_checkpoint import dequantized
 from compressor.models.quantized.quantization import QUANTIZATION
 
 
-def filled(module: nn.Module, folder: Path) -> nn.Module:
+def fill(module: nn.Module, folder: Path) -> nn.Module:
     """The module with the tensors of a folder's file, with the file's dtypes; where layers are packed, all in float32.
 
     Raises:

@@ -12,7 +12,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.shape_inference import InferenceError, infer_shapes
 
 from compressor.graphs.files import external_files
-from compressor.runtimes.onnxruntime.opening import ERRORS, SILENT
+from compressor.runtimes.onnxruntime.inference import ERRORS, SILENT
 
 Shape = tuple[int, ...]
 

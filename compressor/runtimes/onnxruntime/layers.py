@@ -12,11 +12,11 @@ import onnxruntime
 from compressor.data.contract import Batch
 from compressor.errors import ModelError, UsageError
 from compressor.graphs.files import MODEL, read_graph
-from compressor.graphs.view import View
-from compressor.runtimes.layers import INPUTS_KEY, Array, Layers, Trace, reshaped
-from compressor.runtimes.onnxruntime.opening import ERRORS, SILENT
+from compressor.graphs.graph_index import GraphIndex
+from compressor.runtimes.layers import INPUTS_KEY, Array, Layers, Trace, reshape_like
+from compressor.runtimes.onnxruntime.inference import ERRORS, SILENT
 from compressor.runtimes.onnxruntime.session import OnnxSession
-from compressor.runtimes.session import fitted
+from compressor.runtimes.session import match_inputs
 
 _ALONE = ".alone"
 
@@ -41,7 +41,7 @@ class OnnxLayers(Layers):
                 f"{folder / MODEL} does not say which values its layers make",
                 remedy="export it again; `export-onnx` names them since its version 4",
             )
-        self._view = View(self._model)
+        self._view = GraphIndex(self._model)
         self._made_at = {
             name: at for at, node in enumerate(self._view.nodes) for name in node.output
         }
@@ -54,7 +54,7 @@ class OnnxLayers(Layers):
 
     def trace(self, batch: Batch) -> Trace:
         """See ``Layers.trace``."""
-        feeds = fitted(batch, self._inputs)
+        feeds = match_inputs(batch, self._inputs)
         wanted = [
             name
             for name in dict.fromkeys([*self._reads, *self._reads.values()])
@@ -75,10 +75,10 @@ class OnnxLayers(Layers):
         seen = self.trace(batch).inputs
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
-        feeds = fitted(batch, self._inputs)
+        feeds = match_inputs(batch, self._inputs)
         wanted = []
         for layer, given in inputs.items():
-            if layer in seen and (fed := reshaped(given, seen[layer])) is not None:
+            if layer in seen and (fed := reshape_like(given, seen[layer])) is not None:
                 self._copy(model.graph, layer)
                 value = onnx.helper.make_tensor_value_info(
                     f"{layer}{_ALONE}.input",

@@ -17,10 +17,10 @@ import onnxruntime
 from compressor.data.contract import Batch
 from compressor.errors import ModelError
 from compressor.graphs.files import MODEL
-from compressor.runtimes.onnxruntime.kernels import FLOAT, INTEGER
-from compressor.runtimes.onnxruntime.opening import ERRORS, SILENT
+from compressor.runtimes.onnxruntime.inference import ERRORS, SILENT
+from compressor.runtimes.onnxruntime.integer_kernels import FLOAT, INTEGER
 from compressor.runtimes.onnxruntime.session import OnnxSession
-from compressor.runtimes.session import fitted
+from compressor.runtimes.session import match_inputs
 
 _WARMUP = 3
 _SUFFIX = "_kernel_time"
@@ -67,7 +67,7 @@ def profile(folder: Path, batch: Batch, threads: int, runs: int = 20) -> tuple[N
         DataError: the batch does not fit it.
     """
     with OnnxSession(folder, threads, "cpu") as opened:
-        feeds = opened.completed(fitted(batch, opened.inputs))
+        feeds = opened.completed(match_inputs(batch, opened.inputs))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = SILENT

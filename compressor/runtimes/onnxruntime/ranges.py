@@ -11,12 +11,12 @@ from onnx import helper
 
 from compressor.data.contract import Batch
 from compressor.errors import PassError
-from compressor.runtimes.onnxruntime.opening import ERRORS, SILENT
+from compressor.runtimes.onnxruntime.inference import ERRORS, SILENT
 
 _SUFFIX = ".largest"
 
 
-def largest_magnitudes(
+def measure_magnitudes(
     model: onnx.ModelProto, types: Iterable[str], batches: Iterable[Batch]
 ) -> dict[str, float]:
     """Value to its largest magnitude over all batches; inf where it was infinite, NaN where it was not a number.

@@ -10,9 +10,9 @@ import onnxruntime
 from compressor.data.contract import Batch
 from compressor.errors import ModelError, PassError
 from compressor.graphs.decoder.interface import EMBEDS, IDS, MASK, OFFSETS, PAST, PRESENT, Caches
-from compressor.models.contract import InputSpec
-from compressor.runtimes.onnxruntime.decoder.images import VisionTower
-from compressor.runtimes.onnxruntime.opening import ERRORS, first_line, opened
+from compressor.models.capabilities.signature import InputSpec
+from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
+from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, opened
 from compressor.runtimes.session import Session
 
 _DTYPES = {"float": "float32", "double": "float64"}
@@ -61,7 +61,7 @@ class OnnxSession(Session):
             return feeds
         ids = feeds[IDS]
         found = {IDS: ids, MASK: np.ones_like(ids), **self._caches.nothing(len(ids))}
-        if self._tower is not None and (shown := self._tower.seen_in(feeds)) is not None:
+        if self._tower is not None and (shown := self._tower.encode_batch(feeds)) is not None:
             found |= {EMBEDS: shown.embeds_WH, OFFSETS: shown.offsets_3BT}
         return found
 

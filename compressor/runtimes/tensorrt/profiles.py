@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from compressor.config.record import Record
-from compressor.models.contract import InputSpec
+from compressor.models.capabilities.signature import InputSpec
 
 Shape = tuple[Annotated[int, Field(ge=0)], ...]
 
@@ -26,7 +26,7 @@ class Profile(Record):
     """The largest."""
 
 
-def by_input(profiles: Mapping[str, Profile], inputs: Sequence[InputSpec]) -> dict[str, Profile]:
+def expand_profiles(profiles: Mapping[str, Profile], inputs: Sequence[InputSpec]) -> dict[str, Profile]:
     """Profiles by the inputs' own names.
 
     One of a pattern, as ``past_key_values.*``, is that of every input which fits it and has none of its own; a pattern that fits
@@ -49,7 +49,7 @@ def is_dynamic(spec: InputSpec) -> bool:
     return any(isinstance(size, str) for size in spec.shape)
 
 
-def profile_complaints(
+def profile_problems(
     inputs: Sequence[InputSpec],
     profiles: Mapping[str, Profile],
     samples: Mapping[str, Sequence[int]] = MappingProxyType({}),

@@ -9,16 +9,16 @@ from typing import Any
 from compressor.artifacts.errors_from_os import reading
 from compressor.data.contract import Batch
 from compressor.errors import DataError, GpuError, ModelError, PassError
-from compressor.models.contract import InputSpec
+from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.session import Session
 from compressor.runtimes.tensorrt.backends import BACKENDS, library
 from compressor.runtimes.tensorrt.cuda import Gpu, gpus
-from compressor.runtimes.tensorrt.files import (
+from compressor.runtimes.tensorrt.manifest import (
     BUNDLE,
     ENGINE,
     EngineFile,
     EngineManifest,
-    checked_engine_manifest,
+    read_verified_manifest,
 )
 
 _DTYPES = {
@@ -32,7 +32,7 @@ _DTYPES = {
 }
 
 
-def engine_for(manifest: EngineManifest, found: tuple[Gpu, ...]) -> tuple[EngineFile, Gpu]:
+def select_engine(manifest: EngineManifest, found: tuple[Gpu, ...]) -> tuple[EngineFile, Gpu]:
     """The engine for the first GPU.
 
     Raises:
@@ -54,7 +54,7 @@ def engine_for(manifest: EngineManifest, found: tuple[Gpu, ...]) -> tuple[Engine
     )
 
 
-def why_not_here(folder: Path) -> str | None:
+def unavailable_reason(folder: Path) -> str | None:
     """Why an engine cannot run on this machine, in a sentence; None where it can.
 
     Raises:
@@ -64,7 +64,7 @@ def why_not_here(folder: Path) -> str | None:
     if (folder / BUNDLE).is_file() and not (folder / ENGINE).is_file():
         return "it is a build bundle: no engine was built yet"
     try:
-        engine_for(checked_engine_manifest(folder), gpus())
+        select_engine(read_verified_manifest(folder), gpus())
     except GpuError as error:
         return error.what
     return None
@@ -81,8 +81,8 @@ class EngineSession(Session):
     """
 
     def __init__(self, folder: Path) -> None:
-        manifest = checked_engine_manifest(folder)
-        entry, gpu = engine_for(manifest, gpus())
+        manifest = read_verified_manifest(folder)
+        entry, gpu = select_engine(manifest, gpus())
         self.target = entry.target
         self._profiles = manifest.profiles
         trt = library(BACKENDS[manifest.backend])

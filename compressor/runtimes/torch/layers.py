@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.contract import Batch
-from compressor.models.contract import InputSpec
+from compressor.models.capabilities.signature import InputSpec
 from compressor.models.quantized.fake_quantization import (
     NORMS,
     IntegerEmbedding,
     IntegerLayer,
     Rounding,
 )
-from compressor.runtimes.layers import Array, Layers, Trace, reshaped
-from compressor.runtimes.session import fitted
+from compressor.runtimes.layers import Array, Layers, Trace, reshape_like
+from compressor.runtimes.session import match_inputs
 from compressor.runtimes.torch.session import TorchSession
 
 _WHOLE = (IntegerLayer, IntegerEmbedding)
@@ -40,7 +40,7 @@ class TorchLayers(Layers):
         self._modules = dict(module.named_modules())
 
     @classmethod
-    def of_session(cls, session: TorchSession) -> Self:
+    def from_session(cls, session: TorchSession) -> Self:
         """Of an open model."""
         return cls(session.module, session.inputs, session.output_names)
 
@@ -86,7 +86,7 @@ class TorchLayers(Layers):
         seen = self.trace(batch).inputs
         found = {}
         for name, given in inputs.items():
-            if name in seen and (fed := reshaped(given, seen[name])) is not None:
+            if name in seen and (fed := reshape_like(given, seen[name])) is not None:
                 value = torch.from_numpy(fed)
                 for part in self.parts[name]:
                     value = self._modules[part](value)
@@ -120,7 +120,7 @@ class TorchLayers(Layers):
                 yield name, one
 
     def _answers(self, batch: Batch) -> dict[str, Array]:
-        feeds = fitted(batch, self._inputs)
+        feeds = match_inputs(batch, self._inputs)
         result = self.module(
             **{name: torch.from_numpy(array.copy()) for name, array in feeds.items()}
         )

@@ -31,8 +31,8 @@ class TorchSession(Session):
         name, config = read_description(folder)
         family: Family[Any] = load(FAMILIES, name)
         self.runtime = f"torch {torch.__version__}"
-        self.inputs = family.inputs(config)
-        self.output_names = family.outputs(config)
+        signature = family.signature(config)
+        self.inputs, self.output_names = signature.inputs, signature.outputs
         self.device = device
         torch.set_num_threads(threads)
         self.module = load_module(folder, device)

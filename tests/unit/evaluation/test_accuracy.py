@@ -7,7 +7,7 @@ from compressor.data.contract import Dataset
 from compressor.errors import DataError, NumericalError, UsageError
 from compressor.evaluation.accuracy import measure_accuracy
 from compressor.evaluation.records import AccuracyConfig
-from compressor.models.contract import InputSpec
+from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.session import Session
 
 

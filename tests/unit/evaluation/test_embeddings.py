@@ -7,7 +7,7 @@ from compressor.data.contract import Dataset
 from compressor.errors import DataError, NumericalError, UsageError
 from compressor.evaluation.embeddings import answers_with_embeddings, measure_embeddings
 from compressor.evaluation.records import AccuracyConfig
-from compressor.models.contract import InputSpec
+from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.session import Session
 
 

@@ -10,7 +10,7 @@ from compressor.errors import DataError
 from compressor.evaluation.latency import batches_for_latency, latency_metrics, measure_latency
 from compressor.evaluation.machine import OtherLoad, peak_rss_bytes, restart_peak
 from compressor.evaluation.records import LatencyConfig
-from compressor.models.contract import InputSpec
+from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.session import Session
 
 

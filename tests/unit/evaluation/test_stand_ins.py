@@ -10,7 +10,7 @@ from compressor.errors import DamagedArtifactError
 from compressor.evaluation.measure import measure
 from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, LatencyConfig
-from compressor.runtimes.tensorrt.files import ENGINE, EngineFile, EngineManifest, write_record
+from compressor.runtimes.tensorrt.manifest import ENGINE, EngineFile, EngineManifest, write_record
 from tests.unit.evaluation.test_measure import onnx_model
 
 __all__ = ["onnx_model"]

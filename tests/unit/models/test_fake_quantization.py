@@ -28,8 +28,8 @@ from compressor.models.quantized.quantization import (
     QuantizedLayer,
     read_quantization,
 )
-from tests.unit.models.test_families import inputs
 from tests.support.tiny_models import CLASSIFIER, PHONE, build_model
+from tests.unit.models.test_families import inputs
 
 GRIDS = [
     Grid(bits=bits, nonnegative=nonnegative) for bits in (4, 8) for nonnegative in (False, True)

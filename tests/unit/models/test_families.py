@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from compressor.models.capabilities.feature_taps import FeatureTaps
 from compressor.models.families.autoglm_phone.family import AutoGLMPhone
 from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
@@ -54,7 +55,7 @@ def inputs(family, config, batch):
         "frames": getattr(config, "frames", 0),
     }
     tensors = {}
-    for spec in family.inputs(config):
+    for spec in family.signature(config).inputs:
         shape = [lengths.get(size, size) for size in spec.shape]
         if spec.dtype == "float32":
             tensors[spec.name] = torch.randn(shape, generator=generator)
@@ -162,7 +163,7 @@ def test_exports_with_dynamic_batch_and_lengths(dimensions):
     module = PHONE.build(config)
     shapes = {
         spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
-        for spec in PHONE.inputs(config)
+        for spec in PHONE.signature(config).inputs
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
@@ -193,7 +194,8 @@ def test_outputs_and_features_are_there_and_repeat(family, config):
     feed = inputs(family, config, 5)
     with torch.inference_mode():
         first, second = module(**feed), module(**feed)
-    for name in (*family.outputs(config), *family.features(config)):
+    taps = family.capability(FeatureTaps, config)
+    for name in (*family.signature(config).outputs, *(taps.names if taps else ())):
         assert torch.equal(first[name], second[name])
         assert len(first[name]) == 5
         assert first[name].isfinite().all()

@@ -6,7 +6,7 @@ import torch
 from compressor.errors import DataError
 from compressor.models.checkpoint.loading import load_module, save_module
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
-from compressor.runtimes.session import fitted
+from compressor.runtimes.session import match_inputs
 
 FAMILY = SentenceEncoder()
 TINY = FAMILY.presets["tiny"]
@@ -57,7 +57,7 @@ def test_through_a_folder(module, tmp_path):
 def test_a_text_that_is_too_long_is_told_before_it_is_encoded():
     feed = {name: one.numpy() for name, one in texts(33, padded_to=33).items()}
     with pytest.raises(DataError, match="input_ids: tokens is 33, and the model takes 32 at most"):
-        fitted(feed, FAMILY.inputs(TINY))
+        match_inputs(feed, FAMILY.signature(TINY).inputs)
 
 
 @pytest.mark.parametrize(

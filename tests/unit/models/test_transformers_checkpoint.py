@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.errors import ModelError
+from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.checkpoint.loading import load_module, read_description, save_module
 from compressor.models.facts import facts_of
 from compressor.models.families.transformers.family import Transformers
@@ -33,7 +34,9 @@ def test_counts_are_those_of_the_class(preset):
     module = FAMILY.build(config)
     weights = {weight.data_ptr(): weight.numel() for weight in module.parameters()}
     assert sum(FAMILY.parameters(config).values()) == sum(weights.values())
-    layers = module.get_submodule(next(axis.stack for axis in FAMILY.axes(config) if axis.stack))
+    layers = module.get_submodule(
+        next(axis.stack for axis in FAMILY.capability(CuttableAxes, config).axes if axis.stack)
+    )
     matrices = [
         part.weight.numel() for part in layers.modules() if isinstance(part, torch.nn.Linear)
     ]

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.runtimes.tensorrt.profiles import Profile
-from passes.tensorrt.builder import Request, build
+from passes.tensorrt.compile_worker import Request, build
 
 F, H, B, D = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
 

@@ -8,9 +8,9 @@ import pytest
 
 from compressor.config.discovery import FAMILIES, load
 from compressor.errors import DataError, ModelError, UsageError
-from compressor.models.contract import InputSpec
-from compressor.runtimes import open_session
-from compressor.runtimes.session import fitted
+from compressor.models.capabilities.signature import InputSpec
+from compressor.runtimes.formats import open_session
+from compressor.runtimes.session import match_inputs
 
 
 def test_onnx_runs_and_leaves_out_what_it_has_no_input_for(onnx_folder):
@@ -31,7 +31,7 @@ def test_torch_runs_and_gives_the_familys_outputs_only(tmp_path):
         spec.name: np.zeros(
             (2, *(one if isinstance(one, int) else 16 for one in spec.shape[1:])), spec.dtype
         )
-        for spec in family.inputs(config)
+        for spec in family.signature(config).inputs
     }
     for array in rows.values():
         array.flags.writeable = False
@@ -52,14 +52,14 @@ SPECS = (InputSpec("x", "float32", ("batch", 3)), InputSpec("n", "int64", ("batc
 
 def test_every_array_that_does_not_fit_is_named():
     with pytest.raises(DataError) as caught:
-        fitted({"x": np.zeros((2, 4)), "y": np.zeros(1)}, SPECS)
+        match_inputs({"x": np.zeros((2, 4)), "y": np.zeros(1)}, SPECS)
     assert "x: shape [2, 4], expected [batch, 3]" in caught.value.what
     assert "n: missing; the data has x, y" in caught.value.what
 
 
 def test_a_named_dimension_has_one_size():
     with pytest.raises(DataError, match="batch is 3, but 2 in x"):
-        fitted({"x": np.zeros((2, 3)), "n": np.zeros((3, 1), np.int64)}, SPECS)
+        match_inputs({"x": np.zeros((2, 3)), "n": np.zeros((3, 1), np.int64)}, SPECS)
 
 
 @pytest.mark.parametrize(
@@ -76,18 +76,18 @@ def test_a_named_dimension_has_one_size():
 def test_casts_where_that_is_exact(values, fits):
     feeds = {"x": np.zeros((1, 3), np.float16), "n": values}
     if fits:
-        assert {name: array.dtype for name, array in fitted(feeds, SPECS).items()} == {
+        assert {name: array.dtype for name, array in match_inputs(feeds, SPECS).items()} == {
             "x": "float32",
             "n": "int64",
         }
     else:
         with pytest.raises(DataError, match="do not fit into int64"):
-            fitted(feeds, SPECS)
+            match_inputs(feeds, SPECS)
 
 
 def test_float64_that_float32_cannot_hold_is_refused():
     with pytest.raises(DataError, match="x: its values are float64 and do not fit into float32"):
-        fitted({"x": np.full((1, 3), 0.1), "n": np.zeros((1, 1), np.int64)}, SPECS)
+        match_inputs({"x": np.full((1, 3), 0.1), "n": np.zeros((1, 1), np.int64)}, SPECS)
 
 
 def test_a_graph_that_onnx_runtime_refuses(onnx_folder):

@@ -8,7 +8,13 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from compressor.models.capabilities.axes import Axis, Cut, Field, batch_norm, weight_and_bias
+from compressor.models.capabilities.cuttable_axes import (
+    Axis,
+    Cut,
+    Field,
+    batch_norm,
+    weight_and_bias,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.models.contract import Family, InputSpec
+from compressor.models.capabilities.cuttable_axes import CuttableAxes
+from compressor.models.capabilities.feature_taps import FeatureTaps
+from compressor.models.capabilities.linear_groups import LinearGroups
+from compressor.models.capabilities.signature import InputSpec, Signature
+from compressor.models.capabilities.training_heads import TrainingHeads, main_head
+from compressor.models.contract import CapabilityTable, Family
 from compressor.models.families.autoglm_phone import arithmetic
 from compressor.models.families.autoglm_phone.axes import phone_axes
 from compressor.models.families.autoglm_phone.config import PhoneConfig
@@ -16,9 +21,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from compressor.models.capabilities.axes import Axis
-    from compressor.models.capabilities.linear_groups import Block
-
 
 class AutoGLMPhone(Family[PhoneConfig]):
     """A phone model that sees a screen of cells and hears or reads a command."""
@@ -27,17 +29,17 @@ class AutoGLMPhone(Family[PhoneConfig]):
     Config = PhoneConfig
     presets: ClassVar[Mapping[str, PhoneConfig]] = PRESETS
 
-    def inputs(self, config: PhoneConfig) -> tuple[InputSpec, ...]:
-        """The screen, the written and the spoken command; one of the latter is all zeros."""
-        return (
+    def signature(self, config: PhoneConfig) -> Signature:
+        """Return screen, tokens and mel frames as inputs, logits over cells and *absent* as output.
+
+        A command is written or spoken: tokens or mel frames are all zeros.
+        """
+        inputs = (
             InputSpec("screen", "uint8", ("batch", 3, config.screen_size, config.screen_size)),
             InputSpec("tokens", "int64", ("batch", "tokens")),
             InputSpec("mel", "float32", ("batch", config.mels, "frames")),
         )
-
-    def outputs(self, config: PhoneConfig) -> tuple[str, ...]:  # noqa: ARG002
-        """Only the answer: cells row by row, then absent."""
-        return ("logits",)
+        return Signature(inputs, ("logits",))
 
     def parameters(self, config: PhoneConfig) -> dict[str, int]:
         """By part; the tied embedding counts in the text encoder, prototypes (training only) in concepts."""
@@ -53,30 +55,27 @@ class AutoGLMPhone(Family[PhoneConfig]):
 
         return AutoGLMPhoneModel(config)
 
-    def heads(self, model: nn.Module, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The answer; and the concept of each command [B, P] and of each cell [S, cells, P], against one prototype each.
+    def capabilities(self, config: PhoneConfig) -> CapabilityTable:
+        """Return axes, linear groups, training heads and feature taps."""
+        return {
+            CuttableAxes: lambda: CuttableAxes(tuple(phone_axes(config))),
+            LinearGroups: lambda: LinearGroups(tuple(phone_blocks(config))),
+            TrainingHeads: lambda: TrainingHeads(_heads),
+            FeatureTaps: lambda: FeatureTaps(("command", "cells", "fused", "answer")),
+        }
 
-        Commands and cells meet at the same prototypes: cross-entropy over these logits is InfoNCE (van den Oord et al.
-        2018). The auxiliary labels are ``concept`` [B] (what the command asks for, also when absent) and ``cell_concepts``
-        [S, cells].
-        """
-        from compressor.models.families.autoglm_phone.model import AutoGLMPhoneModel
 
-        concepts = (
-            model.concept_logits(outputs)
-            if isinstance(model, AutoGLMPhoneModel) and model.config.concepts
-            else {}
-        )
-        return super().heads(model, outputs) | concepts
+def _heads(module: nn.Module, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the answer's logits, and those of the concepts.
 
-    def axes(self, config: PhoneConfig) -> tuple[Axis, ...]:
-        """Channels of the encoders, heads and inner widths; see ``axes.py``."""
-        return tuple(phone_axes(config))
+    Concepts of commands [B, P] and of cells [S, cells, P] are compared with one prototype each, so
+    that the cross-entropy over these logits is InfoNCE (van den Oord et al. 2018). The auxiliary
+    labels are ``concept`` [B] (the command's target, also when it is absent) and
+    ``cell_concepts`` [S, cells].
+    """
+    from compressor.models.families.autoglm_phone.model import AutoGLMPhoneModel
 
-    def linear_blocks(self, config: PhoneConfig) -> tuple[Block, ...]:
-        """Encoders, fusion, text model; see ``linears.py``."""
-        return tuple(phone_blocks(config))
-
-    def features(self, config: PhoneConfig) -> tuple[str, ...]:  # noqa: ARG002
-        """Command and cells in the shared space, the fused command, and the decoder's answer state."""
-        return ("command", "cells", "fused", "answer")
+    heads = main_head(module, outputs)
+    if isinstance(module, AutoGLMPhoneModel) and module.config.concepts:
+        heads |= module.concept_logits(outputs)
+    return heads

@@ -1,117 +1,23 @@
-"""``image-classifier`` as the engine sees it: an image in, its class out."""
+"""``image-classifier`` as the engine uses it: an image in, class logits out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, model_validator
-
-from compressor.models.contract import Family, InputSpec
+from compressor.models.capabilities.cuttable_axes import CuttableAxes
+from compressor.models.capabilities.feature_taps import FeatureTaps
+from compressor.models.capabilities.linear_groups import LinearGroups
+from compressor.models.capabilities.signature import InputSpec, Signature
+from compressor.models.contract import CapabilityTable, Family
 from compressor.models.families.autoglm_phone import arithmetic
 from compressor.models.families.autoglm_phone.axes import vision_axes
-from compressor.models.families.autoglm_phone.config import Block, VisionConfig, check_vision
 from compressor.models.families.autoglm_phone.linears import vision_blocks
+from compressor.models.families.image_classifier.config import PRESETS, ClassifierConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch import nn
-
-    from compressor.models.capabilities import linear_groups as sites
-    from compressor.models.capabilities.axes import Axis
-
-
-class ClassifierConfig(VisionConfig):
-    """A vision encoder and how many classes it tells apart, as saved in config.json."""
-
-    image_size: Annotated[int, Field(ge=1)]
-    """Height and width of the image in pixels."""
-    num_classes: Annotated[int, Field(ge=2)]
-    """Number of classes."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        check_vision(self, self.image_size)
-        return self
-
-
-TINY = ClassifierConfig(
-    vision="mobilenet",
-    vision_width=8,
-    vision_stem=4,
-    vision_blocks=(Block(kernel=3, expanded=8, out=8, stride=2, squeeze=True),),
-    image_size=16,
-    num_classes=4,
-)
-
-SMALL = ClassifierConfig(
-    vision="mobilenet",
-    vision_width=192,
-    vision_stem=16,
-    vision_blocks=(
-        Block(kernel=3, expanded=48, out=24, stride=2, squeeze=False),
-        Block(kernel=3, expanded=96, out=24, stride=1, squeeze=False),
-        Block(kernel=5, expanded=96, out=48, stride=2, squeeze=True),
-        Block(kernel=5, expanded=144, out=48, stride=1, squeeze=True),
-    ),
-    image_size=64,
-    num_classes=10,
-)
-
-SMALL_VIT = ClassifierConfig(
-    vision="vit-lite",
-    vision_width=128,
-    vision_patch=8,
-    vision_layers=4,
-    vision_heads=4,
-    vision_head_width=32,
-    vision_ffn=256,
-    image_size=64,
-    num_classes=10,
-)
-
-_LITE0_ROWS = (
-    (3, 1, 16, 1, 1),
-    (3, 6, 24, 2, 2),
-    (5, 6, 40, 2, 2),
-    (3, 6, 80, 2, 3),
-    (5, 6, 112, 1, 3),
-    (5, 6, 192, 2, 4),
-    (3, 6, 320, 1, 1),
-)
-"""Kernel, expansion, channels, first stride, blocks."""
-
-
-def _lite0_blocks(stem: int) -> Iterator[Block]:
-    inputs = stem
-    for kernel, ratio, out, stride, repeats in _LITE0_ROWS:
-        for number in range(repeats):
-            first: Literal[1, 2] = 2 if stride == 2 and number == 0 else 1
-            yield Block(
-                kernel=kernel,
-                expanded=ratio * inputs,
-                out=out,
-                stride=first,
-                squeeze=False,
-                expands=ratio > 1,
-            )
-            inputs = out
-
-
-EFFICIENTNET_LITE0 = ClassifierConfig(
-    vision="mobilenet",
-    vision_width=1280,
-    vision_stem=32,
-    vision_blocks=tuple(_lite0_blocks(32)),
-    vision_activation="relu6",
-    vision_padding="tensorflow",
-    vision_norm_epsilon=1e-3,
-    pixel_mean=127.0,
-    pixel_scale=128.0,
-    image_size=224,
-    num_classes=1000,
-)
-"""EfficientNet-Lite0 (Tan & Le 2019; Liu 2020); ``examples/efficientnet/prepare.py`` fetches its ImageNet weights."""
 
 
 class ImageClassifier(Family[ClassifierConfig]):
@@ -119,23 +25,15 @@ class ImageClassifier(Family[ClassifierConfig]):
 
     name = "image-classifier"
     Config = ClassifierConfig
-    presets: ClassVar[Mapping[str, ClassifierConfig]] = {
-        "tiny": TINY,
-        "small": SMALL,
-        "small-vit": SMALL_VIT,
-        "efficientnet-lite0": EFFICIENTNET_LITE0,
-    }
+    presets: ClassVar[Mapping[str, ClassifierConfig]] = PRESETS
 
-    def inputs(self, config: ClassifierConfig) -> tuple[InputSpec, ...]:
-        """One image."""
-        return (InputSpec("image", "uint8", ("batch", 3, config.image_size, config.image_size)),)
-
-    def outputs(self, config: ClassifierConfig) -> tuple[str, ...]:  # noqa: ARG002
-        """The class scores."""
-        return ("logits",)
+    def signature(self, config: ClassifierConfig) -> Signature:
+        """Return an image as input, class logits as output."""
+        shape = ("batch", 3, config.image_size, config.image_size)
+        return Signature((InputSpec("image", "uint8", shape),), ("logits",))
 
     def parameters(self, config: ClassifierConfig) -> dict[str, int]:
-        """Encoder and head."""
+        """Return the parameters of encoder and head."""
         head = arithmetic.linear(config.vision_width, config.num_classes, 1)
         return {
             "vision": arithmetic.vision(config, config.image_size).parameters,
@@ -143,24 +41,20 @@ class ImageClassifier(Family[ClassifierConfig]):
         }
 
     def macs(self, config: ClassifierConfig) -> int:
-        """For one image."""
+        """Return the multiply-accumulates of one image."""
         head = arithmetic.linear(config.vision_width, config.num_classes, 1)
         return (arithmetic.vision(config, config.image_size) + head).macs
 
     def build(self, config: ClassifierConfig) -> nn.Module:
-        """An ``ImageClassifierModel``."""
+        """Return an ``ImageClassifierModel``."""
         from compressor.models.families.image_classifier.model import ImageClassifierModel
 
         return ImageClassifierModel(config)
 
-    def axes(self, config: ClassifierConfig) -> tuple[Axis, ...]:
-        """Those of the encoder."""
-        return tuple(vision_axes(config, "vision", "head"))
-
-    def linear_blocks(self, config: ClassifierConfig) -> tuple[sites.Block, ...]:
-        """Those of the encoder, and the head."""
-        return tuple(vision_blocks(config, "vision", "head"))
-
-    def features(self, config: ClassifierConfig) -> tuple[str, ...]:  # noqa: ARG002
-        """The encoder's vector."""
-        return ("image_vector",)
+    def capabilities(self, config: ClassifierConfig) -> CapabilityTable:
+        """Return the axes and linear groups of encoder and head, and the encoder's vector."""
+        return {
+            CuttableAxes: lambda: CuttableAxes(tuple(vision_axes(config, "vision", "head"))),
+            LinearGroups: lambda: LinearGroups(tuple(vision_blocks(config, "vision", "head"))),
+            FeatureTaps: lambda: FeatureTaps(("image_vector",)),
+        }

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from compressor.models.families.autoglm_phone.vision import floats_from_pixels, vision_encoder
 
 if TYPE_CHECKING:
-    from compressor.models.families.image_classifier.family import ClassifierConfig
+    from compressor.models.families.image_classifier.config import ClassifierConfig
 
 
 class ImageClassifierModel(nn.Module):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from compressor.models.capabilities.linear_groups import Block, Site, Source
 
 if TYPE_CHECKING:
-    from compressor.models.families.sentence_encoder.family import EncoderConfig
+    from compressor.models.families.sentence_encoder.config import EncoderConfig
 
 
 def encoder_blocks(config: EncoderConfig) -> tuple[Block, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from compressor.models.families.sentence_encoder.family import EncoderConfig
+    from compressor.models.families.sentence_encoder.config import EncoderConfig
 
 
 class SentenceEncoderModel(nn.Module):

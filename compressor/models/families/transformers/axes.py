@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from compressor.models.capabilities.axes import Axis, Cut, Field, weight_and_bias
+from compressor.models.capabilities.cuttable_axes import Axis, Cut, Field, weight_and_bias
 from compressor.models.families.transformers.layouts import HEAD, Decoder, decoder_of, text_of
 
 _COUPLED = "hidden and heads"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from compressor.models.contract import Family, InputSpec
+from compressor.models.capabilities.cached_generation import CachedGeneration
+from compressor.models.capabilities.cuttable_axes import CuttableAxes
+from compressor.models.capabilities.linear_groups import LinearGroups
+from compressor.models.capabilities.signature import InputSpec, Signature
+from compressor.models.contract import CapabilityTable, Family
 from compressor.models.families.transformers import arithmetic
 from compressor.models.families.transformers.axes import checkpoint_axes
 from compressor.models.families.transformers.config import CheckpointConfig
 from compressor.models.families.transformers.images import image_inputs
-from compressor.models.families.transformers.layouts import decoder_of
+from compressor.models.families.transformers.layouts import decoder_of, text_of
 from compressor.models.families.transformers.linears import blocks_of
 from compressor.models.families.transformers.presets import PRESETS
 
@@ -18,9 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
-
-    from compressor.models.capabilities.axes import Axis
-    from compressor.models.capabilities.linear_groups import Block
 
 
 class Transformers(Family[CheckpointConfig]):
@@ -34,18 +35,15 @@ class Transformers(Family[CheckpointConfig]):
     name = "transformers"
     Config = CheckpointConfig
     presets: ClassVar[Mapping[str, CheckpointConfig]] = PRESETS
-    unit = "token"
 
-    def inputs(self, config: CheckpointConfig) -> tuple[InputSpec, ...]:
-        """Windows of tokens; of a vision-language model also what its processor makes of images, sample by sample."""
+    def signature(self, config: CheckpointConfig) -> Signature:
+        """Return tokens, and the processor's arrays for images, as inputs; logits of each next
+        token [B, T, vocabulary] as output.
+        """
         tokens = InputSpec(
             "input_ids", "int64", ("batch", "tokens"), decoder_of(config.tree).vocabulary
         )
-        return (tokens, *image_inputs(config.tree))
-
-    def outputs(self, config: CheckpointConfig) -> tuple[str, ...]:  # noqa: ARG002
-        """The scores of each next token, [B, T, vocabulary]."""
-        return ("logits",)
+        return Signature((tokens, *image_inputs(config.tree)), ("logits",), unit="token")
 
     def parameters(self, config: CheckpointConfig) -> dict[str, int]:
         """Embedding, layers, norm, head, vision."""
@@ -79,10 +77,25 @@ class Transformers(Family[CheckpointConfig]):
 
         saved(module, config.tree, folder, companions)
 
-    def axes(self, config: CheckpointConfig) -> tuple[Axis, ...]:
-        """Layers, heads, inner widths and the hidden width."""
-        return tuple(checkpoint_axes(config.tree))
+    def capabilities(self, config: CheckpointConfig) -> CapabilityTable:
+        """Return axes, the linear groups of the decoder layers, and generation.
 
-    def linear_blocks(self, config: CheckpointConfig) -> tuple[Block, ...]:
-        """The decoder's layers; a vision tower is rounded to the nearest, if at all."""
-        return blocks_of(config.tree)
+        A vision tower has no linear groups: its layers are rounded to the nearest, if at all.
+        """
+        tree = config.tree
+        return {
+            CuttableAxes: lambda: CuttableAxes(tuple(checkpoint_axes(tree))),
+            LinearGroups: lambda: LinearGroups(blocks_of(tree)),
+            CachedGeneration: lambda: _generation(tree),
+        }
+
+
+def _generation(tree: Mapping[str, Any]) -> CachedGeneration:
+    decoder = decoder_of(tree)
+    return CachedGeneration(
+        context_length=int(text_of(tree).get("max_position_embeddings", 2048)),
+        layers=decoder.layers,
+        key_heads=decoder.key_heads,
+        head_width=decoder.head_width,
+        image_inputs=image_inputs(tree),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compressor.models.contract import InputSpec
+from compressor.models.capabilities.signature import InputSpec
 from compressor.models.families.transformers.layouts import LAYOUTS
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import onnxruntime
 
 from compressor.errors import PassError
 from compressor.graphs.decoder.interface import IDS, KEEP, LOGITS, Caches
-from compressor.runtimes.onnxruntime.opening import ERRORS, first_line
+from compressor.runtimes.onnxruntime.inference import ERRORS, first_line
 
 Array = np.ndarray[Any, Any]
 
 
-class Bound:
+class BoundSession:
     """One session."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:

@@ -16,11 +16,11 @@ import onnxruntime
 from compressor.errors import UsageError
 from compressor.graphs.decoder.interface import EMBEDS, MASK, OFFSETS, Caches
 from compressor.graphs.files import MODEL
-from compressor.runtimes.memory import check_room
-from compressor.runtimes.onnxruntime.decoder.binding import Bound
-from compressor.runtimes.onnxruntime.decoder.images import Shown
+from compressor.runtimes.memory import check_kv_cache_fits
+from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
+from compressor.runtimes.onnxruntime.decoder.vision import ImageInputs
 from compressor.runtimes.onnxruntime.huge_pages import in_huge_pages
-from compressor.runtimes.onnxruntime.opening import opened
+from compressor.runtimes.onnxruntime.inference import opened
 
 Array = np.ndarray[Any, Any]
 _PIECE = 128
@@ -74,15 +74,15 @@ class OnnxDecoder:
         self._grows = told.get(TARGET) == "portable"
         """Whether keys and values are given as long as they are, and padding stays where it was; else they lie in buffers."""
         # What grows is there twice while it does.
-        check_room((2 if self._grows else 1) * caches.bytes(samples, room), samples, room)
+        check_kv_cache_fits((2 if self._grows else 1) * caches.bytes(samples, room), samples, room)
         self.samples, self.room = samples, room
         self._ones_1P = np.ones((1, room), dtype=np.int64)
         optional = {one.name: one.shape for one in self._session.get_overridable_initializers()}
         self._width = optional[EMBEDS][1] if EMBEDS in optional else None
         """Of the words of images, where there are any."""
-        self._caches, self._step = caches, Bound(self._session)
+        self._caches, self._step = caches, BoundSession(self._session)
         self._prompt = (
-            Bound(_opened_for_prompts(folder, threads, lasting)) if fast_prompts else self._step
+            BoundSession(_opened_for_prompts(folder, threads, lasting)) if fast_prompts else self._step
         )
         self._last = self._step
         if not self._grows:
@@ -119,7 +119,7 @@ class OnnxDecoder:
         lengths_B: Array | None = None,
         *,
         keep: int = 1,
-        images: Shown | None = None,
+        images: ImageInputs | None = None,
     ) -> Array:
         """The scores of the ``keep`` last tokens (0: all), [B, keep or T, V]; the next call may overwrite them.
 
@@ -170,7 +170,7 @@ class OnnxDecoder:
         return int((self._lengths_B + new_B).max())
 
     def _read(
-        self, ids_BT: Array, new_B: Array, total: int, keep: int, images: Shown | None
+        self, ids_BT: Array, new_B: Array, total: int, keep: int, images: ImageInputs | None
     ) -> Array:
         tokens = ids_BT.shape[1]
         self._lengths_B = self._lengths_B + new_B
@@ -198,7 +198,7 @@ class OnnxDecoder:
             return self._ones_1P[:, :total]
         return (np.arange(total) < self._lengths_B[:, None]).astype(np.int64)
 
-    def _of_images(self, images: Shown | None) -> dict[str, Array]:
+    def _of_images(self, images: ImageInputs | None) -> dict[str, Array]:
         if images is None:
             offsets = np.broadcast_to(self._after_B[None, :, None], (3, self.samples, 1))
             return {

@@ -25,8 +25,8 @@ from onnx_ir import tape
 from compressor.errors import StorageError, UsageError
 from compressor.graphs.decoder.interface import IDS
 from compressor.graphs.files import MODEL
-from compressor.graphs.packed import PackedLayer, held, initializer
-from compressor.runtimes.memory import check_prompts
+from compressor.graphs.matmul_nbits import MatMulNBitsLayer, held, initializer
+from compressor.runtimes.memory import check_prompt_weights_fit
 from compressor.runtimes.onnxruntime.products import LARGEST, MIDDLE
 
 Array = np.ndarray[Any, Any]
@@ -51,7 +51,7 @@ def prompt_graph(folder: Path, threads: int) -> Iterator[Path]:
     """
     graph = PromptGraph(folder)
     needed = graph.size_bytes
-    check_prompts(needed)
+    check_prompt_weights_fit(needed)
     try:
         place = TemporaryDirectory(prefix="autoglm-compress-")
     except OSError as error:
@@ -85,7 +85,7 @@ class PromptGraph:
             UsageError: it has no weights that are multiplied as packed integers.
         """
         self._model = ir.load(folder / MODEL)
-        found = [PackedLayer.of(node) for node in self._model.graph]
+        found = [MatMulNBitsLayer.of(node) for node in self._model.graph]
         # What gives a result of the graph itself is the head, which reads one token of a prompt.
         self._layers = [
             one for one in found if one is not None and not one.node.outputs[0].is_graph_output()
@@ -185,7 +185,7 @@ class PromptGraph:
         return middles
 
     def _rounded(
-        self, x: ir.Value, layer: PackedLayer, middles: ir.Value
+        self, x: ir.Value, layer: MatMulNBitsLayer, middles: ir.Value
     ) -> tuple[ir.Value, ir.Value]:
         """What a layer reads, uint8 [B, T, I], and the scale of each token, [B, T, 1]."""
         made = tape.Tape()
@@ -204,7 +204,7 @@ class PromptGraph:
         self._model.graph.insert_before(layer.node, made.nodes)
         return found, scales
 
-    def _multiply(self, layer: PackedLayer, x: ir.Value, scales: ir.Value) -> None:
+    def _multiply(self, layer: MatMulNBitsLayer, x: ir.Value, scales: ir.Value) -> None:
         """In place of a layer; where nothing but a Split reads its result, each part is a product of its own."""
         made, start = tape.Tape(), 0
         divided = _divided(layer.node)
@@ -240,7 +240,7 @@ class PromptGraph:
         self._model.graph.remove([divided, layer.node] if divided else [layer.node], safe=True)
 
 
-def _integers(layer: PackedLayer, some: slice, scales_O: Array) -> ir.TensorProtocol:
+def _integers(layer: MatMulNBitsLayer, some: slice, scales_O: Array) -> ir.TensorProtocol:
     return ir.tensor(layer.integers(some, scales_O))
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from compressor.config.record import Record
 from compressor.data.contract import Dataset, DataSource, SourceConfig
 from compressor.errors import DataError
-from compressor.models.contract import Family, InputSpec
+from compressor.models.capabilities.signature import InputSpec, Signature
+from compressor.models.contract import Family
 
 WORDS, CLASSES = 7, 3
 
@@ -22,13 +23,10 @@ class Tiny(Family[TinyConfig]):
 
     name, Config, presets = "tiny", TinyConfig, {"small": TinyConfig()}
 
-    def inputs(self, config):
-        return InputSpec("image", "uint8", ("batch", 3, 8, 8)), InputSpec(
-            "words", "int64", ("batch", "length")
-        )
-
-    def outputs(self, config):
-        return ("logits",)
+    def signature(self, config):
+        image = InputSpec("image", "uint8", ("batch", 3, 8, 8))
+        words = InputSpec("words", "int64", ("batch", "length"))
+        return Signature((image, words), ("logits",))
 
     def parameters(self, config):
         return {"embedding": WORDS * config.hidden, "image": 27 * config.hidden + 2 * config.hidden}

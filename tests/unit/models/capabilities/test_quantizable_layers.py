@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from passes.qat.graph import Graph
-from tests.unit.models.test_families import inputs
+from compressor.models.capabilities.traced_layers import TracedLayers
 from tests.support.tiny_models import CLASSIFIER, PHONE, build_model
+from tests.unit.models.test_families import inputs
 
 
 class Net(nn.Module):
@@ -42,8 +42,8 @@ class Block(nn.Module):
 
 
 def found(module, batch, without=()):
-    graph = Graph(module.eval(), batch)
-    return graph, graph.found([name for name in graph.names if name not in without])
+    graph = TracedLayers(module.eval(), batch)
+    return graph, graph.contexts([name for name in graph.names if name not in without])
 
 
 def test_each_layer_is_seen_as_it_is_used():

@@ -1,7 +1,6 @@
 """The whole pass on small checkpoints of every architecture: loads elsewhere, resumes, and is refused where it must be."""
 
 import json
-from compressor.models.capabilities.cuttable_axes import replace_fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +11,13 @@ from transformers import AutoModelForCausalLM
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.engine.contract import PassContext
-from compressor.runtimes.formats import recognize
 from compressor.errors import DataError, ModelError, NumericalError, RequirementError
+from compressor.models.capabilities.cuttable_axes import replace_fields
 from compressor.models.checkpoint.loading import load_module, save_module
 from compressor.models.families.transformers.family import Transformers
 from compressor.models.families.transformers.linears import sites_of
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
+from compressor.runtimes.formats import recognize
 from passes.awq.site import fold
 from passes.awq.step import Awq, AwqConfig
 from tests.support.training import Killed

@@ -1,7 +1,6 @@
 """The pass on models of the project's own families: in memory whole, of several parts, with padding of several kinds."""
 
 import json
-from compressor.models.capabilities.linear_groups import LinearGroups
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,21 +14,20 @@ from torch import nn
 from calibration.sources.arrays import ArrayDataset
 from compressor.analysis.layerwise import compare_layers
 from compressor.analysis.tensors import tensor_differences
-from compressor.runtimes.formats import recognize
 from compressor.errors import CompressError, ModelError, RequirementError, UsageError
 from compressor.generation.generate import Sampling, generate
+from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.checkpoint.loading import load_module, save_module
 from compressor.models.families.autoglm_phone.family import AutoGLMPhone
 from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
-from compressor.runtimes.layers import open_layers
-from compressor.runtimes.session import open_session
+from compressor.runtimes.formats import open_layers, open_session, recognize
 from passes.awq import whole
 from passes.awq.fitting import linears_of
 from passes.awq.positions import deciding
 from passes.awq.site import fold
-from tests.unit.passes.awq.test_awq import packed
 from tests.support.training import Killed
+from tests.unit.passes.awq.test_awq import packed
 
 PHONE, TEXTS, IMAGES = AutoGLMPhone(), SentenceEncoder(), ImageClassifier()
 SMALL = PHONE.slim(
@@ -375,7 +373,7 @@ def test_layers_that_no_sample_reaches_are_rounded_too(tmp_path):
 
 
 def without_table(monkeypatch):
-    monkeypatch.setattr(AutoGLMPhone, "linear_blocks", lambda self, config: ())
+    monkeypatch.setattr(AutoGLMPhone, "capabilities", lambda self, config: {})
 
 
 @pytest.mark.parametrize(

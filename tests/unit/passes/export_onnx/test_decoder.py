@@ -12,7 +12,6 @@ import torch
 from pydantic import ValidationError
 
 from calibration.sources.arrays import ArrayDataset
-from compressor.analysis.low_precision import low_precision_weights
 from compressor.engine.contract import PassContext, PlanContext
 from compressor.errors import DataError, ParityError, RequirementError, UsageError
 from compressor.graphs.decoder import build as building
@@ -21,10 +20,11 @@ from compressor.models.checkpoint.loading import load_module, save_module
 from compressor.models.facts import ModelFacts
 from compressor.models.families.transformers.family import Transformers
 from compressor.models.quantized.description import WeightGrid
+from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.cost import parameters
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
+from compressor.runtimes.onnxruntime.low_precision import low_precision_weights
 from compressor.runtimes.onnxruntime.profile import profile
-from compressor.runtimes.session import open_session
 from passes.export_onnx.decoder.caching import turned_sizes
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from tests.unit.passes.awq.test_awq import packed
@@ -154,11 +154,11 @@ def test_every_architecture_keeps_keys_and_values_in_8_bits(preset, tmp_path):
         if one.name.startswith(("past_key_values.", "present."))
     ]
     assert {one.type.tensor_type.elem_type for one in kept} == {onnx.TensorProto.INT8}
-    decoder, peaks = OnnxDecoder(tmp_path / "out", 1, room=48), []
+    decoder, peaks = OnnxDecoder(tmp_path / "out", 1, capacity=48), []
     for window in TOKENS:
-        decoder.start()
-        last = decoder.feed(window[None])[0, -1]
-        said = decoder.said().items()
+        decoder.reset()
+        last = decoder.forward(window[None])[0, -1]
+        said = decoder.kv_cache().items()
         peaks.append(
             [
                 np.abs(array.astype(int)).max(axis=(0, 2))
@@ -452,9 +452,9 @@ def test_onnxruntime_genai_reads_integers_too(decoder, tmp_path):
         tmp_path / "graph",
         {**FIELDS, "decoder": decoder},
     )
-    ours, ids = OnnxDecoder(tmp_path / "graph", 1, room=16), [5, 6, 7]
+    ours, ids = OnnxDecoder(tmp_path / "graph", 1, capacity=16), [5, 6, 7]
     for start in (0, *range(3, 10)):
-        ids.append(int(ours.feed(np.array([ids[start:]]))[0, -1].argmax()))
+        ids.append(int(ours.forward(np.array([ids[start:]]))[0, -1].argmax()))
     assert said_by_genai(tmp_path / "graph", 8) == ids
 
 
@@ -473,17 +473,17 @@ def said_by_genai(folder, count):
 def test_a_decoder_forgets_and_has_only_so_much_room(target, tmp_path):
     fields = {**FIELDS, "decoder": {"target": target}}
     exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out", fields)
-    decoder = OnnxDecoder(tmp_path / "out", 1, room=10)
-    first = decoder.feed(TOKENS[:1, :8]).copy()
+    decoder = OnnxDecoder(tmp_path / "out", 1, capacity=10)
+    first = decoder.forward(TOKENS[:1, :8]).copy()
     assert first.shape == (1, 1, 512)
-    decoder.feed(TOKENS[:1, 8:9])
-    with pytest.raises(UsageError, match="11 tokens, and there is room for 10"):
-        decoder.feed(TOKENS[:1, 9:11])
-    decoder.feed(TOKENS[:1, 9:10])  # what was refused is not counted
-    with pytest.raises(UsageError, match="11 tokens, and there is room for 10"):
-        decoder.feed(TOKENS[:1, 10:11])
-    decoder.start()
-    assert np.array_equal(decoder.feed(TOKENS[:1, :8]), first)
+    decoder.forward(TOKENS[:1, 8:9])
+    with pytest.raises(UsageError, match="11 tokens, and the key-value cache holds 10"):
+        decoder.forward(TOKENS[:1, 9:11])
+    decoder.forward(TOKENS[:1, 9:10])  # what was refused is not counted
+    with pytest.raises(UsageError, match="11 tokens, and the key-value cache holds 10"):
+        decoder.forward(TOKENS[:1, 10:11])
+    decoder.reset()
+    assert np.array_equal(decoder.forward(TOKENS[:1, :8]), first)
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "portable"])
@@ -492,42 +492,42 @@ def test_several_long_prompts_at_once_say_what_each_says_alone(target, tmp_path)
     exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out", fields)
     ids = np.random.default_rng(1).integers(3, 490, (2, 150))
     both, alone = (
-        OnnxDecoder(tmp_path / "out", 1, samples=2, room=160),
-        OnnxDecoder(tmp_path / "out", 1, room=160),
+        OnnxDecoder(tmp_path / "out", 1, batch_size=2, capacity=160),
+        OnnxDecoder(tmp_path / "out", 1, capacity=160),
     )
-    together = both.feed(ids)[:, 0].copy()
+    together = both.forward(ids)[:, 0].copy()
     if target == "onnxruntime":
         with pytest.raises(UsageError, match="reads one at a time there"):
-            both.feed(ids[:, :2])
-    after = both.feed(ids[:, :1])[:, 0]
+            both.forward(ids[:, :2])
+    after = both.forward(ids[:, :1])[:, 0]
     for row in range(2):
-        alone.start()
-        np.testing.assert_allclose(alone.feed(ids[row : row + 1])[0, 0], together[row], atol=1e-4)
-        np.testing.assert_allclose(alone.feed(ids[row : row + 1, :1])[0, 0], after[row], atol=1e-4)
+        alone.reset()
+        np.testing.assert_allclose(alone.forward(ids[row : row + 1])[0, 0], together[row], atol=1e-4)
+        np.testing.assert_allclose(alone.forward(ids[row : row + 1, :1])[0, 0], after[row], atol=1e-4)
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "portable"])
 def test_a_decoder_goes_on_from_where_it_was(target, tmp_path):
     fields = {**FIELDS, "decoder": {"target": target}}
     exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out", fields)
-    decoder = OnnxDecoder(tmp_path / "out", 1, room=40)
-    decoder.feed(TOKENS[:1, :20])
-    wanted = decoder.feed(TOKENS[:1, 20:22]).copy()
-    decoder.feed(TOKENS[:1, 30:35])
-    decoder.rewind(20)
-    np.testing.assert_allclose(decoder.feed(TOKENS[:1, 20:22]), wanted, atol=1e-5)
+    decoder = OnnxDecoder(tmp_path / "out", 1, capacity=40)
+    decoder.forward(TOKENS[:1, :20])
+    wanted = decoder.forward(TOKENS[:1, 20:22]).copy()
+    decoder.forward(TOKENS[:1, 30:35])
+    decoder.truncate(20)
+    np.testing.assert_allclose(decoder.forward(TOKENS[:1, 20:22]), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [129, 256, 300])
 def test_a_long_prompt_is_read_in_pieces_and_says_the_same(tokens, tmp_path):
     exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out", FIELDS)
-    decoder = OnnxDecoder(tmp_path / "out", 1, room=tokens + 1)
+    decoder = OnnxDecoder(tmp_path / "out", 1, capacity=tokens + 1)
     ids = np.random.default_rng(1).integers(3, 490, (1, tokens))
-    whole = decoder.feed(ids, keep=0)[:, -2:].copy()
-    after = decoder.feed(ids[:, :1]).copy()
-    decoder.start()
-    np.testing.assert_allclose(decoder.feed(ids, keep=2), whole, atol=1e-4)
-    np.testing.assert_allclose(decoder.feed(ids[:, :1]), after, atol=1e-4)
+    whole = decoder.forward(ids, keep=0)[:, -2:].copy()
+    after = decoder.forward(ids[:, :1]).copy()
+    decoder.reset()
+    np.testing.assert_allclose(decoder.forward(ids, keep=2), whole, atol=1e-4)
+    np.testing.assert_allclose(decoder.forward(ids[:, :1]), after, atol=1e-4)
 
 
 def test_blocks_are_as_large_as_groups_allow():

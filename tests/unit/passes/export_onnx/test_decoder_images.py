@@ -11,9 +11,9 @@ from compressor.errors import DataError, ParityError, UsageError
 from compressor.generation.generate import Sampling, generate
 from compressor.graphs.decoder.interface import VISION
 from compressor.models.checkpoint.loading import load_module
+from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
-from compressor.runtimes.onnxruntime.decoder.images import VisionTower, offsets_of
-from compressor.runtimes.session import open_session
+from compressor.runtimes.onnxruntime.decoder.vision import VisionTower, position_offsets
 from passes.export_onnx.decoder.tower import OneImage
 from tests.support.processors import (
     message,
@@ -117,7 +117,7 @@ def test_the_tower_takes_any_grid(bed, grid):
         torch.testing.assert_close(
             OneImage(tower)(pixels, torch.tensor([grid])), wanted, atol=1e-5, rtol=1e-4
         )
-    got = VisionTower(folder / "onnxruntime", 1, "cpu").embeds(pixels.numpy(), np.array(grid))
+    got = VisionTower(folder / "onnxruntime", 1, "cpu").encode_image(pixels.numpy(), np.array(grid))
     np.testing.assert_allclose(got, wanted.numpy(), atol=1e-5)
 
 
@@ -138,7 +138,7 @@ def test_positions_are_those_of_transformers(bed, number):
         torch.from_numpy(batch["mm_token_type_ids"]),
         torch.from_numpy(grids) if len(grids) else None,
     )
-    offsets, after = offsets_of(batch["mm_token_type_ids"][0], list(grids), 2)
+    offsets, after = position_offsets(batch["mm_token_type_ids"][0], list(grids), 2)
     assert np.array_equal(offsets + np.arange(offsets.shape[1]), wanted[:, 0].numpy())
     assert after == int(delta)
 
@@ -148,7 +148,7 @@ def test_tokens_without_their_image_are_refused(bed):
     batch = dataset.batch(np.array([0]))
     tower = VisionTower(folder / "onnxruntime", 1, "cpu")
     with pytest.raises(DataError, match="tokens stand for images"):
-        tower.shown(
+        tower.encode(
             batch["mm_token_type_ids"][:, :-6],
             batch["pixel_values"],
             batch["image_grid_thw"] * [1, 1, 2],
@@ -233,15 +233,15 @@ def test_prompts_with_images_are_read_in_8_bits(bed, tmp_path):
     small = awq(parent, tmp_path / "packed", format="compressed-tensors")
     exported(small, tmp_path / "out", IMAGES, dataset)
     batch, tower = dataset.batch(np.array([1])), VisionTower(tmp_path / "out", 1, "cpu")
-    shown = tower.seen_in(batch)
+    shown = tower.encode_batch(batch)
     assert shown is not None
     said = []
     for fast in (False, True):
-        decoder = OnnxDecoder(tmp_path / "out", 1, room=64, fast_prompts=fast)
+        decoder = OnnxDecoder(tmp_path / "out", 1, capacity=64, fast_prompts=fast)
         said.append(
             [
-                decoder.feed(batch["input_ids"], keep=0, images=shown).copy(),
-                decoder.feed(np.array([[9]])).copy(),
+                decoder.forward(batch["input_ids"], keep=0, images=shown).copy(),
+                decoder.forward(np.array([[9]])).copy(),
             ]
         )
     for exact, near in zip(*said, strict=True):
@@ -259,8 +259,8 @@ def test_text_alone_needs_no_words_of_images(bed):
     """Whoever knows nothing of images feeds what any decoder takes."""
     folder, parent, _, _ = bed
     ids = np.arange(10, 22)[None]
-    decoder = OnnxDecoder(folder / "onnxruntime", 1, room=16)
+    decoder = OnnxDecoder(folder / "onnxruntime", 1, capacity=16)
     with open_session("torch", parent.model, threads=1) as session:
         np.testing.assert_allclose(
-            decoder.feed(ids, keep=0), session.run({"input_ids": ids})["logits"], atol=1e-4
+            decoder.forward(ids, keep=0), session.run({"input_ids": ids})["logits"], atol=1e-4
         )

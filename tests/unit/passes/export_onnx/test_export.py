@@ -62,7 +62,7 @@ def test_writes_a_dynamic_labelled_graph_without_traces_of_the_run(parent, out, 
 
 
 def test_other_lengths_and_batches_run(parent, out, context):
-    from compressor.runtimes import open_session
+    from compressor.runtimes.formats import open_session
 
     run(ExportOnnxConfig(), parent, out, context())
     batch = {"image": np.ones((3, 3, 8, 8), np.uint8), "words": np.ones((3, 11), np.int64)}
@@ -249,7 +249,7 @@ def test_an_rms_norm_is_one_operator_in_onnxruntime(tmp_path):
     import onnxruntime
     import torch
 
-    from compressor.models.contract import InputSpec
+    from compressor.models.capabilities.signature import InputSpec
     from passes.export_onnx.tracing import onnx_from_torch
 
     class Normed(torch.nn.Module):

@@ -13,9 +13,9 @@ from compressor.runtimes import memory
 from compressor.runtimes.onnxruntime import products as onnx_products
 from compressor.runtimes.onnxruntime.decoder import decoder as onnx_decoder
 from compressor.runtimes.onnxruntime.decoder import fast_prompts as onnx_prompts
-from compressor.runtimes.onnxruntime.decoder.binding import Bound
+from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
-from compressor.runtimes.onnxruntime.opening import opened
+from compressor.runtimes.onnxruntime.inference import opened
 from tests.unit.passes.export_onnx.test_decoder import (
     FAMILY,
     FIELDS,
@@ -48,24 +48,24 @@ def divergence(one_BTV, other_BTV):
 def test_every_architecture_reads_prompts_in_8_bits(preset, tmp_path):
     folder = graph(tmp_path, preset)
     exact, fast = (
-        OnnxDecoder(folder, 1, room=60),
-        OnnxDecoder(folder, 1, room=60, fast_prompts=True),
+        OnnxDecoder(folder, 1, capacity=60),
+        OnnxDecoder(folder, 1, capacity=60, fast_prompts=True),
     )
-    wanted, got = (decoder.feed(TOKENS[:1], keep=0).copy() for decoder in (exact, fast))
+    wanted, got = (decoder.forward(TOKENS[:1], keep=0).copy() for decoder in (exact, fast))
     assert 0 < divergence(wanted, got).mean() < 1e-3
-    wanted, got = (decoder.feed(np.array([[7]])).copy() for decoder in (exact, fast))
+    wanted, got = (decoder.forward(np.array([[7]])).copy() for decoder in (exact, fast))
     assert 0 < divergence(wanted, got).mean() < 1e-3  # behind keys and values of the prompt's
 
 
 def test_few_tokens_are_read_as_the_file_says(tmp_path):
     folder = graph(tmp_path)
     exact, fast = (
-        OnnxDecoder(folder, 1, room=60),
-        OnnxDecoder(folder, 1, room=60, fast_prompts=True),
+        OnnxDecoder(folder, 1, capacity=60),
+        OnnxDecoder(folder, 1, capacity=60, fast_prompts=True),
     )
     for tokens in (15, 1, 3):
-        assert np.array_equal(exact.feed(TOKENS[:1, :tokens]), fast.feed(TOKENS[:1, :tokens]))
-    assert not np.array_equal(exact.feed(TOKENS[:1, :16]), fast.feed(TOKENS[:1, :16]))
+        assert np.array_equal(exact.forward(TOKENS[:1, :tokens]), fast.forward(TOKENS[:1, :tokens]))
+    assert not np.array_equal(exact.forward(TOKENS[:1, :16]), fast.forward(TOKENS[:1, :16]))
 
 
 @pytest.mark.parametrize(
@@ -75,17 +75,17 @@ def test_batches_padding_and_pieces(decoder, tmp_path):
     folder = graph(tmp_path, **decoder)
     ids = np.random.default_rng(1).integers(3, 490, (2, 150))
     lengths = np.array([150, 40])
-    exact = OnnxDecoder(folder, 1, samples=2, room=160)
-    fast = OnnxDecoder(folder, 1, samples=2, room=160, fast_prompts=True)
-    wanted, got = (one.feed(ids, lengths, keep=0).copy() for one in (exact, fast))
+    exact = OnnxDecoder(folder, 1, batch_size=2, capacity=160)
+    fast = OnnxDecoder(folder, 1, batch_size=2, capacity=160, fast_prompts=True)
+    wanted, got = (one.forward(ids, lengths, keep=0).copy() for one in (exact, fast))
     meant = np.arange(150) < lengths[:, None]
     assert divergence(wanted, got)[meant].mean() < 1e-3
-    wanted, got = (one.feed(ids[:, :1]).copy() for one in (exact, fast))
+    wanted, got = (one.forward(ids[:, :1]).copy() for one in (exact, fast))
     assert divergence(wanted, got).max() < 2e-3
-    alone = OnnxDecoder(folder, 1, room=160, fast_prompts=True)
-    whole = alone.feed(ids[:1], keep=0)[:, -1:].copy()
-    alone.start()
-    assert divergence(whole, alone.feed(ids[:1])).max() < 2e-3  # 22 tokens, then 128
+    alone = OnnxDecoder(folder, 1, capacity=160, fast_prompts=True)
+    whole = alone.forward(ids[:1], keep=0)[:, -1:].copy()
+    alone.reset()
+    assert divergence(whole, alone.forward(ids[:1])).max() < 2e-3  # 22 tokens, then 128
 
 
 def test_weights_that_lie_beside_the_graph(tmp_path):
@@ -93,7 +93,7 @@ def test_weights_that_lie_beside_the_graph(tmp_path):
     for name, limit in (("inside", 100), ("beside", 0)):
         exported(parent, tmp_path / name, {**FIELDS, "external_data_threshold_mb": limit})
     said = [
-        OnnxDecoder(tmp_path / name, 1, room=60, fast_prompts=True).feed(TOKENS[:1])
+        OnnxDecoder(tmp_path / name, 1, capacity=60, fast_prompts=True).forward(TOKENS[:1])
         for name in ("inside", "beside")
     ]
     assert np.array_equal(*said)
@@ -108,38 +108,38 @@ def test_what_has_no_packed_integers_is_told(decoder, tmp_path):
     with pytest.raises(
         UsageError, match="holds no weights that are multiplied as packed integers"
     ) as caught:
-        OnnxDecoder(tmp_path / "graph", 1, room=60, fast_prompts=True)
+        OnnxDecoder(tmp_path / "graph", 1, capacity=60, fast_prompts=True)
     assert "awq" in caught.value.remedy
 
 
 def test_turns_go_from_one_graph_to_the_other_and_back(tmp_path):
     folder, ids = graph(tmp_path), np.random.default_rng(2).integers(3, 490, (1, 90))
     exact, fast = (
-        OnnxDecoder(folder, 1, room=100),
-        OnnxDecoder(folder, 1, room=100, fast_prompts=True),
+        OnnxDecoder(folder, 1, capacity=100),
+        OnnxDecoder(folder, 1, capacity=100, fast_prompts=True),
     )
     start = 0
     for tokens in (20, 1, 1, 30, 2, 17, 1):
-        wanted, got = (one.feed(ids[:, start : start + tokens]).copy() for one in (exact, fast))
+        wanted, got = (one.forward(ids[:, start : start + tokens]).copy() for one in (exact, fast))
         assert divergence(wanted, got).max() < 2e-3
         start += tokens
-    fast.rewind(52)
-    assert np.array_equal(fast.feed(ids[:, 52:54]), fast_at(folder, ids, 52)[:, -1:])
+    fast.truncate(52)
+    assert np.array_equal(fast.forward(ids[:, 52:54]), fast_at(folder, ids, 52)[:, -1:])
 
 
 def fast_at(folder, ids, first):
-    fresh = OnnxDecoder(folder, 1, room=100, fast_prompts=True)
+    fresh = OnnxDecoder(folder, 1, capacity=100, fast_prompts=True)
     for start, end in ((0, 20), (20, 21), (21, 22), (22, first)):
-        fresh.feed(ids[:, start:end])
-    return fresh.feed(ids[:, first : first + 2])
+        fresh.forward(ids[:, start:end])
+    return fresh.forward(ids[:, first : first + 2])
 
 
 def test_a_step_of_many_texts_is_read_as_the_file_says(tmp_path):
     folder = graph(tmp_path)
-    exact = OnnxDecoder(folder, 1, samples=20, room=8)
-    fast = OnnxDecoder(folder, 1, samples=20, room=8, fast_prompts=True)
+    exact = OnnxDecoder(folder, 1, batch_size=20, capacity=8)
+    fast = OnnxDecoder(folder, 1, batch_size=20, capacity=8, fast_prompts=True)
     ids = np.random.default_rng(1).integers(3, 490, (20, 1))
-    assert np.array_equal(exact.feed(ids), fast.feed(ids))
+    assert np.array_equal(exact.forward(ids), fast.forward(ids))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, PassError("inside")])
@@ -147,11 +147,11 @@ def test_what_fails_in_a_later_piece_leaves_the_conversation_as_it_was(
     error, tmp_path, monkeypatch
 ):
     folder, ids = graph(tmp_path), np.random.default_rng(2).integers(3, 490, (1, 300))
-    decoder = OnnxDecoder(folder, 1, room=400, fast_prompts=True)
-    decoder.feed(ids[:, :50])
-    wanted = decoder.feed(ids[:, 50:52]).copy()
-    decoder.rewind(50)
-    calls, run = [], Bound.run
+    decoder = OnnxDecoder(folder, 1, capacity=400, fast_prompts=True)
+    decoder.forward(ids[:, :50])
+    wanted = decoder.forward(ids[:, 50:52]).copy()
+    decoder.truncate(50)
+    calls, run = [], BoundSession.run
 
     def fails(self, *given):
         calls.append(given)
@@ -160,18 +160,18 @@ def test_what_fails_in_a_later_piece_leaves_the_conversation_as_it_was(
         return run(self, *given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Bound, "run", fails)
+        patched.setattr(BoundSession, "run", fails)
         with pytest.raises(type(error) if isinstance(error, Exception) else error):
-            decoder.feed(ids[:, 20:300])
+            decoder.forward(ids[:, 20:300])
     assert len(calls) == 2
-    assert np.array_equal(decoder.feed(ids[:, 50:52]), wanted)
+    assert np.array_equal(decoder.forward(ids[:, 50:52]), wanted)
 
 
 def test_scores_of_a_whole_prompt_are_not_kept_through_the_steps(tmp_path):
-    decoder = OnnxDecoder(graph(tmp_path), 1, room=100, fast_prompts=True)
-    scores = weakref.ref(decoder.feed(TOKENS[:1], keep=0))
+    decoder = OnnxDecoder(graph(tmp_path), 1, capacity=100, fast_prompts=True)
+    scores = weakref.ref(decoder.forward(TOKENS[:1], keep=0))
     assert scores() is not None
-    decoder.feed(np.array([[5]]))
+    decoder.forward(np.array([[5]]))
     assert scores() is None
 
 
@@ -187,8 +187,8 @@ def test_a_processor_whose_fast_products_are_wrong_takes_the_exact_ones(
         lambda *given, **named: settings.append(named) or opened(*given, **named),
     )
     exact, fast = (
-        OnnxDecoder(folder, 1, room=60),
-        OnnxDecoder(folder, 1, room=60, fast_prompts=True),
+        OnnxDecoder(folder, 1, capacity=60),
+        OnnxDecoder(folder, 1, capacity=60, fast_prompts=True),
     )
     assert ["session.x64quantprecision" in one["settings"] for one in settings] == [
         False,
@@ -196,7 +196,7 @@ def test_a_processor_whose_fast_products_are_wrong_takes_the_exact_ones(
         wrong,
     ]
     assert (
-        0 < divergence(exact.feed(TOKENS[:1], keep=0), fast.feed(TOKENS[:1], keep=0)).mean() < 1e-3
+        0 < divergence(exact.forward(TOKENS[:1], keep=0), fast.forward(TOKENS[:1], keep=0)).mean() < 1e-3
     )
 
 
@@ -222,23 +222,23 @@ def test_what_does_not_fit_is_told_and_nothing_stays_on_the_disk(tmp_path, monke
             StorageError,
             match=r"cannot be written into .*spare: 331776 requested and 149760 written",
         ):
-            OnnxDecoder(folder, 1, room=60, fast_prompts=True)
+            OnnxDecoder(folder, 1, capacity=60, fast_prompts=True)
     with monkeypatch.context() as patched:
         patched.setattr(onnx_prompts.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         with pytest.raises(StorageError, match=r"takes 0 MB in .*spare, and 0 MB are free"):
-            OnnxDecoder(folder, 1, room=60, fast_prompts=True)
+            OnnxDecoder(folder, 1, capacity=60, fast_prompts=True)
     with monkeypatch.context() as patched:
         patched.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
         with pytest.raises(
             StorageError, match="no place for temporary files: No such file"
         ) as caught:
-            OnnxDecoder(folder, 1, room=60, fast_prompts=True)
+            OnnxDecoder(folder, 1, capacity=60, fast_prompts=True)
         assert "TMPDIR" in caught.value.remedy
     with monkeypatch.context() as patched:
         patched.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
         with pytest.raises(UsageError, match="the weights in 8 bits that prompts are read by take"):
-            OnnxDecoder(folder, 1, room=20, fast_prompts=True)
-    OnnxDecoder(folder, 1, room=20, fast_prompts=True)
+            OnnxDecoder(folder, 1, capacity=20, fast_prompts=True)
+    OnnxDecoder(folder, 1, capacity=20, fast_prompts=True)
     assert not list(spare.iterdir())
     held = "/proc/self/maps"
     if Path(

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from compressor.models.capabilities.cuttable_axes import replace_fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +12,12 @@ import torch
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
 from compressor.graphs.lint.onnxruntime import lint
+from compressor.models.capabilities.cuttable_axes import replace_fields
 from compressor.models.checkpoint.loading import load_module, save_module
 from compressor.models.quantized.fake_quantization import IntegerLayer
 from compressor.models.quantized.quantization import QUANTIZATION
-from compressor.runtimes.onnxruntime.kernels import kernels_of
-from compressor.runtimes.session import open_session
+from compressor.runtimes.formats import open_session
+from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from passes.qat.step import Qat, QatConfig
 from tests.support.tiny_models import CLASSIFIER
@@ -104,7 +104,7 @@ def test_sums_of_a_residual_are_integers_too_and_nothing_is_rounded_in_between(e
     folder, summary = exported()
     # The image, and the mean before the head; back to float before the mean.
     assert summary["onnxruntime_roundings"] == 3
-    assert kernels_of(folder / "onnx").rounding == 3
+    assert inspect_kernels(folder / "onnx").rounding == 3
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])

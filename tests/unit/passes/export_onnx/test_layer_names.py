@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from compressor.analysis.layerwise import compare_layers
 from compressor.analysis.tensors import tensor_differences
 from compressor.errors import UsageError
-from compressor.runtimes.layers import open_layers
+from compressor.runtimes.formats import open_layers
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 
 

@@ -10,8 +10,8 @@ from compressor.analysis.tensors import tensor_differences
 from compressor.engine.contract import PassContext
 from compressor.graphs.files import MODEL
 from compressor.models.quantized.packed_checkpoint import packed_layers
+from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime import cost as onnx_cost
-from compressor.runtimes.session import open_session
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from tests.unit.passes.awq.test_awq_families import IMAGES, VIT, packed_in, parent_in, samples_of
 

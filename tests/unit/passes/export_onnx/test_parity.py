@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compressor.errors import NumericalError, ParityError
-from compressor.models.contract import InputSpec
+from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.session import Session
 from passes.export_onnx.parity import compare
 from passes.export_onnx.step import ParityConfig

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from compressor.models.capabilities.cuttable_axes import replace_fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +11,8 @@ import torch
 from calibration.table import TABLE
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, NumericalError, RequirementError
+from compressor.models.capabilities.cuttable_axes import replace_fields
+from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.checkpoint.loading import load_module, save_module
 from compressor.models.quantized.fake_quantization import IntegerLayer, Rounding, fold
 from compressor.models.quantized.quantization import read_quantization
@@ -72,7 +73,7 @@ def parent(tmp_path_factory):
         seed=0,
         checkpoint_dir=folder,
         objective=lambda outputs, batch, _: hard_cross_entropy(
-            CLASSIFIER.heads(module, outputs), batch
+            CLASSIFIER.require(TrainingHeads, config).logits(module, outputs), batch
         ),
     )
     save_module(module, CLASSIFIER.name, config, folder / "model")

@@ -16,8 +16,8 @@ from compressor.models.checkpoint.loading import load_module, save_module
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
 from compressor.models.quantized.fake_quantization import IntegerEmbedding, IntegerLayer
 from compressor.models.quantized.quantization import read_quantization
-from compressor.runtimes.onnxruntime.kernels import kernels_of
-from compressor.runtimes.session import open_session
+from compressor.runtimes.formats import open_session
+from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from passes.qat.step import Qat, QatConfig
 
@@ -106,7 +106,7 @@ def test_onnx_runtime_says_what_torch_says_with_integers(exported):
     cosines = (vectors("quantized", rounded) * vectors("onnx", written)).sum(axis=1)
     assert cosines.min() > 0.9999
     assert told["onnxruntime_float"] == []
-    assert sum(kernels_of(written).integer.values()) == told["integer_layers"] == 6
+    assert sum(inspect_kernels(written).integer.values()) == told["integer_layers"] == 6
 
 
 def test_the_file_holds_tables_and_weights_as_integers(exported):

@@ -1,6 +1,5 @@
 """Engines of what the other passes make: the phone model, and layers of integers."""
 
-from compressor.models.capabilities.cuttable_axes import replace_fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +10,9 @@ import torch
 from compressor.artifacts.fingerprint import digest_file
 from compressor.config.discovery import FAMILIES, load
 from compressor.errors import RequirementError
+from compressor.models.capabilities.cuttable_axes import replace_fields
 from compressor.models.checkpoint.loading import save_module
-from compressor.runtimes.tensorrt.files import checked_engine_manifest
+from compressor.runtimes.tensorrt.manifest import read_verified_manifest
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from passes.qat.step import Qat, QatConfig
 from tests.support.training import Blobs
@@ -82,7 +82,7 @@ def test_the_phone_model_in_fp16(phone, tmp_path):
         tmp_path / name / "model.sm86.engine" for name in ("out", "the same engine once more")
     ]
     assert digest_file(engines[0]) == digest_file(engines[1])
-    manifest = checked_engine_manifest(tmp_path / "out")
+    manifest = read_verified_manifest(tmp_path / "out")
     assert {one.name: one.dtype for one in manifest.inputs} == {
         "screen": "uint8",
         "tokens": "int64",

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import UsageError
-from compressor.graphs.packed import PackedLayer
+from compressor.graphs.matmul_nbits import MatMulNBitsLayer
 from compressor.runtimes.onnxruntime.decoder.fast_prompts import PromptGraph
-from compressor.runtimes.onnxruntime.opening import opened
+from compressor.runtimes.onnxruntime.inference import opened
 from compressor.runtimes.onnxruntime.products import EXACT, saturate
 
 
@@ -90,7 +90,7 @@ def packed_graph(
 
 def packed_layer(model):
     graph = ir.from_proto(model).graph  # nodes know their graph, but do not keep it
-    [layer] = [found for node in graph if (found := PackedLayer.of(node))]
+    [layer] = [found for node in graph if (found := MatMulNBitsLayer.of(node))]
     return layer
 
 

@@ -15,23 +15,23 @@ from compressor.errors import (
     ModelError,
     UsageError,
 )
-from compressor.runtimes.session import open_session
+from compressor.runtimes.formats import open_session
 from compressor.runtimes.tensorrt import backends as tensorrt_backends
 from compressor.runtimes.tensorrt import cuda
 from compressor.runtimes.tensorrt import session as engine_session
 from compressor.runtimes.tensorrt.backends import BACKENDS, chosen, library
 from compressor.runtimes.tensorrt.cuda import Gpu, gpus
-from compressor.runtimes.tensorrt.files import (
+from compressor.runtimes.tensorrt.manifest import (
     BUNDLE,
     ENGINE,
     EngineFile,
     EngineManifest,
     Tensor,
-    checked_engine_manifest,
+    read_verified_manifest,
     write_record,
 )
 from compressor.runtimes.tensorrt.profiles import Profile
-from compressor.runtimes.tensorrt.session import why_not_here
+from compressor.runtimes.tensorrt.session import unavailable_reason
 
 AMPERE, HOPPER = Gpu("an RTX 3090", "sm86"), Gpu("an H200", "sm90")
 
@@ -74,7 +74,7 @@ def folder(tmp_path):
 
 
 def test_what_was_written_is_read(folder):
-    found = checked_engine_manifest(folder)
+    found = read_verified_manifest(folder)
     assert [one.target for one in found.engines] == ["sm86", "sm89"]
     assert found.profiles["x"].max == (4, 3)
 
@@ -92,7 +92,7 @@ def test_all_that_is_not_what_was_built_is_named_before_anything_loads_it(folder
     assert "model.onnx: missing" in caught.value.what
     assert caught.value.exit_code == 4
     with pytest.raises(DamagedArtifactError):
-        why_not_here(folder)
+        unavailable_reason(folder)
 
 
 def test_an_engine_outside_the_folder_is_not_read(folder):
@@ -100,7 +100,7 @@ def test_an_engine_outside_the_folder_is_not_read(folder):
     (folder / ENGINE).write_text(text.replace('"model.sm86.engine"', '"../model.sm86.engine"'))
     (folder.parent / "model.sm86.engine").write_bytes((folder / "model.sm86.engine").read_bytes())
     with pytest.raises(DamagedArtifactError, match=r"\.\./model\.sm86\.engine: outside the folder"):
-        checked_engine_manifest(folder)
+        read_verified_manifest(folder)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_an_engine_json_that_is_not_understood(folder, change):
     change(tree)
     (folder / ENGINE).write_text(json.dumps(tree))
     with pytest.raises(DamagedArtifactError, match=r"engine\.json is damaged"):
-        checked_engine_manifest(folder)
+        read_verified_manifest(folder)
 
 
 def test_no_gpu_is_no_bad_engine(folder, monkeypatch):
@@ -120,7 +120,7 @@ def test_no_gpu_is_no_bad_engine(folder, monkeypatch):
         open_session("engine", folder, threads=1)
     assert caught.value.exit_code == 1
     assert caught.value.remedy == "copy the artifact to a machine with sm86 or sm89"
-    assert why_not_here(folder) == caught.value.what
+    assert unavailable_reason(folder) == caught.value.what
 
 
 def test_another_gpu_is_named(folder, monkeypatch):
@@ -134,7 +134,7 @@ def test_another_gpu_is_named(folder, monkeypatch):
 def test_another_version_is_named_and_not_given_the_engine(folder, monkeypatch):
     monkeypatch.setattr(engine_session, "gpus", lambda: (AMPERE,))
     monkeypatch.setattr(engine_session, "library", lambda _: SimpleNamespace(__version__="9.9"))
-    assert why_not_here(folder) is None
+    assert unavailable_reason(folder) is None
     with pytest.raises(ModelError, match=r"built by rtx 1\.2\.3; 9\.9 is installed"):
         open_session("engine", folder, threads=1)
 
@@ -143,7 +143,7 @@ def test_a_bundle_is_called_one(tmp_path):
     (tmp_path / BUNDLE).write_text("{}")
     with pytest.raises(ModelError, match="holds a build bundle, not an engine"):
         open_session("engine", tmp_path, threads=1)
-    assert why_not_here(tmp_path) == "it is a build bundle: no engine was built yet"
+    assert unavailable_reason(tmp_path) == "it is a build bundle: no engine was built yet"
 
 
 def test_a_folder_without_any(tmp_path):
@@ -226,7 +226,7 @@ def test_a_tensorrt_that_is_too_old_or_broken(monkeypatch):
 def test_an_engine_for_this_gpu_computes(tmp_path):
     import onnx
 
-    from passes.tensorrt.builder import build
+    from passes.tensorrt.compile_worker import build
     from tests.unit.runtimes.tensorrt_graphs import F, product, request_of
 
     target = gpus()[0].target

@@ -2,8 +2,8 @@
 
 import pytest
 
-from compressor.models.contract import InputSpec
-from compressor.runtimes.tensorrt.profiles import Profile, profile_complaints
+from compressor.models.capabilities.signature import InputSpec
+from compressor.runtimes.tensorrt.profiles import Profile, profile_problems
 from tests.unit.runtimes.tensorrt_graphs import graph, node, refusal
 
 X, Y = InputSpec("x", "float32", ("n", 4)), InputSpec("fixed", "float32", (2, 4))
@@ -37,21 +37,21 @@ def profile(low, best, high):
     ids=["fits", "none", "falls", "size", "rank"],
 )
 def test_what_is_complained_of_tensorrt_refuses(profiles, told):
-    assert profile_complaints([X], profiles) == told
+    assert profile_problems([X], profiles) == told
     assert (refusal(graph([node("Relu", "x")]), profiles=profiles) is not None) == bool(told)
 
 
 def test_a_profile_of_no_input_and_samples_beyond_it():
     profiles = {"x": profile((1, 4), (1, 4), (8, 4)), "z": profile((1,), (1,), (1,))}
     wide = InputSpec("x", "float32", ("n", "length"))
-    assert profile_complaints([X, Y], profiles) == [
+    assert profile_problems([X, Y], profiles) == [
         "profile z: the graph has no such input; it has x, fixed"
     ]
-    assert profile_complaints([wide], {"x": profile((1, 4), (1, 4), (8, 9))}, {"x": (64, 12)}) == [
+    assert profile_problems([wide], {"x": profile((1, 4), (1, 4), (8, 9))}, {"x": (64, 12)}) == [
         "profile x: dimension 1 is from 4 to 9, and 12 in the samples"
     ]
     assert (
-        profile_complaints([wide], {"x": profile((1, 4), (1, 4), (8, 9))}, {"x": (64, 9)}) == []
+        profile_problems([wide], {"x": profile((1, 4), (1, 4), (8, 9))}, {"x": (64, 9)}) == []
     )  # 64 is the batch
 
 
@@ -62,6 +62,6 @@ def test_dimensions_of_one_name_need_a_size_in_common(low, fits):
     model = graph([node("Add", "x z")])
     model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 4]))
     profiles = {"x": profile((1, 4), (2, 4), (8, 4)), "z": profile((low, 4), (9, 4), (9, 4))}
-    found = profile_complaints([X, InputSpec("z", "float32", ("n", 4))], profiles)
+    found = profile_problems([X, InputSpec("z", "float32", ("n", 4))], profiles)
     assert found == ([] if fits else ["profile z: n is from 9 to 9, and from 1 to 8 in x"])
     assert (refusal(model, profiles=profiles) is None) == fits

@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.families.autoglm_phone.alignment import late_interaction
 from compressor.models.families.autoglm_phone.blocks import Attention, rotations
 from compressor.models.families.autoglm_phone.family import AutoGLMPhone
@@ -13,6 +14,7 @@ from passes.common.losses import hard_cross_entropy
 
 FAMILY = AutoGLMPhone()
 TINY = FAMILY.presets["tiny"]
+HEADS = FAMILY.require(TrainingHeads, TINY)
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_rotary_scores_depend_on_distance_alone():
 
 def test_losses_with_and_without_concepts(model):
     data = batch(8)
-    heads = FAMILY.heads(model, forward(model, data))
+    heads = HEADS.logits(model, forward(model, data))
     assert set(hard_cross_entropy(heads, data)) == {"label", "concept", "cell_concepts"}
     del data["concept"], data["cell_concepts"]
     assert set(hard_cross_entropy(heads, data)) == {"label"}
@@ -136,7 +138,7 @@ def test_losses_with_and_without_concepts(model):
 def test_each_present_position_has_concept_logits(model):
     data = batch(8)
     outputs = forward(model, data)
-    heads = FAMILY.heads(model, outputs)
+    heads = HEADS.logits(model, outputs)
     present = (data["tokens"] != 0).sum() + (data["mel"][:, 0, ::8].abs() > 0).sum()
     assert heads["position_concepts"].shape == (present, TINY.concepts)
     assert heads["concept"].shape == (8, TINY.concepts)
@@ -169,7 +171,7 @@ def test_it_learns_a_batch(model):
     data = batch(16)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):
-        loss = hard_cross_entropy(FAMILY.heads(model, forward(model, data)), data)["label"]
+        loss = hard_cross_entropy(HEADS.logits(model, forward(model, data)), data)["label"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -11,11 +11,8 @@ from compressor.models.families.autoglm_phone.vision import (
     TensorflowPad,
     floats_from_pixels,
 )
-from compressor.models.families.image_classifier.family import (
-    EFFICIENTNET_LITE0,
-    SMALL,
-    ImageClassifier,
-)
+from compressor.models.families.image_classifier.config import EFFICIENTNET_LITE0, SMALL
+from compressor.models.families.image_classifier.family import ImageClassifier
 
 FAMILY = ImageClassifier()
 

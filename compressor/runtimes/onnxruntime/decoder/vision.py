@@ -14,15 +14,15 @@ import numpy as np
 from compressor.data.contract import Batch
 from compressor.errors import DataError, PassError
 from compressor.graphs.decoder.interface import EMBEDS, MERGE, VISION
-from compressor.models.contract import InputSpec
+from compressor.models.capabilities.signature import InputSpec
 from compressor.models.families.transformers.images import GRIDS, KINDS, PIXELS
-from compressor.runtimes.onnxruntime.opening import ERRORS, first_line, opened
+from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, opened
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ImageInputs:
     """What a decoder is fed of the images in its prompt."""
 
     embeds_WH: Array
@@ -67,13 +67,13 @@ class VisionTower:
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
         return found
 
-    def seen_in(self, feeds: Batch) -> Shown | None:
+    def encode_batch(self, feeds: Batch) -> ImageInputs | None:
         """As ``shown``, of a batch that may have no images in it."""
         if not feeds.keys() >= {KINDS, PIXELS, GRIDS} or not feeds[KINDS].any():
             return None
         return self.shown(feeds[KINDS], feeds[PIXELS], feeds[GRIDS])
 
-    def shown(self, kinds_BT: Array, pixels_BPD: Array, grids_BI3: Array) -> Shown:
+    def shown(self, kinds_BT: Array, pixels_BPD: Array, grids_BI3: Array) -> ImageInputs:
         """All images of a batch. Padding: kinds 0, patches beyond those of the grids, grids of 0.
 
         Raises:
@@ -93,17 +93,17 @@ class VisionTower:
                 end = start + int(grid.prod())
                 embeds.append(self.embeds(np.ascontiguousarray(pixels_PD[start:end]), grid))
                 start = end
-            offsets_3T, following = offsets_of(kinds_T, grids, self.merge)
+            offsets_3T, following = position_offsets(kinds_T, grids, self.merge)
             offsets.append(offsets_3T)
             after.append(following)
-        return Shown(
+        return ImageInputs(
             np.concatenate(embeds) if embeds else np.empty((0, 0), dtype=np.float32),
             np.stack(offsets, axis=1),
             np.array(after, dtype=np.int64),
         )
 
 
-def offsets_of(kinds_T: Array, grids: list[Array], merge: int) -> tuple[Array, int]:
+def position_offsets(kinds_T: Array, grids: list[Array], merge: int) -> tuple[Array, int]:
     """How far each token's positions in time, height and width, [3, T], are from its place; and those of all that follow.
 
     A word of an image stands at its row and column, counted from where the image begins; text goes on behind the longer side

@@ -14,7 +14,7 @@ from compressor.engine.contract import PassContext
 from compressor.errors import DataError
 from compressor.models.checkpoint.loading import read_description
 from compressor.models.contract import Family
-from compressor.runtimes.session import fitted
+from compressor.runtimes.session import match_inputs
 
 
 def check_data(
@@ -47,13 +47,13 @@ def _problems(
     problems = []
     if labels and dataset.label_name not in batch:
         problems.append(f"data set {name!r} has no labels")
-    inputs = family.inputs(config)
+    inputs = family.signature(config).inputs
     if unknown := sorted(set(dataset.input_names) - {spec.name for spec in inputs}):
         problems.append(
             f"data set {name!r} has inputs that {family.name} does not take: {', '.join(unknown)}"
         )
     try:
-        fitted({key: batch[key] for key in dataset.input_names}, inputs)
+        match_inputs({key: batch[key] for key in dataset.input_names}, inputs)
     except DataError as error:
         problems.append(f"data set {name!r}: {error.what}")
     return problems

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from compressor.models.capabilities.cuttable_axes import CuttableAxes, replace_fields
 from compressor.models.families.autoglm_phone.family import AutoGLMPhone
 from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.models.families.transformers.family import Transformers
@@ -72,7 +73,7 @@ def shapes(family, config):
 def test_an_axis_names_every_dimension_that_its_fields_move(family, config):
     before = shapes(family, config)
     groups = {}
-    for axis in (axis for axis in family.axes(config) if not axis.stack):
+    for axis in (axis for axis in family.capability(CuttableAxes, config).axes if not axis.stack):
         groups.setdefault(axis.width or axis.fields, []).append(axis)
     for axes in groups.values():
         units = min(axis.units for axis in axes)
@@ -87,7 +88,7 @@ def test_an_axis_names_every_dimension_that_its_fields_move(family, config):
         wanted = stated | {
             path: left[axis.name] * factor for axis in axes for path, factor in axis.fields
         }
-        after = shapes(family, family.resized(config, wanted))
+        after = shapes(family, replace_fields(config, wanted))
         assert after.keys() == before.keys()
         moved = {
             (name, dim)
@@ -105,7 +106,7 @@ def test_an_axis_names_every_dimension_that_its_fields_move(family, config):
 
 @pytest.mark.parametrize(("family", "config"), CASES)
 def test_every_axis_is_read_by_something(family, config):
-    axes = family.axes(config)
+    axes = family.capability(CuttableAxes, config).axes
     assert axes
     assert all(any(cut.reads for cut in axis.cuts) for axis in axes if not axis.stack)
     assert len({axis.name for axis in axes}) == len(axes)
@@ -114,7 +115,9 @@ def test_every_axis_is_read_by_something(family, config):
 @pytest.mark.parametrize(("family", "config"), CASES)
 def test_a_stack_holds_the_layers_that_its_field_counts(family, config):
     before = shapes(family, config)
-    for axis in (axis for axis in family.axes(config) if axis.stack and axis.fields):
+    for axis in (
+        axis for axis in family.capability(CuttableAxes, config).axes if axis.stack and axis.fields
+    ):
         layers = {
             name.removeprefix(f"{axis.stack}.").split(".")[0]
             for name in before
@@ -125,7 +128,7 @@ def test_a_stack_holds_the_layers_that_its_field_counts(family, config):
             fields = {axis.fields[0][0]: axis.units - 1} | {
                 path: ["full_attention"] * (axis.units - 1) for path in axis.listed
             }
-            after = shapes(family, family.resized(config, fields))
+            after = shapes(family, replace_fields(config, fields))
             assert before.keys() - after.keys() == {
                 name for name in before if name.startswith(f"{axis.stack}.{axis.units - 1}.")
             }
@@ -134,7 +137,7 @@ def test_a_stack_holds_the_layers_that_its_field_counts(family, config):
 @pytest.mark.parametrize(("family", "config"), CASES)
 def test_a_residual_block_goes_with_its_entry_of_the_config(family, config):
     before = shapes(family, config)
-    for axis in (axis for axis in family.axes(config) if axis.entries):
+    for axis in (axis for axis in family.capability(CuttableAxes, config).axes if axis.entries):
         for member, entry in zip(axis.members(range(axis.units)), axis.entries, strict=True):
             wanted = {}
             for name, shape in before.items():
@@ -143,12 +146,16 @@ def test_a_residual_block_goes_with_its_entry_of_the_config(family, config):
                     wanted[name] = shape
                 elif int(number) != member:  # what follows it moves up
                     wanted[f"{axis.stack}.{int(number) - (int(number) > member)}.{rest}"] = shape
-            assert shapes(family, family.resized(config, {entry: None})) == wanted
+            assert shapes(family, replace_fields(config, {entry: None})) == wanted
 
 
 def test_residual_blocks_in_a_row_are_layers_of_one_stack():
     stages = [
-        axis for axis in CLASSIFIER.axes(CLASSIFIER.presets["efficientnet-lite0"]) if axis.entries
+        axis
+        for axis in CLASSIFIER.capability(
+            CuttableAxes, CLASSIFIER.presets["efficientnet-lite0"]
+        ).axes
+        if axis.entries
     ]
     found = {axis.label: axis.units for axis in stages}
     assert found == {"vision_blocks.6-7": 2, "vision_blocks.9-10": 2, "vision_blocks.12-14": 3}

@@ -16,9 +16,10 @@ from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, NumericalError
 from compressor.graphs.decoder.interface import IDS, MASK, PAST
-from compressor.models.contract import InputSpec
-from compressor.runtimes.session import fitted, open_session
-from compressor.runtimes.tensorrt.files import ENGINE, EngineManifest, write_record
+from compressor.models.capabilities.signature import InputSpec
+from compressor.runtimes.formats import open_session
+from compressor.runtimes.session import match_inputs
+from compressor.runtimes.tensorrt.manifest import ENGINE, EngineManifest, write_record
 from compressor.runtimes.tensorrt.session import EngineSession
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def batches_of(
     )
     caches = [spec for spec in inputs if spec.name.startswith(PAST)]
     told = [spec for spec in inputs if spec not in caches and (not caches or spec.name != MASK)]
-    return [_behind_nothing(fitted(batch, told), caches) for batch in some.batches("samples")]
+    return [_behind_nothing(match_inputs(batch, told), caches) for batch in some.batches("samples")]
 
 
 def _behind_nothing(feeds: Batch, caches: Sequence[InputSpec]) -> Batch:

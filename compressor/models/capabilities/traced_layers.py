@@ -1,17 +1,16 @@
-"""Which layers of a module can multiply integers, and what is around them; from its exported graph."""
+"""Quantizable layers, discovered from the exported graph of a module."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from calibration.capture import hooked
+from compressor.models.capabilities.quantizable_layers import LayerContext, QuantizableLayers
 from compressor.models.quantized.fake_quantization import LAYERS
 
 _aten = torch.ops.aten
@@ -76,23 +75,7 @@ _TOGETHER = {_aten.mul.Tensor, _aten.add.Tensor, _aten.cat.default}
 """Never negative where all that goes in is not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A layer, as it is used."""
-
-    norm: str | None
-    """The batch normalization that follows it, where nothing else does."""
-    nonnegative: bool
-    """Whether its input is never negative."""
-    rounded: bool
-    """Whether all that reads its result are other layers, after a ReLU at most: they round it."""
-    clipped: bool
-    """Whether all that reads its result are ReLUs."""
-    around: str | None
-    """The module whose first input is the layer's too, and is added to the result of one of these layers."""
-
-
-class Graph:
+class TracedLayers(QuantizableLayers):
     """The linear and convolutional layers of a module whose weights nothing else uses."""
 
     def __init__(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> None:
@@ -118,15 +101,15 @@ class Graph:
         self.names = tuple(self._calls)
         """In the order of the graph."""
 
-    def found(self, integer: Collection[str]) -> dict[str, Found]:
-        """Every layer, where those of these names are to multiply integers."""
-        layers = {node for name in integer for node in self._calls[name]}
-        return {name: self._found(nodes, layers) for name, nodes in self._calls.items()}
+    def contexts(self, quantized: Collection[str]) -> dict[str, LayerContext]:
+        """Return the use of every layer if the layers ``quantized`` are computed with integers."""
+        layers = {node for name in quantized for node in self._calls[name]}
+        return {name: self._context(nodes, layers) for name, nodes in self._calls.items()}
 
-    def _found(self, nodes: list[Node], layers: set[Node]) -> Found:
+    def _context(self, nodes: list[Node], layers: set[Node]) -> LayerContext:
         norm, results = _results(nodes)
         around = {self._adding_module(node, layers) for node in nodes}
-        return Found(
+        return LayerContext(
             norm,
             all(_is_nonnegative(node.args[0]) for node in nodes),
             all(self._only_read_by(node, layers) for node in results),
@@ -174,12 +157,20 @@ def _first_inputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
     """The first positional input of the last call of each submodule that is given one."""
     first: dict[str, Tensor] = {}
 
-    def look(name: str, given: tuple[Any, ...]) -> None:
-        if given and isinstance(given[0], Tensor):
-            first[name] = given[0]
+    def record(name: str, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            first[name] = args[0]
 
-    with hooked(module, (name for name, _ in module.named_modules()), before=look), torch.no_grad():
-        module(**inputs)
+    handles = [
+        submodule.register_forward_pre_hook(lambda _, args, name=name: record(name, args))
+        for name, submodule in module.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            module(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
     return first
 
 

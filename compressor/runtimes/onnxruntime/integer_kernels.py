@@ -11,7 +11,7 @@ import onnxruntime
 
 from compressor.errors import ModelError
 from compressor.graphs.files import MODEL
-from compressor.runtimes.onnxruntime.opening import ERRORS, SILENT
+from compressor.runtimes.onnxruntime.inference import ERRORS, SILENT
 
 INTEGER = frozenset(
     {
@@ -42,7 +42,7 @@ class Kernels:
     """QuantizeLinear and DequantizeLinear that are left."""
 
 
-def kernels_of(folder: Path) -> Kernels:
+def inspect_kernels(folder: Path) -> Kernels:
     """What ONNX Runtime, with all its optimizations, makes of ``model.onnx``.
 
     Raises:

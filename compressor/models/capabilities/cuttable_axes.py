@@ -1,13 +1,14 @@
-"""What can be cut from a model: sets of units, and every tensor dimension that holds them.
-
-A family states its axes (``Family.axes``); passes that prune or slice work on axes alone and know no architecture.
-"""
+"""Axes that can be cut: sets of units, and every tensor dimension that holds them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
+
+from compressor.config.record import Record
+from compressor.models.capabilities.capability import Capability
 
 Field = tuple[str | int, ...]
 """The path of a config's field, as ``("vision_blocks", 1, "expanded")``."""
@@ -96,3 +97,48 @@ def batch_norm(module: str) -> tuple[Cut, ...]:
     return tuple(
         Cut(f"{module}.{name}", 0) for name in ("weight", "bias", "running_mean", "running_var")
     )
+
+
+@dataclass(frozen=True, slots=True)
+class CuttableAxes(Capability):
+    """The axes of a model.
+
+    ``prune`` scores the units of each axis, cuts the least important ones from all tensors that
+    hold them, and writes the new sizes into the config. It works on axes alone, without knowledge
+    of the architecture.
+    """
+
+    label: ClassVar[str] = "cuttable axes"
+    remedy: ClassVar[str] = (
+        "return them from the family's `capabilities`, as "
+        "compressor/models/families/autoglm_phone/axes.py does"
+    )
+
+    axes: tuple[Axis, ...]
+
+
+R = TypeVar("R", bound=Record)
+
+
+def replace_fields(config: R, fields: Mapping[Field, int | bool | list[Any] | None]) -> R:
+    """Return the config with fields replaced by path; None removes an entry from a list.
+
+    Raises:
+        pydantic.ValidationError: the fields do not fit together.
+    """
+    tree = config.model_dump(mode="json")
+    removed = [path for path, value in fields.items() if value is None]
+    for path, value in fields.items():
+        if value is not None:
+            _parent(tree, path)[path[-1]] = value
+    # From the end, so that the indices of the entries still to be removed stay valid.
+    for path in sorted(removed, reverse=True):
+        del _parent(tree, path)[path[-1]]
+    return type(config).model_validate_json(json.dumps(tree))
+
+
+def _parent(tree: Any, path: Field) -> Any:
+    """Return the mapping or list that holds the last part of a path."""
+    for part in path[:-1]:
+        tree = tree[part]
+    return tree

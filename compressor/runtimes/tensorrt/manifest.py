@@ -49,7 +49,7 @@ class EngineFile(Record):
     """The GPU that it ran on."""
 
 
-class BuildFacts(Record):
+class BuildSettings(Record):
     """What was given to the builder."""
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
@@ -66,7 +66,7 @@ class BuildFacts(Record):
     """File to sha256: the graph, and its external data."""
 
 
-class EngineManifest(BuildFacts):
+class EngineManifest(BuildSettings):
     """``engine.json``."""
 
     backend_version: str
@@ -77,7 +77,7 @@ class EngineManifest(BuildFacts):
     engines: tuple[EngineFile, ...]
 
 
-class Bundle(BuildFacts):
+class Bundle(BuildSettings):
     """``bundle.json``: all that a machine with a GPU needs to build the engine. There is no engine beside it."""
 
     command: str
@@ -113,7 +113,7 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
         ) from error
 
 
-def checked_engine_manifest(folder: Path) -> EngineManifest:
+def read_verified_manifest(folder: Path) -> EngineManifest:
     """The engine.json of a folder, every file that it names being there, byte for byte.
 
     Raises:

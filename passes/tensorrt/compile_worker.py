@@ -1,4 +1,4 @@
-"""``python -m passes.tensorrt.builder``: build one engine in this process, which does nothing else.
+"""``python -m passes.tensorrt.compile_worker``: build one engine in this process, which does nothing else.
 
 One code path over tensorrt-rtx and over enterprise TensorRT from 10 on. Reads a ``Request`` from stdin and writes an ``Answer``
 to stdout; whatever the library prints past its logger goes to stderr.
@@ -16,7 +16,7 @@ from pydantic import Field
 
 from compressor.config.record import Record
 from compressor.runtimes.tensorrt.backends import BACKENDS, BackendName, library
-from compressor.runtimes.tensorrt.files import Tensor
+from compressor.runtimes.tensorrt.manifest import Tensor
 from compressor.runtimes.tensorrt.profiles import Profile
 
 NO_DRIVER = ("Cuda Runtime", "CUDA initialization failure", "CUDA lazy loading")

@@ -16,7 +16,7 @@ from pathlib import Path
 import passes
 from compressor.errors import PassError
 from compressor.runtimes.tensorrt.backends import BACKENDS
-from passes.tensorrt.builder import Answer, Request, keep
+from passes.tensorrt.compile_worker import Answer, Request, keep
 
 _TAIL_LINES = 12
 _ADDR_NO_RANDOMIZE = 0x0040000  # linux/personality.h
@@ -32,7 +32,7 @@ def engine_from_onnx(request: Request, folder: Path) -> Answer:
     library = BACKENDS[request.backend].distribution
     where = f"{request.onnx} for {request.target or 'this GPU'}"
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "passes.tensorrt.builder"],
+        [sys.executable, "-P", "-m", "passes.tensorrt.compile_worker"],
         input=request.model_dump_json(),
         capture_output=True,
         text=True,

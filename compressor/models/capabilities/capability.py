@@ -1,0 +1,26 @@
+"""Base of the capabilities: what a model offers to passes, in small typed records."""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeVar
+
+
+class Capability:
+    """A property of a model that passes build on, such as its cuttable axes.
+
+    A pass lists the capabilities that it needs (``Pass.needs``). A model has a capability if its
+    family provides it (``Family.capabilities``), or if it can be derived from the signature or
+    discovered from the module (``capabilities/discovery.py``).
+
+    Subclasses are frozen dataclasses, one per module of this package. Importing them must not
+    import torch: planning looks capabilities up.
+    """
+
+    __slots__ = ()
+    label: ClassVar[str]
+    """Name in reports and messages, such as ``cuttable axes``."""
+    remedy: ClassVar[str]
+    """What would provide the capability, for the user of a model that lacks it."""
+
+
+C = TypeVar("C", bound=Capability)

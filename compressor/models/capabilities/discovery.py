@@ -1,0 +1,69 @@
+"""Capabilities that a family does not state: derived from its signature, or from its module.
+
+A derivation needs the signature alone, so that planning can use it without torch. A discoverer
+runs or traces the module; it is one function in this package, imported when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from compressor.models.capabilities.capability import C, Capability
+from compressor.models.capabilities.quantizable_layers import QuantizableLayers
+from compressor.models.capabilities.signature import Signature
+from compressor.models.capabilities.training_heads import TrainingHeads, heads_from_signature
+from compressor.models.capabilities.valid_positions import ValidPositions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_MASK = "attention_mask"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A module in eval mode, and a batch to run or trace it with."""
+
+    module: nn.Module
+    batch: Mapping[str, Tensor]
+    """Inputs by the names of ``forward``'s arguments."""
+
+
+def _valid_positions(signature: Signature) -> ValidPositions:
+    masked = any(spec.name == _MASK for spec in signature.inputs)
+    return ValidPositions(_MASK if masked else None)
+
+
+def _quantizable_layers(model: LoadedModel) -> QuantizableLayers:
+    from compressor.models.capabilities.traced_layers import TracedLayers
+
+    return TracedLayers(model.module, model.batch)
+
+
+DERIVATIONS: Mapping[type[Capability], Callable[[Signature], Capability | None]] = {
+    Signature: lambda signature: signature,
+    TrainingHeads: heads_from_signature,
+    ValidPositions: _valid_positions,
+}
+DISCOVERERS: Mapping[type[Capability], Callable[[LoadedModel], Capability | None]] = {
+    QuantizableLayers: _quantizable_layers,
+}
+
+
+def derive(kind: type[C], signature: Signature) -> C | None:
+    """Return the capability as it follows from the signature; None if it does not."""
+    derivation: Any = DERIVATIONS.get(kind)
+    return None if derivation is None else cast("C | None", derivation(signature))
+
+
+def discover(kind: type[C], model: LoadedModel) -> C | None:
+    """Return the capability as it follows from the module; None if it does not."""
+    discoverer: Any = DISCOVERERS.get(kind)
+    return None if discoverer is None else cast("C | None", discoverer(model))
+
+
+def is_discoverable(kind: type[Capability]) -> bool:
+    """Return True if there is a discoverer, which may succeed once the module is loaded."""
+    return kind in DISCOVERERS

@@ -1,0 +1,51 @@
+"""Inputs and outputs of a model, and the unit of its MACs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from compressor.models.capabilities.capability import Capability
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input of a model."""
+
+    name: str
+    dtype: str
+    """NumPy dtype name: float32, int64, uint8."""
+    shape: tuple[int | str, ...]
+    """An int for a fixed dimension, a name for a variable one: ``("batch", 3, 96, 96)``."""
+    below: int | None = None
+    """Exclusive upper bound of the values, such as the vocabulary size for token ids."""
+    longest: int | None = None
+    """Largest size of the variable dimensions other than the batch, such as the number of
+    positions for tokens."""
+    optional: bool = False
+    """True if the model runs without it, such as the images of a vision-language model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature(Capability):
+    """Inputs and outputs of ``forward``.
+
+    Every family has one. Sessions check batches against it, ``export-onnx`` and ``tensorrt`` name
+    the inputs and outputs of graphs after it, and estimates read the unit of the MACs.
+    """
+
+    label: ClassVar[str] = "inputs and outputs"
+    remedy: ClassVar[str] = "return them from the family's `signature`"
+
+    inputs: tuple[InputSpec, ...]
+    """In the order of ``forward``, with the names that data sets use."""
+    outputs: tuple[str, ...]
+    """Outputs of an exported model. A classifier or language model has ``logits``
+    [B, ..., classes]; a model without classes has ``embedding`` [B, width]."""
+    unit: Literal["sample", "token"] = "sample"
+    """What ``Family.macs`` counts one forward pass of."""
+
+    @property
+    def required_inputs(self) -> tuple[InputSpec, ...]:
+        """The inputs that are not optional."""
+        return tuple(spec for spec in self.inputs if not spec.optional)

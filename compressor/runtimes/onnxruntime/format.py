@@ -1,0 +1,130 @@
+"""The ONNX format: ``model.onnx`` with its external data beside it, executed by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.models.facts import ModelFacts, size_bytes
+from compressor.runtimes.decoding import Array, Decoder, DecoderOptions, GenerationLimits
+from compressor.runtimes.formats import Cost, Format, LowPrecision, SampleShapes
+
+if TYPE_CHECKING:
+    from compressor.data.contract import Batch
+    from compressor.runtimes.formats import TensorReader
+    from compressor.runtimes.layers import Layers
+    from compressor.runtimes.session import Session
+
+_MODEL = "model.onnx"
+
+
+class Onnx(Format):
+    """An ONNX graph, traced, built, or exported by another tool."""
+
+    name = "onnx"
+    summary = "an ONNX graph: model.onnx, with its external data beside it"
+    runtime = "ONNX Runtime"
+    precedence = 1
+
+    def recognizes(self, path: Path) -> bool:
+        """Return True for an .onnx file, or a folder with model.onnx."""
+        return path.suffix == ".onnx" if path.is_file() else (path / _MODEL).is_file()
+
+    def describe(self, path: Path) -> list[tuple[str, str]]:
+        """Return operator sets, inputs and outputs."""
+        from compressor.graphs.files import read_graph
+        from compressor.graphs.signature import signature_rows
+
+        return signature_rows(read_graph(path))
+
+    def check(self, path: Path) -> None:
+        """Check that the graph can be parsed and that external data lies inside the folder."""
+        from compressor.graphs.files import read_graph
+
+        read_graph(path)
+
+    def facts(self, path: Path) -> ModelFacts:
+        """Return the size; parameters and MACs need the shapes of a sample, see ``cost``."""
+        return ModelFacts(size_bytes=size_bytes(path))
+
+    def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:
+        """Count parameters and MACs from the graph."""
+        from compressor.graphs.files import read_graph
+        from compressor.runtimes.onnxruntime import cost
+
+        graph = read_graph(path)
+        return Cost(size_bytes(path), cost.parameters(graph), cost.macs(graph, sample_shapes))
+
+    def open_session(self, path: Path, *, threads: int, device: str = "cpu") -> Session:
+        """Open the graph with all graph optimizations."""
+        from compressor.runtimes.onnxruntime.session import OnnxSession
+
+        return OnnxSession(path, threads, device)
+
+    def open_layers(self, path: Path, threads: int) -> Layers:
+        """Open a graph whose layers `export-onnx` has named."""
+        from compressor.runtimes.onnxruntime.layers import OnnxLayers
+
+        return OnnxLayers(path, threads)
+
+    def generation_limits(self, path: Path) -> GenerationLimits:
+        """Return the limits that `export-onnx` wrote into a decoder's metadata."""
+        from compressor.graphs.decoder.interface import CONTEXT, VISION
+        from compressor.graphs.files import read_graph
+
+        metadata = {entry.key: entry.value for entry in read_graph(path).metadata_props}
+        if CONTEXT not in metadata:
+            return super().generation_limits(path)
+        return GenerationLimits(int(metadata[CONTEXT]), (path / VISION).is_file())
+
+    def open_decoder(self, path: Path, options: DecoderOptions) -> Decoder:
+        """Open a decoder graph with its key-value buffers."""
+        return _OnnxDecoder(path, options)
+
+    def tensors(self, path: Path) -> Mapping[str, TensorReader]:
+        """Return the named initializers; the file is read whole."""
+        from compressor.graphs.tensors import graph_tensors
+
+        return graph_tensors(path)
+
+    def low_precision(self, path: Path, batch: Batch, threads: int) -> LowPrecision:
+        """Profile the graph in ONNX Runtime and count what its integer kernels compute."""
+        from compressor.runtimes.onnxruntime import low_precision
+        from compressor.runtimes.onnxruntime.profile import profile
+
+        nodes = profile(path, batch, threads)
+        return LowPrecision(
+            low_precision.low_precision_weights(nodes),
+            low_precision.low_precision_macs(nodes),
+            tuple(low_precision.slowdown_reasons(nodes)),
+        )
+
+
+class _OnnxDecoder(Decoder):
+    """One sequence in ``OnnxDecoder``, with the vision tower opened while an image is encoded."""
+
+    def __init__(self, folder: Path, options: DecoderOptions) -> None:
+        from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
+
+        self._folder, self._threads = folder, options.threads
+        self._decoder = OnnxDecoder(
+            folder,
+            options.threads,
+            capacity=options.capacity,
+            huge_pages=True,
+            fast_prompts=options.fast_prompts,
+        )
+
+    def forward(self, token_ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
+        """Run the new tokens through the graph; see ``Decoder.forward``."""
+        embeddings = None if images is None else self._encode(images)
+        logits_V: Array = self._decoder.forward(token_ids_T[None], images=embeddings)[0, -1]
+        return logits_V
+
+    def _encode(self, images: Mapping[str, Array]) -> Any:
+        from compressor.models.families.transformers.images import GRIDS, KINDS, PIXELS
+        from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
+
+        tower = VisionTower(self._folder, self._threads, "cpu")
+        return tower.encode(*(images[name][None] for name in (KINDS, PIXELS, GRIDS)))

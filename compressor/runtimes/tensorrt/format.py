@@ -1,0 +1,118 @@
+"""TensorRT engines: executed on the GPU they were built for, measured through their graph elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.artifacts.manifest import Metric
+from compressor.runtimes.formats import Cost, Format, SampleShapes, StandIn, StoredModel
+from compressor.runtimes.onnxruntime.format import Onnx
+
+if TYPE_CHECKING:
+    from compressor.runtimes.formats import TensorReader
+    from compressor.runtimes.layers import Layers
+    from compressor.runtimes.session import Session
+    from compressor.runtimes.tensorrt.manifest import EngineManifest
+
+_ENGINE, _BUNDLE = "engine.json", "bundle.json"
+_GRAPH = Onnx()
+"""The format of the graph beside an engine."""
+
+
+class Engine(Format):
+    """TensorRT engines with ``engine.json`` and the graph they were built from, or a build bundle."""
+
+    name = "engine"
+    summary = "a TensorRT engine with engine.json, or a build bundle with bundle.json"
+    runtime = "TensorRT"
+    precedence = 2
+
+    def recognizes(self, path: Path) -> bool:
+        """Return True for a folder with engine.json or bundle.json."""
+        return (path / _ENGINE).is_file() or (path / _BUNDLE).is_file()
+
+    def describe(self, path: Path) -> list[tuple[str, str]]:
+        """Return what engine.json or bundle.json records of the build."""
+        from compressor.runtimes.tensorrt.manifest import read_engine_manifest
+
+        if (path / _BUNDLE).is_file():
+            bundle = json.loads((path / _BUNDLE).read_bytes())
+            return [("engine", "not built yet: this is a build bundle"), *_flatten(bundle)]
+        return _engine_rows(read_engine_manifest(path))
+
+    def check(self, path: Path) -> None:
+        """Check every file against the hashes in engine.json."""
+        from compressor.runtimes.tensorrt.manifest import read_verified_manifest
+
+        if not (path / _BUNDLE).is_file():
+            read_verified_manifest(path)
+
+    def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:
+        """Return the size of the largest engine file; parameters and MACs are those of the graph."""
+        graph = _GRAPH.cost(path, sample_shapes)
+        sizes = [file.stat().st_size for file in path.glob("*.engine")]
+        return Cost(max(sizes, default=graph.size_bytes), graph.parameters, graph.macs)
+
+    def stand_in(self, path: Path) -> StandIn | None:
+        """Return the graph in ONNX Runtime where this machine lacks the engine's GPU."""
+        from compressor.runtimes.tensorrt.session import unavailable_reason
+
+        reason = unavailable_reason(path)
+        return None if reason is None else StandIn(StoredModel(_GRAPH, path), reason)
+
+    def execution_metrics(self, *, executed: bool) -> tuple[Metric, ...]:
+        """Return ``executed``: 1 if the engine itself ran, for gate rules."""
+        value = float(executed)
+        return (Metric(name="executed", value=value, unit="count", better="higher", samples=1),)
+
+    def open_session(self, path: Path, *, threads: int, device: str = "cpu") -> Session:
+        """Open the engine on the first GPU; ``threads`` and ``device`` do not apply."""
+        from compressor.runtimes.tensorrt.session import EngineSession
+
+        return EngineSession(path)
+
+    def open_layers(self, path: Path, threads: int) -> Layers:
+        """Open the layers of the graph that the engine was built from."""
+        return _GRAPH.open_layers(path, threads)
+
+    def tensors(self, path: Path) -> Mapping[str, TensorReader]:
+        """Return the weights of the graph that the engine was built from."""
+        return _GRAPH.tensors(path)
+
+
+def _engine_rows(manifest: EngineManifest) -> list[tuple[str, str]]:
+    level = manifest.optimization_level
+    effort = "default optimization level" if level is None else f"optimization level {level}"
+    layers = ", ".join(f"{count} {name}" for name, count in manifest.layer_types.items())
+    rows = [
+        ("built by", f"{manifest.backend} {manifest.backend_version}"),
+        ("precision", f"{manifest.precision}; floats in {manifest.floats}"),
+        ("workspace", f"{manifest.workspace_mb} MiB, {effort}"),
+    ]
+    for name, profile in manifest.profiles.items():
+        low, best, high = list(profile.min), list(profile.opt), list(profile.max)
+        rows.append((f"profile {name}", f"min {low}, opt {best}, max {high}"))
+    for label, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
+        rows += [(f"{label} {one.name}", f"{one.dtype} {list(one.shape)}") for one in tensors]
+    rows.append(("network layers", layers))
+    rows += [(file, f"sha256 {sha256}") for file, sha256 in manifest.onnx.items()]
+    for engine in manifest.engines:
+        status = f"executed on {engine.device}" if engine.executed else "never executed"
+        size = f"{engine.bytes / 1e6:.3g} MB"
+        rows.append((engine.file, f"{engine.target}, {size}, {status}, sha256 {engine.sha256}"))
+        rows += [(f"{engine.file} warning", warning) for warning in engine.warnings]
+    return rows
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested JSON as dotted keys and values."""
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            rows += _flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", str(value)))
+    return rows

@@ -1,0 +1,121 @@
+"""Configuration of the ``awq`` pass; planning imports it, so it imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import AliasChoices, Field, model_validator
+
+from compressor.config.record import DataName, Record
+from compressor.engine.contract import PassConfig
+from compressor.models.quantized.description import FormatName, WeightBits, WeightGrid
+
+WEIGHTS_PER_CHUNK = 1 << 24
+"""Number of weights that are rounded together; peak memory grows with it."""
+
+
+class CalibrationConfig(Record):
+    """Samples on which the pass measures the inputs of linear layers."""
+
+    data: DataName = "calibration"
+    """Data set under `data:`. Labels are not used."""
+    num_samples: Annotated[int, Field(ge=1)] = 128
+    """Number of calibration samples. The set is divided into that many equal stretches, and one
+    sample is drawn at random from each."""
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    """Samples per forward pass. Peak memory grows with it."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed with which the samples are drawn."""
+
+
+class AwqConfig(PassConfig):
+    """Fields of an ``awq`` step."""
+
+    calibration: CalibrationConfig = CalibrationConfig()
+    """Calibration samples. They determine channel scales, ranges and rounding."""
+    bits: WeightBits = 4
+    """Bits per weight: 2, 3, 4 or 8. `effective_bits` replaces it."""
+    group_size: Annotated[int, Field(ge=-1)] = 128
+    """Number of consecutive inputs that share a scale and a zero-point; -1: one group per row. In a
+    transformers checkpoint it must divide the input size of every decoder linear layer. In other
+    models, layers whose input size it does not divide are not quantized; the report lists them."""
+    effective_bits: Annotated[float, Field(gt=2, le=8.5)] | None = None
+    """Mixed precision: average bits per weight, scales and zero-points included. Linear layers
+    that share an input get 2, 3, 4 or 8 bits together; those whose rounding changes the output of
+    their decoder layer most get the most. For transformers checkpoints with
+    `format: compressed-tensors`. By default every layer has `bits`."""
+    vision: WeightGrid | None = None
+    """Grid of the vision tower's linear layers, for example `{bits: 8, group_size: -1}`. They are
+    rounded to nearest, without calibration. For transformers checkpoints with
+    `format: compressed-tensors`. By default the vision tower is not quantized."""
+    lm_head: Annotated[
+        WeightGrid | None, Field(validation_alias=AliasChoices("lm_head", "head"))
+    ] = None
+    """Grid of the language-model head, for example `{bits: 8, group_size: 128}`. It is rounded to
+    nearest, without calibration, and must not be tied to the embedding. For transformers
+    checkpoints with `format: compressed-tensors`. By default the head is not quantized."""
+    symmetric: bool = False
+    """Symmetric quantization: the zero-point is the middle of the integer range and is not stored.
+    Requires `format: compressed-tensors`."""
+    format: FormatName = "awq"
+    """Checkpoint format: `awq` (AutoAWQ's GEMM layout: 4 bits, zero-points, float16) or
+    `compressed-tensors` (its pack-quantized layout: 2, 3, 4 or 8 bits)."""
+    scaling: bool = True
+    """Search for input channel scales that reduce the rounding error, and fold them into the norm
+    or linear layer before (AWQ, Lin et al. 2024)."""
+    refine: Literal["none", "gptq"] = "gptq"
+    """Rounding method. `gptq`: round one input after another and compensate each error in the
+    remaining weights (GPTQ, Frantar et al. 2023), then improve integers and scales by coordinate
+    descent. `none`: round to nearest."""
+    error_compensation: Annotated[
+        float, Field(ge=0, le=1, validation_alias=AliasChoices("error_compensation", "drift"))
+    ] = 0.5
+    """Fraction, from 0 to 1, of the error of earlier quantized layers that later weights compensate
+    (propagation strength of QEP, Arai and Ichikawa 2025). 0 disables it and halves the work."""
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    """dtype of all tensors that are not packed, such as embeddings and norms. By default float16
+    for `format: awq`, otherwise the dtype of the parent."""
+
+    @property
+    def grids(self) -> tuple[WeightGrid, ...]:
+        """Candidate grids of a decoder's or module's linear layers; one unless mixed precision."""
+        candidates: tuple[WeightBits, ...] = (
+            (self.bits,) if self.effective_bits is None else get_args(WeightBits)
+        )
+        return tuple(
+            WeightGrid(bits=bits, group_size=self.group_size, symmetric=self.symmetric)
+            for bits in candidates
+        )
+
+    @property
+    def uses_layer_groups(self) -> bool:
+        """Return True if a method needs to know which linear layers read the same input."""
+        return self.refine == "gptq" or self.scaling or self.error_compensation > 0
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> AwqConfig:
+        problems = []
+        if self.group_size == 0:
+            problems.append("group_size 0: a group has at least one weight; -1 means a whole row")
+        if self.effective_bits is not None and "bits" in self.model_fields_set:
+            problems.append("`bits` has no effect beside `effective_bits`: remove one of them")
+        if self.format == "awq" and (fields := self._fields_beyond_autoawq()):
+            problems.append(
+                "`format: awq` stores 4-bit weights with zero-points beside float16 tensors, which "
+                f"{' and '.join(fields)} contradict: use `format: compressed-tensors`"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _fields_beyond_autoawq(self) -> list[str]:
+        """Return the fields whose values AutoAWQ's format cannot store."""
+        contradicts = {
+            "bits": self.bits != 4,
+            "effective_bits": self.effective_bits is not None,
+            "vision": self.vision is not None,
+            "lm_head": self.lm_head is not None,
+            "symmetric": self.symmetric,
+            "dtype": self.dtype not in {None, "float16"},
+        }
+        return [name for name, is_wrong in contradicts.items() if is_wrong]

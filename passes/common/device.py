@@ -1,0 +1,54 @@
+"""The device and the memory of a process that runs torch."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from compressor.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compressor.data.contract import Batch
+    from compressor.engine.contract import PassContext
+
+
+def prepare_torch(context: PassContext) -> torch.device:
+    """Seed torch's generator, set its number of threads, and return the device.
+
+    Raises:
+        UsageError: The device is ``cuda``, and torch finds no GPU.
+    """
+    if context.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no GPU here", remedy="use --device cpu")
+    torch.manual_seed(context.seed)
+    torch.set_num_threads(context.threads)
+    return torch.device(context.device)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's parameters."""
+    return next(model.parameters()).device
+
+
+def tensors_from_batch(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """Copy the NumPy arrays of a batch to tensors on the device."""
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        for name, array in batch.items()
+    }
+
+
+def trim_heap() -> None:
+    """Return freed memory to the operating system.
+
+    glibc keeps freed blocks that lie between blocks in use until ``malloc_trim`` is called. With
+    other C libraries this does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
