@@ -20,7 +20,7 @@ from compressor.data.contract import SourceContext
 from compressor.engine.plan.pipeline import load_pipeline
 from compressor.evaluation.latency import batches_for_latency, measure_latency
 from compressor.evaluation.records import LatencyConfig
-from compressor.runtimes.session import open_session
+from compressor.runtimes.formats import StoredModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def in_turns(
     batches = batches_for_latency(data.source.load(data.config, SourceContext(loaded.base)), config)
     for artifact in artifacts:
         verify(artifact)
-    sessions = [open_session(one.manifest.kind, one.model, threads=threads) for one in artifacts]
+    sessions = [StoredModel.of(one).open_session(threads) for one in artifacts]
     medians: list[list[float]] = [[] for _ in sessions]
     for number in range(rounds):
         for index in random.Random(number).sample(range(len(sessions)), len(sessions)):

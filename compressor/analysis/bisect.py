@@ -9,12 +9,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from compressor.analysis.layer_restoration import LayerTrial, Ruler, search_layers
-from compressor.artifacts.kinds import OF_FAMILIES
 from compressor.artifacts.runs import RunRecord, find_run
 from compressor.artifacts.store import Artifact, open_artifact, verify
 from compressor.data.contract import Dataset, SourceContext
 from compressor.engine.plan.pipeline import Pipeline
 from compressor.errors import UsageError
+from compressor.runtimes.formats import StoredModel
 
 Progress = Callable[[str, int, int], None]
 
@@ -116,9 +116,13 @@ def bisect(
         told = f"no step lost {metric}" if within is None else f"{within} lost no {metric}"
         raise UsageError(f"{told} on these samples", remedy="try more --samples")
     (link,) = (one for one in links if one.step == worst.step)
-    if link.child.manifest.kind not in OF_FAMILIES or link.reads.manifest.kind not in OF_FAMILIES:
-        kinds = f"{link.reads.manifest.kind.value} and {link.child.manifest.kind.value}"
-        why = f"layers are put back in torch models, and these are {kinds}: `compare -p` tells what each layer adds"
+    formats = [StoredModel.of(artifact).format for artifact in (link.reads, link.child)]
+    if not all(format_.restorable_layers for format_ in formats):
+        names = " and ".join(format_.name for format_ in formats)
+        why = (
+            f"layers can be exchanged between torch models only, and these are {names}: "
+            "`compare -p` shows the error that each layer adds"
+        )
         found: tuple[tuple[LayerTrial, ...], str | None, str | None] = ((), None, why)
     else:
         folders = (link.reads.model, link.child.model)

@@ -135,7 +135,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
             {
                 "name": step.name,
                 "pass": step.pass_name,
-                "kind": step.kind.value,
+                "kind": step.format,
                 "id": step.artifact_id,
                 "artifact": step.directory,
                 "inputs": dict(step.inputs),

@@ -14,7 +14,7 @@ from compressor.artifacts.store import Artifact
 from compressor.data.contract import Batch, SourceContext
 from compressor.engine.plan.pipeline import Pipeline
 from compressor.errors import UsageError
-from compressor.runtimes.layers import open_layers
+from compressor.runtimes.formats import StoredModel
 
 
 class MetricPair(BaseModel):
@@ -62,7 +62,7 @@ class Comparison(BaseModel):
 
 def tensors_of_both(a: Artifact, b: Artifact) -> tuple[TensorDifference, ...]:
     """The weights of two artifacts, those that differ most first."""
-    return tensor_differences((a.manifest.kind, a.model), (b.manifest.kind, b.model))
+    return tensor_differences(StoredModel.of(a), StoredModel.of(b))
 
 
 def layers_of_both(
@@ -88,7 +88,8 @@ def layers_of_both(
     """
     batch = samples_of_set(pipeline, context, data, samples)
     threads = pipeline.config.threads
-    left, right = (open_layers(one.manifest.kind, one.model, threads) for one in (a, b))
+    models = (StoredModel.of(artifact) for artifact in (a, b))
+    left, right = (model.format.open_layers(model.path, threads) for model in models)
     return compare_layers(left, right, batch)
 
 
@@ -147,7 +148,7 @@ def _pair(name: str, a: Metric | None, b: Metric | None) -> MetricPair:
 
 def _facts(manifest: Manifest) -> dict[str, Any]:
     return {
-        "kind": manifest.kind.value,
+        "format": manifest.format,
         "pass": f"{manifest.pass_.name} version {manifest.pass_.version}",
         "config": manifest.pass_.config,
         "seed": manifest.seed,

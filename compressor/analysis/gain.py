@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from compressor.analysis import low_precision as gain
 from compressor.analysis.compare import samples_of_set
 from compressor.artifacts.gain import Gain
-from compressor.artifacts.kinds import OF_FAMILIES, Kind
 from compressor.artifacts.runs import RunRecord, find_run
 from compressor.artifacts.store import Artifact, open_artifact, verify
 from compressor.data.contract import Batch, SourceContext
@@ -19,11 +17,8 @@ from compressor.engine.gates.verdicts import NoiseAwareJudge
 from compressor.engine.plan.pipeline import BudgetConfig, Pipeline
 from compressor.engine.run import events
 from compressor.errors import UsageError
+from compressor.runtimes.formats import StoredModel, format_named
 
-_RUNTIME = dict.fromkeys(OF_FAMILIES, "torch") | {
-    Kind.ONNX: "ONNX Runtime",
-    Kind.ENGINE: "TensorRT",
-}
 _LATENCY = "latency_p50_ms"
 
 
@@ -72,7 +67,7 @@ def gains(
 def _compared_with(step: str, record: RunRecord, artifacts: Mapping[str, Artifact]) -> str | None:
     """The nearest ancestor of the same runtime; else an artifact of that runtime that comes straight from an ancestor."""
     parents = {one.name: one.parent for one in record.steps}
-    runtime = _RUNTIME.get(artifacts[step].manifest.kind)
+    runtime = StoredModel.of(artifacts[step]).format.runtime
     before = parents[step]
     ancestors = []
     while before is not None and before in artifacts:
@@ -86,7 +81,7 @@ def _compared_with(step: str, record: RunRecord, artifacts: Mapping[str, Artifac
         manifest = artifacts[name].manifest
         if (
             name != step
-            and _RUNTIME.get(manifest.kind) == runtime
+            and format_named(manifest.format).runtime == runtime
             and manifest.metric(_LATENCY) is not None
         ):
             return name
@@ -103,44 +98,29 @@ def _gain(
     batch: Batch,
     pipeline: Pipeline,
 ) -> Gain:
-    kind = artifact.manifest.kind
+    model = StoredModel.of(artifact)
     low, high, ratio = None, None, None
     if artifact.manifest.metric(_LATENCY) is not None:
         rule = Rule(_LATENCY, "max_ratio", 1.0, against, budget=budget)
         found = judge(rule, Figures.of(artifact, name), Figures.of(other, against))
         ratio, low, high = found.found, found.low, found.high
-    weights = macs = None
-    why: list[str] = []
-    if kind is Kind.ONNX:
-        from compressor.runtimes.onnxruntime.profile import profile
-
-        latency = pipeline.config.evaluate.latency
-        nodes = profile(
-            artifact.model, batch, latency.threads if latency else pipeline.config.threads
-        )
-        weights, macs = gain.low_precision_weights(nodes), gain.low_precision_macs(nodes)
-        why = gain.why_not_faster(nodes)
-    elif kind is Kind.QUANTIZED:
-        why = ["torch computes in float what it rounds: the integers come with `export-onnx`"]
-    elif kind is Kind.AWQ:
-        why = [
-            "torch computes with the weights unpacked to float32: the integers are for what reads them packed, as vLLM, "
-            "transformers and `export-onnx` do of language models"
-        ]
+    latency = pipeline.config.evaluate.latency
+    threads = latency.threads if latency else pipeline.config.threads
+    low_precision = model.format.low_precision(model.path, batch, threads)
     return Gain(
         step=name,
         pass_name=artifact.manifest.pass_.name,
         against=against,
-        runtime=_RUNTIME[kind],
+        runtime=model.format.runtime or "none",
         size_ratio=artifact.manifest.model_bytes / other.manifest.model_bytes,
         parameters_ratio=_ratio(artifact, other, "parameters"),
         macs_ratio=_ratio(artifact, other, "macs"),
-        low_precision_weights=weights,
-        low_precision_macs=macs,
+        low_precision_weights=low_precision.weights,
+        low_precision_macs=low_precision.macs,
         speedup=1 / ratio if ratio else None,
         speedup_low=1 / high if high else None,
         speedup_high=1 / low if low else None,
-        why_not=tuple(why) if high is None or high >= 1 else (),
+        why_not=low_precision.reasons if high is None or high >= 1 else (),
     )
 
 

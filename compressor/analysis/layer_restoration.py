@@ -16,7 +16,8 @@ from compressor.evaluation.accuracy import measure_accuracy
 from compressor.evaluation.embeddings import answers_with_embeddings, measure_embeddings
 from compressor.evaluation.metrics import METRICS, referring
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
-from compressor.runtimes.session import Session, open_session
+from compressor.runtimes.formats import StoredModel
+from compressor.runtimes.session import Session
 
 if TYPE_CHECKING:
     from compressor.artifacts.store import Artifact
@@ -89,18 +90,16 @@ class Ruler:
         """How many it looks at."""
         return min(self.config.num_samples or len(self.dataset), len(self.dataset))
 
-    def of_session(self, session: Session) -> float:
+    def from_session(self, session: Session) -> float:
         """The metric of an open model."""
         measure = measure_embeddings if answers_with_embeddings(session) else measure_accuracy
         return measure(session, self.dataset, self.config, lambda *_: None).metrics[0].value
 
     def of_artifact(self, artifact: Artifact) -> float:
-        """The metric of an artifact; of an engine, that of its graph."""
-        from compressor.artifacts.kinds import Kind
-
-        kind = Kind.ONNX if artifact.manifest.kind is Kind.ENGINE else artifact.manifest.kind
-        with open_session(kind, artifact.model, threads=self.threads) as session:
-            return self.of_session(session)
+        """Return the metric of an artifact, measured on its stand-in if it cannot run here."""
+        model, _ = StoredModel.of(artifact).runnable()
+        with model.open_session(self.threads) as session:
+            return self.from_session(session)
 
 
 def search_layers(
@@ -144,7 +143,7 @@ def search_layers(
         try:
             error = _apart(after.run(batch), wanted)
             trials.append(
-                LayerTrial(restored=tuple(names), value=ruler.of_session(after), error=error)
+                LayerTrial(restored=tuple(names), value=ruler.from_session(after), error=error)
             )
         finally:
             for part in chosen:
@@ -185,7 +184,7 @@ def _common(before: TorchSession, after: TorchSession, batch: Any) -> dict[str, 
     from compressor.runtimes.torch.layers import TorchLayers
 
     first = {name: array[:1] for name, array in batch.items()}
-    found: list[TorchLayers] = [TorchLayers.of_session(one) for one in (before, after)]
+    found: list[TorchLayers] = [TorchLayers.from_session(one) for one in (before, after)]
     old, new = (one.trace(first) for one in found)
     known = [set(dict(one.module.named_modules())) for one in found]
     common = {}

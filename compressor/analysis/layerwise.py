@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from compressor.analysis.tensors import Array, relative_error, snr_db
 from compressor.data.contract import Batch
 from compressor.errors import UsageError
-from compressor.runtimes.layers import Layers, reshaped
+from compressor.runtimes.layers import Layers, reshape_like
 
 
 class LayerDifference(BaseModel):
@@ -90,7 +90,7 @@ def compare_layers(a: Layers, b: Layers, batch: Batch) -> LayerComparison:
 
 
 def _error(of: Array, against: Array) -> float | None:
-    fitting = reshaped(of, against)
+    fitting = reshape_like(of, against)
     if fitting is None:
         return None
     error = relative_error(fitting, against)

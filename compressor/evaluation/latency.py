@@ -14,7 +14,7 @@ from compressor.data.contract import Batch, Dataset
 from compressor.errors import DataError
 from compressor.evaluation.intervals import bootstrap_mean, quantile_interval
 from compressor.evaluation.records import LatencyConfig
-from compressor.runtimes.session import Session, fitted
+from compressor.runtimes.session import Session, match_inputs
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
@@ -53,7 +53,7 @@ def measure_latency(
     Raises:
         DataError: the data does not fit the model.
     """
-    feeds = [fitted(batch, session.inputs) for batch in batches]
+    feeds = [match_inputs(batch, session.inputs) for batch in batches]
     for index in range(config.warmup):
         session.compute(feeds[index % len(feeds)])
     nanoseconds = []

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from compressor.artifacts.fingerprint import digest_json
-from compressor.artifacts.kinds import Kind
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
 from compressor.errors import UsageError
 from compressor.evaluation.process import MeasuringProcess
 from compressor.evaluation.protocol import ReferenceModel, Request
 from compressor.evaluation.records import EvaluateConfig, Measurement
+from compressor.runtimes.formats import StoredModel
 
 EVALUATION_VERSION = 3
 """Bump it when the same model, data and ``evaluate:`` section may give other reports."""
@@ -42,8 +41,7 @@ def evaluation_digest(
 
 
 def measure(
-    kind: Kind,
-    model: Path,
+    model: StoredModel,
     evaluate: EvaluateConfig,
     sources: Mapping[str, Mapping[str, Any]],
     context: SourceContext,
@@ -54,8 +52,7 @@ def measure(
     """Accuracy, latency, memory, size, parameters and MACs of the model in a folder, as ``evaluate`` asks.
 
     Args:
-        kind: decides the runtime.
-        model: the folder that the runtime opens.
+        model: the model on disk and its format, which decides the runtime.
         evaluate: what is measured.
         sources: data set to the config of its source, in JSON values.
         context: what those sources may use.
@@ -68,7 +65,7 @@ def measure(
         PassError: the process crashed; the end of what it printed is told.
     """
     with MeasuringProcess(
-        request_of(kind, model, evaluate, sources, context, reference=reference)
+        request_of(model, evaluate, sources, context, reference=reference)
     ) as process:
         while (answer := process.answer()).measurement is None:
             if answer.progress is not None:
@@ -77,8 +74,7 @@ def measure(
 
 
 def request_of(
-    kind: Kind,
-    model: Path,
+    model: StoredModel,
     evaluate: EvaluateConfig,
     sources: Mapping[str, Mapping[str, Any]],
     context: SourceContext,
@@ -92,8 +88,8 @@ def request_of(
         raise UsageError(f"`evaluate:` names sets that `data:` does not have: {', '.join(missing)}")
     return Request(
         task=task,
-        kind=kind,
-        model=model.resolve(),
+        format=model.format.name,
+        model=model.path.resolve(),
         evaluate=evaluate,
         sources={name: dict(sources[name]) for name in sorted(used)},
         reference=reference and reference.model_copy(update={"model": reference.model.resolve()}),

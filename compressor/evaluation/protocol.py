@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from compressor import errors
-from compressor.artifacts.kinds import Kind
 from compressor.errors import CompressError, PassError
 from compressor.evaluation.records import EvaluateConfig, Measurement
+from compressor.runtimes.formats import StoredModel, format_named
 
 
 class _Message(BaseModel):
@@ -22,9 +22,14 @@ class ReferenceModel(_Message):
     """The model whose answers count as right for the metrics that compare."""
 
     id: str
-    """Its artifact's."""
-    kind: Kind
+    """Id of its artifact."""
+    format: str
     model: Path
+
+    @property
+    def stored(self) -> StoredModel:
+        """The model with its format."""
+        return StoredModel(format_named(self.format), self.model)
 
 
 class Request(_Message):
@@ -32,7 +37,7 @@ class Request(_Message):
 
     task: Literal["measure", "rounds"] = "measure"
     """``measure``: all of ``evaluate``, once. ``rounds``: calls are timed each time that a line comes."""
-    kind: Kind
+    format: str
     model: Path
     evaluate: EvaluateConfig
     sources: dict[str, dict[str, Any]]
@@ -42,7 +47,12 @@ class Request(_Message):
     allow_code: bool
     cache: Path
     parent: int
-    """Process id of who asked: when that process ends, however it ends, this one does."""
+    """Process id of the caller; the measuring process ends when the caller does, however it ends."""
+
+    @property
+    def stored(self) -> StoredModel:
+        """The model with its format."""
+        return StoredModel(format_named(self.format), self.model)
 
 
 class Failure(_Message):

@@ -1,159 +1,179 @@
-"""Text from an artifact, token by token, with the time that it took."""
+"""Generate text from a model, token by token, and time it.
+
+Shapes: T tokens, V vocabulary entries.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import MANIFEST
-from compressor.engine.plan.source_model import DirectorySource
 from compressor.engine.run.runner import load_given
 from compressor.errors import DataError, UsageError
 from compressor.models.families.transformers.processor import Processor
-from compressor.runtimes.stepping import context_of, open_stepper
+from compressor.runtimes.decoding import DecoderOptions
+from compressor.runtimes.formats import StoredModel, recognize
 
 Array = np.ndarray[Any, Any]
 _UNFINISHED = "\ufffd"
-"""What a tokenizer says for half a character."""
+"""The replacement character, which tokenizers return for an incomplete UTF-8 sequence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What was said, and how fast."""
+    """A generated answer and its speed."""
 
     text: str
     prompt_tokens: int
     tokens: int
     finished: bool
-    """Whether the model ended it, and not `--max-tokens`."""
+    """True if the model ended the answer, False if `--max-tokens` did."""
     prefill_tokens_per_second: float
-    """The prompt's, the first token of the answer with it."""
+    """Prompt tokens per second, up to the first token of the answer."""
     decode_tokens_per_second: float | None
-    """Of the tokens after the first; None where there are none."""
+    """Tokens per second after the first token; None if there is only one."""
     runtime_threads: int
 
     def as_json(self) -> dict[str, Any]:
-        """For a program to read."""
+        """Return JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next word is chosen."""
+    """How each next token is selected from the logits."""
 
     max_tokens: int
     temperature: float
-    """0: the best one."""
+    """0: always the most probable token."""
     top_p: float
-    """From the words that together have this share (nucleus sampling, Holtzman et al. 2020)."""
+    """Sample from the smallest set of tokens with this total probability (nucleus sampling,
+    Holtzman et al. 2020)."""
     seed: int
 
 
-def model_at(path: Path) -> tuple[Kind, Path]:
-    """The kind and the folder of a model: of an artifact, every file verified, or of a directory as others wrote it.
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A user message, or text to continue."""
+
+    text: str
+    images: tuple[Path, ...] = ()
+    """Image files that the message is about; they come before the text."""
+    raw: bool = False
+    """Continue the text as it is, without the chat template."""
+
+
+def model_at(path: Path) -> StoredModel:
+    """Return the model of an artifact, every file verified, or of a folder in an installed format.
 
     Raises:
-        UsageError: there is nothing.
-        ModelError: the directory holds no model.
+        UsageError: the path is not a folder.
+        ModelError: no installed format recognizes the folder.
         DamagedArtifactError: a file differs from the manifest.
     """
     if (path / MANIFEST).is_file():
-        artifact = load_given(path)
-        return artifact.manifest.kind, artifact.model
+        return StoredModel.of(load_given(path))
     if not path.is_dir():
         raise UsageError(
-            f"{path} is no directory", remedy="name an artifact, or the directory of a model"
+            f"{path} is not a folder", remedy="name an artifact, or the folder of a model"
         )
-    return DirectorySource(path).kind, path
+    return recognize(path)
 
 
 def generate(
-    kind: Kind,
-    folder: Path,
-    prompt: str,
+    model: StoredModel,
+    prompt: Prompt,
     sampling: Sampling,
     *,
     threads: int,
-    raw: bool,
-    said: Callable[[str], None],
-    images: Sequence[Path] = (),
     fast_prompts: bool = False,
+    on_text: Callable[[str], None],
 ) -> Generated:
-    """Continue a prompt; ``said`` is given each piece of text as it comes.
+    """Generate an answer to a prompt, or continue it.
 
     Args:
-        kind: torch, awq or onnx.
-        folder: the model's.
-        prompt: what the user says; through the chat template where there is one and it is not ``raw``.
-        sampling: how words are chosen.
-        threads: of the runtime.
-        raw: continue the prompt as it is.
-        said: gets pieces of text.
-        images: files that the prompt is about; they come before it.
-        fast_prompts: read the prompt by weights in 8 bits, made of the packed ones of an onnx model.
+        model: a torch, packed or onnx model that generates.
+        prompt: the text and images to answer.
+        sampling: how each next token is selected.
+        threads: threads of the runtime.
+        fast_prompts: read the prompt with 8-bit copies of the packed weights (onnx only).
+        on_text: called with each piece of text as soon as it is complete.
 
     Raises:
-        DataError: there is no tokenizer, or it gives no token for the prompt; an image cannot be read, or no processor is there.
-        UsageError: the model does not generate, does not look at images, or has no packed weights to read prompts fast with;
-            prompt and answer are longer than its context.
+        DataError: there is no tokenizer, or it gives no token for the prompt; an image cannot be
+            read, or there is no processor.
+        UsageError: the model does not generate, takes no images, or has no packed weights for
+            ``fast_prompts``; prompt and answer exceed its context.
     """
-    context_of(kind, folder)  # whether it generates at all comes before what it lacks
-    shown: dict[str, Array] | None = None
-    if images:
-        tokenizer, ids, shown = _with_images(folder, prompt, images, raw)
-    else:
-        tokenizer = _tokenizer(folder)
-        ids = _encoded(tokenizer, prompt, raw)
-    ends = _ends(folder, tokenizer)
-    room = len(ids) + sampling.max_tokens
-    stepper = open_stepper(
-        kind, folder, threads=threads, room=room, sees=shown is not None, fast_prompts=fast_prompts
-    )
-    draw = np.random.default_rng(sampling.seed)
+    limits = model.format.generation_limits(model.path)
+    if prompt.images and not limits.takes_images:
+        raise UsageError(f"{model.path} holds a text model: it takes no images")
+    tokenizer, token_ids_T, images = _encode(model.path, prompt)
+    capacity = len(token_ids_T) + sampling.max_tokens
+    if capacity > limits.context_length:
+        raise UsageError(
+            f"prompt and answer have {capacity} tokens; "
+            f"the model's context has {limits.context_length}",
+            remedy="shorten the prompt, or lower --max-tokens",
+        )
+    options = DecoderOptions(threads, capacity, fast_prompts)
+    decoder = model.format.open_decoder(model.path, options)
+    end_tokens = _end_tokens(model.path, tokenizer)
+    rng = np.random.default_rng(sampling.seed)
     started = time.perf_counter()
-    answer = [_chosen(stepper.feed(ids, shown), sampling, draw)]
-    first = time.perf_counter()
-    told = ""
-    while answer[-1] not in ends:
-        text = tokenizer.decode(answer, skip_special_tokens=True)
-        if not text.endswith(_UNFINISHED):
-            said(text[len(told) :])
-            told = text
-        if len(answer) == sampling.max_tokens:
+    tokens = [_sample(decoder.forward(token_ids_T, images), sampling, rng)]
+    prefilled = time.perf_counter()
+    text = ""
+    while tokens[-1] not in end_tokens:
+        decoded = tokenizer.decode(tokens, skip_special_tokens=True)
+        if not decoded.endswith(_UNFINISHED):
+            on_text(decoded[len(text) :])
+            text = decoded
+        if len(tokens) == sampling.max_tokens:
             break
-        answer.append(_chosen(stepper.feed(np.array(answer[-1:], dtype=np.int64)), sampling, draw))
-    seconds = time.perf_counter() - first
+        last_T = np.array(tokens[-1:], dtype=np.int64)
+        tokens.append(_sample(decoder.forward(last_T), sampling, rng))
+    seconds = time.perf_counter() - prefilled
     return Generated(
-        told,
-        len(ids),
-        len(answer),
-        answer[-1] in ends,
-        len(ids) / (first - started),
-        (len(answer) - 1) / seconds if len(answer) > 1 else None,
-        threads,
+        text=text,
+        prompt_tokens=len(token_ids_T),
+        tokens=len(tokens),
+        finished=tokens[-1] in end_tokens,
+        prefill_tokens_per_second=len(token_ids_T) / (prefilled - started),
+        decode_tokens_per_second=(len(tokens) - 1) / seconds if len(tokens) > 1 else None,
+        runtime_threads=threads,
     )
 
 
-def _chosen(scores_V: Array, sampling: Sampling, draw: np.random.Generator) -> int:
+def _encode(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[str, Array] | None]:
+    """Return the tokenizer, the token ids, and the processor's arrays of the images if any."""
+    if prompt.images:
+        return _encode_with_images(folder, prompt)
+    tokenizer = _load_tokenizer(folder)
+    return tokenizer, _encode_text(tokenizer, prompt), None
+
+
+def _sample(logits_V: Array, sampling: Sampling, rng: np.random.Generator) -> int:
     if sampling.temperature == 0:
-        return int(scores_V.argmax())
-    shares_V = scores_V.astype(np.float64) / sampling.temperature
-    shares_V = np.exp(shares_V - shares_V.max())
-    shares_V /= shares_V.sum()
-    order_V = shares_V.argsort()[::-1]
-    count = int(np.searchsorted(shares_V[order_V].cumsum(), sampling.top_p)) + 1
-    some = order_V[:count]
-    return int(draw.choice(some, p=shares_V[some] / shares_V[some].sum()))
+        return int(logits_V.argmax())
+    probabilities_V = logits_V.astype(np.float64) / sampling.temperature
+    probabilities_V = np.exp(probabilities_V - probabilities_V.max())
+    probabilities_V /= probabilities_V.sum()
+    order_V = probabilities_V.argsort()[::-1]
+    count = int(np.searchsorted(probabilities_V[order_V].cumsum(), sampling.top_p)) + 1
+    nucleus = order_V[:count]
+    weights = probabilities_V[nucleus]
+    return int(rng.choice(nucleus, p=weights / weights.sum()))
 
 
-def _tokenizer(folder: Path) -> Any:
+def _load_tokenizer(folder: Path) -> Any:
     if not (folder / "tokenizer.json").is_file():
         raise DataError(
             f"there is no tokenizer.json in {folder}",
@@ -162,48 +182,45 @@ def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        kinds: Any = AutoTokenizer
-        return kinds.from_pretrained(str(folder), local_files_only=True)
+        loader: Any = AutoTokenizer
+        return loader.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises classes of several libraries
         raise DataError(f"{folder} holds no tokenizer that transformers opens: {error}") from error
 
 
-def _encoded(tokenizer: Any, prompt: str, raw: bool) -> Array:
-    if tokenizer.chat_template and not raw:
-        messages = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
+def _encode_text(tokenizer: Any, prompt: Prompt) -> Array:
+    if tokenizer.chat_template and not prompt.raw:
+        messages = [{"role": "user", "content": prompt.text}]
+        encoding = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True
+        )
     else:
-        ids = tokenizer(prompt)["input_ids"]
-    if not len(ids):
-        raise UsageError("the prompt is empty", remedy="say something with --prompt")
-    return np.array(ids, dtype=np.int64)
+        encoding = tokenizer(prompt.text)
+    token_ids = encoding["input_ids"]
+    if not len(token_ids):
+        raise UsageError("the prompt is empty", remedy="give some text with --prompt")
+    return np.array(token_ids, dtype=np.int64)
 
 
-def _with_images(
-    folder: Path, prompt: str, images: Sequence[Path], raw: bool
-) -> tuple[Any, Array, dict[str, Array]]:
-    """The tokenizer, the tokens, and the processor's other arrays."""
-    if raw:
-        raise UsageError("images go through the chat template: leave --raw out")
-    if missing := [str(image) for image in images if not image.is_file()]:
+def _encode_with_images(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[str, Array]]:
+    if prompt.raw:
+        raise UsageError("images need the chat template: leave --raw out")
+    if missing := [str(image) for image in prompt.images if not image.is_file()]:
         raise DataError(f"there is no image {', '.join(missing)}")
     processor = Processor(folder)
-    parts = [{"type": "image", "path": str(image.resolve())} for image in images]
-    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
+    parts = [{"type": "image", "path": str(image.resolve())} for image in prompt.images]
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt.text}]}]
     try:
-        found = processor.arrays(messages, ask=True)
-    except Exception as error:  # of the template, the tokenizer, Pillow
-        raise DataError(
-            f"the processor of {folder} fails on {', '.join(map(str, images))}: {error}"
-        ) from error
-    return processor.processor.tokenizer, found.pop("input_ids"), found
+        arrays = processor.arrays(messages, ask=True)
+    except Exception as error:  # raised by the template, the tokenizer or Pillow
+        names = ", ".join(map(str, prompt.images))
+        raise DataError(f"the processor of {folder} fails on {names}: {error}") from error
+    return processor.processor.tokenizer, arrays.pop("input_ids"), arrays
 
 
-def _ends(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer: what generation_config.json says, and the tokenizer."""
+def _end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end an answer, from generation_config.json and the tokenizer."""
     file = folder / "generation_config.json"
-    told = json.loads(file.read_bytes()).get("eos_token_id") if file.is_file() else None
-    some = told if isinstance(told, list) else [told]
-    return frozenset(one for one in (*some, tokenizer.eos_token_id) if one is not None)
+    value = json.loads(file.read_bytes()).get("eos_token_id") if file.is_file() else None
+    token_ids = value if isinstance(value, list) else [value]
+    return frozenset(token for token in (*token_ids, tokenizer.eos_token_id) if token is not None)

@@ -1,5 +1,1 @@
-"""Any artifact as one callable ``Session``."""
-
-from compressor.runtimes.session import Session, open_session
-
-__all__ = ["Session", "open_session"]
+"""Runtimes: a model on disk as a session, a decoder, or layers, through its format."""

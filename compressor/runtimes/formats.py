@@ -121,7 +121,7 @@ class Format(ABC):
         """
         return ModelFacts(size_bytes=size_bytes(path))
 
-    def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:  # noqa: ARG002
+    def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:
         """Return size, parameters and MACs."""
         facts = self.facts(path)
         return Cost(size_bytes(path), facts.parameters, facts.macs)
@@ -183,7 +183,7 @@ class Format(ABC):
         """
         raise self._unsupported(path, "it holds no tensors to compare", None)
 
-    def low_precision(self, path: Path, batch: Batch, threads: int) -> LowPrecision:  # noqa: ARG002
+    def low_precision(self, path: Path, batch: Batch, threads: int) -> LowPrecision:
         """Profile the model's use of integer arithmetic on a batch."""
         return LowPrecision()
 
@@ -266,3 +266,13 @@ def accepts(names: frozenset[str], format_name: str) -> bool:
     """Return True if a pass that accepts ``names`` can read a model of a format."""
     format_ = format_named(format_name)
     return not names.isdisjoint({format_.name, *format_.accepted_as})
+
+
+def open_session(format_name: str, path: Path, *, threads: int, device: str = "cpu") -> Session:
+    """Open a model of a named format for inference; errors as ``Format.open_session``."""
+    return format_named(format_name).open_session(path, threads=threads, device=device)
+
+
+def open_layers(format_name: str, path: Path, threads: int) -> Layers:
+    """Open the layers of a model of a named format; errors as ``Format.open_layers``."""
+    return format_named(format_name).open_layers(path, threads)

@@ -1,43 +1,115 @@
-"""Whether what is about to be held fits, said before it is tried."""
+"""Memory of this process: checks against what is free, and allocation in huge pages."""
 
 from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import psutil
 
 from compressor.errors import UsageError
 
+_HUGE_PAGE_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_MADV_HUGEPAGE = 14  # mman.h
+_NEVER_TRIM = -1
+_RESTORED_THRESHOLD_BYTES = 1 << 20
+"""``M_MMAP_THRESHOLD`` and ``M_TRIM_THRESHOLD`` afterwards: larger arrays are mapped on their own
+again, and take memory only as they are used."""
+_MAX_BLOCK_BYTES = 1 << 30
 
-def check_room(needed_bytes: int, samples: int, tokens: int) -> None:
-    """Whether keys and values of so many texts of so many tokens fit into what is free.
+
+def check_kv_cache_fits(needed_bytes: int, batch_size: int, tokens: int) -> None:
+    """Check that a key-value cache fits into the free memory.
+
+    Args:
+        needed_bytes: size of all keys and values.
+        batch_size: number of sequences.
+        tokens: capacity of each sequence.
 
     Raises:
-        UsageError: they do not.
+        UsageError: it does not fit.
     """
-    texts = "one text" if samples == 1 else f"{samples} texts"
-    _check(
+    sequences = "1 sequence" if batch_size == 1 else f"{batch_size} sequences"
+    _check_fits(
         needed_bytes,
-        f"the keys and values of {texts} of {tokens:,} tokens take",
-        "ask for fewer tokens (--max-tokens), or fewer texts at a time",
+        f"the key-value cache of {sequences} of {tokens:,} tokens",
+        "generate fewer tokens (--max-tokens), or process fewer sequences at a time",
     )
 
 
-def check_prompts(needed_bytes: int) -> None:
-    """Whether the weights that prompts are read by fit into what is free.
+def check_prompt_weights_fit(needed_bytes: int) -> None:
+    """Check that the 8-bit weights for prompts fit into the free memory.
 
     Raises:
-        UsageError: they do not.
+        UsageError: they do not fit.
     """
-    _check(
-        needed_bytes,
-        "the weights in 8 bits that prompts are read by take",
-        "have prompts read as they are (without --fast-prompts)",
-    )
+    _check_fits(needed_bytes, "the 8-bit weights for prompts", "leave --fast-prompts out")
 
 
-def _check(needed_bytes: int, what: str, remedy: str) -> None:
-    free = psutil.virtual_memory().available
-    if needed_bytes > free:
+def _check_fits(needed_bytes: int, contents: str, remedy: str) -> None:
+    free_bytes = psutil.virtual_memory().available
+    if needed_bytes > free_bytes:
         raise UsageError(
-            f"{what} {needed_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free",
+            f"not enough memory: {contents} needs {needed_bytes / 1e9:.1f} GB, "
+            f"and {free_bytes / 1e9:.1f} GB are free",
             remedy=remedy,
         )
+
+
+@contextmanager
+def huge_pages(size_bytes: int) -> Iterator[bool]:
+    """Allocate in one heap of huge pages inside the ``with`` block.
+
+    Decoding reads every weight for each token. Weights that lie side by side in huge pages need
+    fewer address translations. glibc maps each array of more than 128 kB on its own, so weights of
+    some hundred kilobytes never fill a huge page (2 MB). Here the heap grows at once, the kernel is
+    asked for huge pages before any of it is touched, and the heap is freed again: it takes memory
+    only as it is used. On exit the unused rest is returned to the system.
+
+    Needs Linux with glibc 2.35 or newer.
+
+    Args:
+        size_bytes: upper limit of what is allocated inside.
+
+    Yields:
+        True if huge pages were granted; False where they are not available.
+    """
+    libc = _load_glibc()
+    if libc is None:
+        yield False
+        return
+    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
+    try:
+        yield _grow_heap(libc, size_bytes)
+    finally:
+        libc.mallopt(_M_MMAP_THRESHOLD, _RESTORED_THRESHOLD_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _RESTORED_THRESHOLD_BYTES)
+        libc.malloc_trim(0)
+
+
+def _load_glibc() -> Any:
+    """Return the C library with its mmap threshold raised, or None if it does not support that."""
+    if not _HUGE_PAGE_SIZE.is_file() or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return None
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes, libc.malloc_trim.argtypes = [ctypes.c_void_p], [ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc if libc.mallopt(_M_MMAP_THRESHOLD, _MAX_BLOCK_BYTES) else None
+
+
+def _grow_heap(libc: Any, size_bytes: int) -> bool:
+    """Grow the heap by ``size_bytes`` of huge pages; return True if all of them were granted."""
+    page = int(_HUGE_PAGE_SIZE.read_text(encoding="ascii"))
+    block_bytes = _MAX_BLOCK_BYTES - page
+    blocks = [libc.malloc(block_bytes) for _ in range(-(-size_bytes // block_bytes))]
+    granted = all(blocks)
+    for block in filter(None, blocks):
+        start, end = -(-block // page) * page, (block + block_bytes) // page * page
+        granted &= libc.madvise(start, end - start, _MADV_HUGEPAGE) == 0
+    for block in reversed(blocks):
+        libc.free(block)
+    return granted

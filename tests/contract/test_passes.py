@@ -20,8 +20,8 @@ def test_what_a_pass_declares(name: str) -> None:
     assert isinstance(found, Pass)
     assert found.name == name
     assert found.version >= 1
-    assert found.accepts <= set(Kind)
-    assert found.produces in Kind
+    assert found.accepts <= set(discovery.names(discovery.FORMATS))
+    assert found.produces in discovery.names(discovery.FORMATS)
     assert issubclass(found.Config, PassConfig)
     assert found.Config.model_config["extra"] == "forbid"
     assert found.Config.model_config["frozen"]

@@ -12,13 +12,14 @@ from compressor.artifacts.runs import GateResult, all_runs
 from compressor.artifacts.store import Artifact
 from compressor.data.contract import SourceContext
 from compressor.engine.gates.metrics import Figures, counterpart, figures_at
-from compressor.engine.gates.rules import KINDS, Rule, is_path, rules_of
+from compressor.engine.gates.rules import BOUNDS, Rule, is_path, rules_of
 from compressor.engine.gates.verdicts import NoiseAwareJudge, Open
 from compressor.engine.plan.pipeline import Pipeline
 from compressor.engine.run import events
 from compressor.errors import UsageError
 from compressor.evaluation.interleaved import Player
 from compressor.evaluation.measure import request_of
+from compressor.runtimes.formats import StoredModel
 
 _TAILS = ("latency_p90_ms", "latency_p99_ms")
 _PARTS = 5
@@ -51,9 +52,7 @@ def player_of(pipeline: Pipeline, context: SourceContext) -> Open | None:
         one = evaluate.model_copy(
             update={"latency": latency.model_copy(update={"repeats": repeats})}
         )
-        request = request_of(
-            artifact.manifest.kind, artifact.model, one, sources, context, task="rounds"
-        )
+        request = request_of(StoredModel.of(artifact), one, sources, context, task="rounds")
         return Player(request)
 
     return player
@@ -153,12 +152,12 @@ def parse_limit(text: str) -> Rule:
         UsageError: it is none.
     """
     metric, _, rest = text.rpartition(":")
-    kind, _, number = rest.partition("=")
-    known = next((one for one in KINDS if one == kind), None)
+    name, _, number = rest.partition("=")
+    bound = next((bound for bound in BOUNDS if bound == name), None)
     with suppress(ValueError):
-        if metric and known is not None and math.isfinite(limit := float(number)):
-            return Rule(metric, known, limit, "baseline")
+        if metric and bound is not None and math.isfinite(limit := float(number)):
+            return Rule(metric, bound, limit, "baseline")
     raise UsageError(
-        f"--limit {text}: expected METRIC:KIND=NUMBER",
-        remedy=f"as top1:max_drop=0.01; kinds: {', '.join(KINDS)}",
+        f"--limit {text}: expected METRIC:BOUND=NUMBER",
+        remedy=f"as top1:max_drop=0.01; bounds: {', '.join(BOUNDS)}",
     )

@@ -14,8 +14,8 @@ from compressor.engine.plan.pipeline import SOURCE, BudgetConfig, GateConfig, Pi
 from compressor.errors import Problem
 from compressor.evaluation.metrics import referring
 
-Kind = Literal["min", "max", "max_drop", "max_ratio"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Bound = Literal["min", "max", "max_drop", "max_ratio"]
+BOUNDS: tuple[Bound, ...] = get_args(Bound)
 COUNTED = ("size_bytes", "parameters", "macs")
 TIMED = (
     "latency_p50_ms",
@@ -78,7 +78,7 @@ class Rule:
     """One limit on one metric."""
 
     metric: str
-    kind: Kind
+    bound: Bound
     limit: float
     against: str | None
     """What it is called that the metric is compared with."""
@@ -89,22 +89,22 @@ class Rule:
     @property
     def is_relative(self) -> bool:
         """Whether something is compared with."""
-        return self.kind in {"max_drop", "max_ratio"}
+        return self.bound in {"max_drop", "max_ratio"}
 
     @property
     def label(self) -> str:
         """As ``top1 max_drop 0.01 against student``."""
-        return f"{self.metric} {self.kind} {self.limit:g}" + (
+        return f"{self.metric} {self.bound} {self.limit:g}" + (
             f" against {self.against}" if self.is_relative else ""
         )
 
 
 def rules_of(gate: GateConfig, against: str | None) -> tuple[Rule, ...]:
     """The limits of one gate; ``against`` is what its own ``against`` comes to."""
-    limits = ((kind, getattr(gate, kind)) for kind in KINDS)
+    limits = ((bound, getattr(gate, bound)) for bound in BOUNDS)
     return tuple(
-        Rule(gate.metric, kind, limit, against, gate.judge, gate.undecided, gate.budget)
-        for kind, limit in limits
+        Rule(gate.metric, bound, limit, against, gate.judge, gate.undecided, gate.budget)
+        for bound, limit in limits
         if limit is not None
     )
 

@@ -119,9 +119,9 @@ class NoiseAwareJudge:
 
 def _held(rule: Rule, new: float, old: float = 0.0) -> float:
     """What is held against the limit, of the figures of both sides."""
-    if rule.kind == "max_drop":
+    if rule.bound == "max_drop":
         return old - new
-    if rule.kind == "max_ratio":
+    if rule.bound == "max_ratio":
         return new / old if old else math.inf
     return new
 
@@ -139,7 +139,7 @@ def _recorded(
     ours, theirs = _interval(new), _interval(old)
     if ours is None or theirs is None:
         return _Found(value, None, _basis(new if ours is None else old))
-    if rule.kind == "max_drop":
+    if rule.bound == "max_drop":
         interval = differences.difference(old.value, theirs, new.value, ours)
     else:
         interval = differences.ratio(new.value, ours, old.value, theirs)
@@ -161,7 +161,7 @@ def _pairs(metric: str, step: Figures, reference: Figures) -> tuple[Array, Array
 
 
 def _paired(rule: Rule, new_N: Array, old_N: Array) -> tuple[float, float]:
-    if rule.kind == "max_drop" and np.isin(np.concatenate([new_N, old_N]), (0.0, 1.0)).all():
+    if rule.bound == "max_drop" and np.isin(np.concatenate([new_N, old_N]), (0.0, 1.0)).all():
         return differences.paired_shares(old_N, new_N)
     told = np.vectorize(METRICS[rule.metric].told, otypes=[float])
     return differences.paired_means(
@@ -189,7 +189,7 @@ def _clear(rule: Rule, low: float, high: float) -> bool:
     """Whether all of an interval lies on one side of the limit, the limit itself being allowed."""
     return (
         low >= rule.limit or high < rule.limit
-        if rule.kind == "min"
+        if rule.bound == "min"
         else high <= rule.limit or low > rule.limit
     )
 
@@ -210,7 +210,7 @@ def _key(rule: Rule, step: Figures, reference: Figures | None) -> str:
 def _result(
     rule: Rule, step: Figures, new: Metric, old: Metric | None, found: _Found
 ) -> GateResult:
-    within = found.value >= rule.limit if rule.kind == "min" else found.value <= rule.limit
+    within = found.value >= rule.limit if rule.bound == "min" else found.value <= rule.limit
     low, high = found.interval or (None, None)
     decided = rule.judge == "value" or (
         low is not None and high is not None and _clear(rule, low, high)
@@ -218,7 +218,7 @@ def _result(
     figure = _figure(found.value)
     if low is not None and high is not None and low != high:
         figure += f" ({_figure(low)} to {_figure(high)})"
-    sides = ("at least", "below") if rule.kind == "min" else ("at most", "above")
+    sides = ("at least", "below") if rule.bound == "min" else ("at most", "above")
     how = f"is {sides[not within]}" if decided else "cannot be told from"
     return GateResult(
         gate=rule.label,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.store import Artifact, Store
 from compressor.data.contract import SourceContext
 from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput
@@ -62,30 +61,47 @@ class PassBuilder:
 
 
 @dataclass(frozen=True, slots=True)
+class Recipe:
+    """What determines the bytes of a step's model, beside its inputs, the seed and the machine."""
+
+    pass_name: str
+    pass_version: int
+    config: Mapping[str, Any]
+    """Every field of the pass, defaults included."""
+    code: str | None
+    """sha256 of the pass's package if it is not one of this project's."""
+    tools: Mapping[str, str]
+    """Library to version."""
+    data: Mapping[str, str]
+    """Data set to digest, of the sets that the pass reads."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedStep:
     """A step whose id is known."""
 
     name: str
-    pass_name: str
-    pass_version: int
-    kind: Kind
+    recipe: Recipe
+    format: str
+    """Name of the model format that the step produces."""
     artifact_id: str
-    builder: Builder | None
-    """None for an artifact that is given as it is."""
-    given: Artifact | None
     inputs: Mapping[str, str]
     """Role to the name of a planned step."""
-    config: Mapping[str, Any]
-    code: str | None
-    tools: Mapping[str, str]
-    data: Mapping[str, str]
-    """Data set to digest, of those the pass reads."""
-    measured: str
-    """Digest of what is to be measured; empty for nothing."""
-    reference: str | None
-    """The planned step that it is compared with: itself or an earlier one; None where nothing is compared."""
     state: State
     estimate: Estimate
+    builder: Builder | None = None
+    """None for an artifact that is used as it is."""
+    given: Artifact | None = None
+    """The artifact itself if the pipeline names an existing one."""
+    measured: str = ""
+    """Digest of what is to be measured; empty for nothing."""
+    reference: str | None = None
+    """The planned step to compare with: this one or an earlier one; None if nothing is compared."""
+
+    @property
+    def pass_name(self) -> str:
+        """Name of the pass that builds the step."""
+        return self.recipe.pass_name
 
     @property
     def parent(self) -> str | None:
@@ -94,7 +110,7 @@ class PlannedStep:
 
     @property
     def directory(self) -> str:
-        """The name of the artifact's directory."""
+        """Name of the artifact's directory."""
         return self.given.name if self.given else f"{self.pass_name}-{self.artifact_id[:12]}"
 
 

@@ -6,26 +6,33 @@ Planning has no side effects and loads neither torch nor onnx.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.fingerprint import digest_json, digest_tree
-from compressor.artifacts.kinds import OF_FAMILIES, Kind
 from compressor.artifacts.store import MANIFEST, Artifact, Store, open_artifact
+from compressor.config.document import Location
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
-from compressor.engine.contract import Estimate, PlanContext
-from compressor.models.facts import ModelFacts
+from compressor.engine.contract import Estimate, Pass, PlanContext
 from compressor.engine.machine import tool_version
 from compressor.engine.plan.pipeline import SOURCE, Pipeline, Step, reference_of
-from compressor.engine.plan.plan import Builder, PassBuilder, Plan, PlannedStep, State, evaluate_of
-from compressor.engine.plan.source_model import DirectorySource, FamilySource, open_source
-from compressor.engine.plan.wiring import kind_problem, wiring_problems
+from compressor.engine.plan.plan import (
+    Builder,
+    PassBuilder,
+    Plan,
+    PlannedStep,
+    Recipe,
+    State,
+    evaluate_of,
+)
+from compressor.engine.plan.source_model import SourceModel, open_source
+from compressor.engine.plan.wiring import format_problem, wiring_problems
 from compressor.errors import CompressError, ConfigError, DamagedArtifactError, GpuError, Problem
 from compressor.evaluation.measure import evaluation_digest
-
-MEASURABLE = OF_FAMILIES | {Kind.ONNX, Kind.ENGINE}
-"""The kinds that a runtime opens, or, of an engine without its GPU, whose graph answers for it."""
+from compressor.models.facts import ModelFacts
+from compressor.runtimes.formats import StoredModel, accepts, format_named
 
 
 def make_plan(
@@ -36,27 +43,37 @@ def make_plan(
     seed: int | None = None,
     device: str = "cpu",
 ) -> Plan:
-    """Check everything, compute every id, and look up what is there already.
+    """Check everything, compute every id, and look up what is already in the store.
 
     Raises:
-        ConfigError: all problems at once: kinds that do not fit, names that do not exist, files that are missing.
-        GpuError: a step needs a GPU that is not here.
+        ConfigError: all problems at once: formats that do not fit, unknown names, missing files.
+        GpuError: a step needs a GPU that is not present.
     """
-    return _Planner(
-        pipeline, store, sources, pipeline.config.seed if seed is None else seed, device
-    ).plan()
+    seed = pipeline.config.seed if seed is None else seed
+    return _Planner(pipeline, store, sources, seed, device).plan()
+
+
+@dataclass(slots=True)
+class _Blueprint:
+    """A step before its id is computed."""
+
+    name: str
+    recipe: Recipe
+    format: str
+    builder: Builder
+    estimate: Estimate
+    measure: bool
+    neutral: Mapping[str, Any]
+    """The config with the names of steps and data sets replaced by the ids they stand for."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Planner:
     def __init__(
         self, pipeline: Pipeline, store: Store, sources: SourceContext, seed: int, device: str
     ) -> None:
-        self.pipeline = pipeline
-        self.document = pipeline.document
-        self.store = store
-        self.sources = sources
-        self.seed = seed
-        self.device = device
+        self.pipeline, self.store, self.sources = pipeline, store, sources
+        self.seed, self.device = seed, device
         self.problems: list[Problem] = []
         self.steps: dict[str, PlannedStep] = {}
         self.data_digests: dict[str, str] = {}
@@ -64,7 +81,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         self.problems += wiring_problems(self.pipeline, self.sources)
-        source = self._opened_source()
+        source = self._open_source()
         self._raise_if_any()
         self._plan_reference()
         self._plan_source(source)
@@ -72,236 +89,193 @@ class _Planner:
             self._plan_step(step)
         self._check_reference()
         self._raise_if_any()
-        return Plan(
-            self.pipeline,
-            self.store,
-            self.seed,
-            self.device,
-            self.sources,
-            tuple(self.steps.values()),
-        )
+        steps = tuple(self.steps.values())
+        return Plan(self.pipeline, self.store, self.seed, self.device, self.sources, steps)
 
     def _raise_if_any(self) -> None:
         if self.problems:
             raise ConfigError(sorted(self.problems, key=lambda problem: problem.line or 0))
 
-    def _problem(self, at: tuple[str | int, ...], what: str, **more: str | None) -> None:
-        self.problems.append(self.document.problem(at, what, **more))
+    def _problem(self, at: Location, what: str, remedy: str | None = None) -> None:
+        self.problems.append(self.pipeline.document.problem(at, what, remedy=remedy))
 
-    def _outside(self, value: str) -> Path:
-        return (self.pipeline.base / value).resolve()
+    def _resolve(self, path: str) -> Path:
+        return (self.pipeline.base / path).resolve()
 
     def _plan_reference(self) -> None:
-        """An artifact that lies outside comes first, as the source is compared with it already."""
+        """Plan an artifact outside the pipeline first: the source is compared with it already."""
         if self.reference not in {None, SOURCE, *(step.name for step in self.pipeline.steps)}:
-            self._plan_given(str(self.reference), self._outside(str(self.reference)))
+            self._plan_given(str(self.reference), self._resolve(str(self.reference)))
 
     def _check_reference(self) -> None:
-        if (
-            self.reference is not None
-            and (kind := self.steps[self.reference].kind) not in MEASURABLE
-        ):
-            what = f"{self.reference!r} cannot be compared with: nothing here runs artifacts of kind {kind}"
-            self._problem(
-                ("evaluate", "accuracy", "reference"), what, remedy="name its torch or onnx parent"
-            )
+        if self.reference is None:
+            return
+        name = self.steps[self.reference].format
+        if format_named(name).runtime is None:
+            at = ("evaluate", "accuracy", "reference")
+            what = f"{self.reference!r} cannot be compared with: no runtime executes format {name}"
+            self._problem(at, what, remedy="name its torch or onnx parent")
 
-    def _opened_source(self) -> FamilySource | DirectorySource | None:
-        """What ``model:`` names; None for an artifact, and where there is something wrong with it."""
+    def _open_source(self) -> SourceModel | None:
+        """Return the source that ``model:`` names; None for an artifact, and if it is in error."""
         model = self.pipeline.config.model
         try:
-            if model.path is not None and (self._outside(model.path) / MANIFEST).is_file():
-                open_artifact(self._outside(model.path))
+            if model.path is not None and (self._resolve(model.path) / MANIFEST).is_file():
+                open_artifact(self._resolve(model.path))
                 return None
-            return open_source(model, self.document, self.pipeline.base)
+            return open_source(model, self.pipeline.document, self.pipeline.base)
         except ConfigError as error:
             self.problems += error.problems
         except DamagedArtifactError:
             raise
         except CompressError as error:
-            self._problem(
-                ("model", "path" if model.path else "family"), error.what, remedy=error.remedy
-            )
+            self._problem(("model", "path" if model.path else "family"), error.what, error.remedy)
         return None
 
-    def _plan_source(self, source: FamilySource | DirectorySource | None) -> None:
+    def _plan_source(self, source: SourceModel | None) -> None:
         if source is not None:
             self._add_source(source)
         else:
-            self._plan_given(SOURCE, self._outside(str(self.pipeline.config.model.path)))
-        for step in self.pipeline.steps:
-            if step.parent == SOURCE and self.steps[SOURCE].kind not in step.pass_.accepts:
-                self.problems.append(
-                    kind_problem(self.pipeline, step, "the source model", self.steps[SOURCE].kind)
-                )
+            self._plan_given(SOURCE, self._resolve(str(self.pipeline.config.model.path)))
+        name = self.steps[SOURCE].format
+        self.problems += [
+            format_problem(self.pipeline, step, "the source model", name)
+            for step in self.pipeline.steps
+            if step.parent == SOURCE and not accepts(step.pass_.accepts, name)
+        ]
 
     def _plan_given(self, name: str, path: Path) -> None:
+        """Add an existing artifact."""
         artifact = open_artifact(path)
         manifest = artifact.manifest
+        pass_ = manifest.pass_
         self.steps[name] = PlannedStep(
-            name,
-            manifest.pass_.name,
-            manifest.pass_.version,
-            manifest.kind,
-            manifest.id,
-            None,
-            artifact,
-            {},
-            manifest.pass_.config,
-            None,
-            manifest.tools,
-            manifest.data,
-            manifest.measured,
-            None,
-            "given",
-            Estimate(self._given_facts(artifact)),
+            name=name,
+            recipe=Recipe(
+                pass_.name, pass_.version, pass_.config, pass_.code, manifest.tools, manifest.data
+            ),
+            format=format_named(manifest.format).name,
+            artifact_id=manifest.id,
+            inputs={},
+            state="given",
+            estimate=Estimate(_facts_of(artifact)),
+            given=artifact,
+            measured=manifest.measured,
         )
 
-    def _given_facts(self, artifact: Artifact) -> ModelFacts:
-        if artifact.manifest.kind not in OF_FAMILIES:
-            return ModelFacts(size_bytes=artifact.manifest.model_bytes)
-        from compressor.models.facts import facts_of
-
-        return facts_of(artifact.model)
-
-    def _add_source(self, source: FamilySource | DirectorySource) -> None:
+    def _add_source(self, source: SourceModel) -> None:
         facts = source.facts()
-        size = facts.size_bytes
+        config = source.fingerprint()
+        tools = _versions(source.tools)
         self._add(
-            SOURCE,
-            source.name,
-            source.version,
-            source.kind,
-            source,
-            {},
-            source.fingerprint(),
-            source.fingerprint(),
-            None,
-            source.tools,
-            {},
-            self.pipeline.config.model.measure,
-            Estimate(facts, disk_bytes=size),
+            _Blueprint(
+                name=SOURCE,
+                recipe=Recipe(source.name, source.version, config, None, tools, {}),
+                format=source.format,
+                builder=source,
+                estimate=Estimate(facts, disk_bytes=facts.size_bytes),
+                measure=self.pipeline.config.model.measure,
+                neutral=config,
+            )
         )
 
     def _plan_step(self, step: Step) -> None:
         inputs = {"parent": step.parent}
         data: dict[str, str] = {}
-        config = step.config.model_dump(mode="json")
         neutral = step.config.model_dump(mode="json")
         for place, reference, value in references(step.config):
             if reference.to == "data":
                 data[value] = self._data_digest(value)
                 _put(neutral, place, data[value])
             elif reference.to == "step":
-                self._name_input(inputs, place, value)
-                _put(neutral, place, self.steps[inputs[str(place[-1])]].artifact_id)
-        roles = {role: self.steps[name].estimate.model for role, name in inputs.items()}
-        context = PlanContext(roles)
-        try:
-            estimate = step.pass_.estimate(step.config, roles["parent"], context)
-        except GpuError:  # what this machine lacks is no mistake of the file
-            raise
-        except CompressError as error:
-            self._problem(("passes", step.index), error.what, remedy=error.remedy)
-            self._raise_if_any()
-            raise
+                if value not in self.steps:
+                    self._plan_given(value, self._resolve(value))
+                inputs[str(place[-1])] = value
+                _put(neutral, place, self.steps[value].artifact_id)
         pass_ = step.pass_
         self._add(
-            step.name,
-            pass_.name,
-            pass_.version,
-            pass_.produces,
-            PassBuilder(step),
-            inputs,
-            config,
-            neutral,
-            _foreign_code(pass_),
-            pass_.tools_for(step.config),
-            data,
-            step.measure,
-            estimate,
+            _Blueprint(
+                name=step.name,
+                recipe=Recipe(
+                    pass_.name,
+                    pass_.version,
+                    step.config.model_dump(mode="json"),
+                    _foreign_code(pass_),
+                    _versions(pass_.tools_for(step.config)),
+                    data,
+                ),
+                format=pass_.produces,
+                builder=PassBuilder(step),
+                estimate=self._estimate(step, inputs),
+                measure=step.measure,
+                neutral=neutral,
+                inputs=inputs,
+            )
         )
 
-    def _name_input(self, inputs: dict[str, str], place: tuple[str | int, ...], value: str) -> None:
-        if value not in self.steps:
-            self._plan_given(value, self._outside(value))
-        inputs[str(place[-1])] = value
+    def _estimate(self, step: Step, inputs: Mapping[str, str]) -> Estimate:
+        facts = {role: self.steps[name].estimate.model for role, name in inputs.items()}
+        try:
+            return step.pass_.estimate(step.config, facts["parent"], PlanContext(facts))
+        except GpuError:  # a missing GPU is not a mistake in the file
+            raise
+        except CompressError as error:
+            self._problem(("passes", step.index), error.what, error.remedy)
+            return Estimate()
 
     def _data_digest(self, name: str) -> str:
         if name not in self.data_digests:
-            one = self.pipeline.data[name]
-            self.data_digests[name] = one.source.digest(one.config, self.sources)
+            data_set = self.pipeline.data[name]
+            self.data_digests[name] = data_set.source.digest(data_set.config, self.sources)
         return self.data_digests[name]
 
-    def _measured(self, kind: Kind, wanted: bool, reference: str | None) -> str:
-        """The digest of what is measured; ``reference`` is the id of the artifact that is compared with."""
-        evaluate = evaluate_of(self.pipeline, compared=reference is not None)
-        if (
-            not wanted
-            or kind not in MEASURABLE
-            or (evaluate.accuracy is None and evaluate.latency is None)
-        ):
-            return ""
-        used = {value for _, named, value in references(evaluate) if named.to == "data"}
-        return evaluation_digest(
-            evaluate, {name: self._data_digest(name) for name in sorted(used)}, reference
-        )
-
-    def _add(
-        self,
-        name: str,
-        pass_name: str,
-        version: int,
-        kind: Kind,
-        builder: Builder,
-        inputs: Mapping[str, str],
-        config: Mapping[str, Any],
-        neutral: Mapping[str, Any],
-        code: str | None,
-        tools: tuple[str, ...],
-        data: Mapping[str, str],
-        measure: bool,
-        estimate: Estimate,
-    ) -> None:
-        """Compute the id from all that can change the bytes; the names of steps and sets cannot."""
-        versions = {tool: tool_version(tool) for tool in tools}
+    def _add(self, blueprint: _Blueprint) -> None:
+        """Compute a step's id from all that can change the bytes, and look it up in the store."""
+        recipe = blueprint.recipe
+        inputs = {role: self.steps[parent].artifact_id for role, parent in blueprint.inputs.items()}
         artifact_id = digest_json(
             {
-                "pass": [pass_name, version, code],
-                "config": neutral,
-                "inputs": {role: self.steps[parent].artifact_id for role, parent in inputs.items()},
-                "data": sorted(data.values()),
-                "tools": versions,
+                "pass": [recipe.pass_name, recipe.pass_version, recipe.code],
+                "config": blueprint.neutral,
+                "inputs": inputs,
+                "data": sorted(recipe.data.values()),
+                "tools": recipe.tools,
                 "seed": self.seed,
                 "threads": self.pipeline.config.threads,
                 "device": self.device,
             }
         )
-        reference = None
-        if self.reference == name:
-            reference = artifact_id
-        elif self.reference in self.steps:
-            reference = self.steps[self.reference].artifact_id
-        measured = self._measured(kind, measure, reference)
-        state = self._state(pass_name, artifact_id, measured)
-        self.steps[name] = PlannedStep(
-            name,
-            pass_name,
-            version,
-            kind,
-            artifact_id,
-            builder,
-            None,
-            inputs,
-            config,
-            code,
-            versions,
-            data,
-            measured,
-            self.reference if measured and reference else None,
-            state,
-            estimate,
+        reference_id = self._reference_id(blueprint.name, artifact_id)
+        measured = self._measurement_digest(blueprint, reference_id)
+        self.steps[blueprint.name] = PlannedStep(
+            name=blueprint.name,
+            recipe=recipe,
+            format=blueprint.format,
+            artifact_id=artifact_id,
+            inputs=blueprint.inputs,
+            state=self._state(recipe.pass_name, artifact_id, measured),
+            estimate=blueprint.estimate,
+            builder=blueprint.builder,
+            measured=measured,
+            reference=self.reference if measured and reference_id else None,
         )
+
+    def _reference_id(self, name: str, artifact_id: str) -> str | None:
+        """Return the id of the artifact that a step is compared with; None if none exists yet."""
+        if self.reference == name:
+            return artifact_id
+        return self.steps[self.reference].artifact_id if self.reference in self.steps else None
+
+    def _measurement_digest(self, blueprint: _Blueprint, reference_id: str | None) -> str:
+        """Return the digest of what is measured of a step; empty if nothing is."""
+        evaluate = evaluate_of(self.pipeline, compared=reference_id is not None)
+        executable = format_named(blueprint.format).runtime is not None
+        asked = evaluate.accuracy is not None or evaluate.latency is not None
+        if not (blueprint.measure and executable and asked):
+            return ""
+        names = {value for _, reference, value in references(evaluate) if reference.to == "data"}
+        digests = {name: self._data_digest(name) for name in sorted(names)}
+        return evaluation_digest(evaluate, digests, reference_id)
 
     def _state(self, pass_name: str, artifact_id: str, measured: str) -> State:
         try:
@@ -310,17 +284,26 @@ class _Planner:
             return "damaged"
         if artifact is not None:
             return "cached" if artifact.manifest.measured == measured else "measure"
-        return "resume" if (self.store.root / ".staging" / artifact_id[:12]).is_dir() else "build"
+        return "resume" if self.store.has_staging(artifact_id) else "build"
 
 
-def _put(tree: Any, place: tuple[str | int, ...], value: str) -> None:
+def _facts_of(artifact: Artifact) -> ModelFacts:
+    model = StoredModel.of(artifact)
+    return model.format.facts(model.path)
+
+
+def _versions(tools: tuple[str, ...]) -> dict[str, str]:
+    return {tool: tool_version(tool) for tool in tools}
+
+
+def _put(tree: Any, place: Location, value: str) -> None:
     for part in place[:-1]:
         tree = tree[part]
     tree[place[-1]] = value
 
 
-def _foreign_code(pass_: object) -> str | None:
-    """sha256 of the package that holds a pass of somebody else's; ours are told apart by their version."""
+def _foreign_code(pass_: Pass[Any]) -> str | None:
+    """Return the sha256 of a foreign pass's package; passes of this project have versions."""
     import sys
 
     module = sys.modules[type(pass_).__module__]

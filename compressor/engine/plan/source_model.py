@@ -1,43 +1,68 @@
-"""The model a pipeline starts from, made into an artifact like any other."""
+"""The model that a pipeline starts from, stored as an artifact like every later one."""
 
 from __future__ import annotations
 
-import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from compressor.artifacts.files import copy_file
 from compressor.artifacts.fingerprint import digest_tree
-from compressor.artifacts.kinds import OF_FAMILIES, Kind
 from compressor.artifacts.store import Artifact
 from compressor.config.document import Document
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext, PassOutput
-from compressor.models.facts import ModelFacts
 from compressor.engine.plan.pipeline import ModelConfig, resolve_family
 from compressor.errors import ModelError
-from compressor.models.checkpoint.files import CONFIG
 from compressor.models.contract import Family
-from compressor.models.quantized.description import is_packed
-from compressor.models.quantized.quantization import QUANTIZATION
+from compressor.models.facts import ModelFacts
+from compressor.runtimes.formats import recognize
 
 
-class FamilySource:
-    """A freshly initialised model of a family."""
+class SourceModel(ABC):
+    """A step without inputs that writes the model to start from.
 
-    name = "source"
-    version = 1
-    kind = Kind.TORCH
+    Attributes:
+        format: name of the model format.
+    """
+
+    name: ClassVar[str] = "source"
+    version: ClassVar[int] = 1
+    tools: ClassVar[tuple[str, ...]] = ()
+    format: str
+
+    @abstractmethod
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Return JSON values that determine the weights, beside the seed and the tools."""
+
+    @abstractmethod
+    def facts(self) -> ModelFacts:
+        """Return what is known of the model without loading weights."""
+
+    def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:
+        """Check the model before it is stored."""
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:
+        """Write the model's files into ``out``."""
+
+    def ensures(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> None:
+        """Check the files that ``run`` wrote."""
+
+
+class InitializedModel(SourceModel):
+    """A freshly initialized model of a family."""
+
     tools = ("torch",)
-    code: str | None = None
+    format = "torch"
 
     def __init__(self, family: Family[Any], config: Record) -> None:
         self.family = family
         self.config = config
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """What decides the weights, beside the seed and the tools."""
+        """Return the family, its version and the architecture."""
         return {
             "family": self.family.name,
             "version": self.family.version,
@@ -45,21 +70,18 @@ class FamilySource:
         }
 
     def facts(self) -> ModelFacts:
-        """Known from arithmetic alone."""
+        """Return the family's arithmetic for the architecture."""
         parameters = sum(self.family.parameters(self.config).values())
         return ModelFacts(
-            self.family.name,
-            self.config.model_dump(mode="json"),
-            parameters,
-            self.family.macs(self.config) or None,
-            4 * parameters,
+            family=self.family.name,
+            config=self.config.model_dump(mode="json"),
+            parameters=parameters,
+            macs=self.family.macs(self.config) or None,
+            size_bytes=4 * parameters,
         )
 
-    def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:
-        """Nothing to check: the plan validated the config."""
-
-    def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:  # noqa: ARG002
-        """Initialise from the seed and save."""
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:
+        """Initialize the module from the seed and save it."""
         import torch
 
         from compressor.models.checkpoint.loading import save_module
@@ -68,97 +90,61 @@ class FamilySource:
         save_module(self.family.build(self.config), self.family.name, self.config, out)
         return PassOutput()
 
-    def ensures(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> None:  # noqa: ARG002
-        """It loads again."""
+    def ensures(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> None:
+        """Load the module again."""
         from compressor.models.checkpoint.loading import load_module
 
         load_module(out, context.device)
 
 
-class DirectorySource:
-    """A model directory, copied into the store file by file."""
-
-    name = "source"
-    version = 1
-    tools = ()
-    code: str | None = None
+class ModelFolder(SourceModel):
+    """A folder in any installed format, copied into the store file by file."""
 
     def __init__(self, folder: Path) -> None:
+        """Recognize the format of a folder.
+
+        Raises:
+            ModelError: no installed format recognizes it.
+        """
         self.folder = folder
-        if (folder / "model.onnx").is_file():
-            self.kind = Kind.ONNX
-        else:
-            self.kind = _kind_of(folder)
+        self.stored = recognize(folder)
+        self.format = self.stored.format.name
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Every file's path and content."""
+        """Return the digest of every file's path and content."""
         return {"files": digest_tree(self.folder)}
 
     def facts(self) -> ModelFacts:
-        """Read from config.json; nothing is loaded."""
-        if self.kind is Kind.ONNX:
-            return ModelFacts(
-                size_bytes=sum(
-                    file.stat().st_size for file in self.folder.rglob("*") if file.is_file()
-                )
-            )
-        from compressor.models.facts import facts_of
+        """Return the format's facts about the folder."""
+        return self.stored.format.facts(self.folder)
 
-        return facts_of(self.folder)
+    def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:
+        """Check the model as its format does, such as for NaN in the weights."""
+        self.stored.format.check(self.folder)
 
-    def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:  # noqa: ARG002
-        """No NaN or infinity in the weights; no external data from outside the folder."""
-        if self.kind in OF_FAMILIES:
-            from compressor.models.checkpoint.loading import check_finite
-
-            check_finite(self.folder)
-        else:
-            from compressor.graphs.files import read_graph
-
-            read_graph(self.folder)
-
-    def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:  # noqa: ARG002
-        """Copy; a link would let the model change behind the store's back."""
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:
+        """Copy every file; with links, the model could change without the store noticing."""
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
         for index, file in enumerate(files):
             copy_file(file, out / file.relative_to(self.folder))
             context.progress("files", index + 1, len(files), {})
         return PassOutput()
 
-    def ensures(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> None:
-        """The copy is byte for byte; its first consumer loads it."""
 
-
-def _kind_of(folder: Path) -> Kind:
-    """Of a folder with a config.json of a family."""
-    if (folder / QUANTIZATION).is_file():
-        return Kind.QUANTIZED
-    try:
-        tree = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError):
-        return Kind.TORCH  # what is wrong with it is told when it is opened
-    return Kind.AWQ if isinstance(tree, dict) and is_packed(tree) else Kind.TORCH
-
-
-def open_source(
-    model: ModelConfig, document: Document, base: Path
-) -> FamilySource | DirectorySource:
-    """What ``model:`` names, checked as far as that is cheap.
+def open_source(model: ModelConfig, document: Document, base: Path) -> SourceModel:
+    """Return the source that ``model:`` names, checked as far as that is cheap.
 
     Raises:
         ConfigError: a family, preset or field is wrong.
-        ModelError: the directory is not there, or holds no model that may be loaded.
+        ModelError: the folder does not exist, or holds no model that may be loaded.
     """
     if model.family is not None:
-        return FamilySource(*resolve_family(model.family, model.preset, model.config, document))
+        return InitializedModel(*resolve_family(model.family, model.preset, model.config, document))
     folder = (base / str(model.path)).resolve()
     if not folder.is_dir():
         raise ModelError(
             f"{folder} is not a directory", remedy="`model.path` is relative to the pipeline file"
         )
-    source = DirectorySource(folder)
-    if source.kind in OF_FAMILIES:
-        from compressor.models.checkpoint.loading import read_description
-
-        read_description(folder)
+    source = ModelFolder(folder)
+    source.facts()
     return source

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.artifacts.kinds import Kind
 from compressor.config.discovery import suggestion
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
 from compressor.engine.gates.rules import gate_problems
 from compressor.engine.plan.pipeline import SOURCE, Pipeline, Step
 from compressor.errors import Problem
+from compressor.runtimes.formats import accepts
 
 
 def wiring_problems(pipeline: Pipeline, sources: SourceContext) -> list[Problem]:
@@ -19,10 +19,10 @@ def wiring_problems(pipeline: Pipeline, sources: SourceContext) -> list[Problem]
     return _Wiring(pipeline, sources).problems_found()
 
 
-def kind_problem(pipeline: Pipeline, step: Step, parent: str, kind: Kind) -> Problem:
-    """A step that cannot read what its parent writes."""
-    accepts = " or ".join(sorted(step.pass_.accepts))
-    what = f"{step.pass_.name} cannot follow {parent}: it reads {accepts}, not {kind}"
+def format_problem(pipeline: Pipeline, step: Step, parent: str, format_name: str) -> Problem:
+    """Return the problem of a step that cannot read the format that its parent writes."""
+    readable = " or ".join(sorted(step.pass_.accepts))
+    what = f"{step.pass_.name} cannot follow {parent}: it reads {readable}, not {format_name}"
     return pipeline.document.problem(
         ("passes", step.index), what, remedy="reorder the steps, or branch with `from:`"
     )
@@ -126,10 +126,10 @@ class _Wiring:
                     )
             self._check_references(step.config, at, frozenset(earlier))
             parent = steps.get(step.parent)
-            if parent is not None and parent.pass_.produces not in step.pass_.accepts:
+            if parent is not None and not accepts(step.pass_.accepts, parent.pass_.produces):
                 named = f"{parent.name} ({parent.pass_.name})"
                 self.problems.append(
-                    kind_problem(self.pipeline, step, named, parent.pass_.produces)
+                    format_problem(self.pipeline, step, named, parent.pass_.produces)
                 )
             earlier.add(step.name)
 

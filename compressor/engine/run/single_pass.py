@@ -26,6 +26,7 @@ from compressor.evaluation.measure import measure
 from compressor.evaluation.metrics import referring
 from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import EvaluateConfig, Measurement
+from compressor.runtimes.formats import StoredModel
 
 
 def single_pass(
@@ -112,8 +113,7 @@ def measure_artifact(
             f"{pipeline_file} measures nothing", remedy="give it an `evaluate:` section"
         )
     measurement = measure(
-        artifact.manifest.kind,
-        artifact.model,
+        StoredModel.of(artifact),
         evaluate,
         {name: one.config.model_dump(mode="json") for name, one in pipeline.data.items()},
         SourceContext(pipeline.base, allow_code),
@@ -141,4 +141,4 @@ def _reference(evaluate: EvaluateConfig, base: Path) -> ReferenceModel | None:
             "or `--set evaluate.accuracy.metrics=[top1]`",
         )
     artifact = load_given(folder)
-    return ReferenceModel(id=artifact.id, kind=artifact.manifest.kind, model=artifact.model)
+    return ReferenceModel(id=artifact.id, format=artifact.manifest.format, model=artifact.model)

@@ -31,6 +31,7 @@ from compressor.errors import CompressError, PassError
 from compressor.evaluation.measure import measure
 from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import Measurement
+from compressor.runtimes.formats import StoredModel, format_named
 
 Reporter = Callable[[Path, Manifest, Measurement | None], None]
 """Writes an artifact's reports into its folder, before it is published."""
@@ -168,17 +169,17 @@ class Workshop:
         return Manifest(
             id=step.artifact_id,
             step=step.name,
-            kind=step.kind,
+            format=step.format,
             parents={role: self.artifacts[name].id for role, name in step.inputs.items()},
             pass_=PassRecord(
                 name=step.pass_name,
-                version=step.pass_version,
-                config=dict(step.config),
-                code=step.code,
+                version=step.recipe.pass_version,
+                config=dict(step.recipe.config),
+                code=step.recipe.code,
             ),
             seed=plan.seed,
-            tools=dict(step.tools),
-            data=dict(step.data),
+            tools=dict(step.recipe.tools),
+            data=dict(step.recipe.data),
             files={name: FileEntry.model_validate(entry) for name, entry in built["files"].items()},
             reports={},
             measured="",
@@ -221,8 +222,7 @@ class Workshop:
             self.tell(events.StepProgress(step.name, what, done, total))
 
         measurement = measure(
-            step.kind,
-            model,
+            StoredModel(format_named(step.format), model),
             evaluate_of(plan.pipeline, compared=step.reference is not None),
             {name: one.config.model_dump(mode="json") for name, one in plan.pipeline.data.items()},
             plan.sources,
@@ -237,9 +237,9 @@ class Workshop:
         if step.reference is None:
             return None
         if step.reference == step.name:
-            return ReferenceModel(id=step.artifact_id, kind=step.kind, model=model)
+            return ReferenceModel(id=step.artifact_id, format=step.format, model=model)
         artifact = self.artifacts[step.reference]
-        return ReferenceModel(id=artifact.id, kind=artifact.manifest.kind, model=artifact.model)
+        return ReferenceModel(id=artifact.id, format=artifact.manifest.format, model=artifact.model)
 
     def measure_again(self, step: PlannedStep, artifact: Artifact) -> Artifact:
         """New reports for a model that stays as it is."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compressor.analysis import doctor
-from compressor.runtimes.onnxruntime import products as onnx_products
+from compressor.runtimes.onnxruntime import integer_kernels
 
 
 def test_an_extra_that_is_missing_is_named_with_its_command_and_is_no_failure(
@@ -72,5 +72,5 @@ def test_the_machine_is_told(tmp_path: Path) -> None:
 def test_products_that_saturate_are_told(
     wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_products, "saturate", lambda: wrong)
+    monkeypatch.setattr(integer_kernels, "integer_products_saturate", lambda: wrong)
     assert ("session.x64quantprecision=1" in doctor.diagnose(tmp_path).machine["int8"]) == wrong

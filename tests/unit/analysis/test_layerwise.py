@@ -21,8 +21,7 @@ from compressor.data.contract import Dataset, SourceContext
 from compressor.errors import UsageError
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
 from compressor.models.checkpoint.loading import load_module, save_module
-from compressor.runtimes.layers import open_layers
-from compressor.runtimes.session import open_session
+from compressor.runtimes.formats import open_layers, open_session
 
 PLANTED = (
     "vision.blocks.0.filter",

@@ -5,6 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.evaluation.cost import cost_metrics
+from compressor.runtimes.formats import StoredModel, format_named
 from compressor.runtimes.onnxruntime import cost as onnx_cost
 
 
@@ -79,10 +80,15 @@ def test_what_cannot_be_told_is_none(node):
 
 
 def test_the_familys_own_arithmetic_for_torch(tiny_model):
-    metrics = {metric.name: metric.value for metric in cost_metrics("torch", tiny_model, {})}
+    metrics = {
+        metric.name: metric.value
+        for metric in cost_metrics(StoredModel(format_named("torch"), tiny_model), {})
+    }
     size = sum(path.stat().st_size for path in tiny_model.iterdir())
     assert metrics == {"size_bytes": size, "parameters": 288, "macs": 3480}
 
 
 def test_other_kinds_have_a_size(tiny_model):
-    assert [metric.name for metric in cost_metrics("adapter", tiny_model, {})] == ["size_bytes"]
+    assert [
+        metric.name for metric in cost_metrics(StoredModel(format_named("adapter"), tiny_model), {})
+    ] == ["size_bytes"]

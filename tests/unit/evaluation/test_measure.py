@@ -23,6 +23,7 @@ from compressor.errors import (
 from compressor.evaluation.measure import evaluation_digest, measure
 from compressor.evaluation.protocol import Answer, Failure, ReferenceModel
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, LatencyConfig
+from compressor.runtimes.formats import StoredModel, format_named
 
 EVALUATE = EvaluateConfig(
     accuracy=AccuracyConfig(data="test"), latency=LatencyConfig(warmup=1, repeats=5, threads=1)
@@ -30,10 +31,14 @@ EVALUATE = EvaluateConfig(
 SOURCES = {"test": {"source": "tiny"}, "unused": {"source": "no-such-source"}}
 
 
-def measured(kind, folder, tmp_path, evaluate=EVALUATE, progress=lambda *_: None, **source):
+def measured(format_name, folder, tmp_path, evaluate=EVALUATE, progress=lambda *_: None, **source):
     sources = {**SOURCES, "test": {"source": "tiny", **source}}
     return measure(
-        kind, folder, evaluate, sources, SourceContext(tmp_path, cache=tmp_path), progress=progress
+        StoredModel(format_named(format_name), folder),
+        evaluate,
+        sources,
+        SourceContext(tmp_path, cache=tmp_path),
+        progress=progress,
     )
 
 
@@ -200,10 +205,16 @@ FIDELITY = EvaluateConfig(
 )
 
 
-def fidelity(kind, folder, tmp_path, other_kind, other, evaluate=FIDELITY):
-    reference = ReferenceModel(id="abc", kind=other_kind, model=other)
+def fidelity(format_name, folder, tmp_path, other_format, other, evaluate=FIDELITY):
+    reference = ReferenceModel(id="abc", format=other_format, model=other)
     context = SourceContext(tmp_path, cache=tmp_path)
-    found = measure(kind, folder, evaluate, SOURCES, context, reference=reference)
+    found = measure(
+        StoredModel(format_named(format_name), folder),
+        evaluate,
+        SOURCES,
+        context,
+        reference=reference,
+    )
     assert found.accuracy.reference == "abc"
     return {metric.name: metric.value for metric in found.metrics}
 
@@ -262,14 +273,13 @@ def test_a_language_model_on_text(tmp_path):
         "sequence_length": 6,
     }
     found = measure(
-        "torch",
-        tmp_path / "model",
+        StoredModel(format_named("torch"), tmp_path / "model"),
         EvaluateConfig(
             accuracy=AccuracyConfig(data="text", metrics=("perplexity", "agreement"), batch_size=3)
         ),
         {"text": source},
         SourceContext(tmp_path, cache=tmp_path),
-        reference=ReferenceModel(id="abc", kind="torch", model=tmp_path / "reference"),
+        reference=ReferenceModel(id="abc", format="torch", model=tmp_path / "reference"),
     )
     windows = torch.tensor([3, 4, 5, 4, 3, 5, 3, 3] * 7).reshape(8, 7)
     with torch.inference_mode():

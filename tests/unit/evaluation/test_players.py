@@ -8,15 +8,20 @@ from compressor.errors import DataError, ModelError
 from compressor.evaluation.interleaved import Player
 from compressor.evaluation.measure import request_of
 from compressor.evaluation.records import EvaluateConfig, LatencyConfig
+from compressor.runtimes.formats import StoredModel, format_named
 
 LATENCY = EvaluateConfig(latency=LatencyConfig(data="test", warmup=1, repeats=4, threads=1))
 
 
-def player(kind, model, tmp_path, **source):
+def player(format_name, model, tmp_path, **source):
     sources = {**SOURCES, "test": {"source": "tiny", **source}}
     return Player(
         request_of(
-            kind, model, LATENCY, sources, SourceContext(tmp_path, cache=tmp_path), task="rounds"
+            StoredModel(format_named(format_name), model),
+            LATENCY,
+            sources,
+            SourceContext(tmp_path, cache=tmp_path),
+            task="rounds",
         )
     )
 

@@ -10,6 +10,7 @@ from compressor.errors import DamagedArtifactError
 from compressor.evaluation.measure import measure
 from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, LatencyConfig
+from compressor.runtimes.formats import StoredModel, format_named
 from compressor.runtimes.tensorrt.manifest import ENGINE, EngineFile, EngineManifest, write_record
 from tests.unit.evaluation.test_measure import onnx_model
 
@@ -59,16 +60,15 @@ def engine(onnx_model, tmp_path):
     return folder
 
 
-def measured(kind, folder, tmp_path, reference):
+def measured(format_name, folder, tmp_path, reference):
     sources = {"test": {"source": "tiny"}}
     context = SourceContext(tmp_path, cache=tmp_path)
     return measure(
-        kind,
-        folder,
+        StoredModel(format_named(format_name), folder),
         EVALUATE,
         sources,
         context,
-        reference=ReferenceModel(id="ab", kind="engine", model=reference),
+        reference=ReferenceModel(id="ab", format="engine", model=reference),
     )
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from compressor.errors import DataError, UsageError
-from compressor.generation.generate import Sampling, generate, model_at
+from compressor.generation.generate import Prompt, Sampling, generate, model_at
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes import memory
 from compressor.runtimes.onnxruntime.decoder import fast_prompts as onnx_prompts
-from tests.support.tiny_files import tiny_onnx
 from tests.support.processors import write_processor
+from tests.support.tiny_files import tiny_onnx
 from tests.unit.passes.export_onnx.test_decoder import awq, exported, parent_in
 
 GREEDY = Sampling(max_tokens=12, temperature=0.0, top_p=1.0, seed=0)
@@ -33,7 +33,7 @@ def bed(tmp_path_factory):
     exported(
         small, folder / "integers", {"parity": {"data": "text"}, "decoder": {"accuracy_level": 4}}
     )
-    return {"torch": folder / "torch", "awq": small.model} | {
+    return {"torch": folder / "torch", "packed": small.model} | {
         n: folder / n for n in ("onnx", "int4", "integers")
     }
 
@@ -41,7 +41,12 @@ def bed(tmp_path_factory):
 def said(folder, sampling=GREEDY, *, raw=True, prompt="w10 w11 w12", **more):
     pieces = []
     found = generate(
-        *model_at(folder), prompt, sampling, threads=1, raw=raw, said=pieces.append, **more
+        model_at(folder),
+        Prompt(prompt, raw=raw),
+        sampling,
+        threads=1,
+        on_text=pieces.append,
+        **more,
     )
     assert "".join(pieces) == found.text
     return found
@@ -59,9 +64,9 @@ def test_greedy_text_is_what_transformers_generates(bed):
     assert found.decode_tokens_per_second is not None
 
 
-@pytest.mark.parametrize(("torch_kind", "graph"), [("torch", "onnx"), ("awq", "int4")])
+@pytest.mark.parametrize(("torch_kind", "graph"), [("torch", "onnx"), ("packed", "int4")])
 def test_a_graph_says_what_torch_says(torch_kind, graph, bed):
-    assert model_at(bed[torch_kind])[0] is Kind(torch_kind)
+    assert model_at(bed[torch_kind]).format.name == torch_kind
     assert said(bed[torch_kind]).text == said(bed[graph]).text
 
 
@@ -75,7 +80,7 @@ def test_fast_prompts_are_asked_of_graphs_alone(bed, monkeypatch):
     assert not asked
     assert said(bed["integers"], prompt=prompt, fast_prompts=True).tokens == 12
     assert len(asked) == 1
-    for kind in ("torch", "awq"):
+    for kind in ("torch", "packed"):
         with pytest.raises(UsageError, match="holds no ONNX graph") as caught:
             said(bed[kind], fast_prompts=True)
         assert "--fast-prompts" in caught.value.remedy
@@ -129,10 +134,10 @@ def test_an_end_ends_it(bed, tmp_path):
 
 def test_what_does_not_generate_is_told(bed, tmp_path):
     with pytest.raises(
-        UsageError, match="515 tokens of prompt and answer, and the model attends to 512"
+        UsageError, match="prompt and answer have 515 tokens; the model's context has 512"
     ):
         said(bed["onnx"], Sampling(512, 0.0, 1.0, 0))
-    with pytest.raises(UsageError, match="no directory"):
+    with pytest.raises(UsageError, match="is not a folder"):
         said(tmp_path / "nothing")
     with pytest.raises(UsageError, match="the prompt is empty"):
         said(bed["onnx"], prompt="")

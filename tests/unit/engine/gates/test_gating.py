@@ -142,4 +142,4 @@ def test_a_limit_on_what_nobody_measured(two_runs: Path) -> None:
 
 def test_a_limit_of_a_slice() -> None:
     rule = parse_limit("top1[input=speech]:max_drop=0.01")
-    assert (rule.metric, rule.kind, rule.limit) == ("top1[input=speech]", "max_drop", 0.01)
+    assert (rule.metric, rule.bound, rule.limit) == ("top1[input=speech]", "max_drop", 0.01)

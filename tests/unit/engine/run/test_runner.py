@@ -15,6 +15,7 @@ from compressor.engine.run.runner import Runner, RunResult, select
 from compressor.errors import CompressError, PassError, StorageError, UsageError
 from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import Measurement
+from compressor.runtimes.formats import StoredModel
 from tests.support.tiny_files import tiny_onnx
 
 
@@ -205,9 +206,9 @@ def test_a_step_needs_what_it_is_compared_with(run: Run, monkeypatch: pytest.Mon
     asked: list[tuple[Path, ReferenceModel]] = []
 
     def measured(
-        kind: Kind, model: Path, *_: object, reference: ReferenceModel, **__: object
+        model: StoredModel, *_: object, reference: ReferenceModel, **__: object
     ) -> Measurement:
-        asked.append((model, reference))
+        asked.append((model.path, reference))
         return Measurement(accuracy=None, latency=None, metrics=())
 
     monkeypatch.setattr("compressor.engine.run.step_builder.measure", measured)
@@ -218,7 +219,7 @@ def test_a_step_needs_what_it_is_compared_with(run: Run, monkeypatch: pytest.Mon
     result = run(only="aside")
     assert [step.step.name for step in result.steps] == ["source", "first", "aside"]
     (own, itself), (_, reference) = asked
-    assert itself == ReferenceModel(id=first.id, kind="onnx", model=own), (
+    assert itself == ReferenceModel(id=first.id, format="onnx", model=own), (
         "the first is its own reference"
     )
-    assert reference == ReferenceModel(id=first.id, kind="onnx", model=first.model)
+    assert reference == ReferenceModel(id=first.id, format="onnx", model=first.model)

@@ -1,0 +1,177 @@
+"""Formats that torch executes: folders whose config.json names a model family."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compressor.errors import UsageError
+from compressor.models.facts import ModelFacts, facts_of
+from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
+from compressor.runtimes.formats import Format, LowPrecision
+
+if TYPE_CHECKING:
+    from compressor.data.contract import Batch
+    from compressor.runtimes.formats import TensorReader
+    from compressor.runtimes.layers import Layers
+    from compressor.runtimes.session import Session
+
+_CONFIG = "config.json"
+_QUANTIZATION = "quantization.json"
+_PACKING = "quantization_config"
+
+
+class FamilyFormat(Format):
+    """A model of an installed family, described by config.json, with safetensors weights."""
+
+    runtime: ClassVar[str | None] = "torch"
+    restorable_layers: ClassVar[bool] = True
+
+    def recognizes(self, path: Path) -> bool:
+        """Return True if config.json describes a model of a family, in this format's variant."""
+        config = _read_config(path)
+        return config is not None and self.is_variant(path, config)
+
+    @abstractmethod
+    def is_variant(self, path: Path, config: Mapping[str, Any]) -> bool:
+        """Return True if the folder holds this format's variant of a family's model."""
+
+    def describe(self, path: Path) -> list[tuple[str, str]]:
+        """Return the family and, for a checkpoint of transformers, its model type."""
+        facts = facts_of(path)
+        model_type = (facts.config or {}).get("model_type")
+        rows = [("family", str(facts.family))]
+        return [*rows, ("model type", str(model_type))] if model_type else rows
+
+    def check(self, path: Path) -> None:
+        """Check config.json and every weight; see ``Format.check``."""
+        from compressor.models.checkpoint.loading import check_finite, read_description
+
+        read_description(path)
+        check_finite(path)
+
+    def facts(self, path: Path) -> ModelFacts:
+        """Return family, architecture, parameters and MACs from config.json."""
+        return facts_of(path)
+
+    def open_session(self, path: Path, *, threads: int, device: str = "cpu") -> Session:
+        """Open the module in eager inference mode."""
+        from compressor.runtimes.torch.session import TorchSession
+
+        return TorchSession(path, threads, device)
+
+    def open_layers(self, path: Path, threads: int) -> Layers:
+        """Open the module with hooks on its layers."""
+        from compressor.runtimes.torch.layers import TorchLayers
+        from compressor.runtimes.torch.session import TorchSession
+
+        return TorchLayers.from_session(TorchSession(path, threads, "cpu"))
+
+    def generation_limits(self, path: Path) -> GenerationLimits:
+        """Return the limits of a checkpoint of transformers; other families do not generate."""
+        from compressor.runtimes.torch.decoder import limits_of
+
+        limits = limits_of(path)
+        return super().generation_limits(path) if limits is None else limits
+
+    def open_decoder(self, path: Path, options: DecoderOptions) -> Decoder:
+        """Open a checkpoint of transformers with its own key-value cache."""
+        from compressor.runtimes.torch.decoder import TorchDecoder
+
+        if options.fast_prompts:
+            raise UsageError(
+                f"{path} holds no ONNX graph: --fast-prompts needs packed weights in ONNX",
+                remedy="export the awq artifact with export-onnx, or leave --fast-prompts out",
+            )
+        return TorchDecoder(path, options)
+
+    def tensors(self, path: Path) -> Mapping[str, TensorReader]:
+        """Return the tensors of the safetensors files, one in memory at a time."""
+        from compressor.runtimes.torch.tensors import stored_tensors
+
+        return stored_tensors(path)
+
+
+class Torch(FamilyFormat):
+    """A float model: a checkpoint of transformers, or a model of another family."""
+
+    name = "torch"
+    summary = "float weights in safetensors beside a config.json"
+
+    def recognizes(self, path: Path) -> bool:
+        """Return True also for a folder with a broken or missing config.json beside weights.
+
+        Opening it then names everything that is wrong.
+        """
+        if not path.is_dir():
+            return False
+        if _read_config(path) is not None:
+            return super().recognizes(path)
+        return (path / _CONFIG).is_file() or any(path.glob("*.safetensors"))
+
+    def is_variant(self, path: Path, config: Mapping[str, Any]) -> bool:
+        """Return True where nothing is quantized."""
+        return not (path / _QUANTIZATION).is_file() and _PACKING not in config
+
+
+class Quantized(FamilyFormat):
+    """A model whose layers are rounded to INT8 grids, as the ``qat`` pass writes it."""
+
+    name = "quantized"
+    summary = "a torch model with INT8 grids in quantization.json"
+
+    def is_variant(self, path: Path, config: Mapping[str, Any]) -> bool:
+        """Return True where quantization.json states the grids."""
+        return (path / _QUANTIZATION).is_file()
+
+    def low_precision(self, path: Path, batch: Batch, threads: int) -> LowPrecision:
+        """State that torch simulates the integers in float."""
+        return LowPrecision(
+            reasons=("torch simulates the rounding in float: `export-onnx` writes the integers",)
+        )
+
+
+class Packed(FamilyFormat):
+    """Weights of 2 to 8 bits, as the ``awq`` pass writes them: AutoAWQ or compressed-tensors."""
+
+    name = "packed"
+    summary = "packed weights of 2 to 8 bits (AutoAWQ or compressed-tensors) beside a config.json"
+    former_names = ("awq",)
+
+    def is_variant(self, path: Path, config: Mapping[str, Any]) -> bool:
+        """Return True where config.json has a ``quantization_config``."""
+        return not (path / _QUANTIZATION).is_file() and _PACKING in config
+
+    def describe(self, path: Path) -> list[tuple[str, str]]:
+        """Return the family and the packing's method."""
+        config = _read_config(path) or {}
+        method = str(config[_PACKING].get("quant_method"))
+        return [*super().describe(path), ("packing", method)]
+
+    def tensors(self, path: Path) -> Mapping[str, TensorReader]:
+        """Return the dequantized weights; the checkpoint is read whole."""
+        from compressor.runtimes.torch.tensors import dequantized_tensors
+
+        return dequantized_tensors(path)
+
+    def low_precision(self, path: Path, batch: Batch, threads: int) -> LowPrecision:
+        """State that torch computes with unpacked weights."""
+        return LowPrecision(
+            reasons=(
+                "torch unpacks the weights to float32: they are executed packed by vLLM, "
+                "transformers, and ONNX Runtime after `export-onnx`",
+            )
+        )
+
+
+def _read_config(path: Path) -> Mapping[str, Any] | None:
+    """Return config.json if it describes a model of a family, else None."""
+    try:
+        config = json.loads((path / _CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return None
+    is_model = isinstance(config, dict) and not config.keys().isdisjoint({"family", "model_type"})
+    return config if is_model else None
