@@ -124,14 +124,14 @@ def samples(folder: Path, file: Path) -> None:
     """The windows that `awq` calibrates on, for the peers."""
     import numpy as np
 
-    from calibration.samples import chosen
+    from calibration.samples import spread_indices
     from calibration.sources.text import Text
     from compressor.data.contract import SourceContext
 
     source = Text()
     data = pipeline(folder, folder, 1, None)["data"]["calibration"]
     dataset = source.load(source.Config.model_validate(data), SourceContext(folder))
-    np.save(file, dataset.batch(chosen(len(dataset), SAMPLES))["input_ids"])
+    np.save(file, dataset.batch(spread_indices(len(dataset), SAMPLES))["input_ids"])
 
 
 def peer(

@@ -1,4 +1,4 @@
-"""Layer by layer, what goes in and what comes out while samples run through a model."""
+"""Capture the inputs and outputs of layers while samples run through a model."""
 
 from __future__ import annotations
 
@@ -11,83 +11,109 @@ from torch import Tensor, nn
 
 from calibration.observers import Observer
 
-See = Callable[[str, Tensor], None]
-Before = Callable[[str, tuple[Any, ...]], None]
-"""(name, positional inputs) of a module that is about to run."""
-After = Callable[[str, tuple[Any, ...], Any], None]
-"""(name, positional inputs, result) of a module that has run."""
+TensorCallback = Callable[[str, Tensor], None]
+"""Called with the name of a tensor and its values."""
+BeforeForward = Callable[[str, tuple[Any, ...]], None]
+"""Called with a module's name and positional inputs, before its ``forward``."""
+AfterForward = Callable[[str, tuple[Any, ...], Any], None]
+"""Called with a module's name, positional inputs and output, after its ``forward``."""
 
 
 @contextmanager
-def hooked(
+def forward_hooks(
     module: nn.Module,
     names: Iterable[str],
     *,
-    before: Before | None = None,
-    after: After | None = None,
+    before: BeforeForward | None = None,
+    after: AfterForward | None = None,
 ) -> Iterator[None]:
-    """While it lasts, ``before`` and ``after`` are called around every call of the submodules of these names."""
+    """Call ``before`` and ``after`` around every call of the named submodules, within the block.
+
+    Args:
+        module: the module that holds the submodules.
+        names: their names, as in ``module.named_modules()``.
+        before: called before each submodule runs; None for no such hook.
+        after: called after each submodule has run; None for no such hook.
+    """
     handles = []
 
-    def hook(name: str) -> None:
-        one = module.get_submodule(name)
+    def register(name: str) -> None:
+        submodule = module.get_submodule(name)
         if before is not None:
-            handles.append(one.register_forward_pre_hook(lambda _, inputs: before(name, inputs)))
+            handles.append(
+                submodule.register_forward_pre_hook(lambda _, inputs: before(name, inputs))
+            )
         if after is not None:
             handles.append(
-                one.register_forward_hook(lambda _, inputs, result: after(name, inputs, result))
+                submodule.register_forward_hook(
+                    lambda _, inputs, output: after(name, inputs, output)
+                )
             )
 
     try:
         for name in names:
-            hook(name)
+            register(name)
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def run_watched(
-    module: nn.Module, layers: Mapping[str, bool], run: Callable[[], Any], see: See
+def observe_layers(
+    module: nn.Module, layers: Mapping[str, bool], run: Callable[[], Any], observe: TensorCallback
 ) -> None:
-    """``run()``, with ``see("<layer>:input", x)`` at every call of a layer, and ``see("<layer>:output", y)`` where asked for.
+    """Run a model in inference mode and pass the inputs, and optionally outputs, of its layers on.
 
     Args:
-        module: holds the layers.
-        layers: name to whether its result is wanted too.
-        run: runs the module.
-        see: gets each tensor.
+        module: the module that holds the layers.
+        layers: layer name to True if its output is observed too.
+        run: runs the module, once or several times.
+        observe: called as ``observe("<layer>:input", x)``, and as ``observe("<layer>:output", y)``
+            for layers whose output is observed, at every call of a layer.
     """
 
-    def look(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
-        see(f"{name}:input", inputs[0].detach())
+    def report(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
+        observe(f"{name}:input", inputs[0].detach())
         if layers[name]:
-            see(f"{name}:output", output.detach())
+            observe(f"{name}:output", output.detach())
 
-    with hooked(module, layers, after=look), torch.inference_mode():
+    with forward_hooks(module, layers, after=report), torch.inference_mode():
         run()
 
 
-def counting(values: Tensor, meant: Tensor | None) -> Tensor:
-    """Of values [B, T, ...], those at the positions [B, T] that count, [P, ...]; all of values of other shapes."""
-    return values if meant is None or values.shape[:2] != meant.shape else values[meant]
+def select_valid(values: Tensor, valid_BT: Tensor | None) -> Tensor:
+    """Return the values at valid positions.
+
+    Args:
+        values: any shape; a mask applies to values of shape [B, T, ...].
+        valid_BT: bool [B, T], True at positions that are not padding; None if all are valid.
+
+    Returns:
+        Values [P, ...] at the P valid positions; all values if there is no mask or their leading
+        dimensions differ from the mask's.
+    """
+    if valid_BT is None or values.shape[:2] != valid_BT.shape:
+        return values
+    return values[valid_BT]
 
 
-class Ranges:
-    """An observer for each tensor, made when it is first seen; what is wrong with tensors is kept to be told together."""
+class TensorObservers:
+    """One observer per tensor name, created at the first call with that name."""
 
-    def __init__(self, make: Callable[[], Observer]) -> None:
-        self.make = make
+    def __init__(self, create: Callable[[], Observer]) -> None:
+        self.create = create
         self.observers: dict[str, Observer] = {}
         self.not_finite: dict[str, str] = {}
-        self.meant: Tensor | None = None
-        """Of the batch that runs: which positions count, bool [B, T]; None where all do."""
+        """Tensor name to the error message, for tensors with NaN or infinite values. Errors are
+        collected so that the caller can report all of them at once."""
+        self.valid_positions: Tensor | None = None
+        """Mask of the current batch, bool [B, T]; None if all positions are valid."""
 
-    def see(self, name: str, values: Tensor) -> None:
-        """A tensor of any shape, observed as a whole where it counts."""
-        values = counting(values, self.meant)
-        one = self.observers.setdefault(name, self.make())
+    def observe(self, name: str, values: Tensor) -> None:
+        """Update the observer of a tensor with its values at valid positions, as one channel."""
+        values = select_valid(values, self.valid_positions)
+        observer = self.observers.setdefault(name, self.create())
         try:
-            one.see(values.reshape(1, -1).cpu())
+            observer.observe(values.reshape(1, -1).cpu())
         except ValueError as error:
             self.not_finite[name] = str(error)

@@ -1,8 +1,10 @@
-"""What a stream of values needs of an integer grid: the bound beyond which values are clipped.
+"""Observers of activations, which choose the clipping bound of an integer grid.
 
-Shapes: C channels (1 for a whole tensor), N values, B bins, T thresholds. Grids are symmetric about 0 (or start at 0), so only
-magnitudes count. Every observer takes constant memory, and two that saw parts of a stream merge into one that saw all of it:
-exactly, for all but the moving average.
+Shapes: C channels (1 for a whole tensor), N values, B bins, T candidate thresholds.
+
+Grids are symmetric about 0 or start at 0, so only magnitudes matter. An observer uses constant
+memory. Two observers of parts of a stream merge into an observer of the whole stream; the result
+is exact for all kinds except ``MovingAverage``.
 """
 
 from __future__ import annotations
@@ -16,81 +18,97 @@ from torch import Tensor
 _BINS_EXPONENT = 12
 _BINS = 1 << _BINS_EXPONENT
 _THRESHOLDS = 256
-_COUNTED_AT_ONCE = 1 << 23
-"""Values of which a count in float32 is exact."""
-_NONE_YET = -(1 << 20)
-"""Exponent of a channel that has seen zeros alone."""
+_VALUES_PER_COUNT = 1 << 23
+"""Values counted in one call of ``torch.histc``; their float32 counts are exact."""
+_NO_EXPONENT = -(1 << 20)
+"""Exponent of a channel in which all values so far are 0."""
 
 
 class Observer(ABC):
-    """Counts, extremes, and what a subclass remembers besides."""
+    """Base of all observers: the number of values and the extremes of each channel.
+
+    Subclasses collect further statistics in ``_update`` and choose the clipping bound from them.
+    """
 
     def __init__(self, channels: int = 1) -> None:
         self.count = 0
-        """Values seen in each channel."""
+        """Number of values observed in each channel."""
         self.minimum_C = torch.full((channels,), torch.inf, dtype=torch.float64)
         self.maximum_C = torch.full((channels,), -torch.inf, dtype=torch.float64)
 
-    def see(self, values_CN: Tensor) -> None:
-        """Take in more values.
+    def observe(self, values_CN: Tensor) -> None:
+        """Update the statistics with values [C, N].
 
         Raises:
-            ValueError: some are NaN or infinite, or there are other channels than before.
+            ValueError: the number of channels differs from the observer's, or values are NaN or
+                infinite; then nothing is updated.
         """
         if len(values_CN) != len(self.minimum_C):
-            raise ValueError(f"{len(values_CN)} channels where there were {len(self.minimum_C)}")
+            raise ValueError(
+                f"expected {len(self.minimum_C)} channels, but the values have {len(values_CN)}"
+            )
         if not values_CN.shape[1]:
             return
         values_CN = values_CN.detach().float()
-        low_C, high_C = (
-            values_CN.amin(dim=1),
-            values_CN.amax(dim=1),
-        )  # both are NaN where one value is
+        low_C, high_C = values_CN.amin(dim=1), values_CN.amax(dim=1)  # NaN if any value is NaN
         if not (low_C.isfinite() & high_C.isfinite()).all():
-            bad = int((~values_CN.isfinite()).sum())
-            raise ValueError(f"{bad} of {values_CN.numel()} values are NaN or infinite")
+            not_finite = int((~values_CN.isfinite()).sum())
+            raise ValueError(f"{not_finite} of {values_CN.numel()} values are NaN or infinite")
         self.count += values_CN.shape[1]
         self.minimum_C = torch.minimum(self.minimum_C, low_C.double())
         self.maximum_C = torch.maximum(self.maximum_C, high_C.double())
-        self._remember(values_CN)
+        self._update(values_CN)
 
     def merge(self, other: Self) -> None:
-        """Take in what another one saw."""
-        self._remember_too(other)
+        """Update the statistics with those of an observer of other values of the same channels."""
+        self._merge_state(other)
         self.count += other.count
         self.minimum_C = torch.minimum(self.minimum_C, other.minimum_C)
         self.maximum_C = torch.maximum(self.maximum_C, other.maximum_C)
 
     @property
-    def largest(self) -> Tensor:
-        """The largest magnitude, 0 where nothing was seen."""
+    def largest_magnitude(self) -> Tensor:
+        """Largest magnitude of each channel, float64; 0 if there are no values."""
         return torch.maximum(self.maximum_C, -self.minimum_C).clamp(min=0)
 
     @abstractmethod
     def bound(self, levels: int) -> Tensor:
-        """Where to clip, float64 [C], for a grid of ``levels`` steps between 0 and the bound; 0 where all values are."""
+        """Return the magnitude beyond which values are clipped, float64 [C].
 
-    def _remember(self, values_CN: Tensor) -> None:  # noqa: ARG002
-        """Finite values, one at least."""
+        Args:
+            levels: steps of the grid between 0 and the bound: 127 for symmetric int8.
+
+        Returns:
+            One bound per channel; 0 if all values of the channel are 0.
+        """
+
+    def _update(self, values_CN: Tensor) -> None:  # noqa: ARG002
+        """Update the statistics of the subclass with finite values; N is at least 1."""
         return
 
-    def _remember_too(self, other: Self) -> None:  # noqa: ARG002
-        """What another one remembers."""
+    def _merge_state(self, other: Self) -> None:  # noqa: ARG002
+        """Update the statistics of the subclass with those of another observer."""
         return
 
 
 class MinMax(Observer):
-    """Nothing is clipped."""
+    """Use the largest magnitude as the bound, so that no value is clipped."""
 
     def bound(self, levels: int) -> Tensor:  # noqa: ARG002
-        """See ``Observer``."""
-        return self.largest
+        """Return the largest magnitude."""
+        return self.largest_magnitude
 
 
 class MovingAverage(Observer):
-    """The largest magnitude of each batch, averaged exponentially, so that outliers count for less (Jacob et al. 2018, 3.1).
+    """Use an exponential moving average of each batch's largest magnitude as the bound.
 
-    Merged, each part counts by its number of batches: near to the average over all, not equal to it.
+    Outliers of single batches have less influence than with ``MinMax`` (Jacob et al. 2018, section
+    3.1). Merging weights each average by its number of batches, which approximates the average
+    over the whole stream.
+
+    Args:
+        channels: number of channels.
+        decay: weight of the previous average.
     """
 
     def __init__(self, channels: int = 1, decay: float = 0.9) -> None:
@@ -100,17 +118,17 @@ class MovingAverage(Observer):
         self.average_C = torch.zeros(channels, dtype=torch.float64)
 
     def bound(self, levels: int) -> Tensor:  # noqa: ARG002
-        """See ``Observer``."""
+        """Return the moving average."""
         return self.average_C
 
-    def _remember(self, values_CN: Tensor) -> None:
+    def _update(self, values_CN: Tensor) -> None:
         largest_C = values_CN.abs().amax(dim=1).double()
         self.average_C = (
             largest_C if not self.batches else torch.lerp(largest_C, self.average_C, self.decay)
         )
         self.batches += 1
 
-    def _remember_too(self, other: Self) -> None:
+    def _merge_state(self, other: Self) -> None:
         if batches := self.batches + other.batches:
             self.average_C = (
                 self.batches * self.average_C + other.batches * other.average_C
@@ -119,107 +137,124 @@ class MovingAverage(Observer):
 
 
 class Histogram(Observer):
-    """Magnitudes in bins whose width is a power of two, so that histograms of any ranges add up exactly.
+    """Base of observers that choose the bound from a histogram of magnitudes.
 
-    Where a value lies beyond the last bin, bins are joined in pairs until it does not: what was counted stays exact.
+    The width of the bins is a power of two. If a value lies beyond the last bin, bins are merged
+    in pairs until it does not, so the counts stay exact, and histograms of different ranges merge
+    exactly.
     """
 
     def __init__(self, channels: int = 1) -> None:
         super().__init__(channels)
-        self.exponent_C = torch.full((channels,), _NONE_YET)
-        """All magnitudes are less than 2 to the power of it."""
+        self.exponent_C = torch.full((channels,), _NO_EXPONENT)
+        """Binary exponent of the upper end of each channel's histogram."""
         self.count_CB = torch.zeros(channels, _BINS, dtype=torch.float64)
 
     @property
-    def widths(self) -> Tensor:
-        """Width of a channel's bins."""
-        return (
-            torch.ldexp(torch.ones(len(self.exponent_C), dtype=torch.float64), self.exponent_C)
-            / _BINS
-        )
+    def bin_width(self) -> Tensor:
+        """Width of each channel's bins, float64."""
+        ones_C = torch.ones(len(self.exponent_C), dtype=torch.float64)
+        return torch.ldexp(ones_C, self.exponent_C) / _BINS
 
-    def _remember(self, values_CN: Tensor) -> None:
+    def _update(self, values_CN: Tensor) -> None:
         magnitude_CN = values_CN.abs()
         largest_C = magnitude_CN.amax(dim=1)
-        self._widen(torch.where(largest_C > 0, torch.frexp(largest_C).exponent.long(), _NONE_YET))
+        exponent_C = torch.frexp(largest_C).exponent.long()
+        self._extend(torch.where(largest_C > 0, exponent_C, _NO_EXPONENT))
         top_C = torch.ldexp(
             torch.ones(len(largest_C), dtype=torch.float64), self.exponent_C.clamp(min=-100)
         )
         for count_B, magnitude_N, top in zip(
             self.count_CB, magnitude_CN, top_C.tolist(), strict=True
         ):
-            for some in magnitude_N.split(_COUNTED_AT_ONCE):
-                count_B += torch.histc(some, _BINS, 0.0, top)
+            for chunk_N in magnitude_N.split(_VALUES_PER_COUNT):
+                count_B += torch.histc(chunk_N, _BINS, 0.0, top)
 
-    def _remember_too(self, other: Self) -> None:
-        self._widen(other.exponent_C)
-        self.count_CB += _joined(other.count_CB, self.exponent_C - other.exponent_C)
+    def _merge_state(self, other: Self) -> None:
+        self._extend(other.exponent_C)
+        self.count_CB += _merge_bins(other.count_CB, self.exponent_C - other.exponent_C)
 
-    def _widen(self, exponent_C: Tensor) -> None:
-        wider_C = torch.maximum(self.exponent_C, exponent_C)
-        self.count_CB = _joined(self.count_CB, wider_C - self.exponent_C)
-        self.exponent_C = wider_C
+    def _extend(self, exponent_C: Tensor) -> None:
+        """Extend the histograms to at least 2^exponent by merging bins."""
+        extended_C = torch.maximum(self.exponent_C, exponent_C)
+        self.count_CB = _merge_bins(self.count_CB, extended_C - self.exponent_C)
+        self.exponent_C = extended_C
 
     def bound(self, levels: int) -> Tensor:
-        """See ``Observer``; never more than the largest magnitude."""
-        chosen = [
-            self._threshold(count_B, levels) * float(width) if exponent > _NONE_YET else 0.0
+        """Return the bound that the histogram gives, at most the largest magnitude."""
+        bounds = [
+            self._threshold(count_B, levels) * float(width) if exponent > _NO_EXPONENT else 0.0
             for count_B, width, exponent in zip(
-                self.count_CB, self.widths, self.exponent_C.tolist(), strict=True
+                self.count_CB, self.bin_width, self.exponent_C.tolist(), strict=True
             )
         ]
-        return torch.minimum(torch.tensor(chosen, dtype=torch.float64), self.largest)
+        return torch.minimum(torch.tensor(bounds, dtype=torch.float64), self.largest_magnitude)
 
     @abstractmethod
     def _threshold(self, count_B: Tensor, levels: int) -> float:
-        """Where to clip one channel, in bins from 0."""
+        """Return the bound of one channel in bins."""
 
 
-def _joined(count_CB: Tensor, times_C: Tensor) -> Tensor:
-    """The same counts in bins that are 2^times as wide."""
-    place_CB = torch.arange(_BINS) >> times_C.clamp(max=_BINS.bit_length())[:, None]
-    return torch.zeros_like(count_CB).scatter_add_(1, place_CB, count_CB)
+def _merge_bins(count_CB: Tensor, doublings_C: Tensor) -> Tensor:
+    """Return the counts in bins that are 2^doublings times as wide."""
+    bin_CB = torch.arange(_BINS) >> doublings_C.clamp(max=_BINS.bit_length())[:, None]
+    return torch.zeros_like(count_CB).scatter_add_(1, bin_CB, count_CB)
 
 
-def _thresholds(count_B: Tensor, levels: int) -> Tensor:
-    """Candidates in bins: from a grid as fine as the bins to the largest magnitude."""
+def _candidate_thresholds(count_B: Tensor, levels: int) -> Tensor:
+    """Return candidate thresholds in bins, int64 [T].
+
+    They range from the finest useful grid, whose steps are one bin wide, to the largest magnitude.
+    """
     top = int(count_B.nonzero().max()) + 1
-    found: Tensor = torch.linspace(min(levels, top), top, _THRESHOLDS).round().long().unique()  # type: ignore[no-untyped-call]
-    return found
+    lowest = min(levels, top)
+    grid = torch.linspace(lowest, top, _THRESHOLDS).round().long()
+    candidates: Tensor = grid.unique()  # type: ignore[no-untyped-call]
+    return candidates
 
 
 class Percentile(Histogram):
-    """The smallest bound that a part of all values keeps within."""
+    """Use the smallest bound that is not exceeded by a percentage of the magnitudes.
+
+    Args:
+        channels: number of channels.
+        percentile: the percentage.
+    """
 
     def __init__(self, channels: int = 1, percentile: float = 99.99) -> None:
         super().__init__(channels)
         self.percentile = percentile
 
     def _threshold(self, count_B: Tensor, levels: int) -> float:  # noqa: ARG002
-        wanted = self.percentile / 100 * count_B.sum()
-        return float((count_B.cumsum(dim=0) < wanted).sum()) + 1
+        covered = self.percentile / 100 * count_B.sum()
+        return float((count_B.cumsum(dim=0) < covered).sum()) + 1
 
 
 class MeanSquaredError(Histogram):
-    """The bound with the least squared error of rounding and clipping together, every value taken at the middle of its bin."""
+    """Use the bound with the least squared error of rounding and clipping.
+
+    The error is computed from the histogram, with every value at the middle of its bin.
+    """
 
     def _threshold(self, count_B: Tensor, levels: int) -> float:
-        threshold_T = _thresholds(count_B, levels)
+        threshold_T = _candidate_thresholds(count_B, levels)
         middle_B = torch.arange(_BINS, dtype=torch.float64) + 0.5
         step_T1 = threshold_T[:, None] / levels
         rounded_TB = (middle_B / step_T1).round().clamp(max=levels) * step_T1
-        # Within a bin values are spread evenly: a step finer than the bin still costs a twelfth of its square.
+        # Values are uniform within a bin: steps finer than a bin still have the error step² / 12.
         least_T1 = torch.where(step_T1 < 1, step_T1.square() / 12, 0.0)
         error_T = (rounded_TB - middle_B).square().clamp(min=least_T1) @ count_B
         return float(threshold_T[error_T.argmin()])
 
 
 class Entropy(Histogram):
-    """The bound whose clipped and rounded distribution is nearest to the one that was seen, by the Kullback-Leibler divergence.
+    """Use the bound with the least divergence between original and quantized values.
 
-    As TensorRT's calibration by entropy (Migacz 2017): for each threshold, P is the histogram with all that lies beyond in its
-    last bin, Q the histogram told by ``levels`` bins alone, spread over the bins that hold something. Zeros, which every grid
-    holds, do not count.
+    This is the entropy calibration of TensorRT (Migacz 2017); the divergence is Kullback-Leibler's.
+    For each candidate threshold, P is the histogram up to the threshold, with the counts beyond it
+    added to its last bin. Q is the histogram reduced to ``levels`` bins, each of which is expanded
+    evenly over its non-empty original bins. Zeros are excluded, since every grid represents them
+    exactly.
     """
 
     def _threshold(self, count_B: Tensor, levels: int) -> float:
@@ -227,8 +262,8 @@ class Entropy(Histogram):
         count_B[0] = 0
         if not count_B.any():
             return 1.0
-        best, chosen = torch.inf, float(_BINS)
-        for threshold in _thresholds(count_B, levels).tolist():
+        least, best = torch.inf, float(_BINS)
+        for threshold in _candidate_thresholds(count_B, levels).tolist():
             inside = count_B[:threshold]
             p = inside.clone()
             p[-1] += count_B[threshold:].sum()
@@ -238,18 +273,21 @@ class Entropy(Histogram):
             width = torch.zeros(levels, dtype=torch.float64).scatter_add_(0, level, filled)
             q = filled * (mass / width.clamp(min=1))[level]
             divergence = _divergence(p, q)
-            if divergence < best:
-                best, chosen = divergence, float(threshold)
-        return chosen
+            if divergence < least:
+                least, best = divergence, float(threshold)
+        return best
 
 
 def _divergence(p_B: Tensor, q_B: Tensor) -> float:
-    """KL of two histograms; what P has and Q lacks counts as a ten-thousandth of Q's mean."""
+    """Return KL(P ‖ Q) of two histograms.
+
+    Bins that are empty in Q but not in P get a ten-thousandth of Q's mean count.
+    """
     p_B = p_B / p_B.sum()
     q_B = torch.where((p_B > 0) & (q_B == 0), 1e-4 * q_B.sum() / len(q_B), q_B)
     q_B = q_B / q_B.sum()
-    seen = p_B > 0
-    return float((p_B[seen] * (p_B[seen] / q_B[seen]).log()).sum())
+    filled_B = p_B > 0
+    return float((p_B[filled_B] * (p_B[filled_B] / q_B[filled_B]).log()).sum())
 
 
 OBSERVERS: dict[str, type[Observer]] = {
@@ -261,6 +299,12 @@ OBSERVERS: dict[str, type[Observer]] = {
 }
 
 
-def observer(kind: str, channels: int = 1, **options: Any) -> Observer:
-    """A new observer of a kind in ``OBSERVERS``."""
+def create_observer(kind: str, channels: int = 1, **options: Any) -> Observer:
+    """Return a new observer.
+
+    Args:
+        kind: a key of ``OBSERVERS``.
+        channels: number of channels.
+        options: further arguments of the class, such as ``percentile``.
+    """
     return OBSERVERS[kind](channels, **options)

@@ -1,4 +1,4 @@
-"""Which samples of a set calibration looks at, and the digest of what it saw."""
+"""Calibration samples: a subset spread over a data set, and a digest of its inputs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import numpy as np
 
 from compressor.data.contract import Batch, Dataset
 
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 
-def chosen(length: int, count: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The places of ``count`` samples of a set, or of all, rising.
 
-    One from each of ``count`` equal stretches, as sets may be sorted; at random within it, as they may be periodic too.
+def spread_indices(length: int, count: int, seed: int = 0) -> Indices:
+    """Return the indices of ``count`` samples of a data set of ``length``, in increasing order.
+
+    The data set is divided into ``count`` equal stretches, since it may be sorted, and one sample
+    is drawn at random from each, since it may also be periodic. All indices are returned if
+    ``count`` is not less than ``length``.
     """
     if count >= length:
         return np.arange(length, dtype=np.int64)
@@ -23,7 +27,15 @@ def chosen(length: int, count: int, seed: int = 0) -> np.ndarray[Any, np.dtype[n
 
 
 class Samples:
-    """Some samples of a set, in batches, as often as one likes; ``digest`` tells what the last time through them showed."""
+    """A subset of a data set, iterated in batches any number of times.
+
+    Args:
+        dataset: the data set.
+        count: the number of samples; all of the set if it has fewer.
+        batch_size: samples per batch.
+        seed: seed of the selection.
+        progress: called as (activity, samples done, samples in total) after each batch.
+    """
 
     def __init__(
         self,
@@ -35,27 +47,28 @@ class Samples:
         progress: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
         self.dataset, self.batch_size, self.progress = dataset, batch_size, progress
-        self.places = chosen(len(dataset), count, seed)
+        self.indices = spread_indices(len(dataset), count, seed)
         self.digest = ""
-        """sha256 over every input that was seen: name, dtype, shape, bytes; batches count as they were."""
+        """sha256 over every input array of the last complete iteration: name, dtype, shape and
+        bytes. It depends on the batch size. Empty before the first iteration."""
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
-    def some(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The places of ``count`` of them, or of all, evenly over them."""
+    def subset(self, count: int) -> Indices:
+        """Return the indices of ``count`` of the samples, evenly spaced; all if there are fewer."""
         count = min(count, len(self))
-        return self.places[np.arange(count) * len(self) // max(count, 1)]
+        return self.indices[np.arange(count) * len(self) // max(count, 1)]
 
-    def batches(self, what: str) -> Iterator[Batch]:
-        """All of them; progress is told as ``what``."""
+    def batches(self, activity: str) -> Iterator[Batch]:
+        """Yield all samples in batches, report progress as ``activity``, and set ``digest``."""
         digest = hashlib.sha256()
         for start in range(0, len(self), self.batch_size):
-            batch = self.dataset.batch(self.places[start : start + self.batch_size])
+            batch = self.dataset.batch(self.indices[start : start + self.batch_size])
             for name in self.dataset.input_names:
                 array = batch[name]
                 digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
             yield batch
-            self.progress(what, min(start + self.batch_size, len(self)), len(self))
+            self.progress(activity, min(start + self.batch_size, len(self)), len(self))
         self.digest = digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What calibration found, as JSON beside the model: readable, usable again, and bound to the model that it was found on."""
+"""Calibration table: activation ranges as JSON beside a model, bound to the model they belong to."""
 
 from __future__ import annotations
 
@@ -15,84 +15,100 @@ TABLE = "calibration.json"
 
 
 class Range(Record):
-    """What one tensor held."""
+    """Range of one tensor over all calibration samples."""
 
     values: Annotated[int, Field(ge=0)]
-    """How many were seen."""
+    """Number of values observed."""
     minimum: float
+    """Smallest value."""
     maximum: float
+    """Largest value."""
     bound: Annotated[float, Field(ge=0)]
-    """Where the observer clips magnitudes, for a symmetric grid."""
+    """Clipping bound for a grid that is symmetric about 0."""
     bound_from_zero: Annotated[float, Field(ge=0)] | None = None
-    """The same for a grid from 0 up, which has twice as many steps there; none where values are negative."""
+    """Clipping bound for a grid that starts at 0 and has twice as many steps; None if there are
+    negative values."""
 
 
 class CalibrationTable(Record):
-    """The ranges of a model's activations on some samples."""
+    """Activation ranges of a model on calibration samples."""
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
-    """Of this file."""
+    """Version of the file format."""
     model: str
-    """The id of the artifact that was run."""
+    """Id of the artifact whose activations were observed."""
     observer: str
-    """What chose the bounds."""
+    """Kind of observer that chose the bounds."""
     bits: int
-    """Of the grids that they were chosen for."""
+    """Bits of the grids that the bounds were chosen for."""
     smoothing: float | None = None
-    """Beyond how many deviations channels were scaled down before; none where inputs were seen as they are."""
+    """Limit, in standard deviations, above which input channels were scaled down before they were
+    observed; None if inputs were observed unscaled."""
     num_samples: int
+    """Number of calibration samples."""
     samples_sha256: str
-    """Of every input that was seen, in order."""
+    """Digest of all inputs, in order (``Samples.digest``)."""
     tensors: dict[str, Range]
-    """``<layer>:input`` and ``<layer>:output`` to what was seen there."""
+    """Range of each tensor ``<layer>:input`` and ``<layer>:output``."""
 
     def write(self, folder: Path) -> None:
-        """Write ``calibration.json``."""
+        """Write ``calibration.json`` into a folder.
+
+        Raises:
+            StorageError: the disk is full, or the folder cannot be written.
+        """
         with writing(folder):
             (folder / TABLE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_table(folder: Path, model: str, bits: int) -> CalibrationTable:
-    """The table in a model's folder.
+    """Read the calibration table of a model folder.
 
     Args:
-        folder: where ``calibration.json`` lies.
-        model: the id of the artifact that it must belong to.
-        bits: of the grids that it must be for.
+        folder: the folder that holds ``calibration.json``.
+        model: id of the artifact that the ranges must belong to.
+        bits: bits of the grids that the ranges must be for.
 
     Raises:
-        RequirementError: there is none, it is damaged, or it was found on another model.
+        RequirementError: the table is missing, damaged, of another model, of other bits, or of
+            smoothed inputs.
     """
     file = folder / TABLE
     if not file.is_file():
         raise RequirementError(
             f"{folder} holds no {TABLE}", remedy="name an artifact of the pass qat"
         )
-    with reading(file):
-        text = file.read_bytes()
-    try:
-        table = CalibrationTable.model_validate_json(text)
-    except ValidationError as error:
-        lines = [
-            f"    {'.'.join(map(str, one['loc']))}: {one['msg']}"
-            for one in error.errors(include_url=False)
-        ]
-        raise RequirementError(
-            f"{file} is damaged:\n" + "\n".join(lines), remedy="calibrate on samples"
-        ) from error
+    table = _parse(file)
     if table.model != model:
         raise RequirementError(
-            f"{file} belongs to another model: it was found on {table.model}, and this is {model}",
-            remedy="calibrate on samples, or name the artifact whose table was found on this model",
+            f"{file} belongs to another model: its ranges are those of {table.model}, "
+            f"and this model is {model}",
+            remedy="calibrate on samples, or name an artifact that was calibrated on this model",
         )
     if table.smoothing is not None:
         raise RequirementError(
-            f"{file} holds ranges of inputs that were smoothed, and belongs to those factors",
+            f"{file} holds ranges of smoothed inputs, which are valid only with the smoothing "
+            "factors of their own step",
             remedy="calibrate on samples, or name the artifact of a step without `smoothing`",
         )
     if table.bits != bits:
         raise RequirementError(
-            f"{file} is for grids of {table.bits} bits, and these have {bits}",
+            f"{file} is for grids of {table.bits} bits, but this step uses {bits} bits",
             remedy="calibrate on samples",
         )
     return table
+
+
+def _parse(file: Path) -> CalibrationTable:
+    with reading(file):
+        text = file.read_bytes()
+    try:
+        return CalibrationTable.model_validate_json(text)
+    except ValidationError as error:
+        lines = [
+            f"    {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
+        ]
+        raise RequirementError(
+            f"{file} is damaged:\n" + "\n".join(lines), remedy="calibrate on samples"
+        ) from error

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from calibration.capture import hooked
+from calibration.capture import forward_hooks
 from compressor.models.capabilities.linear_groups import Site
 from compressor.models.quantized.description import WeightGrid
 from compressor.models.quantized.packed_linear import PackedLinear
@@ -70,7 +70,7 @@ class Exact:
             if name in blocks:
                 self._put(f"exact output {blocks[name]} {batch}", result)
 
-        with hooked(layer, {**sources, **blocks, **streams}, before=before, after=after):
+        with forward_hooks(layer, {**sources, **blocks, **streams}, before=before, after=after):
             return run()
 
     def input(self, site: Site, batch: int) -> Tensor:
@@ -263,7 +263,7 @@ class LayerRounding:
 
         if not wanted:
             return None, None
-        with suppress(_ReachedError), self._kept(number), hooked(self.layer, got, before=see):
+        with suppress(_ReachedError), self._kept(number), forward_hooks(self.layer, got, before=see):
             run()
         if site.block is not None:
             self._shapes[site.name, number] = [one.shape[:-1] for one in got[first]]

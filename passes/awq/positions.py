@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from calibration.capture import hooked
+from calibration.capture import forward_hooks
 from compressor.models.capabilities.linear_groups import Block, Site
 
 Deciding = Mapping[str, Sequence[Tensor]]
@@ -34,7 +34,7 @@ def deciding(
     def after(name: str, _: object, result: Tensor) -> None:
         found[name].append(result)
 
-    with torch.enable_grad(), hooked(module, found, after=after):
+    with torch.enable_grad(), forward_hooks(module, found, after=after):
         answers = module(**inputs)
         total = sum(
             (answers[one].float() * torch.randn(answers[one].shape, generator=generator)).sum()

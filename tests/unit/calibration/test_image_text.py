@@ -80,7 +80,9 @@ def test_a_model_answers_to_a_batch_as_to_each_sample(base, samples):
 
     def answers(indices):
         batch = dataset.batch(np.array(indices))
-        feeds = match_inputs({name: batch[name] for name in dataset.input_names}, FAMILY.signature(TINY).inputs)
+        feeds = match_inputs(
+            {name: batch[name] for name in dataset.input_names}, FAMILY.signature(TINY).inputs
+        )
         with torch.inference_mode():
             return module(**{name: torch.from_numpy(array) for name, array in feeds.items()})[
                 "logits"
