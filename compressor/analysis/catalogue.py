@@ -1,4 +1,4 @@
-"""What is installed, told from the code itself: passes, data sources, families, and each of their fields."""
+"""Catalogue of everything installed: passes, data sources, families, formats, and their fields."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticUndefined
 
 from compressor.config import discovery
+from compressor.engine.contract import Pass
 from compressor.engine.plan.plan import Plan
 
 
@@ -25,16 +26,22 @@ class FieldEntry(BaseModel):
 
 
 class CatalogueEntry(BaseModel):
-    """One pass, data source or family."""
+    """One pass, data source, model family or model format."""
 
     model_config = ConfigDict(frozen=True)
 
     group: str
     name: str
+    aliases: tuple[str, ...] = ()
+    """Other names that pipeline.yaml may use."""
     summary: str
     description: str
     reads: tuple[str, ...] = ()
+    """Formats that a pass reads."""
     writes: str | None = None
+    """The format that a pass writes."""
+    needs: tuple[str, ...] = ()
+    """Capabilities of the model that a pass needs at its default configuration."""
     presets: tuple[str, ...] = ()
     fields: tuple[FieldEntry, ...] = ()
 
@@ -43,16 +50,22 @@ _GROUPS = {
     discovery.PASSES: "pass",
     discovery.SOURCES: "data source",
     discovery.FAMILIES: "model family",
+    discovery.FORMATS: "model format",
 }
 
 
 def catalogue() -> list[CatalogueEntry]:
-    """Everything installed, passes first."""
-    return [_entry(group, name) for group in _GROUPS for name in discovery.names(group)]
+    """Return everything that is installed, passes first."""
+    return [
+        _entry(group, name)
+        for group in _GROUPS
+        for name in discovery.names(group)
+        if discovery.load(group, name).name == name
+    ]
 
 
 def entry(name: str) -> CatalogueEntry:
-    """The entry of that name, whatever it is.
+    """Return the entry of a name, whatever its group.
 
     Raises:
         UsageError: nothing of that name is installed.
@@ -65,18 +78,32 @@ def entry(name: str) -> CatalogueEntry:
 
 
 def _entry(group: str, name: str) -> CatalogueEntry:
-    found = discovery.load(group, name)
-    text = inspect.getdoc(type(found)) or ""
+    plugin = discovery.load(group, name)
+    text = inspect.getdoc(type(plugin)) or ""
+    is_pass = isinstance(plugin, Pass)
+    config = getattr(plugin, "Config", None)
     return CatalogueEntry(
         group=_GROUPS[group],
-        name=name,
+        name=plugin.name,
+        aliases=_aliases(group, plugin.name),
         summary=text.splitlines()[0] if text else "",
         description=text,
-        reads=tuple(sorted(getattr(found, "accepts", ()))),
-        writes=getattr(found, "produces", None),
-        presets=tuple(getattr(found, "presets", {})),
-        fields=tuple(_fields(found.Config)),
+        reads=tuple(sorted(plugin.accepts)) if is_pass else (),
+        writes=plugin.produces if is_pass else None,
+        needs=_needs(plugin) if is_pass else (),
+        presets=tuple(getattr(plugin, "presets", {})),
+        fields=() if config is None else tuple(_fields(config)),
     )
+
+
+def _aliases(group: str, name: str) -> tuple[str, ...]:
+    others = (other for other in discovery.names(group) if other != name)
+    return tuple(other for other in others if discovery.load(group, other).name == name)
+
+
+def _needs(pass_: Pass[Any]) -> tuple[str, ...]:
+    needs = pass_.needs(pass_.Config.model_construct())
+    return tuple(need.label for need in needs)
 
 
 def _fields(config: type[BaseModel], prefix: str = "") -> list[FieldEntry]:

@@ -114,7 +114,10 @@ def _integers(flags: list[str]) -> str:
         else "no instructions of its own: expect little speed from INT8 here"
     )
     if _providers():
-        from compressor.runtimes.onnxruntime.integer_kernels import EXACT_PRODUCTS, integer_products_saturate
+        from compressor.runtimes.onnxruntime.integer_kernels import (
+            EXACT_PRODUCTS,
+            integer_products_saturate,
+        )
 
         [(key, value)] = EXACT_PRODUCTS.items()
         if integer_products_saturate():

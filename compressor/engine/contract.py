@@ -97,7 +97,10 @@ class Pass(ABC, Generic[P]):
     """Capabilities of the parent model that the pass needs, whatever its config."""
 
     def needs(self, config: P) -> tuple[type[Capability], ...]:
-        """Return the capabilities of the parent model that the pass needs with this config."""
+        """Return the capabilities of the parent model that the pass needs with this config.
+
+        Reads only fields that have defaults: `show` and `doctor` call it without the others.
+        """
         return self.capabilities
 
     def tools_for(self, config: P) -> tuple[str, ...]:

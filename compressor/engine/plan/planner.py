@@ -17,6 +17,7 @@ from compressor.config.validation import references
 from compressor.data.contract import SourceContext
 from compressor.engine.contract import Estimate, Pass, PlanContext
 from compressor.engine.machine import tool_version
+from compressor.engine.plan.capabilities import missing_capabilities
 from compressor.engine.plan.pipeline import SOURCE, Pipeline, Step, reference_of
 from compressor.engine.plan.plan import (
     Builder,
@@ -215,6 +216,12 @@ class _Planner:
 
     def _estimate(self, step: Step, inputs: Mapping[str, str]) -> Estimate:
         facts = {role: self.steps[name].estimate.model for role, name in inputs.items()}
+        lacking = missing_capabilities(facts["parent"], step.pass_.needs(step.config))
+        for need in lacking:
+            what = f"{step.pass_.name} needs {need.label}, which the model of {step.parent} lacks"
+            self._problem(("passes", step.index), what, need.remedy)
+        if lacking:
+            return Estimate()
         try:
             return step.pass_.estimate(step.config, facts["parent"], PlanContext(facts))
         except GpuError:  # a missing GPU is not a mistake in the file

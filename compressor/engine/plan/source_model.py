@@ -84,10 +84,8 @@ class InitializedModel(SourceModel):
         """Initialize the module from the seed and save it."""
         import torch
 
-        from compressor.models.checkpoint.loading import save_module
-
         torch.manual_seed(context.seed)
-        save_module(self.family.build(self.config), self.family.name, self.config, out)
+        self.family.save(self.family.build(self.config), self.config, out)
         return PassOutput()
 
     def ensures(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> None:

@@ -1,0 +1,53 @@
+"""Which passes a model can go through, and what it lacks for the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.config import discovery
+from compressor.engine.contract import Pass
+from compressor.models.capabilities.capability import Capability
+from compressor.models.capabilities.needs import Missing, missing
+from compressor.models.contract import Family
+from compressor.models.facts import ModelFacts
+from compressor.runtimes.formats import Format, accepts
+
+
+@dataclass(frozen=True, slots=True)
+class PassSuitability:
+    """The answer for one pass and one model."""
+
+    pass_name: str
+    reasons: tuple[str, ...]
+    """Everything that stands against the pass; empty if the model can go through."""
+
+
+def missing_capabilities(facts: ModelFacts, needs: Sequence[type[Capability]]) -> list[Missing]:
+    """Return the capabilities that a model lacks; none where its architecture is not known yet."""
+    if facts.family is None or facts.config is None:
+        return []
+    family: Family[Any] = discovery.load(discovery.FAMILIES, facts.family)
+    config = family.Config.model_validate_json(json.dumps(dict(facts.config)))
+    return missing(family, config, needs)
+
+
+def suitable_passes(format_: Format, facts: ModelFacts) -> list[PassSuitability]:
+    """Return every installed pass with what stands against it, at its default configuration."""
+    names = [name for name in discovery.names(discovery.PASSES) if not is_alias(name)]
+    passes = (discovery.load(discovery.PASSES, name) for name in names)
+    return [PassSuitability(pass_.name, tuple(_reasons(pass_, format_, facts))) for pass_ in passes]
+
+
+def is_alias(pass_name: str) -> bool:
+    """Return True if an entry point is another name of a pass that is registered under its own."""
+    return bool(discovery.load(discovery.PASSES, pass_name).name != pass_name)
+
+
+def _reasons(pass_: Pass[Any], format_: Format, facts: ModelFacts) -> list[str]:
+    if not accepts(pass_.accepts, format_.name):
+        return [f"reads {' or '.join(sorted(pass_.accepts))}, not {format_.name}"]
+    lacking = missing_capabilities(facts, pass_.needs(pass_.Config.model_construct()))
+    return [f"the model has no {need.label}: {need.remedy}" for need in lacking]
