@@ -125,7 +125,7 @@ class Family(ABC, Generic[F]):
         Raises:
             StorageError: the disk is full, or the folder cannot be written.
         """
-        from compressor.models.checkpoint.files import write_description
+        from compressor.models.checkpoint.layout import write_description
         from compressor.models.checkpoint.weights import save_weights
 
         save_weights(module, folder)

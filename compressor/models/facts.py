@@ -48,16 +48,14 @@ def facts_of(folder: Path) -> ModelFacts:
     Raises:
         ModelError: as ``read_description``.
     """
-    from compressor.config.discovery import FAMILIES, load
-    from compressor.models.checkpoint.files import read_description
+    from compressor.models.checkpoint.description import read_description
 
-    name, config = read_description(folder)
-    family = load(FAMILIES, name)
+    model = read_description(folder)
     return ModelFacts(
-        family=name,
-        config=config.model_dump(mode="json"),
-        parameters=sum(family.parameters(config).values()),
-        macs=family.macs(config) or None,
+        family=model.family.name,
+        config=model.config.model_dump(mode="json"),
+        parameters=sum(model.family.parameters(model.config).values()),
+        macs=model.family.macs(model.config) or None,
         size_bytes=size_bytes(folder),
     )
 

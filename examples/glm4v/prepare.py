@@ -81,7 +81,6 @@ def write_model(folder: Path, tokenizer: Path) -> None:
     from transformers import AutoTokenizer
     from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 
-    from compressor.models.checkpoint.loading import save_module
     from compressor.models.families.transformers.config import CheckpointConfig
     from compressor.models.families.transformers.family import Transformers
 
@@ -132,7 +131,7 @@ def write_model(folder: Path, tokenizer: Path) -> None:
     )
     torch.manual_seed(0)
     family = Transformers()
-    save_module(family.build(config), family.name, config, folder)
+    family.save(family.build(config), config, folder)
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ class Sections(html.parser.HTMLParser):
 def write_model(folder: Path, work: Path) -> None:
     import safetensors.torch
 
-    from compressor.models.checkpoint.files import write_description
+    from compressor.models.checkpoint.layout import write_description
     from compressor.models.families.sentence_encoder.family import SentenceEncoder
 
     subprocess.run(

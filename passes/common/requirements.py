@@ -1,44 +1,46 @@
-"""Whether data sets fit a model, asked before anything is computed."""
+"""Checks of data sets and models, before a pass computes anything and after it has written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from compressor.artifacts.store import Artifact
-from compressor.config import discovery
-from compressor.config.record import Record
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError
-from compressor.models.checkpoint.loading import read_description
-from compressor.models.contract import Family
+from compressor.models.checkpoint.description import ModelDescription, read_description
 from compressor.runtimes.session import match_inputs
 
 
 def check_data(
     parent: Artifact, names: Iterable[str | None], context: PassContext, *, labels: bool = True
 ) -> None:
-    """Each named set has samples, labels where they are wanted, and the inputs of the parent model; None names no set.
+    """Check that data sets have samples, labels and the inputs of the parent model.
+
+    Args:
+        parent: The model that is run on the data sets.
+        names: Names of the data sets; None entries are skipped.
+        context: Opens the data sets.
+        labels: False if the samples need no labels.
 
     Raises:
-        DataError: one does not; all that is wrong with all of them.
+        DataError: A data set does not fit; the message lists every problem of every data set.
     """
-    family_name, config = read_description(parent.model)
-    family: Family[Any] = discovery.load(discovery.FAMILIES, family_name)
+    description = read_description(parent.model)
     problems = [
         problem
         for name in dict.fromkeys(names)
         if name
-        for problem in _problems(family, config, name, context, labels)
+        for problem in _data_problems(description, name, context, labels)
     ]
     if problems:
         raise DataError("\n".join(problems), remedy="name data sets that were made for this model")
 
 
-def _problems(
-    family: Family[Any], config: Record, name: str, context: PassContext, labels: bool
+def _data_problems(
+    description: ModelDescription, name: str, context: PassContext, labels: bool
 ) -> list[str]:
     dataset = context.data(name)
     if len(dataset) == 0:
@@ -47,13 +49,28 @@ def _problems(
     problems = []
     if labels and dataset.label_name not in batch:
         problems.append(f"data set {name!r} has no labels")
-    inputs = family.signature(config).inputs
+    inputs = description.signature.inputs
     if unknown := sorted(set(dataset.input_names) - {spec.name for spec in inputs}):
         problems.append(
-            f"data set {name!r} has inputs that {family.name} does not take: {', '.join(unknown)}"
+            f"data set {name!r} has inputs that {description.family.name} does not take: "
+            f"{', '.join(unknown)}"
         )
     try:
         match_inputs({key: batch[key] for key in dataset.input_names}, inputs)
     except DataError as error:
         problems.append(f"data set {name!r}: {error.what}")
     return problems
+
+
+def check_saved_model(folder: Path, device: str) -> None:
+    """Check that a written model loads, and that its weights are finite.
+
+    Raises:
+        NumericalError: A weight is NaN or infinite.
+        ModelError: The folder cannot be opened as a model.
+    """
+    from compressor.models.checkpoint.loading import load_module
+    from compressor.models.checkpoint.safetensors_files import check_finite
+
+    check_finite(folder)
+    load_module(folder, device)

@@ -154,11 +154,12 @@ class Distill(Pass[DistillConfig]):
 
     def requires(self, config: DistillConfig, parent: Artifact, context: PassContext) -> None:
         """Teacher and student must be models of one family, for their answers to mean the same; the data must fit them."""
-        from compressor.models.checkpoint.loading import check_finite, read_description
+        from compressor.models.checkpoint.description import read_description
+        from compressor.models.checkpoint.safetensors_files import check_finite
         from passes.common.requirements import check_data
 
         teacher = context.artifacts.get("teacher", parent)
-        names = {read_description(artifact.model)[0] for artifact in (parent, teacher)}
+        names = {read_description(artifact.model).family.name for artifact in (parent, teacher)}
         if len(names) > 1:
             raise RequirementError(
                 f"teacher and student are of different families: {' and '.join(sorted(names))}"
@@ -182,7 +183,8 @@ class Distill(Pass[DistillConfig]):
         context: PassContext,
     ) -> None:
         """It loads again, and its weights are finite."""
-        from compressor.models.checkpoint.loading import check_finite, load_module
+        from compressor.models.checkpoint.loading import load_module
+        from compressor.models.checkpoint.safetensors_files import check_finite
 
         check_finite(out)
         load_module(out, context.device)

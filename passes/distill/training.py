@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compressor.artifacts.store import Artifact
-from compressor.config import discovery
 from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.models.capabilities.feature_taps import FeatureTaps
 from compressor.models.capabilities.training_heads import TrainingHeads
-from compressor.models.checkpoint.loading import load_module, read_description, save_module
-from compressor.models.contract import Family
+from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.loading import load_module
 from passes.common.accuracy import Evaluation
 from passes.common.device import prepare_torch
 from passes.common.losses import (
@@ -42,12 +40,12 @@ def distill(
 ) -> PassOutput:
     """Build the student, train it, save it into ``out``."""
     device = prepare_torch(context)
-    name, parent_config = read_description(parent.model)
-    family: Family[Any] = discovery.load(discovery.FAMILIES, name)
-    architecture = student_config(config.student, family, parent_config)
+    model = read_description(parent.model)
+    family = model.family
+    architecture = student_config(config.student, family, model.config)
     teacher = load_module(teacher_artifact.model, context.device).requires_grad_(False)
     if config.student.parent is not None:
-        student = load_module(parent.model, context.device)
+        student = load_module(model, context.device)
     else:
         student = family.build(architecture).to(device)
     copied = copy_matching(student, teacher) if config.student.slim is not None else 0
@@ -78,7 +76,7 @@ def distill(
         progress=lambda done, total, figures: context.progress("step", done, total, figures),
         note=context.note,
     )
-    save_module(student, name, architecture, out)
+    family.save(student, architecture, out)
     return PassOutput(
         summary_of(result) | ({"copied_tensors": copied} if config.student.slim is not None else {})
     )

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.config.discovery import FAMILIES, load
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, ParityError, RequirementError
@@ -17,8 +16,8 @@ from compressor.graphs.files import read_graph
 from compressor.graphs.layer_names import name_layers, names_of
 from compressor.graphs.lint.onnxruntime import lint
 from compressor.models.capabilities.signature import InputSpec
-from compressor.models.checkpoint.loading import load_module, read_description
-from compressor.models.contract import Family
+from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.quantized.packed_checkpoint import packed_layers
 from compressor.models.quantized.quantization import QUANTIZATION, Quantization, read_quantization
 from compressor.runtimes.formats import open_session
@@ -52,8 +51,8 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
         raise DataError(
             f"the set {config.parity.data!r} is empty: the export is traced and compared on its samples"
         )
-    name, model_config = read_description(model)
-    family: Family[Any] = load(FAMILIES, name)
+    description = read_description(model)
+    family, model_config = description.family, description.config
     inputs = traced_inputs(config, model)
 
     quantization = read_quantization(model) if (model / QUANTIZATION).is_file() else None
@@ -116,8 +115,8 @@ def traced_inputs(config: ExportOnnxConfig, model: Path) -> tuple[InputSpec, ...
         ModelError: the model cannot be opened.
         RequirementError: ``dynamic`` names dimensions that the model does not have.
     """
-    name, model_config = read_description(model)
-    family: Family[Any] = load(FAMILIES, name)
+    description = read_description(model)
+    name, family, model_config = description.family.name, description.family, description.config
     inputs = family.signature(model_config).required_inputs
     known = sorted({size for spec in inputs for size in spec.shape if isinstance(size, str)})
     if config.dynamic is None:
@@ -221,8 +220,8 @@ def check_interface(model: Path, out: Path, threads: int) -> None:
         ModelError: it cannot be opened.
         ParityError: inputs or outputs have other names.
     """
-    name, config = read_description(model)
-    family: Family[Any] = load(FAMILIES, name)
+    description = read_description(model)
+    name, family, config = description.family.name, description.family, description.config
     wanted = (
         tuple(spec.name for spec in family.signature(config).required_inputs),
         tuple(family.signature(config).outputs),

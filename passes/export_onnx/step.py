@@ -9,9 +9,16 @@ from pydantic import Field, model_validator
 
 from compressor.artifacts.store import Artifact
 from compressor.config.record import DataName, Record
-from compressor.engine.contract import Estimate, Pass, PassConfig, PassContext, PassOutput, PlanContext
-from compressor.models.facts import ModelFacts
+from compressor.engine.contract import (
+    Estimate,
+    Pass,
+    PassConfig,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from compressor.errors import RequirementError
+from compressor.models.facts import ModelFacts
 
 _BASE_MEMORY_BYTES = 900_000_000  # torch, the exporter, ONNX Runtime
 _COPIES = 3  # beside torch's: the graph's weights, the serialized file, the runtime's
@@ -158,7 +165,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
 
     def requires(self, config: ExportOnnxConfig, parent: Artifact, context: PassContext) -> None:
         """The model can be opened, has the dimensions that the config names, and its weights are finite."""
-        from compressor.models.checkpoint.loading import check_finite
+        from compressor.models.checkpoint.safetensors_files import check_finite
         from passes.export_onnx.decoder.pipeline import check, is_decoder
         from passes.export_onnx.pipeline import check_integers, traced_inputs
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.artifacts.store import Artifact
-from compressor.config import discovery
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
 from compressor.models.capabilities.cuttable_axes import Axis, AxisKind, CuttableAxes
-from compressor.models.checkpoint.loading import load_module, read_description
+from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.contract import Family
 from passes.prune.allocation import widths_of
 from passes.prune.memory import recomputed
@@ -37,10 +37,8 @@ class Subject:
 
 def subject_of(artifact: Artifact, device: str) -> Subject:
     """The model of an artifact."""
-    name, config = read_description(artifact.model)
-    return Subject(
-        discovery.load(discovery.FAMILIES, name), config, load_module(artifact.model, device)
-    )
+    model = read_description(artifact.model)
+    return Subject(model.family, model.config, load_module(model, device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,10 @@ from torch import Tensor
 from compressor.artifacts.store import Artifact
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext, PassOutput
-from compressor.models.checkpoint.loading import save_module
 from compressor.models.checkpoint.weights import assigned, weights_on_meta
 from compressor.models.contract import Family
 from passes.common.checkpoint import UnusableCheckpointError, load_checkpoint, save_checkpoint
 from passes.common.device import device_of, prepare_torch
-from passes.common.outcome import summary_of
 from passes.prune.memory import on_disk
 from passes.prune.planning import PlannedCut, Subject, planned_cut, row, subject_of
 from passes.prune.recovery import recover
@@ -64,7 +62,7 @@ def prune(config: PruneConfig, parent: Artifact, out: Path, context: PassContext
     prepare_torch(context)
     run = _Rounds(config, subject_of(parent, context.device), context)
     run.go()
-    save_module(run.now.module, run.now.family.name, run.now.config, out, parent.model)
+    run.now.family.save(run.now.module, run.now.config, out, parent.model)
     return PassOutput(run.summary())
 
 
@@ -151,7 +149,7 @@ class _Rounds:
         folder.mkdir(exist_ok=True)
         self.parent.module.requires_grad_(False)
         self.now.module.float()
-        told = summary_of(recover(recovery, self.now, self.parent, stage, folder, self.context))
+        told = recover(recovery, self.now, self.parent, stage, folder, self.context).summary()
         self.done.history += told.pop("history")
         self.done.training = told
         self._save()

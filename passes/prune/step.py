@@ -235,7 +235,7 @@ class Prune(Pass[PruneConfig]):
 
     def requires(self, config: PruneConfig, parent: Artifact, context: PassContext) -> None:
         """Finite weights, and data that fit; what can be cut is known once the family is asked, in ``run``."""
-        from compressor.models.checkpoint.loading import check_finite
+        from compressor.models.checkpoint.safetensors_files import check_finite
         from passes.common.requirements import check_data
 
         check_finite(parent.model)
@@ -267,7 +267,8 @@ class Prune(Pass[PruneConfig]):
         context: PassContext,
     ) -> None:
         """It loads again under its new config, and its weights are finite."""
-        from compressor.models.checkpoint.loading import check_finite, load_module
+        from compressor.models.checkpoint.loading import load_module
+        from compressor.models.checkpoint.safetensors_files import check_finite
 
         check_finite(out)
         load_module(out, context.device)

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from calibration.table import CalibrationTable, Range, read_table
 from compressor.artifacts.store import Artifact
-from compressor.config.discovery import FAMILIES, load
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.models.capabilities.discovery import LoadedModel
 from compressor.models.capabilities.quantizable_layers import LayerContext, QuantizableLayers
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.capabilities.valid_positions import ValidPositions
-from compressor.models.checkpoint.loading import load_module, read_description, save_quantized
+from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.loading import load_module, save_quantized
 from compressor.models.contract import Family
 from compressor.models.quantized.fake_quantization import (
     IntegerLayer,
@@ -57,19 +57,19 @@ def check_supported(config: QatConfig, parent: Artifact) -> None:
     Raises:
         RequirementError: they cannot, or have not.
     """
-    name, architecture = read_description(parent.model)
-    family: Family[Any] = load(FAMILIES, name)
+    model = read_description(parent.model)
+    family, architecture = model.family, model.config
     comparing = [
         field for field in ("keep_float", "fine_tuning") if getattr(config, field) is not None
     ]
     if comparing and "logits" not in family.signature(architecture).outputs:
         raise RequirementError(
-            f"{' and '.join(f'`{one}`' for one in comparing)}: a model of the family {name} has no answers to compare",
+            f"{' and '.join(f'`{one}`' for one in comparing)}: a model of the family {family.name} has no answers to compare",
             remedy="leave it out, and name layers in `exclude` where some must stay in float",
         )
     if type(family).save is not Family.save:
         raise RequirementError(
-            f"a model of the family {name} is saved in a format of its own, which holds no integer grids",
+            f"a model of the family {family.name} is saved in a format of its own, which holds no integer grids",
             remedy="quantize families of ours: autoglm-phone, image-classifier, or your own",
         )
 
@@ -88,9 +88,9 @@ def table_of(config: QatConfig, parent: Artifact, context: PassContext) -> Calib
 def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
     """Write the quantized form of ``parent`` into ``out``."""
     prepare_torch(context)
-    name, architecture = read_description(parent.model)
-    family: Family[Any] = load(FAMILIES, name)
-    teacher = load_module(parent.model, context.device).requires_grad_(False)
+    model = read_description(parent.model)
+    family, architecture = model.family, model.config
+    teacher = load_module(model, context.device).requires_grad_(False)
     samples = samples_of(config, context)
     loaded = LoadedModel(teacher, some_inputs(samples, teacher, 2))
     graph = family.require(QuantizableLayers, architecture, loaded)
@@ -146,7 +146,7 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
             teacher,
             context,
         )
-    save_quantized(module, name, architecture, quantization, out)
+    save_quantized(module, family, architecture, quantization, out)
     table.write(out)
     summary = {
         "integer_layers": len(integer),

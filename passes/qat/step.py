@@ -187,7 +187,7 @@ class Qat(Pass[QatConfig]):
 
     def requires(self, config: QatConfig, parent: Artifact, context: PassContext) -> None:
         """Finite weights, data that fit, a table of this model."""
-        from compressor.models.checkpoint.loading import check_finite
+        from compressor.models.checkpoint.safetensors_files import check_finite
         from passes.common.requirements import check_data
         from passes.qat.quantizing import check_supported, table_of
 
@@ -213,7 +213,8 @@ class Qat(Pass[QatConfig]):
 
     def ensures(self, config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> None:
         """It loads again, and its weights are finite."""
-        from compressor.models.checkpoint.loading import check_finite, load_module
+        from compressor.models.checkpoint.loading import load_module
+        from compressor.models.checkpoint.safetensors_files import check_finite
 
         check_finite(out)
         load_module(out, context.device)

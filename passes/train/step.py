@@ -1,39 +1,24 @@
-"""The ``train`` pass: the shared loop with labels alone."""
+"""The ``train`` pass."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from compressor.artifacts.store import Artifact
-from compressor.config import discovery
-from compressor.config.record import DataName
-from compressor.engine.contract import (
-    Estimate,
-    Pass,
-    PassConfig,
-    PassContext,
-    PassOutput,
-    PlanContext,
-)
+from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.facts import ModelFacts
-from passes.common.config import TrainingConfig
-
-
-class TrainConfig(PassConfig):
-    """The fields of a ``train`` step."""
-
-    train: DataName = "train"
-    """The set that is learnt from."""
-    validation: DataName | None = "validation"
-    """The set that is looked at while training; early stopping decides by it. Never the test set."""
-    training: TrainingConfig = TrainingConfig()
-    """Steps, batch size, learning rate and so on."""
+from passes.train.config import TrainConfig
 
 
 class Train(Pass[TrainConfig]):
-    """Trains a model with labels, and the family's own loss terms, where it has any."""
+    """Train a model on labels.
+
+    The loss is the cross-entropy of each head of the model (`logits`, and the auxiliary heads of
+    its family) whose labels the data set has, with AdamW.
+    """
 
     name = "train"
     version = 1
@@ -41,18 +26,22 @@ class Train(Pass[TrainConfig]):
     produces = "torch"
     Config = TrainConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
-
     capabilities = (TrainingHeads,)
 
     def estimate(self, config: TrainConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
-        """From the model's arithmetic."""
+        """Estimate time, memory and disk from the parameters and MACs of the model."""
         from passes.common.estimates import training_estimate
 
         return training_estimate(parent, config.training)
 
     def requires(self, config: TrainConfig, parent: Artifact, context: PassContext) -> None:
-        """Finite weights to start from, and data that fit the model."""
-        from compressor.models.checkpoint.loading import check_finite
+        """Check that the weights are finite, and that the data sets fit the model.
+
+        Raises:
+            NumericalError: A weight is NaN or infinite.
+            DataError: A data set does not fit.
+        """
+        from compressor.models.checkpoint.safetensors_files import check_finite
         from passes.common.requirements import check_data
 
         check_finite(parent.model)
@@ -61,43 +50,33 @@ class Train(Pass[TrainConfig]):
     def run(
         self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext
     ) -> PassOutput:
-        """Train; checkpoints go to ``context.work``."""
-        from compressor.models.checkpoint.loading import load_module, read_description, save_module
+        """Train the model, with checkpoints in ``context.work``, and save it to ``out``."""
+        from compressor.models.checkpoint.description import read_description
+        from compressor.models.checkpoint.loading import load_module
         from passes.common.device import prepare_torch
         from passes.common.losses import hard_cross_entropy
-        from passes.common.outcome import summary_of
+        from passes.common.task import Callbacks, RunSettings, Task
         from passes.common.training import fit
 
         prepare_torch(context)
-        name, model_config = read_description(parent.model)
-        family = discovery.load(discovery.FAMILIES, name)
-        heads = family.require(TrainingHeads, model_config)
-        model = load_module(parent.model, context.device)
-        result = fit(
-            model,
+        description = read_description(parent.model)
+        heads = description.require(TrainingHeads)
+        model = load_module(description, context.device)
+        task = Task(
             context.data(config.train),
-            config.training,
-            seed=context.seed,
-            objective=lambda outputs, batch, _: hard_cross_entropy(
-                heads.logits(model, outputs), batch
-            ),
-            checkpoint_dir=context.work,
+            lambda outputs, batch, _: hard_cross_entropy(heads.logits(model, outputs), batch),
             validation=context.data(config.validation) if config.validation else None,
-            progress=lambda done, total, figures: context.progress("step", done, total, figures),
-            note=context.note,
         )
-        save_module(model, name, model_config, out)
-        return PassOutput(summary_of(result))
+        settings = RunSettings(context.seed, context.work)
+        callbacks = Callbacks(partial(context.progress, "step"), context.note)
+        result = fit(model, task, config.training, settings, callbacks)
+        description.family.save(model, description.config, out)
+        return PassOutput(result.summary())
 
     def ensures(
-        self,
-        config: TrainConfig,
-        parent: Artifact,
-        out: Path,
-        context: PassContext,
+        self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext
     ) -> None:
-        """It loads again, and its weights are finite."""
-        from compressor.models.checkpoint.loading import check_finite, load_module
+        """Check that the saved model loads, and that its weights are finite."""
+        from passes.common.requirements import check_saved_model
 
-        check_finite(out)
-        load_module(out, context.device)
+        check_saved_model(out, context.device)

@@ -10,12 +10,11 @@ from compressor.data.contract import SourceContext
 from compressor.engine.plan.pipeline import load_pipeline
 from compressor.engine.plan.plan import Plan
 from compressor.engine.plan.planner import make_plan
-from compressor.models.checkpoint.loading import save_module
 from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
 from compressor.models.families.transformers.family import Transformers
-from tests.support.tiny_files import draw_pictures
 from tests.support.processors import message, write_conversations
+from tests.support.tiny_files import draw_pictures
 
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.rglob("*.yaml"))
@@ -30,7 +29,7 @@ def fetched(example: str, folder: Path) -> None:
         "minilm": (SentenceEncoder(), "tiny"),
     }[example]
     config = family.presets[preset]
-    save_module(family.build(config), family.name, config, folder / "model")
+    family.save(family.build(config), config, folder / "model")
     if example == "efficientnet":
         for split in ("train", "test"):
             draw_pictures(folder / split, 1)

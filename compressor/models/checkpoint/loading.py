@@ -1,16 +1,15 @@
-"""Models of families in and out of folders; ``files`` says how such a folder looks. torch is imported where it is used."""
+"""Modules from model folders, and quantized modules into them. torch is imported where used."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.config.discovery import FAMILIES, load
 from compressor.config.record import Record
-from compressor.models.checkpoint.files import check_finite, read_description, write_description
+from compressor.models.checkpoint.description import ModelDescription, read_description
+from compressor.models.checkpoint.layout import write_description
 from compressor.models.contract import Family
 from compressor.models.quantized.quantization import (
-    QUANTIZATION,
     Quantization,
     read_quantization,
     write_quantization,
@@ -19,72 +18,56 @@ from compressor.models.quantized.quantization import (
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = [
-    "check_finite",
-    "load_module",
-    "read_description",
-    "save_module",
-    "save_quantized",
-]
 
+def load_module(model: ModelDescription | Path, device: str = "cpu") -> nn.Module:
+    """Return the module of a model folder, in eval mode.
 
-def load_module(folder: Path, device: str = "cpu") -> nn.Module:
-    """The model in ``folder``, in eval mode, with the dtypes of its files; tied weights stay tied.
+    Weights keep the dtypes of the files, tied weights stay tied, and torch's global generator
+    keeps its state.
 
-    torch's global generator is left as it was.
+    Args:
+        model: the folder, or its description where it has been read already.
+        device: the device of the parameters and buffers.
 
     Raises:
-        ModelError: as ``read_description``; or tensors are missing, too many, or of another shape or kind: all are named.
+        ModelError: as ``read_description``; or tensors are missing, unexpected, or of another
+            shape or kind: the message names all of them.
     """
     import torch
 
-    name, config = read_description(folder)
-    family: Family[Any] = load(FAMILIES, name)
+    if isinstance(model, Path):
+        model = read_description(model)
     with torch.random.fork_rng(devices=[]):
-        quantized = (folder / QUANTIZATION).is_file()
         module = (
-            _quantized(family.build(config), folder) if quantized else family.load(config, folder)
+            _load_quantized(model)
+            if model.is_quantized
+            else model.family.load(model.config, model.folder)
         )
     return module.eval().to(device)
 
 
-def _quantized(module: nn.Module, folder: Path) -> nn.Module:
+def _load_quantized(model: ModelDescription) -> nn.Module:
     from compressor.models.checkpoint.weights import fill
     from compressor.models.quantized.fake_quantization import shaped
 
-    return fill(shaped(module, read_quantization(folder)), folder)
+    module = model.family.build(model.config)
+    return fill(shaped(module, read_quantization(model.folder)), model.folder)
 
 
 def save_quantized(
-    module: nn.Module, family: str, config: Record, quantization: Quantization, folder: Path
+    module: nn.Module,
+    family: Family[Any],
+    config: Record,
+    quantization: Quantization,
+    folder: Path,
 ) -> None:
-    """Write description, grids and weights of a model whose layers are integer.
+    """Write the description, grids and weights of a module with integer layers.
 
     Raises:
-        StorageError: the disk is full, or the folder may not be written.
+        StorageError: the disk is full, or the folder cannot be written.
     """
     from compressor.models.checkpoint.weights import save_weights
 
-    found: Family[Any] = load(FAMILIES, family)
     save_weights(module, folder)
-    write_description(found.name, found.version, config, folder)
+    write_description(family.name, family.version, config, folder)
     write_quantization(quantization, folder)
-
-
-def save_module(
-    module: nn.Module, family: str, config: Record, folder: Path, companions: Path | None = None
-) -> None:
-    """Write description and weights into ``folder``; equal weights give equal bytes.
-
-    Args:
-        module: what is saved.
-        family: the name of its family.
-        config: its architecture.
-        folder: where to.
-        companions: the model that it was made from, whose tokenizer or other files come along.
-
-    Raises:
-        StorageError: the disk is full, or the folder may not be written.
-    """
-    found: Family[Any] = load(FAMILIES, family)
-    found.save(module, config, folder, companions)

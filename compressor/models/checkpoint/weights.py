@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ModelError, StorageError
-from compressor.models.checkpoint.files import CONFIG, WEIGHTS
+from compressor.models.checkpoint.layout import CONFIG, WEIGHTS
 from compressor.models.quantized.description import is_packed
 from compressor.models.quantized.packed_checkpoint import dequantized
 from compressor.models.quantized.quantization import QUANTIZATION

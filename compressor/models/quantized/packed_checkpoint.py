@@ -11,7 +11,7 @@ import safetensors
 from torch import Tensor
 
 from compressor.errors import ModelError
-from compressor.models.checkpoint.files import CONFIG
+from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.quantized.description import QUANTIZATION_CONFIG, is_packed
 from compressor.models.quantized.packed_formats import FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear

@@ -46,7 +46,7 @@ class Adapter(Format):
 
     def check(self, path: Path) -> None:
         """Check the config and that every tensor is finite."""
-        from compressor.models.checkpoint.files import check_finite, read_header
+        from compressor.models.checkpoint.safetensors_files import check_finite, read_header
 
         self._config(path)
         read_header(path / _WEIGHTS)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.models.checkpoint.files import read_description
+from compressor.models.checkpoint.description import read_description
 from compressor.models.families.transformers.config import CheckpointConfig
 from compressor.models.families.transformers.images import image_inputs
 from compressor.models.families.transformers.layouts import decoder_of, text_of
@@ -69,5 +69,5 @@ class TorchDecoder(Decoder):
 
 
 def _checkpoint_config(folder: Path) -> dict[str, Any] | None:
-    description = read_description(folder)[1]
-    return description.tree if isinstance(description, CheckpointConfig) else None
+    config = read_description(folder).config
+    return config.tree if isinstance(config, CheckpointConfig) else None

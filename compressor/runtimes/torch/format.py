@@ -48,7 +48,8 @@ class FamilyFormat(Format):
 
     def check(self, path: Path) -> None:
         """Check config.json and every weight; see ``Format.check``."""
-        from compressor.models.checkpoint.loading import check_finite, read_description
+        from compressor.models.checkpoint.description import read_description
+        from compressor.models.checkpoint.safetensors_files import check_finite
 
         read_description(path)
         check_finite(path)

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressor.config.discovery import FAMILIES, load
 from compressor.data.contract import Batch
 from compressor.errors import UsageError
-from compressor.models.checkpoint.files import read_description
+from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.loading import load_module
-from compressor.models.contract import Family
 from compressor.runtimes.session import Session
 
 
@@ -28,14 +26,13 @@ class TorchSession(Session):
             raise UsageError(
                 f"torch sees no {device} device on this machine", remedy="use --device cpu"
             )
-        name, config = read_description(folder)
-        family: Family[Any] = load(FAMILIES, name)
+        model = read_description(folder)
         self.runtime = f"torch {torch.__version__}"
-        signature = family.signature(config)
-        self.inputs, self.output_names = signature.inputs, signature.outputs
+        self.inputs = model.signature.inputs
+        self.output_names = model.signature.outputs
         self.device = device
         torch.set_num_threads(threads)
-        self.module = load_module(folder, device)
+        self.module = load_module(model, device)
 
     @torch.inference_mode()
     def compute(self, feeds: Batch) -> Batch:

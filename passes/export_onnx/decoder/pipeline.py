@@ -19,14 +19,15 @@ from compressor.graphs.decoder.interface import CONTEXT, IDS, MASK, MERGE, VISIO
 from compressor.graphs.decoder.operators import Operators
 from compressor.graphs.decoder.portable import PortableOperators
 from compressor.graphs.decoder.weights import BLOCKS, Weights, block_size
-from compressor.models.checkpoint.files import CONFIG, read_description
+from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.families.transformers.config import CheckpointConfig
 from compressor.models.families.transformers.images import GRIDS, KINDS, PIXELS
 from compressor.models.families.transformers.layouts import HEAD
 from compressor.models.families.transformers.linears import sites_of
 from compressor.models.quantized.description import WeightGrid, is_packed
+from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.decoder.decoder import TARGET
-from compressor.runtimes.session import open_session
 from passes.export_onnx.decoder.caching import cache_scales
 from passes.export_onnx.decoder.comparing import compare, limits_of
 from passes.export_onnx.decoder.genai import write_genai_config
@@ -57,7 +58,7 @@ _STAGES = 3
 
 def is_decoder(model: Path) -> bool:
     """Whether a folder holds a checkpoint of transformers, which is built and not traced."""
-    return isinstance(read_description(model)[1], CheckpointConfig)
+    return isinstance(read_description(model).config, CheckpointConfig)
 
 
 def check(config: ExportOnnxConfig, model: Path) -> None:
@@ -216,7 +217,7 @@ def _operators(config: ExportOnnxConfig, level: int) -> Operators:
 
 
 def _tree(model: Path) -> dict[str, Any]:
-    described = read_description(model)[1]
+    described = read_description(model).config
     assert isinstance(described, CheckpointConfig)  # noqa: S101  `is_decoder` has looked
     return described.tree
 

@@ -20,7 +20,7 @@ from compressor.config.discovery import FAMILIES, load
 from compressor.data.contract import Dataset, SourceContext
 from compressor.errors import UsageError
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
-from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.formats import open_layers, open_session
 
 PLANTED = (
@@ -41,7 +41,7 @@ def planted(source: Path, target: Path, layer: str, strength: float = 0.6) -> Pa
         weight.mul_(
             1 + strength * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
         )
-    save_module(module, "autoglm-phone", family.presets["bed-student"], target)
+    family.save(module, family.presets["bed-student"], target)
     return target
 
 
@@ -56,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if isinstance(one, nn.BatchNorm2d | nn.BatchNorm1d):
                 one.running_mean.normal_()
                 one.running_var.uniform_(0.5, 2)
-    save_module(module, "autoglm-phone", family.presets["bed-student"], folder)
+    family.save(module, family.presets["bed-student"], folder)
     return folder
 
 

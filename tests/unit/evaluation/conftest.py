@@ -29,9 +29,8 @@ def tiny_model(tiny_plugin: None, tmp_path: Path) -> Path:
     """A freshly initialised model in a folder."""
     import torch
 
-    from compressor.models.checkpoint.loading import save_module
 
     family = discovery.load(discovery.FAMILIES, "tiny")
     torch.manual_seed(0)
-    save_module(family.build(family.Config()), "tiny", family.Config(), tmp_path / "model")
+    family.save(family.build(family.Config()), family.Config(), tmp_path / "model")
     return tmp_path / "model"

@@ -22,11 +22,10 @@ def test_onnx_runs_and_leaves_out_what_it_has_no_input_for(onnx_folder):
 
 
 def test_torch_runs_and_gives_the_familys_outputs_only(tmp_path):
-    from compressor.models.checkpoint.loading import save_module
 
     family = load(FAMILIES, "autoglm-phone")
     config = family.presets["tiny"]
-    save_module(family.build(config), family.name, config, tmp_path)
+    family.save(family.build(config), config, tmp_path)
     rows = {
         spec.name: np.zeros(
             (2, *(one if isinstance(one, int) else 16 for one in spec.shape[1:])), spec.dtype

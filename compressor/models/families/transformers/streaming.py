@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from compressor.artifacts.errors_from_os import reading
 from compressor.errors import ModelError
-from compressor.models.checkpoint.files import TensorEntry, read_header
+from compressor.models.checkpoint.safetensors_files import TensorEntry, read_header
 from compressor.models.families.transformers.checkpoint import streamed
 from compressor.models.families.transformers.layouts import LAYOUTS
 from compressor.models.families.transformers.linears import layers_of

@@ -13,7 +13,7 @@ from calibration.sources.arrays import ArrayDataset
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, ModelError, NumericalError, RequirementError
 from compressor.models.capabilities.cuttable_axes import replace_fields
-from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.transformers.family import Transformers
 from compressor.models.families.transformers.linears import sites_of
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
@@ -35,7 +35,7 @@ def parent_in(folder, preset="tiny-llama"):
     for weight in module.parameters():  # real models have channels that matter more than others
         if weight.ndim == 2:
             weight.data *= 1 + 3 * torch.rand(1, weight.shape[1]) ** 4
-    save_module(module, "transformers", config, folder)
+    FAMILY.save(module, config, folder)
     return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind="torch"))
 
 
@@ -120,7 +120,7 @@ def test_bits_go_where_rounding_hurts(tmp_path):
     module.model.layers[
         1
     ].mlp.down_proj.weight.data *= 60  # so what the last layer adds is small beside it
-    save_module(module, "transformers", FAMILY.presets["tiny-llama"], parent.model)
+    FAMILY.save(module, FAMILY.presets["tiny-llama"], parent.model)
     found = {}
     for name, fields in (("mixed", {"effective_bits": 4.25}), ("even", {"bits": 3})):
         out, output = packed(parent, tmp_path / name, {**CT, **fields})
@@ -262,7 +262,7 @@ def test_weights_that_float16_does_not_hold(tmp_path):
     parent = parent_in(tmp_path / "parent", "tiny-qwen3")
     module = load_module(parent.model)
     module.lm_head.weight.data[3, 5] = 1e6
-    save_module(module, "transformers", FAMILY.presets["tiny-qwen3"], parent.model)
+    FAMILY.save(module, FAMILY.presets["tiny-qwen3"], parent.model)
     with pytest.raises(
         NumericalError, match=r"lm_head.weight holds values up to 1e\+06, too large for float16"
     ):

@@ -17,7 +17,7 @@ from compressor.analysis.tensors import tensor_differences
 from compressor.errors import CompressError, ModelError, RequirementError, UsageError
 from compressor.generation.generate import Sampling, generate
 from compressor.models.capabilities.linear_groups import LinearGroups
-from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.autoglm_phone.family import AutoGLMPhone
 from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
@@ -113,7 +113,7 @@ def parent_in(folder, family=PHONE, config=SMALL):
             one.weight.data += 0.3 * torch.randn(one.weight.shape)
             if getattr(one, "bias", None) is not None:
                 one.bias.data += 0.3 * torch.randn(one.bias.shape)
-    save_module(module, family.name, config, folder)
+    family.save(module, config, folder)
     return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind="torch"))
 
 

@@ -31,11 +31,10 @@ def parent(tiny_plugin: None, tmp_path: Path) -> Any:
     """What a pass takes of an artifact: its model folder."""
     import torch
 
-    from compressor.models.checkpoint.loading import save_module
 
     family = discovery.load(discovery.FAMILIES, "tiny")
     torch.manual_seed(0)
-    save_module(family.build(family.Config()), "tiny", family.Config(), tmp_path / "parent")
+    family.save(family.build(family.Config()), family.Config(), tmp_path / "parent")
     return SimpleNamespace(model=tmp_path / "parent")
 
 

@@ -16,7 +16,7 @@ from compressor.engine.contract import PassContext, PlanContext
 from compressor.errors import DataError, ParityError, RequirementError, UsageError
 from compressor.graphs.decoder import build as building
 from compressor.graphs.decoder.weights import Weights, block_size
-from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.facts import ModelFacts
 from compressor.models.families.transformers.family import Transformers
 from compressor.models.quantized.description import WeightGrid
@@ -45,7 +45,7 @@ def parent_in(folder, preset, tree=None):
         weight.data = (
             weight.data + 0.2 * torch.randn_like(weight) if weight.ndim == 1 else 3 * weight.data
         )
-    save_module(module, "transformers", config, folder)
+    FAMILY.save(module, config, folder)
     return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind="torch"))
 
 
@@ -523,10 +523,10 @@ def test_a_long_prompt_is_read_in_pieces_and_says_the_same(tokens, tmp_path):
     exported(parent_in(tmp_path / "parent", "tiny-llama"), tmp_path / "out", FIELDS)
     decoder = OnnxDecoder(tmp_path / "out", 1, capacity=tokens + 1)
     ids = np.random.default_rng(1).integers(3, 490, (1, tokens))
-    whole = decoder.forward(ids, keep=0)[:, -2:].copy()
+    whole = decoder.forward(ids, logits_to_keep=0)[:, -2:].copy()
     after = decoder.forward(ids[:, :1]).copy()
     decoder.reset()
-    np.testing.assert_allclose(decoder.forward(ids, keep=2), whole, atol=1e-4)
+    np.testing.assert_allclose(decoder.forward(ids, logits_to_keep=2), whole, atol=1e-4)
     np.testing.assert_allclose(decoder.forward(ids[:, :1]), after, atol=1e-4)
 
 

@@ -13,7 +13,7 @@ from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
 from compressor.graphs.lint.onnxruntime import lint
 from compressor.models.capabilities.cuttable_axes import replace_fields
-from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.quantized.fake_quantization import IntegerLayer
 from compressor.models.quantized.quantization import QUANTIZATION
 from compressor.runtimes.formats import open_session
@@ -61,7 +61,7 @@ def exported(tmp_path_factory):
                 ("small", NET) if network == "cnn" else ("small-vit", dict(list(NET.items())[:2]))
             )
             config = replace_fields(CLASSIFIER.presets[preset], fields)
-            save_module(CLASSIFIER.build(config), CLASSIFIER.name, config, folder / "float")
+            CLASSIFIER.save(CLASSIFIER.build(config), config, folder / "float")
             parent = SimpleNamespace(
                 model=folder / "float", manifest=SimpleNamespace(id="ab12", kind="torch")
             )

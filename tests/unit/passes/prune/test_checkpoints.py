@@ -11,7 +11,6 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, Glm4vForConditionalGeneration
 
-from compressor.models.checkpoint.loading import save_module
 from compressor.models.facts import facts_of
 from compressor.models.families.transformers.family import Transformers
 
@@ -130,7 +129,7 @@ def test_a_target_is_met_over_all_axes(home, preset):
 def test_a_checkpoint_that_is_no_artifact_yet_shows_its_cut(home, tmp_path):
     family = Transformers()
     config = family.presets["tiny-glm4"]
-    save_module(family.build(config), family.name, config, tmp_path / "model")
+    family.save(family.build(config), config, tmp_path / "model")
     options = [
         "--dry-run",
         "--json",

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from compressor.engine.contract import PassContext, PlanContext
 from compressor.errors import RequirementError
 from compressor.models.capabilities.cuttable_axes import CuttableAxes, replace_fields
-from compressor.models.checkpoint.loading import save_module
 from compressor.models.facts import ModelFacts, facts_of
 from passes.common.training import fit
 from passes.prune.allocation import widths_of
@@ -29,7 +28,7 @@ def parent(tmp_path_factory):
     torch.manual_seed(0)
     config = replace_fields(CLASSIFIER.presets["small"], {("num_classes",): 2, ("image_size",): 16})
     folder = tmp_path_factory.mktemp("parent")
-    save_module(CLASSIFIER.build(config), CLASSIFIER.name, config, folder / "model")
+    CLASSIFIER.save(CLASSIFIER.build(config), config, folder / "model")
     return SimpleNamespace(model=folder / "model")
 
 

@@ -13,7 +13,7 @@ from compressor.engine.contract import PassContext
 from compressor.errors import DataError, NumericalError, RequirementError
 from compressor.models.capabilities.cuttable_axes import replace_fields
 from compressor.models.capabilities.training_heads import TrainingHeads
-from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.quantized.fake_quantization import IntegerLayer, Rounding, fold
 from compressor.models.quantized.quantization import read_quantization
 from passes.common.accuracy import evaluate_accuracy
@@ -76,7 +76,7 @@ def parent(tmp_path_factory):
             CLASSIFIER.require(TrainingHeads, config).logits(module, outputs), batch
         ),
     )
-    save_module(module, CLASSIFIER.name, config, folder / "model")
+    CLASSIFIER.save(module, config, folder / "model")
     return SimpleNamespace(
         model=folder / "model", manifest=SimpleNamespace(id="ab12", kind="torch")
     )
@@ -248,7 +248,7 @@ def saved(module, parent, folder):
         json.dumps(json.loads((parent.model / "config.json").read_text())["config"])
     )
     config = replace_fields(config, {("vision_activation",): "hardswish"})
-    save_module(module, CLASSIFIER.name, config, folder)
+    CLASSIFIER.save(module, config, folder)
     return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="cd34", kind="torch"))
 
 

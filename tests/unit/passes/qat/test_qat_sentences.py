@@ -12,7 +12,7 @@ from calibration.sources.arrays import ArrayDataset
 from calibration.table import read_table
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, RequirementError
-from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
 from compressor.models.quantized.fake_quantization import IntegerEmbedding, IntegerLayer
 from compressor.models.quantized.quantization import read_quantization
@@ -60,7 +60,7 @@ def run(pass_, config, parent, out):
 def parent(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parent")
     torch.manual_seed(0)
-    save_module(FAMILY.build(CONFIG), FAMILY.name, CONFIG, folder)
+    FAMILY.save(FAMILY.build(CONFIG), CONFIG, folder)
     return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", kind="torch"))
 
 
@@ -209,7 +209,7 @@ def with_an_outlier(parent, folder, times=60.0):
     with torch.no_grad():
         layer.attention.output.LayerNorm.weight[5] *= times
         layer.intermediate.dense.weight[:, 5] /= times
-    save_module(module, FAMILY.name, CONFIG, folder)
+    FAMILY.save(module, CONFIG, folder)
     return SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ef56", kind="torch"))
 
 

@@ -11,7 +11,6 @@ from compressor.artifacts.fingerprint import digest_file
 from compressor.config.discovery import FAMILIES, load
 from compressor.errors import RequirementError
 from compressor.models.capabilities.cuttable_axes import replace_fields
-from compressor.models.checkpoint.loading import save_module
 from compressor.runtimes.tensorrt.manifest import read_verified_manifest
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
 from passes.qat.step import Qat, QatConfig
@@ -24,7 +23,7 @@ DRAW = np.random.default_rng(0)
 def exported(family, config, samples, folder, quantize=None):
     """An artifact of a network's ONNX file."""
     torch.manual_seed(0)
-    save_module(family.build(config), family.name, config, folder / "torch")
+    family.save(family.build(config), config, folder / "torch")
     parent = SimpleNamespace(
         model=folder / "torch", manifest=SimpleNamespace(id="ab12", kind="torch")
     )

@@ -11,8 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor.errors import UsageError
 from compressor.graphs.matmul_nbits import MatMulNBitsLayer
 from compressor.runtimes.onnxruntime.decoder.fast_prompts import PromptGraph
-from compressor.runtimes.onnxruntime.inference import opened
-from compressor.runtimes.onnxruntime.products import EXACT, saturate
+from compressor.runtimes.onnxruntime.inference import open_inference_session
+from compressor.runtimes.onnxruntime.integer_kernels import (
+    EXACT_PRODUCTS,
+    integer_products_saturate,
+)
 
 
 def packed_graph(
@@ -153,7 +156,7 @@ def test_a_graph_multiplies_what_is_rounded_by_token_and_by_output(given, tmp_pa
     size = sum(len(numpy_helper.to_array(one).tobytes()) for one in made.graph.initializer)
     assert 0.95 * size < asked < 1.05 * size
     ids = np.array([[3, 7, 1], [0, 49, 7]])
-    found = opened(written, 1, settings=EXACT if saturate() else {}).run(None, {"input_ids": ids})
+    found = open_inference_session(written, 1, settings=EXACT_PRODUCTS if integer_products_saturate() else {}).run(None, {"input_ids": ids})
     x = arrays["table"][ids].astype(np.float64)
     steps = np.abs(x).max(axis=-1, keepdims=True) / 127
     layer = packed_layer(model)
@@ -174,7 +177,7 @@ def test_a_token_of_zeros_is_no_trouble(tmp_path):
     written = tmp_path / "made"
     written.mkdir()
     PromptGraph(tmp_path).write(written, 1)
-    [found] = opened(written, 1).run(None, {"input_ids": np.array([[5, 6]])})
+    [found] = open_inference_session(written, 1).run(None, {"input_ids": np.array([[5, 6]])})
     assert not found[0, 0].any()
     assert found[0, 1].any()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compressor.errors import DataError
-from compressor.models.checkpoint.loading import load_module, save_module
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
 from compressor.runtimes.session import match_inputs
 
@@ -49,14 +49,14 @@ def test_it_pools_as_sentence_transformers_does(module):
 
 
 def test_through_a_folder(module, tmp_path):
-    save_module(module, "sentence-encoder", TINY, tmp_path)
+    FAMILY.save(module, TINY, tmp_path)
     feed = texts(5, 7, padded_to=12)
     assert torch.equal(load_module(tmp_path)(**feed)["embedding"], module(**feed)["embedding"])
 
 
 def test_a_text_that_is_too_long_is_told_before_it_is_encoded():
     feed = {name: one.numpy() for name, one in texts(33, padded_to=33).items()}
-    with pytest.raises(DataError, match="input_ids: tokens is 33, and the model takes 32 at most"):
+    with pytest.raises(DataError, match="input_ids: tokens is 33; the model takes at most 32"):
         match_inputs(feed, FAMILY.signature(TINY).inputs)
 
 

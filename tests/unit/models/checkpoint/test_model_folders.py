@@ -9,12 +9,9 @@ import torch
 
 from compressor.config.discovery import FAMILIES, load
 from compressor.errors import ModelError, NumericalError
-from compressor.models.checkpoint.loading import (
-    check_finite,
-    load_module,
-    read_description,
-    save_module,
-)
+from compressor.models.checkpoint.description import ModelDescription, read_description
+from compressor.models.checkpoint.loading import load_module
+from compressor.models.checkpoint.safetensors_files import check_finite
 from compressor.models.facts import facts_of
 
 FAMILY = load(FAMILIES, "autoglm-phone")
@@ -24,7 +21,7 @@ CONFIG = FAMILY.presets["tiny"]
 @pytest.fixture
 def folder(tmp_path):
     torch.manual_seed(0)
-    save_module(FAMILY.build(CONFIG), FAMILY.name, CONFIG, tmp_path / "model")
+    FAMILY.save(FAMILY.build(CONFIG), CONFIG, tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -35,13 +32,13 @@ def rewrite(folder, change):
 
 
 def test_equal_weights_give_equal_bytes(folder, tmp_path):
-    save_module(load_module(folder), FAMILY.name, CONFIG, tmp_path / "again")
+    FAMILY.save(load_module(folder), CONFIG, tmp_path / "again")
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
 def test_the_description_and_the_facts(folder):
-    assert read_description(folder) == (FAMILY.name, CONFIG)
+    assert read_description(folder) == ModelDescription(folder, FAMILY, CONFIG)
     facts = facts_of(folder)
     assert facts.parameters == sum(FAMILY.parameters(CONFIG).values())
     assert facts.size_bytes == sum(file.stat().st_size for file in folder.iterdir())
@@ -70,7 +67,7 @@ class Tied(torch.nn.Module):
 def test_tied_weights_are_written_once_and_stay_tied(tmp_path, monkeypatch, folder):
     monkeypatch.setattr(type(FAMILY), "build", lambda *_: Tied())
     tied = Tied()
-    save_module(tied, FAMILY.name, CONFIG, folder)
+    FAMILY.save(tied, CONFIG, folder)
     assert safetensors.torch.load_file(folder / "model.safetensors").keys() == {
         "embedding.weight",
         "view",
@@ -214,7 +211,7 @@ def test_finite_weights_pass_and_empty_tensors_too(tmp_path):
 
 
 def test_chunks_cover_the_whole_tensor(tmp_path, monkeypatch):
-    monkeypatch.setattr("compressor.models.checkpoint.files._CHUNK_VALUES", 7)
+    monkeypatch.setattr("compressor.models.checkpoint.safetensors_files._CHUNK_VALUES", 7)
     values = np.zeros(50, np.float32)
     values[[0, 6, 7, 48, 49]] = np.inf
     safetensors.torch.save_file({"w": torch.from_numpy(values)}, tmp_path / "model.safetensors")

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.errors import ModelError
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
-from compressor.models.checkpoint.loading import load_module, read_description, save_module
+from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.facts import facts_of
 from compressor.models.families.transformers.family import Transformers
 
@@ -20,7 +21,7 @@ def saved(preset, folder, seed=0, companions=None):
     torch.manual_seed(seed)
     config = FAMILY.presets[preset]
     module = FAMILY.build(config).eval()
-    save_module(module, "transformers", config, folder, companions)
+    FAMILY.save(module, config, folder, companions)
     return module
 
 
@@ -81,8 +82,8 @@ def test_other_files_come_along_and_weights_keep_their_dtype(tmp_path):
     (parent / "tokenizer.json").write_text("{}")
     tree = json.loads((parent / "config.json").read_text()) | {"dtype": "bfloat16", "_name": "kept"}
     (parent / "config.json").write_text(json.dumps(tree))
-    _, config = read_description(parent)
-    save_module(load_module(parent), "transformers", config, tmp_path / "child", parent)
+    config = read_description(parent).config
+    FAMILY.save(load_module(parent), config, tmp_path / "child", parent)
     assert (tmp_path / "child" / "tokenizer.json").read_text() == "{}"
     assert json.loads((tmp_path / "child" / "config.json").read_text())["_name"] == "kept"
     assert {

@@ -174,7 +174,7 @@ def quantized():
 
 def test_a_quantized_model_comes_back_as_it_was_saved(tmp_path):
     model = quantized()
-    save_quantized(model, PHONE.name, TINY, SPEC, tmp_path)
+    save_quantized(model, PHONE, TINY, SPEC, tmp_path)
     again = load_module(tmp_path)
     batch = inputs(PHONE, TINY, 3)
     assert read_quantization(tmp_path) == SPEC
@@ -209,7 +209,7 @@ def test_copies_round_with_their_own_scales():
     ],
 )
 def test_a_damaged_description_is_told(tmp_path, change, told):
-    save_quantized(quantized(), PHONE.name, TINY, SPEC, tmp_path)
+    save_quantized(quantized(), PHONE, TINY, SPEC, tmp_path)
     tree = json.loads((tmp_path / QUANTIZATION).read_text())
     change(tree)
     (tmp_path / QUANTIZATION).write_text(json.dumps(tree))
@@ -218,7 +218,7 @@ def test_a_damaged_description_is_told(tmp_path, change, told):
 
 
 def test_a_missing_description_is_named(tmp_path):
-    save_quantized(quantized(), PHONE.name, TINY, SPEC, tmp_path)
+    save_quantized(quantized(), PHONE, TINY, SPEC, tmp_path)
     (tmp_path / QUANTIZATION).unlink()
     with pytest.raises(ModelError, match=r"copy quantization\.json too"):
         load_module(tmp_path)
