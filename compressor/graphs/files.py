@@ -1,14 +1,15 @@
-"""ONNX folders read as files: the graph without its data, and a check of where that data lies.
+"""ONNX models on disk: read graphs, and check which files their external data names.
 
-An ONNX file may name other files to read tensors from. One that names ``/etc/passwd``, ``../secret`` or a link would make the
-runtime read what the artifact does not contain; such a file is refused before any runtime opens it (compare CVE-2024-27318,
-CVE-2024-5187).
+An ONNX file may name other files to read tensors from. One that names ``/etc/passwd``, ``../secret``
+or a link would make the runtime read what the artifact does not contain. Such a file is refused
+before any runtime opens it (compare CVE-2024-27318, CVE-2024-5187).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -16,15 +17,20 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from compressor.artifacts.errors_from_os import reading
 from compressor.errors import ModelError
 
+if TYPE_CHECKING:
+    from onnxscript import ir
+
 MODEL = "model.onnx"
+PROTOBUF_LIMIT_BYTES = 1_900_000_000
+"""Largest weights in one protobuf message, which holds 2 GB; the graph itself needs the rest."""
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """The graph of ``path/model.onnx``, or of an .onnx file; external data is checked, not loaded.
+    """Read ``path/model.onnx``, or an .onnx file, without its external data.
 
     Raises:
-        ModelError: there is no model.onnx, it is no ONNX, or external data is absolute, outside the folder, a link, missing
-            or too short: every offender is named.
+        ModelError: model.onnx is missing or not an ONNX model; or its external data is absolute,
+            outside the folder, a link, missing or too short. The message names every offender.
     """
     file = path if path.suffix == ".onnx" else path / MODEL
     if not file.is_file():
@@ -39,40 +45,65 @@ def read_graph(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{file} is not an ONNX model, or is truncated: {error}") from error
     if not model.HasField("graph") or not model.opset_import:
         raise ModelError(f"{file} is not an ONNX model: it has no graph")
-    problems = list(dict.fromkeys(_problems(model, file.parent)))
+    problems = list(dict.fromkeys(_external_data_problems(model, file.parent)))
     if problems:
         raise ModelError(
-            f"{file} has external data that is not read:\n"
+            f"{file} has external data that cannot be read safely:\n"
             + "\n".join(f"    {problem}" for problem in problems),
             remedy="save the model with its data in plain files beside model.onnx",
         )
     return model
 
 
+def load_typed_model(folder: Path) -> ir.Model:
+    """Load an ONNX model with its weights and with the inferred type of every value.
+
+    Constant nodes become initializers. External data beyond 2 GB stays in its file.
+
+    Raises:
+        ModelError: as ``read_graph``.
+    """
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+    from onnxscript import ir
+
+    proto = read_graph(folder)
+    files = external_files(proto)
+    if files and sum((folder / name).stat().st_size for name in files) <= PROTOBUF_LIMIT_BYTES:
+        # Shape inference reads constants such as the shapes of Reshape.
+        onnx.load_external_data_for_model(proto, str(folder))
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if external_files(proto):
+        ir.external_data.set_base_dir(model.graph, folder)
+    return model
+
+
 def external_files(model: onnx.ModelProto) -> set[str]:
-    """Locations of a graph's external data, relative to its folder."""
+    """Return the locations of a model's external data, relative to its folder."""
     return {
-        _entries(tensor).get("location", "") for tensor in tensors_of(model) if _is_external(tensor)
+        _external_entries(tensor).get("location", "")
+        for tensor in tensors_of(model)
+        if _is_external(tensor)
     }
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: initializers, sparse ones and attributes, in subgraphs and functions too."""
-    yield from _in_graph(model.graph)
+    """Yield every tensor: initializers, sparse ones and attributes, of subgraphs and functions too."""
+    yield from _graph_tensors(model.graph)
     for function in model.functions:
         for node in function.node:
-            yield from _in_node(node)
+            yield from _node_tensors(node)
 
 
-def _in_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
     for node in graph.node:
-        yield from _in_node(node)
+        yield from _node_tensors(node)
 
 
-def _in_node(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
     for attribute in node.attribute:
         if attribute.HasField("t"):
             yield attribute.t
@@ -80,24 +111,27 @@ def _in_node(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
         for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
             yield from (sparse.values, sparse.indices)
         for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-            yield from _in_graph(graph)
+            yield from _graph_tensors(graph)
 
 
 def _is_external(tensor: onnx.TensorProto) -> bool:
     return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
-def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
+def _external_entries(tensor: onnx.TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
-def _problems(model: onnx.ModelProto, folder: Path) -> Iterator[str]:
+def _external_data_problems(model: onnx.ModelProto, folder: Path) -> Iterator[str]:
     for tensor in tensors_of(model):
-        if _is_external(tensor) and (problem := _problem(_entries(tensor), folder)):
+        if not _is_external(tensor):
+            continue
+        if problem := _location_problem(_external_entries(tensor), folder):
             yield f"{tensor.name or 'a tensor'}: {problem}"
 
 
-def _problem(entries: dict[str, str], folder: Path) -> str | None:
+def _location_problem(entries: dict[str, str], folder: Path) -> str | None:
+    """Return why the file of one tensor must not be read, or None if it may be."""
     location = entries.get("location", "")
     path = PurePosixPath(location)
     if not location:
@@ -107,9 +141,8 @@ def _problem(entries: dict[str, str], folder: Path) -> str | None:
     if ".." in path.parts:
         return f"{location!r} is outside the model's folder"
     file = folder / path
-    if any(
-        (folder / part).is_symlink() for part in (path, *path.parents) if part != PurePosixPath()
-    ):
+    parents = [parent for parent in path.parents if parent != PurePosixPath()]
+    if any((folder / part).is_symlink() for part in (path, *parents)):
         return f"{location!r} is a symbolic link"
     if not file.is_file():
         return f"{location!r} is missing"

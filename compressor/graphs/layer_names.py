@@ -1,89 +1,98 @@
-"""Names for the values that layers make: so ``compressor.runtimes.layers`` can look at a graph layer by layer."""
+"""Names for the results of layers in a graph, so that it can be inspected layer by layer.
+
+``compressor.runtimes.onnxruntime.layers`` reads them.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 
-from onnxscript import ir
+import onnx_ir as ir
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
-_PREFIX = "module."  # what wraps the module while it is traced
+from compressor.graphs.values import DEQUANTIZE, QUANTIZE
+
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+_WRAPPER = "module."
+"""Prefix of the module that wraps the traced one."""
 
 
 def name_layers(model: ir.Model, parts: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Call the value that each layer makes by the layer's name, in place; returns layer to the value that it reads.
+    """Rename the result of each layer to the layer's name, in place.
+
+    A layer that is called twice is known by its last call. A layer that computes an output of the
+    graph is left out: the output keeps its name.
 
     Args:
-        model: as the exporter made it, which notes in each node what module it comes from.
+        model: a graph as torch's exporter wrote it, which notes the module of each node.
         parts: layer to the modules that it consists of.
 
-    A layer that is called twice is known by its last call; one that gives an output of the graph keeps that output's name.
+    Returns:
+        Layer name to the name of the value that the layer reads.
     """
-    owner = {part: layer for layer, some in parts.items() for part in some}
+    owners = {part: layer for layer, modules in parts.items() for part in modules}
     nodes: dict[str, list[ir.Node]] = {}
     for node in model.graph:
-        if (layer := _layer(node, owner)) is not None:
+        if (layer := _layer_of(node, owners)) is not None:
             nodes.setdefault(layer, []).append(node)
     outputs = set(model.graph.outputs)
-    reads = {}
-    taken = {value.name for value in (*model.graph.inputs, *outputs)} | set(
-        model.graph.initializers
-    )
-    for layer, own in nodes.items():
-        made, read = own[-1].outputs[0], _read(own)
-        if read is None or made in outputs or layer in taken:
+    taken = {value.name for value in (*model.graph.inputs, *outputs)}
+    taken |= set(model.graph.initializers)
+    inputs = {}
+    for layer, layer_nodes in nodes.items():
+        result, source = layer_nodes[-1].outputs[0], _input_of(layer_nodes)
+        if source is None or result in outputs or layer in taken:
             continue
-        made.name = layer
-        reads[layer] = read
-    return {layer: str(value.name) for layer, value in reads.items()}
+        result.name = layer
+        inputs[layer] = source
+    return {layer: str(value.name) for layer, value in inputs.items()}
 
 
-def names_of(reads: Mapping[str, str]) -> str:
-    """What goes into the file."""
-    return json.dumps(dict(sorted(reads.items())), separators=(",", ":"))
+def encode_layer_inputs(inputs: Mapping[str, str]) -> str:
+    """Return the result of ``name_layers`` as the value of a metadata entry."""
+    return json.dumps(dict(sorted(inputs.items())), separators=(",", ":"))
 
 
-def _layer(node: ir.Node, owner: Mapping[str, str]) -> str | None:
-    """The innermost layer that a node belongs to."""
-    for scope in reversed(json.loads(node.metadata_props.get(_SCOPES, "[]").replace("'", '"'))):
-        if (layer := owner.get(scope.removeprefix(_PREFIX))) is not None:
+def _layer_of(node: ir.Node, owners: Mapping[str, str]) -> str | None:
+    """Return the innermost layer that a node belongs to."""
+    scopes = json.loads(node.metadata_props.get(_SCOPES_KEY, "[]").replace("'", '"'))
+    for scope in reversed(scopes):
+        if (layer := owners.get(scope.removeprefix(_WRAPPER))) is not None:
             return layer
     return None
 
 
-def _read(nodes: list[ir.Node]) -> ir.Value | None:
-    """The first value from outside that is no constant, before it is rounded: several layers may share one rounding.
+def _input_of(nodes: list[ir.Node]) -> ir.Value | None:
+    """Return the first value from outside that is not constant, before it is rounded.
 
-    Of a layer that is called twice, only the nodes that lead to its last value are looked at.
+    Several layers may share one rounding. Of a layer that is called twice, only the nodes that lead
+    to its last result are considered.
     """
     own = set(nodes)
     leading = {nodes[-1]}
     for node in reversed(nodes):
         if node in leading:
             leading |= own & {value.producer() for value in node.inputs if value is not None}
-    for node in (one for one in nodes if one in leading):
-        for value in node.inputs:
+    for node in nodes:
+        for value in node.inputs if node in leading else ():
             if value is not None and not _is_constant(value) and value.producer() not in own:
                 return _before_rounding(value)
     return None
 
 
 def _is_constant(value: ir.Value) -> bool:
-    """Whether it is made of constants alone, as a transposed weight that several layers share."""
+    """Return True if a value depends on constants alone, such as a shared transposed weight."""
     node = value.producer()
     if node is None:
         return value.is_initializer() or value.const_value is not None
-    return all(one is None or _is_constant(one) for one in node.inputs)
+    return all(operand is None or _is_constant(operand) for operand in node.inputs)
 
 
 def _before_rounding(value: ir.Value) -> ir.Value:
     node = value.producer()
-    while (
-        node is not None
-        and node.op_type in {"DequantizeLinear", "QuantizeLinear"}
-        and node.inputs[0] is not None
-    ):
-        value = node.inputs[0]
-        node = value.producer()
+    while node is not None and node.op_type in {DEQUANTIZE, QUANTIZE}:
+        source = node.inputs[0]
+        if source is None:
+            break
+        value, node = source, source.producer()
     return value

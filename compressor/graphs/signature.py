@@ -11,7 +11,9 @@ def signature_rows(model: onnx.ModelProto) -> list[tuple[str, str]]:
     """Return (label, text) rows: operator sets, nodes, producer, inputs and outputs."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
-    opsets = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import)
+    opsets = ", ".join(
+        f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import
+    )
     rows = [("opsets", opsets), ("nodes", str(len(model.graph.node)))]
     if model.producer_name:
         rows.append(("producer", f"{model.producer_name} {model.producer_version}".strip()))

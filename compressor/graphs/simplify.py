@@ -1,40 +1,38 @@
-"""ONNX graphs: stripped of what is not the model, simplified, labelled, written and checked."""
+"""Clean and simplify ONNX graphs: strip the exporter's notes, fold constants, restore patterns."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 
 import onnx
-from onnxscript import ir
+import onnx_ir as ir
 
-from compressor.errors import PassError
-from compressor.graphs.files import MODEL
+from compressor.graphs.files import PROTOBUF_LIMIT_BYTES
+from compressor.graphs.saving import external_bytes
 
-_PREFIX = "autoglm_compress."
-_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim")
-_PROTOBUF_LIMIT_BYTES = 1_900_000_000  # one message holds 2 GB; the graph needs some of it
-_SMALL_TENSOR_BYTES = 256  # stays in the graph: shape inference wants to see it
-_SKIPPED = ["fuse_matmul_add_bias_into_gemm_batched"]
-"""A product with a bias is two operators; as a matrix, between two Reshape whose sizes are computed, up to six."""
-_GROWTH = 1.01
-_GROWTH_BYTES = 4096
+_SKIPPED_OPTIMIZATIONS = ["fuse_matmul_add_bias_into_gemm_batched"]
+"""Turns MatMul and Add on a batch of matrices into a Gemm between two Reshape with computed sizes:
+up to six operators for two."""
+_LARGEST_GROWTH = 1.01
+_LARGEST_GROWTH_BYTES = 4096
 
 
-def weights_bytes(model: ir.Model) -> int:
-    """Bytes of the initializers that may lie outside the graph."""
-    sizes = (
-        one.const_value.nbytes
-        for one in model.graph.initializers.values()
-        if one.const_value is not None
-    )
-    return sum(size for size in sizes if size >= _SMALL_TENSOR_BYTES)
+@dataclass(frozen=True, slots=True)
+class Simplification:
+    """Result of ``simplify``."""
+
+    model: ir.Model
+    applied: bool
+    """False if ``model`` is the graph as it was."""
+    summary: str
+    """One line: the change in nodes and bytes, or the reason why nothing was changed."""
 
 
-def strip(model: ir.Model) -> None:
-    """Remove, in place, what an exporter notes of its own run: stack traces, paths, node histories, doc strings."""
+def strip_metadata(model: ir.Model) -> None:
+    """Remove what an exporter notes about its own run: stack traces, paths, node histories.
+
+    The graph, changed in place, then depends on the model alone: equal models give equal bytes.
+    """
     model.doc_string = None
     model.metadata_props.clear()
     for graph in model.graphs():
@@ -59,95 +57,61 @@ def _strip_value(value: ir.Value) -> None:
         value.const_value.metadata_props.clear()
 
 
-def simplified(model: ir.Model) -> tuple[ir.Model, str]:
-    """The model through onnxsim, or as it was; and one line that says which, and why.
+def simplify(model: ir.Model) -> Simplification:
+    """Simplify a graph with onnxsim, and keep it as it was where that fails or makes it larger.
 
-    onnxsim unshares tied weights in some graphs; what comes back larger is not taken.
+    onnxsim duplicates tied weights in some graphs, hence the comparison of sizes.
     """
-    before = weights_bytes(model)
-    if before > _PROTOBUF_LIMIT_BYTES:
-        return (
-            model,
-            f"not simplified: its weights ({before / 1e9:.1f} GB) do not fit into one protobuf message",
+    weights = external_bytes(model)
+    if weights > PROTOBUF_LIMIT_BYTES:
+        return _unchanged(
+            model, f"its weights ({weights / 1e9:.1f} GB) do not fit into one protobuf message"
         )
     import onnxsim
 
     proto = ir.to_proto(model)
     try:
-        result, sound = onnxsim.simplify(proto, skipped_optimizers=_SKIPPED)
+        simplified, sound = onnxsim.simplify(proto, skipped_optimizers=_SKIPPED_OPTIMIZATIONS)
     except (
         RuntimeError,
         ValueError,
         onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
     ) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return model, f"not simplified: onnxsim cannot ({first})"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return _unchanged(model, f"onnxsim cannot ({reason})")
     if not sound:
-        return model, "not simplified: onnxsim's result does not compute the same"
-    old, new = proto.ByteSize(), result.ByteSize()
-    if new > _GROWTH * old + _GROWTH_BYTES:
-        return model, f"not simplified: onnxsim's result is larger ({old:,} to {new:,} bytes)"
-    return (
-        ir.from_proto(result),
-        f"onnxsim: {len(proto.graph.node)} to {len(result.graph.node)} nodes, {old:,} to {new:,} bytes",
+        return _unchanged(model, "onnxsim's result does not compute the same")
+    before, after = proto.ByteSize(), simplified.ByteSize()
+    if after > _LARGEST_GROWTH * before + _LARGEST_GROWTH_BYTES:
+        return _unchanged(model, f"onnxsim's result is larger ({before:,} to {after:,} bytes)")
+    nodes = f"{len(proto.graph.node)} to {len(simplified.graph.node)} nodes"
+    return Simplification(
+        ir.from_proto(simplified), True, f"onnxsim: {nodes}, {before:,} to {after:,} bytes"
     )
 
 
-def divide(model: ir.Model) -> None:
-    """In place, x · (1 / y) becomes x / y: so RMS norms have the form that ONNX Runtime computes in one operator."""
+def _unchanged(model: ir.Model, reason: str) -> Simplification:
+    return Simplification(model, False, f"not simplified: {reason}")
+
+
+def replace_reciprocals(model: ir.Model) -> None:
+    """Replace x · (1 / y) by x / y, in place.
+
+    RMS norms then have the form that ONNX Runtime fuses into one operator.
+    """
     for node in list(model.graph):
-        for index, one in enumerate(node.inputs if node.op_type == "Mul" else ()):
-            inverse = one.producer() if one is not None else None
-            if inverse is None or inverse.op_type != "Reciprocal":
+        for index, value in enumerate(node.inputs if node.op_type == "Mul" else ()):
+            reciprocal = value.producer() if value is not None else None
+            if reciprocal is None or reciprocal.op_type != "Reciprocal":
                 continue
-            quotient = ir.node("Div", [node.inputs[1 - index], inverse.inputs[0]])
+            quotient = ir.node("Div", [node.inputs[1 - index], reciprocal.inputs[0]])
             old, new = node.outputs[0], quotient.outputs[0]
             new.type, new.shape = old.type, old.shape
             model.graph.insert_before(node, quotient)
             old.replace_all_uses_with(new, replace_graph_outputs=True)
             model.graph.remove(node, safe=True)
             new.name = old.name
-            if not inverse.outputs[0].uses():
-                model.graph.remove(inverse, safe=True)
+            if not reciprocal.outputs[0].uses():
+                model.graph.remove(reciprocal, safe=True)
             break
-
-
-def labelled(artifact_id: str, family: str, classes: Sequence[str] | None) -> dict[str, str]:
-    """What the file says of itself, for whoever holds it without its manifest."""
-    metadata = {
-        "artifact_id": artifact_id,
-        "family": family,
-        "tools": json.dumps({tool: version(tool) for tool in _TOOLS}),
-    }
-    if classes is not None:
-        metadata["class_names"] = json.dumps(classes, ensure_ascii=False)
-    return {_PREFIX + key: value for key, value in metadata.items()}
-
-
-def write(
-    model: ir.Model,
-    folder: Path,
-    metadata: Mapping[str, str],
-    external_threshold_bytes: int,
-    name: str = MODEL,
-) -> bool:
-    """Write a graph and check it, full shape inference included; True where the weights went into a file beside it.
-
-    Raises:
-        PassError: ONNX's checker refuses the graph.
-    """
-    model.metadata_props.clear()
-    model.metadata_props.update(sorted(metadata.items()))
-    external = weights_bytes(model) > min(external_threshold_bytes, _PROTOBUF_LIMIT_BYTES)
-    ir.save(
-        model,
-        folder / name,
-        external_data=f"{name}.data" if external else None,
-        size_threshold_bytes=_SMALL_TENSOR_BYTES,
-    )
-    try:
-        onnx.checker.check_model(str(folder / name), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise PassError(f"the exported graph is not valid ONNX: {error}") from error
-    return external

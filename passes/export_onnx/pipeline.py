@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, ParityError, RequirementError
-from compressor.graphs import integers
-from compressor.graphs import packed_blocks as blocks
-from compressor.graphs import simplify as graph
+from compressor.graphs.blocks import BLOCKS_OPSET, store_packed_layers
 from compressor.graphs.files import read_graph
-from compressor.graphs.layer_names import name_layers, names_of
-from compressor.graphs.lint.onnxruntime import lint
+from compressor.graphs.layer_names import encode_layer_inputs, name_layers
+from compressor.graphs.lint.targets import lint
+from compressor.graphs.qdq import freeze_scales, rounding_translations, store_integer_weights
+from compressor.graphs.saving import file_metadata, save_checked_model
+from compressor.graphs.simplify import replace_reciprocals, simplify, strip_metadata
 from compressor.models.capabilities.signature import InputSpec
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.loading import load_module
-from compressor.models.quantized.packed_checkpoint import packed_layers
+from compressor.models.quantized.packed_checkpoint import read_packed_layers
 from compressor.models.quantized.quantization import QUANTIZATION, Quantization, read_quantization
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.layers import INPUTS_KEY
@@ -60,36 +61,41 @@ def export(config: ExportOnnxConfig, model: Path, out: Path, context: PassContex
     module = load_module(model)
     sample = match_inputs(batches[0], family.signature(model_config).required_inputs)
     if quantization is not None:
-        integers.fix_scales(module)
+        freeze_scales(module)
     traced = onnx_from_torch(
         module,
         inputs,
         family.signature(model_config).outputs,
         sample,
         config.opset,
-        integers.translations(quantization.target) if quantization is not None else None,
+        rounding_translations(quantization.target) if quantization is not None else None,
     )
-    layers = TorchLayers(module, family.signature(model_config).inputs, family.signature(model_config).outputs)
+    layers = TorchLayers(
+        module, family.signature(model_config).inputs, family.signature(model_config).outputs
+    )
     layers.trace({name: array[:1] for name, array in batches[0].items()})
     reads = name_layers(traced, layers.parts)
-    graph.strip(traced)
+    strip_metadata(traced)
     _tell(context, 1)
     told = "not asked for"
     if config.simplify:
-        traced, told = graph.simplified(traced)
-        if told.startswith("not "):
+        result = simplify(traced)
+        traced, told = result.model, result.summary
+        if not result.applied:
             context.note(told)
-    graph.divide(traced)
+    replace_reciprocals(traced)
     packed = _store_packed(traced, model, context)
     if quantization is not None:
         bits = {one.weight.bits for one in quantization.layers.values()}
         bits |= {one.bits for one in quantization.embeddings.values()}
-        integers.laid_out(traced, quantization.target, min(bits, default=8))
+        store_integer_weights(traced, quantization.target, min(bits, default=8))
     _tell(context, 2)
-    metadata = graph.labelled(context.artifact_id, family.name, dataset.class_names()) | {
-        INPUTS_KEY: names_of(reads)
+    metadata = file_metadata(context.artifact_id, family.name, dataset.class_names()) | {
+        INPUTS_KEY: encode_layer_inputs(reads)
     }
-    external = graph.write(traced, out, metadata, config.external_data_threshold_mb * 1_000_000)
+    external = save_checked_model(
+        traced, out, metadata, config.external_data_threshold_mb * 1_000_000
+    )
     _tell(context, 3)
     parity = _compared(
         config.parity, model, out, batches, context, integers=bool(packed.get("integer_layers"))
@@ -162,7 +168,7 @@ def check_integers(model: Path) -> None:
 def _integers(quantization: Quantization, out: Path, context: PassContext) -> dict[str, Any]:
     """What ONNX Runtime computes with integers, and what the target would refuse."""
     found = inspect_kernels(out)
-    complaints = lint(read_graph(out), quantization.target)
+    complaints = [str(problem) for problem in lint(read_graph(out), quantization.target)]
     for complaint in complaints:
         context.note(f"{quantization.target}: {complaint}")
     return {
@@ -177,15 +183,15 @@ def _integers(quantization: Quantization, out: Path, context: PassContext) -> di
 
 def _store_packed(traced: ir.Model, model: Path, context: PassContext) -> dict[str, Any]:
     """The packed layers of an ``awq`` artifact as integers, where the opset has them; and what is told of it."""
-    layers = packed_layers(model)
+    layers = read_packed_layers(model)
     if not layers:
         return {}
     opset = traced.opset_imports[""]
-    found = blocks.stored_as_blocks(traced, layers) if opset >= blocks.OPSET else set()
+    found = store_packed_layers(traced, layers) if opset >= BLOCKS_OPSET else set()
     if left := sorted(layers.keys() - found):
         why = (
-            f"set `opset: {blocks.OPSET}`"
-            if opset < blocks.OPSET
+            f"set `opset: {BLOCKS_OPSET}`"
+            if opset < BLOCKS_OPSET
             else "DequantizeLinear reads 4 and 8 bits"
         )
         context.note(

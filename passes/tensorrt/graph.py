@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from onnxscript import ir
 
-from compressor.artifacts.errors_from_os import writing
-from compressor.graphs.files import MODEL, external_files, read_graph
+from compressor.graphs.files import PROTOBUF_LIMIT_BYTES
+from compressor.graphs.saving import initializer_bytes, save_model
 from compressor.models.capabilities.signature import InputSpec
 
-_DATA = f"{MODEL}.data"
-PROTOBUF_LIMIT_BYTES = 1_900_000_000
-"""Of weights in one message, which holds 2 GB; the graph needs some of it."""
-_SMALL_TENSOR_BYTES = 256
 _MOVING = frozenset(
     {
         "Reshape",
@@ -39,34 +32,6 @@ class Integers:
 
     int8: int
     int4: int
-
-
-def opened(folder: Path) -> ir.Model:
-    """The graph of an ONNX artifact, with its weights (beyond 2 GB they stay in their file) and with the type of every value.
-
-    Raises:
-        ModelError: as ``read_graph``.
-    """
-    model = read_graph(folder)
-    files = external_files(model)
-    if files and sum((folder / name).stat().st_size for name in files) <= PROTOBUF_LIMIT_BYTES:
-        onnx.load_external_data_for_model(
-            model, str(folder)
-        )  # inference wants to see shapes that are constants
-    typed = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(typed)
-    if external_files(model):
-        ir.external_data.set_base_dir(typed.graph, folder)
-    return typed
-
-
-def weights_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers."""
-    return sum(
-        one.const_value.nbytes
-        for one in model.graph.initializers.values()
-        if one.const_value is not None
-    )
 
 
 def inputs_of(model: ir.Model) -> tuple[InputSpec, ...]:
@@ -163,26 +128,14 @@ def stuck_bytes(model: ir.Model) -> list[str]:
     ]
 
 
-def write(model: ir.Model, folder: Path) -> tuple[str, ...]:
+def write(model: ir.Model, folder: Path) -> list[str]:
     """Write ``model.onnx``, and beyond 2 GB its data beside it; equal graphs give equal bytes.
 
     Returns:
-        The files' names.
+        The names of the files.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: the disk is full, or the folder cannot be written.
     """
-    with writing(folder):
-        if weights_bytes(model) <= PROTOBUF_LIMIT_BYTES:
-            ir.save(model, folder / MODEL)
-            return (MODEL,)
-        ir.save(
-            model, folder / MODEL, external_data=_DATA, size_threshold_bytes=_SMALL_TENSOR_BYTES
-        )
-    return MODEL, _DATA
-
-
-def values_in_float(model: ir.Model) -> Sequence[str]:
-    """The names of the FP32 values that are fed, or that nodes make."""
-    every = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
-    return [str(value.name) for value in every if value.dtype == ir.DataType.FLOAT and value.name]
+    external = initializer_bytes(model) > PROTOBUF_LIMIT_BYTES
+    return save_model(model, folder, external=external)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,12 @@ from onnxscript import ir
 from compressor.artifacts.fingerprint import digest_file
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import NumericalError, RequirementError
-from compressor.graphs import half
-from compressor.graphs import int4_blocks as blocks
-from compressor.graphs.lint.onnxruntime import lint
+from compressor.graphs.blocks import BLOCKS_OPSET, store_int4_weights
+from compressor.graphs.files import PROTOBUF_LIMIT_BYTES, load_typed_model
+from compressor.graphs.fp16 import convert_to_fp16, float_values
+from compressor.graphs.fp16_block_list import BlockList, Cause
+from compressor.graphs.lint.targets import lint
+from compressor.graphs.saving import initializer_bytes
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.ranges import measure_magnitudes
 from compressor.runtimes.tensorrt.backends import BACKENDS, chosen
@@ -60,7 +62,7 @@ def check(config: TensorRTConfig, model: Path, context: PassContext) -> None:
         DataError: the samples do not fit the graph.
     """
     targets = targets_here(config)
-    opened = graph.opened(model)
+    opened = load_typed_model(model)
     graph.fix_defaults(opened)
     graph.widen_bytes(opened)
     inputs = graph.inputs_of(opened)
@@ -77,12 +79,13 @@ def check(config: TensorRTConfig, model: Path, context: PassContext) -> None:
         *unfit,
         *graph.stuck_bytes(opened),
     ]
-    if config.float_type == "fp16" and graph.weights_bytes(opened) > graph.PROTOBUF_LIMIT_BYTES:
+    if config.float_type == "fp16" and initializer_bytes(opened) > PROTOBUF_LIMIT_BYTES:
         found.append(
             "floats fp16: graphs of more than 2 GB are not converted to FP16 here; say `floats: fp32`"
         )
     # What stays in FP32 of a graph in FP16 is not known yet.
-    found += lint(_proto(opened), "tensorrt", targets if config.float_type == "fp32" else ())
+    gpus = targets if config.float_type == "fp32" else ()
+    found += map(str, lint(_proto(opened), "tensorrt", gpus))
     _refuse(found, targets)
 
 
@@ -95,7 +98,7 @@ def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) 
         PassError: TensorRT refuses the graph.
     """
     backend, targets = chosen(config.backend), targets_here(config)
-    opened = graph.opened(model)
+    opened = load_typed_model(model)
     if fixed := graph.fix_defaults(opened):
         context.note(f"inputs with a default are constants of an engine: {', '.join(fixed)}")
     graph.widen_bytes(opened)
@@ -110,7 +113,7 @@ def build(config: TensorRTConfig, model: Path, out: Path, context: PassContext) 
         summary |= _rounded(config, opened, context)
     if config.float_type == "fp16":
         summary |= _halved(config, opened, context)
-    _refuse(lint(_proto(opened), "tensorrt", targets), targets)
+    _refuse([str(one) for one in lint(_proto(opened), "tensorrt", targets)], targets)
     files = graph.write(opened, out)
     _tell(context, 1)
     if config.calibration is not None:
@@ -176,9 +179,9 @@ def _unlike(config: TensorRTConfig, integers: graph.Integers, opset: int) -> lis
             return [
                 "precision int4: the graph holds INT8 integers; say `precision: int8`, or give it the float graph"
             ]
-        if opset < blocks.OPSET:
+        if opset < BLOCKS_OPSET:
             return [
-                f"precision int4: the graph is of opset {opset}, and INT4 came with {blocks.OPSET}; export it with `opset: 21`"
+                f"precision int4: the graph is of opset {opset}, and INT4 came with {BLOCKS_OPSET}; export it with `opset: 21`"
             ]
     return []
 
@@ -203,7 +206,7 @@ def _tell(context: PassContext, done: int) -> None:
 
 def _rounded(config: TensorRTConfig, model: ir.Model, context: PassContext) -> dict[str, Any]:
     """Store the weights of a float graph as INT4, and tell what is not."""
-    count, left = blocks.to_int4(model, config.block_size)
+    count, left = store_int4_weights(model, config.block_size)
     if not count:
         raise RequirementError(
             f"no weight of the graph can be stored in blocks of {config.block_size} INT4 values",
@@ -219,7 +222,7 @@ def _rounded(config: TensorRTConfig, model: ir.Model, context: PassContext) -> d
 def _halved(config: TensorRTConfig, model: ir.Model, context: PassContext) -> dict[str, Any]:
     """Turn the graph to FP16, and tell what stays."""
     assert config.calibration is not None  # noqa: S101 - the config demands it
-    names = graph.values_in_float(model)
+    names = float_values(model)
     largest = measure_magnitudes(
         _proto(model), names, batches_of(config.calibration, graph.inputs_of(model), context)
     )
@@ -228,13 +231,13 @@ def _halved(config: TensorRTConfig, model: ir.Model, context: PassContext) -> di
             f"the graph computes NaN in FP32 on samples of {config.calibration.data!r}: {', '.join(wrong)}",
             remedy="name data that were made for this model as `calibration.data`",
         )
-    kept = half.to_half(model, largest, config.highest)
-    reasons = Counter(one.reason for one in kept if " reaches " not in one.reason)
+    kept = convert_to_fp16(model, BlockList(largest, config.highest))
+    reasons = Counter(one.reason for one in kept if one.cause is not Cause.RANGE)
     return {
         "largest_magnitude": max(
             (value for value in largest.values() if np.isfinite(value)), default=0.0
         ),
-        "kept_fp32": [asdict(one) for one in kept],
+        "kept_fp32": [one.row() for one in kept],
         "kept_fp32_reasons": dict(reasons) | {"overflows FP16": len(kept) - reasons.total()},
     }
 

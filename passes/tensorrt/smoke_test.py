@@ -15,7 +15,7 @@ from calibration.samples import Samples
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, NumericalError
-from compressor.graphs.decoder.interface import IDS, MASK, PAST
+from compressor.graphs.decoder.interface import ATTENTION_MASK, INPUT_IDS, PAST_PREFIX
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.session import match_inputs
@@ -42,8 +42,8 @@ def batches_of(
     some = Samples(
         dataset, count=samples.num_samples, batch_size=samples.batch_size, seed=samples.seed
     )
-    caches = [spec for spec in inputs if spec.name.startswith(PAST)]
-    told = [spec for spec in inputs if spec not in caches and (not caches or spec.name != MASK)]
+    caches = [spec for spec in inputs if spec.name.startswith(PAST_PREFIX)]
+    told = [spec for spec in inputs if spec not in caches and (not caches or spec.name != ATTENTION_MASK)]
     return [_behind_nothing(match_inputs(batch, told), caches) for batch in some.batches("samples")]
 
 
@@ -51,7 +51,7 @@ def _behind_nothing(feeds: Batch, caches: Sequence[InputSpec]) -> Batch:
     """A decoder is given whole windows behind one place that does not count: keys and values that have a size."""
     if not caches:
         return feeds
-    count, tokens = feeds[IDS].shape
+    count, tokens = feeds[INPUT_IDS].shape
     mask = np.ones((count, tokens + 1), dtype=np.int64)
     mask[:, 0] = 0
     before = {
@@ -61,7 +61,7 @@ def _behind_nothing(feeds: Batch, caches: Sequence[InputSpec]) -> Batch:
         )
         for spec in caches
     }
-    return {**feeds, MASK: mask, **before}
+    return {**feeds, ATTENTION_MASK: mask, **before}
 
 
 def against_parent(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from compressor.errors import RequirementError
-from compressor.models.families.transformers.checkpoint import streamed
-from compressor.models.families.transformers.layouts import Decoder, decoder_of, text_of
+from compressor.models.families.transformers.checkpoint import build_on_meta
+from compressor.models.families.transformers.layouts import DecoderShape, decoder_shape, text_config
 
 Activation = Literal["silu", "gelu_tanh"]
 _ACTIVATIONS: Mapping[str, Activation] = {
@@ -46,7 +46,7 @@ class Images:
 class Architecture:
     """A decoder-only language model, with or without a vision tower."""
 
-    decoder: Decoder
+    decoder: DecoderShape
     root: str
     """The module with ``embed_tokens``, ``layers`` and ``norm``."""
     epsilon: float
@@ -92,8 +92,8 @@ def architecture_of(tree: Mapping[str, Any], context: int | None) -> Architectur
     Raises:
         RequirementError: it computes something that is not built here: all of it is named.
     """
-    decoder, text = decoder_of(tree), text_of(tree)
-    module = streamed(tree)
+    decoder, text = decoder_shape(tree), text_config(tree)
+    module = build_on_meta(tree)
     config: Any = module.config
     config = config.get_text_config()
     name = str(getattr(config, "hidden_activation", None) or config.hidden_act)

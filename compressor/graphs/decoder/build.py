@@ -19,20 +19,20 @@ from onnxscript import ir
 
 from compressor.graphs.decoder.architecture import Architecture, Images
 from compressor.graphs.decoder.interface import (
-    EMBEDS,
-    IDS,
-    KEEP,
+    ATTENTION_MASK,
+    IMAGE_EMBEDS,
+    INPUT_IDS,
     LOGITS,
-    MASK,
-    OFFSETS,
-    PAST,
-    Caches,
+    LOGITS_TO_KEEP,
+    PAST_PREFIX,
+    POSITION_OFFSETS,
+    KvCacheLayout,
 )
 from compressor.graphs.decoder.operators import Operators, Turns
 from compressor.graphs.decoder.weights import BLOCKS, Weights
 from compressor.models.capabilities.linear_groups import Site
 from compressor.models.families.transformers.layouts import HEAD
-from compressor.models.families.transformers.linears import sites_of
+from compressor.models.families.transformers.linear_groups import decoder_layer_sites
 
 IR_VERSION = 11
 Array = np.ndarray[Any, Any]
@@ -56,7 +56,7 @@ class DecoderGraph:
         self.cache_scales = cache_scales
         """Of each input of keys or values, where they are kept in 8 bits: float32 [N · H]."""
         self.add = operators
-        self.sites = {site.name: site for site in sites_of(tree)}
+        self.sites = {site.name: site for site in decoder_layer_sites(tree)}
         self.inputs: list[ir.Value] = []
         self.optional: list[ir.Value] = []
         """Inputs with a default."""
@@ -65,10 +65,10 @@ class DecoderGraph:
     def model(self) -> ir.Model:
         """The whole graph; its tensors are read when it is written."""
         decoder = self.architecture.decoder
-        ids = self._input(IDS, ir.DataType.INT64, "batch", "sequence")
-        mask = self._input(MASK, ir.DataType.INT64, "batch", "total")
+        ids = self._input(INPUT_IDS, ir.DataType.INT64, "batch", "sequence")
+        mask = self._input(ATTENTION_MASK, ir.DataType.INT64, "batch", "total")
         places = self.add.places(ids, mask)
-        keep = self._default(KEEP, np.array([0], dtype=np.int64), 1)
+        keep = self._default(LOGITS_TO_KEEP, np.array([0], dtype=np.int64), 1)
         x = self._embedded(ids)
         if (images := self.architecture.images) is not None:
             x = self._with_images(x, ids, images)
@@ -164,7 +164,7 @@ class DecoderGraph:
         """The vision tower's words, one after another, in the places of the image token."""
         add, hidden = self.add, self.architecture.decoder.hidden
         embeds = self._default(
-            EMBEDS, np.zeros((0, hidden), dtype=np.float32), "image_words", hidden
+            IMAGE_EMBEDS, np.zeros((0, hidden), dtype=np.float32), "image_words", hidden
         )
         token = add.constant("image.token", np.array(images.token, dtype=np.int64))
         zero, one = (
@@ -204,7 +204,11 @@ class DecoderGraph:
         """Each section of the frequencies follows one of the three positions (Wang et al. 2024, M-RoPE)."""
         rotary, add = self.architecture.rotary[kind], self.add
         offsets = self._default(
-            OFFSETS, np.zeros((3, 1, 1), dtype=np.int64), 3, "offset_batch", "offset_sequence"
+            POSITION_OFFSETS,
+            np.zeros((3, 1, 1), dtype=np.int64),
+            3,
+            "offset_batch",
+            "offset_sequence",
         )
         every = add.op(
             "Add",
@@ -286,7 +290,7 @@ class DecoderGraph:
                 )
             )
         kind, window = self.architecture.kinds[number], self.architecture.windows[number]
-        names = [f"{PAST}{number}.{what}" for what in ("key", "value")]
+        names = [f"{PAST_PREFIX}{number}.{what}" for what in ("key", "value")]
         dtype = ir.DataType.INT8 if self.cache_scales else ir.DataType.FLOAT
         shape = ("batch", decoder.key_heads, "past", decoder.head_width)
         past = (self._input(names[0], dtype, *shape), self._input(names[1], dtype, *shape))
@@ -313,7 +317,7 @@ class DecoderGraph:
         )
         shape = ("batch", decoder.key_heads, "total", decoder.head_width)
         for one, name in zip((keys, values), names, strict=True):
-            self._output(one, Caches.present(name), dtype, *shape)
+            self._output(one, KvCacheLayout.present_name(name), dtype, *shape)
         return self._linear(
             found, self.sites["attention output"], number, widths[0], [decoder.hidden]
         )

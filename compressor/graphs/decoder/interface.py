@@ -1,6 +1,7 @@
-"""The keys and values that a decoder's graph takes and gives: which inputs they are, and buffers for them.
+"""Interface of decoder graphs: names of inputs, outputs and metadata, and their key-value cache.
 
-Shapes: B samples, N key heads of width H, P tokens before.
+Shapes: B sequences, N key heads of width H, P cached positions, M patches of D values, W rows of
+image embeddings.
 """
 
 from __future__ import annotations
@@ -14,70 +15,83 @@ import numpy as np
 from compressor.data.contract import Batch
 from compressor.errors import ModelError
 
-PAST, PRESENT = "past_key_values.", "present."
-_DTYPES: dict[str, np.dtype[Any]] = {
+INPUT_IDS, ATTENTION_MASK, LOGITS = "input_ids", "attention_mask", "logits"
+LOGITS_TO_KEEP = "logits_to_keep"
+IMAGE_EMBEDS, POSITION_OFFSETS = "image_embeds", "position_offsets"
+PAST_PREFIX, PRESENT_PREFIX = "past_key_values.", "present."
+CONTEXT_LENGTH_KEY = "autoglm_compress.context_length"
+"""Metadata key for the number of positions that a decoder attends to."""
+VISION_MODEL = "vision.onnx"
+"""File of the vision tower: `pixel_values` float32 [M, D] of one image and `image_grid_thw`
+int64 [1, 3] in, `image_embeds` [W, H] out."""
+MERGE_SIZE_KEY = "autoglm_compress.merge"
+"""Metadata key of the vision tower for the number of patches, in height and in width, that are
+merged into one embedding."""
+_CACHE_DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(int8)": np.dtype(np.int8),
 }
-CONTEXT = "autoglm_compress.context_length"
-"""The key under which a decoder's file says how many tokens it attends to."""
-MASK, IDS, LOGITS, KEEP = "attention_mask", "input_ids", "logits", "logits_to_keep"
-VISION = "vision.onnx"
-"""The tower: `pixel_values` float32 [P, D] of one image and `image_grid_thw` int64 [1, 3] to `image_embeds` [W, H]."""
-EMBEDS, OFFSETS = "image_embeds", "position_offsets"
-MERGE = "autoglm_compress.merge"
-"""The key under which the tower's file says how many patches, in height and in width, become one word."""
 
 
 @dataclass(frozen=True, slots=True)
-class Caches:
-    """Of one decoder."""
+class KvCacheLayout:
+    """Names, shape and type of a decoder's key-value cache."""
 
     names: tuple[str, ...]
-    """The inputs: ``past_key_values.<layer>.key`` and ``.value``."""
+    """Inputs of the graph: ``past_key_values.<layer>.key`` and ``.value``."""
     heads: int
+    """Key heads N."""
     width: int
+    """Width H of a head."""
     dtype: np.dtype[Any]
 
     @classmethod
-    def of(cls, inputs: Sequence[Any]) -> Caches | None:
-        """From what ONNX Runtime tells of a graph's inputs; None where the graph has no keys and values.
+    def from_inputs(cls, inputs: Sequence[Any]) -> KvCacheLayout | None:
+        """Return the layout of a graph's cache; None if the graph has no cache.
+
+        Args:
+            inputs: the inputs of a session of ONNX Runtime.
 
         Raises:
-            ModelError: they are not [B, N, P, H], float32 or int8, with N and H alike and known.
+            ModelError: keys and values are not [B, N, P, H] of float32 or int8, with known N and H
+                that are alike in every layer.
         """
-        found = [one for one in inputs if one.name.startswith(PAST)]
-        if not found:
+        caches = [value for value in inputs if value.name.startswith(PAST_PREFIX)]
+        if not caches:
             return None
-        shapes = {tuple(one.shape[1:2] + one.shape[3:]) for one in found if len(one.shape) == 4}
-        types = {one.type for one in found}
-        known = len(types) == 1 and types <= _DTYPES.keys()
-        if len(shapes) != 1 or not known or not all(isinstance(size, int) for size in min(shapes)):
+        shapes = {
+            tuple(value.shape[1:2] + value.shape[3:]) for value in caches if len(value.shape) == 4
+        }
+        types = {value.type for value in caches}
+        is_known_type = len(types) == 1 and types <= _CACHE_DTYPES.keys()
+        fixed = len(shapes) == 1 and all(isinstance(size, int) for size in min(shapes))
+        if not is_known_type or not fixed:
             raise ModelError(
-                f"keys and values of shapes {sorted(map(str, shapes))} and types {sorted(types)}; expected float32 or int8 "
-                "[batch, key heads, past, head width], alike in every layer",
+                f"the graph has keys and values of shapes {sorted(map(str, shapes))} and types "
+                f"{sorted(types)}; expected float32 or int8 [batch, key heads, past, head width], "
+                "alike in every layer",
                 remedy="export the model again",
             )
         heads, width = shapes.pop()
-        return cls(tuple(one.name for one in found), heads, width, _DTYPES[types.pop()])
+        names = tuple(value.name for value in caches)
+        return cls(names, heads, width, _CACHE_DTYPES[types.pop()])
 
-    def nothing(self, samples: int) -> Batch:
-        """What a decoder is given that has seen nothing yet."""
-        empty = np.empty((samples, self.heads, 0, self.width), dtype=self.dtype)
-        return dict.fromkeys(self.names, empty)
+    def empty(self, batch_size: int) -> Batch:
+        """Return an empty cache, [B, N, 0, H], which a first call reads."""
+        array = np.empty((batch_size, self.heads, 0, self.width), dtype=self.dtype)
+        return dict.fromkeys(self.names, array)
 
-    def bytes(self, samples: int, tokens: int) -> int:
-        """That buffers for so many tokens take."""
-        return len(self.names) * samples * self.heads * tokens * self.width * self.dtype.itemsize
+    def zeros(self, batch_size: int, capacity: int) -> Batch:
+        """Return zero buffers for ``capacity`` positions, [B, N, capacity, H]."""
+        shape = (batch_size, self.heads, capacity, self.width)
+        return {name: np.zeros(shape, dtype=self.dtype) for name in self.names}
 
-    def room(self, samples: int, tokens: int) -> Batch:
-        """Buffers for so many tokens, zero."""
-        return {
-            name: np.zeros((samples, self.heads, tokens, self.width), dtype=self.dtype)
-            for name in self.names
-        }
+    def size_bytes(self, batch_size: int, capacity: int) -> int:
+        """Return the bytes of buffers for ``capacity`` positions."""
+        values = batch_size * self.heads * capacity * self.width
+        return len(self.names) * values * self.dtype.itemsize
 
     @staticmethod
-    def present(name: str) -> str:
-        """The output that an input's next value comes from."""
-        return PRESENT + name.removeprefix(PAST)
+    def present_name(name: str) -> str:
+        """Return the output that holds an input's keys or values after a call."""
+        return PRESENT_PREFIX + name.removeprefix(PAST_PREFIX)

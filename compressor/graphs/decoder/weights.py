@@ -17,11 +17,11 @@ import torch
 from onnxscript import ir
 from torch import Tensor
 
-from compressor.graphs.packed_blocks import INTEGERS
-from compressor.models.families.transformers.streaming import CheckpointFiles
-from compressor.models.quantized.bits import packed_bytes, unpacked_bytes
+from compressor.graphs.blocks import BLOCK_TYPES
+from compressor.models.checkpoint.checkpoint_files import CheckpointFiles
+from compressor.models.quantized.bits import pack_bytes, unpack_bytes
 from compressor.models.quantized.description import QUANTIZATION_CONFIG, WeightGrid, is_packed
-from compressor.models.quantized.packed_formats import FORMATS
+from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
 
 Array = np.ndarray[Any, Any]
@@ -56,12 +56,12 @@ class Blocks:
         """
         count = self.inputs // self.size
         middle = 0 if self.zeros is not None else 1 << (self.bits - 1)
-        dtype = INTEGERS[self.bits, self.zeros is None]
+        dtype = BLOCK_TYPES[self.bits, self.zeros is None]
 
         def integers(data: ir.LazyTensor, columns: int) -> Tensor:
             held = torch.from_numpy(np.array(data.numpy())).view(self.outputs, -1)
             return (
-                unpacked_bytes(held, self.bits)[:, :columns].T.to(torch.int16) - middle
+                unpack_bytes(held, self.bits)[:, :columns].T.to(torch.int16) - middle
             ).contiguous()
 
         zeros = self.zeros
@@ -87,7 +87,7 @@ class Weights:
         """A packed layer as its file holds it; asked for its integers, its scales and its zero-points in turn."""
         self._grid_of: Callable[[str], WeightGrid] | None = None
         if is_packed(tree):
-            self.kind = FORMATS[tree[QUANTIZATION_CONFIG]["quant_method"]]
+            self.kind = PACKED_FORMATS[tree[QUANTIZATION_CONFIG]["quant_method"]]
             self._grid_of = self.kind.grids(tree[QUANTIZATION_CONFIG])
 
     def has(self, name: str) -> bool:
@@ -111,11 +111,11 @@ class Weights:
 
     def table(self, name: str) -> ir.LazyTensor:
         """An embedding, float32 [V, hidden]."""
-        return _lazy(lambda: self._float(name), ir.DataType.FLOAT, tuple(self.files.kind(name)[1]))
+        return _lazy(lambda: self._float(name), ir.DataType.FLOAT, tuple(self.files.dtype_and_shape(name)[1]))
 
     def transposed(self, names: Sequence[str]) -> ir.LazyTensor:
         """The weights of linear layers that read one input, float32 [I, O of all]."""
-        shapes = [self.files.kind(name)[1] for name in names]
+        shapes = [self.files.dtype_and_shape(name)[1] for name in names]
         shape = (shapes[0][1], sum(one[0] for one in shapes))
         return _lazy(
             lambda: torch.cat([self._float(name) for name in names]).T, ir.DataType.FLOAT, shape
@@ -140,7 +140,7 @@ class Weights:
             grid.bits,
             size,
             data=_lazy(
-                part(lambda one: packed_bytes(one.integers_OI.view(-1, count, size), grid.bits)),
+                part(lambda one: pack_bytes(one.integers_OI.view(-1, count, size), grid.bits)),
                 ir.DataType.UINT8,
                 (outputs, count, size * grid.bits // 8),
             ),
@@ -153,7 +153,7 @@ class Weights:
             if grid.symmetric
             else _lazy(
                 part(
-                    lambda one: packed_bytes(
+                    lambda one: pack_bytes(
                         one.zeros_OG.repeat_interleave(repeats, dim=1), grid.bits
                     ).flatten()
                 ),
@@ -166,7 +166,7 @@ class Weights:
         [name] = [
             name for name in (f"{linear}.{suffix}" for suffix in _SCALE_SUFFIXES) if self.has(name)
         ]
-        return self.files.kind(name)[0]
+        return self.files.dtype_and_shape(name)[0]
 
     def _packed(self, linear: str) -> PackedLinear:
         grid = self.grid(linear)
@@ -181,7 +181,7 @@ class Weights:
 
     def rounded_table(self, name: str, size: int) -> Blocks:
         """A table with 8 bits for each value, symmetric, in blocks of ``size``."""
-        rows, width = self.files.kind(name)[1]
+        rows, width = self.files.dtype_and_shape(name)[1]
         count = width // size
 
         def scales() -> Tensor:

@@ -1,20 +1,17 @@
-"""What a consumer of an ONNX graph would refuse, or compute in float without a word; every offender by name."""
+"""Rules of ONNX Runtime: products with a constant weight that it computes in float."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import get_args
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from compressor.config.discovery import suggestion
-from compressor.errors import UsageError
-from compressor.graphs.lint.tensorrt import complaints_of_tensorrt
-from compressor.graphs.view import View, named
-from compressor.models.quantized.quantization import Target
+from compressor.graphs.graph_index import GraphIndex
+from compressor.graphs.lint.problem import Problem, Rule
 
+_PRODUCTS = {"Conv", "MatMul", "Gemm"}
 _LOWEST = {
     TensorProto.UINT8: 0,
     TensorProto.INT8: -128,
@@ -25,85 +22,57 @@ _LOWEST = {
 }
 
 
-def lint(model: onnx.ModelProto, target: Target, gpus: Sequence[str] = ()) -> list[str]:
-    """One line for each node that the target refuses or leaves in float; none for a graph that it takes as it is meant.
-
-    Weights need not be loaded: a constant that cannot be read is not complained of.
-
-    Args:
-        model: the graph.
-        target: who is to compute.
-        gpus: for TensorRT, the compute capabilities that an engine is to be built for, such as ``sm86``.
-    """
-    view = View(model)
-    return list(
-        complaints_of_tensorrt(view, gpus) if target == "tensorrt" else _for_onnxruntime(view)
-    )
-
-
-def target_of(name: str) -> Target:
-    """A target by its name.
-
-    Raises:
-        UsageError: there is none of this name.
-    """
-    for target in get_args(Target):
-        if target == name:
-            known: Target = target
-            return known
-    raise UsageError(
-        f"there is no target {name!r}", remedy=suggestion(name, list(get_args(Target)))
-    )
-
-
-def _for_onnxruntime(view: View) -> Iterator[str]:
-    for node in view.nodes:
-        if (
-            node.op_type not in {"Conv", "MatMul", "Gemm"}
-            or len(node.input) < 2
-            or not view.is_weight(node.input[1])
-        ):
+def onnxruntime_problems(index: GraphIndex) -> Iterator[Problem]:
+    """Yield the products with a weight for which ONNX Runtime has no integer kernel."""
+    for node in index.nodes:
+        if node.op_type not in _PRODUCTS or len(node.input) < 2:
             continue
-        if view.is_weight(node.input[0]):
+        if not index.is_weight(node.input[1]) or index.is_weight(node.input[0]):
             continue
-        if complaint := _left_in_float(view, node):
-            yield f"{named(node)}: {complaint}"
+        if reason := _float_reason(index, node):
+            yield Problem.of(node, Rule.FLOAT_OPERATOR, reason)
 
 
-def _left_in_float(view: View, node: onnx.NodeProto) -> str | None:
-    if not view.is_dequantized(node.input[1]):
+def _float_reason(index: GraphIndex, node: onnx.NodeProto) -> str | None:
+    """Return why a product is computed in float, or None if it is not."""
+    if not index.is_dequantized(node.input[1]):
         return "a float weight"
     if node.op_type == "MatMul":  # with a float input it becomes MatMulNBits
         return None
-    if not view.is_dequantized(node.input[0]):
+    if not index.is_dequantized(node.input[0]):
         return "its input is not dequantized"
-    if node.op_type == "Gemm" and _has_no_float_bias(view, node):
+    if node.op_type == "Gemm" and _has_no_float_bias(index, node):
         return None
-    readers = _after_clips(view, node.output[0])
-    if readers and all(reader.op_type == "QuantizeLinear" for reader in readers):
+    consumers = _consumers_behind_clip(index, node.output[0])
+    if consumers and all(consumer.op_type == "QuantizeLinear" for consumer in consumers):
         return None
     if node.op_type == "Gemm":
         return "its bias is float and its result is not quantized; write it as MatMul and Add"
     return "its result is not quantized"
 
 
-def _has_no_float_bias(view: View, node: onnx.NodeProto) -> bool:
-    return len(node.input) < 3 or not node.input[2] or view.is_dequantized(node.input[2])
+def _has_no_float_bias(index: GraphIndex, node: onnx.NodeProto) -> bool:
+    return len(node.input) < 3 or not node.input[2] or index.is_dequantized(node.input[2])
 
 
-def _after_clips(view: View, name: str) -> list[onnx.NodeProto]:
-    """What reads a value, behind a ReLU that rounding with 0 as the lowest integer makes superfluous."""
-    readers = view.readers.get(name, [])
-    if len(readers) == 1 and readers[0].op_type in {"Relu", "Clip"}:
-        behind = view.readers.get(readers[0].output[0], [])
-        return behind if behind and all(_starts_at_zero(view, one) for one in behind) else readers
-    return readers
+def _consumers_behind_clip(index: GraphIndex, name: str) -> list[onnx.NodeProto]:
+    """Return what reads a value, behind a ReLU that quantization makes redundant.
+
+    It is redundant where 0 is the lowest integer: rounding clips negative values by itself.
+    """
+    consumers = index.consumers.get(name, [])
+    if len(consumers) == 1 and consumers[0].op_type in {"Relu", "Clip"}:
+        behind = index.consumers.get(consumers[0].output[0], [])
+        clips = bool(behind) and all(_clips_at_zero(index, node) for node in behind)
+        return behind if clips else consumers
+    return consumers
 
 
-def _starts_at_zero(view: View, node: onnx.NodeProto) -> bool:
+def _clips_at_zero(index: GraphIndex, node: onnx.NodeProto) -> bool:
+    """Return True if a node is QuantizeLinear whose lowest integer stands for 0."""
     if node.op_type != "QuantizeLinear" or len(node.input) < 3:
         return node.op_type == "QuantizeLinear"
-    zero, tensor = view.values(node.input[2]), view.constants.get(node.input[2])
+    zero, tensor = index.array(node.input[2]), index.constants.get(node.input[2])
     if zero is None or tensor is None or tensor.data_type not in _LOWEST:
         return False
     return bool((zero.astype(np.int64) == _LOWEST[tensor.data_type]).all())

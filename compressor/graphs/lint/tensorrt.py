@@ -1,7 +1,8 @@
-"""What TensorRT refuses of a graph, or takes for something else without a word.
+"""Rules of TensorRT: nodes that it refuses, or silently computes as something else.
 
-Every rule was tried with tensorrt-rtx 1.7 and is held against it by tests: no zero-points but 0, no unsigned integers, no INT32
-biases, none of ONNX Runtime's own operators, no operands of different float types, and no types that a GPU has no kernels for.
+Every rule was tried with tensorrt-rtx 1.7, and tests hold it against that version: no zero-points
+but 0, no unsigned integers, no INT32 biases, none of ONNX Runtime's own operators, no operands of
+different float types, and no types that a GPU has no kernels for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from compressor.graphs.view import View, named
+from compressor.graphs.graph_index import GraphIndex
+from compressor.graphs.lint.problem import Problem, Rule
 
 _ROUNDING = {"QuantizeLinear", "DequantizeLinear"}
 _UNSIGNED: dict[int, str] = {
@@ -20,20 +22,26 @@ _UNSIGNED: dict[int, str] = {
     TensorProto.UINT4: "UINT4",
     TensorProto.UINT16: "UINT16",
 }
-_UNKNOWN: dict[int, str] = {
+_UNSUPPORTED: dict[int, str] = {
     TensorProto.INT16: "INT16",
     TensorProto.FLOAT8E5M2: "FLOAT8E5M2",
     TensorProto.FLOAT8E4M3FNUZ: "FLOAT8E4M3FNUZ",
     TensorProto.FLOAT8E5M2FNUZ: "FLOAT8E5M2FNUZ",
 }
-_REFUSED = {"DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv", "MatMulInteger", "ConvInteger"}
+_INTEGER_OPERATORS = {
+    "DynamicQuantizeLinear",
+    "QLinearMatMul",
+    "QLinearConv",
+    "MatMulInteger",
+    "ConvInteger",
+}
 _FLOATS: dict[int, str] = {
     TensorProto.FLOAT: "FP32",
     TensorProto.FLOAT16: "FP16",
     TensorProto.BFLOAT16: "BF16",
     TensorProto.DOUBLE: "FP64",
 }
-_FED = {
+_INPUT_TYPES = {
     TensorProto.UNDEFINED,
     *_FLOATS,
     TensorProto.INT8,
@@ -47,90 +55,112 @@ _TURING = 75
 _FIRST_WITH_FP8 = 89
 
 
-def complaints_of_tensorrt(view: View, gpus: Sequence[str]) -> Iterator[str]:
-    """One line for each node that TensorRT refuses, or that it cannot compute on one of the GPUs.
+def tensorrt_problems(index: GraphIndex, gpus: Sequence[str]) -> Iterator[Problem]:
+    """Yield what TensorRT refuses, or cannot compute on one of the GPUs.
 
     Args:
-        view: the graph.
-        gpus: compute capabilities such as ``sm86``; none to leave out what depends on them.
+        index: the graph.
+        gpus: compute capabilities such as ``sm86``; empty to skip the rules that depend on them.
     """
-    for value in view.model.graph.input:
-        kind = value.type.tensor_type.elem_type
-        if value.type.HasField("tensor_type") and kind not in _FED:
-            yield f"input {value.name}: {TensorProto.DataType.Name(kind)} is no type that an engine is fed"
-    for node in view.nodes:
+    yield from _input_problems(index)
+    for node in index.nodes:
         if node.domain not in {"", "ai.onnx"} and node.op_type not in {"Gelu", *_ROUNDING}:
-            yield f"{named(node)}: an operator of {node.domain}"
-        elif node.op_type in _REFUSED:
-            yield f"{named(node)}: TensorRT computes QuantizeLinear and DequantizeLinear around float operators only"
-        elif node.op_type in _ROUNDING and len(node.input) > 1:
-            yield from (
-                f"{named(node)}: {complaint}" for complaint in _rounding_complaints(view, node)
+            yield Problem.of(node, Rule.FOREIGN_OPERATOR, f"an operator of {node.domain}")
+        elif node.op_type in _INTEGER_OPERATORS:
+            detail = (
+                "TensorRT computes QuantizeLinear and DequantizeLinear around float operators only"
             )
-        elif mixed := _mixed(view, node):
-            yield f"{named(node)}: {mixed}"
+            yield Problem.of(node, Rule.FOREIGN_OPERATOR, detail)
+        elif node.op_type in _ROUNDING and len(node.input) > 1:
+            yield from _rounding_problems(index, node)
+        elif mixed := _mixed_types(index, node):
+            yield Problem.of(node, Rule.MIXED_TYPES, mixed)
         for gpu in gpus:
-            if lacking := _lacking(view, node, int(gpu.removeprefix("sm"))):
-                yield f"{named(node)}: {lacking} on {gpu}"
+            if problem := _kernel_problem(index, node, gpu):
+                yield problem
 
 
-def _rounding_complaints(view: View, node: onnx.NodeProto) -> Iterator[str]:
-    has_zero = len(node.input) > 2 and node.input[2]
-    zero = view.constants.get(node.input[2]) if has_zero else None
-    stored = view.constants.get(node.input[0])
-    kind = (
-        stored.data_type
-        if stored is not None and node.op_type == "DequantizeLinear"
-        else zero.data_type
-        if zero
-        else None
-    )
-    if kind in _UNKNOWN:
-        yield f"{_UNKNOWN[kind]} values; it takes INT8, INT4 and FP8 (E4M3FN)"
-    elif kind in _UNSIGNED:
-        yield f"{_UNSIGNED[kind]} integers; it takes signed ones, and may read these as such"
-    elif kind == TensorProto.INT32:
-        yield "an INT32 bias; leave biases in float"
-    elif kind is None and not has_zero and node.op_type == "QuantizeLinear":
-        yield "no zero-point, which makes it UINT8; give a zero-point of INT8"
-    if zero is not None and (values := view.values(node.input[2])) is not None and values.any():
-        yield f"a zero-point of {values.reshape(-1)[values.reshape(-1).nonzero()][0]}; it takes 0 alone"
-    scale = view.values(node.input[1])
+def _input_problems(index: GraphIndex) -> Iterator[Problem]:
+    for value in index.model.graph.input:
+        dtype = value.type.tensor_type.elem_type
+        if value.type.HasField("tensor_type") and dtype not in _INPUT_TYPES:
+            name = TensorProto.DataType.Name(dtype)
+            detail = f"TensorRT engines take no {name} inputs"
+            yield Problem(f"input {value.name}", Rule.INPUT_TYPE, detail)
+
+
+def _rounding_problems(index: GraphIndex, node: onnx.NodeProto) -> Iterator[Problem]:
+    """Yield the problems of a QuantizeLinear or DequantizeLinear node."""
+    has_zero = bool(len(node.input) > 2 and node.input[2])
+    zero = index.array(node.input[2]) if has_zero else None
+    if problem := _integer_type_problem(node, _integer_type(index, node), has_zero=has_zero):
+        yield problem
+    if zero is not None and zero.any():
+        first = zero.reshape(-1)[zero.reshape(-1).nonzero()][0]
+        yield Problem.of(node, Rule.ZERO_POINT, f"a zero-point of {first}; it takes 0 alone")
+    scale = index.array(node.input[1])
     if scale is not None and not (np.isfinite(scale) & (scale > 0)).all():
-        yield "a scale that is not above 0"
+        yield Problem.of(node, Rule.SCALE, "a scale that is not above 0")
 
 
-def _mixed(view: View, node: onnx.NodeProto) -> str | None:
-    """Operands of different float types where the operator has one type for them."""
-    try:
-        schema = onnx.defs.get_schema(node.op_type, view.opset(node.domain), node.domain)
-    except onnx.defs.SchemaError:  # not ONNX's own
-        return None
-    groups: dict[str, dict[str, str]] = {}
-    for index, name in enumerate(node.input):
-        kind = _FLOATS.get(view.types.get(name, TensorProto.UNDEFINED))
-        if kind is not None and schema.inputs:
-            formal = schema.inputs[min(index, len(schema.inputs) - 1)]
-            groups.setdefault(formal.type_str, {}).setdefault(kind, name)
-    for found in groups.values():
-        if len(found) > 1:
-            return f"mixes {' and '.join(f'{kind} ({name})' for kind, name in found.items())}; cast one"
+def _integer_type(index: GraphIndex, node: onnx.NodeProto) -> int | None:
+    """Return the type of a node's integers, from its stored weight or its zero-point, if known."""
+    weight = index.constants.get(node.input[0])
+    if weight is not None and node.op_type == "DequantizeLinear":
+        return weight.data_type
+    zero = index.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    return zero.data_type if zero is not None else None
+
+
+def _integer_type_problem(
+    node: onnx.NodeProto, dtype: int | None, *, has_zero: bool
+) -> Problem | None:
+    if dtype in _UNSUPPORTED:
+        detail = f"{_UNSUPPORTED[dtype]} values; it takes INT8, INT4 and FP8 (E4M3FN)"
+        return Problem.of(node, Rule.INTEGER_TYPE, detail)
+    if dtype in _UNSIGNED:
+        detail = f"{_UNSIGNED[dtype]} integers; it takes signed ones, and may read these as such"
+        return Problem.of(node, Rule.UNSIGNED_INTEGERS, detail)
+    if dtype == TensorProto.INT32:
+        return Problem.of(node, Rule.INTEGER_BIAS, "an INT32 bias; leave biases in float")
+    if dtype is None and not has_zero and node.op_type == "QuantizeLinear":
+        detail = "no zero-point, which makes it UINT8; give a zero-point of INT8"
+        return Problem.of(node, Rule.UNSIGNED_INTEGERS, detail)
     return None
 
 
-def _lacking(view: View, node: onnx.NodeProto, capability: int) -> str | None:
-    """What a GPU of this compute capability has no kernel for."""
-    kinds = {view.types.get(name) for name in (*node.input, *node.output)}
-    if (
-        node.op_type in _ROUNDING
-        and TensorProto.FLOAT8E4M3FN in kinds
-        and capability < _FIRST_WITH_FP8
-    ):
-        return "FP8 has no kernels"
+def _mixed_types(index: GraphIndex, node: onnx.NodeProto) -> str | None:
+    """Return a message if operands that share one type in ONNX have different float types."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, index.opset(node.domain), node.domain)
+    except onnx.defs.SchemaError:  # an operator outside ONNX
+        return None
+    groups: dict[str, dict[str, str]] = {}
+    for position, name in enumerate(node.input):
+        dtype = _FLOATS.get(index.types.get(name, TensorProto.UNDEFINED))
+        if dtype is not None and schema.inputs:
+            parameter = schema.inputs[min(position, len(schema.inputs) - 1)]
+            groups.setdefault(parameter.type_str, {}).setdefault(dtype, name)
+    for types in groups.values():
+        if len(types) > 1:
+            operands = " and ".join(f"{dtype} ({name})" for dtype, name in types.items())
+            return f"mixes {operands}; cast one"
+    return None
+
+
+def _kernel_problem(index: GraphIndex, node: onnx.NodeProto, gpu: str) -> Problem | None:
+    """Return a problem if a GPU has no kernels for the types of a node."""
+    capability = int(gpu.removeprefix("sm"))
+    types = {index.types.get(name) for name in (*node.input, *node.output)}
+    rounds = node.op_type in _ROUNDING
+    if rounds and TensorProto.FLOAT8E4M3FN in types and capability < _FIRST_WITH_FP8:
+        return Problem.of(node, Rule.NO_KERNEL, f"FP8 has no kernels on {gpu}")
     if capability > _TURING:
         return None
-    if node.op_type in _ROUNDING and TensorProto.INT4 in kinds:
-        return "INT4 has no kernels"
-    if node.op_type in _PRODUCTS and TensorProto.FLOAT in kinds:
-        return "FP32 products have no kernels"
-    return "BF16 has no kernels" if TensorProto.BFLOAT16 in kinds else None
+    if rounds and TensorProto.INT4 in types:
+        return Problem.of(node, Rule.NO_KERNEL, f"INT4 has no kernels on {gpu}")
+    if node.op_type in _PRODUCTS and TensorProto.FLOAT in types:
+        return Problem.of(node, Rule.FP32_PRODUCTS, f"FP32 products have no kernels on {gpu}")
+    if TensorProto.BFLOAT16 in types:
+        return Problem.of(node, Rule.NO_KERNEL, f"BF16 has no kernels on {gpu}")
+    return None

@@ -14,9 +14,9 @@ import numpy as np
 
 from compressor.data.contract import Batch
 from compressor.graphs.decoder.architecture import Architecture
-from compressor.graphs.decoder.interface import IDS
+from compressor.graphs.decoder.interface import INPUT_IDS
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
-from compressor.runtimes.onnxruntime.decoder.images import VisionTower
+from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
 
 Array = np.ndarray[Any, Any]
 _LARGEST = 127
@@ -27,13 +27,18 @@ def cache_scales(
     folder: Path, architecture: Architecture, windows: Sequence[Batch], threads: int
 ) -> dict[str, Array]:
     """Of each input of keys or values, float32 [N · H], from what the graph in ``folder`` keeps of windows in float."""
-    longest = max(window[IDS].shape[1] for window in windows)
-    decoder, tower = OnnxDecoder(folder, threads, room=longest), VisionTower.beside(folder, threads)
+    longest = max(window[INPUT_IDS].shape[1] for window in windows)
+    decoder, tower = (
+        OnnxDecoder(folder, threads, capacity=longest),
+        VisionTower.open_if_present(folder, threads),
+    )
     peaks: dict[str, Array] = {}
     for window in windows:
-        decoder.start()
-        decoder.feed(window[IDS], images=None if tower is None else tower.seen_in(window))
-        for name, said_1NPH in decoder.said().items():
+        decoder.reset()
+        decoder.forward(
+            window[INPUT_IDS], images=None if tower is None else tower.encode_batch(window)
+        )
+        for name, said_1NPH in decoder.kv_cache().items():
             sizes_NPH = np.abs(said_1NPH[0])
             layer, what = name.split(".")[-2:]
             if what == "key":

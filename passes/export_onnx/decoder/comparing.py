@@ -15,10 +15,10 @@ import numpy as np
 
 from compressor.data.contract import Batch
 from compressor.errors import NumericalError, ParityError
-from compressor.graphs.decoder.interface import IDS
-from compressor.models.families.transformers.images import KINDS
+from compressor.graphs.decoder.interface import INPUT_IDS
+from compressor.models.families.transformers.images import TOKEN_TYPES
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
-from compressor.runtimes.onnxruntime.decoder.images import VisionTower
+from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
 from compressor.runtimes.session import Session
 from passes.export_onnx.parity import Limits
 
@@ -111,30 +111,33 @@ def compare(
     """
     limits = limits_of(config, integers=integers)
     ways = [Divergence(way) for way in ("windows", "with images", "token by token", "padded")]
-    longest = max(window[IDS].shape[1] for window in windows)
-    alone, tower = OnnxDecoder(folder, threads, room=longest), VisionTower.beside(folder, threads)
+    longest = max(window[INPUT_IDS].shape[1] for window in windows)
+    alone, tower = (
+        OnnxDecoder(folder, threads, capacity=longest),
+        VisionTower.open_if_present(folder, threads),
+    )
     for window in windows:
         wanted_TV = reference.run(window)["logits"][0]
         if not np.isfinite(wanted_TV).all():
             raise NumericalError("the torch model answers with NaN or infinity")
-        ids_1T, first = window[IDS], max(window[IDS].shape[1] - _STEPS, 1)
-        shown = None if tower is None else tower.seen_in(window)
+        ids_1T, first = window[INPUT_IDS], max(window[INPUT_IDS].shape[1] - _STEPS, 1)
+        shown = None if tower is None else tower.encode_batch(window)
         if shown is not None:
-            first = max(first, int(window[KINDS][0].nonzero()[0].max()) + 1)
-        alone.start()
-        got_TV = alone.feed(ids_1T, keep=0, images=shown)[0]
+            first = max(first, int(window[TOKEN_TYPES][0].nonzero()[0].max()) + 1)
+        alone.reset()
+        got_TV = alone.forward(ids_1T, logits_to_keep=0, images=shown)[0]
         ways[0 if shown is None else 1].see(wanted_TV, got_TV, limits.tie)
         if (
             shown is None and not ways[2].positions
         ):  # as `generate` reads a prompt: in pieces, the last score alone
-            alone.start()
-            got_TV = alone.feed(ids_1T[:, :first])[0]
+            alone.reset()
+            got_TV = alone.forward(ids_1T[:, :first])[0]
             ways[2].see(wanted_TV[first - 1 : first], got_TV, limits.tie)
-        alone.rewind(first)
+        alone.truncate(first)
         for place in range(first, len(wanted_TV)):
-            got_TV = alone.feed(ids_1T[:, place : place + 1])[0]
+            got_TV = alone.forward(ids_1T[:, place : place + 1])[0]
             ways[2].see(wanted_TV[place : place + 1], got_TV, limits.tie)
-    alike = [window[IDS][0] for window in windows if KINDS not in window][:2]
+    alike = [window[INPUT_IDS][0] for window in windows if TOKEN_TYPES not in window][:2]
     if len(alike) > 1:
         for wanted_PV, got_PV in _padded(reference, folder, alike, threads):
             ways[3].see(wanted_PV, got_PV, limits.tie)
@@ -161,12 +164,12 @@ def _padded(
             for one, n in zip(windows, lengths, strict=True)
         ]
     )
-    decoder = OnnxDecoder(folder, threads, samples=2, room=length + 1)
-    prompt = decoder.feed(ids, lengths, keep=0)
+    decoder = OnnxDecoder(folder, threads, batch_size=2, capacity=length + 1)
+    prompt = decoder.forward(ids, lengths, logits_to_keep=0)
     rows = np.arange(2)
     said = [prompt[rows, lengths - 1].copy()]
     following = np.array([one[n] for one, n in zip(windows, lengths, strict=True)])
-    said.append(decoder.feed(following[:, None])[:, 0])
+    said.append(decoder.forward(following[:, None])[:, 0])
     for row, (window, n) in enumerate(zip(windows, lengths.tolist(), strict=True)):
         wanted = reference.run({"input_ids": window[None, : n + 1]})["logits"][0]
         for step in (0, 1):

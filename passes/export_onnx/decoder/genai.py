@@ -9,9 +9,15 @@ from typing import Any
 
 from compressor.artifacts.files import write_atomic
 from compressor.graphs.decoder.architecture import Architecture
-from compressor.graphs.decoder.interface import IDS, LOGITS, MASK, PAST, PRESENT
+from compressor.graphs.decoder.interface import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    PAST_PREFIX,
+    PRESENT_PREFIX,
+)
 from compressor.graphs.files import MODEL
-from compressor.models.families.transformers.layouts import text_of
+from compressor.models.families.transformers.layouts import text_config
 
 FILE = "genai_config.json"
 _KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
@@ -35,15 +41,15 @@ def write_genai_config(
                 "head_size": decoder.head_width,
                 "hidden_size": decoder.hidden,
                 "inputs": {
-                    IDS: IDS,
-                    MASK: MASK,
-                    "past_key_names": f"{PAST}%d.key",
-                    "past_value_names": f"{PAST}%d.value",
+                    INPUT_IDS: INPUT_IDS,
+                    ATTENTION_MASK: ATTENTION_MASK,
+                    "past_key_names": f"{PAST_PREFIX}%d.key",
+                    "past_value_names": f"{PAST_PREFIX}%d.value",
                 },
                 "outputs": {
                     LOGITS: LOGITS,
-                    "present_key_names": f"{PRESENT}%d.key",
-                    "present_value_names": f"{PRESENT}%d.value",
+                    "present_key_names": f"{PRESENT_PREFIX}%d.key",
+                    "present_value_names": f"{PRESENT_PREFIX}%d.value",
                 },
                 "num_attention_heads": decoder.heads,
                 "num_hidden_layers": decoder.layers,
@@ -76,7 +82,7 @@ def _special_tokens(tree: Mapping[str, Any], model: Path, vocabulary: int) -> di
     """
     file = model / "generation_config.json"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    sources = (told, text_of(tree), tree)
+    sources = (told, text_config(tree), tree)
     said = {
         name: next((one[name] for one in sources if one.get(name) is not None), None)
         for name in _TOKENS

@@ -12,19 +12,26 @@ from compressor.artifacts.files import copy_file
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, ParityError, RequirementError
-from compressor.graphs import simplify as graph
 from compressor.graphs.decoder.architecture import Architecture, architecture_of
 from compressor.graphs.decoder.build import DecoderGraph
-from compressor.graphs.decoder.interface import CONTEXT, IDS, MASK, MERGE, VISION
+from compressor.graphs.decoder.interface import (
+    ATTENTION_MASK,
+    CONTEXT_LENGTH_KEY,
+    INPUT_IDS,
+    MERGE_SIZE_KEY,
+    VISION_MODEL,
+)
 from compressor.graphs.decoder.operators import Operators
 from compressor.graphs.decoder.portable import PortableOperators
 from compressor.graphs.decoder.weights import BLOCKS, Weights, block_size
+from compressor.graphs.saving import file_metadata, save_checked_model
+from compressor.graphs.simplify import simplify, strip_metadata
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.families.transformers.config import CheckpointConfig
-from compressor.models.families.transformers.images import GRIDS, KINDS, PIXELS
+from compressor.models.families.transformers.images import GRIDS, PIXELS, TOKEN_TYPES
 from compressor.models.families.transformers.layouts import HEAD
-from compressor.models.families.transformers.linears import sites_of
+from compressor.models.families.transformers.linear_groups import decoder_layer_sites
 from compressor.models.quantized.description import WeightGrid, is_packed
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.decoder.decoder import TARGET
@@ -106,7 +113,7 @@ def _unpackable(
     head = None if decoder.tied else weights.grid(HEAD)
     problems = [] if head is None else unfit([HEAD], head, decoder.hidden)
     for number in range(decoder.layers):
-        for site in sites_of(tree):
+        for site in decoder_layer_sites(tree):
             names = [f"{architecture.root}.layers.{number}.{name}" for name in site.linears]
             grids = {weights.grid(name) for name in names}
             width = inputs.get(site.name, decoder.hidden)
@@ -149,9 +156,9 @@ def export_decoder(
         if packed and not portable
         else [_FLOATS]
     )
-    metadata = graph.labelled(context.artifact_id, "transformers", None) | {
+    metadata = file_metadata(context.artifact_id, "transformers", None) | {
         TARGET: config.decoder.target,
-        CONTEXT: str(architecture.context),
+        CONTEXT_LENGTH_KEY: str(architecture.context),
     }
 
     def written(level: int, scales: dict[str, Array] | None) -> tuple[ir.Model, int, bool]:
@@ -165,7 +172,9 @@ def export_decoder(
         )
         built = decoder.model()
         nodes = len(built.graph)
-        external = graph.write(built, out, metadata, config.external_data_threshold_mb * 1_000_000)
+        external = save_checked_model(
+            built, out, metadata, config.external_data_threshold_mb * 1_000_000
+        )
         decoder.weights.packed.cache_clear()
         return built, nodes, external
 
@@ -234,13 +243,13 @@ def _windows(
         )
     places = np.arange(count, dtype=np.int64)
     batch = dataset.batch(places * len(dataset) // count if spread else places)
-    if IDS not in batch or batch[IDS].shape[1] < 2:
+    if INPUT_IDS not in batch or batch[INPUT_IDS].shape[1] < 2:
         raise DataError(
             f"the set {name!r} holds no windows of two tokens or more (`input_ids`)",
             remedy="name a set of the source `text` with the checkpoint's `tokenizer`",
         )
-    windows = [_one(batch, row) for row in range(len(batch[IDS]))]
-    longest = max(window[IDS].shape[1] for window in windows)
+    windows = [_one(batch, row) for row in range(len(batch[INPUT_IDS]))]
+    longest = max(window[INPUT_IDS].shape[1] for window in windows)
     if longest > architecture.context:
         raise DataError(
             f"the set {name!r} holds windows of {longest} tokens, and the graph attends to {architecture.context}",
@@ -251,14 +260,18 @@ def _windows(
 
 def _one(batch: Batch, row: int) -> Batch:
     """A sample without padding, [1, …]; with its images, where there are any."""
-    length = int(batch[MASK][row].sum()) if MASK in batch else batch[IDS].shape[1]
-    found = {IDS: batch[IDS][row : row + 1, :length]}
-    if KINDS not in batch or not batch[KINDS][row].any():
+    length = (
+        int(batch[ATTENTION_MASK][row].sum())
+        if ATTENTION_MASK in batch
+        else batch[INPUT_IDS].shape[1]
+    )
+    found = {INPUT_IDS: batch[INPUT_IDS][row : row + 1, :length]}
+    if TOKEN_TYPES not in batch or not batch[TOKEN_TYPES][row].any():
         return found
     grids = batch[GRIDS][row][batch[GRIDS][row].prod(axis=-1) > 0]
     patches = int(grids.prod(axis=-1).sum())
     return found | {
-        KINDS: batch[KINDS][row : row + 1, :length],
+        TOKEN_TYPES: batch[TOKEN_TYPES][row : row + 1, :length],
         PIXELS: batch[PIXELS][row : row + 1, :patches],
         GRIDS: grids[None],
     }
@@ -274,14 +287,17 @@ def _export_tower(
     context.progress("vision tower", 0, 1, {})
     tower, values = tower_of(tree, model), values_of(tree)
     traced = onnx_from_tower(tower, values)
-    graph.strip(traced)
+    strip_metadata(traced)
     if config.simplify:
-        traced, told = graph.simplified(traced)
-        context.note(f"vision tower: {told}")
-    metadata = graph.labelled(context.artifact_id, "transformers", None) | {
-        MERGE: str(tower.spatial_merge_size)
+        result = simplify(traced)
+        traced = result.model
+        context.note(f"vision tower: {result.summary}")
+    metadata = file_metadata(context.artifact_id, "transformers", None) | {
+        MERGE_SIZE_KEY: str(tower.spatial_merge_size)
     }
-    graph.write(traced, out, metadata, config.external_data_threshold_mb * 1_000_000, VISION)
+    save_checked_model(
+        traced, out, metadata, config.external_data_threshold_mb * 1_000_000, VISION_MODEL
+    )
     copy_file(model / CONFIG, out / CONFIG)  # which processor goes with it
     return compare_tower(
         tower, out, values, limits_of(config.parity, integers=False), context.threads

@@ -17,14 +17,14 @@ from torch.nn import functional
 from transformers.models.glm4v.modeling_glm4v import apply_rotary_pos_emb_vision
 
 from compressor.errors import NumericalError, ParityError
-from compressor.graphs.decoder.interface import EMBEDS
-from compressor.models.families.transformers.checkpoint import streamed
+from compressor.graphs.decoder.interface import IMAGE_EMBEDS
+from compressor.models.checkpoint.checkpoint_files import CheckpointFiles
+from compressor.models.families.transformers.checkpoint import build_on_meta
 from compressor.models.families.transformers.images import GRIDS, PIXELS, image_inputs
 from compressor.models.families.transformers.layouts import LAYOUTS
-from compressor.models.families.transformers.streaming import CheckpointFiles
 from compressor.models.quantized.description import is_packed
-from compressor.models.quantized.packed_checkpoint import dequantized
-from compressor.runtimes.onnxruntime.decoder.images import VisionTower
+from compressor.models.quantized.packed_checkpoint import read_dequantized
+from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
 from passes.export_onnx.parity import Limits
 from passes.export_onnx.tracing import exported
 
@@ -80,12 +80,12 @@ def tower_of(tree: Mapping[str, Any], folder: Path) -> nn.Module:
     """The tower of a checkpoint, packed or not, float32, and nothing else of it."""
     name = LAYOUTS[tree["model_type"]].vision
     assert name is not None  # noqa: S101  whoever calls has asked
-    tower = streamed(tree).get_submodule(name)
+    tower = build_on_meta(tree).get_submodule(name)
     files = CheckpointFiles(folder)
     found = (
-        dequantized(folder, tree, f"{name}.")
+        read_dequantized(folder, tree, f"{name}.")
         if is_packed(tree)
-        else files.tensors(files.below(name))
+        else files.tensors(files.names_below(name))
     )
     tower.load_state_dict(
         {key.removeprefix(f"{name}."): value.float() for key, value in found}, assign=True
@@ -110,7 +110,9 @@ def onnx_from_tower(tower: nn.Module, values: int) -> ir.Model:
     patches = merge**2 * torch.export.Dim("words")
     grid = np.array([_TRACED_GRID]) * [1, merge, merge]
     sample = (torch.zeros(int(grid.prod()), values), torch.from_numpy(grid))
-    model = exported(OneImage(tower), sample, (PIXELS, GRIDS), (EMBEDS,), ({0: patches}, {}), OPSET)
+    model = exported(
+        OneImage(tower), sample, (PIXELS, GRIDS), (IMAGE_EMBEDS,), ({0: patches}, {}), OPSET
+    )
     pixels, [words] = model.graph.inputs[0], model.graph.outputs
     pixels.shape = ir.Shape(["patches", values])
     words.shape = ir.Shape(["words", *(words.shape or [0, None])[1:]])
@@ -136,7 +138,7 @@ def compare_tower(
             wanted_WH = tower(pixels, grid_thw=grid).pooler_output.numpy()
         if not np.isfinite(wanted_WH).all():
             raise NumericalError("the vision tower answers with NaN or infinity in torch")
-        got_WH = ours.embeds(pixels.numpy(), grid[0].numpy())
+        got_WH = ours.encode_image(pixels.numpy(), grid[0].numpy())
         furthest = max(furthest, float(np.abs(got_WH - wanted_WH).max(initial=0)))
         cosine = min(cosine, *_cosines(wanted_WH, got_WH))
     if not (furthest <= limits.max_abs and cosine >= limits.cosine):

@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper
 from onnxscript import ir
 
-from compressor.graphs.half import to_half
-from compressor.runtimes.onnxruntime.ranges import largest_magnitudes
+from compressor.graphs.fp16 import to_half
+from compressor.runtimes.onnxruntime.ranges import measure_magnitudes
 from passes.tensorrt import graph
 from tests.unit.passes.tensorrt.engines import model_of, node, transformer, weight
 
@@ -27,7 +27,7 @@ def halved(model, tmp_path, feeds=None, highest=65504.0):
     feeds = {"x": X} if feeds is None else feeds
     onnx.save(model, tmp_path / "model.onnx")
     opened = graph.opened(tmp_path)
-    largest = largest_magnitudes(ir.to_proto(opened), graph.values_in_float(opened), [feeds])
+    largest = measure_magnitudes(ir.to_proto(opened), graph.values_in_float(opened), [feeds])
     kept = to_half(opened, largest, highest)
     made = ir.to_proto(opened)
     onnx.checker.check_model(made, full_check=True)
@@ -165,11 +165,11 @@ def test_a_block_of_a_transformer(tmp_path):
 def test_ranges_are_the_largest_magnitudes_over_all_batches():
     model = model_of([node("Neg", "x", "minus"), node("Log", "x", "logits")], {}, ("n", 2))
     batches = [{"x": np.array([[1, 2]], np.float32)}, {"x": np.array([[5, 1]], np.float32)}]
-    found = largest_magnitudes(model, ["x", "minus", "logits"], batches)
+    found = measure_magnitudes(model, ["x", "minus", "logits"], batches)
     assert found == {"x": 5.0, "minus": 5.0, "logits": pytest.approx(np.log(5))}
-    found = largest_magnitudes(model, ["logits"], [{"x": np.array([[0, 1]], np.float32)}, *batches])
+    found = measure_magnitudes(model, ["logits"], [{"x": np.array([[0, 1]], np.float32)}, *batches])
     assert found == {"logits": np.inf}
-    found = largest_magnitudes(
+    found = measure_magnitudes(
         model, ["logits"], [{"x": np.array([[-1, 1]], np.float32)}, *batches]
     )
     assert np.isnan(found["logits"])

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from compressor.errors import ModelError
 from compressor.graphs.files import external_files, read_graph
-from compressor.runtimes import open_session
+from compressor.runtimes.formats import open_session
 
 WEIGHT = np.arange(6, dtype=np.float32).tobytes()
 

@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.graphs.lint.onnxruntime import lint
-from compressor.runtimes.onnxruntime.kernels import kernels_of
+from compressor.graphs.lint.targets import lint
+from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
 
 ZERO, ZEROS, WEIGHT = np.int8(0), np.zeros(4, np.int8), np.ones((4, 4), np.int8)
 
@@ -159,7 +159,7 @@ def test_what_onnxruntime_leaves_in_float_is_what_the_linter_says(fields, told, 
     model = graph(**fields)
     assert lint(model, "onnxruntime") == told
     onnx.save(model, tmp_path / "model.onnx")
-    found = kernels_of(tmp_path)
+    found = inspect_kernels(tmp_path)
     assert bool(found.floating) == bool(told)
     assert bool(found.integer) != bool(told)
 

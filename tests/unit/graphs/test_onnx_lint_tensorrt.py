@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto as T
 
-from compressor.graphs.lint.onnxruntime import lint
+from compressor.graphs.lint.targets import lint
 from tests.unit.runtimes.tensorrt_graphs import (
     B,
     D,

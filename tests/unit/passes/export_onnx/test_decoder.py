@@ -21,7 +21,7 @@ from compressor.models.facts import ModelFacts
 from compressor.models.families.transformers.family import Transformers
 from compressor.models.quantized.description import WeightGrid
 from compressor.runtimes.formats import open_session
-from compressor.runtimes.onnxruntime.cost import parameters
+from compressor.runtimes.onnxruntime.cost import count_parameters
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from compressor.runtimes.onnxruntime.low_precision import low_precision_weights
 from compressor.runtimes.onnxruntime.profile import profile
@@ -554,7 +554,7 @@ def test_packed_weights_are_counted_one_by_one(tables, tmp_path):
     config = FAMILY.presets["tiny-llama"]
     turned = 2 * 512 * 8  # cos and sin
     assert (
-        parameters(onnx.load(tmp_path / "graph" / "model.onnx"))
+        count_parameters(onnx.load(tmp_path / "graph" / "model.onnx"))
         == sum(FAMILY.parameters(config).values()) + turned
     )
 

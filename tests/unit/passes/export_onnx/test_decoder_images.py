@@ -9,7 +9,7 @@ from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError, ParityError, UsageError
 from compressor.generation.generate import Sampling, generate
-from compressor.graphs.decoder.interface import VISION
+from compressor.graphs.decoder.interface import VISION_MODEL
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
@@ -204,7 +204,7 @@ def test_a_packed_tower_is_exported_with_what_it_holds(bed, tmp_path):
         small, tmp_path / "out", {**IMAGES, "decoder": {"accuracy_level": 1}}, dataset
     )
     assert output.summary["vision"]["max_abs"] < 1e-5
-    held = onnx.load(tmp_path / "out" / VISION)
+    held = onnx.load(tmp_path / "out" / VISION_MODEL)
     assert {one.name for one in held.graph.input} == {"pixel_values", "image_grid_thw"}
 
 
@@ -240,7 +240,7 @@ def test_prompts_with_images_are_read_in_8_bits(bed, tmp_path):
         decoder = OnnxDecoder(tmp_path / "out", 1, capacity=64, fast_prompts=fast)
         said.append(
             [
-                decoder.forward(batch["input_ids"], keep=0, images=shown).copy(),
+                decoder.forward(batch["input_ids"], logits_to_keep=0, images=shown).copy(),
                 decoder.forward(np.array([[9]])).copy(),
             ]
         )
@@ -262,5 +262,5 @@ def test_text_alone_needs_no_words_of_images(bed):
     decoder = OnnxDecoder(folder / "onnxruntime", 1, capacity=16)
     with open_session("torch", parent.model, threads=1) as session:
         np.testing.assert_allclose(
-            decoder.forward(ids, keep=0), session.run({"input_ids": ids})["logits"], atol=1e-4
+            decoder.forward(ids, logits_to_keep=0), session.run({"input_ids": ids})["logits"], atol=1e-4
         )

@@ -10,12 +10,12 @@ import pytest
 
 from compressor.errors import PassError, StorageError, UsageError
 from compressor.runtimes import memory
-from compressor.runtimes.onnxruntime import products as onnx_products
+from compressor.runtimes.onnxruntime import integer_kernels
 from compressor.runtimes.onnxruntime.decoder import decoder as onnx_decoder
 from compressor.runtimes.onnxruntime.decoder import fast_prompts as onnx_prompts
 from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
-from compressor.runtimes.onnxruntime.inference import opened
+from compressor.runtimes.onnxruntime.inference import open_inference_session
 from tests.unit.passes.export_onnx.test_decoder import (
     FAMILY,
     FIELDS,
@@ -51,7 +51,7 @@ def test_every_architecture_reads_prompts_in_8_bits(preset, tmp_path):
         OnnxDecoder(folder, 1, capacity=60),
         OnnxDecoder(folder, 1, capacity=60, fast_prompts=True),
     )
-    wanted, got = (decoder.forward(TOKENS[:1], keep=0).copy() for decoder in (exact, fast))
+    wanted, got = (decoder.forward(TOKENS[:1], logits_to_keep=0).copy() for decoder in (exact, fast))
     assert 0 < divergence(wanted, got).mean() < 1e-3
     wanted, got = (decoder.forward(np.array([[7]])).copy() for decoder in (exact, fast))
     assert 0 < divergence(wanted, got).mean() < 1e-3  # behind keys and values of the prompt's
@@ -77,13 +77,13 @@ def test_batches_padding_and_pieces(decoder, tmp_path):
     lengths = np.array([150, 40])
     exact = OnnxDecoder(folder, 1, batch_size=2, capacity=160)
     fast = OnnxDecoder(folder, 1, batch_size=2, capacity=160, fast_prompts=True)
-    wanted, got = (one.forward(ids, lengths, keep=0).copy() for one in (exact, fast))
+    wanted, got = (one.forward(ids, lengths, logits_to_keep=0).copy() for one in (exact, fast))
     meant = np.arange(150) < lengths[:, None]
     assert divergence(wanted, got)[meant].mean() < 1e-3
     wanted, got = (one.forward(ids[:, :1]).copy() for one in (exact, fast))
     assert divergence(wanted, got).max() < 2e-3
     alone = OnnxDecoder(folder, 1, capacity=160, fast_prompts=True)
-    whole = alone.forward(ids[:1], keep=0)[:, -1:].copy()
+    whole = alone.forward(ids[:1], logits_to_keep=0)[:, -1:].copy()
     alone.reset()
     assert divergence(whole, alone.forward(ids[:1])).max() < 2e-3  # 22 tokens, then 128
 
@@ -169,7 +169,7 @@ def test_what_fails_in_a_later_piece_leaves_the_conversation_as_it_was(
 
 def test_scores_of_a_whole_prompt_are_not_kept_through_the_steps(tmp_path):
     decoder = OnnxDecoder(graph(tmp_path), 1, capacity=100, fast_prompts=True)
-    scores = weakref.ref(decoder.forward(TOKENS[:1], keep=0))
+    scores = weakref.ref(decoder.forward(TOKENS[:1], logits_to_keep=0))
     assert scores() is not None
     decoder.forward(np.array([[5]]))
     assert scores() is None
@@ -180,11 +180,11 @@ def test_a_processor_whose_fast_products_are_wrong_takes_the_exact_ones(
     wrong, tmp_path, monkeypatch
 ):
     folder, settings = graph(tmp_path), []
-    monkeypatch.setattr(onnx_products, "saturate", lambda: wrong)
+    monkeypatch.setattr(integer_kernels, "integer_products_saturate", lambda: wrong)
     monkeypatch.setattr(
         onnx_decoder,
-        "opened",
-        lambda *given, **named: settings.append(named) or opened(*given, **named),
+        "open_inference_session",
+        lambda *given, **named: settings.append(named) or open_inference_session(*given, **named),
     )
     exact, fast = (
         OnnxDecoder(folder, 1, capacity=60),
@@ -196,16 +196,16 @@ def test_a_processor_whose_fast_products_are_wrong_takes_the_exact_ones(
         wrong,
     ]
     assert (
-        0 < divergence(exact.forward(TOKENS[:1], keep=0), fast.forward(TOKENS[:1], keep=0)).mean() < 1e-3
+        0 < divergence(exact.forward(TOKENS[:1], logits_to_keep=0), fast.forward(TOKENS[:1], logits_to_keep=0)).mean() < 1e-3
     )
 
 
 def test_products_that_saturate_are_found(monkeypatch):
     """Here they may be right or wrong; whatever this processor does, wrong ones are called so."""
-    assert onnx_products.saturate() in {False, True}
+    assert integer_kernels.integer_products_saturate() in {False, True}
     clamped = SimpleNamespace(run=lambda *_: [np.full((16, 1), 4 * 32_767)])
-    monkeypatch.setattr(onnx_products.onnxruntime, "InferenceSession", lambda *_, **__: clamped)
-    assert onnx_products.saturate()
+    monkeypatch.setattr(integer_kernels.onnxruntime, "InferenceSession", lambda *_, **__: clamped)
+    assert integer_kernels.integer_products_saturate()
 
 
 def test_what_does_not_fit_is_told_and_nothing_stays_on_the_disk(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
-from compressor.graphs.lint.onnxruntime import lint
+from compressor.graphs.lint.targets import lint
 from compressor.models.capabilities.cuttable_axes import replace_fields
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.quantized.fake_quantization import IntegerLayer

@@ -9,7 +9,7 @@ from calibration.sources.arrays import ArrayDataset
 from compressor.analysis.tensors import tensor_differences
 from compressor.engine.contract import PassContext
 from compressor.graphs.files import MODEL
-from compressor.models.quantized.packed_checkpoint import packed_layers
+from compressor.models.quantized.packed_checkpoint import read_packed_layers
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime import cost as onnx_cost
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
@@ -56,7 +56,7 @@ def artifact_in(folder, **fields):
 def test_blocks_hold_the_integers_and_nothing_else(fields, kind, tmp_path):
     artifact = artifact_in(tmp_path, **fields)
     out, summary, notes = exported(artifact, tmp_path, 21)
-    layers = packed_layers(artifact.model)
+    layers = read_packed_layers(artifact.model)
     assert summary["integer_layers"] == len(layers) > 8
     assert (summary["packed_as_floats"], notes) == ([], [])
     graph = onnx.load(out / MODEL).graph
@@ -82,14 +82,14 @@ def test_blocks_hold_the_integers_and_nothing_else(fields, kind, tmp_path):
     ]
     assert list(joined.dims) == [VIT.vision_width, 3 * VIT.vision_width]
     parameters = sum(IMAGES.parameters(VIT).values())
-    assert 0.97 * parameters < onnx_cost.parameters(onnx.load(out / MODEL)) <= 1.03 * parameters
+    assert 0.97 * parameters < onnx_cost.count_parameters(onnx.load(out / MODEL)) <= 1.03 * parameters
 
 
 def test_without_blocks_weights_are_floats_and_it_is_said(tmp_path):
     artifact = artifact_in(tmp_path, bits=4)
     out, summary, notes = exported(artifact, tmp_path, 20)
     assert summary["integer_layers"] == 0
-    assert len(summary["packed_as_floats"]) == len(packed_layers(artifact.model))
+    assert len(summary["packed_as_floats"]) == len(read_packed_layers(artifact.model))
     assert len(notes) == 1
     assert "stored as floats, which hold them exactly: set `opset: 21`" in notes[0]
     with (

@@ -1,0 +1,248 @@
+"""Nodes of an FP32 graph that must not compute in FP16, and why.
+
+A node stays in FP32 if it sums over many values (softmax, norms, reductions), if it reads or writes
+a value outside the range of FP16, if it computes positions or shapes, or if it stands between such
+nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from compressor.graphs.values import DEQUANTIZE, QUANTIZE, Array, constant_array
+
+FP16_MAX = 65504.0
+"""The largest finite value of FP16."""
+_SMALLEST_PRECISE = 2.0**-17
+"""FP16 represents smaller magnitudes with an error of more than 0.4 %."""
+_SUMMING = frozenset(
+    {
+        "Softmax",
+        "LogSoftmax",
+        "LayerNormalization",
+        "RMSNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "BatchNormalization",
+        "LpNormalization",
+        "MeanVarianceNormalization",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceProd",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "CumSum",
+        "GlobalAveragePool",
+    }
+)
+_STEEP = frozenset({"Pow", "Exp", "Log", "Sqrt", "Reciprocal", "Sin", "Cos"})
+"""Operators that overflow or lose digits first; decomposed norms and softmaxes consist of them."""
+_CHEAP = frozenset(
+    {
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Neg",
+        "Abs",
+        "Max",
+        "Min",
+        "Clip",
+        "Cast",
+        "Unsqueeze",
+        "Squeeze",
+        "Reshape",
+    }
+)
+_CONTROL_FLOW = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+
+
+class Cause(Enum):
+    """Kind of reason for which a node stays in FP32."""
+
+    OPERATOR = "the operator loses too much accuracy in FP16"
+    RANGE = "a value is beyond the largest value of FP16"
+    PRECISION = "a constant is too small for FP16"
+    POSITIONS = "the node computes shapes or positions"
+    SUBGRAPH = "a subgraph reads the result"
+    NEIGHBOUR = "the node stands between or rounds with nodes in FP32"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Reason for which one node stays in FP32."""
+
+    cause: Cause
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockList:
+    """Criteria of ``blocked_nodes``."""
+
+    magnitudes: Mapping[str, float]
+    """Value name to its largest magnitude on samples; infinite or NaN if it was not finite."""
+    largest: float = FP16_MAX
+    """The largest magnitude that a value in FP16 may have."""
+
+
+def blocked_nodes(model: ir.Model, criteria: BlockList) -> dict[ir.Node, Reason]:
+    """Return the nodes that ONNX allows in FP16 and that stay in FP32, in the graph's order."""
+    convertible = [node for node in model.graph if is_convertible(node)]
+    shape_nodes = _shape_nodes(model)
+    blocked = {
+        node: Reason(Cause.POSITIONS, "made of shapes and constants alone, as positions are")
+        for node in convertible
+        if node in shape_nodes
+    }
+    for node in convertible:
+        if node not in blocked and (reason := _reason(node, criteria)):
+            blocked[node] = reason
+    _block_neighbours(convertible, blocked)
+    return {node: blocked[node] for node in convertible if node in blocked}
+
+
+def is_convertible(node: ir.Node) -> bool:
+    """Return True if ONNX defines the operator for FP16; nodes with subgraphs stay as they are."""
+    if any(attribute.type in _CONTROL_FLOW for attribute in node.attributes.values()):
+        return False
+    rounds = node.op_type == QUANTIZE and allows_fp16(node, 1, of_inputs=True)
+    return rounds or any(can_output_fp16(node, value) for value in node.outputs)
+
+
+def can_output_fp16(node: ir.Node, value: ir.Value) -> bool:
+    """Return True if ONNX lets the operator give this FP32 output as FP16."""
+    is_float = value.dtype == ir.DataType.FLOAT
+    return is_float and allows_fp16(node, node.outputs.index(value), of_inputs=False)
+
+
+def allows_fp16(node: ir.Node, index: int, *, of_inputs: bool) -> bool:
+    """Return True if ONNX allows FP16 for an input or an output of a node."""
+    version = node.graph.opset_imports.get(node.domain) if node.graph is not None else None
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version or 1, node.domain)
+    except onnx.defs.SchemaError:  # an operator outside ONNX: its types are unknown
+        return False
+    parameters = schema.inputs if of_inputs else schema.outputs
+    parameter = parameters[min(index, len(parameters) - 1)]
+    allowed = {
+        constraint.type_param_str: constraint.allowed_type_strs
+        for constraint in schema.type_constraints
+    }
+    return "tensor(float16)" in allowed.get(parameter.type_str, ())
+
+
+def _block_neighbours(convertible: list[ir.Node], blocked: dict[ir.Node, Reason]) -> None:
+    """Add nodes between blocked ones until none is left.
+
+    A norm's epsilon vanishes in FP16; and TensorRT multiplies integers only if their scales are of
+    one type.
+    """
+    while True:
+        between = {
+            node
+            for node in convertible
+            if node not in blocked and node.op_type in _CHEAP and _is_between(node, blocked)
+        }
+        rounded = {
+            node for node in convertible if node not in blocked and _shares_scale(node, blocked)
+        }
+        if not between and not rounded:
+            return
+        blocked |= dict.fromkeys(between, Reason(Cause.NEIGHBOUR, "between nodes in FP32"))
+        blocked |= dict.fromkeys(rounded, Reason(Cause.NEIGHBOUR, "rounded with a node in FP32"))
+
+
+def _shape_nodes(model: ir.Model) -> set[ir.Node]:
+    """Return the nodes that depend on the sizes of the inputs and not on their values."""
+    constant: set[ir.Node] = set()
+    shapes: set[ir.Node] = set()
+    for node in model.graph:
+        producers = {
+            value.producer()
+            for value in node.inputs
+            if value is not None and value.const_value is None
+        }
+        reads_shapes = producers & shapes and producers <= shapes | constant
+        if node.op_type in {"Shape", "Size"} or reads_shapes:
+            shapes.add(node)
+        elif producers <= constant:
+            constant.add(node)
+    return shapes
+
+
+def _reason(node: ir.Node, criteria: BlockList) -> Reason | None:
+    """Return why a node stays in FP32 regardless of its neighbours; None if it need not."""
+    if node.op_type in _SUMMING:
+        return Reason(Cause.OPERATOR, "sums over many values")
+    if node.op_type in _STEEP:
+        return Reason(Cause.OPERATOR, "a power, root, exponential or logarithm")
+    readers = [reader for value in node.outputs for reader, _ in value.uses()]
+    if any(reader.graph is not node.graph for reader in readers):
+        return Reason(Cause.SUBGRAPH, "read in a graph within")
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and value.dtype == ir.DataType.FLOAT:
+            reason = _value_reason(node, value, criteria)
+            if reason is not None:
+                return reason
+    return None
+
+
+def _value_reason(node: ir.Node, value: ir.Value, criteria: BlockList) -> Reason | None:
+    array = constant_array(value)
+    if array is None:
+        magnitude = criteria.magnitudes.get(value.name or "", 0.0)
+    else:
+        magnitude = float(np.abs(array.astype(np.float32)).max(initial=0.0))
+    if not magnitude <= criteria.largest:  # true for NaN too
+        return Reason(Cause.RANGE, f"{value.name} reaches {magnitude:.3g}")
+    if array is not None and _vanishes(node, array.astype(np.float32)):
+        return Reason(Cause.PRECISION, f"{value.name} is too small for FP16")
+    return None
+
+
+def _vanishes(node: ir.Node, values: Array) -> bool:
+    """Return True if a single constant or a scale loses its digits in FP16.
+
+    Small weights among larger ones may.
+    """
+    magnitudes = np.abs(values)
+    matters = values.size == 1 or node.op_type in {QUANTIZE, DEQUANTIZE}
+    return bool(matters and ((magnitudes > 0) & (magnitudes < _SMALLEST_PRECISE)).any())
+
+
+def _is_between(node: ir.Node, blocked: Mapping[ir.Node, Reason]) -> bool:
+    """Return True if all float inputs come from blocked nodes, and a blocked node reads a result."""
+    producers = [
+        value.producer()
+        for value in node.inputs
+        if value is not None and value.dtype == ir.DataType.FLOAT and value.const_value is None
+    ]
+    readers = [reader for value in node.outputs for reader, _ in value.uses()]
+    reads_blocked_only = bool(producers) and all(producer in blocked for producer in producers)
+    return reads_blocked_only and any(reader in blocked for reader in readers)
+
+
+def _shares_scale(node: ir.Node, blocked: Mapping[ir.Node, Reason]) -> bool:
+    """Return True if a node reads, computes or is a dequantized value that a blocked node uses."""
+    if node.op_type == DEQUANTIZE:
+        return any(reader in blocked for reader, _ in node.outputs[0].uses())
+    if node.op_type == QUANTIZE:
+        return any(
+            reader in blocked and reader.op_type == DEQUANTIZE
+            for reader, _ in node.outputs[0].uses()
+        )
+    producers = [value.producer() for value in node.inputs if value is not None]
+    return any(
+        producer is not None and producer in blocked and producer.op_type == DEQUANTIZE
+        for producer in producers
+    )

@@ -1,0 +1,97 @@
+"""Values of ONNX graphs in onnx_ir: read constants, find producers, add initializers and nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+Array = np.ndarray[Any, Any]
+DEQUANTIZE = "DequantizeLinear"
+QUANTIZE = "QuantizeLinear"
+
+
+def constant_array(value: ir.Value | None) -> Array | None:
+    """Return the array of a constant; None if the value is absent or computed."""
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def initializer_of(value: ir.Value) -> ir.Value | None:
+    """Return the initializer that a value is, or is a Cast of; None if it is computed otherwise."""
+    node = value.producer()
+    if node is None:
+        return value
+    source = node.inputs[0] if node.op_type == "Cast" else None
+    return source if source is not None and source.producer() is None else None
+
+
+def initializer_array(value: ir.Value) -> Array | None:
+    """Return the array of ``initializer_of``, in the type in which it is stored."""
+    return constant_array(initializer_of(value))
+
+
+def producer_of(value: ir.Value | None, operator: str) -> ir.Node | None:
+    """Return the node that computes a value if it is of this operator, else None."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == operator else None
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    """Return the value of a node's attribute, or the default where it is not set."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.value
+
+
+def is_quantized_weight(node: ir.Node) -> bool:
+    """Return True if a DequantizeLinear node reads stored integers."""
+    return node.op_type == DEQUANTIZE and constant_array(node.inputs[0]) is not None
+
+
+def add_initializer(
+    graph: ir.Graph, name: str, values: Array, dtype: ir.DataType | None = None
+) -> ir.Value:
+    """Return the initializer of this name, which is added to the graph if it is absent.
+
+    Args:
+        graph: the graph, changed in place.
+        name: the initializer's name.
+        values: its values.
+        dtype: its type, for types that NumPy lacks, such as INT4; by default that of ``values``.
+    """
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.tensor(values, dtype=dtype, name=name)
+    value = ir.Value(
+        name=name,
+        const_value=tensor,
+        shape=ir.Shape(values.shape),
+        type=ir.TensorType(tensor.dtype),
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def describe_output(
+    node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None
+) -> ir.Value:
+    """Set name, type and shape of a node's first output, and return it."""
+    output = node.outputs[0]
+    output.name, output.dtype, output.shape = name, dtype, shape
+    return output
+
+
+def insert_first(graph: ir.Graph, node: ir.Node) -> None:
+    """Insert a node that reads only inputs and initializers, before all others."""
+    graph.insert_before(graph[0], node)
+
+
+def remove_unused(graph: ir.Graph) -> None:
+    """Remove nodes and initializers that nothing reads, in place."""
+    outputs = set(graph.outputs)
+    for node in reversed(list(graph)):
+        if all(not output.uses() and output not in outputs for output in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and value not in outputs:
+            del graph.initializers[name]
