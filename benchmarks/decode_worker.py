@@ -26,16 +26,16 @@ class Ours:
         from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 
         self.decoder = OnnxDecoder(
-            Path(path), threads, room=1024, lasting=True, fast_prompts=fast_prompts
+            Path(path), threads, capacity=1024, huge_pages=True, fast_prompts=fast_prompts
         )
-        self.start = self.decoder.start
+        self.start = self.decoder.reset
 
     def feed(self, ids: list[int]) -> int:
-        return int(self.decoder.feed(np.array([ids]))[0, -1].argmax())
+        return int(self.decoder.forward(np.array([ids]))[0, -1].argmax())
 
     def scores(self, ids: list[int]) -> Array:
         self.start()
-        return self.decoder.feed(np.array([ids]), keep=0)[0]
+        return self.decoder.forward(np.array([ids]), logits_to_keep=0)[0]
 
 
 class Torch:

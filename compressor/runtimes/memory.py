@@ -54,8 +54,8 @@ def _check_fits(needed_bytes: int, contents: str, remedy: str) -> None:
     free_bytes = psutil.virtual_memory().available
     if needed_bytes > free_bytes:
         raise UsageError(
-            f"not enough memory: {contents} needs {needed_bytes / 1e9:.1f} GB, "
-            f"and {free_bytes / 1e9:.1f} GB are free",
+            f"not enough memory for {contents}: {needed_bytes / 1e9:.1f} GB needed, "
+            f"{free_bytes / 1e9:.1f} GB free",
             remedy=remedy,
         )
 

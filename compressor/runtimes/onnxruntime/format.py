@@ -54,7 +54,9 @@ class Onnx(Format):
         from compressor.runtimes.onnxruntime import cost
 
         graph = read_graph(path)
-        return Cost(size_bytes(path), cost.parameters(graph), cost.macs(graph, sample_shapes))
+        return Cost(
+            size_bytes(path), cost.count_parameters(graph), cost.count_macs(graph, sample_shapes)
+        )
 
     def open_session(self, path: Path, *, threads: int, device: str = "cpu") -> Session:
         """Open the graph with all graph optimizations."""
@@ -70,13 +72,13 @@ class Onnx(Format):
 
     def generation_limits(self, path: Path) -> GenerationLimits:
         """Return the limits that `export-onnx` wrote into a decoder's metadata."""
-        from compressor.graphs.decoder.interface import CONTEXT, VISION
+        from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY, VISION_MODEL
         from compressor.graphs.files import read_graph
 
         metadata = {entry.key: entry.value for entry in read_graph(path).metadata_props}
-        if CONTEXT not in metadata:
+        if CONTEXT_LENGTH_KEY not in metadata:
             return super().generation_limits(path)
-        return GenerationLimits(int(metadata[CONTEXT]), (path / VISION).is_file())
+        return GenerationLimits(int(metadata[CONTEXT_LENGTH_KEY]), (path / VISION_MODEL).is_file())
 
     def open_decoder(self, path: Path, options: DecoderOptions) -> Decoder:
         """Open a decoder graph with its key-value buffers."""
@@ -95,8 +97,8 @@ class Onnx(Format):
 
         nodes = profile(path, batch, threads)
         return LowPrecision(
-            low_precision.low_precision_weights(nodes),
-            low_precision.low_precision_macs(nodes),
+            low_precision.integer_weight_share(nodes),
+            low_precision.integer_mac_share(nodes),
             tuple(low_precision.slowdown_reasons(nodes)),
         )
 
@@ -123,8 +125,8 @@ class _OnnxDecoder(Decoder):
         return logits_V
 
     def _encode(self, images: Mapping[str, Array]) -> Any:
-        from compressor.models.families.transformers.images import GRIDS, KINDS, PIXELS
+        from compressor.models.families.transformers.images import GRIDS, PIXELS, TOKEN_TYPES
         from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
 
         tower = VisionTower(self._folder, self._threads, "cpu")
-        return tower.encode(*(images[name][None] for name in (KINDS, PIXELS, GRIDS)))
+        return tower.encode(*(images[name][None] for name in (TOKEN_TYPES, PIXELS, GRIDS)))

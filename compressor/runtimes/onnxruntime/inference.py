@@ -1,4 +1,4 @@
-"""Graphs as sessions of ONNX Runtime, and what it raises."""
+"""Inference sessions of ONNX Runtime: their options, and the exceptions that they raise."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from compressor.errors import ModelError, UsageError
 from compressor.graphs.files import MODEL, read_graph
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-SILENT = 4  # severity: fatal only; what matters is raised
+CPU = ["CPUExecutionProvider"]
 ERRORS = (
     errors.Fail,
     errors.InvalidArgument,
@@ -23,32 +22,58 @@ ERRORS = (
     errors.NotImplemented,
     errors.RuntimeException,
 )
+"""Exceptions of ONNX Runtime, which have no common base class."""
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_FATAL_ONLY = 4  # log severity: errors are raised anyway
 
 
-def opened(
+def session_options(
+    threads: int | None = None, *, optimize: bool = True
+) -> onnxruntime.SessionOptions:
+    """Return session options that log nothing but fatal errors.
+
+    Args:
+        threads: threads of one operator; None for ONNX Runtime's default.
+        optimize: False disables all graph optimizations.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def open_inference_session(
     folder: Path,
     threads: int,
     device: str = "cpu",
     name: str = MODEL,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> onnxruntime.InferenceSession:
-    """A folder's ``model.onnx``, or another of its graphs, with all optimizations, and settings of the session by their keys.
+    """Open a graph with all graph optimizations, one operator at a time.
+
+    Args:
+        folder: the model's folder.
+        threads: threads of one operator.
+        device: ``cpu`` or ``cuda``.
+        name: file name of the graph.
+        settings: session config entries, key to value.
 
     Raises:
-        ModelError: it cannot be opened.
-        UsageError: ONNX Runtime cannot compute on the device.
+        ModelError: the graph cannot be opened.
+        UsageError: the installed ONNX Runtime does not support the device.
     """
     read_graph(folder / name)
     provider = _PROVIDERS.get(device.partition(":")[0])
     if provider not in onnxruntime.get_available_providers():
         raise UsageError(
-            f"this ONNX Runtime cannot compute on {device!r}",
+            f"the installed ONNX Runtime does not support the device {device!r}",
             remedy="use --device cpu, or install onnxruntime-gpu",
         )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options = session_options(threads)
     options.inter_op_num_threads = 1
-    options.log_severity_level = SILENT
     for key, value in settings.items():
         options.add_session_config_entry(key, value)
     try:
@@ -60,5 +85,5 @@ def opened(
 
 
 def first_line(error: Exception) -> str:
-    """Of what ONNX Runtime says."""
+    """Return the first line of an exception's message, or its type's name if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Which multiplications of an ONNX file ONNX Runtime computes with integers: read from the graph that it makes of the file."""
+"""Integer kernels of ONNX Runtime: where a graph uses them, and if they are exact on this CPU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 
 from compressor.errors import ModelError
 from compressor.graphs.files import MODEL
-from compressor.runtimes.onnxruntime.inference import ERRORS, SILENT
+from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, session_options
 
 INTEGER = frozenset(
     {
@@ -25,47 +26,47 @@ INTEGER = frozenset(
         "MatMulNBits",
     }
 )
+"""Operators that multiply by a weight in integers."""
 FLOAT = frozenset(
     {"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
 )
+"""Operators that multiply in float."""
+INT8_MAX = 127
+UINT8_ZERO_POINT = 128
+"""Zero-point of activations as uint8. x86 multiplies unsigned by signed integers fastest."""
+EXACT_PRODUCTS = {"session.x64quantprecision": "1"}
+"""Session config entry: multiply unsigned by unsigned integers, which is slower and never
+saturates."""
+_TOKENS, _DEPTH = 16, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """Operators of the optimized graph that multiply by a weight."""
+    """Operators of an optimized graph that multiply by a weight."""
 
     integer: dict[str, int]
-    """Operator to how many there are."""
+    """Number of nodes by operator."""
     floating: tuple[str, ...]
-    """``operator name`` of each that computes in float."""
+    """``operator name`` of each node that computes in float."""
     rounding: int
-    """QuantizeLinear and DequantizeLinear that are left."""
+    """Number of remaining QuantizeLinear and DequantizeLinear nodes."""
 
 
 def inspect_kernels(folder: Path) -> Kernels:
-    """What ONNX Runtime, with all its optimizations, makes of ``model.onnx``.
+    """Return the kernels that ONNX Runtime uses for ``model.onnx`` after all its optimizations.
 
     Raises:
-        ModelError: it cannot open the file.
+        ModelError: ONNX Runtime cannot open the file.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = SILENT
-    with tempfile.TemporaryDirectory() as temporary:
-        options.optimized_model_filepath = str(Path(temporary) / MODEL)
-        try:
-            onnxruntime.InferenceSession(
-                str(folder / MODEL), options, providers=["CPUExecutionProvider"]
-            )
-        except ERRORS as error:
-            raise ModelError(f"ONNX Runtime cannot open {folder / MODEL}: {error}") from error
-        graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    graph = _optimize(folder)
     constants = {tensor.name for tensor in graph.initializer}
     integer: dict[str, int] = {}
     floating = []
     rounding = 0
-    # What is made of constants alone, such as a weight that is still dequantized when it runs, counts as one.
     for node in graph.node:
         rounding += node.op_type in {"QuantizeLinear", "DequantizeLinear"}
+        # A value computed from constants alone, such as a weight that is dequantized at run time,
+        # counts as a constant.
         if (
             node.op_type in {"DequantizeLinear", "Transpose", "Reshape"}
             and node.input[0] in constants
@@ -76,3 +77,38 @@ def inspect_kernels(folder: Path) -> Kernels:
         elif node.op_type in FLOAT and any(name in constants for name in node.input[:2]):
             floating.append(f"{node.op_type} {node.name or node.output[0]}")
     return Kernels(dict(sorted(integer.items())), tuple(floating), rounding)
+
+
+def _optimize(folder: Path) -> onnx.GraphProto:
+    """Return the graph after all optimizations of ONNX Runtime, without external data."""
+    options = session_options()
+    with tempfile.TemporaryDirectory() as temporary:
+        options.optimized_model_filepath = str(Path(temporary) / MODEL)
+        try:
+            onnxruntime.InferenceSession(str(folder / MODEL), options, providers=CPU)
+        except ERRORS as error:
+            raise ModelError(f"ONNX Runtime cannot open {folder / MODEL}: {error}") from error
+        return onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+
+
+def integer_products_saturate() -> bool:
+    """Return True if large products of unsigned by signed integers saturate on this CPU.
+
+    Instructions of AVX2, and of AVX-512 without VNNI, add two products in 16 bits (at most 32,767).
+    """
+    names = ("x", "weights", "zero_point")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMulInteger", names, ["y"])],
+        "products",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, ["tokens", _DEPTH])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, ["tokens", 1])],
+        [
+            onnx.numpy_helper.from_array(np.full((_DEPTH, 1), INT8_MAX, dtype=np.int8), "weights"),
+            onnx.numpy_helper.from_array(np.array(UINT8_ZERO_POINT, dtype=np.uint8), "zero_point"),
+        ],
+    )
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=CPU)
+    x = np.full((_TOKENS, _DEPTH), UINT8_ZERO_POINT + INT8_MAX, dtype=np.uint8)
+    return bool((session.run(None, {"x": x})[0] != _DEPTH * INT8_MAX**2).any())

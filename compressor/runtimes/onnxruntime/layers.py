@@ -1,4 +1,4 @@
-"""Layers of an ONNX file, seen by making their values outputs of the graph."""
+"""Layers of an ONNX graph, inspected by making their values outputs of the graph."""
 
 from __future__ import annotations
 
@@ -14,101 +14,108 @@ from compressor.errors import ModelError, UsageError
 from compressor.graphs.files import MODEL, read_graph
 from compressor.graphs.graph_index import GraphIndex
 from compressor.runtimes.layers import INPUTS_KEY, Array, Layers, Trace, reshape_like
-from compressor.runtimes.onnxruntime.inference import ERRORS, SILENT
+from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, first_line, session_options
 from compressor.runtimes.onnxruntime.session import OnnxSession
 from compressor.runtimes.session import match_inputs
 
-_ALONE = ".alone"
+_COPY = ".alone"
+"""Suffix of the output of a layer's copy."""
 
 
 class OnnxLayers(Layers):
-    """``model.onnx`` whose layers ``export-onnx`` has named.
-
-    Raises:
-        UsageError: it has not.
-        ModelError: it cannot be opened.
-    """
+    """Layers of a ``model.onnx`` in which ``export-onnx`` has named them."""
 
     def __init__(self, folder: Path, threads: int) -> None:
+        """Read the graph with its weights.
+
+        Raises:
+            UsageError: the layers are not named.
+            ModelError: the graph cannot be opened.
+        """
         read_graph(folder)
         self._model = onnx.load(str(folder / MODEL))
         self._threads = threads
         with OnnxSession(folder, threads, "cpu") as session:
-            self._inputs, self._answers = session.inputs, session.output_names
-        told = {one.key: one.value for one in self._model.metadata_props}
-        if INPUTS_KEY not in told:
+            self._inputs, self._outputs = session.inputs, session.output_names
+        metadata = {entry.key: entry.value for entry in self._model.metadata_props}
+        if INPUTS_KEY not in metadata:
             raise UsageError(
-                f"{folder / MODEL} does not say which values its layers make",
-                remedy="export it again; `export-onnx` names them since its version 4",
+                f"the layers of {folder / MODEL} are not named",
+                remedy="export it again; `export-onnx` names layers since its version 4",
             )
-        self._view = GraphIndex(self._model)
-        self._made_at = {
-            name: at for at, node in enumerate(self._view.nodes) for name in node.output
+        self._index = GraphIndex(self._model)
+        self._node_index = {
+            name: number for number, node in enumerate(self._index.nodes) for name in node.output
         }
-        known = self._view.producers.keys() | {spec.name for spec in self._inputs}
+        values = self._index.producers.keys() | {spec.name for spec in self._inputs}
         self._reads = {
             layer: value
-            for layer, value in json.loads(told[INPUTS_KEY]).items()
-            if layer in self._view.producers and value in known
+            for layer, value in json.loads(metadata[INPUTS_KEY]).items()
+            if layer in self._index.producers and value in values
         }
 
     def trace(self, batch: Batch) -> Trace:
         """See ``Layers.trace``."""
         feeds = match_inputs(batch, self._inputs)
-        wanted = [
+        observed = [
             name
             for name in dict.fromkeys([*self._reads, *self._reads.values()])
             if name not in feeds
         ]
-        found = feeds | self._run(self._model, wanted, feeds)
+        values = feeds | self._run(self._model, observed, feeds)
         order = [
-            layer for node in self._view.nodes for layer in node.output if layer in self._reads
+            layer for node in self._index.nodes for layer in node.output if layer in self._reads
         ]
         return Trace(
-            {layer: found[self._reads[layer]] for layer in order},
-            {layer: found[layer] for layer in order},
-            {name: found[name] for name in self._answers},
+            {layer: values[self._reads[layer]] for layer in order},
+            {layer: values[layer] for layer in order},
+            {name: values[name] for name in self._outputs},
         )
 
     def alone(self, batch: Batch, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """See ``Layers.alone``: a copy of each layer's nodes reads a new input of the graph, all of them in one run."""
-        seen = self.trace(batch).inputs
+        """See ``Layers.alone``: copies of all layers read new inputs of the graph, in one run."""
+        own_inputs = self.trace(batch).inputs
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         feeds = match_inputs(batch, self._inputs)
-        wanted = []
-        for layer, given in inputs.items():
-            if layer in seen and (fed := reshape_like(given, seen[layer])) is not None:
-                self._copy(model.graph, layer)
+        observed = []
+        for layer, array in inputs.items():
+            if layer not in own_inputs:
+                continue
+            replacement = reshape_like(array, own_inputs[layer])
+            if replacement is not None:
+                self._copy_layer(model.graph, layer)
                 value = onnx.helper.make_tensor_value_info(
-                    f"{layer}{_ALONE}.input",
-                    onnx.helper.np_dtype_to_tensor_dtype(fed.dtype),
-                    fed.shape,
+                    f"{layer}{_COPY}.input",
+                    onnx.helper.np_dtype_to_tensor_dtype(replacement.dtype),
+                    replacement.shape,
                 )
                 model.graph.input.append(value)
-                feeds[value.name] = fed
-                wanted.append(f"{layer}{_ALONE}")
+                feeds[value.name] = replacement
+                observed.append(f"{layer}{_COPY}")
         return {
-            name.removesuffix(_ALONE): value
-            for name, value in self._run(model, wanted, feeds).items()
-            if name in wanted
+            name.removesuffix(_COPY): value
+            for name, value in self._run(model, observed, feeds).items()
+            if name in observed
         }
 
-    def _copy(self, graph: onnx.GraphProto, layer: str) -> None:
-        """The nodes between what a layer reads and what it makes, once more; other values that they read stay shared."""
+    def _copy_layer(self, graph: onnx.GraphProto, layer: str) -> None:
+        """Add a copy of the nodes from a layer's input to its output; other values are shared."""
         source = self._reads[layer]
-        behind = self._reached(source)
-        names = {source: f"{layer}{_ALONE}.input", layer: f"{layer}{_ALONE}"}
-        inside: set[int] = set()
+        dependent = self._dependent_values(source)
+        names = {source: f"{layer}{_COPY}.input", layer: f"{layer}{_COPY}"}
+        copied: set[int] = set()
         frontier = [layer]
         while frontier:
-            at = self._made_at[frontier.pop()]
-            if at not in inside:
-                inside.add(at)
+            number = self._node_index[frontier.pop()]
+            if number not in copied:
+                copied.add(number)
                 frontier += [
-                    name for name in self._view.nodes[at].input if name != source and name in behind
+                    name
+                    for name in self._index.nodes[number].input
+                    if name != source and name in dependent
                 ]
-        for node in (self._view.nodes[at] for at in sorted(inside)):
+        for node in (self._index.nodes[number] for number in sorted(copied)):
             copy = graph.node.add()
             copy.CopyFrom(node)
             copy.name = ""
@@ -117,36 +124,33 @@ class OnnxLayers(Layers):
             copy.input[:] = [names.get(name, name) for name in node.input]
             copy.output[:] = [names[name] for name in node.output]
 
-    def _reached(self, source: str) -> set[str]:
-        """All values that depend on one."""
-        found: set[str] = set()
+    def _dependent_values(self, source: str) -> set[str]:
+        """Return the names of all values that depend on ``source``."""
+        dependent: set[str] = set()
         frontier = [source]
         while frontier:
-            for node in self._view.readers.get(frontier.pop(), ()):
-                new = set(node.output) - found
-                found |= new
+            for node in self._index.consumers.get(frontier.pop(), ()):
+                new = set(node.output) - dependent
+                dependent |= new
                 frontier += new
-        return found
+        return dependent
 
     def _run(
-        self, model: onnx.ModelProto, wanted: list[str], feeds: Mapping[str, Array]
+        self, model: onnx.ModelProto, observed: list[str], feeds: Mapping[str, Array]
     ) -> dict[str, Array]:
-        """The graph's outputs and the values that are wanted."""
-        watched = onnx.ModelProto()
-        watched.CopyFrom(model)
-        own = [value.name for value in watched.graph.output]
-        names = [name for name in wanted if name not in own]
-        watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = SILENT
+        """Return the graph's outputs and the observed values."""
+        extended = onnx.ModelProto()
+        extended.CopyFrom(model)
+        outputs = [value.name for value in extended.graph.output]
+        added = [name for name in observed if name not in outputs]
+        extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
         try:
             session = onnxruntime.InferenceSession(
-                watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                extended.SerializeToString(), session_options(self._threads), providers=CPU
             )
-            values = session.run([*own, *names], dict(feeds))
+            values = session.run([*outputs, *added], dict(feeds))
         except (*ERRORS, ValueError) as error:  # ValueError: over 2 GB
             raise ModelError(
-                f"ONNX Runtime cannot compute layer by layer: {str(error).splitlines()[0]}"
+                f"ONNX Runtime cannot run the graph layer by layer: {first_line(error)}"
             ) from error
-        return dict(zip([*own, *names], values, strict=True))
+        return dict(zip([*outputs, *added], values, strict=True))

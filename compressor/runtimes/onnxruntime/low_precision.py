@@ -1,4 +1,4 @@
-"""Whether few bits are computed with, and where they are not faster, why: from the profile of ONNX Runtime."""
+"""Use of integer arithmetic in a profiled graph, and reasons why it is not faster."""
 
 from __future__ import annotations
 
@@ -11,70 +11,80 @@ if TYPE_CHECKING:
 
 _ROUNDINGS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _OVERHEAD_MS = 0.02
-"""A node of so little time is mostly the call of its kernel."""
-_INTENSITY = 4.0
-"""Multiply-accumulates for each byte moved, below which memory sets the time and not arithmetic (the roofline of Williams et al.
-2009): a core does some 30 of them in FP32 for each byte that it gets from memory, and more of what lies in a cache."""
-_MUCH = 0.15
-"""A share of the time that is worth telling."""
+"""Below this time per node, the call of the kernel takes longer than its work."""
+_MIN_INTENSITY = 4.0
+"""MACs per byte moved, below which memory bounds the time and not arithmetic (roofline model,
+Williams et al. 2009). A core does about 30 FP32 MACs in the time it reads a byte from memory, and
+reads more from a cache."""
+_MIN_SHARE = 0.15
+"""Share of the time from which a reason is reported."""
 
 
-def low_precision_weights(nodes: Sequence[NodeProfile]) -> float | None:
-    """Share of weight values that integer kernels multiply; None where there are no weights."""
+def integer_weight_share(nodes: Sequence[NodeProfile]) -> float | None:
+    """Return the share of weight values that integer kernels multiply; None without weights."""
     total = sum(node.weights for node in nodes)
     return sum(node.weights for node in nodes if node.integer) / total if total else None
 
 
-def low_precision_macs(nodes: Sequence[NodeProfile]) -> float | None:
-    """Share of multiply-accumulates that integer kernels do, those of two activations included."""
+def integer_mac_share(nodes: Sequence[NodeProfile]) -> float | None:
+    """Return the share of MACs that integer kernels do, products of activations included."""
     total = sum(node.macs for node in nodes)
     return sum(node.macs for node in nodes if node.integer) / total if total else None
 
 
 def slowdown_reasons(nodes: Sequence[NodeProfile]) -> list[str]:
-    """What keeps a compressed graph from being fast, that which takes most time first."""
+    """Return what keeps a compressed graph from being faster, the largest share of time first."""
     total = sum(node.milliseconds for node in nodes) or 1.0
-    multiplying = [node for node in nodes if node.macs]
-    weighted = [node for node in multiplying if node.weights and not node.integer]
-    found = [
-        (
-            _time(weighted) / total,
-            f"{len(weighted)} operators with weights are left in float ({_names(weighted)})",
-        ),
-        (
-            _time([node for node in multiplying if not node.weights and not node.integer]) / total,
-            "products of two activations are in float",
-        ),
-        (
-            _time([node for node in nodes if node.operator in _ROUNDINGS]) / total,
-            f"{sum(node.operator in _ROUNDINGS for node in nodes)} roundings between float and integers are left",
-        ),
-        (
-            _time([node for node in nodes if not node.macs and node.operator not in _ROUNDINGS])
-            / total,
-            "operators that multiply nothing, which few bits do not make faster",
-        ),
-        (
-            _time([node for node in multiplying if node.macs < _INTENSITY * node.bytes]) / total,
-            f"memory-bound: fewer than {_INTENSITY:g} multiply-accumulates for each byte that is moved",
-        ),
-    ]
-    told = [
-        f"{share:.0%} of the time: {what}"
-        for share, what in sorted(found, reverse=True)
-        if share >= _MUCH
+    reasons = [
+        f"{share:.0%} of the time: {reason}"
+        for share, reason in sorted(_shares(nodes, total), reverse=True)
+        if share >= _MIN_SHARE
     ]
     if nodes and median(node.milliseconds for node in nodes) < _OVERHEAD_MS:
-        told.append(
-            f"shapes too small: half of the {len(nodes)} operators take less than {1000 * _OVERHEAD_MS:.0f} µs each"
+        reasons.append(
+            f"shapes too small: half of the {len(nodes)} operators take less than "
+            f"{1000 * _OVERHEAD_MS:.0f} µs each"
         )
-    return told
+    return reasons
 
 
-def _time(nodes: Sequence[NodeProfile]) -> float:
+def _shares(nodes: Sequence[NodeProfile], total: float) -> list[tuple[float, str]]:
+    """Return reasons with their shares of the total time in milliseconds."""
+    products = [node for node in nodes if node.macs]
+    float_weights = [node for node in products if node.weights and not node.integer]
+    float_activations = [node for node in products if not node.weights and not node.integer]
+    roundings = [node for node in nodes if node.operator in _ROUNDINGS]
+    elementwise = [node for node in nodes if not node.macs and node.operator not in _ROUNDINGS]
+    memory_bound = [node for node in products if node.macs < _MIN_INTENSITY * node.bytes]
+    return [
+        (
+            _milliseconds(float_weights) / total,
+            f"{len(float_weights)} operators with weights compute in float "
+            f"({_slowest_names(float_weights)})",
+        ),
+        (
+            _milliseconds(float_activations) / total,
+            "products of two activations compute in float",
+        ),
+        (
+            _milliseconds(roundings) / total,
+            f"{len(roundings)} conversions between float and integers remain",
+        ),
+        (
+            _milliseconds(elementwise) / total,
+            "operators without products, which integers do not make faster",
+        ),
+        (
+            _milliseconds(memory_bound) / total,
+            f"memory-bound: fewer than {_MIN_INTENSITY:g} multiply-accumulates per byte moved",
+        ),
+    ]
+
+
+def _milliseconds(nodes: Sequence[NodeProfile]) -> float:
     return sum(node.milliseconds for node in nodes)
 
 
-def _names(nodes: Sequence[NodeProfile]) -> str:
+def _slowest_names(nodes: Sequence[NodeProfile]) -> str:
     slowest = sorted(nodes, key=lambda node: -node.milliseconds)[:3]
     return ", ".join(f"{node.operator} {node.name}" for node in slowest)

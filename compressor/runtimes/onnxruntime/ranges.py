@@ -1,4 +1,4 @@
-"""How large the values inside a graph get, seen in ONNX Runtime on real samples."""
+"""Ranges of the values inside a graph, measured in ONNX Runtime on real samples."""
 
 from __future__ import annotations
 
@@ -11,50 +11,49 @@ from onnx import helper
 
 from compressor.data.contract import Batch
 from compressor.errors import PassError
-from compressor.runtimes.onnxruntime.inference import ERRORS, SILENT
+from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, first_line, session_options
 
 _SUFFIX = ".largest"
 
 
 def measure_magnitudes(
-    model: onnx.ModelProto, types: Iterable[str], batches: Iterable[Batch]
+    model: onnx.ModelProto, names: Iterable[str], batches: Iterable[Batch]
 ) -> dict[str, float]:
-    """Value to its largest magnitude over all batches; inf where it was infinite, NaN where it was not a number.
+    """Return the largest magnitude of each value over all batches.
 
-    The graph reduces each value to one number itself, so that no more of it is in memory than without.
+    Infinity and NaN are returned where they occur. The graph itself reduces each value to one
+    number, so that a run needs no more memory than without.
 
     Args:
         model: a graph in FP32, without external data.
-        types: names of its FP32 values.
+        names: names of FP32 values in the graph.
         batches: feeds of the graph's inputs.
 
     Raises:
-        PassError: ONNX Runtime cannot run it.
+        PassError: ONNX Runtime cannot run the graph.
     """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    names = list(types)
-    for name in names:
-        watched.graph.node.extend(_reduction(name))
-        watched.graph.output.append(
+    values = list(names)
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    for name in values:
+        observed.graph.node.extend(_reduction(name))
+        observed.graph.output.append(
             helper.make_tensor_value_info(name + _SUFFIX, onnx.TensorProto.FLOAT, [])
         )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = SILENT
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    largest = np.zeros(len(names))
+    outputs = [name + _SUFFIX for name in values]
+    largest = np.zeros(len(values))
     try:
         session = onnxruntime.InferenceSession(
-            watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            observed.SerializeToString(), session_options(optimize=False), providers=CPU
         )
         for feeds in batches:
-            found = session.run([name + _SUFFIX for name in names], feeds)
-            largest = np.maximum(largest, np.asarray([float(one) for one in found]))
+            magnitudes = [float(result) for result in session.run(outputs, feeds)]
+            largest = np.maximum(largest, np.asarray(magnitudes))
     except ERRORS as error:
         raise PassError(
-            f"ONNX Runtime cannot run the graph to see its ranges: {str(error).splitlines()[0]}"
+            f"ONNX Runtime cannot run the graph to measure its ranges: {first_line(error)}"
         ) from error
-    return dict(zip(names, largest.tolist(), strict=True))
+    return dict(zip(values, largest.tolist(), strict=True))
 
 
 def _reduction(name: str) -> Iterator[onnx.NodeProto]:

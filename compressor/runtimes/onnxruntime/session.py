@@ -1,4 +1,4 @@
-"""An ONNX file in ONNX Runtime as a Session; torch is never loaded."""
+"""Sessions of ONNX graphs in ONNX Runtime; torch is never imported."""
 
 from __future__ import annotations
 
@@ -9,38 +9,63 @@ import onnxruntime
 
 from compressor.data.contract import Batch
 from compressor.errors import ModelError, PassError
-from compressor.graphs.decoder.interface import EMBEDS, IDS, MASK, OFFSETS, PAST, PRESENT, Caches
+from compressor.graphs.decoder.interface import (
+    ATTENTION_MASK,
+    IMAGE_EMBEDS,
+    INPUT_IDS,
+    PAST_PREFIX,
+    POSITION_OFFSETS,
+    PRESENT_PREFIX,
+    KvCacheLayout,
+)
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
-from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, opened
+from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, open_inference_session
 from compressor.runtimes.session import Session
 
 _DTYPES = {"float": "float32", "double": "float64"}
 
 
 class OnnxSession(Session):
-    """``model.onnx`` with all of ONNX Runtime's graph optimizations, one operator at a time on ``threads`` threads."""
+    """``model.onnx`` with all graph optimizations of ONNX Runtime.
+
+    A decoder is run on whole windows of tokens: its key-value cache is empty, and neither the cache
+    nor the attention mask is among ``inputs``.
+    """
 
     def __init__(self, folder: Path, threads: int, device: str) -> None:
-        self._session = opened(folder, threads, device)
+        """Open the graph, and the vision tower beside it if there is one.
+
+        Args:
+            folder: the model's folder.
+            threads: threads of one operator; operators run one at a time.
+            device: ``cpu`` or ``cuda``.
+
+        Raises:
+            ModelError: a graph cannot be opened.
+            UsageError: the installed ONNX Runtime does not support the device.
+        """
+        self._session = open_inference_session(folder, threads, device)
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
-        self._caches = Caches.of(self._session.get_inputs())
+        self._caches = KvCacheLayout.from_inputs(self._session.get_inputs())
+        is_decoder = self._caches is not None
         self.inputs = tuple(
             InputSpec(
-                one.name,
-                _dtype(one.type),
-                tuple(_dimension(one.name, axis, d) for axis, d in enumerate(one.shape)),
+                value.name,
+                _numpy_dtype(value.type),
+                tuple(_dimension(value.name, axis, size) for axis, size in enumerate(value.shape)),
             )
-            for one in self._session.get_inputs()
-            if self._caches is None or (one.name != MASK and not one.name.startswith(PAST))
+            for value in self._session.get_inputs()
+            if not is_decoder
+            or (value.name != ATTENTION_MASK and not value.name.startswith(PAST_PREFIX))
         )
-        self._tower = None if self._caches is None else VisionTower.beside(folder, threads, device)
+        self._tower = VisionTower.open_if_present(folder, threads, device) if is_decoder else None
         if self._tower is not None:
             self.inputs += self._tower.inputs
         self.output_names = tuple(
-            one.name
-            for one in self._session.get_outputs()
-            if self._caches is None or not one.name.startswith(PRESENT)
+            value.name
+            for value in self._session.get_outputs()
+            if not is_decoder or not value.name.startswith(PRESENT_PREFIX)
         )
 
     def compute(self, feeds: Batch) -> Batch:
@@ -50,34 +75,41 @@ class OnnxSession(Session):
             PassError: ONNX Runtime failed inside the graph.
         """
         try:
-            values = self._session.run(self.output_names, self.completed(feeds))
+            values = self._session.run(self.output_names, self.complete_feeds(feeds))
         except ERRORS as error:
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
         return dict(zip(self.output_names, values, strict=True))
 
-    def completed(self, feeds: Batch) -> Batch:
-        """All that the graph takes: a decoder is given whole windows, with the images in them, and nothing before them."""
+    def complete_feeds(self, feeds: Batch) -> Batch:
+        """Return all inputs of the graph: for a decoder, also mask, empty cache and image inputs."""
         if self._caches is None:
             return feeds
-        ids = feeds[IDS]
-        found = {IDS: ids, MASK: np.ones_like(ids), **self._caches.nothing(len(ids))}
-        if self._tower is not None and (shown := self._tower.encode_batch(feeds)) is not None:
-            found |= {EMBEDS: shown.embeds_WH, OFFSETS: shown.offsets_3BT}
-        return found
+        ids = feeds[INPUT_IDS]
+        complete = {
+            INPUT_IDS: ids,
+            ATTENTION_MASK: np.ones_like(ids),
+            **self._caches.empty(len(ids)),
+        }
+        if self._tower is not None and (images := self._tower.encode_batch(feeds)) is not None:
+            complete |= {
+                IMAGE_EMBEDS: images.embeddings_NW,
+                POSITION_OFFSETS: images.position_offsets_3BT,
+            }
+        return complete
 
     def close(self) -> None:
         """Free the session's memory."""
         del self._session
 
 
-def _dtype(tensor_type: str) -> str:
-    """``tensor(float)`` as NumPy's ``float32``."""
-    inner = tensor_type.removeprefix("tensor(").removesuffix(")")
-    if tensor_type == inner:
-        raise ModelError(f"an input of type {tensor_type} cannot be fed: tensors only")
-    return _DTYPES.get(inner, inner)
+def _numpy_dtype(tensor_type: str) -> str:
+    """Return the NumPy name of an ONNX Runtime type: ``float32`` for ``tensor(float)``."""
+    element_type = tensor_type.removeprefix("tensor(").removesuffix(")")
+    if tensor_type == element_type:
+        raise ModelError(f"inputs of type {tensor_type} are not supported: only tensors are")
+    return _DTYPES.get(element_type, element_type)
 
 
-def _dimension(name: str, axis: int, dimension: int | str | None) -> int | str:
-    """A dimension without a name gets one of its own."""
-    return f"{name}.{axis}" if dimension is None else dimension
+def _dimension(name: str, axis: int, size: int | str | None) -> int | str:
+    """Return a dimension's size or name; an unnamed dimension gets a name of its own."""
+    return f"{name}.{axis}" if size is None else size

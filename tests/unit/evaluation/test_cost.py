@@ -46,8 +46,8 @@ def test_convolution_reshape_and_products():
             weight("last", 5, 3, dtype=np.int8),
         ],
     )
-    assert onnx_cost.parameters(graph) == 108 + 480 + 15
-    assert onnx_cost.macs(graph, {"x": (1, 4, 8, 8)}) == 6 * 16 * 18 + 96 * 5 + 5 * 3
+    assert onnx_cost.count_parameters(graph) == 108 + 480 + 15
+    assert onnx_cost.count_macs(graph, {"x": (1, 4, 8, 8)}) == 6 * 16 * 18 + 96 * 5 + 5 * 3
 
 
 def test_shapes_that_only_a_run_can_tell():
@@ -62,8 +62,8 @@ def test_shapes_that_only_a_run_can_tell():
         {"x": ["batch", 4]},
         [],
     )
-    assert onnx_cost.macs(graph, {"x": (1, 4)}) == 0
-    assert onnx_cost.macs(graph, {}) is None
+    assert onnx_cost.count_macs(graph, {"x": (1, 4)}) == 0
+    assert onnx_cost.count_macs(graph, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_shapes_that_only_a_run_can_tell():
 )
 def test_what_cannot_be_told_is_none(node):
     shape = {"x": ["unknown", "unknown"]} if node.op_type == "MatMul" else {"x": [2, 2]}
-    assert onnx_cost.macs(model([node], shape, []), {}) is None
+    assert onnx_cost.count_macs(model([node], shape, []), {}) is None
 
 
 def test_the_familys_own_arithmetic_for_torch(tiny_model):

@@ -71,9 +71,9 @@ def test_a_graph_says_what_torch_says(torch_kind, graph, bed):
 
 
 def test_fast_prompts_are_asked_of_graphs_alone(bed, monkeypatch):
-    asked, opened = [], onnx_prompts.prompt_graph
+    asked, opened = [], onnx_prompts.temporary_prompt_graph
     monkeypatch.setattr(
-        onnx_prompts, "prompt_graph", lambda *given: asked.append(given) or opened(*given)
+        onnx_prompts, "temporary_prompt_graph", lambda *given: asked.append(given) or opened(*given)
     )
     prompt = " ".join(f"w{10 + one}" for one in range(20))
     assert said(bed["integers"], prompt=prompt).tokens == 12
@@ -84,7 +84,7 @@ def test_fast_prompts_are_asked_of_graphs_alone(bed, monkeypatch):
         with pytest.raises(UsageError, match="holds no ONNX graph") as caught:
             said(bed[kind], fast_prompts=True)
         assert "--fast-prompts" in caught.value.remedy
-    with pytest.raises(UsageError, match="holds no weights that are multiplied as packed integers"):
+    with pytest.raises(UsageError, match="has no weights that are multiplied as packed integers"):
         said(bed["onnx"], fast_prompts=True)
 
 
@@ -156,7 +156,7 @@ def test_a_text_that_does_not_fit_into_memory_is_told_before_it_is_tried(bed, ki
     # 3 layers of 2 key heads of 16 values, twice, in float32: 768 bytes a token.
     assert said(bed[kind], Sampling(100, 0.0, 1.0, 0)).tokens == 100
     with pytest.raises(
-        UsageError, match=r"one text of 153 tokens take 0\.0 GB, and 0\.0 GB of memory are free"
+        UsageError, match=r"1 sequence of 153 tokens: 0\.0 GB needed, 0\.0 GB free"
     ):
         said(bed[kind], Sampling(150, 0.0, 1.0, 0))
 

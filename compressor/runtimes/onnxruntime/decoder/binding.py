@@ -1,6 +1,6 @@
-"""A decoder's graph in ONNX Runtime, with the arrays that it reads and writes: what stays from call to call is bound once.
+"""A decoder's session in ONNX Runtime with bound arrays: arrays that persist are bound once.
 
-Shapes: B samples, T tokens, V words.
+Shapes: B sequences, T tokens, V vocabulary entries.
 """
 
 from __future__ import annotations
@@ -12,82 +12,93 @@ import numpy as np
 import onnxruntime
 
 from compressor.errors import PassError
-from compressor.graphs.decoder.interface import IDS, KEEP, LOGITS, Caches
+from compressor.graphs.decoder.interface import INPUT_IDS, LOGITS, LOGITS_TO_KEEP, KvCacheLayout
 from compressor.runtimes.onnxruntime.inference import ERRORS, first_line
 
 Array = np.ndarray[Any, Any]
 
 
 class BoundSession:
-    """One session."""
+    """An inference session of a decoder's graph with one I/O binding.
+
+    On a CPU an OrtValue is a view of its array: the runtime writes into the array, and nothing is
+    copied.
+    """
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        """Nothing is bound yet."""
+        """Create an empty binding."""
         self._session, self._binding = session, session.io_binding()
-        self._keeps = KEEP in {one.name for one in session.get_overridable_initializers()}
-        [words] = [one.shape[-1] for one in session.get_outputs() if one.name == LOGITS]
-        self._words = int(words)
+        self._takes_keep = LOGITS_TO_KEEP in {
+            value.name for value in session.get_overridable_initializers()
+        }
+        [outputs] = [value for value in session.get_outputs() if value.name == LOGITS]
+        self._vocabulary_size = int(outputs.shape[-1])
         self._ids_BT: Array = np.empty((0, 0), dtype=np.int64)
-        self._scored: tuple[int, int, int] | None = None
-        """Of how many samples and tokens the scores are bound, and what `logits_to_keep` is."""
+        self._logits_key: tuple[int, int, int] | None = None
+        """Sequences, tokens, and `logits_to_keep` of the bound logits."""
 
-    def share(self, buffers: Mapping[str, Array]) -> None:
-        """Keys and values that are written where they are read."""
-        # On a CPU an OrtValue is a view of the array: what the runtime writes is seen there, and nothing is copied.
-        self.read(buffers)
-        self.write(buffers)
+    def bind_in_place(self, buffers: Mapping[str, Array]) -> None:
+        """Bind keys and values that are updated in place: as inputs and as outputs."""
+        self.bind_inputs(buffers)
+        self.bind_present(buffers)
 
-    def read(self, buffers: Mapping[str, Array]) -> None:
-        """Keys and values, and whatever else the graph takes."""
-        for name, array in buffers.items():
+    def bind_inputs(self, arrays: Mapping[str, Array]) -> None:
+        """Bind inputs by their names."""
+        for name, array in arrays.items():
             self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
 
-    def write(self, buffers: Mapping[str, Array]) -> None:
-        """Where keys and values go, by the names of the inputs that take them next."""
+    def bind_present(self, buffers: Mapping[str, Array]) -> None:
+        """Bind the outputs for new keys and values, by the names of the inputs they become."""
         for name, array in buffers.items():
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-            self._binding.bind_ortvalue_output(Caches.present(name), value)
+            self._binding.bind_ortvalue_output(KvCacheLayout.present_name(name), value)
 
-    def forget(self) -> None:
-        """The scores of the last call, which may be large."""
-        self._scored = None
-        self._write_scores(
-            np.empty((1, 1, self._words), dtype=np.float32)
-        )  # or the binding keeps them
+    def release_logits(self) -> None:
+        """Free the logits of the last call, which may be large."""
+        self._logits_key = None
+        # The binding holds its array until another one is bound.
+        self._bind_logits(np.empty((1, 1, self._vocabulary_size), dtype=np.float32))
 
-    def run(self, ids_BT: Array, keep: int) -> Array:
-        """The scores of the ``keep`` last tokens (0: all), [B, keep or T, V]; the next call writes over them.
+    def run(self, ids_BT: Array, logits_to_keep: int) -> Array:
+        """Run the graph and return the logits of the last tokens, float32 [B, kept tokens, V].
+
+        The next call overwrites the result.
+
+        Args:
+            ids_BT: int64 token ids.
+            logits_to_keep: number of last tokens; 0 for all T.
 
         Raises:
             PassError: ONNX Runtime failed inside the graph.
         """
-        self._bind_ids(ids_BT)
-        logits = self._bind_scores(ids_BT, keep)
+        self._set_ids(ids_BT)
+        logits = self._prepare_logits(ids_BT, logits_to_keep)
         try:
             self._session.run_with_iobinding(self._binding)
         except (*ERRORS, RuntimeError) as error:
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
-        return logits[:, -keep:] if keep else logits
+        return logits[:, -logits_to_keep:] if logits_to_keep else logits
 
-    def _bind_ids(self, ids_BT: Array) -> None:
-        """A step's token goes where that of the step before stood."""
+    def _set_ids(self, ids_BT: Array) -> None:
+        """Copy the token ids into the bound array; bind a new one if the shape changed."""
         if self._ids_BT.shape != ids_BT.shape:
             self._ids_BT = np.empty(ids_BT.shape, dtype=np.int64)
-            self.read({IDS: self._ids_BT})
+            self.bind_inputs({INPUT_IDS: self._ids_BT})
         np.copyto(self._ids_BT, ids_BT)
 
-    def _bind_scores(self, ids_BT: Array, keep: int) -> Array:
-        """Where scores go: what a step writes over is what the step before wrote."""
-        samples, tokens = ids_BT.shape
-        count = min(keep, tokens) if self._keeps and keep else tokens
-        if (samples, count, keep) != self._scored:
-            self._write_scores(np.empty((samples, count, self._words), dtype=np.float32))
-            if self._keeps:
-                self._kept = np.array([keep], dtype=np.int64)
-                self.read({KEEP: self._kept})
-            self._scored = samples, count, keep
+    def _prepare_logits(self, ids_BT: Array, logits_to_keep: int) -> Array:
+        """Return the bound array for the logits; it is reused while its shape stays the same."""
+        batch, tokens = ids_BT.shape
+        rows = min(logits_to_keep, tokens) if self._takes_keep and logits_to_keep else tokens
+        key = batch, rows, logits_to_keep
+        if key != self._logits_key:
+            self._bind_logits(np.empty((batch, rows, self._vocabulary_size), dtype=np.float32))
+            if self._takes_keep:
+                self._keep = np.array([logits_to_keep], dtype=np.int64)
+                self.bind_inputs({LOGITS_TO_KEEP: self._keep})
+            self._logits_key = key
         return self._logits
 
-    def _write_scores(self, logits: Array) -> None:
+    def _bind_logits(self, logits: Array) -> None:
         self._logits = logits
         self._binding.bind_ortvalue_output(LOGITS, onnxruntime.OrtValue.ortvalue_from_numpy(logits))

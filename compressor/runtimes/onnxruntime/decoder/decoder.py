@@ -1,6 +1,6 @@
-"""A decoder's graph, token by token: keys and values stay in buffers that the runtime writes into.
+"""Token-by-token generation with a decoder's graph in ONNX Runtime.
 
-Shapes: B samples, T tokens, V words.
+Shapes: B sequences, T new tokens, P positions in the cache, V vocabulary entries.
 """
 
 from __future__ import annotations
@@ -14,212 +14,258 @@ import numpy as np
 import onnxruntime
 
 from compressor.errors import UsageError
-from compressor.graphs.decoder.interface import EMBEDS, MASK, OFFSETS, Caches
+from compressor.graphs.decoder.interface import (
+    ATTENTION_MASK,
+    IMAGE_EMBEDS,
+    POSITION_OFFSETS,
+    KvCacheLayout,
+)
 from compressor.graphs.files import MODEL
-from compressor.runtimes.memory import check_kv_cache_fits
+from compressor.runtimes import memory
 from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
+from compressor.runtimes.onnxruntime.decoder.cache import (
+    GrowingBuffers,
+    KeyValueCache,
+    SharedBuffers,
+)
 from compressor.runtimes.onnxruntime.decoder.vision import ImageInputs
-from compressor.runtimes.onnxruntime.huge_pages import in_huge_pages
-from compressor.runtimes.onnxruntime.inference import opened
+from compressor.runtimes.onnxruntime.inference import open_inference_session
 
 Array = np.ndarray[Any, Any]
-_PIECE = 128
-"""Tokens of a prompt that are read at a time: 512 at once take 4 % longer, and memory of their own."""
-_MANY = 16
-"""Tokens of a prompt, or of several, from which a graph for prompts is the faster one."""
-_IN_TURNS = {"session.force_spinning_stop": "1"}
-"""Of two sessions: the threads of one wait for no call while the other's work."""
-_COPIES = 4
-"""Of a file while it is opened: its bytes, its tensors, what kernels make of them, and room between."""
 TARGET = "autoglm_compress.target"
-"""The key under which a decoder's file says whose operators it has."""
+"""Metadata key of a decoder's file: the runtime whose operators it uses."""
+_CHUNK_TOKENS = 128
+"""Prompts are prefilled in chunks: 512 tokens at once take 4 % longer, and more memory."""
+_PROMPT_GRAPH_MIN_TOKENS = 16
+"""Number of tokens in a call, over all sequences, from which the graph for prompts is faster."""
+_TWO_SESSIONS = {"session.force_spinning_stop": "1"}
+"""Session config entry: threads of an idle session do not spin while the other session runs."""
+_OPENING_COPIES = 4
+"""Copies of a file in memory while it is opened: its bytes, its tensors, the kernels' packed
+weights, and fragmentation."""
 
 
 class OnnxDecoder:
-    """One conversation, or several side by side, padded at the end."""
+    """A decoder graph with the key-value cache of one or several sequences.
+
+    Several sequences are padded at the end of the first prompt.
+
+    Attributes:
+        batch_size: number of sequences.
+        capacity: tokens that the cache holds for each sequence.
+    """
 
     def __init__(
         self,
         folder: Path,
         threads: int,
         *,
-        samples: int = 1,
-        room: int,
-        lasting: bool = False,
+        batch_size: int = 1,
+        capacity: int,
+        huge_pages: bool = False,
         fast_prompts: bool = False,
     ) -> None:
-        """Open ``model.onnx``, with room for so many tokens.
+        """Open ``model.onnx`` and allocate its key-value cache.
 
         Args:
-            folder: with the graph.
-            threads: of the runtime.
-            samples: texts side by side.
-            room: of each, in tokens.
-            lasting: the process has this model until it ends: it lies in huge pages, where there are any.
-            fast_prompts: prompts are read by weights in 8 bits, made of the packed ones and held beside them.
+            folder: an ONNX model written by ``export-onnx``.
+            threads: threads of one operator.
+            batch_size: number of sequences.
+            capacity: tokens of each sequence that the cache holds.
+            huge_pages: allocate the weights in huge pages where the system has them. They stay in
+                this process until it ends.
+            fast_prompts: prefill with 8-bit copies of the packed weights, held beside them.
 
         Raises:
-            ModelError: it cannot be opened.
-            UsageError: it is no decoder, has no packed weights to read prompts with, or there is not so much memory.
-            StorageError: the graph for prompts cannot be written where temporary files go.
+            ModelError: the graph cannot be opened.
+            UsageError: the graph is no decoder, has no packed weights for ``fast_prompts``, or
+                does not fit into memory.
+            StorageError: the graph for prompts cannot be written to the temporary directory.
         """
-        self._session = _opened(folder, threads, lasting, _IN_TURNS if fast_prompts else {})
-        caches = Caches.of(self._session.get_inputs())
-        if caches is None:
+        settings = _TWO_SESSIONS if fast_prompts else {}
+        session = _open(folder, threads, huge_pages=huge_pages, settings=settings)
+        layout = KvCacheLayout.from_inputs(session.get_inputs())
+        if layout is None:
             raise UsageError(
-                f"{folder} does not generate: its graph takes no keys and values",
-                remedy="name an artifact that export-onnx made of a language model",
+                f"{folder} holds no decoder: its graph has no key-value cache",
+                remedy="name an artifact that export-onnx made from a language model",
             )
-        told = self._session.get_modelmeta().custom_metadata_map
-        self._grows = told.get(TARGET) == "portable"
-        """Whether keys and values are given as long as they are, and padding stays where it was; else they lie in buffers."""
-        # What grows is there twice while it does.
-        check_kv_cache_fits((2 if self._grows else 1) * caches.bytes(samples, room), samples, room)
-        self.samples, self.room = samples, room
-        self._ones_1P = np.ones((1, room), dtype=np.int64)
-        optional = {one.name: one.shape for one in self._session.get_overridable_initializers()}
-        self._width = optional[EMBEDS][1] if EMBEDS in optional else None
-        """Of the words of images, where there are any."""
-        self._caches, self._step = caches, BoundSession(self._session)
-        self._prompt = (
-            BoundSession(_opened_for_prompts(folder, threads, lasting)) if fast_prompts else self._step
+        self.batch_size, self.capacity = batch_size, capacity
+        self._cache = _allocate_cache(session, layout, batch_size, capacity)
+        self._image_width = _image_width(session)
+        self._decode_session = BoundSession(session)
+        self._prefill_session = (
+            BoundSession(_open_prompt_graph(folder, threads, huge_pages=huge_pages))
+            if fast_prompts
+            else self._decode_session
         )
-        self._last = self._step
-        if not self._grows:
-            self._buffers = caches.room(samples, room)
-            for graph in {self._step, self._prompt}:
-                graph.share(self._buffers)
-        self.start()
+        self._last_session = self._decode_session
+        for bound in {self._decode_session, self._prefill_session}:
+            self._cache.bind_once(bound)
+        self.reset()
 
-    def start(self) -> None:
-        """Forget what has been said."""
-        self._lengths_B = np.zeros(self.samples, dtype=np.int64)
-        self._mask_BP = np.zeros((self.samples, 0), dtype=np.int64)
-        self._after_B = np.zeros(self.samples, dtype=np.int64)
-        if self._grows:
-            self._buffers = self._caches.nothing(self.samples)
+    def reset(self) -> None:
+        """Remove all tokens from the cache."""
+        self._cache.reset()
+        self._next_offset_B = np.zeros(self.batch_size, dtype=np.int64)
 
-    def rewind(self, tokens: int) -> None:
-        """Forget all but the first tokens, which all images must be among; of texts without padding."""
-        self._lengths_B = np.minimum(self._lengths_B, tokens)
-        self._mask_BP = self._mask_BP[:, :tokens]
-        if self._grows:
-            self._buffers = {
-                name: buffer[:, :, :tokens].copy() for name, buffer in self._buffers.items()
-            }
+    def truncate(self, tokens: int) -> None:
+        """Keep only the first tokens, which must include all images; not for padded sequences."""
+        self._cache.truncate(tokens)
 
-    def said(self) -> dict[str, Array]:
-        """Keys and values of what the longest sample has heard and said, [B, N, P, H]; the next call may overwrite them."""
-        length = int(self._lengths_B.max())
-        return {name: buffer[:, :, :length] for name, buffer in self._buffers.items()}
+    def kv_cache(self) -> dict[str, Array]:
+        """Return keys and values up to the length of the longest sequence, [B, N, P, H].
 
-    def feed(
+        N are the key-value heads of width H. The next call may overwrite the result.
+        """
+        return self._cache.valid()
+
+    def forward(
         self,
         ids_BT: Array,
         lengths_B: Array | None = None,
         *,
-        keep: int = 1,
+        logits_to_keep: int = 1,
         images: ImageInputs | None = None,
     ) -> Array:
-        """The scores of the ``keep`` last tokens (0: all), [B, keep or T, V]; the next call may overwrite them.
+        """Append tokens and return the logits of the last ones, float32 [B, kept tokens, V].
+
+        The next call may overwrite the result. A call that fails leaves the cache as it was.
 
         Args:
-            ids_BT: int64, what comes next.
-            lengths_B: of a first prompt that is padded, how many of its tokens are none of the padding.
-            keep: of the end of ``ids_BT``, padding counted.
-            images: in these tokens, which are then the first.
+            ids_BT: int64 token ids.
+            lengths_B: valid tokens of each sequence; only for a first prompt with padding.
+            logits_to_keep: number of last tokens, padding included; 0 for all T.
+            images: images among these tokens; only in the first call.
 
         Raises:
-            UsageError: there is no room for them.
+            UsageError: the tokens exceed the capacity.
             PassError: ONNX Runtime failed inside the graph.
         """
         tokens = ids_BT.shape[1]
-        new_B = np.full(self.samples, tokens) if lengths_B is None else lengths_B
-        total = self._total(new_B, tokens, padded=lengths_B is not None)
-        if total > self.room:
-            raise UsageError(
-                f"{total} tokens, and there is room for {self.room}", remedy="make room for more"
-            )
-        if self.samples > 1 and tokens > 1 and not self._grows and self._lengths_B.any():
-            raise UsageError(
-                f"{tokens} tokens behind what {self.samples} texts have said: ONNX Runtime's attention reads one at a time there",
-                remedy="feed them one by one, or each text alone",
-            )
-        before = self._lengths_B, self._mask_BP, self._after_B, self._buffers
+        new_B = np.full(self.batch_size, tokens) if lengths_B is None else lengths_B
+        total = self._cache.total_length(new_B, tokens, padded=lengths_B is not None)
+        self._check_length(tokens, total)
+        # A binding does not keep its arrays alive: this also holds the past keys and values.
+        state = self._cache.state, self._next_offset_B
         try:
-            plain = self.samples == 1 and lengths_B is None and images is None and not self._grows
-            if not plain or not 0 < keep <= _PIECE < tokens:
-                return self._read(ids_BT, new_B, total, keep, images)
-            first = (
-                tokens % _PIECE or _PIECE
-            )  # so that the last piece is whole, and has all that is kept
-            for piece_BT in np.split(ids_BT, range(first, tokens, _PIECE), axis=1):
-                new_B = np.full(1, piece_BT.shape[1])
-                scores = self._read(
-                    piece_BT, new_B, self._total(new_B, piece_BT.shape[1], padded=False), keep, None
-                )
+            if (
+                lengths_B is None
+                and images is None
+                and self._can_split(tokens)
+                and 0 < logits_to_keep <= _CHUNK_TOKENS
+            ):
+                return self._run_chunks(ids_BT, logits_to_keep)
+            return self._run(ids_BT, new_B, logits_to_keep, images, total)
         except BaseException:  # an interrupt too
-            self._lengths_B, self._mask_BP, self._after_B, self._buffers = before
+            self._cache.state, self._next_offset_B = state
             raise
-        return scores
 
-    def _total(self, new_B: Array, tokens: int, *, padded: bool) -> int:
-        """How long the longest sample will be: buffers are filled sample by sample, what grows has the padding in it."""
-        if self._grows or padded:
-            return self._mask_BP.shape[1] + tokens
-        return int((self._lengths_B + new_B).max())
+    def _check_length(self, tokens: int, total: int) -> None:
+        if total > self.capacity:
+            raise UsageError(
+                f"{total} tokens, and the key-value cache holds {self.capacity}",
+                remedy="open the decoder with a larger capacity",
+            )
+        several = self.batch_size > 1 and tokens > 1 and self._cache.state.lengths_B.any()
+        if several and not self._cache.batched_appends:
+            raise UsageError(
+                f"{tokens} tokens at a time cannot follow the prompts of {self.batch_size} "
+                "sequences: ONNX Runtime's attention takes one token per sequence there",
+                remedy="pass one token at a time, or process each sequence alone",
+            )
 
-    def _read(
-        self, ids_BT: Array, new_B: Array, total: int, keep: int, images: ImageInputs | None
+    def _can_split(self, tokens: int) -> bool:
+        """Return True if a prompt is prefilled in chunks."""
+        one_sequence = self.batch_size == 1 and self._cache.chunked_prefill
+        return one_sequence and tokens > _CHUNK_TOKENS
+
+    def _run_chunks(self, ids_BT: Array, logits_to_keep: int) -> Array:
+        """Prefill a prompt chunk by chunk; the last chunk is whole and holds all kept tokens."""
+        tokens = ids_BT.shape[1]
+        first = tokens % _CHUNK_TOKENS or _CHUNK_TOKENS
+        for chunk_BT in np.split(ids_BT, range(first, tokens, _CHUNK_TOKENS), axis=1):
+            size = chunk_BT.shape[1]
+            new_B = np.full(1, size)
+            total = self._cache.total_length(new_B, size, padded=False)
+            logits = self._run(chunk_BT, new_B, logits_to_keep, None, total)
+        return logits
+
+    def _run(
+        self,
+        ids_BT: Array,
+        new_B: Array,
+        logits_to_keep: int,
+        images: ImageInputs | None,
+        total: int,
     ) -> Array:
         tokens = ids_BT.shape[1]
-        self._lengths_B = self._lengths_B + new_B
-        fed = {MASK: self._mask(tokens, new_B, total)}
-        if self._width is not None:
-            fed |= self._of_images(images)
-        graph = self._prompt if tokens > 1 and self.samples * tokens >= _MANY else self._step
-        if graph is not self._last:
-            self._last.forget()
-            self._last = graph
-        if self._grows:
-            fed |= self._buffers
-            self._buffers = self._caches.room(self.samples, total)
-            graph.write(self._buffers)
-        graph.read(fed)
-        return graph.run(ids_BT, keep)
+        inputs = {ATTENTION_MASK: self._cache.append(new_B, tokens, total)}
+        if self._image_width is not None:
+            inputs |= self._image_inputs(images, self._image_width)
+        is_prompt = tokens > 1 and self.batch_size * tokens >= _PROMPT_GRAPH_MIN_TOKENS
+        session = self._prefill_session if is_prompt else self._decode_session
+        if session is not self._last_session:
+            self._last_session.release_logits()
+            self._last_session = session
+        self._cache.bind(session, total)
+        session.bind_inputs(inputs)
+        return session.run(ids_BT, logits_to_keep)
 
-    def _mask(self, tokens: int, new_B: Array, total: int) -> Array:
-        """int64 [B, P + T], of which ``tokens`` are new."""
-        if self._grows:
-            meant_BT = np.arange(tokens) < new_B[:, None]
-            self._mask_BP = np.concatenate([self._mask_BP, meant_BT.astype(np.int64)], axis=1)
-            return self._mask_BP
-        if self.samples == 1 and int(self._lengths_B[0]) == total:
-            return self._ones_1P[:, :total]
-        return (np.arange(total) < self._lengths_B[:, None]).astype(np.int64)
-
-    def _of_images(self, images: ImageInputs | None) -> dict[str, Array]:
+    def _image_inputs(self, images: ImageInputs | None, width: int) -> dict[str, Array]:
         if images is None:
-            offsets = np.broadcast_to(self._after_B[None, :, None], (3, self.samples, 1))
+            offsets = np.broadcast_to(self._next_offset_B[None, :, None], (3, self.batch_size, 1))
             return {
-                EMBEDS: np.empty((0, self._width or 0), np.float32),
-                OFFSETS: np.ascontiguousarray(offsets),
+                IMAGE_EMBEDS: np.empty((0, width), np.float32),
+                POSITION_OFFSETS: np.ascontiguousarray(offsets),
             }
-        self._after_B = images.after_B
-        return {EMBEDS: images.embeds_WH, OFFSETS: np.ascontiguousarray(images.offsets_3BT)}
+        self._next_offset_B = images.next_offset_B
+        return {
+            IMAGE_EMBEDS: images.embeddings_NW,
+            POSITION_OFFSETS: np.ascontiguousarray(images.position_offsets_3BT),
+        }
 
 
-def _opened(
-    folder: Path, threads: int, lasting: bool, settings: Mapping[str, str]
+def _allocate_cache(
+    session: onnxruntime.InferenceSession, layout: KvCacheLayout, batch_size: int, capacity: int
+) -> KeyValueCache:
+    """Return the cache that fits the operators of a graph.
+
+    Raises:
+        UsageError: it does not fit into memory.
+    """
+    grows = session.get_modelmeta().custom_metadata_map.get(TARGET) == "portable"
+    # A growing cache is in memory twice while it grows.
+    size_bytes = (2 if grows else 1) * layout.size_bytes(batch_size, capacity)
+    memory.check_kv_cache_fits(size_bytes, batch_size, capacity)
+    if grows:
+        return GrowingBuffers(layout, batch_size)
+    return SharedBuffers(layout, batch_size, capacity)
+
+
+def _image_width(session: onnxruntime.InferenceSession) -> int | None:
+    """Return the width of an image token's embedding; None for a model of text."""
+    optional = {value.name: value.shape for value in session.get_overridable_initializers()}
+    return int(optional[IMAGE_EMBEDS][1]) if IMAGE_EMBEDS in optional else None
+
+
+def _open(
+    folder: Path, threads: int, *, huge_pages: bool, settings: Mapping[str, str]
 ) -> onnxruntime.InferenceSession:
-    size = sum(file.stat().st_size for file in folder.glob(f"{MODEL}*"))
-    with in_huge_pages(_COPIES * size) if lasting else nullcontext():
-        return opened(folder, threads, settings=settings)
+    size_bytes = sum(file.stat().st_size for file in folder.glob(f"{MODEL}*"))
+    with memory.huge_pages(_OPENING_COPIES * size_bytes) if huge_pages else nullcontext():
+        return open_inference_session(folder, threads, settings=settings)
 
 
-def _opened_for_prompts(folder: Path, threads: int, lasting: bool) -> onnxruntime.InferenceSession:
-    from compressor.runtimes.onnxruntime.decoder.fast_prompts import prompt_graph
-    from compressor.runtimes.onnxruntime.products import EXACT, saturate
+def _open_prompt_graph(
+    folder: Path, threads: int, *, huge_pages: bool
+) -> onnxruntime.InferenceSession:
+    from compressor.runtimes.onnxruntime.decoder.fast_prompts import temporary_prompt_graph
+    from compressor.runtimes.onnxruntime.integer_kernels import (
+        EXACT_PRODUCTS,
+        integer_products_saturate,
+    )
 
-    with prompt_graph(folder, threads) as made:
-        return _opened(made, threads, lasting, _IN_TURNS | (EXACT if saturate() else {}))
+    with temporary_prompt_graph(folder, threads) as prompt_folder:
+        settings = _TWO_SESSIONS | (EXACT_PRODUCTS if integer_products_saturate() else {})
+        return _open(prompt_folder, threads, huge_pages=huge_pages, settings=settings)

@@ -1,10 +1,12 @@
-"""A decoder's graph for prompts: its packed weights as integers of 8 bits, with one scale for each output.
+"""A decoder's graph for prompts: packed weights as 8-bit integers with one scale per output.
 
-MatMulNBits scales group by group while it multiplies, which keeps it from what a processor's integers could do. Many tokens at a
-time are worth another form: weights in 8 bits by output, activations in 8 bits by token (ZeroQuant, Yao et al. 2022), one product
-of integers. What the file holds stays as it is, and single tokens, which wait for memory and not for arithmetic, read that.
+MatMulNBits applies one scale per group while it multiplies, which keeps it from using the CPU's
+integer instructions at full speed. For many tokens at a time another form is faster: 8-bit weights
+with a scale per output, 8-bit activations with a scale per token (ZeroQuant, Yao et al. 2022), and
+one integer product. The file itself stays as it is, and decoding, which is bound by memory and not
+by arithmetic, keeps reading the packed weights.
 
-Shapes: B samples of T tokens, I inputs, O outputs.
+Shapes: B sequences of T tokens, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -23,229 +25,252 @@ import onnx_ir as ir
 from onnx_ir import tape
 
 from compressor.errors import StorageError, UsageError
-from compressor.graphs.decoder.interface import IDS
+from compressor.graphs.decoder.interface import INPUT_IDS
 from compressor.graphs.files import MODEL
-from compressor.graphs.matmul_nbits import MatMulNBitsLayer, held, initializer
+from compressor.graphs.matmul_nbits import MatMulNBitsLayer
+from compressor.graphs.values import initializer_array, initializer_of
 from compressor.runtimes.memory import check_prompt_weights_fit
-from compressor.runtimes.onnxruntime.products import LARGEST, MIDDLE
+from compressor.runtimes.onnxruntime.integer_kernels import INT8_MAX, UINT8_ZERO_POINT
 
 Array = np.ndarray[Any, Any]
-_SMALLEST = 1e-10
-"""The least peak of a token's activations: one that is nothing but zeros has a scale too."""
-_OPSET = 21
-"""Since when QuantizeLinear knows blocks."""
-_REMEDY = (
-    "free some space there, name another directory in TMPDIR, or have prompts read as they are"
-)
-_MESSAGE_BYTES = 1_900_000_000
-"""Of a graph's file: one message of protobuf holds 2 GB."""
+_MIN_PEAK = 1e-10
+"""Smallest peak of a token's activations, so that a token of zeros has a scale too."""
+_MIN_OPSET = 21
+"""First ONNX opset whose QuantizeLinear has blocks."""
+_MAX_PROTOBUF_BYTES = 1_900_000_000
+"""Bytes of weights in model.onnx; a protobuf message holds 2 GB."""
+_REMEDY = "free some space there, set TMPDIR to another directory, or leave --fast-prompts out"
 
 
 @contextmanager
-def prompt_graph(folder: Path, threads: int) -> Iterator[Path]:
-    """A folder with the graph that reads a decoder's prompts; it is gone afterwards.
+def temporary_prompt_graph(folder: Path, threads: int) -> Iterator[Path]:
+    """Write a decoder's graph for prompts to a temporary folder, which is removed on exit.
+
+    Args:
+        folder: the decoder's folder.
+        threads: threads that write the weights.
+
+    Yields:
+        The folder with ``model.onnx``.
 
     Raises:
-        UsageError: the decoder has no weights that are multiplied as packed integers, or there is not so much memory.
-        StorageError: the graph cannot be written where temporary files go.
+        UsageError: the decoder has no packed integer weights, or the 8-bit weights do not fit into
+            memory.
+        StorageError: the graph cannot be written to the temporary directory.
     """
     graph = PromptGraph(folder)
-    needed = graph.size_bytes
-    check_prompt_weights_fit(needed)
+    needed_bytes = graph.size_bytes
+    check_prompt_weights_fit(needed_bytes)
     try:
-        place = TemporaryDirectory(prefix="autoglm-compress-")
+        directory = TemporaryDirectory(prefix="autoglm-compress-")
     except OSError as error:
         raise StorageError(
-            f"there is no place for temporary files: {error.strerror or error}", remedy=_REMEDY
+            f"cannot create a temporary directory: {error.strerror or error}", remedy=_REMEDY
         ) from error
-    with place as made:
-        free = shutil.disk_usage(made).free
-        if needed > free:
-            told = f"the graph for prompts takes {needed / 1e6:,.0f} MB in {Path(made).parent}, and {free / 1e6:,.0f} MB are free"
-            raise StorageError(told, remedy=_REMEDY)
+    with directory as name:
+        written, parent = Path(name), Path(name).parent
+        free_bytes = shutil.disk_usage(written).free
+        if needed_bytes > free_bytes:
+            raise StorageError(
+                f"the graph for prompts needs {needed_bytes / 1e6:,.0f} MB in {parent}, "
+                f"and {free_bytes / 1e6:,.0f} MB are free",
+                remedy=_REMEDY,
+            )
         try:
-            graph.write(Path(made), threads)
+            graph.write(written, threads)
         except OSError as error:
             raise StorageError(
-                f"the graph for prompts cannot be written into {Path(made).parent}: {error.strerror or error}",
+                f"cannot write the graph for prompts to {parent}: {error.strerror or error}",
                 remedy=_REMEDY,
             ) from error
         del graph
-        gc.collect()  # its nodes and values know each other
-        yield Path(made)
+        gc.collect()  # its nodes and values refer to each other
+        yield written
 
 
 class PromptGraph:
-    """What reads prompts in place of a decoder's own graph."""
+    """A decoder's graph with 8-bit weights, for prompts."""
 
     def __init__(self, folder: Path) -> None:
-        """Read a decoder's graph; its weights stay where they are.
+        """Read a decoder's graph; its weights are not loaded.
 
         Raises:
-            UsageError: it has no weights that are multiplied as packed integers.
+            UsageError: no weights of the graph are multiplied as packed integers.
         """
         self._model = ir.load(folder / MODEL)
-        found = [MatMulNBitsLayer.of(node) for node in self._model.graph]
-        # What gives a result of the graph itself is the head, which reads one token of a prompt.
+        layers = (MatMulNBitsLayer.from_node(node) for node in self._model.graph)
+        # A layer whose result is an output of the graph is the LM head. It reads one token of a
+        # prompt.
         self._layers = [
-            one for one in found if one is not None and not one.node.outputs[0].is_graph_output()
+            layer
+            for layer in layers
+            if layer is not None and not layer.node.outputs[0].is_graph_output()
         ]
         self._integers: list[ir.Value] = []
-        if not self._layers or self._model.opset_imports[""] < _OPSET:
+        if not self._layers or self._model.opset_imports[""] < _MIN_OPSET:
             raise UsageError(
-                f"{folder} holds no weights that are multiplied as packed integers",
-                remedy="pack the model with awq before it is exported, and export it with target: onnxruntime; "
-                "or have its prompts read as they are",
+                f"{folder} has no weights that are multiplied as packed integers",
+                remedy="pack the model with awq and export it with `target: onnxruntime`, "
+                "or leave --fast-prompts out",
             )
 
     @property
     def size_bytes(self) -> int:
-        """Of the graph's weights."""
+        """Size of the graph's weights."""
         replaced = {
-            initializer(value)
+            initializer_of(value)
             for layer in self._layers
             for value in layer.node.inputs
             if value is not None
         }
-        others = (one for one in self._model.graph.initializers.values() if one not in replaced)
-        return sum(one.inputs * one.outputs for one in self._layers) + sum(map(_bytes, others))
+        copied = (
+            value for value in self._model.graph.initializers.values() if value not in replaced
+        )
+        integers = sum(layer.inputs * layer.outputs for layer in self._layers)
+        return integers + sum(map(_size_bytes, copied))
 
     def write(self, folder: Path, threads: int) -> None:
-        """Write ``model.onnx``, and its integers beside it, a few layers in memory at a time.
+        """Write ``model.onnx`` with its integers beside it, a few layers in memory at a time.
 
-        ONNX Runtime packs them anew when it opens the graph; then their file can go, and its blocks with it.
+        ONNX Runtime packs the integers anew when it opens the graph. Afterwards the files can be
+        deleted, which frees their disk blocks.
         """
         graph = self._model.graph
-        middles = self._middles()
-        rounded: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+        zero_points = self._add_zero_points()
+        quantized: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
         for layer in self._layers:
             x = layer.node.inputs[0]
             assert x is not None  # noqa: S101
-            if x not in rounded:
-                rounded[x] = self._rounded(x, layer, middles)
-            self._multiply(layer, *rounded[x])
-        # What widened the scales of groups.
-        graph.remove(
-            [node for node in graph if node.op_type == "Cast" and not node.outputs[0].uses()],
-            safe=True,
-        )
-        for name in [
+            if x not in quantized:
+                quantized[x] = self._add_quantization(x, layer, zero_points)
+            self._replace_layer(layer, *quantized[x])
+        # Casts that widened the scales of groups.
+        unused_casts = [
+            node for node in graph if node.op_type == "Cast" and not node.outputs[0].uses()
+        ]
+        graph.remove(unused_casts, safe=True)
+        unused_weights = [
             name
-            for name, one in graph.initializers.items()
-            if not one.uses() and one not in graph.inputs
-        ]:
+            for name, value in graph.initializers.items()
+            if not value.uses() and value not in graph.inputs
+        ]
+        for name in unused_weights:
             del graph.initializers[name]
-        self._write_integers(folder, threads)
+        self._write_weights(folder, threads)
         ir.save(self._model, folder / MODEL)
 
-    def _write_integers(self, folder: Path, threads: int) -> None:
-        beside, known = self._integers, set(self._integers)
-        others = [one for one in self._model.graph.initializers.values() if one not in known]
-        if sum(map(_bytes, others)) > _MESSAGE_BYTES:
-            beside, others = beside + others, []
-        for one in others:
-            if isinstance(one.const_value, ir.ExternalTensor):
-                one.const_value = ir.tensor(one.const_value.numpy(), name=one.name)
-        tensors = [one.const_value for one in beside if one.const_value is not None]
+    def _write_weights(self, folder: Path, threads: int) -> None:
+        """Write external data: the integers, and the other weights if model.onnx cannot hold them."""
+        external, integers = self._integers, set(self._integers)
+        inline = [
+            value for value in self._model.graph.initializers.values() if value not in integers
+        ]
+        if sum(map(_size_bytes, inline)) > _MAX_PROTOBUF_BYTES:
+            external, inline = external + inline, []
+        for value in inline:
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+        tensors = [value.const_value for value in external if value.const_value is not None]
         written = ir.external_data.convert_tensors_to_external(
             tensors, folder, f"{MODEL}.data", max_workers=threads
         )
-        for one, tensor in zip(beside, written, strict=True):
-            one.const_value = tensor
+        for value, tensor in zip(external, written, strict=True):
+            value.const_value = tensor
 
-    def _constant(self, name: str, value: Array | ir.LazyTensor) -> ir.Value:
-        """An initializer; the same one for the same name."""
-        known = self._model.graph.initializers.get(name)
-        if known is not None:
-            return known
-        tensor = value if isinstance(value, ir.LazyTensor) else ir.tensor(value)
+    def _constant(self, name: str, content: Array | ir.LazyTensor) -> ir.Value:
+        """Return the initializer of a name; create it if the graph has none."""
+        existing = self._model.graph.initializers.get(name)
+        if existing is not None:
+            return existing
+        tensor = content if isinstance(content, ir.LazyTensor) else ir.tensor(content)
         tensor.name = name
-        one = ir.Value(
+        value = ir.Value(
             name=name,
-            shape=ir.Shape(value.shape),
+            shape=ir.Shape(content.shape),
             type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )
-        self._model.graph.register_initializer(one)
-        return one
+        self._model.graph.register_initializer(value)
+        return value
 
-    def _middles(self) -> ir.Value:
-        """The zero-point of each token, uint8 [B, T, 1]."""
-        [ids] = [one for one in self._model.graph.inputs if one.name == IDS]
-        made = tape.Tape()
-        shape = made.op(
-            "Concat",
-            [made.op("Shape", [ids]), self._constant("prompts.one", np.array([1]))],
-            {"axis": 0},
-        )
-        middles = made.op(
-            "ConstantOfShape", [shape], {"value": ir.tensor(np.array([MIDDLE], dtype=np.uint8))}
-        )
-        self._model.graph.insert_before(self._model.graph[0], made.nodes)
-        return middles
+    def _add_zero_points(self) -> ir.Value:
+        """Add and return the zero-point of each token, uint8 [B, T, 1]."""
+        [ids] = [value for value in self._model.graph.inputs if value.name == INPUT_IDS]
+        nodes = tape.Tape()
+        one = self._constant("prompts.one", np.array([1]))
+        shape = nodes.op("Concat", [nodes.op("Shape", [ids]), one], {"axis": 0})
+        fill = ir.tensor(np.array([UINT8_ZERO_POINT], dtype=np.uint8))
+        zero_points = nodes.op("ConstantOfShape", [shape], {"value": fill})
+        self._model.graph.insert_before(self._model.graph[0], nodes.nodes)
+        return zero_points
 
-    def _rounded(
-        self, x: ir.Value, layer: MatMulNBitsLayer, middles: ir.Value
+    def _add_quantization(
+        self, x: ir.Value, layer: MatMulNBitsLayer, zero_points: ir.Value
     ) -> tuple[ir.Value, ir.Value]:
-        """What a layer reads, uint8 [B, T, I], and the scale of each token, [B, T, 1]."""
-        made = tape.Tape()
-        last = self._constant("prompts.last", np.array([-1]))
+        """Add and return a layer's quantized input, uint8 [B, T, I], and its scales, [B, T, 1]."""
+        nodes = tape.Tape()
+        last_axis = self._constant("prompts.last", np.array([-1]))
         peaks = [
-            made.op("ReduceMax", [x, last], {"keepdims": 1}),
-            made.op("Neg", [made.op("ReduceMin", [x, last], {"keepdims": 1})]),
-            self._constant("prompts.smallest", np.array(_SMALLEST, dtype=np.float32)),
+            nodes.op("ReduceMax", [x, last_axis], {"keepdims": 1}),
+            nodes.op("Neg", [nodes.op("ReduceMin", [x, last_axis], {"keepdims": 1})]),
+            self._constant("prompts.smallest", np.array(_MIN_PEAK, dtype=np.float32)),
         ]
-        share = self._constant("prompts.share", np.array(1 / LARGEST, dtype=np.float32))
-        scales = made.op("Mul", [made.op("Max", peaks), share])
-        # One block for each token: faster than one scale for each along an axis.
-        found = made.op(
-            "QuantizeLinear", [x, scales, middles], {"axis": -1, "block_size": layer.inputs}
+        share = self._constant("prompts.share", np.array(1 / INT8_MAX, dtype=np.float32))
+        scales = nodes.op("Mul", [nodes.op("Max", peaks), share])
+        # One block per token is faster than one scale per token along an axis.
+        quantized = nodes.op(
+            "QuantizeLinear", [x, scales, zero_points], {"axis": -1, "block_size": layer.inputs}
         )
-        self._model.graph.insert_before(layer.node, made.nodes)
-        return found, scales
+        self._model.graph.insert_before(layer.node, nodes.nodes)
+        return quantized, scales
 
-    def _multiply(self, layer: MatMulNBitsLayer, x: ir.Value, scales: ir.Value) -> None:
-        """In place of a layer; where nothing but a Split reads its result, each part is a product of its own."""
-        made, start = tape.Tape(), 0
-        divided = _divided(layer.node)
-        all_scales_O = layer.peaks() / LARGEST
-        for old, outputs in (
-            _parts(divided) if divided else [(layer.node.outputs[0], layer.outputs)]
-        ):
-            some = slice(start, start := start + outputs)
-            scales_O = all_scales_O[some]
-            weights = ir.LazyTensor(
-                partial(_integers, layer, some, scales_O),
-                dtype=ir.DataType.INT8,
-                shape=ir.Shape((layer.inputs, outputs)),
+    def _replace_layer(self, layer: MatMulNBitsLayer, x: ir.Value, scales: ir.Value) -> None:
+        """Replace a layer by an integer product, or by one per part if only a Split reads it."""
+        nodes, start = tape.Tape(), 0
+        split = _find_split(layer.node)
+        all_scales_O = layer.max_magnitudes() / INT8_MAX
+        parts = _split_parts(split) if split else [(layer.node.outputs[0], layer.outputs)]
+        for output, width in parts:
+            rows = slice(start, start := start + width)
+            product = nodes.op(
+                "MatMulIntegerToFloat",
+                self._product_inputs(layer, x, output, rows, all_scales_O[rows]),
+                domain="com.microsoft",
             )
-            integers = self._constant(f"{old.name}.by_output", weights)
-            self._integers.append(integers)
-            inputs = [
-                x,
-                integers,
-                self._constant("prompts.unit", np.array(1, dtype=np.float32)),
-                self._constant(f"{old.name}.by_output.scales", scales_O),
-                self._constant("prompts.middle", np.array(MIDDLE, dtype=np.uint8)),
-            ]
-            found = made.op(
-                "Mul", [made.op("MatMulIntegerToFloat", inputs, domain="com.microsoft"), scales]
-            )
+            result = nodes.op("Mul", [product, scales])
             if layer.bias_O is not None:
-                found = made.op(
-                    "Add", [found, self._constant(f"{old.name}.by_output.bias", layer.bias_O[some])]
-                )
-            old.replace_all_uses_with(found)
-        self._model.graph.insert_before(layer.node, made.nodes)
-        self._model.graph.remove([divided, layer.node] if divided else [layer.node], safe=True)
+                bias = self._constant(f"{output.name}.by_output.bias", layer.bias_O[rows])
+                result = nodes.op("Add", [result, bias])
+            output.replace_all_uses_with(result)
+        self._model.graph.insert_before(layer.node, nodes.nodes)
+        self._model.graph.remove([split, layer.node] if split else [layer.node], safe=True)
+
+    def _product_inputs(
+        self, layer: MatMulNBitsLayer, x: ir.Value, output: ir.Value, rows: slice, scales_O: Array
+    ) -> list[ir.Value]:
+        """Return the inputs of the integer product for some outputs of a layer."""
+        weights_IO = ir.LazyTensor(
+            partial(_requantize, layer, rows, scales_O),
+            dtype=ir.DataType.INT8,
+            shape=ir.Shape((layer.inputs, len(scales_O))),
+        )
+        integers = self._constant(f"{output.name}.by_output", weights_IO)
+        self._integers.append(integers)
+        return [
+            x,
+            integers,
+            self._constant("prompts.unit", np.array(1, dtype=np.float32)),
+            self._constant(f"{output.name}.by_output.scales", scales_O),
+            self._constant("prompts.middle", np.array(UINT8_ZERO_POINT, dtype=np.uint8)),
+        ]
 
 
-def _integers(layer: MatMulNBitsLayer, some: slice, scales_O: Array) -> ir.TensorProtocol:
-    return ir.tensor(layer.integers(some, scales_O))
+def _requantize(layer: MatMulNBitsLayer, rows: slice, scales_O: Array) -> ir.TensorProtocol:
+    return ir.tensor(layer.requantize(rows, scales_O))
 
 
-def _divided(node: ir.Node) -> ir.Node | None:
-    """The Split that alone reads a node's result, and divides its last axis by sizes that are known."""
+def _find_split(node: ir.Node) -> ir.Node | None:
+    """Return the Split that alone reads a node's result and divides its last axis, if any."""
     readers = node.outputs[0].consumers()
     if (
         len(readers) != 1
@@ -253,18 +278,19 @@ def _divided(node: ir.Node) -> ir.Node | None:
         or readers[0].attributes.get_int("axis", 0) != -1
     ):
         return None
-    given = len(readers[0].inputs) == 2 and not any(
-        one.is_graph_output() for one in readers[0].outputs
-    )
-    return readers[0] if given and _parts(readers[0]) else None
+    split = readers[0]
+    has_sizes = len(split.inputs) == 2
+    if not has_sizes or any(output.is_graph_output() for output in split.outputs):
+        return None
+    return split if _split_parts(split) else None
 
 
-def _parts(split: ir.Node) -> list[tuple[ir.Value, int]]:
-    """Results and their widths; none where sizes are computed."""
+def _split_parts(split: ir.Node) -> list[tuple[ir.Value, int]]:
+    """Return the outputs of a Split with their widths; an empty list if the widths are computed."""
     sizes = split.inputs[1]
-    known = None if sizes is None else held(sizes)
-    return [] if known is None else list(zip(split.outputs, known.tolist(), strict=True))
+    widths = None if sizes is None else initializer_array(sizes)
+    return [] if widths is None else list(zip(split.outputs, widths.tolist(), strict=True))
 
 
-def _bytes(value: ir.Value) -> int:
+def _size_bytes(value: ir.Value) -> int:
     return 0 if value.const_value is None else value.const_value.nbytes

@@ -1,6 +1,6 @@
-"""The images of a vision-language model in ONNX Runtime: its vision tower, and where its words stand.
+"""The vision tower of a vision-language model in ONNX Runtime, and the positions of image tokens.
 
-Shapes: B samples of T tokens, I images, P patches of D values, W words of all images of width H.
+Shapes: B sequences of T tokens, I images, P patches of D values, N image tokens of width W.
 """
 
 from __future__ import annotations
@@ -13,115 +13,149 @@ import numpy as np
 
 from compressor.data.contract import Batch
 from compressor.errors import DataError, PassError
-from compressor.graphs.decoder.interface import EMBEDS, MERGE, VISION
+from compressor.graphs.decoder.interface import IMAGE_EMBEDS, MERGE_SIZE_KEY, VISION_MODEL
 from compressor.models.capabilities.signature import InputSpec
-from compressor.models.families.transformers.images import GRIDS, KINDS, PIXELS
-from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, opened
+from compressor.models.families.transformers.images import GRIDS, PIXELS, TOKEN_TYPES
+from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, open_inference_session
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInputs:
-    """What a decoder is fed of the images in its prompt."""
+    """Inputs of a decoder's graph for the images in a prompt."""
 
-    embeds_WH: Array
-    offsets_3BT: Array
-    """What is added to each token's position, in time, height and width."""
-    after_B: Array
-    """The same for all tokens that follow."""
+    embeddings_NW: Array
+    """Embeddings of all image tokens, in the order of the prompt."""
+    position_offsets_3BT: Array
+    """Added to each token's position in time, height and width."""
+    next_offset_B: Array
+    """Added to the position of every token that follows the prompt."""
 
 
 class VisionTower:
-    """``vision.onnx``, one image a call: its patches see each other, and those of no other image."""
+    """``vision.onnx``: embeds one image per call, as patches attend within their image only.
+
+    Attributes:
+        merge: patches, in height and in width, that become one image token.
+        inputs: the inputs of a batch with images.
+    """
 
     def __init__(self, folder: Path, threads: int, device: str) -> None:
-        """Open it.
+        """Open the tower.
 
         Raises:
             ModelError: it cannot be opened.
         """
-        self._session = opened(folder, threads, device, VISION)
-        self.merge = int(self._session.get_modelmeta().custom_metadata_map[MERGE])
-        [values] = [one.shape[1] for one in self._session.get_inputs() if one.name == PIXELS]
+        self._session = open_inference_session(folder, threads, device, VISION_MODEL)
+        self.merge = int(self._session.get_modelmeta().custom_metadata_map[MERGE_SIZE_KEY])
+        [patch_values] = [
+            value.shape[1] for value in self._session.get_inputs() if value.name == PIXELS
+        ]
         self.inputs = (
-            InputSpec(KINDS, "int64", ("batch", "tokens"), below=2, optional=True),
-            InputSpec(PIXELS, "float32", ("batch", "patches", int(values)), optional=True),
+            InputSpec(TOKEN_TYPES, "int64", ("batch", "tokens"), below=2, optional=True),
+            InputSpec(PIXELS, "float32", ("batch", "patches", int(patch_values)), optional=True),
             InputSpec(GRIDS, "int64", ("batch", "images", 3), optional=True),
         )
 
     @staticmethod
-    def beside(folder: Path, threads: int, device: str = "cpu") -> VisionTower | None:
-        """That of a decoder; None where it has none."""
-        return VisionTower(folder, threads, device) if (folder / VISION).is_file() else None
+    def open_if_present(folder: Path, threads: int, device: str = "cpu") -> VisionTower | None:
+        """Open the vision tower of a decoder; return None if it has none."""
+        return VisionTower(folder, threads, device) if (folder / VISION_MODEL).is_file() else None
 
-    def embeds(self, pixels_PD: Array, grid_3: Array) -> Array:
-        """The words of one image, float32 [W, H].
+    def encode_image(self, pixels_PD: Array, grid_3: Array) -> Array:
+        """Return the embeddings of one image, float32 [N, W].
+
+        Args:
+            pixels_PD: float32 patches.
+            grid_3: number of patches in time, height and width.
 
         Raises:
             PassError: ONNX Runtime failed inside the graph.
         """
+        feeds = {PIXELS: pixels_PD, GRIDS: grid_3[None]}
         try:
-            found: Array = self._session.run([EMBEDS], {PIXELS: pixels_PD, GRIDS: grid_3[None]})[0]
+            embeddings_NW: Array = self._session.run([IMAGE_EMBEDS], feeds)[0]
         except ERRORS as error:
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
-        return found
+        return embeddings_NW
 
     def encode_batch(self, feeds: Batch) -> ImageInputs | None:
-        """As ``shown``, of a batch that may have no images in it."""
-        if not feeds.keys() >= {KINDS, PIXELS, GRIDS} or not feeds[KINDS].any():
+        """Return the image inputs of a batch as ``encode`` does, or None if it has no images."""
+        if not feeds.keys() >= {TOKEN_TYPES, PIXELS, GRIDS} or not feeds[TOKEN_TYPES].any():
             return None
-        return self.shown(feeds[KINDS], feeds[PIXELS], feeds[GRIDS])
+        return self.encode(feeds[TOKEN_TYPES], feeds[PIXELS], feeds[GRIDS])
 
-    def shown(self, kinds_BT: Array, pixels_BPD: Array, grids_BI3: Array) -> ImageInputs:
-        """All images of a batch. Padding: kinds 0, patches beyond those of the grids, grids of 0.
+    def encode(self, kinds_BT: Array, pixels_BPD: Array, grids_BI3: Array) -> ImageInputs:
+        """Return the image inputs of a batch.
+
+        Args:
+            kinds_BT: 1 for an image token, 0 for text and padding.
+            pixels_BPD: patches of each sequence's images, padded at the end.
+            grids_BI3: patches of each image in time, height and width; 0 for padding.
 
         Raises:
-            DataError: tokens and patches tell of different images.
+            DataError: the number of image tokens does not match the number of patches.
             PassError: ONNX Runtime failed inside the graph.
         """
-        embeds, offsets, after = [], [], []
+        embeddings, offsets, next_offsets = [], [], []
         for kinds_T, pixels_PD, grids_I3 in zip(kinds_BT, pixels_BPD, grids_BI3, strict=True):
             grids = [grid for grid in grids_I3 if grid.prod()]
-            if sum(int(grid.prod()) for grid in grids) != self.merge**2 * int((kinds_T == 1).sum()):
-                raise DataError(
-                    f"{int((kinds_T == 1).sum())} tokens stand for images of {[grid.tolist() for grid in grids]} patches",
-                    remedy="take both from the checkpoint's own processor, and cut no image in the middle",
-                )
+            self._check_counts(kinds_T, grids)
             start = 0
             for grid in grids:
                 end = start + int(grid.prod())
-                embeds.append(self.embeds(np.ascontiguousarray(pixels_PD[start:end]), grid))
+                pixels = np.ascontiguousarray(pixels_PD[start:end])
+                embeddings.append(self.encode_image(pixels, grid))
                 start = end
-            offsets_3T, following = position_offsets(kinds_T, grids, self.merge)
+            offsets_3T, next_offset = position_offsets(kinds_T, grids, self.merge)
             offsets.append(offsets_3T)
-            after.append(following)
+            next_offsets.append(next_offset)
         return ImageInputs(
-            np.concatenate(embeds) if embeds else np.empty((0, 0), dtype=np.float32),
+            np.concatenate(embeddings) if embeddings else np.empty((0, 0), dtype=np.float32),
             np.stack(offsets, axis=1),
-            np.array(after, dtype=np.int64),
+            np.array(next_offsets, dtype=np.int64),
         )
+
+    def _check_counts(self, kinds_T: Array, grids: list[Array]) -> None:
+        tokens = int((kinds_T == 1).sum())
+        if sum(int(grid.prod()) for grid in grids) != self.merge**2 * tokens:
+            raise DataError(
+                f"{tokens} image tokens do not match images of "
+                f"{[grid.tolist() for grid in grids]} patches",
+                remedy="take both from the checkpoint's own processor, "
+                "and do not truncate prompts inside an image",
+            )
 
 
 def position_offsets(kinds_T: Array, grids: list[Array], merge: int) -> tuple[Array, int]:
-    """How far each token's positions in time, height and width, [3, T], are from its place; and those of all that follow.
+    """Return the M-RoPE position of each token minus its index.
 
-    A word of an image stands at its row and column, counted from where the image begins; text goes on behind the longer side
-    of the image (M-RoPE, Wang et al. 2024).
+    An image token's position is its row and column, counted from the image's first position; the
+    text behind an image continues after the image's longer side (M-RoPE, Wang et al. 2024).
+
+    Args:
+        kinds_T: 1 for an image token, 0 for text.
+        grids: patches of each image in time, height and width.
+        merge: patches, in height and in width, that become one image token.
+
+    Returns:
+        The offsets in time, height and width, int64 [3, T], and the offset of all tokens that
+        follow.
     """
     positions_3T = np.empty((3, len(kinds_T)), dtype=np.int64)
-    left = iter(grids)
-    at = position = 0
-    while at < len(kinds_T):
-        if kinds_T[at] == 0:
-            positions_3T[:, at] = position
-            at, position = at + 1, position + 1
+    remaining_grids = iter(grids)
+    index = position = 0
+    while index < len(kinds_T):
+        if kinds_T[index] == 0:
+            positions_3T[:, index] = position
+            index, position = index + 1, position + 1
             continue
-        frames, height, width = (int(size) for size in next(left))
+        frames, height, width = (int(size) for size in next(remaining_grids))
         height, width = height // merge, width // merge
         count = frames * height * width
-        positions_3T[:, at : at + count] = (
+        positions_3T[:, index : index + count] = (
             np.indices((frames, height, width)).reshape(3, -1) + position
         )
-        at, position = at + count, position + max(height, width)
+        index, position = index + count, position + max(height, width)
     return positions_3T - np.arange(len(kinds_T)), position - len(kinds_T)

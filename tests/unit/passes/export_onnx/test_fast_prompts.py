@@ -51,7 +51,9 @@ def test_every_architecture_reads_prompts_in_8_bits(preset, tmp_path):
         OnnxDecoder(folder, 1, capacity=60),
         OnnxDecoder(folder, 1, capacity=60, fast_prompts=True),
     )
-    wanted, got = (decoder.forward(TOKENS[:1], logits_to_keep=0).copy() for decoder in (exact, fast))
+    wanted, got = (
+        decoder.forward(TOKENS[:1], logits_to_keep=0).copy() for decoder in (exact, fast)
+    )
     assert 0 < divergence(wanted, got).mean() < 1e-3
     wanted, got = (decoder.forward(np.array([[7]])).copy() for decoder in (exact, fast))
     assert 0 < divergence(wanted, got).mean() < 1e-3  # behind keys and values of the prompt's
@@ -106,7 +108,7 @@ def test_what_has_no_packed_integers_is_told(decoder, tmp_path):
     else:
         graph(tmp_path, **decoder)
     with pytest.raises(
-        UsageError, match="holds no weights that are multiplied as packed integers"
+        UsageError, match="has no weights that are multiplied as packed integers"
     ) as caught:
         OnnxDecoder(tmp_path / "graph", 1, capacity=60, fast_prompts=True)
     assert "awq" in caught.value.remedy
@@ -196,7 +198,11 @@ def test_a_processor_whose_fast_products_are_wrong_takes_the_exact_ones(
         wrong,
     ]
     assert (
-        0 < divergence(exact.forward(TOKENS[:1], logits_to_keep=0), fast.forward(TOKENS[:1], logits_to_keep=0)).mean() < 1e-3
+        0
+        < divergence(
+            exact.forward(TOKENS[:1], logits_to_keep=0), fast.forward(TOKENS[:1], logits_to_keep=0)
+        ).mean()
+        < 1e-3
     )
 
 
@@ -220,23 +226,23 @@ def test_what_does_not_fit_is_told_and_nothing_stays_on_the_disk(tmp_path, monke
         patched.setattr(onnx_prompts.ir, "save", short)
         with pytest.raises(
             StorageError,
-            match=r"cannot be written into .*spare: 331776 requested and 149760 written",
+            match=r"cannot write the graph for prompts to .*spare: 331776 requested and 149760 written",
         ):
             OnnxDecoder(folder, 1, capacity=60, fast_prompts=True)
     with monkeypatch.context() as patched:
         patched.setattr(onnx_prompts.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-        with pytest.raises(StorageError, match=r"takes 0 MB in .*spare, and 0 MB are free"):
+        with pytest.raises(StorageError, match=r"needs 0 MB in .*spare, and 0 MB are free"):
             OnnxDecoder(folder, 1, capacity=60, fast_prompts=True)
     with monkeypatch.context() as patched:
         patched.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
         with pytest.raises(
-            StorageError, match="no place for temporary files: No such file"
+            StorageError, match="cannot create a temporary directory: No such file"
         ) as caught:
             OnnxDecoder(folder, 1, capacity=60, fast_prompts=True)
         assert "TMPDIR" in caught.value.remedy
     with monkeypatch.context() as patched:
         patched.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
-        with pytest.raises(UsageError, match="the weights in 8 bits that prompts are read by take"):
+        with pytest.raises(UsageError, match="not enough memory for the 8-bit weights for prompts"):
             OnnxDecoder(folder, 1, capacity=20, fast_prompts=True)
     OnnxDecoder(folder, 1, capacity=20, fast_prompts=True)
     assert not list(spare.iterdir())

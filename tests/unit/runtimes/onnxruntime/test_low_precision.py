@@ -1,4 +1,4 @@
-"""Shares of integers, and reasons, from the profile of a graph that ONNX Runtime makes integers of, and of profiles made up."""
+"""Shares of integer arithmetic and reasons for slowness, from real and from invented profiles."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.runtimes.onnxruntime.low_precision import (
-    low_precision_macs,
-    low_precision_weights,
+    integer_mac_share,
+    integer_weight_share,
     slowdown_reasons,
 )
 from compressor.runtimes.onnxruntime.profile import NodeProfile, profile
@@ -20,7 +20,7 @@ IN, OUT, ROWS = 32, 64, 16
 
 
 def quantized_and_float(folder: Path) -> Path:
-    """Two products with weights: the first between roundings, the second left in float; then one of two activations."""
+    """Write a graph of three products: a quantized weight, a float weight, and two activations."""
     draw = np.random.default_rng(0)
     constants = {
         "scale": np.float32(0.05),
@@ -56,9 +56,9 @@ def quantized_and_float(folder: Path) -> Path:
 def test_shares_are_read_from_the_optimized_graph(tmp_path: Path) -> None:
     batch = {"x": np.ones((ROWS, IN), np.float32)}
     nodes = profile(quantized_and_float(tmp_path), batch, threads=1, runs=3)
-    assert low_precision_weights(nodes) == pytest.approx(IN / (IN + OUT))
+    assert integer_weight_share(nodes) == pytest.approx(IN / (IN + OUT))
     macs = np.array([ROWS * OUT * IN, ROWS * OUT * OUT, ROWS * ROWS * OUT])
-    assert low_precision_macs(nodes) == pytest.approx(macs[0] / macs.sum())
+    assert integer_mac_share(nodes) == pytest.approx(macs[0] / macs.sum())
     assert all(node.milliseconds >= 0 for node in nodes)
     assert any("take less than 20 µs" in line for line in slowdown_reasons(nodes))
 
@@ -80,30 +80,31 @@ def node(milliseconds: float, operator: str = "MatMul", **changes: object) -> No
     [
         (
             [node(9), node(1, integer=True)],
-            "90% of the time: 1 operators with weights are left in float (MatMul n)",
+            "90% of the time: 1 operators with weights compute in float (MatMul n)",
         ),
         (
             [node(5, weights=0), node(5, integer=True)],
-            "50% of the time: products of two activations are in float",
+            "50% of the time: products of two activations compute in float",
         ),
         (
             [node(3, "QuantizeLinear", macs=0), node(7, integer=True)],
-            "30% of the time: 1 roundings",
+            "30% of the time: 1 conversions",
         ),
         (
             [node(4, "Softmax", macs=0), node(6, integer=True)],
-            "40% of the time: operators that multiply nothing",
+            "40% of the time: operators without products",
         ),
         ([node(10, integer=True, macs=100, bytes=1000)], "100% of the time: memory-bound"),
         ([node(0.001, integer=True)], "shapes too small"),
     ],
 )
-def test_reasons(nodes: list[NodeProfile], reason: str) -> None:
-    found = slowdown_reasons(nodes)
-    assert len(found) == 1
-    assert found[0].startswith(reason)
+def test_each_reason_is_reported_with_its_share_of_the_time(
+    nodes: list[NodeProfile], reason: str
+) -> None:
+    [reported] = slowdown_reasons(nodes)
+    assert reported.startswith(reason)
 
 
-def test_a_graph_that_multiplies_nothing() -> None:
-    assert low_precision_weights([]) is None
-    assert low_precision_macs([node(1, "Add", macs=0, weights=0)]) is None
+def test_a_graph_without_products_has_no_shares() -> None:
+    assert integer_weight_share([]) is None
+    assert integer_mac_share([node(1, "Add", macs=0, weights=0)]) is None

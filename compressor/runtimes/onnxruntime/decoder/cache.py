@@ -1,0 +1,173 @@
+"""Key-value caches of a decoder's graph, and the attention mask over them.
+
+Shapes: B sequences, T new tokens, P positions in the cache.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from compressor.data.contract import Batch
+from compressor.graphs.decoder.interface import KvCacheLayout
+from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """Everything in a cache that a call changes."""
+
+    lengths_B: Array
+    """Valid tokens of each sequence."""
+    mask_BP: Array
+    """Attention mask of a growing cache; unused by shared buffers."""
+    buffers: Batch
+    """Keys and values by the names of the graph's inputs."""
+
+
+class KeyValueCache(ABC):
+    """Keys and values of a batch of sequences.
+
+    Attributes:
+        state: replaced on each call, never changed in place, so that a failed call can be undone.
+    """
+
+    state: CacheState
+    chunked_prefill: ClassVar[bool]
+    """True if a long prompt of one sequence may be appended in chunks."""
+    batched_appends: ClassVar[bool]
+    """True if several sequences can append more than one token each behind a prompt."""
+
+    @abstractmethod
+    def total_length(self, new_B: Array, tokens: int, *, padded: bool) -> int:
+        """Return the number of positions after ``tokens`` more.
+
+        Args:
+            new_B: valid tokens among the new ones, for each sequence.
+            tokens: new tokens, padding included.
+            padded: True if the new tokens hold padding.
+        """
+
+    @abstractmethod
+    def append(self, new_B: Array, tokens: int, total: int) -> Array:
+        """Append the new tokens and return the attention mask, int64 [B, total]."""
+
+    def bind_once(self, session: BoundSession) -> None:  # noqa: ARG002
+        """Bind what stays the same for all runs of a session."""
+        return
+
+    def bind(self, session: BoundSession, total: int) -> None:  # noqa: ARG002
+        """Bind what changes: the keys and values of a run that ends with ``total`` positions."""
+        return
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Remove all tokens."""
+
+    @abstractmethod
+    def truncate(self, tokens: int) -> None:
+        """Remove all but the first tokens of sequences without padding."""
+
+    def valid(self) -> Batch:
+        """Return the keys and values up to the length of the longest sequence, [B, N, P, H]."""
+        length = int(self.state.lengths_B.max())
+        return {name: buffer[:, :, :length] for name, buffer in self.state.buffers.items()}
+
+
+class SharedBuffers(KeyValueCache):
+    """Buffers of full capacity that the graph updates in place (``target: onnxruntime``).
+
+    Each sequence is contiguous: new tokens follow its last valid one, and overwrite padding. ONNX
+    Runtime's attention appends one token at a time to several sequences of different lengths.
+    """
+
+    chunked_prefill = True
+    batched_appends = False
+
+    def __init__(self, layout: KvCacheLayout, batch_size: int, capacity: int) -> None:
+        self._batch_size = batch_size
+        self._ones_1P = np.ones((1, capacity), dtype=np.int64)
+        self._buffers = layout.zeros(batch_size, capacity)
+        self.reset()
+
+    def bind_once(self, session: BoundSession) -> None:
+        """Bind the buffers as past and as present."""
+        session.bind_in_place(self._buffers)
+
+    def total_length(self, new_B: Array, tokens: int, *, padded: bool) -> int:
+        """See ``KeyValueCache.total_length``; padding takes positions in the first call only."""
+        return tokens if padded else int((self.state.lengths_B + new_B).max())
+
+    def append(self, new_B: Array, tokens: int, total: int) -> Array:
+        """See ``KeyValueCache.append``."""
+        del tokens
+        lengths_B = self.state.lengths_B + new_B
+        self.state = CacheState(lengths_B, self.state.mask_BP, self._buffers)
+        if self._batch_size == 1 and int(lengths_B[0]) == total:
+            return self._ones_1P[:, :total]
+        return (np.arange(total) < lengths_B[:, None]).astype(np.int64)
+
+    def reset(self) -> None:
+        """See ``KeyValueCache.reset``."""
+        mask_BP = np.zeros((self._batch_size, 0), dtype=np.int64)
+        lengths_B = np.zeros(self._batch_size, dtype=np.int64)
+        self.state = CacheState(lengths_B, mask_BP, self._buffers)
+
+    def truncate(self, tokens: int) -> None:
+        """See ``KeyValueCache.truncate``."""
+        lengths_B = np.minimum(self.state.lengths_B, tokens)
+        self.state = CacheState(lengths_B, self.state.mask_BP, self._buffers)
+
+
+class GrowingBuffers(KeyValueCache):
+    """Buffers that are exactly as long as the sequences (``target: portable``).
+
+    Padding keeps its positions.
+    """
+
+    chunked_prefill = False
+    batched_appends = True
+
+    def __init__(self, layout: KvCacheLayout, batch_size: int) -> None:
+        self._layout, self._batch_size = layout, batch_size
+        self.reset()
+
+    def total_length(self, new_B: Array, tokens: int, *, padded: bool) -> int:
+        """See ``KeyValueCache.total_length``."""
+        del new_B, padded
+        return self.state.mask_BP.shape[1] + tokens
+
+    def append(self, new_B: Array, tokens: int, total: int) -> Array:
+        """See ``KeyValueCache.append``."""
+        del total
+        valid_BT = (np.arange(tokens) < new_B[:, None]).astype(np.int64)
+        mask_BP = np.concatenate([self.state.mask_BP, valid_BT], axis=1)
+        self.state = CacheState(self.state.lengths_B + new_B, mask_BP, self.state.buffers)
+        return mask_BP
+
+    def bind(self, session: BoundSession, total: int) -> None:
+        """See ``KeyValueCache.bind``: past keys and values, and longer buffers for the result."""
+        past, state = self.state.buffers, self.state
+        present = self._layout.zeros(self._batch_size, total)
+        session.bind_present(present)
+        session.bind_inputs(past)
+        self.state = CacheState(state.lengths_B, state.mask_BP, present)
+
+    def reset(self) -> None:
+        """See ``KeyValueCache.reset``."""
+        self.state = CacheState(
+            np.zeros(self._batch_size, dtype=np.int64),
+            np.zeros((self._batch_size, 0), dtype=np.int64),
+            self._layout.empty(self._batch_size),
+        )
+
+    def truncate(self, tokens: int) -> None:
+        """See ``KeyValueCache.truncate``."""
+        buffers = {name: array[:, :, :tokens].copy() for name, array in self.state.buffers.items()}
+        lengths_B = np.minimum(self.state.lengths_B, tokens)
+        self.state = CacheState(lengths_B, self.state.mask_BP[:, :tokens], buffers)
