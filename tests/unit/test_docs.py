@@ -1,0 +1,102 @@
+"""The documentation is in step with the code: links, paths, commands and YAML blocks are valid."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from cli import app
+from compressor.config.document import parse_document
+from compressor.engine.plan.pipeline import pipeline_from_document
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE_PATH = re.compile(r"`((?:compressor|passes|calibration|tests|examples|benchmarks)/[\w./-]+)`")
+OLD_MODULES = "0013-rooms-formats-capabilities.md"
+"""The page that maps old modules to new ones: it names paths that no longer exist."""
+REST_OF_A_PIPELINE = {
+    "version": 1,
+    "name": "docs",
+    "model": {"family": "image-classifier", "preset": "tiny"},
+}
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def code_blocks(page: Path, languages: set[str]) -> list[str]:
+    """Return the fenced code blocks of a page whose language is one of ``languages``."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for language, text in blocks if language in languages]
+
+
+def shell_lines(page: Path) -> list[str]:
+    """Return the commands of a page's shell blocks, with continuation lines joined."""
+    blocks = code_blocks(page, {"", "sh", "bash", "console"})
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that a Markdown renderer generates for the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    cleaned = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in cleaned}
+
+
+@by_page
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for target in LINK.findall(page.read_text()):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@by_page
+def test_every_path_in_code_font_exists(page: Path) -> None:
+    if page.name == OLD_MODULES:
+        return
+    paths = CODE_PATH.findall(page.read_text())
+    assert [path for path in paths if "fetched" not in path and not (ROOT / path).exists()] == []
+
+
+@by_page
+def test_every_command_of_a_shell_block_parses(page: Path) -> None:
+    for line in shell_lines(page):
+        words = shlex.split(line.split(" > ")[0], comments=True)
+        if words[:1] == ["python"] and words[1].endswith(".py"):
+            assert (ROOT / words[1]).is_file(), line
+        if words[:1] != ["autoglm-compress"] or len(words) == 1 or words[1].isupper():
+            continue
+        command: Any = typer.main.get_command(app)
+        arguments = words[1:]
+        while arguments and arguments[0] in getattr(command, "commands", {}):
+            command = command.commands[arguments.pop(0)]
+        is_group = hasattr(command, "commands")
+        assert not (is_group and arguments and not arguments[0].startswith("-")), line
+        command.make_context("autoglm-compress", arguments)
+
+
+@by_page
+def test_every_yaml_block_of_a_pipeline_is_valid(page: Path) -> None:
+    for block in code_blocks(page, {"yaml"}):
+        tree = yaml.safe_load(block)
+        if isinstance(tree, list):  # some steps
+            tree = {"passes": tree}
+        if isinstance(tree, dict) and tree.keys() & {"passes", "gates"}:
+            whole = {**REST_OF_A_PIPELINE, **tree}
+            pipeline_from_document(parse_document(json.dumps(whole).encode()))
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
