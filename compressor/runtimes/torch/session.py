@@ -1,4 +1,4 @@
-"""A torch model as a Session."""
+"""Sessions of torch models."""
 
 from __future__ import annotations
 
@@ -16,15 +16,28 @@ from compressor.runtimes.session import Session
 
 
 class TorchSession(Session):
-    """Eager torch in inference mode, as a user of the model would run it.
+    """A model in eager torch and inference mode, as a user would run it.
 
-    The number of threads is torch's own, of the whole process; the last session opened decides.
+    Attributes:
+        module: the model.
+        device: the torch device it runs on.
     """
 
     def __init__(self, folder: Path, threads: int, device: str) -> None:
+        """Load the model.
+
+        Args:
+            folder: a model folder with config.json and safetensors weights.
+            threads: torch's number of threads, which is set for the whole process.
+            device: a torch device.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            UsageError: torch has no such device.
+        """
         if device != "cpu" and not torch.cuda.is_available():
             raise UsageError(
-                f"torch sees no {device} device on this machine", remedy="use --device cpu"
+                f"torch finds no {device!r} device on this machine", remedy="use --device cpu"
             )
         model = read_description(folder)
         self.runtime = f"torch {torch.__version__}"
@@ -36,7 +49,7 @@ class TorchSession(Session):
 
     @torch.inference_mode()
     def compute(self, feeds: Batch) -> Batch:
-        """See ``Session.compute``; bfloat16 answers come back as float32, which holds them exactly."""
+        """See ``Session.compute``; bfloat16 becomes float32, which represents it exactly."""
         tensors = {
             name: torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
             for name, array in feeds.items()
