@@ -10,11 +10,12 @@ from compressor.artifacts.gain import Gain
 from compressor.artifacts.runs import RunRecord, find_run
 from compressor.artifacts.store import Artifact, open_artifact, verify
 from compressor.data.contract import Batch, SourceContext
-from compressor.engine.gates.check import player_of
-from compressor.engine.gates.metrics import Figures
+from compressor.engine.gates.baseline import timer_opener
+from compressor.engine.gates.measured_model import MeasuredModel
 from compressor.engine.gates.rules import Rule
-from compressor.engine.gates.verdicts import NoiseAwareJudge
-from compressor.engine.plan.pipeline import BudgetConfig, Pipeline
+from compressor.engine.gates.verdicts import GateChecker
+from compressor.engine.plan.config import BudgetConfig
+from compressor.engine.plan.pipeline import Pipeline
 from compressor.engine.run import events
 from compressor.errors import UsageError
 from compressor.runtimes.formats import StoredModel, format_named
@@ -41,7 +42,7 @@ def gains(
     Raises:
         UsageError: the pipeline says nothing of latency.
     """
-    player = player_of(pipeline, context)
+    player = timer_opener(pipeline, context)
     if player is None:
         raise UsageError(
             "the pipeline does not say how latency is measured", remedy="add `evaluate.latency`"
@@ -49,7 +50,7 @@ def gains(
     folder, record = find_run(run)
     root = folder.parent.parent
     artifacts = {step.name: open_artifact(root / step.artifact) for step in record.steps}
-    judge = NoiseAwareJudge(player, {}, listener)
+    judge = GateChecker(player, {}, listener)
     latency = pipeline.config.evaluate.without_accuracy().latency
     assert latency is not None  # noqa: S101 - there is a player
     batch = samples_of_set(pipeline, context, latency.data, latency.batch_size)
@@ -93,7 +94,7 @@ def _gain(
     artifact: Artifact,
     against: str,
     other: Artifact,
-    judge: NoiseAwareJudge,
+    judge: GateChecker,
     budget: BudgetConfig,
     batch: Batch,
     pipeline: Pipeline,
@@ -102,7 +103,7 @@ def _gain(
     low, high, ratio = None, None, None
     if artifact.manifest.metric(_LATENCY) is not None:
         rule = Rule(_LATENCY, "max_ratio", 1.0, against, budget=budget)
-        found = judge(rule, Figures.of(artifact, name), Figures.of(other, against))
+        found = judge(rule, MeasuredModel.of(artifact, name), MeasuredModel.of(other, against))
         ratio, low, high = found.found, found.low, found.high
     latency = pipeline.config.evaluate.latency
     threads = latency.threads if latency else pipeline.config.threads

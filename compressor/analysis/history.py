@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.runs import all_runs
-from compressor.engine.gates.metrics import figures_of_ladder
+from compressor.engine.gates.measured_model import measured_models_of_ladder
 from compressor.errors import UsageError
 
 
@@ -57,7 +57,7 @@ def history(store: Path, pipeline: str | None = None) -> tuple[PastRun, ...]:
             failed=sum(not gate.passed for gate in record.gates),
             steps=tuple(
                 PastStep(step=one.name, id=one.id, metrics=dict(one.metrics))
-                for one in figures_of_ladder(folder).values()
+                for one in measured_models_of_ladder(folder).values()
             ),
         )
         for folder, record in all_runs(store)

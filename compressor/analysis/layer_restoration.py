@@ -119,7 +119,7 @@ def search_layers(
         each: one layer at a time instead.
         progress: called as (what, done, total).
     """
-    from compressor.models.quantized.fake_quantization import replace
+    from compressor.models.quantized.fake_quantization import replace_module
     from compressor.runtimes.torch.session import TorchSession
 
     before, after = (TorchSession(folder, ruler.threads, "cpu") for folder in (parent, child))
@@ -139,7 +139,7 @@ def search_layers(
     def tried(names: Sequence[str]) -> LayerTrial:
         chosen = [part for name in names for part in parts[name]]
         for part in chosen:
-            replace(after.module, part, modules[0][part])
+            replace_module(after.module, part, modules[0][part])
         try:
             error = _apart(after.run(batch), wanted)
             trials.append(
@@ -147,7 +147,7 @@ def search_layers(
             )
         finally:
             for part in chosen:
-                replace(after.module, part, modules[1][part])
+                replace_module(after.module, part, modules[1][part])
         progress("layers", len(trials), most)
         return trials[-1]
 

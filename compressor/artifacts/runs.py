@@ -39,6 +39,8 @@ class GateResult(BaseModel):
     """As ``top1 max_drop 0.01 against student``."""
     step: str
     metric: str
+    bound: str | None = None
+    """``min``, ``max``, ``max_drop`` or ``max_ratio``; None in records of earlier versions."""
     unit: str = ""
     value: float | None = None
     """The metric of the step."""

@@ -1,4 +1,7 @@
-"""What a pass promises, and what the engine gives it."""
+"""The contract between the engine and a pass.
+
+A new pass is one folder and one entry point in the group ``autoglm_compress.passes``.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,13 @@ P = TypeVar("P", bound=PassConfig)
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a step will take; None where it cannot be known. Shown by ``plan``, compared with what happened."""
+    """Predicted cost and output of a step; None where a value is not known.
+
+    `plan` shows it, and the run compares it with what was measured.
+    """
 
     model: ModelFacts = field(default_factory=ModelFacts)
+    """Facts of the model that the step will write."""
     seconds: float | None = None
     peak_memory_bytes: int | None = None
     disk_bytes: int | None = None
@@ -37,62 +44,62 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class PlanContext:
-    """What a pass may know while planning."""
+    """What a pass may use while planning."""
 
     facts: Mapping[str, ModelFacts]
-    """Role to facts, of the other artifacts that the config names; None for what lies outside the plan."""
+    """Role to facts, for every artifact that the config names and for ``parent``."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassContext:
-    """What the engine gives a running pass."""
+    """What the engine provides to a running pass."""
 
     artifacts: Mapping[str, Artifact]
-    """Field name to artifact, for each field of the config that is a ``StepName``, as ``{"teacher": …}``."""
+    """Config field to artifact, for each ``StepName`` field: ``{"teacher": …}``."""
     data: Callable[[str], Dataset]
-    """Opens a set by its name in pipeline.yaml."""
+    """Opens a data set by its name in pipeline.yaml."""
     work: Path
-    """A folder that survives a kill: checkpoints go here. It is removed once the artifact is published."""
+    """Folder for checkpoints. It survives a kill, and is removed once the artifact is published."""
     seed: int
     threads: int
     device: str
     artifact_id: str
-    """The id that the output will have."""
+    """Id of the artifact that is being built."""
     progress: Callable[[str, int, int, Mapping[str, float]], None]
-    """Called as (what, done, total, figures) as often as one likes."""
+    """Reports progress as (label, done, total, metrics), at any rate."""
     note: Callable[[str], None]
-    """One line for the person who runs it: a fall-back taken, a choice made. It is logged and reported."""
+    """Records one line for the user, such as a fall-back; it is logged and reported."""
     cache: Path = field(default_factory=default_cache)
-    """What later runs on this machine may use again goes here."""
+    """Folder for files that later runs on this machine can reuse."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassOutput:
-    """What a pass hands back beside the files it wrote."""
+    """What a pass returns beside the files it wrote."""
 
     summary: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values for the manifest: history, choices, counts."""
+    """JSON values for the manifest: history, decisions, counts."""
 
 
 class Pass(ABC, Generic[P]):
-    """Reads one artifact, writes another; never touches its input.
+    """Reads one artifact and writes another; the input is never modified.
 
-    A new pass is one folder and one entry point in the group ``autoglm_compress.passes``. Its module must import without
-    torch, onnx or tensorrt; ``run`` imports them. What a pass reads beside its parent is told by the types of its config's
-    fields: ``DataName`` for a data set, ``StepName`` for another artifact; the plan checks them and hashes their content.
+    The engine calls ``estimate`` while planning, then ``requires``, ``run`` and ``ensures`` in this
+    order. The module of a pass must import without torch, onnx or tensorrt; ``run`` imports them.
+    Inputs beside the parent are declared by the types of config fields: ``DataName`` for a data
+    set, ``StepName`` for another artifact. The plan checks that they exist and hashes their content.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
-    """Bump it when the output may change."""
+    """Increase it when the output may change for the same input."""
     accepts: ClassVar[frozenset[str]]
-    """Names of the model formats it reads."""
+    """Names of the model formats that the pass reads."""
     produces: ClassVar[str]
-    """Name of the model format it writes."""
+    """Name of the model format that the pass writes."""
     Config: ClassVar[type[PassConfig]]
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     """Distributions whose version can change the bytes."""
-
     capabilities: ClassVar[tuple[type[Capability], ...]] = ()
     """Capabilities of the parent model that the pass needs, whatever its config."""
 
@@ -104,33 +111,40 @@ class Pass(ABC, Generic[P]):
         return self.capabilities
 
     def tools_for(self, config: P) -> tuple[str, ...]:
-        """Those of ``tools`` and, where a config asks for something that needs them, more."""
+        """Return ``tools`` and the distributions that only this config needs."""
         return self.tools
 
     def estimate(self, config: P, parent: ModelFacts, context: PlanContext) -> Estimate:
-        """Peak memory, time and disk, and what the output will be, before anything runs."""
+        """Predict memory, time, disk and the output model, before anything runs.
+
+        Raises:
+            RequirementError: config fields do not apply to the model; the message names all.
+        """
         return Estimate(model=parent)
 
     def requires(self, config: P, parent: Artifact, context: PassContext) -> None:
-        """Cheap checks of the input; names ALL offenders at once.
+        """Check the input cheaply.
 
         Raises:
-            RequirementError: the input does not fit.
+            RequirementError: the input does not fit; the message names every offender.
         """
         return
 
     def preview(self, config: P, parent: Artifact, context: PassContext) -> list[Mapping[str, Any]]:
-        """What ``run`` would decide, as rows of a table, without writing anything; none where there is nothing to tell."""
+        """Return the decisions that ``run`` would take, as table rows; nothing is written."""
         return []
 
     @abstractmethod
     def run(self, config: P, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
-        """Write the model's files into ``out`` (an empty folder), going on from ``context.work`` where there is something."""
+        """Write the model's files into ``out``, an empty folder.
+
+        Resumes from ``context.work`` if an earlier, interrupted run left checkpoints there.
+        """
 
     def ensures(self, config: P, parent: Artifact, out: Path, context: PassContext) -> None:
-        """Reload what was written with its real consumer.
+        """Reload the written model with its real consumer.
 
         Raises:
-            ParityError: it does not compute what it should.
+            ParityError: the model does not compute what it should.
         """
         return

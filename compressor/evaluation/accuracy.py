@@ -248,13 +248,13 @@ def metrics_of(
 
 def _metric(metric: str, name: str, values: Array, resamples: int) -> Metric:
     kind = METRICS[metric]
-    value = kind.told(float(values.mean()))
+    value = kind.from_mean(float(values.mean()))
     low = high = None
     if np.isfinite(values).all():
         interval = (score_interval if kind.unit == "fraction" else bootstrap_mean)(
             values, resamples
         )
-        low, high = map(kind.told, interval) if interval else (None, None)
+        low, high = map(kind.from_mean, interval) if interval else (None, None)
     if not np.isfinite([value, *(end for end in (low, high) if end is not None)]).all():
         raise NumericalError(
             f"{name} is not finite: the model rules out the right answer of some samples"

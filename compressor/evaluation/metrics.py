@@ -27,7 +27,7 @@ class AnswerMetric:
     """What the answers are held against."""
     of: Literal["logits", "embedding"] = "logits"
     """The output that is judged; where a model has embeddings alone, logits are their products (see ``embeddings``)."""
-    told: Callable[[float], float] = float
+    from_mean: Callable[[float], float] = float
     """The figure for a mean of values; must rise with it, as the ends of an interval go the same way."""
 
 
@@ -104,7 +104,7 @@ def _exponential(mean: float) -> float:
 METRICS: dict[str, AnswerMetric] = {
     "top1": AnswerMetric("fraction", "higher", _top1),
     "cross_entropy": AnswerMetric("nats", "lower", _cross_entropy),
-    "perplexity": AnswerMetric("", "lower", _cross_entropy, told=_exponential),
+    "perplexity": AnswerMetric("", "lower", _cross_entropy, from_mean=_exponential),
     "mrr": AnswerMetric("", "higher", _reciprocal_rank),
     "agreement": AnswerMetric("fraction", "higher", _agreement, "reference"),
     "kl": AnswerMetric("nats", "lower", _divergence, "reference"),

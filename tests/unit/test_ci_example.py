@@ -10,8 +10,8 @@ import typer
 import yaml
 
 from cli import app
-from compressor.engine.gates.check import parse_limit
-from compressor.engine.gates.metrics import figures_at
+from compressor.engine.gates.baseline import parse_limit
+from compressor.engine.gates.measured_model import measured_models_at
 from tests.support.cli import cli
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def test_every_command_is_one(line: str) -> None:
 
 
 def test_the_baseline_has_figures_and_samples() -> None:
-    found = figures_at(ROOT / "examples/ci/baseline")
+    found = measured_models_at(ROOT / "examples/ci/baseline")
     assert {"teacher", "student", "onnx", "engine-int8"} <= found.keys()
     for name in ("onnx", "engine-int8"):
         samples = found[name].samples

@@ -1,4 +1,4 @@
-"""How long to measure: rounds until an interval is clear of a limit, or a budget is spent."""
+"""Sequential measurement: rounds until an interval is clear of a limit, or a budget is spent."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from compressor.evaluation.intervals import TAIL, quantile_interval
 
 FIRST_LOOK = 8
-"""Rounds before the first look."""
+"""Rounds before the interval is computed for the first time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """What some rounds gave."""
+    """Result of a number of rounds."""
 
     median: float
     low: float
@@ -24,49 +24,49 @@ class Rounds:
     count: int
 
 
-def looks(most: int) -> list[int]:
-    """After how many rounds the interval is looked at: 8, 16, 32 … and last after ``most``."""
-    found = []
-    at = FIRST_LOOK
-    while at < most:
-        found.append(at)
-        at *= 2
-    return [*found, most]
+def look_schedule(max_rounds: int) -> list[int]:
+    """Return the round counts at which the interval is computed: 8, 16, 32, …, ``max_rounds``."""
+    schedule = []
+    count = FIRST_LOOK
+    while count < max_rounds:
+        schedule.append(count)
+        count *= 2
+    return [*schedule, max_rounds]
 
 
-def play(
-    one: Callable[[], float],
-    clear: Callable[[float, float], bool],
+def measure_until_clear(
+    measure_round: Callable[[], float],
+    is_clear: Callable[[float, float], bool],
     *,
-    rounds: int,
+    max_rounds: int,
     seconds: float,
     progress: Callable[[int], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Rounds:
-    """The median over rounds, with an interval between two order statistics, which assumes no distribution.
+    """Return the median over rounds, with a distribution-free interval between order statistics.
 
-    Looking again and again would find what is not there. So each of the k looks that there can be takes 1/k of the 5 %
-    (Bonferroni): the interval of the look that ends it misses the true median in at most 5 % of all cases, 2.5 % on each side,
-    as far as rounds are independent of each other.
+    Repeated looks at the same data would inflate the error. So each of the k possible looks takes
+    1/k of the 5 % (Bonferroni): the final interval misses the true median in at most 5 % of all
+    cases, 2.5 % on each side, as far as rounds are independent.
 
     Args:
-        one: plays a round and gives its figure.
-        clear: whether an interval from low to high is clear of the limit.
-        rounds: how many there may be.
-        seconds: after which no further round begins.
-        progress: told how many rounds are done.
-        clock: seconds.
+        measure_round: measures one round and returns its value.
+        is_clear: returns True if the interval from low to high is clear of the limit.
+        max_rounds: maximum number of rounds.
+        seconds: no round starts after so many seconds.
+        progress: called with the number of rounds done.
+        clock: returns seconds.
     """
-    planned = looks(rounds)
-    tail = TAIL / len(planned)
-    until = clock() + seconds
+    schedule = look_schedule(max_rounds)
+    tail = TAIL / len(schedule)
+    deadline = clock() + seconds
     values: list[float] = []
     while True:
-        values.append(one())
+        values.append(measure_round())
         progress(len(values))
-        spent = clock() >= until or len(values) >= rounds
-        if len(values) in planned or spent:
-            found = np.sort(np.asarray(values))
-            low, high = quantile_interval(found, 0.5, tail) or (-np.inf, np.inf)
-            if spent or clear(low, high):
-                return Rounds(float(np.median(found)), float(low), float(high), len(values))
+        is_last = clock() >= deadline or len(values) >= max_rounds
+        if len(values) in schedule or is_last:
+            ordered = np.sort(np.asarray(values))
+            low, high = quantile_interval(ordered, 0.5, tail) or (-np.inf, np.inf)
+            if is_last or is_clear(low, high):
+                return Rounds(float(np.median(ordered)), float(low), float(high), len(values))

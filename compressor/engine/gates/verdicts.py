@@ -1,4 +1,7 @@
-"""Verdicts that know noise: a gate passes or fails where its interval is clear of the limit, and is undecided where it is not."""
+"""Verdicts with intervals: a rule passes or fails if its 95 % interval is clear of the limit.
+
+If the interval contains the limit, the verdict is undecided, and the rule states what that means.
+"""
 
 from __future__ import annotations
 
@@ -15,110 +18,122 @@ from compressor.artifacts.fingerprint import digest_json
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.runs import GateResult
 from compressor.artifacts.store import Artifact
-from compressor.engine.gates import stopping_rule as turns
-from compressor.engine.gates.metrics import Figures
+from compressor.engine.gates.measured_model import MeasuredModel
 from compressor.engine.gates.rules import Rule
+from compressor.engine.gates.stopping_rule import measure_until_clear
 from compressor.engine.machine import environment
 from compressor.engine.run import events
 from compressor.errors import GpuError
 from compressor.evaluation import differences
-from compressor.evaluation.interleaved import Player
+from compressor.evaluation.interleaved import RoundTimer
 from compressor.evaluation.metrics import METRICS
 
 Array = np.ndarray[Any, Any]
-Open = Callable[[Artifact, str], Player]
-"""Opens an artifact's model, to be timed for a metric."""
-_IN_ROUNDS = ("latency_", "throughput")
+OpenTimer = Callable[[Artifact, str], RoundTimer]
+"""Opens an artifact's model in a process of its own, to be timed for a metric."""
+_REMEASURED = ("latency_", "throughput")
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What is held against the limit; ``interval`` is None where none is known."""
+class _Estimate:
+    """The quantity that a rule limits: the value, its drop below the reference, or its ratio to it."""
 
     value: float
     interval: tuple[float, float] | None
+    """95 % interval; None if none is known."""
     basis: str
+    """What the interval rests on, such as ``2000 paired samples``."""
 
 
-class NoiseAwareJudge:
-    """Judges rules.
+class GateChecker:
+    """Checks gate rules, and measures latency again where the recorded intervals cannot decide.
 
     Args:
-        player: opens models to be timed again; None where there is nothing to feed them: recorded latencies are judged then.
-        earlier: verdicts of latency gates by their key.
-        listener: told of rounds.
+        open_timer: opens models to be timed again; None if there is no data to feed them. Recorded
+            latencies decide then.
+        earlier: verdicts of latency gates from earlier runs, by their key.
+        listener: receives progress events.
     """
 
     def __init__(
         self,
-        player: Open | None,
+        open_timer: OpenTimer | None,
         earlier: Mapping[str, GateResult],
         listener: events.Listener = lambda _: None,
     ) -> None:
-        self._player, self._earlier, self._listener = player, earlier, listener
+        self._open_timer, self._earlier, self._listener = open_timer, earlier, listener
 
-    def __call__(self, rule: Rule, step: Figures, reference: Figures | None) -> GateResult:
-        """The verdict on one rule."""
-        new = step.metrics.get(rule.metric)
+    def __call__(
+        self, rule: Rule, model: MeasuredModel, reference: MeasuredModel | None
+    ) -> GateResult:
+        """Return the verdict on one rule."""
+        new = model.metrics.get(rule.metric)
         old = reference.metrics.get(rule.metric) if reference is not None else None
         if new is None:
-            return _missing(rule, step, f"{step.name} has no {rule.metric}", None)
+            return _missing(rule, model, f"{model.name} has no {rule.metric}", None)
         if rule.is_relative and (reference is None or old is None):
-            return _missing(rule, step, f"{rule.against} has no {rule.metric} in this run", new)
-        other = reference if rule.is_relative else None
-        timed = rule.judge == "interval" and rule.metric.startswith(_IN_ROUNDS)
-        if (
-            self._player is None
-            or not timed
-            or any(one.artifact is None for one in (step, other) if one)
-        ):
-            return _result(rule, step, new, old, _recorded(rule, step, other, new, old))
-        key = _key(rule, step, other)
-        if key in self._earlier:
-            return self._earlier[key]
-        try:
-            found = self._in_rounds(rule, step, other)
-        except GpuError:
-            return _result(rule, step, new, old, _recorded(rule, step, other, new, old))
-        return _result(rule, step, new, old, found).model_copy(update={"key": key})
+            return _missing(rule, model, f"{rule.against} has no {rule.metric} in this run", new)
+        compared = reference if rule.is_relative else None
+        if self._can_remeasure(rule, model, compared):
+            key = _key(rule, model, compared)
+            if key in self._earlier:
+                return self._earlier[key]
+            try:
+                estimate = self._remeasure(rule, model, compared)
+            except GpuError:  # the model cannot run here: the recorded value decides
+                return _result(rule, model, (new, old), _from_records(rule, model, compared))
+            return _result(rule, model, (new, old), estimate).model_copy(update={"key": key})
+        return _result(rule, model, (new, old), _from_records(rule, model, compared))
 
-    def _in_rounds(self, rule: Rule, step: Figures, reference: Figures | None) -> _Found:
-        """Measured anew, in turns with the reference, until the interval is clear of the limit."""
-        assert self._player is not None  # noqa: S101 - the caller looked
+    def _can_remeasure(
+        self, rule: Rule, model: MeasuredModel, reference: MeasuredModel | None
+    ) -> bool:
+        timed = rule.judge == "interval" and rule.metric.startswith(_REMEASURED)
+        sides = [side for side in (model, reference) if side is not None]
+        return (
+            timed
+            and self._open_timer is not None
+            and all(side.artifact is not None for side in sides)
+        )
+
+    def _remeasure(
+        self, rule: Rule, model: MeasuredModel, reference: MeasuredModel | None
+    ) -> _Estimate:
+        """Time the model, interleaved with its reference, until the interval is clear of the limit."""
+        assert self._open_timer is not None  # noqa: S101 - the caller checked
         with ExitStack() as stack:
-            sides = [
-                stack.enter_context(self._player(one.artifact, rule.metric))
-                for one in (step, reference)
-                if one is not None and one.artifact is not None
+            timers = [
+                stack.enter_context(self._open_timer(side.artifact, rule.metric))
+                for side in (model, reference)
+                if side is not None and side.artifact is not None
             ]
-            for side in sides:
-                side.ready()
-            first = cycle(range(len(sides)))
+            for timer in timers:
+                timer.ready()
+            first = cycle(range(len(timers)))
 
-            def one() -> float:
-                at = next(
-                    first
-                )  # who goes first changes: what the one leaves behind in caches, it leaves to both in turn
-                figures = {side: side.round(rule.metric) for side in (*sides[at:], *sides[:at])}
-                return _held(rule, *(figures[side] for side in sides))
+            def measure_round() -> float:
+                # The order alternates, so that each side inherits the other's caches equally often.
+                start = next(first)
+                order = (*timers[start:], *timers[:start])
+                values = {timer: timer.measure_round(rule.metric) for timer in order}
+                return _limited_quantity(rule, *(values[timer] for timer in timers))
 
-            rounds = turns.play(
-                one,
-                lambda low, high: _clear(rule, low, high),
-                rounds=rule.budget.rounds,
+            rounds = measure_until_clear(
+                measure_round,
+                lambda low, high: _is_clear(rule, low, high),
+                max_rounds=rule.budget.rounds,
                 seconds=rule.budget.seconds,
                 progress=lambda done: self._listener(
                     events.GateProgress(rule.label, done, rule.budget.rounds)
                 ),
             )
         interval = (rounds.low, rounds.high) if math.isfinite(rounds.high - rounds.low) else None
-        return _Found(
-            rounds.median, interval, f"{rounds.count} rounds" + (" in turns" if reference else "")
-        )
+        basis = f"{rounds.count} interleaved rounds" if reference else f"{rounds.count} rounds"
+        return _Estimate(rounds.median, interval, basis)
 
 
-def _held(rule: Rule, new: float, old: float = 0.0) -> float:
-    """What is held against the limit, of the figures of both sides."""
+def _limited_quantity(rule: Rule, new: float, old: float = 0.0) -> float:
+    """Return the quantity that the rule limits, from the values of both sides."""
     if rule.bound == "max_drop":
         return old - new
     if rule.bound == "max_ratio":
@@ -126,48 +141,47 @@ def _held(rule: Rule, new: float, old: float = 0.0) -> float:
     return new
 
 
-def _recorded(
-    rule: Rule, step: Figures, reference: Figures | None, new: Metric, old: Metric | None
-) -> _Found:
-    """From what was measured when the artifacts were made: in pairs where it can be, or from both intervals."""
-    if reference is None or old is None:
-        return _Found(new.value, _interval(new), _basis(new))
-    value = _held(rule, new.value, old.value)
-    if (pairs := _pairs(rule.metric, step, reference)) is not None:
-        interval = _paired(rule, *pairs)
-        return _Found(value, interval, f"{len(pairs[0])} samples in pairs")
-    ours, theirs = _interval(new), _interval(old)
-    if ours is None or theirs is None:
-        return _Found(value, None, _basis(new if ours is None else old))
+def _from_records(rule: Rule, model: MeasuredModel, reference: MeasuredModel | None) -> _Estimate:
+    """Estimate from recorded metrics: sample by sample if both have the same, else by intervals."""
+    new = model.metrics[rule.metric]
+    if reference is None:
+        return _Estimate(new.value, _interval(new), _basis(new))
+    old = reference.metrics[rule.metric]
+    value = _limited_quantity(rule, new.value, old.value)
+    if (pairs := _sample_pairs(rule.metric, model, reference)) is not None:
+        return _Estimate(value, _paired_interval(rule, *pairs), f"{len(pairs[0])} paired samples")
+    new_interval, old_interval = _interval(new), _interval(old)
+    if new_interval is None or old_interval is None:
+        return _Estimate(value, None, _basis(new if new_interval is None else old))
+    if new_interval[0] == new_interval[1] and old_interval[0] == old_interval[1]:
+        return _Estimate(value, (value, value), _basis(new))
     if rule.bound == "max_drop":
-        interval = differences.difference(old.value, theirs, new.value, ours)
+        interval = differences.difference(old.value, old_interval, new.value, new_interval)
     else:
-        interval = differences.ratio(new.value, ours, old.value, theirs)
-    exact = ours[0] == ours[1] and theirs[0] == theirs[1]
-    return _Found(
-        value, (value, value) if exact else interval, _basis(new) if exact else "both intervals"
-    )
+        interval = differences.ratio(new.value, new_interval, old.value, old_interval)
+    return _Estimate(value, interval, "both intervals")
 
 
-def _pairs(metric: str, step: Figures, reference: Figures) -> tuple[Array, Array] | None:
-    """The values of each sample on both sides, where these are the same samples in the same order."""
-    new, old = step.samples, reference.samples
+def _sample_pairs(
+    metric: str, model: MeasuredModel, reference: MeasuredModel
+) -> tuple[Array, Array] | None:
+    """Return the per-sample values of both sides; None unless the samples are the same."""
+    new, old = model.samples, reference.samples
     if new is None or old is None or new.of != old.of:
         return None
-    ours, theirs = new.values.get(metric), old.values.get(metric)
-    if not ours or not theirs or len(ours) != len(theirs):
+    new_values, old_values = new.values.get(metric), old.values.get(metric)
+    if not new_values or not old_values or len(new_values) != len(old_values):
         return None
-    return np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return np.asarray(new_values, np.float64), np.asarray(old_values, np.float64)
 
 
-def _paired(rule: Rule, new_N: Array, old_N: Array) -> tuple[float, float]:
+def _paired_interval(rule: Rule, new_N: Array, old_N: Array) -> tuple[float, float]:
     if rule.bound == "max_drop" and np.isin(np.concatenate([new_N, old_N]), (0.0, 1.0)).all():
         return differences.paired_shares(old_N, new_N)
-    told = np.vectorize(METRICS[rule.metric].told, otypes=[float])
+    from_mean = np.vectorize(METRICS[rule.metric].from_mean, otypes=[float])
+    quantity = np.vectorize(lambda new, old: _limited_quantity(rule, new, old))
     return differences.paired_means(
-        new_N,
-        old_N,
-        lambda new_R, old_R: np.vectorize(lambda a, b: _held(rule, a, b))(told(new_R), told(old_R)),
+        new_N, old_N, lambda new_R, old_R: quantity(from_mean(new_R), from_mean(old_R))
     )
 
 
@@ -179,78 +193,79 @@ def _interval(metric: Metric) -> tuple[float, float] | None:
 
 def _basis(metric: Metric) -> str:
     if metric.samples == 1:
-        return "one measurement" if metric.name == "peak_rss_bytes" else "counted"
-    return f"{metric.samples} samples" + (
-        "" if metric.low is not None else ", which give no interval"
-    )
+        return "one measurement" if metric.name == "peak_rss_bytes" else "exact count"
+    suffix = "" if metric.low is not None else ", without an interval"
+    return f"{metric.samples} samples{suffix}"
 
 
-def _clear(rule: Rule, low: float, high: float) -> bool:
-    """Whether all of an interval lies on one side of the limit, the limit itself being allowed."""
-    return (
-        low >= rule.limit or high < rule.limit
-        if rule.bound == "min"
-        else high <= rule.limit or low > rule.limit
-    )
+def _is_clear(rule: Rule, low: float, high: float) -> bool:
+    """Return True if the whole interval lies on one side of the limit; the limit itself passes."""
+    if rule.bound == "min":
+        return low >= rule.limit or high < rule.limit
+    return high <= rule.limit or low > rule.limit
 
 
-def _key(rule: Rule, step: Figures, reference: Figures | None) -> str:
+def _key(rule: Rule, model: MeasuredModel, reference: MeasuredModel | None) -> str:
+    sides = [side for side in (model, reference) if side is not None]
     return digest_json(
         {
             "rule": rule.label,
-            "models": [one.id for one in (step, reference) if one is not None],
-            "measured": [
-                one.artifact.manifest.measured for one in (step, reference) if one and one.artifact
-            ],
+            "models": [side.id for side in sides],
+            "measured": [side.artifact.manifest.measured for side in sides if side.artifact],
             "machine": environment(0, "").cpu,
         }
     )
 
 
 def _result(
-    rule: Rule, step: Figures, new: Metric, old: Metric | None, found: _Found
+    rule: Rule,
+    model: MeasuredModel,
+    metrics: tuple[Metric, Metric | None],
+    estimate: _Estimate,
 ) -> GateResult:
-    within = found.value >= rule.limit if rule.bound == "min" else found.value <= rule.limit
-    low, high = found.interval or (None, None)
-    decided = rule.judge == "value" or (
-        low is not None and high is not None and _clear(rule, low, high)
-    )
-    figure = _figure(found.value)
+    new, old = metrics
+    at_least = rule.bound == "min"
+    keeps_limit = estimate.value >= rule.limit if at_least else estimate.value <= rule.limit
+    low, high = estimate.interval or (None, None)
+    clear = low is not None and high is not None and _is_clear(rule, low, high)
+    decided = rule.judge == "value" or clear
+    quantity = _format(estimate.value)
     if low is not None and high is not None and low != high:
-        figure += f" ({_figure(low)} to {_figure(high)})"
-    sides = ("at least", "below") if rule.bound == "min" else ("at most", "above")
-    how = f"is {sides[not within]}" if decided else "cannot be told from"
+        quantity += f" ({_format(low)} to {_format(high)})"
+    relations = ("at least", "below") if at_least else ("at most", "above")
+    relation = f"is {relations[not keeps_limit]}" if decided else "cannot be told from"
     return GateResult(
         gate=rule.label,
-        step=step.name,
+        step=model.name,
         metric=rule.metric,
+        bound=rule.bound,
         unit=new.unit,
         value=new.value,
         reference=old.value if old is not None and rule.is_relative else None,
-        found=found.value,
+        found=estimate.value,
         low=low,
         high=high,
         limit=rule.limit,
-        basis=found.basis,
+        basis=estimate.basis,
         decided=decided,
-        passed=within if decided else rule.undecided == "pass",
-        reason=f"{figure} {how} {_figure(rule.limit)}",
+        passed=keeps_limit if decided else rule.undecided == "pass",
+        reason=f"{quantity} {relation} {_format(rule.limit)}",
     )
 
 
-def _missing(rule: Rule, step: Figures, reason: str, new: Metric | None) -> GateResult:
-    value = new.value if new is not None else None
+def _missing(rule: Rule, model: MeasuredModel, reason: str, new: Metric | None) -> GateResult:
     return GateResult(
         gate=rule.label,
-        step=step.name,
+        step=model.name,
         metric=rule.metric,
-        value=value,
+        bound=rule.bound,
+        value=new.value if new is not None else None,
         limit=rule.limit,
         passed=False,
         reason=reason,
     )
 
 
-def _figure(value: float) -> str:
-    """A count of bytes in full, a fraction to six digits."""
+def _format(value: float) -> str:
+    """Format byte counts in full, fractions with six significant digits."""
     return f"{value:,.0f}" if 1e5 <= abs(value) < math.inf else f"{value:.6g}"

@@ -1,4 +1,4 @@
-"""pipeline.yaml as a typed record: what the user asks for, checked for form (the plan checks the rest)."""
+"""Read pipeline.yaml into typed records and check its form; the planner checks the rest."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from compressor.config import discovery
 from compressor.config.document import Document, parse_document, read_document
@@ -16,127 +14,16 @@ from compressor.config.record import Record
 from compressor.config.validation import validate
 from compressor.data.contract import DataSource, SourceConfig
 from compressor.engine.contract import Pass, PassConfig
+from compressor.engine.plan.config import SOURCE, PipelineConfig, StepHeader
 from compressor.errors import CompressError, ConfigError, Problem, UsageError
 from compressor.evaluation.metrics import METRICS, referring
 from compressor.evaluation.records import EvaluateConfig
 from compressor.models.contract import Family
 
-SOURCE = "source"
-_NAME = r"^[A-Za-z][A-Za-z0-9_.-]*$"
-
-
-class ModelConfig(Record):
-    """The model that the pipeline starts from: a directory, or a family of ours with a preset or a config."""
-
-    path: str | None = None
-    """A model directory (safetensors only), or an artifact; relative to pipeline.yaml."""
-    family: str | None = None
-    """A model family, freshly initialised from `seed`."""
-    preset: str | None = None
-    """One of the family's presets."""
-    config: dict[str, Any] | None = None
-    """The family's own fields; over those of `preset` where both are given."""
-    measure: bool = True
-    """Whether `evaluate:` applies to the source itself."""
-
-    @model_validator(mode="after")
-    def _one_of(self) -> ModelConfig:
-        if (self.path is None) == (self.family is None):
-            raise ValueError(
-                "give either `path` (a model directory) or `family` (with `preset` or `config`)"
-            )
-        if self.path is not None and (self.preset is not None or self.config is not None):
-            raise ValueError("`preset` and `config` go with `family`, not with `path`")
-        if self.family is not None and self.preset is None and self.config is None:
-            raise ValueError("`family` needs a `preset` or a `config`")
-        return self
-
-
-class StepHeader(Record):
-    """The keys that every step under `passes:` may have, beside those of its pass."""
-
-    type: str
-    """The pass; `autoglm-compress passes` lists them."""
-    name: Annotated[str, Field(pattern=_NAME)] | None = None
-    """How other steps and the reports call this step; by default its type."""
-    from_: Annotated[str | None, Field(alias="from")] = None
-    """The step whose artifact is read; by default the one before."""
-    measure: bool = True
-    """Whether `evaluate:` applies to this step."""
-
-
-class BudgetConfig(Record):
-    """How long a latency gate may go on measuring; what is undecided then stays so."""
-
-    seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Wall time, once both models are open and warm."""
-    rounds: Annotated[int, Field(ge=8, le=1024)] = 32
-    """Rounds at most; in each, what is judged and what it is compared with are timed in turns."""
-
-
-class GateConfig(Record):
-    """A limit that a metric must keep; the run ends with exit code 3 when it does not."""
-
-    metric: str
-    """As `top1`, `top1[input=speech]`, `latency_p50_ms`, `size_bytes`."""
-    step: str | None = None
-    """The step that is judged; by default the last one."""
-    against: str | None = None
-    """What it is compared with: a step, `parent`, `source`; or the path of an artifact, a run or a store, with a `/` in it."""
-    min: float | None = None
-    """The value must be at least this."""
-    max: float | None = None
-    """The value must be at most this."""
-    max_drop: float | None = None
-    """The value may be lower than that of `against` by at most this."""
-    max_ratio: float | None = None
-    """The value, divided by that of `against`, must be at most this."""
-    judge: Literal["interval", "value"] = "interval"
-    """`interval`: the 95 % interval must be clear of the limit, and latency is measured anew until it is; `value`: the recorded
-    figure alone decides."""
-    undecided: Literal["fail", "pass"] = "fail"
-    """What becomes of a gate whose interval holds the limit."""
-    budget: BudgetConfig = BudgetConfig()
-    """For latency."""
-
-    @model_validator(mode="after")
-    def _limits(self) -> GateConfig:
-        relative = self.max_drop is not None or self.max_ratio is not None
-        if not relative and self.min is None and self.max is None:
-            raise ValueError("a gate needs a limit: `min`, `max`, `max_drop` or `max_ratio`")
-        if relative and self.against is None:
-            raise ValueError(
-                "`max_drop` and `max_ratio` need `against: <step>`, `parent` or `source`"
-            )
-        return self
-
-
-class PipelineConfig(Record):
-    """The whole file."""
-
-    version: Literal[1]
-    """The version of this format."""
-    name: Annotated[str, Field(pattern=_NAME)]
-    """What reports call this pipeline."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Everything random starts from it."""
-    threads: Annotated[int, Field(ge=1, le=1024)] = 2
-    """Threads a pass computes with. It changes the order of sums, so it is part of every id."""
-    model: ModelConfig
-    """The model that the pipeline starts from."""
-    data: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - pydantic copies it
-    """Named sets; each names its `source`."""
-    evaluate: EvaluateConfig = EvaluateConfig()
-    """What is measured of every artifact."""
-    passes: tuple[dict[str, Any], ...] = ()
-    """The steps, in order."""
-    gates: tuple[GateConfig, ...] = ()
-    """Limits that decide the exit code."""
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One entry of ``passes:``, its pass found and its config typed."""
+    """One entry of ``passes:``, with its pass and its typed config."""
 
     index: int
     name: str
@@ -148,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """One entry of ``data:``, its source found and its config typed."""
+    """One entry of ``data:``, with its source and its typed config."""
 
     name: str
     source: DataSource[Any]
@@ -157,7 +44,7 @@ class DataSet:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A pipeline whose form is right."""
+    """A pipeline whose form has been checked."""
 
     document: Document
     config: PipelineConfig
@@ -166,24 +53,24 @@ class Pipeline:
 
     @property
     def base(self) -> Path:
-        """Where relative paths of the file start."""
+        """Folder that relative paths in the file start from."""
         return self.document.file.parent if self.document.file else Path.cwd()
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
-    """Read, override and check a pipeline file.
+    """Read a pipeline file, apply overrides and check its form.
 
     Raises:
-        ConfigError: every problem of form in it.
+        ConfigError: lists every problem of form.
     """
     return pipeline_from_document(override(read_document(path), overrides))
 
 
 def override(document: Document, overrides: Sequence[str]) -> Document:
-    """The document with each ``a.b[0].c=value`` (the value in YAML) put in.
+    """Return the document with each override ``a.b[0].c=value`` applied; values are YAML.
 
     Raises:
-        UsageError: an override has no ``=``, or leads into something that is no mapping or list.
+        UsageError: an override has no ``=``, or its path does not exist in the document.
     """
     tree = json.loads(json.dumps(document.tree)) if overrides else document.tree
     for text in overrides:
@@ -202,12 +89,12 @@ def override(document: Document, overrides: Sequence[str]) -> Document:
                 node = node.setdefault(part, {}) if isinstance(node, dict) else node[part]
             node[parts[-1]] = parse_document(value.encode()).tree
         except (TypeError, IndexError, AttributeError) as error:
-            raise UsageError(f"--set {text}: there is no {key} in the file") from error
+            raise UsageError(f"--set {text}: the file has no {key}") from error
     return Document(document.file, tree, document.lines)
 
 
 def pipeline_from_document(document: Document) -> Pipeline:
-    """Check the form of a parsed file. Raises as ``load_pipeline``."""
+    """Check the form of a parsed file; errors as ``load_pipeline``."""
     tree = document.tree
     if not isinstance(tree, dict):
         raise ConfigError(
@@ -229,7 +116,7 @@ def pipeline_from_document(document: Document) -> Pipeline:
 
 
 def reference_of(evaluate: EvaluateConfig) -> str | None:
-    """The step or artifact directory whose answers count as right, where a metric compares with one."""
+    """Return the step or artifact folder that metrics compare with; None if no metric compares."""
     accuracy = evaluate.accuracy
     if accuracy is None or not referring(accuracy.metrics):
         return None
@@ -237,7 +124,7 @@ def reference_of(evaluate: EvaluateConfig) -> str | None:
 
 
 def _data_sets(tree: Any, document: Document, problems: list[Problem]) -> dict[str, DataSet]:
-    found: dict[str, DataSet] = {}
+    data_sets: dict[str, DataSet] = {}
     for name, entry in tree.items() if isinstance(tree, dict) else ():
         at = ("data", name)
         if not isinstance(entry, dict):
@@ -259,8 +146,8 @@ def _data_sets(tree: Any, document: Document, problems: list[Problem]) -> dict[s
         config, wrong = validate(source.Config, entry, document, at)
         problems += wrong
         if config is not None:
-            found[name] = DataSet(name, source, config)
-    return found
+            data_sets[name] = DataSet(name, source, config)
+    return data_sets
 
 
 def _steps(tree: Any, document: Document, problems: list[Problem]) -> list[Step]:
@@ -334,7 +221,7 @@ def _model_problems(tree: dict[str, Any], document: Document) -> list[Problem]:
 def resolve_family(
     family_name: str, preset: str | None, fields: dict[str, Any] | None, document: Document
 ) -> tuple[Family[Any], Record]:
-    """The family and the typed architecture that ``model:`` asks for.
+    """Return the family and the typed architecture that ``model:`` names.
 
     Raises:
         ConfigError: the family or preset is unknown, or a field does not fit.

@@ -18,7 +18,8 @@ from compressor.data.contract import SourceContext
 from compressor.engine.contract import Estimate, Pass, PlanContext
 from compressor.engine.machine import tool_version
 from compressor.engine.plan.capabilities import missing_capabilities
-from compressor.engine.plan.pipeline import SOURCE, Pipeline, Step, reference_of
+from compressor.engine.plan.config import SOURCE
+from compressor.engine.plan.pipeline import Pipeline, Step, reference_of
 from compressor.engine.plan.plan import (
     Builder,
     PassBuilder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compressor.config import discovery
-from compressor.engine.plan.pipeline import PipelineConfig, StepHeader
+from compressor.engine.plan.config import PipelineConfig, StepHeader
 
 
 def pipeline_schema() -> dict[str, Any]:

@@ -13,7 +13,8 @@ from compressor.artifacts.store import Artifact
 from compressor.config.document import Document
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext, PassOutput
-from compressor.engine.plan.pipeline import ModelConfig, resolve_family
+from compressor.engine.plan.config import ModelConfig
+from compressor.engine.plan.pipeline import resolve_family
 from compressor.errors import ModelError
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts

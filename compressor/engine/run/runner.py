@@ -19,9 +19,9 @@ from compressor.artifacts.store import (
     open_artifact,
     verify,
 )
-from compressor.engine.gates.check import earlier_verdicts, player_of
+from compressor.engine.gates.baseline import earlier_verdicts, timer_opener
 from compressor.engine.gates.rules import check_gates
-from compressor.engine.gates.verdicts import NoiseAwareJudge
+from compressor.engine.gates.verdicts import GateChecker
 from compressor.engine.machine import environment
 from compressor.engine.plan.plan import Plan, PlannedStep
 from compressor.engine.run import events
@@ -128,7 +128,7 @@ class Runner:
     def _gates(self, wanted: Sequence[PlannedStep]) -> tuple[GateResult, ...]:
         pipeline = self.plan.pipeline
         earlier = {} if self.force else earlier_verdicts(self.plan.store.root)
-        judge = NoiseAwareJudge(player_of(pipeline, self.plan.sources), earlier, self.tell)
+        judge = GateChecker(timer_opener(pipeline, self.plan.sources), earlier, self.tell)
         return check_gates(
             pipeline, self.workshop.artifacts, {step.name: step.parent for step in wanted}, judge
         )

@@ -29,7 +29,6 @@ def tiny_model(tiny_plugin: None, tmp_path: Path) -> Path:
     """A freshly initialised model in a folder."""
     import torch
 
-
     family = discovery.load(discovery.FAMILIES, "tiny")
     torch.manual_seed(0)
     family.save(family.build(family.Config()), family.Config(), tmp_path / "model")

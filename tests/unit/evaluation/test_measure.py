@@ -106,7 +106,7 @@ def test_an_error_of_the_users_comes_back_as_itself(onnx_model, tmp_path):
 
 def test_a_set_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match="does not have: test"):
-        measure("onnx", tmp_path, EVALUATE, {}, SourceContext(tmp_path))
+        measure(StoredModel(format_named("onnx"), tmp_path), EVALUATE, {}, SourceContext(tmp_path))
 
 
 def test_a_crash_tells_the_end_of_what_it_printed(onnx_model, tmp_path):
@@ -255,13 +255,12 @@ def test_a_language_model_on_text(tmp_path):
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from compressor.models.checkpoint.loading import save_module
     from compressor.models.families.transformers.family import Transformers
 
     family, modules = Transformers(), []
     for name in ("model", "reference"):
         modules.append(family.build(family.presets["tiny-llama"]).eval())
-        save_module(modules[-1], "transformers", family.presets["tiny-llama"], tmp_path / name)
+        family.save(modules[-1], family.presets["tiny-llama"], tmp_path / name)
     tokenizer = Tokenizer(models.WordLevel({"a": 3, "b": 4, "c": 5}, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(tmp_path / "tokenizer.json"))

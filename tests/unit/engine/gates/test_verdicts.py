@@ -11,9 +11,9 @@ import pytest
 
 from compressor.artifacts.manifest import Environment, Manifest, Metric, PassRecord
 from compressor.artifacts.store import Artifact
-from compressor.engine.gates.metrics import Figures
+from compressor.engine.gates.measured_model import MeasuredModel
 from compressor.engine.gates.rules import Rule
-from compressor.engine.gates.verdicts import NoiseAwareJudge
+from compressor.engine.gates.verdicts import GateChecker
 from compressor.errors import GpuError
 from compressor.evaluation.records import AccuracyReport
 
@@ -31,7 +31,7 @@ def counted(value: float) -> Metric:
 
 def figures(
     tmp_path: Path, name: str, *metrics: Metric, right: Any = None, labels: Any = None
-) -> Figures:
+) -> MeasuredModel:
     manifest = Manifest(
         id=name * 8,
         step=name,
@@ -64,11 +64,11 @@ def figures(
         )
         artifact.reports.mkdir(parents=True)
         (artifact.reports / "accuracy.json").write_text(report.model_dump_json())
-    return Figures.of(artifact)
+    return MeasuredModel.of(artifact)
 
 
-def judged(rule: Rule, step: Figures, reference: Figures | None = None) -> Any:
-    return NoiseAwareJudge(None, {})(rule, step, reference)
+def judged(rule: Rule, step: MeasuredModel, reference: MeasuredModel | None = None) -> Any:
+    return GateChecker(None, {})(rule, step, reference)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_what_undecided_comes_to_and_the_value_alone(tmp_path: Path) -> None:
 def test_what_is_counted_has_no_noise(tmp_path: Path) -> None:
     old, new = figures(tmp_path, "old", counted(1000)), figures(tmp_path, "new", counted(651))
     found = judged(Rule("size_bytes", "max_ratio", 0.65, "old"), new, old)
-    assert (found.verdict, found.basis) == ("failed", "counted")
+    assert (found.verdict, found.basis) == ("failed", "exact count")
     assert judged(Rule("size_bytes", "max", 651, None), new).verdict == "passed"
 
 
@@ -113,7 +113,7 @@ def test_the_same_samples_are_compared_in_pairs(tmp_path: Path) -> None:
     old = figures(tmp_path, "old", share(0.8), right=right, labels=labels)
     new = figures(tmp_path, "new", share(0.79), right=worse, labels=labels)
     paired = judged(Rule("top1", "max_drop", 0.02, "old"), new, old)
-    assert (paired.verdict, paired.basis) == ("passed", "2000 samples in pairs")
+    assert (paired.verdict, paired.basis) == ("passed", "2000 paired samples")
     other = figures(tmp_path, "other", share(0.8), right=right, labels=range(1, 2001))
     apart = judged(Rule("top1", "max_drop", 0.02, "other"), new, other)
     assert (apart.verdict, apart.basis) == ("undecided", "both intervals")
@@ -145,7 +145,7 @@ def test_figures_that_are_not_there(tmp_path: Path) -> None:
     assert (without.verdict, without.basis) == ("undecided", "1000 samples, which give no interval")
 
 
-class FakePlayer:
+class FakeTimer:
     """A model that takes about ``middle`` milliseconds."""
 
     opened = 0
@@ -153,13 +153,13 @@ class FakePlayer:
     def __init__(self, middle: float, *, ready: bool = True) -> None:
         self.middle, self.is_ready = middle, ready
         self.draw = np.random.default_rng(int(middle * 10))
-        FakePlayer.opened += 1
+        FakeTimer.opened += 1
 
     def ready(self) -> None:
         if not self.is_ready:
             raise GpuError("none here")
 
-    def round(self, metric: str) -> float:
+    def measure_round(self, metric: str) -> float:
         return self.middle * float(np.exp(0.1 * self.draw.standard_normal()))
 
     def __enter__(self) -> Self:
@@ -185,13 +185,13 @@ def test_latency_is_timed_in_turns_until_it_is_clear_and_not_again(tmp_path: Pat
     new, old = figures(tmp_path, "new", latency(9.0)), figures(tmp_path, "old", latency(10.0))
     middles = {"new": 4.0, "old": 10.0}
     rule = Rule("latency_p50_ms", "max_ratio", 0.7, "old")
-    judge = NoiseAwareJudge(lambda artifact, _: FakePlayer(middles[artifact.name]), {})  # type: ignore[arg-type,return-value]
+    judge = GateChecker(lambda artifact, _: FakeTimer(middles[artifact.name]), {})  # type: ignore[arg-type,return-value]
     found = judge(rule, new, old)
-    assert (found.verdict, found.basis) == ("passed", "8 rounds in turns")
+    assert (found.verdict, found.basis) == ("passed", "8 interleaved rounds")
     assert found.found == pytest.approx(0.4, rel=0.1)
-    opened = FakePlayer.opened
-    again = NoiseAwareJudge(lambda *_: FakePlayer(99), {found.key: found})(rule, new, old)  # type: ignore[arg-type,return-value]
-    assert (again, FakePlayer.opened) == (found, opened)
+    opened = FakeTimer.opened
+    again = GateChecker(lambda *_: FakeTimer(99), {found.key: found})(rule, new, old)  # type: ignore[arg-type,return-value]
+    assert (again, FakeTimer.opened) == (found, opened)
     assert judged(rule, new, old).verdict == "undecided", (
         "recorded at different times, both are too noisy"
     )
@@ -199,7 +199,7 @@ def test_latency_is_timed_in_turns_until_it_is_clear_and_not_again(tmp_path: Pat
 
 def test_an_engine_that_cannot_run_here_is_judged_by_what_was_recorded(tmp_path: Path) -> None:
     new = figures(tmp_path, "new", latency(9.0))
-    judge = NoiseAwareJudge(lambda *_: FakePlayer(1.0, ready=False), {})  # type: ignore[arg-type,return-value]
+    judge = GateChecker(lambda *_: FakeTimer(1.0, ready=False), {})  # type: ignore[arg-type,return-value]
     found = judge(Rule("latency_p50_ms", "max", 30, None), new, None)
     assert (found.verdict, found.basis) == ("passed", "99 samples")
 

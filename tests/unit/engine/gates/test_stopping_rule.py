@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compressor.engine.gates import stopping_rule as turns
+from compressor.engine.gates.stopping_rule import look_schedule, measure_until_clear
 
 LIMIT = 0.8
 GATES = 1500
@@ -26,7 +26,9 @@ def verdicts(ratio, rounds=32, gates=GATES):
     used = 0
     for _ in range(gates):
         clear = lambda low, high: high <= LIMIT or low > LIMIT  # noqa: E731
-        result = turns.play(noisy_rounds(generator, ratio), clear, rounds=rounds, seconds=1e9)
+        result = measure_until_clear(
+            noisy_rounds(generator, ratio), clear, max_rounds=rounds, seconds=1e9
+        )
         used += result.count
         found[
             "passed" if result.high <= LIMIT else "failed" if result.low > LIMIT else "undecided"
@@ -55,10 +57,10 @@ def test_clear_cases_are_decided_right_and_early(ratio, verdict):
 
 def test_the_budget_of_seconds_ends_it():
     now = iter(range(1000))
-    result = turns.play(
+    result = measure_until_clear(
         lambda: 1.0 + next(now) % 3,
         lambda *_: False,
-        rounds=1000,
+        max_rounds=1000,
         seconds=11,
         clock=lambda: next(now),
     )
@@ -66,11 +68,11 @@ def test_the_budget_of_seconds_ends_it():
 
 
 def test_too_few_rounds_give_no_interval():
-    found = turns.play(lambda: 1.0, lambda *_: True, rounds=8, seconds=0)
+    found = measure_until_clear(lambda: 1.0, lambda *_: True, max_rounds=8, seconds=0)
     assert (found.count, found.low, found.high) == (1, -np.inf, np.inf)
 
 
 def test_looks_are_doubled():
-    assert turns.looks(32) == [8, 16, 32]
-    assert turns.looks(20) == [8, 16, 20]
-    assert turns.looks(8) == [8]
+    assert look_schedule(32) == [8, 16, 32]
+    assert look_schedule(20) == [8, 16, 20]
+    assert look_schedule(8) == [8]

@@ -9,8 +9,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from compressor.engine.gates.check import parse_limit
-from compressor.engine.gates.metrics import figures_at
+from compressor.engine.gates.baseline import parse_limit
+from compressor.engine.gates.measured_model import measured_models_at
 from compressor.errors import DamagedArtifactError, UsageError
 from tests.support.cli import cli
 from tests.support.tiny_files import tiny_onnx
@@ -122,16 +122,16 @@ def test_limits_that_are_none(text: str) -> None:
 def test_a_ladder_keeps_what_each_sample_was_worth(tmp_path: Path) -> None:
     row = {"step": "onnx", "id": "1", "metrics": {}}
     (tmp_path / "ladder.json").write_text(json.dumps({"rows": [row]}))
-    assert figures_at(tmp_path)["onnx"].samples is None
+    assert measured_models_at(tmp_path)["onnx"].samples is None
     (tmp_path / "samples.json").write_text(
         json.dumps({"onnx": {"of": "x", "values": {"top1": [1, 0, 1]}}})
     )
-    kept = figures_at(tmp_path / "ladder.json")["onnx"].samples
+    kept = measured_models_at(tmp_path / "ladder.json")["onnx"].samples
     assert kept is not None
     assert kept.values["top1"] == (1, 0, 1)
     (tmp_path / "samples.json").write_text("{")
     with pytest.raises(DamagedArtifactError, match=r"samples\.json is damaged"):
-        figures_at(tmp_path)
+        measured_models_at(tmp_path)
 
 
 def test_a_limit_on_what_nobody_measured(two_runs: Path) -> None:
