@@ -17,6 +17,7 @@ from compressor.models.capabilities.feature_taps import FeatureTaps
 from compressor.models.families.autoglm_phone.family import AutoGLMPhone
 from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
+from tests.support.tiny_models import random_inputs
 
 PHONE, CLASSIFIER, ENCODER = AutoGLMPhone(), ImageClassifier(), SentenceEncoder()
 OTHER_ENCODERS = {"vision": "vit-lite", "speech": "wav2vec-bridge"}
@@ -45,29 +46,6 @@ def counted(module):
     for name, weight in module.named_parameters():
         counts[name.split(".")[0]] += weight.numel()
     return counts
-
-
-def inputs(family, config, batch):
-    generator = torch.Generator().manual_seed(batch)
-    lengths = {
-        "batch": batch,
-        "tokens": getattr(config, "tokens", 0),
-        "frames": getattr(config, "frames", 0),
-    }
-    tensors = {}
-    for spec in family.signature(config).inputs:
-        shape = [lengths.get(size, size) for size in spec.shape]
-        if spec.dtype == "float32":
-            tensors[spec.name] = torch.randn(shape, generator=generator)
-        else:
-            tensors[spec.name] = torch.randint(
-                1, min(250, spec.below or 250), shape, generator=generator
-            ).to(getattr(torch, spec.dtype))
-    if batch > 1 and "mel" in tensors:
-        tensors["mel"][0] = 0
-        tensors["tokens"][1] = 0
-        tensors["tokens"][2, 5:] = 0
-    return tensors
 
 
 @pytest.mark.parametrize(("family", "config"), CASES)
@@ -129,7 +107,7 @@ def test_parameters_of_any_config(fields):
 def test_macs_equal_what_torch_counts(family, config):
     module = family.build(config).eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(**inputs(family, config, 1))
+        module(**random_inputs(family, config, 1))
     assert counter.get_total_flops() / 2 == pytest.approx(family.macs(config), rel=1e-6)
 
 
@@ -169,7 +147,7 @@ def test_exports_with_dynamic_batch_and_lengths(dimensions):
         warnings.simplefilter("ignore")  # the exporter's own
         program = torch.onnx.export(
             Answer().eval(),
-            kwargs=inputs(PHONE, config, 3),
+            kwargs=random_inputs(PHONE, config, 3),
             dynamic_shapes=shapes,
             dynamo=True,
             verbose=False,
@@ -178,7 +156,9 @@ def test_exports_with_dynamic_batch_and_lengths(dimensions):
     program.save(buffer)
     session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
     for batch, tokens, frames in ((1, 12, 32), (5, 12, 32), (5, 17, 45)):
-        feed = inputs(PHONE, config.model_copy(update={"tokens": tokens, "frames": frames}), batch)
+        feed = random_inputs(
+            PHONE, config.model_copy(update={"tokens": tokens, "frames": frames}), batch
+        )
         with torch.inference_mode():
             expected = module(**feed)["logits"].numpy()
         (found,) = session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})
@@ -191,7 +171,7 @@ def test_exports_with_dynamic_batch_and_lengths(dimensions):
 )
 def test_outputs_and_features_are_there_and_repeat(family, config):
     module = family.build(config).eval()
-    feed = inputs(family, config, 5)
+    feed = random_inputs(family, config, 5)
     with torch.inference_mode():
         first, second = module(**feed), module(**feed)
     taps = family.capability(FeatureTaps, config)

@@ -4,62 +4,7 @@ import pytest
 import torch
 
 from compressor.models.capabilities.cuttable_axes import CuttableAxes, replace_fields
-from compressor.models.families.autoglm_phone.family import AutoGLMPhone
-from compressor.models.families.image_classifier.family import ImageClassifier
-from compressor.models.families.transformers.family import Transformers
-
-PHONE, CLASSIFIER, CHECKPOINT = AutoGLMPhone(), ImageClassifier(), Transformers()
-DEEP = PHONE.slim(
-    PHONE.presets["tiny"],
-    encoder_layers=2,
-    decoder_layers=2,
-    fusion_layers=2,
-    speech_layers=2,
-    heads=4,
-    key_heads=2,
-    speech_width=16,
-    ffn=24,
-    gate=8,
-    vision_blocks=[
-        {"kernel": 3, "expanded": 8, "out": 8, "stride": 1, "squeeze": True},
-        {"kernel": 3, "expanded": 16, "out": 4, "stride": 1, "squeeze": False},
-        {"kernel": 3, "expanded": 16, "out": 4, "stride": 1, "squeeze": True},
-        {"kernel": 3, "expanded": 8, "out": 8, "stride": 2, "squeeze": True},
-    ],
-)
-OTHER = PHONE.slim(
-    DEEP,
-    vision="vit-lite",
-    speech="wav2vec-bridge",
-    vision_layers=2,
-    vision_heads=4,
-    vision_ffn=16,
-    speech_heads=4,
-    vision_head_width=4,
-    speech_head_width=4,
-    speech_ffn=16,
-)
-UNEXPANDED = PHONE.slim(
-    DEEP,
-    vision_stem=8,
-    vision_activation="relu6",
-    vision_padding="tensorflow",
-    vision_blocks=[
-        {"kernel": 3, "expanded": 8, "out": 8, "stride": 1, "squeeze": True, "expands": False},
-        {"kernel": 3, "expanded": 8, "out": 4, "stride": 2, "squeeze": False, "expands": False},
-        {"kernel": 5, "expanded": 16, "out": 4, "stride": 1, "squeeze": False},
-    ],
-)
-MULTI_QUERY = PHONE.slim(DEEP, heads=4, key_heads=1)
-CASES = [
-    (PHONE, DEEP),
-    (PHONE, OTHER),
-    (PHONE, UNEXPANDED),
-    (PHONE, MULTI_QUERY),
-    (PHONE, PHONE.presets["bed-teacher"]),
-    *((CLASSIFIER, config) for config in CLASSIFIER.presets.values()),
-    *((CHECKPOINT, config) for config in CHECKPOINT.presets.values()),
-]
+from tests.support.tiny_models import CLASSIFIER, CUTTABLE
 
 
 def shapes(family, config):
@@ -69,7 +14,7 @@ def shapes(family, config):
         }
 
 
-@pytest.mark.parametrize(("family", "config"), CASES)
+@pytest.mark.parametrize(("family", "config"), CUTTABLE)
 def test_an_axis_names_every_dimension_that_its_fields_move(family, config):
     before = shapes(family, config)
     groups = {}
@@ -84,7 +29,7 @@ def test_an_axis_names_every_dimension_that_its_fields_move(family, config):
             4 if {axis.kind for axis in axes} == {"hidden"} else 1
         )  # Llama's class wants a multiple of its heads
         left = {axis.name: axis.units // units * (units - gone) for axis in axes}
-        stated = {path: value for axis in axes for path, value in axis.stated}
+        stated = {path: value for axis in axes for path, value in axis.pinned}
         wanted = stated | {
             path: left[axis.name] * factor for axis in axes for path, factor in axis.fields
         }
@@ -104,7 +49,7 @@ def test_an_axis_names_every_dimension_that_its_fields_move(family, config):
             assert after[cut.tensor][cut.dim] == left[axis.name] * cut.block * cut.segments
 
 
-@pytest.mark.parametrize(("family", "config"), CASES)
+@pytest.mark.parametrize(("family", "config"), CUTTABLE)
 def test_every_axis_is_read_by_something(family, config):
     axes = family.capability(CuttableAxes, config).axes
     assert axes
@@ -112,7 +57,7 @@ def test_every_axis_is_read_by_something(family, config):
     assert len({axis.name for axis in axes}) == len(axes)
 
 
-@pytest.mark.parametrize(("family", "config"), CASES)
+@pytest.mark.parametrize(("family", "config"), CUTTABLE)
 def test_a_stack_holds_the_layers_that_its_field_counts(family, config):
     before = shapes(family, config)
     for axis in (
@@ -126,7 +71,7 @@ def test_a_stack_holds_the_layers_that_its_field_counts(family, config):
         assert layers == {str(number) for number in range(axis.units)}
         if axis.units > 1:
             fields = {axis.fields[0][0]: axis.units - 1} | {
-                path: ["full_attention"] * (axis.units - 1) for path in axis.listed
+                path: ["full_attention"] * (axis.units - 1) for path in axis.unit_lists
             }
             after = shapes(family, replace_fields(config, fields))
             assert before.keys() - after.keys() == {
@@ -134,11 +79,11 @@ def test_a_stack_holds_the_layers_that_its_field_counts(family, config):
             }
 
 
-@pytest.mark.parametrize(("family", "config"), CASES)
+@pytest.mark.parametrize(("family", "config"), CUTTABLE)
 def test_a_residual_block_goes_with_its_entry_of_the_config(family, config):
     before = shapes(family, config)
-    for axis in (axis for axis in family.capability(CuttableAxes, config).axes if axis.entries):
-        for member, entry in zip(axis.members(range(axis.units)), axis.entries, strict=True):
+    for axis in (axis for axis in family.capability(CuttableAxes, config).axes if axis.unit_entries):
+        for member, entry in zip(axis.members(range(axis.units)), axis.unit_entries, strict=True):
             wanted = {}
             for name, shape in before.items():
                 number, _, rest = name.removeprefix(f"{axis.stack}.").partition(".")
@@ -155,7 +100,7 @@ def test_residual_blocks_in_a_row_are_layers_of_one_stack():
         for axis in CLASSIFIER.capability(
             CuttableAxes, CLASSIFIER.presets["efficientnet-lite0"]
         ).axes
-        if axis.entries
+        if axis.unit_entries
     ]
     found = {axis.label: axis.units for axis in stages}
     assert found == {"vision_blocks.6-7": 2, "vision_blocks.9-10": 2, "vision_blocks.12-14": 3}

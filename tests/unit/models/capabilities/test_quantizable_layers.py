@@ -5,8 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from compressor.models.capabilities.traced_layers import TracedLayers
-from tests.support.tiny_models import CLASSIFIER, PHONE, build_model
-from tests.unit.models.test_families import inputs
+from tests.support.tiny_models import CLASSIFIER, PHONE, build_model, random_inputs
 
 
 class Net(nn.Module):
@@ -82,7 +81,7 @@ def test_every_matrix_of_the_families_is_found():
     ):
         config = family.presets[preset]
         model = build_model(family, config)
-        graph, layers = found(model, inputs(family, config, 3))
+        graph, layers = found(model, random_inputs(family, config, 3))
         wanted = [
             name
             for name, one in model.named_modules()

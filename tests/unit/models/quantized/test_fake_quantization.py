@@ -1,4 +1,4 @@
-"""Rounding to grids, folding, and quantized models in and out of folders."""
+"""FakeQuantizer to grids, folding, and quantized models in and out of folders."""
 
 import copy
 import json
@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from compressor.errors import ModelError
 from compressor.models.checkpoint.loading import load_module, save_quantized
 from compressor.models.quantized.fake_quantization import (
+    FakeQuantizer,
     IntegerLayer,
-    Rounding,
-    fold,
-    replace,
-    round_input,
-    shaped,
+    fold_norms,
+    insert_fake_quantization,
+    quantize_input,
+    replace_module,
 )
 from compressor.models.quantized.quantization import (
     QUANTIZATION,
@@ -28,8 +28,7 @@ from compressor.models.quantized.quantization import (
     QuantizedLayer,
     read_quantization,
 )
-from tests.support.tiny_models import CLASSIFIER, PHONE, build_model
-from tests.unit.models.test_families import inputs
+from tests.support.tiny_models import CLASSIFIER, PHONE, build_model, random_inputs
 
 GRIDS = [
     Grid(bits=bits, nonnegative=nonnegative) for bits in (4, 8) for nonnegative in (False, True)
@@ -39,7 +38,7 @@ VALUES = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30)
 
 
 def rounding(grid, scale, channels=None):
-    one = Rounding(grid, channels)
+    one = FakeQuantizer(grid, channels)
     one.set_scale(torch.as_tensor(scale, dtype=torch.float32))
     return one
 
@@ -129,7 +128,7 @@ def test_a_scale_can_follow_what_is_seen():
 
 def test_folding_leaves_the_answers_as_they_are():
     model = build_model(CLASSIFIER, CLASSIFIER.presets["small"])
-    batch = inputs(CLASSIFIER, CLASSIFIER.presets["small"], 3)
+    batch = random_inputs(CLASSIFIER, CLASSIFIER.presets["small"], 3)
     norms = {"vision.stem": "vision.stem_norm", "vision.last": "vision.last_norm"}
     for number in range(4):
         norms |= {
@@ -137,7 +136,7 @@ def test_folding_leaves_the_answers_as_they_are():
             for one in ("filter", "project")
         }
     folded = copy.deepcopy(model)
-    fold(folded, norms)
+    fold_norms(folded, norms)
     with torch.no_grad():
         torch.testing.assert_close(
             folded(**batch)["logits"], model(**batch)["logits"], atol=1e-4, rtol=1e-4
@@ -165,9 +164,9 @@ SPEC = Quantization(
 
 def quantized():
     torch.manual_seed(1)
-    model = shaped(PHONE.build(TINY), SPEC)
+    model = insert_fake_quantization(PHONE.build(TINY), SPEC)
     for one in model.modules():
-        if isinstance(one, Rounding):
+        if isinstance(one, FakeQuantizer):
             one.set_scale(torch.rand_like(one.log2_scale) + 0.01)
     return model.eval()
 
@@ -176,7 +175,7 @@ def test_a_quantized_model_comes_back_as_it_was_saved(tmp_path):
     model = quantized()
     save_quantized(model, PHONE, TINY, SPEC, tmp_path)
     again = load_module(tmp_path)
-    batch = inputs(PHONE, TINY, 3)
+    batch = random_inputs(PHONE, TINY, 3)
     assert read_quantization(tmp_path) == SPEC
     with torch.no_grad():
         assert torch.equal(again(**batch)["logits"], model(**batch)["logits"])
@@ -185,7 +184,7 @@ def test_a_quantized_model_comes_back_as_it_was_saved(tmp_path):
 
 def test_copies_round_with_their_own_scales():
     model = torch.nn.Sequential(torch.nn.Identity())
-    round_input(model[0], Grid(bits=8)).set_scale(torch.tensor(1.0))
+    quantize_input(model[0], Grid(bits=8)).set_scale(torch.tensor(1.0))
     other = copy.deepcopy(model)
     other[0].input_rounding.set_scale(torch.tensor(4.0))
     with torch.no_grad():
@@ -226,7 +225,7 @@ def test_a_missing_description_is_named(tmp_path):
 
 def test_replacing_reaches_into_lists():
     model = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.ReLU()]))
-    replace(model, "0.0", torch.nn.Identity())
+    replace_module(model, "0.0", torch.nn.Identity())
     assert isinstance(model[0][0], torch.nn.Identity)
 
 
@@ -238,7 +237,7 @@ def test_a_scale_that_follows_holds_both_ends_of_its_grid():
 
 
 def test_scales_of_the_last_axis_round_rows_wherever_they_stand():
-    one = Rounding(Grid(bits=8), 2, last=True)
+    one = FakeQuantizer(Grid(bits=8), 2, last=True)
     one.set_scale(torch.tensor([1.0, 0.1]))
     x = torch.tensor([[[1.2, 1.24]], [[-0.4, -0.06]]])
     wanted = torch.tensor([[[1.0, 1.2]], [[0.0, -0.1]]])
