@@ -30,6 +30,7 @@ def pipeline(arm: str) -> dict[str, Any]:
     if arm == "hard labels":
         student["soft_weight"] = 0.0
         student.pop("features", None)
+        student.pop("temperature", None)  # of the soft labels
     if arm != "soft + feedback":
         student.pop("feedback", None)
     tree |= {

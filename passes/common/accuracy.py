@@ -1,4 +1,4 @@
-"""How well a module answers on a data set, as the training loop sees it."""
+"""Accuracy of a module on a labelled data set, for training and for choosing layers."""
 
 from __future__ import annotations
 
@@ -18,30 +18,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Right or wrong, sample by sample."""
+    """Correctness and loss of N samples."""
 
     correct: np.ndarray[Any, Any]
-    """[N]: whether the answer was right; of a language model, the part of the tokens that were."""
+    """[N]: True where the predicted class is the label; the part of correct tokens for language
+    models."""
     loss: np.ndarray[Any, np.dtype[np.float32]]
-    """[N]: cross-entropy with the label, or the labels' mean."""
+    """[N]: cross-entropy with the label; its mean over the tokens for language models."""
     slices: dict[str, float]
-    """Accuracy by slice, as ``{"input=speech": 0.75}``."""
+    """Accuracy by slice, such as ``{"input=speech": 0.75}``."""
 
     @property
     def accuracy(self) -> float:
-        """The part of all samples that was right."""
+        """Part of the samples that is correct, 0 to 1."""
         return float(self.correct.mean())
-
-
-def _of_samples(values: Tensor) -> np.ndarray[Any, Any]:
-    """One value for each sample: where a sample has an answer for each token, their mean."""
-    return (values if values.ndim == 1 else values.float().flatten(1).mean(dim=1)).cpu().numpy()
 
 
 def evaluate_accuracy(
     model: nn.Module, dataset: Dataset, batch_size: int, limit: int | None = None
 ) -> Evaluation:
-    """Answer every sample (or the first ``limit``) of a labelled set in evaluation mode; the model's mode is left as it was."""
+    """Evaluate a model on every sample of a labelled data set, or on the first ``limit``.
+
+    The model runs in eval mode; its mode is restored afterwards.
+    """
     training, device = model.training, device_of(model)
     model.eval()
     correct, losses = [], []
@@ -49,19 +48,21 @@ def evaluate_accuracy(
         for batch in dataset.batches(batch_size, limit):
             tensors = tensors_from_batch(batch, device)
             label = tensors[str(dataset.label_name)]
-            logits = model(**{name: tensors[name] for name in dataset.input_names})[
-                "logits"
-            ].float()
-            loss = cross_entropy(logits.flatten(0, -2), label.flatten(), reduction="none").view(
-                label.shape
-            )
-            correct.append(_of_samples(logits.argmax(dim=-1) == label))
-            losses.append(_of_samples(loss))
+            outputs = model(**{name: tensors[name] for name in dataset.input_names})
+            logits = outputs["logits"].float()
+            loss = cross_entropy(logits.flatten(0, -2), label.flatten(), reduction="none")
+            correct.append(_mean_by_sample(logits.argmax(dim=-1) == label))
+            losses.append(_mean_by_sample(loss.view(label.shape)))
     model.train(training)
-    right = np.concatenate(correct)
+    all_correct = np.concatenate(correct)
     slices = {
-        f"{axis}={value}": float(right[labels[: len(right)] == value].mean())
+        f"{axis}={value}": float(all_correct[labels[: len(all_correct)] == value].mean())
         for axis, labels in dataset.slices().items()
-        for value in np.unique(labels[: len(right)]).tolist()
+        for value in np.unique(labels[: len(all_correct)]).tolist()
     }
-    return Evaluation(right, np.concatenate(losses), slices)
+    return Evaluation(all_correct, np.concatenate(losses), slices)
+
+
+def _mean_by_sample(values: Tensor) -> np.ndarray[Any, Any]:
+    """Reduce [N, ...] to [N]; values of shape [N] keep their dtype."""
+    return (values if values.ndim == 1 else values.float().flatten(1).mean(dim=1)).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Checkpoints inside a pass: whole or not there, and refused when they are damaged or another run's."""
+"""Checkpoints of a running pass: written atomically, and refused if damaged or of another run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class UnusableCheckpointError(Exception):
-    """Why a checkpoint cannot be gone on from; training starts anew, and says so."""
+    """A checkpoint is damaged or belongs to another run; the pass starts from the beginning."""
 
 
 def save_checkpoint(path: Path, identity: str, state: dict[str, Any]) -> None:
-    """Write the state after its sha256, atomically."""
+    """Write the state, preceded by its sha256, atomically.
+
+    Args:
+        path: File to replace.
+        identity: Digest of the inputs of the run; the same string is needed to load the file.
+        state: Plain values and tensors that ``torch.load(weights_only=True)`` reads.
+    """
     buffer = io.BytesIO()
     torch.save({"identity": identity, "state": state}, buffer)
     content = buffer.getvalue()
@@ -30,10 +36,10 @@ def save_checkpoint(path: Path, identity: str, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, identity: str) -> dict[str, Any]:
-    """The state that ``save_checkpoint`` wrote for the same identity.
+    """Return the state that ``save_checkpoint`` wrote with the same identity.
 
     Raises:
-        UnusableCheckpointError: the content is not what was written, or it belongs to another run.
+        UnusableCheckpointError: The file is damaged, or its identity is another.
     """
     content = path.read_bytes()
     if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
@@ -41,7 +47,7 @@ def load_checkpoint(path: Path, identity: str) -> dict[str, Any]:
     try:
         saved = torch.load(io.BytesIO(content[_DIGEST_BYTES:]), weights_only=True)
     except (UnpicklingError, RuntimeError) as error:
-        raise UnusableCheckpointError(f"{path.name} is no checkpoint: {error}") from error
+        raise UnusableCheckpointError(f"{path.name} is not a checkpoint: {error}") from error
     if saved["identity"] != identity:
         raise UnusableCheckpointError(f"{path.name} belongs to another run")
     state: dict[str, Any] = saved["state"]

@@ -1,11 +1,12 @@
-"""What a training recipe can say; plain values, so that a plan can check them without torch."""
+"""Config of the training loop, and checks of fields that have no effect; imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import cos, pi
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field, model_validator
 
 from compressor.config.record import Record
 
@@ -13,43 +14,82 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainingConfig(Record):
-    """One recipe for the training loop that all training passes share."""
+    """Optimizer, schedule and checkpoints of a training with AdamW."""
 
     steps: Annotated[int, Field(ge=1)] = 1000
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Samples per step."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    """Highest learning rate of AdamW (Loshchilov & Hutter 2019)."""
+    """Peak learning rate of AdamW (Loshchilov & Hutter 2019)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
-    warmup: Fraction = 0.1
-    """Part of the steps in which the learning rate rises from 0."""
-    final: Fraction = 0.0
-    """What is left of the learning rate at the end, as a fraction of the highest."""
+    """Decay of the learning rate after the warm-up."""
+    warmup_ratio: Annotated[
+        Fraction, Field(validation_alias=AliasChoices("warmup_ratio", "warmup"))
+    ] = 0.1
+    """Part of the steps in which the learning rate rises linearly from 0 to its peak."""
+    min_lr_ratio: Annotated[
+        Fraction, Field(validation_alias=AliasChoices("min_lr_ratio", "final"))
+    ] = 0.0
+    """Learning rate at the end of the decay, as a fraction of the peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Decoupled weight decay of matrices and kernels; vectors (norms, biases) have none."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    """The gradient's norm over all weights is clipped to this."""
+    """Largest L2 norm of the gradient over all weights; larger gradients are scaled down to it."""
     batch_norm: Literal["learn", "freeze"] = "learn"
-    """Whether batch normalizations go by each batch and learn its statistics, or keep those they have: for few data, or data
-    unlike what the model was first trained on."""
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of an exponential moving average of the weights, which is what is evaluated and kept; 0 for none."""
+    """Batch normalizations use the statistics of each batch and update their running statistics
+    (`learn`), or use their running statistics unchanged (`freeze`): for few samples, or samples
+    unlike those that the model was first trained on."""
+    ema_decay: Annotated[
+        float, Field(ge=0, lt=1, validation_alias=AliasChoices("ema_decay", "average"))
+    ] = 0.0
+    """Decay of an exponential moving average of the weights. The averaged weights are evaluated and
+    saved. 0 turns averaging off."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
-    """Steps between two looks at the validation split; 0 looks only at the end."""
+    """Steps between two evaluations on the validation set; 0 evaluates only after the last step."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Evaluations without a better accuracy after which training stops; the best weights are then kept."""
+    """Stop after this many evaluations without a better accuracy, and keep the weights of the best
+    evaluation. By default all steps are taken and the last weights are kept."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 200
-    """Steps between two checkpoints. A killed run goes on from the last one and ends in the same bytes."""
+    """Steps between two checkpoints. A killed run resumes from the last one, and ends with the same
+    bytes as a run that was not killed."""
+
+    @model_validator(mode="after")
+    def _check_effects(self) -> TrainingConfig:
+        problems = []
+        if self.schedule == "constant" and is_set(self, "min_lr_ratio"):
+            problems.append("`min_lr_ratio` has no effect with `schedule: constant`: leave it out")
+        if self.patience is not None and self.evaluate_every == 0:
+            problems.append("`patience` counts evaluations: set `evaluate_every`, or leave it out")
+        raise_problems(problems)
+        return self
 
     def rate(self, step: int) -> float:
-        """The learning rate of the step, counted from 0."""
-        warm = round(self.warmup * self.steps)
-        if step < warm:
-            return self.learning_rate * (step + 1) / warm
+        """Return the learning rate of a step, counted from 0."""
+        warmup_steps = round(self.warmup_ratio * self.steps)
+        if step < warmup_steps:
+            return self.learning_rate * (step + 1) / warmup_steps
         if self.schedule == "constant":
             return self.learning_rate
-        done = (step - warm) / max(1, self.steps - warm)
-        fall = (1 + cos(pi * done)) / 2 if self.schedule == "cosine" else 1 - done
-        return self.learning_rate * (self.final + (1 - self.final) * fall)
+        done = (step - warmup_steps) / max(1, self.steps - warmup_steps)
+        decay = (1 + cos(pi * done)) / 2 if self.schedule == "cosine" else 1 - done
+        return self.learning_rate * (self.min_lr_ratio + (1 - self.min_lr_ratio) * decay)
+
+
+def is_set(record: Record, field: str) -> bool:
+    """Return True if the user set a field to something else than null, false or an empty list."""
+    value = getattr(record, field)
+    return field in record.model_fields_set and value not in (None, ()) and value is not False
+
+
+def validation_problems(validation: str | None, training: TrainingConfig) -> list[str]:
+    """Return the fields of a training that have no effect without a validation set."""
+    if validation is None and training.patience is not None:
+        return ["`training.patience` has no effect with `validation: null`: name a validation set"]
+    return []
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise one ``ValueError`` with all problems of a record, for use in a pydantic validator."""
+    if problems:
+        raise ValueError("; ".join(problems))

@@ -1,4 +1,4 @@
-"""What training will take, from arithmetic and one quick measurement of the machine."""
+"""Estimates of training: time, memory and disk, from arithmetic and the machine's GEMM rate."""
 
 from __future__ import annotations
 
@@ -9,65 +9,77 @@ from compressor.models.facts import ModelFacts
 from passes.common.config import TrainingConfig
 
 _FORWARD_AND_BACKWARD = 3
-"""A backward pass costs twice a forward pass: one product for the inputs, one for the weights."""
+"""Cost of a forward and a backward pass, in forward passes: a backward pass computes two products,
+for the gradients of the inputs and of the weights."""
 _EFFICIENCY = 0.33
-"""Share of the GEMM rate that training reaches; measured on the phone bed, with four commands a screen."""
+"""Part of the GEMM rate that training reaches: measured on the phone bed, four commands a screen."""
 _BYTES_PER_PARAMETER = 16
 """Weight, gradient and AdamW's two moments in float32."""
 _PROCESS_BYTES = 450 << 20
-"""A process with torch and a mapped data set, before any model."""
+"""A process with torch and a memory-mapped data set, before any model."""
 _ACTIVATION_BYTES_PER_MAC = 0.35
-"""Activations kept for the backward pass, a sample; measured on the phone bed."""
+"""Activations of one sample that are kept for the backward pass: measured on the phone bed."""
+_DISK_BYTES_PER_PARAMETER = 20
+"""A checkpoint of weights, moments and averaged weights, and the saved model, in float32."""
 
 
-def training_seconds(model: ModelFacts, samples: float) -> float | None:
-    """The time of so many forward passes of the model, backward ones counted alike.
+def training_seconds(model: ModelFacts, forward_passes: float) -> float | None:
+    """Return the time of a number of forward passes of one sample, or passes that cost as much.
 
-    None where its arithmetic is told by the token: a plan does not know how long the samples are.
+    None for models whose MACs are per token: the length of the samples is unknown in a plan.
     """
-    if not _told_by_sample(model):
+    if not _has_macs_per_sample(model):
         return None
-    return 2 * (model.macs or 0) * samples / (_EFFICIENCY * gemm_flops_per_second())
+    flops = 2 * (model.macs or 0) * forward_passes
+    return flops / (_EFFICIENCY * gemm_flops_per_second())
 
 
-def _told_by_sample(model: ModelFacts) -> bool:
+def _has_macs_per_sample(model: ModelFacts) -> bool:
     signature = model.capability(Signature)
     return signature is None or signature.unit == "sample"
 
 
 def training_memory(model: ModelFacts, batch_size: int) -> int:
-    """Bytes of a process that trains the model; less its activations, where a plan does not know how long the samples are."""
-    return (
-        _PROCESS_BYTES
-        + _BYTES_PER_PARAMETER * (model.parameters or 0)
-        + _activations(model, batch_size)
-    )
+    """Return the memory in bytes of a process that trains the model.
 
-
-def mapped_memory(model: ModelFacts, batch_size: int, maps: int) -> int:
-    """Bytes of a process that runs a model forwards and backwards, keeps no gradients, and has its weights in ``maps`` of files.
-
-    The kernel keeps of those what there is room for; half of the memory, at most, is taken to be.
+    Activations are not counted for models whose MACs are per token.
     """
     return (
         _PROCESS_BYTES
-        + min(maps, environment(1, "cpu").memory_bytes // 2)
-        + _activations(model, batch_size)
+        + _BYTES_PER_PARAMETER * (model.parameters or 0)
+        + _activation_bytes(model, batch_size)
     )
 
 
-def _activations(model: ModelFacts, batch_size: int) -> int:
+def mapped_memory(model: ModelFacts, batch_size: int, mapped_bytes: int) -> int:
+    """Return the memory in bytes of forward and backward passes with memory-mapped weights.
+
+    No gradients are kept. The kernel keeps as much of the mapped files in memory as there is room
+    for; this assumes at most half of the machine's memory.
+    """
     return (
-        int(_ACTIVATION_BYTES_PER_MAC * (model.macs or 0) * batch_size)
-        if _told_by_sample(model)
-        else 0
+        _PROCESS_BYTES
+        + min(mapped_bytes, environment(1, "cpu").memory_bytes // 2)
+        + _activation_bytes(model, batch_size)
     )
+
+
+def _activation_bytes(model: ModelFacts, batch_size: int) -> int:
+    if not _has_macs_per_sample(model):
+        return 0
+    return int(_ACTIVATION_BYTES_PER_MAC * (model.macs or 0) * batch_size)
 
 
 def training_estimate(
     model: ModelFacts, training: TrainingConfig, forward_only: ModelFacts | None = None
 ) -> Estimate:
-    """Time, memory and disk of training ``model``; ``forward_only`` runs beside it, as a teacher does."""
+    """Estimate the training of a model.
+
+    Args:
+        model: The model that is trained; without its parameters or MACs nothing is estimated.
+        training: Number of steps and batch size.
+        forward_only: A model that runs on the same batches, such as a teacher.
+    """
     if model.parameters is None or model.macs is None:
         return Estimate(model=model)
     passes = _FORWARD_AND_BACKWARD + ((forward_only.macs or 0) / model.macs if forward_only else 0)
@@ -78,5 +90,5 @@ def training_estimate(
         model=model,
         seconds=training_seconds(model, passes * training.batch_size * training.steps),
         peak_memory_bytes=memory,
-        disk_bytes=4 * 5 * model.parameters,
+        disk_bytes=_DISK_BYTES_PER_PARAMETER * model.parameters,
     )

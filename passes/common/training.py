@@ -10,95 +10,25 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.data.contract import Batch, Dataset
+from compressor.data.contract import Batch
 from compressor.errors import NumericalError, RequirementError
-from passes.common.accuracy import Evaluation, evaluate_accuracy
+from passes.common.accuracy import evaluate_accuracy
 from passes.common.checkpoint import UnusableCheckpointError, load_checkpoint, save_checkpoint
 from passes.common.config import TrainingConfig
 from passes.common.device import deterministic_algorithms, device_of, tensors_from_batch
-from passes.common.optimizer import build_optimizer, update_average
-from passes.common.sampling import Sampler, Weights, step_seed
-
-Objective = Callable[[dict[str, Tensor], dict[str, Tensor], float], dict[str, Tensor]]
-"""(outputs, batch, progress in [0, 1)) to the weighted terms of the loss by name, each a scalar."""
+from passes.common.sampling import Sampler, step_seed
+from passes.common.task import Callbacks, RunSettings, Task, TrainingResult
 
 CHECKPOINT = "training.ckpt"
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """Data and loss of a training."""
-
-    dataset: Dataset
-    """``batch(indices, epoch)`` must be a pure function of its arguments."""
-    objective: Objective
-    validation: Dataset | None = None
-    """Evaluated every ``evaluate_every`` steps, and at the end."""
-    extra: nn.Module | None = None
-    """Module that is trained with the model and not part of it, such as projections of features."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunSettings:
-    """Seed, checkpoints and steps of one call of ``fit``."""
-
-    seed: int
-    """Seed of the order of samples, and of dropout."""
-    checkpoint_dir: Path
-    """Checkpoints are written here, and training resumes from them."""
-    stretch: range | None = None
-    """Subset of the ``config.steps`` steps to take, with their batches and learning rates; None for
-    all. A training can thus be split into calls between which the caller changes the model. Each
-    call starts with a new optimizer and a new average of the weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class Callbacks:
-    """Functions that ``fit`` calls; the defaults do nothing."""
-
-    progress: Callable[[int, int, Mapping[str, float]], None] = lambda *_: None
-    """(steps done, total steps, metrics), after every step."""
-    note: Callable[[str], None] = lambda _: None
-    """(line), if a checkpoint cannot be used."""
-    before_step: Callable[[float], None] = lambda _: None
-    """(part of all steps that is done, in [0, 1)), before every step."""
-    on_evaluation: Callable[[int, Evaluation], Weights | None] = lambda *_: None
-    """(step, validation result), after every evaluation. Returns sampling weights
-    [len(dataset)] for the next steps, or None to keep the present ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingResult:
-    """History of a training; the weights are in the model that was passed to ``fit``."""
-
-    history: list[dict[str, Any]]
-    """One entry per evaluation: step, mean terms of the loss since the last, accuracy, slices."""
-    steps: int
-    """Steps taken, including those before the stretch."""
-    kept_step: int
-    """Step whose weights were kept: the last, or with ``patience`` the best."""
-    stopped_early: bool
-    resumed_from: int | None
-    """Step of the checkpoint that the call resumed from."""
-
-    def summary(self) -> dict[str, Any]:
-        """Return JSON values for the manifest; they do not depend on interruptions."""
-        return {
-            "history": self.history,
-            "steps": self.steps,
-            "kept_step": self.kept_step,
-            "stopped_early": self.stopped_early,
-        }
 
 
 def fit(
@@ -167,7 +97,7 @@ class _Loop:
                 remedy="leave `batch_norm` out",
             )
         self.weights = [weight for weight in self.learners.parameters() if weight.requires_grad]
-        self.optimizer = build_optimizer(self.weights, config)
+        self.optimizer = _build_optimizer(self.weights, config)
         self.averaged = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
         self.best: dict[str, Tensor] | None = None
         self.sampler = Sampler(len(task.dataset), config.batch_size, settings.seed)
@@ -237,7 +167,7 @@ class _Loop:
         if self.averaged is not None:
             taken = state.step - self.stretch.start
             decay = min(config.ema_decay, (1 + taken) / (10 + taken))
-            update_average(self.averaged, self.model, decay)
+            _update_average(self.averaged, self.model, decay)
         for name, value in values.items():
             state.sums[name] = state.sums.get(name, 0.0) + value
         state.summed += 1
@@ -344,3 +274,27 @@ def _check_gradient(norm: float, loss: float, step: int) -> None:
             f"the gradient is not finite at step {step + 1}, though the loss is {loss:g}",
             remedy="lower `learning_rate`",
         )
+
+
+def _build_optimizer(weights: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    """Return AdamW without weight decay of vectors."""
+    groups = [
+        {
+            "params": [weight for weight in weights if weight.ndim > 1],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+@torch.no_grad()
+def _update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    """Set averaged ← decay · averaged + (1 − decay) · model; integer buffers are copied."""
+    pairs = list(zip(averaged.state_dict().values(), model.state_dict().values(), strict=True))
+    floats = [(old, new) for old, new in pairs if old.dtype.is_floating_point]
+    torch._foreach_lerp_([old for old, _ in floats], [new for _, new in floats], 1.0 - decay)
+    for old, new in pairs:
+        if not old.dtype.is_floating_point:
+            old.copy_(new)

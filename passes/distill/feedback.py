@@ -1,11 +1,18 @@
-"""Online feedback: where the student fails on the validation split, training looks more often."""
+"""Sampling weights from the errors of the student on the validation set."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from compressor.data.contract import Dataset
+from compressor.errors import RequirementError
+from passes.common.accuracy import Evaluation
+from passes.common.sampling import Weights
+from passes.distill.config import Feedback
 
 Labels = np.ndarray[Any, Any]
 
@@ -17,22 +24,24 @@ def sampling_weights(
     *,
     strength: float,
     limit: float,
-) -> Labels:
-    """A weight for each training sample, from the error of the strata that it lies in.
+) -> Weights:
+    """Return a weight for each training sample, from the validation error of its strata.
 
-    For each axis that both sets have, a stratum s of n_s samples with error e_s weighs
-    ((e_s·n_s + e·m) / (n_s + m) / e)^strength, where e is the error of the whole set and m shrinks small strata towards it;
-    the axes multiply, and the result lies within 1/limit and limit before it is scaled to mean 1.
+    A stratum s of n_s validation samples with error e_s weighs
+    ((e_s·n_s + e·m) / (n_s + m) / e)^strength. The error of the whole set is e, and m is the mean
+    size of the strata: it shrinks the estimates of small strata towards e. The weights of a
+    sample's strata are multiplied over the axes that both sets have, clipped to
+    [1/limit, limit], and scaled to mean 1.
 
     Args:
-        train_strata: axis to the stratum of each training sample, [N] each.
-        validation_strata: the same for the validation set, [M] each.
-        correct: [M] bool, whether the student is right there.
-        strength: 0 leaves all weights at 1.
-        limit: the largest weight, and the inverse of the smallest.
+        train_strata: Axis to the stratum of each of N training samples, [N].
+        validation_strata: The same for M validation samples, [M].
+        correct: [M], 1 or True where the student is correct.
+        strength: Exponent; 0 gives all samples the weight 1.
+        limit: Largest weight, and inverse of the smallest, before scaling.
 
     Returns:
-        [N] float64.
+        float64 [N].
     """
     error = 1.0 - float(np.mean(correct))
     count = len(next(iter(train_strata.values())))
@@ -48,5 +57,42 @@ def sampling_weights(
         factor = dict(zip(names.tolist(), (relative**strength).tolist(), strict=True))
         weights *= np.array([factor.get(name, 1.0) for name in train_strata[axis].tolist()])
     weights = np.clip(weights, 1 / limit, limit)
-    normalised: Labels = weights / weights.mean()
-    return normalised
+    scaled: Weights = weights / weights.mean()
+    return scaled
+
+
+def check_strata(train: Dataset, validation: Dataset) -> None:
+    """Check that two data sets share an axis of strata.
+
+    Raises:
+        RequirementError: They do not.
+    """
+    if not train.strata().keys() & validation.strata().keys():
+        raise RequirementError(
+            "`feedback`: the training and validation sets share no strata to weigh samples by",
+            remedy="leave `feedback` out, or use two sets with labels",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackCallback:
+    """Callback of the training loop that returns new sampling weights after an evaluation."""
+
+    config: Feedback
+    steps: int
+    """Number of steps of the training."""
+    train_strata: Mapping[str, Labels]
+    validation_strata: Mapping[str, Labels]
+
+    def __call__(self, step: int, evaluation: Evaluation) -> Weights | None:
+        """Return the weights [N]; None before ``start``, and after the last step."""
+        if step < self.config.start * self.steps or step >= self.steps:
+            return None
+        count = len(evaluation.correct)
+        return sampling_weights(
+            self.train_strata,
+            {axis: strata[:count] for axis, strata in self.validation_strata.items()},
+            evaluation.correct,
+            strength=self.config.strength,
+            limit=self.config.limit,
+        )

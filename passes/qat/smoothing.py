@@ -1,6 +1,6 @@
-"""Channels that reach far beyond all others are scaled down before a layer rounds its input.
+"""Scaling of outlier input channels, a variant of SmoothQuant (Xiao et al. 2023, arXiv:2211.10438).
 
-Shapes: I input channels of a layer, O its outputs, P positions.
+Shapes: I input channels, P positions, B batch, T tokens.
 """
 
 from __future__ import annotations
@@ -11,75 +11,85 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from calibration.capture import select_valid, observe_layers
+from calibration.capture import observe_layers, select_valid
 from compressor.models.capabilities.valid_positions import ValidPositions
-from compressor.models.quantized.fake_quantization import multiply_input
+from compressor.models.quantized.fake_quantization import scale_input
 
 
 @dataclass(slots=True)
-class _Seen:
-    """Of the input of a layer."""
+class _InputStatistics:
+    """Statistics of the input of one layer over all batches."""
 
     largest_I: Tensor
+    """Largest magnitude of each channel."""
     squares: float = 0.0
+    """Sum of the squares of all values."""
     values: int = 0
+    """Number of values."""
 
-    def add(self, x: Tensor) -> None:
+    def update(self, x: Tensor) -> None:
         x_PI = x.flatten(0, -2)
         self.largest_I = torch.maximum(self.largest_I, x_PI.abs().amax(dim=0))
         self.squares += float(x_PI.double().square().sum())
         self.values += x_PI.numel()
 
+    def factors(self, deviations: float) -> Tensor | None:
+        """Return the factor of each channel, [I]; None if no channel is an outlier."""
+        limit = deviations * (self.squares / max(self.values, 1)) ** 0.5
+        outlier_I = self.largest_I > limit
+        if not (limit > 0 and outlier_I.any()):
+            return None
+        return torch.where(outlier_I, limit / self.largest_I, 1.0)
+
 
 @torch.no_grad()
-def smooth(
+def smooth_inputs(
     module: nn.Module,
     names: Collection[str],
     batches: Iterable[Mapping[str, Tensor]],
     positions: ValidPositions,
     deviations: float,
 ) -> tuple[str, ...]:
-    """Divide outlying channels of the inputs of linear layers, and multiply the weights by as much, in place.
+    """Scale outlier input channels of linear layers down and their weights up, in place.
 
-    As SmoothQuant (Xiao et al. 2023), but only where a channel's largest magnitude is beyond so many root mean squares of the
-    whole input, and to there: weights of other channels stay as they are. Layers that read the same values divide them alike.
+    Unlike SmoothQuant, only channels whose largest magnitude exceeds a limit are scaled, down to
+    the limit; the weights of other channels stay as they are. The limit is a multiple of the root
+    mean square of the whole input. Layers that read the same values scale them equally.
 
     Args:
-        module: computes as before, but for the order of its sums.
-        names: of the layers that may be smoothed.
-        batches: the model's inputs.
-        positions: the positions that are not padding.
-        deviations: how far a channel may reach.
+        module: The model; its outputs change only by float rounding.
+        names: Names of the layers that may be smoothed; those that are not linear are skipped.
+        batches: Model inputs.
+        positions: Positions of the batches that are not padding.
+        deviations: The limit, in root mean squares of the input.
 
     Returns:
-        Which layers were smoothed.
+        The names of the layers that were smoothed.
     """
     layers = {
-        name: one for name in names if isinstance(one := module.get_submodule(name), nn.Linear)
+        name: layer for name in names if isinstance(layer := module.get_submodule(name), nn.Linear)
     }
-    seen = {
-        name: _Seen(torch.zeros(one.in_features, device=one.weight.device))
-        for name, one in layers.items()
+    statistics = {
+        name: _InputStatistics(torch.zeros(layer.in_features, device=layer.weight.device))
+        for name, layer in layers.items()
     }
-    meant: Tensor | None = None
+    valid_BT: Tensor | None = None
 
-    def see(tensor: str, values: Tensor) -> None:
-        seen[tensor.removesuffix(":input")].add(select_valid(values, meant))
+    def observe(tensor: str, values: Tensor) -> None:
+        statistics[tensor.removesuffix(":input")].update(select_valid(values, valid_BT))
 
     def run() -> None:
-        nonlocal meant
+        nonlocal valid_BT
         for batch in batches:
-            meant = positions.mask(batch)
+            valid_BT = positions.mask(batch)
             module(**batch)
 
-    observe_layers(module, dict.fromkeys(layers, False), run, see)
+    observe_layers(module, dict.fromkeys(layers, False), run, observe)
     smoothed = []
     for name, layer in layers.items():
-        allowed = deviations * (seen[name].squares / max(seen[name].values, 1)) ** 0.5
-        beyond_I = seen[name].largest_I > allowed
-        if allowed > 0 and beyond_I.any():
-            factor_I = torch.where(beyond_I, allowed / seen[name].largest_I, 1.0)
+        factor_I = statistics[name].factors(deviations)
+        if factor_I is not None:
             layer.weight /= factor_I
-            multiply_input(layer, factor_I)
+            scale_input(layer, factor_I)
             smoothed.append(name)
     return tuple(smoothed)

@@ -1,0 +1,64 @@
+"""Distillation of a student: build it, train it with the teacher's soft labels, save it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from compressor.artifacts.store import Artifact
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.models.capabilities.feature_taps import FeatureTaps
+from compressor.models.capabilities.training_heads import TrainingHeads
+from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.loading import load_module
+from passes.common.device import prepare_torch
+from passes.common.losses import probe_outputs, shared_heads
+from passes.common.task import Callbacks, RunSettings, Task
+from passes.common.training import fit
+from passes.distill.config import DistillConfig
+from passes.distill.feedback import FeedbackCallback
+from passes.distill.losses import DistillationLoss, create_matcher
+from passes.distill.student import copy_matching, student_config
+
+
+def distill(
+    config: DistillConfig, parent: Artifact, teacher: Artifact, out: Path, context: PassContext
+) -> PassOutput:
+    """Train the student that the config describes, and save it to ``out``."""
+    device = prepare_torch(context)
+    description = read_description(parent.model)
+    family = description.family
+    architecture = student_config(config.student, family, description.config)
+    teacher_module = load_module(teacher.model, context.device).requires_grad_(False)
+    if config.student.parent is not None:
+        student = load_module(description, context.device)
+    else:
+        student = family.build(architecture).to(device)
+    copied = None
+    if config.student.slim is not None:
+        copied = copy_matching(student, teacher_module)
+    dataset = context.data(config.train)
+    outputs, teacher_outputs = probe_outputs(student, teacher_module, dataset)
+    heads = family.require(TrainingHeads, architecture)
+    shared = shared_heads(
+        heads.logits(student, outputs), heads.logits(teacher_module, teacher_outputs), context.note
+    )
+    matcher = None
+    if config.features is not None:
+        names = config.features.names or family.require(FeatureTaps, architecture).names
+        matcher = create_matcher(names, outputs, teacher_outputs)
+    loss = DistillationLoss(
+        config, heads, student, teacher_module, dataset.input_names, shared, matcher
+    )
+    validation = context.data(config.validation) if config.validation else None
+    callbacks = Callbacks(partial(context.progress, "step"), context.note)
+    if config.feedback is not None and validation is not None:
+        feedback = FeedbackCallback(
+            config.feedback, config.training.steps, dataset.strata(), validation.strata()
+        )
+        callbacks = Callbacks(callbacks.progress, callbacks.note, on_evaluation=feedback)
+    task = Task(dataset, loss, validation, matcher)
+    settings = RunSettings(context.seed, context.work)
+    result = fit(student, task, config.training, settings, callbacks)
+    family.save(student, architecture, out)
+    return PassOutput(result.summary() | ({} if copied is None else {"copied_tensors": copied}))

@@ -1,0 +1,115 @@
+"""Architecture and initial weights of the student."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from compressor.config import discovery
+from compressor.config.record import Record
+from compressor.errors import RequirementError
+from compressor.models.capabilities.feature_taps import FeatureTaps
+from compressor.models.contract import Family
+from compressor.models.facts import ModelFacts
+from passes.distill.config import DistillConfig, Features, Student
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def student_config(student: Student, family: Family[Any], parent: Record) -> Record:
+    """Return the architecture of the student.
+
+    Raises:
+        RequirementError: The family has no such preset, or the replaced fields are invalid.
+    """
+    preset = student.slim if isinstance(student.slim, str) else student.preset
+    if preset is not None:
+        if preset not in family.presets:
+            raise RequirementError(
+                f"`student`: {family.name} has no preset {preset!r}",
+                remedy=discovery.suggestion(preset, list(family.presets)),
+            )
+        return family.presets[preset]
+    fields = student.config if student.config is not None else student.slim
+    if not isinstance(fields, dict):
+        return parent
+    try:
+        config: Record = family.slim(parent, **fields)
+    except ValueError as error:
+        raise RequirementError(
+            f"`student`: these fields do not fit a config of {family.name}: {error}"
+        ) from error
+    return config
+
+
+def student_facts(student: Student, parent: ModelFacts) -> ModelFacts:
+    """Return the facts of the student; those of the parent if its architecture is unknown.
+
+    Raises:
+        RequirementError: As ``student_config``.
+    """
+    if parent.family is None or parent.config is None or student.parent is not None:
+        return parent
+    family: Family[Any] = discovery.load(discovery.FAMILIES, parent.family)
+    parent_config = family.Config.model_validate_json(json.dumps(dict(parent.config)))
+    config = student_config(student, family, parent_config)
+    parameters = sum(family.parameters(config).values())
+    return ModelFacts(
+        family=family.name,
+        config=config.model_dump(mode="json"),
+        parameters=parameters,
+        macs=family.macs(config) or None,
+        size_bytes=4 * parameters,
+    )
+
+
+def check_models(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> None:
+    """Check that student and teacher have the same family, and the features of the config.
+
+    Raises:
+        RequirementError: They do not; the message lists every problem. Unknown facts are skipped.
+    """
+    problems, remedies = [], []
+    if None not in (student.family, teacher.family) and student.family != teacher.family:
+        problems.append(
+            f"`teacher` is of the family {teacher.family}, and the student of {student.family}"
+        )
+        remedies.append("name a teacher of the student's family")
+    if config.features is not None and student.config is not None:
+        taps = student.capability(FeatureTaps)
+        known = () if taps is None else taps.names
+        names, remedy = _unknown_features(config.features, known)
+        problems += names
+        remedies += remedy
+    if problems:
+        raise RequirementError("; ".join(problems), remedy="; ".join(remedies))
+
+
+def _unknown_features(features: Features, known: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return a problem and a remedy, each as a list that is empty if all features are known."""
+    if not known:
+        return ["`features`: the student has no hidden states to match"], ["leave `features` out"]
+    unknown = [name for name in features.names if name not in known]
+    if not unknown:
+        return [], []
+    return (
+        [f"`features.names`: the student has no hidden state {', '.join(map(repr, unknown))}"],
+        [f"the names are: {', '.join(known)}"],
+    )
+
+
+def copy_matching(student: nn.Module, teacher: nn.Module) -> int:
+    """Copy each tensor of the teacher that has the same name and shape in the student.
+
+    Returns:
+        The number of tensors copied.
+    """
+    source, target = teacher.state_dict(), student.state_dict()
+    matching = {
+        name: source[name]
+        for name, tensor in target.items()
+        if name in source and source[name].shape == tensor.shape
+    }
+    student.load_state_dict(target | matching)
+    return len(matching)

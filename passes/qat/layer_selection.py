@@ -1,0 +1,112 @@
+"""Layers and embedding tables that a config quantizes, and models that can be quantized."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from compressor.config.discovery import FAMILIES, load
+from compressor.errors import RequirementError
+from compressor.models.capabilities.quantizable_layers import QuantizableLayers
+from compressor.models.capabilities.training_heads import TrainingHeads
+from compressor.models.contract import Family
+from compressor.models.facts import ModelFacts
+from passes.qat.config import QatConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Layers to quantize, before the sensitive ones are kept in float."""
+
+    layers: tuple[str, ...]
+    """Linear and convolutional layers, in the order of computation."""
+    embeddings: tuple[str, ...]
+    """Embedding tables."""
+    float_layers: Mapping[str, str]
+    """Layers that stay in float, and the reason as saved in quantization.json."""
+
+
+def check_model(config: QatConfig, model: ModelFacts) -> None:
+    """Check that a model can be saved with integer grids, and has the outputs that fields need.
+
+    Raises:
+        RequirementError: It has not; the message lists every problem. An unknown family passes.
+    """
+    if model.family is None:
+        return
+    family: Family[Any] = load(FAMILIES, model.family)
+    problems, remedies = [], []
+    fields = [name for name in ("keep_float", "fine_tuning") if getattr(config, name) is not None]
+    if fields and model.config is not None and model.capability(TrainingHeads) is None:
+        problems.append(
+            f"{' and '.join(f'`{name}`' for name in fields)}: a model of the family {family.name} "
+            "has no logits to compare"
+        )
+        remedies.append("leave it out, and list layers that must stay in float in `ignore`")
+    if type(family).save is not Family.save:
+        problems.append(
+            f"models of the family {family.name} are saved in a format without integer grids"
+        )
+        remedies.append("use `awq` for weight-only quantization")
+    if problems:
+        raise RequirementError("; ".join(problems), remedy="; ".join(remedies))
+
+
+def select_layers(config: QatConfig, layers: QuantizableLayers, module: nn.Module) -> Selection:
+    """Return the layers and embedding tables that the config quantizes.
+
+    Raises:
+        RequirementError: A pattern of ``ignore`` matches nothing, no layer is left, or
+            ``quantize_embeddings`` is set and no table is left.
+    """
+    tables = unshared_embeddings(module) if config.quantize_embeddings else ()
+    names = (*layers.names, *tables)
+    unmatched = [
+        pattern
+        for pattern in config.ignore
+        if not any(fnmatchcase(name, pattern) for name in names)
+    ]
+    if unmatched:
+        raise RequirementError(
+            f"`ignore` matches no layer of this model: {', '.join(unmatched)}",
+            remedy=f"its layers are {', '.join(names)}",
+        )
+    selected = {
+        name for name in names if not any(fnmatchcase(name, pattern) for pattern in config.ignore)
+    }
+    quantized = tuple(name for name in layers.names if name in selected)
+    if not quantized:
+        raise RequirementError(
+            "no linear or convolutional layer is left to quantize", remedy="shorten `ignore`"
+        )
+    embeddings = tuple(name for name in tables if name in selected)
+    if config.quantize_embeddings and not embeddings:
+        raise RequirementError(
+            "`quantize_embeddings` has no effect: no embedding table is left to quantize",
+            remedy="leave `quantize_embeddings` out",
+        )
+    float_layers = {name: "excluded" for name in layers.names if name not in selected}
+    float_layers |= dict.fromkeys(layers.left_out, "its weight is used elsewhere too")
+    return Selection(quantized, embeddings, float_layers)
+
+
+def unshared_embeddings(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the embedding tables whose weights no other module uses."""
+    from torch import nn
+
+    uses = Counter(
+        id(parameter)
+        for submodule in module.modules()
+        for parameter in submodule.parameters(recurse=False)
+    )
+    return tuple(
+        name
+        for name, submodule in module.named_modules()
+        if isinstance(submodule, nn.Embedding) and uses[id(submodule.weight)] == 1
+    )

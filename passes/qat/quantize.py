@@ -1,0 +1,128 @@
+"""Quantization of a float model: fold, calibrate, choose integer layers, fine-tune, save."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from calibration.samples import Samples
+from compressor.artifacts.store import Artifact
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.quantizable_layers import QuantizableLayers
+from compressor.models.capabilities.training_heads import TrainingHeads
+from compressor.models.capabilities.valid_positions import ValidPositions
+from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.loading import load_module, save_quantized
+from compressor.models.quantized.fake_quantization import fold_norms
+from compressor.models.quantized.quantization import Quantization
+from passes.common.device import prepare_torch
+from passes.qat.config import QatConfig
+from passes.qat.fine_tuning import fine_tune
+from passes.qat.integer_model import BiasSamples, FoldedModel, IntegerModelBuilder
+from passes.qat.keep_float import (
+    FloatComparison,
+    FloatLayers,
+    check_shortfall,
+    choose_float_layers,
+)
+from passes.qat.layer_selection import Selection, select_layers
+from passes.qat.ranges import (
+    check_table,
+    iterate_inputs,
+    load_table,
+    observe_ranges,
+    open_samples,
+    sample_inputs,
+)
+from passes.qat.smoothing import smooth_inputs
+
+_TRACED_SAMPLES = 2
+_BIAS_SAMPLES = 64
+"""Samples on which biases are corrected, in one batch."""
+
+
+def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+    """Write the quantized form of a float model, and its calibration table, to ``out``."""
+    prepare_torch(context)
+    description = read_description(parent.model)
+    teacher = load_module(description, context.device).requires_grad_(False)
+    samples = open_samples(config.calibration, context)
+    layers = description.family.require(
+        QuantizableLayers,
+        description.config,
+        LoadedModel(teacher, sample_inputs(samples, teacher, _TRACED_SAMPLES)),
+    )
+    positions = description.require(ValidPositions)
+    selection = select_layers(config, layers, teacher)
+    folded = _fold_and_smooth(config, teacher, layers, selection, positions, samples)
+    table = load_table(config, parent, context) or observe_ranges(
+        config, parent.manifest.id, folded.module, layers.names, positions, samples
+    )
+    check_table(table, selection.layers, config, folded.module)
+    batch = sample_inputs(samples, teacher, _BIAS_SAMPLES)
+    bias_samples = BiasSamples(batch, positions.mask(batch))
+    builder = IntegerModelBuilder(config, layers, folded, table, selection.embeddings, bias_samples)
+
+    kept = FloatLayers({}, {})
+    if config.keep_float is not None:
+        comparison = FloatComparison(
+            config.keep_float, description.require(TrainingHeads), teacher, samples, context
+        )
+        divergences = comparison.divergences(builder.build_uncorrected(selection.layers))
+        kept, shortfall = choose_float_layers(
+            config.keep_float, divergences, builder.build, comparison
+        )
+        check_shortfall(shortfall, context, trains=config.fine_tuning is not None)
+    integer = [name for name in selection.layers if name not in kept.reasons]
+    quantization = builder.quantization(integer, {**selection.float_layers, **kept.reasons})
+    module = builder.build(integer)
+    history: dict[str, Any] = {}
+    if config.fine_tuning is not None:
+        heads = description.require(TrainingHeads)
+        history = fine_tune(config.fine_tuning, heads, module, teacher, context)
+    save_quantized(module, description.family, description.config, quantization, out)
+    table.write(out)
+    return PassOutput(_summary(quantization, folded) | kept.summary | history)
+
+
+def _fold_and_smooth(
+    config: QatConfig,
+    teacher: nn.Module,
+    layers: QuantizableLayers,
+    selection: Selection,
+    positions: ValidPositions,
+    samples: Samples,
+) -> FoldedModel:
+    """Return a copy of the float model with folded normalizations and smoothed inputs."""
+    module = copy.deepcopy(teacher)
+    contexts = layers.contexts(selection.layers)
+    norms = {name: context.norm for name, context in contexts.items() if context.norm is not None}
+    fold_norms(module, norms)
+    smoothed: tuple[str, ...] = ()
+    if config.smoothing is not None:
+        names = [
+            name
+            for name, context in contexts.items()
+            if name in selection.layers and context.around is None
+        ]
+        batches = iterate_inputs(samples, module, "observe outliers")
+        smoothed = smooth_inputs(module, names, batches, positions, config.smoothing)
+    return FoldedModel(module, norms, smoothed)
+
+
+def _summary(quantization: Quantization, folded: FoldedModel) -> dict[str, Any]:
+    """Return the numbers of layers for the manifest."""
+    return {
+        "integer_layers": len(quantization.layers),
+        "float_layers": len(quantization.kept_float),
+        "integer_tables": len(quantization.embeddings),
+        "smoothed_layers": len(folded.smoothed),
+        "folded_norms": len(folded.norms),
+        "kept_float": [
+            {"layer": name, "why": reason} for name, reason in quantization.kept_float.items()
+        ],
+    }

@@ -1,0 +1,59 @@
+"""Layers that the config selects, and models that the pass refuses."""
+
+import pytest
+
+from compressor.engine.contract import PlanContext
+from compressor.errors import RequirementError
+from compressor.models.facts import ModelFacts
+from compressor.models.families.sentence_encoder.family import SentenceEncoder
+from compressor.models.families.transformers.family import Transformers
+from compressor.models.quantized.quantization import read_quantization
+from passes.qat.step import Qat
+from tests.support.qat import qat_config, run_qat
+
+
+def test_layers_are_ignored_by_pattern(parent, tmp_path):
+    out, summary, _ = run_qat(parent, tmp_path, {"ignore": ["head", "vision.blocks.0.*"]})
+    quantization = read_quantization(out)
+    ignored = {"head", "vision.blocks.0.expand", "vision.blocks.0.filter"}
+    assert ignored <= set(quantization.kept_float)
+    assert "vision.blocks.0.filter" in quantization.folded
+    assert summary["float_layers"] == len(quantization.kept_float) == 4
+
+
+def test_patterns_that_match_no_layer_are_an_error(parent, tmp_path):
+    message = r"matches no layer of this model: tail, x\.\*\n.*its layers are vision.stem"
+    with pytest.raises(RequirementError, match=message):
+        run_qat(parent, tmp_path, {"ignore": ["tail", "head", "x.*"]})
+
+
+def test_a_model_without_a_layer_left_is_an_error(parent, tmp_path):
+    with pytest.raises(RequirementError, match="no linear or convolutional layer is left"):
+        run_qat(parent, tmp_path, {"ignore": ["*"]})
+
+
+def test_embeddings_of_a_model_without_tables_are_an_error(parent, tmp_path):
+    with pytest.raises(RequirementError, match="`quantize_embeddings` has no effect"):
+        run_qat(parent, tmp_path, {"quantize_embeddings": True})
+
+
+def preset_facts(family, preset):
+    return ModelFacts(family.name, family.presets[preset].model_dump(mode="json"))
+
+
+def test_fields_that_compare_logits_need_a_model_with_logits():
+    config = qat_config(keep_float={"data": "texts"}, fine_tuning={"train": "texts"})
+    facts = preset_facts(SentenceEncoder(), "tiny")
+    with pytest.raises(RequirementError, match=r"`keep_float` and `fine_tuning`: .* no logits"):
+        Qat().estimate(config, facts, PlanContext({}))
+
+
+def test_a_family_without_integer_grids_is_an_error():
+    facts = preset_facts(Transformers(), "tiny-llama")
+    with pytest.raises(RequirementError, match="transformers are saved in a format without"):
+        Qat().estimate(qat_config(), facts, PlanContext({}))
+
+
+def test_an_unknown_model_is_planned():
+    estimate = Qat().estimate(qat_config(), ModelFacts(), PlanContext({}))
+    assert estimate.model == ModelFacts()
