@@ -34,7 +34,7 @@ by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relat
 
 def code_blocks(page: Path, languages: set[str]) -> list[str]:
     """Return the fenced code blocks of a page whose language is one of ``languages``."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     return [text for language, text in blocks if language in languages]
 
 
