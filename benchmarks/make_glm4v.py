@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from compressor.models.families.transformers.checkpoint import streamed
+from compressor.models.families.transformers.checkpoint import build_on_meta
 
 VOCABULARY = 151_552
 SPECIAL = ("image", "video", "image_start", "image_end", "video_start", "video_end")
@@ -86,7 +86,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tree = config(options.layers)
     (folder / "config.json").write_text(json.dumps(tree, indent=1), encoding="utf-8")
-    shapes = {name: value.shape for name, value in streamed(tree).named_parameters()}
+    shapes = {name: value.shape for name, value in build_on_meta(tree).named_parameters()}
     generator = torch.Generator().manual_seed(0)
     groups = list(shards(list(shapes)))
     places: dict[str, str] = {}

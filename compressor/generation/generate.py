@@ -211,7 +211,7 @@ def _encode_with_images(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[
     parts = [{"type": "image", "path": str(image.resolve())} for image in prompt.images]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt.text}]}]
     try:
-        arrays = processor.arrays(messages, ask=True)
+        arrays = processor.encode(messages, add_generation_prompt=True)
     except Exception as error:  # raised by the template, the tokenizer or Pillow
         names = ", ".join(map(str, prompt.images))
         raise DataError(f"the processor of {folder} fails on {names}: {error}") from error

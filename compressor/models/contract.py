@@ -61,7 +61,7 @@ class Family(ABC, Generic[F]):
         dict with at least the signature's outputs. It may return others, such as hidden states.
         """
 
-    def capabilities(self, config: F) -> CapabilityTable:  # noqa: ARG002
+    def capabilities(self, config: F) -> CapabilityTable:
         """Return the capabilities that the family provides itself."""
         return {}
 
@@ -111,7 +111,7 @@ class Family(ABC, Generic[F]):
         module: nn.Module,
         config: F,
         folder: Path,
-        companions: Path | None = None,  # noqa: ARG002
+        companions: Path | None = None,
     ) -> None:
         """Write description and weights into a folder; equal weights give equal bytes.
 

@@ -1,1 +1,1 @@
-"""Weights of a few bits: of checkpoints, one decoder layer in memory at a time, and of smaller models of other families."""
+"""Weight-only quantization of linear layers: AWQ scaling, GPTQ rounding or rounding to nearest."""

@@ -8,7 +8,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import PassConfig
-from compressor.models.quantized.description import FormatName, WeightBits, WeightGrid
+from compressor.models.quantized.weight_grid import FormatName, WeightBits, WeightGrid
 
 WEIGHTS_PER_CHUNK = 1 << 24
 """Number of weights that are rounded together; peak memory grows with it."""

@@ -1,101 +1,110 @@
-"""A scale and a zero-point for every group of weights.
+"""Scales and zero-points of groups of weights.
 
-Shapes: I inputs, O outputs, G groups of S inputs. Weights lie as [I, O], such that all that belongs to an input is together.
+Shapes: I inputs, O outputs, G groups of S inputs. Weights are [I, O], so that the weights of an
+input are contiguous.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.weight_grid import WeightGrid
 
 _NARROWEST = 0.5
-_AT_ONCE = 1 << 18
-"""Weights that are looked at together: what fits into a processor's cache."""
-_SMALLEST = 2.0**-24
-"""The smallest positive float16."""
+"""Smallest candidate range, as a fraction of the whole range of a group."""
+_CHUNK_WEIGHTS = 1 << 18
+"""Number of weights that are searched together: they fit into a processor's cache."""
+_MIN_SCALE = 2.0**-24
+"""Smallest positive float16."""
 
 
-def group_grids(
+@dataclass(frozen=True, slots=True)
+class GroupGrids:
+    """Scales and zero-points of all groups of a weight matrix: w ≈ (q − z) · s."""
+
+    scale_GO: Tensor
+    """float32 values that ``scale_dtype`` holds exactly."""
+    zero_GO: Tensor
+    """float32 integers."""
+    grid: WeightGrid
+    scale_dtype: torch.dtype
+    """dtype of the scales in the file."""
+
+
+def search_grids(
     weight_IO: Tensor,
     importance_I: Tensor,
     grid: WeightGrid,
-    dtype: torch.dtype,
+    scale_dtype: torch.dtype,
     candidates: int = 20,
-) -> tuple[Tensor, Tensor]:
-    """The scales and zero-points with the least Σ importance · (rounded − weight)², among ranges from whole to half.
+) -> GroupGrids:
+    """Find the grids with the least Σ importance · (rounded − weight)².
+
+    Candidate ranges reach from the whole range of a group to half of it.
 
     Args:
         weight_IO: float32.
-        importance_I: of each input, such as its second moment.
-        grid: bits, group size, symmetry.
-        dtype: of the scales in the file; they are rounded to it before anything is measured.
-        candidates: how many ranges are tried.
-
-    Returns:
-        Scales and zero-points, float32 [G, O] each.
+        importance_I: weight of each input's error, such as its second moment.
+        grid: bits, group size and symmetry.
+        scale_dtype: dtype of the scales in the file; candidates are rounded to it first.
+        candidates: number of ranges to try; 1 tries the whole range alone.
     """
     inputs, outputs = weight_IO.shape
     weight_GSO = weight_IO.view(-1, grid.width(inputs), outputs)
     importance_GS1 = importance_I.view(len(weight_GSO), -1, 1)
-    some = max(1, _AT_ONCE // (weight_GSO.shape[1] * outputs))
-    parts = zip(torch.split(weight_GSO, some), torch.split(importance_GS1, some), strict=True)
+    groups = max(1, _CHUNK_WEIGHTS // (weight_GSO.shape[1] * outputs))
+    chunks = zip(torch.split(weight_GSO, groups), torch.split(importance_GS1, groups), strict=True)
     scales, zeros = zip(
-        *(_best_grids(*part, grid, dtype, candidates) for part in parts), strict=True
+        *(_search_chunk(*chunk, grid, scale_dtype, candidates) for chunk in chunks), strict=True
     )
-    return torch.cat(scales), torch.cat(zeros)
+    return GroupGrids(torch.cat(scales), torch.cat(zeros), grid, scale_dtype)
 
 
-def _best_grids(
+def _search_chunk(
     weight_GSO: Tensor,
     importance_GS1: Tensor,
     grid: WeightGrid,
-    dtype: torch.dtype,
+    scale_dtype: torch.dtype,
     candidates: int,
 ) -> tuple[Tensor, Tensor]:
+    """Return the best scales and zero-points of some groups, [G, O] each."""
     low_GO, high_GO = weight_GSO.amin(dim=1).clamp(max=0), weight_GSO.amax(dim=1).clamp(min=0)
     if grid.symmetric:
         high_GO = torch.maximum(-low_GO, high_GO)
         low_GO = -high_GO
-    best_GO = torch.full_like(low_GO, torch.inf)
-    scale_GO, zero_GO = torch.empty_like(low_GO), torch.empty_like(low_GO)
-    for part in torch.linspace(1.0, _NARROWEST, candidates).tolist() if candidates > 1 else [1.0]:
-        some_GO = (((high_GO - low_GO) * (part / grid.highest)).to(dtype).float()).clamp(
-            min=_SMALLEST
-        )
-        at_GO = (-low_GO * part / some_GO).round_().clamp_(0, grid.highest)
+    best_error_GO = torch.full_like(low_GO, torch.inf)
+    best_scale_GO, best_zero_GO = torch.empty_like(low_GO), torch.empty_like(low_GO)
+    ranges = torch.linspace(1.0, _NARROWEST, candidates).tolist() if candidates > 1 else [1.0]
+    for fraction in ranges:
+        scale_GO = ((high_GO - low_GO) * (fraction / grid.highest)).to(scale_dtype).float()
+        scale_GO = scale_GO.clamp(min=_MIN_SCALE)
+        zero_GO = (-low_GO * fraction / scale_GO).round_().clamp_(0, grid.highest)
         if grid.symmetric:
-            at_GO.fill_(grid.middle)
-        error_GO = _error(weight_GSO, importance_GS1, some_GO, at_GO, grid.highest)
-        better = error_GO < best_GO
-        best_GO = torch.where(better, error_GO, best_GO)
-        scale_GO = torch.where(better, some_GO, scale_GO)
-        zero_GO = torch.where(better, at_GO, zero_GO)
-    return scale_GO, zero_GO
+            zero_GO.fill_(grid.middle)
+        rounded_GSO = _round(weight_GSO, scale_GO.unsqueeze(1), zero_GO.unsqueeze(1), grid.highest)
+        error_GSO = rounded_GSO.sub_(weight_GSO).square_().mul_(importance_GS1)
+        error_GO = error_GSO.sum(dim=1)
+        is_better_GO = error_GO < best_error_GO
+        best_error_GO = torch.where(is_better_GO, error_GO, best_error_GO)
+        best_scale_GO = torch.where(is_better_GO, scale_GO, best_scale_GO)
+        best_zero_GO = torch.where(is_better_GO, zero_GO, best_zero_GO)
+    return best_scale_GO, best_zero_GO
 
 
-def nearest(weight_IO: Tensor, scale_GO: Tensor, zero_GO: Tensor, highest: int) -> Tensor:
-    """Each weight's nearest value on its grid, [I, O]."""
-    weight_GSO = weight_IO.view(len(scale_GO), -1, weight_IO.shape[1])
-    return _rounded(weight_GSO, scale_GO.unsqueeze(1), zero_GO.unsqueeze(1), highest).view_as(
-        weight_IO
-    )
+def round_to_nearest(weight_IO: Tensor, grids: GroupGrids) -> Tensor:
+    """Return the value on its grid that is nearest to each weight, [I, O]."""
+    weight_GSO = weight_IO.view(len(grids.scale_GO), -1, weight_IO.shape[1])
+    scale_G1O, zero_G1O = grids.scale_GO.unsqueeze(1), grids.zero_GO.unsqueeze(1)
+    return _round(weight_GSO, scale_G1O, zero_G1O, grids.grid.highest).view_as(weight_IO)
 
 
-def rounded_row(weight_O: Tensor, scale_O: Tensor, zero_O: Tensor, highest: int) -> Tensor:
-    """The same for the weights of one input."""
-    return _rounded(weight_O, scale_O, zero_O, highest)
+def round_row(weight_O: Tensor, scale_O: Tensor, zero_O: Tensor, highest: int) -> Tensor:
+    """Return the value on its grid that is nearest to each weight of one input, [O]."""
+    return _round(weight_O, scale_O, zero_O, highest)
 
 
-def _rounded(weight: Tensor, scale: Tensor, zero: Tensor, highest: int) -> Tensor:
+def _round(weight: Tensor, scale: Tensor, zero: Tensor, highest: int) -> Tensor:
     return (weight / scale).round_().clamp_(-zero, highest - zero).mul_(scale)
-
-
-def _error(
-    weight_GSO: Tensor, importance_GS1: Tensor, scale_GO: Tensor, zero_GO: Tensor, highest: int
-) -> Tensor:
-    off_GSO = _rounded(weight_GSO, scale_GO.unsqueeze(1), zero_GO.unsqueeze(1), highest).sub_(
-        weight_GSO
-    )
-    return off_GSO.square_().mul_(importance_GS1).sum(dim=1)

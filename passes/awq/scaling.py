@@ -1,110 +1,159 @@
-"""Scales of a layer's inputs, taken up by what comes before it, under which its weights round better (AWQ, Lin et al. 2024).
+"""Input channel scales under which weights round better (AWQ, Lin et al. 2024, arXiv:2306.00978).
 
-Shapes: I inputs, O outputs, weights [I, O].
+A scale multiplies the weights of an input channel and divides that channel where it is computed.
+Shapes: I inputs, O outputs; weights are [I, O].
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.models.capabilities.linear_groups import Source
-from compressor.models.quantized.description import WeightGrid
-from passes.awq.grids import group_grids, nearest
-from passes.awq.rounding import error
+from compressor.models.quantized.packed_linear import PackedLinear
+from compressor.models.quantized.weight_grid import WeightGrid
+from passes.awq.grids import round_to_nearest, search_grids
+from passes.awq.hessian import squared_error
+from passes.awq.input_statistics import InputStatistics
+from passes.awq.linear_layers import get_linear
 
-_POINTS = 20
-_STEPS = (4, 2, 1)
-"""Every fourth of the exponents, then what lies beside the best of them."""
-_RANGES = 6
-"""Ranges that are tried for each group while scales are compared."""
+_EXPONENTS = 20
+"""Number of candidate exponents, 0 to 0.95."""
+_SEARCH_STEPS = (4, 2, 1)
+"""Distances between exponents: the coarse grid first, then the neighbours of its best."""
+_RANGE_CANDIDATES = 6
+"""Ranges to try for each group while scales are compared."""
 _FLOOR = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """The best of the candidates."""
+    """Scales of a site's input channels."""
 
     scale_I: Tensor
-    ratio: float
-    """The exponent of the activations' mean magnitude; 0 is no scaling at all."""
-    gain: float
-    """The error of rounding to the nearest, in what it is without scaling."""
+    exponent: float
+    """Exponent of the mean magnitude of the activations; 0 means that nothing is scaled."""
+    relative_error: float
+    """Error of rounding to nearest, divided by the error without scaling."""
 
 
-def search(
+def search_scales(
     weight_IO: Tensor,
-    size_I: Tensor,
-    gram_II: Tensor,
-    magnitude_I: Tensor,
+    relative_size_I: Tensor,
+    statistics: InputStatistics,
     source: Source,
     grid: WeightGrid,
-    dtype: torch.dtype,
+    scale_dtype: torch.dtype,
 ) -> Scaling:
-    """Find s = x̄^r / w̄^(1−r), the best of 20 exponents r, from coarse to fine, or the identity: what does not help is not done.
+    """Find s = x̄^r / w̄^(1−r) with the best of 20 exponents r; no scaling if it does not help.
 
-    The error of a candidate is tr(DᵀHD) with D what rounding changes, undone by 1/s; no sample runs again.
+    The error of a candidate is tr(Dᵀ·H·D) with D the change that rounding the scaled weights makes,
+    divided by s. No sample runs again.
 
     Args:
-        weight_IO: of the layers that read the input; some of their outputs tell.
-        size_I: mean over all their outputs of |w| in what the largest of its group is.
-        gram_II: XᵀX.
-        magnitude_I: mean of |x|.
-        source: what takes the scale up; inputs that come from one row there share a scale.
-        grid: bits, group size, symmetry.
-        dtype: of the grids' scales.
+        weight_IO: weights of a sample of the outputs of the layers that read the input.
+        relative_size_I: w̄, from ``relative_size`` of all outputs.
+        statistics: of the input; x̄ is its mean magnitude.
+        source: where the scales are folded; inputs that come from the same row share a scale.
+        grid: bits, group size and symmetry.
+        scale_dtype: dtype of the grids' scales.
     """
-    activation_I = shared(magnitude_I, source).clamp(min=_FLOOR)
-    size_I = shared(size_I, source).clamp(min=_FLOOR)
-    found: dict[int, tuple[float, Tensor]] = {}
+    activation_I = average_shared(statistics.magnitude_I, source).clamp(min=_FLOOR)
+    size_I = average_shared(relative_size_I, source).clamp(min=_FLOOR)
+    candidates: dict[int, tuple[float, Tensor]] = {}
 
-    def look(point: int) -> None:
-        ratio = point / _POINTS
+    def evaluate(point: int) -> None:
+        ratio = point / _EXPONENTS
         scale_I = activation_I**ratio / size_I ** (1 - ratio) if point else torch.ones_like(size_I)
         scale_I /= (scale_I.max() * scale_I.min()).sqrt()
-        found[point] = _error_under(scale_I, weight_IO, gram_II, grid, dtype), scale_I
+        error = _error_of_scale(scale_I, weight_IO, statistics.moments_II, grid, scale_dtype)
+        candidates[point] = error, scale_I
 
     best = 0
-    for step in _STEPS:
-        near = range(0, _POINTS, step) if not found else (best - step, best + step)
-        for point in near:
-            if point not in found and 0 <= point < _POINTS:
-                look(point)
-        best = min(found, key=lambda point: found[point][0])
-    return Scaling(found[best][1], best / _POINTS, found[best][0] / max(found[0][0], _FLOOR**8))
+    for step in _SEARCH_STEPS:
+        points = range(0, _EXPONENTS, step) if not candidates else (best - step, best + step)
+        for point in points:
+            if point not in candidates and 0 <= point < _EXPONENTS:
+                evaluate(point)
+        best = min(candidates, key=lambda point: candidates[point][0])
+    error, scale_I = candidates[best]
+    return Scaling(scale_I, best / _EXPONENTS, error / max(candidates[0][0], _FLOOR**8))
 
 
-def shared(value_I: Tensor, source: Source) -> Tensor:
-    """The mean over inputs that come from one row of ``source``, [I] again."""
+def _error_of_scale(
+    scale_I: Tensor,
+    weight_IO: Tensor,
+    moments_II: Tensor,
+    grid: WeightGrid,
+    scale_dtype: torch.dtype,
+) -> float:
+    """Return the squared error of rounding the scaled weights to nearest."""
+    scaled_IO = weight_IO * scale_I.unsqueeze(1)
+    importance_I = moments_II.diagonal() / scale_I.square()
+    grids = search_grids(scaled_IO, importance_I, grid, scale_dtype, _RANGE_CANDIDATES)
+    rounded_IO = round_to_nearest(scaled_IO, grids) / scale_I.unsqueeze(1)
+    return float(squared_error(moments_II, rounded_IO.sub_(weight_IO)).sum())
+
+
+def average_shared(value_I: Tensor, source: Source) -> Tensor:
+    """Return the mean over the inputs that come from the same row of ``source``, [I]."""
     if source.repeats == 1:
         return value_I
     blocks = value_I.view(-1, source.repeats, source.block)
     return blocks.mean(dim=1, keepdim=True).expand_as(blocks).reshape(-1)
 
 
-def of_rows(scale_I: Tensor, source: Source) -> Tensor:
-    """One value for each row of ``source``."""
-    return (
-        scale_I.view(-1, source.repeats, source.block)[:, 0].reshape(-1)
-        if source.repeats > 1
-        else scale_I
-    )
-
-
-def _error_under(
-    scale_I: Tensor, weight_IO: Tensor, gram_II: Tensor, grid: WeightGrid, dtype: torch.dtype
-) -> float:
-    scaled_IO = weight_IO * scale_I.unsqueeze(1)
-    grids = group_grids(
-        scaled_IO, gram_II.diagonal() / scale_I.square(), grid, dtype, candidates=_RANGES
-    )
-    back_IO = nearest(scaled_IO, *grids, grid.highest) / scale_I.unsqueeze(1)
-    return float(error(gram_II, back_IO.sub_(weight_IO)).sum())
-
-
 def relative_size(weight_IO: Tensor, width: int) -> Tensor:
-    """Mean over outputs of |w| in what the largest of its group is, [I]."""
+    """Return the mean over outputs of |w| / (largest |w| of its group of ``width`` inputs), [I]."""
     size_GSO = weight_IO.abs().view(-1, width, weight_IO.shape[1])
     return (size_GSO / size_GSO.amax(dim=1, keepdim=True).clamp(min=_FLOOR)).mean(dim=2).flatten()
+
+
+def fold_scale(
+    layer: nn.Module,
+    source: Source,
+    scale_I: Tensor,
+    dtype: torch.dtype,
+    packed: dict[str, PackedLinear] | None = None,
+) -> None:
+    """Divide the channels of a site's input by ``scale_I`` where they are computed, in place.
+
+    The weights of the layers in ``source.other_readers``, which read the input too, are multiplied.
+
+    Args:
+        layer: the block that holds the modules.
+        source: the norm or linear layer that computes the input.
+        scale_I: positive; equal for inputs that come from the same row.
+        dtype: dtype that vectors are rounded to.
+        packed: layers that are packed already. Where ``source`` is one of them, its scales are
+            divided, and its weights become what the packed layer holds.
+    """
+    for name, first in source.other_readers:
+        get_linear(layer, name).weight.data[:, first : first + len(scale_I)] *= scale_I
+    module: Any = layer.get_submodule(source.module)
+    if source.kind == "norm":
+        offset = source.offset
+        module.weight.data = ((module.weight + offset) / scale_I - offset).to(dtype).float()
+        if getattr(module, "bias", None) is not None:
+            module.bias.data = (module.bias / scale_I).to(dtype).float()
+        return
+    rows_R = _scale_of_rows(scale_I, source)
+    divisors_O = torch.ones(module.out_features)
+    divisors_O[-len(rows_R) :] = rows_R
+    if module.bias is not None:
+        module.bias.data = (module.bias / divisors_O).to(dtype).float()
+    if packed is not None and source.module in packed:
+        packed[source.module] = packed[source.module].divide_rows(divisors_O)
+        module.weight.data = packed[source.module].dequantize()
+    else:
+        module.weight.data = module.weight / divisors_O.unsqueeze(1)
+
+
+def _scale_of_rows(scale_I: Tensor, source: Source) -> Tensor:
+    """Return one value for each row of ``source``."""
+    if source.repeats == 1:
+        return scale_I
+    return scale_I.view(-1, source.repeats, source.block)[:, 0].reshape(-1)

@@ -1,131 +1,147 @@
-"""Bits by layer: how much each decoder layer's result changes when a part of it is rounded, and who gets how many bits.
+"""Mixed precision: how much rounding each site changes its decoder layer, and bits per site.
 
-Sites are the linear layers of a decoder layer that read one input; they are packed together, as consumers fuse them.
+A site is a group of linear layers that read the same input; consumers fuse them, so they are
+packed with the same bits. Shapes: B samples, T positions, C hidden width, N = B·T, P valid
+positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compressor.models.capabilities.linear_groups import Site
 from compressor.models.families.transformers.streaming import (
-    Arguments,
+    LayerArguments,
     StreamedCheckpoint,
-    result_of,
+    run_layer,
 )
-from compressor.models.quantized.description import WeightGrid
-from passes.awq.grids import group_grids, nearest
-from passes.awq.samples import flat
-from passes.awq.site import linear_of
+from compressor.models.quantized.weight_grid import WeightGrid
+from passes.awq.activations import flatten_positions
+from passes.awq.grids import round_to_nearest, search_grids
+from passes.awq.linear_layers import get_linear
 
 
 @dataclass(frozen=True, slots=True)
-class Rated:
-    """A site of one decoder layer."""
+class FirstBatch:
+    """One calibration batch where it enters the decoder."""
+
+    hidden_BTC: Tensor
+    """Input of the first layer."""
+    arguments: Sequence[LayerArguments]
+    """Further arguments of each layer."""
+    valid_N: Tensor | None
+    """Valid positions, bool; None if all are valid."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteSensitivity:
+    """Cost and loss of a site of one decoder layer on each candidate grid."""
 
     layer: int
     site: str
     bits: Mapping[WeightGrid, float]
-    """What its weights take on each grid, scales and zero-points counted."""
+    """Bits of all its weights, scales and zero-points included."""
     loss: Mapping[WeightGrid, float]
-    """What rounding it to the nearest changes of the layer's result: squared, in the square of the result."""
+    """Mean squared change of the layer's result if the site is rounded to nearest, divided by the
+    mean square of the result."""
 
 
 @torch.inference_mode()
-def rate(
+def measure_sensitivity(
     checkpoint: StreamedCheckpoint,
     sites: Sequence[Site],
     grids: Sequence[WeightGrid],
-    hidden: Tensor,
-    arguments: Sequence[Arguments],
-    meant: Tensor | None,
+    batch: FirstBatch,
     progress: Callable[[int, int], None],
-) -> list[Rated]:
-    """Run the float layers one after another, and each again with one of its sites rounded.
+) -> list[SiteSensitivity]:
+    """Run each float decoder layer, and again with one of its sites rounded at a time.
 
     Args:
         checkpoint: the parent.
-        sites: of a decoder layer.
-        grids: that a site may get.
-        hidden: what enters the first layer, [B, T, hidden].
-        arguments: what each layer is called with beside it.
-        meant: the positions that count, bool [B·T]; None where all do.
-        progress: layers done, and all.
+        sites: sites of a decoder layer.
+        grids: candidate grids.
+        batch: the samples to measure on.
+        progress: called with the number of layers done and of all layers.
     """
-    found = []
-    for number, given in enumerate(arguments):
+    sensitivities = []
+    hidden_BTC = batch.hidden_BTC
+    for number, arguments in enumerate(batch.arguments):
         name = f"{checkpoint.layers_name}.{number}"
         layer = checkpoint.load(name)
-        result = result_of(layer, hidden, given)
-        counted = counting(result, meant)
-        size = float(counted.square().mean())
+        result_BTC = run_layer(layer, hidden_BTC, arguments)
+        float_PC = _select_valid(result_BTC, batch.valid_N)
+        size = float(float_PC.square().mean())
         for site in sites:
             losses, bits = {}, {}
             for grid in grids:
-                bits[grid] = _round(layer, site, grid)
-                rounded = counting(result_of(layer, hidden, given), meant)
-                losses[grid] = float((rounded - counted).square().mean()) / size
-                _restore(layer, site)
-            found.append(Rated(number, site.name, bits, losses))
-        hidden = result
+                float_weights = {
+                    linear: get_linear(layer, linear).weight.data for linear in site.linears
+                }
+                bits[grid] = _round_site(layer, site, grid)
+                rounded_BTC = run_layer(layer, hidden_BTC, arguments)
+                rounded_PC = _select_valid(rounded_BTC, batch.valid_N)
+                losses[grid] = float((rounded_PC - float_PC).square().mean()) / size
+                for linear, weight_OI in float_weights.items():
+                    get_linear(layer, linear).weight.data = weight_OI
+            sensitivities.append(SiteSensitivity(number, site.name, bits, losses))
+        hidden_BTC = result_BTC
         checkpoint.unload(name)
-        progress(number + 1, len(arguments))
-    return found
+        progress(number + 1, len(batch.arguments))
+    return sensitivities
 
 
-def counting(result: Tensor, meant: Tensor | None) -> Tensor:
-    """The positions that count of a result [B, T, hidden], [P, hidden]."""
-    return flat(result) if meant is None else flat(result)[meant]
+def _select_valid(result_BTC: Tensor, valid_N: Tensor | None) -> Tensor:
+    """Return the valid positions of a layer's result, [P, C]."""
+    result_NC = flatten_positions(result_BTC)
+    return result_NC if valid_N is None else result_NC[valid_N]
 
 
-def allocate(rated: Sequence[Rated], bits: float) -> list[WeightGrid]:
-    """The grid of each site: from the cheapest on, again and again the exchange that wins most loss for its bits.
-
-    Args:
-        rated: all sites.
-        bits: that all of them may take together.
-
-    Returns:
-        As many as ``rated``; together they take at most ``bits``, unless the cheapest of all take more already.
-    """
-    chosen = [min(one.bits, key=lambda grid: one.bits[grid]) for one in rated]
-    left = bits - sum(one.bits[grid] for one, grid in zip(rated, chosen, strict=True))
-    while True:
-        offers = [
-            ((one.loss[now] - one.loss[grid]) / (one.bits[grid] - one.bits[now]), -number, grid)
-            for number, (one, now) in enumerate(zip(rated, chosen, strict=True))
-            for grid in one.bits
-            if 0 < one.bits[grid] - one.bits[now] <= left and one.loss[grid] < one.loss[now]
-        ]
-        if not offers:
-            return chosen
-        _, number, grid = max(offers, key=lambda offer: offer[:2])
-        left -= rated[-number].bits[grid] - rated[-number].bits[chosen[-number]]
-        chosen[-number] = grid
-
-
-def _round(layer: nn.Module, site: Site, grid: WeightGrid) -> float:
-    """A site's weights as what they are next to on the grid; what they take there in bits."""
+def _round_site(layer: nn.Module, site: Site, grid: WeightGrid) -> float:
+    """Round the weights of a site to nearest, and return their bits on the grid."""
     bits = 0.0
     for name in site.linears:
-        linear: Any = linear_of(layer, name)
-        linear.whole = linear.weight.data
-        weight_IO = linear.whole.T.contiguous()
-        steps = group_grids(
-            weight_IO, torch.ones(len(weight_IO)), grid, torch.float16, candidates=1
-        )
-        linear.weight.data = nearest(weight_IO, *steps, grid.highest).T.contiguous()
+        linear = get_linear(layer, name)
+        weight_IO = linear.weight.data.T.contiguous()
+        importance_I = torch.ones(len(weight_IO))
+        grids = search_grids(weight_IO, importance_I, grid, torch.float16, candidates=1)
+        linear.weight.data = round_to_nearest(weight_IO, grids).T.contiguous()
         bits += weight_IO.numel() * grid.effective_bits(len(weight_IO))
     return bits
 
 
-def _restore(layer: nn.Module, site: Site) -> None:
-    for name in site.linears:
-        linear: Any = linear_of(layer, name)
-        linear.weight.data = linear.whole
-        del linear.whole
+def allocate_bits(sensitivities: Sequence[SiteSensitivity], budget: float) -> list[WeightGrid]:
+    """Choose the grid of each site greedily.
+
+    Starts with the cheapest grids and repeats the exchange that lowers the loss most per bit.
+
+    Args:
+        sensitivities: of all sites of all layers.
+        budget: bits of all sites together.
+
+    Returns:
+        A grid for each of ``sensitivities``. They take at most ``budget`` bits, unless the cheapest
+        grids already take more.
+    """
+    chosen = [min(site.bits, key=lambda grid: site.bits[grid]) for site in sensitivities]
+    free = budget - sum(site.bits[grid] for site, grid in zip(sensitivities, chosen, strict=True))
+    while True:
+        exchanges = [
+            (
+                (site.loss[current] - site.loss[grid]) / (site.bits[grid] - site.bits[current]),
+                -number,
+                grid,
+            )
+            for number, (site, current) in enumerate(zip(sensitivities, chosen, strict=True))
+            for grid in site.bits
+            if 0 < site.bits[grid] - site.bits[current] <= free
+            and site.loss[grid] < site.loss[current]
+        ]
+        if not exchanges:
+            return chosen
+        _, number, grid = max(exchanges, key=lambda exchange: exchange[:2])
+        free -= sensitivities[-number].bits[grid] - sensitivities[-number].bits[chosen[-number]]
+        chosen[-number] = grid

@@ -41,7 +41,7 @@ class Awq(Pass[AwqConfig]):
     tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "safetensors", "numpy")
 
     def needs(self, config: AwqConfig) -> tuple[type[Capability], ...]:
-        """Return linear groups, unless every weight is rounded to the nearest."""
+        """Return linear groups, unless weights are only rounded to nearest."""
         return (LinearGroups,) if config.uses_layer_groups else ()
 
     def estimate(self, config: AwqConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
@@ -66,13 +66,15 @@ class Awq(Pass[AwqConfig]):
             NumericalError: weights hold NaN or infinity.
             DataError: the data set does not fit the model.
         """
-        from compressor.models.checkpoint.loading import check_finite
+        from compressor.models.checkpoint.description import read_description
+        from compressor.models.checkpoint.safetensors_files import check_finite
         from passes.awq.quantizers import stored_quantizer
-        from passes.common.fitting import check_data
+        from passes.common.requirements import check_data
 
-        quantizer = stored_quantizer(config, parent)
+        model = read_description(parent.model)
+        quantizer = stored_quantizer(config, model)
         quantizer.check_fields()
-        quantizer.check_layers(parent.model)
+        quantizer.check_layers(model)
         check_finite(parent.model)
         check_data(parent, (config.calibration.data,), context, labels=False)
 
@@ -80,16 +82,19 @@ class Awq(Pass[AwqConfig]):
         self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext
     ) -> PassOutput:
         """Quantize the linear layers, block by block, and write the packed model."""
+        from compressor.models.checkpoint.description import read_description
         from passes.awq.quantizers import stored_quantizer
 
-        return stored_quantizer(config, parent).quantize(parent, out, context)
+        model = read_description(parent.model)
+        return stored_quantizer(config, model).quantize(model, out, context)
 
     def ensures(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> None:
         """Check that description and headers can be read and that all tensors are finite.
 
         Packed weights were read back and compared when they were written.
         """
-        from compressor.models.checkpoint.loading import check_finite, read_description
+        from compressor.models.checkpoint.description import read_description
+        from compressor.models.checkpoint.safetensors_files import check_finite
 
         read_description(out)
         check_finite(out)

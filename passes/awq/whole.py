@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.store import Artifact
 from compressor.config.record import Record
 from compressor.engine.contract import Estimate, PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.models.capabilities.linear_groups import Block, LinearGroups
+from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts
 from passes.awq.config import AwqConfig
@@ -24,9 +24,9 @@ _ROUND_TO_NEAREST = (
 class WholeQuantizer(ModelQuantizer):
     """Quantization of a module of any family, block by block where the family states blocks."""
 
-    def __init__(self, config: AwqConfig, family: Family[Any], description: Record) -> None:
-        self.config, self.family, self.description = config, family, description
-        groups = family.capability(LinearGroups, description)
+    def __init__(self, config: AwqConfig, family: Family[Any], architecture: Record) -> None:
+        self.config, self.family = config, family
+        groups = family.capability(LinearGroups, architecture)
         self.blocks: tuple[Block, ...] = () if groups is None else groups.blocks
         """Empty where the family does not state which linear layers read the same input."""
 
@@ -53,29 +53,32 @@ class WholeQuantizer(ModelQuantizer):
                     f"{_ROUND_TO_NEAREST}; or {LinearGroups.remedy}",
                 )
             )
-        sources = [site.source for block in self.blocks for site in block.sites]
-        if "scaling" in config.model_fields_set and config.scaling and self.blocks:
-            if not any(sources):
-                problems.append(
-                    FieldProblem(
-                        "`scaling: true`: the model has no layer into which scales could be folded",
-                        "remove `scaling`",
-                    )
+        if self.blocks and "scaling" in config.model_fields_set and not self._scaling_applies():
+            problems.append(
+                FieldProblem(
+                    "`scaling: true`: the model has no layer into which scales could be folded",
+                    "remove `scaling`",
                 )
+            )
         return problems
+
+    def _scaling_applies(self) -> bool:
+        """Return True if scaling is off, or scales can be folded into at least one layer."""
+        sources = [site.source for block in self.blocks for site in block.sites]
+        return not self.config.scaling or any(source is not None for source in sources)
 
     def estimate(self, parent: ModelFacts) -> Estimate:
         """Return the model without its size: the layers that fit the grid are not known yet."""
         return Estimate(replace(parent, size_bytes=None))
 
-    def check_layers(self, model: Path) -> None:
+    def check_layers(self, model: ModelDescription) -> None:
         """Check that at least one linear layer can be quantized.
 
         Raises:
             RequirementError: none can; the message names all with the reasons.
         """
         from compressor.models.checkpoint.loading import load_module
-        from passes.awq.layer_selection import fitting_group_sizes, select_layers
+        from passes.awq.linear_layers import fitting_group_sizes, select_layers
 
         module = load_module(model)
         selection = select_layers(self.blocks, module, self.config)
@@ -89,8 +92,8 @@ class WholeQuantizer(ModelQuantizer):
             remedy=f"group sizes that fit at least one layer: {sizes}, or -1",
         )
 
-    def quantize(self, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
+    def quantize(self, model: ModelDescription, out: Path, context: PassContext) -> PassOutput:
         """Quantize block by block; a killed run starts again. See ``ModelQuantizer``."""
         from passes.awq.whole_run import quantize_module
 
-        return quantize_module(self, parent, out, context)
+        return quantize_module(self.config, self.blocks, model, out, context)

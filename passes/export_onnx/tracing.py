@@ -1,4 +1,4 @@
-"""A module of a family to an ONNX graph in memory."""
+"""Trace torch modules to ONNX graphs with ``torch.onnx.export(dynamo=True)``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,29 +14,44 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.contract import Batch
+from compressor.graphs.values import Array
 from compressor.models.capabilities.signature import InputSpec
 
 if TYPE_CHECKING:
-    from onnxscript import ir
+    import onnx_ir as ir
 
-_TRACED_BATCH = 2  # a dimension of size 1 would be taken for a constant
+_TRACED_BATCH = 2  # the exporter takes a dimension of size 1 for a constant
+Translations = Mapping[Callable[..., Any], Callable[..., Any]]
+"""Custom torch operator to the function that makes its ONNX nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInterface:
+    """Inputs and outputs of a graph that is traced."""
+
+    inputs: Sequence[str]
+    """Names in the order of the module's arguments."""
+    outputs: Sequence[str]
+    """Names in the order of the module's results."""
+    dynamic: tuple[Any, ...]
+    """Variable dimensions of each argument, as ``torch.export`` takes them."""
+    opset: int
+    translations: Translations = field(default_factory=dict)
 
 
 class _Positional(nn.Module):
-    """Takes the inputs in order, gives the outputs in order: what a graph can have."""
+    """A module with keyword arguments and a dict of results, as one with tuples of both."""
 
     def __init__(
-        self, module: nn.Module, inputs: Sequence[InputSpec], outputs: Sequence[str]
+        self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]
     ) -> None:
         super().__init__()
-        self.module = module
-        self.inputs = tuple(spec.name for spec in inputs)
-        self.outputs = tuple(outputs)
+        self.module, self.inputs, self.outputs = module, tuple(inputs), tuple(outputs)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Tensors in the order of the family's inputs to those in the order of its outputs."""
-        found = self.module(**dict(zip(self.inputs, tensors, strict=True)))
-        return tuple(found[name] for name in self.outputs)
+        """Return the outputs in order, for the inputs in order."""
+        results = self.module(**dict(zip(self.inputs, tensors, strict=True)))
+        return tuple(results[name] for name in self.outputs)
 
 
 def onnx_from_torch(
@@ -44,90 +60,74 @@ def onnx_from_torch(
     outputs: Sequence[str],
     sample: Batch,
     opset: int,
-    translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+    translations: Translations | None = None,
 ) -> ir.Model:
-    """The graph of a module (in eval mode), with a name for every dimension that ``inputs`` names.
+    """Trace a module to a graph; dimensions that ``inputs`` names stay variable.
 
     Args:
-        module: its ``forward`` takes the inputs by keyword and returns a dict.
+        module: a module in eval mode; its ``forward`` takes the inputs by keyword and returns a
+            dict.
         inputs: names, dtypes and shapes of the graph's inputs.
         outputs: names of the graph's outputs, keys of that dict.
-        sample: one batch of real samples, cast to the inputs' dtypes; only shapes and dtypes matter.
-        opset: the version of ONNX's operators.
-        translations: torch operators that are not torch's own, to what makes their nodes.
+        sample: a batch of samples with the inputs' dtypes; only its shapes and dtypes matter.
+        opset: the ONNX operator set version.
+        translations: translations of custom torch operators.
     """
-    tensors = tuple(torch.from_numpy(_repeated(sample[spec.name])) for spec in inputs)
+    tensors = tuple(torch.from_numpy(_traced_samples(sample[spec.name])) for spec in inputs)
     dynamic = tuple(
         {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in inputs
     )
     names = [spec.name for spec in inputs]
-    return exported(
-        _Positional(module, inputs, outputs),
-        tensors,
-        names,
-        outputs,
-        (dynamic,),
-        opset,
-        translations,
-    )
+    interface = GraphInterface(names, outputs, (dynamic,), opset, translations or {})
+    return trace(_Positional(module, names, outputs), tensors, interface)
 
 
-def exported(
-    module: nn.Module,
-    tensors: tuple[Tensor, ...],
-    names: Sequence[str],
-    outputs: Sequence[str],
-    dynamic: tuple[Any, ...],
-    opset: int,
-    translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
-) -> ir.Model:
-    """The graph of a module that takes and gives tensors in order.
+def trace(module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterface) -> ir.Model:
+    """Trace a module that takes and returns tensors in order.
 
     Args:
-        module: what is traced.
-        tensors: one call's inputs.
-        names: of the graph's inputs.
-        outputs: names of the graph's outputs.
-        dynamic: the dimensions that vary, as ``torch.export`` takes them.
-        opset: the version of ONNX's operators.
-        translations: torch operators that are not torch's own, to what makes their nodes.
+        module: the module; it is put into eval mode.
+        tensors: arguments of one call.
+        interface: names, variable dimensions and operators of the graph.
     """
-    with _quiet():
+    with _silenced_exporter():
         program = torch.onnx.export(
             module.eval(),
             tensors,
             dynamo=True,
-            opset_version=opset,
-            input_names=list(names),
-            output_names=list(outputs),
-            dynamic_shapes=dynamic,
+            opset_version=interface.opset,
+            input_names=list(interface.inputs),
+            output_names=list(interface.outputs),
+            dynamic_shapes=interface.dynamic,
             external_data=False,
             verbose=False,
-            custom_translation_table=dict(translations or {}),
+            custom_translation_table=dict(interface.translations),
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     model: ir.Model = program.model
-    kept = set(model.graph.outputs)
-    for value in [
-        value for node in model.graph.all_nodes() for value in node.outputs if value not in kept
-    ]:
-        if (
-            value.name in outputs
-        ):  # the exporter calls what it looks up `embedding`, whatever the outputs are called
-            value.name = f"{value.name}.inner"
+    _rename_inner_values(model, interface.outputs)
     return model
 
 
-def _repeated(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The first samples; a single one is repeated."""
+def _rename_inner_values(model: ir.Model, outputs: Sequence[str]) -> None:
+    """Rename values that have the name of an output: torch calls every lookup `embedding`."""
+    graph_outputs = set(model.graph.outputs)
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value not in graph_outputs and value.name in outputs:
+                value.name = f"{value.name}.inner"
+
+
+def _traced_samples(array: Array) -> Array:
+    """Return the first samples; a single one is repeated."""
     return np.ascontiguousarray(array[np.arange(_TRACED_BATCH) % len(array)])
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the exporter says about itself, and only that."""
+def _silenced_exporter() -> Iterator[None]:
+    """Silence known messages of the exporter about its own internals."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)  # "torchvision is not installed"

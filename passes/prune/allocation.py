@@ -1,4 +1,4 @@
-"""How many units each width keeps: the least importance lost for what is saved, until the target is met. Plain numbers."""
+"""Allocation of units to widths, to meet a limit at the least loss of importance. Plain numbers."""
 
 from __future__ import annotations
 
@@ -11,50 +11,55 @@ from compressor.errors import RequirementError
 from compressor.models.capabilities.cuttable_axes import Axis
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
-_CLEARLY = 1 - 1e-9
-"""Of cuts that are as good, the smallest."""
+_TIE = 1 - 1e-9
+"""Ratio below which a cut is better than another; of equally good cuts the smallest is taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """Axes that are cut in proportion: one field of the config counts their units, or the architecture ties them."""
+    """Axes that are cut in the same proportion.
+
+    Either one config field counts the units of all of them, or the architecture couples them.
+    """
 
     label: str
     axes: tuple[Axis, ...]
     units: int
-    """Steps in which the axes can go together: of an axis, ``axis.units / units`` units at a time."""
-    lost: Array
-    """[units + 1]: the importance that goes with the k least important parts of every axis."""
-    step: int
-    """Units go this many at a time."""
-    least: int
-    """Units that stay."""
+    """Number of units. One unit stands for ``axis.units / units`` units of each axis."""
+    lost_importance: Array
+    """Importance lost if the k least important units of every axis are cut, float64 [units + 1]."""
+    multiple: int
+    """Kept units are a multiple of this number."""
+    min_units: int
+    """Smallest number of units to keep."""
 
-    def of(self, axis: Axis, kept: int) -> int:
-        """Units of the axis where the width keeps ``kept``."""
+    def axis_units(self, axis: Axis, kept: int) -> int:
+        """Return the units of an axis to keep if the width keeps ``kept`` units."""
         return axis.units // self.units * kept
 
     def dimensions(self) -> dict[str, int]:
-        """The names that users have for it, and how much each counts for one unit."""
-        return {axis.label: self.of(axis, 1) * axis.factor for axis in self.axes}
+        """Return the names of the width's dimensions, and the size of one unit in each."""
+        return {axis.label: self.axis_units(axis, 1) * axis.factor for axis in self.axes}
 
 
-def widths_of(
+def group_axes(
     axes: Sequence[Axis],
     scores: Mapping[str, Array],
     *,
     multiple: int,
     min_keep: float,
-    whole: Mapping[str, int] | None = None,
+    parent_units: Mapping[str, int] | None = None,
 ) -> tuple[Width, ...]:
-    """Group axes by their fields, or by the width that they name.
+    """Group axes into widths, by the width that they name or by their config fields.
 
     Args:
-        axes: what may be cut.
+        axes: the axes that may be cut.
         scores: axis name to the importance of its units.
-        multiple: kept channels, inner and hidden widths are multiples of it; heads and layers go one by one.
-        min_keep: the part of the units that stays at least.
-        whole: label to the units before the first round, of which some are gone by now.
+        multiple: number that kept channels, inner and hidden widths are a multiple of; heads and
+            layers are cut one at a time.
+        min_keep: smallest part of the units to keep.
+        parent_units: label to the units of the parent, of which ``min_keep`` is a part; by default
+            the present units.
     """
     groups: dict[object, list[Axis]] = {}
     for axis in axes:
@@ -64,64 +69,92 @@ def widths_of(
         units = min(axis.units for axis in members)
         step = 1 if any(axis.kind in {"heads", "layers"} for axis in members) else multiple
         label = members[0].width or members[0].label
-        before = (whole or {}).get(label, units)
-        least = max(1, -(-int(np.ceil(before * min_keep)) // step) * step)
-        lost = sum(
+        initial_units = (parent_units or {}).get(label, units)
+        min_units = max(1, -(-int(np.ceil(initial_units * min_keep)) // step) * step)
+        lost_importance = sum(
             np.concatenate([[0.0], np.sort(scores[axis.name]).cumsum()])[:: axis.units // units]
             for axis in members
         )
         widths.append(
-            Width(label, tuple(members), units, np.asarray(lost), step, min(least, units))
+            Width(
+                label,
+                tuple(members),
+                units,
+                np.asarray(lost_importance),
+                step,
+                min(min_units, units),
+            )
         )
     return tuple(widths)
 
 
+def all_units(widths: Sequence[Width]) -> dict[str, int]:
+    """Return the units of each width by label."""
+    return {width.label: width.units for width in widths}
+
+
 Cost = Callable[[Mapping[str, int]], float]
-"""The units that each width keeps, by its label, to what such a model costs."""
+"""Maps the units kept of each width, by label, to the cost of the model."""
 
 
-def allocate(widths: Sequence[Width], cost: Cost, limit: float, what: str) -> dict[str, int]:
-    """Units that each width keeps, by its label, so that ``cost`` is at most ``limit``.
+def allocate(widths: Sequence[Width], cost: Cost, limit: float, measure: str) -> dict[str, int]:
+    """Return the units to keep of each width, by label, so that the cost is at most ``limit``.
+
+    Args:
+        widths: the widths that may be cut.
+        cost: the cost of a model with given units.
+        limit: the largest cost.
+        measure: what the cost measures, for the error message.
 
     Raises:
-        RequirementError: the limit cannot be reached; it says how far one can get.
+        RequirementError: the limit cannot be reached; the message states the smallest cost.
     """
-    kept, now = towards(widths, cost, limit)
-    if now > limit:
-        start = cost({width.label: width.units for width in widths})
+    kept, reached = allocate_towards(widths, cost, limit)
+    if reached > limit:
+        initial = cost(all_units(widths))
         raise RequirementError(
-            f"the target is {_figure(limit)} {what} of {_figure(start)}; no further cut saves anything at {_figure(now)}",
-            remedy=f"ask for {now / start:.2f} or more, lower `min_keep` or `multiple`, or let more `axes` be cut",
+            f"the target is {_format(limit)} {measure} of {_format(initial)}; "
+            f"no further cut saves anything at {_format(reached)}",
+            remedy=f"set a target of {reached / initial:.2f} or more, lower `min_keep` or "
+            "`multiple`, or add kinds to `axes`",
         )
     return kept
 
 
-def towards(widths: Sequence[Width], cost: Cost, limit: float) -> tuple[dict[str, int], float]:
-    """Cut until ``cost`` is at most ``limit``, or as far as the widths go; the units kept, and their cost.
+def allocate_towards(
+    widths: Sequence[Width], cost: Cost, limit: float
+) -> tuple[dict[str, int], float]:
+    """Cut until the cost is at most ``limit``, or no cut saves anything.
 
-    Greedy: each time the cut, of one step or of several, that loses the least importance for what it saves. Several, because the
-    next step alone may save nothing, or be slower, where the one after it is faster.
+    The search is greedy: it takes the cut that loses the least importance per cost saved. A cut
+    may be several steps of one width, since a single step may save nothing, or even cost more,
+    while a larger one saves.
+
+    Returns:
+        The units kept by label, and their cost.
     """
-    kept = {width.label: width.units for width in widths}
-    now = cost(kept)
-    while now > limit:
+    kept = all_units(widths)
+    current = cost(kept)
+    while current > limit:
         best: tuple[float, str, int, float] | None = None
         for width in widths:
-            here = kept[width.label]
-            for smaller in range(
-                (here - 1) // width.step * width.step, width.least - 1, -width.step
-            ):
-                saved = now - cost({**kept, width.label: smaller})
-                lost = float(width.lost[width.units - smaller] - width.lost[width.units - here])
-                if saved > 0 and (best is None or lost / saved < best[0] * _CLEARLY):
+            units = kept[width.label]
+            largest = (units - 1) // width.multiple * width.multiple
+            for smaller in range(largest, width.min_units - 1, -width.multiple):
+                saved = current - cost({**kept, width.label: smaller})
+                lost = float(
+                    width.lost_importance[width.units - smaller]
+                    - width.lost_importance[width.units - units]
+                )
+                if saved > 0 and (best is None or lost / saved < best[0] * _TIE):
                     best = (lost / saved, width.label, smaller, saved)
         if best is None:
             break
         _, label, smaller, saved = best
         kept[label] = smaller
-        now -= saved
-    return kept, now
+        current -= saved
+    return kept, current
 
 
-def _figure(value: float) -> str:
+def _format(value: float) -> str:
     return f"{value:,.0f}" if value >= 1e3 else f"{value:.4g}"

@@ -1,6 +1,6 @@
-"""How much a model would miss each unit of an axis: float64 [units] per axis.
+"""Importance of the units of an axis, float64 [U] per axis.
 
-Shapes: U units of an axis, C channels of a layer's input, N values, B bins, X all else.
+Shapes: U units of an axis, C channels of a layer's input, N values, B bins, X all other elements.
 """
 
 from __future__ import annotations
@@ -13,57 +13,73 @@ from torch import Tensor, nn
 
 from calibration.capture import forward_hooks
 from compressor.models.capabilities.cuttable_axes import Axis, Cut
-from passes.prune.memory import gradients_as_they_come
-from passes.prune.surgery import parts_of, units_of
+from passes.prune.memory import consume_gradients
+from passes.prune.surgery import iterate_rows_by_unit, rows_by_unit
 
 Scores = dict[str, Tensor]
+"""Axis name to the importance of its units, float64 [U]."""
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
-"""A batch to the loss of the model's answers, a scalar."""
+"""Runs the model on a batch and returns the loss, a scalar."""
 Batches = Iterable[Mapping[str, Tensor]]
+ChannelCallback = Callable[[str, Tensor], None]
+"""Called with a layer's name and its inputs [C, N]."""
 _BINS = 32
 
 
-def magnitude(model: nn.Module, axes: Sequence[Axis]) -> Scores:
-    """The norm of all weights that hold a unit, as a share of the axis' (Li et al. 2017)."""
+def score_by_magnitude(model: nn.Module, axes: Sequence[Axis]) -> Scores:
+    """Score units by the L2 norm of all weights that hold them (Li et al. 2017).
+
+    Scores are shares of the axis' sum.
+    """
     state = model.state_dict()
     scores = {}
     for axis in axes:
-        weights = [cut for cut in axis.cuts if state[cut.tensor].ndim > 1]
+        cuts = [cut for cut in axis.cuts if state[cut.tensor].ndim > 1]
         squares_U = sum(
-            part_UX.square().sum(dim=1)
-            for cut in weights
-            for (part_UX,) in parts_of(cut, axis.units, state[cut.tensor])
+            weight_UX.square().sum(dim=1)
+            for cut in cuts
+            for (weight_UX,) in iterate_rows_by_unit(cut, axis.units, state[cut.tensor])
         )
-        scores[axis.name] = shares(torch.as_tensor(squares_U).sqrt())
+        scores[axis.name] = normalize_to_sum(torch.as_tensor(squares_U).sqrt())
     return scores
 
 
-def activation(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
-    """Σ over readers of ‖input of the unit‖₂ · ‖its column‖₂, as a share of the axis' (Wanda, Sun et al. 2024, by unit)."""
-    energy: dict[str, Tensor] = {}
+def score_by_activation(
+    model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss
+) -> Scores:
+    """Score units by the norms of their activations and of the weight columns that read them.
+
+    The score is Σ ‖activation‖₂ · ‖column‖₂ over the layers that read the unit (Wanda, Sun et al.
+    2024, per unit instead of per weight), as a share of the axis' sum.
+    """
+    squares: dict[str, Tensor] = {}
 
     def add(reader: str, inputs_CN: Tensor) -> None:
         squares_C = inputs_CN.double().square().sum(dim=1)
-        energy[reader] = energy[reader] + squares_C if reader in energy else squares_C
+        squares[reader] = squares[reader] + squares_C if reader in squares else squares_C
 
-    watch(model, axes, batches, loss, add)
-    return _over_readers(
-        axes, {name: energy[name].sqrt() * _column_norms(model, name) for name in energy}
+    _observe_readers(model, axes, batches, loss, add)
+    return _sum_over_readers(
+        axes, {name: squares[name].sqrt() * _column_norms(model, name) for name in squares}
     )
 
 
 def _column_norms(model: nn.Module, reader: str) -> Tensor:
-    """‖column‖₂ of each input channel of a layer, float64 [C]."""
+    """Return the L2 norm of the weight column of each input channel, float64 [C]."""
     weight = model.get_parameter(f"{reader}.weight").detach()
     channels = weight.shape[1]
-    parts = parts_of(Cut(f"{reader}.weight", 1), channels, weight)
-    return torch.stack([part_CX.square().sum(dim=1) for (part_CX,) in parts]).sum(dim=0).sqrt()
+    chunks = iterate_rows_by_unit(Cut(f"{reader}.weight", 1), channels, weight)
+    return torch.stack([chunk_CX.square().sum(dim=1) for (chunk_CX,) in chunks]).sum(dim=0).sqrt()
 
 
-def entropy(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
-    """Σ over readers of the entropy of the unit's values, in a histogram between the extremes of the first batch.
+def score_by_entropy(
+    model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss
+) -> Scores:
+    """Score units by the entropy of their activations, summed over the layers that read them.
 
-    A channel that always says the same says nothing (Luo & Wu 2017, whose bins are of one value per image). A share of the axis'.
+    Activations are counted in 32 bins between the extremes of the first batch. A channel that is
+    constant has entropy 0 (Luo & Wu 2017, who count one value per image). Scores are shares of the
+    axis' sum.
     """
     counts: dict[str, Tensor] = {}
     ranges: dict[str, tuple[Tensor, Tensor]] = {}
@@ -72,28 +88,29 @@ def entropy(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss
         low_C1, high_C1 = ranges.setdefault(
             reader, (inputs_CN.amin(dim=1, keepdim=True), inputs_CN.amax(dim=1, keepdim=True))
         )
-        scaled = (inputs_CN - low_C1) / (high_C1 - low_C1).clamp(
+        scaled_CN = (inputs_CN - low_C1) / (high_C1 - low_C1).clamp(
             min=torch.finfo(inputs_CN.dtype).tiny
         )
-        bins_CN = (scaled.clamp(0, 1) * (_BINS - 1)).long()
-        found_CB = torch.zeros(len(bins_CN), _BINS).scatter_add_(
+        bins_CN = (scaled_CN.clamp(0, 1) * (_BINS - 1)).long()
+        count_CB = torch.zeros(len(bins_CN), _BINS).scatter_add_(
             1, bins_CN, torch.ones_like(bins_CN, dtype=torch.float32)
         )
-        counts[reader] = counts[reader] + found_CB if reader in counts else found_CB
+        counts[reader] = counts[reader] + count_CB if reader in counts else count_CB
 
-    watch(model, axes, batches, loss, add)
-    return _over_readers(
+    _observe_readers(model, axes, batches, loss, add)
+    return _sum_over_readers(
         axes, {name: _entropy(count_CB.double()) for name, count_CB in counts.items()}
     )
 
 
-def taylor(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
-    """Mean over batches of (Σ g·w)² over what reads the unit: how the loss changes without it, to first order.
+def score_by_taylor(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
+    """Score units by the squared change of the loss without them, to first order.
 
-    Molchanov et al. 2019, equation 8, with the sum over the columns that read the unit: setting them to 0 is exactly to
-    remove it. Scores of different axes compare.
+    The score is the mean over batches of (Σ gradient · weight)² (Molchanov et al. 2019, equation
+    8), summed over the weight columns that read the unit: setting these to 0 is equivalent to
+    removing it. Scores of different axes are comparable.
     """
-    return _by_gradient(
+    return _score_by_gradient(
         model,
         axes,
         batches,
@@ -103,9 +120,14 @@ def taylor(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss)
     )
 
 
-def gradient(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss) -> Scores:
-    """The L2 norm of the gradient of the columns that read the unit, mean over batches, as a share of the axis'."""
-    scores = _by_gradient(
+def score_by_gradient(
+    model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss
+) -> Scores:
+    """Score units by the L2 norm of the gradient of the weight columns that read them.
+
+    Scores are means over batches, as shares of the axis' sum.
+    """
+    scores = _score_by_gradient(
         model,
         axes,
         batches,
@@ -113,44 +135,53 @@ def gradient(model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Los
         lambda gradient_UX, _: gradient_UX.square().sum(dim=1),
         torch.sqrt,
     )
-    return {name: shares(score_U) for name, score_U in scores.items()}
+    return {name: normalize_to_sum(score_U) for name, score_U in scores.items()}
 
 
-def _by_gradient(
+def _score_by_gradient(
     model: nn.Module,
     axes: Sequence[Axis],
     batches: Batches,
     loss: Loss,
-    of_column: Callable[[Tensor, Tensor], Tensor],
-    of_sum: Callable[[Tensor], Tensor],
+    reduce_columns: Callable[[Tensor, Tensor], Tensor],
+    transform_sum: Callable[[Tensor], Tensor],
 ) -> Scores:
-    """Mean over batches of ``of_sum`` of Σ over readers of ``of_column(gradient, weight)``, each [units, rest] to [units]."""
-    places: dict[nn.Parameter, list[tuple[Axis, Cut]]] = {}
+    """Return the mean over batches of a function of each unit's sum over its readers.
+
+    Args:
+        model: the model.
+        axes: the axes to score.
+        batches: the calibration samples.
+        loss: runs the model.
+        reduce_columns: maps gradient and weight, both [U, X], to a term [U] of the sum.
+        transform_sum: maps the sum over all readers [U] to the score of the batch [U].
+    """
+    readers: dict[nn.Parameter, list[tuple[Axis, Cut]]] = {}
     for axis in axes:
         for cut in axis.cuts:
             if cut.reads:
-                places.setdefault(model.get_parameter(cut.tensor), []).append((axis, cut))
+                readers.setdefault(model.get_parameter(cut.tensor), []).append((axis, cut))
     sums: Scores = {}
 
-    def take(weight: nn.Parameter, gradient: Tensor) -> None:
-        for axis, cut in places[weight]:
-            for parts in parts_of(cut, axis.units, gradient, weight.detach()):
-                sums[axis.name] += of_column(*parts).cpu()
+    def add(weight: nn.Parameter, gradient: Tensor) -> None:
+        for axis, cut in readers[weight]:
+            for chunks in iterate_rows_by_unit(cut, axis.units, gradient, weight.detach()):
+                sums[axis.name] += reduce_columns(*chunks).cpu()
 
     totals = {axis.name: torch.zeros(axis.units, dtype=torch.float64) for axis in axes}
     count = 0
-    with gradients_as_they_come(model, places, take):
+    with consume_gradients(model, readers, add):
         for batch in batches:
             sums |= {axis.name: torch.zeros(axis.units, dtype=torch.float64) for axis in axes}
             loss(batch).backward()  # type: ignore[no-untyped-call]
             for name, sum_U in sums.items():
-                totals[name] += of_sum(sum_U)
+                totals[name] += transform_sum(sum_U)
             count += 1
     return {name: total_U / max(count, 1) for name, total_U in totals.items()}
 
 
 def readers_of(model: nn.Module, axes: Sequence[Axis]) -> dict[str, nn.Module]:
-    """The layers that read an axis, by name."""
+    """Return the layers that read an axis, by name."""
     return {
         cut.module: model.get_submodule(cut.module)
         for axis in axes
@@ -159,67 +190,64 @@ def readers_of(model: nn.Module, axes: Sequence[Axis]) -> dict[str, nn.Module]:
     }
 
 
-def watch(
+def _observe_readers(
+    model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss, add: ChannelCallback
+) -> None:
+    observe_channels(model, readers_of(model, axes), batches, loss, add)
+
+
+def observe_channels(
     model: nn.Module,
-    axes: Sequence[Axis],
+    layers: Mapping[str, nn.Module],
     batches: Batches,
     loss: Loss,
-    add: Callable[[str, Tensor], None],
+    observe: ChannelCallback,
 ) -> None:
-    """Run the model; ``add`` gets the name of each layer that reads an axis, and its inputs [channels, values]."""
-    watch_channels(model, readers_of(model, axes), batches, loss, add)
+    """Run the model without gradients and pass on the inputs of layers, as [C, N] on the CPU."""
+
+    def by_channel(name: str, inputs: Tensor) -> None:
+        channel_dim = -1 if isinstance(layers[name], nn.Linear) else 1
+        observe(name, inputs.cpu().movedim(channel_dim, 0).flatten(1))
+
+    observe_inputs(model, layers, batches, loss, by_channel)
 
 
-def watch_channels(
-    model: nn.Module,
-    readers: Mapping[str, nn.Module],
-    batches: Batches,
-    loss: Loss,
-    add: Callable[[str, Tensor], None],
-) -> None:
-    """Run the model; ``add`` gets the name of each of these layers, and its inputs [channels, values]."""
-
-    def see(name: str, inputs: Tensor) -> None:
-        channel = -1 if isinstance(readers[name], nn.Linear) else 1
-        add(name, inputs.cpu().movedim(channel, 0).flatten(1))
-
-    watch_inputs(model, readers, batches, loss, see)
-
-
-def watch_inputs(
+def observe_inputs(
     model: nn.Module,
     names: Iterable[str],
     batches: Batches,
     loss: Loss,
-    see: Callable[[str, Tensor], None],
+    observe: Callable[[str, Tensor], None],
 ) -> None:
-    """Run the model; ``see`` gets the name of each of these modules, and its first input."""
+    """Run the model without gradients and pass on the first input of each named module."""
     with (
-        forward_hooks(model, names, before=lambda name, inputs: see(name, inputs[0].detach())),
+        forward_hooks(model, names, before=lambda name, inputs: observe(name, inputs[0].detach())),
         torch.no_grad(),
     ):
         for batch in batches:
             loss(batch)
 
 
-def _over_readers(axes: Sequence[Axis], by_channel: Mapping[str, Tensor]) -> Scores:
-    """Reader to a value for each of its input channels, to one for each unit, as a share of the axis'."""
+def _sum_over_readers(axes: Sequence[Axis], channel_scores: Mapping[str, Tensor]) -> Scores:
+    """Sum the scores of a unit's channels [C] over the layers that read it, as shares."""
     scores = {}
     for axis in axes:
-        values = [
-            units_of(by_channel[cut.module], replace(cut, dim=0), axis.units).sum(dim=1)
+        terms = [
+            rows_by_unit(channel_scores[cut.module], replace(cut, dim=0), axis.units).sum(dim=1)
             for cut in axis.cuts
             if cut.reads
         ]
-        scores[axis.name] = shares(torch.stack(values).sum(dim=0))
+        scores[axis.name] = normalize_to_sum(torch.stack(terms).sum(dim=0))
     return scores
 
 
 def _entropy(count_CB: Tensor) -> Tensor:
-    part_CB = count_CB / count_CB.sum(dim=1, keepdim=True)
-    return -(part_CB * part_CB.clamp(min=torch.finfo(part_CB.dtype).tiny).log()).sum(dim=1)
+    """Return the entropy of each histogram in nats, [C]."""
+    probability_CB = count_CB / count_CB.sum(dim=1, keepdim=True)
+    log_CB = probability_CB.clamp(min=torch.finfo(probability_CB.dtype).tiny).log()
+    return -(probability_CB * log_CB).sum(dim=1)
 
 
-def shares(values_U: Tensor) -> Tensor:
-    """Each value's part of their sum."""
+def normalize_to_sum(values_U: Tensor) -> Tensor:
+    """Divide values by their sum."""
     return values_U / values_U.sum().clamp(min=torch.finfo(torch.float64).tiny)

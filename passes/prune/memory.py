@@ -1,7 +1,8 @@
-"""Scoring and cutting in the memory of one layer: neither gradients nor activations nor weights of the whole model are held.
+"""Scoring and cutting with the memory of one layer.
 
-Weights of a model folder are mapped from its files, and the kernel drops what is not in use; ``on_disk`` makes such maps of what
-is computed.
+Gradients, activations and weights of the whole model are never held at once. Weights of a model
+folder are memory-mapped, and the kernel evicts pages that are not in use; ``map_to_disk`` does the
+same for computed tensors.
 """
 
 from __future__ import annotations
@@ -19,40 +20,54 @@ from compressor.artifacts.errors_from_os import writing
 from passes.common.device import trim_heap
 
 _SMALL_BYTES = 1 << 20
-"""What is less is copied in memory."""
+"""Smaller tensors are copied in memory."""
 
 
-def on_disk(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> dict[str, Tensor]:
-    """The tensors as maps of files without a name, which go when nobody uses them; what is written to them stays in memory.
+def map_to_disk(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> dict[str, Tensor]:
+    """Write tensors to files and return them memory-mapped.
+
+    The files are unlinked at once, so the kernel removes them with the last tensor that uses them.
+    The maps are private: writes to a tensor stay in memory.
+
+    Args:
+        tensors: names and tensors; each is released before the next is taken.
+        folder: the folder of the temporary file.
 
     Raises:
-        StorageError: the disk is full, or the folder may not be written.
+        StorageError: the disk is full, or the folder cannot be written.
     """
-    found = {}
+    mapped = {}
     for name, tensor in tensors:
         if tensor.nbytes < _SMALL_BYTES:
-            found[name] = tensor.clone()
+            mapped[name] = tensor.clone()
             continue
         file = folder / "tensor.part"
         with writing(file):
             tensor.contiguous().view(torch.uint8).numpy().tofile(file)
-            mapped = torch.from_file(
+            storage = torch.from_file(
                 str(file), shared=False, size=tensor.numel(), dtype=tensor.dtype
             )
             file.unlink()
-        found[name] = mapped.view(tensor.shape)
+        mapped[name] = storage.view(tensor.shape)
         del tensor
         trim_heap()
-    return found
+    return mapped
 
 
 @contextmanager
-def recomputed(model: nn.Module, stacks: Iterable[str]) -> Iterator[None]:
-    """Of each layer of these lists a backward pass finds the input alone; it computes the rest again (Chen et al. 2016)."""
+def recompute_activations(model: nn.Module, stacks: Iterable[str]) -> Iterator[None]:
+    """Keep only the input of each layer for a backward pass, within the block.
+
+    The other activations are computed again in the backward pass (Chen et al. 2016).
+
+    Args:
+        model: the model.
+        stacks: names of the module lists that hold the layers.
+    """
     layers = [layer for stack in stacks for layer in model.get_submodule(stack).children()]
-    before = [layer.forward for layer in layers]
+    forwards = [layer.forward for layer in layers]
     try:
-        for layer, forward in zip(layers, before, strict=True):
+        for layer, forward in zip(layers, forwards, strict=True):
             layer.forward = partial(
                 checkpoint, forward, use_reentrant=False, preserve_rng_state=False
             )
@@ -63,29 +78,36 @@ def recomputed(model: nn.Module, stacks: Iterable[str]) -> Iterator[None]:
 
 
 @contextmanager
-def gradients_as_they_come(
+def consume_gradients(
     model: nn.Module,
     weights: Collection[nn.Parameter],
-    take: Callable[[nn.Parameter, Tensor], None],
+    consume: Callable[[nn.Parameter, Tensor], None],
 ) -> Iterator[None]:
-    """Within, a backward pass hands the gradient of each of ``weights`` to ``take`` and forgets it; other weights get none."""
+    """Pass each gradient to ``consume`` as soon as it is computed, then free it, within the block.
 
-    def hand_on(weight: Tensor) -> None:
+    Args:
+        model: the model; gradients that it already has are cleared.
+        weights: the parameters to compute gradients of; the others need none.
+        consume: called as (weight, gradient) in the course of a backward pass.
+    """
+
+    def pass_on(weight: Tensor) -> None:
         gradient, weight.grad = weight.grad, None
         if isinstance(weight, nn.Parameter) and gradient is not None:
-            take(weight, gradient)
+            consume(weight, gradient)
 
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
-    model.zero_grad()  # what a training before left would be added to
+    model.zero_grad()  # Gradients of an earlier training would be added to.
     handles = []
     try:
         for weight in weights:
             weight.requires_grad_(True)
-            handles.append(weight.register_post_accumulate_grad_hook(hand_on))  # type: ignore[no-untyped-call]
+            handle = weight.register_post_accumulate_grad_hook(pass_on)  # type: ignore[no-untyped-call]
+            handles.append(handle)
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for parameter, learns in before.items():
-            parameter.requires_grad_(learns)
+        for parameter, required in requires_grad.items():
+            parameter.requires_grad_(required)

@@ -1,6 +1,6 @@
-"""What the units that stay can do for those that go, without training: tensors in, tensors out.
+"""Least-squares repair of a pruned model, without training: tensors in, tensors out.
 
-Shapes: C channels of a layer's input, K of them kept, D dropped, O outputs, N values.
+Shapes: C channels of a layer's input, K kept ones, D dropped ones, O outputs, N values.
 """
 
 from __future__ import annotations
@@ -12,35 +12,47 @@ import torch
 from torch import Tensor, nn
 
 from compressor.models.capabilities.cuttable_axes import Axis
-from passes.prune.importance import Batches, Loss, readers_of, watch_channels, watch_inputs
-from passes.prune.surgery import indices_of, units_of
+from passes.prune.importance import Batches, Loss, observe_channels, observe_inputs, readers_of
+from passes.prune.surgery import kept_indices, rows_by_unit
 
 _DAMPING = 0.01
-"""Part of the mean energy of a channel that is added to each, as in GPTQ (Frantar et al. 2023)."""
+"""Fraction of the channels' mean energy that is added to each, as in GPTQ (Frantar et al. 2023)."""
 _GRAM_BYTES = 2_000_000_000
-"""Of Gram matrices held at a time."""
-_WEIGHTS_AT_ONCE = 1 << 24
-"""That are changed together in float64."""
+"""Bytes of Gram matrices that are held at a time."""
+_CHUNK_ELEMENTS = 1 << 24
+"""Weights that are changed at a time in float64."""
 
 
-def least_squares(
+def reconstruct_weights(
     model: nn.Module,
     axes: Sequence[Axis],
     kept: Mapping[str, Tensor],
     batches: Callable[[], Batches],
     loss: Loss,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Weights of what reads the axes, such that their kept columns alone answer as all did, as nearly as they can, one by one.
+    """Yield changed weights of the layers that read cut axes, one after another.
 
-    For inputs X [N, C] and weights W [O, C], the change of W_K is W_D·G_DK·(G_KK + λI)⁻¹ with G = XᵀX: the least-squares solution
-    of ‖X·Wᵀ − X_K·W'ᵀ‖, damped (as in SlimGPT, Ling et al. 2024, and SparseGPT for columns). Linear layers and 1×1 convolutions
-    whose weights nothing else uses; the others stay as they are. ``batches`` gives all samples anew: where the Gram matrices of
-    all layers would take more than 2 GB, layers take turns, each with its own pass over the samples.
+    The kept columns K of a weight W [O, C] are changed so that they alone reproduce its outputs on
+    inputs X [N, C] as well as possible. The least-squares solution of ‖X·Wᵀ − X_K·W'ᵀ‖, damped by
+    λ, adds W_D·G_DK·(G_KK + λI)⁻¹ to W_K, with the Gram matrix G = XᵀX (SlimGPT, Ling et al. 2024).
+    Dropped columns are yielded unchanged.
+
+    Linear layers and 1×1 convolutions are changed if their weights are used nowhere else.
+
+    Args:
+        model: the model before the cut.
+        axes: the axes of the model.
+        kept: axis name to the units to keep, int64, increasing.
+        batches: returns all samples again. It is called several times if the Gram matrices of all
+            layers take more than 2 GB.
+        loss: runs the model.
     """
-    cut = [axis for axis in axes if axis.name in kept]
-    solvable = _solvable(model)
-    readers = {name: module for name, module in readers_of(model, cut).items() if name in solvable}
-    for some in _in_turns(readers):
+    cut_axes = [axis for axis in axes if axis.name in kept]
+    solvable = _solvable_layers(model)
+    readers = {
+        name: layer for name, layer in readers_of(model, cut_axes).items() if name in solvable
+    }
+    for group in _group_by_memory(readers):
         grams: dict[str, Tensor] = {}
 
         def add(reader: str, inputs_CN: Tensor, grams: dict[str, Tensor] = grams) -> None:
@@ -48,32 +60,32 @@ def least_squares(
             gram_CC = inputs_CN @ inputs_CN.T
             grams[reader] = grams[reader] + gram_CC if reader in grams else gram_CC
 
-        watch_channels(model, some, batches(), loss, add)
-        for axis in cut:
-            for one in axis.cuts:
-                if one.reads and one.module in grams:
-                    columns_K = indices_of(kept[axis.name], one, axis.units)
-                    weight = model.get_parameter(one.tensor).detach()
-                    yield one.tensor, _answering_alone(weight, grams[one.module], columns_K)
+        observe_channels(model, group, batches(), loss, add)
+        for axis in cut_axes:
+            for cut in axis.cuts:
+                if cut.reads and cut.module in grams:
+                    columns_K = kept_indices(kept[axis.name], cut, axis.units)
+                    weight = model.get_parameter(cut.tensor).detach()
+                    yield cut.tensor, _reconstruct(weight, grams[cut.module], columns_K)
 
 
-def _in_turns(readers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
-    """As many layers at a time as their Gram matrices leave room for, one at least."""
-    some: dict[str, nn.Module] = {}
-    taken = 0
-    for name, module in readers.items():
-        size = module.get_parameter("weight").shape[1] ** 2 * torch.float32.itemsize
-        if some and taken + size > _GRAM_BYTES:
-            yield some
-            some, taken = {}, 0
-        some[name] = module
-        taken += size
-    if some:
-        yield some
+def _group_by_memory(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
+    """Yield groups of layers whose Gram matrices fit into memory, at least one layer each."""
+    group: dict[str, nn.Module] = {}
+    group_bytes = 0
+    for name, layer in layers.items():
+        gram_bytes = layer.get_parameter("weight").shape[1] ** 2 * torch.float32.itemsize
+        if group and group_bytes + gram_bytes > _GRAM_BYTES:
+            yield group
+            group, group_bytes = {}, 0
+        group[name] = layer
+        group_bytes += gram_bytes
+    if group:
+        yield group
 
 
-def _solvable(model: nn.Module) -> set[str]:
-    """Layers that are matrix products over their channels, with weights of their own."""
+def _solvable_layers(model: nn.Module) -> set[str]:
+    """Return the layers that are matrix products over channels, with weights of their own."""
     uses: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -88,8 +100,8 @@ def _solvable(model: nn.Module) -> set[str]:
     }
 
 
-def _answering_alone(weight: Tensor, gram_CC: Tensor, columns_K: Tensor) -> Tensor:
-    """The weight with its kept columns changed; the others are as they were."""
+def _reconstruct(weight: Tensor, gram_CC: Tensor, columns_K: Tensor) -> Tensor:
+    """Return the weight with changed columns K, as ``reconstruct_weights`` describes."""
     matrix_OC = weight.flatten(1).cpu()
     dropped = torch.ones(len(gram_CC), dtype=torch.bool)
     dropped[columns_K] = False
@@ -99,48 +111,50 @@ def _answering_alone(weight: Tensor, gram_CC: Tensor, columns_K: Tensor) -> Tens
     gram_KK.diagonal().add_(damping)
     root_KK, gram_KD = torch.linalg.cholesky(gram_KK), gram_CC[columns_K][:, dropped]
     changed_OC = torch.empty_like(matrix_OC)
-    some = max(1, _WEIGHTS_AT_ONCE // matrix_OC.shape[1])
+    rows = max(1, _CHUNK_ELEMENTS // matrix_OC.shape[1])
     for before_OC, after_OC in zip(
-        torch.split(matrix_OC, some), torch.split(changed_OC, some), strict=True
+        torch.split(matrix_OC, rows), torch.split(changed_OC, rows), strict=True
     ):
-        part_OC = before_OC.double()
-        change_KO = torch.cholesky_solve(gram_KD @ part_OC[:, dropped].T, root_KK)
-        after_OC.copy_(part_OC.index_add_(1, columns_K, change_KO.T))
+        chunk_OC = before_OC.double()
+        change_KO = torch.cholesky_solve(gram_KD @ chunk_OC[:, dropped].T, root_KK)
+        after_OC.copy_(chunk_OC.index_add_(1, columns_K, change_KO.T))
     return changed_OC.reshape(weight.shape)
 
 
-def norm_scales(
+def rescale_norms(
     model: nn.Module, axes: Sequence[Axis], kept: Mapping[str, Tensor], batches: Batches, loss: Loss
 ) -> dict[str, Tensor]:
-    """The weights of RMS norms over fewer units, such that what they let through keeps its size.
+    """Return the weights of RMS norms over cut axes, scaled so that outputs keep their size.
 
-    The root mean square is then taken over K of C channels with the part κ of the energy, so weights take √(κ·C/K); κ is the
-    mean over tokens. Where what goes is silent (κ = 1), the output stays exactly.
+    A cut norm takes the root mean square over K of C channels, which hold a fraction κ of the
+    energy (the mean over tokens), so its weights are multiplied by √(κ·C/K). If the removed
+    channels are all zero (κ = 1), the output does not change.
     """
     norms = {
-        one.module: (axis, one)
+        cut.module: (axis, cut)
         for axis in axes
         if axis.name in kept
-        for one in axis.cuts
-        if one.norm
+        for cut in axis.cuts
+        if cut.norm
     }
-    shares: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    share_sums: dict[str, Tensor] = {}
+    token_counts: dict[str, int] = {}
 
-    def see(name: str, inputs: Tensor) -> None:
+    def add(name: str, inputs: Tensor) -> None:
         energy_NC = inputs.flatten(0, -2).double().square()
         share_NC = energy_NC / energy_NC.sum(dim=1, keepdim=True).clamp(
             min=torch.finfo(torch.float64).tiny
         )
-        shares[name] = shares.get(name, torch.zeros(())) + share_NC.sum(dim=0).cpu()
-        counts[name] = counts.get(name, 0) + len(share_NC)
+        share_sums[name] = share_sums.get(name, torch.zeros(())) + share_NC.sum(dim=0).cpu()
+        token_counts[name] = token_counts.get(name, 0) + len(share_NC)
 
-    watch_inputs(model, norms, batches, loss, see)
+    observe_inputs(model, norms, batches, loss, add)
     weights = {}
-    for name, (axis, one) in norms.items():
-        by_unit = units_of(shares[name] / counts[name], replace(one, dim=0), axis.units).sum(dim=1)
+    for name, (axis, cut) in norms.items():
+        shares_C = share_sums[name] / token_counts[name]
+        shares_U = rows_by_unit(shares_C, replace(cut, dim=0), axis.units).sum(dim=1)
         units = kept[axis.name]
-        factor = (by_unit[units].sum() * axis.units / len(units)).sqrt()
-        weight = model.get_parameter(one.tensor).detach().cpu()
-        weights[one.tensor] = (weight * factor.to(torch.float32)).to(weight.dtype)
+        factor = (shares_U[units].sum() * axis.units / len(units)).sqrt()
+        weight = model.get_parameter(cut.tensor).detach().cpu()
+        weights[cut.tensor] = (weight * factor.to(torch.float32)).to(weight.dtype)
     return weights

@@ -1,4 +1,4 @@
-"""How far each round of a gradual schedule goes. Plain numbers."""
+"""Sizes and training steps of the rounds of a schedule. Plain numbers."""
 
 from __future__ import annotations
 
@@ -10,56 +10,63 @@ from passes.prune.allocation import Array, Width
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """A round of several that lead to the target; by default the only one."""
+class Round:
+    """One round of cutting and training; by default the only one."""
 
     number: int = 1
-    """From 1."""
+    """Number of the round, from 1."""
     count: int = 1
+    """Number of all rounds."""
 
     @property
     def first(self) -> bool:
-        """Whether nothing is cut yet."""
+        """True if nothing has been cut before."""
         return self.number == 1
 
     @property
     def last(self) -> bool:
-        """Whether the target has to be met now."""
+        """True if the round must meet the target."""
         return self.number == self.count
 
     @property
-    def left(self) -> float:
-        """The part of the way to the target that is left after this round: (1 − r/N)³ (Zhu & Gupta 2017)."""
+    def remaining(self) -> float:
+        """Distance to the target after round r of N, (1 − r/N)³ of the initial one.
+
+        The cubic schedule is that of Zhu & Gupta 2017.
+        """
         return (1 - self.number / self.count) ** 3
 
-    def limit(self, whole: float, target: float) -> float:
-        """What the model may cost after this round, where the parent costs ``whole``."""
-        return target + (whole - target) * self.left
+    def limit(self, parent: float, target: float) -> float:
+        """Return the largest cost of the model after the round."""
+        return target + (parent - target) * self.remaining
 
-    def size(self, whole: int, target: int) -> int:
-        """The units that a width keeps after this round, where the parent has ``whole``."""
-        return target + math.ceil((whole - target) * self.left)
+    def size(self, parent: int, target: int) -> int:
+        """Return the units of a width after the round."""
+        return target + math.ceil((parent - target) * self.remaining)
 
     def steps(self, total: int) -> range:
-        """The training steps of this round, of ``total`` over all."""
+        """Return the training steps of the round out of ``total`` steps of all rounds."""
         return range(total * (self.number - 1) // self.count, total * self.number // self.count)
 
 
-def only_below(
+def protect_high_scores(
     widths: Sequence[Width], scores: Mapping[str, Array], threshold: float
 ) -> tuple[Width, ...]:
-    """The widths, of which only units may go whose score is below ``threshold`` times the largest of their axis.
+    """Raise the units to keep of each width so that only units with low scores may be cut.
 
-    Axes of one width go in proportion: as far as the one that has the fewest of them.
+    Args:
+        widths: the widths that may be cut.
+        scores: axis name to the importance of its units.
+        threshold: fraction of an axis' largest score below which a unit may be cut. Axes of one
+            width are cut in proportion, as far as the axis with the fewest such units allows.
     """
-    narrowed = []
+    protected = []
     for width in widths:
-        weak = min(
+        low_units = min(
             int((scores[axis.name] < threshold * scores[axis.name].max()).sum())
-            // width.of(axis, 1)
+            // width.axis_units(axis, 1)
             for axis in width.axes
         )
-        narrowed.append(
-            replace(width, least=min(width.units, max(width.least, width.units - weak)))
-        )
-    return tuple(narrowed)
+        min_units = min(width.units, max(width.min_units, width.units - low_units))
+        protected.append(replace(width, min_units=min_units))
+    return tuple(protected)

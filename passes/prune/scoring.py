@@ -1,34 +1,49 @@
-"""The importance of every unit, as the config asks for it, on real samples."""
+"""Scores of units and layers on calibration samples, as the config selects them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from calibration.samples import Samples
-from compressor.config.record import Record
 from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext
 from compressor.models.capabilities.cuttable_axes import Axis
 from compressor.models.capabilities.training_heads import TrainingHeads
-from compressor.models.contract import Family
 from passes.common.device import device_of, tensors_from_batch
 from passes.common.losses import hard_cross_entropy
-from passes.prune.depth import layers_by_cosine, layers_by_loss, layers_by_taylor, layers_by_weight
-from passes.prune.importance import Scores, activation, entropy, gradient, magnitude, taylor
-from passes.prune.step import PruneConfig
+from passes.prune.config import PruneConfig
+from passes.prune.importance import (
+    Scores,
+    score_by_activation,
+    score_by_entropy,
+    score_by_gradient,
+    score_by_magnitude,
+    score_by_taylor,
+)
+from passes.prune.layer_importance import (
+    score_layers_by_cosine,
+    score_layers_by_loss,
+    score_layers_by_taylor,
+    score_layers_by_weight,
+)
+from passes.prune.model import PrunableModel
 
-_OF_UNITS = {"activation": activation, "entropy": entropy, "gradient": gradient, "taylor": taylor}
-_OF_LAYERS = {"cosine": layers_by_cosine, "taylor": layers_by_taylor}
+_UNIT_SCORERS = {
+    "activation": score_by_activation,
+    "entropy": score_by_entropy,
+    "gradient": score_by_gradient,
+    "taylor": score_by_taylor,
+}
+_LAYER_SCORERS = {"cosine": score_layers_by_cosine, "taylor": score_layers_by_taylor}
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Samples, and the loss of a model on them."""
+    """Calibration samples, and the loss of a model on them."""
 
     heads: TrainingHeads
     module: nn.Module
@@ -36,62 +51,63 @@ class Calibration:
     config: PruneConfig
     context: PassContext
 
-    def batches(self, what: str) -> Iterator[dict[str, Tensor]]:
-        """``num_samples`` of the set, evenly over all of it; progress is told as ``what``."""
+    def batches(self, activity: str) -> Iterator[dict[str, Tensor]]:
+        """Yield ``num_samples`` samples, spread evenly over the set; report as ``activity``."""
         samples = Samples(
             self.dataset,
             count=self.config.num_samples,
             batch_size=self.config.batch_size,
-            progress=lambda what, done, total: self.context.progress(what, done, total, {}),
+            progress=lambda label, done, total: self.context.progress(label, done, total, {}),
         )
-        for batch in samples.batches(what):
+        for batch in samples.batches(activity):
             yield tensors_from_batch(batch, device_of(self.module))
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The sum over the family's heads of the mean cross-entropy with the labels of a batch."""
+        """Return the mean cross-entropy with the labels, summed over the model's heads."""
         outputs = self.module(**{name: batch[name] for name in self.dataset.input_names})
-        return torch.stack(
-            list(hard_cross_entropy(self.heads.logits(self.module, outputs), batch).values())
-        ).sum()
+        losses = hard_cross_entropy(self.heads.logits(self.module, outputs), batch)
+        return torch.stack(list(losses.values())).sum()
 
 
-def opened_calibration(
-    config: PruneConfig,
-    family: Family[Any],
-    architecture: Record,
-    module: nn.Module,
-    context: PassContext,
+def open_calibration(
+    config: PruneConfig, model: PrunableModel, context: PassContext
 ) -> Calibration | None:
-    """The set that the config names, if it does; ``requires`` has asked whether it fits."""
+    """Open the calibration set for a model; None if the config names none."""
     if config.calibration is None:
         return None
-    heads = family.require(TrainingHeads, architecture)
-    return Calibration(heads, module, context.data(config.calibration), config, context)
+    dataset = context.data(config.calibration)
+    return Calibration(model.heads, model.module, dataset, config, context)
 
 
-def scored(
+def score_axes(
     config: PruneConfig, module: nn.Module, axes: Sequence[Axis], calibration: Calibration | None
 ) -> Scores:
-    """Axis name to the importance of its units, float64 [units] on the CPU."""
+    """Return the importance of the units of each axis, float64 [units] on the CPU.
+
+    Args:
+        config: selects the scores of units and layers.
+        module: the model.
+        axes: the axes to score.
+        calibration: the samples; without them units and layers are scored by their weights.
+    """
     stacks = [axis for axis in axes if axis.stack]
-    others = [axis for axis in axes if not axis.stack]
-    compares = config.importance == "taylor" and bool(
-        others
-    )  # scores of layers and of units then have one scale
-    of_layers = config.layer_importance or ("taylor" if compares else "cosine")
+    inner_axes = [axis for axis in axes if not axis.stack]
     if calibration is None:
-        return magnitude(module, others) | layers_by_weight(module, stacks)
+        return score_by_magnitude(module, inner_axes) | score_layers_by_weight(module, stacks)
     scores: Scores = {}
-    if others and config.importance == "magnitude":
-        scores |= magnitude(module, others)
-    elif others:
-        scores |= _OF_UNITS[config.importance](
-            module, others, calibration.batches("score"), calibration.loss
+    if inner_axes and config.importance == "magnitude":
+        scores |= score_by_magnitude(module, inner_axes)
+    elif inner_axes:
+        scores |= _UNIT_SCORERS[config.importance](
+            module, inner_axes, calibration.batches("score"), calibration.loss
         )
-    if stacks and of_layers == "loss":
-        scores |= layers_by_loss(module, stacks, calibration.batches, calibration.loss)
+    # Scores of layers and of units are compared, so by default they have the same scale.
+    compared = config.importance == "taylor" and bool(inner_axes)
+    layer_importance = config.layer_importance or ("taylor" if compared else "cosine")
+    if stacks and layer_importance == "loss":
+        scores |= score_layers_by_loss(module, stacks, calibration.batches, calibration.loss)
     elif stacks:
-        scores |= _OF_LAYERS[of_layers](
+        scores |= _LAYER_SCORERS[layer_importance](
             module, stacks, calibration.batches("score layers"), calibration.loss
         )
     return {name: score.cpu() for name, score in scores.items()}

@@ -1,4 +1,7 @@
-"""Cuts units out of a state dict: tensors in, smaller tensors out."""
+"""Removal of units from a state dict.
+
+Shapes: U units of an axis, X all other elements of a tensor.
+"""
 
 from __future__ import annotations
 
@@ -9,71 +12,81 @@ from torch import Tensor
 
 from compressor.models.capabilities.cuttable_axes import Axis, Cut
 
-_AT_ONCE = 1 << 24
-"""Values that are looked at together in float64."""
+_CHUNK_ELEMENTS = 1 << 24
+"""Elements that are converted to float64 at a time."""
 
 
-def units_of(tensor: Tensor, cut: Cut, units: int) -> Tensor:
-    """The tensor as [units, everything else], a row for each unit."""
+def rows_by_unit(tensor: Tensor, cut: Cut, units: int) -> Tensor:
+    """Reshape a tensor to one row per unit of a cut, [U, X]."""
     rows = tensor.movedim(cut.dim, 0)
     return rows.reshape(cut.segments, units, cut.block, *rows.shape[1:]).movedim(1, 0).flatten(1)
 
 
-def parts_of(cut: Cut, units: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
-    """Tensors of one shape as float64 [units, some of everything else], a part of them at a time: memory follows the part."""
+def iterate_rows_by_unit(cut: Cut, units: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
+    """Yield tensors of one shape as float64 [U, X], in chunks of X so that memory stays small."""
     shape = tensors[0].shape
-    across = next((dim for dim in range(len(shape)) if dim != cut.dim), None)
-    if across is None:
-        yield [units_of(one.double(), cut, units) for one in tensors]
+    other_dim = next((dim for dim in range(len(shape)) if dim != cut.dim), None)
+    if other_dim is None:
+        yield [rows_by_unit(tensor.double(), cut, units) for tensor in tensors]
         return
-    some = max(1, _AT_ONCE * shape[across] // max(tensors[0].numel(), 1))
-    for parts in zip(*(torch.split(one, some, dim=across) for one in tensors), strict=True):
-        yield [units_of(part.double(), cut, units) for part in parts]
+    size = max(1, _CHUNK_ELEMENTS * shape[other_dim] // max(tensors[0].numel(), 1))
+    for chunks in zip(
+        *(torch.split(tensor, size, dim=other_dim) for tensor in tensors), strict=True
+    ):
+        yield [rows_by_unit(chunk.double(), cut, units) for chunk in chunks]
 
 
-def indices_of(kept: Tensor, cut: Cut, units: int) -> Tensor:
-    """The places of the ``kept`` units (int64, rising) along the dimension of a cut, in order."""
-    segment, within = torch.arange(cut.segments), torch.arange(cut.block)
+def kept_indices(kept: Tensor, cut: Cut, units: int) -> Tensor:
+    """Return the indices of kept units along the dimension of a cut, in increasing order.
+
+    Args:
+        kept: units to keep, int64, increasing.
+        cut: the dimension.
+        units: number of units of the axis.
+    """
+    segment, within_block = torch.arange(cut.segments), torch.arange(cut.block)
     return (
-        segment[:, None, None] * units * cut.block + kept[None, :, None] * cut.block + within
+        segment[:, None, None] * units * cut.block + kept[None, :, None] * cut.block + within_block
     ).flatten()
 
 
-def without(
+def remove_units(
     state: Mapping[str, Tensor], axes: Sequence[Axis], kept: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a state dict, one after another, with the units that are kept.
+    """Yield the tensors of the pruned model's state dict one after another.
 
     Args:
-        state: every tensor of the model.
-        axes: the axes that are cut.
-        kept: axis name to the kept units, int64, rising; axes that are not named stay whole.
+        state: all tensors of the model.
+        axes: the axes of the model.
+        kept: axis name to the units to keep, int64, increasing; other axes stay whole.
     """
     cuts: dict[str, list[tuple[Axis, Cut]]] = {}
-    gone: dict[str, set[int]] = {}
+    removed_layers: dict[str, set[int]] = {}
     for axis in axes:
         if axis.stack and axis.name in kept:
-            left_out = set(range(axis.units)) - set(kept[axis.name].tolist())
-            gone.setdefault(axis.stack, set()).update(axis.members(left_out))
+            removed_units = set(range(axis.units)) - set(kept[axis.name].tolist())
+            removed_layers.setdefault(axis.stack, set()).update(axis.members(removed_units))
     for axis in axes:
         if axis.name in kept:
             for cut in axis.cuts:
                 cuts.setdefault(cut.tensor, []).append((axis, cut))
     for name, tensor in state.items():
-        place = _place(name, gone)
-        if place is None:
+        new_name = _renumber(name, removed_layers)
+        if new_name is None:
             continue
         for axis, cut in cuts.get(name, ()):
-            indices = indices_of(kept[axis.name], cut, axis.units)
+            indices = kept_indices(kept[axis.name], cut, axis.units)
             tensor = tensor.index_select(cut.dim, indices.to(tensor.device))
-        yield place, tensor.contiguous()
+        yield new_name, tensor.contiguous()
 
 
-def _place(name: str, gone: Mapping[str, set[int]]) -> str | None:
-    """Layers that stay move up to the places of those that go; None for what is of those."""
-    for stack, members in gone.items():
+def _renumber(name: str, removed_layers: Mapping[str, set[int]]) -> str | None:
+    """Return a tensor's name after the removal of layers; None if its layer is removed."""
+    for stack, members in removed_layers.items():
         if name.startswith(f"{stack}."):
             layer, _, rest = name.removeprefix(f"{stack}.").partition(".")
-            before = sum(member < int(layer) for member in members)
-            return None if int(layer) in members else f"{stack}.{int(layer) - before}.{rest}"
+            removed_before = sum(member < int(layer) for member in members)
+            if int(layer) in members:
+                return None
+            return f"{stack}.{int(layer) - removed_before}.{rest}"
     return name

@@ -1,4 +1,4 @@
-"""What holds of every slice and every interval."""
+"""Properties of slices and of confidence intervals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Sliced(Dataset):
 
     def __init__(self, x, label, slices):
         self.arrays: Batch = {"x": x, "label": label}
-        self.named = slices
+        self.slice_labels = slices
 
     def __len__(self):
         return len(self.arrays["label"])
@@ -40,11 +40,11 @@ class Sliced(Dataset):
         return {name: array[indices] for name, array in self.arrays.items()}
 
     def slices(self):
-        return self.named
+        return self.slice_labels
 
 
 @st.composite
-def sets(draw):
+def sliced_datasets(draw):
     count = draw(st.integers(1, 40))
     axes = {
         axis: np.array(draw(st.lists(st.sampled_from(names), min_size=count, max_size=count)))
@@ -55,7 +55,7 @@ def sets(draw):
 
 
 @settings(deadline=None, max_examples=60)
-@given(sets(), st.integers(1, 9), st.integers(0, 30))
+@given(sliced_datasets(), st.integers(1, 9), st.integers(0, 30))
 def test_slices_add_up_to_the_whole(dataset, batch_size, bootstrap):
     config = AccuracyConfig(
         data="test", metrics=("top1", "cross_entropy"), batch_size=batch_size, bootstrap=bootstrap
@@ -67,8 +67,8 @@ def test_slices_add_up_to_the_whole(dataset, batch_size, bootstrap):
         assert sum(counts.values()) == report.samples
         for name in config.metrics:
             total = 0.0
-            for one, count in counts.items():
-                metric = by_name[f"{name}[{axis}={one}]"]
+            for label, count in counts.items():
+                metric = by_name[f"{name}[{axis}={label}]"]
                 assert metric.samples == count
                 total += metric.value * count
             np.testing.assert_allclose(
@@ -83,7 +83,9 @@ def test_slices_add_up_to_the_whole(dataset, batch_size, bootstrap):
 @given(
     arrays(np.float64, st.integers(1, 60), elements=FINITE), st.integers(1, 200), st.integers(0, 5)
 )
-def test_a_bootstrap_interval_holds_the_mean_and_lies_among_the_values(values, resamples, seed):
+def test_a_bootstrap_interval_contains_the_mean_and_lies_within_the_range_of_the_values(
+    values, resamples, seed
+):
     low, high = bootstrap_mean(values, resamples, seed)
     slack = 1e-9 * (1 + np.abs(values).max())
     assert values.min() - slack <= low <= values.mean() <= high <= values.max() + slack
@@ -91,7 +93,7 @@ def test_a_bootstrap_interval_holds_the_mean_and_lies_among_the_values(values, r
 
 
 @given(st.integers(1, 2000))
-def test_all_right_is_not_certainly_right(count):
+def test_the_interval_of_all_correct_answers_does_not_collapse_to_a_point(count):
     low, high = score_interval(np.ones(count), 100)
     assert high == 1.0
     assert low**count == pytest.approx(0.025)
@@ -100,7 +102,7 @@ def test_all_right_is_not_certainly_right(count):
 
 @settings(deadline=None)
 @given(arrays(np.float64, st.integers(1, 300), elements=FINITE), st.sampled_from([0.5, 0.9, 0.99]))
-def test_a_quantiles_interval_is_made_of_values(values, quantile):
+def test_the_ends_of_a_quantile_interval_are_measured_values(values, quantile):
     values = np.sort(values)
     interval = quantile_interval(values, quantile)
     if interval is None:
@@ -110,7 +112,7 @@ def test_a_quantiles_interval_is_made_of_values(values, quantile):
     assert set(interval) <= set(values.tolist())
 
 
-def test_the_bootstrap_covers_the_truth_as_often_as_it_says():
+def test_the_bootstrap_interval_covers_the_true_mean_in_about_95_percent():
     generator = np.random.default_rng(1)
     hits = 0
     for _ in range(400):
@@ -119,7 +121,7 @@ def test_the_bootstrap_covers_the_truth_as_often_as_it_says():
     assert 0.92 <= hits / 400 <= 0.98
 
 
-def test_the_quantile_interval_covers_the_truth_as_often_as_it_says():
+def test_the_quantile_interval_covers_the_true_quantile_in_about_95_percent():
     generator = np.random.default_rng(2)
     hits = 0
     for _ in range(2000):

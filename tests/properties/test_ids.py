@@ -1,4 +1,4 @@
-"""What must change an id, and what must not."""
+"""Changes that must change an artifact's id, and changes that must not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compressor.engine.plan.pipeline import load_pipeline
 from compressor.engine.plan.planner import make_plan
 
 
-def ids(
+def plan_ids(
     *,
     content: bytes = b"a model",
     rounds: int = 5,
@@ -24,30 +24,35 @@ def ids(
     first: str = "first",
     explicit: bool = False,
 ) -> list[str]:
+    """Return the ids of source and both steps of a pipeline; ``explicit`` writes defaults out."""
+    defaults = ", sleep: 0.0, fail: null" if explicit else ""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model").mkdir()
         (Path(folder) / "model" / "model.onnx").write_bytes(content)
         file = Path(folder) / "pipeline.yaml"
         file.write_text(
-            f"# {comment}\nversion: 1\nname: toy\nseed: {seed}\nthreads: {threads}\nmodel: {{path: model}}\npasses:\n"
-            f"  - {{type: toy, name: {first}, rounds: {rounds}{', sleep: 0.0, fail: null' if explicit else ''}}}\n"
+            f"# {comment}\nversion: 1\nname: toy\nseed: {seed}\nthreads: {threads}\n"
+            "model: {path: model}\npasses:\n"
+            f"  - {{type: toy, name: {first}, rounds: {rounds}{defaults}}}\n"
             f"  - {{rounds: 3, name: second, type: toy}}  # {comment}\n"
         )
         pipeline = load_pipeline(file)
-        made = make_plan(pipeline, Store(Path(folder) / "store"), SourceContext(pipeline.base))
-        return [step.artifact_id for step in made.steps]
+        plan = make_plan(pipeline, Store(Path(folder) / "store"), SourceContext(pipeline.base))
+        return [step.artifact_id for step in plan.steps]
 
 
-BASE = ids()
-words = st.text("abcdefghijklmnopqrstuvwxyz ", max_size=20)
+BASE = plan_ids()
+COMMENTS = st.text("abcdefghijklmnopqrstuvwxyz ", max_size=20)
 
 
 @settings(max_examples=25, deadline=None)
-@given(comment=words, first=st.text("abcdefghij", min_size=1, max_size=8), explicit=st.booleans())
-def test_comments_names_order_and_written_out_defaults_do_not(
+@given(
+    comment=COMMENTS, first=st.text("abcdefghij", min_size=1, max_size=8), explicit=st.booleans()
+)
+def test_comments_names_order_and_explicit_defaults_do_not_change_ids(
     comment: str, first: str, explicit: bool
 ) -> None:
-    assert ids(comment=comment, first=first, explicit=explicit) == BASE
+    assert plan_ids(comment=comment, first=first, explicit=explicit) == BASE
 
 
 @settings(max_examples=25, deadline=None)
@@ -55,13 +60,13 @@ def test_comments_names_order_and_written_out_defaults_do_not(
 def test_one_bit_of_the_model_changes_every_id(position: int, bit: int) -> None:
     content = bytearray(b"a model")
     content[position] ^= 1 << bit
-    assert all(new != old for new, old in zip(ids(content=bytes(content)), BASE, strict=True))
+    assert all(new != old for new, old in zip(plan_ids(content=bytes(content)), BASE, strict=True))
 
 
 @settings(max_examples=25, deadline=None)
 @given(rounds=st.integers(0, 100).filter(lambda value: value != 5))
-def test_a_field_changes_its_step_and_what_follows(rounds: int) -> None:
-    new = ids(rounds=rounds)
+def test_a_field_changes_the_ids_of_its_step_and_of_later_steps(rounds: int) -> None:
+    new = plan_ids(rounds=rounds)
     assert new[0] == BASE[0]
     assert new[1] != BASE[1]
     assert new[2] != BASE[2]
@@ -69,6 +74,6 @@ def test_a_field_changes_its_step_and_what_follows(rounds: int) -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(1, 1000), threads=st.integers(3, 64))
-def test_seed_and_threads_do(seed: int, threads: int) -> None:
-    assert set(ids(seed=seed)).isdisjoint(BASE)
-    assert set(ids(threads=threads)).isdisjoint(BASE)
+def test_seed_and_threads_change_every_id(seed: int, threads: int) -> None:
+    assert set(plan_ids(seed=seed)).isdisjoint(BASE)
+    assert set(plan_ids(threads=threads)).isdisjoint(BASE)

@@ -20,9 +20,9 @@ def encoded(processor: Processor, conversation: Conversation) -> dict[str, Array
         DataError: an image cannot be read, or the processor does not take the conversation.
     """
     try:
-        found = processor.arrays(conversation.messages)
+        found = processor.encode(conversation.messages)
         told = (
-            processor.arrays(conversation.messages[:-1], ask=True)
+            processor.encode(conversation.messages[:-1], add_generation_prompt=True)
             if conversation.is_answered
             else None
         )

@@ -1,4 +1,7 @@
-"""What a decoder computes, in numbers: read from config.json and from the buffers of transformers' own module."""
+"""Architecture of a decoder: the numbers that its graph needs.
+
+They are read from config.json and from the buffers of transformers' own module.
+"""
 
 from __future__ import annotations
 
@@ -20,143 +23,156 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 _FIXED_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
-"""Kinds of rotary embedding whose frequencies do not change with the length of the text."""
+"""Rotary embeddings whose frequencies do not change with the length of the sequence."""
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 _SOFTCAPS = ("final_logit_softcapping", "attn_logit_softcapping")
 
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """cos and sin of each position: [positions, width / 2]."""
+    """Cosines and sines of rotary position embeddings, each [positions, width / 2]."""
 
     cos: Tensor
     sin: Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Images:
-    """What a vision-language model's decoder knows of images."""
+class ImageTokens:
+    """Placement of image embeddings in the sequence of a vision-language model."""
 
-    token: int
-    """Stands for a part of an image; the vision tower's words take its places."""
+    token_id: int
+    """The token that an image embedding replaces."""
     sections: tuple[int, ...]
-    """Of a head's frequencies, how many in turn follow the position in time, in height and in width."""
+    """Rotary frequencies of a head that follow the position in time, in height and in width."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A decoder-only language model, with or without a vision tower."""
+    """A decoder-only language model, with or without images."""
 
     decoder: DecoderShape
     root: str
     """The module with ``embed_tokens``, ``layers`` and ``norm``."""
     epsilon: float
-    """Of the norms."""
+    """Epsilon of the RMS norms."""
     activation: Activation
     attention_scale: float
     embedding_scale: float
     context: int
-    """Tokens that it can attend to."""
+    """Positions that the graph attends to."""
     rotary: Mapping[str, Rotary]
-    """By the kind of layer."""
-    kinds: tuple[str, ...]
-    """Of each layer: a key of ``rotary``."""
+    """Layer type to its tables."""
+    layer_types: tuple[str, ...]
+    """Type of each layer: a key of ``rotary``."""
     windows: tuple[int | None, ...]
-    """Of each layer: how many tokens it looks back on, its own among them; None for all."""
-    images: Images | None
+    """Tokens that each layer attends to, the current one included; None for all."""
+    images: ImageTokens | None
 
     @property
-    def after_attention(self) -> str | None:
-        """The norm over what attention says, where there is one."""
-        return self._after(0)
+    def post_attention_norm(self) -> str | None:
+        """Name of the norm over the attention's result; None if there is none."""
+        return self._post_norm(0)
 
     @property
-    def after_ffn(self) -> str | None:
-        """The norm over what the feed-forward part says, where there is one."""
-        return self._after(1)
+    def post_ffn_norm(self) -> str | None:
+        """Name of the norm over the feed-forward network's result; None if there is none."""
+        return self._post_norm(1)
 
     def rotary_width(self, layer: int) -> int:
-        """Values of a head that a layer turns by positions: the first ones."""
+        """Return how many values of a head, from the first one, a layer rotates by positions."""
         if self.images is not None:
             return 2 * sum(self.images.sections)
-        return 2 * self.rotary[self.kinds[layer]].cos.shape[1]
+        return 2 * self.rotary[self.layer_types[layer]].cos.shape[1]
 
-    def _after(self, place: int) -> str | None:
+    def _post_norm(self, index: int) -> str | None:
         layout = self.decoder.layout
-        others = [name for name in layout.norms if name not in {"input_layernorm", layout.ffn_norm}]
-        return others[place] if others else None
+        pre_norms = {"input_layernorm", layout.ffn_norm}
+        post_norms = [name for name in layout.norms if name not in pre_norms]
+        return post_norms[index] if post_norms else None
 
 
-def architecture_of(tree: Mapping[str, Any], context: int | None) -> Architecture:
-    """Read config.json; ``context`` instead of the model's own, which it may not exceed.
+def read_architecture(tree: Mapping[str, Any], context: int | None) -> Architecture:
+    """Read the architecture of a checkpoint.
+
+    Args:
+        tree: config.json.
+        context: positions that the graph attends to; None for the model's own.
 
     Raises:
-        RequirementError: it computes something that is not built here: all of it is named.
+        RequirementError: the decoder computes something that the graph cannot (the message names
+            all of it), or ``context`` exceeds the model's own.
     """
-    decoder, text = decoder_shape(tree), text_config(tree)
+    decoder = decoder_shape(tree)
     module = build_on_meta(tree)
     config: Any = module.config
     config = config.get_text_config()
-    name = str(getattr(config, "hidden_activation", None) or config.hidden_act)
     window = getattr(config, "sliding_window", None)
-    always = (
-        "sliding_attention"
-        if window and getattr(config, "use_sliding_window", True)
-        else "full_attention"
-    )
-    kinds = tuple(getattr(config, "layer_types", None) or [always] * decoder.layers)
-    longest = int(config.max_position_embeddings)
-    problems = [] if name in _ACTIVATIONS else [f"the activation {name}"]
-    problems += [f"`{one}`" for one in _SOFTCAPS if text.get(one)]
-    problems += [
-        f"rotary embeddings of kind {kind}"
-        for kind in sorted(_rotary_kinds(config) - _FIXED_ROTARY)
-    ]
-    problems += [
-        f"layers of kind {one}"
-        for one in sorted({*kinds} - {"full_attention", "sliding_attention"})
-    ]
-    if problems:
+    uses_window = window and getattr(config, "use_sliding_window", True)
+    default_type = _SLIDING if uses_window else _FULL
+    layer_types = tuple(getattr(config, "layer_types", None) or [default_type] * decoder.layers)
+    activation = str(getattr(config, "hidden_activation", None) or config.hidden_act)
+    if problems := _unsupported(tree, config, activation, layer_types):
         raise RequirementError(
-            f"decoders of {tree['model_type']} with {', '.join(problems)} are not built yet",
+            f"the graph of {tree['model_type']} decoders with {', '.join(problems)} cannot be "
+            "built yet",
             remedy="measure and ship the torch or awq artifact instead",
         )
+    longest = int(config.max_position_embeddings)
     if context is not None and context > longest:
         raise RequirementError(
             f"`context_length` is {context}, and the model has {longest} positions"
         )
-    count = context or longest
-    turning: Any = module.get_submodule(f"{decoder.layout.root}.rotary_emb")
+    positions = context or longest
+    rotary_module: Any = module.get_submodule(f"{decoder.layout.root}.rotary_emb")
     scalar = getattr(config, "query_pre_attn_scalar", None)
+    images = None
+    if decoder.layout.vision is not None:
+        images = ImageTokens(tree["image_token_id"], tuple(rotary_module.mrope_section))
     return Architecture(
         decoder=decoder,
         root=decoder.layout.root,
         epsilon=float(config.rms_norm_eps),
-        activation=_ACTIVATIONS[name],
+        activation=_ACTIVATIONS[activation],
         attention_scale=float(scalar or decoder.head_width) ** -0.5,
         embedding_scale=decoder.hidden**0.5 if decoder.layout.scaled_embedding else 1.0,
-        context=count,
+        context=positions,
         rotary={
-            kind: _rotary(turning, kind, count, in_pairs=decoder.layout.rotary_in_pairs)
-            for kind in sorted({*kinds})
+            layer_type: _rotary(
+                rotary_module, layer_type, positions, in_pairs=decoder.layout.rotary_in_pairs
+            )
+            for layer_type in sorted({*layer_types})
         },
-        kinds=kinds,
-        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
-        images=None
-        if decoder.layout.vision is None
-        else Images(tree["image_token_id"], tuple(turning.mrope_section)),
+        layer_types=layer_types,
+        windows=tuple(window if name == _SLIDING else None for name in layer_types),
+        images=images,
     )
 
 
-def _rotary_kinds(config: Any) -> set[str]:
-    fields = config.rope_parameters or {}
-    by_layer = [one for one in fields.values() if isinstance(one, dict)] or [fields]
-    return {str(one.get("rope_type", "default")) for one in by_layer}
+def _unsupported(
+    tree: Mapping[str, Any], config: Any, activation: str, layer_types: tuple[str, ...]
+) -> list[str]:
+    text = text_config(tree)
+    problems = [] if activation in _ACTIVATIONS else [f"the activation {activation}"]
+    problems += [f"`{name}`" for name in _SOFTCAPS if text.get(name)]
+    problems += [
+        f"rotary embeddings of type {name}"
+        for name in sorted(_rotary_types(config) - _FIXED_ROTARY)
+    ]
+    return problems + [
+        f"layers of type {name}" for name in sorted({*layer_types} - {_FULL, _SLIDING})
+    ]
 
 
-def _rotary(module: Any, kind: str, positions: int, *, in_pairs: bool) -> Rotary:
-    prefix = f"{kind}_" if hasattr(module, f"{kind}_inv_freq") else ""
+def _rotary_types(config: Any) -> set[str]:
+    parameters = config.rope_parameters or {}
+    by_layer = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+    return {str(fields.get("rope_type", "default")) for fields in by_layer}
+
+
+def _rotary(module: Any, layer_type: str, positions: int, *, in_pairs: bool) -> Rotary:
+    prefix = f"{layer_type}_" if hasattr(module, f"{layer_type}_inv_freq") else ""
     frequencies = getattr(module, f"{prefix}inv_freq").float()
-    if in_pairs:  # pairs that turn by nothing stay as they are: the operator wants a multiple of 8
+    if in_pairs:  # the operator requires a multiple of 8; a frequency of 0 leaves a pair unchanged
         frequencies = torch.nn.functional.pad(frequencies, (0, -len(frequencies) % 8))
     angles = torch.outer(torch.arange(positions).float(), frequencies)
     scaling = float(getattr(module, f"{prefix}attention_scaling"))

@@ -1,6 +1,8 @@
-"""A checkpoint's tensors in the forms that operators take; read when the file is written, one at a time.
+"""Weights of a checkpoint in the layouts that operators take.
 
-Shapes: I inputs, O outputs, K blocks of a row of S inputs.
+Tensors are read when the graph is written, one at a time.
+
+Shapes: I inputs, O outputs, V tokens of the vocabulary, K blocks of a row of S inputs.
 """
 
 from __future__ import annotations
@@ -13,29 +15,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
-from onnxscript import ir
 from torch import Tensor
 
 from compressor.graphs.blocks import BLOCK_TYPES
+from compressor.graphs.values import Array
 from compressor.models.checkpoint.checkpoint_files import CheckpointFiles
-from compressor.models.quantized.bits import pack_bytes, unpack_bytes
-from compressor.models.quantized.description import QUANTIZATION_CONFIG, WeightGrid, is_packed
+from compressor.models.quantized.bit_packing import pack_bytes, unpack_bytes
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid, is_packed
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
 
-Array = np.ndarray[Any, Any]
-_SCALES = {torch.float16: ir.DataType.FLOAT16, torch.float32: ir.DataType.FLOAT}
+BLOCK_SIZES = (256, 128, 64, 32, 16)
+"""Block sizes of MatMulNBits."""
+_SCALE_TYPES = {torch.float16: ir.DataType.FLOAT16, torch.float32: ir.DataType.FLOAT}
 _SCALE_SUFFIXES = ("scales", "weight_scale")
-_HELD = 3
-"""Layers that are kept unpacked: as many as read one input."""
-BLOCKS = (256, 128, 64, 32, 16)
-"""The sizes of blocks that MatMulNBits takes."""
+_CACHED_LAYERS = 3
+"""Packed layers that stay in memory: as many as read one input."""
+_INT8_MAX, _INT8_ZERO_POINT = 127, 128
+
+
+def block_size(grid: WeightGrid, inputs: int) -> int:
+    """Return the largest block size of MatMulNBits that divides a grid's groups; 0 if none does."""
+    return next((size for size in BLOCK_SIZES if grid.width(inputs) % size == 0), 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
-    """A matrix of integers as MatMulNBits reads it."""
+class BlockMatrix:
+    """A matrix of integers in the layout of MatMulNBits."""
 
     outputs: int
     inputs: int
@@ -45,156 +53,154 @@ class Blocks:
     data: ir.LazyTensor
     """uint8 [O, K, S · bits / 8], the lower bits first."""
     scales: ir.LazyTensor
-    """float16 [O, K]; float32 where they are bfloat16, which not every consumer reads."""
+    """float16 [O, K]; float32 where the checkpoint has bfloat16, which not every runtime reads."""
     zeros: ir.LazyTensor | None
-    """uint8 [O · ⌈K · bits / 8⌉]; None where they are in the middle."""
+    """uint8 [O · ⌈K · bits / 8⌉]; None for a symmetric grid."""
 
-    def standard(self) -> tuple[ir.LazyTensor, ir.LazyTensor, ir.LazyTensor | None]:
-        """For DequantizeLinear: integers [I, O], scales [K, O] and zero-points [K, O].
+    def for_dequantize_linear(
+        self,
+    ) -> tuple[ir.LazyTensor, ir.LazyTensor, ir.LazyTensor | None]:
+        """Return integers [I, O], scales [K, O] and zero-points [K, O] for DequantizeLinear.
 
-        Unsigned; where zero-points are in the middle, signed integers and none, as TensorRT wants them.
+        Integers are unsigned; a symmetric grid gives signed ones without zero-points, as TensorRT
+        requires.
         """
         count = self.inputs // self.size
-        middle = 0 if self.zeros is not None else 1 << (self.bits - 1)
-        dtype = BLOCK_TYPES[self.bits, self.zeros is None]
-
-        def integers(data: ir.LazyTensor, columns: int) -> Tensor:
-            held = torch.from_numpy(np.array(data.numpy())).view(self.outputs, -1)
-            return (
-                unpack_bytes(held, self.bits)[:, :columns].T.to(torch.int16) - middle
-            ).contiguous()
-
         zeros = self.zeros
-        return (
-            _lazy(lambda: integers(self.data, self.inputs), dtype, (self.inputs, self.outputs)),
-            _lazy(
-                lambda: torch.from_numpy(np.array(self.scales.numpy())).T,
-                self.scales.dtype,
-                (count, self.outputs),
-            ),
-            None
-            if zeros is None
-            else _lazy(lambda: integers(zeros, count), dtype, (count, self.outputs)),
-        )
+        zero_point = 0 if zeros is not None else 1 << (self.bits - 1)
+        dtype = BLOCK_TYPES[self.bits, zeros is None]
+
+        def unpack(packed: ir.LazyTensor, columns: int) -> Tensor:
+            rows = torch.from_numpy(np.array(packed.numpy())).view(self.outputs, -1)
+            integers = unpack_bytes(rows, self.bits)[:, :columns].T.to(torch.int16)
+            return (integers - zero_point).contiguous()
+
+        def scales() -> Tensor:
+            return torch.from_numpy(np.array(self.scales.numpy())).T
+
+        integers = _lazy(lambda: unpack(self.data, self.inputs), dtype, (self.inputs, self.outputs))
+        lazy_scales = _lazy(scales, self.scales.dtype, (count, self.outputs))
+        if zeros is None:
+            return integers, lazy_scales, None
+        lazy_zeros = _lazy(lambda: unpack(zeros, count), dtype, (count, self.outputs))
+        return integers, lazy_scales, lazy_zeros
 
 
-class Weights:
-    """Of one checkpoint, packed or not."""
+class CheckpointWeights:
+    """Weights of one checkpoint, packed or not."""
 
     def __init__(self, folder: Path, tree: Mapping[str, Any]) -> None:
-        self.files = CheckpointFiles(folder)
-        self.packed = lru_cache(_HELD)(self._packed)
-        """A packed layer as its file holds it; asked for its integers, its scales and its zero-points in turn."""
+        """Read the headers.
+
+        Args:
+            folder: the checkpoint.
+            tree: its config.json.
+        """
+        self.tree, self.files = tree, CheckpointFiles(folder)
+        self.packed_layer = lru_cache(_CACHED_LAYERS)(self._read_packed)
+        """Packed layer by name; its integers, scales and zero-points are read in turn."""
         self._grid_of: Callable[[str], WeightGrid] | None = None
         if is_packed(tree):
-            self.kind = PACKED_FORMATS[tree[QUANTIZATION_CONFIG]["quant_method"]]
-            self._grid_of = self.kind.grids(tree[QUANTIZATION_CONFIG])
+            self.packing = PACKED_FORMATS[tree[QUANTIZATION_CONFIG]["quant_method"]]
+            self._grid_of = self.packing.grids(tree[QUANTIZATION_CONFIG])
 
     def has(self, name: str) -> bool:
-        """Whether there is a tensor of this name."""
+        """Return True if the checkpoint has a tensor of this name."""
         return name in self.files.entries
 
     def grid(self, linear: str) -> WeightGrid | None:
-        """How a linear layer is packed; None where it is not."""
+        """Return the grid of a linear layer; None if it is not packed."""
         if self._grid_of is None or self.has(f"{linear}.weight"):
             return None
         return self._grid_of(linear)
 
     def vector(self, name: str, offset: float = 0.0) -> Array:
-        """float32, with ``offset`` added."""
-        [(_, value)] = self.files.tensors([name])
-        return (value.float() + offset).numpy()
+        """Return a tensor in float32, with ``offset`` added."""
+        return (self._float(name) + offset).numpy()
 
     def vectors(self, names: Sequence[str]) -> Array:
-        """One after another."""
+        """Return several vectors one after another, float32."""
         return np.concatenate([self.vector(name) for name in names])
 
     def table(self, name: str) -> ir.LazyTensor:
-        """An embedding, float32 [V, hidden]."""
+        """Return an embedding, float32 [V, hidden]."""
         return _lazy(lambda: self._float(name), ir.DataType.FLOAT, tuple(self.files.dtype_and_shape(name)[1]))
 
     def transposed(self, names: Sequence[str]) -> ir.LazyTensor:
-        """The weights of linear layers that read one input, float32 [I, O of all]."""
+        """Return the weights of linear layers that read one input, float32 [I, O of all]."""
         shapes = [self.files.dtype_and_shape(name)[1] for name in names]
-        shape = (shapes[0][1], sum(one[0] for one in shapes))
+        shape = (shapes[0][1], sum(size[0] for size in shapes))
         return _lazy(
             lambda: torch.cat([self._float(name) for name in names]).T, ir.DataType.FLOAT, shape
         )
 
-    def blocks(self, linears: Sequence[str], shape: tuple[int, int]) -> Blocks:
-        """Packed linear layers that read one input and share a grid, with their integers, scales and zero-points as they are."""
+    def blocks(self, linears: Sequence[str], shape: tuple[int, int]) -> BlockMatrix:
+        """Return packed linear layers that read one input and share a grid, as one matrix.
+
+        Integers, scales and zero-points are those of the checkpoint.
+
+        Args:
+            linears: names of the layers.
+            shape: (outputs of all, inputs).
+        """
         grid = self.grid(linears[0])
-        assert grid is not None  # noqa: S101  whoever calls has asked
+        assert grid is not None  # noqa: S101 - callers have looked
         outputs, inputs = shape
-        size = block_size(grid, inputs)
+        size, bits = block_size(grid, inputs), grid.bits
+        repeats, count = grid.width(inputs) // size, inputs // size
+        stored_dtype = self._scale_dtype(linears[0])
+        dtype = torch.float16 if stored_dtype == torch.float16 else torch.float32
 
-        def part(what: Callable[[PackedLinear], Tensor]) -> Callable[[], Tensor]:
-            return lambda: torch.cat([what(self.packed(name)) for name in linears])
+        def data() -> Tensor:
+            return torch.cat(
+                [
+                    pack_bytes(layer.integers_OI.view(-1, count, size), bits)
+                    for layer in map(self.packed_layer, linears)
+                ]
+            )
 
-        dtype = torch.float16 if self._scales_of(linears[0]) == torch.float16 else torch.float32
-        repeats = grid.width(inputs) // size
-        count = inputs // size
-        return Blocks(
+        def scales() -> Tensor:
+            return torch.cat(
+                [
+                    layer.scales_OG.repeat_interleave(repeats, dim=1).to(dtype)
+                    for layer in map(self.packed_layer, linears)
+                ]
+            )
+
+        def zeros() -> Tensor:
+            return torch.cat(
+                [
+                    pack_bytes(layer.zeros_OG.repeat_interleave(repeats, dim=1), bits).flatten()
+                    for layer in map(self.packed_layer, linears)
+                ]
+            )
+
+        zeros_shape = (outputs * -(-count * bits // 8),)
+        return BlockMatrix(
             outputs,
             inputs,
-            grid.bits,
+            bits,
             size,
-            data=_lazy(
-                part(lambda one: pack_bytes(one.integers_OI.view(-1, count, size), grid.bits)),
-                ir.DataType.UINT8,
-                (outputs, count, size * grid.bits // 8),
-            ),
-            scales=_lazy(
-                part(lambda one: one.scales_OG.repeat_interleave(repeats, dim=1).to(dtype)),
-                _SCALES[dtype],
-                (outputs, count),
-            ),
-            zeros=None
-            if grid.symmetric
-            else _lazy(
-                part(
-                    lambda one: pack_bytes(
-                        one.zeros_OG.repeat_interleave(repeats, dim=1), grid.bits
-                    ).flatten()
-                ),
-                ir.DataType.UINT8,
-                (outputs * -(-count * grid.bits // 8),),
-            ),
+            data=_lazy(data, ir.DataType.UINT8, (outputs, count, size * bits // 8)),
+            scales=_lazy(scales, _SCALE_TYPES[dtype], (outputs, count)),
+            zeros=None if grid.symmetric else _lazy(zeros, ir.DataType.UINT8, zeros_shape),
         )
 
-    def _scales_of(self, linear: str) -> torch.dtype:
-        [name] = [
-            name for name in (f"{linear}.{suffix}" for suffix in _SCALE_SUFFIXES) if self.has(name)
-        ]
-        return self.files.dtype_and_shape(name)[0]
-
-    def _packed(self, linear: str) -> PackedLinear:
-        grid = self.grid(linear)
-        assert grid is not None  # noqa: S101
-        names = [
-            name
-            for name in (f"{linear}.{suffix}" for suffix in self.kind.suffixes)
-            if self.has(name)
-        ]
-        tensors = {name.rpartition(".")[2]: value for name, value in self.files.tensors(names)}
-        return self.kind.linear(tensors, grid)
-
-    def rounded_table(self, name: str, size: int) -> Blocks:
-        """A table with 8 bits for each value, symmetric, in blocks of ``size``."""
+    def int8_table(self, name: str, size: int) -> BlockMatrix:
+        """Return an embedding rounded to 8 bits, symmetric, in blocks of ``size``."""
         rows, width = self.files.dtype_and_shape(name)[1]
         count = width // size
 
         def scales() -> Tensor:
             peaks = self._float(name).view(rows, count, size).abs().amax(dim=2)
-            return (peaks / 127).clamp(min=torch.finfo(torch.float16).tiny).half()
+            return (peaks / _INT8_MAX).clamp(min=torch.finfo(torch.float16).tiny).half()
 
         def data() -> Tensor:
-            steps = (
-                self._float(name).view(rows, count, size) / scales().float().unsqueeze(2)
-            ).round_()
-            return steps.clamp_(-127, 127).add_(128).to(torch.uint8)
+            blocks = self._float(name).view(rows, count, size)
+            steps = (blocks / scales().float().unsqueeze(2)).round_()
+            return steps.clamp_(-_INT8_MAX, _INT8_MAX).add_(_INT8_ZERO_POINT).to(torch.uint8)
 
-        return Blocks(
+        return BlockMatrix(
             rows,
             width,
             8,
@@ -204,21 +210,33 @@ class Weights:
             zeros=None,
         )
 
+    def _scale_dtype(self, linear: str) -> torch.dtype:
+        names = (f"{linear}.{suffix}" for suffix in _SCALE_SUFFIXES)
+        [name] = [name for name in names if self.has(name)]
+        return self.files.dtype_and_shape(name)[0]
+
+    def _read_packed(self, linear: str) -> PackedLinear:
+        grid = self.grid(linear)
+        assert grid is not None  # noqa: S101 - callers have looked
+        names = (f"{linear}.{suffix}" for suffix in self.packing.suffixes)
+        stored = self.files.tensors([name for name in names if self.has(name)])
+        tensors = {name.rpartition(".")[2]: value for name, value in stored}
+        return self.packing.linear(tensors, grid)
+
     def _float(self, name: str) -> Tensor:
         [(_, value)] = self.files.tensors([name])
         return value.float()
 
 
-def block_size(grid: WeightGrid, inputs: int) -> int:
-    """The largest size of block that MatMulNBits takes and that groups are made of; 0 where there is none."""
-    return next((size for size in BLOCKS if grid.width(inputs) % size == 0), 0)
+def _lazy(
+    read: Callable[[], Tensor], dtype: ir.DataType, shape: Sequence[int]
+) -> ir.LazyTensor:
+    """Return a tensor that is read when it is serialized."""
 
-
-def _lazy(make: Callable[[], Tensor], dtype: ir.DataType, shape: Sequence[int]) -> ir.LazyTensor:
-    def made() -> ir.TensorProtocol:
-        value = make().contiguous()
+    def materialize() -> ir.TensorProtocol:
+        value = read().contiguous()
         assert math.prod(shape) == value.numel()  # noqa: S101
         array = value.numpy().reshape(tuple(shape))
         return ir.tensor(array.astype(dtype.numpy()), dtype=dtype)
 
-    return ir.LazyTensor(made, dtype=dtype, shape=ir.Shape(shape))
+    return ir.LazyTensor(materialize, dtype=dtype, shape=ir.Shape(shape))

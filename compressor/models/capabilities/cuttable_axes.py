@@ -10,90 +10,101 @@ from typing import Any, ClassVar, Literal, TypeVar
 from compressor.config.record import Record
 from compressor.models.capabilities.capability import Capability
 
-Field = tuple[str | int, ...]
-"""The path of a config's field, as ``("vision_blocks", 1, "expanded")``."""
+FieldPath = tuple[str | int, ...]
+"""Path of a field in a config, such as ``("vision_blocks", 1, "expanded")``."""
 AxisKind = Literal["channels", "ffn", "heads", "hidden", "layers"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A tensor dimension that holds units: ``segments`` times in a row, ``units`` consecutive blocks of ``block`` indices."""
+    """A tensor dimension that holds units.
+
+    It has ``segments`` segments; each holds one block of ``block`` consecutive indices per unit.
+    """
 
     tensor: str
-    """The name in the state dict."""
+    """Name in the state dict."""
     dim: int
     block: int = 1
+    """Indices of a unit in one segment."""
     segments: int = 1
-    """More than one where a matrix holds several side by side, such as gate and up, or the heads of each key group."""
+    """More than 1 where a matrix holds several side by side, such as gate and up, or the heads of
+    each key group."""
     table: bool = False
-    """Whether rows are looked up here: an embedding."""
+    """True for an embedding, whose rows are looked up."""
     norm: bool = False
-    """Whether these are the weights of an RMS norm over the units: fewer units have another root mean square."""
+    """True for the weight of an RMS norm over the units: fewer units have another mean square."""
 
     @property
     def reads(self) -> bool:
-        """Whether a linear or convolutional layer reads the units here: without this column a unit has no effect on it."""
+        """True if a linear or convolutional layer reads the units here.
+
+        Without its columns a unit has no effect on the layer.
+        """
         return self.dim == 1 and self.tensor.endswith(".weight") and not self.table
 
     @property
     def module(self) -> str:
-        """The name of the module that holds the tensor."""
+        """Name of the module that holds the tensor."""
         return self.tensor.rpartition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Units that go together: unit i is cut from all of ``cuts`` or from none; or the layers of a ``stack``."""
+    """Units that are cut together: unit i from all of ``cuts``, or the layers of a ``stack``.
+
+    The dependency groups of Fang et al. 2023 (DepGraph).
+    """
 
     name: str
     kind: AxisKind
     units: int
+    """Number of units."""
     cuts: tuple[Cut, ...]
-    fields: tuple[tuple[Field, int], ...]
-    """Config fields that count the units, and how much each unit counts. Axes of equal fields keep equally many units."""
-    stated: tuple[tuple[Field, int | bool], ...] = ()
-    """Config fields that follow from others until the axis is cut, and what they then have to say."""
-
+    fields: tuple[tuple[FieldPath, int], ...]
+    """Config fields that count the units, with the amount per unit. Axes with equal fields keep
+    equally many units."""
+    pinned: tuple[tuple[FieldPath, int | bool], ...] = ()
+    """Config fields that default to a function of others, with the values to write once the axis
+    is cut."""
     stack: str = ""
-    """For layers, the module list whose members are the units, each a residual function of its first input."""
-
+    """For layers: the module list whose members are the units, each a residual function of its
+    first input."""
     first: int = 0
-    """The member of the stack that is the first unit."""
-
-    entries: tuple[Field, ...] = ()
-    """For layers that no field counts, the entry that each has in a list of the config; it goes with its unit."""
-
-    listed: tuple[Field, ...] = ()
-    """Config fields that list something for each unit."""
-
+    """Index in the stack of the first unit."""
+    unit_entries: tuple[FieldPath, ...] = ()
+    """For layers that no field counts: the entry of each unit in a list of the config, which is
+    removed with the unit."""
+    unit_lists: tuple[FieldPath, ...] = ()
+    """Config fields with a list of one value per unit."""
     dimension: str = ""
-    """What users call it; by default the first field."""
-
+    """Name for users; empty: the path of the first field."""
     width: str = ""
-    """Axes of one ``width`` are cut in proportion, whatever their fields, because the architecture wants it so."""
+    """Axes with the same ``width`` are cut in proportion, whatever their fields: the architecture
+    requires it."""
 
     @property
     def label(self) -> str:
-        """The dimension as one writes it: ``ffn``, ``vision_blocks.1.expanded``."""
+        """Name of the dimension for users: ``ffn``, ``vision_blocks.1.expanded``."""
         return self.dimension or ".".join(map(str, self.fields[0][0]))
 
     @property
     def factor(self) -> int:
-        """How much of the dimension a unit is."""
+        """Amount of the dimension per unit."""
         return self.fields[0][1] if self.fields else 1
 
     def members(self, units: Iterable[int]) -> list[int]:
-        """The places of units in their stack."""
+        """Return the indices of units in their stack."""
         return [self.first + unit for unit in units]
 
 
 def weight_and_bias(module: str, dim: int, block: int = 1) -> tuple[Cut, ...]:
-    """A layer that writes the units: its weight along ``dim``, and its bias."""
+    """Return the cuts of a layer whose output holds the units: weight along ``dim``, and bias."""
     return Cut(f"{module}.weight", dim, block), Cut(f"{module}.bias", 0, block)
 
 
 def batch_norm(module: str) -> tuple[Cut, ...]:
-    """All four vectors of a batch normalization."""
+    """Return the cuts of the four vectors of a batch normalization."""
     return tuple(
         Cut(f"{module}.{name}", 0) for name in ("weight", "bias", "running_mean", "running_var")
     )
@@ -120,7 +131,7 @@ class CuttableAxes(Capability):
 R = TypeVar("R", bound=Record)
 
 
-def replace_fields(config: R, fields: Mapping[Field, int | bool | list[Any] | None]) -> R:
+def replace_fields(config: R, fields: Mapping[FieldPath, int | bool | list[Any] | None]) -> R:
     """Return the config with fields replaced by path; None removes an entry from a list.
 
     Raises:
@@ -137,7 +148,7 @@ def replace_fields(config: R, fields: Mapping[Field, int | bool | list[Any] | No
     return type(config).model_validate_json(json.dumps(tree))
 
 
-def _parent(tree: Any, path: Field) -> Any:
+def _parent(tree: Any, path: FieldPath) -> Any:
     """Return the mapping or list that holds the last part of a path."""
     for part in path[:-1]:
         tree = tree[part]

@@ -10,19 +10,27 @@ from compressor.models.capabilities.capability import Capability
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What makes an input, such that dividing its channels there and multiplying them in the weights changes nothing."""
+    """The layer before a site, into which a scale of the site's input folds.
+
+    Dividing the channels there and multiplying the weights of all readers by the same factors does
+    not change the model's output. It is AutoAWQ's ``prev_op``, llm-compressor's ``smooth_layer``.
+    """
 
     module: str
-    """In the block."""
+    """Name in the block."""
     kind: Literal["norm", "rows"]
-    """The weight of a norm, or the last rows of a linear layer (all of them, or of a fused one its second part)."""
+    """``norm``: the weight of a norm. ``rows``: the last rows of a linear layer; all of them, or
+    the second half of a fused one."""
     offset: float = 0.0
-    """What the norm adds to its weight."""
+    """Value that the norm adds to its weight."""
     repeats: int = 1
-    """How many channels in turn come from the same row, in blocks of ``block``: heads that share a value head."""
+    """Number of input channels in turn, in blocks of ``block``, that come from the same row: query
+    heads that share a value head."""
     block: int = 1
-    others: tuple[tuple[str, int], ...] = ()
-    """Linear layers beside the site's that read it too, and the first of their inputs that does: their weights are multiplied."""
+    """Channels of a block that repeats: the width of a head."""
+    other_readers: tuple[tuple[str, int], ...] = ()
+    """Linear layers beside the site's that read the same channels, with the first of their inputs
+    that does; their weights are multiplied too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +39,28 @@ class Site:
 
     name: str
     linears: tuple[str, ...]
+    """Names in the block."""
     source: Source | None = None
-    """None where nothing before it takes up a scale: another function, or a stream that others read too."""
+    """None if no scale folds: before the site is another function, or a residual stream."""
     block: str | None = None
-    """The module whose result is that of this site, its only linear layer coming last."""
+    """Module whose output is that of the site: its only linear layer is the module's last one."""
     stream: str | None = None
-    """The module whose first input is what that result is added to, as it is."""
+    """Module whose first input is the residual stream that the output is added to unchanged."""
     with_weights: bool = False
-    """Whether that module hands out the attention's weights beside it."""
+    """True if ``block`` returns a tuple: its output, and attention weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of a model whose sites are rounded one after another."""
+    """A module whose sites are quantized in turn."""
 
     name: str
-    """Of its module; empty for the model itself."""
+    """Name of the module; empty for the whole model."""
     sites: tuple[Site, ...]
-    """In the order in which they are computed."""
+    """In the order of computation."""
 
     def full(self, name: str) -> str:
-        """A name in the block as one in the model."""
+        """Return the name in the model of a name in the block."""
         return f"{self.name}.{name}" if self.name else name
 
 
@@ -66,7 +75,7 @@ class LinearGroups(Capability):
     label: ClassVar[str] = "foldable linear groups"
     remedy: ClassVar[str] = (
         "return them from the family's `capabilities`, as "
-        "compressor/models/families/autoglm_phone/linears.py does"
+        "compressor/models/families/autoglm_phone/linear_groups.py does"
     )
 
     blocks: tuple[Block, ...]

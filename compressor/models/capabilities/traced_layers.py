@@ -14,14 +14,15 @@ from compressor.models.capabilities.quantizable_layers import LayerContext, Quan
 from compressor.models.quantized.fake_quantization import LAYERS
 
 _aten = torch.ops.aten
-_MULTIPLIES = {
+_PRODUCTS = {
     _aten.conv1d.default,
     _aten.conv1d.padding,
     _aten.conv2d.default,
     _aten.conv2d.padding,
     _aten.linear.default,
 }
-_NORMALIZES = {_aten.batch_norm.default}
+_NORMS = {_aten.batch_norm.default}
+_ADDITIONS = {_aten.add.Tensor, _aten.add_.Tensor}
 _CLIPS = {
     _aten.relu.default,
     _aten.relu_.default,
@@ -29,8 +30,8 @@ _CLIPS = {
     _aten.hardtanh_.default,
     _aten.relu6.default,
 }
-"""What a runtime folds into the rounding of its result, where that starts at 0."""
-_MOVES = {
+"""Operators that a runtime folds into the rounding of their input, onto integers from 0."""
+_SIGN_PRESERVING = {
     getattr(_aten, name).default
     for name in (
         "view",
@@ -56,8 +57,8 @@ _MOVES = {
     _aten.mean.dim,
     _aten.expand.default,
 }
-"""What leaves the sign of every value as it is."""
-_NEVER_NEGATIVE = _CLIPS | {
+"""Operators whose output has no negative value if their input has none."""
+_NONNEGATIVE = _CLIPS | {
     _aten.sigmoid.default,
     _aten.hardsigmoid.default,
     _aten.softmax.int,
@@ -69,37 +70,43 @@ _NEVER_NEGATIVE = _CLIPS | {
     _aten.eq.Scalar,
     _aten.ne.Scalar,
 }
-_PADS = {_aten.constant_pad_nd.default: 2, _aten.pad.default: 3}
-"""Which argument, if there is one, is what it pads with."""
-_TOGETHER = {_aten.mul.Tensor, _aten.add.Tensor, _aten.cat.default}
-"""Never negative where all that goes in is not."""
+"""Operators whose output has no negative value."""
+_PADDING_VALUE = {_aten.constant_pad_nd.default: 2, _aten.pad.default: 3}
+"""Padding operator to the position of its optional argument with the padding value."""
+_COMBINING = {_aten.mul.Tensor, _aten.add.Tensor, _aten.cat.default}
+"""Operators whose output has no negative value if none of their inputs has one."""
 
 
 class TracedLayers(QuantizableLayers):
-    """The linear and convolutional layers of a module whose weights nothing else uses."""
+    """The linear and convolutional layers in the graph of ``torch.export``."""
 
-    def __init__(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-        """Trace a module in eval mode on two samples, by the names of ``forward``'s arguments."""
+    def __init__(self, module: nn.Module, batch: Mapping[str, Tensor]) -> None:
+        """Trace a module.
+
+        Args:
+            module: the module, in eval mode.
+            batch: at least two samples, by the names of ``forward``'s arguments.
+        """
         with torch.no_grad():
-            program = torch.export.export(module, (), dict(inputs), strict=False)
-        self._entering = _first_inputs(module, inputs)
+            program = torch.export.export(module, (), dict(batch), strict=False)
+        self._first_inputs = _record_first_inputs(module, batch)
         modules = dict(module.named_modules())
         uses = Counter(
-            id(one) for holder in modules.values() for one in holder.parameters(recurse=False)
+            id(parameter)
+            for submodule in modules.values()
+            for parameter in submodule.parameters(recurse=False)
         )
         calls: dict[str, list[Node]] = {}
         for node in program.graph.nodes:
-            if node.target in _MULTIPLIES:
-                calls.setdefault(_module_of(node), []).append(node)
+            if node.target in _PRODUCTS:
+                calls.setdefault(_module_name(node), []).append(node)
         self._calls = {
             name: nodes
             for name, nodes in calls.items()
             if isinstance(layer := modules.get(name), LAYERS) and uses[id(layer.weight)] == 1
         }
         self.left_out = tuple(name for name in calls if name and name not in self._calls)
-        """Modules that multiply by a weight that others use too, or that is no layer's own."""
         self.names = tuple(self._calls)
-        """In the order of the graph."""
 
     def contexts(self, quantized: Collection[str]) -> dict[str, LayerContext]:
         """Return the use of every layer if the layers ``quantized`` are computed with integers."""
@@ -107,54 +114,58 @@ class TracedLayers(QuantizableLayers):
         return {name: self._context(nodes, layers) for name, nodes in self._calls.items()}
 
     def _context(self, nodes: list[Node], layers: set[Node]) -> LayerContext:
-        norm, results = _results(nodes)
-        around = {self._adding_module(node, layers) for node in nodes}
+        norm, outputs = _outputs(nodes)
+        around = {self._residual_module(node, layers) for node in nodes}
         return LayerContext(
-            norm,
-            all(_is_nonnegative(node.args[0]) for node in nodes),
-            all(self._only_read_by(node, layers) for node in results),
-            all(node.users and all(_is_clip(user) for user in node.users) for node in results),
-            around.pop() if len(around) == 1 else None,
+            norm=norm,
+            nonnegative=all(_is_nonnegative(node.args[0]) for node in nodes),
+            rounded=all(self._is_rounded_by_users(node, layers) for node in outputs),
+            clipped=all(
+                node.users and all(_is_clip(user) for user in node.users) for node in outputs
+            ),
+            around=around.pop() if len(around) == 1 else None,
         )
 
-    def _adding_module(self, node: Node, layers: set[Node]) -> str | None:
-        """The module in which the layer's input is added to another layer's result, if it is that module's first input."""
+    def _residual_module(self, node: Node, layers: set[Node]) -> str | None:
+        """Return the module that adds a layer's input to the output of one of ``layers``.
+
+        The input must be the first input of that module; otherwise the result is None.
+        """
         value = node.args[0]
         if not isinstance(value, Node):
             return None
         for user in value.users:
-            if user.target in {_aten.add.Tensor, _aten.add_.Tensor}:
-                others = [one for one in user.args[:2] if one is not value]
-                inside = _module_of(user)
-                enters = (
-                    inside in self._entering
-                    and self._entering[inside] is self._entering[_module_of(node)]
+            if user.target in _ADDITIONS:
+                summands = [argument for argument in user.args[:2] if argument is not value]
+                module = _module_name(user)
+                is_first_input = module in self._first_inputs and (
+                    self._first_inputs[module] is self._first_inputs[_module_name(node)]
                 )
-                if inside and enters and others and _is_result(others[0], layers):
-                    return inside
+                if module and is_first_input and summands and _is_output(summands[0], layers):
+                    return module
         return None
 
-    def _only_read_by(self, node: Node, layers: set[Node]) -> bool:
-        """Whether every user is one of the layers, maybe behind a ReLU and what only moves values."""
+    def _is_rounded_by_users(self, node: Node, layers: set[Node]) -> bool:
+        """Return True if every user is one of ``layers``, at most behind a ReLU or a reshape."""
         if not node.users:
             return False
         if any(
-            user in layers and user.args[0] is node and self._adding_module(user, layers)
+            user in layers and user.args[0] is node and self._residual_module(user, layers)
             for user in node.users
         ):
-            return True  # where it enters that module
+            return True  # rounded as the first input of that module
         return all(
             (user in layers and user.args[0] is node)
             or (
-                (_is_clip(user) or user.target in _MOVES - {_aten.mean.dim})
-                and self._only_read_by(user, layers)
+                (_is_clip(user) or user.target in _SIGN_PRESERVING - {_aten.mean.dim})
+                and self._is_rounded_by_users(user, layers)
             )
             for user in node.users
         )
 
 
-def _first_inputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The first positional input of the last call of each submodule that is given one."""
+def _record_first_inputs(module: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the first positional input of the last call of each submodule that has one."""
     first: dict[str, Tensor] = {}
 
     def record(name: str, args: tuple[Any, ...]) -> None:
@@ -167,29 +178,29 @@ def _first_inputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
     ]
     try:
         with torch.no_grad():
-            module(**inputs)
+            module(**batch)
     finally:
         for handle in handles:
             handle.remove()
     return first
 
 
-def _results(nodes: list[Node]) -> tuple[str | None, list[Node]]:
-    """The batch normalization after all calls of a layer, and what comes out in the end."""
+def _outputs(nodes: list[Node]) -> tuple[str | None, list[Node]]:
+    """Return the batch normalization after all calls of a layer, and the nodes of its outputs."""
     norms = {_norm_after(node) for node in nodes}
     norm = norms.pop() if len(norms) == 1 else None
     return norm, [next(iter(node.users)) if norm is not None else node for node in nodes]
 
 
-def _is_result(value: Any, layers: set[Node]) -> bool:
-    """Whether a value is what one of the layers says, maybe normalized."""
-    if isinstance(value, Node) and value.target in _NORMALIZES:
+def _is_output(value: Any, layers: set[Node]) -> bool:
+    """Return True if a value is the output of one of ``layers``, normalized or not."""
+    if isinstance(value, Node) and value.target in _NORMS:
         value = value.args[0]
     return value in layers
 
 
-def _module_of(node: Node) -> str:
-    """The name of the innermost module that made the node; it has a number where it is called again."""
+def _module_name(node: Node) -> str:
+    """Return the innermost module of a node; torch appends ``@`` and a number to repeated calls."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
     path: str = list(stack.values())[-1][0]
     return path.partition("@")[0]
@@ -197,34 +208,33 @@ def _module_of(node: Node) -> str:
 
 def _norm_after(node: Node) -> str | None:
     users = list(node.users)
-    return _module_of(users[0]) if len(users) == 1 and users[0].target in _NORMALIZES else None
+    return _module_name(users[0]) if len(users) == 1 and users[0].target in _NORMS else None
 
 
 def _is_nonnegative(value: Any) -> bool:
     if not isinstance(value, Node):
         return isinstance(value, int | float) and value >= 0
-    if value.target in _NEVER_NEGATIVE:
+    if value.target in _NONNEGATIVE:
         return value.target not in _CLIPS or _is_clip(value)
-    if value.target in _PADS:
-        return _is_nonnegative(value.args[0]) and all(
-            _is_nonnegative(one) for one in value.args[_PADS[value.target] :]
-        )
-    if value.target in _MOVES:
+    if value.target in _PADDING_VALUE:
+        paddings = value.args[_PADDING_VALUE[value.target] :]
+        return _is_nonnegative(value.args[0]) and all(map(_is_nonnegative, paddings))
+    if value.target in _SIGN_PRESERVING:
         return _is_nonnegative(value.args[0])
-    if value.target in _TOGETHER:
-        return all(
-            _is_nonnegative(one) for one in (*_operands(value), value.kwargs.get("alpha", 1))
-        )
+    if value.target in _COMBINING:
+        factors = (*_operands(value), value.kwargs.get("alpha", 1))
+        return all(map(_is_nonnegative, factors))
     return False
 
 
 def _is_clip(node: Node) -> bool:
-    """Whether it cuts off what is negative, and nothing that is not but at the top."""
+    """Return True if a node clips at 0 from below, and otherwise only from above."""
     if node.target in {_aten.hardtanh.default, _aten.hardtanh_.default}:
         return len(node.args) > 1 and bool(node.args[1] == 0)
     return node.target in _CLIPS
 
 
 def _operands(node: Node) -> Iterator[Any]:
-    for one in node.args[:2] if node.target is not _aten.cat.default else node.args[:1]:
-        yield from one if isinstance(one, list | tuple) else (one,)
+    arguments = node.args[:1] if node.target is _aten.cat.default else node.args[:2]
+    for argument in arguments:
+        yield from argument if isinstance(argument, list | tuple) else (argument,)

@@ -48,10 +48,10 @@ def load_module(model: ModelDescription | Path, device: str = "cpu") -> nn.Modul
 
 def _load_quantized(model: ModelDescription) -> nn.Module:
     from compressor.models.checkpoint.weights import fill
-    from compressor.models.quantized.fake_quantization import shaped
+    from compressor.models.quantized.fake_quantization import insert_fake_quantization
 
     module = model.family.build(model.config)
-    return fill(shaped(module, read_quantization(model.folder)), model.folder)
+    return fill(insert_fake_quantization(module, read_quantization(model.folder)), model.folder)
 
 
 def save_quantized(

@@ -1,4 +1,4 @@
-"""A module's tensors in and out of ``model.safetensors``: tied ones once, and every one that does not fit named."""
+"""Tensors of a module in and out of ``model.safetensors``: tied ones once, mismatches named."""
 
 from __future__ import annotations
 
@@ -15,62 +15,75 @@ from torch import Tensor, nn
 from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ModelError, StorageError
 from compressor.models.checkpoint.layout import CONFIG, WEIGHTS
-from compressor.models.quantized.description import is_packed
-from compressor.models.quantized.packed_checkpoint import dequantized
+from compressor.models.quantized.packed_checkpoint import read_dequantized
 from compressor.models.quantized.quantization import QUANTIZATION
+from compressor.models.quantized.weight_grid import is_packed
 
 
 def fill(module: nn.Module, folder: Path) -> nn.Module:
-    """The module with the tensors of a folder's file, with the file's dtypes; where layers are packed, all in float32.
+    """Set the tensors of a module from a folder, in the dtypes of the file, and return it.
+
+    Where layers are packed, all floats become float32.
 
     Raises:
-        ModelError: tensors are missing, too many, or of another shape or kind: all are named.
+        ModelError: tensors are missing, unexpected, or of another shape or kind; the message
+            names all of them.
     """
     try:
-        found = _stored(folder)
+        stored = _read_stored(folder)
     except SafetensorError as error:
         raise ModelError(f"{folder / WEIGHTS}: {error}", remedy="copy or save it again") from error
-    wanted = _by_storage(module)
+    groups = _group_by_storage(module)
+    problems = _set_tensors(groups, stored)
+    names = {name for group in groups for name in group}
+    problems += [
+        f"unexpected: {name} {_describe(value)}"
+        for name, value in stored.items()
+        if name not in names
+    ]
+    if problems:
+        lacks_grids = not (folder / QUANTIZATION).is_file() and any(
+            "log2_scale" in name for name in stored
+        )
+        raise ModelError(
+            f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes:\n"
+            + "\n".join(f"    {problem}" for problem in problems),
+            remedy="copy quantization.json too: these are the weights of a quantized model"
+            if lacks_grids
+            else "take config.json and model.safetensors from the same model",
+        )
+    return module
+
+
+def _set_tensors(groups: list[dict[str, Tensor]], stored: Mapping[str, Tensor]) -> list[str]:
+    """Set each group of tied tensors from its stored tensor; return what does not fit."""
     problems = []
-    for group in wanted:
-        present = [name for name in group if name in found]
-        if not present:
+    for group in groups:
+        value = next((stored[name] for name in group if name in stored), None)
+        if value is None:
             name, target = next(iter(group.items()))
-            problems.append(f"missing: {name} {_shown(target)}")
+            problems.append(f"missing: {name} {_describe(target)}")
             continue
-        value = found[present[0]]
         for name, target in group.items():
             if (
                 value.shape != target.shape
                 or value.is_floating_point() != target.is_floating_point()
             ):
                 problems.append(
-                    f"{name}: {_shown(value)} in the file, {_shown(target)} in the model"
+                    f"{name}: {_describe(value)} in the file, {_describe(target)} in the model"
                 )
             else:
                 target.data = value
-    known = {name for group in wanted for name in group}
-    problems += [
-        f"unexpected: {name} {_shown(value)}" for name, value in found.items() if name not in known
-    ]
-    if problems:
-        raise ModelError(
-            f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes:\n"
-            + "\n".join(f"    {problem}" for problem in problems),
-            remedy="copy quantization.json too: these are the weights of a quantized model"
-            if any("log2_scale" in name for name in found) and not (folder / QUANTIZATION).is_file()
-            else "take config.json and model.safetensors from the same model",
-        )
-    return module
+    return problems
 
 
 def save_weights(module: nn.Module, folder: Path) -> None:
-    """Write ``model.safetensors`` into ``folder``; equal weights give equal bytes.
+    """Write ``model.safetensors`` into a folder; equal weights give equal bytes.
 
     Raises:
-        StorageError: the disk is full, or the folder may not be written.
+        StorageError: the disk is full, or the folder cannot be written.
     """
-    tensors = tensors_of(module)
+    tensors = tensors_to_save(module)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -82,62 +95,65 @@ def save_weights(module: nn.Module, folder: Path) -> None:
             ) from error
 
 
+def tensors_to_save(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a module on the CPU, contiguous, tied ones once."""
+    tensors = {}
+    for group in _group_by_storage(module):
+        name, value = next(iter(group.items()))
+        tensor = value.detach().cpu().contiguous()
+        owns_storage = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        tensors[name] = tensor if owns_storage else tensor.clone()
+    return tensors
+
+
 @contextmanager
 def weights_on_meta() -> Iterator[None]:
-    """Parameters of modules that are built inside take no memory; buffers, such as rotary frequencies, are real."""
+    """Create parameters of modules on the device ``meta``, where they take no memory.
+
+    Buffers, such as rotary frequencies, are created as usual.
+    """
     register = nn.Module.register_parameter
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None and not parameter.is_meta:
             parameter = nn.Parameter(
                 torch.empty_like(parameter, device="meta"), parameter.requires_grad
             )
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def assigned(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The module with these very tensors as its own, uncopied; parameters that were one stay one."""
+def assign_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Make tensors the parameters of a module without copying, keep ties, and return the module."""
     holders: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
-    for part in module.modules():
-        for name, one in part.named_parameters(recurse=False):
-            holders.setdefault(one, []).append((part, name))
+    for submodule in module.modules():
+        for name, parameter in submodule.named_parameters(recurse=False):
+            holders.setdefault(parameter, []).append((submodule, name))
     module.load_state_dict(weights, assign=True)
-    for (first, own), *others in holders.values():
-        for part, name in others:
-            setattr(part, name, getattr(first, own))
+    for (first, first_name), *tied in holders.values():
+        for submodule, name in tied:
+            setattr(submodule, name, getattr(first, first_name))
     return module
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """What is saved of a module: each tensor once, whole."""
-    tensors = {}
-    for group in _by_storage(module):
-        name, value = next(iter(group.items()))
-        kept = value.detach().cpu().contiguous()
-        whole = kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
-        tensors[name] = kept if whole else kept.clone()
-    return tensors
-
-
-def _stored(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder's file by name, those of packed layers as the numbers that they stand for."""
+def _read_stored(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a folder by name, packed layers dequantized."""
     tree = json.loads((folder / CONFIG).read_bytes())
     if not is_packed(tree):
         return safetensors.torch.load_file(folder / WEIGHTS)
     return {
         name: value.float() if value.is_floating_point() else value
-        for name, value in dequantized(folder, tree)
+        for name, value in read_dequantized(folder, tree)
     }
 
 
-def _by_storage(module: nn.Module) -> list[dict[str, Tensor]]:
-    """The module's saved tensors by name, those that are one and the same (tied weights) in one group; sorted by name."""
+def _group_by_storage(module: nn.Module) -> list[dict[str, Tensor]]:
+    """Return the tensors of a module by name, tied ones in one group; sorted by name."""
     groups: dict[object, dict[str, Tensor]] = {}
     for name, value in sorted(module.state_dict(keep_vars=True).items()):
         key = (
@@ -149,5 +165,5 @@ def _by_storage(module: nn.Module) -> list[dict[str, Tensor]]:
     return list(groups.values())
 
 
-def _shown(value: Tensor) -> str:
+def _describe(value: Tensor) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

@@ -1,4 +1,4 @@
-"""A packed checkpoint, tensor by tensor, as plain numbers."""
+"""Packed checkpoints, read tensor by tensor."""
 
 from __future__ import annotations
 
@@ -12,73 +12,77 @@ from torch import Tensor
 
 from compressor.errors import ModelError
 from compressor.models.checkpoint.layout import CONFIG
-from compressor.models.quantized.description import QUANTIZATION_CONFIG, is_packed
-from compressor.models.quantized.packed_formats import FORMATS
+from compressor.models.quantized.packed_formats import PACKED_FORMATS, PackedFormat
 from compressor.models.quantized.packed_linear import PackedLinear
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid, is_packed
 
 
-def dequantized(
+def read_dequantized(
     folder: Path, tree: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a packed checkpoint by the name that the plain one has: float32 weights, all else as it is.
+    """Yield every tensor by the name that it has in a float checkpoint.
 
     Args:
-        folder: the checkpoint's.
+        folder: the checkpoint.
         tree: its config.json.
-        prefix: what names of tensors begin with that are wanted.
+        prefix: yield only tensors whose names start with it.
+
+    Yields:
+        Packed weights as float32; other tensors as they are stored.
 
     Raises:
-        ModelError: as ``stored``.
+        ModelError: tensors of a packed layer are missing, or the packing is not supported.
     """
-    for name, one in stored(folder, tree, prefix):
-        yield (
-            (f"{name}.weight", one.dequantized()) if isinstance(one, PackedLinear) else (name, one)
-        )
+    for name, value in _read_stored(folder, tree, prefix):
+        if isinstance(value, PackedLinear):
+            yield f"{name}.weight", value.dequantize()
+        else:
+            yield name, value
 
 
-def packed_layers(folder: Path) -> dict[str, PackedLinear]:
-    """The packed layers of a model's folder by name; none where it holds a plain one.
+def read_packed_layers(folder: Path) -> dict[str, PackedLinear]:
+    """Return the packed layers of a model folder by name; none for a float model.
 
     Raises:
-        ModelError: as ``stored``.
+        ModelError: as ``read_dequantized``.
     """
     tree = json.loads((folder / CONFIG).read_bytes())
-    found = stored(folder, tree) if is_packed(tree) else ()
-    return {name: one for name, one in found if isinstance(one, PackedLinear)}
+    stored = _read_stored(folder, tree, "") if is_packed(tree) else ()
+    return {name: value for name, value in stored if isinstance(value, PackedLinear)}
 
 
-def stored(
-    folder: Path, tree: Mapping[str, Any], prefix: str = ""
+def _read_stored(
+    folder: Path, tree: Mapping[str, Any], prefix: str
 ) -> Iterator[tuple[str, Tensor | PackedLinear]]:
-    """Every plain tensor of a packed checkpoint by its name, and every packed layer by the layer's; of those below ``prefix``.
-
-    Raises:
-        ModelError: tensors of a packed layer are missing, or they are packed in a way that is not read here.
-    """
+    """Yield float tensors by their name, and packed layers by the name of the layer."""
     config = tree[QUANTIZATION_CONFIG]
-    if (method := config.get("quant_method")) not in FORMATS:
+    if (method := config.get("quant_method")) not in PACKED_FORMATS:
         raise ModelError(
-            f"{folder}: its weights are quantized by {method!r}; {', '.join(FORMATS)} are read here"
+            f"{folder}: its weights are quantized by {method!r}; "
+            f"supported: {', '.join(PACKED_FORMATS)}"
         )
-    kind = FORMATS[method]
-    grid_of = kind.grids(config)
+    format_ = PACKED_FORMATS[method]
+    grid_of = format_.grids(config)
     for file in sorted(folder.glob("*.safetensors")):
-        with safetensors.safe_open(file, framework="pt") as opened:
-            names = {name for name in opened.keys() if name.startswith(prefix)}  # noqa: SIM118  it is no mapping
+        with safetensors.safe_open(file, framework="pt") as tensors:
+            stored_names = tensors.keys()
             layers: dict[str, set[str]] = {}
-            for name in sorted(names):
+            for name in sorted(name for name in stored_names if name.startswith(prefix)):
                 layer, _, suffix = name.rpartition(".")
-                if suffix in kind.suffixes:
+                if suffix in format_.suffixes:
                     layers.setdefault(layer, set()).add(suffix)
                 else:
-                    yield name, opened.get_tensor(name)
+                    yield name, tensors.get_tensor(name)
             for layer, suffixes in layers.items():
                 grid = grid_of(layer)
-                needed = set(kind.suffixes) - ({"weight_zero_point"} if grid.symmetric else set())
-                if missing := needed - suffixes:
-                    raise ModelError(
-                        f"{file}: {layer} has no {', '.join(sorted(missing))}",
-                        remedy="copy it again",
-                    )
-                tensors = {suffix: opened.get_tensor(f"{layer}.{suffix}") for suffix in suffixes}
-                yield layer, kind.linear(tensors, grid)
+                _check_suffixes(format_, grid, suffixes, f"{file}: {layer}")
+                values = {suffix: tensors.get_tensor(f"{layer}.{suffix}") for suffix in suffixes}
+                yield layer, format_.linear(values, grid)
+
+
+def _check_suffixes(
+    format_: PackedFormat, grid: WeightGrid, suffixes: set[str], place: str
+) -> None:
+    required = set(format_.suffixes) - ({"weight_zero_point"} if grid.symmetric else set())
+    if missing := required - suffixes:
+        raise ModelError(f"{place} has no {', '.join(sorted(missing))}", remedy="copy it again")

@@ -1,6 +1,6 @@
-"""The two formats of checkpoints with weights of a few bits: AutoAWQ's GEMM, and ``pack-quantized`` of compressed-tensors.
+"""On-disk formats of packed weights: AutoAWQ's GEMM, and compressed-tensors' ``pack-quantized``.
 
-Shapes: O outputs, I inputs, G groups of a row.
+Shapes: O outputs, I inputs, G groups of a row, N rows, M values of a row.
 """
 
 from __future__ import annotations
@@ -14,74 +14,82 @@ import torch
 from torch import Tensor
 
 from compressor.errors import ModelError
-from compressor.models.quantized.bits import packed_bits, unpacked_bits
-from compressor.models.quantized.description import QUANTIZATION_CONFIG, WeightGrid
+from compressor.models.quantized.bit_packing import pack_bits, unpack_bits
 from compressor.models.quantized.packed_linear import PackedLinear
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid
 
 Grids = Mapping[WeightGrid, Sequence[str]]
-"""The linear layers that are packed on each grid."""
+"""Grid to the linear layers that are packed on it."""
 
 
-class Format(ABC):
-    """How packed layers lie in safetensors, and what config.json says of them."""
+class PackedFormat(ABC):
+    """Tensors of packed layers in safetensors, and their description in config.json."""
 
     name: ClassVar[str]
     """``quant_method`` in config.json."""
     suffixes: ClassVar[tuple[str, ...]]
-    """The tensors of a packed layer, after its name; one without any of these is plain."""
+    """Suffixes of the tensors of a packed layer; a tensor with none of them is not packed."""
 
     @abstractmethod
     def tensors(self, packed: PackedLinear) -> dict[str, Tensor]:
-        """Suffix to tensor, contiguous."""
+        """Return the layer as contiguous tensors by suffix."""
 
     @abstractmethod
     def linear(self, tensors: Mapping[str, Tensor], grid: WeightGrid) -> PackedLinear:
-        """What ``tensors`` made, bit for bit."""
+        """Return the layer that ``tensors`` were made of, bit for bit."""
 
     @abstractmethod
     def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
-        """``quantization_config``; ``plain`` are the linear layers that are not packed."""
+        """Return the ``quantization_config``.
+
+        Args:
+            grids: the packed layers by grid.
+            plain: the linear layers that are not packed.
+        """
 
     @abstractmethod
     def grids(self, config: Mapping[str, Any]) -> Callable[[str], WeightGrid]:
-        """The grid of each packed layer, by its name, as a ``quantization_config`` tells.
+        """Return a function from the name of a packed layer to its grid.
+
+        Args:
+            config: a ``quantization_config``.
 
         Raises:
-            ModelError: it is of a kind that this program does not read.
+            ModelError: the variant of the format is not supported.
         """
 
     @abstractmethod
     def problems(self, grid: WeightGrid, outputs: int, inputs: int) -> list[str]:
-        """Why a layer of this shape cannot be packed so."""
+        """Return the reasons why a layer of this shape cannot be packed on ``grid``."""
 
 
-class Gemm(Format):
-    """AutoAWQ's GEMM: ``w = (q − z) · s``, 4 bits, eight outputs to an int32 in the order of the CUDA kernel."""
+class AutoAwqGemm(PackedFormat):
+    """AutoAWQ's GEMM: 4 bits, eight outputs per int32 in the order of the CUDA kernel."""
 
     name = "awq"
     suffixes = ("qweight", "qzeros", "scales")
     _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-    """The nibble i, the lowest first, holds this output of eight."""
+    """Output, of eight, that each nibble holds, lowest nibble first."""
 
     def tensors(self, packed: PackedLinear) -> dict[str, Tensor]:
-        """``qweight`` int32 [I, O/8], ``qzeros`` int32 [G, O/8], ``scales`` float16 [G, O]."""
+        """Return ``qweight`` int32 [I, O/8], ``qzeros`` int32 [G, O/8], ``scales`` [G, O]."""
         return {
-            "qweight": self._packed(packed.integers_OI.T),
-            "qzeros": self._packed(packed.zeros_OG.T),
+            "qweight": self._pack(packed.integers_OI.T),
+            "qzeros": self._pack(packed.zeros_OG.T),
             "scales": packed.scales_OG.T.contiguous(),
         }
 
     def linear(self, tensors: Mapping[str, Tensor], grid: WeightGrid) -> PackedLinear:
-        """Out of them."""
+        """Return the layer; see ``PackedFormat.linear``."""
         return PackedLinear(
-            self._unpacked(tensors["qweight"]).T.contiguous(),
+            self._unpack(tensors["qweight"]).T.contiguous(),
             tensors["scales"].T.contiguous(),
-            self._unpacked(tensors["qzeros"]).T.contiguous(),
+            self._unpack(tensors["qzeros"]).T.contiguous(),
             grid,
         )
 
     def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
-        """As transformers and vLLM read it; of one grid."""
+        """Return the description that transformers and vLLM read; all layers share one grid."""
         (grid,) = grids
         return {
             "quant_method": "awq",
@@ -93,67 +101,76 @@ class Gemm(Format):
         }
 
     def grids(self, config: Mapping[str, Any]) -> Callable[[str], WeightGrid]:
-        """4 bits, with zero-points, everywhere."""
+        """Return the one grid of all layers: 4 bits with zero-points."""
         if config.get("bits") != 4 or config.get("version", "gemm") != "gemm":
             raise ModelError(
-                f"an AWQ checkpoint of version {config.get('version')!r} with {config.get('bits')} bits"
+                f"an AWQ checkpoint of version {config.get('version')!r} with "
+                f"{config.get('bits')} bits",
+                remedy="only 4 bits in the version 'gemm' are supported",
             )
-        grid = WeightGrid(bits=4, group_size=_told(config, "group_size"))
+        grid = WeightGrid(bits=4, group_size=_required_field(config, "group_size"))
         return lambda _: grid
 
     def problems(self, grid: WeightGrid, outputs: int, inputs: int) -> list[str]:
-        """4 bits, whole groups, whole int32."""
-        some = [] if grid.bits == 4 else [f"the format awq holds 4 bits, not {grid.bits}"]
+        """Check for 4 bits, whole groups and whole int32 values."""
+        problems = [] if grid.bits == 4 else [f"the format awq holds 4 bits, not {grid.bits}"]
         if outputs % 8:
-            some.append(
+            problems.append(
                 f"{outputs} outputs are no multiple of 8, which the format awq packs together"
             )
-        return some + _group_problems(grid, inputs)
+        return problems + _group_problems(grid, inputs)
 
-    def _packed(self, values_NM: Tensor) -> Tensor:
+    def _pack(self, values_NM: Tensor) -> Tensor:
         eights = values_NM.reshape(len(values_NM), -1, 8)[:, :, list(self._ORDER)]
-        return packed_bits(eights.flatten(1), 4)
+        return pack_bits(eights.flatten(1), 4)
 
-    def _unpacked(self, words: Tensor) -> Tensor:
-        eights = unpacked_bits(words, 4, 8 * words.shape[1]).view(len(words), -1, 8)
+    def _unpack(self, words: Tensor) -> Tensor:
+        eights = unpack_bits(words, 4, 8 * words.shape[1]).view(len(words), -1, 8)
         return eights[:, :, torch.tensor(self._ORDER).argsort()].flatten(1)
 
 
-class CompressedTensors(Format):
-    """``pack-quantized``: each row of signed integers as a dense stream of bits, moved up by half the range."""
+class CompressedTensors(PackedFormat):
+    """``pack-quantized``: rows of signed integers, shifted by half the range, as a bit stream."""
 
     name = "compressed-tensors"
     suffixes = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 
     def tensors(self, packed: PackedLinear) -> dict[str, Tensor]:
-        """``weight_packed`` int32 [O, I·bits/32], ``weight_scale`` [O, G], ``weight_zero_point`` int32 [O·bits/32, G], shape."""
+        """Return the layer's tensors.
+
+        ``weight_packed`` int32 [O, I·bits/32], ``weight_scale`` [O, G], ``weight_shape`` [2], and
+        unless the grid is symmetric ``weight_zero_point`` int32 [O·bits/32, G].
+        """
         grid = packed.grid
-        found = {
-            "weight_packed": packed_bits(packed.integers_OI, grid.bits),
+        tensors = {
+            "weight_packed": pack_bits(packed.integers_OI, grid.bits),
             "weight_scale": packed.scales_OG.contiguous(),
             "weight_shape": torch.tensor(packed.integers_OI.shape),
         }
         if not grid.symmetric:
-            found["weight_zero_point"] = packed_bits(packed.zeros_OG.T, grid.bits).T.contiguous()
-        return found
+            tensors["weight_zero_point"] = pack_bits(packed.zeros_OG.T, grid.bits).T.contiguous()
+        return tensors
 
     def linear(self, tensors: Mapping[str, Tensor], grid: WeightGrid) -> PackedLinear:
-        """Out of them."""
+        """Return the layer; see ``PackedFormat.linear``."""
         outputs, inputs = tensors["weight_shape"].tolist()
         scales = tensors["weight_scale"]
         zeros = torch.full(scales.shape, grid.middle, dtype=torch.uint8)
         if not grid.symmetric:
-            zeros = unpacked_bits(tensors["weight_zero_point"].T, grid.bits, outputs).T.contiguous()
+            zeros = unpack_bits(tensors["weight_zero_point"].T, grid.bits, outputs).T.contiguous()
         return PackedLinear(
-            unpacked_bits(tensors["weight_packed"], grid.bits, inputs), scales, zeros, grid
+            unpack_bits(tensors["weight_packed"], grid.bits, inputs), scales, zeros, grid
         )
 
     def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
-        """As compressed-tensors, vLLM and transformers read it; where there are several grids, each names its layers."""
+        """Return the description that compressed-tensors, vLLM and transformers read.
+
+        With several grids, each group names its layers.
+        """
         groups = {
             f"group_{number}": {
                 "targets": ["Linear"] if len(grids) == 1 else sorted(names),
-                "weights": _weights(grid),
+                "weights": _weights_config(grid),
             }
             for number, (grid, names) in enumerate(grids.items())
         }
@@ -166,40 +183,48 @@ class CompressedTensors(Format):
         }
 
     def grids(self, config: Mapping[str, Any]) -> Callable[[str], WeightGrid]:
-        """Of the first group of layers that names one, by itself, by an expression, or as any linear layer."""
+        """Return the grid of the first group with a target that matches the layer.
+
+        A target is a name, an expression ``re:…``, or ``Linear`` for every linear layer.
+        """
         groups = list(config.get("config_groups", {}).values())
         if config.get("format") != "pack-quantized" or any(
-            one.get("input_activations") for one in groups
+            group.get("input_activations") for group in groups
         ):
             raise ModelError(
                 f"a compressed-tensors checkpoint of format {config.get('format')!r}",
-                remedy="this program reads pack-quantized ones, with weights alone quantized",
+                remedy="only pack-quantized is supported, with quantized weights alone",
             )
-        known = [(_told(one, "targets"), _grid(_told(one, "weights"))) for one in groups]
+        targets_and_grids = [
+            (_required_field(group, "targets"), _parse_grid(_required_field(group, "weights")))
+            for group in groups
+        ]
 
-        def of(name: str) -> WeightGrid:
-            for targets, grid in known:
-                if any(_is_meant(name, target) for target in targets):
+        def grid_of(name: str) -> WeightGrid:
+            for targets, grid in targets_and_grids:
+                if any(_matches(name, target) for target in targets):
                     return grid
-            raise ModelError(f"`{QUANTIZATION_CONFIG}` has no group of layers that {name} is in")
+            raise ModelError(f"`{QUANTIZATION_CONFIG}` has no group that contains the layer {name}")
 
-        return of
+        return grid_of
 
     def problems(self, grid: WeightGrid, outputs: int, inputs: int) -> list[str]:
-        """Whole groups, and whole int32 where zero-points are packed."""
-        some = _group_problems(grid, inputs)
+        """Check for whole groups, and for whole int32 values where zero-points are packed."""
+        problems = _group_problems(grid, inputs)
         if not grid.symmetric and outputs * grid.bits % 32:
-            some.append(
+            problems.append(
                 f"the zero-points of {outputs} outputs of {grid.bits} bits fill no whole int32"
             )
-        return some
+        return problems
 
 
-FORMATS: Mapping[str, Format] = {one.name: one for one in (Gemm(), CompressedTensors())}
-"""By ``quant_method``."""
+PACKED_FORMATS: Mapping[str, PackedFormat] = {
+    format_.name: format_ for format_ in (AutoAwqGemm(), CompressedTensors())
+}
+"""``quant_method`` to its format."""
 
 
-def _weights(grid: WeightGrid) -> dict[str, Any]:
+def _weights_config(grid: WeightGrid) -> dict[str, Any]:
     return {
         "num_bits": grid.bits,
         "type": "int",
@@ -210,9 +235,9 @@ def _weights(grid: WeightGrid) -> dict[str, Any]:
     }
 
 
-def _grid(weights: Mapping[str, Any]) -> WeightGrid:
+def _parse_grid(weights: Mapping[str, Any]) -> WeightGrid:
     fields = {
-        "bits": _told(weights, "num_bits"),
+        "bits": _required_field(weights, "num_bits"),
         "group_size": weights.get("group_size") or -1,
         "symmetric": weights.get("symmetric", True),
     }
@@ -220,18 +245,17 @@ def _grid(weights: Mapping[str, Any]) -> WeightGrid:
         return WeightGrid.model_validate(fields)
     except ValueError as error:
         raise ModelError(
-            f"`{QUANTIZATION_CONFIG}` tells of weights that are not read here: {fields}"
+            f"`{QUANTIZATION_CONFIG}` describes unsupported weights: {fields}"
         ) from error
 
 
-def _is_meant(name: str, target: str) -> bool:
+def _matches(name: str, target: str) -> bool:
     return target in {"Linear", name} or (
         target.startswith("re:") and re.match(target[3:], name) is not None
     )
 
 
-def _told(config: Mapping[str, Any], name: str) -> Any:
-    """A field that has to be there."""
+def _required_field(config: Mapping[str, Any], name: str) -> Any:
     if name not in config:
         raise ModelError(
             f"`{QUANTIZATION_CONFIG}` in config.json has no `{name}`",

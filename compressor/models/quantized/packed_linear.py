@@ -1,4 +1,4 @@
-"""A layer's weights as a few bits each, with a scale and a zero-point for every group of inputs.
+"""Packed weights of one linear layer: integers, and a scale and zero-point per group of inputs.
 
 Shapes: O outputs, I inputs, G = I / group size groups of a row.
 """
@@ -11,42 +11,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.weight_grid import WeightGrid
 
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
-    """The integers of a layer."""
+    """Weights w = (q − z) · s."""
 
     integers_OI: Tensor
-    """uint8."""
+    """q, uint8."""
     scales_OG: Tensor
-    """float16 or bfloat16, positive."""
+    """s, float16 or bfloat16, positive."""
     zeros_OG: Tensor
-    """uint8."""
+    """z, uint8."""
     grid: WeightGrid
 
     @classmethod
-    def joined(cls, parts: Sequence[PackedLinear]) -> PackedLinear:
-        """Layers that read one input, one above the other."""
+    def concatenate(cls, parts: Sequence[PackedLinear]) -> PackedLinear:
+        """Concatenate the outputs of layers that read the same input."""
         return cls(
-            torch.cat([one.integers_OI for one in parts]),
-            torch.cat([one.scales_OG for one in parts]),
-            torch.cat([one.zeros_OG for one in parts]),
+            torch.cat([part.integers_OI for part in parts]),
+            torch.cat([part.scales_OG for part in parts]),
+            torch.cat([part.zeros_OG for part in parts]),
             parts[0].grid,
         )
 
     def equals(self, other: PackedLinear) -> bool:
-        """Whether both hold the same integers, scales and zero-points."""
-        pairs = (
-            (self.integers_OI, other.integers_OI),
-            (self.scales_OG, other.scales_OG),
-            (self.zeros_OG, other.zeros_OG),
+        """Return True if integers, scales and zero-points are equal."""
+        return (
+            torch.equal(self.integers_OI, other.integers_OI)
+            and torch.equal(self.scales_OG, other.scales_OG)
+            and torch.equal(self.zeros_OG, other.zeros_OG)
         )
-        return all(torch.equal(one, two) for one, two in pairs)
 
-    def dequantized(self) -> Tensor:
-        """float32 [O, I], each value exactly (q − z) · s."""
+    def dequantize(self) -> Tensor:
+        """Return the weights as float32 [O, I], each exactly (q − z) · s."""
         outputs, groups = self.scales_OG.shape
         integers = self.integers_OI.view(outputs, groups, -1).float()
         return (
@@ -54,14 +53,14 @@ class PackedLinear:
         ).view(outputs, -1)
 
     def rows(self, start: int, end: int) -> PackedLinear:
-        """Some of its outputs."""
+        """Return the outputs from ``start`` to ``end`` (exclusive)."""
         integers, scales, zeros = (
-            part[start:end].contiguous()
-            for part in (self.integers_OI, self.scales_OG, self.zeros_OG)
+            tensor[start:end].contiguous()
+            for tensor in (self.integers_OI, self.scales_OG, self.zeros_OG)
         )
         return PackedLinear(integers, scales, zeros, self.grid)
 
-    def divided(self, divisors_O: Tensor) -> PackedLinear:
-        """With each row divided by a number, as well as 16-bit scales can."""
+    def divide_rows(self, divisors_O: Tensor) -> PackedLinear:
+        """Return the layer with each row divided, up to the rounding of the 16-bit scales."""
         scales = (self.scales_OG.float() / divisors_O.unsqueeze(1)).to(self.scales_OG.dtype)
         return PackedLinear(self.integers_OI, scales, self.zeros_OG, self.grid)

@@ -1,6 +1,7 @@
-"""What is integer in a quantized model, as saved in ``quantization.json`` beside config.json; plain values, no torch.
+"""Integer grids of a quantized model, saved as ``quantization.json``; plain values, no torch.
 
-The scales are tensors of model.safetensors, so that they can be learnt: ``<layer>.input_grid.scale`` and so on.
+Scales are tensors of model.safetensors, because they can be trained:
+``<layer>.input_grid.log2_scale`` and so on.
 """
 
 from __future__ import annotations
@@ -20,25 +21,27 @@ Target = Literal["onnxruntime", "tensorrt"]
 
 
 class Grid(Record):
-    """The integers that values are rounded to, times a scale; 0 is always one of them."""
+    """The integers that values are rounded to, times a scale; 0 is always among them."""
 
     bits: Bits
-    """How many each integer has."""
+    """Bits per integer."""
     nonnegative: bool = False
-    """From 0 up, for values that are never negative, such as those after a ReLU; otherwise as many below 0 as above."""
+    """True: the integers start at 0, for values that are never negative, such as those after a
+    ReLU. False: as many integers lie below 0 as above."""
     below: Annotated[int, Field(ge=0, le=255)] | None = None
-    """So many integers lie below 0, where values reach further to one side of it than to the other."""
+    """Number of integers below 0, for values that reach further to one side of 0 than to the
+    other; None leaves it to `nonnegative`."""
 
     @property
     def lowest(self) -> int:
-        """The smallest integer, before a zero-point moves it."""
+        """Smallest integer, before a zero-point is added."""
         if self.below is not None:
             return -self.below
         return 0 if self.nonnegative else -(1 << (self.bits - 1))
 
     @property
     def highest(self) -> int:
-        """The largest integer."""
+        """Largest integer."""
         return self.lowest + (1 << self.bits) - 1
 
 
@@ -46,38 +49,42 @@ class QuantizedLayer(Record):
     """A linear or convolutional layer that multiplies integers."""
 
     weight: Grid
-    """A scale for each output channel."""
+    """Grid of the weight, with one scale per output channel."""
     input: Grid | None
-    """One scale; none where the module around it rounds its own input, which is the layer's."""
+    """Grid of the input, with one scale; None if the module around the layer rounds its own
+    first input, which is the layer's."""
     output: Grid | None = None
-    """One scale; none where what follows rounds anyway, or computes in float."""
+    """Grid of the output, with one scale; None if every consumer rounds it, or computes in
+    float."""
     norm: str | None = None
-    """The batch normalization that was folded into the layer, and is gone."""
+    """Batch normalization that was folded into the layer and removed."""
 
 
 class Quantization(Record):
-    """A quantized model's layers by their names, and those that were left."""
+    """The integer and the float layers of a quantized model, by module name."""
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
-    """Of this file."""
+    """Version of the file."""
     target: Target
-    """Who is to compute: it decides which grids there are, and where."""
+    """Runtime that computes with the integers; it decides the kind and the place of the grids."""
     layers: dict[str, QuantizedLayer]
-    """Name of the module to what is integer there."""
+    """Layers that multiply integers."""
     inputs: dict[str, Grid] = Field(default_factory=dict)
-    """Modules that round their first input, for a layer and a sum within: both then read the same integers."""
+    """Modules that round their first input, so that a layer and a residual sum inside read the
+    same integers."""
     embeddings: dict[str, Grid] = Field(default_factory=dict)
-    """Tables of embeddings that are stored as integers, with a scale for each column."""
+    """Embeddings stored as integers, with one scale per column."""
     smoothed: tuple[str, ...] = ()
-    """Layers, integer or not, that multiply their input by a factor for each channel, and whose weights are divided by it."""
+    """Layers, integer or float, that multiply their input by a factor per channel, and whose
+    weights are divided by it."""
     folded: dict[str, str] = Field(default_factory=dict)
-    """Layers that stay in float, and the batch normalizations that were folded into them."""
+    """Float layers, and the batch normalizations that were folded into them."""
     kept_float: dict[str, str] = Field(default_factory=dict)
-    """Layers that could be integer and are not, and why."""
+    """Layers that could multiply integers but do not, and the reasons."""
 
 
 def read_quantization(folder: Path) -> Quantization:
-    """The file of a model folder.
+    """Read the file of a model folder.
 
     Raises:
         ModelError: it is missing or damaged.
@@ -86,13 +93,13 @@ def read_quantization(folder: Path) -> Quantization:
     if not file.is_file():
         raise ModelError(f"{folder} holds no quantized model: {QUANTIZATION} is missing")
     with reading(file):
-        text = file.read_bytes()
+        content = file.read_bytes()
     try:
-        return Quantization.model_validate_json(text)
+        return Quantization.model_validate_json(content)
     except ValidationError as error:
         lines = [
-            f"    {'.'.join(map(str, one['loc']))}: {one['msg']}"
-            for one in error.errors(include_url=False)
+            f"    {'.'.join(map(str, issue['loc']))}: {issue['msg']}"
+            for issue in error.errors(include_url=False)
         ]
         raise ModelError(
             f"{file} is damaged:\n" + "\n".join(lines), remedy="quantize again"
@@ -100,7 +107,11 @@ def read_quantization(folder: Path) -> Quantization:
 
 
 def write_quantization(quantization: Quantization, folder: Path) -> None:
-    """Write the file."""
+    """Write the file into a model folder.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
     with writing(folder):
         (folder / QUANTIZATION).write_text(
             quantization.model_dump_json(indent=1) + "\n", encoding="utf-8"

@@ -28,10 +28,10 @@ def stored_tensors(folder: Path) -> dict[str, Callable[[], Array]]:
 
 def dequantized_tensors(folder: Path) -> dict[str, Callable[[], Array]]:
     """Return every tensor of a packed checkpoint, packed weights as the floats they stand for."""
-    from compressor.models.quantized.packed_checkpoint import dequantized
+    from compressor.models.quantized.packed_checkpoint import read_dequantized
 
     config = json.loads((folder / "config.json").read_bytes())
-    return {name: partial(_as_array, tensor) for name, tensor in dequantized(folder, config)}
+    return {name: partial(_as_array, tensor) for name, tensor in read_dequantized(folder, config)}
 
 
 def _read(file: Path, name: str) -> Array:

@@ -30,9 +30,9 @@ from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.families.transformers.config import CheckpointConfig
 from compressor.models.families.transformers.images import GRIDS, PIXELS, TOKEN_TYPES
-from compressor.models.families.transformers.layouts import HEAD
+from compressor.models.families.transformers.layouts import LM_HEAD
 from compressor.models.families.transformers.linear_groups import decoder_layer_sites
-from compressor.models.quantized.description import WeightGrid, is_packed
+from compressor.models.quantized.weight_grid import WeightGrid, is_packed
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.decoder.decoder import TARGET
 from passes.export_onnx.decoder.caching import cache_scales
@@ -110,8 +110,8 @@ def _unpackable(
             else [f"{', '.join(names)}: groups of {grid.width(width)}"]
         )
 
-    head = None if decoder.tied else weights.grid(HEAD)
-    problems = [] if head is None else unfit([HEAD], head, decoder.hidden)
+    head = None if decoder.tied else weights.grid(LM_HEAD)
+    problems = [] if head is None else unfit([LM_HEAD], head, decoder.hidden)
     for number in range(decoder.layers):
         for site in decoder_layer_sites(tree):
             names = [f"{architecture.root}.layers.{number}.{name}" for name in site.linears]

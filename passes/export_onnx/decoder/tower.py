@@ -22,7 +22,7 @@ from compressor.models.checkpoint.checkpoint_files import CheckpointFiles
 from compressor.models.families.transformers.checkpoint import build_on_meta
 from compressor.models.families.transformers.images import GRIDS, PIXELS, image_inputs
 from compressor.models.families.transformers.layouts import LAYOUTS
-from compressor.models.quantized.description import is_packed
+from compressor.models.quantized.weight_grid import is_packed
 from compressor.models.quantized.packed_checkpoint import read_dequantized
 from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
 from passes.export_onnx.parity import Limits

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from compressor.models.capabilities.cuttable_axes import (
     Axis,
     Cut,
-    Field,
+    FieldPath,
     batch_norm,
     weight_and_bias,
 )
@@ -37,16 +37,16 @@ def vision_axes(config: VisionConfig, prefix: str, reader: str) -> Iterator[Axis
         return
     yield from _stages(config, prefix)
     cuts: tuple[Cut, ...] = (Cut(f"{prefix}.stem.weight", 0), *batch_norm(f"{prefix}.stem_norm"))
-    fields: tuple[Field, ...] = (("vision_stem",),)
+    fields: tuple[FieldPath, ...] = (("vision_stem",),)
     name, units = f"{prefix}.stem", config.vision_stem
-    stated: tuple[tuple[Field, int | bool], ...] = ()
+    stated: tuple[tuple[FieldPath, int | bool], ...] = ()
     for number, block in enumerate(config.vision_blocks):
         here = f"{prefix}.blocks.{number}"
-        place: Field = ("vision_blocks", number)
+        place: FieldPath = ("vision_blocks", number)
         # What is added to its input stays added, and what is not never starts to be, whatever the widths become.
         stated = (*stated, ((*place, "residual"), block.is_residual(units)))
         expanded = _filtered(here, block)
-        fixed: tuple[tuple[Field, int | bool], ...] = (
+        fixed: tuple[tuple[FieldPath, int | bool], ...] = (
             (((*place, "squeezed"), block.squeezed_channels),) if block.squeeze else ()
         )
         if block.expands:
@@ -106,7 +106,7 @@ def _stages(config: VisionConfig, prefix: str) -> Iterator[Axis]:
                 (),
                 stack=f"{prefix}.blocks",
                 first=row[0],
-                entries=entries,
+                unit_entries=entries,
                 dimension=f"vision_blocks.{place}",
             )
 
@@ -158,7 +158,7 @@ def _speech_axes(config: PhoneConfig) -> Iterator[Axis]:
                 config.speech_ffn,
             )
         return
-    width: tuple[tuple[Field, int], ...] = ((("speech_width",), 1),)
+    width: tuple[tuple[FieldPath, int], ...] = ((("speech_width",), 1),)
 
     def written(convolution: str, norm: str) -> tuple[Cut, ...]:
         return Cut(f"speech.{convolution}.weight", 0), *batch_norm(f"speech.{norm}")
@@ -194,7 +194,7 @@ def _head_axis(config: PhoneConfig, attention: str, *, grouped: bool) -> Axis:
     cuts = [Cut(f"{attention}.query.weight", 0, query), Cut(f"{attention}.out.weight", 1, query)]
     if not grouped or config.key_heads > 1:
         cuts += [Cut(f"{attention}.{part}.weight", 0, key) for part in ("key", "value")]
-    fields: tuple[tuple[Field, int], ...] = ((("heads",), group),)
+    fields: tuple[tuple[FieldPath, int], ...] = ((("heads",), group),)
     if config.key_heads > 1:
         fields = (*fields, (("key_heads",), 1))
     return Axis(attention, "heads", units, tuple(cuts), fields)

@@ -13,7 +13,7 @@ from compressor.models.contract import CapabilityTable, Family
 from compressor.models.families.autoglm_phone import arithmetic
 from compressor.models.families.autoglm_phone.axes import phone_axes
 from compressor.models.families.autoglm_phone.config import PhoneConfig
-from compressor.models.families.autoglm_phone.linears import phone_blocks
+from compressor.models.families.autoglm_phone.linear_groups import phone_blocks
 from compressor.models.families.autoglm_phone.presets import PRESETS
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""``image-classifier`` as the engine uses it: an image in, class logits out."""
+"""Family ``image-classifier``: an image in, class logits out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.models.contract import CapabilityTable, Family
 from compressor.models.families.autoglm_phone import arithmetic
 from compressor.models.families.autoglm_phone.axes import vision_axes
-from compressor.models.families.autoglm_phone.linears import vision_blocks
+from compressor.models.families.autoglm_phone.linear_groups import vision_blocks
 from compressor.models.families.image_classifier.config import PRESETS, ClassifierConfig
 
 if TYPE_CHECKING:

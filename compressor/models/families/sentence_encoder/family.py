@@ -1,4 +1,4 @@
-"""``sentence-encoder`` as the engine uses it: tokens in, one vector of length 1 out."""
+"""Family ``sentence-encoder``: tokens in, one vector of length 1 out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressor.models.families.autoglm_phone.arithmetic import (
     transformer_layer,
 )
 from compressor.models.families.sentence_encoder.config import PRESETS, EncoderConfig
-from compressor.models.families.sentence_encoder.linears import encoder_blocks
+from compressor.models.families.sentence_encoder.linear_groups import encoder_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,17 +22,16 @@ if TYPE_CHECKING:
 
 
 class SentenceEncoder(Family[EncoderConfig]):
-    """BERT without its pooler; the mean over all valid tokens, scaled to length 1 (Sentence-BERT,
-    Reimers & Gurevych 2019).
-    """
+    """Sentence-BERT (Reimers & Gurevych 2019): BERT, mean over valid tokens, scaled to length 1."""
 
     name = "sentence-encoder"
     Config = EncoderConfig
     presets: ClassVar[Mapping[str, EncoderConfig]] = PRESETS
 
     def signature(self, config: EncoderConfig) -> Signature:
-        """Return tokens and their mask (1 for text, 0 for padding) as inputs, the embedding as
-        output; there are no classes.
+        """Return tokens and their mask as inputs, the embedding as output.
+
+        The mask is 1 for text and 0 for padding. There are no classes.
         """
         shape, longest = ("batch", "tokens"), config.max_position_embeddings
         inputs = (
@@ -42,13 +41,13 @@ class SentenceEncoder(Family[EncoderConfig]):
         return Signature(inputs, ("embedding",))
 
     def parameters(self, config: EncoderConfig) -> dict[str, int]:
-        """All of them are BERT's."""
+        """Return the parameters of BERT."""
         rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
         tables = Cost(rows * config.hidden_size) + normalization(config.hidden_size)
         return {"bert": (tables + self._layers(config)).parameters}
 
     def macs(self, config: EncoderConfig) -> int:
-        """For one text of ``tokens`` tokens."""
+        """Return the MACs of one text of ``config.tokens`` tokens."""
         return self._layers(config).macs
 
     def _layers(self, config: EncoderConfig) -> Cost:
@@ -59,7 +58,7 @@ class SentenceEncoder(Family[EncoderConfig]):
         )
 
     def build(self, config: EncoderConfig) -> nn.Module:
-        """A ``SentenceEncoderModel``."""
+        """Return a ``SentenceEncoderModel``."""
         from compressor.models.families.sentence_encoder.model import SentenceEncoderModel
 
         return SentenceEncoderModel(config)

@@ -1,1 +1,1 @@
-"""Checkpoints of the transformers library: decoders of language models, and the vision tower of ``glm4v``."""
+"""Checkpoints of the transformers library: language models, and the vision tower of ``glm4v``."""

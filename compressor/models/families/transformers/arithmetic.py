@@ -1,39 +1,40 @@
-"""Parameters and multiply-accumulates of a checkpoint from its config alone."""
+"""Parameters and multiply-accumulates of a checkpoint, from its config alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.models.families.transformers.layouts import Decoder, decoder_of
+from compressor.models.families.transformers.layouts import DecoderShape, decoder_shape
 
 
 def parameters(tree: Mapping[str, Any]) -> dict[str, int]:
-    """By part; input and output embeddings once where they are one."""
-    decoder = decoder_of(tree)
-    table = decoder.vocabulary * decoder.hidden
+    """Return the parameters by part; a head that is tied to the embedding counts as 0."""
+    decoder = decoder_shape(tree)
+    embedding = decoder.vocabulary * decoder.hidden
     parts = {
-        "embedding": table,
-        "layers": decoder.layers * sum(_layer(decoder)),
+        "embedding": embedding,
+        "layers": decoder.layers * sum(_layer_parameters(decoder)),
         "norm": decoder.hidden,
-        "head": 0 if decoder.tied else table,
+        "head": 0 if decoder.tied else embedding,
     }
-    return (
-        parts
-        if decoder.layout.vision is None
-        else {**parts, "vision": _vision_tower(tree["vision_config"])}
-    )
+    if decoder.layout.vision is None:
+        return parts
+    return {**parts, "vision": _vision_parameters(tree["vision_config"])}
 
 
 def macs_per_token(tree: Mapping[str, Any]) -> int:
-    """Of one token through all layers and the head, less the products of attention itself, which grow with the context."""
-    decoder = decoder_of(tree)
-    matrices, _ = _layer(decoder)
+    """Return the MACs of one token through all layers and the head.
+
+    The products of queries, keys and values are left out: they grow with the context.
+    """
+    decoder = decoder_shape(tree)
+    matrices, _ = _layer_parameters(decoder)
     return decoder.layers * matrices + decoder.vocabulary * decoder.hidden
 
 
-def _layer(decoder: Decoder) -> tuple[int, int]:
-    """The weights of a layer's matrices, and all its vectors."""
+def _layer_parameters(decoder: DecoderShape) -> tuple[int, int]:
+    """Return the parameters of a layer's matrices, and of its vectors."""
     query, key = decoder.heads * decoder.head_width, decoder.key_heads * decoder.head_width
     matrices = 2 * decoder.hidden * (query + key) + 3 * decoder.hidden * decoder.ffn
     vectors = (
@@ -45,8 +46,8 @@ def _layer(decoder: Decoder) -> tuple[int, int]:
     return matrices, vectors
 
 
-def _vision_tower(vision: Mapping[str, int]) -> int:
-    """Of ``Glm4vVisionModel``."""
+def _vision_parameters(vision: Mapping[str, int]) -> int:
+    """Return the parameters of ``Glm4vVisionModel``."""
     width, out = vision["hidden_size"], vision["out_hidden_size"]
     patch = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2
     stem = width * (patch + 1) + width * (vision["image_size"] // vision["patch_size"]) ** 2

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from compressor.models.capabilities.cuttable_axes import Axis, Cut, Field, weight_and_bias
-from compressor.models.families.transformers.layouts import HEAD, Decoder, decoder_of, text_of
+from compressor.models.capabilities.cuttable_axes import Axis, Cut, FieldPath, weight_and_bias
+from compressor.models.families.transformers.layouts import (
+    LM_HEAD,
+    DecoderShape,
+    decoder_shape,
+    text_config,
+)
 
 _COUPLED = "hidden and heads"
 
 
 def checkpoint_axes(tree: Mapping[str, Any]) -> Iterator[Axis]:
     """All of a checkpoint's, layer by layer."""
-    decoder = decoder_of(tree)
+    decoder = decoder_shape(tree)
     root, text = decoder.layout.root, decoder.layout.text
-    types: tuple[Field, ...] = ((*text, "layer_types"),) if text_of(tree).get("layer_types") else ()
+    types: tuple[FieldPath, ...] = (
+        ((*text, "layer_types"),) if text_config(tree).get("layer_types") else ()
+    )
     yield Axis(
         f"{root}.layers",
         "layers",
@@ -24,7 +31,7 @@ def checkpoint_axes(tree: Mapping[str, Any]) -> Iterator[Axis]:
         (((*text, "num_hidden_layers"), 1),),
         stack=f"{root}.layers",
         dimension="layers",
-        listed=types,
+        unit_lists=types,
     )
     for number in range(decoder.layers):
         layer = f"{root}.layers.{number}"
@@ -36,7 +43,7 @@ def checkpoint_axes(tree: Mapping[str, Any]) -> Iterator[Axis]:
         yield from _vision_axes(tree, decoder.layout.vision)
 
 
-def _stated(decoder: Decoder) -> tuple[tuple[Field, int], ...]:
+def _stated(decoder: DecoderShape) -> tuple[tuple[FieldPath, int], ...]:
     """The width of a head follows from others until something is cut."""
     return (
         (((*decoder.layout.text, "head_dim"), decoder.head_width),)
@@ -45,13 +52,13 @@ def _stated(decoder: Decoder) -> tuple[tuple[Field, int], ...]:
     )
 
 
-def _heads(decoder: Decoder, attention: str) -> Axis:
+def _heads(decoder: DecoderShape, attention: str) -> Axis:
     """Whole key groups where the width of a head is stated; else as many heads of every key group.
 
     Under multi-query attention, where all heads share one key head, single heads.
     """
     text, width = decoder.layout.text, decoder.head_width
-    count: Field = (*text, "num_attention_heads")
+    count: FieldPath = (*text, "num_attention_heads")
     per_key = decoder.heads_per_key
 
     def attended(block: int, segments: int) -> list[Cut]:
@@ -63,7 +70,7 @@ def _heads(decoder: Decoder, attention: str) -> Axis:
     if not decoder.layout.head_width_is_free or decoder.key_heads == 1:
         coupled = "" if decoder.layout.head_width_is_free else _COUPLED
         cuts = attended(width, decoder.key_heads)
-        fields: tuple[tuple[Field, int], ...] = ((count, decoder.key_heads),)
+        fields: tuple[tuple[FieldPath, int], ...] = ((count, decoder.key_heads),)
         return Axis(
             attention,
             "heads",
@@ -94,7 +101,7 @@ def _written(module: str, bias: bool, block: int = 1, segments: int = 1) -> list
     return [*cuts, Cut(f"{module}.bias", 0, block, segments)] if bias else cuts
 
 
-def _ffn(decoder: Decoder, ffn: str) -> Axis:
+def _ffn(decoder: DecoderShape, ffn: str) -> Axis:
     if decoder.layout.fused_ffn:
         cuts = _written(f"{ffn}.gate_up_proj", decoder.ffn_bias, segments=2)
     else:
@@ -102,7 +109,7 @@ def _ffn(decoder: Decoder, ffn: str) -> Axis:
             *_written(f"{ffn}.gate_proj", decoder.ffn_bias),
             *_written(f"{ffn}.up_proj", decoder.ffn_bias),
         ]
-    field: Field = (*decoder.layout.text, "intermediate_size")
+    field: FieldPath = (*decoder.layout.text, "intermediate_size")
     return Axis(
         ffn,
         "ffn",
@@ -113,7 +120,7 @@ def _ffn(decoder: Decoder, ffn: str) -> Axis:
     )
 
 
-def _hidden(decoder: Decoder) -> Axis:
+def _hidden(decoder: DecoderShape) -> Axis:
     """What every layer reads from and adds to."""
     root, text = decoder.layout.root, decoder.layout.text
     cuts = [Cut(f"{root}.embed_tokens.weight", 1, table=True)]
@@ -127,11 +134,11 @@ def _hidden(decoder: Decoder) -> Axis:
         cuts += [Cut(f"{layer}.{part}.weight", 1) for part in read]
         cuts += _written(f"{layer}.self_attn.o_proj", decoder.out_bias)
         cuts += _written(f"{layer}.mlp.down_proj", decoder.ffn_bias)
-    cuts += [Cut(f"{root}.norm.weight", 0, norm=True), Cut(f"{HEAD}.weight", 1)]
+    cuts += [Cut(f"{root}.norm.weight", 0, norm=True), Cut(f"{LM_HEAD}.weight", 1)]
     if decoder.layout.vision is not None:
         cuts.append(Cut(f"{decoder.layout.vision}.merger.down_proj.weight", 0))
     coupled = "" if decoder.layout.head_width_is_free else _COUPLED
-    field: Field = (*text, "hidden_size")
+    field: FieldPath = (*text, "hidden_size")
     return Axis(
         root,
         "hidden",
@@ -167,6 +174,6 @@ def _vision_axes(tree: Mapping[str, Any], vision: str) -> Iterator[Axis]:
         *weight_and_bias(f"{merger}.post_projection_norm", 0),
         *(Cut(f"{merger}.{part}.weight", 1) for part in ("gate_proj", "up_proj")),
     )
-    field: Field = ("vision_config", "out_hidden_size")
+    field: FieldPath = ("vision_config", "out_hidden_size")
     for name, cuts in sets.items():
         yield Axis(name, "hidden", units, cuts, ((field, 1),), dimension="hidden", width=_COUPLED)

@@ -1,4 +1,4 @@
-"""``transformers``: checkpoints as the library writes them, in and out."""
+"""Family ``transformers``: checkpoints of the transformers library."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from compressor.models.families.transformers import arithmetic
 from compressor.models.families.transformers.axes import checkpoint_axes
 from compressor.models.families.transformers.config import CheckpointConfig
 from compressor.models.families.transformers.images import image_inputs
-from compressor.models.families.transformers.layouts import decoder_of, text_of
-from compressor.models.families.transformers.linears import blocks_of
+from compressor.models.families.transformers.layouts import decoder_shape, text_config
+from compressor.models.families.transformers.linear_groups import decoder_blocks
 from compressor.models.families.transformers.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 class Transformers(Family[CheckpointConfig]):
     """Language models of Hugging Face transformers.
 
-    Llama, Mistral, Qwen2, Qwen3, Gemma 3, GLM-4, and ``glm4v`` with its vision tower.
-    `model: {path: …}` is a folder that `save_pretrained` wrote; what comes out is one that `from_pretrained` loads. Arithmetic is
-    that of one token. The presets are small random models, to try a pipeline on.
+    Supported are Llama, Mistral, Qwen2, Qwen3, Gemma 3, GLM-4, and ``glm4v`` with its vision tower.
+    `model: {path: …}` is a folder that `save_pretrained` wrote; outputs are loaded by
+    `from_pretrained`. MACs are counted per token. The presets are small random models, for trying
+    out pipelines.
     """
 
     name = "transformers"
@@ -37,33 +38,33 @@ class Transformers(Family[CheckpointConfig]):
     presets: ClassVar[Mapping[str, CheckpointConfig]] = PRESETS
 
     def signature(self, config: CheckpointConfig) -> Signature:
-        """Return tokens, and the processor's arrays for images, as inputs; logits of each next
-        token [B, T, vocabulary] as output.
+        """Return tokens and the processor's arrays for images as inputs, logits as output.
+
+        The logits of each next token are [B, T, vocabulary].
         """
-        tokens = InputSpec(
-            "input_ids", "int64", ("batch", "tokens"), decoder_of(config.tree).vocabulary
-        )
+        vocabulary = decoder_shape(config.tree).vocabulary
+        tokens = InputSpec("input_ids", "int64", ("batch", "tokens"), below=vocabulary)
         return Signature((tokens, *image_inputs(config.tree)), ("logits",), unit="token")
 
     def parameters(self, config: CheckpointConfig) -> dict[str, int]:
-        """Embedding, layers, norm, head, vision."""
+        """Return the parameters of embedding, layers, norm, head and vision tower."""
         return arithmetic.parameters(config.tree)
 
     def macs(self, config: CheckpointConfig) -> int:
-        """For one token, without the products of attention itself, which grow with the context."""
+        """Return the MACs of one token, without attention's products, which grow with the context."""
         return arithmetic.macs_per_token(config.tree)
 
     def build(self, config: CheckpointConfig) -> nn.Module:
-        """The class that config.json names."""
-        from compressor.models.families.transformers.checkpoint import built
+        """Return a module of the class that config.json names."""
+        from compressor.models.families.transformers.checkpoint import build_module
 
-        return built(config.tree)
+        return build_module(config.tree)
 
     def load(self, config: CheckpointConfig, folder: Path) -> nn.Module:
-        """Through ``from_pretrained``, which may leave out nothing and invent nothing."""
-        from compressor.models.families.transformers.checkpoint import loaded
+        """Load through ``from_pretrained``; missing and unexpected weights are errors."""
+        from compressor.models.families.transformers.checkpoint import load_checkpoint
 
-        return loaded(config.tree, folder)
+        return load_checkpoint(config.tree, folder)
 
     def save(
         self,
@@ -72,10 +73,13 @@ class Transformers(Family[CheckpointConfig]):
         folder: Path,
         companions: Path | None = None,
     ) -> None:
-        """Through ``save_pretrained``, in the dtype that config.json names; tokenizer and processor files come along."""
-        from compressor.models.families.transformers.checkpoint import saved
+        """Save through ``save_pretrained``, in the dtype of config.json.
 
-        saved(module, config.tree, folder, companions)
+        The files of tokenizer and processor are copied from ``companions``.
+        """
+        from compressor.models.families.transformers.checkpoint import save_checkpoint
+
+        save_checkpoint(module, config.tree, folder, companions)
 
     def capabilities(self, config: CheckpointConfig) -> CapabilityTable:
         """Return axes, the linear groups of the decoder layers, and generation.
@@ -85,15 +89,15 @@ class Transformers(Family[CheckpointConfig]):
         tree = config.tree
         return {
             CuttableAxes: lambda: CuttableAxes(tuple(checkpoint_axes(tree))),
-            LinearGroups: lambda: LinearGroups(blocks_of(tree)),
+            LinearGroups: lambda: LinearGroups(decoder_blocks(tree)),
             CachedGeneration: lambda: _generation(tree),
         }
 
 
 def _generation(tree: Mapping[str, Any]) -> CachedGeneration:
-    decoder = decoder_of(tree)
+    decoder = decoder_shape(tree)
     return CachedGeneration(
-        context_length=int(text_of(tree).get("max_position_embeddings", 2048)),
+        context_length=int(text_config(tree).get("max_position_embeddings", 2048)),
         layers=decoder.layers,
         key_heads=decoder.key_heads,
         head_width=decoder.head_width,

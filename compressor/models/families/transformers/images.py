@@ -1,4 +1,4 @@
-"""Images as data sets hold them, sample by sample, and as transformers wants them: the patches of a batch in one row."""
+"""Image inputs: padded per sample in data sets, packed over the batch in transformers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from compressor.models.families.transformers.layouts import LAYOUTS
 if TYPE_CHECKING:
     from torch import nn
 
-PIXELS, GRIDS, KINDS = "pixel_values", "image_grid_thw", "mm_token_type_ids"
-"""The names that transformers gives to patches, to how many there are in time, height and width, and to what each token is."""
+PIXELS = "pixel_values"
+"""Input with the patches of the images."""
+GRIDS = "image_grid_thw"
+"""Input with the numbers of patches of each image in time, height and width."""
+TOKEN_TYPES = "mm_token_type_ids"  # noqa: S105  no password
+"""Input with the type of each token: 0 for text, 1 for image, 2 for video."""
 
 
 def image_inputs(tree: Mapping[str, Any]) -> tuple[InputSpec, ...]:
-    """What a vision-language model takes beside tokens; nothing for other models.
+    """Return the inputs of a vision-language model beside tokens; none for other models.
 
-    Shapes: P patches of a sample's images, each of D values, padded with zeros; so are tokens, where `attention_mask` is 0.
+    Patches of a sample's images are padded with zeros to [B, patches, values], and tokens to the
+    longest sample, where ``attention_mask`` is 0.
     """
     if LAYOUTS[tree["model_type"]].vision is None:
         return ()
@@ -30,7 +35,7 @@ def image_inputs(tree: Mapping[str, Any]) -> tuple[InputSpec, ...]:
     )
     return (
         InputSpec("attention_mask", "int64", ("batch", "tokens"), below=2, optional=True),
-        InputSpec(KINDS, "int64", ("batch", "tokens"), below=3, optional=True),
+        InputSpec(TOKEN_TYPES, "int64", ("batch", "tokens"), below=3, optional=True),
         InputSpec(PIXELS, "float32", ("batch", "patches", values), optional=True),
         InputSpec(GRIDS, "int64", ("batch", "images", 3), optional=True),
     )
@@ -41,9 +46,10 @@ def gather_images(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A hook before ``forward``: [B, P, D] patches and [B, images, 3] grids become [patches, D] and [images, 3], without padding.
+    """Remove the padding of image inputs; a forward pre-hook with keyword arguments.
 
-    Patches [patches, D], as transformers' own processors give them, are left alone.
+    [B, P, D] patches and [B, images, 3] grids become [patches, D] and [images, 3], as transformers
+    takes them. Patches that already have two axes are left as they are.
     """
     import torch
 
@@ -53,8 +59,7 @@ def gather_images(
     grids = kwargs[GRIDS]
     counts = grids.prod(dim=-1).sum(dim=-1).tolist()
     if not any(counts):
-        return args, {
-            name: value for name, value in kwargs.items() if name not in {PIXELS, GRIDS, KINDS}
-        }
-    patches = torch.cat([one[:count] for one, count in zip(values, counts, strict=True)])
+        images = {PIXELS, GRIDS, TOKEN_TYPES}
+        return args, {name: value for name, value in kwargs.items() if name not in images}
+    patches = torch.cat([sample[:count] for sample, count in zip(values, counts, strict=True)])
     return args, {**kwargs, PIXELS: patches, GRIDS: grids[grids.prod(dim=-1) > 0]}

@@ -1,7 +1,8 @@
-"""How each supported architecture of transformers names and shapes its parts: one row each, read without torch.
+"""Layouts of the supported architectures of transformers: names and shapes, one row each, no torch.
 
-Whoever adds an architecture adds a row; ``tests/unit/models/test_transformers_checkpoint.py`` builds the real class and holds
-the row to it, tensor by tensor.
+To support another architecture, add a row to ``LAYOUTS``:
+``tests/unit/models/families/transformers/test_checkpoint.py`` builds the class of transformers and
+compares it with the row, tensor by tensor.
 """
 
 from __future__ import annotations
@@ -10,47 +11,58 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-HEAD = "lm_head"
-"""The linear layer after the decoder, by its name in the checkpoint; none where embeddings are tied to it."""
+LM_HEAD = "lm_head"
+"""Name of the linear layer after the decoder; absent if it is tied to the embedding."""
 _TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
 _FOUR_NORMS = (*_TWO_NORMS, "post_self_attn_layernorm", "post_mlp_layernorm")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One architecture. A bias is there, is not, or is told by the config's key of that name."""
+    """One architecture.
+
+    The three bias fields are True or False, or the key of config.json that holds the value.
+    """
 
     text: tuple[str, ...] = ()
-    """Where config.json keeps the language model's fields."""
+    """Path of the language model's fields in config.json."""
     root: str = "model"
-    """The module that holds ``embed_tokens``, ``layers`` and ``norm``."""
+    """Module that holds ``embed_tokens``, ``layers`` and ``norm``."""
     query_bias: bool | str = False
-    """Of query, key and value."""
+    """Bias of the query, key and value projections."""
     out_bias: bool | str = False
-    """Of the attention's output."""
+    """Bias of the attention's output projection."""
     ffn_bias: bool | str = False
+    """Bias of the feed-forward projections."""
     fused_ffn: bool = False
-    """One matrix, ``gate_up_proj``, holds the gate and then the up projection."""
+    """True if one matrix, ``gate_up_proj``, holds the gate and then the up projection."""
     norms: tuple[str, ...] = _TWO_NORMS
-    """The norms of a layer over the hidden width."""
+    """Norms of a layer over the hidden width."""
     ffn_norm: str = "post_attention_layernorm"
-    """The one of them whose result the feed-forward part reads."""
+    """The norm before the feed-forward network."""
     norm_offset: float = 0.0
-    """What a norm adds to its weight."""
+    """Value added to the weight of a norm."""
     head_norms: tuple[str, ...] = ()
-    """The norms of a layer over the width of a head."""
+    """Norms of a layer over the width of a head."""
     head_width_is_free: bool = True
-    """Whether config.json can say ``head_dim``; else it is hidden width / heads, and the two shrink together."""
+    """True if config.json may set ``head_dim``; otherwise a head is hidden width / heads wide, and
+    both shrink together."""
     hidden_by_heads: bool = False
-    """Whether the class wants a hidden width that its heads divide, though ``head_dim`` is told."""
+    """True if the class requires a hidden width divisible by the heads even with ``head_dim``."""
     rotary_in_pairs: bool = False
-    """Whether neighbours are turned together, instead of the halves of a head."""
+    """True if rotary embeddings rotate neighbouring values; otherwise value d and d + width / 2."""
     scaled_embedding: bool = False
-    """Whether the embedding is multiplied by √hidden: cutting the hidden width would change what is left of it."""
+    """True if the embedding is multiplied by √hidden: cutting the hidden width would change the
+    remaining values."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What transformers takes the language model's fields for where config.json does not say; without one, as Llama's are."""
+    """Transformers' defaults of the language model's fields; Llama's where a field is absent."""
     vision: str | None = None
-    """The module of a vision tower."""
+    """Module of the vision tower; None for a model of text alone."""
+
+    @property
+    def layers_name(self) -> str:
+        """Name of the module list of decoder layers."""
+        return f"{self.root}.layers"
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -102,7 +114,7 @@ LAYOUTS: Mapping[str, Layout] = {
         vision="model.visual",
     ),
 }
-"""``model_type`` to its layout."""
+"""``model_type`` to layout."""
 
 SIZES = (
     "num_hidden_layers",
@@ -111,12 +123,12 @@ SIZES = (
     "num_attention_heads",
     "vocab_size",
 )
-"""What config.json has to say of the language model."""
+"""Required fields of the language model in config.json."""
 
 
 @dataclass(frozen=True, slots=True)
-class Decoder:
-    """The language model of a checkpoint in the words of this package."""
+class DecoderShape:
+    """The dimensions of a checkpoint's language model."""
 
     layout: Layout
     layers: int
@@ -127,6 +139,7 @@ class Decoder:
     head_width: int
     vocabulary: int
     tied: bool
+    """True if the head shares the weight of the embedding."""
     query_bias: bool
     out_bias: bool
     ffn_bias: bool
@@ -137,36 +150,34 @@ class Decoder:
         return self.heads // self.key_heads
 
 
-def decoder_of(tree: Mapping[str, Any]) -> Decoder:
-    """Read config.json, of a ``model_type`` that ``LAYOUTS`` has, with all of ``SIZES``."""
+def decoder_shape(tree: Mapping[str, Any]) -> DecoderShape:
+    """Return the dimensions in a config.json with a ``model_type`` in ``LAYOUTS`` and all ``SIZES``."""
     layout = LAYOUTS[tree["model_type"]]
-    text = {**layout.defaults, **text_of(tree)}
+    text = {**layout.defaults, **text_config(tree)}
 
-    def told(value: bool | str) -> bool:
-        return bool(text.get(value, False)) if isinstance(value, str) else value
+    def has_bias(bias: bool | str) -> bool:
+        return bool(text.get(bias, False)) if isinstance(bias, str) else bias
 
     heads = text["num_attention_heads"]
-    head_width = (text.get("head_dim") if layout.head_width_is_free else None) or text[
-        "hidden_size"
-    ] // heads
-    return Decoder(
+    head_width = text.get("head_dim") if layout.head_width_is_free else None
+    return DecoderShape(
         layout=layout,
         layers=text["num_hidden_layers"],
         hidden=text["hidden_size"],
         ffn=text["intermediate_size"],
         heads=heads,
         key_heads=text.get("num_key_value_heads") or heads,
-        head_width=head_width,
+        head_width=head_width or text["hidden_size"] // heads,
         vocabulary=text["vocab_size"],
         tied=bool({**layout.defaults, **tree}.get("tie_word_embeddings", False)),
-        query_bias=told(layout.query_bias),
-        out_bias=told(layout.out_bias),
-        ffn_bias=told(layout.ffn_bias),
+        query_bias=has_bias(layout.query_bias),
+        out_bias=has_bias(layout.out_bias),
+        ffn_bias=has_bias(layout.ffn_bias),
     )
 
 
-def text_of(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The language model's fields of config.json."""
+def text_config(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the language model's fields of config.json."""
     for key in LAYOUTS[tree["model_type"]].text:
         tree = tree.get(key) or {}
     return tree

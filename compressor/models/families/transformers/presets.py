@@ -1,4 +1,4 @@
-"""Small random models of each architecture, to try a pipeline on."""
+"""Small random models of every architecture, for trying out pipelines and for tests."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.models.quantized.description import WeightGrid
-from compressor.models.quantized.packed_formats import FORMATS
+from compressor.models.quantized.weight_grid import WeightGrid
+from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
 
 GROUP, INPUTS, OUTPUTS = 64, 192, 32
@@ -50,22 +50,22 @@ def packed():
 
 
 def test_autoawq_unpacks_what_we_pack(gemm, packed):
-    tensors = FORMATS["awq"].tensors(packed)
+    tensors = PACKED_FORMATS["awq"].tensors(packed)
     theirs = gemm.dequantize_gemm(
         tensors["qweight"], tensors["qzeros"], tensors["scales"].float(), 4, GROUP
     )
-    assert torch.equal(theirs.T, packed.dequantized())
+    assert torch.equal(theirs.T, packed.dequantize())
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_autoawq_packs_as_we_do(gemm, packed):
     linear = nn.Linear(INPUTS, OUTPUTS, bias=False)
-    linear.weight.data = packed.dequantized()
+    linear.weight.data = packed.dequantize()
     scales, zeros = packed.scales_OG.T.float().contiguous(), packed.zeros_OG.T.contiguous()
     theirs = gemm.WQLinear_GEMM.from_linear(
         linear, 4, GROUP, scales=scales, zeros=zeros
     ).state_dict()
-    ours = FORMATS["awq"].tensors(packed)
+    ours = PACKED_FORMATS["awq"].tensors(packed)
     assert set(theirs) == set(ours)
     for name, tensor in ours.items():
         assert torch.equal(theirs[name], tensor), name

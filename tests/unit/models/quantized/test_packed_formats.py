@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from compressor.errors import ModelError
-from compressor.models.quantized.description import WeightGrid
-from compressor.models.quantized.packed_formats import FORMATS
+from compressor.models.quantized.weight_grid import WeightGrid
+from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
 
 GRID = WeightGrid(bits=4, group_size=8)
@@ -22,7 +22,7 @@ def a_layer(outputs=16, inputs=16):
 
 def test_gemm_holds_output_columns_in_the_order_of_the_kernel():
     packed = a_layer()
-    tensors = FORMATS["awq"].tensors(packed)
+    tensors = PACKED_FORMATS["awq"].tensors(packed)
     assert tensors["qweight"].shape == (16, 2)
     assert tensors["qzeros"].shape == (2, 2)
     for row in range(16):
@@ -37,7 +37,7 @@ def test_compressed_tensors_unpacks_what_we_pack():
     from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
-    kind = FORMATS["compressed-tensors"]
+    kind = PACKED_FORMATS["compressed-tensors"]
     for bits, symmetric in ((4, False), (8, False), (4, True), (3, True)):
         grid = WeightGrid(bits=bits, group_size=8, symmetric=symmetric)
         zeros = (
@@ -54,18 +54,18 @@ def test_compressed_tensors_unpacks_what_we_pack():
         args = kind.config({grid: []}, [])["config_groups"]["group_0"]["weights"]
         scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args))
         theirs = PackedQuantizationCompressor.decompress(kind.tensors(packed), scheme)["weight"]
-        assert torch.equal(theirs, packed.dequantized().half())
+        assert torch.equal(theirs, packed.dequantize().half())
 
 
 def test_division_of_rows_goes_into_the_scales():
     packed = a_layer()
-    halved = packed.divided(torch.full((16,), 2.0))
-    assert torch.equal(halved.dequantized() * 2, packed.dequantized())
-    assert torch.equal(packed.rows(3, 5).dequantized(), packed.dequantized()[3:5])
+    halved = packed.divide_rows(torch.full((16,), 2.0))
+    assert torch.equal(halved.dequantize() * 2, packed.dequantize())
+    assert torch.equal(packed.rows(3, 5).dequantize(), packed.dequantize()[3:5])
 
 
 def test_what_cannot_be_packed_is_told():
-    awq, plain = FORMATS["awq"], FORMATS["compressed-tensors"]
+    awq, plain = PACKED_FORMATS["awq"], PACKED_FORMATS["compressed-tensors"]
     assert awq.problems(GRID, 16, 16) == []
     assert "no multiple of 8" in awq.problems(GRID, 12, 16)[0]
     assert "12 inputs are no multiple of the group size 8" in awq.problems(GRID, 16, 12)[0]
@@ -76,13 +76,13 @@ def test_what_cannot_be_packed_is_told():
 
 def test_other_checkpoints_are_refused():
     with pytest.raises(ModelError, match="version 'gemv'"):
-        FORMATS["awq"].grids({"bits": 4, "version": "gemv", "group_size": 128})
+        PACKED_FORMATS["awq"].grids({"bits": 4, "version": "gemv", "group_size": 128})
     with pytest.raises(ModelError, match="pack-quantized"):
-        FORMATS["compressed-tensors"].grids({"format": "int-quantized", "config_groups": {}})
+        PACKED_FORMATS["compressed-tensors"].grids({"format": "int-quantized", "config_groups": {}})
 
 
 def test_layers_have_the_grid_of_the_group_that_names_them():
-    kind = FORMATS["compressed-tensors"]
+    kind = PACKED_FORMATS["compressed-tensors"]
     three = WeightGrid(bits=3, group_size=8)
     grids = kind.grids(
         kind.config(
@@ -91,7 +91,7 @@ def test_layers_have_the_grid_of_the_group_that_names_them():
     )
     assert grids("model.layers.0.a") == three
     assert grids("model.layers.1.a") == GRID
-    with pytest.raises(ModelError, match=r"no group of layers that model\.layers\.2\.a"):
+    with pytest.raises(ModelError, match=r"no group that contains the layer model\.layers\.2\.a"):
         grids("model.layers.2.a")
     weights = {"num_bits": 8, "group_size": 32}
     tree = {
@@ -118,13 +118,13 @@ def test_layers_have_the_grid_of_the_group_that_names_them():
                 "format": "pack-quantized",
                 "config_groups": {"g": {"targets": [], "weights": {"num_bits": 5}}},
             },
-            "not read here",
+            "unsupported weights",
         ),
     ],
 )
 def test_a_description_that_is_not_whole_is_told(name, tree, message):
     with pytest.raises(ModelError, match=message):
-        FORMATS[name].grids(tree)
+        PACKED_FORMATS[name].grids(tree)
 
 
 def test_effective_bits_count_scales_and_zeros():

@@ -19,15 +19,15 @@ from compressor.graphs.decoder.weights import Weights, block_size
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.facts import ModelFacts
 from compressor.models.families.transformers.family import Transformers
-from compressor.models.quantized.description import WeightGrid
+from compressor.models.quantized.weight_grid import WeightGrid
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.cost import count_parameters
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
-from compressor.runtimes.onnxruntime.low_precision import low_precision_weights
+from compressor.runtimes.onnxruntime.low_precision import integer_weight_share
 from compressor.runtimes.onnxruntime.profile import profile
 from passes.export_onnx.decoder.caching import turned_sizes
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
-from tests.unit.passes.awq.test_awq import packed
+from tests.support.awq import run_awq
 
 FAMILY = Transformers()
 TOKENS = np.random.default_rng(0).integers(3, 490, (4, 48))
@@ -71,7 +71,7 @@ def exported(parent, out, fields=FIELDS, dataset=None):
 
 
 def awq(parent, folder, **fields):
-    out, _ = packed(parent, folder, {"group_size": 32, "calibration": CALIBRATION, **fields})
+    out, _ = run_awq(parent, folder, {"group_size": 32, "calibration": CALIBRATION, **fields})
     return SimpleNamespace(model=out, manifest=SimpleNamespace(id="ef56", kind="packed"))
 
 
@@ -571,7 +571,7 @@ def test_gain_knows_what_is_multiplied_as_integers(level, tmp_path):
     )
     packed = sum(node.weights for node in nodes if node.operator == "MatMulNBits")
     assert 0.99 * inside < packed <= inside  # norms are no products
-    assert low_precision_weights(nodes) == pytest.approx(
+    assert integer_weight_share(nodes) == pytest.approx(
         packed / (packed + 512 * 64) if level == 4 else 0.0
     )
 

@@ -19,7 +19,8 @@ from compressor.models.quantized.quantization import QUANTIZATION
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
-from passes.qat.step import Qat, QatConfig
+from passes.qat.config import QatConfig
+from passes.qat.step import Qat
 from tests.support.tiny_models import CLASSIFIER
 from tests.support.training import Blobs
 

@@ -13,11 +13,11 @@ from compressor.models.quantized.packed_checkpoint import read_packed_layers
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime import cost as onnx_cost
 from passes.export_onnx.step import ExportOnnx, ExportOnnxConfig
-from tests.unit.passes.awq.test_awq_families import IMAGES, VIT, packed_in, parent_in, samples_of
+from tests.support.awq import IMAGES, VIT, family_samples, run_awq_on_family, save_model
 
 
 def exported(artifact, folder, opset):
-    notes, samples = [], samples_of(IMAGES)
+    notes, samples = [], family_samples(IMAGES)
     data = ArrayDataset(samples, tuple(samples))
     given = PassContext(
         {},
@@ -40,8 +40,8 @@ def exported(artifact, folder, opset):
 
 
 def artifact_in(folder, **fields):
-    parent = parent_in(folder / "parent", IMAGES, VIT)
-    parent.model, _ = packed_in(folder, parent, IMAGES, **fields)
+    parent = save_model(folder / "parent", IMAGES, VIT)
+    parent.model, _ = run_awq_on_family(folder, parent, IMAGES, **fields)
     return parent
 
 
@@ -97,7 +97,7 @@ def test_without_blocks_weights_are_floats_and_it_is_said(tmp_path):
         open_session("packed", artifact.model, threads=1) as torchs,
     ):
         answers = [
-            torch.from_numpy(one.run(samples_of(IMAGES))["logits"]) for one in (ours, torchs)
+            torch.from_numpy(one.run(family_samples(IMAGES))["logits"]) for one in (ours, torchs)
         ]
     assert torch.allclose(*answers, atol=1e-4)
 

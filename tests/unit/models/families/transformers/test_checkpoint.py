@@ -163,7 +163,7 @@ def test_tensors_that_do_not_fit_are_all_named(tmp_path):
         ({"architectures": ["LlamaForCausalLM", "X"]}, "name one class"),
         (
             {"quantization_config": {"quant_method": "gptq"}},
-            "quantized by 'gptq', which is not read here",
+            "quantized by 'gptq'; supported: awq, compressed-tensors",
         ),
         ({"num_key_value_heads": 3}, "4 heads are no multiple of 3"),
         ({"hidden_size": "64"}, "hidden_size"),

@@ -1,0 +1,348 @@
+"""Graph of a decoder: one graph for prefill and decode, with the key-value cache in and out.
+
+Shapes: B sequences, T tokens, P cached positions, M key heads of width H, V tokens of the
+vocabulary, W rows of image embeddings.
+
+Inputs:
+    `input_ids` int64 [B, T]; `attention_mask` int64 [B, P + T], with padding at the end;
+    `past_key_values.<layer>.key` and `.value` float32 or int8 [B, M, P, H].
+    `logits_to_keep` int64 [1], by default 0: the logits of so many last tokens, of all for 0.
+    With images, `image_embeds` float32 [W, hidden], by default none, which replace the image tokens
+    in order; and `position_offsets` int64 [3, B or 1, T or 1], by default 0, which are added to the
+    position of each token in time, height and width.
+
+Outputs:
+    `logits` float32 [B, T or `logits_to_keep`, V]; `present.<layer>.key` and `.value`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from compressor.graphs.decoder.architecture import Architecture, ImageTokens
+from compressor.graphs.decoder.interface import (
+    ATTENTION_MASK,
+    IMAGE_EMBEDS,
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_TO_KEEP,
+    PAST_PREFIX,
+    POSITION_OFFSETS,
+    KvCacheLayout,
+)
+from compressor.graphs.decoder.operators import (
+    AttentionHeads,
+    AttentionInputs,
+    Operators,
+    RotaryTables,
+)
+from compressor.graphs.decoder.weights import BLOCK_SIZES, CheckpointWeights
+from compressor.graphs.values import Array
+from compressor.models.capabilities.linear_groups import Site
+from compressor.models.families.transformers.layouts import HEAD
+from compressor.models.families.transformers.linear_groups import decoder_layer_sites
+
+IR_VERSION = 11
+
+
+def int8_block_size(hidden: int) -> int:
+    """Return the block size of an embedding in 8 bits; 0 if no block size divides its width."""
+    return next((size for size in BLOCK_SIZES if hidden % size == 0), 0)
+
+
+class DecoderGraph:
+    """A decoder's graph under construction.
+
+    Args:
+        architecture: of the decoder.
+        weights: of its checkpoint; they are read when the graph is written.
+        operators: of the runtime that is to compute.
+        int8_embeddings: store embedding and LM head in 8 bits, if they are not packed.
+        cache_scales: cache input to its scales, float32 [M · H], for a cache in 8 bits.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: CheckpointWeights,
+        operators: Operators,
+        *,
+        int8_embeddings: bool,
+        cache_scales: Mapping[str, Array] | None = None,
+    ) -> None:
+        self.architecture, self.weights, self.add = architecture, weights, operators
+        decoder = architecture.decoder
+        self.int8_size = int8_block_size(decoder.hidden) if int8_embeddings else 0
+        self.cache_scales = cache_scales
+        self.sites = {site.name: site for site in decoder_layer_sites(weights.tree)}
+        self.heads = AttentionHeads(
+            decoder.heads,
+            decoder.key_heads,
+            decoder.head_width,
+            architecture.attention_scale,
+            decoder.layout.rotary_in_pairs,
+        )
+        self.inputs: list[ir.Value] = []
+        self.optional_inputs: list[ir.Value] = []
+        """Inputs with a default."""
+        self.outputs: list[ir.Value] = []
+
+    def build(self) -> ir.Model:
+        """Return the whole graph; called once."""
+        add, architecture = self.add, self.architecture
+        layers = architecture.decoder.layers
+        ids = self._input(INPUT_IDS, ir.DataType.INT64, "batch", "sequence")
+        mask = self._input(ATTENTION_MASK, ir.DataType.INT64, "batch", "total")
+        add.read_mask(ids, mask)
+        keep = self._optional_input(LOGITS_TO_KEEP, np.array([0], dtype=np.int64), 1)
+        x = self._embed(ids)
+        if architecture.images is not None:
+            x = self._insert_images(x, ids, architecture.images)
+            positions = add.positions(ids, mask)
+            self.rotary = {
+                layer_type: self._rotary_by_section(layer_type, positions, architecture.images)
+                for layer_type in architecture.rotary
+            }
+        else:
+            self.rotary = {
+                layer_type: self._rotary_by_position(layer_type)
+                for layer_type in architecture.rotary
+            }
+        weight = self._norm_weight("layers.0.input_layernorm")
+        normed = add.norm(x, weight, architecture.epsilon, "layers.0.normed")
+        for number in range(layers):
+            is_last = number == layers - 1
+            next_norm = "norm" if is_last else f"layers.{number + 1}.input_layernorm"
+            x, normed = self._layer(number, x, normed, next_norm)
+        start = add.op("Neg", [keep], "logits.start")
+        end = add.ints(np.iinfo(np.int64).max)
+        kept = add.op("Slice", [normed, start, end, add.ints(1)], "logits.read")
+        logits = self._lm_head(kept)
+        vocabulary = architecture.decoder.vocabulary
+        self._output(logits, LOGITS, ir.DataType.FLOAT, "batch", "answers", vocabulary)
+        self.outputs.insert(0, self.outputs.pop())
+        graph = ir.Graph(
+            [*self.inputs, *self.optional_inputs],
+            self.outputs,
+            nodes=add.nodes,
+            initializers=list(add.constants.values()),
+            opset_imports=dict(add.opsets),
+            name="decoder",
+        )
+        return ir.Model(graph, ir_version=IR_VERSION)
+
+    def _input(self, name: str, dtype: ir.DataType, *shape: str | int) -> ir.Value:
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self.inputs.append(value)
+        return value
+
+    def _optional_input(self, name: str, default: Array, *shape: str | int) -> ir.Value:
+        value = self.add.constant(name, default)
+        value.shape = ir.Shape(shape)
+        self.optional_inputs.append(value)
+        return value
+
+    def _output(self, value: ir.Value, name: str, dtype: ir.DataType, *shape: str | int) -> None:
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+        self.outputs.append(value)
+
+    def _full_name(self, name: str) -> str:
+        return f"{self.architecture.root}.{name}"
+
+    def _norm_weight(self, name: str) -> ir.Value:
+        offset = self.architecture.decoder.layout.norm_offset
+        weight = self.weights.vector(self._full_name(f"{name}.weight"), offset)
+        return self.add.constant(f"{name}.weight", weight)
+
+    def _norm(self, x: ir.Value, name: str) -> ir.Value:
+        epsilon = self.architecture.epsilon
+        return self.add.norm(x, self._norm_weight(name), epsilon, f"{name}.normed")
+
+    def _add_and_norm(self, x: ir.Value, residual: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
+        epsilon = self.architecture.epsilon
+        weight = self._norm_weight(name)
+        return self.add.add_and_norm(x, residual, weight, epsilon, f"{name}.normed")
+
+    def _embed(self, ids: ir.Value) -> ir.Value:
+        add, table = self.add, self._full_name("embed_tokens.weight")
+        if self.int8_size:
+            name = "head" if self.architecture.decoder.tied else "embed_tokens"
+            x = add.packed_rows(ids, self.weights.int8_table(table, self.int8_size), name)
+        else:
+            embedding = add.constant("embed_tokens", self.weights.table(table))
+            x = add.op("Gather", [embedding, ids], "embedded")
+        scale = self.architecture.embedding_scale
+        if scale == 1.0:
+            return x
+        factor = add.constant("embed_scale", np.array(scale, np.float32))
+        return add.op("Mul", [x, factor], "embedded.scaled")
+
+    def _insert_images(self, x: ir.Value, ids: ir.Value, images: ImageTokens) -> ir.Value:
+        """Replace the embeddings of image tokens, one after another, by rows of image embeddings."""
+        add, hidden = self.add, self.architecture.decoder.hidden
+        default = np.zeros((0, hidden), dtype=np.float32)
+        embeds = self._optional_input(IMAGE_EMBEDS, default, "image_words", hidden)
+        token = add.constant("image.token", np.array(images.token_id, dtype=np.int64))
+        zero, one = (
+            add.constant(f"image.{value}", np.array(value, dtype=np.int64)) for value in (0, 1)
+        )
+        here = add.op("Equal", [ids, token], "image.is")
+        flat = add.op("Reshape", [here, add.ints(-1)], "image.is.flat")
+        ones = add.op("Cast", [flat], "image.ones", to=ir.DataType.INT64)
+        count = add.op("CumSum", [ones, zero], "image.count")
+        row = add.op("Sub", [count, one], "image.from_zero")
+        row = add.op("Max", [row, zero], "image.number.flat")
+        shape = add.op("Shape", [ids], "image.shape")
+        row = add.op("Reshape", [row, shape], "image.number")
+        # One more row, which is looked up where there are no image embeddings at all.
+        spare = add.constant("image.none", np.zeros((1, hidden), dtype=np.float32))
+        table = add.op("Concat", [embeds, spare], "image.words", axis=0)
+        rows = add.op("Gather", [table, row], "image.rows", axis=0)
+        replaced = add.op("Unsqueeze", [here, add.ints(2)], "image.here")
+        return add.op("Where", [replaced, rows, x], "embedded.with_images")
+
+    def _rotary_by_position(self, layer_type: str) -> RotaryTables:
+        rotary, add = self.architecture.rotary[layer_type], self.add
+        cos = add.constant(f"cos.{layer_type}", rotary.cos.numpy())
+        sin = add.constant(f"sin.{layer_type}", rotary.sin.numpy())
+        return RotaryTables(cos, sin, 2 * rotary.cos.shape[1], by_token=False)
+
+    def _rotary_by_section(
+        self, layer_type: str, positions: ir.Value, images: ImageTokens
+    ) -> RotaryTables:
+        """Let each section of the frequencies follow one of the three positions.
+
+        This is M-RoPE (Wang et al. 2024, Qwen2-VL, https://arxiv.org/abs/2409.12191).
+        """
+        rotary, add = self.architecture.rotary[layer_type], self.add
+        default = np.zeros((3, 1, 1), dtype=np.int64)
+        offsets = self._optional_input(
+            POSITION_OFFSETS, default, 3, "offset_batch", "offset_sequence"
+        )
+        positions_3d = add.op("Unsqueeze", [positions, add.ints(0)], "positions.3d")
+        all_positions = add.op("Add", [positions_3d, offsets], "positions.all")
+        starts = np.cumsum([0, *images.sections]).tolist()
+        tables = []
+        for part, table in (("cos", rotary.cos), ("sin", rotary.sin)):
+            sections = []
+            for number, (start, size) in enumerate(zip(starts, images.sections, strict=False)):
+                name = f"{part}.{layer_type}.{number}"
+                axis = add.constant(f"axis.{number % 3}", np.array(number % 3))
+                places = add.op("Gather", [all_positions, axis], f"{name}.places", axis=0)
+                columns = table[:, start : start + size].numpy()
+                section = add.constant(f"{name}.table", columns)
+                sections.append(add.op("Gather", [section, places], name))
+            tables.append(add.op("Concat", sections, f"{part}.{layer_type}", axis=-1))
+        return RotaryTables(tables[0], tables[1], 2 * starts[-1], by_token=True)
+
+    def _lm_head(self, x: ir.Value) -> ir.Value:
+        add, decoder, weights = self.add, self.architecture.decoder, self.weights
+        table = self._full_name("embed_tokens.weight") if decoder.tied else f"{HEAD}.weight"
+        if not decoder.tied and weights.grid(HEAD) is not None:
+            packed = weights.blocks([HEAD], (decoder.vocabulary, decoder.hidden))
+            return add.packed_linear(x, packed, None, "head")
+        if self.int8_size:
+            return add.packed_linear(x, weights.int8_table(table, self.int8_size), None, "head")
+        if not decoder.tied:
+            matrix = add.constant("head.weight", weights.transposed([table]))
+            return add.linear(x, matrix, None, "head")
+        # A tied matrix is stored once: ONNX Runtime folds the transposition into the product.
+        embedding = add.constants["embed_tokens"]
+        matrix = add.op("Transpose", [embedding], "head.weight", perm=[1, 0])
+        return add.linear(x, matrix, None, "head")
+
+    def _layer(
+        self, number: int, x: ir.Value, normed: ir.Value, next_norm: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """Return the residual stream behind a layer, and its norm that the next layer reads."""
+        architecture, layer = self.architecture, f"layers.{number}"
+        result = self._attention(number, normed)
+        if architecture.post_attention_norm:
+            result = self._norm(result, f"{layer}.{architecture.post_attention_norm}")
+        ffn_norm = f"{layer}.{architecture.decoder.layout.ffn_norm}"
+        normed, x = self._add_and_norm(x, result, ffn_norm)
+        result = self._ffn(number, normed)
+        if architecture.post_ffn_norm:
+            result = self._norm(result, f"{layer}.{architecture.post_ffn_norm}")
+        normed, x = self._add_and_norm(x, result, next_norm)
+        return x, normed
+
+    def _attention(self, number: int, x: ir.Value) -> ir.Value:
+        decoder, layer, add = self.architecture.decoder, f"layers.{number}", self.add
+        query, key, value = self._project(number, x)
+        names = [f"{PAST_PREFIX}{number}.{part}" for part in ("key", "value")]
+        dtype = ir.DataType.INT8 if self.cache_scales else ir.DataType.FLOAT
+        shape = ("batch", decoder.key_heads, "past", decoder.head_width)
+        past = (self._input(names[0], dtype, *shape), self._input(names[1], dtype, *shape))
+        scales = []
+        if self.cache_scales:
+            scales = [add.constant(f"{name}.scale", self.cache_scales[name]) for name in names]
+        inputs = AttentionInputs(
+            f"{layer}.attention",
+            query,
+            key,
+            value,
+            past,
+            self.rotary[self.architecture.layer_types[number]],
+            self.architecture.windows[number],
+            scales,
+        )
+        result = add.attention(inputs, self.heads)
+        shape = ("batch", decoder.key_heads, "total", decoder.head_width)
+        for present, name in zip((result.keys, result.values), names, strict=True):
+            self._output(present, KvCacheLayout.present_name(name), dtype, *shape)
+        width = self.heads.widths[0]
+        site = self.sites["attention output"]
+        return self._linear(result.output, site, number, width, [decoder.hidden])
+
+    def _project(
+        self, number: int, x: ir.Value
+    ) -> tuple[ir.Value, ir.Value | None, ir.Value | None]:
+        """Return queries, keys and values; all three side by side where no head has a norm."""
+        decoder, layer, widths = self.architecture.decoder, f"layers.{number}", self.heads.widths
+        joined = self._linear(x, self.sites["attention"], number, decoder.hidden, widths)
+        if not decoder.layout.head_norms:
+            return joined, None, None
+        query, key, value = self.add.split(joined, widths, f"{layer}.heads")
+        query_norm, key_norm = decoder.layout.head_norms
+        query = self._head_norm(query, f"{layer}.self_attn.{query_norm}", widths[0])
+        key = self._head_norm(key, f"{layer}.self_attn.{key_norm}", widths[1])
+        return query, key, value
+
+    def _head_norm(self, x: ir.Value, name: str, width: int) -> ir.Value:
+        """Return RMSNorm of each head."""
+        add, head = self.add, self.architecture.decoder.head_width
+        heads = add.op("Reshape", [x, add.ints(0, 0, width // head, head)], f"{name}.heads")
+        normed = self._norm(heads, name)
+        return add.op("Reshape", [normed, add.ints(0, 0, width)], f"{name}.whole")
+
+    def _ffn(self, number: int, x: ir.Value) -> ir.Value:
+        decoder, add, prefix = self.architecture.decoder, self.add, f"layers.{number}.mlp"
+        joined = self._linear(x, self.sites["ffn"], number, decoder.hidden, [decoder.ffn] * 2)
+        gate, up = add.split(joined, [decoder.ffn] * 2, f"{prefix}.parts")
+        gate = add.activation(gate, self.architecture.activation, f"{prefix}.act")
+        inner = add.op("Mul", [gate, up], f"{prefix}.inner")
+        return self._linear(inner, self.sites["ffn output"], number, decoder.ffn, [decoder.hidden])
+
+    def _linear(
+        self, x: ir.Value, site: Site, number: int, inputs: int, outputs: list[int]
+    ) -> ir.Value:
+        """Return the results of all linear layers of a site, side by side."""
+        weights = self.weights
+        names = [self._full_name(f"layers.{number}.{name}") for name in site.linears]
+        module = site.linears[0].rpartition(".")[0]
+        short_names = "_".join(name.rpartition(".")[2] for name in site.linears)
+        joined_name = f"layers.{number}.{module}.{short_names}"
+        biases = [f"{name}.bias" for name in names if weights.has(f"{name}.bias")]
+        bias = None
+        if biases:
+            bias = self.add.constant(f"{joined_name}.bias", weights.vectors(biases))
+        if weights.grid(names[0]) is not None:
+            packed = weights.blocks(names, (sum(outputs), inputs))
+            return self.add.packed_linear(x, packed, bias, joined_name)
+        matrix = weights.transposed([f"{name}.weight" for name in names])
+        weight = self.add.constant(f"{joined_name}.weight", matrix)
+        return self.add.linear(x, weight, bias, joined_name)

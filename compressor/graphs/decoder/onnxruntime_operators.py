@@ -1,0 +1,192 @@
+"""Building blocks of a decoder in the operators that ONNX Runtime computes fastest.
+
+Most are contrib operators of the domain ``com.microsoft``, such as GroupQueryAttention. Shapes as in
+``operators``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from compressor.graphs.decoder.architecture import Activation
+from compressor.graphs.decoder.operators import (
+    AttentionHeads,
+    AttentionInputs,
+    AttentionResult,
+    Operators,
+    RotaryTables,
+    outputs_of,
+)
+from compressor.graphs.decoder.weights import BlockMatrix
+
+MICROSOFT = "com.microsoft"
+
+
+class OnnxRuntimeOperators(Operators):
+    """Operators of ONNX Runtime.
+
+    Args:
+        accuracy_level: of MatMulNBits: 4 rounds activations to 8 bits, 1 computes in float32.
+    """
+
+    opsets: ClassVar[Mapping[str, int]] = {"": 23, MICROSOFT: 1}
+
+    def __init__(self, accuracy_level: int) -> None:
+        super().__init__()
+        self.accuracy_level = accuracy_level
+
+    def norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
+        """Return RMSNorm over the last axis."""
+        return self.op("RMSNormalization", [x, weight], name, axis=-1, epsilon=epsilon)
+
+    def add_and_norm(
+        self, x: ir.Value, residual: ir.Value, weight: ir.Value, epsilon: float, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """Return RMSNorm of x + residual, and x + residual."""
+        normed = self.op(
+            "SkipSimplifiedLayerNormalization",
+            [x, residual, weight],
+            name,
+            domain=MICROSOFT,
+            outputs=4,
+            epsilon=epsilon,
+        )
+        _, mean, inverse_deviation, total = outputs_of(normed)
+        mean.name = inverse_deviation.name = ""  # optional outputs that nothing reads
+        return normed, total
+
+    def activation(self, x: ir.Value, kind: Activation, name: str) -> ir.Value:
+        """Return SiLU, which is QuickGelu with α = 1, or GELU with tanh."""
+        if kind == "silu":
+            return self.op("QuickGelu", [x], name, domain=MICROSOFT, alpha=1.0)
+        return self.op("Gelu", [x], name, approximate="tanh")
+
+    def packed_linear(
+        self, x: ir.Value, weight: BlockMatrix, bias: ir.Value | None, name: str
+    ) -> ir.Value:
+        """Return x · W + b; the integers of W are those of the checkpoint."""
+        data, scales, zeros = self._blocks(weight, name)
+        return self.op(
+            "MatMulNBits",
+            _without_trailing_nones([x, data, scales, zeros, None, bias]),
+            name,
+            domain=MICROSOFT,
+            K=weight.inputs,
+            N=weight.outputs,
+            bits=weight.bits,
+            block_size=weight.size,
+            accuracy_level=self.accuracy_level,
+        )
+
+    def packed_rows(self, ids: ir.Value, table: BlockMatrix, name: str) -> ir.Value:
+        """Return the rows of a packed embedding, float32 [B, T, hidden]."""
+        data, wide_scales, _ = self._blocks(table, name)
+        scales = self.op("Unsqueeze", [wide_scales, self.ints(2)], f"{name}.scales.rows")
+        rows = self.op(
+            "GatherBlockQuantized",
+            [data, ids, scales],
+            f"{name}.blocks",
+            domain=MICROSOFT,
+            bits=table.bits,
+            block_size=table.size,
+            gather_axis=0,
+            quantize_axis=2,
+        )
+        return self.op("Reshape", [rows, self.ints(0, 0, table.inputs)], f"{name}.rows")
+
+    def _blocks(
+        self, weight: BlockMatrix, name: str
+    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+        """Return integers, scales in float32 and zero-points as values of the graph.
+
+        Scales are stored as they are, mostly float16, and widened when the model is opened.
+        """
+        data = self.constant(f"{name}.data", weight.data)
+        scales = self.constant(f"{name}.scales", weight.scales)
+        zeros = None if weight.zeros is None else self.constant(f"{name}.zeros", weight.zeros)
+        wide_name = f"{name}.scales.float"
+        wide = self.existing(wide_name)
+        if wide is None:
+            wide = self.op("Cast", [scales], wide_name, to=ir.DataType.FLOAT)
+        return data, wide, zeros
+
+    def read_mask(self, ids: ir.Value, mask: ir.Value) -> None:  # noqa: ARG002
+        """Append int32 [B], the index of each sequence's last token, and int32, P + T."""
+        counts = self.op("ReduceSum", [mask, self.ints(1)], "lengths.counts", keepdims=0)
+        last = self.op("Sub", [counts, self.ints(1)], "lengths.last")
+        shape = self.op("Shape", [mask], "total.shape")
+        total = self.op("Gather", [shape, self.constant("one", np.array(1))], "total.long")
+        self._lengths = self.op("Cast", [last], "lengths", to=ir.DataType.INT32)
+        self._total = self.op("Cast", [total], "total", to=ir.DataType.INT32)
+
+    def positions(self, ids: ir.Value, mask: ir.Value) -> ir.Value:
+        """Return the position of each token, int64 [B, T], as GroupQueryAttention counts them."""
+        counts = self.op("ReduceSum", [mask, self.ints(1)], "positions.counts", keepdims=1)
+        one = self.constant("one", np.array(1))
+        shape = self.op("Shape", [ids], "positions.shape")
+        tokens = self.op("Gather", [shape, one], "positions.tokens")
+        before = self.op("Sub", [counts, tokens], "positions.before")
+        start = self.op("Max", [before, self.ints(0)], "positions.start")
+        zero = self.constant("zero", np.array(0))
+        count = self.op("Range", [zero, tokens, one], "positions.range")
+        return self.op("Add", [start, count], "positions")
+
+    def attention(self, inputs: AttentionInputs, heads: AttentionHeads) -> AttentionResult:
+        """Return causal attention with rotary positions over the cache and the new tokens."""
+        name, rotary = inputs.name, inputs.rotary
+        query, key, value = inputs.query, inputs.key, inputs.value
+        attributes: dict[str, int | str] = {}
+        tables: list[ir.Value | None] = [None, None]
+        if rotary.by_token:
+            if key is None:
+                query, key, value = self.split(query, heads.widths, f"{name}.parts")
+            in_pairs = heads.rotary_in_pairs
+            query = self._rotate(query, rotary, f"{name}.q", heads.heads, in_pairs=in_pairs)
+            key = self._rotate(key, rotary, f"{name}.k", heads.key_heads, in_pairs=in_pairs)
+        else:
+            tables = [rotary.cos, rotary.sin]
+            attributes = {"do_rotary": 1, "rotary_interleaved": int(heads.rotary_in_pairs)}
+        operands = [query, key, value, *inputs.past, self._lengths, self._total, *tables]
+        if inputs.cache_scales:
+            # Position ids, an attention bias and sinks are absent.
+            operands += [None, None, None, *inputs.cache_scales]
+            attributes |= {
+                "k_quant_type": "PER_CHANNEL",
+                "v_quant_type": "PER_CHANNEL",
+                "kv_cache_bit_width": 8,
+            }
+        output = self.op(
+            "GroupQueryAttention",
+            _without_trailing_nones(operands),
+            name,
+            domain=MICROSOFT,
+            outputs=3,
+            num_heads=heads.heads,
+            kv_num_heads=heads.key_heads,
+            scale=heads.scale,
+            local_window_size=inputs.window or -1,
+            **attributes,
+        )
+        return AttentionResult(*outputs_of(output))
+
+    def _rotate(
+        self, x: ir.Value, rotary: RotaryTables, name: str, heads: int, *, in_pairs: bool
+    ) -> ir.Value:
+        return self.op(
+            "RotaryEmbedding",
+            [x, rotary.cos, rotary.sin],
+            f"{name}.turned",
+            num_heads=heads,
+            interleaved=int(in_pairs),
+            rotary_embedding_dim=rotary.width,
+        )
+
+
+def _without_trailing_nones(operands: list[ir.Value | None]) -> list[ir.Value | None]:
+    while operands[-1] is None:
+        operands.pop()
+    return operands

@@ -1,0 +1,156 @@
+"""Calibration samples, and the activations that are stored while they pass through the layers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from calibration.samples import Samples
+from compressor.artifacts.errors_from_os import reading, writing
+from compressor.artifacts.files import write_atomic
+from compressor.engine.contract import PassContext
+from compressor.errors import DataError
+from passes.awq.config import AwqConfig
+
+CAPTURED_BYTES = 16 << 20
+"""Activations of the float layers that are kept in memory; the others are written to disk."""
+_STATE = "state.json"
+
+Branch = Literal["rounded", "exact"]
+"""Hidden states after the quantized layers, or after the float layers."""
+
+
+def load_samples(config: AwqConfig, context: PassContext) -> Samples:
+    """Return the calibration samples.
+
+    Raises:
+        DataError: the set has fewer samples than ``num_samples``.
+    """
+    calibration = config.calibration
+    samples = Samples(
+        context.data(calibration.data),
+        count=calibration.num_samples,
+        batch_size=calibration.batch_size,
+        seed=calibration.seed,
+    )
+    if len(samples) < calibration.num_samples:
+        raise DataError(
+            f"data set {calibration.data!r} has {len(samples)} samples, fewer than "
+            f"`calibration.num_samples` ({calibration.num_samples})",
+            remedy="decrease `num_samples`, or name a larger data set",
+        )
+    return samples
+
+
+class HiddenStates:
+    """Hidden states before a decoder layer, on disk, so that a killed run can resume.
+
+    Those of a layer are removed once those of the next are complete.
+    """
+
+    def __init__(self, work: Path, identity: str) -> None:
+        """Use the folder ``work``; states of another artifact than ``identity`` are ignored."""
+        self.work, self.identity = work, identity
+
+    def layers_done(self) -> int:
+        """Return the number of layers that are complete; 0 if this run has not started."""
+        return int(self._state().get("layers", 0))
+
+    def reports(self) -> list[dict[str, object]]:
+        """Return the report rows of the layers that are complete."""
+        return list(self._state().get("reports", []))
+
+    def _state(self) -> dict[str, Any]:
+        """Return the state of this run; empty if there is none, or that of another artifact."""
+        file = self.work / _STATE
+        if not file.is_file():
+            return {}
+        with reading(file):
+            state: dict[str, Any] = json.loads(file.read_bytes())
+        return state if state["identity"] == self.identity else {}
+
+    def start(self, batches: Iterable[Tensor], *, exact: bool) -> None:
+        """Write the hidden states before the first layer; ``exact`` also writes the float branch."""
+        for number, hidden in enumerate(batches):
+            self.write(0, number, hidden, hidden if exact else None)
+        self.finish(0)
+
+    def write(self, layer: int, batch: int, rounded: Tensor, exact: Tensor | None) -> None:
+        """Write the input of ``layer`` after quantized layers and, unless None, after float ones."""
+        branches: dict[Branch, Tensor | None] = {"rounded": rounded, "exact": exact}
+        for branch, hidden in branches.items():
+            if hidden is not None:
+                file = self._file(layer, batch, branch)
+                with writing(file):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    safetensors.torch.save_file({branch: hidden.contiguous()}, file)
+
+    def read(self, layer: int, batch: int, branch: Branch = "rounded") -> Tensor:
+        """Return what ``write`` wrote."""
+        return safetensors.torch.load(self._file(layer, batch, branch).read_bytes())[branch]
+
+    def _file(self, layer: int, batch: int, branch: Branch) -> Path:
+        return self.work / f"hidden-{layer}" / f"{branch}-{batch}.safetensors"
+
+    def finish(self, layer: int, rows: Sequence[Mapping[str, object]] = ()) -> None:
+        """Record that the inputs of ``layer`` are complete, with the report of the one before."""
+        reports = [*self.reports(), *rows]
+        state = {"identity": self.identity, "layers": layer, "reports": reports}
+        write_atomic(self.work / _STATE, json.dumps(state).encode())
+        shutil.rmtree(self.work / f"hidden-{layer - 1}", ignore_errors=True)
+
+
+class Captures:
+    """Tensors by key, in memory up to a limit and otherwise in files; lost with the process."""
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self.folder, self.free_bytes = folder, limit_bytes
+        self.in_memory: dict[str, Tensor] = {}
+        self.shapes: dict[str, torch.Size] = {}
+        """Shapes of the tensors in files."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    def put(self, key: str, value: Tensor) -> None:
+        """Store a float32 tensor."""
+        size = value.numel() * value.element_size()
+        if size <= self.free_bytes:
+            self.free_bytes -= size
+            self.in_memory[key] = value.clone()
+        else:
+            with writing(self.folder):
+                value.contiguous().numpy().tofile(self.folder / key)
+            self.shapes[key] = value.shape
+
+    def get(self, key: str) -> Tensor:
+        """Return a stored tensor."""
+        if key in self.in_memory:
+            return self.in_memory[key]
+        values = np.fromfile(self.folder / key, dtype=np.float32)
+        return torch.from_numpy(values).view(self.shapes[key])
+
+    def drop(self, key: str) -> None:
+        """Remove a stored tensor."""
+        if key in self.in_memory:
+            value = self.in_memory.pop(key)
+            self.free_bytes += value.numel() * value.element_size()
+        else:
+            (self.folder / key).unlink()
+
+    def close(self) -> None:
+        """Remove all stored tensors."""
+        self.in_memory.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def flatten_positions(value: Tensor) -> Tensor:
+    """Return [B, T, C] as [B·T, C]."""
+    return value.reshape(-1, value.shape[-1])

@@ -1,0 +1,68 @@
+"""Interface behind which the pass quantizes streamed checkpoints and whole modules alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.engine.contract import Estimate, PassContext, PassOutput
+from compressor.errors import RequirementError
+from compressor.models.checkpoint.description import ModelDescription
+from compressor.models.facts import ModelFacts
+
+
+@dataclass(frozen=True, slots=True)
+class FieldProblem:
+    """A config field that does not apply to the model."""
+
+    reason: str
+    """Starts with the field, as in "`vision`: llama has no vision tower"."""
+    remedy: str
+
+
+class ModelQuantizer(ABC):
+    """Quantization of one model with one config.
+
+    Importing an implementation, ``field_problems`` and ``estimate`` must not import torch: a plan
+    calls them.
+    """
+
+    @abstractmethod
+    def field_problems(self) -> list[FieldProblem]:
+        """Return the config fields that do not apply to the model, judged by its description."""
+
+    @abstractmethod
+    def estimate(self, parent: ModelFacts) -> Estimate:
+        """Return peak memory, disk space and the size of the result."""
+
+    @abstractmethod
+    def check_layers(self, model: ModelDescription) -> None:
+        """Check that the linear layers of a stored model can be quantized with the config.
+
+        Raises:
+            RequirementError: they cannot; the message names every layer that does not fit.
+        """
+
+    @abstractmethod
+    def quantize(self, model: ModelDescription, out: Path, context: PassContext) -> PassOutput:
+        """Write the quantized model into ``out`` and return the summary for the manifest.
+
+        Raises:
+            DataError: the data set has fewer samples than the config requires.
+            NumericalError: activations are not finite, or values exceed the range of the dtype.
+        """
+
+    def check_fields(self) -> None:
+        """Check that every config field that is set applies to the model.
+
+        Raises:
+            RequirementError: fields do not apply; the message names all of them.
+        """
+        problems = self.field_problems()
+        if problems:
+            raise RequirementError(
+                "the config does not fit the model:\n"
+                + "\n".join(f"    {problem.reason}" for problem in problems),
+                remedy="; ".join(dict.fromkeys(problem.remedy for problem in problems)),
+            )

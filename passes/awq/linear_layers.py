@@ -1,0 +1,98 @@
+"""Linear layers of a module: lookup, and selection of those that are quantized."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from compressor.models.capabilities.linear_groups import Block, Site
+from compressor.models.quantized.packed_formats import PACKED_FORMATS
+from passes.awq.config import AwqConfig
+from passes.awq.streamed import GROUP_SIZES
+
+_MIN_WEIGHTS = 1024
+"""Below this number the headers of four packed tensors take most of what packing saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Linear layers of a module, divided into those that are quantized and those that are not."""
+
+    blocks: tuple[Block, ...]
+    """Blocks with the quantized linear layers alone."""
+    kept_float: dict[str, str]
+    """Name of each other linear layer, and the reason."""
+
+
+def find_linears(module: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers of a module by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def get_linear(layer: nn.Module, name: str) -> nn.Linear:
+    """Return the linear layer of a name in ``layer``."""
+    return cast("nn.Linear", layer.get_submodule(name))
+
+
+def concatenate_weights(layer: nn.Module, site: Site) -> Tensor:
+    """Return the weights of all linear layers of a site, [I, O]."""
+    return torch.cat([get_linear(layer, name).weight for name in site.linears]).T.contiguous()
+
+
+def select_layers(blocks: Sequence[Block], module: nn.Module, config: AwqConfig) -> Selection:
+    """Select the layers of ``module`` that fit the config's grid and format.
+
+    Args:
+        blocks: the family's blocks; if empty, each linear layer is a site of its own.
+        module: the module with its weights.
+        config: without `effective_bits`, so that there is one grid.
+    """
+    checkpoint_format, (grid,) = PACKED_FORMATS[config.format], config.grids
+    linears = find_linears(module)
+    blocks = blocks or [Block("", tuple(Site(name, (name,)) for name in linears))]
+    in_blocks = {
+        block.full(name) for block in blocks for site in block.sites for name in site.linears
+    }
+    users = Counter(
+        id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False)
+    )
+    kept_float: dict[str, str] = {}
+    for name, layer in linears.items():
+        reasons = checkpoint_format.problems(grid, layer.out_features, layer.in_features)
+        if name not in in_blocks:
+            reasons = ["the family's table does not name it"]
+        elif users[id(layer.weight)] > 1:
+            reasons = ["another module has the same weight"]
+        elif layer.weight.numel() < _MIN_WEIGHTS:
+            reasons.append(f"{layer.weight.numel()} weights are too few to win anything")
+        if reasons:
+            kept_float[name] = "; ".join(reasons)
+    selected = [Block(block.name, tuple(_select_sites(block, kept_float))) for block in blocks]
+    return Selection(tuple(block for block in selected if block.sites), kept_float)
+
+
+def _select_sites(block: Block, kept_float: dict[str, str]) -> Iterator[Site]:
+    """Yield the sites of a block with their quantized layers alone.
+
+    The weights of the other layers that read the same input are multiplied by its scales.
+    """
+    for site in block.sites:
+        quantized = tuple(name for name in site.linears if block.full(name) not in kept_float)
+        if not quantized:
+            continue
+        source = site.source
+        if source is not None:
+            readers = [(name, 0) for name in site.linears if name not in quantized]
+            source = replace(source, other_readers=(*source.other_readers, *readers))
+        yield replace(site, linears=quantized, source=source)
+
+
+def fitting_group_sizes(module: nn.Module) -> list[int]:
+    """Return the usual group sizes that divide the inputs of at least one linear layer."""
+    inputs = [layer.in_features for layer in find_linears(module).values()]
+    return [size for size in GROUP_SIZES if any(width % size == 0 for width in inputs)]

@@ -1,0 +1,94 @@
+"""Vision tower and language-model head: linear layers that are rounded to nearest, uncalibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compressor.models.families.transformers.layouts import LM_HEAD
+from compressor.models.families.transformers.streaming import StreamedCheckpoint
+from compressor.models.quantized.packed_linear import PackedLinear
+from compressor.models.quantized.weight_grid import WeightGrid
+from passes.awq.grids import round_to_nearest, search_grids
+from passes.awq.linear_layers import find_linears
+from passes.awq.rounding import pack_values
+from passes.awq.settings import QuantizationSettings
+from passes.awq.shards import tensors_beside, write_packed_shard
+
+_HEAD_ROWS = 1 << 12
+"""Rows of the head that are rounded together."""
+
+
+def find_vision_linears(checkpoint: StreamedCheckpoint) -> dict[str, list[str]]:
+    """Return the parts of the vision tower, each with the names of its linear layers."""
+    linears = {
+        part: list(find_linears(checkpoint.module.get_submodule(part)))
+        for part in checkpoint.vision_parts()
+    }
+    return {part: names for part, names in linears.items() if names}
+
+
+@torch.inference_mode()
+def pack_vision(
+    checkpoint: StreamedCheckpoint,
+    grid: WeightGrid,
+    settings: QuantizationSettings,
+    folder: Path,
+    progress: Callable[[int, int], None],
+) -> list[Path]:
+    """Write a shard for each part of the vision tower that has linear layers.
+
+    Shards that exist are kept, so that a killed run resumes.
+
+    Args:
+        checkpoint: the parent.
+        grid: grid of all linear layers of the tower.
+        settings: format and dtypes.
+        folder: the folder to write to.
+        progress: called with the number of parts done and of all parts.
+
+    Returns:
+        The files of the shards.
+    """
+    files, parts = [], find_vision_linears(checkpoint)
+    for number, (part, linears) in enumerate(parts.items()):
+        files.append(folder / f"vision-{number:05d}.safetensors")
+        if not files[-1].is_file():
+            module = checkpoint.load(part)
+            packed = {
+                name: _pack_nearest(
+                    module.get_parameter(f"{name}.weight"), grid, settings.scale_dtype
+                )
+                for name in linears
+            }
+            floats = tensors_beside(packed, module.state_dict())
+            write_packed_shard(files[-1], f"{part}.", floats, packed, settings)
+            checkpoint.unload(part)
+        progress(number + 1, len(parts))
+    return files
+
+
+@torch.inference_mode()
+def pack_head(
+    checkpoint: StreamedCheckpoint, grid: WeightGrid, settings: QuantizationSettings, folder: Path
+) -> Path:
+    """Write a shard for the head, a range of rows in memory at a time; an existing one is kept."""
+    file, name = folder / "head.safetensors", f"{LM_HEAD}.weight"
+    if not file.is_file():
+        _, shape = checkpoint.dtype_and_shape(name)
+        parts = [
+            _pack_nearest(checkpoint.rows(name, rows).float(), grid, settings.scale_dtype)
+            for rows in torch.split(torch.arange(shape[0]), _HEAD_ROWS)
+        ]
+        write_packed_shard(file, "", {}, {LM_HEAD: PackedLinear.concatenate(parts)}, settings)
+    return file
+
+
+def _pack_nearest(weight_OI: Tensor, grid: WeightGrid, scale_dtype: torch.dtype) -> PackedLinear:
+    """Round weights to nearest on the range with the least squared error of the weights."""
+    weight_IO = weight_OI.T.contiguous()
+    grids = search_grids(weight_IO, torch.ones(len(weight_IO)), grid, scale_dtype)
+    return pack_values(round_to_nearest(weight_IO, grids), grids)

@@ -1,0 +1,183 @@
+"""Quantization of a model that is in memory as a whole, one block after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import NumericalError
+from compressor.models.capabilities.linear_groups import Block
+from compressor.models.checkpoint.description import ModelDescription
+from compressor.models.checkpoint.layout import WEIGHTS, write_description
+from compressor.models.checkpoint.loading import load_module
+from compressor.models.checkpoint.weights import tensors_to_save
+from compressor.models.quantized.packed_linear import PackedLinear
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
+from passes.awq.activations import CAPTURED_BYTES, Captures, load_samples
+from passes.awq.block import BlockCalibration, BlockQuantizer
+from passes.awq.config import AwqConfig
+from passes.awq.float_reference import FloatReference, RunBatch
+from passes.awq.linear_layers import find_linears, select_layers
+from passes.awq.settings import QuantizationSettings
+from passes.awq.shards import cast_float, tensors_beside, write_packed_shard
+from passes.awq.valid_positions import CallMasks, TracedPositions, trace_positions
+from passes.common.device import prepare_torch, tensors_from_batch
+
+
+def quantize_module(
+    config: AwqConfig,
+    blocks: Sequence[Block],
+    model: ModelDescription,
+    out: Path,
+    context: PassContext,
+) -> PassOutput:
+    """Write the packed form of ``model`` into ``out``.
+
+    Args:
+        config: the pass's config.
+        blocks: the model's blocks; if empty, each linear layer is a site of its own.
+        model: the model folder.
+        out: an empty folder.
+        context: services of the engine.
+    """
+    prepare_torch(context)
+    module = load_module(model)
+    stored_dtype = next(value.dtype for value in module.parameters() if value.is_floating_point())
+    module = module.float()
+    settings = QuantizationSettings.of(config, stored_dtype)
+    selection = select_layers(blocks, module, config)
+    for name, reason in selection.kept_float.items():
+        context.note(f"{name} is not quantized: {reason}")
+    run = _WholeRun(config, settings, module, context)
+    run.trace(model.signature.outputs)
+    run.quantize(selection.blocks)
+    out.mkdir(parents=True, exist_ok=True)
+    floats = tensors_beside(run.packed, tensors_to_save(module))
+    write_packed_shard(out / WEIGHTS, "", floats, run.packed, settings)
+    (out / WEIGHTS).chmod(0o644)  # safetensors creates files with mode 0600
+    (grid,) = config.grids
+    quantization = settings.format.config({grid: sorted(run.packed)}, sorted(selection.kept_float))
+    family = model.family
+    write_description(
+        family.name, family.version, model.config, out, {QUANTIZATION_CONFIG: quantization}
+    )
+    return PassOutput(run.summary(selection.kept_float))
+
+
+class _WholeRun:
+    """State of the quantization of one module."""
+
+    def __init__(
+        self,
+        config: AwqConfig,
+        settings: QuantizationSettings,
+        module: nn.Module,
+        context: PassContext,
+    ) -> None:
+        self.config, self.settings, self.context = config, settings, context
+        (self.grid,) = config.grids
+        self.module = module
+        """The module, quantized block by block."""
+        self.float_module: nn.Module | None = None
+        """A copy in float; None if the error of earlier layers is not compensated."""
+        samples = load_samples(config, context)
+        self.inputs: list[dict[str, Tensor]] = []
+        """Calibration batches."""
+        for batch in samples.batches("calibrate"):
+            tensors = tensors_from_batch(batch, torch.device("cpu"))
+            self.inputs.append({name: tensors[name] for name in samples.dataset.input_names})
+        self.digest = samples.digest
+        self.masks: list[CallMasks] = []
+        """Positions of each batch that affect an output."""
+        self.packed: dict[str, PackedLinear] = {}
+        """Packed layers by name."""
+        self.report: list[dict[str, Any]] = []
+        """A row for each linear layer."""
+
+    def trace(self, outputs: tuple[str, ...]) -> None:
+        """Find the positions that affect the outputs, and copy the float module."""
+        linears = find_linears(self.module.requires_grad_(False))
+        for linear in linears.values():
+            linear.weight.requires_grad_()
+        self.masks = [
+            trace_positions(self.module, linears, outputs, inputs) for inputs in self.inputs
+        ]
+        self.module.requires_grad_(False)
+        if self.config.error_compensation:
+            self.float_module = deepcopy(self.module)
+
+    @torch.inference_mode()
+    def quantize(self, blocks: tuple[Block, ...]) -> None:
+        """Quantize all blocks; tensors that are not packed are rounded to their dtype first."""
+        packed_weights = {
+            f"{block.full(name)}.weight"
+            for block in blocks
+            for site in block.sites
+            for name in site.linears
+        }
+        for name, value in self.module.state_dict().items():
+            if name not in packed_weights and value.is_floating_point():
+                value.copy_(cast_float(name, value, self.settings.float_dtype))
+        for number, block in enumerate(blocks):
+            quantizer = self._quantize_block(block)
+            self.packed |= {block.full(name): layer for name, layer in quantizer.packed.items()}
+            rows = quantizer.report
+            self.report += [{"layer": number, "block": block.name, **row} for row in rows]
+            error = sum(row["error"] for row in rows) / len(rows)
+            self.context.progress("blocks", number + 1, len(blocks), {"error": error})
+
+    def _quantize_block(self, block: Block) -> BlockQuantizer:
+        captures = Captures(self.context.work / "captures", CAPTURED_BYTES)
+        reference = None
+        if self.float_module is not None:
+            reference = FloatReference(captures)
+            float_block = self.float_module.get_submodule(block.name)
+            for batch, run in self._batches(self.float_module):
+                reference.record(float_block, block.sites, batch, run)
+        calibration = BlockCalibration(
+            partial(self._batches, self.module),
+            TracedPositions(block, self.masks),
+            captures,
+            reference,
+        )
+        quantizer = BlockQuantizer(
+            self.module.get_submodule(block.name),
+            block.sites,
+            {site.name: self.grid for site in block.sites},
+            self.settings,
+            calibration,
+        )
+        try:
+            quantizer.quantize()
+        except NumericalError as error:
+            raise NumericalError(
+                f"{block.name or 'the model'}: {error.what}", remedy=error.remedy
+            ) from error
+        captures.close()
+        return quantizer
+
+    def _batches(self, module: nn.Module) -> Iterator[tuple[int, RunBatch]]:
+        """Yield the number of each batch and what runs it through the whole module."""
+        for batch, inputs in enumerate(self.inputs):
+            yield batch, partial(module, **inputs)
+
+    def summary(self, kept_float: dict[str, str]) -> dict[str, Any]:
+        """Return the summary for the manifest; ``kept_float`` maps layers to reasons."""
+        shapes = [layer.integers_OI.shape for layer in self.packed.values()]
+        weights = sum(shape.numel() for shape in shapes)
+        bits = sum(shape.numel() * self.grid.effective_bits(shape[1]) for shape in shapes)
+        return {
+            "effective_bits": round(bits / weights, 4),
+            "packed_weights": weights,
+            "format": self.config.format,
+            "samples_sha256": self.digest,
+            "kept_float": [{"linear": name, "why": reason} for name, reason in kept_float.items()],
+            "layers": self.report,
+        }

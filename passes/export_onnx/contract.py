@@ -1,0 +1,74 @@
+"""Interface behind which the pass exports traced models and built decoders alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import ParityError
+from compressor.models.checkpoint.description import ModelDescription
+from passes.common.field_problems import FieldProblem, check_no_problems
+
+if TYPE_CHECKING:
+    from passes.export_onnx.config import ExportOnnxConfig
+
+
+class Exporter(ABC):
+    """Export of one model with one config.
+
+    Importing an implementation and ``field_problems`` must not import torch: a plan calls them.
+    """
+
+    config: ExportOnnxConfig
+
+    @abstractmethod
+    def field_problems(self) -> list[FieldProblem]:
+        """Return the config fields that do not apply to the model, judged by its description."""
+
+    @abstractmethod
+    def check_model(self, model: ModelDescription) -> None:
+        """Check that the graph of a stored model can be written.
+
+        Raises:
+            RequirementError: it cannot; the message names every offender.
+        """
+
+    @abstractmethod
+    def export(self, model: ModelDescription, out: Path, context: PassContext) -> PassOutput:
+        """Write the graph of a stored model into ``out``, and compare it with torch.
+
+        Raises:
+            DataError: the parity set is empty or does not fit the model.
+            PassError: onnx's checker refuses the graph.
+            ParityError: ONNX Runtime does not compute what torch does.
+        """
+
+    def check_fields(self) -> None:
+        """Check that every config field that is set applies to the model.
+
+        Raises:
+            RequirementError: fields do not apply; the message names all of them.
+        """
+        check_no_problems(self.field_problems())
+
+    def check_interface(self, model: ModelDescription, out: Path, threads: int) -> None:
+        """Check that ONNX Runtime opens the graph, with the inputs and outputs of the model.
+
+        Raises:
+            ModelError: ONNX Runtime cannot open the graph.
+            ParityError: its inputs or outputs have other names.
+        """
+        from compressor.runtimes.formats import open_session
+
+        inputs = tuple(spec.name for spec in model.signature.required_inputs)
+        expected = (inputs, tuple(model.signature.outputs))
+        with open_session("onnx", out, threads=threads) as session:
+            required = tuple(spec.name for spec in session.inputs if not spec.optional)
+            actual = (required, session.output_names)
+        if actual != expected:
+            raise ParityError(
+                f"the exported graph has the inputs and outputs {actual}; "
+                f"the family {model.family.name} has {expected}"
+            )

@@ -1,0 +1,118 @@
+"""Exporter of models whose graph is traced from the torch module."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compressor.config.record import Record
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import RequirementError
+from compressor.models.capabilities.signature import InputSpec
+from compressor.models.checkpoint.description import ModelDescription
+from compressor.models.contract import Family
+from passes.common.field_problems import FieldProblem, set_fields
+from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.contract import Exporter
+
+_LOGITS = "logits"
+_FIXED = -1
+"""Size of a dimension that is fixed to that of the samples."""
+_MIN_ACTIVATION_BITS = 8
+
+
+class TracedExporter(Exporter):
+    """Export of a model of any family by tracing its module."""
+
+    def __init__(
+        self, config: ExportOnnxConfig, family: Family[Any], architecture: Record
+    ) -> None:
+        self.config, self.family = config, family
+        self.signature = family.signature(architecture)
+
+    def field_problems(self) -> list[FieldProblem]:
+        """Return problems of `decoder`, `parity.kl`, `parity.agreement` and `dynamic`."""
+        name = self.family.name
+        problems = [
+            FieldProblem(
+                field,
+                f"only for language models; the family {name} has no cached generation",
+                "remove `decoder`",
+            )
+            for field in set_fields(self.config.decoder, "decoder.")
+        ]
+        if self.config.parity.kl is not None:
+            problems.append(
+                FieldProblem(
+                    "parity.kl",
+                    f"only for language models, and models of the family {name} have no next token",
+                    "set `parity.max_abs`, `parity.cosine` or `parity.agreement` instead",
+                )
+            )
+        if self.config.parity.agreement is not None and _LOGITS not in self.signature.outputs:
+            problems.append(
+                FieldProblem(
+                    "parity.agreement",
+                    f"models of the family {name} have no logits whose largest could be compared",
+                    "set `parity.max_abs` or `parity.cosine` instead",
+                )
+            )
+        known = self._dimensions()
+        if unknown := [size for size in self.config.dynamic or () if size not in known]:
+            problems.append(
+                FieldProblem(
+                    "dynamic",
+                    f"models of the family {name} have no dimensions {', '.join(unknown)}",
+                    f"their dimensions are {', '.join(known)}",
+                )
+            )
+        return problems
+
+    def check_model(self, model: ModelDescription) -> None:
+        """Check that the integers of a quantized model have kernels.
+
+        Raises:
+            RequirementError: layers have activations of less than 8 bits.
+        """
+        quantization = model.quantization()
+        layers = {} if quantization is None else quantization.layers
+        narrow = [
+            name
+            for name, layer in layers.items()
+            if layer.input is not None and layer.input.bits < _MIN_ACTIVATION_BITS
+        ]
+        if narrow:
+            raise RequirementError(
+                f"no runtime computes with 4-bit activations: {', '.join(narrow)}",
+                remedy="quantize with activation_bits: 8",
+            )
+
+    def export(self, model: ModelDescription, out: Path, context: PassContext) -> PassOutput:
+        """Trace, simplify, save and compare; see ``Exporter.export``."""
+        from passes.export_onnx.traced_run import export_traced
+
+        return export_traced(self, model, out, context)
+
+    def graph_inputs(self) -> tuple[InputSpec, ...]:
+        """Return the inputs of the graph; dimensions that are not `dynamic` have the size -1."""
+        inputs = self.signature.required_inputs
+        dynamic = self.config.dynamic
+        if dynamic is None:
+            return inputs
+
+        def fixed(size: int | str) -> int | str:
+            return size if isinstance(size, int) or size in dynamic else _FIXED
+
+        return tuple(replace(spec, shape=tuple(map(fixed, spec.shape))) for spec in inputs)
+
+    def _dimensions(self) -> list[str]:
+        """Return the names of the variable dimensions of the model's inputs."""
+        return sorted(
+            {
+                size
+                for spec in self.signature.required_inputs
+                for size in spec.shape
+                if isinstance(size, str)
+            }
+        )

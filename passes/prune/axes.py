@@ -1,0 +1,110 @@
+"""Axes that a config cuts, and checks of the config against the axes of a model; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+
+from compressor.config.record import Record
+from compressor.errors import RequirementError
+from compressor.models.capabilities.cuttable_axes import Axis, AxisKind, CuttableAxes
+from compressor.models.contract import Family
+from passes.common.config import is_set
+from passes.prune.allocation import group_axes
+from passes.prune.config import PruneConfig
+from passes.prune.size_search import ParentSize, SizeSearch
+
+
+def select_axes(config: PruneConfig, axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    """Return the axes that a config allows to be cut, with the axes that are coupled to them."""
+    dimensions = config.target.dimensions is not None
+    kinds = get_args(AxisKind) if dimensions else config.axes
+    present = [axis for axis in axes if axis.units > 0]
+    coupled = {axis.width for axis in present if axis.width and axis.kind in kinds}
+    return tuple(axis for axis in present if axis.kind in kinds or axis.width in coupled)
+
+
+def check_applicable(config: PruneConfig, family: Family[Any], architecture: Record) -> None:
+    """Check that every field of a config has an effect on a model, and that its dimensions exist.
+
+    Raises:
+        RequirementError: fields do not apply to the model; the message names all of them.
+    """
+    axes = family.require(CuttableAxes, architecture).axes
+    selected = select_axes(config, axes)
+    problems, remedies = _missing_kinds(config, family, axes)
+    if config.target.macs is not None and not family.macs(architecture):
+        problems.append(f"`target.macs`: the MACs of this {family.name} are unknown")
+        remedies.append("set a target of params or size_mb")
+    if not problems:
+        cut = _stated_axes(config, family, architecture, selected)
+        problems += _fields_without_effect(config, cut)
+    if problems:
+        raise RequirementError("; ".join(problems), remedy="; ".join(remedies) or "leave them out")
+
+
+def _missing_kinds(
+    config: PruneConfig, family: Family[Any], axes: Sequence[Axis]
+) -> tuple[list[str], list[str]]:
+    """Return problems and remedies for the kinds of axes that the model lacks."""
+    present = sorted({axis.kind for axis in axes if axis.units > 0})
+    remedies = [f"its axes are {', '.join(present) or 'none'}"]
+    if config.target.dimensions is not None:
+        return [], []
+    if not set(config.axes) & set(present):
+        return [f"`axes`: this {family.name} has no {', '.join(config.axes)} to cut"], remedies
+    missing = [kind for kind in config.axes if kind not in present]
+    if missing and is_set(config, "axes"):
+        return [f"`axes`: this {family.name} has no {', '.join(missing)} to cut"], remedies
+    return [], []
+
+
+def _stated_axes(
+    config: PruneConfig, family: Family[Any], architecture: Record, axes: tuple[Axis, ...]
+) -> tuple[Axis, ...]:
+    """Return the axes that a target of dimensions cuts, which it checks; else all selected axes.
+
+    Raises:
+        RequirementError: dimensions are unknown, out of range, or do not fit together.
+    """
+    if config.target.dimensions is None:
+        return axes
+    widths = group_axes(
+        axes,
+        {axis.name: np.zeros(axis.units) for axis in axes},
+        multiple=config.multiple,
+        min_keep=config.min_keep,
+    )
+    ranking = {axis.name: range(axis.units) for axis in axes}
+    search = SizeSearch(family, architecture, widths, config.target, None, ranking)
+    sizes = search.final_sizes(ParentSize({}, None, None))
+    return tuple(
+        axis for width in widths if sizes[width.label] < width.units for axis in width.axes
+    )
+
+
+def _fields_without_effect(config: PruneConfig, cut_axes: Sequence[Axis]) -> list[str]:
+    """Return a line for each field that has no effect on the axes that are cut."""
+    if not cut_axes:  # A target of dimensions states the present sizes.
+        return []
+    stacks = [axis for axis in cut_axes if axis.stack]
+    inner_axes = [axis for axis in cut_axes if not axis.stack]
+    norms = any(cut.norm for axis in inner_axes for cut in axis.cuts)
+    problems = []
+    if is_set(config, "layer_importance") and not stacks:
+        problems.append("`layer_importance` has no effect: no layers are cut")
+    if is_set(config, "importance") and not inner_axes and config.calibration is not None:
+        problems.append("`importance` has no effect: only layers are cut")
+    if is_set(config, "repair") and not inner_axes:
+        problems.append("`repair` has no effect: only layers are cut")
+    scores = config.importance != "magnitude" and bool(inner_axes)
+    repairs = config.repair and bool(inner_axes)
+    used = scores or repairs or norms or bool(stacks) or config.latency is not None
+    if config.calibration is not None and not used:
+        problems.append(
+            "`calibration` has no effect: with `importance: magnitude` and `repair: false` no "
+            "samples are used"
+        )
+    return problems

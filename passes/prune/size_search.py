@@ -1,0 +1,244 @@
+"""Search for the size of each width that meets the target, at the end and after each round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from compressor.config import discovery
+from compressor.config.record import Record
+from compressor.errors import RequirementError
+from compressor.models.capabilities.cuttable_axes import FieldPath, replace_fields
+from compressor.models.contract import Family
+from passes.prune.allocation import Array, Cost, Width, all_units, allocate, allocate_towards
+from passes.prune.config import ScheduleConfig, Target
+from passes.prune.schedule import Round, protect_high_scores
+
+_BYTES_PER_WEIGHT = 4
+"""Weights are counted in float32, in which models are saved by default."""
+
+Fields = dict[FieldPath, int | bool | list[Any] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ParentSize:
+    """Size of the parent, which all rounds refer to."""
+
+    units: Mapping[str, int]
+    """Units of each width by label."""
+    cost: float | None
+    """Value of the target's measure; None for a target of dimensions."""
+    milliseconds: float | None
+    """Time of all operators; None if they are not timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizeSearch:
+    """A model with its widths and target, from which sizes are chosen.
+
+    Sizes are the units kept of each width, by label.
+    """
+
+    family: Family[Any]
+    architecture: Record
+    widths: tuple[Width, ...]
+    target: Target
+    milliseconds: Cost | None
+    """Time of all operators for given sizes; None if they are not timed."""
+    ranking: Mapping[str, Sequence[int]]
+    """Axis name to its units, the most important first."""
+
+    def cost(self) -> Cost | None:
+        """Return the target's measure as a function of sizes; None for a target of dimensions."""
+        costs = {
+            "macs": self._counted(count_macs, 1),
+            "params": self._counted(count_parameters, 1),
+            "size_mb": self._counted(count_parameters, _BYTES_PER_WEIGHT / 1e6),
+            "latency_ms": self.milliseconds,
+            "dimensions": None,
+        }
+        return costs[self.target.measure]
+
+    def _counted(self, count: Callable[[Family[Any], Record], int], scale: float) -> Cost:
+        def cost(sizes: Mapping[str, int]) -> float:
+            try:
+                smaller = self.pruned_config(sizes)
+            except ValidationError:  # The architecture does not allow this size.
+                return math.inf
+            return scale * count(self.family, smaller)
+
+        return cost
+
+    def kept_units(
+        self, sizes: Mapping[str, int], *, listed_only: bool = False
+    ) -> dict[str, list[int]]:
+        """Return the units to keep of each axis that is cut, by name, in increasing order.
+
+        Args:
+            sizes: the sizes.
+            listed_only: True for only those axes whose units are listed in the config.
+        """
+        return {
+            axis.name: sorted(self.ranking[axis.name][: width.axis_units(axis, sizes[width.label])])
+            for width in self.widths
+            if sizes[width.label] < width.units
+            for axis in width.axes
+            if not listed_only or axis.unit_entries or axis.unit_lists
+        }
+
+    def pruned_config(self, sizes: Mapping[str, int]) -> Record:
+        """Return the config of the model with given sizes.
+
+        Raises:
+            ValidationError: the architecture does not allow these sizes.
+        """
+        kept = self.kept_units(sizes, listed_only=True)
+        fields = pruned_fields(self.widths, sizes, self.architecture, kept)
+        return replace_fields(self.architecture, fields)
+
+    def parent_size(self) -> ParentSize:
+        """Return the size of the model as it is."""
+        units = all_units(self.widths)
+        cost = self.cost()
+        milliseconds = None if self.milliseconds is None else self.milliseconds(units)
+        return ParentSize(units, None if cost is None else cost(units), milliseconds)
+
+    def final_sizes(self, parent: ParentSize) -> dict[str, int]:
+        """Return sizes that meet the target.
+
+        Raises:
+            RequirementError: the target cannot be met, or its dimensions are unknown, too large, or
+                do not fit together.
+        """
+        cost = self.cost()
+        if cost is not None:
+            return allocate(self.widths, cost, self._limit(parent), self.target.measure)
+        sizes = stated_sizes(self.target.dimensions or {}, self.widths)
+        try:
+            self.pruned_config(sizes)
+        except ValidationError as error:
+            reasons = "; ".join(
+                problem["msg"].removeprefix("Value error, ") for problem in error.errors()
+            )
+            raise RequirementError(f"these dimensions do not fit together: {reasons}") from error
+        return sizes
+
+    def round_sizes(
+        self,
+        round_: Round,
+        schedule: ScheduleConfig,
+        parent: ParentSize,
+        scores: Mapping[str, Array],
+    ) -> dict[str, int]:
+        """Return the sizes after a round that is not the last.
+
+        Args:
+            round_: the round.
+            schedule: the rule.
+            parent: the size of the parent.
+            scores: axis name to the importance of its units.
+        """
+        cost = self.cost()
+        if schedule.rule == "threshold":
+            widths = protect_high_scores(self.widths, scores, schedule.threshold)
+            if cost is not None:
+                return allocate_towards(widths, cost, self._limit(parent))[0]
+            final = stated_sizes(self.target.dimensions or {}, self.widths)
+            sizes = {width.label: max(final[width.label], width.min_units) for width in widths}
+        else:
+            if cost is not None:
+                limit = round_.limit(float(parent.cost or 0), self._limit(parent))
+                return allocate_towards(self.widths, cost, limit)[0]
+            final = stated_sizes(self.target.dimensions or {}, self.widths)
+            sizes = {label: round_.size(parent.units[label], size) for label, size in final.items()}
+        try:
+            self.pruned_config(sizes)
+        except ValidationError:  # The architecture does not allow these sizes; a later round cuts.
+            return all_units(self.widths)
+        return sizes
+
+    def _limit(self, parent: ParentSize) -> float:
+        limit = self.target.limit(self.target.measure, float(parent.cost or 0))
+        assert limit is not None  # noqa: S101 - it is the target's own measure
+        return limit
+
+
+def stated_sizes(dimensions: Mapping[str, int], widths: Sequence[Width]) -> dict[str, int]:
+    """Return the sizes that a target of dimensions states; other widths keep all units.
+
+    Raises:
+        RequirementError: dimensions are unknown, out of range, or contradict each other; the
+            message lists all of them.
+    """
+    known = {name: (width, unit) for width in widths for name, unit in width.dimensions().items()}
+    problems = []
+    sizes = all_units(widths)
+    stated: dict[str, str] = {}
+    for name, size in dimensions.items():
+        if name not in known:
+            suggestion = discovery.suggestion(name, list(known))
+            problems.append(f"`target.dimensions`: the model has no {name}: {suggestion}")
+            continue
+        width, unit = known[name]
+        if size % unit or not 0 < size // unit <= width.units:
+            steps = f", in steps of {unit}" if unit > 1 else ""
+            problems.append(f"{name}: {size} is not between {unit} and {width.units * unit}{steps}")
+            continue
+        if width.label in stated and sizes[width.label] != size // unit:
+            coupled = stated[width.label]
+            problems.append(
+                f"{name}: {size} requires {coupled}: {size // unit * known[coupled][1]}, not "
+                f"{dimensions[coupled]}; they shrink together"
+            )
+            continue
+        sizes[width.label], stated[width.label] = size // unit, name
+    if problems:
+        raise RequirementError(
+            "; ".join(problems), remedy=f"dimensions of this model: {', '.join(known)}"
+        )
+    return sizes
+
+
+def pruned_fields(
+    widths: Iterable[Width],
+    sizes: Mapping[str, int],
+    architecture: Record,
+    kept: Mapping[str, Sequence[int]],
+) -> Fields:
+    """Return the config fields of a pruned model, for ``replace_fields``.
+
+    Args:
+        widths: all widths.
+        sizes: units to keep of each width, by label.
+        architecture: the config before the cut.
+        kept: axis name to the units to keep, of each axis that is cut and listed in the config.
+    """
+    fields: Fields = {}
+    for width in (width for width in widths if sizes[width.label] < width.units):
+        for axis in width.axes:
+            units = width.axis_units(axis, sizes[width.label])
+            fields |= {path: units * factor for path, factor in axis.fields}
+            fields |= dict(axis.pinned)
+            fields |= {
+                path: None for unit, path in enumerate(axis.unit_entries) if unit not in kept[axis.name]
+            }
+            for path in axis.unit_lists:
+                node: Any = architecture.model_dump(mode="json")
+                for part in path:
+                    node = node[part]
+                fields[path] = [node[unit] for unit in kept[axis.name]]
+    return fields
+
+
+def count_macs(family: Family[Any], config: Record) -> int:
+    """Return the multiply-accumulates of one sample, or one token."""
+    return family.macs(config)
+
+
+def count_parameters(family: Family[Any], config: Record) -> int:
+    """Return the number of parameters of the whole model."""
+    return sum(family.parameters(config).values())

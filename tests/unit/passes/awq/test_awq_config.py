@@ -1,0 +1,121 @@
+"""Fields of an ``awq`` step: contradictions, old names, and fields that do not apply to a model."""
+
+import pytest
+from pydantic import ValidationError
+
+from compressor.engine.contract import PlanContext
+from compressor.errors import RequirementError
+from compressor.models.capabilities.cuttable_axes import replace_fields
+from compressor.models.capabilities.linear_groups import Block, LinearGroups, Site
+from compressor.models.facts import ModelFacts
+from compressor.models.families.autoglm_phone.family import AutoGLMPhone
+from passes.awq.config import AwqConfig
+from passes.awq.step import Awq
+from tests.support.awq import (
+    AUTOAWQ,
+    CHECKPOINTS,
+    COMPRESSED_TENSORS,
+    NEAREST,
+    PHONE,
+    SMALL_PHONE,
+)
+
+
+def facts(family, config):
+    parameters = sum(family.parameters(config).values())
+    return ModelFacts(family.name, config.model_dump(mode="json"), parameters, 1, 4 * parameters)
+
+
+def estimate(model, fields):
+    return Awq().estimate(AwqConfig.model_validate(fields), model, PlanContext({}))
+
+
+def test_values_that_the_format_cannot_store_are_refused():
+    with pytest.raises(ValueError, match="bits and symmetric contradict"):
+        AwqConfig.model_validate({"bits": 3, "symmetric": True})
+    with pytest.raises(ValueError, match="vision and lm_head contradict"):
+        AwqConfig.model_validate({"vision": {"bits": 4}, "head": {"bits": 8}})
+
+
+def test_all_problems_of_the_config_are_reported_at_once():
+    with pytest.raises(ValueError, match=r"group_size 0.*`bits` has no effect") as caught:
+        AwqConfig.model_validate({"group_size": 0, "bits": 4, "effective_bits": 4.25})
+    assert "effective_bits contradict" in str(caught.value)
+
+
+def test_old_field_names_are_accepted_and_unknown_ones_are_not():
+    config = AwqConfig.model_validate({**COMPRESSED_TENSORS, "head": {"bits": 8}, "drift": 0.25})
+    assert config.lm_head.bits == 8
+    assert config.error_compensation == 0.25
+    renamed = {**COMPRESSED_TENSORS, "lm_head": {"bits": 8}, "error_compensation": 0.25}
+    assert config == AwqConfig.model_validate(renamed)
+    with pytest.raises(ValidationError, match="drift\n  Extra inputs"):
+        AwqConfig.model_validate({"drift": 0.0, "error_compensation": 0.5})
+    with pytest.raises(ValidationError, match="drift\n  Input should be less than or equal to 1"):
+        AwqConfig.model_validate({"drift": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields", "messages"),
+    [
+        ("tiny-llama", {"vision": {"group_size": -1}}, ["`vision`: llama has no vision tower"]),
+        ("tiny-llama", {"lm_head": {"group_size": -1}}, ["the head is tied to the embedding"]),
+        ("tiny-llama", {"effective_bits": 2.2}, ["less than the 2.562 that 2 bits in groups"]),
+        (
+            "tiny-llama",
+            {"vision": {}, "lm_head": {}, "effective_bits": 2.2},
+            ["`vision`", "`lm_head`", "`effective_bits`", "remove `vision`; remove `lm_head`"],
+        ),
+    ],
+)
+def test_fields_that_do_not_apply_to_a_checkpoint_are_errors_of_the_plan(preset, fields, messages):
+    model = facts(CHECKPOINTS, CHECKPOINTS.presets[preset])
+    with pytest.raises(RequirementError) as caught:
+        estimate(model, {**COMPRESSED_TENSORS, **fields})
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_fields_for_checkpoints_are_errors_of_the_plan_for_other_families():
+    fields = {**COMPRESSED_TENSORS, "effective_bits": 4.25, "vision": {}, "lm_head": {}}
+    with pytest.raises(RequirementError) as caught:
+        estimate(facts(PHONE, SMALL_PHONE), fields)
+    for name in ("effective_bits", "vision", "lm_head"):
+        assert f"`{name}`: for transformers checkpoints only" in str(caught.value)
+    with pytest.raises(RequirementError, match="`format: awq`: AutoAWQ's format holds"):
+        estimate(facts(PHONE, SMALL_PHONE), AUTOAWQ)
+
+
+def test_methods_that_need_linear_groups_are_errors_for_a_family_without_them(monkeypatch):
+    monkeypatch.setattr(AutoGLMPhone, "capabilities", lambda self, config: {})
+    model = facts(PHONE, SMALL_PHONE)
+    with pytest.raises(RequirementError, match="does not state which linear layers") as caught:
+        estimate(model, COMPRESSED_TENSORS)
+    assert "`refine: none`, `scaling: false`, `error_compensation: 0`" in caught.value.remedy
+    assert estimate(model, {**COMPRESSED_TENSORS, **NEAREST}).model.size_bytes is None
+
+
+def test_scaling_is_an_error_where_no_scale_can_be_folded(monkeypatch):
+    groups = LinearGroups((Block("", (Site("image", ("fusion.from_vision",)),)),))
+    table = {LinearGroups: lambda: groups}
+    monkeypatch.setattr(AutoGLMPhone, "capabilities", lambda self, config: table)
+    model = facts(PHONE, SMALL_PHONE)
+    with pytest.raises(RequirementError, match="no layer into which scales could be folded"):
+        estimate(model, {**COMPRESSED_TENSORS, "scaling": True})
+    estimate(model, COMPRESSED_TENSORS)
+    estimate(model, {**COMPRESSED_TENSORS, "scaling": False})
+
+
+def test_a_model_that_the_plan_does_not_know_is_not_judged():
+    fields = {**COMPRESSED_TENSORS, "vision": {}}
+    assert estimate(ModelFacts(size_bytes=3), fields).model.size_bytes is None
+
+
+def test_the_memory_estimate_follows_the_layer_and_not_the_model():
+    def resized(layers):
+        sizes = {("num_hidden_layers",): layers, ("hidden_size",): 512}
+        return facts(CHECKPOINTS, replace_fields(CHECKPOINTS.presets["tiny-llama"], sizes))
+
+    few, many = (estimate(resized(layers), AUTOAWQ) for layers in (2, 40))
+    assert few.peak_memory_bytes == many.peak_memory_bytes
+    assert many.model.size_bytes > 5 * few.model.size_bytes
