@@ -1,4 +1,4 @@
-"""One suite over every registered pass, ours and other people's."""
+"""Contract of every registered pass, of this project and of plugins."""
 
 from __future__ import annotations
 
@@ -13,33 +13,37 @@ from compressor.engine.contract import Pass, PassConfig
 from compressor.engine.plan.capabilities import is_alias
 
 PASSES = [name for name in discovery.names(discovery.PASSES) if not is_alias(name)]
+SOURCES = discovery.names(discovery.SOURCES)
+FAMILIES = discovery.names(discovery.FAMILIES)
+FORMATS = discovery.names(discovery.FORMATS)
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_what_a_pass_declares(name: str) -> None:
-    found = discovery.load(discovery.PASSES, name)
-    assert isinstance(found, Pass)
-    assert found.name == name
-    assert found.version >= 1
-    assert found.accepts <= set(discovery.names(discovery.FORMATS))
-    assert found.produces in discovery.names(discovery.FORMATS)
-    assert issubclass(found.Config, PassConfig)
-    assert found.Config.model_config["extra"] == "forbid"
-    assert found.Config.model_config["frozen"]
+def test_a_pass_declares_name_version_formats_and_a_strict_config(name: str) -> None:
+    pass_ = discovery.load(discovery.PASSES, name)
+    assert isinstance(pass_, Pass)
+    assert pass_.name == name
+    assert pass_.version >= 1
+    assert pass_.accepts <= set(FORMATS)
+    assert pass_.produces in FORMATS
+    assert issubclass(pass_.Config, PassConfig)
+    assert pass_.Config.model_config["extra"] == "forbid"
+    assert pass_.Config.model_config["frozen"]
 
 
-@pytest.mark.parametrize(
-    "name", [*PASSES, *discovery.names(discovery.SOURCES), *discovery.names(discovery.FAMILIES)]
-)
-def test_every_field_says_what_it_is_for(name: str) -> None:
-    told = entry(name)
-    assert told.summary
-    assert [field.name for field in told.fields if not field.description] == []
+@pytest.mark.parametrize("name", [*PASSES, *SOURCES, *FAMILIES])
+def test_every_plugin_has_a_summary_and_every_field_a_description(name: str) -> None:
+    plugin = entry(name)
+    assert plugin.summary
+    assert [field.name for field in plugin.fields if not field.description] == []
 
 
-def test_all_of_them_are_found_without_torch() -> None:
+def test_the_catalogue_is_made_without_heavy_libraries() -> None:
     code = (
-        "import sys\nfrom compressor.analysis.catalogue import catalogue\ncatalogue()\n"
-        "assert not {'torch', 'onnx', 'onnxruntime', 'PIL', 'qtawesome', 'espeakng_loader'} & set(sys.modules)\n"
+        "import sys\n"
+        "from compressor.analysis.catalogue import catalogue\n"
+        "catalogue()\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'PIL', 'qtawesome', 'espeakng_loader'}\n"
+        "assert not heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Real harm: runs killed at random moments, two runs at once, a disk that fills up, a Ctrl-C."""
+"""Faults: kills at random moments, concurrent runs, a full disk, Ctrl-C, flipped bytes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cli import cli
+
 RUN = [sys.executable, "-m", "cli", "run"]
 
 
-def tree(store: Path) -> dict[str, str]:
-    """Path to sha256 of every model file in a store."""
+def model_hashes(store: Path) -> dict[str, str]:
+    """Return the SHA-256 of every model file in a store, by its path."""
     files = (path for path in store.glob("*/model/**/*") if path.is_file())
     return {
         str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -26,18 +28,21 @@ def tree(store: Path) -> dict[str, str]:
 
 
 def start(file: Path, store: Path) -> subprocess.Popen[str]:
+    """Start a run in a process of its own."""
     command = [*RUN, str(file), "-o", str(store)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
+    """Wait for a run, which must succeed, and return its output."""
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return stdout
 
 
 @pytest.fixture
 def slow_pipeline(toy_pipeline: Path) -> Path:
+    """Return the toy pipeline with rounds that take 50 ms each."""
     text = (
         toy_pipeline.read_text()
         .replace("rounds: 3", "rounds: 8, sleep: 0.05")
@@ -48,52 +53,50 @@ def slow_pipeline(toy_pipeline: Path) -> Path:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_killed_at_a_random_moment_it_ends_in_the_same_bytes(
+def test_a_run_killed_at_random_moments_resumes_to_the_same_bytes(
     seed: int, slow_pipeline: Path
 ) -> None:
     home = slow_pipeline.parent
     finish(start(slow_pipeline, home / "whole"))
-    moment = random.Random(seed)
+    random_source = random.Random(seed)
     for _ in range(2):
         process = start(slow_pipeline, home / "store")
-        time.sleep(moment.uniform(0.2, 1.8))
+        time.sleep(random_source.uniform(0.2, 1.8))
         process.kill()
         process.communicate()
     finish(start(slow_pipeline, home / "store"))
-    assert tree(home / "store") == tree(home / "whole")
-    assert not any((home / "store" / ".staging").iterdir()), "nothing is left over"
+    assert model_hashes(home / "store") == model_hashes(home / "whole")
+    assert not any((home / "store" / ".staging").iterdir()), "staging is empty"
     assert not (home / "store" / ".damaged").exists(), "a kill damages nothing"
 
 
-def test_two_runs_at_once_on_one_store(slow_pipeline: Path) -> None:
+def test_concurrent_runs_on_one_store_give_the_same_bytes(slow_pipeline: Path) -> None:
     home = slow_pipeline.parent
     processes = [start(slow_pipeline, home / "store") for _ in range(3)]
     for process in processes:
         finish(process)
     finish(start(slow_pipeline, home / "whole"))
-    assert tree(home / "store") == tree(home / "whole")
+    assert model_hashes(home / "store") == model_hashes(home / "whole")
 
 
-def test_ctrl_c_ends_with_130_and_is_gone_on_from(slow_pipeline: Path) -> None:
+def test_an_interrupted_run_exits_with_130_and_resumes(slow_pipeline: Path) -> None:
     home = slow_pipeline.parent
-    for name in (signal.SIGINT, signal.SIGTERM):
-        process = start(slow_pipeline, home / name.name)
+    for signal_ in (signal.SIGINT, signal.SIGTERM):
+        store = home / signal_.name
+        process = start(slow_pipeline, store)
         deadline = time.monotonic() + 60
-        while (
-            not list((home / name.name).glob(".staging/*/work/state"))
-            and time.monotonic() < deadline
-        ):
+        while not list(store.glob(".staging/*/work/state")) and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(name)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 130, err
-        assert "Traceback" not in err
-        finish(start(slow_pipeline, home / name.name))
+        process.send_signal(signal_)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130, stderr
+        assert "Traceback" not in stderr
+        finish(start(slow_pipeline, store))
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    """A file system of 256 KiB."""
+    """Mount a file system of 256 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -107,70 +110,51 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_disk_that_fills_up(toy_pipeline: Path, small_disk: Path) -> None:
+def test_a_run_on_a_full_disk_fails_cleanly_and_resumes(
+    toy_pipeline: Path, small_disk: Path
+) -> None:
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"\0" * (100 << 10))
-    done = subprocess.run(
-        [*RUN, str(toy_pipeline), "-o", str(small_disk / "s")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = cli("run", toy_pipeline, "-o", small_disk / "s")
     assert done.returncode == 1
     assert "disk is full" in done.stderr
     assert "Traceback" not in done.stderr
     for path in (small_disk / "s").iterdir():
         if not path.name.startswith("."):
-            assert (path / "manifest.json").is_file(), "what has its final name is whole"
+            assert (path / "manifest.json").is_file(), "a published artifact is complete"
     ballast.unlink()
-    for left in (small_disk / "s" / ".staging").iterdir():
-        assert left.exists()
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
-    again = subprocess.run(
-        [*RUN, str(toy_pipeline), "-o", str(small_disk / "s")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    again = cli("run", toy_pipeline, "-o", small_disk / "s")
     assert again.returncode == 0, again.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_no_permission(toy_pipeline: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")
+def test_a_store_without_write_permission_is_refused(toy_pipeline: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    done = subprocess.run(
-        [*RUN, str(toy_pipeline), "-o", str(tmp_path / "s")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = cli("run", toy_pipeline, "-o", tmp_path / "s")
     tmp_path.chmod(0o700)
     assert done.returncode == 1
     assert "permission" in done.stderr
 
 
-def test_a_flipped_byte_is_never_delivered(toy_pipeline: Path) -> None:
+def test_an_artifact_with_a_flipped_bit_is_rebuilt(toy_pipeline: Path) -> None:
     home = toy_pipeline.parent
     finish(start(toy_pipeline, home / "store"))
-    whole = tree(home / "store")
-    moment = random.Random(0)
+    intact = model_hashes(home / "store")
+    random_source = random.Random(0)
     for path in sorted((home / "store").glob("*/model/*")):
         content = bytearray(path.read_bytes())
-        content[moment.randrange(len(content))] ^= 1 << moment.randrange(8)
+        position = random_source.randrange(len(content))
+        content[position] ^= 1 << random_source.randrange(8)
         path.write_bytes(content)
         process = start(toy_pipeline, home / "store")
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        assert "damaged" in err
-        assert tree(home / "store") == whole
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+        assert "damaged" in stderr
+        assert model_hashes(home / "store") == intact
 
 
-def test_a_read_only_place_names_the_remedy(toy_pipeline: Path) -> None:
-    done = subprocess.run(
-        [*RUN, str(toy_pipeline), "-o", "/proc/nowhere"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_a_read_only_place_is_refused_with_a_remedy(toy_pipeline: Path) -> None:
+    done = cli("run", toy_pipeline, "-o", "/proc/nowhere")
     assert done.returncode == 1
     assert "--output-dir" in done.stderr or "cannot write" in done.stderr

@@ -1,4 +1,4 @@
-"""The workflow of examples/ci as a CI system would read it: its commands exist, its baseline is one, its products are made."""
+"""The CI workflow in examples/ci: its commands parse, its baseline is complete, its hook works."""
 
 import json
 import re
@@ -24,24 +24,24 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_is_one(line: str) -> None:
+def test_every_command_of_the_workflow_parses(line: str) -> None:
     _, name, *arguments = shlex.split(line)
     command = typer.main.get_command(app).commands[name]
     values = command.make_context(name, list(arguments)).params
     for limit in values.get("limits") or ():
         parse_limit(limit)
-    assert all((ROOT / one).exists() for one in arguments if one.startswith("examples/"))
+    assert all((ROOT / path).exists() for path in arguments if path.startswith("examples/"))
 
 
-def test_the_baseline_has_figures_and_samples() -> None:
-    found = measured_models_at(ROOT / "examples/ci/baseline")
-    assert {"teacher", "student", "onnx", "engine-int8"} <= found.keys()
+def test_the_baseline_has_metrics_and_the_value_of_each_sample() -> None:
+    models = measured_models_at(ROOT / "examples/ci/baseline")
+    assert {"teacher", "student", "onnx", "engine-int8"} <= models.keys()
     for name in ("onnx", "engine-int8"):
-        samples = found[name].samples
+        samples = models[name].samples
         assert samples is not None
-        assert len(samples.values["top1"]) == found[name].metrics["top1"].samples
+        assert len(samples.values["top1"]) == models[name].metrics["top1"].samples
         assert sum(samples.values["top1"]) / len(samples.values["top1"]) == pytest.approx(
-            found[name].metrics["top1"].value
+            models[name].metrics["top1"].value
         )
 
 
@@ -49,14 +49,14 @@ def test_the_hook_checks_several_files_and_names_every_problem(toy_pipeline: Pat
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
     assert hook["entry"] == "autoglm-compress validate"
     assert re.search(hook["files"], "examples/phone/pipeline.yaml")
-    other = toy_pipeline.with_name("pipeline-2.yaml")
-    other.write_text(toy_pipeline.read_text())
-    done = cli("validate", toy_pipeline, other, "--json")
+    second = toy_pipeline.with_name("pipeline-2.yaml")
+    second.write_text(toy_pipeline.read_text())
+    done = cli("validate", toy_pipeline, second, "--json")
     assert json.loads(done.stdout) == {
-        str(one): ["source", "first", "second"] for one in (toy_pipeline, other)
+        str(file): ["source", "first", "second"] for file in (toy_pipeline, second)
     }
-    for file in (toy_pipeline, other):
+    for file in (toy_pipeline, second):
         file.write_text(file.read_text().replace("rounds: 3", "roundz: 3"))
-    wrong = cli("validate", toy_pipeline, other)
-    assert wrong.returncode == 2
-    assert "2 problems" in wrong.stderr
+    invalid = cli("validate", toy_pipeline, second)
+    assert invalid.returncode == 2
+    assert "2 problems" in invalid.stderr

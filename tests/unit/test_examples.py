@@ -1,4 +1,7 @@
-"""Every example is planned as it stands: passes, data, kinds and gates fit. Something small stands in for what one fetches."""
+"""Every example has a plan: passes, data, formats and gates fit together.
+
+Tiny models and data stand in for what ``prepare.py`` fetches.
+"""
 
 import shutil
 from pathlib import Path
@@ -20,8 +23,8 @@ FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.rglob("*.yaml"))
 
 
-def fetched(example: str, folder: Path) -> None:
-    """Something of the form that ``prepare.py`` of an example leaves."""
+def write_stand_in(example: str, folder: Path) -> None:
+    """Write a tiny model and data in the layout of an example's ``prepare.py``."""
     family, preset = {
         "smollm2": (Transformers(), "tiny-llama"),
         "glm4v": (Transformers(), "tiny-glm4v"),
@@ -33,8 +36,8 @@ def fetched(example: str, folder: Path) -> None:
     if example == "efficientnet":
         for split in ("train", "test"):
             draw_pictures(folder / split, 1)
-            for number, drawn in enumerate(sorted((folder / split).iterdir())):
-                drawn.rename(folder / split / str(number))
+            for number, class_folder in enumerate(sorted((folder / split).iterdir())):
+                class_folder.rename(folder / split / str(number))
         return
     (folder / "model" / "tokenizer.json").write_text("{}")
     if example == "glm4v":
@@ -57,28 +60,29 @@ def fetched(example: str, folder: Path) -> None:
         (folder / "text" / split / "page.txt").write_text("words")
 
 
-def planned(file: Path, work: Path) -> Plan:
+def plan_example(file: Path, work: Path) -> Plan:
+    """Return the plan of a copy of an example in ``work``."""
     copy = work / file.name
     if not copy.exists():
         shutil.copy(file, copy)
         if "fetched/" in file.read_text():
-            fetched(file.parent.name, work / "fetched")
+            write_stand_in(file.parent.name, work / "fetched")
     pipeline = load_pipeline(copy)
     return make_plan(pipeline, Store(work / "store"), SourceContext(pipeline.base))
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_an_example_has_a_plan(file, tmp_path):
-    plan = planned(file, tmp_path)
+    plan = plan_example(file, tmp_path)
     assert {step.state for step in plan.steps} == {"build"}
 
 
-def test_the_phone_examples_share_the_demos_teacher(tmp_path):
+def test_the_phone_examples_share_one_teacher(tmp_path):
     phone = [file for file in EXAMPLES if file.parent.name == "phone"]
     teachers = {
         step.artifact_id
         for file in phone
-        for step in planned(file, tmp_path).steps
+        for step in plan_example(file, tmp_path).steps
         if step.name == "teacher"
     }
     assert len(teachers) == 1
