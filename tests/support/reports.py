@@ -1,4 +1,4 @@
-"""Manifests and measurements as a phone pipeline would leave them; no model behind them."""
+"""Build manifests, measurements and runs as a phone pipeline leaves them, without any model."""
 
 from __future__ import annotations
 
@@ -7,57 +7,60 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.manifest import Environment, FileEntry, Manifest, Metric, PassRecord
+from compressor.artifacts.runs import GateResult
 from compressor.artifacts.store import Artifact
 from compressor.evaluation.records import AccuracyReport, LatencyReport, Measurement
 from compressor.reports.rows.ladder import LadderInput
+from compressor.reports.rows.run import RunReport
 
 SLICES = ("input=text", "input=speech", "language=zh", "language=en", "input×language=speech×zh")
+COMMAND = "autoglm-compress run pipeline.yaml"
 
 
-def counted(name: str, value: float, unit: str = "count") -> Metric:
+def count_metric(name: str, value: float, unit: str = "count") -> Metric:
+    """Return a metric that is counted exactly; lower is better."""
     return Metric(name=name, value=value, unit=unit, better="lower", samples=1)
 
 
-def share(name: str, value: float, half: float = 0.015, samples: int = 2000) -> Metric:
-    return Metric(
-        name=name,
-        value=value,
-        unit="fraction",
-        better="higher",
-        samples=samples,
-        low=value - half,
-        high=value + half,
-    )
+def fraction_metric(name: str, value: float, half: float = 0.015, samples: int = 2000) -> Metric:
+    """Return an accuracy with an interval of ``half`` on both sides."""
+    low, high = value - half, value + half
+    unit = {"unit": "fraction", "better": "higher"}
+    return Metric(name=name, value=value, samples=samples, low=low, high=high, **unit)
 
 
-def timed(name: str, value: float, half: float = 0.02) -> Metric:
+def latency_metric(name: str, value: float, half: float = 0.02) -> Metric:
+    """Return a latency in ms with a relative interval of ``half`` on both sides."""
     low, high = value * (1 - half), value * (1 + half)
-    return Metric(
-        name=name, value=value, unit="ms", better="lower", samples=100, low=low, high=high
+    unit = {"unit": "ms", "better": "lower"}
+    return Metric(name=name, value=value, samples=100, low=low, high=high, **unit)
+
+
+def model_metrics(top1: float, p50: float, size: int, parameters: int) -> tuple[Metric, ...]:
+    """Return everything that is measured of a model: accuracy by slices, then costs."""
+    slices = (
+        fraction_metric(f"top1[{name}]", top1 - 0.02 * index, 0.03, 500)
+        for index, name in enumerate(SLICES)
     )
-
-
-def metrics(top1: float, p50: float, size: int, parameters: int) -> tuple[Metric, ...]:
-    sliced = (share(f"top1[{one}]", top1 - 0.02 * at, 0.03, 500) for at, one in enumerate(SLICES))
     throughput = Metric(
         name="throughput", value=1000 / p50, unit="samples/s", better="higher", samples=100
     )
     return (
-        share("top1", top1),
-        *sliced,
-        timed("latency_p50_ms", p50),
-        timed("latency_p90_ms", p50 * 1.1),
-        timed("latency_p99_ms", p50 * 1.4),
+        fraction_metric("top1", top1),
+        *slices,
+        latency_metric("latency_p50_ms", p50),
+        latency_metric("latency_p90_ms", p50 * 1.1),
+        latency_metric("latency_p99_ms", p50 * 1.4),
         throughput,
-        counted("peak_rss_bytes", 180e6 + 3 * size, "bytes"),
-        counted("size_bytes", size, "bytes"),
-        counted("parameters", parameters),
-        counted("macs", parameters * 11),
+        count_metric("peak_rss_bytes", 180e6 + 3 * size, "bytes"),
+        count_metric("size_bytes", size, "bytes"),
+        count_metric("parameters", parameters),
+        count_metric("macs", parameters * 11),
     )
 
 
-def milliseconds(p50: float, repeats: int = 100) -> tuple[float, ...]:
-    """A right-skewed spread around ``p50``, the same each time."""
+def call_times(p50: float, repeats: int = 100) -> tuple[float, ...]:
+    """Return milliseconds with a right-skewed spread around ``p50``, equal in every call."""
     return tuple(
         round(p50 * (1 + 0.03 * math.sin(7 * i) + 0.25 * max(0.0, math.sin(2.3 * i)) ** 9), 4)
         for i in range(repeats)
@@ -65,10 +68,11 @@ def milliseconds(p50: float, repeats: int = 100) -> tuple[float, ...]:
 
 
 def manifest(step: str = "student", **changes: Any) -> Manifest:
+    """Return the manifest of a distilled student; ``changes`` replace fields."""
     values: dict[str, Any] = {
         "id": (step.encode().hex() * 64)[:64],
         "step": step,
-        "kind": "torch",
+        "format": "torch",
         "parents": {},
         "pass_": PassRecord(
             name="distill", version=1, config={"epochs": 3, "temperature": {"start": 5, "end": 1}}
@@ -98,11 +102,12 @@ def manifest(step: str = "student", **changes: Any) -> Manifest:
 
 
 def measurement(top1: float = 0.8, p50: float = 2.0) -> Measurement:
-    found = metrics(top1, p50, 4_200_000, 1_050_000)
+    """Return what was measured of a student on 2000 samples."""
+    metrics = model_metrics(top1, p50, 4_200_000, 1_050_000)
     accuracy = AccuracyReport(
         data="test",
         samples=2000,
-        metrics=found[:6],
+        metrics=metrics[:6],
         slices={"input": {"text": 1000, "speech": 1000}},
         predictions=(1, 2),
         labels=(1, 3),
@@ -112,13 +117,14 @@ def measurement(top1: float = 0.8, p50: float = 2.0) -> Measurement:
         batch_size=1,
         threads=2,
         warmup=10,
-        metrics=found[6:9],
-        milliseconds=milliseconds(p50),
+        metrics=metrics[6:9],
+        milliseconds=call_times(p50),
     )
-    return Measurement(accuracy=accuracy, latency=latency, metrics=found)
+    return Measurement(accuracy=accuracy, latency=latency, metrics=metrics)
 
 
-def history(steps: int = 40) -> list[dict[str, float]]:
+def training_history(steps: int = 40) -> list[dict[str, float]]:
+    """Return the history of a training: a falling loss and four other values."""
     return [
         {
             "step": 25 * i,
@@ -132,7 +138,7 @@ def history(steps: int = 40) -> list[dict[str, float]]:
 
 
 def phone_run(root: Path) -> list[LadderInput]:
-    """Source (unmeasured), teacher, student, its ONNX form and a pruned branch of the teacher."""
+    """Return source (not measured), teacher, student, its ONNX form, and a pruned teacher."""
     rows = (
         ("source", None, "source", "torch", None, 18_400_000),
         ("teacher", "source", "train", "torch", (0.831, 9.4, 4_600_000), 18_400_000),
@@ -142,28 +148,53 @@ def phone_run(root: Path) -> list[LadderInput]:
     )
     ids: dict[str, str] = {}
     steps = []
-    for step, parent, pass_name, kind, figures, size in rows:
-        found = metrics(figures[0], figures[1], size, figures[2]) if figures else ()
+    for step, parent, pass_name, model_format, values, size in rows:
+        metrics = model_metrics(values[0], values[1], size, values[2]) if values else ()
         parents = {"parent": ids[parent]} if parent else {}
         if step == "student":
             parents["teacher"] = ids["teacher"]
-        one = manifest(
+        trained = {"history": training_history(), "notes": ["a choice was made"]}
+        built = manifest(
             step,
-            kind=kind,
+            format=model_format,
             parents=parents,
-            metrics=found,
+            metrics=metrics,
             pass_=PassRecord(name=pass_name, version=1, config={}),
             files={"model/weights": FileEntry(sha256="00" * 32, bytes=size)},
-            summary={"history": history(), "notes": ["a choice was made"]}
-            if pass_name in {"train", "distill"}
-            else {},
+            summary=trained if pass_name in {"train", "distill"} else {},
         )
-        ids[step] = one.id
-        path = root / f"{pass_name}-{one.id[:12]}"
-        if figures:
+        ids[step] = built.id
+        path = root / f"{pass_name}-{built.id[:12]}"
+        if values:
             (path / "reports").mkdir(parents=True, exist_ok=True)
-            timing = measurement(figures[0], figures[1]).latency
-            assert timing is not None
-            (path / "reports/latency.json").write_text(timing.model_dump_json())
-        steps.append(LadderInput(step, Artifact(path, one), cached=step == "source", parent=parent))
+            latency = measurement(values[0], values[1]).latency
+            assert latency is not None
+            (path / "reports/latency.json").write_text(latency.model_dump_json())
+        steps.append(
+            LadderInput(step, Artifact(path, built), cached=step == "source", parent=parent)
+        )
     return steps
+
+
+def gate_result(**changes: Any) -> GateResult:
+    """Return a failed gate on the accuracy of the ONNX form; ``changes`` replace fields."""
+    values: dict[str, Any] = {
+        "gate": "top1 min 0.9",
+        "step": "onnx",
+        "metric": "top1",
+        "unit": "fraction",
+        "value": 0.802,
+        "found": 0.802,
+        "low": 0.79,
+        "high": 0.81,
+        "limit": 0.9,
+        "passed": False,
+        "reason": "0.802 is below 0.9",
+    }
+    return GateResult(**{**values, **changes})
+
+
+def run_report(root: Path, **changes: Any) -> RunReport:
+    """Return the report of ``phone_run``; ``changes`` replace fields."""
+    values = {"pipeline": "phone", "steps": phone_run(root), "gates": [], "command": COMMAND}
+    return RunReport(**{**values, **changes})

@@ -1,111 +1,130 @@
-"""What the second looks print: two artifacts layer by layer."""
+"""Print comparisons of two artifacts, and the result of a bisection."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.text import Text
+
 from compressor.analysis.bisect import Bisection
-from compressor.analysis.compare import Comparison
+from compressor.analysis.compare import Comparison, MetricPair
 from compressor.analysis.layerwise import LayerComparison, LayerDifference
 from compressor.analysis.tensors import TensorDifference
 from compressor.evaluation.metrics import METRICS
-from compressor.reports.console.output import print_table, say
-from compressor.reports.rows import formats
+from compressor.reports.console.terminal import new_table, out, print_line, print_table
+from compressor.reports.rows import formatting
 
-_ROWS = 16
-
-
-def render_second_looks(found: Comparison) -> None:
-    """Tensors and layers, as far as they were asked for."""
-    if found.tensors is not None:
-        render_tensors(found.tensors)
-    if found.layers is not None:
-        render_layers(found.layers)
+_MOST_ROWS = 16
+"""Number of tensors or layers printed; --json prints all."""
 
 
-def render_tensors(tensors: Sequence[TensorDifference]) -> None:
-    """How many are equal, and those that differ most."""
-    differing = [one for one in tensors if not one.equal]
-    say(f"\n{len(tensors) - len(differing)} of {len(tensors)} tensors have the same values")
+def render_comparison(comparison: Comparison) -> None:
+    """Print the metrics of two artifacts side by side, their differences, tensors and layers."""
+    same = "byte for byte identical" if comparison.same_model else "different"
+    print_line(f"the models are {same}")
+    table = new_table("metric", comparison.a, comparison.b, "change", "ratio", "")
+    for pair in comparison.metrics:
+        table.add_row(Text(pair.name), *_metric_cells(pair))
+    out.print(table)
+    if comparison.differences:
+        out.print()
+        table = new_table("difference", comparison.a, comparison.b)
+        for difference in comparison.differences:
+            table.add_row(Text(difference.what), Text(str(difference.a)), Text(str(difference.b)))
+        out.print(table)
+    if comparison.tensors is not None:
+        _render_tensors(comparison.tensors)
+    if comparison.layers is not None:
+        _render_layers(comparison.layers)
+
+
+def _metric_cells(pair: MetricPair) -> tuple[str, ...]:
+    """Return both values, change, ratio, and a note if the change is within noise."""
+    return (
+        formatting.optional_number(pair.a, pair.unit),
+        formatting.optional_number(pair.b, pair.unit),
+        formatting.DASH if pair.change is None else formatting.difference(pair.change, pair.unit),
+        formatting.ratio(pair.ratio),
+        "within noise" if pair.overlap and pair.change else "",
+    )
+
+
+def _render_tensors(tensors: Sequence[TensorDifference]) -> None:
+    """Print the number of equal tensors, and the tensors that differ most."""
+    differing = [tensor for tensor in tensors if not tensor.equal]
+    equal = len(tensors) - len(differing)
+    print_line(f"\n{equal} of {len(tensors)} tensors have equal values")
     rows = [
-        (one.name, _shape(one.a), _shape(one.b), _decibels(one.snr_db)) for one in differing[:_ROWS]
+        (tensor.name, _shape(tensor.a), _shape(tensor.b), _decibels(tensor.snr_db))
+        for tensor in differing[:_MOST_ROWS]
     ]
     if rows:
-        print_table(
-            ("tensor", "shape in a", "shape in b", "SNR"), rows, left_out=len(differing) - len(rows)
-        )
+        columns = ("tensor", "shape in a", "shape in b", "SNR")
+        print_table(columns, rows, omitted=len(differing) - len(rows))
 
 
-def render_layers(found: LayerComparison) -> None:
-    """What each layer adds, the most first; where the two part; their answers."""
-    parts = f"the two part at {found.parts_at}" if found.parts_at else "the two do not part"
-    say(f"\n{found.samples} samples, {len(found.layers)} layers in both; {parts}")
-    for which, names in (("first", found.only_a), ("second", found.only_b)):
+def _render_layers(layers: LayerComparison) -> None:
+    """Print the layers that add most error, the first layer that differs, and output errors."""
+    first = layers.parts_at
+    difference = f"outputs differ from {first} on" if first else "no outputs differ"
+    common = f"{len(layers.layers)} common layers"
+    print_line(f"\n{layers.samples} samples, {common}; {difference}")
+    for model, names in (("first", layers.only_a), ("second", layers.only_b)):
         if names:
-            say(f"only in the {which}: {', '.join(names)}")
-    rows = [layer_cells(one) for one in found.layers[:_ROWS]]
-    print_table(
-        ("layer", "order", "adds", "SNR of what it makes"),
-        rows,
-        left_out=len(found.layers) - len(rows),
-    )
-    answers = ", ".join(f"{name} {_share(error)}" for name, error in found.answers.items())
-    say(f"error of the answers, Σ(b−a)² / Σa²: {answers}")
+            print_line(f"only in the {model} model: {', '.join(names)}")
+    rows = [layer_cells(layer) for layer in layers.layers[:_MOST_ROWS]]
+    columns = ("layer", "order", "added error", "SNR of its output")
+    print_table(columns, rows, omitted=len(layers.layers) - len(rows))
+    outputs = ", ".join(f"{name} {_error(error)}" for name, error in layers.answers.items())
+    print_line(f"error of the model outputs, Σ(b−a)² / Σa²: {outputs}")
 
 
-def render_bisection(found: Bisection) -> None:
-    """The chain, the step that lost most, and the layers that were put back."""
-    unit = METRICS[found.metric].unit
-    rows = [
+def layer_cells(layer: LayerDifference) -> tuple[str, str, str, str]:
+    """Return name, order, added error, and signal-to-noise ratio of the output."""
+    snr = "exact" if layer.error == 0 else _decibels(layer.snr_db)
+    added = formatting.DASH if layer.added is None else _error(layer.added)
+    return layer.layer, str(layer.order), added, snr
+
+
+def render_bisection(bisection: Bisection) -> None:
+    """Print the loss of each step, the layers that were restored, and the layer that lost most."""
+    unit = METRICS[bisection.metric].unit
+    print_line(f"{bisection.metric} on {bisection.samples} samples")
+    losses = [
         (
-            one.step,
-            one.pass_name,
-            formats.number(one.before, unit),
-            formats.number(one.after, unit),
-            _lost(one.lost, unit),
+            loss.step,
+            loss.pass_name,
+            formatting.number(loss.before, unit),
+            formatting.number(loss.after, unit),
+            formatting.difference(-loss.lost, unit),
         )
-        for one in found.passes
+        for loss in bisection.passes
     ]
-    say(f"{found.metric} on {found.samples} samples")
-    print_table(("step", "pass", "its parent", "it", "lost"), rows)
-    say(f"\nlayers of {found.culprit}:")
+    print_table(("step", "pass", "parent", "step's value", "change"), losses)
+    print_line(f"\nlayers of {bisection.culprit}:")
     trials = [
-        (_some(one.restored), formats.number(one.value, unit), f"{one.error:.2e}")
-        for one in found.trials
+        (_layer_names(trial.restored), formatting.number(trial.value, unit), f"{trial.error:.2e}")
+        for trial in bisection.trials
     ]
     if trials:
-        print_table(("layers put back", found.metric, "error of the answers"), trials)
-    say(f"in it: {found.layer}" if found.layer else f"no layer is named: {found.why_not}")
+        print_table(("restored layers", bisection.metric, "error of the outputs"), trials)
+    if bisection.layer:
+        print_line(f"largest loss in layer {bisection.layer}")
+    else:
+        print_line(f"no single layer found: {bisection.why_not}")
 
 
-def _lost(value: float, unit: str) -> str:
-    return formats.difference(-value, unit)
-
-
-def _some(names: Sequence[str]) -> str:
+def _layer_names(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{len(names)}: {names[0]} … {names[-1]}"
 
 
-def layer_cells(one: LayerDifference) -> tuple[str, str, str, str]:
-    """Name, place, what it adds, and the signal-to-noise ratio of what it makes."""
-    decibels = (
-        "exact" if one.error == 0 else formats.DASH if one.error is None else _decibels(one.snr_db)
-    )
-    return (
-        one.layer,
-        str(one.order),
-        formats.DASH if one.added is None else _share(one.added),
-        decibels,
-    )
-
-
-def _share(error: float) -> str:
+def _error(error: float) -> str:
     return "0" if error == 0 else f"{error:.2e}"
 
 
 def _decibels(value: float | None) -> str:
-    return formats.DASH if value is None else f"{value:.1f} dB"
+    return formatting.DASH if value is None else f"{value:.1f} dB"
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
-    return formats.DASH if shape is None else str(list(shape))
+    return formatting.DASH if shape is None else str(list(shape))

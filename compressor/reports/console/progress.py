@@ -1,4 +1,4 @@
-"""Two listeners of a run: a live display where a person looks on, plain lines where a program does."""
+"""Show the events of a run: a live display on a terminal, plain lines in a log; both on stderr."""
 
 from __future__ import annotations
 
@@ -20,57 +20,71 @@ from rich.progress import (
 from rich.text import Text
 
 from compressor.engine.run import events
-from compressor.reports.rows import formats
+from compressor.reports.console.terminal import err
+from compressor.reports.rows import formatting
 
 _PLAIN_SECONDS = 15.0
+"""Least seconds between two lines of progress in a log."""
+_OUTCOMES = {"built": "built", "cached": "cached, verified", "measured": "measured again"}
 
 
-def line_of(event: events.Event) -> Text | None:
-    """The line that an event leaves behind, if it leaves one."""
+@contextmanager
+def listener(*, quiet: bool) -> Iterator[events.Listener]:
+    """Return a listener for a run.
+
+    Args:
+        quiet: Print plain lines even on a terminal.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield PlainLog(err)
+        return
+    display = LiveDisplay(err)
+    with display.progress:
+        yield display
+
+
+def event_line(event: events.Event) -> Text | None:
+    """Return the line that an event leaves in the output, or None."""
     match event:
         case events.RunStarted():
-            return Text(
-                f"{event.pipeline}: {' → '.join(event.steps)}  (store {event.store})", style="bold"
-            )
+            steps = " → ".join(event.steps)
+            return Text(f"{event.pipeline}: {steps}  (store {event.store})", style="bold")
         case events.Waiting():
-            return Text(
-                f"  … {event.step}: another run is building {event.artifact}; waiting for it",
-                style="yellow",
-            )
+            text = f"  … {event.step}: waiting for another run that is building {event.artifact}"
+            return Text(text, style="yellow")
         case events.StepStarted():
-            resumed = ", going on from where it stopped" if event.resumed else ""
+            resumed = ", resuming" if event.resumed else ""
             return Text(f"  ▸ {event.step}: {event.pass_name}{resumed}")
         case events.StepNote():
             return Text(f"    {event.step}: {event.text}", style="yellow")
         case events.ArtifactDamaged():
-            what = f"    {event.step}: {event.path.name} is damaged ({event.details}); moved to {event.moved_to}, built again"
-            return Text(what, style="red")
+            text = f"    {event.step}: {event.path.name} is damaged ({event.details}); "
+            text += f"moved to {event.moved_to}, building it again"
+            return Text(text, style="red")
         case events.StepFinished():
-            return _finished(event)
+            return _finished_line(event)
         case events.StepFailed():
             return Text(f"  ✗ {event.step} failed", style="red")
         case _:
             return None
 
 
-def _finished(event: events.StepFinished) -> Text:
-    how = {"built": "built", "cached": "is there, verified", "measured": "measured again"}[
-        event.how
-    ]
-    text = f"  ✓ {event.step} {how}"
-    if event.how != "cached":
-        text += f" in {formats.duration(event.seconds)}"
-        if event.estimated_seconds is not None and event.how == "built":
-            text += f" (pass estimated {formats.duration(event.estimated_seconds)})"
-        if event.peak_rss_bytes:
-            text += f", peak {formats.size(event.peak_rss_bytes)}"
-            if event.estimated_memory_bytes is not None:
-                text += f" (estimated {formats.size(event.estimated_memory_bytes)})"
-    return Text(text + f"  {event.path.name}", style="green" if event.how != "cached" else "dim")
+def _finished_line(event: events.StepFinished) -> Text:
+    text = f"  ✓ {event.step} {_OUTCOMES[event.how]}"
+    if event.how == "cached":
+        return Text(f"{text}  {event.path.name}", style="dim")
+    text += f" in {formatting.duration(event.seconds)}"
+    if event.estimated_seconds is not None and event.how == "built":
+        text += f" (pass estimated {formatting.duration(event.estimated_seconds)})"
+    if event.peak_rss_bytes:
+        text += f", peak {formatting.size(event.peak_rss_bytes)}"
+        if event.estimated_memory_bytes is not None:
+            text += f" (estimated {formatting.size(event.estimated_memory_bytes)})"
+    return Text(f"{text}  {event.path.name}", style="green")
 
 
-class PlainLines:
-    """For logs: every line with its time; progress now and then."""
+class PlainLog:
+    """Print every event as a line with its time; progress at most every 15 seconds."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -78,20 +92,26 @@ class PlainLines:
 
     def __call__(self, event: events.Event) -> None:
         """Print the event's line."""
-        line = line_of(event)
-        if isinstance(event, events.GateProgress) and time.monotonic() - self.last > _PLAIN_SECONDS:
-            line = Text(f"    {event.gate}: round {event.done} of at most {event.total}")
-        if isinstance(event, events.StepProgress) and time.monotonic() - self.last > _PLAIN_SECONDS:
-            line = Text(
-                f"    {event.step}: {event.what} {event.done}/{event.total}{_figures(event)}"
-            )
+        line = event_line(event) or self._progress_line(event)
         if line is not None:
             self.last = time.monotonic()
             self.console.print(Text(time.strftime("%H:%M:%S ")) + line, soft_wrap=True)
 
+    def _progress_line(self, event: events.Event) -> Text | None:
+        if time.monotonic() - self.last <= _PLAIN_SECONDS:
+            return None
+        match event:
+            case events.GateProgress():
+                return Text(f"    {event.gate}: round {event.done} of at most {event.total}")
+            case events.StepProgress():
+                progress = f"{event.what} {event.done}/{event.total}{_metrics(event)}"
+                return Text(f"    {event.step}: {progress}")
+            case _:
+                return None
+
 
 class LiveDisplay:
-    """For a terminal: lines above, one bar below."""
+    """Print lines above one progress bar."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
@@ -100,45 +120,43 @@ class LiveDisplay:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", style="dim"),
+            TextColumn("{task.fields[metrics]}", style="dim"),
             console=console,
             transient=True,
         )
         self.task: TaskID | None = None
-        self.what = ""
+        self.description = ""
 
     def __call__(self, event: events.Event) -> None:
-        """Show the event."""
-        if isinstance(event, events.StepProgress):
-            self._advance(f"{event.step}: {event.what}", event.done, event.total, _figures(event))
-            return
-        if isinstance(event, events.GateProgress):
-            self._advance(event.gate, event.done, event.total, "")
-            return
-        if self.task is not None and not isinstance(event, events.StepNote):
-            self.progress.remove_task(self.task)
-            self.task, self.what = None, ""
-        if (line := line_of(event)) is not None:
+        """Advance the bar, or print the event's line."""
+        match event:
+            case events.StepProgress():
+                description = f"{event.step}: {event.what}"
+                self._advance(description, event.done, event.total, _metrics(event))
+                return
+            case events.GateProgress():
+                self._advance(event.gate, event.done, event.total, "")
+                return
+            case events.StepNote():
+                pass
+            case _:
+                self._remove_bar()
+        if (line := event_line(event)) is not None:
             self.progress.console.print(line)
 
-    def _advance(self, what: str, done: int, total: int, figures: str) -> None:
-        if self.task is None or what != self.what:
-            if self.task is not None:
-                self.progress.remove_task(self.task)
-            self.task, self.what = self.progress.add_task(what, total=total, figures=""), what
-        self.progress.update(self.task, completed=done, total=total, figures=figures)
+    def _advance(self, description: str, done: int, total: int, metrics: str) -> None:
+        if description != self.description:
+            self._remove_bar()
+        if self.task is None:
+            self.task = self.progress.add_task(description, total=total, metrics="")
+            self.description = description
+        self.progress.update(self.task, completed=done, total=total, metrics=metrics)
+
+    def _remove_bar(self) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+            self.task, self.description = None, ""
 
 
-def _figures(event: events.StepProgress) -> str:
+def _metrics(event: events.StepProgress) -> str:
     return "".join(f"  {name} {value:.4g}" for name, value in event.figures.items())
-
-
-@contextmanager
-def listener(console: Console) -> Iterator[events.Listener]:
-    """A live display on a terminal, plain lines elsewhere; both on stderr."""
-    if not sys.stderr.isatty():
-        yield PlainLines(console)
-        return
-    display = LiveDisplay(console)
-    with display.progress:
-        yield display

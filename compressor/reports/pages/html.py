@@ -1,9 +1,10 @@
-"""report.html: one self-contained page of an artifact, or of a run. No script, no network."""
+"""Write report.html, one self-contained page of an artifact or a run: no scripts, no network."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,98 +14,124 @@ from compressor.artifacts.manifest import Manifest, Metric
 from compressor.evaluation.records import Measurement
 from compressor.reports.pages import charts
 from compressor.reports.pages.markdown import change_text, tone
-from compressor.reports.rows import facts, formats
-from compressor.reports.rows.gain_rows import COLUMNS, gain_cells, reasons
-from compressor.reports.rows.gate_rows import gate_row
+from compressor.reports.rows import artifact, formatting, gains, gates, model_files
 from compressor.reports.rows.ladder import Ladder, LadderRow
 from compressor.reports.rows.run import RunReport
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+_LATENCIES = ("latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "throughput")
+
 
 def artifact_html(
     manifest: Manifest, measurement: Measurement | None, command: str, model: Path | None = None
 ) -> str:
-    """The page of one artifact; of ``model``, its folder, the calibration is shown."""
-    slices = facts.slices(manifest)
-    primary = next((name for row in slices for name in row.metrics), None)
-    latency = measurement.latency if measurement is not None else None
-    history = facts.history(manifest)
-    figures: dict[str, str] = {}
-    if primary is not None:
-        whole = {"all": [(manifest.step, metric)]} if (metric := manifest.metric(primary)) else {}
-        rows = {
-            row.name: [(manifest.step, row.metrics[primary])]
-            for row in slices
-            if primary in row.metrics
-        }
-        figures["slices"] = charts.intervals("slices", {**whole, **rows})
-    if latency is not None:
-        figures["latency"] = charts.latencies("latency", [("", latency.milliseconds)])
-        figures["calls"] = charts.calls("calls", latency.milliseconds)
-    if charts.history_keys(history):
-        figures["history"] = charts.history("history", history)
-    calibrated = facts.calibration(model) if model is not None else []
-    if calibrated:
-        figures["ranges"] = charts.ranges("ranges", facts.most_clipped(calibrated))
-    if (errors := facts.heat_map(manifest)) is not None:
-        figures["errors"] = charts.heat_map("errors", *errors)
-    return _page(
+    """Return the page of one artifact.
+
+    Args:
+        manifest: The artifact's manifest.
+        measurement: What was measured when the artifact was built, if anything.
+        command: The command line that reproduces the artifact.
+        model: The model's folder, for its calibration table.
+    """
+    slices = artifact.slices(manifest)
+    calibrated = model_files.read_calibration(model) if model is not None else []
+    return _render(
         "artifact.html.j2",
         manifest=manifest,
         slices=slices,
-        slice_metrics=list(dict.fromkeys(name for row in slices for name in row.metrics)),
-        headline=facts.headline(manifest),
-        how_measured=facts.how_measured(measurement),
-        latency_rows=facts.latency_rows(manifest),
+        slice_metrics=artifact.slice_metrics(slices),
+        headline=artifact.headline(manifest),
+        measurement_notes=artifact.measurement_notes(measurement),
+        latency_rows=artifact.latency_rows(manifest),
         config_json=json.dumps(manifest.pass_.config, indent=2, ensure_ascii=False),
-        figures=figures,
+        figures=_artifact_figures(manifest, measurement, calibrated),
         calibrated=calibrated,
         command=command,
     )
 
 
+def _artifact_figures(
+    manifest: Manifest, measurement: Measurement | None, calibrated: list[model_files.Range]
+) -> dict[str, str]:
+    """Return the charts of an artifact as SVG, by name."""
+    figures: dict[str, str] = {}
+    if rows := _artifact_slices(manifest):
+        figures["slices"] = charts.intervals("slices", rows)
+    if measurement is not None and (latency := measurement.latency) is not None:
+        figures["latency"] = charts.latencies("latency", [("", latency.milliseconds)])
+        figures["calls"] = charts.calls("calls", latency.milliseconds)
+    history = artifact.history(manifest)
+    if charts.history_keys(history):
+        figures["history"] = charts.history("history", history)
+    if calibrated:
+        figures["ranges"] = charts.ranges("ranges", model_files.most_clipped(calibrated))
+    if (errors := artifact.heat_map(manifest)) is not None:
+        figures["errors"] = charts.heat_map("errors", errors)
+    return figures
+
+
+def _artifact_slices(manifest: Manifest) -> dict[str, list[tuple[str, Metric]]]:
+    """Return the first metric that slices have: of the whole set, and of each slice."""
+    slices = artifact.slices(manifest)
+    primary = next(iter(artifact.slice_metrics(slices)), None)
+    if primary is None:
+        return {}
+    whole = manifest.metric(primary)
+    rows = {"all": [(manifest.step, whole)]} if whole is not None else {}
+    return rows | {
+        row.name: [(manifest.step, row.metrics[primary])]
+        for row in slices
+        if primary in row.metrics
+    }
+
+
 def run_html(report: RunReport, folder: Path, digest: str) -> str:
-    """The page of a run; links lead from ``folder`` to the artifacts' own pages."""
+    """Return the page of a run.
+
+    Args:
+        report: The run.
+        folder: The folder of the page; links to the artifacts' pages are relative to it.
+        digest: Digest of the report, written into the page's head.
+    """
     ladder = report.ladder
-    last = report.steps[-1].artifact.manifest
-    return _page(
+    return _render(
         "run.html.j2",
         report=report,
-        gains=[gain_cells(one) for one in report.gains],
-        gain_columns=COLUMNS,
-        gain_reasons=reasons(report.gains),
-        gates=[(gate, gate_row(gate)) for gate in report.gates],
         ladder=ladder,
         digest=digest,
+        headline=_headline(ladder),
+        gates=[(result, gates.gate_row(result)) for result in report.gates],
+        gains=[gains.gain_cells(gain) for gain in report.gains],
+        gain_columns=gains.COLUMNS,
+        gain_reasons=gains.reasons_not_faster(report.gains),
         figures=_run_figures(report),
         histories=_histories(report),
         links={step: _link(path, folder) for step, path in report.paths.items()},
         tree=_tree(ladder),
-        roles={step.step: _other_parents(step.artifact.manifest, ladder) for step in report.steps},
-        slices=_slice_table(ladder),
-        latency_names=("latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "throughput"),
-        manifest=last,
-        hero=_hero(ladder),
-        stand_in=ladder.has_stand_in,
+        roles={step.step: _extra_inputs(step.artifact.manifest, ladder) for step in report.steps},
+        slices=[(name, dict(entries)) for name, entries in _run_slices(ladder).items()],
+        latency_names=_LATENCIES,
+        manifest=report.steps[-1].artifact.manifest,
         command=report.command,
     )
 
 
 def _run_figures(report: RunReport) -> dict[str, str]:
+    """Return the charts of a run as SVG, by name."""
     ladder = report.ladder
     figures = {}
     for name, cost in (("by-latency", "latency_p50_ms"), ("by-size", "size_bytes")):
         points = _points(ladder, cost)
         if len(points) > 1:
             figures[name] = charts.trade_off(name, points)
-    if rows := _slice_metrics(ladder):
+    if rows := _run_slices(ladder):
         figures["slices"] = charts.intervals("slices", rows)
     timed = [
-        (step, found.milliseconds)
+        (step, latency.milliseconds)
         for step, path in report.paths.items()
-        if (found := facts.read_latency(path))
+        if (latency := model_files.read_latency(path)) is not None
     ]
     if timed:
         figures["latency"] = charts.latencies("latency", timed)
@@ -120,74 +147,71 @@ def _points(ladder: Ladder, cost: str) -> list[charts.Point]:
     ]
 
 
-def _slice_metrics(ladder: Ladder) -> dict[str, list[tuple[str, Metric]]]:
-    names = {"all": ladder.primary, **{one: f"{ladder.primary}[{one}]" for one in ladder.slices()}}
-    if len(names) == 1:
+def _run_slices(ladder: Ladder) -> dict[str, list[tuple[str, Metric]]]:
+    """Return the primary metric of each step: on the whole set, and by slice."""
+    slices = {name: f"{ladder.primary}[{name}]" for name in ladder.slices()}
+    if not slices:
         return {}
     return {
-        one: [(row.step, row.metrics[name]) for row in ladder.rows if name in row.metrics]
-        for one, name in names.items()
+        name: [(row.step, row.metrics[metric]) for row in ladder.rows if metric in row.metrics]
+        for name, metric in {"all": str(ladder.primary), **slices}.items()
     }
 
 
-def _slice_table(ladder: Ladder) -> list[tuple[str, dict[str, Metric]]]:
-    return [(one, dict(entries)) for one, entries in _slice_metrics(ladder).items()]
-
-
 def _histories(report: RunReport) -> list[tuple[str, str]]:
-    found = ((step.step, facts.history(step.artifact.manifest)) for step in report.steps)
+    """Return step and chart for every training history."""
+    histories = [(step.step, artifact.history(step.artifact.manifest)) for step in report.steps]
     return [
-        (step, charts.history(f"history-{at}", entries))
-        for at, (step, entries) in enumerate(found)
+        (step, charts.history(f"history-{index}", entries))
+        for index, (step, entries) in enumerate(histories)
         if charts.history_keys(entries)
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A step and what was made from it."""
+    """A step, and the steps that read its artifact."""
 
     row: LadderRow
     children: tuple[Branch, ...]
 
 
 def _tree(ladder: Ladder, parent: str | None = None) -> tuple[Branch, ...]:
-    """The steps below ``parent``; those whose parent is not in the ladder stand at the top."""
-    known = {row.step for row in ladder.rows}
-    below = (row for row in ladder.rows if (row.parent if row.parent in known else None) == parent)
-    return tuple(Branch(row, _tree(ladder, row.step)) for row in below)
+    """Return the steps below ``parent``; a step whose parent is not in the ladder is a root."""
+    steps = {row.step for row in ladder.rows}
+    return tuple(
+        Branch(row, _tree(ladder, row.step))
+        for row in ladder.rows
+        if (row.parent if row.parent in steps else None) == parent
+    )
 
 
-def _other_parents(manifest: Manifest, ladder: Ladder) -> list[tuple[str, str]]:
+def _extra_inputs(manifest: Manifest, ladder: Ladder) -> list[tuple[str, str]]:
+    """Return role and step (or id) of every input beside the parent, such as a teacher."""
     steps = {row.id: row.step for row in ladder.rows}
     return [
-        (role, steps.get(parent, formats.short(parent)))
-        for role, parent in manifest.parents.items()
+        (role, steps.get(artifact_id, formatting.short_id(artifact_id)))
+        for role, artifact_id in manifest.parents.items()
         if role != "parent"
     ]
 
 
-def _hero(ladder: Ladder) -> list[tuple[str, Metric, Metric]]:
-    """The last row against the first measured one: the run in a few figures."""
+def _headline(ladder: Ladder) -> list[tuple[str, Metric, Metric]]:
+    """Return name, first and last value of the main metrics."""
     last = ladder.rows[-1]
-    wanted = [
-        name
-        for name in (ladder.primary, "latency_p50_ms", "size_bytes", "parameters")
-        if name in last.metrics
+    names = (ladder.primary, "latency_p50_ms", "size_bytes", "parameters")
+    return [
+        (name, ladder.row(last.against_first[name].against).metrics[name], last.metrics[name])
+        for name in names
+        if name is not None and name in last.metrics and name in last.against_first
     ]
-    found = []
-    for name in wanted:
-        if name is not None and name in last.against_first:
-            first = ladder.row(last.against_first[name].against)
-            found.append((name, first.metrics[name], last.metrics[name]))
-    return found
 
 
-def _link(artifact: Path, folder: Path) -> str:
-    return Path(os.path.relpath(artifact / "report.html", folder)).as_posix()
+def _link(artifact_path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(artifact_path / "report.html", folder)).as_posix()
 
 
-def _page(template: str, **values: Any) -> str:
+def _render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
@@ -204,7 +228,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(facts=facts, formats=formats, change_text=change_text, tone=tone)
-    environment.globals["style"] = Markup((folder / "style.css").read_text("utf-8"))  # noqa: S704 - our own file
-    environment.filters["figure"] = Markup  # SVG of ours, whose labels matplotlib has escaped
+    functions: Mapping[str, Any] = {
+        "artifact": artifact,
+        "formatting": formatting,
+        "change_text": change_text,
+        "tone": tone,
+        "style": Markup((folder / "style.css").read_text("utf-8")),  # noqa: S704 - our own file
+    }
+    environment.globals.update(functions)
+    environment.filters["figure"] = Markup  # our own SVG, whose labels matplotlib has escaped
     return environment

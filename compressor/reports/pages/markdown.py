@@ -1,4 +1,4 @@
-"""report.md: of one artifact, and of a run."""
+"""Write report.md of an artifact and of a run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from pathlib import Path
 from compressor.artifacts.manifest import Manifest, Metric
 from compressor.artifacts.runs import GateResult
 from compressor.evaluation.records import Measurement
-from compressor.reports.rows import facts, formats
-from compressor.reports.rows.gain_rows import COLUMNS as GAIN_COLUMNS
-from compressor.reports.rows.gain_rows import gain_cells, reasons
-from compressor.reports.rows.gate_rows import COLUMNS, gate_row
+from compressor.reports.rows import artifact, formatting, gains, gates, model_files
 from compressor.reports.rows.ladder import Change, Ladder, LadderRow
 from compressor.reports.rows.run import RunReport
 
@@ -23,157 +20,190 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~$#&])")
 def artifact_markdown(
     manifest: Manifest, measurement: Measurement | None, command: str, model: Path | None = None
 ) -> str:
-    """What the artifact is, what was measured of it, and how to make it again."""
-    parts = [f"# {text(manifest.step)}", table(("", ""), facts.about(manifest))]
-    if manifest.metrics:
-        parts += [
-            "## Figures",
-            *facts.how_measured(measurement),
-            _metrics(facts.headline(manifest)),
-        ]
-    if rows := facts.slices(manifest):
-        names = list(dict.fromkeys(name for row in rows for name in row.metrics))
-        cells = [
-            (
-                formats.readable_slice(row.name),
-                str(row.samples),
-                *(_with_interval(row.metrics.get(n)) for n in names),
-            )
-            for row in rows
-        ]
-        parts += ["## Slices", table(("slice", "samples", *map(formats.label, names)), cells)]
-    if latency := facts.latency_rows(manifest):
-        parts += ["## Latency", _metrics(latency)]
-    if ranges := facts.calibration(model) if model is not None else []:
-        cells = [
-            (
-                row.tensor,
-                formats.count(row.values),
-                *map(formats.digits, (row.minimum, row.maximum, row.bound)),
-            )
-            for row in ranges
-        ]
-        parts += [
-            "## Calibration",
-            table(("tensor", "values", "smallest", "largest", "integers end at"), cells),
-        ]
-    if notes := facts.notes(manifest):
-        parts += ["## Notes", "\n".join(f"- {text(note)}" for note in notes)]
-    if summary := facts.summary(manifest):
-        parts += ["## What the pass tells", table(("", ""), summary)]
-    for name, columns, records in facts.tables(manifest):
-        parts += [f"## {name.capitalize()}", table(columns, records)]
-    files = [
-        (name, formats.size(entry.bytes), entry.sha256)
-        for name, entry in sorted(manifest.files.items())
-    ]
-    parts += [
+    """Return the report of one artifact.
+
+    Args:
+        manifest: The artifact's manifest.
+        measurement: What was measured when the artifact was built, if anything.
+        command: The command line that reproduces the artifact.
+        model: The model's folder, for its calibration table.
+    """
+    parts = [
+        f"# {escape(manifest.step)}",
+        table(("", ""), artifact.about(manifest)),
+        *_measured(manifest, measurement),
+        *_calibration(model),
+        *_summary(manifest),
         "## Config",
-        fenced(json.dumps(manifest.pass_.config, indent=2, ensure_ascii=False), "json"),
-        "## Lineage",
-        table(("made from", "id"), facts.lineage(manifest))
-        if facts.lineage(manifest)
-        else "A source: nothing came before.",
-        "## Files",
-        table(("file", "size", "sha256"), files),
-        "## Environment",
-        table(("", ""), facts.environment(manifest)),
+        fence(json.dumps(manifest.pass_.config, indent=2, ensure_ascii=False), "json"),
+        *_origin(manifest),
         "## Reproduce",
-        fenced(command, "sh"),
+        fence(command, "sh"),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def _measured(manifest: Manifest, measurement: Measurement | None) -> list[str]:
+    """Return the sections on metrics, slices and latency."""
+    parts = []
+    if manifest.metrics:
+        parts += [
+            "## Metrics",
+            *artifact.measurement_notes(measurement),
+            _metrics(artifact.headline(manifest)),
+        ]
+    if rows := artifact.slices(manifest):
+        names = artifact.slice_metrics(rows)
+        cells = [
+            (
+                formatting.slice_name(row.name),
+                str(row.samples),
+                *(_with_interval(row.metrics.get(name)) for name in names),
+            )
+            for row in rows
+        ]
+        parts += ["## Slices", table(("slice", "samples", *map(formatting.label, names)), cells)]
+    if latency := artifact.latency_rows(manifest):
+        parts += ["## Latency", _metrics(latency)]
+    return parts
+
+
+def _calibration(model: Path | None) -> list[str]:
+    ranges = model_files.read_calibration(model) if model is not None else []
+    if not ranges:
+        return []
+    cells = [
+        (
+            row.tensor,
+            formatting.count(row.values),
+            *map(formatting.digits, (row.minimum, row.maximum, row.bound)),
+        )
+        for row in ranges
+    ]
+    headers = ("tensor", "values", "minimum", "maximum", "integer range ±")
+    return ["## Calibration", table(headers, cells)]
+
+
+def _summary(manifest: Manifest) -> list[str]:
+    """Return the sections on what the pass recorded."""
+    parts = []
+    if notes := artifact.notes(manifest):
+        parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in notes)]
+    if summary := artifact.summary(manifest):
+        parts += ["## Pass summary", table(("", ""), summary)]
+    for records in artifact.summary_tables(manifest):
+        parts += [f"## {records.name.capitalize()}", table(records.columns, records.rows)]
+    return parts
+
+
+def _origin(manifest: Manifest) -> list[str]:
+    """Return the sections on lineage, files and environment."""
+    lineage = artifact.lineage(manifest)
+    files = [
+        (name, formatting.size(entry.bytes), entry.sha256)
+        for name, entry in sorted(manifest.files.items())
+    ]
+    return [
+        "## Lineage",
+        table(("input", "id"), lineage) if lineage else "A source model: it has no parents.",
+        "## Files",
+        table(("file", "size", "sha256"), files),
+        "## Environment",
+        table(("", ""), artifact.environment(manifest)),
+    ]
+
+
 def run_markdown(report: RunReport) -> str:
-    """The ladder, the gates and the notes of a run."""
-    parts = [f"# {text(report.pipeline)}", ladder_table(report.ladder)]
-    parts += [
-        "Changes are against the step's parent; ≈ marks one that is within noise: the 95 % intervals overlap."
+    """Return the report of a run: ladder, gates, gains, slices and notes."""
+    parts = [
+        f"# {escape(report.pipeline)}",
+        ladder_table(report.ladder),
+        "Changes are relative to the step's parent; ≈ marks a change within noise: "
+        "the 95 % intervals overlap.",
     ]
     if report.ladder.has_stand_in:
-        parts += [text(formats.STAND_IN_EXPLAINED)]
+        parts += [f"{escape(formatting.STAND_IN_NOTE)}."]
     if report.gates:
         parts += ["## Gates", gates_table(report.gates)]
     if report.gains:
-        parts += ["## What each step won", table(GAIN_COLUMNS, map(gain_cells, report.gains))]
-        if why := reasons(report.gains):
-            parts += ["\n".join(f"- **{text(step)}** is {text(line)}" for step, line in why)]
+        parts += ["## Gain of each step"]
+        parts += [table(gains.COLUMNS, map(gains.gain_cells, report.gains))]
+        if reasons := gains.reasons_not_faster(report.gains):
+            parts += [
+                "\n".join(f"- **{escape(step)}** is {escape(text)}" for step, text in reasons)
+            ]
     if slices := report.ladder.slices():
-        parts += ["## Slices", _slices(report.ladder, slices)]
+        parts += ["## Slices", _slices_table(report.ladder, slices)]
     if notes := report.all_notes():
-        parts += [
-            "## Notes",
-            "\n".join(f"- **{text(step)}**: {text(line)}" for step, line in notes),
-        ]
-    last = report.steps[-1].artifact.manifest
+        lines = (f"- **{escape(step)}**: {escape(text)}" for step, text in notes)
+        parts += ["## Notes", "\n".join(lines)]
     parts += [
         "## Environment",
-        table(("", ""), facts.environment(last)),
+        table(("", ""), artifact.environment(report.steps[-1].artifact.manifest)),
         "## Reproduce",
-        fenced(report.command, "sh"),
+        fence(report.command, "sh"),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def ladder_table(ladder: Ladder) -> str:
-    """One row a step; under each figure the change against the parent."""
-    headers = ("step", "kind", *(formats.label(name) for name in ladder.columns), "built in")
+    """Return the ladder as a table: one row per step, each metric with its change."""
+    headers = ("step", "format", *map(formatting.label, ladder.columns), "built in")
     rows = [
         (
             row.step,
-            row.kind.value,
-            *(_figure(row, name) for name in ladder.columns),
-            formats.duration(row.seconds),
+            row.format,
+            *(_metric_cell(row, name) for name in ladder.columns),
+            formatting.duration(row.seconds),
         )
         for row in ladder.rows
     ]
     return table(headers, rows)
 
 
-def gates_table(gates: Sequence[GateResult]) -> str:
-    """Every gate with its verdict."""
-    return table(COLUMNS, [gate_row(gate).cells for gate in gates])
+def gates_table(results: Sequence[GateResult]) -> str:
+    """Return the gates with their verdicts as a table."""
+    return table(gates.COLUMNS, [gates.gate_row(result).cells for result in results])
 
 
 def change_text(change: Change, unit: str) -> str:
-    """``−1.2 pts`` for shares, ``×0.25`` for the rest, ``≈`` before what is within noise."""
+    """Format a change: ``−1.2 pts`` for fractions, else ``×0.25``; ``≈`` marks noise."""
     if change.verdict == "same":
         return "="
-    moved = (
-        formats.difference(change.absolute, unit)
+    text = (
+        formatting.difference(change.absolute, unit)
         if unit == "fraction"
-        else formats.ratio(change.ratio)
+        else formatting.ratio(change.ratio)
     )
-    return f"≈ {moved}" if change.verdict == "noise" else moved
+    return f"≈ {text}" if change.verdict == "noise" else text
 
 
 def tone(change: Change) -> str:
-    """How a change is coloured: its verdict, but nothing where it is too small to show in three digits."""
-    return "same" if formats.ratio(change.ratio) == "×1.00" else change.verdict
+    """Return the CSS class of a change: its verdict, or ``same`` if it rounds to ×1.00."""
+    return "same" if formatting.ratio(change.ratio) == "×1.00" else change.verdict
 
 
-def _figure(row: LadderRow, name: str) -> str:
+def _metric_cell(row: LadderRow, name: str) -> str:
     metric = row.metrics.get(name)
     if metric is None:
-        return formats.DASH
+        return formatting.DASH
+    mark = formatting.STAND_IN if row.is_stand_in(name) else ""
     change = row.against_parent.get(name)
-    mark = formats.STAND_IN if row.stood_in_for(name) else ""
-    return (
-        _with_interval(metric) + mark + (f" ({change_text(change, metric.unit)})" if change else "")
-    )
+    suffix = f" ({change_text(change, metric.unit)})" if change else ""
+    return _with_interval(metric) + mark + suffix
 
 
 def _with_interval(metric: Metric | None) -> str:
-    interval = formats.interval(metric)
-    return formats.metric(metric) + (f" [{interval}]" if interval else "")
+    interval = formatting.interval(metric)
+    return formatting.metric(metric) + (f" [{interval}]" if interval else "")
 
 
 def _metrics(metrics: Iterable[Metric]) -> str:
     rows = [
         (
-            formats.label(metric.name),
-            formats.metric(metric),
-            formats.interval(metric),
+            formatting.label(metric.name),
+            formatting.metric(metric),
+            formatting.interval(metric),
             str(metric.samples),
         )
         for metric in metrics
@@ -181,33 +211,36 @@ def _metrics(metrics: Iterable[Metric]) -> str:
     return table(("metric", "value", "95 % interval", "samples"), rows)
 
 
-def _slices(ladder: Ladder, slices: Sequence[str]) -> str:
-    primary = ladder.primary
-    rows = [row for row in ladder.rows if any(f"{primary}[{one}]" in row.metrics for one in slices)]
+def _slices_table(ladder: Ladder, slices: Sequence[str]) -> str:
+    """Return the primary metric by slice (rows) and step (columns)."""
+    names = {slice_: f"{ladder.primary}[{slice_}]" for slice_ in slices}
+    rows = [row for row in ladder.rows if not row.metrics.keys().isdisjoint(names.values())]
     cells = [
         (
-            formats.readable_slice(one),
-            *(_with_interval(row.metrics.get(f"{primary}[{one}]")) for row in rows),
+            formatting.slice_name(slice_),
+            *(_with_interval(row.metrics.get(name)) for row in rows),
         )
-        for one in slices
+        for slice_, name in names.items()
     ]
-    return table((f"{formats.label(str(primary))} of", *(row.step for row in rows)), cells)
+    return table(
+        (f"{formatting.label(str(ladder.primary))} by slice", *(row.step for row in rows)), cells
+    )
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A pipe table; every cell is escaped."""
-    lines = [[text(header) for header in headers], ["---"] * len(headers)]
-    body = [[text(cell) for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (*lines, *body))
+    """Return a pipe table; every cell is escaped."""
+    head = [[escape(header) for header in headers], ["---"] * len(headers)]
+    body = [[escape(cell) for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (*head, *body))
 
 
-def text(raw: str) -> str:
-    """``raw`` on one line, with nothing in it that Markdown or HTML would act on."""
-    return _SPECIAL.sub(r"\\\1", " ".join(raw.split()))
+def escape(text: str) -> str:
+    """Return text on one line, with every character escaped that Markdown or HTML interprets."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
-def fenced(raw: str, language: str) -> str:
-    """A code block whose fence is longer than any run of backticks in it."""
-    longest = max((len(run) for run in re.findall(r"`+", raw)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{raw}\n{fence}"
+def fence(code: str, language: str) -> str:
+    """Return a code block; its fence is longer than any run of backticks in the code."""
+    longest = max((len(run) for run in re.findall(r"`+", code)), default=0)
+    marks = "`" * max(3, longest + 1)
+    return f"{marks}{language}\n{code}\n{marks}"

@@ -1,7 +1,7 @@
-"""Matplotlib figures as inline SVG that follows the page: its colours, its font, its width.
+"""Save Matplotlib figures as inline SVG that takes its colors, font and width from the page.
 
-Figures are drawn in stand-in colours, which become CSS variables in the output; so one picture serves light and dark mode.
-Text stays text. The same figure gives the same bytes.
+MeasuredModel are drawn in placeholder colors, which become CSS variables in the output: one picture
+serves light and dark mode. Text stays text. Equal figures give equal bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 INK, MUTED, LINE, ACCENT, PAPER = "#010203", "#010204", "#010205", "#010206", "#010207"
-_VARIABLES = {
+_CSS_VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     LINE: "var(--line)",
@@ -56,12 +56,12 @@ _STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """The page's style, for as long as a figure is made and saved."""
+def page_style() -> Iterator[None]:
+    """Apply the page's style while a figure is drawn and saved."""
     from matplotlib import rc_context, rcdefaults
 
     with rc_context(), warnings.catch_warnings():
-        # The layout is computed with DejaVu, which has no Chinese; the reader's browser draws the text with what it has.
+        # DejaVu, which Matplotlib lays text out with, has no Chinese; browsers use their own fonts.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         rcdefaults()
         with rc_context(_STYLE):
@@ -69,7 +69,13 @@ def drawing() -> Iterator[None]:
 
 
 def svg(figure: Any, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element; ``name`` (unique on the page) keeps its ids apart from other figures'."""
+    """Return a figure as an ``<svg>`` element.
+
+    Args:
+        figure: A Matplotlib figure, drawn within ``page_style``.
+        name: Prefix of the element's ids; unique on the page.
+        description: Text for screen readers.
+    """
     from matplotlib import rc_context
 
     buffer = io.StringIO()
@@ -83,25 +89,26 @@ def svg(figure: Any, name: str, description: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\1{name}-", text)
-    text = re.sub(r'(style|fill|stroke)="[^"]*"', _in_page_colours, text)
+    text = re.sub(r'(style|fill|stroke)="[^"]*"', _use_page_style, text)
     text = re.sub(
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
-        rf'<svg viewBox="\1" role="img" aria-label="{_quoted(description)}">',
+        rf'<svg viewBox="\1" role="img" aria-label="{_escape_attribute(description)}">',
         text,
         count=1,
     )
     return text.replace("xlink:href", "href").strip()
 
 
-def _in_page_colours(style: re.Match[str]) -> str:
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", style.group())
+def _use_page_style(attribute: re.Match[str]) -> str:
+    """Return an attribute without its font family, its placeholder colors as CSS variables."""
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", attribute.group())
     text = re.sub(r"font-family: [^;\"]*;?", "", text)
-    for stand_in, variable in _VARIABLES.items():
-        text = text.replace(stand_in, variable)
+    for placeholder, variable in _CSS_VARIABLES.items():
+        text = text.replace(placeholder, variable)
     return text
 
 
-def _quoted(text: str) -> str:
+def _escape_attribute(text: str) -> str:
     from xml.sax.saxutils import escape
 
     return escape(text, {'"': "&quot;"})

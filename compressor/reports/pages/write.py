@@ -1,8 +1,9 @@
-"""Puts reports where the design says: an artifact's before it is published, a run's in its record."""
+"""Write the report files of an artifact, of a run, and of the command `gate`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -10,15 +11,20 @@ from pydantic import BaseModel
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
 from compressor.artifacts.manifest import Manifest
+from compressor.artifacts.runs import GateResult
 from compressor.artifacts.store import MODEL
-from compressor.engine.gates.metrics import LADDER, SAMPLES, samples_of
+from compressor.engine.gates.measured_model import LADDER, SAMPLES, samples_of
 from compressor.evaluation.records import Measurement
-from compressor.reports.pages.junit import run_junit
-from compressor.reports.rows import facts
+from compressor.reports.pages.html import artifact_html, run_html
+from compressor.reports.pages.junit import gates_junit, run_junit
+from compressor.reports.pages.markdown import artifact_markdown, run_markdown
+from compressor.reports.pages.step_summary import summarize_gates
+from compressor.reports.rows import model_files
 from compressor.reports.rows.run import RunReport
 
-PAGES = ("report.md", "report.html")
-_DIGEST_WITHIN = 400  # characters: the digest stands in the first lines of a page
+MARKDOWN, HTML = "report.md", "report.html"
+_DIGEST_WITHIN = 400
+"""A page holds its digest within this many characters from its start."""
 
 
 def write_artifact_reports(
@@ -26,58 +32,60 @@ def write_artifact_reports(
 ) -> None:
     """Write ``reports/*.json``, ``report.md`` and ``report.html`` into a staged artifact.
 
-    Of ``manifest`` everything but ``reports`` and ``digest`` is shown: those answer to what is written here.
-    ``command`` is what makes the artifact again.
+    Args:
+        folder: The artifact's staging folder; the model is already in it.
+        manifest: The artifact's manifest. Its fields ``reports`` and ``digest`` are not shown:
+            they depend on the files written here.
+        measurement: What was measured, if anything.
+        command: The command line that reproduces the artifact.
     """
-    from compressor.reports.pages.html import artifact_html
-    from compressor.reports.pages.markdown import artifact_markdown
-
     if measurement is not None:
         if measurement.accuracy is not None:
-            _write(folder / facts.ACCURACY_FILE, _json(measurement.accuracy))
+            _write(folder / model_files.ACCURACY_FILE, _json(measurement.accuracy))
         if measurement.latency is not None:
-            _write(folder / facts.LATENCY_FILE, _json(measurement.latency))
-    _write(folder / "report.md", artifact_markdown(manifest, measurement, command, folder / MODEL))
-    _write(folder / "report.html", artifact_html(manifest, measurement, command, folder / MODEL))
+            _write(folder / model_files.LATENCY_FILE, _json(measurement.latency))
+    content = (manifest, measurement, command, folder / MODEL)
+    _write(folder / MARKDOWN, artifact_markdown(*content))
+    _write(folder / HTML, artifact_html(*content))
 
 
 def write_run_reports(folder: Path, report: RunReport) -> bool:
-    """Write ladder, samples, gates and JUnit XML and, unless they already tell the same, the two pages.
+    """Write a run's ladder, samples, gates, JUnit XML, and its two pages if their content changed.
 
-    Returns whether the pages were drawn.
+    Returns:
+        True if the pages were written.
     """
     _write(folder / LADDER, _json(report.ladder))
-    _write(
-        folder / "gates.json",
-        json.dumps([gate.model_dump(mode="json") for gate in report.gates], indent=1),
-    )
+    gates = [gate.model_dump(mode="json") for gate in report.gates]
+    _write(folder / "gates.json", json.dumps(gates, indent=1))
     _write(folder / "junit.xml", run_junit(report))
-    kept = {
-        step.step: found
+    samples = {
+        step.step: samples.model_dump()
         for step in report.steps
-        if (found := samples_of(step.artifact)) is not None
+        if (samples := samples_of(step.artifact)) is not None
     }
-    _write(
-        folder / SAMPLES,
-        json.dumps({step: one.model_dump() for step, one in kept.items()}, separators=(",", ":")),
-    )
+    _write(folder / SAMPLES, json.dumps(samples, separators=(",", ":")))
     digest = report.digest()
-    if pages_tell(folder, digest):
+    if pages_are_current(folder, digest):
         return False
-    from compressor.reports.pages.html import run_html
-    from compressor.reports.pages.markdown import run_markdown
-
-    _write(folder / "report.md", run_markdown(report))
-    _write(folder / "report.html", run_html(report, folder, digest))
+    _write(folder / MARKDOWN, run_markdown(report))
+    _write(folder / HTML, run_html(report, folder, digest))
     return True
 
 
-def pages_tell(folder: Path, digest: str) -> bool:
-    """Whether the pages in ``folder`` were drawn from what has this digest."""
-    if not all((folder / name).is_file() for name in PAGES):
+def pages_are_current(folder: Path, digest: str) -> bool:
+    """Return True if the pages in ``folder`` show the content with this digest."""
+    if not all((folder / name).is_file() for name in (MARKDOWN, HTML)):
         return False
-    with (folder / "report.html").open(encoding="utf-8") as file:
+    with (folder / HTML).open(encoding="utf-8") as file:
         return digest in file.read(_DIGEST_WITHIN)
+
+
+def write_gate_reports(title: str, results: Sequence[GateResult], junit_xml: Path | None) -> None:
+    """Append gate results to the CI job's summary; write JUnit XML if a path is given."""
+    summarize_gates(title, results)
+    if junit_xml is not None:
+        _write(junit_xml, gates_junit(title, results))
 
 
 def _json(record: BaseModel) -> str:

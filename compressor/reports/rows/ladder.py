@@ -1,14 +1,13 @@
-"""The ladder: one row a step, and what each step cost and won."""
+"""The ladder: one row per step of a run, with metrics and their change against earlier steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from compressor.artifacts.kinds import Kind
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.store import Artifact
 
@@ -20,39 +19,46 @@ Verdict = Literal["better", "worse", "same", "noise"]
 
 @dataclass(frozen=True, slots=True)
 class LadderInput:
-    """One step of a run, in run order."""
+    """One step of a run; a ladder takes them in run order."""
 
     step: str
     artifact: Artifact
     cached: bool
+    """True if the artifact was taken from the store."""
     parent: str | None
     """The step whose artifact was read; None for the source."""
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True
+    )
 
 
 class Change(_Part):
-    """How a metric moved against another row."""
+    """Change of a metric against another row."""
 
     against: str
-    """That row's step."""
+    """Step of the other row."""
     absolute: float
+    """New value minus old value."""
     ratio: float | None
-    """New over old; None where the old value is 0."""
+    """New value divided by old value; None if the old value is 0."""
     verdict: Verdict
-    """``noise`` where both 95 % intervals overlap, so that the measurement cannot tell the two apart."""
+    """``noise`` if the 95 % intervals overlap, so that the measurement cannot separate the two."""
 
 
 class LadderRow(_Part):
-    """One step."""
+    """One step with its metrics."""
 
     step: str
     name: str
-    """The artifact's directory."""
+    """Name of the artifact's directory."""
     id: str
-    kind: Kind
+    format: Annotated[
+        str, Field(validation_alias=AliasChoices("format", "kind"), serialization_alias="kind")
+    ]
+    """Format of the model; the JSON key is ``kind``, as in manifests."""
     pass_name: str
     parent: str | None
     cached: bool
@@ -61,29 +67,29 @@ class LadderRow(_Part):
     seconds: float
     """Wall time of the pass, in the run that built the artifact."""
     peak_rss_bytes: int
-    """Peak memory of the pass; that of inference is the metric of the same name."""
+    """Peak memory of the pass; the metric of the same name is that of inference."""
     against_parent: dict[str, Change]
     against_first: dict[str, Change]
-    """Against the first row that has the metric: the source, where it was measured."""
+    """Changes against the first row that has the metric: the source, if it was measured."""
 
-    def stood_in_for(self, name: str) -> bool:
-        """Whether a figure is not the engine's own, which did not run, but that of the ONNX graph it was built from."""
+    def is_stand_in(self, name: str) -> bool:
+        """Return True if a metric was measured on the engine's graph, not on the engine."""
         executed = self.metrics.get("executed")
         return executed is not None and executed.value == 0 and name not in _COSTS
 
 
 class Ladder(_Part):
-    """All rows, and the metrics worth a column."""
+    """All rows of a run, and the metrics that get a column."""
 
     accuracy: tuple[str, ...]
-    """Whole-set accuracy metrics, in the order they were asked for."""
+    """Accuracy metrics of the whole set, in the order of the pipeline."""
     columns: tuple[str, ...]
-    """Those, then the costs that anything was measured of."""
+    """The accuracy metrics, then every cost that was measured."""
     rows: tuple[LadderRow, ...]
 
     @property
     def primary(self) -> str | None:
-        """The accuracy that plots show: the first of which more is better."""
+        """Name of the accuracy metric that charts show: the first that should be high."""
         for name in self.accuracy:
             if any(
                 row.metrics[name].better == "higher" for row in self.rows if name in row.metrics
@@ -93,47 +99,48 @@ class Ladder(_Part):
 
     @property
     def has_stand_in(self) -> bool:
-        """Whether any accuracy is not the artifact's own."""
+        """True if any accuracy was measured on a stand-in."""
         return any(
-            name in row.metrics and row.stood_in_for(name)
+            name in row.metrics and row.is_stand_in(name)
             for row in self.rows
             for name in self.accuracy
         )
 
     def row(self, step: str) -> LadderRow:
-        """The row of a step."""
+        """Return the row of a step."""
         return next(row for row in self.rows if row.step == step)
 
     def slices(self) -> tuple[str, ...]:
-        """The slices of the primary metric that any row has, as ``input=speech``."""
+        """Return the slices of the primary metric that any row has, such as ``input=speech``."""
         prefix = f"{self.primary}["
-        found = (
-            name
-            for row in self.rows
-            for name in row.metrics
-            if name.startswith(prefix) and name.endswith("]")
+        names = (name for row in self.rows for name in row.metrics)
+        return tuple(
+            dict.fromkeys(
+                name[len(prefix) : -1]
+                for name in names
+                if name.startswith(prefix) and name.endswith("]")
+            )
         )
-        return tuple(dict.fromkeys(name[len(prefix) : -1] for name in found))
 
 
 def build_ladder(steps: Sequence[LadderInput]) -> Ladder:
-    """The ladder of the artifacts of a run."""
+    """Build the ladder of a run's artifacts."""
     rows: dict[str, LadderRow] = {}
     first: dict[str, LadderRow] = {}
     for step in steps:
-        bare = _row(step)
+        row = _row(step)
         parent = rows.get(step.parent) if step.parent is not None else None
         against_first = {
             name: change(metric, first[name].metrics[name], first[name].step)
-            for name, metric in bare.metrics.items()
+            for name, metric in row.metrics.items()
             if name in first
         }
         against_parent = {
             name: change(metric, parent.metrics[name], parent.step)
-            for name, metric in bare.metrics.items()
+            for name, metric in row.metrics.items()
             if parent is not None and name in parent.metrics
         }
-        row = bare.model_copy(
+        row = row.model_copy(
             update={"against_parent": against_parent, "against_first": against_first}
         )
         rows[step.step] = row
@@ -145,7 +152,7 @@ def build_ladder(steps: Sequence[LadderInput]) -> Ladder:
 
 
 def accuracy_names(metrics: Iterable[Metric]) -> tuple[str, ...]:
-    """The whole-set metrics that are no cost, each once."""
+    """Return the names of the accuracy metrics of the whole set, without duplicates."""
     return tuple(
         dict.fromkeys(
             metric.name
@@ -156,10 +163,13 @@ def accuracy_names(metrics: Iterable[Metric]) -> tuple[str, ...]:
 
 
 def change(new: Metric, old: Metric, against: str) -> Change:
-    """How ``new`` differs from ``old``."""
-    absolute = new.value - old.value
-    ratio = new.value / old.value if old.value else None
-    return Change(against=against, absolute=absolute, ratio=ratio, verdict=_verdict(new, old))
+    """Return the change from ``old``, measured on the step ``against``, to ``new``."""
+    return Change(
+        against=against,
+        absolute=new.value - old.value,
+        ratio=new.value / old.value if old.value else None,
+        verdict=_verdict(new, old),
+    )
 
 
 def _verdict(new: Metric, old: Metric) -> Verdict:
@@ -186,7 +196,7 @@ def _row(step: LadderInput) -> LadderRow:
         step=step.step,
         name=step.artifact.name,
         id=manifest.id,
-        kind=manifest.kind,
+        format=manifest.format,
         pass_name=manifest.pass_.name,
         parent=step.parent,
         cached=step.cached,
@@ -200,5 +210,5 @@ def _row(step: LadderInput) -> LadderRow:
 
 
 def _size(model_bytes: int) -> Metric:
-    """What an unmeasured artifact's manifest knows all the same."""
+    """Return the size as a metric, for artifacts that were not measured."""
     return Metric(name="size_bytes", value=model_bytes, unit="bytes", better="lower", samples=1)

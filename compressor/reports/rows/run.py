@@ -1,4 +1,4 @@
-"""Everything that a run's report tells, in one record, and its digest."""
+"""The content of a run's report in one record, and the digest that identifies it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 from compressor.artifacts.fingerprint import digest_json, digest_tree
 from compressor.artifacts.gain import Gain
 from compressor.artifacts.runs import GateResult
+from compressor.reports.rows import artifact
 from compressor.reports.rows.ladder import Ladder, LadderInput, build_ladder
+
+_SOURCES = ("*.py", "*.j2", "*.css")
+"""Files of this package that shape a page."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,11 @@ class RunReport:
     steps: Sequence[LadderInput]
     gates: Sequence[GateResult]
     command: str
-    """What reproduces it."""
+    """The command line that reproduces the run."""
     notes: Sequence[tuple[str, str]] = ()
-    """Step and line, of what this run had to say beside the notes that the manifests hold."""
+    """Step and text of the run's own notes, beside those in the manifests."""
     gains: Sequence[Gain] = ()
-    """What `gain` found of it, if it was asked."""
+    """Results of `gain` for this run; empty if it was not measured."""
 
     @cached_property
     def ladder(self) -> Ladder:
@@ -34,23 +38,24 @@ class RunReport:
 
     @cached_property
     def paths(self) -> Mapping[str, Path]:
-        """Step to artifact directory."""
+        """The artifact directory of each step."""
         return {step.step: step.artifact.path for step in self.steps}
 
     def all_notes(self) -> list[tuple[str, str]]:
-        """The notes of every artifact, then those of the run, each once."""
-        from compressor.reports.rows import facts
-
-        kept = [
-            (step.step, line) for step in self.steps for line in facts.notes(step.artifact.manifest)
+        """Return step and text of every note: those of the artifacts, then those of the run."""
+        of_artifacts = [
+            (step.step, line)
+            for step in self.steps
+            for line in artifact.notes(step.artifact.manifest)
         ]
-        return list(dict.fromkeys((*kept, *self.notes)))
+        return list(dict.fromkeys((*of_artifacts, *self.notes)))
 
     def digest(self) -> str:
-        """sha256 of all that the pages show, and of the code that lays it out.
+        """Return the sha256 of everything that the pages show, and of the code that lays it out.
 
-        Whether a step was taken from the store is no part of it: a second run of the same pipeline shows the same pages.
+        It does not cover which steps were cached: repeating a pipeline gives the same pages.
         """
+        package = Path(__file__).parents[1]
         return digest_json(
             {
                 "pipeline": self.pipeline,
@@ -59,8 +64,8 @@ class RunReport:
                     (step.step, step.parent, step.artifact.manifest.digest) for step in self.steps
                 ],
                 "gates": [gate.model_dump(mode="json") for gate in self.gates],
-                "gains": [one.model_dump(mode="json") for one in self.gains],
+                "gains": [gain.model_dump(mode="json") for gain in self.gains],
                 "notes": [list(note) for note in self.notes],
-                "code": digest_tree(Path(__file__).parent),
+                "code": [digest_tree(package, pattern) for pattern in _SOURCES],
             }
         )

@@ -7,19 +7,25 @@ import pytest
 
 from compressor.artifacts.gain import Gain
 from compressor.artifacts.manifest import FileEntry
-from compressor.artifacts.runs import GateResult
 from compressor.reports.pages import charts
 from compressor.reports.pages.html import artifact_html, run_html
 from compressor.reports.rows.ladder import LadderInput
-from compressor.reports.rows.run import RunReport
-from tests.support.reports import history, manifest, measurement, phone_run, share
+from tests.support.reports import (
+    COMMAND,
+    fraction_metric,
+    gate_result,
+    manifest,
+    measurement,
+    phone_run,
+    run_report,
+    training_history,
+)
 
-COMMAND = "autoglm-compress run pipeline.yaml"
 EVIL = '"><script>alert(1)</script>$x_{$&\u4e2d'
 
 
 class Page(HTMLParser):
-    """What a browser would find: tags, ids, everything that points somewhere, and the text."""
+    """The content of a page: its tags, ids, links and text."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -42,25 +48,14 @@ class Page(HTMLParser):
         self.text += data
 
 
-def run_report(tmp_path: Path, **changes: object) -> RunReport:
-    values = {
-        "pipeline": "phone",
-        "steps": phone_run(tmp_path),
-        "gates": [],
-        "command": COMMAND,
-        **changes,
-    }
-    return RunReport(**values)  # type: ignore[arg-type]
-
-
 def run_page(tmp_path: Path, **changes: object) -> str:
     return run_html(run_report(tmp_path, **changes), tmp_path / "runs" / "one", "d" * 64)
 
 
 def artifact_page(**changes: object) -> str:
-    found = measurement()
-    values = {"metrics": found.metrics, "summary": {"history": history()}, **changes}
-    return artifact_html(manifest(**values), found, COMMAND)
+    measured = measurement()
+    values = {"metrics": measured.metrics, "summary": {"history": training_history()}, **changes}
+    return artifact_html(manifest(**values), measured, COMMAND)
 
 
 def svgs(source: str) -> list[str]:
@@ -125,23 +120,14 @@ def test_the_ladder_and_its_changes_are_in_the_page(sources: list[str]) -> None:
     assert "input speech · language zh" in text
 
 
-def test_gates_are_told(tmp_path: Path) -> None:
-    gates = [
-        GateResult(
-            gate="top1 min 0.9",
-            step="onnx",
-            metric="top1",
-            limit=0.9,
-            passed=False,
-            reason="onnx has no top1",
-        )
-    ]
+def test_gates_are_shown(tmp_path: Path) -> None:
+    gates = [gate_result(value=None, found=None, reason="onnx has no top1")]
     page = run_page(tmp_path, gates=gates)
     assert "0 of 1 gates passed" in page
     assert "onnx has no top1" in page
 
 
-def test_gains_and_their_reasons_are_told(tmp_path: Path) -> None:
+def test_gains_and_their_reasons_are_shown(tmp_path: Path) -> None:
     gain = Gain(
         step="onnx",
         pass_name="export-onnx",
@@ -159,10 +145,10 @@ def test_gains_and_their_reasons_are_told(tmp_path: Path) -> None:
     )
     page = run_page(tmp_path, gains=[gain])
     for text in (
-        "What each step won",
+        "Gain of each step",
         "37.5 %",
         "×0.700 … ×0.900",
-        "not shown to be faster than student: 98 roundings",
+        "not significantly faster than student: 98 roundings",
     ):
         assert text in page
 
@@ -171,8 +157,8 @@ def test_links_lead_from_the_run_to_the_artifacts(tmp_path: Path) -> None:
     report = run_report(tmp_path)
     folder = tmp_path / "runs" / "one"
     page = Page(run_html(report, folder, "d"))
-    found = {(folder / link).resolve() for link in page.links if link.startswith("../")}
-    assert found == {(step.artifact.path / "report.html").resolve() for step in report.steps}
+    targets = {(folder / link).resolve() for link in page.links if link.startswith("../")}
+    assert targets == {(step.artifact.path / "report.html").resolve() for step in report.steps}
 
 
 def test_the_lineage_follows_the_parents(tmp_path: Path) -> None:
@@ -192,7 +178,7 @@ def test_the_lineage_follows_the_parents(tmp_path: Path) -> None:
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     steps = phone_run(tmp_path)
     last = steps[-1]
-    metrics = (*last.artifact.manifest.metrics, share(f"top1[{EVIL}]", 0.7))
+    metrics = (*last.artifact.manifest.metrics, fraction_metric(f"top1[{EVIL}]", 0.7))
     evil = last.artifact.manifest.model_copy(
         update={"metrics": metrics, "summary": {"notes": [EVIL]}, "step": EVIL}
     )
@@ -202,13 +188,13 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert EVIL in Page(page).text
     for figure in svgs(page):
         ET.fromstring(figure)
-    own = artifact_page(
+    artifact = artifact_page(
         step=EVIL, files={EVIL: FileEntry(sha256="0" * 64, bytes=1)}, summary={EVIL: EVIL}
     )
-    assert "script" not in Page(own).tags
+    assert "script" not in Page(artifact).tags
 
 
-def test_an_unmeasured_artifact_has_a_page_without_figures() -> None:
+def test_an_unmeasured_artifact_has_a_page_without_charts() -> None:
     page = artifact_html(manifest(), None, COMMAND)
     assert not svgs(page)
     assert "4.20 MB" in page
@@ -220,9 +206,9 @@ def test_a_run_of_unmeasured_steps_has_a_page(tmp_path: Path) -> None:
     assert "18.4 MB" in page
 
 
-def test_the_front_leaves_out_what_another_beats_on_both_axes() -> None:
+def test_the_pareto_front_omits_points_beaten_on_both_axes() -> None:
     def point(label: str, cost: float, gain: float) -> charts.Point:
-        return charts.Point(label, share("cost", cost), share("gain", gain))
+        return charts.Point(label, fraction_metric("cost", cost), fraction_metric("gain", gain))
 
     points = [
         point("slow", 9, 0.9),
@@ -230,10 +216,10 @@ def test_the_front_leaves_out_what_another_beats_on_both_axes() -> None:
         point("fast", 1, 0.8),
         point("equal", 2, 0.8),
     ]
-    assert [one.label for one in charts.pareto_front(points)] == ["fast", "slow"]
+    assert [point.label for point in charts.pareto_front(points)] == ["fast", "slow"]
 
 
-def test_history_shows_what_moves_loss_first() -> None:
+def test_history_shows_changing_values_and_the_loss_first() -> None:
     entries = [
         {"step": 1, "rate": 0.1, "loss": 2.0, "seed": 3, "stage": "soft"},
         {"step": 2, "rate": 0.2, "loss": 1.0, "seed": 3},

@@ -6,46 +6,35 @@ from pathlib import Path
 
 import pytest
 
-from compressor.artifacts.runs import GateResult
-from compressor.errors import DamagedArtifactError
 from compressor.evaluation.records import AccuracyReport, LatencyReport
 from compressor.reports.pages.write import write_artifact_reports, write_run_reports
-from compressor.reports.rows import facts
 from compressor.reports.rows.ladder import Ladder
 from compressor.reports.rows.run import RunReport
-from tests.support.reports import manifest, measurement, phone_run
+from tests.support.reports import gate_result, manifest, measurement, run_report
 
 
 def report(tmp_path: Path) -> RunReport:
-    return RunReport(
-        "phone",
-        phone_run(tmp_path / "store"),
-        [GateResult(gate="g", step="onnx", metric="top1", passed=True, reason="1 ≥ 1")],
-        "run",
-    )
+    gate = gate_result(gate="g", passed=True, reason="1 ≥ 1")
+    return run_report(tmp_path / "store", gates=[gate], command="run")
 
 
-def test_an_artifact_gets_its_pages_and_the_raw_samples(tmp_path: Path) -> None:
-    found = measurement()
-    write_artifact_reports(tmp_path, manifest(metrics=found.metrics), found, command="run")
-    assert (
-        AccuracyReport.model_validate_json((tmp_path / "reports/accuracy.json").read_bytes())
-        == found.accuracy
-    )
-    assert (
-        LatencyReport.model_validate_json((tmp_path / "reports/latency.json").read_bytes())
-        == found.latency
-    )
-    assert facts.read_latency(tmp_path) == found.latency
+def test_an_artifact_gets_pages_and_raw_measurements(tmp_path: Path) -> None:
+    measured = measurement()
+    student = manifest(metrics=measured.metrics)
+    write_artifact_reports(tmp_path, student, measured, command="run")
+    accuracy = (tmp_path / "reports/accuracy.json").read_bytes()
+    latency = (tmp_path / "reports/latency.json").read_bytes()
+    assert AccuracyReport.model_validate_json(accuracy) == measured.accuracy
+    assert LatencyReport.model_validate_json(latency) == measured.latency
     assert {path.name for path in tmp_path.iterdir()} == {"reports", "report.md", "report.html"}
 
 
-def test_an_unmeasured_artifact_gets_its_pages_alone(tmp_path: Path) -> None:
+def test_an_unmeasured_artifact_gets_only_pages(tmp_path: Path) -> None:
     write_artifact_reports(tmp_path, manifest(), None, command="run")
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.html"}
 
 
-def test_an_artifact_s_pages_do_not_depend_on_the_entries_that_list_them(tmp_path: Path) -> None:
+def test_pages_do_not_depend_on_the_manifest_s_list_of_reports(tmp_path: Path) -> None:
     bare = manifest()
     listed = bare.model_copy(update={"reports": bare.files, "digest": "0" * 64})
     write_artifact_reports(tmp_path / "a", bare, None, command="run")
@@ -54,7 +43,7 @@ def test_an_artifact_s_pages_do_not_depend_on_the_entries_that_list_them(tmp_pat
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_a_run_gets_pages_and_twins_for_programs(tmp_path: Path) -> None:
+def test_a_run_gets_pages_and_json_files(tmp_path: Path) -> None:
     run = report(tmp_path)
     assert write_run_reports(tmp_path / "run", run)
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -70,7 +59,7 @@ def test_a_run_gets_pages_and_twins_for_programs(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run/gates.json").read_text())[0]["passed"] is True
 
 
-def test_pages_that_tell_the_same_are_not_drawn_again(tmp_path: Path) -> None:
+def test_pages_with_the_same_content_are_not_written_again(tmp_path: Path) -> None:
     run = report(tmp_path)
     write_run_reports(tmp_path / "run", run)
     again = dataclasses.replace(
@@ -81,7 +70,7 @@ def test_pages_that_tell_the_same_are_not_drawn_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["command", "gates", "notes", "manifest", "missing"])
-def test_pages_are_drawn_again_when_something_changed(tmp_path: Path, change: str) -> None:
+def test_pages_are_written_again_when_something_changed(tmp_path: Path, change: str) -> None:
     full = report(tmp_path)
     run = dataclasses.replace(full, steps=full.steps[:1])
     write_run_reports(tmp_path / "run", run)
@@ -103,20 +92,20 @@ def test_pages_are_drawn_again_when_something_changed(tmp_path: Path, change: st
     assert write_run_reports(tmp_path / "run", changed)
 
 
-def test_a_damaged_latency_report_is_an_error_that_names_it(tmp_path: Path) -> None:
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "reports/latency.json").write_text("{")
-    with pytest.raises(DamagedArtifactError, match=r"latency\.json is damaged"):
-        facts.read_latency(tmp_path)
-
-
-def test_a_run_that_changed_nothing_loads_no_plotting_and_no_templates(tmp_path: Path) -> None:
+def test_an_unchanged_run_loads_neither_matplotlib_nor_jinja(tmp_path: Path) -> None:
     write_run_reports(tmp_path / "run", report(tmp_path))
+    run, store = str(tmp_path / "run"), str(tmp_path / "store")
     code = (
-        "import sys; from pathlib import Path; from tests.support.reports import *; from tests.unit.reports.test_write_reports import report\n"
+        "import shutil, sys\n"
+        "from pathlib import Path\n"
         "from compressor.reports.pages.write import write_run_reports\n"
-        f"import shutil; shutil.rmtree({str(tmp_path / 'store')!r})\n"
-        f"assert not write_run_reports(Path({str(tmp_path / 'run')!r}), report(Path({str(tmp_path)!r})))\n"
-        "assert not {'matplotlib', 'jinja2', 'torch', 'onnx', 'numpy'} & set(sys.modules)\n"
+        "from tests.support.reports import gate_result, run_report\n"
+        f"shutil.rmtree({store!r})\n"
+        "gate = gate_result(gate='g', passed=True, reason='1 ≥ 1')\n"
+        f"report = run_report(Path({store!r}), gates=[gate], command='run')\n"
+        f"assert not write_run_reports(Path({run!r}), report)\n"
+        "heavy = {'matplotlib', 'jinja2', 'torch', 'onnx', 'numpy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+    repository = Path(__file__).parents[4]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=repository)

@@ -5,7 +5,7 @@ import pytest
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.store import Artifact
 from compressor.reports.rows.ladder import Ladder, LadderInput, build_ladder, change
-from tests.support.reports import counted, manifest, phone_run, share, timed
+from tests.support.reports import count_metric, fraction_metric, latency_metric, manifest, phone_run
 
 
 def step(name: str, metrics: tuple[Metric, ...], parent: str | None = None) -> LadderInput:
@@ -22,7 +22,7 @@ def ladder(tmp_path: Path) -> Ladder:
     return build_ladder(phone_run(tmp_path))
 
 
-def test_columns_are_the_accuracies_then_the_costs_that_were_measured(ladder: Ladder) -> None:
+def test_columns_are_accuracies_then_measured_costs(ladder: Ladder) -> None:
     assert ladder.accuracy == ("top1",)
     assert ladder.columns == (
         "top1",
@@ -35,7 +35,7 @@ def test_columns_are_the_accuracies_then_the_costs_that_were_measured(ladder: La
     )
 
 
-def test_a_column_that_nobody_measured_is_left_out() -> None:
+def test_a_cost_that_was_not_measured_has_no_column() -> None:
     assert build_ladder([step("source", ())]).columns == ("size_bytes",)
 
 
@@ -61,7 +61,7 @@ def test_a_branch_is_compared_with_its_own_parent(ladder: Ladder) -> None:
     assert ladder.row("pruned").against_parent["top1"].absolute == pytest.approx(0.771 - 0.831)
 
 
-def test_no_change_is_told_where_the_parent_was_not_measured(ladder: Ladder) -> None:
+def test_there_is_no_change_if_the_parent_was_not_measured(ladder: Ladder) -> None:
     assert set(ladder.row("teacher").against_parent) == {"size_bytes"}
     assert "top1" not in ladder.row("teacher").against_first
 
@@ -69,28 +69,28 @@ def test_no_change_is_told_where_the_parent_was_not_measured(ladder: Ladder) -> 
 @pytest.mark.parametrize(
     ("old", "new", "verdict"),
     [
-        (share("top1", 0.80, 0.02), share("top1", 0.83, 0.02), "noise"),
-        (share("top1", 0.80, 0.01), share("top1", 0.83, 0.01), "better"),
-        (share("top1", 0.83, 0.01), share("top1", 0.80, 0.01), "worse"),
-        (timed("latency_p50_ms", 4.0), timed("latency_p50_ms", 2.0), "better"),
-        (timed("latency_p50_ms", 2.0), timed("latency_p50_ms", 4.0), "worse"),
-        (counted("parameters", 100), counted("parameters", 99), "better"),
-        (counted("parameters", 100), counted("parameters", 100), "same"),
+        (fraction_metric("top1", 0.80, 0.02), fraction_metric("top1", 0.83, 0.02), "noise"),
+        (fraction_metric("top1", 0.80, 0.01), fraction_metric("top1", 0.83, 0.01), "better"),
+        (fraction_metric("top1", 0.83, 0.01), fraction_metric("top1", 0.80, 0.01), "worse"),
+        (latency_metric("latency_p50_ms", 4.0), latency_metric("latency_p50_ms", 2.0), "better"),
+        (latency_metric("latency_p50_ms", 2.0), latency_metric("latency_p50_ms", 4.0), "worse"),
+        (count_metric("parameters", 100), count_metric("parameters", 99), "better"),
+        (count_metric("parameters", 100), count_metric("parameters", 100), "same"),
     ],
 )
-def test_a_change_is_judged_by_its_direction_unless_it_is_within_noise(
+def test_a_change_is_better_or_worse_unless_it_is_within_noise(
     old: Metric, new: Metric, verdict: str
 ) -> None:
     assert change(new, old, "before").verdict == verdict
 
 
-def test_a_ratio_to_nothing_is_not_told() -> None:
-    assert change(counted("macs", 5), counted("macs", 0), "before").ratio is None
+def test_there_is_no_ratio_to_zero() -> None:
+    assert change(count_metric("macs", 5), count_metric("macs", 0), "before").ratio is None
 
 
-def test_the_primary_accuracy_is_the_first_of_which_more_is_better() -> None:
+def test_the_primary_accuracy_is_the_first_that_should_be_high() -> None:
     loss = Metric(name="cross_entropy", value=0.4, unit="nats", better="lower", samples=10)
-    ladder = build_ladder([step("source", (loss, share("top1", 0.8)))])
+    ladder = build_ladder([step("source", (loss, fraction_metric("top1", 0.8)))])
     assert ladder.accuracy == ("cross_entropy", "top1")
     assert ladder.primary == "top1"
     assert build_ladder([step("source", (loss,))]).primary is None
@@ -99,6 +99,10 @@ def test_the_primary_accuracy_is_the_first_of_which_more_is_better() -> None:
 def test_slices_are_those_of_the_primary_accuracy(ladder: Ladder) -> None:
     assert ladder.slices()[:2] == ("input=text", "input=speech")
     assert not any("[" in name for name in ladder.columns)
+
+
+def test_a_ladder_names_formats_as_manifests_do(ladder: Ladder) -> None:
+    assert [row["kind"] for row in ladder.model_dump(mode="json")["rows"]][-2:] == ["onnx", "torch"]
 
 
 def test_a_ladder_survives_json(ladder: Ladder) -> None:

@@ -1,13 +1,17 @@
-"""Numbers as people read them: three significant digits, the unit beside them, a true minus sign."""
+"""Format numbers for people: three significant digits, the unit beside them, a true minus sign."""
 
 from __future__ import annotations
 
 from compressor.artifacts.manifest import Metric
 
 DASH = "–"
+"""Placeholder for a value that was not measured."""
 STAND_IN = " †"
-"""Behind a figure that is not the engine's own."""
-STAND_IN_EXPLAINED = "† of the ONNX graph that the engine was built from, in ONNX Runtime: the engine itself did not run here"
+"""Mark behind a metric that was measured on a stand-in and not on the artifact itself."""
+STAND_IN_NOTE = (
+    "† measured on the ONNX graph that the engine was built from, with ONNX Runtime: "
+    "the engine itself did not run on this machine"
+)
 _LABELS = {
     "latency_p50_ms": "latency p50",
     "latency_p90_ms": "latency p90",
@@ -23,32 +27,30 @@ _LABELS = {
 
 
 def label(name: str) -> str:
-    """What a column or an axis calls a metric; a slice keeps its bracket."""
+    """Return the heading of a metric; the slice of ``top1[input=speech]`` stays in brackets."""
     base, bracket, rest = name.partition("[")
     return _LABELS.get(base, base.replace("_", " ")) + bracket + rest
 
 
 def size(count: float) -> str:
-    """Bytes in powers of 1000, as disks and phones are sold: ``4.20 MB``."""
+    """Format bytes in powers of 1000: ``4.20 MB``."""
     return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
 
 
 def count(number: float) -> str:
-    """A counted thing: exact below ten thousand, then ``4.20 M``."""
-    return (
-        f"{number:.0f}"
-        if abs(number) < 10_000 and number == int(number)
-        else _scaled(number, ("", "k", "M", "G", "T"))
-    )
+    """Format a count: exact below ten thousand, then ``4.20 M``."""
+    if abs(number) < 10_000 and number == int(number):
+        return f"{number:.0f}"
+    return _scaled(number, ("", "k", "M", "G", "T"))
 
 
 def milliseconds(value: float) -> str:
-    """``0.412 ms``, ``12.3 ms``, ``1.20 s``."""
+    """Format milliseconds: ``0.412 ms``, ``12.3 ms``, ``1.20 s``."""
     return f"{digits(value / 1000)} s" if abs(value) >= 1000 else f"{digits(value)} ms"
 
 
 def duration(seconds: float) -> str:
-    """Wall time: ``0.42 s``, ``12.3 s``, ``2 min 05 s``, ``1 h 12 min``."""
+    """Format a wall time in seconds: ``0.42 s``, ``12.3 s``, ``2 min 05 s``, ``1 h 12 min``."""
     if seconds < 99.95:
         return f"{digits(seconds)} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -59,12 +61,12 @@ def duration(seconds: float) -> str:
 
 
 def fraction(value: float) -> str:
-    """A share: ``81.3 %``."""
-    return f"{_minus(f'{100 * value:.1f}')} %"
+    """Format a fraction as a percentage: ``81.3 %``."""
+    return f"{_true_minus(f'{100 * value:.1f}')} %"
 
 
 def number(value: float, unit: str) -> str:
-    """A value in the notation of its unit."""
+    """Format a value in the notation of its unit."""
     match unit:
         case "fraction":
             return fraction(value)
@@ -82,71 +84,78 @@ def number(value: float, unit: str) -> str:
             return f"{digits(value)} {unit}".rstrip()
 
 
-def metric(one: Metric | None) -> str:
-    """A metric's value, or a dash where nothing was measured."""
-    return DASH if one is None else number(one.value, one.unit)
+def optional_number(value: float | None, unit: str) -> str:
+    """Format a value in the notation of its unit; a dash for None."""
+    return DASH if value is None else number(value, unit)
 
 
-def interval(one: Metric | None) -> str:
-    """The 95 % interval as ``79.8–82.7 %``; empty where there is none."""
-    if one is None or one.low is None or one.high is None:
+def metric(measured: Metric | None) -> str:
+    """Format a metric's value; a dash for None."""
+    return DASH if measured is None else number(measured.value, measured.unit)
+
+
+def interval(measured: Metric | None) -> str:
+    """Format the 95 % interval of a metric as ``79.8–82.7 %``; empty if there is none."""
+    if measured is None or measured.low is None or measured.high is None:
         return ""
-    low, high = number(one.low, one.unit), number(one.high, one.unit)
+    low, high = number(measured.low, measured.unit), number(measured.high, measured.unit)
     (bare, _, low_unit), (_, _, high_unit) = low.rpartition(" "), high.rpartition(" ")
     return f"{bare}–{high}" if bare and low_unit == high_unit else f"{low} – {high}"
 
 
 def difference(absolute: float, unit: str) -> str:
-    """A change with its sign; shares change by points."""
+    """Format a change with its sign; fractions change by percentage points."""
     text = (
-        f"{_minus(f'{100 * absolute:.1f}')} pts" if unit == "fraction" else number(absolute, unit)
+        f"{_true_minus(f'{100 * absolute:.1f}')} pts"
+        if unit == "fraction"
+        else number(absolute, unit)
     )
     return text if text.startswith("−") else f"+{text}"
 
 
 def ratio(value: float | None) -> str:
-    """``×0.25``; a dash where there is none."""
+    """Format a ratio as ``×0.25``; a dash for None."""
     return DASH if value is None else f"×{digits(value)}"
 
 
 def tick(value: float, unit: str) -> str:
-    """A number on an axis: no more digits than it needs."""
+    """Format a number for an axis, without trailing zeros."""
     text = number(value, unit)
     bare, space, rest = text.partition(" ")
     return (bare.rstrip("0").rstrip(".") if "." in bare else bare) + space + rest
 
 
-def readable_slice(name: str) -> str:
-    """``input=speech`` as ``input speech``, ``input×language=speech×zh`` as ``input speech · language zh``."""
+def slice_name(name: str) -> str:
+    """Format a slice: ``input×language=speech×zh`` as ``input speech · language zh``."""
     axis, equals, value = name.partition("=")
     axes, values = axis.split("×"), value.split("×")
     if not equals or len(axes) != len(values):
         return name.replace("=", " ")
-    return " · ".join(f"{one} {what}" for one, what in zip(axes, values, strict=True))
+    return " · ".join(f"{axis} {value}" for axis, value in zip(axes, values, strict=True))
 
 
-def short(identifier: str) -> str:
-    """The first twelve digits of an id, as directories are named."""
+def short_id(identifier: str) -> str:
+    """Return the first twelve digits of an id, as in the names of artifact directories."""
     return identifier[:12]
 
 
 def digits(value: float) -> str:
-    """Three significant digits, without an exponent where that is readable."""
+    """Format three significant digits, without an exponent between 0.0001 and 10 million."""
     if value == 0:
         return "0"
     if not 1e-4 <= abs(value) < 1e7:
-        return _minus(f"{value:.3g}")
+        return _true_minus(f"{value:.3g}")
     exponent = int(f"{abs(value):.2e}".split("e")[1])
-    return _minus(f"{value:.{max(0, 2 - exponent)}f}")
+    return _true_minus(f"{value:.{max(0, 2 - exponent)}f}")
 
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:
     scaled, index = value, 0
     while abs(scaled) >= 999.5 and index < len(units) - 1:
         scaled, index = scaled / 1000, index + 1
-    text = _minus(f"{scaled:.0f}") if index == 0 and scaled == int(scaled) else digits(scaled)
+    text = _true_minus(f"{scaled:.0f}") if index == 0 and scaled == int(scaled) else digits(scaled)
     return f"{text} {units[index]}".rstrip()
 
 
-def _minus(text: str) -> str:
+def _true_minus(text: str) -> str:
     return text.replace("-", "−") if float(text) else text.replace("-", "")

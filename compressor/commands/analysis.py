@@ -1,0 +1,317 @@
+"""Commands that analyse artifacts and runs: compare, gate, gain, bisect, lint, report, …."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compressor.commands.common import (
+    open_optional_pipeline,
+    open_pipeline,
+    print_json,
+    require_passed,
+    source_context,
+)
+from compressor.commands.options import (
+    DEFAULT_STORE,
+    AllowCode,
+    ArtifactPath,
+    AsJson,
+    DataPipeline,
+    OptionalDataPipeline,
+    Overrides,
+    RunPath,
+    StoreDir,
+)
+from compressor.errors import CompressError
+
+PANEL = "Analysis"
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=PANEL)
+def compare(
+    a: ArtifactPath,
+    b: Annotated[Path, typer.Argument(help="Artifact to compare with.", metavar="ARTIFACT")],
+    pipeline: OptionalDataPipeline = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Compare the weights.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Data set; default: that of `evaluate.accuracy`.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Number of samples to compare on.", min=1)] = 16,
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two artifacts: metrics, config, tensors, layers.
+
+    With --pipeline, both models run on samples of its data, and their layers are compared.
+    """
+    from compressor.analysis import compare as comparing
+    from compressor.engine.run.runner import load_given
+
+    artifacts = (load_given(a), load_given(b))
+    comparison = comparing.compare(*artifacts)
+    if tensors:
+        differences = comparing.tensors_of_both(*artifacts)
+        comparison = comparison.model_copy(update={"tensors": differences})
+    if (loaded := open_optional_pipeline(pipeline, overrides)) is not None:
+        context = source_context(loaded, allow_code)
+        layers = comparing.layers_of_both(*artifacts, loaded, context, data, samples)
+        comparison = comparison.model_copy(update={"layers": layers})
+    if as_json:
+        print_json(comparison.model_dump(mode="json"))
+        return
+    from compressor.reports.console.comparisons import render_comparison
+
+    render_comparison(comparison)
+
+
+@app.command(rich_help_panel=PANEL)
+def gate(
+    target: Annotated[
+        Path, typer.Argument(help="Run, store (its last run), or artifact.", metavar="RUN")
+    ],
+    against: Annotated[
+        Path,
+        typer.Option(help="Run, store, artifact, or a run's ladder.json.", metavar="BASELINE"),
+    ],
+    limits: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--limit", help="Limit such as top1:max_drop=0.01.", metavar="METRIC:RULE=VALUE"
+        ),
+    ] = None,
+    pipeline: OptionalDataPipeline = None,
+    junit: Annotated[Path | None, typer.Option(help="File for JUnit XML.")] = None,
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a run against a baseline run.
+
+    Without --limit, the pipeline's gates apply, and without --pipeline, no metric may be
+    significantly worse. With --pipeline, latency is measured again on this machine. Exits with code
+    3 if a gate fails.
+    """
+    from compressor.engine.gates.baseline import gate_against
+    from compressor.reports.console.progress import listener
+    from compressor.reports.console.runs import render_gates
+    from compressor.reports.pages.write import write_gate_reports
+
+    loaded = open_optional_pipeline(pipeline, overrides)
+    context = source_context(loaded, allow_code)
+    with listener(quiet=as_json) as on_event:
+        checked = gate_against(target, against, limits or (), loaded, context, on_event)
+    write_gate_reports(f"{checked.run} against {checked.baseline}", checked.gates, junit)
+    if as_json:
+        print_json([result.model_dump(mode="json") for result in checked.gates])
+    else:
+        render_gates(checked.gates)
+    require_passed(checked.gates)
+
+
+@app.command(rich_help_panel=PANEL)
+def gain(
+    target: RunPath,
+    pipeline: DataPipeline,
+    seconds: Annotated[float, typer.Option(help="Time limit for each pair of models.", min=1)] = 30,
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure each step's gain in size, MACs and latency.
+
+    Each step is timed in interleaved rounds with the nearest artifact of the same runtime. For
+    steps that are not significantly faster, the reasons are listed.
+    """
+    from compressor.analysis.gain import gains
+    from compressor.engine.plan.config import BudgetConfig
+    from compressor.reports.console.progress import listener
+    from compressor.reports.console.runs import render_gains
+    from compressor.reports.pages.runs import record_gains
+
+    loaded = open_pipeline(pipeline, overrides)
+    context, budget = source_context(loaded, allow_code), BudgetConfig(seconds=seconds)
+    with listener(quiet=as_json) as on_event:
+        results = gains(target, loaded, context, budget, on_event)
+    record_gains(target, results)
+    if as_json:
+        print_json([result.model_dump(mode="json") for result in results])
+    else:
+        render_gains(results)
+
+
+@app.command(rich_help_panel=PANEL)
+def bisect(
+    target: RunPath,
+    pipeline: DataPipeline,
+    metric: Annotated[str, typer.Option(help="Metric that got worse.")] = "top1",
+    step: Annotated[
+        str | None, typer.Option(help="Last step to look at; default: the run's last.")
+    ] = None,
+    within: Annotated[
+        str | None, typer.Option(help="Step whose layers are searched; default: the worst.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Number of samples to measure on.", min=1)] = 256,
+    each: Annotated[
+        bool, typer.Option("--each", help="Restore layers one by one, not by halves.")
+    ] = False,
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the pass, then the layer, that lost accuracy.
+
+    Layers of the step that lost most are replaced by those of its parent, and accuracy is measured
+    again.
+    """
+    from compressor.analysis.bisect import bisect as bisect_run
+    from compressor.engine.run.events import StepProgress
+    from compressor.reports.console.comparisons import render_bisection
+    from compressor.reports.console.progress import listener
+
+    loaded = open_pipeline(pipeline, overrides)
+    with listener(quiet=as_json) as on_event:
+        bisection = bisect_run(
+            target,
+            metric,
+            loaded,
+            source_context(loaded, allow_code),
+            step=step,
+            within=within,
+            samples=samples,
+            each=each,
+            progress=lambda what, done, total: on_event(StepProgress("bisect", what, done, total)),
+        )
+    if as_json:
+        print_json(bisection.model_dump(mode="json"))
+    else:
+        render_bisection(bisection)
+
+
+@app.command(rich_help_panel=PANEL)
+def lint(
+    path: Annotated[
+        Path, typer.Argument(help="ONNX file, folder with model.onnx, or ONNX artifact.")
+    ],
+    target: Annotated[
+        str, typer.Option(help="Runtime to check for: onnxruntime or tensorrt.")
+    ] = "onnxruntime",
+    as_json: AsJson = False,
+) -> None:
+    """List the nodes of a quantized ONNX graph that a runtime rejects.
+
+    Nodes that the runtime computes in float are listed as well. Exits with code 1 if there are any.
+    """
+    from compressor.graphs.files import read_graph
+    from compressor.graphs.lint.targets import lint as lint_graph
+    from compressor.graphs.lint.targets import parse_target
+
+    parsed = parse_target(target)
+    model = path / "model" if (path / "model").is_dir() else path
+    problems = [str(problem) for problem in lint_graph(read_graph(model), parsed)]
+    if as_json:
+        print_json({"target": target, "complaints": problems})
+    else:
+        from compressor.reports.console.terminal import print_line
+
+        for line in problems or [f"no problems for {target}"]:
+            print_line(line)
+    if problems:
+        raise typer.Exit(CompressError.exit_code)
+
+
+@app.command(rich_help_panel=PANEL)
+def report(target: RunPath = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Write the report of a run again and print its ladder."""
+    from compressor.reports.pages.runs import rewrite_report
+
+    folder, run_report = rewrite_report(target)
+    if as_json:
+        print_json(run_report.ladder.model_dump(mode="json"))
+        return
+    from compressor.reports.console.runs import render_run
+
+    render_run(run_report, folder)
+
+
+@app.command(rich_help_panel=PANEL)
+def history(
+    output_dir: StoreDir = DEFAULT_STORE,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Pipeline whose runs are listed.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric to list over the runs.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs of a store, or one metric over them."""
+    from compressor.analysis.history import history as list_runs
+
+    runs = list_runs(output_dir, name)
+    if as_json:
+        print_json([run.model_dump(mode="json") for run in runs])
+        return
+    from compressor.reports.console.runs import render_history, render_metric_history
+
+    if metric is not None:
+        render_metric_history(runs, metric)
+    else:
+        render_history(runs)
+
+
+@app.command("eval", rich_help_panel=PANEL)
+def evaluate(
+    artifact: ArtifactPath,
+    pipeline: DataPipeline,
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure accuracy and latency of an artifact.
+
+    The metrics are those of the pipeline's `evaluate:` section; nothing is written.
+    """
+    _measure(artifact, pipeline, overrides, allow_code, as_json, accuracy=True)
+
+
+@app.command(rich_help_panel=PANEL)
+def bench(
+    artifact: ArtifactPath,
+    pipeline: DataPipeline,
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the latency of an artifact.
+
+    The settings are those of the pipeline's `evaluate.latency`; nothing is written.
+    """
+    _measure(artifact, pipeline, overrides, allow_code, as_json, accuracy=False)
+
+
+def _measure(
+    path: Path,
+    pipeline: Path,
+    overrides: list[str] | None,
+    allow_code: bool,
+    as_json: bool,
+    *,
+    accuracy: bool,
+) -> None:
+    from compressor.engine.run.runner import load_given
+    from compressor.engine.run.single_pass import measure_artifact
+    from compressor.reports.console.artifacts import render_metrics
+    from compressor.reports.console.progress import listener
+
+    artifact = load_given(path)
+    with listener(quiet=as_json) as on_event:
+        measurement = measure_artifact(
+            artifact, pipeline, overrides or (), on_event, allow_code=allow_code, accuracy=accuracy
+        )
+    if as_json:
+        print_json(measurement.model_dump(mode="json"))
+    else:
+        render_metrics(artifact.name, measurement.metrics)

@@ -1,0 +1,226 @@
+"""Commands on artifacts: show, verify, gc, sign, archive, restore, sbom."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compressor.commands.common import print_json
+from compressor.commands.options import (
+    DEFAULT_STORE,
+    ArtifactPath,
+    AsJson,
+    PublicKey,
+    RequireSignature,
+    StoreDir,
+)
+from compressor.errors import DamagedArtifactError
+
+PANEL = "Artifacts"
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=PANEL)
+def show(
+    target: Annotated[
+        str,
+        typer.Argument(help="Artifact, store, model, or family:preset such as autoglm-phone:9b."),
+    ] = str(DEFAULT_STORE),
+    as_json: AsJson = False,
+) -> None:
+    """Show an artifact, a store, a model, or the size of a preset.
+
+    For a model, `show` lists the passes that can read it, and what the others miss.
+    """
+    from compressor.analysis.model_report import holds_model
+    from compressor.artifacts.store import MANIFEST
+
+    path = Path(target)
+    if (path / MANIFEST).is_file():
+        _show_artifact(path, as_json)
+    elif path.is_dir() and not holds_model(path):
+        _show_store(path, as_json)
+    elif path.exists():
+        _show_model(path, as_json)
+    else:
+        _show_preset(target, as_json)
+
+
+def _show_artifact(path: Path, as_json: bool) -> None:
+    from compressor.artifacts.store import open_artifact
+
+    artifact = open_artifact(path)
+    if as_json:
+        print_json(artifact.manifest.model_dump(mode="json"))
+        return
+    from compressor.reports.console.artifacts import render_artifact
+
+    render_artifact(artifact)
+
+
+def _show_store(path: Path, as_json: bool) -> None:
+    from compressor.artifacts.store import Store, open_artifact
+
+    artifacts = [open_artifact(folder) for folder in Store(path).artifacts()]
+    if as_json:
+        print_json([artifact.manifest.model_dump(mode="json") for artifact in artifacts])
+        return
+    from compressor.reports.console.artifacts import render_store
+
+    render_store(path, artifacts)
+
+
+def _show_model(path: Path, as_json: bool) -> None:
+    from compressor.analysis.model_report import report_model
+    from compressor.runtimes.formats import recognize
+
+    report = report_model(recognize(path))
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+        return
+    from compressor.reports.console.models import render_model
+
+    render_model(report)
+
+
+def _show_preset(name: str, as_json: bool) -> None:
+    from compressor.analysis.model_sizes import model_sizes
+
+    sizes = model_sizes(name)
+    if as_json:
+        print_json(sizes.model_dump())
+        return
+    from compressor.reports.console.models import render_sizes
+
+    render_sizes(sizes)
+
+
+@app.command(rich_help_panel=PANEL)
+def verify(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Artifacts, stores or runs.", metavar="PATH")
+    ] = None,
+    signature: RequireSignature = False,
+    key: PublicKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check artifacts against the hashes in their manifests.
+
+    Exits with code 4 if an artifact is damaged.
+    """
+    from compressor.artifacts.signing import check_signature
+    from compressor.artifacts.verifying import verify_all
+    from compressor.reports.console.artifacts import render_verification
+
+    check = partial(check_signature, key=key) if signature else lambda _: None
+    problems = verify_all(paths or [DEFAULT_STORE], check)
+    if as_json:
+        print_json({str(path): problem for path, problem in problems.items()})
+    else:
+        render_verification(problems)
+    if any(problem is not None for problem in problems.values()):
+        raise typer.Exit(DamagedArtifactError.exit_code)
+
+
+@app.command(rich_help_panel=PANEL)
+def gc(
+    output_dir: StoreDir = DEFAULT_STORE,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove artifacts that no pipeline's last run needs.
+
+    Unfinished and damaged artifacts are removed as well, unless a run is using them.
+    """
+    from compressor.artifacts.runs import latest_runs
+    from compressor.artifacts.store import Store, size_on_disk
+    from compressor.reports.console.artifacts import render_garbage
+
+    store = Store(output_dir)
+    needed = {step.id for record in latest_runs(output_dir).values() for step in record.steps}
+    garbage = {path: size_on_disk(path) for path in store.garbage(needed)}
+    if not dry_run:
+        for path in garbage:
+            store.remove(path)
+    if as_json:
+        sizes = {str(path): size for path, size in garbage.items()}
+        print_json({"removed": not dry_run, "paths": sizes})
+    else:
+        render_garbage(garbage, dry_run=dry_run)
+
+
+@app.command(rich_help_panel=PANEL)
+def sign(
+    artifact: ArtifactPath,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Private Ed25519 key (PEM); default: AUTOGLM_COMPRESS_PRIVATE_KEY."),
+    ] = None,
+) -> None:
+    """Sign an artifact's manifest with an Ed25519 key.
+
+    The manifest holds the hash of every file, so the signature covers all of them.
+    """
+    from compressor.artifacts import signing
+    from compressor.engine.run.runner import load_given
+    from compressor.reports.console.terminal import print_line
+
+    print_line(f"wrote {signing.sign(load_given(artifact).path, key)}")
+
+
+@app.command("export", hidden=True)
+@app.command(rich_help_panel=PANEL)
+def archive(
+    artifact: ArtifactPath,
+    file: Annotated[Path, typer.Argument(help="Archive to write.", metavar="FILE.TAR.ZST")],
+) -> None:
+    """Pack a verified artifact into one .tar.zst file.
+
+    `export` is the former name of this command and still works.
+    """
+    from compressor.artifacts.archive import export_artifact
+    from compressor.artifacts.store import open_artifact
+    from compressor.reports.console.terminal import print_line
+
+    print_line(f"wrote {file}, {export_artifact(open_artifact(artifact), file)} bytes")
+
+
+@app.command("import", hidden=True)
+@app.command(rich_help_panel=PANEL)
+def restore(
+    file: Annotated[Path, typer.Argument(help="Archive to read.", metavar="FILE.TAR.ZST")],
+    output_dir: StoreDir = DEFAULT_STORE,
+    signature: RequireSignature = False,
+    key: PublicKey = None,
+) -> None:
+    """Unpack an archive into a store, checking every file.
+
+    Exits with code 4 if a file differs from the archive's manifest. `import` is the former name of
+    this command and still works.
+    """
+    from compressor.artifacts.archive import import_artifact
+    from compressor.artifacts.store import Store
+    from compressor.reports.console.terminal import print_line
+
+    artifact, new = import_artifact(file, Store(output_dir), key, signed=signature)
+    print_line(f"{artifact.path}" if new else f"{artifact.path} exists already, verified")
+
+
+@app.command(rich_help_panel=PANEL)
+def sbom(
+    file: Annotated[Path, typer.Argument(help="File to write.")] = Path("sbom.cdx.json"),
+) -> None:
+    """Write a CycloneDX list of the installed packages."""
+    from compressor.analysis.sbom import environment_sbom
+    from compressor.artifacts.errors_from_os import writing
+    from compressor.artifacts.files import write_atomic
+    from compressor.reports.console.terminal import print_line
+
+    bill = environment_sbom()
+    with writing(file):
+        write_atomic(file, json.dumps(bill, indent=1).encode())
+    print_line(f"wrote {file}, {len(bill['components'])} packages")

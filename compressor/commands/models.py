@@ -1,0 +1,66 @@
+"""Commands on models: generate."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compressor.commands.common import print_json
+from compressor.commands.options import AsJson
+
+PANEL = "Models"
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=PANEL)
+def generate(
+    model: Annotated[
+        Path, typer.Argument(help="Artifact, or the directory of a checkpoint.", metavar="MODEL")
+    ],
+    prompt: Annotated[str, typer.Option(help="Message to answer, or text to continue.")],
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Image in front of the message; repeatable.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.", min=1)] = 256,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature; 0 is greedy.", min=0.0)
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Probability mass to sample from.", min=0.01, max=1.0)
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(help="Random seed of the sampling.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of the runtime.", min=1)] = os.cpu_count()
+    or 1,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text without the chat template.")
+    ] = False,
+    fast_prompts: Annotated[
+        bool,
+        typer.Option("--fast-prompts", help="Read prompts with 8-bit weight copies (ONNX)."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Generate text with a language model.
+
+    The model may be a torch, packed or ONNX artifact, or a checkpoint. Speed is printed to stderr.
+    """
+    from compressor.generation.generate import Prompt, Sampling, model_at
+    from compressor.generation.generate import generate as generate_text
+    from compressor.reports.console.models import render_generation
+    from compressor.reports.console.terminal import print_chunk
+
+    generated = generate_text(
+        model_at(model),
+        Prompt(prompt, tuple(image or ()), raw),
+        Sampling(max_tokens, temperature, top_p, seed),
+        threads=threads,
+        fast_prompts=fast_prompts,
+        on_text=(lambda _: None) if as_json else print_chunk,
+    )
+    if as_json:
+        print_json(generated.as_json())
+    else:
+        render_generation(generated)

@@ -1,0 +1,43 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_STORE = Path("artifacts")
+
+PipelineFile = Annotated[Path, typer.Argument(help="Pipeline file.", metavar="PIPELINE.YAML")]
+ArtifactPath = Annotated[Path, typer.Argument(help="Artifact directory.", metavar="ARTIFACT")]
+RunPath = Annotated[
+    Path, typer.Argument(help="Run directory, or a store: its last run.", metavar="RUN")
+]
+StoreDir = Annotated[
+    Path, typer.Option("--output-dir", "-o", help="Store that holds the artifacts.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a value, e.g. passes[1].epochs=3.", metavar="KEY=VALUE"),
+]
+Seed = Annotated[int | None, typer.Option(help="Random seed in place of the file's.", min=0)]
+Device = Annotated[str, typer.Option(help="Device to run on: cpu or cuda.")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Run Python files that the pipeline names.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DataPipeline = Annotated[
+    Path, typer.Option("--pipeline", "-p", help="Pipeline file with `data:` and `evaluate:`.")
+]
+OptionalDataPipeline = Annotated[
+    Path | None,
+    typer.Option("--pipeline", "-p", help="Pipeline file with `data:` and `evaluate:`."),
+]
+RequireSignature = Annotated[
+    bool, typer.Option("--signature", help="Require a valid signature as well.")
+]
+PublicKey = Annotated[
+    Path | None,
+    typer.Option("--key", help="Public Ed25519 key (PEM); default: AUTOGLM_COMPRESS_PUBLIC_KEY."),
+]

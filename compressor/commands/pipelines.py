@@ -1,0 +1,213 @@
+"""Commands on pipelines: run, plan, validate, init, pass, schema."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compressor.commands.common import open_pipeline, plan_pipeline, print_json, require_passed
+from compressor.commands.options import (
+    DEFAULT_STORE,
+    AllowCode,
+    ArtifactPath,
+    AsJson,
+    Device,
+    OptionalDataPipeline,
+    Overrides,
+    PipelineFile,
+    Seed,
+    StoreDir,
+)
+
+if TYPE_CHECKING:
+    from compressor.engine.plan.plan import Plan
+
+PANEL = "Pipelines"
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=PANEL)
+def run(
+    file: PipelineFile,
+    output_dir: StoreDir = DEFAULT_STORE,
+    overrides: Overrides = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="First step to build; earlier ones must exist.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Last step to build.")] = None,
+    only: Annotated[str | None, typer.Option(help="Only step to build.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build the selected steps again.")] = False,
+    seed: Seed = None,
+    device: Device = "cpu",
+    allow_code: AllowCode = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and build nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a pipeline: build, measure, report and check the gates.
+
+    Steps whose artifacts are in the store are verified and reused.
+    """
+    from compressor.engine.run.runner import select
+
+    planned = plan_pipeline(open_pipeline(file, overrides), output_dir, seed, device, allow_code)
+    if dry_run:
+        _print_plan(planned, as_json)
+        return
+    selected = select(planned, start=start, until=until, only=only)
+    _execute(planned, selected, force=force, as_json=as_json)
+
+
+@app.command(rich_help_panel=PANEL)
+def plan(
+    file: PipelineFile,
+    output_dir: StoreDir = DEFAULT_STORE,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the steps of a run, their state and estimated cost."""
+    pipeline = open_pipeline(file, overrides)
+    _print_plan(plan_pipeline(pipeline, output_dir, seed, device, allow_code), as_json)
+
+
+@app.command(rich_help_panel=PANEL)
+def validate(
+    files: Annotated[
+        list[Path], typer.Argument(help="Pipeline files.", metavar="PIPELINE.YAML...")
+    ],
+    overrides: Overrides = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check pipeline files and the files that they name.
+
+    All problems of all files are reported at once.
+    """
+    from compressor.engine.plan.validation import check_files
+
+    def plan_file(file: Path) -> Plan:
+        pipeline = open_pipeline(file, overrides)
+        return plan_pipeline(pipeline, DEFAULT_STORE, None, "cpu", allow_code)
+
+    plans = check_files(files, plan_file)
+    steps = {str(file): [step.name for step in plan.steps] for file, plan in plans.items()}
+    if as_json:
+        print_json(steps)
+        return
+    from compressor.reports.console.terminal import print_line
+
+    for name, step_names in steps.items():
+        print_line(f"{name} is valid: {' → '.join(step_names)}")
+
+
+@app.command(rich_help_panel=PANEL)
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder for pipeline.yaml.")] = Path(),
+    starter: Annotated[str, typer.Option(help="Starter pipeline: phone or images.")] = "phone",
+) -> None:
+    """Write a starter pipeline.yaml and its JSON Schema."""
+    from compressor.engine.plan.starter import write_starter
+    from compressor.reports.console.terminal import print_line
+
+    file = write_starter(folder, starter)
+    print_line(f"wrote {file}; next: autoglm-compress run {file}")
+
+
+@app.command("pass", rich_help_panel=PANEL)
+def run_pass(
+    pass_type: Annotated[str, typer.Argument(help="Name of the pass.", metavar="PASS")],
+    artifact: ArtifactPath,
+    pipeline: OptionalDataPipeline = None,
+    output_dir: StoreDir = DEFAULT_STORE,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Set a field of the pass, or of `evaluate`.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    allow_code: AllowCode = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print plan and decisions; write nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a single pass on an artifact or a model directory."""
+    from compressor.engine.run.runner import select
+    from compressor.engine.run.single_pass import single_pass
+
+    one_step = single_pass(pass_type, artifact, pipeline, overrides or ())
+    planned = plan_pipeline(one_step, output_dir, seed, device, allow_code)
+    if dry_run:
+        _print_preview(planned, as_json)
+        return
+    selected = select(planned, start=None, until=None, only=None)
+    _execute(planned, selected, force=False, as_json=as_json)
+
+
+@app.command(rich_help_panel=PANEL)
+def schema() -> None:
+    """Print the JSON Schema of pipeline.yaml.
+
+    It covers every installed pass and data source, for completion in editors.
+    """
+    from compressor.engine.plan.schema import pipeline_schema
+
+    print_json(pipeline_schema())
+
+
+def _print_plan(planned: Plan, as_json: bool) -> None:
+    if as_json:
+        from compressor.analysis.catalogue import plan_as_json
+
+        print_json(plan_as_json(planned))
+        return
+    from compressor.reports.console.plans import render_plan
+
+    render_plan(planned)
+
+
+def _print_preview(planned: Plan, as_json: bool) -> None:
+    """Print a plan of one pass, and the decisions that the pass would take."""
+    from compressor.analysis.catalogue import plan_as_json
+    from compressor.engine.run.single_pass import preview
+    from compressor.reports.console.plans import render_decisions, render_plan
+    from compressor.reports.console.progress import listener
+
+    with listener(quiet=as_json) as on_event:
+        decisions = preview(planned, on_event)
+    if as_json:
+        print_json({**plan_as_json(planned), "decisions": decisions})
+        return
+    render_plan(planned)
+    render_decisions(decisions)
+
+
+def _execute(planned: Plan, selected: frozenset[str], *, force: bool, as_json: bool) -> None:
+    """Build the selected steps, record the run, print its report and check its gates."""
+    from compressor.engine.run.runner import Runner
+    from compressor.reports.console.progress import listener
+    from compressor.reports.console.runs import render_run
+    from compressor.reports.pages.runs import record_run, run_as_json
+    from compressor.reports.pages.write import write_artifact_reports
+
+    command = shlex.join(["autoglm-compress", *sys.argv[1:]])
+    reporter = partial(write_artifact_reports, command=command)
+    with listener(quiet=as_json) as on_event:
+        result = Runner(planned, on_event, reporter, selected=selected, force=force).run()
+    folder, report = record_run(planned, result, command)
+    if as_json:
+        print_json(run_as_json(folder, report))
+    else:
+        render_run(report, folder)
+    require_passed(result.gates)

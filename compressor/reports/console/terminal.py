@@ -1,0 +1,77 @@
+"""Print to the terminal: results to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+from rich.text import Text
+
+from compressor.errors import CompressError
+
+_WIDTH = 132
+"""Columns of the output where it is not a terminal."""
+_UNBROKEN = frozenset({"step", "artifact"})
+"""Columns that are not wrapped, so that their values can be copied."""
+
+out = Console(width=None if Console().is_terminal else _WIDTH, highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_line(text: str = "") -> None:
+    """Print text without wrapping it and without markup."""
+    out.print(Text(text), soft_wrap=True)
+
+
+def print_chunk(text: str) -> None:
+    """Print a piece of a line at once, such as a generated token."""
+    out.print(text, end="", markup=False, soft_wrap=True)
+
+
+def print_error(error: CompressError) -> None:
+    """Print an error and its remedy."""
+    err.print(Text("error: ", style="bold red") + Text(error.what), soft_wrap=True)
+    if error.remedy:
+        err.print(Text(f"  → {error.remedy}"), soft_wrap=True)
+
+
+def new_table(*columns: str, title: str | None = None) -> Table:
+    """Return a table whose first column is left-aligned and the others right-aligned."""
+    table = _plain_table(title)
+    for index, name in enumerate(columns):
+        justify: JustifyMethod = "left" if index == 0 else "right"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name in _UNBROKEN)
+    return table
+
+
+def new_text_table(*columns: str, title: str | None = None) -> Table:
+    """Return a table whose columns are all left-aligned."""
+    table = _plain_table(title)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, omitted: int = 0) -> None:
+    """Print rows of text; ``omitted`` is the number of further rows that are not printed."""
+    table = new_table(*columns)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    out.print(table)
+    if omitted:
+        print_line(f"… and {omitted} more (--json prints all)")
+
+
+def print_pairs(rows: Sequence[tuple[str, str]], title: str | None = None) -> None:
+    """Print labels and texts in two columns."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(Text(label), Text(text))
+    out.print(table)
+
+
+def _plain_table(title: str | None) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")

@@ -1,0 +1,106 @@
+"""Lay out gate results; shared by the console, the pages, JUnit XML and the CI step summary."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from compressor.artifacts.runs import GateResult
+from compressor.reports.rows import formatting
+
+COLUMNS = (
+    "gate",
+    "step",
+    "measured",
+    "compared value",
+    "95 % interval",
+    "limit",
+    "basis",
+    "verdict",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GateRow:
+    """One gate as text."""
+
+    gate: str
+    step: str
+    measured: str
+    """The metric of the step, and that of the reference if there is one."""
+    compared: str
+    """The value, drop or ratio that is compared with the limit; or why there is none."""
+    interval: str
+    limit: str
+    basis: str
+    """The measurements that the interval rests on."""
+    verdict: str
+    """``passed``, ``failed``, or ``undecided`` with its consequence."""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The cells in the order of ``COLUMNS``."""
+        return (
+            self.gate,
+            self.step,
+            self.measured,
+            self.compared,
+            self.interval,
+            self.limit,
+            self.basis,
+            self.verdict,
+        )
+
+
+def gate_row(gate: GateResult) -> GateRow:
+    """Return the row of one gate."""
+    measured = formatting.optional_number(gate.value, gate.unit)
+    if gate.reference is not None:
+        measured += f" against {formatting.number(gate.reference, gate.unit)}"
+    return GateRow(
+        gate=gate.gate,
+        step=gate.step,
+        measured=measured,
+        compared=gate.reason if gate.found is None else _in_notation(gate, gate.found),
+        interval=_interval(gate),
+        limit=_limit(gate),
+        basis=gate.basis or formatting.DASH,
+        verdict=_verdict(gate),
+    )
+
+
+def _interval(gate: GateResult) -> str:
+    if gate.found is None or gate.low is None or gate.high is None or gate.low == gate.high:
+        return formatting.DASH
+    return f"{_in_notation(gate, gate.low)} … {_in_notation(gate, gate.high)}"
+
+
+def _limit(gate: GateResult) -> str:
+    if gate.limit is None:
+        return formatting.DASH
+    sign = "≥" if _rule_kind(gate) == "min" else "≤"
+    return f"{sign} {_in_notation(gate, gate.limit)}"
+
+
+def _verdict(gate: GateResult) -> str:
+    if gate.verdict == "undecided":
+        return "undecided, passes" if gate.passed else "undecided, fails"
+    return gate.verdict
+
+
+def _in_notation(gate: GateResult, value: float) -> str:
+    """Format a value, drop or ratio in the notation of the gate's rule."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "−∞"
+    match _rule_kind(gate), gate.unit:
+        case "max_ratio", _:
+            return f"×{value:.4g}"
+        case "max_drop", "fraction":
+            return f"{100 * value:.2f} pts".replace("-", "−")
+        case _:
+            return formatting.number(value, gate.unit)
+
+
+def _rule_kind(gate: GateResult) -> str:
+    """Return the kind of rule: the word after the metric in ``top1 max_drop 0.01``."""
+    return next(iter(gate.gate.removeprefix(gate.metric).split()), "")

@@ -1,0 +1,103 @@
+"""Read what reports show from the files of an artifact, beside its manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.artifacts.errors_from_os import reading
+from compressor.artifacts.store import Artifact
+from compressor.errors import DamagedArtifactError, UsageError
+from compressor.evaluation.records import LatencyReport
+from compressor.reports.rows.artifact import Pairs
+from compressor.runtimes.formats import StoredModel
+
+ACCURACY_FILE = "reports/accuracy.json"
+LATENCY_FILE = "reports/latency.json"
+CALIBRATION_FILE = "calibration.json"
+MOST_RANGES = 60
+"""Number of tensors that one chart of calibration ranges can show."""
+
+
+def read_latency(artifact: Path) -> LatencyReport | None:
+    """Read ``reports/latency.json`` of an artifact; None if latency was not measured.
+
+    Raises:
+        DamagedArtifactError: The file is not a latency report.
+    """
+    file = artifact / LATENCY_FILE
+    if not file.is_file():
+        return None
+    with reading(file):
+        content = file.read_bytes()
+    try:
+        return LatencyReport.model_validate_json(content)
+    except ValueError as error:
+        raise DamagedArtifactError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Observed values of one calibrated tensor, and the range of its quantized values."""
+
+    tensor: str
+    values: int
+    """Number of observed values."""
+    minimum: float
+    maximum: float
+    bound: float
+    """Largest magnitude that the quantized tensor can represent; values beyond it are clipped."""
+
+    @property
+    def magnitude(self) -> float:
+        """Largest observed magnitude."""
+        return max(abs(self.minimum), abs(self.maximum))
+
+
+def read_calibration(model: Path) -> list[Range]:
+    """Read ``calibration.json`` of a model folder; an empty list if there is none.
+
+    Raises:
+        DamagedArtifactError: The file is not a calibration table.
+    """
+    file = model / CALIBRATION_FILE
+    if not file.is_file():
+        return []
+    with reading(file):
+        content = file.read_bytes()
+    try:
+        return [
+            Range(
+                tensor=name,
+                values=int(entry["values"]),
+                minimum=float(entry["minimum"]),
+                maximum=float(entry["maximum"]),
+                bound=float(entry["bound"]),
+            )
+            for name, entry in json.loads(content)["tensors"].items()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedArtifactError(f"{file} is not a calibration table: {error}") from error
+
+
+def most_clipped(ranges: Sequence[Range], limit: int = MOST_RANGES) -> list[Range]:
+    """Return the ``limit`` ranges that are clipped most, in their original order."""
+    by_clipping = sorted(ranges, key=lambda range_: range_.bound / (range_.magnitude or 1.0))
+    clipped = {range_.tensor for range_ in by_clipping[:limit]}
+    return [range_ for range_ in ranges if range_.tensor in clipped]
+
+
+def describe_model(artifact: Artifact) -> Pairs:
+    """Return the facts that the artifact's format reads from the model's files.
+
+    Raises:
+        DamagedArtifactError: The model's own manifest is damaged.
+        ModelError: The model's files cannot be read.
+    """
+    try:
+        model = StoredModel.of(artifact)
+    except UsageError as error:  # the plugin of the format is not installed
+        return [("format", error.what)]
+    return model.format.describe(model.path)

@@ -1,0 +1,55 @@
+"""Light commands load no heavy libraries."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "onnxsim",
+    "tensorrt",
+    "transformers",
+    "matplotlib",
+)
+
+
+def loaded_modules(arguments: list[str], candidates: tuple[str, ...]) -> set[str]:
+    """Return which of the candidates a command loads; the command must succeed."""
+    code = (
+        "import sys\n"
+        "sys.argv = ['autoglm-compress', *sys.argv[1:]]\n"
+        "try:\n"
+        "    import cli\n"
+        "    cli.main()\n"
+        "except SystemExit as exit:\n"
+        "    assert not exit.code, exit.code\n"
+        "sys.stderr.write('loaded: ' + ' '.join(sys.modules))\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(candidates) & set(done.stderr.rpartition("loaded: ")[2].split())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["plan", "{file}"], ["validate", "{file}"], ["passes"], ["schema"]]
+)
+def test_light_commands_load_neither_torch_nor_onnx(
+    arguments: list[str], toy_pipeline: Path
+) -> None:
+    filled = [argument.format(file=toy_pipeline) for argument in arguments]
+    assert not loaded_modules(filled, HEAVY)
+
+
+def test_the_list_of_commands_needs_neither_pydantic_nor_numpy() -> None:
+    assert not loaded_modules(["--help"], (*HEAVY, "pydantic", "numpy", "yaml"))
+
+
+def test_the_help_of_a_command_needs_neither_numpy_nor_yaml() -> None:
+    assert not loaded_modules(["run", "--help"], (*HEAVY, "numpy", "yaml"))

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+from compressor.artifacts.store import Artifact
+from compressor.errors import DamagedArtifactError
+from compressor.reports.rows import model_files
+from tests.support.reports import manifest, measurement
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"tensors": {"x": {}}}', '{"tensors": {"x": {"values": "many"}}}']
+)
+def test_a_damaged_calibration_table_is_an_error(tmp_path: Path, content: str) -> None:
+    assert model_files.read_calibration(tmp_path) == []
+    (tmp_path / "calibration.json").write_text(content)
+    with pytest.raises(DamagedArtifactError, match=r"calibration\.json is not a calibration table"):
+        model_files.read_calibration(tmp_path)
+
+
+def test_the_most_clipped_ranges_keep_their_order() -> None:
+    ranges = [
+        model_files.Range(str(index), 1, -1.0, 10.0, bound)
+        for index, bound in enumerate([10.0, 2.0, 5.0, 1.0])
+    ]
+    assert [range_.tensor for range_ in model_files.most_clipped(ranges, 2)] == ["1", "3"]
+
+
+def test_a_latency_report_is_read(tmp_path: Path) -> None:
+    assert model_files.read_latency(tmp_path) is None
+    latency = measurement().latency
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/latency.json").write_text(latency.model_dump_json())
+    assert model_files.read_latency(tmp_path) == latency
+
+
+def test_a_damaged_latency_report_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/latency.json").write_text("{")
+    with pytest.raises(DamagedArtifactError, match=r"latency\.json is damaged"):
+        model_files.read_latency(tmp_path)
+
+
+def test_an_artifact_whose_format_is_not_installed_is_described(tmp_path: Path) -> None:
+    artifact = Artifact(tmp_path, manifest(format="toaster"))
+    ((label, text),) = model_files.describe_model(artifact)
+    assert label == "format"
+    assert "toaster" in text
