@@ -44,7 +44,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class PlanContext:
-    """What a pass may use while planning."""
+    """Facts that a pass may use while planning."""
 
     facts: Mapping[str, ModelFacts]
     """Role to facts, for every artifact that the config names and for ``parent``."""
@@ -52,7 +52,7 @@ class PlanContext:
 
 @dataclass(frozen=True, slots=True)
 class PassContext:
-    """What the engine provides to a running pass."""
+    """Inputs and services that the engine provides to a running pass."""
 
     artifacts: Mapping[str, Artifact]
     """Config field to artifact, for each ``StepName`` field: ``{"teacher": …}``."""
@@ -75,7 +75,7 @@ class PassContext:
 
 @dataclass(frozen=True, slots=True)
 class PassOutput:
-    """What a pass returns beside the files it wrote."""
+    """Result of a pass beside the files it wrote."""
 
     summary: Mapping[str, Any] = field(default_factory=dict)
     """JSON values for the manifest: history, decisions, counts."""

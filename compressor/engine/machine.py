@@ -1,4 +1,4 @@
-"""What the machine is, and how fast it multiplies: for estimates and for the record, never for an id."""
+"""The machine: environment records, memory, and speed for estimates; never part of an id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressor.artifacts.manifest import Environment
 
 
 def environment(threads: int, device: str) -> Environment:
-    """Where this process runs."""
+    """Return the environment that this process runs in."""
     import psutil
 
     return Environment(
@@ -38,7 +38,10 @@ def _cpu_name() -> str:
 
 @cache
 def gemm_flops_per_second() -> float:
-    """Single-precision matrix product rate of all cores, measured for some 20 ms (2·n³ operations for an n×n product)."""
+    """Measure the FP32 matrix product rate of all cores, in operations per second (about 20 ms).
+
+    An n×n product counts as 2·n³ operations.
+    """
     import numpy as np
 
     size = 768
@@ -53,7 +56,7 @@ def gemm_flops_per_second() -> float:
 
 @cache
 def tool_version(distribution: str) -> str:
-    """The installed version of a distribution, or ``not installed``."""
+    """Return the installed version of a distribution, or ``not installed``."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -61,14 +64,17 @@ def tool_version(distribution: str) -> str:
 
 
 def available_memory_bytes() -> int:
-    """Memory that a new process could take without swapping."""
+    """Return the memory in bytes that a new process can take without swapping."""
     import psutil
 
     return int(psutil.virtual_memory().available)
 
 
 class PeakMemory:
-    """Peak resident memory of this process since the object was made (Linux: the kernel's own high-water mark, reset)."""
+    """Peak resident memory of this process since construction.
+
+    On Linux the kernel's high-water mark is reset; elsewhere the peak covers the whole process.
+    """
 
     def __init__(self) -> None:
         self._clear = Path("/proc/self/clear_refs")
@@ -76,7 +82,7 @@ class PeakMemory:
             self._clear.write_text("5")
 
     def bytes(self) -> int:
-        """The high-water mark so far."""
+        """Return the peak so far, in bytes."""
         status = Path("/proc/self/status")
         if status.is_file():
             for line in status.read_text(encoding="ascii", errors="replace").splitlines():

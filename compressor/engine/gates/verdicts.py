@@ -42,7 +42,7 @@ class _Estimate:
     interval: tuple[float, float] | None
     """95 % interval; None if none is known."""
     basis: str
-    """What the interval rests on, such as ``2000 paired samples``."""
+    """Evidence behind the interval, such as ``2000 paired samples``."""
 
 
 class GateChecker:

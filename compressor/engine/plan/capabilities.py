@@ -1,4 +1,4 @@
-"""Which passes a model can go through, and what it lacks for the others."""
+"""Passes that a model can go through, and the capabilities it lacks for the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run will do: typed, hashed steps, and what builds each."""
+"""The plan of a run: typed, hashed steps, and the builder of each."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ State = Literal["cached", "measure", "resume", "build", "given", "damaged"]
 
 
 class Builder(Protocol):
-    """What the runner calls: a source, or a pass with its config."""
+    """Interface that the runner calls: a source model, or a pass with its config."""
 
     def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:
-        """Cheap checks of the inputs."""
+        """Check the inputs cheaply."""
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:
         """Write the model."""
 
     def ensures(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> None:
-        """Reload what was written."""
+        """Reload the written model."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassBuilder:
-    """A pass with its config; the input ``parent`` is the artifact it reads."""
+    """A pass with its config; it reads the input ``parent``."""
 
     step: Step
 
     def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:
-        """As ``Pass.requires``."""
+        """See ``Pass.requires``."""
         self.step.pass_.requires(self.step.config, inputs["parent"], context)
 
     @property
     def previews(self) -> bool:
-        """Whether the pass can tell what it would decide."""
+        """True if the pass implements ``preview``."""
         return type(self.step.pass_).preview is not Pass.preview
 
     def preview(
         self, inputs: Mapping[str, Artifact], context: PassContext
     ) -> list[Mapping[str, Any]]:
-        """As ``Pass.preview``."""
+        """See ``Pass.preview``."""
         return self.step.pass_.preview(self.step.config, inputs["parent"], context)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:
-        """As ``Pass.run``."""
+        """See ``Pass.run``."""
         return self.step.pass_.run(self.step.config, inputs["parent"], out, context)
 
     def ensures(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> None:
-        """As ``Pass.ensures``."""
+        """See ``Pass.ensures``."""
         self.step.pass_.ensures(self.step.config, inputs["parent"], out, context)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What determines the bytes of a step's model, beside its inputs, the seed and the machine."""
+    """Everything that determines the bytes of a step's model, beside inputs, seed and machine."""
 
     pass_name: str
     pass_version: int
@@ -116,7 +116,7 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All steps, in an order in which each finds its inputs done."""
+    """All steps, ordered so that the inputs of each come before it."""
 
     pipeline: Pipeline
     store: Store
@@ -126,17 +126,17 @@ class Plan:
     steps: tuple[PlannedStep, ...]
 
     def step(self, name: str) -> PlannedStep:
-        """The step of that name."""
+        """Return the step of a name."""
         return next(step for step in self.steps if step.name == name)
 
 
 def evaluate_of(pipeline: Pipeline, *, compared: bool) -> EvaluateConfig:
-    """What is measured of a step: without the metrics that compare, where there is nothing to compare with yet."""
+    """Return what is measured of a step; without a reference, comparing metrics are left out."""
     evaluate = pipeline.config.evaluate
     accuracy = evaluate.accuracy
     if compared or accuracy is None:
         return evaluate
-    left = tuple(name for name in accuracy.metrics if name not in referring(accuracy.metrics))
-    if not left:
+    names = tuple(name for name in accuracy.metrics if name not in referring(accuracy.metrics))
+    if not names:
         return evaluate.without_accuracy()
-    return evaluate.model_copy(update={"accuracy": accuracy.model_copy(update={"metrics": left})})
+    return evaluate.model_copy(update={"accuracy": accuracy.model_copy(update={"metrics": names})})

@@ -1,4 +1,4 @@
-"""The JSON Schema of pipeline.yaml, with every installed pass and data source, for editors to complete and check."""
+"""JSON Schema of pipeline.yaml, with every installed pass and data source, for editors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compressor.engine.plan.config import PipelineConfig, StepHeader
 
 
 def pipeline_schema() -> dict[str, Any]:
-    """JSON Schema, draft 2020-12."""
+    """Return the schema (JSON Schema, draft 2020-12)."""
     schema = PipelineConfig.model_json_schema(by_alias=True)
     definitions: dict[str, Any] = schema.setdefault("$defs", {})
     passes = [_step_schema(name, definitions) for name in discovery.names(discovery.PASSES)]

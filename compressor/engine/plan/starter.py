@@ -1,4 +1,4 @@
-"""What ``init`` writes: a pipeline to start from, whole and commented."""
+"""Starter pipelines that ``init`` writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressor.errors import UsageError
 STARTERS = {
     "phone": """\
 # yaml-language-server: $schema=pipeline.schema.json
-# The phone agent's bed: a teacher, a student that learns from it, and the student as ONNX. Every step is measured.
+# The phone bed: train a teacher, distill a student, export the student to ONNX. Every step is measured.
 version: 1
 name: phone
 seed: 0
@@ -40,7 +40,8 @@ gates:
 """,
     "images": """\
 # yaml-language-server: $schema=pipeline.schema.json
-# A classifier of your own pictures: data/train/<class>/*.png and data/test/<class>/*.png. Set num_classes to their number.
+# A classifier of your own images: data/train/<class>/*.png and data/test/<class>/*.png.
+# Set num_classes to the number of classes.
 version: 1
 name: images
 seed: 0
@@ -64,17 +65,17 @@ passes:
 
 
 def write_starter(folder: Path, name: str) -> Path:
-    """Write ``pipeline.yaml`` and its schema into ``folder``; returns the file.
+    """Write pipeline.yaml and its JSON Schema into ``folder``, and return the file.
 
     Raises:
-        UsageError: there is no such starter, or a pipeline.yaml is there already.
+        UsageError: the starter does not exist, or the folder already has a pipeline.yaml.
     """
     if name not in STARTERS:
         raise UsageError(f"there is no starter {name!r}", remedy=f"one of {', '.join(STARTERS)}")
     file = folder / "pipeline.yaml"
     if file.exists():
         raise UsageError(
-            f"{file} is there already", remedy="choose another folder, or remove it first"
+            f"{file} already exists", remedy="choose another folder, or remove it first"
         )
     with writing(folder):
         write_atomic(file, STARTERS[name].encode())

@@ -1,4 +1,4 @@
-"""Several pipeline files checked at once."""
+"""Check several pipeline files at once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from compressor.errors import ConfigError, Problem
 
 
 def check_files(files: Sequence[Path], plan: Callable[[Path], Plan]) -> dict[Path, Plan]:
-    """The plan of each file.
+    """Return the plan of each file.
 
     Raises:
-        ConfigError: every problem of every file.
+        ConfigError: lists every problem of every file.
     """
     plans: dict[Path, Plan] = {}
     problems: list[Problem] = []

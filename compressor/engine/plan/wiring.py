@@ -1,4 +1,4 @@
-"""Whether the parts of a pipeline fit: names lead somewhere, steps come in order, kinds follow each other."""
+"""Check that the parts of a pipeline fit: names exist, steps are in order, formats match."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from compressor.runtimes.formats import accepts
 
 
 def wiring_problems(pipeline: Pipeline, sources: SourceContext) -> list[Problem]:
-    """All that does not fit, with places."""
-    return _Wiring(pipeline, sources).problems_found()
+    """Return everything that does not fit, with its place in the file."""
+    return _Wiring(pipeline, sources).check()
 
 
 def format_problem(pipeline: Pipeline, step: Step, parent: str, format_name: str) -> Problem:
@@ -34,7 +34,7 @@ class _Wiring:
         self.pipeline, self.sources = pipeline, sources
         self.problems: list[Problem] = []
 
-    def problems_found(self) -> list[Problem]:
+    def check(self) -> list[Problem]:
         self._check_data()
         self._check_evaluate()
         self._check_order()
@@ -44,8 +44,8 @@ class _Wiring:
         self.problems.append(self.pipeline.document.problem(at, what, **more))
 
     def _check_data(self) -> None:
-        for name, one in self.pipeline.data.items():
-            for text in one.source.problems(one.config, self.sources):
+        for name, data_set in self.pipeline.data.items():
+            for text in data_set.source.problems(data_set.config, self.sources):
                 self._problem(("data", name), text)
 
     def _check_evaluate(self) -> None:
@@ -59,7 +59,7 @@ class _Wiring:
         ):
             self._problem(
                 ("evaluate", "latency"),
-                "names no data to feed",
+                "names no data to run the model on",
                 remedy="add `data: <set>`, or `accuracy:`",
             )
 
@@ -88,19 +88,23 @@ class _Wiring:
             elif reference.made_by is not None and value in steps:
                 self._check_maker(value, reference.made_by, (*at, *place))
 
-    def _check_maker(self, name: str, wanted: str, at: tuple[str | int, ...]) -> None:
+    def _check_maker(self, name: str, expected: str, at: tuple[str | int, ...]) -> None:
         makers = {step.name: step.pass_.name for step in self.pipeline.steps}
-        if makers.get(name) != wanted:
-            some = [step for step, maker in makers.items() if maker == wanted]
-            what = f"{name!r} is {makers.get(name, 'the source')}, and a {wanted} step is expected"
+        if makers.get(name) != expected:
+            candidates = [step for step, maker in makers.items() if maker == expected]
+            what = (
+                f"{name!r} is {makers.get(name, 'the source')}, and a {expected} step is expected"
+            )
             self._problem(
                 (*at,),
                 what,
-                remedy=f"there are: {', '.join(some)}" if some else f"add a {wanted} step",
+                remedy=f"one of {', '.join(candidates)}"
+                if candidates
+                else f"add a {expected} step",
             )
 
     def _check_order(self) -> None:
-        """``from:`` and other step names must lead to earlier steps; kinds must fit."""
+        """Check that ``from:`` and other step names refer to earlier steps, and that formats match."""
         steps = {step.name: step for step in self.pipeline.steps}
         earlier = {SOURCE}
         for step in self.pipeline.steps:
@@ -110,14 +114,14 @@ class _Wiring:
                     remedy = suggestion(step.parent, sorted({SOURCE, *steps} - {step.name}))
                     self._problem(
                         (*at, "from"),
-                        f"`from: {step.parent}` leads nowhere: no such step",
+                        f"`from: {step.parent}`: unknown step {step.parent!r}",
                         remedy=remedy,
                     )
-                elif circle := _circle(step, steps):
+                elif cycle := _cycle(step, steps):
                     self._problem(
                         (*at, "from"),
-                        f"`from:` goes in a circle: {' → '.join(circle)}",
-                        remedy="break it",
+                        f"`from:` forms a cycle: {' → '.join(cycle)}",
+                        remedy="make one of them read an earlier step",
                     )
                 else:
                     self._problem(
@@ -135,14 +139,15 @@ class _Wiring:
             earlier.add(step.name)
 
 
-def _circle(step: Step, steps: Mapping[str, Step]) -> list[str] | None:
-    seen = [step.name]
+def _cycle(step: Step, steps: Mapping[str, Step]) -> list[str] | None:
+    """Return the names along ``from:`` from a step back to itself; None if it leads elsewhere."""
+    path = [step.name]
     name = step.parent
     while name in steps:
-        seen.append(name)
+        path.append(name)
         if name == step.name:
-            return seen
-        if name in seen[:-1]:
+            return path
+        if name in path[:-1]:
             return None
         name = steps[name].parent
     return None

@@ -1,4 +1,4 @@
-"""What happens during a run, as frozen records; whoever wants to show or log it is a listener."""
+"""Events of a run, as frozen records; a listener shows or logs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressor.errors import CompressError
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The plan stands; ``steps`` are those that will be looked at, in order."""
+    """The run starts; ``steps`` are those it will visit, in order."""
 
     pipeline: str
     store: Path
@@ -22,7 +22,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Another run builds this artifact; this one waits for it."""
+    """Another run is building this artifact; this run waits for it."""
 
     step: str
     artifact: str
@@ -30,7 +30,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class StepStarted:
-    """A step is being built; ``resumed`` where a killed run left something of it."""
+    """A step is being built; ``resumed`` if an interrupted run left files of it."""
 
     step: str
     pass_name: str
@@ -40,7 +40,7 @@ class StepStarted:
 
 @dataclass(frozen=True, slots=True)
 class StepProgress:
-    """``done`` of ``total`` of ``what`` within a step."""
+    """Progress within a step: ``done`` of ``total`` units of ``what``."""
 
     step: str
     what: str
@@ -51,7 +51,7 @@ class StepProgress:
 
 @dataclass(frozen=True, slots=True)
 class StepNote:
-    """One line from a step to the person who runs it."""
+    """One line from a step to the user."""
 
     step: str
     text: str
@@ -67,7 +67,7 @@ class StepMeasured:
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
-    """The step's artifact is published; ``how`` tells whether it was built now, taken as it was, or measured again."""
+    """The step's artifact is published; ``how`` states where it came from."""
 
     step: str
     path: Path
@@ -80,7 +80,7 @@ class StepFinished:
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
-    """The step failed; nothing was published, and what it had is kept for the next run."""
+    """The step failed; nothing was published, and its checkpoints are kept for the next run."""
 
     step: str
     error: CompressError
@@ -88,7 +88,7 @@ class StepFailed:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactDamaged:
-    """A published artifact failed verification; it was set aside and is built again."""
+    """A published artifact failed verification; it was set aside and is rebuilt."""
 
     step: str
     path: Path
@@ -98,7 +98,7 @@ class ArtifactDamaged:
 
 @dataclass(frozen=True, slots=True)
 class GateProgress:
-    """``done`` of at most ``total`` rounds of a gate that measures latency."""
+    """``done`` of at most ``total`` rounds of a gate that measures latency again."""
 
     gate: str
     done: int

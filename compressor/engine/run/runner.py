@@ -1,4 +1,4 @@
-"""Carries a plan out: for each step, take what is there and whole, or have it built, measured and published."""
+"""Run a plan: for each step, use the verified artifact in the store, or build and publish it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from compressor.engine.gates.verdicts import GateChecker
 from compressor.engine.machine import environment
 from compressor.engine.plan.plan import Plan, PlannedStep
 from compressor.engine.run import events
-from compressor.engine.run.step_builder import Reporter, Workshop
+from compressor.engine.run.step_builder import Reporter, StepBuilder
 from compressor.errors import (
     CompressError,
     DamagedArtifactError,
@@ -38,7 +38,7 @@ from compressor.errors import (
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What became of a step."""
+    """Outcome of a step."""
 
     step: PlannedStep
     artifact: Artifact
@@ -47,7 +47,7 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What became of a run."""
+    """Outcome of a run."""
 
     steps: tuple[StepResult, ...]
     gates: tuple[GateResult, ...]
@@ -55,7 +55,7 @@ class RunResult:
 
 
 def select(plan: Plan, *, start: str | None, until: str | None, only: str | None) -> frozenset[str]:
-    """Names of the steps that ``--from``, ``--until`` and ``--only`` leave to be built.
+    """Return the names of the steps that ``--from``, ``--until`` and ``--only`` select.
 
     Raises:
         UsageError: a name is not in the plan.
@@ -88,73 +88,76 @@ class Runner:
         force: bool = False,
     ) -> None:
         self.plan = plan
-        self.workshop = Workshop(plan, listener, reporter)
-        self.tell = self.workshop.tell
+        self.builder = StepBuilder(plan, listener, reporter)
+        self.emit = self.builder.emit
         self.selected = selected
         self.force = force
         self.done: dict[str, StepResult] = {}
 
     def run(self) -> RunResult:
-        """Carry out the selected steps; the others are inputs and must be there.
+        """Run the selected steps; the artifacts of the others must exist.
 
         Raises:
-            CompressError: the first step that failed; what it had is kept, and the next run goes on from there.
+            CompressError: the first step that failed. Its checkpoints are kept, and the next run
+                resumes from them.
         """
         start = time.perf_counter()
         self.plan.store.check_writable()
-        wanted = self._wanted()
-        self._check_room(wanted)
-        self.tell(
+        steps = self._needed_steps()
+        self._check_resources(steps)
+        self.emit(
             events.RunStarted(
-                self.plan.pipeline.config.name, self.plan.store.root, tuple(s.name for s in wanted)
+                self.plan.pipeline.config.name,
+                self.plan.store.root,
+                tuple(step.name for step in steps),
             )
         )
-        for step in wanted:
+        for step in steps:
             try:
                 self._step(step)
             except KeyboardInterrupt as error:
                 interrupted = Interrupted(
-                    f"{step.name} was interrupted", remedy="the same command goes on from there"
+                    f"{step.name} was interrupted", remedy="run the same command again to resume"
                 )
-                self.tell(events.StepFailed(step.name, interrupted))
+                self.emit(events.StepFailed(step.name, interrupted))
                 raise interrupted from error
             except CompressError as error:
-                self.tell(events.StepFailed(step.name, error))
+                self.emit(events.StepFailed(step.name, error))
                 raise
-        return RunResult(
-            tuple(self.done.values()), self._gates(wanted), time.perf_counter() - start
-        )
+        return RunResult(tuple(self.done.values()), self._gates(steps), time.perf_counter() - start)
 
-    def _gates(self, wanted: Sequence[PlannedStep]) -> tuple[GateResult, ...]:
+    def _gates(self, steps: Sequence[PlannedStep]) -> tuple[GateResult, ...]:
         pipeline = self.plan.pipeline
         earlier = {} if self.force else earlier_verdicts(self.plan.store.root)
-        judge = GateChecker(timer_opener(pipeline, self.plan.sources), earlier, self.tell)
+        judge = GateChecker(timer_opener(pipeline, self.plan.sources), earlier, self.emit)
         return check_gates(
-            pipeline, self.workshop.artifacts, {step.name: step.parent for step in wanted}, judge
+            pipeline, self.builder.artifacts, {step.name: step.parent for step in steps}, judge
         )
 
-    def _wanted(self) -> list[PlannedStep]:
-        """The selected steps and, before them, all that they need."""
+    def _needed_steps(self) -> list[PlannedStep]:
+        """Return the selected steps and all steps they depend on, in order."""
         needed = set(self.selected)
         for step in reversed(self.plan.steps):
             if step.name in needed:
                 needed |= {*step.inputs.values(), *filter(None, [step.reference])}
         return [step for step in self.plan.steps if step.name in needed]
 
-    def _check_room(self, wanted: Sequence[PlannedStep]) -> None:
-        todo = [step for step in wanted if step.state not in {"cached", "measure", "given"}]
-        needed = sum(step.estimate.disk_bytes or 0 for step in todo)
+    def _check_resources(self, steps: Sequence[PlannedStep]) -> None:
+        to_build = [step for step in steps if step.state not in {"cached", "measure", "given"}]
+        needed = sum(step.estimate.disk_bytes or 0 for step in to_build)
         free = shutil.disk_usage(self.plan.store.root).free
         if needed > free:
             raise StorageError(
-                f"the steps to build need about {needed / 1e9:.2f} GB on disk; {self.plan.store.root} has {free / 1e9:.2f} GB",
+                f"the steps to build need about {needed / 1e9:.2f} GB on disk; "
+                f"{self.plan.store.root} has {free / 1e9:.2f} GB",
                 remedy="free some space (`autoglm-compress gc`), or choose another --output-dir",
             )
         total = environment(1, "cpu").memory_bytes
-        for step in todo:
+        for step in to_build:
             if (peak := step.estimate.peak_memory_bytes or 0) > total and self.plan.device == "cpu":
                 raise RequirementError(
-                    f"{step.name} needs about {peak / 1e9:.1f} GB of memory; this machine has {total / 1e9:.1f} GB"
+                    f"{step.name} needs about {peak / 1e9:.1f} GB of memory; "
+                    f"this machine has {total / 1e9:.1f} GB"
                 )
 
     def _step(self, step: PlannedStep) -> None:
@@ -164,25 +167,23 @@ class Runner:
             self._finish(step, step.given, "cached", start, 0)
             return
         with self.plan.store.lock(
-            step.artifact_id, lambda: self.tell(events.Waiting(step.name, step.directory))
+            step.artifact_id, lambda: self.emit(events.Waiting(step.name, step.directory))
         ):
-            found = self._sound(step)
+            cached = self._verified(step)
             rebuild = self.force and step.name in self.selected
-            if found is not None and not rebuild:
+            if cached is not None and not rebuild:
                 self.plan.store.discard_staging(step.artifact_id)
-                if found.manifest.measured == step.measured:
-                    self._finish(step, found, "cached", start, 0)
+                if cached.manifest.measured == step.measured:
+                    self._finish(step, cached, "cached", start, 0)
                 else:
-                    self._finish(
-                        step, self.workshop.measure_again(step, found), "measured", start, 0
-                    )
+                    self._finish(step, self.builder.remeasure(step, cached), "measured", start, 0)
                 return
             if step.name not in self.selected:
                 raise UsageError(
-                    f"{step.name} is needed and its artifact {step.directory} is not there",
+                    f"{step.name} is needed, and its artifact {step.directory} does not exist",
                     remedy="run without --from/--only first",
                 )
-            artifact = self.workshop.build(step, found)
+            artifact = self.builder.build(step, cached)
             self._finish(step, artifact, "built", start, artifact.manifest.peak_rss_bytes)
 
     def _finish(
@@ -194,10 +195,10 @@ class Runner:
         peak: int,
     ) -> None:
         self.done[step.name] = StepResult(step, artifact, how)
-        self.workshop.artifacts[step.name] = artifact
+        self.builder.artifacts[step.name] = artifact
         seconds = time.perf_counter() - start
         estimate = step.estimate
-        self.tell(
+        self.emit(
             events.StepFinished(
                 step.name,
                 artifact.path,
@@ -209,10 +210,10 @@ class Runner:
             )
         )
 
-    def _sound(self, step: PlannedStep) -> Artifact | None:
-        """The published artifact if every file of it is as written; a damaged one is set aside.
+    def _verified(self, step: PlannedStep) -> Artifact | None:
+        """Return the published artifact if all its files match; a damaged one is set aside.
 
-        Damaged reports do not cost the model: they are measured again.
+        If only reports are damaged, the model is kept and measured again.
         """
         store = self.plan.store
         try:
@@ -222,13 +223,13 @@ class Runner:
             return None
         if artifact is None:
             return None
-        if found := damage(artifact, artifact.manifest.files, MODEL):
-            self._set_aside(step, artifact.path, "; ".join(found))
+        if damaged := damage(artifact, artifact.manifest.files, MODEL):
+            self._set_aside(step, artifact.path, "; ".join(damaged))
             return None
-        if found := damage(artifact, artifact.manifest.reports, REPORTS):
-            self.tell(
+        if damaged := damage(artifact, artifact.manifest.reports, REPORTS):
+            self.emit(
                 events.StepNote(
-                    step.name, f"reports are damaged and measured again: {'; '.join(found)}"
+                    step.name, f"reports are damaged and measured again: {'; '.join(damaged)}"
                 )
             )
             return Artifact(
@@ -238,14 +239,14 @@ class Runner:
 
     def _set_aside(self, step: PlannedStep, path: Path, details: str) -> None:
         moved = self.plan.store.set_aside(path)
-        self.tell(events.ArtifactDamaged(step.name, path, moved, details))
+        self.emit(events.ArtifactDamaged(step.name, path, moved, details))
 
 
 def load_given(path: Path) -> Artifact:
-    """An artifact that a command names, every file of it verified.
+    """Return the artifact at a path, with every file verified.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no artifact.
         DamagedArtifactError: a file differs from the manifest.
     """
     artifact = open_artifact(path if path.name != MANIFEST else path.parent)

@@ -1,4 +1,4 @@
-"""One pass, or one measurement, by hand: a pipeline of a single step over any artifact."""
+"""A single pass or measurement on any artifact, as a pipeline of one step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compressor.engine.plan.pipeline import (
 from compressor.engine.plan.plan import PassBuilder, Plan
 from compressor.engine.run import events
 from compressor.engine.run.runner import load_given
-from compressor.engine.run.step_builder import Workshop, unexpected
+from compressor.engine.run.step_builder import StepBuilder, unexpected_error
 from compressor.errors import CompressError, GpuError, UsageError
 from compressor.evaluation.measure import measure
 from compressor.evaluation.metrics import referring
@@ -32,10 +32,14 @@ from compressor.runtimes.formats import StoredModel
 def single_pass(
     pass_type: str, model: Path, borrow: Path | None, fields: Sequence[str]
 ) -> Pipeline:
-    """The pipeline of one pass over ``model``; ``data:`` and ``evaluate:`` come from the file ``borrow``.
+    """Return the pipeline of one pass over ``model``.
 
-    A field that begins with ``evaluate.`` is put over what is borrowed: the reference that a file names is one of its steps,
-    and here there is only ``source``, which is ``model``.
+    Args:
+        pass_type: the pass.
+        model: an artifact or a model folder.
+        borrow: a pipeline file whose ``data:`` and ``evaluate:`` are used.
+        fields: ``key=value`` for fields of the pass. Keys that start with ``evaluate.`` override the
+            borrowed section, such as a reference to a step that does not exist here.
 
     Raises:
         ConfigError: the pass is unknown, or a field does not fit.
@@ -61,32 +65,32 @@ def single_pass(
 
 
 def preview(plan: Plan, listener: events.Listener) -> list[Mapping[str, Any]]:
-    """What the plan's only step would decide, as its pass tells; nothing is written to the store.
+    """Return the decisions that the plan's last step would take; nothing is written to the store.
 
     Raises:
-        CompressError: the pass refuses its input or its config, or fails; a traceback then lies in the system's temporary
-            folder, as nothing is written to the store.
+        CompressError: the pass refuses its input or its config, or fails. The traceback of a failure
+            is written to the system's temporary folder.
     """
     step = list(plan.steps)[-1]
     if not isinstance(step.builder, PassBuilder) or not step.builder.previews:
         return []
-    workshop = Workshop(plan, listener, lambda *_: None)
+    builder = StepBuilder(plan, listener, lambda *_: None)
     with TemporaryDirectory() as source, TemporaryDirectory() as work:
         for needed in (plan.step(name) for name in dict.fromkeys(step.inputs.values())):
             if needed.given is not None:
                 verify(needed.given)
-            workshop.artifacts[needed.name] = needed.given or workshop.as_artifact(
+            builder.artifacts[needed.name] = needed.given or builder.build_unpublished(
                 needed, Path(source)
             )
-        inputs = {role: workshop.artifacts[name] for role, name in step.inputs.items()}
-        context = workshop.context(step, Path(work), inputs, [])
+        inputs = {role: builder.artifacts[name] for role, name in step.inputs.items()}
+        context = builder.context(step, Path(work), inputs, [])
         try:
             step.builder.requires(inputs, context)
             return step.builder.preview(inputs, context)
         except CompressError:
             raise
         except Exception as error:
-            raise unexpected(step, error, Path(gettempdir())) from error
+            raise unexpected_error(step, error, Path(gettempdir())) from error
 
 
 def measure_artifact(
@@ -98,11 +102,11 @@ def measure_artifact(
     allow_code: bool,
     accuracy: bool,
 ) -> Measurement:
-    """Measure an artifact as ``evaluate:`` of a pipeline file says; nothing is written.
+    """Measure an artifact as ``evaluate:`` of a pipeline file asks; nothing is written.
 
     Raises:
-        GpuError: latency alone is asked for, of an engine that cannot run here.
-        UsageError: the file asks for nothing that could be measured, or compares with a step, which is not known here.
+        GpuError: only latency is requested, of an engine that cannot run here.
+        UsageError: the file measures nothing, or compares with a step, which does not exist here.
     """
     pipeline = load_pipeline(pipeline_file, overrides)
     evaluate = pipeline.config.evaluate
@@ -115,7 +119,7 @@ def measure_artifact(
     measurement = measure(
         StoredModel.of(artifact),
         evaluate,
-        {name: one.config.model_dump(mode="json") for name, one in pipeline.data.items()},
+        {name: data.config.model_dump(mode="json") for name, data in pipeline.data.items()},
         SourceContext(pipeline.base, allow_code),
         reference=_reference(evaluate, pipeline.base),
         progress=lambda what, done, total: listener(
@@ -128,7 +132,7 @@ def measure_artifact(
 
 
 def _reference(evaluate: EvaluateConfig, base: Path) -> ReferenceModel | None:
-    """The artifact directory that ``evaluate:`` compares with; the steps of a file have none before it is run."""
+    """Return the artifact folder that ``evaluate:`` compares with, if it compares."""
     name = reference_of(evaluate)
     if name is None or evaluate.accuracy is None:
         return None

@@ -1,8 +1,9 @@
-"""How one step becomes an artifact: its pass runs, the model is measured, the reports are written, all of it is published.
+"""Build one step: run its pass, measure the model, write the reports, publish the artifact.
 
-A step's life on disk: ``.staging/<id>/work`` holds its checkpoints; ``.staging/<id>/out`` its files; ``.staging/<id>/built.json``
-says that the model is whole and what its files' hashes are, so that a kill while measuring does not cost the model. Then the
-reports are written beside the model and all of it gets its final name at once.
+Layout while a step is being built: ``.staging/<id>/work`` holds checkpoints, ``.staging/<id>/out``
+the output, and ``.staging/<id>/built.json`` the hashes of the complete model, so that a kill during
+measurement does not cost the model. Reports are written beside the model, then everything gets its
+final name in one rename.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ _BUILT = "built.json"
 _REPORT_FILES = (REPORTS, LOGS, "report.md", "report.html")
 
 
-class Workshop:
+class StepBuilder:
     """Builds and measures the steps of one plan, one after the other.
 
     Attributes:
-        artifacts: step to artifact, of the steps that are done: what later ones read, and are compared with.
+        artifacts: step to artifact, of the steps that are done. Later steps read them and are
+            compared with them.
     """
 
     def __init__(self, plan: Plan, listener: events.Listener, reporter: Reporter) -> None:
@@ -53,20 +55,20 @@ class Workshop:
         self._log: StepLog | None = None
         self._datasets: dict[str, Dataset] = {}
 
-    def tell(self, event: events.Event) -> None:
-        """Pass an event on to the listener, and to the log of the step that is being built."""
+    def emit(self, event: events.Event) -> None:
+        """Send an event to the listener, and to the log of the step that is being built."""
         self.listener(event)
         if self._log is not None:
             self._log(event)
 
     def build(self, step: PlannedStep, replaced: Artifact | None) -> Artifact:
-        """Run the step's pass, or go on where it was; ``replaced`` goes when the new artifact is whole."""
+        """Run or resume a step's pass; ``replaced`` is removed once the new artifact is complete."""
         store = self.plan.store
         staging = store.staging(step.artifact_id)
         out = staging / "out"
         resumed = any((staging / "work").iterdir()) or (staging / _BUILT).is_file()
         with self._logging(staging / "log.txt"):
-            self.tell(events.StepStarted(step.name, step.pass_name, step.directory, resumed))
+            self.emit(events.StepStarted(step.name, step.pass_name, step.directory, resumed))
             built = self._finished_model(staging)
             if built is None:
                 built = self._run_pass(step, staging)
@@ -86,15 +88,15 @@ class Workshop:
             self._log = None
 
     def _finished_model(self, staging: Path) -> dict[str, Any] | None:
-        """What ``built.json`` says, where the files are still what it says."""
+        """Return the content of built.json if the files still match its hashes, else None."""
         marker = staging / _BUILT
         if not marker.is_file():
             return None
         built: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
-        found = {
+        files = {
             name: entry.model_dump() for name, entry in entries_of(staging / "out", MODEL).items()
         }
-        return built if found == built["files"] else None
+        return built if files == built["files"] else None
 
     def _run_pass(self, step: PlannedStep, staging: Path) -> dict[str, Any]:
         assert step.builder is not None  # noqa: S101 - given artifacts are never built
@@ -116,7 +118,7 @@ class Workshop:
         except OSError as error:
             raise storage_error(error, out) from error
         except Exception as error:
-            raise unexpected(step, error, self.plan.store.root / ".staging") from error
+            raise unexpected_error(step, error, self.plan.store.root / ".staging") from error
         built = {
             "summary": {**output.summary, **({"notes": notes} if notes else {})},
             "seconds": time.perf_counter() - start,
@@ -130,14 +132,14 @@ class Workshop:
     def context(
         self, step: PlannedStep, work: Path, inputs: Mapping[str, Artifact], notes: list[str]
     ) -> PassContext:
-        """What a step's pass is given; ``notes`` collects what it has to say."""
+        """Return the context of a step's pass; ``notes`` collects its notes."""
 
         def progress(what: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-            self.tell(events.StepProgress(step.name, what, done, total, figures))
+            self.emit(events.StepProgress(step.name, what, done, total, figures))
 
         def note(text: str) -> None:
             notes.append(text)
-            self.tell(events.StepNote(step.name, text))
+            self.emit(events.StepNote(step.name, text))
 
         return PassContext(
             artifacts=inputs,
@@ -154,14 +156,14 @@ class Workshop:
 
     def _dataset(self, step: PlannedStep, name: str) -> Dataset:
         if name not in self._datasets:
-            one = self.plan.pipeline.data[name]
+            data_set = self.plan.pipeline.data[name]
             sources = self.plan.sources
 
             def progress(what: str, done: int, total: int) -> None:
-                self.tell(events.StepProgress(step.name, what, done, total))
+                self.emit(events.StepProgress(step.name, what, done, total))
 
             context = type(sources)(sources.base, sources.allow_code, sources.cache, progress)
-            self._datasets[name] = one.source.load(one.config, context)
+            self._datasets[name] = data_set.source.load(data_set.config, context)
         return self._datasets[name]
 
     def _manifest(self, step: PlannedStep, built: Mapping[str, Any]) -> Manifest:
@@ -191,16 +193,16 @@ class Workshop:
             peak_rss_bytes=built["peak_rss_bytes"],
         )
 
-    def as_artifact(self, step: PlannedStep, folder: Path) -> Artifact:
-        """The model of a step that is built of nothing, made in ``folder`` and not published: for a pass to look at."""
-        assert step.builder is not None  # noqa: S101 - given artifacts are there already
+    def build_unpublished(self, step: PlannedStep, folder: Path) -> Artifact:
+        """Build a step without inputs in ``folder``, unpublished, for a pass to inspect."""
+        assert step.builder is not None  # noqa: S101 - given artifacts exist already
         (folder / MODEL).mkdir()
         step.builder.run({}, folder / MODEL, self.context(step, folder, {}, []))
-        nothing = {"files": {}, "summary": {}, "seconds": 0.0, "peak_rss_bytes": 0}
-        return Artifact(folder, self._manifest(step, nothing))
+        empty = {"files": {}, "summary": {}, "seconds": 0.0, "peak_rss_bytes": 0}
+        return Artifact(folder, self._manifest(step, empty))
 
     def _report(self, step: PlannedStep, folder: Path, manifest: Manifest, log: Path) -> Manifest:
-        """Measure the model in ``folder``, write its reports and log there, and return the manifest that lists them."""
+        """Measure the model in ``folder``, write reports and log, return the manifest that lists them."""
         measurement = self._measure(step, folder / MODEL)
         metrics = measurement.metrics if measurement else ()
         manifest = manifest.model_copy(
@@ -219,21 +221,24 @@ class Workshop:
         plan = self.plan
 
         def progress(what: str, done: int, total: int) -> None:
-            self.tell(events.StepProgress(step.name, what, done, total))
+            self.emit(events.StepProgress(step.name, what, done, total))
 
         measurement = measure(
             StoredModel(format_named(step.format), model),
             evaluate_of(plan.pipeline, compared=step.reference is not None),
-            {name: one.config.model_dump(mode="json") for name, one in plan.pipeline.data.items()},
+            {
+                name: data.config.model_dump(mode="json")
+                for name, data in plan.pipeline.data.items()
+            },
             plan.sources,
             reference=self._reference(step, model),
             progress=progress,
         )
-        self.tell(events.StepMeasured(step.name, measurement.metrics))
+        self.emit(events.StepMeasured(step.name, measurement.metrics))
         return measurement
 
     def _reference(self, step: PlannedStep, model: Path) -> ReferenceModel | None:
-        """What a step is compared with; ``model`` is its own, which is not published yet."""
+        """Return the model to compare with; ``model`` is the step's own, not published yet."""
         if step.reference is None:
             return None
         if step.reference == step.name:
@@ -241,23 +246,23 @@ class Workshop:
         artifact = self.artifacts[step.reference]
         return ReferenceModel(id=artifact.id, format=artifact.manifest.format, model=artifact.model)
 
-    def measure_again(self, step: PlannedStep, artifact: Artifact) -> Artifact:
-        """New reports for a model that stays as it is."""
+    def remeasure(self, step: PlannedStep, artifact: Artifact) -> Artifact:
+        """Measure an unchanged model again and replace its reports."""
         staging = self.plan.store.staging(step.artifact_id)
         fresh = staging / "reports-only"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         (fresh / MODEL).symlink_to(artifact.model.resolve())
         with self._logging(staging / "log.txt"):
-            self.tell(events.StepStarted(step.name, step.pass_name, step.directory, resumed=False))
+            self.emit(events.StepStarted(step.name, step.pass_name, step.directory, resumed=False))
             manifest = self._report(step, fresh, artifact.manifest, staging / "log.txt")
         replaced = self.plan.store.replace_reports(artifact, fresh, manifest)
         self.plan.store.discard(staging)
         return replaced
 
 
-def unexpected(step: PlannedStep, error: Exception, folder: Path) -> CompressError:
-    """What a library threw, as the error of the pass; its traceback goes into a file of ``folder``."""
+def unexpected_error(step: PlannedStep, error: Exception, folder: Path) -> CompressError:
+    """Wrap a library's exception as a ``PassError``; its traceback goes to a file in ``folder``."""
     if "No space left on device" in str(error):
         return storage_error(OSError(28, "No space left on device"), folder)
     log = folder / f"{step.directory}.traceback.txt"

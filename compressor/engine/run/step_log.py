@@ -1,4 +1,4 @@
-"""A step's log file: every event of it with its time, kept in staging as it goes, published with the artifact."""
+"""The log file of a step: its events with timestamps, written to staging, then published."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PROGRESS_SECONDS = 5.0
 
 
 class StepLog:
-    """Appends one line an event; progress at most every few seconds, and when it ends."""
+    """Appends one line per event; progress at most every few seconds, and at its end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,7 +29,8 @@ class StepLog:
     def _text(self, event: events.Event) -> str | None:
         match event:
             case events.StepStarted():
-                return f"started {event.pass_name} for {event.artifact}{', resumed' if event.resumed else ''}"
+                suffix = ", resumed" if event.resumed else ""
+                return f"started {event.pass_name} for {event.artifact}{suffix}"
             case events.StepProgress():
                 now = time.monotonic()
                 if event.done < event.total and now - self._last < _PROGRESS_SECONDS:

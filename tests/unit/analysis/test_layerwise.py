@@ -21,7 +21,7 @@ from compressor.data.contract import Dataset, SourceContext
 from compressor.errors import UsageError
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
 from compressor.models.checkpoint.loading import load_module
-from compressor.runtimes.formats import open_layers, open_session
+from compressor.runtimes.formats import StoredModel, format_named, open_layers, open_session
 
 PLANTED = (
     "vision.blocks.0.filter",
@@ -86,17 +86,21 @@ def test_the_layer_that_adds_most_is_the_planted_one(
     assert found.answers["logits"] > 0
 
 
+def stored(folder: Path) -> StoredModel:
+    return StoredModel(format_named("torch"), folder)
+
+
 def test_equal_models_do_not_part(model: Path) -> None:
     one = open_layers("torch", model, 1)
     found = compare_layers(one, one, samples(2))
     assert found.parts_at is None
     assert {layer.error for layer in found.layers} == {0.0}
-    assert all(one.equal for one in tensor_differences(("torch", model), ("torch", model)))
+    assert all(one.equal for one in tensor_differences(stored(model), stored(model)))
 
 
 def test_the_tensor_that_differs_comes_first(model: Path, tmp_path: Path) -> None:
     spoilt = planted(model, tmp_path / "spoilt", PLANTED[1])
-    found = tensor_differences(("torch", model), ("torch", spoilt))
+    found = tensor_differences(stored(model), stored(spoilt))
     assert found[0].name == f"{PLANTED[1]}.weight"
     assert found[0].snr_db == pytest.approx(-10 * np.log10(0.36), abs=0.3)
     assert all(one.equal for one in found[1:])

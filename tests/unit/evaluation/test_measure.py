@@ -126,8 +126,9 @@ from pathlib import Path
 from compressor.data.contract import SourceContext
 from compressor.evaluation.measure import measure
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
+from compressor.runtimes.formats import StoredModel, format_named
 base = Path(sys.argv[1])
-measure("onnx", base, EvaluateConfig(accuracy=AccuracyConfig(data="test")),
+measure(StoredModel(format_named("onnx"), base), EvaluateConfig(accuracy=AccuracyConfig(data="test")),
         {"test": {"source": "tiny", "fail": "hang"}}, SourceContext(base, cache=base))
 """
 

@@ -29,8 +29,8 @@ def test_perplexity_is_the_exponential_of_a_mean_cross_entropy():
         METRICS["perplexity"].values(LOGITS, LABELS).tolist()
         == METRICS["cross_entropy"].values(LOGITS, LABELS).tolist()
     )
-    assert METRICS["perplexity"].told(np.log(7.0)) == pytest.approx(7.0)
-    assert METRICS["perplexity"].told(1e4) == np.inf
+    assert METRICS["perplexity"].from_mean(np.log(7.0)) == pytest.approx(7.0)
+    assert METRICS["perplexity"].from_mean(1e4) == np.inf
 
 
 def test_agreement_is_with_the_references_first_choice():

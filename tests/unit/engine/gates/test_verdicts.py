@@ -142,7 +142,7 @@ def test_figures_that_are_not_there(tmp_path: Path) -> None:
     assert judged(Rule("kl", "max", 1, None), step).reason == "a has no kl"
     assert "b has no top1" in judged(Rule("top1", "max_drop", 0, "b"), step, None).reason
     without = judged(Rule("top1", "min", 0.5, None), figures(tmp_path, "b", share(0.7, None)))
-    assert (without.verdict, without.basis) == ("undecided", "1000 samples, which give no interval")
+    assert (without.verdict, without.basis) == ("undecided", "1000 samples, without an interval")
 
 
 class FakeTimer:

@@ -47,11 +47,11 @@ def test_the_ways_a_chain_can_be_wrong(toy_pipeline: Path) -> None:
     assert "names a later step" in message(toy_pipeline)
 
 
-def test_kinds_that_do_not_fit(toy_pipeline: Path) -> None:
+def test_formats_that_do_not_follow_each_other_are_refused(toy_pipeline: Path) -> None:
     edit(toy_pipeline, "passes:", "data:\n  test: {source: phone-bed, split: test}\npasses:")
     edit(toy_pipeline, "{type: toy, name: second, rounds: 3}", "{type: export-onnx}")
     assert (
-        "export-onnx cannot follow first (toy): it reads awq or quantized or torch, not onnx"
+        "export-onnx cannot follow first (toy): it reads packed or quantized or torch, not onnx"
         in message(toy_pipeline)
     )
     edit(toy_pipeline, "  - {type: toy, name: first}\n", "")
@@ -164,7 +164,7 @@ def test_a_reference_that_nothing_runs(toy_pipeline: Path, monkeypatch: pytest.M
     monkeypatch.setattr("toy.Toy.produces", "adapter")
     edit(toy_pipeline, "rounds: 3}", "rounds: 3, from: source}")
     assert (
-        "'second' cannot be compared with: nothing here runs artifacts of kind adapter"
+        "'second' cannot be compared with: no runtime executes format adapter"
         in message(toy_pipeline)
     )
 
