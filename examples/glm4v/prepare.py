@@ -1,11 +1,13 @@
-"""Screenshots of the phone bed with commands and actions, as conversations for a glm4v checkpoint such as AutoGLM-Phone-9B.
+"""Write screenshots of the phone bed with commands and actions, as conversations for a glm4v.
 
-    python examples/glm4v/prepare.py FOLDER [--checkpoint CHECKPOINT | --tokenizer FOLDER] [--screens 64]
+    python examples/glm4v/prepare.py FOLDER --checkpoint CHECKPOINT [--screens 64]
+    python examples/glm4v/prepare.py FOLDER --tokenizer FOLDER [--screens 64]
 
-writes ``FOLDER/conversations/{calibration,test}.jsonl`` with ``screens/*.png`` beside them, and ``FOLDER/model``: a link to
-CHECKPOINT, or else a small glm4v with random weights, of no use but to see the pipeline run, with the tokenizer of another
-checkpoint (``examples/smollm2/prepare.py`` leaves one in ``FOLDER/model``), as no package has GLM's. Needs the extra
-``phone-bed``.
+This writes ``FOLDER/conversations/{calibration,test}.jsonl`` with ``screens/*.png`` beside them,
+and ``FOLDER/model``: a link to CHECKPOINT (such as AutoGLM-Phone-9B), or a small glm4v with random
+weights, which only shows that the pipeline runs. The small model has the tokenizer of another
+checkpoint (``examples/smollm2/prepare.py`` writes one to ``FOLDER/model``), because no package
+contains GLM's. Requires the extra ``phone-bed``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from calibration.sources.phone_bed.source import PhoneBed, PhoneBedConfig
 from compressor.data.contract import SourceContext
 
 SIDE = 336
-"""Of a screen in pixels."""
+"""Side of a screen in pixels."""
 SPECIAL = (
     "<|image|>",
     "<|video|>",
@@ -39,16 +41,16 @@ TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% endif %}"""
 
 
-def action(label: int) -> str:
-    """What AutoGLM would answer: a tap at the middle of a cell, in thousandths of the screen."""
+def format_action(label: int) -> str:
+    """Return AutoGLM's answer: a tap at the centre of a cell, in thousandths of the screen."""
     if label == ABSENT:
         return 'finish(message="There is no such icon on the screen.")'
-    middle = [round(1000 * (place + 0.5) / GRID) for place in (label % GRID, label // GRID)]
-    return f'do(action="Tap", element={middle})'
+    centre = [round(1000 * (cell + 0.5) / GRID) for cell in (label % GRID, label // GRID)]
+    return f'do(action="Tap", element={centre})'
 
 
 def write_conversations(folder: Path, name: str, split: str, count: int) -> None:
-    """Screens, each with one written command and its action."""
+    """Write screens, each with one written command and its action."""
     from PIL import Image
 
     assert CELLS == GRID * GRID
@@ -66,17 +68,56 @@ def write_conversations(folder: Path, name: str, split: str, count: int) -> None
         screen.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / file)
         tokens = batch["tokens"][number]
         command = bytes((tokens[tokens > 0] - 1).astype(np.uint8)).decode()
-        asked = [{"type": "image", "path": file}, {"type": "text", "text": command}]
+        question = [{"type": "image", "path": file}, {"type": "text", "text": command}]
         messages = [
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": action(int(batch["label"][number]))},
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": format_action(int(batch["label"][number]))},
         ]
         lines.append(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
     (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
+def small_config(vocab_size: int, token_ids: dict[str, int]) -> dict[str, Any]:
+    """Return config.json of a small glm4v; ``token_ids`` are those of the special tokens."""
+    return {
+        "model_type": "glm4v",
+        "architectures": ("Glm4vForConditionalGeneration",),
+        "dtype": "bfloat16",
+        **{f"{name}_token_id": token_id for name, token_id in token_ids.items()},
+        "text_config": {
+            "model_type": "glm4v_text",
+            "vocab_size": vocab_size,
+            "hidden_size": 512,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "partial_rotary_factor": 0.5,
+                "mrope_section": [4, 6, 6],
+            },
+        },
+        "vision_config": {
+            "model_type": "glm4v_vision",
+            "depth": 4,
+            "hidden_size": 256,
+            "num_heads": 4,
+            "out_hidden_size": 512,
+            "intermediate_size": 1024,
+            "image_size": SIDE,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "in_channels": 3,
+        },
+    }
+
+
 def write_model(folder: Path, tokenizer: Path) -> None:
-    """A small glm4v with random weights, and a processor."""
+    """Write a small glm4v with random weights, and its processor."""
     import torch
     from transformers import AutoTokenizer
     from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
@@ -84,51 +125,13 @@ def write_model(folder: Path, tokenizer: Path) -> None:
     from compressor.models.families.transformers.config import CheckpointConfig
     from compressor.models.families.transformers.family import Transformers
 
-    words = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
-    words.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
-    words.chat_template = TEMPLATE
-    words.save_pretrained(str(folder))
+    extended = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+    extended.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
+    extended.chat_template = TEMPLATE
+    extended.save_pretrained(str(folder))
     Glm4vImageProcessorPil().save_pretrained(str(folder))
-    config: Any = CheckpointConfig.model_validate(
-        {
-            "model_type": "glm4v",
-            "architectures": ("Glm4vForConditionalGeneration",),
-            "dtype": "bfloat16",
-            **{
-                f"{name}_token_id": words.convert_tokens_to_ids(token)
-                for name, token in zip(IDS, SPECIAL, strict=True)
-            },
-            "text_config": {
-                "model_type": "glm4v_text",
-                "vocab_size": len(words),
-                "hidden_size": 512,
-                "intermediate_size": 1024,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 8,
-                "num_key_value_heads": 2,
-                "max_position_embeddings": 4096,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 10_000.0,
-                    "partial_rotary_factor": 0.5,
-                    "mrope_section": [4, 6, 6],
-                },
-            },
-            "vision_config": {
-                "model_type": "glm4v_vision",
-                "depth": 4,
-                "hidden_size": 256,
-                "num_heads": 4,
-                "out_hidden_size": 512,
-                "intermediate_size": 1024,
-                "image_size": SIDE,
-                "patch_size": 14,
-                "spatial_merge_size": 2,
-                "temporal_patch_size": 2,
-                "in_channels": 3,
-            },
-        }
-    )
+    ids = dict(zip(IDS, extended.convert_tokens_to_ids(list(SPECIAL)), strict=True))
+    config: Any = CheckpointConfig.model_validate(small_config(len(extended), ids))
     torch.manual_seed(0)
     family = Transformers()
     family.save(family.build(config), config, folder)
@@ -139,10 +142,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--checkpoint", type=Path, help="a glm4v checkpoint with its processor")
-    which.add_argument("--tokenizer", type=Path, help="of a checkpoint, for a small random model")
-    parser.add_argument("--screens", type=int, default=64, help="of each set")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--checkpoint", type=Path, help="glm4v checkpoint with its processor")
+    model.add_argument(
+        "--tokenizer", type=Path, help="checkpoint with a tokenizer, for a small random model"
+    )
+    parser.add_argument("--screens", type=int, default=64, help="screens per set")
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)

