@@ -12,6 +12,8 @@ from compressor.models.quantized.weight_grid import FormatName, WeightBits, Weig
 
 WEIGHTS_PER_CHUNK = 1 << 24
 """Number of weights that are rounded together; peak memory grows with it."""
+GROUP_SIZES = (128, 64, 32, 16)
+"""Usual group sizes, which error messages suggest."""
 
 
 class CalibrationConfig(Record):

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from compressor.models.capabilities.linear_groups import Block, Site
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
-from passes.awq.config import AwqConfig
-from passes.awq.streamed import GROUP_SIZES
+from passes.awq.config import GROUP_SIZES, AwqConfig
 
 _MIN_WEIGHTS = 1024
 """Below this number the headers of four packed tensors take most of what packing saves."""

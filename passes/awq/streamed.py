@@ -12,7 +12,7 @@ from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts
 from compressor.models.families.transformers.layouts import LM_HEAD, decoder_shape
 from compressor.models.quantized.weight_grid import WeightGrid
-from passes.awq.config import AwqConfig
+from passes.awq.config import GROUP_SIZES, AwqConfig
 from passes.awq.contract import FieldProblem, ModelQuantizer
 from passes.awq.linear_shapes import (
     effective_bits,
@@ -20,9 +20,6 @@ from passes.awq.linear_shapes import (
     packed_size_bytes,
     peak_memory_bytes,
 )
-
-GROUP_SIZES = (128, 64, 32, 16)
-"""Group sizes that messages suggest."""
 
 
 class StreamedQuantizer(ModelQuantizer):

@@ -179,7 +179,7 @@ def test_the_vision_tower_is_packed_on_its_own_grid(image_text, tmp_path):
         (
             "tiny-glm4v",
             {"lm_head": {"group_size": 20}, "vision": {"group_size": 20}},
-            ["lm_head: 64 inputs", "model.visual.blocks.0.attn.qkv: ", "lm_head.group_size"],
+            ["lm_head: 128 inputs", "model.visual.blocks.0.attn.qkv: ", "lm_head.group_size"],
         ),
     ],
 )

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from compressor.models.quantized.weight_grid import WeightGrid
 
 from compressor.errors import NumericalError
 from compressor.models.capabilities.linear_groups import Source
+from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.config import AwqConfig
 from passes.awq.grids import round_to_nearest, search_grids
 from passes.awq.hessian import Hessian, add_moments, mirror_upper, squared_error

@@ -285,7 +285,7 @@ def test_a_packed_model_is_compared_and_measured_but_generates_nothing(tmp_path)
     assert added["fusion.layers.0.attention.query"] > 0
     assert added["vision.stem"] == 0
     pairs = {
-        pair.name: pair for pair in tensor_differences(("torch", parent.model), ("packed", out))
+        pair.name: pair for pair in tensor_differences(recognize(parent.model), recognize(out))
     }
     assert 5 < pairs["fusion.cell_space.weight"].snr_db < 40
     assert pairs["vision.stem.weight"].equal
