@@ -1,13 +1,16 @@
-"""Weights of a few bits: this program's `awq` beside rounding to the nearest and llm-compressor, all on the same samples.
+"""Compare `awq` with round-to-nearest and llm-compressor, on the same samples.
 
     python examples/smollm2/prepare.py FOLDER          # once: weights and text
-    python -m venv PEERS && echo "$PWD/.venv/lib/python3.11/site-packages" > PEERS/lib/python3.11/site-packages/ours.pth
-    PEERS/bin/pip install --no-deps llmcompressor==0.14.0.1 compressed-tensors loguru datasets nvidia-ml-py requests pyarrow \
-        dill multiprocess xxhash pandas fsspec aiohttp auto-round
-    python benchmarks/awq.py FOLDER [--peers PEERS/bin/python] [--bits 4] [--group 64] [--rows ...] [--windows 40]
+    python -m venv PEERS
+    echo "$PWD/.venv/lib/python3.11/site-packages" > PEERS/lib/python3.11/site-packages/ours.pth
+    PEERS/bin/pip install --no-deps llmcompressor==0.14.0.1 compressed-tensors loguru datasets \
+        nvidia-ml-py requests pyarrow dill multiprocess xxhash pandas fsspec aiohttp auto-round
+    python benchmarks/awq.py FOLDER [--peers PEERS/bin/python] [--bits 4] [--group 64] \
+        [--rows ...] [--windows 40]
 
-Every row is made by a process of its own, of which time and peak memory are told, from the same 32 windows of 256 tokens; KL,
-perplexity and agreement are measured by this program on pages that no row has seen, against the float model.
+Every row is quantized in its own process, whose time and peak memory are printed, with the same 32
+windows of 256 tokens. This program measures KL, perplexity and agreement with the float model, on
+pages that no row uses.
 """
 
 from __future__ import annotations
@@ -23,17 +26,17 @@ from typing import Any
 
 OURS: dict[str, dict[str, Any]] = {
     "awq": {},
-    "awq, drift 0": {"drift": 0.0},
+    "awq, no error compensation": {"error_compensation": 0.0},
     "awq, no scaling": {"scaling": False},
-    "awq, scaling alone": {"drift": 0.0, "refine": "none"},
-    "nearest": {"drift": 0.0, "refine": "none", "scaling": False},
+    "awq, scaling alone": {"error_compensation": 0.0, "refine": "none"},
+    "nearest": {"error_compensation": 0.0, "refine": "none", "scaling": False},
 }
 PEERS = ("llm-compressor AWQ", "llm-compressor GPTQ", "llm-compressor AWQ, then GPTQ")
 SAMPLES, LENGTH = 32, 256
 
 
 def pipeline(folder: Path, model: Path, windows: int, reference: str | None) -> dict[str, Any]:
-    """Measures `model` against `reference`, or names the data."""
+    """Return a pipeline that measures ``model`` relative to ``reference``."""
     text = {"source": "text", "tokenizer": str(folder / "model")}
     pages = str(folder / "text/{}/*.txt")
     accuracy = {"data": "evaluation", "metrics": ["perplexity", "agreement", "kl"], "batch_size": 2}
@@ -56,17 +59,18 @@ def pipeline(folder: Path, model: Path, windows: int, reference: str | None) -> 
     }
 
 
-def written(tree: dict[str, Any], file: Path) -> Path:
+def write_json(tree: dict[str, Any], file: Path) -> Path:
+    """Write a tree to a file and return the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(tree, indent=1), encoding="utf-8")
     return file
 
 
-def measured(
+def measure(
     folder: Path, model: Path, store: Path, windows: int, reference: str | None
 ) -> dict[str, Any]:
-    """The ladder's row of a model that nothing is done to."""
-    file = written(
+    """Return the ladder's row of a model without any pass."""
+    file = write_json(
         pipeline(folder, model, windows, reference),
         store / "pipelines" / f"measure-{model.name}.json",
     )
@@ -76,8 +80,8 @@ def measured(
     return next(row for row in rows if row["step"] == "source")
 
 
-def timed(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak memory in MB of a process and its children."""
+def run_timed(command: list[str]) -> tuple[float, float]:
+    """Run a process and return its seconds and its peak memory in MB, children included."""
     started = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
@@ -86,10 +90,10 @@ def timed(command: list[str]) -> tuple[float, float]:
     return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
-def ours(
+def quantize_by_awq(
     row: str, options: argparse.Namespace, folder: Path, store: Path
 ) -> tuple[Path, float, float]:
-    """Through the command line, as a user would."""
+    """Run the pass on the command line; return model, seconds and peak memory in MB."""
     own = store / row.replace(",", "").replace(" ", "-")
     fields = {
         "bits": options.bits,
@@ -101,7 +105,7 @@ def ours(
     }
     tree = pipeline(folder, folder / "model", 1, None)
     del tree["evaluate"]
-    file = written(tree, store / "pipelines" / "data.json")
+    file = write_json(tree, store / "pipelines" / "data.json")
     command = [
         sys.executable,
         "-m",
@@ -116,12 +120,12 @@ def ours(
     ]
     for name, value in fields.items():
         command += ["--set", f"{name}={json.dumps(value) if not isinstance(value, str) else value}"]
-    seconds, memory = timed(command)
+    seconds, memory = run_timed(command)
     return next(own.glob("awq-*")) / "model", seconds, memory
 
 
-def samples(folder: Path, file: Path) -> None:
-    """The windows that `awq` calibrates on, for the peers."""
+def save_windows(folder: Path, file: Path) -> None:
+    """Save the windows on which `awq` calibrates, for the peers."""
     import numpy as np
 
     from calibration.samples import spread_indices
@@ -134,12 +138,12 @@ def samples(folder: Path, file: Path) -> None:
     np.save(file, dataset.batch(spread_indices(len(dataset), SAMPLES))["input_ids"])
 
 
-def peer(
+def quantize_in_peer_environment(
     row: str, options: argparse.Namespace, folder: Path, store: Path
 ) -> tuple[Path, float, float]:
-    """In the peers' environment, by this script."""
+    """Run this script in the peers' environment; return as ``quantize_by_awq``."""
     out, windows = store / row.replace(",", "").replace(" ", "-"), store / "windows.npy"
-    samples(folder, windows)
+    save_windows(folder, windows)
     command = [
         str(options.peers),
         __file__,
@@ -149,12 +153,12 @@ def peer(
         "--group",
         str(options.group),
     ]
-    seconds, memory = timed([*command, "--quantize", row, str(windows), str(out)])
+    seconds, memory = run_timed([*command, "--quantize", row, str(windows), str(out)])
     return out, seconds, memory
 
 
 def quantize_by_peer(row: str, windows: str, out: str, folder: Path, bits: int, group: int) -> None:
-    """llm-compressor as its documentation has it, on a CPU."""
+    """Quantize with llm-compressor on a CPU, as its documentation describes."""
     import numpy as np
     import torch
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
@@ -165,7 +169,7 @@ def quantize_by_peer(row: str, windows: str, out: str, folder: Path, bits: int, 
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.Tensor.pin_memory = lambda self, *_: self  # it wants a GPU for that
+    torch.Tensor.pin_memory = lambda self, *_: self  # pinning needs a GPU
     torch.set_num_threads(2)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     weights = QuantizationArgs(
@@ -187,7 +191,7 @@ def quantize_by_peer(row: str, windows: str, out: str, folder: Path, bits: int, 
         recipe=recipe,
         max_seq_length=LENGTH,
         num_calibration_samples=len(ids),
-        # One after the other: in one pass, GPTQ would look at inputs from before they were scaled.
+        # In a single pass, GPTQ would use inputs from before they were scaled.
         pipeline="independent" if len(recipe) > 1 and "GPTQ" in row else "sequential",
     )
     model.save_pretrained(out, save_compressed=True)
@@ -200,12 +204,16 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument(
-        "--peers", type=Path, help="a Python with llm-compressor; without it, its rows are left out"
+        "--peers",
+        type=Path,
+        help="Python interpreter with llm-compressor; without it, its rows are skipped",
     )
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--rows", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
-    parser.add_argument("--windows", type=int, default=40, help="of 512 tokens, for evaluation")
+    parser.add_argument(
+        "--windows", type=int, default=40, help="windows of 512 tokens for evaluation"
+    )
     parser.add_argument("--store", type=Path, default=Path("artifacts/benchmark-awq"))
     parser.add_argument("--quantize", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -216,7 +224,7 @@ def main() -> None:
     if options.quantize:
         quantize_by_peer(*options.quantize, folder, options.bits, options.group)
         return
-    parent = measured(folder, folder / "model", store, options.windows, None)
+    parent = measure(folder, folder / "model", store, options.windows, None)
     reference = next(path for path in store.glob("source-*") if path.name == parent["name"])
     print(
         f"{'':32}{'KL':>8}{'perplexity':>12}{'top-1':>8}{'seconds':>9}{'MB':>7}{'size':>7}",
@@ -225,10 +233,13 @@ def main() -> None:
     for row in options.rows:
         if row in PEERS and options.peers is None:
             continue
-        model, seconds, memory = (peer if row in PEERS else ours)(row, options, folder, store)
-        found = measured(folder, model, store, options.windows, str(reference))["metrics"]
-        kl, perplexity, top1 = (found[name]["value"] for name in ("kl", "perplexity", "agreement"))
-        size = found["size_bytes"]["value"] / parent["metrics"]["size_bytes"]["value"]
+        quantize = quantize_in_peer_environment if row in PEERS else quantize_by_awq
+        model, seconds, memory = quantize(row, options, folder, store)
+        metrics = measure(folder, model, store, options.windows, str(reference))["metrics"]
+        kl, perplexity, top1 = (
+            metrics[name]["value"] for name in ("kl", "perplexity", "agreement")
+        )
+        size = metrics["size_bytes"]["value"] / parent["metrics"]["size_bytes"]["value"]
         print(
             f"{row:32}{kl:8.4f}{perplexity:12.2f}{top1:8.3f}{seconds:9.0f}{memory:7.0f}{size:7.3f}",
             flush=True,

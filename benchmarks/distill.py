@@ -1,10 +1,11 @@
-"""What distillation wins on the phone bed: hard labels, soft labels, soft labels with feedback, at equal steps.
+"""Measure distillation on the phone bed: hard labels, soft labels, and feedback, at equal steps.
 
     python benchmarks/distill.py [--seeds 0 1 2] [--set key=value …]
 
-One teacher (the example's own) teaches all students; each arm differs from the example's `distill` step in one thing. Accuracy
-is that of the test split: icon families, voices and templates that neither training nor feedback saw. Everything goes through
-`autoglm-compress run`, so the arms are artifacts like any others, and a second call only prints.
+All students have the example's teacher; each arm changes one property of the example's `distill`
+step. Accuracy is measured on the test split: icon families, voices and templates that neither
+training nor feedback uses. Everything runs through `autoglm-compress run`, so the arms are
+artifacts like any others, and a second call only prints.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ARMS = ("hard labels", "soft labels", "soft + feedback")
 
 
 def pipeline(arm: str) -> dict[str, Any]:
-    """The example's pipeline, cut after one student."""
+    """Return the example's pipeline up to the student, changed for an arm."""
     tree: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
     teacher, student = tree["passes"][:2]
     if arm == "hard labels":
@@ -43,13 +44,13 @@ def pipeline(arm: str) -> dict[str, Any]:
 
 
 def run(arm: str, seed: int, store: Path, sets: list[str]) -> dict[str, float]:
-    """Test accuracy of one student, whole and by slice."""
+    """Return the test accuracy of one student, overall and by slice."""
     tree = pipeline(arm)
     file = store / "pipelines" / f"{tree['name']}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(tree), encoding="utf-8")
     command = [sys.executable, "-m", "cli", "run", str(file), "-o", str(store), "--json"]
-    # The teacher is the same for all seeds: it is built first with seed 0, and named as an artifact.
+    # All seeds share one teacher: it is built first, with seed 0, and named as an artifact.
     teacher = subprocess.run(
         [*command, "--until", "teacher"], check=True, stdout=subprocess.PIPE, text=True
     )
@@ -58,7 +59,7 @@ def run(arm: str, seed: int, store: Path, sets: list[str]) -> dict[str, float]:
     tree["passes"] = tree["passes"][1:]
     file.write_text(json.dumps(tree), encoding="utf-8")
     done = subprocess.run(
-        [*command, "--seed", str(seed), *(part for one in sets for part in ("--set", one))],
+        [*command, "--seed", str(seed), *(part for value in sets for part in ("--set", value))],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -68,14 +69,17 @@ def run(arm: str, seed: int, store: Path, sets: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Run all arms and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--store", type=Path, default=Path("artifacts/benchmark-distill"))
     parser.add_argument(
-        "--set", action="append", default=[], help="override of the student step: passes[0].…"
+        "--set",
+        action="append",
+        default=[],
+        help="override a value of the student step: passes[0].…",
     )
     options = parser.parse_args()
     results = {
@@ -88,7 +92,7 @@ def main() -> None:
         + "".join(f"{name.removeprefix('top1').strip('[]') or 'all':>24}" for name in slices)
         + f"{'gain':>8}"
     )
-    base = statistics.median(one["top1"] for one in results[ARMS[0]])
+    base = statistics.median(row["top1"] for row in results[ARMS[0]])
     for arm, rows in results.items():
         cells = ""
         for name in slices:

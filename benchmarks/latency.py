@@ -1,9 +1,10 @@
-"""The latency of artifacts against the first of them, in turns, so that a noisy machine slows all alike.
+"""Measure latency relative to the first artifact, in interleaved rounds, on a noisy machine.
 
-    python benchmarks/latency.py examples/phone/prune.yaml ARTIFACT ARTIFACT … [--rounds 15] [--threads 1] [--batch-size 1]
+    python benchmarks/latency.py examples/phone/prune.yaml ARTIFACT ARTIFACT … \
+        [--rounds 15] [--threads 1] [--batch-size 1]
 
-Each round calls every artifact, in a random order, on the same samples of the pipeline's `evaluate:` set; a ratio is of medians
-within one round, and what is printed is the median and the range of the rounds' ratios.
+Each round calls every artifact, in random order, on the same samples of the pipeline's `evaluate:`
+set. A ratio compares medians within one round. Printed are median and range of the ratios.
 """
 
 from __future__ import annotations
@@ -25,77 +26,77 @@ from compressor.runtimes.formats import StoredModel
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """An artifact's latency against the first one's, over the rounds."""
+    """Latency of an artifact relative to the first artifact, over the rounds."""
 
     milliseconds: float
-    """The median of the artifact's own medians."""
+    """Median of the artifact's own medians."""
     median: float
     least: float
     most: float
 
 
-def in_turns(
-    artifacts: Sequence[Artifact],
-    pipeline: Path,
-    rounds: int,
-    repeats: int,
-    threads: int,
-    batch_size: int = 1,
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Number of rounds, calls of each artifact per round, threads, and samples per call."""
+
+    count: int
+    repeats: int
+    threads: int
+    batch_size: int = 1
+
+
+def measure_interleaved(
+    artifacts: Sequence[Artifact], pipeline: Path, rounds: Rounds
 ) -> list[Ratio]:
-    """Each artifact's ratio, on the samples that the pipeline evaluates on."""
+    """Return the ratio of each artifact, on the samples on which the pipeline is evaluated."""
     loaded = load_pipeline(pipeline)
     data = loaded.data[loaded.config.evaluate.accuracy.data]
-    config = LatencyConfig(batch_size=batch_size, warmup=5, repeats=repeats, threads=threads)
+    config = LatencyConfig(
+        batch_size=rounds.batch_size, warmup=5, repeats=rounds.repeats, threads=rounds.threads
+    )
     batches = batches_for_latency(data.source.load(data.config, SourceContext(loaded.base)), config)
     for artifact in artifacts:
         verify(artifact)
-    sessions = [StoredModel.of(one).open_session(threads) for one in artifacts]
+    sessions = [StoredModel.of(artifact).open_session(rounds.threads) for artifact in artifacts]
     medians: list[list[float]] = [[] for _ in sessions]
-    for number in range(rounds):
+    for number in range(rounds.count):
         for index in random.Random(number).sample(range(len(sessions)), len(sessions)):
-            medians[index].append(
-                statistics.median(
-                    measure_latency(sessions[index], batches, config, lambda *_: None)
-                )
-            )
-    found = []
-    for own in medians:
-        ratios = [mine / first for mine, first in zip(own, medians[0], strict=True)]
-        found.append(
-            Ratio(statistics.median(own), statistics.median(ratios), min(ratios), max(ratios))
-        )
-    return found
+            times = measure_latency(sessions[index], batches, config, lambda *_: None)
+            medians[index].append(statistics.median(times))
+    return [summarize(own, medians[0]) for own in medians]
+
+
+def summarize(medians: list[float], base: list[float]) -> Ratio:
+    """Return the ratio of medians to those of the first artifact, round by round."""
+    ratios = [own / first for own, first in zip(medians, base, strict=True)]
+    middle = statistics.median(ratios)
+    return Ratio(statistics.median(medians), middle, min(ratios), max(ratios))
 
 
 def main() -> None:
-    """Print one line for each artifact."""
+    """Print one line per artifact."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("pipeline", type=Path)
     parser.add_argument("artifacts", type=Path, nargs="+")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--repeats", type=int, default=60, help="calls of each artifact in a round")
+    parser.add_argument("--repeats", type=int, default=60, help="calls of each artifact per round")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=1, help="samples of a call")
+    parser.add_argument("--batch-size", type=int, default=1, help="samples per call")
     options = parser.parse_args()
     artifacts = [open_artifact(path) for path in options.artifacts]
-    ratios = in_turns(
-        artifacts,
-        options.pipeline,
-        options.rounds,
-        options.repeats,
-        options.threads,
-        options.batch_size,
-    )
+    rounds = Rounds(options.rounds, options.repeats, options.threads, options.batch_size)
+    ratios = measure_interleaved(artifacts, options.pipeline, rounds)
     base = artifacts[0].manifest.metric("macs")
     print(f"{'artifact':28}{'p50 ms':>9}{'latency':>10}{'(range)':>18}{'MACs':>9}")
     for artifact, ratio in zip(artifacts, ratios, strict=True):
         macs = artifact.manifest.metric("macs")
-        part = f"×{macs.value / base.value:.3f}" if macs and base else "–"
+        macs_ratio = f"×{macs.value / base.value:.3f}" if macs and base else "–"
         spread = f"({ratio.least:.3f}–{ratio.most:.3f})"
+        latency = f"×{ratio.median:.3f}"
         print(
-            f"{artifact.name:28}{ratio.milliseconds:9.3f}{f'×{ratio.median:.3f}':>10}{spread:>18}{part:>9}"
+            f"{artifact.name:28}{ratio.milliseconds:9.3f}{latency:>10}{spread:>18}{macs_ratio:>9}"
         )
 
 

@@ -1,8 +1,9 @@
-"""A checkpoint of AutoGLM-Phone-9B's class and shape with random weights, shard by shard: of no use, but to measure with.
+"""Write a checkpoint of AutoGLM-Phone-9B's class and shape with random weights, for measurements.
 
     python benchmarks/make_glm4v.py FOLDER [--layers 40] [--tokenizer FOLDER]
 
-40 layers are 20 GB on disk (bfloat16). A tokenizer of another checkpoint comes along, as no package has GLM's.
+40 layers take 20 GB on disk (bfloat16). The tokenizer is copied from another checkpoint, because no
+package contains GLM's.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ from safetensors.torch import save_file
 from compressor.models.families.transformers.checkpoint import build_on_meta
 
 VOCABULARY = 151_552
-SPECIAL = ("image", "video", "image_start", "image_end", "video_start", "video_end")
+SPECIAL_TOKENS = ("image", "video", "image_start", "image_end", "video_start", "video_end")
 
 
 def config(layers: int) -> dict[str, Any]:
-    """config.json."""
+    """Return config.json."""
     return {
         "model_type": "glm4v",
         "architectures": ["Glm4vForConditionalGeneration"],
         "dtype": "bfloat16",
         "tie_word_embeddings": False,
-        **{f"{name}_token_id": VOCABULARY - 6 + number for number, name in enumerate(SPECIAL)},
+        **{
+            f"{name}_token_id": VOCABULARY - 6 + number
+            for number, name in enumerate(SPECIAL_TOKENS)
+        },
         "text_config": {
             "model_type": "glm4v_text",
             "vocab_size": VOCABULARY,
@@ -65,7 +69,7 @@ def config(layers: int) -> dict[str, Any]:
 
 
 def shards(names: list[str]) -> Iterator[list[str]]:
-    """One for each decoder layer, one for the vision tower, one for each table."""
+    """Yield the tensors of each shard: a decoder layer, the vision tower, or a table."""
     groups: dict[str, list[str]] = {}
     for name in names:
         parts = name.split(".")
@@ -80,7 +84,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=40)
-    parser.add_argument("--tokenizer", type=Path, help="a checkpoint whose tokenizer comes along")
+    parser.add_argument("--tokenizer", type=Path, help="checkpoint whose tokenizer is copied")
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +93,7 @@ def main() -> None:
     shapes = {name: value.shape for name, value in build_on_meta(tree).named_parameters()}
     generator = torch.Generator().manual_seed(0)
     groups = list(shards(list(shapes)))
-    places: dict[str, str] = {}
+    shard_of: dict[str, str] = {}
     for number, names in enumerate(groups, start=1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         tensors = {}
@@ -100,16 +104,16 @@ def main() -> None:
                 value.fill_(1) if is_norm else value.normal_(0, 0.02, generator=generator)
             )
         save_file(tensors, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(names, file)
-        print(f"{number} of {len(groups)}", flush=True)
+        shard_of |= dict.fromkeys(names, file)
+        print(f"shard {number} of {len(groups)}", flush=True)
     index = {
         "metadata": {"total_size": 2 * sum(shape.numel() for shape in shapes.values())},
-        "weight_map": places,
+        "weight_map": shard_of,
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     if options.tokenizer is not None:
-        for one in options.tokenizer.glob("*token*.json"):
-            shutil.copyfile(one, folder / one.name)
+        for source in options.tokenizer.glob("*token*.json"):
+            shutil.copyfile(source, folder / source.name)
 
 
 if __name__ == "__main__":
