@@ -1,19 +1,19 @@
-"""Everything that can go wrong, and the exit code each of them gives.
+"""Errors of this project, and the exit code that each of them gives.
 
 CompressError                    1
 ├── UsageError                   2   the command line, or a file the user wrote
 │   └── ConfigError              2   a list of problems, each with file and line
-├── PassError                    1   a pass could not do its work
-│   ├── RequirementError         1   its input does not fit (found before it runs)
+├── PassError                    1   a pass failed
+│   ├── RequirementError         1   its input or config does not fit (checked before it runs)
 │   ├── NumericalError           1   NaN or infinity in weights, data or loss
-│   └── ParityError              1   what was written does not compute what was read
+│   └── ParityError              1   the output does not compute what the input does
 ├── MissingExtraError            1   an optional library is not installed
-├── GpuError                     1   no GPU here, or not the one that an engine was built for
-├── ModelError                   2   a model directory that cannot be opened
-├── DataError                    2   a data source that cannot be read
+├── GpuError                     1   no GPU, or not one that an engine was built for
+├── ModelError                   2   a model folder cannot be opened
+├── DataError                    2   a data source cannot be read
 ├── StorageError                 1   disk full, no permission
 ├── GateError                    3   a gate failed
-├── DamagedArtifactError         4   files that do not match their manifest
+├── DamagedArtifactError         4   files do not match their manifest
 └── Interrupted                130   Ctrl-C or SIGTERM
 """
 
@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 
 class CompressError(Exception):
-    """Base of every error that is the user's to read: ``what`` happened, and the ``remedy``."""
+    """Base of every error that users see.
+
+    Attributes:
+        what: the problem, with its place.
+        remedy: the next thing to do, if there is one.
+    """
 
     exit_code = 1
 
@@ -39,14 +44,14 @@ class CompressError(Exception):
 
 
 class UsageError(CompressError):
-    """The command line, or a file the user wrote, asks for something that cannot be."""
+    """The command line, or a file the user wrote, asks for something impossible."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake in a file: where it is, what is wrong, what was expected, what to do."""
+    """One mistake in a file: its place, what is wrong, what was expected, what to do."""
 
     where: str
     what: str
@@ -56,13 +61,9 @@ class Problem:
     line: int | None = None
 
     def __str__(self) -> str:
-        place = (
-            f"{self.file}:{self.line}: "
-            if self.file and self.line
-            else f"{self.file}: "
-            if self.file
-            else ""
-        )
+        place = ""
+        if self.file:
+            place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: "
         text = f"{place}{self.where}: {self.what}" if self.where else f"{place}{self.what}"
         if self.expected:
             text += f"\n    expected {self.expected}"
@@ -72,7 +73,7 @@ class Problem:
 
 
 class ConfigError(UsageError):
-    """Every problem of a pipeline file at once."""
+    """All problems of a pipeline file."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -84,11 +85,11 @@ class ConfigError(UsageError):
 
 
 class PassError(CompressError):
-    """A pass could not do its work."""
+    """A pass failed."""
 
 
 class RequirementError(PassError):
-    """A pass's input does not fit; the message names every offender."""
+    """The input or config of a pass does not fit; the message names every offender."""
 
 
 class NumericalError(PassError):
@@ -96,7 +97,7 @@ class NumericalError(PassError):
 
 
 class ParityError(PassError):
-    """What a pass wrote does not compute what it read."""
+    """The output of a pass does not compute what its input does."""
 
 
 class MissingExtraError(CompressError):
@@ -110,23 +111,23 @@ class MissingExtraError(CompressError):
 
 
 class GpuError(CompressError):
-    """There is no GPU here, or not the one that an engine was built for."""
+    """There is no GPU, or not one that an engine was built for."""
 
 
 class ModelError(CompressError):
-    """A model directory that cannot be opened."""
+    """A model folder cannot be opened."""
 
     exit_code = 2
 
 
 class DataError(CompressError):
-    """A data source that cannot be read."""
+    """A data source cannot be read."""
 
     exit_code = 2
 
 
 class StorageError(CompressError):
-    """The disk is full, or a place may not be written."""
+    """The disk is full, or a path is not writable."""
 
 
 class GateError(CompressError):
@@ -136,12 +137,12 @@ class GateError(CompressError):
 
 
 class DamagedArtifactError(CompressError):
-    """Files that do not match their manifest."""
+    """Files do not match their manifest."""
 
     exit_code = 4
 
 
-class Interrupted(CompressError):  # noqa: N818 - an interruption is not an error of anything
+class Interrupted(CompressError):  # noqa: N818 - an interruption is not an error
     """Ctrl-C or SIGTERM."""
 
     exit_code = 130

@@ -1,4 +1,4 @@
-"""Finding passes, data sources and model families through entry points, ours and other people's alike."""
+"""Plugin discovery: passes, data sources, model families and formats, through entry points."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def _group(group: str) -> dict[str, EntryPoint]:
 
 
 def names(group: str) -> list[str]:
-    """The names registered in a group, sorted."""
+    """Return the names registered in a group, sorted."""
     return list(_group(group))
 
 
 @cache
 def load(group: str, name: str) -> Any:
-    """An instance of the class that is registered under ``name``.
+    """Return an instance of the class registered under ``name``; one per process.
 
     Raises:
         UsageError: nothing of that name is installed, or it cannot be imported.
@@ -48,6 +48,12 @@ def load(group: str, name: str) -> Any:
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """``did you mean …?`` where a name is near, else the list of the known ones."""
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known)) or 'none'}"
+    """Return ``did you mean …?`` if a known name is close, else the list of known names."""
+    match = closest(name, known)
+    return f"did you mean {match!r}?" if match else f"known: {', '.join(sorted(known)) or 'none'}"
+
+
+def closest(name: str, known: list[str]) -> str | None:
+    """Return the known name that is most similar; None if none is close."""
+    matches = get_close_matches(name, known, n=1, cutoff=0.6)
+    return matches[0] if matches else None

@@ -1,7 +1,8 @@
-"""A YAML file as plain values that know their lines.
+"""Read YAML files into plain values, with the line of each value.
 
-YAML 1.2's idea of scalars (``1e-3`` is a number, ``on`` is a string), safe tags only, no duplicate keys, and a bound on
-size, depth and expansion, so that a hostile file ends in an error rather than in no memory.
+Scalars follow the core schema of YAML 1.2 (``1e-3`` is a number, ``on`` is a string). Tags and
+duplicate keys are refused; size, depth and expansion are bounded, so that a hostile file ends in an
+error instead of exhausting memory.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ _Loader.add_implicit_resolver(_CORE + "merge", re.compile(r"^<<$"), ["<"])
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The values of a file, and the line (from 1) of each."""
+    """Values of a file, and the line of each, counted from 1."""
 
     file: Path | None
     tree: Any
     lines: Mapping[Location, int] = field(default_factory=dict)
 
     def line(self, location: Location) -> int | None:
-        """The line of a value, or of the nearest thing around it."""
+        """Return the line of a value, or of the closest enclosing value."""
         for end in range(len(location), -1, -1):
             if (found := self.lines.get(location[:end])) is not None:
                 return found
@@ -67,12 +68,12 @@ class Document:
         expected: str | None = None,
         remedy: str | None = None,
     ) -> Problem:
-        """A problem with the value at ``location``."""
+        """Return a problem with the value at ``location``."""
         return Problem(dotted(location), what, expected, remedy, self.file, self.line(location))
 
 
 def dotted(location: Location) -> str:
-    """``("passes", 1, "bits")`` as ``passes[1].bits``."""
+    """Format ``("passes", 1, "bits")`` as ``passes[1].bits``."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
@@ -83,13 +84,13 @@ def read_document(path: Path) -> Document:
     """Parse a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, is no YAML, is too large, repeats a key or uses a tag.
+        ConfigError: the file cannot be read, is not YAML, is too large, repeats a key or uses a tag.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         remedy = (
-            "`autoglm-compress init` writes one to start from"
+            "`autoglm-compress init` writes a starter pipeline"
             if isinstance(error, FileNotFoundError)
             else None
         )
@@ -100,7 +101,7 @@ def read_document(path: Path) -> Document:
 
 
 def parse_document(content: bytes, path: Path | None = None) -> Document:
-    """Parse YAML text; ``path`` is what its problems name. Raises as ``read_document``."""
+    """Parse YAML text; problems name ``path``. Errors as ``read_document``."""
     if len(content) > _MAX_BYTES:
         raise ConfigError(
             [Problem("", f"{len(content)} bytes: too large", f"at most {_MAX_BYTES}", None, path)]
@@ -133,7 +134,7 @@ def parse_document(content: bytes, path: Path | None = None) -> Document:
 
 
 class _Reader:
-    """Walks the node graph; counts what it expands."""
+    """Converts the node graph to plain values, and counts the expanded nodes."""
 
     def __init__(self, loader: _Loader, path: Path | None) -> None:
         self.loader = loader
@@ -177,7 +178,7 @@ class _Reader:
             key = str(key_node.value)
             if key in result:
                 self._problem(
-                    (*location, key), line, f"the key {key!r} stands here twice", "keep one of them"
+                    (*location, key), line, f"the key {key!r} is repeated", "keep one of them"
                 )
             self.lines[(*location, key)] = line
             result[key] = self.value(value_node, (*location, key))

@@ -9,7 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
-    """Frozen; unknown keys refused; no coercion (``"7"`` is no number); every field documented where it is declared."""
+    """A frozen record that refuses unknown keys and coerces nothing (``"7"`` is not a number).
+
+    The docstring below a field is its documentation for users.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
@@ -18,15 +21,15 @@ class Record(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Marks a string field that names something else in the pipeline; the plan checks that it exists."""
+    """Marks a string field as the name of something else in the pipeline, which must exist."""
 
     to: Literal["data", "step", "path"]
     made_by: str | None = None
-    """The pass that the named step has to be of."""
+    """The pass that must have made the named step."""
 
 
 DataName = Annotated[str, Reference("data")]
-"""The name of a set under ``data:``."""
+"""Name of a set under ``data:``."""
 
 StepName = Annotated[str, Reference("step")]
-"""The name of an earlier step, or ``source``."""
+"""Name of an earlier step, or ``source``."""

@@ -1,4 +1,4 @@
-"""A tree of plain values to a typed record, or to every problem in it with its line."""
+"""Validate plain values into typed records, or list every problem with its line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from compressor.config.discovery import suggestion
+from compressor.config.discovery import closest, suggestion
 from compressor.config.document import Document, Location
 from compressor.config.record import Record, Reference
 from compressor.errors import Problem
@@ -21,7 +21,11 @@ R = TypeVar("R", bound=Record)
 def validate(
     record: type[R], tree: Any, document: Document, at: Location = ()
 ) -> tuple[R | None, list[Problem]]:
-    """Validate strictly, as JSON, so that ``"7"`` is no number; returns the record, or all that is wrong."""
+    """Validate strictly, as JSON, so that ``"7"`` is not a number.
+
+    Returns:
+        The record and no problems, or None and every problem.
+    """
     try:
         text = json.dumps(tree, allow_nan=False)
     except ValueError:
@@ -42,7 +46,7 @@ def _problems(
 
 
 def _existing(detail: ErrorDetails, tree: Any) -> Location:
-    """The error's place without the tags that pydantic adds for the members of a union."""
+    """Return an error's location without the tags that pydantic adds for members of a union."""
     place: list[str | int] = []
     node = tree
     for index, part in enumerate(detail["loc"]):
@@ -79,10 +83,12 @@ def _problem(
     got = first["input"]
     remedy = None
     if isinstance(got, str) and (choices := re.findall(r"'([^']*)'", expected)):
-        remedy = suggestion(got, choices) if suggestion(got, choices).startswith("did") else None
+        match = closest(got, choices)
+        remedy = f"did you mean {match!r}?" if match else None
     elif any(detail["type"] == "model_type" for detail in details):
-        remedy = f"what stands there has the keys {', '.join(sorted(_fields_at(record, place)))}"
-    return document.problem(where, f"got {_shown(got)}", expected=expected, remedy=remedy)
+        keys = ", ".join(sorted(_fields_at(record, place)))
+        expected = f"a mapping with the keys {keys}"
+    return document.problem(where, f"got {_show(got)}", expected=expected, remedy=remedy)
 
 
 def _expected(detail: ErrorDetails) -> str:
@@ -91,12 +97,12 @@ def _expected(detail: ErrorDetails) -> str:
     )
 
 
-def _shown(value: Any) -> str:
+def _show(value: Any) -> str:
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    kind = {
+    nouns = {
         str: "text",
         bool: "true/false",
         int: "a whole number",
@@ -104,7 +110,7 @@ def _shown(value: Any) -> str:
         type(None): "nothing",
     }
     return (
-        f"{json.dumps(value, ensure_ascii=False)} ({kind.get(type(value), type(value).__name__)})"
+        f"{json.dumps(value, ensure_ascii=False)} ({nouns.get(type(value), type(value).__name__)})"
     )
 
 
@@ -116,43 +122,36 @@ def _records_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _fields_at(record: type[BaseModel], place: Location) -> set[str]:
-    """The keys that may stand at ``place``."""
-    level: list[type[BaseModel]] = [record]
+    """Return the keys that are allowed at ``place``."""
+    records = _records_at(record, place)
+    return {
+        field.alias or name for nested in records for name, field in nested.model_fields.items()
+    }
+
+
+def _records_at(record: type[BaseModel], place: Location) -> list[type[BaseModel]]:
+    """Return the record types that may stand at ``place``; several for a union."""
+    records: list[type[BaseModel]] = [record]
     for part in place:
-        if isinstance(part, str):
-            level = [
-                nested
-                for one in level
-                if part in one.model_fields
-                for nested in _records_in(one.model_fields[part].annotation)
-            ] or [
-                nested
-                for one in level
-                for f in one.model_fields.values()
-                for nested in _records_in(f.annotation)
-            ]
-    return {field.alias or name for one in level for name, field in one.model_fields.items()}
+        if isinstance(part, int):
+            continue
+        annotations = [
+            outer.model_fields[part].annotation for outer in records if part in outer.model_fields
+        ] or [field.annotation for outer in records for field in outer.model_fields.values()]
+        records = [nested for annotation in annotations for nested in _records_in(annotation)]
+    return records
 
 
 def _description(record: type[BaseModel], place: Location) -> str | None:
-    level = [record]
-    for part in place[:-1]:
-        if isinstance(part, str):
-            level = [
-                r
-                for one in level
-                if part in one.model_fields
-                for r in _records_in(one.model_fields[part].annotation)
-            ]
-    for one in level:
-        for name, field in one.model_fields.items():
+    for nested in _records_at(record, place[:-1]):
+        for name, field in nested.model_fields.items():
             if (field.alias or name) == place[-1] and field.description:
                 return " ".join(field.description.split())
     return None
 
 
 def references(record: BaseModel, at: Location = ()) -> Iterator[tuple[Location, Reference, str]]:
-    """Every field of a record, nested ones too, that names something else in the pipeline."""
+    """Yield every field of a record, nested ones included, that names something in the pipeline."""
     for name, field in type(record).model_fields.items():
         value = getattr(record, name)
         if isinstance(value, BaseModel):
@@ -162,17 +161,16 @@ def references(record: BaseModel, at: Location = ()) -> Iterator[tuple[Location,
                 if isinstance(item, BaseModel):
                     yield from references(item, (*at, name, index))
         elif isinstance(value, str):
-            found = next(
-                (m for m in field.metadata if isinstance(m, Reference)), None
-            ) or _reference_in(field.annotation)
-            if found is not None:
-                yield (*at, name), found, value
+            markers = (marker for marker in field.metadata if isinstance(marker, Reference))
+            reference = next(markers, None) or _reference_in(field.annotation)
+            if reference is not None:
+                yield (*at, name), reference, value
 
 
 def _reference_in(annotation: Any) -> Reference | None:
     for argument in (*getattr(annotation, "__metadata__", ()), *get_args(annotation)):
         if isinstance(argument, Reference):
             return argument
-        if (found := _reference_in(argument)) is not None:
-            return found
+        if (reference := _reference_in(argument)) is not None:
+            return reference
     return None

@@ -43,7 +43,7 @@ def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a: 1\nb: 2\na: 3\n", "stands here twice"),
+        (b"a: 1\nb: 2\na: 3\n", "is repeated"),
         (b"a: [1, 2\n", "not valid YAML"),
         (b"a: !!python/object/apply:os.system [echo]\n", "not supported|constructor"),
         (b"a: &a {b: 1}\nc:\n  <<: *a\n", "merge keys"),
