@@ -78,13 +78,13 @@ class HiddenStates:
         return state if state["identity"] == self.identity else {}
 
     def start(self, batches: Iterable[Tensor], *, exact: bool) -> None:
-        """Write the hidden states before the first layer; ``exact`` also writes the float branch."""
+        """Write the hidden states before the first layer; for the float branch too if ``exact``."""
         for number, hidden in enumerate(batches):
             self.write(0, number, hidden, hidden if exact else None)
         self.finish(0)
 
     def write(self, layer: int, batch: int, rounded: Tensor, exact: Tensor | None) -> None:
-        """Write the input of ``layer`` after quantized layers and, unless None, after float ones."""
+        """Write the input of ``layer`` behind quantized layers and, unless None, float layers."""
         branches: dict[Branch, Tensor | None] = {"rounded": rounded, "exact": exact}
         for branch, hidden in branches.items():
             if hidden is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.models.capabilities.linear_groups import Site
+from compressor.models.capabilities.linear_groups import Site, Source
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.config import WEIGHTS_PER_CHUNK
@@ -85,12 +85,7 @@ def quantize_site(
     probe_IP = weight_IO[:, probes.columns]
     result_P = squared_error(statistics.moments_II, probe_IP).clamp(min=_TINY)
     nearest_P = _error_of_nearest(probe_IP, statistics, grid, settings)
-    scaling = Scaling(torch.ones(len(weight_IO)), 0.0, 1.0)
-    if settings.scaling and site.source is not None:
-        size_I = relative_size(weight_IO, grid.width(len(weight_IO)))
-        scaling = search_scales(
-            probe_IP, size_I, statistics, site.source, grid, settings.scale_dtype
-        )
+    scaling = _search_scaling(weight_IO, probe_IP, statistics, site.source, grid, settings)
     if scaling.exponent and site.source is not None:
         fold_scale(layer, site.source, scaling.scale_I, settings.float_dtype, packed)
         weight_IO.mul_(scaling.scale_I.unsqueeze(1))
@@ -113,6 +108,21 @@ def quantize_site(
         for name, part in probes.by_linear()
     ]
     return rows, scaling.scale_I
+
+
+def _search_scaling(
+    weight_IO: Tensor,
+    probe_IP: Tensor,
+    statistics: InputStatistics,
+    source: Source | None,
+    grid: WeightGrid,
+    settings: QuantizationSettings,
+) -> Scaling:
+    """Return the scales of the inputs; ones if scaling is off or the input has no source."""
+    if not settings.scaling or source is None:
+        return Scaling(torch.ones(len(weight_IO)), 0.0, 1.0)
+    size_I = relative_size(weight_IO, grid.width(len(weight_IO)))
+    return search_scales(probe_IP, size_I, statistics, source, grid, settings.scale_dtype)
 
 
 def _error_of_nearest(

@@ -17,11 +17,14 @@ from passes.awq.config import AwqConfig
 class Awq(Pass[AwqConfig]):
     """Quantize the weights of linear layers to 2, 3, 4 or 8 bits; activations stay in float.
 
-    Weight-only post-training quantization in four steps, of which the fields select: AWQ scaling
-    of input channels (Lin et al. 2024, arXiv:2306.00978), compensation of the error of earlier
-    layers (QEP, Arai and Ichikawa 2025, arXiv:2504.09629), a search for the range of each group,
-    and GPTQ rounding (Frantar et al. 2023, arXiv:2210.17323) followed by coordinate descent, or
-    rounding to nearest.
+    Weight-only post-training quantization. For each group of linear layers that read the same
+    input, in this order, unless a field turns the method off:
+
+    1. `scaling`: AWQ scales of the input channels (Lin et al. 2024, arXiv:2306.00978);
+    2. `error_compensation`: weights that compensate the error of the layers quantized before
+       (QEP, Arai and Ichikawa 2025, arXiv:2504.09629);
+    3. `refine`: GPTQ rounding (Frantar et al. 2023, arXiv:2210.17323), then coordinate descent;
+       otherwise rounding to nearest.
 
     A transformers checkpoint is streamed: one decoder layer is in memory at a time, and a killed
     run resumes after the last complete layer. Embeddings stay in float; a vision tower and an

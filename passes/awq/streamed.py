@@ -66,8 +66,8 @@ class StreamedQuantizer(ModelQuantizer):
             disk_bytes=2 * size,
         )
 
-    def check_layers(self, model: ModelDescription) -> None:  # noqa: ARG002 - config.json has all shapes
-        """Check every linear layer that is to be packed against its grid.
+    def check_layers(self, model: ModelDescription) -> None:  # noqa: ARG002
+        """Check every linear layer that is to be packed against its grid, from config.json alone.
 
         Raises:
             RequirementError: layers do not fit; the message names them and group sizes that do.
@@ -79,8 +79,16 @@ class StreamedQuantizer(ModelQuantizer):
         suggested = ", ".join(map(str, sizes)) or f"none of {', '.join(map(str, GROUP_SIZES))}"
         checks = [
             (shapes, self.config.grids, f"group sizes that fit: {suggested}, or -1"),
-            (self._vision_shapes(), _grids(self.config.vision), "set `vision.group_size: -1`"),
-            (self._head_shape(), _grids(self.config.lm_head), "set another `lm_head.group_size`"),
+            (
+                self._vision_shapes(),
+                _grids(self.config.vision),
+                "set `vision.group_size: -1` or `vision.symmetric: true`",
+            ),
+            (
+                self._head_shape(),
+                _grids(self.config.lm_head),
+                "set another `lm_head.group_size` or `lm_head.symmetric: true`",
+            ),
         ]
         problems, remedies = [], []
         for layer_shapes, grids, remedy in checks:

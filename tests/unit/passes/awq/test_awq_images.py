@@ -25,8 +25,8 @@ from tests.support.processors import (
 
 TREE = CHECKPOINTS.presets["tiny-glm4v"].tree
 SYMMETRIC = {**COMPRESSED_TENSORS, "symmetric": True}
-"""With zero-points transformers 5.23 mistakes their packed shape for the unpacked one: see
-test_packed_formats."""
+"""Fields for checkpoints that transformers loads. Version 5.23 mistakes the packed shape of
+zero-points for the unpacked one: see test_packed_formats."""
 
 
 def calibrate_on(name):

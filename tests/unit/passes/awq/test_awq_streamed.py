@@ -1,4 +1,4 @@
-"""Streamed checkpoints of every architecture: others load them, killed runs resume, misfits fail."""
+"""Streamed checkpoints: every architecture is packed, killed runs resume, misfits fail early."""
 
 import json
 

@@ -168,8 +168,8 @@ def test_the_file_and_config_json_agree_on_the_packed_layers(tmp_path):
     kept_float = {row["linear"]: row["why"] for row in output.summary["kept_float"]}
     assert tree["quantization_config"]["ignore"] == sorted(kept_float)
     reason = kept_float["vision.blocks.1.squeeze.down"]
-    assert reason.startswith("8 inputs ")
-    assert reason.endswith("; 64 weights are too few to win anything")
+    assert "8 inputs " in reason
+    assert "64 weights are too few to win anything" in reason
     before = load_file(parent.model / "model.safetensors")
     for name in kept_float:
         assert torch.equal(stored[f"{name}.weight"], before[f"{name}.weight"])
