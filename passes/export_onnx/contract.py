@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError
 from compressor.models.checkpoint.description import ModelDescription
 from passes.common.field_problems import FieldProblem, check_no_problems
-
-if TYPE_CHECKING:
-    from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.config import ExportOnnxConfig
 
 
 class Exporter(ABC):

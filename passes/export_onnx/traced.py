@@ -25,9 +25,7 @@ _MIN_ACTIVATION_BITS = 8
 class TracedExporter(Exporter):
     """Export of a model of any family by tracing its module."""
 
-    def __init__(
-        self, config: ExportOnnxConfig, family: Family[Any], architecture: Record
-    ) -> None:
+    def __init__(self, config: ExportOnnxConfig, family: Family[Any], architecture: Record) -> None:
         self.config, self.family = config, family
         self.signature = family.signature(architecture)
 
@@ -92,9 +90,9 @@ class TracedExporter(Exporter):
         """Trace, simplify, save and compare; see ``Exporter.export``."""
         from passes.export_onnx.traced_run import export_traced
 
-        return export_traced(self, model, out, context)
+        return export_traced(self.config, self._graph_inputs(), model, out, context)
 
-    def graph_inputs(self) -> tuple[InputSpec, ...]:
+    def _graph_inputs(self) -> tuple[InputSpec, ...]:
         """Return the inputs of the graph; dimensions that are not `dynamic` have the size -1."""
         inputs = self.signature.required_inputs
         dynamic = self.config.dynamic

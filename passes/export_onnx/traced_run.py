@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from compressor.graphs.lint.targets import lint
 from compressor.graphs.qdq import freeze_scales, rounding_translations, store_integer_weights
 from compressor.graphs.saving import file_metadata, save_checked_model
 from compressor.graphs.simplify import replace_reciprocals, simplify, strip_metadata
+from compressor.models.capabilities.signature import InputSpec
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.quantized.packed_checkpoint import read_packed_layers
@@ -25,13 +27,12 @@ from compressor.runtimes.layers import INPUTS_KEY
 from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
 from compressor.runtimes.session import match_inputs
 from compressor.runtimes.torch.layers import TorchLayers
-from passes.export_onnx.parity import Parity, compare
+from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.parity import compare
 from passes.export_onnx.tracing import onnx_from_torch
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-    from passes.export_onnx.traced import TracedExporter
 
 _SAMPLES = 64
 """Samples that are compared where the config does not say."""
@@ -39,16 +40,26 @@ _STAGES = ("trace", "simplify", "write", "compare")
 
 
 def export_traced(
-    exporter: TracedExporter, model: ModelDescription, out: Path, context: PassContext
+    config: ExportOnnxConfig,
+    inputs: Sequence[InputSpec],
+    model: ModelDescription,
+    out: Path,
+    context: PassContext,
 ) -> PassOutput:
     """Write the graph of a model into ``out`` and compare it with torch.
+
+    Args:
+        config: the pass's.
+        inputs: inputs of the graph; the names in their shapes are variable dimensions.
+        model: the parent.
+        out: an empty folder.
+        context: of the pass.
 
     Raises:
         DataError: the parity set is empty or does not fit the model.
         PassError: onnx's checker refuses the graph.
         ParityError: ONNX Runtime does not compute what torch does.
     """
-    config = exporter.config
     dataset = context.data(config.parity.data)
     count = config.parity.num_samples or _SAMPLES
     batches = list(dataset.batches(config.parity.batch_size, count))
@@ -59,7 +70,7 @@ def export_traced(
         )
     quantization = model.quantization()
     _report(context, 0)
-    graph, layer_inputs = _trace(exporter, model, quantization, batches[0])
+    graph, layer_inputs = _trace(model, inputs, config.opset, batches[0])
     _report(context, 1)
     simplified = "not asked for"
     if config.simplify:
@@ -79,7 +90,11 @@ def export_traced(
     )
     _report(context, 3)
     is_quantized = quantization is not None or bool(packed.get("integer_layers"))
-    parity = _compare(exporter, model, out, batches, context, quantized=is_quantized)
+    with (
+        recognize(model.folder).open_session(context.threads) as reference,
+        open_session("onnx", out, threads=context.threads) as exported,
+    ):
+        parity = compare(reference, exported, batches, config.parity, quantized=is_quantized)
     _report(context, 4)
     integers = {} if quantization is None else _inspect_integers(quantization, out, context)
     return PassOutput(
@@ -100,13 +115,10 @@ def _report(context: PassContext, done: int) -> None:
 
 
 def _trace(
-    exporter: TracedExporter,
-    model: ModelDescription,
-    quantization: Quantization | None,
-    batch: Batch,
+    model: ModelDescription, inputs: Sequence[InputSpec], opset: int, batch: Batch
 ) -> tuple[ir.Model, dict[str, str]]:
     """Return the traced graph, and the value that each layer reads."""
-    signature = exporter.signature
+    signature, quantization = model.signature, model.quantization()
     module = load_module(model)
     translations = None
     if quantization is not None:
@@ -114,10 +126,10 @@ def _trace(
         translations = rounding_translations(quantization.target)
     graph = onnx_from_torch(
         module,
-        exporter.graph_inputs(),
+        inputs,
         signature.outputs,
         match_inputs(batch, signature.required_inputs),
-        exporter.config.opset,
+        opset,
         translations,
     )
     layers = TorchLayers(module, signature.inputs, signature.outputs)
@@ -133,9 +145,7 @@ def _smallest_bits(quantization: Quantization) -> int:
     return min(bits, default=8)
 
 
-def _store_packed(
-    graph: ir.Model, model: ModelDescription, context: PassContext
-) -> dict[str, Any]:
+def _store_packed(graph: ir.Model, model: ModelDescription, context: PassContext) -> dict[str, Any]:
     """Store the weights of packed layers as integers if the opset has blocks of them.
 
     Returns:
@@ -156,22 +166,6 @@ def _store_packed(
             f"them exactly: {reason}"
         )
     return {"integer_layers": len(stored), "packed_as_floats": float_layers}
-
-
-def _compare(
-    exporter: TracedExporter,
-    model: ModelDescription,
-    out: Path,
-    batches: list[Batch],
-    context: PassContext,
-    *,
-    quantized: bool,
-) -> tuple[Parity, ...]:
-    with (
-        recognize(model.folder).open_session(context.threads) as reference,
-        open_session("onnx", out, threads=context.threads) as exported,
-    ):
-        return compare(reference, exported, batches, exporter.config.parity, quantized=quantized)
 
 
 def _inspect_integers(

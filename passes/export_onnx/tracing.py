@@ -42,9 +42,7 @@ class GraphInterface:
 class _Positional(nn.Module):
     """A module with keyword arguments and a dict of results, as one with tuples of both."""
 
-    def __init__(
-        self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]
-    ) -> None:
+    def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
         self.module, self.inputs, self.outputs = module, tuple(inputs), tuple(outputs)
 

@@ -42,7 +42,7 @@ from compressor.graphs.decoder.operators import (
 from compressor.graphs.decoder.weights import BLOCK_SIZES, CheckpointWeights
 from compressor.graphs.values import Array
 from compressor.models.capabilities.linear_groups import Site
-from compressor.models.families.transformers.layouts import HEAD
+from compressor.models.families.transformers.layouts import LM_HEAD
 from compressor.models.families.transformers.linear_groups import decoder_layer_sites
 
 IR_VERSION = 11
@@ -161,7 +161,9 @@ class DecoderGraph:
         epsilon = self.architecture.epsilon
         return self.add.norm(x, self._norm_weight(name), epsilon, f"{name}.normed")
 
-    def _add_and_norm(self, x: ir.Value, residual: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
+    def _add_and_norm(
+        self, x: ir.Value, residual: ir.Value, name: str
+    ) -> tuple[ir.Value, ir.Value]:
         epsilon = self.architecture.epsilon
         weight = self._norm_weight(name)
         return self.add.add_and_norm(x, residual, weight, epsilon, f"{name}.normed")
@@ -240,9 +242,9 @@ class DecoderGraph:
 
     def _lm_head(self, x: ir.Value) -> ir.Value:
         add, decoder, weights = self.add, self.architecture.decoder, self.weights
-        table = self._full_name("embed_tokens.weight") if decoder.tied else f"{HEAD}.weight"
-        if not decoder.tied and weights.grid(HEAD) is not None:
-            packed = weights.blocks([HEAD], (decoder.vocabulary, decoder.hidden))
+        table = self._full_name("embed_tokens.weight") if decoder.tied else f"{LM_HEAD}.weight"
+        if not decoder.tied and weights.grid(LM_HEAD) is not None:
+            packed = weights.blocks([LM_HEAD], (decoder.vocabulary, decoder.hidden))
             return add.packed_linear(x, packed, None, "head")
         if self.int8_size:
             return add.packed_linear(x, weights.int8_table(table, self.int8_size), None, "head")

@@ -98,9 +98,7 @@ class OnnxRuntimeOperators(Operators):
         )
         return self.op("Reshape", [rows, self.ints(0, 0, table.inputs)], f"{name}.rows")
 
-    def _blocks(
-        self, weight: BlockMatrix, name: str
-    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    def _blocks(self, weight: BlockMatrix, name: str) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         """Return integers, scales in float32 and zero-points as values of the graph.
 
         Scales are stored as they are, mostly float16, and widened when the model is opened.

@@ -124,8 +124,11 @@ class Operators(ABC):
     def constant(self, name: str, value: Array | ir.LazyTensor) -> ir.Value:
         """Return the initializer of this name, added if it is absent."""
         if name not in self.constants:
-            is_lazy = isinstance(value, ir.LazyTensor)
-            tensor = value if is_lazy else ir.tensor(np.asarray(value, order="C"))
+            tensor = (
+                value
+                if isinstance(value, ir.LazyTensor)
+                else ir.tensor(np.asarray(value, order="C"))
+            )
             tensor.name = name
             self.constants[name] = ir.Value(
                 name=name,

@@ -23,9 +23,9 @@ from compressor.graphs.blocks import BLOCK_TYPES
 from compressor.graphs.values import Array
 from compressor.models.checkpoint.checkpoint_files import CheckpointFiles
 from compressor.models.quantized.bit_packing import pack_bytes, unpack_bytes
-from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid, is_packed
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid, is_packed
 
 BLOCK_SIZES = (256, 128, 64, 32, 16)
 """Block sizes of MatMulNBits."""
@@ -124,7 +124,9 @@ class CheckpointWeights:
 
     def table(self, name: str) -> ir.LazyTensor:
         """Return an embedding, float32 [V, hidden]."""
-        return _lazy(lambda: self._float(name), ir.DataType.FLOAT, tuple(self.files.dtype_and_shape(name)[1]))
+        return _lazy(
+            lambda: self._float(name), ir.DataType.FLOAT, tuple(self.files.dtype_and_shape(name)[1])
+        )
 
     def transposed(self, names: Sequence[str]) -> ir.LazyTensor:
         """Return the weights of linear layers that read one input, float32 [I, O of all]."""
@@ -228,9 +230,7 @@ class CheckpointWeights:
         return value.float()
 
 
-def _lazy(
-    read: Callable[[], Tensor], dtype: ir.DataType, shape: Sequence[int]
-) -> ir.LazyTensor:
+def _lazy(read: Callable[[], Tensor], dtype: ir.DataType, shape: Sequence[int]) -> ir.LazyTensor:
     """Return a tensor that is read when it is serialized."""
 
     def materialize() -> ir.TensorProtocol:

@@ -105,11 +105,11 @@ def _rounding_problems(index: GraphIndex, node: onnx.NodeProto) -> Iterator[Prob
 
 def _integer_type(index: GraphIndex, node: onnx.NodeProto) -> int | None:
     """Return the type of a node's integers, from its stored weight or its zero-point, if known."""
-    weight = index.constants.get(node.input[0])
-    if weight is not None and node.op_type == "DequantizeLinear":
-        return weight.data_type
-    zero = index.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    return zero.data_type if zero is not None else None
+    tensor = index.constants.get(node.input[0])
+    if tensor is None or node.op_type != "DequantizeLinear":
+        has_zero = len(node.input) > 2 and node.input[2]
+        tensor = index.constants.get(node.input[2]) if has_zero else None
+    return None if tensor is None else int(tensor.data_type)
 
 
 def _integer_type_problem(

@@ -1,4 +1,4 @@
-"""``genai_config.json``: what onnxruntime-genai reads beside a decoder."""
+"""``genai_config.json``, which onnxruntime-genai reads beside a decoder."""
 
 from __future__ import annotations
 
@@ -20,20 +20,26 @@ from compressor.graphs.files import MODEL
 from compressor.models.families.transformers.layouts import text_config
 
 FILE = "genai_config.json"
-_KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
-"""Its names for architectures; others are a plain decoder to it."""
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
+"""Architectures that onnxruntime-genai names; it runs others as a plain ``decoder``."""
+_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def write_genai_config(
-    tree: Mapping[str, Any], architecture: Architecture, model: Path, out: Path
+    tree: Mapping[str, Any], architecture: Architecture, checkpoint: Path, out: Path
 ) -> None:
-    """Names of inputs and outputs, sizes, special tokens, and a greedy search over one buffer of keys and values."""
+    """Write names of inputs and outputs, sizes, special tokens, and a greedy search.
+
+    Args:
+        tree: the checkpoint's config.json.
+        architecture: of the decoder.
+        checkpoint: the folder with generation_config.json, if there is one.
+        out: the folder to write to.
+    """
     decoder = architecture.decoder
-    tokens = _special_tokens(tree, model, decoder.vocabulary)
-    facts = {
+    config = {
         "model": {
-            **tokens,
+            **_special_tokens(tree, checkpoint, decoder.vocabulary),
             "context_length": architecture.context,
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
@@ -55,7 +61,7 @@ def write_genai_config(
                 "num_hidden_layers": decoder.layers,
                 "num_key_value_heads": decoder.key_heads,
             },
-            "type": tree["model_type"] if tree["model_type"] in _KNOWN else "decoder",
+            "type": tree["model_type"] if tree["model_type"] in _MODEL_TYPES else "decoder",
             "vocab_size": decoder.vocabulary,
         },
         "search": {
@@ -72,33 +78,35 @@ def write_genai_config(
             "top_p": 1.0,
         },
     }
-    write_atomic(out / FILE, (json.dumps(facts, indent=1) + "\n").encode())
+    write_atomic(out / FILE, (json.dumps(config, indent=1) + "\n").encode())
 
 
-def _special_tokens(tree: Mapping[str, Any], model: Path, vocabulary: int) -> dict[str, Any]:
-    """From generation_config.json, else from config.json; padding is the end where nothing is said.
+def _special_tokens(tree: Mapping[str, Any], checkpoint: Path, vocabulary: int) -> dict[str, Any]:
+    """Return special tokens from generation_config.json, else from config.json.
 
-    Tokens beyond the vocabulary, which a class's defaults may name, are left out: onnxruntime-genai opens no file that has them.
+    Padding defaults to the end-of-sequence token. Tokens beyond the vocabulary, which the defaults
+    of a class may name, are left out: onnxruntime-genai refuses files that have them.
     """
-    file = model / "generation_config.json"
-    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    sources = (told, text_config(tree), tree)
-    said = {
-        name: next((one[name] for one in sources if one.get(name) is not None), None)
-        for name in _TOKENS
+    file = checkpoint / "generation_config.json"
+    generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    sources = (generation, text_config(tree), tree)
+    tokens = {
+        name: _within_vocabulary(
+            next((source[name] for source in sources if source.get(name) is not None), None),
+            vocabulary,
+        )
+        for name in _SPECIAL_TOKENS
     }
-    found = {name: _within(value, vocabulary) for name, value in said.items()}
-    end = found["eos_token_id"]
-    if found["pad_token_id"] is None:
-        found["pad_token_id"] = end[0] if isinstance(end, list) else end
-    return {name: value for name, value in found.items() if value is not None}
+    end = tokens["eos_token_id"]
+    if tokens["pad_token_id"] is None:
+        tokens["pad_token_id"] = end[0] if isinstance(end, list) else end
+    return {name: token for name, token in tokens.items() if token is not None}
 
 
-def _within(token: Any, vocabulary: int) -> Any:
-    """A token, or some; None where none is within the vocabulary."""
-    some = [
-        one
-        for one in (token if isinstance(token, list) else [token])
-        if one is not None and 0 <= one < vocabulary
-    ]
-    return some or None if isinstance(token, list) else next(iter(some), None)
+def _within_vocabulary(token: Any, vocabulary: int) -> Any:
+    """Return a token, or those of a list, that are in the vocabulary; None if none is."""
+    tokens = token if isinstance(token, list) else [token]
+    valid = [each for each in tokens if each is not None and 0 <= each < vocabulary]
+    if isinstance(token, list):
+        return valid or None
+    return valid[0] if valid else None

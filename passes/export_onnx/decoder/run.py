@@ -1,0 +1,220 @@
+"""Export of a decoder, step by step: vision tower, cache scales, graph, comparison, tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.artifacts.files import copy_file
+from compressor.data.contract import Batch
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import ParityError
+from compressor.graphs.decoder.architecture import Architecture, read_architecture
+from compressor.graphs.decoder.graph import DecoderGraph
+from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY
+from compressor.graphs.decoder.onnxruntime_operators import OnnxRuntimeOperators
+from compressor.graphs.decoder.operators import Operators
+from compressor.graphs.decoder.portable_operators import PortableOperators
+from compressor.graphs.decoder.weights import CheckpointWeights
+from compressor.graphs.matmul_nbits import FLOAT_LEVEL, INTEGER_LEVEL
+from compressor.graphs.saving import file_metadata, save_checked_model
+from compressor.graphs.values import Array
+from compressor.models.checkpoint.description import ModelDescription
+from compressor.models.quantized.weight_grid import is_packed
+from compressor.runtimes.formats import recognize
+from compressor.runtimes.onnxruntime.decoder.decoder import TARGET
+from passes.export_onnx.config import DecoderConfig, ExportOnnxConfig
+from passes.export_onnx.decoder.cache_scales import measure_cache_scales
+from passes.export_onnx.decoder.genai import write_genai_config
+from passes.export_onnx.decoder.parity import compare
+from passes.export_onnx.decoder.windows import read_windows
+
+_WINDOWS = 4
+"""Windows that are compared where the config does not say."""
+_COMPANIONS = (
+    "token",
+    "vocab",
+    "merges",
+    "chat_template",
+    "generation_config",
+    "special",
+    "processor",
+)
+"""Parts of the names of files that a tokenizer, a chat template or an image processor needs."""
+_STAGES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _SavedGraph:
+    """Facts about a graph that was written."""
+
+    opset: int
+    nodes: int
+    external: bool
+    accuracy_level: int
+
+
+@dataclass(frozen=True, slots=True)
+class _DecoderExport:
+    """Export of one decoder in progress."""
+
+    config: ExportOnnxConfig
+    model: ModelDescription
+    architecture: Architecture
+    weights: CheckpointWeights
+    out: Path
+    context: PassContext
+
+    def write(self, accuracy_level: int, cache_scales: Mapping[str, Array] | None) -> _SavedGraph:
+        """Build the graph and write it, over an earlier one."""
+        decoder = self.config.decoder
+        graph = DecoderGraph(
+            self.architecture,
+            self.weights,
+            _operators(decoder, accuracy_level),
+            int8_embeddings=decoder.int8_embeddings,
+            cache_scales=cache_scales,
+        )
+        onnx_model = graph.build()
+        nodes, opset = len(onnx_model.graph), onnx_model.graph.opset_imports[""]
+        metadata = file_metadata(self.context.artifact_id, self.model.family.name, None) | {
+            TARGET: decoder.target,
+            CONTEXT_LENGTH_KEY: str(self.architecture.context),
+        }
+        threshold = self.config.external_data_threshold_mb * 1_000_000
+        external = save_checked_model(onnx_model, self.out, metadata, threshold)
+        self.weights.packed_layer.cache_clear()
+        return _SavedGraph(opset, nodes, external, accuracy_level)
+
+    def calibration_windows(self) -> list[Batch]:
+        """Return the samples that an 8-bit cache is calibrated on; none for a float cache."""
+        calibration = self.config.decoder.int8_kv_cache
+        if calibration is None:
+            return []
+        return self.windows(calibration.data, calibration.num_samples, spread=True)
+
+    def measure_scales(self, accuracy_level: int, windows: list[Batch]) -> dict[str, Array] | None:
+        """Return the scales of an 8-bit cache, from a graph with a float cache; None if not set."""
+        if not windows:
+            return None
+        self.context.progress("keys and values", 0, _STAGES, {})
+        self.write(accuracy_level, None)
+        return measure_cache_scales(self.out, self.architecture, windows, self.context.threads)
+
+    def windows(self, name: str, count: int, *, spread: bool = False) -> list[Batch]:
+        """Return samples of a data set that fit into the context."""
+        dataset = self.context.data(name)
+        return read_windows(dataset, name, count, self.architecture.context, spread=spread)
+
+    def write_compared(
+        self, levels: list[int], scales: Mapping[str, Array] | None, windows: list[Batch]
+    ) -> tuple[_SavedGraph, list[dict[str, Any]]]:
+        """Write the graph with the first accuracy level that passes the comparison."""
+        for level in levels:
+            self.context.progress("build", 0, _STAGES, {})
+            saved = self.write(level, scales)
+            self.context.progress("compare", 1, _STAGES, {})
+            try:
+                return saved, self._compare(windows, quantized=scales is not None)
+            except ParityError as error:
+                if level == levels[-1]:
+                    raise
+                self.context.note(f"accuracy_level {level} loses too much: {error.what}")
+        raise AssertionError("there is always an accuracy level to try")
+
+    def _compare(self, windows: list[Batch], *, quantized: bool) -> list[dict[str, Any]]:
+        threads = self.context.threads
+        with recognize(self.model.folder).open_session(threads) as reference:
+            return compare(
+                reference,
+                self.out,
+                windows,
+                self.config.parity,
+                threads,
+                quantized=quantized or self.has_packed_weights,
+            )
+
+    @property
+    def has_packed_weights(self) -> bool:
+        """True if the graph has weights of at most 8 bits."""
+        return is_packed(self.weights.tree) or self.config.decoder.int8_embeddings
+
+
+def export_decoder(
+    config: ExportOnnxConfig,
+    tree: dict[str, Any],
+    model: ModelDescription,
+    out: Path,
+    context: PassContext,
+) -> PassOutput:
+    """Build the graph of a decoder, write it into ``out``, and compare it with torch.
+
+    Activations are rounded to integers only if the comparison holds with them.
+
+    Args:
+        config: the pass's.
+        tree: the checkpoint's config.json.
+        model: the checkpoint.
+        out: an empty folder.
+        context: of the pass.
+
+    Raises:
+        DataError: the data sets are empty, or hold no tokens.
+        PassError: onnx's checker refuses the graph.
+        ParityError: ONNX Runtime does not compute what torch does.
+    """
+    architecture = read_architecture(tree, config.decoder.context_length)
+    weights = CheckpointWeights(model.folder, tree)
+    export = _DecoderExport(config, model, architecture, weights, out, context)
+    windows = export.windows(config.parity.data, config.parity.num_samples or _WINDOWS)
+    calibration = export.calibration_windows()
+    vision = None
+    if architecture.images is not None:
+        # Imported only here: transformers' module of the tower takes a second to import.
+        from passes.export_onnx.decoder.vision import export_vision
+
+        vision = export_vision(config, tree, model.folder, out, context)
+    levels = _accuracy_levels(config.decoder, packed=export.has_packed_weights)
+    scales = export.measure_scales(levels[0], calibration)
+    saved, parity = export.write_compared(levels, scales, windows)
+    if config.decoder.target == "onnxruntime":  # onnxruntime-genai requires its attention operator
+        write_genai_config(tree, architecture, model.folder, out)
+    _copy_companions(model.folder, out)
+    context.progress("done", _STAGES, _STAGES, {})
+    return PassOutput(
+        {
+            "opset": saved.opset,
+            "nodes": saved.nodes,
+            "external_data": saved.external,
+            "target": config.decoder.target,
+            "accuracy_level": saved.accuracy_level,
+            "kv_cache": "float32" if scales is None else "int8",
+            "context_length": architecture.context,
+            "parity": parity,
+        }
+        | ({} if vision is None else {"vision": vision})
+    )
+
+
+def _accuracy_levels(config: DecoderConfig, *, packed: bool) -> list[int]:
+    """Return the accuracy levels of MatMulNBits to try, the preferred one first."""
+    if config.accuracy_level is not None:
+        return [config.accuracy_level]
+    if packed and config.target == "onnxruntime":
+        return [INTEGER_LEVEL, FLOAT_LEVEL]
+    return [FLOAT_LEVEL]
+
+
+def _operators(config: DecoderConfig, accuracy_level: int) -> Operators:
+    if config.target == "portable":
+        return PortableOperators()
+    return OnnxRuntimeOperators(accuracy_level)
+
+
+def _copy_companions(source: Path, out: Path) -> None:
+    """Copy the files of tokenizer, chat template and image processor."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and any(part in file.name for part in _COMPANIONS):
+            copy_file(file, out / file.name)
