@@ -184,7 +184,7 @@ def bisect(
             within=within,
             samples=samples,
             each=each,
-            progress=lambda what, done, total: on_event(StepProgress("bisect", what, done, total)),
+            progress=lambda task, done, total: on_event(StepProgress("bisect", task, done, total)),
         )
     if as_json:
         print_json(bisection.model_dump(mode="json"))

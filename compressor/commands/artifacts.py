@@ -182,11 +182,11 @@ def archive(
 
     `export` is the former name of this command and still works.
     """
-    from compressor.artifacts.archive import export_artifact
+    from compressor.artifacts.archive import archive_artifact
     from compressor.artifacts.store import open_artifact
     from compressor.reports.console.terminal import print_line
 
-    print_line(f"wrote {file}, {export_artifact(open_artifact(artifact), file)} bytes")
+    print_line(f"wrote {file}, {archive_artifact(open_artifact(artifact), file)} bytes")
 
 
 @app.command("import", hidden=True)
@@ -202,11 +202,11 @@ def restore(
     Exits with code 4 if a file differs from the archive's manifest. `import` is the former name of
     this command and still works.
     """
-    from compressor.artifacts.archive import import_artifact
+    from compressor.artifacts.archive import restore_artifact
     from compressor.artifacts.store import Store
     from compressor.reports.console.terminal import print_line
 
-    artifact, new = import_artifact(file, Store(output_dir), key, signed=signature)
+    artifact, new = restore_artifact(file, Store(output_dir), key, signed=signature)
     print_line(f"{artifact.path}" if new else f"{artifact.path} exists already, verified")
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.analysis.history import PastRun, followed
-from compressor.artifacts.gain import Gain
+from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.runs import GateResult
 from compressor.reports.console.terminal import new_table, out, print_line, print_table
 from compressor.reports.rows import formatting, gains, gates

@@ -157,8 +157,8 @@ def place_labels(figure: Any, axes: Any, labels: Sequence[Label]) -> None:
     for label, (x, y) in zip(labels, centers, strict=True):
         width, height = 5.6 * scale * len(label.text), 11 * scale
         for dx, dy, side in _LABEL_OFFSETS:
-            left = x + dx * scale - {"left": 0.0, "right": width, "center": width / 2}[side]
-            box = _Box(left + width / 2, y + dy * scale, width, height)
+            shift = {"left": width / 2, "right": -width / 2, "center": 0.0}[side]
+            box = _Box(x + dx * scale + shift, y + dy * scale, width, height)
             if box.fits(extent) and not any(box.overlaps(taken) for taken in occupied):
                 break
         occupied.append(box)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
-from compressor.artifacts.gain import Gain
+from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.runs import RunRecord, RunStep, find_run, save_run
 from compressor.artifacts.store import open_artifact
 from compressor.engine.plan.plan import Plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compressor.artifacts.gain import Gain
+from compressor.artifacts.gain_report import Gain
 from compressor.reports.rows import formatting
 
 COLUMNS = (

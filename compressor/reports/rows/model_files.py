@@ -9,7 +9,7 @@ from pathlib import Path
 
 from compressor.artifacts.errors_from_os import reading
 from compressor.artifacts.store import Artifact
-from compressor.errors import DamagedArtifactError, UsageError
+from compressor.errors import DamagedArtifactError, ModelError, UsageError
 from compressor.evaluation.records import LatencyReport
 from compressor.reports.rows.artifact import Pairs
 from compressor.runtimes.formats import StoredModel
@@ -92,12 +92,13 @@ def most_clipped(ranges: Sequence[Range], limit: int = MOST_RANGES) -> list[Rang
 def describe_model(artifact: Artifact) -> Pairs:
     """Return the facts that the artifact's format reads from the model's files.
 
+    If the format is not installed or cannot read the model, the only row gives the reason.
+
     Raises:
-        DamagedArtifactError: The model's own manifest is damaged.
-        ModelError: The model's files cannot be read.
+        DamagedArtifactError: A file of the model is damaged.
     """
     try:
         model = StoredModel.of(artifact)
-    except UsageError as error:  # the plugin of the format is not installed
-        return [("format", error.what)]
-    return model.format.describe(model.path)
+        return model.format.describe(model.path)
+    except (UsageError, ModelError) as error:
+        return [("cannot be read", error.what)]

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from compressor.artifacts.fingerprint import digest_json, digest_tree
-from compressor.artifacts.gain import Gain
+from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.runs import GateResult
 from compressor.reports.rows import artifact
 from compressor.reports.rows.ladder import Ladder, LadderInput, build_ladder

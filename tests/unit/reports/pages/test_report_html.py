@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from compressor.artifacts.gain import Gain
+from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.manifest import FileEntry
 from compressor.reports.pages import charts
 from compressor.reports.pages.html import artifact_html, run_html

@@ -44,5 +44,13 @@ def test_a_damaged_latency_report_is_an_error_that_names_it(tmp_path: Path) -> N
 def test_an_artifact_whose_format_is_not_installed_is_described(tmp_path: Path) -> None:
     artifact = Artifact(tmp_path, manifest(format="toaster"))
     ((label, text),) = model_files.describe_model(artifact)
-    assert label == "format"
+    assert label == "cannot be read"
     assert "toaster" in text
+
+
+def test_a_model_that_its_format_cannot_read_gives_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.onnx").write_bytes(b"\xff")
+    ((label, text),) = model_files.describe_model(Artifact(tmp_path, manifest(format="onnx")))
+    assert label == "cannot be read"
+    assert "is not an ONNX model" in text
