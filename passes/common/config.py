@@ -1,14 +1,14 @@
-"""Config of the training loop, and checks of fields that have no effect; imports no torch."""
+"""Config of the training loop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import cos, pi
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
 from compressor.config.record import Record
+from passes.common.field_problems import is_set, raise_problems
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -76,20 +76,8 @@ class TrainingConfig(Record):
         return self.learning_rate * (self.min_lr_ratio + (1 - self.min_lr_ratio) * decay)
 
 
-def is_set(record: Record, field: str) -> bool:
-    """Return True if the user set a field to something else than null, false or an empty list."""
-    value = getattr(record, field)
-    return field in record.model_fields_set and value not in (None, ()) and value is not False
-
-
 def validation_problems(validation: str | None, training: TrainingConfig) -> list[str]:
     """Return the fields of a training that have no effect without a validation set."""
     if validation is None and training.patience is not None:
         return ["`training.patience` has no effect with `validation: null`: name a validation set"]
     return []
-
-
-def raise_problems(problems: Sequence[str]) -> None:
-    """Raise one ``ValueError`` with all problems of a record, for use in a pydantic validator."""
-    if problems:
-        raise ValueError("; ".join(problems))

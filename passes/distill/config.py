@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from compressor.config.record import DataName, Record, StepName
 from compressor.engine.contract import PassConfig
-from passes.common.config import TrainingConfig, is_set, raise_problems, validation_problems
+from passes.common.config import TrainingConfig, validation_problems
+from passes.common.field_problems import is_set, raise_problems
 
 TemperatureSchedule = Literal["linear", "cosine", "steps"]
 

@@ -11,6 +11,7 @@ from compressor.errors import RequirementError
 from compressor.models.capabilities.feature_taps import FeatureTaps
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts
+from passes.common.field_problems import FieldProblem, check_no_problems
 from passes.distill.config import DistillConfig, Features, Student
 
 if TYPE_CHECKING:
@@ -65,38 +66,43 @@ def student_facts(student: Student, parent: ModelFacts) -> ModelFacts:
 
 
 def check_models(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> None:
-    """Check that student and teacher have the same family, and the features of the config.
+    """Check that student and teacher have the same family, and the student the features to match.
 
     Raises:
-        RequirementError: They do not; the message lists every problem. Unknown facts are skipped.
+        RequirementError: They have not; the message names every field that does not apply. Unknown
+            facts are not checked.
     """
-    problems, remedies = [], []
+    problems = []
     if None not in (student.family, teacher.family) and student.family != teacher.family:
         problems.append(
-            f"`teacher` is of the family {teacher.family}, and the student of {student.family}"
+            FieldProblem(
+                "teacher",
+                f"it is of the family {teacher.family}, and the student of {student.family}",
+                "name a teacher of the student's family",
+            )
         )
-        remedies.append("name a teacher of the student's family")
     if config.features is not None and student.config is not None:
         taps = student.capability(FeatureTaps)
-        known = () if taps is None else taps.names
-        names, remedy = _unknown_features(config.features, known)
-        problems += names
-        remedies += remedy
-    if problems:
-        raise RequirementError("; ".join(problems), remedy="; ".join(remedies))
+        problems += _feature_problems(config.features, () if taps is None else taps.names)
+    check_no_problems(problems)
 
 
-def _unknown_features(features: Features, known: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Return a problem and a remedy, each as a list that is empty if all features are known."""
+def _feature_problems(features: Features, known: tuple[str, ...]) -> list[FieldProblem]:
     if not known:
-        return ["`features`: the student has no hidden states to match"], ["leave `features` out"]
-    unknown = [name for name in features.names if name not in known]
-    if not unknown:
-        return [], []
-    return (
-        [f"`features.names`: the student has no hidden state {', '.join(map(repr, unknown))}"],
-        [f"the names are: {', '.join(known)}"],
-    )
+        return [
+            FieldProblem(
+                "features", "the student has no hidden states to match", "leave `features` out"
+            )
+        ]
+    if unknown := [name for name in features.names if name not in known]:
+        return [
+            FieldProblem(
+                "features.names",
+                f"the student has no hidden state {', '.join(map(repr, unknown))}",
+                f"its hidden states are {', '.join(known)}",
+            )
+        ]
+    return []
 
 
 def copy_matching(student: nn.Module, teacher: nn.Module) -> int:

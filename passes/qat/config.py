@@ -9,7 +9,8 @@ from pydantic import AliasChoices, Field, model_validator
 from compressor.config.record import DataName, Record, Reference
 from compressor.engine.contract import PassConfig
 from compressor.models.quantized.quantization import Bits, Target
-from passes.common.config import TrainingConfig, is_set, raise_problems, validation_problems
+from passes.common.config import TrainingConfig, validation_problems
+from passes.common.field_problems import is_set, raise_problems
 
 
 class Calibration(Record):

@@ -14,6 +14,7 @@ from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts
+from passes.common.field_problems import FieldProblem, check_no_problems
 from passes.qat.config import QatConfig
 
 if TYPE_CHECKING:
@@ -36,26 +37,28 @@ def check_model(config: QatConfig, model: ModelFacts) -> None:
     """Check that a model can be saved with integer grids, and has the outputs that fields need.
 
     Raises:
-        RequirementError: It has not; the message lists every problem. An unknown family passes.
+        RequirementError: It cannot, or has not; the message names every field that does not apply.
+            Models of an unknown family pass.
     """
     if model.family is None:
         return
     family: Family[Any] = load(FAMILIES, model.family)
-    problems, remedies = [], []
-    fields = [name for name in ("keep_float", "fine_tuning") if getattr(config, name) is not None]
-    if fields and model.config is not None and model.capability(TrainingHeads) is None:
-        problems.append(
-            f"{' and '.join(f'`{name}`' for name in fields)}: a model of the family {family.name} "
-            "has no logits to compare"
-        )
-        remedies.append("leave it out, and list layers that must stay in float in `ignore`")
     if type(family).save is not Family.save:
-        problems.append(
-            f"models of the family {family.name} are saved in a format without integer grids"
+        raise RequirementError(
+            f"models of the family {family.name} are saved in a format without integer grids",
+            remedy="use `awq` for weight-only quantization",
         )
-        remedies.append("use `awq` for weight-only quantization")
-    if problems:
-        raise RequirementError("; ".join(problems), remedy="; ".join(remedies))
+    if model.config is None or model.capability(TrainingHeads) is not None:
+        return
+    check_no_problems(
+        FieldProblem(
+            field,
+            f"a model of the family {family.name} has no logits to compare",
+            "leave it out, and list layers that must stay in float in `ignore`",
+        )
+        for field in ("keep_float", "fine_tuning")
+        if getattr(config, field) is not None
+    )
 
 
 def select_layers(config: QatConfig, layers: QuantizableLayers, module: nn.Module) -> Selection:

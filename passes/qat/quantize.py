@@ -52,7 +52,7 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
     teacher = load_module(description, context.device).requires_grad_(False)
     samples = open_samples(config.calibration, context)
     layers = description.family.require(
-        QuantizableLayers,
+        QuantizableLayers,  # type: ignore[type-abstract]
         description.config,
         LoadedModel(teacher, sample_inputs(samples, teacher, _TRACED_SAMPLES)),
     )

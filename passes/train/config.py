@@ -6,7 +6,8 @@ from pydantic import model_validator
 
 from compressor.config.record import DataName
 from compressor.engine.contract import PassConfig
-from passes.common.config import TrainingConfig, raise_problems, validation_problems
+from passes.common.config import TrainingConfig, validation_problems
+from passes.common.field_problems import raise_problems
 
 
 class TrainConfig(PassConfig):

@@ -205,7 +205,7 @@ def test_grids_are_asymmetric_after_gelu(exported):
         (
             {"calibration": {"data": "long"}},
             DataError,
-            "tokens is 40, and the model takes 32 at most",
+            "tokens is 40; the model takes at most 32",
         ),
     ],
 )
