@@ -16,8 +16,8 @@ from compressor.engine.machine import (
     tool_version,
 )
 from compressor.errors import CompressError
-from compressor.runtimes.tensorrt.backends import BACKENDS, Backend, library
-from compressor.runtimes.tensorrt.cuda import gpus
+from compressor.runtimes.tensorrt.backends import BACKENDS, Backend, import_backend
+from compressor.runtimes.tensorrt.cuda import list_gpus
 
 _INSTRUCTIONS = {
     "avx2": "float kernels of 8 values",
@@ -100,7 +100,7 @@ def _machine() -> dict[str, Any]:
         or "none of note",
         "int8": _integers(flags),
         "gemm_gflops_fp32": round(gemm_flops_per_second() / 1e9, 1),
-        "gpus": ", ".join(f"{one.name} ({one.target})" for one in gpus()) or "none",
+        "gpus": ", ".join(f"{one.name} ({one.target})" for one in list_gpus()) or "none",
         "onnxruntime": ", ".join(_providers()) or "not installed",
     }
 
@@ -168,10 +168,10 @@ def _backend(backend: Backend) -> Check:
     """Whether it loads, and what it builds for."""
     label = f"TensorRT backend {backend.name}"
     try:
-        library(backend)
+        import_backend(backend)
     except CompressError as error:
         return Check(name=label, ok=False, value=error.what, remedy=error.remedy, optional=True)
-    here = [one.target for one in gpus()]
+    here = [one.target for one in list_gpus()]
     value = f"builds for {', '.join(backend.targets or here) or 'no GPU: there is none here'}"
     return Check(name=label, ok=bool(backend.targets or here), value=value, optional=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compressor.analysis.compare import samples_of_set
-from compressor.artifacts.gain import Gain
+from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.runs import RunRecord, find_run
 from compressor.artifacts.store import Artifact, open_artifact, verify
 from compressor.data.contract import Batch, SourceContext

@@ -64,8 +64,3 @@ def report_model(model: StoredModel) -> ModelReport:
             for found in suitable_passes(format_, facts)
         ),
     )
-
-
-def holds_model(path: Path) -> bool:
-    """Return True if an installed format recognizes the path."""
-    return bool(recognizing_formats(path))

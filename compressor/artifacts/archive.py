@@ -1,9 +1,10 @@
-"""An artifact as one file, ``.tar.zst``, and back: what comes in is believed in nothing.
+"""Archive an artifact as one ``.tar.zst`` file, and restore it; archives are untrusted input.
 
-An archive holds one artifact: its manifest first, then exactly the files that the manifest lists (and a signature, where there is
-one). Equal artifacts give equal archives. On the way in, a member that the manifest does not list, a link, a device, a path that
-leads out, a file of another size or hash, one that is there twice or not at all: each is refused, before anything gets its final
-name. What is unpacked is counted: no header and no file takes more memory or disk than it may.
+An archive holds one artifact: its manifest first, a signature if there is one, then exactly the
+files that the manifest lists. Equal artifacts give equal archives. Restoring refuses members that
+the manifest does not list, links, devices, paths outside the artifact, files of another size or
+hash, duplicates and missing files, before anything gets its final name. Unpacked bytes are counted,
+so that no header and no file takes more memory or disk than the manifest states.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ _REPORTS = ("reports/", "logs/")
 _PAGES = frozenset({"report.md", "report.html"})
 
 
-def export_artifact(artifact: Artifact, target: Path) -> int:
-    """Write an artifact, every file of it verified, as ``target``; returns the archive's bytes.
+def archive_artifact(artifact: Artifact, target: Path) -> int:
+    """Verify an artifact and write it to the archive ``target``; return the archive's bytes.
 
     Raises:
-        UsageError: ``target`` is there already.
+        UsageError: ``target`` exists.
         DamagedArtifactError: a file differs from the manifest.
         MissingExtraError: `zstandard` is not installed.
     """
     zstandard = _zstandard()
     if target.exists():
-        raise UsageError(f"{target} is there already", remedy="remove it, or choose another name")
+        raise UsageError(f"{target} already exists", remedy="remove it, or choose another name")
     verify(artifact)
     manifest = artifact.manifest
     names = [MANIFEST, *([SIGNATURE] if (artifact.path / SIGNATURE).is_file() else [])]
@@ -67,20 +68,20 @@ def export_artifact(artifact: Artifact, target: Path) -> int:
     return target.stat().st_size
 
 
-def import_artifact(
+def restore_artifact(
     archive: Path, store: Store, key: Path | None, *, signed: bool
 ) -> tuple[Artifact, bool]:
-    """Put the artifact of an archive into a store; returns it, and whether it is new there.
+    """Restore an archive into a store; return the artifact, and True if it is new there.
 
     Args:
-        archive: as ``export_artifact`` writes it.
-        store: where to.
-        key: the public key; None for the one in the environment.
-        signed: whether it must be signed.
+        archive: a file that ``archive_artifact`` wrote.
+        store: the store to restore into.
+        key: a public key file; None for the key in the environment.
+        signed: True to require a valid signature.
 
     Raises:
-        DamagedArtifactError: it is no such archive, or not what its manifest says: what is wrong is told.
-        StorageError: there is no room for what the manifest promises.
+        DamagedArtifactError: the file is not such an archive, or does not match its manifest.
+        StorageError: the files that the manifest lists do not fit on the disk.
         MissingExtraError: `zstandard` is not installed.
     """
     store.check_writable()
@@ -92,9 +93,9 @@ def import_artifact(
         manifest = _manifest(archive, content)
         listed = {**manifest.files, **manifest.reports}
         with store.lock(manifest.id):
-            if (found := store.find(manifest.pass_.name, manifest.id)) is not None:
-                verify(found)
-                return found, False
+            if (existing := store.find(manifest.pass_.name, manifest.id)) is not None:
+                verify(existing)
+                return existing, False
             _check_room(listed, store)
             staging = store.staging(f"import{manifest.id}")
             try:
@@ -112,8 +113,8 @@ def import_artifact(
 def _unpack(
     archive: Path, members: Iterator[tuple[Any, IO[bytes]]], listed: dict[str, FileEntry], out: Path
 ) -> None:
-    """Write the members that are listed, each checked on its way; all of them must come."""
-    left = dict(listed)
+    """Write the listed members, checking each; all of them must be present."""
+    missing = dict(listed)
     with writing(out):
         shutil.rmtree(out, ignore_errors=True)
         (out / MODEL).mkdir(parents=True)
@@ -124,9 +125,9 @@ def _unpack(
                     _read(archive, info, source, _LARGEST_SIGNATURE_BYTES)
                 )
             continue
-        entry = left.pop(info.name, None)
+        entry = missing.pop(info.name, None)
         if entry is None:
-            raise _refused(archive, f"{info.name!r} is not in its manifest, or there twice")
+            raise _refused(archive, f"{info.name!r} is not in its manifest, or is a duplicate")
         if info.size != entry.bytes:
             raise _refused(archive, f"{info.name} has {info.size} bytes, {entry.bytes} expected")
         digest = hashlib.sha256()
@@ -138,13 +139,13 @@ def _unpack(
                     target.write(chunk)
         if digest.hexdigest() != entry.sha256:
             raise _refused(archive, f"{info.name}: its content has changed (sha256 differs)")
-    if left:
-        raise _refused(archive, f"it lacks {', '.join(sorted(left))}")
+    if missing:
+        raise _refused(archive, f"it lacks {', '.join(sorted(missing))}")
 
 
 @contextmanager
 def _members(archive: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes]]]]:
-    """The members of an archive, in its order; a plain file each."""
+    """Iterate over the members of an archive in order; all must be regular files."""
     zstandard = _zstandard()
 
     def plain(
@@ -157,7 +158,7 @@ def _members(archive: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes
             source = tar.extractfile(info) if info.isreg() and not info.issparse() else None
             if source is None:
                 raise _refused(
-                    archive, f"{info.name!r} is no plain file but a link, a folder or a device"
+                    archive, f"{info.name!r} is not a regular file but a link, a folder or a device"
                 )
             counted.left += info.size
             yield info, source
@@ -172,23 +173,23 @@ def _members(archive: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes
                     yield plain(tar, counted)
         except (tarfile.TarError, zstandard.ZstdError, EOFError) as error:
             raise _refused(
-                archive, f"it is damaged, or no .tar.zst ({str(error).splitlines()[0]})"
+                archive, f"it is damaged, or not a .tar.zst file ({str(error).splitlines()[0]})"
             ) from error
 
 
 class _Counted:
-    """A stream that gives no more than ``left`` bytes: a header may claim any length, and is read into memory."""
+    """A stream limited to ``left`` bytes: a header may claim any length and is read into memory."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self.left = stream, _HEADERS_BYTES
 
     def read(self, size: int) -> bytes:
-        """The next bytes."""
-        found = self._stream.read(size)
-        self.left -= len(found)
+        """Return the next bytes."""
+        content = self._stream.read(size)
+        self.left -= len(content)
         if self.left < 0:
-            raise tarfile.ReadError("a header of it is larger than any")
-        return found
+            raise tarfile.ReadError("a header is too large")
+        return content
 
 
 def _read(archive: Path, info: tarfile.TarInfo, source: IO[bytes], most: int) -> bytes:
@@ -198,15 +199,17 @@ def _read(archive: Path, info: tarfile.TarInfo, source: IO[bytes], most: int) ->
 
 
 def _manifest(archive: Path, content: bytes) -> Manifest:
-    """A manifest that is sealed, and whose paths and names lead nowhere else."""
+    """Parse a manifest, and check its digest and that its paths stay inside the artifact."""
     try:
         manifest = Manifest.model_validate_json(content)
     except ValueError as error:
-        raise _refused(archive, f"{MANIFEST} is none: {str(error).splitlines()[0]}") from error
+        raise _refused(
+            archive, f"{MANIFEST} cannot be parsed: {str(error).splitlines()[0]}"
+        ) from error
     if manifest.digest != manifest.content_digest():
         raise _refused(archive, f"{MANIFEST} does not match its own digest")
     if not _NAME.fullmatch(manifest.pass_.name) or not _ID.fullmatch(manifest.id):
-        raise _refused(archive, f"{MANIFEST} has a pass or an id that is none")
+        raise _refused(archive, f"{MANIFEST} has an invalid pass name or id")
     wrong = [
         name for name in manifest.files if not name.startswith(f"{MODEL}/") or not _is_inside(name)
     ]
@@ -219,20 +222,18 @@ def _manifest(archive: Path, content: bytes) -> Manifest:
         entry.bytes < 0 for entry in (*manifest.files.values(), *manifest.reports.values())
     ):
         raise _refused(
-            archive, f"{MANIFEST} lists paths that no artifact has: {', '.join(map(repr, wrong))}"
+            archive,
+            f"{MANIFEST} lists paths that artifacts never have: {', '.join(map(repr, wrong))}",
         )
     return manifest
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a path stays where it starts, on any system, and is written in the one way that there is to write it."""
+    """Return True if a path stays inside its root on every platform and is in normal form."""
     path = PurePosixPath(name)
-    harmless = not any(sign in name for sign in "\\:\0") and not any(
-        ord(sign) < 32 for sign in name
-    )
-    return (
-        harmless and not path.is_absolute() and ".." not in path.parts and path.as_posix() == name
-    )
+    if any(character in "\\:" or ord(character) < 32 for character in name):
+        return False
+    return not path.is_absolute() and ".." not in path.parts and path.as_posix() == name
 
 
 def _check_room(listed: dict[str, FileEntry], store: Store) -> None:
@@ -246,7 +247,7 @@ def _check_room(listed: dict[str, FileEntry], store: Store) -> None:
 
 
 def _add(tar: tarfile.TarFile, name: str, file: Path) -> None:
-    """A file without its owner, its mode and its time."""
+    """Add a file without owner, mode and time."""
     info = tarfile.TarInfo(name)
     info.size = file.stat().st_size
     info.mode = 0o644
@@ -256,7 +257,7 @@ def _add(tar: tarfile.TarFile, name: str, file: Path) -> None:
 
 def _refused(archive: Path, why: str) -> DamagedArtifactError:
     return DamagedArtifactError(
-        f"{archive} is refused: {why}", remedy="copy it again, from somebody you trust"
+        f"{archive} is refused: {why}", remedy="copy it again from a trusted source"
     )
 
 

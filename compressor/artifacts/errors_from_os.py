@@ -1,4 +1,4 @@
-"""OSError to the error a user can act on."""
+"""Translate OSError into errors that a user can act on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError while writing below ``path`` into a StorageError with the remedy that fits."""
+    """Turn an OSError while writing below ``path`` into a StorageError with a matching remedy."""
     try:
         yield
     except OSError as error:
@@ -29,16 +29,16 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
-    """What to tell the user of an OSError while writing below ``path``."""
+    """Return the error for an OSError raised while writing below ``path``."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return StorageError(
             f"the disk is full: cannot write {error.filename or path}",
-            remedy="free some space (`autoglm-compress gc` removes what no run needs) or choose another --output-dir; "
-            "the run then resumes where it stopped",
+            remedy="free some space (`autoglm-compress gc` removes unneeded artifacts) or choose another "
+            "--output-dir; the run then resumes where it stopped",
         )
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return StorageError(
             f"no permission to write {error.filename or path}",
-            remedy="choose another --output-dir, or mend its mode",
+            remedy="choose another --output-dir, or change its permissions",
         )
     return StorageError(f"cannot write {error.filename or path}: {error.strerror or error}")

@@ -18,13 +18,13 @@ _FICLONE = 0x40049409  # linux/fs.h: share the blocks copy-on-write (Btrfs, XFS,
 
 
 def fsync_file(path: Path) -> None:
-    """Put a file's content on the disk."""
+    """Flush a file's content to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def fsync_directory(path: Path) -> None:
-    """Put a directory's entries on the disk."""
+    """Flush a directory's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -33,7 +33,7 @@ def fsync_directory(path: Path) -> None:
 
 
 def fsync_tree(root: Path) -> None:
-    """Put every file and directory below ``root`` on the disk, children before parents."""
+    """Flush every file and directory below ``root`` to the disk, children before parents."""
     for folder, _, names in os.walk(root, topdown=False):
         for name in names:
             fsync_file(Path(folder, name))
@@ -41,7 +41,7 @@ def fsync_tree(root: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``path`` so that a reader, or a kill, sees the old content or the new, never a part."""
+    """Write ``path`` atomically: a reader, or a kill, leaves the old or the new content, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -57,7 +57,10 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy, sharing the blocks where the file system can; never a link (onnx >= 1.21 refuses linked external data)."""
+    """Copy a file, sharing its blocks where the file system can.
+
+    Links are never made: onnx >= 1.21 refuses linked external data.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as reader, target.open("wb") as writer:
         if not _share_blocks(reader, writer):

@@ -1,4 +1,4 @@
-"""sha256 of JSON values and of files."""
+"""SHA-256 digests of JSON values, files and folders."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _CHUNK_BYTES = 1 << 22
 
 
 def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, NaN refused."""
+    """Return the canonical JSON text of a value: sorted keys, no spaces, no NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
 
 
 def digest_json(value: Any) -> str:
-    """sha256 of the canonical JSON of ``value``."""
+    """Return the sha256 of the canonical JSON of a value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """sha256 of a file's bytes.
+    """Return the sha256 of a file's bytes.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the file cannot be read.
     """
     digest = hashlib.sha256()
     with reading(path), path.open("rb", buffering=0) as file:
@@ -38,6 +38,6 @@ def digest_file(path: Path) -> str:
 
 
 def digest_tree(root: Path, pattern: str = "*") -> str:
-    """sha256 over the relative paths and contents of the files below ``root`` that match ``pattern``."""
+    """Return the sha256 over paths and contents of the files below ``root`` that match a pattern."""
     files = sorted(path for path in root.rglob(pattern) if path.is_file())
     return digest_json({path.relative_to(root).as_posix(): digest_file(path) for path in files})

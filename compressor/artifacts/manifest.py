@@ -1,4 +1,4 @@
-"""``manifest.json``: what an artifact is, where it comes from, and what was measured of it."""
+"""``manifest.json``: the identity, provenance and measurements of an artifact."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class FileEntry(_Part):
 
 
 class Metric(_Part):
-    """One figure, with all that is needed to judge it."""
+    """One measured value with its unit, direction and uncertainty."""
 
     name: str
-    """As ``top1`` or, of a slice, ``top1[input=speech]``; latencies end in their unit: ``latency_p50_ms``."""
+    """``top1``, or for a slice ``top1[input=speech]``; latencies end in their unit, ``latency_p50_ms``."""
     value: float
     unit: str
-    """``fraction``, ``ms``, ``bytes``, ``samples/s``, ``count`` …; empty for a bare number, as perplexity is."""
+    """``fraction``, ``ms``, ``bytes``, ``samples/s``, ``count``; empty for a bare number (perplexity)."""
     better: Literal["higher", "lower"]
     samples: int
-    """How many samples or repeats the value rests on; 1 for what is simply counted."""
+    """Number of samples or repeats behind the value; 1 for exact counts."""
     low: float | None = None
-    """Lower end of the 95 % interval, where there is one."""
+    """Lower end of the 95 % interval, if there is one."""
     high: float | None = None
     """Upper end of the 95 % interval."""
 
@@ -49,11 +49,11 @@ class PassRecord(_Part):
     config: dict[str, Any]
     """Every field, defaults included."""
     code: str | None = None
-    """sha256 of the pass's source when it is not one of this package's own."""
+    """sha256 of the pass's package if it is not one of this project's."""
 
 
 class Environment(_Part):
-    """Where an artifact was made; told, not hashed."""
+    """The machine that built an artifact; recorded, not part of the id."""
 
     platform: str
     cpu: str
@@ -65,13 +65,13 @@ class Environment(_Part):
 
 
 class Manifest(_Part):
-    """The whole record; ``digest`` is the sha256 of the rest, so that a changed byte shows."""
+    """The whole record; ``digest`` is the sha256 of the rest, so that any change is detected."""
 
     schema_version: int = SCHEMA_VERSION
     id: str
     """sha256 over everything that can change the bytes of ``model/``."""
     step: str
-    """The step's name in the pipeline that first built it; told, not hashed."""
+    """Name of the step in the pipeline that first built it; not part of the id."""
     format: Annotated[
         str, Field(validation_alias=AliasChoices("format", "kind"), serialization_alias="kind")
     ]
@@ -81,18 +81,18 @@ class Manifest(_Part):
     pass_: PassRecord
     seed: int
     tools: dict[str, str]
-    """Version of each library that matters to the bytes."""
+    """Version of each library that can change the bytes."""
     data: dict[str, str]
     """Digest of each data set used."""
     files: dict[str, FileEntry]
     """The model: every file below ``model/``, by path relative to the artifact."""
     reports: dict[str, FileEntry]
-    """Reports and logs; these may be measured again, the model never changes."""
+    """Reports and logs; they are replaced when the model is measured again."""
     measured: str
-    """Digest of the ``evaluate:`` section (and its data) that the reports answer to; empty when nothing was asked for."""
+    """Digest of the ``evaluate:`` section and its data; empty if nothing was measured."""
     metrics: tuple[Metric, ...]
     summary: dict[str, Any]
-    """What the pass wants to tell: its history, choices, counts."""
+    """Values from the pass: history, decisions, counts."""
     environment: Environment
     created: str
     """UTC, ISO 8601."""
@@ -102,15 +102,15 @@ class Manifest(_Part):
     digest: str = ""
 
     def sealed(self) -> Manifest:
-        """The same manifest with its digest filled in."""
+        """Return the same manifest with its digest filled in."""
         return self.model_copy(update={"digest": self.content_digest()})
 
     def content_digest(self) -> str:
-        """sha256 of everything but ``digest``."""
+        """Return the sha256 of everything but ``digest``."""
         return digest_json(self.model_dump(mode="json", exclude={"digest"}))
 
     def metric(self, name: str) -> Metric | None:
-        """The metric of that name, if it was measured."""
+        """Return the metric of a name, if it was measured."""
         return next((metric for metric in self.metrics if metric.name == name), None)
 
     @property

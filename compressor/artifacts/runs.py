@@ -1,4 +1,4 @@
-"""Run records: which artifacts a run ended with. A run that changes nothing has the record of the one before."""
+"""Run records: the artifacts and gate verdicts of a run. Equal runs share one record."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class RunStep(BaseModel):
 
     name: str
     artifact: str
-    """The artifact's directory: its name inside the store, or a path outside it."""
+    """The artifact's folder: its name inside the store, or a path outside it."""
     id: str
     manifest: str
-    """The digest of the manifest, measurements and all."""
+    """Digest of the manifest, measurements included."""
     parent: str | None
 
 
 class GateResult(BaseModel):
-    """One gate: what was asked, what was found. What could not be had is None."""
+    """Verdict on one gate rule; values that are not available are None."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     gate: str
-    """As ``top1 max_drop 0.01 against student``."""
+    """The rule as text: ``top1 max_drop 0.01 against student``."""
     step: str
     metric: str
     bound: str | None = None
@@ -45,27 +45,27 @@ class GateResult(BaseModel):
     value: float | None = None
     """The metric of the step."""
     reference: float | None = None
-    """The metric of what it is compared with."""
+    """The metric of the reference."""
     found: float | None = None
-    """What is held against the limit: the value, its drop below the reference, or its ratio to it."""
+    """The limited quantity: the value, its drop below the reference, or its ratio to it."""
     low: float | None = None
     """Lower end of the 95 % interval of ``found``."""
     high: float | None = None
     limit: float | None = None
     basis: str = ""
-    """What the interval rests on, as ``2000 samples in pairs`` or ``16 rounds in turns``."""
+    """Evidence behind the interval: ``2000 paired samples``, ``16 interleaved rounds``."""
     decided: bool = True
-    """Whether the interval is clear of the limit."""
+    """True if the interval is clear of the limit."""
     passed: bool
-    """What the exit code goes by."""
+    """Determines the exit code; an undecided gate passes or fails as its rule states."""
     reason: str
     key: str = ""
-    """Of a latency gate: sha256 of the rule, of both models and of the machine; an equal one need not be measured again."""
+    """For latency gates, sha256 of the rule, both models and the machine: equal keys share a verdict."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def verdict(self) -> Literal["passed", "failed", "undecided"]:
-        """In a word."""
+        """The verdict in one word."""
         if not self.decided:
             return "undecided"
         return "passed" if self.passed else "failed"
@@ -78,20 +78,20 @@ class RunRecord(BaseModel):
 
     pipeline: str
     command: str
-    """What the user typed."""
+    """The command line."""
     steps: tuple[RunStep, ...]
     gates: tuple[GateResult, ...]
 
     @property
     def directory(self) -> str:
-        """The name of the record's folder: equal runs share it."""
+        """Name of the record's folder; equal runs share it."""
         return (
             f"{self.pipeline}-{digest_json(self.model_dump(mode='json', exclude={'command'}))[:8]}"
         )
 
 
 def save_run(root: Path, record: RunRecord) -> Path:
-    """Write the record below the store's ``root``; returns its folder, which is the newest from now on."""
+    """Write the record into the store at ``root``, make its folder the newest, and return it."""
     folder = root / "runs" / record.directory
     with writing(folder):
         if not (folder / RECORD).is_file():
@@ -104,7 +104,7 @@ def load_run(folder: Path) -> RunRecord:
     """Read a run record.
 
     Raises:
-        DamagedArtifactError: it is missing or no run record.
+        DamagedArtifactError: it is missing, or not a run record.
     """
     try:
         return RunRecord.model_validate_json((folder / RECORD).read_bytes())
@@ -115,7 +115,7 @@ def load_run(folder: Path) -> RunRecord:
 
 
 def all_runs(root: Path) -> list[tuple[Path, RunRecord]]:
-    """The folder and the record of every run of the store at ``root``, oldest first."""
+    """Return folder and record of every run of the store at ``root``, oldest first."""
     folders = [folder for folder in (root / "runs").glob("*") if (folder / RECORD).is_file()]
     return [
         (folder, load_run(folder))
@@ -124,12 +124,12 @@ def all_runs(root: Path) -> list[tuple[Path, RunRecord]]:
 
 
 def latest_runs(root: Path) -> dict[str, RunRecord]:
-    """The last record of each pipeline."""
+    """Return the last record of each pipeline."""
     return {record.pipeline: record for _, record in all_runs(root)}
 
 
 def find_run(target: Path) -> tuple[Path, RunRecord]:
-    """A run's folder and record: ``target`` itself, its ``run.json``, or the last run of the store ``target``.
+    """Return folder and record of a run: ``target``, its run.json, or the last run of a store.
 
     Raises:
         UsageError: there is no run.
@@ -141,5 +141,6 @@ def find_run(target: Path) -> tuple[Path, RunRecord]:
     if runs := all_runs(target):
         return runs[-1]
     raise UsageError(
-        f"{target} is neither a run nor a store with one", remedy="`autoglm-compress run` makes one"
+        f"{target} is neither a run nor a store with one",
+        remedy="`autoglm-compress run` writes one",
     )

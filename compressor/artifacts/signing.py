@@ -1,7 +1,8 @@
-"""Ed25519 signatures of manifests (RFC 8032): a manifest holds the hash of every file, so its signature vouches for all of them.
+"""Ed25519 signatures of manifests (RFC 8032).
 
-Keys are PEM files as ``openssl genpkey -algorithm ed25519`` writes them, or the same text in an environment variable. The
-signature lies beside the manifest, in base64, and is no part of it: signing changes no id.
+A manifest holds the hash of every file, so its signature covers all of them. Keys are PEM files as
+``openssl genpkey -algorithm ed25519`` writes them, or the same text in an environment variable. The
+base64 signature is a file beside the manifest and not part of it: signing changes no id.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ if TYPE_CHECKING:
 SIGNATURE = f"{MANIFEST}.sig"
 PRIVATE_KEY = "AUTOGLM_COMPRESS_PRIVATE_KEY"
 PUBLIC_KEY = "AUTOGLM_COMPRESS_PUBLIC_KEY"
-"""Environment variables: a PEM text."""
+"""Environment variables that hold a key as PEM text."""
 _LARGEST_SIGNATURE_BYTES = 1024
 
 
 def sign(folder: Path, key: Path | None) -> Path:
-    """Sign the manifest in ``folder``; returns the signature's file.
+    """Sign the manifest in ``folder``, and return the signature's file.
 
     Args:
-        folder: an artifact's.
-        key: a private key; None for the one in ``AUTOGLM_COMPRESS_PRIVATE_KEY``.
+        folder: an artifact.
+        key: a private key file; None for the key in ``AUTOGLM_COMPRESS_PRIVATE_KEY``.
 
     Raises:
-        UsageError: there is no key, or it is none of Ed25519.
+        UsageError: there is no key, or it is not an Ed25519 key.
         MissingExtraError: `cryptography` is not installed.
     """
     private = _private(key)
@@ -50,15 +51,15 @@ def sign(folder: Path, key: Path | None) -> Path:
 
 
 def check_signature(folder: Path, key: Path | None) -> None:
-    """Hold the signature in ``folder`` against its manifest.
+    """Check the signature in ``folder`` against its manifest.
 
     Args:
-        folder: an artifact's, or one that is being unpacked.
-        key: a public key; None for the one in ``AUTOGLM_COMPRESS_PUBLIC_KEY``.
+        folder: an artifact, or one that is being unpacked.
+        key: a public key file; None for the key in ``AUTOGLM_COMPRESS_PUBLIC_KEY``.
 
     Raises:
-        UsageError: there is no key, or it is none of Ed25519.
-        DamagedArtifactError: it is not signed, or not with this key, or has changed since.
+        UsageError: there is no key, or it is not an Ed25519 key.
+        DamagedArtifactError: the artifact is not signed, not with this key, or has changed since.
         MissingExtraError: `cryptography` is not installed.
     """
     public = _public(key)
@@ -77,8 +78,9 @@ def check_signature(folder: Path, key: Path | None) -> None:
         public.verify(base64.b64decode(text.strip(), validate=True), content)
     except (InvalidSignature, binascii.Error) as error:
         raise DamagedArtifactError(
-            f"{folder}: the signature does not fit the manifest",
-            remedy="another key signed it, or it was changed since; measuring again changes it too, sign it again then",
+            f"{folder}: the signature does not match the manifest",
+            remedy="it was signed with another key, or changed since; "
+            "measuring again changes the manifest too: sign it again",
         ) from error
 
 
@@ -112,7 +114,7 @@ def _public(path: Path | None) -> Ed25519PublicKey:
 
 def _pem(path: Path | None, variable: str, which: str) -> bytes:
     try:
-        import cryptography  # noqa: F401 - only whether it is there
+        import cryptography  # noqa: F401 - checks that it is installed
     except ImportError as error:
         raise MissingExtraError("cryptography", "signing", "provenance") from error
     if path is not None:
@@ -127,9 +129,9 @@ def _pem(path: Path | None, variable: str, which: str) -> bytes:
 
 
 def _no_key(path: Path | None, variable: str, which: str) -> UsageError:
-    made = "openssl genpkey -algorithm ed25519 -out key.pem"
-    remedy = made if which == "private" else "openssl pkey -in key.pem -pubout -out key.pub"
+    generate = "openssl genpkey -algorithm ed25519 -out key.pem"
+    remedy = generate if which == "private" else "openssl pkey -in key.pem -pubout -out key.pub"
     return UsageError(
-        f"{path or variable} holds no {which} Ed25519 key in PEM, or one with a password",
-        remedy=f"make one: {remedy}",
+        f"{path or variable} is not a {which} Ed25519 key in PEM without a password",
+        remedy=f"create one: {remedy}",
     )

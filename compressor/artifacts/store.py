@@ -2,11 +2,12 @@
 
 Layout of a store::
 
-    <root>/<pass>-<id12>/     complete, or not there
-    <root>/.staging/<id12>/   what a running (or killed) step has so far: work/ (checkpoints) and out/ (the artifact)
-    <root>/.locks/<id12>      flock'ed by whoever builds or measures that artifact; released by the kernel on a kill
-    <root>/.damaged/          artifacts that failed verification, kept for a look
-    <root>/runs/              one record a run
+    <root>/<pass>-<id12>/     a complete artifact
+    <root>/.staging/<id12>/   an unfinished step: work/ (checkpoints) and out/ (the artifact)
+    <root>/.locks/<id12>      locked (flock) while the artifact is built or measured; the kernel
+                              releases it on a kill
+    <root>/.damaged/          artifacts that failed verification, kept for inspection
+    <root>/runs/              one record per run
 """
 
 from __future__ import annotations
@@ -71,17 +72,17 @@ class Artifact:
 
 
 def open_artifact(path: Path) -> Artifact:
-    """The artifact at ``path``, its manifest checked, its files not yet (see ``verify``).
+    """Return the artifact at ``path``; the manifest is checked, the files are not (see ``verify``).
 
     Raises:
-        UsageError: there is no artifact.
+        UsageError: the path holds no artifact.
         DamagedArtifactError: the manifest is torn, changed, or of a newer schema.
     """
     file = path / MANIFEST
     if not file.is_file():
         raise UsageError(
-            f"{path} is no artifact: it has no {MANIFEST}",
-            remedy="name a directory like artifacts/<pass>-<id>; `autoglm-compress show` lists them",
+            f"{path} is not an artifact: it has no {MANIFEST}",
+            remedy="name a folder like artifacts/<pass>-<id>; `autoglm-compress show` lists them",
         )
     with reading(file):
         text = file.read_bytes()
@@ -102,22 +103,22 @@ def open_artifact(path: Path) -> Artifact:
 
 
 def damage(artifact: Artifact, entries: dict[str, FileEntry], folder: str) -> list[str]:
-    """What is wrong with the files of ``entries``, and files below ``folder`` that nobody listed; empty when all is well."""
-    found = []
+    """Return what is wrong with the listed files, and the unlisted files below ``folder``."""
+    problems = []
     for relative, entry in entries.items():
         file = artifact.path / relative
         if file.is_symlink() or not file.is_file():
-            found.append(f"{relative}: missing")
+            problems.append(f"{relative}: missing")
         elif (size := file.stat().st_size) != entry.bytes:
-            found.append(f"{relative}: {size} bytes, {entry.bytes} expected")
+            problems.append(f"{relative}: {size} bytes, {entry.bytes} expected")
         elif digest_file(file) != entry.sha256:
-            found.append(f"{relative}: its content has changed (sha256 differs)")
-    found.extend(
+            problems.append(f"{relative}: its content has changed (sha256 differs)")
+    problems.extend(
         f"{relative}: not in the manifest"
         for relative in list_files(artifact.path, folder)
         if relative not in entries
     )
-    return found
+    return problems
 
 
 def verify(artifact: Artifact) -> None:
@@ -127,15 +128,16 @@ def verify(artifact: Artifact) -> None:
         DamagedArtifactError: names every file that differs.
     """
     manifest = artifact.manifest
-    found = damage(artifact, manifest.files, MODEL) + damage(artifact, manifest.reports, REPORTS)
-    if found:
+    problems = damage(artifact, manifest.files, MODEL)
+    problems += damage(artifact, manifest.reports, REPORTS)
+    if problems:
         raise DamagedArtifactError(
-            f"{artifact.path} is damaged:\n" + "\n".join(f"    {line}" for line in found)
+            f"{artifact.path} is damaged:\n" + "\n".join(f"    {line}" for line in problems)
         )
 
 
 def list_files(root: Path, folder: str) -> list[str]:
-    """Relative POSIX paths of the files below ``root/folder``, sorted."""
+    """Return the POSIX paths, relative to ``root``, of the files below ``root/folder``, sorted."""
     return sorted(
         path.relative_to(root).as_posix()
         for path in (root / folder).rglob("*")
@@ -144,7 +146,7 @@ def list_files(root: Path, folder: str) -> list[str]:
 
 
 def entries_of(root: Path, *names: str) -> dict[str, FileEntry]:
-    """Size and sha256 of the files below the named files or folders of ``root``."""
+    """Return size and sha256 of the named files, and of the files below the named folders."""
     entries = {}
     for name in names:
         files = [name] if (root / name).is_file() else list_files(root, name)
@@ -155,20 +157,20 @@ def entries_of(root: Path, *names: str) -> dict[str, FileEntry]:
 
 
 class Store:
-    """The directory that holds the artifacts of one or more pipelines."""
+    """A folder that holds the artifacts of one or more pipelines."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path_of(self, pass_name: str, artifact_id: str) -> Path:
-        """Where the artifact of that pass and id is, or would be."""
+        """Return the folder of an artifact, whether it exists or not."""
         return self.root / f"{pass_name}-{artifact_id[:_SHORT]}"
 
     def find(self, pass_name: str, artifact_id: str) -> Artifact | None:
-        """The published artifact, or None. Its manifest is checked, its files are not.
+        """Return the published artifact or None; the manifest is checked, the files are not.
 
         Raises:
-            DamagedArtifactError: as ``open_artifact``; also when the directory holds another artifact.
+            DamagedArtifactError: as ``open_artifact``; or the folder holds another artifact.
         """
         path = self.path_of(pass_name, artifact_id)
         if not path.is_dir():
@@ -182,19 +184,28 @@ class Store:
             )
         return artifact
 
+    def exists(self) -> bool:
+        """Return True if the root is a store: it has a store's folders, artifacts, or no files yet."""
+        markers = (".staging", ".locks", "runs")
+        if any((self.root / name).is_dir() for name in markers):
+            return True
+        return self.root.is_dir() and (
+            next(self.artifacts(), None) is not None or not any(self.root.iterdir())
+        )
+
     def artifacts(self) -> Iterator[Path]:
-        """Directories of the published artifacts, oldest first."""
+        """Yield the folders of the published artifacts, oldest first."""
         if self.root.is_dir():
-            found = [
+            folders = [
                 path
                 for path in self.root.iterdir()
                 if not path.name.startswith(".") and (path / MANIFEST).is_file()
             ]
-            yield from sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+            yield from sorted(folders, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
     @contextmanager
     def lock(self, artifact_id: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the right to build or measure one artifact; ``waiting`` is called once if another run holds it."""
+        """Lock one artifact for building or measuring; call ``waiting`` once if another run has it."""
         path = self.root / ".locks" / artifact_id[:_SHORT]
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,17 +217,17 @@ class Store:
             yield
 
     def staging(self, artifact_id: str) -> Path:
-        """The folder of an unfinished artifact; what a killed run left there is kept."""
+        """Return the folder of an unfinished artifact; the files of an interrupted run are kept."""
         path = self.root / ".staging" / artifact_id[:_SHORT]
         with writing(path):
             (path / "work").mkdir(parents=True, exist_ok=True)
         return path
 
     def publish(self, staged: Path, manifest: Manifest) -> Artifact:
-        """Give ``staged`` (a complete artifact but for its manifest) its final name: all of it, or nothing.
+        """Write the manifest of ``staged`` and give it its final name, atomically.
 
         Raises:
-            StorageError: the disk is full, or the store may not be written; nothing is published then.
+            StorageError: the disk is full, or the store is not writable; nothing is published.
         """
         final = self.path_of(manifest.pass_.name, manifest.id)
         sealed = manifest.sealed()
@@ -225,7 +236,7 @@ class Store:
         return self.adopt(staged, sealed)
 
     def adopt(self, staged: Path, manifest: Manifest) -> Artifact:
-        """Give ``staged``, a complete artifact with its ``manifest``, its final name. Raises as ``publish``."""
+        """Give a complete artifact its final name, atomically; errors as ``publish``."""
         final = self.path_of(manifest.pass_.name, manifest.id)
         with writing(final):
             fsync_tree(staged)
@@ -234,9 +245,9 @@ class Store:
         return Artifact(final, manifest)
 
     def replace_reports(self, artifact: Artifact, staged: Path, manifest: Manifest) -> Artifact:
-        """Put newly measured reports in the place of the old ones; the model stays as it is.
+        """Replace the reports of an artifact; the model is unchanged.
 
-        A kill in the middle leaves reports that do not match the manifest: the next run measures them again.
+        A kill in between leaves reports that do not match the manifest; the next run measures again.
         """
         sealed = manifest.sealed()
         with writing(artifact.path):
@@ -248,7 +259,7 @@ class Store:
         return Artifact(artifact.path, sealed)
 
     def set_aside(self, path: Path) -> Path:
-        """Move a damaged artifact out of the way, where a person can look at it; returns where."""
+        """Move a damaged artifact to ``.damaged`` for inspection, and return its new path."""
         target = (
             self.root
             / ".damaged"
@@ -269,35 +280,36 @@ class Store:
         return (self.root / ".staging" / artifact_id[:_SHORT]).is_dir()
 
     def discard_staging(self, artifact_id: str) -> None:
-        """Remove what a run left that was killed between publishing an artifact and tidying up after it."""
+        """Remove the staging folder of a run that was killed right after publishing."""
         path = self.root / ".staging" / artifact_id[:_SHORT]
         if path.is_dir():
             self.discard(path)
 
     def garbage(self, keep: set[str]) -> list[Path]:
-        """What ``gc`` would remove: artifacts whose id is not in ``keep`` or among its ancestors, staging, damaged ones.
+        """Return the paths that ``gc`` removes.
 
-        What another run holds locked is left alone.
+        These are artifacts whose id is neither in ``keep`` nor an ancestor of one that is, staging
+        folders, and damaged artifacts; locked artifacts are excluded.
         """
-        known = {}
+        manifests = {}
         for path in self.artifacts():
             try:
-                known[path] = open_artifact(path).manifest
+                manifests[path] = open_artifact(path).manifest
             except DamagedArtifactError:
                 continue
-        parents = {manifest.id: set(manifest.parents.values()) for manifest in known.values()}
-        wanted, frontier = set(keep), set(keep)
+        parents = {manifest.id: set(manifest.parents.values()) for manifest in manifests.values()}
+        needed, frontier = set(keep), set(keep)
         while frontier:
-            frontier = set().union(*(parents.get(one, set()) for one in frontier)) - wanted
-            wanted |= frontier
-        garbage = [path for path, manifest in known.items() if manifest.id not in wanted]
+            frontier = set().union(*(parents.get(id_, set()) for id_ in frontier)) - needed
+            needed |= frontier
+        garbage = [path for path, manifest in manifests.items() if manifest.id not in needed]
         for folder in (".staging", ".damaged"):
             if (self.root / folder).is_dir():
                 garbage.extend(sorted((self.root / folder).iterdir()))
         return [path for path in garbage if not self._locked(path)]
 
     def remove(self, path: Path) -> None:
-        """Remove an artifact or a left-over; under its final name it is never half there."""
+        """Remove an artifact or a leftover; it leaves its final name in one rename."""
         doomed = self.root / ".staging" / f"removing-{path.name}-{os.getpid()}"
         with writing(path):
             doomed.parent.mkdir(parents=True, exist_ok=True)
@@ -332,7 +344,7 @@ class Store:
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
+    """Return the bytes of a file, or of all files below a folder, links excluded."""
     if path.is_file():
         return path.stat().st_size
     return sum(

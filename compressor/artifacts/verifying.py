@@ -1,4 +1,4 @@
-"""Artifacts, stores and runs held against what was written down of them."""
+"""Verify artifacts, stores and runs against their manifests and records."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from compressor.errors import DamagedArtifactError, UsageError
 def verify_all(
     paths: Sequence[Path], also: Callable[[Path], None] = lambda _: None
 ) -> dict[Path, str | None]:
-    """Each artifact among ``paths``, or in the stores and runs among them, to what is wrong with it (None: nothing).
+    """Return each artifact and its problem, or None if it is intact.
 
-    ``also`` looks at an artifact's folder in its own way, and raises DamagedArtifactError.
+    Args:
+        paths: artifacts, stores, or runs.
+        also: a further check of an artifact's folder that raises DamagedArtifactError.
 
     Raises:
         UsageError: a path is none of these.
     """
-    found: dict[Path, str | None] = {}
+    problems: dict[Path, str | None] = {}
     for path in paths:
         targets = _targets(path)
         if not targets:
@@ -31,19 +33,16 @@ def verify_all(
                 verify(artifact)
                 also(target)
             except DamagedArtifactError as error:
-                found[target] = error.what
+                problems[target] = error.what
             else:
                 changed = digest not in {None, artifact.manifest.digest}
-                found[target] = (
-                    f"{target} is whole, but not as the run left it: its manifest is another"
-                    if changed
-                    else None
-                )
-    return found
+                what = f"{target} is intact, but its manifest has changed since the run"
+                problems[target] = what if changed else None
+    return problems
 
 
 def _targets(path: Path) -> dict[Path, str | None]:
-    """The artifacts that a path stands for, and the digest of its manifest that a run recorded."""
+    """Return the artifacts at a path, with the manifest digest that a run recorded for each."""
     if (path / MANIFEST).is_file():
         return {path: None}
     if (path / RECORD).is_file():

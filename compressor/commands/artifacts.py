@@ -36,13 +36,12 @@ def show(
 
     For a model, `show` lists the passes that can read it, and what the others miss.
     """
-    from compressor.analysis.model_report import holds_model
-    from compressor.artifacts.store import MANIFEST
+    from compressor.artifacts.store import MANIFEST, Store
 
     path = Path(target)
     if (path / MANIFEST).is_file():
         _show_artifact(path, as_json)
-    elif path.is_dir() and not holds_model(path):
+    elif Store(path).exists():
         _show_store(path, as_json)
     elif path.exists():
         _show_model(path, as_json)

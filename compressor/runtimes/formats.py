@@ -100,6 +100,10 @@ class Format(ABC):
         Looks at file names and small headers only, and never raises for foreign content.
         """
 
+    def model_path(self, path: Path) -> Path:
+        """Return what the other methods take for a recognized path: by default the model's folder."""
+        return path.parent if path.is_file() else path
+
     def describe(self, path: Path) -> list[tuple[str, str]]:
         """Return labelled facts for `show`, beyond the size, parameters and MACs of ``facts``."""
         return []
@@ -254,7 +258,7 @@ def recognize(path: Path) -> StoredModel:
     if not path.exists():
         raise ModelError(f"{path} does not exist")
     if candidates := recognizing_formats(path):
-        return StoredModel(candidates[0], path)
+        return StoredModel(candidates[0], candidates[0].model_path(path))
     known = "\n".join(f"    {format_.name}: {format_.summary}" for format_ in installed_formats())
     raise ModelError(
         f"{path} is not a model of any installed format:\n{known}",

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from compressor.analysis.sbom import environment_sbom
-from compressor.artifacts.archive import export_artifact, import_artifact
+from compressor.artifacts.archive import archive_artifact, restore_artifact
 from compressor.artifacts.manifest import Manifest
 from compressor.artifacts.signing import PRIVATE_KEY, PUBLIC_KEY, SIGNATURE, check_signature, sign
 from compressor.artifacts.store import Artifact, Store, open_artifact, verify
@@ -79,11 +79,11 @@ def test_an_archive_restores_to_the_same_bytes(
     home: Path, artifact: Artifact, tmp_path: Path
 ) -> None:
     sign(artifact.path, home / "ours.pem")
-    export_artifact(artifact, tmp_path / "one.tar.zst")
-    export_artifact(artifact, tmp_path / "two.tar.zst")
+    archive_artifact(artifact, tmp_path / "one.tar.zst")
+    archive_artifact(artifact, tmp_path / "two.tar.zst")
     assert (tmp_path / "one.tar.zst").read_bytes() == (tmp_path / "two.tar.zst").read_bytes()
     store = Store(tmp_path / "store")
-    restored, is_new = import_artifact(
+    restored, is_new = restore_artifact(
         tmp_path / "one.tar.zst", store, home / "ours.pub", signed=True
     )
     assert is_new
@@ -94,9 +94,9 @@ def test_an_archive_restores_to_the_same_bytes(
     assert (restored.path / "manifest.json").read_bytes() == (
         artifact.path / "manifest.json"
     ).read_bytes()
-    assert import_artifact(tmp_path / "one.tar.zst", store, None, signed=False) == (restored, False)
-    with pytest.raises(UsageError, match="is there already"):
-        export_artifact(artifact, tmp_path / "one.tar.zst")
+    assert restore_artifact(tmp_path / "one.tar.zst", store, None, signed=False) == (restored, False)
+    with pytest.raises(UsageError, match="already exists"):
+        archive_artifact(artifact, tmp_path / "one.tar.zst")
 
 
 def test_a_signature_covers_the_manifest_and_its_key(
@@ -108,18 +108,18 @@ def test_a_signature_covers_the_manifest_and_its_key(
     monkeypatch.setenv(PUBLIC_KEY, (home / "ours.pub").read_text())
     sign(artifact.path, None)
     check_signature(artifact.path, None)
-    with pytest.raises(DamagedArtifactError, match="does not fit"):
+    with pytest.raises(DamagedArtifactError, match="does not match the manifest"):
         check_signature(artifact.path, home / "theirs.pub")
     manifest = (artifact.path / "manifest.json").read_text()
     changed = Manifest.model_validate_json(manifest).model_copy(update={"seed": 7}).sealed()
     (artifact.path / "manifest.json").write_text(changed.model_dump_json(indent=1))
     verify(open_artifact(artifact.path))  # consistent …
-    with pytest.raises(DamagedArtifactError, match="does not fit"):
+    with pytest.raises(DamagedArtifactError, match="does not match the manifest"):
         check_signature(artifact.path, None)  # … but not the signed content
     (artifact.path / "manifest.json").write_text(manifest)
     for wrong in (b"", b"AAAA", b"*" * 50, b"A" * 2000, b"\xff" * 88):
         (artifact.path / SIGNATURE).write_bytes(wrong)
-        with pytest.raises(DamagedArtifactError, match="does not fit"):
+        with pytest.raises(DamagedArtifactError, match="does not match the manifest"):
             check_signature(artifact.path, None)
 
 
@@ -134,7 +134,7 @@ def test_invalid_and_missing_keys_are_refused(
         ["openssl", "genpkey", "-algorithm", "x25519", "-out", tmp_path / "other.pem"], check=True
     )
     for key in (tmp_path / "text.pem", tmp_path / "other.pem", home / "ours.pub"):
-        with pytest.raises(UsageError, match="holds no private Ed25519 key"):
+        with pytest.raises(UsageError, match="is not a private Ed25519 key"):
             sign(artifact.path, key)
     with pytest.raises(StorageError):
         sign(artifact.path, tmp_path / "none.pem")
@@ -187,13 +187,13 @@ def _huge_header(members: list[Member]) -> list[Member]:
 TAMPERED: dict[str, tuple[Callable[[list[Member]], list[Member]], str]] = {
     "a path that leaves the artifact": (
         _list_empty_file("model/../../outside"),
-        "paths that no artifact has",
+        "paths that artifacts never have",
     ),
-    "an absolute path": (_list_empty_file("/tmp/outside"), "paths that no artifact has"),
-    "a Windows path": (_list_empty_file("model/..\\..\\outside"), "paths that no artifact has"),
+    "an absolute path": (_list_empty_file("/tmp/outside"), "paths that artifacts never have"),
+    "a Windows path": (_list_empty_file("model/..\\..\\outside"), "paths that artifacts never have"),
     "a file beside the model": (
         _list_empty_file("manifest.json.sig"),
-        "paths that no artifact has",
+        "paths that artifacts never have",
     ),
     "a path outside that the manifest does not list": (
         lambda members: [*members, member("../outside", b"x")],
@@ -210,11 +210,11 @@ TAMPERED: dict[str, tuple[Callable[[list[Member]], list[Member]], str]] = {
         lambda members: [*members, member("model/more.onnx", b"x")],
         "not in its manifest",
     ),
-    "a file twice": (lambda members: [*members, members[1]], "twice"),
+    "a file twice": (lambda members: [*members, members[1]], "is a duplicate"),
     "a file that is missing": (_replace("model/model.onnx"), "it lacks model/model.onnx"),
     "a changed byte": (_flip_byte, "its content has changed"),
     "a decompression bomb": (_bomb, "4194304 bytes"),
-    "a huge header": (_huge_header, "larger than any"),
+    "a huge header": (_huge_header, "header is too large"),
     "a changed manifest": (
         lambda members: [
             member("manifest.json", members[0][1].replace(b'"seed": 0', b'"seed": 1')),
@@ -224,7 +224,7 @@ TAMPERED: dict[str, tuple[Callable[[list[Member]], list[Member]], str]] = {
     ),
     "a pass name that is a path": (
         lambda members: _forged(members, lambda tree: tree["pass_"].update(name="../x")),
-        "a pass or an id",
+        "invalid pass name or id",
     ),
     "a manifest at the end": (lambda members: [*members[1:], members[0]], "first member is not"),
     "no manifest": (lambda members: members[1:], "first member is not"),
@@ -235,13 +235,13 @@ TAMPERED: dict[str, tuple[Callable[[list[Member]], list[Member]], str]] = {
 @pytest.mark.parametrize("tampering", TAMPERED)
 def test_a_tampered_archive_is_refused(artifact: Artifact, tmp_path: Path, tampering: str) -> None:
     change, message = TAMPERED[tampering]
-    export_artifact(artifact, tmp_path / "sound.tar.zst")
+    archive_artifact(artifact, tmp_path / "sound.tar.zst")
     archive = write_archive(
         tmp_path / "tampered.tar.zst", change(read_archive(tmp_path / "sound.tar.zst"))
     )
     before = {path for path in tmp_path.rglob("*") if "store" not in path.parts}
     with pytest.raises(DamagedArtifactError, match=message):
-        import_artifact(archive, Store(tmp_path / "store"), None, signed=False)
+        restore_artifact(archive, Store(tmp_path / "store"), None, signed=False)
     assert {path for path in tmp_path.rglob("*") if "store" not in path.parts} == before, (
         "nothing was written outside the store"
     )
@@ -252,26 +252,26 @@ def test_a_tampered_archive_is_refused(artifact: Artifact, tmp_path: Path, tampe
 def test_an_archive_larger_than_the_free_space_is_refused(
     artifact: Artifact, tmp_path: Path
 ) -> None:
-    export_artifact(artifact, tmp_path / "sound.tar.zst")
+    archive_artifact(artifact, tmp_path / "sound.tar.zst")
     archive = write_archive(
         tmp_path / "huge.tar.zst", _claims_exabyte(read_archive(tmp_path / "sound.tar.zst"))
     )
     with pytest.raises(StorageError, match="GB free"):
-        import_artifact(archive, Store(tmp_path / "store"), None, signed=False)
+        restore_artifact(archive, Store(tmp_path / "store"), None, signed=False)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"\x28\xb5\x2f\xfd"])
 def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.tar.zst").write_bytes(content)
     with pytest.raises(DamagedArtifactError, match="is refused"):
-        import_artifact(tmp_path / "x.tar.zst", Store(tmp_path / "store"), None, signed=False)
+        restore_artifact(tmp_path / "x.tar.zst", Store(tmp_path / "store"), None, signed=False)
 
 
 def test_a_truncated_archive_is_refused(artifact: Artifact, tmp_path: Path) -> None:
-    size = export_artifact(artifact, tmp_path / "x.tar.zst")
+    size = archive_artifact(artifact, tmp_path / "x.tar.zst")
     (tmp_path / "x.tar.zst").write_bytes((tmp_path / "x.tar.zst").read_bytes()[: size // 2])
     with pytest.raises(DamagedArtifactError, match="is refused"):
-        import_artifact(tmp_path / "x.tar.zst", Store(tmp_path / "store"), None, signed=False)
+        restore_artifact(tmp_path / "x.tar.zst", Store(tmp_path / "store"), None, signed=False)
 
 
 def test_the_commands_exit_with_4_for_a_wrong_signature(

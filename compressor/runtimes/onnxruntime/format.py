@@ -31,6 +31,10 @@ class Onnx(Format):
         """Return True for an .onnx file, or a folder with model.onnx."""
         return path.suffix == ".onnx" if path.is_file() else (path / _MODEL).is_file()
 
+    def model_path(self, path: Path) -> Path:
+        """Return the folder of model.onnx; a file of another name stays the file itself."""
+        return path.parent if path.is_file() and path.name == _MODEL else path
+
     def describe(self, path: Path) -> list[tuple[str, str]]:
         """Return operator sets, inputs and outputs."""
         from compressor.graphs.files import read_graph

@@ -101,7 +101,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_artifact_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no artifact"):
+    with pytest.raises(UsageError, match="is not an artifact"):
         open_artifact(tmp_path)
 
 

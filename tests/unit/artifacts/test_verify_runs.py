@@ -23,7 +23,7 @@ def test_a_manifest_that_is_whole_and_another_is_told(toy_pipeline: Path) -> Non
     assert verify_all([artifact]) == {artifact: None}, "whole in itself"
     told = [problem for problem in verify_all([run]).values() if problem]
     assert len(told) == 1
-    assert "not as the run left it" in told[0]
+    assert "its manifest has changed since the run" in told[0]
     assert cli("verify", run).returncode == 4
     with pytest.raises(UsageError):
         verify_all([toy_pipeline.parent / "model"])

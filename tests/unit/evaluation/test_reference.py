@@ -147,7 +147,7 @@ def test_one_pass_by_hand_is_compared_with_what_it_reads(file: Path) -> None:
     assert "known: export-onnx, source" in str(caught.value)
     made = plan("evaluate.accuracy.reference=source", "opset=20")
     assert made.step("export-onnx").reference == "source"
-    assert made.step("export-onnx").config["opset"] == 20
+    assert made.step("export-onnx").recipe.config["opset"] == 20
     result = Runner(
         made, lambda _: None, lambda *_: None, selected=frozenset({"export-onnx"})
     ).run()

@@ -42,7 +42,7 @@ def test_the_ways_a_chain_can_be_wrong(toy_pipeline: Path) -> None:
     edit(toy_pipeline, "name: first}", "name: first, from: scond}")
     assert "did you mean 'second'?" in message(toy_pipeline)
     edit(toy_pipeline, "from: scond", "from: second")
-    assert "in a circle: first → second → first" in message(toy_pipeline)
+    assert "forms a cycle: first → second → first" in message(toy_pipeline)
     edit(toy_pipeline, "name: second,", "name: second, from: source,")
     assert "names a later step" in message(toy_pipeline)
 
@@ -75,11 +75,11 @@ def test_a_missing_model_is_told_with_its_line(toy_pipeline: Path) -> None:
     assert "not a directory" in text
 
 
-def test_a_circle_of_three(toy_pipeline: Path) -> None:
+def test_a_cycle_of_three_steps_is_named(toy_pipeline: Path) -> None:
     edit(toy_pipeline, "name: first}", "name: first, from: third}")
     with toy_pipeline.open("a") as file:
         file.write("  - {type: toy, name: third}\n")
-    assert "in a circle" in message(toy_pipeline)
+    assert "forms a cycle" in message(toy_pipeline)
 
 
 def test_references_outside_the_plan_must_be_artifacts(toy_pipeline: Path) -> None:
@@ -163,9 +163,8 @@ def test_a_reference_that_nothing_runs(toy_pipeline: Path, monkeypatch: pytest.M
     compared(toy_pipeline, "    reference: second\n")
     monkeypatch.setattr("toy.Toy.produces", "adapter")
     edit(toy_pipeline, "rounds: 3}", "rounds: 3, from: source}")
-    assert (
-        "'second' cannot be compared with: no runtime executes format adapter"
-        in message(toy_pipeline)
+    assert "'second' cannot be compared with: no runtime executes format adapter" in message(
+        toy_pipeline
     )
 
 
