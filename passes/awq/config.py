@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field, model_validator
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import PassConfig
 from compressor.models.quantized.weight_grid import FormatName, WeightBits, WeightGrid
+from passes.common.config import raise_problems
 
 WEIGHTS_PER_CHUNK = 1 << 24
 """Number of weights that are rounded together; peak memory grows with it."""
@@ -106,8 +107,7 @@ class AwqConfig(PassConfig):
                 "`format: awq` stores 4-bit weights with zero-points beside float16 tensors, which "
                 f"{' and '.join(fields)} contradict: use `format: compressed-tensors`"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
+        raise_problems(problems)
         return self
 
     def _fields_beyond_autoawq(self) -> list[str]:
