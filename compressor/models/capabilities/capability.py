@@ -1,4 +1,4 @@
-"""Base of the capabilities: what a model offers to passes, in small typed records."""
+"""Base class of capabilities: the small typed records that passes build on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Capability:
     label: ClassVar[str]
     """Name in reports and messages, such as ``cuttable axes``."""
     remedy: ClassVar[str]
-    """What would provide the capability, for the user of a model that lacks it."""
+    """Change that would give the capability to a model that lacks it."""
 
 
 C = TypeVar("C", bound=Capability)

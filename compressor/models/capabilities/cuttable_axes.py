@@ -68,12 +68,12 @@ class Axis:
     """Config fields that default to a function of others, with the values to write once the axis
     is cut."""
     stack: str = ""
-    """For layers: the module list whose members are the units, each a residual function of its
-    first input."""
+    """Layers only: module list whose members are the units, each a residual function of its first
+    input."""
     first: int = 0
     """Index in the stack of the first unit."""
     unit_entries: tuple[FieldPath, ...] = ()
-    """For layers that no field counts: the entry of each unit in a list of the config, which is
+    """Layers that no field counts only: entry of each unit in a list of the config, which is
     removed with the unit."""
     unit_lists: tuple[FieldPath, ...] = ()
     """Config fields with a list of one value per unit."""

@@ -64,6 +64,6 @@ def discover(kind: type[C], model: LoadedModel) -> C | None:
     return None if discoverer is None else cast("C | None", discoverer(model))
 
 
-def is_discoverable(kind: type[Capability]) -> bool:
+def is_discoverable(capability: type[Capability]) -> bool:
     """Return True if there is a discoverer, which may succeed once the module is loaded."""
-    return kind in DISCOVERERS
+    return capability in DISCOVERERS

@@ -57,7 +57,7 @@ class Block:
     name: str
     """Name of the module; empty for the whole model."""
     sites: tuple[Site, ...]
-    """In the order of computation."""
+    """Sites in the order of computation."""
 
     def full(self, name: str) -> str:
         """Return the name in the model of a name in the block."""
@@ -79,4 +79,4 @@ class LinearGroups(Capability):
     )
 
     blocks: tuple[Block, ...]
-    """In the order of computation."""
+    """Blocks in the order of computation."""

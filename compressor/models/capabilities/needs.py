@@ -18,7 +18,7 @@ class Missing:
 
     label: str
     remedy: str
-    """What would provide it."""
+    """Change that would provide the capability."""
 
 
 def missing(
@@ -26,7 +26,7 @@ def missing(
 ) -> list[Missing]:
     """Return the capabilities among ``needs`` that a model of the family lacks, without torch.
 
-    A capability that only the loaded module can tell is taken to be there.
+    A capability that may be discovered from the module once it is loaded counts as present.
     """
     return [
         Missing(need.label, need.remedy)

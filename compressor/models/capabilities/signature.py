@@ -38,12 +38,12 @@ class Signature(Capability):
     remedy: ClassVar[str] = "return them from the family's `signature`"
 
     inputs: tuple[InputSpec, ...]
-    """In the order of ``forward``, with the names that data sets use."""
+    """Inputs in the order of ``forward``, named as in data sets."""
     outputs: tuple[str, ...]
     """Outputs of an exported model. A classifier or language model has ``logits``
     [B, ..., classes]; a model without classes has ``embedding`` [B, width]."""
     unit: Literal["sample", "token"] = "sample"
-    """What ``Family.macs`` counts one forward pass of."""
+    """Unit of ``Family.macs``: one sample, or one token of a language model."""
 
     @property
     def required_inputs(self) -> tuple[InputSpec, ...]:

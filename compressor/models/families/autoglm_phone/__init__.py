@@ -1,1 +1,1 @@
-"""The reference model: a screen and a written or spoken command in, the cell to tap out."""
+"""The reference model: maps a screen and a written or spoken command to the cell to tap."""

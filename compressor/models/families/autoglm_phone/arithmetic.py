@@ -1,7 +1,7 @@
-"""Parameters and multiply-accumulates from a config alone: exact, without torch, for models of any size.
+"""Exact parameters and multiply-accumulates from a config alone, without torch.
 
-Each function mirrors one module of this package; ``tests/unit/models`` holds them equal to the modules themselves.
-A count is (parameters, multiply-accumulates); only matrix products and convolutions are counted as work.
+Each function mirrors one module of this package; ``tests/unit/models/test_families.py`` compares
+them. Only matrix products and convolutions count as multiply-accumulates.
 """
 
 from __future__ import annotations
@@ -13,87 +13,92 @@ from compressor.models.families.autoglm_phone.config import Block, PhoneConfig, 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Parameters, and multiply-accumulates for one sample."""
+    """Parameters, and multiply-accumulates of one sample."""
 
     parameters: int = 0
     macs: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """Both, one after the other."""
+        """Return the cost of both, one after the other."""
         return Cost(self.parameters + other.parameters, self.macs + other.macs)
 
     def times(self, layers: int) -> Cost:
-        """So many layers of this kind."""
+        """Return the cost of ``layers`` layers with weights of their own."""
         return Cost(self.parameters * layers, self.macs * layers)
 
     def applied(self, times: int) -> Cost:
-        """The same weights used so often."""
+        """Return the cost of ``times`` applications of the same weights."""
         return Cost(self.parameters, self.macs * times)
 
 
 def linear(inputs: int, outputs: int, positions: int, *, bias: bool = True) -> Cost:
-    """``nn.Linear`` over ``positions`` vectors."""
+    """Return the cost of ``nn.Linear`` on ``positions`` vectors."""
     return Cost(inputs * outputs + bias * outputs, inputs * outputs * positions)
 
 
 def convolution(
     inputs: int, outputs: int, kernel: int, positions: int, *, bias: bool = False
 ) -> Cost:
-    """A convolution whose kernel holds ``kernel`` positions, with ``positions`` outputs."""
+    """Return the cost of a convolution with ``kernel`` taps at ``positions`` output positions."""
     weights = inputs * outputs * kernel
     return Cost(weights + bias * outputs, weights * positions)
 
 
 def normalization(width: int, *, bias: bool = True) -> Cost:
-    """Layer or batch normalization (scale and shift); RMSNorm without the bias."""
+    """Return the cost of layer or batch normalization, or without ``bias`` of RMSNorm."""
     return Cost(width * (1 + bias))
 
 
-def attention(
-    width: int, heads: int, key_heads: int, head: int, length: int, memory: int, *, bias: bool
-) -> Cost:
-    """``blocks.Attention`` of ``length`` queries over ``memory`` keys."""
-    return (
-        linear(width, heads * head, length, bias=bias)
-        + linear(width, key_heads * head, memory, bias=bias).times(2)
-        + linear(heads * head, width, length, bias=bias)
-        + Cost(0, 2 * length * memory * heads * head)
-    )
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """Dimensions of ``blocks.Attention``."""
+
+    width: int
+    heads: int
+    key_heads: int
+    head_width: int
+    bias: bool
+
+    def cost(self, length: int, memory: int) -> Cost:
+        """Return the cost of ``length`` queries over ``memory`` keys."""
+        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
+        return (
+            linear(self.width, queries, length, bias=self.bias)
+            + linear(self.width, keys, memory, bias=self.bias).times(2)
+            + linear(queries, self.width, length, bias=self.bias)
+            + Cost(0, 2 * length * memory * queries)
+        )
 
 
 def transformer_layer(width: int, heads: int, head: int, ffn: int, length: int) -> Cost:
-    """``blocks.TransformerLayer``."""
+    """Return the cost of ``blocks.TransformerLayer``."""
     return (
         normalization(width).times(2)
-        + attention(width, heads, heads, head, length, length, bias=True)
+        + AttentionShape(width, heads, heads, head, bias=True).cost(length, length)
         + linear(width, ffn, length)
         + linear(ffn, width, length)
     )
 
 
 def gated_ffn(width: int, ffn: int, length: int) -> Cost:
-    """``blocks.GatedFeedForward``."""
+    """Return the cost of ``blocks.GatedFeedForward``."""
     return linear(width, ffn, length, bias=False).times(2) + linear(ffn, width, length, bias=False)
 
 
 def glm_layer(config: PhoneConfig, length: int, memory: int) -> Cost:
-    """``text.GLMLayer``: ``length`` positions that see ``memory`` more beside themselves."""
+    """Return the cost of ``text.GLMLayer`` for ``length`` positions and ``memory`` before them."""
+    attention = AttentionShape(
+        config.hidden, config.heads, config.key_heads, config.head_width, bias=False
+    )
     return (
         normalization(config.hidden, bias=False).times(2)
-        + attention(
-            config.hidden,
-            config.heads,
-            config.key_heads,
-            config.head_width,
-            length,
-            memory + length,
-            bias=False,
-        )
+        + attention.cost(length, memory + length)
         + gated_ffn(config.hidden, config.ffn, length)
     )
 
 
 def _inverted_residual(block: Block, inputs: int, side: int) -> tuple[Cost, int]:
+    """Return the cost of a block, and the side of its output."""
     after = -(-side // block.stride)
     squeezed = block.squeezed_channels
     expand = convolution(inputs, block.expanded, 1, side**2) + normalization(block.expanded)
@@ -110,7 +115,7 @@ def _inverted_residual(block: Block, inputs: int, side: int) -> tuple[Cost, int]
 
 
 def vision(config: VisionConfig, side: int) -> Cost:
-    """``vision.vision_encoder`` for one square image of ``side`` pixels."""
+    """Return the cost of ``vision.vision_encoder`` on one square image of ``side`` pixels."""
     width = config.vision_width
     if config.vision == "vit-lite":
         patches = (side // config.vision_patch) ** 2
@@ -139,12 +144,12 @@ def _halved(length: int, times: int) -> int:
 
 
 def speech_length(config: PhoneConfig) -> int:
-    """Vectors that the speech encoder makes of the usual number of frames."""
+    """Return the number of vectors that the speech encoder outputs for the usual frames."""
     return _halved(config.frames, 3)
 
 
 def speech(config: PhoneConfig) -> Cost:
-    """``speech.speech_encoder`` for the usual number of frames."""
+    """Return the cost of ``speech.speech_encoder`` on the usual number of frames."""
     width = config.speech_width
     first, second, third = (_halved(config.frames, times) for times in (1, 2, 3))
     if config.speech == "wav2vec-bridge":
@@ -168,7 +173,7 @@ def speech(config: PhoneConfig) -> Cost:
 
 
 def text_encoder(config: PhoneConfig) -> Cost:
-    """``text.TextEncoder`` over the written and the spoken command, embedding included."""
+    """Return the cost of ``text.TextEncoder`` on written and spoken command, with the embedding."""
     layers = glm_layer(config, config.tokens, 0) + Cost(
         0, glm_layer(config, speech_length(config), 0).macs
     )
@@ -177,7 +182,7 @@ def text_encoder(config: PhoneConfig) -> Cost:
 
 
 def text_decoder(config: PhoneConfig) -> Cost:
-    """``text.TextDecoder`` writing one token, and the product with the tied embedding."""
+    """Return the cost of ``text.TextDecoder`` for one token, with the tied output embedding."""
     memory = config.queries + config.cells
     return (
         glm_layer(config, 1, memory).times(config.decoder_layers)
@@ -187,14 +192,13 @@ def text_decoder(config: PhoneConfig) -> Cost:
 
 
 def fusion(config: PhoneConfig) -> Cost:
-    """``fusion.Fusion``: projections, the shared adapter, pooling, gated cross-attention, the shared space."""
+    """Return the cost of ``fusion.Fusion``, with the products of the shared space."""
     hidden, cells, spoken = config.hidden, config.cells, speech_length(config)
     adapter = linear(hidden, config.adapter, 1) + linear(config.adapter, hidden, 1)
+    attention = AttentionShape(hidden, config.heads, config.heads, config.head_width, bias=False)
     layer = (
         normalization(hidden, bias=False).times(3)
-        + attention(
-            hidden, config.heads, config.heads, config.head_width, config.queries, cells, bias=False
-        )
+        + attention.cost(config.queries, cells)
         + linear(2 * hidden, config.gate, config.queries)
         + linear(config.gate, hidden, config.queries)
         + gated_ffn(hidden, config.ffn, config.queries)
@@ -213,7 +217,7 @@ def fusion(config: PhoneConfig) -> Cost:
 
 
 def parts(config: PhoneConfig) -> dict[str, Cost]:
-    """The cost of every part, by the name of its submodule."""
+    """Return the cost of every part by the name of its submodule."""
     return {
         "text_encoder": text_encoder(config),
         "text_decoder": text_decoder(config),

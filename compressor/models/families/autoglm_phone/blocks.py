@@ -1,4 +1,4 @@
-"""Building blocks that the encoders share.
+"""Building blocks shared by the encoders.
 
 Shapes: B batch, L queries, M keys, H width, N heads, K key heads, D head width.
 """
@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-HIDDEN_SCORE = -1e4
-"""Added to the scores of keys that must not be seen; finite, so that a row without any key gives no NaN."""
+MASKED_SCORE = -1e4
+"""Added to the attention scores of masked keys; finite, so that a row without valid keys gives no
+NaN."""
 
 
-def rotations(length: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [L, D] of rotary position embeddings (Su et al. 2021) for positions 0 … length-1."""
+def rotary_angles(length: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines [L, D] of rotary embeddings (Su et al. 2021) at 0 … length − 1.
+
+    Device and dtype are those of ``like``.
+    """
     pairs = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
     angles_LP = torch.arange(length, device=like.device, dtype=torch.float32)[
         :, None
@@ -24,14 +28,14 @@ def rotations(length: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x_BNLD: Tensor, cosines_LD: Tensor, sines_LD: Tensor) -> Tensor:
-    """Turn the pairs (d, d + D/2) by the angle of their position."""
+    """Rotate the pairs (d, d + D/2) by the angle of their position."""
     first, second = x_BNLD.chunk(2, dim=-1)
     return x_BNLD * cosines_LD + torch.cat([-second, first], dim=-1) * sines_LD
 
 
-def hiding_mask(present_BM: Tensor) -> Tensor:
-    """What to add to scores [B, N, L, M] so that keys with presence 0 are not seen."""
-    return ((1.0 - present_BM) * HIDDEN_SCORE)[:, None, None, :]
+def attention_mask(valid_BM: Tensor) -> Tensor:
+    """Return the mask to add to scores [B, N, L, M]: 0 for valid keys, low for other keys."""
+    return ((1.0 - valid_BM) * MASKED_SCORE)[:, None, None, :]
 
 
 class Attention(nn.Module):
@@ -55,36 +59,36 @@ class Attention(nn.Module):
         x_BLH: Tensor,
         memory_BMH: Tensor,
         mask: Tensor | None = None,
-        turn: tuple[Tensor, Tensor] | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Each query looks at every key.
+        """Return the attention's output [B, L, H].
 
         Args:
-            x_BLH: queries.
-            memory_BMH: what keys and values are made of.
-            mask: added to the scores, broadcast over [B, N, L, M].
-            turn: ``rotations`` of the M keys; the queries are the last L of those positions.
+            x_BLH: input of the queries.
+            memory_BMH: input of keys and values.
+            mask: added to the scores, broadcast to [B, N, L, M].
+            rotary: ``rotary_angles`` of the M keys; the queries are at the last L positions.
         """
         query = self._split(self.query(x_BLH), self.heads)
         key = self._split(self.key(memory_BMH), self.key_heads)
         value = self._split(self.value(memory_BMH), self.key_heads)
-        if turn is not None:
-            cosines, sines = turn
+        if rotary is not None:
+            cosines, sines = rotary
             query = rotate(query, cosines[-query.shape[2] :], sines[-query.shape[2] :])
             key = rotate(key, cosines, sines)
-        if self.key_heads not in (1, self.heads):  # a single one goes with every head as it is
+        if self.key_heads not in (1, self.heads):  # a single one is broadcast
             group = self.heads // self.key_heads
             key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
         scores_BNLM = query @ key.transpose(2, 3) * self.head_width**-0.5
         if mask is not None:
             scores_BNLM = scores_BNLM + mask
-        seen_BNLD = scores_BNLM.softmax(dim=-1) @ value
-        out: Tensor = self.out(seen_BNLD.transpose(1, 2).flatten(2))
+        attended_BNLD = scores_BNLM.softmax(dim=-1) @ value
+        out: Tensor = self.out(attended_BNLD.transpose(1, 2).flatten(2))
         return out
 
 
 class GatedFeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020), without biases, as in ChatGLM2 and later."""
+    """SwiGLU (Shazeer 2020) without biases, as in ChatGLM2 and later."""
 
     def __init__(self, width: int, ffn: int) -> None:
         super().__init__()
@@ -93,7 +97,7 @@ class GatedFeedForward(nn.Module):
         self.down = nn.Linear(ffn, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[…, H] to [..., H]."""
+        """Map [..., H] to [..., H]."""
         out: Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
         return out
 
@@ -110,10 +114,10 @@ class TransformerLayer(nn.Module):
         self.down = nn.Linear(ffn, width)
 
     def forward(
-        self, x_BLH: Tensor, mask: Tensor | None = None, turn: tuple[Tensor, Tensor] | None = None
+        self, x_BLH: Tensor, mask: Tensor | None = None, rotary: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """[B, L, H] to [B, L, H]; ``mask`` and ``turn`` as in ``Attention``."""
+        """Map [B, L, H] to [B, L, H]; ``mask`` and ``rotary`` as of ``Attention``."""
         normed = self.attention_norm(x_BLH)
-        x_BLH = x_BLH + self.attention(normed, normed, mask, turn)
+        x_BLH = x_BLH + self.attention(normed, normed, mask, rotary)
         out: Tensor = x_BLH + self.down(functional.gelu(self.up(self.ffn_norm(x_BLH))))
         return out

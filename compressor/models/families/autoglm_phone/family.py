@@ -1,4 +1,4 @@
-"""``autoglm-phone`` as the engine sees it: described without torch, built with it."""
+"""Family ``autoglm-phone``: a screen and a command in, logits over cells out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class AutoGLMPhone(Family[PhoneConfig]):
-    """A phone model that sees a screen of cells and hears or reads a command."""
+    """A phone model: predicts the cell of a screen that a written or spoken command refers to."""
 
     name = "autoglm-phone"
     Config = PhoneConfig
@@ -42,15 +42,21 @@ class AutoGLMPhone(Family[PhoneConfig]):
         return Signature(inputs, ("logits",))
 
     def parameters(self, config: PhoneConfig) -> dict[str, int]:
-        """By part; the tied embedding counts in the text encoder, prototypes (training only) in concepts."""
+        """Return the parameters by part.
+
+        The tied embedding counts in the text encoder; ``concepts`` are used in training only.
+        """
         return {part: cost.parameters for part, cost in arithmetic.parts(config).items()}
 
     def macs(self, config: PhoneConfig) -> int:
-        """For one sample of the usual lengths, both kinds of command computed, as an exported graph does."""
+        """Return the MACs of one sample of the usual lengths.
+
+        Both kinds of command are encoded, as in an exported graph.
+        """
         return sum(cost.macs for cost in arithmetic.parts(config).values())
 
     def build(self, config: PhoneConfig) -> nn.Module:
-        """An ``AutoGLMPhoneModel``."""
+        """Return an ``AutoGLMPhoneModel``."""
         from compressor.models.families.autoglm_phone.model import AutoGLMPhoneModel
 
         return AutoGLMPhoneModel(config)

@@ -1,6 +1,7 @@
-"""Where screen and command meet: one adapter for image and speech, pooling, gated cross-attention, a shared space.
+"""Fusion of screen and command: adapter, pooling, gated cross-attention, and a shared space.
 
-Shapes: B batch, C cells, L positions of the command, Q pooled queries, H hidden, E shared width.
+Shapes: B batch, C cells, L positions of the command, S frames of speech, Q pooled queries,
+H hidden, E width of the shared space, N targets.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.models.families.autoglm_phone.blocks import (
-    HIDDEN_SCORE,
+    MASKED_SCORE,
     Attention,
     GatedFeedForward,
 )
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class GatedCrossAttention(nn.Module):
-    """``out = g · attended + (1 − g) · query``: how much of the screen enters each channel of the command.
+    """Cross-attention with a gate per channel: g · attended + (1 − g) · query.
 
-    The gate g is computed by a small MLP from the context (the query beside the screen's mean); gating keeps a command
-    that needs no screen as it was (compare the tanh gates of Flamingo, Alayrac et al. 2022).
+    A small MLP computes the gate g from the query and the mean of the screen. A command that needs
+    no screen can pass unchanged (compare the tanh gates of Flamingo, Alayrac et al. 2022).
     """
 
     def __init__(self, config: PhoneConfig) -> None:
@@ -42,13 +43,13 @@ class GatedCrossAttention(nn.Module):
         self.ffn = GatedFeedForward(hidden, config.ffn)
 
     def gate(self, query_BQH: Tensor, context_BCH: Tensor) -> Tensor:
-        """The gate in (0, 1): [B, Q, H], of normed query and context."""
+        """Return the gate in (0, 1), [B, Q, H], of normed query and context."""
         mean_BQH = context_BCH.mean(dim=1, keepdim=True).expand_as(query_BQH)
         inner = functional.gelu(self.gate_in(torch.cat([query_BQH, mean_BQH], dim=-1)))
         return torch.sigmoid(self.gate_out(inner))
 
     def forward(self, query_BQH: Tensor, context_BCH: Tensor) -> Tensor:
-        """Command [B, Q, H] and cells [B, C, H] to the fused command [B, Q, H]."""
+        """Return the command [B, Q, H] fused with the cells [B, C, H]."""
         normed_query, normed_context = self.query_norm(query_BQH), self.context_norm(context_BCH)
         attended = self.attention(normed_query, normed_context)
         gate = self.gate(normed_query, normed_context)
@@ -58,7 +59,7 @@ class GatedCrossAttention(nn.Module):
 
 
 class Fusion(nn.Module):
-    """All weights between the encoders and the decoder."""
+    """The modules between the encoders and the decoder."""
 
     def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
@@ -77,28 +78,48 @@ class Fusion(nn.Module):
         self.cell_space = nn.Linear(hidden, config.shared, bias=False)
 
     def _adapt(self, x_BLH: Tensor) -> Tensor:
-        """The cross-modal adapter: one bottleneck around a skip (Houlsby et al. 2019), the same for every modality."""
+        """Apply the adapter of all modalities: a residual bottleneck (Houlsby et al. 2019)."""
         out: Tensor = x_BLH + self.adapter_out(
             functional.gelu(self.adapter_in(self.adapter_norm(x_BLH)))
         )
         return out
 
-    def cells(self, vision_BCV: Tensor) -> Tensor:
-        """Vision vectors [B, C, vision_width] to the text model's width [B, C, H]."""
+    def project_cells(self, vision_BCV: Tensor) -> Tensor:
+        """Map vision vectors [B, C, vision_width] to the text model's width, [B, C, H]."""
         return self._adapt(self.from_vision(vision_BCV))
 
-    def spoken(self, speech_BSV: Tensor) -> Tensor:
-        """Speech vectors [B, S, speech_width] to the text model's width [B, S, H]."""
+    def project_speech(self, speech_BSV: Tensor) -> Tensor:
+        """Map speech vectors [B, S, speech_width] to the text model's width, [B, S, H]."""
         return self._adapt(self.from_speech(speech_BSV))
 
-    def pool(self, states_BLH: Tensor, present_BL: Tensor) -> Tensor:
-        """A command's states to Q vectors [B, Q, H]: each a mean weighed by a learnt query."""
+    def pool(self, states_BLH: Tensor, valid_BL: Tensor) -> Tensor:
+        """Pool the states of a command to Q vectors [B, Q, H], weighted by learned queries."""
         scores_BQL = self.pooling @ states_BLH.transpose(1, 2)
-        weights_BQL = (scores_BQL + (1.0 - present_BL[:, None, :]) * HIDDEN_SCORE).softmax(dim=-1)
+        weights_BQL = (scores_BQL + (1.0 - valid_BL[:, None, :]) * MASKED_SCORE).softmax(dim=-1)
         return weights_BQL @ states_BLH
 
     def forward(self, command_BQH: Tensor, cells_BCH: Tensor) -> Tensor:
-        """The command in the light of the screen: [B, Q, H]."""
+        """Return the fused command, [B, Q, H]."""
         for layer in self.layers:
             command_BQH = layer(command_BQH, cells_BCH)
         return command_BQH
+
+
+def late_interaction(
+    command_BLE: Tensor, targets: Tensor, valid_BL: Tensor, temperature: float
+) -> Tensor:
+    """Return the score of each target for each command, [B, N].
+
+    A target's score is the log-sum-exp of its cosines with all positions of the command. This soft
+    maximum compares the target with the positions that name it ("open", "the", *camera*) without a
+    label for them, as MaxSim in late interaction (Khattab & Zaharia 2020) and as pooling in
+    multiple-instance learning. No position has to carry the whole command.
+
+    Args:
+        command_BLE: the command's positions, of length 1; 0 where it has none.
+        targets: [N, E], the same for every command; or [B, N, E].
+        valid_BL: 1 where the command has a position, else 0.
+        temperature: divisor of the cosines.
+    """
+    scores_BLN = (command_BLE / temperature) @ targets.transpose(-1, -2)
+    return (scores_BLN + ((1.0 - valid_BL) * MASKED_SCORE)[:, :, None]).logsumexp(dim=1)

@@ -1,7 +1,7 @@
-"""The linear layers of the phone model and of its encoders: which share an input, and where a scale of it folds; no torch.
+"""Linear groups of the phone model and of its encoders; no torch.
 
-What stands behind a GELU, a sigmoid or a sum that others read too has no source: no scale of it can be taken up before.
-``tests/unit/passes/awq/test_awq_whole.py`` folds all of them and holds the answers equal.
+A site behind a GELU, a sigmoid or a sum with other readers has no source: no scale folds there.
+``tests/unit/passes/awq/test_awq_whole.py`` folds a scale into every source and compares outputs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GATED_FFN = (
     Site("ffn", ("ffn.gate", "ffn.up"), Source("ffn_norm", "norm")),
     Site("ffn output", ("ffn.down",), Source("ffn.up", "rows"), "ffn", "ffn_norm"),
 )
-"""Of ``blocks.GatedFeedForward`` behind a norm."""
+"""Sites of ``blocks.GatedFeedForward`` behind a norm."""
 
 _TRANSFORMER = (
     Site("attention", (_QUERY, _KEY, _VALUE), Source("attention_norm", "norm")),
@@ -29,19 +29,25 @@ _TRANSFORMER = (
     Site("ffn", ("up",), Source("ffn_norm", "norm")),
     Site("ffn output", ("down",), None, "down", "ffn_norm"),
 )
-"""Of ``blocks.TransformerLayer``."""
+"""Sites of ``blocks.TransformerLayer``."""
 
 _SQUEEZE_EXCITE = (
     Site("squeeze", ("squeeze.down",)),
-    Site(
-        "excite", ("squeeze.up",), Source("squeeze.down", "rows"), "squeeze.up"
-    ),  # a ReLU lets positive scales pass
+    Site("excite", ("squeeze.up",), Source("squeeze.down", "rows"), "squeeze.up"),
 )
-"""Of ``vision.SqueezeExcite``."""
+"""Sites of ``vision.SqueezeExcite``; positive scales pass its ReLU."""
+
+_ADAPTER = (
+    Site("speech", ("from_speech",), None, "from_speech"),
+    Site("adapter", ("adapter_in",), Source("adapter_norm", "norm")),
+    Site("adapter output", ("adapter_out",), None, "adapter_out", "adapter_norm"),
+)
+_SHARED_SPACE = (Site("command", ("command_space",)), Site("cells", ("cell_space",)))
+"""Sites of ``fusion.Fusion`` before and after the text encoder."""
 
 
 def vision_blocks(config: VisionConfig, prefix: str, reader: str) -> Iterator[Block]:
-    """Of a vision encoder whose vector is read by the linear layer ``reader``."""
+    """Yield the blocks of a vision encoder, and of the linear layer ``reader`` of its vector."""
     if config.vision == "vit-lite":
         yield Block(prefix, (Site("patches", ("embed",), None, "embed"),))
         yield from (
@@ -57,54 +63,56 @@ def vision_blocks(config: VisionConfig, prefix: str, reader: str) -> Iterator[Bl
 
 
 def phone_blocks(config: PhoneConfig) -> Iterator[Block]:
-    """Of the whole model."""
+    """Yield the blocks of the whole model in the order of computation."""
     yield from vision_blocks(config, "vision", "fusion.from_vision")
     if config.speech == "wav2vec-bridge":
-        yield from (
-            Block(f"speech.layers.{number}", _TRANSFORMER) for number in range(config.speech_layers)
-        )
-    yield Block(
-        "fusion",
-        (
-            Site("speech", ("from_speech",), None, "from_speech"),
-            Site("adapter", ("adapter_in",), Source("adapter_norm", "norm")),
-            Site("adapter output", ("adapter_out",), None, "adapter_out", "adapter_norm"),
-        ),
-    )
-    heads = Source(
+        yield from _layers("speech", config.speech_layers, _TRANSFORMER)
+    yield Block("fusion", _ADAPTER)
+    values = Source(
         _VALUE, "rows", repeats=config.heads // config.key_heads, block=config.head_width
     )
-    reading = (
+    yield from _layers("text_encoder", config.encoder_layers, _encoder_sites(values))
+    yield Block("fusion", _SHARED_SPACE)
+    yield from _layers("fusion", config.fusion_layers, _fusion_sites(config))
+    yield from _layers("text_decoder", config.decoder_layers, _decoder_sites(values))
+
+
+def _layers(part: str, count: int, sites: tuple[Site, ...]) -> Iterator[Block]:
+    return (Block(f"{part}.layers.{number}", sites) for number in range(count))
+
+
+def _encoder_sites(values: Source) -> tuple[Site, ...]:
+    return (
         Site("attention", (_QUERY, _KEY, _VALUE), Source("attention_norm", "norm")),
-        Site("attention output", (_OUT,), heads, "attention", "attention_norm"),
+        Site("attention output", (_OUT,), values, "attention", "attention_norm"),
         *_GATED_FFN,
     )
-    yield from (
-        Block(f"text_encoder.layers.{number}", reading) for number in range(config.encoder_layers)
-    )
-    spaces = (Site("command", ("command_space",)), Site("cells", ("cell_space",)))
-    yield Block("fusion", spaces)
-    meeting = (
-        Site("query", (_QUERY,), Source("query_norm", "norm", other_readers=(("gate_in", 0),))),
-        Site(
-            "context",
-            (_KEY, _VALUE),
-            Source("context_norm", "norm", other_readers=(("gate_in", config.hidden),)),
-        ),
+
+
+def _fusion_sites(config: PhoneConfig) -> tuple[Site, ...]:
+    """Return the sites of ``fusion.GatedCrossAttention``; the gate reads query and context too."""
+    query = Source("query_norm", "norm", other_readers=(("gate_in", 0),))
+    context = Source("context_norm", "norm", other_readers=(("gate_in", config.hidden),))
+    return (
+        Site("query", (_QUERY,), query),
+        Site("context", (_KEY, _VALUE), context),
         Site("attention output", (_OUT,), Source(_VALUE, "rows"), "attention"),
         Site("gate", ("gate_in",)),
         Site("gate output", ("gate_out",), None, "gate_out"),
         *_GATED_FFN,
     )
-    yield from (Block(f"fusion.layers.{number}", meeting) for number in range(config.fusion_layers))
-    writing = (  # queries are few of the positions that keys and values see
-        Site(
-            "memory", (_KEY, _VALUE), Source("attention_norm", "norm", other_readers=((_QUERY, 0),))
-        ),
+
+
+def _decoder_sites(values: Source) -> tuple[Site, ...]:
+    """Return the sites of a decoder layer.
+
+    Queries are a site of their own: they are computed at few of the positions that keys and values
+    see.
+    """
+    memory = Source("attention_norm", "norm", other_readers=((_QUERY, 0),))
+    return (
+        Site("memory", (_KEY, _VALUE), memory),
         Site("query", (_QUERY,)),
-        Site("attention output", (_OUT,), heads, "attention"),
+        Site("attention output", (_OUT,), values, "attention"),
         *_GATED_FFN,
-    )
-    yield from (
-        Block(f"text_decoder.layers.{number}", writing) for number in range(config.decoder_layers)
     )

@@ -1,4 +1,4 @@
-"""The sizes that come with the family; ``docs/decisions/0002-reference-model.md`` says how they were chosen."""
+"""Presets of the family; ``docs/decisions/0002-reference-model.md`` explains their sizes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ BED_STUDENT = BED_TEACHER.model_copy(
         "adapter": 32,
     }
 )
-"""The teacher with fewer layers and narrower inner widths: what is left has the teacher's shapes, and can start from it."""
+"""The teacher with fewer layers and narrower inner widths.
+
+The remaining tensors have the shapes of the teacher's and can be initialised from them.
+"""
 
 TINY = PhoneConfig(
     screen_size=24,

@@ -1,7 +1,10 @@
-"""Speech encoders: log-mel [B, mels, T] to vectors [B, S, speech_width], S = T/8, and their presence [B, S].
+"""Speech encoders: log-mel frames [B, mels, T] to vectors [B, S, speech_width], S = T/8.
 
-A frame of zeros is no sound: padding, or a command that was written. What follows from such frames alone is kept at zero
-in every layer, so that padding changes nothing.
+They also return the mask [B, S] of valid vectors. A frame of zeros holds no sound: it is padding, or
+the command is written. Every layer keeps the outputs at such frames at zero, so that padding
+changes nothing.
+
+Shapes: B batch, F mel bands, T frames, S frames of a layer, C channels.
 """
 
 from __future__ import annotations
@@ -12,33 +15,35 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.models.families.autoglm_phone.blocks import TransformerLayer, hiding_mask, rotations
+from compressor.models.families.autoglm_phone.blocks import (
+    TransformerLayer,
+    attention_mask,
+    rotary_angles,
+)
 
 if TYPE_CHECKING:
     from compressor.models.families.autoglm_phone.config import PhoneConfig
 
 
-def presence(mel_BFT: Tensor) -> Tensor:
-    """1 for each frame that holds sound, else 0: [B, T]."""
+def valid_frames(mel_BFT: Tensor) -> Tensor:
+    """Return 1 for each frame that holds sound, else 0, [B, T]."""
     return (mel_BFT.abs().amax(dim=1) > 0).to(mel_BFT.dtype)
 
 
-def normalized(mel_BFT: Tensor, present_BT: Tensor) -> Tensor:
-    """Take each band's mean over the utterance away: what a microphone and a voice add to all frames alike."""
-    weights = present_BT[:, None, :]
-    mean = mel_BFT.sum(dim=2, keepdim=True) / weights.sum(dim=2, keepdim=True).clamp(
-        min=1.0
-    )  # no sound adds nothing
+def subtract_mean(mel_BFT: Tensor, valid_BT: Tensor) -> Tensor:
+    """Subtract each band's mean over the utterance: the constant effect of microphone and voice."""
+    weights = valid_BT[:, None, :]
+    mean = mel_BFT.sum(dim=2, keepdim=True) / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
     return (mel_BFT - mean) * weights
 
 
-def _halve_presence(present_BT: Tensor) -> Tensor:
-    """An output of a strided convolution is present where the frame at its centre is."""
-    return present_BT[:, ::2]
+def _halve(valid_BT: Tensor) -> Tensor:
+    """Return the mask after a convolution of stride 2: the frame at the centre decides."""
+    return valid_BT[:, ::2]
 
 
 class Residual(nn.Module):
-    """Two convolutions around a skip (He et al. 2016) in time."""
+    """Residual block of two convolutions over time (He et al. 2016)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -47,10 +52,10 @@ class Residual(nn.Module):
         self.second = nn.Conv1d(width, width, 3, padding=1, bias=False)
         self.second_norm = nn.BatchNorm1d(width)
 
-    def forward(self, x_BCS: Tensor, present_BS: Tensor) -> Tensor:
-        """[B, C, S] to [B, C, S]."""
-        inner = functional.relu(self.first_norm(self.first(x_BCS))) * present_BS[:, None]
-        return functional.relu(x_BCS + self.second_norm(self.second(inner))) * present_BS[:, None]
+    def forward(self, x_BCS: Tensor, valid_BS: Tensor) -> Tensor:
+        """Map [B, C, S] to [B, C, S]."""
+        inner = functional.relu(self.first_norm(self.first(x_BCS))) * valid_BS[:, None]
+        return functional.relu(x_BCS + self.second_norm(self.second(inner))) * valid_BS[:, None]
 
 
 class MelCNN(nn.Module):
@@ -69,21 +74,21 @@ class MelCNN(nn.Module):
         )
 
     def forward(self, mel_BFT: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, mels, T] to ([B, S, speech_width], [B, S])."""
-        present = presence(mel_BFT)
-        x_BCS = normalized(mel_BFT, present)
+        """Map [B, mels, T] to vectors [B, S, speech_width] and their mask [B, S]."""
+        valid = valid_frames(mel_BFT)
+        x_BCS = subtract_mean(mel_BFT, valid)
         for convolution, norm in zip(self.down, self.down_norms, strict=True):
-            present = _halve_presence(present)
-            x_BCS = functional.relu(norm(convolution(x_BCS))) * present[:, None]
+            valid = _halve(valid)
+            x_BCS = functional.relu(norm(convolution(x_BCS))) * valid[:, None]
         for residual in self.residuals:
-            x_BCS = residual(x_BCS, present)
-        return x_BCS.transpose(1, 2), present
+            x_BCS = residual(x_BCS, valid)
+        return x_BCS.transpose(1, 2), valid
 
 
 class Wav2VecBridge(nn.Module):
-    """Convolved frames, a transformer (wav2vec 2.0, Baevski et al. 2020) and a strided bridge to the text model.
+    """Convolutions, a transformer (wav2vec 2.0, Baevski et al. 2020) and a bridge to the text model.
 
-    The bridge shortens the sequence as the adapter of wav2vec 2.0 sequence-to-sequence models does.
+    The bridge is a strided convolution, as the adapter of wav2vec 2.0 sequence-to-sequence models.
     """
 
     def __init__(self, config: PhoneConfig) -> None:
@@ -102,20 +107,20 @@ class Wav2VecBridge(nn.Module):
         self.bridge = nn.Conv1d(width, width, 3, stride=2, padding=1)
 
     def forward(self, mel_BFT: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, mels, T] to ([B, S, speech_width], [B, S])."""
-        present = presence(mel_BFT)
-        x_BCS = normalized(mel_BFT, present)
+        """Map [B, mels, T] to vectors [B, S, speech_width] and their mask [B, S]."""
+        valid = valid_frames(mel_BFT)
+        x_BCS = subtract_mean(mel_BFT, valid)
         for convolution in (self.first, self.second):
-            present = _halve_presence(present)
-            x_BCS = functional.gelu(convolution(x_BCS)) * present[:, None]
+            valid = _halve(valid)
+            x_BCS = functional.gelu(convolution(x_BCS)) * valid[:, None]
         x_BSC = x_BCS.transpose(1, 2)
-        turn = rotations(x_BSC.shape[1], self.head_width, x_BSC)
+        rotary = rotary_angles(x_BSC.shape[1], self.head_width, x_BSC)
         for layer in self.layers:
-            x_BSC = layer(x_BSC, hiding_mask(present), turn)
-        bridged_BCS = self.bridge((self.norm(x_BSC) * present[:, :, None]).transpose(1, 2))
-        return bridged_BCS.transpose(1, 2), _halve_presence(present)
+            x_BSC = layer(x_BSC, attention_mask(valid), rotary)
+        bridged_BCS = self.bridge((self.norm(x_BSC) * valid[:, :, None]).transpose(1, 2))
+        return bridged_BCS.transpose(1, 2), _halve(valid)
 
 
 def speech_encoder(config: PhoneConfig) -> nn.Module:
-    """The encoder that the config names."""
+    """Return the encoder that the config names."""
     return MelCNN(config) if config.speech == "mel-cnn" else Wav2VecBridge(config)

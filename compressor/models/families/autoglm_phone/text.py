@@ -1,8 +1,9 @@
 """The text model: an encoder and a decoder of GLM layers over one tied embedding.
 
-After GLM (Du et al. 2022): the encoder reads part A in both directions; the decoder writes part B, each of its positions
-seeing all of A and what it wrote before, through one attention over [A; B] instead of a second, cross-attending one.
-Layers are those of ChatGLM2 and later: RMSNorm (Zhang & Sennrich 2019), rotary positions, grouped keys, SwiGLU.
+After GLM (Du et al. 2022): the encoder reads part A in both directions. The decoder generates part
+B; each of its positions attends to all of A and to the earlier positions of B, in one attention
+over [A; B] instead of a separate cross-attention. Layers are those of ChatGLM2 and later: RMSNorm
+(Zhang & Sennrich 2019), rotary positions, grouped keys, SwiGLU.
 
 Shapes: B batch, L tokens, M memory, H hidden.
 """
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from compressor.models.families.autoglm_phone.blocks import (
     Attention,
     GatedFeedForward,
-    hiding_mask,
-    rotations,
+    attention_mask,
+    rotary_angles,
 )
 
 if TYPE_CHECKING:
@@ -43,18 +44,19 @@ class GLMLayer(nn.Module):
         x_BLH: Tensor,
         memory_BMH: Tensor | None,
         mask: Tensor | None,
-        turn: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """[B, L, H] to [B, L, H]; the mask covers the M + L positions seen."""
-        seen = x_BLH if memory_BMH is None else torch.cat([memory_BMH, x_BLH], dim=1)
-        seen = self.attention_norm(seen)
-        x_BLH = x_BLH + self.dropout(self.attention(seen[:, -x_BLH.shape[1] :], seen, mask, turn))
+        """Map [B, L, H] to [B, L, H]; the mask covers the M + L positions attended to."""
+        context = x_BLH if memory_BMH is None else torch.cat([memory_BMH, x_BLH], dim=1)
+        context = self.attention_norm(context)
+        queries_BLH = context[:, -x_BLH.shape[1] :]
+        x_BLH = x_BLH + self.dropout(self.attention(queries_BLH, context, mask, rotary))
         out: Tensor = x_BLH + self.dropout(self.ffn(self.ffn_norm(x_BLH)))
         return out
 
 
 class TextEncoder(nn.Module):
-    """Reads a command in both directions: written as tokens, or spoken as vectors from the adapter."""
+    """Bidirectional encoder of a command: embedded tokens, or speech vectors from the adapter."""
 
     def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
@@ -64,18 +66,18 @@ class TextEncoder(nn.Module):
         self.layers = nn.ModuleList(GLMLayer(config) for _ in range(config.encoder_layers))
         self.norm = nn.RMSNorm(config.hidden, eps=1e-5)
 
-    def forward(self, x_BLH: Tensor, present_BL: Tensor) -> Tensor:
-        """Embedded positions [B, L, H], of which those with presence 0 are not seen, to states [B, L, H]."""
-        turn = rotations(x_BLH.shape[1], self.head_width, x_BLH)
-        mask = hiding_mask(present_BL)
+    def forward(self, x_BLH: Tensor, valid_BL: Tensor) -> Tensor:
+        """Map embedded positions to states, [B, L, H]; where ``valid_BL`` is 0 they are masked."""
+        rotary = rotary_angles(x_BLH.shape[1], self.head_width, x_BLH)
+        mask = attention_mask(valid_BL)
         for layer in self.layers:
-            x_BLH = layer(x_BLH, None, mask, turn)
+            x_BLH = layer(x_BLH, None, mask, rotary)
         out: Tensor = self.norm(x_BLH)
         return out
 
 
 class TextDecoder(nn.Module):
-    """Writes the answer: from the start token, the state whose product with the tied embedding is the next token."""
+    """Decoder whose states, multiplied by the tied embedding, are the logits of the next token."""
 
     def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
@@ -84,16 +86,15 @@ class TextDecoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden, eps=1e-5)
 
     def forward(self, x_BLH: Tensor, memory_BMH: Tensor) -> Tensor:
-        """Embedded answer so far [B, L, H] and memory [B, M, H] to states [B, L, H]; causal among the answer."""
+        """Map the embedded answer so far [B, L, H] to states; causal, with a memory [B, M, H]."""
         length, memory = x_BLH.shape[1], memory_BMH.shape[1]
-        turn = rotations(memory + length, self.head_width, x_BLH)
+        rotary = rotary_angles(memory + length, self.head_width, x_BLH)
         mask = None
         if length > 1:
-            ahead_LL = torch.ones(length, length, dtype=x_BLH.dtype, device=x_BLH.device).tril()
-            mask = hiding_mask(torch.cat([ahead_LL.new_ones(length, memory), ahead_LL], dim=1))[
-                :, 0, 0
-            ][None, None]
+            causal_LL = torch.ones(length, length, dtype=x_BLH.dtype, device=x_BLH.device).tril()
+            valid_LM = torch.cat([causal_LL.new_ones(length, memory), causal_LL], dim=1)
+            mask = attention_mask(valid_LM)[:, 0, 0][None, None]
         for layer in self.layers:
-            x_BLH = layer(x_BLH, memory_BMH, mask, turn)
+            x_BLH = layer(x_BLH, memory_BMH, mask, rotary)
         out: Tensor = self.norm(x_BLH)
         return out

@@ -1,4 +1,4 @@
-"""Vision encoders: square images [N, 3, S, S], about -1 to 1, to one vector each [N, vision_width]."""
+"""Vision encoders: square images [N, 3, S, S], about −1 to 1, to vectors [N, vision_width]."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _ACTIVATIONS = {"hardswish": functional.hardswish, "relu6": functional.relu6}
 
 
 def floats_from_pixels(pixels: Tensor, config: VisionConfig) -> Tensor:
-    """uint8 pixels to floats; in [-1, 1] unless the config says otherwise."""
+    """Return uint8 pixels as floats, in [−1, 1] with the config's default mean and scale."""
     return pixels.float() / config.pixel_scale - config.pixel_mean / config.pixel_scale
 
 
 def tiles_from_screen(screen_BCSS: Tensor, grid: int) -> Tensor:
     """Cut screens [B, 3, S, S] into their cells [B * grid², 3, S/grid, S/grid], row by row.
 
-    Encoding tiles one by one keeps small icons sharp, as vision-language models do with large screens (LLaVA-NeXT,
-    Liu et al. 2024), and makes each cell's vector depend on that cell alone.
+    Tiles are encoded one by one, as vision-language models do with large screens (LLaVA-NeXT, Liu
+    et al. 2024): small icons keep their resolution, and a cell's vector depends on that cell alone.
     """
     batch, channels, size, _ = screen_BCSS.shape
     tile = size // grid
@@ -30,7 +30,7 @@ def tiles_from_screen(screen_BCSS: Tensor, grid: int) -> Tensor:
 
 
 class SqueezeExcite(nn.Module):
-    """Weighs channels by what the whole image holds (Hu et al. 2018)."""
+    """Weight channels by a function of their means over the image (Hu et al. 2018)."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class SqueezeExcite(nn.Module):
         self.up = nn.Linear(squeezed, channels)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, C, H, W]."""
+        """Map [N, C, H, W] to [N, C, H, W]."""
         weights_NC = functional.hardsigmoid(
             self.up(functional.relu(self.down(x_NCHW.mean(dim=(2, 3)))))
         )
@@ -46,14 +46,14 @@ class SqueezeExcite(nn.Module):
 
 
 class TensorflowPad(nn.Module):
-    """Zeros before a strided convolution as TensorFlow's "SAME" has them: no more than needed, the odd one at the end."""
+    """TensorFlow's "SAME" padding: no more than needed, the odd row and column at the end."""
 
     def __init__(self, kernel: int, stride: int) -> None:
         super().__init__()
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, C, H + p, W + p] of a square image."""
+        """Pad a square image [N, C, S, S] to [N, C, S + p, S + p]."""
         side = x_NCHW.shape[-1]
         zeros = max((-(-side // self.stride) - 1) * self.stride + self.kernel - side, 0)
         before, after = zeros // 2, zeros - zeros // 2
@@ -61,14 +61,17 @@ class TensorflowPad(nn.Module):
 
 
 def _padding(config: VisionConfig, kernel: int, stride: int) -> tuple[nn.Module, int]:
-    """What goes before a convolution, and the padding of the convolution itself."""
+    """Return the module before a convolution, and the padding of the convolution itself."""
     if config.vision_padding == "tensorflow" and stride > 1:
         return TensorflowPad(kernel, stride), 0
     return nn.Identity(), kernel // 2
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project (MobileNetV3, Howard et al. 2019; with ReLU6 V2, Sandler et al. 2018)."""
+    """Inverted residual: expand, filter each channel, project.
+
+    MobileNetV3 (Howard et al. 2019), or with ReLU6 MobileNetV2 (Sandler et al. 2018).
+    """
 
     def __init__(self, block: Block, inputs: int, config: VisionConfig) -> None:
         super().__init__()
@@ -97,7 +100,7 @@ class InvertedResidual(nn.Module):
         self.project_norm = nn.BatchNorm2d(block.out, config.vision_norm_epsilon)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """[N, inputs, H, W] to [N, out, H/stride, W/stride]."""
+        """Map [N, inputs, H, W] to [N, out, H/stride, W/stride]."""
         x = self.activation(self.expand_norm(self.expand(x_NCHW))) if self.expands else x_NCHW
         x = self.activation(self.filter_norm(self.filter(self.pad(x))))
         out: Tensor = self.project_norm(self.project(self.squeeze(x)))
@@ -105,7 +108,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """A strided stem, inverted residuals, a 1x1 convolution, the mean over positions: MobileNets and EfficientNet-Lite."""
+    """MobileNet or EfficientNet-Lite: stem, inverted residuals, 1x1 convolution, mean."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -122,8 +125,8 @@ class MobileNet(nn.Module):
         self.last_norm = nn.BatchNorm2d(config.vision_width, config.vision_norm_epsilon)
 
     def forward(self, images_NCSS: Tensor) -> Tensor:
-        """[N, 3, S, S] to [N, vision_width]."""
-        # Channels last: training on a CPU takes half the time (measured, oneDNN).
+        """Map [N, 3, S, S] to [N, vision_width]."""
+        # In channels-last memory, training on a CPU takes half the time (measured with oneDNN).
         images_NCSS = images_NCSS.contiguous(memory_format=torch.channels_last)
         x = self.activation(self.stem_norm(self.stem(self.pad(images_NCSS))))
         for block in self.blocks:
@@ -133,7 +136,7 @@ class MobileNet(nn.Module):
 
 
 class ViTLite(nn.Module):
-    """A small vision transformer (Dosovitskiy et al. 2021) with learnt positions and mean pooling."""
+    """Small vision transformer (Dosovitskiy et al. 2021): learned positions, mean pooling."""
 
     def __init__(self, config: VisionConfig, side: int) -> None:
         super().__init__()
@@ -153,7 +156,7 @@ class ViTLite(nn.Module):
         self.norm = nn.LayerNorm(config.vision_width)
 
     def forward(self, images_NCSS: Tensor) -> Tensor:
-        """[N, 3, S, S] to [N, vision_width]."""
+        """Map [N, 3, S, S] to [N, vision_width]."""
         count, channels, side, _ = images_NCSS.shape
         rows = images_NCSS.reshape(
             count, channels, side // self.patch, self.patch, side // self.patch, self.patch
@@ -167,5 +170,5 @@ class ViTLite(nn.Module):
 
 
 def vision_encoder(config: VisionConfig, side: int) -> nn.Module:
-    """The encoder that the config names, for square images of ``side`` pixels."""
+    """Return the encoder that the config names, for square images of ``side`` pixels."""
     return MobileNet(config) if config.vision == "mobilenet" else ViTLite(config, side)

@@ -1,1 +1,1 @@
-"""Plain image classifiers: a vision encoder of the reference model and a linear head."""
+"""Image classifiers: a vision encoder of the reference model with a linear head."""

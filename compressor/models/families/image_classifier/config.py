@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ClassifierConfig(VisionConfig):
-    """A vision encoder and how many classes it tells apart, as saved in config.json."""
+    """A vision encoder, its image size and its classes, as saved in config.json."""
 
     image_size: Annotated[int, Field(ge=1)]
     """Height and width of the image in pixels."""
@@ -21,7 +21,7 @@ class ClassifierConfig(VisionConfig):
     """Number of classes."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_encoder(self) -> Self:
         check_vision(self, self.image_size)
         return self
 
@@ -70,7 +70,7 @@ _LITE0_ROWS = (
     (5, 6, 192, 2, 4),
     (3, 6, 320, 1, 1),
 )
-"""Kernel, expansion, channels, first stride, blocks."""
+"""Kernel, expansion ratio, output channels, stride of the first block, number of blocks."""
 
 
 def _lite0_blocks(stem: int) -> Iterator[Block]:
@@ -102,7 +102,8 @@ EFFICIENTNET_LITE0 = ClassifierConfig(
     image_size=224,
     num_classes=1000,
 )
-"""EfficientNet-Lite0 (Tan & Le 2019; Liu 2020); ``examples/efficientnet/prepare.py`` fetches its ImageNet weights."""
+"""EfficientNet-Lite0 (Tan & Le 2019; Liu 2020); ``examples/efficientnet/prepare.py`` downloads its
+ImageNet weights."""
 
 PRESETS = {
     "tiny": TINY,

@@ -10,8 +10,8 @@ from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.models.contract import CapabilityTable, Family
 from compressor.models.families.autoglm_phone import arithmetic
-from compressor.models.families.autoglm_phone.axes import vision_axes
 from compressor.models.families.autoglm_phone.linear_groups import vision_blocks
+from compressor.models.families.autoglm_phone.vision_axes import vision_axes
 from compressor.models.families.image_classifier.config import PRESETS, ClassifierConfig
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ImageClassifier(Family[ClassifierConfig]):
-    """A CNN (MobileNetV3-style, or EfficientNet-Lite) or a vision transformer with a linear head."""
+    """A CNN (MobileNetV3, EfficientNet-Lite) or a vision transformer, with a linear head."""
 
     name = "image-classifier"
     Config = ClassifierConfig

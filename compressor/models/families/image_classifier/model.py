@@ -1,4 +1,4 @@
-"""The module of ``image-classifier``."""
+"""Module of ``image-classifier``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ImageClassifierModel(nn.Module):
-    """A vision encoder of the reference model and a linear head."""
+    """A vision encoder of the reference model with a linear head."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -22,6 +22,9 @@ class ImageClassifierModel(nn.Module):
         self.head = nn.Linear(config.vision_width, config.num_classes)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Images uint8 [B, 3, S, S] to logits [B, classes] and image_vector [B, vision_width]."""
+        """Map uint8 images [B, 3, S, S] to ``logits`` [B, classes] and ``image_vector``.
+
+        ``image_vector`` [B, vision_width] is the input of the head.
+        """
         vector = self.vision(floats_from_pixels(image, self.config))
         return {"logits": self.head(vector), "image_vector": vector}

@@ -1,1 +1,1 @@
-"""Sentence encoders: BERT, and the mean of its tokens as a vector of length 1."""
+"""Sentence encoders: the mean of BERT's tokens as a vector of length 1."""

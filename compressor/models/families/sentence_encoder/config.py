@@ -10,38 +10,39 @@ from compressor.config.record import Record
 
 
 class EncoderConfig(Record):
-    """BERT's dimensions by the names that transformers has for them, as saved in config.json."""
+    """Dimensions of BERT by transformers' names, as saved in config.json."""
 
     vocab_size: Annotated[int, Field(ge=1)]
-    """Rows of the table of tokens."""
+    """Number of tokens in the vocabulary."""
     hidden_size: Annotated[int, Field(ge=1)]
-    """Width of every token, and of the vector that comes out."""
+    """Width of the hidden states and of the embedding."""
     num_hidden_layers: Annotated[int, Field(ge=1)]
-    """Layers."""
+    """Number of transformer layers."""
     num_attention_heads: Annotated[int, Field(ge=1)]
-    """Heads of each; they share the width."""
+    """Attention heads of a layer; they divide the width."""
     intermediate_size: Annotated[int, Field(ge=1)]
-    """Width inside the feed-forward part of a layer."""
+    """Width of a layer's feed-forward network."""
     max_position_embeddings: Annotated[int, Field(ge=1)]
-    """Tokens that a text may have."""
+    """Maximum number of tokens of a text."""
     type_vocab_size: Annotated[int, Field(ge=1)] = 2
-    """Rows of the table of segments, of which only the first is used."""
+    """Number of segment types; only the first is used."""
     layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
-    """Added to variances."""
+    """Value added to the variance in layer normalizations."""
     hidden_act: Literal["gelu", "relu"] = "gelu"
-    """Inside the feed-forward part."""
+    """Activation of the feed-forward network."""
     tokens: Annotated[int, Field(ge=1)] = 128
-    """Length of the text that multiply-accumulates are counted for."""
+    """Number of tokens that multiply-accumulates are counted for."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_dimensions(self) -> Self:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads"
             )
         if self.tokens > self.max_position_embeddings:
             raise ValueError(
-                f"tokens {self.tokens} are more than max_position_embeddings {self.max_position_embeddings}"
+                f"tokens {self.tokens} exceeds max_position_embeddings "
+                f"{self.max_position_embeddings}"
             )
         return self
 
@@ -64,6 +65,6 @@ MINILM = EncoderConfig(
     intermediate_size=1536,
     max_position_embeddings=512,
 )
-"""all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019); ``examples/minilm/prepare.py`` fetches its weights."""
+"""all-MiniLM-L6-v2 (Wang et al. 2020); ``examples/minilm/prepare.py`` downloads its weights."""
 
 PRESETS = {"tiny": TINY, "minilm-l6": MINILM}

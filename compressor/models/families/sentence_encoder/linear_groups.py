@@ -1,6 +1,7 @@
-"""The linear layers of a sentence encoder: which share an input, and where a scale of it folds; no torch.
+"""Linear groups of a sentence encoder; no torch.
 
-BERT's norms lie on the stream itself, which others read too: they take up nothing. Its values do, and a ReLU lets scales pass.
+BERT's norms are part of the residual stream, which has other readers: no scale folds into them.
+Scales fold into the values of attention, and into the layer before a ReLU.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def encoder_blocks(config: EncoderConfig) -> tuple[Block, ...]:
-    """The layers."""
+    """Return the layers."""
     query, key, value = (f"attention.self.{name}" for name in ("query", "key", "value"))
     inner, attended, out = "intermediate.dense", "attention.output.dense", "output.dense"
     sites = (

@@ -1,6 +1,6 @@
-"""The module of ``sentence-encoder``.
+"""Module of ``sentence-encoder``.
 
-Shapes: B texts, T tokens of each, H the width.
+Shapes: B texts, T tokens, H width.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ if TYPE_CHECKING:
 
 
 class SentenceEncoderModel(nn.Module):
-    """BERT of transformers; the mean of the tokens; length 1 (Reimers & Gurevych 2019)."""
+    """Mean of the tokens of transformers' BERT, scaled to length 1 (Reimers & Gurevych 2019)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         from transformers import BertConfig, BertModel
 
         super().__init__()
-        of_bert = BertConfig(**config.model_dump(exclude={"tokens"}))
-        of_bert._attn_implementation = (
-            "eager"  # products of its own: what multiplies is seen by whoever traces it
-        )
-        self.bert = BertModel(of_bert, add_pooling_layer=False)
+        bert_config = BertConfig(**config.model_dump(exclude={"tokens"}))
+        # Eager attention consists of single products, which are visible in a traced graph.
+        bert_config._attn_implementation = "eager"
+        self.bert = BertModel(bert_config, add_pooling_layer=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """Tokens and mask, int64 [B, T], to embedding [B, H] of length 1."""
+        """Map tokens and mask, int64 [B, T], to ``embedding`` [B, H] of length 1."""
         tokens_BTH = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask_BT1 = attention_mask[:, :, None].to(tokens_BTH.dtype)
         mean_BH = (tokens_BTH * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1).clamp(min=1.0)

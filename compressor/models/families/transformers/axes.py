@@ -1,4 +1,4 @@
-"""The axes of a decoder: layers, inner widths, heads, and, where it may be cut, the hidden width that runs through everything."""
+"""Cuttable axes of a checkpoint: layers, heads, feed-forward widths and the hidden width."""
 
 from __future__ import annotations
 
@@ -14,100 +14,93 @@ from compressor.models.families.transformers.layouts import (
 )
 
 _COUPLED = "hidden and heads"
+"""Axes that shrink in proportion: the width of a head is hidden width / heads."""
 
 
 def checkpoint_axes(tree: Mapping[str, Any]) -> Iterator[Axis]:
-    """All of a checkpoint's, layer by layer."""
+    """Yield the axes of a checkpoint; the hidden width only where it can be cut."""
     decoder = decoder_shape(tree)
-    root, text = decoder.layout.root, decoder.layout.text
-    types: tuple[FieldPath, ...] = (
-        ((*text, "layer_types"),) if text_config(tree).get("layer_types") else ()
-    )
+    layers_name, text = decoder.layout.layers_name, decoder.layout.text
+    has_types = bool(text_config(tree).get("layer_types"))
     yield Axis(
-        f"{root}.layers",
+        layers_name,
         "layers",
         decoder.layers,
         (),
         (((*text, "num_hidden_layers"), 1),),
-        stack=f"{root}.layers",
+        stack=layers_name,
         dimension="layers",
-        unit_lists=types,
+        unit_lists=((*text, "layer_types"),) if has_types else (),
     )
     for number in range(decoder.layers):
-        layer = f"{root}.layers.{number}"
-        yield _heads(decoder, f"{layer}.self_attn")
-        yield _ffn(decoder, f"{layer}.mlp")
+        layer = f"{layers_name}.{number}"
+        yield _head_axis(decoder, f"{layer}.self_attn")
+        yield _ffn_axis(decoder, f"{layer}.mlp")
     if not decoder.layout.scaled_embedding:
-        yield _hidden(decoder)
+        yield _hidden_axis(decoder)
     if decoder.layout.vision is not None:
         yield from _vision_axes(tree, decoder.layout.vision)
 
 
-def _stated(decoder: DecoderShape) -> tuple[tuple[FieldPath, int], ...]:
-    """The width of a head follows from others until something is cut."""
-    return (
-        (((*decoder.layout.text, "head_dim"), decoder.head_width),)
-        if decoder.layout.head_width_is_free
-        else ()
-    )
+def _pinned(decoder: DecoderShape) -> tuple[tuple[FieldPath, int], ...]:
+    """Return the width of a head, which defaults to a function of the sizes that are cut."""
+    if not decoder.layout.head_width_is_free:
+        return ()
+    return (((*decoder.layout.text, "head_dim"), decoder.head_width),)
 
 
-def _heads(decoder: DecoderShape, attention: str) -> Axis:
-    """Whole key groups where the width of a head is stated; else as many heads of every key group.
+def _head_axis(decoder: DecoderShape, attention: str) -> Axis:
+    """Return the axis of an attention's heads.
 
-    Under multi-query attention, where all heads share one key head, single heads.
+    Units are whole key groups where ``head_dim`` is free. Otherwise a unit is one query head of
+    every key group, and so it is under multi-query attention, where all heads share one key head.
     """
-    text, width = decoder.layout.text, decoder.head_width
-    count: FieldPath = (*text, "num_attention_heads")
-    per_key = decoder.heads_per_key
-
-    def attended(block: int, segments: int) -> list[Cut]:
-        written = [Cut(f"{attention}.q_proj.weight", 0, block, segments)]
-        if decoder.query_bias:
-            written.append(Cut(f"{attention}.q_proj.bias", 0, block, segments))
-        return [*written, Cut(f"{attention}.o_proj.weight", 1, block, segments)]
-
-    if not decoder.layout.head_width_is_free or decoder.key_heads == 1:
-        coupled = "" if decoder.layout.head_width_is_free else _COUPLED
-        cuts = attended(width, decoder.key_heads)
-        fields: tuple[tuple[FieldPath, int], ...] = ((count, decoder.key_heads),)
+    text, width, per_key = decoder.layout.text, decoder.head_width, decoder.heads_per_key
+    head_count: FieldPath = (*text, "num_attention_heads")
+    is_free = decoder.layout.head_width_is_free
+    if not is_free or decoder.key_heads == 1:
         return Axis(
             attention,
             "heads",
             per_key,
-            tuple(cuts),
-            fields,
-            _stated(decoder),
+            tuple(_query_cuts(decoder, attention, width, decoder.key_heads)),
+            ((head_count, decoder.key_heads),),
+            _pinned(decoder),
             dimension="heads",
-            width=coupled,
+            width="" if is_free else _COUPLED,
         )
-    cuts = attended(per_key * width, 1)
+    cuts = _query_cuts(decoder, attention, per_key * width, 1)
     for part in ("k_proj", "v_proj"):
-        cuts += _written(f"{attention}.{part}", decoder.query_bias, width)
-    fields = ((count, per_key), ((*text, "num_key_value_heads"), 1))
+        cuts += _output_cuts(f"{attention}.{part}", decoder.query_bias, width)
     return Axis(
         attention,
         "heads",
         decoder.key_heads,
         tuple(cuts),
-        fields,
-        _stated(decoder),
+        ((head_count, per_key), ((*text, "num_key_value_heads"), 1)),
+        _pinned(decoder),
         dimension="heads",
     )
 
 
-def _written(module: str, bias: bool, block: int = 1, segments: int = 1) -> list[Cut]:
+def _query_cuts(decoder: DecoderShape, attention: str, block: int, segments: int) -> list[Cut]:
+    cuts = _output_cuts(f"{attention}.q_proj", decoder.query_bias, block, segments)
+    return [*cuts, Cut(f"{attention}.o_proj.weight", 1, block, segments)]
+
+
+def _output_cuts(module: str, bias: bool, block: int = 1, segments: int = 1) -> list[Cut]:
+    """Return the cuts of a linear layer whose outputs hold the units."""
     cuts = [Cut(f"{module}.weight", 0, block, segments)]
     return [*cuts, Cut(f"{module}.bias", 0, block, segments)] if bias else cuts
 
 
-def _ffn(decoder: DecoderShape, ffn: str) -> Axis:
+def _ffn_axis(decoder: DecoderShape, ffn: str) -> Axis:
     if decoder.layout.fused_ffn:
-        cuts = _written(f"{ffn}.gate_up_proj", decoder.ffn_bias, segments=2)
+        cuts = _output_cuts(f"{ffn}.gate_up_proj", decoder.ffn_bias, segments=2)
     else:
         cuts = [
-            *_written(f"{ffn}.gate_proj", decoder.ffn_bias),
-            *_written(f"{ffn}.up_proj", decoder.ffn_bias),
+            *_output_cuts(f"{ffn}.gate_proj", decoder.ffn_bias),
+            *_output_cuts(f"{ffn}.up_proj", decoder.ffn_bias),
         ]
     field: FieldPath = (*decoder.layout.text, "intermediate_size")
     return Axis(
@@ -120,60 +113,63 @@ def _ffn(decoder: DecoderShape, ffn: str) -> Axis:
     )
 
 
-def _hidden(decoder: DecoderShape) -> Axis:
-    """What every layer reads from and adds to."""
-    root, text = decoder.layout.root, decoder.layout.text
-    cuts = [Cut(f"{root}.embed_tokens.weight", 1, table=True)]
+def _hidden_axis(decoder: DecoderShape) -> Axis:
+    """Return the axis of the residual stream, which every layer reads and adds to."""
+    layout = decoder.layout
+    cuts = [Cut(f"{layout.root}.embed_tokens.weight", 1, table=True)]
     for number in range(decoder.layers):
-        layer = f"{root}.layers.{number}"
-        cuts += [Cut(f"{layer}.{norm}.weight", 0, norm=True) for norm in decoder.layout.norms]
-        read = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-        read += (
-            ["mlp.gate_up_proj"] if decoder.layout.fused_ffn else ["mlp.gate_proj", "mlp.up_proj"]
-        )
-        cuts += [Cut(f"{layer}.{part}.weight", 1) for part in read]
-        cuts += _written(f"{layer}.self_attn.o_proj", decoder.out_bias)
-        cuts += _written(f"{layer}.mlp.down_proj", decoder.ffn_bias)
-    cuts += [Cut(f"{root}.norm.weight", 0, norm=True), Cut(f"{LM_HEAD}.weight", 1)]
-    if decoder.layout.vision is not None:
-        cuts.append(Cut(f"{decoder.layout.vision}.merger.down_proj.weight", 0))
-    coupled = "" if decoder.layout.head_width_is_free else _COUPLED
-    field: FieldPath = (*text, "hidden_size")
+        layer = f"{layout.layers_name}.{number}"
+        cuts += [Cut(f"{layer}.{norm}.weight", 0, norm=True) for norm in layout.norms]
+        readers = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+        readers += ["mlp.gate_up_proj"] if layout.fused_ffn else ["mlp.gate_proj", "mlp.up_proj"]
+        cuts += [Cut(f"{layer}.{reader}.weight", 1) for reader in readers]
+        cuts += _output_cuts(f"{layer}.self_attn.o_proj", decoder.out_bias)
+        cuts += _output_cuts(f"{layer}.mlp.down_proj", decoder.ffn_bias)
+    cuts += [Cut(f"{layout.root}.norm.weight", 0, norm=True), Cut(f"{LM_HEAD}.weight", 1)]
+    if layout.vision is not None:
+        cuts.append(Cut(f"{layout.vision}.merger.down_proj.weight", 0))
+    field: FieldPath = (*layout.text, "hidden_size")
     return Axis(
-        root,
+        layout.root,
         "hidden",
         decoder.hidden,
         tuple(cuts),
         ((field, 1),),
-        _stated(decoder),
+        _pinned(decoder),
         dimension="hidden",
-        width=coupled,
+        width="" if layout.head_width_is_free else _COUPLED,
     )
 
 
 def _vision_axes(tree: Mapping[str, Any], vision: str) -> Iterator[Axis]:
-    """Widths of ``Glm4vVisionModel`` that its class ties to the hidden width of the language model."""
-    units = tree["vision_config"]["out_hidden_size"]
-    sets = {
-        f"{vision}.blocks.{number}.mlp": (
-            *(
-                Cut(f"{vision}.blocks.{number}.mlp.{part}.weight", 0)
-                for part in ("gate_proj", "up_proj")
-            ),
-            Cut(f"{vision}.blocks.{number}.mlp.down_proj.weight", 1),
+    """Yield the widths of ``Glm4vVisionModel`` that equal the language model's hidden width."""
+    config = tree["vision_config"]
+    field: FieldPath = ("vision_config", "out_hidden_size")
+    cuts_by_name: dict[str, tuple[Cut, ...]] = {}
+    for number in range(config["depth"]):
+        mlp = f"{vision}.blocks.{number}.mlp"
+        cuts_by_name[mlp] = (
+            Cut(f"{mlp}.gate_proj.weight", 0),
+            Cut(f"{mlp}.up_proj.weight", 0),
+            Cut(f"{mlp}.down_proj.weight", 1),
         )
-        for number in range(tree["vision_config"]["depth"])
-    }
     merger = f"{vision}.merger"
-    sets[f"{vision}.downsample"] = (
+    cuts_by_name[f"{vision}.downsample"] = (
         *weight_and_bias(f"{vision}.downsample", 0),
         Cut(f"{merger}.proj.weight", 1),
     )
-    sets[f"{merger}.proj"] = (
+    cuts_by_name[f"{merger}.proj"] = (
         Cut(f"{merger}.proj.weight", 0),
         *weight_and_bias(f"{merger}.post_projection_norm", 0),
         *(Cut(f"{merger}.{part}.weight", 1) for part in ("gate_proj", "up_proj")),
     )
-    field: FieldPath = ("vision_config", "out_hidden_size")
-    for name, cuts in sets.items():
-        yield Axis(name, "hidden", units, cuts, ((field, 1),), dimension="hidden", width=_COUPLED)
+    for name, cuts in cuts_by_name.items():
+        yield Axis(
+            name,
+            "hidden",
+            config["out_hidden_size"],
+            cuts,
+            ((field, 1),),
+            dimension="hidden",
+            width=_COUPLED,
+        )

@@ -51,7 +51,7 @@ class Transformers(Family[CheckpointConfig]):
         return arithmetic.parameters(config.tree)
 
     def macs(self, config: CheckpointConfig) -> int:
-        """Return the MACs of one token, without attention's products, which grow with the context."""
+        """Return the MACs of one token without attention scores, which grow with the context."""
         return arithmetic.macs_per_token(config.tree)
 
     def build(self, config: CheckpointConfig) -> nn.Module:

@@ -151,7 +151,7 @@ class DecoderShape:
 
 
 def decoder_shape(tree: Mapping[str, Any]) -> DecoderShape:
-    """Return the dimensions in a config.json with a ``model_type`` in ``LAYOUTS`` and all ``SIZES``."""
+    """Return the dimensions in a config.json, which must have all fields of ``SIZES``."""
     layout = LAYOUTS[tree["model_type"]]
     text = {**layout.defaults, **text_config(tree)}
 

@@ -77,7 +77,7 @@ class StreamedCheckpoint(CheckpointFiles):
         return module.requires_grad_(False)
 
     def unload(self, name: str) -> None:
-        """Move the parameters of a submodule to ``meta``; its buffers, which no file holds, stay."""
+        """Move the parameters of a submodule to ``meta``; buffers, which no file holds, stay."""
         for module in self.module.get_submodule(name).modules():
             for key, value in module.named_parameters(recurse=False):
                 setattr(
@@ -148,12 +148,10 @@ class StreamedCheckpoint(CheckpointFiles):
         names = []
         for name, child in self.module.get_submodule(self.vision_name).named_children():
             full_name = f"{self.vision_name}.{name}"
-            is_stack = isinstance(child, nn.ModuleList)
-            names += (
-                [f"{full_name}.{number}" for number in range(len(child))]
-                if is_stack
-                else [full_name]
-            )
+            if isinstance(child, nn.ModuleList):
+                names += [f"{full_name}.{number}" for number in range(len(child))]
+            else:
+                names.append(full_name)
         return [name for name in names if self.names_below(name)]
 
     def _load_during_forward(self, name: str) -> list[RemovableHandle]:

@@ -82,7 +82,9 @@ def test_a_stack_holds_the_layers_that_its_field_counts(family, config):
 @pytest.mark.parametrize(("family", "config"), CUTTABLE)
 def test_a_residual_block_goes_with_its_entry_of_the_config(family, config):
     before = shapes(family, config)
-    for axis in (axis for axis in family.capability(CuttableAxes, config).axes if axis.unit_entries):
+    for axis in (
+        axis for axis in family.capability(CuttableAxes, config).axes if axis.unit_entries
+    ):
         for member, entry in zip(axis.members(range(axis.units)), axis.unit_entries, strict=True):
             wanted = {}
             for name, shape in before.items():

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.models.quantized.weight_grid import WeightGrid
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
+from compressor.models.quantized.weight_grid import WeightGrid
 
 GROUP, INPUTS, OUTPUTS = 64, 192, 32
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from compressor.errors import ModelError
-from compressor.models.quantized.weight_grid import WeightGrid
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
+from compressor.models.quantized.weight_grid import WeightGrid
 
 GRID = WeightGrid(bits=4, group_size=8)
 

@@ -5,10 +5,9 @@ import torch
 from pydantic import ValidationError
 
 from compressor.models.capabilities.training_heads import TrainingHeads
-from compressor.models.families.autoglm_phone.alignment import late_interaction
-from compressor.models.families.autoglm_phone.blocks import Attention, rotations
+from compressor.models.families.autoglm_phone.blocks import Attention, rotary_angles
 from compressor.models.families.autoglm_phone.family import AutoGLMPhone
-from compressor.models.families.autoglm_phone.fusion import GatedCrossAttention
+from compressor.models.families.autoglm_phone.fusion import GatedCrossAttention, late_interaction
 from compressor.models.families.autoglm_phone.vision import tiles_from_screen
 from passes.common.losses import hard_cross_entropy
 
@@ -121,7 +120,7 @@ def test_rotary_scores_depend_on_distance_alone():
     x = torch.randn(1, 1, 8).expand(1, 6, 8)
     from compressor.models.families.autoglm_phone.blocks import rotate
 
-    turn = rotations(6, 8, x)
+    turn = rotary_angles(6, 8, x)
     query, key = (rotate(layer(x)[:, None], *turn) for layer in (attention.query, attention.key))
     scores = (query @ key.transpose(2, 3))[0, 0]
     torch.testing.assert_close(scores[1:, 1:], scores[:-1, :-1])
