@@ -33,9 +33,9 @@ class Width:
     min_units: int
     """Smallest number of units to keep."""
 
-    def axis_units(self, axis: Axis, kept: int) -> int:
-        """Return the units of an axis to keep if the width keeps ``kept`` units."""
-        return axis.units // self.units * kept
+    def axis_units(self, axis: Axis, width_units: int) -> int:
+        """Return the units of an axis to keep if the width keeps ``width_units``."""
+        return axis.units // self.units * width_units
 
     def dimensions(self) -> dict[str, int]:
         """Return the names of the width's dimensions, and the size of one unit in each."""
@@ -109,7 +109,7 @@ def allocate(widths: Sequence[Width], cost: Cost, limit: float, measure: str) ->
     Raises:
         RequirementError: the limit cannot be reached; the message states the smallest cost.
     """
-    kept, reached = allocate_towards(widths, cost, limit)
+    sizes, reached = allocate_towards(widths, cost, limit)
     if reached > limit:
         initial = cost(all_units(widths))
         raise RequirementError(
@@ -118,7 +118,7 @@ def allocate(widths: Sequence[Width], cost: Cost, limit: float, measure: str) ->
             remedy=f"set a target of {reached / initial:.2f} or more, lower `min_keep` or "
             "`multiple`, or add kinds to `axes`",
         )
-    return kept
+    return sizes
 
 
 def allocate_towards(
@@ -133,15 +133,15 @@ def allocate_towards(
     Returns:
         The units kept by label, and their cost.
     """
-    kept = all_units(widths)
-    current = cost(kept)
+    sizes = all_units(widths)
+    current = cost(sizes)
     while current > limit:
         best: tuple[float, str, int, float] | None = None
         for width in widths:
-            units = kept[width.label]
+            units = sizes[width.label]
             largest = (units - 1) // width.multiple * width.multiple
             for smaller in range(largest, width.min_units - 1, -width.multiple):
-                saved = current - cost({**kept, width.label: smaller})
+                saved = current - cost({**sizes, width.label: smaller})
                 lost = float(
                     width.lost_importance[width.units - smaller]
                     - width.lost_importance[width.units - units]
@@ -151,9 +151,9 @@ def allocate_towards(
         if best is None:
             break
         _, label, smaller, saved = best
-        kept[label] = smaller
+        sizes[label] = smaller
         current -= saved
-    return kept, current
+    return sizes, current
 
 
 def _format(value: float) -> str:

@@ -8,10 +8,9 @@ from typing import Any, get_args
 import numpy as np
 
 from compressor.config.record import Record
-from compressor.errors import RequirementError
 from compressor.models.capabilities.cuttable_axes import Axis, AxisKind, CuttableAxes
 from compressor.models.contract import Family
-from passes.common.config import is_set
+from passes.common.field_problems import FieldProblem, check_no_problems, is_set
 from passes.prune.allocation import group_axes
 from passes.prune.config import PruneConfig
 from passes.prune.size_search import ParentSize, SizeSearch
@@ -33,35 +32,35 @@ def check_applicable(config: PruneConfig, family: Family[Any], architecture: Rec
         RequirementError: fields do not apply to the model; the message names all of them.
     """
     axes = family.require(CuttableAxes, architecture).axes
-    selected = select_axes(config, axes)
-    problems, remedies = _missing_kinds(config, family, axes)
+    problems = _problems_of_kinds(config, family, axes)
     if config.target.macs is not None and not family.macs(architecture):
-        problems.append(f"`target.macs`: the MACs of this {family.name} are unknown")
-        remedies.append("set a target of params or size_mb")
-    if not problems:
-        cut = _stated_axes(config, family, architecture, selected)
-        problems += _fields_without_effect(config, cut)
-    if problems:
-        raise RequirementError("; ".join(problems), remedy="; ".join(remedies) or "leave them out")
+        problems.append(
+            FieldProblem(
+                "target.macs",
+                f"the MACs of this {family.name} are unknown",
+                "set a target of params or size_mb",
+            )
+        )
+    check_no_problems(problems)
+    cut_axes = _axes_to_cut(config, family, architecture, select_axes(config, axes))
+    check_no_problems(_fields_without_effect(config, cut_axes))
 
 
-def _missing_kinds(
+def _problems_of_kinds(
     config: PruneConfig, family: Family[Any], axes: Sequence[Axis]
-) -> tuple[list[str], list[str]]:
-    """Return problems and remedies for the kinds of axes that the model lacks."""
-    present = sorted({axis.kind for axis in axes if axis.units > 0})
-    remedies = [f"its axes are {', '.join(present) or 'none'}"]
+) -> list[FieldProblem]:
+    """Return a problem if the model lacks kinds of axes that the config names."""
     if config.target.dimensions is not None:
-        return [], []
-    if not set(config.axes) & set(present):
-        return [f"`axes`: this {family.name} has no {', '.join(config.axes)} to cut"], remedies
+        return []
+    present = sorted({axis.kind for axis in axes if axis.units > 0})
     missing = [kind for kind in config.axes if kind not in present]
-    if missing and is_set(config, "axes"):
-        return [f"`axes`: this {family.name} has no {', '.join(missing)} to cut"], remedies
-    return [], []
+    if missing and (is_set(config, "axes") or len(missing) == len(config.axes)):
+        reason = f"this {family.name} has no {', '.join(missing)} to cut"
+        return [FieldProblem("axes", reason, f"its axes are {', '.join(present) or 'none'}")]
+    return []
 
 
-def _stated_axes(
+def _axes_to_cut(
     config: PruneConfig, family: Family[Any], architecture: Record, axes: tuple[Axis, ...]
 ) -> tuple[Axis, ...]:
     """Return the axes that a target of dimensions cuts, which it checks; else all selected axes.
@@ -85,26 +84,25 @@ def _stated_axes(
     )
 
 
-def _fields_without_effect(config: PruneConfig, cut_axes: Sequence[Axis]) -> list[str]:
-    """Return a line for each field that has no effect on the axes that are cut."""
+def _fields_without_effect(config: PruneConfig, cut_axes: Sequence[Axis]) -> list[FieldProblem]:
+    """Return a problem for each field that has no effect on the axes that are cut."""
     if not cut_axes:  # A target of dimensions states the present sizes.
         return []
     stacks = [axis for axis in cut_axes if axis.stack]
     inner_axes = [axis for axis in cut_axes if not axis.stack]
     norms = any(cut.norm for axis in inner_axes for cut in axis.cuts)
-    problems = []
+    reasons = {}
     if is_set(config, "layer_importance") and not stacks:
-        problems.append("`layer_importance` has no effect: no layers are cut")
+        reasons["layer_importance"] = "no layers are cut"
     if is_set(config, "importance") and not inner_axes and config.calibration is not None:
-        problems.append("`importance` has no effect: only layers are cut")
+        reasons["importance"] = "only layers are cut"
     if is_set(config, "repair") and not inner_axes:
-        problems.append("`repair` has no effect: only layers are cut")
+        reasons["repair"] = "only layers are cut"
     scores = config.importance != "magnitude" and bool(inner_axes)
     repairs = config.repair and bool(inner_axes)
-    used = scores or repairs or norms or bool(stacks) or config.latency is not None
-    if config.calibration is not None and not used:
-        problems.append(
-            "`calibration` has no effect: with `importance: magnitude` and `repair: false` no "
-            "samples are used"
+    uses_samples = scores or repairs or norms or bool(stacks) or config.latency is not None
+    if config.calibration is not None and not uses_samples:
+        reasons["calibration"] = (
+            "`importance: magnitude` and `repair: false` use no samples for these axes"
         )
-    return problems
+    return [FieldProblem(field, reason, "leave it out") for field, reason in reasons.items()]

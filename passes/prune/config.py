@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import PassConfig
 from compressor.models.capabilities.cuttable_axes import AxisKind
-from passes.common.config import TrainingConfig, is_set, raise_problems, validation_problems
+from passes.common.config import TrainingConfig, validation_problems
+from passes.common.field_problems import is_set, raise_problems
 
 Amount = Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?%$")]
 """An absolute value, or a percentage of the parent's, such as ``70%``."""

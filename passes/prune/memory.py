@@ -103,8 +103,8 @@ def consume_gradients(
     try:
         for weight in weights:
             weight.requires_grad_(True)
-            handle = weight.register_post_accumulate_grad_hook(pass_on)  # type: ignore[no-untyped-call]
-            handles.append(handle)
+            register = weight.register_post_accumulate_grad_hook
+            handles.append(register(pass_on))  # type: ignore[no-untyped-call]
         yield
     finally:
         for handle in handles:

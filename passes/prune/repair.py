@@ -26,7 +26,7 @@ _CHUNK_ELEMENTS = 1 << 24
 def reconstruct_weights(
     model: nn.Module,
     axes: Sequence[Axis],
-    kept: Mapping[str, Tensor],
+    kept_units: Mapping[str, Tensor],
     batches: Callable[[], Batches],
     loss: Loss,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -42,12 +42,12 @@ def reconstruct_weights(
     Args:
         model: the model before the cut.
         axes: the axes of the model.
-        kept: axis name to the units to keep, int64, increasing.
+        kept_units: axis name to the units to keep, int64, increasing.
         batches: returns all samples again. It is called several times if the Gram matrices of all
             layers take more than 2 GB.
         loss: runs the model.
     """
-    cut_axes = [axis for axis in axes if axis.name in kept]
+    cut_axes = [axis for axis in axes if axis.name in kept_units]
     solvable = _solvable_layers(model)
     readers = {
         name: layer for name, layer in readers_of(model, cut_axes).items() if name in solvable
@@ -64,7 +64,7 @@ def reconstruct_weights(
         for axis in cut_axes:
             for cut in axis.cuts:
                 if cut.reads and cut.module in grams:
-                    columns_K = kept_indices(kept[axis.name], cut, axis.units)
+                    columns_K = kept_indices(kept_units[axis.name], cut, axis.units)
                     weight = model.get_parameter(cut.tensor).detach()
                     yield cut.tensor, _reconstruct(weight, grams[cut.module], columns_K)
 
@@ -122,7 +122,11 @@ def _reconstruct(weight: Tensor, gram_CC: Tensor, columns_K: Tensor) -> Tensor:
 
 
 def rescale_norms(
-    model: nn.Module, axes: Sequence[Axis], kept: Mapping[str, Tensor], batches: Batches, loss: Loss
+    model: nn.Module,
+    axes: Sequence[Axis],
+    kept_units: Mapping[str, Tensor],
+    batches: Batches,
+    loss: Loss,
 ) -> dict[str, Tensor]:
     """Return the weights of RMS norms over cut axes, scaled so that outputs keep their size.
 
@@ -133,7 +137,7 @@ def rescale_norms(
     norms = {
         cut.module: (axis, cut)
         for axis in axes
-        if axis.name in kept
+        if axis.name in kept_units
         for cut in axis.cuts
         if cut.norm
     }
@@ -153,7 +157,7 @@ def rescale_norms(
     for name, (axis, cut) in norms.items():
         shares_C = share_sums[name] / token_counts[name]
         shares_U = rows_by_unit(shares_C, replace(cut, dim=0), axis.units).sum(dim=1)
-        units = kept[axis.name]
+        units = kept_units[axis.name]
         factor = (shares_U[units].sum() * axis.units / len(units)).sqrt()
         weight = model.get_parameter(cut.tensor).detach().cpu()
         weights[cut.tensor] = (weight * factor.to(torch.float32)).to(weight.dtype)

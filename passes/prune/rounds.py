@@ -73,19 +73,21 @@ def cut_model(selection: Selection, work: Path, *, repair: bool) -> PrunableMode
         work: the folder of the mapped files.
         repair: True to adjust weights by least squares, if there are calibration samples.
     """
-    model, axes, kept = selection.model, selection.axes, selection.kept
+    model, axes, kept_units = selection.model, selection.axes, selection.kept_units
     state: dict[str, Tensor] = {
         name: tensor.detach().cpu() for name, tensor in model.module.state_dict().items()
     }
     if selection.calibration is not None:
         batches, loss = selection.calibration.batches, selection.calibration.loss
-        cuts = [cut for axis in axes if axis.name in kept for cut in axis.cuts]
+        cuts = [cut for axis in axes if axis.name in kept_units for cut in axis.cuts]
         if any(cut.norm for cut in cuts):
-            state |= rescale_norms(model.module, axes, kept, batches("norms"), loss)
+            state |= rescale_norms(model.module, axes, kept_units, batches("norms"), loss)
         if repair and any(cut.reads for cut in cuts):
-            changed = reconstruct_weights(model.module, axes, kept, lambda: batches("repair"), loss)
+            changed = reconstruct_weights(
+                model.module, axes, kept_units, lambda: batches("repair"), loss
+            )
             state |= map_to_disk(changed, work)
-    weights = map_to_disk(remove_units(state, axes, kept), work)
+    weights = map_to_disk(remove_units(state, axes, kept_units), work)
     device = str(device_of(model.module))
     return build_model(model.family, selection.pruned_config, weights, device)
 

@@ -15,6 +15,7 @@ from compressor.models.capabilities.cuttable_axes import Axis
 from passes.prune.allocation import all_units, group_axes
 from passes.prune.axes import select_axes
 from passes.prune.config import PruneConfig
+from passes.prune.importance import Scores
 from passes.prune.memory import recompute_activations
 from passes.prune.model import PrunableModel
 from passes.prune.model_latency import LatencyMeter, check_faster
@@ -33,7 +34,7 @@ class Selection:
     calibration: Calibration | None
     axes: tuple[Axis, ...]
     """The axes that may be cut."""
-    kept: Mapping[str, Tensor]
+    kept_units: Mapping[str, Tensor]
     """Axis name to the units to keep, int64, increasing; only axes that are cut."""
     scores: Mapping[str, Tensor]
     """Axis name to the importance of its units, float64."""
@@ -44,13 +45,13 @@ class Selection:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the size of each axis before and after with its kept importance, then totals."""
         for axis in self.axes:
-            score, kept = self.scores[axis.name], self.kept.get(axis.name)
-            if kept is None:
+            score, units = self.scores[axis.name], self.kept_units.get(axis.name)
+            if units is None:
                 yield table_row(axis.name, axis.label, axis.units, axis.units, 1.0)
             else:
                 total = score.sum().clamp(min=torch.finfo(score.dtype).tiny)
-                share = float(score[kept].sum() / total)
-                yield table_row(axis.name, axis.label, axis.units, len(kept), share)
+                share = float(score[units].sum() / total)
+                yield table_row(axis.name, axis.label, axis.units, len(units), share)
         for name, count in (("parameters", count_parameters), ("macs", count_macs)):
             before = count(self.model.family, self.model.config)
             after = count(self.model.family, self.pruned_config)
@@ -61,9 +62,9 @@ class Selection:
             yield table_row("all", "operators_ms", before_ms, after_ms, share)
 
 
-def table_row(axis: str, field: str, before: float, after: float, kept: float) -> dict[str, Any]:
+def table_row(axis: str, field: str, before: float, after: float, share: float) -> dict[str, Any]:
     """Return a row of the table that previews and manifests show."""
-    return {"axis": axis, "field": field, "before": before, "after": after, "kept": kept}
+    return {"axis": axis, "field": field, "before": before, "after": after, "kept": share}
 
 
 def select_units(
@@ -92,10 +93,36 @@ def select_units(
     stacks = {axis.stack for axis in model.axes if axis.stack}
     with recompute_activations(model.module, stacks):
         scores = score_axes(config, model.module, axes, calibration)
-    arrays = {name: score.numpy() for name, score in scores.items()}
+    search = _size_search(config, model, axes, scores, meter, parent)
+    parent = parent or search.parent_size()
+    sizes = _select_sizes(config, search, scores, round_, parent)
+    milliseconds = None
+    if meter is not None and search.milliseconds is not None:
+        milliseconds = search.milliseconds(all_units(search.widths)), search.milliseconds(sizes)
+        meter.table.save()
+    return Selection(
+        model=model,
+        pruned_config=search.pruned_config(sizes),
+        calibration=calibration,
+        axes=axes,
+        kept_units={name: torch.tensor(units) for name, units in search.kept_units(sizes).items()},
+        scores=scores,
+        milliseconds=milliseconds,
+        parent=parent,
+    )
+
+
+def _size_search(
+    config: PruneConfig,
+    model: PrunableModel,
+    axes: tuple[Axis, ...],
+    scores: Scores,
+    meter: LatencyMeter | None,
+    parent: ParentSize | None,
+) -> SizeSearch:
     widths = group_axes(
         axes,
-        arrays,
+        {name: score.numpy() for name, score in scores.items()},
         multiple=config.multiple,
         min_keep=config.min_keep,
         parent_units=None if parent is None else parent.units,
@@ -104,25 +131,21 @@ def select_units(
     ranking = {
         name: score.argsort(descending=True, stable=True).tolist() for name, score in scores.items()
     }
-    search = SizeSearch(model.family, model.config, widths, config.target, milliseconds, ranking)
-    parent = parent or search.parent_size()
+    return SizeSearch(model.family, model.config, widths, config.target, milliseconds, ranking)
+
+
+def _select_sizes(
+    config: PruneConfig, search: SizeSearch, scores: Scores, round_: Round, parent: ParentSize
+) -> dict[str, int]:
+    """Return the sizes after a round.
+
+    The first round also checks that the target can be met, before anything is trained.
+    """
     if round_.first or round_.last:
-        sizes = search.final_sizes(parent)
-        if milliseconds is not None and parent.milliseconds is not None:
-            check_faster(widths, sizes, milliseconds, parent.milliseconds)
-    if not round_.last:
-        sizes = search.round_sizes(round_, config.schedule, parent, arrays)
-    timed = None
-    if meter is not None and milliseconds is not None:
-        timed = milliseconds(all_units(widths)), milliseconds(sizes)
-        meter.table.save()
-    return Selection(
-        model=model,
-        pruned_config=search.pruned_config(sizes),
-        calibration=calibration,
-        axes=axes,
-        kept={name: torch.tensor(units) for name, units in search.kept_units(sizes).items()},
-        scores=scores,
-        milliseconds=timed,
-        parent=parent,
-    )
+        final = search.final_sizes(parent)
+        if search.milliseconds is not None and parent.milliseconds is not None:
+            check_faster(search.widths, final, search.milliseconds, parent.milliseconds)
+        if round_.last:
+            return final
+    arrays = {name: score.numpy() for name, score in scores.items()}
+    return search.round_sizes(round_, config.schedule, parent, arrays)

@@ -96,8 +96,8 @@ class SizeSearch:
         Raises:
             ValidationError: the architecture does not allow these sizes.
         """
-        kept = self.kept_units(sizes, listed_only=True)
-        fields = pruned_fields(self.widths, sizes, self.architecture, kept)
+        kept_units = self.kept_units(sizes, listed_only=True)
+        fields = pruned_fields(self.widths, sizes, self.architecture, kept_units)
         return replace_fields(self.architecture, fields)
 
     def parent_size(self) -> ParentSize:
@@ -174,16 +174,16 @@ def stated_sizes(dimensions: Mapping[str, int], widths: Sequence[Width]) -> dict
         RequirementError: dimensions are unknown, out of range, or contradict each other; the
             message lists all of them.
     """
-    known = {name: (width, unit) for width in widths for name, unit in width.dimensions().items()}
+    by_name = {name: (width, unit) for width in widths for name, unit in width.dimensions().items()}
     problems = []
     sizes = all_units(widths)
     stated: dict[str, str] = {}
     for name, size in dimensions.items():
-        if name not in known:
-            suggestion = discovery.suggestion(name, list(known))
+        if name not in by_name:
+            suggestion = discovery.suggestion(name, list(by_name))
             problems.append(f"`target.dimensions`: the model has no {name}: {suggestion}")
             continue
-        width, unit = known[name]
+        width, unit = by_name[name]
         if size % unit or not 0 < size // unit <= width.units:
             steps = f", in steps of {unit}" if unit > 1 else ""
             problems.append(f"{name}: {size} is not between {unit} and {width.units * unit}{steps}")
@@ -191,14 +191,14 @@ def stated_sizes(dimensions: Mapping[str, int], widths: Sequence[Width]) -> dict
         if width.label in stated and sizes[width.label] != size // unit:
             coupled = stated[width.label]
             problems.append(
-                f"{name}: {size} requires {coupled}: {size // unit * known[coupled][1]}, not "
+                f"{name}: {size} requires {coupled}: {size // unit * by_name[coupled][1]}, not "
                 f"{dimensions[coupled]}; they shrink together"
             )
             continue
         sizes[width.label], stated[width.label] = size // unit, name
     if problems:
         raise RequirementError(
-            "; ".join(problems), remedy=f"dimensions of this model: {', '.join(known)}"
+            "; ".join(problems), remedy=f"dimensions of this model: {', '.join(by_name)}"
         )
     return sizes
 
@@ -207,7 +207,7 @@ def pruned_fields(
     widths: Iterable[Width],
     sizes: Mapping[str, int],
     architecture: Record,
-    kept: Mapping[str, Sequence[int]],
+    kept_units: Mapping[str, Sequence[int]],
 ) -> Fields:
     """Return the config fields of a pruned model, for ``replace_fields``.
 
@@ -215,7 +215,8 @@ def pruned_fields(
         widths: all widths.
         sizes: units to keep of each width, by label.
         architecture: the config before the cut.
-        kept: axis name to the units to keep, of each axis that is cut and listed in the config.
+        kept_units: axis name to the units to keep, of each axis that is cut and whose units the
+            config lists.
     """
     fields: Fields = {}
     for width in (width for width in widths if sizes[width.label] < width.units):
@@ -224,13 +225,15 @@ def pruned_fields(
             fields |= {path: units * factor for path, factor in axis.fields}
             fields |= dict(axis.pinned)
             fields |= {
-                path: None for unit, path in enumerate(axis.unit_entries) if unit not in kept[axis.name]
+                path: None
+                for unit, path in enumerate(axis.unit_entries)
+                if unit not in kept_units[axis.name]
             }
             for path in axis.unit_lists:
                 node: Any = architecture.model_dump(mode="json")
                 for part in path:
                     node = node[part]
-                fields[path] = [node[unit] for unit in kept[axis.name]]
+                fields[path] = [node[unit] for unit in kept_units[axis.name]]
     return fields
 
 

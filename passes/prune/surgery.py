@@ -36,38 +36,40 @@ def iterate_rows_by_unit(cut: Cut, units: int, *tensors: Tensor) -> Iterator[lis
         yield [rows_by_unit(chunk.double(), cut, units) for chunk in chunks]
 
 
-def kept_indices(kept: Tensor, cut: Cut, units: int) -> Tensor:
+def kept_indices(kept_units: Tensor, cut: Cut, units: int) -> Tensor:
     """Return the indices of kept units along the dimension of a cut, in increasing order.
 
     Args:
-        kept: units to keep, int64, increasing.
+        kept_units: units to keep, int64, increasing.
         cut: the dimension.
         units: number of units of the axis.
     """
     segment, within_block = torch.arange(cut.segments), torch.arange(cut.block)
     return (
-        segment[:, None, None] * units * cut.block + kept[None, :, None] * cut.block + within_block
+        segment[:, None, None] * units * cut.block
+        + kept_units[None, :, None] * cut.block
+        + within_block
     ).flatten()
 
 
 def remove_units(
-    state: Mapping[str, Tensor], axes: Sequence[Axis], kept: Mapping[str, Tensor]
+    state: Mapping[str, Tensor], axes: Sequence[Axis], kept_units: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of the pruned model's state dict one after another.
 
     Args:
         state: all tensors of the model.
         axes: the axes of the model.
-        kept: axis name to the units to keep, int64, increasing; other axes stay whole.
+        kept_units: axis name to the units to keep, int64, increasing; other axes stay whole.
     """
     cuts: dict[str, list[tuple[Axis, Cut]]] = {}
     removed_layers: dict[str, set[int]] = {}
     for axis in axes:
-        if axis.stack and axis.name in kept:
-            removed_units = set(range(axis.units)) - set(kept[axis.name].tolist())
+        if axis.stack and axis.name in kept_units:
+            removed_units = set(range(axis.units)) - set(kept_units[axis.name].tolist())
             removed_layers.setdefault(axis.stack, set()).update(axis.members(removed_units))
     for axis in axes:
-        if axis.name in kept:
+        if axis.name in kept_units:
             for cut in axis.cuts:
                 cuts.setdefault(cut.tensor, []).append((axis, cut))
     for name, tensor in state.items():
@@ -75,7 +77,7 @@ def remove_units(
         if new_name is None:
             continue
         for axis, cut in cuts.get(name, ()):
-            indices = kept_indices(kept[axis.name], cut, axis.units)
+            indices = kept_indices(kept_units[axis.name], cut, axis.units)
             tensor = tensor.index_select(cut.dim, indices.to(tensor.device))
         yield new_name, tensor.contiguous()
 

@@ -118,19 +118,19 @@ def test_fields_that_have_an_effect_are_accepted(fields):
             CHECKPOINT,
             "tiny-llama",
             DIMENSIONS | {"layer_importance": "loss"},
-            "`layer_importance` has no effect: no layers are cut",
+            "`layer_importance`: no layers are cut",
         ),
         (
             CHECKPOINT,
             "tiny-llama",
             {"target": {"dimensions": {"layers": 2}}, "importance": "taylor", "repair": True},
-            "`importance` has no effect: only layers are cut; `repair` has no effect",
+            "`importance`: only layers are cut\n    `repair`: only layers are cut",
         ),
         (
             CLASSIFIER,
             "small",
             {"importance": "magnitude", "repair": False},
-            "`calibration` has no effect",
+            "`calibration`: `importance: magnitude` and `repair: false` use no samples",
         ),
     ],
 )

@@ -66,7 +66,7 @@ def test_removing_units_without_effect_leaves_the_output_unchanged(data):
         if axis.stack not in {"fusion.layers", "speech.residuals"}
     ]
     scores = {axis.name: np.ones(axis.units) for axis in axes}
-    kept, sizes = {}, {}
+    kept_units, sizes = {}, {}
     widths = group_axes(axes, scores, multiple=8, min_keep=0.1)
     for width in widths:
         # Llama's class requires a multiple of its heads. With few units, some token would have
@@ -77,9 +77,9 @@ def test_removing_units_without_effect_leaves_the_output_unchanged(data):
         for axis in width.axes if size < width.units else ():
             order = torch.randperm(axis.units, generator=torch.Generator().manual_seed(size))
             units = width.axis_units(axis, size)
-            kept[axis.name] = order[:units].sort().values
+            kept_units[axis.name] = order[:units].sort().values
             silence(model, axis, order[units:])
-    kept_lists = {name: units.tolist() for name, units in kept.items()}
+    kept_lists = {name: units.tolist() for name, units in kept_units.items()}
     smaller_config = replace_fields(config, pruned_fields(widths, sizes, config, kept_lists))
     smaller = remove_norm_epsilon(family.build(smaller_config).eval())
     batch = random_tokens(4) if family is CHECKPOINT else random_inputs(family, config, 4)
@@ -87,12 +87,12 @@ def test_removing_units_without_effect_leaves_the_output_unchanged(data):
     def loss(batch):
         return model(**batch)["logits"].sum()
 
-    norms = rescale_norms(model, axes, kept, [batch], loss)
-    weights = dict(reconstruct_weights(model, axes, kept, lambda: [batch], loss))
+    norms = rescale_norms(model, axes, kept_units, [batch], loss)
+    weights = dict(reconstruct_weights(model, axes, kept_units, lambda: [batch], loss))
     with torch.no_grad():
         expected = model(**batch)["logits"]
         for state in (model.state_dict() | norms, model.state_dict() | norms | weights):
-            smaller.load_state_dict(dict(remove_units(state, axes, kept)))
+            smaller.load_state_dict(dict(remove_units(state, axes, kept_units)))
             torch.testing.assert_close(smaller(**batch)["logits"], expected, atol=1e-5, rtol=1e-4)
 
 
@@ -104,17 +104,17 @@ def test_kept_units_reproduce_the_outputs_of_removed_ones():
     cuts = (Cut("0.weight", 0), Cut("0.bias", 0), Cut("1.weight", 1))
     axes = [Axis("inner", "ffn", 6, cuts, ((("ffn",), 1),))]
     batches = [{"x": torch.randn(400, 6)}]
-    kept = {"inner": torch.arange(4)}
+    kept_units = {"inner": torch.arange(4)}
     weights = dict(
         reconstruct_weights(
-            model, axes, kept, lambda: batches, lambda batch: model(batch["x"]).sum()
+            model, axes, kept_units, lambda: batches, lambda batch: model(batch["x"]).sum()
         )
     )
     smaller = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3))
     x = torch.randn(50, 6)
 
     def error(state):
-        smaller.load_state_dict(dict(remove_units(state, axes, kept)))
+        smaller.load_state_dict(dict(remove_units(state, axes, kept_units)))
         return (smaller(x) - model(x)).norm()
 
     assert error(model.state_dict() | weights) < 0.1 * error(model.state_dict())
@@ -123,7 +123,7 @@ def test_kept_units_reproduce_the_outputs_of_removed_ones():
 def test_large_gram_matrices_are_computed_in_groups_of_layers(monkeypatch):
     model = CHECKPOINT.build(TINY_LLAMA).eval()
     axes = axes_of(TINY_LLAMA, "ffn")
-    kept = {axis.name: torch.arange(axis.units // 2) for axis in axes}
+    kept_units = {axis.name: torch.arange(axis.units // 2) for axis in axes}
     runs = []
 
     def batches():
@@ -134,7 +134,7 @@ def test_large_gram_matrices_are_computed_in_groups_of_layers(monkeypatch):
         def loss(batch):
             return model(**batch)["logits"].sum()
 
-        return dict(reconstruct_weights(model, axes, kept, batches, loss))
+        return dict(reconstruct_weights(model, axes, kept_units, batches, loss))
 
     at_once = reconstruct()
     assert len(runs) == 1
@@ -148,12 +148,12 @@ def test_large_gram_matrices_are_computed_in_groups_of_layers(monkeypatch):
 def test_tied_weights_are_not_changed():
     model = CHECKPOINT.build(TINY_LLAMA).eval()
     axes = axes_of(TINY_LLAMA, "hidden")
-    kept = {axes[0].name: torch.arange(48)}
+    kept_units = {axes[0].name: torch.arange(48)}
     weights = dict(
         reconstruct_weights(
             model,
             axes,
-            kept,
+            kept_units,
             lambda: [random_tokens(2)],
             lambda batch: model(**batch)["logits"].sum(),
         )
