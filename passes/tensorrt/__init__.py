@@ -1,1 +1,1 @@
-"""Builds TensorRT engines of ONNX graphs."""
+"""Build TensorRT engines from ONNX graphs."""

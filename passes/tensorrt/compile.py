@@ -1,37 +1,98 @@
-"""Engines built in a process of their own: the library's compiler can crash, and that shall cost one step, not the run.
+"""Compile graphs to engines in a process of their own, or write the command that does so.
 
-The compiler also orders some of its work by where objects lie in memory: with addresses drawn at random, the bytes of a larger
-engine differ from build to build. So the process has fixed addresses, a heap in one piece, a fixed hash seed, few variables in
-its environment, and writes no bytecode (which would make a first run allocate otherwise than a second).
+TensorRT's compiler can crash; in its own process that fails the step and not the run.
+
+The compiler also orders some of its work by the addresses of objects: with randomized addresses,
+the bytes of a larger engine differ from build to build. So the process has fixed addresses, a heap
+in one piece, a fixed hash seed and few environment variables, and writes no bytecode (which would
+make a first run allocate differently from a second one).
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import passes
+from compressor.artifacts.fingerprint import digest_file
 from compressor.errors import PassError
 from compressor.runtimes.tensorrt.backends import BACKENDS
-from passes.tensorrt.compile_worker import Answer, Request, keep
+from compressor.runtimes.tensorrt.manifest import (
+    BuildBundle,
+    BuildSettings,
+    EngineFile,
+    EngineManifest,
+)
+from compressor.runtimes.tensorrt.profiles import Profile
+from passes.tensorrt.compile_worker import BuildReport, BuildRequest, add_message
 
 _TAIL_LINES = 12
 _ADDR_NO_RANDOMIZE = 0x0040000  # linux/personality.h
-_PASSED_ON = ("PATH", "HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TMPDIR")
+_INHERITED = ("PATH", "HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TMPDIR")
 
 
-def engine_from_onnx(request: Request, folder: Path) -> Answer:
-    """Parse a graph, build its engine and write it; both files are named relative to ``folder``.
+def compile_engines(
+    settings: BuildSettings, targets: Sequence[str], folder: Path, file: str
+) -> EngineManifest:
+    """Build an engine for each target, and return the manifest of all.
+
+    Args:
+        settings: inputs of the builder.
+        targets: compute capabilities.
+        folder: folder with the graph; the engines are written to it.
+        file: name of the graph's file.
 
     Raises:
-        PassError: the parser or the builder refuses it, or crashes; all that was said is told.
+        PassError: as ``engine_from_onnx``.
+    """
+    engines = []
+    for target in targets:
+        engine = folder / f"model.{target}.engine"
+        request = BuildRequest(
+            backend=settings.backend,
+            onnx=file,
+            engine=engine.name,
+            target=target if BACKENDS[settings.backend].targets else None,
+            profiles=settings.profiles,
+            workspace_mb=settings.workspace_mb,
+            optimization_level=settings.optimization_level,
+        )
+        report = engine_from_onnx(request, folder)
+        engines.append(
+            EngineFile(
+                file=engine.name,
+                target=target,
+                sha256=digest_file(engine),
+                bytes=engine.stat().st_size,
+                warnings=report.warnings,
+                executed=False,
+            )
+        )
+    return EngineManifest(
+        **dict(settings),
+        backend_version=report.version,
+        inputs=report.inputs,
+        outputs=report.outputs,
+        layer_types=report.layer_types,
+        engines=tuple(engines),
+    )
+
+
+def engine_from_onnx(request: BuildRequest, folder: Path) -> BuildReport:
+    """Parse a graph, build its engine and write it; both files are relative to ``folder``.
+
+    Raises:
+        PassError: the parser or the builder fails or crashes; the message holds their output.
     """
     library = BACKENDS[request.backend].distribution
-    where = f"{request.onnx} for {request.target or 'this GPU'}"
-    done = subprocess.run(
+    subject = f"{request.onnx} for {request.target or 'the GPU of this machine'}"
+    process = subprocess.run(
         [sys.executable, "-P", "-m", "passes.tensorrt.compile_worker"],
         input=request.model_dump_json(),
         capture_output=True,
@@ -43,36 +104,41 @@ def engine_from_onnx(request: Request, folder: Path) -> Answer:
         preexec_fn=_fix_addresses,  # one call into libc
         check=False,
     )
-    printed: list[str] = []
-    for line in done.stderr.splitlines():
-        keep(printed, line)
-    if done.returncode != 0:
-        how = (
-            f"was killed by signal {-done.returncode}"
-            if done.returncode < 0
-            else f"ended with code {done.returncode}"
-        )
+    messages: list[str] = []
+    for line in process.stderr.splitlines():
+        add_message(messages, line)
+    if process.returncode != 0:
         raise PassError(
-            f"{library} {how} while it built {where}:\n"
-            + "\n".join(f"    {line}" for line in printed[-_TAIL_LINES:] or ["it printed nothing"]),
-            remedy="try another `precision`, `floats` or `optimization_level`; the graph may be right and its compiler wrong",
+            f"{library} {_describe_exit(process.returncode)} while building {subject}:\n"
+            + _indent(messages[-_TAIL_LINES:] or ["it printed nothing"]),
+            remedy="try another `precision`, `floats` or `optimization_level`: "
+            "a crash of the compiler does not mean that the graph is wrong",
         )
-    answer = Answer.model_validate_json(done.stdout)
-    if answer.errors:
+    report = BuildReport.model_validate_json(process.stdout)
+    if report.errors:
         raise PassError(
-            f"{library} {answer.version} does not build {where}:\n"
-            + "\n".join(f"    {line}" for line in answer.errors),
-            remedy="`autoglm-compress lint --target tensorrt` names what TensorRT is known to refuse",
+            f"{library} {report.version} cannot build {subject}:\n" + _indent(report.errors),
+            remedy="`autoglm-compress lint --target tensorrt` lists nodes that TensorRT refuses",
         )
-    for line in answer.warnings:
-        keep(printed, line)
-    return answer.model_copy(update={"warnings": tuple(printed)})
+    for line in report.warnings:
+        add_message(messages, line)
+    return report.model_copy(update={"warnings": tuple(messages)})
+
+
+def _describe_exit(code: int) -> str:
+    if code > 0:
+        return f"exited with code {code}"
+    return f"was killed by signal {-code} ({signal.strsignal(-code)})"
+
+
+def _indent(lines: Sequence[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def _environment() -> dict[str, str]:
-    """What the library may need, and the package importable from wherever it lies."""
-    kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return kept | {
+    """Return the variables that the library may need, and a path to import this package from."""
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return inherited | {
         "PYTHONPATH": str(Path(next(iter(passes.__path__))).parent),
         "PYTHONHASHSEED": "0",
         "LC_ALL": "C.UTF-8",
@@ -83,3 +149,29 @@ def _environment() -> dict[str, str]:
 
 def _fix_addresses() -> None:
     ctypes.CDLL(None).personality(_ADDR_NO_RANDOMIZE)
+
+
+def build_bundle(settings: BuildSettings, file: str) -> BuildBundle:
+    """Return a bundle for the graph in ``file``, with the trtexec command that builds its engine."""
+    command = [
+        "trtexec",
+        f"--onnx={file}",
+        "--stronglyTyped",
+        f"--memPoolSize=workspace:{settings.workspace_mb}",
+    ]
+    if settings.optimization_level is not None:
+        command.append(f"--builderOptimizationLevel={settings.optimization_level}")
+    if settings.profiles:
+        command += [
+            f"--{bound}Shapes={_trtexec_shapes(settings.profiles, bound)}"
+            for bound in ("min", "opt", "max")
+        ]
+    command.append("--saveEngine=model.engine")
+    return BuildBundle(**dict(settings), command=shlex.join(command))
+
+
+def _trtexec_shapes(profiles: Mapping[str, Profile], bound: str) -> str:
+    shapes: dict[str, Sequence[int]] = {
+        name: getattr(profile, bound) for name, profile in profiles.items()
+    }
+    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())

@@ -1,7 +1,8 @@
-"""``python -m passes.tensorrt.compile_worker``: build one engine in this process, which does nothing else.
+"""``python -m passes.tensorrt.compile_worker``: build one engine in a process of its own.
 
-One code path over tensorrt-rtx and over enterprise TensorRT from 10 on. Reads a ``Request`` from stdin and writes an ``Answer``
-to stdout; whatever the library prints past its logger goes to stderr.
+One code path for tensorrt-rtx and for enterprise TensorRT 10 or newer. Reads a ``BuildRequest``
+from stdin and writes a ``BuildReport`` to stdout; everything that the library prints itself goes to
+stderr.
 """
 
 from __future__ import annotations
@@ -15,63 +16,63 @@ from typing import Any
 from pydantic import Field
 
 from compressor.config.record import Record
-from compressor.runtimes.tensorrt.backends import BACKENDS, BackendName, library
-from compressor.runtimes.tensorrt.manifest import Tensor
+from compressor.runtimes.tensorrt.backends import BACKENDS, BackendName, import_backend
+from compressor.runtimes.tensorrt.manifest import TensorInfo
 from compressor.runtimes.tensorrt.profiles import Profile
 
-NO_DRIVER = ("Cuda Runtime", "CUDA initialization failure", "CUDA lazy loading")
-"""What is said of every build without a GPU."""
+_MISSING_DRIVER = ("Cuda Runtime", "CUDA initialization failure", "CUDA lazy loading")
+"""Parts of messages that the library logs in every build on a machine without a GPU."""
 _MEBIBYTE = 1 << 20
 
 
-class Request(Record):
+class BuildRequest(Record):
     """One build."""
 
     backend: BackendName
     onnx: str
-    """The file; its external data lies beside it."""
+    """The graph's file; its external data lies beside it."""
     engine: str
-    """Where the engine is written."""
+    """File to write the engine to."""
     target: str | None
-    """A compute capability such as ``sm86``; None for the GPU at hand."""
+    """Compute capability such as ``sm86``; None for the GPU of this machine."""
     profiles: dict[str, Profile] = Field(default_factory=dict)
     workspace_mb: int
     optimization_level: int | None
 
 
-class Answer(Record):
-    """What came of it: ``errors``, or an engine."""
+class BuildReport(Record):
+    """Result of a build: an engine was written if there are no errors."""
 
     version: str
-    """Of the library."""
+    """Version of the library."""
     warnings: tuple[str, ...]
     errors: tuple[str, ...]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    layer_types: dict[str, int]
-    """Type to the number of layers of the network whose first result has it."""
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+    layer_types: dict[str, int] = Field(default_factory=dict)
+    """Number of layers in the network by the type of their first output."""
 
 
 def main() -> int:
     """Answer one request."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    answer = build(Request.model_validate_json(sys.stdin.buffer.read()))
-    answers.write(answer.model_dump_json())
-    answers.close()
+    report = build(BuildRequest.model_validate_json(sys.stdin.buffer.read()))
+    stdout.write(report.model_dump_json())
+    stdout.close()
     return 0
 
 
-def build(request: Request) -> Answer:
+def build(request: BuildRequest) -> BuildReport:
     """Parse the graph, build the engine, and write it.
 
     Raises:
         MissingExtraError: the library is not installed.
     """
-    trt = library(BACKENDS[request.backend])
+    trt = import_backend(BACKENDS[request.backend])
     warnings: list[str] = []
     errors: list[str] = []
-    logger = _logger(trt, warnings, errors)
+    logger = _create_logger(trt, warnings, errors)
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt))
     config = builder.create_builder_config()
@@ -80,37 +81,34 @@ def build(request: Request) -> Answer:
         config.set_compute_capability(getattr(trt.ComputeCapability, request.target.upper()), 0)
     parser = trt.OnnxParser(network, logger)
     if parser.parse_from_file(request.onnx):
-        serialized = _serialized(trt, builder, network, config, request)
+        serialized = _serialize(trt, builder, network, config, request)
         if serialized is not None:
             Path(request.engine).write_bytes(bytes(serialized))
             errors = []
         elif not errors:
-            errors = ["it says no more than that"]
+            errors = ["TensorRT gave no details"]
     else:
         errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
-    return Answer(
-        version=trt.__version__,
-        warnings=tuple(warnings),
-        errors=tuple(errors),
-        inputs=tuple(_tensor(network.get_input(index)) for index in range(network.num_inputs))
-        if not errors
-        else (),
-        outputs=tuple(_tensor(network.get_output(index)) for index in range(network.num_outputs))
-        if not errors
-        else (),
-        layer_types=_layer_types(network) if not errors else {},
-    )
+    report = BuildReport(version=trt.__version__, warnings=tuple(warnings), errors=tuple(errors))
+    return report if errors else report.model_copy(update=_describe_network(network))
 
 
-def keep(lines: list[str], text: str) -> None:
-    """Add a line that is not there yet and says something."""
+def add_message(messages: list[str], text: str) -> None:
+    """Append a message, unless it is empty, present, or due to the missing driver."""
     text = " ".join(text.split())
-    if text and text not in lines and not any(noise in text for noise in NO_DRIVER):
-        lines.append(text)
+    if text and text not in messages and not _is_noise(text):
+        messages.append(text)
+
+
+def _is_noise(text: str) -> bool:
+    return any(part in text for part in _MISSING_DRIVER)
 
 
 def _network_flags(trt: Any) -> int:
-    """Strongly typed; 10 knows a flag for explicit batches, which later ones have no other way than."""
+    """Return the flags of a strongly typed network with an explicit batch dimension.
+
+    TensorRT 10 has a flag for explicit batches; newer versions have no other kind of network.
+    """
     flags = trt.NetworkDefinitionCreationFlag
     return sum(
         1 << int(getattr(flags, name))
@@ -119,7 +117,8 @@ def _network_flags(trt: Any) -> int:
     )
 
 
-def _serialized(trt: Any, builder: Any, network: Any, config: Any, request: Request) -> Any:
+def _serialize(trt: Any, builder: Any, network: Any, config: Any, request: BuildRequest) -> Any:
+    """Return the serialized engine; None if the builder failed."""
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mb * _MEBIBYTE)
     if request.optimization_level is not None:
         config.builder_optimization_level = request.optimization_level
@@ -131,44 +130,52 @@ def _serialized(trt: Any, builder: Any, network: Any, config: Any, request: Requ
     return builder.build_serialized_network(network, config)
 
 
-def _logger(trt: Any, warnings: list[str], errors: list[str]) -> Any:
+def _create_logger(trt: Any, warnings: list[str], errors: list[str]) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps what is worth telling."""
+        """Collects warnings and errors."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, text: str) -> None:
-            """Called by the library."""
+            """Record a message of the library."""
             if severity in {trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR}:
-                keep(errors, text)
+                add_message(errors, text)
             elif severity == trt.ILogger.WARNING:
-                keep(warnings, text)
+                add_message(warnings, text)
 
     return Logger()
 
 
 def _parser_error(error: Any) -> str:
-    where = f"{error.node_operator()} {error.node_name()}".strip()
-    told = next(
-        (
-            line
-            for line in error.desc().splitlines()
-            if not any(noise in line for noise in NO_DRIVER)
-        ),
-        error.desc(),
-    )
-    return f"{where}: {told}" if where else told
+    """Return the node and the first line of an error that is not due to the missing driver."""
+    node = f"{error.node_operator()} {error.node_name()}".strip()
+    lines = (line for line in error.desc().splitlines() if not _is_noise(line))
+    detail = next(lines, error.desc())
+    return f"{node}: {detail}" if node else detail
 
 
-def _tensor(tensor: Any) -> Tensor:
-    return Tensor(name=tensor.name, dtype=tensor.dtype.name.lower(), shape=tuple(tensor.shape))
+def _describe_network(network: Any) -> dict[str, Any]:
+    """Return inputs, outputs and layer types, as fields of a ``BuildReport``."""
+    inputs = (network.get_input(index) for index in range(network.num_inputs))
+    outputs = (network.get_output(index) for index in range(network.num_outputs))
+    return {
+        "inputs": tuple(_describe_tensor(tensor) for tensor in inputs),
+        "outputs": tuple(_describe_tensor(tensor) for tensor in outputs),
+        "layer_types": _layer_types(network),
+    }
+
+
+def _describe_tensor(tensor: Any) -> TensorInfo:
+    return TensorInfo(name=tensor.name, dtype=tensor.dtype.name.lower(), shape=tuple(tensor.shape))
 
 
 def _layer_types(network: Any) -> dict[str, int]:
     layers = (network.get_layer(index) for index in range(network.num_layers))
-    found = Counter(layer.get_output(0).dtype.name.lower() for layer in layers if layer.num_outputs)
-    return dict(sorted(found.items()))
+    counts = Counter(
+        layer.get_output(0).dtype.name.lower() for layer in layers if layer.num_outputs
+    )
+    return dict(sorted(counts.items()))
 
 
 if __name__ == "__main__":

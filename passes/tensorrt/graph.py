@@ -1,4 +1,4 @@
-"""The graph that is given to the builder: read, made fit for TensorRT, and written."""
+"""The graph that is passed to the builder: its inputs, its integers, and changes for TensorRT."""
 
 from __future__ import annotations
 
@@ -24,103 +24,103 @@ _MOVING = frozenset(
         "Gather",
     }
 )
+"""Operators that move values without computing with them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Integers:
-    """How many weights and values are dequantized from integers."""
+class IntegerCounts:
+    """Number of DequantizeLinear nodes by the type of the integers that they read."""
 
     int8: int
     int4: int
 
 
-def inputs_of(model: ir.Model) -> tuple[InputSpec, ...]:
-    """The graph's inputs; a dimension without a name gets one of its own."""
-    return tuple(_input(value) for value in model.graph.inputs)
+def graph_inputs(model: ir.Model) -> tuple[InputSpec, ...]:
+    """Return the inputs of a graph; an unnamed dimension gets a name of its own."""
+    return tuple(_input_spec(value) for value in model.graph.inputs)
 
 
-def _input(value: ir.Value) -> InputSpec:
+def _input_spec(value: ir.Value) -> InputSpec:
     dtype = str(value.dtype.numpy()) if value.dtype is not None else "float32"
     name = str(value.name)
-    sizes = enumerate(value.shape or ())
-    return InputSpec(
-        name,
-        dtype,
-        tuple(
-            one if isinstance(one, int) else one.value or f"{name}.{axis}" for axis, one in sizes
-        ),
+    shape = tuple(
+        size if isinstance(size, int) else size.value or f"{name}.{axis}"
+        for axis, size in enumerate(value.shape or ())
     )
+    return InputSpec(name, dtype, shape)
 
 
-def integers_of(model: ir.Model) -> Integers:
-    """Counted by the type of what DequantizeLinear reads."""
-    read = [
+def count_integers(model: ir.Model) -> IntegerCounts:
+    """Return how many weights and values are dequantized from INT8 and from INT4."""
+    types = [
         node.inputs[0].dtype
         for node in model.graph.all_nodes()
         if node.op_type == "DequantizeLinear" and node.inputs[0]
     ]
-    return Integers(read.count(ir.DataType.INT8), read.count(ir.DataType.INT4))
+    return IntegerCounts(types.count(ir.DataType.INT8), types.count(ir.DataType.INT4))
 
 
-def fix_defaults(model: ir.Model) -> list[str]:
-    """Make constants of the inputs that have a default, in place: an engine is fed all that it takes. Their names."""
-    fixed = [value for value in model.graph.inputs if value.name in model.graph.initializers]
-    for value in fixed:
+def freeze_default_inputs(model: ir.Model) -> list[str]:
+    """Turn inputs with a default value into constants, in place, and return their names.
+
+    An engine has no optional inputs.
+    """
+    frozen = [value for value in model.graph.inputs if value.name in model.graph.initializers]
+    for value in frozen:
         model.graph.inputs.remove(value)
         if value.const_value is not None:
             value.shape = ir.Shape(value.const_value.numpy().shape)
-    return [str(value.name) for value in fixed]
+    return [str(value.name) for value in frozen]
 
 
-def widen_bytes(model: ir.Model) -> None:
-    """Make FP32 of each UINT8 input at once, in place: TensorRT takes bytes at its door and computes nothing with them.
+def cast_byte_inputs(model: ir.Model) -> None:
+    """Cast each UINT8 input to FP32 where it enters the graph, in place.
 
-    Where something else than moving is done with the bytes, the graph stays as it is.
+    TensorRT takes UINT8 inputs, but computes nothing with them. An input whose bytes are used in
+    other ways than to be moved and cast stays as it is.
     """
     for value in list(model.graph.inputs):
         if value.dtype != ir.DataType.UINT8:
             continue
-        region = _moved(value)
+        movers = _nodes_before_cast(value)
         readers = list(value.uses())
-        if region is None or not readers:
+        if movers is None or not readers:
             continue
         cast = ir.node(
             "Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{value.name}.to_float"
         )
-        cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = (
-            cast.name,
-            ir.DataType.FLOAT,
-            value.shape,
-        )
+        output = cast.outputs[0]
+        output.name, output.dtype, output.shape = cast.name, ir.DataType.FLOAT, value.shape
         model.graph.insert_before(model.graph[0], cast)
         for reader, index in readers:
-            reader.replace_input_with(index, cast.outputs[0])
-        for node in region:
+            reader.replace_input_with(index, output)
+        for node in movers:
             node.outputs[0].dtype = ir.DataType.FLOAT
 
 
-def _moved(value: ir.Value) -> list[ir.Node] | None:
-    """The nodes that bytes go through until they are cast; None where anything else reads them."""
-    found: list[ir.Node] = []
+def _nodes_before_cast(value: ir.Value) -> list[ir.Node] | None:
+    """Return the nodes that move bytes until they are cast; None if any node computes with them."""
+    movers: list[ir.Node] = []
     pending = [value]
     while pending:
-        one = pending.pop()
-        if one.is_graph_output():
+        moved = pending.pop()
+        if moved.is_graph_output():
             return None
-        for reader, index in one.uses():
+        for reader, index in moved.uses():
             if reader.op_type == "Cast":
                 continue
             if index or reader.op_type not in _MOVING or reader.graph is not value.graph:
                 return None
-            found.append(reader)
+            movers.append(reader)
             pending.append(reader.outputs[0])
-    return found
+    return movers
 
 
-def stuck_bytes(model: ir.Model) -> list[str]:
-    """One line for each UINT8 input that something else than a cast reads: TensorRT computes nothing with bytes."""
+def byte_arithmetic(model: ir.Model) -> list[str]:
+    """Return one line for each node other than a Cast that reads a UINT8 input."""
     return [
-        f"input {value.name}: it is UINT8, and {reader.op_type} {reader.name} computes with it; cast it first"
+        f"input {value.name}: it is UINT8, and {reader.op_type} {reader.name} computes with it; "
+        "cast it first"
         for value in model.graph.inputs
         if value.dtype == ir.DataType.UINT8
         for reader, _ in value.uses()
@@ -128,7 +128,12 @@ def stuck_bytes(model: ir.Model) -> list[str]:
     ]
 
 
-def write(model: ir.Model, folder: Path) -> list[str]:
+def exceeds_protobuf(model: ir.Model) -> bool:
+    """Return True if the weights do not fit into one protobuf message (2 GB)."""
+    return initializer_bytes(model) > PROTOBUF_LIMIT_BYTES
+
+
+def write_graph(model: ir.Model, folder: Path) -> list[str]:
     """Write ``model.onnx``, and beyond 2 GB its data beside it; equal graphs give equal bytes.
 
     Returns:
@@ -137,5 +142,4 @@ def write(model: ir.Model, folder: Path) -> list[str]:
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
-    external = initializer_bytes(model) > PROTOBUF_LIMIT_BYTES
-    return save_model(model, folder, external=external)
+    return save_model(model, folder, external=exceeds_protobuf(model))

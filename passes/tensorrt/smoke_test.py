@@ -1,4 +1,4 @@
-"""What is run while building: the samples, the graph against its parent, and the engine, where there is a GPU.
+"""Runs during the build: the graph against its parent on samples, and the engine on a GPU.
 
 Shapes: N samples, V values of one output.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,104 +21,113 @@ from compressor.runtimes.formats import open_session
 from compressor.runtimes.session import match_inputs
 from compressor.runtimes.tensorrt.manifest import ENGINE, EngineManifest, write_record
 from compressor.runtimes.tensorrt.session import EngineSession
-
-if TYPE_CHECKING:
-    from passes.tensorrt.step import CalibrationSamples
+from passes.tensorrt.config import Calibration
 
 Array = np.ndarray[Any, Any]
 
 
-def batches_of(
-    samples: CalibrationSamples, inputs: Sequence[InputSpec], context: PassContext
+def load_feeds(
+    calibration: Calibration, inputs: Sequence[InputSpec], context: PassContext
 ) -> list[Batch]:
-    """Feeds of a graph.
+    """Return batches of samples for all inputs of a graph.
 
     Raises:
-        DataError: the set is empty, or does not fit the graph.
+        DataError: the data set is empty, or does not fit the graph.
     """
-    dataset = context.data(samples.data)
+    dataset = context.data(calibration.data)
     if len(dataset) == 0:
-        raise DataError(f"the set {samples.data!r} is empty: there is nothing to look at")
-    some = Samples(
-        dataset, count=samples.num_samples, batch_size=samples.batch_size, seed=samples.seed
+        raise DataError(f"data set {calibration.data!r} is empty")
+    samples = Samples(
+        dataset,
+        count=calibration.num_samples,
+        batch_size=calibration.batch_size,
+        seed=calibration.seed,
     )
     caches = [spec for spec in inputs if spec.name.startswith(PAST_PREFIX)]
-    told = [spec for spec in inputs if spec not in caches and (not caches or spec.name != ATTENTION_MASK)]
-    return [_behind_nothing(match_inputs(batch, told), caches) for batch in some.batches("samples")]
+    computed = {spec.name for spec in caches} | ({ATTENTION_MASK} if caches else set())
+    from_data = [spec for spec in inputs if spec.name not in computed]
+    return [
+        _add_masked_past(match_inputs(batch, from_data), caches)
+        for batch in samples.batches("samples")
+    ]
 
 
-def _behind_nothing(feeds: Batch, caches: Sequence[InputSpec]) -> Batch:
-    """A decoder is given whole windows behind one place that does not count: keys and values that have a size."""
+def _add_masked_past(feeds: Batch, caches: Sequence[InputSpec]) -> Batch:
+    """Add a cache of one masked position, so that a decoder's keys and values are not empty."""
     if not caches:
         return feeds
     count, tokens = feeds[INPUT_IDS].shape
     mask = np.ones((count, tokens + 1), dtype=np.int64)
     mask[:, 0] = 0
-    before = {
+    past = {
         spec.name: np.zeros(
             (count, *(size if isinstance(size, int) else 1 for size in spec.shape[1:])),
             dtype=spec.dtype,
         )
         for spec in caches
     }
-    return {**feeds, ATTENTION_MASK: mask, **before}
+    return {**feeds, ATTENTION_MASK: mask, **past}
 
 
-def against_parent(
-    samples: CalibrationSamples, parent: Path, out: Path, context: PassContext
+def compare_with_parent(
+    calibration: Calibration, parent: Path, out: Path, context: PassContext
 ) -> dict[str, float]:
-    """How far the graph that is built is from its parent, both in ONNX Runtime: largest |Δ|, smallest cosine of any sample.
+    """Compare the converted graph with its parent in ONNX Runtime.
+
+    Returns:
+        Largest absolute difference of any value, and smallest cosine of any sample's output.
 
     Raises:
-        NumericalError: it answers with NaN or infinity.
+        NumericalError: the converted graph computes NaN or infinity.
     """
-    largest, cosine = 0.0, 1.0
+    max_abs, cosine = 0.0, 1.0
     with (
-        open_session("onnx", parent, threads=context.threads) as before,
-        open_session("onnx", out, threads=context.threads) as after,
+        open_session("onnx", parent, threads=context.threads) as reference,
+        open_session("onnx", out, threads=context.threads) as converted,
     ):
-        for feeds in batches_of(samples, before.inputs, context):
-            wanted, got = before.run(feeds), after.run(feeds)
-            for name, values in wanted.items():
-                a_NV, b_NV = (
-                    one.reshape(len(one), -1).astype(np.float64) for one in (values, got[name])
-                )
-                if not np.isfinite(b_NV).all():
-                    raise NumericalError(
-                        f"the graph that is to be built answers with NaN or infinity in {name}"
-                    )
-                largest = max(largest, float(np.abs(a_NV - b_NV).max(initial=0.0)))
-                cosine = min(cosine, _smallest_cosine(a_NV, b_NV))
-    return {"max_abs": largest, "cosine": cosine}
+        for feeds in load_feeds(calibration, reference.inputs, context):
+            expected, actual = reference.run(feeds), converted.run(feeds)
+            for name, values in expected.items():
+                expected_NV, actual_NV = _flatten(values), _flatten(actual[name])
+                if not np.isfinite(actual_NV).all():
+                    raise NumericalError(f"the converted graph computes NaN or infinity in {name}")
+                difference = float(np.abs(expected_NV - actual_NV).max(initial=0.0))
+                max_abs = max(max_abs, difference)
+                cosine = min(cosine, _smallest_cosine(expected_NV, actual_NV))
+    return {"max_abs": max_abs, "cosine": cosine}
+
+
+def _flatten(values: Array) -> Array:
+    """Return the values of each sample in a row, float64 [N, V]."""
+    return values.reshape(len(values), -1).astype(np.float64)
 
 
 def _smallest_cosine(a_NV: Array, b_NV: Array) -> float:
-    """Of the samples that have a direction in both."""
-    lengths_N = np.linalg.norm(a_NV, axis=1) * np.linalg.norm(b_NV, axis=1)
-    directed = lengths_N > 0
-    return float(((a_NV * b_NV).sum(axis=1)[directed] / lengths_N[directed]).min(initial=1.0))
+    """Return the smallest cosine over the samples that are zero in neither array; 1 if none."""
+    norms_N = np.linalg.norm(a_NV, axis=1) * np.linalg.norm(b_NV, axis=1)
+    nonzero_N = norms_N > 0
+    cosines_N = (a_NV * b_NV).sum(axis=1)[nonzero_N] / norms_N[nonzero_N]
+    return float(cosines_N.min(initial=1.0))
 
 
-def executed(
-    samples: CalibrationSamples | None, manifest: EngineManifest, out: Path, context: PassContext
-) -> bool:
-    """Run the engine for this machine's GPU once, and have engine.json say so; without samples it is not tried.
+def run_engine(
+    calibration: Calibration, manifest: EngineManifest, out: Path, context: PassContext
+) -> None:
+    """Run the engine for this machine's GPU on one sample, and record that in engine.json.
 
     Raises:
-        GpuError: there is no GPU, or none of the engines is for it.
-        NumericalError: it answers with NaN or infinity.
+        GpuError: this machine has no GPU, or none of the engines is for it.
+        NumericalError: the engine computes NaN or infinity.
     """
-    if samples is None:
-        return False
+    single = calibration.model_copy(update={"num_samples": 1, "batch_size": 1})
     with EngineSession(out) as session:
-        single = samples.model_copy(update={"num_samples": 1, "batch_size": 1})
-        answers = session.run(batches_of(single, session.inputs, context)[0])
+        outputs = session.run(load_feeds(single, session.inputs, context)[0])
         target, device = session.target, session.runtime
-    if wrong := [name for name, values in answers.items() if not np.isfinite(values).all()]:
-        raise NumericalError(f"the engine answers with NaN or infinity in {', '.join(wrong)}")
-    ran = tuple(
-        one.model_copy(update={"executed": True, "device": device}) if one.target == target else one
-        for one in manifest.engines
+    if wrong := [name for name, values in outputs.items() if not np.isfinite(values).all()]:
+        raise NumericalError(f"the engine computes NaN or infinity in {', '.join(wrong)}")
+    executed = {"executed": True, "device": device}
+    engines = tuple(
+        engine.model_copy(update=executed) if engine.target == target else engine
+        for engine in manifest.engines
     )
-    write_record(manifest.model_copy(update={"engines": ran}), out / ENGINE)
-    return True
+    write_record(manifest.model_copy(update={"engines": engines}), out / ENGINE)

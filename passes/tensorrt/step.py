@@ -1,107 +1,34 @@
-"""The ``tensorrt`` pass: its config and what the engine calls."""
+"""The ``tensorrt`` pass."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import Field, model_validator
+from typing import ClassVar
 
 from compressor.artifacts.store import Artifact
-from compressor.config.record import DataName, Record
-from compressor.engine.contract import (
-    Estimate,
-    Pass,
-    PassConfig,
-    PassContext,
-    PassOutput,
-    PlanContext,
-)
+from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
 from compressor.models.facts import ModelFacts
-from compressor.runtimes.tensorrt.backends import BackendName, chosen
-from compressor.runtimes.tensorrt.manifest import Floats, Precision
-from compressor.runtimes.tensorrt.profiles import Profile
+from compressor.runtimes.tensorrt.backends import resolve_backend
+from passes.tensorrt.config import TensorRTConfig
 
-_BASE_MEMORY_BYTES = (
-    700_000_000  # measured with tensorrt-rtx 1.7: the library, its kernels, ONNX Runtime
-)
-_COPIES = 5
+_BASE_MEMORY_BYTES = 700_000_000
+"""The library, its kernels and ONNX Runtime; measured with tensorrt-rtx 1.7."""
+_WEIGHT_COPIES = 5
+"""Copies of the weights in memory at the peak."""
+_BASE_SECONDS = 1.0
 _SECONDS_PER_TARGET = 3.0
-_KERNELS_BYTES = 12_000_000  # that an engine of rtx carries beside its weights
-
-
-class CalibrationSamples(Record):
-    """Real samples, on which ranges and shapes are looked at."""
-
-    data: DataName
-    """The set; labels are not looked at."""
-    num_samples: Annotated[int, Field(ge=1)] = 64
-    """How many."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Samples at a time."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Which samples: one from each of so many equal stretches of the set, at random within it."""
-
-
-class TensorRTConfig(PassConfig):
-    """The fields of a ``tensorrt`` step."""
-
-    backend: Literal["auto"] | BackendName = "auto"
-    """`rtx` is tensorrt-rtx, which builds without a GPU for the targets named; `trt` is enterprise TensorRT (10 or newer), which
-    builds for the GPU at hand. `auto` is the one that is installed, and an error where both are: their engines differ."""
-    precision: Precision = "fp16"
-    """What the engine computes in. It lies in the graph: `fp16` is converted here; `int8` wants the integers of a `qat` step with
-    `target: tensorrt`; `int4` takes a graph with INT4 weights, or rounds those of a float one (`opset: 21` of `export-onnx`)."""
-    floats: Floats | None = None
-    """What computes that which is not integer: `fp16` by default, and `fp32` for `precision: fp32`."""
-    block_size: Literal[16, 32, 64, 128] = 64
-    """Of weights that are rounded to INT4 here: so many values share a scale."""
-    targets: tuple[Annotated[str, Field(pattern=r"^sm\d{2,3}$")], ...] = ()
-    """Compute capabilities, as `[sm86, sm89]`; an engine for each. `rtx` wants them named, `trt` builds for the GPU at hand."""
-    profiles: dict[str, Profile] = Field(default_factory=dict)
-    """The shapes of each input that varies: `{min: […], opt: […], max: […]}` by its name, or by a pattern such as
-    `past_key_values.*`."""
-    calibration: CalibrationSamples | None = None
-    """Real samples. FP16 wants them: what exceeds `highest` on them stays in FP32. Profiles are held against their shapes."""
-    highest: Annotated[float, Field(gt=0, le=65504)] = 32752.0
-    """The largest magnitude of a value in FP16; by default half of what FP16 holds, as other samples may reach further."""
-    workspace_mb: Annotated[int, Field(ge=1)] = 1024
-    """Memory that a layer may use for its work, in MiB."""
-    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
-    """How hard the builder tries; the backend's own by default."""
-    on_missing_gpu: Literal["fail", "bundle"] = "fail"
-    """What `trt` does where there is no GPU: fail, or write a build bundle (graph, profiles, command) and no engine."""
-
-    @property
-    def float_type(self) -> Floats:
-        """``floats``, or its default."""
-        return self.floats or ("fp32" if self.precision == "fp32" else "fp16")
-
-    @model_validator(mode="after")
-    def _fits(self) -> TensorRTConfig:
-        if (
-            self.floats is not None
-            and self.precision in {"fp32", "fp16"}
-            and self.floats != self.precision
-        ):
-            raise ValueError(
-                f"`precision: {self.precision}` and `floats: {self.floats}` contradict each other"
-            )
-        if self.float_type == "fp16" and self.calibration is None:
-            raise ValueError(
-                "FP16 wants `calibration: {data: …}`: samples that show what would overflow; or say `floats: fp32`"
-            )
-        if twice := sorted({one for one in self.targets if self.targets.count(one) > 1}):
-            raise ValueError(f"`targets` names {', '.join(twice)} more than once")
-        return self
+_KERNELS_BYTES = 12_000_000
+"""Kernels in an engine of tensorrt-rtx, beside its weights."""
 
 
 class TensorRT(Pass[TensorRTConfig]):
-    """Builds TensorRT engines of an ONNX graph, with or without a GPU, strongly typed.
+    """Build strongly typed TensorRT engines from an ONNX graph, with or without a GPU.
 
-    What TensorRT would refuse is told before it is asked, every offender at once. The graph that is given to the builder lies
-    beside the engines, and answers in their place where there is no GPU. engine.json says what was built, for what, and whether
-    it ever ran.
+    Everything that TensorRT would refuse is reported before the build, all offenders at once. The
+    graph that the engines were built from lies beside them, and is measured in their place where
+    there is no GPU for them. engine.json records what was built, for which GPUs, and which engines
+    have run.
     """
 
     name = "tensorrt"
@@ -112,57 +39,58 @@ class TensorRT(Pass[TensorRTConfig]):
     tools: ClassVar[tuple[str, ...]] = ("numpy", "onnx", "onnx-ir", "onnxruntime")
 
     def tools_for(self, config: TensorRTConfig) -> tuple[str, ...]:
-        """Those, and the backend."""
-        return (*self.tools, chosen(config.backend).distribution)
+        """Return ``tools`` and the backend's distribution."""
+        return (*self.tools, resolve_backend(config.backend).distribution)
 
     def estimate(
-        self,
-        config: TensorRTConfig,
-        parent: ModelFacts,
-        context: PlanContext,
+        self, config: TensorRTConfig, parent: ModelFacts, context: PlanContext
     ) -> Estimate:
-        """A few seconds a target; an engine carries kernels beside its weights.
+        """Return time by the number of targets, and sizes by the weights.
 
         Raises:
             MissingExtraError: the backend is not installed.
-            RequirementError: it does not build for the targets.
+            GpuError: the backend needs a GPU that this machine lacks.
+            RequirementError: fields do not apply to the backend or to the model.
         """
-        from passes.tensorrt.select_backend import check_backend
+        from passes.tensorrt.requirements import check_fields
+        from passes.tensorrt.select_backend import select_backend
 
-        check_backend(config)
+        select_backend(config)
+        check_fields(config, parent)
         count = max(1, len(config.targets))
-        weights = parent.size_bytes or 0
-        size = weights + _KERNELS_BYTES
-        facts = ModelFacts(parent.family, parent.config, parent.parameters, parent.macs, size)
+        weight_bytes = parent.size_bytes or 0
+        engine_bytes = weight_bytes + _KERNELS_BYTES
         return Estimate(
-            facts,
-            1.0 + count * _SECONDS_PER_TARGET,
-            _BASE_MEMORY_BYTES + _COPIES * weights,
-            count * size + weights,
+            replace(parent, size_bytes=engine_bytes),
+            _BASE_SECONDS + count * _SECONDS_PER_TARGET,
+            _BASE_MEMORY_BYTES + _WEIGHT_COPIES * weight_bytes,
+            count * engine_bytes + weight_bytes,
         )
 
     def requires(self, config: TensorRTConfig, parent: Artifact, context: PassContext) -> None:
-        """The graph is one that TensorRT takes, profiles fit it and the samples, and there is a GPU where one is needed."""
-        from passes.tensorrt.pipeline import check
+        """Check the graph, the profiles and the samples against TensorRT's rules.
 
-        check(config, parent.model, context)
+        Raises:
+            RequirementError: TensorRT refuses the graph, or fields do not fit it.
+            DataError: the samples do not fit the graph.
+            GpuError: the backend needs a GPU that this machine lacks.
+        """
+        from passes.tensorrt.requirements import check_graph
+
+        check_graph(config, parent.model, context)
 
     def run(
         self, config: TensorRTConfig, parent: Artifact, out: Path, context: PassContext
     ) -> PassOutput:
-        """Make the graph fit, look at its ranges, convert it, hold it against its parent, build."""
-        from passes.tensorrt.pipeline import build
+        """Convert the graph to its precision, compare it with the parent's, and build the engines."""
+        from passes.tensorrt.engine_artifact import build_artifact
 
-        return build(config, parent.model, out, context)
+        return build_artifact(config, parent.model, out, context)
 
     def ensures(
-        self,
-        config: TensorRTConfig,
-        parent: Artifact,
-        out: Path,
-        context: PassContext,
+        self, config: TensorRTConfig, parent: Artifact, out: Path, context: PassContext
     ) -> None:
-        """Every file is the one that engine.json tells of, and ONNX Runtime opens the graph."""
-        from passes.tensorrt.pipeline import check_written
+        """Check every file against engine.json, and open the graph in ONNX Runtime."""
+        from passes.tensorrt.engine_artifact import check_artifact
 
-        check_written(out, context)
+        check_artifact(out, context)

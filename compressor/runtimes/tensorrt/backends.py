@@ -1,4 +1,4 @@
-"""TensorRT as two libraries with one API: ``rtx`` (tensorrt-rtx) and ``trt`` (enterprise TensorRT, 10 or newer)."""
+"""The two TensorRT libraries, which share one API: tensorrt-rtx and enterprise TensorRT."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from compressor.errors import CompressError, MissingExtraError, UsageError
 
 BackendName = Literal["rtx", "trt"]
-_OLDEST_TRT = 10
+_MIN_TRT_MAJOR = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +19,18 @@ class Backend:
 
     name: BackendName
     module: str
+    """Name of the Python module."""
     distribution: str
-    """Whose version can change an engine's bytes."""
+    """Name of the distribution, whose version can change an engine's bytes."""
     extra: str
+    """Extra of autoglm-compress that installs it."""
     targets: tuple[str, ...]
-    """The compute capabilities that it builds for without having such a GPU; none where it builds for the GPU at hand."""
+    """Compute capabilities that it builds for without such a GPU; empty if it builds only for the
+    GPU of the machine it runs on."""
 
     @property
     def installed(self) -> bool:
-        """Whether its module can be found."""
+        """True if the module can be found."""
         return find_spec(self.module) is not None
 
 
@@ -43,32 +46,33 @@ BACKENDS: dict[BackendName, Backend] = {
 }
 
 
-def chosen(name: Literal["auto"] | BackendName) -> Backend:
-    """The backend of that name; ``auto`` is the one that is installed, and never one of two.
+def resolve_backend(name: Literal["auto"] | BackendName) -> Backend:
+    """Return the backend of a name; ``auto`` is the one that is installed.
 
     Raises:
-        MissingExtraError: ``auto``, and none is installed.
-        UsageError: ``auto``, and both are installed: they make different engines.
+        MissingExtraError: ``auto``, and neither is installed.
+        UsageError: ``auto``, and both are installed: their engines differ.
     """
     if name != "auto":
         return BACKENDS[name]
-    found = [one for one in BACKENDS.values() if one.installed]
-    if not found:
+    installed = [backend for backend in BACKENDS.values() if backend.installed]
+    if not installed:
         raise MissingExtraError("tensorrt-rtx (or tensorrt)", "the pass tensorrt", "trt-rtx")
-    if len(found) > 1:
+    if len(installed) > 1:
         raise UsageError(
-            "`backend: auto` cannot choose: tensorrt-rtx and tensorrt are both installed, and their engines differ",
-            remedy="say `backend: rtx` or `backend: trt`",
+            "`backend: auto` is ambiguous: tensorrt-rtx and tensorrt are both installed, "
+            "and their engines differ",
+            remedy="set `backend: rtx` or `backend: trt`",
         )
-    return found[0]
+    return installed[0]
 
 
-def library(backend: Backend) -> Any:
-    """The backend's module, imported.
+def import_backend(backend: Backend) -> Any:
+    """Import and return a backend's module.
 
     Raises:
         MissingExtraError: it is not installed.
-        CompressError: it is too old, or its libraries do not load.
+        CompressError: it is too old, or its shared libraries cannot be loaded.
     """
     if not backend.installed:
         raise MissingExtraError(
@@ -78,13 +82,15 @@ def library(backend: Backend) -> Any:
         module = import_module(backend.module)
     except (ImportError, OSError) as error:
         raise CompressError(
-            f"{backend.distribution} is installed and does not load: {str(error).splitlines()[0]}",
+            f"{backend.distribution} is installed but cannot be loaded: "
+            f"{str(error).splitlines()[0]}",
             remedy=f"pip install --force-reinstall 'autoglm-compress[{backend.extra}]'",
         ) from error
     version = str(getattr(module, "__version__", "0"))
-    if backend.name == "trt" and int(version.split(".")[0]) < _OLDEST_TRT:
+    if backend.name == "trt" and int(version.split(".")[0]) < _MIN_TRT_MAJOR:
         raise CompressError(
-            f"tensorrt {version} is too old: engines are built strongly typed, which needs {_OLDEST_TRT} or newer",
+            f"tensorrt {version} is too old: strongly typed engines need version "
+            f"{_MIN_TRT_MAJOR} or newer",
             remedy=f"pip install 'autoglm-compress[{backend.extra}]'",
         )
     return module

@@ -1,4 +1,4 @@
-"""Which GPUs this machine has, asked of CUDA's driver itself: no torch, no TensorRT."""
+"""The GPUs of this machine, read from the CUDA driver without torch or TensorRT."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ class Gpu:
 
     name: str
     target: str
-    """Its compute capability as an engine's target, such as ``sm86``."""
+    """Compute capability in the form of ``targets``, such as ``sm86``."""
 
 
-def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that the driver shows, in its order; none where there is no driver, or it does not start."""
-    driver = _driver()
+def list_gpus() -> tuple[Gpu, ...]:
+    """Return the GPUs in the driver's order; none if there is no driver or it does not start."""
+    driver = _load_driver()
     if driver is None or driver.cuInit(0) != 0:
         return ()
     count = ctypes.c_int()
     driver.cuDeviceGetCount(ctypes.byref(count))
-    return tuple(_gpu(driver, index) for index in range(count.value))
+    return tuple(_describe_gpu(driver, index) for index in range(count.value))
 
 
-def _driver() -> ctypes.CDLL | None:
+def _load_driver() -> ctypes.CDLL | None:
     for name in _LIBRARIES:
         try:
             return ctypes.CDLL(name)
@@ -37,7 +37,7 @@ def _driver() -> ctypes.CDLL | None:
     return None
 
 
-def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
+def _describe_gpu(driver: ctypes.CDLL, index: int) -> Gpu:
     device, number = ctypes.c_int(), ctypes.c_int()
     driver.cuDeviceGet(ctypes.byref(device), index)
     capability = []

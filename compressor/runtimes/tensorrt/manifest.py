@@ -1,6 +1,7 @@
-"""``engine.json``: what lies in an engine artifact's folder, and the check that it still does.
+"""``engine.json`` and ``bundle.json``: the contents of an engine artifact, with hashes.
 
-An engine is code that a GPU runs: one whose hash is not in its engine.json is never handed to TensorRT.
+An engine is code that a GPU executes. One whose hash is not in its engine.json is never passed to
+TensorRT.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from compressor.runtimes.tensorrt.profiles import Profile
 ENGINE = "engine.json"
 BUNDLE = "bundle.json"
 Precision = Literal["fp32", "fp16", "int8", "int4"]
-Floats = Literal["fp32", "fp16"]
+FloatType = Literal["fp32", "fp16"]
 
 
-class Tensor(Record):
-    """An input or output."""
+class TensorInfo(Record):
+    """An input or output of an engine."""
 
     name: str
     dtype: str
-    """As the backend calls it, in lower case: ``float``, ``half``, ``int64``, ``uint8``."""
+    """TensorRT's name in lower case: ``float``, ``half``, ``int64``, ``uint8``."""
     shape: tuple[int, ...]
-    """-1 for a dimension that varies."""
+    """-1 for a dynamic dimension."""
 
 
 class EngineFile(Record):
@@ -38,75 +39,82 @@ class EngineFile(Record):
 
     file: str
     target: str
-    """The compute capability that it was built for, such as ``sm86``."""
+    """Compute capability that it was built for, such as ``sm86``."""
     sha256: str
     bytes: int
     warnings: tuple[str, ...]
-    """What the parser and the builder warned of."""
+    """Warnings of the parser and the builder."""
     executed: bool
-    """Whether it has run on a GPU. Where not, nothing is known of its speed, and of its accuracy only what the graph says."""
+    """True if the engine has run on a GPU. Otherwise its speed is unknown, and its accuracy is that
+    of the graph in ONNX Runtime."""
     device: str | None = None
-    """The GPU that it ran on."""
+    """The GPU that it has run on."""
 
 
 class BuildSettings(Record):
-    """What was given to the builder."""
+    """Inputs of the builder."""
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
-    """Of this file."""
+    """Version of this file's layout."""
     backend: BackendName
     precision: Precision
-    floats: Floats
-    """What computes what is not integer."""
+    floats: FloatType
+    """Type of the computations that are not in integers."""
     workspace_mb: int
+    """Upper limit of the memory for one layer, in MiB."""
     optimization_level: int | None
-    """None for the backend's own."""
+    """None for the backend's default."""
     profiles: dict[str, Profile]
+    """Optimization profile of each dynamic input."""
     onnx: dict[str, str]
-    """File to sha256: the graph, and its external data."""
+    """File name to sha256, for the graph and its external data."""
 
 
 class EngineManifest(BuildSettings):
     """``engine.json``."""
 
     backend_version: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
     layer_types: dict[str, int]
-    """Type to how many layers of the network, as given to the builder, have it for their first result; engines keep to it."""
+    """Number of layers in the network, as passed to the builder, by the type of their first output.
+    A strongly typed engine keeps these types."""
     engines: tuple[EngineFile, ...]
 
 
-class Bundle(BuildSettings):
-    """``bundle.json``: all that a machine with a GPU needs to build the engine. There is no engine beside it."""
+class BuildBundle(BuildSettings):
+    """``bundle.json``: everything needed to build the engine on a machine with a GPU.
+
+    There is no engine beside it.
+    """
 
     command: str
-    """Builds it there."""
+    """Command that builds the engine in this folder."""
 
 
 def read_engine_manifest(folder: Path) -> EngineManifest:
-    """The engine.json of a folder.
+    """Read the engine.json of a folder.
 
     Raises:
         ModelError: the folder holds no engine, or a build bundle.
-        DamagedArtifactError: engine.json cannot be understood.
+        DamagedArtifactError: engine.json is not valid.
     """
     file = folder / ENGINE
     if not file.is_file():
         if (folder / BUNDLE).is_file():
             raise ModelError(
                 f"{folder} holds a build bundle, not an engine",
-                remedy=f"run the command in {BUNDLE} where there is a GPU",
+                remedy=f"run the command in {BUNDLE} on a machine with a GPU",
             )
         raise ModelError(f"{folder} holds no engine: {ENGINE} is missing")
     with reading(file):
-        text = file.read_bytes()
+        content = file.read_bytes()
     try:
-        return EngineManifest.model_validate_json(text)
+        return EngineManifest.model_validate_json(content)
     except ValidationError as error:
         lines = [
-            f"    {'.'.join(map(str, one['loc']))}: {one['msg']}"
-            for one in error.errors(include_url=False)
+            f"    {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
         ]
         raise DamagedArtifactError(
             f"{file} is damaged:\n" + "\n".join(lines), remedy="build the engine again"
@@ -114,46 +122,47 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
 
 
 def read_verified_manifest(folder: Path) -> EngineManifest:
-    """The engine.json of a folder, every file that it names being there, byte for byte.
+    """Read the engine.json of a folder after a check of every file's hash.
 
     Raises:
         ModelError: as ``read_engine_manifest``.
-        DamagedArtifactError: files are missing, truncated or changed: all are named. Or as ``read_engine_manifest``.
+        DamagedArtifactError: as ``read_engine_manifest``; or files are missing, truncated or
+            changed. The message names all of them.
     """
     manifest = read_engine_manifest(folder)
-    sizes = {one.file: one.bytes for one in manifest.engines}
-    hashes = {one.file: one.sha256 for one in manifest.engines} | manifest.onnx
-    wrong = [
-        f"    {name}: {told}"
-        for name in hashes
-        if (told := _wrong(folder, name, sizes.get(name), hashes[name]))
+    sizes = {engine.file: engine.bytes for engine in manifest.engines}
+    hashes = {engine.file: engine.sha256 for engine in manifest.engines} | manifest.onnx
+    problems = [
+        f"    {name}: {problem}"
+        for name, sha256 in hashes.items()
+        if (problem := _file_problem(folder, name, sizes.get(name), sha256))
     ]
-    if wrong:
+    if problems:
         raise DamagedArtifactError(
-            f"{folder} does not hold what its {ENGINE} tells of:\n" + "\n".join(wrong),
-            remedy="build it again, or copy it again; an engine that is not in its engine.json is not loaded",
+            f"{folder} does not match its {ENGINE}:\n" + "\n".join(problems),
+            remedy=f"build it again, or copy it again; an engine that does not match its {ENGINE} "
+            "is not loaded",
         )
     return manifest
 
 
-def _wrong(folder: Path, name: str, size: int | None, sha256: str) -> str | None:
+def _file_problem(folder: Path, name: str, size: int | None, sha256: str) -> str | None:
+    """Return how a file differs from the manifest, or None if it does not."""
     file = folder / name
     if Path(name).name != name:
         return "outside the folder"
     if not file.is_file():
         return "missing"
-    if size is not None and (found := file.stat().st_size) < size:
-        return f"truncated: {found} bytes, {size} expected"
-    return (
-        None if digest_file(file) == sha256 else "changed since it was built: its sha256 is another"
-    )
+    if size is not None and (actual := file.stat().st_size) < size:
+        return f"truncated: {actual} bytes, {size} expected"
+    return None if digest_file(file) == sha256 else "changed since it was built: its sha256 differs"
 
 
 def write_record(record: Record, file: Path) -> None:
     """Write engine.json or bundle.json.
 
     Raises:
-        StorageError: the disk is full, or the folder may not be written.
+        StorageError: the disk is full, or the folder is not writable.
     """
     with writing(file):
         file.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")

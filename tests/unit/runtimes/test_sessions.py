@@ -1,9 +1,10 @@
-"""Opening and feeding models of both runtimes."""
+"""Sessions of torch and ONNX Runtime, and the check of batches against inputs."""
 
 import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 
 from compressor.config.discovery import FAMILIES, load
@@ -13,7 +14,7 @@ from compressor.runtimes.formats import open_session
 from compressor.runtimes.session import match_inputs
 
 
-def test_onnx_runs_and_leaves_out_what_it_has_no_input_for(onnx_folder):
+def test_onnx_runs_and_ignores_arrays_without_an_input(onnx_folder):
     with open_session("onnx", onnx_folder(), threads=1) as session:
         assert session.runtime.startswith("onnxruntime ")
         assert (session.input_names, session.output_names) == (("x",), ("logits",))
@@ -21,14 +22,13 @@ def test_onnx_runs_and_leaves_out_what_it_has_no_input_for(onnx_folder):
         np.testing.assert_array_equal(session.run({"x": x, "label": x})["logits"], [[6, 9]] * 4)
 
 
-def test_torch_runs_and_gives_the_familys_outputs_only(tmp_path):
-
+def test_torch_runs_and_returns_only_the_outputs_of_the_family(tmp_path):
     family = load(FAMILIES, "autoglm-phone")
     config = family.presets["tiny"]
     family.save(family.build(config), config, tmp_path)
     rows = {
         spec.name: np.zeros(
-            (2, *(one if isinstance(one, int) else 16 for one in spec.shape[1:])), spec.dtype
+            (2, *(size if isinstance(size, int) else 16 for size in spec.shape[1:])), spec.dtype
         )
         for spec in family.signature(config).inputs
     }
@@ -71,7 +71,7 @@ def test_a_named_dimension_has_one_size():
         (np.array([[2**63, 0]], np.uint64), False),
     ],
 )
-def test_casts_where_that_is_exact(values, fits):
+def test_arrays_are_cast_only_where_the_cast_is_exact(values, fits):
     feeds = {"x": np.zeros((1, 3), np.float16), "n": values}
     if fits:
         assert {name: array.dtype for name, array in match_inputs(feeds, SPECS).items()} == {
@@ -88,9 +88,7 @@ def test_float64_that_float32_cannot_hold_is_refused():
         match_inputs({"x": np.full((1, 3), 0.1), "n": np.zeros((1, 1), np.int64)}, SPECS)
 
 
-def test_a_graph_that_onnx_runtime_refuses(onnx_folder):
-    import onnx
-
+def test_an_invalid_graph_is_refused_with_the_runtimes_reason(onnx_folder):
     folder = onnx_folder()
     model = onnx.load(folder / "model.onnx")
     model.graph.node[0].op_type = "NoSuchOperator"
@@ -99,11 +97,11 @@ def test_a_graph_that_onnx_runtime_refuses(onnx_folder):
         open_session("onnx", folder, threads=1)
 
 
-def test_a_device_that_is_not_there(onnx_folder):
-    with pytest.raises(UsageError, match="cannot compute on 'tpu'"):
+def test_a_device_without_a_provider_is_refused(onnx_folder):
+    with pytest.raises(UsageError, match="does not support the device 'tpu'"):
         open_session("onnx", onnx_folder(), threads=1, device="tpu")
 
 
-def test_onnx_never_loads_torch():
+def test_sessions_of_onnx_never_import_torch():
     code = "import sys, compressor.runtimes.onnxruntime.session; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -140,7 +140,7 @@ class GrowingBuffers(KeyValueCache):
     def total_length(self, new_B: Array, tokens: int, *, padded: bool) -> int:
         """See ``KeyValueCache.total_length``."""
         del new_B, padded
-        return self.state.mask_BP.shape[1] + tokens
+        return int(self.state.mask_BP.shape[1]) + tokens
 
     def append(self, new_B: Array, tokens: int, total: int) -> Array:
         """See ``KeyValueCache.append``."""

@@ -1,4 +1,4 @@
-"""Small ONNX folders."""
+"""Fixtures of several packages: a small ONNX folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 @pytest.fixture
 def onnx_folder(tmp_path: Path) -> Callable[[str | None], Path]:
-    """``logits = x @ w``; the weight inline, or external at the given location (nothing is written there)."""
+    """Return a writer of ``logits = x @ w``.
+
+    With a location, the weight is external data in that file, which is not written.
+    """
 
     def make(location: str | None = None) -> Path:
         weight = numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "w")

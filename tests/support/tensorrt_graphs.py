@@ -1,4 +1,4 @@
-"""Small graphs that break a rule of TensorRT, or keep them all; and what the real library makes of one."""
+"""Small graphs that break or keep the rules of TensorRT, and their builds by the real library."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.runtimes.tensorrt.profiles import Profile
-from passes.tensorrt.compile_worker import Request, build
+from passes.tensorrt.compile_worker import BuildRequest, build
 
 F, H, B, D = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
 
 
 def graph(nodes, constants=(), kind=F, out=None, shape=("n", 4)):
-    """x [n, 4] to y, by nodes; constants are arrays by name, or tensors."""
+    """Return a model from x [n, 4] to y; constants are arrays or tensors by name."""
     tensors = [
         value
         if isinstance(value, TensorProto)
@@ -45,12 +45,12 @@ def filled(kind, value=1.0, shape=(4, 4), name="w"):
 
 
 def product(kind, weight=None):
-    """x · w, both of one type, or of two."""
+    """Return the product of x and w, whose types may differ."""
     return graph([node("MatMul", "x w")], {"w": filled(kind if weight is None else weight)}, kind)
 
 
 def dequantized(stored, kind=F, zero=None, shape=(4, 4), **attributes):
-    """x · DequantizeLinear(w), with a scale for each column or block."""
+    """Return the product of x and DequantizeLinear(w), with a scale per column or block."""
     scales = (
         (4,) if "block_size" not in attributes else (shape[0] // attributes["block_size"], shape[1])
     )
@@ -66,7 +66,7 @@ def dequantized(stored, kind=F, zero=None, shape=(4, 4), **attributes):
 
 
 def rounded(zero, scale=0.1, operator="MatMul"):
-    """x rounded and back, times a weight; the zero-point is an array, or None for none."""
+    """Return the product of a quantized and dequantized x and a weight; ``zero`` may be None."""
     constants = {"s": np.float32(scale), "w": np.ones((4, 4), np.float32)}
     names = "s" if zero is None else "s z"
     if zero is not None:
@@ -82,20 +82,21 @@ def rounded(zero, scale=0.1, operator="MatMul"):
 
 
 def refusal(model: onnx.ModelProto, target: str = "sm86", profiles=None) -> str | None:
-    """What tensorrt-rtx says when it does not build a graph; None where it does."""
+    """Return the errors of tensorrt-rtx for a graph, or None if it builds an engine."""
     if profiles is None:
-        shape = [one.dim_value for one in model.graph.input[0].type.tensor_type.shape.dim]
-        low, high = tuple(one or 1 for one in shape), tuple(one or 4 for one in shape)
+        dimensions = model.graph.input[0].type.tensor_type.shape.dim
+        shape = [dimension.dim_value for dimension in dimensions]
+        low, high = tuple(size or 1 for size in shape), tuple(size or 4 for size in shape)
         profiles = {"x": Profile(min=low, opt=low, max=high)} if 0 in shape else {}
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(model, Path(folder) / "model.onnx")
-        answer = build(request_of(Path(folder), target, profiles))
-    return "\n".join(answer.errors) or None
+        report = build(build_request(Path(folder), target, profiles))
+    return "\n".join(report.errors) or None
 
 
-def request_of(folder, target, profiles):
-    """The build of the graph in a folder by tensorrt-rtx."""
-    return Request(
+def build_request(folder, target, profiles):
+    """Return the request to build the graph of a folder with tensorrt-rtx."""
+    return BuildRequest(
         backend="rtx",
         onnx=str(folder / "model.onnx"),
         engine=str(folder / "model.engine"),

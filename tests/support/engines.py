@@ -1,4 +1,4 @@
-"""Networks to build engines of, samples for them, and the pass by hand."""
+"""Networks to build engines from, samples for them, and runs of the ``tensorrt`` pass."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.artifacts.fingerprint import digest_file
 from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext
-from passes.tensorrt.step import TensorRT, TensorRTConfig
+from compressor.runtimes.tensorrt.manifest import (
+    ENGINE,
+    EngineFile,
+    EngineManifest,
+    TensorInfo,
+    write_record,
+)
+from compressor.runtimes.tensorrt.profiles import Profile
+from passes.tensorrt.config import TensorRTConfig
+from passes.tensorrt.step import TensorRT
 
 DRAW = np.random.default_rng(0)
 
 
 class Arrays(Dataset):
-    """A set of the arrays that it is given."""
+    """A data set of arrays by input name."""
 
     label_name = None
 
@@ -32,7 +42,7 @@ class Arrays(Dataset):
 
 
 def model_of(nodes, weights, shape, opset=20):
-    """x [shape] to logits; weights are float32 arrays by name."""
+    """Return a model from x [shape] to logits; weights are arrays by name."""
     return helper.make_model(
         helper.make_graph(
             nodes,
@@ -55,7 +65,7 @@ def weight(*shape):
 
 
 def cnn():
-    """Two convolutions, a pool, an answer; images of one size, batches of any."""
+    """Return two convolutions, a pool and a linear layer, for images of one size."""
     nodes = [
         node("Conv", "x k1", "c1", pads=[1, 1, 1, 1]),
         node("Relu", "c1", "r1"),
@@ -75,13 +85,13 @@ def cnn():
 
 
 def transformer(opset=20):
-    """A block with two heads, of 64 channels, over any number of tokens."""
+    """Return a transformer block of 64 channels with two heads, for any number of tokens."""
     orders = {"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]}
     nodes = [
         node("LayerNormalization", "x g b", "n1"),
-        *(node("MatMul", f"n1 w{one}", one) for one in orders),
-        *(node("Reshape", f"{one} heads", f"{one}h") for one in orders),
-        *(node("Transpose", f"{one}h", f"{one}t", perm=order) for one, order in orders.items()),
+        *(node("MatMul", f"n1 w{part}", part) for part in orders),
+        *(node("Reshape", f"{part} heads", f"{part}h") for part in orders),
+        *(node("Transpose", f"{part}h", f"{part}t", perm=order) for part, order in orders.items()),
         node("MatMul", "qt kt", "scores"),
         node("Mul", "scores scale", "scaled"),
         node("Softmax", "scaled", "attention"),
@@ -117,25 +127,71 @@ SAMPLES = {
 }
 
 
-def parent_of(model, folder):
-    """An artifact as the pass reads it."""
+NETWORKS = {"cnn": cnn, "transformer": transformer}
+FP16 = {"precision": "fp16", "calibration": {"data": "some", "num_samples": 6, "batch_size": 2}}
+
+
+def fields_of(network, **fields):
+    """Return the fields of a step that builds a network in FP16, with changes."""
+    return {**FP16, "profiles": PROFILES[network], **fields}
+
+
+def save_parent(model, folder):
+    """Write a model, and return it as the pass reads its parent."""
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
     return SimpleNamespace(model=folder)
 
 
-def context_of(samples, folder, notes=None):
-    tell = (notes if notes is not None else []).append
-    return PassContext({}, lambda _: samples, folder, 0, 1, "cpu", "ab" * 32, lambda *_: None, tell)
+def pass_context(samples, folder, notes=None):
+    """Return the context of a run whose data sets are all ``samples``."""
+    note = (notes if notes is not None else []).append
+    return PassContext({}, lambda _: samples, folder, 0, 1, "cpu", "ab" * 32, lambda *_: None, note)
 
 
-def built(fields, parent, samples, out, notes=None):
-    """The whole pass; what it tells."""
-    found = TensorRT()
+def build_engine(fields, parent, samples, out, notes=None):
+    """Run all steps of the pass, and return its summary."""
+    step = TensorRT()
     config = TensorRTConfig.model_validate({"backend": "rtx", "targets": ("sm86",), **fields})
-    context = context_of(samples, out.parent, notes)
-    found.requires(config, parent, context)
+    context = pass_context(samples, out.parent, notes)
+    step.requires(config, parent, context)
     out.mkdir()
-    output = found.run(config, parent, out, context)
-    found.ensures(config, parent, out, context)
+    output = step.run(config, parent, out, context)
+    step.ensures(config, parent, out, context)
     return output.summary
+
+
+def write_engine_folder(folder):
+    """Write engine.json for two files that stand for engines; TensorRT never reads them."""
+    (folder / "model.onnx").write_bytes(b"graph")
+    engines = []
+    for target in ("sm86", "sm89"):
+        file = folder / f"model.{target}.engine"
+        file.write_bytes(f"an engine for {target}".encode())
+        engines.append(
+            EngineFile(
+                file=file.name,
+                target=target,
+                sha256=digest_file(file),
+                bytes=18,
+                warnings=("slow",),
+                executed=False,
+            )
+        )
+    tensor = TensorInfo(name="x", dtype="float", shape=(-1, 3))
+    manifest = EngineManifest(
+        backend="rtx",
+        precision="fp16",
+        floats="fp16",
+        workspace_mb=64,
+        optimization_level=None,
+        profiles={"x": Profile(min=(1, 3), opt=(1, 3), max=(4, 3))},
+        onnx={"model.onnx": digest_file(folder / "model.onnx")},
+        backend_version="1.2.3",
+        inputs=(tensor,),
+        outputs=(tensor,),
+        layer_types={"half": 2},
+        engines=tuple(engines),
+    )
+    write_record(manifest, folder / ENGINE)
+    return folder
