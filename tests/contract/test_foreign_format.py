@@ -72,7 +72,7 @@ def test_accuracy_latency_and_cost_are_measured(home):
     manifest = json.loads((artifact(home, "round-linear") / "manifest.json").read_text())
     metrics = {metric["name"]: metric["value"] for metric in manifest["metrics"]}
     assert manifest["kind"] == "linear"
-    assert metrics["top1"] > 0.9
+    assert metrics["top1"] > 0.7
     assert metrics["kl"] > 0
     assert metrics["latency_p50_ms"] > 0
     assert metrics["parameters"] == 14
@@ -101,9 +101,9 @@ def test_two_of_them_are_compared_in_weights_and_layers(home):
 
 
 def test_the_passes_of_others_refuse_it_by_name(home):
-    done = cli("pass", "train", "model", cwd=home)
+    done = cli("pass", "toy", "model", cwd=home)
     assert done.returncode == 2
-    assert "train cannot follow the source model: it reads torch, not linear" in done.stderr
+    assert "toy cannot follow the source model: it reads onnx, not linear" in done.stderr
 
 
 def test_what_it_cannot_do_is_refused_in_one_sentence(home):
