@@ -14,9 +14,9 @@ from compressor.generation.generate import Prompt, Sampling, generate, model_at
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes import memory
 from compressor.runtimes.onnxruntime.decoder import fast_prompts as onnx_prompts
+from tests.support.decoders import export_decoder, pack_decoder, save_decoder
 from tests.support.processors import write_processor
 from tests.support.tiny_files import tiny_onnx
-from tests.unit.passes.export_onnx.test_decoder import awq, exported, parent_in
 
 GREEDY = Sampling(max_tokens=12, temperature=0.0, top_p=1.0, seed=0)
 
@@ -25,12 +25,14 @@ GREEDY = Sampling(max_tokens=12, temperature=0.0, top_p=1.0, seed=0)
 def bed(tmp_path_factory):
     """A checkpoint with a tokenizer of words, packed, and both as graphs."""
     folder = tmp_path_factory.mktemp("talk")
-    parent = parent_in(folder / "torch", "tiny-llama")
+    parent = save_decoder(folder / "torch", "tiny-llama")
     write_processor(folder / "torch")
-    small = awq(parent, folder / "packed")
-    exported(parent, folder / "onnx")
-    exported(small, folder / "int4", {"parity": {"data": "text"}, "decoder": {"accuracy_level": 1}})
-    exported(
+    small = pack_decoder(parent, folder / "packed")
+    export_decoder(parent, folder / "onnx")
+    export_decoder(
+        small, folder / "int4", {"parity": {"data": "text"}, "decoder": {"accuracy_level": 1}}
+    )
+    export_decoder(
         small, folder / "integers", {"parity": {"data": "text"}, "decoder": {"accuracy_level": 4}}
     )
     return {"torch": folder / "torch", "packed": small.model} | {
@@ -141,7 +143,7 @@ def test_what_does_not_generate_is_told(bed, tmp_path):
         said(tmp_path / "nothing")
     with pytest.raises(UsageError, match="the prompt is empty"):
         said(bed["onnx"], prompt="")
-    bare = parent_in(tmp_path / "bare", "tiny-llama").model
+    bare = save_decoder(tmp_path / "bare", "tiny-llama").model
     with pytest.raises(DataError, match=r"no tokenizer\.json"):
         said(bare)
     write_processor(tmp_path / "encoder")
@@ -155,9 +157,7 @@ def test_a_text_that_does_not_fit_into_memory_is_told_before_it_is_tried(bed, ki
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
     # 3 layers of 2 key heads of 16 values, twice, in float32: 768 bytes a token.
     assert said(bed[kind], Sampling(100, 0.0, 1.0, 0)).tokens == 100
-    with pytest.raises(
-        UsageError, match=r"1 sequence of 153 tokens: 0\.0 GB needed, 0\.0 GB free"
-    ):
+    with pytest.raises(UsageError, match=r"1 sequence of 153 tokens: 0\.0 GB needed, 0\.0 GB free"):
         said(bed[kind], Sampling(150, 0.0, 1.0, 0))
 
 

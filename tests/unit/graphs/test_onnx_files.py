@@ -1,4 +1,4 @@
-"""External data that a model must not make anyone read."""
+"""Reading of ONNX models: hostile external data, and files that are no models."""
 
 import os
 
@@ -19,13 +19,12 @@ def test_data_beside_the_graph_is_read(onnx_folder):
     (folder / "model.onnx.data").write_bytes(WEIGHT)
     assert external_files(read_graph(folder)) == {"model.onnx.data"}
     with open_session("onnx", folder, threads=1) as session:
-        np.testing.assert_array_equal(
-            session.run({"x": np.eye(3)})["logits"], [[0, 1], [2, 3], [4, 5]]
-        )
+        logits = session.run({"x": np.eye(3)})["logits"]
+    np.testing.assert_array_equal(logits, [[0, 1], [2, 3], [4, 5]])
 
 
 @pytest.mark.parametrize(
-    ("location", "why"),
+    ("location", "reason"),
     [
         ("/etc/passwd", "'/etc/passwd' is absolute"),
         ("C:\\secret", "is absolute"),
@@ -39,13 +38,13 @@ def test_data_beside_the_graph_is_read(onnx_folder):
         ("", "names no file"),
     ],
 )
-def test_hostile_external_data_is_refused_before_any_runtime_opens_it(
-    onnx_folder, tmp_path, monkeypatch, location, why
+def test_hostile_external_data_is_refused_before_a_runtime_opens_it(
+    onnx_folder, tmp_path, monkeypatch, location, reason
 ):
     import onnxruntime
 
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("it was opened")
+        onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("the model was opened")
     )
     folder = onnx_folder(location)
     (tmp_path / "secret").write_bytes(WEIGHT)
@@ -55,10 +54,10 @@ def test_hostile_external_data_is_refused_before_any_runtime_opens_it(
     (folder / "short.data").write_bytes(WEIGHT[:4])
     with pytest.raises(ModelError) as caught:
         open_session("onnx", folder, threads=1)
-    assert f"w: {why}" in caught.value.what or why in caught.value.what
+    assert f"w: {reason}" in caught.value.what or reason in caught.value.what
 
 
-def test_tensors_in_subgraphs_and_attributes_are_looked_at_too(onnx_folder):
+def test_tensors_in_subgraphs_and_attributes_are_checked(onnx_folder):
     folder = onnx_folder()
     model = onnx.load(folder / "model.onnx")
     hidden = TensorProto(
@@ -77,12 +76,12 @@ def test_tensors_in_subgraphs_and_attributes_are_looked_at_too(onnx_folder):
         read_graph(folder)
 
 
-def test_no_model_no_onnx_and_half_an_onnx(onnx_folder, tmp_path):
+def test_a_missing_a_foreign_and_a_truncated_file_are_refused(onnx_folder, tmp_path):
     with pytest.raises(ModelError, match=r"model\.onnx is missing"):
         read_graph(tmp_path)
     folder = onnx_folder()
-    whole = (folder / "model.onnx").read_bytes()
-    for content in (b"", b"no protobuf at all", whole[: len(whole) // 2]):
-        (folder / "model.onnx").write_bytes(content)
+    content = (folder / "model.onnx").read_bytes()
+    for broken in (b"", b"no protobuf at all", content[: len(content) // 2]):
+        (folder / "model.onnx").write_bytes(broken)
         with pytest.raises(ModelError, match="is not an ONNX model"):
             read_graph(folder)

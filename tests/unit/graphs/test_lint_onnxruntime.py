@@ -1,29 +1,32 @@
-"""Every rule by a graph that breaks it, beside one that keeps them all."""
+"""Lint of quantized graphs: rules of both targets, on graphs that break or keep them."""
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.graphs.lint.targets import lint
+from compressor.errors import UsageError
+from compressor.graphs.lint.problem import Rule
+from compressor.graphs.lint.targets import lint, parse_target
 from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
 
 ZERO, ZEROS, WEIGHT = np.int8(0), np.zeros(4, np.int8), np.ones((4, 4), np.int8)
 
 
-def graph(
+def quantized_product(
     *,
     operator="MatMul",
     zero=ZERO,
     weight_zero=ZEROS,
     weight=WEIGHT,
     scale=0.1,
-    rounds_result=False,
-    rounds_input=True,
+    quantizes_result=False,
+    quantizes_input=True,
     bias=None,
     relu=False,
     extra=(),
 ):
+    """Return a model of one product with quantized operands."""
     nodes, constants = (
         [],
         {"s": np.float32(scale), "z": np.array(zero), "w": weight, "wz": weight_zero},
@@ -33,7 +36,7 @@ def graph(
     if operator == "Conv":
         constants["w"], shape = weight.reshape(4, 4, 1, 1), [None, 4, 5, 5]
     x = "x"
-    if rounds_input:
+    if quantizes_input:
         nodes += [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="round")]
         nodes += [helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="back")]
         x = "d"
@@ -59,7 +62,7 @@ def graph(
     if relu:
         nodes += [helper.make_node("Relu", [last], ["r"], name="relu")]
         last = "r"
-    if rounds_result:
+    if quantizes_result:
         nodes += [helper.make_node("QuantizeLinear", [last, "s", "z"], ["q2"], name="round2")]
         nodes += [helper.make_node("DequantizeLinear", ["q2", "s", "z"], ["d2"], name="back2")]
         last = "d2"
@@ -77,12 +80,16 @@ def graph(
     )
 
 
-def foreign(operator):
+def microsoft_node(operator):
     return (helper.make_node(operator, ["x"], ["unused"], name="foreign", domain="com.microsoft"),)
 
 
+def lines(model, target):
+    return [str(problem) for problem in lint(model, target)]
+
+
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "expected"),
     [
         (
             {"zero": np.int8(3)},
@@ -105,7 +112,10 @@ def foreign(operator):
                 "DequantizeLinear back: a scale that is not",
             ],
         ),
-        ({"extra": foreign("MatMulNBits")}, ["MatMulNBits foreign: an operator of com.microsoft"]),
+        (
+            {"extra": microsoft_node("MatMulNBits")},
+            ["MatMulNBits foreign: an operator of com.microsoft"],
+        ),
         (
             {
                 "extra": (
@@ -117,77 +127,81 @@ def foreign(operator):
             ["DynamicQuantizeLinear dynamic: TensorRT computes"],
         ),
         ({}, []),
-        ({"operator": "Conv", "rounds_result": True, "relu": True}, []),
-        ({"extra": foreign("Gelu")}, []),
+        ({"operator": "Conv", "quantizes_result": True, "relu": True}, []),
+        ({"extra": microsoft_node("Gelu")}, []),
     ],
 )
-def test_what_tensorrt_refuses(fields, told):
-    found = lint(graph(**fields), "tensorrt")
-    assert [line[: len(start)] for line, start in zip(found, told, strict=True)] == told
+def test_nodes_that_tensorrt_refuses_are_named(fields, expected):
+    problems = lines(quantized_product(**fields), "tensorrt")
+    starts = [line[: len(start)] for line, start in zip(problems, expected, strict=True)]
+    assert starts == expected
 
 
 UNSIGNED = {"zero": np.uint8(0)}
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "expected"),
     [
         ({}, []),
-        ({"rounds_input": False}, []),
+        ({"quantizes_input": False}, []),
         (
-            {"operator": "Conv", "rounds_input": False, "rounds_result": True},
+            {"operator": "Conv", "quantizes_input": False, "quantizes_result": True},
             ["Conv product: its input is not dequantized"],
         ),
         ({"operator": "Gemm"}, []),
         (
             {"operator": "Gemm", "bias": float},
             [
-                "Gemm product: its bias is float and its result is not quantized; write it as MatMul and Add"
+                "Gemm product: its bias is float and its result is not quantized; "
+                "write it as MatMul and Add"
             ],
         ),
-        ({"operator": "Gemm", "bias": float, "rounds_result": True}, []),
+        ({"operator": "Gemm", "bias": float, "quantizes_result": True}, []),
         ({"operator": "Conv"}, ["Conv product: its result is not quantized"]),
-        ({"operator": "Conv", "rounds_result": True}, []),
+        ({"operator": "Conv", "quantizes_result": True}, []),
         (
-            {"operator": "Conv", "rounds_result": True, "relu": True},
+            {"operator": "Conv", "quantizes_result": True, "relu": True},
             ["Conv product: its result is not quantized"],
         ),
-        ({"operator": "Conv", "rounds_result": True, "relu": True, **UNSIGNED}, []),
+        ({"operator": "Conv", "quantizes_result": True, "relu": True, **UNSIGNED}, []),
     ],
 )
-def test_what_onnxruntime_leaves_in_float_is_what_the_linter_says(fields, told, tmp_path):
-    model = graph(**fields)
-    assert lint(model, "onnxruntime") == told
+def test_the_linter_names_the_nodes_that_onnxruntime_computes_in_float(fields, expected, tmp_path):
+    model = quantized_product(**fields)
+    assert lines(model, "onnxruntime") == expected
     onnx.save(model, tmp_path / "model.onnx")
-    found = inspect_kernels(tmp_path)
-    assert bool(found.floating) == bool(told)
-    assert bool(found.integer) != bool(told)
+    kernels = inspect_kernels(tmp_path)
+    assert bool(kernels.floating) == bool(expected)
+    assert bool(kernels.integer) != bool(expected)
 
 
-def test_a_float_weight_is_told():
-    model = graph()
+def test_a_float_weight_is_a_problem():
+    model = quantized_product()
     model.graph.initializer.append(numpy_helper.from_array(np.ones((4, 4), np.float32), "float"))
     next(node for node in model.graph.node if node.name == "product").input[1] = "float"
-    assert lint(model, "onnxruntime") == ["MatMul product: a float weight"]
+    [problem] = lint(model, "onnxruntime")
+    assert str(problem) == "MatMul product: a float weight"
+    assert problem.rule is Rule.FLOAT_OPERATOR
 
 
 @pytest.mark.parametrize(
-    "kind", [TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.UINT16]
+    "dtype", [TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.UINT16]
 )
-def test_other_integers_are_looked_at_without_a_stumble(kind):
-    model = graph(operator="Conv", rounds_result=True, relu=True)
-    zero = next(one for one in model.graph.initializer if one.name == "z")
-    zero.CopyFrom(helper.make_tensor("z", kind, [], [0]))
-    starts_at_zero = kind in {TensorProto.UINT4, TensorProto.UINT16}
-    assert lint(model, "onnxruntime") == (
-        [] if starts_at_zero else ["Conv product: its result is not quantized"]
+def test_other_integer_types_are_handled(dtype):
+    model = quantized_product(operator="Conv", quantizes_result=True, relu=True)
+    zero = next(tensor for tensor in model.graph.initializer if tensor.name == "z")
+    zero.CopyFrom(helper.make_tensor("z", dtype, [], [0]))
+    is_lowest = dtype in {TensorProto.UINT4, TensorProto.UINT16}
+    assert lines(model, "onnxruntime") == (
+        [] if is_lowest else ["Conv product: its result is not quantized"]
     )
     lint(model, "tensorrt")
 
 
-def test_what_is_damaged_is_passed_over():
-    model = graph()
-    scale = next(one for one in model.graph.initializer if one.name == "s")
+def test_damaged_constants_and_incomplete_nodes_are_skipped():
+    model = quantized_product()
+    scale = next(tensor for tensor in model.graph.initializer if tensor.name == "s")
     scale.raw_data = b"abc"
     model.graph.node.append(helper.make_node("Conv", [], ["nothing"], name="empty"))
     model.graph.node.append(helper.make_node("QuantizeLinear", ["x"], ["half"], name="half"))
@@ -195,9 +209,16 @@ def test_what_is_damaged_is_passed_over():
         assert lint(model, target) == []
 
 
-def test_graphs_within_are_looked_at():
-    inner = graph(operator="Conv").graph
+def test_subgraphs_are_linted():
+    inner = quantized_product(operator="Conv").graph
     del inner.input[:]
     branch = helper.make_node("If", ["c"], ["out"], then_branch=inner, else_branch=inner)
     model = helper.make_model(helper.make_graph([branch], "g", [], []))
-    assert lint(model, "onnxruntime") == ["Conv product: its result is not quantized"] * 2
+    assert lines(model, "onnxruntime") == ["Conv product: its result is not quantized"] * 2
+
+
+def test_an_unknown_target_is_refused_with_the_nearest_one():
+    assert parse_target("tensorrt") == "tensorrt"
+    with pytest.raises(UsageError, match="unknown lint target 'tensort'") as caught:
+        parse_target("tensort")
+    assert "tensorrt" in str(caught.value.remedy)

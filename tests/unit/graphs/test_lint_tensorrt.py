@@ -1,11 +1,11 @@
-"""Every rule by a graph that breaks it and that tensorrt-rtx refuses, beside those that it takes."""
+"""Rules of TensorRT: graphs that break them, which tensorrt-rtx refuses, and graphs that it builds."""
 
 import numpy as np
 import pytest
 from onnx import TensorProto as T
 
 from compressor.graphs.lint.targets import lint
-from tests.unit.runtimes.tensorrt_graphs import (
+from tests.support.tensorrt_graphs import (
     B,
     D,
     F,
@@ -18,7 +18,7 @@ from tests.unit.runtimes.tensorrt_graphs import (
     rounded,
 )
 
-TAKEN = {
+ACCEPTED = {
     "fp32": (product(F), "sm86"),
     "fp16": (product(H), "sm75"),
     "bf16": (product(B), "sm80"),
@@ -119,7 +119,7 @@ REFUSED = {
     "input": (
         graph([node("Cast", "x", to=F)], kind=T.UINT16, out=F),
         "sm86",
-        ["input x: UINT16 is no type"],
+        ["input x: TensorRT engines take no UINT16 inputs"],
     ),
     "fp32 on sm75": (product(F), "sm75", ["MatMul one: FP32 products have no kernels on sm75"]),
     "int4 on sm75": (
@@ -136,41 +136,44 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", TAKEN)
-def test_what_tensorrt_builds_has_no_complaint(name):
-    model, target = TAKEN[name]
-    assert lint(model, "tensorrt", [target]) == []
-    assert refusal(model, target) is None
+def lines(model, gpus=()):
+    return [str(problem) for problem in lint(model, "tensorrt", gpus)]
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_graphs_that_tensorrt_builds_have_no_problems(name):
+    model, gpu = ACCEPTED[name]
+    assert lines(model, [gpu]) == []
+    assert refusal(model, gpu) is None
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_a_complaint_tensorrt_refuses(name):
-    model, target, told = REFUSED[name]
-    found = lint(model, "tensorrt", [target])
-    assert [line[: len(start)] for line, start in zip(found, told, strict=True)] == told
-    assert refusal(model, target) is not None
+def test_graphs_with_problems_are_refused_by_tensorrt(name):
+    model, gpu, expected = REFUSED[name]
+    problems = lines(model, [gpu])
+    starts = [line[: len(start)] for line, start in zip(problems, expected, strict=True)]
+    assert starts == expected
+    assert refusal(model, gpu) is not None
 
 
 @pytest.mark.parametrize("zero", [np.uint8(0), None], ids=["zero-point", "no zero-point"])
-def test_bytes_that_tensorrt_would_read_as_signed_integers(zero):
+def test_unsigned_integers_that_tensorrt_reads_as_signed_are_a_problem(zero):
     model = rounded(zero)
-    assert [line.partition(":")[0] for line in lint(model, "tensorrt")][:1] == [
-        "QuantizeLinear round"
-    ]
-    assert refusal(model) is None  # it builds, and means something else
+    assert lines(model)[0].partition(":")[0] == "QuantizeLinear round"
+    assert refusal(model) is None  # it builds, and computes something else
 
 
-def test_what_depends_on_the_gpu_is_told_of_each():
+def test_rules_that_depend_on_the_gpu_are_checked_for_each_gpu():
     model = dequantized(T.FLOAT8E4M3FN)
-    assert lint(model, "tensorrt") == []
-    assert lint(model, "tensorrt", ["sm75", "sm80", "sm120"]) == [
+    assert lines(model) == []
+    assert lines(model, ["sm75", "sm80", "sm120"]) == [
         "DequantizeLinear weight: FP8 has no kernels on sm75",
         "DequantizeLinear weight: FP8 has no kernels on sm80",
         "MatMul one: FP32 products have no kernels on sm75",
     ]
 
 
-def test_a_graph_whose_types_contradict_each_other_is_looked_at_all_the_same():
+def test_a_graph_with_contradictory_types_is_linted():
     model = product(F, H)
     model.graph.value_info.append(model.graph.output[0])
     model.graph.output[0].type.tensor_type.elem_type = H
