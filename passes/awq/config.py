@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field, model_validator
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import PassConfig
 from compressor.models.quantized.weight_grid import FormatName, WeightBits, WeightGrid
-from passes.common.config import raise_problems
+from passes.common.field_problems import raise_problems
 
 WEIGHTS_PER_CHUNK = 1 << 24
 """Number of weights that are rounded together; peak memory grows with it."""
@@ -91,9 +91,14 @@ class AwqConfig(PassConfig):
         )
 
     @property
-    def uses_layer_groups(self) -> bool:
-        """Return True if a method needs to know which linear layers read the same input."""
-        return self.refine == "gptq" or self.scaling or self.error_compensation > 0
+    def grouped_methods(self) -> tuple[str, ...]:
+        """Fields of the methods in use that need to know which layers read the same input."""
+        in_use = {
+            "refine": self.refine == "gptq",
+            "scaling": self.scaling,
+            "error_compensation": self.error_compensation > 0,
+        }
+        return tuple(name for name, is_used in in_use.items() if is_used)
 
     @model_validator(mode="after")
     def _check_fields(self) -> AwqConfig:

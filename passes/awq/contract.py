@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.engine.contract import Estimate, PassContext, PassOutput
-from compressor.errors import RequirementError
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts
-
-
-@dataclass(frozen=True, slots=True)
-class FieldProblem:
-    """A config field that does not apply to the model."""
-
-    reason: str
-    """Starts with the field, as in "`vision`: llama has no vision tower"."""
-    remedy: str
+from passes.common.field_problems import FieldProblem, check_no_problems
 
 
 class ModelQuantizer(ABC):
@@ -59,10 +49,4 @@ class ModelQuantizer(ABC):
         Raises:
             RequirementError: fields do not apply; the message names all of them.
         """
-        problems = self.field_problems()
-        if problems:
-            raise RequirementError(
-                "the config does not fit the model:\n"
-                + "\n".join(f"    {problem.reason}" for problem in problems),
-                remedy="; ".join(dict.fromkeys(problem.remedy for problem in problems)),
-            )
+        check_no_problems(self.field_problems())

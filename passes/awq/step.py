@@ -45,7 +45,7 @@ class Awq(Pass[AwqConfig]):
 
     def needs(self, config: AwqConfig) -> tuple[type[Capability], ...]:
         """Return linear groups, unless weights are only rounded to nearest."""
-        return (LinearGroups,) if config.uses_layer_groups else ()
+        return (LinearGroups,) if config.grouped_methods else ()
 
     def estimate(self, config: AwqConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """Return memory, disk space and size as far as the layers' sizes determine them.

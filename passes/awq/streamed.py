@@ -13,13 +13,14 @@ from compressor.models.facts import ModelFacts
 from compressor.models.families.transformers.layouts import LM_HEAD, decoder_shape
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.config import GROUP_SIZES, AwqConfig
-from passes.awq.contract import FieldProblem, ModelQuantizer
+from passes.awq.contract import ModelQuantizer
 from passes.awq.linear_shapes import (
     effective_bits,
     linear_shapes,
     packed_size_bytes,
     peak_memory_bytes,
 )
+from passes.common.field_problems import FieldProblem
 
 
 class StreamedQuantizer(ModelQuantizer):
@@ -35,13 +36,14 @@ class StreamedQuantizer(ModelQuantizer):
         if config.vision is not None and decoder.layout.vision is None:
             problems.append(
                 FieldProblem(
-                    f"`vision`: {self.tree['model_type']} has no vision tower", "remove `vision`"
+                    "vision", f"{self.tree['model_type']} has no vision tower", "remove `vision`"
                 )
             )
         if config.lm_head is not None and decoder.tied:
             problems.append(
                 FieldProblem(
-                    "`lm_head`: the head is tied to the embedding, which stays in float",
+                    "lm_head",
+                    "the head is tied to the embedding, which stays in float",
                     "remove `lm_head`",
                 )
             )
@@ -50,7 +52,8 @@ class StreamedQuantizer(ModelQuantizer):
             if config.effective_bits < least:
                 problems.append(
                     FieldProblem(
-                        f"`effective_bits`: {config.effective_bits} is less than the {least:.3f} "
+                        "effective_bits",
+                        f"{config.effective_bits} is less than the {least:.3f} "
                         f"that 2 bits in groups of {config.group_size} take",
                         "increase `effective_bits` or `group_size`",
                     )

@@ -14,7 +14,8 @@ from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts
 from passes.awq.config import AwqConfig
-from passes.awq.contract import FieldProblem, ModelQuantizer
+from passes.awq.contract import ModelQuantizer
+from passes.common.field_problems import FieldProblem, is_set
 
 _ROUND_TO_NEAREST = (
     "round to nearest with `refine: none`, `scaling: false`, `error_compensation: 0`"
@@ -34,38 +35,38 @@ class WholeQuantizer(ModelQuantizer):
         """Return fields for checkpoints, formats for checkpoints, and methods that need blocks."""
         config = self.config
         problems = [
-            FieldProblem(f"`{name}`: for transformers checkpoints only", f"remove `{name}`")
+            FieldProblem(name, "for transformers checkpoints only", f"remove `{name}`")
             for name in ("effective_bits", "vision", "lm_head")
             if getattr(config, name) is not None
         ]
         if config.format != "compressed-tensors":
             problems.append(
                 FieldProblem(
-                    f"`format: {config.format}`: AutoAWQ's format holds transformers checkpoints",
+                    "format",
+                    "AutoAWQ's format holds transformers checkpoints",
                     "set `format: compressed-tensors`",
                 )
             )
-        if not self.blocks and config.uses_layer_groups:
-            problems.append(
-                FieldProblem(
-                    f"`refine`, `scaling`, `error_compensation`: the family {self.family.name} "
-                    "does not state which linear layers read the same input",
-                    f"{_ROUND_TO_NEAREST}; or {LinearGroups.remedy}",
-                )
+        if not self.blocks:
+            reason = (
+                f"the family {self.family.name} does not state which linear layers read the "
+                "same input"
             )
-        if self.blocks and "scaling" in config.model_fields_set and not self._scaling_applies():
+            remedy = f"{_ROUND_TO_NEAREST}; or {LinearGroups.remedy}"
+            problems += [FieldProblem(name, reason, remedy) for name in config.grouped_methods]
+        if self.blocks and is_set(config, "scaling") and not self._has_source():
             problems.append(
                 FieldProblem(
-                    "`scaling: true`: the model has no layer into which scales could be folded",
+                    "scaling",
+                    "the model has no layer into which scales could be folded",
                     "remove `scaling`",
                 )
             )
         return problems
 
-    def _scaling_applies(self) -> bool:
-        """Return True if scaling is off, or scales can be folded into at least one layer."""
-        sources = [site.source for block in self.blocks for site in block.sites]
-        return not self.config.scaling or any(source is not None for source in sources)
+    def _has_source(self) -> bool:
+        """Return True if scales can be folded before at least one site."""
+        return any(site.source is not None for block in self.blocks for site in block.sites)
 
     def estimate(self, parent: ModelFacts) -> Estimate:
         """Return the model without its size: the layers that fit the grid are not known yet."""

@@ -82,7 +82,7 @@ def test_fields_for_checkpoints_are_errors_of_the_plan_for_other_families():
         estimate(facts(PHONE, SMALL_PHONE), fields)
     for name in ("effective_bits", "vision", "lm_head"):
         assert f"`{name}`: for transformers checkpoints only" in str(caught.value)
-    with pytest.raises(RequirementError, match="`format: awq`: AutoAWQ's format holds"):
+    with pytest.raises(RequirementError, match="`format`: AutoAWQ's format holds"):
         estimate(facts(PHONE, SMALL_PHONE), AUTOAWQ)
 
 
