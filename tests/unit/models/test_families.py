@@ -1,4 +1,4 @@
-"""All families keep the contract: counts that are exact, graphs that export, runs that repeat."""
+"""Every family: exact counts, exportable graphs, and reproducible outputs."""
 
 import io
 import subprocess
@@ -41,7 +41,7 @@ CASES = [
 ]
 
 
-def counted(module):
+def count_parameters(module):
     counts = Counter()
     for name, weight in module.named_parameters():
         counts[name.split(".")[0]] += weight.numel()
@@ -49,10 +49,10 @@ def counted(module):
 
 
 @pytest.mark.parametrize(("family", "config"), CASES)
-def test_parameters_equal_the_modules_own(family, config):
+def test_parameters_equal_those_of_the_module(family, config):
     with torch.device("meta"):
         module = family.build(config)
-    assert +Counter(family.parameters(config)) == +counted(module)
+    assert +Counter(family.parameters(config)) == +count_parameters(module)
 
 
 SMALL = st.integers(1, 9)
@@ -89,7 +89,7 @@ FIELDS |= {"speech": st.sampled_from(["mel-cnn", "wav2vec-bridge"]), "group": SM
 
 @settings(max_examples=40, deadline=None)
 @given(st.fixed_dictionaries(FIELDS))
-def test_parameters_of_any_config(fields):
+def test_parameters_of_any_phone_config_equal_those_of_the_module(fields):
     fields["screen_size"] = 8 * fields.pop("tile") * fields["grid"]
     fields["heads"] = fields.pop("group") * fields["key_heads"]
     fields["head_width"] *= 2
@@ -97,38 +97,38 @@ def test_parameters_of_any_config(fields):
     config = PHONE.slim(PHONE.presets["tiny"], **fields)
     with torch.device("meta"):
         module = PHONE.build(config)
-    assert +Counter(PHONE.parameters(config)) == +counted(module)
+    assert +Counter(PHONE.parameters(config)) == +count_parameters(module)
 
 
 @pytest.mark.parametrize(
     ("family", "config"),
     [case for case in CASES if sum(case[0].parameters(case[1]).values()) < 1e7],
 )
-def test_macs_equal_what_torch_counts(family, config):
+def test_macs_equal_the_flop_counter_of_torch(family, config):
     module = family.build(config).eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(**random_inputs(family, config, 1))
     assert counter.get_total_flops() / 2 == pytest.approx(family.macs(config), rel=1e-6)
 
 
-def test_the_9b_table():
+def test_the_9b_preset_has_the_documented_parts():
     billions = {part: count / 1e9 for part, count in PHONE.parameters(PHONE.presets["9b"]).items()}
     table = {"text_encoder": 3.2, "text_decoder": 3.2, "vision": 1.4, "speech": 0.8, "fusion": 0.4}
     assert {part: billions[part] for part in table} == pytest.approx(table, rel=0.03)
     assert sum(billions.values()) <= 9.0
 
 
-def test_the_student_is_smaller():
+def test_the_student_is_smaller_than_the_teacher():
     teacher, student = PHONE.presets["bed-teacher"], PHONE.presets["bed-student"]
     assert sum(PHONE.parameters(teacher).values()) > 1.5 * sum(PHONE.parameters(student).values())
     assert PHONE.macs(teacher) > 1.5 * PHONE.macs(student)
 
 
 @pytest.mark.parametrize("dimensions", [{}, OTHER_ENCODERS])
-def test_exports_with_dynamic_batch_and_lengths(dimensions):
+def test_the_phone_model_exports_with_dynamic_batch_and_lengths(dimensions):
     import onnxruntime
 
-    class Answer(torch.nn.Module):
+    class Logits(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.inner = module
@@ -144,9 +144,9 @@ def test_exports_with_dynamic_batch_and_lengths(dimensions):
         for spec in PHONE.signature(config).inputs
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own
+        warnings.simplefilter("ignore")  # warnings of the exporter
         program = torch.onnx.export(
-            Answer().eval(),
+            Logits().eval(),
             kwargs=random_inputs(PHONE, config, 3),
             dynamic_shapes=shapes,
             dynamo=True,
@@ -161,15 +161,15 @@ def test_exports_with_dynamic_batch_and_lengths(dimensions):
         )
         with torch.inference_mode():
             expected = module(**feed)["logits"].numpy()
-        (found,) = session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})
-        assert np.abs(found - expected).max() < 1e-4
+        (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})
+        assert np.abs(logits - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize(
     ("family", "config"),
     [(family, family.presets["tiny"]) for family in (PHONE, CLASSIFIER, ENCODER)],
 )
-def test_outputs_and_features_are_there_and_repeat(family, config):
+def test_outputs_and_features_are_finite_and_reproducible(family, config):
     module = family.build(config).eval()
     feed = random_inputs(family, config, 5)
     with torch.inference_mode():
@@ -181,12 +181,15 @@ def test_outputs_and_features_are_there_and_repeat(family, config):
         assert first[name].isfinite().all()
 
 
-def test_importing_families_loads_no_torch():
+def test_describing_models_imports_no_torch():
     code = (
-        "import sys; from compressor.models.families.autoglm_phone.family import AutoGLMPhone as A; "
-        "from compressor.models.families.image_classifier.family import ImageClassifier as I; "
-        "from compressor.models.families.sentence_encoder.family import SentenceEncoder as S; "
-        "[f.macs(c) + sum(f.parameters(c).values()) for f in (A(), I(), S()) for c in f.presets.values()]; "
-        "sys.exit('torch' in sys.modules)"
+        "import sys\n"
+        "from compressor.config.discovery import FAMILIES, load, names\n"
+        "from compressor.models.capabilities.cuttable_axes import CuttableAxes\n"
+        "for family in (load(FAMILIES, name) for name in names(FAMILIES) if name != 'tiny'):\n"
+        "    for config in family.presets.values():\n"
+        "        family.macs(config) + sum(family.parameters(config).values())\n"
+        "        family.capability(CuttableAxes, config)\n"
+        "sys.exit('torch' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Model folders: written twice alike, opened strictly, and refused with everything that is wrong."""
+"""Model folders: reproducible bytes, strict checks, and errors that name every problem."""
 
 import json
 
@@ -37,22 +37,22 @@ def test_equal_weights_give_equal_bytes(folder, tmp_path):
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
-def test_the_description_and_the_facts(folder):
+def test_description_and_facts_are_read_without_the_weights(folder):
     assert read_description(folder) == ModelDescription(folder, FAMILY, CONFIG)
     facts = facts_of(folder)
     assert facts.parameters == sum(FAMILY.parameters(CONFIG).values())
     assert facts.size_bytes == sum(file.stat().st_size for file in folder.iterdir())
 
 
-def test_loading_gives_the_same_answers_in_eval_mode_and_leaves_the_generator_alone(folder):
+def test_loading_restores_the_weights_and_keeps_the_state_of_the_generator(folder):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     module = load_module(folder)
     assert torch.equal(torch.rand(3), expected)
     assert not module.training
-    loaded = safetensors.torch.load_file(folder / "model.safetensors")
-    assert all(torch.equal(value, loaded[name]) for name, value in module.state_dict().items())
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    assert all(torch.equal(value, stored[name]) for name, value in module.state_dict().items())
 
 
 class Tied(torch.nn.Module):
@@ -64,7 +64,7 @@ class Tied(torch.nn.Module):
         self.register_buffer("view", torch.arange(12.0).reshape(3, 4).T[1:])
 
 
-def test_tied_weights_are_written_once_and_stay_tied(tmp_path, monkeypatch, folder):
+def test_tied_weights_are_saved_once_and_stay_tied(tmp_path, monkeypatch, folder):
     monkeypatch.setattr(type(FAMILY), "build", lambda *_: Tied())
     tied = Tied()
     FAMILY.save(tied, CONFIG, folder)
@@ -78,13 +78,11 @@ def test_tied_weights_are_written_once_and_stay_tied(tmp_path, monkeypatch, fold
     assert torch.equal(module.view, tied.view)
 
 
-def test_half_precision_stays_half(folder):
-    rewrite(
-        folder,
-        lambda tensors: tensors.update(
-            {n: v.half() for n, v in tensors.items() if v.is_floating_point()}
-        ),
-    )
+def test_loaded_weights_keep_half_precision(folder):
+    def halve(tensors):
+        tensors |= {name: v.half() for name, v in tensors.items() if v.is_floating_point()}
+
+    rewrite(folder, halve)
     assert {value.dtype for value in load_module(folder).parameters()} == {torch.float16}
 
 
@@ -97,32 +95,32 @@ def test_every_tensor_that_does_not_fit_is_named(folder):
 
     names = sorted(safetensors.torch.load_file(folder / "model.safetensors"))
     rewrite(folder, change)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as raised:
         load_module(folder)
     for line in (
         f"missing: {names[0]}",
         f"{names[1]}: float32 [2, 3, 4] in the file",
         "unexpected: stray",
     ):
-        assert line in caught.value.what
+        assert line in raised.value.what
 
 
-def test_everything_wrong_with_a_folder_at_once(tmp_path):
+def test_every_problem_of_a_folder_is_reported_at_once(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     (tmp_path / "extra.pt").write_bytes(b"")
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as raised:
         read_description(tmp_path)
-    assert str(tmp_path) in caught.value.what
+    assert str(tmp_path) in raised.value.what
     for line in (
         "extra.pt, pytorch_model.bin; safetensors only",
         "config.json is missing",
         "model.safetensors is missing",
     ):
-        assert line in caught.value.what
-    assert "convert them" in caught.value.remedy
+        assert line in raised.value.what
+    assert "convert them" in raised.value.remedy
 
 
-def test_pickled_weights_beside_good_ones_are_refused_too(folder):
+def test_pickled_weights_beside_safetensors_are_refused(folder):
     (folder / "optimizer.ckpt").write_bytes(b"")
     with pytest.raises(ModelError, match=r"pickled weights .*optimizer\.ckpt"):
         load_module(folder)
@@ -140,24 +138,24 @@ def test_pickled_weights_beside_good_ones_are_refused_too(folder):
         ),
     ],
 )
-def test_descriptions_that_are_none(folder, content, message):
+def test_invalid_descriptions_are_refused(folder, content, message):
     (folder / "config.json").write_text(content)
     with pytest.raises(ModelError, match=message):
         read_description(folder)
 
 
-def test_every_field_of_a_config_that_does_not_fit(folder):
+def test_every_invalid_field_of_a_config_is_named(folder):
     description = json.loads((folder / "config.json").read_text())
     description["config"] |= {"hidden": "7", "colour": "red"}
     (folder / "config.json").write_text(json.dumps(description))
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as raised:
         read_description(folder)
-    assert "config.hidden" in caught.value.what
-    assert "config.colour" in caught.value.what
+    assert "config.hidden" in raised.value.what
+    assert "config.colour" in raised.value.what
 
 
 @pytest.mark.parametrize("keep", [0, 4, 40, 2000, -1])
-def test_truncated_weights(folder, keep):
+def test_truncated_weights_are_refused(folder, keep):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(ModelError, match="truncated"):
@@ -166,7 +164,7 @@ def test_truncated_weights(folder, keep):
         check_finite(folder)
 
 
-def test_a_header_that_is_no_header(folder):
+def test_a_damaged_header_is_refused(folder):
     (folder / "model.safetensors").write_bytes((4).to_bytes(8, "little") + b"oops")
     with pytest.raises(ModelError, match="its header is damaged"):
         read_description(folder)
@@ -183,29 +181,27 @@ FLOATS = [
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_nan_and_infinity_are_found_in_every_float(tmp_path, dtype):
-    good = torch.tensor(
+def test_nan_and_infinity_are_found_in_every_float_dtype(tmp_path, dtype):
+    finite = torch.tensor(
         [0.0, -1.5, torch.finfo(dtype).max, torch.finfo(dtype).min, torch.finfo(dtype).tiny],
         dtype=torch.float64,
     )
-    bad = (
-        [float("nan")]
-        if dtype == torch.float8_e4m3fn
-        else [float("nan"), float("inf"), -float("inf")]
-    )
-    tensors = {"good": good.to(dtype), "bad": torch.tensor([1.0, *bad]).to(dtype)}
+    bad = [float("nan")]
+    if dtype != torch.float8_e4m3fn:
+        bad += [float("inf"), -float("inf")]
+    tensors = {"finite": finite.to(dtype), "bad": torch.tensor([1.0, *bad]).to(dtype)}
     safetensors.torch.save_file(
-        tensors | {"whole": torch.full((3,), -1)}, tmp_path / "model.safetensors"
+        tensors | {"integers": torch.full((3,), -1)}, tmp_path / "model.safetensors"
     )
-    with pytest.raises(NumericalError) as caught:
+    with pytest.raises(NumericalError) as raised:
         check_finite(tmp_path)
-    assert f"model.safetensors: bad: {len(bad)} of {len(bad) + 1} values" in caught.value.what
-    assert "good" not in caught.value.what
+    assert f"model.safetensors: bad: {len(bad)} of {len(bad) + 1} values" in raised.value.what
+    assert "finite" not in raised.value.what
 
 
-def test_finite_weights_pass_and_empty_tensors_too(tmp_path):
+def test_finite_and_empty_tensors_pass(tmp_path):
     safetensors.torch.save_file(
-        {"none": torch.zeros(0, 4), "some": torch.ones(3)}, tmp_path / "model.safetensors"
+        {"empty": torch.zeros(0, 4), "ones": torch.ones(3)}, tmp_path / "model.safetensors"
     )
     check_finite(tmp_path)
 

@@ -1,7 +1,7 @@
-"""Our GEMM checkpoint against AutoAWQ's own code, where it is installed (the extra ``autoawq``).
+"""The AutoAWQ format, compared with AutoAWQ's own code where it is installed (extra ``autoawq``).
 
-Archived, it imports what transformers no longer has. The code of the format does not: its packages are entered past their
-``__init__``.
+AutoAWQ is archived and imports names that transformers no longer has. The code of the format does
+not, so its packages are imported without their ``__init__``.
 """
 
 import importlib
@@ -49,23 +49,23 @@ def packed():
     )
 
 
-def test_autoawq_unpacks_what_we_pack(gemm, packed):
+def test_autoawq_unpacks_the_same_weights(gemm, packed):
     tensors = PACKED_FORMATS["awq"].tensors(packed)
-    theirs = gemm.dequantize_gemm(
+    reference = gemm.dequantize_gemm(
         tensors["qweight"], tensors["qzeros"], tensors["scales"].float(), 4, GROUP
     )
-    assert torch.equal(theirs.T, packed.dequantize())
+    assert torch.equal(reference.T, packed.dequantize())
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_autoawq_packs_as_we_do(gemm, packed):
+def test_autoawq_packs_the_same_tensors(gemm, packed):
     linear = nn.Linear(INPUTS, OUTPUTS, bias=False)
     linear.weight.data = packed.dequantize()
     scales, zeros = packed.scales_OG.T.float().contiguous(), packed.zeros_OG.T.contiguous()
-    theirs = gemm.WQLinear_GEMM.from_linear(
+    reference = gemm.WQLinear_GEMM.from_linear(
         linear, 4, GROUP, scales=scales, zeros=zeros
     ).state_dict()
-    ours = PACKED_FORMATS["awq"].tensors(packed)
-    assert set(theirs) == set(ours)
-    for name, tensor in ours.items():
-        assert torch.equal(theirs[name], tensor), name
+    tensors = PACKED_FORMATS["awq"].tensors(packed)
+    assert set(reference) == set(tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(reference[name], tensor), name

@@ -1,4 +1,4 @@
-"""FakeQuantizer to grids, folding, and quantized models in and out of folders."""
+"""Rounding to grids, folding of norms, and quantized models in folders."""
 
 import copy
 import json
@@ -37,21 +37,21 @@ GRIDS += [Grid(bits=8, below=below) for below in (0, 17, 255)]
 VALUES = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30)
 
 
-def rounding(grid, scale, channels=None):
-    one = FakeQuantizer(grid, channels)
-    one.set_scale(torch.as_tensor(scale, dtype=torch.float32))
-    return one
+def make_quantizer(grid, scale, channels=None):
+    quantizer = FakeQuantizer(grid, channels)
+    quantizer.set_scale(torch.as_tensor(scale, dtype=torch.float32))
+    return quantizer
 
 
 @settings(deadline=None, max_examples=60)
 @given(VALUES, st.sampled_from(GRIDS), st.floats(1e-3, 3))
-def test_values_land_on_the_grid_within_half_a_step_and_stay_there(values, grid, scale):
-    one = rounding(grid, scale)
-    step = one.scale.item()
+def test_rounding_is_idempotent_and_errs_by_at_most_half_a_step(values, grid, scale):
+    quantizer = make_quantizer(grid, scale)
+    step = quantizer.scale.item()
     x = torch.tensor(values)
     with torch.no_grad():
-        y = one(x)
-        assert torch.allclose(one(y), y, atol=1e-5 * step, rtol=1e-5)
+        y = quantizer(x)
+        assert torch.allclose(quantizer(y), y, atol=1e-5 * step, rtol=1e-5)
     steps = y / step
     assert (steps - steps.round()).abs().max() < 1e-3
     assert steps.min() >= grid.lowest - 1e-3
@@ -61,14 +61,14 @@ def test_values_land_on_the_grid_within_half_a_step_and_stay_there(values, grid,
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_training_and_answering_round_alike(grid):
+def test_training_and_inference_round_alike(grid):
     torch.manual_seed(0)
     x = torch.randn(5, 400) * 3
-    for one in (rounding(grid, 0.03), rounding(grid, torch.rand(5) + 0.01, 5)):
+    for quantizer in (make_quantizer(grid, 0.03), make_quantizer(grid, torch.rand(5) + 0.01, 5)):
         with torch.no_grad():
-            answered = one(x)
-        trained = one(x.clone().requires_grad_(True))
-        steps = ((answered - trained.detach()).abs() / one.scale.max()).round()
+            inference = quantizer(x)
+        training = quantizer(x.clone().requires_grad_(True))
+        steps = ((inference - training.detach()).abs() / quantizer.scale.max()).round()
         assert (steps > 0).double().mean() < 1e-3  # a tie may fall either way
 
 
@@ -76,7 +76,7 @@ def test_training_and_answering_round_alike(grid):
     ("grid", "zero"),
     [(Grid(bits=8), 128), (Grid(bits=8, nonnegative=True), 0), (Grid(bits=8, below=17), 17)],
 )
-def test_it_is_what_onnx_defines(grid, zero):
+def test_rounding_equals_quantize_and_dequantize_linear_of_onnx(grid, zero):
     zero = np.array(zero, np.uint8)
     nodes = [
         onnx.helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
@@ -99,41 +99,41 @@ def test_it_is_what_onnx_defines(grid, zero):
     )
     x = np.random.default_rng(0).normal(0, 4, 5000).astype(np.float32)
     with torch.no_grad():
-        ours = rounding(grid, scale)(torch.from_numpy(x)).numpy()
-    wrong = np.abs(ours - session.run(None, {"x": x})[0]) > 1e-4
+        rounded = make_quantizer(grid, scale)(torch.from_numpy(x)).numpy()
+    wrong = np.abs(rounded - session.run(None, {"x": x})[0]) > 1e-4
     assert wrong.mean() < 1e-3
 
 
 def test_gradients_pass_straight_through_and_move_the_scale():
-    one = rounding(Grid(bits=8), 0.1)
-    one.log2_scale.requires_grad_(True)
+    quantizer = make_quantizer(Grid(bits=8), 0.1)
+    quantizer.log2_scale.requires_grad_(True)
     x = torch.tensor([0.23, -0.51, 100.0, -100.0], requires_grad=True)
-    one(x).sum().backward()
-    assert x.grad.tolist() == [1.0, 1.0, 0.0, 0.0]  # nothing for what is clipped
+    quantizer(x).sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0, 0.0, 0.0]  # clipped values have no gradient
     inside = (round(2.3) - 2.3) + (round(-5.1) + 5.1)
     by_scale = inside + 127 - 128  # LSQ, equation 3
-    assert one.log2_scale.grad.item() == pytest.approx(by_scale * 0.1 * np.log(2), rel=1e-3)
+    assert quantizer.log2_scale.grad.item() == pytest.approx(by_scale * 0.1 * np.log(2), rel=1e-3)
 
 
-def test_a_scale_can_follow_what_is_seen():
-    weights = rounding(Grid(bits=8), [1.0, 1.0], 2)
-    activations = rounding(Grid(bits=8), 1.0)
-    for one in (weights, activations):
-        one.follows = True
-        one.train()(torch.tensor([[1.27, -0.5], [0.1, 12.7]]))
-        one.eval()(torch.tensor([[1000.0, 0.0], [0.0, 1000.0]]))
+def test_a_scale_can_follow_the_largest_magnitude():
+    weights = make_quantizer(Grid(bits=8), [1.0, 1.0], 2)
+    activations = make_quantizer(Grid(bits=8), 1.0)
+    for quantizer in (weights, activations):
+        quantizer.follows = True
+        quantizer.train()(torch.tensor([[1.27, -0.5], [0.1, 12.7]]))
+        quantizer.eval()(torch.tensor([[1000.0, 0.0], [0.0, 1000.0]]))
     assert weights.scale.tolist() == pytest.approx([0.01, 0.1], rel=1e-3)
     assert activations.scale.item() == pytest.approx(1.0 + 0.01 * (0.1 - 1.0), rel=1e-3)
 
 
-def test_folding_leaves_the_answers_as_they_are():
+def test_folding_norms_does_not_change_the_logits():
     model = build_model(CLASSIFIER, CLASSIFIER.presets["small"])
     batch = random_inputs(CLASSIFIER, CLASSIFIER.presets["small"], 3)
     norms = {"vision.stem": "vision.stem_norm", "vision.last": "vision.last_norm"}
     for number in range(4):
         norms |= {
-            f"vision.blocks.{number}.{one}": f"vision.blocks.{number}.{one}_norm"
-            for one in ("filter", "project")
+            f"vision.blocks.{number}.{layer}": f"vision.blocks.{number}.{layer}_norm"
+            for layer in ("filter", "project")
         }
     folded = copy.deepcopy(model)
     fold_norms(folded, norms)
@@ -141,9 +141,11 @@ def test_folding_leaves_the_answers_as_they_are():
         torch.testing.assert_close(
             folded(**batch)["logits"], model(**batch)["logits"], atol=1e-4, rtol=1e-4
         )
-    assert sum(isinstance(one, torch.nn.BatchNorm2d) for one in folded.modules()) == sum(
-        isinstance(one, torch.nn.BatchNorm2d) for one in model.modules()
-    ) - len(norms)
+    norms_before, norms_after = (
+        [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for network in (model, folded)
+    )
+    assert len(norms_after) == len(norms_before) - len(norms)
 
 
 TINY = PHONE.presets["tiny"]
@@ -162,38 +164,38 @@ SPEC = Quantization(
 )
 
 
-def quantized():
+def make_quantized():
     torch.manual_seed(1)
     model = insert_fake_quantization(PHONE.build(TINY), SPEC)
-    for one in model.modules():
-        if isinstance(one, FakeQuantizer):
-            one.set_scale(torch.rand_like(one.log2_scale) + 0.01)
+    for quantizer in model.modules():
+        if isinstance(quantizer, FakeQuantizer):
+            quantizer.set_scale(torch.rand_like(quantizer.log2_scale) + 0.01)
     return model.eval()
 
 
-def test_a_quantized_model_comes_back_as_it_was_saved(tmp_path):
-    model = quantized()
+def test_a_folder_restores_a_quantized_model(tmp_path):
+    model = make_quantized()
     save_quantized(model, PHONE, TINY, SPEC, tmp_path)
-    again = load_module(tmp_path)
+    restored = load_module(tmp_path)
     batch = random_inputs(PHONE, TINY, 3)
     assert read_quantization(tmp_path) == SPEC
     with torch.no_grad():
-        assert torch.equal(again(**batch)["logits"], model(**batch)["logits"])
-    assert isinstance(again.get_submodule("speech.down.0"), IntegerLayer)
+        assert torch.equal(restored(**batch)["logits"], model(**batch)["logits"])
+    assert isinstance(restored.get_submodule("speech.down.0"), IntegerLayer)
 
 
-def test_copies_round_with_their_own_scales():
+def test_a_copy_rounds_with_its_own_scale():
     model = torch.nn.Sequential(torch.nn.Identity())
     quantize_input(model[0], Grid(bits=8)).set_scale(torch.tensor(1.0))
-    other = copy.deepcopy(model)
-    other[0].input_rounding.set_scale(torch.tensor(4.0))
+    copied = copy.deepcopy(model)
+    copied[0].input_rounding.set_scale(torch.tensor(4.0))
     with torch.no_grad():
         assert model(torch.tensor([1.3])).item() == 1.0
-        assert other(torch.tensor([3.0])).item() == 4.0
+        assert copied(torch.tensor([3.0])).item() == 4.0
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             lambda tree: tree["layers"].update(nothing=tree["layers"]["speech.down.0"]),
@@ -207,40 +209,40 @@ def test_copies_round_with_their_own_scales():
         (lambda tree: tree.pop("layers"), "damaged"),
     ],
 )
-def test_a_damaged_description_is_told(tmp_path, change, told):
-    save_quantized(quantized(), PHONE, TINY, SPEC, tmp_path)
+def test_a_damaged_description_is_refused(tmp_path, change, message):
+    save_quantized(make_quantized(), PHONE, TINY, SPEC, tmp_path)
     tree = json.loads((tmp_path / QUANTIZATION).read_text())
     change(tree)
     (tmp_path / QUANTIZATION).write_text(json.dumps(tree))
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         load_module(tmp_path)
 
 
 def test_a_missing_description_is_named(tmp_path):
-    save_quantized(quantized(), PHONE, TINY, SPEC, tmp_path)
+    save_quantized(make_quantized(), PHONE, TINY, SPEC, tmp_path)
     (tmp_path / QUANTIZATION).unlink()
     with pytest.raises(ModelError, match=r"copy quantization\.json too"):
         load_module(tmp_path)
 
 
-def test_replacing_reaches_into_lists():
+def test_modules_in_lists_can_be_replaced():
     model = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.ReLU()]))
     replace_module(model, "0.0", torch.nn.Identity())
     assert isinstance(model[0][0], torch.nn.Identity)
 
 
-def test_a_scale_that_follows_holds_both_ends_of_its_grid():
-    one = rounding(Grid(bits=8, below=55), [1.0, 1.0], 2)
-    one.follows = True
-    one.train()(torch.tensor([[2.0, -0.11], [0.2, -5.5]]))
-    assert one.scale.tolist() == pytest.approx([0.01, 0.1], rel=1e-3)
+def test_a_scale_that_follows_covers_both_ends_of_its_grid():
+    quantizer = make_quantizer(Grid(bits=8, below=55), [1.0, 1.0], 2)
+    quantizer.follows = True
+    quantizer.train()(torch.tensor([[2.0, -0.11], [0.2, -5.5]]))
+    assert quantizer.scale.tolist() == pytest.approx([0.01, 0.1], rel=1e-3)
 
 
-def test_scales_of_the_last_axis_round_rows_wherever_they_stand():
-    one = FakeQuantizer(Grid(bits=8), 2, last=True)
-    one.set_scale(torch.tensor([1.0, 0.1]))
+def test_scales_of_the_last_axis_apply_to_tensors_of_any_rank():
+    quantizer = FakeQuantizer(Grid(bits=8), 2, last=True)
+    quantizer.set_scale(torch.tensor([1.0, 0.1]))
     x = torch.tensor([[[1.2, 1.24]], [[-0.4, -0.06]]])
     wanted = torch.tensor([[[1.0, 1.2]], [[0.0, -0.1]]])
     with torch.no_grad():
-        assert torch.allclose(one(x), wanted)
-    assert torch.allclose(one(x.requires_grad_(True)), wanted)
+        assert torch.allclose(quantizer(x), wanted)
+    assert torch.allclose(quantizer(x.requires_grad_(True)), wanted)

@@ -1,11 +1,11 @@
-"""What the parts of the phone model do."""
+"""Properties of the phone model's parts."""
 
 import pytest
 import torch
 from pydantic import ValidationError
 
 from compressor.models.capabilities.training_heads import TrainingHeads
-from compressor.models.families.autoglm_phone.blocks import Attention, rotary_angles
+from compressor.models.families.autoglm_phone.blocks import Attention, rotary_angles, rotate
 from compressor.models.families.autoglm_phone.family import AutoGLMPhone
 from compressor.models.families.autoglm_phone.fusion import GatedCrossAttention, late_interaction
 from compressor.models.families.autoglm_phone.vision import tiles_from_screen
@@ -22,7 +22,7 @@ def model():
     return FAMILY.build(TINY).eval()
 
 
-def batch(rows):
+def make_batch(rows):
     tokens, mel = torch.randint(1, 250, (rows, 12)), torch.randn(rows, 80, 32)
     tokens[::2], mel[1::2] = 0, 0
     return {
@@ -40,9 +40,9 @@ def forward(model, data):
 
 
 @pytest.mark.parametrize("speech", ["mel-cnn", "wav2vec-bridge"])
-def test_padding_changes_nothing(speech):
+def test_padding_does_not_change_the_logits(speech):
     model = FAMILY.build(FAMILY.slim(TINY, speech=speech)).eval()
-    data = batch(4)
+    data = make_batch(4)
     longer = data | {
         "tokens": torch.nn.functional.pad(data["tokens"], (0, 7)),
         "mel": torch.nn.functional.pad(data["mel"], (0, 16)),
@@ -50,23 +50,23 @@ def test_padding_changes_nothing(speech):
     torch.testing.assert_close(forward(model, data)["logits"], forward(model, longer)["logits"])
 
 
-def test_a_command_that_is_not_there_is_not_seen(model):
-    data = batch(2)
+def test_a_missing_command_is_masked(model):
+    data = make_batch(2)
     data["tokens"][:], data["mel"][:] = data["tokens"][1], 0
     alone = forward(model, {name: tensor[:1] for name, tensor in data.items()})["logits"]
     torch.testing.assert_close(forward(model, data)["logits"][:1], alone)
 
 
-def test_rows_skipped_in_training_come_out_the_same(model):
-    data = batch(6)
+def test_skipping_rows_in_training_does_not_change_the_logits(model):
+    data = make_batch(6)
     expected = forward(model, data)["logits"]
     for module in model.modules():  # batch norms keep their evaluation statistics
         module.training = module is model
     torch.testing.assert_close(forward(model, data)["logits"], expected)
 
 
-def test_cells_do_not_look_at_each_other(model):
-    data = batch(1)
+def test_each_cell_depends_on_its_own_tile_alone(model):
+    data = make_batch(1)
     before = forward(model, data)["cells"]
     data["screen"][:, :, :8, 8:16] = 255 - data["screen"][:, :, :8, 8:16]
     changed = (forward(model, data)["cells"] - before).abs().amax(dim=-1)[0] > 1e-6
@@ -78,7 +78,7 @@ def test_tiles_are_row_major():
     assert tiles_from_screen(screen, 3)[:, 0, 0, 0].tolist() == [0, 2, 4, 12, 14, 16, 24, 26, 28]
 
 
-def test_a_closed_gate_leaves_the_query():
+def test_a_closed_gate_returns_the_query():
     layer = GatedCrossAttention(TINY)
     for weight in (layer.gate_out.weight, layer.ffn.down.weight):
         torch.nn.init.zeros_(weight)
@@ -102,72 +102,72 @@ def test_the_decoder_is_causal(model):
 
 def test_attention_agrees_with_torch():
     torch.manual_seed(0)
-    ours, x = Attention(8, 2, 2, 4, bias=True), torch.randn(3, 5, 8)
-    theirs = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    attention, x = Attention(8, 2, 2, 4, bias=True), torch.randn(3, 5, 8)
+    reference = torch.nn.MultiheadAttention(8, 2, batch_first=True)
     with torch.no_grad():
-        theirs.in_proj_weight.copy_(
-            torch.cat([ours.query.weight, ours.key.weight, ours.value.weight])
+        reference.in_proj_weight.copy_(
+            torch.cat([attention.query.weight, attention.key.weight, attention.value.weight])
         )
-        theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]))
-        theirs.out_proj.weight.copy_(ours.out.weight)
-        theirs.out_proj.bias.copy_(ours.out.bias)
-    torch.testing.assert_close(ours(x, x), theirs(x, x, x, need_weights=False)[0])
+        reference.in_proj_bias.copy_(
+            torch.cat([attention.query.bias, attention.key.bias, attention.value.bias])
+        )
+        reference.out_proj.weight.copy_(attention.out.weight)
+        reference.out_proj.bias.copy_(attention.out.bias)
+    torch.testing.assert_close(attention(x, x), reference(x, x, x, need_weights=False)[0])
 
 
 def test_rotary_scores_depend_on_distance_alone():
     torch.manual_seed(0)
     attention = Attention(8, 1, 1, 8, bias=False)
     x = torch.randn(1, 1, 8).expand(1, 6, 8)
-    from compressor.models.families.autoglm_phone.blocks import rotate
-
-    turn = rotary_angles(6, 8, x)
-    query, key = (rotate(layer(x)[:, None], *turn) for layer in (attention.query, attention.key))
+    rotary = rotary_angles(6, 8, x)
+    query, key = (rotate(layer(x)[:, None], *rotary) for layer in (attention.query, attention.key))
     scores = (query @ key.transpose(2, 3))[0, 0]
     torch.testing.assert_close(scores[1:, 1:], scores[:-1, :-1])
 
 
-def test_losses_with_and_without_concepts(model):
-    data = batch(8)
+def test_heads_without_labels_have_no_loss(model):
+    data = make_batch(8)
     heads = HEADS.logits(model, forward(model, data))
     assert set(hard_cross_entropy(heads, data)) == {"label", "concept", "cell_concepts"}
     del data["concept"], data["cell_concepts"]
     assert set(hard_cross_entropy(heads, data)) == {"label"}
 
 
-def test_each_present_position_has_concept_logits(model):
-    data = batch(8)
+def test_each_valid_position_has_concept_logits(model):
+    data = make_batch(8)
     outputs = forward(model, data)
     heads = HEADS.logits(model, outputs)
-    present = (data["tokens"] != 0).sum() + (data["mel"][:, 0, ::8].abs() > 0).sum()
-    assert heads["position_concepts"].shape == (present, TINY.concepts)
+    valid = (data["tokens"] != 0).sum() + (data["mel"][:, 0, ::8].abs() > 0).sum()
+    assert heads["position_concepts"].shape == (valid, TINY.concepts)
     assert heads["concept"].shape == (8, TINY.concepts)
     assert heads["cell_concepts"].shape == (8, 9, TINY.concepts)
 
 
-def test_the_best_position_decides_and_padding_does_not():
+def test_late_interaction_follows_the_best_valid_position():
     axes = torch.eye(4)
     command = torch.stack([axes[[3, 1, 3]], axes[[2, 3, 3]]])
-    present = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
-    scores = late_interaction(command * present[:, :, None], axes, present, 0.07)
+    valid = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    scores = late_interaction(command * valid[:, :, None], axes, valid, 0.07)
     assert scores[0].argsort(descending=True)[:2].tolist() == [3, 1]
     torch.testing.assert_close(scores[1], axes[2] / 0.07)
-    same = late_interaction(command, axes.expand(2, 4, 4), present, 0.07)
-    torch.testing.assert_close(same, late_interaction(command, axes, present, 0.07))
+    per_command = late_interaction(command, axes.expand(2, 4, 4), valid, 0.07)
+    torch.testing.assert_close(per_command, late_interaction(command, axes, valid, 0.07))
 
 
 @pytest.mark.parametrize(("commands", "screens"), [(6, 2), (5, 2), (4, 1), (3, 3)])
-def test_commands_in_a_row_share_a_screen(model, commands, screens):
-    data = batch(commands)
+def test_consecutive_commands_can_share_a_screen(model, commands, screens):
+    data = make_batch(commands)
     shared = data | {"screen": data["screen"][:screens]}
-    each = -(-commands // screens)
-    own = data | {"screen": shared["screen"].repeat_interleave(each, dim=0)[:commands]}
-    torch.testing.assert_close(forward(model, shared)["logits"], forward(model, own)["logits"])
+    repeats = -(-commands // screens)
+    separate = data | {"screen": shared["screen"].repeat_interleave(repeats, dim=0)[:commands]}
+    torch.testing.assert_close(forward(model, shared)["logits"], forward(model, separate)["logits"])
     assert forward(model, shared)["cells"].shape[0] == screens
 
 
-def test_it_learns_a_batch(model):
+def test_the_model_learns_a_batch(model):
     model.train()
-    data = batch(16)
+    data = make_batch(16)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):
         loss = hard_cross_entropy(HEADS.logits(model, forward(model, data)), data)["label"]
@@ -196,6 +196,6 @@ def test_it_learns_a_batch(model):
         ({"hidden": "7"}, "hidden"),
     ],
 )
-def test_configs_that_do_not_fit_are_refused(dimensions, message):
+def test_invalid_configs_are_refused(dimensions, message):
     with pytest.raises(ValidationError, match=message):
         FAMILY.slim(TINY, **dimensions)

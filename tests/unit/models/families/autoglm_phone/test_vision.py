@@ -1,4 +1,4 @@
-"""What the fields of a vision encoder change, and that its defaults change nothing."""
+"""Options of the vision encoders."""
 
 import numpy as np
 import pytest
@@ -17,35 +17,33 @@ from compressor.models.families.image_classifier.family import ImageClassifier
 FAMILY = ImageClassifier()
 
 
-def test_pixels_are_centred_as_the_config_says():
+def test_pixels_are_centred_by_mean_and_scale():
     pixels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(floats_from_pixels(pixels, SMALL), pixels.float() / 127.5 - 1.0), (
-        "bit for bit as ever"
-    )
+    assert torch.equal(floats_from_pixels(pixels, SMALL), pixels.float() / 127.5 - 1.0)
     assert torch.equal(floats_from_pixels(pixels, EFFICIENTNET_LITE0), (pixels.float() - 127) / 128)
 
 
 @pytest.mark.parametrize(
     ("kernel", "side", "zeros"), [(3, 8, (0, 1)), (5, 8, (1, 2)), (3, 7, (1, 1)), (5, 7, (2, 2))]
 )
-def test_zeros_as_tensorflow_has_them(kernel, side, zeros):
+def test_tensorflow_padding_equals_same_padding(kernel, side, zeros):
     image = torch.arange(1.0, side + 1).expand(1, 1, side, side)
     row = TensorflowPad(kernel, 2)(image)[0, 0, kernel // 2]
     assert row.tolist() == np.pad(np.arange(1.0, side + 1), zeros).tolist()
 
 
 @pytest.mark.parametrize("side", [15, 16])
-def test_both_paddings_give_images_of_one_size(side):
+def test_both_paddings_give_outputs_of_equal_size(side):
     image = torch.randn(1, 3, side, side)
     sizes = []
     for padding in ("even", "tensorflow"):
         encoder = MobileNet(FAMILY.slim(SMALL, vision_padding=padding))
-        seen = []
+        shapes = []
         encoder.last.register_forward_hook(
-            lambda module, inputs, output, seen=seen: seen.append(output.shape)
+            lambda module, inputs, output, shapes=shapes: shapes.append(output.shape)
         )
         encoder(image)
-        sizes += seen
+        sizes += shapes
     assert sizes[0] == sizes[1]
 
 
@@ -70,6 +68,6 @@ def test_a_block_without_expansion_filters_its_input():
         FAMILY.slim(config, vision_blocks=[{**block, "expanded": 24}])
 
 
-def test_lite0_has_the_parameters_of_the_published_model():
+def test_efficientnet_lite0_has_the_published_number_of_parameters():
     assert sum(FAMILY.parameters(EFFICIENTNET_LITE0).values()) == 4_652_008
     assert len(EFFICIENTNET_LITE0.vision_blocks) == 16

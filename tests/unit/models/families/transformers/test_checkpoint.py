@@ -1,4 +1,4 @@
-"""Checkpoints of transformers: the rows of the table against the library's own classes, and folders against their faults."""
+"""Checkpoints of transformers: layouts compared with the library's classes, and damaged folders."""
 
 import json
 
@@ -8,16 +8,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compressor.errors import ModelError
-from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.facts import facts_of
 from compressor.models.families.transformers.family import Transformers
+from compressor.models.families.transformers.layouts import LAYOUTS
 
 FAMILY = Transformers()
 
 
-def saved(preset, folder, seed=0, companions=None):
+def save_preset(preset, folder, seed=0, companions=None):
     torch.manual_seed(seed)
     config = FAMILY.presets[preset]
     module = FAMILY.build(config).eval()
@@ -30,22 +30,19 @@ def logits(module):
 
 
 @pytest.mark.parametrize("preset", FAMILY.presets)
-def test_counts_are_those_of_the_class(preset):
+def test_parameters_and_macs_equal_those_of_the_class(preset):
     config = FAMILY.presets[preset]
     module = FAMILY.build(config)
     weights = {weight.data_ptr(): weight.numel() for weight in module.parameters()}
     assert sum(FAMILY.parameters(config).values()) == sum(weights.values())
-    layers = module.get_submodule(
-        next(axis.stack for axis in FAMILY.capability(CuttableAxes, config).axes if axis.stack)
-    )
-    matrices = [
-        part.weight.numel() for part in layers.modules() if isinstance(part, torch.nn.Linear)
-    ]
-    assert FAMILY.macs(config) == sum(matrices) + module.lm_head.weight.numel()
+    layers = module.get_submodule(LAYOUTS[config.model_type].layers_name)
+    linears = [layer for layer in layers.modules() if isinstance(layer, torch.nn.Linear)]
+    matrices = sum(linear.weight.numel() for linear in linears)
+    assert FAMILY.macs(config) == matrices + module.lm_head.weight.numel()
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "glm4"])
-def test_fields_that_a_config_leaves_out_are_what_transformers_takes_them_for(model_type):
+def test_absent_fields_have_the_defaults_of_transformers(model_type):
     sizes = {
         "hidden_size": 96,
         "num_attention_heads": 32,
@@ -63,12 +60,12 @@ def test_fields_that_a_config_leaves_out_are_what_transformers_takes_them_for(mo
 
 
 @pytest.mark.parametrize("preset", FAMILY.presets)
-def test_what_is_saved_is_what_the_library_loads(preset, tmp_path):
-    module = saved(preset, tmp_path / "a")
+def test_transformers_loads_what_is_saved_and_bytes_are_reproducible(preset, tmp_path):
+    module = save_preset(preset, tmp_path / "a")
     assert torch.equal(logits(module), logits(load_module(tmp_path / "a")))
-    theirs = type(module).from_pretrained(tmp_path / "a")
-    assert torch.equal(logits(module), logits(theirs))
-    saved(preset, tmp_path / "b")
+    reference = type(module).from_pretrained(tmp_path / "a")
+    assert torch.equal(logits(module), logits(reference))
+    save_preset(preset, tmp_path / "b")
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
     assert facts_of(tmp_path / "a").parameters == sum(
@@ -76,9 +73,9 @@ def test_what_is_saved_is_what_the_library_loads(preset, tmp_path):
     )
 
 
-def test_other_files_come_along_and_weights_keep_their_dtype(tmp_path):
+def test_other_files_are_copied_and_weights_keep_their_dtype(tmp_path):
     parent = tmp_path / "parent"
-    saved("tiny-llama", parent)
+    save_preset("tiny-llama", parent)
     (parent / "tokenizer.json").write_text("{}")
     tree = json.loads((parent / "config.json").read_text()) | {"dtype": "bfloat16", "_name": "kept"}
     (parent / "config.json").write_text(json.dumps(tree))
@@ -94,32 +91,32 @@ def test_other_files_come_along_and_weights_keep_their_dtype(tmp_path):
     }
 
 
-def sharded(folder):
-    module = saved("tiny-llama", folder / "whole")
+def save_shards(folder):
+    module = save_preset("tiny-llama", folder / "whole")
     module.save_pretrained(folder / "shards", max_shard_size="100KB")
     (folder / "shards" / "config.json").write_bytes((folder / "whole" / "config.json").read_bytes())
     return module, folder / "shards"
 
 
-def test_shards_are_read(tmp_path):
-    module, folder = sharded(tmp_path)
+def test_shards_are_loaded(tmp_path):
+    module, folder = save_shards(tmp_path)
     assert len(list(folder.glob("*.safetensors"))) > 1
     assert torch.equal(logits(module), logits(load_module(folder)))
 
 
-def test_everything_wrong_with_shards_is_told_at_once(tmp_path):
-    _, folder = sharded(tmp_path)
+def test_every_problem_of_shards_is_reported_at_once(tmp_path):
+    _, folder = save_shards(tmp_path)
     first, second, *_ = sorted(folder.glob("*.safetensors"))
     first.write_bytes(first.read_bytes()[:-10])
     second.unlink()
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as raised:
         read_description(folder)
-    assert f"{first.name}: truncated" in caught.value.what
-    assert f"{second.name} is missing" in caught.value.what
+    assert f"{first.name}: truncated" in raised.value.what
+    assert f"{second.name} is missing" in raised.value.what
 
 
-def test_an_index_that_lies_is_found_out(tmp_path):
-    _, folder = sharded(tmp_path)
+def test_an_index_that_differs_from_the_shards_is_refused(tmp_path):
+    _, folder = save_shards(tmp_path)
     index = folder / "model.safetensors.index.json"
     tree = json.loads(index.read_text())
     names = sorted(tree["weight_map"])
@@ -139,25 +136,25 @@ def test_an_index_that_lies_is_found_out(tmp_path):
         read_description(folder)
 
 
-def test_tensors_that_do_not_fit_are_all_named(tmp_path):
-    saved("tiny-llama", tmp_path)
+def test_every_tensor_that_does_not_fit_is_named(tmp_path):
+    save_preset("tiny-llama", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.layers.0.mlp.up_proj.weight"]
     tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(2, 2)
     tensors["more"] = torch.zeros(1)
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as raised:
         load_module(tmp_path)
     for part in (
         "missing: model.layers.0.mlp.up_proj",
         "unexpected: more",
         "model.layers.1.mlp.up_proj.weight: [2, 2]",
     ):
-        assert part in caught.value.what
+        assert part in raised.value.what
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"model_type": "bert"}, "'bert' is not one of llama"),
         ({"architectures": ["LlamaForCausalLM", "X"]}, "name one class"),
@@ -169,16 +166,16 @@ def test_tensors_that_do_not_fit_are_all_named(tmp_path):
         ({"hidden_size": "64"}, "hidden_size"),
     ],
 )
-def test_a_config_that_cannot_be_read_is_refused(change, told, tmp_path):
-    saved("tiny-llama", tmp_path)
+def test_an_unsupported_config_is_refused(change, message, tmp_path):
+    save_preset("tiny-llama", tmp_path)
     tree = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(tree))
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         read_description(tmp_path)
 
 
-def test_a_class_that_is_no_model_of_the_library_is_refused(tmp_path):
-    saved("tiny-llama", tmp_path)
+def test_an_architecture_that_is_no_model_class_is_refused(tmp_path):
+    save_preset("tiny-llama", tmp_path)
     tree = json.loads((tmp_path / "config.json").read_text()) | {
         "architectures": ["PreTrainedConfig"]
     }

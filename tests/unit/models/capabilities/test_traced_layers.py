@@ -1,4 +1,4 @@
-"""What is found in a module's graph: layers, their normalizations, signs, and who reads what."""
+"""Quantizable layers discovered from a graph: their norms, signs and consumers."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from tests.support.tiny_models import CLASSIFIER, PHONE, build_model, random_inp
 
 
 class Net(nn.Module):
-    """A bit of everything."""
+    """A module with every pattern that discovery distinguishes."""
 
     def __init__(self):
         super().__init__()
@@ -40,39 +40,48 @@ class Block(nn.Module):
         return x + self.out(functional.relu(self.inner(x)))
 
 
-def found(module, batch, without=()):
-    graph = TracedLayers(module.eval(), batch)
-    return graph, graph.contexts([name for name in graph.names if name not in without])
+def trace(module, batch, float_layers=()):
+    layers = TracedLayers(module.eval(), batch)
+    quantized = [name for name in layers.names if name not in float_layers]
+    return layers, layers.contexts(quantized)
 
 
-def test_each_layer_is_seen_as_it_is_used():
-    graph, layers = found(Net(), {"image": torch.randn(2, 3, 8, 8)})
-    assert graph.names == ("stem", "second", "block.inner", "block.out", "third", "twice")
-    assert graph.left_out == ("tied",)
-    assert {name: one.norm for name, one in layers.items() if one.norm} == {"stem": "norm"}
-    assert {name for name, one in layers.items() if one.nonnegative} == {"second", "block.out"}
-    # second is read by the block, whose input is rounded as a whole; third only by a mean
-    assert {name for name, one in layers.items() if one.rounded} == {
+def test_the_context_of_each_layer_follows_its_use():
+    layers, contexts = trace(Net(), {"image": torch.randn(2, 3, 8, 8)})
+    assert layers.names == ("stem", "second", "block.inner", "block.out", "third", "twice")
+    assert layers.left_out == ("tied",)
+    assert {name: use.norm for name, use in contexts.items() if use.norm} == {"stem": "norm"}
+    assert {name for name, use in contexts.items() if use.nonnegative} == {"second", "block.out"}
+    # `second` is read by the block, which rounds its input; `third` only by a mean
+    assert {name for name, use in contexts.items() if use.rounded} == {
         "stem",
         "second",
         "block.inner",
     }
-    assert {name for name, one in layers.items() if one.clipped} == {"stem", "block.inner", "third"}
-    assert {name: one.around for name, one in layers.items() if one.around} == {
+    assert {name for name, use in contexts.items() if use.clipped} == {
+        "stem",
+        "block.inner",
+        "third",
+    }
+    assert {name: use.around for name, use in contexts.items() if use.around} == {
         "block.inner": "block"
     }
 
 
-def test_what_stays_in_float_rounds_nothing():
+def test_a_float_layer_rounds_nothing():
     batch = {"image": torch.randn(2, 3, 8, 8)}
-    _, without_second = found(Net(), batch, without=["second"])
+    _, without_second = trace(Net(), batch, float_layers=["second"])
     assert not without_second["stem"].rounded
-    _, without_out = found(Net(), batch, without=["block.out"])
+    _, without_out = trace(Net(), batch, float_layers=["block.out"])
     assert without_out["block.inner"].around is None
     assert not without_out["block.inner"].rounded
 
 
-def test_every_matrix_of_the_families_is_found():
+def names_of(model, types):
+    return [name for name, module in model.named_modules() if isinstance(module, types)]
+
+
+def test_every_linear_and_convolutional_layer_of_the_families_is_found():
     for family, preset in (
         (PHONE, "tiny"),
         (PHONE, "bed-teacher"),
@@ -81,23 +90,15 @@ def test_every_matrix_of_the_families_is_found():
     ):
         config = family.presets[preset]
         model = build_model(family, config)
-        graph, layers = found(model, random_inputs(family, config, 3))
-        wanted = [
-            name
-            for name, one in model.named_modules()
-            if isinstance(one, nn.Linear | nn.Conv1d | nn.Conv2d)
-        ]
-        assert sorted(graph.names) == sorted(wanted)
-        norms = [
-            name
-            for name, one in model.named_modules()
-            if isinstance(one, nn.BatchNorm1d | nn.BatchNorm2d)
-        ]
-        assert sorted(one.norm for one in layers.values() if one.norm) == sorted(norms)
+        layers, contexts = trace(model, random_inputs(family, config, 3))
+        types = nn.Linear | nn.Conv1d | nn.Conv2d
+        assert sorted(layers.names) == sorted(names_of(model, types))
+        norms = names_of(model, nn.BatchNorm1d | nn.BatchNorm2d)
+        assert sorted(use.norm for use in contexts.values() if use.norm) == sorted(norms)
 
 
-class Second(nn.Module):
-    """A block whose second input is what is added."""
+class SecondInput(nn.Module):
+    """A module whose block adds its second input."""
 
     def __init__(self):
         super().__init__()
@@ -115,8 +116,8 @@ class SecondBlock(Block):
 
 
 def test_only_the_first_input_of_a_module_is_rounded_as_a_whole():
-    _, layers = found(Second(), {"image": torch.randn(2, 3, 8, 8)})
-    assert {one.around for one in layers.values()} == {None}
+    _, contexts = trace(SecondInput(), {"image": torch.randn(2, 3, 8, 8)})
+    assert {use.around for use in contexts.values()} == {None}
 
 
 class Signs(nn.Module):
@@ -132,6 +133,6 @@ class Signs(nn.Module):
         return {"logits": self.difference(torch.add(x, x.abs(), alpha=-1))}
 
 
-def test_what_padding_and_subtraction_do_to_signs():
-    _, layers = found(Signs(), {"image": torch.randn(2, 3, 8, 8)})
-    assert {name for name, one in layers.items() if one.nonnegative} == {"padded", "sum"}
+def test_padding_and_subtraction_can_make_values_negative():
+    _, contexts = trace(Signs(), {"image": torch.randn(2, 3, 8, 8)})
+    assert {name for name, use in contexts.items() if use.nonnegative} == {"padded", "sum"}
