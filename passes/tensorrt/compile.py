@@ -152,7 +152,7 @@ def _fix_addresses() -> None:
 
 
 def build_bundle(settings: BuildSettings, file: str) -> BuildBundle:
-    """Return a bundle for the graph in ``file``, with the trtexec command that builds its engine."""
+    """Return a bundle for a graph, with the trtexec command that builds its engine."""
     command = [
         "trtexec",
         f"--onnx={file}",

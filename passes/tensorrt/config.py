@@ -75,8 +75,8 @@ class TensorRTConfig(PassConfig):
     """Effort of the builder's search for fast kernels, from 0 (fastest build) to 5. By default the
     backend's own level, which is 3 in TensorRT 10."""
     on_missing_gpu: Literal["fail", "bundle"] = "fail"
-    """Behaviour of `backend: trt` on a machine without the GPU to build for. `fail`: the plan fails.
-    `bundle`: write the graph, the profiles and the build command, and no engine."""
+    """Behaviour of `backend: trt` on a machine without the GPU to build for. `fail`: end the plan
+    with an error. `bundle`: write the graph, the profiles and the build command, and no engine."""
 
     @property
     def float_type(self) -> FloatType:

@@ -70,11 +70,11 @@ def _convert_floats(
             f"{', '.join(nan_values)}",
             remedy="set `calibration.data` to samples that were made for this model",
         )
-    kept = convert_to_fp16(graph, BlockList(magnitudes, config.data_max))
-    reasons = Counter(node.reason for node in kept if node.cause is not Cause.RANGE)
+    fp32_nodes = convert_to_fp16(graph, BlockList(magnitudes, config.data_max))
+    reasons = Counter(node.reason for node in fp32_nodes if node.cause is not Cause.RANGE)
     finite = [magnitude for magnitude in magnitudes.values() if np.isfinite(magnitude)]
     return {
         "largest_magnitude": max(finite, default=0.0),
-        "kept_fp32": [node.row() for node in kept],
-        "kept_fp32_reasons": dict(reasons) | {"overflows FP16": len(kept) - reasons.total()},
+        "kept_fp32": [node.row() for node in fp32_nodes],
+        "kept_fp32_reasons": dict(reasons) | {"overflows FP16": len(fp32_nodes) - reasons.total()},
     }

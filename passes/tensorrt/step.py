@@ -82,7 +82,7 @@ class TensorRT(Pass[TensorRTConfig]):
     def run(
         self, config: TensorRTConfig, parent: Artifact, out: Path, context: PassContext
     ) -> PassOutput:
-        """Convert the graph to its precision, compare it with the parent's, and build the engines."""
+        """Convert the graph to its precision, compare it with the parent, and build the engines."""
         from passes.tensorrt.engine_artifact import build_artifact
 
         return build_artifact(config, parent.model, out, context)

@@ -21,6 +21,8 @@ IMAGE_EMBEDS, POSITION_OFFSETS = "image_embeds", "position_offsets"
 PAST_PREFIX, PRESENT_PREFIX = "past_key_values.", "present."
 CONTEXT_LENGTH_KEY = "autoglm_compress.context_length"
 """Metadata key for the number of positions that a decoder attends to."""
+TARGET_KEY = "autoglm_compress.target"
+"""Metadata key for the runtime whose operators a decoder uses: `onnxruntime` or `portable`."""
 VISION_MODEL = "vision.onnx"
 """File of the vision tower: `pixel_values` float32 [M, D] of one image and `image_grid_thw`
 int64 [1, 3] in, `image_embeds` [W, H] out."""

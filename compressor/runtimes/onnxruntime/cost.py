@@ -155,21 +155,24 @@ def _observe_shapes(
     return {name: tuple(value.shape) for name, value in zip(names, values, strict=True)}
 
 
-def _matmul(node: onnx.NodeProto, left: Shape, right: Shape, out: Shape) -> int:  # noqa: ARG001
-    return math.prod(out) * left[-1]
+# Shapes of the two factors and of the product, by the names of ONNX: a, b and y.
 
 
-def _gemm(node: onnx.NodeProto, left: Shape, right: Shape, out: Shape) -> int:  # noqa: ARG001
+def _matmul(node: onnx.NodeProto, a: Shape, b: Shape, y: Shape) -> int:  # noqa: ARG001
+    return math.prod(y) * a[-1]
+
+
+def _gemm(node: onnx.NodeProto, a: Shape, b: Shape, y: Shape) -> int:  # noqa: ARG001
     transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-    return math.prod(out) * left[0 if transposed else 1]
+    return math.prod(y) * a[0 if transposed else 1]
 
 
-def _conv(node: onnx.NodeProto, left: Shape, right: Shape, out: Shape) -> int:  # noqa: ARG001
-    return math.prod(out) * math.prod(right[1:])
+def _conv(node: onnx.NodeProto, a: Shape, b: Shape, y: Shape) -> int:  # noqa: ARG001
+    return math.prod(y) * math.prod(b[1:])
 
 
-def _transposed_conv(node: onnx.NodeProto, left: Shape, right: Shape, out: Shape) -> int:  # noqa: ARG001
-    return math.prod(left) * math.prod(right[1:])
+def _transposed_conv(node: onnx.NodeProto, a: Shape, b: Shape, y: Shape) -> int:  # noqa: ARG001
+    return math.prod(a) * math.prod(b[1:])
 
 
 _COUNTERS: dict[str, Callable[[onnx.NodeProto, Shape, Shape, Shape], int]] = {

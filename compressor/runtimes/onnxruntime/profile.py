@@ -62,9 +62,10 @@ class NodeProfile:
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    """How a node multiplies."""
+    """A node that multiplies."""
 
     integer: bool
+    """True if it multiplies integers."""
     weight_shape: Shape | None
     """None if both factors are activations."""
 
@@ -128,7 +129,7 @@ def _node_profiles(graph: onnx.GraphProto, events: list[dict[str, Any]]) -> Iter
 
 
 def _weight_shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
-    """Return the shapes of constants, also of those that are dequantized or transposed at run time."""
+    """Return the shapes of constants, and of constants dequantized or transposed at run time."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type in {"DequantizeLinear", "Transpose"} and node.input[0] in shapes:

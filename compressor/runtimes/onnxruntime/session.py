@@ -81,7 +81,7 @@ class OnnxSession(Session):
         return dict(zip(self.output_names, values, strict=True))
 
     def complete_feeds(self, feeds: Batch) -> Batch:
-        """Return all inputs of the graph: for a decoder, also mask, empty cache and image inputs."""
+        """Return all inputs of the graph: a decoder also has a mask, a cache and image inputs."""
         if self._caches is None:
             return feeds
         ids = feeds[INPUT_IDS]

@@ -1,4 +1,4 @@
-"""Optimization profiles: the range of shapes that an engine is built for, for each dynamic input."""
+"""Optimization profiles: the shapes that an engine is built for, for each dynamic input."""
 
 from __future__ import annotations
 

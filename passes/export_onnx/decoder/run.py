@@ -13,7 +13,7 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError
 from compressor.graphs.decoder.architecture import Architecture, read_architecture
 from compressor.graphs.decoder.graph import DecoderGraph
-from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY
+from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY, TARGET_KEY
 from compressor.graphs.decoder.onnxruntime_operators import OnnxRuntimeOperators
 from compressor.graphs.decoder.operators import Operators
 from compressor.graphs.decoder.portable_operators import PortableOperators
@@ -24,7 +24,6 @@ from compressor.graphs.values import Array
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.quantized.weight_grid import is_packed
 from compressor.runtimes.formats import recognize
-from compressor.runtimes.onnxruntime.decoder.decoder import TARGET
 from passes.export_onnx.config import DecoderConfig, ExportOnnxConfig
 from passes.export_onnx.decoder.cache_scales import measure_cache_scales
 from passes.export_onnx.decoder.genai import write_genai_config
@@ -80,7 +79,7 @@ class _DecoderExport:
         onnx_model = graph.build()
         nodes, opset = len(onnx_model.graph), onnx_model.graph.opset_imports[""]
         metadata = file_metadata(self.context.artifact_id, self.model.family.name, None) | {
-            TARGET: decoder.target,
+            TARGET_KEY: decoder.target,
             CONTEXT_LENGTH_KEY: str(self.architecture.context),
         }
         threshold = self.config.external_data_threshold_mb * 1_000_000

@@ -18,6 +18,7 @@ from compressor.graphs.decoder.interface import (
     ATTENTION_MASK,
     IMAGE_EMBEDS,
     POSITION_OFFSETS,
+    TARGET_KEY,
     KvCacheLayout,
 )
 from compressor.graphs.files import MODEL
@@ -32,8 +33,6 @@ from compressor.runtimes.onnxruntime.decoder.vision import ImageInputs
 from compressor.runtimes.onnxruntime.inference import open_inference_session
 
 Array = np.ndarray[Any, Any]
-TARGET = "autoglm_compress.target"
-"""Metadata key of a decoder's file: the runtime whose operators it uses."""
 _CHUNK_TOKENS = 128
 """Prompts are prefilled in chunks: 512 tokens at once take 4 % longer, and more memory."""
 _PROMPT_GRAPH_MIN_TOKENS = 16
@@ -234,7 +233,7 @@ def _allocate_cache(
     Raises:
         UsageError: it does not fit into memory.
     """
-    grows = session.get_modelmeta().custom_metadata_map.get(TARGET) == "portable"
+    grows = session.get_modelmeta().custom_metadata_map.get(TARGET_KEY) == "portable"
     # A growing cache is in memory twice while it grows.
     size_bytes = (2 if grows else 1) * layout.size_bytes(batch_size, capacity)
     memory.check_kv_cache_fits(size_bytes, batch_size, capacity)

@@ -160,7 +160,7 @@ class PromptGraph:
         ir.save(self._model, folder / MODEL)
 
     def _write_weights(self, folder: Path, threads: int) -> None:
-        """Write external data: the integers, and the other weights if model.onnx cannot hold them."""
+        """Write external data: the integers, or all weights if model.onnx cannot hold the rest."""
         external, integers = self._integers, set(self._integers)
         inline = [
             value for value in self._model.graph.initializers.values() if value not in integers
@@ -197,8 +197,8 @@ class PromptGraph:
         """Add and return the zero-point of each token, uint8 [B, T, 1]."""
         [ids] = [value for value in self._model.graph.inputs if value.name == INPUT_IDS]
         nodes = tape.Tape()
-        one = self._constant("prompts.one", np.array([1]))
-        shape = nodes.op("Concat", [nodes.op("Shape", [ids]), one], {"axis": 0})
+        last_size = self._constant("prompts.one", np.array([1]))
+        shape = nodes.op("Concat", [nodes.op("Shape", [ids]), last_size], {"axis": 0})
         fill = ir.tensor(np.array([UINT8_ZERO_POINT], dtype=np.uint8))
         zero_points = nodes.op("ConstantOfShape", [shape], {"value": fill})
         self._model.graph.insert_before(self._model.graph[0], nodes.nodes)

@@ -72,7 +72,7 @@ def node(milliseconds: float, operator: str = "MatMul", **changes: object) -> No
         "bytes": 1000,
         **changes,
     }
-    return NodeProfile(operator=operator, milliseconds=milliseconds, **values)  # type: ignore[arg-type]
+    return NodeProfile(operator=operator, milliseconds=milliseconds, **values)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Rows of `show` for engines and build bundles."""
+
 from pathlib import Path
 
 from compressor.runtimes.formats import format_named
