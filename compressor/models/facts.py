@@ -6,10 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-if TYPE_CHECKING:
-    from compressor.models.capabilities.capability import C
+from compressor.config.discovery import FAMILIES, load
+from compressor.models.architecture import Architecture
+from compressor.models.capabilities.capability import C
+from compressor.models.checkpoint.description import read_description
+from compressor.models.contract import Family
+
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +30,32 @@ class ModelFacts:
     size_bytes: int | None = None
     """All files of the model's folder."""
 
-    def capability(self, kind: type[C]) -> C | None:
-        """Return a capability of the model; None if it lacks it, or if its architecture is unknown.
+    def architecture(self) -> Architecture | None:
+        """Return the architecture; None if the family or its config is unknown.
 
         Raises:
             UsageError: the family is not installed.
         """
-        from compressor.config.discovery import FAMILIES, load
-
         if self.family is None or self.config is None:
             return None
-        family = load(FAMILIES, self.family)
+        family: Family[Any] = load(FAMILIES, self.family)
         config = family.Config.model_validate_json(json.dumps(dict(self.config)))
-        return cast("C | None", family.capability(kind, config))
+        return Architecture(family, config)
+
+    def capability(self, kind: type[C]) -> C | None:
+        """Return a capability; None if the model lacks it, or its architecture is unknown.
+
+        Raises:
+            UsageError: the family is not installed.
+        """
+        architecture = self.architecture()
+        return None if architecture is None else architecture.capability(kind)
+
+
+def planned_facts(architecture: Architecture) -> ModelFacts:
+    """Return the facts of a model that would be saved in float32, from the family's arithmetic."""
+    parameters = sum(architecture.family.parameters(architecture.config).values())
+    return _facts(architecture, _FLOAT_BYTES * parameters)
 
 
 def facts_of(folder: Path) -> ModelFacts:
@@ -48,15 +66,17 @@ def facts_of(folder: Path) -> ModelFacts:
     Raises:
         ModelError: as ``read_description``.
     """
-    from compressor.models.checkpoint.description import read_description
+    return _facts(read_description(folder), size_bytes(folder))
 
-    model = read_description(folder)
+
+def _facts(architecture: Architecture, bytes_on_disk: int) -> ModelFacts:
+    family, config = architecture.family, architecture.config
     return ModelFacts(
-        family=model.family.name,
-        config=model.config.model_dump(mode="json"),
-        parameters=sum(model.family.parameters(model.config).values()),
-        macs=model.family.macs(model.config) or None,
-        size_bytes=size_bytes(folder),
+        family=family.name,
+        config=config.model_dump(mode="json"),
+        parameters=sum(family.parameters(config).values()),
+        macs=family.macs(config) or None,
+        size_bytes=bytes_on_disk,
     )
 
 

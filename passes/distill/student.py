@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from compressor.config import discovery
 from compressor.config.record import Record
 from compressor.errors import RequirementError
+from compressor.models.architecture import Architecture
 from compressor.models.capabilities.feature_taps import FeatureTaps
 from compressor.models.contract import Family
-from compressor.models.facts import ModelFacts
+from compressor.models.facts import ModelFacts, planned_facts
 from passes.common.field_problems import FieldProblem, check_no_problems
 from passes.distill.config import DistillConfig, Features, Student
 
@@ -50,19 +50,11 @@ def student_facts(student: Student, parent: ModelFacts) -> ModelFacts:
     Raises:
         RequirementError: As ``student_config``.
     """
-    if parent.family is None or parent.config is None or student.parent is not None:
+    architecture = parent.architecture()
+    if architecture is None or student.parent is not None:
         return parent
-    family: Family[Any] = discovery.load(discovery.FAMILIES, parent.family)
-    parent_config = family.Config.model_validate_json(json.dumps(dict(parent.config)))
-    config = student_config(student, family, parent_config)
-    parameters = sum(family.parameters(config).values())
-    return ModelFacts(
-        family=family.name,
-        config=config.model_dump(mode="json"),
-        parameters=parameters,
-        macs=family.macs(config) or None,
-        size_bytes=4 * parameters,
-    )
+    config = student_config(student, architecture.family, architecture.config)
+    return planned_facts(Architecture(architecture.family, config))
 
 
 def check_models(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> None:

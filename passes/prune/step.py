@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from compressor.artifacts.store import Artifact
-from compressor.config import discovery
 from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
 from compressor.models.capabilities.capability import Capability
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
@@ -123,13 +121,10 @@ class Prune(Pass[PruneConfig]):
 
 def _check_planned(config: PruneConfig, parent: ModelFacts) -> None:
     """Check that fields apply to the parent, if its architecture is known."""
-    if parent.family is None or parent.config is None:
-        return
     from passes.prune.axes import check_applicable
 
-    family = discovery.load(discovery.FAMILIES, parent.family)
-    architecture = family.Config.model_validate_json(json.dumps(dict(parent.config)))
-    check_applicable(config, family, architecture)
+    if (architecture := parent.architecture()) is not None:
+        check_applicable(config, architecture.family, architecture.config)
 
 
 def _size_ratio(target: Target, parent: ModelFacts, size_bytes: int) -> float:

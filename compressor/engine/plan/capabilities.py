@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,6 @@ from compressor.config import discovery
 from compressor.engine.contract import Pass
 from compressor.models.capabilities.capability import Capability
 from compressor.models.capabilities.needs import Missing, missing
-from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.formats import Format, accepts
 
@@ -27,11 +25,8 @@ class PassSuitability:
 
 def missing_capabilities(facts: ModelFacts, needs: Sequence[type[Capability]]) -> list[Missing]:
     """Return the capabilities that a model lacks; none where its architecture is not known yet."""
-    if facts.family is None or facts.config is None:
-        return []
-    family: Family[Any] = discovery.load(discovery.FAMILIES, facts.family)
-    config = family.Config.model_validate_json(json.dumps(dict(facts.config)))
-    return missing(family, config, needs)
+    architecture = facts.architecture()
+    return [] if architecture is None else missing(architecture, needs)
 
 
 def suitable_passes(format_: Format, facts: ModelFacts) -> list[PassSuitability]:

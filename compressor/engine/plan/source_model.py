@@ -16,8 +16,9 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.engine.plan.config import ModelConfig
 from compressor.engine.plan.pipeline import resolve_family
 from compressor.errors import ModelError
+from compressor.models.architecture import Architecture
 from compressor.models.contract import Family
-from compressor.models.facts import ModelFacts
+from compressor.models.facts import ModelFacts, planned_facts
 from compressor.runtimes.formats import recognize
 
 
@@ -72,14 +73,7 @@ class InitializedModel(SourceModel):
 
     def facts(self) -> ModelFacts:
         """Return the family's arithmetic for the architecture."""
-        parameters = sum(self.family.parameters(self.config).values())
-        return ModelFacts(
-            family=self.family.name,
-            config=self.config.model_dump(mode="json"),
-            parameters=parameters,
-            macs=self.family.macs(self.config) or None,
-            size_bytes=4 * parameters,
-        )
+        return planned_facts(Architecture(self.family, self.config))
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:
         """Initialize the module from the seed and save it."""

@@ -14,10 +14,8 @@ from pydantic import ValidationError
 
 from compressor.artifacts.errors_from_os import reading
 from compressor.config.discovery import FAMILIES, load, names, suggestion
-from compressor.config.record import Record
 from compressor.errors import ModelError
-from compressor.models.capabilities.capability import C
-from compressor.models.capabilities.signature import Signature
+from compressor.models.architecture import Architecture
 from compressor.models.checkpoint.layout import CONFIG, INDEX, WEIGHTS
 from compressor.models.checkpoint.safetensors_files import read_header
 from compressor.models.contract import Family
@@ -33,30 +31,10 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True, slots=True)
-class ModelDescription:
+class ModelDescription(Architecture):
     """A model folder whose config.json and headers have been checked."""
 
     folder: Path
-    family: Family[Any]
-    config: Record
-    """The architecture: an instance of ``family.Config``."""
-
-    @property
-    def signature(self) -> Signature:
-        """Inputs and outputs of the model."""
-        return self.family.signature(self.config)
-
-    def capability(self, kind: type[C]) -> C | None:
-        """Return a capability; None if the model lacks it. See ``Family.capability``."""
-        return self.family.capability(kind, self.config)
-
-    def require(self, kind: type[C]) -> C:
-        """Return a capability that the model must have.
-
-        Raises:
-            RequirementError: it lacks the capability.
-        """
-        return self.family.require(kind, self.config)
 
     @property
     def is_quantized(self) -> bool:
@@ -150,7 +128,7 @@ def _parse_config(
             for issue in error.errors(include_url=False)
         ]
         return None
-    return ModelDescription(folder, family, config)
+    return ModelDescription(family, config, folder)
 
 
 def _weight_problems(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 
 from compressor.config.discovery import FAMILIES, load, names
 from compressor.errors import RequirementError
+from compressor.models.architecture import Architecture
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.discovery import LoadedModel
@@ -48,7 +49,7 @@ ALL = (
 def test_each_family_lacks_only_what_does_not_apply(family, preset, lacking):
     config = family.presets[preset]
     expected = {Missing(need.label, need.remedy) for need in lacking}
-    assert set(missing(family, config, ALL)) == expected
+    assert set(missing(Architecture(family, config), ALL)) == expected
     for need in lacking:
         with pytest.raises(RequirementError, match=f"has no {need.label}"):
             family.require(need, config)
@@ -111,12 +112,13 @@ def test_looking_up_what_passes_need_imports_no_torch():
     code = (
         "import sys\n"
         "from compressor.config.discovery import FAMILIES, PASSES, load, names\n"
+        "from compressor.models.architecture import Architecture\n"
         "from compressor.models.capabilities.needs import missing\n"
         "passes = [load(PASSES, name) for name in names(PASSES)]\n"
         "for family in (load(FAMILIES, name) for name in names(FAMILIES) if name != 'tiny'):\n"
         "    for config in family.presets.values():\n"
         "        for pass_ in passes:\n"
-        "            missing(family, config, pass_.capabilities)\n"
+        "            missing(Architecture(family, config), pass_.capabilities)\n"
         "sys.exit('torch' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -38,7 +38,7 @@ def test_equal_weights_give_equal_bytes(folder, tmp_path):
 
 
 def test_description_and_facts_are_read_without_the_weights(folder):
-    assert read_description(folder) == ModelDescription(folder, FAMILY, CONFIG)
+    assert read_description(folder) == ModelDescription(FAMILY, CONFIG, folder)
     facts = facts_of(folder)
     assert facts.parameters == sum(FAMILY.parameters(CONFIG).values())
     assert facts.size_bytes == sum(file.stat().st_size for file in folder.iterdir())
