@@ -31,7 +31,6 @@ def parent(tiny_plugin: None, tmp_path: Path) -> Any:
     """What a pass takes of an artifact: its model folder."""
     import torch
 
-
     family = discovery.load(discovery.FAMILIES, "tiny")
     torch.manual_seed(0)
     family.save(family.build(family.Config()), family.Config(), tmp_path / "parent")

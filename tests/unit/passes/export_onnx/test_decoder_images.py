@@ -1,4 +1,8 @@
-"""Images through graphs: the tower with any grid, its words in the decoder, and text that goes on behind them."""
+"""Images in exported decoders: the vision tower, image embeddings in the prompt, and generation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -6,148 +10,147 @@ import pytest
 import torch
 
 from calibration.sources.image_text.source import ImageText, ImageTextConfig
-from compressor.data.contract import SourceContext
+from compressor.data.contract import Dataset, SourceContext
+from compressor.engine.contract import PassOutput
 from compressor.errors import DataError, ParityError, UsageError
-from compressor.generation.generate import Sampling, generate
+from compressor.generation.generate import Prompt, Sampling, generate, model_at
 from compressor.graphs.decoder.interface import VISION_MODEL
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from compressor.runtimes.onnxruntime.decoder.vision import VisionTower, position_offsets
-from passes.export_onnx.decoder.tower import OneImage
-from tests.support.processors import (
-    message,
-    write_conversations,
-    write_picture,
-    write_processor,
-)
-from tests.unit.passes.export_onnx.test_decoder import awq, exported, parent_in
+from passes.export_onnx.decoder.vision import SingleImageTower
+from tests.support.decoders import export_decoder, pack_decoder, save_decoder
+from tests.support.processors import message, write_conversations, write_picture, write_processor
 
 SIZES = [(56, 56), (84, 28), (28, 84), (56, 28)]
-IMAGES = {"parity": {"data": "text"}}  # the set of that name holds images here
+FIELDS = {"parity": {"data": "text"}}  # the data set of that name has images here
 GREEDY = Sampling(max_tokens=8, temperature=0.0, top_p=1.0, seed=0)
+TARGETS = pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+WAYS = ["windows", "with images", "token by token", "padded"]
+
+
+@dataclass
+class Exported:
+    """A checkpoint with images, its graphs for both targets, and conversations about pictures."""
+
+    folder: Path
+    """Holds the pictures, and a folder per target."""
+    parent: SimpleNamespace
+    dataset: Dataset
+    """Samples with one image, with two of different shapes (twice), and without any (twice)."""
+    outputs: dict[str, PassOutput]
 
 
 @pytest.fixture(scope="module")
-def bed(tmp_path_factory):
-    """A checkpoint, conversations with no image, with one, with two of different shapes; and its graphs."""
+def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
-    parent = parent_in(folder / "parent", "tiny-glm4v")
+    parent = save_decoder(folder / "parent", "tiny-glm4v")
     write_processor(folder / "parent")
     for number, size in enumerate(SIZES):
         write_picture(folder / f"{number}.png", *size)
-    shown = [["0.png"], ["1.png", "2.png"], ["3.png", "0.png"], [], []]
-    talks = [
+    pictures = [["0.png"], ["1.png", "2.png"], ["3.png", "0.png"], [], []]
+    conversations = [
         [
-            message("user", f"w{20 + one} w7 w{30 + one}", *images),
-            message("assistant", f"w{40 + one} w9 w5"),
+            message("user", f"w{20 + number} w7 w{30 + number}", *images),
+            message("assistant", f"w{40 + number} w9 w5"),
         ]
-        for one, images in enumerate(shown)
+        for number, images in enumerate(pictures)
     ]
-    write_conversations(folder / "talks.jsonl", *talks)
-    config = ImageTextConfig(source="image-text", path="talks.jsonl", processor="parent")
+    write_conversations(folder / "conversations.jsonl", *conversations)
+    config = ImageTextConfig(source="image-text", path="conversations.jsonl", processor="parent")
     dataset = ImageText().load(config, SourceContext(folder))
     outputs = {}
     for target in ("onnxruntime", "portable"):
-        fields = {**IMAGES, "decoder": {"target": target}}
-        outputs[target] = exported(
-            parent,
-            folder / target,
-            {**fields, "parity": {"data": "text", "num_samples": 5}},
-            dataset,
-        )[0]
-    return folder, parent, dataset, outputs
+        fields = {"parity": {"data": "text", "num_samples": 5}, "decoder": {"target": target}}
+        outputs[target], _ = export_decoder(parent, folder / target, fields, dataset)
+    return Exported(folder, parent, dataset, outputs)
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
-def test_graphs_answer_about_images_as_torch_does(bed, target):
-    output = bed[3][target]
-    assert [one["way"] for one in output.summary["parity"]] == [
-        "windows",
-        "with images",
-        "token by token",
-        "padded",
-    ]
-    assert all(one["max_abs"] < 1e-4 and one["same"] == 1 for one in output.summary["parity"])
-    assert output.summary["vision"]["max_abs"] < 1e-5
-    assert output.summary["vision"]["cosine"] > 0.99999
+@TARGETS
+def test_graphs_compute_what_torch_does_with_images(exported, target):
+    summary = exported.outputs[target].summary
+    assert [way["way"] for way in summary["parity"]] == WAYS
+    assert all(way["max_abs"] < 1e-4 and way["same"] == 1 for way in summary["parity"])
+    assert summary["vision"]["max_abs"] < 1e-5
+    assert summary["vision"]["cosine"] > 0.99999
 
 
-def test_images_and_keys_and_values_in_8_bits(bed, tmp_path):
-    """The windows that give the scales have images in them too."""
+def test_an_8_bit_cache_is_calibrated_with_images(exported, tmp_path):
     fields = {
         "parity": {"data": "text", "num_samples": 5},
         "decoder": {"int8_kv_cache": {"data": "text"}},
     }
-    output, _ = exported(bed[1], tmp_path / "out", fields, bed[2])
-    ways = {one["way"]: one["kl"] for one in output.summary["parity"]}
-    assert set(ways) == {"windows", "with images", "token by token", "padded"}
+    output, _ = export_decoder(exported.parent, tmp_path / "out", fields, exported.dataset)
+    ways = {way["way"]: way["kl"] for way in output.summary["parity"]}
+    assert list(ways) == WAYS
     assert 0 < max(ways.values()) < 2e-3
 
 
-def test_images_matter(bed):
-    folder, _, dataset, _ = bed
-    batch = dataset.batch(np.array([1]))
-    with open_session("onnx", folder / "onnxruntime", threads=1) as session:
-        said = session.run(batch)["logits"]
-        other = session.run({**batch, "pixel_values": batch["pixel_values"][:, ::-1].copy()})[
-            "logits"
-        ]
-    assert np.abs(said - other).max() > 1e-3
+def test_the_vision_tower_can_be_left_unsimplified(exported, tmp_path):
+    fields = {**FIELDS, "simplify": False}
+    _, notes = export_decoder(exported.parent, tmp_path / "out", fields, exported.dataset)
+    assert notes == []
+    _, notes = export_decoder(exported.parent, tmp_path / "simplified", FIELDS, exported.dataset)
+    assert [note.partition(":")[0] for note in notes] == ["vision tower"]
 
 
-def test_a_padded_batch_of_mixed_images_is_measured_as_torch_measures_it(bed):
-    folder, parent, dataset, _ = bed
-    batch = dataset.batch(np.arange(5))
-    with open_session("onnx", folder / "onnxruntime", threads=1) as session:
-        got = session.run(batch)["logits"]
-    with open_session("torch", parent.model, threads=1) as session:
-        wanted = session.run(batch)["logits"]
-    meant = batch["attention_mask"].astype(bool)
-    np.testing.assert_allclose(got[meant], wanted[meant], atol=1e-4)
+def test_other_pixels_give_other_logits(exported):
+    batch = exported.dataset.batch(np.array([1]))
+    with open_session("onnx", exported.folder / "onnxruntime", threads=1) as session:
+        logits = session.run(batch)["logits"]
+        flipped = {**batch, "pixel_values": batch["pixel_values"][:, ::-1].copy()}
+        assert np.abs(logits - session.run(flipped)["logits"]).max() > 1e-3
+
+
+def test_a_padded_batch_with_images_gives_the_logits_of_torch(exported):
+    batch = exported.dataset.batch(np.arange(5))
+    with open_session("onnx", exported.folder / "onnxruntime", threads=1) as session:
+        actual = session.run(batch)["logits"]
+    with open_session("torch", exported.parent.model, threads=1) as session:
+        expected = session.run(batch)["logits"]
+    is_valid = batch["attention_mask"].astype(bool)
+    np.testing.assert_allclose(actual[is_valid], expected[is_valid], atol=1e-4)
 
 
 @pytest.mark.parametrize("grid", [(1, 2, 2), (1, 4, 10), (1, 12, 2), (1, 8, 6)])
-def test_the_tower_takes_any_grid(bed, grid):
-    folder, parent, _, _ = bed
-    tower = load_module(parent.model).model.visual
-    pixels = torch.randn(int(np.prod(grid)), 3 * 2 * 14 * 14)
+def test_the_tower_takes_images_of_any_size(exported, grid):
+    tower = load_module(exported.parent.model).model.visual
+    pixels, grids = torch.randn(int(np.prod(grid)), 3 * 2 * 14 * 14), torch.tensor([grid])
     with torch.inference_mode():
-        wanted = tower(pixels, grid_thw=torch.tensor([grid])).pooler_output
-        torch.testing.assert_close(
-            OneImage(tower)(pixels, torch.tensor([grid])), wanted, atol=1e-5, rtol=1e-4
-        )
-    got = VisionTower(folder / "onnxruntime", 1, "cpu").encode_image(pixels.numpy(), np.array(grid))
-    np.testing.assert_allclose(got, wanted.numpy(), atol=1e-5)
+        expected = tower(pixels, grid_thw=grids).pooler_output
+        single = SingleImageTower(tower)(pixels, grids)
+    torch.testing.assert_close(single, expected, atol=1e-5, rtol=1e-4)
+    session = VisionTower(exported.folder / "onnxruntime", 1, "cpu")
+    actual = session.encode_image(pixels.numpy(), np.array(grid))
+    np.testing.assert_allclose(actual, expected.numpy(), atol=1e-5)
 
 
-def test_only_one_image_goes_through_at_a_time(bed):
-    session = VisionTower(bed[0] / "onnxruntime", 1, "cpu")
-    [grids] = [one for one in session._session.get_inputs() if one.name == "image_grid_thw"]
-    assert grids.shape == [1, 3]
+def test_the_tower_takes_one_image_at_a_time(exported):
+    model = onnx.load(exported.folder / "onnxruntime" / VISION_MODEL)
+    [grids] = [value for value in model.graph.input if value.name == "image_grid_thw"]
+    assert [size.dim_value for size in grids.type.tensor_type.shape.dim] == [1, 3]
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_positions_are_those_of_transformers(bed, number):
-    _, parent, dataset, _ = bed
-    batch = dataset.batch(np.array([number]))
+def test_positions_are_those_of_transformers(exported, number):
+    batch = exported.dataset.batch(np.array([number]))
     grids = batch["image_grid_thw"][0]
-    model = load_module(parent.model).model
-    wanted, delta = model.get_rope_index(
+    model = load_module(exported.parent.model).model
+    expected, delta = model.get_rope_index(
         torch.from_numpy(batch["input_ids"]),
         torch.from_numpy(batch["mm_token_type_ids"]),
         torch.from_numpy(grids) if len(grids) else None,
     )
-    offsets, after = position_offsets(batch["mm_token_type_ids"][0], list(grids), 2)
-    assert np.array_equal(offsets + np.arange(offsets.shape[1]), wanted[:, 0].numpy())
-    assert after == int(delta)
+    offsets, next_offset = position_offsets(batch["mm_token_type_ids"][0], list(grids), 2)
+    assert np.array_equal(offsets + np.arange(offsets.shape[1]), expected[:, 0].numpy())
+    assert next_offset == int(delta)
 
 
-def test_tokens_without_their_image_are_refused(bed):
-    folder, _, dataset, _ = bed
-    batch = dataset.batch(np.array([0]))
-    tower = VisionTower(folder / "onnxruntime", 1, "cpu")
-    with pytest.raises(DataError, match="tokens stand for images"):
+def test_image_tokens_without_their_image_are_refused(exported):
+    batch = exported.dataset.batch(np.array([0]))
+    tower = VisionTower(exported.folder / "onnxruntime", 1, "cpu")
+    with pytest.raises(DataError, match="image tokens do not match images"):
         tower.encode(
             batch["mm_token_type_ids"][:, :-6],
             batch["pixel_values"],
@@ -155,112 +158,96 @@ def test_tokens_without_their_image_are_refused(bed):
         )
 
 
-def test_text_goes_on_behind_images_from_every_kind(bed):
-    folder, parent, _, _ = bed
-    pictures = [folder / "1.png", folder / "2.png"]
-
-    def said(kind, model, images=pictures):
-        pieces = []
-        generate(
-            kind, model, "w10 w11", GREEDY, threads=1, raw=False, said=pieces.append, images=images
-        )
-        return "".join(pieces)
-
-    wanted = said("torch", parent.model)
-    assert wanted
-    assert wanted != said("torch", parent.model, [folder / "0.png"])
-    for target in ("onnxruntime", "portable"):
-        assert said("onnx", folder / target) == wanted
+def test_text_alone_needs_no_image_inputs(exported):
+    ids = np.arange(10, 22)[None]
+    decoder = OnnxDecoder(exported.folder / "onnxruntime", 1, capacity=16)
+    actual = decoder.forward(ids, logits_to_keep=0)
+    with open_session("torch", exported.parent.model, threads=1) as session:
+        expected = session.run({"input_ids": ids})["logits"]
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
-def test_what_stands_against_images_is_said(bed, tmp_path):
-    folder, parent, _, _ = bed
-    ask = {"threads": 1, "said": lambda _: None}
-    with pytest.raises(DataError, match=r"no image .*gone\.png"):
-        generate(
-            "torch", parent.model, "w1", GREEDY, raw=False, images=[tmp_path / "gone.png"], **ask
-        )
-    with pytest.raises(UsageError, match="--raw"):
-        generate("torch", parent.model, "w1", GREEDY, raw=True, images=[folder / "0.png"], **ask)
-    (tmp_path / "no.png").write_text("no image")
-    with pytest.raises(DataError, match=r"no\.png"):
-        generate(
-            "torch", parent.model, "w1", GREEDY, raw=False, images=[tmp_path / "no.png"], **ask
-        )
-    text = parent_in(tmp_path / "llama", "tiny-llama")
-    with pytest.raises(DataError, match=r"no tokenizer\.json, preprocessor_config\.json"):
-        generate("torch", text.model, "w1", GREEDY, raw=False, images=[folder / "0.png"], **ask)
-
-
-def test_a_packed_tower_is_exported_with_what_it_holds(bed, tmp_path):
-    _, parent, dataset, _ = bed
-    small = awq(
-        parent,
+def test_a_packed_tower_is_exported_dequantized(exported, tmp_path):
+    packed = pack_decoder(
+        exported.parent,
         tmp_path / "packed",
         format="compressed-tensors",
         vision={"bits": 8, "group_size": -1},
     )
-    output, _ = exported(
-        small, tmp_path / "out", {**IMAGES, "decoder": {"accuracy_level": 1}}, dataset
-    )
+    fields = {**FIELDS, "decoder": {"accuracy_level": 1}}
+    output, _ = export_decoder(packed, tmp_path / "out", fields, exported.dataset)
     assert output.summary["vision"]["max_abs"] < 1e-5
-    held = onnx.load(tmp_path / "out" / VISION_MODEL)
-    assert {one.name for one in held.graph.input} == {"pixel_values", "image_grid_thw"}
+    tower = onnx.load(tmp_path / "out" / VISION_MODEL)
+    assert {value.name for value in tower.graph.input} == {"pixel_values", "image_grid_thw"}
 
 
-def test_a_packed_head_is_carried_over(bed, tmp_path):
-    _, parent, dataset, _ = bed
-    head = {"bits": 4, "group_size": 32, "symmetric": True}
-    small = awq(parent, tmp_path / "packed", format="compressed-tensors", symmetric=True, head=head)
-    for target in ("onnxruntime", "portable"):
-        fields = {
-            **IMAGES,
-            "decoder": {"target": target, "accuracy_level": 1 if target == "onnxruntime" else None},
-        }
-        output, _ = exported(small, tmp_path / target, fields, dataset)
-        limit = (
-            1e-9 if target == "onnxruntime" else 1e-3
-        )  # ONNX Runtime rounds activations where it makes MatMulNBits itself
-        assert all(one["kl"] < limit for one in output.summary["parity"])
-        held = {
-            one.name: one for one in onnx.load(tmp_path / target / "model.onnx").graph.initializer
-        }
-        assert held["head.data"].data_type in {onnx.TensorProto.UINT8, onnx.TensorProto.INT4}
+def test_a_packed_head_is_carried_over(exported, tmp_path):
+    packed = pack_decoder(
+        exported.parent,
+        tmp_path / "packed",
+        format="compressed-tensors",
+        symmetric=True,
+        lm_head={"bits": 4, "group_size": 32, "symmetric": True},
+    )
+    # ONNX Runtime rounds activations where it fuses standard operators into MatMulNBits itself.
+    limits = {"onnxruntime": ({"accuracy_level": 1}, 1e-9), "portable": ({}, 1e-3)}
+    for target, (level, limit) in limits.items():
+        fields = {**FIELDS, "decoder": {"target": target, **level}}
+        output, _ = export_decoder(packed, tmp_path / target, fields, exported.dataset)
+        assert all(way["kl"] < limit for way in output.summary["parity"])
+        graph = onnx.load(tmp_path / target / "model.onnx").graph
+        [head] = [tensor for tensor in graph.initializer if tensor.name == "head.data"]
+        assert head.data_type in {onnx.TensorProto.UINT8, onnx.TensorProto.INT4}
 
 
-def test_prompts_with_images_are_read_in_8_bits(bed, tmp_path):
-    _, parent, dataset, _ = bed
-    small = awq(parent, tmp_path / "packed", format="compressed-tensors")
-    exported(small, tmp_path / "out", IMAGES, dataset)
-    batch, tower = dataset.batch(np.array([1])), VisionTower(tmp_path / "out", 1, "cpu")
-    shown = tower.encode_batch(batch)
-    assert shown is not None
-    said = []
+def test_prompts_with_images_are_prefilled_with_8_bit_weights(exported, tmp_path):
+    packed = pack_decoder(exported.parent, tmp_path / "packed", format="compressed-tensors")
+    export_decoder(packed, tmp_path / "out", FIELDS, exported.dataset)
+    batch = exported.dataset.batch(np.array([1]))
+    images = VisionTower(tmp_path / "out", 1, "cpu").encode_batch(batch)
+    assert images is not None
+    logits = []
     for fast in (False, True):
         decoder = OnnxDecoder(tmp_path / "out", 1, capacity=64, fast_prompts=fast)
-        said.append(
-            [
-                decoder.forward(batch["input_ids"], logits_to_keep=0, images=shown).copy(),
-                decoder.forward(np.array([[9]])).copy(),
-            ]
-        )
-    for exact, near in zip(*said, strict=True):
-        assert 0 < np.abs(exact - near).max() < 0.05 * np.abs(exact).max()
+        prompt = decoder.forward(batch["input_ids"], logits_to_keep=0, images=images).copy()
+        logits.append([prompt, decoder.forward(np.array([[9]])).copy()])
+    for exact, fast in zip(*logits, strict=True):
+        assert 0 < np.abs(exact - fast).max() < 0.05 * np.abs(exact).max()
 
 
-def test_a_wrong_tower_is_no_result(bed, tmp_path, monkeypatch):
-    _, parent, dataset, _ = bed
-    monkeypatch.setattr(OneImage, "_attention", staticmethod(lambda attention, x, cos, sin: 0 * x))
+def test_a_wrong_tower_fails_the_comparison(exported, tmp_path, monkeypatch):
+    broken = staticmethod(lambda attention, x, cos, sin: 0 * x)
+    monkeypatch.setattr(SingleImageTower, "_attention", broken)
     with pytest.raises(ParityError, match=r"vision\.onnx"):
-        exported(parent, tmp_path / "out", IMAGES, dataset)
+        export_decoder(exported.parent, tmp_path / "out", FIELDS, exported.dataset)
 
 
-def test_text_alone_needs_no_words_of_images(bed):
-    """Whoever knows nothing of images feeds what any decoder takes."""
-    folder, parent, _, _ = bed
-    ids = np.arange(10, 22)[None]
-    decoder = OnnxDecoder(folder / "onnxruntime", 1, capacity=16)
-    with open_session("torch", parent.model, threads=1) as session:
-        np.testing.assert_allclose(
-            decoder.forward(ids, logits_to_keep=0), session.run({"input_ids": ids})["logits"], atol=1e-4
-        )
+def answer(folder, text, images, *, raw=False):
+    pieces = []
+    prompt = Prompt(text, tuple(images), raw=raw)
+    generate(model_at(folder), prompt, GREEDY, threads=1, on_text=pieces.append)
+    return "".join(pieces)
+
+
+def test_torch_and_both_graphs_generate_the_same_text_about_images(exported):
+    pictures = [exported.folder / name for name in ("1.png", "2.png")]
+    expected = answer(exported.parent.model, "w10 w11", pictures)
+    assert expected
+    other = [exported.folder / "0.png"]
+    assert expected != answer(exported.parent.model, "w10 w11", other)
+    for target in ("onnxruntime", "portable"):
+        assert answer(exported.folder / target, "w10 w11", pictures) == expected
+
+
+def test_images_that_cannot_be_used_are_errors(exported, tmp_path):
+    folder, picture = exported.parent.model, exported.folder / "0.png"
+    with pytest.raises(DataError, match=r"gone\.png"):
+        answer(folder, "w1", [tmp_path / "gone.png"])
+    with pytest.raises(UsageError, match="--raw"):
+        answer(folder, "w1", [picture], raw=True)
+    (tmp_path / "no.png").write_text("no image")
+    with pytest.raises(DataError, match=r"no\.png"):
+        answer(folder, "w1", [tmp_path / "no.png"])
+    text_model = save_decoder(tmp_path / "llama", "tiny-llama")
+    with pytest.raises(UsageError, match="takes no images"):
+        answer(text_model.model, "w1", [picture])

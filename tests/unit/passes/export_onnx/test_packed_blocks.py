@@ -82,7 +82,9 @@ def test_blocks_hold_the_integers_and_nothing_else(fields, kind, tmp_path):
     ]
     assert list(joined.dims) == [VIT.vision_width, 3 * VIT.vision_width]
     parameters = sum(IMAGES.parameters(VIT).values())
-    assert 0.97 * parameters < onnx_cost.count_parameters(onnx.load(out / MODEL)) <= 1.03 * parameters
+    assert (
+        0.97 * parameters < onnx_cost.count_parameters(onnx.load(out / MODEL)) <= 1.03 * parameters
+    )
 
 
 def test_without_blocks_weights_are_floats_and_it_is_said(tmp_path):
