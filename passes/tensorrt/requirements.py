@@ -1,74 +1,44 @@
-"""Checks before the build: fields against the model, and the graph against TensorRT's rules."""
+"""Checks of the graph before the build: TensorRT's rules, and fields that do not fit the graph."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from onnxscript import ir
+
+from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
-from compressor.models.capabilities.cached_generation import CachedGeneration
-from compressor.models.capabilities.signature import InputSpec, Signature
-from compressor.models.facts import ModelFacts
+from compressor.graphs.blocks import BLOCKS_OPSET
+from compressor.graphs.files import load_typed_model
+from compressor.graphs.lint.problem import Problem, Rule
+from compressor.graphs.lint.targets import lint
 from compressor.runtimes.tensorrt.profiles import (
     expand_profiles,
     missing_profiles,
     profile_problems,
 )
-from passes.common.field_problems import FieldProblem, check_no_problems, is_set
+from passes.common.field_problems import is_set
 from passes.tensorrt.config import TensorRTConfig
-
-if TYPE_CHECKING:
-    from onnxscript import ir
-
-    from compressor.engine.contract import PassContext
-    from compressor.graphs.lint.problem import Problem
+from passes.tensorrt.graph import (
+    byte_arithmetic,
+    cast_byte_inputs,
+    count_integers,
+    exceeds_protobuf,
+    freeze_default_inputs,
+    graph_inputs,
+)
+from passes.tensorrt.select_backend import targets_on_this_machine
+from passes.tensorrt.smoke_test import load_feeds
 
 
 @dataclass(frozen=True, slots=True)
-class _Offence:
-    """One line of a refusal."""
+class _Offender:
+    """One reason for which the graph cannot be built."""
 
     text: str
     remedy: str | None = None
-
-
-def check_fields(config: TensorRTConfig, parent: ModelFacts) -> None:
-    """Check the profiles against the inputs of the parent, as far as the plan knows them.
-
-    Raises:
-        RequirementError: a profile belongs to no input, or does not fit it; all are named.
-    """
-    inputs = _planned_inputs(parent)
-    if inputs is None:
-        return
-    remedy = "name the model's inputs, and shapes that they can have"
-    problems = profile_problems(inputs, expand_profiles(config.profiles, inputs))
-    check_no_problems(FieldProblem("profiles", problem, remedy) for problem in problems)
-
-
-def _planned_inputs(parent: ModelFacts) -> tuple[InputSpec, ...] | None:
-    """Return the inputs that ``export-onnx`` gives the model's graph; None if they are unknown.
-
-    The inputs of a decoder that have a default are left out: they become constants of an engine.
-    """
-    from compressor.graphs.decoder.interface import ATTENTION_MASK, INPUT_IDS, PAST_PREFIX
-
-    signature = parent.capability(Signature)
-    cache = parent.capability(CachedGeneration)
-    if signature is None or cache is None:
-        return None if signature is None else signature.inputs
-    past_shape = ("batch", cache.key_heads, "past", cache.head_width)
-    return (
-        InputSpec(INPUT_IDS, "int64", ("batch", "tokens")),
-        InputSpec(ATTENTION_MASK, "int64", ("batch", "total")),
-        *(
-            InputSpec(f"{PAST_PREFIX}{layer}.{part}", "float32", past_shape)
-            for layer in range(cache.layers)
-            for part in ("key", "value")
-        ),
-    )
 
 
 def check_graph(config: TensorRTConfig, model: Path, context: PassContext) -> None:
@@ -80,23 +50,19 @@ def check_graph(config: TensorRTConfig, model: Path, context: PassContext) -> No
             named.
         DataError: the samples do not fit the graph.
     """
-    from compressor.graphs.files import load_typed_model
-    from passes.tensorrt.graph import cast_byte_inputs, freeze_default_inputs
-    from passes.tensorrt.select_backend import targets_on_this_machine
-
     targets = targets_on_this_machine(config)
     graph = load_typed_model(model)
     freeze_default_inputs(graph)
     cast_byte_inputs(graph)
     # The nodes that stay in FP32 in a graph in FP16 are not known yet.
     linted_targets = targets if config.float_type == "fp32" else ()
-    offences = [
-        *_precision_offences(config, graph),
-        *_profile_offences(config, graph, context),
-        *_graph_offences(config, graph),
-        *_lint_offences(config, graph, linted_targets),
+    offenders = [
+        *_precision_offenders(config, graph),
+        *_profile_offenders(config, graph, context),
+        *_graph_offenders(config, graph),
+        *_lint_offenders(config, graph, linted_targets),
     ]
-    _refuse(offences, targets)
+    _refuse(offenders, targets)
 
 
 def check_converted_graph(config: TensorRTConfig, graph: ir.Model, targets: Sequence[str]) -> None:
@@ -105,47 +71,37 @@ def check_converted_graph(config: TensorRTConfig, graph: ir.Model, targets: Sequ
     Raises:
         RequirementError: TensorRT refuses nodes, or a target has no kernels for them.
     """
-    _refuse(list(_lint_offences(config, graph, targets)), targets)
+    _refuse(list(_lint_offenders(config, graph, targets)), targets)
 
 
-def _precision_offences(config: TensorRTConfig, graph: ir.Model) -> list[_Offence]:
-    """Return where the precision does not match the types of the graph."""
-    from compressor.graphs.blocks import BLOCKS_OPSET
-    from passes.tensorrt.graph import count_integers
-
+def _precision_offenders(config: TensorRTConfig, graph: ir.Model) -> Iterator[_Offender]:
+    """Yield where precision and block size do not fit the types of the graph."""
     integers, opset = count_integers(graph), graph.opset_imports[""]
     subject = f"precision {config.precision}"
     if config.precision in {"fp32", "fp16"} and (integers.int8 or integers.int4):
         stored = "int4" if integers.int4 else "int8"
         text = f"{subject}: the graph holds integers; set `precision: {stored}`"
-    elif config.precision == "int8" and not integers.int8:
+        yield _Offender(text, "set the precision of the graph, or build from the float graph")
+    if config.precision == "int8" and not integers.int8:
         text = f"{subject}: the graph holds no INT8 integers"
-    elif config.precision == "int4" and integers.int4 and is_set(config, "block_size"):
+        yield _Offender(text, "quantize the model with a `qat` step with `target: tensorrt`")
+    if config.precision != "int4":
+        return
+    if integers.int4 and is_set(config, "block_size"):
         text = "`block_size` has no effect: the weights of the graph are in INT4 blocks already"
-    elif config.precision != "int4" or integers.int4:
-        return []
-    elif integers.int8:
+        yield _Offender(text, "leave `block_size` out")
+    if integers.int8 and not integers.int4:
         text = f"{subject}: the graph holds INT8 integers; set `precision: int8`"
-    elif opset < BLOCKS_OPSET:
+        yield _Offender(text, "set the precision of the graph, or build from the float graph")
+    elif not integers.int4 and opset < BLOCKS_OPSET:
         text = f"{subject}: the graph has opset {opset}, and INT4 needs opset {BLOCKS_OPSET}"
-    else:
-        return []
-    return [_Offence(text, _PRECISION_REMEDY)]
+        yield _Offender(text, f"export the graph with `opset: {BLOCKS_OPSET}`")
 
 
-_PRECISION_REMEDY = (
-    "set the precision of the graph; or quantize it: a `qat` step with `target: tensorrt` for "
-    "INT8, an export with `opset: 21` for INT4"
-)
-
-
-def _profile_offences(
+def _profile_offenders(
     config: TensorRTConfig, graph: ir.Model, context: PassContext
-) -> list[_Offence]:
+) -> list[_Offender]:
     """Return where profiles are missing, or do not fit the inputs or the samples."""
-    from passes.tensorrt.graph import graph_inputs
-    from passes.tensorrt.smoke_test import load_feeds
-
     inputs = graph_inputs(graph)
     profiles = expand_profiles(config.profiles, inputs)
     batches = (
@@ -154,35 +110,27 @@ def _profile_offences(
     shapes = [{name: array.shape for name, array in feeds.items()} for feeds in batches]
     problems = [line for batch in shapes for line in profile_problems(inputs, profiles, batch)]
     remedy = "set the shapes of the input: `profiles: {<input>: {min: […], opt: […], max: […]}}`"
-    missing = [_Offence(line, remedy) for line in missing_profiles(inputs, profiles)]
-    return missing + [_Offence(line) for line in dict.fromkeys(problems)]
+    missing = [_Offender(line, remedy) for line in missing_profiles(inputs, profiles)]
+    return missing + [_Offender(line) for line in dict.fromkeys(problems)]
 
 
-def _graph_offences(config: TensorRTConfig, graph: ir.Model) -> list[_Offence]:
+def _graph_offenders(config: TensorRTConfig, graph: ir.Model) -> list[_Offender]:
     """Return arithmetic on UINT8 inputs, and a graph that is too large for FP16."""
-    from passes.tensorrt.graph import byte_arithmetic, exceeds_protobuf
-
-    offences = [_Offence(line) for line in byte_arithmetic(graph)]
+    offenders = [_Offender(line) for line in byte_arithmetic(graph)]
     if config.float_type == "fp16" and exceeds_protobuf(graph):
         text = "floats fp16: graphs of more than 2 GB cannot be converted to FP16"
-        offences.append(_Offence(text, "set `floats: fp32`"))
-    return offences
+        offenders.append(_Offender(text, "set `floats: fp32`"))
+    return offenders
 
 
-def _lint_offences(
+def _lint_offenders(
     config: TensorRTConfig, graph: ir.Model, targets: Sequence[str]
-) -> Iterable[_Offence]:
-    from onnxscript import ir
-
-    from compressor.graphs.lint.targets import lint
-
+) -> Iterator[_Offender]:
     for problem in lint(ir.to_proto(graph), "tensorrt", targets):
-        yield _Offence(str(problem), _lint_remedy(config, problem))
+        yield _Offender(str(problem), _lint_remedy(config, problem))
 
 
 def _lint_remedy(config: TensorRTConfig, problem: Problem) -> str | None:
-    from compressor.graphs.lint.problem import Rule
-
     if problem.rule is Rule.UNSIGNED_INTEGERS:
         return (
             "quantize with signed integers: `symmetric: true` and `format: compressed-tensors` in "
@@ -191,18 +139,18 @@ def _lint_remedy(config: TensorRTConfig, problem: Problem) -> str | None:
     if problem.rule is Rule.FP32_PRODUCTS and config.float_type == "fp32":
         return "compute the products in FP16: `precision: fp16`, or `floats: fp16`"
     if problem.rule is Rule.FP32_PRODUCTS:
-        return "raise `data_max`, which keeps the products in FP32, or leave the target out"
+        return "leave the target out: the products exceed `data_max`, and so stay in FP32"
     return None
 
 
-def _refuse(offences: Sequence[_Offence], targets: Sequence[str]) -> None:
-    """Raise a RequirementError that names all offences with their remedies, if there are any."""
-    if not offences:
+def _refuse(offenders: Sequence[_Offender], targets: Sequence[str]) -> None:
+    """Raise a RequirementError that names all offenders with their remedies, if there are any."""
+    if not offenders:
         return
-    remedies = dict.fromkeys(offence.remedy for offence in offences if offence.remedy)
+    remedies = dict.fromkeys(offender.remedy for offender in offenders if offender.remedy)
     raise RequirementError(
         f"TensorRT cannot build this graph for {', '.join(targets) or 'the GPU of a bundle'}:\n"
-        + "\n".join(f"    {offence.text}" for offence in offences),
+        + "\n".join(f"    {offender.text}" for offender in offenders),
         remedy="; ".join(remedies)
         or "a `qat` step with `target: tensorrt`, or `precision: fp16` with a float graph, gives "
         "graphs that TensorRT takes",

@@ -52,11 +52,11 @@ class TensorRT(Pass[TensorRTConfig]):
             GpuError: the backend needs a GPU that this machine lacks.
             RequirementError: fields do not apply to the backend or to the model.
         """
-        from passes.tensorrt.requirements import check_fields
+        from passes.tensorrt.planned_profiles import check_planned_profiles
         from passes.tensorrt.select_backend import select_backend
 
         select_backend(config)
-        check_fields(config, parent)
+        check_planned_profiles(config, parent)
         count = max(1, len(config.targets))
         weight_bytes = parent.size_bytes or 0
         engine_bytes = weight_bytes + _KERNELS_BYTES
