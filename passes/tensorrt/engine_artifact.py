@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from onnxscript import ir
 
 from compressor.artifacts.fingerprint import digest_file
 from compressor.engine.contract import PassContext, PassOutput
@@ -65,19 +66,11 @@ def build_artifact(
     _report_progress(context, 1)
     if config.calibration is not None:
         summary["against_parent"] = compare_with_parent(config.calibration, model, out, context)
-    settings = BuildSettings(
-        backend=resolve_backend(config.backend).name,
-        precision=config.precision,
-        floats=config.float_type,
-        workspace_mb=config.workspace_mb,
-        optimization_level=config.optimization_level,
-        profiles=expand_profiles(config.profiles, graph_inputs(graph)),
-        onnx={name: digest_file(out / name) for name in files},
-    )
+    settings = _build_settings(config, graph, {name: digest_file(out / name) for name in files})
     if not targets:
         write_record(build_bundle(settings, files[0]), out / BUNDLE)
         context.note(
-            f"this machine has no GPU to build for: a build bundle was written, and no engine; "
+            "this machine has no GPU to build for: a build bundle was written, and no engine; "
             f"{BUNDLE} holds the command that builds it"
         )
         return PassOutput(summary | {"executed": False})
@@ -90,6 +83,20 @@ def build_artifact(
     return PassOutput(summary)
 
 
+def _build_settings(
+    config: TensorRTConfig, graph: ir.Model, digests: dict[str, str]
+) -> BuildSettings:
+    return BuildSettings(
+        backend=resolve_backend(config.backend).name,
+        precision=config.precision,
+        floats=config.float_type,
+        workspace_mb=config.workspace_mb,
+        optimization_level=config.optimization_level,
+        profiles=expand_profiles(config.profiles, graph_inputs(graph)),
+        onnx=digests,
+    )
+
+
 def _run_if_possible(
     config: TensorRTConfig, manifest: EngineManifest, out: Path, context: PassContext
 ) -> bool:
@@ -99,10 +106,10 @@ def _run_if_possible(
     if calibration is not None and runs_here:
         run_engine(calibration, manifest, out, context)
         return True
-    targets: Sequence[str] = [engine.target for engine in manifest.engines]
+    targets = ", ".join(engine.target for engine in manifest.engines)
     context.note(
-        f"built for {', '.join(targets)} and never run: accuracy is measured on the same graph in "
-        "ONNX Runtime, and latency is unknown"
+        f"built for {targets} and never run: accuracy is measured on the same graph in ONNX "
+        "Runtime, and latency is unknown"
     )
     return False
 
