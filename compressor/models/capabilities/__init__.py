@@ -1,0 +1,1 @@
+"""Capabilities of models, one record per module; `capability.py` explains how passes use them."""

@@ -71,7 +71,7 @@ class FakeQuantizer(nn.Module):
             torch.zeros(() if channels is None else channels), requires_grad=False
         )
         self.follows = False
-        """In training, let the scale follow the largest magnitude: at once for weights, by a
+        """Let the scale follow the largest magnitude in training: at once for weights, by a
         moving average for activations."""
 
     @property
