@@ -10,13 +10,13 @@ from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.runs import RunRecord, find_run
 from compressor.artifacts.store import Artifact, open_artifact, verify
 from compressor.data.contract import Batch, SourceContext
+from compressor.engine import events
 from compressor.engine.gates.baseline import timer_opener
 from compressor.engine.gates.measured_model import MeasuredModel
 from compressor.engine.gates.rules import Rule
 from compressor.engine.gates.verdicts import GateChecker
 from compressor.engine.plan.config import BudgetConfig
 from compressor.engine.plan.pipeline import Pipeline
-from compressor.engine.run import events
 from compressor.errors import UsageError
 from compressor.runtimes.formats import StoredModel, format_named
 

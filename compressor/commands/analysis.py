@@ -169,7 +169,7 @@ def bisect(
     again.
     """
     from compressor.analysis.bisect import bisect as bisect_run
-    from compressor.engine.run.events import StepProgress
+    from compressor.engine.events import StepProgress
     from compressor.reports.console.comparisons import render_bisection
     from compressor.reports.console.progress import listener
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,26 +11,41 @@ from compressor.commands.common import print_json
 from compressor.commands.options import DEFAULT_STORE, AsJson, StoreDir
 from compressor.errors import CompressError
 
+if TYPE_CHECKING:
+    from compressor.analysis.model_report import ModelReport
+
 PANEL = "Environment"
 app = typer.Typer()
 passes_app = typer.Typer(invoke_without_command=True)
 app.add_typer(passes_app, name="passes", rich_help_panel=PANEL)
 
 
+ForModel = Annotated[
+    Path | None, typer.Option("--model", help="Also check whether this model can go through.")
+]
+
+
 @app.command(rich_help_panel=PANEL)
-def doctor(output_dir: StoreDir = DEFAULT_STORE, as_json: AsJson = False) -> None:
+def doctor(
+    output_dir: StoreDir = DEFAULT_STORE, model: ForModel = None, as_json: AsJson = False
+) -> None:
     """Check this machine, its libraries and the plugins.
 
     Exits with code 1 if something is missing that every pipeline needs.
     """
     from compressor.analysis.doctor import diagnose
     from compressor.reports.console.environment import render_doctor
+    from compressor.reports.console.models import render_suitability
 
+    report = _report_model(model)
     diagnosis = diagnose(output_dir)
     if as_json:
-        print_json(diagnosis.model_dump())
+        passes = [] if report is None else [found.model_dump() for found in report.passes]
+        print_json({**diagnosis.model_dump(), "passes": passes})
     else:
         render_doctor(diagnosis)
+        if report is not None:
+            render_suitability(report)
     if not diagnosis.ok:
         raise typer.Exit(CompressError.exit_code)
 
@@ -57,14 +73,30 @@ def list_passes(as_json: AsJson = False) -> None:
 @passes_app.command("explain")
 def explain(
     name: Annotated[str, typer.Argument(help="Pass, data source, family or format.")],
+    model: ForModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Describe a pass and its fields: type, default, effect."""
     from compressor.analysis.catalogue import entry as find_entry
     from compressor.reports.console.environment import render_entry
+    from compressor.reports.console.models import render_suitability
 
     entry = find_entry(name)
+    report = _report_model(model)
+    if report is not None:
+        passes = tuple(found for found in report.passes if found.name == entry.name)
+        report = report.model_copy(update={"passes": passes})
     if as_json:
-        print_json(entry.model_dump())
-    else:
-        render_entry(entry)
+        passes = () if report is None else report.passes
+        print_json({**entry.model_dump(), "suitable": [found.model_dump() for found in passes]})
+        return
+    render_entry(entry)
+    if report is not None:
+        render_suitability(report)
+
+
+def _report_model(path: Path | None) -> ModelReport | None:
+    from compressor.analysis.model_report import report_model
+    from compressor.runtimes.formats import recognize_model
+
+    return None if path is None else report_model(recognize_model(path))

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compressor.artifacts.store import MODEL
+from compressor.artifacts.store import MANIFEST, MODEL, open_artifact
 from compressor.config import discovery
 from compressor.errors import ModelError, UsageError
 from compressor.models.facts import ModelFacts, size_bytes
@@ -264,6 +264,16 @@ def recognize(path: Path) -> StoredModel:
         f"{path} is not a model of any installed format:\n{known}",
         remedy=f"name the folder that holds the model's files (an artifact's is {MODEL}/)",
     )
+
+
+def recognize_model(path: Path) -> StoredModel:
+    """Return the model of an artifact, or the model at any other path.
+
+    Raises:
+        ModelError: as ``recognize``.
+        DamagedArtifactError: the artifact's manifest is damaged.
+    """
+    return StoredModel.of(open_artifact(path)) if (path / MANIFEST).is_file() else recognize(path)
 
 
 def accepts(names: frozenset[str], format_name: str) -> bool:

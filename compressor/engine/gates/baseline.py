@@ -11,15 +11,16 @@ from pathlib import Path
 from compressor.artifacts.runs import GateResult, all_runs
 from compressor.artifacts.store import Artifact
 from compressor.data.contract import SourceContext
+from compressor.engine import events
 from compressor.engine.gates.measured_model import (
     MeasuredModel,
     find_counterpart,
     measured_models_at,
 )
-from compressor.engine.gates.rules import BOUNDS, Rule, is_path, rules_of
+from compressor.engine.gates.rules import BOUNDS, Rule, rules_of
 from compressor.engine.gates.verdicts import GateChecker, OpenTimer
+from compressor.engine.plan.gate_problems import is_path
 from compressor.engine.plan.pipeline import Pipeline
-from compressor.engine.run import events
 from compressor.errors import UsageError
 from compressor.evaluation.interleaved import RoundTimer
 from compressor.evaluation.measure import request_of

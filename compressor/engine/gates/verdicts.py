@@ -18,11 +18,11 @@ from compressor.artifacts.fingerprint import digest_json
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.runs import GateResult
 from compressor.artifacts.store import Artifact
+from compressor.engine import events
 from compressor.engine.gates.measured_model import MeasuredModel
 from compressor.engine.gates.rules import Rule
 from compressor.engine.gates.stopping_rule import measure_until_clear
 from compressor.engine.machine import environment
-from compressor.engine.run import events
 from compressor.errors import GpuError
 from compressor.evaluation import differences
 from compressor.evaluation.interleaved import RoundTimer

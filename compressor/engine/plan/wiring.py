@@ -8,8 +8,8 @@ from typing import Any
 from compressor.config.discovery import suggestion
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
-from compressor.engine.gates.rules import gate_problems
 from compressor.engine.plan.config import SOURCE
+from compressor.engine.plan.gate_problems import gate_problems
 from compressor.engine.plan.pipeline import Pipeline, Step
 from compressor.errors import Problem
 from compressor.runtimes.formats import accepts

@@ -19,12 +19,12 @@ from compressor.artifacts.store import (
     open_artifact,
     verify,
 )
+from compressor.engine import events
 from compressor.engine.gates.baseline import earlier_verdicts, timer_opener
 from compressor.engine.gates.rules import check_gates
 from compressor.engine.gates.verdicts import GateChecker
 from compressor.engine.machine import environment
 from compressor.engine.plan.plan import Plan, PlannedStep
-from compressor.engine.run import events
 from compressor.engine.run.step_builder import Reporter, StepBuilder
 from compressor.errors import (
     CompressError,

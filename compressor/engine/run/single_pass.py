@@ -10,6 +10,7 @@ from typing import Any
 from compressor.artifacts.store import MANIFEST, Artifact, verify
 from compressor.config.document import Document, read_document
 from compressor.data.contract import SourceContext
+from compressor.engine import events
 from compressor.engine.plan.pipeline import (
     Pipeline,
     load_pipeline,
@@ -18,7 +19,6 @@ from compressor.engine.plan.pipeline import (
     reference_of,
 )
 from compressor.engine.plan.plan import PassBuilder, Plan
-from compressor.engine.run import events
 from compressor.engine.run.runner import load_given
 from compressor.engine.run.step_builder import StepBuilder, unexpected_error
 from compressor.errors import CompressError, GpuError, UsageError

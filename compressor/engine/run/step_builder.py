@@ -23,10 +23,10 @@ from compressor.artifacts.files import copy_file, write_atomic
 from compressor.artifacts.manifest import FileEntry, Manifest, PassRecord
 from compressor.artifacts.store import LOGS, MODEL, REPORTS, Artifact, entries_of
 from compressor.data.contract import Dataset
+from compressor.engine import events
 from compressor.engine.contract import PassContext
 from compressor.engine.machine import PeakMemory, environment
 from compressor.engine.plan.plan import Plan, PlannedStep, evaluate_of
-from compressor.engine.run import events
 from compressor.engine.run.step_log import StepLog
 from compressor.errors import CompressError, PassError
 from compressor.evaluation.measure import measure

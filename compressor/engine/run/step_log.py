@@ -6,7 +6,7 @@ import datetime
 import time
 from pathlib import Path
 
-from compressor.engine.run import events
+from compressor.engine import events
 
 _PROGRESS_SECONDS = 5.0
 

@@ -22,8 +22,13 @@ def render_model(report: ModelReport) -> None:
     """Print a model's format and facts, and the passes that can read it."""
     print_pairs(_model_rows(report), title=report.path)
     print_pairs(report.details)
+    render_suitability(report)
+
+
+def render_suitability(report: ModelReport) -> None:
+    """Print the passes that a model can go through, and what stands against the others."""
     out.print()
-    table = new_text_table("pass", "", "reasons")
+    table = new_text_table("pass", "", f"for {report.path}")
     for pass_ in report.passes:
         table.add_row(*_pass_cells(pass_))
     out.print(table)

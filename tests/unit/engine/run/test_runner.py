@@ -10,7 +10,7 @@ from compressor.artifacts.store import Store, verify
 from compressor.data.contract import SourceContext
 from compressor.engine.plan.pipeline import load_pipeline
 from compressor.engine.plan.planner import make_plan
-from compressor.engine.run import events
+from compressor.engine import events
 from compressor.engine.run.runner import Runner, RunResult, select
 from compressor.errors import CompressError, PassError, StorageError, UsageError
 from compressor.evaluation.protocol import ReferenceModel
