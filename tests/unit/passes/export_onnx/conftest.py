@@ -1,4 +1,4 @@
-"""The tiny plugin of the measurement tests, and a context to run the pass in."""
+"""Fixtures for exports of the tiny family of the evaluation's plugin."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ PLUGIN = Path(__file__).parents[2] / "evaluation" / "plugin"
 
 @pytest.fixture(autouse=True)
 def tiny_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Install the plugin for one test."""
     discovery._group.cache_clear()
     monkeypatch.syspath_prepend(PLUGIN)
     yield
@@ -28,7 +29,7 @@ def tiny_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def parent(tiny_plugin: None, tmp_path: Path) -> Any:
-    """What a pass takes of an artifact: its model folder."""
+    """Return what the pass reads of the artifact of a tiny model."""
     import torch
 
     family = discovery.load(discovery.FAMILIES, "tiny")
@@ -39,15 +40,25 @@ def parent(tiny_plugin: None, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def context(tiny_plugin: None, tmp_path: Path) -> Callable[..., PassContext]:
-    """A context whose every set is the tiny one, changed by keywords; notes go to ``notes``."""
+    """Return a maker of contexts in which every data set is the tiny one.
 
-    def make(notes: list[str] | None = None, **changes: Any) -> PassContext:
+    The maker takes a list for the notes, and options of the data set.
+    """
+
+    def make(notes: list[str] | None = None, **options: Any) -> PassContext:
         import tiny
 
-        dataset = tiny.TinySet(tiny.TinySourceConfig(source="tiny", **changes))
-        tell = (notes if notes is not None else []).append
+        dataset = tiny.TinySet(tiny.TinySourceConfig(source="tiny", **options))
         return PassContext(
-            {}, lambda _: dataset, tmp_path, 0, 1, "cpu", "ab" * 32, lambda *_: None, tell
+            artifacts={},
+            data=lambda _: dataset,
+            work=tmp_path,
+            seed=0,
+            threads=1,
+            device="cpu",
+            artifact_id="ab" * 32,
+            progress=lambda *_: None,
+            note=(notes if notes is not None else []).append,
         )
 
     return make
