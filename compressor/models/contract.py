@@ -15,6 +15,7 @@ from compressor.config.record import Record
 from compressor.errors import RequirementError
 from compressor.models.capabilities.capability import C, Capability
 from compressor.models.capabilities.discovery import LoadedModel, derive, discover
+from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.signature import Signature
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ class Family(ABC, Generic[F]):
             model: the loaded module, from which a capability is discovered that the family does
                 not provide and the signature does not imply. Without it torch is not imported.
         """
-        provide = self.capabilities(config).get(kind)
+        inherent: CapabilityTable = (
+            {IntegerStorage: IntegerStorage} if type(self).save is Family.save else {}
+        )
+        provide = {**inherent, **self.capabilities(config)}.get(kind)
         if provide is not None:
             return cast("C", provide())
         derived = derive(kind, self.signature(config))

@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from compressor.config.discovery import FAMILIES, load
 from compressor.errors import RequirementError
+from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.training_heads import TrainingHeads
-from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts
 from passes.common.field_problems import FieldProblem, check_no_problems
 from passes.qat.config import QatConfig
@@ -40,16 +39,13 @@ def check_model(config: QatConfig, model: ModelFacts) -> None:
         RequirementError: It cannot, or has not; the message names every field that does not apply.
             Models of an unknown family pass.
     """
-    if model.family is None:
+    architecture = model.architecture()
+    if architecture is None:
         return
-    family: Family[Any] = load(FAMILIES, model.family)
-    if type(family).save is not Family.save:
-        raise RequirementError(
-            f"models of the family {family.name} are saved in a format without integer grids",
-            remedy="use `awq` for weight-only quantization",
-        )
-    if model.config is None or model.capability(TrainingHeads) is not None:
+    architecture.require(IntegerStorage)
+    if architecture.capability(TrainingHeads) is not None:
         return
+    family = architecture.family
     check_no_problems(
         FieldProblem(
             field,

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from compressor.artifacts.store import Artifact
 from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
+from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.facts import ModelFacts, facts_of
 from passes.qat.config import QatConfig
@@ -38,7 +39,7 @@ class Qat(Pass[QatConfig]):
     produces = "quantized"
     Config = QatConfig
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
-    capabilities = (QuantizableLayers,)
+    capabilities = (QuantizableLayers, IntegerStorage)
 
     def estimate(self, config: QatConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """Estimate calibration and training from the parameters and MACs of the model.

@@ -23,7 +23,7 @@ from compressor.engine.plan.gate_problems import is_path
 from compressor.engine.plan.pipeline import Pipeline
 from compressor.errors import UsageError
 from compressor.evaluation.interleaved import RoundTimer
-from compressor.evaluation.measure import request_of
+from compressor.evaluation.measure import make_request
 from compressor.runtimes.formats import StoredModel
 
 _TAIL_PERCENTILES = ("latency_p90_ms", "latency_p99_ms")
@@ -58,7 +58,7 @@ def timer_opener(pipeline: Pipeline, context: SourceContext) -> OpenTimer | None
         per_round = latency.model_copy(update={"repeats": repeats})
         asked = evaluate.model_copy(update={"latency": per_round})
         model = StoredModel.of(artifact)
-        return RoundTimer(request_of(model, asked, sources, context, task="rounds"))
+        return RoundTimer(make_request(model, asked, sources, context, task="rounds"))
 
     return open_timer
 

@@ -24,7 +24,7 @@ from compressor.engine.gates.rules import Rule
 from compressor.engine.gates.stopping_rule import measure_until_clear
 from compressor.engine.machine import environment
 from compressor.errors import GpuError
-from compressor.evaluation import differences
+from compressor.evaluation import intervals
 from compressor.evaluation.interleaved import RoundTimer
 from compressor.evaluation.metrics import METRICS
 
@@ -156,9 +156,9 @@ def _from_records(rule: Rule, model: MeasuredModel, reference: MeasuredModel | N
     if new_interval[0] == new_interval[1] and old_interval[0] == old_interval[1]:
         return _Estimate(value, (value, value), _basis(new))
     if rule.bound == "max_drop":
-        interval = differences.difference(old.value, old_interval, new.value, new_interval)
+        interval = intervals.difference_interval(old.value, old_interval, new.value, new_interval)
     else:
-        interval = differences.ratio(new.value, new_interval, old.value, old_interval)
+        interval = intervals.ratio_interval(new.value, new_interval, old.value, old_interval)
     return _Estimate(value, interval, "both intervals")
 
 
@@ -177,10 +177,10 @@ def _sample_pairs(
 
 def _paired_interval(rule: Rule, new_N: Array, old_N: Array) -> tuple[float, float]:
     if rule.bound == "max_drop" and np.isin(np.concatenate([new_N, old_N]), (0.0, 1.0)).all():
-        return differences.paired_shares(old_N, new_N)
+        return intervals.paired_proportion_interval(old_N, new_N)
     from_mean = np.vectorize(METRICS[rule.metric].from_mean, otypes=[float])
     quantity = np.vectorize(lambda new, old: _limited_quantity(rule, new, old))
-    return differences.paired_means(
+    return intervals.paired_mean_interval(
         new_N, old_N, lambda new_R, old_R: quantity(from_mean(new_R), from_mean(old_R))
     )
 

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from compressor.config import discovery
-from compressor.engine.contract import Pass
+from compressor.engine.contract import Pass, PlanContext
+from compressor.errors import CompressError, GpuError
 from compressor.models.capabilities.capability import Capability
-from compressor.models.capabilities.needs import Missing, missing
 from compressor.models.facts import ModelFacts
+from compressor.models.missing import Missing, missing
 from compressor.runtimes.formats import Format, accepts
 
 
@@ -45,4 +48,20 @@ def _reasons(pass_: Pass[Any], format_: Format, facts: ModelFacts) -> list[str]:
     if not accepts(pass_.accepts, format_.name):
         return [f"reads {' or '.join(sorted(pass_.accepts))}, not {format_.name}"]
     lacking = missing_capabilities(facts, pass_.needs(pass_.Config.model_construct()))
-    return [f"the model has no {need.label}: {need.remedy}" for need in lacking]
+    reasons = [f"the model has no {need.label}: {need.remedy}" for need in lacking]
+    return reasons or _refusals(pass_, facts)
+
+
+def _refusals(pass_: Pass[Any], facts: ModelFacts) -> list[str]:
+    """Return why the pass refuses the model at its default configuration, if it has one."""
+    try:
+        config = pass_.Config()
+    except ValidationError:  # the pass has required fields, and no default configuration
+        return []
+    try:
+        pass_.estimate(config, facts, PlanContext({"parent": facts}))
+    except GpuError as error:
+        return [error.what]
+    except CompressError as error:
+        return [error.what if error.remedy is None else f"{error.what}: {error.remedy}"]
+    return []

@@ -9,7 +9,7 @@ from compressor.config.document import Location
 from compressor.engine.plan.config import SOURCE
 from compressor.engine.plan.pipeline import Pipeline, reference_of
 from compressor.errors import Problem
-from compressor.evaluation.metrics import referring
+from compressor.evaluation.metrics import reference_metrics
 
 COST_METRICS = ("size_bytes", "parameters", "macs")
 LATENCY_METRICS = (
@@ -68,7 +68,7 @@ class _GateProblems:
         problem = self.pipeline.document.problem
         if name not in self.steps:
             yield problem(at, f"there is no step {name!r}", remedy=suggestion(name, self.steps))
-        elif name in self.before_reference and referring([metric]):
+        elif name in self.before_reference and reference_metrics([metric]):
             what = (
                 f"{name!r} comes before {self.reference!r}, the reference: "
                 f"{metric} is not measured of it"

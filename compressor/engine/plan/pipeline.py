@@ -16,7 +16,7 @@ from compressor.data.contract import DataSource, SourceConfig
 from compressor.engine.contract import Pass, PassConfig
 from compressor.engine.plan.config import SOURCE, PipelineConfig, StepHeader
 from compressor.errors import CompressError, ConfigError, Problem, UsageError
-from compressor.evaluation.metrics import METRICS, referring
+from compressor.evaluation.metrics import METRICS, reference_metrics
 from compressor.evaluation.records import EvaluateConfig
 from compressor.models.contract import Family
 
@@ -118,7 +118,7 @@ def pipeline_from_document(document: Document) -> Pipeline:
 def reference_of(evaluate: EvaluateConfig) -> str | None:
     """Return the step or artifact folder that metrics compare with; None if no metric compares."""
     accuracy = evaluate.accuracy
-    if accuracy is None or not referring(accuracy.metrics):
+    if accuracy is None or not reference_metrics(accuracy.metrics):
         return None
     return accuracy.reference or SOURCE
 

@@ -11,7 +11,7 @@ from compressor.artifacts.store import Artifact, Store
 from compressor.data.contract import SourceContext
 from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput
 from compressor.engine.plan.pipeline import Pipeline, Step
-from compressor.evaluation.metrics import referring
+from compressor.evaluation.metrics import reference_metrics
 from compressor.evaluation.records import EvaluateConfig
 
 State = Literal["cached", "measure", "resume", "build", "given", "damaged"]
@@ -136,7 +136,7 @@ def evaluate_of(pipeline: Pipeline, *, compared: bool) -> EvaluateConfig:
     accuracy = evaluate.accuracy
     if compared or accuracy is None:
         return evaluate
-    names = tuple(name for name in accuracy.metrics if name not in referring(accuracy.metrics))
+    names = tuple(name for name in accuracy.metrics if name not in reference_metrics(accuracy.metrics))
     if not names:
         return evaluate.without_accuracy()
     return evaluate.model_copy(update={"accuracy": accuracy.model_copy(update={"metrics": names})})

@@ -23,7 +23,7 @@ from compressor.engine.run.runner import load_given
 from compressor.engine.run.step_builder import StepBuilder, unexpected_error
 from compressor.errors import CompressError, GpuError, UsageError
 from compressor.evaluation.measure import measure
-from compressor.evaluation.metrics import referring
+from compressor.evaluation.metrics import reference_metrics
 from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import EvaluateConfig, Measurement
 from compressor.runtimes.formats import StoredModel
@@ -139,7 +139,7 @@ def _reference(evaluate: EvaluateConfig, base: Path) -> ReferenceModel | None:
     folder = (base / name).resolve()
     if not (folder / MANIFEST).is_file():
         raise UsageError(
-            f"{' and '.join(referring(evaluate.accuracy.metrics))} compare with {name!r}, which is no artifact directory: "
+            f"{' and '.join(reference_metrics(evaluate.accuracy.metrics))} compare with {name!r}, which is no artifact directory: "
             f"there is none at {folder}",
             remedy="give `--set evaluate.accuracy.reference=<artifact directory>`, relative to the pipeline file, "
             "or `--set evaluate.accuracy.metrics=[top1]`",

@@ -15,7 +15,7 @@ from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.discovery import LoadedModel
 from compressor.models.capabilities.feature_taps import FeatureTaps
 from compressor.models.capabilities.linear_groups import LinearGroups
-from compressor.models.capabilities.needs import Missing, missing
+from compressor.models.missing import Missing, missing
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.signature import Signature
 from compressor.models.capabilities.training_heads import TrainingHeads
@@ -113,7 +113,7 @@ def test_looking_up_what_passes_need_imports_no_torch():
         "import sys\n"
         "from compressor.config.discovery import FAMILIES, PASSES, load, names\n"
         "from compressor.models.architecture import Architecture\n"
-        "from compressor.models.capabilities.needs import missing\n"
+        "from compressor.models.missing import missing\n"
         "passes = [load(PASSES, name) for name in names(PASSES)]\n"
         "for family in (load(FAMILIES, name) for name in names(FAMILIES) if name != 'tiny'):\n"
         "    for config in family.presets.values():\n"
