@@ -12,7 +12,7 @@ _FORWARD_AND_BACKWARD = 3
 """Cost of a forward and a backward pass, in forward passes: a backward pass computes two products,
 for the gradients of the inputs and of the weights."""
 _EFFICIENCY = 0.33
-"""Part of the GEMM rate that training reaches: measured on the phone bed, four commands a screen."""
+"""Part of the GEMM rate that training reaches: measured on the phone bed, 4 commands a screen."""
 _BYTES_PER_PARAMETER = 16
 """Weight, gradient and AdamW's two moments in float32."""
 _PROCESS_BYTES = 450 << 20

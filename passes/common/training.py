@@ -1,4 +1,4 @@
-"""Training loop of all passes that train: ``train``, ``distill``, ``prune`` and ``qat`` call ``fit``.
+"""Training loop of ``train``, ``distill``, ``prune`` and ``qat``.
 
 The same model, task, config and seed give the same weights bit for bit, on one machine with one
 number of threads, however often the run is killed and resumed in between. The only files are the

@@ -25,7 +25,7 @@ class Student(Record):
     """A preset, or the parent's config with these fields replaced. Weights that have the same name
     and shape in the teacher are copied from it, the others are randomly initialized."""
     parent: Literal[True] | None = None
-    """The parent with its weights, for example after pruning; `teacher` then names another model."""
+    """The parent with its weights, for example after pruning; set `teacher` to another model."""
 
     @model_validator(mode="after")
     def _check_one_is_set(self) -> Student:

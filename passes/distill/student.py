@@ -79,19 +79,19 @@ def check_models(config: DistillConfig, student: ModelFacts, teacher: ModelFacts
     check_no_problems(problems)
 
 
-def _feature_problems(features: Features, known: tuple[str, ...]) -> list[FieldProblem]:
-    if not known:
+def _feature_problems(features: Features, names: tuple[str, ...]) -> list[FieldProblem]:
+    if not names:
         return [
             FieldProblem(
                 "features", "the student has no hidden states to match", "leave `features` out"
             )
         ]
-    if unknown := [name for name in features.names if name not in known]:
+    if unknown := [name for name in features.names if name not in names]:
         return [
             FieldProblem(
                 "features.names",
                 f"the student has no hidden state {', '.join(map(repr, unknown))}",
-                f"its hidden states are {', '.join(known)}",
+                f"its hidden states are {', '.join(names)}",
             )
         ]
     return []

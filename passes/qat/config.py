@@ -75,7 +75,7 @@ class KeepFloat(Record):
 
 
 class TuningConfig(TrainingConfig):
-    """Training config with few steps and a low learning rate, for a model that is already trained."""
+    """Training with few steps and a low learning rate, for a model that is already trained."""
 
     steps: Annotated[int, Field(ge=1)] = 200
     """Number of optimizer steps."""

@@ -62,6 +62,11 @@ def fine_tune(
     callbacks = Callbacks(partial(context.progress, "step"), context.note, schedule_scales)
     settings = RunSettings(context.seed, context.work)
     result = fit(module, Task(dataset, loss, validation), config.training, settings, callbacks)
+    _check_scales(module)
+    return result.summary()
+
+
+def _check_scales(module: nn.Module) -> None:
     diverged = [
         name
         for name, quantizer in module.named_modules()
@@ -72,4 +77,3 @@ def fine_tune(
             f"quantization scales diverged in training: {', '.join(diverged)}",
             remedy="lower `learning_rate`, or use `scales: fixed`",
         )
-    return result.summary()

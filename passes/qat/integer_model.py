@@ -71,7 +71,7 @@ class IntegerModelBuilder:
         return self._quantization(integer, float_layers, self.layers.contexts(integer))
 
     def build(self, integer: Collection[str]) -> nn.Module:
-        """Return the model with calibrated scales, and corrected biases if the config asks for it.
+        """Return the model with calibrated scales, and with ``bias_correction`` corrected biases.
 
         Args:
             integer: Names of the layers that are integer; the others stay in float.

@@ -116,72 +116,91 @@ def _divergence(target: Tensor, logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class FloatLayers:
-    """Layers that are kept in float."""
+    """Layers that are kept in float, and the metrics that led to them."""
 
-    reasons: dict[str, str]
-    """Layer to the reason, as saved in quantization.json."""
-    summary: dict[str, Any]
-    """Ranking and metrics, for the manifest."""
+    config: KeepFloat
+    names: tuple[str, ...]
+    """Layers kept in float, the most sensitive first."""
+    divergences: Mapping[str, float]
+    """Divergence of each layer that could be integer."""
+    metrics: tuple[float, ...]
+    """Metric with 0, 1, 2, … of the layers in float."""
+    float_metric: float
+    """Metric of the float model."""
+
+    @property
+    def limit(self) -> float:
+        """Smallest metric that the config allows."""
+        return self.float_metric - self.config.max_drop
+
+    def reasons(self) -> dict[str, str]:
+        """Return the reason of each layer, as saved in quantization.json."""
+        return {
+            name: f"number {rank} of {len(self.divergences)} by divergence "
+            f"({self.divergences[name]:.3g}); with it {self.config.metric} rose from "
+            f"{before:.4f} to {after:.4f}"
+            for rank, (name, before, after) in enumerate(
+                zip(self.names, self.metrics, self.metrics[1:], strict=False), start=1
+            )
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return ranking and metrics as JSON values for the manifest."""
+        ranking = [
+            {
+                "layer": name,
+                "divergence": self.divergences[name],
+                "kept_float": name in self.names,
+            }
+            for name in _rank(self.divergences)
+        ]
+        metrics = {"float": self.float_metric, "found": list(self.metrics)}
+        return {"sensitivity": ranking, "keep_float": metrics}
+
+
+def _rank(divergences: Mapping[str, float]) -> list[str]:
+    return sorted(divergences, key=lambda name: -divergences[name])
 
 
 def choose_float_layers(
-    config: KeepFloat,
-    divergences: Mapping[str, float],
-    build: BuildModel,
-    comparison: FloatComparison,
-) -> tuple[FloatLayers, str | None]:
-    """Keep layers in float, in the order of their divergence, until the metric is high enough.
+    divergences: Mapping[str, float], build: BuildModel, comparison: FloatComparison
+) -> FloatLayers:
+    """Keep layers in float, the most sensitive first, until the metric reaches its limit.
 
     Args:
-        config: Metric and limits.
-        divergences: Layer to its divergence, for all layers that can be integer.
+        divergences: Divergence of each layer that can be integer.
         build: Builds a model to evaluate.
         comparison: Evaluates the models.
 
     Returns:
-        The layers, and a message if the metric is still too low with the most layers allowed.
+        The layers. The metric is still below the limit if the config allows no more layers.
     """
-    ranked = sorted(divergences, key=lambda name: -divergences[name])
+    config = comparison.config
+    ranked = _rank(divergences)
     limit = comparison.float_metric - config.max_drop
-    kept: list[str] = []
+    names: list[str] = []
     metrics = [comparison.metric(build(list(divergences)))]
-    while metrics[-1] < limit and len(kept) < min(config.max_layers, len(ranked) - 1):
-        kept.append(ranked[len(kept)])
-        integer = [name for name in divergences if name not in kept]
+    while metrics[-1] < limit and len(names) < min(config.max_layers, len(ranked) - 1):
+        names.append(ranked[len(names)])
+        integer = [name for name in divergences if name not in names]
         metrics.append(comparison.metric(build(integer)))
-    reasons = {
-        name: f"number {rank} of {len(ranked)} by divergence ({divergences[name]:.3g}); "
-        f"with it {config.metric} rose from {before:.4f} to {after:.4f}"
-        for rank, (name, before, after) in enumerate(
-            zip(kept, metrics, metrics[1:], strict=False), start=1
-        )
-    }
-    ranking = [
-        {"layer": name, "divergence": divergences[name], "kept_float": name in kept}
-        for name in ranked
-    ]
-    summary = {
-        "sensitivity": ranking,
-        "keep_float": {"float": comparison.float_metric, "found": metrics},
-    }
-    shortfall = None
-    if metrics[-1] < limit:
-        shortfall = (
-            f"{config.metric} is {metrics[-1]:.4f} with {len(kept)} layers in float and "
-            f"{metrics[0]:.4f} with none, below the limit of {limit:.4f} "
-            f"({comparison.float_metric:.4f} in float, less `max_drop`)"
-        )
-    return FloatLayers(reasons, summary), shortfall
+    return FloatLayers(config, tuple(names), divergences, tuple(metrics), comparison.float_metric)
 
 
-def check_shortfall(shortfall: str | None, context: PassContext, *, trains: bool) -> None:
-    """Note that the metric is too low before training, or raise if no training follows.
+def check_limit(layers: FloatLayers, context: PassContext, *, trains: bool) -> None:
+    """Check that the metric reaches its limit; if training follows, only note that it does not.
 
     Raises:
-        RequirementError: The metric is too low, and no training follows.
+        RequirementError: The metric is below the limit, and no training follows.
     """
-    if shortfall is None:
+    metric = layers.metrics[-1]
+    if metric >= layers.limit:
         return
+    shortfall = (
+        f"{layers.config.metric} is {metric:.4f} with {len(layers.names)} layers in float and "
+        f"{layers.metrics[0]:.4f} with none, below the limit of {layers.limit:.4f} "
+        f"({layers.float_metric:.4f} in float, less `max_drop`)"
+    )
     if not trains:
         raise RequirementError(
             f"`keep_float` cannot meet its limit: {shortfall}",

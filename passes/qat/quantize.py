@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from compressor.models.capabilities.discovery import LoadedModel
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.capabilities.valid_positions import ValidPositions
-from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.description import ModelDescription, read_description
 from compressor.models.checkpoint.loading import load_module, save_quantized
 from compressor.models.quantized.fake_quantization import fold_norms
 from compressor.models.quantized.quantization import Quantization
@@ -23,12 +24,7 @@ from passes.common.device import prepare_torch
 from passes.qat.config import QatConfig
 from passes.qat.fine_tuning import fine_tune
 from passes.qat.integer_model import BiasSamples, FoldedModel, IntegerModelBuilder
-from passes.qat.keep_float import (
-    FloatComparison,
-    FloatLayers,
-    check_shortfall,
-    choose_float_layers,
-)
+from passes.qat.keep_float import FloatComparison, check_limit, choose_float_layers
 from passes.qat.layer_selection import Selection, select_layers
 from passes.qat.ranges import (
     check_table,
@@ -45,61 +41,81 @@ _BIAS_SAMPLES = 64
 """Samples on which biases are corrected, in one batch."""
 
 
+@dataclass(frozen=True, slots=True)
+class _FloatModel:
+    """The float parent, and the samples that it is observed on."""
+
+    module: nn.Module
+    layers: QuantizableLayers
+    positions: ValidPositions
+    samples: Samples
+
+
 def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
     """Write the quantized form of a float model, and its calibration table, to ``out``."""
     prepare_torch(context)
     description = read_description(parent.model)
-    teacher = load_module(description, context.device).requires_grad_(False)
+    model = _load_float_model(config, description, context)
+    selection = select_layers(config, model.layers, model.module)
+    folded = _fold_and_smooth(config, model, selection)
+    table = load_table(config, parent, context) or observe_ranges(
+        config,
+        parent.manifest.id,
+        folded.module,
+        model.layers.names,
+        model.positions,
+        model.samples,
+    )
+    check_table(table, selection.layers, config, folded.module)
+    batch = sample_inputs(model.samples, model.module, _BIAS_SAMPLES)
+    bias_samples = BiasSamples(batch, model.positions.mask(batch))
+    builder = IntegerModelBuilder(
+        config, model.layers, folded, table, selection.embeddings, bias_samples
+    )
+
+    reasons = dict(selection.float_layers)
+    summary: dict[str, Any] = {}
+    if config.keep_float is not None:
+        comparison = FloatComparison(
+            config.keep_float,
+            description.require(TrainingHeads),
+            model.module,
+            model.samples,
+            context,
+        )
+        divergences = comparison.divergences(builder.build_uncorrected(selection.layers))
+        float_layers = choose_float_layers(divergences, builder.build, comparison)
+        check_limit(float_layers, context, trains=config.fine_tuning is not None)
+        reasons |= float_layers.reasons()
+        summary = float_layers.summary()
+    integer = [name for name in selection.layers if name not in reasons]
+    module = builder.build(integer)
+    if config.fine_tuning is not None:
+        heads = description.require(TrainingHeads)
+        summary |= fine_tune(config.fine_tuning, heads, module, model.module, context)
+    quantization = builder.quantization(integer, reasons)
+    save_quantized(module, description.family, description.config, quantization, out)
+    table.write(out)
+    return PassOutput(_summary(quantization, folded) | summary)
+
+
+def _load_float_model(
+    config: QatConfig, description: ModelDescription, context: PassContext
+) -> _FloatModel:
+    module = load_module(description, context.device).requires_grad_(False)
     samples = open_samples(config.calibration, context)
     layers = description.family.require(
         QuantizableLayers,  # type: ignore[type-abstract]
         description.config,
-        LoadedModel(teacher, sample_inputs(samples, teacher, _TRACED_SAMPLES)),
+        LoadedModel(module, sample_inputs(samples, module, _TRACED_SAMPLES)),
     )
-    positions = description.require(ValidPositions)
-    selection = select_layers(config, layers, teacher)
-    folded = _fold_and_smooth(config, teacher, layers, selection, positions, samples)
-    table = load_table(config, parent, context) or observe_ranges(
-        config, parent.manifest.id, folded.module, layers.names, positions, samples
-    )
-    check_table(table, selection.layers, config, folded.module)
-    batch = sample_inputs(samples, teacher, _BIAS_SAMPLES)
-    bias_samples = BiasSamples(batch, positions.mask(batch))
-    builder = IntegerModelBuilder(config, layers, folded, table, selection.embeddings, bias_samples)
-
-    kept = FloatLayers({}, {})
-    if config.keep_float is not None:
-        comparison = FloatComparison(
-            config.keep_float, description.require(TrainingHeads), teacher, samples, context
-        )
-        divergences = comparison.divergences(builder.build_uncorrected(selection.layers))
-        kept, shortfall = choose_float_layers(
-            config.keep_float, divergences, builder.build, comparison
-        )
-        check_shortfall(shortfall, context, trains=config.fine_tuning is not None)
-    integer = [name for name in selection.layers if name not in kept.reasons]
-    quantization = builder.quantization(integer, {**selection.float_layers, **kept.reasons})
-    module = builder.build(integer)
-    history: dict[str, Any] = {}
-    if config.fine_tuning is not None:
-        heads = description.require(TrainingHeads)
-        history = fine_tune(config.fine_tuning, heads, module, teacher, context)
-    save_quantized(module, description.family, description.config, quantization, out)
-    table.write(out)
-    return PassOutput(_summary(quantization, folded) | kept.summary | history)
+    return _FloatModel(module, layers, description.require(ValidPositions), samples)
 
 
-def _fold_and_smooth(
-    config: QatConfig,
-    teacher: nn.Module,
-    layers: QuantizableLayers,
-    selection: Selection,
-    positions: ValidPositions,
-    samples: Samples,
-) -> FoldedModel:
+def _fold_and_smooth(config: QatConfig, model: _FloatModel, selection: Selection) -> FoldedModel:
     """Return a copy of the float model with folded normalizations and smoothed inputs."""
-    module = copy.deepcopy(teacher)
-    contexts = layers.contexts(selection.layers)
+    module = copy.deepcopy(model.module)
+    contexts = model.layers.contexts(selection.layers)
     norms = {name: context.norm for name, context in contexts.items() if context.norm is not None}
     fold_norms(module, norms)
     smoothed: tuple[str, ...] = ()
@@ -109,8 +125,8 @@ def _fold_and_smooth(
             for name, context in contexts.items()
             if name in selection.layers and context.around is None
         ]
-        batches = iterate_inputs(samples, module, "observe outliers")
-        smoothed = smooth_inputs(module, names, batches, positions, config.smoothing)
+        batches = iterate_inputs(model.samples, module, "observe outliers")
+        smoothed = smooth_inputs(module, names, batches, model.positions, config.smoothing)
     return FoldedModel(module, norms, smoothed)
 
 

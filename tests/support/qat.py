@@ -67,7 +67,7 @@ def artifact(folder, id_="ab12"):
 
 
 def train_classifier(folder):
-    """Train a classifier that tells the two classes of ``Blobs`` apart; returns its artifact."""
+    """Train a classifier of the two classes of ``Blobs``, and return its artifact."""
     torch.manual_seed(0)
     config = replace_fields(
         CLASSIFIER.presets["small"],

@@ -23,13 +23,13 @@ def test_the_most_sensitive_layer_stays_in_float(parent, tmp_path):
     assert ranked[0] in {"vision.blocks.1.project", "vision.blocks.1.filter"}
     assert divergences == sorted(divergences, reverse=True)
     metrics = summary["keep_float"]["found"]
-    kept = quantization.kept_float
-    assert len(kept) == len(metrics) - 1
+    float_layers = quantization.kept_float
+    assert len(float_layers) == len(metrics) - 1
     assert metrics[-1] >= 0.98
     assert all(metric < 0.98 for metric in metrics[:-1])
-    assert all("by divergence" in reason for reason in kept.values())
-    assert set(kept) == set(ranked[: len(kept)])
-    assert set(quantization.layers) | set(kept) == set(ranked)
+    assert all("by divergence" in reason for reason in float_layers.values())
+    assert set(float_layers) == set(ranked[: len(float_layers)])
+    assert set(quantization.layers) | set(float_layers) == set(ranked)
 
 
 def test_a_limit_that_cannot_be_met_is_an_error_unless_training_follows(parent, tmp_path):
