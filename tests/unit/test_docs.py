@@ -6,13 +6,15 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
 import yaml
+from pydantic import AliasChoices, BaseModel
 
 from cli import app
+from compressor.config import discovery
 from compressor.config.document import parse_document
 from compressor.engine.plan.pipeline import pipeline_from_document
 
@@ -29,7 +31,19 @@ REST_OF_A_PIPELINE = {
     "name": "docs",
     "model": {"family": "image-classifier", "preset": "tiny"},
 }
-by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+RECIPES = ROOT / "docs" / "extending"
+"""Pages whose commands and pipelines need a plugin: test_recipes.py runs them."""
+
+
+def page_name(page: Path) -> str:
+    """Return the path of a page in the repository, as the id of its tests."""
+    return str(page.relative_to(ROOT))
+
+
+by_page = pytest.mark.parametrize("page", PAGES, ids=page_name)
+by_page_without_plugin = pytest.mark.parametrize(
+    "page", [page for page in PAGES if RECIPES not in page.parents], ids=page_name
+)
 
 
 def code_blocks(page: Path, languages: set[str]) -> list[str]:
@@ -70,7 +84,7 @@ def test_every_path_in_code_font_exists(page: Path) -> None:
     assert [path for path in paths if "fetched" not in path and not (ROOT / path).exists()] == []
 
 
-@by_page
+@by_page_without_plugin
 def test_every_command_of_a_shell_block_parses(page: Path) -> None:
     for line in shell_lines(page):
         words = shlex.split(line.split(" > ")[0], comments=True)
@@ -87,7 +101,7 @@ def test_every_command_of_a_shell_block_parses(page: Path) -> None:
         command.make_context("autoglm-compress", arguments)
 
 
-@by_page
+@by_page_without_plugin
 def test_every_yaml_block_of_a_pipeline_is_valid(page: Path) -> None:
     for block in code_blocks(page, {"yaml"}):
         tree = yaml.safe_load(block)
@@ -96,6 +110,27 @@ def test_every_yaml_block_of_a_pipeline_is_valid(page: Path) -> None:
         if isinstance(tree, dict) and tree.keys() & {"passes", "gates"}:
             whole = {**REST_OF_A_PIPELINE, **tree}
             pipeline_from_document(parse_document(json.dumps(whole).encode()))
+
+
+def renamed_keys(config: Any) -> set[tuple[str, str]]:
+    """Return the (old, new) keys of a config and of the records inside it."""
+    keys: set[tuple[str, str]] = set()
+    if isinstance(config, type) and issubclass(config, BaseModel):
+        for field in config.model_fields.values():
+            if isinstance(field.validation_alias, AliasChoices):
+                new, *old = map(str, field.validation_alias.choices)
+                keys |= {(name, new) for name in old}
+            keys |= renamed_keys(field.annotation)
+    for argument in get_args(config):
+        keys |= renamed_keys(argument)
+    return keys
+
+
+def test_the_table_of_renamed_keys_is_complete() -> None:
+    passes = (discovery.load(discovery.PASSES, name) for name in discovery.names(discovery.PASSES))
+    expected = set().union(*(renamed_keys(pass_.Config) for pass_ in passes))
+    table = (ROOT / "docs" / "pipeline.md").read_text().partition("| Old key | Key |")[2]
+    assert set(re.findall(r"\| `(\w+)` \| `(\w+)` \|", table)) == expected
 
 
 def test_the_readme_is_short() -> None:
