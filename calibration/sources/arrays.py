@@ -1,9 +1,9 @@
-"""A data set that is simply arrays, for sources whose samples do not change from epoch to epoch."""
+"""Data set of arrays, for sources whose samples do not change from epoch to epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,7 +13,14 @@ Array = np.ndarray[Any, Any]
 
 
 class ArrayDataset(Dataset):
-    """Rows of equally long arrays."""
+    """Arrays of equal length; sample i is row i of each.
+
+    Args:
+        arrays: the arrays by name.
+        inputs: names of the inputs, in the order of the model.
+        label: name of the labels; None if there are none.
+        classes: names of the classes in the order of the labels.
+    """
 
     def __init__(
         self,
@@ -31,22 +38,44 @@ class ArrayDataset(Dataset):
         return len(next(iter(self.arrays.values())))
 
     def batch(self, indices: Array, epoch: int = 0) -> Batch:  # noqa: ARG002
-        """The rows at ``indices``."""
+        """Return the rows at ``indices``."""
         return {name: array[indices] for name, array in self.arrays.items()}
 
     def strata(self) -> Mapping[str, Array]:
-        """By the answer, where a sample has one."""
+        """Return the class of each sample; nothing for labels of more than one dimension."""
         if self.label_name is None or self.arrays[self.label_name].ndim > 1:
             return {}
         return {"class": self.arrays[self.label_name].astype(str)}
 
     def class_names(self) -> tuple[str, ...] | None:
-        """The names that were given."""
+        """Return the names of the classes."""
         return self._classes
 
 
-def sampled(count: int, wanted: int | None, seed: int) -> Array:
-    """Positions of ``wanted`` of ``count`` items, drawn without repetition, in rising order; all of them for None."""
-    if wanted is None or wanted >= count:
+def draw_indices(count: int, num_samples: int | None, seed: int) -> Array:
+    """Return the indices of samples drawn without replacement, int64, in increasing order.
+
+    Args:
+        count: number of samples to draw from.
+        num_samples: number of samples to draw; None for all.
+        seed: seed of the draw.
+    """
+    if num_samples is None or num_samples >= count:
         return np.arange(count, dtype=np.int64)
-    return np.sort(np.random.default_rng(seed).permutation(count)[:wanted]).astype(np.int64)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:num_samples]).astype(np.int64)
+
+
+class _Draw(Protocol):
+    """Config of a draw: ``num_samples`` and ``seed``."""
+
+    @property
+    def num_samples(self) -> int | None: ...
+    @property
+    def model_fields_set(self) -> set[str]: ...
+
+
+def draw_problems(config: _Draw) -> list[str]:
+    """Return a message if ``seed`` is set and nothing is drawn."""
+    if "seed" in config.model_fields_set and config.num_samples is None:
+        return ["`seed` has no effect without `num_samples`: leave it out, or set `num_samples`"]
+    return []

@@ -1,4 +1,4 @@
-"""The data source ``python``: the user's own code, off unless it is allowed."""
+"""Data source ``python``: samples from a function of the user's, if code is allowed."""
 
 from __future__ import annotations
 
@@ -14,79 +14,100 @@ from compressor.artifacts.fingerprint import digest_file, digest_json
 from compressor.data.contract import Dataset, DataSource, SourceConfig, SourceContext
 from compressor.errors import DataError, UsageError
 
+_LABEL = "label"
+
 
 class PythonConfig(SourceConfig):
-    """Which function of which file."""
+    """Config of the data source ``python``."""
 
     path: str
-    """A Python file; relative to pipeline.yaml. It runs with your rights: only with `--allow-code`."""
+    """A Python file; relative to pipeline.yaml. It runs with your permissions, and only with
+    `--allow-code`."""
     function: str = "load"
-    """A function in it, called with `arguments`; it returns a Dataset, or a mapping of equally long NumPy arrays."""
+    """Name of a function in the file. It is called with `arguments`, and returns a `Dataset`, or a
+    mapping of names to NumPy arrays of equal length."""
     arguments: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     """Keyword arguments of the function."""
-    label: str = "label"
-    """The array that holds the answer, if there is one of that name; all others are inputs."""
+    label: str = _LABEL
+    """Name of the array of labels; the other arrays are inputs. By default `label`, if the function
+    returns an array of this name."""
     num_samples: int | None = None
-    """At most so many, from the start."""
+    """Largest number of samples, from the start of the arrays; all samples by default."""
 
 
 class Python(DataSource[PythonConfig]):
-    """Samples from a function of yours. The digest covers the file's source, and what it returns."""
+    """Samples from a Python function.
+
+    The digest covers the file's source and the arguments, but not what the function reads: pass a
+    version or a digest of such files as an argument.
+    """
 
     name = "python"
     Config = PythonConfig
 
     def problems(self, config: PythonConfig, context: SourceContext) -> list[str]:
-        """A missing file, or code that was not allowed."""
-        found = []
+        """Return a missing file, and code that is not allowed."""
+        problems = []
         if not (context.base / config.path).is_file():
-            found.append(f"{config.path} is not a file (looked below {context.base})")
+            problems.append(f"{config.path} is not a file (looked below {context.base})")
         if not context.allow_code:
-            found.append(f"runs {config.path}, which is code: allow it with --allow-code")
-        return found
+            problems.append(f"runs {config.path}, which is code: allow it with --allow-code")
+        return problems
 
     def digest(self, config: PythonConfig, context: SourceContext) -> str:
-        """Over the file's source and the config; what the code reads besides should be among its arguments."""
+        """Return a digest of the file's source and the config."""
         code = digest_file(context.base / config.path)
         return digest_json(
             {"version": 1, "config": config.model_dump(mode="json", exclude={"path"}), "code": code}
         )
 
     def load(self, config: PythonConfig, context: SourceContext) -> Dataset:
-        """Run the function.
+        """Call the function.
 
         Raises:
             UsageError: code is not allowed.
-            DataError: there is no such function, it failed, or it returned something else.
+            DataError: the function does not exist, fails, or returns something else.
         """
         if not context.allow_code:
             raise UsageError(f"{config.path} is code", remedy="allow it with --allow-code")
         file = context.base / config.path
-        result = _called(file, config)
+        result = _call_function(file, config)
         if isinstance(result, Dataset):
             return result
         if not isinstance(result, Mapping) or not all(
             isinstance(array, np.ndarray) for array in result.values()
         ):
             raise DataError(
-                f"{file}: {config.function} returned {type(result).__name__}, not a Dataset or arrays by name"
+                f"{file}: {config.function} returned {type(result).__name__}, "
+                "not a Dataset or a mapping of names to arrays"
             )
         lengths = {name: len(array) for name, array in result.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise DataError(f"{file}: the arrays are empty or not equally long: {lengths}")
+        if config.label not in result and config.label != _LABEL:
+            raise DataError(
+                f"{file}: {config.function} returned no array {config.label!r}",
+                remedy=f"set `label` to one of {', '.join(result)}, or leave it out",
+            )
         arrays = {name: array[: config.num_samples] for name, array in result.items()}
         label = config.label if config.label in arrays else None
         return ArrayDataset(arrays, tuple(name for name in arrays if name != label), label)
 
 
-def _called(file: Path, config: PythonConfig) -> Any:
+def _call_function(file: Path, config: PythonConfig) -> Any:
+    """Import the file, call the function, and return its result.
+
+    Raises:
+        DataError: the file cannot be imported, or the function raises an exception.
+    """
     spec = importlib.util.spec_from_file_location(f"user_data_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise DataError(f"{file} is no Python file")
+        raise DataError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         return getattr(module, config.function)(**config.arguments)
-    except Exception as error:  # whatever the user's code throws is the user's to read
-        where = f"{file}: {config.function}"
-        raise DataError(f"{where} failed: {type(error).__name__}: {error}") from error
+    except Exception as error:  # The user's code may raise anything; its message is passed on.
+        raise DataError(
+            f"{file}: {config.function} failed: {type(error).__name__}: {error}"
+        ) from error

@@ -1,7 +1,8 @@
-"""What a data source promises: cheap checks, a digest of its content, and batches of NumPy arrays.
+"""Contract of data sources: checks without reading samples, a digest, and batches of NumPy arrays.
 
-The engine finds sources through the entry-point group ``autoglm_compress.sources``; they live in ``calibration/sources``
-or in other people's packages. Arrays are NumPy so that a process that measures an ONNX file never loads torch.
+Sources are found through the entry-point group ``autoglm_compress.sources``; ours are in
+``calibration/sources``. Batches are NumPy arrays so that a process that measures an ONNX model does
+not import torch.
 """
 
 from __future__ import annotations
@@ -17,47 +18,45 @@ import numpy as np
 from compressor.config.record import Record
 
 Batch = dict[str, np.ndarray[Any, Any]]
-"""Name to array; the first axis of every array is the sample. A set may let samples in a row share an input (one screen for
-several commands): that array, and what labels it, is then shorter."""
+"""Arrays by name; the first axis is the sample. Consecutive samples may share an input, such as one
+screen for several commands: that array, and its labels, are then shorter."""
 
 
 class SourceConfig(Record):
-    """Base of every source's config; ``source`` names it."""
+    """Base of every source's config."""
 
     source: str
-    """The data source: one of `autoglm-compress passes` (sources), such as phone-bed, images, text or python."""
+    """Name of the data source, such as phone-bed, images, text or python; `autoglm-compress passes`
+    lists them."""
 
 
 C = TypeVar("C", bound=SourceConfig)
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    """Nobody is told."""
-
-
 def default_cache() -> Path:
-    """Where what is costly to make and can be made again is kept, where nobody says otherwise."""
+    """Return the default folder for files that are costly to build and can be built again."""
     return Path.home() / ".cache" / "autoglm-compress"
 
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """What a source may use: where relative paths start, whether user code is allowed, where to cache, whom to tell."""
+    """Paths, permissions and callbacks of a source."""
 
     base: Path
-    """The folder of pipeline.yaml: relative paths in a config start here."""
+    """Folder that relative paths in a config start from: that of pipeline.yaml."""
     allow_code: bool = False
+    """True if the source may run the user's code."""
     cache: Path = field(default_factory=default_cache)
-    progress: Callable[[str, int, int], None] = _silent
-    """Called as (what, done, total) while a long build goes on."""
+    progress: Callable[[str, int, int], None] = lambda *_: None
+    """Called as (activity, done, total) in the course of a long build."""
 
 
 class Dataset(ABC):
     """A set of samples with random access.
 
     Attributes:
-        input_names: the arrays that are fed to a model, in its order.
-        label_name: the array that holds the answer, or None where there is none.
+        input_names: names of the arrays that a model takes, in its order.
+        label_name: name of the array of labels; None if there are no labels.
     """
 
     input_names: tuple[str, ...]
@@ -65,53 +64,73 @@ class Dataset(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of samples."""
+        """Return the number of samples."""
 
     @abstractmethod
     def batch(self, indices: np.ndarray[Any, Any], epoch: int = 0) -> Batch:
-        """The samples at ``indices`` (int64, [B]), inputs and labels.
+        """Return inputs and labels of samples.
 
-        The result is a pure function of (indices, epoch): sets that augment vary with the epoch, others ignore it.
+        Args:
+            indices: indices of the samples, int64 [B].
+            epoch: epoch of the training. The batch is a pure function of ``indices`` and ``epoch``;
+                sets without augmentation ignore the epoch.
         """
 
     def slices(self) -> Mapping[str, np.ndarray[Any, Any]]:
-        """Axis to one label per sample ([N], str), as ``{"input": ["text", "speech", …]}``; accuracy is told by slice."""
+        """Return the slices by which accuracy is reported.
+
+        Returns:
+            Slicing to the slice of each sample, str [N]: ``{"input": ["text", "speech", …]}``.
+        """
         return {}
 
     def strata(self) -> Mapping[str, np.ndarray[Any, Any]]:
-        """As ``slices``, but as fine as training may weigh samples by; never told in reports."""
+        """Return the strata by which training may weight samples; not reported.
+
+        The format is that of ``slices``, which are the default.
+        """
         return self.slices()
 
     def class_names(self) -> tuple[str, ...] | None:
-        """The names of the answers, where there are any."""
+        """Return the names of the classes in the order of the labels; None if they have none."""
         return None
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
-        """All samples in order, ``batch_size`` at a time, at most ``limit`` of them."""
+        """Yield the samples in order, at most ``limit`` of them."""
         count = len(self) if limit is None else min(limit, len(self))
         for start in range(0, count, batch_size):
             yield self.batch(np.arange(start, min(start + batch_size, count), dtype=np.int64))
 
 
 class DataSource(ABC, Generic[C]):
-    """A kind of data that pipeline.yaml can name."""
+    """A kind of data that a pipeline can name.
+
+    A new source is one class and one entry point. Its module must import without torch.
+    """
 
     name: ClassVar[str]
     Config: ClassVar[type[SourceConfig]]
 
     @abstractmethod
     def problems(self, config: C, context: SourceContext) -> list[str]:
-        """Everything wrong that can be known without reading the samples; touches no heavy library."""
+        """Return every problem that is found without reading samples or importing heavy libraries.
+
+        Examples are missing files, empty files and missing packages.
+        """
 
     @abstractmethod
     def digest(self, config: C, context: SourceContext) -> str:
-        """sha256 over everything that can change a sample: the content of each file, the config, the code's version."""
+        """Return a sha256 over everything that can change a sample.
+
+        That is the content of the files, but not their paths; the config; and a version of the
+        source's code.
+        """
 
     @abstractmethod
     def load(self, config: C, context: SourceContext) -> Dataset:
-        """The samples, built or from the cache.
+        """Return the samples, built or from the cache.
 
         Raises:
             DataError: a file is missing, empty or unreadable.
-            MissingExtraError: a library it needs is not installed.
+            MissingExtraError: a library that the source needs is not installed.
         """

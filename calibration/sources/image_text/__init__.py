@@ -1,1 +1,1 @@
-"""The data source ``image-text``: conversations about images, through a checkpoint's own processor."""
+"""Data source ``image-text``: conversations about images, for vision-language models."""

@@ -1,73 +1,85 @@
-"""What pipeline.yaml says of such a set, and the set."""
+"""Source ``image-text`` and its data set: conversations encoded by a checkpoint's processor."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from calibration.sources.arrays import sampled
-from calibration.sources.image_text.encoding import encoded
-from calibration.sources.image_text.records import Conversation, conversations
-from calibration.sources.text import matching
+from calibration.sources.arrays import Array, draw_indices, draw_problems
+from calibration.sources.files import match_files, no_match
+from calibration.sources.image_text.conversations import Conversation, read_conversations
 from compressor.artifacts.fingerprint import digest_file, digest_json
 from compressor.data.contract import Batch, Dataset, DataSource, SourceConfig, SourceContext
 from compressor.errors import DataError
 from compressor.models.families.transformers.processor import FILES, Processor
 
-Array = np.ndarray[Any, Any]
-IGNORED = -100
-_PADDED = {"input_ids": 0, "attention_mask": 0, "mm_token_type_ids": 0, "label": IGNORED}
+_IGNORED = -100
+"""Label of tokens that are not learned."""
+_PADDING = {"label": _IGNORED}
+"""Padding value by array; 0 by default."""
 
 
 class ImageTextConfig(SourceConfig):
-    """Where the conversations are, and how they become tokens and patches."""
+    """Config of the data source ``image-text``."""
 
     path: str
-    """A JSONL file, or a pattern of such, of `{"messages": [{"role": "user", "content": [{"type": "image", "path": "a.png"},
-    {"type": "text", "text": "…"}]}, {"role": "assistant", "content": "…"}]}`; relative to pipeline.yaml, images to the file."""
+    """A JSONL file, or a glob pattern of such files; relative to pipeline.yaml. Each line is
+    `{"messages": [{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text",
+    "text": "…"}]}, {"role": "assistant", "content": "…"}]}`; paths of images are relative to the
+    file."""
     processor: str
-    """A checkpoint's folder, with its tokenizer, chat template and image processor; relative to pipeline.yaml."""
+    """A checkpoint's folder with its tokenizer, chat template and image processor; relative to
+    pipeline.yaml."""
     sequence_length: Annotated[int, Field(ge=2, le=1 << 20)] = 2048
-    """Tokens of a sample at most, those of its images among them: text is cut at the end, images are never."""
+    """Largest number of tokens per sample, including those of its images. Longer texts are
+    truncated at the end; images that do not fit are an error."""
     num_samples: Annotated[int, Field(ge=1)] | None = None
-    """At most so many conversations, drawn by `seed`; all of them by default."""
+    """Largest number of conversations, drawn at random; all conversations by default."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of the draw."""
+    """Seed of the draw of `num_samples` conversations."""
 
 
 class ImageText(DataSource[ImageTextConfig]):
     """Conversations about images, for vision-language models.
 
-    What the checkpoint's processor gives, sample by sample: `input_ids`, `attention_mask`, `mm_token_type_ids` [N, T],
-    `pixel_values` [N, P, D], `image_grid_thw` [N, images, 3]; `label` [N, T] is the token after each, where the assistant says it
-    last, else -100. Shorter samples are padded at the end, with zeros.
+    The arrays of the checkpoint's processor, sample by sample: `input_ids`, `attention_mask` and
+    `mm_token_type_ids` [N, T]; `pixel_values` [N, P, D]; `image_grid_thw` [N, images, 3]. `label`
+    [N, T] is the next token of each in the assistant's last answer, else -100. Shorter samples are
+    padded at the end with zeros.
     """
 
     name = "image-text"
     Config = ImageTextConfig
 
     def problems(self, config: ImageTextConfig, context: SourceContext) -> list[str]:
-        """No file, lines that are no conversations, images that are not there, no processor."""
+        """Return missing files, invalid lines, missing images, and fields without effect."""
         folder = context.base / config.processor
-        found = [
+        problems = draw_problems(config)
+        problems += [
             f"{config.processor}: no {name} in {folder}"
             for name in FILES
             if not (folder / name).is_file()
         ]
-        files = matching(config.path, context)
+        files = match_files(config.path, context)
         if not files:
-            return [*found, f"{config.path} matches no file (looked below {context.base})"]
-        return [*found, *(problem for file in files for problem in conversations(file)[1])]
+            problems.append(no_match(config.path, context))
+        return problems + [problem for file in files for problem in read_conversations(file)[1]]
 
     def digest(self, config: ImageTextConfig, context: SourceContext) -> str:
-        """Over the config and the content of the files, of every image, and of the processor."""
-        folder, files = context.base / config.processor, matching(config.path, context)
+        """Return a digest of the config, and of the files, all images and the processor."""
+        folder, files = context.base / config.processor, match_files(config.path, context)
         images = sorted(
-            {image for file in files for one in conversations(file)[0] for image in one.images}
+            {
+                image
+                for file in files
+                for conversation in read_conversations(file)[0]
+                for image in conversation.images
+            }
         )
-        parts = [
+        processor_files = [
             file
             for file in sorted(folder.glob("*"))
             if file.suffix in {".json", ".jinja"} and "index" not in file.name
@@ -78,33 +90,33 @@ class ImageText(DataSource[ImageTextConfig]):
                 "config": config.model_dump(mode="json", exclude={"path", "processor"}),
                 "files": [digest_file(file) for file in files],
                 "images": [digest_file(image) for image in images],
-                "processor": {part.name: digest_file(part) for part in parts},
+                "processor": {file.name: digest_file(file) for file in processor_files},
             }
         )
 
     def load(self, config: ImageTextConfig, context: SourceContext) -> Dataset:
-        """Read the conversations; images are opened when their turn comes.
+        """Read the conversations; images are read when their samples are.
 
         Raises:
-            DataError: lines are no conversations or name images that are not there, there is none, or no processor.
+            DataError: lines are invalid, images are missing, there are no conversations, or the
+                processor cannot be opened.
         """
-        every, problems = [], []
-        for file in matching(config.path, context):
-            found, wrong = conversations(file)
-            every += found
-            problems += wrong
+        pool, problems = [], []
+        for file in match_files(config.path, context):
+            conversations, file_problems = read_conversations(file)
+            pool += conversations
+            problems += file_problems
         if problems:
             raise DataError("\n".join(problems))
-        if not every:
+        if not pool:
             raise DataError(f"{config.path} holds no conversation")
-        chosen = [every[place] for place in sampled(len(every), config.num_samples, config.seed)]
-        return _Conversations(
-            chosen, Processor((context.base / config.processor).resolve()), config.sequence_length
-        )
+        indices = draw_indices(len(pool), config.num_samples, config.seed)
+        processor = Processor((context.base / config.processor).resolve())
+        return _Conversations([pool[index] for index in indices], processor, config.sequence_length)
 
 
 class _Conversations(Dataset):
-    """Encoded when asked for: the patches of all screens at once would be large."""
+    """Conversations that are encoded on access, since the patches of all images are large."""
 
     input_names = (
         "input_ids",
@@ -115,42 +127,73 @@ class _Conversations(Dataset):
     )
     label_name = "label"
 
-    def __init__(self, chosen: list[Conversation], processor: Processor, longest: int) -> None:
-        self.chosen, self.processor, self.longest = chosen, processor, longest
+    def __init__(
+        self, conversations: Sequence[Conversation], processor: Processor, sequence_length: int
+    ) -> None:
+        self.conversations, self.processor = conversations, processor
+        self.sequence_length = sequence_length
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.conversations)
 
     def batch(self, indices: Array, epoch: int = 0) -> Batch:  # noqa: ARG002
-        """As long as the longest of the samples."""
-        samples = [self._sample(self.chosen[index]) for index in indices.tolist()]
+        """Return samples padded to the longest of them."""
+        samples = [self._sample(self.conversations[index]) for index in indices.tolist()]
         return {
-            name: _stacked([one[name] for one in samples], _PADDED.get(name, 0))
+            name: _stack_padded([sample[name] for sample in samples], _PADDING.get(name, 0))
             for name in samples[0]
         }
 
-    def _sample(self, one: Conversation) -> dict[str, Array]:
-        found = encoded(self.processor, one)
-        if found["mm_token_type_ids"][self.longest :].any():
+    def _sample(self, conversation: Conversation) -> dict[str, Array]:
+        arrays = encode_conversation(self.processor, conversation)
+        length = self.sequence_length
+        if arrays["mm_token_type_ids"][length:].any():
             raise DataError(
-                f"{one.where}: its images end after token {self.longest}",
+                f"{conversation.where}: its images end after token {length}",
                 remedy="raise `sequence_length`, or lower the image processor's largest size",
             )
-        label_T = np.append(found.pop("label")[1:], IGNORED)
+        label_T = np.append(arrays.pop("label")[1:], _IGNORED)
         for name in ("input_ids", "mm_token_type_ids"):
-            found[name] = found[name][: self.longest]
-        return {
-            **found,
-            "attention_mask": np.ones_like(found["input_ids"]),
-            "label": label_T[: self.longest],
-        }
+            arrays[name] = arrays[name][:length]
+        mask_T = np.ones_like(arrays["input_ids"])
+        return {**arrays, "attention_mask": mask_T, "label": label_T[:length]}
 
 
-def _stacked(arrays: list[Array], padding: int) -> Array:
-    """Arrays of several sizes as one, [N, …], padded at the end of each axis."""
+def encode_conversation(processor: Processor, conversation: Conversation) -> dict[str, Array]:
+    """Return the processor's arrays of a conversation, and ``label``.
+
+    Returns:
+        The arrays of ``Processor.encode``; ``label``, int64 [T], has the tokens of the assistant's
+        last answer, or of the whole text without an answer, and -100 elsewhere.
+
+    Raises:
+        DataError: an image cannot be read, or the processor refuses the conversation.
+    """
+    try:
+        arrays = processor.encode(conversation.messages)
+        prompt = (
+            processor.encode(conversation.messages[:-1], add_generation_prompt=True)
+            if conversation.is_answered
+            else None
+        )
+    except Exception as error:  # Of the chat template, the tokenizer or Pillow.
+        raise DataError(
+            f"{conversation.where}: the processor of {processor.folder} fails: {error}"
+        ) from error
+    ids_T = arrays["input_ids"]
+    learned_T = arrays["mm_token_type_ids"] == 0
+    if prompt is not None:
+        prompt_length = len(prompt["input_ids"])
+        if np.array_equal(prompt["input_ids"], ids_T[:prompt_length]):
+            learned_T[:prompt_length] = False
+    return {**arrays, "label": np.where(learned_T, ids_T, _IGNORED)}
+
+
+def _stack_padded(arrays: Sequence[Array], padding: int) -> Array:
+    """Stack arrays of different sizes, [N, …], padded at the end of each axis."""
     sizes = np.max([array.shape for array in arrays], axis=0)
-    whole = np.full((len(arrays), *sizes), padding, dtype=arrays[0].dtype)
+    stacked = np.full((len(arrays), *sizes), padding, dtype=arrays[0].dtype)
     for row, array in enumerate(arrays):
-        place: tuple[Any, ...] = (row, *(slice(size) for size in array.shape))
-        whole[place] = array
-    return whole
+        corner: tuple[Any, ...] = (row, *(slice(size) for size in array.shape))
+        stacked[corner] = array
+    return stacked

@@ -1,3 +1,5 @@
+"""Data source image-text: tokens, patches and labels of conversations, and their problems."""
+
 import json
 
 import numpy as np
@@ -7,7 +9,6 @@ import torch
 from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError
-from compressor.models.families.transformers.family import Transformers
 from compressor.runtimes.session import match_inputs
 from tests.support.processors import (
     message,
@@ -15,17 +16,17 @@ from tests.support.processors import (
     write_picture,
     write_processor,
 )
+from tests.support.tiny_models import CHECKPOINT
 
-FAMILY = Transformers()
-TINY = FAMILY.presets["tiny-glm4v"]
-ASKED = [message("user", "w10 w11", "a.png"), message("assistant", "w12 w13")]
-TALK = [
+TINY = CHECKPOINT.presets["tiny-glm4v"]
+WITH_IMAGE = [message("user", "w10 w11", "a.png"), message("assistant", "w12 w13")]
+TEXT_ONLY = [
     message("user", "w20"),
     message("assistant", "w21"),
     message("user", "w22 w23"),
     message("assistant", "w24"),
 ]
-WIDE = [message("user", "w30", "b.png"), message("assistant", "w31")]
+WITH_WIDE_IMAGE = [message("user", "w30", "b.png"), message("assistant", "w31")]
 
 
 @pytest.fixture
@@ -33,33 +34,32 @@ def base(tmp_path):
     write_processor(tmp_path)
     write_picture(tmp_path / "a.png", 56, 56)
     write_picture(tmp_path / "b.png", 84, 28)
-    write_conversations(tmp_path / "talks.jsonl", ASKED, TALK, WIDE)
+    write_conversations(tmp_path / "talks.jsonl", WITH_IMAGE, TEXT_ONLY, WITH_WIDE_IMAGE)
     return tmp_path
 
 
-def config(**fields):
-    return ImageTextConfig(
-        **({"source": "image-text", "path": "talks.jsonl", "processor": "."} | fields)
-    )
+def config_of(**fields):
+    defaults = {"source": "image-text", "path": "talks.jsonl", "processor": "."}
+    return ImageTextConfig(**(defaults | fields))
 
 
 def load(base, **fields):
-    assert ImageText().problems(config(**fields), SourceContext(base)) == []
-    return ImageText().load(config(**fields), SourceContext(base))
+    assert ImageText().problems(config_of(**fields), SourceContext(base)) == []
+    return ImageText().load(config_of(**fields), SourceContext(base))
 
 
-def test_tokens_patches_and_the_answer_as_label(base):
+def test_a_sample_has_tokens_patches_and_the_answer_as_label(base):
     batch = load(base).batch(np.arange(1))
-    image = [502, 500, 500, 500, 500, 503]  # 4 × 4 patches, merged two by two
+    image = [502, 500, 500, 500, 500, 503]  # 4 × 4 patches, merged two by two.
     ids = [1, *image, 10, 11, 3, 2, 12, 13, 3]
     assert batch["input_ids"].tolist() == [ids]
-    assert batch["mm_token_type_ids"].tolist() == [[int(one == 500) for one in ids]]
+    assert batch["mm_token_type_ids"].tolist() == [[int(token == 500) for token in ids]]
     assert batch["label"].tolist() == [[-100] * 10 + [12, 13, 3, -100]]
     assert batch["image_grid_thw"].tolist() == [[[1, 4, 4]]]
     assert batch["pixel_values"].shape == (1, 16, 3 * 2 * 14 * 14)
 
 
-def test_samples_of_several_sizes_are_padded(base):
+def test_samples_of_different_sizes_are_padded(base):
     samples = load(base)
     batch = samples.batch(np.arange(3))
     assert batch["input_ids"].shape == batch["label"].shape == (3, 14)
@@ -73,58 +73,60 @@ def test_samples_of_several_sizes_are_padded(base):
 
 
 @pytest.mark.parametrize("samples", [[0], [1], [0, 1, 2], [2, 0]])
-def test_a_model_answers_to_a_batch_as_to_each_sample(base, samples):
+def test_logits_of_a_batch_equal_those_of_its_samples(base, samples):
     torch.manual_seed(0)
-    module = FAMILY.build(TINY).eval()
+    module = CHECKPOINT.build(TINY).eval()
     dataset = load(base)
 
-    def answers(indices):
+    def logits(indices):
         batch = dataset.batch(np.array(indices))
-        feeds = match_inputs(
-            {name: batch[name] for name in dataset.input_names}, FAMILY.signature(TINY).inputs
-        )
+        inputs = {name: batch[name] for name in dataset.input_names}
+        feeds = match_inputs(inputs, CHECKPOINT.signature(TINY).inputs)
         with torch.inference_mode():
-            return module(**{name: torch.from_numpy(array) for name, array in feeds.items()})[
+            return module(**{name: torch.from_numpy(feed) for name, feed in feeds.items()})[
                 "logits"
             ]
 
-    together = answers(samples)
-    for row, one in enumerate(samples):
-        alone = answers([one])[0]
+    together = logits(samples)
+    for row, sample in enumerate(samples):
+        alone = logits([sample])[0]
         torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_text_is_cut_and_images_are_not(base):
+def test_text_is_truncated_and_images_are_not(base):
     batch = load(base, sequence_length=9).batch(np.arange(1))
     assert batch["input_ids"].shape == (1, 9)
     with pytest.raises(DataError, match=r"talks.jsonl:1: its images end after token 5"):
         load(base, sequence_length=5).batch(np.arange(1))
 
 
-def test_all_that_is_wrong_is_named_before_anything_is_encoded(base):
-    write_conversations(base / "talks.jsonl", ASKED, [message("user", "w1", "c.png")])
+def test_all_problems_are_reported_before_anything_is_encoded(base):
+    write_conversations(base / "talks.jsonl", WITH_IMAGE, [message("user", "w1", "c.png")])
     (base / "preprocessor_config.json").unlink()
     with (base / "talks.jsonl").open("a") as file:
-        file.write('{"messages": [{"role": "user"}]}\n{"messages": []}\nno JSON\n')
-    problems = ImageText().problems(config(), SourceContext(base))
-    assert len(problems) == 5
-    for problem, told in zip(
-        problems,
-        ["preprocessor_config.json", "no image", ":3: expected", ":4: no messages", ":5: expected"],
-        strict=True,
-    ):
-        assert told in problem
+        file.write('{"messages": [{"role": "user"}]}\n{"messages": []}\nnot JSON\n')
+    problems = ImageText().problems(config_of(seed=1), SourceContext(base))
+    parts = [
+        "`seed` has no effect",
+        "preprocessor_config.json",
+        "no image",
+        ":3: expected",
+        ":4: no messages",
+        ":5: expected",
+    ]
+    for problem, part in zip(problems, parts, strict=True):
+        assert part in problem
     with pytest.raises(DataError, match=r"c\.png"):
-        ImageText().load(config(), SourceContext(base))
+        ImageText().load(config_of(), SourceContext(base))
 
 
-def test_a_picture_that_is_none_is_named(base):
-    (base / "a.png").write_bytes(b"no picture")
+def test_an_unreadable_picture_is_named(base):
+    (base / "a.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"talks.jsonl:1: the processor of .* fails"):
         load(base).batch(np.arange(1))
 
 
-def test_a_processor_without_a_template_is_named(base):
+def test_a_processor_without_a_chat_template_is_refused(base):
     (base / "chat_template.jinja").unlink()
     tree = json.loads((base / "tokenizer_config.json").read_text())
     tree.pop("chat_template", None)
@@ -133,9 +135,9 @@ def test_a_processor_without_a_template_is_named(base):
         load(base)
 
 
-def test_the_digest_follows_pictures_and_processor(base):
+def test_the_digest_covers_pictures_and_processor(base):
     def digest(**fields):
-        return ImageText().digest(config(**fields), SourceContext(base))
+        return ImageText().digest(config_of(**fields), SourceContext(base))
 
     before = digest()
     assert digest() == before != digest(sequence_length=100)

@@ -1,4 +1,4 @@
-"""Observers merge exactly, choose the bounds they promise, and refuse values that are not finite."""
+"""Observers merge exactly, choose the documented bounds, and refuse values that are not finite."""
 
 import pytest
 import torch

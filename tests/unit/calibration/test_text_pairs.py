@@ -1,3 +1,5 @@
+"""Data source text-pairs: passages and queries, their labels, and their problems."""
+
 from __future__ import annotations
 
 import json
@@ -38,35 +40,38 @@ PAIRS = [
 
 @pytest.fixture
 def context(tmp_path: Path) -> SourceContext:
-    tokenizer = Tokenizer(
-        WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]")
-    )
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
         "[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
-    tokenizer.enable_padding(length=99)  # as checkpoints come; the config decides
+    tokenizer.enable_padding(length=99)  # As in published checkpoints; the config overrides it.
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     write(tmp_path, *PAIRS)
     return SourceContext(tmp_path)
 
 
 def write(folder: Path, *records: Any) -> None:
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "pairs.jsonl").write_text(lines)
 
 
-def config(**fields: Any) -> TextPairsConfig:
-    return TextPairsConfig(
-        **(
-            {"source": "text-pairs", "path": "pairs.jsonl", "tokenizer": ".", "sequence_length": 6}
-            | fields
-        )
-    )
+def config_of(**fields: Any) -> TextPairsConfig:
+    defaults = {
+        "source": "text-pairs",
+        "path": "pairs.jsonl",
+        "tokenizer": ".",
+        "sequence_length": 6,
+    }
+    return TextPairsConfig(**(defaults | fields))
 
 
-def test_a_passage_and_then_its_query_cut_and_padded(context: SourceContext) -> None:
-    assert TextPairs().problems(config(), context) == []
-    samples = TextPairs().load(config(), context)
+def test_a_passage_precedes_its_query_and_both_are_truncated_and_padded(
+    context: SourceContext,
+) -> None:
+    assert TextPairs().problems(config_of(), context) == []
+    samples = TextPairs().load(config_of(), context)
     assert samples.input_names == ("input_ids", "attention_mask")
     batch = samples.batch(np.arange(len(samples)))
     pad = WORDS.index("[PAD]")
@@ -76,42 +81,40 @@ def test_a_passage_and_then_its_query_cut_and_padded(context: SourceContext) -> 
         [1, 11, 7, 12, 7, 2],
         [1, 3, 4, 10, 2, pad],
     ]
-    assert batch["attention_mask"].tolist() == [
-        [1] * 5 + [0],
-        [1] * 5 + [0],
-        [1] * 6,
-        [1] * 5 + [0],
-    ]
+    padded, full = [1] * 5 + [0], [1] * 6
+    assert batch["attention_mask"].tolist() == [padded, padded, full, padded]
     assert batch["label"].tolist() == [-100, 0, -100, 2]
 
 
-def test_pairs_are_drawn_whole(context: SourceContext) -> None:
-    write(context.base, *(PAIRS[n % 2] for n in range(9)))
-    drawn = TextPairs().load(config(num_samples=3, seed=1), context)
+def test_passage_and_query_are_drawn_together(context: SourceContext) -> None:
+    write(context.base, *(PAIRS[number % 2] for number in range(9)))
+    drawn = TextPairs().load(config_of(num_samples=3, seed=1), context)
     assert drawn.batch(np.arange(6))["label"].tolist() == [-100, 0, -100, 2, -100, 4]
     assert len(drawn) == 6
 
 
-def test_the_digest_follows_text_and_tokenizer_but_no_place(context: SourceContext) -> None:
-    before = TextPairs().digest(config(), context)
+def test_the_digest_covers_text_and_tokenizer_but_no_path(context: SourceContext) -> None:
+    before = TextPairs().digest(config_of(), context)
     (context.base / "pairs.jsonl").rename(context.base / "other.jsonl")
-    assert TextPairs().digest(config(path="other.jsonl"), context) == before
-    assert TextPairs().digest(config(path="other.jsonl", sequence_length=7), context) != before
+    assert TextPairs().digest(config_of(path="other.jsonl"), context) == before
+    longer = config_of(path="other.jsonl", sequence_length=7)
+    assert TextPairs().digest(longer, context) != before
     file = context.base / "tokenizer.json"
     file.write_text(file.read_text().replace("boot", "root"))
-    assert TextPairs().digest(config(path="other.jsonl"), context) != before
+    assert TextPairs().digest(config_of(path="other.jsonl"), context) != before
 
 
-def test_what_is_missing_is_known_before_a_run(context: SourceContext) -> None:
-    told = TextPairs().problems(config(path="none/*.jsonl", tokenizer="none"), context)
-    assert ["there is no tokenizer at" in told[0], "none/*.jsonl matches no file" in told[1]] == [
-        True,
-        True,
-    ]
+def test_missing_files_and_fields_without_effect_are_reported(context: SourceContext) -> None:
+    config = config_of(path="none/*.jsonl", tokenizer="none", seed=1)
+    problems = TextPairs().problems(config, context)
+    assert len(problems) == 3
+    assert "`seed` has no effect" in problems[0]
+    assert "there is no tokenizer at" in problems[1]
+    assert "none/*.jsonl matches no file" in problems[2]
 
 
 @pytest.mark.parametrize(
-    ("records", "told"),
+    ("records", "message"),
     [
         ([PAIRS[0], {"query": "how"}], ":2: no JSON record with the fields 'query' and 'passage'"),
         (["how"], ":1: no JSON record"),
@@ -123,10 +126,15 @@ def test_what_is_missing_is_known_before_a_run(context: SourceContext) -> None:
         ([], "holds no pairs"),
     ],
 )
-def test_records_that_are_no_pairs(context: SourceContext, records: list[Any], told: str) -> None:
+def test_invalid_records_are_reported(
+    context: SourceContext, records: list[Any], message: str
+) -> None:
     write(context.base, *records)
-    with pytest.raises(DataError, match=told):
-        TextPairs().load(config(), context)
+    with pytest.raises(DataError, match=message):
+        TextPairs().load(config_of(), context)
+
+
+def test_a_file_that_is_not_utf8_is_reported(context: SourceContext) -> None:
     (context.base / "pairs.jsonl").write_bytes(b"\xff")
     with pytest.raises(DataError, match="not UTF-8: byte 0"):
-        TextPairs().load(config(), context)
+        TextPairs().load(config_of(), context)
