@@ -130,7 +130,17 @@ def test_the_table_of_renamed_keys_is_complete() -> None:
     passes = (discovery.load(discovery.PASSES, name) for name in discovery.names(discovery.PASSES))
     expected = set().union(*(renamed_keys(pass_.Config) for pass_ in passes))
     table = (ROOT / "docs" / "pipeline.md").read_text().partition("| Old key | Key |")[2]
-    assert set(re.findall(r"\| `(\w+)` \| `(\w+)` \|", table)) == expected
+    assert set(re.findall(r"\| `(\w+)` \| `(\w+)` \|$", table, re.MULTILINE)) == expected
+
+
+def test_every_command_is_documented_under_its_panel() -> None:
+    pages = re.split(r"^## ", (ROOT / "docs" / "commands.md").read_text(), flags=re.MULTILINE)
+    sections = dict(page.split("\n", 1) for page in pages[1:])
+    app_command: Any = typer.main.get_command(app)
+    for name, command in app_command.commands.items():
+        if not command.hidden:
+            section = sections[command.rich_help_panel]
+            assert re.search(rf"`{name}\b", section), f"{name} ({command.rich_help_panel})"
 
 
 def test_the_readme_is_short() -> None:
