@@ -18,7 +18,7 @@ from passes.common.training import fit
 from passes.distill.config import DistillConfig
 from passes.distill.feedback import FeedbackCallback
 from passes.distill.losses import DistillationLoss, create_matcher
-from passes.distill.student import copy_matching, student_config
+from passes.distill.student import copy_matching, student_architecture
 
 
 def distill(
@@ -27,25 +27,24 @@ def distill(
     """Train the student that the config describes, and save it to ``out``."""
     device = prepare_torch(context)
     description = read_description(parent.model)
-    family = description.family
-    architecture = student_config(config.student, family, description.config)
+    architecture = student_architecture(config.student, description)
     teacher_module = load_module(teacher.model, context.device).requires_grad_(False)
     if config.student.parent is not None:
         student = load_module(description, context.device)
     else:
-        student = family.build(architecture).to(device)
+        student = architecture.family.build(architecture.config).to(device)
     copied = None
     if config.student.slim is not None:
         copied = copy_matching(student, teacher_module)
     dataset = context.data(config.train)
     outputs, teacher_outputs = probe_outputs(student, teacher_module, dataset)
-    heads = family.require(TrainingHeads, architecture)
+    heads = architecture.require(TrainingHeads)
     shared = shared_heads(
         heads.logits(student, outputs), heads.logits(teacher_module, teacher_outputs), context.note
     )
     matcher = None
     if config.features is not None:
-        names = config.features.names or family.require(FeatureTaps, architecture).names
+        names = config.features.names or architecture.require(FeatureTaps).names
         matcher = create_matcher(names, outputs, teacher_outputs)
     loss = DistillationLoss(
         config, heads, student, teacher_module, dataset.input_names, shared, matcher
@@ -60,5 +59,5 @@ def distill(
     task = Task(dataset, loss, validation, matcher)
     settings = RunSettings(context.seed, context.work)
     result = fit(student, task, config.training, settings, callbacks)
-    family.save(student, architecture, out)
+    architecture.family.save(student, architecture.config, out)
     return PassOutput(result.summary() | ({} if copied is None else {"copied_tensors": copied}))

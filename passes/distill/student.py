@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compressor.config import discovery
-from compressor.config.record import Record
 from compressor.errors import RequirementError
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.feature_taps import FeatureTaps
-from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts, planned_facts
 from passes.common.field_problems import FieldProblem, check_no_problems
 from passes.distill.config import DistillConfig, Features, Student
@@ -18,12 +16,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def student_config(student: Student, family: Family[Any], parent: Record) -> Record:
+def student_architecture(student: Student, parent: Architecture) -> Architecture:
     """Return the architecture of the student.
 
     Raises:
         RequirementError: The family has no such preset, or the replaced fields are invalid.
     """
+    family = parent.family
     preset = student.slim if isinstance(student.slim, str) else student.preset
     if preset is not None:
         if preset not in family.presets:
@@ -31,30 +30,28 @@ def student_config(student: Student, family: Family[Any], parent: Record) -> Rec
                 f"`student`: {family.name} has no preset {preset!r}",
                 remedy=discovery.suggestion(preset, list(family.presets)),
             )
-        return family.presets[preset]
+        return Architecture(family, family.presets[preset])
     fields = student.config if student.config is not None else student.slim
     if not isinstance(fields, dict):
         return parent
     try:
-        config: Record = family.slim(parent, **fields)
+        return Architecture(family, family.slim(parent.config, **fields))
     except ValueError as error:
         raise RequirementError(
             f"`student`: these fields do not fit a config of {family.name}: {error}"
         ) from error
-    return config
 
 
 def student_facts(student: Student, parent: ModelFacts) -> ModelFacts:
     """Return the facts of the student; those of the parent if its architecture is unknown.
 
     Raises:
-        RequirementError: As ``student_config``.
+        RequirementError: As ``student_architecture``.
     """
     architecture = parent.architecture()
     if architecture is None or student.parent is not None:
         return parent
-    config = student_config(student, architecture.family, architecture.config)
-    return planned_facts(Architecture(architecture.family, config))
+    return planned_facts(student_architecture(student, architecture))
 
 
 def check_models(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> None:

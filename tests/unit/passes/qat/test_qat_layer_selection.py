@@ -50,7 +50,7 @@ def test_fields_that_compare_logits_need_a_model_with_logits():
 
 def test_a_family_without_integer_grids_is_an_error():
     facts = preset_facts(Transformers(), "tiny-llama")
-    with pytest.raises(RequirementError, match="transformers are saved in a format without"):
+    with pytest.raises(RequirementError, match="transformers has no storage for integer grids"):
         Qat().estimate(qat_config(), facts, PlanContext({}))
 
 
