@@ -54,6 +54,25 @@ def fit(
     return _Loop(model, task, config, settings, callbacks or Callbacks()).run()
 
 
+def check_batch_norm(config: TrainingConfig, module: nn.Module) -> None:
+    """Check that a module has batch normalizations if ``batch_norm`` is set.
+
+    Raises:
+        RequirementError: It has none.
+    """
+    if "batch_norm" in config.model_fields_set and not _batch_norms(module):
+        raise RequirementError(
+            "`training.batch_norm` has no effect: the model has no batch normalization to train",
+            remedy="leave `batch_norm` out",
+        )
+
+
+def _batch_norms(module: nn.Module) -> list[nn.Module]:
+    return [
+        layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    ]
+
+
 @dataclass(slots=True)
 class _State:
     """Progress of a run, apart from tensors; saved in checkpoints."""
@@ -86,16 +105,8 @@ class _Loop:
         self.stretch = range(config.steps) if settings.stretch is None else settings.stretch
         self.checkpoint = settings.checkpoint_dir / CHECKPOINT
         self.learners = nn.ModuleList([model] if task.extra is None else [model, task.extra])
-        self.batch_norms = [
-            module
-            for module in self.learners.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        ]
-        if "batch_norm" in config.model_fields_set and not self.batch_norms:
-            raise RequirementError(
-                "`batch_norm` has no effect: the model has no batch normalization to train",
-                remedy="leave `batch_norm` out",
-            )
+        check_batch_norm(config, self.learners)
+        self.batch_norms = _batch_norms(self.learners)
         self.weights = [weight for weight in self.learners.parameters() if weight.requires_grad]
         self.optimizer = _build_optimizer(self.weights, config)
         self.averaged = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None

@@ -21,6 +21,7 @@ from compressor.models.checkpoint.loading import load_module, save_quantized
 from compressor.models.quantized.fake_quantization import fold_norms
 from compressor.models.quantized.quantization import Quantization
 from passes.common.device import prepare_torch
+from passes.common.training import check_batch_norm
 from passes.qat.config import QatConfig
 from passes.qat.fine_tuning import fine_tune
 from passes.qat.integer_model import BiasSamples, FoldedModel, IntegerModelBuilder
@@ -58,6 +59,8 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
     model = _load_float_model(config, description, context)
     selection = select_layers(config, model.layers, model.module)
     folded = _fold_and_smooth(config, model, selection)
+    if config.fine_tuning is not None:
+        check_batch_norm(config.fine_tuning.training, folded.module)
     table = load_table(config, parent, context) or observe_ranges(
         config,
         parent.manifest.id,

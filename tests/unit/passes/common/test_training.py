@@ -246,5 +246,5 @@ def test_frozen_batch_norms_keep_their_statistics_and_train_their_scale(tmp_path
 
 def test_batch_norm_settings_without_a_batch_norm_are_an_error(tmp_path):
     config = TrainingConfig(steps=1, batch_norm="freeze")
-    with pytest.raises(RequirementError, match="`batch_norm` has no effect"):
+    with pytest.raises(RequirementError, match=r"`training.batch_norm` has no effect"):
         fit(nn.Linear(4, 3), TASK, config, RunSettings(0, tmp_path))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.errors import DataError
+from compressor.errors import DataError, RequirementError
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.quantized.fake_quantization import FakeQuantizer
 from tests.support.qat import run_qat
@@ -80,4 +80,10 @@ def test_a_label_that_the_model_lacks_is_an_error(parent, tmp_path):
     training = {"steps": 1, "batch_size": 16}
     tuning = {"train": "three-classes", "validation": None, "training": training}
     with pytest.raises(DataError, match="label 2 in the data, but the model has 2 classes"):
+        run_qat(parent, tmp_path, {"fine_tuning": tuning})
+
+
+def test_batch_norms_cannot_be_frozen_because_they_are_folded(parent, tmp_path):
+    tuning = {"validation": None, "training": {"batch_norm": "freeze"}}
+    with pytest.raises(RequirementError, match=r"`training.batch_norm` has no effect"):
         run_qat(parent, tmp_path, {"fine_tuning": tuning})
