@@ -84,6 +84,15 @@ def test_every_path_in_code_font_exists(page: Path) -> None:
     assert [path for path in paths if "fetched" not in path and not (ROOT / path).exists()] == []
 
 
+def test_every_new_place_in_the_map_of_modules_exists() -> None:
+    table = (ROOT / "docs/decisions" / OLD_MODULES).read_text().partition("| old | new |")[2]
+    cells = re.findall(r"^\| .* \| (.*) \|$", table, re.MULTILINE)
+    modules = [module for cell in cells for module in re.findall(r"`([\w/]+)\*?`", cell)]
+    assert len(modules) > 100
+    places = [(ROOT / module, ROOT / f"{module}.py") for module in modules]
+    assert [str(path) for path, file in places if not (path.is_dir() or file.is_file())] == []
+
+
 @by_page_without_plugin
 def test_every_command_of_a_shell_block_parses(page: Path) -> None:
     for line in shell_lines(page):
