@@ -127,7 +127,7 @@ def gain(
     Each step is timed in interleaved rounds with the nearest artifact of the same runtime. For
     steps that are not significantly faster, the reasons are listed.
     """
-    from compressor.analysis.gain import gains
+    from compressor.analysis.gain import measure_gains
     from compressor.engine.plan.config import BudgetConfig
     from compressor.reports.console.progress import listener
     from compressor.reports.console.runs import render_gains
@@ -136,7 +136,7 @@ def gain(
     loaded = open_pipeline(pipeline, overrides)
     context, budget = source_context(loaded, allow_code), BudgetConfig(seconds=seconds)
     with listener(quiet=as_json) as on_event:
-        results = gains(target, loaded, context, budget, on_event)
+        results = measure_gains(target, loaded, context, budget, on_event)
     record_gains(target, results)
     if as_json:
         print_json([result.model_dump(mode="json") for result in results])

@@ -19,15 +19,14 @@ app = typer.Typer()
 passes_app = typer.Typer(invoke_without_command=True)
 app.add_typer(passes_app, name="passes", rich_help_panel=PANEL)
 
-
-ForModel = Annotated[
-    Path | None, typer.Option("--model", help="Also check whether this model can go through.")
+ModelToCheck = Annotated[
+    Path | None, typer.Option("--model", help="Model to check against the passes.")
 ]
 
 
 @app.command(rich_help_panel=PANEL)
 def doctor(
-    output_dir: StoreDir = DEFAULT_STORE, model: ForModel = None, as_json: AsJson = False
+    output_dir: StoreDir = DEFAULT_STORE, model: ModelToCheck = None, as_json: AsJson = False
 ) -> None:
     """Check this machine, its libraries and the plugins.
 
@@ -40,7 +39,7 @@ def doctor(
     report = _report_model(model)
     diagnosis = diagnose(output_dir)
     if as_json:
-        passes = [] if report is None else [found.model_dump() for found in report.passes]
+        passes = [] if report is None else [pass_.model_dump() for pass_ in report.passes]
         print_json({**diagnosis.model_dump(), "passes": passes})
     else:
         render_doctor(diagnosis)
@@ -73,7 +72,7 @@ def list_passes(as_json: AsJson = False) -> None:
 @passes_app.command("explain")
 def explain(
     name: Annotated[str, typer.Argument(help="Pass, data source, family or format.")],
-    model: ForModel = None,
+    model: ModelToCheck = None,
     as_json: AsJson = False,
 ) -> None:
     """Describe a pass and its fields: type, default, effect."""
@@ -84,11 +83,11 @@ def explain(
     entry = find_entry(name)
     report = _report_model(model)
     if report is not None:
-        passes = tuple(found for found in report.passes if found.name == entry.name)
+        passes = tuple(pass_ for pass_ in report.passes if pass_.name == entry.name)
         report = report.model_copy(update={"passes": passes})
     if as_json:
-        passes = () if report is None else report.passes
-        print_json({**entry.model_dump(), "suitable": [found.model_dump() for found in passes]})
+        suitable = [] if report is None else [pass_.model_dump() for pass_ in report.passes]
+        print_json({**entry.model_dump(), "suitable": suitable})
         return
     render_entry(entry)
     if report is not None:

@@ -168,9 +168,9 @@ def schema() -> None:
 
 def _print_plan(planned: Plan, as_json: bool) -> None:
     if as_json:
-        from compressor.analysis.catalogue import plan_as_json
+        from compressor.analysis.catalogue import plan_to_json
 
-        print_json(plan_as_json(planned))
+        print_json(plan_to_json(planned))
         return
     from compressor.reports.console.plans import render_plan
 
@@ -179,7 +179,7 @@ def _print_plan(planned: Plan, as_json: bool) -> None:
 
 def _print_preview(planned: Plan, as_json: bool) -> None:
     """Print a plan of one pass, and the decisions that the pass would take."""
-    from compressor.analysis.catalogue import plan_as_json
+    from compressor.analysis.catalogue import plan_to_json
     from compressor.engine.run.single_pass import preview
     from compressor.reports.console.plans import render_decisions, render_plan
     from compressor.reports.console.progress import listener
@@ -187,7 +187,7 @@ def _print_preview(planned: Plan, as_json: bool) -> None:
     with listener(quiet=as_json) as on_event:
         decisions = preview(planned, on_event)
     if as_json:
-        print_json({**plan_as_json(planned), "decisions": decisions})
+        print_json({**plan_to_json(planned), "decisions": decisions})
         return
     render_plan(planned)
     render_decisions(decisions)

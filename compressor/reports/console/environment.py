@@ -9,8 +9,7 @@ from rich.text import Text
 
 from compressor.analysis.catalogue import CatalogueEntry
 from compressor.analysis.doctor import Check, Diagnosis
-from compressor.reports.console.terminal import new_text_table, out, print_line, print_pairs
-from compressor.reports.rows import formatting
+from compressor.reports.console.terminal import out, print_line, print_pairs, print_wrapped
 
 
 def render_doctor(diagnosis: Diagnosis) -> None:
@@ -73,14 +72,24 @@ def render_entry(entry: CatalogueEntry) -> None:
     if not entry.fields:
         return
     out.print()
-    table = new_text_table("field", "type", "default", "")
     for field in entry.fields:
-        default = "required" if field.required else _default(field.default)
-        table.add_row(Text(field.name), Text(field.type), Text(default), Text(field.description))
-    out.print(table)
+        default = "required" if field.required else f"default {_default(field.default)}"
+        heading = Text(field.name, style="bold")
+        heading.append(f"  {field.type}, {default}", style="not bold dim")
+        print_wrapped(heading)
+        print_wrapped(Text(field.description), indent=4)
 
 
 def _default(value: object) -> str:
-    if value is None:
-        return formatting.DASH
-    return "see below" if isinstance(value, dict) else str(value)
+    """Format a default as YAML would be written; nested records are explained field by field."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case dict():
+            return "see below"
+        case list() | tuple():
+            return f"[{', '.join(map(_default, value))}]"
+        case _:
+            return str(value)

@@ -26,7 +26,7 @@ def render_model(report: ModelReport) -> None:
 
 
 def render_suitability(report: ModelReport) -> None:
-    """Print the passes that a model can go through, and what stands against the others."""
+    """Print the passes that can read a model, and the reasons against the others."""
     out.print()
     table = new_text_table("pass", "", f"for {report.path}")
     for pass_ in report.passes:

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from compressor.engine.run import events
+from compressor.engine import events
 from compressor.reports.console.terminal import err
 from compressor.reports.rows import formatting
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from compressor.analysis.history import PastRun, followed
+from compressor.analysis.history import PastRun, metric_history
 from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.runs import GateResult
 from compressor.reports.console.terminal import new_table, out, print_line, print_table
@@ -95,6 +95,6 @@ def render_metric_history(runs: Sequence[PastRun], name: str) -> None:
     """Print one metric of every step over the runs."""
     rows = [
         (run.when, run.run, step.step, formatting.metric(metric), formatting.interval(metric))
-        for run, step, metric in followed(runs, name)
+        for run, step, metric in metric_history(runs, name)
     ]
     print_table(("when", "run", "step", formatting.label(name), "95 % interval"), rows)

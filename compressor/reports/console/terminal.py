@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console, JustifyMethod
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,11 @@ err = Console(stderr=True, highlight=False)
 def print_line(text: str = "") -> None:
     """Print text without wrapping it and without markup."""
     out.print(Text(text), soft_wrap=True)
+
+
+def print_wrapped(text: Text, *, indent: int = 0) -> None:
+    """Print styled text, wrapped at the width of the terminal and indented."""
+    out.print(Padding(text, (0, 0, 0, indent)))
 
 
 def print_chunk(text: str) -> None:

@@ -12,7 +12,6 @@ from compressor.artifacts.store import Artifact
 from compressor.errors import DamagedArtifactError, ModelError, UsageError
 from compressor.evaluation.records import LatencyReport
 from compressor.reports.rows.artifact import Pairs
-from compressor.runtimes.formats import StoredModel
 
 ACCURACY_FILE = "reports/accuracy.json"
 LATENCY_FILE = "reports/latency.json"
@@ -97,6 +96,8 @@ def describe_model(artifact: Artifact) -> Pairs:
     Raises:
         DamagedArtifactError: A file of the model is damaged.
     """
+    from compressor.runtimes.formats import StoredModel  # loads numpy
+
     try:
         model = StoredModel.of(artifact)
         return model.format.describe(model.path)
