@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from compressor.graphs.names import INTEGER_SUFFIX, MODULE_PREFIX, TRANSPOSED_SUFFIX
 from compressor.graphs.values import (
     DEQUANTIZE,
     Array,
@@ -81,7 +82,7 @@ def _array(value: ir.Value) -> Array:
 
 
 def _layers_of(rows_OI: Array, weights: Mapping[str, Array]) -> list[str]:
-    """Return the layers whose weights, stacked, are these rows; none if there are no such layers."""
+    """Return the layers whose weights, stacked, are these rows; empty if there are none."""
     names: list[str] = []
     start = 0
     while start < len(rows_OI):
@@ -102,22 +103,22 @@ def _store_packed(
     graph: ir.Graph, weight: ir.Value, layers: Sequence[str], packed: PackedLinear, axis: int
 ) -> None:
     """Replace one constant by integers whose groups lie along ``axis``."""
-    grid, suffix = packed.grid, ".T" if axis == 0 else ""
+    grid, suffix = packed.grid, TRANSPOSED_SUFFIX if axis == 0 else ""
     dtype = BLOCK_TYPES[grid.bits, grid.symmetric]
-    name = f"module.{layers[0]}.weight" if len(layers) == 1 else "+".join(layers)
+    name = f"{MODULE_PREFIX}{layers[0]}.weight" if len(layers) == 1 else "+".join(layers)
 
     def add(part: str, values_OK: Array, dtype: ir.DataType) -> ir.Value:
         values = values_OK.T if axis == 0 else values_OK
         stored = np.ascontiguousarray(values).astype(dtype.numpy())
-        return add_initializer(graph, f"{name}.{part}{suffix}", stored, dtype)
+        return add_initializer(graph, f"{name}{part}{suffix}", stored, dtype)
 
     zero = grid.middle if grid.symmetric else 0
     inputs = [
-        add("integers", packed.integers_OI.numpy().astype(np.int16) - zero, dtype),
-        add("scales", packed.scales_OG.float().numpy(), ir.DataType.FLOAT),
+        add(INTEGER_SUFFIX, packed.integers_OI.numpy().astype(np.int16) - zero, dtype),
+        add(".scales", packed.scales_OG.float().numpy(), ir.DataType.FLOAT),
     ]
     if not grid.symmetric:
-        inputs.append(add("zeros", packed.zeros_OG.numpy(), dtype))
+        inputs.append(add(".zeros", packed.zeros_OG.numpy(), dtype))
     size = grid.width(packed.integers_OI.shape[1])
     node = ir.node(DEQUANTIZE, inputs, {"axis": axis, "block_size": size})
     _replace_weight(graph, weight, node, f"{name}.whole{suffix}")

@@ -1,8 +1,8 @@
 """ONNX models on disk: read graphs, and check which files their external data names.
 
-An ONNX file may name other files to read tensors from. One that names ``/etc/passwd``, ``../secret``
-or a link would make the runtime read what the artifact does not contain. Such a file is refused
-before any runtime opens it (compare CVE-2024-27318, CVE-2024-5187).
+An ONNX file may name other files to read tensors from. One that names ``/etc/passwd``,
+``../secret`` or a link would make the runtime read what the artifact does not contain. Such a file
+is refused before any runtime opens it (compare CVE-2024-27318, CVE-2024-5187).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def external_files(model: onnx.ModelProto) -> set[str]:
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor: initializers, sparse ones and attributes, of subgraphs and functions too."""
+    """Yield every tensor: initializers and attributes, of subgraphs and functions too."""
     yield from _graph_tensors(model.graph)
     for function in model.functions:
         for node in function.node:

@@ -21,6 +21,7 @@ from compressor.graphs.fp16_block_list import (
     can_output_fp16,
     is_convertible,
 )
+from compressor.graphs.names import HALF_SUFFIX
 from compressor.graphs.values import add_initializer, constant_array, describe_output, insert_first
 
 _FP32, _FP16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -122,7 +123,7 @@ def _replace_for_fp16_readers(
         replacement = _add_cast(model, value, _FP16)
     else:
         halved = array.astype(np.float32).astype(np.float16)
-        replacement = add_initializer(model.graph, f"{value.name}.half", halved)
+        replacement = add_initializer(model.graph, f"{value.name}{HALF_SUFFIX}", halved)
     for reader, index in readers:
         reader.replace_input_with(index, replacement)
     if array is not None and not value.uses() and value not in model.graph.outputs:
@@ -144,7 +145,7 @@ def _add_cast(model: ir.Model, value: ir.Value, to: ir.DataType) -> ir.Value:
 def _replace_output(model: ir.Model, value: ir.Value, cast: ir.Value) -> None:
     """Make the cast an output of the graph, under the output's name."""
     name = value.name
-    value.name = f"{name}.half"
+    value.name = f"{name}{HALF_SUFFIX}"
     cast.name = name
     for index, output in enumerate(model.graph.outputs):
         if output is value:

@@ -221,7 +221,7 @@ def _vanishes(node: ir.Node, values: Array) -> bool:
 
 
 def _is_between(node: ir.Node, blocked: Mapping[ir.Node, Reason]) -> bool:
-    """Return True if all float inputs come from blocked nodes, and a blocked node reads a result."""
+    """Return True if blocked nodes compute all float inputs, and one reads a result."""
     producers = [
         value.producer()
         for value in node.inputs

@@ -1,4 +1,4 @@
-"""Lookup of an ONNX graph's nodes and constants by name, for code that reads and does not rewrite."""
+"""Lookup of an ONNX graph's nodes and constants by name, for code that does not rewrite it."""
 
 from __future__ import annotations
 

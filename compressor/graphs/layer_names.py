@@ -10,11 +10,10 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from compressor.graphs.names import MODULE_PREFIX
 from compressor.graphs.values import DEQUANTIZE, QUANTIZE
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
-_WRAPPER = "module."
-"""Prefix of the module that wraps the traced one."""
 
 
 def name_layers(model: ir.Model, parts: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -57,7 +56,7 @@ def _layer_of(node: ir.Node, owners: Mapping[str, str]) -> str | None:
     """Return the innermost layer that a node belongs to."""
     scopes = json.loads(node.metadata_props.get(_SCOPES_KEY, "[]").replace("'", '"'))
     for scope in reversed(scopes):
-        if (layer := owners.get(scope.removeprefix(_WRAPPER))) is not None:
+        if (layer := owners.get(scope.removeprefix(MODULE_PREFIX))) is not None:
             return layer
     return None
 

@@ -17,6 +17,7 @@ from onnxscript import opset18
 from torch import nn
 
 from compressor.errors import PassError
+from compressor.graphs.names import INTEGER_SUFFIX, TRANSPOSED_SUFFIX
 from compressor.graphs.values import (
     DEQUANTIZE,
     QUANTIZE,
@@ -140,7 +141,7 @@ def _store_integers(model: ir.Model, node: ir.Node, bits: int) -> None:
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     integers = np.clip(np.rint(weight / scale.reshape(shape)), low, high).astype(np.int8)
     # A layer that is called twice has one weight, and its integers are stored once.
-    name = f"{_require(node.inputs[0]).name}.integers"
+    name = f"{_require(node.inputs[0]).name}{INTEGER_SUFFIX}"
     stored = add_initializer(model.graph, name, integers)
     node.outputs[0].replace_all_uses_with(stored)
     model.graph.remove(node, safe=True)
@@ -160,7 +161,7 @@ def _add_transposed(
     model: ir.Model, dequantize: ir.Node, order: list[int], before: ir.Node
 ) -> ir.Value:
     """Add the same weight with its axes in another order, and return it."""
-    name = f"{_require(dequantize.inputs[0]).name}.T"
+    name = f"{_require(dequantize.inputs[0]).name}{TRANSPOSED_SUFFIX}"
     integers = np.ascontiguousarray(_stored_integers(dequantize).transpose(order))
     stored = add_initializer(model.graph, name, integers)
     axis = order.index(attribute(dequantize, "axis", 1))

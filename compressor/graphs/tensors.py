@@ -11,22 +11,20 @@ import numpy as np
 import onnx
 
 from compressor.graphs.files import MODEL, read_graph
+from compressor.graphs.names import (
+    HALF_SUFFIX,
+    INTEGER_SUFFIX,
+    MODULE_PREFIX,
+    TRANSPOSED_SUFFIX,
+)
+from compressor.graphs.values import Array
 
-Array = np.ndarray[Any, Any]
-_WRAPPER = "module."
-"""Prefix that tracing adds to the name of every weight."""
 _INNER_LAYER = ".layer."
 """Inserted into the names of weights that an integer layer wraps."""
-_INTEGERS = ".integers"
-"""Suffix of weights stored as integers, which a DequantizeLinear reads."""
-_TRANSPOSED = ".T"
-"""Suffix behind ``.integers``: stored as ONNX multiplies, [in, out]."""
-_HALF = ".half"
-"""Suffix of weights converted to FP16."""
 
 
 def graph_tensors(folder: Path) -> dict[str, Callable[[], Array]]:
-    """Return a reader for every named weight of ``model.onnx``, integers as the floats they stand for.
+    """Return a reader for every named weight of ``model.onnx``; integers are dequantized.
 
     The file is read whole.
 
@@ -39,12 +37,12 @@ def graph_tensors(folder: Path) -> dict[str, Callable[[], Array]]:
     nodes = {node.input[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     readers: dict[str, Callable[[], Array]] = {}
     for name, tensor in tensors.items():
-        base, integers, suffix = name.removesuffix(_HALF).partition(_INTEGERS)
-        if not name.startswith(_WRAPPER) or not tensor.dims:
+        base, integers, suffix = name.removesuffix(HALF_SUFFIX).partition(INTEGER_SUFFIX)
+        if not name.startswith(MODULE_PREFIX) or not tensor.dims:
             continue
-        plain_name = base.removeprefix(_WRAPPER).replace(_INNER_LAYER, ".")
+        plain_name = base.removeprefix(MODULE_PREFIX).replace(_INNER_LAYER, ".")
         if integers and name in nodes:
-            transposed = suffix == _TRANSPOSED
+            transposed = suffix == TRANSPOSED_SUFFIX
             readers[plain_name] = partial(_dequantize, nodes[name], tensors, transposed)
         else:
             readers[plain_name] = partial(onnx.numpy_helper.to_array, tensor)
@@ -52,11 +50,12 @@ def graph_tensors(folder: Path) -> dict[str, Callable[[], Array]]:
 
 
 def _dequantize(node: Any, tensors: Mapping[str, Any], transposed: bool) -> Array:
-    """Compute a DequantizeLinear of constants: a scale per tensor, per index of an axis, or per block."""
+    """Compute a DequantizeLinear of constants, with a scale per tensor, index of an axis or block."""
     constants = [tensors[name] for name in node.input if name in tensors]
+    # A zero-point of zeros may be a computed value, which counts as absent.
     values, scales, *zero_points = (
         onnx.numpy_helper.to_array(tensor).astype(np.float32) for tensor in constants
-    )  # a zero-point of zeros may be no initializer
+    )
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     axis, block_size = attributes.get("axis", 1), attributes.get("block_size", 0)
 

@@ -59,9 +59,9 @@ class DecoderConfig(Record):
     """Graph of a language model, which is built operator by operator and not traced."""
 
     target: Literal["onnxruntime", "portable"] = "onnxruntime"
-    """Operators of the graph. `onnxruntime`: ONNX Runtime's own, which are fastest there (attention,
-    products with packed weights). `portable`: those of the ONNX standard (opset 21), with packed
-    weights as blocks that DequantizeLinear reads."""
+    """Operators of the graph. `onnxruntime`: ONNX Runtime's own, which are fastest there
+    (attention, products with packed weights). `portable`: those of the ONNX standard (opset 21),
+    with packed weights as blocks that DequantizeLinear reads."""
     context_length: Annotated[int, Field(ge=1)] | None = None
     """Number of positions that the graph attends to; it stores rotary tables of that length. By
     default, and at most, as many as the model has positions."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.data.contract import Batch
+from compressor.data.contract import Batch, Dataset
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError
 from compressor.graphs.blocks import BLOCKS_OPSET, store_packed_layers
@@ -28,7 +28,7 @@ from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
 from compressor.runtimes.session import match_inputs
 from compressor.runtimes.torch.layers import TorchLayers
 from passes.export_onnx.config import ExportOnnxConfig
-from passes.export_onnx.parity import compare
+from passes.export_onnx.parity import Parity, compare
 from passes.export_onnx.tracing import onnx_from_torch
 
 if TYPE_CHECKING:
@@ -60,45 +60,24 @@ def export_traced(
         PassError: onnx's checker refuses the graph.
         ParityError: ONNX Runtime does not compute what torch does.
     """
+    export = _TracedExport(config, model, model.quantization(), out, context)
     dataset = context.data(config.parity.data)
-    count = config.parity.num_samples or _SAMPLES
-    batches = list(dataset.batches(config.parity.batch_size, count))
-    if not batches:
-        raise DataError(
-            f"the data set {config.parity.data!r} is empty: the export is traced and compared on "
-            "its samples"
-        )
-    quantization = model.quantization()
-    _report(context, 0)
-    graph, layer_inputs = _trace(model, inputs, config.opset, batches[0])
-    _report(context, 1)
-    simplified = "not asked for"
-    if config.simplify:
-        result = simplify(graph)
-        graph, simplified = result.model, result.summary
-        if not result.applied:
-            context.note(simplified)
-    replace_reciprocals(graph)
-    packed = _store_packed(graph, model, context)
-    if quantization is not None:
-        store_integer_weights(graph, quantization.target, _smallest_bits(quantization))
-    _report(context, 2)
+    batches = export.read_batches(dataset)
+    export.report(0)
+    graph, layer_inputs = export.trace(inputs, batches[0])
+    export.report(1)
+    graph, simplified = export.simplify(graph)
+    packed = export.store_integers(graph)
+    export.report(2)
     metadata = file_metadata(context.artifact_id, model.family.name, dataset.class_names())
     metadata[INPUTS_KEY] = encode_layer_inputs(layer_inputs)
-    external = save_checked_model(
-        graph, out, metadata, config.external_data_threshold_mb * 1_000_000
-    )
-    _report(context, 3)
-    is_quantized = quantization is not None or bool(packed.get("integer_layers"))
-    with (
-        recognize(model.folder).open_session(context.threads) as reference,
-        open_session("onnx", out, threads=context.threads) as exported,
-    ):
-        parity = compare(reference, exported, batches, config.parity, quantized=is_quantized)
-    _report(context, 4)
-    integers = {} if quantization is None else _inspect_integers(quantization, out, context)
+    threshold = config.external_data_threshold_mb * 1_000_000
+    external = save_checked_model(graph, out, metadata, threshold)
+    export.report(3)
+    parity = export.compare(batches, quantized=bool(packed.get("integer_layers")))
+    export.report(4)
     return PassOutput(
-        integers
+        export.inspect_integers()
         | packed
         | {
             "opset": config.opset,
@@ -110,77 +89,132 @@ def export_traced(
     )
 
 
-def _report(context: PassContext, done: int) -> None:
-    context.progress(_STAGES[min(done, len(_STAGES) - 1)], done, len(_STAGES), {})
+@dataclass(frozen=True, slots=True)
+class _TracedExport:
+    """Export of one traced model in progress."""
 
+    config: ExportOnnxConfig
+    model: ModelDescription
+    quantization: Quantization | None
+    out: Path
+    context: PassContext
 
-def _trace(
-    model: ModelDescription, inputs: Sequence[InputSpec], opset: int, batch: Batch
-) -> tuple[ir.Model, dict[str, str]]:
-    """Return the traced graph, and the value that each layer reads."""
-    signature, quantization = model.signature, model.quantization()
-    module = load_module(model)
-    translations = None
-    if quantization is not None:
-        freeze_scales(module)
-        translations = rounding_translations(quantization.target)
-    graph = onnx_from_torch(
-        module,
-        inputs,
-        signature.outputs,
-        match_inputs(batch, signature.required_inputs),
-        opset,
-        translations,
-    )
-    layers = TorchLayers(module, signature.inputs, signature.outputs)
-    layers.trace({name: array[:1] for name, array in batch.items()})
-    layer_inputs = name_layers(graph, layers.parts)
-    strip_metadata(graph)
-    return graph, layer_inputs
+    def report(self, done: int) -> None:
+        """Report progress after some of the stages."""
+        stage = _STAGES[min(done, len(_STAGES) - 1)]
+        self.context.progress(stage, done, len(_STAGES), {})
+
+    def read_batches(self, dataset: Dataset) -> list[Batch]:
+        """Return the samples on which the model is traced and compared.
+
+        Raises:
+            DataError: there are none.
+        """
+        parity = self.config.parity
+        batches = list(dataset.batches(parity.batch_size, parity.num_samples or _SAMPLES))
+        if not batches:
+            raise DataError(
+                f"the data set {parity.data!r} is empty: the export is traced and compared on its "
+                "samples"
+            )
+        return batches
+
+    def trace(self, inputs: Sequence[InputSpec], batch: Batch) -> tuple[ir.Model, dict[str, str]]:
+        """Return the traced graph, and the value that each layer reads."""
+        signature = self.model.signature
+        module = load_module(self.model)
+        translations = None
+        if self.quantization is not None:
+            freeze_scales(module)
+            translations = rounding_translations(self.quantization.target)
+        graph = onnx_from_torch(
+            module,
+            inputs,
+            signature.outputs,
+            match_inputs(batch, signature.required_inputs),
+            self.config.opset,
+            translations,
+        )
+        layers = TorchLayers(module, signature.inputs, signature.outputs)
+        layers.trace({name: array[:1] for name, array in batch.items()})
+        layer_inputs = name_layers(graph, layers.parts)
+        strip_metadata(graph)
+        return graph, layer_inputs
+
+    def simplify(self, graph: ir.Model) -> tuple[ir.Model, str]:
+        """Return the simplified graph, and a line for the summary."""
+        summary = "not asked for"
+        if self.config.simplify:
+            result = simplify(graph)
+            graph, summary = result.model, result.summary
+            if not result.applied:
+                self.context.note(summary)
+        replace_reciprocals(graph)
+        return graph, summary
+
+    def store_integers(self, graph: ir.Model) -> dict[str, Any]:
+        """Store the weights of packed and quantized layers as integers, in place.
+
+        Returns:
+            Entries of the summary; none for a model without packed layers.
+        """
+        summary = self._store_packed(graph)
+        if self.quantization is not None:
+            bits = _smallest_bits(self.quantization)
+            store_integer_weights(graph, self.quantization.target, bits)
+        return summary
+
+    def _store_packed(self, graph: ir.Model) -> dict[str, Any]:
+        """Store packed layers as blocks of integers, if the opset has them."""
+        layers = read_packed_layers(self.model.folder)
+        if not layers:
+            return {}
+        has_blocks = graph.opset_imports[""] >= BLOCKS_OPSET
+        stored = store_packed_layers(graph, layers) if has_blocks else set()
+        float_layers = sorted(layers.keys() - stored)
+        if float_layers:
+            reason = f"set `opset: {BLOCKS_OPSET}`"
+            if has_blocks:
+                reason = "DequantizeLinear reads 4 and 8 bits"
+            self.context.note(
+                f"the weights of {len(float_layers)} packed layers are stored as floats, which "
+                f"hold them exactly: {reason}"
+            )
+        return {"integer_layers": len(stored), "packed_as_floats": float_layers}
+
+    def compare(self, batches: list[Batch], *, quantized: bool) -> tuple[Parity, ...]:
+        """Compare the written graph with the parent."""
+        with (
+            recognize(self.model.folder).open_session(self.context.threads) as reference,
+            open_session("onnx", self.out, threads=self.context.threads) as exported,
+        ):
+            quantized = quantized or self.quantization is not None
+            return compare(reference, exported, batches, self.config.parity, quantized=quantized)
+
+    def inspect_integers(self) -> dict[str, Any]:
+        """Return what ONNX Runtime computes with integers, and what the target would refuse.
+
+        Returns:
+            Entries of the summary; none for a model that is not quantized.
+        """
+        if self.quantization is None:
+            return {}
+        target = self.quantization.target
+        kernels = inspect_kernels(self.out)
+        problems = [str(problem) for problem in lint(read_graph(self.out), target)]
+        for problem in problems:
+            self.context.note(f"{target}: {problem}")
+        return {
+            "target": target,
+            "integer_layers": len(self.quantization.layers),
+            "onnxruntime_integer": kernels.integer,
+            "onnxruntime_float": list(kernels.floating),
+            "onnxruntime_roundings": kernels.rounding,
+            "complaints": problems,
+        }
 
 
 def _smallest_bits(quantization: Quantization) -> int:
     bits = {layer.weight.bits for layer in quantization.layers.values()}
     bits |= {grid.bits for grid in quantization.embeddings.values()}
     return min(bits, default=8)
-
-
-def _store_packed(graph: ir.Model, model: ModelDescription, context: PassContext) -> dict[str, Any]:
-    """Store the weights of packed layers as integers if the opset has blocks of them.
-
-    Returns:
-        Entries of the summary; none for a model without packed layers.
-    """
-    layers = read_packed_layers(model.folder)
-    if not layers:
-        return {}
-    has_blocks = graph.opset_imports[""] >= BLOCKS_OPSET
-    stored = store_packed_layers(graph, layers) if has_blocks else set()
-    float_layers = sorted(layers.keys() - stored)
-    if float_layers:
-        reason = f"set `opset: {BLOCKS_OPSET}`"
-        if has_blocks:
-            reason = "DequantizeLinear reads 4 and 8 bits"
-        context.note(
-            f"the weights of {len(float_layers)} packed layers are stored as floats, which hold "
-            f"them exactly: {reason}"
-        )
-    return {"integer_layers": len(stored), "packed_as_floats": float_layers}
-
-
-def _inspect_integers(
-    quantization: Quantization, out: Path, context: PassContext
-) -> dict[str, Any]:
-    """Return what ONNX Runtime computes with integers, and what the target would refuse."""
-    kernels = inspect_kernels(out)
-    problems = [str(problem) for problem in lint(read_graph(out), quantization.target)]
-    for problem in problems:
-        context.note(f"{quantization.target}: {problem}")
-    return {
-        "target": quantization.target,
-        "integer_layers": len(quantization.layers),
-        "onnxruntime_integer": kernels.integer,
-        "onnxruntime_float": list(kernels.floating),
-        "onnxruntime_roundings": kernels.rounding,
-        "complaints": problems,
-    }

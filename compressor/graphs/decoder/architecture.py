@@ -107,9 +107,7 @@ def read_architecture(tree: Mapping[str, Any], context: int | None) -> Architect
     config: Any = module.config
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
-    uses_window = window and getattr(config, "use_sliding_window", True)
-    default_type = _SLIDING if uses_window else _FULL
-    layer_types = tuple(getattr(config, "layer_types", None) or [default_type] * decoder.layers)
+    layer_types = _layer_types(config, decoder.layers)
     activation = str(getattr(config, "hidden_activation", None) or config.hidden_act)
     if problems := _unsupported(tree, config, activation, layer_types):
         raise RequirementError(
@@ -117,12 +115,7 @@ def read_architecture(tree: Mapping[str, Any], context: int | None) -> Architect
             "built yet",
             remedy="measure and ship the torch or awq artifact instead",
         )
-    longest = int(config.max_position_embeddings)
-    if context is not None and context > longest:
-        raise RequirementError(
-            f"`context_length` is {context}, and the model has {longest} positions"
-        )
-    positions = context or longest
+    positions = _positions(config, context)
     rotary_module: Any = module.get_submodule(f"{decoder.layout.root}.rotary_emb")
     scalar = getattr(config, "query_pre_attn_scalar", None)
     images = None
@@ -146,6 +139,24 @@ def read_architecture(tree: Mapping[str, Any], context: int | None) -> Architect
         windows=tuple(window if name == _SLIDING else None for name in layer_types),
         images=images,
     )
+
+
+def _layer_types(config: Any, layers: int) -> tuple[str, ...]:
+    """Return the attention of each layer, from ``layer_types`` or from the sliding window."""
+    window = getattr(config, "sliding_window", None)
+    uses_window = window and getattr(config, "use_sliding_window", True)
+    default = _SLIDING if uses_window else _FULL
+    return tuple(getattr(config, "layer_types", None) or [default] * layers)
+
+
+def _positions(config: Any, context: int | None) -> int:
+    """Return the positions that the graph attends to."""
+    longest = int(config.max_position_embeddings)
+    if context is not None and context > longest:
+        raise RequirementError(
+            f"`decoder.context_length` is {context}, and the model has {longest} positions"
+        )
+    return context or longest
 
 
 def _unsupported(

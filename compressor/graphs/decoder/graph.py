@@ -183,7 +183,7 @@ class DecoderGraph:
         return add.op("Mul", [x, factor], "embedded.scaled")
 
     def _insert_images(self, x: ir.Value, ids: ir.Value, images: ImageTokens) -> ir.Value:
-        """Replace the embeddings of image tokens, one after another, by rows of image embeddings."""
+        """Replace the embeddings of image tokens by the rows of image embeddings, in order."""
         add, hidden = self.add, self.architecture.decoder.hidden
         default = np.zeros((0, hidden), dtype=np.float32)
         embeds = self._optional_input(IMAGE_EMBEDS, default, "image_words", hidden)

@@ -1,7 +1,7 @@
 """Building blocks of a decoder in the operators that ONNX Runtime computes fastest.
 
-Most are contrib operators of the domain ``com.microsoft``, such as GroupQueryAttention. Shapes as in
-``operators``.
+Most are contrib operators of the domain ``com.microsoft``, such as GroupQueryAttention. Shapes as
+in ``operators``.
 """
 
 from __future__ import annotations

@@ -153,29 +153,17 @@ class CheckpointWeights:
         stored_dtype = self._scale_dtype(linears[0])
         dtype = torch.float16 if stored_dtype == torch.float16 else torch.float32
 
-        def data() -> Tensor:
-            return torch.cat(
-                [
-                    pack_bytes(layer.integers_OI.view(-1, count, size), bits)
-                    for layer in map(self.packed_layer, linears)
-                ]
-            )
+        def data(layer: PackedLinear) -> Tensor:
+            return pack_bytes(layer.integers_OI.view(-1, count, size), bits)
 
-        def scales() -> Tensor:
-            return torch.cat(
-                [
-                    layer.scales_OG.repeat_interleave(repeats, dim=1).to(dtype)
-                    for layer in map(self.packed_layer, linears)
-                ]
-            )
+        def scales(layer: PackedLinear) -> Tensor:
+            return layer.scales_OG.repeat_interleave(repeats, dim=1).to(dtype)
 
-        def zeros() -> Tensor:
-            return torch.cat(
-                [
-                    pack_bytes(layer.zeros_OG.repeat_interleave(repeats, dim=1), bits).flatten()
-                    for layer in map(self.packed_layer, linears)
-                ]
-            )
+        def zeros(layer: PackedLinear) -> Tensor:
+            return pack_bytes(layer.zeros_OG.repeat_interleave(repeats, dim=1), bits).flatten()
+
+        def joined(part: Callable[[PackedLinear], Tensor]) -> Callable[[], Tensor]:
+            return lambda: torch.cat([part(self.packed_layer(name)) for name in linears])
 
         zeros_shape = (outputs * -(-count * bits // 8),)
         return BlockMatrix(
@@ -183,9 +171,9 @@ class CheckpointWeights:
             inputs,
             bits,
             size,
-            data=_lazy(data, ir.DataType.UINT8, (outputs, count, size * bits // 8)),
-            scales=_lazy(scales, _SCALE_TYPES[dtype], (outputs, count)),
-            zeros=None if grid.symmetric else _lazy(zeros, ir.DataType.UINT8, zeros_shape),
+            data=_lazy(joined(data), ir.DataType.UINT8, (outputs, count, size * bits // 8)),
+            scales=_lazy(joined(scales), _SCALE_TYPES[dtype], (outputs, count)),
+            zeros=None if grid.symmetric else _lazy(joined(zeros), ir.DataType.UINT8, zeros_shape),
         )
 
     def int8_table(self, name: str, size: int) -> BlockMatrix:

@@ -64,21 +64,25 @@ def write_genai_config(
             "type": tree["model_type"] if tree["model_type"] in _MODEL_TYPES else "decoder",
             "vocab_size": decoder.vocabulary,
         },
-        "search": {
-            "do_sample": False,
-            "early_stopping": True,
-            "max_length": architecture.context,
-            "min_length": 0,
-            "num_beams": 1,
-            "num_return_sequences": 1,
-            "past_present_share_buffer": True,
-            "repetition_penalty": 1.0,
-            "temperature": 1.0,
-            "top_k": 1,
-            "top_p": 1.0,
-        },
+        "search": _greedy_search(architecture.context),
     }
     write_atomic(out / FILE, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def _greedy_search(max_length: int) -> dict[str, Any]:
+    return {
+        "do_sample": False,
+        "early_stopping": True,
+        "max_length": max_length,
+        "min_length": 0,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "past_present_share_buffer": True,
+        "repetition_penalty": 1.0,
+        "temperature": 1.0,
+        "top_k": 1,
+        "top_p": 1.0,
+    }
 
 
 def _special_tokens(tree: Mapping[str, Any], checkpoint: Path, vocabulary: int) -> dict[str, Any]:

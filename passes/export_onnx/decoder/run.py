@@ -54,6 +54,10 @@ class _SavedGraph:
     external: bool
     accuracy_level: int
 
+    def summary(self) -> dict[str, Any]:
+        """Return its first entries of the summary."""
+        return {"opset": self.opset, "nodes": self.nodes, "external_data": self.external}
+
 
 @dataclass(frozen=True, slots=True)
 class _DecoderExport:
@@ -182,19 +186,15 @@ def export_decoder(
         write_genai_config(tree, architecture, model.folder, out)
     _copy_companions(model.folder, out)
     context.progress("done", _STAGES, _STAGES, {})
-    return PassOutput(
-        {
-            "opset": saved.opset,
-            "nodes": saved.nodes,
-            "external_data": saved.external,
-            "target": config.decoder.target,
-            "accuracy_level": saved.accuracy_level,
-            "kv_cache": "float32" if scales is None else "int8",
-            "context_length": architecture.context,
-            "parity": parity,
-        }
-        | ({} if vision is None else {"vision": vision})
-    )
+    summary = {
+        **saved.summary(),
+        "target": config.decoder.target,
+        "accuracy_level": saved.accuracy_level,
+        "kv_cache": "float32" if scales is None else "int8",
+        "context_length": architecture.context,
+        "parity": parity,
+    }
+    return PassOutput(summary if vision is None else summary | {"vision": vision})
 
 
 def _accuracy_levels(config: DecoderConfig, *, packed: bool) -> list[int]:

@@ -1,5 +1,8 @@
 """Lint of quantized graphs: rules of both targets, on graphs that break or keep them."""
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -10,74 +13,87 @@ from compressor.graphs.lint.problem import Rule
 from compressor.graphs.lint.targets import lint, parse_target
 from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
 
-ZERO, ZEROS, WEIGHT = np.int8(0), np.zeros(4, np.int8), np.ones((4, 4), np.int8)
 
+@dataclass(frozen=True)
+class Product:
+    """A model of one product with quantized operands."""
 
-def quantized_product(
-    *,
-    operator="MatMul",
-    zero=ZERO,
-    weight_zero=ZEROS,
-    weight=WEIGHT,
-    scale=0.1,
-    quantizes_result=False,
-    quantizes_input=True,
-    bias=None,
-    relu=False,
-    extra=(),
-):
-    """Return a model of one product with quantized operands."""
-    nodes, constants = (
-        [],
-        {"s": np.float32(scale), "z": np.array(zero), "w": weight, "wz": weight_zero},
-    )
-    constants["ws"] = np.full(4, 0.1, np.float32)
-    shape = [None, 4]
-    if operator == "Conv":
-        constants["w"], shape = weight.reshape(4, 4, 1, 1), [None, 4, 5, 5]
-    x = "x"
-    if quantizes_input:
-        nodes += [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="round")]
-        nodes += [helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="back")]
-        x = "d"
-    nodes += [
-        helper.make_node(
-            "DequantizeLinear",
-            ["w", "ws", "wz"],
-            ["dw"],
-            name="weight",
-            axis=int(operator != "Conv"),
+    operator: str = "MatMul"
+    zero: Any = field(default_factory=lambda: np.int8(0))
+    weight_zero: Any = field(default_factory=lambda: np.zeros(4, np.int8))
+    weight: Any = field(default_factory=lambda: np.ones((4, 4), np.int8))
+    scale: float = 0.1
+    quantizes_result: bool = False
+    quantizes_input: bool = True
+    bias: type | None = None
+    """float, int (dequantized) or None."""
+    relu: bool = False
+    extra: tuple[onnx.NodeProto, ...] = ()
+
+    def constants(self):
+        is_conv = self.operator == "Conv"
+        arrays = {
+            "s": np.float32(self.scale),
+            "z": np.array(self.zero),
+            "w": self.weight.reshape(4, 4, 1, 1) if is_conv else self.weight,
+            "wz": self.weight_zero,
+            "ws": np.full(4, 0.1, np.float32),
+        }
+        biases = {
+            float: {"b": np.ones(4, np.float32)},
+            int: {"b": np.ones(4, np.int32), "bs": np.float32(0.01)},
+        }
+        return arrays | biases.get(self.bias, {})
+
+    def nodes(self):
+        nodes, operands = [], ["x", "dw"]
+        if self.quantizes_input:
+            nodes += quantize_and_back("x", "q", "d", ("round", "back"))
+            operands[0] = "d"
+        axis = int(self.operator != "Conv")
+        nodes.append(
+            helper.make_node(
+                "DequantizeLinear", ["w", "ws", "wz"], ["dw"], name="weight", axis=axis
+            )
         )
-    ]
-    operands = [x, "dw"]
-    if bias is float:
-        constants["b"] = np.ones(4, np.float32)
-        operands.append("b")
-    elif bias is int:
-        constants |= {"b": np.ones(4, np.int32), "bs": np.float32(0.01)}
-        nodes += [helper.make_node("DequantizeLinear", ["b", "bs"], ["db"], name="bias")]
-        operands.append("db")
-    nodes += [helper.make_node(operator, operands, ["y0"], name="product")]
-    last = "y0"
-    if relu:
-        nodes += [helper.make_node("Relu", [last], ["r"], name="relu")]
-        last = "r"
-    if quantizes_result:
-        nodes += [helper.make_node("QuantizeLinear", [last, "s", "z"], ["q2"], name="round2")]
-        nodes += [helper.make_node("DequantizeLinear", ["q2", "s", "z"], ["d2"], name="back2")]
-        last = "d2"
-    nodes += [helper.make_node("Identity", [last], ["y"]), *extra]
-    return helper.make_model(
-        helper.make_graph(
-            nodes,
+        if self.bias is int:
+            nodes.append(helper.make_node("DequantizeLinear", ["b", "bs"], ["db"], name="bias"))
+        operands += {float: ["b"], int: ["db"]}.get(self.bias, [])
+        nodes.append(helper.make_node(self.operator, operands, ["y0"], name="product"))
+        last = "y0"
+        if self.relu:
+            nodes.append(helper.make_node("Relu", [last], ["r"], name="relu"))
+            last = "r"
+        if self.quantizes_result:
+            nodes += quantize_and_back(last, "q2", "d2", ("round2", "back2"))
+            last = "d2"
+        return [*nodes, helper.make_node("Identity", [last], ["y"]), *self.extra]
+
+    def model(self):
+        shape = [None, 4, 5, 5] if self.operator == "Conv" else [None, 4]
+        graph = helper.make_graph(
+            self.nodes(),
             "g",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)],
-        ir_version=10,
-    )
+            [
+                numpy_helper.from_array(np.asarray(array), name)
+                for name, array in self.constants().items()
+            ],
+        )
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def quantize_and_back(value, quantized, result, names):
+    return [
+        helper.make_node("QuantizeLinear", [value, "s", "z"], [quantized], name=names[0]),
+        helper.make_node("DequantizeLinear", [quantized, "s", "z"], [result], name=names[1]),
+    ]
+
+
+def quantized_product(**fields):
+    return Product(**fields).model()
 
 
 def microsoft_node(operator):

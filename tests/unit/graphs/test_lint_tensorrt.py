@@ -1,4 +1,4 @@
-"""Rules of TensorRT: graphs that break them, which tensorrt-rtx refuses, and graphs that it builds."""
+"""Rules of TensorRT: graphs that break them and that tensorrt-rtx refuses, and others."""
 
 import numpy as np
 import pytest

@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from compressor.analysis.layerwise import compare_layers
-from compressor.analysis.tensors import tensor_differences
+from compressor.analysis.tensors import compare_tensors
 from compressor.errors import UsageError
 from compressor.runtimes.formats import open_layers, recognize
 from passes.export_onnx.config import ExportOnnxConfig
@@ -53,7 +53,7 @@ def test_a_planted_defect_in_the_graph_is_located(parent, exported):
 def test_tensors_are_matched_by_their_names(parent, exported):
     differences = {
         tensor.name: tensor
-        for tensor in tensor_differences(recognize(parent.model), recognize(exported))
+        for tensor in compare_tensors(recognize(parent.model), recognize(exported))
     }
     weight = differences["conv.weight"]
     assert weight.a == weight.b == (8, 3, 3, 3)

@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from calibration.sources.arrays import ArrayDataset
-from compressor.analysis.tensors import tensor_differences
+from compressor.analysis.tensors import compare_tensors
 from compressor.engine.contract import PassContext
 from compressor.graphs.files import MODEL
 from compressor.models.quantized.packed_checkpoint import read_packed_layers
@@ -72,7 +72,7 @@ def test_blocks_hold_the_integers_of_the_packed_layers(fields, dtype, tmp_path):
         assert np.array_equal(stored_integers(stored, name), layer_integers(layers[name]))
     differences = {
         tensor.name: tensor
-        for tensor in tensor_differences(recognize(artifact.model), recognize(out))
+        for tensor in compare_tensors(recognize(artifact.model), recognize(out))
     }
     assert all(differences[f"{name}.weight"].equal for name in single)
     attention = (f"vision.layers.0.attention.{part}" for part in ("query", "key", "value"))

@@ -1,0 +1,12 @@
+"""Parts of the names of initializers, by which a weight of a graph is matched with the module's."""
+
+from __future__ import annotations
+
+MODULE_PREFIX = "module."
+"""Prefix of the names of weights and modules in a traced graph: the module that wraps the model."""
+INTEGER_SUFFIX = ".integers"
+"""Suffix of a weight's integers, which a DequantizeLinear reads."""
+TRANSPOSED_SUFFIX = ".T"
+"""Suffix of a transposed weight, [inputs, outputs]; it follows other suffixes."""
+HALF_SUFFIX = ".half"
+"""Suffix of a weight that was converted to FP16."""
