@@ -195,7 +195,8 @@ def bisect(
 @app.command(rich_help_panel=PANEL)
 def lint(
     path: Annotated[
-        Path, typer.Argument(help="ONNX file, folder with model.onnx, or ONNX artifact.")
+        Path,
+        typer.Argument(help="ONNX file, folder with model.onnx, or ONNX artifact.", metavar="PATH"),
     ],
     target: Annotated[
         str, typer.Option(help="Runtime to check for: onnxruntime or tensorrt.")

@@ -28,13 +28,16 @@ app = typer.Typer()
 def show(
     target: Annotated[
         str,
-        typer.Argument(help="Artifact, store, model, or family:preset such as autoglm-phone:9b."),
+        typer.Argument(
+            help="Artifact, store, model, or family:preset such as autoglm-phone:9b.",
+            metavar="TARGET",
+        ),
     ] = str(DEFAULT_STORE),
     as_json: AsJson = False,
 ) -> None:
     """Show an artifact, a store, a model, or the size of a preset.
 
-    For a model, `show` lists the passes that can read it, and what the others miss.
+    For a model, `show` lists the passes that can read it, and why others cannot.
     """
     from compressor.artifacts.store import MANIFEST, Store
 
@@ -211,7 +214,9 @@ def restore(
 
 @app.command(rich_help_panel=PANEL)
 def sbom(
-    file: Annotated[Path, typer.Argument(help="File to write.")] = Path("sbom.cdx.json"),
+    file: Annotated[Path, typer.Argument(help="File to write.", metavar="FILE")] = Path(
+        "sbom.cdx.json"
+    ),
 ) -> None:
     """Write a CycloneDX list of the installed packages."""
     from compressor.analysis.sbom import environment_sbom

@@ -71,7 +71,9 @@ def list_passes(as_json: AsJson = False) -> None:
 
 @passes_app.command("explain")
 def explain(
-    name: Annotated[str, typer.Argument(help="Pass, data source, family or format.")],
+    name: Annotated[
+        str, typer.Argument(help="Pass, data source, family or format.", metavar="NAME")
+    ],
     model: ModelToCheck = None,
     as_json: AsJson = False,
 ) -> None:

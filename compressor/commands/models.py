@@ -24,7 +24,9 @@ def generate(
     image: Annotated[
         list[Path] | None, typer.Option(help="Image in front of the message; repeatable.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.", min=1)] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(help="Largest number of tokens to generate.", min=1)
+    ] = 256,
     temperature: Annotated[
         float, typer.Option(help="Sampling temperature; 0 is greedy.", min=0.0)
     ] = 0.0,

@@ -14,7 +14,6 @@ from compressor.commands.common import open_pipeline, plan_pipeline, print_json,
 from compressor.commands.options import (
     DEFAULT_STORE,
     AllowCode,
-    ArtifactPath,
     AsJson,
     Device,
     OptionalDataPipeline,
@@ -111,7 +110,9 @@ def validate(
 
 @app.command(rich_help_panel=PANEL)
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder for pipeline.yaml.")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder for pipeline.yaml.", metavar="FOLDER")
+    ] = Path(),
     starter: Annotated[str, typer.Option(help="Starter pipeline: phone or images.")] = "phone",
 ) -> None:
     """Write a starter pipeline.yaml and its JSON Schema."""
@@ -125,13 +126,17 @@ def init(
 @app.command("pass", rich_help_panel=PANEL)
 def run_pass(
     pass_type: Annotated[str, typer.Argument(help="Name of the pass.", metavar="PASS")],
-    artifact: ArtifactPath,
+    artifact: Annotated[
+        Path, typer.Argument(help="Artifact, or directory of a model.", metavar="ARTIFACT")
+    ],
     pipeline: OptionalDataPipeline = None,
     output_dir: StoreDir = DEFAULT_STORE,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="Set a field of the pass, or of `evaluate`.", metavar="KEY=VALUE"
+            "--set",
+            help="Set a field of the pass, e.g. opset=20, or of `evaluate`.",
+            metavar="KEY=VALUE",
         ),
     ] = None,
     seed: Seed = None,
