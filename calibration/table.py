@@ -1,13 +1,14 @@
-"""Calibration table: activation ranges as JSON beside a model, bound to the model they belong to."""
+"""Calibration table: activation ranges of a model, as JSON beside it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from compressor.artifacts.errors_from_os import reading, writing
+from compressor.artifacts.errors_from_os import writing
+from compressor.artifacts.json_files import read_json_record
 from compressor.config.record import Record
 from compressor.errors import RequirementError
 
@@ -100,15 +101,4 @@ def read_table(folder: Path, model: str, bits: int) -> CalibrationTable:
 
 
 def _parse(file: Path) -> CalibrationTable:
-    with reading(file):
-        text = file.read_bytes()
-    try:
-        return CalibrationTable.model_validate_json(text)
-    except ValidationError as error:
-        lines = [
-            f"    {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-            for problem in error.errors(include_url=False)
-        ]
-        raise RequirementError(
-            f"{file} is damaged:\n" + "\n".join(lines), remedy="calibrate on samples"
-        ) from error
+    return read_json_record(file, CalibrationTable, RequirementError, remedy="calibrate on samples")

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from compressor.artifacts.errors_from_os import reading, writing
+from compressor.artifacts.errors_from_os import writing
+from compressor.artifacts.json_files import read_json_record
 from compressor.config.record import Record
 from compressor.errors import ModelError
 
@@ -92,18 +93,7 @@ def read_quantization(folder: Path) -> Quantization:
     file = folder / QUANTIZATION
     if not file.is_file():
         raise ModelError(f"{folder} holds no quantized model: {QUANTIZATION} is missing")
-    with reading(file):
-        content = file.read_bytes()
-    try:
-        return Quantization.model_validate_json(content)
-    except ValidationError as error:
-        lines = [
-            f"    {'.'.join(map(str, issue['loc']))}: {issue['msg']}"
-            for issue in error.errors(include_url=False)
-        ]
-        raise ModelError(
-            f"{file} is damaged:\n" + "\n".join(lines), remedy="quantize again"
-        ) from error
+    return read_json_record(file, Quantization, ModelError, remedy="quantize again")
 
 
 def write_quantization(quantization: Quantization, folder: Path) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from compressor.artifacts.errors_from_os import reading, writing
+from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.fingerprint import digest_file
+from compressor.artifacts.json_files import read_json_record
 from compressor.config.record import Record
 from compressor.errors import DamagedArtifactError, ModelError
 from compressor.runtimes.tensorrt.backends import BackendName
@@ -107,18 +108,9 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
                 remedy=f"run the command in {BUNDLE} on a machine with a GPU",
             )
         raise ModelError(f"{folder} holds no engine: {ENGINE} is missing")
-    with reading(file):
-        content = file.read_bytes()
-    try:
-        return EngineManifest.model_validate_json(content)
-    except ValidationError as error:
-        lines = [
-            f"    {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-            for problem in error.errors(include_url=False)
-        ]
-        raise DamagedArtifactError(
-            f"{file} is damaged:\n" + "\n".join(lines), remedy="build the engine again"
-        ) from error
+    return read_json_record(
+        file, EngineManifest, DamagedArtifactError, remedy="build the engine again"
+    )
 
 
 def read_verified_manifest(folder: Path) -> EngineManifest:
