@@ -87,7 +87,7 @@ def require_file_locks() -> None:
     if fcntl is None:
         raise StorageError(
             "building artifacts needs POSIX file locks (flock), which this platform lacks",
-            remedy="run on Linux; `plan`, `validate` and `show` work on every platform",
+            remedy="run on Linux; only `plan`, `validate` and `show` work without it",
         )
 
 

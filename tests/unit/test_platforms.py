@@ -1,4 +1,4 @@
-"""Planning needs neither fcntl nor the C library: `plan`, `validate` and `show` run on macOS and Windows."""
+"""`plan`, `validate` and `show` need neither fcntl nor the C library; `run` is refused without."""
 
 from __future__ import annotations
 
