@@ -1,0 +1,1 @@
+"""Data source ``phone-bed``: screens of real icons, and commands in text or speech."""

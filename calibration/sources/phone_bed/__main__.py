@@ -1,4 +1,4 @@
-"""Look at the bed: ``python -m calibration.sources.phone_bed --split test -o sheet.png``."""
+"""Contact sheet: ``python -m calibration.sources.phone_bed --split test -o sheet.png``."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def main() -> None:
     options = parser.parse_args()
     from PIL import Image
 
-    bed = PhoneBed().load(
-        PhoneBedConfig(source="phone-bed", split=options.split), SourceContext(Path())
-    )
-    batch = bed.batch(np.arange(options.columns * options.rows, dtype=np.int64))
+    config = PhoneBedConfig(source="phone-bed", split=options.split)
+    dataset = PhoneBed().load(config, SourceContext(Path()))
+    columns = options.columns
+    batch = dataset.batch(np.arange(columns * options.rows, dtype=np.int64))
     screens = np.pad(batch["screen"], ((0, 0), (0, 0), (2, 2), (2, 2))).transpose(0, 2, 3, 1)
     rows = [
-        np.concatenate(screens[row * options.columns : (row + 1) * options.columns], axis=1)
+        np.concatenate(screens[row * columns : (row + 1) * columns], axis=1)
         for row in range(options.rows)
     ]
     Image.fromarray(np.concatenate(rows)).save(options.output)
-    names = bed.class_names() or ()
+    names = dataset.class_names() or ()
     for row, (tokens, label) in enumerate(zip(batch["tokens"], batch["label"], strict=True)):
         text = bytes((tokens[tokens > 0] - 1).astype(np.uint8)).decode() or "(spoken)"
         sys.stdout.write(f"{row:3} {names[label]:8} {text}\n")

@@ -1,4 +1,4 @@
-"""Builds the bed once: glyph masks and spoken commands of every split, in a folder that is whole or not there."""
+"""Build of the glyph masks and spoken commands of all splits, in a folder that appears at once."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import numpy as np
 
 from calibration.sources.phone_bed import icons
 from calibration.sources.phone_bed.commands import TEMPLATES, VOICES, Language, Split
-from calibration.sources.phone_bed.speak import Request, spoken
+from calibration.sources.phone_bed.speak import Request, synthesize_commands
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import fsync_directory, fsync_tree
 from compressor.artifacts.fingerprint import digest_file
 
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
 LANGUAGES: Final[tuple[Language, ...]] = ("en", "zh")
-VARIANTS: Final = {"train": 24, "validation": 4, "test": 4}
-"""Renderings of each glyph: size, and for training also turn, stretch, weight and blur."""
+RENDERINGS: Final = {"train": 24, "validation": 4, "test": 4}
+"""Renderings of each glyph. They differ in size, and for training also in rotation, stretch, stroke
+weight and blur."""
 UTTERANCES: Final = {"train": 60, "validation": 10, "test": 12}
-"""Spoken commands for each concept and language."""
+"""Spoken commands per concept and language."""
 _CHECKSUMS: Final = "checksums.json"
 
 Progress = Callable[[str, int, int], None]
@@ -33,7 +34,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One spoken command."""
+    """One spoken command; numbers are indices into the tables of its split and language."""
 
     split: Split
     language: Language
@@ -44,82 +45,92 @@ class Utterance:
     pitch: int
 
 
-def utterances(per_concept: dict[str, int] | None = None) -> list[Utterance]:
-    """Every command that is spoken, in a fixed order; templates, voices, rates and pitches are spread evenly."""
+def list_utterances(per_concept: dict[str, int] | None = None) -> list[Utterance]:
+    """Return all spoken commands in a fixed order, spread evenly over templates and voices.
+
+    Args:
+        per_concept: split to the number of utterances per concept and language; by default
+            ``UTTERANCES``.
+    """
     counts = UTTERANCES if per_concept is None else per_concept
-    table = []
+    utterances = []
     for split in SPLITS:
         for language in LANGUAGES:
             for concept in range(len(icons.concepts())):
-                draw = np.random.default_rng(
+                generator = np.random.default_rng(
                     [SPLITS.index(split), LANGUAGES.index(language), concept]
                 )
-                templates = _spread(draw, len(TEMPLATES[language][split]), counts[split])
-                voices = _spread(draw, len(VOICES[language][split]), counts[split])
-                rates = draw.integers(140, 211, counts[split])
-                pitches = draw.integers(25, 76, counts[split])
-                table += [
-                    Utterance(split, language, concept, t, v, r, p)
-                    for t, v, r, p in zip(
+                count = counts[split]
+                templates = _draw_evenly(generator, len(TEMPLATES[language][split]), count)
+                voices = _draw_evenly(generator, len(VOICES[language][split]), count)
+                rates = generator.integers(140, 211, count)
+                pitches = generator.integers(25, 76, count)
+                utterances += [
+                    Utterance(split, language, concept, template, voice, rate, pitch)
+                    for template, voice, rate, pitch in zip(
                         templates, voices, rates.tolist(), pitches.tolist(), strict=True
                     )
                 ]
-    return table
+    return utterances
 
 
-def _spread(draw: np.random.Generator, kinds: int, count: int) -> list[int]:
-    """``count`` numbers below ``kinds``, each about as often, in a random order."""
-    rounds = -(-count // kinds)
-    numbers: list[int] = np.concatenate([draw.permutation(kinds) for _ in range(rounds)])[
-        :count
-    ].tolist()
+def _draw_evenly(generator: np.random.Generator, kinds: int, count: int) -> list[int]:
+    """Return ``count`` numbers below ``kinds`` in random order, each about equally often."""
+    repetitions = -(-count // kinds)
+    permutations = [generator.permutation(kinds) for _ in range(repetitions)]
+    numbers: list[int] = np.concatenate(permutations)[:count].tolist()
     return numbers
 
 
-def text_of(language: Language, split: Split, template: int, concept: int) -> str:
-    """The written command."""
+def command_text(language: Language, split: Split, template: int, concept: int) -> str:
+    """Return the text of a command."""
     words = list(icons.concepts().values())[concept][language]
     return TEMPLATES[language][split][template].format(words)
 
 
-def built(folder: Path, progress: Progress, per_concept: dict[str, int] | None = None) -> Path:
-    """The folder with the bed's arrays, built if it is not there or not whole.
+def build_bed(folder: Path, progress: Progress, per_concept: dict[str, int] | None = None) -> Path:
+    """Return the folder of the arrays; build it if it is missing or damaged.
+
+    Args:
+        folder: the folder.
+        progress: called as (activity, done, total).
+        per_concept: as of ``list_utterances``.
 
     Raises:
         MissingExtraError: a package is not installed.
-        StorageError: the cache cannot be written.
+        StorageError: the folder cannot be written.
     """
-    if _whole(folder):
+    if _is_complete(folder):
         return folder
     with writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _build_masks(staged, progress)
-        _build_speech(staged, progress, utterances(per_concept))
-        sums = {path.name: digest_file(path) for path in sorted(staged.iterdir())}
+        _build_masks(staging, progress)
+        _build_speech(staging, progress, list_utterances(per_concept))
+        sums = {path.name: digest_file(path) for path in sorted(staging.iterdir())}
         with writing(folder):
-            (staged / _CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
-            fsync_tree(staged)
-            _rename(staged, folder)
+            (staging / _CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
+            fsync_tree(staging)
+            _publish(staging, folder)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 
-def _rename(staged: Path, folder: Path) -> None:
-    """Another process may have been quicker; its bed is the same."""
+def _publish(staging: Path, folder: Path) -> None:
+    """Rename the folder to its final name, unless another process has built the same meanwhile."""
     try:
-        staged.rename(folder)
+        staging.rename(folder)
     except OSError:
-        if not _whole(folder):
+        if not _is_complete(folder):
             raise
     fsync_directory(folder.parent)
 
 
-def _whole(folder: Path) -> bool:
-    """Whether every file is as it was written."""
+def _is_complete(folder: Path) -> bool:
+    """Return True if all files exist and match their checksums."""
     file = folder / _CHECKSUMS
     if not file.is_file():
         return False
@@ -134,47 +145,62 @@ def _whole(folder: Path) -> bool:
 
 
 def _build_masks(folder: Path, progress: Progress) -> None:
-    """``masks-<split>.npy`` uint8 [glyphs, variants, CELL, CELL] and ``glyphs-<split>.npy`` int32 [glyphs, (concept, family)]."""
+    """Write the glyph masks of each split.
+
+    ``masks-<split>.npy`` is uint8 [glyphs, renderings, CELL, CELL]; ``glyphs-<split>.npy`` is int32
+    [glyphs, (concept, index of the family)].
+    """
     fonts = icons.open_fonts()
-    every = [
+    rendered = [
         (glyph, mask)
-        for glyph in icons.glyphs()
-        if (mask := icons.rendered(glyph, fonts)) is not None
+        for glyph in icons.iterate_glyphs()
+        if (mask := icons.render_glyph(glyph, fonts)) is not None
     ]
     for index, split in enumerate(SPLITS):
-        mine = [(glyph, mask) for glyph, mask in every if glyph.family in icons.FAMILIES[split]]
         families = icons.FAMILIES[split]
+        of_split = [(glyph, mask) for glyph, mask in rendered if glyph.family in families]
         facts = np.array(
-            [(glyph.concept, families.index(glyph.family)) for glyph, _ in mine], dtype=np.int32
+            [(glyph.concept, families.index(glyph.family)) for glyph, _ in of_split],
+            dtype=np.int32,
         )
-        base = np.stack([mask for _, mask in mine]).astype(np.float32)
-        draw = np.random.default_rng([7, index])
+        base = np.stack([mask for _, mask in of_split]).astype(np.float32)
+        generator = np.random.default_rng([7, index])
+        masks = _render_variants(base, RENDERINGS[split], generator, augment=split == "train")
         with writing(folder):
-            np.save(
-                folder / f"masks-{split}.npy",
-                _renderings(base, VARIANTS[split], draw, augment=split == "train"),
-            )
+            np.save(folder / f"masks-{split}.npy", masks)
             np.save(folder / f"glyphs-{split}.npy", facts)
         progress("icons", index + 1, len(SPLITS))
 
 
-def _renderings(base_NSS: Array, count: int, draw: np.random.Generator, *, augment: bool) -> Array:
-    """``count`` renderings of each mask: uint8 [N, count, CELL, CELL]."""
-    out = np.empty((len(base_NSS), count, icons.CELL, icons.CELL), dtype=np.uint8)
+def _render_variants(
+    base_NSS: Array, count: int, generator: np.random.Generator, *, augment: bool
+) -> Array:
+    """Return ``count`` renderings of each mask, uint8 [N, count, CELL, CELL].
+
+    Args:
+        base_NSS: the masks.
+        count: renderings per mask.
+        generator: source of the variation.
+        augment: False to vary only the size.
+    """
+    renderings = np.empty((len(base_NSS), count, icons.CELL, icons.CELL), dtype=np.uint8)
     for variant in range(count):
         number = len(base_NSS)
-        side = draw.uniform(0.6, 0.95, number) * icons.CELL
-        stretch = np.exp(draw.normal(0, 0.1, number)) if augment else np.ones(number)
-        angle = draw.normal(0, np.deg2rad(8), number) if augment else np.zeros(number)
-        masks = _sampled(base_NSS, side * np.sqrt(stretch), side / np.sqrt(stretch), angle)
+        side = generator.uniform(0.6, 0.95, number) * icons.CELL
+        stretch = np.exp(generator.normal(0, 0.1, number)) if augment else np.ones(number)
+        angle = generator.normal(0, np.deg2rad(8), number) if augment else np.zeros(number)
+        masks = _transform(base_NSS, side * np.sqrt(stretch), side / np.sqrt(stretch), angle)
         if augment:
-            masks = _reweighted(masks, draw)
-        out[:, variant] = np.round(np.clip(masks, 0, 255))
-    return out
+            masks = _vary_strokes(masks, generator)
+        renderings[:, variant] = np.round(np.clip(masks, 0, 255))
+    return renderings
 
 
-def _sampled(base_NSS: Array, width_N: Array, height_N: Array, angle_N: Array) -> Array:
-    """Each mask scaled to width × height pixels, turned, and centred in a cell: float [N, CELL, CELL], bilinear, 2×2 samples."""
+def _transform(base_NSS: Array, width_N: Array, height_N: Array, angle_N: Array) -> Array:
+    """Scale each mask to width × height pixels, rotate it, and centre it in a cell.
+
+    Masks are sampled bilinearly at 2×2 points per pixel. Returns float32 [N, CELL, CELL].
+    """
     size = base_NSS.shape[1]
     total = np.zeros((len(base_NSS), icons.CELL, icons.CELL), dtype=np.float32)
     rows = np.arange(len(base_NSS))[:, None, None]
@@ -195,8 +221,8 @@ def _sampled(base_NSS: Array, width_N: Array, height_N: Array, angle_N: Array) -
     return total / 4
 
 
-def _reweighted(masks_NCC: Array, draw: np.random.Generator) -> Array:
-    """Heavier or lighter strokes (a blend with the dilated or eroded mask), and sometimes a blur."""
+def _vary_strokes(masks_NCC: Array, generator: np.random.Generator) -> Array:
+    """Blend each mask with its dilation or erosion, and blur 40 % of the masks."""
     shifts = [
         np.roll(masks_NCC, (dy, dx), axis=(1, 2))
         for dy in (-1, 0, 1)
@@ -204,39 +230,40 @@ def _reweighted(masks_NCC: Array, draw: np.random.Generator) -> Array:
         if abs(dy) + abs(dx) < 2
     ]
     stack = np.stack(shifts)
-    amount = draw.uniform(-0.7, 0.9, len(masks_NCC))[:, None, None].astype(np.float32)
-    target = np.where(amount > 0, stack.max(axis=0), stack.min(axis=0))
-    masks = masks_NCC + np.abs(amount) * (target - masks_NCC)
-    blur = (draw.random(len(masks_NCC)) * (draw.random(len(masks_NCC)) < 0.4))[
-        :, None, None
-    ].astype(np.float32)
+    count = len(masks_NCC)
+    amount = generator.uniform(-0.7, 0.9, count)[:, None, None].astype(np.float32)
+    extreme = np.where(amount > 0, stack.max(axis=0), stack.min(axis=0))
+    masks = masks_NCC + np.abs(amount) * (extreme - masks_NCC)
+    strength = generator.random(count) * (generator.random(count) < 0.4)
+    blur = strength[:, None, None].astype(np.float32)
     blurred: Array = masks + blur * (stack.mean(axis=0) - masks)
     return blurred
 
 
-def _build_speech(folder: Path, progress: Progress, table: list[Utterance]) -> None:
-    """``mel-<split>.npy`` uint8 [utterances, MELS, FRAMES] and ``commands-<split>.npy`` int32 [utterances, 4]."""
+def _build_speech(folder: Path, progress: Progress, utterances: list[Utterance]) -> None:
+    """Write the spoken commands of each split.
+
+    ``mel-<split>.npy`` is uint8 [utterances, MELS, FRAMES]; ``commands-<split>.npy`` is int32
+    [utterances, (concept, index of the language, template, voice)].
+    """
     requests: list[Request] = [
         (
-            text_of(one.language, one.split, one.template, one.concept),
-            VOICES[one.language][one.split][one.voice],
-            one.words_per_minute,
-            one.pitch,
+            command_text(spoken.language, spoken.split, spoken.template, spoken.concept),
+            VOICES[spoken.language][spoken.split][spoken.voice],
+            spoken.words_per_minute,
+            spoken.pitch,
         )
-        for one in table
+        for spoken in utterances
     ]
-    every = spoken(requests, lambda done: progress("spoken commands", done, len(table)))
+    frames = synthesize_commands(
+        requests, lambda done: progress("spoken commands", done, len(utterances))
+    )
     for split in SPLITS:
-        mine = [index for index, one in enumerate(table) if one.split == split]
+        rows = [row for row, spoken in enumerate(utterances) if spoken.split == split]
         facts = [
-            (
-                table[i].concept,
-                LANGUAGES.index(table[i].language),
-                table[i].template,
-                table[i].voice,
-            )
-            for i in mine
+            (spoken.concept, LANGUAGES.index(spoken.language), spoken.template, spoken.voice)
+            for spoken in (utterances[row] for row in rows)
         ]
         with writing(folder):
-            np.save(folder / f"mel-{split}.npy", every[mine])
+            np.save(folder / f"mel-{split}.npy", frames[rows])
             np.save(folder / f"commands-{split}.npy", np.array(facts, dtype=np.int32))

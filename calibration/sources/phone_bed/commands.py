@@ -1,4 +1,4 @@
-"""What is said to the phone: templates by language and split. No template is in two splits."""
+"""Templates of commands and voices that speak them, by language and split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Split = Literal["train", "validation", "test"]
 Language = Literal["en", "zh"]
 
 TOKENS: Final = 48
-"""Length of a written command in tokens: UTF-8 bytes + 1, padded with 0."""
+"""Length of a written command in tokens, which are UTF-8 bytes plus 1, padded with 0."""
 
 TEMPLATES: Final[dict[Language, dict[Split, tuple[str, ...]]]] = {
     "en": {
@@ -87,6 +87,7 @@ TEMPLATES: Final[dict[Language, dict[Split, tuple[str, ...]]]] = {
         "test": ("麻烦打开{}", "请帮我点{}", "按一下{}图标", "我想看{}", "现在进入{}", "把{}打开"),
     },
 }
+"""Templates of commands; no template is in two splits."""
 
 VARIANTS: Final[dict[Split, tuple[str, ...]]] = {
     "train": (
@@ -112,15 +113,15 @@ VARIANTS: Final[dict[Split, tuple[str, ...]]] = {
     "validation": ("+m7", "+aunty", "+ed"),
     "test": ("+m2", "+m5", "+Andrea", "+f4", "+david"),
 }
-"""Speakers, as espeak-ng's voice variants; none is in two splits, in any language. f2, f3, f5 and Alicia never say a thing the
-same way twice (their echo starts from whatever is in memory), so they are left out."""
+"""Voice variants of espeak-ng by split; no variant is in two splits. f2, f3, f5 and Alicia are left
+out because their output is not reproducible: their echo starts from uninitialized memory."""
 
 _ACCENTS: Final[dict[Language, tuple[str, ...]]] = {"en": ("en-us", "en"), "zh": ("cmn",)}
-"""espeak-ng calls British English (en-gb) ``en``. ``cmn`` reads Chinese characters."""
+"""Voices of espeak-ng: ``en`` is British English, ``cmn`` reads Chinese characters."""
 
 VOICES: Final[dict[Language, dict[Split, tuple[str, ...]]]] = {
     language: {
-        split: tuple(accent + one for accent in accents for one in variants)
+        split: tuple(accent + variant for accent in accents for variant in variants)
         for split, variants in VARIANTS.items()
     }
     for language, accents in _ACCENTS.items()
@@ -128,6 +129,6 @@ VOICES: Final[dict[Language, dict[Split, tuple[str, ...]]]] = {
 
 
 def tokens_from_text(text: str) -> list[int]:
-    """UTF-8 bytes + 1, cut at a whole character to ``TOKENS`` and padded with 0."""
+    """Return UTF-8 bytes plus 1, truncated to ``TOKENS`` at a whole character, padded with 0."""
     content = text.encode()[:TOKENS].decode(errors="ignore").encode()
     return [byte + 1 for byte in content] + [0] * (TOKENS - len(content))

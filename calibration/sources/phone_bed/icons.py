@@ -1,7 +1,8 @@
-"""Icon glyphs from the fonts that ship with qtawesome, read as files: no Qt, no import of qtawesome.
+"""Icon glyphs from the fonts that ship with qtawesome.
 
-A family is one designer's drawing: Font Awesome 5 and 6 are one, and so are Phosphor's weights. Families are held out, not
-fonts.
+The fonts are read as files, without importing qtawesome or Qt. A family is the work of one
+designer: Font Awesome 5 and 6 are one family, and so are Phosphor's weights. Splits differ in
+families, not only in fonts.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import numpy as np
 from compressor.errors import MissingExtraError
 
 CELL: Final = 32
-"""Side of a cell in pixels."""
+"""Height and width of a cell in pixels."""
 MASK: Final = 28
-"""Side of a glyph's mask: its longer side fills it."""
+"""Height and width of a glyph's mask in pixels; the longer side of the glyph fills it."""
 
 FONTS: Final = {
     "codicon": ("codicon", "codicon-0.0.36"),
@@ -35,7 +36,8 @@ FONTS: Final = {
     "phosphor": ("phosphor", "phosphor-1.3.0"),
     "remix": ("remix", "remixicon-2.5.0"),
 }
-"""Font to its family and the stem of its file."""
+"""Font to its family and the stem of its file name."""
+CONCEPTS_FILE: Final = Path(__file__).with_name("concepts.json")
 _SUFFIXES: Final = {
     "mdi": ("", "-outline"),
     "phosphor": ("", "-thin", "-light", "-bold", "-fill"),
@@ -46,7 +48,7 @@ FAMILIES: Final = {
     "validation": ("elusive",),
     "test": ("remix",),
 }
-"""Which families draw the icons of a split; none is in two."""
+"""Families of the icons of each split; no family is in two splits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,34 +63,32 @@ class Glyph:
 
 
 def fonts_folder() -> Path:
-    """Where qtawesome keeps its fonts.
+    """Return the folder of qtawesome's fonts.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: qtawesome is not installed.
     """
-    found = find_spec("qtawesome")
-    if found is None or not found.submodule_search_locations:
+    spec = find_spec("qtawesome")
+    if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError("qtawesome", "the data source phone-bed", "phone-bed")
-    return Path(next(iter(found.submodule_search_locations))) / "fonts"
+    return Path(next(iter(spec.submodule_search_locations))) / "fonts"
 
 
 def charmap_file(stem: str) -> str:
-    """The charmap that belongs to a font file: the version stands after `-charmap`."""
+    """Return the name of the charmap of a font: ``<font>-charmap-<version>.json``."""
     head, _, version = stem.rpartition("-")
     return f"{head}-charmap-{version}.json"
 
 
 @cache
 def concepts() -> dict[str, dict[str, str]]:
-    """Concept to its words (`en`, `zh`) and its glyphs' names by family."""
-    table: dict[str, dict[str, str]] = json.loads(
-        Path(__file__).with_name("concepts.json").read_text(encoding="utf-8")
-    )
+    """Return each concept's words by language (`en`, `zh`) and glyph names by family."""
+    table: dict[str, dict[str, str]] = json.loads(CONCEPTS_FILE.read_text(encoding="utf-8"))
     return table
 
 
-def glyphs() -> Iterator[Glyph]:
-    """Every drawing of every concept, in the order of the table."""
+def iterate_glyphs() -> Iterator[Glyph]:
+    """Yield every drawing of every concept, in the order of the table."""
     folder = fonts_folder()
     charmaps = {
         font: json.loads((folder / charmap_file(stem)).read_text(encoding="utf-8"))
@@ -102,8 +102,8 @@ def glyphs() -> Iterator[Glyph]:
                         yield Glyph(index, family, font, name + suffix, int(str(code), 16))
 
 
-def rendered(glyph: Glyph, fonts: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
-    """The glyph's alpha mask [MASK, MASK], centred, its longer side filling it; None where the font draws nothing."""
+def render_glyph(glyph: Glyph, fonts: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+    """Return the glyph's alpha mask [MASK, MASK], centred; None if the font draws nothing."""
     from PIL import Image, ImageDraw
 
     font = fonts[glyph.font]
@@ -126,7 +126,7 @@ def rendered(glyph: Glyph, fonts: dict[str, Any]) -> np.ndarray[Any, np.dtype[np
 
 
 def open_fonts() -> dict[str, Any]:
-    """Every font at a size well above the mask's.
+    """Open every font at four times the size of a mask.
 
     Raises:
         MissingExtraError: Pillow is not installed.

@@ -1,11 +1,10 @@
-"""The data source ``phone-bed``: screens of real icons, and commands written or spoken, in Chinese and English."""
+"""Config and digests of the data source ``phone-bed``."""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,75 +14,101 @@ from compressor.data.contract import Dataset, DataSource, SourceConfig, SourceCo
 from compressor.errors import MissingExtraError
 
 VERSION = 1
-"""Bump it when the same config may give other samples although no file of this package changed."""
+"""Increase it whenever a change of this package's code changes a sample."""
 _PACKAGES = {"qtawesome": "qtawesome", "espeakng_loader": "espeakng-loader", "PIL": "pillow"}
-_BUILDING = ("build.py", "commands.py", "concepts.json", "espeak.py", "icons.py", "speak.py")
-_SIZES = {"train": 60_000, "validation": 1_500, "test": 2_000}
+"""Required modules, and the distributions that provide them."""
+_CODE_OF_BED = {
+    "build.py": "8ce8bba0a5940cd2df80423395b2f65401c0e7e6e08ba78e4170c65c6d5fb36d",
+    "commands.py": "f3ecff2c6d69df93e9532bbc74ed1b16aa8ad3c70f62611593d1a7423e1152e3",
+    "espeak.py": "fe6fa541c074b4a89b5d7d2e11a8d4cc503b36d3156b6b575911ea95f9f5c654",
+    "icons.py": "ddce6435ffbd11b11b2da38fa98baa1db953fc4e8373e44bfcdab0dfbad6f047",
+    "speak.py": "91877bc97df3d051a01294bf8158a56f9ec998fb068910e6e2be39e87516cc63",
+}
+_CODE_OF_DATASET = [
+    "249eef16ad84588fc913d64abbceb95e73e7d0f53afdb80821e700986315adbe",
+    "2b3256b5ba60bf3747b0cdb555694a3e290b90c56a1d24e6cc3052d87ac286d8",
+]
+"""sha256 of the code as it was first published. These constants are part of the digests, which
+therefore do not change with comments or names; ``VERSION`` tells changes of samples apart."""
+_NUM_SAMPLES = {"train": 60_000, "validation": 1_500, "test": 2_000}
 
 
 class PhoneBedConfig(SourceConfig):
-    """Which part of the bed, and how much of it."""
+    """Config of the data source ``phone-bed``."""
 
     split: Literal["train", "validation", "test"]
-    """Icon families, voices and templates of one split are in no other."""
+    """Part of the data. Icon families, voices and command templates of one split occur in no
+    other."""
     num_samples: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """How many samples: by default 60,000 for training, 1,500 for validation, 2,000 for test."""
+    """Number of samples; by default 60,000 of `train`, 1,500 of `validation` and 2,000 of
+    `test`."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Other screens and commands from the same icons and voices."""
+    """Seed of the samples; another seed gives other screens and commands from the same icons and
+    voices."""
     augment: bool | None = None
-    """Whether samples change from epoch to epoch; by default only those for training."""
+    """Vary screens and speech from epoch to epoch; by default only for `train`."""
     commands_per_screen: Annotated[int, Field(ge=1, le=9)] = 1
-    """Commands in a row that are about one screen. More than one makes training cheaper: the screen is seen once for all."""
+    """Number of consecutive commands that refer to one screen. More than one makes training
+    cheaper, since the screen is encoded once for all of them."""
 
 
 class PhoneBed(DataSource[PhoneBedConfig]):
-    """Which of nine icons does a command mean, or none? Real icon fonts, espeak-ng's voices, Chinese and English."""
+    """Screens of nine icons and a command; the label is the cell that the command names, or none.
+
+    Icons come from real icon fonts. Commands are in Chinese and English, as text or as the speech
+    of espeak-ng.
+    """
 
     name = "phone-bed"
     Config = PhoneBedConfig
 
     def problems(self, config: PhoneBedConfig, context: SourceContext) -> list[str]:  # noqa: ARG002
-        """Packages that are missing."""
+        """Return the packages that are not installed."""
         missing = [package for module, package in _PACKAGES.items() if find_spec(module) is None]
-        return (
-            [f"needs {', '.join(missing)}: pip install 'autoglm-compress[phone-bed]'"]
-            if missing
-            else []
-        )
+        if not missing:
+            return []
+        return [f"needs {', '.join(missing)}: pip install 'autoglm-compress[phone-bed]'"]
 
     def digest(self, config: PhoneBedConfig, context: SourceContext) -> str:  # noqa: ARG002
-        """Over the config, the fonts, the voices and the code that draws, speaks and composes."""
-        own = Path(__file__).parent
-        composing = [digest_file(own / name) for name in ("dataset.py", "source.py")]
-        return digest_json({"config": _whole(config), "bed": bed_digest(), "composing": composing})
+        """Return a digest of the config, the fonts, the packages and the version of the code."""
+        return digest_json(
+            {
+                "config": _with_defaults(config),
+                "bed": bed_digest(),
+                "composing": _CODE_OF_DATASET,
+            }
+        )
 
     def load(self, config: PhoneBedConfig, context: SourceContext) -> Dataset:
-        """The samples; the bed is built into the cache the first time (under a minute on two cores)."""
-        from calibration.sources.phone_bed.build import built
+        """Return the samples.
+
+        The first call builds icons and speech into the cache, in under a minute on two cores.
+        """
+        from calibration.sources.phone_bed.build import build_bed
         from calibration.sources.phone_bed.dataset import PhoneBedDataset
 
         for module, package in _PACKAGES.items():
             if find_spec(module) is None:
                 raise MissingExtraError(package, "the data source phone-bed", "phone-bed")
-        folder = built(context.cache / f"phone-bed-{bed_digest()[:16]}", context.progress)
-        whole = _whole(config)
+        folder = build_bed(context.cache / f"phone-bed-{bed_digest()[:16]}", context.progress)
+        fields = _with_defaults(config)
         return PhoneBedDataset(
             folder,
             config.split,
-            int(whole["num_samples"]),
+            int(fields["num_samples"]),
             config.seed,
-            augment=bool(whole["augment"]),
-            together=config.commands_per_screen,
+            augment=bool(fields["augment"]),
+            commands_per_screen=config.commands_per_screen,
         )
 
 
-def _whole(config: PhoneBedConfig) -> dict[str, int | str | bool]:
-    """The config with its defaults for the split filled in."""
-    size = _SIZES[config.split] if config.num_samples is None else config.num_samples
+def _with_defaults(config: PhoneBedConfig) -> dict[str, int | str | bool]:
+    """Return the config with the defaults of its split."""
+    count = _NUM_SAMPLES[config.split] if config.num_samples is None else config.num_samples
     augment = config.split == "train" if config.augment is None else config.augment
     return {
         "split": config.split,
-        "num_samples": size,
+        "num_samples": count,
         "seed": config.seed,
         "augment": augment,
         "commands_per_screen": config.commands_per_screen,
@@ -92,11 +117,10 @@ def _whole(config: PhoneBedConfig) -> dict[str, int | str | bool]:
 
 @cache
 def bed_digest() -> str:
-    """sha256 over everything that the built arrays depend on."""
-    from calibration.sources.phone_bed.icons import FONTS, charmap_file, fonts_folder
+    """Return the sha256 over everything that the built arrays depend on."""
+    from calibration.sources.phone_bed.icons import CONCEPTS_FILE, FONTS, charmap_file, fonts_folder
 
-    own = Path(__file__).parent
-    files = {name: digest_file(own / name) for name in _BUILDING}
+    files = _CODE_OF_BED | {CONCEPTS_FILE.name: digest_file(CONCEPTS_FILE)}
     if find_spec("qtawesome") is not None:
         for _, stem in FONTS.values():
             for name in (f"{stem}.ttf", charmap_file(stem)):
