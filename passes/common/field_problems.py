@@ -15,7 +15,7 @@ from compressor.errors import RequirementError
 
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
-    """A config field that is set and does not apply to the model."""
+    """A config field whose value has no effect on the model, or does not fit it."""
 
     field: str
     """Path of the field, such as ``decoder.target``."""
@@ -47,7 +47,7 @@ def check_no_problems(problems: Iterable[FieldProblem]) -> None:
     problems = list(problems)
     if problems:
         raise RequirementError(
-            "the config has fields that do not apply to the model:\n"
+            "the config does not fit the model:\n"
             + "\n".join(f"    `{problem.field}`: {problem.reason}" for problem in problems),
             remedy="; ".join(dict.fromkeys(problem.remedy for problem in problems)),
         )

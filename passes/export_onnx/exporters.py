@@ -27,5 +27,5 @@ def _select(config: ExportOnnxConfig, model: Architecture) -> Exporter:
     """Return the exporter of decoders for models that generate with a key-value cache."""
     generation = model.capability(CachedGeneration)
     if generation is None:
-        return TracedExporter(config, model.family, model.config)
+        return TracedExporter(config, model)
     return DecoderExporter(config, model.config.model_dump(mode="json"), generation)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from compressor.config.record import Record
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
+from compressor.models.architecture import Architecture
 from compressor.models.capabilities.signature import InputSpec
 from compressor.models.checkpoint.description import ModelDescription
-from compressor.models.contract import Family
 from passes.common.field_problems import FieldProblem, set_fields
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.contract import Exporter
@@ -25,13 +23,13 @@ _MIN_ACTIVATION_BITS = 8
 class TracedExporter(Exporter):
     """Export of a model of any family by tracing its module."""
 
-    def __init__(self, config: ExportOnnxConfig, family: Family[Any], architecture: Record) -> None:
-        self.config, self.family = config, family
-        self.signature = family.signature(architecture)
+    def __init__(self, config: ExportOnnxConfig, model: Architecture) -> None:
+        self.config, self.model = config, model
+        self.signature = model.signature
 
     def field_problems(self) -> list[FieldProblem]:
         """Return problems of `decoder`, `parity.kl`, `parity.agreement` and `dynamic`."""
-        name = self.family.name
+        name = self.model.family.name
         problems = [
             FieldProblem(
                 field,

@@ -1,4 +1,4 @@
-"""Architecture of a decoder: the numbers that its graph needs.
+"""DecoderArchitecture of a decoder: the numbers that its graph needs.
 
 They are read from config.json and from the buffers of transformers' own module.
 """
@@ -47,7 +47,7 @@ class ImageTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Architecture:
+class DecoderArchitecture:
     """A decoder-only language model, with or without images."""
 
     decoder: DecoderShape
@@ -91,7 +91,7 @@ class Architecture:
         return post_norms[index] if post_norms else None
 
 
-def read_architecture(tree: Mapping[str, Any], context: int | None) -> Architecture:
+def read_architecture(tree: Mapping[str, Any], context: int | None) -> DecoderArchitecture:
     """Read the architecture of a checkpoint.
 
     Args:
@@ -121,7 +121,7 @@ def read_architecture(tree: Mapping[str, Any], context: int | None) -> Architect
     images = None
     if decoder.layout.vision is not None:
         images = ImageTokens(tree["image_token_id"], tuple(rotary_module.mrope_section))
-    return Architecture(
+    return DecoderArchitecture(
         decoder=decoder,
         root=decoder.layout.root,
         epsilon=float(config.rms_norm_eps),

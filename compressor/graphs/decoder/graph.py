@@ -22,7 +22,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from compressor.graphs.decoder.architecture import Architecture, ImageTokens
+from compressor.graphs.decoder.architecture import DecoderArchitecture, ImageTokens
+from compressor.graphs.decoder.block_sizes import embedding_block_size
 from compressor.graphs.decoder.interface import (
     ATTENTION_MASK,
     IMAGE_EMBEDS,
@@ -39,18 +40,13 @@ from compressor.graphs.decoder.operators import (
     Operators,
     RotaryTables,
 )
-from compressor.graphs.decoder.weights import BLOCK_SIZES, CheckpointWeights
+from compressor.graphs.decoder.weights import CheckpointWeights
 from compressor.graphs.values import Array
 from compressor.models.capabilities.linear_groups import Site
 from compressor.models.families.transformers.layouts import LM_HEAD
 from compressor.models.families.transformers.linear_groups import decoder_layer_sites
 
 IR_VERSION = 11
-
-
-def int8_block_size(hidden: int) -> int:
-    """Return the block size of an embedding in 8 bits; 0 if no block size divides its width."""
-    return next((size for size in BLOCK_SIZES if hidden % size == 0), 0)
 
 
 class DecoderGraph:
@@ -66,7 +62,7 @@ class DecoderGraph:
 
     def __init__(
         self,
-        architecture: Architecture,
+        architecture: DecoderArchitecture,
         weights: CheckpointWeights,
         operators: Operators,
         *,
@@ -75,7 +71,7 @@ class DecoderGraph:
     ) -> None:
         self.architecture, self.weights, self.add = architecture, weights, operators
         decoder = architecture.decoder
-        self.int8_size = int8_block_size(decoder.hidden) if int8_embeddings else 0
+        self.int8_size = embedding_block_size(decoder.hidden) if int8_embeddings else 0
         self.cache_scales = cache_scales
         self.sites = {site.name: site for site in decoder_layer_sites(weights.tree)}
         self.heads = AttentionHeads(

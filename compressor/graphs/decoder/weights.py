@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from compressor.graphs.blocks import BLOCK_TYPES
+from compressor.graphs.decoder.block_sizes import block_size
 from compressor.graphs.values import Array
 from compressor.models.checkpoint.checkpoint_files import CheckpointFiles
 from compressor.models.quantized.bit_packing import pack_bytes, unpack_bytes
@@ -27,18 +28,11 @@ from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid, is_packed
 
-BLOCK_SIZES = (256, 128, 64, 32, 16)
-"""Block sizes of MatMulNBits."""
 _SCALE_TYPES = {torch.float16: ir.DataType.FLOAT16, torch.float32: ir.DataType.FLOAT}
 _SCALE_SUFFIXES = ("scales", "weight_scale")
 _CACHED_LAYERS = 3
 """Packed layers that stay in memory: as many as read one input."""
 _INT8_MAX, _INT8_ZERO_POINT = 127, 128
-
-
-def block_size(grid: WeightGrid, inputs: int) -> int:
-    """Return the largest block size of MatMulNBits that divides a grid's groups; 0 if none does."""
-    return next((size for size in BLOCK_SIZES if grid.width(inputs) % size == 0), 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from compressor.data.contract import Batch
-from compressor.graphs.decoder.architecture import Architecture
+from compressor.graphs.decoder.architecture import DecoderArchitecture
 from compressor.graphs.decoder.interface import INPUT_IDS
 from compressor.graphs.values import Array
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
@@ -26,7 +26,7 @@ _SMALLEST_SCALE = 1e-8
 
 
 def measure_cache_scales(
-    folder: Path, architecture: Architecture, windows: Sequence[Batch], threads: int
+    folder: Path, architecture: DecoderArchitecture, windows: Sequence[Batch], threads: int
 ) -> dict[str, Array]:
     """Measure the scales with a graph whose cache is float32.
 

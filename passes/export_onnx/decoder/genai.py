@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.files import write_atomic
-from compressor.graphs.decoder.architecture import Architecture
+from compressor.graphs.decoder.architecture import DecoderArchitecture
 from compressor.graphs.decoder.interface import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -26,7 +26,7 @@ _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def write_genai_config(
-    tree: Mapping[str, Any], architecture: Architecture, checkpoint: Path, out: Path
+    tree: Mapping[str, Any], architecture: DecoderArchitecture, checkpoint: Path, out: Path
 ) -> None:
     """Write names of inputs and outputs, sizes, special tokens, and a greedy search.
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import RequirementError
-from compressor.graphs.decoder.architecture import Architecture, read_architecture
-from compressor.graphs.decoder.graph import int8_block_size
-from compressor.graphs.decoder.weights import BLOCK_SIZES, CheckpointWeights, block_size
+from compressor.graphs.decoder.architecture import DecoderArchitecture, read_architecture
+from compressor.graphs.decoder.block_sizes import BLOCK_SIZES, block_size
+from compressor.graphs.decoder.weights import CheckpointWeights
 from compressor.models.families.transformers.layouts import LM_HEAD
 from compressor.models.families.transformers.linear_groups import decoder_layer_sites
 from compressor.models.quantized.weight_grid import WeightGrid, is_packed
@@ -34,8 +34,8 @@ def check_decoder(config: DecoderConfig, tree: Mapping[str, Any], folder: Path) 
             the message names every offender.
     """
     architecture = read_architecture(tree, config.context_length)
-    check_no_problems(_field_problems(config, architecture, packed=is_packed(tree)))
     if not is_packed(tree):
+        _check_accuracy_level(config)
         return
     weights = CheckpointWeights(folder, tree)
     if problems := list(_unfit_layers(architecture, weights, _BITS[config.target])):
@@ -48,32 +48,20 @@ def check_decoder(config: DecoderConfig, tree: Mapping[str, Any], folder: Path) 
         )
 
 
-def _field_problems(
-    config: DecoderConfig, architecture: Architecture, *, packed: bool
-) -> list[FieldProblem]:
-    problems = []
-    hidden = architecture.decoder.hidden
-    if config.int8_embeddings and not int8_block_size(hidden):
-        problems.append(
-            FieldProblem(
-                "decoder.int8_embeddings",
-                f"a hidden width of {hidden} is not a multiple of {BLOCK_SIZES[-1]}",
-                "remove `decoder.int8_embeddings`",
-            )
-        )
-    if config.accuracy_level is not None and not packed and not config.int8_embeddings:
-        problems.append(
-            FieldProblem(
-                "decoder.accuracy_level",
-                "no weights of the graph are packed",
-                "remove `decoder.accuracy_level`, or pack the model with `awq` first",
-            )
-        )
-    return problems
+def _check_accuracy_level(config: DecoderConfig) -> None:
+    """Check that a graph without packed weights has no accuracy level set for their products."""
+    if config.accuracy_level is None or config.int8_embeddings:
+        return
+    problem = FieldProblem(
+        "decoder.accuracy_level",
+        "no weights of the graph are packed",
+        "remove `decoder.accuracy_level`, or pack the model with `awq` first",
+    )
+    check_no_problems([problem])
 
 
 def _unfit_layers(
-    architecture: Architecture, weights: CheckpointWeights, bits: frozenset[int]
+    architecture: DecoderArchitecture, weights: CheckpointWeights, bits: frozenset[int]
 ) -> Iterator[str]:
     """Yield a line for each group of packed layers that cannot be one operand."""
     decoder = architecture.decoder

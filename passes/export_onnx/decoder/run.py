@@ -11,7 +11,7 @@ from compressor.artifacts.files import copy_file
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError
-from compressor.graphs.decoder.architecture import Architecture, read_architecture
+from compressor.graphs.decoder.architecture import DecoderArchitecture, read_architecture
 from compressor.graphs.decoder.graph import DecoderGraph
 from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY, TARGET_KEY
 from compressor.graphs.decoder.onnxruntime_operators import OnnxRuntimeOperators
@@ -65,7 +65,7 @@ class _DecoderExport:
 
     config: ExportOnnxConfig
     model: ModelDescription
-    architecture: Architecture
+    architecture: DecoderArchitecture
     weights: CheckpointWeights
     out: Path
     context: PassContext

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from compressor.errors import ParityError, RequirementError
-from compressor.graphs.decoder.weights import CheckpointWeights, block_size
+from compressor.graphs.decoder.block_sizes import block_size
+from compressor.graphs.decoder.weights import CheckpointWeights
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.quantized.weight_grid import WeightGrid
 from compressor.runtimes.onnxruntime.cost import count_parameters

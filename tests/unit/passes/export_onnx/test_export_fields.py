@@ -1,5 +1,8 @@
 """Config fields that do not apply to a model: refused while planning, by name and all at once."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 from pydantic import ValidationError
 
@@ -25,7 +28,7 @@ def estimate(fields, family, preset):
 
 
 def refused_fields(fields, family, preset):
-    with pytest.raises(RequirementError, match="fields that do not apply to the model") as caught:
+    with pytest.raises(RequirementError, match="the config does not fit the model") as caught:
         estimate(fields, family, preset)
     lines = caught.value.what.splitlines()[1:]
     return [line.split("`")[1] for line in lines]
@@ -83,6 +86,18 @@ def test_dimensions_that_the_model_lacks_are_named_with_those_it_has():
 def test_a_model_without_logits_refuses_a_limit_of_agreement():
     assert refused_fields({"parity": {"agreement": 0.9}}, TEXTS, "tiny") == ["parity.agreement"]
     estimate({"parity": {"agreement": 0.9}}, CLASSIFIER, "small")
+
+
+def test_sizes_that_do_not_fit_a_language_model_are_refused():
+    fields = {"decoder": {"context_length": 513, "int8_embeddings": True}}
+    assert refused_fields(fields, FAMILY, "tiny-llama") == ["decoder.context_length"]
+    tree = FAMILY.presets["tiny-llama"].tree | {"hidden_size": 72, "num_attention_heads": 6}
+    odd_config = FAMILY.Config.model_validate_json(json.dumps(tree))
+    odd_family = SimpleNamespace(name=FAMILY.name, presets={"odd": odd_config})
+    assert refused_fields(fields, odd_family, "odd") == [
+        "decoder.context_length",
+        "decoder.int8_embeddings",
+    ]
 
 
 def test_fields_that_are_not_set_and_unknown_models_are_accepted():

@@ -71,8 +71,7 @@ def test_blocks_hold_the_integers_of_the_packed_layers(fields, dtype, tmp_path):
     for name in single:
         assert np.array_equal(stored_integers(stored, name), layer_integers(layers[name]))
     differences = {
-        tensor.name: tensor
-        for tensor in compare_tensors(recognize(artifact.model), recognize(out))
+        tensor.name: tensor for tensor in compare_tensors(recognize(artifact.model), recognize(out))
     }
     assert all(differences[f"{name}.weight"].equal for name in single)
     attention = (f"vision.layers.0.attention.{part}" for part in ("query", "key", "value"))
