@@ -78,7 +78,7 @@ class LatencyMeter:
 
 
 def create_meter(config: PruneConfig, context: PassContext) -> LatencyMeter | None:
-    """Return the meter that a config asks for; None without `latency`."""
+    """Return the meter for a config; None without `latency`."""
     if config.latency is None:
         return None
     return LatencyMeter(config.latency, str(config.calibration), context)

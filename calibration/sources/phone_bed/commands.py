@@ -1,4 +1,4 @@
-"""Templates of commands and voices that speak them, by language and split."""
+"""Templates of commands, and voices for speech, by language and split."""
 
 from __future__ import annotations
 

@@ -25,20 +25,20 @@ def test_the_limit_is_met_or_reported_as_out_of_reach(scores, ratio):
     widths = widths_from_scores(**{f"w{number}": values for number, values in enumerate(scores)})
     limit = ratio * sum(width.units for width in widths)
     try:
-        kept = allocate(widths, total_units, limit, "units")
+        sizes = allocate(widths, total_units, limit, "units")
     except RequirementError:
         assert sum(min(width.min_units, width.units) for width in widths) > limit
         return
-    assert sum(kept.values()) <= limit
+    assert sum(sizes.values()) <= limit
     for width in widths:
-        assert kept[width.label] == width.units or kept[width.label] % 2 == 0
-        assert width.min_units <= kept[width.label] <= width.units
+        assert sizes[width.label] == width.units or sizes[width.label] % 2 == 0
+        assert width.min_units <= sizes[width.label] <= width.units
 
 
 def test_the_units_with_the_least_importance_per_cost_are_cut_first():
     widths = widths_from_scores(cheap=[1.0] * 8, expensive=[1.0] * 8)
-    kept = allocate(widths, lambda sizes: sizes["cheap"] + 10.0 * sizes["expensive"], 70, "units")
-    assert kept == {"cheap": 8, "expensive": 6}
+    sizes = allocate(widths, lambda sizes: sizes["cheap"] + 10.0 * sizes["expensive"], 70, "units")
+    assert sizes == {"cheap": 8, "expensive": 6}
     widths = widths_from_scores(unimportant=[0.1] * 8, important=[9.0] * 8)
     assert allocate(widths, total_units, 12, "units") == {"unimportant": 4, "important": 8}
 

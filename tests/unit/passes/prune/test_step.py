@@ -267,13 +267,13 @@ def test_removed_layers_leave_the_weights_of_the_others_unchanged(home, tmp_path
     before, after = (load_module(path / "model", "cpu").state_dict() for path in (parent, pruned))
     first, second = (
         next(
-            layer
-            for layer in range(4)
+            old
+            for old in range(4)
             if torch.equal(
-                after[f"vision.layers.{kept}.up.weight"], before[f"vision.layers.{layer}.up.weight"]
+                after[f"vision.layers.{new}.up.weight"], before[f"vision.layers.{old}.up.weight"]
             )
         )
-        for kept in range(2)
+        for new in range(2)
     )
     assert first < second
     prune_vit("target.params=60%", 'axes=["layers"]', *samples)
