@@ -19,7 +19,7 @@ from pathlib import Path
 from compressor.artifacts.store import Artifact, open_artifact, verify
 from compressor.data.contract import SourceContext
 from compressor.engine.plan.pipeline import load_pipeline
-from compressor.evaluation.latency import batches_for_latency, measure_latency
+from compressor.evaluation.latency import measure_latency, select_latency_batches
 from compressor.evaluation.records import LatencyConfig
 from compressor.runtimes.formats import StoredModel
 
@@ -54,7 +54,9 @@ def measure_interleaved(
     config = LatencyConfig(
         batch_size=rounds.batch_size, warmup=5, repeats=rounds.repeats, threads=rounds.threads
     )
-    batches = batches_for_latency(data.source.load(data.config, SourceContext(loaded.base)), config)
+    batches = select_latency_batches(
+        data.source.load(data.config, SourceContext(loaded.base)), config
+    )
     for artifact in artifacts:
         verify(artifact)
     sessions = [StoredModel.of(artifact).open_session(rounds.threads) for artifact in artifacts]

@@ -1,26 +1,30 @@
-"""Which pass lost an accuracy, and then which layer: those of the float parent are put back, and the model is measured again."""
+"""Find the pass, and then the layer, that lost a metric."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from compressor.analysis.layer_restoration import LayerTrial, Ruler, search_layers
+from compressor.analysis.layer_restoration import (
+    LayerSearch,
+    LayerTrial,
+    MetricEvaluator,
+    search_layers,
+)
 from compressor.artifacts.runs import RunRecord, find_run
 from compressor.artifacts.store import Artifact, open_artifact, verify
 from compressor.data.contract import Dataset, SourceContext
 from compressor.engine.plan.pipeline import Pipeline
 from compressor.errors import UsageError
+from compressor.evaluation.records import Progress
 from compressor.runtimes.formats import StoredModel
-
-Progress = Callable[[str, int, int], None]
 
 
 class PassLoss(BaseModel):
-    """What one step lost of the metric; on the samples of the bisection, or as recorded."""
+    """Loss of the metric in one step, on the samples of the bisection."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,116 +34,103 @@ class PassLoss(BaseModel):
     before: float
     after: float
     lost: float
-    """How much worse it became; below 0, better."""
+    """Amount by which the metric got worse; negative if it improved."""
 
 
 class Bisection(BaseModel):
-    """The whole."""
+    """Result of `bisect`."""
 
     model_config = ConfigDict(frozen=True)
 
     metric: str
     samples: int
     passes: tuple[PassLoss, ...]
-    """From the first step to the last."""
+    """Steps of the chain, first to last."""
     culprit: str
-    """The step that lost most."""
+    """The step that lost most, or the step that `--within` names."""
     trials: tuple[LayerTrial, ...]
-    """Layers put back, and what the metric was then; in the order in which they were tried."""
+    """Measurements with restored layers, in order."""
     layer: str | None
-    """The layer that lost most; None where none can be put back."""
+    """The layer that lost most; None if there is none to name."""
     why_not: str | None = None
-    """Why no layer can be put back."""
+    """Why no layer is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class BisectOptions:
+    """Options of `bisect`."""
+
+    metric: str
+    """An accuracy metric that compares with labels, such as ``top1``."""
+    step: str | None = None
+    """Last step of the chain; None: the last step of the run."""
+    within: str | None = None
+    """Step whose layers are searched; None: the step that lost most."""
+    samples: int = 256
+    """Number of samples, from the start of the data set."""
+    each: bool = False
+    """Restore layers one at a time, which measures all of them, instead of bisecting."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Link:
+    """A step of the chain and its parent."""
+
     step: str
     parent: str
-    child: Artifact
-    reads: Artifact
+    artifact: Artifact
+    parent_artifact: Artifact
 
 
 def bisect(
     run: Path,
-    metric: str,
     pipeline: Pipeline,
     context: SourceContext,
-    *,
-    step: str | None = None,
-    within: str | None = None,
-    samples: int = 256,
-    each: bool = False,
+    options: BisectOptions,
     progress: Progress = lambda *_: None,
 ) -> Bisection:
-    """Look down the chain of a run, measuring every link on the same samples, then into the link that lost most.
+    """Measure every step of a chain on the same samples, then search the layers of the worst step.
 
     Args:
         run: a run, or a store (its last run).
-        metric: as ``top1``.
-        pipeline: whose ``evaluate.accuracy`` says on what set.
-        context: what its data sources may use.
-        step: the end of the chain; by default the last step.
-        within: look for the layer in this step; by default in the one that lost most.
-        samples: how many, from the start of the set.
-        each: put layers back one at a time, which tells of all of them; otherwise by halves, which finds the worst sooner.
-        progress: called as (what, done, total).
+        pipeline: its ``evaluate.accuracy`` names the data set.
+        context: base folder, cache and permissions of the data sources.
+        options: the metric, and the extent of the search.
+        progress: called with a task, the number of steps or trials done, and their total.
 
     Raises:
         UsageError: there is no such step, no accuracy to measure, or nothing was lost.
     """
 
-    def load_set(name: str) -> Dataset:
+    def load_dataset(name: str) -> Dataset:
         return pipeline.data[name].source.load(pipeline.data[name].config, context)
 
     folder, record = find_run(run)
-    links = _chain(folder.parent.parent, record, step)
-    ruler = Ruler.of(pipeline.config.evaluate, load_set, pipeline.config.threads, metric, samples)
-    figures: dict[str, float] = {}
-    for at, link in enumerate(links):
-        progress("passes", at, len(links))
-        for name, artifact in ((link.parent, link.reads), (link.step, link.child)):
-            if name not in figures and _is_measurable(artifact, links):
-                figures[name] = ruler.of_artifact(artifact)
-    losses = _losses(links, figures, ruler)
-    worst = max(
-        (one for one in losses if within in {None, one.step}),
-        key=lambda one: one.lost,
-        default=None,
+    links = _chain(folder.parent.parent, record, options.step)
+    evaluator = MetricEvaluator.create(
+        pipeline.config.evaluate,
+        load_dataset,
+        options.metric,
+        samples=options.samples,
+        threads=pipeline.config.threads,
     )
-    if worst is None:
-        raise UsageError(
-            f"--within {within}: no such step of the chain was measured",
-            remedy=f"one of {_names(losses)}",
-        )
-    if worst.lost <= 0:
-        told = f"no step lost {metric}" if within is None else f"{within} lost no {metric}"
-        raise UsageError(f"{told} on these samples", remedy="try more --samples")
-    (link,) = (one for one in links if one.step == worst.step)
-    formats = [StoredModel.of(artifact).format for artifact in (link.reads, link.child)]
-    if not all(format_.restorable_layers for format_ in formats):
-        names = " and ".join(format_.name for format_ in formats)
-        why = (
-            f"layers can be exchanged between torch models only, and these are {names}: "
-            "`compare -p` shows the error that each layer adds"
-        )
-        found: tuple[tuple[LayerTrial, ...], str | None, str | None] = ((), None, why)
-    else:
-        folders = (link.reads.model, link.child.model)
-        found = search_layers(*folders, ruler, worst.after, each=each, progress=progress)
+    losses = _losses(links, _measure_steps(links, evaluator, progress), evaluator)
+    worst = _worst_step(losses, options)
+    link = next(link for link in links if link.step == worst.step)
+    search = _search_step(link, worst, evaluator, each=options.each, progress=progress)
     return Bisection(
-        metric=metric,
-        samples=ruler.samples,
+        metric=options.metric,
+        samples=evaluator.samples,
         passes=losses,
         culprit=worst.step,
-        trials=found[0],
-        layer=found[1],
-        why_not=found[2],
+        trials=search.trials,
+        layer=search.layer,
+        why_not=search.why_not,
     )
 
 
-def _chain(root: Path, record: RunRecord, end: str | None) -> list[_Link]:
-    """The links from the first step to the last."""
+def _chain(store: Path, record: RunRecord, end: str | None) -> list[_Link]:
+    """Return the links from the first step to the step ``end``, verified."""
     steps = {step.name: step for step in record.steps}
     name = end or record.steps[-1].name
     if name not in steps:
@@ -148,42 +139,80 @@ def _chain(root: Path, record: RunRecord, end: str | None) -> list[_Link]:
         )
     links: list[_Link] = []
     while (parent := steps[name].parent) is not None and parent in steps:
-        child, reads = (open_artifact(root / steps[one].artifact) for one in (name, parent))
-        links.insert(0, _Link(name, parent, child, reads))
+        artifacts = (open_artifact(store / steps[step].artifact) for step in (name, parent))
+        links.insert(0, _Link(name, parent, *artifacts))
         name = parent
     for link in links:
-        verify(link.child)
+        verify(link.artifact)
     if not links:
-        raise UsageError(f"{name} was made from nothing: there is no chain to look down")
+        raise UsageError(f"{name} has no parent: there is no chain of steps to bisect")
     return links
 
 
-def _is_measurable(artifact: Artifact, links: list[_Link]) -> bool:
-    """A source that is not measured is often not trained at all."""
-    return bool(artifact.manifest.metrics) or artifact.id != links[0].reads.id
+def _measure_steps(
+    links: Sequence[_Link], evaluator: MetricEvaluator, progress: Progress
+) -> dict[str, float]:
+    """Return the metric of each step; a source without metrics is omitted, as often untrained."""
+    values: dict[str, float] = {}
+    source_id = links[0].parent_artifact.id
+    for done, link in enumerate(links):
+        progress("passes", done, len(links))
+        for name, artifact in ((link.parent, link.parent_artifact), (link.step, link.artifact)):
+            is_measured = bool(artifact.manifest.metrics) or artifact.id != source_id
+            if name not in values and is_measured:
+                values[name] = evaluator.measure_artifact(artifact)
+    return values
 
 
-def _losses(links: list[_Link], figures: dict[str, float], ruler: Ruler) -> tuple[PassLoss, ...]:
-    found = []
+def _losses(
+    links: Sequence[_Link], values: Mapping[str, float], evaluator: MetricEvaluator
+) -> tuple[PassLoss, ...]:
+    losses = []
     for link in links:
-        if link.parent in figures and link.step in figures:
-            before, after = figures[link.parent], figures[link.step]
-            lost = before - after if ruler.better == "higher" else after - before
-            name = link.child.manifest.pass_.name
-            found.append(
+        if link.parent in values and link.step in values:
+            before, after = values[link.parent], values[link.step]
+            losses.append(
                 PassLoss(
                     step=link.step,
-                    pass_name=name,
+                    pass_name=link.artifact.manifest.pass_.name,
                     parent=link.parent,
                     before=before,
                     after=after,
-                    lost=lost,
+                    lost=before - after if evaluator.better == "higher" else after - before,
                 )
             )
-    if not found:
+    if not losses:
         raise UsageError("no two steps of the chain were measured", remedy="name another --step")
-    return tuple(found)
+    return tuple(losses)
 
 
-def _names(losses: tuple[PassLoss, ...]) -> str:
-    return ", ".join(one.step for one in losses)
+def _worst_step(losses: Sequence[PassLoss], options: BisectOptions) -> PassLoss:
+    candidates = [loss for loss in losses if options.within in {None, loss.step}]
+    if not candidates:
+        raise UsageError(
+            f"--within {options.within}: no such step of the chain was measured",
+            remedy=f"one of {', '.join(loss.step for loss in losses)}",
+        )
+    worst = max(candidates, key=lambda loss: loss.lost)
+    if worst.lost <= 0:
+        step = "no step" if options.within is None else options.within
+        verb = "lost" if options.within is None else "did not lose"
+        raise UsageError(
+            f"{step} {verb} {options.metric} on these samples", remedy="try more --samples"
+        )
+    return worst
+
+
+def _search_step(
+    link: _Link, loss: PassLoss, evaluator: MetricEvaluator, *, each: bool, progress: Progress
+) -> LayerSearch:
+    artifacts = (link.parent_artifact, link.artifact)
+    formats = [StoredModel.of(artifact).format for artifact in artifacts]
+    if not all(format_.restorable_layers for format_ in formats):
+        names = " and ".join(format_.name for format_ in formats)
+        return LayerSearch(
+            why_not=f"layers can be exchanged between torch models only, and these are {names}: "
+            "`compare -p` shows the error that each layer adds"
+        )
+    parent, child = (artifact.model for artifact in artifacts)
+    return search_layers(parent, child, evaluator, loss.after, each=each, progress=progress)

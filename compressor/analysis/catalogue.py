@@ -1,4 +1,4 @@
-"""Catalogue of everything installed: passes, data sources, families, formats, and their fields."""
+"""Catalogue of installed plugins: passes, data sources, model families, formats, their fields."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pydantic_core import PydanticUndefined
 
 from compressor.config import discovery
 from compressor.engine.contract import Pass
-from compressor.engine.plan.plan import Plan
 
 
 class FieldEntry(BaseModel):
@@ -31,10 +30,12 @@ class CatalogueEntry(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     group: str
+    """``pass``, ``data source``, ``model family`` or ``model format``."""
     name: str
     aliases: tuple[str, ...] = ()
     """Other names that pipeline.yaml may use."""
     summary: str
+    """First line of the description."""
     description: str
     reads: tuple[str, ...] = ()
     """Formats that a pass reads."""
@@ -54,8 +55,8 @@ _GROUPS = {
 }
 
 
-def catalogue() -> list[CatalogueEntry]:
-    """Return everything that is installed, passes first."""
+def list_entries() -> list[CatalogueEntry]:
+    """Return every installed plugin, passes first."""
     return [
         _entry(group, name)
         for group in _GROUPS
@@ -64,11 +65,11 @@ def catalogue() -> list[CatalogueEntry]:
     ]
 
 
-def entry(name: str) -> CatalogueEntry:
-    """Return the entry of a name, whatever its group.
+def find_entry(name: str) -> CatalogueEntry:
+    """Return the entry of a name, from the first group that has it.
 
     Raises:
-        UsageError: nothing of that name is installed.
+        UsageError: no plugin of that name is installed.
     """
     for group in _GROUPS:
         if name in discovery.names(group):
@@ -97,8 +98,12 @@ def _entry(group: str, name: str) -> CatalogueEntry:
 
 
 def _aliases(group: str, name: str) -> tuple[str, ...]:
-    others = (other for other in discovery.names(group) if other != name)
-    return tuple(other for other in others if discovery.load(group, other).name == name)
+    """Return the other entry points of the plugin ``name``."""
+    return tuple(
+        alias
+        for alias in discovery.names(group)
+        if alias != name and discovery.load(group, alias).name == name
+    )
 
 
 def _needs(pass_: Pass[Any]) -> tuple[str, ...]:
@@ -129,10 +134,11 @@ def _fields(config: type[BaseModel], prefix: str = "") -> list[FieldEntry]:
 
 
 def _nested(annotation: Any) -> type[BaseModel] | None:
+    """Return the config record in an annotation such as ``Inner | None``, if there is one."""
     if isinstance(annotation, type):
         return annotation if issubclass(annotation, BaseModel) else None
-    found = (_nested(argument) for argument in getattr(annotation, "__args__", ()))
-    return next((one for one in found if one is not None), None)
+    records = (_nested(argument) for argument in getattr(annotation, "__args__", ()))
+    return next((record for record in records if record is not None), None)
 
 
 def _type_name(annotation: Any) -> str:
@@ -150,31 +156,3 @@ def _type_name(annotation: Any) -> str:
     if "dict" in origin:
         return f"mapping of {inner[-1]}" if inner else "mapping"
     return " | ".join(inner) or str(annotation).removeprefix("typing.")
-
-
-def plan_as_json(plan: Plan) -> dict[str, Any]:
-    """The plan for a program to read."""
-    return {
-        "pipeline": plan.pipeline.config.name,
-        "store": str(plan.store.root),
-        "seed": plan.seed,
-        "steps": [
-            {
-                "name": step.name,
-                "pass": step.pass_name,
-                "kind": step.format,
-                "id": step.artifact_id,
-                "artifact": step.directory,
-                "inputs": dict(step.inputs),
-                "state": step.state,
-                "estimate": {
-                    "parameters": step.estimate.model.parameters,
-                    "macs": step.estimate.model.macs,
-                    "seconds": step.estimate.seconds,
-                    "peak_memory_bytes": step.estimate.peak_memory_bytes,
-                    "disk_bytes": step.estimate.disk_bytes,
-                },
-            }
-            for step in plan.steps
-        ],
-    }

@@ -1,4 +1,4 @@
-"""Two artifacts side by side: metrics, sizes, and all that differs in how they came to be."""
+"""Compare two artifacts: their metrics, their manifests, and their layers on samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from compressor.analysis.layerwise import LayerComparison, compare_layers
-from compressor.analysis.tensors import TensorDifference, tensor_differences
+from compressor.analysis.tensors import TensorDifference
 from compressor.artifacts.manifest import Manifest, Metric
 from compressor.artifacts.store import Artifact
 from compressor.data.contract import Batch, SourceContext
@@ -18,7 +18,10 @@ from compressor.runtimes.formats import StoredModel
 
 
 class MetricPair(BaseModel):
-    """One metric of both artifacts; ``change`` is b − a, ``ratio`` b / a; None where one side lacks it or a is 0."""
+    """One metric of both artifacts.
+
+    ``change`` is b − a, ``ratio`` is b / a; None where one side lacks the metric, or a is 0.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,42 +33,38 @@ class MetricPair(BaseModel):
     change: float | None
     ratio: float | None
     overlap: bool | None
-    """Whether the 95 % intervals overlap; None where one side has none."""
+    """True if the 95 % intervals overlap; None where one side has no interval."""
 
 
 class Difference(BaseModel):
-    """One thing that is not the same in both."""
+    """One entry of the manifests that differs."""
 
     model_config = ConfigDict(frozen=True)
 
     what: str
+    """Path of the entry, such as ``config.epochs``."""
     a: Any
     b: Any
 
 
 class Comparison(BaseModel):
-    """The whole."""
+    """Result of `compare`."""
 
     model_config = ConfigDict(frozen=True)
 
     a: str
     b: str
     same_model: bool
-    """Whether the models are byte for byte the same."""
+    """True if the models are identical, byte for byte."""
     metrics: tuple[MetricPair, ...]
     differences: tuple[Difference, ...]
     tensors: tuple[TensorDifference, ...] | None = None
-    """Weights, those that differ most first; None where they were not asked for."""
+    """Weights, largest difference first; None without `--tensors`."""
     layers: LayerComparison | None = None
-    """Layer by layer, where samples were given."""
+    """Comparison of the layers on samples; None without `--pipeline`."""
 
 
-def tensors_of_both(a: Artifact, b: Artifact) -> tuple[TensorDifference, ...]:
-    """The weights of two artifacts, those that differ most first."""
-    return tensor_differences(StoredModel.of(a), StoredModel.of(b))
-
-
-def layers_of_both(
+def compare_samples(
     a: Artifact,
     b: Artifact,
     pipeline: Pipeline,
@@ -73,48 +72,52 @@ def layers_of_both(
     data: str | None,
     samples: int,
 ) -> LayerComparison:
-    """Two artifacts layer by layer.
+    """Compare the layers of two artifacts on samples of a pipeline's data.
 
     Args:
-        a: what is compared with.
-        b: what is compared.
-        pipeline: whose ``data:`` gives the samples.
-        context: what its data sources may use.
-        data: the set; by default that of ``evaluate.accuracy``.
-        samples: how many, from the start of the set.
+        a: the artifact to compare with.
+        b: the artifact to compare.
+        pipeline: its ``data:`` has the data set.
+        context: base folder, cache and permissions of the data sources.
+        data: name of the data set; by default that of ``evaluate.accuracy``.
+        samples: number of samples, from the start of the data set.
 
     Raises:
-        UsageError: the set is not there, or the two cannot be looked at layer by layer.
+        UsageError: there is no such data set, or layers of a format cannot be inspected.
     """
-    batch = samples_of_set(pipeline, context, data, samples)
+    batch = load_batch(pipeline, context, data, samples)
     threads = pipeline.config.threads
     models = (StoredModel.of(artifact) for artifact in (a, b))
     left, right = (model.format.open_layers(model.path, threads) for model in models)
     return compare_layers(left, right, batch)
 
 
-def samples_of_set(
-    pipeline: Pipeline, context: SourceContext, data: str | None, samples: int
-) -> Batch:
-    """The first samples of a set, by default that of ``evaluate.accuracy``, as one batch.
+def load_batch(pipeline: Pipeline, context: SourceContext, data: str | None, samples: int) -> Batch:
+    """Return the first samples of a data set as one batch.
+
+    Args:
+        pipeline: its ``data:`` has the data set.
+        context: base folder, cache and permissions of the data sources.
+        data: name of the data set; by default that of ``evaluate.accuracy``.
+        samples: number of samples.
 
     Raises:
-        UsageError: there is no such set, or nothing in it.
+        UsageError: there is no such data set, or it is empty.
     """
     accuracy = pipeline.config.evaluate.accuracy
     name = data or (accuracy.data if accuracy else None)
     if name is None or name not in pipeline.data:
         raise UsageError(
-            f"there is no set {name!r}", remedy=f"--data, one of {', '.join(pipeline.data)}"
+            f"there is no data set {name!r}", remedy=f"--data, one of {', '.join(pipeline.data)}"
         )
-    one = pipeline.data[name]
-    for batch in one.source.load(one.config, context).batches(samples, samples):
+    source, config = pipeline.data[name].source, pipeline.data[name].config
+    for batch in source.load(config, context).batches(samples, samples):
         return batch
-    raise UsageError(f"the set {name!r} is empty")
+    raise UsageError(f"the data set {name!r} is empty")
 
 
-def compare(a: Artifact, b: Artifact) -> Comparison:
-    """Compare two artifacts by their manifests."""
+def compare_artifacts(a: Artifact, b: Artifact) -> Comparison:
+    """Compare the manifests of two artifacts."""
     left, right = a.manifest, b.manifest
     names = list(dict.fromkeys(metric.name for metric in (*left.metrics, *right.metrics)))
     return Comparison(
@@ -128,7 +131,7 @@ def compare(a: Artifact, b: Artifact) -> Comparison:
 
 def _pair(name: str, a: Metric | None, b: Metric | None) -> MetricPair:
     either = a or b
-    assert either is not None  # noqa: S101 - the name came from one of them
+    assert either is not None  # noqa: S101 - one of them has the name
     change = b.value - a.value if a and b else None
     ratio = b.value / a.value if a and b and a.value else None
     overlap = None
@@ -160,11 +163,13 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], at: str = "") -> Iterator[Difference]:
+def _differences(
+    a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = ""
+) -> Iterator[Difference]:
     for key in dict.fromkeys((*a, *b)):
         left, right = a.get(key), b.get(key)
-        where = f"{at}.{key}" if at else str(key)
+        path = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            yield from _differences(left, right, where)
+            yield from _differences(left, right, path)
         elif left != right:
-            yield Difference(what=where, a=left, b=right)
+            yield Difference(what=path, a=left, b=right)

@@ -1,4 +1,4 @@
-"""What this machine can do, and what is missing for which pass."""
+"""Diagnosis of this machine: libraries, extras, plugins, GPUs, disk and memory."""
 
 from __future__ import annotations
 
@@ -33,24 +33,25 @@ _INSTRUCTIONS = {
     "bf16": "BF16 products",
     "sve": "wide float kernels",
 }
-"""Flag of /proc/cpuinfo (x86 and Arm) to what it is good for."""
+"""Flag of /proc/cpuinfo (x86 and Arm) to the operations that it accelerates."""
 _INT8 = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 _CORE = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "transformers")
 _EXTRAS = {
     "phone-bed": (("qtawesome", "espeakng-loader", "pillow"), "the data source phone-bed"),
-    "trt-rtx": (("tensorrt-rtx",), "the pass tensorrt, for RTX GPUs that need not be here"),
-    "trt": (("tensorrt",), "the pass tensorrt, for the GPU at hand"),
+    "trt-rtx": (("tensorrt-rtx",), "the pass tensorrt, for RTX GPUs of any machine"),
+    "trt": (("tensorrt",), "the pass tensorrt, for this machine's GPU"),
     "provenance": (
         ("cryptography", "zstandard", "cyclonedx-python-lib"),
         "sign, export, import, sbom",
     ),
 }
-"""Extra to its distributions and what needs them."""
-_LEAST_BYTES = {"disk": 1 << 30, "memory": 2 << 30}
+"""Extra to its distributions and the features that need them."""
+_MIN_DISK_BYTES = 1 << 30
+_MIN_MEMORY_BYTES = 2 << 30
 
 
 class Check(BaseModel):
-    """One thing looked at."""
+    """Result of one check."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,60 +60,53 @@ class Check(BaseModel):
     value: str
     remedy: str | None = None
     optional: bool = False
-    """Whether a pipeline may do without it."""
+    """True if pipelines can do without it."""
 
 
 class Diagnosis(BaseModel):
-    """All of it; ``ok`` when nothing is missing that every pipeline needs."""
+    """Result of `doctor`."""
 
     model_config = ConfigDict(frozen=True)
 
     ok: bool
+    """True if every check passes that is not optional."""
     checks: tuple[Check, ...]
     machine: dict[str, Any]
+    """Label to a property of the hardware."""
 
 
 def diagnose(store: Path) -> Diagnosis:
-    """Look at the machine, the runtimes, the libraries, the plugins and the store's disk."""
+    """Check libraries, extras, plugins, TensorRT backends, memory, and the disk of a store."""
     checks = [_tool(name) for name in _CORE]
     checks += [_extra(name, *needed) for name, needed in _EXTRAS.items()]
-    checks += [_backend(one) for one in BACKENDS.values() if one.installed]
+    checks += [_backend(backend) for backend in BACKENDS.values() if backend.installed]
     for group in (discovery.PASSES, discovery.SOURCES, discovery.FAMILIES):
         checks += [_plugin(group, name) for name in discovery.names(group)]
     existing = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
     free, memory = shutil.disk_usage(existing).free, available_memory_bytes()
-    least = _LEAST_BYTES
-    checks.append(
-        Check(name=f"disk at {store}", ok=free > least["disk"], value=f"{free / 1e9:.1f} GB free")
-    )
-    checks.append(
-        Check(name="memory", ok=memory > least["memory"], value=f"{memory / 1e9:.1f} GB available")
-    )
+    disk_ok, memory_ok = free > _MIN_DISK_BYTES, memory > _MIN_MEMORY_BYTES
+    checks.append(Check(name=f"disk at {store}", ok=disk_ok, value=f"{free / 1e9:.1f} GB free"))
+    checks.append(Check(name="memory", ok=memory_ok, value=f"{memory / 1e9:.1f} GB available"))
     ok = all(check.ok or check.optional for check in checks)
     return Diagnosis(ok=ok, checks=tuple(checks), machine=_machine())
 
 
 def _machine() -> dict[str, Any]:
     flags = _flags()
+    instructions = "; ".join(f"{flag}: {_INSTRUCTIONS[flag]}" for flag in flags)
     return {
         **environment(0, "cpu").model_dump(exclude={"threads", "device"}),
-        "instructions": "; ".join(f"{one}: {_INSTRUCTIONS[one]}" for one in flags)
-        or "none of note",
-        "int8": _integers(flags),
+        "instructions": instructions or "none that accelerate models",
+        "int8": _int8_support(flags),
         "gemm_gflops_fp32": round(gemm_flops_per_second() / 1e9, 1),
-        "gpus": ", ".join(f"{one.name} ({one.target})" for one in list_gpus()) or "none",
+        "gpus": ", ".join(f"{gpu.name} ({gpu.target})" for gpu in list_gpus()) or "none",
         "onnxruntime": ", ".join(_providers()) or "not installed",
     }
 
 
-def _integers(flags: list[str]) -> str:
-    """How INT8 graphs fare here: in speed, and in ONNX Runtime's products."""
-    fast = bool(_INT8 & set(flags))
-    told = (
-        "multiplied fast"
-        if fast
-        else "no instructions of its own: expect little speed from INT8 here"
-    )
+def _int8_support(flags: list[str]) -> str:
+    """Describe the speed of INT8 graphs here, and the exactness of ONNX Runtime's products."""
+    text = "fast" if _INT8 & set(flags) else "no INT8 instructions: expect little speedup from INT8"
     if _providers():
         from compressor.runtimes.onnxruntime.integer_kernels import (
             EXACT_PRODUCTS,
@@ -121,12 +115,15 @@ def _integers(flags: list[str]) -> str:
 
         [(key, value)] = EXACT_PRODUCTS.items()
         if integer_products_saturate():
-            told += f"; ONNX Runtime clamps large products, which costs accuracy: open INT8 graphs with {key}={value}"
-    return told
+            text += (
+                "; ONNX Runtime saturates large products, which reduces accuracy: "
+                f"open INT8 graphs with {key}={value}"
+            )
+    return text
 
 
 def _providers() -> list[str]:
-    """What ONNX Runtime can compute on here."""
+    """Return the execution providers of ONNX Runtime; none if it is not installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -148,41 +145,37 @@ def _tool(name: str) -> Check:
 
 
 def _extra(name: str, distributions: tuple[str, ...], needed_for: str) -> Check:
-    versions = {one: tool_version(one) for one in distributions}
-    missing = [one for one, version in versions.items() if version == "not installed"]
-    told = (
-        f"not installed: {', '.join(missing)}"
-        if missing
-        else ", ".join(f"{one} {v}" for one, v in versions.items())
-    )
+    versions = {distribution: tool_version(distribution) for distribution in distributions}
+    missing = [name for name, version in versions.items() if version == "not installed"]
+    value = ", ".join(f"{distribution} {version}" for distribution, version in versions.items())
     return Check(
         name=f"extra {name}, for {needed_for}",
         ok=not missing,
-        value=told,
+        value=f"not installed: {', '.join(missing)}" if missing else value,
         remedy=f"pip install 'autoglm-compress[{name}]'" if missing else None,
         optional=True,
     )
 
 
 def _backend(backend: Backend) -> Check:
-    """Whether it loads, and what it builds for."""
+    """Check that a backend loads, and list the GPUs that it builds for."""
     label = f"TensorRT backend {backend.name}"
     try:
         import_backend(backend)
     except CompressError as error:
         return Check(name=label, ok=False, value=error.what, remedy=error.remedy, optional=True)
-    here = [one.target for one in list_gpus()]
-    value = f"builds for {', '.join(backend.targets or here) or 'no GPU: there is none here'}"
-    return Check(name=label, ok=bool(backend.targets or here), value=value, optional=True)
+    targets = backend.targets or [gpu.target for gpu in list_gpus()]
+    value = f"builds for {', '.join(targets)}" if targets else "this machine has no GPU"
+    return Check(name=label, ok=bool(targets), value=value, optional=True)
 
 
 def _plugin(group: str, name: str) -> Check:
     label = f"{group.rsplit('.', 1)[-1]}: {name}"
     try:
-        found = type(discovery.load(group, name))
+        plugin = type(discovery.load(group, name))
     except CompressError as error:
         return Check(name=label, ok=False, value=error.what, remedy=error.remedy)
-    return Check(name=label, ok=True, value=f"{found.__module__}.{found.__name__}")
+    return Check(name=label, ok=True, value=f"{plugin.__module__}.{plugin.__name__}")
 
 
 def _flags() -> list[str]:

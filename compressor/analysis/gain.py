@@ -1,11 +1,12 @@
-"""Proof of gain: of every step of a run, what it saved in bytes, in arithmetic and in time, and where it saved none, why."""
+"""Savings of every step of a run in bytes, arithmetic and time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.analysis.compare import samples_of_set
+from compressor.analysis.compare import load_batch
 from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.runs import RunRecord, find_run
 from compressor.artifacts.store import Artifact, open_artifact, verify
@@ -23,108 +24,112 @@ from compressor.runtimes.formats import StoredModel, format_named
 _LATENCY = "latency_p50_ms"
 
 
-def gains(
+def measure_gains(
     run: Path,
     pipeline: Pipeline,
     context: SourceContext,
     budget: BudgetConfig,
     listener: events.Listener,
 ) -> tuple[Gain, ...]:
-    """Every step of a run that has something to be compared with.
+    """Compare every step of a run with the nearest earlier artifact of the same runtime.
 
     Args:
         run: a run, or a store (its last run).
-        pipeline: whose data is fed, and whose ``evaluate.latency`` says how time is taken.
-        context: what its data sources may use.
-        budget: for each comparison in turns.
-        listener: told of rounds.
+        pipeline: its data is fed to the models as ``evaluate.latency`` states.
+        context: base folder, cache and permissions of the data sources.
+        budget: rounds and seconds of each comparison.
+        listener: receives progress events.
 
     Raises:
-        UsageError: the pipeline says nothing of latency.
+        UsageError: the pipeline has no ``evaluate.latency`` with data.
     """
-    player = timer_opener(pipeline, context)
-    if player is None:
+    open_timer = timer_opener(pipeline, context)
+    if open_timer is None:
         raise UsageError(
-            "the pipeline does not say how latency is measured", remedy="add `evaluate.latency`"
+            "the pipeline does not state how latency is measured", remedy="add `evaluate.latency`"
         )
     folder, record = find_run(run)
-    root = folder.parent.parent
-    artifacts = {step.name: open_artifact(root / step.artifact) for step in record.steps}
-    judge = GateChecker(player, {}, listener)
+    store = folder.parent.parent
+    artifacts = {step.name: open_artifact(store / step.artifact) for step in record.steps}
     latency = pipeline.config.evaluate.without_accuracy().latency
-    assert latency is not None  # noqa: S101 - there is a player
-    batch = samples_of_set(pipeline, context, latency.data, latency.batch_size)
-    found = []
-    for name, artifact in artifacts.items():
-        against = _compared_with(name, record, artifacts)
-        if against is not None:
-            verify(artifact)
-            found.append(
-                _gain(name, artifact, against, artifacts[against], judge, budget, batch, pipeline)
+    assert latency is not None  # noqa: S101 - there is a timer
+    meter = _GainMeter(
+        checker=GateChecker(open_timer, {}, listener),
+        budget=budget,
+        batch=load_batch(pipeline, context, latency.data, latency.batch_size),
+        threads=latency.threads,
+    )
+    gains = []
+    for name in artifacts:
+        reference = _reference_step(name, record, artifacts)
+        if reference is not None:
+            verify(artifacts[name])
+            gains.append(
+                meter.measure(
+                    MeasuredModel.of(artifacts[name], name),
+                    MeasuredModel.of(artifacts[reference], reference),
+                )
             )
-    return tuple(found)
+    return tuple(gains)
 
 
-def _compared_with(step: str, record: RunRecord, artifacts: Mapping[str, Artifact]) -> str | None:
-    """The nearest ancestor of the same runtime; else an artifact of that runtime that comes straight from an ancestor."""
-    parents = {one.name: one.parent for one in record.steps}
+def _reference_step(step: str, record: RunRecord, artifacts: Mapping[str, Artifact]) -> str | None:
+    """Return the nearest ancestor of the same runtime, else a child of an ancestor that has it."""
+    parents = {entry.name: entry.parent for entry in record.steps}
     runtime = StoredModel.of(artifacts[step]).format.runtime
-    before = parents[step]
     ancestors = []
-    while before is not None and before in artifacts:
-        ancestors.append(before)
-        before = parents[before]
-    candidates = [
-        *ancestors,
-        *(name for one in ancestors for name, parent in parents.items() if parent == one),
-    ]
-    for name in candidates:
+    parent = parents[step]
+    while parent is not None and parent in artifacts:
+        ancestors.append(parent)
+        parent = parents[parent]
+    children = [name for ancestor in ancestors for name in parents if parents[name] == ancestor]
+    for name in (*ancestors, *children):
         manifest = artifacts[name].manifest
-        if (
-            name != step
-            and format_named(manifest.format).runtime == runtime
-            and manifest.metric(_LATENCY) is not None
-        ):
+        same_runtime = format_named(manifest.format).runtime == runtime
+        if name != step and same_runtime and manifest.metric(_LATENCY) is not None:
             return name
     return None
 
 
-def _gain(
-    name: str,
-    artifact: Artifact,
-    against: str,
-    other: Artifact,
-    judge: GateChecker,
-    budget: BudgetConfig,
-    batch: Batch,
-    pipeline: Pipeline,
-) -> Gain:
-    model = StoredModel.of(artifact)
-    low, high, ratio = None, None, None
-    if artifact.manifest.metric(_LATENCY) is not None:
-        rule = Rule(_LATENCY, "max_ratio", 1.0, against, budget=budget)
-        found = judge(rule, MeasuredModel.of(artifact, name), MeasuredModel.of(other, against))
-        ratio, low, high = found.found, found.low, found.high
-    latency = pipeline.config.evaluate.latency
-    threads = latency.threads if latency else pipeline.config.threads
-    low_precision = model.format.low_precision(model.path, batch, threads)
-    return Gain(
-        step=name,
-        pass_name=artifact.manifest.pass_.name,
-        against=against,
-        runtime=model.format.runtime or "none",
-        size_ratio=artifact.manifest.model_bytes / other.manifest.model_bytes,
-        parameters_ratio=_ratio(artifact, other, "parameters"),
-        macs_ratio=_ratio(artifact, other, "macs"),
-        low_precision_weights=low_precision.weights,
-        low_precision_macs=low_precision.macs,
-        speedup=1 / ratio if ratio else None,
-        speedup_low=1 / high if high else None,
-        speedup_high=1 / low if low else None,
-        why_not=low_precision.reasons if high is None or high >= 1 else (),
-    )
+@dataclass(frozen=True, slots=True)
+class _GainMeter:
+    """Measures the gain of one model over another."""
+
+    checker: GateChecker
+    budget: BudgetConfig
+    batch: Batch
+    threads: int
+
+    def measure(self, model: MeasuredModel, reference: MeasuredModel) -> Gain:
+        artifact, old = model.artifact, reference.artifact
+        assert artifact is not None  # noqa: S101 - both are steps of a run
+        assert old is not None  # noqa: S101
+        low, high, ratio = None, None, None
+        if artifact.manifest.metric(_LATENCY) is not None:
+            rule = Rule(_LATENCY, "max_ratio", 1.0, reference.name, budget=self.budget)
+            result = self.checker(rule, model, reference)
+            ratio, low, high = result.found, result.low, result.high
+        stored = StoredModel.of(artifact)
+        precision = stored.format.low_precision(stored.path, self.batch, self.threads)
+        return Gain(
+            step=model.name,
+            pass_name=artifact.manifest.pass_.name,
+            against=reference.name,
+            runtime=stored.format.runtime or "none",
+            size_ratio=artifact.manifest.model_bytes / old.manifest.model_bytes,
+            parameters_ratio=_ratio(artifact, old, "parameters"),
+            macs_ratio=_ratio(artifact, old, "macs"),
+            low_precision_weights=precision.weights,
+            low_precision_macs=precision.macs,
+            speedup=1 / ratio if ratio else None,
+            speedup_low=1 / high if high else None,
+            speedup_high=1 / low if low else None,
+            why_not=precision.reasons if high is None or high >= 1 else (),
+        )
 
 
-def _ratio(artifact: Artifact, other: Artifact, metric: str) -> float | None:
-    new, old = artifact.manifest.metric(metric), other.manifest.metric(metric)
-    return new.value / old.value if new is not None and old is not None and old.value else None
+def _ratio(new: Artifact, old: Artifact, name: str) -> float | None:
+    new_metric, old_metric = new.manifest.metric(name), old.manifest.metric(name)
+    if new_metric is None or old_metric is None or not old_metric.value:
+        return None
+    return new_metric.value / old_metric.value

@@ -1,4 +1,4 @@
-"""The runs of a store, as their ladders were."""
+"""Past runs of a store with the metrics of their steps, from their ladder reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compressor.errors import UsageError
 
 
 class PastStep(BaseModel):
-    """One row of a past ladder."""
+    """A step of a past run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,70 +25,71 @@ class PastStep(BaseModel):
 
 
 class PastRun(BaseModel):
-    """One run."""
+    """A past run."""
 
     model_config = ConfigDict(frozen=True)
 
     run: str
-    """The name of its folder."""
+    """Name of the run's folder."""
     pipeline: str
     when: str
-    """When it last was carried out; ISO 8601, UTC."""
+    """Time of its last execution; ISO 8601, UTC."""
     command: str
     passed: int
-    """Gates that passed."""
+    """Number of gates that passed."""
     failed: int
+    """Number of gates that failed."""
     steps: tuple[PastStep, ...]
 
 
-def history(store: Path, pipeline: str | None = None) -> tuple[PastRun, ...]:
-    """All runs of a store, or those of one pipeline, oldest first.
+def list_runs(store: Path, pipeline: str | None = None) -> tuple[PastRun, ...]:
+    """Return the runs of a store, or those of one pipeline, oldest first.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no run.
     """
-    found = [
+    runs = [
         PastRun(
             run=folder.name,
             pipeline=record.pipeline,
-            when=_when(folder),
+            when=_modified(folder),
             command=record.command,
             passed=sum(gate.passed for gate in record.gates),
             failed=sum(not gate.passed for gate in record.gates),
             steps=tuple(
-                PastStep(step=one.name, id=one.id, metrics=dict(one.metrics))
-                for one in measured_models_of_ladder(folder).values()
+                PastStep(step=step.name, id=step.id, metrics=dict(step.metrics))
+                for step in measured_models_of_ladder(folder).values()
             ),
         )
         for folder, record in all_runs(store)
         if pipeline in {None, record.pipeline}
     ]
-    if not found:
-        which = "no run" if pipeline is None else f"no run of {pipeline!r}"
-        raise UsageError(f"{store} holds {which}", remedy="`autoglm-compress run` makes one")
-    return tuple(found)
+    if not runs:
+        missing = "no run" if pipeline is None else f"no run of {pipeline!r}"
+        raise UsageError(f"{store} holds {missing}", remedy="start one with `autoglm-compress run`")
+    return tuple(runs)
 
 
-def followed(runs: Sequence[PastRun], metric: str) -> list[tuple[PastRun, PastStep, Metric]]:
-    """One metric over the runs, step by step.
+def metric_history(runs: Sequence[PastRun], metric: str) -> list[tuple[PastRun, PastStep, Metric]]:
+    """Return the values of a metric in every step of every run.
 
     Raises:
-        UsageError: no run has it.
+        UsageError: no run has the metric.
     """
-    found = [
+    rows = [
         (run, step, step.metrics[metric])
         for run in runs
         for step in run.steps
         if metric in step.metrics
     ]
-    if not found:
-        known = dict.fromkeys(
+    if not rows:
+        names = dict.fromkeys(
             name for run in runs for step in run.steps for name in step.metrics if "[" not in name
         )
-        raise UsageError(f"no run has {metric!r}", remedy=f"one of {', '.join(known)}")
-    return found
+        raise UsageError(f"no run has {metric!r}", remedy=f"one of {', '.join(names)}")
+    return rows
 
 
-def _when(folder: Path) -> str:
+def _modified(folder: Path) -> str:
     moment = datetime.datetime.fromtimestamp(folder.stat().st_mtime, datetime.UTC)
     return moment.isoformat(timespec="seconds")

@@ -1,11 +1,11 @@
-"""Layers of a model put back as they were in its parent, to see what the rest of it loses without them."""
+"""Search for the layer that lost a metric, by restoring layers of the parent model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,33 +13,48 @@ from compressor.analysis.tensors import relative_error
 from compressor.data.contract import Batch, Dataset
 from compressor.errors import UsageError
 from compressor.evaluation.accuracy import measure_accuracy
-from compressor.evaluation.embeddings import answers_with_embeddings, measure_embeddings
-from compressor.evaluation.metrics import METRICS, referring
-from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
+from compressor.evaluation.metrics import METRICS, reference_metrics
+from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, Progress
 from compressor.runtimes.formats import StoredModel
 from compressor.runtimes.session import Session
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from compressor.artifacts.store import Artifact
-    from compressor.runtimes.torch.layers import TorchLayers
     from compressor.runtimes.torch.session import TorchSession
 
-Progress = Callable[[str, int, int], None]
+_NO_COMMON_LAYER = (
+    "no layer has the same input and output shapes in both models: "
+    "widths were cut, or the models are unrelated"
+)
+_NO_IMPROVEMENT = "restoring layers does not improve the metric: all layers changed together"
 
 
 class LayerTrial(BaseModel):
-    """Some layers put back, and what the model was worth then."""
+    """A measurement of the model with some layers restored."""
 
     model_config = ConfigDict(frozen=True)
 
     restored: tuple[str, ...]
     value: float
     error: float
-    """Σ(b−a)² / Σa² of the model's answers against its parent's: what decides between equal values."""
+    """Σ(b−a)² / Σa² of the outputs against the parent's; decides between equal values."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ruler:
+class LayerSearch:
+    """Result of ``search_layers``."""
+
+    trials: tuple[LayerTrial, ...] = ()
+    layer: str | None = None
+    """The layer that lost most; None if there is none to name."""
+    why_not: str | None = None
+    """Why no layer is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricEvaluator:
     """Measures one metric on the same samples, in this process."""
 
     metric: str
@@ -48,153 +63,179 @@ class Ruler:
     threads: int
 
     @classmethod
-    def of(
+    def create(
         cls,
         evaluate: EvaluateConfig,
-        dataset: Callable[[str], Dataset],
-        threads: int,
+        load_dataset: Callable[[str], Dataset],
         metric: str,
+        *,
         samples: int,
-    ) -> Ruler:
-        """For a metric on the set of ``evaluate.accuracy``.
+        threads: int,
+    ) -> MetricEvaluator:
+        """Return an evaluator on the data set of ``evaluate.accuracy``.
 
         Raises:
-            UsageError: there is no such set, or the metric needs another model to compare with.
+            UsageError: there is no such data set, or the metric compares with a reference.
         """
         if evaluate.accuracy is None:
             raise UsageError(
-                "the pipeline does not say what accuracy is measured on",
+                "the pipeline has no data set to measure accuracy on",
                 remedy="add `evaluate.accuracy`",
             )
-        if metric not in METRICS or referring([metric]):
-            known = [name for name in METRICS if not referring([name])]
+        if metric not in METRICS or reference_metrics([metric]):
+            names = [name for name in METRICS if not reference_metrics([name])]
             raise UsageError(
-                f"--metric {metric}: expected one that labels decide",
-                remedy=f"one of {', '.join(known)}",
+                f"--metric {metric}: expected a metric that compares with labels",
+                remedy=f"one of {', '.join(names)}",
             )
         update = {"metrics": (metric,), "num_samples": samples, "bootstrap": 0, "reference": None}
-        return cls(
-            metric,
-            dataset(evaluate.accuracy.data),
-            evaluate.accuracy.model_copy(update=update),
-            threads,
-        )
+        config = evaluate.accuracy.model_copy(update=update)
+        return cls(metric, load_dataset(config.data), config, threads)
 
     @property
     def better(self) -> Literal["higher", "lower"]:
-        """Which way is better."""
+        """The direction in which the metric improves."""
         return METRICS[self.metric].better
 
     @property
     def samples(self) -> int:
-        """How many it looks at."""
-        return min(self.config.num_samples or len(self.dataset), len(self.dataset))
+        """Number of samples that are measured."""
+        return self.config.sample_count(len(self.dataset))
 
-    def from_session(self, session: Session) -> float:
-        """The metric of an open model."""
-        measure = measure_embeddings if answers_with_embeddings(session) else measure_accuracy
-        return measure(session, self.dataset, self.config, lambda *_: None).metrics[0].value
+    def first_batch(self) -> Batch:
+        """Return the first batch of the data set."""
+        return next(iter(self.dataset.batches(self.config.batch_size, self.samples)))
 
-    def of_artifact(self, artifact: Artifact) -> float:
+    def measure_session(self, session: Session) -> float:
+        """Return the metric of an open model."""
+        report = measure_accuracy(session, self.dataset, self.config, lambda *_: None)
+        return report.metrics[0].value
+
+    def measure_artifact(self, artifact: Artifact) -> float:
         """Return the metric of an artifact, measured on its stand-in if it cannot run here."""
         model, _ = StoredModel.of(artifact).runnable()
         with model.open_session(self.threads) as session:
-            return self.from_session(session)
+            return self.measure_session(session)
 
 
 def search_layers(
-    parent: Path, child: Path, ruler: Ruler, value: float, *, each: bool, progress: Progress
-) -> tuple[tuple[LayerTrial, ...], str | None, str | None]:
-    """Put layers of ``parent`` back into ``child``: what was tried, the layer that lost most, and why there is none.
+    parent: Path,
+    child: Path,
+    evaluator: MetricEvaluator,
+    value: float,
+    *,
+    each: bool,
+    progress: Progress,
+) -> LayerSearch:
+    """Restore layers of ``parent`` in ``child``, and find the layer that lost most.
 
-    By halves: of two halves of the layers the one is looked into whose return brings more back. Errors of layers may cancel
-    or add up, so this finds a layer that matters much, not surely the one that matters most. It stops where neither half brings
-    anything back, as of a pass that trains all layers anew.
+    By default the layers are bisected: of two halves, the search continues in the one whose
+    restoration improves the metric more. Errors of layers may cancel or add up, so it finds a layer
+    with a large effect, not necessarily the largest. It stops where neither half improves anything,
+    as after a pass that retrains all layers.
 
     Args:
-        parent: its model folder.
-        child: that of the model that lost something.
-        ruler: measures.
+        parent: folder of the parent model, in a torch format.
+        child: folder of the model that lost accuracy, in a torch format.
+        evaluator: measures the metric.
         value: the metric of ``child``.
-        each: one layer at a time instead.
-        progress: called as (what, done, total).
+        each: restore the layers one at a time instead.
+        progress: called with ``layers``, the number of trials done, and their maximum.
     """
-    from compressor.models.quantized.fake_quantization import replace_module
     from compressor.runtimes.torch.session import TorchSession
 
-    before, after = (TorchSession(folder, ruler.threads, "cpu") for folder in (parent, child))
-    batch = next(iter(ruler.dataset.batches(ruler.config.batch_size, ruler.samples)))
-    wanted = before.run(batch)
-    parts = _common(before, after, batch)
-    if not parts:
-        return (
-            (),
-            None,
-            "no layer has the same inputs and outputs in both: widths were cut, or it is another model",
-        )
-    modules = [dict(one.module.named_modules()) for one in (before, after)]
+    before, after = (TorchSession(folder, evaluator.threads, "cpu") for folder in (parent, child))
+    batch = evaluator.first_batch()
+    restorable = _restorable_layers(before, after, batch)
+    if not restorable:
+        return LayerSearch(why_not=_NO_COMMON_LAYER)
+    max_trials = len(restorable) if each else 2 * (len(restorable) - 1).bit_length()
     trials: list[LayerTrial] = []
-    most = len(parts) if each else 2 * (len(parts) - 1).bit_length()
-
-    def tried(names: Sequence[str]) -> LayerTrial:
-        chosen = [part for name in names for part in parts[name]]
-        for part in chosen:
-            replace_module(after.module, part, modules[0][part])
-        try:
-            error = _apart(after.run(batch), wanted)
-            trials.append(
-                LayerTrial(restored=tuple(names), value=ruler.from_session(after), error=error)
-            )
-        finally:
-            for part in chosen:
-                replace_module(after.module, part, modules[1][part])
-        progress("layers", len(trials), most)
-        return trials[-1]
-
-    sign = 1 if ruler.better == "higher" else -1
-    own = LayerTrial(restored=(), value=value, error=_apart(after.run(batch), wanted))
-
-    def gain(one: LayerTrial) -> tuple[float, float]:
-        return sign * one.value, -one.error
-
-    groups = [[name] for name in parts] if each or len(parts) == 1 else _halves(list(parts))
+    restorer = _Restorer(before, after, restorable, evaluator, batch)
+    unrestored = LayerTrial(restored=(), value=value, error=restorer.output_error())
+    one_by_one = each or len(restorable) == 1
+    groups = [[name] for name in restorable] if one_by_one else _halves(list(restorable))
     while True:
-        best = max((tried(names) for names in groups), key=gain)
-        if gain(best) <= gain(own):
-            return (
-                tuple(trials),
-                None,
-                "nothing is won by putting layers back: all of them changed together",
-            )
+        candidates = []
+        for names in groups:
+            candidates.append(restorer.measure(names))
+            trials.append(candidates[-1])
+            progress("layers", len(trials), max_trials)
+        best = max(candidates, key=restorer.rank)
+        if restorer.rank(best) <= restorer.rank(unrestored):
+            return LayerSearch(tuple(trials), why_not=_NO_IMPROVEMENT)
         if len(best.restored) == 1:
-            return tuple(trials), best.restored[0], None
+            return LayerSearch(tuple(trials), best.restored[0])
         groups = _halves(list(best.restored))
+
+
+class _Restorer:
+    """Measures ``after`` with the modules of some layers exchanged for those of ``before``."""
+
+    def __init__(
+        self,
+        before: TorchSession,
+        after: TorchSession,
+        restorable: dict[str, tuple[str, ...]],
+        evaluator: MetricEvaluator,
+        batch: Batch,
+    ) -> None:
+        self._after, self._evaluator = after, evaluator
+        self._restorable, self._batch = restorable, batch
+        self._outputs = before.run(batch)
+        self._parent_modules = dict(before.module.named_modules())
+        self._own_modules = dict(after.module.named_modules())
+
+    def measure(self, names: Sequence[str]) -> LayerTrial:
+        """Restore layers, measure, and undo the exchange."""
+        parts = [part for name in names for part in self._restorable[name]]
+        self._exchange(parts, self._parent_modules)
+        try:
+            error = self.output_error()
+            value = self._evaluator.measure_session(self._after)
+        finally:
+            self._exchange(parts, self._own_modules)
+        return LayerTrial(restored=tuple(names), value=value, error=error)
+
+    def output_error(self) -> float:
+        """Return the largest relative error of an output against the parent's."""
+        outputs = self._after.run(self._batch)
+        return max(relative_error(output, self._outputs[name]) for name, output in outputs.items())
+
+    def rank(self, trial: LayerTrial) -> tuple[float, float]:
+        """Return a sort key: a better metric first, then a smaller output error."""
+        sign = 1 if self._evaluator.better == "higher" else -1
+        return sign * trial.value, -trial.error
+
+    def _exchange(self, parts: Sequence[str], modules: dict[str, nn.Module]) -> None:
+        from compressor.models.quantized.fake_quantization import replace_module
+
+        for part in parts:
+            replace_module(self._after.module, part, modules[part])
 
 
 def _halves(names: list[str]) -> list[list[str]]:
     return [names[: len(names) // 2], names[len(names) // 2 :]]
 
 
-def _apart(answers: Batch, wanted: Batch) -> float:
-    return max(relative_error(value, wanted[name]) for name, value in answers.items())
-
-
-def _common(before: TorchSession, after: TorchSession, batch: Any) -> dict[str, tuple[str, ...]]:
-    """Layers that read and make arrays of the same shapes in both, and the modules that make each of them up, in both."""
+def _restorable_layers(
+    before: TorchSession, after: TorchSession, batch: Batch
+) -> dict[str, tuple[str, ...]]:
+    """Return the layers with the same shapes in both models, each with its modules' names."""
     from compressor.runtimes.torch.layers import TorchLayers
 
-    first = {name: array[:1] for name, array in batch.items()}
-    found: list[TorchLayers] = [TorchLayers.from_session(one) for one in (before, after)]
-    old, new = (one.trace(first) for one in found)
-    known = [set(dict(one.module.named_modules())) for one in found]
-    common = {}
-    for name, value in old.outputs.items():
-        parts = tuple(dict.fromkeys((*found[0].parts[name], *found[1].parts.get(name, ()))))
-        same = name in new.outputs and value.shape == new.outputs[name].shape
-        if (
-            same
+    sample = {name: array[:1] for name, array in batch.items()}
+    old_layers, new_layers = (TorchLayers.from_session(session) for session in (before, after))
+    old, new = old_layers.trace(sample), new_layers.trace(sample)
+    module_names = [set(dict(session.module.named_modules())) for session in (before, after)]
+    restorable = {}
+    for name, output in old.outputs.items():
+        parts = tuple(dict.fromkeys((*old_layers.parts[name], *new_layers.parts.get(name, ()))))
+        same_shapes = (
+            name in new.outputs
+            and output.shape == new.outputs[name].shape
             and old.inputs[name].shape == new.inputs[name].shape
-            and all(set(parts) <= one for one in known)
-        ):
-            common[name] = parts
-    return common
+        )
+        if same_shapes and all(names.issuperset(parts) for names in module_names):
+            restorable[name] = parts
+    return restorable

@@ -1,4 +1,4 @@
-"""Two models layer by layer on the same samples: where they part, and how much each layer adds."""
+"""Compare two models layer by layer on the same samples."""
 
 from __future__ import annotations
 
@@ -13,89 +13,97 @@ from compressor.runtimes.layers import Layers, reshape_like
 
 
 class LayerDifference(BaseModel):
-    """One layer of both models; figures are None where its outputs do not have the same number of values."""
+    """One layer of both models; errors are None where the numbers of output values differ."""
 
     model_config = ConfigDict(frozen=True)
 
     layer: str
     order: int
-    """Its place in the order of computation, from 0."""
+    """Position in the order of execution, from 0."""
     error: float | None
-    """Σ(b−a)² / Σa² of what it makes, with all that came before it."""
+    """Σ(b−a)² / Σa² of its output, including the error of all layers before it."""
     snr_db: float | None
-    """The same as a signal-to-noise ratio; None for no error at all."""
+    """``error`` as a signal-to-noise ratio in dB; None for an error of 0."""
     added: float | None
-    """The error of b's layer alone: fed what a's layer read. None where it cannot be fed that."""
+    """Error of b's layer alone, for the input of a's layer; None where that input does not fit."""
 
 
 class LayerComparison(BaseModel):
-    """The whole."""
+    """Result of ``compare_layers``."""
 
     model_config = ConfigDict(frozen=True)
 
     samples: int
     layers: tuple[LayerDifference, ...]
-    """Those that add most first."""
+    """Layers, largest added error first."""
     answers: dict[str, float]
-    """Error of each output of the models."""
+    """Error of each model output."""
     parts_at: str | None
-    """The first layer whose error is beyond what the order of sums explains."""
+    """The first layer whose error exceeds that of reordered float32 sums; None if there is none."""
     only_a: tuple[str, ...]
+    """Layers that only model a has."""
     only_b: tuple[str, ...]
+    """Layers that only model b has."""
 
 
-_SUMS = 1e-8  # relative error, 80 dB: what float32 sums in another order differ by stays well below
+_ROUNDING_ERROR = 1e-8
+"""Relative error (80 dB) well above that of float32 sums in another order."""
 
 
 def compare_layers(a: Layers, b: Layers, batch: Batch) -> LayerComparison:
-    """Feed both the same samples, and each layer of ``b`` what that of ``a`` read.
+    """Run both models on the same samples, and each layer of ``b`` on the input of ``a``'s layer.
 
-    The error at a layer holds what came down to it, which a later layer may make larger: it would point at the wrong one. What a
-    layer adds is its own alone.
+    The error of a layer's output includes that of its input, which later layers may amplify, so the
+    largest error need not be at the faulty layer. The added error is the layer's own.
 
     Raises:
-        UsageError: the two have no layer in common.
+        UsageError: the models have no layer in common.
     """
-    ours, theirs = a.trace(batch), b.trace(batch)
-    common = [name for name in ours.outputs if name in theirs.outputs]
+    trace_a, trace_b = a.trace(batch), b.trace(batch)
+    common = [name for name in trace_a.outputs if name in trace_b.outputs]
     if not common:
         raise UsageError(
-            "the two have no layer of the same name", remedy="compare artifacts of the same family"
+            "the models have no layer of the same name",
+            remedy="compare artifacts of the same family",
         )
-    alone = b.alone(batch, {name: ours.inputs[name] for name in common})
-    found = []
+    alone = b.alone(batch, {name: trace_a.inputs[name] for name in common})
+    layers = []
     for order, name in enumerate(common):
-        wanted = ours.outputs[name]
-        error = _error(theirs.outputs[name], wanted)
-        added = _error(alone[name], wanted) if name in alone else None
+        expected = trace_a.outputs[name]
+        error = _error(trace_b.outputs[name], expected)
+        added = _error(alone[name], expected) if name in alone else None
         decibels = None if error is None else snr_db(error)
-        found.append(
+        layers.append(
             LayerDifference(layer=name, order=order, error=error, snr_db=decibels, added=added)
         )
-    answers = {
+    outputs = {
         name: error
-        for name, value in ours.answers.items()
-        if name in theirs.answers and (error := _error(theirs.answers[name], value)) is not None
+        for name, value in trace_a.answers.items()
+        if name in trace_b.answers and (error := _error(trace_b.answers[name], value)) is not None
     }
     return LayerComparison(
         samples=len(next(iter(batch.values()))),
-        layers=tuple(
-            sorted(found, key=lambda one: (-_known(one.added), -_known(one.error), one.order))
+        layers=tuple(sorted(layers, key=_sort_key)),
+        answers=outputs,
+        parts_at=next(
+            (layer.layer for layer in layers if _or_minus_one(layer.error) > _ROUNDING_ERROR), None
         ),
-        answers=answers,
-        parts_at=next((one.layer for one in found if _known(one.error) > _SUMS), None),
-        only_a=tuple(name for name in ours.outputs if name not in theirs.outputs),
-        only_b=tuple(name for name in theirs.outputs if name not in ours.outputs),
+        only_a=tuple(name for name in trace_a.outputs if name not in trace_b.outputs),
+        only_b=tuple(name for name in trace_b.outputs if name not in trace_a.outputs),
     )
 
 
-def _error(of: Array, against: Array) -> float | None:
-    fitting = reshape_like(of, against)
-    if fitting is None:
+def _sort_key(layer: LayerDifference) -> tuple[float, float, int]:
+    return -_or_minus_one(layer.added), -_or_minus_one(layer.error), layer.order
+
+
+def _error(values: Array, reference: Array) -> float | None:
+    reshaped = reshape_like(values, reference)
+    if reshaped is None:
         return None
-    error = relative_error(fitting, against)
+    error = relative_error(reshaped, reference)
     return error if math.isfinite(error) else None
 
 
-def _known(value: float | None) -> float:
-    return -1.0 if value is None else value
+def _or_minus_one(error: float | None) -> float:
+    return -1.0 if error is None else error

@@ -1,4 +1,4 @@
-"""A report on any model: its format, its facts, and the passes that it can go through."""
+"""Report on any model: its format, its facts, and the passes that accept it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compressor.runtimes.formats import StoredModel, recognizing_formats
 
 
 class PassReport(BaseModel):
-    """One pass, and what stands against it for this model."""
+    """A pass, and the reasons why it does not accept the model."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,7 +26,7 @@ class ModelReport(BaseModel):
     path: str
     format: str
     summary: str
-    """What the format is, in one line."""
+    """One-line summary of the format."""
     runtime: str | None
     """The runtime that executes it here."""
     also: tuple[str, ...]
@@ -52,13 +52,15 @@ def report_model(model: StoredModel) -> ModelReport:
         format=format_.name,
         summary=format_.summary,
         runtime=format_.runtime,
-        also=tuple(other.name for other in recognizing_formats(path) if other is not format_),
+        also=tuple(
+            candidate.name for candidate in recognizing_formats(path) if candidate is not format_
+        ),
         size_bytes=facts.size_bytes,
         parameters=facts.parameters,
         macs=facts.macs,
         details=tuple(format_.describe(path)),
         passes=tuple(
-            PassReport(name=found.pass_name, suitable=not found.reasons, reasons=found.reasons)
-            for found in suitable_passes(format_, facts)
+            PassReport(name=entry.pass_name, suitable=not entry.reasons, reasons=entry.reasons)
+            for entry in suitable_passes(format_, facts)
         ),
     )

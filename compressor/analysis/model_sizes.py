@@ -1,4 +1,4 @@
-"""How large a model of a family would be, from arithmetic alone: nothing is allocated."""
+"""Parameters and weight memory of a family's preset, computed without allocating the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BYTES_PER_WEIGHT = {"FP32": 4.0, "FP16": 2.0, "INT8": 1.0, "INT4": 0.5}
 
 
 class ModelSizes(BaseModel):
-    """Parameters by part, and the memory of the weights alone at each precision (bytes; scales not counted)."""
+    """Parameters of a model by part, and the memory of its weights at each precision."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -24,12 +24,13 @@ class ModelSizes(BaseModel):
     parameters: int
     macs: int | None
     unit: str
-    """What the multiply-accumulates are for: a sample, or a token."""
+    """Unit of ``macs``: one sample, or one token."""
     bytes_at: dict[str, int]
+    """Precision to bytes of the weights, without quantization scales."""
 
 
-def model_sizes(target: str) -> ModelSizes:
-    """The sizes of ``family:preset``.
+def compute_model_sizes(target: str) -> ModelSizes:
+    """Return the sizes of ``family:preset``.
 
     Raises:
         UsageError: there is no such artifact, family or preset.

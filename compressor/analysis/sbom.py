@@ -1,4 +1,4 @@
-"""A CycloneDX bill of what is installed here: for whoever has to know what an artifact was made with."""
+"""CycloneDX bill of materials (SBOM) of the installed Python distributions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compressor.errors import MissingExtraError
 
 
 def environment_sbom() -> dict[str, Any]:
-    """CycloneDX 1.6, JSON: every installed distribution, with its version, package URL and licence as it states it.
+    """Return every installed distribution as CycloneDX 1.6: version, package URL, stated licence.
 
     Raises:
         MissingExtraError: `cyclonedx-python-lib` is not installed.
@@ -36,18 +36,19 @@ def environment_sbom() -> dict[str, Any]:
             licenses=[DisjunctiveLicense(name=licence)] if licence else (),
         )
         bom.components.add(component)
-    ours = next(one for one in bom.components if one.name == "autoglm-compress")
+    ours = next(part for part in bom.components if part.name == "autoglm-compress")
     bom.metadata.component = ours
     bom.register_dependency(ours, bom.components - {ours})
-    told: dict[str, Any] = json.loads(JsonV1Dot6(bom).output_as_string())
-    return told
+    document: dict[str, Any] = json.loads(JsonV1Dot6(bom).output_as_string())
+    return document
 
 
 def _installed() -> set[tuple[str, str, str]]:
-    """Name, version, and licence in one line (empty where none is stated)."""
-    found = set()
-    for one in distributions():
-        told = one.metadata.json
-        stated = str(told.get("license_expression") or told.get("license") or "").strip()
-        found.add((str(told["name"]), one.version, stated.splitlines()[0][:80] if stated else ""))
-    return found
+    """Return name, version, and licence in one line (empty if none is stated)."""
+    installed = set()
+    for distribution in distributions():
+        metadata = distribution.metadata.json
+        text = str(metadata.get("license_expression") or metadata.get("license") or "").strip()
+        licence = text.splitlines()[0][:80] if text else ""
+        installed.add((str(metadata["name"]), distribution.version, licence))
+    return installed

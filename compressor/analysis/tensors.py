@@ -1,4 +1,4 @@
-"""The weights of two models, tensor by tensor: what they are called, their shapes, and how far apart their values are."""
+"""Compare the weights of two models, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 
 
 class TensorDifference(BaseModel):
-    """One tensor of both models; a shape is None where one lacks it."""
+    """A tensor of both models; ``a`` and ``b`` are its shapes, None where a model lacks it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -23,53 +23,59 @@ class TensorDifference(BaseModel):
     a: tuple[int, ...] | None
     b: tuple[int, ...] | None
     snr_db: float | None
-    """Signal-to-noise ratio of b against a, 10 · log10(Σa² / Σ(a−b)²); None where shapes differ or nothing does."""
+    """Signal-to-noise ratio, 10·log10(Σa² / Σ(a−b)²); None for equal values or unequal shapes."""
     equal: bool
+    """True if all values are equal."""
 
 
-def tensor_differences(a: StoredModel, b: StoredModel) -> tuple[TensorDifference, ...]:
-    """Every weight of two models, those that differ most first.
+def compare_tensors(a: StoredModel, b: StoredModel) -> tuple[TensorDifference, ...]:
+    """Compare every weight of two models; largest difference first.
 
-    Of models in safetensors one tensor at a time is in memory; ONNX files and packed checkpoints are read whole.
+    Packed and integer weights are compared dequantized. Tensors of safetensors files are in memory
+    one at a time; ONNX files and packed checkpoints are read whole.
 
     Args:
-        a: the model to compare with; packed and INT8 weights are compared as the floats they stand for.
+        a: the model to compare with.
         b: the model to compare.
+
+    Raises:
+        UsageError: a format holds no tensors that can be compared.
     """
     left, right = (model.format.tensors(model.path) for model in (a, b))
-    found = [
-        _pair(name, left.get(name), right.get(name)) for name in dict.fromkeys((*left, *right))
-    ]
+    names = dict.fromkeys((*left, *right))
     return tuple(
-        sorted(
-            found,
-            key=lambda one: (one.equal, math.inf if one.snr_db is None else one.snr_db, one.name),
-        )
+        sorted((_compare(name, left.get(name), right.get(name)) for name in names), key=_sort_key)
     )
 
 
-def relative_error(of: Array, against: Array) -> float:
-    """Σ(of − against)² / Σ against²: 0 for equals, infinite against zeros."""
-    wanted = against.astype(np.float64)
-    noise = float(np.square(of.astype(np.float64) - wanted).sum())
-    signal = float(np.square(wanted).sum())
+def _sort_key(tensor: TensorDifference) -> tuple[bool, float, str]:
+    ratio = math.inf if tensor.snr_db is None else tensor.snr_db
+    return tensor.equal, ratio, tensor.name
+
+
+def relative_error(values: Array, reference: Array) -> float:
+    """Return Σ(values − reference)² / Σ reference²: 0 if equal, infinite for a reference of 0."""
+    expected = reference.astype(np.float64)
+    noise = float(np.square(values.astype(np.float64) - expected).sum())
+    signal = float(np.square(expected).sum())
     return 0.0 if noise == 0 else noise / signal if signal else math.inf
 
 
 def snr_db(error: float) -> float | None:
-    """A relative error as a signal-to-noise ratio; None for none, which is infinitely many decibels."""
+    """Return a relative error as a signal-to-noise ratio in dB; None where that is infinite."""
     return -10 * math.log10(error) if 0 < error < math.inf else None
 
 
-def _pair(
-    name: str, a: Callable[[], Array] | None, b: Callable[[], Array] | None
+def _compare(
+    name: str, read_a: Callable[[], Array] | None, read_b: Callable[[], Array] | None
 ) -> TensorDifference:
-    left, right = (one() if one is not None else None for one in (a, b))
-    shapes = [None if one is None else tuple(one.shape) for one in (left, right)]
+    left = None if read_a is None else read_a()
+    right = None if read_b is None else read_b()
+    shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (left, right)]
     error = None
     if left is not None and right is not None:
         if right.ndim == 2 and left.shape == right.shape[::-1] != right.shape:
-            right = right.T  # as ONNX multiplies
+            right = right.T  # ONNX stores [in, out], torch [out, in]
         if left.shape == right.shape:
             error = relative_error(right, left)
     ratio = None if error is None else snr_db(error)

@@ -49,17 +49,19 @@ def compare(
 
     With --pipeline, both models run on samples of its data, and their layers are compared.
     """
-    from compressor.analysis import compare as comparing
+    from compressor.analysis.compare import compare_artifacts, compare_samples
+    from compressor.analysis.tensors import compare_tensors
     from compressor.engine.run.runner import load_given
+    from compressor.runtimes.formats import StoredModel
 
     artifacts = (load_given(a), load_given(b))
-    comparison = comparing.compare(*artifacts)
+    comparison = compare_artifacts(*artifacts)
     if tensors:
-        differences = comparing.tensors_of_both(*artifacts)
+        differences = compare_tensors(*map(StoredModel.of, artifacts))
         comparison = comparison.model_copy(update={"tensors": differences})
     if (loaded := open_optional_pipeline(pipeline, overrides)) is not None:
         context = source_context(loaded, allow_code)
-        layers = comparing.layers_of_both(*artifacts, loaded, context, data, samples)
+        layers = compare_samples(*artifacts, loaded, context, data, samples)
         comparison = comparison.model_copy(update={"layers": layers})
     if as_json:
         print_json(comparison.model_dump(mode="json"))
@@ -168,6 +170,7 @@ def bisect(
     Layers of the step that lost most are replaced by those of its parent, and accuracy is measured
     again.
     """
+    from compressor.analysis.bisect import BisectOptions
     from compressor.analysis.bisect import bisect as bisect_run
     from compressor.engine.events import StepProgress
     from compressor.reports.console.comparisons import render_bisection
@@ -177,14 +180,10 @@ def bisect(
     with listener(quiet=as_json) as on_event:
         bisection = bisect_run(
             target,
-            metric,
             loaded,
             source_context(loaded, allow_code),
-            step=step,
-            within=within,
-            samples=samples,
-            each=each,
-            progress=lambda task, done, total: on_event(StepProgress("bisect", task, done, total)),
+            BisectOptions(metric, step=step, within=within, samples=samples, each=each),
+            lambda task, done, total: on_event(StepProgress("bisect", task, done, total)),
         )
     if as_json:
         print_json(bisection.model_dump(mode="json"))
@@ -249,7 +248,7 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """List the runs of a store, or one metric over them."""
-    from compressor.analysis.history import history as list_runs
+    from compressor.analysis.history import list_runs
 
     runs = list_runs(output_dir, name)
     if as_json:

@@ -90,9 +90,9 @@ def _show_model(path: Path, as_json: bool) -> None:
 
 
 def _show_preset(name: str, as_json: bool) -> None:
-    from compressor.analysis.model_sizes import model_sizes
+    from compressor.analysis.model_sizes import compute_model_sizes
 
-    sizes = model_sizes(name)
+    sizes = compute_model_sizes(name)
     if as_json:
         print_json(sizes.model_dump())
         return

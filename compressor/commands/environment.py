@@ -59,10 +59,10 @@ def passes(context: typer.Context, as_json: AsJson = False) -> None:
 @passes_app.command("list")
 def list_passes(as_json: AsJson = False) -> None:
     """List passes, data sources, model families and formats."""
-    from compressor.analysis.catalogue import catalogue
+    from compressor.analysis.catalogue import list_entries
     from compressor.reports.console.environment import render_catalogue
 
-    entries = catalogue()
+    entries = list_entries()
     if as_json:
         print_json([entry.model_dump() for entry in entries])
     else:
@@ -78,7 +78,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Describe a pass and its fields: type, default, effect."""
-    from compressor.analysis.catalogue import entry as find_entry
+    from compressor.analysis.catalogue import find_entry
     from compressor.reports.console.environment import render_entry
     from compressor.reports.console.models import render_suitability
 

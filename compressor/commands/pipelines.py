@@ -173,7 +173,7 @@ def schema() -> None:
 
 def _print_plan(planned: Plan, as_json: bool) -> None:
     if as_json:
-        from compressor.analysis.catalogue import plan_to_json
+        from compressor.engine.plan.plan import plan_to_json
 
         print_json(plan_to_json(planned))
         return
@@ -184,7 +184,7 @@ def _print_plan(planned: Plan, as_json: bool) -> None:
 
 def _print_preview(planned: Plan, as_json: bool) -> None:
     """Print a plan of one pass, and the decisions that the pass would take."""
-    from compressor.analysis.catalogue import plan_to_json
+    from compressor.engine.plan.plan import plan_to_json
     from compressor.engine.run.single_pass import preview
     from compressor.reports.console.plans import render_decisions, render_plan
     from compressor.reports.console.progress import listener

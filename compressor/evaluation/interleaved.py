@@ -31,21 +31,21 @@ class RoundTimer:
         """Wait until the model is open and warm.
 
         Raises:
-            CompressError: as ``MeasuringProcess.answer``.
-            GpuError: the model is an engine that cannot run on this machine.
+            CompressError: as ``MeasuringProcess.receive``.
+            GpuError: the model cannot run on this machine.
         """
-        while (answer := self._process.answer()).milliseconds is None:
+        while (answer := self._process.receive()).milliseconds is None:
             continue
         if not answer.milliseconds:
-            raise GpuError("an engine that cannot run on this machine has no latency")
+            raise GpuError("a model that cannot run on this machine has no latency")
 
     def measure_round(self, metric: str) -> float:
         """Return a latency metric (``latency_p50_ms``, ``throughput``, …) of one round of calls."""
         self._process.send("")
-        milliseconds = self._process.answer().milliseconds
-        assert milliseconds  # noqa: S101 - the answer to a round holds its calls
+        milliseconds = self._process.receive().milliseconds
+        assert milliseconds  # noqa: S101 - the reply to a round lists its calls
         metrics = latency_metrics(milliseconds, self._batch_size)
-        return next(found.value for found in metrics if found.name == metric)
+        return next(candidate.value for candidate in metrics if candidate.name == metric)
 
     def __enter__(self) -> Self:
         return self

@@ -1,54 +1,53 @@
-"""How long one call takes: every call timed by itself, on samples that differ, after a warm-up."""
+"""Latency of single calls: each timed by itself, on different samples, after a warm-up."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from compressor.artifacts.manifest import Metric
 from compressor.data.contract import Batch, Dataset
 from compressor.errors import DataError
-from compressor.evaluation.intervals import bootstrap_mean, quantile_interval
-from compressor.evaluation.records import LatencyConfig
+from compressor.evaluation.intervals import bootstrap_mean_interval, quantile_interval
+from compressor.evaluation.records import LatencyConfig, Progress
 from compressor.runtimes.session import Session, match_inputs
 
-Array = np.ndarray[Any, Any]
-Progress = Callable[[str, int, int], None]
-
-_DISTINCT_BATCHES = 32
+_MAX_BATCHES = 32
+"""Most batches that are kept in memory; calls repeat them in turn."""
 _PERCENTILES = (50, 90, 99)
 _RESAMPLES = 1000
 
 
-def batches_for_latency(dataset: Dataset, config: LatencyConfig) -> list[Batch]:
-    """Different batches, spread evenly over the set, as copies that keep nothing else of it alive.
+def select_latency_batches(dataset: Dataset, config: LatencyConfig) -> list[Batch]:
+    """Return different batches, spread evenly over the data set, as copies.
+
+    The copies let the data set be freed before memory is measured.
 
     Raises:
-        DataError: the set is empty.
+        DataError: the data set is empty.
     """
     if len(dataset) == 0:
-        raise DataError("the set that latency is measured on is empty")
-    count = min(_DISTINCT_BATCHES, config.repeats, max(1, len(dataset) // config.batch_size))
-    indices = np.linspace(0, len(dataset), count * config.batch_size, endpoint=False).astype(
-        np.int64
-    )
-    # Transposed, so that one batch spreads over the set as the batches do together.
+        raise DataError("the data set of `evaluate.latency` is empty")
+    count = min(_MAX_BATCHES, config.repeats, max(1, len(dataset) // config.batch_size))
+    positions = np.linspace(0, len(dataset), count * config.batch_size, endpoint=False)
+    # Transposed, so that each batch spreads over the data set as all batches together do.
+    rows = positions.astype(np.int64).reshape(config.batch_size, count).T
     return [
-        {name: np.array(array) for name, array in dataset.batch(one).items()}
-        for one in indices.reshape(config.batch_size, count).T
+        {name: np.array(array) for name, array in dataset.batch(indices).items()}
+        for indices in rows
     ]
 
 
 def measure_latency(
     session: Session, batches: Sequence[Batch], config: LatencyConfig, progress: Progress
 ) -> tuple[float, ...]:
-    """Milliseconds of each of ``config.repeats`` calls, in order; the batches go round.
+    """Return the milliseconds of each of ``config.repeats`` calls, in order.
 
-    Only the computation is timed: arrays are checked and cast before. The garbage collector rests meanwhile.
+    Batches are repeated in turn. Only the computation is timed: arrays are checked and cast before.
+    The garbage collector is disabled meanwhile.
 
     Raises:
         DataError: the data does not fit the model.
@@ -57,7 +56,7 @@ def measure_latency(
     for index in range(config.warmup):
         session.compute(feeds[index % len(feeds)])
     nanoseconds = []
-    collecting = gc.isenabled()
+    gc_was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
@@ -67,16 +66,21 @@ def measure_latency(
             session.compute(feed)
             nanoseconds.append(time.perf_counter_ns() - start)
     finally:
-        if collecting:
+        if gc_was_enabled:
             gc.enable()
     progress("latency", config.repeats, config.repeats)
     return tuple(value / 1e6 for value in nanoseconds)
 
 
 def latency_metrics(milliseconds: Sequence[float], batch_size: int) -> tuple[Metric, ...]:
-    """Percentiles, mean and throughput, with intervals where so many repeats can bound them.
+    """Return percentiles, mean and throughput, with 95 % intervals where the repeats suffice.
 
-    The intervals take calls as independent; other load on the machine makes the true spread larger.
+    The intervals treat calls as independent; load from other processes makes the true spread
+    larger.
+
+    Args:
+        milliseconds: duration of each call.
+        batch_size: samples per call.
     """
     values = np.sort(np.asarray(milliseconds, dtype=np.float64))
     metrics = []
@@ -87,7 +91,7 @@ def latency_metrics(milliseconds: Sequence[float], batch_size: int) -> tuple[Met
             low, high = min(low, value), max(high, value)
         metrics.append(_metric(f"latency_p{percent}_ms", value, len(values), low, high))
     mean = float(values.mean())
-    low_mean, high_mean = bootstrap_mean(values, _RESAMPLES) or (mean, mean)
+    low_mean, high_mean = bootstrap_mean_interval(values, _RESAMPLES) or (mean, mean)
     metrics.append(_metric("latency_mean_ms", mean, len(values), low_mean, high_mean))
     metrics.append(
         Metric(

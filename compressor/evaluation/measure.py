@@ -1,9 +1,9 @@
-"""Measure an artifact in a fresh process, so that no runtime, cache or heap of another measurement warms it."""
+"""Measure a model in a fresh process, unaffected by earlier measurements' caches and memory."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from compressor.artifacts.fingerprint import digest_json
@@ -12,28 +12,28 @@ from compressor.data.contract import SourceContext
 from compressor.errors import UsageError
 from compressor.evaluation.process import MeasuringProcess
 from compressor.evaluation.protocol import ReferenceModel, Request
-from compressor.evaluation.records import EvaluateConfig, Measurement
+from compressor.evaluation.records import EvaluateConfig, Measurement, Progress
 from compressor.runtimes.formats import StoredModel
 
 EVALUATION_VERSION = 3
-"""Bump it when the same model, data and ``evaluate:`` section may give other reports."""
+"""Increase it when the same model, data and ``evaluate:`` section may give different reports."""
 
 
 def evaluation_digest(
     evaluate: EvaluateConfig, data: Mapping[str, str], reference: str | None
 ) -> str:
-    """What decides whether reports must be measured again.
+    """Return a digest of everything that determines the reports of a model.
 
     Args:
-        evaluate: what is asked for.
-        data: set to the digest of its content.
-        reference: id of the artifact that is compared with; what its step is called cannot change a report.
+        evaluate: the ``evaluate:`` section.
+        data: data set to the digest of its content.
+        reference: id of the artifact to compare with; the name of its step does not matter.
     """
-    asked = evaluate.model_dump(mode="json", exclude={"accuracy": {"reference"}})
+    section = evaluate.model_dump(mode="json", exclude={"accuracy": {"reference"}})
     return digest_json(
         {
             "version": EVALUATION_VERSION,
-            "evaluate": asked,
+            "evaluate": section,
             "data": dict(data),
             "reference": reference,
         }
@@ -47,33 +47,32 @@ def measure(
     context: SourceContext,
     *,
     reference: ReferenceModel | None = None,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> Measurement:
-    """Accuracy, latency, memory, size, parameters and MACs of the model in a folder, as ``evaluate`` asks.
+    """Measure accuracy, latency, memory, size, parameters and MACs of a model.
 
     Args:
-        model: the model on disk and its format, which decides the runtime.
-        evaluate: what is measured.
+        model: the model on disk and its format, which determines the runtime.
+        evaluate: the ``evaluate:`` section; accuracy and latency are measured if it has them.
         sources: data set to the config of its source, in JSON values.
-        context: what those sources may use.
-        reference: what `agreement` and `kl` compare with.
-        progress: called as (what, done, total).
+        context: base folder, cache and permissions of the data sources.
+        reference: the model that ``agreement``, ``kl`` and ``cosine`` compare with.
+        progress: called with a task, the number of samples or calls done, and their total.
 
     Raises:
-        CompressError: whatever the measuring process raised, as the same class.
-        UsageError: ``evaluate`` names a set that is not in ``sources``.
-        PassError: the process crashed; the end of what it printed is told.
+        CompressError: an error of the measuring process, as the same class.
+        UsageError: ``evaluate`` names a data set that is not in ``sources``.
+        PassError: the process crashed; the message ends with the last lines that it printed.
     """
-    with MeasuringProcess(
-        request_of(model, evaluate, sources, context, reference=reference)
-    ) as process:
-        while (answer := process.answer()).measurement is None:
+    request = make_request(model, evaluate, sources, context, reference=reference)
+    with MeasuringProcess(request) as process:
+        while (answer := process.receive()).measurement is None:
             if answer.progress is not None:
                 progress(*answer.progress)
         return answer.measurement
 
 
-def request_of(
+def make_request(
     model: StoredModel,
     evaluate: EvaluateConfig,
     sources: Mapping[str, Mapping[str, Any]],
@@ -82,10 +81,12 @@ def request_of(
     reference: ReferenceModel | None = None,
     task: Literal["measure", "rounds"] = "measure",
 ) -> Request:
-    """What the measuring process is asked. Arguments and errors as of ``measure``."""
-    used = {value for _, reference, value in references(evaluate) if reference.to == "data"}
+    """Return the request to a measuring process; arguments and errors as for ``measure``."""
+    used = {name for _, target, name in references(evaluate) if target.to == "data"}
     if missing := sorted(used - sources.keys()):
-        raise UsageError(f"`evaluate:` names sets that `data:` does not have: {', '.join(missing)}")
+        raise UsageError(
+            f"`evaluate:` names data sets that are not in `data:`: {', '.join(missing)}"
+        )
     return Request(
         task=task,
         format=model.format.name,

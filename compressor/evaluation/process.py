@@ -1,4 +1,4 @@
-"""A fresh process that answers requests about one model, so that no runtime, cache or heap of another measurement warms it."""
+"""The parent's side of a measuring process: start it, send lines, receive messages, end it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ _TAIL_LINES = 12
 
 
 class MeasuringProcess:
-    """``python -m compressor.evaluation.worker`` and the pipes to it; killed on leaving the ``with``."""
+    """``python -m compressor.evaluation.worker`` and its pipes; a context manager that ends it.
+
+    Args:
+        request: the model to measure, sent as the first line.
+    """
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -48,45 +52,46 @@ class MeasuringProcess:
         self.send(request.model_dump_json())
 
     def send(self, line: str) -> None:
-        """One line to its stdin; a process that is gone already shows by its missing answer."""
+        """Write a line to the stdin of the process.
+
+        A process that has ended is not an error here: ``receive`` reports it.
+        """
         assert self._process.stdin  # noqa: S101 - it is a pipe
         try:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            return
+            return  # `receive` raises, with the reason
 
-    def answer(self) -> Answer:
-        """Its next line.
+    def receive(self) -> Answer:
+        """Return the next message.
 
         Raises:
-            CompressError: whatever it raised, as the same class.
-            PassError: it crashed; the end of what it printed is told.
+            CompressError: the process raised it, as the same class.
+            PassError: the process crashed; the message ends with the last lines that it printed.
         """
         assert self._process.stdout  # noqa: S101 - it is a pipe
         line = self._process.stdout.readline()
-        if not line.endswith("\n"):  # the end, or cut off by a crash
-            raise self._crashed()
+        if not line.endswith("\n"):  # the end of the stream, or a line cut off by a crash
+            raise self._crash_error()
         answer = Answer.model_validate_json(line)
         if answer.failure is not None:
-            raise answer.failure.rebuilt()
+            raise answer.failure.to_error()
         return answer
 
-    def _crashed(self) -> PassError:
+    def _crash_error(self) -> PassError:
         status = self._process.wait()
         self._reader.join()
-        told = (
-            "".join(f"\n    {line.rstrip()}" for line in self._tail) or "\n    it printed nothing"
-        )
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with code {status}"
-        return PassError(f"the process that measures {self._request.model} {how}:{told}")
+        tail = "".join(f"\n    {line.rstrip()}" for line in self._tail) or "\n    (no output)"
+        ending = f"was killed by signal {-status}" if status < 0 else f"exited with code {status}"
+        return PassError(f"the process that measures {self._request.model} {ending}:{tail}")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
@@ -97,12 +102,12 @@ class MeasuringProcess:
             assert pipe  # noqa: S101 - all three are pipes
             try:
                 pipe.close()
-            except BrokenPipeError:  # a line that it never read
+            except BrokenPipeError:  # the process ended before it read the last line
                 continue
 
 
 def _environment(threads: int | None) -> dict[str, str]:
-    """This process's own, with the package importable from wherever it lies, and libraries held to ``threads``."""
+    """Return this process's environment, with the package on PYTHONPATH and limited threads."""
     root = str(Path(next(iter(compressor.__path__))).parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     limits = dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads else {}

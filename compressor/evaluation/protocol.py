@@ -1,4 +1,4 @@
-"""What the measuring process is asked, and what it answers: JSON, one request a line on stdin, one message a line on stdout."""
+"""Messages between this process and a measuring process: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -19,76 +19,79 @@ class _Message(BaseModel):
 
 
 class ReferenceModel(_Message):
-    """The model whose answers count as right for the metrics that compare."""
+    """The model that ``agreement``, ``kl`` and ``cosine`` compare with."""
 
     id: str
-    """Id of its artifact."""
+    """Id of the reference's artifact."""
     format: str
     model: Path
 
     @property
     def stored(self) -> StoredModel:
-        """The model with its format."""
+        """Return the model with its format."""
         return StoredModel(format_named(self.format), self.model)
 
 
 class Request(_Message):
-    """One measurement."""
+    """A measurement to carry out; sent to the process's stdin."""
 
     task: Literal["measure", "rounds"] = "measure"
-    """``measure``: all of ``evaluate``, once. ``rounds``: calls are timed each time that a line comes."""
+    """``measure``: all of ``evaluate``, once; ``rounds``: one round of calls per line of stdin."""
     format: str
     model: Path
     evaluate: EvaluateConfig
     sources: dict[str, dict[str, Any]]
-    """Data set to the config of its source; those that ``evaluate`` names."""
+    """Data set to the config of its source, for the data sets that ``evaluate`` names."""
     reference: ReferenceModel | None
     base: Path
     allow_code: bool
     cache: Path
     parent: int
-    """Process id of the caller; the measuring process ends when the caller does, however it ends."""
+    """Process id of the caller; the kernel ends the measuring process when the caller ends."""
 
     @property
     def stored(self) -> StoredModel:
-        """The model with its format."""
+        """Return the model with its format."""
         return StoredModel(format_named(self.format), self.model)
 
 
 class Failure(_Message):
-    """A ``CompressError`` on its way to the process that asked."""
+    """A ``CompressError`` as a message."""
 
     error: str
-    """The name of its class."""
+    """Name of the class."""
     what: str
     remedy: str | None = None
 
     @classmethod
-    def of(cls, error: CompressError) -> Failure:
-        """The message for an error."""
+    def from_error(cls, error: CompressError) -> Failure:
+        """Return the message of an error."""
         return cls(error=type(error).__name__, what=error.what, remedy=error.remedy)
 
-    def rebuilt(self) -> CompressError:
-        """The same error, of the same class where it is one of ours."""
-        known = {one.__name__: one for one in _subclasses(CompressError)}
-        rebuilt = CompressError.__new__(known.get(self.error, PassError))
-        CompressError.__init__(rebuilt, self.what, remedy=self.remedy)
-        if isinstance(rebuilt, errors.ConfigError):
-            rebuilt.problems = (errors.Problem("", self.what, remedy=self.remedy),)
-        return rebuilt
+    def to_error(self) -> CompressError:
+        """Return the error, of the same class; ``PassError`` for a class that is not ours."""
+        classes = {error_class.__name__: error_class for error_class in _subclasses(CompressError)}
+        error = CompressError.__new__(classes.get(self.error, PassError))
+        CompressError.__init__(error, self.what, remedy=self.remedy)
+        if isinstance(error, errors.ConfigError):
+            error.problems = (errors.Problem("", self.what, remedy=self.remedy),)
+        return error
 
 
 class Answer(_Message):
-    """One line: progress, or the end of it."""
+    """A message of the measuring process: progress, a result, or a failure; one field is set."""
 
     progress: tuple[str, int, int] | None = None
     measurement: Measurement | None = None
     milliseconds: tuple[float, ...] | None = None
-    """Of each call of a round; of the warm-up when the model is ready, and none of an engine that cannot run here."""
+    """Duration of each call of a round, and of the first calls when the model is ready.
+
+    Empty if the model cannot run on this machine.
+    """
     failure: Failure | None = None
 
 
 def _subclasses(base: type[CompressError]) -> Iterator[type[CompressError]]:
     yield base
-    for one in base.__subclasses__():
-        yield from _subclasses(one)
+    for subclass in base.__subclasses__():
+        yield from _subclasses(subclass)

@@ -1,7 +1,8 @@
-"""What ``evaluate:`` asks for, and what measuring answers."""
+"""The ``evaluate:`` section of pipeline.yaml, and the reports of a measurement."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,50 +10,61 @@ from pydantic import BaseModel, ConfigDict, Field
 from compressor.artifacts.manifest import Metric
 from compressor.config.record import DataName, Record, StepName
 
+Progress = Callable[[str, int, int], None]
+"""Called with a task, the number of samples, calls or layers done, and their total."""
+
 
 class AccuracyConfig(Record):
-    """How accuracy is measured."""
+    """Measurement of accuracy."""
 
     data: DataName
-    """The set that is measured on; its samples are the same for every artifact."""
+    """Data set to measure on; the samples are the same for every artifact."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("top1",)
-    """Names of metrics: `top1`, `mrr` (mean reciprocal rank), `cross_entropy`, `perplexity`; `agreement`, `kl` and, of
-    embeddings, `cosine` compare with `reference`. A model with embeddings alone answers a query with the nearest passage."""
+    """Metrics. `top1`, `mrr` (mean reciprocal rank), `cross_entropy` (nats) and `perplexity`
+    compare with labels; `agreement`, `kl` (nats) and, for embeddings, `cosine` compare with
+    `reference`. A model that outputs only embeddings is scored on retrieval: each query by its
+    nearest passages."""
     reference: StepName | None = None
-    """Whose answers `agreement`, `kl` and `cosine` take as right: a step or an artifact directory; by default `source`."""
+    """Step or artifact directory whose outputs `agreement`, `kl` and `cosine` compare with;
+    default: `source`."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Samples per call; the logits of one call are in memory at once."""
     num_samples: Annotated[int, Field(ge=1)] | None = None
-    """At most so many samples, from the start of the set; all of them by default."""
+    """Maximum number of samples, from the start of the data set; default: all."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
-    """Resamples for the 95 % interval."""
+    """Number of bootstrap resamples for the 95 % interval; 0: no interval."""
+
+    def sample_count(self, size: int) -> int:
+        """Return the number of samples that are measured of a data set with ``size`` samples."""
+        return size if self.num_samples is None else min(self.num_samples, size)
 
 
 class LatencyConfig(Record):
-    """How latency is measured."""
+    """Measurement of latency and peak memory."""
 
     data: DataName | None = None
-    """The set whose samples are fed; by default that of `accuracy`."""
+    """Data set whose samples are fed to the model; default: that of `accuracy`."""
     batch_size: Annotated[int, Field(ge=1)] = 1
     """Samples per call."""
     warmup: Annotated[int, Field(ge=0)] = 10
-    """Calls before the clock runs."""
+    """Number of calls before timing starts."""
     repeats: Annotated[int, Field(ge=2)] = 100
-    """Calls that are timed, each by itself."""
+    """Number of timed calls."""
     threads: Annotated[int, Field(ge=1)] = 2
-    """Threads the runtime may use."""
+    """Number of threads of the runtime."""
 
 
 class EvaluateConfig(Record):
-    """What is measured of every artifact."""
+    """Measurements of every artifact."""
 
     accuracy: AccuracyConfig | None = None
-    """Accuracy, by slices, with a bootstrap interval."""
+    """Accuracy on a data set and its slices, with 95 % intervals; default: not measured."""
     latency: LatencyConfig | None = None
-    """Latency percentiles, throughput and peak memory, in a process of its own."""
+    """Latency percentiles, throughput and peak memory, in a process of its own; default: not
+    measured."""
 
     def without_accuracy(self) -> EvaluateConfig:
-        """Latency alone, of the samples that it would be measured on anyway."""
+        """Return the section without accuracy; latency keeps the data set it is measured on."""
         latency = self.latency
         if latency is not None and latency.data is None and self.accuracy is not None:
             latency = latency.model_copy(update={"data": self.accuracy.data})
@@ -68,44 +80,44 @@ class AccuracyReport(_Report):
 
     data: str
     samples: int
-    """Those of which a label counts; all of them where there are no labels."""
+    """Samples with a label that is scored; all samples if there are no labels."""
     metrics: tuple[Metric, ...]
-    """Whole-set metrics first, then those of slices, as ``top1[input=speech]``."""
+    """Metrics of the whole data set, then those of slices, such as ``top1[input=speech]``."""
     slices: dict[str, dict[str, int]]
     """Axis to slice to number of samples."""
     predictions: tuple[int, ...]
-    """The largest logit of each sample; empty unless a sample has one label."""
+    """Class of the largest logit of each sample; empty unless a sample has one label."""
     labels: tuple[int, ...]
-    """Empty unless a sample has one."""
+    """Label of each sample; empty unless a sample has one label."""
     values: dict[str, tuple[float, ...]] = {}
-    """Metric to what it is of each sample that it counts, in order: two reports of the same samples are compared in pairs."""
+    """Metric to its value for each sample that it scores, in order, for paired comparisons."""
     reference: str | None = None
-    """Id of the artifact whose answers count as right for `agreement` and `kl`."""
+    """Id of the artifact that `agreement`, `kl` and `cosine` compare with."""
     stand_in: str | None = None
-    """Why the model itself did not answer, and the ONNX graph it was built from did, in ONNX Runtime; None where it answered."""
+    """Why another model was run in place of this one, such as an engine's ONNX graph; else None."""
 
 
 class LatencyReport(_Report):
     """``reports/latency.json``."""
 
     runtime: str
-    """As ``onnxruntime 1.32.0`` or ``torch 2.13.0``."""
+    """Name and version, such as ``onnxruntime 1.32.0``."""
     batch_size: int
     threads: int
     warmup: int
     metrics: tuple[Metric, ...]
     milliseconds: tuple[float, ...]
-    """Every timed call, in order."""
+    """Duration of every timed call, in order."""
     other_cores: float | None = None
-    """Cores that other processes kept busy meanwhile; much above 0, and the figures are not the model's alone."""
+    """Mean number of cores that other processes kept busy; much above 0, latency is overstated."""
 
 
 class Measurement(_Report):
-    """All that was measured of one artifact."""
+    """Everything that was measured of a model."""
 
     accuracy: AccuracyReport | None
     latency: LatencyReport | None
     metrics: tuple[Metric, ...]
-    """All of both reports, and size, parameters and MACs; `executed` of an engine: 1 where it ran, 0 where its graph stood in."""
+    """Metrics of both reports, then size, parameters and MACs, then the format's own."""
     stand_in: str | None = None
-    """As in ``AccuracyReport``: latency was not measured then."""
+    """As in ``AccuracyReport``; latency was not measured then."""

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from compressor.analysis.catalogue import entry
+from compressor.analysis.catalogue import find_entry
 from compressor.config import discovery
 from compressor.engine.contract import Pass, PassConfig
 from compressor.engine.plan.capabilities import is_alias
@@ -33,7 +33,7 @@ def test_a_pass_declares_name_version_formats_and_a_strict_config(name: str) -> 
 
 @pytest.mark.parametrize("name", [*PASSES, *SOURCES, *FAMILIES])
 def test_every_plugin_has_a_summary_and_every_field_a_description(name: str) -> None:
-    plugin = entry(name)
+    plugin = find_entry(name)
     assert plugin.summary
     assert [field.name for field in plugin.fields if not field.description] == []
 
@@ -41,8 +41,8 @@ def test_every_plugin_has_a_summary_and_every_field_a_description(name: str) -> 
 def test_the_catalogue_is_made_without_heavy_libraries() -> None:
     code = (
         "import sys\n"
-        "from compressor.analysis.catalogue import catalogue\n"
-        "catalogue()\n"
+        "from compressor.analysis.catalogue import list_entries\n"
+        "list_entries()\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'PIL', 'qtawesome', 'espeakng_loader'}\n"
         "assert not heavy & set(sys.modules)\n"
     )

@@ -10,7 +10,11 @@ from hypothesis.extra.numpy import arrays
 
 from compressor.data.contract import Batch, Dataset
 from compressor.evaluation.accuracy import measure_accuracy
-from compressor.evaluation.intervals import bootstrap_mean, quantile_interval, score_interval
+from compressor.evaluation.intervals import (
+    bootstrap_mean_interval,
+    proportion_interval,
+    quantile_interval,
+)
 from compressor.evaluation.records import AccuracyConfig
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.session import Session
@@ -86,18 +90,18 @@ def test_slices_add_up_to_the_whole(dataset, batch_size, bootstrap):
 def test_a_bootstrap_interval_contains_the_mean_and_lies_within_the_range_of_the_values(
     values, resamples, seed
 ):
-    low, high = bootstrap_mean(values, resamples, seed)
+    low, high = bootstrap_mean_interval(values, resamples, seed)
     slack = 1e-9 * (1 + np.abs(values).max())
     assert values.min() - slack <= low <= values.mean() <= high <= values.max() + slack
-    assert (low, high) == bootstrap_mean(values, resamples, seed)
+    assert (low, high) == bootstrap_mean_interval(values, resamples, seed)
 
 
 @given(st.integers(1, 2000))
 def test_the_interval_of_all_correct_answers_does_not_collapse_to_a_point(count):
-    low, high = score_interval(np.ones(count), 100)
+    low, high = proportion_interval(np.ones(count), 100)
     assert high == 1.0
     assert low**count == pytest.approx(0.025)
-    assert score_interval(np.zeros(count), 100) == pytest.approx((0.0, 1 - low))
+    assert proportion_interval(np.zeros(count), 100) == pytest.approx((0.0, 1 - low))
 
 
 @settings(deadline=None)
@@ -116,7 +120,7 @@ def test_the_bootstrap_interval_covers_the_true_mean_in_about_95_percent():
     generator = np.random.default_rng(1)
     hits = 0
     for _ in range(400):
-        low, high = bootstrap_mean((generator.random(200) < 0.7).astype(float), 400)
+        low, high = bootstrap_mean_interval((generator.random(200) < 0.7).astype(float), 400)
         hits += low <= 0.7 <= high
     assert 0.92 <= hits / 400 <= 0.98
 

@@ -130,13 +130,43 @@ class Plan:
         return next(step for step in self.steps if step.name == name)
 
 
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON values, for `plan --json`."""
+    return {
+        "pipeline": plan.pipeline.config.name,
+        "store": str(plan.store.root),
+        "seed": plan.seed,
+        "steps": [
+            {
+                "name": step.name,
+                "pass": step.pass_name,
+                "kind": step.format,
+                "id": step.artifact_id,
+                "artifact": step.directory,
+                "inputs": dict(step.inputs),
+                "state": step.state,
+                "estimate": {
+                    "parameters": step.estimate.model.parameters,
+                    "macs": step.estimate.model.macs,
+                    "seconds": step.estimate.seconds,
+                    "peak_memory_bytes": step.estimate.peak_memory_bytes,
+                    "disk_bytes": step.estimate.disk_bytes,
+                },
+            }
+            for step in plan.steps
+        ],
+    }
+
+
 def evaluate_of(pipeline: Pipeline, *, compared: bool) -> EvaluateConfig:
     """Return what is measured of a step; without a reference, comparing metrics are left out."""
     evaluate = pipeline.config.evaluate
     accuracy = evaluate.accuracy
     if compared or accuracy is None:
         return evaluate
-    names = tuple(name for name in accuracy.metrics if name not in reference_metrics(accuracy.metrics))
+    names = tuple(
+        name for name in accuracy.metrics if name not in reference_metrics(accuracy.metrics)
+    )
     if not names:
         return evaluate.without_accuracy()
     return evaluate.model_copy(update={"accuracy": accuracy.model_copy(update={"metrics": names})})

@@ -1,4 +1,4 @@
-"""What the doctor finds missing, and what that comes to."""
+"""Tests of the diagnosis of a machine."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from compressor.analysis import doctor
 from compressor.runtimes.onnxruntime import integer_kernels
 
 
-def test_an_extra_that_is_missing_is_named_with_its_command_and_is_no_failure(
+def test_a_missing_extra_names_its_install_command_and_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = doctor.tool_version
-    gone = {"cryptography", "tensorrt-rtx"}
+    missing = {"cryptography", "tensorrt-rtx"}
     monkeypatch.setattr(
-        doctor, "tool_version", lambda name: "not installed" if name in gone else real(name)
+        doctor, "tool_version", lambda name: "not installed" if name in missing else real(name)
     )
-    found = doctor.diagnose(tmp_path)
+    diagnosis = doctor.diagnose(tmp_path)
     extras = {
-        check.name.split(",")[0]: check for check in found.checks if check.name.startswith("extra")
+        check.name.split(",")[0]: check
+        for check in diagnosis.checks
+        if check.name.startswith("extra")
     }
     assert extras["extra provenance"].remedy == "pip install 'autoglm-compress[provenance]'"
     assert "sign, export" in extras["extra provenance"].name
     assert not extras["extra trt-rtx"].ok
-    assert found.ok
+    assert diagnosis.ok
 
 
-def test_what_every_pipeline_needs_is_a_failure(
+def test_a_missing_core_library_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = doctor.tool_version
@@ -46,7 +48,7 @@ def test_what_every_pipeline_needs_is_a_failure(
         ("", []),
     ],
 )
-def test_instructions_of_x86_and_arm(
+def test_instructions_are_read_on_x86_and_arm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, flags: list[str]
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor: 0\n{line}\n")
@@ -54,8 +56,8 @@ def test_instructions_of_x86_and_arm(
     assert doctor._flags() == flags
 
 
-def test_the_machine_is_told(tmp_path: Path) -> None:
-    told = doctor.diagnose(tmp_path).machine
+def test_the_diagnosis_describes_the_machine(tmp_path: Path) -> None:
+    machine = doctor.diagnose(tmp_path).machine
     assert {
         "cpu",
         "cores",
@@ -64,13 +66,13 @@ def test_the_machine_is_told(tmp_path: Path) -> None:
         "int8",
         "gpus",
         "onnxruntime",
-    } <= told.keys()
-    assert "CPU" in told["onnxruntime"]
+    } <= machine.keys()
+    assert "CPU" in machine["onnxruntime"]
 
 
-@pytest.mark.parametrize("wrong", [False, True])
-def test_products_that_saturate_are_told(
-    wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("saturates", [False, True])
+def test_saturating_products_are_reported(
+    saturates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(integer_kernels, "integer_products_saturate", lambda: wrong)
-    assert ("session.x64quantprecision=1" in doctor.diagnose(tmp_path).machine["int8"]) == wrong
+    monkeypatch.setattr(integer_kernels, "integer_products_saturate", lambda: saturates)
+    assert ("session.x64quantprecision=1" in doctor.diagnose(tmp_path).machine["int8"]) == saturates

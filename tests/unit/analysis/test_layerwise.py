@@ -1,18 +1,19 @@
-"""A defect that is planted in one layer is found, by comparing layer by layer and by putting layers back."""
+"""Tests that a defect planted in one layer is found, layer by layer and by bisection."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from compressor.analysis.bisect import bisect
+from compressor.analysis.bisect import Bisection, BisectOptions, bisect
 from compressor.analysis.layerwise import compare_layers
-from compressor.analysis.tensors import relative_error, tensor_differences
+from compressor.analysis.tensors import compare_tensors, relative_error
 from compressor.artifacts.manifest import Environment, Manifest, PassRecord
 from compressor.artifacts.runs import RunRecord, RunStep, save_run
 from compressor.artifacts.store import Store, entries_of
@@ -23,7 +24,7 @@ from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.formats import StoredModel, format_named, open_layers, open_session
 
-PLANTED = (
+FAULTY_LAYERS = (
     "vision.blocks.0.filter",
     "text_encoder.layers.0.ffn.down",
     "fusion.layers.0.ffn_norm",
@@ -32,8 +33,8 @@ PLANTED = (
 HERE = Environment(platform="", cpu="", cores=1, memory_bytes=1, python="", threads=1, device="cpu")
 
 
-def planted(source: Path, target: Path, layer: str, strength: float = 0.6) -> Path:
-    """The model with one layer spoilt."""
+def save_with_fault(source: Path, target: Path, layer: str, strength: float = 0.6) -> Path:
+    """Save a model with noise in the weight of one layer."""
     family = load(FAMILIES, "autoglm-phone")
     module = load_module(source)
     with torch.no_grad():
@@ -52,10 +53,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     module = family.build(family.presets["bed-student"])
     with torch.no_grad():
-        for one in module.modules():
-            if isinstance(one, nn.BatchNorm2d | nn.BatchNorm1d):
-                one.running_mean.normal_()
-                one.running_var.uniform_(0.5, 2)
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
+                layer.running_mean.normal_()
+                layer.running_var.uniform_(0.5, 2)
     family.save(module, family.presets["bed-student"], folder)
     return folder
 
@@ -69,51 +70,50 @@ def samples(count: int) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("layer", PLANTED)
-def test_the_layer_that_adds_most_is_the_planted_one(
-    model: Path, tmp_path: Path, layer: str
-) -> None:
-    spoilt = planted(model, tmp_path / "spoilt", layer)
-    found = compare_layers(*(open_layers("torch", one, 1) for one in (model, spoilt)), samples(3))
-    wanted = layer.removesuffix("_norm") if layer.startswith("vision") else layer
-    assert found.layers[0].layer == wanted
-    assert found.layers[0].added is not None
-    assert found.layers[0].added > 0.01
-    assert all(not one.added for one in found.layers[1:]), (
-        "nothing else differs, and no layer answers for another"
+@pytest.mark.parametrize("layer", FAULTY_LAYERS)
+def test_the_faulty_layer_adds_the_largest_error(model: Path, tmp_path: Path, layer: str) -> None:
+    faulty = save_with_fault(model, tmp_path / "faulty", layer)
+    layers = (open_layers("torch", folder, 1) for folder in (model, faulty))
+    comparison = compare_layers(*layers, samples(3))
+    expected = layer.removesuffix("_norm") if layer.startswith("vision") else layer
+    assert comparison.layers[0].layer == expected
+    assert comparison.layers[0].added is not None
+    assert comparison.layers[0].added > 0.01
+    assert all(not other.added for other in comparison.layers[1:]), (
+        "no other layer differs, and errors are not attributed to later layers"
     )
-    assert found.parts_at == wanted
-    assert found.answers["logits"] > 0
+    assert comparison.parts_at == expected
+    assert comparison.answers["logits"] > 0
 
 
-def stored(folder: Path) -> StoredModel:
+def torch_model(folder: Path) -> StoredModel:
     return StoredModel(format_named("torch"), folder)
 
 
-def test_equal_models_do_not_part(model: Path) -> None:
-    one = open_layers("torch", model, 1)
-    found = compare_layers(one, one, samples(2))
-    assert found.parts_at is None
-    assert {layer.error for layer in found.layers} == {0.0}
-    assert all(one.equal for one in tensor_differences(stored(model), stored(model)))
+def test_equal_models_have_no_error(model: Path) -> None:
+    layers = open_layers("torch", model, 1)
+    comparison = compare_layers(layers, layers, samples(2))
+    assert comparison.parts_at is None
+    assert {layer.error for layer in comparison.layers} == {0.0}
+    assert all(tensor.equal for tensor in compare_tensors(torch_model(model), torch_model(model)))
 
 
 def test_the_tensor_that_differs_comes_first(model: Path, tmp_path: Path) -> None:
-    spoilt = planted(model, tmp_path / "spoilt", PLANTED[1])
-    found = tensor_differences(stored(model), stored(spoilt))
-    assert found[0].name == f"{PLANTED[1]}.weight"
-    assert found[0].snr_db == pytest.approx(-10 * np.log10(0.36), abs=0.3)
-    assert all(one.equal for one in found[1:])
+    faulty = save_with_fault(model, tmp_path / "faulty", FAULTY_LAYERS[1])
+    tensors = compare_tensors(torch_model(model), torch_model(faulty))
+    assert tensors[0].name == f"{FAULTY_LAYERS[1]}.weight"
+    assert tensors[0].snr_db == pytest.approx(-10 * np.log10(0.36), abs=0.3)
+    assert all(tensor.equal for tensor in tensors[1:])
 
 
-def test_relative_error() -> None:
+def test_relative_error_of_equal_and_of_zero_arrays() -> None:
     assert relative_error(np.array([1, 3]), np.array([1, 2])) == pytest.approx(0.2)
     assert relative_error(np.zeros(2), np.zeros(2)) == 0
     assert relative_error(np.ones(2), np.zeros(2)) == np.inf
 
 
-class Answered(Dataset):
-    """Samples whose labels are what a model answers."""
+class PredictedLabels(Dataset):
+    """Samples labelled with the predictions of a model."""
 
     input_names, label_name = ("screen", "tokens", "mel"), "label"
 
@@ -130,7 +130,7 @@ class Answered(Dataset):
 
 
 def publish(store: Store, model: Path, name: str, parent: str | None) -> RunStep:
-    """The model as an artifact of a step."""
+    """Publish a model as the artifact of a step."""
     staged = store.staging(name * 12) / "out"
     (staged / "model").mkdir(parents=True)
     for file in model.iterdir():
@@ -165,20 +165,22 @@ def publish(store: Store, model: Path, name: str, parent: str | None) -> RunStep
 
 
 @pytest.mark.parametrize("each", [False, True])
-def test_bisect_names_the_pass_and_the_layer(model: Path, tmp_path: Path, each: bool) -> None:
+def test_bisect_finds_the_pass_and_the_layer(model: Path, tmp_path: Path, each: bool) -> None:
     culprit = "fusion.adapter_in"
-    spoilt, later = (planted(model, tmp_path / name, culprit, 20) for name in ("spoilt", "later"))
+    faulty, later = (
+        save_with_fault(model, tmp_path / name, culprit, 20) for name in ("faulty", "later")
+    )
     store = Store(tmp_path / "store")
     steps = [
         publish(store, model, "origin", None),
         publish(store, model, "harmless", "origin"),
-        publish(store, spoilt, "harmful", "harmless"),
+        publish(store, faulty, "harmful", "harmless"),
         publish(store, later, "afterwards", "harmful"),
     ]
     run = save_run(
         store.root, RunRecord(pipeline="planted", command="", steps=tuple(steps), gates=())
     )
-    dataset = Answered(model, 24)
+    dataset = PredictedLabels(model, 24)
     pipeline = SimpleNamespace(
         config=SimpleNamespace(
             evaluate=EvaluateConfig(accuracy=AccuracyConfig(data="test")), threads=1
@@ -187,13 +189,18 @@ def test_bisect_names_the_pass_and_the_layer(model: Path, tmp_path: Path, each: 
             "test": SimpleNamespace(source=SimpleNamespace(load=lambda *_: dataset), config=None)
         },
     )
-    found = bisect(run, "top1", pipeline, SourceContext(tmp_path), samples=24, each=each)  # type: ignore[arg-type]
-    assert (found.culprit, found.layer) == ("harmful", culprit)
-    assert all(one.lost == 0 for one in found.passes if one.step != "harmful")
-    assert len(found.trials) == (53 if each else len(found.trials) <= 12 and len(found.trials))
+    context = SourceContext(tmp_path)
+
+    def bisect_run(metric: str = "top1", **options: Any) -> Bisection:
+        return bisect(run, pipeline, context, BisectOptions(metric, **options))  # type: ignore[arg-type]
+
+    result = bisect_run(samples=24, each=each)
+    assert (result.culprit, result.layer) == ("harmful", culprit)
+    assert all(loss.lost == 0 for loss in result.passes if loss.step != "harmful")
+    assert len(result.trials) == 53 if each else 0 < len(result.trials) <= 12
     with pytest.raises(UsageError, match="no two steps of the chain"):
-        bisect(run, "top1", pipeline, SourceContext(tmp_path), step="harmless")  # type: ignore[arg-type]
+        bisect_run(step="harmless")
     with pytest.raises(UsageError, match="no step 'nothing'"):
-        bisect(run, "top1", pipeline, SourceContext(tmp_path), step="nothing")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="expected one that labels decide"):
-        bisect(run, "kl", pipeline, SourceContext(tmp_path))  # type: ignore[arg-type]
+        bisect_run(step="nothing")
+    with pytest.raises(UsageError, match="expected a metric that compares with labels"):
+        bisect_run("kl")

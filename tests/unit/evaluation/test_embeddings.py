@@ -1,18 +1,19 @@
-"""Vectors of a whole set, judged by themselves and by what they find."""
+"""Tests of embeddings: compared with a reference, and scored on retrieval."""
 
 import numpy as np
 import pytest
 
 from compressor.data.contract import Dataset
 from compressor.errors import DataError, NumericalError, UsageError
-from compressor.evaluation.embeddings import answers_with_embeddings, measure_embeddings
+from compressor.evaluation.accuracy import measure_accuracy
+from compressor.evaluation.embeddings import outputs_only_embeddings
 from compressor.evaluation.records import AccuracyConfig
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.session import Session
 
 
 class Echo(Session):
-    """Answers with its input, each vector with ``shift`` added."""
+    """Outputs its input, with ``shift`` added to each vector."""
 
     runtime, output_names = "echo 1", ("embedding",)
     inputs = (InputSpec("x", "float64", ("batch", "width")),)
@@ -43,60 +44,61 @@ class Texts(Dataset):
         return {"half": np.array(["first", "second"]).repeat(3)} if len(self) == 6 else {}
 
 
-# passage, query; passage, query; passage, query. The last query is nearer to the first passage than to its own.
+# Three passages, each followed by its query. The last query is nearer to the first passage.
 SET = Texts(
     [[1, 0], [0.9, 0.1], [0, 1], [0.2, 0.8], [-1, 0], [0.3, 0.2]], [-100, 0, -100, 2, -100, 4]
 )
 
 
-def measured(data=SET, session=None, reference=None, **config):
+def measure(data=SET, session=None, reference=None, **config):
     config = AccuracyConfig(data="test", **({"bootstrap": 0, "batch_size": 4} | config))
-    return measure_embeddings(session or Echo(), data, config, lambda *_: None, reference)
+    return measure_accuracy(session or Echo(), data, config, lambda *_: None, reference)
 
 
-def figures(report):
+def metric_values(report):
     return {metric.name: metric.value for metric in report.metrics}
 
 
-def test_queries_are_answered_by_the_nearest_passage_of_the_whole_set():
-    report = measured(metrics=("top1", "mrr"))
-    assert figures(report)["top1"] == pytest.approx(2 / 3)
-    assert figures(report)["mrr"] == pytest.approx((1 + 1 + 1 / 3) / 3)
-    assert figures(report)["top1[half=second]"] == 0.5
+def test_queries_retrieve_the_nearest_passage_of_the_data_set():
+    report = measure(metrics=("top1", "mrr"))
+    assert metric_values(report)["top1"] == pytest.approx(2 / 3)
+    assert metric_values(report)["mrr"] == pytest.approx((1 + 1 + 1 / 3) / 3)
+    assert metric_values(report)["top1[half=second]"] == 0.5
     assert report.samples == 6
     assert {metric.name: metric.samples for metric in report.metrics}["top1"] == 3
 
 
-def test_the_first_part_of_a_set_answers_its_own_queries():
-    assert figures(measured(metrics=("top1",), num_samples=4))["top1"] == 1.0
+def test_a_part_of_the_data_set_is_searched_for_its_own_queries():
+    assert metric_values(measure(metrics=("top1",), num_samples=4))["top1"] == 1.0
 
 
-def test_many_queries_a_few_at_a_time(monkeypatch):
-    whole = figures(measured(metrics=("top1", "mrr")))
-    monkeypatch.setattr("compressor.evaluation.embeddings.CHUNK_CELLS", 1)
-    assert figures(measured(metrics=("top1", "mrr"))) == whole
+def test_chunks_of_queries_do_not_change_the_metrics(monkeypatch):
+    whole = metric_values(measure(metrics=("top1", "mrr")))
+    monkeypatch.setattr("compressor.evaluation.embeddings.MAX_CHUNK_VALUES", 1)
+    assert metric_values(measure(metrics=("top1", "mrr"))) == whole
 
 
-def test_against_a_reference_all_vectors_count_and_queries_for_agreement():
-    away = Echo((-0.65, 0.0))  # the last query now finds another passage; so does the first
-    found = measured(session=away, reference=Echo(), metrics=("cosine", "agreement"))
+def test_cosine_scores_every_text_and_agreement_every_query():
+    shifted = Echo((-0.65, 0.0))  # the first and the last query now find another passage
+    report = measure(session=shifted, reference=Echo(), metrics=("cosine", "agreement"))
     by_hand = [
-        (a @ (a + away.shift)) / np.linalg.norm(a) / np.linalg.norm(a + away.shift) for a in SET.x
+        (a @ (a + shifted.shift)) / np.linalg.norm(a) / np.linalg.norm(a + shifted.shift)
+        for a in SET.x
     ]
-    assert figures(found)["cosine"] == pytest.approx(np.mean(by_hand))
-    assert figures(found)["agreement"] == pytest.approx(2 / 3)
-    assert {metric.name: metric.samples for metric in found.metrics if "[" not in metric.name} == {
+    assert metric_values(report)["cosine"] == pytest.approx(np.mean(by_hand))
+    assert metric_values(report)["agreement"] == pytest.approx(2 / 3)
+    assert {metric.name: metric.samples for metric in report.metrics if "[" not in metric.name} == {
         "cosine": 6,
         "agreement": 3,
     }
     same = Echo()
-    assert figures(measured(session=same, reference=same, metrics=("cosine", "agreement")))[
+    assert metric_values(measure(session=same, reference=same, metrics=("cosine", "agreement")))[
         "cosine"
     ] == pytest.approx(1)
 
 
 def test_cosine_needs_no_labels():
-    assert figures(measured(Texts(SET.x[:4]), reference=Echo(), metrics=("cosine",)))[
+    assert metric_values(measure(Texts(SET.x[:4]), reference=Echo(), metrics=("cosine",)))[
         "cosine"
     ] == pytest.approx(1)
 
@@ -111,17 +113,17 @@ class Classes(Echo):
 
 
 @pytest.mark.parametrize(
-    ("data", "reference", "metrics", "error", "told"),
+    ("data", "reference", "metrics", "error", "message"),
     [
         (SET, None, ("cosine",), UsageError, "cosine compare with a reference"),
-        (Texts(SET.x), Echo(), ("agreement",), DataError, "no labels: agreement cannot"),
-        (Texts(SET.x, [-100] * 6), None, ("top1",), DataError, "not the places of passages"),
+        (Texts(SET.x), Echo(), ("agreement",), DataError, "no labels, required for agreement"),
+        (Texts(SET.x, [-100] * 6), None, ("top1",), DataError, "not positions of passages"),
         (
             Texts(SET.x, [-100, 1, -100, 2, -100, 4]),
             None,
             ("top1",),
             DataError,
-            "not the places of passages",
+            "not positions of passages",
         ),
         (SET, Wide(), ("cosine",), DataError, "have the width 4, the model's 2"),
         (
@@ -136,16 +138,16 @@ class Classes(Echo):
             Echo((np.nan, 0)),
             ("cosine",),
             NumericalError,
-            "the reference answers 4 of 4 samples of a batch with NaN",
+            "the reference outputs NaN for 4 of 4 samples of a batch",
         ),
         (Texts(np.empty((0, 2)), []), None, ("top1",), DataError, "is empty"),
     ],
 )
-def test_what_cannot_be_measured_is_one_error(data, reference, metrics, error, told):
-    with pytest.raises(error, match=told):
-        measured(data, reference=reference, metrics=metrics)
+def test_requests_that_cannot_be_measured_are_errors(data, reference, metrics, error, message):
+    with pytest.raises(error, match=message):
+        measure(data, reference=reference, metrics=metrics)
 
 
-def test_a_model_with_logits_is_not_judged_so():
-    assert answers_with_embeddings(Echo())
-    assert not answers_with_embeddings(Classes())
+def test_a_model_with_logits_is_scored_on_its_logits():
+    assert outputs_only_embeddings(Echo())
+    assert not outputs_only_embeddings(Classes())

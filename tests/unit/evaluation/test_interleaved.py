@@ -1,12 +1,11 @@
-"""Models in processes of their own, timed in interleaved rounds."""
+"""Tests of interleaved rounds: models open in processes of their own."""
 
 import pytest
-from test_measure import SOURCES, onnx_model  # noqa: F401
 
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError, ModelError
 from compressor.evaluation.interleaved import RoundTimer
-from compressor.evaluation.measure import request_of
+from compressor.evaluation.measure import make_request
 from compressor.evaluation.records import EvaluateConfig, LatencyConfig
 from compressor.runtimes.formats import StoredModel, format_named
 
@@ -14,9 +13,9 @@ LATENCY = EvaluateConfig(latency=LatencyConfig(data="test", warmup=1, repeats=4,
 
 
 def open_timer(format_name, model, tmp_path, **source):
-    sources = {**SOURCES, "test": {"source": "tiny", **source}}
+    sources = {"test": {"source": "tiny", **source}}
     return RoundTimer(
-        request_of(
+        make_request(
             StoredModel(format_named(format_name), model),
             LATENCY,
             sources,
@@ -26,7 +25,7 @@ def open_timer(format_name, model, tmp_path, **source):
     )
 
 
-def test_two_models_take_turns(tiny_model, onnx_model, tmp_path):  # noqa: F811
+def test_two_open_models_are_timed_alternately(tiny_model, onnx_model, tmp_path):
     with (
         open_timer("torch", tiny_model, tmp_path) as torch,
         open_timer("onnx", onnx_model, tmp_path) as onnx,
@@ -41,8 +40,9 @@ def test_two_models_take_turns(tiny_model, onnx_model, tmp_path):  # noqa: F811
         assert onnx.measure_round("throughput") > 0
 
 
-def test_errors_come_back_as_they_were(onnx_model, tmp_path):  # noqa: F811
-    with open_timer("onnx", onnx_model, tmp_path, fail="data") as one, pytest.raises(DataError):
-        one.ready()
-    with open_timer("onnx", tmp_path, tmp_path) as one, pytest.raises(ModelError):
-        one.ready()
+def test_errors_of_the_process_keep_their_class(onnx_model, tmp_path):
+    failing = open_timer("onnx", onnx_model, tmp_path, fail="data")
+    with failing as timer, pytest.raises(DataError):
+        timer.ready()
+    with open_timer("onnx", tmp_path, tmp_path) as timer, pytest.raises(ModelError):
+        timer.ready()

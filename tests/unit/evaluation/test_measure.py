@@ -1,4 +1,4 @@
-"""The process that measures: what it answers, how it fails, and how it dies."""
+"""Tests of the measuring process: its results, its failures, and its end."""
 
 import os
 import shutil
@@ -31,7 +31,9 @@ EVALUATE = EvaluateConfig(
 SOURCES = {"test": {"source": "tiny"}, "unused": {"source": "no-such-source"}}
 
 
-def measured(format_name, folder, tmp_path, evaluate=EVALUATE, progress=lambda *_: None, **source):
+def measure_tiny(
+    format_name, folder, tmp_path, evaluate=EVALUATE, progress=lambda *_: None, **source
+):
     sources = {**SOURCES, "test": {"source": "tiny", **source}}
     return measure(
         StoredModel(format_named(format_name), folder),
@@ -42,30 +44,12 @@ def measured(format_name, folder, tmp_path, evaluate=EVALUATE, progress=lambda *
     )
 
 
-@pytest.fixture
-def onnx_model(tmp_path):
-    """The input's first pixel, three times over."""
-    from onnx import TensorProto, helper
-
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 3, 8, 8])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
-    nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("GlobalAveragePool", ["float"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["logits"]),
-    ]
-    graph = helper.make_graph(nodes, "tiny", [image], [logits])
-    folder = tmp_path / "onnx"
-    folder.mkdir()
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    return folder
-
-
-def test_torch_and_onnx_answer_alike(tiny_model, onnx_model, tmp_path):
-    told = []
-    torch = measured("torch", tiny_model, tmp_path, progress=lambda *one: told.append(one))
-    onnx = measured("onnx", onnx_model, tmp_path)
+def test_torch_and_onnx_models_are_measured_alike(tiny_model, onnx_model, tmp_path):
+    progress = []
+    torch = measure_tiny(
+        "torch", tiny_model, tmp_path, progress=lambda *event: progress.append(event)
+    )
+    onnx = measure_tiny("onnx", onnx_model, tmp_path)
     for result, runtime in ((torch, "torch "), (onnx, "onnxruntime ")):
         assert result.latency.runtime.startswith(runtime)
         assert len(result.latency.milliseconds) == 5
@@ -80,44 +64,45 @@ def test_torch_and_onnx_answer_alike(tiny_model, onnx_model, tmp_path):
         } <= names
         assert {"size_bytes", "parameters", "macs"} <= names
     assert [metric.name for metric in torch.metrics] == [metric.name for metric in onnx.metrics]
-    assert ("accuracy", 40, 40) in told
-    assert ("latency", 5, 5) in told
+    assert ("accuracy", 40, 40) in progress
+    assert ("latency", 5, 5) in progress
     # A process that measures ONNX never loads torch, which alone takes more than this.
     peaks = [
-        next(m.value for m in one.metrics if m.name == "peak_rss_bytes") for one in (torch, onnx)
+        next(m.value for m in result.metrics if m.name == "peak_rss_bytes")
+        for result in (torch, onnx)
     ]
     assert peaks[1] < 150e6 < peaks[0]
 
 
-def test_only_what_is_asked_for(onnx_model, tmp_path):
+def test_only_the_sections_of_evaluate_are_measure_tiny(onnx_model, tmp_path):
     latency = EvaluateConfig(latency=LatencyConfig(data="test", warmup=0, repeats=2))
-    assert measured("onnx", onnx_model, tmp_path, latency).accuracy is None
+    assert measure_tiny("onnx", onnx_model, tmp_path, latency).accuracy is None
     accuracy = EvaluateConfig(accuracy=AccuracyConfig(data="test"))
-    assert measured("onnx", onnx_model, tmp_path, accuracy).latency is None
+    assert measure_tiny("onnx", onnx_model, tmp_path, accuracy).latency is None
 
 
-def test_an_error_of_the_users_comes_back_as_itself(onnx_model, tmp_path):
+def test_an_error_in_the_process_is_raised_as_the_same_class(onnx_model, tmp_path):
     with pytest.raises(DataError) as caught:
-        measured("onnx", onnx_model, tmp_path, fail="data")
+        measure_tiny("onnx", onnx_model, tmp_path, fail="data")
     assert (caught.value.what, caught.value.remedy) == ("the samples are gone", "bring them back")
     with pytest.raises(ModelError, match=r"model\.onnx is missing"):
-        measured("onnx", tmp_path, tmp_path)
+        measure_tiny("onnx", tmp_path, tmp_path)
 
 
-def test_a_set_that_is_not_there(tmp_path):
-    with pytest.raises(UsageError, match="does not have: test"):
+def test_a_data_set_that_is_not_defined_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="not in `data:`: test"):
         measure(StoredModel(format_named("onnx"), tmp_path), EVALUATE, {}, SourceContext(tmp_path))
 
 
-def test_a_crash_tells_the_end_of_what_it_printed(onnx_model, tmp_path):
+def test_the_error_of_a_crash_ends_with_the_last_lines_of_output(onnx_model, tmp_path):
     with pytest.raises(
         PassError, match="was killed by signal 6:\n    a library that prints to stdout"
     ):
-        measured("onnx", onnx_model, tmp_path, fail="crash")
+        measure_tiny("onnx", onnx_model, tmp_path, fail="crash")
     with pytest.raises(
-        PassError, match=r"ended with code 1:(.|\n)*ZeroDivisionError: a bug of ours"
+        PassError, match=r"exited with code 1:(.|\n)*ZeroDivisionError: a bug of ours"
     ):
-        measured("onnx", onnx_model, tmp_path, fail="bug")
+        measure_tiny("onnx", onnx_model, tmp_path, fail="bug")
 
 
 _PARENT = """
@@ -133,8 +118,8 @@ measure(StoredModel(format_named("onnx"), base), EvaluateConfig(accuracy=Accurac
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_it_ends_with_whoever_asked(onnx_model, how):
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_the_process_ends_when_its_parent_ends(onnx_model, signal_number):
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT, str(onnx_model)], stderr=subprocess.DEVNULL
     )
@@ -144,7 +129,7 @@ def test_it_ends_with_whoever_asked(onnx_model, how):
                 lambda: (onnx_model / "pid").read_text() if (onnx_model / "pid").is_file() else ""
             )
         )
-        parent.send_signal(how)
+        parent.send_signal(signal_number)
         parent.wait(timeout=10)
         _eventually(lambda: not _alive(child))
     finally:
@@ -154,10 +139,10 @@ def test_it_ends_with_whoever_asked(onnx_model, how):
 def _eventually(condition):
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         time.sleep(0.02)
-    raise AssertionError("it never came")
+    raise AssertionError("the condition did not hold within 30 seconds")
 
 
 def _alive(pid):
@@ -168,21 +153,21 @@ def _alive(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_errors_keep_their_class_on_the_way():
+def test_errors_keep_their_class_in_messages():
     for error in (
         GateError("too slow", remedy="be faster"),
         ConfigError([Problem("a.b", "is wrong")]),
     ):
         failure = Answer.model_validate_json(
-            Answer(failure=Failure.of(error)).model_dump_json()
+            Answer(failure=Failure.from_error(error)).model_dump_json()
         ).failure
-        rebuilt = failure.rebuilt()
-        assert type(rebuilt) is type(error)
-        assert (str(rebuilt), rebuilt.exit_code) == (str(error), error.exit_code)
-    assert type(Failure(error="SomethingElse", what="odd").rebuilt()) is PassError
+        restored = failure.to_error()
+        assert type(restored) is type(error)
+        assert (str(restored), restored.exit_code) == (str(error), error.exit_code)
+    assert type(Failure(error="SomethingElse", what="odd").to_error()) is PassError
 
 
-def test_the_digest_follows_what_is_asked_and_the_data():
+def test_the_digest_depends_on_the_section_and_the_data():
     first = evaluation_digest(EVALUATE, {"test": "a"}, None)
     assert first == evaluation_digest(EVALUATE.model_copy(), {"test": "a"}, None)
     assert first != evaluation_digest(EVALUATE, {"test": "b"}, None)
@@ -191,68 +176,68 @@ def test_the_digest_follows_what_is_asked_and_the_data():
     )
 
 
-def test_the_digest_follows_the_reference_and_not_its_name():
-    asked = [
+def test_the_digest_depends_on_the_reference_but_not_on_its_name():
+    sections = [
         EvaluateConfig(accuracy=AccuracyConfig(data="test", metrics=("kl",), reference=name))
         for name in ("one", "two")
     ]
-    first = evaluation_digest(asked[0], {"test": "a"}, "id")
-    assert first == evaluation_digest(asked[1], {"test": "a"}, "id")
-    assert first != evaluation_digest(asked[0], {"test": "a"}, "another id")
+    first = evaluation_digest(sections[0], {"test": "a"}, "id")
+    assert first == evaluation_digest(sections[1], {"test": "a"}, "id")
+    assert first != evaluation_digest(sections[0], {"test": "a"}, "another id")
 
 
-FIDELITY = EvaluateConfig(
+COMPARISON = EvaluateConfig(
     accuracy=AccuracyConfig(data="test", metrics=("agreement", "kl"), bootstrap=0)
 )
 
 
-def fidelity(format_name, folder, tmp_path, other_format, other, evaluate=FIDELITY):
+def compare_with_reference(format_name, folder, tmp_path, other_format, other, evaluate=COMPARISON):
     reference = ReferenceModel(id="abc", format=other_format, model=other)
     context = SourceContext(tmp_path, cache=tmp_path)
-    found = measure(
+    measurement = measure(
         StoredModel(format_named(format_name), folder),
         evaluate,
         SOURCES,
         context,
         reference=reference,
     )
-    assert found.accuracy.reference == "abc"
-    return {metric.name: metric.value for metric in found.metrics}
+    assert measurement.accuracy.reference == "abc"
+    return {metric.name: metric.value for metric in measurement.metrics}
 
 
-def test_torch_is_compared_with_onnx_and_onnx_with_torch(tiny_model, onnx_model, tmp_path):
-    one = fidelity("onnx", onnx_model, tmp_path, "torch", tiny_model)
-    two = fidelity("torch", tiny_model, tmp_path, "onnx", onnx_model)
-    assert 0 < one["agreement"] == two["agreement"] < 1
-    assert one["kl"] > 0
-    assert two["kl"] > 0
-    assert one["kl"] != two["kl"], "the divergence is from the reference"
+def test_models_of_different_formats_are_compared(tiny_model, onnx_model, tmp_path):
+    onnx_torch = compare_with_reference("onnx", onnx_model, tmp_path, "torch", tiny_model)
+    torch_onnx = compare_with_reference("torch", tiny_model, tmp_path, "onnx", onnx_model)
+    assert 0 < onnx_torch["agreement"] == torch_onnx["agreement"] < 1
+    assert onnx_torch["kl"] > 0
+    assert torch_onnx["kl"] > 0
+    assert onnx_torch["kl"] != torch_onnx["kl"], "the divergence is from the reference"
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_model_against_itself(tiny_model, tmp_path, elsewhere):
-    reference = shutil.copytree(tiny_model, tmp_path / "copy") if elsewhere else tiny_model
-    found = fidelity("torch", tiny_model, tmp_path, "torch", reference)
-    assert (found["agreement"], found["kl"]) == (1.0, 0.0)
-    assert (found["agreement[input=speech]"], found["kl[input=speech]"]) == (1.0, 0.0)
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_model_agrees_with_itself(tiny_model, tmp_path, copied):
+    reference = shutil.copytree(tiny_model, tmp_path / "copy") if copied else tiny_model
+    values = compare_with_reference("torch", tiny_model, tmp_path, "torch", reference)
+    assert (values["agreement"], values["kl"]) == (1.0, 0.0)
+    assert (values["agreement[input=speech]"], values["kl[input=speech]"]) == (1.0, 0.0)
 
 
-def test_the_reference_is_opened_after_latency_and_memory_were_taken(
-    tiny_model, onnx_model, tmp_path
-):
-    evaluate = FIDELITY.model_copy(update={"latency": EVALUATE.latency})
-    found = fidelity("onnx", onnx_model, tmp_path, "torch", tiny_model, evaluate)
-    assert found["peak_rss_bytes"] < 150e6, "torch, which the reference needs, takes more than this"
+def test_the_reference_is_opened_after_memory_is_measure_tiny(tiny_model, onnx_model, tmp_path):
+    evaluate = COMPARISON.model_copy(update={"latency": EVALUATE.latency})
+    values = compare_with_reference("onnx", onnx_model, tmp_path, "torch", tiny_model, evaluate)
+    assert values["peak_rss_bytes"] < 150e6, (
+        "torch, which the reference needs, takes more than this"
+    )
 
 
-def test_a_comparison_without_a_reference(onnx_model, tmp_path):
+def test_a_comparison_without_a_reference_is_an_error(onnx_model, tmp_path):
     with pytest.raises(
         UsageError, match="agreement and kl compare with a reference, and there is none"
     ):
-        measured("onnx", onnx_model, tmp_path, FIDELITY)
+        measure_tiny("onnx", onnx_model, tmp_path, COMPARISON)
 
 
-def test_a_language_model_on_text(tmp_path):
+def test_perplexity_of_a_language_model_equals_that_of_torch(tmp_path):
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -272,7 +257,7 @@ def test_a_language_model_on_text(tmp_path):
         "tokenizer": "tokenizer.json",
         "sequence_length": 6,
     }
-    found = measure(
+    measurement = measure(
         StoredModel(format_named("torch"), tmp_path / "model"),
         EvaluateConfig(
             accuracy=AccuracyConfig(data="text", metrics=("perplexity", "agreement"), batch_size=3)
@@ -283,14 +268,20 @@ def test_a_language_model_on_text(tmp_path):
     )
     windows = torch.tensor([3, 4, 5, 4, 3, 5, 3, 3] * 7).reshape(8, 7)
     with torch.inference_mode():
-        mine, other = (module(input_ids=windows[:, :-1])["logits"] for module in modules)
-    entropy = torch.nn.functional.cross_entropy(mine.flatten(0, 1), windows[:, 1:].flatten())
-    figures = {metric.name: metric.value for metric in found.metrics}
-    assert figures["perplexity"] == pytest.approx(float(entropy.exp()), rel=1e-4)
-    assert figures["agreement"] == pytest.approx(
-        float((mine.argmax(-1) == other.argmax(-1)).float().mean())
+        logits, reference_logits = (
+            module(input_ids=windows[:, :-1])["logits"] for module in modules
+        )
+    entropy = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    values = {metric.name: metric.value for metric in measurement.metrics}
+    assert values["perplexity"] == pytest.approx(float(entropy.exp()), rel=1e-4)
+    assert values["agreement"] == pytest.approx(
+        float((logits.argmax(-1) == reference_logits.argmax(-1)).float().mean())
     )
-    assert (found.accuracy.samples, found.accuracy.predictions, found.accuracy.labels) == (
+    assert (
+        measurement.accuracy.samples,
+        measurement.accuracy.predictions,
+        measurement.accuracy.labels,
+    ) == (
         8,
         (),
         (),

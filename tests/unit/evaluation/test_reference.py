@@ -1,4 +1,4 @@
-"""Pipelines whose steps are compared with one of them, from the file to the reports."""
+"""Tests of pipelines whose steps are compared with a reference, from the file to the reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ evaluate:
   accuracy: {data: test, metrics: [top1, agreement, kl], bootstrap: 0}
 passes:
   - type: train
-    name: taught
+    name: trained
     train: test
     validation: null
     training: {steps: 3, batch_size: 8, learning_rate: 0.1, evaluate_every: 0}
@@ -51,26 +51,26 @@ def run(file: Path, *sets: str, until: str | None = None) -> RunResult:
     return Runner(plan, lambda _: None, reporter, selected=selected).run()
 
 
-def told(result: RunResult) -> dict[str, dict[str, float]]:
+def metrics_by_step(result: RunResult) -> dict[str, dict[str, float]]:
     return {
         step.step.name: {metric.name: metric.value for metric in step.artifact.manifest.metrics}
         for step in result.steps
     }
 
 
-def test_every_step_is_compared_with_the_source_and_later_with_another(file: Path) -> None:
-    figures = told(run(file))
-    assert (figures["source"]["agreement"], figures["source"]["kl"]) == (1.0, 0.0)
-    assert figures["taught"]["kl"] > 1e-3
-    assert figures["onnx"]["kl"] == pytest.approx(figures["taught"]["kl"], rel=1e-3)
+def test_steps_are_compared_with_the_source_or_with_a_named_step(file: Path) -> None:
+    metrics = metrics_by_step(run(file))
+    assert (metrics["source"]["agreement"], metrics["source"]["kl"]) == (1.0, 0.0)
+    assert metrics["trained"]["kl"] > 1e-3
+    assert metrics["onnx"]["kl"] == pytest.approx(metrics["trained"]["kl"], rel=1e-3)
     assert {step.how for step in run(file).steps} == {"cached"}
-    second = run(file, "evaluate.accuracy.reference=taught")
+    second = run(file, "evaluate.accuracy.reference=trained")
     assert {step.how for step in second.steps} == {"measured"}
-    figures = told(second)
-    assert "kl" not in figures["source"]
-    assert "top1" in figures["source"]
-    assert (figures["taught"]["agreement"], figures["taught"]["kl"]) == (1.0, 0.0)
-    assert figures["onnx"]["kl"] == pytest.approx(0.0, abs=1e-6)
+    metrics = metrics_by_step(second)
+    assert "kl" not in metrics["source"]
+    assert "top1" in metrics["source"]
+    assert (metrics["trained"]["agreement"], metrics["trained"]["kl"]) == (1.0, 0.0)
+    assert metrics["onnx"]["kl"] == pytest.approx(0.0, abs=1e-6)
     for step in second.steps:
         verify(step.artifact)
         report = json.loads((step.artifact.path / "reports" / "accuracy.json").read_text())
@@ -79,76 +79,76 @@ def test_every_step_is_compared_with_the_source_and_later_with_another(file: Pat
         )
 
 
-def test_another_reference_of_the_same_name_is_measured_against_again(file: Path) -> None:
-    sets = ("evaluate.accuracy.reference=taught", "passes[1].from=source")
+def test_a_changed_reference_of_the_same_name_is_compared_again(file: Path) -> None:
+    sets = ("evaluate.accuracy.reference=trained", "passes[1].from=source")
     before = run(file, *sets)
     after = run(file, *sets, "passes[0].training.steps=9")
     assert {step.step.name: step.how for step in after.steps} == {
         "source": "cached",
-        "taught": "built",
+        "trained": "built",
         "onnx": "measured",
     }
-    assert told(after)["onnx"]["kl"] != told(before)["onnx"]["kl"]
+    assert metrics_by_step(after)["onnx"]["kl"] != metrics_by_step(before)["onnx"]["kl"]
 
 
-def test_fidelity_alone_where_there_is_no_reference_yet(file: Path) -> None:
-    sets = ("evaluate.accuracy.metrics=[kl]", "evaluate.accuracy.reference=taught")
-    figures = told(run(file, *sets, until="taught"))
-    assert figures == {"source": {}, "taught": figures["taught"]}
-    assert figures["taught"]["kl"] == 0.0
+def test_steps_before_the_reference_are_not_compared(file: Path) -> None:
+    sets = ("evaluate.accuracy.metrics=[kl]", "evaluate.accuracy.reference=trained")
+    metrics = metrics_by_step(run(file, *sets, until="trained"))
+    assert metrics == {"source": {}, "trained": metrics["trained"]}
+    assert metrics["trained"]["kl"] == 0.0
 
 
 def test_an_artifact_directory_as_reference(file: Path) -> None:
     source = run(file, until="source").steps[0].artifact
-    other = run(file, "seed=1", f"evaluate.accuracy.reference={source.path}", until="source")
-    assert [step.step.name for step in other.steps] == [str(source.path), "source"]
-    assert told(other)["source"]["kl"] > 0
-    report = json.loads((other.steps[1].artifact.path / "reports" / "accuracy.json").read_text())
+    result = run(file, "seed=1", f"evaluate.accuracy.reference={source.path}", until="source")
+    assert [step.step.name for step in result.steps] == [str(source.path), "source"]
+    assert metrics_by_step(result)["source"]["kl"] > 0
+    report = json.loads((result.steps[1].artifact.path / "reports" / "accuracy.json").read_text())
     assert report["reference"] == source.id
 
 
-def test_one_measurement_by_hand_needs_an_artifact(file: Path) -> None:
-    source, taught = (step.artifact for step in run(file, until="taught").steps)
+def test_eval_needs_an_artifact_as_reference(file: Path) -> None:
+    source, trained = (step.artifact for step in run(file, until="trained").steps)
 
-    def measured(*sets: str) -> dict[str, float]:
-        artifact = load_given(taught.path)
-        found = measure_artifact(
+    def measure(*sets: str) -> dict[str, float]:
+        artifact = load_given(trained.path)
+        measurement = measure_artifact(
             artifact, file, sets, lambda _: None, allow_code=False, accuracy=True
         )
-        return {metric.name: metric.value for metric in found.metrics}
+        return {metric.name: metric.value for metric in measurement.metrics}
 
     with pytest.raises(
         UsageError, match="agreement and kl compare with 'source', which is no artifact dir"
     ) as caught:
-        measured()
+        measure()
     assert "--set evaluate.accuracy.reference=" in str(caught.value.remedy)
     # The path is relative to the pipeline file.
     relative = source.path.relative_to(file.parent)
     assert (
-        measured(f"evaluate.accuracy.reference={relative}")["kl"]
-        == taught.manifest.metric("kl").value
+        measure(f"evaluate.accuracy.reference={relative}")["kl"]
+        == trained.manifest.metric("kl").value
     )
 
 
-def test_one_pass_by_hand_is_compared_with_what_it_reads(file: Path) -> None:
-    taught = run(file, until="taught").steps[1].artifact
-    file.write_text(PIPELINE.replace("bootstrap: 0", "bootstrap: 0, reference: taught"))
+def test_a_single_pass_is_compared_with_its_input(file: Path) -> None:
+    trained = run(file, until="trained").steps[1].artifact
+    file.write_text(PIPELINE.replace("bootstrap: 0", "bootstrap: 0, reference: trained"))
 
     def plan(*fields: str) -> object:
-        pipeline = single_pass("export-onnx", taught.path, file, fields)
+        pipeline = single_pass("export-onnx", trained.path, file, fields)
         return make_plan(
             pipeline, Store(file.parent / "store"), SourceContext(pipeline.base, cache=file.parent)
         )
 
     with pytest.raises(
-        ConfigError, match="'taught' is neither a step nor an artifact directory"
+        ConfigError, match="'trained' is neither a step nor an artifact directory"
     ) as caught:
         plan()
     assert "known: export-onnx, source" in str(caught.value)
-    made = plan("evaluate.accuracy.reference=source", "opset=20")
-    assert made.step("export-onnx").reference == "source"
-    assert made.step("export-onnx").recipe.config["opset"] == 20
+    planned = plan("evaluate.accuracy.reference=source", "opset=20")
+    assert planned.step("export-onnx").reference == "source"
+    assert planned.step("export-onnx").recipe.config["opset"] == 20
     result = Runner(
-        made, lambda _: None, lambda *_: None, selected=frozenset({"export-onnx"})
+        planned, lambda _: None, lambda *_: None, selected=frozenset({"export-onnx"})
     ).run()
-    assert told(result)["export-onnx"]["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics_by_step(result)["export-onnx"]["kl"] == pytest.approx(0.0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Engines that cannot run here: their graph answers, nothing is timed, and all of it is said."""
+"""Tests of engines that cannot run here: their ONNX graph is measured, and latency is not."""
 
 import shutil
 
@@ -12,11 +12,8 @@ from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, LatencyConfig
 from compressor.runtimes.formats import StoredModel, format_named
 from compressor.runtimes.tensorrt.manifest import ENGINE, EngineFile, EngineManifest, write_record
-from tests.unit.evaluation.test_measure import onnx_model
 
-__all__ = ["onnx_model"]
-
-NOWHERE = "sm999"
+MISSING_TARGET = "sm999"
 EVALUATE = EvaluateConfig(
     accuracy=AccuracyConfig(data="test", metrics=("top1", "agreement"), reference="engine"),
     latency=LatencyConfig(warmup=1, repeats=5, threads=1),
@@ -27,7 +24,7 @@ def entry(file):
     size = file.stat().st_size
     return EngineFile(
         file=file.name,
-        target=NOWHERE,
+        target=MISSING_TARGET,
         sha256=digest_file(file),
         bytes=size,
         warnings=(),
@@ -37,7 +34,7 @@ def entry(file):
 
 @pytest.fixture
 def engine(onnx_model, tmp_path):
-    """The graph, and two files that say that they are engines for a GPU that there is none of."""
+    """Write an ONNX graph, and two engine files for a GPU that does not exist."""
     folder = tmp_path / "engine"
     shutil.copytree(onnx_model, folder)
     (folder / "model.a.engine").write_bytes(b"1234567")
@@ -60,7 +57,7 @@ def engine(onnx_model, tmp_path):
     return folder
 
 
-def measured(format_name, folder, tmp_path, reference):
+def measure_on_test(format_name, folder, tmp_path, reference):
     sources = {"test": {"source": "tiny"}}
     context = SourceContext(tmp_path, cache=tmp_path)
     return measure(
@@ -72,25 +69,23 @@ def measured(format_name, folder, tmp_path, reference):
     )
 
 
-def test_its_graph_stands_in_and_nothing_is_timed(engine, onnx_model, tmp_path):
-    found = measured("engine", engine, tmp_path, engine)
-    graph = measured("onnx", onnx_model, tmp_path, engine)
-    assert found.stand_in == found.accuracy.stand_in
-    assert "GPU" in found.stand_in
-    assert found.latency is None
-    metrics = {metric.name: metric.value for metric in found.metrics}
+def test_the_graph_is_measured_and_not_timed(engine, onnx_model, tmp_path):
+    report = measure_on_test("engine", engine, tmp_path, engine)
+    graph = measure_on_test("onnx", onnx_model, tmp_path, engine)
+    assert report.stand_in == report.accuracy.stand_in
+    assert "GPU" in report.stand_in
+    assert report.latency is None
+    metrics = {metric.name: metric.value for metric in report.metrics}
     assert metrics["executed"] == 0
     assert not [name for name in metrics if name.startswith("latency") or name == "throughput"]
-    assert (
-        metrics["size_bytes"] == 7
-    )  # the largest engine; the graph beside it is not what is deployed
-    assert found.accuracy.predictions == graph.accuracy.predictions
+    assert metrics["size_bytes"] == 7, "the largest engine, without the graph"
+    assert report.accuracy.predictions == graph.accuracy.predictions
     assert (graph.stand_in, graph.accuracy.stand_in) == (None, None)
     assert "executed" not in {metric.name for metric in graph.metrics}
     assert next(metric.value for metric in graph.metrics if metric.name == "agreement") == 1
 
 
-def test_one_that_is_damaged_is_not_measured(engine, tmp_path):
+def test_a_damaged_engine_is_not_measured(engine, tmp_path):
     (engine / "model.b.engine").write_bytes(b"321")
     with pytest.raises(DamagedArtifactError, match=r"model\.b\.engine: changed"):
-        measured("engine", engine, tmp_path, engine)
+        measure_on_test("engine", engine, tmp_path, engine)

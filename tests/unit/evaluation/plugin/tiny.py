@@ -1,4 +1,4 @@
-"""A family and a data source, as small as they get, found through entry points as other people's are."""
+"""A minimal model family and data source, found through entry points as third-party ones are."""
 
 import os
 import time
@@ -19,7 +19,7 @@ class TinyConfig(Record):
 
 
 class Tiny(Family[TinyConfig]):
-    """An embedding (tied with the output), a convolution over an image, and batch statistics."""
+    """An embedding tied with the output layer, a convolution over an image, and a batch norm."""
 
     name, Config, presets = "tiny", TinyConfig, {"small": TinyConfig()}
 
@@ -47,8 +47,8 @@ class Tiny(Family[TinyConfig]):
                 self.norm = nn.BatchNorm2d(config.hidden)
 
             def forward(self, image, words):
-                seen = self.norm(self.conv(image.float() / 255)).relu().mean(dim=(2, 3))
-                hidden = seen + self.embedding(words).mean(dim=1)
+                features = self.norm(self.conv(image.float() / 255)).relu().mean(dim=(2, 3))
+                hidden = features + self.embedding(words).mean(dim=1)
                 return {"logits": self.out(hidden)[:, :CLASSES], "hidden": hidden}
 
         return Module()
@@ -57,7 +57,7 @@ class Tiny(Family[TinyConfig]):
 class TinySourceConfig(SourceConfig):
     num_samples: int = 40
     fail: str | None = None
-    """crash, hang, wrong or data: what goes wrong while loading."""
+    """Failure while loading: data, crash, bug or hang."""
     length: int = 5
 
 

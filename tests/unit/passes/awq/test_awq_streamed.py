@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from compressor.analysis.layerwise import compare_layers
-from compressor.analysis.tensors import tensor_differences
+from compressor.analysis.tensors import compare_tensors
 from compressor.errors import DataError, ModelError, NumericalError, RequirementError
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.transformers.linear_groups import decoder_layer_sites
@@ -265,7 +265,7 @@ def test_only_packed_layers_add_error_beside_the_parent(tmp_path):
     assert all(added[name] for name in linears)
     assert added["model.embed_tokens"] < 1e-6, "rounding to float16"
     pairs = {
-        pair.name: pair for pair in tensor_differences(recognize(parent.model), recognize(folder))
+        pair.name: pair for pair in compare_tensors(recognize(parent.model), recognize(folder))
     }
     down_proj = pairs["model.layers.0.mlp.down_proj.weight"]
     assert down_proj.snr_db > 5, "scales were folded into the layer before it"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.analysis.layerwise import compare_layers
-from compressor.analysis.tensors import tensor_differences
+from compressor.analysis.tensors import compare_tensors
 from compressor.errors import CompressError, ModelError, RequirementError, UsageError
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.checkpoint.loading import load_module
@@ -285,7 +285,7 @@ def test_a_packed_model_is_compared_and_measured_but_generates_nothing(tmp_path)
     assert added["fusion.layers.0.attention.query"] > 0
     assert added["vision.stem"] == 0
     pairs = {
-        pair.name: pair for pair in tensor_differences(recognize(parent.model), recognize(out))
+        pair.name: pair for pair in compare_tensors(recognize(parent.model), recognize(out))
     }
     assert 5 < pairs["fusion.cell_space.weight"].snr_db < 40
     assert pairs["vision.stem.weight"].equal

@@ -1,10 +1,18 @@
-"""Parameters and MACs of graphs small enough to count by hand."""
+"""Tests of costs of graphs small enough to count by hand, of peak memory, and of load."""
+
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.evaluation.cost import cost_metrics
+from compressor.evaluation.resources import (
+    BackgroundLoad,
+    cost_metrics,
+    peak_rss_bytes,
+    reset_peak_rss,
+)
 from compressor.runtimes.formats import StoredModel, format_named
 from compressor.runtimes.onnxruntime import cost as onnx_cost
 
@@ -26,15 +34,15 @@ def model(nodes, inputs, weights):
     )
 
 
-def test_convolution_reshape_and_products():
+def test_parameters_and_macs_of_convolution_and_products():
     graph = model(
         [
             helper.make_node(
-                "Conv", ["x", "kernel"], ["seen"], strides=[2, 2], pads=[1, 1, 1, 1], group=2
+                "Conv", ["x", "kernel"], ["features"], strides=[2, 2], pads=[1, 1, 1, 1], group=2
             ),
-            helper.make_node("Shape", ["seen"], ["shape"], end=1),
+            helper.make_node("Shape", ["features"], ["shape"], end=1),
             helper.make_node("Concat", ["shape", "rest"], ["flat_shape"], axis=0),
-            helper.make_node("Reshape", ["seen", "flat_shape"], ["flat"]),
+            helper.make_node("Reshape", ["features", "flat_shape"], ["flat"]),
             helper.make_node("Gemm", ["flat", "dense"], ["hidden"], transB=1),
             helper.make_node("MatMul", ["hidden", "last"], ["out"]),
         ],
@@ -50,14 +58,14 @@ def test_convolution_reshape_and_products():
     assert onnx_cost.count_macs(graph, {"x": (1, 4, 8, 8)}) == 6 * 16 * 18 + 96 * 5 + 5 * 3
 
 
-def test_shapes_that_only_a_run_can_tell():
+def test_shapes_that_depend_on_data_are_computed_from_a_sample():
     graph = model(
         [
             helper.make_node("NonZero", ["x"], ["places"]),
             helper.make_node("Shape", ["places"], ["shape"]),
-            helper.make_node("ConstantOfShape", ["shape"], ["found"]),
-            helper.make_node("Transpose", ["found"], ["turned"]),
-            helper.make_node("MatMul", ["turned", "found"], ["out"]),
+            helper.make_node("ConstantOfShape", ["shape"], ["ones"]),
+            helper.make_node("Transpose", ["ones"], ["turned"]),
+            helper.make_node("MatMul", ["turned", "ones"], ["out"]),
         ],
         {"x": ["batch", 4]},
         [],
@@ -74,12 +82,12 @@ def test_shapes_that_only_a_run_can_tell():
         helper.make_node("Einsum", ["x"], ["out"], equation="ij->ji"),
     ],
 )
-def test_what_cannot_be_told_is_none(node):
+def test_macs_are_none_where_shapes_are_unknown(node):
     shape = {"x": ["unknown", "unknown"]} if node.op_type == "MatMul" else {"x": [2, 2]}
     assert onnx_cost.count_macs(model([node], shape, []), {}) is None
 
 
-def test_the_familys_own_arithmetic_for_torch(tiny_model):
+def test_torch_models_use_the_familys_arithmetic(tiny_model):
     metrics = {
         metric.name: metric.value
         for metric in cost_metrics(StoredModel(format_named("torch"), tiny_model), {})
@@ -88,7 +96,32 @@ def test_the_familys_own_arithmetic_for_torch(tiny_model):
     assert metrics == {"size_bytes": size, "parameters": 288, "macs": 3480}
 
 
-def test_other_kinds_have_a_size(tiny_model):
+def test_other_formats_have_only_a_size(tiny_model):
     assert [
         metric.name for metric in cost_metrics(StoredModel(format_named("adapter"), tiny_model), {})
     ] == ["size_bytes"]
+
+
+def test_the_peak_restarts_at_a_reset():
+    ballast = np.ones(8_000_000)
+    before = peak_rss_bytes()
+    del ballast
+    if not reset_peak_rss():
+        pytest.skip("this kernel does not let a process reset its peak")
+    assert peak_rss_bytes() < before - 50_000_000
+
+
+def test_background_load_excludes_this_process(monkeypatch, tmp_path):
+    stat, ticks = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr("compressor.evaluation.resources._STAT", stat)
+    clocks = {"wall": 10.0, "own": 1.0}
+    monkeypatch.setattr(
+        "compressor.evaluation.resources.time",
+        SimpleNamespace(perf_counter=lambda: clocks["wall"], process_time=lambda: clocks["own"]),
+    )
+    stat.write_text(f"cpu  {5 * ticks} 0 {2 * ticks} 900 0 0 0 0 0 0\n")
+    load = BackgroundLoad()
+    assert load.cores() is None
+    clocks |= {"wall": 12.0, "own": 2.5}
+    stat.write_text(f"cpu  {6 * ticks} {ticks} {3 * ticks} 999 0 0 0 0 0 0\n")
+    assert load.cores() == pytest.approx((3 - 1.5) / 2)
