@@ -37,7 +37,7 @@ def check_applicable(config: PruneConfig, family: Family[Any], architecture: Rec
         problems.append(
             FieldProblem(
                 "target.macs",
-                f"the MACs of this {family.name} are unknown",
+                f"the family {family.name} does not count MACs",
                 "set a target of params or size_mb",
             )
         )
@@ -55,7 +55,7 @@ def _problems_of_kinds(
     present = sorted({axis.kind for axis in axes if axis.units > 0})
     missing = [kind for kind in config.axes if kind not in present]
     if missing and (is_set(config, "axes") or len(missing) == len(config.axes)):
-        reason = f"this {family.name} has no {', '.join(missing)} to cut"
+        reason = f"this model of the family {family.name} has no {', '.join(missing)} to cut"
         return [FieldProblem("axes", reason, f"its axes are {', '.join(present) or 'none'}")]
     return []
 
