@@ -54,13 +54,13 @@ class TracedExporter(Exporter):
                     "set `parity.max_abs` or `parity.cosine` instead",
                 )
             )
-        known = self._dimensions()
-        if unknown := [size for size in self.config.dynamic or () if size not in known]:
+        dimensions = self._dimensions()
+        if unknown := [size for size in self.config.dynamic or () if size not in dimensions]:
             problems.append(
                 FieldProblem(
                     "dynamic",
                     f"models of the family {name} have no dimensions {', '.join(unknown)}",
-                    f"their dimensions are {', '.join(known)}",
+                    f"their dimensions are {', '.join(dimensions)}",
                 )
             )
         return problems

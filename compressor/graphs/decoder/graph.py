@@ -24,6 +24,7 @@ import onnx_ir as ir
 
 from compressor.graphs.decoder.architecture import DecoderArchitecture, ImageTokens
 from compressor.graphs.decoder.block_sizes import embedding_block_size
+from compressor.graphs.decoder.images import insert_images, rotary_by_section
 from compressor.graphs.decoder.interface import (
     ATTENTION_MASK,
     IMAGE_EMBEDS,
@@ -95,17 +96,19 @@ class DecoderGraph:
         add.read_mask(ids, mask)
         keep = self._optional_input(LOGITS_TO_KEEP, np.array([0], dtype=np.int64), 1)
         x = self._embed(ids)
-        if architecture.images is not None:
-            x = self._insert_images(x, ids, architecture.images)
-            positions = add.positions(ids, mask)
-            self.rotary = {
-                layer_type: self._rotary_by_section(layer_type, positions, architecture.images)
-                for layer_type in architecture.rotary
-            }
-        else:
+        if architecture.images is None:
             self.rotary = {
                 layer_type: self._rotary_by_position(layer_type)
                 for layer_type in architecture.rotary
+            }
+        else:
+            x = self._insert_images(x, ids, architecture.images)
+            positions_3d = self._positions_3d(ids, mask)
+            self.rotary = {
+                layer_type: rotary_by_section(
+                    add, layer_type, rotary, positions_3d, architecture.images
+                )
+                for layer_type, rotary in architecture.rotary.items()
             }
         weight = self._norm_weight("layers.0.input_layernorm")
         normed = add.norm(x, weight, architecture.epsilon, "layers.0.normed")
@@ -115,8 +118,8 @@ class DecoderGraph:
             x, normed = self._layer(number, x, normed, next_norm)
         start = add.op("Neg", [keep], "logits.start")
         end = add.ints(np.iinfo(np.int64).max)
-        kept = add.op("Slice", [normed, start, end, add.ints(1)], "logits.read")
-        logits = self._lm_head(kept)
+        last_tokens = add.op("Slice", [normed, start, end, add.ints(1)], "logits.read")
+        logits = self._lm_head(last_tokens)
         vocabulary = architecture.decoder.vocabulary
         self._output(logits, LOGITS, ir.DataType.FLOAT, "batch", "answers", vocabulary)
         self.outputs.insert(0, self.outputs.pop())
@@ -179,62 +182,27 @@ class DecoderGraph:
         return add.op("Mul", [x, factor], "embedded.scaled")
 
     def _insert_images(self, x: ir.Value, ids: ir.Value, images: ImageTokens) -> ir.Value:
-        """Replace the embeddings of image tokens by the rows of image embeddings, in order."""
-        add, hidden = self.add, self.architecture.decoder.hidden
+        hidden = self.architecture.decoder.hidden
         default = np.zeros((0, hidden), dtype=np.float32)
         embeds = self._optional_input(IMAGE_EMBEDS, default, "image_words", hidden)
-        token = add.constant("image.token", np.array(images.token_id, dtype=np.int64))
-        zero, one = (
-            add.constant(f"image.{value}", np.array(value, dtype=np.int64)) for value in (0, 1)
+        return insert_images(self.add, x, ids, embeds, images.token_id)
+
+    def _positions_3d(self, ids: ir.Value, mask: ir.Value) -> ir.Value:
+        """Return the positions of each token in time, height and width, int64 [3, B, T]."""
+        add = self.add
+        positions = add.positions(ids, mask)
+        default = np.zeros((3, 1, 1), dtype=np.int64)
+        offsets = self._optional_input(
+            POSITION_OFFSETS, default, 3, "offset_batch", "offset_sequence"
         )
-        here = add.op("Equal", [ids, token], "image.is")
-        flat = add.op("Reshape", [here, add.ints(-1)], "image.is.flat")
-        ones = add.op("Cast", [flat], "image.ones", to=ir.DataType.INT64)
-        count = add.op("CumSum", [ones, zero], "image.count")
-        row = add.op("Sub", [count, one], "image.from_zero")
-        row = add.op("Max", [row, zero], "image.number.flat")
-        shape = add.op("Shape", [ids], "image.shape")
-        row = add.op("Reshape", [row, shape], "image.number")
-        # One more row, which is looked up where there are no image embeddings at all.
-        spare = add.constant("image.none", np.zeros((1, hidden), dtype=np.float32))
-        table = add.op("Concat", [embeds, spare], "image.words", axis=0)
-        rows = add.op("Gather", [table, row], "image.rows", axis=0)
-        replaced = add.op("Unsqueeze", [here, add.ints(2)], "image.here")
-        return add.op("Where", [replaced, rows, x], "embedded.with_images")
+        repeated = add.op("Unsqueeze", [positions, add.ints(0)], "positions.3d")
+        return add.op("Add", [repeated, offsets], "positions.all")
 
     def _rotary_by_position(self, layer_type: str) -> RotaryTables:
         rotary, add = self.architecture.rotary[layer_type], self.add
         cos = add.constant(f"cos.{layer_type}", rotary.cos.numpy())
         sin = add.constant(f"sin.{layer_type}", rotary.sin.numpy())
         return RotaryTables(cos, sin, 2 * rotary.cos.shape[1], by_token=False)
-
-    def _rotary_by_section(
-        self, layer_type: str, positions: ir.Value, images: ImageTokens
-    ) -> RotaryTables:
-        """Let each section of the frequencies follow one of the three positions.
-
-        This is M-RoPE (Wang et al. 2024, Qwen2-VL, https://arxiv.org/abs/2409.12191).
-        """
-        rotary, add = self.architecture.rotary[layer_type], self.add
-        default = np.zeros((3, 1, 1), dtype=np.int64)
-        offsets = self._optional_input(
-            POSITION_OFFSETS, default, 3, "offset_batch", "offset_sequence"
-        )
-        positions_3d = add.op("Unsqueeze", [positions, add.ints(0)], "positions.3d")
-        all_positions = add.op("Add", [positions_3d, offsets], "positions.all")
-        starts = np.cumsum([0, *images.sections]).tolist()
-        tables = []
-        for part, table in (("cos", rotary.cos), ("sin", rotary.sin)):
-            sections = []
-            for number, (start, size) in enumerate(zip(starts, images.sections, strict=False)):
-                name = f"{part}.{layer_type}.{number}"
-                axis = add.constant(f"axis.{number % 3}", np.array(number % 3))
-                places = add.op("Gather", [all_positions, axis], f"{name}.places", axis=0)
-                columns = table[:, start : start + size].numpy()
-                section = add.constant(f"{name}.table", columns)
-                sections.append(add.op("Gather", [section, places], name))
-            tables.append(add.op("Concat", sections, f"{part}.{layer_type}", axis=-1))
-        return RotaryTables(tables[0], tables[1], 2 * starts[-1], by_token=True)
 
     def _lm_head(self, x: ir.Value) -> ir.Value:
         add, decoder, weights = self.add, self.architecture.decoder, self.weights

@@ -59,9 +59,9 @@ class OnnxRuntimeOperators(Operators):
         mean.name = inverse_deviation.name = ""  # optional outputs that nothing reads
         return normed, total
 
-    def activation(self, x: ir.Value, kind: Activation, name: str) -> ir.Value:
+    def activation(self, x: ir.Value, function: Activation, name: str) -> ir.Value:
         """Return SiLU, which is QuickGelu with α = 1, or GELU with tanh."""
-        if kind == "silu":
+        if function == "silu":
             return self.op("QuickGelu", [x], name, domain=MICROSOFT, alpha=1.0)
         return self.op("Gelu", [x], name, approximate="tanh")
 
@@ -124,13 +124,13 @@ class OnnxRuntimeOperators(Operators):
     def positions(self, ids: ir.Value, mask: ir.Value) -> ir.Value:
         """Return the position of each token, int64 [B, T], as GroupQueryAttention counts them."""
         counts = self.op("ReduceSum", [mask, self.ints(1)], "positions.counts", keepdims=1)
-        one = self.constant("one", np.array(1))
+        step = self.constant("one", np.array(1))
         shape = self.op("Shape", [ids], "positions.shape")
-        tokens = self.op("Gather", [shape, one], "positions.tokens")
+        tokens = self.op("Gather", [shape, step], "positions.tokens")
         before = self.op("Sub", [counts, tokens], "positions.before")
         start = self.op("Max", [before, self.ints(0)], "positions.start")
         zero = self.constant("zero", np.array(0))
-        count = self.op("Range", [zero, tokens, one], "positions.range")
+        count = self.op("Range", [zero, tokens, step], "positions.range")
         return self.op("Add", [start, count], "positions")
 
     def attention(self, inputs: AttentionInputs, heads: AttentionHeads) -> AttentionResult:

@@ -163,7 +163,7 @@ class Operators(ABC):
         """Return RMSNorm of x + residual, and x + residual."""
 
     @abstractmethod
-    def activation(self, x: ir.Value, kind: Activation, name: str) -> ir.Value:
+    def activation(self, x: ir.Value, function: Activation, name: str) -> ir.Value:
         """Return SiLU, or GELU with tanh."""
 
     @abstractmethod

@@ -76,9 +76,9 @@ class PortableOperators(Operators):
         total = self.op("Add", [x, residual], f"{name}.sum")
         return self.norm(total, weight, epsilon, name), total
 
-    def activation(self, x: ir.Value, kind: Activation, name: str) -> ir.Value:
+    def activation(self, x: ir.Value, function: Activation, name: str) -> ir.Value:
         """Return SiLU, or GELU with tanh."""
-        if kind == "silu":
+        if function == "silu":
             return self.op("Mul", [x, self.op("Sigmoid", [x], f"{name}.gate")], name)
         return self.op("Gelu", [x], name, approximate="tanh")
 
@@ -111,17 +111,17 @@ class PortableOperators(Operators):
 
     def read_mask(self, ids: ir.Value, mask: ir.Value) -> None:
         """Append positions and indices from `attention_mask`, which may hold padding anywhere."""
-        zero, one = (self.constant(f"scalar.{value}", np.array(value)) for value in (0, 1))
-        tokens = self.op("Gather", [self.op("Shape", [ids], "tokens.shape"), one], "tokens")
-        total = self.op("Gather", [self.op("Shape", [mask], "total.shape"), one], "total")
+        zero, step = (self.constant(f"scalar.{value}", np.array(value)) for value in (0, 1))
+        tokens = self.op("Gather", [self.op("Shape", [ids], "tokens.shape"), step], "tokens")
+        total = self.op("Gather", [self.op("Shape", [mask], "total.shape"), step], "total")
         start = self.op("Sub", [total, tokens], "start")
-        counts = self.op("CumSum", [mask, one], "counted")
-        all_positions = self.op("Sub", [counts, one], "counted.from_zero")
+        counts = self.op("CumSum", [mask, step], "counted")
+        all_positions = self.op("Sub", [counts, step], "counted.from_zero")
         first = self.op("Unsqueeze", [start, self.ints(0)], "start.1d")
         end = self.ints(np.iinfo(np.int64).max)
         recent = self.op("Slice", [all_positions, first, end, self.ints(1)], "counted.recent")
-        queries = self.op("Range", [start, total, one], "queries.1d")
-        keys = self.op("Range", [zero, total, one], "keys.1d")
+        queries = self.op("Range", [start, total, step], "queries.1d")
+        keys = self.op("Range", [zero, total, step], "keys.1d")
         valid = self.op("Cast", [mask], "seen", to=ir.DataType.BOOL)
         self._mask = _Mask(
             positions=self.op("Max", [recent, zero], "positions"),
@@ -243,6 +243,6 @@ class PortableOperators(Operators):
         self, operator: str, sides: tuple[ir.Value, ir.Value], rotation: _HeadRotation, name: str
     ) -> ir.Value:
         """Return a · cos ± b · sin for two sides a and b."""
-        left = self.op("Mul", [sides[0], rotation.cos], f"{name}.cos")
-        right = self.op("Mul", [sides[1], rotation.sin], f"{name}.sin")
-        return self.op(operator, [left, right], name)
+        cos_term = self.op("Mul", [sides[0], rotation.cos], f"{name}.cos")
+        sin_term = self.op("Mul", [sides[1], rotation.sin], f"{name}.sin")
+        return self.op(operator, [cos_term, sin_term], name)

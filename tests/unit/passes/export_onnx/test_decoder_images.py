@@ -233,8 +233,8 @@ def test_torch_and_both_graphs_generate_the_same_text_about_images(exported):
     pictures = [exported.folder / name for name in ("1.png", "2.png")]
     expected = answer(exported.parent.model, "w10 w11", pictures)
     assert expected
-    other = [exported.folder / "0.png"]
-    assert expected != answer(exported.parent.model, "w10 w11", other)
+    another_picture = [exported.folder / "0.png"]
+    assert expected != answer(exported.parent.model, "w10 w11", another_picture)
     for target in ("onnxruntime", "portable"):
         assert answer(exported.folder / target, "w10 w11", pictures) == expected
 

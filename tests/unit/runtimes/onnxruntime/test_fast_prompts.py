@@ -73,7 +73,7 @@ def test_batches_padding_and_chunks_stay_close(decoder, tmp_path):
     ids = np.random.default_rng(1).integers(3, 490, (2, 150))
     lengths = np.array([150, 40])
     decoders = exact_and_fast(folder, capacity=160, batch_size=2)
-    exact, fast = (one.forward(ids, lengths, logits_to_keep=0).copy() for one in decoders)
+    exact, fast = (decoder.forward(ids, lengths, logits_to_keep=0).copy() for decoder in decoders)
     is_valid = np.arange(150) < lengths[:, None]
     assert divergence(exact, fast)[is_valid].mean() < 1e-3
     exact, fast = (decoder.forward(ids[:, :1]).copy() for decoder in decoders)
