@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict
 
 
 class Record(BaseModel):
@@ -33,3 +34,27 @@ DataName = Annotated[str, Reference("data")]
 
 StepName = Annotated[str, Reference("step")]
 """Name of an earlier step, or ``source``."""
+
+
+def with_former_names(record: BaseModel, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON values of a record, each field under the first name that it ever had.
+
+    Ids are computed from this form, so that renaming a field rebuilds no artifact.
+
+    Args:
+        record: the record.
+        tree: its ``model_dump(mode="json")``; values may have been replaced.
+    """
+    renamed: dict[str, Any] = {}
+    for name, field in type(record).model_fields.items():
+        value, dumped = getattr(record, name), tree[name]
+        if isinstance(value, BaseModel):
+            dumped = with_former_names(value, dumped)
+        elif isinstance(value, tuple):
+            dumped = [
+                with_former_names(item, entry) if isinstance(item, BaseModel) else entry
+                for item, entry in zip(value, dumped, strict=True)
+            ]
+        names = field.validation_alias
+        renamed[str(names.choices[-1]) if isinstance(names, AliasChoices) else name] = dumped
+    return renamed

@@ -47,7 +47,8 @@ class PlanContext:
     """Facts that a pass may use while planning."""
 
     facts: Mapping[str, ModelFacts]
-    """Role to facts, for every artifact that the config names and for ``parent``."""
+    """Facts of the input artifacts by role: ``parent``, or the config field that names the artifact,
+    such as ``teacher``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class PassContext:
     progress: Callable[[str, int, int, Mapping[str, float]], None]
     """Reports progress as (label, done, total, metrics), at any rate."""
     note: Callable[[str], None]
-    """Records one line for the user, such as a fall-back; it is logged and reported."""
+    """Records one line for the user, such as a fallback; it is logged and reported."""
     cache: Path = field(default_factory=default_cache)
     """Folder for files that later runs on this machine can reuse."""
 
@@ -99,14 +100,15 @@ class Pass(ABC, Generic[P]):
     """Name of the model format that the pass writes."""
     Config: ClassVar[type[PassConfig]]
     tools: ClassVar[tuple[str, ...]] = ("torch",)
-    """Distributions whose version can change the bytes."""
+    """Python distributions whose version can change the bytes of the output."""
     capabilities: ClassVar[tuple[type[Capability], ...]] = ()
     """Capabilities of the parent model that the pass needs, whatever its config."""
 
     def needs(self, config: P) -> tuple[type[Capability], ...]:
         """Return the capabilities of the parent model that the pass needs with this config.
 
-        Reads only fields that have defaults: `show` and `doctor` call it without the others.
+        It may read only fields that have defaults: `show` and `doctor` call it with a config in
+        which the required fields are missing.
         """
         return self.capabilities
 
@@ -131,7 +133,7 @@ class Pass(ABC, Generic[P]):
         return
 
     def preview(self, config: P, parent: Artifact, context: PassContext) -> list[Mapping[str, Any]]:
-        """Return the decisions that ``run`` would take, as table rows; nothing is written."""
+        """Return the decisions that ``run`` would make, as table rows; nothing is written."""
         return []
 
     @abstractmethod
@@ -142,7 +144,7 @@ class Pass(ABC, Generic[P]):
         """
 
     def ensures(self, config: P, parent: Artifact, out: Path, context: PassContext) -> None:
-        """Reload the written model with its real consumer.
+        """Reload the written model with the library that is to run it.
 
         Raises:
             ParityError: the model does not compute what it should.

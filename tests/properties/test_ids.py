@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
 from compressor.engine.plan.pipeline import load_pipeline
 from compressor.engine.plan.planner import make_plan
+from tests.support.tiny_files import draw_pictures
 
 PIPELINE = """\
 # {comment}
@@ -86,3 +88,34 @@ def test_a_field_changes_the_ids_of_its_step_and_of_later_steps(rounds: int) -> 
 def test_seed_and_threads_change_every_id(seed: int, threads: int) -> None:
     assert set(plan_ids(seed=seed)).isdisjoint(BASE)
     assert set(plan_ids(threads=threads)).isdisjoint(BASE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{type: train, training: {average: 0.5}}", "{type: train, training: {ema_decay: 0.5}}"),
+        (
+            "{type: qat, calibration: {data: train}, exclude: [a]}",
+            "{type: ptq, name: qat, calibration: {data: train}, ignore: [a]}",
+        ),
+        (
+            "{type: awq, format: compressed-tensors, drift: 0.25, calibration: {data: train}}",
+            "{type: weight-only, name: awq, format: compressed-tensors, error_compensation: 0.25, "
+            "calibration: {data: train}}",
+        ),
+    ],
+)
+def test_a_renamed_key_or_pass_gives_the_same_id(old: str, new: str, tmp_path: Path) -> None:
+    def planned_id(step: str) -> str:
+        file = tmp_path / "pipeline.yaml"
+        file.write_text(
+            "version: 1\nname: p\nmodel: {family: image-classifier, preset: small}\n"
+            f"data:\n  train: {{source: images, path: pictures, image_size: 32}}\n"
+            f"  validation: {{source: images, path: pictures, image_size: 32}}\npasses:\n  - {step}\n"
+        )
+        pipeline = load_pipeline(file)
+        plan = make_plan(pipeline, Store(tmp_path / "store"), SourceContext(tmp_path))
+        return plan.steps[-1].artifact_id
+
+    draw_pictures(tmp_path / "pictures", 2)
+    assert planned_id(old) == planned_id(new)

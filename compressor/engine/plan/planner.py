@@ -13,6 +13,7 @@ from typing import Any
 from compressor.artifacts.fingerprint import digest_json, digest_tree
 from compressor.artifacts.store import MANIFEST, Artifact, Store, open_artifact
 from compressor.config.document import Location
+from compressor.config.record import with_former_names
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
 from compressor.engine.contract import Estimate, Pass, PlanContext
@@ -66,7 +67,8 @@ class _Blueprint:
     estimate: Estimate
     measure: bool
     neutral: Mapping[str, Any]
-    """The config with the names of steps and data sets replaced by the ids they stand for."""
+    """The config under the fields' first names, with the names of steps and data sets replaced by
+    the ids they stand for."""
     inputs: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -210,7 +212,7 @@ class _Planner:
                 builder=PassBuilder(step),
                 estimate=self._estimate(step, inputs),
                 measure=step.measure,
-                neutral=neutral,
+                neutral=with_former_names(step.config, neutral),
                 inputs=inputs,
             )
         )
