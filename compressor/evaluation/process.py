@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 import compressor
-from compressor.errors import PassError
+from compressor.errors import PassError, RequirementError
 from compressor.evaluation.protocol import Answer, Request
 
 _THREAD_VARIABLES = (
@@ -24,6 +24,19 @@ _THREAD_VARIABLES = (
 _TAIL_LINES = 12
 
 
+def require_linux() -> None:
+    """Check that models can be measured on this platform.
+
+    Raises:
+        RequirementError: it is not Linux, so it has neither ``prctl`` nor ``/proc``.
+    """
+    if sys.platform != "linux":
+        raise RequirementError(
+            f"measuring needs Linux (prctl and /proc); this is {sys.platform}",
+            remedy="run on Linux; only `plan`, `validate` and `show` work without it",
+        )
+
+
 class MeasuringProcess:
     """``python -m compressor.evaluation.worker`` and its pipes; a context manager that ends it.
 
@@ -32,6 +45,7 @@ class MeasuringProcess:
     """
 
     def __init__(self, request: Request) -> None:
+        require_linux()
         self._request = request
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         latency = request.evaluate.latency

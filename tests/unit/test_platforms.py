@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import CompressError
-from compressor.evaluation import worker
+from compressor.evaluation.process import require_linux
 
 WITHOUT_LINUX = """
 import ctypes, sys
@@ -67,4 +67,4 @@ def test_run_is_refused_without_fcntl_before_anything_is_built(
 def test_measuring_is_refused_off_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(CompressError, match="measuring needs Linux"):
-        worker._die_with(0)
+        require_linux()

@@ -34,6 +34,7 @@ from compressor.errors import (
     StorageError,
     UsageError,
 )
+from compressor.evaluation.process import require_linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ class Runner:
         start = time.perf_counter()
         self.plan.store.check_writable()
         steps = self._needed_steps()
+        if any(step.measured for step in steps):
+            require_linux()
         self._check_resources(steps)
         self.emit(
             events.RunStarted(
