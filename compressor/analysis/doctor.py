@@ -42,7 +42,7 @@ _EXTRAS = {
     "trt": (("tensorrt",), "the pass tensorrt, for this machine's GPU"),
     "provenance": (
         ("cryptography", "zstandard", "cyclonedx-python-lib"),
-        "sign, export, import, sbom",
+        "sign, archive, restore, sbom",
     ),
 }
 """Extra to its distributions and the features that need them."""

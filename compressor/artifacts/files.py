@@ -1,4 +1,4 @@
-"""Atomic writes, fsync, copy-on-write copies and file locks."""
+"""Sizes, atomic writes, fsync, copy-on-write copies and file locks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,23 @@ except ImportError:  # not POSIX: `plan`, `validate` and `show` need no locks
     fcntl = None  # type: ignore[assignment]
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks copy-on-write (Btrfs, XFS, bcachefs)
+
+
+def size_bytes(path: Path, *, include_links: bool = True) -> int:
+    """Return the bytes of a file, or of all files below a folder.
+
+    Args:
+        path: a file or a folder.
+        include_links: count files behind symbolic links: the size of a model, whose files may be
+            links into a cache. Without them, it is the space that deleting ``path`` frees.
+    """
+    if path.is_file():
+        return path.stat().st_size
+    return sum(
+        file.stat().st_size
+        for file in path.rglob("*")
+        if file.is_file() and (include_links or not file.is_symlink())
+    )
 
 
 def fsync_file(path: Path) -> None:
@@ -41,7 +58,7 @@ def fsync_tree(root: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``path`` atomically: a reader, or a kill, leaves the old or the new content, never a part."""
+    """Write ``path`` atomically: readers, and kills, find the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -68,7 +85,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def _share_blocks(reader: IO[bytes], writer: IO[bytes]) -> bool:
-    """Clone a file's blocks copy-on-write; return False where the file system or the platform cannot."""
+    """Clone a file's blocks copy-on-write; return False if that is not supported."""
     if fcntl is None:
         return False
     try:

@@ -185,7 +185,7 @@ class Store:
         return artifact
 
     def exists(self) -> bool:
-        """Return True if the root is a store: it has a store's folders, artifacts, or no files yet."""
+        """Return True if the root has a store's folders or artifacts, or is empty."""
         markers = (".staging", ".locks", "runs")
         if any((self.root / name).is_dir() for name in markers):
             return True
@@ -205,7 +205,7 @@ class Store:
 
     @contextmanager
     def lock(self, artifact_id: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Lock one artifact for building or measuring; call ``waiting`` once if another run has it."""
+        """Lock one artifact to build or measure it; call ``waiting`` if another run has it."""
         path = self.root / ".locks" / artifact_id[:_SHORT]
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,7 +247,8 @@ class Store:
     def replace_reports(self, artifact: Artifact, staged: Path, manifest: Manifest) -> Artifact:
         """Replace the reports of an artifact; the model is unchanged.
 
-        A kill in between leaves reports that do not match the manifest; the next run measures again.
+        A kill in between leaves reports that do not match the manifest; the next run measures
+        again.
         """
         sealed = manifest.sealed()
         with writing(artifact.path):
@@ -341,12 +342,3 @@ class Store:
                 pass
         except OSError as error:
             raise storage_error(error, self.root) from error
-
-
-def size_on_disk(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder, links excluded."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(
-        file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink()
-    )

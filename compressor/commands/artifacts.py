@@ -138,13 +138,14 @@ def gc(
 
     Unfinished and damaged artifacts are removed as well, unless a run is using them.
     """
+    from compressor.artifacts.files import size_bytes
     from compressor.artifacts.runs import latest_runs
-    from compressor.artifacts.store import Store, size_on_disk
+    from compressor.artifacts.store import Store
     from compressor.reports.console.artifacts import render_garbage
 
     store = Store(output_dir)
     needed = {step.id for record in latest_runs(output_dir).values() for step in record.steps}
-    garbage = {path: size_on_disk(path) for path in store.garbage(needed)}
+    garbage = {path: size_bytes(path, include_links=False) for path in store.garbage(needed)}
     if not dry_run:
         for path in garbage:
             store.remove(path)

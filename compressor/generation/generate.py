@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from compressor.artifacts.store import MANIFEST
 from compressor.engine.run.runner import load_given
 from compressor.errors import DataError, UsageError
 from compressor.models.families.transformers.processor import Processor
-from compressor.runtimes.decoding import DecoderOptions
+from compressor.runtimes.decoding import Decoder, DecoderOptions
 from compressor.runtimes.formats import StoredModel, recognize
 
 Array = np.ndarray[Any, Any]
@@ -48,7 +48,7 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How each next token is selected from the logits."""
+    """Selection of the next token from the logits."""
 
     max_tokens: int
     temperature: float
@@ -117,32 +117,23 @@ def generate(
         raise UsageError(f"{model.path} holds a text model: it takes no images")
     tokenizer, token_ids_T, images = _encode(model.path, prompt)
     capacity = len(token_ids_T) + sampling.max_tokens
-    if capacity > limits.context_length:
-        raise UsageError(
-            f"prompt and answer have {capacity} tokens; "
-            f"the model's context has {limits.context_length}",
-            remedy="shorten the prompt, or lower --max-tokens",
-        )
+    _check_capacity(capacity, limits.context_length)
     options = DecoderOptions(threads, capacity, fast_prompts)
     decoder = model.format.open_decoder(model.path, options)
     end_tokens = _end_tokens(model.path, tokenizer)
-    rng = np.random.default_rng(sampling.seed)
+    stream = _TextStream(tokenizer, on_text)
     started = time.perf_counter()
-    tokens = [_sample(decoder.forward(token_ids_T, images), sampling, rng)]
-    prefilled = time.perf_counter()
-    text = ""
-    while tokens[-1] not in end_tokens:
-        decoded = tokenizer.decode(tokens, skip_special_tokens=True)
-        if not decoded.endswith(_UNFINISHED):
-            on_text(decoded[len(text) :])
-            text = decoded
-        if len(tokens) == sampling.max_tokens:
+    tokens: list[int] = []
+    prefilled = started
+    for token in _decode(decoder, token_ids_T, images, sampling):
+        prefilled = prefilled if tokens else time.perf_counter()
+        tokens.append(token)
+        if token in end_tokens:
             break
-        last_T = np.array(tokens[-1:], dtype=np.int64)
-        tokens.append(_sample(decoder.forward(last_T), sampling, rng))
+        stream.update(tokens)
     seconds = time.perf_counter() - prefilled
     return Generated(
-        text=text,
+        text=stream.text,
         prompt_tokens=len(token_ids_T),
         tokens=len(tokens),
         finished=tokens[-1] in end_tokens,
@@ -150,6 +141,40 @@ def generate(
         decode_tokens_per_second=(len(tokens) - 1) / seconds if len(tokens) > 1 else None,
         runtime_threads=threads,
     )
+
+
+def _check_capacity(capacity: int, context_length: int) -> None:
+    if capacity > context_length:
+        raise UsageError(
+            f"prompt and answer have {capacity} tokens; the model's context has {context_length}",
+            remedy="shorten the prompt, or lower --max-tokens",
+        )
+
+
+def _decode(
+    decoder: Decoder, token_ids_T: Array, images: dict[str, Array] | None, sampling: Sampling
+) -> Iterator[int]:
+    """Yield up to ``max_tokens`` sampled tokens, each after its forward pass."""
+    rng = np.random.default_rng(sampling.seed)
+    token = _sample(decoder.forward(token_ids_T, images), sampling, rng)
+    yield token
+    for _ in range(sampling.max_tokens - 1):
+        token = _sample(decoder.forward(np.array([token], dtype=np.int64)), sampling, rng)
+        yield token
+
+
+class _TextStream:
+    """Passes on the text of a growing list of tokens, once each character is complete."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self.text = ""
+
+    def update(self, tokens: list[int]) -> None:
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        if not text.endswith(_UNFINISHED):
+            self._on_text(text[len(self.text) :])
+            self.text = text
 
 
 def _encode(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[str, Array] | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.artifacts.files import size_bytes
 from compressor.config.discovery import FAMILIES, load
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.capability import C
@@ -78,10 +79,3 @@ def _facts(architecture: Architecture, bytes_on_disk: int) -> ModelFacts:
         macs=family.macs(config) or None,
         size_bytes=bytes_on_disk,
     )
-
-
-def size_bytes(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

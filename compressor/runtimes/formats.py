@@ -16,10 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compressor.artifacts.files import size_bytes
 from compressor.artifacts.store import MANIFEST, MODEL, open_artifact
 from compressor.config import discovery
 from compressor.errors import ModelError, UsageError
-from compressor.models.facts import ModelFacts, size_bytes
+from compressor.models.facts import ModelFacts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
     TensorReader = Callable[[], np.ndarray[Any, Any]]
 
 SampleShapes = Mapping[str, tuple[int, ...]]
-"""Input name to the shape of one sample, batch axis (1) included; fixes an ONNX graph's free sizes."""
+"""Input name to the shape of one sample, batch axis (1) included.
+
+It fixes the free sizes of an ONNX graph.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,8 @@ class LowPrecision:
 class Format(ABC):
     """One on-disk model format.
 
-    Methods that a format does not override raise one clear error that names the model and the format,
-    so a format implements only what it supports.
+    Methods that a format does not override raise one clear error that names the model and the
+    format, so a format implements only what it supports.
     """
 
     name: ClassVar[str]
@@ -84,7 +88,7 @@ class Format(ABC):
     accepted_as: ClassVar[tuple[str, ...]] = ()
     """Other formats whose consumers can read this one too."""
     runtime: ClassVar[str | None] = None
-    """The runtime that executes it, such as ``ONNX Runtime``; None: no accuracy or latency is measured.
+    """The runtime that executes it, such as ``ONNX Runtime``; None if it cannot be measured.
 
     Latencies are compared only between formats of the same runtime.
     """
@@ -101,7 +105,7 @@ class Format(ABC):
         """
 
     def model_path(self, path: Path) -> Path:
-        """Return what the other methods take for a recognized path: by default the model's folder."""
+        """Return the path that the other methods take: by default the model's folder."""
         return path.parent if path.is_file() else path
 
     def describe(self, path: Path) -> list[tuple[str, str]]:
@@ -158,7 +162,7 @@ class Format(ABC):
         """
         raise UsageError(
             f"{path} holds no model that generates text",
-            remedy="name a checkpoint of transformers, its awq artifact, or the onnx export of either",
+            remedy="name a transformers checkpoint, its awq artifact, or the ONNX export of either",
         )
 
     def open_decoder(self, path: Path, options: DecoderOptions) -> Decoder:
@@ -212,7 +216,7 @@ class StoredModel:
         return cls(format_named(artifact.manifest.format), artifact.model)
 
     def runnable(self) -> tuple[StoredModel, str | None]:
-        """Return the model that is executed on this machine, and why it is another one, if it is."""
+        """Return the model to execute on this machine, and the reason if it is a stand-in."""
         stand_in = self.format.stand_in(self.path)
         return (self, None) if stand_in is None else (stand_in.model, stand_in.reason)
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.models.facts import ModelFacts, size_bytes
+from compressor.artifacts.files import size_bytes
+from compressor.models.facts import ModelFacts
 from compressor.runtimes.decoding import Array, Decoder, DecoderOptions, GenerationLimits
 from compressor.runtimes.formats import Cost, Format, LowPrecision, SampleShapes
 

@@ -25,7 +25,7 @@ def test_a_missing_extra_names_its_install_command_and_is_no_failure(
         if check.name.startswith("extra")
     }
     assert extras["extra provenance"].remedy == "pip install 'autoglm-compress[provenance]'"
-    assert "sign, export" in extras["extra provenance"].name
+    assert "sign, archive" in extras["extra provenance"].name
     assert not extras["extra trt-rtx"].ok
     assert diagnosis.ok
 
