@@ -4,8 +4,8 @@
         [--observers mse …] [--qat FIELDS] …
 
 PIPELINE defines the data and the accuracy metrics; MODEL is the folder of a float torch model. Of
-the peers, `quantize_static` is part of ONNX Runtime; `pip install --no-deps nncf tabulate scipy` and
-`pip install --no-deps nvidia-modelopt onnx_graphsurgeon nvidia-ml-py onnxslim lief` install the
+the peers, `quantize_static` is part of ONNX Runtime; `pip install --no-deps nncf tabulate scipy`
+and `pip install --no-deps nvidia-modelopt onnx_graphsurgeon nvidia-ml-py onnxslim lief` install the
 others, in an environment of their own. A peer that fails is reported and skipped. Latency is
 measured in interleaved rounds: the median and range of the ratios to float.
 """

@@ -33,8 +33,8 @@ def storage_error(error: OSError, path: Path) -> StorageError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return StorageError(
             f"the disk is full: cannot write {error.filename or path}",
-            remedy="free some space (`autoglm-compress gc` removes unneeded artifacts) or choose another "
-            "--output-dir; the run then resumes where it stopped",
+            remedy="free some space (`autoglm-compress gc` removes unneeded artifacts) or choose "
+            "another --output-dir; the run then resumes where it stopped",
         )
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return StorageError(

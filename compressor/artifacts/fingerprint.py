@@ -38,6 +38,6 @@ def digest_file(path: Path) -> str:
 
 
 def digest_tree(root: Path, pattern: str = "*") -> str:
-    """Return the sha256 over paths and contents of the files below ``root`` that match a pattern."""
+    """Return the sha256 over paths and contents of the matching files below ``root``."""
     files = sorted(path for path in root.rglob(pattern) if path.is_file())
     return digest_json({path.relative_to(root).as_posix(): digest_file(path) for path in files})

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Gain(BaseModel):
-    """Savings of one step over the nearest artifact of the same runtime; None for unknown values."""
+    """Savings of one step over the nearest artifact of its runtime; None if unknown."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -28,10 +28,12 @@ class Metric(_Part):
     """One measured value with its unit, direction and uncertainty."""
 
     name: str
-    """``top1``, or for a slice ``top1[input=speech]``; latencies end in their unit, ``latency_p50_ms``."""
+    """``top1``, or for a slice ``top1[input=speech]``; latencies end in their unit
+    (``latency_p50_ms``)."""
     value: float
     unit: str
-    """``fraction``, ``ms``, ``bytes``, ``samples/s``, ``count``; empty for a bare number (perplexity)."""
+    """``fraction``, ``ms``, ``bytes``, ``samples/s``, ``count``; empty for a bare number, such as
+    perplexity."""
     better: Literal["higher", "lower"]
     samples: int
     """Number of samples or repeats behind the value; 1 for exact counts."""
@@ -75,7 +77,7 @@ class Manifest(_Part):
     format: Annotated[
         str, Field(validation_alias=AliasChoices("format", "kind"), serialization_alias="kind")
     ]
-    """The model's format. The JSON key is ``kind``, so that manifests of earlier versions verify."""
+    """The model's format; the JSON key is ``kind``, so that earlier manifests verify."""
     parents: dict[str, str]
     """Role to id: ``{"parent": …, "teacher": …}``; empty for a source model."""
     pass_: PassRecord

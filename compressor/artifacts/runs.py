@@ -60,7 +60,8 @@ class GateResult(BaseModel):
     """Determines the exit code; an undecided gate passes or fails as its rule states."""
     reason: str
     key: str = ""
-    """For latency gates, sha256 of the rule, both models and the machine: equal keys share a verdict."""
+    """For latency gates, sha256 of the rule, both models and the machine; equal keys share a
+    verdict."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -84,7 +84,8 @@ def read_document(path: Path) -> Document:
     """Parse a YAML file.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, is too large, repeats a key or uses a tag.
+        ConfigError: the file cannot be read, is not YAML, is too large, repeats a key or uses
+            a tag.
     """
     try:
         content = path.read_bytes()

@@ -47,8 +47,8 @@ class PlanContext:
     """Facts that a pass may use while planning."""
 
     facts: Mapping[str, ModelFacts]
-    """Facts of the input artifacts by role: ``parent``, or the config field that names the artifact,
-    such as ``teacher``."""
+    """Facts of the input artifacts by role: ``parent``, or the config field that names the
+    artifact, such as ``teacher``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,8 @@ class Pass(ABC, Generic[P]):
     The engine calls ``estimate`` while planning, then ``requires``, ``run`` and ``ensures`` in this
     order. The module of a pass must import without torch, onnx or tensorrt; ``run`` imports them.
     Inputs beside the parent are declared by the types of config fields: ``DataName`` for a data
-    set, ``StepName`` for another artifact. The plan checks that they exist and hashes their content.
+    set, ``StepName`` for another artifact. The plan checks that they exist and hashes their
+    content.
     """
 
     name: ClassVar[str]

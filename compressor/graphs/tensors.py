@@ -50,7 +50,7 @@ def graph_tensors(folder: Path) -> dict[str, Callable[[], Array]]:
 
 
 def _dequantize(node: Any, tensors: Mapping[str, Any], transposed: bool) -> Array:
-    """Compute a DequantizeLinear of constants, with a scale per tensor, index of an axis or block."""
+    """Compute a DequantizeLinear of constants, with scales per tensor, axis or block."""
     constants = [tensors[name] for name in node.input if name in tensors]
     # A zero-point of zeros may be a computed value, which counts as absent.
     values, scales, *zero_points = (

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class GenerationLimits:
-    """What a generative model takes."""
+    """Limits of the prompts that a generative model accepts."""
 
     context_length: int
     """Tokens of prompt and answer together."""
@@ -27,13 +27,13 @@ class GenerationLimits:
 
 @dataclass(frozen=True, slots=True)
 class DecoderOptions:
-    """How a model is opened for one sequence."""
+    """Options for opening a model to generate one sequence."""
 
     threads: int
     capacity: int
     """Tokens of prompt and answer that the key-value cache must hold."""
     fast_prompts: bool = False
-    """Read prompts with 8-bit copies of the packed weights (ONNX decoders only)."""
+    """Prefill with 8-bit copies of the packed weights (ONNX decoders only)."""
 
 
 class Decoder(ABC):

@@ -40,8 +40,8 @@ class Session(ABC):
         Arrays that the model has no input for are ignored; others are cast where the cast is exact.
 
         Raises:
-            DataError: arrays are missing or have other shapes or dtypes than the model's inputs; the
-                message names all of them.
+            DataError: arrays are missing or have other shapes or dtypes than the model's inputs;
+                the message names all of them.
         """
         return self.compute(match_inputs(batch, self.inputs))
 
@@ -88,7 +88,8 @@ def match_inputs(batch: Mapping[str, Array], inputs: Sequence[InputSpec]) -> Bat
             problems.append(f"{spec.name}: {problem}")
         if spec.below is not None and array.size and array.max() >= spec.below:
             problems.append(
-                f"{spec.name}: has the value {array.max()}; the model takes values below {spec.below}"
+                f"{spec.name}: has the value {array.max()}; "
+                f"the model takes values below {spec.below}"
             )
         converted = _cast_exactly(array, np.dtype(spec.dtype))
         if converted is None:
@@ -107,7 +108,7 @@ def match_inputs(batch: Mapping[str, Array], inputs: Sequence[InputSpec]) -> Bat
 
 
 def _shape_problem(spec: InputSpec, array: Array, sizes: dict[str, tuple[int, str]]) -> str | None:
-    """Return what is wrong with a shape; ``sizes`` collects each variable dimension and its input."""
+    """Return what is wrong with a shape; ``sizes`` collects variable dimensions."""
     expected = f"[{', '.join(map(str, spec.shape))}]"
     if array.ndim != len(spec.shape):
         return f"shape {list(array.shape)}, expected {expected}"

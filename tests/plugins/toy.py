@@ -1,4 +1,4 @@
-"""Somebody else's pass, as small as one gets: found through its entry point, without torch, with a checkpoint in it."""
+"""A minimal pass of another package, with a checkpoint, found through its entry point."""
 
 import hashlib
 import time

@@ -111,7 +111,8 @@ def test_a_renamed_key_or_pass_gives_the_same_id(old: str, new: str, tmp_path: P
         file.write_text(
             "version: 1\nname: p\nmodel: {family: image-classifier, preset: small}\n"
             f"data:\n  train: {{source: images, path: pictures, image_size: 32}}\n"
-            f"  validation: {{source: images, path: pictures, image_size: 32}}\npasses:\n  - {step}\n"
+            "  validation: {source: images, path: pictures, image_size: 32}\n"
+            f"passes:\n  - {step}\n"
         )
         pipeline = load_pipeline(file)
         plan = make_plan(pipeline, Store(tmp_path / "store"), SourceContext(tmp_path))

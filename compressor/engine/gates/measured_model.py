@@ -19,7 +19,7 @@ from compressor.evaluation.records import AccuracyReport
 
 LADDER = "ladder.json"
 SAMPLES = "samples.json"
-"""Beside the ladder: step to ``Samples``. Both files together are a baseline that can be committed."""
+"""File beside the ladder: step to ``Samples``. Both files are a baseline that can be committed."""
 
 
 class Samples(BaseModel):
@@ -71,7 +71,7 @@ class MeasuredModel:
 
     @classmethod
     def of(cls, artifact: Artifact, name: str | None = None) -> MeasuredModel:
-        """Return the metrics of an artifact; ``size_bytes`` is known even if nothing was measured."""
+        """Return the metrics of an artifact; ``size_bytes`` is always among them."""
         manifest = artifact.manifest
         size = Metric(
             name="size_bytes", value=manifest.model_bytes, unit="bytes", better="lower", samples=1

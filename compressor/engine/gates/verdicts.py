@@ -36,7 +36,7 @@ _REMEASURED = ("latency_", "throughput")
 
 @dataclass(frozen=True, slots=True)
 class _Estimate:
-    """The quantity that a rule limits: the value, its drop below the reference, or its ratio to it."""
+    """The quantity that a rule limits: a value, a drop below the reference, or a ratio to it."""
 
     value: float
     interval: tuple[float, float] | None
@@ -99,7 +99,7 @@ class GateChecker:
     def _remeasure(
         self, rule: Rule, model: MeasuredModel, reference: MeasuredModel | None
     ) -> _Estimate:
-        """Time the model, interleaved with its reference, until the interval is clear of the limit."""
+        """Time the model and its reference until the interval is clear of the limit."""
         assert self._open_timer is not None  # noqa: S101 - the caller checked
         with ExitStack() as stack:
             timers = [

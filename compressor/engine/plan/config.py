@@ -54,7 +54,7 @@ class StepHeader(Record):
 
 
 class BudgetConfig(Record):
-    """Limits on repeated measurement for a latency gate; a verdict that is open then stays undecided."""
+    """Limits on repeated measurement for a latency gate; an open verdict stays undecided."""
 
     seconds: Annotated[float, Field(gt=0)] = 60.0
     """Wall time in seconds, counted once both models are open and warm."""

@@ -13,7 +13,7 @@ from compressor.errors import UsageError
 STARTERS = {
     "phone": """\
 # yaml-language-server: $schema=pipeline.schema.json
-# The phone bed: train a teacher, distill a student, export the student to ONNX. Every step is measured.
+# The phone bed: train a teacher, distill a student, export it to ONNX. Every step is measured.
 version: 1
 name: phone
 seed: 0
@@ -47,7 +47,11 @@ name: images
 seed: 0
 threads: 2
 
-model: {family: image-classifier, preset: small, config: {image_size: 64, num_classes: 10}, measure: false}
+model:
+  family: image-classifier
+  preset: small
+  config: {image_size: 64, num_classes: 10}
+  measure: false
 
 data:
   train: {source: images, path: data/train, image_size: 64}

@@ -104,7 +104,7 @@ class _Wiring:
             )
 
     def _check_order(self) -> None:
-        """Check that ``from:`` and other step names refer to earlier steps, and that formats match."""
+        """Check that step names refer to earlier steps, and that formats match."""
         steps = {step.name: step for step in self.pipeline.steps}
         earlier = {SOURCE}
         for step in self.pipeline.steps:

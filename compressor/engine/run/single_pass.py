@@ -38,8 +38,8 @@ def single_pass(
         pass_type: the pass.
         model: an artifact or a model folder.
         borrow: a pipeline file whose ``data:`` and ``evaluate:`` are used.
-        fields: ``key=value`` for fields of the pass. Keys that start with ``evaluate.`` override the
-            borrowed section, such as a reference to a step that does not exist here.
+        fields: ``key=value`` for fields of the pass. Keys that start with ``evaluate.`` override
+            the borrowed section, such as a reference to a step that does not exist here.
 
     Raises:
         ConfigError: the pass is unknown, or a field does not fit.
@@ -68,8 +68,8 @@ def preview(plan: Plan, listener: events.Listener) -> list[Mapping[str, Any]]:
     """Return the decisions that the plan's last step would take; nothing is written to the store.
 
     Raises:
-        CompressError: the pass refuses its input or its config, or fails. The traceback of a failure
-            is written to the system's temporary folder.
+        CompressError: the pass refuses its input or its config, or fails. The traceback of a
+            failure is written to the system's temporary folder.
     """
     step = list(plan.steps)[-1]
     if not isinstance(step.builder, PassBuilder) or not step.builder.previews:
@@ -138,11 +138,11 @@ def _reference(evaluate: EvaluateConfig, base: Path) -> ReferenceModel | None:
         return None
     folder = (base / name).resolve()
     if not (folder / MANIFEST).is_file():
+        metrics = " and ".join(reference_metrics(evaluate.accuracy.metrics))
         raise UsageError(
-            f"{' and '.join(reference_metrics(evaluate.accuracy.metrics))} compare with {name!r}, which is no artifact directory: "
-            f"there is none at {folder}",
-            remedy="give `--set evaluate.accuracy.reference=<artifact directory>`, relative to the pipeline file, "
-            "or `--set evaluate.accuracy.metrics=[top1]`",
+            f"{metrics} compare with {name!r}, which is not an artifact: there is none at {folder}",
+            remedy="give `--set evaluate.accuracy.reference=<artifact>`, relative to the pipeline "
+            "file, or `--set evaluate.accuracy.metrics=[top1]`",
         )
     artifact = load_given(folder)
     return ReferenceModel(id=artifact.id, format=artifact.manifest.format, model=artifact.model)

@@ -62,7 +62,7 @@ class StepBuilder:
             self._log(event)
 
     def build(self, step: PlannedStep, replaced: Artifact | None) -> Artifact:
-        """Run or resume a step's pass; ``replaced`` is removed once the new artifact is complete."""
+        """Run or resume a step's pass; remove ``replaced`` once the artifact is complete."""
         store = self.plan.store
         staging = store.staging(step.artifact_id)
         out = staging / "out"
@@ -202,7 +202,7 @@ class StepBuilder:
         return Artifact(folder, self._manifest(step, empty))
 
     def _report(self, step: PlannedStep, folder: Path, manifest: Manifest, log: Path) -> Manifest:
-        """Measure the model in ``folder``, write reports and log, return the manifest that lists them."""
+        """Measure the model in ``folder``, write its reports, and return the manifest."""
         measurement = self._measure(step, folder / MODEL)
         metrics = measurement.metrics if measurement else ()
         manifest = manifest.model_copy(

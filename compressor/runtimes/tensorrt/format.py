@@ -1,4 +1,4 @@
-"""TensorRT engines: executed on the GPU they were built for, measured through their graph elsewhere."""
+"""The engine format: TensorRT engines, measured through their graph where their GPU is missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GRAPH = Onnx()
 
 
 class Engine(Format):
-    """TensorRT engines with ``engine.json`` and the graph they were built from, or a build bundle."""
+    """TensorRT engines with ``engine.json`` and their graph, or a build bundle."""
 
     name = "engine"
     summary = "a TensorRT engine with engine.json, or a build bundle with bundle.json"
@@ -51,7 +51,7 @@ class Engine(Format):
             read_verified_manifest(path)
 
     def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:
-        """Return the size of the largest engine file; parameters and MACs are those of the graph."""
+        """Return the size of the largest engine, and the graph's parameters and MACs."""
         graph = _GRAPH.cost(path, sample_shapes)
         sizes = [file.stat().st_size for file in path.glob("*.engine")]
         return Cost(max(sizes, default=graph.size_bytes), graph.parameters, graph.macs)
@@ -96,7 +96,7 @@ def _engine_rows(manifest: EngineManifest) -> list[tuple[str, str]]:
         low, best, high = list(profile.min), list(profile.opt), list(profile.max)
         rows.append((f"profile {name}", f"min {low}, opt {best}, max {high}"))
     for label, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
-        rows += [(f"{label} {one.name}", f"{one.dtype} {list(one.shape)}") for one in tensors]
+        rows += [(f"{label} {info.name}", f"{info.dtype} {list(info.shape)}") for info in tensors]
     rows.append(("network layers", layers))
     rows += [(file, f"sha256 {sha256}") for file, sha256 in manifest.onnx.items()]
     for engine in manifest.engines:

@@ -35,7 +35,7 @@ class TorchDecoder(Decoder):
         Raises:
             UsageError: the keys and values do not fit into memory.
             ModelError: the model cannot be opened.
-            RequirementError: it does not generate.
+            RequirementError: the model does not generate with a key-value cache.
         """
         import torch
         from transformers import DynamicCache
@@ -45,7 +45,7 @@ class TorchDecoder(Decoder):
         model = read_description(folder)
         generation = model.require(CachedGeneration)
         cache_bytes = generation.cache_bytes(options.capacity, _FLOAT_BYTES)
-        check_kv_cache_fits(cache_bytes, 1, options.capacity)
+        check_kv_cache_fits(cache_bytes, batch_size=1, tokens=options.capacity)
         torch.set_num_threads(options.threads)
         self._module, self._cache = load_module(model), DynamicCache()
 

@@ -113,7 +113,8 @@ from compressor.evaluation.measure import measure
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
 from compressor.runtimes.formats import StoredModel, format_named
 base = Path(sys.argv[1])
-measure(StoredModel(format_named("onnx"), base), EvaluateConfig(accuracy=AccuracyConfig(data="test")),
+model = StoredModel(format_named("onnx"), base)
+measure(model, EvaluateConfig(accuracy=AccuracyConfig(data="test")),
         {"test": {"source": "tiny", "fail": "hang"}}, SourceContext(base, cache=base))
 """
 

@@ -39,7 +39,7 @@ def attention_mask(valid_BM: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with grouped keys (Ainslie et al. 2023) and optional rotary positions."""
+    """Grouped-query attention (Ainslie et al. 2023) with optional rotary positions."""
 
     def __init__(
         self, width: int, heads: int, key_heads: int, head_width: int, *, bias: bool

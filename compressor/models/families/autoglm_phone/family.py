@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.feature_taps import FeatureTaps
+from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.models.capabilities.training_heads import TrainingHeads, main_head
@@ -68,7 +69,12 @@ class AutoGLMPhone(Family[PhoneConfig]):
             LinearGroups: lambda: LinearGroups(tuple(phone_blocks(config))),
             TrainingHeads: lambda: TrainingHeads(_heads),
             FeatureTaps: lambda: FeatureTaps(("command", "cells", "fused", "answer")),
+            LayerKinds: lambda: LayerKinds(_has_batch_norms(config), embedding_tables=False),
         }
+
+
+def _has_batch_norms(config: PhoneConfig) -> bool:
+    return config.vision == "mobilenet" or config.speech == "mel-cnn"
 
 
 def _heads(module: nn.Module, outputs: dict[str, Tensor]) -> dict[str, Tensor]:

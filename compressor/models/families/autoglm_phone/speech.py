@@ -1,7 +1,7 @@
 """Speech encoders: log-mel frames [B, mels, T] to vectors [B, S, speech_width], S = T/8.
 
-They also return the mask [B, S] of valid vectors. A frame of zeros holds no sound: it is padding, or
-the command is written. Every layer keeps the outputs at such frames at zero, so that padding
+They also return the mask [B, S] of valid vectors. A frame of zeros holds no sound: it is padding,
+or the command is written. Every layer keeps the outputs at such frames at zero, so that padding
 changes nothing.
 
 Shapes: B batch, F mel bands, T frames, S frames of a layer, C channels.
@@ -86,7 +86,7 @@ class MelCNN(nn.Module):
 
 
 class Wav2VecBridge(nn.Module):
-    """Convolutions, a transformer (wav2vec 2.0, Baevski et al. 2020) and a bridge to the text model.
+    """Convolutions, a transformer (wav2vec 2.0, Baevski et al. 2020) and a bridge to the text.
 
     The bridge is a strided convolution, as the adapter of wav2vec 2.0 sequence-to-sequence models.
     """

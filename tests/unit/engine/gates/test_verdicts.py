@@ -1,4 +1,4 @@
-"""Verdicts on recorded figures, in pairs, and on models that are timed in turns."""
+"""Tests of verdicts from recorded metrics, paired samples, and interleaved timing."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from compressor.engine.gates.verdicts import GateChecker
 from compressor.errors import GpuError
 from compressor.evaluation.records import AccuracyReport
 
-HERE = Environment(platform="", cpu="", cores=1, memory_bytes=1, python="", threads=1, device="cpu")
+ENVIRONMENT = Environment(
+    platform="", cpu="", cores=1, memory_bytes=1, python="", threads=1, device="cpu"
+)
 
 
-def share(value: float, half: float | None = 0.02, name: str = "top1") -> Metric:
+def fraction_metric(value: float, half: float | None = 0.02, name: str = "top1") -> Metric:
     ends = {} if half is None else {"low": value - half, "high": value + half}
     return Metric(name=name, value=value, unit="fraction", better="higher", samples=1000, **ends)
 
 
-def counted(value: float) -> Metric:
+def size_metric(value: float) -> Metric:
     return Metric(name="size_bytes", value=value, unit="bytes", better="lower", samples=1)
 
 
-def figures(
-    tmp_path: Path, name: str, *metrics: Metric, right: Any = None, labels: Any = None
+def measured_model(
+    tmp_path: Path, name: str, *metrics: Metric, correct: Any = None, labels: Any = None
 ) -> MeasuredModel:
     manifest = Manifest(
         id=name * 8,
@@ -46,28 +48,28 @@ def figures(
         measured="",
         metrics=metrics,
         summary={},
-        environment=HERE,
+        environment=ENVIRONMENT,
         created="",
         seconds=0,
         peak_rss_bytes=0,
     )
     artifact = Artifact(tmp_path / name, manifest.model_copy(update={"measured": name}))
-    if right is not None:
+    if correct is not None:
         report = AccuracyReport(
             data="test",
-            samples=len(right),
+            samples=len(correct),
             metrics=(),
             slices={},
             predictions=(),
             labels=tuple(labels),
-            values={"top1": tuple(map(float, right))},
+            values={"top1": tuple(map(float, correct))},
         )
         artifact.reports.mkdir(parents=True)
         (artifact.reports / "accuracy.json").write_text(report.model_dump_json())
     return MeasuredModel.of(artifact)
 
 
-def judged(rule: Rule, step: MeasuredModel, reference: MeasuredModel | None = None) -> Any:
+def check(rule: Rule, step: MeasuredModel, reference: MeasuredModel | None = None) -> Any:
     return GateChecker(None, {})(rule, step, reference)
 
 
@@ -81,72 +83,85 @@ def judged(rule: Rule, step: MeasuredModel, reference: MeasuredModel | None = No
         (0.70 - 0.03, "failed"),
     ],
 )
-def test_an_absolute_limit_and_the_recorded_interval(
+def test_an_absolute_limit_is_compared_with_the_recorded_interval(
     tmp_path: Path, value: float, verdict: str
 ) -> None:
-    found = judged(Rule("top1", "min", 0.72, None), figures(tmp_path, "a", share(value, 0.03)))
-    assert found.verdict == verdict
-    assert found.passed is (verdict == "passed")
-    assert (found.low, found.high) == pytest.approx((value - 0.03, value + 0.03))
+    result = check(
+        Rule("top1", "min", 0.72, None), measured_model(tmp_path, "a", fraction_metric(value, 0.03))
+    )
+    assert result.verdict == verdict
+    assert result.passed is (verdict == "passed")
+    assert (result.low, result.high) == pytest.approx((value - 0.03, value + 0.03))
 
 
-def test_what_undecided_comes_to_and_the_value_alone(tmp_path: Path) -> None:
-    step = figures(tmp_path, "a", share(0.72))
-    undecided = judged(Rule("top1", "min", 0.73, None, undecided="pass"), step)
+def test_a_rule_states_the_result_of_undecided_or_compares_the_value_alone(tmp_path: Path) -> None:
+    step = measured_model(tmp_path, "a", fraction_metric(0.72))
+    undecided = check(Rule("top1", "min", 0.73, None, undecided="pass"), step)
     assert (undecided.verdict, undecided.passed) == ("undecided", True)
     assert "cannot be told from 0.73" in undecided.reason
-    by_value = judged(Rule("top1", "min", 0.73, None, judge="value"), step)
+    by_value = check(Rule("top1", "min", 0.73, None, judge="value"), step)
     assert (by_value.verdict, by_value.passed) == ("failed", False)
 
 
-def test_what_is_counted_has_no_noise(tmp_path: Path) -> None:
-    old, new = figures(tmp_path, "old", counted(1000)), figures(tmp_path, "new", counted(651))
-    found = judged(Rule("size_bytes", "max_ratio", 0.65, "old"), new, old)
-    assert (found.verdict, found.basis) == ("failed", "exact count")
-    assert judged(Rule("size_bytes", "max", 651, None), new).verdict == "passed"
+def test_exact_counts_have_no_interval(tmp_path: Path) -> None:
+    old, new = (
+        measured_model(tmp_path, "old", size_metric(1000)),
+        measured_model(tmp_path, "new", size_metric(651)),
+    )
+    result = check(Rule("size_bytes", "max_ratio", 0.65, "old"), new, old)
+    assert (result.verdict, result.basis) == ("failed", "exact count")
+    assert check(Rule("size_bytes", "max", 651, None), new).verdict == "passed"
 
 
 def test_the_same_samples_are_compared_in_pairs(tmp_path: Path) -> None:
-    right = np.arange(2000) % 5 > 0
-    worse = right & (np.arange(2000) % 200 != 1)
+    correct = np.arange(2000) % 5 > 0
+    worse = correct & (np.arange(2000) % 200 != 1)
     labels = range(2000)
-    old = figures(tmp_path, "old", share(0.8), right=right, labels=labels)
-    new = figures(tmp_path, "new", share(0.79), right=worse, labels=labels)
-    paired = judged(Rule("top1", "max_drop", 0.02, "old"), new, old)
+    old = measured_model(tmp_path, "old", fraction_metric(0.8), correct=correct, labels=labels)
+    new = measured_model(tmp_path, "new", fraction_metric(0.79), correct=worse, labels=labels)
+    paired = check(Rule("top1", "max_drop", 0.02, "old"), new, old)
     assert (paired.verdict, paired.basis) == ("passed", "2000 paired samples")
-    other = figures(tmp_path, "other", share(0.8), right=right, labels=range(1, 2001))
-    apart = judged(Rule("top1", "max_drop", 0.02, "other"), new, other)
-    assert (apart.verdict, apart.basis) == ("undecided", "both intervals")
+    unpaired = measured_model(
+        tmp_path, "other", fraction_metric(0.8), correct=correct, labels=range(1, 2001)
+    )
+    separate = check(Rule("top1", "max_drop", 0.02, "other"), new, unpaired)
+    assert (separate.verdict, separate.basis) == ("undecided", "both intervals")
 
 
-def test_a_drop_that_is_not_there_is_rarely_found(tmp_path: Path) -> None:
-    """A model that answers otherwise but as well as the old: max_drop 0 fails it in 2.5 of 100, not in 50."""
+def test_equal_accuracy_rarely_fails_a_limit_of_no_drop(tmp_path: Path) -> None:
+    """An equally good model fails max_drop 0 in 2.5 of 100 cases, not in 50."""
     generator = np.random.default_rng(0)
-    found = []
+    verdicts = []
     for trial in range(150):
         old = generator.random(1000) < 0.8
         new = np.where(generator.random(1000) < 0.1, generator.random(1000) < 0.8, old)
         sides = [
-            figures(
-                tmp_path / str(trial), name, share(float(x.mean())), right=x, labels=range(1000)
+            measured_model(
+                tmp_path / str(trial),
+                name,
+                fraction_metric(float(x.mean())),
+                correct=x,
+                labels=range(1000),
             )
             for name, x in (("new", new), ("old", old))
         ]
-        found.append(judged(Rule("top1", "max_drop", 0.0, "old"), *sides).verdict)
-    assert found.count("failed") <= 9
-    assert found.count("passed") <= 9
+        verdicts.append(check(Rule("top1", "max_drop", 0.0, "old"), *sides).verdict)
+    assert verdicts.count("failed") <= 9
+    assert verdicts.count("passed") <= 9
 
 
-def test_figures_that_are_not_there(tmp_path: Path) -> None:
-    step = figures(tmp_path, "a", share(0.7))
-    assert judged(Rule("kl", "max", 1, None), step).reason == "a has no kl"
-    assert "b has no top1" in judged(Rule("top1", "max_drop", 0, "b"), step, None).reason
-    without = judged(Rule("top1", "min", 0.5, None), figures(tmp_path, "b", share(0.7, None)))
+def test_missing_metrics_and_intervals_are_reported(tmp_path: Path) -> None:
+    step = measured_model(tmp_path, "a", fraction_metric(0.7))
+    assert check(Rule("kl", "max", 1, None), step).reason == "a has no kl"
+    assert "b has no top1" in check(Rule("top1", "max_drop", 0, "b"), step, None).reason
+    without = check(
+        Rule("top1", "min", 0.5, None), measured_model(tmp_path, "b", fraction_metric(0.7, None))
+    )
     assert (without.verdict, without.basis) == ("undecided", "1000 samples, without an interval")
 
 
 class FakeTimer:
-    """A model that takes about ``middle`` milliseconds."""
+    """Timer of a model with a median of ``middle`` milliseconds."""
 
     opened = 0
 
@@ -157,7 +172,7 @@ class FakeTimer:
 
     def ready(self) -> None:
         if not self.is_ready:
-            raise GpuError("none here")
+            raise GpuError("no GPU")
 
     def measure_round(self, metric: str) -> float:
         return self.middle * float(np.exp(0.1 * self.draw.standard_normal()))
@@ -181,31 +196,38 @@ def latency(value: float) -> Metric:
     )
 
 
-def test_latency_is_timed_in_turns_until_it_is_clear_and_not_again(tmp_path: Path) -> None:
-    new, old = figures(tmp_path, "new", latency(9.0)), figures(tmp_path, "old", latency(10.0))
+def test_latency_is_timed_in_rounds_until_the_verdict_is_clear_and_only_once(
+    tmp_path: Path,
+) -> None:
+    new, old = (
+        measured_model(tmp_path, "new", latency(9.0)),
+        measured_model(tmp_path, "old", latency(10.0)),
+    )
     middles = {"new": 4.0, "old": 10.0}
     rule = Rule("latency_p50_ms", "max_ratio", 0.7, "old")
-    judge = GateChecker(lambda artifact, _: FakeTimer(middles[artifact.name]), {})  # type: ignore[arg-type,return-value]
-    found = judge(rule, new, old)
-    assert (found.verdict, found.basis) == ("passed", "8 interleaved rounds")
-    assert found.found == pytest.approx(0.4, rel=0.1)
+    checker = GateChecker(lambda artifact, _: FakeTimer(middles[artifact.name]), {})  # type: ignore[arg-type,return-value]
+    result = checker(rule, new, old)
+    assert (result.verdict, result.basis) == ("passed", "8 interleaved rounds")
+    assert result.found == pytest.approx(0.4, rel=0.1)
     opened = FakeTimer.opened
-    again = GateChecker(lambda *_: FakeTimer(99), {found.key: found})(rule, new, old)  # type: ignore[arg-type,return-value]
-    assert (again, FakeTimer.opened) == (found, opened)
-    assert judged(rule, new, old).verdict == "undecided", (
-        "recorded at different times, both are too noisy"
+    repeated = GateChecker(lambda *_: FakeTimer(99), {result.key: result})(rule, new, old)  # type: ignore[arg-type,return-value]
+    assert (repeated, FakeTimer.opened) == (result, opened)
+    assert check(rule, new, old).verdict == "undecided", (
+        "latencies recorded at different times are too noisy"
     )
 
 
-def test_an_engine_that_cannot_run_here_is_judged_by_what_was_recorded(tmp_path: Path) -> None:
-    new = figures(tmp_path, "new", latency(9.0))
-    judge = GateChecker(lambda *_: FakeTimer(1.0, ready=False), {})  # type: ignore[arg-type,return-value]
-    found = judge(Rule("latency_p50_ms", "max", 30, None), new, None)
-    assert (found.verdict, found.basis) == ("passed", "99 samples")
+def test_recorded_latency_decides_for_an_engine_that_cannot_run_here(tmp_path: Path) -> None:
+    new = measured_model(tmp_path, "new", latency(9.0))
+    checker = GateChecker(lambda *_: FakeTimer(1.0, ready=False), {})  # type: ignore[arg-type,return-value]
+    result = checker(Rule("latency_p50_ms", "max", 30, None), new, None)
+    assert (result.verdict, result.basis) == ("passed", "99 samples")
 
 
 def test_a_verdict_is_json(tmp_path: Path) -> None:
-    told = json.loads(
-        judged(Rule("top1", "min", 0.5, None), figures(tmp_path, "a", share(0.7))).model_dump_json()
+    values = json.loads(
+        check(
+            Rule("top1", "min", 0.5, None), measured_model(tmp_path, "a", fraction_metric(0.7))
+        ).model_dump_json()
     )
-    assert told["verdict"] == "passed"
+    assert values["verdict"] == "passed"

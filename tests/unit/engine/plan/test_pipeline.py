@@ -8,7 +8,7 @@ from compressor.config.document import parse_document
 from compressor.engine.plan.pipeline import load_pipeline, pipeline_from_document
 from compressor.errors import ConfigError, UsageError
 
-GOOD = """\
+VALID = """\
 version: 1
 name: toy
 model: {path: model}
@@ -24,16 +24,16 @@ def problems(text: str) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_a_good_file_gives_typed_steps() -> None:
-    pipeline = pipeline_from_document(parse_document(GOOD.encode()))
+def test_a_valid_file_gives_typed_steps() -> None:
+    pipeline = pipeline_from_document(parse_document(VALID.encode()))
     assert [(step.name, step.parent, step.config.rounds) for step in pipeline.steps] == [
         ("first", "source", 5),
         ("second", "source", 5),
     ]
 
 
-def test_all_problems_of_a_file_at_once_in_the_order_of_lines() -> None:
-    found = problems(
+def test_all_problems_are_listed_at_once_in_the_order_of_lines() -> None:
+    texts = problems(
         "version: 2\n"
         "name: a b\n"
         "modle: {path: x}\n"
@@ -47,7 +47,7 @@ def test_all_problems_of_a_file_at_once_in_the_order_of_lines() -> None:
         "gates:\n"
         "  - {metric: top1}\n"
     )
-    text = "\n".join(found)
+    text = "\n".join(texts)
     for expected in (
         "p.yaml:1: version",
         "p.yaml:2: name",
@@ -64,7 +64,7 @@ def test_all_problems_of_a_file_at_once_in_the_order_of_lines() -> None:
         "a gate needs a limit",
     ):
         assert expected in text, expected
-    lines = [int(problem.split(":")[1]) for problem in found]
+    lines = [int(problem.split(":")[1]) for problem in texts]
     assert lines == sorted(lines)
 
 
@@ -79,8 +79,8 @@ def test_all_problems_of_a_file_at_once_in_the_order_of_lines() -> None:
         ("{family: autoglm-phone, preset: tiny, config: {hiden: 3}}", "unknown key 'hiden'"),
     ],
 )
-def test_models_that_cannot_be(model: str, message: str) -> None:
-    assert any(message in text for text in problems(GOOD.replace("{path: model}", model)))
+def test_invalid_models_are_errors(model: str, message: str) -> None:
+    assert any(message in text for text in problems(VALID.replace("{path: model}", model)))
 
 
 def test_an_empty_file_is_no_pipeline() -> None:
@@ -90,12 +90,12 @@ def test_an_empty_file_is_no_pipeline() -> None:
 
 def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
-    file.write_text(GOOD)
+    file.write_text(VALID)
     assert load_pipeline(file, ["passes[1].rounds=2", "seed=7"]).steps[1].config.rounds == 2
     with pytest.raises(ConfigError, match="roundz"):
         load_pipeline(file, ["passes[1].roundz=2"])
     with pytest.raises(ConfigError, match="text"):
         load_pipeline(file, ["passes[1].rounds='2'"])
-    for wrong in ("seed", "=3", "passes[9].rounds=2", "name.x=1"):
+    for override in ("seed", "=3", "passes[9].rounds=2", "name.x=1"):
         with pytest.raises(UsageError):
-            load_pipeline(file, [wrong])
+            load_pipeline(file, [override])

@@ -33,12 +33,12 @@ def message(file: Path) -> str:
 
 def test_planning_writes_nothing(toy_pipeline: Path) -> None:
     before = sorted(toy_pipeline.parent.rglob("*"))
-    made = plan(toy_pipeline)
-    assert [step.state for step in made.steps] == ["build"] * 3
+    planned = plan(toy_pipeline)
+    assert [step.state for step in planned.steps] == ["build"] * 3
     assert sorted(toy_pipeline.parent.rglob("*")) == before
 
 
-def test_the_ways_a_chain_can_be_wrong(toy_pipeline: Path) -> None:
+def test_errors_of_a_chain_are_named(toy_pipeline: Path) -> None:
     edit(toy_pipeline, "name: first}", "name: first, from: scond}")
     assert "did you mean 'second'?" in message(toy_pipeline)
     edit(toy_pipeline, "from: scond", "from: second")
@@ -47,7 +47,7 @@ def test_the_ways_a_chain_can_be_wrong(toy_pipeline: Path) -> None:
     assert "names a later step" in message(toy_pipeline)
 
 
-def test_formats_that_do_not_follow_each_other_are_refused(toy_pipeline: Path) -> None:
+def test_a_pass_that_cannot_read_its_parents_format_is_an_error(toy_pipeline: Path) -> None:
     edit(toy_pipeline, "passes:", "data:\n  test: {source: phone-bed, split: test}\npasses:")
     edit(toy_pipeline, "{type: toy, name: second, rounds: 3}", "{type: export-onnx}")
     assert (
@@ -58,17 +58,18 @@ def test_formats_that_do_not_follow_each_other_are_refused(toy_pipeline: Path) -
     assert "cannot follow the source model" in message(toy_pipeline)
 
 
-def test_gates_that_nothing_can_judge(toy_pipeline: Path) -> None:
+def test_gates_without_a_measurement_are_errors(toy_pipeline: Path) -> None:
     with toy_pipeline.open("a") as file:
         file.write(
-            "gates:\n  - {metric: top1, min: 0.5}\n  - {metric: size_bytes, max_ratio: 1.0, against: frist}\n"
+            "gates:\n  - {metric: top1, min: 0.5}\n"
+            "  - {metric: size_bytes, max_ratio: 1.0, against: frist}\n"
         )
     text = message(toy_pipeline)
     assert "nothing measures 'top1'" in text
     assert "did you mean 'first'?" in text
 
 
-def test_a_missing_model_is_told_with_its_line(toy_pipeline: Path) -> None:
+def test_a_missing_model_is_reported_with_its_line(toy_pipeline: Path) -> None:
     edit(toy_pipeline, "path: model", "path: modell")
     text = message(toy_pipeline)
     assert "pipeline.yaml:3" in text
@@ -82,14 +83,14 @@ def test_a_cycle_of_three_steps_is_named(toy_pipeline: Path) -> None:
     assert "forms a cycle" in message(toy_pipeline)
 
 
-def test_references_outside_the_plan_must_be_artifacts(toy_pipeline: Path) -> None:
+def test_a_missing_source_model_is_an_error(toy_pipeline: Path) -> None:
     edit(toy_pipeline, "path: model", "path: nowhere")
     with pytest.raises(CompressError):
         plan(toy_pipeline)
 
 
-def compared(file: Path, more: str = "") -> None:
-    """Every step of the toy pipeline is to be compared with another."""
+def add_comparison(file: Path, more: str = "") -> None:
+    """Add metrics that compare every step of the toy pipeline with a reference."""
     (file.parent / "words.txt").write_text("some words")
     with file.open("a") as out:
         out.write(
@@ -102,35 +103,35 @@ def compared(file: Path, more: str = "") -> None:
         )
 
 
-def references_of(made: Plan) -> dict[str, str | None]:
-    return {step.name: step.reference for step in made.steps}
+def references_of(planned: Plan) -> dict[str, str | None]:
+    return {step.name: step.reference for step in planned.steps}
 
 
-def test_the_source_is_what_is_compared_with_unless_another_is_named(toy_pipeline: Path) -> None:
-    compared(toy_pipeline)
+def test_the_reference_is_the_source_unless_a_step_is_named(toy_pipeline: Path) -> None:
+    add_comparison(toy_pipeline)
     assert references_of(plan(toy_pipeline)) == dict.fromkeys(
         ("source", "first", "second"), "source"
     )
-    made = plan(toy_pipeline, "evaluate.accuracy.reference=first")
-    assert references_of(made) == {"source": None, "first": "first", "second": "first"}
-    assert made.step("source").measured == "", "nothing is left to be measured of it"
-    made = plan(toy_pipeline, "evaluate.accuracy.reference=first", "passes[1].measure=false")
-    assert references_of(made)["second"] is None
+    planned = plan(toy_pipeline, "evaluate.accuracy.reference=first")
+    assert references_of(planned) == {"source": None, "first": "first", "second": "first"}
+    assert planned.step("source").measured == "", "steps before the reference are not measured"
+    planned = plan(toy_pipeline, "evaluate.accuracy.reference=first", "passes[1].measure=false")
+    assert references_of(planned)["second"] is None
 
 
-def test_a_reference_that_no_metric_needs_changes_nothing(toy_pipeline: Path) -> None:
-    compared(toy_pipeline)
+def test_a_reference_that_no_metric_uses_has_no_effect(toy_pipeline: Path) -> None:
+    add_comparison(toy_pipeline)
     metrics = "evaluate.accuracy.metrics=[perplexity]"
-    made, named = (
+    planned, named = (
         plan(toy_pipeline, metrics),
         plan(toy_pipeline, metrics, "evaluate.accuracy.reference=first"),
     )
     assert set(references_of(named).values()) == {None}
-    assert [step.measured for step in made.steps] == [step.measured for step in named.steps]
+    assert [step.measured for step in planned.steps] == [step.measured for step in named.steps]
 
 
-def test_reports_answer_to_the_reference_artifact(toy_pipeline: Path) -> None:
-    compared(toy_pipeline, "    reference: first\n")
+def test_reports_depend_on_the_reference_artifact_not_on_its_name(toy_pipeline: Path) -> None:
+    add_comparison(toy_pipeline, "    reference: first\n")
     edit(toy_pipeline, "rounds: 3}", "rounds: 3, from: source}")
     before, after = plan(toy_pipeline), plan(toy_pipeline, "passes[0].rounds=9")
     assert before.step("second").artifact_id == after.step("second").artifact_id
@@ -139,28 +140,30 @@ def test_reports_answer_to_the_reference_artifact(toy_pipeline: Path) -> None:
     assert before.step("second").measured == renamed.step("second").measured
 
 
-def test_latency_is_measured_where_fidelity_cannot_be(toy_pipeline: Path) -> None:
-    compared(toy_pipeline, "    reference: first\n  latency: {repeats: 5}\n")
-    made = plan(toy_pipeline)
-    assert made.step("source").measured
-    asked = evaluate_of(made.pipeline, compared=False)
-    assert asked.accuracy is None
-    assert asked.latency is not None
-    assert asked.latency.data == "words"
+def test_latency_is_measured_where_there_is_no_reference(toy_pipeline: Path) -> None:
+    add_comparison(toy_pipeline, "    reference: first\n  latency: {repeats: 5}\n")
+    planned = plan(toy_pipeline)
+    assert planned.step("source").measured
+    evaluate = evaluate_of(planned.pipeline, compared=False)
+    assert evaluate.accuracy is None
+    assert evaluate.latency is not None
+    assert evaluate.latency.data == "words"
 
 
-def test_a_reference_that_is_not_there(toy_pipeline: Path) -> None:
-    compared(toy_pipeline, "    reference: frist\n")
+def test_an_unknown_reference_is_an_error(toy_pipeline: Path) -> None:
+    add_comparison(toy_pipeline, "    reference: frist\n")
     text = message(toy_pipeline)
     assert (
-        "pipeline.yaml:13: evaluate.accuracy.reference: 'frist' is neither a step nor an artifact directory"
-        in text
+        "pipeline.yaml:13: evaluate.accuracy.reference: "
+        "'frist' is neither a step nor an artifact directory" in text
     )
     assert "did you mean 'first'?" in text
 
 
-def test_a_reference_that_nothing_runs(toy_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compared(toy_pipeline, "    reference: second\n")
+def test_a_reference_that_no_runtime_executes_is_an_error(
+    toy_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_comparison(toy_pipeline, "    reference: second\n")
     monkeypatch.setattr("toy.Toy.produces", "adapter")
     edit(toy_pipeline, "rounds: 3}", "rounds: 3, from: source}")
     assert "'second' cannot be compared with: no runtime executes format adapter" in message(
@@ -168,8 +171,8 @@ def test_a_reference_that_nothing_runs(toy_pipeline: Path, monkeypatch: pytest.M
     )
 
 
-def test_a_gate_on_a_step_before_the_reference(toy_pipeline: Path) -> None:
-    compared(toy_pipeline, "    reference: second\n")
+def test_a_gate_on_a_step_before_the_reference_is_an_error(toy_pipeline: Path) -> None:
+    add_comparison(toy_pipeline, "    reference: second\n")
     with toy_pipeline.open("a") as file:
         file.write("gates:\n  - {metric: kl, max: 0.1, step: first}\n  - {metric: kl, max: 0.1}\n")
     text = message(toy_pipeline)
@@ -180,11 +183,12 @@ def test_a_gate_on_a_step_before_the_reference(toy_pipeline: Path) -> None:
     assert "gates[1]" not in text
 
 
-def test_a_step_that_has_to_be_of_a_pass(toy_pipeline: Path) -> None:
+def test_a_reference_to_a_step_of_another_pass_is_an_error(toy_pipeline: Path) -> None:
     (toy_pipeline.parent / "words.txt").write_text("some words")
     with toy_pipeline.open("a") as file:
         file.write(
-            "  - {type: qat, name: rounded, from: source, calibration: {data: words, table: first}}\n"
+            "  - {type: qat, name: rounded, from: source, "
+            "calibration: {data: words, table: first}}\n"
             "data:\n"
             "  words: {source: text, path: words.txt, sequence_length: 4}\n"
         )

@@ -8,9 +8,9 @@ import pytest
 from compressor.artifacts.manifest import Manifest
 from compressor.artifacts.store import Store, verify
 from compressor.data.contract import SourceContext
+from compressor.engine import events
 from compressor.engine.plan.pipeline import load_pipeline
 from compressor.engine.plan.planner import make_plan
-from compressor.engine import events
 from compressor.engine.run.runner import Runner, RunResult, select
 from compressor.errors import CompressError, PassError, StorageError, UsageError
 from compressor.evaluation.protocol import ReferenceModel
@@ -65,21 +65,22 @@ def test_the_second_run_builds_nothing(run: Run) -> None:
     assert [step.artifact.id for step in first.steps] == [step.artifact.id for step in again.steps]
 
 
-def test_without_passes_the_source_is_measured_and_judged(run: Run) -> None:
+def test_without_passes_the_gates_check_the_source(run: Run) -> None:
     result = run("passes=[]", 'gates=[{"metric": "size_bytes", "max": 1}]')
     assert run.how() == {"source": "built"}
     assert [(gate.step, gate.passed) for gate in result.gates] == [("source", False)]
 
 
 def test_two_empty_stores_get_the_same_ids_and_bytes(run: Run) -> None:
-    one, two = run(store="one"), run(store="two")
-    assert [s.artifact.manifest.files for s in one.steps] == [
-        s.artifact.manifest.files for s in two.steps
+    results = [run(store=name) for name in ("one", "two")]
+    manifests = [[step.artifact.manifest for step in result.steps] for result in results]
+    assert [manifest.files for manifest in manifests[0]] == [
+        manifest.files for manifest in manifests[1]
     ]
-    assert [s.artifact.id for s in one.steps] == [s.artifact.id for s in two.steps]
+    assert [manifest.id for manifest in manifests[0]] == [manifest.id for manifest in manifests[1]]
 
 
-def test_a_changed_input_builds_again_and_keeps_the_old(run: Run) -> None:
+def test_a_changed_input_builds_again_and_keeps_the_old_artifacts(run: Run) -> None:
     old = run()
     (run.file.parent / "model" / "model.onnx").write_bytes(tiny_onnx(2.0))
     new = run()
@@ -89,15 +90,15 @@ def test_a_changed_input_builds_again_and_keeps_the_old(run: Run) -> None:
 
 
 @pytest.mark.parametrize("file", ["model/model.onnx", "model/model.onnx.data", "manifest.json"])
-@pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
-def test_a_damaged_artifact_is_set_aside_and_built_again(run: Run, file: str, harm: str) -> None:
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_artifact_is_set_aside_and_built_again(run: Run, file: str, damage: str) -> None:
     before = run()
     victim = before.steps[1].artifact.path / file
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 0x10
-    if harm == "flip":
+    if damage == "flip":
         victim.write_bytes(content)
-    elif harm == "truncate":
+    elif damage == "truncate":
         victim.write_bytes(victim.read_bytes()[:-10])
     else:
         victim.unlink()
@@ -109,7 +110,7 @@ def test_a_damaged_artifact_is_set_aside_and_built_again(run: Run, file: str, ha
     verify(after.steps[1].artifact)
 
 
-def test_a_damaged_report_costs_no_model(run: Run) -> None:
+def test_a_damaged_report_is_measured_again_without_building(run: Run) -> None:
     before = run()
     (before.steps[1].artifact.path / "report.md").write_text("tampered")
     after = run()
@@ -127,7 +128,7 @@ def test_a_failing_pass_fails_the_run_and_publishes_nothing(run: Run) -> None:
     assert run.how() == {"source": "cached", "first": "cached", "second": "built"}
 
 
-def test_a_pass_goes_on_from_its_checkpoint(run: Run) -> None:
+def test_an_interrupted_pass_resumes_from_its_checkpoint(run: Run) -> None:
     whole = run(store="whole")
 
     def interrupt(event: events.Event) -> None:
@@ -135,11 +136,11 @@ def test_a_pass_goes_on_from_its_checkpoint(run: Run) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(CompressError) as caught:
-        tapped(run, interrupt)
+        run_with(run, interrupt)
     assert caught.value.exit_code == 130
-    seen: list[int] = []
-    result = tapped(run, lambda event: seen.append(event.done) if _is_second(event) else None)
-    assert seen == [3], "rounds 1 and 2 were not done again"
+    rounds: list[int] = []
+    result = run_with(run, lambda event: rounds.append(event.done) if _is_second(event) else None)
+    assert rounds == [3], "rounds 1 and 2 are not repeated"
     assert model_bytes(result) == model_bytes(whole)
 
 
@@ -147,14 +148,14 @@ def _is_second(event: events.Event) -> bool:
     return isinstance(event, events.StepProgress) and event.step == "second"
 
 
-def tapped(run: Run, listener: events.Listener) -> RunResult:
+def run_with(run: Run, listener: events.Listener) -> RunResult:
     pipeline = load_pipeline(run.file)
     plan = make_plan(pipeline, Store(run.file.parent / "store"), SourceContext(pipeline.base))
     selected = select(plan, start=None, until=None, only=None)
     return Runner(plan, listener, write_report, selected=selected).run()
 
 
-def test_until_only_and_from(run: Run) -> None:
+def test_until_only_and_from_select_steps(run: Run) -> None:
     run(until="first")
     assert list(run.how()) == ["source", "first"]
     with pytest.raises(UsageError, match="no such step"):
@@ -172,30 +173,32 @@ def test_until_only_and_from(run: Run) -> None:
         run(start="second")
 
 
-def test_force_builds_only_the_chosen_steps_again(run: Run) -> None:
+def test_force_builds_only_the_selected_steps_again(run: Run) -> None:
     before = run()
     after = run(force=True, only="second")
     assert run.how() == {"source": "cached", "first": "cached", "second": "built"}
     assert model_bytes(after) == model_bytes(before)
 
 
-def test_a_store_that_cannot_be_written(run: Run) -> None:
+def test_a_store_that_cannot_be_written_is_an_error(run: Run) -> None:
     (run.file.parent / "store").write_text("a file")
     with pytest.raises(StorageError):
         run()
 
 
-def test_branches_share_their_trunk(run: Run) -> None:
+def test_branches_share_their_common_step(run: Run) -> None:
     run.file.write_text(
         run.file.read_text() + "  - {type: toy, name: third, from: first, rounds: 9}\n"
     )
     result = run()
     parents = {step.step.name: step.artifact.manifest.parents for step in result.steps}
-    trunk = next(step.artifact.id for step in result.steps if step.step.name == "first")
-    assert parents["second"]["parent"] == parents["third"]["parent"] == trunk
+    common = next(step.artifact.id for step in result.steps if step.step.name == "first")
+    assert parents["second"]["parent"] == parents["third"]["parent"] == common
 
 
-def test_a_step_needs_what_it_is_compared_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_selected_step_also_builds_its_reference(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (run.file.parent / "words.txt").write_text("some words")
     with run.file.open("a") as file:
         file.write(
@@ -203,23 +206,23 @@ def test_a_step_needs_what_it_is_compared_with(run: Run, monkeypatch: pytest.Mon
             "data:\n  words: {source: text, path: words.txt, sequence_length: 4}\n"
             "evaluate:\n  accuracy: {data: words, metrics: [kl], reference: first}\n"
         )
-    asked: list[tuple[Path, ReferenceModel]] = []
+    requests: list[tuple[Path, ReferenceModel]] = []
 
-    def measured(
+    def measure(
         model: StoredModel, *_: object, reference: ReferenceModel, **__: object
     ) -> Measurement:
-        asked.append((model.path, reference))
+        requests.append((model.path, reference))
         return Measurement(accuracy=None, latency=None, metrics=())
 
-    monkeypatch.setattr("compressor.engine.run.step_builder.measure", measured)
+    monkeypatch.setattr("compressor.engine.run.step_builder.measure", measure)
     monkeypatch.setattr(
         f"{__name__}.write_report", lambda folder, *_: (folder / "report.md").write_text("")
     )
     first = run(until="first").steps[1].artifact
     result = run(only="aside")
     assert [step.step.name for step in result.steps] == ["source", "first", "aside"]
-    (own, itself), (_, reference) = asked
+    (own, itself), (_, reference) = requests
     assert itself == ReferenceModel(id=first.id, format="onnx", model=own), (
-        "the first is its own reference"
+        "the reference is compared with itself"
     )
     assert reference == ReferenceModel(id=first.id, format="onnx", model=first.model)
