@@ -4,7 +4,7 @@ from pathlib import Path
 from compressor.artifacts.runs import RunRecord, load_run
 
 
-def test_a_record_from_before_gates_had_intervals_is_read(tmp_path: Path) -> None:
+def test_a_record_without_intervals_of_gates_is_read(tmp_path: Path) -> None:
     old = {
         "gate": "g",
         "step": "s",

@@ -45,7 +45,7 @@ def publish(
     return store.publish(staged, manifest).path
 
 
-def test_published_means_whole(tmp_path: Path) -> None:
+def test_a_published_artifact_is_complete(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = publish(store)
     assert path.name == "p-" + "a" * 12
@@ -55,7 +55,7 @@ def test_published_means_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["model/weights", "reports/accuracy.json", "manifest.json"])
-def test_every_flipped_byte_shows(tmp_path: Path, file: str) -> None:
+def test_every_flipped_byte_is_detected(tmp_path: Path, file: str) -> None:
     path = publish(Store(tmp_path))
     content = bytearray((path / file).read_bytes())
     for position in range(0, len(content), max(1, len(content) // 40)):
@@ -86,7 +86,7 @@ def test_missing_truncated_linked_and_extra_files_are_named(tmp_path: Path) -> N
         verify(open_artifact(path))
 
 
-def test_an_artifact_under_another_name_is_not_delivered(tmp_path: Path) -> None:
+def test_an_artifact_under_another_name_is_not_used(tmp_path: Path) -> None:
     store = Store(tmp_path)
     publish(store).rename(tmp_path / ("p-" + "b" * 12))
     with pytest.raises(DamagedArtifactError, match="holds the artifact"):
@@ -100,23 +100,23 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         open_artifact(path.parent)
 
 
-def test_no_artifact_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not an artifact"):
         open_artifact(tmp_path)
 
 
-def test_garbage_keeps_ancestors_and_what_is_locked(tmp_path: Path) -> None:
+def test_garbage_excludes_ancestors_and_locked_artifacts(tmp_path: Path) -> None:
     store = Store(tmp_path)
     parent = publish(store, "a" * 64)
     child = publish(store, "b" * 64, {"parent": "a" * 64})
-    other = publish(store, "c" * 64)
+    unused = publish(store, "c" * 64)
     staged = store.staging("d" * 64)
-    for left in ("a" * 64, "b" * 64, "c" * 64):
-        store.discard(store.root / ".staging" / left[:12])
-    assert set(store.garbage(keep={"b" * 64})) == {other, staged}
+    for artifact_id in ("a" * 64, "b" * 64, "c" * 64):
+        store.discard(store.root / ".staging" / artifact_id[:12])
+    assert set(store.garbage(keep={"b" * 64})) == {unused, staged}
     with store.lock("c" * 64):
         assert set(store.garbage(keep={"b" * 64})) == {staged}
-    store.remove(other)
+    store.remove(unused)
     assert set(store.artifacts()) == {parent, child}
 
 
@@ -126,20 +126,20 @@ def _hold(root: Path, ready) -> None:
         time.sleep(0.5)
 
 
-def test_a_lock_makes_others_wait_and_says_so(tmp_path: Path) -> None:
+def test_a_lock_makes_another_process_wait_and_reports_it(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, ready))
-    other.start()
+    holder = context.Process(target=_hold, args=(tmp_path, ready))
+    holder.start()
     assert ready.wait(30)
     waited = []
     with Store(tmp_path).lock("a" * 64, lambda: waited.append(True)):
         pass
-    other.join()
+    holder.join()
     assert waited
 
 
-def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError):
         Store(tmp_path / "file" / "store").check_writable()

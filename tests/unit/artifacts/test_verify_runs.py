@@ -1,4 +1,4 @@
-"""A run vouches for the manifests that it ended with."""
+"""Tests that a run detects manifests that have changed since."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from compressor.errors import UsageError
 from tests.support.cli import cli
 
 
-def test_a_manifest_that_is_whole_and_another_is_told(toy_pipeline: Path) -> None:
+def test_a_valid_manifest_that_differs_from_the_runs_is_reported(toy_pipeline: Path) -> None:
     store = toy_pipeline.parent / "store"
     assert cli("run", toy_pipeline, "-o", store).returncode == 0
     run = next((store / "runs").iterdir())
@@ -20,10 +20,10 @@ def test_a_manifest_that_is_whole_and_another_is_told(toy_pipeline: Path) -> Non
         update={"seed": 9}
     )
     (artifact / "manifest.json").write_text(changed.sealed().model_dump_json())
-    assert verify_all([artifact]) == {artifact: None}, "whole in itself"
-    told = [problem for problem in verify_all([run]).values() if problem]
-    assert len(told) == 1
-    assert "its manifest has changed since the run" in told[0]
+    assert verify_all([artifact]) == {artifact: None}, "the artifact itself is valid"
+    problems = [problem for problem in verify_all([run]).values() if problem]
+    assert len(problems) == 1
+    assert "its manifest has changed since the run" in problems[0]
     assert cli("verify", run).returncode == 4
     with pytest.raises(UsageError):
         verify_all([toy_pipeline.parent / "model"])

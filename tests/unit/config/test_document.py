@@ -6,11 +6,11 @@ from compressor.config.document import dotted, parse_document, read_document
 from compressor.errors import ConfigError
 
 
-def test_values_know_their_lines() -> None:
+def test_the_line_of_a_value_is_found() -> None:
     document = parse_document(b"a: 1\nb:\n  - x\n  - y: [1, 2]\n")
     assert document.tree == {"a": 1, "b": ["x", {"y": [1, 2]}]}
     assert document.line(("b", 1, "y")) == 4
-    assert document.line(("b", 1, "z")) == 4, "the nearest thing around it"
+    assert document.line(("b", 1, "z")) == 4, "the nearest enclosing value"
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def test_values_know_their_lines() -> None:
     ],
 )
 def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
-    got = parse_document(f"a: {text}".encode()).tree["a"]
-    assert got == value
-    assert type(got) is type(value)
+    parsed = parse_document(f"a: {text}".encode()).tree["a"]
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -53,22 +53,22 @@ def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
         (b"a: 1\n" + b"#" * (1 << 20), "too large"),
     ],
 )
-def test_hostile_or_broken_files_are_refused(content: bytes, message: str) -> None:
+def test_malicious_or_invalid_files_are_errors(content: bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_document(content)
 
 
-def test_a_billion_laughs_end_in_an_error() -> None:
+def test_exponential_aliases_are_an_error() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     with pytest.raises(ConfigError, match="expands to too much"):
         parse_document("\n".join(lines).encode())
 
 
-def test_a_missing_file_says_what_to_do(tmp_path) -> None:
+def test_the_error_of_a_missing_file_has_a_remedy(tmp_path) -> None:
     with pytest.raises(ConfigError, match="init"):
         read_document(tmp_path / "none.yaml")
 
 
-def test_dotted() -> None:
+def test_dotted_joins_keys_and_indices() -> None:
     assert dotted(("passes", 1, "temperature", "start")) == "passes[1].temperature.start"

@@ -11,13 +11,13 @@ from compressor.config.validation import references, validate
 
 class Inner(Record):
     start: Annotated[float, Field(gt=0)] = 5.0
-    """Where it starts."""
+    """Start value."""
     data: DataName | None = None
 
 
 class Outer(Record):
     epochs: int
-    """How often."""
+    """Number of epochs."""
     temperature: Inner | float = 1.0
     inner: Inner = Inner()
     teacher: StepName | None = None
@@ -26,15 +26,15 @@ class Outer(Record):
 
 def problems(text: str) -> list[str]:
     document = parse_document(text.encode())
-    record, found = validate(Outer, document.tree, document)
-    assert (record is None) == bool(found)
-    return [str(problem) for problem in found]
+    record, problems = validate(Outer, document.tree, document)
+    assert (record is None) == bool(problems)
+    return [str(problem) for problem in problems]
 
 
-def test_all_problems_at_once_each_with_what_to_do() -> None:
-    found = problems('epochs: "7"\ninner:\n  strat: 3\nteacher: 4\n')
-    assert len(found) == 3
-    text = "\n".join(found)
+def test_all_problems_are_listed_each_with_a_remedy() -> None:
+    texts = problems('epochs: "7"\ninner:\n  strat: 3\nteacher: 4\n')
+    assert len(texts) == 3
+    text = "\n".join(texts)
     assert '"7" (text)' in text
     assert "expected a valid integer" in text
     assert "inner.strat: unknown key 'strat'" in text
@@ -49,28 +49,28 @@ def test_unknown_keys_are_found_inside_unions_and_lists() -> None:
     assert any("temperature" in text for text in problems("epochs: 1\ntemperature: {strat: 1}\n"))
 
 
-def test_a_missing_key_tells_what_it_is_for() -> None:
+def test_a_missing_key_shows_its_description() -> None:
     (text,) = problems("inner: {}\n")
     assert "epochs: is missing" in text
-    assert "How often." in text
+    assert "Number of epochs." in text
 
 
-def test_no_coercion() -> None:
-    for wrong in ("epochs: 1.0", "epochs: true", "epochs: '1'", "epochs: null", "epochs: [1]"):
-        assert problems(wrong), wrong
+def test_values_of_other_types_are_not_converted() -> None:
+    for line in ("epochs: 1.0", "epochs: true", "epochs: '1'", "epochs: null", "epochs: [1]"):
+        assert problems(line), line
 
 
 def test_references_are_found_at_any_depth() -> None:
     record = Outer(epochs=1, inner=Inner(data="x"), teacher="t", sets=(Inner(data="y"),))
-    found = {(place, reference.to, value) for place, reference, value in references(record)}
-    assert found == {
+    targets = {(path, reference.to, value) for path, reference, value in references(record)}
+    assert targets == {
         (("inner", "data"), "data", "x"),
         (("teacher",), "step", "t"),
         (("sets", 0, "data"), "data", "y"),
     }
 
 
-def test_what_is_no_object_is_told_which_keys_it_has() -> None:
-    [found] = problems("epochs: 7\ninner: true\n")
-    assert "inner: got true (true/false)" in found
-    assert "the keys data, start" in found
+def test_the_error_of_a_scalar_lists_the_keys_of_the_mapping() -> None:
+    [text] = problems("epochs: 7\ninner: true\n")
+    assert "inner: got true (true/false)" in text
+    assert "the keys data, start" in text
