@@ -8,7 +8,10 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from compressor.config.record import Record
-from passes.common.field_problems import is_set, raise_problems
+from compressor.models.architecture import Architecture
+from compressor.models.capabilities.layer_kinds import LayerKinds
+from compressor.models.facts import ModelFacts
+from passes.common.field_problems import FieldProblem, is_set, raise_problems
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -59,6 +62,12 @@ class TrainingConfig(Record):
         problems = []
         if self.schedule == "constant" and is_set(self, "min_lr_ratio"):
             problems.append("`min_lr_ratio` has no effect with `schedule: constant`: leave it out")
+        elif self.warmup_ratio == 1:
+            problems += [
+                f"`{name}` has no effect with `warmup_ratio: 1`: leave it out"
+                for name in ("schedule", "min_lr_ratio")
+                if is_set(self, name)
+            ]
         if self.patience is not None and self.evaluate_every == 0:
             problems.append("`patience` counts evaluations: set `evaluate_every`, or leave it out")
         raise_problems(problems)
@@ -74,6 +83,28 @@ class TrainingConfig(Record):
         done = (step - warmup_steps) / max(1, self.steps - warmup_steps)
         decay = (1 + cos(pi * done)) / 2 if self.schedule == "cosine" else 1 - done
         return self.learning_rate * (self.min_lr_ratio + (1 - self.min_lr_ratio) * decay)
+
+
+def training_problems(
+    training: TrainingConfig, path: str, model: ModelFacts | Architecture
+) -> list[FieldProblem]:
+    """Return the fields of a training that have no effect on a model.
+
+    Args:
+        training: the training.
+        path: path of its field in the config of the pass.
+        model: the model that is trained; kinds of layers that it does not state are not checked.
+    """
+    layers = model.capability(LayerKinds)
+    if "batch_norm" not in training.model_fields_set or layers is None or layers.batch_norms:
+        return []
+    return [
+        FieldProblem(
+            f"{path}.batch_norm",
+            "the model has no batch normalization",
+            f"leave `{path}.batch_norm` out",
+        )
+    ]
 
 
 def validation_problems(validation: str | None, training: TrainingConfig) -> list[str]:

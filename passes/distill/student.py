@@ -9,6 +9,7 @@ from compressor.errors import RequirementError
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.feature_taps import FeatureTaps
 from compressor.models.facts import ModelFacts, planned_facts
+from passes.common.config import training_problems
 from passes.common.field_problems import FieldProblem, check_no_problems
 from passes.distill.config import DistillConfig, Features, Student
 
@@ -55,13 +56,13 @@ def student_facts(student: Student, parent: ModelFacts) -> ModelFacts:
 
 
 def check_models(config: DistillConfig, student: ModelFacts, teacher: ModelFacts) -> None:
-    """Check that student and teacher have the same family, and the student the features to match.
+    """Check that the teacher has the student's family, and that the fields apply to the student.
 
     Raises:
-        RequirementError: They have not; the message names every field that does not apply. Unknown
-            facts are not checked.
+        RequirementError: The message names every field that does not apply. Unknown facts are not
+            checked.
     """
-    problems = []
+    problems = training_problems(config.training, "training", student)
     if None not in (student.family, teacher.family) and student.family != teacher.family:
         problems.append(
             FieldProblem(

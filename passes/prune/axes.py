@@ -8,8 +8,10 @@ from typing import Any, get_args
 import numpy as np
 
 from compressor.config.record import Record
+from compressor.models.architecture import Architecture
 from compressor.models.capabilities.cuttable_axes import Axis, AxisKind, CuttableAxes
 from compressor.models.contract import Family
+from passes.common.config import training_problems
 from passes.common.field_problems import FieldProblem, check_no_problems, is_set
 from passes.prune.allocation import group_axes
 from passes.prune.config import PruneConfig
@@ -41,9 +43,11 @@ def check_applicable(config: PruneConfig, family: Family[Any], architecture: Rec
                 "set a target of params or size_mb",
             )
         )
-    check_no_problems(problems)
+    if config.recovery is not None:
+        trained = Architecture(family, architecture)
+        problems += training_problems(config.recovery.training, "recovery.training", trained)
     cut_axes = _axes_to_cut(config, family, architecture, select_axes(config, axes))
-    check_no_problems(_fields_without_effect(config, cut_axes))
+    check_no_problems([*problems, *_fields_without_effect(config, cut_axes)])
 
 
 def _problems_of_kinds(
@@ -100,9 +104,10 @@ def _fields_without_effect(config: PruneConfig, cut_axes: Sequence[Axis]) -> lis
         reasons["repair"] = "only layers are cut"
     scores = config.importance != "magnitude" and bool(inner_axes)
     repairs = config.repair and bool(inner_axes)
-    uses_samples = scores or repairs or norms or bool(stacks) or config.latency is not None
-    if config.calibration is not None and not uses_samples:
-        reasons["calibration"] = (
-            "`importance: magnitude` and `repair: false` use no samples for these axes"
-        )
+    if config.calibration is not None and not (scores or repairs or norms or stacks):
+        reason = "`importance: magnitude` and `repair: false` use no samples for these axes"
+        if config.latency is None:
+            reasons["calibration"] = reason
+        elif unused := [name for name in ("num_samples", "batch_size") if is_set(config, name)]:
+            reasons |= dict.fromkeys(unused, f"{reason}, and `latency` uses one")
     return [FieldProblem(field, reason, "leave it out") for field, reason in reasons.items()]

@@ -177,7 +177,8 @@ class PruneConfig(PassConfig):
     prefers. Heads and layers are cut one at a time."""
     min_keep: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Smallest part of the units of a dimension that is kept while sizes are searched for. Sizes
-    given by a target of `dimensions` are not bound by it."""
+    given by a target of `dimensions` are not bound by it; with one, only the rounds of `rule:
+    threshold` are."""
     repair: bool = True
     """Adjust the weights that read a cut dimension by least squares, so that their outputs on the
     calibration samples change as little as possible. Needs `calibration`."""
@@ -259,9 +260,11 @@ class PruneConfig(PassConfig):
                 "leave it out"
             )
         searches = self.schedule.kind == "gradual" and self.schedule.rule == "threshold"
-        if is_set(self, "multiple") and not searches:
-            problems.append(
-                "`multiple` has no effect with a target of `dimensions`, which states the sizes: "
+        if not searches:
+            problems += [
+                f"`{name}` has no effect with a target of `dimensions`, which states the sizes: "
                 "leave it out"
-            )
+                for name in ("multiple", "min_keep")
+                if is_set(self, name)
+            ]
         return problems

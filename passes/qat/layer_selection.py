@@ -9,10 +9,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from compressor.errors import RequirementError
+from compressor.models.architecture import Architecture
 from compressor.models.capabilities.integer_storage import IntegerStorage
+from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.facts import ModelFacts
+from passes.common.config import training_problems
 from passes.common.field_problems import FieldProblem, check_no_problems
 from passes.qat.config import QatConfig
 
@@ -43,18 +46,35 @@ def check_model(config: QatConfig, model: ModelFacts) -> None:
     if architecture is None:
         return
     architecture.require(IntegerStorage)
-    if architecture.capability(TrainingHeads) is not None:
-        return
-    family = architecture.family
-    check_no_problems(
-        FieldProblem(
-            field,
-            f"a model of the family {family.name} has no logits to compare",
-            "leave it out, and list layers that must stay in float in `ignore`",
+    check_no_problems(_field_problems(config, architecture))
+
+
+def _field_problems(config: QatConfig, model: Architecture) -> list[FieldProblem]:
+    """Return the fields that do not apply to the model's outputs or to its kinds of layers."""
+    problems = []
+    if model.capability(TrainingHeads) is None:
+        problems += [
+            FieldProblem(
+                field,
+                f"a model of the family {model.family.name} has no logits to compare",
+                "leave it out, and list layers that must stay in float in `ignore`",
+            )
+            for field in ("keep_float", "fine_tuning")
+            if getattr(config, field) is not None
+        ]
+    elif config.fine_tuning is not None:
+        training = config.fine_tuning.training
+        problems += training_problems(training, "fine_tuning.training", model)
+    layers = model.capability(LayerKinds)
+    if config.quantize_embeddings and layers is not None and not layers.embedding_tables:
+        problems.append(
+            FieldProblem(
+                "quantize_embeddings",
+                "the model has no embedding table whose weights are used for lookups alone",
+                "leave `quantize_embeddings` out",
+            )
         )
-        for field in ("keep_float", "fine_tuning")
-        if getattr(config, field) is not None
-    )
+    return problems
 
 
 def select_layers(config: QatConfig, layers: QuantizableLayers, module: nn.Module) -> Selection:

@@ -9,7 +9,9 @@ from typing import ClassVar
 from compressor.artifacts.store import Artifact
 from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
 from compressor.models.capabilities.training_heads import TrainingHeads
-from compressor.models.facts import ModelFacts
+from compressor.models.facts import ModelFacts, facts_of
+from passes.common.config import training_problems
+from passes.common.field_problems import check_no_problems
 from passes.train.config import TrainConfig
 
 
@@ -29,21 +31,28 @@ class Train(Pass[TrainConfig]):
     capabilities = (TrainingHeads,)
 
     def estimate(self, config: TrainConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
-        """Estimate time, memory and disk from the parameters and MACs of the model."""
+        """Estimate time, memory and disk from the parameters and MACs of the model.
+
+        Raises:
+            RequirementError: A field does not apply to the model.
+        """
         from passes.common.estimates import training_estimate
 
+        check_no_problems(training_problems(config.training, "training", parent))
         return training_estimate(parent, config.training)
 
     def requires(self, config: TrainConfig, parent: Artifact, context: PassContext) -> None:
-        """Check that the weights are finite, and that the data sets fit the model.
+        """Check that the fields apply, that the weights are finite, and that the data sets fit.
 
         Raises:
+            RequirementError: A field does not apply to the model.
             NumericalError: A weight is NaN or infinite.
             DataError: A data set does not fit.
         """
         from compressor.models.checkpoint.safetensors_files import check_finite
         from passes.common.requirements import check_data
 
+        check_no_problems(training_problems(config.training, "training", facts_of(parent.model)))
         check_finite(parent.model)
         check_data(parent, (config.train, config.validation), context)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.feature_taps import FeatureTaps
+from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.models.contract import CapabilityTable, Family
@@ -57,4 +58,5 @@ class ImageClassifier(Family[ClassifierConfig]):
             CuttableAxes: lambda: CuttableAxes(tuple(vision_axes(config, "vision", "head"))),
             LinearGroups: lambda: LinearGroups(tuple(vision_blocks(config, "vision", "head"))),
             FeatureTaps: lambda: FeatureTaps(("image_vector",)),
+            LayerKinds: lambda: LayerKinds(config.vision == "mobilenet", embedding_tables=False),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.models.contract import CapabilityTable, Family
@@ -64,5 +65,8 @@ class SentenceEncoder(Family[EncoderConfig]):
         return SentenceEncoderModel(config)
 
     def capabilities(self, config: EncoderConfig) -> CapabilityTable:
-        """Return the linear groups of BERT's layers."""
-        return {LinearGroups: lambda: LinearGroups(encoder_blocks(config))}
+        """Return the linear groups of BERT's layers, and the kinds of its layers."""
+        return {
+            LinearGroups: lambda: LinearGroups(encoder_blocks(config)),
+            LayerKinds: lambda: LayerKinds(batch_norms=False, embedding_tables=True),
+        }

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
+from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.models.contract import CapabilityTable, Family
@@ -82,7 +83,7 @@ class Transformers(Family[CheckpointConfig]):
         save_checkpoint(module, config.tree, folder, companions)
 
     def capabilities(self, config: CheckpointConfig) -> CapabilityTable:
-        """Return axes, the linear groups of the decoder layers, and generation.
+        """Return axes, the linear groups of the decoder layers, generation, and kinds of layers.
 
         A vision tower has no linear groups: its layers are rounded to the nearest, if at all.
         """
@@ -91,6 +92,7 @@ class Transformers(Family[CheckpointConfig]):
             CuttableAxes: lambda: CuttableAxes(tuple(checkpoint_axes(tree))),
             LinearGroups: lambda: LinearGroups(decoder_blocks(tree)),
             CachedGeneration: lambda: _generation(tree),
+            LayerKinds: lambda: LayerKinds(False, embedding_tables=not decoder_shape(tree).tied),
         }
 
 

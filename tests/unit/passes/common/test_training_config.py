@@ -38,6 +38,10 @@ def test_invalid_fields_are_an_error(fields):
             {"schedule": "constant", "min_lr_ratio": 0.1},
             "`min_lr_ratio` has no effect with `schedule: constant`",
         ),
+        (
+            {"warmup_ratio": 1, "schedule": "linear", "min_lr_ratio": 0.1},
+            "`schedule` has no effect with `warmup_ratio: 1`.*`min_lr_ratio` has no effect",
+        ),
         ({"patience": 3}, "`patience` counts evaluations: set `evaluate_every`"),
         (
             {"schedule": "constant", "min_lr_ratio": 0.0, "patience": 3},

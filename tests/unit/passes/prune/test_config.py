@@ -65,7 +65,10 @@ DIMENSIONS = {"target": {"dimensions": {"ffn": 64}}}
         ({"layer_importance": "loss"}, ["layer_importance"]),
         ({"importance": "taylor", "axes": ["layers"]}, ["importance"]),
         ({"multiple": 16, "axes": ["heads", "layers"]}, ["multiple"]),
-        (DIMENSIONS | {"axes": ["ffn"], "multiple": 16}, ["axes", "multiple"]),
+        (
+            DIMENSIONS | {"axes": ["ffn"], "multiple": 16, "min_keep": 0.5},
+            ["axes", "multiple", "min_keep"],
+        ),
         ({"schedule": {"kind": "once", "rounds": 4, "rule": "cubic"}}, ["rounds", "rule"]),
         (GRADUAL | {"schedule": {"kind": "gradual", "threshold": 0.2}}, ["threshold"]),
         ({"recovery": {"soft_weight": 0, "temperature": 3}}, ["temperature"]),
@@ -93,7 +96,7 @@ def test_fields_without_effect_beside_others_are_named(fields, names):
         NO_SAMPLES | {"repair": False},
         NO_SAMPLES | {"axes": ["layers"]},
         DIMENSIONS
-        | {"multiple": 16, "recovery": {}, "schedule": {"kind": "gradual"}}
+        | {"multiple": 16, "min_keep": 0.5, "recovery": {}}
         | {"schedule": {"kind": "gradual", "rule": "threshold"}},
         {"recovery": {"soft_weight": 0}},
     ],
@@ -131,6 +134,19 @@ def test_fields_that_have_an_effect_are_accepted(fields):
             "small",
             {"importance": "magnitude", "repair": False},
             "`calibration`: `importance: magnitude` and `repair: false` use no samples",
+        ),
+        (
+            CLASSIFIER,
+            "small",
+            {"importance": "magnitude", "repair": False, "latency": {}, "batch_size": 8},
+            "`batch_size`: `importance: magnitude` and `repair: false` use no samples",
+        ),
+        (
+            CHECKPOINT,
+            "tiny-llama",
+            {"axes": ["layers"], "repair": True}
+            | {"recovery": {"training": {"batch_norm": "freeze"}}},
+            "`recovery.training.batch_norm`: the model has no batch normalization\n    `repair`: only",
         ),
     ],
 )
