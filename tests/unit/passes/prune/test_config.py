@@ -146,7 +146,7 @@ def test_fields_that_have_an_effect_are_accepted(fields):
             "tiny-llama",
             {"axes": ["layers"], "repair": True}
             | {"recovery": {"training": {"batch_norm": "freeze"}}},
-            "`recovery.training.batch_norm`: the model has no batch normalization\n    `repair`: only",
+            "batch_norm`: the model has no batch normalization\n    `repair`: only layers are cut",
         ),
     ],
 )

@@ -33,7 +33,7 @@ def test_a_model_without_a_layer_left_is_an_error(parent, tmp_path):
 
 
 def test_embeddings_of_a_model_without_tables_are_an_error(parent, tmp_path):
-    with pytest.raises(RequirementError, match="`quantize_embeddings` has no effect"):
+    with pytest.raises(RequirementError, match="`quantize_embeddings`: the model has no embedding"):
         run_qat(parent, tmp_path, {"quantize_embeddings": True})
 
 
