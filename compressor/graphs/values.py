@@ -39,8 +39,8 @@ def producer_of(value: ir.Value | None, operator: str) -> ir.Node | None:
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """Return the value of a node's attribute, or the default where it is not set."""
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.value
+    stored = node.attributes.get(name)
+    return default if stored is None else stored.value
 
 
 def is_quantized_weight(node: ir.Node) -> bool:

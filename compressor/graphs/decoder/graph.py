@@ -54,11 +54,11 @@ class DecoderGraph:
     """A decoder's graph under construction.
 
     Args:
-        architecture: of the decoder.
-        weights: of its checkpoint; they are read when the graph is written.
-        operators: of the runtime that is to compute.
+        architecture: the sizes and layer types of the decoder.
+        weights: the tensors of its checkpoint, which are read when the graph is written.
+        operators: appends nodes for the target runtime; it is kept as ``add``.
         int8_embeddings: store embedding and LM head in 8 bits, if they are not packed.
-        cache_scales: cache input to its scales, float32 [M · H], for a cache in 8 bits.
+        cache_scales: scales of each cache input, float32 [M · H], for a cache in 8 bits.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class DecoderGraph:
     ) -> None:
         self.architecture, self.weights, self.add = architecture, weights, operators
         decoder = architecture.decoder
-        self.int8_size = embedding_block_size(decoder.hidden) if int8_embeddings else 0
+        self.int8_block_size = embedding_block_size(decoder.hidden) if int8_embeddings else 0
         self.cache_scales = cache_scales
         self.sites = {site.name: site for site in decoder_layer_sites(weights.tree)}
         self.heads = AttentionHeads(
@@ -88,12 +88,12 @@ class DecoderGraph:
         self.outputs: list[ir.Value] = []
 
     def build(self) -> ir.Model:
-        """Return the whole graph; called once."""
+        """Return the whole graph. May be called once."""
         add, architecture = self.add, self.architecture
         layers = architecture.decoder.layers
         ids = self._input(INPUT_IDS, ir.DataType.INT64, "batch", "sequence")
         mask = self._input(ATTENTION_MASK, ir.DataType.INT64, "batch", "total")
-        add.read_mask(ids, mask)
+        add.read_mask(ids, mask)  # the attention of every layer uses its result
         keep = self._optional_input(LOGITS_TO_KEEP, np.array([0], dtype=np.int64), 1)
         x = self._embed(ids)
         if architecture.images is None:
@@ -122,7 +122,7 @@ class DecoderGraph:
         logits = self._lm_head(last_tokens)
         vocabulary = architecture.decoder.vocabulary
         self._output(logits, LOGITS, ir.DataType.FLOAT, "batch", "answers", vocabulary)
-        self.outputs.insert(0, self.outputs.pop())
+        self.outputs.insert(0, self.outputs.pop())  # the logits come before the cache
         graph = ir.Graph(
             [*self.inputs, *self.optional_inputs],
             self.outputs,
@@ -169,9 +169,10 @@ class DecoderGraph:
 
     def _embed(self, ids: ir.Value) -> ir.Value:
         add, table = self.add, self._full_name("embed_tokens.weight")
-        if self.int8_size:
+        if self.int8_block_size:
+            # A tied table is stored once, under the name that `_lm_head` uses.
             name = "head" if self.architecture.decoder.tied else "embed_tokens"
-            x = add.packed_rows(ids, self.weights.int8_table(table, self.int8_size), name)
+            x = add.packed_rows(ids, self.weights.int8_table(table, self.int8_block_size), name)
         else:
             embedding = add.constant("embed_tokens", self.weights.table(table))
             x = add.op("Gather", [embedding, ids], "embedded")
@@ -185,7 +186,7 @@ class DecoderGraph:
         hidden = self.architecture.decoder.hidden
         default = np.zeros((0, hidden), dtype=np.float32)
         embeds = self._optional_input(IMAGE_EMBEDS, default, "image_words", hidden)
-        return insert_images(self.add, x, ids, embeds, images.token_id)
+        return insert_images(self.add, x, ids, embeds, hidden, images.token_id)
 
     def _positions_3d(self, ids: ir.Value, mask: ir.Value) -> ir.Value:
         """Return the positions of each token in time, height and width, int64 [3, B, T]."""
@@ -205,13 +206,16 @@ class DecoderGraph:
         return RotaryTables(cos, sin, 2 * rotary.cos.shape[1], by_token=False)
 
     def _lm_head(self, x: ir.Value) -> ir.Value:
+        """Return the logits: from a packed, an 8-bit, an untied or a tied float matrix."""
         add, decoder, weights = self.add, self.architecture.decoder, self.weights
         table = self._full_name("embed_tokens.weight") if decoder.tied else f"{LM_HEAD}.weight"
         if not decoder.tied and weights.grid(LM_HEAD) is not None:
             packed = weights.blocks([LM_HEAD], (decoder.vocabulary, decoder.hidden))
             return add.packed_linear(x, packed, None, "head")
-        if self.int8_size:
-            return add.packed_linear(x, weights.int8_table(table, self.int8_size), None, "head")
+        if self.int8_block_size:
+            return add.packed_linear(
+                x, weights.int8_table(table, self.int8_block_size), None, "head"
+            )
         if not decoder.tied:
             matrix = add.constant("head.weight", weights.transposed([table]))
             return add.linear(x, matrix, None, "head")
@@ -223,7 +227,7 @@ class DecoderGraph:
     def _layer(
         self, number: int, x: ir.Value, normed: ir.Value, next_norm: str
     ) -> tuple[ir.Value, ir.Value]:
-        """Return the residual stream behind a layer, and its norm that the next layer reads."""
+        """Return the residual stream after a layer, and the same normalized for the next layer."""
         architecture, layer = self.architecture, f"layers.{number}"
         result = self._attention(number, normed)
         if architecture.post_attention_norm:
@@ -247,14 +251,14 @@ class DecoderGraph:
         if self.cache_scales:
             scales = [add.constant(f"{name}.scale", self.cache_scales[name]) for name in names]
         inputs = AttentionInputs(
-            f"{layer}.attention",
-            query,
-            key,
-            value,
-            past,
-            self.rotary[self.architecture.layer_types[number]],
-            self.architecture.windows[number],
-            scales,
+            name=f"{layer}.attention",
+            query=query,
+            key=key,
+            value=value,
+            past=past,
+            rotary=self.rotary[self.architecture.layer_types[number]],
+            window=self.architecture.windows[number],
+            cache_scales=scales,
         )
         result = add.attention(inputs, self.heads)
         shape = ("batch", decoder.key_heads, "total", decoder.head_width)
@@ -267,7 +271,10 @@ class DecoderGraph:
     def _project(
         self, number: int, x: ir.Value
     ) -> tuple[ir.Value, ir.Value | None, ir.Value | None]:
-        """Return queries, keys and values; all three side by side where no head has a norm."""
+        """Return queries, keys and values.
+
+        Without norms of the heads they stay in one tensor: (joined, None, None).
+        """
         decoder, layer, widths = self.architecture.decoder, f"layers.{number}", self.heads.widths
         joined = self._linear(x, self.sites["attention"], number, decoder.hidden, widths)
         if not decoder.layout.head_norms:
@@ -296,7 +303,7 @@ class DecoderGraph:
     def _linear(
         self, x: ir.Value, site: Site, number: int, inputs: int, outputs: list[int]
     ) -> ir.Value:
-        """Return the results of all linear layers of a site, side by side."""
+        """Return the results of a site, the linear layers that read one input, side by side."""
         weights = self.weights
         names = [self._full_name(f"layers.{number}.{name}") for name in site.linears]
         module = site.linears[0].rpartition(".")[0]

@@ -10,7 +10,7 @@ from compressor.graphs.decoder.operators import Operators, RotaryTables
 
 
 def insert_images(
-    add: Operators, x: ir.Value, ids: ir.Value, embeds: ir.Value, token_id: int
+    add: Operators, x: ir.Value, ids: ir.Value, embeds: ir.Value, hidden: int, token_id: int
 ) -> ir.Value:
     """Replace the embeddings of image tokens, one after another, by rows of image embeddings.
 
@@ -19,9 +19,9 @@ def insert_images(
         x: embeddings of all tokens, [B, T, hidden].
         ids: `input_ids`, [B, T].
         embeds: image embeddings, [W, hidden]; W may be 0.
+        hidden: width of the embeddings.
         token_id: the token that an image embedding replaces.
     """
-    hidden = embeds.shape[1] if embeds.shape is not None else 0
     token = add.constant("image.token", np.array(token_id, dtype=np.int64))
     zero = add.constant("image.0", np.array(0, dtype=np.int64))
     step = add.constant("image.1", np.array(1, dtype=np.int64))
