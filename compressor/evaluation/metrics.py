@@ -32,7 +32,7 @@ class AccuracyMetric:
     better: Literal["higher", "lower"]
     score: Scorer
     target: Literal["labels", "reference"] = "labels"
-    """What the outputs are compared with: labels, or the outputs of a reference model."""
+    """Target of the comparison: labels, or the outputs of a reference model."""
     output: Literal["logits", "embedding"] = "logits"
     """The output that is scored. A model without logits is scored on products of its embeddings."""
     from_mean: Callable[[float], float] = float

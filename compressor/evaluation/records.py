@@ -120,4 +120,4 @@ class Measurement(_Report):
     metrics: tuple[Metric, ...]
     """Metrics of both reports, then size, parameters and MACs, then the format's own."""
     stand_in: str | None = None
-    """As in ``AccuracyReport``; latency was not measured then."""
+    """See ``AccuracyReport``; latency is not measured if it is set."""

@@ -18,7 +18,7 @@ from compressor.artifacts.store import MANIFEST
 from compressor.engine.run.runner import load_given
 from compressor.errors import DataError, UsageError
 from compressor.models.families.transformers.processor import Processor
-from compressor.runtimes.decoding import Decoder, DecoderOptions
+from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
 from compressor.runtimes.formats import StoredModel, recognize
 
 Array = np.ndarray[Any, Any]
@@ -112,19 +112,15 @@ def generate(
         UsageError: the model does not generate, takes no images, or has no packed weights for
             ``fast_prompts``; prompt and answer exceed its context.
     """
-    limits = model.format.generation_limits(model.path)
-    if prompt.images and not limits.takes_images:
-        raise UsageError(f"{model.path} holds a text model: it takes no images")
+    limits = _limits(model, prompt)
     tokenizer, token_ids_T, images = _encode(model.path, prompt)
-    capacity = len(token_ids_T) + sampling.max_tokens
-    _check_capacity(capacity, limits.context_length)
+    capacity = _required_capacity(token_ids_T, sampling, limits)
     options = DecoderOptions(threads, capacity, fast_prompts)
     decoder = model.format.open_decoder(model.path, options)
     end_tokens = _end_tokens(model.path, tokenizer)
     stream = _TextStream(tokenizer, on_text)
-    started = time.perf_counter()
     tokens: list[int] = []
-    prefilled = started
+    started = prefilled = time.perf_counter()
     for token in _decode(decoder, token_ids_T, images, sampling):
         prefilled = prefilled if tokens else time.perf_counter()
         tokens.append(token)
@@ -143,12 +139,24 @@ def generate(
     )
 
 
-def _check_capacity(capacity: int, context_length: int) -> None:
-    if capacity > context_length:
+def _limits(model: StoredModel, prompt: Prompt) -> GenerationLimits:
+    """Return the limits of a model; raise ``UsageError`` if it cannot take the prompt's images."""
+    limits = model.format.generation_limits(model.path)
+    if prompt.images and not limits.takes_images:
+        raise UsageError(f"{model.path} holds a text model: it takes no images")
+    return limits
+
+
+def _required_capacity(token_ids_T: Array, sampling: Sampling, limits: GenerationLimits) -> int:
+    """Return the number of tokens of prompt and answer; raise ``UsageError`` if it is too large."""
+    capacity = len(token_ids_T) + sampling.max_tokens
+    if capacity > limits.context_length:
         raise UsageError(
-            f"prompt and answer have {capacity} tokens; the model's context has {context_length}",
+            f"prompt and answer have {capacity} tokens; "
+            f"the model's context has {limits.context_length}",
             remedy="shorten the prompt, or lower --max-tokens",
         )
+    return capacity
 
 
 def _decode(

@@ -181,7 +181,7 @@ def test_bisect_finds_the_pass_and_the_layer(model: Path, tmp_path: Path, each: 
         store.root, RunRecord(pipeline="planted", command="", steps=tuple(steps), gates=())
     )
     dataset = PredictedLabels(model, 24)
-    pipeline = SimpleNamespace(
+    pipeline: Any = SimpleNamespace(
         config=SimpleNamespace(
             evaluate=EvaluateConfig(accuracy=AccuracyConfig(data="test")), threads=1
         ),
@@ -192,7 +192,7 @@ def test_bisect_finds_the_pass_and_the_layer(model: Path, tmp_path: Path, each: 
     context = SourceContext(tmp_path)
 
     def bisect_run(metric: str = "top1", **options: Any) -> Bisection:
-        return bisect(run, pipeline, context, BisectOptions(metric, **options))  # type: ignore[arg-type]
+        return bisect(run, pipeline, context, BisectOptions(metric, **options))
 
     result = bisect_run(samples=24, each=each)
     assert (result.culprit, result.layer) == ("harmful", culprit)

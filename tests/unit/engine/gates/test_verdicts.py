@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -160,6 +161,11 @@ def test_missing_metrics_and_intervals_are_reported(tmp_path: Path) -> None:
     assert (without.verdict, without.basis) == ("undecided", "1000 samples, without an interval")
 
 
+def timer_opener(medians: Mapping[str, float], *, ready: bool = True) -> Any:
+    """Return an opener of fake timers, by the artifact's name."""
+    return lambda artifact, _: FakeTimer(medians[artifact.name], ready=ready)
+
+
 class FakeTimer:
     """Timer of a model with a median of ``middle`` milliseconds."""
 
@@ -203,14 +209,14 @@ def test_latency_is_timed_in_rounds_until_the_verdict_is_clear_and_only_once(
         measured_model(tmp_path, "new", latency(9.0)),
         measured_model(tmp_path, "old", latency(10.0)),
     )
-    middles = {"new": 4.0, "old": 10.0}
     rule = Rule("latency_p50_ms", "max_ratio", 0.7, "old")
-    checker = GateChecker(lambda artifact, _: FakeTimer(middles[artifact.name]), {})  # type: ignore[arg-type,return-value]
+    checker = GateChecker(timer_opener({"new": 4.0, "old": 10.0}), {})
     result = checker(rule, new, old)
     assert (result.verdict, result.basis) == ("passed", "8 interleaved rounds")
     assert result.found == pytest.approx(0.4, rel=0.1)
     opened = FakeTimer.opened
-    repeated = GateChecker(lambda *_: FakeTimer(99), {result.key: result})(rule, new, old)  # type: ignore[arg-type,return-value]
+    slow = timer_opener({"new": 99, "old": 99})
+    repeated = GateChecker(slow, {result.key: result})(rule, new, old)
     assert (repeated, FakeTimer.opened) == (result, opened)
     assert check(rule, new, old).verdict == "undecided", (
         "latencies recorded at different times are too noisy"
@@ -219,7 +225,7 @@ def test_latency_is_timed_in_rounds_until_the_verdict_is_clear_and_only_once(
 
 def test_recorded_latency_decides_for_an_engine_that_cannot_run_here(tmp_path: Path) -> None:
     new = measured_model(tmp_path, "new", latency(9.0))
-    checker = GateChecker(lambda *_: FakeTimer(1.0, ready=False), {})  # type: ignore[arg-type,return-value]
+    checker = GateChecker(timer_opener({"new": 1.0}, ready=False), {})
     result = checker(Rule("latency_p50_ms", "max", 30, None), new, None)
     assert (result.verdict, result.basis) == ("passed", "99 samples")
 
