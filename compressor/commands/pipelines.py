@@ -39,7 +39,7 @@ def run(
         str | None, typer.Option("--from", help="First step to build; earlier ones must exist.")
     ] = None,
     until: Annotated[str | None, typer.Option(help="Last step to build.")] = None,
-    only: Annotated[str | None, typer.Option(help="Only step to build.")] = None,
+    only: Annotated[str | None, typer.Option(help="Build only this step.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Build the selected steps again.")] = False,
     seed: Seed = None,
     device: Device = "cpu",
@@ -98,7 +98,7 @@ def validate(
         return plan_pipeline(pipeline, DEFAULT_STORE, None, "cpu", allow_code)
 
     plans = check_files(files, plan_file)
-    steps = {str(file): [step.name for step in plan.steps] for file, plan in plans.items()}
+    steps = {str(file): [step.name for step in planned.steps] for file, planned in plans.items()}
     if as_json:
         print_json(steps)
         return
@@ -135,7 +135,7 @@ def run_pass(
         list[str] | None,
         typer.Option(
             "--set",
-            help="Set a field of the pass, e.g. opset=20, or of `evaluate`.",
+            help="Set a field of the pass: opset=20; or evaluate.FIELD.",
             metavar="KEY=VALUE",
         ),
     ] = None,
@@ -151,8 +151,8 @@ def run_pass(
     from compressor.engine.run.runner import select
     from compressor.engine.run.single_pass import single_pass
 
-    one_step = single_pass(pass_type, artifact, pipeline, overrides or ())
-    planned = plan_pipeline(one_step, output_dir, seed, device, allow_code)
+    one_step_pipeline = single_pass(pass_type, artifact, pipeline, overrides or ())
+    planned = plan_pipeline(one_step_pipeline, output_dir, seed, device, allow_code)
     if dry_run:
         _print_preview(planned, as_json)
         return
@@ -183,7 +183,7 @@ def _print_plan(planned: Plan, as_json: bool) -> None:
 
 
 def _print_preview(planned: Plan, as_json: bool) -> None:
-    """Print a plan of one pass, and the decisions that the pass would take."""
+    """Print a plan of one pass, and the decisions that the pass would make."""
     from compressor.engine.plan.plan import plan_to_json
     from compressor.engine.run.single_pass import preview
     from compressor.reports.console.plans import render_decisions, render_plan

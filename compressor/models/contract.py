@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Record)
 CapabilityTable = Mapping[type[Capability], Callable[[], Capability]]
-"""Capability to a function that computes it when it is looked up."""
+"""Maps a capability's class to the function that creates it; called on each lookup."""
 
 
 class Family(ABC, Generic[F]):
@@ -37,14 +37,15 @@ class Family(ABC, Generic[F]):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    """Increase it when the module of a config may be initialised or compute differently."""
+    """Increase it when, for the same config, initial weights or results may change."""
     Config: ClassVar[type[Record]]
     """The architecture, as saved in config.json."""
     presets: ClassVar[Mapping[str, Record]]
+    """Named configs, such as those of published models."""
 
     @abstractmethod
     def signature(self, config: F) -> Signature:
-        """Return the inputs, the outputs and the unit of ``macs``."""
+        """Return inputs and outputs, and whether ``macs`` counts per sample or per token."""
 
     @abstractmethod
     def parameters(self, config: F) -> dict[str, int]:
@@ -72,20 +73,22 @@ class Family(ABC, Generic[F]):
         Args:
             kind: the capability.
             config: the model's architecture.
-            model: the loaded module, from which a capability is discovered that the family does
-                not provide and the signature does not imply. Without it torch is not imported.
+            model: the loaded module. If neither the family nor the signature provides the
+                capability, it is discovered there. Without a module torch is not imported.
         """
-        inherent: CapabilityTable = (
-            {IntegerStorage: IntegerStorage} if type(self).save is Family.save else {}
-        )
+        inherent: CapabilityTable = {}
+        if type(self).save is Family.save:  # only this layout has a place for integer grids
+            inherent = {IntegerStorage: IntegerStorage}
         provide = {**inherent, **self.capabilities(config)}.get(kind)
         if provide is not None:
             return cast("C", provide())
         derived = derive(kind, self.signature(config))
-        return discover(kind, model) if derived is None and model is not None else derived
+        if derived is not None or model is None:
+            return derived
+        return discover(kind, model)
 
     def require(self, kind: type[C], config: F, model: LoadedModel | None = None) -> C:
-        """Return a capability that the model must have; arguments as of ``capability``.
+        """Return a capability that the model must have; see ``capability`` for arguments.
 
         Raises:
             RequirementError: the model lacks it.

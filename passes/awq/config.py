@@ -81,7 +81,7 @@ class AwqConfig(PassConfig):
 
     @property
     def grids(self) -> tuple[WeightGrid, ...]:
-        """Candidate grids of a decoder's or module's linear layers; one unless mixed precision."""
+        """Grids to choose from for each linear layer; a single one without `effective_bits`."""
         candidates: tuple[WeightBits, ...] = (
             (self.bits,) if self.effective_bits is None else get_args(WeightBits)
         )
@@ -92,7 +92,7 @@ class AwqConfig(PassConfig):
 
     @property
     def grouped_methods(self) -> tuple[str, ...]:
-        """Fields of the methods in use that need to know which layers read the same input."""
+        """Fields of the enabled methods that need ``LinearGroups``: layers with a common input."""
         in_use = {
             "refine": self.refine == "gptq",
             "scaling": self.scaling,

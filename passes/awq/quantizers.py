@@ -1,4 +1,4 @@
-"""Selection of the quantizer that fits a model, planned or on disk."""
+"""Selection of the quantizer for a model: streamed or as a whole."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from passes.awq.streamed import StreamedQuantizer
 from passes.awq.whole import WholeQuantizer
 
 
-def planned_quantizer(config: AwqConfig, parent: ModelFacts) -> ModelQuantizer | None:
-    """Return the quantizer for a planned model; None where the plan does not know the model."""
+def quantizer_from_facts(config: AwqConfig, parent: ModelFacts) -> ModelQuantizer | None:
+    """Return the quantizer for a planned model; None if its architecture is not known yet."""
     architecture = parent.architecture()
     return None if architecture is None else _select(config, architecture)
 
 
-def stored_quantizer(config: AwqConfig, model: ModelDescription) -> ModelQuantizer:
+def quantizer_from_model(config: AwqConfig, model: ModelDescription) -> ModelQuantizer:
     """Return the quantizer for a model on disk."""
     return _select(config, model)
 

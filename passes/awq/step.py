@@ -48,21 +48,21 @@ class Awq(Pass[AwqConfig]):
         return (LinearGroups,) if config.grouped_methods else ()
 
     def estimate(self, config: AwqConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
-        """Return memory, disk space and size as far as the layers' sizes determine them.
+        """Return memory, disk space and size from the sizes of the layers; None if not known.
 
         Raises:
             RequirementError: fields of the config do not apply to the model.
         """
-        from passes.awq.quantizers import planned_quantizer
+        from passes.awq.quantizers import quantizer_from_facts
 
-        quantizer = planned_quantizer(config, parent)
+        quantizer = quantizer_from_facts(config, parent)
         if quantizer is None:
             return Estimate(replace(parent, size_bytes=None))
         quantizer.check_fields()
         return quantizer.estimate(parent)
 
     def requires(self, config: AwqConfig, parent: Artifact, context: PassContext) -> None:
-        """Check that fields and layer sizes fit, that weights are finite, and the data set.
+        """Check fields and layer sizes, that all weights are finite, and the data set.
 
         Raises:
             RequirementError: fields of the config or linear layers do not fit.
@@ -71,11 +71,11 @@ class Awq(Pass[AwqConfig]):
         """
         from compressor.models.checkpoint.description import read_description
         from compressor.models.checkpoint.safetensors_files import check_finite
-        from passes.awq.quantizers import stored_quantizer
+        from passes.awq.quantizers import quantizer_from_model
         from passes.common.requirements import check_data
 
         model = read_description(parent.model)
-        quantizer = stored_quantizer(config, model)
+        quantizer = quantizer_from_model(config, model)
         quantizer.check_fields()
         quantizer.check_layers(model)
         check_finite(parent.model)
@@ -86,10 +86,10 @@ class Awq(Pass[AwqConfig]):
     ) -> PassOutput:
         """Quantize the linear layers, block by block, and write the packed model."""
         from compressor.models.checkpoint.description import read_description
-        from passes.awq.quantizers import stored_quantizer
+        from passes.awq.quantizers import quantizer_from_model
 
         model = read_description(parent.model)
-        return stored_quantizer(config, model).quantize(model, out, context)
+        return quantizer_from_model(config, model).quantize(model, out, context)
 
     def ensures(self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext) -> None:
         """Check that description and headers can be read and that all tensors are finite.

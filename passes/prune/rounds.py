@@ -1,9 +1,9 @@
 """Cuts and recovery in the rounds of a schedule, and their preview.
 
-Units that a round cuts are removed at once, not masked until the end. The function is the same as
-with a permanent mask, but each round trains a smaller model. ``rounds.ckpt`` is written after each
-cut and after each training. A killed run resumes from it, and within a training from the training's
-own checkpoint, and ends with the same bytes.
+Units that a round cuts are removed at once, not masked until the end. The model computes the same
+as with a permanent mask, but each round trains a smaller one. ``rounds.ckpt`` is written after each
+cut and after each training. A killed run resumes from it and ends with the same bytes; a training
+that was interrupted resumes from its own checkpoint.
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ def preview_cut(
     """Return the rows of one cut to the whole target, selected by the parent's scores."""
     prepare_torch(context)
     meter = create_meter(config, context)
-    selection = select_units(
-        config, load_model(parent, context.device), context, meter, Round(), None
-    )
+    model = load_model(parent, context.device)
+    selection = select_units(config, model, context, meter, round_=Round(), parent=None)
     if config.schedule.kind == "gradual":
         context.note(
             f"this preview uses the scores of the parent; each of the {config.schedule.rounds} "
@@ -83,6 +82,7 @@ def cut_model(selection: Selection, work: Path, *, repair: bool) -> PrunableMode
         if any(cut.norm for cut in cuts):
             state |= rescale_norms(model.module, axes, kept_units, batches("norms"), loss)
         if repair and any(cut.reads for cut in cuts):
+            # Iterates over the samples several times, so it gets a function.
             changed = reconstruct_weights(
                 model.module, axes, kept_units, lambda: batches("repair"), loss
             )
@@ -132,9 +132,9 @@ class _Run:
 
     def _cut(self, round_: Round) -> None:
         progress = self.progress
-        parent = None if progress.parent is None else ParentSize(**progress.parent)
+        parent_size = None if progress.parent is None else ParentSize(**progress.parent)
         meter = create_meter(self.config, self.context)
-        selection = select_units(self.config, self.model, self.context, meter, round_, parent)
+        selection = select_units(self.config, self.model, self.context, meter, round_, parent_size)
         self.model = cut_model(selection, self.context.work, repair=self.config.repair)
         progress.rounds_cut = round_.number
         progress.parent = asdict(selection.parent)
@@ -142,14 +142,14 @@ class _Run:
         self._save()
 
     def _train(self, round_: Round) -> None:
-        self.progress.rounds_done = round_.number
+        self.progress.rounds_done = round_.number  # saved only after the training
         recovery = self.config.recovery
         if recovery is None:
             return
         folder = self.context.work / f"round-{round_.number}"
         folder.mkdir(exist_ok=True)
-        self.parent.module.requires_grad_(False)
-        self.model.module.float()
+        self.parent.module.requires_grad_(False)  # the teacher
+        self.model.module.float()  # trained in float32, whatever the parent's dtype
         result = recover(recovery, self.model, self.parent, round_, folder, self.context)
         summary = result.summary()
         self.progress.history += summary.pop("history")
@@ -170,7 +170,7 @@ class _Run:
         return summary
 
     def _save(self) -> None:
-        if self.config.recovery is None:
+        if self.config.recovery is None:  # a single cut, which a resumed run repeats
             return
         state = {
             "config": self.model.config.model_dump(mode="json"),
@@ -210,7 +210,10 @@ def _without_repetition(note: Callable[[str], None]) -> Callable[[str], None]:
 def _manifest_entry(
     selection: Selection, round_: Round, meter: LatencyMeter | None
 ) -> dict[str, Any]:
-    """Return the manifest entry of a cut; with several rounds, only the axes that it changes."""
+    """Return the manifest entry of a cut.
+
+    Of several rounds, each lists only the axes that it changes, and the totals (axis "all").
+    """
     rows = [
         row
         for row in selection.rows()

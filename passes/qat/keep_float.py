@@ -187,8 +187,8 @@ def choose_float_layers(
     return FloatLayers(config, tuple(names), divergences, tuple(metrics), comparison.float_metric)
 
 
-def check_limit(layers: FloatLayers, context: PassContext, *, trains: bool) -> None:
-    """Check that the metric reaches its limit; if training follows, only note that it does not.
+def check_drop(layers: FloatLayers, context: PassContext, *, trains: bool) -> None:
+    """Check that the metric drops by `max_drop` at most; if training follows, only note it.
 
     Raises:
         RequirementError: The metric is below the limit, and no training follows.

@@ -25,7 +25,7 @@ from passes.common.training import check_batch_norm
 from passes.qat.config import QatConfig
 from passes.qat.fine_tuning import fine_tune
 from passes.qat.integer_model import BiasSamples, FoldedModel, IntegerModelBuilder
-from passes.qat.keep_float import FloatComparison, check_limit, choose_float_layers
+from passes.qat.keep_float import FloatComparison, check_drop, choose_float_layers
 from passes.qat.layer_selection import Selection, select_layers
 from passes.qat.ranges import (
     check_table,
@@ -38,6 +38,7 @@ from passes.qat.ranges import (
 from passes.qat.smoothing import smooth_inputs
 
 _TRACED_SAMPLES = 2
+"""Samples in the batch with which the model is traced to find its layers."""
 _BIAS_SAMPLES = 64
 """Samples on which biases are corrected, in one batch."""
 
@@ -63,11 +64,11 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
         check_batch_norm(config.fine_tuning.training, folded.module)
     table = load_table(config, parent, context) or observe_ranges(
         config,
-        parent.manifest.id,
-        folded.module,
-        model.layers.names,
-        model.positions,
-        model.samples,
+        model_id=parent.manifest.id,
+        module=folded.module,
+        layers=model.layers.names,
+        positions=model.positions,
+        samples=model.samples,
     )
     check_table(table, selection.layers, config, folded.module)
     batch = sample_inputs(model.samples, model.module, _BIAS_SAMPLES)
@@ -76,7 +77,7 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
         config, model.layers, folded, table, selection.embeddings, bias_samples
     )
 
-    reasons = dict(selection.float_layers)
+    float_reasons = dict(selection.float_layers)
     summary: dict[str, Any] = {}
     if config.keep_float is not None:
         comparison = FloatComparison(
@@ -87,16 +88,16 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
             context,
         )
         divergences = comparison.divergences(builder.build_uncorrected(selection.layers))
-        float_layers = choose_float_layers(divergences, builder.build, comparison)
-        check_limit(float_layers, context, trains=config.fine_tuning is not None)
-        reasons |= float_layers.reasons()
-        summary = float_layers.summary()
-    integer = [name for name in selection.layers if name not in reasons]
+        sensitive = choose_float_layers(divergences, builder.build, comparison)
+        check_drop(sensitive, context, trains=config.fine_tuning is not None)
+        float_reasons |= sensitive.reasons()
+        summary = sensitive.summary()
+    integer = [name for name in selection.layers if name not in float_reasons]
     module = builder.build(integer)
     if config.fine_tuning is not None:
         heads = description.require(TrainingHeads)
         summary |= fine_tune(config.fine_tuning, heads, module, model.module, context)
-    quantization = builder.quantization(integer, reasons)
+    quantization = builder.quantization(integer, float_reasons)
     save_quantized(module, description.family, description.config, quantization, out)
     table.write(out)
     return PassOutput(_summary(quantization, folded) | summary)
@@ -119,14 +120,14 @@ def _fold_and_smooth(config: QatConfig, model: _FloatModel, selection: Selection
     """Return a copy of the float model with folded normalizations and smoothed inputs."""
     module = copy.deepcopy(model.module)
     contexts = model.layers.contexts(selection.layers)
-    norms = {name: context.norm for name, context in contexts.items() if context.norm is not None}
+    norms = {name: layer.norm for name, layer in contexts.items() if layer.norm is not None}
     fold_norms(module, norms)
     smoothed: tuple[str, ...] = ()
     if config.smoothing is not None:
         names = [
             name
-            for name, context in contexts.items()
-            if name in selection.layers and context.around is None
+            for name, layer in contexts.items()
+            if name in selection.layers and layer.around is None  # no residual reads the input
         ]
         batches = iterate_inputs(model.samples, module, "observe outliers")
         smoothed = smooth_inputs(module, names, batches, model.positions, config.smoothing)

@@ -1,4 +1,4 @@
-"""From a pipeline to its plan: everything that can be known, and refused, before any work is done.
+"""Planning: check a pipeline, and compute the id, the state and the estimate of every step.
 
 Planning has no side effects and loads neither torch nor onnx.
 """
@@ -57,8 +57,8 @@ def make_plan(
 
 
 @dataclass(slots=True)
-class _Blueprint:
-    """A step before its id is computed."""
+class _StepWithoutId:
+    """What is known of a step before its id is computed."""
 
     name: str
     recipe: Recipe
@@ -66,9 +66,9 @@ class _Blueprint:
     builder: Builder
     estimate: Estimate
     measure: bool
-    neutral: Mapping[str, Any]
-    """The config under the fields' first names, with the names of steps and data sets replaced by
-    the ids they stand for."""
+    hashed_config: Mapping[str, Any]
+    """The config as the id covers it: renamed fields have their first name, and names of steps and
+    data sets are replaced by the ids they stand for."""
     inputs: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -100,28 +100,31 @@ class _Planner:
         if self.problems:
             raise ConfigError(sorted(self.problems, key=lambda problem: problem.line or 0))
 
-    def _problem(self, at: Location, what: str, remedy: str | None = None) -> None:
-        self.problems.append(self.pipeline.document.problem(at, what, remedy=remedy))
+    def _add_problem(self, location: Location, what: str, remedy: str | None = None) -> None:
+        self.problems.append(self.pipeline.document.problem(location, what, remedy=remedy))
 
     def _resolve(self, path: str) -> Path:
         return (self.pipeline.base / path).resolve()
 
     def _plan_reference(self) -> None:
-        """Plan an artifact outside the pipeline first: the source is compared with it already."""
+        """Add the reference first if it is outside the pipeline: the source needs its id."""
         if self.reference not in {None, SOURCE, *(step.name for step in self.pipeline.steps)}:
-            self._plan_given(str(self.reference), self._resolve(str(self.reference)))
+            self._add_existing(str(self.reference), self._resolve(str(self.reference)))
 
     def _check_reference(self) -> None:
         if self.reference is None:
             return
-        name = self.steps[self.reference].format
-        if format_named(name).runtime is None:
-            at = ("evaluate", "accuracy", "reference")
-            what = f"{self.reference!r} cannot be compared with: no runtime executes format {name}"
-            self._problem(at, what, remedy="name its torch or onnx parent")
+        format_name = self.steps[self.reference].format
+        if format_named(format_name).runtime is None:
+            location = ("evaluate", "accuracy", "reference")
+            what = f"{self.reference!r} cannot be the reference: no runtime executes {format_name}"
+            self._add_problem(location, what, remedy="name its torch or onnx parent")
 
     def _open_source(self) -> SourceModel | None:
-        """Return the source that ``model:`` names; None for an artifact, and if it is in error."""
+        """Return the source that ``model:`` names.
+
+        None for an artifact, and after an error has been added to the problems.
+        """
         model = self.pipeline.config.model
         try:
             if model.path is not None and (self._resolve(model.path) / MANIFEST).is_file():
@@ -130,26 +133,28 @@ class _Planner:
             return open_source(model, self.pipeline.document, self.pipeline.base)
         except ConfigError as error:
             self.problems += error.problems
-        except DamagedArtifactError:
+        except DamagedArtifactError:  # not a mistake in the file
             raise
         except CompressError as error:
-            self._problem(("model", "path" if model.path else "family"), error.what, error.remedy)
+            self._add_problem(
+                ("model", "path" if model.path else "family"), error.what, error.remedy
+            )
         return None
 
     def _plan_source(self, source: SourceModel | None) -> None:
         if source is not None:
             self._add_source(source)
         else:
-            self._plan_given(SOURCE, self._resolve(str(self.pipeline.config.model.path)))
-        name = self.steps[SOURCE].format
+            self._add_existing(SOURCE, self._resolve(str(self.pipeline.config.model.path)))
+        format_name = self.steps[SOURCE].format
         self.problems += [
-            format_problem(self.pipeline, step, "the source model", name)
+            format_problem(self.pipeline, step, "the source model", format_name)
             for step in self.pipeline.steps
-            if step.parent == SOURCE and not accepts(step.pass_.accepts, name)
+            if step.parent == SOURCE and not accepts(step.pass_.accepts, format_name)
         ]
 
-    def _plan_given(self, name: str, path: Path) -> None:
-        """Add an existing artifact."""
+    def _add_existing(self, name: str, path: Path) -> None:
+        """Add an existing artifact as a planned step."""
         artifact = open_artifact(path)
         manifest = artifact.manifest
         pass_ = manifest.pass_
@@ -172,39 +177,39 @@ class _Planner:
         config = source.fingerprint()
         tools = _versions(source.tools)
         self._add(
-            _Blueprint(
+            _StepWithoutId(
                 name=SOURCE,
                 recipe=Recipe(source.name, source.version, config, None, tools, {}),
                 format=source.format,
                 builder=source,
                 estimate=Estimate(facts, disk_bytes=facts.size_bytes),
                 measure=self.pipeline.config.model.measure,
-                neutral=config,
+                hashed_config=config,
             )
         )
 
     def _plan_step(self, step: Step) -> None:
         inputs = {"parent": step.parent}
         data: dict[str, str] = {}
-        neutral = step.config.model_dump(mode="json")
-        for place, reference, value in references(step.config):
-            if reference.to == "data":
-                data[value] = self._data_digest(value)
-                _put(neutral, place, data[value])
-            elif reference.to == "step":
-                if value not in self.steps:
-                    self._plan_given(value, self._resolve(value))
-                inputs[str(place[-1])] = value
-                _put(neutral, place, self.steps[value].artifact_id)
+        hashed_config = step.config.model_dump(mode="json")
+        for location, target, name in references(step.config):
+            if target.to == "data":
+                data[name] = self._data_digest(name)
+                _replace_value(hashed_config, location, data[name])
+            elif target.to == "step":
+                if name not in self.steps:
+                    self._add_existing(name, self._resolve(name))
+                inputs[str(location[-1])] = name  # the field's name is the role
+                _replace_value(hashed_config, location, self.steps[name].artifact_id)
         pass_ = step.pass_
         self._add(
-            _Blueprint(
+            _StepWithoutId(
                 name=step.name,
                 recipe=Recipe(
                     pass_.name,
                     pass_.version,
                     step.config.model_dump(mode="json"),
-                    _foreign_code(pass_),
+                    _third_party_digest(pass_),
                     _versions(pass_.tools_for(step.config)),
                     data,
                 ),
@@ -212,7 +217,7 @@ class _Planner:
                 builder=PassBuilder(step),
                 estimate=self._estimate(step, inputs),
                 measure=step.measure,
-                neutral=with_former_names(step.config, neutral),
+                hashed_config=with_former_names(step.config, hashed_config),
                 inputs=inputs,
             )
         )
@@ -222,7 +227,7 @@ class _Planner:
         lacking = missing_capabilities(facts["parent"], step.pass_.needs(step.config))
         for need in lacking:
             what = f"{step.pass_.name} needs {need.label}, which the model of {step.parent} lacks"
-            self._problem(("passes", step.index), what, need.remedy)
+            self._add_problem(("passes", step.index), what, need.remedy)
         if lacking:
             return Estimate()
         try:
@@ -230,7 +235,7 @@ class _Planner:
         except GpuError:  # a missing GPU is not a mistake in the file
             raise
         except CompressError as error:
-            self._problem(("passes", step.index), error.what, error.remedy)
+            self._add_problem(("passes", step.index), error.what, error.remedy)
             return Estimate()
 
     def _data_digest(self, name: str) -> str:
@@ -239,14 +244,14 @@ class _Planner:
             self.data_digests[name] = data_set.source.digest(data_set.config, self.sources)
         return self.data_digests[name]
 
-    def _add(self, blueprint: _Blueprint) -> None:
+    def _add(self, draft: _StepWithoutId) -> None:
         """Compute a step's id from all that can change the bytes, and look it up in the store."""
-        recipe = blueprint.recipe
-        inputs = {role: self.steps[parent].artifact_id for role, parent in blueprint.inputs.items()}
+        recipe = draft.recipe
+        inputs = {role: self.steps[parent].artifact_id for role, parent in draft.inputs.items()}
         artifact_id = digest_json(
             {
                 "pass": [recipe.pass_name, recipe.pass_version, recipe.code],
-                "config": blueprint.neutral,
+                "config": draft.hashed_config,
                 "inputs": inputs,
                 "data": sorted(recipe.data.values()),
                 "tools": recipe.tools,
@@ -255,17 +260,17 @@ class _Planner:
                 "device": self.device,
             }
         )
-        reference_id = self._reference_id(blueprint.name, artifact_id)
-        measured = self._measurement_digest(blueprint, reference_id)
-        self.steps[blueprint.name] = PlannedStep(
-            name=blueprint.name,
+        reference_id = self._reference_id(draft.name, artifact_id)
+        measured = self._measurement_digest(draft, reference_id)
+        self.steps[draft.name] = PlannedStep(
+            name=draft.name,
             recipe=recipe,
-            format=blueprint.format,
+            format=draft.format,
             artifact_id=artifact_id,
-            inputs=blueprint.inputs,
+            inputs=draft.inputs,
             state=self._state(recipe.pass_name, artifact_id, measured),
-            estimate=blueprint.estimate,
-            builder=blueprint.builder,
+            estimate=draft.estimate,
+            builder=draft.builder,
             measured=measured,
             reference=self.reference if measured and reference_id else None,
         )
@@ -276,18 +281,19 @@ class _Planner:
             return artifact_id
         return self.steps[self.reference].artifact_id if self.reference in self.steps else None
 
-    def _measurement_digest(self, blueprint: _Blueprint, reference_id: str | None) -> str:
-        """Return the digest of what is measured of a step; empty if nothing is."""
+    def _measurement_digest(self, draft: _StepWithoutId, reference_id: str | None) -> str:
+        """Return the digest of a step's measurement settings; empty if it is not measured."""
         evaluate = evaluate_of(self.pipeline, compared=reference_id is not None)
-        executable = format_named(blueprint.format).runtime is not None
-        asked = evaluate.accuracy is not None or evaluate.latency is not None
-        if not (blueprint.measure and executable and asked):
+        executable = format_named(draft.format).runtime is not None
+        configured = evaluate.accuracy is not None or evaluate.latency is not None
+        if not (draft.measure and executable and configured):
             return ""
         names = {value for _, reference, value in references(evaluate) if reference.to == "data"}
         digests = {name: self._data_digest(name) for name in sorted(names)}
         return evaluation_digest(evaluate, digests, reference_id)
 
     def _state(self, pass_name: str, artifact_id: str, measured: str) -> State:
+        """Return the state; "measure" if the artifact exists with another measurement digest."""
         try:
             artifact = self.store.find(pass_name, artifact_id)
         except DamagedArtifactError:
@@ -306,14 +312,15 @@ def _versions(tools: tuple[str, ...]) -> dict[str, str]:
     return {tool: tool_version(tool) for tool in tools}
 
 
-def _put(tree: Any, place: Location, value: str) -> None:
-    for part in place[:-1]:
+def _replace_value(tree: Any, location: Location, value: str) -> None:
+    """Replace the value at a location, in place."""
+    for part in location[:-1]:
         tree = tree[part]
-    tree[place[-1]] = value
+    tree[location[-1]] = value
 
 
-def _foreign_code(pass_: Pass[Any]) -> str | None:
-    """Return the sha256 of a foreign pass's package; passes of this project have versions."""
+def _third_party_digest(pass_: Pass[Any]) -> str | None:
+    """Return the sha256 of a third-party pass's package; None for passes of this project."""
     import sys
 
     module = sys.modules[type(pass_).__module__]
