@@ -94,7 +94,10 @@ def test_an_archive_restores_to_the_same_bytes(
     assert (restored.path / "manifest.json").read_bytes() == (
         artifact.path / "manifest.json"
     ).read_bytes()
-    assert restore_artifact(tmp_path / "one.tar.zst", store, None, signed=False) == (restored, False)
+    assert restore_artifact(tmp_path / "one.tar.zst", store, None, signed=False) == (
+        restored,
+        False,
+    )
     with pytest.raises(UsageError, match="already exists"):
         archive_artifact(artifact, tmp_path / "one.tar.zst")
 
@@ -190,7 +193,10 @@ TAMPERED: dict[str, tuple[Callable[[list[Member]], list[Member]], str]] = {
         "paths that artifacts never have",
     ),
     "an absolute path": (_list_empty_file("/tmp/outside"), "paths that artifacts never have"),
-    "a Windows path": (_list_empty_file("model/..\\..\\outside"), "paths that artifacts never have"),
+    "a Windows path": (
+        _list_empty_file("model/..\\..\\outside"),
+        "paths that artifacts never have",
+    ),
     "a file beside the model": (
         _list_empty_file("manifest.json.sig"),
         "paths that artifacts never have",

@@ -118,7 +118,7 @@ def test_eval_needs_an_artifact_as_reference(file: Path) -> None:
         return {metric.name: metric.value for metric in measurement.metrics}
 
     with pytest.raises(
-        UsageError, match="agreement and kl compare with 'source', which is no artifact dir"
+        UsageError, match="agreement and kl compare with 'source', which is not an artifact"
     ) as caught:
         measure()
     assert "--set evaluate.accuracy.reference=" in str(caught.value.remedy)

@@ -15,13 +15,13 @@ from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.discovery import LoadedModel
 from compressor.models.capabilities.feature_taps import FeatureTaps
 from compressor.models.capabilities.linear_groups import LinearGroups
-from compressor.models.missing import Missing, missing
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.signature import Signature
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.capabilities.valid_positions import ValidPositions
 from compressor.models.checkpoint.description import read_description
 from compressor.models.facts import ModelFacts, facts_of
+from compressor.models.missing import Missing, missing
 from tests.support.tiny_models import CLASSIFIER, PHONE, build_model, random_inputs
 
 SENTENCES, CHECKPOINTS = load(FAMILIES, "sentence-encoder"), load(FAMILIES, "transformers")

@@ -284,9 +284,7 @@ def test_a_packed_model_is_compared_and_measured_but_generates_nothing(tmp_path)
     added = {row.layer: row.added for row in comparison.layers}
     assert added["fusion.layers.0.attention.query"] > 0
     assert added["vision.stem"] == 0
-    pairs = {
-        pair.name: pair for pair in compare_tensors(recognize(parent.model), recognize(out))
-    }
+    pairs = {pair.name: pair for pair in compare_tensors(recognize(parent.model), recognize(out))}
     assert 5 < pairs["fusion.cell_space.weight"].snr_db < 40
     assert pairs["vision.stem.weight"].equal
     with open_session("packed", out, threads=1) as session:
