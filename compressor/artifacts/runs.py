@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
+from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
@@ -39,8 +39,8 @@ class GateResult(BaseModel):
     """The rule as text: ``top1 max_drop 0.01 against student``."""
     step: str
     metric: str
-    bound: str | None = None
-    """``min``, ``max``, ``max_drop`` or ``max_ratio``; None in records of earlier versions."""
+    bound: str = ""
+    """``min``, ``max``, ``max_drop`` or ``max_ratio``."""
     unit: str = ""
     value: float | None = None
     """The metric of the step."""
@@ -62,6 +62,13 @@ class GateResult(BaseModel):
     key: str = ""
     """For latency gates, sha256 of the rule, both models and the machine; equal keys share a
     verdict."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_record(cls, record: dict[str, Any]) -> dict[str, Any]:
+        """Take the bound from the rule's text in records of earlier versions, which lack it."""
+        words = str(record.get("gate", "")).removeprefix(str(record.get("metric"))).split()
+        return {"bound": words[0] if words else "", **record}
 
     @computed_field  # type: ignore[prop-decorator]
     @property

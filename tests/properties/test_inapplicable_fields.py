@@ -101,7 +101,7 @@ def test_the_plan_names_exactly_the_fields_without_effect(
 
 def test_fields_of_two_steps_are_refused_together_with_exit_code_2(folder: Path) -> None:
     first = step("train", {"training.batch_norm": "freeze"})
-    second = step("export-onnx", {"opset": 18, "decoder.target": "portable"}, **{"from": "source"})
+    second = step("export-onnx", {"opset": 18, "decoder.target": "portable"})
     file = write_pipeline(folder, "transformers tiny-llama", first, second)
     assert refused_fields(file) == [(0, "training.batch_norm"), (1, "opset")]
     process = cli("plan", file)

@@ -228,15 +228,16 @@ class _Planner:
         for need in lacking:
             what = f"{step.pass_.name} needs {need.label}, which the model of {step.parent} lacks"
             self._add_problem(("passes", step.index), what, need.remedy)
+        # Later steps are checked against the parent's architecture, so that their problems show.
         if lacking:
-            return Estimate()
+            return Estimate(facts["parent"])
         try:
             return step.pass_.estimate(step.config, facts["parent"], PlanContext(facts))
         except GpuError:  # a missing GPU is not a mistake in the file
             raise
         except CompressError as error:
             self._add_problem(("passes", step.index), error.what, error.remedy)
-            return Estimate()
+            return Estimate(facts["parent"])
 
     def _data_digest(self, name: str) -> str:
         if name not in self.data_digests:

@@ -78,7 +78,7 @@ def _interval(gate: GateResult) -> str:
 def _limit(gate: GateResult) -> str:
     if gate.limit is None:
         return formatting.DASH
-    sign = "≥" if _rule_kind(gate) == "min" else "≤"
+    sign = "≥" if gate.bound == "min" else "≤"
     return f"{sign} {_in_notation(gate, gate.limit)}"
 
 
@@ -92,15 +92,10 @@ def _in_notation(gate: GateResult, value: float) -> str:
     """Format a value, drop or ratio in the notation of the gate's rule."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞"
-    match _rule_kind(gate), gate.unit:
+    match gate.bound, gate.unit:
         case "max_ratio", _:
             return f"×{value:.4g}"
         case "max_drop", "fraction":
             return f"{100 * value:.2f} pts".replace("-", "−")
         case _:
             return formatting.number(value, gate.unit)
-
-
-def _rule_kind(gate: GateResult) -> str:
-    """Return the kind of rule: the word after the metric in ``top1 max_drop 0.01``."""
-    return next(iter(gate.gate.removeprefix(gate.metric).split()), "")
