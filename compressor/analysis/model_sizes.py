@@ -38,8 +38,9 @@ def compute_model_sizes(target: str) -> ModelSizes:
     name, colon, preset = target.partition(":")
     if not colon:
         raise UsageError(
-            f"{target} is neither an artifact, a store, nor family:preset",
-            remedy=f"families: {', '.join(discovery.names(discovery.FAMILIES))}",
+            f"{target} does not exist: expected an artifact, a store, a model or family:preset",
+            remedy="`autoglm-compress run` builds a store; families: "
+            + ", ".join(discovery.names(discovery.FAMILIES)),
         )
     family: Family[Any] = discovery.load(discovery.FAMILIES, name)
     if preset not in family.presets:

@@ -80,10 +80,15 @@ def restore_artifact(
         signed: True to require a valid signature.
 
     Raises:
+        UsageError: there is no such file.
         DamagedArtifactError: the file is not such an archive, or does not match its manifest.
         StorageError: the files that the manifest lists do not fit on the disk.
         MissingExtraError: `zstandard` is not installed.
     """
+    if not archive.is_file():
+        raise UsageError(
+            f"{archive} is not a file", remedy="name a .tar.zst file that `archive` wrote"
+        )
     store.check_writable()
     with _members(archive) as members:
         first = next(members, None)

@@ -92,7 +92,7 @@ def explain(
         print_json({**entry.model_dump(), "suitable": suitable})
         return
     render_entry(entry)
-    if report is not None:
+    if report is not None and report.passes:
         render_suitability(report)
 
 

@@ -56,10 +56,10 @@ def run(
     from compressor.engine.run.runner import select
 
     planned = plan_pipeline(open_pipeline(file, overrides), output_dir, seed, device, allow_code)
+    selected = select(planned, start=start, until=until, only=only)
     if dry_run:
         _print_plan(planned, as_json)
         return
-    selected = select(planned, start=start, until=until, only=only)
     _execute(planned, selected, force=force, as_json=as_json)
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from compressor.config.discovery import closest, suggestion
@@ -73,6 +73,9 @@ def _problem(
     where = (*at, *place)
     if first["type"] == "extra_forbidden":
         key = str(place[-1])
+        if (synonym := _synonym(record, place)) is not None:
+            what = f"{key!r} and {synonym!r} are two names of one key"
+            return document.problem(where, what, remedy="keep one of them")
         known = sorted(_fields_at(record, place[:-1]) - {key})
         return document.problem(where, f"unknown key {key!r}", remedy=suggestion(key, known))
     if first["type"] == "missing":
@@ -127,6 +130,16 @@ def _fields_at(record: type[BaseModel], place: Location) -> set[str]:
     return {
         field.alias or name for nested in records for name, field in nested.model_fields.items()
     }
+
+
+def _synonym(record: type[BaseModel], place: Location) -> str | None:
+    """Return another name of the key at ``place`` if it is one of several names of a field."""
+    for nested in _records_at(record, place[:-1]):
+        for field in nested.model_fields.values():
+            names = field.validation_alias
+            if isinstance(names, AliasChoices) and place[-1] in names.choices:
+                return next(str(name) for name in names.choices if name != place[-1])
+    return None
 
 
 def _records_at(record: type[BaseModel], place: Location) -> list[type[BaseModel]]:

@@ -260,7 +260,9 @@ def recognize(path: Path) -> StoredModel:
         ModelError: the path does not exist, or no installed format recognizes it.
     """
     if not path.exists():
-        raise ModelError(f"{path} does not exist")
+        raise ModelError(
+            f"{path} does not exist", remedy="name a model's file or folder, or an artifact"
+        )
     if candidates := recognizing_formats(path):
         return StoredModel(candidates[0], candidates[0].model_path(path))
     known = "\n".join(f"    {format_.name}: {format_.summary}" for format_ in installed_formats())

@@ -293,7 +293,7 @@ def test_the_commands_exit_with_4_for_a_wrong_signature(
     assert refused.returncode == 4
     assert "Traceback" not in refused.stderr
     assert cli(*restore, home / "ours.pub").returncode == 0
-    assert cli("restore", tmp_path / "none.tar.zst", "-o", tmp_path / "store").returncode == 1
+    assert cli("restore", tmp_path / "none.tar.zst", "-o", tmp_path / "store").returncode == 2
 
 
 def test_the_sbom_lists_the_installed_packages() -> None:

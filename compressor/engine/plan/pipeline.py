@@ -77,7 +77,7 @@ def override(document: Document, overrides: Sequence[str]) -> Document:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise UsageError(
-                f"--set {text}: expected key=value", remedy="as --set passes[1].epochs=3"
+                f"--set {text}: expected key=value", remedy="as --set passes[0].training.steps=100"
             )
         parts = [
             int(part) if part.isdigit() else part

@@ -29,12 +29,14 @@ from compressor.engine.run.step_builder import Reporter, StepBuilder
 from compressor.errors import (
     CompressError,
     DamagedArtifactError,
+    GpuError,
     Interrupted,
     RequirementError,
     StorageError,
     UsageError,
 )
 from compressor.evaluation.process import require_linux
+from compressor.runtimes.tensorrt.cuda import list_gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Runner:
         steps = self._needed_steps()
         if any(step.measured for step in steps):
             require_linux()
+        self._check_device()
         self._check_resources(steps)
         self.emit(
             events.RunStarted(
@@ -128,6 +131,13 @@ class Runner:
                 self.emit(events.StepFailed(step.name, error))
                 raise
         return RunResult(tuple(self.done.values()), self._gates(steps), time.perf_counter() - start)
+
+    def _check_device(self) -> None:
+        if self.plan.device.startswith("cuda") and not list_gpus():
+            raise GpuError(
+                f"--device {self.plan.device}: the CUDA driver shows no GPU on this machine",
+                remedy="run with --device cpu, or on a machine with a GPU",
+            )
 
     def _gates(self, steps: Sequence[PlannedStep]) -> tuple[GateResult, ...]:
         pipeline = self.plan.pipeline

@@ -111,7 +111,7 @@ class Torch(FamilyFormat):
             return False
         if _read_config(path) is not None:
             return super().recognizes(path)
-        return (path / _CONFIG).is_file() or any(path.glob("*.safetensors"))
+        return (path / _CONFIG).is_file() or any(path.glob("model*.safetensors"))
 
     def is_variant(self, path: Path, config: Mapping[str, Any]) -> bool:
         """Return True where nothing is quantized."""

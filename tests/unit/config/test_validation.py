@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from compressor.config.document import parse_document
 from compressor.config.record import DataName, Record, StepName
@@ -74,3 +74,14 @@ def test_the_error_of_a_scalar_lists_the_keys_of_the_mapping() -> None:
     [text] = problems("epochs: 7\ninner: true\n")
     assert "inner: got true (true/false)" in text
     assert "the keys data, start" in text
+
+
+def test_two_names_of_one_key_are_refused_as_such() -> None:
+    class Renamed(Record):
+        decay: Annotated[float, Field(validation_alias=AliasChoices("decay", "average"))] = 0.5
+
+    document = parse_document(b"decay: 0.1\naverage: 0.2\n")
+    _, problems = validate(Renamed, document.tree, document)
+    (problem,) = problems
+    assert problem.what == "'average' and 'decay' are two names of one key"
+    assert problem.line == 2
