@@ -60,7 +60,7 @@ class GateResult(BaseModel):
     """Determines the exit code; an undecided gate passes or fails as its rule states."""
     reason: str
     key: str = ""
-    """For latency gates, sha256 of the rule, both models and the machine; equal keys share a
+    """The sha256, for latency gates, of the rule, both models and the machine; equal keys share a
     verdict."""
 
     @model_validator(mode="before")

@@ -19,9 +19,7 @@ StoreDir = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", help="Override a value, e.g. threads=4.", metavar="KEY=VALUE"
-    ),
+    typer.Option("--set", help="Override a value, e.g. threads=4.", metavar="KEY=VALUE"),
 ]
 Seed = Annotated[int | None, typer.Option(help="Random seed in place of the file's.", min=0)]
 Device = Annotated[str, typer.Option(help="Device to run on: cpu or cuda.")]

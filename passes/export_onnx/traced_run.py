@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _SAMPLES = 64
-"""Samples that are compared where the config does not say."""
+"""Default number of compared samples."""
 _STAGES = ("trace", "simplify", "write", "compare")
 
 

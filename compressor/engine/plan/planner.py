@@ -58,7 +58,7 @@ def make_plan(
 
 @dataclass(slots=True)
 class _StepWithoutId:
-    """What is known of a step before its id is computed."""
+    """A step before its id is computed."""
 
     name: str
     recipe: Recipe

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from compressor.engine import events
+from compressor.errors import Interrupted
 from compressor.reports.console.terminal import err
 from compressor.reports.rows import formatting
 
@@ -64,7 +65,8 @@ def event_line(event: events.Event) -> Text | None:
         case events.StepFinished():
             return _finished_line(event)
         case events.StepFailed():
-            return Text(f"  ✗ {event.step} failed", style="red")
+            outcome = "interrupted" if isinstance(event.error, Interrupted) else "failed"
+            return Text(f"  ✗ {event.step} {outcome}", style="red")
         case _:
             return None
 

@@ -31,7 +31,7 @@ from passes.export_onnx.decoder.parity import compare
 from passes.export_onnx.decoder.windows import read_windows
 
 _WINDOWS = 4
-"""Windows that are compared where the config does not say."""
+"""Default number of compared windows."""
 _COMPANIONS = (
     "token",
     "vocab",
