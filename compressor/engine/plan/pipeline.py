@@ -14,7 +14,7 @@ from compressor.config.record import Record
 from compressor.config.validation import validate
 from compressor.data.contract import DataSource, SourceConfig
 from compressor.engine.contract import Pass, PassConfig
-from compressor.engine.plan.config import SOURCE, PipelineConfig, StepHeader
+from compressor.engine.plan.config import SOURCE, ModelConfig, PipelineConfig, StepHeader
 from compressor.errors import CompressError, ConfigError, Problem, UsageError
 from compressor.evaluation.metrics import METRICS, reference_metrics
 from compressor.evaluation.records import EvaluateConfig
@@ -107,8 +107,9 @@ def pipeline_from_document(document: Document) -> Pipeline:
     config, problems = validate(PipelineConfig, tree, document)
     data = _data_sets(tree.get("data"), document, problems)
     steps = _steps(tree.get("passes"), document, problems)
-    if isinstance(tree.get("model"), dict):
-        problems += _model_problems(tree["model"], document)
+    model, _ = validate(ModelConfig, tree.get("model"), document, ("model",))
+    if model is not None:  # a misspelt `preset` must not report every field of the architecture
+        problems += _model_problems(model, document)
     problems += _metric_problems(tree.get("evaluate"), document)
     if problems or config is None:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line or 0))
@@ -208,11 +209,11 @@ def _metric_problems(tree: Any, document: Document) -> list[Problem]:
     ]
 
 
-def _model_problems(tree: dict[str, Any], document: Document) -> list[Problem]:
-    if not isinstance(tree.get("family"), str):
+def _model_problems(model: ModelConfig, document: Document) -> list[Problem]:
+    if model.family is None:
         return []
     try:
-        resolve_family(tree["family"], tree.get("preset"), tree.get("config"), document)
+        resolve_family(model.family, model.preset, model.config, document)
     except ConfigError as error:
         return list(error.problems)
     return []

@@ -99,3 +99,11 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
     for override in ("seed", "=3", "passes[9].rounds=2", "name.x=1"):
         with pytest.raises(UsageError):
             load_pipeline(file, [override])
+
+
+def test_a_misspelt_preset_is_one_problem() -> None:
+    text = b"version: 1\nname: p\nmodel: {family: autoglm-phone, presett: bed-teacher}\n"
+    with pytest.raises(ConfigError) as caught:
+        pipeline_from_document(parse_document(text))
+    assert "presett" in str(caught.value)
+    assert "is missing" not in str(caught.value)
