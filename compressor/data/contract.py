@@ -51,6 +51,31 @@ class SourceContext:
     """Called as (activity, done, total) in the course of a long build."""
 
 
+@dataclass(frozen=True, slots=True)
+class InputFacts:
+    """One input array of a data set, as far as it is known before the samples are built."""
+
+    name: str
+    dtype: str
+    """NumPy dtype name."""
+    shape: tuple[int | None, ...]
+    """Shape of one sample, without the batch axis; None for a size that is not known."""
+    largest: int | None = None
+    """Largest value that can occur, such as the largest id of a tokenizer; None if not known."""
+    largest_from: str = ""
+    """Origin of ``largest`` for messages, such as the tokenizer's file."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """A data set, as far as it is known before the samples are built; None for what is not."""
+
+    inputs: tuple[InputFacts, ...] | None = None
+    """Arrays that a model takes."""
+    has_labels: bool | None = None
+    num_samples: int | None = None
+
+
 class Dataset(ABC):
     """A set of samples with random access.
 
@@ -117,6 +142,14 @@ class DataSource(ABC, Generic[C]):
 
         Examples are missing files, empty files and missing packages.
         """
+
+    def facts(self, config: C, context: SourceContext) -> DataFacts:
+        """Return what is known of the set without building samples; by default nothing.
+
+        The plan compares it with the models that run on the set. It is called only if ``problems``
+        found none, and imports no heavy libraries.
+        """
+        return DataFacts()
 
     @abstractmethod
     def digest(self, config: C, context: SourceContext) -> str:

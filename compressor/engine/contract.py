@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from compressor.config.record import Record
-from compressor.data.contract import default_cache
+from compressor.data.contract import DataFacts, default_cache
 from compressor.models.capabilities.capability import Capability
 from compressor.models.facts import ModelFacts
 
@@ -49,6 +49,8 @@ class PlanContext:
     facts: Mapping[str, ModelFacts]
     """Facts of the input artifacts by role: ``parent``, or the config field that names the
     artifact, such as ``teacher``."""
+    data: Mapping[str, DataFacts] = field(default_factory=dict)
+    """Facts of the data sets that the config names, by name."""
 
 
 @dataclass(frozen=True, slots=True)
