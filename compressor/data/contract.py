@@ -143,7 +143,7 @@ class DataSource(ABC, Generic[C]):
         Examples are missing files, empty files and missing packages.
         """
 
-    def facts(self, config: C, context: SourceContext) -> DataFacts:
+    def facts(self, config: C, context: SourceContext) -> DataFacts:  # noqa: ARG002
         """Return what is known of the set without building samples; by default nothing.
 
         The plan compares it with the models that run on the set. It is called only if ``problems``
