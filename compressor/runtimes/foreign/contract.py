@@ -1,0 +1,98 @@
+"""Contract of foreign kinds: model files and folders that are recognized, and that no pass reads.
+
+A foreign kind is one instance in the table of ``identify.py``. It looks at magic bytes, headers and
+file names, and never executes or unpickles anything. Installed formats are asked first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.errors import ModelError
+from compressor.runtimes.stored_tensors import StoredTensor
+
+EXPORT_FROM_PYTHON = (
+    "export the module in Python: `torch.onnx.export(module, args, 'model.onnx', dynamo=True)`; "
+    "the pass tensorrt reads that file"
+)
+"""Way forward for everything that can be loaded as a module of torch."""
+CONVERT_TO_ONNX = "convert it to ONNX with its own tools; the pass tensorrt reads ONNX files"
+START_FROM_CHECKPOINT = (
+    "start from the checkpoint it was converted from: a folder with config.json and safetensors"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Content of a foreign model, as far as it can be read without executing anything."""
+
+    details: tuple[tuple[str, str], ...] = ()
+    """Labelled facts."""
+    tensors: tuple[StoredTensor, ...] | None = None
+    """None where the tensors cannot be listed."""
+    inner: tuple[Path, ...] = ()
+    """Models below the path."""
+
+
+class ForeignKind(ABC):
+    """One kind of model file or folder."""
+
+    title: str
+    """What it is, to be read after "is": ``a GGUF file``."""
+    way_forward: str | None = None
+    """What to do to get a model that passes read; None if there is no way."""
+
+    @abstractmethod
+    def recognizes(self, path: Path) -> bool:
+        """Return True if a file or folder is of this kind; may raise ``OSError``."""
+
+    def describe(self, path: Path) -> Description:  # noqa: ARG002
+        """Return the content.
+
+        Raises:
+            ModelError: a header is truncated or damaged.
+        """
+        return Description()
+
+    def remedy(self, path: Path) -> str | None:  # noqa: ARG002
+        """Return the way forward for one path."""
+        return self.way_forward
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignModel:
+    """A file or folder of a foreign kind."""
+
+    kind: ForeignKind
+    path: Path
+
+    @property
+    def title(self) -> str:
+        """What it is, to be read after "is"."""
+        return self.kind.title
+
+    @property
+    def remedy(self) -> str | None:
+        """The way to a model that passes read; None if there is none."""
+        return self.kind.remedy(self.path)
+
+    def describe(self) -> Description:
+        """Return the content; errors as ``ForeignKind.describe``."""
+        return self.kind.describe(self.path)
+
+    def refusal(self) -> ModelError:
+        """Return the error for a pass or a command that needs a model of an installed format."""
+        return ModelError(
+            f"{self.path} is {self.title}, which no pass reads",
+            remedy=self.remedy or f"`autoglm-compress show {self.path}` describes it",
+        )
+
+
+def first_bytes(path: Path, count: int = 512) -> bytes:
+    """Return the first bytes of a file; none for a folder."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(count)

@@ -1,0 +1,178 @@
+"""GGUF files (llama.cpp): the header, versions 2 and 3.
+
+The layout is documented in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from compressor.errors import ModelError
+from compressor.runtimes.foreign.contract import (
+    START_FROM_CHECKPOINT,
+    Description,
+    ForeignKind,
+    first_bytes,
+)
+from compressor.runtimes.stored_tensors import StoredTensor
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_STRING, _ARRAY = 8, 9
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+"""Number of a value type to its code in ``struct``."""
+_MAX_COUNT = 1 << 24
+"""Largest number of keys, tensors or array entries that is believed."""
+_TENSOR_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    8: "Q8_0",
+    9: "Q8_1",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    30: "BF16",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    39: "MXFP4",
+    40: "NVFP4",
+}
+"""Number of a tensor type (``ggml_type``) to its name."""
+
+
+class GgufFile(ForeignKind):
+    """A model of llama.cpp."""
+
+    title = "a GGUF file (llama.cpp)"
+    way_forward = START_FROM_CHECKPOINT
+
+    def recognizes(self, path: Path) -> bool:
+        """Return True for the magic bytes."""
+        return first_bytes(path, 4) == _MAGIC
+
+    def describe(self, path: Path) -> Description:
+        """Return name, architecture, context length and tensors from the header."""
+        try:
+            with path.open("rb") as file:
+                version, metadata, tensors = _read_header(file)
+        except (struct.error, UnicodeDecodeError, ValueError) as error:
+            raise ModelError(
+                f"{path}: its GGUF header is truncated or damaged ({error})",
+                remedy="copy or download it again",
+            ) from error
+        architecture = metadata.get("general.architecture")
+        labels = {
+            "name": "general.name",
+            "architecture": "general.architecture",
+            "context length": f"{architecture}.context_length",
+            "layers": f"{architecture}.block_count",
+            "tokenizer": "tokenizer.ggml.model",
+        }
+        rows = [("GGUF version", str(version))]
+        rows += [(label, str(metadata[key])) for label, key in labels.items() if key in metadata]
+        return Description(tuple(rows), tuple(tensors))
+
+
+def _read_header(file: BinaryIO) -> tuple[int, dict[str, Any], list[StoredTensor]]:
+    """Return version, metadata without arrays, and tensors."""
+    file.seek(4)
+    version = _scalar(file, "I")
+    if version not in _VERSIONS:
+        raise ValueError(f"version {version}; known are {', '.join(map(str, _VERSIONS))}")
+    tensor_count, key_count = _count(file), _count(file)
+    metadata = {}
+    for _ in range(key_count):
+        key = _string(file)
+        value = _value(file, _scalar(file, "I"))
+        if value is not None:
+            metadata[key] = value
+    return version, metadata, [_tensor(file) for _ in range(tensor_count)]
+
+
+def _tensor(file: BinaryIO) -> StoredTensor:
+    name = _string(file)
+    rank = _scalar(file, "I")
+    if rank > 8:
+        raise ValueError(f"tensor {name} has {rank} dimensions")
+    shape = [_scalar(file, "Q") for _ in range(rank)]
+    type_number = _scalar(file, "I")
+    file.seek(8, 1)  # offset of the data
+    return StoredTensor(
+        name, _TENSOR_TYPES.get(type_number, f"type {type_number}"), tuple(reversed(shape))
+    )
+
+
+def _value(file: BinaryIO, kind: int) -> Any:
+    """Return a value; None for an array, which is skipped."""
+    if kind == _STRING:
+        return _string(file)
+    if kind != _ARRAY:
+        return _scalar(file, _code(kind))
+    kind, count = _scalar(file, "I"), _count(file)
+    if kind in {_STRING, _ARRAY}:
+        for _ in range(count):
+            _value(file, kind)
+    else:
+        file.seek(count * struct.calcsize(_code(kind)), 1)
+    return None
+
+
+def _code(kind: int) -> str:
+    if kind not in _SCALARS:
+        raise ValueError(f"unknown value type {kind}")
+    return _SCALARS[kind]
+
+
+def _count(file: BinaryIO) -> int:
+    count: int = _scalar(file, "Q")
+    if count > _MAX_COUNT:
+        raise ValueError(f"a count of {count}")
+    return count
+
+
+def _string(file: BinaryIO) -> str:
+    length = _count(file)
+    content = file.read(length)
+    if len(content) < length:
+        raise ValueError("it ends within a text")
+    return content.decode()
+
+
+def _scalar(file: BinaryIO, code: str) -> Any:
+    size = struct.calcsize(f"<{code}")
+    return struct.unpack(f"<{code}", file.read(size))[0]
