@@ -38,6 +38,7 @@ _INT8 = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 _CORE = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "transformers")
 _EXTRAS = {
     "phone-bed": (("qtawesome", "espeakng-loader", "pillow"), "the data source phone-bed"),
+    "heic": (("pillow-heif",), "pictures in HEIC"),
     "trt-rtx": (("tensorrt-rtx",), "the pass tensorrt, for RTX GPUs of any machine"),
     "trt": (("tensorrt",), "the pass tensorrt, for this machine's GPU"),
     "provenance": (

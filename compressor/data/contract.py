@@ -49,6 +49,9 @@ class SourceContext:
     cache: Path = field(default_factory=default_cache)
     progress: Callable[[str, int, int], None] = lambda *_: None
     """Called as (activity, done, total) in the course of a long build."""
+    note: Callable[[str], None] = lambda _: None
+    """Called with one line for the user that is not an error, such as the number of skipped files.
+    Any method of a source may call it; equal lines are shown once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,10 @@ class DataFacts:
     """Arrays that a model takes."""
     has_labels: bool | None = None
     num_samples: int | None = None
+    num_classes: int | None = None
+    """Exclusive upper bound of the labels."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes in the order of the labels."""
 
 
 class Dataset(ABC):

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from compressor.artifacts.store import MANIFEST
+from compressor.data.pictures import file_problem
 from compressor.engine.run.runner import load_given
-from compressor.errors import DataError, UsageError
+from compressor.errors import CompressError, DataError, UsageError
+from compressor.models.families.transformers.chat_templates import load_tokenizer, render_chat
 from compressor.models.families.transformers.processor import Processor
 from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
 from compressor.runtimes.formats import StoredModel, recognize
@@ -189,7 +191,7 @@ def _encode(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[str, Array] 
     """Return the tokenizer, the token ids, and the processor's arrays of the images if any."""
     if prompt.images:
         return _encode_with_images(folder, prompt)
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     return tokenizer, _encode_text(tokenizer, prompt), None
 
 
@@ -206,27 +208,11 @@ def _sample(logits_V: Array, sampling: Sampling, rng: np.random.Generator) -> in
     return int(rng.choice(nucleus, p=weights / weights.sum()))
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    if not (folder / "tokenizer.json").is_file():
-        raise DataError(
-            f"there is no tokenizer.json in {folder}",
-            remedy="copy the checkpoint's tokenizer beside its weights",
-        )
-    from transformers import AutoTokenizer
-
-    try:
-        loader: Any = AutoTokenizer
-        return loader.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers raises classes of several libraries
-        raise DataError(f"{folder} holds no tokenizer that transformers opens: {error}") from error
-
-
 def _encode_text(tokenizer: Any, prompt: Prompt) -> Array:
     if tokenizer.chat_template and not prompt.raw:
         messages = [{"role": "user", "content": prompt.text}]
-        encoding = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
-        )
+        text = render_chat(tokenizer, messages, add_generation_prompt=True)
+        encoding = tokenizer(text, add_special_tokens=False)
     else:
         encoding = tokenizer(prompt.text)
     token_ids = encoding["input_ids"]
@@ -238,14 +224,16 @@ def _encode_text(tokenizer: Any, prompt: Prompt) -> Array:
 def _encode_with_images(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[str, Array]]:
     if prompt.raw:
         raise UsageError("images need the chat template: leave --raw out")
-    if missing := [str(image) for image in prompt.images if not image.is_file()]:
-        raise DataError(f"there is no image {', '.join(missing)}")
+    if problems := [problem for image in prompt.images if (problem := file_problem(image))]:
+        raise DataError("\n".join(problems))
     processor = Processor(folder)
     parts = [{"type": "image", "path": str(image.resolve())} for image in prompt.images]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt.text}]}]
     try:
         arrays = processor.encode(messages, add_generation_prompt=True)
-    except Exception as error:  # raised by the template, the tokenizer or Pillow
+    except CompressError:
+        raise
+    except Exception as error:  # raised by the template or the tokenizer
         names = ", ".join(map(str, prompt.images))
         raise DataError(f"the processor of {folder} fails on {names}: {error}") from error
     return processor.processor.tokenizer, arrays.pop("input_ids"), arrays

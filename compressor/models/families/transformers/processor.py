@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from compressor.errors import DataError, MissingExtraError
+from compressor.data.pictures import WHITE, open_picture, without_pillow_warnings
+from compressor.errors import DataError
 
 Array = np.ndarray[Any, Any]
 FILES = ("config.json", "tokenizer.json", "preprocessor_config.json")
@@ -24,12 +24,9 @@ class Processor:
         """Open the processor, without its part for videos, which needs another library.
 
         Raises:
-            MissingExtraError: Pillow is not installed.
             DataError: files are missing, transformers cannot open them, or there is no chat
                 template.
         """
-        if importlib.util.find_spec("PIL") is None:
-            raise MissingExtraError("pillow", "reading images", "phone-bed")
         self.folder = folder
         if missing := [name for name in FILES if not (folder / name).is_file()]:
             raise DataError(
@@ -50,14 +47,19 @@ class Processor:
             )
 
     def encode(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        background: str = WHITE,
     ) -> dict[str, Array]:
         """Return the model inputs of one conversation.
 
         Args:
-            messages: each content is a list of parts, `{"type": "image", "path": …}` or
-                `{"type": "text", "text": …}`.
+            messages: each content is a text or a list of parts, `{"type": "image", "path": …}` or
+                `{"type": "text", "text": …}`. Images are opened by ``open_picture``.
             add_generation_prompt: append the start of the assistant's answer.
+            background: colour behind transparent pixels of images, as ``#rrggbb``.
 
         Returns:
             `input_ids` and `mm_token_type_ids` (0: text, 1: image), int64 [T]; `pixel_values`
@@ -65,10 +67,14 @@ class Processor:
             numbers in time, height and width.
 
         Raises:
-            Exception: of the template, the tokenizer or Pillow.
+            DataError: an image cannot be read; the message names it.
+            MissingExtraError: an image is HEIC, and pillow-heif is not installed.
+            Exception: of the template or the tokenizer.
         """
+        with without_pillow_warnings():
+            opened = [_with_pictures(message, background) for message in messages]
         arrays = self.processor.apply_chat_template(
-            [list(messages)],
+            [opened],
             tokenize=True,
             return_dict=True,
             add_generation_prompt=add_generation_prompt,
@@ -88,6 +94,20 @@ class Processor:
                 arrays.get("image_grid_thw", np.empty((0, 3))), dtype=np.int64
             ),
         }
+
+
+def _with_pictures(message: Mapping[str, Any], background: str) -> dict[str, Any]:
+    """Return a message in which each path of an image is replaced by the decoded picture."""
+    content = message["content"]
+    if isinstance(content, str):
+        return dict(message)
+    parts = [
+        {"type": "image", "image": open_picture(Path(part["path"]), background).image}
+        if part["type"] == "image"
+        else part
+        for part in content
+    ]
+    return {**message, "content": parts}
 
 
 def _open_processor(folder: Path) -> Any:

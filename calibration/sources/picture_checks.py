@@ -1,0 +1,106 @@
+"""Problems of pictures in one folder per class that show without decoding them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from calibration.sources.picture_folders import PictureFolders, first_names
+from compressor.data.pictures import (
+    HEIC_SUFFIXES,
+    check_header,
+    heic_is_installed,
+    without_pillow_warnings,
+)
+from compressor.errors import CompressError
+
+_LARGEST_CLASS = 1 << 31
+_HEADERS = 512
+"""About the largest number of headers that are read."""
+_HEADERS_PER_CLASS = 6
+
+
+def folder_problems(path: str, found: PictureFolders, *, numbered: bool) -> Iterator[str]:
+    """Yield everything that is wrong with the folders of the classes."""
+    outside = found.outside
+    if not found.classes:
+        beside = f", but pictures ({len(outside)})" if outside else ""
+        yield f"{path} holds no folder{beside}; expected one folder of pictures per class"
+        return
+    if outside:
+        yield (
+            f"{path}: pictures outside the folders of the classes ({len(outside)}): "
+            f"{first_names(outside, found.root)}; move each into the folder of its class"
+        )
+    if numbered:
+        yield from _number_problems(path, found.classes)
+    skipped = Counter(file.relative_to(found.root).parts[0] for file in found.skipped)
+    for name, files in found.classes.items():
+        if not files:
+            others = f", but other files ({skipped[name]})" if skipped[name] else ""
+            yield f"{path}/{name} holds no picture{others}"
+
+
+def _number_problems(path: str, classes: Iterable[str]) -> Iterator[str]:
+    """Yield the folders whose names are no numbers of classes, and those of equal number."""
+    names = [name for name in classes if not _is_number(name)]
+    if names:
+        yield f"{path}: folders are not numbers of classes: {', '.join(names)}"
+    by_number: dict[int, list[str]] = {}
+    for name in classes:
+        if _is_number(name):
+            by_number.setdefault(int(name), []).append(name)
+    for number, equal in by_number.items():
+        if len(equal) > 1:
+            yield f"{path}: the folders {', '.join(equal)} are all class {number}; merge them"
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) < 20 and int(name) < _LARGEST_CLASS
+
+
+def header_problems(found: PictureFolders) -> Iterator[str]:
+    """Yield missing packages, and the first and last pictures of each class that do not open."""
+    pictures = [file for files in found.classes.values() for file in files]
+    unreadable: set[Path] = set()
+    if not heic_is_installed():
+        unreadable = {file for file in pictures if file.suffix.lower() in HEIC_SUFFIXES}
+    if unreadable:
+        heic = sorted(unreadable)
+        yield (
+            f"{found.root}: HEIC ({len(heic)} of {len(pictures)} pictures: "
+            f"{first_names(heic, found.root)}) needs pillow-heif: "
+            "pip install 'autoglm-compress[heic]'"
+        )
+    with without_pillow_warnings():
+        for file in _first_and_last(found):
+            if file not in unreadable:
+                try:
+                    check_header(file)
+                except CompressError as error:
+                    yield str(error)
+
+
+def _first_and_last(found: PictureFolders) -> list[Path]:
+    """Return the first and last pictures of each class, fewer of each if there are many classes."""
+    per_class = min(_HEADERS_PER_CLASS, _HEADERS // max(1, len(found.classes)))
+    count = max(1, per_class // 2)
+    files_of_classes = list(found.classes.values())[:_HEADERS]
+    chosen = [file for files in files_of_classes for file in (*files[:count], *files[-count:])]
+    return list(dict.fromkeys(chosen))
+
+
+def shared_pictures_note(
+    root: Path, classes: Mapping[str, list[Path]], digests: Mapping[Path, str]
+) -> str | None:
+    """Return a line about files of equal content in several classes; None if there are none."""
+    owners: dict[str, dict[str, Path]] = {}
+    for name, files in classes.items():
+        for file in files:
+            owners.setdefault(digests[file], {}).setdefault(name, file)
+    shared = [file for names in owners.values() if len(names) > 1 for file in names.values()]
+    if not shared:
+        return None
+    count = sum(len(names) > 1 for names in owners.values())
+    return f"{root.name}: equal files in several classes ({count}): {first_names(shared, root)}"
