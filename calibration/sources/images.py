@@ -124,6 +124,8 @@ class Images(DataSource[ImagesConfig]):
         found = scan_picture_folders(root)
         if found.problems:
             raise DataError("\n".join(found.problems))
+        for note in found.notes():
+            context.note(note)
         classes = found.classes
         pool = [
             (file, label)

@@ -23,6 +23,10 @@ CELLS: Final = 9
 GRID: Final = 3
 ABSENT: Final = 9
 """Label of a command whose concept is not on the screen."""
+CLASSES: Final = (*(f"cell-{number}" for number in range(1, CELLS + 1)), "absent")
+"""Names of the cells, row by row, and of ``ABSENT``, in the order of the labels."""
+SCREEN: Final = GRID * icons.CELL
+"""Height and width of a screen in pixels."""
 _ABSENT_PART: Final = 0.1
 _SPOKEN_PART: Final = {"train": 0.65, "validation": 0.5, "test": 0.5}
 """Part of the commands that are spoken; more for training, since speech takes longer to learn."""
@@ -302,7 +306,7 @@ class PhoneBedDataset(Dataset):
 
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the nine cells, row by row, and ``absent``."""
-        return (*(f"cell-{number}" for number in range(1, CELLS + 1)), "absent")
+        return CLASSES
 
 
 def screen_of_command(commands: int, commands_per_screen: int) -> Array:

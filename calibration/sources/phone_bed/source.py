@@ -10,7 +10,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compressor.artifacts.fingerprint import digest_file, digest_json
-from compressor.data.contract import Dataset, DataSource, SourceConfig, SourceContext
+from compressor.data.contract import (
+    DataFacts,
+    Dataset,
+    DataSource,
+    InputFacts,
+    SourceConfig,
+    SourceContext,
+)
 from compressor.errors import MissingExtraError
 
 VERSION = 1
@@ -68,6 +75,24 @@ class PhoneBed(DataSource[PhoneBedConfig]):
         if not missing:
             return []
         return [f"needs {', '.join(missing)}: pip install 'autoglm-compress[phone-bed]'"]
+
+    def facts(self, config: PhoneBedConfig, context: SourceContext) -> DataFacts:  # noqa: ARG002
+        """Return the shapes of the inputs, the number of samples, and the classes."""
+        from calibration.sources.phone_bed.commands import TOKENS
+        from calibration.sources.phone_bed.dataset import CLASSES, SCREEN
+        from calibration.sources.phone_bed.espeak import FRAMES, MELS
+
+        return DataFacts(
+            inputs=(
+                InputFacts("screen", "uint8", (3, SCREEN, SCREEN)),
+                InputFacts("tokens", "int64", (TOKENS,)),
+                InputFacts("mel", "float32", (MELS, FRAMES)),
+            ),
+            has_labels=True,
+            num_samples=int(_with_defaults(config)["num_samples"]),
+            num_classes=len(CLASSES),
+            class_names=CLASSES,
+        )
 
     def digest(self, config: PhoneBedConfig, context: SourceContext) -> str:  # noqa: ARG002
         """Return a digest of the config, the fonts, the packages and the version of the code."""

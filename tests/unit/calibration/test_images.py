@@ -91,7 +91,7 @@ def notes_of(pictures: Path, config: ImagesConfig) -> list[str]:
     assert Images().problems(config, context) == []
     Images().digest(config, context)
     Images().load(config, context)
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def test_nothing_hidden_is_a_class_or_a_sample(pictures: Path) -> None:

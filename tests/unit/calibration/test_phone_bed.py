@@ -85,6 +85,20 @@ def test_labels_are_the_cells_of_the_concepts(bed: Path, split: str) -> None:
     assert batch["mel"].shape == (600, MELS, FRAMES)
 
 
+def test_facts_are_those_of_the_samples(bed: Path) -> None:
+    config = PhoneBedConfig(source="phone-bed", split="test", num_samples=600)
+    facts = PhoneBed().facts(config, SourceContext(Path()))
+    samples = dataset(bed, "test")
+    batch = samples.batch(indices(2))
+    assert tuple(input_.name for input_ in facts.inputs or ()) == samples.input_names
+    for input_ in facts.inputs or ():
+        array = batch[input_.name]
+        assert (input_.dtype, input_.shape) == (array.dtype.name, array.shape[1:])
+    assert facts.num_samples == len(samples)
+    assert facts.class_names == samples.class_names()
+    assert facts.num_classes == ABSENT + 1
+
+
 @pytest.mark.parametrize("commands_per_screen", [4, 9])
 def test_commands_that_share_a_screen_have_their_own_labels(
     bed: Path, commands_per_screen: int
