@@ -1,11 +1,28 @@
-"""Report on any model: its format, its facts, and the passes that accept it."""
+"""Report on any model file or folder: what it is, its parts, and the passes that it can go through.
+
+Nothing is executed or unpickled.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict
 
-from compressor.engine.plan.capabilities import suitable_passes
-from compressor.runtimes.formats import StoredModel, recognizing_formats
+from compressor.analysis.model_files import FileReport, list_files, report_files
+from compressor.artifacts.files import size_bytes
+from compressor.engine.contract import StarterModel
+from compressor.engine.plan.capabilities import (
+    PassSuitability,
+    suitable_passes,
+    unsuitable_passes,
+)
+from compressor.errors import ModelError
+from compressor.runtimes.foreign.contract import Description, ForeignModel
+from compressor.runtimes.foreign.identify import identify_any, inner_models
+from compressor.runtimes.formats import StoredModel, recognize, recognizing_formats
+from compressor.runtimes.tensor_listing import ListedTensor
 
 
 class PassReport(BaseModel):
@@ -16,6 +33,30 @@ class PassReport(BaseModel):
     name: str
     suitable: bool
     reasons: tuple[str, ...]
+    remedies: tuple[str, ...] = ()
+    """What would help."""
+
+
+class DtypeReport(BaseModel):
+    """The tensors of one dtype."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dtype: str
+    tensors: int
+    values: int
+    share: float
+    """Part of all values, from 0 to 1."""
+
+
+class InnerModel(BaseModel):
+    """A model below a path."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    title: str
+    """What it is."""
 
 
 class ModelReport(BaseModel):
@@ -24,43 +65,180 @@ class ModelReport(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     path: str
-    format: str
-    summary: str
+    title: str
+    """What it is."""
+    format: str | None
+    """The installed format that is used; None if none reads the path."""
+    summary: str | None
     """One-line summary of the format."""
     runtime: str | None
     """The runtime that executes it here."""
-    also: tuple[str, ...]
+    also: tuple[str, ...] = ()
     """Other formats that recognize the path; they are not used."""
+    inner: tuple[InnerModel, ...] = ()
+    """Other models below the path."""
     size_bytes: int | None
+    """Size of the files that are used; of all files if none is."""
     parameters: int | None
-    macs: int | None
+    macs: int | None = None
     details: tuple[tuple[str, str], ...]
     """Labelled facts from the format."""
+    tensors: int | None
+    """Number of stored tensors."""
+    dtypes: tuple[DtypeReport, ...]
+    files: tuple[FileReport, ...]
+    problem: str | None = None
+    """Why the model cannot be opened."""
+    remedy: str | None = None
+    """The way to a model that passes read, where this one is not."""
+    damaged: bool = False
+    """True if a header is truncated or damaged."""
     passes: tuple[PassReport, ...]
 
 
-def report_model(model: StoredModel) -> ModelReport:
-    """Describe a model on disk and check it against every installed pass.
+def report_path(path: Path) -> ModelReport:
+    """Describe the model at a path, whether passes read it or not.
 
     Raises:
-        ModelError: the model's description cannot be read.
+        ModelError: the path does not exist, or nothing is recognized there.
     """
+    if path.exists() and not recognizing_formats(path):
+        foreign = identify_any(path)
+        if foreign is not None:
+            return _report_foreign(foreign)
+    return report_model(recognize(path))
+
+
+def report_model(model: StoredModel) -> ModelReport:
+    """Describe a model of an installed format, and check it against every installed pass."""
     format_, path = model.format, model.path
-    facts = format_.facts(path)
+    problem = remedy = None
+    starter = None
+    try:
+        starter = StarterModel(format_.facts(path), format_.inputs(path))
+        details = format_.describe(path)
+    except ModelError as error:
+        problem, remedy, details = error.what, error.remedy, []
+    damaged, listing = False, None
+    try:
+        listing = format_.tensor_listing(path)
+    except ModelError as error:
+        damaged, problem = True, problem or error.what
+    files = report_files(model)
+    facts = None if problem or starter is None else starter.facts
     return ModelReport(
         path=str(path),
+        title=format_.title(path),
         format=format_.name,
         summary=format_.summary,
         runtime=format_.runtime,
-        also=tuple(
-            candidate.name for candidate in recognizing_formats(path) if candidate is not format_
-        ),
-        size_bytes=facts.size_bytes,
-        parameters=facts.parameters,
-        macs=facts.macs,
-        details=tuple(format_.describe(path)),
-        passes=tuple(
-            PassReport(name=entry.pass_name, suitable=not entry.reasons, reasons=entry.reasons)
-            for entry in suitable_passes(format_, facts)
-        ),
+        also=tuple(other.name for other in recognizing_formats(path) if other is not format_),
+        inner=_inner(path, files),
+        size_bytes=sum(file.size_bytes for file in files if file.used),
+        parameters=(facts and facts.parameters) or _parameters(listing),
+        macs=None if facts is None else facts.macs,
+        details=tuple(details),
+        tensors=None if listing is None else len(listing),
+        dtypes=_dtypes(listing),
+        files=files,
+        problem=problem,
+        remedy=remedy or (format_.way_forward if problem is None else None),
+        damaged=damaged,
+        passes=_passes(_suitability(model, starter if problem is None else None, remedy)),
+    )
+
+
+def report_passes(model: StoredModel) -> tuple[PassReport, ...]:
+    """Check a model against every installed pass; errors as ``Format.facts``."""
+    starter = StarterModel(model.format.facts(model.path), model.format.inputs(model.path))
+    return _passes(suitable_passes(model.format, starter))
+
+
+def _suitability(
+    model: StoredModel, starter: StarterModel | None, remedy: str | None
+) -> list[PassSuitability]:
+    if starter is not None:
+        return suitable_passes(model.format, starter)
+    return unsuitable_passes(model.format.name, remedy)
+
+
+def _report_foreign(foreign: ForeignModel) -> ModelReport:
+    path = foreign.path
+    problem, content = None, Description()
+    try:
+        content = foreign.describe()
+    except ModelError as error:
+        problem = error.what
+    return ModelReport(
+        path=str(path),
+        title=foreign.title,
+        format=None,
+        summary=None,
+        runtime=None,
+        inner=_describe_inner(content.inner),
+        size_bytes=size_bytes(path),
+        parameters=_parameters(content.tensors),
+        details=content.details,
+        tensors=None if content.tensors is None else len(content.tensors),
+        dtypes=_dtypes(content.tensors),
+        files=list_files(path),
+        problem=problem,
+        remedy=foreign.remedy,
+        damaged=problem is not None,
+        passes=_passes(unsuitable_passes(None, foreign.remedy)),
+    )
+
+
+def _inner(path: Path, files: Sequence[FileReport]) -> tuple[InnerModel, ...]:
+    """Return the other models in a folder; single weight files are listed among its files."""
+    if not path.is_dir():
+        return ()
+    used = {path / file.name for file in files if file.used}
+    return _describe_inner(
+        inner
+        for inner in inner_models(path)
+        if (inner.is_dir() or inner.suffix == ".onnx")
+        and inner not in used
+        and not any(inner in file.parents for file in used)
+    )
+
+
+def _describe_inner(paths: Iterable[Path]) -> tuple[InnerModel, ...]:
+    return tuple(InnerModel(path=str(path), title=_title(path)) for path in paths)
+
+
+def _title(path: Path) -> str:
+    """Return what the model at a path is, without describing it."""
+    if formats := recognizing_formats(path):
+        return formats[0].title(formats[0].model_path(path))
+    foreign = identify_any(path)
+    return "a model" if foreign is None else foreign.title
+
+
+def _parameters(listing: Sequence[ListedTensor] | None) -> int | None:
+    return None if listing is None else sum(tensor.values for tensor in listing)
+
+
+def _dtypes(listing: Sequence[ListedTensor] | None) -> tuple[DtypeReport, ...]:
+    """Return the tensors by dtype, the most values first."""
+    total = _parameters(listing) or 1
+    by_dtype: dict[str, list[int]] = {}
+    for tensor in listing or ():
+        by_dtype.setdefault(tensor.dtype, []).append(tensor.values)
+    reports = [
+        DtypeReport(dtype=dtype, tensors=len(values), values=sum(values), share=sum(values) / total)
+        for dtype, values in by_dtype.items()
+    ]
+    return tuple(sorted(reports, key=lambda report: (-report.values, report.dtype)))
+
+
+def _passes(answers: Sequence[PassSuitability]) -> tuple[PassReport, ...]:
+    return tuple(
+        PassReport(
+            name=answer.pass_name,
+            suitable=not answer.reasons,
+            reasons=answer.reasons,
+            remedies=answer.remedies,
+        )
+        for answer in answers
     )

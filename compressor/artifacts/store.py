@@ -193,6 +193,11 @@ class Store:
             next(self.artifacts(), None) is not None or not any(self.root.iterdir())
         )
 
+    def was_used(self) -> bool:
+        """Return True if artifacts were built here; a folder ``runs`` may be another tool's."""
+        built = any((self.root / name).is_dir() for name in (".staging", ".locks"))
+        return built or next(self.artifacts(), None) is not None
+
     def artifacts(self) -> Iterator[Path]:
         """Yield the folders of the published artifacts, oldest first."""
         if self.root.is_dir():

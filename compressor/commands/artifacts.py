@@ -18,7 +18,7 @@ from compressor.commands.options import (
     RequireSignature,
     StoreDir,
 )
-from compressor.errors import DamagedArtifactError
+from compressor.errors import DamagedArtifactError, ModelError
 
 PANEL = "Artifacts"
 app = typer.Typer()
@@ -29,22 +29,24 @@ def show(
     target: Annotated[
         str,
         typer.Argument(
-            help="Artifact, store, model, or family:preset such as autoglm-phone:9b.",
+            help="Artifact, store, model file or folder, or family:preset.",
             metavar="TARGET",
         ),
     ] = str(DEFAULT_STORE),
     as_json: AsJson = False,
 ) -> None:
-    """Show an artifact, a store, a model, or the size of a preset.
+    """Show what any file or folder is, or the size of a preset.
 
-    For a model, `show` lists the passes that can read it, and why others cannot.
+    For a model, `show` lists its parts and the passes that it can go through, with what stands
+    against the others and what would help. Nothing is executed or unpickled. Exits with code 2 if
+    nothing is recognized, or if the model is damaged.
     """
     from compressor.artifacts.store import MANIFEST, Store
 
     path = Path(target)
     if (path / MANIFEST).is_file():
         _show_artifact(path, as_json)
-    elif Store(path).exists():
+    elif Store(path).was_used():
         _show_store(path, as_json)
     elif path.exists():
         _show_model(path, as_json)
@@ -53,15 +55,21 @@ def show(
 
 
 def _show_artifact(path: Path, as_json: bool) -> None:
+    from compressor.analysis.model_report import report_passes
     from compressor.artifacts.store import open_artifact
+    from compressor.runtimes.formats import StoredModel
 
     artifact = open_artifact(path)
+    passes = report_passes(StoredModel.of(artifact))
     if as_json:
-        print_json(artifact.manifest.model_dump(mode="json"))
+        tables = {"passes": [pass_.model_dump(mode="json") for pass_ in passes]}
+        print_json({**artifact.manifest.model_dump(mode="json"), **tables})
         return
     from compressor.reports.console.artifacts import render_artifact
+    from compressor.reports.console.models import render_suitability
 
     render_artifact(artifact)
+    render_suitability(passes, artifact.name)
 
 
 def _show_store(path: Path, as_json: bool) -> None:
@@ -77,16 +85,17 @@ def _show_store(path: Path, as_json: bool) -> None:
 
 
 def _show_model(path: Path, as_json: bool) -> None:
-    from compressor.analysis.model_report import report_model
-    from compressor.runtimes.formats import recognize
+    from compressor.analysis.model_report import report_path
 
-    report = report_model(recognize(path))
+    report = report_path(path)
     if as_json:
         print_json(report.model_dump(mode="json"))
-        return
-    from compressor.reports.console.models import render_model
+    else:
+        from compressor.reports.console.models import render_model
 
-    render_model(report)
+        render_model(report)
+    if report.damaged:
+        raise ModelError(f"{path} is damaged", remedy="copy or download it again")
 
 
 def _show_preset(name: str, as_json: bool) -> None:

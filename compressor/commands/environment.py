@@ -44,7 +44,7 @@ def doctor(
     else:
         render_doctor(diagnosis)
         if report is not None:
-            render_suitability(report)
+            render_suitability(report.passes, report.path)
     if not diagnosis.ok:
         raise typer.Exit(CompressError.exit_code)
 
@@ -93,7 +93,7 @@ def explain(
         return
     render_entry(entry)
     if report is not None and report.passes:
-        render_suitability(report)
+        render_suitability(report.passes, report.path)
 
 
 def _report_model(path: Path | None) -> ModelReport | None:

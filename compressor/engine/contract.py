@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from compressor.config.record import Record
 from compressor.data.contract import DataFacts, default_cache
 from compressor.models.capabilities.capability import Capability
+from compressor.models.capabilities.signature import InputSpec
 from compressor.models.facts import ModelFacts
 
 if TYPE_CHECKING:
@@ -43,6 +44,33 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class DataNeed:
+    """A data set that a pass runs a model on. The engine checks that it fits the model."""
+
+    field: str
+    """Path of the config field that names the data set, such as ``calibration.data``."""
+    data: str
+    """Name of the data set."""
+    role: str = "parent"
+    """Role of the model, as in ``PlanContext.facts``, or ``OUTPUT``."""
+    labels: str | None = None
+    """Setting that needs labels, as the user writes it, such as ``importance: taylor``; None if no
+    setting needs them."""
+    unlabelled: str | None = None
+    """Setting in its place that needs no labels, such as ``importance: activation``."""
+    min_samples: int = 1
+    """Smallest number of samples that the pass accepts."""
+    min_samples_field: str | None = None
+    """Path of the config field that states ``min_samples``."""
+    ignores_inputs: bool = False
+    """True if arrays that the model does not take are ignored."""
+
+
+OUTPUT = "output"
+"""Role of the model that a step writes."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlanContext:
     """Facts that a pass may use while planning."""
 
@@ -51,6 +79,17 @@ class PlanContext:
     artifact, such as ``teacher``."""
     data: Mapping[str, DataFacts] = field(default_factory=dict)
     """Facts of the data sets that the config names, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class StarterModel:
+    """A model on disk for which `show` checks the passes and `init --from` writes a pipeline."""
+
+    facts: ModelFacts
+    inputs: tuple[InputSpec, ...] | None = None
+    """None where they are not known."""
+    data: str | None = "samples"
+    """Name of a data set with samples of these inputs; None if no installed source provides it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +153,28 @@ class Pass(ABC, Generic[P]):
         which the required fields are missing.
         """
         return self.capabilities
+
+    def data_needs(self, config: P) -> tuple[DataNeed, ...]:
+        """Return the data sets that the pass runs a model on.
+
+        The engine compares them with the model while planning, before the first step of a run, and
+        batch by batch: inputs, shapes, ranges, labels and the number of samples.
+        """
+        return ()
+
+    def is_recommended(self, model: StarterModel) -> bool:
+        """Return True if a first pipeline for a model should have the pass; by default it has not.
+
+        It is called for models that the pass accepts.
+        """
+        return False
+
+    def starter_fields(self, model: StarterModel) -> Mapping[str, Any]:
+        """Return the fields that a step needs for a model, without those whose default fits.
+
+        `show` checks the model with them, and `init --from` writes them.
+        """
+        return {}
 
     def tools_for(self, config: P) -> tuple[str, ...]:
         """Return ``tools`` and the distributions that only this config needs."""

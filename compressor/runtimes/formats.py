@@ -21,6 +21,7 @@ from compressor.artifacts.store import MANIFEST, MODEL, open_artifact
 from compressor.config import discovery
 from compressor.errors import ModelError, UsageError
 from compressor.models.facts import ModelFacts
+from compressor.runtimes.foreign.identify import MODEL_KINDS, identify_any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     from compressor.artifacts.manifest import Metric
     from compressor.artifacts.store import Artifact
     from compressor.data.contract import Batch
+    from compressor.models.capabilities.signature import InputSpec
     from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
     from compressor.runtimes.layers import Layers
     from compressor.runtimes.session import Session
+    from compressor.runtimes.tensor_listing import ListedTensor
 
     TensorReader = Callable[[], np.ndarray[Any, Any]]
 
@@ -96,6 +99,8 @@ class Format(ABC):
     """True where `bisect` can exchange single layers between two models (torch modules)."""
     precedence: ClassVar[int] = 0
     """Decides where several formats recognize a path: the highest wins."""
+    way_forward: ClassVar[str | None] = None
+    """What to do to get a model that other passes read; None where another pass leads there."""
 
     @abstractmethod
     def recognizes(self, path: Path) -> bool:
@@ -107,6 +112,35 @@ class Format(ABC):
     def model_path(self, path: Path) -> Path:
         """Return the path that the other methods take: by default the model's folder."""
         return path.parent if path.is_file() else path
+
+    def title(self, path: Path) -> str:
+        """Return what a model is, in one line for `show`; by default the format's summary."""
+        return self.summary
+
+    def files(self, path: Path) -> Mapping[str, Path]:
+        """Return the files that the model uses, by their name in a model folder of this format.
+
+        A source model is copied from them. By default they are all files of the folder.
+        """
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return {file.relative_to(path).as_posix(): file for file in files}
+
+    def inputs(self, path: Path) -> tuple[InputSpec, ...] | None:
+        """Return the inputs of a model; None if they are not known.
+
+        Raises:
+            ModelError: the model's description cannot be read.
+        """
+        architecture = self.facts(path).architecture()
+        return None if architecture is None else architecture.signature.inputs
+
+    def tensor_listing(self, path: Path) -> tuple[ListedTensor, ...] | None:
+        """Return names, dtypes and shapes of the stored weights; None if they are not listed.
+
+        Raises:
+            ModelError: a header is truncated or damaged.
+        """
+        return None
 
     def describe(self, path: Path) -> list[tuple[str, str]]:
         """Return labelled facts for `show`, beyond the size, parameters and MACs of ``facts``."""
@@ -265,10 +299,27 @@ def recognize(path: Path) -> StoredModel:
         )
     if candidates := recognizing_formats(path):
         return StoredModel(candidates[0], candidates[0].model_path(path))
-    known = "\n".join(f"    {format_.name}: {format_.summary}" for format_ in installed_formats())
-    raise ModelError(
-        f"{path} is not a model of any installed format:\n{known}",
-        remedy=f"name the folder that holds the model's files (an artifact's is {MODEL}/)",
+    if (foreign := identify_any(path)) is not None:
+        raise foreign.refusal()
+    raise ModelError(_unrecognized(path), remedy=_REMEDY_FOR_UNRECOGNIZED)
+
+
+_REMEDY_FOR_UNRECOGNIZED = f"name the folder or file of a model (an artifact's is {MODEL}/)"
+
+
+def _unrecognized(path: Path) -> str:
+    """Return the message for a path that holds no model: what is there, and what was looked for."""
+    if path.is_dir():
+        names = sorted(child.name for child in path.iterdir())
+        more = ", …" if names[5:] else ""
+        content = f"it holds {', '.join(names[:5])}{more}" if names else "it is empty"
+    else:
+        content = f"it has {path.stat().st_size} bytes"
+    formats = "\n".join(f"    {format_.name}: {format_.summary}" for format_ in installed_formats())
+    others = ", ".join(dict.fromkeys(kind.short_title for kind in MODEL_KINDS))
+    return (
+        f"{path} is not recognized as a model: {content}. Looked for:\n{formats}\n"
+        f"    and kinds that no pass reads: {others}"
     )
 
 

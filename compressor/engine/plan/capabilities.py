@@ -1,16 +1,17 @@
-"""Passes that a model can go through, and the capabilities it lacks for the others."""
+"""Passes that a model can go through, and what stands against the others."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from compressor.config import discovery
-from compressor.engine.contract import Pass, PlanContext
-from compressor.errors import CompressError, GpuError
+from compressor.engine.contract import Pass, PlanContext, StarterModel
+from compressor.errors import CompressError
 from compressor.models.capabilities.capability import Capability
 from compressor.models.facts import ModelFacts
 from compressor.models.missing import Missing, missing
@@ -22,8 +23,10 @@ class PassSuitability:
     """The answer for one pass and one model."""
 
     pass_name: str
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
     """Everything that stands against the pass; empty if the model can go through."""
+    remedies: tuple[str, ...] = ()
+    """What would help."""
 
 
 def missing_capabilities(facts: ModelFacts, needs: Sequence[type[Capability]]) -> list[Missing]:
@@ -32,11 +35,43 @@ def missing_capabilities(facts: ModelFacts, needs: Sequence[type[Capability]]) -
     return [] if architecture is None else missing(architecture, needs)
 
 
-def suitable_passes(format_: Format, facts: ModelFacts) -> list[PassSuitability]:
-    """Return every installed pass with what stands against it, at its default configuration."""
+def suitable_passes(format_: Format, model: StarterModel) -> list[PassSuitability]:
+    """Return every installed pass with what stands against it, at the fields for a first try."""
+    passes = installed_passes()
+    answers = {pass_.name: _answer(pass_, format_, model) for pass_ in passes}
+    ready = [pass_ for pass_ in passes if not answers[pass_.name].reasons]
+    return [
+        answers[pass_.name]
+        if accepts(pass_.accepts, format_.name)
+        else replace(answers[pass_.name], remedies=_preparation(pass_, format_, ready))
+        for pass_ in passes
+    ]
+
+
+def unsuitable_passes(format_name: str | None, remedy: str | None) -> list[PassSuitability]:
+    """Return every installed pass for a model that none of them can read.
+
+    Args:
+        format_name: the model's format, where it only cannot be opened; None for a foreign kind.
+        remedy: what would help, whatever the pass.
+    """
+    remedies = () if remedy is None else (remedy,)
+    return [
+        PassSuitability(pass_.name, (_unreadable(pass_, format_name),), remedies)
+        for pass_ in installed_passes()
+    ]
+
+
+def _unreadable(pass_: Pass[Any], format_name: str | None) -> str:
+    if format_name is not None and accepts(pass_.accepts, format_name):
+        return "the model cannot be opened"
+    return f"reads {' or '.join(sorted(pass_.accepts))}"
+
+
+def installed_passes() -> list[Pass[Any]]:
+    """Return every installed pass once, sorted by name."""
     names = [name for name in discovery.names(discovery.PASSES) if not is_alias(name)]
-    passes = (discovery.load(discovery.PASSES, name) for name in names)
-    return [PassSuitability(pass_.name, tuple(_reasons(pass_, format_, facts))) for pass_ in passes]
+    return [discovery.load(discovery.PASSES, name) for name in names]
 
 
 def is_alias(pass_name: str) -> bool:
@@ -44,24 +79,42 @@ def is_alias(pass_name: str) -> bool:
     return bool(discovery.load(discovery.PASSES, pass_name).name != pass_name)
 
 
-def _reasons(pass_: Pass[Any], format_: Format, facts: ModelFacts) -> list[str]:
+def _answer(pass_: Pass[Any], format_: Format, model: StarterModel) -> PassSuitability:
     if not accepts(pass_.accepts, format_.name):
-        return [f"reads {' or '.join(sorted(pass_.accepts))}, not {format_.name}"]
-    lacking = missing_capabilities(facts, pass_.needs(pass_.Config.model_construct()))
-    reasons = [f"the model has no {need.label}: {need.remedy}" for need in lacking]
-    return reasons or _refusals(pass_, facts)
+        return PassSuitability(pass_.name, (_reads_another(pass_, format_.name),))
+    lacking = missing_capabilities(model.facts, pass_.needs(pass_.Config.model_construct()))
+    if lacking:
+        return PassSuitability(
+            pass_.name,
+            tuple(f"the model has no {need.label}" for need in lacking),
+            tuple(need.remedy for need in lacking),
+        )
+    return _refusal(pass_, model)
 
 
-def _refusals(pass_: Pass[Any], facts: ModelFacts) -> list[str]:
-    """Return why the pass refuses the model at its default configuration, if it has one."""
+def _reads_another(pass_: Pass[Any], name: str) -> str:
+    return f"reads {' or '.join(sorted(pass_.accepts))}, not {name}"
+
+
+def _preparation(pass_: Pass[Any], format_: Format, ready: Sequence[Pass[Any]]) -> tuple[str, ...]:
+    """Return the way from a format that a pass does not read to one that it reads."""
+    leading = [other.name for other in ready if accepts(pass_.accepts, other.produces)]
+    if leading:
+        return (f"run {' or '.join(leading)} first",)
+    way = format_.way_forward or (
+        f"start from the {' or '.join(sorted(pass_.accepts))} model that it was made from"
+    )
+    return (way,)
+
+
+def _refusal(pass_: Pass[Any], model: StarterModel) -> PassSuitability:
+    """Return why the pass refuses the model with the fields for a first try, if it does."""
     try:
-        config = pass_.Config()
-    except ValidationError:  # the pass has required fields, and no default configuration
-        return []
-    try:
-        pass_.estimate(config, facts, PlanContext({"parent": facts}))
-    except GpuError as error:
-        return [error.what]
+        config = pass_.Config.model_validate_json(json.dumps(dict(pass_.starter_fields(model))))
+        pass_.estimate(config, model.facts, PlanContext({"parent": model.facts}))
+    except ValidationError:  # the pass has required fields that only the user can set
+        return PassSuitability(pass_.name)
     except CompressError as error:
-        return [error.what if error.remedy is None else f"{error.what}: {error.remedy}"]
-    return []
+        remedies = () if error.remedy is None else (error.remedy,)
+        return PassSuitability(pass_.name, (error.what,), remedies)
+    return PassSuitability(pass_.name)

@@ -17,7 +17,8 @@ class ModelConfig(Record):
     """The model to start from: a folder, or a freshly initialized model of a family."""
 
     path: str | None = None
-    """A model folder in any installed format, or an artifact; relative to pipeline.yaml."""
+    """A model's folder or file in any installed format, or an artifact; relative to
+    pipeline.yaml. `autoglm-compress show PATH` describes it."""
     family: str | None = None
     """A model family; the weights are initialized from `seed`."""
     preset: str | None = None

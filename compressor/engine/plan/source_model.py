@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from compressor.artifacts.files import copy_file
-from compressor.artifacts.fingerprint import digest_tree
+from compressor.artifacts.fingerprint import digest_file, digest_json
 from compressor.artifacts.store import Artifact
 from compressor.config.document import Document
 from compressor.config.record import Record
@@ -90,36 +90,36 @@ class InitializedModel(SourceModel):
         load_module(out, context.device)
 
 
-class ModelFolder(SourceModel):
-    """A folder in any installed format, copied into the store file by file."""
+class ModelFiles(SourceModel):
+    """A model in any installed format, copied into the store file by file."""
 
-    def __init__(self, folder: Path) -> None:
-        """Recognize the format of a folder.
+    def __init__(self, path: Path) -> None:
+        """Recognize the format of a folder or file.
 
         Raises:
             ModelError: no installed format recognizes it.
         """
-        self.folder = folder
-        self.stored = recognize(folder)
+        self.stored = recognize(path)
         self.format = self.stored.format.name
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Return the digest of every file's path and content."""
-        return {"files": digest_tree(self.folder)}
+        """Return the digest of the name and content of every file that the model uses."""
+        files = self.stored.format.files(self.stored.path)
+        return {"files": digest_json({name: digest_file(file) for name, file in files.items()})}
 
     def facts(self) -> ModelFacts:
-        """Return the format's facts about the folder."""
-        return self.stored.format.facts(self.folder)
+        """Return the format's facts about the model."""
+        return self.stored.format.facts(self.stored.path)
 
     def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:
         """Check the model as its format does, such as for NaN in the weights."""
-        self.stored.format.check(self.folder)
+        self.stored.format.check(self.stored.path)
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:
-        """Copy every file; with links, the model could change without the store noticing."""
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        for index, file in enumerate(files):
-            copy_file(file, out / file.relative_to(self.folder))
+        """Copy the files; with links, the model could change without the store noticing."""
+        files = self.stored.format.files(self.stored.path)
+        for index, (name, file) in enumerate(files.items()):
+            copy_file(file, out / name)
             context.progress("files", index + 1, len(files), {})
         return PassOutput()
 
@@ -129,15 +129,17 @@ def open_source(model: ModelConfig, document: Document, base: Path) -> SourceMod
 
     Raises:
         ConfigError: a family, preset or field is wrong.
-        ModelError: the folder does not exist, or holds no model that may be loaded.
+        ModelError: the path does not exist, or holds no model that may be loaded.
     """
     if model.family is not None:
         return InitializedModel(*resolve_family(model.family, model.preset, model.config, document))
-    folder = (base / str(model.path)).resolve()
-    if not folder.is_dir():
+    path = base / str(model.path)
+    # A file may be a link to one without a suffix, as in the cache of Hugging Face.
+    path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+    if not path.exists():
         raise ModelError(
-            f"{folder} is not a directory", remedy="`model.path` is relative to the pipeline file"
+            f"{path} does not exist", remedy="`model.path` is relative to the pipeline file"
         )
-    source = ModelFolder(folder)
+    source = ModelFiles(path)
     source.facts()
     return source

@@ -12,7 +12,7 @@ from compressor.engine.plan.config import SOURCE
 from compressor.engine.plan.gate_problems import gate_problems
 from compressor.engine.plan.pipeline import Pipeline, Step
 from compressor.errors import Problem
-from compressor.runtimes.formats import accepts
+from compressor.runtimes.formats import accepts, format_named
 
 
 def wiring_problems(pipeline: Pipeline, sources: SourceContext) -> list[Problem]:
@@ -24,9 +24,8 @@ def format_problem(pipeline: Pipeline, step: Step, parent: str, format_name: str
     """Return the problem of a step that cannot read the format that its parent writes."""
     readable = " or ".join(sorted(step.pass_.accepts))
     what = f"{step.pass_.name} cannot follow {parent}: it reads {readable}, not {format_name}"
-    return pipeline.document.problem(
-        ("passes", step.index), what, remedy="reorder the steps, or branch with `from:`"
-    )
+    remedy = format_named(format_name).way_forward or "reorder the steps, or branch with `from:`"
+    return pipeline.document.problem(("passes", step.index), what, remedy=remedy)
 
 
 class _Wiring:

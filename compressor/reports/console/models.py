@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.text import Text
 
 from compressor.analysis.model_report import ModelReport, PassReport
@@ -17,39 +19,90 @@ from compressor.reports.console.terminal import (
 )
 from compressor.reports.rows import formatting
 
+_MOST_ROWS = 30
+"""Rows of a table of files."""
+
 
 def render_model(report: ModelReport) -> None:
-    """Print a model's format and facts, and the passes that can read it."""
+    """Print what a model is, its parts, and the passes that it can go through."""
     print_pairs(_model_rows(report), title=report.path)
     print_pairs(report.details)
-    render_suitability(report)
+    if report.dtypes:
+        out.print()
+        _render_dtypes(report)
+    if report.files and (report.files[1:] or report.files[0].used):
+        out.print()
+        _render_files(report)
+    if report.problem is not None:
+        out.print()
+        print_line(f"It cannot be opened: {report.problem}")
+    render_suitability(report.passes, report.path)
+    if report.remedy is not None:
+        print_line(f"→ {report.remedy}")
 
 
-def render_suitability(report: ModelReport) -> None:
-    """Print the passes that can read a model, and the reasons against the others."""
+def render_suitability(passes: Sequence[PassReport], path: str) -> None:
+    """Print the passes that a model can go through, and what stands against the others."""
     out.print()
-    table = new_text_table("pass", "", f"for {report.path}")
-    for pass_ in report.passes:
-        table.add_row(*_pass_cells(pass_))
+    table = new_text_table("pass", "", f"for {path}", "what would help")
+    shared = {pass_.remedies for pass_ in passes}
+    for pass_ in passes:
+        mark = Text("✓", style="green") if pass_.suitable else Text("–", style="dim")
+        help_text = (
+            "see below" if len(shared) == 1 and pass_.remedies else "; ".join(pass_.remedies)
+        )
+        table.add_row(Text(pass_.name), mark, Text("\n".join(pass_.reasons)), Text(help_text))
     out.print(table)
 
 
 def _model_rows(report: ModelReport) -> list[tuple[str, str]]:
-    rows = [
-        ("Format", f"{report.format}: {report.summary}"),
-        ("Runtime", report.runtime or formatting.DASH),
+    rows = [("What it is", report.title)]
+    if report.format is not None:
+        rows.append(("Format", f"{report.format}: {report.summary}"))
+        rows.append(("Runtime", report.runtime or formatting.DASH))
+    rows += [
         ("Size", formatting.optional_number(report.size_bytes, "bytes")),
         ("Parameters", formatting.optional_number(report.parameters, "count")),
-        ("MACs", formatting.optional_number(report.macs, "count")),
     ]
+    if report.macs is not None:
+        rows.append(("MACs", formatting.count(report.macs)))
     if report.also:
         rows.append(("Also recognized as", ", ".join(report.also)))
+    if report.inner:
+        rows.append(
+            (
+                "Other models in it",
+                _shortened([f"{inner.path}: {inner.title}" for inner in report.inner]),
+            )
+        )
     return rows
 
 
-def _pass_cells(report: PassReport) -> tuple[Text, Text, Text]:
-    mark = Text("✓", style="green") if report.suitable else Text("–", style="dim")
-    return Text(report.name), mark, Text("\n".join(report.reasons))
+def _shortened(names: Sequence[str]) -> str:
+    more = f"\n… and {len(names) - _MOST_ROWS} more" if names[_MOST_ROWS:] else ""
+    return "\n".join(names[:_MOST_ROWS]) + more
+
+
+def _render_dtypes(report: ModelReport) -> None:
+    table = new_table("dtype", "tensors", "values", "share")
+    for entry in report.dtypes:
+        share = f"{100 * entry.share:.1f} %"
+        table.add_row(Text(entry.dtype), str(entry.tensors), formatting.count(entry.values), share)
+    out.print(table)
+
+
+def _render_files(report: ModelReport) -> None:
+    used = [file for file in report.files if file.used]
+    unused = [file for file in report.files if not file.used]
+    for title, files in (("file", used), ("file that nothing reads", unused)):
+        if not files:
+            continue
+        table = new_text_table(title, "size", "")
+        for file in files[:_MOST_ROWS]:
+            table.add_row(Text(file.name), formatting.size(file.size_bytes), Text(file.note or ""))
+        out.print(table)
+        if files[_MOST_ROWS:]:
+            print_line(f"… and {len(files) - _MOST_ROWS} more (--json prints all)")
 
 
 def render_sizes(sizes: ModelSizes) -> None:

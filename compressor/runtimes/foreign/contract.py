@@ -6,12 +6,13 @@ file names, and never executes or unpickles anything. Installed formats are aske
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import ModelError
-from compressor.runtimes.stored_tensors import StoredTensor
+from compressor.runtimes.tensor_listing import ListedTensor
 
 EXPORT_FROM_PYTHON = (
     "export the module in Python: `torch.onnx.export(module, args, 'model.onnx', dynamo=True)`; "
@@ -30,7 +31,7 @@ class Description:
 
     details: tuple[tuple[str, str], ...] = ()
     """Labelled facts."""
-    tensors: tuple[StoredTensor, ...] | None = None
+    tensors: tuple[ListedTensor, ...] | None = None
     """None where the tensors cannot be listed."""
     inner: tuple[Path, ...] = ()
     """Models below the path."""
@@ -43,6 +44,12 @@ class ForeignKind(ABC):
     """What it is, to be read after "is": ``a GGUF file``."""
     way_forward: str | None = None
     """What to do to get a model that passes read; None if there is no way."""
+
+    @property
+    def short_title(self) -> str:
+        """The title without its article and its explanation."""
+        start = re.split(r"[,:(]", self.title)[0].strip()
+        return re.sub(r"^(an?|the) ", "", start)
 
     @abstractmethod
     def recognizes(self, path: Path) -> bool:
@@ -85,7 +92,7 @@ class ForeignModel:
     def refusal(self) -> ModelError:
         """Return the error for a pass or a command that needs a model of an installed format."""
         return ModelError(
-            f"{self.path} is {self.title}, which no pass reads",
+            f"{self.path} is {self.title}; no pass reads it",
             remedy=self.remedy or f"`autoglm-compress show {self.path}` describes it",
         )
 

@@ -14,7 +14,7 @@ from compressor.runtimes.foreign.contract import (
     Description,
     ForeignKind,
 )
-from compressor.runtimes.stored_tensors import StoredTensor, safetensors_tensors
+from compressor.runtimes.tensor_listing import ListedTensor, safetensors_tensors
 
 _MAX_DEPTH = 4
 _MAX_FOLDERS = 2000
@@ -171,7 +171,7 @@ FOLDER_KINDS: tuple[ForeignKind, ...] = (
 )
 
 
-def _tensors(folder: Path) -> tuple[StoredTensor, ...] | None:
+def _tensors(folder: Path) -> tuple[ListedTensor, ...] | None:
     """Return the tensors of the safetensors files of a folder; None if there are none.
 
     Libraries store the same weights in half precision in files named ``*.fp16.safetensors``.

@@ -16,7 +16,7 @@ from compressor.runtimes.foreign.contract import (
     ForeignKind,
     first_bytes,
 )
-from compressor.runtimes.stored_tensors import StoredTensor
+from compressor.runtimes.tensor_listing import ListedTensor
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -108,7 +108,7 @@ class GgufFile(ForeignKind):
         return Description(tuple(rows), tuple(tensors))
 
 
-def _read_header(file: BinaryIO) -> tuple[int, dict[str, Any], list[StoredTensor]]:
+def _read_header(file: BinaryIO) -> tuple[int, dict[str, Any], list[ListedTensor]]:
     """Return version, metadata without arrays, and tensors."""
     file.seek(4)
     version = _scalar(file, "I")
@@ -124,7 +124,7 @@ def _read_header(file: BinaryIO) -> tuple[int, dict[str, Any], list[StoredTensor
     return version, metadata, [_tensor(file) for _ in range(tensor_count)]
 
 
-def _tensor(file: BinaryIO) -> StoredTensor:
+def _tensor(file: BinaryIO) -> ListedTensor:
     name = _string(file)
     rank = _scalar(file, "I")
     if rank > 8:
@@ -132,7 +132,7 @@ def _tensor(file: BinaryIO) -> StoredTensor:
     shape = [_scalar(file, "Q") for _ in range(rank)]
     type_number = _scalar(file, "I")
     file.seek(8, 1)  # offset of the data
-    return StoredTensor(
+    return ListedTensor(
         name, _TENSOR_TYPES.get(type_number, f"type {type_number}"), tuple(reversed(shape))
     )
 

@@ -26,8 +26,8 @@ _MODEL_FILES: tuple[ForeignKind, ...] = (
     SafetensorsFile(),
     Pickle(),
 )
-KINDS: tuple[ForeignKind, ...] = (*FOLDER_KINDS, *_MODEL_FILES, *NOT_MODELS)
-"""Every foreign kind, in the order in which they are tested."""
+MODEL_KINDS: tuple[ForeignKind, ...] = (*FOLDER_KINDS, *_MODEL_FILES)
+"""Every foreign kind of model, in the order in which they are tested."""
 
 
 def identify(path: Path) -> ForeignModel | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from compressor.runtimes.stored_tensors import StoredTensor
+from compressor.runtimes.tensor_listing import ListedTensor
 
 _STORAGE_DTYPES = {
     "DoubleStorage": "float64",
@@ -63,7 +63,7 @@ class PickledObject:
     imports: tuple[str, ...]
     """Names that unpickling would import, sorted."""
 
-    def tensors(self) -> tuple[StoredTensor, ...]:
+    def tensors(self) -> tuple[ListedTensor, ...]:
         """Return the tensors in nested dictionaries and module states, by dotted name."""
         return tuple(_walk(self.value, "", set()))
 
@@ -256,7 +256,7 @@ def _update(target: Any, entries: list[Any]) -> None:
         owner.update(_as_dict(entries))
 
 
-def _walk(value: Any, name: str, visited: set[int]) -> Iterator[StoredTensor]:
+def _walk(value: Any, name: str, visited: set[int]) -> Iterator[ListedTensor]:
     """Yield the tensors of an object, each container once.
 
     The containers of a module's state do not count in the names.
@@ -275,7 +275,7 @@ def _walk(value: Any, name: str, visited: set[int]) -> Iterator[StoredTensor]:
         yield from _walk(entry, inner, visited)
 
 
-def _tensor(call: Call, name: str) -> StoredTensor | None:
+def _tensor(call: Call, name: str) -> ListedTensor | None:
     """Return the tensor that a call would build; None for every other call."""
     function, arguments = call.function, call.arguments
     if not isinstance(function, Symbol) or not isinstance(arguments, tuple) or not arguments:
@@ -293,4 +293,4 @@ def _tensor(call: Call, name: str) -> StoredTensor | None:
     dtype = _STORAGE_DTYPES.get(kind.name, kind.name)
     if function.name == "_rebuild_tensor_v3" and isinstance(arguments[-2], Symbol):
         dtype = arguments[-2].name
-    return StoredTensor(name, dtype, tuple(int(size) for size in shape))
+    return ListedTensor(name, dtype, tuple(int(size) for size in shape))

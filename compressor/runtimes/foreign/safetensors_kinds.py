@@ -7,7 +7,7 @@ from pathlib import Path
 from compressor.errors import ModelError
 from compressor.models.checkpoint.safetensors_files import read_header
 from compressor.runtimes.foreign.contract import Description, ForeignKind, first_bytes
-from compressor.runtimes.stored_tensors import safetensors_tensors
+from compressor.runtimes.tensor_listing import safetensors_tensors
 
 MERGE_ADAPTER = (
     "merge it into its base model in Python: PEFT's `merge_and_unload()`, then `save_pretrained`"

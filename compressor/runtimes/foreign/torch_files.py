@@ -17,7 +17,7 @@ from compressor.runtimes.foreign.contract import (
     first_bytes,
 )
 from compressor.runtimes.foreign.pickle_opcodes import PickledObject, read_object
-from compressor.runtimes.stored_tensors import StoredTensor
+from compressor.runtimes.tensor_listing import ListedTensor
 
 ZIP = b"PK\x03\x04"
 _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -181,6 +181,6 @@ def _read_member(path: Path, name: str, limit: int) -> bytes:
     raise ModelError(f"{path} has no {name}")
 
 
-def _described_tensor(name: str, meta: dict[str, Any]) -> StoredTensor:
+def _described_tensor(name: str, meta: dict[str, Any]) -> ListedTensor:
     shape = tuple(int(size["as_int"]) for size in meta["sizes"])
-    return StoredTensor(name, _SCALAR_TYPES.get(meta["dtype"], f"type {meta['dtype']}"), shape)
+    return ListedTensor(name, _SCALAR_TYPES.get(meta["dtype"], f"type {meta['dtype']}"), shape)

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.artifacts.files import size_bytes
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.decoding import Array, Decoder, DecoderOptions, GenerationLimits
+from compressor.runtimes.foreign.identify import identify
 from compressor.runtimes.formats import Cost, Format, LowPrecision, SampleShapes
 
 if TYPE_CHECKING:
     from compressor.data.contract import Batch
+    from compressor.models.capabilities.signature import InputSpec
     from compressor.runtimes.formats import TensorReader
     from compressor.runtimes.layers import Layers
     from compressor.runtimes.session import Session
+    from compressor.runtimes.tensor_listing import ListedTensor
 
 _MODEL = "model.onnx"
 
@@ -29,19 +31,54 @@ class Onnx(Format):
     precedence = 1
 
     def recognizes(self, path: Path) -> bool:
-        """Return True for an .onnx file, or a folder with model.onnx."""
-        return path.suffix == ".onnx" if path.is_file() else (path / _MODEL).is_file()
+        """Return True for an .onnx file that is nothing else, or a folder with model.onnx."""
+        if path.is_file():
+            return path.suffix == ".onnx" and identify(path) is None
+        return (path / _MODEL).is_file()
 
     def model_path(self, path: Path) -> Path:
         """Return the folder of model.onnx; a file of another name stays the file itself."""
         return path.parent if path.is_file() and path.name == _MODEL else path
 
-    def describe(self, path: Path) -> list[tuple[str, str]]:
-        """Return operator sets, inputs and outputs."""
+    def title(self, path: Path) -> str:
+        """Return what the graph is for, as far as its folder shows."""
+        is_genai = path.is_dir() and (path / "genai_config.json").is_file()
+        return "an ONNX graph of onnxruntime-genai" if is_genai else "an ONNX graph"
+
+    def files(self, path: Path) -> Mapping[str, Path]:
+        """Return all files of a folder; of a single file, itself and its external data."""
+        if path.is_dir():
+            return super().files(path)
+        from compressor.graphs.external_data import external_locations
+
+        names = external_locations(path)
+        return {_MODEL: path, **{name: path.parent / name for name in sorted(names)}}
+
+    def inputs(self, path: Path) -> tuple[InputSpec, ...] | None:
+        """Return the inputs of the graph."""
         from compressor.graphs.files import read_graph
+        from compressor.graphs.signature import input_specs
+
+        return input_specs(read_graph(path))
+
+    def tensor_listing(self, path: Path) -> tuple[ListedTensor, ...] | None:
+        """Return the initializers of the graph."""
+        from compressor.graphs.files import read_graph
+        from compressor.graphs.signature import initializer_rows
+        from compressor.runtimes.tensor_listing import ListedTensor
+
+        return tuple(ListedTensor(*row) for row in initializer_rows(read_graph(path)))
+
+    def describe(self, path: Path) -> list[tuple[str, str]]:
+        """Return operator sets, inputs, outputs and external data."""
+        from compressor.graphs.files import external_files, read_graph
         from compressor.graphs.signature import signature_rows
 
-        return signature_rows(read_graph(path))
+        graph = read_graph(path)
+        rows = signature_rows(graph)
+        if external := sorted(external_files(graph)):
+            rows.append(("external data", ", ".join(external)))
+        return rows
 
     def check(self, path: Path) -> None:
         """Check that the graph can be parsed and that external data lies inside the folder."""
@@ -51,7 +88,7 @@ class Onnx(Format):
 
     def facts(self, path: Path) -> ModelFacts:
         """Return the size; parameters and MACs need the shapes of a sample, see ``cost``."""
-        return ModelFacts(size_bytes=size_bytes(path))
+        return ModelFacts(size_bytes=_size_bytes(self.files(path)))
 
     def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:
         """Count parameters and MACs from the graph."""
@@ -60,7 +97,9 @@ class Onnx(Format):
 
         graph = read_graph(path)
         return Cost(
-            size_bytes(path), cost.count_parameters(graph), cost.count_macs(graph, sample_shapes)
+            _size_bytes(self.files(path)),
+            cost.count_parameters(graph),
+            cost.count_macs(graph, sample_shapes),
         )
 
     def open_session(self, path: Path, *, threads: int, device: str = "cpu") -> Session:
@@ -106,6 +145,10 @@ class Onnx(Format):
             low_precision.integer_mac_share(nodes),
             tuple(low_precision.slowdown_reasons(nodes)),
         )
+
+
+def _size_bytes(files: Mapping[str, Path]) -> int:
+    return sum(file.stat().st_size for file in files.values() if file.is_file())
 
 
 class _OnnxDecoder(Decoder):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from compressor.runtimes.formats import TensorReader
     from compressor.runtimes.layers import Layers
     from compressor.runtimes.session import Session
+    from compressor.runtimes.tensor_listing import ListedTensor
     from compressor.runtimes.tensorrt.manifest import EngineManifest
 
 _ENGINE, _BUNDLE = "engine.json", "bundle.json"
@@ -31,8 +32,14 @@ class Engine(Format):
     precedence = 2
 
     def recognizes(self, path: Path) -> bool:
-        """Return True for a folder with engine.json or bundle.json."""
-        return (path / _ENGINE).is_file() or (path / _BUNDLE).is_file()
+        """Return True for a folder with engine.json or bundle.json, or a file of such a folder."""
+        is_file = path.is_file() and (path.suffix == ".engine" or path.name in {_ENGINE, _BUNDLE})
+        folder = path.parent if is_file else path
+        return (folder / _ENGINE).is_file() or (folder / _BUNDLE).is_file()
+
+    def tensor_listing(self, path: Path) -> tuple[ListedTensor, ...] | None:
+        """Return the weights of the graph that the engine was built from."""
+        return _GRAPH.tensor_listing(path) if _GRAPH.recognizes(path) else None
 
     def describe(self, path: Path) -> list[tuple[str, str]]:
         """Return what engine.json or bundle.json records of the build."""

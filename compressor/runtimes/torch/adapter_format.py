@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.errors import ModelError
+from compressor.runtimes.foreign.safetensors_kinds import MERGE_ADAPTER
 from compressor.runtimes.formats import Format
 
 if TYPE_CHECKING:
     from compressor.runtimes.formats import TensorReader
+    from compressor.runtimes.tensor_listing import ListedTensor
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -23,10 +25,23 @@ class Adapter(Format):
     name = "adapter"
     summary = f"a PEFT adapter: {_CONFIG} and {_WEIGHTS}"
     precedence = 1
+    way_forward = MERGE_ADAPTER
 
     def recognizes(self, path: Path) -> bool:
-        """Return True for a folder with PEFT's adapter_config.json."""
-        return (path / _CONFIG).is_file()
+        """Return True for a folder with PEFT's adapter_config.json, or one of its two files."""
+        folder = path.parent if path.name in {_CONFIG, _WEIGHTS} and path.is_file() else path
+        return (folder / _CONFIG).is_file()
+
+    def title(self, path: Path) -> str:
+        """Return the method of the adapter."""
+        return f"a PEFT adapter ({self._config(path).get('peft_type', 'method not named')})"
+
+    def tensor_listing(self, path: Path) -> tuple[ListedTensor, ...] | None:
+        """Return the matrices of the adapter; None where they are pickled."""
+        from compressor.runtimes.tensor_listing import safetensors_tensors
+
+        weights = path / _WEIGHTS
+        return safetensors_tensors([weights]) if weights.is_file() else None
 
     def describe(self, path: Path) -> list[tuple[str, str]]:
         """Return the method, rank, scale, target modules and base model that PEFT recorded."""
@@ -54,9 +69,9 @@ class Adapter(Format):
 
     def tensors(self, path: Path) -> Mapping[str, TensorReader]:
         """Return the factors A and B of each target module, by PEFT's names."""
-        from compressor.runtimes.torch.tensors import stored_tensors
+        from compressor.runtimes.torch.tensors import tensors_of_file
 
-        return stored_tensors(path)
+        return tensors_of_file(path / _WEIGHTS)
 
     def _config(self, path: Path) -> Mapping[str, object]:
         try:

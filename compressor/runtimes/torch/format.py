@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compressor.errors import UsageError
+from compressor.errors import ModelError, UsageError
 from compressor.models.facts import ModelFacts, facts_of
 from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
+from compressor.runtimes.foreign.contract import EXPORT_FROM_PYTHON
+from compressor.runtimes.foreign.folders import sentence_modules
+from compressor.runtimes.foreign.identify import identify
 from compressor.runtimes.formats import Format, LowPrecision
 
 if TYPE_CHECKING:
@@ -18,10 +21,13 @@ if TYPE_CHECKING:
     from compressor.runtimes.formats import TensorReader
     from compressor.runtimes.layers import Layers
     from compressor.runtimes.session import Session
+    from compressor.runtimes.tensor_listing import ListedTensor
 
 _CONFIG = "config.json"
 _QUANTIZATION = "quantization.json"
 _PACKING = "quantization_config"
+_WHOLE_MODEL = frozenset({_CONFIG, "model.safetensors", "model.safetensors.index.json"})
+"""Files that stand for the folder they lie in."""
 
 
 class FamilyFormat(Format):
@@ -32,19 +38,48 @@ class FamilyFormat(Format):
 
     def recognizes(self, path: Path) -> bool:
         """Return True if config.json describes a model of a family, in this format's variant."""
-        config = _read_config(path)
-        return config is not None and self.is_variant(path, config)
+        folder = _folder_of(path)
+        config = None if folder is None else _read_config(folder)
+        return folder is not None and config is not None and self.is_variant(folder, config)
 
     @abstractmethod
     def is_variant(self, path: Path, config: Mapping[str, Any]) -> bool:
         """Return True if the folder holds this format's variant of a family's model."""
 
+    def title(self, path: Path) -> str:
+        """Return the family, or class and model type of a checkpoint of transformers."""
+        config = _read_config(path) or {}
+        model_type, classes = config.get("model_type"), config.get("architectures")
+        if model_type is None:
+            return f"a model of the family {config.get('family', 'that config.json should name')}"
+        names = ", ".join(map(str, classes)) if isinstance(classes, list) and classes else None
+        return f"a checkpoint of transformers: {names or 'class not named'} ({model_type})"
+
     def describe(self, path: Path) -> list[tuple[str, str]]:
         """Return the family and, for a checkpoint of transformers, its model type."""
-        facts = facts_of(path)
-        model_type = (facts.config or {}).get("model_type")
-        rows = [("family", str(facts.family))]
-        return [*rows, ("model type", str(model_type))] if model_type else rows
+        config = _read_config(path) or {}
+        rows = [("family", str(config.get("family", "transformers")))] if config else []
+        if (model_type := config.get("model_type")) is not None:
+            rows.append(("model type", str(model_type)))
+        if modules := sentence_modules(path):
+            rows.append(("sentence-transformers", ", ".join(kind for kind, _ in modules)))
+        return rows
+
+    def files(self, path: Path) -> Mapping[str, Path]:
+        """Return config, weights that count, and the files of tokenizer and processor."""
+        from compressor.models.checkpoint.companions import model_files
+
+        return {file.relative_to(path).as_posix(): file for file in model_files(path)}
+
+    def tensor_listing(self, path: Path) -> tuple[ListedTensor, ...] | None:
+        """Return the tensors of the safetensors files that count."""
+        from compressor.models.checkpoint.weight_files import read_weight_files
+        from compressor.runtimes.tensor_listing import listed
+
+        weights = read_weight_files(path)
+        if not weights.files:
+            return None
+        return listed(tensor.entry for tensor in weights.checked().tensors.values())
 
     def check(self, path: Path) -> None:
         """Check config.json and every weight; see ``Format.check``."""
@@ -56,7 +91,13 @@ class FamilyFormat(Format):
 
     def facts(self, path: Path) -> ModelFacts:
         """Return family, architecture, parameters and MACs from config.json."""
-        return facts_of(path)
+        try:
+            return facts_of(path)
+        except ModelError as error:
+            if error.remedy is not None or "model_type" not in (_read_config(path) or {}):
+                raise
+            remedy = f"load it with transformers, and {EXPORT_FROM_PYTHON}"
+            raise ModelError(error.what, remedy=remedy) from error
 
     def open_session(self, path: Path, *, threads: int, device: str = "cpu") -> Session:
         """Open the module in eager inference mode."""
@@ -105,13 +146,16 @@ class Torch(FamilyFormat):
     def recognizes(self, path: Path) -> bool:
         """Return True also for a folder with a broken or missing config.json beside weights.
 
-        Opening it then names everything that is wrong.
+        Opening it then names everything that is wrong. Models of other libraries are left to
+        ``foreign``.
         """
-        if not path.is_dir():
+        folder = _folder_of(path)
+        if folder is None:
             return False
-        if _read_config(path) is not None:
+        if _read_config(folder) is not None:
             return super().recognizes(path)
-        return (path / _CONFIG).is_file() or any(path.glob("model*.safetensors"))
+        is_broken = (folder / _CONFIG).is_file() or any(folder.glob("model*.safetensors"))
+        return is_broken and path.is_dir() and identify(path) is None
 
     def is_variant(self, path: Path, config: Mapping[str, Any]) -> bool:
         """Return True where nothing is quantized."""
@@ -166,6 +210,13 @@ class Packed(FamilyFormat):
                 "transformers, and ONNX Runtime after `export-onnx`",
             )
         )
+
+
+def _folder_of(path: Path) -> Path | None:
+    """Return the folder of a model, which may be named by one of its files; None for others."""
+    if path.is_dir():
+        return path
+    return path.parent if path.name in _WHOLE_MODEL and path.is_file() else None
 
 
 def _read_config(path: Path) -> Mapping[str, Any] | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.models.checkpoint.safetensors_files import read_header
+from compressor.models.checkpoint.safetensors_files import TensorEntry, read_header
 
 _SAFETENSORS_DTYPES = {
     "F64": "float64",
@@ -30,7 +30,7 @@ _SAFETENSORS_DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
+class ListedTensor:
     """One tensor of a model file."""
 
     name: str
@@ -44,14 +44,18 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-def safetensors_tensors(files: Iterable[Path]) -> tuple[StoredTensor, ...]:
+def listed(entries: Iterable[TensorEntry]) -> tuple[ListedTensor, ...]:
+    """Return entries of safetensors headers as listed tensors."""
+    return tuple(
+        ListedTensor(entry.name, _SAFETENSORS_DTYPES.get(entry.dtype, entry.dtype), entry.shape)
+        for entry in entries
+    )
+
+
+def safetensors_tensors(files: Iterable[Path]) -> tuple[ListedTensor, ...]:
     """Return the tensors of safetensors files.
 
     Raises:
         ModelError: a file is truncated, damaged, or not a safetensors file.
     """
-    return tuple(
-        StoredTensor(entry.name, _SAFETENSORS_DTYPES.get(entry.dtype, entry.dtype), entry.shape)
-        for file in files
-        for entry in read_header(file)
-    )
+    return listed(entry for file in files for entry in read_header(file))
