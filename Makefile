@@ -23,7 +23,7 @@ benchmark: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[phone-bed,heic,trt-rtx,provenance,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[phone-bed,heic,parquet,trt-rtx,provenance,dev]'
 	touch $@
 
 clean:

@@ -1,60 +1,113 @@
-"""Text files and tokenizers that several sources read."""
+"""Files that a path or a glob pattern names, and tokenizers that several sources read."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.data.contract import SourceContext
-from compressor.errors import DataError
+from compressor.errors import CompressError, DataError
+from compressor.models.checkpoint.tokenizer_json import largest_token_id
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_TOKENIZER = "tokenizer.json"
+_ARCHIVE_DEBRIS = "__MACOSX"
+_SLOW_TOKENIZERS = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+    "vocab.txt",
+    "vocab.json",
+)
+"""Files from which transformers builds a tokenizer where there is no tokenizer.json."""
+
 
 def match_files(pattern: str, context: SourceContext) -> list[Path]:
-    """Return the files that match a path or glob pattern, sorted.
+    """Return the files that a path or a glob pattern names, sorted.
 
-    Relative patterns start from the base of the context.
+    A path that exists is that file, whatever characters it has; only otherwise is it a pattern.
+    Hidden files and those in hidden folders match only where the pattern names them. Relative
+    paths start from the base of the context.
     """
     path = Path(pattern)
+    if (context.base / path).is_file():
+        return [context.base / path]
+    return [file for file in _glob(path, context) if not _is_hidden(file, path, context)]
+
+
+def file_problems(pattern: str, context: SourceContext) -> list[str]:
+    """Return a message if a path or pattern names no file."""
+    path = Path(pattern)
+    if match_files(pattern, context):
+        return []
+    if (context.base / path).is_dir():
+        return [f"{pattern} is a folder: name its files, such as {path / '*.jsonl'}"]
+    if hidden := _glob(path, context):
+        return [f"{pattern} matches only hidden files, such as {hidden[0]}: name them explicitly"]
+    return [f"{pattern} matches no file below {context.base}"]
+
+
+def _glob(path: Path, context: SourceContext) -> list[Path]:
     base = Path(path.anchor) if path.is_absolute() else context.base
-    return sorted(file for file in base.glob(str(path.relative_to(path.anchor))) if file.is_file())
-
-
-def no_match(pattern: str, context: SourceContext) -> str:
-    """Return the message for a pattern that matches no file."""
-    return f"{pattern} matches no file below {context.base}"
-
-
-def read_text(file: Path) -> str:
-    """Return the content of a UTF-8 file.
-
-    Raises:
-        DataError: the file is not UTF-8.
-    """
+    relative = str(path.relative_to(path.anchor))
     try:
-        return file.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8: byte {error.start}") from error
+        return sorted(file for file in base.glob(relative) if file.is_file())
+    except ValueError:  # no pattern, such as an empty path, or one with `**` inside of a name
+        return []
+
+
+def _is_hidden(file: Path, pattern: Path, context: SourceContext) -> bool:
+    """Return True if a part that a wildcard matched is hidden and the pattern does not name it."""
+    fixed = tuple(takewhile(lambda part: not set("*?[") & set(part), pattern.parts))
+    matched = file.parts[len(context.base.joinpath(*fixed).parts) :]
+    named = [part for part in pattern.parts if part[0] == "." or part == _ARCHIVE_DEBRIS]
+    return any(
+        (part[0] == "." or part == _ARCHIVE_DEBRIS)
+        and not any(fnmatchcase(part, name) for name in named)
+        for part in matched
+    )
 
 
 def tokenizer_file(name: str, context: SourceContext) -> Path:
     """Return the file of a tokenizer, which is named itself or by its folder."""
     path = context.base / name
-    return path if path.suffix == ".json" else path / "tokenizer.json"
+    return path if path.suffix == ".json" else path / _TOKENIZER
 
 
 def tokenizer_problems(name: str, context: SourceContext) -> list[str]:
-    """Return a message if a tokenizer's file is missing."""
+    """Return a message if a tokenizer's file is missing or has no vocabulary."""
     file = tokenizer_file(name, context)
     if file.is_file():
+        try:
+            largest_token_id(file)
+        except CompressError as error:
+            return [str(error)]
         return []
+    if file.parent.is_dir() and file.name == _TOKENIZER:
+        return tokenizer_folder_problems(file.parent)
     return [f"there is no tokenizer at {file}; `tokenizer` is relative to pipeline.yaml"]
 
 
+def tokenizer_folder_problems(folder: Path) -> list[str]:
+    """Return a message if a checkpoint's folder has no tokenizer.json, with the remedy."""
+    if (folder / _TOKENIZER).is_file():
+        return tokenizer_problems(_TOKENIZER, SourceContext(folder))
+    if others := [other for other in _SLOW_TOKENIZERS if (folder / other).is_file()]:
+        return [
+            f"{folder} has {' and '.join(others)}, but no {_TOKENIZER}; write it with: "
+            'python -c "from transformers import AutoTokenizer as T; '
+            f"T.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        ]
+    return [f"there is no tokenizer at {folder / _TOKENIZER}; copy the checkpoint's file there"]
+
+
 def open_tokenizer(file: Path) -> Tokenizer:
-    """Open a tokenizer's file.
+    """Open a tokenizer's file, without the truncation and padding that it may be saved with.
 
     Raises:
         DataError: the file is not a tokenizer.
@@ -62,8 +115,11 @@ def open_tokenizer(file: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises no narrower class
         raise DataError(
             f"{file} is not a tokenizer: {error}", remedy="copy the checkpoint's files again"
         ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

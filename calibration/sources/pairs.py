@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,16 +10,38 @@ from pydantic import Field
 
 from calibration.sources.arrays import Array, ArrayDataset, draw_indices, draw_problems
 from calibration.sources.files import (
+    file_problems,
     match_files,
-    no_match,
     open_tokenizer,
-    read_text,
     tokenizer_file,
     tokenizer_problems,
 )
+from calibration.sources.records.reading import (
+    layouts_digested,
+    read_records,
+    sample_records,
+    sampled_files,
+)
+from calibration.sources.records.record import (
+    DataRecord,
+    ProblemList,
+    RecordError,
+    checked_text,
+)
+from calibration.sources.starter import shortened, tokenizer_path
 from compressor.artifacts.fingerprint import digest_file, digest_json
-from compressor.data.contract import Dataset, DataSource, SourceConfig, SourceContext
-from compressor.errors import DataError
+from compressor.data.contract import (
+    DataFacts,
+    Dataset,
+    DataSource,
+    InputFacts,
+    SourceConfig,
+    SourceContext,
+    StarterData,
+    StarterInputs,
+)
+from compressor.errors import CompressError, DataError
+from compressor.models.checkpoint.tokenizer_json import largest_token_id
 
 _NO_ANSWER = -100
 """Label of a passage, which is ignored."""
@@ -31,8 +52,9 @@ class TextPairsConfig(SourceConfig):
     """Config of the data source ``text-pairs``."""
 
     path: str
-    """A JSONL file, or a glob pattern of such files, with `{"query": …, "passage": …}` in each
-    line; relative to pipeline.yaml."""
+    """A file of records `{"query": …, "passage": …}`, or a glob pattern of such files; relative to
+    pipeline.yaml. They end in `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`, and may
+    be compressed by gzip."""
     tokenizer: str
     """A `tokenizer.json`, or a folder that holds one, such as a checkpoint's; relative to
     pipeline.yaml."""
@@ -55,20 +77,48 @@ class TextPairs(DataSource[TextPairsConfig]):
     name = "text-pairs"
     Config = TextPairsConfig
 
+    def starter(self, model: StarterInputs) -> StarterData | None:
+        """Return padded texts for a model that takes tokens and their mask."""
+        names = frozenset({"input_ids", "attention_mask"})
+        if any(model.named(name) is None for name in names):
+            return None
+        fields = {
+            "path": "pairs/*.jsonl",
+            "tokenizer": tokenizer_path(model),
+            **shortened(TextPairsConfig, model),
+        }
+        files = 'JSONL files of {"query": …, "passage": …}: a path or a pattern'
+        return StarterData(fields, names, files)
+
     def problems(self, config: TextPairsConfig, context: SourceContext) -> list[str]:
-        """Return missing files, a missing tokenizer, and fields without effect."""
-        problems = draw_problems(config) + tokenizer_problems(config.tokenizer, context)
-        if not match_files(config.path, context):
-            problems.append(no_match(config.path, context))
-        return problems
+        """Return missing files, a missing tokenizer, fields without effect, and invalid records.
+
+        Of large files, the first and last records are checked.
+        """
+        files = match_files(config.path, context)
+        return [
+            *draw_problems(config),
+            *tokenizer_problems(config.tokenizer, context),
+            *file_problems(config.path, context),
+            *_sample_problems(files),
+        ]
+
+    def facts(self, config: TextPairsConfig, context: SourceContext) -> DataFacts:
+        """Return the inputs and the largest token that can occur."""
+        file, shape = tokenizer_file(config.tokenizer, context), (config.sequence_length,)
+        ids = InputFacts("input_ids", "int64", shape, largest_token_id(file), str(file))
+        mask = InputFacts("attention_mask", "int64", shape, 1, "a mask")
+        return DataFacts((ids, mask), has_labels=True)
 
     def digest(self, config: TextPairsConfig, context: SourceContext) -> str:
         """Return a digest of the config, and of the content of the files and the tokenizer."""
+        files = match_files(config.path, context)
         return digest_json(
             {
                 "version": 1,
                 "config": config.model_dump(mode="json", exclude={"path", "tokenizer"}),
-                "files": [digest_file(file) for file in match_files(config.path, context)],
+                "files": [digest_file(file) for file in files],
+                **layouts_digested(files),
                 "tokenizer": digest_file(tokenizer_file(config.tokenizer, context)),
             }
         )
@@ -77,9 +127,10 @@ class TextPairs(DataSource[TextPairsConfig]):
         """Read the pairs, draw from them, and tokenize.
 
         Raises:
-            DataError: a line is not a pair, there are no pairs, or the tokenizer cannot be read.
+            DataError: a record is not a pair, there are no pairs, or the tokenizer cannot be read.
+            MissingExtraError: a file's layout needs a library that is not installed.
         """
-        pairs = [pair for file in match_files(config.path, context) for pair in _read_pairs(file)]
+        pairs = _read_pairs(match_files(config.path, context))
         if not pairs:
             raise DataError(f"{config.path} holds no pairs")
         indices = draw_indices(len(pairs), config.num_samples, config.seed)
@@ -106,24 +157,49 @@ class TextPairs(DataSource[TextPairsConfig]):
         return ArrayDataset(arrays, ("input_ids", "attention_mask"), "label")
 
 
-def _read_pairs(file: Path) -> list[tuple[str, str]]:
-    """Return the queries and passages of a file.
+def _sample_problems(files: list[Path]) -> list[str]:
+    problems = ProblemList()
+    for file in sampled_files(files):
+        try:
+            for record in sample_records(file, problems):
+                _pair(record, problems)
+        except CompressError as error:
+            problems.add(str(error))
+    return list(problems)
+
+
+def _read_pairs(files: list[Path]) -> list[tuple[str, str]]:
+    """Return the queries and passages of files.
 
     Raises:
-        DataError: the file is not UTF-8, or a line is not a pair.
+        DataError: records are not pairs; the first of them are listed.
     """
-    pairs = []
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            query, passage = record["query"], record["passage"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{file}:{number}: no JSON record with the fields 'query' and 'passage'"
-            ) from error
-        if not all(isinstance(text, str) and text.strip() for text in (query, passage)):
-            raise DataError(
-                f"{file}:{number}: `query` and `passage` must be texts that are not empty"
-            )
-        pairs.append((query, passage))
+    problems = ProblemList()
+    pairs = [
+        pair
+        for file in files
+        for record in read_records(file, problems)
+        if (pair := _pair(record, problems)) is not None
+    ]
+    problems.raise_if_any()
     return pairs
+
+
+def _pair(record: DataRecord, problems: ProblemList) -> tuple[str, str] | None:
+    """Return the query and the passage of a record; None after adding a problem."""
+    try:
+        query, passage = (_nonblank_text(record, name) for name in ("query", "passage"))
+    except RecordError as error:
+        problems.add(f"{record.where}: {error}")
+        return None
+    return query, passage
+
+
+def _nonblank_text(record: DataRecord, name: str) -> str:
+    if name not in record.fields:
+        keys = ", ".join(map(repr, record.fields)) or "none"
+        raise RecordError(f"no field {name!r}; expected 'query' and 'passage', found {keys}")
+    text = checked_text(record.fields[name], repr(name))
+    if not text.strip():
+        raise RecordError(f"{name!r} is blank")
+    return text

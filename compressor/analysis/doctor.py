@@ -39,6 +39,7 @@ _CORE = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "transformers"
 _EXTRAS = {
     "phone-bed": (("qtawesome", "espeakng-loader", "pillow"), "the data source phone-bed"),
     "heic": (("pillow-heif",), "pictures in HEIC"),
+    "parquet": (("pyarrow",), "data in parquet files"),
     "trt-rtx": (("tensorrt-rtx",), "the pass tensorrt, for RTX GPUs of any machine"),
     "trt": (("tensorrt",), "the pass tensorrt, for this machine's GPU"),
     "provenance": (

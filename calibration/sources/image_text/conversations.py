@@ -1,86 +1,112 @@
-"""Conversations with images in JSONL files, in the format of transformers' chat templates."""
+"""Conversations of files, their images, and the messages that a processor takes."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from calibration.sources.files import read_text
-
-Message = dict[str, Any]
-_FORMAT = (
-    '{"messages": [{"role": …, "content": "…" or [{"type": "image", "path": …}, '
-    '{"type": "text", "text": …}]}, …]}'
+from calibration.sources.conversations.conversation import (
+    Conversation,
+    ImagePart,
+    TextPart,
 )
+from calibration.sources.conversations.forms import parse_conversation
+from calibration.sources.records.reading import read_records, sample_records, sampled_files
+from calibration.sources.records.record import ProblemList, RecordError
+from compressor.data.pictures import check_header, without_pillow_warnings
+from compressor.errors import CompressError, DataError, MissingExtraError
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """One conversation: a line of a file."""
+def read_conversations(files: Iterable[Path], ignored: Collection[str]) -> list[Conversation]:
+    """Return the conversations of files.
 
-    where: str
-    """File and line, for messages."""
-    messages: tuple[Message, ...]
-    """Messages whose content is a list of parts; the ``path`` of an image is absolute."""
-
-    @property
-    def images(self) -> list[Path]:
-        """The files of the images, in order."""
-        return [
-            Path(part["path"])
-            for message in self.messages
-            for part in message["content"]
-            if part["type"] == "image"
-        ]
-
-    @property
-    def is_answered(self) -> bool:
-        """True if the last message is the assistant's."""
-        return bool(self.messages[-1]["role"] == "assistant")
-
-
-def read_conversations(file: Path) -> tuple[list[Conversation], list[str]]:
-    """Return the conversations of a file, and all problems with it.
-
-    Paths of images are relative to the file's folder.
+    Args:
+        files: files of records; paths of images are relative to their folders.
+        ignored: keys of records that are not read.
 
     Raises:
-        DataError: the file is not UTF-8.
+        DataError: records are no conversations, or their images are missing; the first of them are
+            listed.
+        MissingExtraError: a file's layout needs a library that is not installed.
     """
-    conversations, problems = [], []
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
-        where = f"{file}:{number}"
+    problems = ProblemList()
+    conversations = [
+        conversation
+        for file in files
+        for conversation in _conversations(file, ignored, problems, sample=False)
+    ]
+    problems.raise_if_any()
+    return conversations
+
+
+def sample_problems(files: Sequence[Path], ignored: Collection[str]) -> list[str]:
+    """Return the problems of the first and last conversations of files, and of their images."""
+    problems, conversations = ProblemList(), list[Conversation]()
+    for file in sampled_files(files):
         try:
-            messages = tuple(
-                _parse_message(message, file.parent) for message in json.loads(line)["messages"]
-            )
-        except (ValueError, KeyError, TypeError):
-            problems.append(f"{where}: expected {_FORMAT}")
-            continue
-        if not messages:
-            problems.append(f"{where}: no messages")
-            continue
-        conversation = Conversation(where, messages)
-        problems += [
-            f"{where}: there is no image {image}"
-            for image in conversation.images
-            if not image.is_file()
+            conversations += _conversations(file, ignored, problems, sample=True)
+        except CompressError as error:
+            problems.add(str(error))
+    return [*problems, *image_problems(conversations)]
+
+
+def image_problems(conversations: Iterable[Conversation]) -> ProblemList:
+    """Return the image files whose headers cannot be read, each with its conversation."""
+    problems, seen = ProblemList(), set[Path]()
+    for conversation in conversations:
+        for image in conversation.images:
+            if isinstance(image, bytes) or image in seen:
+                continue
+            seen.add(image)
+            try:
+                with without_pillow_warnings():
+                    check_header(image)
+            except (DataError, MissingExtraError) as error:
+                problems.add(f"{conversation.where}: {error}")
+    return problems
+
+
+@contextmanager
+def template_messages(conversation: Conversation) -> Iterator[list[dict[str, Any]]]:
+    """Yield the messages of a conversation as ``Processor.encode`` takes them.
+
+    Images that the record itself holds are files within the block.
+    """
+    with tempfile.TemporaryDirectory(prefix="autoglm-compress-") as folder:
+        names = (Path(folder) / f"image-{number}-of-the-record" for number in count(1))
+        yield [
+            {
+                "role": message.role,
+                "content": [_template_part(part, names) for part in message.parts],
+            }
+            for message in conversation.messages
         ]
-        conversations.append(conversation)
-    return conversations, problems
 
 
-def _parse_message(message: Any, base: Path) -> Message:
-    role, content = message["role"], message["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-    return {"role": str(role), "content": [_parse_part(part, base) for part in parts]}
+def _template_part(part: TextPart | ImagePart, names: Iterator[Path]) -> dict[str, str]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    file = part.source
+    if isinstance(file, bytes):
+        content, file = file, next(names)
+        file.write_bytes(content)
+    return {"type": "image", "path": str(file)}
 
 
-def _parse_part(part: Any, base: Path) -> dict[str, str]:
-    if part["type"] == "image":
-        return {"type": "image", "path": str((base / part["path"]).resolve())}
-    if part["type"] != "text" or not isinstance(part["text"], str):
-        raise ValueError("neither text nor image")
-    return {"type": "text", "text": part["text"]}
+def _conversations(
+    file: Path, ignored: Collection[str], problems: ProblemList, *, sample: bool
+) -> Iterator[Conversation]:
+    """Yield the conversations of a file, and add the problems of its records."""
+    has_records = False
+    for record in sample_records(file, problems) if sample else read_records(file, problems):
+        has_records = True
+        try:
+            yield parse_conversation(record, ignored=ignored)
+        except RecordError as error:
+            problems.add(f"{record.where}: {error}")
+    if not has_records and not list(problems):
+        problems.add(f"{file} holds no conversation")

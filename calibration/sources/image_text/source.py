@@ -6,15 +6,35 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from calibration.sources.arrays import Array, draw_indices, draw_problems
-from calibration.sources.files import match_files, no_match
-from calibration.sources.image_text.conversations import Conversation, read_conversations
+from calibration.sources.conversations.conversation import Conversation
+from calibration.sources.files import file_problems, match_files
+from calibration.sources.image_text.conversations import (
+    image_problems,
+    read_conversations,
+    sample_problems,
+    template_messages,
+)
+from calibration.sources.image_text.processor_files import processor_facts, processor_problems
+from calibration.sources.records.reading import layouts_digested
+from calibration.sources.starter import shortened
 from compressor.artifacts.fingerprint import digest_file, digest_json
-from compressor.data.contract import Batch, Dataset, DataSource, SourceConfig, SourceContext
-from compressor.errors import DataError
-from compressor.models.families.transformers.processor import FILES, Processor
+from compressor.data.contract import (
+    Batch,
+    DataFacts,
+    Dataset,
+    DataSource,
+    SourceConfig,
+    SourceContext,
+    StarterData,
+    StarterInputs,
+)
+from compressor.data.pictures import WHITE, parse_colour
+from compressor.errors import DataError, MissingExtraError
+from compressor.models.families.transformers.chat_templates import with_fixed_date
+from compressor.models.families.transformers.processor import Processor
 
 _IGNORED = -100
 """Label of tokens that are not learned."""
@@ -26,10 +46,13 @@ class ImageTextConfig(SourceConfig):
     """Config of the data source ``image-text``."""
 
     path: str
-    """A JSONL file, or a glob pattern of such files; relative to pipeline.yaml. Each line is
+    """A file of conversations, or a glob pattern of such files; relative to pipeline.yaml. They end
+    in `.jsonl`, `.ndjson`, `.json` or `.parquet`, and may be compressed by gzip. A record is
     `{"messages": [{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text",
-    "text": "…"}]}, {"role": "assistant", "content": "…"}]}`; paths of images are relative to the
-    file."""
+    "text": "…"}]}, {"role": "assistant", "content": "…"}]}`, or has a form of OpenAI, Qwen-VL,
+    ShareGPT, LLaVA or LLaMA-Factory: `image_url` with a path or a `data:` URL, `conversations` of
+    `from` and `value`, `image` or `images` with `<image>` in the text. Paths of images are relative
+    to the file. Nothing is downloaded."""
     processor: str
     """A checkpoint's folder with its tokenizer, chat template and image processor; relative to
     pipeline.yaml."""
@@ -40,6 +63,12 @@ class ImageTextConfig(SourceConfig):
     """Largest number of conversations, drawn at random; all conversations by default."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the draw of `num_samples` conversations."""
+    ignore: tuple[str, ...] = ()
+    """Keys of records that are not read, such as `[caption]`. Other unknown keys are an error,
+    except `id`, `source`, `dataset`, `category`, `language`, `metadata`, keys that start with `_`
+    or end in `_id`, and keys without a value or with a number."""
+    background: Annotated[str, AfterValidator(parse_colour)] = WHITE
+    """Colour behind transparent pixels: a name such as `white`, or `#rrggbb`."""
 
 
 class ImageText(DataSource[ImageTextConfig]):
@@ -54,42 +83,57 @@ class ImageText(DataSource[ImageTextConfig]):
     name = "image-text"
     Config = ImageTextConfig
 
+    def starter(self, model: StarterInputs) -> StarterData | None:
+        """Return conversations for a model that takes images; None without its processor."""
+        if model.named("pixel_values") is None or processor_problems(model.folder):
+            return None
+        fields = {
+            "path": "conversations/*.jsonl",
+            "processor": model.folder,
+            **shortened(ImageTextConfig, model),
+        }
+        names = frozenset(facts.name for facts in model.inputs)
+        return StarterData(fields, names, "JSONL files of conversations: a path or a pattern")
+
     def problems(self, config: ImageTextConfig, context: SourceContext) -> list[str]:
-        """Return missing files, invalid lines, missing images, and fields without effect."""
-        folder = context.base / config.processor
-        problems = draw_problems(config)
-        problems += [
-            f"{config.processor}: no {name} in {folder}"
-            for name in FILES
-            if not (folder / name).is_file()
+        """Return missing files, invalid records, missing images, and fields without effect.
+
+        Of large files, the first and last records and their images are checked.
+        """
+        return [
+            *draw_problems(config),
+            *processor_problems(context.base / config.processor),
+            *file_problems(config.path, context),
+            *sample_problems(match_files(config.path, context), config.ignore),
         ]
-        files = match_files(config.path, context)
-        if not files:
-            problems.append(no_match(config.path, context))
-        return problems + [problem for file in files for problem in read_conversations(file)[1]]
+
+    def facts(self, config: ImageTextConfig, context: SourceContext) -> DataFacts:
+        """Return the inputs, the largest token that can occur, and the size of a patch."""
+        return DataFacts(processor_facts(context.base / config.processor), has_labels=True)
 
     def digest(self, config: ImageTextConfig, context: SourceContext) -> str:
         """Return a digest of the config, and of the files, all images and the processor."""
         folder, files = context.base / config.processor, match_files(config.path, context)
-        images = sorted(
-            {
-                image
-                for file in files
-                for conversation in read_conversations(file)[0]
-                for image in conversation.images
-            }
-        )
+        images = {
+            image
+            for conversation in read_conversations(files, config.ignore)
+            for image in conversation.images
+            if not isinstance(image, bytes)
+        }
         processor_files = [
             file
             for file in sorted(folder.glob("*"))
             if file.suffix in {".json", ".jinja"} and "index" not in file.name
         ]
+        later_fields = {name for name in ("ignore", "background") if _is_default(config, name)}
+        exclude = {"path", "processor"} | later_fields
         return digest_json(
             {
                 "version": 1,
-                "config": config.model_dump(mode="json", exclude={"path", "processor"}),
+                "config": config.model_dump(mode="json", exclude=exclude),
                 "files": [digest_file(file) for file in files],
-                "images": [digest_file(image) for image in images],
+                **layouts_digested(files),
+                "images": [digest_file(image) for image in sorted(images)],
                 "processor": {file.name: digest_file(file) for file in processor_files},
             }
         )
@@ -98,21 +142,22 @@ class ImageText(DataSource[ImageTextConfig]):
         """Read the conversations; images are read when their samples are.
 
         Raises:
-            DataError: lines are invalid, images are missing, there are no conversations, or the
-                processor cannot be opened.
+            DataError: records are invalid, images are missing or broken, there are no
+                conversations, or the processor cannot be opened.
+            MissingExtraError: a file or an image needs a library that is not installed.
         """
-        pool, problems = [], []
-        for file in match_files(config.path, context):
-            conversations, file_problems = read_conversations(file)
-            pool += conversations
-            problems += file_problems
-        if problems:
-            raise DataError("\n".join(problems))
+        pool = read_conversations(match_files(config.path, context), config.ignore)
+        image_problems(pool).raise_if_any()
         if not pool:
             raise DataError(f"{config.path} holds no conversation")
         indices = draw_indices(len(pool), config.num_samples, config.seed)
         processor = Processor((context.base / config.processor).resolve())
-        return _Conversations([pool[index] for index in indices], processor, config.sequence_length)
+        processor.processor.chat_template = with_fixed_date(processor.processor.chat_template)
+        return _Conversations([pool[index] for index in indices], processor, config)
+
+
+def _is_default(config: ImageTextConfig, name: str) -> bool:
+    return bool(getattr(config, name) == type(config).model_fields[name].default)
 
 
 class _Conversations(Dataset):
@@ -128,10 +173,10 @@ class _Conversations(Dataset):
     label_name = "label"
 
     def __init__(
-        self, conversations: Sequence[Conversation], processor: Processor, sequence_length: int
+        self, conversations: Sequence[Conversation], processor: Processor, config: ImageTextConfig
     ) -> None:
         self.conversations, self.processor = conversations, processor
-        self.sequence_length = sequence_length
+        self.sequence_length, self.background = config.sequence_length, config.background
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -145,7 +190,7 @@ class _Conversations(Dataset):
         }
 
     def _sample(self, conversation: Conversation) -> dict[str, Array]:
-        arrays = encode_conversation(self.processor, conversation)
+        arrays = encode_conversation(self.processor, conversation, self.background)
         length = self.sequence_length
         if arrays["mm_token_type_ids"][length:].any():
             raise DataError(
@@ -159,8 +204,15 @@ class _Conversations(Dataset):
         return {**arrays, "attention_mask": mask_T, "label": label_T[:length]}
 
 
-def encode_conversation(processor: Processor, conversation: Conversation) -> dict[str, Array]:
+def encode_conversation(
+    processor: Processor, conversation: Conversation, background: str = WHITE
+) -> dict[str, Array]:
     """Return the processor's arrays of a conversation, and ``label``.
+
+    Args:
+        processor: processor of the checkpoint.
+        conversation: messages with images.
+        background: colour behind transparent pixels of images.
 
     Returns:
         The arrays of ``Processor.encode``; ``label``, int64 [T], has the tokens of the assistant's
@@ -168,15 +220,21 @@ def encode_conversation(processor: Processor, conversation: Conversation) -> dic
 
     Raises:
         DataError: an image cannot be read, or the processor refuses the conversation.
+        MissingExtraError: an image needs a library that is not installed.
     """
     try:
-        arrays = processor.encode(conversation.messages)
-        prompt = (
-            processor.encode(conversation.messages[:-1], add_generation_prompt=True)
-            if conversation.is_answered
-            else None
-        )
-    except Exception as error:  # Of the chat template, the tokenizer or Pillow.
+        with template_messages(conversation) as messages:
+            arrays = processor.encode(messages, background=background)
+            prompt = (
+                processor.encode(messages[:-1], background=background, add_generation_prompt=True)
+                if conversation.is_answered
+                else None
+            )
+    except MissingExtraError:
+        raise
+    except DataError as error:  # names the image
+        raise DataError(f"{conversation.where}: {error.what}", remedy=error.remedy) from error
+    except Exception as error:  # of the chat template or the tokenizer
         raise DataError(
             f"{conversation.where}: the processor of {processor.folder} fails: {error}"
         ) from error

@@ -108,11 +108,11 @@ def test_all_problems_are_reported_before_anything_is_encoded(base):
     problems = ImageText().problems(config_of(seed=1), SourceContext(base))
     parts = [
         "`seed` has no effect",
-        "preprocessor_config.json",
-        "no image",
-        ":3: expected",
+        "no preprocessor_config.json",
+        ":2: messages[0]: there is no image",
+        ":3: messages[0]: has no 'content'",
         ":4: no messages",
-        ":5: expected",
+        ":5: no JSON record",
     ]
     for problem, part in zip(problems, parts, strict=True):
         assert part in problem
@@ -120,10 +120,13 @@ def test_all_problems_are_reported_before_anything_is_encoded(base):
         ImageText().load(config_of(), SourceContext(base))
 
 
-def test_an_unreadable_picture_is_named(base):
+def test_an_unreadable_picture_is_named_before_anything_is_encoded(base):
     (base / "a.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"talks.jsonl:1: the processor of .* fails"):
-        load(base).batch(np.arange(1))
+    (problem,) = ImageText().problems(config_of(), SourceContext(base))
+    assert "talks.jsonl:1: " in problem
+    assert "a.png is no picture" in problem
+    with pytest.raises(DataError, match=r"talks.jsonl:1: .*a\.png is no picture"):
+        ImageText().load(config_of(), SourceContext(base))
 
 
 def test_a_processor_without_a_chat_template_is_refused(base):
@@ -131,8 +134,10 @@ def test_a_processor_without_a_chat_template_is_refused(base):
     tree = json.loads((base / "tokenizer_config.json").read_text())
     tree.pop("chat_template", None)
     (base / "tokenizer_config.json").write_text(json.dumps(tree))
+    (problem,) = ImageText().problems(config_of(), SourceContext(base))
+    assert "no chat template" in problem
     with pytest.raises(DataError, match="no chat template"):
-        load(base)
+        ImageText().load(config_of(), SourceContext(base))
 
 
 def test_the_digest_covers_pictures_and_processor(base):

@@ -116,13 +116,16 @@ def test_missing_files_and_fields_without_effect_are_reported(context: SourceCon
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([PAIRS[0], {"query": "how"}], ":2: no JSON record with the fields 'query' and 'passage'"),
+        (
+            [PAIRS[0], {"query": "how"}],
+            ":2: no field 'passage'; expected 'query' and 'passage', found 'query'",
+        ),
         (["how"], ":1: no JSON record"),
         (
             [{"query": "how", "passage": " "}],
-            ":1: `query` and `passage` must be texts that are not empty",
+            ":1: 'passage' is blank",
         ),
-        ([{"query": "how", "passage": 3}], ":1: `query` and `passage` must be texts"),
+        ([{"query": "how", "passage": 3}], ":1: 'passage' is the number 3, not text"),
         ([], "holds no pairs"),
     ],
 )

@@ -1,0 +1,77 @@
+"""Files of a processor's folder: what is missing, and what they tell about its arrays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from calibration.sources.files import tokenizer_folder_problems
+from compressor.artifacts.errors_from_os import reading
+from compressor.data.contract import InputFacts
+from compressor.errors import CompressError, DataError
+from compressor.models.checkpoint.tokenizer_json import largest_token_id
+from compressor.models.families.transformers.chat_templates import chat_template_problems
+from compressor.models.families.transformers.processor import FILES
+
+_TOKENIZER = "tokenizer.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_IMAGES = "preprocessor_config.json"
+
+
+def processor_problems(folder: Path) -> list[str]:
+    """Return missing and unreadable files, and a missing chat template."""
+    problems = [
+        f"no {name} in {folder}"
+        for name in FILES
+        if name != _TOKENIZER and not (folder / name).is_file()
+    ]
+    problems += tokenizer_folder_problems(folder)
+    try:
+        problems += chat_template_problems(folder)
+        for name in FILES:
+            if name != _TOKENIZER and (folder / name).is_file():
+                _read_object(folder / name)
+    except CompressError as error:
+        problems.append(str(error))
+    return problems
+
+
+def processor_facts(folder: Path) -> tuple[InputFacts, ...]:
+    """Return the arrays of a processor: the largest token, and the number of values of a patch.
+
+    Raises:
+        DataError: a file is not what its name says.
+    """
+    tokenizer = folder / _TOKENIZER
+    largest = max(largest_token_id(tokenizer), _largest_added_token(folder / _TOKENIZER_CONFIG))
+    images = _read_object(folder / _IMAGES)
+    frames: Any = images.get("temporal_patch_size")
+    side: Any = images.get("patch_size")
+    is_known = isinstance(frames, int) and isinstance(side, int)
+    values = 3 * frames * side**2 if is_known else None
+    return (
+        InputFacts("input_ids", "int64", (None,), largest, str(tokenizer)),
+        InputFacts("attention_mask", "int64", (None,), 1, "a mask"),
+        InputFacts("mm_token_type_ids", "int64", (None,), 1, "text or image"),
+        InputFacts("pixel_values", "float32", (None, values)),
+        InputFacts("image_grid_thw", "int64", (None, 3)),
+    )
+
+
+def _largest_added_token(file: Path) -> int:
+    """Return the largest id that transformers adds to a tokenizer from its config; -1 for none."""
+    added = _read_object(file).get("added_tokens_decoder") if file.is_file() else None
+    ids = [int(name) for name in added if name.isdigit()] if isinstance(added, dict) else []
+    return max(ids, default=-1)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        with reading(file):
+            value = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON: {error}", remedy="copy the file again") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{file} is not a JSON object", remedy="copy the file again")
+    return value

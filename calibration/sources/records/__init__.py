@@ -1,0 +1,1 @@
+"""Records and texts in files: encodings, JSON Lines, JSON, CSV, TSV and parquet."""

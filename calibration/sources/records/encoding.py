@@ -1,0 +1,124 @@
+"""Text of files: UTF-8, or what a byte order mark declares; compressed by gzip or not."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+from compressor.artifacts.errors_from_os import reading
+from compressor.errors import DataError, StorageError
+
+UTF8 = "utf-8"
+_UTF8_WITH_BOM = "utf-8-sig"
+_MARKS = (  # UTF-32 first, since its mark starts with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, _UTF8_WITH_BOM),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_GZIP = b"\x1f\x8b"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec"
+
+
+@contextmanager
+def open_data(file: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading bytes, decompressed if it is a gzip file.
+
+    Raises:
+        StorageError: the file cannot be read.
+        DataError: it is a damaged gzip file, or a pointer of Git LFS.
+    """
+    try:
+        with file.open("rb") as raw:
+            start = raw.read(len(_LFS_POINTER))
+            raw.seek(0)
+            if start == _LFS_POINTER:
+                raise DataError(
+                    f"{file} is a pointer of Git LFS, not the data", remedy="run: git lfs pull"
+                )
+            if start.startswith(_GZIP):
+                with gzip.GzipFile(fileobj=raw) as stream:
+                    yield cast(IO[bytes], stream)
+            else:
+                yield raw
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{file} is a damaged gzip file: {error}", remedy="copy the file again"
+        ) from error
+    except OSError as error:
+        raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def is_compressed(file: Path) -> bool:
+    """Return True if a file starts as gzip files do."""
+    with reading(file), file.open("rb") as stream:
+        return stream.read(len(_GZIP)) == _GZIP
+
+
+def encoding_of(start: bytes) -> str:
+    """Return the encoding that the start of a file declares; UTF-8 by default."""
+    return next((name for mark, name in _MARKS if start.startswith(mark)), UTF8)
+
+
+def is_utf8(encoding: str) -> bool:
+    """Return True for UTF-8 with or without a byte order mark."""
+    return encoding in {UTF8, _UTF8_WITH_BOM}
+
+
+def decode(content: bytes, where: str, encoding: str | None = None) -> str:
+    """Return the text of bytes without its byte order mark; line ends are kept.
+
+    Args:
+        content: the bytes.
+        where: their file, for messages.
+        encoding: their encoding; by default that of their byte order mark.
+
+    Raises:
+        DataError: the bytes are not in the encoding, or hold the byte 0 as binary files do.
+    """
+    encoding = encoding or encoding_of(content)
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} is not {encoding.removesuffix('-sig').upper()}: byte {error.start}",
+            remedy="name a text file, or convert it: iconv -f ENCODING -t UTF-8",
+        ) from error
+    if "\0" in text:
+        raise DataError(
+            f"{where} holds the character U+0000: it is binary, or UTF-16 without its mark",
+            remedy="name a text file, or convert it: iconv -f UTF-16LE -t UTF-8",
+        )
+    return text
+
+
+def decode_start(content: bytes, where: str) -> str:
+    """Return the text of the first bytes of a file, which may end inside of a character.
+
+    Raises:
+        DataError: as ``decode``.
+    """
+    encoding = encoding_of(content)
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        text = decoder.decode(content)
+    except UnicodeDecodeError:
+        return decode(content, where, encoding)
+    return decode(text.encode(), where, UTF8)
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file; its line ends are kept.
+
+    Raises:
+        DataError: the file is not text in UTF-8, or in the encoding of its byte order mark.
+    """
+    with open_data(file) as stream:
+        content = stream.read()
+    return decode(content, str(file))

@@ -1,0 +1,62 @@
+"""Facts of a tokenizer.json without the library that runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from compressor.artifacts.errors_from_os import reading
+from compressor.errors import DataError
+
+_MERGES = re.compile(rb'"merges"\s*:\s*\[')
+"""Start of the merges of a BPE, which are more than half of its file."""
+
+
+def largest_token_id(file: Path) -> int:
+    """Return the largest id that a tokenizer can give: of its vocabulary or its added tokens.
+
+    Raises:
+        DataError: the file is not a tokenizer.
+        StorageError: the file cannot be read.
+    """
+    with reading(file):
+        status = file.stat()
+    return _largest_token_id(file, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _largest_token_id(file: Path, mtime_ns: int, size: int) -> int:  # noqa: ARG001  cache keys
+    with reading(file):
+        content = file.read_bytes()
+    try:
+        tree = _without_merges(content) or json.loads(content)
+        ids = [token["id"] for token in tree.get("added_tokens") or []]
+        vocabulary = tree["model"]["vocab"]
+        if isinstance(vocabulary, dict):  # BPE, WordPiece, WordLevel
+            ids.append(max(vocabulary.values(), default=-1))
+        else:  # Unigram: pairs of token and score in the order of their ids
+            ids.append(len(vocabulary) - 1)
+        largest = max(ids)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{file} is not a tokenizer: expected a vocabulary under model.vocab",
+            remedy="copy the checkpoint's files again",
+        ) from error
+    if not isinstance(largest, int) or largest < 0:
+        raise DataError(f"{file} is not a tokenizer: its vocabulary is empty")
+    return largest
+
+
+def _without_merges(content: bytes) -> Any:
+    """Return a tokenizer's content without its merges; None if they are not at the end of it."""
+    merges = _MERGES.search(content)
+    if merges is None or content[merges.start() - 1] == ord("\\"):  # inside of a string
+        return None
+    try:
+        tree = json.loads(content[: merges.start()].rstrip().removesuffix(b",") + b"}}")
+    except ValueError:
+        return None
+    return tree if "added_tokens" in tree and "vocab" in tree.get("model", ()) else None
