@@ -44,6 +44,8 @@ class Signature(Capability):
     [B, ..., classes]; a model without classes has ``embedding`` [B, width]."""
     unit: Literal["sample", "token"] = "sample"
     """Unit of ``Family.macs``: one sample, or one token of a language model."""
+    classes: int | None = None
+    """Number of classes of ``logits``, the exclusive upper bound of labels; None if not known."""
 
     @property
     def required_inputs(self) -> tuple[InputSpec, ...]:

@@ -31,7 +31,8 @@ class ImageClassifier(Family[ClassifierConfig]):
     def signature(self, config: ClassifierConfig) -> Signature:
         """Return an image as input, class logits as output."""
         shape = ("batch", 3, config.image_size, config.image_size)
-        return Signature((InputSpec("image", "uint8", shape),), ("logits",))
+        inputs = (InputSpec("image", "uint8", shape),)
+        return Signature(inputs, ("logits",), classes=config.num_classes)
 
     def parameters(self, config: ClassifierConfig) -> dict[str, int]:
         """Return the parameters of encoder and head."""
