@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from compressor.config.record import Record
@@ -23,7 +24,25 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from compressor.models.checkpoint.weight_files import WeightFiles
+
 F = TypeVar("F", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArchitecture(Generic[F]):
+    """Result of comparing the headers of weight files with a config."""
+
+    config: F
+    """The config as the weights have it, such as an untied head."""
+    names: Mapping[str, str] | None = None
+    """Name of each tensor in the module to its name in the files; None if they are the same."""
+    problems: tuple[str, ...] = ()
+    """Tensors that are missing, unexpected, or of another shape."""
+    notes: tuple[str, ...] = ()
+    """Differences between config.json and the weights that were resolved, for reports."""
+
+
 CapabilityTable = Mapping[type[Capability], Callable[[], Capability]]
 """Maps a capability's class to the function that creates it; called on each lookup."""
 
@@ -99,6 +118,13 @@ class Family(ABC, Generic[F]):
                 f"this model of the family {self.name} has no {kind.label}", remedy=kind.remedy
             )
         return capability
+
+    def compare_headers(self, config: F, weights: WeightFiles) -> StoredArchitecture[F]:
+        """Compare a config with the headers of the weight files, without torch.
+
+        By default nothing is compared: ``load`` names what does not fit.
+        """
+        return StoredArchitecture(config)
 
     def load(self, config: F, folder: Path) -> nn.Module:
         """Return the module with the weights that ``save`` wrote.

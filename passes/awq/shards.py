@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from compressor.artifacts.errors_from_os import writing
-from compressor.artifacts.files import copy_file
 from compressor.errors import NumericalError, ParityError
-from compressor.models.checkpoint.checkpoint_files import DTYPES
+from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.layout import CONFIG, INDEX
+from compressor.models.checkpoint.stored_tensors import DTYPES
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
@@ -162,7 +162,7 @@ def assemble_checkpoint(
     dtype: torch.dtype,
     parent: Path,
 ) -> None:
-    """Write the packed checkpoint: shards, index, config.json, and the parent's other files.
+    """Write the packed checkpoint: shards, index, config.json, tokenizer and processor.
 
     Args:
         shards: complete shards in the work folder; they are copied under their final names.
@@ -170,7 +170,7 @@ def assemble_checkpoint(
         tree: the parent's config.json.
         quantization: `quantization_config` of config.json.
         dtype: dtype of the tensors that are not packed.
-        parent: the parent's folder, from which files such as the tokenizer's are copied.
+        parent: the parent's folder, from which tokenizer, processor and licence are copied.
     """
     weight_map: dict[str, str] = {}
     total_size = 0
@@ -193,7 +193,4 @@ def assemble_checkpoint(
         config.pop("torch_dtype", None)
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (out / CONFIG).write_text(text, encoding="utf-8")
-        for file in sorted(parent.iterdir()):
-            replaced = file.name in {CONFIG, INDEX} or ".safetensors" in file.name
-            if file.is_file() and not replaced:
-                copy_file(file, out / file.name)
+        copy_companions(parent, out)

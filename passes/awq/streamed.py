@@ -129,7 +129,7 @@ class StreamedQuantizer(ModelQuantizer):
             return {}
         from torch import nn
 
-        from compressor.models.families.transformers.checkpoint import build_on_meta
+        from compressor.models.families.transformers.modules import build_on_meta
 
         tower_name = str(decoder_shape(self.tree).layout.vision)
         tower = build_on_meta(self.tree).get_submodule(tower_name)

@@ -80,8 +80,7 @@ class _StreamedRun:
     ) -> None:
         self.config, self.tree, self.checkpoint, self.context = config, tree, checkpoint, context
         self.blocks = decoder_blocks(tree)
-        stored_dtype = str(tree.get("dtype") or tree.get("torch_dtype") or "float32")
-        self.settings = QuantizationSettings.of(config, getattr(torch, stored_dtype))
+        self.settings = QuantizationSettings.of(config, checkpoint.dtype)
         self.hidden = HiddenStates(context.work, context.artifact_id)
         self.samples = load_samples(config, context)
         self.digest = ""
@@ -110,9 +109,7 @@ class _StreamedRun:
         if config.lm_head is not None:
             packed_parts.append(f"{LM_HEAD}.")
             files.append(pack_head(self.checkpoint, config.lm_head, settings, work))
-        names = sorted(
-            name for name in self.checkpoint.entries if not name.startswith(tuple(packed_parts))
-        )
+        names = [name for name in self.checkpoint.names if not name.startswith(tuple(packed_parts))]
         write_float_shards(work, self.checkpoint, names, settings.float_dtype)
         return [*files, *sorted(work.glob("others-*.safetensors"))]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from compressor.errors import RequirementError
-from compressor.models.families.transformers.checkpoint import build_on_meta
 from compressor.models.families.transformers.layouts import DecoderShape, decoder_shape, text_config
+from compressor.models.families.transformers.modules import build_on_meta
 
 Activation = Literal["silu", "gelu_tanh"]
 _ACTIVATIONS: Mapping[str, Activation] = {

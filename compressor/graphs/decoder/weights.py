@@ -22,7 +22,9 @@ from torch import Tensor
 from compressor.graphs.blocks import BLOCK_TYPES
 from compressor.graphs.decoder.block_sizes import block_size
 from compressor.graphs.values import Array
-from compressor.models.checkpoint.checkpoint_files import CheckpointFiles
+from compressor.models.checkpoint.stored_tensors import StoredTensors
+from compressor.models.checkpoint.weight_files import read_weight_files
+from compressor.models.families.transformers.headers import canonical_names
 from compressor.models.quantized.bit_packing import pack_bytes, unpack_bytes
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
@@ -90,7 +92,9 @@ class CheckpointWeights:
             folder: the checkpoint.
             tree: its config.json.
         """
-        self.tree, self.files = tree, CheckpointFiles(folder)
+        weights = read_weight_files(folder)
+        self.tree = tree
+        self.files = StoredTensors(weights, canonical_names(tree, weights.tensors)[0])
         self.packed_layer = lru_cache(_CACHED_LAYERS)(self._read_packed)
         """Packed layer by name; its integers, scales and zero-points are read in turn."""
         self._grid_of: Callable[[str], WeightGrid] | None = None
@@ -203,13 +207,13 @@ class CheckpointWeights:
         grid = self.grid(linear)
         assert grid is not None  # noqa: S101 - callers have looked
         names = (f"{linear}.{suffix}" for suffix in self.packing.suffixes)
-        stored = self.files.tensors([name for name in names if self.has(name)])
-        tensors = {name.rpartition(".")[2]: value for name, value in stored}
+        tensors = {
+            name.rpartition(".")[2]: self.files.read(name) for name in names if self.has(name)
+        }
         return self.packing.linear(tensors, grid)
 
     def _float(self, name: str) -> Tensor:
-        [(_, value)] = self.files.tensors([name])
-        return value.float()
+        return self.files.read(name).float()
 
 
 def _lazy(read: Callable[[], Tensor], dtype: ir.DataType, shape: Sequence[int]) -> ir.LazyTensor:

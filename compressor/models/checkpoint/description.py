@@ -6,6 +6,7 @@ Neither torch nor the weights are loaded.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from compressor.artifacts.errors_from_os import reading
 from compressor.config.discovery import FAMILIES, load, names, suggestion
 from compressor.errors import ModelError
 from compressor.models.architecture import Architecture
-from compressor.models.checkpoint.layout import CONFIG, INDEX, WEIGHTS
-from compressor.models.checkpoint.safetensors_files import read_header
+from compressor.models.checkpoint.layout import CONFIG
+from compressor.models.checkpoint.weight_files import WeightFiles, read_weight_files
 from compressor.models.contract import Family
 from compressor.models.quantized.quantization import (
     QUANTIZATION,
@@ -27,7 +28,8 @@ from compressor.models.quantized.quantization import (
 
 _TRANSFORMERS = "transformers"
 """Family of every config.json with a ``model_type``."""
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_LISTED_PROBLEMS = 30
+"""Problems that a message lists; a wrong size makes every layer misfit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,12 @@ class ModelDescription(Architecture):
     """A model folder whose config.json and headers have been checked."""
 
     folder: Path
+    weights: WeightFiles
+    """The weight files that count."""
+    names: Mapping[str, str] | None = None
+    """Name of each tensor in the module to its name in the files; None if they are the same."""
+    notes: tuple[str, ...] = ()
+    """Differences between config.json and the weights that were resolved."""
 
     @property
     def is_quantized(self) -> bool:
@@ -51,44 +59,48 @@ class ModelDescription(Architecture):
 
 
 def read_description(folder: Path) -> ModelDescription:
-    """Read config.json, and check the headers of the weights against the index.
+    """Read config.json, and compare it with the headers of the weight files that count.
 
     Raises:
         ModelError: the folder cannot be opened; the message names every cause: no or broken
             config.json, an unknown family, an invalid config, pickled weights, missing or
-            truncated safetensors files.
+            truncated safetensors files, and tensors that do not fit the config.
     """
     problems: list[str] = []
     remedies: list[str] = []
-    _check_pickled(folder, problems, remedies)
-    description = _parse_config(folder, problems, remedies)
-    problems += _weight_problems(folder)
-    if problems or description is None:
+    architecture = _parse_config(folder, problems, remedies)
+    weights = read_weight_files(folder)
+    problems += weights.problems
+    remedies += weights.remedies
+    stored = None
+    if architecture is not None and not problems:
+        stored = architecture.family.compare_headers(architecture.config, weights)
+        problems += stored.problems
+        remedies.append("take config.json and the safetensors files from the same checkpoint")
+    if problems or architecture is None or stored is None:
         raise ModelError(
             f"{folder} cannot be opened as a model:\n"
-            + "\n".join(f"    {problem}" for problem in problems),
+            + "\n".join(f"    {problem}" for problem in _shorten(problems)),
             remedy="; ".join(dict.fromkeys(remedies)) or None,
         )
-    return description
+    return ModelDescription(
+        architecture.family, stored.config, folder, weights, stored.names, stored.notes
+    )
 
 
-def _check_pickled(folder: Path, problems: list[str], remedies: list[str]) -> None:
-    pickled = sorted({path.name for pattern in _PICKLED for path in folder.glob(pattern)})
-    if pickled:
-        problems.append(
-            f"pickled weights can run code when they are read: {', '.join(pickled)}; "
-            "safetensors only"
-        )
-        remedies.append(
-            "convert them where you trust them (`safetensors.torch.save_file(torch.load(path, "
-            f"weights_only=True), {WEIGHTS!r})`) and remove the pickled files"
-        )
+def _where(location: tuple[int | str, ...]) -> str:
+    """Return the path of a field and a colon; nothing for the config as a whole."""
+    return f"{'.'.join(map(str, location))}: " if location else ""
 
 
-def _parse_config(
-    folder: Path, problems: list[str], remedies: list[str]
-) -> ModelDescription | None:
-    """Return the description; None, with problems and remedies appended, if it is invalid."""
+def _shorten(problems: list[str]) -> list[str]:
+    if len(problems) <= _LISTED_PROBLEMS:
+        return problems
+    return [*problems[:_LISTED_PROBLEMS], f"… and {len(problems) - _LISTED_PROBLEMS} more"]
+
+
+def _parse_config(folder: Path, problems: list[str], remedies: list[str]) -> Architecture | None:
+    """Return the architecture; None, with problems and remedies appended, if it is invalid."""
     file = folder / CONFIG
     if not file.is_file():
         problems.append(f"{CONFIG} is missing")
@@ -124,49 +136,8 @@ def _parse_config(
         config = family.Config.model_validate_json(json.dumps(tree.get("config", {})))
     except ValidationError as error:
         problems += [
-            f"{CONFIG}: {'.'.join(map(str, ('config', *issue['loc'])))}: {issue['msg']}"
+            f"{CONFIG}: {_where(issue['loc'])}{issue['msg'].removeprefix('Value error, ')}"
             for issue in error.errors(include_url=False)
         ]
         return None
-    return ModelDescription(family, config, folder)
-
-
-def _weight_problems(folder: Path) -> list[str]:
-    """Return what the headers and the index show to be wrong with the weights."""
-    index = folder / INDEX
-    if (folder / WEIGHTS).is_file() or not index.is_file():
-        return _read_names(folder / WEIGHTS)[0]
-    with reading(index):
-        content = index.read_bytes()
-    try:
-        tree = json.loads(content)
-        shard_of = {str(name): str(file) for name, file in tree["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{INDEX} is no index of shards: {error!r}"]
-    problems = []
-    if "metadata" not in tree:
-        problems.append(f"{INDEX} has no `metadata`, without which transformers does not load it")
-    for shard in sorted(set(shard_of.values())):
-        if Path(shard).name != shard:
-            problems.append(f"{INDEX} names a shard outside the folder: {shard}")
-            continue
-        shard_problems, stored = _read_names(folder / shard)
-        problems += [f"{shard}: {problem}" for problem in shard_problems]
-        indexed = {name for name, file in shard_of.items() if file == shard}
-        if not shard_problems and indexed != stored:
-            differing = sorted(indexed ^ stored)
-            problems.append(
-                f"{INDEX} and {shard} differ in {len(differing)} tensors: "
-                f"{', '.join(differing[:3])}"
-            )
-    return problems
-
-
-def _read_names(file: Path) -> tuple[list[str], set[str]]:
-    """Return the problems of a safetensors file, and the names of its tensors."""
-    if not file.is_file():
-        return [f"{file.name} is missing"], set()
-    try:
-        return [], {entry.name for entry in read_header(file)}
-    except ModelError as error:
-        return [error.what.removeprefix(f"{file}: ")], set()
+    return Architecture(family, config)

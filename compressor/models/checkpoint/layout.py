@@ -20,12 +20,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.errors_from_os import writing
+from compressor.artifacts.errors_from_os import reading, writing
 from compressor.config.record import Record
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of a config.json that has been checked (``read_description``)."""
+    with reading(folder / CONFIG):
+        tree: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())
+    return tree
 
 
 def write_description(

@@ -119,13 +119,14 @@ def _count_not_finite(file: Path, entry: TensorEntry) -> int:
     dtype, mask = _EXPONENT[entry.dtype]
     return sum(
         int(np.count_nonzero((chunk & dtype(mask)) == mask))
-        for chunk in _read_chunks(file, entry, dtype)
+        for chunk in read_chunks(file, entry, dtype)
     )
 
 
-def _read_chunks(
-    file: Path, entry: TensorEntry, dtype: type[np.unsignedinteger[Any]]
-) -> Iterator[np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]]:
+def read_chunks(
+    file: Path, entry: TensorEntry, dtype: type[np.generic]
+) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the values of a tensor in order, at most 2²² at a time, as ``dtype``."""
     with reading(file), file.open("rb") as handle:
         handle.seek(entry.start)
         remaining = (entry.end - entry.start) // np.dtype(dtype).itemsize

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,9 @@ from torch import Tensor, nn
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ModelError, StorageError
-from compressor.models.checkpoint.layout import CONFIG, WEIGHTS
+from compressor.models.checkpoint.layout import CONFIG, WEIGHTS, read_config
+from compressor.models.checkpoint.stored_tensors import StoredTensors
+from compressor.models.checkpoint.weight_files import read_weight_files
 from compressor.models.quantized.packed_checkpoint import read_dequantized
 from compressor.models.quantized.quantization import QUANTIZATION
 from compressor.models.quantized.weight_grid import is_packed
@@ -143,9 +144,10 @@ def assign_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Modul
 
 def _read_stored(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of a folder by name, packed layers dequantized."""
-    tree = json.loads((folder / CONFIG).read_bytes())
+    tree = read_config(folder)
     if not is_packed(tree):
-        return safetensors.torch.load_file(folder / WEIGHTS)
+        stored = StoredTensors(read_weight_files(folder))
+        return dict(stored.mapped(stored.entries))
     return {
         name: value.float() if value.is_floating_point() else value
         for name, value in read_dequantized(folder, tree)

@@ -2,30 +2,88 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 from torch import Tensor
 
 from compressor.errors import ModelError
-from compressor.models.checkpoint.layout import CONFIG
-from compressor.models.quantized.packed_formats import PACKED_FORMATS, PackedFormat
+from compressor.models.checkpoint.layout import read_config
+from compressor.models.checkpoint.stored_tensors import StoredTensors
+from compressor.models.checkpoint.weight_files import read_weight_files
+from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
-from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid, is_packed
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, is_packed
 
 
-def read_dequantized(
-    folder: Path, tree: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Tensor]]:
+class PackedTensors:
+    """Tensors of a checkpoint with packed layers, by the names that they have in a float one."""
+
+    def __init__(self, stored: StoredTensors, tree: Mapping[str, Any]) -> None:
+        """Group the tensors of each packed layer.
+
+        Args:
+            stored: the tensors as they are in the files.
+            tree: config.json.
+
+        Raises:
+            ModelError: the packing is not supported, or tensors of a packed layer are missing; the
+                message names all of them.
+        """
+        self.stored = stored
+        config = tree[QUANTIZATION_CONFIG]
+        if (method := config.get("quant_method")) not in PACKED_FORMATS:
+            raise ModelError(
+                f"{stored.folder}: its weights are quantized by {method!r}; "
+                f"supported: {', '.join(PACKED_FORMATS)}"
+            )
+        self._format = PACKED_FORMATS[method]
+        self._grid_of = self._format.grids(config)
+        self.layers: dict[str, set[str]] = {}
+        """Packed layer to the suffixes of its tensors."""
+        plain = []
+        for name in stored.entries:
+            layer, _, suffix = name.rpartition(".")
+            if suffix in self._format.suffixes:
+                self.layers.setdefault(layer, set()).add(suffix)
+            else:
+                plain.append(name)
+        self.names = sorted([*plain, *(f"{layer}.weight" for layer in self.layers)])
+        """Names of all tensors."""
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        problems = []
+        for layer, suffixes in self.layers.items():
+            unneeded = {"weight_zero_point"} if self._grid_of(layer).symmetric else set()
+            if missing := set(self._format.suffixes) - unneeded - suffixes:
+                problems.append(f"{layer} has no {', '.join(sorted(missing))}")
+        if problems:
+            raise ModelError(
+                f"{self.stored.folder}: packed layers are incomplete:\n"
+                + "\n".join(f"    {problem}" for problem in problems),
+                remedy="copy the checkpoint again",
+            )
+
+    def layer(self, name: str) -> PackedLinear:
+        """Return a packed layer."""
+        suffixes = sorted(self.layers[name])
+        values = {suffix: self.stored.read(f"{name}.{suffix}") for suffix in suffixes}
+        return self._format.linear(values, self._grid_of(name))
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor: a packed weight as float32, any other as it is stored."""
+        layer = name.removesuffix(".weight")
+        return self.layer(layer).dequantize() if layer in self.layers else self.stored.read(name)
+
+
+def read_dequantized(folder: Path, tree: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor by the name that it has in a float checkpoint.
 
     Args:
         folder: the checkpoint.
         tree: its config.json.
-        prefix: yield only tensors whose names start with it.
 
     Yields:
         Packed weights as float32; other tensors as they are stored.
@@ -33,11 +91,9 @@ def read_dequantized(
     Raises:
         ModelError: tensors of a packed layer are missing, or the packing is not supported.
     """
-    for name, value in _read_stored(folder, tree, prefix):
-        if isinstance(value, PackedLinear):
-            yield f"{name}.weight", value.dequantize()
-        else:
-            yield name, value
+    packed = PackedTensors(StoredTensors(read_weight_files(folder)), tree)
+    for name in packed.names:
+        yield name, packed.read(name)
 
 
 def read_packed_layers(folder: Path) -> dict[str, PackedLinear]:
@@ -46,43 +102,8 @@ def read_packed_layers(folder: Path) -> dict[str, PackedLinear]:
     Raises:
         ModelError: as ``read_dequantized``.
     """
-    tree = json.loads((folder / CONFIG).read_bytes())
-    stored = _read_stored(folder, tree, "") if is_packed(tree) else ()
-    return {name: value for name, value in stored if isinstance(value, PackedLinear)}
-
-
-def _read_stored(
-    folder: Path, tree: Mapping[str, Any], prefix: str
-) -> Iterator[tuple[str, Tensor | PackedLinear]]:
-    """Yield float tensors by their name, and packed layers by the name of the layer."""
-    config = tree[QUANTIZATION_CONFIG]
-    if (method := config.get("quant_method")) not in PACKED_FORMATS:
-        raise ModelError(
-            f"{folder}: its weights are quantized by {method!r}; "
-            f"supported: {', '.join(PACKED_FORMATS)}"
-        )
-    format_ = PACKED_FORMATS[method]
-    grid_of = format_.grids(config)
-    for file in sorted(folder.glob("*.safetensors")):
-        with safetensors.safe_open(file, framework="pt") as tensors:
-            stored_names = tensors.keys()
-            layers: dict[str, set[str]] = {}
-            for name in sorted(name for name in stored_names if name.startswith(prefix)):
-                layer, _, suffix = name.rpartition(".")
-                if suffix in format_.suffixes:
-                    layers.setdefault(layer, set()).add(suffix)
-                else:
-                    yield name, tensors.get_tensor(name)
-            for layer, suffixes in layers.items():
-                grid = grid_of(layer)
-                _check_suffixes(format_, grid, suffixes, f"{file}: {layer}")
-                values = {suffix: tensors.get_tensor(f"{layer}.{suffix}") for suffix in suffixes}
-                yield layer, format_.linear(values, grid)
-
-
-def _check_suffixes(
-    format_: PackedFormat, grid: WeightGrid, suffixes: set[str], place: str
-) -> None:
-    required = set(format_.suffixes) - ({"weight_zero_point"} if grid.symmetric else set())
-    if missing := required - suffixes:
-        raise ModelError(f"{place} has no {', '.join(sorted(missing))}", remedy="copy it again")
+    tree = read_config(folder)
+    if not is_packed(tree):
+        return {}
+    packed = PackedTensors(StoredTensors(read_weight_files(folder)), tree)
+    return {name: packed.layer(name) for name in packed.layers}

@@ -54,4 +54,4 @@ class WeightGrid(Record):
 
 def is_packed(tree: Mapping[str, Any]) -> bool:
     """Return True if config.json describes packed weights."""
-    return QUANTIZATION_CONFIG in tree
+    return tree.get(QUANTIZATION_CONFIG) is not None

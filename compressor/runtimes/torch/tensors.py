@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,35 +9,50 @@ from typing import Any
 
 import numpy as np
 import safetensors
+from torch import Tensor
+
+from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.layout import read_config
+from compressor.models.checkpoint.stored_tensors import StoredTensors
+from compressor.models.quantized.packed_checkpoint import PackedTensors
 
 Array = np.ndarray[Any, Any]
+TensorReader = Callable[[], Array]
 _INNER_LAYER = ".layer."
 """Inserted into the names of weights that an integer layer wraps."""
 
 
-def stored_tensors(folder: Path) -> dict[str, Callable[[], Array]]:
-    """Return a reader for every tensor; floats of any width are read as float32."""
-    readers: dict[str, Callable[[], Array]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safetensors.safe_open(file, framework="pt") as weights:
-            names = list(weights.keys())
-        readers |= {name.replace(_INNER_LAYER, "."): partial(_read, file, name) for name in names}
-    return readers
+def stored_tensors(folder: Path) -> dict[str, TensorReader]:
+    """Return a reader for every tensor of a model; floats of any width are read as float32."""
+    model = read_description(folder)
+    stored = StoredTensors(model.weights, model.names)
+    return {
+        name.replace(_INNER_LAYER, "."): partial(_as_array, stored.read, name)
+        for name in stored.entries
+    }
 
 
-def dequantized_tensors(folder: Path) -> dict[str, Callable[[], Array]]:
+def dequantized_tensors(folder: Path) -> dict[str, TensorReader]:
     """Return every tensor of a packed checkpoint, packed weights as the floats they stand for."""
-    from compressor.models.quantized.packed_checkpoint import read_dequantized
+    model = read_description(folder)
+    packed = PackedTensors(StoredTensors(model.weights, model.names), read_config(folder))
+    return {name: partial(_as_array, packed.read, name) for name in packed.names}
 
-    config = json.loads((folder / "config.json").read_bytes())
-    return {name: partial(_as_array, tensor) for name, tensor in read_dequantized(folder, config)}
 
-
-def _read(file: Path, name: str) -> Array:
+def tensors_of_file(file: Path) -> dict[str, TensorReader]:
+    """Return a reader for every tensor of one safetensors file."""
     with safetensors.safe_open(file, framework="pt") as weights:
-        return _as_array(weights.get_tensor(name))
+        names = list(weights.keys())
+    return {name: partial(_as_array, partial(_read, file), name) for name in names}
 
 
-def _as_array(tensor: Any) -> Array:
+def _read(file: Path, name: str) -> Tensor:
+    with safetensors.safe_open(file, framework="pt") as weights:
+        tensor: Tensor = weights.get_tensor(name)
+        return tensor
+
+
+def _as_array(read: Callable[[str], Tensor], name: str) -> Array:
+    tensor = read(name)
     array: Array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     return array

@@ -23,13 +23,10 @@ from compressor.graphs.decoder.interface import IMAGE_EMBEDS, MERGE_SIZE_KEY, VI
 from compressor.graphs.saving import file_metadata, save_checked_model
 from compressor.graphs.simplify import simplify, strip_metadata
 from compressor.graphs.values import Array
-from compressor.models.checkpoint.checkpoint_files import CheckpointFiles
 from compressor.models.checkpoint.layout import CONFIG
-from compressor.models.families.transformers.checkpoint import build_on_meta
+from compressor.models.families.transformers.checkpoint import Checkpoint
 from compressor.models.families.transformers.images import GRIDS, PIXELS, image_inputs
 from compressor.models.families.transformers.layouts import LAYOUTS
-from compressor.models.quantized.packed_checkpoint import read_dequantized
-from compressor.models.quantized.weight_grid import is_packed
 from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.parity import Limits, Tolerance
@@ -128,16 +125,7 @@ def load_tower(tree: Mapping[str, Any], folder: Path) -> nn.Module:
     """Return the vision tower of a checkpoint in float32, packed or not, and nothing else of it."""
     name = LAYOUTS[tree["model_type"]].vision
     assert name is not None  # noqa: S101 - the architecture has images
-    tower = build_on_meta(tree).get_submodule(name)
-    files = CheckpointFiles(folder)
-    tensors = (
-        read_dequantized(folder, tree, f"{name}.")
-        if is_packed(tree)
-        else files.tensors(files.names_below(name))
-    )
-    weights = {key.removeprefix(f"{name}."): value.float() for key, value in tensors}
-    tower.load_state_dict(weights, assign=True)
-    return tower
+    return Checkpoint(folder, tree).load(name)
 
 
 def patch_size(tree: Mapping[str, Any]) -> int:

@@ -37,7 +37,7 @@ class AutoGLMPhone(Family[PhoneConfig]):
         """
         inputs = (
             InputSpec("screen", "uint8", ("batch", 3, config.screen_size, config.screen_size)),
-            InputSpec("tokens", "int64", ("batch", "tokens")),
+            InputSpec("tokens", "int64", ("batch", "tokens"), below=config.vocabulary),
             InputSpec("mel", "float32", ("batch", config.mels, "frames")),
         )
         return Signature(inputs, ("logits",))

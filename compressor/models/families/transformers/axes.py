@@ -11,6 +11,7 @@ from compressor.models.families.transformers.layouts import (
     DecoderShape,
     decoder_shape,
     text_config,
+    vision_config,
 )
 
 _COUPLED = "hidden and heads"
@@ -143,7 +144,7 @@ def _hidden_axis(decoder: DecoderShape) -> Axis:
 
 def _vision_axes(tree: Mapping[str, Any], vision: str) -> Iterator[Axis]:
     """Yield the widths of ``Glm4vVisionModel`` that equal the language model's hidden width."""
-    config = tree["vision_config"]
+    config = vision_config(tree)
     field: FieldPath = ("vision_config", "out_hidden_size")
     cuts_by_name: dict[str, tuple[Cut, ...]] = {}
     for number in range(config["depth"]):

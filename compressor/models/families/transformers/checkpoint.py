@@ -1,190 +1,218 @@
-"""Checkpoints as modules of transformers.
+"""Checkpoints of transformers, read once: the same tensors whether whole or part by part.
 
-Nothing is downloaded, and no code that comes with a checkpoint is run.
+Nothing is downloaded, and no code that comes with a checkpoint is run. What is read equals what
+``from_pretrained`` reads: the files of the index, the library's own names, its dtype, and ties.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import safetensors
 import torch
-import transformers
-from torch import nn
-from transformers.utils import logging
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from compressor.artifacts.errors_from_os import writing
-from compressor.errors import ModelError
-from compressor.models.checkpoint.layout import CONFIG
-from compressor.models.checkpoint.weights import weights_on_meta
-from compressor.models.families.transformers.images import gather_images
-from compressor.models.families.transformers.layouts import LAYOUTS
-from compressor.models.quantized.packed_checkpoint import read_dequantized
-from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, is_packed
-
-_NO_CLASS_FIELDS = {"model_type", "transformers_version", "auto_map", QUANTIZATION_CONFIG}
-"""Fields of config.json that are no fields of the config's class."""
+from compressor.errors import ModelError, NumericalError
+from compressor.models.checkpoint.stored_tensors import StoredTensors
+from compressor.models.checkpoint.weight_files import read_weight_files
+from compressor.models.families.transformers.conversion import Conversions
+from compressor.models.families.transformers.headers import is_ignored
+from compressor.models.families.transformers.modules import build_on_meta
+from compressor.models.quantized.packed_checkpoint import PackedTensors
+from compressor.models.quantized.weight_grid import is_packed
 
 
-def build_module(tree: Mapping[str, Any]) -> nn.Module:
-    """Return a module initialised from torch's global generator.
+class Checkpoint:
+    """A checkpoint with its module, whose tensors are loaded when they are needed.
 
-    Raises:
-        ModelError: transformers has no such class, or rejects the config.
-    """
-    with _quiet():
-        return _prepare(_class_of(tree)(_config_of(tree)))
-
-
-def build_on_meta(tree: Mapping[str, Any]) -> nn.Module:
-    """Return the module in eval mode, its parameters on the device ``meta``.
-
-    Raises:
-        ModelError: as ``build_module``.
-    """
-    with weights_on_meta(), _quiet():
-        return _prepare(_class_of(tree)(_config_of(tree))).eval().requires_grad_(False)
-
-
-def load_checkpoint(tree: Mapping[str, Any], folder: Path) -> nn.Module:
-    """Return the module with the weights of a folder, in the dtype of the files.
-
-    A packed checkpoint is dequantized to float32, which holds its weights exactly.
-
-    Args:
-        tree: config.json.
+    Attributes:
         folder: the checkpoint.
-
-    Raises:
-        ModelError: weights are missing, unexpected or of another shape; the message names all.
+        module: the whole model in eval mode; parameters that are not loaded are on ``meta``.
+        dtype: dtype in which float tensors are read, by transformers' rule: that of config.json,
+            otherwise that of the first stored float. Packed checkpoints are read as float32,
+            which holds their weights exactly.
+        names: tensors of the class that the files hold; of tied ones, the one that is stored.
     """
-    if is_packed(tree):
-        return _load_packed(tree, folder)
-    with _quiet():
-        try:
-            module, info = _class_of(tree).from_pretrained(
-                str(folder),
-                config=_config_of(tree),
-                dtype="auto",
-                use_safetensors=True,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except (OSError, RuntimeError, ValueError) as error:
+
+    def __init__(self, folder: Path, tree: Mapping[str, Any]) -> None:
+        """Read the headers and build the module without weights.
+
+        Args:
+            folder: the checkpoint.
+            tree: its config.json, with a head that is tied in fact (``compare_headers``).
+
+        Raises:
+            ModelError: tensors are missing, unexpected, of another shape, or named twice; the
+                message names all of them.
+        """
+        self.folder = folder
+        self.module = build_on_meta(tree)
+        self._stored = StoredTensors(read_weight_files(folder))
+        self._packed = PackedTensors(self._stored, tree) if is_packed(tree) else None
+        stored = self._stored.entries if self._packed is None else self._packed.names
+        self._state = self.module.state_dict()
+        """Tensors of the class by name, for their dtypes and shapes."""
+        self._conversions = Conversions(self.module, stored)
+        self.dtype = self._find_dtype(tree)
+        self._ties = dict(self.module.all_tied_weights_keys)
+        self.names = sorted(self._conversions.targets - self._duplicates())
+        self._check()
+
+    def _duplicates(self) -> set[str]:
+        """Return the tied tensors whose source is stored too, with equal values."""
+        targets = self._conversions.targets
+        return {name for name, source in self._ties.items() if {name, source} <= targets}
+
+    def _find_dtype(self, tree: Mapping[str, Any]) -> torch.dtype:
+        if self._packed is not None:
+            return torch.float32
+        if name := tree.get("dtype") or tree.get("torch_dtype"):
+            return cast("torch.dtype", getattr(torch, str(name)))
+        first = min(tensor.file for tensor in self._stored.entries.values())
+        with safetensors.safe_open(first, framework="pt") as file:
+            dtypes = (self._stored.dtype_and_shape(name)[0] for name in file.keys())  # noqa: SIM118
+            return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
+
+    def _check(self) -> None:
+        state = self._state
+        tied = {name for pair in self._ties.items() for name in pair if set(pair) & {*self.names}}
+        problems = [
+            f"missing: {name}"
+            for name in state
+            if name not in self._conversions.targets and name not in tied
+        ]
+        problems += [
+            f"unexpected: {name}"
+            for name in self._conversions.unexpected
+            if not self._is_ignored(name)
+        ]
+        problems += self._conversions.collisions
+        if self._packed is None:
+            shapes = {name: entry.entry.shape for name, entry in self._stored.entries.items()}
+            problems += [
+                f"{name}: {list(shape)} in the file, {list(state[name].shape)} in the model"
+                for name, shape in self._conversions.shapes(shapes).items()
+                if shape != tuple(state[name].shape)
+            ]
+        if problems:
             raise ModelError(
-                f"{folder} cannot be loaded: {error}", remedy="copy or save it again"
-            ) from error
-    problems = [f"missing: {name}" for name in sorted(info["missing_keys"])]
-    problems += [f"unexpected: {name}" for name in sorted(info["unexpected_keys"])]
-    problems += [
-        f"{name}: {list(stored)} in the file, {list(expected)} in the model"
-        for name, stored, expected in sorted(info["mismatched_keys"])
-    ]
-    _raise_if(problems, folder)
-    return _prepare(module)
+                f"{self.folder} does not hold the weights that config.json describes:\n"
+                + "\n".join(f"    {problem}" for problem in sorted(problems)),
+                remedy="take config.json and the safetensors files from the same checkpoint",
+            )
 
+    def _is_ignored(self, name: str) -> bool:
+        patterns = self.module._keys_to_ignore_on_load_unexpected or ()
+        return is_ignored(name) or any(re.search(pattern, name) for pattern in patterns)
 
-def _load_packed(tree: Mapping[str, Any], folder: Path) -> nn.Module:
-    with weights_on_meta(), _quiet():
-        module = _class_of(tree)(_config_of(tree))
-    weights = {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in read_dequantized(folder, tree)
-    }
-    module.load_state_dict(weights, strict=False, assign=True)
-    module.tie_weights()
-    missing = sorted(name for name, value in module.state_dict().items() if value.is_meta)
-    _raise_if([f"missing: {name}" for name in missing], folder)
-    return _prepare(module)
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield tensors of the class, floats in ``dtype``.
 
+        Raises:
+            NumericalError: values exceed the range of ``dtype``.
+        """
+        read = self._stored.read if self._packed is None else self._packed.read
+        for name, value in self._conversions.convert(names, read):
+            yield name, self._cast(name, value)
 
-def _raise_if(problems: list[str], folder: Path) -> None:
-    if problems:
-        raise ModelError(
-            f"{folder} does not hold the weights that {CONFIG} describes:\n"
-            + "\n".join(f"    {problem}" for problem in problems),
-            remedy="take config.json and the safetensors files from the same checkpoint",
-        )
+    def _mapped(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield all tensors; those that are stored as they are read share the files' memory."""
+        if self._packed is not None:
+            yield from self.tensors(self.names)
+            return
+        stored = dict(self._stored.mapped(self._stored.entries))
+        for name, value in self._conversions.convert(self.names, stored.__getitem__):
+            yield name, self._cast(name, value)
 
+    def _cast(self, name: str, value: Tensor) -> Tensor:
+        if not value.is_floating_point() or value.dtype == self.dtype:
+            return value
+        converted = value.to(self.dtype)
+        if not bool(converted.isfinite().all()) and bool(value.isfinite().all()):
+            raise NumericalError(
+                f"{self.folder}: {name} holds values up to {float(value.abs().max()):g}, too large "
+                f"for the {str(self.dtype).removeprefix('torch.')} of config.json",
+                remedy="set `dtype` in config.json to that of the files",
+            )
+        return converted
 
-def save_checkpoint(
-    module: nn.Module, tree: Mapping[str, Any], folder: Path, companions: Path | None
-) -> None:
-    """Write a checkpoint that ``from_pretrained`` reads; equal weights give equal bytes.
+    def rows(self, name: str, rows_R: Tensor) -> Tensor:
+        """Return the rows of a matrix with the indices ``rows_R``, in ``dtype``.
 
-    Args:
-        module: a module of transformers.
-        tree: config.json; weights are cast to the dtype that it names.
-        folder: the folder to write to.
-        companions: a checkpoint whose other files, such as the tokenizer's, are copied.
+        Raises:
+            IndexError: a row is not in the matrix.
+        """
+        stored = self._stored_name(name)
+        if stored is not None:
+            return self._cast(name, self._stored.rows(stored, rows_R))
+        [(_, value)] = self.tensors([name])
+        return value[rows_R]
 
-    Raises:
-        StorageError: the disk is full, or the folder cannot be written.
-    """
-    dtype_name = tree.get("dtype") or tree.get("torch_dtype")
-    dtype = getattr(torch, str(dtype_name)) if dtype_name else None
-    state = {
-        name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-        for name, tensor in module.state_dict().items()
-    }
-    with writing(folder), _quiet():
-        folder.mkdir(parents=True, exist_ok=True)
-        module.save_pretrained(str(folder), state_dict=state)  # type: ignore[operator]
-        if companions is not None:
-            for file in sorted(companions.iterdir()):
-                if file.is_file() and file.name != CONFIG and ".safetensors" not in file.name:
-                    shutil.copyfile(file, folder / file.name)
-        (folder / CONFIG).write_text(
-            json.dumps(dict(tree), indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        """Yield the values of a tensor in order, a part of it in memory at a time if possible."""
+        stored = self._stored_name(name)
+        if stored is None:
+            yield from (value.flatten() for _, value in self.tensors([name]))
+            return
+        for chunk in self._stored.chunks(stored):
+            yield self._cast(name, chunk)
 
+    def _stored_name(self, name: str) -> str | None:
+        """Return the name in the files of a tensor that is stored as it is read, else None."""
+        renamed = self._conversions.renamed(name)
+        return renamed if renamed in self._stored.entries else None
 
-def _class_of(tree: Mapping[str, Any]) -> Any:
-    name = tree["architectures"][0]
-    model_class = getattr(transformers, name, None)
-    if not (
-        isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
-    ):
-        raise ModelError(
-            f"`architectures` names {name!r}, which is no model class of transformers "
-            f"{transformers.__version__}",
-            remedy="see the checkpoint's config.json; code that comes with a checkpoint is never "
-            "run",
-        )
-    return model_class
+    def dtype_and_shape(self, name: str) -> tuple[torch.dtype, torch.Size]:
+        """Return the dtype and shape with which a tensor is read."""
+        parameter = self._state[name]
+        is_float = parameter.is_floating_point()
+        return self.dtype if is_float else parameter.dtype, parameter.shape
 
+    def source(self, name: str) -> str:
+        """Return the tensor whose values a tensor has: itself, or the stored one of a tied pair."""
+        if name in self.names:
+            return name
+        pairs: dict[str, str] = {source: name for name, source in self._ties.items()}
+        return {**pairs, **self._ties}[name]
 
-def _config_of(tree: Mapping[str, Any]) -> Any:
-    fields = {name: value for name, value in tree.items() if name not in _NO_CLASS_FIELDS}
-    try:
-        return transformers.AutoConfig.for_model(tree["model_type"], **fields)
-    except Exception as error:  # its validators raise classes of several libraries
-        raise ModelError(f"transformers rejects this {CONFIG}: {error}") from error
+    def names_below(self, prefix: str) -> list[str]:
+        """Return the names of the stored tensors of a module."""
+        return [name for name in self.names if name.startswith(f"{prefix}.")]
 
+    def load(self, name: str) -> nn.Module:
+        """Return a submodule with its weights in float32."""
+        module = self.module.get_submodule(name)
+        start = len(name) + 1
+        weights = {
+            key[start:]: value.float() for key, value in self.tensors(self.names_below(name))
+        }
+        module.load_state_dict(weights, assign=True)
+        return module.requires_grad_(False)
 
-def _prepare(module: nn.Module) -> nn.Module:
-    """Turn the cache off, since whole windows are processed at once, and accept padded images."""
-    config: Any = module.config
-    config.get_text_config().use_cache = False
-    if LAYOUTS[config.model_type].vision is not None:
-        module.register_forward_pre_hook(gather_images, with_kwargs=True)
-    return module
+    def unload(self, name: str) -> None:
+        """Move the parameters of a submodule to ``meta``; buffers, which no file holds, stay."""
+        for module in self.module.get_submodule(name).modules():
+            for key, value in module.named_parameters(recurse=False):
+                setattr(
+                    module,
+                    key,
+                    nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False),
+                )
 
+    def load_all(self) -> PreTrainedModel:
+        """Return the module with all weights in ``dtype``; tied ones share their memory.
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence log messages and progress bars of transformers."""
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        Tensors that need no conversion are mapped from the files.
+        """
+        self.module.load_state_dict(dict(self._mapped()), strict=False, assign=True)
+        for target in self._ties:
+            source = self.source(target)
+            if source == target:  # the other of the pair takes its values from it
+                target, source = self._ties[target], target
+            parent = self.module.get_submodule(target.rpartition(".")[0])
+            setattr(parent, target.rpartition(".")[2], self.module.get_parameter(source))
+        return self.module.requires_grad_(True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, Self, TypeGuard
 
 from pydantic import ConfigDict, model_validator
 
@@ -12,8 +13,27 @@ from compressor.models.families.transformers.layouts import (
     SIZES,
     decoder_shape,
     text_config,
+    vision_config,
 )
 from compressor.models.quantized.weight_grid import FORMAT_NAMES, QUANTIZATION_CONFIG, is_packed
+
+_DTYPES = ("float32", "float16", "bfloat16")
+_DTYPE_FIELDS = ("dtype", "torch_dtype")
+_OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+_VISION_SIZES = (
+    "depth",
+    "hidden_size",
+    "num_heads",
+    "in_channels",
+    "image_size",
+    "patch_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+    "out_hidden_size",
+    "intermediate_size",
+)
+_TOKEN_ID = "_token_id"  # noqa: S105  no password
+"""End of the names of fields that hold the id of a special token."""
 
 
 class CheckpointConfig(Record):
@@ -26,48 +46,122 @@ class CheckpointConfig(Record):
     model_type: str
     """Architecture, by transformers' name."""
     architectures: tuple[str, ...] = ()
-    """Class of transformers that loads the checkpoint."""
+    """Class of transformers that loads the checkpoint; by default that of ``model_type``."""
 
     @property
     def tree(self) -> dict[str, Any]:
         """Content of the file."""
         return self.model_dump(mode="json")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, fields: Any) -> Any:
+        """Leave out what is null and has to be absent, and name the class if no one is named."""
+        if not isinstance(fields, dict):
+            return fields
+        nullable = {"architectures", QUANTIZATION_CONFIG}
+        fields = {name: v for name, v in fields.items() if v is not None or name not in nullable}
+        layout = LAYOUTS.get(str(fields.get("model_type")))
+        if layout is not None and not fields.get("architectures"):
+            fields["architectures"] = [layout.architecture]
+        if isinstance(names := fields.get("architectures"), list):
+            fields["architectures"] = tuple(names)  # JSON has no tuples, and the record is strict
+        return fields
+
     @model_validator(mode="after")
     def _check_support(self) -> Self:
-        tree = self.tree
         if self.model_type not in LAYOUTS:
             raise ValueError(f"model_type {self.model_type!r} is not one of {', '.join(LAYOUTS)}")
-        if len(self.architectures) != 1:
-            raise ValueError(
-                f"`architectures` has to name one class, not {len(self.architectures)}"
-            )
-        if (
-            is_packed(tree)
-            and (method := tree[QUANTIZATION_CONFIG].get("quant_method")) not in FORMAT_NAMES
-        ):
-            raise ValueError(
-                f"its weights are quantized by {method!r}; supported: {', '.join(FORMAT_NAMES)}"
-            )
-        _check_sizes(tree)
-        _check_heads(tree)
+        tree = self.tree
+        problems = [*_class_problems(tree), *_size_problems(tree)]
+        if not problems:  # the others compute with sizes
+            problems = [*_head_problems(tree), *_token_problems(tree), *_vision_problems(tree)]
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 
-def _check_sizes(tree: dict[str, Any]) -> None:
+def _class_problems(tree: Mapping[str, Any]) -> Iterator[str]:
+    names, expected = tree["architectures"], LAYOUTS[tree["model_type"]].architecture
+    if len(names) != 1:
+        yield f"`architectures` has to name one class, not {len(names)}"
+    elif names[0] != expected:
+        yield (
+            f"`architectures` names {names[0]}; of {tree['model_type']} models, {expected} is "
+            "supported"
+        )
+    for field in _DTYPE_FIELDS:
+        if tree.get(field) is not None and tree[field] not in _DTYPES:
+            yield f"`{field}` is {tree[field]!r}, expected one of {', '.join(_DTYPES)}"
+    if not is_packed(tree):
+        return
+    quantization = tree[QUANTIZATION_CONFIG]
+    if not isinstance(quantization, dict):
+        yield f"`{QUANTIZATION_CONFIG}` is no mapping"
+    elif (method := quantization.get("quant_method")) not in FORMAT_NAMES:
+        yield f"its weights are quantized by {method!r}; supported: {', '.join(FORMAT_NAMES)}"
+
+
+def _size_problems(tree: Mapping[str, Any]) -> Iterator[str]:
     text = text_config(tree)
     prefix = ".".join((*LAYOUTS[tree["model_type"]].text, ""))
-    sizes = {name: text.get(name) for name in SIZES}
-    if invalid := [
-        prefix + name for name, size in sizes.items() if not isinstance(size, int) or size < 1
-    ]:
-        raise ValueError(f"these are no positive numbers: {', '.join(invalid)}")
+    required = {prefix + name: text.get(name) for name in SIZES}
+    optional = {prefix + name: text[name] for name in _OPTIONAL_SIZES if text.get(name) is not None}
+    if LAYOUTS[tree["model_type"]].vision is not None:
+        vision = vision_config(tree)
+        required |= {f"vision_config.{name}": vision[name] for name in _VISION_SIZES}
+    sizes = required | optional
+    invalid = [name for name, size in sizes.items() if not (_is_int(size) and size > 0)]
+    if invalid:
+        yield f"these are no positive numbers: {', '.join(invalid)}"
 
 
-def _check_heads(tree: dict[str, Any]) -> None:
+def _head_problems(tree: Mapping[str, Any]) -> Iterator[str]:
     decoder = decoder_shape(tree)
     if decoder.heads % decoder.key_heads:
-        raise ValueError(f"{decoder.heads} heads are no multiple of {decoder.key_heads} key heads")
+        yield f"{decoder.heads} heads are no multiple of {decoder.key_heads} key heads"
     needs_multiple = decoder.layout.hidden_by_heads or not decoder.layout.head_width_is_free
     if needs_multiple and decoder.hidden % decoder.heads:
-        raise ValueError(f"hidden_size {decoder.hidden} is no multiple of {decoder.heads} heads")
+        yield f"hidden_size {decoder.hidden} is no multiple of {decoder.heads} heads"
+    types = text_config(tree).get("layer_types")
+    if types is not None and len(types) != decoder.layers:
+        yield f"`layer_types` names {len(types)} layers, and num_hidden_layers is {decoder.layers}"
+
+
+def _token_problems(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the special tokens that have no row in the embedding."""
+    vocabulary = decoder_shape(tree).vocabulary
+    fields = dict(tree)
+    if (path := LAYOUTS[tree["model_type"]].text) and text_config(tree):
+        prefix = ".".join((*path, ""))
+        fields |= {f"{prefix}{name}": value for name, value in text_config(tree).items()}
+    for name, value in fields.items():
+        # One id or a list of them; a negative padding id stands for no token or counts from the end
+        ids = value if isinstance(value, list) else [value]
+        beyond = [token for token in ids if _is_int(token) and token >= vocabulary]
+        if name.endswith(_TOKEN_ID) and beyond:
+            yield (
+                f"`{name}` is {', '.join(map(str, beyond))}, and the vocabulary has {vocabulary} "
+                "tokens"
+            )
+
+
+def _vision_problems(tree: Mapping[str, Any]) -> Iterator[str]:
+    decoder = decoder_shape(tree)
+    if decoder.layout.vision is None:
+        return
+    vision = vision_config(tree)
+    if vision["hidden_size"] % vision["num_heads"]:
+        yield (
+            f"vision_config.hidden_size {vision['hidden_size']} is no multiple of "
+            f"{vision['num_heads']} heads"
+        )
+    if vision["out_hidden_size"] != decoder.hidden:
+        yield (
+            f"vision_config.out_hidden_size is {vision['out_hidden_size']}, and the language "
+            f"model's hidden_size is {decoder.hidden}"
+        )
+
+
+def _is_int(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

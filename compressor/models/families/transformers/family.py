@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.models.capabilities.cached_generation import CachedGeneration
@@ -9,10 +10,11 @@ from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.signature import InputSpec, Signature
-from compressor.models.contract import CapabilityTable, Family
+from compressor.models.contract import CapabilityTable, Family, StoredArchitecture
 from compressor.models.families.transformers import arithmetic
 from compressor.models.families.transformers.axes import checkpoint_axes
 from compressor.models.families.transformers.config import CheckpointConfig
+from compressor.models.families.transformers.headers import TIED_FLAG, compare_headers
 from compressor.models.families.transformers.images import image_inputs
 from compressor.models.families.transformers.layouts import decoder_shape, text_config
 from compressor.models.families.transformers.linear_groups import decoder_blocks
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
+
+    from compressor.models.checkpoint.weight_files import WeightFiles
 
 
 class Transformers(Family[CheckpointConfig]):
@@ -57,15 +61,28 @@ class Transformers(Family[CheckpointConfig]):
 
     def build(self, config: CheckpointConfig) -> nn.Module:
         """Return a module of the class that config.json names."""
-        from compressor.models.families.transformers.checkpoint import build_module
+        from compressor.models.families.transformers.modules import build_module
 
         return build_module(config.tree)
 
-    def load(self, config: CheckpointConfig, folder: Path) -> nn.Module:
-        """Load through ``from_pretrained``; missing and unexpected weights are errors."""
-        from compressor.models.families.transformers.checkpoint import load_checkpoint
+    def compare_headers(
+        self, config: CheckpointConfig, weights: WeightFiles
+    ) -> StoredArchitecture[CheckpointConfig]:
+        """Compare names and shapes of the tensors; tied weights are tied if they are equal."""
+        tree = config.tree
+        comparison = compare_headers(tree, weights)
+        if decoder_shape(tree).tied != comparison.tied:
+            text = json.dumps({**tree, TIED_FLAG: comparison.tied})
+            config = CheckpointConfig.model_validate_json(text)
+        return StoredArchitecture(
+            config, comparison.stored_names, comparison.problems, comparison.notes
+        )
 
-        return load_checkpoint(config.tree, folder)
+    def load(self, config: CheckpointConfig, folder: Path) -> nn.Module:
+        """Load by the names and rules of ``from_pretrained``; what does not fit is an error."""
+        from compressor.models.families.transformers.checkpoint import Checkpoint
+
+        return Checkpoint(folder, config.tree).load_all()
 
     def save(
         self,
@@ -76,9 +93,9 @@ class Transformers(Family[CheckpointConfig]):
     ) -> None:
         """Save through ``save_pretrained``, in the dtype of config.json.
 
-        The files of tokenizer and processor are copied from ``companions``.
+        Tokenizer, processor and licence are copied from ``companions``.
         """
-        from compressor.models.families.transformers.checkpoint import save_checkpoint
+        from compressor.models.families.transformers.modules import save_checkpoint
 
         save_checkpoint(module, config.tree, folder, companions)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compressor.models.capabilities.signature import InputSpec
-from compressor.models.families.transformers.layouts import LAYOUTS
+from compressor.models.families.transformers.layouts import LAYOUTS, vision_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,12 +27,8 @@ def image_inputs(tree: Mapping[str, Any]) -> tuple[InputSpec, ...]:
     """
     if LAYOUTS[tree["model_type"]].vision is None:
         return ()
-    vision = tree["vision_config"]
-    values = (
-        vision.get("in_channels", 3)
-        * vision.get("temporal_patch_size", 2)
-        * vision.get("patch_size", 14) ** 2
-    )
+    vision = vision_config(tree)
+    values = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2
     return (
         InputSpec("attention_mask", "int64", ("batch", "tokens"), below=2, optional=True),
         InputSpec(TOKEN_TYPES, "int64", ("batch", "tokens"), below=3, optional=True),

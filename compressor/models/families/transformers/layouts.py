@@ -24,6 +24,8 @@ class Layout:
     The three bias fields are True or False, or the key of config.json that holds the value.
     """
 
+    architecture: str
+    """Class of transformers that loads a checkpoint."""
     text: tuple[str, ...] = ()
     """Path of the language model's fields in config.json."""
     root: str = "model"
@@ -67,20 +69,23 @@ class Layout:
 
 LAYOUTS: Mapping[str, Layout] = {
     "llama": Layout(
+        "LlamaForCausalLM",
         query_bias="attention_bias",
         out_bias="attention_bias",
         ffn_bias="mlp_bias",
         hidden_by_heads=True,
     ),
-    "mistral": Layout(defaults={"num_key_value_heads": 8}),
-    "qwen2": Layout(query_bias=True, defaults={"num_key_value_heads": 32}),
+    "mistral": Layout("MistralForCausalLM", defaults={"num_key_value_heads": 8}),
+    "qwen2": Layout("Qwen2ForCausalLM", query_bias=True, defaults={"num_key_value_heads": 32}),
     "qwen3": Layout(
+        "Qwen3ForCausalLM",
         query_bias="attention_bias",
         out_bias="attention_bias",
         head_norms=("q_norm", "k_norm"),
         defaults={"num_key_value_heads": 32, "head_dim": 128},
     ),
     "gemma3_text": Layout(
+        "Gemma3ForCausalLM",
         query_bias="attention_bias",
         out_bias="attention_bias",
         norms=(
@@ -96,6 +101,7 @@ LAYOUTS: Mapping[str, Layout] = {
         defaults={"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
     ),
     "glm4": Layout(
+        "Glm4ForCausalLM",
         query_bias="attention_bias",
         fused_ffn=True,
         norms=_FOUR_NORMS,
@@ -103,6 +109,7 @@ LAYOUTS: Mapping[str, Layout] = {
         defaults={"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True},
     ),
     "glm4v": Layout(
+        "Glm4vForConditionalGeneration",
         text=("text_config",),
         root="model.language_model",
         query_bias=True,
@@ -124,6 +131,22 @@ SIZES = (
     "vocab_size",
 )
 """Required fields of the language model in config.json."""
+
+
+_VISION_DEFAULTS: Mapping[str, Any] = {
+    "depth": 24,
+    "hidden_size": 1536,
+    "attention_bias": False,
+    "in_channels": 3,
+    "image_size": 336,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "num_heads": 12,
+    "out_hidden_size": 4096,
+    "intermediate_size": 13696,
+}
+"""Transformers' defaults of ``Glm4vVisionConfig``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +197,12 @@ def decoder_shape(tree: Mapping[str, Any]) -> DecoderShape:
         out_bias=has_bias(layout.out_bias),
         ffn_bias=has_bias(layout.ffn_bias),
     )
+
+
+def vision_config(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the vision tower's fields of config.json; absent ones as in transformers."""
+    stored = tree.get("vision_config") or {}
+    return {**_VISION_DEFAULTS, **{name: v for name, v in stored.items() if v is not None}}
 
 
 def text_config(tree: Mapping[str, Any]) -> Mapping[str, Any]:

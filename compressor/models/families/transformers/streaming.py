@@ -10,81 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from compressor.errors import ModelError
-from compressor.models.checkpoint.checkpoint_files import CheckpointFiles
-from compressor.models.families.transformers.checkpoint import build_on_meta
+from compressor.models.families.transformers.checkpoint import Checkpoint
 from compressor.models.families.transformers.layouts import LAYOUTS
 
 LayerArguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 """Positional and keyword arguments of a decoder layer, beside the hidden states."""
 
 
-class StreamedCheckpoint(CheckpointFiles):
-    """A transformers checkpoint whose modules are loaded and unloaded one at a time."""
+class StreamedCheckpoint(Checkpoint):
+    """A checkpoint of a language model, run up to its first decoder layer part by part."""
 
     def __init__(self, folder: Path, tree: Mapping[str, Any]) -> None:
-        """Read the headers and build the module without weights.
-
-        Args:
-            folder: the checkpoint.
-            tree: its config.json.
-
-        Raises:
-            ModelError: tensors of the architecture are in no file, or of another shape; the
-                message names all of them.
-        """
-        super().__init__(folder)
-        self.module = build_on_meta(tree)
-        """The whole model, its parameters on the device ``meta``."""
+        """Read the headers and build the module without weights; see ``Checkpoint``."""
+        super().__init__(folder, tree)
         layout = LAYOUTS[tree["model_type"]]
         self.layers_name = layout.layers_name
         self.vision_name = layout.vision
-        self._check_tensors()
-
-    def _check_tensors(self) -> None:
-        tied = set(getattr(self.module, "_tied_weights_keys", None) or ())
-        shapes = {
-            name: tuple(parameter.shape)
-            for name, parameter in self.module.named_parameters()
-            if name not in tied
-        }
-        problems = [f"missing: {name}" for name in shapes if name not in self.entries]
-        problems += [
-            f"{name}: {list(self.entries[name][1].shape)} in the file, {list(shape)} in the model"
-            for name, shape in shapes.items()
-            if name in self.entries and self.entries[name][1].shape != shape
-        ]
-        if problems:
-            raise ModelError(
-                f"{self.folder} does not hold the weights that config.json describes:\n"
-                + "\n".join(f"    {problem}" for problem in sorted(problems)),
-                remedy="take config.json and the safetensors files from the same checkpoint",
-            )
 
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers."""
         return cast("nn.ModuleList", self.module.get_submodule(self.layers_name))
-
-    def load(self, name: str) -> nn.Module:
-        """Return a submodule with its weights in float32."""
-        module = self.module.get_submodule(name)
-        start = len(name) + 1
-        weights = {
-            key[start:]: value.float() for key, value in self.tensors(self.names_below(name))
-        }
-        module.load_state_dict(weights, assign=True)
-        return module.requires_grad_(False)
-
-    def unload(self, name: str) -> None:
-        """Move the parameters of a submodule to ``meta``; buffers, which no file holds, stay."""
-        for module in self.module.get_submodule(name).modules():
-            for key, value in module.named_parameters(recurse=False):
-                setattr(
-                    module,
-                    key,
-                    nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False),
-                )
 
     def first_layer_inputs(
         self, batches: Callable[[], Iterator[Mapping[str, Tensor]]]
@@ -101,8 +47,10 @@ class StreamedCheckpoint(CheckpointFiles):
             Hidden states [B, T, hidden], and the other arguments of each layer.
         """
         embedding_name = f"{self.layers_name.rpartition('.')[0]}.embed_tokens"
-        embedding = self.module.get_submodule(embedding_name)
+        embedding: Any = self.module.get_submodule(embedding_name)
+        padding_id = embedding.padding_idx
         embedding.forward = self._embedding_of_rows(embedding_name)
+        embedding.padding_idx = None  # refers to the whole table; matters to gradients alone
         hooks = [hook for part in self.vision_parts() for hook in self._load_during_forward(part)]
         layers, stack = list(self.layers), self.layers
         try:
@@ -122,6 +70,7 @@ class StreamedCheckpoint(CheckpointFiles):
             for number, layer in enumerate(layers):
                 stack[number] = layer
             del embedding.forward
+            embedding.padding_idx = padding_id
             self.unload(embedding_name)
             for hook in hooks:
                 hook.remove()
@@ -130,11 +79,12 @@ class StreamedCheckpoint(CheckpointFiles):
         """Return a ``forward`` for the embedding that reads only the rows it looks up."""
         embedding = self.module.get_submodule(name)
         forward = embedding.forward
+        stored_name = self.source(f"{name}.weight")
 
         def embed(token_ids: Tensor) -> Tensor:
             rows_R, indices = torch.unique(token_ids, return_inverse=True)
             embedding.weight = nn.Parameter(
-                self.rows(f"{name}.weight", rows_R).float(), requires_grad=False
+                self.rows(stored_name, rows_R).float(), requires_grad=False
             )
             embedded: Tensor = forward(indices)
             return embedded

@@ -11,8 +11,13 @@ from compressor.errors import ModelError
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.facts import facts_of
+from compressor.models.families.transformers.conversion import Conversions
+from compressor.models.families.transformers.expected_tensors import expected_shapes
 from compressor.models.families.transformers.family import Transformers
+from compressor.models.families.transformers.headers import canonical_names
 from compressor.models.families.transformers.layouts import LAYOUTS
+from compressor.models.families.transformers.modules import build_on_meta
+from tests.support.checkpoints import stored_checkpoint, write_sparse_checkpoint
 
 FAMILY = Transformers()
 
@@ -174,11 +179,81 @@ def test_an_unsupported_config_is_refused(change, message, tmp_path):
         read_description(tmp_path)
 
 
-def test_an_architecture_that_is_no_model_class_is_refused(tmp_path):
+def test_another_class_than_that_of_the_model_type_is_refused(tmp_path):
     save_preset("tiny-llama", tmp_path)
     tree = json.loads((tmp_path / "config.json").read_text()) | {
         "architectures": ["PreTrainedConfig"]
     }
     (tmp_path / "config.json").write_text(json.dumps(tree))
-    with pytest.raises(ModelError, match="no model class of transformers"):
-        load_module(tmp_path)
+    with pytest.raises(ModelError, match="of llama models, LlamaForCausalLM is supported"):
+        read_description(tmp_path)
+
+
+@pytest.mark.parametrize("preset", FAMILY.presets)
+@pytest.mark.parametrize("tied", [False, True])
+def test_expected_tensors_are_those_of_the_class(preset, tied):
+    tree = {**FAMILY.presets[preset].tree, "tie_word_embeddings": tied}
+    module = build_on_meta(tree)
+    shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
+    assert expected_shapes(tree) == shapes
+
+
+@pytest.mark.parametrize("preset", FAMILY.presets)
+def test_headers_are_named_by_the_rules_of_transformers_loader(preset):
+    """The names that the plan derives without torch equal those of the library's mapping."""
+    module = build_on_meta(FAMILY.presets[preset].tree)
+    names = [name for name, _ in module.named_parameters()]
+    stored = [*names[::2], *(name.removeprefix("model.") for name in names[1::2])]
+    tree = FAMILY.presets[preset].tree
+    conversions = Conversions(module, stored)
+    assert not conversions.unexpected
+    canonical, _ = canonical_names(tree, dict.fromkeys(stored))
+    assert {conversions.renamed(name): name for name in conversions.targets} == {
+        stored_name: name for name, stored_name in canonical.items()
+    }
+    assert not module._keys_to_ignore_on_load_unexpected
+
+
+def test_a_head_that_differs_from_the_tied_embedding_is_used_and_reported(tmp_path):
+    stored = stored_checkpoint("tiny-llama")
+    stored.tensors["lm_head.weight"] = stored.tensors[stored.embedding] + 1
+    description = read_description(stored.write(tmp_path / "parent"))
+    assert "differ, although config.json ties them" in description.notes[0]
+    FAMILY.save(load_module(description), description.config, tmp_path / "child")
+    tree = json.loads((tmp_path / "child" / "config.json").read_text())
+    assert tree["tie_word_embeddings"] is False
+    child = load_file(tmp_path / "child" / "model.safetensors")
+    assert torch.equal(child["lm_head.weight"], stored.tensors["lm_head.weight"])
+
+
+def test_a_missing_head_names_the_flag_that_would_tie_it(tmp_path):
+    stored = stored_checkpoint("tiny-mistral")
+    del stored.tensors["lm_head.weight"]
+    with pytest.raises(ModelError, match=r'lm_head.weight is in no file.*"tie_word_embeddings"'):
+        read_description(stored.write(tmp_path))
+
+
+@pytest.mark.parametrize("preset", FAMILY.presets)
+@pytest.mark.parametrize("field", ["pad_token_id", "eos_token_id", "bos_token_id"])
+def test_special_tokens_beyond_the_vocabulary_are_refused(preset, field):
+    tree = FAMILY.presets[preset].tree
+    text = tree.get("text_config") or tree
+    text[field] = text["vocab_size"]
+    with pytest.raises(ValueError, match=f"{field}` is 512, and the vocabulary has 512 tokens"):
+        FAMILY.Config.model_validate_json(json.dumps(tree))
+
+
+def test_a_model_of_nine_billion_parameters_is_described_from_headers_alone(tmp_path):
+    tree = {
+        **FAMILY.presets["tiny-glm4"].tree,
+        "hidden_size": 4096,
+        "intermediate_size": 13696,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "head_dim": 128,
+        "vocab_size": 151552,
+        "dtype": "bfloat16",
+    }
+    write_sparse_checkpoint(tree, tmp_path)
+    description = read_description(tmp_path)
+    assert sum(FAMILY.parameters(description.config).values()) > 9e9

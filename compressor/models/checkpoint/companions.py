@@ -1,0 +1,86 @@
+"""Files of a model folder that its model uses: description, weights, tokenizer and processor."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from compressor.artifacts.files import copy_file
+from compressor.models.checkpoint.layout import CONFIG
+from compressor.models.checkpoint.weight_files import WeightFiles, read_weight_files
+from compressor.models.quantized.quantization import QUANTIZATION
+
+_CALIBRATION = "calibration.json"
+"""Activation ranges beside a quantized model (``calibration/table.py``)."""
+_COMPANIONS = (
+    "generation_config.json",
+    # Tokenizers: the files of `tokenizers`, of SentencePiece, tiktoken and Mistral, and older ones.
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*.json",
+    "vocab*.txt",
+    "merges.txt",
+    "bpe.codes",
+    "normalizer.json",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    # Image, video and audio processors.
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "audio_preprocessor_config.json",
+    # Terms that have to travel with the weights.
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+"""Patterns of the files beside config and weights that transformers or a licence needs."""
+
+
+def companion_files(folder: Path) -> list[Path]:
+    """Return the files of tokenizer, processor and licence, sorted."""
+    return sorted(
+        file
+        for pattern in ("*", "additional_chat_templates/*")
+        for file in folder.glob(pattern)
+        if file.is_file() and _is_companion(file.relative_to(folder).as_posix())
+    )
+
+
+def model_files(folder: Path, weights: WeightFiles | None = None) -> list[Path]:
+    """Return all files of a folder that its model uses, sorted.
+
+    Args:
+        folder: a model folder with a config.json.
+        weights: its weight files, where they have been read already.
+    """
+    weights = weights or read_weight_files(folder)
+    described = [folder / name for name in (CONFIG, QUANTIZATION, _CALIBRATION)]
+    return sorted(
+        {
+            *(file for file in described if file.is_file()),
+            *weights.files,
+            *companion_files(folder),
+        }
+    )
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy the files of tokenizer, processor and licence from one model folder to another.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    for file in companion_files(source):
+        copy_file(file, target / file.relative_to(source))
+
+
+def _is_companion(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _COMPANIONS)

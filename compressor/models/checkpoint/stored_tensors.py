@@ -1,0 +1,127 @@
+"""Tensors of a model folder's weight files, read when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from compressor.artifacts.errors_from_os import reading
+from compressor.errors import ModelError
+from compressor.models.checkpoint.safetensors_files import TensorEntry
+from compressor.models.checkpoint.weight_files import StoredTensor, WeightFiles
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Safetensors' name of a dtype to the dtype."""
+
+_CHUNK_VALUES = 1 << 22
+
+
+class StoredTensors:
+    """The tensors of a folder's weight files, by the names that they have in their class.
+
+    Files are read, not mapped, except by ``mapped``: mapped pages count as memory of the process.
+    """
+
+    def __init__(self, weights: WeightFiles, names: Mapping[str, str] | None = None) -> None:
+        """Select tensors.
+
+        Args:
+            weights: the weight files.
+            names: name in the class to name in the files; by default all names as they are.
+
+        Raises:
+            ModelError: the files cannot be read, or a dtype is not known.
+        """
+        self.folder = weights.checked().folder
+        if names is None:
+            names = {name: name for name in weights.tensors}
+        self.entries = {name: weights.tensors[stored] for name, stored in names.items()}
+        """Tensor name to its location."""
+        unknown = {tensor.entry.dtype for tensor in self.entries.values()} - DTYPES.keys()
+        if unknown:
+            raise ModelError(
+                f"{self.folder}: tensors are stored as {', '.join(sorted(unknown))}, which cannot "
+                "be read",
+                remedy="save the checkpoint in float32, float16 or bfloat16",
+            )
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor in the dtype of the file."""
+        return _read_tensor(self.entries[name])
+
+    def mapped(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield tensors whose memory is that of the files, mapped copy-on-write."""
+        by_file: dict[Any, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.entries[name].file, []).append(name)
+        for file, names_in_file in by_file.items():
+            with reading(file), safetensors.safe_open(file, framework="pt") as handle:
+                for name in names_in_file:
+                    yield name, handle.get_tensor(self.entries[name].entry.name)
+
+    def rows(self, name: str, rows_R: Tensor) -> Tensor:
+        """Return the rows of a matrix with the indices ``rows_R``, in the dtype of the file.
+
+        Raises:
+            IndexError: a row is not in the matrix; what lies there is another tensor.
+        """
+        file, entry = _location(self.entries[name])
+        if len(rows_R) and not 0 <= int(rows_R.min()) <= int(rows_R.max()) < entry.shape[0]:
+            raise IndexError(f"{name} has {entry.shape[0]} rows")
+        row_bytes = (entry.end - entry.start) // entry.shape[0]
+        content = bytearray(row_bytes * len(rows_R))
+        with reading(file), file.open("rb") as handle:
+            for number, row in enumerate(rows_R.tolist()):
+                handle.seek(entry.start + row * row_bytes)
+                handle.readinto(memoryview(content)[number * row_bytes : (number + 1) * row_bytes])
+        return torch.frombuffer(content, dtype=DTYPES[entry.dtype]).view(len(rows_R), -1)
+
+    def dtype_and_shape(self, name: str) -> tuple[torch.dtype, torch.Size]:
+        """Return the dtype and shape of a tensor, from the header."""
+        _, entry = _location(self.entries[name])
+        return DTYPES[entry.dtype], torch.Size(entry.shape)
+
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        """Yield the values of a tensor in order, at most 2²² at a time."""
+        file, entry = _location(self.entries[name])
+        dtype = DTYPES[entry.dtype]
+        with reading(file), file.open("rb") as handle:
+            handle.seek(entry.start)
+            remaining = entry.end - entry.start
+            while remaining:
+                content = bytearray(handle.read(min(remaining, _CHUNK_VALUES * dtype.itemsize)))
+                remaining -= len(content)
+                yield torch.frombuffer(content, dtype=dtype)
+
+
+def _location(tensor: StoredTensor) -> tuple[Any, TensorEntry]:
+    return tensor.file, tensor.entry
+
+
+def _read_tensor(tensor: StoredTensor) -> Tensor:
+    file, entry = _location(tensor)
+    content = bytearray(entry.end - entry.start)
+    with reading(file), file.open("rb") as handle:
+        handle.seek(entry.start)
+        handle.readinto(content)
+    dtype = DTYPES[entry.dtype]
+    if not content:
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(content, dtype=dtype).view(entry.shape)

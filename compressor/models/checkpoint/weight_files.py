@@ -1,0 +1,167 @@
+"""Files that hold the weights of a model folder, by the rules of transformers; no torch.
+
+``model.safetensors`` counts alone where it exists. Otherwise the shards count that
+``model.safetensors.index.json`` names. No other file is read: shards of an earlier save, pickled
+weights beside safetensors, and the states of a trainer are left where they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compressor.artifacts.errors_from_os import reading
+from compressor.errors import ModelError
+from compressor.models.checkpoint.layout import INDEX, WEIGHTS
+from compressor.models.checkpoint.safetensors_files import TensorEntry, read_header
+
+_PICKLED_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+_PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "*.bin", "*.pkl")
+"""Patterns of pickles that may hold the weights, the likeliest first."""
+_NO_WEIGHTS = frozenset(
+    {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scheduler.bin"}
+)
+"""Pickles that a trainer writes beside the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Location, dtype and shape of a tensor on disk."""
+
+    file: Path
+    entry: TensorEntry
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The weight files of a folder that count, with their headers."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    """The safetensors files that are read, sorted, and the index where there is one."""
+    tensors: Mapping[str, StoredTensor]
+    """Stored tensors by name."""
+    problems: tuple[str, ...] = ()
+    """Everything that keeps the files from being read."""
+    remedies: tuple[str, ...] = field(default=())
+
+    def checked(self) -> WeightFiles:
+        """Return the files themselves if nothing keeps them from being read.
+
+        Raises:
+            ModelError: lists the problems.
+        """
+        if self.problems:
+            raise ModelError(
+                f"the weights of {self.folder} cannot be read:\n"
+                + "\n".join(f"    {problem}" for problem in self.problems),
+                remedy="; ".join(self.remedies) or None,
+            )
+        return self
+
+
+def read_weight_files(folder: Path) -> WeightFiles:
+    """Read the index and the headers of the weight files that count."""
+    if (folder / WEIGHTS).is_file():
+        problems, tensors = _read_file(folder / WEIGHTS)
+        return WeightFiles(folder, (folder / WEIGHTS,), tensors, tuple(problems))
+    if (folder / INDEX).is_file():
+        return _read_shards(folder)
+    problem, remedy = _explain_missing(folder)
+    return WeightFiles(folder, (), {}, (problem,), (remedy,))
+
+
+def pickled_files(folder: Path) -> list[Path]:
+    """Return the pickles of a folder, which may run code when they are read."""
+    return sorted(
+        path for path in folder.iterdir() if path.suffix in _PICKLED_SUFFIXES and path.is_file()
+    )
+
+
+def pickled_weights(folder: Path) -> list[Path]:
+    """Return the pickles that may hold weights, those with the usual names alone if there are."""
+    pickles = [path for path in pickled_files(folder) if path.name not in _NO_WEIGHTS]
+    for pattern in _PICKLED_WEIGHTS:
+        if matching := [path for path in pickles if path.match(pattern)]:
+            return matching
+    return []
+
+
+def _read_file(file: Path) -> tuple[list[str], dict[str, StoredTensor]]:
+    """Return the problems of a safetensors file, and its tensors by name."""
+    if not file.is_file():
+        return [f"{file.name} is missing"], {}
+    try:
+        return [], {entry.name: StoredTensor(file, entry) for entry in read_header(file)}
+    except ModelError as error:
+        return [error.what.removeprefix(f"{file}: ")], {}
+
+
+def _read_shards(folder: Path) -> WeightFiles:
+    index = folder / INDEX
+    try:
+        shard_of, problems = _read_index(index)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{INDEX} is no index of shards: {error!r}"
+        return WeightFiles(folder, (index,), {}, (problem,))
+    tensors: dict[str, StoredTensor] = {}
+    files = [index]
+    for shard in sorted(set(shard_of.values())):
+        if Path(shard).name != shard:
+            problems.append(f"{INDEX} names a shard outside the folder: {shard}")
+            continue
+        file = folder / shard
+        files.append(file)
+        shard_problems, stored = _read_file(file)
+        problems += [
+            problem if problem.startswith(shard) else f"{shard}: {problem}"
+            for problem in shard_problems
+        ]
+        indexed = {name for name, named in shard_of.items() if named == shard}
+        if not shard_problems and indexed != stored.keys():
+            differing = sorted(indexed ^ stored.keys())
+            problems.append(
+                f"{INDEX} and {shard} differ in {len(differing)} tensors: "
+                f"{', '.join(differing[:3])}"
+            )
+        tensors |= stored
+    return WeightFiles(folder, tuple(files), tensors, tuple(problems))
+
+
+def _read_index(index: Path) -> tuple[dict[str, str], list[str]]:
+    """Return the shard of each tensor, and the problems of the index itself."""
+    with reading(index):
+        content = index.read_bytes()
+    tree = json.loads(content)
+    shard_of = {str(name): str(file) for name, file in tree["weight_map"].items()}
+    problems = []
+    if "metadata" not in tree:
+        problems.append(f"{INDEX} has no `metadata`, without which transformers does not load it")
+    return shard_of, problems
+
+
+def _explain_missing(folder: Path) -> tuple[str, str]:
+    """Return the problem of a folder without weights that count, and its remedy."""
+    names = list(_safetensors_names(folder))
+    if names:
+        listed = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+        return (
+            f"neither {WEIGHTS} nor {INDEX} is there, so nothing states that {listed} "
+            "hold the weights",
+            f"copy {INDEX} too, or rename a single file to {WEIGHTS}",
+        )
+    if pickles := pickled_weights(folder):
+        listed = ", ".join(path.name for path in pickles[:3]) + (" …" if len(pickles) > 3 else "")
+        return (
+            f"the weights are pickled ({listed}), and reading a pickle can run code",
+            f"write safetensors into a new folder with `autoglm-compress convert {folder} "
+            "NEW_FOLDER`, which reads tensors alone",
+        )
+    return f"{WEIGHTS} is missing", "name the folder that holds config.json and model.safetensors"
+
+
+def _safetensors_names(folder: Path) -> Iterator[str]:
+    if folder.is_dir():
+        yield from sorted(path.name for path in folder.glob("*.safetensors"))
