@@ -24,6 +24,8 @@ from compressor.data.contract import (
     InputFacts,
     SourceConfig,
     SourceContext,
+    StarterData,
+    StarterInputs,
 )
 from compressor.data.pictures import WHITE, parse_colour
 from compressor.errors import DataError
@@ -60,6 +62,17 @@ class Images(DataSource[ImagesConfig]):
 
     name = "images"
     Config = ImagesConfig
+
+    def starter(self, model: StarterInputs) -> StarterData | None:
+        """Return square pictures for a model that takes ``image``."""
+        image = model.named("image")
+        if image is None or image.dtype != "uint8" or len(image.shape) != 3:
+            return None
+        channels, height, width = image.shape
+        if channels != 3 or height != width or height is None:
+            return None
+        fields = {"path": "pictures", "image_size": height}
+        return StarterData(fields, frozenset({"image"}), "a folder with one folder per class")
 
     def problems(self, config: ImagesConfig, context: SourceContext) -> list[str]:
         """Return wrong folders, empty and unreadable files, and unused fields.

@@ -80,7 +80,7 @@ class TextPairs(DataSource[TextPairsConfig]):
     def starter(self, model: StarterInputs) -> StarterData | None:
         """Return padded texts for a model that takes tokens and their mask."""
         names = frozenset({"input_ids", "attention_mask"})
-        if any(model.named(name) is None for name in names):
+        if not names <= model.required:
             return None
         fields = {
             "path": "pairs/*.jsonl",

@@ -11,7 +11,14 @@ import numpy as np
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.artifacts.fingerprint import digest_file, digest_json
-from compressor.data.contract import Dataset, DataSource, SourceConfig, SourceContext
+from compressor.data.contract import (
+    Dataset,
+    DataSource,
+    SourceConfig,
+    SourceContext,
+    StarterData,
+    StarterInputs,
+)
 from compressor.errors import DataError, UsageError
 
 _LABEL = "label"
@@ -45,11 +52,19 @@ class Python(DataSource[PythonConfig]):
     name = "python"
     Config = PythonConfig
 
+    def starter(self, model: StarterInputs) -> StarterData | None:
+        """Return a function of the user's, which can feed any model."""
+        names = frozenset(facts.name for facts in model.inputs)
+        files = f"Python with a function `load` that returns the arrays {', '.join(sorted(names))}"
+        return StarterData({"path": "samples.py"}, names, files, needs_code=True)
+
     def problems(self, config: PythonConfig, context: SourceContext) -> list[str]:
         """Return a missing file, and code that is not allowed."""
         problems = []
         if not (context.base / config.path).is_file():
             problems.append(f"{config.path} is not a file (looked below {context.base})")
+        elif Path(config.path).suffix != ".py":
+            problems.append(f"{config.path} is not a Python file: its name does not end in .py")
         if not context.allow_code:
             problems.append(f"runs {config.path}, which is code: allow it with --allow-code")
         return problems

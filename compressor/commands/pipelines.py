@@ -22,6 +22,7 @@ from compressor.commands.options import (
     Seed,
     StoreDir,
 )
+from compressor.errors import UsageError
 
 if TYPE_CHECKING:
     from compressor.engine.plan.plan import Plan
@@ -102,10 +103,11 @@ def validate(
     if as_json:
         print_json(steps)
         return
-    from compressor.reports.console.terminal import print_line
+    from compressor.reports.console.terminal import print_line, print_notes
 
-    for name, step_names in steps.items():
-        print_line(f"{name} is valid: {' → '.join(step_names)}")
+    for name, planned in plans.items():
+        print_line(f"{name} is valid: {' → '.join(steps[str(name)])}")
+        print_notes(planned.notes)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -113,14 +115,43 @@ def init(
     folder: Annotated[
         Path, typer.Argument(help="Folder for pipeline.yaml.", metavar="FOLDER")
     ] = Path(),
-    starter: Annotated[str, typer.Option(help="Starter pipeline: phone or images.")] = "phone",
+    starter: Annotated[
+        str | None, typer.Option(help="Starter pipeline: phone (the default) or images.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--from", help="Write a pipeline for this model.", metavar="PATH"),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --from: your samples.", metavar="PATH")
+    ] = None,
 ) -> None:
-    """Write a starter pipeline.yaml and its JSON Schema."""
-    from compressor.engine.plan.starter import write_starter
+    """Write a pipeline.yaml to start from, and its JSON Schema.
+
+    With `--from`, the pipeline fits a model: its steps are those that the model can go through, and
+    its data set has the inputs of the model. Exits with code 2 if no pass reads the model.
+    """
     from compressor.reports.console.terminal import print_line
 
-    file = write_starter(folder, starter)
-    print_line(f"wrote {file}; next: autoglm-compress run {file}")
+    if model is None:
+        from compressor.engine.plan.starter import write_starter
+
+        if data is not None:
+            raise UsageError("`--data` belongs to `--from`", remedy="name the model with --from")
+        file = write_starter(folder, starter or "phone")
+        print_line(f"wrote {file}; next: autoglm-compress run {file}")
+        return
+    if starter is not None:
+        raise UsageError(
+            "`--from` and `--starter` exclude each other", remedy="leave one of them out"
+        )
+    from compressor.engine.plan.model_starter import write_model_starter
+
+    written = write_model_starter(model, folder, data)
+    for line in written.missing:
+        print_line(f"set {line}")
+    option = " --allow-code" if written.needs_code else ""
+    print_line(f"wrote {written.file}; next: autoglm-compress plan {written.file}{option}")
 
 
 @app.command("pass", rich_help_panel=PANEL)

@@ -83,6 +83,38 @@ class DataFacts:
     """Names of the classes in the order of the labels."""
 
 
+@dataclass(frozen=True, slots=True)
+class StarterData:
+    """A data set for a model, as `init --from` writes it."""
+
+    fields: Mapping[str, Any]
+    """Fields of the config beside ``source``; values of the type ``Path`` are written relative to
+    pipeline.yaml. A field ``path`` is a placeholder for the user's files."""
+    inputs: frozenset[str]
+    """Inputs of the model that the samples have."""
+    files: str | None = None
+    """The files that ``path`` has to name; None if the source needs none."""
+    needs_code: bool = False
+    """True if only ``--allow-code`` reads it; another source goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class StarterInputs:
+    """A model for which a data set is chosen."""
+
+    folder: Path
+    """Folder of the model, which may hold a tokenizer."""
+    inputs: tuple[InputFacts, ...]
+    required: frozenset[str]
+    """Names of the inputs without which the model does not run."""
+    longest: int | None = None
+    """Largest number of tokens, where the model states it."""
+
+    def named(self, name: str) -> InputFacts | None:
+        """Return an input by its name; None if there is none."""
+        return next((facts for facts in self.inputs if facts.name == name), None)
+
+
 class Dataset(ABC):
     """A set of samples with random access.
 
@@ -157,6 +189,10 @@ class DataSource(ABC, Generic[C]):
         found none, and imports no heavy libraries.
         """
         return DataFacts()
+
+    def starter(self, model: StarterInputs) -> StarterData | None:  # noqa: ARG002
+        """Return a data set with samples for a model; None, the default, if the inputs differ."""
+        return None
 
     @abstractmethod
     def digest(self, config: C, context: SourceContext) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from compressor.models.architecture import Architecture
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts
 from compressor.models.families.transformers.config import CheckpointConfig
-from passes.awq.config import AwqConfig
+from passes.awq.config import GROUP_SIZES, AwqConfig
 from passes.awq.contract import ModelQuantizer
+from passes.awq.linear_shapes import linear_shapes
 from passes.awq.streamed import StreamedQuantizer
 from passes.awq.whole import WholeQuantizer
 
@@ -21,6 +24,20 @@ def quantizer_from_facts(config: AwqConfig, parent: ModelFacts) -> ModelQuantize
 def quantizer_from_model(config: AwqConfig, model: ModelDescription) -> ModelQuantizer:
     """Return the quantizer for a model on disk."""
     return _select(config, model)
+
+
+def starter_fields(parent: ModelFacts) -> dict[str, Any]:
+    """Return format and group size of a step, where the defaults do not fit the model."""
+    architecture = parent.architecture()
+    if architecture is None:
+        return {}
+    if not isinstance(architecture.config, CheckpointConfig):
+        return {"format": "compressed-tensors"}
+    widths = [inputs for _, inputs in linear_shapes(architecture.config.tree).values()]
+    fitting = [size for size in GROUP_SIZES if all(width % size == 0 for width in widths)]
+    if not fitting:
+        return {"group_size": -1}
+    return {} if fitting[0] == GROUP_SIZES[0] else {"group_size": fitting[0]}
 
 
 def _select(config: AwqConfig, model: Architecture) -> ModelQuantizer:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from compressor.artifacts.store import Artifact
-from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    DataNeed,
+    Estimate,
+    Pass,
+    PassContext,
+    PassOutput,
+    PlanContext,
+    StarterModel,
+)
+from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.capability import Capability
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.facts import ModelFacts
@@ -47,6 +57,29 @@ class Awq(Pass[AwqConfig]):
         """Return linear groups, unless weights are only rounded to nearest."""
         return (LinearGroups,) if config.grouped_methods else ()
 
+    def data_needs(self, config: AwqConfig) -> tuple[DataNeed, ...]:
+        """Return the calibration samples, of which there must be enough."""
+        field, calibration = "calibration.num_samples", config.calibration
+        return (
+            DataNeed(
+                "calibration.data",
+                calibration.data,
+                min_samples=calibration.num_samples,
+                min_samples_field=field,
+            ),
+        )
+
+    def is_recommended(self, model: StarterModel) -> bool:
+        """Return True for models that generate: reading the weights limits their speed."""
+        return model.facts.capability(CachedGeneration) is not None
+
+    def starter_fields(self, model: StarterModel) -> Mapping[str, Any]:
+        """Return the calibration data, and a format and a group size that the model can have."""
+        from passes.awq.quantizers import starter_fields
+
+        fields = {} if model.data is None else {"calibration": {"data": model.data}}
+        return {**fields, **starter_fields(model.facts)}
+
     def estimate(self, config: AwqConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """Return memory, disk space and size from the sizes of the layers; None if not known.
 
@@ -62,24 +95,21 @@ class Awq(Pass[AwqConfig]):
         return quantizer.estimate(parent)
 
     def requires(self, config: AwqConfig, parent: Artifact, context: PassContext) -> None:
-        """Check fields and layer sizes, that all weights are finite, and the data set.
+        """Check fields and layer sizes, and that all weights are finite.
 
         Raises:
             RequirementError: fields of the config or linear layers do not fit.
             NumericalError: weights hold NaN or infinity.
-            DataError: the data set does not fit the model.
         """
         from compressor.models.checkpoint.description import read_description
         from compressor.models.checkpoint.safetensors_files import check_finite
         from passes.awq.quantizers import quantizer_from_model
-        from passes.common.requirements import check_data
 
         model = read_description(parent.model)
         quantizer = quantizer_from_model(config, model)
         quantizer.check_fields()
         quantizer.check_layers(model)
         check_finite(parent.model)
-        check_data(parent, (config.calibration.data,), context, labels=False)
 
     def run(
         self, config: AwqConfig, parent: Artifact, out: Path, context: PassContext

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from compressor.artifacts.store import Artifact
-from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    DataNeed,
+    Estimate,
+    Pass,
+    PassContext,
+    PassOutput,
+    PlanContext,
+    StarterModel,
+)
 from compressor.models.facts import ModelFacts
 from passes.export_onnx.config import ExportOnnxConfig
 
@@ -49,6 +58,22 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
         "onnxsim",
         "onnxruntime",
     )
+
+    def data_needs(self, config: ExportOnnxConfig) -> tuple[DataNeed, ...]:
+        """Return the samples of the comparison, and of the calibration of an 8-bit cache."""
+        needs = [DataNeed("parity.data", config.parity.data, ignores_inputs=True)]
+        if (cache := config.decoder.int8_kv_cache) is not None:
+            field = "decoder.int8_kv_cache.data"
+            needs.append(DataNeed(field, cache.data, ignores_inputs=True))
+        return tuple(needs)
+
+    def is_recommended(self, model: StarterModel) -> bool:
+        """Return True: a runtime loads the result."""
+        return True
+
+    def starter_fields(self, model: StarterModel) -> Mapping[str, Any]:
+        """Return the data set of the comparison with torch."""
+        return {} if model.data is None else {"parity": {"data": model.data}}
 
     def estimate(
         self,

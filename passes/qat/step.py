@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from compressor.artifacts.store import Artifact
-from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    DataNeed,
+    Estimate,
+    Pass,
+    PassContext,
+    PassOutput,
+    PlanContext,
+    StarterModel,
+)
+from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.facts import ModelFacts, facts_of
+from passes.common.data_needs import training_needs
 from passes.qat.config import QatConfig
 
 _OBSERVATION_COST = 6
@@ -41,6 +52,31 @@ class Qat(Pass[QatConfig]):
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
     capabilities = (QuantizableLayers, IntegerStorage)
 
+    def data_needs(self, config: QatConfig) -> tuple[DataNeed, ...]:
+        """Return the data sets of the calibration, of `keep_float` and of the training."""
+        needs = [DataNeed("calibration.data", config.calibration.data)]
+        tuning, keep = config.fine_tuning, config.keep_float
+        if keep is not None:
+            labels = "keep_float.metric: top1" if keep.metric == "top1" else None
+            instead = "keep_float.metric: agreement"
+            needs.append(DataNeed("keep_float.data", keep.data, labels=labels, unlabelled=instead))
+        if tuning is not None:
+            weight = tuning.soft_weight
+            hard = f"fine_tuning.soft_weight: {weight:g}" if weight < 1 else None
+            instead = "fine_tuning.soft_weight: 1"
+            needs += training_needs(
+                tuning.train, tuning.validation, hard, instead, prefix="fine_tuning."
+            )
+        return tuple(needs)
+
+    def is_recommended(self, model: StarterModel) -> bool:
+        """Return True for models that do not generate: arithmetic limits their speed."""
+        return model.facts.capability(CachedGeneration) is None
+
+    def starter_fields(self, model: StarterModel) -> Mapping[str, Any]:
+        """Return the calibration data."""
+        return {} if model.data is None else {"calibration": {"data": model.data}}
+
     def estimate(self, config: QatConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """Estimate calibration and training from the parameters and MACs of the model.
 
@@ -66,27 +102,18 @@ class Qat(Pass[QatConfig]):
         return Estimate(parent, seconds, memory, training.disk_bytes)
 
     def requires(self, config: QatConfig, parent: Artifact, context: PassContext) -> None:
-        """Check the model, its weights, the data sets, and the calibration table if one is named.
+        """Check the model, its weights, and the calibration table if one is named.
 
         Raises:
             RequirementError: The model or the table does not fit the config.
             NumericalError: A weight is NaN or infinite.
-            DataError: A data set does not fit the model.
         """
         from compressor.models.checkpoint.safetensors_files import check_finite
-        from passes.common.requirements import check_data
         from passes.qat.layer_selection import check_model
         from passes.qat.ranges import load_table
 
         check_model(config, facts_of(parent.model))
         check_finite(parent.model)
-        tuning, keep = config.fine_tuning, config.keep_float
-        labelled = [tuning.train, tuning.validation] if tuning else []
-        if keep is not None and keep.metric == "top1":
-            labelled.append(keep.data)
-        check_data(parent, labelled, context)
-        unlabelled = (config.calibration.data, keep.data if keep else None)
-        check_data(parent, unlabelled, context, labels=False)
         load_table(config, parent, context)
 
     def run(

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from compressor.artifacts.store import Artifact
-from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    DataNeed,
+    Estimate,
+    Pass,
+    PassContext,
+    PassOutput,
+    PlanContext,
+    StarterModel,
+)
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.tensorrt.backends import resolve_backend
 from passes.tensorrt.config import TensorRTConfig
@@ -41,6 +50,23 @@ class TensorRT(Pass[TensorRTConfig]):
     def tools_for(self, config: TensorRTConfig) -> tuple[str, ...]:
         """Return ``tools`` and the backend's distribution."""
         return (*self.tools, resolve_backend(config.backend).distribution)
+
+    def data_needs(self, config: TensorRTConfig) -> tuple[DataNeed, ...]:
+        """Return the samples that the graph runs on."""
+        calibration = config.calibration
+        if calibration is None:
+            return ()
+        return (DataNeed("calibration.data", calibration.data, ignores_inputs=True),)
+
+    def is_recommended(self, model: StarterModel) -> bool:
+        """Return True: GPUs run engines."""
+        return True
+
+    def starter_fields(self, model: StarterModel) -> Mapping[str, Any]:
+        """Return targets, a precision, and a profile of each dynamic input."""
+        from passes.tensorrt.starter import starter_fields
+
+        return starter_fields(model)
 
     def estimate(
         self, config: TensorRTConfig, parent: ModelFacts, context: PlanContext

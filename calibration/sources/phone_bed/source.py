@@ -17,6 +17,8 @@ from compressor.data.contract import (
     InputFacts,
     SourceConfig,
     SourceContext,
+    StarterData,
+    StarterInputs,
 )
 from compressor.errors import MissingExtraError
 
@@ -68,6 +70,14 @@ class PhoneBed(DataSource[PhoneBedConfig]):
 
     name = "phone-bed"
     Config = PhoneBedConfig
+
+    def starter(self, model: StarterInputs) -> StarterData | None:
+        """Return the validation split for a model that takes its inputs, in their sizes."""
+        config = PhoneBedConfig(source=self.name, split="validation")
+        own = self.facts(config, SourceContext(model.folder)).inputs or ()
+        if any(not _fits(facts, model.named(facts.name)) for facts in own):
+            return None
+        return StarterData({"split": config.split}, frozenset(facts.name for facts in own))
 
     def problems(self, config: PhoneBedConfig, context: SourceContext) -> list[str]:  # noqa: ARG002
         """Return the packages that are not installed."""
@@ -159,3 +169,11 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _fits(own: InputFacts, wanted: InputFacts | None) -> bool:
+    """Return True if a model can take an input, whose free sizes are None."""
+    if wanted is None or len(wanted.shape) != len(own.shape):
+        return False
+    sizes = zip(own.shape, wanted.shape, strict=True)
+    return all(size in {None, actual} for actual, size in sizes)

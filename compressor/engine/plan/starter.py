@@ -69,21 +69,37 @@ passes:
 
 
 def write_starter(folder: Path, name: str) -> Path:
-    """Write pipeline.yaml and its JSON Schema into ``folder``, and return the file.
+    """Write a starter pipeline and its JSON Schema into ``folder``, and return the file.
 
     Raises:
         UsageError: the starter does not exist, or the folder already has a pipeline.yaml.
     """
     if name not in STARTERS:
         raise UsageError(f"there is no starter {name!r}", remedy=f"one of {', '.join(STARTERS)}")
+    file = starter_file(folder)
+    write_pipeline(file, STARTERS[name])
+    return file
+
+
+def starter_file(folder: Path) -> Path:
+    """Return the path of a new pipeline.yaml in ``folder``.
+
+    Raises:
+        UsageError: there is one already.
+    """
     file = folder / "pipeline.yaml"
     if file.exists():
         raise UsageError(
             f"{file} already exists", remedy="choose another folder, or remove it first"
         )
-    with writing(folder):
-        write_atomic(file, STARTERS[name].encode())
-        write_atomic(
-            folder / "pipeline.schema.json", json.dumps(pipeline_schema(), indent=1).encode()
-        )
     return file
+
+
+def write_pipeline(file: Path, text: str) -> None:
+    """Write a pipeline file, and the JSON Schema beside it."""
+    with writing(file.parent):
+        write_atomic(file, text.encode())
+        write_atomic(
+            file.with_name("pipeline.schema.json"),
+            json.dumps(pipeline_schema(), indent=1).encode(),
+        )

@@ -36,7 +36,7 @@ def single_pass(
 
     Args:
         pass_type: the pass.
-        model: an artifact or a model folder.
+        model: an artifact, or a model's folder or file.
         borrow: a pipeline file whose ``data:`` and ``evaluate:`` are used.
         fields: ``key=value`` for fields of the pass. Keys that start with ``evaluate.`` override
             the borrowed section, such as a reference to a step that does not exist here.
@@ -57,7 +57,7 @@ def single_pass(
     tree = {
         "version": 1,
         "name": f"pass-{pass_type}",
-        "model": {"path": str(model.resolve()), "measure": False},
+        "model": {"path": str(model.absolute()), "measure": False},
         **borrowed,
         "passes": [{"type": pass_type, **step}],
     }
@@ -85,7 +85,7 @@ def preview(plan: Plan, listener: events.Listener) -> list[Mapping[str, Any]]:
         inputs = {role: builder.artifacts[name] for role, name in step.inputs.items()}
         context = builder.context(step, Path(work), inputs, [])
         try:
-            step.builder.requires(inputs, context)
+            builder.require(step, inputs, context)
             return step.builder.preview(inputs, context)
         except CompressError:
             raise

@@ -1,0 +1,293 @@
+"""Pipelines that ``init --from`` writes for a model on disk.
+
+Steps, their fields and the data set are chosen by the installed passes and sources themselves, for
+the format, the capabilities and the inputs of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from compressor.config import discovery
+from compressor.config.validation import references
+from compressor.data.contract import (
+    DataSource,
+    InputFacts,
+    SourceContext,
+    StarterData,
+    StarterInputs,
+)
+from compressor.engine.contract import Pass, StarterModel
+from compressor.engine.plan.capabilities import installed_passes, suitable_passes
+from compressor.engine.plan.starter import starter_file, write_pipeline
+from compressor.errors import UsageError
+from compressor.models.capabilities.cached_generation import CachedGeneration
+from compressor.models.capabilities.signature import InputSpec
+from compressor.runtimes.formats import Format, StoredModel, format_named, recognize_model
+
+_DATA = "samples"
+"""Name of the data set."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPipeline:
+    """A pipeline file, and what is left to do before it can run."""
+
+    file: Path
+    missing: tuple[str, ...]
+    """Paths in it that do not exist yet, with what has to be there."""
+    needs_code: bool
+    """True if it runs only with ``--allow-code``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The data set of the pipeline."""
+
+    source: DataSource[Any]
+    starter: StarterData
+
+
+def write_model_starter(model: Path, folder: Path, data: Path | None) -> WrittenPipeline:
+    """Write a pipeline for a model, and its JSON Schema, into ``folder``.
+
+    Args:
+        model: an artifact, or a model's folder or file.
+        folder: the folder for pipeline.yaml.
+        data: the user's samples; None to write a placeholder.
+
+    Raises:
+        ModelError: the model is not recognized, or cannot be opened.
+        UsageError: no pass reads the model, the data do not fit, or there is a pipeline.yaml.
+    """
+    file = starter_file(folder)
+    stored = recognize_model(model)
+    starter = StarterModel(stored.format.facts(stored.path), stored.format.inputs(stored.path))
+    if not _steps(stored.format, starter):
+        raise _no_pass(stored, starter)
+    data_set = _choose_data(_fitting_data(stored, starter), data)
+    without_data = replace(starter, data=None)
+    is_optional = data is None and (data_set is None or data_set.starter.needs_code)
+    if data_set is None or (is_optional and _runs_without_data(stored, without_data)):
+        data_set, starter = None, without_data
+    steps = _steps(stored.format, starter)
+    if not steps:
+        raise UsageError(
+            f"no installed data source has samples with the inputs of {model}",
+            remedy="write the pipeline by hand, with data of the source python",
+        )
+    text = _pipeline_text(_Parts(model, stored, starter, tuple(steps), data_set), folder)
+    write_pipeline(file, text)
+    missing = () if data_set is None else _missing_files(data_set.starter, data)
+    return WrittenPipeline(file, missing, data_set is not None and data_set.starter.needs_code)
+
+
+def _fitting_data(stored: StoredModel, model: StarterModel) -> list[_Data]:
+    """Return the data sets that feed the model: those without code first, then by inputs."""
+    if model.inputs is None:
+        return []
+    required = frozenset(spec.name for spec in model.inputs if not spec.optional)
+    generation = model.facts.capability(CachedGeneration)
+    lengths = [spec.longest for spec in model.inputs if spec.longest is not None]
+    lengths += [] if generation is None else [generation.context_length]
+    wanted = StarterInputs(
+        stored.path if stored.path.is_dir() else stored.path.parent,
+        tuple(map(_facts, model.inputs)),
+        required,
+        min(lengths, default=None),
+    )
+    sources = [
+        discovery.load(discovery.SOURCES, name) for name in discovery.names(discovery.SOURCES)
+    ]
+    fitting = [
+        _Data(source, starter)
+        for source in sources
+        if (starter := source.starter(wanted)) is not None and required <= starter.inputs
+    ]
+    return sorted(
+        fitting,
+        key=lambda data: (data.starter.needs_code, -len(data.starter.inputs), data.source.name),
+    )
+
+
+def _choose_data(fitting: Sequence[_Data], files: Path | None) -> _Data | None:
+    """Return the first data set that can read the user's files, or the first with a placeholder.
+
+    Raises:
+        UsageError: no data set reads the files.
+    """
+    if files is None:
+        return fitting[0] if fitting else None
+    refused = []
+    for data in (data for data in fitting if "path" in data.starter.fields):
+        chosen, problems = _with_files(data, files)
+        if not problems:
+            return chosen
+        refused += [f"    {data.source.name}: {problem}" for problem in problems]
+    if not refused:
+        raise UsageError(
+            f"`--data {files}` has no effect: no installed source reads files for this model",
+            remedy="leave it out",
+        )
+    expected = "; or ".join(data.starter.files for data in fitting if data.starter.files)
+    raise UsageError(
+        f"{files} does not fit the model:\n" + "\n".join(refused), remedy=f"name {expected}"
+    )
+
+
+def _facts(spec: InputSpec) -> InputFacts:
+    shape = tuple(size if isinstance(size, int) else None for size in spec.shape[1:])
+    return InputFacts(spec.name, spec.dtype, shape)
+
+
+def _steps(source: Format, model: StarterModel) -> list[Pass[Any]]:
+    """Return recommended passes in order, up to the first model of another runtime."""
+    steps: list[Pass[Any]] = []
+    current = source
+    while current.runtime == source.runtime:
+        ready = {
+            answer.pass_name for answer in suitable_passes(current, model) if not answer.reasons
+        }
+        candidates = [
+            pass_
+            for pass_ in installed_passes()
+            if pass_.name in ready
+            and pass_.produces != current.name
+            and pass_.is_recommended(model)
+        ]
+        if not candidates:
+            break
+        step = min(
+            candidates,
+            key=lambda pass_: (format_named(pass_.produces).runtime != source.runtime, pass_.name),
+        )
+        steps.append(step)
+        current = format_named(step.produces)
+    return steps
+
+
+def _runs_without_data(stored: StoredModel, model: StarterModel) -> bool:
+    """Return True if no step for the model names a data set."""
+    steps = _steps(stored.format, model)
+    try:
+        configs = [
+            pass_.Config.model_validate_json(json.dumps(dict(pass_.starter_fields(model))))
+            for pass_ in steps
+        ]
+    except ValidationError:  # a data set is required
+        return False
+    named = [entry for config in configs for entry in references(config) if entry[1].to == "data"]
+    return bool(steps) and not named
+
+
+def _no_pass(stored: StoredModel, model: StarterModel) -> UsageError:
+    answers = suitable_passes(stored.format, model)
+    lines = [
+        f"    {answer.pass_name}: "
+        + ("; ".join(answer.reasons) or "not part of a first pipeline")
+        + (f" → {'; '.join(answer.remedies)}" if answer.remedies else "")
+        for answer in answers
+    ]
+    return UsageError(
+        f"there is no pipeline for {stored.path}, {stored.format.title(stored.path)}:\n"
+        + "\n".join(lines),
+        remedy=stored.format.way_forward,
+    )
+
+
+def _with_files(data: _Data, files: Path) -> tuple[_Data, list[str]]:
+    """Return a data set with the user's files, and what its source finds wrong with them."""
+    fields = {**data.starter.fields, "path": files.absolute()}
+    config = data.source.Config.model_validate_json(
+        json.dumps({"source": data.source.name, **fields}, default=str)
+    )
+    problems = data.source.problems(config, SourceContext(Path.cwd(), allow_code=True))
+    return _Data(data.source, replace(data.starter, fields=fields)), problems
+
+
+def _missing_files(starter: StarterData, data: Path | None) -> tuple[str, ...]:
+    missing = [
+        f"`{name}`: {value.name} is not there"
+        for name, value in starter.fields.items()
+        if isinstance(value, Path) and name != "path" and not value.exists()
+    ]
+    if data is None and "path" in starter.fields:
+        missing.insert(0, f"`path`: {starter.files}")
+    return tuple(missing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Everything that the text of a pipeline is made of."""
+
+    model: Path
+    stored: StoredModel
+    starter: StarterModel
+    steps: tuple[Pass[Any], ...]
+    data: _Data | None
+
+
+def _pipeline_text(parts: _Parts, folder: Path) -> str:
+    stored, steps = parts.stored, parts.steps
+    title = stored.format.title(stored.path)
+    chosen = {pass_.name for pass_ in steps}
+    others = [
+        answer.pass_name
+        for answer in suitable_passes(stored.format, parts.starter)
+        if not answer.reasons and answer.pass_name not in chosen
+    ]
+    lines = ["# yaml-language-server: $schema=pipeline.schema.json", f"# Model: {title}."]
+    if others:
+        lines.append(f"# It can also go through {', '.join(others)}; for their fields, run")
+        lines.append(f"# `autoglm-compress passes explain {others[0]}`.")
+    lines += ["version: 1", f"name: {_name(parts.model)}"]
+    lines.append(f"model: {_flow({'path': _relative(parts.model, folder)})}")
+    if parts.data is not None:
+        source, starter = parts.data.source, parts.data.starter
+        fields = {"source": source.name, **_written(starter.fields, folder)}
+        lines += ["data:"]
+        lines += [f"  # {starter.files}"] if starter.files else []
+        lines += [f"  {_DATA}: {_flow(fields)}"]
+        lines += ["evaluate:  # measured for every artifact", f"  latency: {{data: {_DATA}}}"]
+    lines.append("passes:")
+    for pass_ in steps:
+        fields = {"type": pass_.name, **pass_.starter_fields(parts.starter)}
+        summary = (type(pass_).__doc__ or pass_.name).splitlines()[0]
+        lines += [f"  # {summary}", f"  - {_flow(fields)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _written(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    return {
+        name: _relative(value, folder) if isinstance(value, Path) else value
+        for name, value in fields.items()
+    }
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """Return a path as the pipeline file in a folder has to write it."""
+    target = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+    return Path(os.path.relpath(target, folder.resolve())).as_posix()
+
+
+def _flow(fields: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(
+        dict(fields), default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
+    )
+    return text.strip()
+
+
+def _name(model: Path) -> str:
+    """Return a name for the pipeline from that of the model's file or folder."""
+    path = model.absolute()
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem if path.is_file() else path.name)
+    return name if re.match(r"[A-Za-z]", name) else f"model-{name}".rstrip("-")
