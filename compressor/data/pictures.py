@@ -132,12 +132,13 @@ def parse_colour(text: str) -> str:
     """
     from PIL import ImageColor
 
+    wrong = f"{text!r} is no colour: write a name such as white, or #rrggbb"
     try:
         colour = ImageColor.getrgb(text)
-    except ValueError:
-        colour = ()
+    except ValueError as error:
+        raise ValueError(wrong) from error
     if len(colour) != 3:
-        raise ValueError(f"{text!r} is no colour: write a name such as white, or #rrggbb")
+        raise ValueError(wrong)
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 

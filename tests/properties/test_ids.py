@@ -99,9 +99,10 @@ def test_seed_and_threads_change_every_id(seed: int, threads: int) -> None:
             "{type: ptq, name: qat, calibration: {data: train}, ignore: [a]}",
         ),
         (
-            "{type: awq, format: compressed-tensors, drift: 0.25, calibration: {data: train}}",
+            "{type: awq, format: compressed-tensors, drift: 0.25, "
+            "calibration: {data: train, num_samples: 4}}",
             "{type: weight-only, name: awq, format: compressed-tensors, error_compensation: 0.25, "
-            "calibration: {data: train}}",
+            "calibration: {data: train, num_samples: 4}}",
         ),
     ],
 )
@@ -110,8 +111,8 @@ def test_a_renamed_key_or_pass_gives_the_same_id(old: str, new: str, tmp_path: P
         file = tmp_path / "pipeline.yaml"
         file.write_text(
             "version: 1\nname: p\nmodel: {family: image-classifier, preset: small}\n"
-            f"data:\n  train: {{source: images, path: pictures, image_size: 32}}\n"
-            "  validation: {source: images, path: pictures, image_size: 32}\n"
+            f"data:\n  train: {{source: images, path: pictures, image_size: 64}}\n"
+            "  validation: {source: images, path: pictures, image_size: 64}\n"
             f"passes:\n  - {step}\n"
         )
         pipeline = load_pipeline(file)

@@ -32,6 +32,8 @@ def write_stand_in(example: str, folder: Path) -> None:
         "minilm": (SentenceEncoder(), "tiny"),
     }[example]
     config = family.presets[preset]
+    if example == "efficientnet":
+        config = family.slim(config, image_size=224)
     family.save(family.build(config), config, folder / "model")
     if example == "efficientnet":
         for split in ("train", "test"):
