@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from compressor.artifacts.store import Artifact, Store
+from compressor.config.document import Location
 from compressor.data.contract import SourceContext
-from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput
+from compressor.engine.contract import DataNeed, Estimate, Pass, PassContext, PassOutput
 from compressor.engine.plan.pipeline import Pipeline, Step
 from compressor.evaluation.metrics import reference_metrics
 from compressor.evaluation.records import EvaluateConfig
+from compressor.models.capabilities.signature import Signature
+from compressor.models.facts import ModelFacts
 
 State = Literal["cached", "measure", "resume", "build", "given", "damaged"]
 
@@ -77,6 +80,23 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class DataUse:
+    """A data set that a step runs a model on, in its pass or in its measurement."""
+
+    need: DataNeed
+    location: Location
+    """Place of the field that names the data set."""
+    model: ModelFacts
+    """Facts of the model, as planned."""
+    measures: bool = False
+    """True if the step's own model is measured on the data set."""
+
+    def signature(self) -> Signature | None:
+        """Return inputs and outputs of the model; None if its architecture is not known."""
+        return self.model.capability(Signature)
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedStep:
     """A step whose id is known."""
 
@@ -97,6 +117,8 @@ class PlannedStep:
     """Digest of what is to be measured; empty for nothing."""
     reference: str | None = None
     """The planned step to compare with: this one or an earlier one; None if nothing is compared."""
+    data: tuple[DataUse, ...] = ()
+    """The data sets that the step runs models on."""
 
     @property
     def pass_name(self) -> str:
@@ -124,6 +146,8 @@ class Plan:
     device: str
     sources: SourceContext
     steps: tuple[PlannedStep, ...]
+    notes: tuple[str, ...] = ()
+    """Lines for the user about the data sets that are not errors, such as skipped files."""
 
     def step(self, name: str) -> PlannedStep:
         """Return the step of a name."""
@@ -155,6 +179,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
             }
             for step in plan.steps
         ],
+        "notes": list(plan.notes),
     }
 
 

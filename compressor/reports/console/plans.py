@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from compressor.engine.plan.plan import Plan, PlannedStep
-from compressor.reports.console.terminal import new_table, out, print_line
+from compressor.reports.console.terminal import new_table, out, print_line, print_notes
 from compressor.reports.rows import formatting
 
 _COLUMNS = (
@@ -31,6 +31,7 @@ def render_plan(plan: Plan) -> None:
     for step in plan.steps:
         table.add_row(*_step_cells(step))
     out.print(table)
+    print_notes(plan.notes)
     print_line(
         f"store: {plan.store.root}, seed {plan.seed}, device {plan.device}; "
         "time, memory and disk are estimates"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, JustifyMethod
 from rich.padding import Padding
@@ -33,6 +33,12 @@ def print_wrapped(text: Text, *, indent: int = 0) -> None:
 def print_chunk(text: str) -> None:
     """Print a piece of a line at once, such as a generated token."""
     out.print(text, end="", markup=False, soft_wrap=True)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print lines that are not errors, and that a user should see."""
+    for note in notes:
+        out.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
 
 
 def print_error(error: CompressError) -> None:
