@@ -75,29 +75,17 @@ def match_inputs(batch: Mapping[str, Array], inputs: Sequence[InputSpec]) -> Bat
         DataError: names every array that is missing or does not fit.
     """
     feeds: Batch = {}
-    problems: list[str] = []
-    sizes: dict[str, tuple[int, str]] = {}
+    problems = input_problems(batch, inputs)
     for spec in inputs:
-        if spec.name not in batch:
-            if not spec.optional:
-                present = ", ".join(sorted(batch)) or "no arrays"
-                problems.append(f"{spec.name}: missing; the data has {present}")
-            continue
-        array = batch[spec.name]
-        if problem := _shape_problem(spec, array, sizes):
-            problems.append(f"{spec.name}: {problem}")
-        if spec.below is not None and array.size and array.max() >= spec.below:
-            problems.append(
-                f"{spec.name}: has the value {array.max()}; "
-                f"the model takes values below {spec.below}"
-            )
-        converted = _cast_exactly(array, np.dtype(spec.dtype))
-        if converted is None:
-            problems.append(
-                f"{spec.name}: its values are {array.dtype} and do not fit into {spec.dtype}"
-            )
-        else:
-            feeds[spec.name] = converted
+        if spec.name in batch:
+            array = batch[spec.name]
+            converted = _cast_exactly(array, np.dtype(spec.dtype))
+            if converted is None:
+                problems.append(
+                    f"{spec.name}: its values are {array.dtype} and do not fit into {spec.dtype}"
+                )
+            else:
+                feeds[spec.name] = converted
     if problems:
         raise DataError(
             "the data does not fit the model's inputs:\n"
@@ -105,6 +93,32 @@ def match_inputs(batch: Mapping[str, Array], inputs: Sequence[InputSpec]) -> Bat
             remedy="name a data set that was made for this model",
         )
     return feeds
+
+
+def input_problems(batch: Mapping[str, Array], inputs: Sequence[InputSpec]) -> list[str]:
+    """Return a line for each array of a batch that is missing, misshapen or out of range."""
+    problems: list[str] = []
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in inputs:
+        if spec.name in batch:
+            array = batch[spec.name]
+            found = (_shape_problem(spec, array, sizes), _range_problem(spec, array))
+            problems += [f"{spec.name}: {problem}" for problem in found if problem]
+        elif not spec.optional:
+            present = ", ".join(sorted(batch)) or "no arrays"
+            problems.append(f"{spec.name}: missing; the data has {present}")
+    return problems
+
+
+def _range_problem(spec: InputSpec, array: Array) -> str | None:
+    """Return what is wrong with the values of an input that indexes a table."""
+    if spec.below is None or not array.size or array.dtype.kind not in "biuf":
+        return None
+    if array.max() >= spec.below:
+        return f"has the value {array.max()}; the model takes values below {spec.below}"
+    if array.min() < 0:
+        return f"has the value {array.min()}; the model takes values from 0 to {spec.below - 1}"
+    return None
 
 
 def _shape_problem(spec: InputSpec, array: Array, sizes: dict[str, tuple[int, str]]) -> str | None:

@@ -17,7 +17,6 @@ from calibration.samples import Samples
 from compressor.artifacts.errors_from_os import reading, writing
 from compressor.artifacts.files import write_atomic
 from compressor.engine.contract import PassContext
-from compressor.errors import DataError
 from passes.awq.config import AwqConfig
 
 CAPTURED_BYTES = 16 << 20
@@ -29,25 +28,14 @@ Branch = Literal["rounded", "exact"]
 
 
 def load_samples(config: AwqConfig, context: PassContext) -> Samples:
-    """Return the calibration samples.
-
-    Raises:
-        DataError: the set has fewer samples than ``num_samples``.
-    """
+    """Return the calibration samples."""
     calibration = config.calibration
-    samples = Samples(
+    return Samples(
         context.data(calibration.data),
         count=calibration.num_samples,
         batch_size=calibration.batch_size,
         seed=calibration.seed,
     )
-    if len(samples) < calibration.num_samples:
-        raise DataError(
-            f"data set {calibration.data!r} has {len(samples)} samples, fewer than "
-            f"`calibration.num_samples` ({calibration.num_samples})",
-            remedy="decrease `num_samples`, or name a larger data set",
-        )
-    return samples
 
 
 class HiddenStates:

@@ -39,7 +39,6 @@ class ModelQuantizer(ABC):
         """Write the quantized model into ``out`` and return the summary for the manifest.
 
         Raises:
-            DataError: the data set has fewer samples than the config requires.
             NumericalError: activations are not finite, or values exceed the range of the dtype.
         """
 

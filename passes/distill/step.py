@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from compressor.artifacts.store import Artifact
-from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    OUTPUT,
+    DataNeed,
+    Estimate,
+    Pass,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.facts import ModelFacts, facts_of
+from passes.common.data_needs import training_needs
 from passes.distill.config import DistillConfig
 
 
@@ -29,6 +39,17 @@ class Distill(Pass[DistillConfig]):
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
     capabilities = (TrainingHeads,)
 
+    def data_needs(self, config: DistillConfig) -> tuple[DataNeed, ...]:
+        """Return the data sets, which student and teacher run on."""
+        hard = f"soft_weight: {config.soft_weight:g}" if config.soft_weight < 1 else None
+        needs = training_needs(config.train, config.validation, hard, "soft_weight: 1")
+        teacher = "parent" if config.teacher is None else "teacher"
+        train, *validation = needs
+        return (
+            replace(train, role=teacher),
+            *(replace(need, role=OUTPUT) for need in (train, *validation)),
+        )
+
     def estimate(self, config: DistillConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """Estimate time, memory and disk from the parameters and MACs of both models.
 
@@ -44,15 +65,14 @@ class Distill(Pass[DistillConfig]):
         return training_estimate(student, config.training, forward_only=teacher)
 
     def requires(self, config: DistillConfig, parent: Artifact, context: PassContext) -> None:
-        """Check the models, that their weights are finite, and that the data sets fit.
+        """Check the models, and that their weights are finite.
 
         Raises:
             RequirementError: A field does not fit the student or the teacher.
             NumericalError: A weight is NaN or infinite.
-            DataError: A data set does not fit.
+            DataError: The data sets have other strata, which `feedback` needs.
         """
         from compressor.models.checkpoint.safetensors_files import check_finite
-        from passes.common.requirements import check_data
         from passes.distill.feedback import check_strata
         from passes.distill.student import check_models, student_facts
 
@@ -62,7 +82,6 @@ class Distill(Pass[DistillConfig]):
         check_finite(teacher.model)
         if config.student.parent is not None:
             check_finite(parent.model)
-        check_data(teacher, (config.train, config.validation), context)
         if config.feedback is not None and config.validation is not None:
             check_strata(context.data(config.train), context.data(config.validation))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -166,8 +166,9 @@ class PruneConfig(PassConfig):
     same to first order. By default `taylor` if other axes are cut too and `importance` is `taylor`,
     else `cosine`. Without calibration samples layers are scored by the norm of their weights."""
     calibration: DataName | None = None
-    """Name of the data set of the calibration samples, which must have labels. Every `importance`
-    except `magnitude` needs it."""
+    """Name of the data set of the calibration samples. Every `importance` except `magnitude` needs
+    it. `importance: gradient` and `taylor` compute a loss and so need labels, and so do
+    `layer_importance: loss` and `taylor`."""
     num_samples: Annotated[int, Field(ge=1)] = 768
     """Number of calibration samples, spread evenly over the data set."""
     batch_size: Annotated[int, Field(ge=1)] = 48
@@ -189,6 +190,21 @@ class PruneConfig(PassConfig):
     """Training after the cut; none by default. See also `distill`, which can match features."""
     schedule: ScheduleConfig = ScheduleConfig(kind="once")
     """One cut by default; `{kind: gradual}` cuts in rounds with training after each."""
+
+    @property
+    def loss_field(self) -> str | None:
+        """The setting that computes a loss on the calibration samples, if one does.
+
+        A loss needs labels; other scores, `repair` and `latency` run the model without them.
+        """
+        if self.calibration is None:
+            return None
+        kinds = set(self.axes if self.target.dimensions is None else get_args(AxisKind))
+        if kinds != {"layers"} and self.importance in {"gradient", "taylor"}:
+            return f"importance: {self.importance}"
+        if "layers" in kinds and self.layer_importance in {"loss", "taylor"}:
+            return f"layer_importance: {self.layer_importance}"
+        return None
 
     @model_validator(mode="after")
     def _check_combinations(self) -> PruneConfig:

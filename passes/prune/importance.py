@@ -20,6 +20,8 @@ Scores = dict[str, Tensor]
 """Axis name to the importance of its units, float64 [U]."""
 Loss = Callable[[Mapping[str, Tensor]], Tensor]
 """Runs the model on a batch and returns the loss, a scalar."""
+Run = Callable[[Mapping[str, Tensor]], object]
+"""Runs the model on a batch."""
 Batches = Iterable[Mapping[str, Tensor]]
 ChannelCallback = Callable[[str, Tensor], None]
 """Called with a layer's name and its inputs [C, N]."""
@@ -45,7 +47,7 @@ def score_by_magnitude(model: nn.Module, axes: Sequence[Axis]) -> Scores:
 
 
 def score_by_activation(
-    model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss
+    model: nn.Module, axes: Sequence[Axis], batches: Batches, run: Run
 ) -> Scores:
     """Score units by the norms of their activations and of the weight columns that read them.
 
@@ -58,7 +60,7 @@ def score_by_activation(
         squares_C = inputs_CN.double().square().sum(dim=1)
         squares[reader] = squares[reader] + squares_C if reader in squares else squares_C
 
-    _observe_readers(model, axes, batches, loss, add)
+    _observe_readers(model, axes, batches, run, add)
     return _sum_over_readers(
         axes, {name: squares[name].sqrt() * _column_norms(model, name) for name in squares}
     )
@@ -72,9 +74,7 @@ def _column_norms(model: nn.Module, reader: str) -> Tensor:
     return torch.stack([chunk_CX.square().sum(dim=1) for (chunk_CX,) in chunks]).sum(dim=0).sqrt()
 
 
-def score_by_entropy(
-    model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss
-) -> Scores:
+def score_by_entropy(model: nn.Module, axes: Sequence[Axis], batches: Batches, run: Run) -> Scores:
     """Score units by the entropy of their activations, summed over the layers that read them.
 
     Activations are counted in 32 bins between the extremes of the first batch. A channel that is
@@ -97,7 +97,7 @@ def score_by_entropy(
         )
         counts[reader] = counts[reader] + count_CB if reader in counts else count_CB
 
-    _observe_readers(model, axes, batches, loss, add)
+    _observe_readers(model, axes, batches, run, add)
     return _sum_over_readers(
         axes, {name: _entropy(count_CB.double()) for name, count_CB in counts.items()}
     )
@@ -191,16 +191,16 @@ def readers_of(model: nn.Module, axes: Sequence[Axis]) -> dict[str, nn.Module]:
 
 
 def _observe_readers(
-    model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss, add: ChannelCallback
+    model: nn.Module, axes: Sequence[Axis], batches: Batches, run: Run, add: ChannelCallback
 ) -> None:
-    observe_channels(model, readers_of(model, axes), batches, loss, add)
+    observe_channels(model, readers_of(model, axes), batches, run, add)
 
 
 def observe_channels(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
     batches: Batches,
-    loss: Loss,
+    run: Run,
     observe: ChannelCallback,
 ) -> None:
     """Run the model without gradients and pass on the inputs of layers, as [C, N] on the CPU."""
@@ -209,14 +209,14 @@ def observe_channels(
         channel_dim = -1 if isinstance(layers[name], nn.Linear) else 1
         observe(name, inputs.cpu().movedim(channel_dim, 0).flatten(1))
 
-    observe_inputs(model, layers, batches, loss, by_channel)
+    observe_inputs(model, layers, batches, run, by_channel)
 
 
 def observe_inputs(
     model: nn.Module,
     names: Iterable[str],
     batches: Batches,
-    loss: Loss,
+    run: Run,
     observe: Callable[[str, Tensor], None],
 ) -> None:
     """Run the model without gradients and pass on the first input of each named module."""
@@ -225,7 +225,7 @@ def observe_inputs(
         torch.no_grad(),
     ):
         for batch in batches:
-            loss(batch)
+            run(batch)
 
 
 def _sum_over_readers(axes: Sequence[Axis], channel_scores: Mapping[str, Tensor]) -> Scores:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from calibration.capture import forward_hooks
 from compressor.models.capabilities.cuttable_axes import Axis
-from passes.prune.importance import Batches, Loss, Scores, normalize_to_sum
+from passes.prune.importance import Batches, Loss, Run, Scores, normalize_to_sum
 
 
 def score_layers_by_weight(model: nn.Module, axes: Sequence[Axis]) -> Scores:
@@ -27,7 +27,7 @@ def score_layers_by_weight(model: nn.Module, axes: Sequence[Axis]) -> Scores:
 
 
 def score_layers_by_cosine(
-    model: nn.Module, axes: Sequence[Axis], batches: Batches, loss: Loss
+    model: nn.Module, axes: Sequence[Axis], batches: Batches, run: Run
 ) -> Scores:
     """Score layers by the mean of 1 − cos(input, output) over samples (Men et al. 2024).
 
@@ -36,7 +36,7 @@ def score_layers_by_cosine(
     totals = {axis.name: torch.zeros(axis.units, dtype=torch.float64) for axis in axes}
     with _captured_layers(model, axes) as captured, torch.no_grad():
         for batch in batches:
-            loss(batch)
+            run(batch)
             for (name, number), (inputs, output) in captured.items():
                 cosine = nn.functional.cosine_similarity(
                     inputs.flatten(1).double(), output.flatten(1).double(), dim=1

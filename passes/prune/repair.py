@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.models.capabilities.cuttable_axes import Axis
-from passes.prune.importance import Batches, Loss, observe_channels, observe_inputs, readers_of
+from passes.prune.importance import Batches, Run, observe_channels, observe_inputs, readers_of
 from passes.prune.surgery import kept_indices, rows_by_unit
 
 _DAMPING = 0.01
@@ -28,7 +28,7 @@ def reconstruct_weights(
     axes: Sequence[Axis],
     kept_units: Mapping[str, Tensor],
     batches: Callable[[], Batches],
-    loss: Loss,
+    run: Run,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield changed weights of the layers that read cut axes, one after another.
 
@@ -45,7 +45,7 @@ def reconstruct_weights(
         kept_units: axis name to the units to keep, int64, increasing.
         batches: returns all samples again. It is called several times if the Gram matrices of all
             layers take more than 2 GB.
-        loss: runs the model.
+        run: runs the model.
     """
     cut_axes = [axis for axis in axes if axis.name in kept_units]
     solvable = _solvable_layers(model)
@@ -60,7 +60,7 @@ def reconstruct_weights(
             gram_CC = inputs_CN @ inputs_CN.T
             grams[reader] = grams[reader] + gram_CC if reader in grams else gram_CC
 
-        observe_channels(model, group, batches(), loss, add)
+        observe_channels(model, group, batches(), run, add)
         for axis in cut_axes:
             for cut in axis.cuts:
                 if cut.reads and cut.module in grams:
@@ -126,7 +126,7 @@ def rescale_norms(
     axes: Sequence[Axis],
     kept_units: Mapping[str, Tensor],
     batches: Batches,
-    loss: Loss,
+    run: Run,
 ) -> dict[str, Tensor]:
     """Return the weights of RMS norms over cut axes, scaled so that outputs keep their size.
 
@@ -152,7 +152,7 @@ def rescale_norms(
         share_sums[name] = share_sums.get(name, torch.zeros(())) + share_NC.sum(dim=0).cpu()
         token_counts[name] = token_counts.get(name, 0) + len(share_NC)
 
-    observe_inputs(model, norms, batches, loss, add)
+    observe_inputs(model, norms, batches, run, add)
     weights = {}
     for name, (axis, cut) in norms.items():
         shares_C = share_sums[name] / token_counts[name]

@@ -77,14 +77,14 @@ def cut_model(selection: Selection, work: Path, *, repair: bool) -> PrunableMode
         name: tensor.detach().cpu() for name, tensor in model.module.state_dict().items()
     }
     if selection.calibration is not None:
-        batches, loss = selection.calibration.batches, selection.calibration.loss
+        batches, run = selection.calibration.batches, selection.calibration.run
         cuts = [cut for axis in axes if axis.name in kept_units for cut in axis.cuts]
         if any(cut.norm for cut in cuts):
-            state |= rescale_norms(model.module, axes, kept_units, batches("norms"), loss)
+            state |= rescale_norms(model.module, axes, kept_units, batches("norms"), run)
         if repair and any(cut.reads for cut in cuts):
             # Iterates over the samples several times, so it gets a function.
             changed = reconstruct_weights(
-                model.module, axes, kept_units, lambda: batches("repair"), loss
+                model.module, axes, kept_units, lambda: batches("repair"), run
             )
             state |= map_to_disk(changed, work)
     weights = map_to_disk(remove_units(state, axes, kept_units), work)

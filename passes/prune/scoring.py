@@ -32,20 +32,16 @@ from passes.prune.layer_importance import (
 )
 from passes.prune.model import PrunableModel
 
-_UNIT_SCORERS = {
-    "activation": score_by_activation,
-    "entropy": score_by_entropy,
-    "gradient": score_by_gradient,
-    "taylor": score_by_taylor,
-}
-_LAYER_SCORERS = {"cosine": score_layers_by_cosine, "taylor": score_layers_by_taylor}
+_UNIT_SCORERS = {"activation": score_by_activation, "entropy": score_by_entropy}
+_UNIT_SCORERS_BY_LOSS = {"gradient": score_by_gradient, "taylor": score_by_taylor}
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Calibration samples, and the loss of a model on them."""
 
-    heads: TrainingHeads
+    heads: TrainingHeads | None
+    """None if no loss is computed."""
     module: nn.Module
     dataset: Dataset
     config: PruneConfig
@@ -62,10 +58,17 @@ class Calibration:
         for batch in samples.batches(activity):
             yield tensors_from_batch(batch, device_of(self.module))
 
+    def run(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the outputs of the model."""
+        outputs: dict[str, Tensor] = self.module(
+            **{name: batch[name] for name in self.dataset.input_names}
+        )
+        return outputs
+
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean cross-entropy with the labels, summed over the model's heads."""
-        outputs = self.module(**{name: batch[name] for name in self.dataset.input_names})
-        losses = hard_cross_entropy(self.heads.logits(self.module, outputs), batch)
+        assert self.heads is not None  # noqa: S101 - `needs` asks for them
+        losses = hard_cross_entropy(self.heads.logits(self.module, self.run(batch)), batch)
         return torch.stack(list(losses.values())).sum()
 
 
@@ -76,7 +79,8 @@ def open_calibration(
     if config.calibration is None:
         return None
     dataset = context.data(config.calibration)
-    return Calibration(model.heads, model.module, dataset, config, context)
+    heads = None if config.loss_field is None else model.heads
+    return Calibration(heads, model.module, dataset, config, context)
 
 
 def score_axes(
@@ -90,6 +94,13 @@ def score_axes(
         axes: the axes to score.
         calibration: the samples; without them units and layers are scored by their weights.
     """
+    scores = _score(config, module, axes, calibration)
+    return {name: score.cpu() for name, score in scores.items()}
+
+
+def _score(
+    config: PruneConfig, module: nn.Module, axes: Sequence[Axis], calibration: Calibration | None
+) -> Scores:
     stacks = [axis for axis in axes if axis.stack]
     inner_axes = [axis for axis in axes if not axis.stack]
     if calibration is None:
@@ -97,17 +108,29 @@ def score_axes(
     scores: Scores = {}
     if inner_axes and config.importance == "magnitude":
         scores |= score_by_magnitude(module, inner_axes)
-    elif inner_axes:
+    elif inner_axes and config.importance in _UNIT_SCORERS:
         scores |= _UNIT_SCORERS[config.importance](
+            module, inner_axes, calibration.batches("score"), calibration.run
+        )
+    elif inner_axes:
+        scores |= _UNIT_SCORERS_BY_LOSS[config.importance](
             module, inner_axes, calibration.batches("score"), calibration.loss
         )
     # Scores of layers and of units are compared, so by default they have the same scale.
     compared = config.importance == "taylor" and bool(inner_axes)
     layer_importance = config.layer_importance or ("taylor" if compared else "cosine")
-    if stacks and layer_importance == "loss":
-        scores |= score_layers_by_loss(module, stacks, calibration.batches, calibration.loss)
-    elif stacks:
-        scores |= _LAYER_SCORERS[layer_importance](
-            module, stacks, calibration.batches("score layers"), calibration.loss
-        )
-    return {name: score.cpu() for name, score in scores.items()}
+    return scores | _score_layers(layer_importance, module, stacks, calibration)
+
+
+def _score_layers(
+    importance: str, module: nn.Module, stacks: Sequence[Axis], calibration: Calibration
+) -> Scores:
+    """Return the importance of the layers of each stack."""
+    if not stacks:
+        return {}
+    if importance == "loss":
+        return score_layers_by_loss(module, stacks, calibration.batches, calibration.loss)
+    batches = calibration.batches("score layers")
+    if importance == "cosine":
+        return score_layers_by_cosine(module, stacks, batches, calibration.run)
+    return score_layers_by_taylor(module, stacks, batches, calibration.loss)

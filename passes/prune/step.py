@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from compressor.artifacts.store import Artifact
-from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    DataNeed,
+    Estimate,
+    Pass,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from compressor.models.capabilities.capability import Capability
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.facts import ModelFacts
+from passes.common.data_needs import training_needs
 from passes.prune.config import PruneConfig, Target
 
 _BACKWARD_COST = 3
@@ -39,8 +47,33 @@ class Prune(Pass[PruneConfig]):
 
     def needs(self, config: PruneConfig) -> tuple[type[Capability], ...]:
         """Return the cuttable axes, and the training heads if a loss is computed."""
-        uses_labels = config.calibration is not None or config.recovery is not None
+        uses_labels = config.loss_field is not None or config.recovery is not None
         return (CuttableAxes, TrainingHeads) if uses_labels else (CuttableAxes,)
+
+    def data_needs(self, config: PruneConfig) -> tuple[DataNeed, ...]:
+        """Return the calibration samples and the data sets of the recovery."""
+        needs: tuple[DataNeed, ...] = ()
+        if config.calibration is not None:
+            field = config.loss_field
+            instead = "importance: activation"
+            if field is not None and field.startswith("layer_importance"):
+                instead = "layer_importance: cosine"
+            needs = (DataNeed("calibration", config.calibration, labels=field, unlabelled=instead),)
+        recovery = config.recovery
+        if recovery is None:
+            return needs
+        weight = recovery.soft_weight
+        hard = f"recovery.soft_weight: {weight:g}" if weight < 1 else None
+        return (
+            *needs,
+            *training_needs(
+                recovery.train,
+                recovery.validation,
+                hard,
+                "recovery.soft_weight: 1",
+                prefix="recovery.",
+            ),
+        )
 
     def tools_for(self, config: PruneConfig) -> tuple[str, ...]:
         """Return the tools, with ONNX Runtime if it measures the operators."""
@@ -77,18 +110,14 @@ class Prune(Pass[PruneConfig]):
         )
 
     def requires(self, config: PruneConfig, parent: Artifact, context: PassContext) -> None:
-        """Check that fields apply to the model, its weights are finite, and data sets fit it."""
+        """Check that fields apply to the model, and that its weights are finite."""
         from compressor.models.checkpoint.description import read_description
         from compressor.models.checkpoint.safetensors_files import check_finite
-        from passes.common.requirements import check_data
         from passes.prune.axes import check_applicable
 
         description = read_description(parent.model)
         check_applicable(config, description.family, description.config)
         check_finite(parent.model)
-        recovery = config.recovery
-        training_sets = (recovery.train, recovery.validation) if recovery else ()
-        check_data(parent, (config.calibration, *training_sets), context)
 
     def preview(
         self, config: PruneConfig, parent: Artifact, context: PassContext

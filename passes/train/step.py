@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import ClassVar
 
 from compressor.artifacts.store import Artifact
-from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
+from compressor.engine.contract import (
+    DataNeed,
+    Estimate,
+    Pass,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.facts import ModelFacts, facts_of
 from passes.common.config import training_problems
+from passes.common.data_needs import training_needs
 from passes.common.field_problems import check_no_problems
 from passes.train.config import TrainConfig
 
@@ -30,6 +38,10 @@ class Train(Pass[TrainConfig]):
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
     capabilities = (TrainingHeads,)
 
+    def data_needs(self, config: TrainConfig) -> tuple[DataNeed, ...]:
+        """Return the data sets to train on and to evaluate; both need labels."""
+        return training_needs(config.train, config.validation, "type: train")
+
     def estimate(self, config: TrainConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """Estimate time, memory and disk from the parameters and MACs of the model.
 
@@ -42,19 +54,16 @@ class Train(Pass[TrainConfig]):
         return training_estimate(parent, config.training)
 
     def requires(self, config: TrainConfig, parent: Artifact, context: PassContext) -> None:
-        """Check that the fields apply, that the weights are finite, and that the data sets fit.
+        """Check that the fields apply, and that the weights are finite.
 
         Raises:
             RequirementError: A field does not apply to the model.
             NumericalError: A weight is NaN or infinite.
-            DataError: A data set does not fit.
         """
         from compressor.models.checkpoint.safetensors_files import check_finite
-        from passes.common.requirements import check_data
 
         check_no_problems(training_problems(config.training, "training", facts_of(parent.model)))
         check_finite(parent.model)
-        check_data(parent, (config.train, config.validation), context)
 
     def run(
         self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext

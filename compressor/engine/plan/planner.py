@@ -6,7 +6,7 @@ Planning has no side effects and loads neither torch nor onnx.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ from compressor.data.contract import SourceContext
 from compressor.engine.contract import Estimate, Pass, PlanContext
 from compressor.engine.machine import tool_version
 from compressor.engine.plan.capabilities import missing_capabilities
+from compressor.engine.plan.class_checks import class_problems
 from compressor.engine.plan.config import SOURCE
+from compressor.engine.plan.data_uses import PlannedData, measured_uses, pass_uses
 from compressor.engine.plan.pipeline import Pipeline, Step, reference_of
 from compressor.engine.plan.plan import (
     Builder,
+    DataUse,
     PassBuilder,
     Plan,
     PlannedStep,
@@ -32,7 +35,7 @@ from compressor.engine.plan.plan import (
 )
 from compressor.engine.plan.source_model import SourceModel, open_source
 from compressor.engine.plan.wiring import format_problem, wiring_problems
-from compressor.errors import CompressError, ConfigError, DamagedArtifactError, GpuError, Problem
+from compressor.errors import CompressError, ConfigError, DamagedArtifactError, Problem
 from compressor.evaluation.measure import evaluation_digest
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.formats import StoredModel, accepts, format_named
@@ -49,11 +52,14 @@ def make_plan(
     """Check everything, compute every id, and look up what is already in the store.
 
     Raises:
-        ConfigError: all problems at once: formats that do not fit, unknown names, missing files.
-        GpuError: a step needs a GPU that is not present.
+        ConfigError: all problems at once: formats that do not fit, unknown names, missing files,
+            data sets that do not fit the models, GPUs that this machine lacks.
     """
     seed = pipeline.config.seed if seed is None else seed
-    return _Planner(pipeline, store, sources, seed, device).plan()
+    notes: list[str] = []
+    noting = replace(sources, note=notes.append)
+    plan = _Planner(pipeline, store, noting, seed, device).plan()
+    return replace(plan, sources=sources, notes=tuple(dict.fromkeys(notes)))
 
 
 @dataclass(slots=True)
@@ -70,6 +76,7 @@ class _StepWithoutId:
     """The config as the id covers it: renamed fields have their first name, and names of steps and
     data sets are replaced by the ids they stand for."""
     inputs: Mapping[str, str] = field(default_factory=dict)
+    data: tuple[DataUse, ...] = ()
 
 
 class _Planner:
@@ -80,7 +87,7 @@ class _Planner:
         self.seed, self.device = seed, device
         self.problems: list[Problem] = []
         self.steps: dict[str, PlannedStep] = {}
-        self.data_digests: dict[str, str] = {}
+        self.data = PlannedData(pipeline, sources, self.problems)
         self.reference = reference_of(pipeline.config.evaluate)
 
     def plan(self) -> Plan:
@@ -92,13 +99,16 @@ class _Planner:
         for step in self.pipeline.steps:
             self._plan_step(step)
         self._check_reference()
+        uses = [use for step in self.steps.values() for use in step.data]
+        self.problems += class_problems(self.pipeline, uses, self.data.facts)
         self._raise_if_any()
         steps = tuple(self.steps.values())
         return Plan(self.pipeline, self.store, self.seed, self.device, self.sources, steps)
 
     def _raise_if_any(self) -> None:
         if self.problems:
-            raise ConfigError(sorted(self.problems, key=lambda problem: problem.line or 0))
+            problems = dict.fromkeys(self.problems)
+            raise ConfigError(sorted(problems, key=lambda problem: problem.line or 0))
 
     def _add_problem(self, location: Location, what: str, remedy: str | None = None) -> None:
         self.problems.append(self.pipeline.document.problem(location, what, remedy=remedy))
@@ -194,7 +204,7 @@ class _Planner:
         hashed_config = step.config.model_dump(mode="json")
         for location, target, name in references(step.config):
             if target.to == "data":
-                data[name] = self._data_digest(name)
+                data[name] = self.data.digest(name)
                 _replace_value(hashed_config, location, data[name])
             elif target.to == "step":
                 if name not in self.steps:
@@ -202,6 +212,7 @@ class _Planner:
                 inputs[str(location[-1])] = name  # the field's name is the role
                 _replace_value(hashed_config, location, self.steps[name].artifact_id)
         pass_ = step.pass_
+        estimate = self._estimate(step, inputs)
         self._add(
             _StepWithoutId(
                 name=step.name,
@@ -210,20 +221,31 @@ class _Planner:
                     pass_.version,
                     step.config.model_dump(mode="json"),
                     _third_party_digest(pass_),
-                    _versions(pass_.tools_for(step.config)),
+                    self._tools(step),
                     data,
                 ),
                 format=pass_.produces,
                 builder=PassBuilder(step),
-                estimate=self._estimate(step, inputs),
+                estimate=estimate,
                 measure=step.measure,
                 hashed_config=with_former_names(step.config, hashed_config),
                 inputs=inputs,
+                data=pass_uses(step, self._input_facts(inputs), estimate),
             )
         )
 
+    def _tools(self, step: Step) -> dict[str, str]:
+        try:
+            return _versions(step.pass_.tools_for(step.config))
+        except CompressError as error:
+            self._add_problem(("passes", step.index), error.what, error.remedy)
+            return {}
+
+    def _input_facts(self, inputs: Mapping[str, str]) -> dict[str, ModelFacts]:
+        return {role: self.steps[name].estimate.model for role, name in inputs.items()}
+
     def _estimate(self, step: Step, inputs: Mapping[str, str]) -> Estimate:
-        facts = {role: self.steps[name].estimate.model for role, name in inputs.items()}
+        facts = self._input_facts(inputs)
         lacking = missing_capabilities(facts["parent"], step.pass_.needs(step.config))
         for need in lacking:
             what = f"{step.pass_.name} needs {need.label}, which the model of {step.parent} lacks"
@@ -231,19 +253,23 @@ class _Planner:
         # Later steps are checked against the parent's architecture, so that their problems show.
         if lacking:
             return Estimate(facts["parent"])
+        names = [name for _, target, name in references(step.config) if target.to == "data"]
+        context = PlanContext(facts, {name: self.data.facts(name) for name in names})
         try:
-            return step.pass_.estimate(step.config, facts["parent"], PlanContext(facts))
-        except GpuError:  # a missing GPU is not a mistake in the file
-            raise
+            return step.pass_.estimate(step.config, facts["parent"], context)
         except CompressError as error:
             self._add_problem(("passes", step.index), error.what, error.remedy)
             return Estimate(facts["parent"])
 
-    def _data_digest(self, name: str) -> str:
-        if name not in self.data_digests:
-            data_set = self.pipeline.data[name]
-            self.data_digests[name] = data_set.source.digest(data_set.config, self.sources)
-        return self.data_digests[name]
+    def _measured_uses(
+        self, draft: _StepWithoutId, measured: str, reference_id: str | None
+    ) -> tuple[DataUse, ...]:
+        """Return the data sets that a step is measured on; add metrics that do not apply."""
+        if not measured:
+            return ()
+        evaluate = evaluate_of(self.pipeline, compared=reference_id is not None)
+        self.data.check_metrics(evaluate, draft.estimate.model)
+        return measured_uses(evaluate, draft.estimate.model)
 
     def _add(self, draft: _StepWithoutId) -> None:
         """Compute a step's id from all that can change the bytes, and look it up in the store."""
@@ -263,6 +289,8 @@ class _Planner:
         )
         reference_id = self._reference_id(draft.name, artifact_id)
         measured = self._measurement_digest(draft, reference_id)
+        uses = (*draft.data, *self._measured_uses(draft, measured, reference_id))
+        self.data.check(uses)
         self.steps[draft.name] = PlannedStep(
             name=draft.name,
             recipe=recipe,
@@ -274,6 +302,7 @@ class _Planner:
             builder=draft.builder,
             measured=measured,
             reference=self.reference if measured and reference_id else None,
+            data=uses,
         )
 
     def _reference_id(self, name: str, artifact_id: str) -> str | None:
@@ -290,7 +319,7 @@ class _Planner:
         if not (draft.measure and executable and configured):
             return ""
         names = {value for _, reference, value in references(evaluate) if reference.to == "data"}
-        digests = {name: self._data_digest(name) for name in sorted(names)}
+        digests = {name: self.data.digest(name) for name in sorted(names)}
         return evaluation_digest(evaluate, digests, reference_id)
 
     def _state(self, pass_name: str, artifact_id: str, measured: str) -> State:

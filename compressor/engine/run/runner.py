@@ -24,7 +24,7 @@ from compressor.engine.gates.baseline import earlier_verdicts, timer_opener
 from compressor.engine.gates.rules import check_gates
 from compressor.engine.gates.verdicts import GateChecker
 from compressor.engine.machine import environment
-from compressor.engine.plan.plan import Plan, PlannedStep
+from compressor.engine.plan.plan import DataUse, Plan, PlannedStep
 from compressor.engine.run.step_builder import Reporter, StepBuilder
 from compressor.errors import (
     CompressError,
@@ -118,6 +118,7 @@ class Runner:
                 tuple(step.name for step in steps),
             )
         )
+        self._check_data(steps)
         for step in steps:
             try:
                 self._step(step)
@@ -172,6 +173,20 @@ class Runner:
                     f"{step.name} needs about {peak / 1e9:.1f} GB of memory; "
                     f"this machine has {total / 1e9:.1f} GB"
                 )
+
+    def _check_data(self, steps: Sequence[PlannedStep]) -> None:
+        """Check the data sets of all steps that are to be built or measured, before the first."""
+        uses = [(step, use) for step in steps for use in step.data if self._runs(step, use)]
+        self.builder.data.check(uses)
+        self.builder.data.keep(use.need.data for _, use in uses if not use.measures)
+
+    def _runs(self, step: PlannedStep, use: DataUse) -> bool:
+        """Return True if this run needs a step's data set."""
+        if step.state in {"cached", "measure", "given"} and not (
+            self.force and step.name in self.selected
+        ):
+            return step.state == "measure" and use.measures
+        return step.name in self.selected
 
     def _step(self, step: PlannedStep) -> None:
         start = time.perf_counter()

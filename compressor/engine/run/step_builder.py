@@ -22,11 +22,11 @@ from compressor.artifacts.errors_from_os import storage_error, writing
 from compressor.artifacts.files import copy_file, write_atomic
 from compressor.artifacts.manifest import FileEntry, Manifest, PassRecord
 from compressor.artifacts.store import LOGS, MODEL, REPORTS, Artifact, entries_of
-from compressor.data.contract import Dataset
 from compressor.engine import events
 from compressor.engine.contract import PassContext
 from compressor.engine.machine import PeakMemory, environment
 from compressor.engine.plan.plan import Plan, PlannedStep, evaluate_of
+from compressor.engine.run.checked_data import RunData, uses_of_pass
 from compressor.engine.run.step_log import StepLog
 from compressor.errors import CompressError, PassError
 from compressor.evaluation.measure import measure
@@ -53,7 +53,7 @@ class StepBuilder:
         self.plan, self.listener, self.reporter = plan, listener, reporter
         self.artifacts: dict[str, Artifact] = {}
         self._log: StepLog | None = None
-        self._datasets: dict[str, Dataset] = {}
+        self.data = RunData(plan, self.emit)
 
     def emit(self, event: events.Event) -> None:
         """Send an event to the listener, and to the log of the step that is being built."""
@@ -110,7 +110,7 @@ class StepBuilder:
         peak = PeakMemory()
         start = time.perf_counter()
         try:
-            step.builder.requires(inputs, context)
+            self.require(step, inputs, context)
             output = step.builder.run(inputs, out / MODEL, context)
             step.builder.ensures(inputs, out / MODEL, context)
         except CompressError:
@@ -129,10 +129,24 @@ class StepBuilder:
             write_atomic(staging / _BUILT, json.dumps(built, allow_nan=False).encode())
         return built
 
+    def require(
+        self, step: PlannedStep, inputs: Mapping[str, Artifact], context: PassContext
+    ) -> None:
+        """Check a step's data sets against its input artifacts, and what its pass requires.
+
+        Raises:
+            ConfigError: data sets do not fit; all problems are listed.
+            RequirementError: as ``Pass.requires``.
+        """
+        assert step.builder is not None  # noqa: S101 - given artifacts are never built
+        self.data.check([(step, use) for use in uses_of_pass(step, inputs)])
+        step.builder.requires(inputs, context)
+
     def context(
         self, step: PlannedStep, work: Path, inputs: Mapping[str, Artifact], notes: list[str]
     ) -> PassContext:
         """Return the context of a step's pass; ``notes`` collects its notes."""
+        uses = uses_of_pass(step, inputs)
 
         def progress(what: str, done: int, total: int, figures: Mapping[str, float]) -> None:
             self.emit(events.StepProgress(step.name, what, done, total, figures))
@@ -143,7 +157,7 @@ class StepBuilder:
 
         return PassContext(
             artifacts=inputs,
-            data=lambda name: self._dataset(step, name),
+            data=lambda name: self.data.checked(step, name, uses),
             work=work,
             seed=self.plan.seed,
             threads=self.plan.pipeline.config.threads,
@@ -153,18 +167,6 @@ class StepBuilder:
             note=note,
             cache=self.plan.sources.cache,
         )
-
-    def _dataset(self, step: PlannedStep, name: str) -> Dataset:
-        if name not in self._datasets:
-            data_set = self.plan.pipeline.data[name]
-            sources = self.plan.sources
-
-            def progress(what: str, done: int, total: int) -> None:
-                self.emit(events.StepProgress(step.name, what, done, total))
-
-            context = type(sources)(sources.base, sources.allow_code, sources.cache, progress)
-            self._datasets[name] = data_set.source.load(data_set.config, context)
-        return self._datasets[name]
 
     def _manifest(self, step: PlannedStep, built: Mapping[str, Any]) -> Manifest:
         plan = self.plan

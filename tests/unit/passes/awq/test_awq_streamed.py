@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from compressor.analysis.layerwise import compare_layers
 from compressor.analysis.tensors import compare_tensors
-from compressor.errors import DataError, ModelError, NumericalError, RequirementError
+from compressor.errors import ModelError, NumericalError, RequirementError
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.transformers.linear_groups import decoder_layer_sites
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
@@ -207,13 +207,6 @@ def test_layers_that_do_not_fit_are_all_named_before_the_run(tmp_path):
     assert "model.layers.*.self_attn.q_proj: 64 inputs" in message
     assert "model.layers.*.mlp.down_proj: 96 inputs" in message
     assert "group sizes that fit: 32, 16" in message
-
-
-def test_too_few_samples_are_an_error(tmp_path):
-    parent = save_checkpoint(tmp_path / "parent")
-    fields = {**AUTOAWQ, "calibration": {"data": "text", "num_samples": 13}}
-    with pytest.raises(DataError, match=r"has 12 samples, fewer than .*num_samples. \(13\)"):
-        run_awq(parent, tmp_path, fields)
 
 
 def test_weights_beyond_the_range_of_float16_are_an_error(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from calibration.table import TABLE, CalibrationTable
-from compressor.errors import DataError, NumericalError, RequirementError
+from compressor.errors import NumericalError, RequirementError
 from compressor.models.checkpoint.loading import load_module
 from passes.qat.ranges import check_table
 from tests.support.qat import artifact, qat_config, run_qat, save_variant
@@ -69,8 +69,3 @@ def test_activations_that_are_not_finite_are_an_error(parent, tmp_path):
         NumericalError, match=r"activations are not finite:\n    vision\.blocks\.2\."
     ):
         run_qat(variant, tmp_path)
-
-
-def test_an_empty_data_set_is_an_error(parent, tmp_path):
-    with pytest.raises(DataError, match="data set 'empty' is empty"):
-        run_qat(parent, tmp_path, {"calibration": {"data": "empty"}})

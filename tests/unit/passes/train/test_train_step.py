@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from compressor.engine.contract import PassContext
-from compressor.errors import DataError
 from compressor.models.capabilities.cuttable_axes import replace_fields
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.checkpoint.loading import load_module
@@ -63,12 +62,6 @@ def test_a_model_learns_and_loads_again(parent, tmp_path):
     accuracy = evaluate_accuracy(load_module(out), Blobs(), 32).accuracy
     assert accuracy == summary["history"][-1]["accuracy"] > 0.9
     assert (summary["steps"], summary["kept_step"], summary["stopped_early"]) == (60, 60, False)
-
-
-def test_a_data_set_without_labels_is_an_error(parent, tmp_path):
-    config = TrainConfig(train="unlabelled", validation=None)
-    with pytest.raises(DataError, match="data set 'unlabelled' has no labels"):
-        Train().requires(config, parent, create_context(tmp_path))
 
 
 def test_the_pass_needs_heads_which_encoders_lack():

@@ -1,0 +1,188 @@
+"""Compare data sets with the models that run on them: as planned, and by their first samples.
+
+Every function returns pairs of a problem and its remedy; the caller adds the place in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from compressor.data.contract import DataFacts, Dataset, InputFacts
+from compressor.engine.contract import DataNeed
+from compressor.evaluation.metrics import METRICS
+from compressor.evaluation.records import EvaluateConfig
+from compressor.models.capabilities.signature import InputSpec, Signature
+from compressor.runtimes.session import input_problems
+
+Finding = tuple[str, str]
+"""What is wrong, and what to do."""
+
+
+def evaluation_needs(evaluate: EvaluateConfig) -> tuple[DataNeed, ...]:
+    """Return the data sets on which ``evaluate:`` measures a model."""
+    needs = []
+    accuracy, latency = evaluate.accuracy, evaluate.latency
+    if accuracy is not None:
+        labelled = [name for name in accuracy.metrics if METRICS[name].target == "labels"]
+        metrics = f"metrics: [{', '.join(labelled)}]" if labelled else None
+        unlabelled = "metrics: [agreement, kl]"
+        need = DataNeed(
+            "accuracy.data", accuracy.data, "", metrics, unlabelled, ignores_inputs=True
+        )
+        needs.append(need)
+    if latency is not None and latency.data is not None:
+        needs.append(DataNeed("latency.data", latency.data, "", ignores_inputs=True))
+    return tuple(needs)
+
+
+def metric_problems(evaluate: EvaluateConfig, signature: Signature) -> Iterator[Finding]:
+    """Yield the metrics that do not apply to the outputs of a model."""
+    metrics = () if evaluate.accuracy is None else evaluate.accuracy.metrics
+    outputs = ", ".join(signature.outputs)
+    if metrics and not {"logits", "embedding"} & set(signature.outputs):
+        yield (
+            f"the model has the outputs {outputs}; accuracy is measured on `logits` or `embedding`",
+            "leave `accuracy` out, and set `latency.data`",
+        )
+    elif "logits" in signature.outputs:
+        others = [name for name in metrics if METRICS[name].output != "logits"]
+        if others:
+            rest = [name for name in metrics if name not in others]
+            yield (
+                f"{', '.join(others)} scores embeddings, but the model has the outputs {outputs}",
+                f"set `metrics: [{', '.join(rest or ['agreement', 'kl'])}]`",
+            )
+
+
+def planned_problems(
+    need: DataNeed, facts: DataFacts, signature: Signature | None
+) -> Iterator[Finding]:
+    """Yield everything in which a data set does not fit a model, as far as both are known."""
+    yield from _content_problems(need, facts.has_labels, facts.num_samples)
+    if signature is not None and need.labels is not None:
+        yield from _class_problems(need, facts, signature)
+    if signature is None or facts.inputs is None:
+        return
+    inputs = {input_.name: input_ for input_ in facts.inputs}
+    yield from _name_problems(need, tuple(inputs), signature)
+    for spec in signature.inputs:
+        if spec.name in inputs:
+            yield from _input_problems(need, inputs[spec.name], spec)
+
+
+def sample_problems(
+    need: DataNeed, dataset: Dataset, signature: Signature | None
+) -> Iterator[Finding]:
+    """Yield everything in which the first and the last sample of a data set do not fit a model."""
+    has_labels = dataset.label_name is not None
+    yield from _content_problems(need, has_labels, len(dataset))
+    if not len(dataset):
+        return
+    findings: dict[str, None] = {}
+    for index in sorted({0, len(dataset) - 1}):
+        batch = dataset.batch(np.array([index], dtype=np.int64))
+        if need.labels is not None and has_labels and dataset.label_name not in batch:
+            yield from _content_problems(need, has_labels=False, num_samples=None)
+        if signature is not None:
+            arrays = {name: batch[name] for name in dataset.input_names}
+            findings |= dict.fromkeys(input_problems(arrays, signature.inputs))
+    if signature is not None and not need.ignores_inputs:
+        yield from _unknown_inputs(need, dataset.input_names, signature)
+    remedy = f"name a data set in `{need.field}` that was made for this model"
+    for problem in findings:
+        yield f"data set {need.data!r}: {problem}", remedy
+
+
+def _content_problems(
+    need: DataNeed, has_labels: bool | None, num_samples: int | None
+) -> Iterator[Finding]:
+    if num_samples == 0:
+        yield f"data set {need.data!r} is empty", f"name another data set in `{need.field}`"
+    elif num_samples is not None and num_samples < need.min_samples:
+        yield (
+            f"data set {need.data!r} has {num_samples} samples, fewer than "
+            f"`{need.min_samples_field}` ({need.min_samples})",
+            f"set `{need.min_samples_field}: {num_samples}`, or name a larger data set",
+        )
+    if need.labels is not None and has_labels is False:
+        alternative = "" if need.unlabelled is None else f", or set `{need.unlabelled}`"
+        yield (
+            f"data set {need.data!r} has no labels, which `{need.labels}` needs",
+            f"name a data set with labels in `{need.field}`{alternative}",
+        )
+
+
+def _class_problems(need: DataNeed, facts: DataFacts, signature: Signature) -> Iterator[Finding]:
+    classes, outputs = facts.num_classes, signature.classes
+    if classes is not None and outputs is not None and classes > outputs:
+        names = facts.class_names
+        named = f"{classes} classes" if names else f"labels up to {classes - 1}"
+        yield (
+            f"data set {need.data!r} has {named}; the model has {outputs} outputs",
+            f"name a data set of at most {outputs} classes in `{need.field}`, or start from a "
+            "model with more outputs",
+        )
+
+
+def _name_problems(
+    need: DataNeed, names: tuple[str, ...], signature: Signature
+) -> Iterator[Finding]:
+    if not need.ignores_inputs:
+        yield from _unknown_inputs(need, names, signature)
+    missing = [spec.name for spec in signature.required_inputs if spec.name not in names]
+    if missing:
+        yield (
+            f"data set {need.data!r} lacks inputs of the model: {', '.join(missing)}; "
+            f"it has {', '.join(names)}",
+            _source_remedy(need),
+        )
+
+
+def _unknown_inputs(
+    need: DataNeed, names: tuple[str, ...], signature: Signature
+) -> Iterator[Finding]:
+    taken = [spec.name for spec in signature.inputs]
+    if unknown := sorted(set(names) - set(taken)):
+        yield (
+            f"data set {need.data!r} has inputs that the model does not take: "
+            f"{', '.join(unknown)}; it takes {', '.join(taken)}",
+            _source_remedy(need),
+        )
+
+
+def _source_remedy(need: DataNeed) -> str:
+    return f"name a data set in `{need.field}` whose source gives the inputs of this model"
+
+
+def _input_problems(need: DataNeed, facts: InputFacts, spec: InputSpec) -> Iterator[Finding]:
+    if problem := _shape_problem(facts, spec):
+        remedy = f"change `data.{need.data}`, or name another data set in `{need.field}`"
+        yield f"data set {need.data!r}: {spec.name}: {problem}", remedy
+    if spec.below is not None and facts.largest is not None and facts.largest >= spec.below:
+        origin = facts.largest_from or f"data set {need.data!r}"
+        yield (
+            f"{origin} has ids up to {facts.largest}; the table of the model for {spec.name} has "
+            f"{spec.below} rows",
+            f"use the tokenizer of this model for `data.{need.data}`; if it is, resize the "
+            "embedding in transformers: `model.resize_token_embeddings(len(tokenizer))`",
+        )
+
+
+def _shape_problem(facts: InputFacts, spec: InputSpec) -> str | None:
+    """Return what is wrong with the shape of a sample; sizes that are not known fit."""
+    dimensions = spec.shape[1:]
+    sizes = ", ".join("?" if size is None else str(size) for size in facts.shape)
+    expected = ", ".join(map(str, dimensions))
+    if len(facts.shape) != len(dimensions):
+        return f"a sample has the shape [{sizes}], expected [{expected}]"
+    for size, dimension in zip(facts.shape, dimensions, strict=True):
+        if size is None:
+            continue
+        if isinstance(dimension, int):
+            if size != dimension:
+                return f"a sample has the shape [{sizes}], expected [{expected}]"
+        elif spec.longest is not None and size > spec.longest:
+            return f"{dimension} is {size}; the model takes at most {spec.longest}"
+    return None

@@ -1,0 +1,88 @@
+"""The data sets that the steps of a pipeline run models on, and what does not fit as planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from compressor.data.contract import DataFacts, SourceContext
+from compressor.engine.contract import OUTPUT, Estimate
+from compressor.engine.data_checks import evaluation_needs, metric_problems, planned_problems
+from compressor.engine.plan.pipeline import Pipeline, Step
+from compressor.engine.plan.plan import DataUse
+from compressor.errors import CompressError, Problem
+from compressor.evaluation.records import EvaluateConfig
+from compressor.models.capabilities.signature import Signature
+from compressor.models.facts import ModelFacts
+
+
+def pass_uses(
+    step: Step, inputs: Mapping[str, ModelFacts], estimate: Estimate
+) -> tuple[DataUse, ...]:
+    """Return the data sets of a step's pass.
+
+    Args:
+        step: the step.
+        inputs: facts of its input artifacts by role.
+        estimate: the estimate of the step, with the facts of its output.
+    """
+    models = {**inputs, OUTPUT: estimate.model}
+    return tuple(
+        DataUse(need, ("passes", step.index, *need.field.split(".")), models[need.role])
+        for need in step.pass_.data_needs(step.config)
+    )
+
+
+def measured_uses(evaluate: EvaluateConfig, model: ModelFacts) -> tuple[DataUse, ...]:
+    """Return the data sets on which a model is measured."""
+    return tuple(
+        DataUse(need, ("evaluate", *need.field.split(".")), model, measures=True)
+        for need in evaluation_needs(evaluate)
+    )
+
+
+class PlannedData:
+    """Digests and facts of the data sets of a pipeline, each computed once.
+
+    Problems that are found are added to ``problems``.
+    """
+
+    def __init__(self, pipeline: Pipeline, sources: SourceContext, problems: list[Problem]) -> None:
+        self.pipeline, self.sources, self.problems = pipeline, sources, problems
+        self._digests: dict[str, str] = {}
+        self._facts: dict[str, DataFacts] = {}
+
+    def digest(self, name: str) -> str:
+        """Return the digest of a data set."""
+        if name not in self._digests:
+            data_set = self.pipeline.data[name]
+            self._digests[name] = data_set.source.digest(data_set.config, self.sources)
+        return self._digests[name]
+
+    def facts(self, name: str) -> DataFacts:
+        """Return what is known of a data set; nothing if that cannot be determined."""
+        if name not in self._facts:
+            data_set = self.pipeline.data[name]
+            self._facts[name] = DataFacts()
+            try:
+                self._facts[name] = data_set.source.facts(data_set.config, self.sources)
+            except CompressError as error:
+                self.problems.append(
+                    self.pipeline.document.problem(("data", name), error.what, remedy=error.remedy)
+                )
+        return self._facts[name]
+
+    def check(self, uses: Iterable[DataUse]) -> None:
+        """Compare data sets with the models that run on them."""
+        for use in uses:
+            facts = self.facts(use.need.data)
+            for what, remedy in planned_problems(use.need, facts, use.signature()):
+                self.problems.append(
+                    self.pipeline.document.problem(use.location, what, remedy=remedy)
+                )
+
+    def check_metrics(self, evaluate: EvaluateConfig, model: ModelFacts) -> None:
+        """Check that the metrics apply to the outputs of a model that is measured."""
+        signature = model.capability(Signature)
+        location = ("evaluate", "accuracy", "metrics")
+        for what, remedy in () if signature is None else metric_problems(evaluate, signature):
+            self.problems.append(self.pipeline.document.problem(location, what, remedy=remedy))
