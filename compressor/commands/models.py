@@ -1,4 +1,4 @@
-"""Commands on models: generate."""
+"""Commands on models: generate, convert."""
 
 from __future__ import annotations
 
@@ -66,3 +66,34 @@ def generate(
         print_json(generated.as_json())
     else:
         render_generation(generated)
+
+
+@app.command(rich_help_panel=PANEL)
+def convert(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with config.json and pickled weights.", metavar="FOLDER")
+    ],
+    target: Annotated[
+        Path, typer.Argument(help="Folder to write; it must not exist.", metavar="NEW_FOLDER")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Write pickled weights as safetensors into a new folder.
+
+    Only tensors are read: a pickle that holds anything else is refused, and no code in it is run.
+    """
+    from compressor.models.checkpoint.pickled import convert_pickled
+    from compressor.reports.console.models import render_conversion, render_conversion_progress
+
+    converted = convert_pickled(folder, target, render_conversion_progress)
+    if as_json:
+        print_json(
+            {
+                "folder": str(converted.folder),
+                "tensors": converted.tensors,
+                "size_bytes": converted.size_bytes,
+                "notes": list(converted.notes),
+            }
+        )
+    else:
+        render_conversion(converted)

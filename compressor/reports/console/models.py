@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -18,6 +19,9 @@ from compressor.reports.console.terminal import (
     print_pairs,
 )
 from compressor.reports.rows import formatting
+
+if TYPE_CHECKING:
+    from compressor.models.checkpoint.pickled import ConvertedWeights
 
 _MOST_ROWS = 30
 """Rows of a table of files."""
@@ -130,3 +134,16 @@ def render_generation(generated: Generated) -> None:
         f"{generated.prefill_tokens_per_second:.0f} tokens/s; "
         f"{generated.tokens} generated tokens{decode}; {end}[/dim]"
     )
+
+
+def render_conversion_progress(activity: str, done: int, total: int) -> None:
+    """Print the progress of a conversion to stderr."""
+    err.print(f"[dim]{activity}: {done} of {total}[/dim]")
+
+
+def render_conversion(converted: ConvertedWeights) -> None:
+    """Print what was written, and the choices that were made."""
+    for note in converted.notes:
+        print_line(note)
+    size = formatting.size(converted.size_bytes)
+    print_line(f"wrote {converted.tensors} tensors, {size}, to {converted.folder}")

@@ -1,0 +1,194 @@
+"""Pickled weights written as safetensors into a new folder, without running what they contain."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from compressor.artifacts.errors_from_os import reading, writing
+from compressor.artifacts.files import copy_file
+from compressor.errors import ModelError, UsageError
+from compressor.models.checkpoint.companions import companion_files
+from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.layout import CONFIG, INDEX, WEIGHTS
+from compressor.models.checkpoint.weight_files import pickled_weights, read_weight_files
+
+_PICKLED_INDEX = "pytorch_model.bin.index.json"
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+"""Keys under which trainers save the weights beside the state of the training."""
+_METADATA = {"format": "pt"}
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedWeights:
+    """Result of a conversion."""
+
+    folder: Path
+    tensors: int
+    size_bytes: int
+    notes: tuple[str, ...]
+    """Choices that were made, such as the key that the weights were taken from."""
+
+
+def convert_pickled(
+    source: Path, target: Path, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> ConvertedWeights:
+    """Write a model folder with pickled weights as a new one with safetensors.
+
+    Pickles are read with ``torch.load(weights_only=True)``, which creates tensors and containers
+    alone and refuses everything else. ``source`` is not changed. ``target`` appears only when it is
+    complete and its config.json and weights fit.
+
+    Args:
+        source: a folder with config.json and pickled weights.
+        target: the folder to write, which must not exist.
+        progress: called as (activity, files done, files in total).
+
+    Raises:
+        UsageError: there is nothing to convert, or ``target`` exists.
+        ModelError: a file holds more than tensors, or is damaged, or the weights do not fit
+            config.json.
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    files = _files_to_convert(source, target)
+    staging = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        with writing(staging):
+            staging.mkdir(parents=True)
+        notes, shard_of = [], {}
+        for number, file in enumerate(files, start=1):
+            tensors, note = _read_tensors(file)
+            notes += [note] if note else []
+            name = WEIGHTS
+            if len(files) > 1:
+                name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            if repeated := sorted(tensors.keys() & shard_of.keys()):
+                raise ModelError(f"{file.name} and {shard_of[repeated[0]]} both hold {repeated[0]}")
+            shard_of |= dict.fromkeys(tensors, name)
+            with writing(staging):
+                safetensors.torch.save_file(tensors, staging / name, _METADATA)
+                (staging / name).chmod(0o644)
+            progress("files", number, len(files))
+        _write_rest(source, staging, shard_of if len(files) > 1 else None)
+        read_description(staging)
+        with writing(target):
+            staging.rename(target)
+    except ModelError as error:
+        what = error.what.replace(str(staging), str(target))
+        raise ModelError(what, remedy=error.remedy) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
+    return ConvertedWeights(target, len(shard_of), size, tuple(notes))
+
+
+def _files_to_convert(source: Path, target: Path) -> list[Path]:
+    """Return the pickles that hold the weights, in order."""
+    if not source.is_dir():
+        raise UsageError(f"{source} is not a folder", remedy="name the folder with config.json")
+    if not (source / CONFIG).is_file():
+        raise UsageError(
+            f"{source} has no {CONFIG}, without which weights cannot be used",
+            remedy="copy the model's config.json beside its weights",
+        )
+    if target.exists():
+        raise UsageError(f"{target} exists", remedy="name a new folder; nothing is overwritten")
+    if read_weight_files(source).tensors:
+        raise UsageError(
+            f"the weights of {source} are safetensors already; pickles beside them are not read",
+            remedy="use the folder as it is",
+        )
+    index = source / _PICKLED_INDEX
+    if index.is_file():
+        return _indexed_files(index)
+    files = pickled_weights(source)
+    if len(files) == 1:
+        return files
+    if not files:
+        raise UsageError(f"{source} holds no pickled weights", remedy="name another folder")
+    raise ModelError(
+        f"{source}: it is not clear which of {', '.join(file.name for file in files)} hold the "
+        "weights",
+        remedy=f"copy {_PICKLED_INDEX} too, or move the others away",
+    )
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        with reading(index):
+            shards = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is no index of shards: {error!r}") from error
+    files = [index.parent / shard for shard in sorted(shards)]
+    outside = [file.name for file in files if file.parent != index.parent]
+    if absent := outside + [file.name for file in files if not file.is_file()]:
+        raise ModelError(
+            f"{index} names files that are not in the folder: {', '.join(absent)}",
+            remedy="copy the missing files too",
+        )
+    return files
+
+
+def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Return the tensors of a pickle, and a note if they lay under a key of it."""
+    is_zip = zipfile.is_zipfile(file)  # older files cannot be mapped
+    try:
+        with reading(file), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about the version of the pickle
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError(
+            f"{file} cannot be read as tensors alone: {reason}",
+            remedy="save it as a state_dict where you trust it: "
+            "`torch.save(model.state_dict(), path)`",
+        ) from error
+    content, key = _unwrap(content)
+    others = [
+        f"{name} ({type(value).__name__})"
+        for name, value in content.items()
+        if not isinstance(value, Tensor) or not isinstance(name, str) or value.is_sparse
+    ]
+    if others or not content:
+        listed = ", ".join(others[:5]) or "nothing"
+        raise ModelError(
+            f"{file}: expected tensors by name, found {listed}",
+            remedy="save the state_dict alone",
+        )
+    # Copies, since safetensors takes no shared memory; equal weights are tied again when read.
+    tensors = {name: value.contiguous().clone() for name, value in sorted(content.items())}
+    return tensors, None if key is None else f"{file.name}: the weights are those under {key!r}"
+
+
+def _unwrap(content: Any) -> tuple[Mapping[str, Any], str | None]:
+    """Return the mapping of tensors, and the key it lay under; None at the top."""
+    if not isinstance(content, Mapping):
+        return {"the whole file": content}, None
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            return content[key], key
+    return content, None
+
+
+def _write_rest(source: Path, folder: Path, shard_of: Mapping[str, str] | None) -> None:
+    """Copy config, tokenizer and processor, and write the index of shards."""
+    for file in (source / CONFIG, *companion_files(source)):
+        copy_file(file, folder / file.relative_to(source))
+    if shard_of is None:
+        return
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(shard_of.items()))}
+    with writing(folder):
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
