@@ -109,13 +109,14 @@ def generate(
         on_text: called with each piece of text as soon as it is complete.
 
     Raises:
-        DataError: there is no tokenizer, or it gives no token for the prompt; an image cannot be
-            read, or there is no processor.
+        DataError: there is no tokenizer, or it gives no token for the prompt, or tokens beyond the
+            embedding; an image cannot be read, or there is no processor.
         UsageError: the model does not generate, takes no images, or has no packed weights for
             ``fast_prompts``; prompt and answer exceed its context.
     """
     limits = _limits(model, prompt)
     tokenizer, token_ids_T, images = _encode(model.path, prompt)
+    _check_vocabulary(model.path, token_ids_T, tokenizer, limits)
     capacity = _required_capacity(token_ids_T, sampling, limits)
     options = DecoderOptions(threads, capacity, fast_prompts)
     decoder = model.format.open_decoder(model.path, options)
@@ -147,6 +148,25 @@ def _limits(model: StoredModel, prompt: Prompt) -> GenerationLimits:
     if prompt.images and not limits.takes_images:
         raise UsageError(f"{model.path} holds a text model: it takes no images")
     return limits
+
+
+def _check_vocabulary(
+    folder: Path, token_ids_T: Array, tokenizer: Any, limits: GenerationLimits
+) -> None:
+    """Check that the embedding has a row for every token; raise ``DataError`` if one is missing."""
+    if limits.vocabulary is None:
+        return
+    beyond = sorted({int(token) for token in token_ids_T if token >= limits.vocabulary})
+    if beyond:
+        names = ", ".join(
+            f"{tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in beyond[:5]
+        )
+        raise DataError(
+            f"the tokenizer of {folder} gives the prompt tokens that the model has no row for: "
+            f"{names}; its embedding has {limits.vocabulary} rows",
+            remedy="put the tokenizer of this model into the folder, or resize the embedding in "
+            "transformers: `model.resize_token_embeddings(len(tokenizer))`",
+        )
 
 
 def _required_capacity(token_ids_T: Array, sampling: Sampling, limits: GenerationLimits) -> int:

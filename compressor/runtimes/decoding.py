@@ -23,6 +23,8 @@ class GenerationLimits:
     """Tokens of prompt and answer together."""
     takes_images: bool
     """True if the prompt may hold images."""
+    vocabulary: int | None = None
+    """Rows of the embedding, which token ids must stay below; None if not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,13 +116,23 @@ class Onnx(Format):
 
     def generation_limits(self, path: Path) -> GenerationLimits:
         """Return the limits that `export-onnx` wrote into a decoder's metadata."""
-        from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY, VISION_MODEL
+        from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY, LOGITS, VISION_MODEL
         from compressor.graphs.files import read_graph
 
-        metadata = {entry.key: entry.value for entry in read_graph(path).metadata_props}
+        graph = read_graph(path)
+        metadata = {entry.key: entry.value for entry in graph.metadata_props}
         if CONTEXT_LENGTH_KEY not in metadata:
             return super().generation_limits(path)
-        return GenerationLimits(int(metadata[CONTEXT_LENGTH_KEY]), (path / VISION_MODEL).is_file())
+        sizes = [
+            output.type.tensor_type.shape.dim[-1].dim_value
+            for output in graph.graph.output
+            if output.name == LOGITS
+        ]
+        return GenerationLimits(
+            int(metadata[CONTEXT_LENGTH_KEY]),
+            (path / VISION_MODEL).is_file(),
+            next(filter(None, sizes), None),
+        )
 
     def open_decoder(self, path: Path, options: DecoderOptions) -> Decoder:
         """Open a decoder graph with its key-value buffers."""

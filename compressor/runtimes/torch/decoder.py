@@ -15,15 +15,20 @@ from compressor.models.checkpoint.description import read_description
 from compressor.runtimes.decoding import Array, Decoder, DecoderOptions, GenerationLimits
 from compressor.runtimes.memory import check_kv_cache_fits
 
+INPUT_IDS = "input_ids"
 _FLOAT_BYTES = 4
 
 
 def limits_of(folder: Path) -> GenerationLimits | None:
     """Return the limits of a model that generates with a cache; None for other models."""
-    generation = read_description(folder).capability(CachedGeneration)
+    model = read_description(folder)
+    generation = model.capability(CachedGeneration)
     if generation is None:
         return None
-    return GenerationLimits(generation.context_length, bool(generation.image_inputs))
+    bounds = (spec.below for spec in model.signature.inputs if spec.name == INPUT_IDS)
+    return GenerationLimits(
+        generation.context_length, bool(generation.image_inputs), next(bounds, None)
+    )
 
 
 class TorchDecoder(Decoder):
@@ -53,7 +58,7 @@ class TorchDecoder(Decoder):
         """Run the new tokens through the model; see ``Decoder.forward``."""
         import torch
 
-        arrays = {"input_ids": token_ids_T, **(images or {})}
+        arrays = {INPUT_IDS: token_ids_T, **(images or {})}
         inputs = {
             name: torch.from_numpy(np.ascontiguousarray(array))[None]
             for name, array in arrays.items()

@@ -1,6 +1,7 @@
 """Tests of text generation from artifacts of every format, and of its errors."""
 
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -152,6 +153,19 @@ def test_models_and_prompts_that_cannot_generate_are_errors(bed, tmp_path):
     (tmp_path / "encoder" / "model.onnx").write_bytes(tiny_onnx())
     with pytest.raises(UsageError, match="holds no model that generates text"):
         generate_text(tmp_path / "encoder")
+
+
+def test_a_prompt_with_tokens_beyond_the_embedding_is_an_error(bed, tmp_path):
+    for name in ("torch", "packed", "onnx", "int4"):
+        folder = tmp_path / name
+        shutil.copytree(bed[name], folder)
+        file = folder / "tokenizer.json"
+        tokenizer = json.loads(file.read_text())
+        tokenizer["model"]["vocab"]["beyond"] = 100_000
+        file.write_text(json.dumps(tokenizer))
+        with pytest.raises(DataError, match=r"no row for: 'beyond' \(100000\)") as caught:
+            generate_text(folder, prompt="w10 beyond")
+        assert "resize_token_embeddings" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["torch", "onnx"])
