@@ -14,6 +14,7 @@ from compressor.models.architecture import Architecture
 from compressor.models.capabilities.capability import C
 from compressor.models.checkpoint.description import read_description
 from compressor.models.contract import Family
+from compressor.models.quantized.weight_grid import WeightGrid
 
 _FLOAT_BYTES = 4
 
@@ -30,6 +31,10 @@ class ModelFacts:
     """Multiply-accumulates of one forward pass of one sample, or of one token."""
     size_bytes: int | None = None
     """All files of the model's folder."""
+    sizes_known: bool = True
+    """False if the sizes in ``config`` are those of the parent, of which a run cuts some."""
+    candidate_grids: tuple[WeightGrid, ...] = ()
+    """Grids from which a run chooses one for each packed layer, where ``config`` names none."""
 
     def architecture(self) -> Architecture | None:
         """Return the architecture; None if the family or its config is unknown.

@@ -14,13 +14,20 @@ from passes.common.field_problems import FieldProblem, check_no_problems
 class ModelQuantizer(ABC):
     """Quantization of one model with one config.
 
-    Importing an implementation, ``field_problems`` and ``estimate`` must not import torch: a plan
-    calls them.
+    Importing an implementation, ``field_problems``, ``planned_problems`` and ``estimate`` must not
+    import torch: a plan calls them.
     """
 
     @abstractmethod
     def field_problems(self) -> list[FieldProblem]:
         """Return the config fields that do not apply to the model, judged by its description."""
+
+    def planned_problems(self, parent: ModelFacts) -> list[FieldProblem]:  # noqa: ARG002
+        """Return what does not fit a planned model beside ``field_problems``, without torch.
+
+        ``check_layers`` finds the same in a stored model.
+        """
+        return []
 
     @abstractmethod
     def estimate(self, parent: ModelFacts) -> Estimate:
@@ -49,3 +56,11 @@ class ModelQuantizer(ABC):
             RequirementError: fields do not apply; the message names all of them.
         """
         check_no_problems(self.field_problems())
+
+    def check_planned(self, parent: ModelFacts) -> None:
+        """Check everything that is known of a planned model.
+
+        Raises:
+            RequirementError: it cannot be quantized; the message names every offender.
+        """
+        check_no_problems([*self.field_problems(), *self.planned_problems(parent)])

@@ -84,14 +84,14 @@ class Awq(Pass[AwqConfig]):
         """Return memory, disk space and size from the sizes of the layers; None if not known.
 
         Raises:
-            RequirementError: fields of the config do not apply to the model.
+            RequirementError: fields of the config, or linear layers, do not fit.
         """
         from passes.awq.quantizers import quantizer_from_facts
 
         quantizer = quantizer_from_facts(config, parent)
         if quantizer is None:
             return Estimate(replace(parent, size_bytes=None))
-        quantizer.check_fields()
+        quantizer.check_planned(parent)
         return quantizer.estimate(parent)
 
     def requires(self, config: AwqConfig, parent: Artifact, context: PassContext) -> None:

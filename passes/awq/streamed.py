@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compressor.engine.contract import Estimate, PassContext, PassOutput
-from compressor.errors import RequirementError
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts
 from compressor.models.families.transformers.layouts import LM_HEAD, decoder_shape
+from compressor.models.quantized.packing_schemes import PACKING_SCHEMES, PackingScheme
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.config import GROUP_SIZES, AwqConfig
 from passes.awq.contract import ModelQuantizer
@@ -20,7 +21,11 @@ from passes.awq.linear_shapes import (
     packed_size_bytes,
     peak_memory_bytes,
 )
-from passes.common.field_problems import FieldProblem
+from passes.awq.planned_packing import packed_facts, vision_linear_shapes
+from passes.common.field_problems import FieldProblem, check_no_problems
+
+Shapes = Mapping[str, tuple[int, int]]
+"""Linear layer to its outputs and inputs."""
 
 
 class StreamedQuantizer(ModelQuantizer):
@@ -64,10 +69,14 @@ class StreamedQuantizer(ModelQuantizer):
         """Return memory, disk space and size; time depends on the length of the samples."""
         size = packed_size_bytes(self.config, self.tree)
         return Estimate(
-            replace(parent, size_bytes=size),
+            replace(packed_facts(self.config, parent, self.tree), size_bytes=size),
             peak_memory_bytes=peak_memory_bytes(self.tree),
             disk_bytes=2 * size,
         )
+
+    def planned_problems(self, parent: ModelFacts) -> list[FieldProblem]:
+        """Return the linear layers that do not fit their grid; none where sizes are unknown."""
+        return self._shape_problems() if parent.sizes_known else []
 
     def check_layers(self, model: ModelDescription) -> None:  # noqa: ARG002
         """Check every linear layer that is to be packed against its grid, from config.json alone.
@@ -75,76 +84,21 @@ class StreamedQuantizer(ModelQuantizer):
         Raises:
             RequirementError: layers do not fit; the message names them and group sizes that do.
         """
-        shapes = linear_shapes(self.tree)
-        sizes = [
-            size for size in GROUP_SIZES if all(inputs % size == 0 for _, inputs in shapes.values())
+        check_no_problems(self._shape_problems())
+
+    def _shape_problems(self) -> list[FieldProblem]:
+        decoder, config = decoder_shape(self.tree), self.config
+        head = {LM_HEAD: (decoder.vocabulary, decoder.hidden)}
+        checks = (
+            ("", linear_shapes(self.tree), config.grids),
+            ("vision", vision_linear_shapes(self.tree), _grids(config.vision)),
+            ("lm_head", {} if decoder.tied else head, _grids(config.lm_head)),
+        )
+        return [
+            problem
+            for field, shapes, grids in checks
+            for problem in _unfit_layers(PACKING_SCHEMES[config.format], field, shapes, grids)
         ]
-        suggested = ", ".join(map(str, sizes)) or f"none of {', '.join(map(str, GROUP_SIZES))}"
-        checks = [
-            (shapes, self.config.grids, f"group sizes that fit: {suggested}, or -1"),
-            (
-                self._vision_shapes(),
-                _grids(self.config.vision),
-                "set `vision.group_size: -1` or `vision.symmetric: true`",
-            ),
-            (
-                self._head_shape(),
-                _grids(self.config.lm_head),
-                "set another `lm_head.group_size` or `lm_head.symmetric: true`",
-            ),
-        ]
-        problems, remedies = [], []
-        for layer_shapes, grids, remedy in checks:
-            layer_problems = self._layer_problems(layer_shapes, grids)
-            problems += layer_problems
-            remedies += [remedy] if layer_problems else []
-        if problems:
-            raise RequirementError(
-                f"these linear layers cannot be packed as {self.config.format}:\n"
-                + "\n".join(f"    {problem}" for problem in problems),
-                remedy="; ".join(remedies),
-            )
-
-    def _layer_problems(
-        self, shapes: dict[str, tuple[int, int]], grids: tuple[WeightGrid, ...]
-    ) -> list[str]:
-        """Return a line for each layer that does not fit one of the grids."""
-        from compressor.models.quantized.packed_formats import PACKED_FORMATS
-
-        checkpoint_format = PACKED_FORMATS[self.config.format]
-        problems = []
-        for name, (outputs, inputs) in shapes.items():
-            reasons = [
-                reason
-                for grid in grids
-                for reason in checkpoint_format.problems(grid, outputs, inputs)
-            ]
-            if reasons:
-                problems.append(f"{name}: {'; '.join(dict.fromkeys(reasons))}")
-        return problems
-
-    def _vision_shapes(self) -> dict[str, tuple[int, int]]:
-        """Return outputs and inputs of the vision tower's linear layers, if it is quantized."""
-        if self.config.vision is None:
-            return {}
-        from torch import nn
-
-        from compressor.models.families.transformers.modules import build_on_meta
-
-        tower_name = str(decoder_shape(self.tree).layout.vision)
-        tower = build_on_meta(self.tree).get_submodule(tower_name)
-        return {
-            f"{tower_name}.{name}": (layer.out_features, layer.in_features)
-            for name, layer in tower.named_modules()
-            if isinstance(layer, nn.Linear)
-        }
-
-    def _head_shape(self) -> dict[str, tuple[int, int]]:
-        """Return outputs and inputs of the language-model head, if it is quantized."""
-        if self.config.lm_head is None:
-            return {}
-        decoder = decoder_shape(self.tree)
-        return {LM_HEAD: (decoder.vocabulary, decoder.hidden)}
 
     def quantize(self, model: ModelDescription, out: Path, context: PassContext) -> PassOutput:
         """Quantize layer by layer, resuming from ``context.work``; see ``ModelQuantizer``."""
@@ -155,3 +109,45 @@ class StreamedQuantizer(ModelQuantizer):
 
 def _grids(grid: WeightGrid | None) -> tuple[WeightGrid, ...]:
     return () if grid is None else (grid,)
+
+
+def _unfit_layers(
+    scheme: PackingScheme, field: str, shapes: Shapes, grids: tuple[WeightGrid, ...]
+) -> list[FieldProblem]:
+    """Return a problem that names every layer that does not fit one of the grids."""
+    lines = []
+    for name, (outputs, inputs) in shapes.items():
+        reasons = [reason for grid in grids for reason in scheme.problems(grid, outputs, inputs)]
+        if reasons:
+            lines.append(f"\n        {name}: {'; '.join(dict.fromkeys(reasons))}")
+    if not lines:
+        return []
+    prefix = f"{field}." if field else ""
+    return [
+        FieldProblem(
+            field or "group_size",
+            f"these linear layers cannot be packed as {scheme.name}:{''.join(lines)}",
+            _fitting_grids(scheme, prefix, shapes, grids),
+        )
+    ]
+
+
+def _fitting_grids(
+    scheme: PackingScheme, prefix: str, shapes: Shapes, grids: tuple[WeightGrid, ...]
+) -> str:
+    """Return the group sizes with which all layers fit, or a format in which they do."""
+
+    def fits(candidate: PackingScheme, **changes: Any) -> bool:
+        changed = [grid.model_copy(update=changes) for grid in grids]
+        return not any(
+            candidate.problems(grid, *shape) for grid in changed for shape in shapes.values()
+        )
+
+    sizes = (*GROUP_SIZES, -1)
+    for changes, words in (({}, ""), ({"symmetric": True}, f" with `{prefix}symmetric: true`")):
+        if fitting := [str(size) for size in sizes if fits(scheme, group_size=size, **changes)]:
+            return f"set `{prefix}group_size` to one that fits{words}: {', '.join(fitting)}"
+    for other in PACKING_SCHEMES.values():
+        if fitting := [str(size) for size in sizes if fits(other, group_size=size)]:
+            return f"set `format: {other.name}`, and `{prefix}group_size` to {', '.join(fitting)}"
+    return "set `format: compressed-tensors`, `symmetric: true` and `group_size: -1`"

@@ -8,6 +8,7 @@ from pathlib import Path
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError
 from compressor.models.checkpoint.description import ModelDescription
+from compressor.models.facts import ModelFacts
 from passes.common.field_problems import FieldProblem, check_no_problems
 from passes.export_onnx.config import ExportOnnxConfig
 
@@ -15,7 +16,8 @@ from passes.export_onnx.config import ExportOnnxConfig
 class Exporter(ABC):
     """Export of one model with one config.
 
-    Importing an implementation and ``field_problems`` must not import torch: a plan calls them.
+    Importing an implementation, ``field_problems`` and ``planned_problems`` must not import torch:
+    a plan calls them.
     """
 
     config: ExportOnnxConfig
@@ -23,6 +25,13 @@ class Exporter(ABC):
     @abstractmethod
     def field_problems(self) -> list[FieldProblem]:
         """Return the config fields that do not apply to the model, judged by its description."""
+
+    def planned_problems(self, model: ModelFacts) -> list[FieldProblem]:  # noqa: ARG002
+        """Return what does not fit a planned model beside ``field_problems``, without torch.
+
+        ``check_model`` finds the same in a stored model.
+        """
+        return []
 
     @abstractmethod
     def check_model(self, model: ModelDescription) -> None:
@@ -49,6 +58,14 @@ class Exporter(ABC):
             RequirementError: fields do not apply; the message names all of them.
         """
         check_no_problems(self.field_problems())
+
+    def check_planned(self, model: ModelFacts) -> None:
+        """Check everything that is known of a planned model.
+
+        Raises:
+            RequirementError: the graph could not be written; the message names every offender.
+        """
+        check_no_problems([*self.field_problems(), *self.planned_problems(model)])
 
     def check_interface(self, model: ModelDescription, out: Path, threads: int) -> None:
         """Check that ONNX Runtime opens the graph, with the inputs and outputs of the model.

@@ -84,13 +84,14 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
         """Estimate the size as that of the parent's weights; tracing takes most of the time.
 
         Raises:
-            RequirementError: fields of the config do not apply to the model.
+            RequirementError: fields of the config do not apply to the model, or its graph cannot
+                be written.
         """
         from passes.export_onnx.exporters import planned_exporter
 
         exporter = planned_exporter(config, parent)
         if exporter is not None:
-            exporter.check_fields()
+            exporter.check_planned(parent)
         if parent.parameters is None:
             return Estimate(model=parent)
         reference_bytes = 4 * parent.parameters  # torch's weights in float32

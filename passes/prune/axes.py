@@ -74,6 +74,35 @@ def _axes_to_cut(
     """
     if config.target.dimensions is None:
         return axes
+    search, sizes = _stated_sizes(config, family, architecture, axes)
+    return tuple(
+        axis for width in search.widths if sizes[width.label] < width.units for axis in width.axes
+    )
+
+
+def planned_config(config: PruneConfig, family: Family[Any], architecture: Record) -> Record | None:
+    """Return the config of the pruned model; None where it depends on scores.
+
+    Raises:
+        RequirementError: dimensions are unknown, out of range, or do not fit together.
+    """
+    if config.target.dimensions is None:
+        return None
+    axes = select_axes(config, family.require(CuttableAxes, architecture).axes)
+    search, sizes = _stated_sizes(config, family, architecture, axes)
+    if search.kept_units(sizes, listed_only=True):
+        return None
+    return search.pruned_config(sizes)
+
+
+def _stated_sizes(
+    config: PruneConfig, family: Family[Any], architecture: Record, axes: tuple[Axis, ...]
+) -> tuple[SizeSearch, dict[str, int]]:
+    """Return the search of a target of dimensions, and the sizes that it states.
+
+    Raises:
+        RequirementError: dimensions are unknown, out of range, or do not fit together.
+    """
     widths = group_axes(
         axes,
         {axis.name: np.zeros(axis.units) for axis in axes},
@@ -82,10 +111,7 @@ def _axes_to_cut(
     )
     ranking = {axis.name: range(axis.units) for axis in axes}
     search = SizeSearch(family, architecture, widths, config.target, None, ranking)
-    sizes = search.final_sizes(ParentSize({}, None, None))
-    return tuple(
-        axis for width in widths if sizes[width.label] < width.units for axis in width.axes
-    )
+    return search, search.final_sizes(ParentSize({}, None, None))
 
 
 def _fields_without_effect(config: PruneConfig, cut_axes: Sequence[Axis]) -> list[FieldProblem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +16,11 @@ from compressor.engine.contract import (
     PassOutput,
     PlanContext,
 )
+from compressor.models.architecture import Architecture
 from compressor.models.capabilities.capability import Capability
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.training_heads import TrainingHeads
-from compressor.models.facts import ModelFacts
+from compressor.models.facts import ModelFacts, planned_facts
 from passes.common.data_needs import training_needs
 from passes.prune.config import PruneConfig, Target
 
@@ -90,18 +92,16 @@ class Prune(Pass[PruneConfig]):
 
         _check_planned(config, parent)
         size = parent.size_bytes or 4 * (parent.parameters or 0)
-        ratio = _size_ratio(config.target, parent, size)
+        pruned = _planned_model(config, parent)
+        if pruned is not None and pruned.parameters and parent.parameters:
+            ratio = pruned.parameters / parent.parameters
+        else:
+            ratio = _size_ratio(config.target, parent, size)
         memory = mapped_memory(parent, config.batch_size, int((1 + ratio) * size))
         if config.recovery is not None:
             memory = max(memory, training_memory(parent, config.recovery.training.batch_size))
         return Estimate(
-            model=ModelFacts(
-                parent.family,
-                parent.config,
-                int(ratio * parent.parameters) if parent.parameters else None,
-                int(ratio * parent.macs) if parent.macs else None,
-                int(ratio * size) or None,
-            ),
+            model=replace(pruned or _scaled(parent, ratio), size_bytes=int(ratio * size) or None),
             seconds=training_seconds(
                 parent, _scoring_passes(config) + _recovery_passes(config, ratio)
             ),
@@ -154,6 +154,27 @@ def _check_planned(config: PruneConfig, parent: ModelFacts) -> None:
 
     if (architecture := parent.architecture()) is not None:
         check_applicable(config, architecture.family, architecture.config)
+
+
+def _planned_model(config: PruneConfig, parent: ModelFacts) -> ModelFacts | None:
+    """Return the pruned model where the target states all its sizes; else None."""
+    from passes.prune.axes import planned_config
+
+    architecture = parent.architecture()
+    if architecture is None or not parent.sizes_known:
+        return None
+    pruned = planned_config(config, architecture.family, architecture.config)
+    return None if pruned is None else planned_facts(Architecture(architecture.family, pruned))
+
+
+def _scaled(parent: ModelFacts, ratio: float) -> ModelFacts:
+    """Return the parent with fewer parameters and MACs, and sizes that are not known."""
+    return replace(
+        parent,
+        parameters=int(ratio * parent.parameters) if parent.parameters else None,
+        macs=int(ratio * parent.macs) if parent.macs else None,
+        sizes_known=False,
+    )
 
 
 def _size_ratio(target: Target, parent: ModelFacts, size_bytes: int) -> float:

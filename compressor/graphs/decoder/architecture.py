@@ -1,31 +1,22 @@
-"""DecoderArchitecture of a decoder: the numbers that its graph needs.
+"""Architecture of a decoder: the numbers that its graph needs.
 
-They are read from config.json and from the buffers of transformers' own module.
+They are read from config.json; rotary frequencies from the buffers of transformers' own module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from compressor.errors import RequirementError
-from compressor.models.families.transformers.layouts import DecoderShape, decoder_shape, text_config
+from compressor.graphs.decoder.limits import ACTIVATIONS, Activation, graph_problems
+from compressor.models.families.transformers.decoder_settings import SLIDING, decoder_settings
+from compressor.models.families.transformers.layouts import DecoderShape, decoder_shape
 from compressor.models.families.transformers.modules import build_on_meta
-
-Activation = Literal["silu", "gelu_tanh"]
-_ACTIVATIONS: Mapping[str, Activation] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-_FIXED_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
-"""Rotary embeddings whose frequencies do not change with the length of the sequence."""
-_FULL, _SLIDING = "full_attention", "sliding_attention"
-_SOFTCAPS = ("final_logit_softcapping", "attn_logit_softcapping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,89 +93,47 @@ def read_architecture(tree: Mapping[str, Any], context: int | None) -> DecoderAr
         RequirementError: the decoder computes something that the graph cannot (the message names
             all of it), or ``context`` exceeds the model's own.
     """
-    decoder = decoder_shape(tree)
-    module = build_on_meta(tree)
-    config: Any = module.config
-    config = config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    layer_types = _layer_types(config, decoder.layers)
-    activation = str(getattr(config, "hidden_activation", None) or config.hidden_act)
-    if problems := _unsupported(tree, config, activation, layer_types):
+    if problems := graph_problems(tree, context):
         raise RequirementError(
-            f"the graph of {tree['model_type']} decoders with {', '.join(problems)} cannot be "
-            "built yet",
-            remedy="measure and ship the torch or awq artifact instead",
+            "; ".join(problem.reason for problem in problems),
+            remedy="; ".join(dict.fromkeys(problem.remedy for problem in problems)),
         )
-    positions = _positions(config, context)
-    rotary_module: Any = module.get_submodule(f"{decoder.layout.root}.rotary_emb")
-    scalar = getattr(config, "query_pre_attn_scalar", None)
+    decoder, settings = decoder_shape(tree), decoder_settings(tree)
+    layout, positions = decoder.layout, context or settings.positions
+    rotary_module: Any = build_on_meta(tree).get_submodule(f"{layout.root}.rotary_emb")
     images = None
-    if decoder.layout.vision is not None:
-        images = ImageTokens(tree["image_token_id"], tuple(rotary_module.mrope_section))
+    if layout.vision is not None:
+        images = ImageTokens(settings.image_token_id, settings.sections)
     return DecoderArchitecture(
         decoder=decoder,
-        root=decoder.layout.root,
-        epsilon=float(config.rms_norm_eps),
-        activation=_ACTIVATIONS[activation],
-        attention_scale=float(scalar or decoder.head_width) ** -0.5,
-        embedding_scale=decoder.hidden**0.5 if decoder.layout.scaled_embedding else 1.0,
+        root=layout.root,
+        epsilon=settings.epsilon,
+        activation=ACTIVATIONS[settings.activation],
+        attention_scale=settings.attention_scale,
+        embedding_scale=decoder.hidden**0.5 if layout.scaled_embedding else 1.0,
         context=positions,
         rotary={
-            layer_type: _rotary(
-                rotary_module, layer_type, positions, in_pairs=decoder.layout.rotary_in_pairs
-            )
-            for layer_type in sorted({*layer_types})
+            layer_type: _rotary(rotary_module, layer_type, positions, decoder)
+            for layer_type in settings.rotary
         },
-        layer_types=layer_types,
-        windows=tuple(window if name == _SLIDING else None for name in layer_types),
+        layer_types=settings.layer_types,
+        windows=tuple(
+            settings.window if name == SLIDING else None for name in settings.layer_types
+        ),
         images=images,
     )
 
 
-def _layer_types(config: Any, layers: int) -> tuple[str, ...]:
-    """Return the attention of each layer, from ``layer_types`` or from the sliding window."""
-    window = getattr(config, "sliding_window", None)
-    uses_window = window and getattr(config, "use_sliding_window", True)
-    default = _SLIDING if uses_window else _FULL
-    return tuple(getattr(config, "layer_types", None) or [default] * layers)
-
-
-def _positions(config: Any, context: int | None) -> int:
-    """Return the positions that the graph attends to."""
-    longest = int(config.max_position_embeddings)
-    if context is not None and context > longest:
-        raise RequirementError(
-            f"`decoder.context_length` is {context}, and the model has {longest} positions"
-        )
-    return context or longest
-
-
-def _unsupported(
-    tree: Mapping[str, Any], config: Any, activation: str, layer_types: tuple[str, ...]
-) -> list[str]:
-    text = text_config(tree)
-    problems = [] if activation in _ACTIVATIONS else [f"the activation {activation}"]
-    problems += [f"`{name}`" for name in _SOFTCAPS if text.get(name)]
-    problems += [
-        f"rotary embeddings of type {name}"
-        for name in sorted(_rotary_types(config) - _FIXED_ROTARY)
-    ]
-    return problems + [
-        f"layers of type {name}" for name in sorted({*layer_types} - {_FULL, _SLIDING})
-    ]
-
-
-def _rotary_types(config: Any) -> set[str]:
-    parameters = config.rope_parameters or {}
-    by_layer = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
-    return {str(fields.get("rope_type", "default")) for fields in by_layer}
-
-
-def _rotary(module: Any, layer_type: str, positions: int, *, in_pairs: bool) -> Rotary:
+def _rotary(module: Any, layer_type: str, positions: int, decoder: DecoderShape) -> Rotary:
     prefix = f"{layer_type}_" if hasattr(module, f"{layer_type}_inv_freq") else ""
     frequencies = getattr(module, f"{prefix}inv_freq").float()
-    if in_pairs:  # the operator requires a multiple of 8; a frequency of 0 leaves a pair unchanged
-        frequencies = torch.nn.functional.pad(frequencies, (0, -len(frequencies) % 8))
     angles = torch.outer(torch.arange(positions).float(), frequencies)
     scaling = float(getattr(module, f"{prefix}attention_scaling"))
-    return Rotary(angles.cos() * scaling, angles.sin() * scaling)
+    cos, sin = angles.cos() * scaling, angles.sin() * scaling
+    if decoder.layout.rotary_in_pairs:
+        # ONNX Runtime's operator requires a multiple of 8; an angle of 0 leaves a pair unchanged.
+        pairs = cos.shape[1]
+        added = min(-pairs % 8, decoder.head_width // 2 - pairs)
+        cos = torch.nn.functional.pad(cos, (0, added), value=1.0)
+        sin = torch.nn.functional.pad(sin, (0, added))
+    return Rotary(cos, sin)

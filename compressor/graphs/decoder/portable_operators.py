@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from compressor.graphs.decoder.architecture import Activation
+from compressor.graphs.decoder.limits import Activation
 from compressor.graphs.decoder.operators import (
     AttentionHeads,
     AttentionInputs,

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from compressor.engine.contract import PassContext, PassOutput
-from compressor.graphs.decoder.block_sizes import BLOCK_SIZES, embedding_block_size
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.checkpoint.description import ModelDescription
-from compressor.models.families.transformers.layouts import decoder_shape, text_config
-from passes.common.field_problems import FieldProblem, set_fields
+from compressor.models.facts import ModelFacts
+from compressor.models.families.transformers.layouts import LM_HEAD
+from compressor.models.quantized.packing_schemes import PACKING_SCHEMES
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid, is_packed
+from passes.common.field_problems import FieldProblem, check_no_problems, set_fields
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.contract import Exporter
-
-_POSITIONS = "max_position_embeddings"
-"""Field of config.json; a class of transformers may have a default of its own."""
+from passes.export_onnx.decoder.requirements import (
+    GridsOf,
+    decoder_problems,
+    embedding_problems,
+    packing_problems,
+)
 
 
 class DecoderExporter(Exporter):
@@ -31,8 +38,19 @@ class DecoderExporter(Exporter):
         self.config, self.tree, self.generation = config, tree, generation
 
     def field_problems(self) -> list[FieldProblem]:
-        """Return problems of fields of traced models, and of sizes that do not fit."""
-        return [*self._fields_of_traced_models(), *self._size_problems()]
+        """Return fields of traced models, and what the graph cannot compute."""
+        problems = decoder_problems(self.config.decoder, self.tree)
+        return [*self._fields_of_traced_models(), *problems]
+
+    def planned_problems(self, model: ModelFacts) -> list[FieldProblem]:
+        """Return sizes and packed integers that do not fit, as far as the plan knows them."""
+        if not model.sizes_known:
+            return []
+        decoder = self.config.decoder
+        problems = embedding_problems(decoder, self.tree)
+        if is_packed(self.tree):
+            problems += packing_problems(decoder, self.tree, _planned_grids(self.tree, model))
+        return problems
 
     def _fields_of_traced_models(self) -> list[FieldProblem]:
         reasons = {
@@ -49,41 +67,46 @@ class DecoderExporter(Exporter):
             if field in reasons
         ]
 
-    def _size_problems(self) -> list[FieldProblem]:
-        problems = []
-        decoder, longest = self.config.decoder, text_config(self.tree).get(_POSITIONS)
-        context = decoder.context_length
-        if context is not None and longest is not None and context > longest:
-            problems.append(
-                FieldProblem(
-                    "decoder.context_length",
-                    f"{context} is more than the {longest} positions of the model",
-                    "lower `decoder.context_length`, or remove it",
-                )
-            )
-        hidden = decoder_shape(self.tree).hidden
-        if decoder.int8_embeddings and not embedding_block_size(hidden):
-            problems.append(
-                FieldProblem(
-                    "decoder.int8_embeddings",
-                    f"a hidden width of {hidden} is not a multiple of {BLOCK_SIZES[-1]}",
-                    "remove `decoder.int8_embeddings`",
-                )
-            )
-        return problems
-
     def check_model(self, model: ModelDescription) -> None:
-        """Check that the architecture can be built, and that the operators take its integers.
+        """Check that the operators take the widths and the integers of a checkpoint.
 
         Raises:
             RequirementError: they do not; the message names every offender.
         """
-        from passes.export_onnx.decoder.requirements import check_decoder
+        from compressor.graphs.decoder.weights import CheckpointWeights
 
-        check_decoder(self.config.decoder, self.tree, model.folder)
+        decoder = self.config.decoder
+        problems = embedding_problems(decoder, self.tree)
+        if is_packed(self.tree):
+            weights = CheckpointWeights(model.folder, self.tree)
+
+            def grids_of(name: str) -> tuple[WeightGrid, ...]:
+                grid = weights.grid(name)
+                return () if grid is None else (grid,)
+
+            problems += packing_problems(decoder, self.tree, grids_of)
+        check_no_problems(problems)
 
     def export(self, model: ModelDescription, out: Path, context: PassContext) -> PassOutput:
         """Build, save and compare the graph; see ``Exporter.export``."""
         from passes.export_onnx.decoder.run import export_decoder
 
         return export_decoder(self.config, self.tree, model, out, context)
+
+
+def _planned_grids(tree: dict[str, Any], model: ModelFacts) -> GridsOf:
+    """Return a function from a linear layer to its grid, or to those that it may get."""
+    config = tree[QUANTIZATION_CONFIG]
+    if model.candidate_grids:
+        return lambda name: () if name == LM_HEAD else model.candidate_grids
+    plain = (*(config.get("ignore") or ()), *(config.get("modules_to_not_convert") or ()))
+    grid_of = PACKING_SCHEMES[config["quant_method"]].grids(config)
+    return lambda name: () if _is_named(name, plain) else (grid_of(name),)
+
+
+def _is_named(layer: str, patterns: Iterable[str]) -> bool:
+    """Return True if one of the patterns of layers that are not packed may match a layer."""
+    return any(
+        re.match(pattern[3:], layer) if pattern.startswith("re:") else pattern in layer
+        for pattern in patterns
+    )

@@ -1,90 +1,121 @@
-"""Checks of a checkpoint before its decoder's graph is built."""
+"""Checks of a checkpoint before its decoder's graph is built; planning uses them, so no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from compressor.errors import RequirementError
-from compressor.graphs.decoder.architecture import DecoderArchitecture, read_architecture
-from compressor.graphs.decoder.block_sizes import BLOCK_SIZES, block_size
-from compressor.graphs.decoder.weights import CheckpointWeights
-from compressor.models.families.transformers.layouts import LM_HEAD
+from compressor.graphs.decoder.block_sizes import BLOCK_SIZES, block_size, embedding_block_size
+from compressor.graphs.decoder.limits import graph_problems
+from compressor.models.families.transformers.layouts import LM_HEAD, DecoderShape, decoder_shape
 from compressor.models.families.transformers.linear_groups import decoder_layer_sites
 from compressor.models.quantized.weight_grid import WeightGrid, is_packed
-from passes.common.field_problems import FieldProblem, check_no_problems
+from passes.common.field_problems import FieldProblem
 from passes.export_onnx.config import DecoderConfig
 
+GridsOf = Callable[[str], tuple[WeightGrid, ...]]
+"""Linear layer by name to its grid, or to those that it may get; none if it is not packed."""
 _OPERATORS = {"onnxruntime": "MatMulNBits", "portable": "DequantizeLinear"}
 _BITS = {"onnxruntime": frozenset({2, 4, 8}), "portable": frozenset({4, 8})}
 """Bits of the integers that each target's operator reads."""
 
 
-def check_decoder(config: DecoderConfig, tree: Mapping[str, Any], folder: Path) -> None:
-    """Check that a decoder's graph can be built, and that the operators take its integers.
+def decoder_problems(config: DecoderConfig, tree: Mapping[str, Any]) -> list[FieldProblem]:
+    """Return the fields that do not fit a checkpoint, and what its graph cannot compute.
 
     Args:
         config: of the graph.
         tree: the checkpoint's config.json.
-        folder: the checkpoint.
-
-    Raises:
-        RequirementError: the architecture or packed layers do not fit, or fields have no effect;
-            the message names every offender.
     """
-    architecture = read_architecture(tree, config.context_length)
-    if not is_packed(tree):
-        _check_accuracy_level(config)
-        return
-    weights = CheckpointWeights(folder, tree)
-    if problems := list(_unfit_layers(architecture, weights, _BITS[config.target])):
-        bits = " or ".join(map(str, sorted(_BITS[config.target])))
-        raise RequirementError(
-            f"{_OPERATORS[config.target]} cannot hold these integers:\n"
-            + "\n".join(f"    {problem}" for problem in problems),
-            remedy=f"pack with {bits} bits, and a group_size that is a multiple of "
-            f"{BLOCK_SIZES[-1]}",
+    problems = [
+        FieldProblem(problem.field, problem.reason, problem.remedy)
+        for problem in graph_problems(tree, config.context_length, config.target)
+    ]
+    if config.accuracy_level is not None and not (config.int8_embeddings or is_packed(tree)):
+        problems.append(
+            FieldProblem(
+                "decoder.accuracy_level",
+                "no weights of the graph are packed",
+                "remove `decoder.accuracy_level`, or pack the model with `awq` first",
+            )
         )
+    return problems
 
 
-def _check_accuracy_level(config: DecoderConfig) -> None:
-    """Check that a graph without packed weights has no accuracy level set for their products."""
-    if config.accuracy_level is None or config.int8_embeddings:
-        return
-    problem = FieldProblem(
-        "decoder.accuracy_level",
-        "no weights of the graph are packed",
-        "remove `decoder.accuracy_level`, or pack the model with `awq` first",
-    )
-    check_no_problems([problem])
+def embedding_problems(config: DecoderConfig, tree: Mapping[str, Any]) -> list[FieldProblem]:
+    """Return a problem if the embedding's width cannot be divided into blocks."""
+    hidden = decoder_shape(tree).hidden
+    if not config.int8_embeddings or embedding_block_size(hidden):
+        return []
+    return [
+        FieldProblem(
+            "decoder.int8_embeddings",
+            f"a hidden width of {hidden} is not a multiple of {BLOCK_SIZES[-1]}",
+            "remove `decoder.int8_embeddings`",
+        )
+    ]
 
 
-def _unfit_layers(
-    architecture: DecoderArchitecture, weights: CheckpointWeights, bits: frozenset[int]
+def packing_problems(
+    config: DecoderConfig, tree: Mapping[str, Any], grids_of: GridsOf
+) -> list[FieldProblem]:
+    """Return a problem that names every packed layer whose integers the operators cannot read.
+
+    Args:
+        config: of the graph.
+        tree: the checkpoint's config.json.
+        grids_of: the grids of a linear layer.
+    """
+    unfit = _unfit_layers(tree, grids_of, _BITS[config.target])
+    if not unfit:
+        return []
+    bits = " or ".join(map(str, sorted(_BITS[config.target])))
+    lines = "".join(f"\n        {line}" for line in unfit)
+    return [
+        FieldProblem(
+            "decoder.target",
+            f"{_OPERATORS[config.target]} cannot hold these integers:{lines}",
+            f"pack with {bits} bits, and a group_size that is a multiple of {BLOCK_SIZES[-1]}",
+        )
+    ]
+
+
+def _unfit_layers(tree: Mapping[str, Any], grids_of: GridsOf, bits: frozenset[int]) -> list[str]:
+    """Return a line for each group of packed layers that cannot be one operand."""
+    decoder = decoder_shape(tree)
+    head = [] if decoder.tied else _unfit_grids(grids_of(LM_HEAD), decoder.hidden, bits)
+    lines = [f"{LM_HEAD}: {reason}" for reason in head]
+    for site in decoder_layer_sites(tree):
+        numbers_by_reason: dict[str, list[int]] = {}
+        for number in range(decoder.layers):
+            prefix = f"{decoder.layout.layers_name}.{number}"
+            grids = [grids_of(f"{prefix}.{name}") for name in site.linears]
+            for reason in _unfit_site(grids, _inputs(decoder, site.name), bits):
+                numbers_by_reason.setdefault(reason, []).append(number)
+        for reason, numbers in numbers_by_reason.items():
+            layers = "*" if len(numbers) == decoder.layers else ",".join(map(str, numbers))
+            names = ", ".join(name.rpartition(".")[2] for name in site.linears)
+            module = site.linears[0].rpartition(".")[0]
+            lines.append(f"{decoder.layout.layers_name}.{layers}.{module}: {names}: {reason}")
+    return lines
+
+
+def _unfit_site(
+    grids: Sequence[tuple[WeightGrid, ...]], inputs: int, bits: frozenset[int]
 ) -> Iterator[str]:
-    """Yield a line for each group of packed layers that cannot be one operand."""
-    decoder = architecture.decoder
-    inputs = {"attention output": decoder.heads * decoder.head_width, "ffn output": decoder.ffn}
-    head = None if decoder.tied else weights.grid(LM_HEAD)
-    if head is not None:
-        yield from _unfit_grid([LM_HEAD], head, decoder.hidden, bits)
-    for number in range(decoder.layers):
-        for site in decoder_layer_sites(weights.tree):
-            names = [f"{architecture.root}.layers.{number}.{name}" for name in site.linears]
-            grids = {weights.grid(name) for name in names}
-            for grid in grids:
-                if grid is not None:
-                    width = inputs.get(site.name, decoder.hidden)
-                    yield from _unfit_grid(names, grid, width, bits)
-            if len(grids) > 1:
-                yield f"{', '.join(names)}: packed in several ways, though they read one input"
+    for candidates in dict.fromkeys(grids):
+        yield from _unfit_grids(candidates, inputs, bits)
+    if len({*grids}) > 1:
+        yield "packed in several ways, though they read one input"
 
 
-def _unfit_grid(
-    names: Sequence[str], grid: WeightGrid, inputs: int, bits: frozenset[int]
-) -> Iterator[str]:
-    if grid.bits not in bits:
-        yield f"{', '.join(names)}: {grid.bits} bits"
-    elif not block_size(grid, inputs):
-        yield f"{', '.join(names)}: groups of {grid.width(inputs)}"
+def _inputs(decoder: DecoderShape, site: str) -> int:
+    widths = {"attention output": decoder.heads * decoder.head_width, "ffn output": decoder.ffn}
+    return widths.get(site, decoder.hidden)
+
+
+def _unfit_grids(grids: Sequence[WeightGrid], inputs: int, bits: frozenset[int]) -> Iterator[str]:
+    if excess := [str(grid.bits) for grid in grids if grid.bits not in bits]:
+        yield f"{' or '.join(excess)} bits"
+    elif grids and not block_size(grids[0], inputs):
+        yield f"groups of {grids[0].width(inputs)}"

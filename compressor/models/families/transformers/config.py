@@ -8,6 +8,7 @@ from typing import Any, Self, TypeGuard
 from pydantic import ConfigDict, model_validator
 
 from compressor.config.record import Record
+from compressor.models.families.transformers.decoder_settings import settings_problems
 from compressor.models.families.transformers.layouts import (
     LAYOUTS,
     SIZES,
@@ -76,6 +77,7 @@ class CheckpointConfig(Record):
         problems = [*_class_problems(tree), *_size_problems(tree)]
         if not problems:  # the others compute with sizes
             problems = [*_head_problems(tree), *_token_problems(tree), *_vision_problems(tree)]
+            problems = problems or settings_problems(tree)
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -14,9 +14,10 @@ from compressor.models.contract import CapabilityTable, Family, StoredArchitectu
 from compressor.models.families.transformers import arithmetic
 from compressor.models.families.transformers.axes import checkpoint_axes
 from compressor.models.families.transformers.config import CheckpointConfig
+from compressor.models.families.transformers.decoder_settings import decoder_settings
 from compressor.models.families.transformers.headers import TIED_FLAG, compare_headers
 from compressor.models.families.transformers.images import image_inputs
-from compressor.models.families.transformers.layouts import decoder_shape, text_config
+from compressor.models.families.transformers.layouts import decoder_shape
 from compressor.models.families.transformers.linear_groups import decoder_blocks
 from compressor.models.families.transformers.presets import PRESETS
 
@@ -116,7 +117,7 @@ class Transformers(Family[CheckpointConfig]):
 def _generation(tree: Mapping[str, Any]) -> CachedGeneration:
     decoder = decoder_shape(tree)
     return CachedGeneration(
-        context_length=int(text_config(tree).get("max_position_embeddings", 2048)),
+        context_length=decoder_settings(tree).positions,
         layers=decoder.layers,
         key_heads=decoder.key_heads,
         head_width=decoder.head_width,

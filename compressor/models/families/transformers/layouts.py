@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 LM_HEAD = "lm_head"
 """Name of the linear layer after the decoder; absent if it is tied to the embedding."""
+Attention = Literal["full", "sliding", "by layer"]
 _TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
 _FOUR_NORMS = (*_TWO_NORMS, "post_self_attn_layernorm", "post_mlp_layernorm")
 
@@ -56,6 +57,21 @@ class Layout:
     scaled_embedding: bool = False
     """True if the embedding is multiplied by √hidden: cutting the hidden width would change the
     remaining values."""
+    activation: str = "hidden_act"
+    """Field with the activation of the feed-forward network."""
+    attention: Attention = "full"
+    """Positions that layers attend to: all before the token; a sliding window in every layer; or
+    by layer, as ``layer_types`` states."""
+    attention_scale: str | None = None
+    """Field whose power −½ scales the attention scores; None for the width of a head."""
+    softcaps: tuple[str, ...] = ()
+    """Fields that cap the attention scores or the logits."""
+    bidirectional: str | None = None
+    """Field that lets a token attend to later ones."""
+    partial_rotary: bool = False
+    """True if ``partial_rotary_factor`` states how much of a head is rotated."""
+    rotary_by_type: bool = False
+    """True if ``rope_parameters`` holds those of each layer type."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Transformers' defaults of the language model's fields; Llama's where a field is absent."""
     vision: str | None = None
@@ -67,6 +83,13 @@ class Layout:
         return f"{self.root}.layers"
 
 
+_LONG_CONTEXT: Mapping[str, Any] = {"max_position_embeddings": 131072}
+_QWEN: Mapping[str, Any] = {
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 LAYOUTS: Mapping[str, Layout] = {
     "llama": Layout(
         "LlamaForCausalLM",
@@ -75,14 +98,24 @@ LAYOUTS: Mapping[str, Layout] = {
         ffn_bias="mlp_bias",
         hidden_by_heads=True,
     ),
-    "mistral": Layout("MistralForCausalLM", defaults={"num_key_value_heads": 8}),
-    "qwen2": Layout("Qwen2ForCausalLM", query_bias=True, defaults={"num_key_value_heads": 32}),
+    "mistral": Layout(
+        "MistralForCausalLM",
+        attention="sliding",
+        defaults={**_LONG_CONTEXT, "num_key_value_heads": 8, "sliding_window": 4096},
+    ),
+    "qwen2": Layout(
+        "Qwen2ForCausalLM",
+        query_bias=True,
+        attention="by layer",
+        defaults={**_QWEN, "num_key_value_heads": 32},
+    ),
     "qwen3": Layout(
         "Qwen3ForCausalLM",
         query_bias="attention_bias",
         out_bias="attention_bias",
         head_norms=("q_norm", "k_norm"),
-        defaults={"num_key_value_heads": 32, "head_dim": 128},
+        attention="by layer",
+        defaults={**_QWEN, "num_key_value_heads": 32, "head_dim": 128},
     ),
     "gemma3_text": Layout(
         "Gemma3ForCausalLM",
@@ -98,7 +131,22 @@ LAYOUTS: Mapping[str, Layout] = {
         norm_offset=1.0,
         head_norms=("q_norm", "k_norm"),
         scaled_embedding=True,
-        defaults={"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
+        activation="hidden_activation",
+        attention="by layer",
+        attention_scale="query_pre_attn_scalar",
+        softcaps=("final_logit_softcapping", "attn_logit_softcapping"),
+        bidirectional="use_bidirectional_attention",
+        rotary_by_type=True,
+        defaults={
+            **_LONG_CONTEXT,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "tie_word_embeddings": True,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4096,
+            "sliding_window_pattern": 6,
+        },
     ),
     "glm4": Layout(
         "Glm4ForCausalLM",
@@ -106,7 +154,15 @@ LAYOUTS: Mapping[str, Layout] = {
         fused_ffn=True,
         norms=_FOUR_NORMS,
         rotary_in_pairs=True,
-        defaults={"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True},
+        partial_rotary=True,
+        defaults={
+            **_LONG_CONTEXT,
+            "num_key_value_heads": 2,
+            "head_dim": 128,
+            "attention_bias": True,
+            "rms_norm_eps": 1.5625e-07,
+            "partial_rotary_factor": 0.5,
+        },
     ),
     "glm4v": Layout(
         "Glm4vForConditionalGeneration",
@@ -117,7 +173,13 @@ LAYOUTS: Mapping[str, Layout] = {
         norms=_FOUR_NORMS,
         rotary_in_pairs=True,
         head_width_is_free=False,
-        defaults={"num_key_value_heads": 2},
+        partial_rotary=True,
+        defaults={
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-05,
+            "max_position_embeddings": 32768,
+            "mrope_section": [8, 12, 12],
+        },
         vision="model.visual",
     ),
 }

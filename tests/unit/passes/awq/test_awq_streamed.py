@@ -206,7 +206,7 @@ def test_layers_that_do_not_fit_are_all_named_before_the_run(tmp_path):
     message = str(caught.value)
     assert "model.layers.*.self_attn.q_proj: 64 inputs" in message
     assert "model.layers.*.mlp.down_proj: 96 inputs" in message
-    assert "group sizes that fit: 32, 16" in message
+    assert "set `group_size` to one that fits: 32, 16, -1" in message
 
 
 def test_weights_beyond_the_range_of_float16_are_an_error(tmp_path):

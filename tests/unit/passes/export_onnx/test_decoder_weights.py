@@ -134,7 +134,7 @@ def test_a_tied_embedding_in_8_bits_is_stored_once(name, tmp_path):
 
 
 def test_an_embedding_that_blocks_do_not_divide_is_refused(tmp_path):
-    changes = {"hidden_size": 72, "num_attention_heads": 6}
+    changes = {"hidden_size": 72, "num_attention_heads": 6, "head_dim": 16}
     parent = save_decoder(tmp_path / "odd", "tiny-llama", changes)
     with pytest.raises(RequirementError, match=r"`decoder\.int8_embeddings`: a hidden width of 72"):
         export_decoder(parent, tmp_path / "out", {**FIELDS, "decoder": {"int8_embeddings": True}})
@@ -160,7 +160,8 @@ def test_integers_that_the_operator_cannot_hold_are_refused_before_the_graph_is_
     )
     with pytest.raises(RequirementError, match=message) as caught:
         export_decoder(parent, tmp_path / "onnx", {**FIELDS, "decoder": {"target": target}})
-    assert str(caught.value).count("_proj") >= 12
+    assert "model.layers.*.self_attn: q_proj, k_proj, v_proj" in str(caught.value)
+    assert "model.layers.*.mlp: down_proj" in str(caught.value)
     assert not (tmp_path / "onnx" / "model.onnx").exists()
 
 

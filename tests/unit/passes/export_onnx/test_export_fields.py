@@ -92,6 +92,7 @@ def test_sizes_that_do_not_fit_a_language_model_are_refused():
     fields = {"decoder": {"context_length": 513, "int8_embeddings": True}}
     assert refused_fields(fields, FAMILY, "tiny-llama") == ["decoder.context_length"]
     tree = FAMILY.presets["tiny-llama"].tree | {"hidden_size": 72, "num_attention_heads": 6}
+    tree["head_dim"] = 16
     odd_config = FAMILY.Config.model_validate_json(json.dumps(tree))
     odd_family = SimpleNamespace(name=FAMILY.name, presets={"odd": odd_config})
     assert refused_fields(fields, odd_family, "odd") == [

@@ -49,7 +49,7 @@ def test_parameters_and_macs_equal_those_of_the_class(preset):
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "glm4"])
 def test_absent_fields_have_the_defaults_of_transformers(model_type):
     sizes = {
-        "hidden_size": 96,
+        "hidden_size": 128,
         "num_attention_heads": 32,
         "num_hidden_layers": 1,
         "intermediate_size": 8,
