@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from tests.support.cli import cli
+from tests.support.tiny_files import draw_pictures
 
 
 def test_a_run_can_be_repeated_inspected_and_verified(toy_pipeline: Path) -> None:
@@ -57,6 +58,20 @@ def test_init_writes_a_valid_pipeline(tmp_path: Path) -> None:
     done = cli("validate", tmp_path / "images" / "pipeline.yaml")
     assert done.returncode == 2, "the user has to add the pictures"
     assert "data/train" in done.stderr
+
+
+def test_plan_and_validate_print_what_a_data_set_skips(tmp_path: Path) -> None:
+    draw_pictures(tmp_path / "pictures", 2)
+    (tmp_path / "pictures" / "labels.csv").write_text("x")
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(
+        "version: 1\nname: p\nmodel: {family: image-classifier, preset: tiny}\n"
+        "data: {train: {source: images, path: pictures, image_size: 16}}\n"
+        "passes: [{type: train, validation: null}]\n"
+    )
+    for command in ("plan", "validate"):
+        assert "skipped (1): labels.csv" in cli(command, file).stdout
+    assert "labels.csv" in json.loads(cli("plan", file, "--json").stdout)["notes"][0]
 
 
 def test_validate_prints_the_steps_of_each_file(toy_pipeline: Path) -> None:
