@@ -57,7 +57,7 @@ def _glob(path: Path, context: SourceContext) -> list[Path]:
     relative = str(path.relative_to(path.anchor))
     try:
         return sorted(file for file in base.glob(relative) if file.is_file())
-    except ValueError:  # no pattern, such as an empty path, or one with `**` inside of a name
+    except (ValueError, IndexError):  # an empty path, or `**` inside of a name
         return []
 
 

@@ -97,8 +97,8 @@ def parse_message(value: Any, folder: Path, images: RecordImages) -> Message:
 def _one_of(fields: Mapping[str, Any], *names: str) -> str:
     found = [name for name in names if name in fields]
     if len(found) != 1:
-        expected = " or ".join(map(repr, names))
-        raise RecordError(f"has both {expected}" if found else f"has no {expected}")
+        both, either = (word.join(map(repr, names)) for word in (" and ", " or "))
+        raise RecordError(f"has both {both}" if found else f"has no {either}")
     return found[0]
 
 

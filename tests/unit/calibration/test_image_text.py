@@ -1,10 +1,12 @@
 """Data source image-text: tokens, patches and labels of conversations, and their problems."""
 
+import base64
 import json
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import SourceContext
@@ -16,6 +18,7 @@ from tests.support.processors import (
     write_picture,
     write_processor,
 )
+from tests.support.record_files import write_json
 from tests.support.tiny_models import CHECKPOINT
 
 TINY = CHECKPOINT.presets["tiny-glm4v"]
@@ -151,3 +154,70 @@ def test_the_digest_covers_pictures_and_processor(base):
     assert after != before
     (base / "chat_template.jinja").write_text("{{ messages }}")
     assert digest() != after
+
+
+def test_forms_of_other_tools_give_the_same_arrays(base):
+    encoded = base64.b64encode((base / "a.png").read_bytes()).decode()
+    url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
+    text = {"type": "text", "text": "w10 w11"}
+    answer = {"role": "assistant", "content": "w12 w13"}
+    turns = [{"from": "human", "value": "<image>\nw10 w11"}, {"from": "gpt", "value": "w12 w13"}]
+    records = [
+        {"messages": WITH_IMAGE},
+        {"messages": [{"role": "user", "content": [url, text]}, answer]},
+        {"conversations": turns, "image": "a.png", "id": "1"},
+        {"messages": [{"role": "user", "content": "<image>w10 w11"}, answer], "images": ["a.png"]},
+    ]
+    write_json(base / "talks.jsonl", records)
+    samples = load(base)
+    expected = samples.batch(np.array([0]))
+    for index in range(1, len(records)):
+        batch = samples.batch(np.array([index]))
+        assert all(np.array_equal(batch[name], expected[name]) for name in expected)
+
+
+def test_transparent_pixels_show_the_background(base):
+    Image.new("RGBA", (56, 56), (255, 0, 0, 0)).save(base / "a.png")
+    write_conversations(base / "talks.jsonl", WITH_IMAGE)
+    white, black = (
+        load(base, **fields).batch(np.arange(1))["pixel_values"]
+        for fields in ({}, {"background": "black"})
+    )
+    assert white.min() > black.max()
+
+
+def test_the_digest_covers_fields_that_are_set(base):
+    digests = {
+        ImageText().digest(config_of(**fields), SourceContext(base))
+        for fields in ({}, {"ignore": ("caption",)}, {"background": "black"})
+    }
+    assert len(digests) == 3
+    default = config_of(ignore=(), background="white")
+    assert ImageText().digest(default, SourceContext(base)) in digests
+
+
+def test_unknown_keys_are_refused_unless_they_are_ignored(base):
+    write_json(base / "talks.jsonl", [{"messages": TEXT_ONLY, "caption": "x"}])
+    (problem,) = ImageText().problems(config_of(), SourceContext(base))
+    assert "talks.jsonl:1: unknown key 'caption'" in problem
+    assert len(load(base, ignore=("caption",))) == 1
+
+
+def test_the_facts_are_those_of_the_loaded_set(base):
+    samples, facts = load(base), ImageText().facts(config_of(), SourceContext(base))
+    assert tuple(input_.name for input_ in facts.inputs) == samples.input_names
+    assert facts.has_labels
+    batch = samples.batch(np.arange(3))
+    for input_ in facts.inputs:
+        array = batch[input_.name]
+        assert str(array.dtype) == input_.dtype
+        sizes = zip(array.shape[1:], input_.shape, strict=True)
+        assert all(known in (None, size) for size, known in sizes)
+    assert facts.inputs[0].largest == 511
+    assert facts.inputs[3].shape == (None, 3 * 2 * 14 * 14)
+
+
+def test_a_slow_tokenizer_is_named_with_the_command_that_converts_it(base):
+    (base / "tokenizer.json").rename(base / "tokenizer.model")
+    (problem,) = ImageText().problems(config_of(), SourceContext(base))
+    assert "has tokenizer.model, but no tokenizer.json" in problem

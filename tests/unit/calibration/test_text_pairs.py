@@ -16,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from calibration.sources.pairs import TextPairs, TextPairsConfig
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError
+from tests.support.record_files import write_json, write_table
 
 WORDS = [
     "[UNK]",
@@ -141,3 +142,36 @@ def test_a_file_that_is_not_utf8_is_reported(context: SourceContext) -> None:
     (context.base / "pairs.jsonl").write_bytes(b"\xff")
     with pytest.raises(DataError, match="not UTF-8: byte 0"):
         TextPairs().load(config_of(), context)
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.json", "pairs.tsv", "pairs.jsonl.gz"])
+def test_pairs_of_any_container_are_the_same(context: SourceContext, name: str) -> None:
+    expected = TextPairs().load(config_of(), context).batch(np.arange(4))
+    writer = write_table if name[-3:] in {"csv", "tsv"} else write_json
+    writer(context.base / name, PAIRS)
+    assert TextPairs().problems(config_of(path=name), context) == []
+    batch = TextPairs().load(config_of(path=name), context).batch(np.arange(4))
+    assert all(np.array_equal(batch[key], expected[key]) for key in expected)
+
+
+def test_all_invalid_records_are_reported_while_planning_and_loading(
+    context: SourceContext,
+) -> None:
+    write(context.base, PAIRS[0], {"query": None, "passage": "x"}, {"query": "x", "passage": []})
+    problems = TextPairs().problems(config_of(), context)
+    assert [problem.split("jsonl:")[1] for problem in problems] == [
+        "2: 'query' is null, not text",
+        "3: 'passage' is a list, not text",
+    ]
+    with pytest.raises(DataError, match=r":2: .*\n.*:3: "):
+        TextPairs().load(config_of(), context)
+
+
+def test_the_facts_are_those_of_the_loaded_set(context: SourceContext) -> None:
+    samples = TextPairs().load(config_of(), context)
+    facts = TextPairs().facts(config_of(), context)
+    assert facts.inputs is not None
+    assert tuple(input_.name for input_ in facts.inputs) == samples.input_names
+    assert facts.has_labels
+    assert [input_.largest for input_ in facts.inputs] == [len(WORDS) - 1, 1]
+    assert {input_.shape for input_ in facts.inputs} == {(6,)}
