@@ -44,6 +44,26 @@ def class_problems(
     ]
 
 
+def class_notes(uses: Iterable[DataUse], facts: Callable[[str], DataFacts]) -> list[str]:
+    """Return a line for each data set of fewer named classes than its model has outputs.
+
+    That is right for some models; for one that was trained on other classes the labels are wrong.
+    """
+    notes: dict[str, None] = {}
+    for use in uses:
+        names, signature = facts(use.need.data).class_names, use.signature()
+        outputs = None if signature is None else signature.classes
+        if use.need.labels is None or names is None or outputs is None or len(names) >= outputs:
+            continue
+        note = (
+            f"data set {use.need.data!r} has {len(names)} classes, and the model {outputs} "
+            f"outputs: labels are 0 to {len(names) - 1}, in the order of the names; if the model "
+            "was trained on other classes, name the folders by number and set `numbered: true`"
+        )
+        notes[note] = None
+    return list(notes)
+
+
 def _difference(name: str, names: tuple[str, ...], other: str, expected: tuple[str, ...]) -> str:
     parts = [
         f"only in {set_name!r}: {_listed(only)}"

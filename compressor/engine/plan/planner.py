@@ -19,7 +19,7 @@ from compressor.data.contract import SourceContext
 from compressor.engine.contract import Estimate, Pass, PlanContext
 from compressor.engine.machine import tool_version
 from compressor.engine.plan.capabilities import missing_capabilities
-from compressor.engine.plan.class_checks import class_problems
+from compressor.engine.plan.class_checks import class_notes, class_problems
 from compressor.engine.plan.config import SOURCE
 from compressor.engine.plan.data_uses import PlannedData, measured_uses, pass_uses
 from compressor.engine.plan.pipeline import Pipeline, Step, reference_of
@@ -101,6 +101,8 @@ class _Planner:
         self._check_reference()
         uses = [use for step in self.steps.values() for use in step.data]
         self.problems += class_problems(self.pipeline, uses, self.data.facts)
+        for note in class_notes(uses, self.data.facts):
+            self.sources.note(note)
         self._raise_if_any()
         steps = tuple(self.steps.values())
         return Plan(self.pipeline, self.store, self.seed, self.device, self.sources, steps)

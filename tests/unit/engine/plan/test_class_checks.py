@@ -31,10 +31,10 @@ passes:
 def plan_of(tmp_path: Path, train: str, test: str, text: str = PIPELINE) -> Plan:
     """Plan on sets with folders of the given names, with a picture in each."""
     for split, names in (("train", train), ("test", test)):
-        for name in names.split():
+        for number, name in enumerate(names.split()):
             folder = tmp_path / split / name
             folder.mkdir(parents=True)
-            Image.new("RGB", (16, 16)).save(folder / "0.png")
+            Image.new("RGB", (16, 16), (number, 0, 0)).save(folder / "0.png")
     file = tmp_path / "pipeline.yaml"
     file.write_text(text)
     pipeline = load_pipeline(file)
@@ -77,6 +77,18 @@ def test_more_classes_than_the_model_has_outputs_are_refused(
         plan_of(tmp_path, names, names, text)
     expected = "labels up to 4" if numbered else "5 classes"
     assert all(expected in problem.what for problem in error.value.problems)
+
+
+def test_fewer_classes_than_outputs_are_a_note(tmp_path: Path) -> None:
+    notes = plan_of(tmp_path, "cat dog", "cat dog").notes
+    assert [note.partition(" classes, and the model 4 outputs")[0] for note in notes] == [
+        "data set 'test' has 2",
+        "data set 'train' has 2",
+    ]
+
+
+def test_as_many_classes_as_outputs_are_no_note(tmp_path: Path) -> None:
+    assert plan_of(tmp_path, "a b c d", "a b c d").notes == ()
 
 
 def test_skipped_files_are_notes_of_the_plan(tmp_path: Path) -> None:
