@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,42 +29,44 @@ _SLOW_TOKENIZERS = (
 def match_files(pattern: str, context: SourceContext) -> list[Path]:
     """Return the files that a path or a glob pattern names, sorted.
 
-    A path that exists is that file, whatever characters it has; only otherwise is it a pattern.
-    Hidden files and those in hidden folders match only where the pattern names them. Relative
-    paths start from the base of the context.
+    A path that exists is that file, whatever characters it has; only otherwise is it a pattern. So
+    are the folders at its start. Hidden files and those in hidden folders match only where the
+    pattern names them. Relative paths start from the base of the context.
     """
-    path = Path(pattern)
-    if (context.base / path).is_file():
-        return [context.base / path]
-    return [file for file in _glob(path, context) if not _is_hidden(file, path, context)]
+    file = context.base / pattern
+    return [file] if file.is_file() else _glob(pattern, context, hidden=False)
 
 
 def file_problems(pattern: str, context: SourceContext) -> list[str]:
     """Return a message if a path or pattern names no file."""
-    path = Path(pattern)
     if match_files(pattern, context):
         return []
-    if (context.base / path).is_dir():
-        return [f"{pattern} is a folder: name its files, such as {path / '*.jsonl'}"]
-    if hidden := _glob(path, context):
+    if (context.base / pattern).is_dir():
+        return [f"{pattern} is a folder: name its files, such as {Path(pattern, '*.jsonl')}"]
+    if hidden := _glob(pattern, context, hidden=True):
         return [f"{pattern} matches only hidden files, such as {hidden[0]}: name them explicitly"]
     return [f"{pattern} matches no file below {context.base}"]
 
 
-def _glob(path: Path, context: SourceContext) -> list[Path]:
-    base = Path(path.anchor) if path.is_absolute() else context.base
-    relative = str(path.relative_to(path.anchor))
-    try:
-        return sorted(file for file in base.glob(relative) if file.is_file())
-    except (ValueError, IndexError):  # an empty path, or `**` inside of a name
+def _glob(pattern: str, context: SourceContext, *, hidden: bool) -> list[Path]:
+    path = Path(pattern)
+    folder, parts = context.base / path.anchor, path.parts[len(Path(path.anchor).parts) :]
+    while parts and (folder / parts[0]).is_dir():
+        folder, parts = folder / parts[0], parts[1:]
+    if not parts:
         return []
+    try:
+        files = sorted(file for file in folder.glob(str(Path(*parts))) if file.is_file())
+    except ValueError:  # `**` inside of a name
+        return []
+    if hidden:
+        return files
+    return [file for file in files if not _is_hidden(file.parts[len(folder.parts) :], parts)]
 
 
-def _is_hidden(file: Path, pattern: Path, context: SourceContext) -> bool:
-    """Return True if a part that a wildcard matched is hidden and the pattern does not name it."""
-    fixed = tuple(takewhile(lambda part: not set("*?[") & set(part), pattern.parts))
-    matched = file.parts[len(context.base.joinpath(*fixed).parts) :]
-    named = [part for part in pattern.parts if part[0] == "." or part == _ARCHIVE_DEBRIS]
+def _is_hidden(matched: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Return True if a part of a matched path is hidden, and no part of the pattern names it."""
+    named = [part for part in pattern if part[0] == "." or part == _ARCHIVE_DEBRIS]
     return any(
         (part[0] == "." or part == _ARCHIVE_DEBRIS)
         and not any(fnmatchcase(part, name) for name in named)
@@ -98,8 +99,10 @@ def tokenizer_folder_problems(folder: Path) -> list[str]:
     if (folder / _TOKENIZER).is_file():
         return tokenizer_problems(_TOKENIZER, SourceContext(folder))
     if others := [other for other in _SLOW_TOKENIZERS if (folder / other).is_file()]:
+        libraries = any(name.endswith(".model") for name in others)
+        install = "pip install sentencepiece tiktoken && " if libraries else ""
         return [
-            f"{folder} has {' and '.join(others)}, but no {_TOKENIZER}; write it with: "
+            f"{folder} has {' and '.join(others)}, but no {_TOKENIZER}; write it with: {install}"
             'python -c "from transformers import AutoTokenizer as T; '
             f"T.from_pretrained('{folder}').save_pretrained('{folder}')\""
         ]

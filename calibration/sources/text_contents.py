@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from calibration.sources.conversations.conversation import Conversation
 from calibration.sources.conversations.forms import FORM_KEYS, parse_conversation
 from calibration.sources.records.reading import (
     holds_records,
+    is_sampled_whole,
     read_records,
     sample_records,
 )
@@ -73,7 +75,7 @@ def read_contents(
             problems.add(f"{record.where}: {error}")
         else:
             yield content
-    if kind is None and not list(problems):
+    if kind is None and not list(problems) and (not sample or is_sampled_whole(file)):
         problems.add(f"{file} holds no records")
 
 
@@ -81,8 +83,9 @@ def holds_conversations(file: Path, field: str | None) -> bool:
     """Return True if a file's first record is a conversation."""
     if not holds_records(file):
         return False
-    first = next(read_contents(file, field, ProblemList(), sample=True), None)
-    return isinstance(first, Conversation)
+    sample = read_contents(file, field, ProblemList(), sample=True)
+    everything = read_contents(file, field, ProblemList())  # read only if the sample is empty
+    return isinstance(next(chain(sample, everything), None), Conversation)
 
 
 def _content(record: DataRecord, field: str | None) -> str | Conversation:

@@ -15,7 +15,12 @@ from calibration.sources.conversations.conversation import (
     TextPart,
 )
 from calibration.sources.conversations.forms import parse_conversation
-from calibration.sources.records.reading import read_records, sample_records, sampled_files
+from calibration.sources.records.reading import (
+    is_sampled_whole,
+    read_records,
+    sample_records,
+    sampled_files,
+)
 from calibration.sources.records.record import ProblemList, RecordError
 from compressor.data.pictures import check_header, without_pillow_warnings
 from compressor.errors import CompressError, DataError, MissingExtraError
@@ -108,5 +113,6 @@ def _conversations(
             yield parse_conversation(record, ignored=ignored)
         except RecordError as error:
             problems.add(f"{record.where}: {error}")
-    if not has_records and not list(problems):
+    is_whole = not sample or is_sampled_whole(file)
+    if not has_records and is_whole and not list(problems):
         problems.add(f"{file} holds no conversation")

@@ -6,7 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from calibration.sources.records.encoding import UTF8, decode_start, encoding_of, open_data
+from calibration.sources.records.encoding import (
+    UTF8,
+    decode_start,
+    encoding_of,
+    is_compressed,
+    open_data,
+)
 from calibration.sources.records.json_files import read_json, sample_json
 from calibration.sources.records.record import DataRecord, ProblemList
 from calibration.sources.records.tables import read_csv, read_parquet
@@ -61,6 +67,11 @@ def _records(file: Path, problems: ProblemList, *, sample: bool) -> Iterator[Dat
     if layout in {"csv", "tsv"}:
         return read_csv(file, "," if layout == "csv" else "\t", problems, sample=sample)
     return sample_json(file, problems) if sample else read_json(file, problems)
+
+
+def is_sampled_whole(file: Path) -> bool:
+    """Return True if a sample of a file has all of its records."""
+    return file.stat().st_size <= _SAMPLED_BYTES and not is_compressed(file)
 
 
 def sample_text(file: Path) -> None:

@@ -30,6 +30,15 @@ def test_a_path_that_exists_is_that_file(tmp_path: Path, name: str) -> None:
     assert file_problems(name, SourceContext(tmp_path)) == []
 
 
+def test_folders_that_exist_are_those_folders(tmp_path: Path) -> None:
+    write(tmp_path, "set [1]/a.txt", "set 1/b.txt", "set 2/b.txt")
+    assert names(tmp_path, "set [1]/*.txt") == ["set [1]/a.txt"]
+    assert names(tmp_path, "set [12]/*.txt") == ["set 1/b.txt", "set 2/b.txt"]
+    assert match_files(f"{tmp_path}/set [1]/*", SourceContext(Path("/"))) == [
+        tmp_path / "set [1]" / "a.txt"
+    ]
+
+
 def test_hidden_files_match_only_where_the_pattern_names_them(tmp_path: Path) -> None:
     hidden = (".a.txt", "._b.txt", "d/.x/c.txt", "__MACOSX/d/e.txt")
     write(tmp_path, "b.txt", "d/c.txt", *hidden)
@@ -68,6 +77,7 @@ def test_a_slow_tokenizer_is_named_with_the_command_that_converts_it(
     (problem,) = tokenizer_problems(".", SourceContext(tmp_path))
     assert f"has {name}, but no tokenizer.json" in problem
     assert "AutoTokenizer" in problem
+    assert ("pip install sentencepiece" in problem) == name.endswith(".model")
 
 
 def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -239,6 +239,17 @@ def test_the_digest_covers_how_a_file_is_read(tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
+def test_an_object_too_large_to_sample_is_no_problem(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    records = [{"messages": TURNS}] * 2000
+    write_json(tmp_path / "talks.json", records, layout="wrapped")
+    assert len(words(tmp_path, path="talks.json")) == len(records)
+    context, config = SourceContext(tmp_path), config_of(path="talks.json")
+    before = Text().digest(config, context)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE + " ")
+    assert Text().digest(config, context) != before
+
+
 def test_the_facts_are_those_of_the_loaded_set(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     write_text(tmp_path / "a.txt", "a b c a b c a b c")
