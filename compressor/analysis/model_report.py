@@ -149,9 +149,12 @@ def report_model(model: StoredModel) -> ModelReport:
 
 
 def report_passes(model: StoredModel) -> tuple[PassReport, ...]:
-    """Check a model against every installed pass; errors as ``Format.facts``."""
-    starter = StarterModel(model.format.facts(model.path), model.format.inputs(model.path))
-    return _passes(suitable_passes(model.format, starter))
+    """Check a model of an artifact against every installed pass."""
+    try:
+        starter = StarterModel(model.format.facts(model.path), model.format.inputs(model.path))
+    except ModelError as error:
+        return _passes(_suitability(model, None, error.remedy))
+    return _passes(_suitability(model, starter, None))
 
 
 def _suitability(

@@ -35,6 +35,8 @@ class FamilyFormat(Format):
 
     runtime: ClassVar[str | None] = "torch"
     restorable_layers: ClassVar[bool] = True
+    way_around: ClassVar[str] = f"load it with transformers, and {EXPORT_FROM_PYTHON}"
+    """What to do with a checkpoint of transformers that the family does not support."""
 
     def recognizes(self, path: Path) -> bool:
         """Return True if config.json describes a model of a family, in this format's variant."""
@@ -50,8 +52,10 @@ class FamilyFormat(Format):
         """Return the family, or class and model type of a checkpoint of transformers."""
         config = _read_config(path) or {}
         model_type, classes = config.get("model_type"), config.get("architectures")
+        if not config:
+            return f"weights without a {_CONFIG} that describes their model"
         if model_type is None:
-            return f"a model of the family {config.get('family', 'that config.json should name')}"
+            return f"a model of the family {config.get('family')}"
         names = ", ".join(map(str, classes)) if isinstance(classes, list) and classes else None
         return f"a checkpoint of transformers: {names or 'class not named'} ({model_type})"
 
@@ -96,8 +100,7 @@ class FamilyFormat(Format):
         except ModelError as error:
             if error.remedy is not None or "model_type" not in (_read_config(path) or {}):
                 raise
-            remedy = f"load it with transformers, and {EXPORT_FROM_PYTHON}"
-            raise ModelError(error.what, remedy=remedy) from error
+            raise ModelError(error.what, remedy=self.way_around) from error
 
     def open_session(self, path: Path, *, threads: int, device: str = "cpu") -> Session:
         """Open the module in eager inference mode."""
@@ -159,7 +162,7 @@ class Torch(FamilyFormat):
 
     def is_variant(self, path: Path, config: Mapping[str, Any]) -> bool:
         """Return True where nothing is quantized."""
-        return not (path / _QUANTIZATION).is_file() and _PACKING not in config
+        return not (path / _QUANTIZATION).is_file() and config.get(_PACKING) is None
 
 
 class Quantized(FamilyFormat):
@@ -185,16 +188,18 @@ class Packed(FamilyFormat):
     name = "packed"
     summary = "packed weights of 2 to 8 bits (AutoAWQ or compressed-tensors) beside a config.json"
     former_names = ("awq",)
+    way_around = "start from the checkpoint before its weights were quantized"
 
     def is_variant(self, path: Path, config: Mapping[str, Any]) -> bool:
         """Return True where config.json has a ``quantization_config``."""
-        return not (path / _QUANTIZATION).is_file() and _PACKING in config
+        is_packed = config.get(_PACKING) is not None
+        return is_packed and not (path / _QUANTIZATION).is_file()
 
     def describe(self, path: Path) -> list[tuple[str, str]]:
         """Return the family and the packing's method."""
-        config = _read_config(path) or {}
-        method = str(config[_PACKING].get("quant_method"))
-        return [*super().describe(path), ("packing", method)]
+        packing = (_read_config(path) or {}).get(_PACKING)
+        method = packing.get("quant_method") if isinstance(packing, dict) else None
+        return [*super().describe(path), ("packing", str(method or "method not named"))]
 
     def tensors(self, path: Path) -> Mapping[str, TensorReader]:
         """Return the dequantized weights; the checkpoint is read whole."""

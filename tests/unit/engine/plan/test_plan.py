@@ -73,7 +73,7 @@ def test_a_missing_model_is_reported_with_its_line(toy_pipeline: Path) -> None:
     edit(toy_pipeline, "path: model", "path: modell")
     text = message(toy_pipeline)
     assert "pipeline.yaml:3" in text
-    assert "not a directory" in text
+    assert "modell does not exist" in text
 
 
 def test_a_cycle_of_three_steps_is_named(toy_pipeline: Path) -> None:
