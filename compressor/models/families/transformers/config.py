@@ -20,7 +20,6 @@ from compressor.models.quantized.weight_grid import FORMAT_NAMES, QUANTIZATION_C
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _DTYPE_FIELDS = ("dtype", "torch_dtype")
-_OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 _VISION_SIZES = (
     "depth",
     "hidden_size",
@@ -33,6 +32,30 @@ _VISION_SIZES = (
     "out_hidden_size",
     "intermediate_size",
 )
+_NEVER_NULL = frozenset(
+    {
+        "architectures",
+        QUANTIZATION_CONFIG,
+        "attention_bias",
+        "attention_dropout",
+        "head_dim",
+        "hidden_act",
+        "initializer_range",
+        "max_position_embeddings",
+        "max_window_layers",
+        "mlp_bias",
+        "query_pre_attn_scalar",
+        "rms_norm_eps",
+        "rope_theta",
+        "tie_word_embeddings",
+        "use_cache",
+        "use_sliding_window",
+    }
+)
+"""Fields that classes of transformers do not accept as null: there, null means absent."""
+_KEY_HEADS = "num_key_value_heads"
+"""Null means as many as heads where a class accepts it, and absent where it does not."""
+_OPTIONAL_SIZES = (_KEY_HEADS, "head_dim", "max_position_embeddings")
 _TOKEN_ID = "_token_id"  # noqa: S105  no password
 """End of the names of fields that hold the id of a special token."""
 
@@ -60,9 +83,11 @@ class CheckpointConfig(Record):
         """Leave out what is null and has to be absent, and name the class if no one is named."""
         if not isinstance(fields, dict):
             return fields
-        nullable = {"architectures", QUANTIZATION_CONFIG}
-        fields = {name: v for name, v in fields.items() if v is not None or name not in nullable}
         layout = LAYOUTS.get(str(fields.get("model_type")))
+        never_null = _NEVER_NULL
+        if layout is not None and not layout.key_heads_may_be_null:
+            never_null |= {_KEY_HEADS}
+        fields = _without_null(fields, never_null)
         if layout is not None and not fields.get("architectures"):
             fields["architectures"] = [layout.architecture]
         if isinstance(names := fields.get("architectures"), list):
@@ -81,6 +106,15 @@ class CheckpointConfig(Record):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def _without_null(fields: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    """Return a copy without those of the named fields that are null, at any depth."""
+    return {
+        name: _without_null(value, names) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if value is not None or name not in names
+    }
 
 
 def _class_problems(tree: Mapping[str, Any]) -> Iterator[str]:
@@ -133,10 +167,12 @@ def _head_problems(tree: Mapping[str, Any]) -> Iterator[str]:
 def _token_problems(tree: Mapping[str, Any]) -> Iterator[str]:
     """Yield the special tokens that have no row in the embedding."""
     vocabulary = decoder_shape(tree).vocabulary
-    fields = dict(tree)
-    if (path := LAYOUTS[tree["model_type"]].text) and text_config(tree):
+    layout = LAYOUTS[tree["model_type"]]
+    fields = {**({} if layout.text else layout.defaults), **tree}
+    if (path := layout.text) and text_config(tree):
         prefix = ".".join((*path, ""))
-        fields |= {f"{prefix}{name}": value for name, value in text_config(tree).items()}
+        text = {**layout.defaults, **text_config(tree)}
+        fields |= {f"{prefix}{name}": value for name, value in text.items()}
     for name, value in fields.items():
         # One id or a list of them; a negative padding id stands for no token or counts from the end
         ids = value if isinstance(value, list) else [value]

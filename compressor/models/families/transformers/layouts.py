@@ -50,6 +50,8 @@ class Layout:
     head_width_is_free: bool = True
     """True if config.json may set ``head_dim``; otherwise a head is hidden width / heads wide, and
     both shrink together."""
+    key_heads_may_be_null: bool = False
+    """True if a null ``num_key_value_heads`` means as many as heads."""
     hidden_by_heads: bool = False
     """True if the class requires a hidden width divisible by the heads even with ``head_dim``."""
     rotary_in_pairs: bool = False
@@ -97,6 +99,7 @@ LAYOUTS: Mapping[str, Layout] = {
         out_bias="attention_bias",
         ffn_bias="mlp_bias",
         hidden_by_heads=True,
+        key_heads_may_be_null=True,
     ),
     "mistral": Layout(
         "MistralForCausalLM",
@@ -107,6 +110,7 @@ LAYOUTS: Mapping[str, Layout] = {
         "Qwen2ForCausalLM",
         query_bias=True,
         attention="by layer",
+        key_heads_may_be_null=True,
         defaults={**_QWEN, "num_key_value_heads": 32},
     ),
     "qwen3": Layout(
@@ -115,6 +119,7 @@ LAYOUTS: Mapping[str, Layout] = {
         out_bias="attention_bias",
         head_norms=("q_norm", "k_norm"),
         attention="by layer",
+        key_heads_may_be_null=True,
         defaults={**_QWEN, "num_key_value_heads": 32, "head_dim": 128},
     ),
     "gemma3_text": Layout(
@@ -162,6 +167,7 @@ LAYOUTS: Mapping[str, Layout] = {
             "attention_bias": True,
             "rms_norm_eps": 1.5625e-07,
             "partial_rotary_factor": 0.5,
+            "pad_token_id": 151329,
         },
     ),
     "glm4v": Layout(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def _construct(tree: Mapping[str, Any]) -> PreTrainedModel:
             "run",
         )
     fields = {name: value for name, value in tree.items() if name not in _NO_CLASS_FIELDS}
+    fields = deepcopy(fields)  # the classes write into nested mappings
     try:
         return model_class(transformers.AutoConfig.for_model(tree["model_type"], **fields))
     except Exception as error:  # its validators raise classes of several libraries

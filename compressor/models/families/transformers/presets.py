@@ -45,12 +45,44 @@ def _preset(model_type: str, architecture: str, **fields: Any) -> CheckpointConf
     )
 
 
+# Special tokens lie where the published models of each family have them, in proportion to the
+# vocabulary: at its start (Mistral, Gemma), or at its end, where few texts use them (the others).
 PRESETS: Mapping[str, CheckpointConfig] = {
-    "tiny-llama": _preset("llama", "LlamaForCausalLM", **_SIZES, tie_word_embeddings=True),
-    "tiny-mistral": _preset("mistral", "MistralForCausalLM", **_SIZES, sliding_window=None),
-    "tiny-qwen2": _preset("qwen2", "Qwen2ForCausalLM", **_SIZES, tie_word_embeddings=True),
+    "tiny-llama": _preset(
+        "llama",
+        "LlamaForCausalLM",
+        **_SIZES,
+        tie_word_embeddings=True,
+        bos_token_id=500,
+        eos_token_id=[501, 508, 509],
+        pad_token_id=504,
+    ),
+    "tiny-mistral": _preset(
+        "mistral",
+        "MistralForCausalLM",
+        **_SIZES,
+        sliding_window=None,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "tiny-qwen2": _preset(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        **_SIZES,
+        tie_word_embeddings=True,
+        bos_token_id=509,
+        eos_token_id=511,
+        pad_token_id=509,
+    ),
     "tiny-qwen3": _preset(
-        "qwen3", "Qwen3ForCausalLM", **_SIZES, head_dim=16, layer_types=["full_attention"] * 3
+        "qwen3",
+        "Qwen3ForCausalLM",
+        **_SIZES,
+        head_dim=16,
+        layer_types=["full_attention"] * 3,
+        bos_token_id=509,
+        eos_token_id=511,
+        pad_token_id=509,
     ),
     "tiny-gemma3": _preset(
         "gemma3_text",
@@ -62,8 +94,17 @@ PRESETS: Mapping[str, CheckpointConfig] = {
         layer_types=["sliding_attention", "sliding_attention", "full_attention"],
         tie_word_embeddings=True,
         pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=[1, 106],
     ),
-    "tiny-glm4": _preset("glm4", "Glm4ForCausalLM", **_SIZES, head_dim=16, pad_token_id=None),
+    "tiny-glm4": _preset(
+        "glm4",
+        "Glm4ForCausalLM",
+        **_SIZES,
+        head_dim=16,
+        pad_token_id=507,
+        eos_token_id=[507, 509, 511],
+    ),
     "tiny-glm4v": _preset(
         "glm4v",
         "Glm4vForConditionalGeneration",
@@ -72,6 +113,8 @@ PRESETS: Mapping[str, CheckpointConfig] = {
             "model_type": "glm4v_text",
             "hidden_size": 128,
             "num_attention_heads": 8,
+            "pad_token_id": 507,
+            "eos_token_id": [507, 509, 511],
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,

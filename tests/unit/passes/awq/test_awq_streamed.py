@@ -22,10 +22,12 @@ from tests.support.awq import (
     CHECKPOINTS,
     COMPRESSED_TENSORS,
     TOKENS,
+    artifact,
     pass_context,
     run_awq,
     save_checkpoint,
 )
+from tests.support.real_configs import PUBLISHED, small_config
 from tests.support.training import Killed
 
 PRESETS = CHECKPOINTS.presets
@@ -59,6 +61,23 @@ def test_every_architecture_is_packed_with_little_loss(preset, tmp_path):
         if "layers" in name and name.endswith("proj.weight")
     )
     assert output.summary["packed_weights"] == weights
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_configs_of_published_models_are_packed(name, tmp_path):
+    config = CHECKPOINTS.Config.model_validate_json(json.dumps(small_config(name)))
+    torch.manual_seed(0)
+    CHECKPOINTS.save(CHECKPOINTS.build(config), config, tmp_path / "parent")
+    reference = load_module(tmp_path / "parent").float()
+    fields = {**COMPRESSED_TENSORS, "bits": 8, "group_size": 16}
+    out, _ = run_awq(artifact(tmp_path / "parent"), tmp_path, fields)
+    assert kl_divergence(load_module(out), reference) < 2e-3
+    written, parent = (
+        json.loads((folder / "config.json").read_bytes()) for folder in (out, tmp_path / "parent")
+    )
+    assert {k: v for k, v in written.items() if "token_id" in k or k == "text_config"} == {
+        k: v for k, v in parent.items() if "token_id" in k or k == "text_config"
+    }
 
 
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-glm4v"])
