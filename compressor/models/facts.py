@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.files import size_bytes
 from compressor.config.discovery import FAMILIES, load
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.capability import C
+from compressor.models.checkpoint.companions import model_files
 from compressor.models.checkpoint.description import read_description
 from compressor.models.contract import Family
 from compressor.models.quantized.weight_grid import WeightGrid
@@ -72,7 +72,9 @@ def facts_of(folder: Path) -> ModelFacts:
     Raises:
         ModelError: as ``read_description``.
     """
-    return _facts(read_description(folder), size_bytes(folder))
+    description = read_description(folder)
+    files = model_files(folder, description.weights)
+    return _facts(description, sum(file.stat().st_size for file in files))
 
 
 def _facts(architecture: Architecture, bytes_on_disk: int) -> ModelFacts:

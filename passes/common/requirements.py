@@ -12,8 +12,8 @@ def check_saved_model(folder: Path, device: str) -> None:
         NumericalError: A weight is NaN or infinite.
         ModelError: The folder cannot be opened as a model.
     """
+    from compressor.models.checkpoint.finite import check_finite
     from compressor.models.checkpoint.loading import load_module
-    from compressor.models.checkpoint.safetensors_files import check_finite
 
     check_finite(folder)
     load_module(folder, device)

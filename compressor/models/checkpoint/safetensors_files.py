@@ -1,4 +1,4 @@
-"""Safetensors files read without torch: headers, and a scan for NaN and infinity.
+"""Safetensors files read without torch: headers, and values in chunks.
 
 The format (https://huggingface.co/docs/safetensors): eight bytes with the length of the header, a
 JSON header, then the raw tensors.
@@ -7,8 +7,7 @@ JSON header, then the raw tensors.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,10 @@ from typing import Any
 import numpy as np
 
 from compressor.artifacts.errors_from_os import reading
-from compressor.errors import ModelError, NumericalError
+from compressor.errors import ModelError
 
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_VALUES = 1 << 22
-
-# A float is NaN or infinite if all these bits are set. E4M3 has no infinity: there it is NaN.
-_EXPONENT: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
-    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
-    "F32": (np.uint32, 0x7F80_0000),
-    "F16": (np.uint16, 0x7C00),
-    "BF16": (np.uint16, 0x7F80),
-    "F8_E5M2": (np.uint8, 0x7C),
-    "F8_E4M3": (np.uint8, 0x7F),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,38 +77,6 @@ def _parse_header(header: bytes) -> tuple[TensorEntry, ...]:
         )
         for name, fields in sorted(json.loads(header).items())
         if name != "__metadata__"
-    )
-
-
-def check_finite(folder: Path) -> None:
-    """Check every weight of every safetensors file below a folder, a few megabytes at a time.
-
-    Raises:
-        NumericalError: tensors hold NaN or infinity; the message names each with the count.
-        ModelError: a file is truncated.
-    """
-    offenders = [
-        f"{file.name}: {entry.name}: {count} of {math.prod(entry.shape)} values"
-        for file in sorted(folder.rglob("*.safetensors"))
-        for entry in read_header(file)
-        if (count := _count_not_finite(file, entry))
-    ]
-    if offenders:
-        raise NumericalError(
-            f"NaN or infinity in the weights of {folder}:\n"
-            + "\n".join(f"    {line}" for line in offenders),
-            remedy="take a checkpoint from before training diverged; "
-            "a lower learning rate may keep it from diverging",
-        )
-
-
-def _count_not_finite(file: Path, entry: TensorEntry) -> int:
-    if entry.dtype not in _EXPONENT or entry.start == entry.end:
-        return 0
-    dtype, mask = _EXPONENT[entry.dtype]
-    return sum(
-        int(np.count_nonzero((chunk & dtype(mask)) == mask))
-        for chunk in read_chunks(file, entry, dtype)
     )
 
 

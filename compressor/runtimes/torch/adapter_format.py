@@ -61,11 +61,10 @@ class Adapter(Format):
 
     def check(self, path: Path) -> None:
         """Check the config and that every tensor is finite."""
-        from compressor.models.checkpoint.safetensors_files import check_finite, read_header
+        from compressor.models.checkpoint.finite import check_files_finite
 
         self._config(path)
-        read_header(path / _WEIGHTS)
-        check_finite(path)
+        check_files_finite(path, [path / _WEIGHTS])
 
     def tensors(self, path: Path) -> Mapping[str, TensorReader]:
         """Return the factors A and B of each target module, by PEFT's names."""
