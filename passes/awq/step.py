@@ -102,7 +102,7 @@ class Awq(Pass[AwqConfig]):
             NumericalError: weights hold NaN or infinity.
         """
         from compressor.models.checkpoint.description import read_description
-        from compressor.models.checkpoint.safetensors_files import check_finite
+        from compressor.models.checkpoint.finite import check_finite
         from passes.awq.quantizers import quantizer_from_model
 
         model = read_description(parent.model)
@@ -127,7 +127,7 @@ class Awq(Pass[AwqConfig]):
         Packed weights were read back and compared when they were written.
         """
         from compressor.models.checkpoint.description import read_description
-        from compressor.models.checkpoint.safetensors_files import check_finite
+        from compressor.models.checkpoint.finite import check_finite
 
         read_description(out)
         check_finite(out)

@@ -72,7 +72,7 @@ class Distill(Pass[DistillConfig]):
             NumericalError: A weight is NaN or infinite.
             DataError: The data sets have other strata, which `feedback` needs.
         """
-        from compressor.models.checkpoint.safetensors_files import check_finite
+        from compressor.models.checkpoint.finite import check_finite
         from passes.distill.feedback import check_strata
         from passes.distill.student import check_models, student_facts
 

@@ -115,7 +115,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
             NumericalError: weights hold NaN or infinity.
         """
         from compressor.models.checkpoint.description import read_description
-        from compressor.models.checkpoint.safetensors_files import check_finite
+        from compressor.models.checkpoint.finite import check_finite
         from passes.export_onnx.exporters import stored_exporter
 
         model = read_description(parent.model)

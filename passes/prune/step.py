@@ -112,7 +112,7 @@ class Prune(Pass[PruneConfig]):
     def requires(self, config: PruneConfig, parent: Artifact, context: PassContext) -> None:
         """Check that fields apply to the model, and that its weights are finite."""
         from compressor.models.checkpoint.description import read_description
-        from compressor.models.checkpoint.safetensors_files import check_finite
+        from compressor.models.checkpoint.finite import check_finite
         from passes.prune.axes import check_applicable
 
         description = read_description(parent.model)

@@ -108,7 +108,7 @@ class Qat(Pass[QatConfig]):
             RequirementError: The model or the table does not fit the config.
             NumericalError: A weight is NaN or infinite.
         """
-        from compressor.models.checkpoint.safetensors_files import check_finite
+        from compressor.models.checkpoint.finite import check_finite
         from passes.qat.layer_selection import check_model
         from passes.qat.ranges import load_table
 

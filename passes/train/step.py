@@ -60,7 +60,7 @@ class Train(Pass[TrainConfig]):
             RequirementError: A field does not apply to the model.
             NumericalError: A weight is NaN or infinite.
         """
-        from compressor.models.checkpoint.safetensors_files import check_finite
+        from compressor.models.checkpoint.finite import check_finite
 
         check_no_problems(training_problems(config.training, "training", facts_of(parent.model)))
         check_finite(parent.model)
