@@ -23,8 +23,8 @@ from calibration.sources.records.reading import (
     RECORD_SUFFIXES,
     holds_records,
     layouts_digested,
-    sample_text,
     sampled_files,
+    starts_with_record,
 )
 from calibration.sources.records.record import ProblemList
 from calibration.sources.starter import shortened, tokenizer_path
@@ -193,7 +193,11 @@ def _sample_problems(config: TextConfig, context: SourceContext, files: list[Pat
     for file in sampled_files(files):
         try:
             if not holds_records(file):
-                sample_text(file)
+                if starts_with_record(file):
+                    context.note(
+                        f"{file} starts with a JSON record, and is read as text; name it "
+                        f"{file.name}.jsonl to read its records"
+                    )
                 continue
             for content in read_contents(file, _explicit_field(config), problems, sample=True):
                 has_conversations |= isinstance(content, Conversation)

@@ -122,7 +122,12 @@ def _existing_file(path: str, folder: Path) -> Path:
         file = (folder / path).resolve()
         if file.is_file():
             return file
-        problem = f"{file} is a folder, not an image" if file.is_dir() else f"no image {file}"
+        is_folder = file.is_dir()
     except (OSError, ValueError) as error:  # too long for a path, or with the character U+0000
-        problem = f"no image {path[:_SHOWN]}: {error}"
-    raise RecordError(f"there is {problem}" if problem.startswith("no ") else problem)
+        raise RecordError(f"there is no image {path[:_SHOWN]}: {error}") from error
+    if is_folder:
+        raise RecordError(f"{file} is a folder, not an image")
+    relative = (
+        "" if Path(path).is_absolute() else " (paths start from the folder of the record's file)"
+    )
+    raise RecordError(f"there is no image {file}{relative}")

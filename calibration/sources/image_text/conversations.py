@@ -60,19 +60,31 @@ def sample_problems(files: Sequence[Path], ignored: Collection[str]) -> list[str
 
 
 def image_problems(conversations: Iterable[Conversation]) -> ProblemList:
-    """Return the image files whose headers cannot be read, each with its conversation."""
-    problems, seen = ProblemList(), set[Path]()
+    """Return the images whose headers cannot be read, each with its conversation."""
+    problems, seen = ProblemList(), set[Path | bytes]()
     for conversation in conversations:
         for image in conversation.images:
-            if isinstance(image, bytes) or image in seen:
+            if image in seen:
                 continue
             seen.add(image)
             try:
-                with without_pillow_warnings():
-                    check_header(image)
+                with without_pillow_warnings(), _image_file(image) as file:
+                    check_header(file)
             except (DataError, MissingExtraError) as error:
                 problems.add(f"{conversation.where}: {error}")
     return problems
+
+
+@contextmanager
+def _image_file(image: Path | bytes) -> Iterator[Path]:
+    """Yield the file of an image; that of bytes exists within the block."""
+    if isinstance(image, Path):
+        yield image
+        return
+    with tempfile.NamedTemporaryFile(prefix="image-of-the-record-") as file:
+        file.write(image)
+        file.flush()
+        yield Path(file.name)
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def _document_records(file: Path, text: str, problems: ProblemList) -> Iterator[
         value = parse_json(text)
     except JSONError as error:
         lines = [line for line in text.split("\n") if line.strip()]
-        if any(map(_is_object, lines[:2])):
+        if any(map(is_object, lines[:2])):
             encoded = (line.encode(errors="surrogatepass") for line in text.split("\n"))
             yield from _line_records(file, _numbered(encoded), problems)
         elif lines:
@@ -180,7 +180,8 @@ def _document_problem(file: Path, text: str, error: JSONError) -> str:
     )
 
 
-def _is_object(line: str) -> bool:
+def is_object(line: str) -> bool:
+    """Return True if a line is a JSON object."""
     try:
         return isinstance(parse_json(line), dict)
     except JSONError:

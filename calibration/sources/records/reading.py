@@ -13,7 +13,7 @@ from calibration.sources.records.encoding import (
     is_compressed,
     open_data,
 )
-from calibration.sources.records.json_files import read_json, sample_json
+from calibration.sources.records.json_files import is_object, read_json, sample_json
 from calibration.sources.records.record import DataRecord, ProblemList
 from calibration.sources.records.tables import read_csv, read_parquet
 
@@ -74,14 +74,15 @@ def is_sampled_whole(file: Path) -> bool:
     return file.stat().st_size <= _SAMPLED_BYTES and not is_compressed(file)
 
 
-def sample_text(file: Path) -> None:
-    """Check that the start of a file is text.
+def starts_with_record(file: Path) -> bool:
+    """Return True if the first line of a file of text is a JSON object.
 
     Raises:
-        DataError: it is not.
+        DataError: the start of the file is not text.
     """
     with open_data(file) as stream:
-        decode_start(stream.read(_SAMPLED_BYTES), str(file))
+        text = decode_start(stream.read(_SAMPLED_BYTES), str(file))
+    return is_object(text.lstrip().partition("\n")[0])
 
 
 def sampled_files(files: Sequence[Path]) -> Iterable[Path]:

@@ -42,7 +42,7 @@ def read_csv(
     rows = _rows(text, delimiter)
     try:
         header = next(rows, (1, []))[1]
-        if wrong := _header_problem(header):
+        if wrong := _header_problem(header, delimiter):
             problems.add(f"{file}:1: {wrong}; the first row must name the columns")
             return
         for line, cells in rows if is_whole else _without_last(rows):
@@ -91,9 +91,12 @@ def _cells_of_any_size() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _header_problem(header: list[str]) -> str | None:
+def _header_problem(header: list[str], delimiter: str) -> str | None:
     if not header:
         return "there is no row"
+    others = [other for other in ",;\t|" if other != delimiter and other in header[0]]
+    if len(header) == 1 and others:
+        return f"the only column is {header[0]!r}: separate cells by {delimiter!r}"
     if not all(name.strip() for name in header):
         return "a column has no name"
     twice = sorted({name for name in header if header.count(name) > 1})

@@ -176,6 +176,15 @@ def test_forms_of_other_tools_give_the_same_arrays(base):
         assert all(np.array_equal(batch[name], expected[name]) for name in expected)
 
 
+def test_a_broken_picture_inside_of_a_record_is_named(base):
+    url = "data:image/png;base64," + base64.b64encode(b"no picture").decode()
+    part = {"type": "image_url", "image_url": {"url": url}}
+    write_json(base / "talks.jsonl", [{"messages": [{"role": "user", "content": [part]}]}])
+    (problem,) = ImageText().problems(config_of(), SourceContext(base))
+    assert "talks.jsonl:1: " in problem
+    assert "is no picture" in problem
+
+
 def test_transparent_pixels_show_the_background(base):
     Image.new("RGBA", (56, 56), (255, 0, 0, 0)).save(base / "a.png")
     write_conversations(base / "talks.jsonl", WITH_IMAGE)

@@ -104,6 +104,7 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     ("content", "problem"),
     [
         ("", ":1: there is no row"),
+        ("a;b\n1;2\n", ":1: the only column is 'a;b': separate cells by ','"),
         ("a,,b\n1,2,3\n", ":1: a column has no name"),
         ("a,b,a\n1,2,3\n", ":1: columns have the same name: a"),
         ('a,b\n1,"2\n3"\n1\n', ":4: 1 cells, but the first row names 2 columns"),

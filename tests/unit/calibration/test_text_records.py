@@ -142,6 +142,14 @@ def test_records_without_one_text_are_named_while_planning_and_loading(
         Text().load(config, context)
 
 
+def test_records_in_a_file_that_is_read_as_text_are_noted(tmp_path: Path) -> None:
+    notes: list[str] = []
+    context = SourceContext(tmp_path, note=notes.append)
+    write_json(tmp_path / "a.txt", [{"text": "a"}] * 2)
+    assert Text().problems(config_of(path="a.txt", tokenizer=None), context) == []
+    assert "starts with a JSON record, and is read as text" in notes[0]
+
+
 def test_field_chooses_between_text_and_messages(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     record = {"text": "a b c a b c a", "messages": TURNS, "prompt": "a"}
