@@ -116,7 +116,8 @@ def report_model(model: StoredModel) -> ModelReport:
     starter = None
     try:
         starter = StarterModel(format_.facts(path), format_.inputs(path))
-        details = format_.describe(path)
+        notes = [("note", note) for note in format_.notes(path)]
+        details = [*format_.describe(path), *notes]
     except ModelError as error:
         problem, remedy, details = error.what, error.remedy, []
     damaged, listing = False, None

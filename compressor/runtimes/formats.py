@@ -146,6 +146,14 @@ class Format(ABC):
         """Return labelled facts for `show`, beyond the size, parameters and MACs of ``facts``."""
         return []
 
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """Return choices that were made between two readings of the files, for plan and `show`.
+
+        Raises:
+            ModelError: the model's description cannot be read.
+        """
+        return ()
+
     def check(self, path: Path) -> None:
         """Check a model before it enters the store, and after a pass has written it.
 

@@ -155,6 +155,8 @@ class _Planner:
 
     def _plan_source(self, source: SourceModel | None) -> None:
         if source is not None:
+            for note in source.notes():
+                self.sources.note(note)
             self._add_source(source)
         else:
             self._add_existing(SOURCE, self._resolve(str(self.pipeline.config.model.path)))

@@ -42,6 +42,10 @@ class SourceModel(ABC):
     def facts(self) -> ModelFacts:
         """Return what is known of the model without loading weights."""
 
+    def notes(self) -> tuple[str, ...]:
+        """Return choices that were made between two readings of the model's files."""
+        return ()
+
     def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:
         """Check the model before it is stored."""
 
@@ -110,6 +114,10 @@ class ModelFiles(SourceModel):
     def facts(self) -> ModelFacts:
         """Return the format's facts about the model."""
         return self.stored.format.facts(self.stored.path)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return the format's notes about the files."""
+        return self.stored.format.notes(self.stored.path)
 
     def requires(self, inputs: Mapping[str, Artifact], context: PassContext) -> None:
         """Check the model as its format does, such as for NaN in the weights."""

@@ -89,6 +89,12 @@ def pickled_weights(folder: Path) -> list[Path]:
     return []
 
 
+def unread_weights(weights: WeightFiles) -> list[Path]:
+    """Return the files beside the weights that may be weights too, and that nothing reads."""
+    candidates = {*weights.folder.glob("*.safetensors"), *pickled_weights(weights.folder)}
+    return sorted(candidates - {*weights.files})
+
+
 def _read_file(file: Path) -> tuple[list[str], dict[str, StoredTensor]]:
     """Return the problems of a safetensors file, and its tensors by name."""
     if not file.is_file():

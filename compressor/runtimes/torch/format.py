@@ -85,10 +85,23 @@ class FamilyFormat(Format):
             return None
         return listed(tensor.entry for tensor in weights.checked().tensors.values())
 
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """Return differences between config.json and weights, and weights that are not read."""
+        from compressor.models.checkpoint.description import read_description
+        from compressor.models.checkpoint.weight_files import unread_weights
+
+        description = read_description(path)
+        unread = unread_weights(description.weights)
+        if not unread:
+            return description.notes
+        counted = ", ".join(file.name for file in description.weights.files[:1])
+        names = ", ".join(file.name for file in unread[:3]) + (" …" if len(unread) > 3 else "")
+        return (*description.notes, f"{path}: {counted} counts; not read: {names}")
+
     def check(self, path: Path) -> None:
         """Check config.json and every weight; see ``Format.check``."""
         from compressor.models.checkpoint.description import read_description
-        from compressor.models.checkpoint.safetensors_files import check_finite
+        from compressor.models.checkpoint.finite import check_finite
 
         read_description(path)
         check_finite(path)

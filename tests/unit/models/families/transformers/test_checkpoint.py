@@ -18,6 +18,7 @@ from compressor.models.families.transformers.headers import canonical_names
 from compressor.models.families.transformers.layouts import LAYOUTS
 from compressor.models.families.transformers.modules import build_on_meta
 from tests.support.checkpoints import stored_checkpoint, write_sparse_checkpoint
+from tests.support.cli import cli
 
 FAMILY = Transformers()
 
@@ -257,3 +258,16 @@ def test_a_model_of_nine_billion_parameters_is_described_from_headers_alone(tmp_
     write_sparse_checkpoint(tree, tmp_path)
     description = read_description(tmp_path)
     assert sum(FAMILY.parameters(description.config).values()) > 9e9
+
+
+def test_plan_and_show_name_the_weights_that_count(tmp_path):
+    stored = stored_checkpoint("tiny-llama")
+    stored.tensors["lm_head.weight"] = stored.tensors[stored.embedding] + 1
+    stored.other_files["pytorch_model.bin"] = b"not read"
+    stored.write(tmp_path / "model")
+    file = tmp_path / "pipeline.yaml"
+    file.write_text("version: 1\nname: a\nmodel: {path: model, measure: false}\npasses: []\n")
+    for command in (("plan", file), ("show", tmp_path / "model")):
+        output = " ".join(cli(*command, cwd=tmp_path).stdout.split())
+        assert "model.safetensors counts; not read: pytorch_model.bin" in output
+        assert "differ, although config.json ties them" in output
