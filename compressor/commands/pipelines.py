@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compressor.commands.common import open_pipeline, plan_pipeline, print_json, require_passed
+from compressor.commands.common import (
+    open_pipeline,
+    plan_pipeline,
+    print_json,
+    require_passed,
+    source_context,
+)
 from compressor.commands.options import (
     DEFAULT_STORE,
     AllowCode,
@@ -90,24 +96,25 @@ def validate(
 ) -> None:
     """Check pipeline files and the files that they name.
 
-    All problems of all files are reported at once.
+    All problems of all files are reported at once. Weights are checked by their headers, and data
+    by its first and last records: neither is read as a whole.
     """
+    from compressor.engine.plan.planner import CheckedPipeline, check_pipeline
     from compressor.engine.plan.validation import check_files
 
-    def plan_file(file: Path) -> Plan:
+    def check(file: Path) -> CheckedPipeline:
         pipeline = open_pipeline(file, overrides)
-        return plan_pipeline(pipeline, DEFAULT_STORE, None, "cpu", allow_code)
+        return check_pipeline(pipeline, source_context(pipeline, allow_code))
 
-    plans = check_files(files, plan_file)
-    steps = {str(file): [step.name for step in planned.steps] for file, planned in plans.items()}
+    checked = check_files(files, check)
     if as_json:
-        print_json(steps)
+        print_json({str(file): list(pipeline.steps) for file, pipeline in checked.items()})
         return
     from compressor.reports.console.terminal import print_line, print_notes
 
-    for name, planned in plans.items():
-        print_line(f"{name} is valid: {' → '.join(steps[str(name)])}")
-        print_notes(planned.notes)
+    for file, pipeline in checked.items():
+        print_line(f"{file} is valid: {' → '.join(pipeline.steps)}")
+        print_notes(pipeline.notes)
 
 
 @app.command(rich_help_panel=PANEL)

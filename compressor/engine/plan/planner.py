@@ -58,8 +58,31 @@ def make_plan(
     seed = pipeline.config.seed if seed is None else seed
     notes: list[str] = []
     noting = replace(sources, note=notes.append)
-    plan = _Planner(pipeline, store, noting, seed, device).plan()
+    plan = _Planner(pipeline, store, noting, seed, device).plan(store)
     return replace(plan, sources=sources, notes=tuple(dict.fromkeys(notes)))
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPipeline:
+    """A pipeline without problems."""
+
+    steps: tuple[str, ...]
+    """Names of the source and of all steps."""
+    notes: tuple[str, ...]
+    """Lines for the user that are not errors, such as files that are not read."""
+
+
+def check_pipeline(pipeline: Pipeline, sources: SourceContext) -> CheckedPipeline:
+    """Check everything that a plan checks, without reading weights and samples for their digests.
+
+    Raises:
+        ConfigError: as ``make_plan``.
+    """
+    notes: list[str] = []
+    noting = replace(sources, note=notes.append)
+    planner = _Planner(pipeline, None, noting, pipeline.config.seed, "cpu")
+    planner.check()
+    return CheckedPipeline(tuple(planner.steps), tuple(dict.fromkeys(notes)))
 
 
 @dataclass(slots=True)
@@ -80,8 +103,18 @@ class _StepWithoutId:
 
 
 class _Planner:
+    """State of planning.
+
+    Without a store no content is hashed: ids have no meaning, and every step is to be built.
+    """
+
     def __init__(
-        self, pipeline: Pipeline, store: Store, sources: SourceContext, seed: int, device: str
+        self,
+        pipeline: Pipeline,
+        store: Store | None,
+        sources: SourceContext,
+        seed: int,
+        device: str,
     ) -> None:
         self.pipeline, self.store, self.sources = pipeline, store, sources
         self.seed, self.device = seed, device
@@ -90,7 +123,12 @@ class _Planner:
         self.data = PlannedData(pipeline, sources, self.problems)
         self.reference = reference_of(pipeline.config.evaluate)
 
-    def plan(self) -> Plan:
+    def plan(self, store: Store) -> Plan:
+        self.check()
+        steps = tuple(self.steps.values())
+        return Plan(self.pipeline, store, self.seed, self.device, self.sources, steps)
+
+    def check(self) -> None:
         self.problems += wiring_problems(self.pipeline, self.sources)
         source = self._open_source()
         self._raise_if_any()
@@ -104,8 +142,6 @@ class _Planner:
         for note in class_notes(uses, self.data.facts):
             self.sources.note(note)
         self._raise_if_any()
-        steps = tuple(self.steps.values())
-        return Plan(self.pipeline, self.store, self.seed, self.device, self.sources, steps)
 
     def _raise_if_any(self) -> None:
         if self.problems:
@@ -188,7 +224,7 @@ class _Planner:
 
     def _add_source(self, source: SourceModel) -> None:
         facts = source.facts()
-        config = source.fingerprint()
+        config = {} if self.store is None else source.fingerprint()
         tools = _versions(source.tools)
         self._add(
             _StepWithoutId(
@@ -208,7 +244,7 @@ class _Planner:
         hashed_config = step.config.model_dump(mode="json")
         for location, target, name in references(step.config):
             if target.to == "data":
-                data[name] = self.data.digest(name)
+                data[name] = self._digest(name)
                 _replace_value(hashed_config, location, data[name])
             elif target.to == "step":
                 if name not in self.steps:
@@ -275,6 +311,10 @@ class _Planner:
         self.data.check_metrics(evaluate, draft.estimate.model)
         return measured_uses(evaluate, draft.estimate.model)
 
+    def _digest(self, name: str) -> str:
+        """Return the digest of a data set."""
+        return name if self.store is None else self.data.digest(name)
+
     def _add(self, draft: _StepWithoutId) -> None:
         """Compute a step's id from all that can change the bytes, and look it up in the store."""
         recipe = draft.recipe
@@ -323,11 +363,13 @@ class _Planner:
         if not (draft.measure and executable and configured):
             return ""
         names = {value for _, reference, value in references(evaluate) if reference.to == "data"}
-        digests = {name: self.data.digest(name) for name in sorted(names)}
+        digests = {name: self._digest(name) for name in sorted(names)}
         return evaluation_digest(evaluate, digests, reference_id)
 
     def _state(self, pass_name: str, artifact_id: str, measured: str) -> State:
         """Return the state; "measure" if the artifact exists with another measurement digest."""
+        if self.store is None:
+            return "build"
         try:
             artifact = self.store.find(pass_name, artifact_id)
         except DamagedArtifactError:

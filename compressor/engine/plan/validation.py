@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from compressor.engine.plan.plan import Plan
+from compressor.engine.plan.planner import CheckedPipeline
 from compressor.errors import ConfigError, Problem
 
 
-def check_files(files: Sequence[Path], plan: Callable[[Path], Plan]) -> dict[Path, Plan]:
-    """Return the plan of each file.
+def check_files(
+    files: Sequence[Path], check: Callable[[Path], CheckedPipeline]
+) -> dict[Path, CheckedPipeline]:
+    """Return the steps and notes of each file.
 
     Raises:
         ConfigError: lists every problem of every file.
     """
-    plans: dict[Path, Plan] = {}
+    checked: dict[Path, CheckedPipeline] = {}
     problems: list[Problem] = []
     for file in files:
         try:
-            plans[file] = plan(file)
+            checked[file] = check(file)
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return plans
+    return checked
