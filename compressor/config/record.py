@@ -29,6 +29,11 @@ class Reference:
     """The pass that must have made the named step."""
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOutOfIds:
+    """Marks a field that ids do not cover at its default: it was added when artifacts existed."""
+
+
 DataName = Annotated[str, Reference("data")]
 """Name of a set under ``data:``."""
 
@@ -39,7 +44,8 @@ StepName = Annotated[str, Reference("step")]
 def with_former_names(record: BaseModel, tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON values of a record, each field under the first name that it ever had.
 
-    Ids are computed from this form, so that renaming a field rebuilds no artifact.
+    Ids are computed from this form, so that renaming a field rebuilds no artifact. Fields that are
+    ``LeftOutOfIds`` are left out at their default, so that adding them rebuilds none either.
 
     Args:
         record: the record.
@@ -48,6 +54,8 @@ def with_former_names(record: BaseModel, tree: Mapping[str, Any]) -> dict[str, A
     renamed: dict[str, Any] = {}
     for name, field in type(record).model_fields.items():
         value, dumped = getattr(record, name), tree[name]
+        if LeftOutOfIds() in field.metadata and value == field.default:
+            continue
         if isinstance(value, BaseModel):
             dumped = with_former_names(value, dumped)
         elif isinstance(value, tuple):

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field, model_validator
 from compressor.config.record import DataName, Record
 from compressor.engine.contract import PassConfig
 from compressor.models.quantized.weight_grid import FormatName, WeightBits, WeightGrid
+from passes.common.changed_share import DEFAULT_MIN_SHARE, MinShare
 from passes.common.field_problems import raise_problems
 
 WEIGHTS_PER_CHUNK = 1 << 24
@@ -75,6 +76,10 @@ class AwqConfig(PassConfig):
     ] = 0.5
     """Fraction, from 0 to 1, of the error of earlier quantized layers that later weights compensate
     (propagation strength of QEP, Arai and Ichikawa 2025). 0 disables it and halves the work."""
+    min_share: MinShare = DEFAULT_MIN_SHARE
+    """Smallest part of the weights that are multiplied (all but embeddings and vectors) that must
+    be quantized, from 0 to 1. With less the step is refused: convolutions and recurrent layers stay
+    in float, and so do linear layers whose input size `group_size` does not divide."""
     dtype: Literal["float16", "bfloat16", "float32"] | None = None
     """dtype of all tensors that are not packed, such as embeddings and norms. By default float16
     for `format: awq`, otherwise the dtype of the parent."""

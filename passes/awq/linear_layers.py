@@ -27,6 +27,16 @@ class Selection:
     kept_float: dict[str, str]
     """Name of each other linear layer, and the reason."""
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the quantized linear layers."""
+        return [
+            block.full(name)
+            for block in self.blocks
+            for site in block.sites
+            for name in site.linears
+        ]
+
 
 def find_linears(module: nn.Module) -> dict[str, nn.Linear]:
     """Return the linear layers of a module by name."""

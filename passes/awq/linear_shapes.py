@@ -9,6 +9,7 @@ from compressor.models.families.transformers.layouts import decoder_shape
 from compressor.models.families.transformers.linear_groups import decoder_layer_sites
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.config import WEIGHTS_PER_CHUNK, AwqConfig
+from passes.common.changed_share import ChangedShare
 
 _PROCESS_BYTES = 500 << 20
 """Memory of a process with torch, transformers and a tokenizer; measured."""
@@ -45,6 +46,29 @@ def count_decoder_weights(tree: dict[str, Any]) -> int:
     """Return the number of weights in the linear layers of all decoder layers."""
     shapes = linear_shapes(tree).values()
     return decoder_shape(tree).layers * sum(outputs * inputs for outputs, inputs in shapes)
+
+
+def quantized_share(config: AwqConfig, tree: dict[str, Any]) -> ChangedShare:
+    """Return the part of a checkpoint that the pass quantizes; MACs are those of a text token."""
+    parts, decoder = parameters(tree), decoder_shape(tree)
+    layers = count_decoder_weights(tree)
+    head = parts.get("head", 0) or parts.get("embedding", 0)  # tied
+    beside = {
+        "the embedding": (parts.get("embedding", 0), False),
+        "the head": (parts.get("head", 0), config.lm_head is not None),
+        "the vision tower": (parts.get("vision", 0), config.vision is not None),
+        "tensors of decoder layers": (parts.get("layers", 0) - layers, False),
+    }
+    quantized = layers + sum(weights for weights, chosen in beside.values() if chosen)
+    floats = [(name, weights) for name, (weights, chosen) in beside.items() if not chosen]
+    per_token = layers + (head if config.lm_head is not None else 0)
+    return ChangedShare(
+        changed=quantized,
+        multiplied=parts.get("layers", 0) + parts.get("vision", 0) + head,
+        total=sum(parts.values()),
+        macs=per_token / (layers + decoder.vocabulary * decoder.hidden),
+        largest_float=tuple(sorted((item for item in floats if item[1]), key=lambda x: -x[1])),
+    )
 
 
 def effective_bits(tree: dict[str, Any], grid: WeightGrid) -> float:

@@ -20,6 +20,7 @@ from passes.awq.linear_shapes import (
     linear_shapes,
     packed_size_bytes,
     peak_memory_bytes,
+    quantized_share,
 )
 from passes.awq.planned_packing import packed_facts, vision_linear_shapes
 from passes.common.field_problems import FieldProblem, check_no_problems
@@ -82,9 +83,12 @@ class StreamedQuantizer(ModelQuantizer):
         """Check every linear layer that is to be packed against its grid, from config.json alone.
 
         Raises:
-            RequirementError: layers do not fit; the message names them and group sizes that do.
+            RequirementError: layers do not fit; the message names them and group sizes that do. Or
+                less than `min_share` of the model is quantized.
         """
         check_no_problems(self._shape_problems())
+        share = quantized_share(self.config, self.tree)
+        share.check(self.config.min_share, "quantize more parts with `vision` and `lm_head`")
 
     def _shape_problems(self) -> list[FieldProblem]:
         decoder, config = decoder_shape(self.tree), self.config

@@ -27,7 +27,7 @@ from passes.awq.block import BlockCalibration, BlockQuantizer
 from passes.awq.config import AwqConfig
 from passes.awq.float_reference import FloatReference, RunBatch
 from passes.awq.linear_layers import find_linears
-from passes.awq.linear_shapes import count_decoder_weights, linear_shapes
+from passes.awq.linear_shapes import count_decoder_weights, linear_shapes, quantized_share
 from passes.awq.nearest_layers import find_vision_linears, pack_head, pack_vision
 from passes.awq.sensitivity import FirstBatch, allocate_bits, measure_sensitivity
 from passes.awq.settings import QuantizationSettings
@@ -55,6 +55,8 @@ def quantize_checkpoint(
     """
     prepare_torch(context)
     run = _StreamedRun(config, tree, StreamedCheckpoint(parent, tree), context)
+    share = quantized_share(config, tree)
+    share.warn(context.note)
     shards = run.write_shards()
     grids = run.names_by_grid()
     if config.vision is not None:
@@ -65,7 +67,7 @@ def quantize_checkpoint(
     unpacked = [name for name in find_linears(run.checkpoint.module) if name not in packed]
     quantization = run.settings.format.config(grids, unpacked)
     assemble_checkpoint(shards, out, tree, quantization, run.settings.float_dtype, parent)
-    return PassOutput(run.summary())
+    return PassOutput(run.summary() | share.summary())
 
 
 class _StreamedRun:

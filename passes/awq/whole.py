@@ -73,17 +73,20 @@ class WholeQuantizer(ModelQuantizer):
         return Estimate(replace(parent, size_bytes=None))
 
     def check_layers(self, model: ModelDescription) -> None:
-        """Check that at least one linear layer can be quantized.
+        """Check that linear layers can be quantized, and that they are enough of the model.
 
         Raises:
-            RequirementError: none can; the message names all with the reasons.
+            RequirementError: none can, and the message names all with the reasons; or too few.
         """
         from compressor.models.checkpoint.loading import load_module
         from passes.awq.linear_layers import fitting_group_sizes, select_layers
+        from passes.common.changed_share import count_share
 
         module = load_module(model)
         selection = select_layers(self.blocks, module, self.config)
         if selection.blocks:
+            share = count_share(module, selection.names)
+            share.check(self.config.min_share, "quantize convolutions too with `type: qat`")
             return
         lines = [f"{name}: {reason}" for name, reason in selection.kept_float.items()]
         sizes = ", ".join(map(str, fitting_group_sizes(module))) or "none"

@@ -28,6 +28,7 @@ from passes.awq.linear_layers import find_linears, select_layers
 from passes.awq.settings import QuantizationSettings
 from passes.awq.shards import cast_float, tensors_beside, write_packed_shard
 from passes.awq.valid_positions import CallMasks, TracedPositions, trace_positions
+from passes.common.changed_share import count_share
 from passes.common.device import prepare_torch, tensors_from_batch
 
 
@@ -57,6 +58,8 @@ def quantize_module(
         context.note(f"{name} is not quantized: {reason}")
     run = _WholeRun(config, settings, module, context)
     run.trace(model.signature.outputs)
+    share = count_share(module, selection.names, batch=run.inputs[0])
+    share.warn(context.note)
     run.quantize(selection.blocks)
     out.mkdir(parents=True, exist_ok=True)
     floats = tensors_beside(run.packed, tensors_to_save(module))
@@ -68,7 +71,7 @@ def quantize_module(
     write_description(
         family.name, family.version, model.config, out, {QUANTIZATION_CONFIG: quantization}
     )
-    return PassOutput(run.summary(selection.kept_float))
+    return PassOutput(run.summary(selection.kept_float) | share.summary())
 
 
 class _WholeRun:

@@ -29,10 +29,12 @@ from passes.prune.recovery import recover
 from passes.prune.repair import reconstruct_weights, rescale_norms
 from passes.prune.schedule import Round
 from passes.prune.selection import Selection, select_units, table_row
-from passes.prune.size_search import ParentSize
+from passes.prune.size_search import ParentSize, count_macs, count_parameters
 from passes.prune.surgery import remove_units
 
 CHECKPOINT = "rounds.ckpt"
+_SMALL_CUT = 0.01
+"""Removed part of a model below which the cut is noted as small."""
 
 
 def preview_cut(
@@ -60,8 +62,20 @@ def prune(config: PruneConfig, parent: Artifact, out: Path, context: PassContext
     prepare_torch(context)
     run = _Run(config, load_model(parent, context.device), context)
     model = run.finish()
+    _note_small_cut(run.parent, model, context)
     model.family.save(model.module, model.config, out, parent.model)
     return PassOutput(run.summary())
+
+
+def _note_small_cut(before: PrunableModel, after: PrunableModel, context: PassContext) -> None:
+    """Note the cut if it changes next to nothing."""
+    removed = {
+        name: 1 - count(after.family, after.config) / max(count(before.family, before.config), 1)
+        for name, count in (("parameters", count_parameters), ("MACs", count_macs))
+    }
+    if max(removed.values()) < _SMALL_CUT:
+        shares = " and ".join(f"{share:.1%} of the {name}" for name, share in removed.items())
+        context.note(f"the cut removes only {shares}: lower the target to make the model smaller")
 
 
 def cut_model(selection: Selection, work: Path, *, repair: bool) -> PrunableModel:

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field, model_validator
 from compressor.config.record import DataName, Record, Reference
 from compressor.engine.contract import PassConfig
 from compressor.models.quantized.quantization import Bits, Target
+from passes.common.changed_share import DEFAULT_MIN_SHARE, MinShare
 from passes.common.config import TrainingConfig, validation_problems
 from passes.common.field_problems import is_set, raise_problems
 
@@ -151,6 +152,11 @@ class QatConfig(PassConfig):
     ] = ()
     """Layers and embedding tables that stay in float, by name or pattern, such as `head` or
     `vision.*`."""
+    min_share: MinShare = DEFAULT_MIN_SHARE
+    """Smallest part of the weights that are multiplied (all but embeddings and vectors) that must
+    become integers, from 0 to 1. With less the step is refused: layers that are not linear or
+    convolutional, such as recurrent ones, stay in float. It does not apply with `ignore`, which
+    states what stays in float."""
     keep_float: KeepFloat | None = None
     """Keep the most sensitive layers in float until the accuracy drop is small enough. By default
     all layers are quantized, except those in `ignore`."""

@@ -20,6 +20,7 @@ from compressor.models.checkpoint.description import ModelDescription, read_desc
 from compressor.models.checkpoint.loading import load_module, save_quantized
 from compressor.models.quantized.fake_quantization import fold_norms
 from compressor.models.quantized.quantization import Quantization
+from passes.common.changed_share import count_share
 from passes.common.device import prepare_torch
 from passes.common.training import check_batch_norm
 from passes.qat.config import QatConfig
@@ -59,6 +60,9 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
     description = read_description(parent.model)
     model = _load_float_model(config, description, context)
     selection = select_layers(config, model.layers, model.module)
+    if not config.ignore:
+        share = count_share(model.module, selection.layers, selection.embeddings)
+        share.check(config.min_share, _share_remedy(config))
     folded = _fold_and_smooth(config, model, selection)
     if config.fine_tuning is not None:
         check_batch_norm(config.fine_tuning.training, folded.module)
@@ -100,7 +104,18 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
     quantization = builder.quantization(integer, float_reasons)
     save_quantized(module, description.family, description.config, quantization, out)
     table.write(out)
-    return PassOutput(_summary(quantization, folded) | summary)
+    inputs = sample_inputs(model.samples, model.module, _TRACED_SAMPLES)
+    share = count_share(model.module, integer, selection.embeddings, inputs)
+    share.warn(context.note)
+    return PassOutput(_summary(quantization, folded) | share.summary() | summary)
+
+
+def _share_remedy(config: QatConfig) -> str:
+    """Return what quantizes more of a model than linear and convolutional layers."""
+    weights = "quantize the weights alone with `type: awq`"
+    if config.quantize_embeddings or config.target == "tensorrt":
+        return weights
+    return f"{weights}, or set `quantize_embeddings: true` if the embedding is most of the model"
 
 
 def _load_float_model(

@@ -5,7 +5,7 @@ from typing import Annotated
 import pytest
 from pydantic import AliasChoices, Field, ValidationError
 
-from compressor.config.record import Record, with_former_names
+from compressor.config.record import LeftOutOfIds, Record, with_former_names
 
 
 class Inner(Record):
@@ -36,6 +36,16 @@ def test_both_names_are_read_and_dump_to_the_first_name() -> None:
             "name": "a",
         }
     )
+
+
+class Grown(Record):
+    old: int = 1
+    new: Annotated[float, Field(ge=0), LeftOutOfIds()] = 0.5
+
+
+def test_a_field_that_was_added_later_is_left_out_at_its_default() -> None:
+    assert dump(Grown()) == dump(Grown(new=0.5)) == {"old": 1}
+    assert dump(Grown(new=0.4)) == {"old": 1, "new": 0.4}
 
 
 def test_replaced_values_are_kept() -> None:
