@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.graphs.names import INTEGER_SUFFIX, MODULE_PREFIX, TRANSPOSED_SUFFIX
+from compressor.graphs.opsets import BLOCKS_OPSET
 from compressor.graphs.values import (
     DEQUANTIZE,
     Array,
@@ -24,8 +25,6 @@ from compressor.graphs.values import (
 )
 from compressor.models.quantized.packed_linear import PackedLinear
 
-BLOCKS_OPSET = 21
-"""The first opset whose DequantizeLinear has blocks, and integers of 4 bits."""
 BLOCK_TYPES = {
     (4, True): ir.DataType.INT4,
     (4, False): ir.DataType.UINT4,

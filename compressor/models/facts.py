@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from compressor.config.discovery import FAMILIES, load
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.capability import C
 from compressor.models.checkpoint.companions import model_files
 from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.layout import read_config
 from compressor.models.contract import Family
-from compressor.models.quantized.weight_grid import WeightGrid
+from compressor.models.quantized.weight_grid import WeightGrid, is_packed
 
 _FLOAT_BYTES = 4
+Integers = frozenset[Literal["int8", "int4", "unsigned"]]
+"""Types of the integers of a model; `unsigned` for any that have zero-points."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGraph:
+    """An ONNX graph that a step will write."""
+
+    opset: int
+    integers: Integers | None = None
+    """None if they are not known."""
+    dynamic: tuple[str, ...] | None = None
+    """Names of the input dimensions that vary; None for all."""
+    is_standard: bool = True
+    """False if it has operators of ONNX Runtime's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,10 @@ class ModelFacts:
     """False if the sizes in ``config`` are those of the parent, of which a run cuts some."""
     candidate_grids: tuple[WeightGrid, ...] = ()
     """Grids from which a run chooses one for each packed layer, where ``config`` names none."""
+    integers: Integers | None = frozenset()
+    """Integers that a graph of the model has; None if they are not known."""
+    graph: PlannedGraph | None = None
+    """The graph, of a planned model in ONNX."""
 
     def architecture(self) -> Architecture | None:
         """Return the architecture; None if the family or its config is unknown.
@@ -74,7 +94,10 @@ def facts_of(folder: Path) -> ModelFacts:
     """
     description = read_description(folder)
     files = model_files(folder, description.weights)
-    return _facts(description, sum(file.stat().st_size for file in files))
+    facts = _facts(description, sum(file.stat().st_size for file in files))
+    # Which integers a graph gets depends on the runtime that a quantized model is laid out for.
+    is_float = not description.is_quantized and not is_packed(read_config(folder))
+    return replace(facts, integers=frozenset() if is_float else None)
 
 
 def _facts(architecture: Architecture, bytes_on_disk: int) -> ModelFacts:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from compressor.models.facts import ModelFacts
+from compressor.models.facts import Integers, ModelFacts
 from compressor.models.families.transformers.expected_tensors import expected_shapes
 from compressor.models.families.transformers.layouts import LM_HEAD, decoder_shape
 from compressor.models.families.transformers.linear_groups import decoder_blocks
@@ -29,6 +30,7 @@ def packed_facts(config: AwqConfig, parent: ModelFacts, tree: dict[str, Any]) ->
             parent,
             config={**tree, QUANTIZATION_CONFIG: unknown},
             candidate_grids=config.grids,
+            integers=None,
         )
     names: dict[WeightGrid, list[str]] = {}
     for grid, layers in (
@@ -41,7 +43,16 @@ def packed_facts(config: AwqConfig, parent: ModelFacts, tree: dict[str, Any]) ->
     packed = {name for layers in names.values() for name in layers}
     linears = [*vision_linear_shapes(tree), *_decoder_linears(tree), LM_HEAD]
     plain = [name for name in linears if name not in packed]
-    return replace(parent, config={**tree, QUANTIZATION_CONFIG: scheme.config(names, plain)})
+    packing = scheme.config(names, plain)
+    return replace(parent, config={**tree, QUANTIZATION_CONFIG: packing}, integers=_integers(names))
+
+
+def _integers(grids: Iterable[WeightGrid]) -> Integers:
+    """Return the integers that a graph of layers on these grids has."""
+    signed: Mapping[int, Literal["int4", "int8"]] = {4: "int4", 8: "int8"}
+    return frozenset(
+        signed.get(grid.bits, "unsigned") if grid.symmetric else "unsigned" for grid in grids
+    )
 
 
 def vision_linear_shapes(tree: dict[str, Any]) -> dict[str, tuple[int, int]]:

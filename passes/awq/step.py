@@ -90,7 +90,7 @@ class Awq(Pass[AwqConfig]):
 
         quantizer = quantizer_from_facts(config, parent)
         if quantizer is None:
-            return Estimate(replace(parent, size_bytes=None))
+            return Estimate(replace(parent, size_bytes=None, integers=None))
         quantizer.check_planned(parent)
         return quantizer.estimate(parent)
 

@@ -70,7 +70,7 @@ class WholeQuantizer(ModelQuantizer):
 
     def estimate(self, parent: ModelFacts) -> Estimate:
         """Return the model without its size: the layers that fit the grid are not known yet."""
-        return Estimate(replace(parent, size_bytes=None))
+        return Estimate(replace(parent, size_bytes=None, integers=None))
 
     def check_layers(self, model: ModelDescription) -> None:
         """Check that linear layers can be quantized, and that they are enough of the model.

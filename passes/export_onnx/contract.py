@@ -8,7 +8,7 @@ from pathlib import Path
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError
 from compressor.models.checkpoint.description import ModelDescription
-from compressor.models.facts import ModelFacts
+from compressor.models.facts import ModelFacts, PlannedGraph
 from passes.common.field_problems import FieldProblem, check_no_problems
 from passes.export_onnx.config import ExportOnnxConfig
 
@@ -32,6 +32,10 @@ class Exporter(ABC):
         ``check_model`` finds the same in a stored model.
         """
         return []
+
+    @abstractmethod
+    def planned_graph(self, model: ModelFacts) -> PlannedGraph:
+        """Return what is known of the graph of a planned model."""
 
     @abstractmethod
     def check_model(self, model: ModelDescription) -> None:

@@ -92,6 +92,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
         exporter = planned_exporter(config, parent)
         if exporter is not None:
             exporter.check_planned(parent)
+            parent = replace(parent, graph=exporter.planned_graph(parent))
         if parent.parameters is None:
             return Estimate(model=parent)
         reference_bytes = 4 * parent.parameters  # torch's weights in float32

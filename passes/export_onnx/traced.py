@@ -10,6 +10,7 @@ from compressor.errors import RequirementError
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.signature import InputSpec
 from compressor.models.checkpoint.description import ModelDescription
+from compressor.models.facts import ModelFacts, PlannedGraph
 from passes.common.field_problems import FieldProblem, set_fields
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.contract import Exporter
@@ -64,6 +65,10 @@ class TracedExporter(Exporter):
                 )
             )
         return problems
+
+    def planned_graph(self, model: ModelFacts) -> PlannedGraph:
+        """Return the graph with the opset, the variable dimensions and the model's integers."""
+        return PlannedGraph(self.config.opset, model.integers, self.config.dynamic)
 
     def check_model(self, model: ModelDescription) -> None:
         """Check that the integers of a quantized model have kernels.

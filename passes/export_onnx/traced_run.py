@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from compressor.data.contract import Batch, Dataset
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError
-from compressor.graphs.blocks import BLOCKS_OPSET, store_packed_layers
+from compressor.graphs.blocks import store_packed_layers
 from compressor.graphs.files import read_graph
 from compressor.graphs.layer_names import encode_layer_inputs, name_layers
 from compressor.graphs.lint.targets import lint
+from compressor.graphs.opsets import BLOCKS_OPSET
 from compressor.graphs.qdq import freeze_scales, rounding_translations, store_integer_weights
 from compressor.graphs.saving import file_metadata, save_checked_model
 from compressor.graphs.simplify import replace_reciprocals, simplify, strip_metadata

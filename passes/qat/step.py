@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from compressor.engine.contract import (
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
-from compressor.models.facts import ModelFacts, facts_of
+from compressor.models.facts import Integers, ModelFacts, facts_of
 from passes.common.data_needs import training_needs
 from passes.qat.config import QatConfig
 
@@ -87,6 +88,7 @@ class Qat(Pass[QatConfig]):
         from passes.qat.layer_selection import check_model
 
         check_model(config, parent)
+        parent = replace(parent, integers=_integers(config))
         calibration = config.calibration
         observed = 0 if calibration.table is not None else calibration.num_samples
         seconds = training_seconds(parent, _OBSERVATION_COST * observed)
@@ -129,3 +131,10 @@ class Qat(Pass[QatConfig]):
         from passes.common.requirements import check_saved_model
 
         check_saved_model(out, context.device)
+
+
+def _integers(config: QatConfig) -> Integers | None:
+    """Return the integers that a graph of the result has; None for bits that no runtime reads."""
+    if config.target == "onnxruntime":
+        return frozenset({"unsigned"})
+    return frozenset({"int8"}) if config.weight_bits == 8 else None

@@ -76,13 +76,14 @@ class TensorRT(Pass[TensorRTConfig]):
         Raises:
             MissingExtraError: the backend is not installed.
             GpuError: the backend needs a GPU that this machine lacks.
-            RequirementError: fields do not apply to the backend or to the model.
+            RequirementError: fields do not apply to the backend, or the graph that the parent will
+                be does not fit.
         """
-        from passes.tensorrt.planned_profiles import check_planned_profiles
+        from passes.tensorrt.planned_graph import check_planned_graph
         from passes.tensorrt.select_backend import select_backend
 
         select_backend(config)
-        check_planned_profiles(config, parent)
+        check_planned_graph(config, parent)
         count = max(1, len(config.targets))
         weight_bytes = parent.size_bytes or 0
         engine_bytes = weight_bytes + _KERNELS_BYTES

@@ -22,6 +22,7 @@ from compressor.graphs.decoder.operators import (
     outputs_of,
 )
 from compressor.graphs.decoder.weights import BlockMatrix
+from compressor.graphs.opsets import DECODER_OPSETS
 
 MICROSOFT = "com.microsoft"
 
@@ -33,7 +34,7 @@ class OnnxRuntimeOperators(Operators):
         accuracy_level: of MatMulNBits: 4 rounds activations to 8 bits, 1 computes in float32.
     """
 
-    opsets: ClassVar[Mapping[str, int]] = {"": 23, MICROSOFT: 1}
+    opsets: ClassVar[Mapping[str, int]] = {"": DECODER_OPSETS["onnxruntime"], MICROSOFT: 1}
 
     def __init__(self, accuracy_level: int) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from compressor.graphs.decoder.operators import (
     RotaryTables,
 )
 from compressor.graphs.decoder.weights import BlockMatrix
+from compressor.graphs.opsets import DECODER_OPSETS
 
 _MASKED_SCORE = np.float32(-1e30)
 """Score of a position that a token must not attend to."""
@@ -59,7 +60,7 @@ class _HeadRotation:
 class PortableOperators(Operators):
     """Operators of the ONNX standard."""
 
-    opsets: ClassVar[Mapping[str, int]] = {"": 21}
+    opsets: ClassVar[Mapping[str, int]] = {"": DECODER_OPSETS["portable"]}
 
     def norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
         """Return x / √(mean x² + ε) · w, the form that runtimes fuse into one kernel."""

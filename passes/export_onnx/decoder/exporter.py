@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor.engine.contract import PassContext, PassOutput
+from compressor.graphs.opsets import DECODER_OPSETS
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.checkpoint.description import ModelDescription
-from compressor.models.facts import ModelFacts
+from compressor.models.facts import ModelFacts, PlannedGraph
 from compressor.models.families.transformers.layouts import LM_HEAD
 from compressor.models.quantized.packing_schemes import PACKING_SCHEMES
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid, is_packed
@@ -66,6 +67,14 @@ class DecoderExporter(Exporter):
             for field in set_fields(self.config)
             if field in reasons
         ]
+
+    def planned_graph(self, model: ModelFacts) -> PlannedGraph:
+        """Return the graph of the config's target, in which all dimensions vary."""
+        decoder, integers = self.config.decoder, model.integers
+        if decoder.int8_embeddings and integers is not None:
+            integers |= {"int8"}
+        is_standard = decoder.target == "portable"
+        return PlannedGraph(DECODER_OPSETS[decoder.target], integers, is_standard=is_standard)
 
     def check_model(self, model: ModelDescription) -> None:
         """Check that the operators take the widths and the integers of a checkpoint.

@@ -209,10 +209,12 @@ def settings_problems(tree: Mapping[str, Any]) -> list[str]:
 
 def _value_problems(fields: Mapping[str, Any]) -> Iterator[str]:
     """Yield the fields whose values are of another type than transformers reads."""
-    groups = [fields, fields.get("rope_scaling"), parameters := fields.get("rope_parameters")]
-    groups += parameters.values() if isinstance(parameters, dict) else ()
-    for group in groups:
-        for name, types in _TYPES.items() if isinstance(group, dict) else ():
+    parameters = fields.get("rope_parameters")
+    nested = parameters.values() if isinstance(parameters, dict) else ()
+    for group in (fields, fields.get("rope_scaling"), parameters, *nested):
+        if not isinstance(group, dict):
+            continue
+        for name, types in _TYPES.items():
             if group.get(name) is not None and not isinstance(group[name], types):
                 yield f"`{name}` is {group[name]!r}, expected {_TYPE_NAMES[types]}"
 
