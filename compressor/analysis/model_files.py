@@ -34,7 +34,7 @@ class FileReport(BaseModel):
     name: str
     size_bytes: int
     used: bool
-    """False if passes and runtimes do not read it."""
+    """False if nothing reads it."""
     note: str | None = None
     """What an unused file is."""
 
@@ -54,14 +54,21 @@ def report_files(model: StoredModel) -> tuple[FileReport, ...]:
 
 
 def list_files(path: Path) -> tuple[FileReport, ...]:
-    """Return the entries of a folder, or a file itself, none of which is read."""
-    if path.is_dir():
-        return tuple(_unused(path, ()))
-    return (FileReport(name=path.name, size_bytes=size_bytes(path), used=False),)
+    """Return the entries of a folder, or a file itself, of a model that no pass reads."""
+    entries = sorted(path.iterdir()) if path.is_dir() else [path]
+    return tuple(
+        FileReport(
+            name=f"{entry.name}/" if entry.is_dir() else entry.name,
+            size_bytes=size_bytes(entry),
+            used=True,
+        )
+        for entry in entries
+        if entry.is_file() or entry.is_dir()
+    )
 
 
 def _unused(folder: Path, used: Collection[Path]) -> Iterator[FileReport]:
-    """Yield the entries of a folder that are not used; a folder counts if nothing in it is."""
+    """Yield the entries of a folder that are not used; a folder if nothing in it is."""
     for child in sorted(folder.iterdir()):
         is_used = child in used or any(child in file.parents for file in used)
         if not is_used and (child.is_file() or child.is_dir()):

@@ -34,7 +34,7 @@ def render_model(report: ModelReport) -> None:
     if report.dtypes:
         out.print()
         _render_dtypes(report)
-    if report.files and (report.files[1:] or report.files[0].used):
+    if report.format is not None or report.files[1:]:
         out.print()
         _render_files(report)
     if report.problem is not None:

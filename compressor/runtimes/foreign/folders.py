@@ -50,9 +50,9 @@ class TimmModel(ForeignKind):
         config = read_json(path / "config.json")
         labels = {"architecture": "architecture", "classes": "num_classes", "head": "global_pool"}
         rows = [(label, str(config[key])) for label, key in labels.items() if key in config]
-        size = config.get("pretrained_cfg", {}).get("input_size")
-        if size is not None:
-            rows.append(("input size", str(size)))
+        pretrained = config.get("pretrained_cfg")
+        if isinstance(pretrained, dict) and "input_size" in pretrained:
+            rows.append(("input size", str(pretrained["input_size"])))
         return Description(tuple(rows), _tensors(path))
 
 

@@ -288,9 +288,10 @@ def _tensor(call: Call, name: str) -> ListedTensor | None:
     if not isinstance(storage, Call) or not isinstance(storage.arguments, tuple):
         return None
     kind = storage.arguments[1] if len(storage.arguments) > 1 else None
-    if not isinstance(kind, Symbol) or not isinstance(shape, tuple):
+    is_shape = isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)
+    if not isinstance(kind, Symbol) or not is_shape:
         return None
     dtype = _STORAGE_DTYPES.get(kind.name, kind.name)
     if function.name == "_rebuild_tensor_v3" and isinstance(arguments[-2], Symbol):
         dtype = arguments[-2].name
-    return ListedTensor(name, dtype, tuple(int(size) for size in shape))
+    return ListedTensor(name, dtype, tuple(shape))

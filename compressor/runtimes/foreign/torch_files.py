@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import zipfile
@@ -9,7 +10,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import ModelError
 from compressor.runtimes.foreign.contract import (
     EXPORT_FROM_PYTHON,
     Description,
@@ -23,7 +23,17 @@ ZIP = b"PK\x03\x04"
 _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """The opcode PROTO and a protocol; older protocols begin with no magic bytes."""
 _SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"})
-_MAX_JSON_BYTES = 100_000_000
+_MAX_MEMBER_BYTES = 500_000_000
+"""Largest file of an archive that is read: a list of tensors, or a pickle without its data."""
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    NotImplementedError,  # an unknown compression
+    RuntimeError,  # encrypted
+    EOFError,
+    ValueError,
+)
 _SAFE_MODULES = ("torch", "collections", "numpy", "builtins.", "_codecs")
 """Modules from which the pickle of an ordinary state dictionary imports."""
 _SCALAR_TYPES = {
@@ -48,7 +58,7 @@ def entry_names(path: Path) -> tuple[str, ...]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+    except _ZIP_ERRORS:
         return ()
     tops = {name.split("/", 1)[0] for name in names}
     nested = len(tops) == 1 and all("/" in name for name in names)
@@ -87,15 +97,14 @@ class ExportedProgram(ForeignKind):
 
     def describe(self, path: Path) -> Description:
         """Return the parameters and buffers from the archive's own list."""
-        member = "data/weights/model_weights_config.json"
         try:
-            tree = json.loads(_read_member(path, member, _MAX_JSON_BYTES))
+            tree = json.loads(_read_member(path, "data/weights/model_weights_config.json"))
             tensors = tuple(
                 _described_tensor(name, entry["tensor_meta"])
                 for name, entry in sorted(tree["config"].items())
             )
-        except (ValueError, KeyError, TypeError, ModelError):
-            return Description()  # an older layout, without this list
+        except (*_ZIP_ERRORS, LookupError, TypeError, AttributeError):
+            return Description()  # an older layout without this list, or a damaged one
         return Description(tensors=tensors)
 
 
@@ -142,14 +151,10 @@ def convert_remedy(folder: Path) -> str | None:
 
 
 def _zipped_description(path: Path) -> Description:
-    names = entry_names(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(member) as file:
-                pickled = read_object(file)  # type: ignore[arg-type]
-    except (ValueError, OSError, struct.error, zipfile.BadZipFile, zlib.error, StopIteration):
-        return Description((("container", "zip archive"), ("entries", str(len(names)))))
+        pickled = read_object(io.BytesIO(_read_member(path, "data.pkl")))
+    except _ZIP_ERRORS:
+        return Description((("container", "zip archive"),))
     return _pickle_description(pickled, "zip archive")
 
 
@@ -173,12 +178,13 @@ def _read_pickle(path: Path) -> PickledObject | None:
         return None
 
 
-def _read_member(path: Path, name: str, limit: int) -> bytes:
+def _read_member(path: Path, name: str) -> bytes:
+    """Return a file of an archive by the end of its name; errors are ``_ZIP_ERRORS``."""
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            if info.filename.endswith(name) and info.file_size <= limit:
+            if info.filename.endswith(name) and info.file_size <= _MAX_MEMBER_BYTES:
                 return archive.read(info)
-    raise ModelError(f"{path} has no {name}")
+    raise ValueError(f"{path} has no {name}")
 
 
 def _described_tensor(name: str, meta: dict[str, Any]) -> ListedTensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from compressor.models.families.transformers.family import Transformers
 from tests.support.cli import cli
 from tests.support.model_files import gguf_header
 from tests.support.tiny_files import tiny_onnx
@@ -101,3 +102,22 @@ def test_init_from_a_model_and_its_contradictions(tmp_path: Path) -> None:
         refused = cli("init", "other", *arguments, cwd=tmp_path)
         assert refused.returncode == 2, arguments
         assert not (tmp_path / "other").exists()
+
+
+def test_a_pickled_checkpoint_can_be_read_after_the_command_that_show_names(
+    tmp_path: Path,
+) -> None:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    family = Transformers()
+    config = family.presets["tiny-llama"]
+    family.save(family.build(config), config, tmp_path / "model")
+    state = LlamaForCausalLM.from_pretrained(str(tmp_path / "model")).state_dict()
+    torch.save(state, tmp_path / "model" / "pytorch_model.bin")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    report = json.loads(cli("show", "model", "--json", cwd=tmp_path).stdout)
+    assert "autoglm-compress convert model NEW_FOLDER" in report["remedy"]
+    assert cli("convert", "model", "new", cwd=tmp_path).returncode == 0
+    report = json.loads(cli("show", "new", "--json", cwd=tmp_path).stdout)
+    assert {entry["name"]: entry["suitable"] for entry in report["passes"]}["awq"]

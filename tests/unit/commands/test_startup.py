@@ -47,6 +47,24 @@ def test_light_commands_load_neither_torch_nor_onnx(
     assert not loaded_modules(filled, HEAVY)
 
 
+def test_show_and_plans_of_single_files_load_neither_torch_nor_onnx(tmp_path: Path) -> None:
+    from tests.support.model_files import gguf_header, write_json, write_weights
+    from tests.support.tiny_files import tiny_onnx
+
+    (tmp_path / "model.gguf").write_bytes(gguf_header())
+    write_json(tmp_path / "other" / "config.json", {"model_type": "zzz"})
+    write_weights(tmp_path / "other" / "model.safetensors")
+    (tmp_path / "graph.onnx").write_bytes(tiny_onnx())
+    pipeline = tmp_path / "pipeline.yaml"
+    pipeline.write_text("version: 1\nname: p\nmodel: {path: graph.onnx}\npasses: []\n")
+    for command in (
+        ["show", str(tmp_path / "model.gguf")],
+        ["show", str(tmp_path / "other")],
+        ["plan", str(pipeline)],
+    ):
+        assert not loaded_modules(command, HEAVY), command
+
+
 def test_the_list_of_commands_needs_neither_pydantic_nor_numpy() -> None:
     assert not loaded_modules(["--help"], (*HEAVY, "pydantic", "numpy", "yaml"))
 
