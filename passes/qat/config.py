@@ -179,6 +179,8 @@ class QatConfig(PassConfig):
                 for name in ("num_samples", "seed")
                 if is_set(self.calibration, name)
             ]
+        if self.ignore and is_set(self, "min_share"):
+            problems.append("`min_share` has no effect with `ignore`: leave one of them out")
         raise_problems(problems)
         return self
 

@@ -39,7 +39,11 @@ def precision_offenders(
         yield Offender(text, "set the precision of the graph, or build from the float graph")
     if config.precision == "int8" and "int8" not in integers:
         text = f"{subject}: the graph holds no INT8 integers"
-        yield Offender(text, "quantize the model with a `qat` step with `target: tensorrt`")
+        yield Offender(
+            text,
+            "set `precision: fp16`, or `int4`, which rounds the weights here; integers come from a "
+            "`qat` step with `target: tensorrt` on the torch model, before `export-onnx`",
+        )
     if config.precision != "int4":
         return
     if "int4" in integers and is_set(config, "block_size"):

@@ -8,6 +8,7 @@ from typing import Any
 from compressor.config.discovery import suggestion
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
+from compressor.engine.plan.capabilities import installed_passes
 from compressor.engine.plan.config import SOURCE
 from compressor.engine.plan.gate_problems import gate_problems
 from compressor.engine.plan.pipeline import Pipeline, Step
@@ -24,8 +25,35 @@ def format_problem(pipeline: Pipeline, step: Step, parent: str, format_name: str
     """Return the problem of a step that cannot read the format that its parent writes."""
     readable = " or ".join(sorted(step.pass_.accepts))
     what = f"{step.pass_.name} cannot follow {parent}: it reads {readable}, not {format_name}"
-    remedy = format_named(format_name).way_forward or "reorder the steps, or branch with `from:`"
+    remedy = _way_to_read(pipeline, step, format_name)
     return pipeline.document.problem(("passes", step.index), what, remedy=remedy)
+
+
+def _way_to_read(pipeline: Pipeline, step: Step, format_name: str) -> str:
+    """Return how a step gets a format that it reads: from earlier steps, or from another pass."""
+    earlier = [
+        other.name
+        for other in pipeline.steps[: step.index]
+        if accepts(step.pass_.accepts, other.pass_.produces)
+    ]
+    if step.parent != SOURCE and pipeline.config.model.family and "torch" in step.pass_.accepts:
+        earlier.insert(0, SOURCE)
+    if earlier:
+        return f"let it read another step: `from: {earlier[-1]}`"
+    before = [
+        pass_.name
+        for pass_ in installed_passes()
+        if accepts(pass_.accepts, format_name) and accepts(step.pass_.accepts, pass_.produces)
+    ]
+    if before:
+        return f"put a step of {' or '.join(before)} before it"
+    readers = [pass_.name for pass_ in installed_passes() if accepts(pass_.accepts, format_name)]
+    readable = " or ".join(sorted(step.pass_.accepts))
+    return format_named(format_name).way_forward or (
+        f"let it read a {readable} model: that which the {format_name} model was made from, as "
+        f"`model.path` or as the step that `from:` names; passes that read {format_name}: "
+        f"{', '.join(readers) or 'none'}"
+    )
 
 
 class _Wiring:

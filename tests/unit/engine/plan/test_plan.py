@@ -121,10 +121,13 @@ def test_the_reference_is_the_source_unless_a_step_is_named(toy_pipeline: Path) 
 
 def test_a_reference_that_no_metric_uses_has_no_effect(toy_pipeline: Path) -> None:
     add_comparison(toy_pipeline)
-    metrics = "evaluate.accuracy.metrics=[perplexity]"
+    sets = (
+        "evaluate.accuracy.metrics=[perplexity]",
+        "data.words={source: phone-bed, split: test}",
+    )
     planned, named = (
-        plan(toy_pipeline, metrics),
-        plan(toy_pipeline, metrics, "evaluate.accuracy.reference=first"),
+        plan(toy_pipeline, *sets),
+        plan(toy_pipeline, *sets, "evaluate.accuracy.reference=first"),
     )
     assert set(references_of(named).values()) == {None}
     assert [step.measured for step in planned.steps] == [step.measured for step in named.steps]

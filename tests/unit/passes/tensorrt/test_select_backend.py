@@ -7,7 +7,7 @@ from compressor.data.contract import SourceContext
 from compressor.engine.contract import PlanContext
 from compressor.engine.plan.pipeline import load_pipeline
 from compressor.engine.plan.planner import make_plan
-from compressor.errors import GpuError, MissingExtraError, RequirementError
+from compressor.errors import ConfigError, GpuError, MissingExtraError, RequirementError
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.tensorrt import backends
 from compressor.runtimes.tensorrt.cuda import Gpu
@@ -85,5 +85,7 @@ def test_a_plan_on_a_machine_without_the_gpu_fails(tmp_path, monkeypatch):
     profiles = "profiles: {x: {min: [1], opt: [1], max: [1]}}"
     step = f"{{type: tensorrt, backend: trt, precision: fp32, {profiles}}}"
     file.write_text(f"version: 1\nname: one\nmodel: {{path: model}}\npasses: [{step}]\n")
-    with pytest.raises(GpuError, match="this machine has no GPU"):
+    with pytest.raises(
+        ConfigError, match=r"pipeline.yaml:4: passes\[0\]: .*this machine has no GPU"
+    ):
         make_plan(load_pipeline(file), Store(tmp_path / "store"), SourceContext(tmp_path))
