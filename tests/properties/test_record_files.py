@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calibration.sources.conversations.forms import parse_conversation
 from calibration.sources.records.encoding import read_text
 from calibration.sources.records.reading import read_records, sample_records
-from calibration.sources.records.record import ProblemList
+from calibration.sources.records.record import DataRecord, ProblemList, RecordError
+from calibration.sources.text import Text, TextConfig
+from compressor.data.contract import SourceContext
+from compressor.errors import CompressError
 from tests.support.record_files import (
     ENCODINGS,
     JSON_LAYOUTS,
@@ -106,3 +110,79 @@ def test_a_text_never_changes(text: str, encoding: str) -> None:
         text = text.lstrip("\ufeff")  # there, it is the byte order mark
     with TemporaryDirectory() as folder:
         assert read_text(write_text(Path(folder) / "a.txt", text, encoding)) == text
+
+
+MARKS = (*'{}[],:" \n\\\ufeff\0é', "\r\n", "\\ud800", "<image>", "[[[[")
+TOKENS = ("null", "NaN", "1e999", "-0", "9" * 5000, '"text"', '"messages"', '"data"', '"role"')
+RECORD_TEXTS = ('{"text": "a"}', '{"messages": [{"role": "user", "content": "a"}]}')
+FRAGMENTS = st.sampled_from([*MARKS, *TOKENS, *RECORD_TEXTS])
+KEYS = [
+    "messages",
+    "conversations",
+    "role",
+    "content",
+    "from",
+    "value",
+    "type",
+    "text",
+    "image",
+    "images",
+    "image_url",
+    "url",
+    "path",
+    "base64",
+    "source",
+    "data",
+    "system",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "bytes",
+    "tools",
+    "id",
+]
+MESSAGE_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from(["user", "human", "text", "image", "a.png", "<image>", "data:,", "file://"])
+    | TEXTS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    pieces=st.lists(FRAGMENTS, max_size=12),
+    suffix=st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet"]),
+    encoding=st.sampled_from(ENCODINGS),
+)
+def test_a_damaged_file_is_refused_while_planning_or_read(
+    pieces: list[str], suffix: str, encoding: str
+) -> None:
+    with TemporaryDirectory() as folder:
+        file = write_text(Path(folder) / f"a{suffix}", "".join(pieces), encoding)
+        config = TextConfig(source="text", path=file.name, sequence_length=1)
+        problems = Text().problems(config, SourceContext(Path(folder)))
+        try:
+            Text().load(config, SourceContext(Path(folder)))
+        except CompressError as error:
+            assert problems or "holds a window" in str(error)
+        else:
+            assert not problems
+
+
+@given(fields=st.dictionaries(st.just("messages"), MESSAGE_VALUES, min_size=1) | MESSAGE_VALUES)
+def test_a_record_of_any_form_is_a_conversation_or_an_error(fields: Any) -> None:
+    if not isinstance(fields, dict):
+        return
+    with TemporaryDirectory() as folder:
+        record = DataRecord(Path(folder) / "a.jsonl", ":1", fields)
+        try:
+            conversation = parse_conversation(record)
+        except RecordError:
+            return
+        assert all(message.parts is not None for message in conversation.messages)

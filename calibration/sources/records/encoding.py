@@ -14,6 +14,8 @@ from compressor.artifacts.errors_from_os import reading
 from compressor.errors import DataError, StorageError
 
 UTF8 = "utf-8"
+SAMPLED_BYTES = 1 << 17
+"""Bytes at the start, and at the end, of a large file that fast checks read."""
 _UTF8_WITH_BOM = "utf-8-sig"
 _MARKS = (  # UTF-32 first, since its mark starts with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from calibration.sources.records.encoding import (
+    SAMPLED_BYTES,
     decode,
     decode_start,
     encoding_of,
@@ -26,7 +27,6 @@ from compressor.errors import DataError
 
 _LISTS = ("data", "records", "rows", "examples", "instances")
 """Keys under which a file that is one object may hold its records."""
-_SAMPLED_BYTES = 1 << 17
 _LONGEST_SAMPLED_LINE = 1 << 23
 
 Line = tuple[str, bytes]
@@ -40,7 +40,7 @@ def read_json(file: Path, problems: ProblemList) -> Iterator[DataRecord]:
         DataError: the file is not text.
     """
     with open_data(file) as stream:
-        start = stream.read(_SAMPLED_BYTES)
+        start = stream.read(SAMPLED_BYTES)
         stream.seek(0)
         if is_utf8(encoding_of(start)) and _starts_with_object_line(start):
             records = _line_records(file, _numbered(stream), problems)
@@ -57,8 +57,8 @@ def sample_json(file: Path, problems: ProblemList) -> Iterator[DataRecord]:
         DataError: the start of the file is not text.
     """
     with open_data(file) as stream:
-        start = stream.read(_SAMPLED_BYTES + 1)
-        if len(start) <= _SAMPLED_BYTES:
+        start = stream.read(SAMPLED_BYTES + 1)
+        if len(start) <= SAMPLED_BYTES:
             yield from read_json(file, problems)
             return
         text = decode_start(start, str(file))
@@ -79,7 +79,7 @@ def _starts_with_object_line(start: bytes) -> bool:
     try:
         parse_json(line.decode(errors="replace"))
     except JSONError:
-        return not newline and len(start) >= _SAMPLED_BYTES
+        return not newline and len(start) >= SAMPLED_BYTES
     return True
 
 
@@ -89,19 +89,19 @@ def _numbered(stream: Iterable[bytes]) -> Iterator[Line]:
 
 def _first_lines(stream: IO[bytes]) -> Iterator[Line]:
     """Yield the first lines that are complete, at least one of them if it is not too long."""
-    for number in range(1, _SAMPLED_BYTES):
+    for number in range(1, SAMPLED_BYTES):
         line = stream.readline(_LONGEST_SAMPLED_LINE)
         if not line.endswith(b"\n"):
             return
         yield f":{number}", line
-        if stream.tell() > _SAMPLED_BYTES:
+        if stream.tell() > SAMPLED_BYTES:
             return
 
 
 def _last_lines(stream: IO[bytes]) -> Iterator[Line]:
     """Yield the last lines behind the position of a stream, counted from the end."""
     position, size = stream.tell(), stream.seek(0, 2)
-    stream.seek(max(size - _SAMPLED_BYTES, position) - 1)  # from the end of the line before
+    stream.seek(max(size - SAMPLED_BYTES, position) - 1)  # from the end of the line before
     lines = stream.read().removesuffix(b"\n").split(b"\n")[1:]
     for number, line in zip(range(len(lines), 0, -1), lines, strict=True):
         yield (" in the last line" if number == 1 else f" line {number} from the end"), line

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from calibration.sources.records.encoding import (
+    SAMPLED_BYTES,
     UTF8,
+    decode,
     decode_start,
     encoding_of,
     is_compressed,
@@ -30,7 +32,6 @@ TEXT = "text"
 """Layout of a file that is one text."""
 RECORD_SUFFIXES = ", ".join(_LAYOUTS)
 """Suffixes of files that hold records, for messages."""
-_SAMPLED_BYTES = 1 << 16
 _SAMPLED_FILES = 32
 
 
@@ -71,7 +72,7 @@ def _records(file: Path, problems: ProblemList, *, sample: bool) -> Iterator[Dat
 
 def is_sampled_whole(file: Path) -> bool:
     """Return True if a sample of a file has all of its records."""
-    return file.stat().st_size <= _SAMPLED_BYTES and not is_compressed(file)
+    return file.stat().st_size <= SAMPLED_BYTES and not is_compressed(file)
 
 
 def starts_with_record(file: Path) -> bool:
@@ -81,7 +82,9 @@ def starts_with_record(file: Path) -> bool:
         DataError: the start of the file is not text.
     """
     with open_data(file) as stream:
-        text = decode_start(stream.read(_SAMPLED_BYTES), str(file))
+        start = stream.read(SAMPLED_BYTES)
+        is_whole = not stream.read(1)
+    text = decode(start, str(file)) if is_whole else decode_start(start, str(file))
     return is_object(text.lstrip().partition("\n")[0])
 
 

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from calibration.sources.records.encoding import decode, decode_start, open_data
+from calibration.sources.records.encoding import SAMPLED_BYTES, decode, decode_start, open_data
 from calibration.sources.records.record import DataRecord, ProblemList
 from compressor.artifacts.errors_from_os import reading
 from compressor.errors import DataError, MissingExtraError
 
-_SAMPLED_BYTES = 1 << 17
 _SAMPLED_ROWS = 16
 
 
@@ -36,7 +35,7 @@ def read_csv(
         DataError: the file is not text.
     """
     with open_data(file) as stream:
-        content = stream.read(_SAMPLED_BYTES if sample else -1)
+        content = stream.read(SAMPLED_BYTES if sample else -1)
         is_whole = not stream.read(1)
     text = decode(content, str(file)) if is_whole else decode_start(content, str(file))
     rows = _rows(text, delimiter)
