@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.files import copy_file
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError
@@ -21,9 +20,10 @@ from compressor.graphs.decoder.weights import CheckpointWeights
 from compressor.graphs.matmul_nbits import FLOAT_LEVEL, INTEGER_LEVEL
 from compressor.graphs.saving import file_metadata, save_checked_model
 from compressor.graphs.values import Array
+from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.quantized.weight_grid import is_packed
-from compressor.runtimes.formats import recognize
+from compressor.runtimes.torch.session import TorchSession
 from passes.export_onnx.config import DecoderConfig, ExportOnnxConfig
 from passes.export_onnx.decoder.cache_scales import measure_cache_scales
 from passes.export_onnx.decoder.genai import write_genai_config
@@ -32,16 +32,6 @@ from passes.export_onnx.decoder.windows import read_windows
 
 _WINDOWS = 4
 """Default number of compared windows."""
-_COMPANIONS = (
-    "token",
-    "vocab",
-    "merges",
-    "chat_template",
-    "generation_config",
-    "special",
-    "processor",
-)
-"""Parts of the names of files that a tokenizer, a chat template or an image processor needs."""
 _STAGES = 3
 
 
@@ -129,7 +119,8 @@ class _DecoderExport:
 
     def _compare(self, windows: list[Batch], *, quantized: bool) -> list[dict[str, Any]]:
         threads = self.context.threads
-        with recognize(self.model.folder).open_session(threads) as reference:
+        with TorchSession(self.model.folder, threads, "cpu") as reference:
+            reference.module.float()  # the graph computes in float32, whatever the file's dtype
             return compare(
                 reference,
                 self.out,
@@ -184,7 +175,7 @@ def export_decoder(
     saved, parity = export.write_compared(levels, scales, windows)
     if config.decoder.target == "onnxruntime":  # onnxruntime-genai requires its attention operator
         write_genai_config(tree, architecture, model.folder, out)
-    _copy_companions(model.folder, out)
+    copy_companions(model.folder, out)
     context.progress("done", _STAGES, _STAGES, {})
     summary = {
         **saved.summary(),
@@ -210,10 +201,3 @@ def _operators(config: DecoderConfig, accuracy_level: int) -> Operators:
     if config.target == "portable":
         return PortableOperators()
     return OnnxRuntimeOperators(accuracy_level)
-
-
-def _copy_companions(source: Path, out: Path) -> None:
-    """Copy the files of tokenizer, chat template and image processor."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and any(part in file.name for part in _COMPANIONS):
-            copy_file(file, out / file.name)
