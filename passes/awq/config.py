@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from compressor.config.record import DataName, Record
+from compressor.config.record import DataName, LeftOutOfIds, Record
 from compressor.engine.contract import PassConfig
 from compressor.models.quantized.weight_grid import FormatName, WeightBits, WeightGrid
 from passes.common.changed_share import DEFAULT_MIN_SHARE, MinShare
-from passes.common.field_problems import raise_problems
+from passes.common.field_problems import is_set, raise_problems
 
 WEIGHTS_PER_CHUNK = 1 << 24
 """Number of weights that are rounded together; peak memory grows with it."""
@@ -48,6 +48,14 @@ class AwqConfig(PassConfig):
     that share an input get 2, 3, 4 or 8 bits together; those whose rounding changes the output of
     their decoder layer most get the most. For transformers checkpoints with
     `format: compressed-tensors`. By default every layer has `bits`."""
+    candidate_bits: Annotated[tuple[WeightBits, ...], Field(min_length=2), LeftOutOfIds()] = (
+        2,
+        3,
+        4,
+        8,
+    )
+    """Bits that `effective_bits` chooses from. Before an `export-onnx` step, leave out those that
+    its operators cannot hold: 3, and with `decoder.target: portable` 2 too."""
     vision: WeightGrid | None = None
     """Grid of the vision tower's linear layers, for example `{bits: 8, group_size: -1}`. They are
     rounded to nearest, without calibration. For transformers checkpoints with
@@ -88,7 +96,7 @@ class AwqConfig(PassConfig):
     def grids(self) -> tuple[WeightGrid, ...]:
         """Grids to choose from for each linear layer; a single one without `effective_bits`."""
         candidates: tuple[WeightBits, ...] = (
-            (self.bits,) if self.effective_bits is None else get_args(WeightBits)
+            (self.bits,) if self.effective_bits is None else self.candidate_bits
         )
         return tuple(
             WeightGrid(bits=bits, group_size=self.group_size, symmetric=self.symmetric)
@@ -112,6 +120,8 @@ class AwqConfig(PassConfig):
             problems.append("group_size 0: a group has at least one weight; -1 means a whole row")
         if self.effective_bits is not None and "bits" in self.model_fields_set:
             problems.append("`bits` has no effect beside `effective_bits`: remove one of them")
+        if self.effective_bits is None and is_set(self, "candidate_bits"):
+            problems.append("`candidate_bits` has no effect without `effective_bits`: remove it")
         if self.format == "awq" and (fields := self._fields_beyond_autoawq()):
             problems.append(
                 "`format: awq` stores 4-bit weights with zero-points beside float16 tensors, which "

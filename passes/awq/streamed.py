@@ -60,7 +60,8 @@ class StreamedQuantizer(ModelQuantizer):
                     FieldProblem(
                         "effective_bits",
                         f"{config.effective_bits} is less than the {least:.3f} "
-                        f"that 2 bits in groups of {config.group_size} take",
+                        f"that {min(config.candidate_bits)} bits in groups of {config.group_size} "
+                        "take",
                         "increase `effective_bits` or `group_size`",
                     )
                 )

@@ -69,13 +69,15 @@ def packing_problems(
     unfit = _unfit_layers(tree, grids_of, _BITS[config.target])
     if not unfit:
         return []
-    bits = " or ".join(map(str, sorted(_BITS[config.target])))
+    allowed = sorted(_BITS[config.target])
+    bits = " or ".join(map(str, allowed))
     lines = "".join(f"\n        {line}" for line in unfit)
     return [
         FieldProblem(
             "decoder.target",
             f"{_OPERATORS[config.target]} cannot hold these integers:{lines}",
-            f"pack with {bits} bits, and a group_size that is a multiple of {BLOCK_SIZES[-1]}",
+            f"pack with {bits} bits (with `effective_bits`, set `candidate_bits: {allowed}`), and "
+            f"a group_size that is a multiple of {BLOCK_SIZES[-1]}",
         )
     ]
 

@@ -30,6 +30,13 @@ def estimate(model, fields):
     return Awq().estimate(AwqConfig.model_validate(fields), model, PlanContext({}))
 
 
+def test_candidate_bits_belong_to_effective_bits():
+    with pytest.raises(ValueError, match="`candidate_bits` has no effect without"):
+        AwqConfig.model_validate({"candidate_bits": (4, 8)})
+    fields = {"effective_bits": 5.0, "candidate_bits": (4, 8), "format": "compressed-tensors"}
+    assert [grid.bits for grid in AwqConfig.model_validate(fields).grids] == [4, 8]
+
+
 def test_values_that_the_format_cannot_store_are_refused():
     with pytest.raises(ValueError, match="bits and symmetric contradict"):
         AwqConfig.model_validate({"bits": 3, "symmetric": True})

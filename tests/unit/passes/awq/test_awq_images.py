@@ -1,5 +1,7 @@
 """Vision-language checkpoints: calibration with images, and grids for vision tower and head."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,14 @@ from transformers import AutoModelForImageTextToText
 from calibration.sources.arrays import ArrayDataset
 from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import Dataset, SourceContext
+from compressor.engine.contract import PlanContext
 from compressor.errors import RequirementError
 from compressor.models.checkpoint.loading import load_module
+from compressor.models.facts import facts_of
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from passes.awq import nearest_layers
+from passes.awq.config import AwqConfig
+from passes.awq.step import Awq
 from passes.common.device import tensors_from_batch
 from tests.support.awq import CHECKPOINTS, COMPRESSED_TENSORS, run_awq, save_checkpoint
 from tests.support.processors import (
@@ -202,6 +208,13 @@ def test_an_untied_head_is_packed_on_its_own_grid(bits, tmp_path, monkeypatch):
     names = {name for file in out.glob("*.safetensors") for name in load_file(file)}
     assert "lm_head.weight" not in names
     assert "lm_head.weight_packed" in names
+    written = json.loads((out / "config.json").read_text())["quantization_config"]
+    config = AwqConfig.model_validate({**SYMMETRIC, "lm_head": grid})
+    planned = Awq().estimate(config, facts_of(parent.model), PlanContext({})).model
+    packing = (planned.config or {})["quantization_config"]
+    assert sorted(packing.pop("ignore")) == sorted(written.pop("ignore"))
+    assert packing == written
+    assert planned.integers == ({"int4"} if bits == 4 else {"int4", "int8"})
     before, after = (
         load_module(folder).lm_head.weight.detach().float() for folder in (parent.model, out)
     )

@@ -24,6 +24,14 @@ from tests.support.decoders import (
 EVERY_ARCHITECTURE = pytest.mark.parametrize("preset", FAMILY.presets)
 WAYS = ["windows", "token by token", "padded"]
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 2.0,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+}
+
 
 def parity_by_way(output):
     return {row["way"]: row for row in output.summary["parity"]}
@@ -139,11 +147,8 @@ def test_a_sliding_window_limits_the_attention(tmp_path):
     ("changes", "fields", "message"),
     [
         ({"hidden_act": "relu"}, {}, "the activation relu"),
-        (
-            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
-            {},
-            "type dynamic",
-        ),
+        ({"rope_scaling": LONGROPE}, {}, "type longrope change beyond 64 positions"),
+        ({"head_dim": 24}, {}, "a head of the model is 24 wide"),
         ({}, {"decoder": {"context_length": 513}}, "512 positions"),
     ],
 )
@@ -151,6 +156,24 @@ def test_unsupported_architectures_are_refused_by_name(changes, fields, message,
     parent = save_decoder(tmp_path / "parent", "tiny-llama", changes)
     with pytest.raises(RequirementError, match=message):
         export_decoder(parent, tmp_path / "out", FIELDS | fields)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "decoder"),
+    [
+        ("tiny-llama", {"sliding_window": 8, "layer_types": ["sliding_attention"] * 3}, {}),
+        ("tiny-llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, {}),
+        ("tiny-llama", {"rope_scaling": LONGROPE}, {"context_length": 64}),
+        ("tiny-mistral", {"sliding_window": 8, "layer_types": ["full_attention"] * 3}, {}),
+        ("tiny-glm4", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, {}),
+        ("tiny-glm4", {"head_dim": 12}, {"target": "portable"}),
+    ],
+    ids=["ignored window", "dynamic", "longrope", "ignored types", "yarn in pairs", "narrow head"],
+)
+def test_attention_and_positions_are_those_of_the_class(preset, changes, decoder, tmp_path):
+    parent = save_decoder(tmp_path / "parent", preset, changes)
+    output, _ = export_decoder(parent, tmp_path / "out", FIELDS | {"decoder": decoder})
+    assert all(row["max_abs"] < 1e-4 for row in output.summary["parity"])
 
 
 def test_a_wrong_graph_fails_in_every_way_of_running_it(tmp_path, monkeypatch):
