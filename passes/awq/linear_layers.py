@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressor.models.capabilities.linear_groups import Block, Site
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
-from passes.awq.config import GROUP_SIZES, AwqConfig
+from passes.awq.config import AwqConfig
 
 _MIN_WEIGHTS = 1024
 """Below this number the headers of four packed tensors take most of what packing saves."""
@@ -99,9 +99,3 @@ def _select_sites(block: Block, kept_float: dict[str, str]) -> Iterator[Site]:
             readers = [(name, 0) for name in site.linears if name not in quantized]
             source = replace(source, other_readers=(*source.other_readers, *readers))
         yield replace(site, linears=quantized, source=source)
-
-
-def fitting_group_sizes(module: nn.Module) -> list[int]:
-    """Return the usual group sizes that divide the inputs of at least one linear layer."""
-    inputs = [layer.in_features for layer in find_linears(module).values()]
-    return [size for size in GROUP_SIZES if any(width % size == 0 for width in inputs)]

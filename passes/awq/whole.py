@@ -13,7 +13,7 @@ from compressor.models.capabilities.linear_groups import Block, LinearGroups
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts
-from passes.awq.config import AwqConfig
+from passes.awq.config import GROUP_SIZES, AwqConfig
 from passes.awq.contract import ModelQuantizer
 from passes.common.field_problems import FieldProblem, is_set
 
@@ -79,7 +79,7 @@ class WholeQuantizer(ModelQuantizer):
             RequirementError: none can, and the message names all with the reasons; or too few.
         """
         from compressor.models.checkpoint.loading import load_module
-        from passes.awq.linear_layers import fitting_group_sizes, select_layers
+        from passes.awq.linear_layers import select_layers
         from passes.common.changed_share import count_share
 
         module = load_module(model)
@@ -89,11 +89,19 @@ class WholeQuantizer(ModelQuantizer):
             share.check(self.config.min_share, "quantize convolutions too with `type: qat`")
             return
         lines = [f"{name}: {reason}" for name, reason in selection.kept_float.items()]
-        sizes = ", ".join(map(str, fitting_group_sizes(module))) or "none"
+        fitting = [
+            str(size)
+            for size in (*GROUP_SIZES, -1)
+            if select_layers(
+                self.blocks, module, self.config.model_copy(update={"group_size": size})
+            ).blocks
+        ]
         raise RequirementError(
             f"no linear layer of this {self.family.name} model can be quantized:\n"
             + "\n".join(f"    {line}" for line in lines or ["it has no linear layers"]),
-            remedy=f"group sizes that fit at least one layer: {sizes}, or -1",
+            remedy=f"set `group_size` to one with which a layer fits: {', '.join(fitting)}"
+            if fitting
+            else "quantize weights and activations of all kinds of layers with `type: qat`",
         )
 
     def quantize(self, model: ModelDescription, out: Path, context: PassContext) -> PassOutput:

@@ -253,7 +253,7 @@ def test_layers_that_no_sample_reaches_are_rounded_too(tmp_path):
         ({"effective_bits": 4.25}, "`effective_bits`: for transformers checkpoints only"),
         ({"vision": {"bits": 8}}, "`vision`: for transformers checkpoints only"),
         ({"group_size": 256}, "fusion.from_vision: 32 inputs "),
-        ({"group_size": 256}, "group sizes that fit at least one layer: 128, 64, 32, 16, or -1"),
+        ({"group_size": 256}, "`group_size` to one with which a layer fits: 128, 64, 32, 16, -1"),
     ],
 )
 def test_misfits_are_named_before_the_run(fields, message, tmp_path):
