@@ -67,7 +67,8 @@ def convert_pickled(
     try:
         with writing(staging):
             staging.mkdir(parents=True)
-        notes, shard_of = [], {}
+        notes: list[str] = []
+        shard_of: dict[str, str] = {}
         for number, file in enumerate(files, start=1):
             tensors, note = _read_tensors(file)
             notes += [note] if note else []

@@ -58,7 +58,7 @@ class Checkpoint:
         """Tensors of the class by name, for their dtypes and shapes."""
         self._conversions = Conversions(self.module, stored)
         self.dtype = self._find_dtype(tree)
-        self._ties = dict(self.module.all_tied_weights_keys)
+        self._ties: dict[str, str] = dict(self.module.all_tied_weights_keys)
         self.names = sorted(self._conversions.targets - self._duplicates())
         self._check()
 
@@ -176,7 +176,7 @@ class Checkpoint:
         """Return the tensor whose values a tensor has: itself, or the stored one of a tied pair."""
         if name in self.names:
             return name
-        pairs: dict[str, str] = {source: name for name, source in self._ties.items()}
+        pairs = {source: name for name, source in self._ties.items()}
         return {**pairs, **self._ties}[name]
 
     def names_below(self, prefix: str) -> list[str]:
