@@ -78,7 +78,7 @@ class ModelReport(BaseModel):
     inner: tuple[InnerModel, ...] = ()
     """Other models below the path."""
     size_bytes: int | None
-    """Size of the files that are used; of all files if none is."""
+    """Size of the files that are used, or of all files of a foreign model."""
     parameters: int | None
     macs: int | None = None
     details: tuple[tuple[str, str], ...]
@@ -167,7 +167,7 @@ def _suitability(
 
 
 def _report_foreign(foreign: ForeignModel) -> ModelReport:
-    path = foreign.path
+    path, is_collection = foreign.path, foreign.kind.is_collection
     problem, content = None, Description()
     try:
         content = foreign.describe()
@@ -180,12 +180,12 @@ def _report_foreign(foreign: ForeignModel) -> ModelReport:
         summary=None,
         runtime=None,
         inner=_describe_inner(content.inner),
-        size_bytes=size_bytes(path),
+        size_bytes=None if is_collection else size_bytes(path),
         parameters=_parameters(content.tensors),
         details=content.details,
         tensors=None if content.tensors is None else len(content.tensors),
         dtypes=_dtypes(content.tensors),
-        files=list_files(path),
+        files=() if is_collection else list_files(path),
         problem=problem,
         remedy=foreign.remedy,
         damaged=problem is not None,

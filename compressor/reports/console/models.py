@@ -34,7 +34,7 @@ def render_model(report: ModelReport) -> None:
     if report.dtypes:
         out.print()
         _render_dtypes(report)
-    if report.format is not None or report.files[1:]:
+    if report.files and (report.format is not None or report.files[1:]):
         out.print()
         _render_files(report)
     if report.problem is not None:
@@ -71,7 +71,8 @@ def _model_rows(report: ModelReport) -> list[tuple[str, str]]:
     if report.macs is not None:
         rows.append(("MACs", formatting.count(report.macs)))
     if report.also:
-        rows.append(("Also recognized as", ", ".join(report.also)))
+        hint = "name one of its files, such as config.json, to use it"
+        rows.append(("Also recognized as", f"{', '.join(report.also)} ({hint})"))
     if report.inner:
         rows.append(
             (

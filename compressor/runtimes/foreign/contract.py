@@ -44,6 +44,8 @@ class ForeignKind(ABC):
     """What it is, to be read after "is": ``a GGUF file``."""
     way_forward: str | None = None
     """What to do to get a model that passes read; None if there is no way."""
+    is_collection: bool = False
+    """True for a folder that holds models and is none itself."""
 
     @property
     def short_title(self) -> str:

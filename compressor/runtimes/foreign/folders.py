@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,8 @@ def model_folders(root: Path) -> Iterator[Path]:
     for _ in range(_MAX_DEPTH):
         below = []
         for folder in level:
+            if not os.access(folder, os.R_OK | os.X_OK):
+                continue
             for child in sorted(folder.iterdir()):
                 if remaining == 0 or child.name.startswith(".") or not child.is_dir():
                     continue

@@ -67,6 +67,7 @@ class FolderOfModels(ForeignKind):
     """A folder that is no model itself: a cache, the output of a trainer, a collection of files."""
 
     title = "a folder of models, not a model itself"
+    is_collection = True
 
     def recognizes(self, path: Path) -> bool:
         """Return True if models lie in the folder, and it is none itself."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from compressor.runtimes.tensor_listing import ListedTensor
 
 _MODEL = "model.onnx"
+_OTHER_MODELS = frozenset({".safetensors", ".gguf", ".pt", ".pth", ".ckpt"})
+"""Weights of other models, unless a graph names them as its external data."""
 
 
 class Onnx(Format):
@@ -46,13 +48,25 @@ class Onnx(Format):
         return "an ONNX graph of onnxruntime-genai" if is_genai else "an ONNX graph"
 
     def files(self, path: Path) -> Mapping[str, Path]:
-        """Return all files of a folder; of a single file, itself and its external data."""
-        if path.is_dir():
-            return super().files(path)
+        """Return the files of a folder but other models; of a file, itself and its external data.
+
+        Raises:
+            ModelError: the file is not an ONNX file, or is truncated.
+        """
         from compressor.graphs.external_data import external_locations
 
-        names = external_locations(path)
-        return {_MODEL: path, **{name: path.parent / name for name in sorted(names)}}
+        if path.is_file():
+            names = external_locations(path)
+            return {_MODEL: path, **{name: path.parent / name for name in sorted(names)}}
+        files = super().files(path)
+        if not any(file.suffix in _OTHER_MODELS for file in files.values()):
+            return files
+        needed = {name for graph in path.glob("*.onnx") for name in external_locations(graph)}
+        return {
+            name: file
+            for name, file in files.items()
+            if file.suffix not in _OTHER_MODELS or name in needed
+        }
 
     def inputs(self, path: Path) -> tuple[InputSpec, ...] | None:
         """Return the inputs of the graph."""

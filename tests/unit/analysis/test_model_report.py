@@ -80,7 +80,19 @@ def test_several_models_in_one_folder_are_all_named(checkpoint: Path) -> None:
     (checkpoint / "model.onnx").write_bytes(tiny_onnx())
     report = report_path(checkpoint)
     assert (report.format, report.also) == ("onnx", ("torch",))
+    unused = {file.name for file in report.files if not file.used}
+    assert unused == {"model.safetensors"}
     assert report_path(checkpoint / "config.json").format == "torch"
+
+
+def test_external_data_counts_whatever_its_name(
+    onnx_folder: Callable[[str | None], Path],
+) -> None:
+    folder = onnx_folder("weights.safetensors")
+    (folder / "weights.safetensors").write_bytes(bytes(24))
+    write_weights(folder / "model.safetensors")
+    used = {file.name for file in report_path(folder).files if file.used}
+    assert used == {"model.onnx", "weights.safetensors"}
 
 
 def test_a_damaged_checkpoint_is_reported_as_damaged(checkpoint: Path) -> None:
