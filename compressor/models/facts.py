@@ -53,6 +53,8 @@ class ModelFacts:
     """Grids from which a run chooses one for each packed layer, where ``config`` names none."""
     integers: Integers | None = frozenset()
     """Integers that a graph of the model has; None if they are not known."""
+    activation_bits: int | None = None
+    """Bits of the activations of quantized layers; None for floats, or if not known."""
     graph: PlannedGraph | None = None
     """The graph, of a planned model in ONNX."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,18 @@ class TracedExporter(Exporter):
             )
         return problems
 
+    def check_planned(self, model: ModelFacts) -> None:
+        """Check the fields, and that the integers of a planned model have kernels.
+
+        Raises:
+            RequirementError: fields do not apply, or activations have less than 8 bits.
+        """
+        super().check_planned(model)
+        is_narrow = model.activation_bits is not None and (
+            model.activation_bits < _MIN_ACTIVATION_BITS
+        )
+        _check_activation_bits(["all quantized layers"] if is_narrow else [])
+
     def planned_graph(self, model: ModelFacts) -> PlannedGraph:
         """Return the graph with the opset, the variable dimensions and the model's integers."""
         return PlannedGraph(self.config.opset, model.integers, self.config.dynamic)
@@ -83,11 +96,7 @@ class TracedExporter(Exporter):
             for name, layer in layers.items()
             if layer.input is not None and layer.input.bits < _MIN_ACTIVATION_BITS
         ]
-        if narrow:
-            raise RequirementError(
-                f"no runtime computes with 4-bit activations: {', '.join(narrow)}",
-                remedy="quantize with activation_bits: 8",
-            )
+        _check_activation_bits(narrow)
 
     def export(self, model: ModelDescription, out: Path, context: PassContext) -> PassOutput:
         """Trace, simplify, save and compare; see ``Exporter.export``."""
@@ -116,4 +125,17 @@ class TracedExporter(Exporter):
                 for size in spec.shape
                 if isinstance(size, str)
             }
+        )
+
+
+def _check_activation_bits(narrow_layers: Sequence[str]) -> None:
+    """Check that there are no layers with activations of less than 8 bits.
+
+    Raises:
+        RequirementError: there are; the message names them.
+    """
+    if narrow_layers:
+        raise RequirementError(
+            f"no runtime computes with 4-bit activations: {', '.join(narrow_layers)}",
+            remedy="quantize with `activation_bits: 8`",
         )

@@ -88,7 +88,7 @@ class Qat(Pass[QatConfig]):
         from passes.qat.layer_selection import check_model
 
         check_model(config, parent)
-        parent = replace(parent, integers=_integers(config))
+        parent = replace(parent, integers=_integers(config), activation_bits=config.activation_bits)
         calibration = config.calibration
         observed = 0 if calibration.table is not None else calibration.num_samples
         seconds = training_seconds(parent, _OBSERVATION_COST * observed)

@@ -26,6 +26,7 @@ LONGROPE = (
     "rope_scaling: {rope_type: longrope, factor: 2.0, original_max_position_embeddings: 64, "
     f"short_factor: {[1.0] * 8}, long_factor: {[2.0] * 8}}}"
 )
+SMALL_CLASSIFIER = "family: image-classifier, preset: small"
 PROFILES = (
     "{input_ids: {min: [1, 1], opt: [1, 8], max: [1, 16]}, "
     "attention_mask: {min: [1, 1], opt: [1, 8], max: [1, 32]}, "
@@ -233,3 +234,33 @@ def test_the_plan_of_a_checkpoint_loads_neither_torch_nor_onnx(tmp_path: Path) -
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "2 []"
     assert "down_proj" in done.stderr
+
+
+def test_activations_that_no_runtime_computes_with_are_refused_before_training(
+    tmp_path: Path,
+) -> None:
+    file = write(
+        tmp_path,
+        tiny("llama"),
+        "{type: qat, calibration: {data: words}, target: tensorrt, activation_bits: 4}",
+        EXPORT + "}",
+    )
+    text = file.read_text().replace("family: transformers, preset: tiny-llama", SMALL_CLASSIFIER)
+    file.write_text(text)
+    assert "no runtime computes with 4-bit activations" in message(file)
+
+
+def test_a_graph_for_onnxruntime_is_refused_by_tensorrt_before_it_is_quantized(
+    tmp_path: Path,
+) -> None:
+    file = write(
+        tmp_path,
+        tiny("llama"),
+        "{type: qat, calibration: {data: words}}",
+        EXPORT + "}",
+        "{type: tensorrt, backend: rtx, targets: [sm86], precision: int8, floats: fp32}",
+    )
+    text = file.read_text().replace("family: transformers, preset: tiny-llama", SMALL_CLASSIFIER)
+    file.write_text(text)
+    assert "unsigned integers" in message(file)
+    assert "image [batch" in message(file)
