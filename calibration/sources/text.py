@@ -47,7 +47,7 @@ from compressor.data.contract import (
     StarterInputs,
 )
 from compressor.errors import CompressError, DataError
-from compressor.models.checkpoint.tokenizer_json import largest_token_id
+from compressor.models.checkpoint.tokenizer_json import has_saved_limits, largest_token_id
 from compressor.models.families.transformers.chat_templates import chat_template_files
 
 Tokens = np.ndarray[Any, np.dtype[np.int64]]
@@ -145,6 +145,8 @@ class Text(DataSource[TextConfig]):
         if config.tokenizer is not None:
             tokenizer = tokenizer_file(config.tokenizer, context)
             facts["tokenizer"] = digest_file(tokenizer)
+            if has_saved_limits(tokenizer):
+                facts["limits"] = "ignored"  # earlier versions cut texts at them
             if any(holds_conversations(file, _explicit_field(config)) for file in files):
                 facts["conversations"] = 1  # increase it when the same conversation is read anew
                 facts["chat_template"] = {

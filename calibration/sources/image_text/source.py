@@ -125,12 +125,10 @@ class ImageText(DataSource[ImageTextConfig]):
             for file in sorted(folder.glob("*"))
             if file.suffix in {".json", ".jinja"} and "index" not in file.name
         ]
-        later_fields = {name for name in ("ignore", "background") if _is_default(config, name)}
-        exclude = {"path", "processor"} | later_fields
         return digest_json(
             {
-                "version": 1,
-                "config": config.model_dump(mode="json", exclude=exclude),
+                "version": 2,
+                "config": config.model_dump(mode="json", exclude={"path", "processor"}),
                 "files": [digest_file(file) for file in files],
                 **layouts_digested(files),
                 "images": [digest_file(image) for image in sorted(images)],
@@ -154,10 +152,6 @@ class ImageText(DataSource[ImageTextConfig]):
         processor = Processor((context.base / config.processor).resolve())
         processor.processor.chat_template = with_fixed_date(processor.processor.chat_template)
         return _Conversations([pool[index] for index in indices], processor, config)
-
-
-def _is_default(config: ImageTextConfig, name: str) -> bool:
-    return bool(getattr(config, name) == type(config).model_fields[name].default)
 
 
 class _Conversations(Dataset):

@@ -22,13 +22,23 @@ def largest_token_id(file: Path) -> int:
         DataError: the file is not a tokenizer.
         StorageError: the file cannot be read.
     """
+    return _facts_of(file)[0]
+
+
+def has_saved_limits(file: Path) -> bool:
+    """Return True if a tokenizer is saved with a truncation or a padding; errors as above."""
+    return _facts_of(file)[1]
+
+
+def _facts_of(file: Path) -> tuple[int, bool]:
     with reading(file):
         status = file.stat()
-    return _largest_token_id(file, status.st_mtime_ns, status.st_size)
+    return _read_facts(file, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=64)
-def _largest_token_id(file: Path, mtime_ns: int, size: int) -> int:  # noqa: ARG001  cache keys
+def _read_facts(file: Path, mtime_ns: int, size: int) -> tuple[int, bool]:  # noqa: ARG001  keys
+    """Return the largest token id, and True if the tokenizer is saved with limits."""
     with reading(file):
         content = file.read_bytes()
     try:
@@ -47,7 +57,7 @@ def _largest_token_id(file: Path, mtime_ns: int, size: int) -> int:  # noqa: ARG
         ) from error
     if not isinstance(largest, int) or largest < 0:
         raise DataError(f"{file} is not a tokenizer: its vocabulary is empty")
-    return largest
+    return largest, bool(tree.get("truncation") or tree.get("padding"))
 
 
 def _without_merges(content: bytes) -> Any:

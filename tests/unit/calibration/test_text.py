@@ -64,8 +64,9 @@ def test_text_is_cut_into_windows_of_tokens_with_the_next_token_as_label(tmp_pat
     assert samples.batch(np.arange(2))["label"].tolist() == [[2, 3], [1, 2]]
     before = Text().digest(config, context)
     assert Text().problems(config, context) == []
-    (tmp_path / "tokenizer.json").write_text("{}")
+    write_tokenizer(tmp_path, "<bos> $A")
     assert Text().digest(config, context) != before
+    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match="is not a tokenizer"):
         Text().load(config, context)
     missing = config_of("t.txt", tokenizer="nowhere", sequence_length=2)
