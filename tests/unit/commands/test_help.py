@@ -26,7 +26,7 @@ GROUPS = {
         "eval",
         "bench",
     ],
-    "Models": ["generate"],
+    "Models": ["generate", "convert"],
     "Environment": ["doctor", "passes"],
 }
 COMMANDS = [command for commands in GROUPS.values() for command in commands]

@@ -99,7 +99,9 @@ class CheckpointConfig(Record):
         if self.model_type not in LAYOUTS:
             raise ValueError(f"model_type {self.model_type!r} is not one of {', '.join(LAYOUTS)}")
         tree = self.tree
-        problems = [*_class_problems(tree), *_size_problems(tree)]
+        problems = [*_class_problems(tree), *_type_problems(tree)]
+        if not problems:
+            problems = [*_size_problems(tree)]
         if not problems:  # the others compute with sizes
             problems = [*_head_problems(tree), *_token_problems(tree), *_vision_problems(tree)]
             problems = problems or settings_problems(tree)
@@ -136,6 +138,18 @@ def _class_problems(tree: Mapping[str, Any]) -> Iterator[str]:
         yield f"`{QUANTIZATION_CONFIG}` is no mapping"
     elif (method := quantization.get("quant_method")) not in FORMAT_NAMES:
         yield f"its weights are quantized by {method!r}; supported: {', '.join(FORMAT_NAMES)}"
+
+
+def _type_problems(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Yield fields that hold no mapping or list of names, where the others are read from."""
+    layout = LAYOUTS[tree["model_type"]]
+    parts = [*layout.text, *(["vision_config"] if layout.vision is not None else [])]
+    invalid = [name for name in parts if not isinstance(tree.get(name) or {}, dict)]
+    yield from (f"`{name}` is no mapping" for name in invalid)
+    if not invalid and (types := text_config(tree).get("layer_types")) is not None:
+        is_names = isinstance(types, list) and all(isinstance(name, str) for name in types)
+        if not is_names:
+            yield "`layer_types` is no list of names"
 
 
 def _size_problems(tree: Mapping[str, Any]) -> Iterator[str]:

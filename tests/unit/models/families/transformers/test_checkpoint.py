@@ -170,6 +170,10 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path):
         ),
         ({"num_key_value_heads": 3}, "4 heads are no multiple of 3"),
         ({"hidden_size": "64"}, "hidden_size"),
+        ({"layer_types": 3}, "`layer_types` is no list of names"),
+        ({"layer_types": [1, 2, 3]}, "`layer_types` is no list of names"),
+        ({"quantization_config": [1]}, "`quantization_config` is no mapping"),
+        ({"dtype": "int8"}, "`dtype` is 'int8', expected one of float32"),
     ],
 )
 def test_an_unsupported_config_is_refused(change, message, tmp_path):
@@ -271,3 +275,10 @@ def test_plan_and_show_name_the_weights_that_count(tmp_path):
         output = " ".join(cli(*command, cwd=tmp_path).stdout.split())
         assert "model.safetensors counts; not read: pytorch_model.bin" in output
         assert "differ, although config.json ties them" in output
+
+
+@pytest.mark.parametrize("field", ["text_config", "vision_config"])
+def test_a_part_of_the_config_that_is_no_mapping_is_refused(field):
+    tree = FAMILY.presets["tiny-glm4v"].tree | {field: "x"}
+    with pytest.raises(ValueError, match=f"`{field}` is no mapping"):
+        FAMILY.Config.model_validate_json(json.dumps(tree))
