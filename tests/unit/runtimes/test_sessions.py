@@ -105,3 +105,14 @@ def test_a_device_without_a_provider_is_refused(onnx_folder):
 def test_sessions_of_onnx_never_import_torch():
     code = "import sys, compressor.runtimes.onnxruntime.session; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(7, "has the value 7; the model takes values below 7"), (-1, "takes values from 0 to 6")],
+)
+def test_ids_outside_the_table_are_refused(value, message):
+    specs = (InputSpec("ids", "int64", ("batch", "tokens"), below=7),)
+    assert match_inputs({"ids": np.array([[0, 6]])}, specs)
+    with pytest.raises(DataError, match=message):
+        match_inputs({"ids": np.array([[0, value]])}, specs)
