@@ -11,8 +11,8 @@ from compressor.config.discovery import FAMILIES, load
 from compressor.errors import ModelError, NumericalError
 from compressor.models.checkpoint.companions import model_files
 from compressor.models.checkpoint.description import read_description
-from compressor.models.checkpoint.loading import load_module
 from compressor.models.checkpoint.finite import check_finite
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.facts import facts_of
 
 FAMILY = load(FAMILIES, "autoglm-phone")
