@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from calibration.sources.python import Python
+from calibration.sources.python import Python, PythonConfig
 from compressor.artifacts.store import Store
-from compressor.data.contract import DataFacts, InputFacts, SourceContext
+from compressor.data.contract import DataFacts, Dataset, InputFacts, SourceContext
 from compressor.engine.plan.pipeline import load_pipeline
 from compressor.engine.plan.plan import Plan
 from compressor.engine.plan.planner import make_plan
@@ -194,3 +194,21 @@ def load(**_):
     )
     with pytest.raises(DataError, match=r"data set 'labelled', samples \d to \d: image: shape"):
         run(file)
+
+
+def test_each_data_set_is_opened_once_and_none_if_nothing_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    load = Python.load
+
+    def count(self: Python, config: PythonConfig, context: SourceContext) -> Dataset:
+        opened.append(str(config.arguments))
+        return load(self, config, context)
+
+    monkeypatch.setattr(Python, "load", count)
+    file = write(tmp_path, TRAIN, TRAIN.replace("{type: train", "{type: train, name: again"))
+    run(file)
+    assert opened == ["{}"]
+    run(file)
+    assert opened == ["{}"]
