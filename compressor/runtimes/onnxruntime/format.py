@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from compressor.runtimes.tensor_listing import ListedTensor
 
 _MODEL = "model.onnx"
-_OTHER_MODELS = frozenset({".safetensors", ".gguf", ".pt", ".pth", ".ckpt"})
-"""Weights of other models, unless a graph names them as its external data."""
+_VISION = "vision.onnx"
+"""The vision tower beside a decoder's graph."""
+_DESCRIPTIONS = ("config.json", "genai_config.json")
 
 
 class Onnx(Format):
@@ -48,25 +49,25 @@ class Onnx(Format):
         return "an ONNX graph of onnxruntime-genai" if is_genai else "an ONNX graph"
 
     def files(self, path: Path) -> Mapping[str, Path]:
-        """Return the files of a folder but other models; of a file, itself and its external data.
+        """Return the graphs with their external data, config, tokenizer and processor.
 
         Raises:
             ModelError: the file is not an ONNX file, or is truncated.
         """
         from compressor.graphs.external_data import external_locations
+        from compressor.models.checkpoint.companions import companion_files
 
         if path.is_file():
             names = external_locations(path)
             return {_MODEL: path, **{name: path.parent / name for name in sorted(names)}}
-        files = super().files(path)
-        if not any(file.suffix in _OTHER_MODELS for file in files.values()):
-            return files
-        needed = {name for graph in path.glob("*.onnx") for name in external_locations(graph)}
-        return {
-            name: file
-            for name, file in files.items()
-            if file.suffix not in _OTHER_MODELS or name in needed
-        }
+        graphs = [path / name for name in (_MODEL, _VISION) if (path / name).is_file()]
+        files = [
+            *graphs,
+            *(path / name for graph in graphs for name in external_locations(graph)),
+            *(path / name for name in _DESCRIPTIONS if (path / name).is_file()),
+            *companion_files(path),
+        ]
+        return {file.relative_to(path).as_posix(): file for file in sorted(set(files))}
 
     def inputs(self, path: Path) -> tuple[InputSpec, ...] | None:
         """Return the inputs of the graph."""
