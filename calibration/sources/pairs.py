@@ -53,8 +53,8 @@ class TextPairsConfig(SourceConfig):
 
     path: str
     """A file of records `{"query": …, "passage": …}`, or a glob pattern of such files; relative to
-    pipeline.yaml. They end in `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`, and may
-    be compressed by gzip."""
+    pipeline.yaml. They end in `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`, and all
+    but parquet may be compressed by gzip."""
     tokenizer: str
     """A `tokenizer.json`, or a folder that holds one, such as a checkpoint's; relative to
     pipeline.yaml."""

@@ -59,7 +59,8 @@ class TextConfig(SourceConfig):
     path: str
     """A file, or a glob pattern such as `books/*.txt`; relative to pipeline.yaml. Files that end in
     `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet` hold records; other files are text as
-    a whole. Each may be compressed by gzip. Text is UTF-8, or what its byte order mark declares."""
+    a whole. All but parquet may be compressed by gzip. Text is UTF-8, or what its byte order mark
+    declares."""
     field: str = "text"
     """Key of a record's text, or of its list of messages. By default `text`, or a conversation:
     `messages` or `conversations` in the forms of OpenAI, transformers or ShareGPT, or

@@ -19,6 +19,7 @@ from calibration.sources.records.record import (
     DataRecord,
     ProblemList,
     RecordError,
+    UnknownKeysError,
     checked_text,
     json_type,
 )
@@ -109,7 +110,10 @@ def _content(record: DataRecord, field: str | None) -> str | Conversation:
         return checked_text(value, repr(key))
     if isinstance(value, list) and value and not any(isinstance(item, dict) for item in value):
         raise RecordError(f"{key!r} is {json_type(value)}, not text or a list of messages")
-    conversation = parse_conversation(record, key, ignored)
+    try:
+        conversation = parse_conversation(record, key, ignored)
+    except UnknownKeysError as error:
+        raise RecordError(f"{error}: set `field: {key}` to read that key alone") from error
     if conversation.images:
         raise RecordError("holds an image, which `text` does not read: use `source: image-text`")
     return conversation

@@ -35,6 +35,7 @@ def parse_conversation(
 
     Raises:
         RecordError: the record has no such form, or something in it would be lost.
+        UnknownKeysError: the record has keys beside its form.
     """
     fields = record.fields
     key = key or _form_key(fields)

@@ -124,7 +124,11 @@ def _existing_file(path: str, folder: Path) -> Path:
             return file
         is_folder = file.is_dir()
     except (OSError, ValueError) as error:  # too long for a path, or with the character U+0000
-        raise RecordError(f"there is no image {path[:_SHOWN]}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RecordError(
+            f"there is no image {path[:_SHOWN]}: {reason}; an image in base64 needs "
+            "data:image/png;base64, before it"
+        ) from error
     if is_folder:
         raise RecordError(f"{file} is a folder, not an image")
     relative = (

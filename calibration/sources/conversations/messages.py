@@ -18,7 +18,12 @@ from calibration.sources.conversations.image_references import (
     base64_image,
     image_part,
 )
-from calibration.sources.records.record import RecordError, checked_text, json_type
+from calibration.sources.records.record import (
+    RecordError,
+    UnknownKeysError,
+    checked_text,
+    json_type,
+)
 
 _ROLES = {
     "system": "system",
@@ -59,7 +64,8 @@ def check_keys(
     null or nothing as value.
 
     Raises:
-        RecordError: other keys are there; the message names them.
+        RecordError: tools, videos or audio are there.
+        UnknownKeysError: other keys are there; the message names them.
     """
     unknown = [
         key
@@ -70,8 +76,7 @@ def check_keys(
         if key in _REFUSED:
             raise RecordError(f"{key!r} holds {_REFUSED[key]}, which are not read")
     if unknown:
-        names = ", ".join(map(repr, unknown))
-        raise RecordError(f"unknown key{'s' if len(unknown) > 1 else ''} {names}")
+        raise UnknownKeysError(unknown)
 
 
 def parse_message(value: Any, folder: Path, images: RecordImages) -> Message:
@@ -182,8 +187,14 @@ def _image_of_item(item: Mapping[str, Any], folder: Path) -> ImagePart | None:
         return base64_image(value)
     if keys[0] == "image_url" and isinstance(value, Mapping):
         check_keys(value, {"url", "detail"})
-        return image_part(value.get("url"), folder)
+        return image_part(_url(value), folder)
     if keys[0] == "source" and isinstance(value, Mapping):
         check_keys(value, {"type", "media_type", "data", "url"})
-        return base64_image(value["data"]) if "data" in value else image_part(value["url"], folder)
+        return base64_image(value["data"]) if "data" in value else image_part(_url(value), folder)
     return image_part(value, folder)
+
+
+def _url(image: Mapping[str, Any]) -> Any:
+    if "url" not in image:
+        raise RecordError(f"an image has no 'url'; its keys are {', '.join(map(str, image))}")
+    return image["url"]

@@ -21,7 +21,7 @@ from calibration.sources.records.reading import (
     sample_records,
     sampled_files,
 )
-from calibration.sources.records.record import ProblemList, RecordError
+from calibration.sources.records.record import ProblemList, RecordError, UnknownKeysError
 from compressor.data.pictures import check_header, without_pillow_warnings
 from compressor.errors import CompressError, DataError, MissingExtraError
 
@@ -123,6 +123,9 @@ def _conversations(
         has_records = True
         try:
             yield parse_conversation(record, ignored=ignored)
+        except UnknownKeysError as error:
+            names = ", ".join([*ignored, *error.names])
+            problems.add(f"{record.where}: {error}: set `ignore: [{names}]` if they are not needed")
         except RecordError as error:
             problems.add(f"{record.where}: {error}")
     is_whole = not sample or is_sampled_whole(file)

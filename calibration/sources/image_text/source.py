@@ -47,12 +47,12 @@ class ImageTextConfig(SourceConfig):
 
     path: str
     """A file of conversations, or a glob pattern of such files; relative to pipeline.yaml. They end
-    in `.jsonl`, `.ndjson`, `.json` or `.parquet`, and may be compressed by gzip. A record is
-    `{"messages": [{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text",
-    "text": "…"}]}, {"role": "assistant", "content": "…"}]}`, or has a form of OpenAI, Qwen-VL,
-    ShareGPT, LLaVA or LLaMA-Factory: `image_url` with a path or a `data:` URL, `conversations` of
-    `from` and `value`, `image` or `images` with `<image>` in the text. Paths of images are relative
-    to the file. Nothing is downloaded."""
+    in `.jsonl`, `.ndjson`, `.json` or `.parquet`; all but parquet may be compressed by gzip. A
+    record is `{"messages": [{"role": "user", "content": [{"type": "image", "path": "a.png"},
+    {"type": "text", "text": "…"}]}, {"role": "assistant", "content": "…"}]}`, or has a form of
+    OpenAI, Qwen-VL, ShareGPT, LLaVA or LLaMA-Factory: `image_url` with a path or a `data:` URL,
+    `conversations` of `from` and `value`, `image` or `images` with `<image>` in the text. Paths of
+    images are relative to the file. Nothing is downloaded."""
     processor: str
     """A checkpoint's folder with its tokenizer, chat template and image processor; relative to
     pipeline.yaml."""

@@ -25,6 +25,15 @@ _MARKS = (  # UTF-32 first, since its mark starts with that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _GZIP = b"\x1f\x8b"
+_OTHER_FORMATS = (
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it: zstd -d"),
+    (b"BZh91AY&SY", "compressed by bzip2", "decompress it: bunzip2"),
+    (b"\xfd7zXZ", "compressed by xz", "decompress it: unxz"),
+    (b"PK\x03\x04", "a zip archive, as .xlsx and .docx are", "extract or convert it to text"),
+    (b"PAR1", "a parquet file", "name it with the suffix .parquet"),
+    (b"%PDF-", "a PDF document", "convert it to text, such as by pdftotext"),
+)
+"""Starts of files that are often taken for text, their description, and the remedy."""
 _LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
 
@@ -88,16 +97,24 @@ def decode(content: bytes, where: str, encoding: str | None = None) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
+        _refuse_other_formats(content, where)
         raise DataError(
             f"{where} is not {encoding.removesuffix('-sig').upper()}: byte {error.start}",
             remedy="name a text file, or convert it: iconv -f ENCODING -t UTF-8",
         ) from error
     if "\0" in text:
+        _refuse_other_formats(content, where)
         raise DataError(
             f"{where} holds the character U+0000: it is binary, or UTF-16 without its mark",
             remedy="name a text file, or convert it: iconv -f UTF-16LE -t UTF-8",
         )
     return text
+
+
+def _refuse_other_formats(content: bytes, where: str) -> None:
+    for start, description, remedy in _OTHER_FORMATS:
+        if content.startswith(start):
+            raise DataError(f"{where} is {description}, not text", remedy=remedy)
 
 
 def decode_start(content: bytes, where: str) -> str:

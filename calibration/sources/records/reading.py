@@ -72,7 +72,10 @@ def _records(file: Path, problems: ProblemList, *, sample: bool) -> Iterator[Dat
 
 def is_sampled_whole(file: Path) -> bool:
     """Return True if a sample of a file has all of its records."""
-    return file.stat().st_size <= SAMPLED_BYTES and not is_compressed(file)
+    if not is_compressed(file):
+        return file.stat().st_size <= SAMPLED_BYTES
+    with open_data(file) as stream:
+        return len(stream.read(SAMPLED_BYTES + 1)) <= SAMPLED_BYTES
 
 
 def starts_with_record(file: Path) -> bool:

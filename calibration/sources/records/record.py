@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,19 @@ class DataRecord:
 
 class RecordError(Exception):
     """A problem with one record; the message does not repeat the record's place."""
+
+
+class UnknownKeysError(RecordError):
+    """A record, or an object in it, has keys that nothing reads.
+
+    Attributes:
+        names: the keys.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        plural = "s" if len(names) > 1 else ""
+        super().__init__(f"unknown key{plural} {', '.join(map(repr, names))}")
+        self.names = names
 
 
 class ProblemList:

@@ -8,14 +8,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from calibration.sources.records.encoding import SAMPLED_BYTES, decode, decode_start, open_data
+from calibration.sources.records.encoding import (
+    SAMPLED_BYTES,
+    decode,
+    decode_start,
+    is_compressed,
+    open_data,
+)
 from calibration.sources.records.record import DataRecord, ProblemList
-from compressor.artifacts.errors_from_os import reading
 from compressor.errors import DataError, MissingExtraError
 
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
 _SAMPLED_ROWS = 16
+_LARGEST_SAMPLED_GROUP = 1 << 26
+"""Bytes of the largest last row group of which a sample reads the end."""
 
 
 def read_csv(
@@ -23,7 +33,8 @@ def read_csv(
 ) -> Iterator[DataRecord]:
     """Yield the rows of a CSV file as records of text, and add its problems.
 
-    The first row names the columns. Blank lines are no rows.
+    The first row names the columns. Blank lines are no rows. Columns without a name, such as the
+    index that pandas writes, are left out.
 
     Args:
         file: the file.
@@ -46,7 +57,10 @@ def read_csv(
             return
         for line, cells in rows if is_whole else _without_last(rows):
             if len(cells) == len(header):
-                yield DataRecord(file, f":{line}", dict(zip(header, cells, strict=True)))
+                named = zip(header, cells, strict=True)
+                yield DataRecord(
+                    file, f":{line}", {name: cell for name, cell in named if name.strip()}
+                )
             else:
                 problems.add(
                     f"{file}:{line}: {len(cells)} cells, but the first row names {len(header)} "
@@ -54,7 +68,10 @@ def read_csv(
                 )
     except _CSVError as error:
         if is_whole or not error.at_end:
-            problems.add(f"{file}:{error.line}: not CSV: {error}")
+            problems.add(
+                f"{file}:{error.line}: not CSV: {error}; a cell that starts with a double quote "
+                "must end with one, and those within it are doubled"
+            )
 
 
 class _CSVError(Exception):
@@ -96,9 +113,13 @@ def _header_problem(header: list[str], delimiter: str) -> str | None:
     others = [other for other in ",;\t|" if other != delimiter and other in header[0]]
     if len(header) == 1 and others:
         return f"the only column is {header[0]!r}: separate cells by {delimiter!r}"
-    if not all(name.strip() for name in header):
-        return "a column has no name"
-    twice = sorted({name for name in header if header.count(name) > 1})
+    if not any(name.strip() for name in header):
+        return "no column has a name"
+    return _repeated_names([name for name in header if name.strip()])
+
+
+def _repeated_names(columns: list[str]) -> str | None:
+    twice = sorted({name for name in columns if columns.count(name) > 1})
     return f"columns have the same name: {', '.join(twice)}" if twice else None
 
 
@@ -116,7 +137,7 @@ def read_parquet(file: Path, *, sample: bool = False) -> Iterator[DataRecord]:
 
     Raises:
         MissingExtraError: pyarrow is not installed.
-        DataError: the file is not parquet.
+        DataError: the file is not parquet, is damaged, or has two columns of one name.
     """
     try:
         import pyarrow
@@ -125,20 +146,39 @@ def read_parquet(file: Path, *, sample: bool = False) -> Iterator[DataRecord]:
         raise MissingExtraError("pyarrow", f"reading {file}", "parquet") from error
     with open_data(file):  # names pointers of Git LFS and files without permission
         pass
-    number = 0
-    try:
-        with reading(file), parquet.ParquetFile(file, pre_buffer=False) as table:
-            for batch in table.iter_batches(batch_size=_SAMPLED_ROWS if sample else 1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    fields = {name: _without_nulls(value) for name, value in row.items()}
-                    yield DataRecord(file, f" row {number}", fields)
-                if sample:
-                    return
-    except pyarrow.ArrowException as error:
+    if is_compressed(file):
         raise DataError(
-            f"{file} is no readable parquet file: {error}", remedy="copy the file again"
+            f"{file} is compressed by gzip; parquet compresses its columns itself",
+            remedy=f"run: gunzip {file}",
+        )
+    try:
+        with parquet.ParquetFile(file, pre_buffer=False) as table:
+            if wrong := _repeated_names(table.schema_arrow.names):
+                raise DataError(f"{file}: {wrong}", remedy="rename one of them")
+            for number, row in _numbered_rows(table, sample=sample):
+                fields = {name: _without_nulls(value) for name, value in row.items()}
+                yield DataRecord(file, f" row {number}", fields)
+    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{file} is no readable parquet file: {reason}", remedy="copy the file again"
         ) from error
+
+
+def _numbered_rows(table: ParquetFile, *, sample: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the fields of each row; of a sample, the first and last rows."""
+    count = table.metadata.num_rows
+    if not sample or count <= 2 * _SAMPLED_ROWS:
+        batches = table.iter_batches(batch_size=1024)
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        return
+    first = next(table.iter_batches(batch_size=_SAMPLED_ROWS))
+    yield from enumerate(first.to_pylist(), start=1)
+    group = table.metadata.num_row_groups - 1
+    if table.metadata.row_group(group).total_byte_size <= _LARGEST_SAMPLED_GROUP:
+        *_, last = table.iter_batches(batch_size=_SAMPLED_ROWS, row_groups=[group])
+        start = count - last.num_rows + 1
+        yield from enumerate(last.to_pylist(), start=start)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -208,7 +208,7 @@ def test_the_digest_covers_fields_that_are_set(base):
 def test_unknown_keys_are_refused_unless_they_are_ignored(base):
     write_json(base / "talks.jsonl", [{"messages": TEXT_ONLY, "caption": "x"}])
     (problem,) = ImageText().problems(config_of(), SourceContext(base))
-    assert "talks.jsonl:1: unknown key 'caption'" in problem
+    assert "talks.jsonl:1: unknown key 'caption': set `ignore: [caption]`" in problem
     assert len(load(base, ignore=("caption",))) == 1
 
 

@@ -124,7 +124,7 @@ def test_the_date_of_a_template_is_fixed(tmp_path: Path) -> None:
         ([{"text": "a"}, {"messages": TURNS}], ":2: a conversation, but .* first record is a text"),
         ([{"messages": TURNS}, {"text": "a"}], ":2: a text, but .* first record is a conversation"),
         ([{"messages": [{"role": "user", "content": None}]}], ":1: messages.0.: 'content' is null"),
-        ([{"messages": TURNS, "prompt": "a"}], ":1: unknown key 'prompt'"),
+        ([{"messages": TURNS, "prompt": "a"}], ":1: unknown key 'prompt': set `field: messages`"),
         ([{"text": "half \ud800"}], "half of a surrogate pair"),
         ([], "holds no records|is empty"),
     ],
