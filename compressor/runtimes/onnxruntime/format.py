@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.errors import ModelError
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.decoding import Array, Decoder, DecoderOptions, GenerationLimits
 from compressor.runtimes.foreign.identify import identify
@@ -52,18 +53,21 @@ class Onnx(Format):
         """Return the graphs with their external data, config, tokenizer and processor.
 
         Raises:
-            ModelError: the file is not an ONNX file, or is truncated.
+            ModelError: a graph is no ONNX file, is truncated, or its external data is missing.
         """
-        from compressor.graphs.external_data import external_locations
         from compressor.models.checkpoint.companions import companion_files
 
         if path.is_file():
-            names = external_locations(path)
-            return {_MODEL: path, **{name: path.parent / name for name in sorted(names)}}
+            return {
+                _MODEL: path,
+                **{
+                    file.relative_to(path.parent).as_posix(): file for file in _external_files(path)
+                },
+            }
         graphs = [path / name for name in (_MODEL, _VISION) if (path / name).is_file()]
         files = [
             *graphs,
-            *(path / name for graph in graphs for name in external_locations(graph)),
+            *(file for graph in graphs for file in _external_files(graph)),
             *(path / name for name in _DESCRIPTIONS if (path / name).is_file()),
             *companion_files(path),
         ]
@@ -170,6 +174,23 @@ class Onnx(Format):
             low_precision.integer_mac_share(nodes),
             tuple(low_precision.slowdown_reasons(nodes)),
         )
+
+
+def _external_files(graph: Path) -> list[Path]:
+    """Return the files with a graph's external data.
+
+    Raises:
+        ModelError: the graph is damaged, or files are missing.
+    """
+    from compressor.graphs.external_data import external_locations
+
+    files = [graph.parent / name for name in sorted(external_locations(graph))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ModelError(
+            f"{graph} has external data that is missing: {', '.join(missing)}",
+            remedy="copy the files that belong to the graph beside it",
+        )
+    return files
 
 
 def _size_bytes(files: Mapping[str, Path]) -> int:
