@@ -47,7 +47,7 @@ class Awq(Pass[AwqConfig]):
     """
 
     name = "awq"
-    version = 3
+    version = 4
     accepts = frozenset({"torch"})
     produces = "packed"
     Config = AwqConfig

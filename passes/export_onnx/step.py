@@ -46,7 +46,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     """
 
     name = "export-onnx"
-    version = 9
+    version = 10
     accepts = frozenset({"torch", "quantized", "packed"})
     produces = "onnx"
     Config = ExportOnnxConfig

@@ -41,7 +41,7 @@ class Prune(Pass[PruneConfig]):
     """
 
     name = "prune"
-    version = 3
+    version = 4
     accepts = frozenset({"torch"})
     produces = "torch"
     Config = PruneConfig
