@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 
 from calibration.sources.arrays import ArrayDataset, draw_indices, draw_problems
 from calibration.sources.picture_checks import (
+    folder_notes,
     folder_problems,
     header_problems,
     shared_pictures_note,
@@ -87,7 +88,7 @@ class Images(DataSource[ImagesConfig]):
                 "class",
             ]
         found = scan_picture_folders(root)
-        for note in found.notes():
+        for note in (*found.notes(), *folder_notes(found, numbered=config.numbered)):
             context.note(note)
         return [
             *draw_problems(config),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from compressor.data.pictures import (
 from compressor.errors import CompressError
 
 _LARGEST_CLASS = 1 << 31
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
+"""Names of the parts of a data set, in lower case."""
 _HEADERS = 512
 """About the largest number of headers that are read."""
 _HEADERS_PER_CLASS = 6
@@ -35,6 +38,8 @@ def folder_problems(path: str, found: PictureFolders, *, numbered: bool) -> Iter
         )
     if numbered:
         yield from _number_problems(path, found.classes)
+    yield from _split_problems(path, found)
+    yield from _equal_name_problems(path, found.classes)
     skipped = Counter(file.relative_to(found.root).parts[0] for file in found.skipped)
     for name, files in found.classes.items():
         if not files:
@@ -54,6 +59,58 @@ def _number_problems(path: str, classes: Iterable[str]) -> Iterator[str]:
     for number, equal in by_number.items():
         if len(equal) > 1:
             yield f"{path}: the folders {', '.join(equal)} are all class {number}; merge them"
+
+
+def _split_problems(path: str, found: PictureFolders) -> Iterator[str]:
+    """Yield the folders that are the parts of a data set, with the classes inside of them."""
+    splits = [
+        name
+        for name, files in found.classes.items()
+        if name.lower() in _SPLITS and files and all(_is_nested(file, found) for file in files)
+    ]
+    if splits and len(splits) == len(found.classes):
+        yield (
+            f"{path} holds parts of a data set, not classes ({', '.join(splits)}); name one of "
+            f"them: `path: {path.rstrip('/')}/{splits[0]}`"
+        )
+
+
+def _is_nested(file: Path, found: PictureFolders) -> bool:
+    """Return True if a picture is in a folder inside of its class folder."""
+    return len(file.relative_to(found.root).parts) > 2
+
+
+def _equal_name_problems(path: str, classes: Iterable[str]) -> Iterator[str]:
+    """Yield the folders whose names look the same: blanks around them, or forms of Unicode."""
+    by_name: dict[str, list[str]] = {}
+    for name in classes:
+        by_name.setdefault(unicodedata.normalize("NFC", name).strip(), []).append(name)
+    for equal in by_name.values():
+        if len(equal) > 1:
+            names = " and ".join(map(ascii, equal))
+            yield f"{path}: the folders {names} differ only in blanks or Unicode form; merge them"
+
+
+def folder_notes(found: PictureFolders, *, numbered: bool) -> Iterator[str]:
+    """Yield lines about folders that are classes, though they may not be meant to be."""
+    name = found.root.name
+    if not numbered and found.classes and all(map(_is_number, found.classes)):
+        others = [(label, text) for label, text in enumerate(found.classes) if label != int(text)]
+        if others:
+            label, folder = others[0]
+            yield (
+                f"{name}: the folders are numbers, and the order of their names gives the labels: "
+                f"folder {folder} has label {label}; set `numbered: true` if the numbers are the "
+                "labels"
+            )
+    if len(found.classes) == 1 and (files := next(iter(found.classes.values()))):
+        only = next(iter(found.classes))
+        folders = {file.relative_to(found.root).parts[1] for file in files}
+        if len(folders) > 1 and all(_is_nested(file, found) for file in files):
+            yield (
+                f"{name}: the only class is {only!r}, with all pictures in folders of its own; if "
+                f"those are the classes, name {only!r} in `path`"
+            )
 
 
 def _is_number(name: str) -> bool:

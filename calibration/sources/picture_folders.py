@@ -65,7 +65,9 @@ def scan_picture_folders(root: Path) -> PictureFolders:
     found = PictureFolders(root)
     folders = []
     for entry in _entries(root, found):
-        if _is_directory(entry, found):
+        if _is_folder_link_to_nowhere(entry):
+            found.problems.append(str(file_problem(Path(entry.path))))
+        elif _is_directory(entry):
             folders.append(Path(entry.path))
         elif _has_picture_suffix(entry.name):
             found.outside.append(Path(entry.path))
@@ -90,7 +92,9 @@ def _pictures(folder: Path, found: PictureFolders, above: tuple[str, ...]) -> It
         return
     for entry in _entries(folder, found):
         path = Path(entry.path)
-        if _is_directory(entry, found):
+        if _is_folder_link_to_nowhere(entry):
+            found.problems.append(str(file_problem(path)))
+        elif _is_directory(entry):
             if _has_picture_suffix(entry.name):
                 found.problems.append(f"{path} is a directory, not a picture")
             else:
@@ -118,14 +122,19 @@ def _entries(folder: Path, found: PictureFolders) -> list[os.DirEntry[str]]:
     return [entry for entry in visible if entry not in unnamed] if unnamed else visible
 
 
-def _is_directory(entry: os.DirEntry[str], found: PictureFolders) -> bool:
-    """Return True for a directory or a link to one; a link that loops is a problem."""
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    """Return True for a directory or a link to one."""
     try:
         return entry.is_dir()
-    except OSError:  # links that form a loop, which `file_problem` names if they are pictures
-        if not _has_picture_suffix(entry.name):
-            found.problems.append(str(file_problem(Path(entry.path))))
+    except OSError:  # links that form a loop
         return False
+
+
+def _is_folder_link_to_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Return True for a link without a picture's suffix whose target is missing, or a loop."""
+    if not entry.is_symlink() or _has_picture_suffix(entry.name):
+        return False
+    return not os.path.exists(entry.path)  # noqa: PTH110 - False for loops, where Path raises
 
 
 def _is_utf8(name: str) -> bool:

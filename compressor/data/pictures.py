@@ -25,6 +25,8 @@ WHITE = "#ffffff"
 HEIC_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 """Brands in the first box of a HEIC file, after the letters ``ftyp``."""
+_OTHER_SUFFIXES = frozenset({".mpo"})
+"""Suffixes that Pillow reads without registering them: MPO is opened as JPEG."""
 _NOT_DECODED = frozenset({"EPS", "MPEG"})
 """Formats that Pillow opens but does not decode itself: EPS runs Ghostscript, a program."""
 _SINGLE_PICTURE = frozenset({"MPO", "PSD"})
@@ -118,7 +120,7 @@ def picture_suffixes() -> frozenset[str]:
 
     formats = _formats()
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
-    return frozenset(known | HEIC_SUFFIXES)
+    return frozenset(known | HEIC_SUFFIXES | _OTHER_SUFFIXES)
 
 
 def parse_colour(text: str) -> str:
@@ -192,7 +194,7 @@ def _opened(file: Path) -> Iterator[ImageFile.ImageFile]:
             raise MissingExtraError("pillow-heif", f"{file} is HEIC, which", "heic") from error
         raise DataError(f"{file} is no picture in a format that Pillow reads") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{file} is too large: {error}") from error
+        raise DataError(f"{file} is too large: {error}", remedy="scale it down") from error
     except DataError:
         raise
     except Exception as error:  # decoders raise any class on broken files, such as struct.error
@@ -215,7 +217,7 @@ def _check_size(picture: Image.Image) -> None:
     if most is not None and pixels > most:
         raise Image.DecompressionBombError(
             f"{picture.width} × {picture.height} pixels exceed the limit of {most} against "
-            "decompression bombs; scale it down"
+            "decompression bombs"
         )
 
 

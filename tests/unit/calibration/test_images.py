@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +125,11 @@ def test_files_of_other_kinds_are_skipped_counted_and_named(pictures: Path) -> N
 
 
 def test_every_format_of_pillow_is_a_sample(pictures: Path) -> None:
-    for suffix in ("tif", "tiff", "jp2", "avif", "ico", "ppm", "TGA", "jfif", "JPG"):
+    for suffix in ("tif", "tiff", "jp2", "avif", "ico", "ppm", "TGA", "jfif", "JPG", "mpo"):
         Image.new("RGB", (16, 16), (255, 0, 0)).save(pictures / "p" / "red" / f"x.{suffix}")
     samples = Images().load(config_of(image_size=8), SourceContext(pictures))
-    assert len(samples) == 15
-    reds = samples.batch(np.arange(3, 15))["image"]
+    assert len(samples) == 16
+    reds = samples.batch(np.arange(3, 16))["image"]
     assert (reds[:, 0] > 250).all()
     assert (reds[:, 1:] < 5).all()
 
@@ -234,3 +235,45 @@ def test_heic_without_its_extra_is_a_problem_of_the_plan(
     (problem,) = Images().problems(config_of(), SourceContext(pictures))
     assert "HEIC (1 of 7 pictures: red/a.HEIC) needs" in problem
     assert "pip install 'autoglm-compress[heic]'" in problem
+
+
+def test_links_to_missing_folders_are_problems(pictures: Path) -> None:
+    (pictures / "p" / "green").symlink_to("/mnt/elsewhere/green")
+    (pictures / "p" / "red" / "more").symlink_to("more")
+    assert sorted(Images().problems(config_of(), SourceContext(pictures))) == [
+        f"{pictures}/p/green is a link to /mnt/elsewhere/green, which does not exist",
+        f"{pictures}/p/red/more cannot be read: Too many levels of symbolic links",
+    ]
+
+
+def test_the_parts_of_a_data_set_are_no_classes(pictures: Path) -> None:
+    for part in ("train", "val"):
+        shutil.copytree(pictures / "p", pictures / "all" / part)
+    (problem,) = Images().problems(config_of("all/"), SourceContext(pictures))
+    assert "parts of a data set, not classes (train, val)" in problem
+    assert "`path: all/train`" in problem
+    assert Images().problems(config_of("all/train"), SourceContext(pictures)) == []
+
+
+def test_folders_of_one_visible_name_are_refused(pictures: Path) -> None:
+    for name in ("caf\u00e9", "cafe\u0301", "red "):
+        shutil.copytree(pictures / "p" / "red", pictures / "p" / name)
+    problems = Images().problems(config_of(), SourceContext(pictures))
+    assert problems == [
+        r"p: the folders 'cafe\u0301' and 'caf\xe9' differ only in blanks or Unicode form; merge "
+        "them",
+        "p: the folders 'red' and 'red ' differ only in blanks or Unicode form; merge them",
+    ]
+
+
+def test_folders_that_may_not_be_the_intended_classes_are_noted(pictures: Path) -> None:
+    notes: list[str] = []
+    context = SourceContext(pictures, note=notes.append)
+    assert Images().problems(config_of("."), context) == []
+    assert notes.pop().endswith("if those are the classes, name 'p' in `path`")
+    (pictures / "p" / "blue").rename(pictures / "p" / "9")
+    (pictures / "p" / "red").rename(pictures / "p" / "10")
+    assert Images().problems(config_of(), context) == []
+    assert "folder 10 has label 0; set `numbered: true`" in notes.pop()
+    assert Images().problems(config_of(numbered=True), context) == []
+    assert notes == []
