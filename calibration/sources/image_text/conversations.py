@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,10 @@ from calibration.sources.records.reading import (
     sampled_files,
 )
 from calibration.sources.records.record import ProblemList, RecordError, UnknownKeysError
-from compressor.data.pictures import check_header, without_pillow_warnings
+from compressor.data.pictures import check_header, open_picture, without_pillow_warnings
 from compressor.errors import CompressError, DataError, MissingExtraError
+
+_MAX_THREADS = 8
 
 
 def read_conversations(files: Iterable[Path], ignored: Collection[str]) -> list[Conversation]:
@@ -59,20 +64,39 @@ def sample_problems(files: Sequence[Path], ignored: Collection[str]) -> list[str
     return [*problems, *image_problems(conversations)]
 
 
-def image_problems(conversations: Iterable[Conversation]) -> ProblemList:
-    """Return the images whose headers cannot be read, each with its conversation."""
-    problems, seen = ProblemList(), set[Path | bytes]()
+def image_problems(conversations: Iterable[Conversation], *, decode: bool = False) -> ProblemList:
+    """Return the images that cannot be read, each with its first conversation.
+
+    Args:
+        conversations: the conversations.
+        decode: decode the images; by default only their headers are read.
+    """
+    owners: dict[Path | bytes, Conversation] = {}
     for conversation in conversations:
         for image in conversation.images:
-            if image in seen:
-                continue
-            seen.add(image)
-            try:
-                with without_pillow_warnings(), _image_file(image) as file:
-                    check_header(file)
-            except (DataError, MissingExtraError) as error:
-                problems.add(f"{conversation.where}: {error}")
+            owners.setdefault(image, conversation)
+    problems, threads = ProblemList(), min(_MAX_THREADS, os.cpu_count() or 1)
+    with without_pillow_warnings(), ThreadPoolExecutor(threads) as pool:
+        found = pool.map(partial(_image_problem, decode=decode), owners)
+        for problem, conversation in zip(found, owners.values(), strict=True):
+            if problem is not None:
+                problems.add(f"{conversation.where}: {problem}")
     return problems
+
+
+def _image_problem(image: Path | bytes, *, decode: bool) -> str | None:
+    """Return the reason that an image cannot be read; None if it can."""
+    with _image_file(image) as file:
+        try:
+            if decode:
+                open_picture(file)
+            else:
+                check_header(file)
+        except (DataError, MissingExtraError) as error:
+            reason = str(error)
+            is_stored = isinstance(image, bytes)
+            return reason.replace(str(file), "an image in the record") if is_stored else reason
+    return None
 
 
 @contextmanager

@@ -137,7 +137,9 @@ class ImageText(DataSource[ImageTextConfig]):
         )
 
     def load(self, config: ImageTextConfig, context: SourceContext) -> Dataset:
-        """Read the conversations; images are read when their samples are.
+        """Read the conversations, and decode their images once, to name all that are broken.
+
+        The images are decoded again when their samples are read.
 
         Raises:
             DataError: records are invalid, images are missing or broken, there are no
@@ -145,13 +147,14 @@ class ImageText(DataSource[ImageTextConfig]):
             MissingExtraError: a file or an image needs a library that is not installed.
         """
         pool = read_conversations(match_files(config.path, context), config.ignore)
-        image_problems(pool).raise_if_any()
         if not pool:
             raise DataError(f"{config.path} holds no conversation")
         indices = draw_indices(len(pool), config.num_samples, config.seed)
+        drawn = [pool[index] for index in indices]
+        image_problems(drawn, decode=True).raise_if_any()
         processor = Processor((context.base / config.processor).resolve())
         processor.processor.chat_template = with_fixed_date(processor.processor.chat_template)
-        return _Conversations([pool[index] for index in indices], processor, config)
+        return _Conversations(drawn, processor, config)
 
 
 class _Conversations(Dataset):
@@ -219,10 +222,10 @@ def encode_conversation(
     try:
         with template_messages(conversation) as messages:
             arrays = processor.encode(messages, background=background)
-            prompt = (
-                processor.encode(messages[:-1], background=background, add_generation_prompt=True)
+            prompt_length = (
+                _prompt_length(processor, messages, arrays["input_ids"], background)
                 if conversation.is_answered
-                else None
+                else 0
             )
     except MissingExtraError:
         raise
@@ -234,11 +237,34 @@ def encode_conversation(
         ) from error
     ids_T = arrays["input_ids"]
     learned_T = arrays["mm_token_type_ids"] == 0
-    if prompt is not None:
-        prompt_length = len(prompt["input_ids"])
-        if np.array_equal(prompt["input_ids"], ids_T[:prompt_length]):
-            learned_T[:prompt_length] = False
+    learned_T[:prompt_length] = False
     return {**arrays, "label": np.where(learned_T, ids_T, _IGNORED)}
+
+
+def _prompt_length(
+    processor: Processor, messages: Sequence[dict[str, Any]], ids_T: Array, background: str
+) -> int:
+    """Return the number of tokens before the answer, which is the last message.
+
+    Some templates write the text before a given answer differently from a prompt, such as without
+    its `<think>`. Then the answer starts where another answer in its place gives another token.
+    """
+    *before, answer = messages
+    prompt = processor.encode(before, background=background, add_generation_prompt=True)
+    prompt_length = len(prompt["input_ids"])
+    if np.array_equal(prompt["input_ids"], ids_T[:prompt_length]):
+        return prompt_length
+    text = "".join(part.get("text", "") for part in answer["content"])
+    other = {**answer, "content": [{"type": "text", "text": "1" if text[:1] == "0" else "0"}]}
+    replaced = processor.encode([*before, other], background=background)["input_ids"]
+    return _equal_tokens(replaced, ids_T)
+
+
+def _equal_tokens(first_T: Array, second_T: Array) -> int:
+    """Return the number of tokens at the start in which two texts are equal."""
+    length = min(len(first_T), len(second_T))
+    differing = np.flatnonzero(first_T[:length] != second_T[:length])
+    return int(differing[0]) if len(differing) else length
 
 
 def _stack_padded(arrays: Sequence[Array], padding: int) -> Array:

@@ -13,6 +13,7 @@ from compressor.data.contract import SourceContext
 from compressor.errors import DataError
 from compressor.runtimes.session import match_inputs
 from tests.support.processors import (
+    TEMPLATE,
     message,
     write_conversations,
     write_picture,
@@ -230,3 +231,26 @@ def test_a_slow_tokenizer_is_named_with_the_command_that_converts_it(base):
     (base / "tokenizer.json").rename(base / "tokenizer.model")
     (problem,) = ImageText().problems(config_of(), SourceContext(base))
     assert "has tokenizer.model, but no tokenizer.json" in problem
+
+
+def test_a_truncated_picture_is_named_before_anything_is_encoded(base):
+    write_conversations(base / "talks.jsonl", *[WITH_IMAGE] * 3, WITH_WIDE_IMAGE, WITH_IMAGE)
+    content = (base / "b.png").read_bytes()
+    (base / "b.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"talks\.jsonl:4: .*b\.png cannot be decoded"):
+        load(base)
+
+
+def test_the_answer_is_found_where_a_prompt_is_written_differently(base):
+    template = TEMPLATE.replace("<assistant> {% endif", "<assistant> w99 {% endif")
+    (base / "chat_template.jinja").write_text(template)
+    batch = load(base).batch(np.arange(1))
+    assert batch["input_ids"][0].tolist()[-4:] == [2, 12, 13, 3]
+    assert batch["label"].tolist() == [[-100] * 10 + [12, 13, 3, -100]]
+    early = TEMPLATE.replace(
+        "<{{ message.role }}> ", "<{{ message.role }}> {{ 'w8 ' if loop.last }}"
+    )
+    (base / "chat_template.jinja").write_text(early)
+    batch = load(base).batch(np.array([1]))
+    assert batch["input_ids"].tolist() == [[1, 20, 3, 2, 21, 3, 1, 22, 23, 3, 2, 8, 24, 3]]
+    assert batch["label"].tolist() == [[-100] * 11 + [24, 3, -100]]
