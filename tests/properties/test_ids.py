@@ -13,7 +13,7 @@ from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
 from compressor.engine.plan.pipeline import load_pipeline
 from compressor.engine.plan.planner import make_plan
-from tests.support.tiny_files import draw_pictures
+from tests.support.tiny_files import draw_pictures, tiny_onnx
 
 PIPELINE = """\
 # {comment}
@@ -39,10 +39,11 @@ EXPLICIT = ", sleep: 0.0, fail: null"
 
 
 def plan_ids(content: bytes = b"a model", **values: object) -> list[str]:
-    """Return the ids of source and both steps, for a model file and values of the pipeline."""
+    """Return the ids of source and both steps, for a file of the model and pipeline values."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model").mkdir()
-        (Path(folder) / "model" / "model.onnx").write_bytes(content)
+        (Path(folder) / "model" / "model.onnx").write_bytes(tiny_onnx())
+        (Path(folder) / "model" / "tokenizer.json").write_bytes(content)
         file = Path(folder) / "pipeline.yaml"
         file.write_text(PIPELINE.format(**{**DEFAULTS, **values}))
         pipeline = load_pipeline(file)

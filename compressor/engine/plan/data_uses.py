@@ -49,10 +49,21 @@ class PlannedData:
     def __init__(self, pipeline: Pipeline, sources: SourceContext, problems: list[Problem]) -> None:
         self.pipeline, self.sources, self.problems = pipeline, sources, problems
         self._digests: dict[str, str] = {}
+        self._unusable: set[str] = set()
+        """Data sets with problems of their own, of which nothing more is known."""
         self._facts: dict[str, DataFacts] = {}
 
+    def check_sets(self) -> None:
+        """Check every data set by itself, such as for missing files."""
+        for name, data_set in self.pipeline.data.items():
+            for text in data_set.source.problems(data_set.config, self.sources):
+                self._unusable.add(name)
+                self.problems.append(self.pipeline.document.problem(("data", name), text))
+
     def digest(self, name: str) -> str:
-        """Return the digest of a data set."""
+        """Return the digest of a data set; its name if the set cannot be used."""
+        if name in self._unusable:
+            return name
         if name not in self._digests:
             data_set = self.pipeline.data[name]
             self._digests[name] = data_set.source.digest(data_set.config, self.sources)
@@ -60,6 +71,8 @@ class PlannedData:
 
     def facts(self, name: str) -> DataFacts:
         """Return what is known of a data set; nothing if that cannot be determined."""
+        if name in self._unusable:
+            return DataFacts()
         if name not in self._facts:
             data_set = self.pipeline.data[name]
             self._facts[name] = DataFacts()

@@ -10,18 +10,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.fingerprint import digest_json, digest_tree
 from compressor.artifacts.store import MANIFEST, Artifact, Store, open_artifact
 from compressor.config.document import Location
 from compressor.config.record import with_former_names
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
-from compressor.engine.contract import Estimate, Pass, PlanContext
-from compressor.engine.machine import tool_version
+from compressor.engine.contract import Estimate, PlanContext
 from compressor.engine.plan.capabilities import missing_capabilities
 from compressor.engine.plan.class_checks import class_notes, class_problems
 from compressor.engine.plan.config import SOURCE
 from compressor.engine.plan.data_uses import PlannedData, measured_uses, pass_uses
+from compressor.engine.plan.identity import (
+    compute_id,
+    replace_value,
+    third_party_digest,
+    tool_versions,
+)
 from compressor.engine.plan.pipeline import Pipeline, Step, reference_of
 from compressor.engine.plan.plan import (
     Builder,
@@ -129,9 +133,12 @@ class _Planner:
         return Plan(self.pipeline, store, self.seed, self.device, self.sources, steps)
 
     def check(self) -> None:
-        self.problems += wiring_problems(self.pipeline, self.sources)
+        self.problems += wiring_problems(self.pipeline)
         source = self._open_source()
-        self._raise_if_any()
+        misfits = len(self.problems)
+        self.data.check_sets()
+        if misfits:  # nothing more can be planned; with data alone, the steps are checked too
+            self._raise_if_any()
         self._plan_reference()
         self._plan_source(source)
         for step in self.pipeline.steps:
@@ -225,7 +232,7 @@ class _Planner:
     def _add_source(self, source: SourceModel) -> None:
         facts = source.facts()
         config = {} if self.store is None else source.fingerprint()
-        tools = _versions(source.tools)
+        tools = tool_versions(source.tools)
         self._add(
             _StepWithoutId(
                 name=SOURCE,
@@ -245,12 +252,12 @@ class _Planner:
         for location, target, name in references(step.config):
             if target.to == "data":
                 data[name] = self._digest(name)
-                _replace_value(hashed_config, location, data[name])
+                replace_value(hashed_config, location, data[name])
             elif target.to == "step":
                 if name not in self.steps:
                     self._add_existing(name, self._resolve(name))
                 inputs[str(location[-1])] = name  # the field's name is the role
-                _replace_value(hashed_config, location, self.steps[name].artifact_id)
+                replace_value(hashed_config, location, self.steps[name].artifact_id)
         pass_ = step.pass_
         estimate = self._estimate(step, inputs)
         self._add(
@@ -260,7 +267,7 @@ class _Planner:
                     pass_.name,
                     pass_.version,
                     step.config.model_dump(mode="json"),
-                    _third_party_digest(pass_),
+                    third_party_digest(pass_),
                     self._tools(step),
                     data,
                 ),
@@ -276,7 +283,7 @@ class _Planner:
 
     def _tools(self, step: Step) -> dict[str, str]:
         try:
-            return _versions(step.pass_.tools_for(step.config))
+            return tool_versions(step.pass_.tools_for(step.config))
         except CompressError as error:
             self._add_problem(("passes", step.index), error.what, error.remedy)
             return {}
@@ -319,18 +326,8 @@ class _Planner:
         """Compute a step's id from all that can change the bytes, and look it up in the store."""
         recipe = draft.recipe
         inputs = {role: self.steps[parent].artifact_id for role, parent in draft.inputs.items()}
-        artifact_id = digest_json(
-            {
-                "pass": [recipe.pass_name, recipe.pass_version, recipe.code],
-                "config": draft.hashed_config,
-                "inputs": inputs,
-                "data": sorted(recipe.data.values()),
-                "tools": recipe.tools,
-                "seed": self.seed,
-                "threads": self.pipeline.config.threads,
-                "device": self.device,
-            }
-        )
+        settings = (self.seed, self.pipeline.config.threads, self.device)
+        artifact_id = compute_id(recipe, draft.hashed_config, inputs, settings)
         reference_id = self._reference_id(draft.name, artifact_id)
         measured = self._measurement_digest(draft, reference_id)
         uses = (*draft.data, *self._measured_uses(draft, measured, reference_id))
@@ -382,24 +379,3 @@ class _Planner:
 def _facts_of(artifact: Artifact) -> ModelFacts:
     model = StoredModel.of(artifact)
     return model.format.facts(model.path)
-
-
-def _versions(tools: tuple[str, ...]) -> dict[str, str]:
-    return {tool: tool_version(tool) for tool in tools}
-
-
-def _replace_value(tree: Any, location: Location, value: str) -> None:
-    """Replace the value at a location, in place."""
-    for part in location[:-1]:
-        tree = tree[part]
-    tree[location[-1]] = value
-
-
-def _third_party_digest(pass_: Pass[Any]) -> str | None:
-    """Return the sha256 of a third-party pass's package; None for passes of this project."""
-    import sys
-
-    module = sys.modules[type(pass_).__module__]
-    if module.__name__.split(".")[0] == "passes" or module.__file__ is None:
-        return None
-    return digest_tree(Path(module.__file__).parent, "*.py")

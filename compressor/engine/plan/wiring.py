@@ -7,7 +7,6 @@ from typing import Any
 
 from compressor.config.discovery import suggestion
 from compressor.config.validation import references
-from compressor.data.contract import SourceContext
 from compressor.engine.plan.capabilities import installed_passes
 from compressor.engine.plan.config import SOURCE
 from compressor.engine.plan.gate_problems import gate_problems
@@ -16,9 +15,9 @@ from compressor.errors import Problem
 from compressor.runtimes.formats import accepts, format_named
 
 
-def wiring_problems(pipeline: Pipeline, sources: SourceContext) -> list[Problem]:
+def wiring_problems(pipeline: Pipeline) -> list[Problem]:
     """Return everything that does not fit, with its place in the file."""
-    return _Wiring(pipeline, sources).check()
+    return _Wiring(pipeline).check()
 
 
 def format_problem(pipeline: Pipeline, step: Step, parent: str, format_name: str) -> Problem:
@@ -57,23 +56,17 @@ def _way_to_read(pipeline: Pipeline, step: Step, format_name: str) -> str:
 
 
 class _Wiring:
-    def __init__(self, pipeline: Pipeline, sources: SourceContext) -> None:
-        self.pipeline, self.sources = pipeline, sources
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
         self.problems: list[Problem] = []
 
     def check(self) -> list[Problem]:
-        self._check_data()
         self._check_evaluate()
         self._check_order()
         return self.problems + gate_problems(self.pipeline)
 
     def _problem(self, at: tuple[str | int, ...], what: str, **more: str | None) -> None:
         self.problems.append(self.pipeline.document.problem(at, what, **more))
-
-    def _check_data(self) -> None:
-        for name, data_set in self.pipeline.data.items():
-            for text in data_set.source.problems(data_set.config, self.sources):
-                self._problem(("data", name), text)
 
     def _check_evaluate(self) -> None:
         evaluate = self.pipeline.config.evaluate

@@ -1,0 +1,63 @@
+"""Ids of artifacts: digests of everything that can change their bytes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.artifacts.fingerprint import digest_json, digest_tree
+from compressor.config.document import Location
+from compressor.engine.contract import Pass
+from compressor.engine.machine import tool_version
+from compressor.engine.plan.plan import Recipe
+
+
+def compute_id(
+    recipe: Recipe,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    settings: tuple[int, int, str],
+) -> str:
+    """Return the id of an artifact.
+
+    Args:
+        recipe: pass, versions of its code and tools, and digests of its data sets.
+        config: the config with ids in place of the names of steps and data sets.
+        inputs: role to id of the artifacts that the pass reads.
+        settings: seed, number of threads, and device.
+    """
+    seed, threads, device = settings
+    return digest_json(
+        {
+            "pass": [recipe.pass_name, recipe.pass_version, recipe.code],
+            "config": config,
+            "inputs": inputs,
+            "data": sorted(recipe.data.values()),
+            "tools": recipe.tools,
+            "seed": seed,
+            "threads": threads,
+            "device": device,
+        }
+    )
+
+
+def tool_versions(tools: tuple[str, ...]) -> dict[str, str]:
+    """Return the installed version of each Python distribution."""
+    return {tool: tool_version(tool) for tool in tools}
+
+
+def replace_value(tree: Any, location: Location, value: str) -> None:
+    """Replace the value at a location, in place."""
+    for part in location[:-1]:
+        tree = tree[part]
+    tree[location[-1]] = value
+
+
+def third_party_digest(pass_: Pass[Any]) -> str | None:
+    """Return the sha256 of a third-party pass's package; None for passes of this project."""
+    module = sys.modules[type(pass_).__module__]
+    if module.__name__.split(".")[0] == "passes" or module.__file__ is None:
+        return None
+    return digest_tree(Path(module.__file__).parent, "*.py")
