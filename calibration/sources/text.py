@@ -31,8 +31,8 @@ from calibration.sources.starter import shortened, tokenizer_path
 from calibration.sources.text_contents import (
     ChatRenderer,
     FileTexts,
-    chat_problems,
     holds_conversations,
+    planned_chat_problems,
     read_contents,
 )
 from compressor.artifacts.fingerprint import digest_file, digest_json
@@ -192,7 +192,7 @@ def _explicit_field(config: TextConfig) -> str | None:
 
 def _sample_problems(config: TextConfig, context: SourceContext, files: list[Path]) -> list[str]:
     """Return the problems of the first and last records, and of a missing chat template."""
-    problems, has_conversations = ProblemList(), False
+    problems, conversations = ProblemList(), list[Conversation]()
     for file in sampled_files(files):
         try:
             if not holds_records(file):
@@ -202,14 +202,14 @@ def _sample_problems(config: TextConfig, context: SourceContext, files: list[Pat
                         f"{file.name}.jsonl to read its records"
                     )
                 continue
-            for content in read_contents(file, _explicit_field(config), problems, sample=True):
-                has_conversations |= isinstance(content, Conversation)
+            contents = read_contents(file, _explicit_field(config), problems, sample=True)
+            conversations += [item for item in contents if isinstance(item, Conversation)]
         except CompressError as error:
             problems.add(str(error))
-    if not has_conversations:
+    if not conversations:
         return list(problems)
     tokenizer = None if config.tokenizer is None else tokenizer_file(config.tokenizer, context)
-    return [*problems, *chat_problems(tokenizer)]
+    return [*problems, *planned_chat_problems(tokenizer, conversations)]
 
 
 def _windows(

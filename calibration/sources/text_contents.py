@@ -30,6 +30,7 @@ from compressor.models.families.transformers.chat_templates import (
     render_chat,
     with_fixed_date,
 )
+from compressor.models.families.transformers.planned_template import PlannedTemplate
 
 _TEXT = "text"
 """Key of the text in a record by default."""
@@ -156,9 +157,7 @@ class ChatRenderer:
         return texts
 
     def _render(self, conversation: Conversation) -> str:
-        messages = [
-            {"role": message.role, "content": message.text} for message in conversation.messages
-        ]
+        messages = _text_messages(conversation)
         try:
             text = render_chat(self._tokenizer, messages, template=self._template)
         except Exception as error:  # templates raise any class, on purpose or not
@@ -166,6 +165,33 @@ class ChatRenderer:
         if not text.strip():
             raise RecordError("the chat template renders nothing")
         return text
+
+
+def _text_messages(conversation: Conversation) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.text} for message in conversation.messages]
+
+
+def planned_chat_problems(
+    tokenizer: Path | None, conversations: Sequence[Conversation]
+) -> list[str]:
+    """Return the problems of a set of conversations that show without transformers.
+
+    Args:
+        tokenizer: the tokenizer's file; None for bytes.
+        conversations: the first and last conversations.
+    """
+    problems = ProblemList()
+    try:
+        found = chat_problems(tokenizer)
+        if tokenizer is None or found:
+            return found
+        template = PlannedTemplate(tokenizer.parent)
+    except DataError as error:
+        return [str(error)]
+    for conversation in conversations:
+        if reason := template.refusal(_text_messages(conversation)):
+            problems.add(f"{conversation.where}: {reason}")
+    return list(problems)
 
 
 def chat_problems(tokenizer: Path | None) -> list[str]:

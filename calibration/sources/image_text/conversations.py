@@ -27,6 +27,8 @@ from calibration.sources.records.reading import (
 from calibration.sources.records.record import ProblemList, RecordError, UnknownKeysError
 from compressor.data.pictures import check_header, open_picture, without_pillow_warnings
 from compressor.errors import CompressError, DataError, MissingExtraError
+from compressor.models.families.transformers.planned_template import PlannedTemplate
+from compressor.models.families.transformers.processor import Processor
 
 _MAX_THREADS = 8
 
@@ -53,15 +55,59 @@ def read_conversations(files: Iterable[Path], ignored: Collection[str]) -> list[
     return conversations
 
 
-def sample_problems(files: Sequence[Path], ignored: Collection[str]) -> list[str]:
-    """Return the problems of the first and last conversations of files, and of their images."""
+def sample_problems(
+    files: Sequence[Path], ignored: Collection[str], template: PlannedTemplate | None
+) -> list[str]:
+    """Return the problems of the first and last conversations of files, and of their images.
+
+    Args:
+        files: files of records.
+        ignored: keys of records that are not read.
+        template: the processor's chat template; None if it has a problem itself.
+    """
     problems, conversations = ProblemList(), list[Conversation]()
     for file in sampled_files(files):
         try:
             conversations += _conversations(file, ignored, problems, sample=True)
         except CompressError as error:
             problems.add(str(error))
+    for conversation in () if template is None else conversations:
+        if reason := template.refusal(_text_only_messages(conversation)):
+            problems.add(f"{conversation.where}: {reason}")
     return [*problems, *image_problems(conversations)]
+
+
+def render_problems(processor: Processor, conversations: Iterable[Conversation]) -> ProblemList:
+    """Return the conversations that the chat template refuses, or whose images it loses."""
+    problems = ProblemList()
+    for conversation in conversations:
+        try:
+            count = processor.count_images(_text_only_messages(conversation))
+        except Exception as error:  # noqa: BLE001  templates raise any class, on purpose or not
+            problems.add(f"{conversation.where}: the chat template fails: {error}")
+            continue
+        if count != len(conversation.images):
+            problems.add(
+                f"{conversation.where}: the chat template writes {count} image tokens for "
+                f"{len(conversation.images)} images"
+            )
+    return problems
+
+
+def _text_only_messages(conversation: Conversation) -> list[dict[str, Any]]:
+    """Return the messages as a chat template takes them, without the content of images."""
+    return [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "text", "text": part.text}
+                if isinstance(part, TextPart)
+                else {"type": "image"}
+                for part in message.parts
+            ],
+        }
+        for message in conversation.messages
+    ]
 
 
 def image_problems(conversations: Iterable[Conversation], *, decode: bool = False) -> ProblemList:

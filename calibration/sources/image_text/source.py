@@ -14,6 +14,7 @@ from calibration.sources.files import file_problems, match_files
 from calibration.sources.image_text.conversations import (
     image_problems,
     read_conversations,
+    render_problems,
     sample_problems,
     template_messages,
 )
@@ -34,6 +35,7 @@ from compressor.data.contract import (
 from compressor.data.pictures import WHITE, parse_colour
 from compressor.errors import DataError, MissingExtraError
 from compressor.models.families.transformers.chat_templates import with_fixed_date
+from compressor.models.families.transformers.planned_template import PlannedTemplate
 from compressor.models.families.transformers.processor import Processor
 
 _IGNORED = -100
@@ -100,11 +102,17 @@ class ImageText(DataSource[ImageTextConfig]):
 
         Of large files, the first and last records and their images are checked.
         """
+        folder = context.base / config.processor
+        problems = [*draw_problems(config), *processor_problems(folder)]
+        template = None
+        try:
+            template = None if problems else PlannedTemplate(folder)
+        except DataError as error:
+            problems.append(str(error))
         return [
-            *draw_problems(config),
-            *processor_problems(context.base / config.processor),
+            *problems,
             *file_problems(config.path, context),
-            *sample_problems(match_files(config.path, context), config.ignore),
+            *sample_problems(match_files(config.path, context), config.ignore, template),
         ]
 
     def facts(self, config: ImageTextConfig, context: SourceContext) -> DataFacts:
@@ -143,7 +151,8 @@ class ImageText(DataSource[ImageTextConfig]):
 
         Raises:
             DataError: records are invalid, images are missing or broken, there are no
-                conversations, or the processor cannot be opened.
+                conversations, the processor cannot be opened, or its chat template refuses
+                conversations or loses their images.
             MissingExtraError: a file or an image needs a library that is not installed.
         """
         pool = read_conversations(match_files(config.path, context), config.ignore)
@@ -154,6 +163,7 @@ class ImageText(DataSource[ImageTextConfig]):
         image_problems(drawn, decode=True).raise_if_any()
         processor = Processor((context.base / config.processor).resolve())
         processor.processor.chat_template = with_fixed_date(processor.processor.chat_template)
+        render_problems(processor, drawn).raise_if_any()
         return _Conversations(drawn, processor, config)
 
 

@@ -254,3 +254,13 @@ def test_the_answer_is_found_where_a_prompt_is_written_differently(base):
     batch = load(base).batch(np.array([1]))
     assert batch["input_ids"].tolist() == [[1, 20, 3, 2, 21, 3, 1, 22, 23, 3, 2, 8, 24, 3]]
     assert batch["label"].tolist() == [[-100] * 11 + [24, 3, -100]]
+
+
+def test_a_template_that_refuses_or_loses_images_is_named_before_anything_is_encoded(base):
+    refusing = "{% if messages[2] %}{{ raise_exception('two turns') }}{% endif %}" + TEMPLATE
+    (base / "chat_template.jinja").write_text(refusing)
+    problems = ImageText().problems(config_of(), SourceContext(base))
+    assert problems == [f"{base}/talks.jsonl:2: the chat template fails: two turns"]
+    (base / "chat_template.jinja").write_text(TEMPLATE.replace("<|image|>", ""))
+    with pytest.raises(DataError, match=r"talks\.jsonl:1: .* writes 0 image tokens for 1 images"):
+        load(base)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -19,7 +18,8 @@ _DEFAULT = "default"
 _REMEDY = "copy the checkpoint's chat_template.jinja or tokenizer_config.json beside its tokenizer"
 _DATE = date(2024, 7, 26)
 """The date that published templates write where the machine's is not at hand."""
-_DATE_FORMAT = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_DATE_PARTS = ("-d", "-m", *"aAbBdHIjmMpSyY")
+"""Parts of a date and time that templates write, as ``strftime`` names them."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -71,19 +71,16 @@ def render_chat(
 
 def with_fixed_date(template: str) -> str:
     """Return a template that writes one date every day, so that equal data give equal tokens."""
-    formats = {match[2] for match in _DATE_FORMAT.finditer(template)}
-    if not formats:
+    if "strftime_now" not in template:
         return template
-    cases = "".join(
-        f"{{% if format == {json.dumps(text)} %}}{_DATE.strftime(text)}{{% endif %}}"
-        for text in sorted(formats)
-    )
-    return f"{{% macro strftime_now(format) %}}{cases}{{% endmacro %}}{{{{ '' }}}}{template}"
+    dated = "".join(f"|replace('%{part}', '{_DATE.strftime(f'%{part}')}')" for part in _DATE_PARTS)
+    macro = f"{{% macro strftime_now(format) %}}{{{{ format{dated} }}}}{{% endmacro %}}"
+    return f"{macro}{{{{ '' }}}}{template}"
 
 
 def chat_template_problems(folder: Path) -> list[str]:
     """Return a message if a folder's files hold no chat template that is used by default."""
-    names = _template_names(folder)
+    names = chat_templates(folder)
     if _DEFAULT in names:
         return []
     if names:
@@ -99,23 +96,69 @@ def chat_template_files(folder: Path) -> list[Path]:
     return [*(file for file in named if file.is_file()), *more]
 
 
-def _template_names(folder: Path) -> set[str]:
-    """Return the names of a folder's chat templates."""
-    names = {file.stem for file in (folder / _MORE_TEMPLATES).glob("*.jinja")}
+def chat_templates(folder: Path) -> dict[str, str]:
+    """Return the chat templates of a folder by name, as transformers finds them.
+
+    Raises:
+        DataError: the tokenizer's config is no JSON object, or its templates have another form.
+    """
+    templates = _templates_of_config(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
+    files = {file.stem: file for file in sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))}
     if (folder / _TEMPLATE).is_file():
-        names.add(_DEFAULT)
+        files[_DEFAULT] = folder / _TEMPLATE
+    for name, file in files.items():
+        with reading(file):
+            templates[name] = file.read_bytes().decode(errors="replace")
+    return templates
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """Return the special tokens of a folder by the names that templates use, such as `bos_token`.
+
+    Raises:
+        DataError: the tokenizer's config is no JSON object.
+    """
     config = folder / _CONFIG
-    if not config.is_file():
-        return names
+    tokens = {}
+    for name, value in (_read_config(config) if config.is_file() else {}).items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str):
+            tokens[name] = text
+    return tokens
+
+
+def _templates_of_config(config: Path) -> dict[str, str]:
+    template = _read_config(config).get("chat_template")
+    if not template:
+        return {}
+    if isinstance(template, str):
+        return {_DEFAULT: template}
+    try:
+        pairs = (
+            list(template.items())
+            if isinstance(template, dict)
+            else [(item["name"], item["template"]) for item in template]
+        )
+    except (TypeError, KeyError) as error:
+        raise _form_error(config) from error
+    if not all(isinstance(text, str) for pair in pairs for text in pair):
+        raise _form_error(config)
+    return dict(pairs)
+
+
+def _form_error(config: Path) -> DataError:
+    return DataError(
+        f'{config}: `chat_template` is neither a text nor a list of {{"name": …, "template": …}}',
+        remedy="copy the checkpoint's file again",
+    )
+
+
+def _read_config(config: Path) -> dict[str, Any]:
     try:
         with reading(config):
-            template = json.loads(config.read_bytes()).get("chat_template")
-    except (ValueError, AttributeError) as error:
+            value = json.loads(config.read_bytes())
+    except ValueError as error:
         raise DataError(f"{config} is not a JSON object: {error}") from error
-    if isinstance(template, str) and template:
-        names.add(_DEFAULT)
-    elif isinstance(template, list):
-        names |= {item["name"] for item in template if isinstance(item, dict) and "name" in item}
-    elif isinstance(template, dict):
-        names |= set(template)
-    return names
+    if not isinstance(value, dict):
+        raise DataError(f"{config} is not a JSON object")
+    return value

@@ -46,6 +46,19 @@ class Processor:
                 remedy="copy the checkpoint's chat_template.jinja beside its tokenizer",
             )
 
+    def count_images(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        """Return the number of image tokens in the text of a conversation.
+
+        Args:
+            messages: each content is a list of parts, `{"type": "image"}` or `{"type": "text",
+                "text": …}`.
+
+        Raises:
+            Exception: of the template.
+        """
+        text: str = self.processor.apply_chat_template(list(messages), tokenize=False)
+        return text.count(self.processor.image_token)
+
     def encode(
         self,
         messages: Sequence[Mapping[str, Any]],
