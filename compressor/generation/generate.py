@@ -5,7 +5,6 @@ Shapes: T tokens, V vocabulary entries.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from compressor.artifacts.store import MANIFEST
 from compressor.data.pictures import file_problem
 from compressor.engine.run.runner import load_given
 from compressor.errors import CompressError, DataError, UsageError
+from compressor.models.checkpoint.generation_settings import read_special_tokens
 from compressor.models.families.transformers.chat_templates import load_tokenizer, render_chat
 from compressor.models.families.transformers.processor import Processor
 from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
@@ -261,7 +261,6 @@ def _encode_with_images(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[
 
 def _end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
     """Return the tokens that end an answer, from generation_config.json and the tokenizer."""
-    file = folder / "generation_config.json"
-    value = json.loads(file.read_bytes()).get("eos_token_id") if file.is_file() else None
+    value = read_special_tokens(folder).get("eos_token_id")
     token_ids = value if isinstance(value, list) else [value]
     return frozenset(token for token in (*token_ids, tokenizer.eos_token_id) if token is not None)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from compressor.models.checkpoint.weight_files import WeightFiles
 
 F = TypeVar("F", bound=Record)
+UNSUPPORTED = "unsupported"
+"""Type of a config's validation error that is no mistake: the family lacks that kind of model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Neither torch nor the weights are loaded.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from compressor.artifacts.errors_from_os import reading
 from compressor.config.discovery import FAMILIES, load, names, suggestion
 from compressor.errors import ModelError
 from compressor.models.architecture import Architecture
+from compressor.models.checkpoint.generation_settings import read_special_tokens
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.weight_files import WeightFiles, read_weight_files
-from compressor.models.contract import Family
+from compressor.models.contract import UNSUPPORTED, Family
 from compressor.models.quantized.quantization import (
     QUANTIZATION,
     Quantization,
@@ -28,6 +30,7 @@ from compressor.models.quantized.quantization import (
 
 _TRANSFORMERS = "transformers"
 """Family of every config.json with a ``model_type``."""
+_CORRECT_CONFIG = f"correct {CONFIG}, or copy it again from where the model comes from"
 _LISTED_PROBLEMS = 30
 """Problems that a message lists; a wrong size makes every layer misfit."""
 
@@ -64,7 +67,8 @@ def read_description(folder: Path) -> ModelDescription:
     Raises:
         ModelError: the folder cannot be opened; the message names every cause: no or broken
             config.json, an unknown family, an invalid config, pickled weights, missing or
-            truncated safetensors files, and tensors that do not fit the config.
+            truncated safetensors files, a damaged generation_config.json, and tensors that do
+            not fit the config.
     """
     problems: list[str] = []
     remedies: list[str] = []
@@ -72,6 +76,11 @@ def read_description(folder: Path) -> ModelDescription:
     weights = read_weight_files(folder)
     problems += weights.problems
     remedies += weights.remedies
+    try:
+        read_special_tokens(folder)
+    except ModelError as error:
+        problems.append(error.what)
+        remedies += [error.remedy] if error.remedy else []
     stored = None
     if architecture is not None and not problems:
         stored = architecture.family.compare_headers(architecture.config, weights)
@@ -99,6 +108,17 @@ def _shorten(problems: list[str]) -> list[str]:
     return [*problems[:_LISTED_PROBLEMS], f"… and {len(problems) - _LISTED_PROBLEMS} more"]
 
 
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"it contains {name}, which is no number of JSON")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"it contains {text}, which is too large for a float")
+    return value
+
+
 def _parse_config(folder: Path, problems: list[str], remedies: list[str]) -> Architecture | None:
     """Return the architecture; None, with problems and remedies appended, if it is invalid."""
     file = folder / CONFIG
@@ -109,9 +129,10 @@ def _parse_config(folder: Path, problems: list[str], remedies: list[str]) -> Arc
     with reading(file):
         content = file.read_bytes()
     try:
-        tree = json.loads(content)
-    except ValueError as error:
+        tree = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite_float)
+    except (ValueError, RecursionError) as error:
         problems.append(f"{CONFIG} is not valid JSON: {error}")
+        remedies.append(_CORRECT_CONFIG)
         return None
     if isinstance(tree, dict) and "model_type" in tree:
         tree = {"family": _TRANSFORMERS, "config": tree}
@@ -139,5 +160,7 @@ def _parse_config(folder: Path, problems: list[str], remedies: list[str]) -> Arc
             f"{CONFIG}: {_where(issue['loc'])}{issue['msg'].removeprefix('Value error, ')}"
             for issue in error.errors(include_url=False)
         ]
+        if not any(issue["type"] == UNSUPPORTED for issue in error.errors()):
+            remedies.append(_CORRECT_CONFIG)
         return None
     return Architecture(family, config)

@@ -19,6 +19,8 @@ from compressor.errors import ModelError
 
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_VALUES = 1 << 22
+_LFS_START = b"version "
+"""Start of a Git LFS pointer, ``version https://git-lfs…``; as a length it fits no file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,13 @@ def read_header(file: Path) -> tuple[TensorEntry, ...]:
     with reading(file):
         size = file.stat().st_size
         with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
+            start = handle.read(8)
+            length = int.from_bytes(start, "little")
+            if start == _LFS_START:
+                raise ModelError(
+                    f"{file}: a Git LFS pointer, not the file it stands for",
+                    remedy="fetch the file itself: `git lfs pull`",
+                )
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 raise ModelError(
                     f"{file}: truncated, or not a safetensors file", remedy="copy or save it again"

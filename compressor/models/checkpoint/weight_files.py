@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,10 +66,12 @@ class WeightFiles:
 def read_weight_files(folder: Path) -> WeightFiles:
     """Read the index and the headers of the weight files that count."""
     if (folder / WEIGHTS).is_file():
-        problems, tensors = _read_file(folder / WEIGHTS)
-        return WeightFiles(folder, (folder / WEIGHTS,), tensors, tuple(problems))
+        return _read_file(folder / WEIGHTS)
     if (folder / INDEX).is_file():
         return _read_shards(folder)
+    for file in (folder / WEIGHTS, folder / INDEX):
+        if file.is_symlink() or file.exists():  # to nothing, or a folder
+            return _read_file(file)
     problem, remedy = _explain_missing(folder)
     return WeightFiles(folder, (), {}, (problem,), (remedy,))
 
@@ -95,57 +98,86 @@ def unread_weights(weights: WeightFiles) -> list[Path]:
     return sorted(candidates - {*weights.files})
 
 
-def _read_file(file: Path) -> tuple[list[str], dict[str, StoredTensor]]:
-    """Return the problems of a safetensors file, and its tensors by name."""
+def _read_file(file: Path) -> WeightFiles:
+    """Return the tensors of a safetensors file, or its problem."""
+    if file.is_symlink() and not file.exists():
+        problem = f"{file.name} is a link to {file.readlink()}, which does not exist"
+        return _unreadable(file, problem, "download the checkpoint again")
     if not file.is_file():
-        return [f"{file.name} is missing"], {}
+        problem = f"{file.name} is a folder" if file.is_dir() else f"{file.name} is missing"
+        return _unreadable(file, problem, "copy the file from where the checkpoint comes from")
     try:
-        return [], {entry.name: StoredTensor(file, entry) for entry in read_header(file)}
+        tensors = {entry.name: StoredTensor(file, entry) for entry in read_header(file)}
     except ModelError as error:
-        return [error.what.removeprefix(f"{file}: ")], {}
+        what = error.what.removeprefix(f"{file}: ")
+        return _unreadable(file, f"{file.name}: {what}", error.remedy)
+    return WeightFiles(file.parent, (file,), tensors)
+
+
+def _unreadable(file: Path, problem: str, remedy: str | None) -> WeightFiles:
+    return WeightFiles(file.parent, (file,), {}, (problem,), (remedy,) if remedy else ())
 
 
 def _read_shards(folder: Path) -> WeightFiles:
     index = folder / INDEX
     try:
-        shard_of, problems = _read_index(index)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"{INDEX} is no index of shards: {error!r}"
-        return WeightFiles(folder, (index,), {}, (problem,))
+        shard_of = _read_index(index)
+    except ModelError as error:
+        return _unreadable(index, error.what, error.remedy)
     tensors: dict[str, StoredTensor] = {}
-    files = [index]
+    files, problems, remedies = [index], [], []
     for shard in sorted(set(shard_of.values())):
-        if Path(shard).name != shard:
-            problems.append(f"{INDEX} names a shard outside the folder: {shard}")
+        if Path(shard).name != str(Path(shard)):  # `./` is dropped by both
+            problems.append(f"{INDEX} names a shard in another folder: {shard}")
+            remedies.append(f"copy the shards beside {INDEX} and name them in it without folders")
             continue
-        file = folder / shard
-        files.append(file)
-        shard_problems, stored = _read_file(file)
-        problems += [
-            problem if problem.startswith(shard) else f"{shard}: {problem}"
-            for problem in shard_problems
-        ]
+        stored = _read_file(folder / shard)
+        files.append(folder / shard)
+        problems += stored.problems
+        remedies += stored.remedies
         indexed = {name for name, named in shard_of.items() if named == shard}
-        if not shard_problems and indexed != stored.keys():
-            differing = sorted(indexed ^ stored.keys())
-            problems.append(
-                f"{INDEX} and {shard} differ in {len(differing)} tensors: "
-                f"{', '.join(differing[:3])}"
-            )
-        tensors |= stored
-    return WeightFiles(folder, tuple(files), tensors, tuple(problems))
+        if not stored.problems and indexed != stored.tensors.keys():
+            problems.append(_index_difference(Path(shard).name, indexed, stored.tensors.keys()))
+            remedies.append(f"copy {INDEX} and the shards from the same checkpoint")
+        tensors |= stored.tensors
+    return WeightFiles(
+        folder, tuple(files), tensors, tuple(problems), tuple(dict.fromkeys(remedies))
+    )
 
 
-def _read_index(index: Path) -> tuple[dict[str, str], list[str]]:
-    """Return the shard of each tensor, and the problems of the index itself."""
+def _index_difference(shard: str, indexed: AbstractSet[str], stored: AbstractSet[str]) -> str:
+    differing = sorted(indexed ^ stored)
+    return f"{INDEX} and {shard} differ in {len(differing)} tensors: {', '.join(differing[:3])}"
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Return the shard of each tensor.
+
+    Raises:
+        ModelError: the index is damaged, or not one that transformers reads.
+    """
     with reading(index):
         content = index.read_bytes()
-    tree = json.loads(content)
-    shard_of = {str(name): str(file) for name, file in tree["weight_map"].items()}
-    problems = []
+    try:
+        tree = json.loads(content)
+        shard_of = dict(tree["weight_map"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"{INDEX} is no index of shards: expected a mapping of tensors to files under "
+            "`weight_map`",
+            remedy="copy it again from where the checkpoint comes from",
+        ) from error
+    if not shard_of or not all(isinstance(file, str) and file for file in shard_of.values()):
+        raise ModelError(
+            f"{INDEX}: `weight_map` has to name a file for each tensor",
+            remedy="copy it again from where the checkpoint comes from",
+        )
     if "metadata" not in tree:
-        problems.append(f"{INDEX} has no `metadata`, without which transformers does not load it")
-    return shard_of, problems
+        raise ModelError(
+            f"{INDEX} has no `metadata`, without which transformers does not load it",
+            remedy=f'add `"metadata": {{}}` to {INDEX}',
+        )
+    return shard_of
 
 
 def _explain_missing(folder: Path) -> tuple[str, str]:

@@ -241,7 +241,7 @@ def _read_config(path: Path) -> Mapping[str, Any] | None:
     """Return config.json if it describes a model of a family, else None."""
     try:
         config = json.loads((path / _CONFIG).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     is_model = isinstance(config, dict) and not config.keys().isdisjoint({"family", "model_type"})
     return config if is_model else None

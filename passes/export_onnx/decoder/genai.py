@@ -17,6 +17,7 @@ from compressor.graphs.decoder.interface import (
     PRESENT_PREFIX,
 )
 from compressor.graphs.files import MODEL
+from compressor.models.checkpoint.generation_settings import read_special_tokens
 from compressor.models.families.transformers.layouts import text_config
 
 FILE = "genai_config.json"
@@ -91,9 +92,7 @@ def _special_tokens(tree: Mapping[str, Any], checkpoint: Path, vocabulary: int) 
     Padding defaults to the end-of-sequence token. Tokens beyond the vocabulary, which the defaults
     of a class may name, are left out: onnxruntime-genai refuses files that have them.
     """
-    file = checkpoint / "generation_config.json"
-    generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    sources = (generation, text_config(tree), tree)
+    sources = (read_special_tokens(checkpoint), text_config(tree), tree)
     tokens = {
         name: _within_vocabulary(
             next((source[name] for source in sources if source.get(name) is not None), None),

@@ -6,12 +6,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self, TypeGuard
 
 from pydantic import ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
 
 from compressor.config.record import Record
+from compressor.models.contract import UNSUPPORTED
 from compressor.models.families.transformers.decoder_settings import settings_problems
+from compressor.models.families.transformers.field_types import type_problems
 from compressor.models.families.transformers.layouts import (
     LAYOUTS,
     SIZES,
+    TIED_FLAG,
+    Layout,
     decoder_shape,
     text_config,
     vision_config,
@@ -56,6 +61,8 @@ _NEVER_NULL = frozenset(
 _KEY_HEADS = "num_key_value_heads"
 """Null means as many as heads where a class accepts it, and absent where it does not."""
 _OPTIONAL_SIZES = (_KEY_HEADS, "head_dim", "max_position_embeddings")
+_MOST_LAYERS = 10_000
+"""No model has more; the names of a damaged size would fill the memory."""
 _TOKEN_ID = "_token_id"  # noqa: S105  no password
 """End of the names of fields that hold the id of a special token."""
 
@@ -88,6 +95,8 @@ class CheckpointConfig(Record):
         if layout is not None and not layout.key_heads_may_be_null:
             never_null |= {_KEY_HEADS}
         fields = _without_null(fields, never_null)
+        if layout is not None:
+            fields = _with_one_tied_flag(fields, layout)
         if layout is not None and not fields.get("architectures"):
             fields["architectures"] = [layout.architecture]
         if isinstance(names := fields.get("architectures"), list):
@@ -97,17 +106,39 @@ class CheckpointConfig(Record):
     @model_validator(mode="after")
     def _check_support(self) -> Self:
         if self.model_type not in LAYOUTS:
-            raise ValueError(f"model_type {self.model_type!r} is not one of {', '.join(LAYOUTS)}")
+            raise _unsupported(f"model_type {self.model_type!r} is not one of {', '.join(LAYOUTS)}")
         tree = self.tree
-        problems = [*_class_problems(tree), *_type_problems(tree)]
-        if not problems:
-            problems = [*_size_problems(tree)]
+        if problems := [*_class_problems(tree)]:
+            raise _unsupported("; ".join(problems))
+        layout = LAYOUTS[self.model_type]
+        vision = None if layout.vision is None else "vision_config"
+        problems = [*type_problems(tree, next(iter(layout.text), None), vision)]
+        problems = problems or [*_dtype_problems(tree), *_size_problems(tree)]
         if not problems:  # the others compute with sizes
             problems = [*_head_problems(tree), *_token_problems(tree), *_vision_problems(tree)]
             problems = problems or settings_problems(tree)
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def _unsupported(problem: str) -> PydanticCustomError:
+    """Return the error for a config that is valid, of a model that the family does not have."""
+    return PydanticCustomError(UNSUPPORTED, "{problem}", {"problem": problem})
+
+
+def _with_one_tied_flag(fields: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """Move the flag of a tied head from the language model's fields to the top.
+
+    As in transformers, a head is tied if either place states it.
+    """
+    for name in layout.text:
+        text = fields.get(name)
+        if isinstance(text, dict) and TIED_FLAG in text:
+            tied = fields.get(TIED_FLAG) or text[TIED_FLAG]
+            text = {key: value for key, value in text.items() if key != TIED_FLAG}
+            fields = {**fields, name: text, TIED_FLAG: tied}
+    return fields
 
 
 def _without_null(fields: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
@@ -128,9 +159,6 @@ def _class_problems(tree: Mapping[str, Any]) -> Iterator[str]:
             f"`architectures` names {names[0]}; of {tree['model_type']} models, {expected} is "
             "supported"
         )
-    for field in _DTYPE_FIELDS:
-        if tree.get(field) is not None and tree[field] not in _DTYPES:
-            yield f"`{field}` is {tree[field]!r}, expected one of {', '.join(_DTYPES)}"
     if not is_packed(tree):
         return
     quantization = tree[QUANTIZATION_CONFIG]
@@ -140,16 +168,10 @@ def _class_problems(tree: Mapping[str, Any]) -> Iterator[str]:
         yield f"its weights are quantized by {method!r}; supported: {', '.join(FORMAT_NAMES)}"
 
 
-def _type_problems(tree: Mapping[str, Any]) -> Iterator[str]:
-    """Yield fields that hold no mapping or list of names, where the others are read from."""
-    layout = LAYOUTS[tree["model_type"]]
-    parts = [*layout.text, *(["vision_config"] if layout.vision is not None else [])]
-    invalid = [name for name in parts if not isinstance(tree.get(name) or {}, dict)]
-    yield from (f"`{name}` is no mapping" for name in invalid)
-    if not invalid and (types := text_config(tree).get("layer_types")) is not None:
-        is_names = isinstance(types, list) and all(isinstance(name, str) for name in types)
-        if not is_names:
-            yield "`layer_types` is no list of names"
+def _dtype_problems(tree: Mapping[str, Any]) -> Iterator[str]:
+    for field in _DTYPE_FIELDS:
+        if tree.get(field) is not None and tree[field] not in _DTYPES:
+            yield f"`{field}` is {tree[field]!r}, expected one of {', '.join(_DTYPES)}"
 
 
 def _size_problems(tree: Mapping[str, Any]) -> Iterator[str]:
@@ -164,6 +186,8 @@ def _size_problems(tree: Mapping[str, Any]) -> Iterator[str]:
     invalid = [name for name, size in sizes.items() if not (_is_int(size) and size > 0)]
     if invalid:
         yield f"these are no positive numbers: {', '.join(invalid)}"
+    elif (layers := text["num_hidden_layers"]) > _MOST_LAYERS:
+        yield f"`{prefix}num_hidden_layers` is {layers}, expected at most {_MOST_LAYERS}"
 
 
 def _head_problems(tree: Mapping[str, Any]) -> Iterator[str]:

@@ -33,30 +33,6 @@ _ROTARY_FIELDS: Mapping[str, tuple[str, ...]] = {
     "proportional": (),
 }
 """Kinds of rotary embeddings that transformers has, and the fields that each requires."""
-_NUMBER: tuple[type, ...] = (int, float)
-_TYPE_NAMES: Mapping[tuple[type, ...], str] = {
-    (dict,): "a mapping",
-    (int,): "a whole number",
-    (list,): "a list",
-    _NUMBER: "a number",
-}
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    "factor": _NUMBER,
-    "layer_types": (list,),
-    "long_factor": (list,),
-    "max_window_layers": (int,),
-    "max_position_embeddings": (int,),
-    "mrope_section": (list,),
-    "original_max_position_embeddings": (int,),
-    "partial_rotary_factor": _NUMBER,
-    "query_pre_attn_scalar": _NUMBER,
-    "rms_norm_eps": _NUMBER,
-    "rope_parameters": (dict,),
-    "rope_scaling": (dict,),
-    "short_factor": (list,),
-    "sliding_window": (int,),
-    "sliding_window_pattern": (int,),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +169,13 @@ def _fields_of_type(fields: Mapping[str, Any], layer_type: str) -> dict[str, Any
 
 
 def settings_problems(tree: Mapping[str, Any]) -> list[str]:
-    """Return what keeps transformers' class from computing with a config.json of valid sizes."""
-    if problems := list(_value_problems(_fields(tree))):
-        return problems
+    """Return what keeps transformers' class from computing with a config.json.
+
+    Args:
+        tree: config.json, its types (``type_problems``) and sizes valid.
+    """
     settings, decoder = decoder_settings(tree), decoder_shape(tree)
+    problems = []
     stated = text_config(tree).get("head_dim")
     if not decoder.layout.head_width_is_free and stated not in {None, decoder.head_width}:
         problems.append(f"`head_dim` is {stated}, and hidden_size / heads is {decoder.head_width}")
@@ -205,18 +184,6 @@ def settings_problems(tree: Mapping[str, Any]) -> list[str]:
         *_layer_type_problems(settings, decoder.layout),
         *_rotary_problems(settings, decoder.layout, decoder.head_width),
     ]
-
-
-def _value_problems(fields: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the fields whose values are of another type than transformers reads."""
-    parameters = fields.get("rope_parameters")
-    nested = parameters.values() if isinstance(parameters, dict) else ()
-    for group in (fields, fields.get("rope_scaling"), parameters, *nested):
-        if not isinstance(group, dict):
-            continue
-        for name, types in _TYPES.items():
-            if group.get(name) is not None and not isinstance(group[name], types):
-                yield f"`{name}` is {group[name]!r}, expected {_TYPE_NAMES[types]}"
 
 
 def _layer_type_problems(settings: DecoderSettings, layout: Layout) -> Iterator[str]:

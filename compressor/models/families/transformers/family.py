@@ -15,9 +15,9 @@ from compressor.models.families.transformers import arithmetic
 from compressor.models.families.transformers.axes import checkpoint_axes
 from compressor.models.families.transformers.config import CheckpointConfig
 from compressor.models.families.transformers.decoder_settings import decoder_settings
-from compressor.models.families.transformers.headers import TIED_FLAG, compare_headers
+from compressor.models.families.transformers.headers import compare_headers
 from compressor.models.families.transformers.images import image_inputs
-from compressor.models.families.transformers.layouts import decoder_shape
+from compressor.models.families.transformers.layouts import TIED_FLAG, decoder_shape
 from compressor.models.families.transformers.linear_groups import decoder_blocks
 from compressor.models.families.transformers.presets import PRESETS
 

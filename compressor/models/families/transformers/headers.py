@@ -15,11 +15,9 @@ from typing import Any
 from compressor.models.checkpoint.equal_values import values_are_equal
 from compressor.models.checkpoint.weight_files import WeightFiles
 from compressor.models.families.transformers.expected_tensors import Shapes, expected_shapes
-from compressor.models.families.transformers.layouts import LM_HEAD, decoder_shape
+from compressor.models.families.transformers.layouts import LM_HEAD, TIED_FLAG, decoder_shape
 from compressor.models.quantized.weight_grid import is_packed
 
-TIED_FLAG = "tie_word_embeddings"
-"""Field of config.json: the head shares the embedding's weight."""
 _BASE_PREFIX = "model"
 """Name of the base model in the classes with a head; checkpoints of the base model lack it."""
 _IGNORED = re.compile(r"(^|\.)rotary(_pos)?_emb\.(\w+_)?inv_freq$")

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 LM_HEAD = "lm_head"
 """Name of the linear layer after the decoder; absent if it is tied to the embedding."""
+TIED_FLAG = "tie_word_embeddings"
+"""Field of config.json: the head shares the embedding's weight."""
 Attention = Literal["full", "sliding", "by layer"]
 _TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
 _FOUR_NORMS = (*_TWO_NORMS, "post_self_attn_layernorm", "post_mlp_layernorm")
@@ -260,7 +262,7 @@ def decoder_shape(tree: Mapping[str, Any]) -> DecoderShape:
         key_heads=text.get("num_key_value_heads") or heads,
         head_width=head_width or text["hidden_size"] // heads,
         vocabulary=text["vocab_size"],
-        tied=bool({**layout.defaults, **tree}.get("tie_word_embeddings", False)),
+        tied=bool({**layout.defaults, **tree}.get(TIED_FLAG, False)),
         query_bias=has_bias(layout.query_bias),
         out_bias=has_bias(layout.out_bias),
         ffn_bias=has_bias(layout.ffn_bias),

@@ -26,6 +26,15 @@ from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
 
 _NO_CLASS_FIELDS = {"model_type", "transformers_version", "auto_map", QUANTIZATION_CONFIG}
 """Fields of config.json that are no fields of the config's class."""
+_CALL_OPTIONS = {
+    "_attn_implementation",
+    "attn_implementation",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torchscript",
+}
+"""Options of the last call before the config was saved: kernels of its machine, and outputs."""
 
 
 def build_module(tree: Mapping[str, Any]) -> nn.Module:
@@ -91,8 +100,12 @@ def _construct(tree: Mapping[str, Any]) -> PreTrainedModel:
             remedy="see the checkpoint's config.json; code that comes with a checkpoint is never "
             "run",
         )
-    fields = {name: value for name, value in tree.items() if name not in _NO_CLASS_FIELDS}
+    left_out = _NO_CLASS_FIELDS | _CALL_OPTIONS
+    fields = {name: value for name, value in tree.items() if name not in left_out}
     fields = deepcopy(fields)  # the classes write into nested mappings
+    for part in LAYOUTS[tree["model_type"]].text:
+        for name in _CALL_OPTIONS:
+            fields.get(part, {}).pop(name, None)
     try:
         return model_class(transformers.AutoConfig.for_model(tree["model_type"], **fields))
     except Exception as error:  # its validators raise classes of several libraries

@@ -170,9 +170,10 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path):
         ),
         ({"num_key_value_heads": 3}, "4 heads are no multiple of 3"),
         ({"hidden_size": "64"}, "hidden_size"),
-        ({"layer_types": 3}, "`layer_types` is no list of names"),
-        ({"layer_types": [1, 2, 3]}, "`layer_types` is no list of names"),
+        ({"layer_types": 3}, "`layer_types` is 3, expected a list"),
+        ({"layer_types": [1, 2, 3]}, "expected a name at each place of the list"),
         ({"quantization_config": [1]}, "`quantization_config` is no mapping"),
+        ({"num_hidden_layers": 10**9}, "`num_hidden_layers` is 1000000000, expected at most"),
         ({"dtype": "int8"}, "`dtype` is 'int8', expected one of float32"),
     ],
 )
@@ -280,5 +281,33 @@ def test_plan_and_show_name_the_weights_that_count(tmp_path):
 @pytest.mark.parametrize("field", ["text_config", "vision_config"])
 def test_a_part_of_the_config_that_is_no_mapping_is_refused(field):
     tree = FAMILY.presets["tiny-glm4v"].tree | {field: "x"}
-    with pytest.raises(ValueError, match=f"`{field}` is no mapping"):
+    with pytest.raises(ValueError, match=f"`{field}` is 'x', expected a mapping"):
         FAMILY.Config.model_validate_json(json.dumps(tree))
+
+
+def test_a_flag_of_a_tied_head_among_the_fields_of_the_language_model_counts(tmp_path):
+    stored = stored_checkpoint("tiny-glm4v")
+    stored.tree["text_config"]["tie_word_embeddings"] = True
+    stored.tensors.pop("lm_head.weight")
+    description = read_description(stored.write(tmp_path))
+    module = load_module(description)
+    assert module.lm_head.weight is module.model.language_model.embed_tokens.weight
+    assert description.config.tree["tie_word_embeddings"] is True
+    assert "tie_word_embeddings" not in description.config.tree["text_config"]
+
+
+def test_options_of_a_call_do_not_change_the_module(tmp_path):
+    stored = stored_checkpoint("tiny-llama")
+    stored.tree |= {"attn_implementation": "flash_attention_2", "return_dict": False}
+    module = load_module(stored.write(tmp_path))
+    assert module(torch.ones(1, 4, dtype=torch.long)).logits.shape == (1, 4, 512)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_json_does_not_have_are_refused(value, tmp_path):
+    folder = stored_checkpoint("tiny-llama").write(tmp_path)
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(f'{text[:-1]}, "rope_theta": {value}}}')
+    with pytest.raises(ModelError, match=f"it contains {value}") as refused:
+        read_description(folder)
+    assert "correct config.json" in refused.value.remedy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from itertools import product
 from typing import Any
 
@@ -144,11 +145,17 @@ def test_a_config_has_problems_exactly_where_transformers_cannot_compute_with_it
     [
         ({"rope_scaling": "linear"}, "`rope_scaling` is 'linear', expected a mapping"),
         ({"sliding_window": "8"}, "`sliding_window` is '8', expected a whole number"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "`factor` is '2'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "`rope_scaling.factor` is '2'"),
+        ({"rope_theta": 0.0}, "`rope_theta` is 0.0, expected more than 0"),
+        ({"rms_norm_eps": 0}, "`rms_norm_eps` is 0, expected a number with a decimal point"),
+        ({"max_position_embeddings": 10**30}, "expected at most 2147483647"),
+        ({"eos_token_id": [1, "2"]}, "expected a whole number at each place of the list"),
+        ({"hidden_act": "softsilu"}, "`hidden_act` is 'softsilu', expected one of gelu, "),
     ],
 )
 def test_values_of_another_type_are_named(fields: dict[str, Any], expected: str) -> None:
-    assert expected in settings_problems(changed("tiny-llama", fields))[0]
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        FAMILY.Config.model_validate(changed("tiny-llama", fields))
 
 
 def test_a_config_that_the_class_cannot_compute_with_is_refused_as_a_model() -> None:
