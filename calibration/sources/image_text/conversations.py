@@ -71,9 +71,10 @@ def sample_problems(
             conversations += _conversations(file, ignored, problems, sample=True)
         except CompressError as error:
             problems.add(str(error))
-    for conversation in () if template is None else conversations:
-        if reason := template.refusal(_text_only_messages(conversation)):
-            problems.add(f"{conversation.where}: {reason}")
+    if template is not None:
+        for conversation in conversations:
+            if reason := template.refusal(_text_only_messages(conversation)):
+                problems.add(f"{conversation.where}: {reason}")
     return [*problems, *image_problems(conversations)]
 
 

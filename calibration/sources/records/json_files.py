@@ -20,6 +20,7 @@ from calibration.sources.records.json_text import (
     JSONError,
     array_items,
     parse_json,
+    parse_value,
     skip_blanks,
 )
 from calibration.sources.records.record import DataRecord, ProblemList, json_type
@@ -69,6 +70,27 @@ def sample_json(file: Path, problems: ProblemList) -> Iterator[DataRecord]:
             stream.seek(0)
             lines = chain(_first_lines(stream), () if is_compressed(file) else _last_lines(stream))
             yield from _unwrapped(_line_records(file, lines, problems))
+        else:
+            yield from _first_records(file, text, problems)
+
+
+def _first_records(file: Path, text: str, problems: ProblemList) -> Iterator[DataRecord]:
+    """Yield the records of lines at the start of a file of which only the start was read.
+
+    The file is not UTF-8, or its first line is no object: it is broken, or starts a longer one.
+    """
+    lines = text.split("\n")[:-1]
+    if any(map(is_object, lines[:2])):
+        encoded = (line.encode(errors="surrogatepass") for line in lines)
+        yield from _line_records(file, _numbered(encoded), problems)
+        return
+    try:
+        _, end = parse_value(text, skip_blanks(text, 0))
+        if (end := skip_blanks(text, end)) < len(text):
+            raise JSONError("text after the end of the JSON value", end, at_end=False)
+    except JSONError as error:
+        if not error.at_end:
+            problems.add(_document_problem(file, text, error))
 
 
 def _starts_with_object_line(start: bytes) -> bool:

@@ -224,6 +224,36 @@ def test_a_sample_of_a_large_file_has_its_first_records(tmp_path: Path, name: st
     assert sampled == texts[: len(sampled)]
 
 
+@pytest.mark.parametrize(
+    ("start", "problem"),
+    [
+        ('{"text": "a"', ":1: no JSON record: Expecting ',' delimiter"),
+        ("# header", ":1: no JSON record: Expecting value"),
+        ('"a"\n"b"', ":2: no JSON record: text after the end of the JSON value"),
+        ('{\n"text": "a"\n}\n{\n"text": "b"\n}', ":4: no JSON record: text after the end"),
+    ],
+)
+def test_a_sample_of_a_large_file_shows_a_first_line_that_is_no_record(
+    tmp_path: Path, start: str, problem: str
+) -> None:
+    records = "".join(f'{{"text": "{"x" * 200}"}}\n' for _ in range(2_000))
+    file = write_text(tmp_path / "r.jsonl", f"{start}\n{records}")
+    problems = ProblemList()
+    list(sample_records(file, problems))
+    assert len(list(problems)) == 1
+    assert f"r.jsonl{problem}" in next(iter(problems))
+
+
+def test_a_sample_of_a_large_file_in_utf16_has_its_first_records(tmp_path: Path) -> None:
+    records = [{"number": number, "text": "x" * 200} for number in range(2_000)]
+    file = write_json(tmp_path / "r.jsonl", records, encoding="utf-16")
+    problems = ProblemList()
+    numbers = [record.fields["number"] for record in sample_records(file, problems)]
+    assert list(problems) == []
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) > 100
+
+
 def test_a_sample_takes_as_long_for_a_file_of_a_gigabyte(tmp_path: Path) -> None:
     file = tmp_path / "r.jsonl"
     line = b'{"text": "%s"}\n' % (b"x" * 1000)
