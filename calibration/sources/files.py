@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compressor.artifacts.errors_from_os import reading
 from compressor.data.contract import SourceContext
 from compressor.errors import CompressError, DataError
 from compressor.models.checkpoint.tokenizer_json import largest_token_id
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _TOKENIZER = "tokenizer.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_NAMED_TOKENS = 3
+"""Number of missing tokens that a message names."""
 _ARCHIVE_DEBRIS = "__MACOSX"
 _SLOW_TOKENIZERS = (
     "tokenizer.model",
@@ -94,6 +99,37 @@ def tokenizer_problems(name: str, context: SourceContext) -> list[str]:
     return [f"there is no tokenizer at {file}; `tokenizer` is relative to pipeline.yaml"]
 
 
+def missing_token_problems(name: str, context: SourceContext) -> list[str]:
+    """Return a message if transformers would add tokens that a tokenizer's file lacks.
+
+    Their texts would be split into other tokens.
+    """
+    file = tokenizer_file(name, context)
+    config = file.parent / _TOKENIZER_CONFIG
+    if file.name != _TOKENIZER or not file.is_file() or not config.is_file():
+        return []
+    try:
+        with reading(config):
+            added = json.loads(config.read_bytes())["added_tokens_decoder"]
+        largest = largest_token_id(file)
+        missing = [token["content"] for id_, token in added.items() if int(id_) > largest]
+    except (ValueError, LookupError, TypeError, AttributeError, CompressError):
+        return []  # not of this form, or named by `tokenizer_problems`
+    if not missing:
+        return []
+    return [
+        f"{config} adds tokens that {_TOKENIZER} lacks: {', '.join(missing[:_NAMED_TOKENS])}; "
+        f"write both anew: {_save_command(file.parent)}"
+    ]
+
+
+def _save_command(folder: Path) -> str:
+    return (
+        'python -c "from transformers import AutoTokenizer as T; '
+        f"T.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    )
+
+
 def tokenizer_folder_problems(folder: Path) -> list[str]:
     """Return a message if a checkpoint's folder has no tokenizer.json, with the remedy."""
     if (folder / _TOKENIZER).is_file():
@@ -103,8 +139,7 @@ def tokenizer_folder_problems(folder: Path) -> list[str]:
         install = "pip install sentencepiece tiktoken && " if libraries else ""
         return [
             f"{folder} has {' and '.join(others)}, but no {_TOKENIZER}; write it with: {install}"
-            'python -c "from transformers import AutoTokenizer as T; '
-            f"T.from_pretrained('{folder}').save_pretrained('{folder}')\""
+            + _save_command(folder)
         ]
     return [f"there is no tokenizer at {folder / _TOKENIZER}; copy the checkpoint's file there"]
 

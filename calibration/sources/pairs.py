@@ -12,6 +12,7 @@ from calibration.sources.arrays import Array, ArrayDataset, draw_indices, draw_p
 from calibration.sources.files import (
     file_problems,
     match_files,
+    missing_token_problems,
     open_tokenizer,
     tokenizer_file,
     tokenizer_problems,
@@ -99,6 +100,7 @@ class TextPairs(DataSource[TextPairsConfig]):
         return [
             *draw_problems(config),
             *tokenizer_problems(config.tokenizer, context),
+            *missing_token_problems(config.tokenizer, context),
             *file_problems(config.path, context),
             *_sample_problems(files),
         ]

@@ -14,6 +14,7 @@ from calibration.sources.conversations.conversation import Conversation
 from calibration.sources.files import (
     file_problems,
     match_files,
+    missing_token_problems,
     open_tokenizer,
     tokenizer_file,
     tokenizer_problems,
@@ -113,6 +114,7 @@ class Text(DataSource[TextConfig]):
         problems = draw_problems(config) + file_problems(config.path, context)
         if config.tokenizer is not None:
             problems += tokenizer_problems(config.tokenizer, context)
+            problems += missing_token_problems(config.tokenizer, context)
         files = match_files(config.path, context)
         if files and "field" in config.model_fields_set and not any(map(holds_records, files)):
             problems.append(

@@ -6,8 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
-from calibration.sources.files import file_problems, match_files, tokenizer_problems
+from calibration.sources.files import (
+    file_problems,
+    match_files,
+    missing_token_problems,
+    open_tokenizer,
+    tokenizer_problems,
+)
 from compressor.data.contract import SourceContext
 
 
@@ -84,3 +92,22 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {}}))
     (problem,) = tokenizer_problems("tokenizer.json", SourceContext(tmp_path))
     assert "is not a tokenizer" in problem
+
+
+def test_tokens_that_only_the_config_adds_are_named_with_the_command_that_writes_them(
+    tmp_path: Path,
+) -> None:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path)
+    assert missing_token_problems(".", SourceContext(tmp_path)) == []
+    file = tmp_path / "tokenizer_config.json"
+    added = {"added_tokens_decoder": {"1": {"content": "<|end|>", "special": True}}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | added))
+    (problem,) = missing_token_problems(".", SourceContext(tmp_path))
+    assert "tokenizer_config.json adds tokens that tokenizer.json lacks: <|end|>" in problem
+    assert f"T.from_pretrained('{tmp_path}').save_pretrained('{tmp_path}')" in problem
+    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert missing_token_problems(".", SourceContext(tmp_path)) == []
+    assert open_tokenizer(tmp_path / "tokenizer.json").encode("<|end|>").ids == [1]
