@@ -93,7 +93,7 @@ def _equal_name_problems(path: str, classes: Iterable[str]) -> Iterator[str]:
 
 def folder_notes(found: PictureFolders, *, numbered: bool) -> Iterator[str]:
     """Yield lines about folders that are classes, though they may not be meant to be."""
-    name = found.root.name
+    name = found.root.resolve().name
     if not numbered and found.classes and all(map(_is_number, found.classes)):
         others = [(label, text) for label, text in enumerate(found.classes) if label != int(text)]
         if others:
@@ -160,4 +160,4 @@ def shared_pictures_note(
     if not shared:
         return None
     count = sum(len(names) > 1 for names in owners.values())
-    return f"{root.name}: equal files in several classes ({count}): {first_names(shared, root)}"
+    return f"{root.resolve().name}: equal files in several classes ({count}): {first_names(shared, root)}"

@@ -94,4 +94,4 @@ def _note_results(
     ):
         if files:
             count = f"{len(files)} of {len(results)} pictures"
-            context.note(f"{root.name}: {what} ({count}): {first_names(files, root)}")
+            context.note(f"{root.resolve().name}: {what} ({count}): {first_names(files, root)}")

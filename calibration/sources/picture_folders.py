@@ -51,7 +51,7 @@ class PictureFolders:
             (self.hidden, "hidden, skipped"),
         )
         return [
-            f"{self.root.name}: {reason} ({len(files)}): {first_names(files, self.root)}"
+            f"{self.root.resolve().name}: {reason} ({len(files)}): {first_names(files, self.root)}"
             for files, reason in kinds
             if files
         ]
