@@ -160,4 +160,5 @@ def shared_pictures_note(
     if not shared:
         return None
     count = sum(len(names) > 1 for names in owners.values())
-    return f"{root.resolve().name}: equal files in several classes ({count}): {first_names(shared, root)}"
+    names = first_names(shared, root)
+    return f"{root.resolve().name}: equal files in several classes ({count}): {names}"
