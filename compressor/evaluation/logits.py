@@ -67,7 +67,10 @@ def score_logits(
         progress("accuracy", done, count)
     counted = np.concatenate([batch.counted for batch in batches])
     if not counted.any():
-        raise DataError(f"all labels of the data set {config.data!r} are {IGNORED_LABEL}")
+        raise DataError(
+            f"all labels of the data set {config.data!r} are {IGNORED_LABEL}: nothing is scored",
+            remedy="if its samples are cut before their answers, raise `sequence_length`",
+        )
     return Scores(
         values={
             name: np.concatenate([batch.values[name] for batch in batches])

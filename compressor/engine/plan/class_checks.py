@@ -56,7 +56,7 @@ def class_notes(uses: Iterable[DataUse], facts: Callable[[str], DataFacts]) -> l
         if use.need.labels is None or names is None or outputs is None or len(names) >= outputs:
             continue
         note = (
-            f"data set {use.need.data!r} has {len(names)} classes, and the model {outputs} "
+            f"data set {use.need.data!r} has {_count(len(names))}, and the model {outputs} "
             f"outputs: labels are 0 to {len(names) - 1}, in the order of the names; if the model "
             "was trained on other classes, name the folders by number and set `numbered: true`"
         )
@@ -79,3 +79,7 @@ def _difference(name: str, names: tuple[str, ...], other: str, expected: tuple[s
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED_CLASSES} more" if len(names) > _NAMED_CLASSES else ""
     return ", ".join(names[:_NAMED_CLASSES]) + more
+
+
+def _count(number: int) -> str:
+    return f"{number} class" if number == 1 else f"{number} classes"
