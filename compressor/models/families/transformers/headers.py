@@ -99,6 +99,12 @@ def compare_headers(tree: Mapping[str, Any], weights: WeightFiles) -> HeaderComp
     found = _logical_shapes(names, weights) if is_packed(tree) else _shapes(names, weights)
     problems += _differences(expected, found)
     problems += _wrong_dtypes(expected, names, weights)
+    is_double = any(tensor.entry.dtype == "F64" for tensor in weights.tensors.values())
+    if is_double and not (tree.get("dtype") or tree.get("torch_dtype")):
+        problems.append(
+            "weights are stored as float64, and config.json names no dtype to read them in; set "
+            '"dtype": "float32" in config.json'
+        )
     if not claims_tie and head not in found and embedding in found:
         problems.append(
             f'{head} is in no file; if the head shares the embedding, set "{TIED_FLAG}": true in '

@@ -311,3 +311,13 @@ def test_numbers_that_json_does_not_have_are_refused(value, tmp_path):
     with pytest.raises(ModelError, match=f"it contains {value}") as refused:
         read_description(folder)
     assert "correct config.json" in refused.value.remedy
+
+
+def test_float64_without_a_dtype_is_refused_with_a_remedy_that_works(tmp_path):
+    stored = stored_checkpoint("tiny-llama")
+    stored.tensors = {name: value.double() for name, value in stored.tensors.items()}
+    with pytest.raises(ModelError, match='set "dtype": "float32"'):
+        read_description(stored.write(tmp_path / "double"))
+    stored.tree["dtype"] = "float32"
+    module = load_module(stored.write(tmp_path / "named"))
+    assert {value.dtype for value in module.parameters()} == {torch.float32}
