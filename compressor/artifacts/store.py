@@ -95,7 +95,7 @@ def open_artifact(path: Path) -> Artifact:
                 remedy="install a newer autoglm-compress",
             )
         manifest = Manifest.model_validate_json(text)
-    except (ValueError, ValidationError) as error:
+    except (ValueError, ValidationError, RecursionError) as error:
         raise DamagedArtifactError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
     if manifest.digest != manifest.content_digest():
         raise DamagedArtifactError(f"{file} is damaged: its content does not match its own digest")

@@ -1,13 +1,12 @@
-"""Files of a processor's folder: what is missing, and what they tell about its arrays."""
+"""Files of a processor's folder: missing ones, and facts about the processor's arrays."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from calibration.sources.files import tokenizer_folder_problems
-from compressor.artifacts.errors_from_os import reading
+from compressor.artifacts.json_files import read_json_object
 from compressor.data.contract import InputFacts
 from compressor.errors import CompressError, DataError
 from compressor.models.checkpoint.tokenizer_json import largest_token_id
@@ -41,7 +40,7 @@ def processor_facts(folder: Path) -> tuple[InputFacts, ...]:
     """Return the arrays of a processor: the largest token, and the number of values of a patch.
 
     Raises:
-        DataError: a file is not what its name says.
+        DataError: a file is not JSON, or not a tokenizer.
     """
     tokenizer = folder / _TOKENIZER
     largest = max(largest_token_id(tokenizer), _largest_added_token(folder / _TOKENIZER_CONFIG))
@@ -67,11 +66,4 @@ def _largest_added_token(file: Path) -> int:
 
 
 def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        with reading(file):
-            value = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON: {error}", remedy="copy the file again") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{file} is not a JSON object", remedy="copy the file again")
-    return value
+    return read_json_object(file, DataError, remedy="copy the file again")

@@ -130,8 +130,12 @@ def _indexed_files(index: Path) -> list[Path]:
     try:
         with reading(index):
             shards = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is no index of shards: {error!r}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(
+            f"{index} is no index of shards: expected a mapping of tensors to files under "
+            "`weight_map`",
+            remedy="copy it again from where the checkpoint comes from",
+        ) from error
     files = [index.parent / shard for shard in sorted(shards)]
     outside = [file.name for file in files if file.parent != index.parent]
     if absent := outside + [file.name for file in files if not file.is_file()]:

@@ -10,15 +10,17 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from compressor.errors import ModelError
+from compressor.artifacts.json_files import read_json_object
+from compressor.errors import CompressError, ModelError
 from compressor.runtimes.tensor_listing import ListedTensor
 
 EXPORT_FROM_PYTHON = (
     "export the module in Python: `torch.onnx.export(module, args, 'model.onnx', dynamo=True)`; "
     "the pass tensorrt reads that file"
 )
-"""Way forward for everything that can be loaded as a module of torch."""
+"""Remedy for everything that can be loaded as a module of torch."""
 CONVERT_TO_ONNX = "convert it to ONNX with its own tools; the pass tensorrt reads ONNX files"
 START_FROM_CHECKPOINT = (
     "start from the checkpoint it was converted from: a folder with config.json and safetensors"
@@ -41,9 +43,9 @@ class ForeignKind(ABC):
     """One kind of model file or folder."""
 
     title: str
-    """What it is, to be read after "is": ``a GGUF file``."""
+    """Name of the kind with its article: ``a GGUF file``."""
     way_forward: str | None = None
-    """What to do to get a model that passes read; None if there is no way."""
+    """Remedy: the way to a model that passes read; None if there is none."""
     is_collection: bool = False
     """True for a folder that holds models and is none itself."""
 
@@ -66,7 +68,7 @@ class ForeignKind(ABC):
         return Description()
 
     def remedy(self, path: Path) -> str | None:  # noqa: ARG002
-        """Return the way forward for one path."""
+        """Return the way to a model that passes read, for one path; None if there is none."""
         return self.way_forward
 
 
@@ -79,7 +81,7 @@ class ForeignModel:
 
     @property
     def title(self) -> str:
-        """What it is, to be read after "is"."""
+        """Name of its kind with its article."""
         return self.kind.title
 
     @property
@@ -105,3 +107,11 @@ def first_bytes(path: Path, count: int = 512) -> bytes:
         return b""
     with path.open("rb") as file:
         return file.read(count)
+
+
+def json_object_or_empty(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if the file is missing or holds no object."""
+    try:
+        return read_json_object(file, ModelError, remedy="")
+    except CompressError:
+        return {}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from compressor.runtimes.foreign.contract import (
     CONVERT_TO_ONNX,
@@ -14,6 +13,7 @@ from compressor.runtimes.foreign.contract import (
     START_FROM_CHECKPOINT,
     Description,
     ForeignKind,
+    json_object_or_empty,
 )
 from compressor.runtimes.tensor_listing import ListedTensor, safetensors_tensors
 
@@ -25,15 +25,6 @@ _DESCRIBED = ("family", "model_type", "architecture", "_class_name")
 """Keys of a config.json that describes a model."""
 
 
-def read_json(file: Path) -> Mapping[str, Any]:
-    """Return the object in a JSON file; an empty one where there is none."""
-    try:
-        tree = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
-
-
 class TimmModel(ForeignKind):
     """A folder of timm: config.json names an architecture of that library."""
 
@@ -42,13 +33,13 @@ class TimmModel(ForeignKind):
 
     def recognizes(self, path: Path) -> bool:
         """Return True for a config.json with an architecture and without a ``model_type``."""
-        config = read_json(path / "config.json")
+        config = json_object_or_empty(path / "config.json")
         has_timm_keys = not config.keys().isdisjoint({"pretrained_cfg", "num_features"})
         return "architecture" in config and has_timm_keys and "model_type" not in config
 
     def describe(self, path: Path) -> Description:
         """Return the architecture, its classes and its tensors."""
-        config = read_json(path / "config.json")
+        config = json_object_or_empty(path / "config.json")
         labels = {"architecture": "architecture", "classes": "num_classes", "head": "global_pool"}
         rows = [(label, str(config[key])) for label, key in labels.items() if key in config]
         pretrained = config.get("pretrained_cfg")
@@ -69,7 +60,7 @@ class DiffusersPipeline(ForeignKind):
 
     def describe(self, path: Path) -> Description:
         """Return the class of the pipeline and of its components."""
-        index = read_json(path / "model_index.json")
+        index = json_object_or_empty(path / "model_index.json")
         rows = [("class", str(index.get("_class_name", "not named")))]
         inner = []
         for name, entry in index.items():
@@ -88,12 +79,12 @@ class DiffusersModel(ForeignKind):
 
     def recognizes(self, path: Path) -> bool:
         """Return True for a config.json with diffusers' class name."""
-        config = read_json(path / "config.json")
+        config = json_object_or_empty(path / "config.json")
         return {"_class_name", "_diffusers_version"} <= config.keys()
 
     def describe(self, path: Path) -> Description:
         """Return the class and the tensors."""
-        config = read_json(path / "config.json")
+        config = json_object_or_empty(path / "config.json")
         return Description((("class", str(config["_class_name"])),), _tensors(path))
 
 
@@ -125,7 +116,7 @@ def sentence_modules(path: Path) -> list[tuple[str, str]]:
     try:
         modules = json.loads((path / "modules.json").read_bytes())
         return [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in modules]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
@@ -143,7 +134,7 @@ class ConsolidatedCheckpoint(ForeignKind):
 
     def describe(self, path: Path) -> Description:
         """Return the sizes in params.json, and the tensors of safetensors files."""
-        params = read_json(path / "params.json")
+        params = json_object_or_empty(path / "params.json")
         keys = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size")
         rows = [(key, str(params[key])) for key in keys if key in params]
         files = sorted(path.glob("consolidated*.safetensors"))
@@ -208,6 +199,6 @@ def is_model_folder(folder: Path) -> bool:
     """Return True if file names and config.json make a folder a model."""
     if any((folder / name).is_file() for name in _MARKERS):
         return True
-    if not read_json(folder / "config.json").keys().isdisjoint(_DESCRIBED):
+    if not json_object_or_empty(folder / "config.json").keys().isdisjoint(_DESCRIBED):
         return True
     return any(kind.recognizes(folder) for kind in FOLDER_KINDS)

@@ -36,7 +36,7 @@ _SCALARS = {
 }
 """Number of a value type to its code in ``struct``."""
 _MAX_COUNT = 1 << 24
-"""Largest number of keys, tensors or array entries that is believed."""
+"""Largest number of keys, tensors or array entries that is accepted as valid."""
 _TENSOR_TYPES = {
     0: "F32",
     1: "F16",

@@ -16,7 +16,7 @@ _LORA_PARTS = ("lora_A", "lora_B", "lora_down", "lora_up", "lora_a", "lora_b")
 
 
 def is_safetensors(path: Path) -> bool:
-    """Return True for a file that begins with the length of a JSON header, or has the suffix."""
+    """Return True for a file that begins with the length of a JSON header that fits into it."""
     start = first_bytes(path, 9)
     if len(start) < 9:
         return False

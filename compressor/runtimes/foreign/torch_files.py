@@ -15,6 +15,7 @@ from compressor.runtimes.foreign.contract import (
     Description,
     ForeignKind,
     first_bytes,
+    json_object_or_empty,
 )
 from compressor.runtimes.foreign.pickle_opcodes import PickledObject, read_object
 from compressor.runtimes.tensor_listing import ListedTensor
@@ -103,7 +104,7 @@ class ExportedProgram(ForeignKind):
                 _described_tensor(name, entry["tensor_meta"])
                 for name, entry in sorted(tree["config"].items())
             )
-        except (*_ZIP_ERRORS, LookupError, TypeError, AttributeError):
+        except (*_ZIP_ERRORS, LookupError, TypeError, AttributeError, RecursionError):
             return Description()  # an older layout without this list, or a damaged one
         return Description(tensors=tensors)
 
@@ -141,11 +142,7 @@ class Pickle(ForeignKind):
 
 def convert_remedy(folder: Path) -> str | None:
     """Return the command that converts a checkpoint with pickled weights; None for others."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(config, dict) or "model_type" not in config:
+    if "model_type" not in json_object_or_empty(folder / "config.json"):
         return None
     return f"convert the checkpoint: `autoglm-compress convert {folder} NEW_FOLDER`"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.artifacts.json_files import read_json_object
 from compressor.artifacts.manifest import Metric
+from compressor.errors import ModelError
 from compressor.runtimes.formats import Cost, Format, SampleShapes, StandIn, StoredModel
 from compressor.runtimes.onnxruntime.format import Onnx
 
@@ -46,7 +47,9 @@ class Engine(Format):
         from compressor.runtimes.tensorrt.manifest import read_engine_manifest
 
         if (path / _BUNDLE).is_file():
-            bundle = json.loads((path / _BUNDLE).read_bytes())
+            bundle = read_json_object(
+                path / _BUNDLE, ModelError, remedy="copy the build bundle again"
+            )
             return [("engine", "not built yet: this is a build bundle"), *_flatten(bundle)]
         return _engine_rows(read_engine_manifest(path))
 

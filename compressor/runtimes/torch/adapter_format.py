@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compressor.artifacts.json_files import read_json_object
 from compressor.errors import ModelError
 from compressor.runtimes.foreign.safetensors_kinds import MERGE_ADAPTER
 from compressor.runtimes.formats import Format
@@ -73,10 +73,4 @@ class Adapter(Format):
         return tensors_of_file(path / _WEIGHTS)
 
     def _config(self, path: Path) -> Mapping[str, object]:
-        try:
-            config = json.loads((path / _CONFIG).read_bytes())
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path / _CONFIG} cannot be read: {error}") from error
-        if not isinstance(config, dict):
-            raise ModelError(f"{path / _CONFIG}: expected a mapping")
-        return config
+        return read_json_object(path / _CONFIG, ModelError, remedy="copy the adapter again")

@@ -1,4 +1,4 @@
-"""Reports on models: parts, dtypes, passes, and what would help."""
+"""Reports on models: parts, dtypes, passes and remedies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compressor.analysis.model_report import ModelReport, report_path
-from compressor.errors import ModelError
+from compressor.errors import CompressError, ModelError
 from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.models.families.transformers.family import Transformers
 from tests.support.model_files import LORA, gguf_header, write_json, write_weights
@@ -225,3 +225,21 @@ def test_a_folder_of_weights_alone_is_reported_with_what_is_missing(tmp_path: Pa
     assert report.title == "weights without a config.json that describes their model"
     assert "config.json is missing" in str(report.problem)
     assert not suitable(report)
+
+
+@pytest.mark.parametrize("content", ["{", '{"a":' + "[" * 200_000], ids=["cut off", "nested"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "bundle.json", "adapter_config.json", "modules.json", "params.json"],
+)
+def test_a_damaged_json_file_of_any_kind_is_no_traceback(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    (tmp_path / "consolidated.pth").write_bytes(b"x")
+    try:
+        report = report_path(tmp_path)
+    except CompressError as error:
+        assert name in error.what
+    else:
+        assert not any(entry.suitable for entry in report.passes)
