@@ -87,14 +87,14 @@ class Images(DataSource[ImagesConfig]):
                 f"{config.path} is not a directory ({root}); expected one folder of pictures per "
                 "class",
             ]
-        found = scan_picture_folders(root)
-        for note in (*found.notes(), *folder_notes(found, numbered=config.numbered)):
+        contents = scan_picture_folders(root)
+        for note in (*contents.notes(), *folder_notes(contents, numbered=config.numbered)):
             context.note(note)
         return [
             *draw_problems(config),
-            *found.problems,
-            *folder_problems(config.path, found, numbered=config.numbered),
-            *header_problems(found),
+            *contents.problems,
+            *folder_problems(config.path, contents, numbered=config.numbered),
+            *header_problems(contents),
         ]
 
     def facts(self, config: ImagesConfig, context: SourceContext) -> DataFacts:
@@ -135,12 +135,12 @@ class Images(DataSource[ImagesConfig]):
             MissingExtraError: pictures are HEIC, and pillow-heif is not installed.
         """
         root = context.base / config.path
-        found = scan_picture_folders(root)
-        if found.problems:
-            raise DataError("\n".join(found.problems))
-        for note in found.notes():
+        contents = scan_picture_folders(root)
+        if contents.problems:
+            raise DataError("\n".join(contents.problems))
+        for note in contents.notes():
             context.note(note)
-        classes = found.classes
+        classes = contents.classes
         pool = [
             (file, label)
             for label, files in zip(_labels(config, classes), classes.values(), strict=True)

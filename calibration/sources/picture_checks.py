@@ -24,24 +24,24 @@ _HEADERS = 512
 _HEADERS_PER_CLASS = 6
 
 
-def folder_problems(path: str, found: PictureFolders, *, numbered: bool) -> Iterator[str]:
+def folder_problems(path: str, contents: PictureFolders, *, numbered: bool) -> Iterator[str]:
     """Yield everything that is wrong with the folders of the classes."""
-    outside = found.outside
-    if not found.classes:
+    outside = contents.outside
+    if not contents.classes:
         beside = f", but pictures ({len(outside)})" if outside else ""
         yield f"{path} holds no folder{beside}; expected one folder of pictures per class"
         return
     if outside:
         yield (
             f"{path}: pictures outside the folders of the classes ({len(outside)}): "
-            f"{first_names(outside, found.root)}; move each into the folder of its class"
+            f"{first_names(outside, contents.root)}; move each into the folder of its class"
         )
     if numbered:
-        yield from _number_problems(path, found.classes)
-    yield from _split_problems(path, found)
-    yield from _equal_name_problems(path, found.classes)
-    skipped = Counter(file.relative_to(found.root).parts[0] for file in found.skipped)
-    for name, files in found.classes.items():
+        yield from _number_problems(path, contents.classes)
+    yield from _split_problems(path, contents)
+    yield from _equal_name_problems(path, contents.classes)
+    skipped = Counter(file.relative_to(contents.root).parts[0] for file in contents.skipped)
+    for name, files in contents.classes.items():
         if not files:
             others = f", but other files ({skipped[name]})" if skipped[name] else ""
             yield f"{path}/{name} holds no picture{others}"
@@ -61,23 +61,23 @@ def _number_problems(path: str, classes: Iterable[str]) -> Iterator[str]:
             yield f"{path}: the folders {', '.join(equal)} are all class {number}; merge them"
 
 
-def _split_problems(path: str, found: PictureFolders) -> Iterator[str]:
+def _split_problems(path: str, contents: PictureFolders) -> Iterator[str]:
     """Yield the folders that are the parts of a data set, with the classes inside of them."""
     splits = [
         name
-        for name, files in found.classes.items()
-        if name.lower() in _SPLITS and files and all(_is_nested(file, found) for file in files)
+        for name, files in contents.classes.items()
+        if name.lower() in _SPLITS and files and all(_is_nested(file, contents) for file in files)
     ]
-    if splits and len(splits) == len(found.classes):
+    if splits and len(splits) == len(contents.classes):
         yield (
             f"{path} holds parts of a data set, not classes ({', '.join(splits)}); name one of "
             f"them: `path: {path.rstrip('/')}/{splits[0]}`"
         )
 
 
-def _is_nested(file: Path, found: PictureFolders) -> bool:
+def _is_nested(file: Path, contents: PictureFolders) -> bool:
     """Return True if a picture is in a folder inside of its class folder."""
-    return len(file.relative_to(found.root).parts) > 2
+    return len(file.relative_to(contents.root).parts) > 2
 
 
 def _equal_name_problems(path: str, classes: Iterable[str]) -> Iterator[str]:
@@ -91,11 +91,13 @@ def _equal_name_problems(path: str, classes: Iterable[str]) -> Iterator[str]:
             yield f"{path}: the folders {names} differ only in blanks or Unicode form; merge them"
 
 
-def folder_notes(found: PictureFolders, *, numbered: bool) -> Iterator[str]:
+def folder_notes(contents: PictureFolders, *, numbered: bool) -> Iterator[str]:
     """Yield lines about folders that are classes, though they may not be meant to be."""
-    name = found.root.resolve().name
-    if not numbered and found.classes and all(map(_is_number, found.classes)):
-        others = [(label, text) for label, text in enumerate(found.classes) if label != int(text)]
+    name = contents.root.resolve().name
+    if not numbered and contents.classes and all(map(_is_number, contents.classes)):
+        others = [
+            (label, text) for label, text in enumerate(contents.classes) if label != int(text)
+        ]
         if others:
             label, folder = others[0]
             yield (
@@ -103,10 +105,10 @@ def folder_notes(found: PictureFolders, *, numbered: bool) -> Iterator[str]:
                 f"folder {folder} has label {label}; set `numbered: true` if the numbers are the "
                 "labels"
             )
-    if len(found.classes) == 1 and (files := next(iter(found.classes.values()))):
-        only = next(iter(found.classes))
-        folders = {file.relative_to(found.root).parts[1] for file in files}
-        if len(folders) > 1 and all(_is_nested(file, found) for file in files):
+    if len(contents.classes) == 1 and (files := next(iter(contents.classes.values()))):
+        only = next(iter(contents.classes))
+        folders = {file.relative_to(contents.root).parts[1] for file in files}
+        if len(folders) > 1 and all(_is_nested(file, contents) for file in files):
             yield (
                 f"{name}: the only class is {only!r}, with all pictures in folders of its own; if "
                 f"those are the classes, name {only!r} in `path`"
@@ -117,21 +119,21 @@ def _is_number(name: str) -> bool:
     return name.isascii() and name.isdigit() and len(name) < 20 and int(name) < _LARGEST_CLASS
 
 
-def header_problems(found: PictureFolders) -> Iterator[str]:
+def header_problems(contents: PictureFolders) -> Iterator[str]:
     """Yield missing packages, and the first and last pictures of each class that do not open."""
-    pictures = [file for files in found.classes.values() for file in files]
+    pictures = [file for files in contents.classes.values() for file in files]
     unreadable: set[Path] = set()
     if not heic_is_installed():
         unreadable = {file for file in pictures if file.suffix.lower() in HEIC_SUFFIXES}
     if unreadable:
         heic = sorted(unreadable)
         yield (
-            f"{found.root}: HEIC ({len(heic)} of {len(pictures)} pictures: "
-            f"{first_names(heic, found.root)}) needs pillow-heif: "
+            f"{contents.root}: HEIC ({len(heic)} of {len(pictures)} pictures: "
+            f"{first_names(heic, contents.root)}) needs pillow-heif: "
             "pip install 'autoglm-compress[heic]'"
         )
     with without_pillow_warnings():
-        for file in _first_and_last(found):
+        for file in _first_and_last(contents):
             if file not in unreadable:
                 try:
                     check_header(file)
@@ -139,11 +141,11 @@ def header_problems(found: PictureFolders) -> Iterator[str]:
                     yield str(error)
 
 
-def _first_and_last(found: PictureFolders) -> list[Path]:
+def _first_and_last(contents: PictureFolders) -> list[Path]:
     """Return the first and last pictures of each class, fewer of each if there are many classes."""
-    per_class = min(_HEADERS_PER_CLASS, _HEADERS // max(1, len(found.classes)))
+    per_class = min(_HEADERS_PER_CLASS, _HEADERS // max(1, len(contents.classes)))
     count = max(1, per_class // 2)
-    files_of_classes = list(found.classes.values())[:_HEADERS]
+    files_of_classes = list(contents.classes.values())[:_HEADERS]
     chosen = [file for files in files_of_classes for file in (*files[:count], *files[-count:])]
     return list(dict.fromkeys(chosen))
 

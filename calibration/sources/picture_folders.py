@@ -42,7 +42,7 @@ class PictureFolders:
     hidden: list[Path] = field(default_factory=list)
     """Hidden files and folders, and those that systems leave behind."""
     problems: list[str] = field(default_factory=list)
-    """Links that lead nowhere, unreadable files and folders, and the like."""
+    """Links to missing targets, unreadable files and folders, and the like."""
 
     def notes(self) -> list[str]:
         """Return one line per kind of skipped files, with their number and the first of them."""
@@ -62,20 +62,20 @@ def scan_picture_folders(root: Path) -> PictureFolders:
 
     Links are followed. Folders in a class folder belong to its class.
     """
-    found = PictureFolders(root)
+    contents = PictureFolders(root)
     folders = []
-    for entry in _entries(root, found):
+    for entry in _entries(root, contents):
         if _is_folder_link_to_nowhere(entry):
-            found.problems.append(str(file_problem(Path(entry.path))))
+            contents.problems.append(str(file_problem(Path(entry.path))))
         elif _is_directory(entry):
             folders.append(Path(entry.path))
         elif _has_picture_suffix(entry.name):
-            found.outside.append(Path(entry.path))
+            contents.outside.append(Path(entry.path))
         else:
-            found.skipped.append(Path(entry.path))
+            contents.skipped.append(Path(entry.path))
     for folder in folders:
-        found.classes[folder.name] = list(_pictures(folder, found, (os.path.realpath(root),)))
-    return found
+        contents.classes[folder.name] = list(_pictures(folder, contents, (os.path.realpath(root),)))
+    return contents
 
 
 def first_names(files: Sequence[Path], root: Path) -> str:
@@ -84,41 +84,41 @@ def first_names(files: Sequence[Path], root: Path) -> str:
     return ", ".join(names) + (", …" if len(files) > _NAMED_FILES else "")
 
 
-def _pictures(folder: Path, found: PictureFolders, above: tuple[str, ...]) -> Iterator[Path]:
+def _pictures(folder: Path, contents: PictureFolders, above: tuple[str, ...]) -> Iterator[Path]:
     """Yield the pictures at any depth; ``above`` are the real paths of the folders above."""
     real = os.path.realpath(folder)
     if real in above:
-        found.problems.append(f"{folder} is a link to a folder that holds it")
+        contents.problems.append(f"{folder} is a link to a folder that holds it")
         return
-    for entry in _entries(folder, found):
+    for entry in _entries(folder, contents):
         path = Path(entry.path)
         if _is_folder_link_to_nowhere(entry):
-            found.problems.append(str(file_problem(path)))
+            contents.problems.append(str(file_problem(path)))
         elif _is_directory(entry):
             if _has_picture_suffix(entry.name):
-                found.problems.append(f"{path} is a directory, not a picture")
+                contents.problems.append(f"{path} is a directory, not a picture")
             else:
-                yield from _pictures(path, found, (*above, real))
+                yield from _pictures(path, contents, (*above, real))
         elif not _has_picture_suffix(entry.name):
-            found.skipped.append(path)
+            contents.skipped.append(path)
         elif problem := file_problem(path):
-            found.problems.append(problem)
+            contents.problems.append(problem)
         else:
             yield path
 
 
-def _entries(folder: Path, found: PictureFolders) -> list[os.DirEntry[str]]:
+def _entries(folder: Path, contents: PictureFolders) -> list[os.DirEntry[str]]:
     """Return the entries of a folder that are not hidden, sorted by name."""
     try:
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as error:
-        found.problems.append(f"{folder} cannot be read: {error.strerror or error}")
+        contents.problems.append(f"{folder} cannot be read: {error.strerror or error}")
         return []
-    found.hidden += [Path(entry.path) for entry in entries if _is_hidden(entry.name)]
+    contents.hidden += [Path(entry.path) for entry in entries if _is_hidden(entry.name)]
     visible = [entry for entry in entries if not _is_hidden(entry.name)]
     unnamed = [entry for entry in visible if not _is_utf8(entry.name)]
-    found.problems += [f"{_printable(entry.path)}: the name is not UTF-8" for entry in unnamed]
+    contents.problems += [f"{_printable(entry.path)}: the name is not UTF-8" for entry in unnamed]
     return [entry for entry in visible if entry not in unnamed] if unnamed else visible
 
 

@@ -17,7 +17,7 @@ from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.runtimes.session import input_problems
 
 Finding = tuple[str, str]
-"""What is wrong, and what to do."""
+"""A problem, and its remedy."""
 
 
 def evaluation_needs(evaluate: EvaluateConfig) -> tuple[DataNeed, ...]:

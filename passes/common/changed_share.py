@@ -73,7 +73,7 @@ class ChangedShare:
         """
         if self.of_multiplied < min_share:
             raise RequirementError(
-                f"only {self._text()}; `min_share` asks for {min_share:.0%} of the weights that "
+                f"only {self._text()}; `min_share` requires {min_share:.0%} of the weights that "
                 "are multiplied",
                 remedy=f"{remedy}; or set `min_share: 0` to quantize what there is",
             )

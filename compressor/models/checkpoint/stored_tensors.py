@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from pathlib import Path
 
 import safetensors
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from compressor.artifacts.errors_from_os import reading
 from compressor.errors import ModelError
-from compressor.models.checkpoint.safetensors_files import TensorEntry
 from compressor.models.checkpoint.weight_files import StoredTensor, WeightFiles
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -68,7 +67,7 @@ class StoredTensors:
 
     def mapped(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield tensors whose memory is that of the files, mapped copy-on-write."""
-        by_file: dict[Any, list[str]] = {}
+        by_file: dict[Path, list[str]] = {}
         for name in names:
             by_file.setdefault(self.entries[name].file, []).append(name)
         for file, names_in_file in by_file.items():
@@ -82,7 +81,7 @@ class StoredTensors:
         Raises:
             IndexError: a row is not in the matrix; what lies there is another tensor.
         """
-        file, entry = _location(self.entries[name])
+        file, entry = self.entries[name].file, self.entries[name].entry
         if len(rows_R) and not 0 <= int(rows_R.min()) <= int(rows_R.max()) < entry.shape[0]:
             raise IndexError(f"{name} has {entry.shape[0]} rows")
         row_bytes = (entry.end - entry.start) // entry.shape[0]
@@ -95,12 +94,12 @@ class StoredTensors:
 
     def dtype_and_shape(self, name: str) -> tuple[torch.dtype, torch.Size]:
         """Return the dtype and shape of a tensor, from the header."""
-        _, entry = _location(self.entries[name])
+        entry = self.entries[name].entry
         return DTYPES[entry.dtype], torch.Size(entry.shape)
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         """Yield the values of a tensor in order, at most 2²² at a time."""
-        file, entry = _location(self.entries[name])
+        file, entry = self.entries[name].file, self.entries[name].entry
         dtype = DTYPES[entry.dtype]
         with reading(file), file.open("rb") as handle:
             handle.seek(entry.start)
@@ -111,12 +110,8 @@ class StoredTensors:
                 yield torch.frombuffer(content, dtype=dtype)
 
 
-def _location(tensor: StoredTensor) -> tuple[Any, TensorEntry]:
-    return tensor.file, tensor.entry
-
-
 def _read_tensor(tensor: StoredTensor) -> Tensor:
-    file, entry = _location(tensor)
+    file, entry = tensor.file, tensor.entry
     content = bytearray(entry.end - entry.start)
     with reading(file), file.open("rb") as handle:
         handle.seek(entry.start)

@@ -137,7 +137,10 @@ class PackQuantizedScheme(PackingScheme):
             for targets, grid in targets_and_grids:
                 if any(_matches(name, target) for target in targets):
                     return grid
-            raise ModelError(f"`{QUANTIZATION_CONFIG}` has no group that contains the layer {name}")
+            raise ModelError(
+                f"`{QUANTIZATION_CONFIG}` has no group that contains the layer {name}",
+                remedy="copy the checkpoint again",
+            )
 
         return grid_of
 
@@ -178,7 +181,8 @@ def _parse_grid(weights: Mapping[str, Any]) -> WeightGrid:
         return WeightGrid.model_validate(fields)
     except ValueError as error:
         raise ModelError(
-            f"`{QUANTIZATION_CONFIG}` describes unsupported weights: {fields}"
+            f"`{QUANTIZATION_CONFIG}` describes unsupported weights: {fields}",
+            remedy="start from the checkpoint before quantization",
         ) from error
 
 
