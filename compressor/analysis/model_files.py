@@ -36,7 +36,7 @@ class FileReport(BaseModel):
     used: bool
     """False if nothing reads it."""
     note: str | None = None
-    """What an unused file is."""
+    """Content of an unused file."""
 
 
 def report_files(model: StoredModel) -> tuple[FileReport, ...]:

@@ -1,4 +1,4 @@
-"""Report on any model file or folder: what it is, its parts, and the passes that it can go through.
+"""Report on any model file or folder: its kind, its parts, and the passes that it can go through.
 
 Nothing is executed or unpickled.
 """
@@ -34,7 +34,7 @@ class PassReport(BaseModel):
     suitable: bool
     reasons: tuple[str, ...]
     remedies: tuple[str, ...] = ()
-    """What would help."""
+    """Ways to a model that the pass accepts."""
 
 
 class DtypeReport(BaseModel):
@@ -56,7 +56,7 @@ class InnerModel(BaseModel):
 
     path: str
     title: str
-    """What it is."""
+    """Its kind, in one line."""
 
 
 class ModelReport(BaseModel):
@@ -66,7 +66,7 @@ class ModelReport(BaseModel):
 
     path: str
     title: str
-    """What it is."""
+    """Its kind, in one line."""
     format: str | None
     """The installed format that is used; None if none reads the path."""
     summary: str | None

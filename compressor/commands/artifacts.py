@@ -37,8 +37,8 @@ def show(
 ) -> None:
     """Show what any file or folder is, or the size of a preset.
 
-    For a model, `show` lists its parts and the passes that it can go through, with what stands
-    against the others and what would help. Nothing is executed or unpickled. Exits with code 2 if
+    For a model, `show` lists its parts and the passes that it can go through, with the reasons
+    against the others and their remedies. Nothing is executed or unpickled. Exits with code 2 if
     nothing is recognized, or if the model is damaged.
     """
     from compressor.artifacts.store import MANIFEST, Store

@@ -100,7 +100,7 @@ class Format(ABC):
     precedence: ClassVar[int] = 0
     """Decides where several formats recognize a path: the highest wins."""
     way_forward: ClassVar[str | None] = None
-    """What to do to get a model that other passes read; None where another pass leads there."""
+    """Remedy: the way to a model that other passes read; None where another pass leads there."""
 
     @abstractmethod
     def recognizes(self, path: Path) -> bool:

@@ -65,7 +65,7 @@ def sample_json(file: Path, problems: ProblemList) -> Iterator[DataRecord]:
         text = decode_start(start, str(file))
         position = skip_blanks(text, 0)
         if text[position : position + 1] == "[":
-            yield from _first_items(file, text, position, problems)
+            yield from _items(file, text, position, problems, is_whole=False)
         elif is_utf8(encoding_of(start)) and _starts_with_object_line(start):
             stream.seek(0)
             lines = chain(_first_lines(stream), () if is_compressed(file) else _last_lines(stream))
@@ -94,7 +94,7 @@ def _first_records(file: Path, text: str, problems: ProblemList) -> Iterator[Dat
 
 
 def _starts_with_object_line(start: bytes) -> bool:
-    """Return True if the first line is an object, or is too long to tell."""
+    """Return True if the first line is an object, or exceeds the sampled bytes."""
     line, newline, _ = start.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")
     if not line.startswith(b"{"):
         return False
@@ -210,8 +210,18 @@ def is_object(line: str) -> bool:
         return False
 
 
-def _items(file: Path, text: str, position: int, problems: ProblemList) -> Iterator[DataRecord]:
-    """Yield the objects of an array, up to its first error."""
+def _items(
+    file: Path, text: str, position: int, problems: ProblemList, *, is_whole: bool = True
+) -> Iterator[DataRecord]:
+    """Yield the objects of an array, up to its first error.
+
+    Args:
+        file: the file, for messages.
+        text: its text.
+        position: place of the array's bracket.
+        problems: problems are added here.
+        is_whole: False if only the start of the file was read, and the array may be cut off.
+    """
     line, counted = 1, 0
     try:
         for index, (start, value) in enumerate(array_items(text, position), start=1):
@@ -222,20 +232,5 @@ def _items(file: Path, text: str, position: int, problems: ProblemList) -> Itera
             else:
                 problems.add(f"{file}{place}: no JSON record, but {json_type(value)}")
     except JSONError as error:
-        problems.add(_document_problem(file, text, error))
-
-
-def _first_items(
-    file: Path, text: str, position: int, problems: ProblemList
-) -> Iterator[DataRecord]:
-    """Yield the objects at the start of an array of which only the start was read."""
-    try:
-        for index, (_, value) in enumerate(array_items(text, position), start=1):
-            place = f" (record {index})"
-            if isinstance(value, dict):
-                yield DataRecord(file, place, value)
-            else:
-                problems.add(f"{file}{place}: no JSON record, but {json_type(value)}")
-    except JSONError as error:
-        if not error.at_end:
+        if is_whole or not error.at_end:
             problems.add(_document_problem(file, text, error))

@@ -1,4 +1,4 @@
-"""Passes that a model can go through, and what stands against the others."""
+"""Passes that a model can go through, and the reasons why the others do not accept it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from compressor.runtimes.formats import Format, accepts
 
 @dataclass(frozen=True, slots=True)
 class PassSuitability:
-    """The answer for one pass and one model."""
+    """Suitability of one pass for one model."""
 
     pass_name: str
     reasons: tuple[str, ...] = ()
-    """Everything that stands against the pass; empty if the model can go through."""
+    """Reasons why the pass does not accept the model; empty if it does."""
     remedies: tuple[str, ...] = ()
-    """What would help."""
+    """Ways to a model that the pass accepts."""
 
 
 def missing_capabilities(facts: ModelFacts, needs: Sequence[type[Capability]]) -> list[Missing]:
@@ -36,7 +36,7 @@ def missing_capabilities(facts: ModelFacts, needs: Sequence[type[Capability]]) -
 
 
 def suitable_passes(format_: Format, model: StarterModel) -> list[PassSuitability]:
-    """Return every installed pass with what stands against it, at the fields for a first try."""
+    """Return the suitability of every installed pass, with the fields of a first pipeline."""
     passes = installed_passes()
     answers = {pass_.name: _answer(pass_, format_, model) for pass_ in passes}
     ready = [pass_ for pass_ in passes if not answers[pass_.name].reasons]
@@ -53,7 +53,7 @@ def unsuitable_passes(format_name: str | None, remedy: str | None) -> list[PassS
 
     Args:
         format_name: the model's format, where it only cannot be opened; None for a foreign kind.
-        remedy: what would help, whatever the pass.
+        remedy: the remedy, which is the same for every pass.
     """
     remedies = () if remedy is None else (remedy,)
     return [
@@ -108,7 +108,7 @@ def _preparation(pass_: Pass[Any], format_: Format, ready: Sequence[Pass[Any]]) 
 
 
 def _refusal(pass_: Pass[Any], model: StarterModel) -> PassSuitability:
-    """Return why the pass refuses the model with the fields for a first try, if it does."""
+    """Return the reason if the pass refuses the model with the fields of a first pipeline."""
     try:
         config = pass_.Config.model_validate_json(json.dumps(dict(pass_.starter_fields(model))))
         pass_.estimate(config, model.facts, PlanContext({"parent": model.facts}))

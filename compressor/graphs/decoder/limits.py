@@ -1,4 +1,4 @@
-"""Limits of decoder graphs, judged from config.json; no torch, since planning uses them."""
+"""Limits of decoder graphs, derived from config.json; no torch, since planning uses them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FIXED_ROTARY = frozenset({"default", "linear", "dynamic", "llama3", "proportion
 _HEAD_MULTIPLE = 8
 """Widths of a head that GroupQueryAttention takes are multiples of it."""
 _ROTATED_HEAD_MULTIPLE = 16
-"""As above, where GroupQueryAttention rotates the heads too."""
+"""The same, where GroupQueryAttention rotates the heads too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,9 @@ def render_model(report: ModelReport) -> None:
 
 
 def render_suitability(passes: Sequence[PassReport], path: str) -> None:
-    """Print the passes that a model can go through, and what stands against the others."""
+    """Print the passes that a model can go through, and the reasons against the others."""
     out.print()
-    table = new_text_table("pass", "", f"for {path}", "what would help")
+    table = new_text_table("pass", "", f"for {path}", "remedy")
     shared = {pass_.remedies for pass_ in passes}
     for pass_ in passes:
         mark = Text("✓", style="green") if pass_.suitable else Text("–", style="dim")
@@ -60,7 +60,7 @@ def render_suitability(passes: Sequence[PassReport], path: str) -> None:
 
 
 def _model_rows(report: ModelReport) -> list[tuple[str, str]]:
-    rows = [("What it is", report.title)]
+    rows = [("Model", report.title)]
     if report.format is not None:
         rows.append(("Format", f"{report.format}: {report.summary}"))
         rows.append(("Runtime", report.runtime or formatting.DASH))
