@@ -143,7 +143,7 @@ def report_model(model: StoredModel) -> ModelReport:
         dtypes=_dtypes(listing),
         files=files,
         problem=problem,
-        remedy=remedy or (format_.way_forward if problem is None else None),
+        remedy=remedy or (format_.default_remedy if problem is None else None),
         damaged=damaged,
         passes=_passes(_suitability(model, starter if problem is None else None, remedy)),
     )

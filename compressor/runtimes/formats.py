@@ -99,7 +99,7 @@ class Format(ABC):
     """True where `bisect` can exchange single layers between two models (torch modules)."""
     precedence: ClassVar[int] = 0
     """Decides where several formats recognize a path: the highest wins."""
-    way_forward: ClassVar[str | None] = None
+    default_remedy: ClassVar[str | None] = None
     """Remedy: the way to a model that other passes read; None where another pass leads there."""
 
     @abstractmethod

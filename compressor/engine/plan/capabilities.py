@@ -101,7 +101,7 @@ def _preparation(pass_: Pass[Any], format_: Format, ready: Sequence[Pass[Any]]) 
     leading = [other.name for other in ready if accepts(pass_.accepts, other.produces)]
     if leading:
         return (f"run {' or '.join(leading)} first",)
-    way = format_.way_forward or (
+    way = format_.default_remedy or (
         f"start from the {' or '.join(sorted(pass_.accepts))} model that it was made from"
     )
     return (way,)

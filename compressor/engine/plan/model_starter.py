@@ -200,7 +200,7 @@ def _no_pass(stored: StoredModel, model: StarterModel) -> UsageError:
     return UsageError(
         f"there is no pipeline for {stored.path}, {stored.format.title(stored.path)}:\n"
         + "\n".join(lines),
-        remedy=stored.format.way_forward,
+        remedy=stored.format.default_remedy,
     )
 
 

@@ -48,7 +48,7 @@ def _way_to_read(pipeline: Pipeline, step: Step, format_name: str) -> str:
         return f"put a step of {' or '.join(before)} before it"
     readers = [pass_.name for pass_ in installed_passes() if accepts(pass_.accepts, format_name)]
     readable = " or ".join(sorted(step.pass_.accepts))
-    return format_named(format_name).way_forward or (
+    return format_named(format_name).default_remedy or (
         f"let it read a {readable} model: that which the {format_name} model was made from, as "
         f"`model.path` or as the step that `from:` names; passes that read {format_name}: "
         f"{', '.join(readers) or 'none'}"

@@ -44,7 +44,7 @@ class ForeignKind(ABC):
 
     title: str
     """Name of the kind with its article: ``a GGUF file``."""
-    way_forward: str | None = None
+    default_remedy: str | None = None
     """Remedy: the way to a model that passes read; None if there is none."""
     is_collection: bool = False
     """True for a folder that holds models and is none itself."""
@@ -69,7 +69,7 @@ class ForeignKind(ABC):
 
     def remedy(self, path: Path) -> str | None:  # noqa: ARG002
         """Return the way to a model that passes read, for one path; None if there is none."""
-        return self.way_forward
+        return self.default_remedy
 
 
 @dataclass(frozen=True, slots=True)

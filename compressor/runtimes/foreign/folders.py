@@ -29,7 +29,7 @@ class TimmModel(ForeignKind):
     """A folder of timm: config.json names an architecture of that library."""
 
     title = "a model of timm"
-    way_forward = EXPORT_FROM_PYTHON
+    default_remedy = EXPORT_FROM_PYTHON
 
     def recognizes(self, path: Path) -> bool:
         """Return True for a config.json with an architecture and without a ``model_type``."""
@@ -52,7 +52,7 @@ class DiffusersPipeline(ForeignKind):
     """A pipeline of diffusers: model_index.json names the class of each component."""
 
     title = "a pipeline of diffusers"
-    way_forward = f"a pipeline has several models; take one of them, and {EXPORT_FROM_PYTHON}"
+    default_remedy = f"a pipeline has several models; take one of them, and {EXPORT_FROM_PYTHON}"
 
     def recognizes(self, path: Path) -> bool:
         """Return True for a folder with model_index.json."""
@@ -75,7 +75,7 @@ class DiffusersModel(ForeignKind):
     """One component of a diffusers pipeline: config.json names its class."""
 
     title = "a model of diffusers"
-    way_forward = EXPORT_FROM_PYTHON
+    default_remedy = EXPORT_FROM_PYTHON
 
     def recognizes(self, path: Path) -> bool:
         """Return True for a config.json with diffusers' class name."""
@@ -124,7 +124,7 @@ class ConsolidatedCheckpoint(ForeignKind):
     """A checkpoint in the layout of Meta and Mistral: params.json beside consolidated files."""
 
     title = "a consolidated checkpoint (params.json, consolidated.*)"
-    way_forward = "take the checkpoint in transformers' layout: a folder with config.json"
+    default_remedy = "take the checkpoint in transformers' layout: a folder with config.json"
 
     def recognizes(self, path: Path) -> bool:
         """Return True where both files lie, and no config.json."""
@@ -144,8 +144,8 @@ class ConsolidatedCheckpoint(ForeignKind):
 class MarkedFolder(ForeignKind):
     """A folder that one file makes a model of another framework."""
 
-    def __init__(self, title: str, marker: str, way_forward: str | None) -> None:
-        self.title, self.way_forward, self._marker = title, way_forward, marker
+    def __init__(self, title: str, marker: str, default_remedy: str | None) -> None:
+        self.title, self.default_remedy, self._marker = title, default_remedy, marker
 
     def recognizes(self, path: Path) -> bool:
         """Return True if the file lies in the folder."""

@@ -79,7 +79,7 @@ class GgufFile(ForeignKind):
     """A model of llama.cpp."""
 
     title = "a GGUF file (llama.cpp)"
-    way_forward = START_FROM_CHECKPOINT
+    default_remedy = START_FROM_CHECKPOINT
 
     def recognizes(self, path: Path) -> bool:
         """Return True for the magic bytes."""

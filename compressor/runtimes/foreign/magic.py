@@ -21,8 +21,10 @@ _ENGINE_MAGIC = (b"ftrt", b"vtrt")
 class SimpleKind(ForeignKind):
     """A kind that one test recognizes, and that is described by one line."""
 
-    def __init__(self, title: str, way_forward: str | None, test: Callable[[Path], bool]) -> None:
-        self.title, self.way_forward, self._test = title, way_forward, test
+    def __init__(
+        self, title: str, default_remedy: str | None, test: Callable[[Path], bool]
+    ) -> None:
+        self.title, self.default_remedy, self._test = title, default_remedy, test
 
     def recognizes(self, path: Path) -> bool:
         """Return the result of the test."""

@@ -34,7 +34,7 @@ class LoraFile(_SafetensorsKind):
     """The matrices of a low-rank adapter, in the names of PEFT, diffusers or kohya."""
 
     title = "the weights of a LoRA adapter (safetensors), without its adapter_config.json"
-    way_forward = MERGE_ADAPTER
+    default_remedy = MERGE_ADAPTER
 
     def recognizes(self, path: Path) -> bool:
         """Return True where tensors are named as the factors of an adapter."""
@@ -65,7 +65,7 @@ class SafetensorsFile(_SafetensorsKind):
     """Weights without a description of the model that they belong to."""
 
     title = "a safetensors file: weights without the config.json that describes their model"
-    way_forward = (
+    default_remedy = (
         "put the config.json of its model beside it, name the weights model.safetensors, "
         "and name the folder"
     )

@@ -70,7 +70,7 @@ class TorchScript(ForeignKind):
     """An archive of ``torch.jit.save``: code and pickled constants."""
 
     title = "a TorchScript archive"
-    way_forward = f"TorchScript cannot be traced again: {EXPORT_FROM_PYTHON}"
+    default_remedy = f"TorchScript cannot be traced again: {EXPORT_FROM_PYTHON}"
 
     def recognizes(self, path: Path) -> bool:
         """Return True for a zip archive with code and constants."""
@@ -86,7 +86,7 @@ class ExportedProgram(ForeignKind):
     """An archive of ``torch.export.save``."""
 
     title = "an exported program of torch.export (.pt2)"
-    way_forward = (
+    default_remedy = (
         "export it where you trust it: `torch.onnx.export(torch.export.load(file), (), "
         "'model.onnx', dynamo=True)`; the pass tensorrt reads that file"
     )
@@ -113,7 +113,7 @@ class Pickle(ForeignKind):
     """A pickle, zipped by ``torch.save`` or raw; it is never unpickled."""
 
     title = "a pickle, which can run code when it is loaded"
-    way_forward = (
+    default_remedy = (
         "load it where you trust it (`torch.load(path, weights_only=True)`) and save the model "
         "with `save_pretrained`, which writes config.json and safetensors"
     )
@@ -137,7 +137,7 @@ class Pickle(ForeignKind):
 
     def remedy(self, path: Path) -> str | None:
         """Return the command for a checkpoint's folder, else the way in Python."""
-        return convert_remedy(path.parent) or self.way_forward
+        return convert_remedy(path.parent) or self.default_remedy
 
 
 def convert_remedy(folder: Path) -> str | None:

@@ -25,7 +25,7 @@ class Adapter(Format):
     name = "adapter"
     summary = f"a PEFT adapter: {_CONFIG} and {_WEIGHTS}"
     precedence = 1
-    way_forward = MERGE_ADAPTER
+    default_remedy = MERGE_ADAPTER
 
     def recognizes(self, path: Path) -> bool:
         """Return True for a folder with PEFT's adapter_config.json, or one of its two files."""
