@@ -46,6 +46,10 @@ class PackingScheme(ABC):
         """
 
     @abstractmethod
+    def shapes(self, grid: WeightGrid, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tensors of a packed layer by suffix."""
+
+    @abstractmethod
     def problems(self, grid: WeightGrid, outputs: int, inputs: int) -> list[str]:
         """Return the reasons why a layer of this shape cannot be packed on ``grid``."""
 
@@ -78,6 +82,15 @@ class AutoAwqScheme(PackingScheme):
             )
         grid = WeightGrid(bits=4, group_size=_required_field(config, "group_size"))
         return lambda _: grid
+
+    def shapes(self, grid: WeightGrid, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of ``qweight``, ``qzeros`` and ``scales``."""
+        groups = inputs // grid.width(inputs)
+        return {
+            "qweight": (inputs, outputs // 8),
+            "qzeros": (groups, outputs // 8),
+            "scales": (groups, outputs),
+        }
 
     def problems(self, grid: WeightGrid, outputs: int, inputs: int) -> list[str]:
         """Check for 4 bits, whole groups and whole int32 values."""
@@ -143,6 +156,18 @@ class PackQuantizedScheme(PackingScheme):
             )
 
         return grid_of
+
+    def shapes(self, grid: WeightGrid, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes; a symmetric grid stores no zero-points."""
+        groups = inputs // grid.width(inputs)
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_packed": (outputs, -(-inputs * grid.bits // 32)),
+            "weight_scale": (outputs, groups),
+            "weight_shape": (2,),
+        }
+        if not grid.symmetric:
+            shapes["weight_zero_point"] = (-(-outputs * grid.bits // 32), groups)
+        return shapes
 
     def problems(self, grid: WeightGrid, outputs: int, inputs: int) -> list[str]:
         """Check for whole groups, and for whole int32 values where zero-points are packed."""

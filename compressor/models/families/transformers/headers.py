@@ -16,6 +16,11 @@ from compressor.models.checkpoint.equal_values import values_are_equal
 from compressor.models.checkpoint.weight_files import WeightFiles
 from compressor.models.families.transformers.expected_tensors import Shapes, expected_shapes
 from compressor.models.families.transformers.layouts import LM_HEAD, TIED_FLAG, decoder_shape
+from compressor.models.families.transformers.packed_headers import (
+    PACKED_SUFFIXES,
+    packed_layers,
+    packing_problems,
+)
 from compressor.models.quantized.weight_grid import is_packed
 
 _BASE_PREFIX = "model"
@@ -25,10 +30,6 @@ _IGNORED = re.compile(r"(^|\.)rotary(_pos)?_emb\.(\w+_)?inv_freq$")
 _NESTED_MODEL = re.compile(r"^(model\.language_model\.model|language_model\.model\.model)")
 """Prefix that early versions of the vision-language classes wrote."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_PACKED_SUFFIXES = re.compile(
-    r"\.(qweight|qzeros|scales|g_idx|weight_(packed|scale|zero_point|shape|g_idx))$"
-)
-"""Ends of the names of tensors that together hold one packed weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,13 @@ def compare_headers(tree: Mapping[str, Any], weights: WeightFiles) -> HeaderComp
     expected = expected_shapes({**tree, TIED_FLAG: tied})
     if tied:
         names.pop(head, None)
-    found = _logical_shapes(names, weights) if is_packed(tree) else _shapes(names, weights)
+    found = {name: weights.tensors[stored].entry.shape for name, stored in names.items()}
+    if is_packed(tree):
+        layers = packed_layers(found)
+        problems += packing_problems(tree, layers, expected)
+        # The weight of a packed layer is that of the model, if its tensors fit.
+        found = {name: v for name, v in found.items() if not PACKED_SUFFIXES.search(name)}
+        found |= {name: expected.get(name, ()) for name in (f"{layer}.weight" for layer in layers)}
     problems += _differences(expected, found)
     problems += _wrong_dtypes(expected, names, weights)
     is_double = any(tensor.entry.dtype == "F64" for tensor in weights.tensors.values())
@@ -117,7 +124,7 @@ def compare_headers(tree: Mapping[str, Any], weights: WeightFiles) -> HeaderComp
 def _canonical(name: str, expected: Shapes) -> str:
     """Return the name that the class gives a stored tensor; packed suffixes are kept."""
     name = _NESTED_MODEL.sub("model.language_model", name)
-    weight = _PACKED_SUFFIXES.sub(".weight", name)
+    weight = PACKED_SUFFIXES.sub(".weight", name)
     prefix = f"{_BASE_PREFIX}."
     if weight.startswith(prefix) and weight.removeprefix(prefix) in expected:
         return name.removeprefix(prefix)
@@ -128,29 +135,12 @@ def _tied_names(tree: Mapping[str, Any]) -> tuple[str, str]:
     return f"{decoder_shape(tree).layout.root}.embed_tokens.weight", f"{LM_HEAD}.weight"
 
 
-def _shapes(names: Mapping[str, str], weights: WeightFiles) -> dict[str, tuple[int, ...] | None]:
-    return {name: weights.tensors[stored].entry.shape for name, stored in names.items()}
-
-
-def _logical_shapes(
-    names: Mapping[str, str], weights: WeightFiles
-) -> dict[str, tuple[int, ...] | None]:
-    """Return the shapes of unpacked tensors, and None for each packed weight."""
-    shapes: dict[str, tuple[int, ...] | None] = {}
-    for name, stored in names.items():
-        if _PACKED_SUFFIXES.search(name):
-            shapes[_PACKED_SUFFIXES.sub(".weight", name)] = None
-        else:
-            shapes[name] = weights.tensors[stored].entry.shape
-    return shapes
-
-
-def _differences(expected: Shapes, found: Mapping[str, tuple[int, ...] | None]) -> Iterator[str]:
+def _differences(expected: Shapes, found: Shapes) -> Iterator[str]:
     yield from (f"missing: {name}" for name in expected if name not in found)
     for name, shape in found.items():
         if name not in expected:
             yield f"unexpected: {name}"
-        elif shape is not None and shape != expected[name]:
+        elif shape != expected[name]:
             yield f"{name}: {list(shape)} in the file, {list(expected[name])} in the model"
 
 

@@ -17,6 +17,7 @@ from compressor.models.families.transformers.family import Transformers
 from compressor.models.families.transformers.headers import canonical_names
 from compressor.models.families.transformers.layouts import LAYOUTS
 from compressor.models.families.transformers.modules import build_on_meta
+from tests.support.awq import AUTOAWQ, artifact, run_awq
 from tests.support.checkpoints import stored_checkpoint, write_sparse_checkpoint
 from tests.support.cli import cli
 
@@ -321,3 +322,64 @@ def test_float64_without_a_dtype_is_refused_with_a_remedy_that_works(tmp_path):
     stored.tree["dtype"] = "float32"
     module = load_module(stored.write(tmp_path / "named"))
     assert {value.dtype for value in module.parameters()} == {torch.float32}
+
+
+@pytest.fixture(params=["awq", "compressed-tensors"])
+def packed(request, tmp_path):
+    save_preset("tiny-llama", tmp_path / "parent")
+    fields = {**AUTOAWQ, "format": request.param, "refine": "none"}
+    return run_awq(artifact(tmp_path / "parent"), tmp_path, fields)[0]
+
+
+def rewrite_packed(folder, change):
+    """Write the tensors of a packed checkpoint into one file after a change."""
+    tensors = {}
+    for file in folder.glob("*.safetensors"):
+        tensors |= load_file(file)
+        file.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def drop_scales(tensors):
+    del tensors[next(name for name in tensors if name.endswith(("scales", "weight_scale")))]
+
+
+def misshape(tensors):
+    name = next(name for name in tensors if name.endswith(("qweight", "weight_packed")))
+    tensors[name] = tensors[name][1:].clone()
+
+
+def order_activations(tensors):
+    layer = next(name for name in tensors if name.endswith(("qweight", "weight_packed")))
+    tensors[f"{layer.rpartition('.')[0]}.weight_g_idx"] = torch.zeros(64, dtype=torch.int32)
+
+
+def unpack(tensors):
+    packed_suffixes = ("qweight", "qzeros", "scales", "packed", "scale", "zero_point", "shape")
+    for name in [name for name in tensors if name.endswith(packed_suffixes)]:
+        del tensors[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop_scales, "missing: model.layers"),
+        (misshape, r"in the file, .* for 4 bits in groups of 32"),
+        (order_activations, r"unexpected: .*weight_g_idx"),
+        (unpack, "no layer is packed; remove it from config.json"),
+    ],
+)
+def test_packed_layers_that_do_not_fit_are_refused_from_headers(packed, change, message):
+    read_description(packed)
+    rewrite_packed(packed, change)
+    with pytest.raises(ModelError, match=message):
+        read_description(packed)
+
+
+def test_a_group_size_that_is_not_that_of_the_tensors_is_refused(packed):
+    text = (packed / "config.json").read_text()
+    (packed / "config.json").write_text(text.replace('"group_size": 32', '"group_size": 16'))
+    with pytest.raises(ModelError, match="for 4 bits in groups of 16"):
+        read_description(packed)
