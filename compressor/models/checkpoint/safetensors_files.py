@@ -60,7 +60,7 @@ def read_header(file: Path) -> tuple[TensorEntry, ...]:
             header = handle.read(length)
     try:
         entries = _parse_header(header)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ModelError(
             f"{file}: its header is damaged ({error!r})", remedy="copy or save it again"
         ) from error

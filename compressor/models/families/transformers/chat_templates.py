@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.errors_from_os import reading
+from compressor.artifacts.json_files import read_json_object
 from compressor.errors import DataError
 
 _CONFIG = "tokenizer_config.json"
@@ -154,11 +154,4 @@ def _form_error(config: Path) -> DataError:
 
 
 def _read_config(config: Path) -> dict[str, Any]:
-    try:
-        with reading(config):
-            value = json.loads(config.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{config} is not a JSON object: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{config} is not a JSON object")
-    return value
+    return read_json_object(config, DataError, remedy="copy the checkpoint's file again")
