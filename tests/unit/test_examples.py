@@ -3,6 +3,7 @@
 Tiny models and data stand in for what ``prepare.py`` fetches.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from compressor.engine.plan.planner import make_plan
 from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
 from compressor.models.families.transformers.family import Transformers
-from tests.support.processors import message, write_conversations
+from tests.support.processors import message, write_conversations, write_processor
 from tests.support.tiny_files import draw_pictures
 
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.rglob("*.yaml"))
+WIDE = {"smollm2": {"hidden_size": 128, "intermediate_size": 256}, "glm4v": {}}
+"""Fields of language models that differ from the preset."""
 
 
 def write_stand_in(example: str, folder: Path) -> None:
@@ -34,6 +37,14 @@ def write_stand_in(example: str, folder: Path) -> None:
     config = family.presets[preset]
     if example == "efficientnet":
         config = family.slim(config, image_size=224)
+    if example == "minilm":
+        config = family.slim(config, max_position_embeddings=64, vocab_size=512)
+    if example in WIDE:  # groups of up to 128 weights divide all widths
+        tree = config.model_dump(mode="json") | WIDE[example]
+        if "text_config" in tree:
+            tree["text_config"] |= {"intermediate_size": 256}
+            tree["vision_config"] |= {"hidden_size": 128, "intermediate_size": 128}
+        config = family.Config.model_validate_json(json.dumps(tree))
     family.save(family.build(config), config, folder / "model")
     if example == "efficientnet":
         for split in ("train", "test"):
@@ -41,9 +52,8 @@ def write_stand_in(example: str, folder: Path) -> None:
             for number, class_folder in enumerate(sorted((folder / split).iterdir())):
                 class_folder.rename(folder / split / str(number))
         return
-    (folder / "model" / "tokenizer.json").write_text("{}")
+    write_processor(folder / "model")
     if example == "glm4v":
-        (folder / "model" / "preprocessor_config.json").write_text("{}")
         (folder / "conversations").mkdir()
         for split in ("calibration", "test"):
             write_conversations(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -45,15 +44,11 @@ def test_the_order_of_the_keys_does_not_matter(tmp_path: Path) -> None:
     assert largest_token_id(file) == 78
 
 
-def test_a_large_vocabulary_takes_well_under_a_second(tmp_path: Path) -> None:
-    vocabulary = {f"token{number}": number for number in range(262_144)}
-    merges = [[f"token{number}", "x"] for number in range(500_000)]
-    tree = {"added_tokens": [], "model": {"vocab": vocabulary, "merges": merges}}
-    file = tmp_path / "tokenizer.json"
-    file.write_text(json.dumps(tree))
-    started = time.perf_counter()
-    assert largest_token_id(file) == 262_143
-    assert time.perf_counter() - started < 1
+def test_merges_at_the_end_of_a_file_are_not_parsed(tmp_path: Path) -> None:
+    tree = {"added_tokens": [], "model": {"vocab": WORDS, "merges": [["a", "b"]]}}
+    content = json.dumps(tree).replace('"merges": [', '"merges": [neither parsed nor valid')
+    (tmp_path / "tokenizer.json").write_text(content)
+    assert largest_token_id(tmp_path / "tokenizer.json") == max(WORDS.values())
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"vocab": {}}}', '{"model": 3}'])

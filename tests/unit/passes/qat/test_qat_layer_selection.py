@@ -56,4 +56,7 @@ def test_a_family_without_integer_grids_is_an_error():
 
 def test_an_unknown_model_is_planned():
     estimate = Qat().estimate(qat_config(), ModelFacts(), PlanContext({}))
-    assert estimate.model == ModelFacts()
+    assert estimate.model == ModelFacts(
+        integers=estimate.model.integers, activation_bits=estimate.model.activation_bits
+    )
+    assert estimate.model.activation_bits == 8
