@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from compressor.artifacts.errors_from_os import reading
+from compressor.artifacts.files import LFS_POINTER
 from compressor.errors import DataError, StorageError
 
 UTF8 = "utf-8"
@@ -34,7 +35,6 @@ _OTHER_FORMATS = (
     (b"%PDF-", "a PDF document", "convert it to text, such as by pdftotext"),
 )
 """Starts of files that are often taken for text, their description, and the remedy."""
-_LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
 
 @contextmanager
@@ -47,9 +47,9 @@ def open_data(file: Path) -> Iterator[IO[bytes]]:
     """
     try:
         with file.open("rb") as raw:
-            start = raw.read(len(_LFS_POINTER))
+            start = raw.read(len(LFS_POINTER))
             raw.seek(0)
-            if start == _LFS_POINTER:
+            if start == LFS_POINTER:
                 raise DataError(
                     f"{file} is a pointer of Git LFS, not the data", remedy="run: git lfs pull"
                 )

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compressor.artifacts.errors_from_os import reading
+from compressor.artifacts.files import LFS_POINTER
 from compressor.config.discovery import FAMILIES, load, names, suggestion
 from compressor.errors import ModelError
 from compressor.models.architecture import Architecture
@@ -128,6 +129,10 @@ def _parse_config(folder: Path, problems: list[str], remedies: list[str]) -> Arc
         return None
     with reading(file):
         content = file.read_bytes()
+    if content.startswith(LFS_POINTER):
+        problems.append(f"{CONFIG} is a Git LFS pointer, not the file it stands for")
+        remedies.append("fetch the file itself: `git lfs pull`")
+        return None
     try:
         tree = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite_float)
     except (ValueError, RecursionError) as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,16 +19,21 @@ import torch
 from torch import Tensor
 
 from compressor.artifacts.errors_from_os import reading, writing
-from compressor.artifacts.files import copy_file
+from compressor.artifacts.files import LFS_POINTER, copy_file
 from compressor.errors import ModelError, UsageError
 from compressor.models.checkpoint.companions import companion_files
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.layout import CONFIG, INDEX, WEIGHTS
+from compressor.models.checkpoint.safetensors_files import read_header
 from compressor.models.checkpoint.weight_files import pickled_weights, read_weight_files
 
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which trainers save the weights beside the state of the training."""
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+"""Prefixes that torch's DistributedDataParallel and torch.compile add to all names."""
+_REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+"""The object that torch names when it refuses to create it."""
 _METADATA = {"format": "pt"}
 
 
@@ -62,29 +69,15 @@ def convert_pickled(
         StorageError: the disk is full, or the folder cannot be written.
     """
     files = _files_to_convert(source, target)
-    staging = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        with writing(staging):
-            staging.mkdir(parents=True)
-        notes: list[str] = []
-        shard_of: dict[str, str] = {}
-        for number, file in enumerate(files, start=1):
-            tensors, note = _read_tensors(file)
-            notes += [note] if note else []
-            name = WEIGHTS
-            if len(files) > 1:
-                name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-            if repeated := sorted(tensors.keys() & shard_of.keys()):
-                raise ModelError(f"{file.name} and {shard_of[repeated[0]]} both hold {repeated[0]}")
-            shard_of |= dict.fromkeys(tensors, name)
-            with writing(staging):
-                safetensors.torch.save_file(tensors, staging / name, _METADATA)
-                (staging / name).chmod(0o644)
-            progress("files", number, len(files))
+        shard_of, notes = _write_weights(files, staging, progress)
         _write_rest(source, staging, shard_of if len(files) > 1 else None)
         read_description(staging)
         with writing(target):
+            staging.chmod(0o755)
             staging.rename(target)
     except ModelError as error:
         what = error.what.replace(str(staging), str(target))
@@ -93,6 +86,31 @@ def convert_pickled(
         shutil.rmtree(staging, ignore_errors=True)
     size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
     return ConvertedWeights(target, len(shard_of), size, tuple(notes))
+
+
+def _write_weights(
+    files: list[Path], folder: Path, progress: Callable[[str, int, int], None]
+) -> tuple[dict[str, str], list[str]]:
+    """Write a safetensors file for each pickle; return the file of each tensor, and notes."""
+    notes: list[str] = []
+    shard_of: dict[str, str] = {}
+    for number, file in enumerate(files, start=1):
+        tensors, file_notes = _read_tensors(file)
+        notes += file_notes
+        name = WEIGHTS
+        if len(files) > 1:
+            name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        if repeated := sorted(tensors.keys() & shard_of.keys()):
+            raise ModelError(
+                f"{file.name} and {shard_of[repeated[0]]} both hold {repeated[0]}",
+                remedy="copy the checkpoint again, without files of other saves",
+            )
+        shard_of |= dict.fromkeys(tensors, name)
+        with writing(folder):
+            safetensors.torch.save_file(tensors, folder / name, _METADATA)
+            (folder / name).chmod(0o644)
+        progress("files", number, len(files))
+    return shard_of, notes
 
 
 def _files_to_convert(source: Path, target: Path) -> list[Path]:
@@ -146,25 +164,13 @@ def _indexed_files(index: Path) -> list[Path]:
     return files
 
 
-def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Return the tensors of a pickle, and a note if they lay under a key of it."""
-    is_zip = zipfile.is_zipfile(file)  # older files cannot be mapped
-    try:
-        with reading(file), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about the version of the pickle
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(
-            f"{file} cannot be read as tensors alone: {reason}",
-            remedy="save it as a state_dict where you trust it: "
-            "`torch.save(model.state_dict(), path)`",
-        ) from error
-    content, key = _unwrap(content)
+def _read_tensors(file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors of a pickle, and a note for each choice that was made."""
+    content, notes = _unwrap(_load(file), file.name)
     others = [
-        f"{name} ({type(value).__name__})"
+        f"{name} ({_type_name(value)})"
         for name, value in content.items()
-        if not isinstance(value, Tensor) or not isinstance(name, str) or value.is_sparse
+        if not isinstance(name, str) or _type_name(value) != "Tensor"
     ]
     if others or not content:
         listed = ", ".join(others[:5]) or "nothing"
@@ -174,17 +180,73 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], str | None]:
         )
     # Copies, since safetensors takes no shared memory; equal weights are tied again when read.
     tensors = {name: value.contiguous().clone() for name, value in sorted(content.items())}
-    return tensors, None if key is None else f"{file.name}: the weights are those under {key!r}"
+    for prefix in _WRAPPER_PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+            notes.append(f"{file.name}: the prefix {prefix!r} of all names is left out")
+    return tensors, notes
 
 
-def _unwrap(content: Any) -> tuple[Mapping[str, Any], str | None]:
-    """Return the mapping of tensors, and the key it lay under; None at the top."""
-    if not isinstance(content, Mapping):
-        return {"the whole file": content}, None
-    for key in _WRAPPERS:
-        if isinstance(content.get(key), Mapping):
-            return content[key], key
-    return content, None
+def _load(file: Path) -> Any:
+    """Return the content of a pickle that holds tensors and containers alone.
+
+    Raises:
+        ModelError: it is damaged, no pickle, or holds other objects.
+    """
+    with reading(file), file.open("rb") as handle:
+        start = handle.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise ModelError(
+            f"{file} is a Git LFS pointer, not the file it stands for",
+            remedy="fetch the file itself: `git lfs pull`",
+        )
+    if _is_safetensors(file):
+        raise ModelError(
+            f"{file} is a safetensors file with another name", remedy=f"rename it to {WEIGHTS}"
+        )
+    is_zip = zipfile.is_zipfile(file)  # older files cannot be mapped
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about the version of the pickle
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        name = _REFUSED_GLOBAL.search(str(error))
+        reason = (
+            f"it holds objects of {name[1]}" if name else "it is damaged, or holds other objects"
+        )
+        raise ModelError(
+            f"{file} cannot be read as tensors alone: {reason}",
+            remedy="copy it again, or save it as a state_dict where you trust it: "
+            "`torch.save(model.state_dict(), path)`",
+        ) from error
+
+
+def _is_safetensors(file: Path) -> bool:
+    try:
+        return bool(read_header(file))
+    except ModelError:
+        return False
+
+
+def _type_name(value: Any) -> str:
+    """Return the type of a value; that of a tensor without dense values is not ``Tensor``."""
+    if isinstance(value, Tensor):
+        if value.is_quantized:
+            return "quantized tensor"
+        return "Tensor" if value.layout == torch.strided else "sparse tensor"
+    return type(value).__name__
+
+
+def _unwrap(content: Any, file_name: str) -> tuple[Mapping[str, Any], list[str]]:
+    """Return the mapping of tensors, and a note for each key that it lay under."""
+    notes: list[str] = []
+    while isinstance(content, Mapping):
+        key = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if key is None:
+            return content, notes
+        notes.append(f"{file_name}: the weights are those under {key!r}")
+        content = content[key]
+    return {"the whole file": content}, notes
 
 
 def _write_rest(source: Path, folder: Path, shard_of: Mapping[str, str] | None) -> None:

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from compressor.artifacts.errors_from_os import reading
+from compressor.artifacts.files import LFS_POINTER
 from compressor.errors import ModelError
 
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_VALUES = 1 << 22
-_LFS_START = b"version "
-"""Start of a Git LFS pointer, ``version https://git-lfs…``; as a length it fits no file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def read_header(file: Path) -> tuple[TensorEntry, ...]:
         with file.open("rb") as handle:
             start = handle.read(8)
             length = int.from_bytes(start, "little")
-            if start == _LFS_START:
+            if start == LFS_POINTER[:8]:  # as a length it fits no file
                 raise ModelError(
                     f"{file}: a Git LFS pointer, not the file it stands for",
                     remedy="fetch the file itself: `git lfs pull`",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.errors_from_os import reading
+from compressor.artifacts.files import LFS_POINTER
 from compressor.errors import DataError
 
 _MERGES = re.compile(rb'"merges"\s*:\s*\[')
@@ -41,6 +42,11 @@ def _read_facts(file: Path, mtime_ns: int, size: int) -> tuple[int, bool]:  # no
     """Return the largest token id, and True if the tokenizer is saved with limits."""
     with reading(file):
         content = file.read_bytes()
+    if content.startswith(LFS_POINTER):
+        raise DataError(
+            f"{file} is a Git LFS pointer, not the file it stands for",
+            remedy="fetch the file itself: `git lfs pull`",
+        )
     try:
         tree = _without_merges(content) or json.loads(content)
         ids = [token["id"] for token in tree.get("added_tokens") or []]

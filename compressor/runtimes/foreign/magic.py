@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from compressor.artifacts.files import LFS_POINTER
 from compressor.runtimes.foreign.contract import (
     CONVERT_TO_ONNX,
     START_FROM_CHECKPOINT,
@@ -109,7 +110,7 @@ NOT_MODELS: tuple[ForeignKind, ...] = (
     SimpleKind(
         "a Git LFS pointer, not the file it stands for",
         "fetch the file itself: `git lfs pull`",
-        _begins(b"version https://git-lfs"),
+        _begins(LFS_POINTER),
     ),
     SimpleKind("NumPy arrays (.npz)", None, _is_npz),
     SimpleKind("a NumPy array (.npy)", None, _begins(b"\x93NUMPY")),

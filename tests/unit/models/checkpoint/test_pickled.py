@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from compressor.errors import ModelError, UsageError
@@ -113,6 +114,48 @@ def test_what_is_not_the_weights_is_refused_and_nothing_is_left(folder, tmp_path
         convert_pickled(folder, tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert not (folder / "code-ran").exists()
+
+
+def save(content):
+    return lambda folder: torch.save(content, folder / "pytorch_model.bin")
+
+
+def write(content):
+    return lambda folder: (folder / "pytorch_model.bin").write_bytes(content)
+
+
+def save_quantized(folder):
+    quantized = torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8)
+    torch.save({"w": quantized}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation")
+@pytest.mark.parametrize(
+    ("damage", "message", "remedy"),
+    [
+        (write(b"version https://git-lfs.github.com/spec/v1\n"), "Git LFS pointer", "git lfs pull"),
+        (write(safetensors.torch.save({"w": torch.ones(1)})), "is a safetensors file", "rename it"),
+        (save_quantized, r"w \(quantized tensor\)", "state_dict"),
+        (save({"w": torch.eye(2).to_sparse()}), r"w \(sparse tensor\)", "state_dict"),
+        (save([torch.ones(1)]), r"the whole file \(list\)", "state_dict"),
+    ],
+)
+def test_files_of_another_kind_are_named(folder, tmp_path, damage, message, remedy):
+    damage(folder)
+    with pytest.raises(ModelError, match=message) as raised:
+        convert_pickled(folder, tmp_path / "new")
+    assert remedy in raised.value.remedy
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_prefixes_of_wrapped_modules_are_left_out(folder, tmp_path, prefix):
+    state = state_of(folder)
+    wrapped = {"model": {"state_dict": {prefix + name: value for name, value in state.items()}}}
+    torch.save(wrapped, folder / "pytorch_model.bin")
+    converted = convert_pickled(folder, tmp_path / "new")
+    assert len(converted.notes) == 3
+    loaded = load_module(tmp_path / "new").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
 
 def test_nothing_is_overwritten_and_safetensors_are_left_alone(folder, tmp_path):
