@@ -9,8 +9,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/autoglm-compress run examples/phone/pipeline.yaml
 
+# One thread for each process: torch's threads of several processes slow each other down.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
