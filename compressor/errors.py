@@ -44,7 +44,7 @@ class CompressError(Exception):
 
 
 class UsageError(CompressError):
-    """The command line, or a file the user wrote, asks for something impossible."""
+    """An impossible request on the command line, or in a file that the user wrote."""
 
     exit_code = 2
 

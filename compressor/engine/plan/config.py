@@ -26,7 +26,7 @@ class ModelConfig(Record):
     config: dict[str, Any] | None = None
     """Fields of the family's architecture; they override those of `preset`."""
     measure: bool = True
-    """True to measure the source itself as `evaluate:` asks."""
+    """True to measure the source itself as `evaluate:` describes."""
 
     @model_validator(mode="after")
     def _one_of(self) -> ModelConfig:
@@ -51,7 +51,7 @@ class StepHeader(Record):
     from_: Annotated[str | None, Field(alias="from")] = None
     """The step whose artifact is read; by default the previous one."""
     measure: bool = True
-    """True to measure this step as `evaluate:` asks."""
+    """True to measure this step as `evaluate:` describes."""
 
 
 class BudgetConfig(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,20 @@ from compressor.engine.machine import tool_version
 from compressor.engine.plan.plan import Recipe
 
 
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """Settings of a run that can change the bytes of every artifact."""
+
+    seed: int
+    threads: int
+    device: str
+
+
 def compute_id(
     recipe: Recipe,
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
-    settings: tuple[int, int, str],
+    settings: BuildSettings,
 ) -> str:
     """Return the id of an artifact.
 
@@ -26,9 +36,8 @@ def compute_id(
         recipe: pass, versions of its code and tools, and digests of its data sets.
         config: the config with ids in place of the names of steps and data sets.
         inputs: role to id of the artifacts that the pass reads.
-        settings: seed, number of threads, and device.
+        settings: settings of the run.
     """
-    seed, threads, device = settings
     return digest_json(
         {
             "pass": [recipe.pass_name, recipe.pass_version, recipe.code],
@@ -36,9 +45,9 @@ def compute_id(
             "inputs": inputs,
             "data": sorted(recipe.data.values()),
             "tools": recipe.tools,
-            "seed": seed,
-            "threads": threads,
-            "device": device,
+            "seed": settings.seed,
+            "threads": settings.threads,
+            "device": settings.device,
         }
     )
 

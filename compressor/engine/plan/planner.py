@@ -21,6 +21,7 @@ from compressor.engine.plan.class_checks import class_notes, class_problems
 from compressor.engine.plan.config import SOURCE
 from compressor.engine.plan.data_uses import PlannedData, measured_uses, pass_uses
 from compressor.engine.plan.identity import (
+    BuildSettings,
     compute_id,
     replace_value,
     third_party_digest,
@@ -135,9 +136,9 @@ class _Planner:
     def check(self) -> None:
         self.problems += wiring_problems(self.pipeline)
         source = self._open_source()
-        misfits = len(self.problems)
+        can_plan = not self.problems
         self.data.check_sets()
-        if misfits:  # nothing more can be planned; with data alone, the steps are checked too
+        if not can_plan:  # data sets with problems do not keep the steps from being checked
             self._raise_if_any()
         self._plan_reference()
         self._plan_source(source)
@@ -326,7 +327,7 @@ class _Planner:
         """Compute a step's id from all that can change the bytes, and look it up in the store."""
         recipe = draft.recipe
         inputs = {role: self.steps[parent].artifact_id for role, parent in draft.inputs.items()}
-        settings = (self.seed, self.pipeline.config.threads, self.device)
+        settings = BuildSettings(self.seed, self.pipeline.config.threads, self.device)
         artifact_id = compute_id(recipe, draft.hashed_config, inputs, settings)
         reference_id = self._reference_id(draft.name, artifact_id)
         measured = self._measurement_digest(draft, reference_id)

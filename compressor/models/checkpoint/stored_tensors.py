@@ -11,23 +11,13 @@ from torch import Tensor
 
 from compressor.artifacts.errors_from_os import reading
 from compressor.errors import ModelError
+from compressor.models.checkpoint.safetensors_files import TORCH_DTYPES
 from compressor.models.checkpoint.weight_files import StoredTensor, WeightFiles
 
 DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    name: getattr(torch, torch_name) for name, torch_name in TORCH_DTYPES.items()
 }
-"""Safetensors' name of a dtype to the dtype."""
+"""Name of a dtype in safetensors to the dtype."""
 
 _CHUNK_VALUES = 1 << 22
 
