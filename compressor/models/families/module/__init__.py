@@ -1,0 +1,1 @@
+"""Modules of the user's own, and models of timm and torchvision."""
