@@ -6,7 +6,6 @@ Nothing is downloaded, and no code that comes with a checkpoint is run. What is 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +19,8 @@ from compressor.errors import ModelError, NumericalError
 from compressor.models.checkpoint.stored_tensors import StoredTensors
 from compressor.models.checkpoint.weight_files import read_weight_files
 from compressor.models.families.transformers.conversion import Conversions
-from compressor.models.families.transformers.headers import is_ignored
 from compressor.models.families.transformers.modules import build_on_meta
+from compressor.models.families.transformers.stored_names import compare_names
 from compressor.models.quantized.packed_checkpoint import PackedTensors
 from compressor.models.quantized.weight_grid import is_packed
 
@@ -78,36 +77,15 @@ class Checkpoint:
             return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
     def _check(self) -> None:
-        state = self._state
-        tied = {name for pair in self._ties.items() for name in pair if set(pair) & {*self.names}}
-        problems = [
-            f"missing: {name}"
-            for name in state
-            if name not in self._conversions.targets and name not in tied
-        ]
-        problems += [
-            f"unexpected: {name}"
-            for name in self._conversions.unexpected
-            if not self._is_ignored(name)
-        ]
-        problems += self._conversions.collisions
+        shapes = None
         if self._packed is None:
             shapes = {name: entry.entry.shape for name, entry in self._stored.entries.items()}
-            problems += [
-                f"{name}: {list(shape)} in the file, {list(state[name].shape)} in the model"
-                for name, shape in self._conversions.shapes(shapes).items()
-                if shape != tuple(state[name].shape)
-            ]
-        if problems:
+        if problems := compare_names(self.module, self._conversions, shapes).problems:
             raise ModelError(
                 f"{self.folder} does not hold the weights that config.json describes:\n"
-                + "\n".join(f"    {problem}" for problem in sorted(problems)),
+                + "\n".join(f"    {problem}" for problem in problems),
                 remedy="take config.json and the safetensors files from the same checkpoint",
             )
-
-    def _is_ignored(self, name: str) -> bool:
-        patterns = self.module._keys_to_ignore_on_load_unexpected or ()
-        return is_ignored(name) or any(re.search(pattern, name) for pattern in patterns)
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield tensors of the class, floats in ``dtype``.

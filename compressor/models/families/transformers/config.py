@@ -18,6 +18,7 @@ from compressor.models.families.transformers.layouts import (
     TIED_FLAG,
     Layout,
     decoder_shape,
+    is_tabulated,
     text_config,
     vision_config,
 )
@@ -77,7 +78,7 @@ class CheckpointConfig(Record):
     model_type: str
     """Architecture, by transformers' name."""
     architectures: tuple[str, ...] = ()
-    """Class of transformers that loads the checkpoint; by default that of ``model_type``."""
+    """Class of transformers that loads the checkpoint; by default that of the tables' row."""
 
     @property
     def tree(self) -> dict[str, Any]:
@@ -91,7 +92,10 @@ class CheckpointConfig(Record):
         if not isinstance(fields, dict):
             return fields
         layout = LAYOUTS.get(str(fields.get("model_type")))
-        never_null = _NEVER_NULL
+        names = fields.get("architectures")
+        if layout is not None and names and list(names) != [layout.architecture]:
+            layout = None  # another class of the architecture, such as one with another head
+        never_null = _NEVER_NULL if layout is not None else frozenset({"architectures"})
         if layout is not None and not layout.key_heads_may_be_null:
             never_null |= {_KEY_HEADS}
         fields = _without_null(fields, never_null)
@@ -105,11 +109,13 @@ class CheckpointConfig(Record):
 
     @model_validator(mode="after")
     def _check_support(self) -> Self:
-        if self.model_type not in LAYOUTS:
-            raise _unsupported(f"model_type {self.model_type!r} is not one of {', '.join(LAYOUTS)}")
         tree = self.tree
         if problems := [*_class_problems(tree)]:
             raise _unsupported("; ".join(problems))
+        if not is_tabulated(tree):  # the class itself checks its fields when it is built
+            if problems := [*_dtype_problems(tree)]:
+                raise ValueError("; ".join(problems))
+            return self
         layout = LAYOUTS[self.model_type]
         vision = None if layout.vision is None else "vision_config"
         problems = [*type_problems(tree, next(iter(layout.text), None), vision)]
@@ -151,13 +157,11 @@ def _without_null(fields: Mapping[str, Any], names: frozenset[str]) -> dict[str,
 
 
 def _class_problems(tree: Mapping[str, Any]) -> Iterator[str]:
-    names, expected = tree["architectures"], LAYOUTS[tree["model_type"]].architecture
+    names = tree["architectures"]
     if len(names) != 1:
-        yield f"`architectures` has to name one class, not {len(names)}"
-    elif names[0] != expected:
         yield (
-            f"`architectures` names {names[0]}; of {tree['model_type']} models, {expected} is "
-            "supported"
+            f"`architectures` has to name one class of transformers, not {len(names)}; the class "
+            f"decides the task of a {tree['model_type']} model"
         )
     if not is_packed(tree):
         return

@@ -1,4 +1,8 @@
-"""Family ``transformers``: checkpoints of the transformers library."""
+"""Family ``transformers``: checkpoints of the transformers library.
+
+Decoders with a row in ``layouts.py`` are described by it, without torch. Every other class is
+described by building it on the device ``meta`` (``generic/``).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,11 @@ from compressor.models.families.transformers.config import CheckpointConfig
 from compressor.models.families.transformers.decoder_settings import decoder_settings
 from compressor.models.families.transformers.headers import compare_headers
 from compressor.models.families.transformers.images import image_inputs
-from compressor.models.families.transformers.layouts import TIED_FLAG, decoder_shape
+from compressor.models.families.transformers.layouts import (
+    TIED_FLAG,
+    decoder_shape,
+    is_tabulated,
+)
 from compressor.models.families.transformers.linear_groups import decoder_blocks
 from compressor.models.families.transformers.presets import PRESETS
 
@@ -28,15 +36,16 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compressor.models.checkpoint.weight_files import WeightFiles
+    from compressor.models.families.transformers.generic.description import ClassDescription
 
 
 class Transformers(Family[CheckpointConfig]):
-    """Language models of Hugging Face transformers.
+    """Models of Hugging Face transformers, of any class that the library itself has.
 
-    Supported are Llama, Mistral, Qwen2, Qwen3, Gemma 3, GLM-4, and ``glm4v`` with its vision tower.
     `model: {path: …}` is a folder that `save_pretrained` wrote; outputs are loaded by
-    `from_pretrained`. MACs are counted per token. The presets are small random models, for trying
-    out pipelines.
+    `from_pretrained`. Inputs and outputs follow from the task of the class. MACs are counted per
+    token for language models, and per sample for others. The presets are small random models, for
+    trying out pipelines.
     """
 
     name = "transformers"
@@ -44,21 +53,34 @@ class Transformers(Family[CheckpointConfig]):
     presets: ClassVar[Mapping[str, CheckpointConfig]] = PRESETS
 
     def signature(self, config: CheckpointConfig) -> Signature:
-        """Return tokens and the processor's arrays for images as inputs, logits as output.
+        """Return the inputs and outputs of the class's task.
 
-        The logits of each next token are [B, T, vocabulary].
+        A causal language model takes tokens, and arrays of images if it has a vision tower; its
+        logits of each next token are [B, T, vocabulary].
         """
-        vocabulary = decoder_shape(config.tree).vocabulary
+        tree = config.tree
+        if not is_tabulated(tree):
+            return _describe(tree).signature
+        vocabulary = decoder_shape(tree).vocabulary
         tokens = InputSpec("input_ids", "int64", ("batch", "tokens"), below=vocabulary)
-        return Signature((tokens, *image_inputs(config.tree)), ("logits",), unit="token")
+        return Signature((tokens, *image_inputs(tree)), ("logits",), unit="token")
 
     def parameters(self, config: CheckpointConfig) -> dict[str, int]:
-        """Return the parameters of embedding, layers, norm, head and vision tower."""
-        return arithmetic.parameters(config.tree)
+        """Return the parameters by part, such as embedding, layers, norm, head and vision tower."""
+        tree = config.tree
+        if not is_tabulated(tree):
+            return dict(_describe(tree).parameters)
+        return arithmetic.parameters(tree)
 
     def macs(self, config: CheckpointConfig) -> int:
-        """Return the MACs of one token without attention scores, which grow with the context."""
-        return arithmetic.macs_per_token(config.tree)
+        """Return the MACs of one token of a language model, or of one sample of another model.
+
+        Those of a language model leave out attention scores, which grow with the context.
+        """
+        tree = config.tree
+        if not is_tabulated(tree):
+            return _describe(tree).macs
+        return arithmetic.macs_per_token(tree)
 
     def build(self, config: CheckpointConfig) -> nn.Module:
         """Return a module of the class that config.json names."""
@@ -71,6 +93,8 @@ class Transformers(Family[CheckpointConfig]):
     ) -> StoredArchitecture[CheckpointConfig]:
         """Compare names and shapes of the tensors; tied weights are tied if they are equal."""
         tree = config.tree
+        if not is_tabulated(tree):
+            return _compare_with_class(config, weights)
         comparison = compare_headers(tree, weights)
         if decoder_shape(tree).tied != comparison.tied:
             text = json.dumps({**tree, TIED_FLAG: comparison.tied})
@@ -101,17 +125,36 @@ class Transformers(Family[CheckpointConfig]):
         save_checkpoint(module, config.tree, folder, companions)
 
     def capabilities(self, config: CheckpointConfig) -> CapabilityTable:
-        """Return axes, the linear groups of the decoder layers, generation, and kinds of layers.
+        """Return what the tables state; what they do not is discovered from the module.
 
-        A vision tower has no linear groups: its layers are rounded to the nearest, if at all.
+        A tabulated vision tower has no linear groups: its layers are rounded to the nearest.
         """
         tree = config.tree
+        if not is_tabulated(tree):
+            return {LayerKinds: lambda: _describe(tree).layer_kinds}
         return {
             CuttableAxes: lambda: CuttableAxes(tuple(checkpoint_axes(tree))),
             LinearGroups: lambda: LinearGroups(decoder_blocks(tree)),
             CachedGeneration: lambda: _generation(tree),
             LayerKinds: lambda: LayerKinds(False, embedding_tables=not decoder_shape(tree).tied),
         }
+
+
+def _describe(tree: Mapping[str, Any]) -> ClassDescription:
+    from compressor.models.families.transformers.generic.description import describe
+
+    return describe(tree)
+
+
+def _compare_with_class(
+    config: CheckpointConfig, weights: WeightFiles
+) -> StoredArchitecture[CheckpointConfig]:
+    from compressor.models.families.transformers.generic.headers import compare_with_class
+
+    comparison = compare_with_class(config.tree, weights)
+    if comparison.tree != config.tree:
+        config = CheckpointConfig.model_validate_json(json.dumps(comparison.tree))
+    return StoredArchitecture(config, None, comparison.problems, comparison.notes)
 
 
 def _generation(tree: Mapping[str, Any]) -> CachedGeneration:

@@ -193,6 +193,13 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 """``model_type`` to layout."""
 
+
+def is_tabulated(tree: Mapping[str, Any]) -> bool:
+    """Return True if the class that config.json names has a row in ``LAYOUTS``."""
+    layout = LAYOUTS.get(str(tree.get("model_type")))
+    return layout is not None and tuple(tree.get("architectures") or ()) == (layout.architecture,)
+
+
 SIZES = (
     "num_hidden_layers",
     "hidden_size",

@@ -59,6 +59,21 @@ def build_on_meta(tree: Mapping[str, Any]) -> PreTrainedModel:
         return module
 
 
+def build_without_data(tree: Mapping[str, Any]) -> PreTrainedModel:
+    """Return the module in eval mode, with parameters and buffers on the device ``meta``.
+
+    Attention is computed by plain products: other implementations read values of masks.
+
+    Raises:
+        ModelError: as ``build_module``.
+    """
+    with torch.device("meta"), _quiet():
+        module = _prepare(_construct(tree)).requires_grad_(False)
+        module.set_attn_implementation("eager")
+        module.train(False)
+        return module
+
+
 def save_checkpoint(
     module: nn.Module, tree: Mapping[str, Any], folder: Path, companions: Path | None
 ) -> None:
@@ -91,32 +106,49 @@ def save_checkpoint(
 
 def _construct(tree: Mapping[str, Any]) -> PreTrainedModel:
     """Return a new instance of the class that config.json names."""
-    name = tree["architectures"][0]
-    model_class = getattr(transformers, name, None)
-    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
-        raise ModelError(
-            f"`architectures` names {name!r}, which is no model class of transformers "
-            f"{transformers.__version__}",
-            remedy="see the checkpoint's config.json; code that comes with a checkpoint is never "
-            "run",
-        )
+    model_class = _model_class(tree)
     left_out = _NO_CLASS_FIELDS | _CALL_OPTIONS
     fields = {name: value for name, value in tree.items() if name not in left_out}
     fields = deepcopy(fields)  # the classes write into nested mappings
-    for part in LAYOUTS[tree["model_type"]].text:
-        for name in _CALL_OPTIONS:
-            fields.get(part, {}).pop(name, None)
+    for part in fields.values():
+        if isinstance(part, dict):
+            for name in _CALL_OPTIONS:
+                part.pop(name, None)
     try:
         return model_class(transformers.AutoConfig.for_model(tree["model_type"], **fields))
     except Exception as error:  # its validators raise classes of several libraries
         raise ModelError(f"transformers rejects this {CONFIG}: {error}") from error
 
 
+def _model_class(tree: Mapping[str, Any]) -> type[PreTrainedModel]:
+    """Return the class that config.json names.
+
+    Raises:
+        ModelError: transformers has no such class, or does not know the ``model_type``.
+    """
+    version, model_type = transformers.__version__, tree["model_type"]
+    remedy = "see the checkpoint's config.json; code that comes with a checkpoint is never run"
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise ModelError(
+            f"`model_type` {model_type!r} is not known to transformers {version}", remedy=remedy
+        )
+    name = tree["architectures"][0]
+    model_class = getattr(transformers, name, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+        raise ModelError(
+            f"`architectures` names {name!r}, which is no model class of transformers {version}",
+            remedy=remedy,
+        )
+    return model_class
+
+
 def _prepare(module: PreTrainedModel) -> PreTrainedModel:
     """Turn the cache off, since whole windows are processed at once, and accept padded images."""
     config: Any = module.config
-    config.get_text_config().use_cache = False
-    if LAYOUTS[config.model_type].vision is not None:
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "use_cache"):
+            part.use_cache = False
+    if config.model_type in LAYOUTS and LAYOUTS[config.model_type].vision is not None:
         module.register_forward_pre_hook(gather_images, with_kwargs=True)
     return module
 

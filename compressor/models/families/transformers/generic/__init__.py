@@ -1,0 +1,1 @@
+"""Classes of transformers without a row in the tables: described by building them, not by name."""

@@ -1,0 +1,152 @@
+"""Description of a class of transformers, from the class itself on the device ``meta``.
+
+Classes with a row in the tables are described without torch; every other class is built without
+weights, and run on meta tensors where that is possible.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from compressor.models.capabilities.layer_kinds import LayerKinds
+from compressor.models.capabilities.signature import InputSpec, Signature
+from compressor.models.families.transformers.generic.inputs import class_inputs
+from compressor.models.families.transformers.generic.sample import sample_batch
+from compressor.models.families.transformers.generic.tasks import Task, task_of
+from compressor.models.families.transformers.modules import build_module, build_without_data
+
+_MOST_PARAMETERS_TO_RUN = 20_000_000
+"""Classes that do not run on meta tensors are run with random weights up to this size."""
+_SAMPLE_TOKENS = 128
+"""Tokens of the text whose MACs are those of one sample of an encoder."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassDescription:
+    """A class of transformers with a config, as far as it is known without weights."""
+
+    task: Task
+    signature: Signature
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shape of each tensor of the state dict."""
+    parameters: Mapping[str, int]
+    """Parameters by part of the model, tied weights counted once."""
+    macs: int
+    """Multiply-accumulates of one sample, of texts with 128 tokens, or of one token of a language
+    model; 0 if unknown."""
+    layer_kinds: LayerKinds
+
+
+def describe(tree: Mapping[str, Any]) -> ClassDescription:
+    """Return the description of the class that config.json names.
+
+    Raises:
+        ModelError: transformers has no such class, or rejects the config.
+    """
+    return _describe(json.dumps(dict(tree), sort_keys=True))
+
+
+@lru_cache(maxsize=32)
+def _describe(content: str) -> ClassDescription:
+    tree = json.loads(content)
+    module = build_without_data(tree)
+    task = task_of(type(module).__name__, module.main_input_name)
+    inputs = class_inputs(module, task)
+    results, macs = _run(module, tree, inputs, tokens=_SAMPLE_TOKENS if task.encodes else 1)
+    return ClassDescription(
+        task=task,
+        signature=Signature(
+            inputs,
+            _outputs(task, results),
+            unit="sample" if task.encodes else "token",
+            classes=_number_of_classes(module, task),
+        ),
+        shapes={name: tuple(value.shape) for name, value in module.state_dict().items()},
+        parameters=_parameters(module),
+        macs=macs,
+        layer_kinds=_layer_kinds(module),
+    )
+
+
+def _run(
+    module: PreTrainedModel, tree: Mapping[str, Any], inputs: Sequence[InputSpec], tokens: int
+) -> tuple[Mapping[str, Any], int]:
+    """Return the result of one sample and its MACs; nothing and 0 if the class cannot be run."""
+    batch = sample_batch(inputs, batch=1, tokens=tokens)
+    on_meta = {name: value.to("meta") for name, value in batch.items()}
+    size = sum(parameter.numel() for parameter in module.parameters())
+    try:
+        return _count(module, on_meta)
+    except Exception:  # noqa: BLE001  a class whose control flow reads values
+        if size > _MOST_PARAMETERS_TO_RUN:
+            return {}, 0
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _count(build_module(tree).eval(), batch)
+    except Exception:  # noqa: BLE001  it needs inputs of its own, such as placeholder tokens
+        return {}, 0
+
+
+def _count(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], int]:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        results = module(**batch)
+    return dict(results), counter.get_total_flops() // 2
+
+
+def _outputs(task: Task, results: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the outputs of the task that the class returns.
+
+    If it returns none of them, all its float tensors are outputs; if it could not be run, the
+    first of the task.
+    """
+    tensors = [
+        name
+        for name, value in results.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    ]
+    if not tensors:
+        return task.outputs[:1]
+    return tuple(name for name in task.outputs if name in tensors) or tuple(tensors)
+
+
+def _number_of_classes(module: PreTrainedModel, task: Task) -> int | None:
+    if task.classes is None:
+        return None
+    config: Any = module.config
+    if task.classes == "num_labels":
+        return int(config.num_labels)
+    text = config.get_text_config(decoder=True)
+    return getattr(text, "decoder_vocab_size", None) or getattr(text, task.classes, None)
+
+
+def _parameters(module: PreTrainedModel) -> dict[str, int]:
+    prefix = f"{module.base_model_prefix}."
+    counts: Counter[str] = Counter()
+    for name, parameter in module.named_parameters():
+        counts[name.removeprefix(prefix).partition(".")[0]] += parameter.numel()
+    return dict(counts)
+
+
+def _layer_kinds(module: nn.Module) -> LayerKinds:
+    uses = Counter(
+        id(parameter)
+        for submodule in module.modules()
+        for parameter in submodule.parameters(recurse=False)
+    )
+    modules = list(module.modules())
+    return LayerKinds(
+        batch_norms=any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in modules),
+        embedding_tables=any(
+            isinstance(layer, nn.Embedding) and uses[id(layer.weight)] == 1 for layer in modules
+        ),
+    )

@@ -1,0 +1,172 @@
+"""Inputs of a class of transformers, from its ``forward`` and its config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from compressor.models.capabilities.signature import InputSpec
+from compressor.models.families.transformers.generic.tasks import Task
+
+TOKENS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
+DECODER_TOKENS = "decoder_input_ids"
+PIXELS = "pixel_values"
+FEATURES, SAMPLES = "input_features", "input_values"
+_SEQUENCE = ("batch", "tokens")
+_DECODER_SEQUENCE = ("batch", "decoder_tokens")
+_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
+_CHANNEL_FIELDS = ("num_channels", "in_channels", "in_chans", "num_input_channels")
+_BIN_FIELDS = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim")
+
+
+def class_inputs(module: PreTrainedModel, task: Task) -> tuple[InputSpec, ...]:
+    """Return the inputs of a class in the order of its ``forward``.
+
+    They are those of the task, and every parameter of ``forward`` without a default.
+
+    Args:
+        module: the class, built from its config; its weights are not used.
+        task: the task of the class.
+    """
+    parameters = inspect.signature(type(module).forward).parameters
+    names = dict.fromkeys(_task_inputs(module, task))
+    names |= dict.fromkeys(
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}
+    )
+    return tuple(
+        _SPECS[name](module, name) for name in parameters if name in names and name in _SPECS
+    )
+
+
+def _task_inputs(module: PreTrainedModel, task: Task) -> Iterator[str]:
+    names = inspect.signature(type(module).forward).parameters
+    takes_text = "text" in task.inputs and TOKENS in names
+    if takes_text:
+        yield TOKENS
+        if task.encodes and MASK in names:
+            yield MASK
+        if task.encodes and TYPES in names and _has_token_types(module):
+            yield TYPES
+    if not takes_text or (task.encodes and "and" in task.inputs):
+        yield from (name for name in (PIXELS, FEATURES, SAMPLES) if name in names)
+    if DECODER_TOKENS in names and (task.decodes or not takes_text):
+        yield DECODER_TOKENS
+
+
+def _has_token_types(module: PreTrainedModel) -> bool:
+    return int(getattr(module.config.get_text_config(), "type_vocab_size", 0) or 0) > 1
+
+
+def _tokens(module: PreTrainedModel, name: str) -> InputSpec:
+    config: Any = module.config.get_text_config()
+    return InputSpec(
+        name, "int64", _SEQUENCE, below=config.vocab_size, longest=_longest(module, config)
+    )
+
+
+def _mask(module: PreTrainedModel, name: str) -> InputSpec:
+    return replace(_tokens(module, name), below=2)
+
+
+def _types(module: PreTrainedModel, name: str) -> InputSpec:
+    config: Any = module.config.get_text_config()
+    return replace(_tokens(module, name), below=int(config.type_vocab_size))
+
+
+def _decoder_tokens(module: PreTrainedModel, name: str) -> InputSpec:
+    config: Any = module.config.get_text_config(decoder=True)
+    vocabulary = getattr(config, "decoder_vocab_size", None) or config.vocab_size
+    longest = _first(config, ("max_target_positions", "max_decoder_position_embeddings"))
+    return InputSpec(
+        name,
+        "int64",
+        _DECODER_SEQUENCE,
+        below=vocabulary,
+        longest=longest or _longest(module, config),
+    )
+
+
+def _longest(module: PreTrainedModel, config: Any) -> int | None:
+    """Return the number of positions; None where they are not limited by a table or the config.
+
+    Tables whose first positions stand for padding, as RoBERTa's, hold fewer.
+    """
+    from torch import nn
+
+    stated = _first(config, _LENGTH_FIELDS)
+    tables = [
+        layer.num_embeddings - layer.padding_idx - 1
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Embedding)
+        and "position" in name.rpartition(".")[2]
+        and layer.padding_idx is not None
+    ]
+    return min([*tables, *([stated] if stated else [])], default=None)
+
+
+def _pixels(module: PreTrainedModel, name: str) -> InputSpec:
+    """Return images [B, C, H, W]; sizes that config.json does not fix are variable."""
+    config = _part(module.config, ("vision_config", "vision", "encoder", "backbone_config"))
+    channels = _first(config, _CHANNEL_FIELDS) or 3
+    size = getattr(config, "image_size", None)
+    if isinstance(size, dict):
+        size = (size.get("height"), size.get("width"))
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    names = ("height", "width")
+    sizes = [
+        axis if isinstance(axis, int) else name for axis, name in zip(pair, names, strict=True)
+    ]
+    return InputSpec(name, "float32", ("batch", int(channels), *sizes))
+
+
+def _features(module: PreTrainedModel, name: str) -> InputSpec:
+    """Return spectrograms [B, bins, frames], or [B, frames, bins] where nothing fixes the frames.
+
+    A class that names ``max_source_positions`` for a convolution of stride 2, as Whisper's, takes
+    twice as many frames.
+    """
+    config = _part(module.config, ("audio_config", "encoder_config"))
+    bins = int(_first(config, _BIN_FIELDS) or 80)
+    positions = getattr(config, "max_source_positions", None)
+    if hasattr(config, "input_feat_per_channel") or positions is None:
+        return InputSpec(name, "float32", ("batch", "frames", bins))
+    return InputSpec(name, "float32", ("batch", bins, 2 * int(positions)))
+
+
+def _samples(module: PreTrainedModel, name: str) -> InputSpec:
+    """Return waveforms [B, samples]; spectrograms [B, frames, bins] where the config has bins."""
+    config = _part(module.config, ("audio_config", "encoder_config"))
+    bins = getattr(config, "num_mel_bins", None)
+    if bins is None or not hasattr(config, "max_length"):
+        return InputSpec(name, "float32", ("batch", "samples"))
+    return InputSpec(name, "float32", ("batch", int(config.max_length), int(bins)))
+
+
+_SPECS: dict[str, Callable[[PreTrainedModel, str], InputSpec]] = {
+    TOKENS: _tokens,
+    MASK: _mask,
+    TYPES: _types,
+    DECODER_TOKENS: _decoder_tokens,
+    PIXELS: _pixels,
+    FEATURES: _features,
+    SAMPLES: _samples,
+}
+"""Name of an input to the function that describes it."""
+
+
+def _part(config: Any, names: tuple[str, ...]) -> Any:
+    """Return the first nested config of a name; the config itself if it has none."""
+    parts = (getattr(config, name, None) for name in names)
+    return next((part for part in parts if hasattr(part, "to_dict")), config)
+
+
+def _first(config: Any, names: tuple[str, ...]) -> int | None:
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
