@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from compressor.config.record import DataName, Record
+from compressor.config.record import DataName, LeftOutOfIds, Record
 from compressor.engine.contract import PassConfig
 
 
@@ -31,15 +31,16 @@ class ParityConfig(Record):
     for language models, whose windows are compared whole, token by token, and two at a time."""
     max_abs: Annotated[float, Field(gt=0)] | None = None
     """Largest absolute difference of a value of any output. By default 1e-3, and no limit for a
-    quantized model."""
+    quantized model or a graph in float16."""
     cosine: Annotated[float, Field(ge=0, le=1)] | None = None
     """Smallest cosine similarity between an output and its parent's, over all samples. By default
-    0.9999, and 0.98 for a quantized model; no limit for a quantized language model."""
+    0.9999, 0.999 for a graph in float16, and 0.98 for a quantized model; no limit for a quantized
+    language model."""
     agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     """Smallest fraction of samples whose class with the largest logit is the parent's. Classes that
     the parent rates within `max_abs` (or 1e-3) of each other count as equal. By default 1, and 0.9
-    for a quantized model; no limit for a quantized language model. Only for models that have
-    logits."""
+    for a quantized model or a graph in float16; no limit for a quantized language model. Only for
+    models that have logits."""
     kl: Annotated[float, Field(gt=0)] | None = None
     """Largest mean KL divergence of the next-token distribution from the parent's, in nats. By
     default 0.02. Only for language models."""
@@ -75,7 +76,7 @@ class DecoderConfig(Record):
     """Store the key-value cache in 8 bits, symmetric, with one scale for each value of a head. It
     takes a quarter of the memory, and long contexts decode slightly faster, but prefill runs at
     half the speed. Not for `target: portable`. Set it to the calibration data, as
-    `{data: <set>}`; by default the cache is float32."""
+    `{data: <set>}`; by default the cache has the `dtype` of the graph."""
     accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
     """`accuracy_level` of MatMulNBits, ONNX Runtime's product with packed weights: 4 rounds
     activations to 8 bits by block, 1 computes in float32. By default 4, or 1 if the comparison
@@ -116,6 +117,14 @@ class ExportOnnxConfig(PassConfig):
     external_data_threshold_mb: Annotated[int, Field(ge=0, le=2000)] = 2000
     """Size of the weights in megabytes beyond which they are stored in `model.onnx.data` beside the
     graph. A single file holds at most 2 GB."""
+    dtype: Annotated[Literal["float32", "float16"], LeftOutOfIds()] = "float32"
+    """Type of the graph's weights and of what it computes, whatever type the checkpoint is stored
+    in. The graph is compared with torch in float32, with the same weights. `float32` holds every
+    bfloat16 and float16 weight exactly and is faster on CPUs, but twice as large as such a
+    checkpoint. `float16` is as large as the checkpoint, and GPUs compute with it directly; values
+    beyond 65504, which bfloat16 can have, become infinite in it, and the comparison fails. Inputs
+    and outputs stay float32, except for the keys and values of a language model; a vision tower
+    stays float32 as a whole."""
     decoder: DecoderConfig = DecoderConfig()
     """Graph of a language model. Not for other models."""
     parity: ParityConfig = ParityConfig()

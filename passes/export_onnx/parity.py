@@ -27,6 +27,8 @@ class Tolerance(Enum):
     """Usual limits of a kind of model: max |Δ|, cosine, agreement."""
 
     FLOAT = (1e-3, 0.9999, 1.0)
+    HALF = (math.inf, 0.999, 0.9)
+    """A graph in float16, which has 11 bits of precision."""
     QUANTIZED = (math.inf, 0.98, 0.9)
     """Two runtimes may round a value to different neighbours."""
     QUANTIZED_DECODER = (math.inf, -1.0, 0.0)

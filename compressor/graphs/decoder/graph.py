@@ -5,7 +5,7 @@ vocabulary, W rows of image embeddings.
 
 Inputs:
     `input_ids` int64 [B, T]; `attention_mask` int64 [B, P + T], with padding at the end;
-    `past_key_values.<layer>.key` and `.value` float32 or int8 [B, M, P, H].
+    `past_key_values.<layer>.key` and `.value` float32, float16 or int8 [B, M, P, H].
     `logits_to_keep` int64 [1], by default 0: the logits of so many last tokens, of all for 0.
     With images, `image_embeds` float32 [W, hidden], by default none, which replace the image tokens
     in order; and `position_offsets` int64 [3, B or 1, T or 1], by default 0, which are added to the
@@ -119,7 +119,7 @@ class DecoderGraph:
         start = add.op("Neg", [keep], "logits.start")
         end = add.ints(np.iinfo(np.int64).max)
         last_tokens = add.op("Slice", [normed, start, end, add.ints(1)], "logits.read")
-        logits = self._lm_head(last_tokens)
+        logits = add.cast(self._lm_head(last_tokens), ir.DataType.FLOAT, "logits.float")
         vocabulary = architecture.decoder.vocabulary
         self._output(logits, LOGITS, ir.DataType.FLOAT, "batch", "answers", vocabulary)
         self.outputs.insert(0, self.outputs.pop())  # the logits come before the cache
@@ -154,7 +154,7 @@ class DecoderGraph:
     def _norm_weight(self, name: str) -> ir.Value:
         offset = self.architecture.decoder.layout.norm_offset
         weight = self.weights.vector(self._full_name(f"{name}.weight"), offset)
-        return self.add.constant(f"{name}.weight", weight)
+        return self.add.floats(f"{name}.weight", weight)
 
     def _norm(self, x: ir.Value, name: str) -> ir.Value:
         epsilon = self.architecture.epsilon
@@ -179,7 +179,7 @@ class DecoderGraph:
         scale = self.architecture.embedding_scale
         if scale == 1.0:
             return x
-        factor = add.constant("embed_scale", np.array(scale, np.float32))
+        factor = add.floats("embed_scale", np.array(scale, np.float32))
         return add.op("Mul", [x, factor], "embedded.scaled")
 
     def _insert_images(self, x: ir.Value, ids: ir.Value, images: ImageTokens) -> ir.Value:
@@ -201,8 +201,8 @@ class DecoderGraph:
 
     def _rotary_by_position(self, layer_type: str) -> RotaryTables:
         rotary, add = self.architecture.rotary[layer_type], self.add
-        cos = add.constant(f"cos.{layer_type}", rotary.cos.numpy())
-        sin = add.constant(f"sin.{layer_type}", rotary.sin.numpy())
+        cos = add.floats(f"cos.{layer_type}", rotary.cos.numpy())
+        sin = add.floats(f"sin.{layer_type}", rotary.sin.numpy())
         return RotaryTables(cos, sin, 2 * rotary.cos.shape[1], by_token=False)
 
     def _lm_head(self, x: ir.Value) -> ir.Value:
@@ -244,7 +244,7 @@ class DecoderGraph:
         decoder, layer, add = self.architecture.decoder, f"layers.{number}", self.add
         query, key, value = self._project(number, x)
         names = [f"{PAST_PREFIX}{number}.{part}" for part in ("key", "value")]
-        dtype = ir.DataType.INT8 if self.cache_scales else ir.DataType.FLOAT
+        dtype = ir.DataType.INT8 if self.cache_scales else add.dtype
         shape = ("batch", decoder.key_heads, "past", decoder.head_width)
         past = (self._input(names[0], dtype, *shape), self._input(names[1], dtype, *shape))
         scales = []
@@ -312,7 +312,7 @@ class DecoderGraph:
         biases = [f"{name}.bias" for name in names if weights.has(f"{name}.bias")]
         bias = None
         if biases:
-            bias = self.add.constant(f"{joined_name}.bias", weights.vectors(biases))
+            bias = self.add.floats(f"{joined_name}.bias", weights.vectors(biases))
         if weights.grid(names[0]) is not None:
             packed = weights.blocks(names, (sum(outputs), inputs))
             return self.add.packed_linear(x, packed, bias, joined_name)

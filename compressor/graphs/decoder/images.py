@@ -36,6 +36,8 @@ def insert_images(
     # One more row, which is looked up where there are no image embeddings at all.
     spare = add.constant("image.none", np.zeros((1, hidden), dtype=np.float32))
     table = add.op("Concat", [embeds, spare], "image.words", axis=0)
+    if add.dtype != ir.DataType.FLOAT:
+        table = add.op("Cast", [table], "image.words.half", to=add.dtype)
     rows = add.op("Gather", [table, row], "image.rows", axis=0)
     replaced = add.op("Unsqueeze", [is_image, add.ints(2)], "image.here")
     return add.op("Where", [replaced, rows, x], "embedded.with_images")
@@ -64,7 +66,7 @@ def rotary_by_section(
             axis = add.constant(f"axis.{number % 3}", np.array(number % 3))
             places = add.op("Gather", [positions_3d, axis], f"{section_name}.places", axis=0)
             columns = table[:, start : start + size].numpy()
-            section = add.constant(f"{section_name}.table", columns)
+            section = add.floats(f"{section_name}.table", columns)
             sections.append(add.op("Gather", [section, places], section_name))
         tables.append(add.op("Concat", sections, f"{part}.{name}", axis=-1))
     return RotaryTables(tables[0], tables[1], 2 * starts[-1], by_token=True)

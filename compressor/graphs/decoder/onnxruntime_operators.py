@@ -32,12 +32,13 @@ class OnnxRuntimeOperators(Operators):
 
     Args:
         accuracy_level: of MatMulNBits: 4 rounds activations to 8 bits, 1 computes in float32.
+        dtype: see ``Operators``.
     """
 
     opsets: ClassVar[Mapping[str, int]] = {"": DECODER_OPSETS["onnxruntime"], MICROSOFT: 1}
 
-    def __init__(self, accuracy_level: int) -> None:
-        super().__init__()
+    def __init__(self, accuracy_level: int, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+        super().__init__(dtype)
         self.accuracy_level = accuracy_level
 
     def norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
@@ -84,7 +85,7 @@ class OnnxRuntimeOperators(Operators):
         )
 
     def packed_rows(self, ids: ir.Value, table: BlockMatrix, name: str) -> ir.Value:
-        """Return the rows of a packed embedding, float32 [B, T, hidden]."""
+        """Return the rows of a packed embedding, [B, T, hidden]."""
         data, wide_scales, _ = self._blocks(table, name)
         scales = self.op("Unsqueeze", [wide_scales, self.ints(2)], f"{name}.scales.rows")
         rows = self.op(
@@ -100,18 +101,20 @@ class OnnxRuntimeOperators(Operators):
         return self.op("Reshape", [rows, self.ints(0, 0, table.inputs)], f"{name}.rows")
 
     def _blocks(self, weight: BlockMatrix, name: str) -> tuple[ir.Value, ir.Value, ir.Value | None]:
-        """Return integers, scales in float32 and zero-points as values of the graph.
+        """Return integers, scales in ``dtype`` and zero-points as values of the graph.
 
         Scales are stored as they are, mostly float16, and widened when the model is opened.
         """
         data = self.constant(f"{name}.data", weight.data)
         scales = self.constant(f"{name}.scales", weight.scales)
         zeros = None if weight.zeros is None else self.constant(f"{name}.zeros", weight.zeros)
-        wide_name = f"{name}.scales.float"
-        wide = self.existing(wide_name)
-        if wide is None:
-            wide = self.op("Cast", [scales], wide_name, to=ir.DataType.FLOAT)
-        return data, wide, zeros
+        if scales.dtype == self.dtype == ir.DataType.FLOAT16:
+            return data, scales, zeros
+        cast_name = f"{name}.scales.float"
+        cast = self.existing(cast_name)
+        if cast is None:
+            cast = self.op("Cast", [scales], cast_name, to=self.dtype)
+        return data, cast, zeros
 
     def read_mask(self, ids: ir.Value, mask: ir.Value) -> None:  # noqa: ARG002
         """Append int32 [B], the index of each sequence's last token, and int32, P + T."""

@@ -68,7 +68,7 @@ class AttentionInputs:
     window: int | None
     """Tokens that it attends to, the current one included; None for all."""
     cache_scales: Sequence[ir.Value]
-    """float32 [M · H] of keys and of values; empty for a cache in float32."""
+    """float32 [M · H] of keys and of values; empty for a cache of floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +86,15 @@ class Operators(ABC):
     """A graph under construction; every method appends nodes and returns their result.
 
     Attributes:
+        dtype: of the weights and of what nodes compute: float32 or float16.
         nodes: in the order of computation.
         constants: initializers by name.
     """
 
     opsets: ClassVar[Mapping[str, int]]
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+        self.dtype = dtype
         self.nodes: list[ir.Node] = []
         self.constants: dict[str, ir.Value] = {}
         self._results: dict[str, ir.Value] = {}
@@ -138,6 +140,14 @@ class Operators(ABC):
             )
         return self.constants[name]
 
+    def floats(self, name: str, value: Array) -> ir.Value:
+        """Return the initializer of this name in ``dtype``, added if it is absent."""
+        return self.constant(name, value.astype(self.dtype.numpy()))
+
+    def cast(self, x: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
+        """Return x, which is of ``self.dtype``, in another type."""
+        return x if dtype == self.dtype else self.op("Cast", [x], name, to=dtype)
+
     def ints(self, *values: int) -> ir.Value:
         """Return a constant of int64 [values]."""
         return self.constant(f"ints.{'_'.join(map(str, values))}", np.array(values, dtype=np.int64))
@@ -174,7 +184,7 @@ class Operators(ABC):
 
     @abstractmethod
     def packed_rows(self, ids: ir.Value, table: BlockMatrix, name: str) -> ir.Value:
-        """Return the rows of a packed embedding, float32 [B, T, hidden].
+        """Return the rows of a packed embedding, [B, T, hidden].
 
         Its initializers are those of a packed linear layer of the same name.
         """

@@ -23,7 +23,7 @@ from compressor.graphs.decoder.operators import (
 from compressor.graphs.decoder.weights import BlockMatrix
 from compressor.graphs.opsets import DECODER_OPSETS
 
-_MASKED_SCORE = np.float32(-1e30)
+_MASKED_SCORES = {ir.DataType.FLOAT: np.float32(-1e30), ir.DataType.FLOAT16: np.float32(-65504)}
 """Score of a position that a token must not attend to."""
 
 
@@ -64,11 +64,15 @@ class PortableOperators(Operators):
 
     def norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
         """Return x / √(mean x² + ε) · w, the form that runtimes fuse into one kernel."""
+        x = self.cast(x, ir.DataType.FLOAT, f"{name}.wide")
         squares = self.op("Mul", [x, x], f"{name}.squares")
         mean = self.op("ReduceMean", [squares, self.ints(-1)], f"{name}.mean", keepdims=1)
         small = self.constant(f"epsilon.{epsilon:g}", np.array(epsilon, np.float32))
         root = self.op("Sqrt", [self.op("Add", [mean, small], f"{name}.damped")], f"{name}.root")
-        return self.op("Mul", [self.op("Div", [x, root], f"{name}.even"), weight], name)
+        even = self.op("Div", [x, root], f"{name}.even")
+        if self.dtype != ir.DataType.FLOAT:
+            even = self.op("Cast", [even], f"{name}.half", to=self.dtype)
+        return self.op("Mul", [even, weight], name)
 
     def add_and_norm(
         self, x: ir.Value, residual: ir.Value, weight: ir.Value, epsilon: float, name: str
@@ -90,20 +94,21 @@ class PortableOperators(Operators):
         return self.linear(x, self._dequantize(weight, name), bias, name)
 
     def packed_rows(self, ids: ir.Value, table: BlockMatrix, name: str) -> ir.Value:
-        """Return the rows of a packed embedding, float32 [B, T, hidden]."""
+        """Return the rows of a packed embedding, [B, T, hidden]."""
         weight = self._dequantize(table, name)
         rows = self.op("Transpose", [weight], f"{name}.table", perm=[1, 0])
         return self.op("Gather", [rows, ids], f"{name}.rows")
 
     def _dequantize(self, weight: BlockMatrix, name: str) -> ir.Value:
-        """Return a packed weight, float32 [I, O]; the embedding and a tied LM head share it."""
+        """Return a packed weight, [I, O]; the embedding and a tied LM head share it."""
         if (existing := self.existing(f"{name}.whole")) is not None:
             return existing
         integers, scales, zeros = weight.for_dequantize_linear()
         data = self.constant(f"{name}.data", integers)
         stored_scales = self.constant(f"{name}.scales", scales)
-        wide = self.op("Cast", [stored_scales], f"{name}.scales.float", to=ir.DataType.FLOAT)
-        operands = [data, wide]
+        if stored_scales.dtype != ir.DataType.FLOAT16 or self.dtype != ir.DataType.FLOAT16:
+            stored_scales = self.op("Cast", [stored_scales], f"{name}.scales.float", to=self.dtype)
+        operands = [data, stored_scales]
         if zeros is not None:
             operands.append(self.constant(f"{name}.zeros", zeros))
         return self.op(
@@ -175,9 +180,9 @@ class PortableOperators(Operators):
         across = self.op("Unsqueeze", [keys, self.ints(2)], f"{name}.keys.5d")
         across = self.op("Transpose", [across], f"{name}.keys.t", perm=[0, 1, 2, 4, 3])
         scores = self.op("MatMul", [grouped, across], f"{name}.scores")
-        factor = self.constant(f"scale.{heads.scale:g}", np.array(heads.scale, np.float32))
+        factor = self.floats(f"scale.{heads.scale:g}", np.array(heads.scale, np.float32))
         scores = self.op("Mul", [scores, factor], f"{name}.scaled")
-        masked = self.constant("hidden", np.array(_MASKED_SCORE))
+        masked = self.floats("hidden", np.array(_MASKED_SCORES[self.dtype]))
         allowed = self._allowed(inputs.window)
         scores = self.op("Where", [allowed, scores, masked], f"{name}.seen")
         return self.op("Softmax", [scores], f"{name}.shares", axis=-1)

@@ -85,13 +85,17 @@ class BlockMatrix:
 class CheckpointWeights:
     """Weights of one checkpoint, packed or not."""
 
-    def __init__(self, folder: Path, tree: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, tree: Mapping[str, Any], dtype: ir.DataType = ir.DataType.FLOAT
+    ) -> None:
         """Read the headers.
 
         Args:
             folder: the checkpoint.
             tree: its config.json.
+            dtype: in which matrices are returned: float32 or float16.
         """
+        self.dtype = dtype
         weights = read_weight_files(folder)
         self.tree = tree
         self.files = StoredTensors(weights, canonical_names(tree, weights.tensors)[0])
@@ -121,18 +125,16 @@ class CheckpointWeights:
         return np.concatenate([self.vector(name) for name in names])
 
     def table(self, name: str) -> ir.LazyTensor:
-        """Return an embedding, float32 [V, hidden]."""
+        """Return an embedding, [V, hidden]."""
         return _lazy(
-            lambda: self._float(name), ir.DataType.FLOAT, tuple(self.files.dtype_and_shape(name)[1])
+            lambda: self._float(name), self.dtype, tuple(self.files.dtype_and_shape(name)[1])
         )
 
     def transposed(self, names: Sequence[str]) -> ir.LazyTensor:
-        """Return the weights of linear layers that read one input, float32 [I, O of all]."""
+        """Return the weights of linear layers that read one input, [I, O of all]."""
         shapes = [self.files.dtype_and_shape(name)[1] for name in names]
         shape = (shapes[0][1], sum(size[0] for size in shapes))
-        return _lazy(
-            lambda: torch.cat([self._float(name) for name in names]).T, ir.DataType.FLOAT, shape
-        )
+        return _lazy(lambda: torch.cat([self._float(name) for name in names]).T, self.dtype, shape)
 
     def blocks(self, linears: Sequence[str], shape: tuple[int, int]) -> BlockMatrix:
         """Return packed linear layers that read one input and share a grid, as one matrix.

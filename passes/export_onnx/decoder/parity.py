@@ -33,6 +33,10 @@ _PADDED_TOKENS = 128
 """Tokens of the longer of two prompts side by side."""
 _DECODED_TOKENS = 8
 """Tokens that are decoded one by one."""
+_REMEDIES = {
+    Tolerance.QUANTIZED_DECODER: "set `decoder.accuracy_level: 1`, or set the limits in `parity:`",
+    Tolerance.HALF: "set `dtype: float32`, or set the limits in `parity:`",
+}
 
 
 @dataclass(slots=True)
@@ -125,7 +129,7 @@ class _Comparison:
             decoder.reset()
             actual_1V = decoder.forward(ids_1T[:, :first])[0]
             self.decoding.add(expected_TV[first - 1 : first], actual_1V, self.tie)
-        decoder.truncate(first)
+        _return_to(decoder, ids_1T, first)
         for position in range(first, len(expected_TV)):
             actual_1V = decoder.forward(ids_1T[:, position : position + 1])[0]
             self.decoding.add(expected_TV[position : position + 1], actual_1V, self.tie)
@@ -162,8 +166,7 @@ def compare(
     windows: Sequence[Batch],
     config: ParityConfig,
     threads: int,
-    *,
-    quantized: bool,
+    tolerance: Tolerance,
 ) -> list[dict[str, Any]]:
     """Compare a decoder's graph with torch.
 
@@ -173,7 +176,7 @@ def compare(
         windows: samples of tokens, `input_ids` [1, T], with their images.
         config: the limits.
         threads: of ONNX Runtime.
-        quantized: True for a graph with integers, whose usual limits are looser.
+        tolerance: the usual limits of such a graph.
 
     Returns:
         One row of statistics for each way of running the graph.
@@ -182,7 +185,6 @@ def compare(
         NumericalError: the logits of torch are not finite.
         ParityError: limits are exceeded; the message lists all of them.
     """
-    tolerance = Tolerance.QUANTIZED_DECODER if quantized else Tolerance.FLOAT
     limits = Limits.from_config(config, tolerance)
     longest = max(window[INPUT_IDS].shape[1] for window in windows)
     decoder = OnnxDecoder(folder, threads, capacity=longest)
@@ -190,7 +192,7 @@ def compare(
     for window in windows:
         comparison.compare_window(decoder, window)
     text_windows = [window[INPUT_IDS][0] for window in windows if TOKEN_TYPES not in window]
-    if len(text_windows) > 1:
+    if len(text_windows) > 1 and decoder.takes_padding:
         comparison.compare_padded(text_windows[:2])
     ways, kl = comparison.ways(), config.kl or _DEFAULT_KL
     violations = [line for way in ways for line in way.violations(limits, kl)]
@@ -199,9 +201,18 @@ def compare(
             "the exported decoder does not compute what the torch model does "
             f"({len(windows)} windows of {config.data!r}):\n"
             + "\n".join(f"    {line}" for line in violations),
-            remedy="set `decoder.accuracy_level: 1`, or set the limits in `parity:`",
+            remedy=_REMEDIES.get(tolerance, "set the limits in `parity:`"),
         )
     return [asdict(way) for way in ways]
+
+
+def _return_to(decoder: OnnxDecoder, ids_1T: Array, tokens: int) -> None:
+    """Leave only the first tokens of a window in the cache."""
+    if decoder.can_truncate:
+        decoder.truncate(tokens)
+    else:
+        decoder.reset()
+        decoder.forward(ids_1T[:, :tokens])
 
 
 def _log_softmax(logits_PV: Array) -> Array:

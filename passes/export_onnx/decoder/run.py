@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError
@@ -29,10 +31,12 @@ from passes.export_onnx.decoder.cache_scales import measure_cache_scales
 from passes.export_onnx.decoder.genai import write_genai_config
 from passes.export_onnx.decoder.parity import compare
 from passes.export_onnx.decoder.windows import read_windows
+from passes.export_onnx.parity import Tolerance
 
 _WINDOWS = 4
 """Default number of compared windows."""
 _STAGES = 3
+_DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ class _DecoderExport:
         graph = DecoderGraph(
             self.architecture,
             self.weights,
-            _operators(decoder, accuracy_level),
+            _operators(decoder, accuracy_level, self.weights.dtype),
             int8_embeddings=decoder.int8_embeddings,
             cache_scales=cache_scales,
         )
@@ -110,25 +114,24 @@ class _DecoderExport:
             saved = self.write(level, scales)
             self.context.progress("compare", 1, _STAGES, {})
             try:
-                return saved, self._compare(windows, quantized=scales is not None)
+                return saved, self._compare(windows, self._tolerance(scales))
             except ParityError as error:
                 if level == levels[-1]:
                     raise
                 self.context.note(f"accuracy_level {level} loses too much: {error.what}")
         raise AssertionError("there is always an accuracy level to try")
 
-    def _compare(self, windows: list[Batch], *, quantized: bool) -> list[dict[str, Any]]:
+    def _tolerance(self, scales: Mapping[str, Array] | None) -> Tolerance:
+        """Return the usual limits of the graph."""
+        if scales is not None or self.has_packed_weights:
+            return Tolerance.QUANTIZED_DECODER
+        return Tolerance.FLOAT if self.config.dtype == "float32" else Tolerance.HALF
+
+    def _compare(self, windows: list[Batch], tolerance: Tolerance) -> list[dict[str, Any]]:
         threads = self.context.threads
         with TorchSession(self.model.folder, threads, "cpu") as reference:
             reference.module.float()  # the graph computes in float32, whatever the file's dtype
-            return compare(
-                reference,
-                self.out,
-                windows,
-                self.config.parity,
-                threads,
-                quantized=quantized or self.has_packed_weights,
-            )
+            return compare(reference, self.out, windows, self.config.parity, threads, tolerance)
 
     @property
     def has_packed_weights(self) -> bool:
@@ -160,7 +163,7 @@ def export_decoder(
         ParityError: ONNX Runtime does not compute what torch does.
     """
     architecture = read_architecture(tree, config.decoder.context_length)
-    weights = CheckpointWeights(model.folder, tree)
+    weights = CheckpointWeights(model.folder, tree, _DTYPES[config.dtype])
     export = _DecoderExport(config, model, architecture, weights, out, context)
     windows = export.windows(config.parity.data, config.parity.num_samples or _WINDOWS)
     calibration = export.calibration_windows()
@@ -181,7 +184,7 @@ def export_decoder(
         **saved.summary(),
         "target": config.decoder.target,
         "accuracy_level": saved.accuracy_level,
-        "kv_cache": "float32" if scales is None else "int8",
+        "kv_cache": config.dtype if scales is None else "int8",
         "context_length": architecture.context,
         "parity": parity,
     }
@@ -197,7 +200,7 @@ def _accuracy_levels(config: DecoderConfig, *, packed: bool) -> list[int]:
     return [FLOAT_LEVEL]
 
 
-def _operators(config: DecoderConfig, accuracy_level: int) -> Operators:
+def _operators(config: DecoderConfig, accuracy_level: int, dtype: ir.DataType) -> Operators:
     if config.target == "portable":
-        return PortableOperators()
-    return OnnxRuntimeOperators(accuracy_level)
+        return PortableOperators(dtype)
+    return OnnxRuntimeOperators(accuracy_level, dtype)

@@ -107,6 +107,12 @@ class PromptGraph:
             if layer is not None and not layer.node.outputs[0].is_graph_output()
         ]
         self._integers: list[ir.Value] = []
+        is_half = any(layer.node.outputs[0].dtype == ir.DataType.FLOAT16 for layer in self._layers)
+        if is_half:
+            raise UsageError(
+                f"{folder} computes in float16, and the graph for prompts in float32",
+                remedy="export it with `dtype: float32`, or leave --fast-prompts out",
+            )
         if not self._layers or self._model.opset_imports[""] < _MIN_OPSET:
             raise UsageError(
                 f"{folder} has no weights that are multiplied as packed integers",
