@@ -45,8 +45,9 @@ class StoredArchitecture(Generic[F]):
     """Differences between config.json and the weights that were resolved, for reports."""
 
 
-CapabilityTable = Mapping[type[Capability], Callable[[], Capability]]
-"""Maps a capability's class to the function that creates it; called on each lookup."""
+CapabilityTable = Mapping[type[Capability], Callable[[], Capability | None]]
+"""Maps a capability's class to the function that creates it, called on each lookup; it returns None
+for a model that lacks the capability."""
 
 
 class Family(ABC, Generic[F]):
@@ -98,11 +99,11 @@ class Family(ABC, Generic[F]):
                 capability, it is discovered there. Without a module torch is not imported.
         """
         inherent: CapabilityTable = {}
-        if type(self).save is Family.save:  # only this layout has a place for integer grids
+        if not self.has_own_layout:
             inherent = {IntegerStorage: IntegerStorage}
         provide = {**inherent, **self.capabilities(config)}.get(kind)
         if provide is not None:
-            return cast("C", provide())
+            return cast("C | None", provide())
         derived = derive(kind, self.signature(config))
         if derived is not None or model is None:
             return derived
@@ -120,6 +121,13 @@ class Family(ABC, Generic[F]):
                 f"this model of the family {self.name} has no {kind.label}", remedy=kind.remedy
             )
         return capability
+
+    def user_code(self, config: F) -> str | None:
+        """Return the Python file of the user's that building a model runs; None for none.
+
+        It is run only where ``compressor/config/permission.py`` allows it.
+        """
+        return None
 
     def compare_headers(self, config: F, weights: WeightFiles) -> StoredArchitecture[F]:
         """Compare a config with the headers of the weight files, without torch.
@@ -165,6 +173,11 @@ class Family(ABC, Generic[F]):
 
         save_weights(module, folder)
         write_description(self.name, self.version, config, folder)
+
+    @property
+    def has_own_layout(self) -> bool:
+        """True if models are stored in another layout than that of ``Family.save``."""
+        return type(self).save is not Family.save
 
     def slim(self, config: F, **dimensions: Any) -> F:
         """Return the config with some of its top-level fields replaced (`student: {slim: …}`).

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from compressor.graphs.decoder.limits import graph_problems
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts
+from compressor.models.families.transformers.layouts import is_tabulated
+from passes.export_onnx.cached.exporter import CachedExporter
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.contract import Exporter
 from passes.export_onnx.decoder.exporter import DecoderExporter
 from passes.export_onnx.traced import TracedExporter
+
+DECODER_FIELD = "decoder"
+"""Field of the problems of a decoder that cannot be built at all."""
 
 
 def planned_exporter(config: ExportOnnxConfig, parent: ModelFacts) -> Exporter | None:
@@ -24,8 +32,22 @@ def stored_exporter(config: ExportOnnxConfig, model: ModelDescription) -> Export
 
 
 def _select(config: ExportOnnxConfig, model: Architecture) -> Exporter:
-    """Return the exporter of decoders for models that generate with a key-value cache."""
+    """Return the exporter of a model.
+
+    Models that generate with a cache get a built graph if their decoder is covered, otherwise a
+    traced one with the cache as inputs and outputs; other models are traced without.
+    """
     generation = model.capability(CachedGeneration)
     if generation is None:
         return TracedExporter(config, model)
-    return DecoderExporter(config, model.config.model_dump(mode="json"), generation)
+    tree = model.config.model_dump(mode="json")
+    if generation.image_inputs or _is_covered(tree):
+        return DecoderExporter(config, tree, generation)
+    return CachedExporter(config, generation)
+
+
+def _is_covered(tree: dict[str, Any]) -> bool:
+    """Return True if the graph of a decoder can be built, for some context and target."""
+    return is_tabulated(tree) and not any(
+        problem.field == DECODER_FIELD for problem in graph_problems(tree, None)
+    )

@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING, Any
 from compressor.data.contract import Batch, Dataset
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError
-from compressor.graphs.blocks import store_packed_layers
 from compressor.graphs.files import read_graph
 from compressor.graphs.layer_names import encode_layer_inputs, name_layers
 from compressor.graphs.lint.targets import lint
-from compressor.graphs.opsets import BLOCKS_OPSET
 from compressor.graphs.qdq import freeze_scales, rounding_translations, store_integer_weights
 from compressor.graphs.saving import file_metadata, save_checked_model
 from compressor.graphs.simplify import replace_reciprocals, simplify, strip_metadata
 from compressor.models.capabilities.signature import InputSpec
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.checkpoint.loading import load_module
-from compressor.models.quantized.packed_checkpoint import read_packed_layers
 from compressor.models.quantized.quantization import Quantization
 from compressor.runtimes.formats import open_session, recognize
 from compressor.runtimes.layers import INPUTS_KEY
@@ -29,6 +26,7 @@ from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
 from compressor.runtimes.session import match_inputs
 from compressor.runtimes.torch.layers import TorchLayers
 from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.packed import store_packed
 from passes.export_onnx.parity import Parity, compare
 from passes.export_onnx.tracing import onnx_from_torch
 
@@ -159,29 +157,11 @@ class _TracedExport:
         Returns:
             Entries of the summary; none for a model without packed layers.
         """
-        summary = self._store_packed(graph)
+        summary = store_packed(graph, self.model.folder, self.context.note)
         if self.quantization is not None:
             bits = _smallest_bits(self.quantization)
             store_integer_weights(graph, self.quantization.target, bits)
         return summary
-
-    def _store_packed(self, graph: ir.Model) -> dict[str, Any]:
-        """Store packed layers as blocks of integers, if the opset has them."""
-        layers = read_packed_layers(self.model.folder)
-        if not layers:
-            return {}
-        has_blocks = graph.opset_imports[""] >= BLOCKS_OPSET
-        stored = store_packed_layers(graph, layers) if has_blocks else set()
-        float_layers = sorted(layers.keys() - stored)
-        if float_layers:
-            reason = f"set `opset: {BLOCKS_OPSET}`"
-            if has_blocks:
-                reason = "DequantizeLinear reads 4 and 8 bits"
-            self.context.note(
-                f"the weights of {len(float_layers)} packed layers are stored as floats, which "
-                f"hold them exactly: {reason}"
-            )
-        return {"integer_layers": len(stored), "packed_as_floats": float_layers}
 
     def compare(self, batches: list[Batch], *, quantized: bool) -> tuple[Parity, ...]:
         """Compare the written graph with the parent."""

@@ -9,6 +9,7 @@ import onnxruntime
 
 from compressor.data.contract import Batch
 from compressor.errors import ModelError, PassError
+from compressor.graphs.decoder.cache_layout import KvCacheLayout
 from compressor.graphs.decoder.interface import (
     ATTENTION_MASK,
     IMAGE_EMBEDS,
@@ -16,7 +17,6 @@ from compressor.graphs.decoder.interface import (
     PAST_PREFIX,
     POSITION_OFFSETS,
     PRESENT_PREFIX,
-    KvCacheLayout,
 )
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
@@ -88,7 +88,7 @@ class OnnxSession(Session):
         complete = {
             INPUT_IDS: ids,
             ATTENTION_MASK: np.ones_like(ids),
-            **self._caches.empty(len(ids)),
+            **self._caches.zeros(len(ids), 0),
         }
         if self._tower is not None and (images := self._tower.encode_batch(feeds)) is not None:
             complete |= {

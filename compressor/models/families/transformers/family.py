@@ -131,7 +131,10 @@ class Transformers(Family[CheckpointConfig]):
         """
         tree = config.tree
         if not is_tabulated(tree):
-            return {LayerKinds: lambda: _describe(tree).layer_kinds}
+            return {
+                LayerKinds: lambda: _describe(tree).layer_kinds,
+                CachedGeneration: lambda: _cached_generation(tree),
+            }
         return {
             CuttableAxes: lambda: CuttableAxes(tuple(checkpoint_axes(tree))),
             LinearGroups: lambda: LinearGroups(decoder_blocks(tree)),
@@ -144,6 +147,12 @@ def _describe(tree: Mapping[str, Any]) -> ClassDescription:
     from compressor.models.families.transformers.generic.description import describe
 
     return describe(tree)
+
+
+def _cached_generation(tree: Mapping[str, Any]) -> CachedGeneration | None:
+    from compressor.models.families.transformers.generic.generation import cached_generation
+
+    return cached_generation(tree)
 
 
 def _compare_with_class(

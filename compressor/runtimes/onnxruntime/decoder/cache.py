@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compressor.data.contract import Batch
-from compressor.graphs.decoder.interface import KvCacheLayout
+from compressor.graphs.decoder.cache_layout import KvCacheLayout
 from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
 
 Array = np.ndarray[Any, Any]
@@ -34,14 +34,20 @@ class KeyValueCache(ABC):
     """Keys and values of a batch of sequences.
 
     Attributes:
+        layout: names, shapes and types of the buffers.
         state: replaced on each call, never changed in place, so that a failed call can be undone.
+        pads_left: True if the padding of several prompts precedes their tokens.
     """
 
     state: CacheState
+    pads_left: bool = False
     chunked_prefill: ClassVar[bool]
     """True if a long prompt of one sequence may be appended in chunks."""
     batched_appends: ClassVar[bool]
     """True if several sequences can append more than one token each behind a prompt."""
+
+    def __init__(self, layout: KvCacheLayout) -> None:
+        self.layout = layout
 
     @abstractmethod
     def total_length(self, new_B: Array, tokens: int, *, padded: bool) -> int:
@@ -75,8 +81,7 @@ class KeyValueCache(ABC):
 
     def valid(self) -> Batch:
         """Return the keys and values up to the length of the longest sequence, [B, N, P, H]."""
-        length = int(self.state.lengths_B.max())
-        return {name: buffer[:, :, :length] for name, buffer in self.state.buffers.items()}
+        return self.layout.first(self.state.buffers, int(self.state.lengths_B.max()))
 
 
 class SharedBuffers(KeyValueCache):
@@ -90,6 +95,7 @@ class SharedBuffers(KeyValueCache):
     batched_appends = False
 
     def __init__(self, layout: KvCacheLayout, batch_size: int, capacity: int) -> None:
+        super().__init__(layout)
         self._batch_size = batch_size
         self._ones_1P = np.ones((1, capacity), dtype=np.int64)
         self._buffers = layout.zeros(batch_size, capacity)
@@ -125,16 +131,25 @@ class SharedBuffers(KeyValueCache):
 
 
 class GrowingBuffers(KeyValueCache):
-    """Buffers that are exactly as long as the sequences (``target: portable``).
+    """Buffers that are exactly as long as the sequences (``target: portable``, traced graphs).
 
-    Padding keeps its positions.
+    Padding keeps its positions. States of recurrent layers have one size, and are replaced by each
+    call.
     """
 
     chunked_prefill = False
     batched_appends = True
 
-    def __init__(self, layout: KvCacheLayout, batch_size: int) -> None:
-        self._layout, self._batch_size = layout, batch_size
+    def __init__(self, layout: KvCacheLayout, batch_size: int, *, pads_left: bool) -> None:
+        """Create an empty cache.
+
+        Args:
+            layout: names, shapes and types of the buffers.
+            batch_size: number of sequences.
+            pads_left: True if padding precedes the tokens of a first prompt.
+        """
+        super().__init__(layout)
+        self._batch_size, self.pads_left = batch_size, pads_left
         self.reset()
 
     def total_length(self, new_B: Array, tokens: int, *, padded: bool) -> int:
@@ -145,7 +160,8 @@ class GrowingBuffers(KeyValueCache):
     def append(self, new_B: Array, tokens: int, total: int) -> Array:
         """See ``KeyValueCache.append``."""
         del total
-        valid_BT = (np.arange(tokens) < new_B[:, None]).astype(np.int64)
+        order_T = np.arange(tokens)[::-1] if self.pads_left else np.arange(tokens)
+        valid_BT = (order_T < new_B[:, None]).astype(np.int64)
         mask_BP = np.concatenate([self.state.mask_BP, valid_BT], axis=1)
         self.state = CacheState(self.state.lengths_B + new_B, mask_BP, self.state.buffers)
         return mask_BP
@@ -153,7 +169,7 @@ class GrowingBuffers(KeyValueCache):
     def bind(self, session: BoundSession, total: int) -> None:
         """See ``KeyValueCache.bind``: past keys and values, and longer buffers for the result."""
         past, state = self.state.buffers, self.state
-        present = self._layout.zeros(self._batch_size, total)
+        present = self.layout.zeros(self._batch_size, total)
         session.bind_present(present)
         session.bind_inputs(past)
         self.state = CacheState(state.lengths_B, state.mask_BP, present)
@@ -163,11 +179,12 @@ class GrowingBuffers(KeyValueCache):
         self.state = CacheState(
             np.zeros(self._batch_size, dtype=np.int64),
             np.zeros((self._batch_size, 0), dtype=np.int64),
-            self._layout.empty(self._batch_size),
+            self.layout.zeros(self._batch_size, 0),
         )
 
     def truncate(self, tokens: int) -> None:
         """See ``KeyValueCache.truncate``."""
-        buffers = {name: array[:, :, :tokens].copy() for name, array in self.state.buffers.items()}
+        kept = self.layout.first(self.state.buffers, tokens)
+        buffers = {name: array.copy() for name, array in kept.items()}
         lengths_B = np.minimum(self.state.lengths_B, tokens)
         self.state = CacheState(lengths_B, self.state.mask_BP[:, :tokens], buffers)

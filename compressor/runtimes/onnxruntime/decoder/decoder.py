@@ -14,12 +14,14 @@ import numpy as np
 import onnxruntime
 
 from compressor.errors import UsageError
+from compressor.graphs.decoder.cache_layout import KvCacheLayout
 from compressor.graphs.decoder.interface import (
     ATTENTION_MASK,
+    GROWING_TARGETS,
     IMAGE_EMBEDS,
     POSITION_OFFSETS,
     TARGET_KEY,
-    KvCacheLayout,
+    TRACED,
 )
 from compressor.graphs.files import MODEL
 from compressor.runtimes import memory
@@ -108,8 +110,24 @@ class OnnxDecoder:
         self._cache.reset()
         self._next_offset_B = np.zeros(self.batch_size, dtype=np.int64)
 
+    @property
+    def can_truncate(self) -> bool:
+        """True if the cache can be shortened: it holds no states of recurrent layers."""
+        return not self._cache.layout.has_states
+
+    @property
+    def takes_padding(self) -> bool:
+        """True if prompts of different lengths can be processed together.
+
+        The state of a recurrent layer would take up the padding.
+        """
+        return not self._cache.layout.has_states
+
     def truncate(self, tokens: int) -> None:
-        """Keep only the first tokens, which must include all images; not for padded sequences."""
+        """Keep only the first tokens, which must include all images; not for padded sequences.
+
+        ``can_truncate`` must be true.
+        """
         self._cache.truncate(tokens)
 
     def kv_cache(self) -> dict[str, Array]:
@@ -144,7 +162,7 @@ class OnnxDecoder:
         tokens = ids_BT.shape[1]
         new_B = np.full(self.batch_size, tokens) if lengths_B is None else lengths_B
         total = self._cache.total_length(new_B, tokens, padded=lengths_B is not None)
-        self._check_length(tokens, total)
+        self._check_length(tokens, total, padded=bool((new_B != tokens).any()))
         # A binding does not keep its arrays alive: this also holds the past keys and values.
         state = self._cache.state, self._next_offset_B
         try:
@@ -155,16 +173,24 @@ class OnnxDecoder:
                 and 0 < logits_to_keep <= _CHUNK_TOKENS
             ):
                 return self._run_chunks(ids_BT, logits_to_keep)
+            if lengths_B is not None and self._cache.pads_left:
+                return self._run_padded_left(ids_BT, new_B, logits_to_keep, total)
             return self._run(ids_BT, new_B, logits_to_keep, images, total)
         except BaseException:  # an interrupt too
             self._cache.state, self._next_offset_B = state
             raise
 
-    def _check_length(self, tokens: int, total: int) -> None:
+    def _check_length(self, tokens: int, total: int, *, padded: bool) -> None:
         if total > self.capacity:
             raise UsageError(
                 f"{total} tokens, and the key-value cache holds {self.capacity}",
                 remedy="open the decoder with a larger capacity",
+            )
+        if padded and not self.takes_padding:
+            raise UsageError(
+                "prompts of different lengths cannot be processed together: the states of the "
+                "model's recurrent layers would take up the padding",
+                remedy="process each sequence alone",
             )
         several = self.batch_size > 1 and tokens > 1 and self._cache.state.lengths_B.any()
         if several and not self._cache.batched_appends:
@@ -189,6 +215,17 @@ class OnnxDecoder:
             total = self._cache.total_length(new_B, size, padded=False)
             logits = self._run(chunk_BT, new_B, logits_to_keep, None, total)
         return logits
+
+    def _run_padded_left(
+        self, ids_BT: Array, lengths_B: Array, logits_to_keep: int, total: int
+    ) -> Array:
+        """Run prompts whose padding the graph takes before the tokens; move the logits back."""
+        rows_B1, order_T = np.arange(len(ids_BT))[:, None], np.arange(ids_BT.shape[1])
+        shift_B1 = ids_BT.shape[1] - lengths_B[:, None]
+        moved_BT = ids_BT[rows_B1, order_T - shift_B1]
+        logits_BTV = self._run(moved_BT, lengths_B, 0, None, total)
+        restored_BTV = logits_BTV[rows_B1, (order_T + shift_B1) % ids_BT.shape[1]]
+        return restored_BTV[:, -logits_to_keep:]
 
     def _run(
         self,
@@ -233,12 +270,13 @@ def _allocate_cache(
     Raises:
         UsageError: it does not fit into memory.
     """
-    grows = session.get_modelmeta().custom_metadata_map.get(TARGET_KEY) == "portable"
+    metadata = session.get_modelmeta().custom_metadata_map
+    grows = metadata.get(TARGET_KEY) in GROWING_TARGETS
     # A growing cache is in memory twice while it grows.
     size_bytes = (2 if grows else 1) * layout.size_bytes(batch_size, capacity)
     memory.check_kv_cache_fits(size_bytes, batch_size, capacity)
     if grows:
-        return GrowingBuffers(layout, batch_size)
+        return GrowingBuffers(layout, batch_size, pads_left=metadata[TARGET_KEY] == TRACED)
     return SharedBuffers(layout, batch_size, capacity)
 
 

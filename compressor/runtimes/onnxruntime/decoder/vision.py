@@ -100,7 +100,7 @@ class VisionTower:
         """
         embeddings, offsets, next_offsets = [], [], []
         for kinds_T, pixels_PD, grids_I3 in zip(kinds_BT, pixels_BPD, grids_BI3, strict=True):
-            grids = [grid for grid in grids_I3 if grid.prod()]
+            grids = [grid for grid in grids_I3 if grid.prod() > 0]
             self._check_counts(kinds_T, grids)
             start = 0
             for grid in grids:

@@ -32,7 +32,7 @@ from compressor.models.families.transformers.generic.inputs import DECODER_TOKEN
 from compressor.models.families.transformers.generic.sample import sample_batch
 from compressor.models.families.transformers.modules import build_module, build_without_data
 
-CACHE = "past_key_values"
+CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 _BATCH, _TOKENS = 2, 3
 _UNLIMITED = 1 << 20
 """Context of decoders without a number of positions, such as recurrent ones."""
@@ -65,7 +65,7 @@ def cached_generation(tree: Mapping[str, Any]) -> CachedGeneration | None:
 def _cached_generation(content: str) -> CachedGeneration | None:
     tree = json.loads(content)
     module = build_without_data(tree)
-    if not _generates(module):
+    if not module.can_generate() or cache_argument(module) is None:
         return None
     inputs = describe(tree).signature.required_inputs
     cache = _fill_cache(module, tree, inputs)
@@ -122,9 +122,10 @@ def layer_tensors(layer: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _generates(module: PreTrainedModel) -> bool:
-    """Return True for a class that generates with a cache as an argument of ``forward``."""
-    return module.can_generate() and CACHE in inspect.signature(type(module).forward).parameters
+def cache_argument(module: PreTrainedModel) -> str | None:
+    """Return the argument of ``forward`` for the cache; None for a class without one."""
+    parameters = inspect.signature(type(module).forward).parameters
+    return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
 
 
 def _fill_cache(
@@ -154,7 +155,7 @@ def _call(module: PreTrainedModel, batch: Mapping[str, Tensor]) -> Cache:
     if module._can_set_experts_implementation():
         module.set_experts_implementation("batched_mm")  # the default one reads values
     with torch.no_grad():
-        module(**batch, past_key_values=cache, use_cache=True)
+        module(**batch, **{str(cache_argument(module)): cache}, use_cache=True)
     return cache
 
 

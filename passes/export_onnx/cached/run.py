@@ -1,0 +1,161 @@
+"""Export of a traced decoder, step by step: probe, trace, store integers, save, compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compressor.data.contract import Batch
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.graphs.decoder.interface import (
+    CONTEXT_LENGTH_KEY,
+    TARGET_KEY,
+    TRACED,
+)
+from compressor.graphs.saving import file_metadata, save_checked_model
+from compressor.graphs.simplify import strip_metadata
+from compressor.models.capabilities.cached_generation import CachedGeneration, CachedTensor
+from compressor.models.checkpoint.companions import copy_companions
+from compressor.models.checkpoint.description import ModelDescription
+from compressor.models.checkpoint.loading import load_module
+from compressor.models.families.transformers.generic.generation import cached_generation
+from compressor.runtimes.torch.session import TorchSession
+from passes.common.field_problems import set_fields
+from passes.export_onnx.cached.decoder import CachedDecoder
+from passes.export_onnx.cached.graph import trace_decoder
+from passes.export_onnx.cached.probe import continues_from_cache
+from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.decoder.parity import compare
+from passes.export_onnx.decoder.windows import read_windows
+from passes.export_onnx.packed import store_packed
+from passes.export_onnx.parity import Tolerance
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_WINDOWS = 4
+"""Default number of compared windows."""
+_STAGES = ("trace", "write", "compare")
+_PACKED_OPSET = 21
+"""The first opset with blocks of packed weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class _CachedExport:
+    """Export of one decoder in progress."""
+
+    config: ExportOnnxConfig
+    generation: CachedGeneration
+    model: ModelDescription
+    out: Path
+    context: PassContext
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the graph is used for."""
+        return self.config.decoder.context_length or self.generation.context_length
+
+    def report(self, done: int) -> None:
+        """Report progress after some of the stages."""
+        self.context.progress(_STAGES[min(done, len(_STAGES) - 1)], done, len(_STAGES), {})
+
+    def windows(self) -> list[Batch]:
+        """Return the samples that the graph is compared on."""
+        parity = self.config.parity
+        dataset, count = self.context.data(parity.data), parity.num_samples or _WINDOWS
+        return read_windows(dataset, parity.data, count, self.context_length)
+
+    def opset(self) -> int:
+        """Return the opset: that of the config, or the first that stores packed weights."""
+        packed = self.model.config.model_dump().get("quantization_config") is not None
+        if packed and "opset" not in set_fields(self.config):
+            return max(self.config.opset, _PACKED_OPSET)
+        return self.config.opset
+
+    def save(self, graph: ir.Model) -> bool:
+        """Write the graph; return True if its weights are in a file of their own."""
+        metadata = file_metadata(self.context.artifact_id, self.model.family.name, None) | {
+            TARGET_KEY: TRACED,
+            CONTEXT_LENGTH_KEY: str(self.context_length),
+        }
+        threshold = self.config.external_data_threshold_mb * 1_000_000
+        return save_checked_model(graph, self.out, metadata, threshold)
+
+    def compare(self, windows: list[Batch], *, quantized: bool) -> list[dict[str, Any]]:
+        """Compare the written graph with torch in float32."""
+        tolerance = Tolerance.QUANTIZED_DECODER if quantized else Tolerance.FLOAT
+        threads = self.context.threads
+        with TorchSession(self.model.folder, threads, "cpu") as reference:
+            reference.module.float()
+            return compare(reference, self.out, windows, self.config.parity, threads, tolerance)
+
+
+def export_cached(
+    config: ExportOnnxConfig,
+    generation: CachedGeneration,
+    model: ModelDescription,
+    out: Path,
+    context: PassContext,
+) -> PassOutput:
+    """Trace a decoder with its cache, write it into ``out``, and compare it with torch.
+
+    A class that keeps a part of its state outside of its cache is traced without one, and reported.
+
+    Raises:
+        DataError: the parity set is empty, or holds no tokens.
+        PassError: the class cannot be traced, or onnx's checker refuses the graph.
+        ParityError: ONNX Runtime does not compute what torch does.
+    """
+    export = _CachedExport(config, generation, model, out, context)
+    windows = export.windows()
+    export.report(0)
+    module: Any = load_module(model).float()
+    tensors = _tensors(generation, model)
+    if not tensors or not continues_from_cache(module, windows[0]):
+        context.note(
+            "the class does not continue from its cache as from its tokens: it is exported "
+            "without a cache, and does not generate in ONNX Runtime"
+        )
+        return _export_plain(config, model, out, context)
+    with torch.no_grad():
+        graph = trace_decoder(CachedDecoder(module, tensors), export.opset())
+    strip_metadata(graph)
+    del module
+    packed = store_packed(graph, model.folder, context.note)
+    export.report(1)
+    external = export.save(graph)
+    export.report(2)
+    parity = export.compare(windows, quantized=bool(packed))
+    copy_companions(model.folder, out)
+    export.report(3)
+    return PassOutput(
+        packed
+        | {
+            "opset": graph.opset_imports[""],
+            "nodes": graph.graph.num_nodes(),
+            "external_data": external,
+            "target": TRACED,
+            "kv_cache": "float32",
+            "context_length": export.context_length,
+            "parity": parity,
+        }
+    )
+
+
+def _tensors(generation: CachedGeneration, model: ModelDescription) -> tuple[CachedTensor, ...]:
+    """Return the tensors of a cache; the tables of a tabulated class do not name them."""
+    if generation.tensors:
+        return generation.tensors
+    discovered = cached_generation(model.config.model_dump(mode="json"))
+    return () if discovered is None else discovered.tensors
+
+
+def _export_plain(
+    config: ExportOnnxConfig, model: ModelDescription, out: Path, context: PassContext
+) -> PassOutput:
+    from passes.export_onnx.traced_run import export_traced
+
+    return export_traced(config, model.signature.required_inputs, model, out, context)

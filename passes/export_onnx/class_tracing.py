@@ -1,0 +1,72 @@
+"""Tracing of transformers' classes with the library's own corrections for exporters.
+
+transformers.exporters holds replacements of operations that cannot be traced, translations of
+operators that torch has no ONNX nodes for, and corrections of graphs that ONNX Runtime refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.exporters import exporter_dynamo, exporter_onnx
+from transformers.exporters.utils import apply_patches
+
+from passes.export_onnx.bfloat16 import compute_bfloat16_in_float32
+from passes.export_onnx.tracing import GraphInterface, trace
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_CORRECTIONS = ("onnx", exporter_dynamo.DynamoExporter.export_format.value)
+"""Sets of replacements of operations and methods."""
+_EXPERTS = "batched_mm"
+"""Experts as products of gathered weights: other implementations loop over values."""
+_ATTENTION = "eager"
+"""Attention as plain products with an additive mask: rows that are all masked stay finite."""
+
+
+def trace_class(
+    module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterface
+) -> ir.Model:
+    """Trace a module that contains classes of transformers; see ``tracing.trace``."""
+    translations = {**exporter_onnx._ONNX_TRANSLATION_TABLE, **interface.translations}
+    interface = GraphInterface(
+        interface.inputs, interface.outputs, interface.dynamic, interface.opset, translations
+    )
+    with traceable(module), _corrections():
+        graph = trace(module, tensors, interface)
+    for graph_like in (graph.graph, *graph.functions.values()):
+        for correct in exporter_onnx._IR_FIXES:
+            correct(graph_like)
+    compute_bfloat16_in_float32(graph)
+    return graph
+
+
+@contextmanager
+def traceable(module: nn.Module) -> Iterator[None]:
+    """Select implementations of attention and experts that can be traced."""
+    restored = []
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            config: Any = part.config
+            restored.append((part, config._attn_implementation, config._experts_implementation))
+            part.set_attn_implementation(_ATTENTION)
+            if part._can_set_experts_implementation():
+                part.set_experts_implementation(_EXPERTS)
+    try:
+        yield
+    finally:
+        for part, attention, experts in restored:
+            part.set_attn_implementation(attention)
+            if part._can_set_experts_implementation():
+                part.set_experts_implementation(experts)
+
+
+@contextmanager
+def _corrections() -> Iterator[None]:
+    with apply_patches(_CORRECTIONS[0]), apply_patches(_CORRECTIONS[1]):
+        yield

@@ -1,0 +1,42 @@
+"""Integers of packed checkpoints in traced graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.graphs.blocks import store_packed_layers
+from compressor.graphs.opsets import BLOCKS_OPSET
+from compressor.models.quantized.packed_checkpoint import read_packed_layers
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def store_packed(graph: ir.Model, folder: Path, note: Callable[[str], None]) -> dict[str, Any]:
+    """Store the weights of packed layers as blocks of integers, in place, if the opset has them.
+
+    Args:
+        graph: a traced graph with the weights as floats.
+        folder: the checkpoint that it was traced from.
+        note: reports layers that stay floats.
+
+    Returns:
+        Entries of the summary; none for a model without packed layers.
+    """
+    layers = read_packed_layers(folder)
+    if not layers:
+        return {}
+    has_blocks = graph.opset_imports[""] >= BLOCKS_OPSET
+    stored = store_packed_layers(graph, layers) if has_blocks else set()
+    float_layers = sorted(layers.keys() - stored)
+    if float_layers:
+        reason = f"set `opset: {BLOCKS_OPSET}`"
+        if has_blocks:
+            reason = "DequantizeLinear reads 4 and 8 bits"
+        note(
+            f"the weights of {len(float_layers)} packed layers are stored as floats, which "
+            f"hold them exactly: {reason}"
+        )
+    return {"integer_layers": len(stored), "packed_as_floats": float_layers}
