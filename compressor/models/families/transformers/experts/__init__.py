@@ -1,0 +1,1 @@
+"""Experts of mixtures that transformers keeps in one tensor, as one linear layer each."""
