@@ -13,7 +13,7 @@ from compressor.data.contract import DataFacts, Dataset, InputFacts
 from compressor.engine.contract import DataNeed
 from compressor.evaluation.metrics import METRICS
 from compressor.evaluation.records import EvaluateConfig
-from compressor.models.capabilities.signature import InputSpec, Signature
+from compressor.models.capabilities.signature import REST, InputSpec, Signature
 from compressor.runtimes.session import input_problems
 
 Finding = tuple[str, str]
@@ -175,9 +175,11 @@ def _shape_problem(facts: InputFacts, spec: InputSpec) -> str | None:
     dimensions = spec.shape[1:]
     sizes = ", ".join("?" if size is None else str(size) for size in facts.shape)
     expected = ", ".join(map(str, dimensions))
-    if len(facts.shape) != len(dimensions):
+    is_open = dimensions[-1:] == (REST,)
+    known = dimensions[:-1] if is_open else dimensions
+    if len(facts.shape) < len(known) or (len(facts.shape) > len(known) and not is_open):
         return f"a sample has the shape [{sizes}], expected [{expected}]"
-    for size, dimension in zip(facts.shape, dimensions, strict=True):
+    for size, dimension in zip(facts.shape, known, strict=False):
         if size is None:
             continue
         if isinstance(dimension, int):

@@ -250,13 +250,13 @@ def _encode_with_images(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[
     parts = [{"type": "image", "path": str(image.resolve())} for image in prompt.images]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt.text}]}]
     try:
-        arrays = processor.encode(messages, add_generation_prompt=True)
+        encoding = processor.encode(messages, add_generation_prompt=True)
     except CompressError:
         raise
     except Exception as error:  # raised by the template or the tokenizer
         names = ", ".join(map(str, prompt.images))
         raise DataError(f"the processor of {folder} fails on {names}: {error}") from error
-    return processor.processor.tokenizer, arrays.pop("input_ids"), arrays
+    return processor.processor.tokenizer, encoding.input_ids, encoding.arrays
 
 
 def _end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from compressor.data.contract import Batch
 from compressor.errors import DataError
-from compressor.models.capabilities.signature import InputSpec
+from compressor.models.capabilities.signature import REST, InputSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -124,9 +124,11 @@ def _range_problem(spec: InputSpec, array: Array) -> str | None:
 def _shape_problem(spec: InputSpec, array: Array, sizes: dict[str, tuple[int, str]]) -> str | None:
     """Return what is wrong with a shape; ``sizes`` collects variable dimensions."""
     expected = f"[{', '.join(map(str, spec.shape))}]"
-    if array.ndim != len(spec.shape):
+    is_open = spec.shape[-1:] == (REST,)
+    known = spec.shape[:-1] if is_open else spec.shape
+    if array.ndim < len(known) or (array.ndim > len(known) and not is_open):
         return f"shape {list(array.shape)}, expected {expected}"
-    for size, dimension in zip(array.shape, spec.shape, strict=True):
+    for size, dimension in zip(array.shape, known, strict=False):
         if isinstance(dimension, int):
             if size != dimension:
                 return f"shape {list(array.shape)}, expected {expected}"

@@ -9,27 +9,29 @@ from calibration.sources.files import tokenizer_folder_problems
 from compressor.artifacts.json_files import read_json_object
 from compressor.data.contract import InputFacts
 from compressor.errors import CompressError, DataError
+from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.tokenizer_json import largest_token_id
 from compressor.models.families.transformers.chat_templates import chat_template_problems
-from compressor.models.families.transformers.processor import FILES
+from compressor.models.families.transformers.layouts import is_tabulated
+from compressor.models.families.transformers.processor import (
+    IMAGES,
+    PROCESSOR,
+    TOKENIZER,
+    Processor,
+    missing_files,
+)
 
-_TOKENIZER = "tokenizer.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-_IMAGES = "preprocessor_config.json"
 
 
 def processor_problems(folder: Path) -> list[str]:
     """Return missing and unreadable files, and a missing chat template."""
-    problems = [
-        f"no {name} in {folder}"
-        for name in FILES
-        if name != _TOKENIZER and not (folder / name).is_file()
-    ]
+    problems = [f"no {name} in {folder}" for name in missing_files(folder) if name != TOKENIZER]
     problems += tokenizer_folder_problems(folder)
     try:
         problems += chat_template_problems(folder)
-        for name in FILES:
-            if name != _TOKENIZER and (folder / name).is_file():
+        for name in (CONFIG, IMAGES, PROCESSOR):
+            if (folder / name).is_file():
                 _read_object(folder / name)
     except CompressError as error:
         problems.append(str(error))
@@ -39,23 +41,43 @@ def processor_problems(folder: Path) -> list[str]:
 def processor_facts(folder: Path) -> tuple[InputFacts, ...]:
     """Return the arrays of a processor: the largest token, and the number of values of a patch.
 
+    The processors of tabulated models are known; others are opened and tried on an image, with
+    transformers.
+
     Raises:
-        DataError: a file is not JSON, or not a tokenizer.
+        DataError: a file is not JSON, or not a tokenizer; the processor cannot be opened, or cannot
+            encode an image.
     """
-    tokenizer = folder / _TOKENIZER
+    tokenizer = folder / TOKENIZER
     largest = max(largest_token_id(tokenizer), _largest_added_token(folder / _TOKENIZER_CONFIG))
-    images = _read_object(folder / _IMAGES)
+    return (
+        InputFacts("input_ids", "int64", (None,), largest, str(tokenizer)),
+        InputFacts("attention_mask", "int64", (None,), 1, "a mask"),
+        *(_known_arrays(folder) if is_tabulated(_read_object(folder / CONFIG)) else _tried(folder)),
+    )
+
+
+def _known_arrays(folder: Path) -> tuple[InputFacts, ...]:
+    images = _read_object(folder / IMAGES) if (folder / IMAGES).is_file() else {}
     frames: Any = images.get("temporal_patch_size")
     side: Any = images.get("patch_size")
     is_known = isinstance(frames, int) and isinstance(side, int)
     values = 3 * frames * side**2 if is_known else None
     return (
-        InputFacts("input_ids", "int64", (None,), largest, str(tokenizer)),
-        InputFacts("attention_mask", "int64", (None,), 1, "a mask"),
         InputFacts("mm_token_type_ids", "int64", (None,), 1, "text or image"),
         InputFacts("pixel_values", "float32", (None, values)),
         InputFacts("image_grid_thw", "int64", (None, 3)),
     )
+
+
+def _tried(folder: Path) -> tuple[InputFacts, ...]:
+    processor = Processor(folder.resolve())
+    of_tokens = (InputFacts(name, "int64", (None,)) for name in processor.token_inputs)
+    of_images = (
+        InputFacts(name, dtype.name, (None, *(None for _ in shape)))
+        for name, (dtype, shape) in processor.image_inputs.items()
+    )
+    return (*of_tokens, *of_images)
 
 
 def _largest_added_token(file: Path) -> int:

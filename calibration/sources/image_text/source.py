@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -35,13 +36,12 @@ from compressor.data.contract import (
 from compressor.data.pictures import WHITE, parse_colour
 from compressor.errors import DataError, MissingExtraError
 from compressor.models.families.transformers.chat_templates import with_fixed_date
+from compressor.models.families.transformers.images import SEGMENTS, pad_images
 from compressor.models.families.transformers.planned_template import PlannedTemplate
-from compressor.models.families.transformers.processor import Processor
+from compressor.models.families.transformers.processor import Encoding, Processor
 
 _IGNORED = -100
 """Label of tokens that are not learned."""
-_PADDING = {"label": _IGNORED}
-"""Padding value by array; 0 by default."""
 
 
 class ImageTextConfig(SourceConfig):
@@ -76,10 +76,11 @@ class ImageTextConfig(SourceConfig):
 class ImageText(DataSource[ImageTextConfig]):
     """Conversations about images, for vision-language models.
 
-    The arrays of the checkpoint's processor, sample by sample: `input_ids`, `attention_mask` and
-    `mm_token_type_ids` [N, T]; `pixel_values` [N, P, D]; `image_grid_thw` [N, images, 3]. `label`
+    The arrays of the checkpoint's own processor, sample by sample: `input_ids` and `attention_mask`
+    [N, T], the other arrays of tokens that the class takes, such as `mm_token_type_ids` [N, T], and
+    those of images, such as `pixel_values` [N, patches, values] or [N, images, C, H, W]. `label`
     [N, T] is the next token of each in the assistant's last answer, else -100. Shorter samples are
-    padded at the end with zeros.
+    padded at the end: tokens with zeros, images with rows of NaN (-1 for integers).
     """
 
     name = "image-text"
@@ -116,7 +117,7 @@ class ImageText(DataSource[ImageTextConfig]):
         ]
 
     def facts(self, config: ImageTextConfig, context: SourceContext) -> DataFacts:
-        """Return the inputs, the largest token that can occur, and the size of a patch."""
+        """Return the inputs, the largest token that can occur, and known sizes of images."""
         return DataFacts(processor_facts(context.base / config.processor), has_labels=True)
 
     def digest(self, config: ImageTextConfig, context: SourceContext) -> str:
@@ -170,13 +171,6 @@ class ImageText(DataSource[ImageTextConfig]):
 class _Conversations(Dataset):
     """Conversations that are encoded on access, since the patches of all images are large."""
 
-    input_names = (
-        "input_ids",
-        "attention_mask",
-        "mm_token_type_ids",
-        "pixel_values",
-        "image_grid_thw",
-    )
     label_name = "label"
 
     def __init__(
@@ -184,6 +178,7 @@ class _Conversations(Dataset):
     ) -> None:
         self.conversations, self.processor = conversations, processor
         self.sequence_length, self.background = config.sequence_length, config.background
+        self.input_names = ("input_ids", "attention_mask", *processor.names)
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -191,30 +186,33 @@ class _Conversations(Dataset):
     def batch(self, indices: Array, epoch: int = 0) -> Batch:  # noqa: ARG002
         """Return samples padded to the longest of them."""
         samples = [self._sample(self.conversations[index]) for index in indices.tolist()]
-        return {
-            name: _stack_padded([sample[name] for sample in samples], _PADDING.get(name, 0))
-            for name in samples[0]
-        }
+        images = self.processor.image_inputs
+        stack = {name: pad_images if name in images else _pad_tokens for name in samples[0]}
+        stack["label"] = partial(_pad_tokens, padding=_IGNORED)
+        return {name: stack[name]([sample[name] for sample in samples]) for name in samples[0]}
 
     def _sample(self, conversation: Conversation) -> dict[str, Array]:
-        arrays = encode_conversation(self.processor, conversation, self.background)
+        encoding, label_T = encode_conversation(self.processor, conversation, self.background)
         length = self.sequence_length
-        if arrays["mm_token_type_ids"][length:].any():
+        if encoding.is_image[length:].any():
             raise DataError(
                 f"{conversation.where}: its images end after token {length}",
                 remedy="raise `sequence_length`, or lower the image processor's largest size",
             )
-        label_T = np.append(arrays.pop("label")[1:], _IGNORED)
-        for name in ("input_ids", "mm_token_type_ids"):
-            arrays[name] = arrays[name][:length]
-        mask_T = np.ones_like(arrays["input_ids"])
-        return {**arrays, "attention_mask": mask_T, "label": label_T[:length]}
+        ids_T = encoding.input_ids[:length]
+        inputs = {
+            name: array if name in self.processor.image_inputs else array[:length]
+            for name, array in encoding.arrays.items()
+        }
+        next_T = np.append(label_T[1:], _IGNORED)[:length]
+        tokens = {"input_ids": ids_T, "attention_mask": np.ones_like(ids_T)}
+        return {**tokens, **inputs, "label": next_T}
 
 
 def encode_conversation(
     processor: Processor, conversation: Conversation, background: str = WHITE
-) -> dict[str, Array]:
-    """Return the processor's arrays of a conversation, and ``label``.
+) -> tuple[Encoding, Array]:
+    """Return the model inputs of a conversation, and the tokens to learn.
 
     Args:
         processor: processor of the checkpoint.
@@ -222,8 +220,8 @@ def encode_conversation(
         background: colour behind transparent pixels of images.
 
     Returns:
-        The arrays of ``Processor.encode``; ``label``, int64 [T], has the tokens of the assistant's
-        last answer, or of the whole text without an answer, and -100 elsewhere.
+        The inputs, and int64 [T] with the tokens of the assistant's last answer, or of the whole
+        text without an answer, and -100 elsewhere.
 
     Raises:
         DataError: an image cannot be read, or the processor refuses the conversation.
@@ -231,9 +229,9 @@ def encode_conversation(
     """
     try:
         with template_messages(conversation) as messages:
-            arrays = processor.encode(messages, background=background)
+            encoding = processor.encode(messages, background=background)
             prompt_length = (
-                _prompt_length(processor, messages, arrays["input_ids"], background)
+                _prompt_length(processor, messages, encoding.input_ids, background)
                 if conversation.is_answered
                 else 0
             )
@@ -245,10 +243,11 @@ def encode_conversation(
         raise DataError(
             f"{conversation.where}: the processor of {processor.folder} fails: {error}"
         ) from error
-    ids_T = arrays["input_ids"]
-    learned_T = arrays["mm_token_type_ids"] == 0
+    learned_T = ~encoding.is_image
     learned_T[:prompt_length] = False
-    return {**arrays, "label": np.where(learned_T, ids_T, _IGNORED)}
+    if processor.marks_answer and conversation.is_answered:
+        encoding.arrays[SEGMENTS][prompt_length:] = 1
+    return encoding, np.where(learned_T, encoding.input_ids, _IGNORED)
 
 
 def _prompt_length(
@@ -261,13 +260,13 @@ def _prompt_length(
     """
     *before, answer = messages
     prompt = processor.encode(before, background=background, add_generation_prompt=True)
-    prompt_length = len(prompt["input_ids"])
-    if np.array_equal(prompt["input_ids"], ids_T[:prompt_length]):
+    prompt_length = len(prompt.input_ids)
+    if np.array_equal(prompt.input_ids, ids_T[:prompt_length]):
         return prompt_length
     text = "".join(part.get("text", "") for part in answer["content"])
     other = {**answer, "content": [{"type": "text", "text": "1" if text[:1] == "0" else "0"}]}
-    replaced = processor.encode([*before, other], background=background)["input_ids"]
-    return _equal_tokens(replaced, ids_T)
+    replaced = processor.encode([*before, other], background=background)
+    return _equal_tokens(replaced.input_ids, ids_T)
 
 
 def _equal_tokens(first_T: Array, second_T: Array) -> int:
@@ -277,11 +276,9 @@ def _equal_tokens(first_T: Array, second_T: Array) -> int:
     return int(differing[0]) if len(differing) else length
 
 
-def _stack_padded(arrays: Sequence[Array], padding: int) -> Array:
-    """Stack arrays of different sizes, [N, …], padded at the end of each axis."""
-    sizes = np.max([array.shape for array in arrays], axis=0)
-    stacked = np.full((len(arrays), *sizes), padding, dtype=arrays[0].dtype)
-    for row, array in enumerate(arrays):
-        corner: tuple[Any, ...] = (row, *(slice(size) for size in array.shape))
-        stacked[corner] = array
-    return stacked
+def _pad_tokens(arrays: Sequence[Array], padding: int = 0) -> Array:
+    """Stack arrays of tokens [T] of different lengths, [N, T], padded at the end."""
+    padded = np.full((len(arrays), max(map(len, arrays))), padding, dtype=arrays[0].dtype)
+    for row, array_T in enumerate(arrays):
+        padded[row, : len(array_T)] = array_T
+    return padded

@@ -7,6 +7,9 @@ from typing import ClassVar, Literal
 
 from compressor.models.capabilities.capability import Capability
 
+REST = "..."
+"""Last dimension of a shape: any number of further dimensions of any size."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
@@ -16,7 +19,8 @@ class InputSpec:
     dtype: str
     """NumPy dtype name: float32, int64, uint8."""
     shape: tuple[int | str, ...]
-    """An int for a fixed dimension, a name for a variable one: ``("batch", 3, 96, 96)``."""
+    """An int for a fixed dimension, a name for a variable one: ``("batch", 3, 96, 96)``.
+    ``REST`` at the end stands for the dimensions that are not known."""
     below: int | None = None
     """Exclusive upper bound of the values, such as the vocabulary size for token ids."""
     longest: int | None = None

@@ -20,8 +20,7 @@ from compressor.errors import ModelError
 from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.weights import weights_on_meta
-from compressor.models.families.transformers.images import gather_images
-from compressor.models.families.transformers.layouts import LAYOUTS
+from compressor.models.families.transformers.images import accept_padded_images
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
 
 _NO_CLASS_FIELDS = {"model_type", "transformers_version", "auto_map", QUANTIZATION_CONFIG}
@@ -110,6 +109,8 @@ def _construct(tree: Mapping[str, Any]) -> PreTrainedModel:
     left_out = _NO_CLASS_FIELDS | _CALL_OPTIONS
     fields = {name: value for name, value in tree.items() if name not in left_out}
     fields = deepcopy(fields)  # the classes write into nested mappings
+    # Infinite values, such as limits of time steps, are stored as {"__float__": "Infinity"}.
+    fields = transformers.PreTrainedConfig._decode_special_floats(fields)
     for part in fields.values():
         if isinstance(part, dict):
             for name in _CALL_OPTIONS:
@@ -148,8 +149,7 @@ def _prepare(module: PreTrainedModel) -> PreTrainedModel:
     for part in (config, config.get_text_config()):
         if hasattr(part, "use_cache"):
             part.use_cache = False
-    if config.model_type in LAYOUTS and LAYOUTS[config.model_type].vision is not None:
-        module.register_forward_pre_hook(gather_images, with_kwargs=True)
+    accept_padded_images(module)
     return module
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +13,68 @@ import numpy as np
 
 from compressor.data.pictures import WHITE, open_picture, without_pillow_warnings
 from compressor.errors import DataError
+from compressor.models.checkpoint.layout import CONFIG
+from compressor.models.families.transformers.images import SEGMENTS, TOKEN_TYPES
 
 Array = np.ndarray[Any, Any]
-FILES = ("config.json", "tokenizer.json", "preprocessor_config.json")
-"""Files that a processor's folder must hold, beside a chat template."""
+TOKENIZER, PROCESSOR, IMAGES = "tokenizer.json", "processor_config.json", "preprocessor_config.json"
+_VIDEO_LIBRARIES = ("num2words",)
+"""Libraries that a processor's class requires for videos alone, by the name of its module's
+global."""
+_PROBE_SIZE = (64, 48)
+"""Width and height of the image with which the arrays of a processor are found out."""
+
+_OPTIONS = {"return_tensors": "np", "return_mm_token_type_ids": True}
+
+
+class _NoVideos(dict[str, Any]):
+    """Stand-in for a processor of videos, with the attributes that are read without any video."""
+
+    num_frames = fps = None
+    model_input_names = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """The model inputs of one conversation."""
+
+    input_ids: Array
+    """int64 [T]."""
+    is_image: Array
+    """True for the tokens that stand for images, bool [T]."""
+    arrays: dict[str, Array]
+    """The other inputs of the class: those of tokens int64 [T], and those of images with the
+    patches, the images or the conversation as first axis, float32 or int64."""
 
 
 class Processor:
-    """Encode messages, as chat templates take them, into the inputs of a checkpoint."""
+    """Encode messages, as chat templates take them, into the inputs of a checkpoint.
+
+    Attributes:
+        folder: the checkpoint.
+        processor: the processor of transformers.
+        token_inputs: names of the arrays with a value for each token, beside the tokens.
+        image_inputs: dtype and shape behind the first axis of each array of images, by name.
+        marks_answer: True if ``token_type_ids`` tells a prompt from its answer.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Open the processor, without its part for videos, which needs another library.
 
         Raises:
-            DataError: files are missing, transformers cannot open them, or there is no chat
-                template.
+            DataError: files are missing, transformers cannot open them or encode an image, or
+                there is no chat template.
         """
         self.folder = folder
-        if missing := [name for name in FILES if not (folder / name).is_file()]:
+        if missing := missing_files(folder):
             raise DataError(
                 f"{folder} holds no processor for images: there is no {', '.join(missing)}",
                 remedy="copy the checkpoint's files beside its weights",
             )
+        tree = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         try:
-            self.processor = _open_processor(folder)
+            self._accepted = _forward_parameters(tree)
+            self.processor = _open_processor(folder, tree)
         except Exception as error:  # transformers raises classes of several libraries
             raise DataError(
                 f"{folder} holds no processor that transformers opens: {error}",
@@ -45,6 +85,39 @@ class Processor:
                 f"{folder} has no chat template",
                 remedy="copy the checkpoint's chat_template.jinja beside its tokenizer",
             )
+        self._find_arrays()
+
+    def _find_arrays(self) -> None:
+        """Encode one image, to know the names, dtypes and shapes of the arrays."""
+        from PIL import Image
+
+        image = Image.new("RGB", _PROBE_SIZE)
+        try:
+            text = f"{self.processor.image_token} a"
+            results = self.processor(text=[text], images=[[image]], **_OPTIONS)
+            arrays, is_image_T = self._selected(results)
+        except Exception as error:  # of the tokenizer or the image processor
+            raise DataError(
+                f"the processor of {self.folder} cannot encode an image: {error}",
+                remedy="copy the checkpoint's files again",
+            ) from error
+        shape = arrays["input_ids"].shape
+        self.token_inputs = tuple(
+            name for name, array in arrays.items() if array.shape == shape and name != "input_ids"
+        )
+        self.image_inputs = {
+            name: (array.dtype, array.shape[1:])
+            for name, array in arrays.items()
+            if array.shape != shape
+        }
+        self.marks_answer = SEGMENTS in self.token_inputs and not np.array_equal(
+            arrays[SEGMENTS][0] == 1, is_image_T
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the inputs beside tokens: those of tokens, then those of images."""
+        return (*self.token_inputs, *self.image_inputs)
 
     def count_images(self, messages: Sequence[Mapping[str, Any]]) -> int:
         """Return the number of image tokens in the text of a conversation.
@@ -65,7 +138,7 @@ class Processor:
         *,
         add_generation_prompt: bool = False,
         background: str = WHITE,
-    ) -> dict[str, Array]:
+    ) -> Encoding:
         """Return the model inputs of one conversation.
 
         Args:
@@ -74,11 +147,6 @@ class Processor:
             add_generation_prompt: append the start of the assistant's answer.
             background: colour behind transparent pixels of images, as ``#rrggbb``.
 
-        Returns:
-            `input_ids` and `mm_token_type_ids` (0: text, 1: image), int64 [T]; `pixel_values`
-            float32 [P, D], the patches of all images; `image_grid_thw` int64 [images, 3], their
-            numbers in time, height and width.
-
         Raises:
             DataError: an image cannot be read; the message names it.
             MissingExtraError: an image is HEIC, and pillow-heif is not installed.
@@ -86,27 +154,61 @@ class Processor:
         """
         with without_pillow_warnings():
             opened = [_with_pictures(message, background) for message in messages]
-        arrays = self.processor.apply_chat_template(
-            [opened],
+        arrays, is_image_T = self._run(opened, add_generation_prompt=add_generation_prompt)
+        ids_T = arrays["input_ids"][0]
+        of_tokens = {
+            name: arrays[name][0] if name in arrays else np.zeros_like(ids_T)
+            for name in self.token_inputs
+        }
+        of_images = {
+            name: arrays.get(name, np.empty((0, *shape), dtype))
+            for name, (dtype, shape) in self.image_inputs.items()
+        }
+        return Encoding(ids_T, is_image_T, of_tokens | of_images)
+
+    def _run(
+        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False
+    ) -> tuple[dict[str, Array], Array]:
+        """Return the arrays that the class takes, and the tokens that stand for images, [T]."""
+        results = self.processor.apply_chat_template(
+            [messages],
             tokenize=True,
             return_dict=True,
             add_generation_prompt=add_generation_prompt,
-            return_tensors="np",
+            processor_kwargs=dict(_OPTIONS),
         )
-        ids_T = np.asarray(arrays["input_ids"])[0].astype(np.int64)
-        images = self.processor.image_processor
-        no_patches = np.empty((0, 3 * images.temporal_patch_size * images.patch_size**2))
-        types = arrays.get("mm_token_type_ids")
-        return {
-            "input_ids": ids_T,
-            "mm_token_type_ids": np.zeros_like(ids_T)
-            if types is None
-            else np.asarray(types)[0].astype(np.int64),
-            "pixel_values": np.asarray(arrays.get("pixel_values", no_patches), dtype=np.float32),
-            "image_grid_thw": np.asarray(
-                arrays.get("image_grid_thw", np.empty((0, 3))), dtype=np.int64
-            ),
+        return self._selected(results)
+
+    def _selected(self, results: Mapping[str, Any]) -> tuple[dict[str, Array], Array]:
+        """Return the arrays of ``_run`` from all results of the processor."""
+        arrays = {
+            name: _converted(results[name])
+            for name in results
+            if name in self._accepted and name not in {"attention_mask", "labels"}
         }
+        return arrays, self._image_tokens(results, arrays["input_ids"][0])
+
+    def _image_tokens(self, results: Mapping[str, Any], ids_T: Array) -> Array:
+        """Return True for the tokens that stand for images, [T]."""
+        types = results.get(TOKEN_TYPES, results.get(SEGMENTS))
+        if types is not None and (marked_T := np.asarray(types)[0] == 1).any():
+            return marked_T
+        return ids_T == getattr(self.processor, "image_token_id", None)
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Return the names of files that a processor's folder lacks, beside a chat template."""
+    missing = [name for name in (CONFIG, TOKENIZER) if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in (IMAGES, PROCESSOR)):
+        missing.append(IMAGES)
+    return missing
+
+
+def _converted(value: Any) -> Array:
+    """Return an array as float32 or int64."""
+    array = np.asarray(value)
+    result: Array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+    return result
 
 
 def _with_pictures(message: Mapping[str, Any], background: str) -> dict[str, Any]:
@@ -123,23 +225,70 @@ def _with_pictures(message: Mapping[str, Any], background: str) -> dict[str, Any
     return {**message, "content": parts}
 
 
-def _open_processor(folder: Path) -> Any:
+def _forward_parameters(tree: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of what the checkpoint's class takes."""
+    import inspect
+
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    classes: Any = vars(modeling_auto)["MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"]
+    name = next(iter(tree.get("architectures") or [classes[tree["model_type"]]]))
+    return frozenset(inspect.signature(getattr(transformers, name).forward).parameters)
+
+
+def _open_processor(folder: Path, tree: Mapping[str, Any]) -> Any:
     """Return an instance of the checkpoint's processor class that accepts no video processor."""
     import transformers
-    from transformers.models.auto import processing_auto
 
-    tree = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
-    names: Any = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
-    base: Any = getattr(transformers, names[tree["model_type"]])
+    base = _processor_class(folder, tree)
+    stand_in = _NoVideos()
 
     def check_argument(self: Any, name: str, argument: Any) -> Any:
-        if name == "video_processor":
+        if argument is stand_in:
             return None
         return base.check_argument_for_proper_class(self, name, argument)
 
-    members = {"check_argument_for_proper_class": check_argument}
-    without_video = type(base.__name__, (base,), members)
+    members = {"check_argument_for_proper_class": check_argument, "__init__": base.__init__}
+    without_video: Any = type(base.__name__, (base,), members)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     image_processors: Any = transformers.AutoImageProcessor
     images = image_processors.from_pretrained(str(folder), local_files_only=True, backend="pil")
-    return without_video(images, tokenizer, None, chat_template=tokenizer.chat_template)
+    parts = {"tokenizer": tokenizer, "image_processor": images}
+    arguments = [parts.get(name, stand_in) for name in without_video.get_attributes()]
+    fields, options = base.get_processor_dict(str(folder), local_files_only=True)
+    with _without_video_libraries(base):
+        processor = without_video.from_args_and_dict(arguments, fields, **options)
+    processor.chat_template = processor.chat_template or tokenizer.chat_template
+    return processor
+
+
+def _processor_class(folder: Path, tree: Mapping[str, Any]) -> Any:
+    """Return the class that transformers has for the model, or that a config names."""
+    import transformers
+    from transformers.models.auto import processing_auto
+
+    names: Any = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
+    name = names.get(tree["model_type"])
+    for file in (PROCESSOR, IMAGES, "tokenizer_config.json"):
+        if name is None and (folder / file).is_file():
+            name = json.loads((folder / file).read_text(encoding="utf-8")).get("processor_class")
+    if name is None or not hasattr(transformers, name):
+        raise ValueError(f"transformers has no processor of {tree['model_type']!r}")
+    return getattr(transformers, name)
+
+
+@contextmanager
+def _without_video_libraries(base: Any) -> Iterator[None]:
+    """Let a class be made without the libraries that only its videos need."""
+    import sys
+
+    module: Any = sys.modules[base.__module__]
+    names = [name for name in _VIDEO_LIBRARIES if getattr(module, name, module) is None]
+    try:
+        for name in names:
+            setattr(module, name, str)
+        yield
+    finally:
+        for name in names:
+            setattr(module, name, None)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from compressor.models.capabilities.signature import InputSpec
 from compressor.models.families.transformers.generic.tasks import Task
+from compressor.models.families.transformers.images import class_image_inputs
 
 TOKENS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 DECODER_TOKENS = "decoder_input_ids"
@@ -26,7 +27,8 @@ _BIN_FIELDS = ("num_mel_bins", "input_feat_per_channel", "feature_projection_inp
 def class_inputs(module: PreTrainedModel, task: Task) -> tuple[InputSpec, ...]:
     """Return the inputs of a class in the order of its ``forward``.
 
-    They are those of the task, and every parameter of ``forward`` without a default.
+    They are those of the task, and every parameter of ``forward`` without a default. A decoder
+    with a vision tower also has optional inputs for images.
 
     Args:
         module: the class, built from its config; its weights are not used.
@@ -40,9 +42,11 @@ def class_inputs(module: PreTrainedModel, task: Task) -> tuple[InputSpec, ...]:
         if parameter.default is parameter.empty
         and parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}
     )
-    return tuple(
-        _SPECS[name](module, name) for name in parameters if name in names and name in _SPECS
-    )
+    specs = {
+        name: _SPECS[name](module, name) for name in parameters if name in names and name in _SPECS
+    }
+    images = {} if task.encodes else {spec.name: spec for spec in class_image_inputs(type(module))}
+    return tuple({**specs, **images}.values())
 
 
 def _task_inputs(module: PreTrainedModel, task: Task) -> Iterator[str]:

@@ -20,7 +20,7 @@ def processor(tmp_path: Path) -> Processor:
 
 
 def pixels(processor: Processor, file: Path, **options: str) -> np.ndarray:
-    return processor.encode([message("user", "w5", str(file))], **options)["pixel_values"]
+    return processor.encode([message("user", "w5", str(file))], **options).arrays["pixel_values"]
 
 
 def test_the_orientation_of_exif_is_applied(processor: Processor, tmp_path: Path) -> None:
