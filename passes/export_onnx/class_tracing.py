@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.exporters import exporter_dynamo, exporter_onnx
 from transformers.exporters.utils import apply_patches
 
+from compressor.errors import PassError
 from passes.export_onnx.bfloat16 import compute_bfloat16_in_float32
 from passes.export_onnx.tracing import GraphInterface, trace
 
@@ -32,18 +34,36 @@ _ATTENTION = "eager"
 def trace_class(
     module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterface
 ) -> ir.Model:
-    """Trace a module that contains classes of transformers; see ``tracing.trace``."""
+    """Trace a module that contains classes of transformers; see ``tracing.trace``.
+
+    Raises:
+        PassError: torch cannot trace a class, or has no ONNX operators for what it computes.
+    """
     translations = {**exporter_onnx._ONNX_TRANSLATION_TABLE, **interface.translations}
     interface = GraphInterface(
         interface.inputs, interface.outputs, interface.dynamic, interface.opset, translations
     )
-    with traceable(module), _corrections():
-        graph = trace(module, tensors, interface)
+    try:
+        with traceable(module), _corrections(), torch.no_grad():
+            graph = trace(module, tensors, interface)
+    except Exception as error:  # torch raises classes of its own and of the traced code
+        raise PassError(
+            f"torch {torch.__version__} cannot export this class: {_cause(error)}",
+            remedy="fix sizes of inputs with `dynamic:`, or measure and ship the torch artifact",
+        ) from error
     for graph_like in (graph.graph, *graph.functions.values()):
         for correct in exporter_onnx._IR_FIXES:
             correct(graph_like)
     compute_bfloat16_in_float32(graph)
     return graph
+
+
+def _cause(error: BaseException) -> str:
+    """Return the class and the first line of the innermost error."""
+    while (cause := error.__cause__) is not None:
+        error = cause
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no details'}"
 
 
 @contextmanager

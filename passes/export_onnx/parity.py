@@ -6,7 +6,7 @@ Shapes: N samples, V values of one output, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -19,6 +19,8 @@ from compressor.runtimes.session import Session
 from passes.export_onnx.config import ParityConfig
 
 LOGITS = "logits"
+_TOKEN_LOGITS_RANK = 3
+"""Dimensions of logits whose classes come last; images have their classes in front."""
 """The output whose largest value is a model's answer."""
 _DEFAULT_TIE = 1e-3
 
@@ -114,19 +116,23 @@ def compare(
         raise DataError(f"the data set {config.data!r} is empty: there is nothing to compare")
     tolerance = Tolerance.QUANTIZED if quantized else Tolerance.FLOAT
     limits = Limits.from_config(config, tolerance)
-    expected = _concatenate([reference.run(batch) for batch in batches])
+    expected = [reference.run(batch) for batch in batches]
     _check_finite(expected)
-    results = []
-    for size, feeds in ((1, list(_single_samples(batches))), (config.batch_size, batches)):
-        actual = _concatenate([exported.run(batch) for batch in feeds])
-        results.append(_parity(size, expected, actual, limits.tie))
+    alone = (
+        _concatenate([exported.run(one) for one in _single_samples(batch)]) for batch in batches
+    )
+    together = (exported.run(batch) for batch in batches)
+    results = [
+        _parity(size, expected, actual, limits.tie)
+        for size, actual in ((1, alone), (config.batch_size, together))
+    ]
     violations = [
         f"at batch size {result.batch_size}: {line}"
         for result in results
         for line in result.violations(limits)
     ]
     if violations:
-        count = len(next(iter(expected.values())))
+        count = results[0].samples
         raise ParityError(
             f"the exported model does not compute what the torch model does ({exported.runtime} "
             f"against {reference.runtime}, {count} samples of {config.data!r}):\n"
@@ -136,43 +142,49 @@ def compare(
     return tuple(results)
 
 
-def _check_finite(outputs: Batch) -> None:
-    for name, values in outputs.items():
-        is_bad_N = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+def _check_finite(batches: Sequence[Batch]) -> None:
+    for name in batches[0]:
+        rows = [outputs[name].reshape(len(outputs[name]), -1) for outputs in batches]
+        is_bad_N = np.concatenate([~np.isfinite(values).all(axis=1) for values in rows])
         if count := int(is_bad_N.sum()):
             raise NumericalError(
                 f"output {name} of the torch model is NaN or infinite for {count} of "
-                f"{len(values)} samples"
+                f"{len(is_bad_N)} samples"
             )
 
 
-def _single_samples(batches: Sequence[Batch]) -> Iterator[Batch]:
-    for batch in batches:
-        for index in range(len(next(iter(batch.values())))):
-            yield {name: array[index : index + 1] for name, array in batch.items()}
+def _single_samples(batch: Batch) -> Iterator[Batch]:
+    for index in range(len(next(iter(batch.values())))):
+        yield {name: array[index : index + 1] for name, array in batch.items()}
 
 
 def _concatenate(outputs: Sequence[Batch]) -> Batch:
     return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
 
 
-def _parity(batch_size: int, expected: Batch, actual: Batch, tie: float) -> Parity:
+def _parity(
+    batch_size: int, expected: Sequence[Batch], actual: Iterable[Batch], tie: float
+) -> Parity:
+    """Compare batches, whose outputs may have another length in each."""
     worst, worst_output, largest, cosine = 0, "", -1.0, 1.0
-    for name, reference in expected.items():
-        if name not in actual or actual[name].shape != reference.shape:
-            shape = list(actual[name].shape) if name in actual else "nothing"
-            raise ParityError(f"output {name}: {shape} where torch gives {list(reference.shape)}")
-        a_NV = reference.reshape(len(reference), -1).astype(np.float64)
-        b_NV = actual[name].reshape(len(reference), -1).astype(np.float64)
-        # NaN in the exported model counts as an infinite difference.
-        delta_N = np.nan_to_num(np.abs(a_NV - b_NV).max(axis=1), nan=np.inf)
-        if delta_N.max() > largest:
-            worst, worst_output, largest = int(delta_N.argmax()), name, float(delta_N.max())
-        cosine = min(cosine, float(_cosines(a_NV, b_NV).min()))
-    agreement = None
-    if LOGITS in expected:
-        agreement = _agreement(expected[LOGITS], actual[LOGITS], tie)
-    samples = len(next(iter(expected.values())))
+    samples, agreeing = 0, []
+    for reference, exported in zip(expected, actual, strict=True):
+        for name, values in reference.items():
+            if name not in exported or exported[name].shape != values.shape:
+                shape = list(exported[name].shape) if name in exported else "nothing"
+                raise ParityError(f"output {name}: {shape} where torch gives {list(values.shape)}")
+            a_NV = values.reshape(len(values), -1).astype(np.float64)
+            b_NV = exported[name].reshape(len(values), -1).astype(np.float64)
+            # NaN in the exported model counts as an infinite difference.
+            delta_N = np.nan_to_num(np.abs(a_NV - b_NV).max(axis=1, initial=0), nan=np.inf)
+            if delta_N.max() > largest:
+                worst = samples + int(delta_N.argmax())
+                worst_output, largest = name, float(delta_N.max())
+            cosine = min(cosine, float(_cosines(a_NV, b_NV).min()))
+        samples += len(next(iter(reference.values())))
+        if LOGITS in reference:
+            agreeing.append(_agreeing(reference[LOGITS], exported[LOGITS], tie))
+    agreement = float(np.concatenate(agreeing).mean()) if agreeing else None
     return Parity(batch_size, samples, largest, cosine, agreement, worst, worst_output)
 
 
@@ -185,8 +197,16 @@ def _cosines(a_NV: Array, b_NV: Array) -> Array:
     return np.where(both_zero_N, 1.0, np.nan_to_num(cosines_N, nan=0.0, posinf=0.0, neginf=0.0))
 
 
-def _agreement(expected_NC: Array, actual_NC: Array, tie: float) -> float:
-    """Return the fraction of samples whose answer the reference rates highest, within ``tie``."""
-    rows_N = np.arange(len(expected_NC))
-    chosen_N = expected_NC[rows_N, actual_NC.argmax(axis=1)]
-    return float((expected_NC.max(axis=1) - chosen_N <= tie).mean())
+def _agreeing(expected: Array, actual: Array, tie: float) -> Array:
+    """Return where the reference rates the answer highest, within ``tie``: bool, flat.
+
+    Args:
+        expected: logits [N, C], [N, T, C] of tokens or boxes, or [N, C, height, width] of pixels.
+        actual: logits of the same shape.
+        tie: logits that differ by less count as equal.
+    """
+    axis = 1 if expected.ndim > _TOKEN_LOGITS_RANK else -1
+    chosen = np.expand_dims(actual.argmax(axis=axis), axis)
+    chosen_logits = np.take_along_axis(expected, chosen, axis)
+    result: Array = (expected.max(axis=axis, keepdims=True) - chosen_logits <= tie).ravel()
+    return result

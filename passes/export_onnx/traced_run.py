@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.data.contract import Batch, Dataset
 from compressor.engine.contract import PassContext, PassOutput
-from compressor.errors import DataError
+from compressor.errors import DataError, PassError
 from compressor.graphs.files import read_graph
 from compressor.graphs.layer_names import encode_layer_inputs, name_layers
 from compressor.graphs.lint.targets import lint
@@ -20,11 +20,12 @@ from compressor.models.capabilities.signature import InputSpec
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.quantized.quantization import Quantization
-from compressor.runtimes.formats import open_session, recognize
+from compressor.runtimes.formats import open_session
 from compressor.runtimes.layers import INPUTS_KEY
 from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
 from compressor.runtimes.session import match_inputs
 from compressor.runtimes.torch.layers import TorchLayers
+from compressor.runtimes.torch.session import TorchSession
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.packed import store_packed
 from passes.export_onnx.parity import Parity, compare
@@ -32,9 +33,12 @@ from passes.export_onnx.tracing import onnx_from_torch
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch import nn
 
 _SAMPLES = 64
 """Default number of compared samples."""
+_IMAGE_SIZES = frozenset({"height", "width"})
+"""Names of the variable sizes of images."""
 _STAGES = ("trace", "simplify", "write", "compare")
 
 
@@ -121,24 +125,32 @@ class _TracedExport:
     def trace(self, inputs: Sequence[InputSpec], batch: Batch) -> tuple[ir.Model, dict[str, str]]:
         """Return the traced graph, and the value that each layer reads."""
         signature = self.model.signature
-        module = load_module(self.model)
-        translations = None
+        module = load_module(self.model).float()  # the graph computes in float32
         if self.quantization is not None:
             freeze_scales(module)
-            translations = rounding_translations(self.quantization.target)
-        graph = onnx_from_torch(
-            module,
-            inputs,
-            signature.outputs,
-            match_inputs(batch, signature.required_inputs),
-            self.config.opset,
-            translations,
-        )
+        graph = self._trace(module, inputs, match_inputs(batch, signature.required_inputs))
         layers = TorchLayers(module, signature.inputs, signature.outputs)
         layers.trace({name: array[:1] for name, array in batch.items()})
         layer_inputs = name_layers(graph, layers.parts)
         strip_metadata(graph)
         return graph, layer_inputs
+
+    def _trace(self, module: nn.Module, inputs: Sequence[InputSpec], batch: Batch) -> ir.Model:
+        """Trace the module; with images of one size if it cannot be traced with any size."""
+        translations = None
+        if self.quantization is not None:
+            translations = rounding_translations(self.quantization.target)
+        outputs, opset = self.model.signature.outputs, self.config.opset
+        try:
+            return onnx_from_torch(module, inputs, outputs, batch, opset, translations)
+        except PassError as error:
+            fixed = [_with_fixed_images(spec, batch) for spec in inputs]
+            if fixed == list(inputs) or self.config.dynamic is not None:
+                raise
+            self.context.note(
+                "images are fixed to the size of the samples: with a variable size, " + error.what
+            )
+        return onnx_from_torch(module, fixed, outputs, batch, opset, translations)
 
     def simplify(self, graph: ir.Model) -> tuple[ir.Model, str]:
         """Return the simplified graph, and a line for the summary."""
@@ -166,9 +178,10 @@ class _TracedExport:
     def compare(self, batches: list[Batch], *, quantized: bool) -> tuple[Parity, ...]:
         """Compare the written graph with the parent."""
         with (
-            recognize(self.model.folder).open_session(self.context.threads) as reference,
+            TorchSession(self.model.folder, self.context.threads, "cpu") as reference,
             open_session("onnx", self.out, threads=self.context.threads) as exported,
         ):
+            reference.module.float()
             quantized = quantized or self.quantization is not None
             return compare(reference, exported, batches, self.config.parity, quantized=quantized)
 
@@ -193,6 +206,14 @@ class _TracedExport:
             "onnxruntime_roundings": kernels.rounding,
             "complaints": problems,
         }
+
+
+def _with_fixed_images(spec: InputSpec, batch: Batch) -> InputSpec:
+    """Return an input whose height and width are those of the samples."""
+    sizes = zip(spec.shape, batch[spec.name].shape, strict=True)
+    return replace(
+        spec, shape=tuple(found if size in _IMAGE_SIZES else size for size, found in sizes)
+    )
 
 
 def _smallest_bits(quantization: Quantization) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _TRACED_BATCH = 2  # the exporter takes a dimension of size 1 for a constant
 Translations = Mapping[Callable[..., Any], Callable[..., Any]]
 """Custom torch operator to the function that makes its ONNX nodes."""
+_LIBRARY = "transformers."
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,9 @@ def onnx_from_torch(
         sample: a batch of samples with the inputs' dtypes; only its shapes and dtypes matter.
         opset: the ONNX operator set version.
         translations: translations of custom torch operators.
+
+    Raises:
+        PassError: a class of transformers cannot be traced.
     """
     tensors = tuple(torch.from_numpy(_traced_samples(sample[spec.name])) for spec in inputs)
     dynamic = tuple(
@@ -78,7 +82,17 @@ def onnx_from_torch(
     )
     names = [spec.name for spec in inputs]
     interface = GraphInterface(names, outputs, (dynamic,), opset, translations or {})
-    return trace(_Positional(module, names, outputs), tensors, interface)
+    positional = _Positional(module, names, outputs)
+    if has_library_classes(module):
+        from passes.export_onnx.class_tracing import trace_class
+
+        return trace_class(positional, tensors, interface)
+    return trace(positional, tensors, interface)
+
+
+def has_library_classes(module: nn.Module) -> bool:
+    """Return True if a module consists of classes of transformers, in whole or in part."""
+    return any(type(part).__module__.startswith(_LIBRARY) for part in module.modules())
 
 
 def trace(module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterface) -> ir.Model:
