@@ -24,8 +24,8 @@ import onnx_ir as ir
 
 from compressor.graphs.decoder.architecture import DecoderArchitecture, ImageTokens
 from compressor.graphs.decoder.block_sizes import embedding_block_size
-from compressor.graphs.decoder.images import insert_images, rotary_by_section
 from compressor.graphs.decoder.cache_layout import KvCacheLayout
+from compressor.graphs.decoder.images import insert_images, rotary_by_section
 from compressor.graphs.decoder.interface import (
     ATTENTION_MASK,
     IMAGE_EMBEDS,
