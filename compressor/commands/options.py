@@ -23,8 +23,24 @@ Overrides = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Random seed in place of the file's.", min=0)]
 Device = Annotated[str, typer.Option(help="Device to run on: cpu or cuda.")]
+
+
+def _allow_code(allowed: bool) -> bool:
+    """Permit code in the whole process, as soon as the option is read."""
+    if allowed:
+        from compressor.config.permission import allow_code
+
+        allow_code()
+    return allowed
+
+
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Run Python files that the pipeline names.")
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Run Python files that the pipeline or the model names.",
+        callback=_allow_code,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DataPipeline = Annotated[

@@ -26,6 +26,7 @@ import numpy as np
 
 from compressor.artifacts.manifest import Metric
 from compressor.config.discovery import SOURCES, load
+from compressor.config.permission import allow_code
 from compressor.data.contract import Batch, Dataset, DataSource, SourceContext
 from compressor.errors import CompressError, UsageError
 from compressor.evaluation.accuracy import measure_accuracy
@@ -62,6 +63,8 @@ def main() -> int:
     task = worker.time_rounds if worker.request.task == "rounds" else worker.measure
     try:
         _die_with(worker.request.parent)
+        if worker.request.allow_code:
+            allow_code()
         for answer in task():
             answers.write(answer.model_dump_json() + "\n")
     except CompressError as error:

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from compressor.config.record import Record
 from compressor.evaluation.records import EvaluateConfig
+from compressor.models.families.module.config import InputConfig
 
 SOURCE = "source"
 _NAME = r"^[A-Za-z][A-Za-z0-9_.-]*$"
 
 
+_STARTS = ("path", "family", "python", "timm", "torchvision")
+"""Keys that name the model; one of them is set."""
+_MODULES = frozenset({"python", "timm", "torchvision"})
+_BELONGS: Mapping[str, frozenset[str]] = {
+    "preset": frozenset({"family"}),
+    "config": frozenset({"family"}),
+    "arguments": _MODULES,
+    "weights": _MODULES,
+    "inputs": _MODULES,
+    "outputs": _MODULES,
+    "unit": _MODULES,
+}
+"""Key of a model to the keys with which it has an effect."""
+
+
 class ModelConfig(Record):
-    """The model to start from: a folder, or a freshly initialized model of a family."""
+    """The model to start from: a folder or file, a model of a family, or any torch module."""
 
     path: str | None = None
     """A model's folder or file in any installed format, or an artifact; relative to
@@ -25,20 +42,60 @@ class ModelConfig(Record):
     """One of the family's presets."""
     config: dict[str, Any] | None = None
     """Fields of the family's architecture; they override those of `preset`."""
+    python: str | None = None
+    """A Python file and its function or class that returns a torch.nn.Module:
+    `my_model.py:build`; relative to pipeline.yaml. It runs with your permissions, and only with
+    `--allow-code`. The file, and the files beside it that it imports, are stored with the model."""
+    timm: str | None = None
+    """Name of a model of timm, such as `mobilenetv3_small_100`."""
+    torchvision: str | None = None
+    """Name of a model of torchvision, such as `resnet18`."""
+    arguments: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
+    """Keyword arguments of the function, or of the library's constructor:
+    `{num_classes: 10}`."""
+    weights: str | None = None
+    """A .safetensors file, or a .pt or .pth file with a state dict, that fits the module exactly;
+    relative to pipeline.yaml. By default the weights are initialized from `seed`; nothing is
+    downloaded."""
+    inputs: dict[str, InputConfig] | None = None
+    """Inputs of `forward` by name: `{image: {shape: [batch, 3, 224, 224], dtype: float32}}`. They
+    are given by keyword if the names are those of its parameters, otherwise in their order. By
+    default, for timm and torchvision, `image` with the size that the model was trained on."""
+    outputs: tuple[str, ...] | dict[str, int | str | tuple[int | str, ...]] | None = None
+    """Names of the tensors that `forward` returns, in order; or a name for the position or key of
+    each: `{logits: 0}`. By default keys keep their names, a single tensor [batch, classes] is
+    `logits`, any other one `output`, and those of a tuple are `output_0`, `output_1`, …"""
+    unit: Literal["sample", "token"] | None = None
+    """Unit of the MACs; `token` for models whose first variable dimension counts tokens. By default
+    `sample`."""
     measure: bool = True
     """True to measure the source itself as `evaluate:` describes."""
 
     @model_validator(mode="after")
     def _one_of(self) -> ModelConfig:
-        if (self.path is None) == (self.family is None):
+        starts = [name for name in _STARTS if getattr(self, name) is not None]
+        if len(starts) != 1:
             raise ValueError(
-                "give either `path` (a model directory) or `family` (with `preset` or `config`)"
+                "give either `path` (a model's folder or file) or `family` (with `preset` or "
+                "`config`), or one of `python`, `timm` and `torchvision` (with `weights`); "
+                f"given are {' and '.join(starts) or 'none of them'}"
             )
-        if self.path is not None and (self.preset is not None or self.config is not None):
-            raise ValueError("`preset` and `config` go with `family`, not with `path`")
+        for name, owners in _BELONGS.items():
+            if name in self.model_fields_set and starts[0] not in owners:
+                owner = " or ".join(f"`{owner}`" for owner in _STARTS if owner in owners)
+                raise ValueError(f"`{name}` goes with {owner}, not with `{starts[0]}`")
         if self.family is not None and self.preset is None and self.config is None:
             raise ValueError("`family` needs a `preset` or a `config`")
+        if self.python is not None and not self.inputs:
+            raise ValueError(
+                "`python` needs `inputs`: `{image: {shape: [batch, 3, 224, 224], dtype: float32}}`"
+            )
         return self
+
+    @property
+    def start(self) -> str:
+        """The key that names the model."""
+        return next(name for name in _STARTS if getattr(self, name) is not None)
 
 
 class StepHeader(Record):

@@ -12,12 +12,14 @@ from typing import Any
 
 from compressor.artifacts.store import MANIFEST, Artifact, Store, open_artifact
 from compressor.config.document import Location
+from compressor.config.permission import allow_code
 from compressor.config.record import with_former_names
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
 from compressor.engine.contract import Estimate, PlanContext
 from compressor.engine.plan.capabilities import missing_capabilities
 from compressor.engine.plan.class_checks import class_notes, class_problems
+from compressor.engine.plan.code_checks import check_user_code
 from compressor.engine.plan.config import SOURCE
 from compressor.engine.plan.data_uses import PlannedData, measured_uses, pass_uses
 from compressor.engine.plan.identity import (
@@ -122,6 +124,8 @@ class _Planner:
         device: str,
     ) -> None:
         self.pipeline, self.store, self.sources = pipeline, store, sources
+        if sources.allow_code:
+            allow_code()
         self.seed, self.device = seed, device
         self.problems: list[Problem] = []
         self.steps: dict[str, PlannedStep] = {}
@@ -184,17 +188,18 @@ class _Planner:
         model = self.pipeline.config.model
         try:
             if model.path is not None and (self._resolve(model.path) / MANIFEST).is_file():
-                open_artifact(self._resolve(model.path))
+                artifact = open_artifact(self._resolve(model.path))
+                check_user_code(_facts_of(artifact), artifact.path)
                 return None
-            return open_source(model, self.pipeline.document, self.pipeline.base)
+            source = open_source(model, self.pipeline.document, self.pipeline.base)
+            check_user_code(source.facts(), self._resolve(model.path or ""))
+            return source
         except ConfigError as error:
             self.problems += error.problems
         except DamagedArtifactError:  # not a mistake in the file
             raise
         except CompressError as error:
-            self._add_problem(
-                ("model", "path" if model.path else "family"), error.what, error.remedy
-            )
+            self._add_problem(("model", model.start), error.what, error.remedy)
         return None
 
     def _plan_source(self, source: SourceModel | None) -> None:
@@ -214,7 +219,8 @@ class _Planner:
     def _add_existing(self, name: str, path: Path) -> None:
         """Add an existing artifact as a planned step."""
         artifact = open_artifact(path)
-        manifest = artifact.manifest
+        facts, manifest = _facts_of(artifact), artifact.manifest
+        check_user_code(facts, path)
         pass_ = manifest.pass_
         self.steps[name] = PlannedStep(
             name=name,
@@ -225,7 +231,7 @@ class _Planner:
             artifact_id=manifest.id,
             inputs={},
             state="given",
-            estimate=Estimate(_facts_of(artifact)),
+            estimate=Estimate(facts),
             given=artifact,
             measured=manifest.measured,
         )

@@ -14,11 +14,14 @@ from compressor.config.document import Document
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.engine.plan.config import ModelConfig
+from compressor.engine.plan.module_source import complete_module
 from compressor.engine.plan.pipeline import resolve_family
 from compressor.errors import ModelError
 from compressor.models.architecture import Architecture
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts, planned_facts
+from compressor.models.families.module.config import ModuleConfig
+from compressor.models.families.module.family import Module
 from compressor.runtimes.formats import recognize
 
 
@@ -27,11 +30,12 @@ class SourceModel(ABC):
 
     Attributes:
         format: name of the model format.
+        tools: distributions whose versions can change the weights.
     """
 
     name: ClassVar[str] = "source"
     version: ClassVar[int] = 1
-    tools: ClassVar[tuple[str, ...]] = ()
+    tools: tuple[str, ...] = ()
     format: str
 
     @abstractmethod
@@ -132,15 +136,66 @@ class ModelFiles(SourceModel):
         return PassOutput()
 
 
+class ModuleModel(InitializedModel):
+    """An own module, or one of timm or torchvision, with weights from a file or from the seed."""
+
+    def __init__(self, config: ModuleConfig, weights: Path | None) -> None:
+        """Take a config that is complete.
+
+        Args:
+            config: how the module is built, with its inputs and outputs.
+            weights: a file whose tensors fit the module; None to initialize them.
+        """
+        super().__init__(Module(), config)
+        self.weights = weights
+        library = () if config.python is not None else (config.builder,)
+        self.tools = ("torch", *library)
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Return the config, with digests of the code and of the weights."""
+        config = self.config.model_dump(mode="json", exclude={"code", "counts"})
+        code = self.config.model_dump(mode="json", include={"code"})
+        weights = None if self.weights is None else digest_file(self.weights)
+        return {
+            "family": self.family.name,
+            "version": self.family.version,
+            "config": config,
+            "code": digest_json(code),
+            "weights": weights,
+        }
+
+    def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:
+        """Build the module, set its weights and save it."""
+        import torch
+
+        torch.manual_seed(context.seed)
+        module = self.family.build(self.config)
+        if self.weights is not None:
+            from compressor.models.families.module.weights import read_weights, set_weights
+
+            set_weights(module, read_weights(self.weights)[0])
+        self.family.save(module, self.config, out)
+        return PassOutput()
+
+    def ensures(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> None:
+        """Load the module again, and check that its weights are finite."""
+        from compressor.models.checkpoint.finite import check_finite
+
+        super().ensures(inputs, out, context)
+        check_finite(out)
+
+
 def open_source(model: ModelConfig, document: Document, base: Path) -> SourceModel:
     """Return the source that ``model:`` names, checked as far as that is cheap.
 
     Raises:
-        ConfigError: a family, preset or field is wrong.
+        ConfigError: a family, preset or field is wrong, or code is not allowed.
         ModelError: the path does not exist, or holds no model that may be loaded.
     """
     if model.family is not None:
         return InitializedModel(*resolve_family(model.family, model.preset, model.config, document))
+    if model.path is None:
+        return ModuleModel(*complete_module(model, document, base))
     path = base / str(model.path)
     # A file may be a link to one without a suffix, as in the cache of Hugging Face.
     path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name

@@ -164,8 +164,12 @@ def _indexed_files(index: Path) -> list[Path]:
     return files
 
 
-def _read_tensors(file: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors of a pickle, and a note for each choice that was made."""
+def read_state_dict(file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors of a pickle by name, and a note for each choice that was made.
+
+    Raises:
+        ModelError: it is damaged, no pickle, or holds more than tensors.
+    """
     content, notes = _unwrap(_load(file), file.name)
     others = [
         f"{name} ({_type_name(value)})"
@@ -178,13 +182,19 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], list[str]]:
             f"{file}: expected tensors by name, found {listed}",
             remedy="save the state_dict alone",
         )
-    # Copies, since safetensors takes no shared memory; equal weights are tied again when read.
-    tensors = {name: value.contiguous().clone() for name, value in sorted(content.items())}
+    tensors = dict(sorted(content.items()))
     for prefix in _WRAPPER_PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
             notes.append(f"{file.name}: the prefix {prefix!r} of all names is left out")
     return tensors, notes
+
+
+def _read_tensors(file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Return copies of the tensors of a pickle, and notes; see ``read_state_dict``."""
+    tensors, notes = read_state_dict(file)
+    # Copies, since safetensors takes no shared memory; equal weights are tied again when read.
+    return {name: value.contiguous().clone() for name, value in tensors.items()}, notes
 
 
 def _load(file: Path) -> Any:

@@ -62,9 +62,7 @@ class InputConfig(Record):
     def probed_shape(self, batch: int) -> tuple[int, ...]:
         """Return a shape to try the module with."""
         default = min(self.longest or _PROBED_SIZE, _PROBED_SIZE)
-        sizes = {BATCH: batch} | {
-            name: self.example.get(name, default) for name in self.dimensions
-        }
+        sizes = {BATCH: batch} | {name: self.example.get(name, default) for name in self.dimensions}
         return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
 
 
@@ -114,7 +112,8 @@ class ModuleConfig(Record):
         builders = [name for name in _BUILDERS if getattr(self, name) is not None]
         if len(builders) != 1:
             raise ValueError(
-                f"expected one of {', '.join(_BUILDERS)}; set are {' and '.join(builders) or 'none'}"
+                f"expected one of {', '.join(_BUILDERS)}; "
+                f"set are {' and '.join(builders) or 'none'}"
             )
         return self
 
@@ -158,4 +157,3 @@ def replaced(config: ModuleConfig, fields: Mapping[str, Any]) -> ModuleConfig:
     if not fields.keys().isdisjoint(_BUILDERS):
         tree |= dict.fromkeys(_BUILDERS) | {"arguments": {}}
     return ModuleConfig.model_validate_json(json.dumps(tree | dict(fields)))
-

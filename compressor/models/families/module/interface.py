@@ -80,7 +80,9 @@ def call_style(module: nn.Module, inputs: Sequence[str]) -> Call:
     places = [parameter.name for parameter in parameters if parameter.kind in _BY_PLACE]
     fits = len(inputs) <= len(places) or inspect.Parameter.VAR_POSITIONAL in kinds
     named_elsewhere = [
-        name for index, name in enumerate(inputs) if name in by_name and [name] != places[index:][:1]
+        name
+        for index, name in enumerate(inputs)
+        if name in by_name and [name] != places[index:][:1]
     ]
     if fits and not named_elsewhere:
         return "position"
@@ -168,7 +170,9 @@ def _checked(
     found: Mapping[str, OutputPath],
 ) -> dict[str, OutputPath]:
     """Return the named places if there are tensors at all of them."""
-    places = {name: found.get(str(path[0]), path) if path else path for name, path in wanted.items()}
+    places = {
+        name: found.get(str(path[0]), path) if path else path for name, path in wanted.items()
+    }
     if missing := [name for name, path in places.items() if path not in tensors]:
         raise ModelError(
             f"`outputs`: `forward` returns no tensor for {', '.join(missing)}; it returns "

@@ -50,7 +50,9 @@ def _set_attributes(layer: nn.Module) -> None:
             layer.groups = outputs * layer.groups // layer.out_channels
         layer.out_channels, layer.in_channels = outputs, inputs * layer.groups
     elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        layer.num_features = len(layer.running_mean if weight is None else weight)
+        statistics = layer.running_mean if weight is None else weight
+        assert statistics is not None  # noqa: S101 - it has a tensor, whose shape was set
+        layer.num_features = len(statistics)
     elif isinstance(layer, nn.LayerNorm) and weight is not None:
         layer.normalized_shape = tuple(weight.shape)
     elif isinstance(layer, nn.GroupNorm) and weight is not None:

@@ -29,6 +29,8 @@ from compressor.errors import ModelError
 
 _PACKAGE = "autoglm_user_code"
 _INIT = "__init__.py"
+_NAMES, _LEVEL = 2, 3
+"""Positions of the names to import, and of the level, among the context of an import."""
 
 
 def split_target(python: str) -> tuple[str, str]:
@@ -179,7 +181,7 @@ def _import(code: str, name: str) -> ModuleType:
     return importlib.import_module(f"{finder.prefix}.{name}")
 
 
-class _CodeFinder(MetaPathFinder, SourceLoader):
+class _CodeFinder(MetaPathFinder, SourceLoader):  # type: ignore[misc]
     """Finds and loads the modules of one version of code, below a package of their own."""
 
     def __init__(self, code: Mapping[str, str]) -> None:
@@ -213,12 +215,17 @@ class _CodeFinder(MetaPathFinder, SourceLoader):
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": self._import}
         super().exec_module(module)
 
-    def _import(
-        self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
-    ) -> ModuleType:
-        """Import as the statement does, with the files of the code before installed packages."""
-        if level or name.partition(".")[0] not in self._top_level:
-            return builtins.__import__(name, globals, locals, fromlist, level)
-        module = builtins.__import__(f"{self.prefix}.{name}", globals, locals, fromlist, 0)
-        return module if fromlist else getattr(module, name.partition(".")[0])
+    def _import(self, name: str, *context: Any, **others: Any) -> ModuleType:
+        """Import as the statement does, with the files of the code before installed packages.
 
+        Args:
+            name: the module.
+            context: globals, locals, names to import and level, as of ``builtins.__import__``.
+            others: the same by keyword.
+        """
+        names = others.get("fromlist", context[2] if len(context) > _NAMES else ())
+        level = others.get("level", context[3] if len(context) > _LEVEL else 0)
+        if level or name.partition(".")[0] not in self._top_level:
+            return builtins.__import__(name, *context, **others)
+        module = builtins.__import__(f"{self.prefix}.{name}", fromlist=names)
+        return module if names else getattr(module, name.partition(".")[0])

@@ -1,0 +1,47 @@
+"""Modules as their config describes them: built, resized, and called by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from compressor.errors import ModelError
+from compressor.models.families.module.config import ModuleConfig
+from compressor.models.families.module.interface import adapt
+from compressor.models.families.module.libraries import LIBRARIES
+from compressor.models.families.module.resizing import resize
+from compressor.models.families.module.source_code import call_function
+
+
+def build_module(config: ModuleConfig) -> nn.Module:
+    """Return the module, whose ``forward`` takes the inputs by name and returns a dict.
+
+    Raises:
+        UsageError: the module is built by code, which is not allowed.
+        ModelError: it cannot be built.
+        MissingExtraError: its library is not installed.
+    """
+    return adapt(build_original(config), tuple(config.inputs), config.outputs, config.call)
+
+
+def build_original(config: ModuleConfig) -> nn.Module:
+    """Return the module with the ``forward`` of its author; errors as ``build_module``."""
+    return resize(_build(config), config.sizes)
+
+
+def _build(config: ModuleConfig) -> nn.Module:
+    if config.python is None:
+        library, model = LIBRARIES[config.builder], config.title
+        return library.create(model, config.arguments)
+    module = call_function(config.code, config.python, config.arguments)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{config.python} returns TorchScript, which has no Python code to trace",
+            remedy="return the module that it was scripted from",
+        )
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"{config.python} returns {type(module).__name__}, not a torch.nn.Module",
+            remedy="return the module: `def build(): return MyModule()`",
+        )
+    return module

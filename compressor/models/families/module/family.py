@@ -1,0 +1,80 @@
+"""Family ``module``: any ``torch.nn.Module``, built by a function of the user's or by a library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compressor.models.capabilities.signature import Signature
+from compressor.models.contract import Family
+from compressor.models.families.module.config import Counts, ModuleConfig, replaced
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Module(Family[ModuleConfig]):
+    """An own module, or a model of timm or torchvision.
+
+    What was counted when the module was built last is kept in its config, so that a model folder is
+    described without running code.
+    """
+
+    name = "module"
+    Config = ModuleConfig
+    presets: ClassVar[Mapping[str, ModuleConfig]] = {}
+
+    def signature(self, config: ModuleConfig) -> Signature:
+        """Return the inputs and outputs of the config."""
+        config, counts = _counted(config)
+        return Signature(config.input_specs(), tuple(config.outputs), config.unit, counts.classes)
+
+    def parameters(self, config: ModuleConfig) -> dict[str, int]:
+        """Return the parameters by child module."""
+        return dict(_counted(config)[1].parameters)
+
+    def macs(self, config: ModuleConfig) -> int:
+        """Return the multiply-accumulates of one sample, or of one token."""
+        return _counted(config)[1].macs
+
+    def user_code(self, config: ModuleConfig) -> str | None:
+        """Return the Python file that builds the module."""
+        return config.python
+
+    def build(self, config: ModuleConfig) -> nn.Module:
+        """Return the module; see ``building.py``."""
+        from compressor.models.families.module.building import build_module
+
+        return build_module(_counted(config)[0] if not config.outputs else config)
+
+    @property
+    def has_own_layout(self) -> bool:
+        """False: ``save`` completes the config alone."""
+        return False
+
+    def save(
+        self,
+        module: nn.Module,
+        config: ModuleConfig,
+        folder: Path,
+        companions: Path | None = None,
+    ) -> None:
+        """Write description and weights, with the counts of the config."""
+        super().save(module, _counted(config)[0], folder, companions)
+
+    def slim(self, config: ModuleConfig, **dimensions: Any) -> ModuleConfig:
+        """Return the config with fields replaced; another builder replaces the one that was set."""
+        return replaced(config, dimensions)
+
+
+def _counted(config: ModuleConfig) -> tuple[ModuleConfig, Counts]:
+    """Return a config with outputs and counts; the module is built where they are of another."""
+    counts = config.counts
+    if counts is None or counts.of != config.digest or not config.outputs:
+        from compressor.models.families.module.probing import counted
+
+        config = counted(config)
+        counts = config.counts
+    assert counts is not None  # noqa: S101 - `counted` sets it
+    return config, counts

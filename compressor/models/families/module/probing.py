@@ -1,0 +1,161 @@
+"""Facts about a module that follow from building it and calling it once."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compressor.errors import CompressError, ModelError
+from compressor.models.families.module.building import build_original
+from compressor.models.families.module.config import Counts, InputConfig, ModuleConfig, OutputPath
+from compressor.models.families.module.interface import (
+    Call,
+    call_style,
+    invoke,
+    named_outputs,
+    pick,
+)
+from compressor.models.families.module.source_code import describe_error
+
+_BATCH = 2
+_KEPT = 16
+"""Configs whose counts are kept in memory."""
+_ROOT = "module"
+"""Name of the parameters that belong to no child."""
+WantedOutputs = Sequence[str] | Mapping[str, OutputPath] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A module that was built and called, without values where that is possible."""
+
+    module: nn.Module
+    call: Call
+    outputs: dict[str, OutputPath]
+    counts: Counts
+
+
+def complete(config: ModuleConfig, outputs: WantedOutputs) -> ModuleConfig:
+    """Return a config with the call, the outputs and the counts of the module.
+
+    Args:
+        config: how the module is built, and its inputs.
+        outputs: names of the outputs; see ``named_outputs``.
+
+    Raises:
+        UsageError: the module is built by code, which is not allowed.
+        ModelError: it cannot be built, or does not run with the inputs.
+    """
+    probe = probe_module(config, outputs)
+    found = config.model_copy(update={"call": probe.call, "outputs": probe.outputs})
+    return found.model_copy(update={"counts": probe.counts.model_copy(update={"of": found.digest})})
+
+
+def counted(config: ModuleConfig) -> ModuleConfig:
+    """Return a config with outputs and with the counts of its module; errors as ``complete``."""
+    counts = config.counts
+    if config.outputs and counts is not None and counts.of == config.digest:
+        return config
+    return _completed(config.model_copy(update={"counts": None}).model_dump_json())
+
+
+@lru_cache(maxsize=_KEPT)
+def _completed(config_json: str) -> ModuleConfig:
+    config = ModuleConfig.model_validate_json(config_json)
+    return complete(config, config.outputs or None)
+
+
+def probe_module(config: ModuleConfig, outputs: WantedOutputs) -> Probe:
+    """Build a module and call it; errors as ``complete``.
+
+    Where the module cannot be built or called on the device ``meta``, which holds no values, both
+    are done on the CPU.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constructors, about arguments and initialization
+        try:
+            return _probe(config, outputs, "meta")
+        except (CompressError, RuntimeError, NotImplementedError, ValueError, TypeError):
+            return _probe_on_cpu(config, outputs)
+
+
+def unfilled_module(config: ModuleConfig) -> nn.Module:
+    """Return the module, on the device ``meta`` where that is possible; errors as ``complete``."""
+    return probe_module(config, config.outputs).module
+
+
+def _probe_on_cpu(config: ModuleConfig, outputs: WantedOutputs) -> Probe:
+    try:
+        return _probe(config, outputs, "cpu")
+    except CompressError:
+        raise
+    except Exception as error:  # the user's ``forward`` may raise anything
+        shapes = ", ".join(
+            f"{name} {list(spec.probed_shape(_BATCH))}" for name, spec in config.inputs.items()
+        )
+        raise ModelError(
+            f"{config.title}: `forward` failed with {shapes}: {describe_error(error)}",
+            remedy="correct `inputs`; `example` sets the sizes that dimensions are tried with",
+        ) from error
+
+
+def _probe(config: ModuleConfig, outputs: WantedOutputs, device: str) -> Probe:
+    with torch.device(device):
+        module = build_original(config).eval()
+    call = call_style(module, tuple(config.inputs))
+    returned = _run(module, config, call, _BATCH, device)
+    named = named_outputs(returned, outputs)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        _run(module, config, call, 1, device)
+    units = 1 if config.unit == "sample" else _tokens(config)
+    counts = Counts(
+        of="",
+        parameters=_parameters(module),
+        macs=counter.get_total_flops() // 2 // units,
+        classes=pick(returned, named["logits"]).shape[-1] if "logits" in named else None,
+    )
+    return Probe(module, call, named, counts)
+
+
+@torch.no_grad()
+def _run(module: nn.Module, config: ModuleConfig, call: Call, batch: int, device: str) -> Any:
+    tensors = {name: _example(spec, batch, device) for name, spec in config.inputs.items()}
+    return invoke(type(module).forward, module, tensors, tuple(config.inputs), call)
+
+
+def _example(spec: InputConfig, batch: int, device: str) -> Tensor:
+    """Return zeros, or ones for floats and masks."""
+    shape, dtype = spec.probed_shape(batch), getattr(torch, spec.dtype)
+    if dtype.is_floating_point or spec.below is None:
+        return torch.ones(shape, dtype=dtype, device=device)
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _tokens(config: ModuleConfig) -> int:
+    """Return the number of tokens of one probed sample."""
+    spec = next((spec for spec in config.inputs.values() if spec.dimensions), None)
+    if spec is None:
+        raise ModelError(
+            "`unit: token` counts a dimension that varies, and `inputs` names none",
+            remedy="name the dimension of the tokens, as in [batch, tokens]; or set `unit: sample`",
+        )
+    sizes = zip(spec.shape, spec.probed_shape(1), strict=True)
+    return math.prod(size for name, size in sizes if isinstance(name, str))
+
+
+def _parameters(module: nn.Module) -> dict[str, int]:
+    """Return the parameters by child module, tied ones once."""
+    counts: dict[str, int] = {}
+    for name, parameter in module.named_parameters():
+        part = name.partition(".")[0] if "." in name else _ROOT
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return counts

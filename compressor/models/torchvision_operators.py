@@ -1,0 +1,52 @@
+"""Operators that torchvision expects, where its native library does not load.
+
+The torchvision of the package registry is built for the torch of that registry. Beside another
+build of torch, such as the one for the CPU alone, its library does not load, and importing it
+fails, and with it everything that imports it: timm, and transformers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_OPERATORS = tuple(
+    f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")
+)
+"""Operators for which torchvision registers shapes when it is imported."""
+
+
+@cache
+def declare_missing_operators() -> Any:
+    """Declare the operators without an implementation, where they are missing.
+
+    Models without them then work as usual. To be called before torchvision, timm or transformers
+    is imported.
+
+    Returns:
+        The library of declarations, which must be kept; None where nothing is missing.
+    """
+    spec = None if "torchvision" in sys.modules else importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None or _loads(Path(spec.origin).parent):
+        return None
+    import torch
+
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    for operator in _OPERATORS:
+        library.define(operator)  # type: ignore[no-untyped-call]
+    return library
+
+
+def _loads(folder: Path) -> bool:
+    """Return True if the native library in a folder loads."""
+    import torch
+
+    for file in [*folder.glob("_C*.so"), *folder.glob("_C*.pyd")]:
+        try:
+            torch.ops.load_library(file)  # type: ignore[no-untyped-call]
+        except (ImportError, OSError):
+            return False
+    return hasattr(torch.ops.torchvision, "nms")
