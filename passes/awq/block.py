@@ -127,7 +127,10 @@ class BlockQuantizer:
             shapes = self._call_shapes[site.name, batch]
             result_NO = self.calibration.captures.get(f"result {site.name} {batch}")
             parts = torch.split(result_NO, [shape.numel() for shape in shapes])
-            calls = iter([part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)])
+            # Copies, because the block may add to them in place.
+            calls = iter(
+                [part.view(*shape, -1).clone() for part, shape in zip(parts, shapes, strict=True)]
+            )
             return lambda *_, **__: (next(calls), None) if site.with_weights else next(calls)
 
         done = [site for site in self._done if (site.name, batch) in self._call_shapes]

@@ -7,11 +7,16 @@ Shapes: I inputs, O outputs; weights are [I, O].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compressor.models.capabilities.folding import (
+    divide_bias,
+    divisors_of_rows,
+    fold_scale,
+    multiply_other_readers,
+)
 from compressor.models.capabilities.linear_groups import Source
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
@@ -112,48 +117,30 @@ def relative_size(weight_IO: Tensor, width: int) -> Tensor:
     return (size_GSO / size_GSO.amax(dim=1, keepdim=True).clamp(min=_FLOOR)).mean(dim=2).flatten()
 
 
-def fold_scale(
+def fold_into_source(
     layer: nn.Module,
     source: Source,
     scale_I: Tensor,
     dtype: torch.dtype,
-    packed: dict[str, PackedLinear] | None = None,
+    packed: dict[str, PackedLinear],
 ) -> None:
     """Divide the channels of a site's input by ``scale_I`` where they are computed, in place.
 
-    The weights of the layers in ``source.other_readers``, which read the input too, are multiplied.
+    As ``fold_scale``; but if the source is packed already, its scales are divided, and its weights
+    become what the packed layer holds.
 
     Args:
         layer: the block that holds the modules.
         source: the norm or linear layer that computes the input.
         scale_I: positive; equal for inputs that come from the same row.
         dtype: dtype that vectors are rounded to.
-        packed: layers that are packed already. Where ``source`` is one of them, its scales are
-            divided, and its weights become what the packed layer holds.
+        packed: layers that are packed already, by name.
     """
-    for name, first in source.other_readers:
-        get_linear(layer, name).weight.data[:, first : first + len(scale_I)] *= scale_I
-    module: Any = layer.get_submodule(source.module)
-    if source.kind == "norm":
-        offset = source.offset
-        module.weight.data = ((module.weight + offset) / scale_I - offset).to(dtype).float()
-        if getattr(module, "bias", None) is not None:
-            module.bias.data = (module.bias / scale_I).to(dtype).float()
+    if source.module not in packed:
+        fold_scale(layer, source, scale_I, dtype)
         return
-    rows_R = _scale_of_rows(scale_I, source)
-    divisors_O = torch.ones(module.out_features)
-    divisors_O[-len(rows_R) :] = rows_R
-    if module.bias is not None:
-        module.bias.data = (module.bias / divisors_O).to(dtype).float()
-    if packed is not None and source.module in packed:
-        packed[source.module] = packed[source.module].divide_rows(divisors_O)
-        module.weight.data = packed[source.module].dequantize()
-    else:
-        module.weight.data = module.weight / divisors_O.unsqueeze(1)
-
-
-def _scale_of_rows(scale_I: Tensor, source: Source) -> Tensor:
-    """Return one value for each row of ``source``."""
-    if source.repeats == 1:
-        return scale_I
-    return scale_I.view(-1, source.repeats, source.block)[:, 0].reshape(-1)
+    multiply_other_readers(layer, source, scale_I)
+    divisors_O = divisors_of_rows(layer, source, scale_I)
+    divide_bias(layer, source, divisors_O, dtype)
+    packed[source.module] = packed[source.module].divide_rows(divisors_O)
+    get_linear(layer, source.module).weight.data = packed[source.module].dequantize()

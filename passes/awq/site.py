@@ -22,7 +22,7 @@ from passes.awq.hessian import Hessian, squared_error
 from passes.awq.input_statistics import InputStatistics
 from passes.awq.linear_layers import concatenate_weights, get_linear
 from passes.awq.rounding import quantize_weights
-from passes.awq.scaling import Scaling, fold_scale, relative_size, search_scales
+from passes.awq.scaling import Scaling, fold_into_source, relative_size, search_scales
 from passes.awq.settings import QuantizationSettings
 
 _TINY = 2.0**-100
@@ -87,7 +87,7 @@ def quantize_site(
     nearest_P = _error_of_nearest(probe_IP, statistics, grid, settings)
     scaling = _search_scaling(weight_IO, probe_IP, statistics, site.source, grid, settings)
     if scaling.exponent and site.source is not None:
-        fold_scale(layer, site.source, scaling.scale_I, settings.float_dtype, packed)
+        fold_into_source(layer, site.source, scaling.scale_I, settings.float_dtype, packed)
         weight_IO.mul_(scaling.scale_I.unsqueeze(1))
         statistics.divide_inputs(scaling.scale_I)
     hessian = Hessian.from_moments(statistics.moments_II)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from compressor.models.capabilities.capability import C, Capability
+from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.signature import Signature
 from compressor.models.capabilities.training_heads import TrainingHeads, heads_from_signature
@@ -42,12 +43,19 @@ def _quantizable_layers(model: LoadedModel) -> QuantizableLayers:
     return TracedLayers(model.module, model.batch)
 
 
+def _linear_groups(model: LoadedModel) -> LinearGroups | None:
+    from compressor.models.capabilities.discovered_groups import discover_linear_groups
+
+    return discover_linear_groups(model.module, model.batch)
+
+
 DERIVATIONS: Mapping[type[Capability], Callable[[Signature], Capability | None]] = {
     Signature: lambda signature: signature,
     TrainingHeads: heads_from_signature,
     ValidPositions: _valid_positions,
 }
 DISCOVERERS: Mapping[type[Capability], Callable[[LoadedModel], Capability | None]] = {
+    LinearGroups: _linear_groups,
     QuantizableLayers: _quantizable_layers,
 }
 

@@ -19,15 +19,19 @@ class Source:
     module: str
     """Name in the block."""
     kind: Literal["norm", "rows"]
-    """``norm``: the weight of a norm. ``rows``: the last rows of a linear layer; all of them, or
-    the second half of a fused one."""
+    """``norm``: the weight of a norm, and its bias. ``rows``: rows of a linear layer, and their
+    biases."""
     offset: float = 0.0
     """Value that the norm adds to its weight."""
     repeats: int = 1
-    """Number of input channels in turn, in blocks of ``block``, that come from the same row: query
-    heads that share a value head."""
+    """Number of input channels in turn, in blocks of ``block``, that come from the same row, or the
+    same value of a norm: query heads that share a value head, or a norm over the width of a
+    head."""
     block: int = 1
     """Channels of a block that repeats: the width of a head."""
+    rows: tuple[int, ...] = ()
+    """Rows of a linear layer that compute the channels, in the channels' order. Empty for its last
+    rows: all of them, or the values of a fused projection that end it."""
     other_readers: tuple[tuple[str, int], ...] = ()
     """Linear layers beside the site's that read the same channels, with the first of their inputs
     that does; their weights are multiplied too."""
@@ -70,12 +74,14 @@ class LinearGroups(Capability):
 
     ``awq`` rounds one block after another, and within it one site after another; it chooses one
     scale per input channel of a site and folds its inverse into the site's source.
+
+    Families may state them; otherwise they are discovered from the module
+    (``discovered_groups.py``).
     """
 
     label: ClassVar[str] = "foldable linear groups"
     remedy: ClassVar[str] = (
-        "return them from the family's `capabilities`, as "
-        "compressor/models/families/autoglm_phone/linear_groups.py does"
+        "use a model with linear layers (torch.nn.Linear) that its `forward` calls as modules"
     )
 
     blocks: tuple[Block, ...]

@@ -13,13 +13,13 @@ from calibration.sources.arrays import ArrayDataset
 from compressor.analysis.layerwise import compare_layers
 from compressor.analysis.tensors import compare_tensors
 from compressor.errors import CompressError, ModelError, RequirementError, UsageError
+from compressor.models.capabilities.folding import fold_scale
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.autoglm_phone.family import AutoGLMPhone
 from compressor.runtimes.formats import format_named, open_layers, open_session, recognize
 from passes.awq import whole_run
 from passes.awq.linear_layers import find_linears
-from passes.awq.scaling import fold_scale
 from tests.support.awq import (
     BERT,
     COMPRESSED_TENSORS,
