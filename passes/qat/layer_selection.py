@@ -111,7 +111,7 @@ def select_layers(config: QatConfig, layers: QuantizableLayers, module: nn.Modul
             remedy="leave `quantize_embeddings` out",
         )
     float_layers = {name: "excluded" for name in layers.names if name not in selected}
-    float_layers |= dict.fromkeys(layers.left_out, "its weight is used elsewhere too")
+    float_layers |= layers.left_out
     return Selection(quantized, embeddings, float_layers)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from calibration.samples import Samples
 from compressor.artifacts.store import Artifact
 from compressor.engine.contract import PassContext, PassOutput
+from compressor.models.architecture import Architecture
 from compressor.models.capabilities.discovery import LoadedModel
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.training_heads import TrainingHeads
@@ -40,6 +41,8 @@ from passes.qat.smoothing import smooth_inputs
 
 _TRACED_SAMPLES = 2
 """Samples in the batch with which the model is traced to find its layers."""
+_DTYPE = "dtype"
+"""Field of a checkpoint's config.json."""
 _BIAS_SAMPLES = 64
 """Samples on which biases are corrected, in one batch."""
 
@@ -102,7 +105,7 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
         heads = description.require(TrainingHeads)
         summary |= fine_tune(config.fine_tuning, heads, module, model.module, context)
     quantization = builder.quantization(integer, float_reasons)
-    save_quantized(module, description.family, description.config, quantization, out)
+    save_quantized(module, _in_float32(description), quantization, out, parent.model)
     table.write(out)
     inputs = sample_inputs(model.samples, model.module, _TRACED_SAMPLES)
     share = count_share(model.module, integer, selection.embeddings, inputs)
@@ -121,7 +124,8 @@ def _share_remedy(config: QatConfig) -> str:
 def _load_float_model(
     config: QatConfig, description: ModelDescription, context: PassContext
 ) -> _FloatModel:
-    module = load_module(description, context.device).requires_grad_(False)
+    # The integers are computed in float32; a half-precision checkpoint becomes one of float32.
+    module = load_module(description, context.device).float().requires_grad_(False)
     samples = open_samples(config.calibration, context)
     layers = description.family.require(
         QuantizableLayers,  # type: ignore[type-abstract]
@@ -129,6 +133,13 @@ def _load_float_model(
         LoadedModel(module, sample_inputs(samples, module, _TRACED_SAMPLES)),
     )
     return _FloatModel(module, layers, description.require(ValidPositions), samples)
+
+
+def _in_float32(model: Architecture) -> Architecture:
+    """Return the architecture of a checkpoint whose weights are stored in float32."""
+    if _DTYPE not in model.config.model_dump(mode="json"):
+        return model
+    return Architecture(model.family, model.family.slim(model.config, **{_DTYPE: "float32"}))
 
 
 def _fold_and_smooth(config: QatConfig, model: _FloatModel, selection: Selection) -> FoldedModel:

@@ -13,7 +13,8 @@ class IntegerStorage(Capability):
     """Model folders of the family may hold a quantization.json.
 
     ``qat`` writes the grids of quantized layers there. Families that save through ``Family.save``
-    have the capability; families with a layout of their own, such as transformers, do not.
+    have the capability. Of transformers, classes have it whose graphs are traced: the graphs that
+    are built for decoders have no integer activations.
     """
 
     label: ClassVar[str] = "storage for integer grids"

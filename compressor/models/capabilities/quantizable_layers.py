@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,8 +42,9 @@ class QuantizableLayers(Capability):
 
     names: tuple[str, ...]
     """Module names, in the order of computation."""
-    left_out: tuple[str, ...]
-    """Modules that multiply by a weight that is shared, or not a layer's own."""
+    left_out: Mapping[str, str]
+    """Modules that multiply by a weight that is shared, or not a layer's own, and the reason why
+    they stay in float."""
 
     @abstractmethod
     def contexts(self, quantized: Collection[str]) -> dict[str, LayerContext]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn.utils import parametrize
 
 from compressor.models.capabilities.quantizable_layers import LayerContext, QuantizableLayers
 from compressor.models.quantized.fake_quantization import LAYERS
@@ -105,7 +106,9 @@ class TracedLayers(QuantizableLayers):
             for name, nodes in calls.items()
             if isinstance(layer := modules.get(name), LAYERS) and uses[id(layer.weight)] == 1
         }
-        self.left_out = tuple(name for name in calls if name and name not in self._calls)
+        self.left_out = {
+            name: _reason(modules.get(name)) for name in calls if name and name not in self._calls
+        }
         self.names = tuple(self._calls)
 
     def contexts(self, quantized: Collection[str]) -> dict[str, LayerContext]:
@@ -183,6 +186,15 @@ def _record_first_inputs(module: nn.Module, batch: Mapping[str, Tensor]) -> dict
         for handle in handles:
             handle.remove()
     return first
+
+
+def _reason(module: nn.Module | None) -> str:
+    """Return why a module that multiplies stays in float."""
+    if module is None or not isinstance(module, LAYERS):
+        return "it multiplies by a weight that is no layer's own"
+    if parametrize.is_parametrized(module):
+        return "its weight is computed from others, such as by weight normalization"
+    return "its weight is used elsewhere too"
 
 
 def _outputs(nodes: list[Node]) -> tuple[str | None, list[Node]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from compressor.artifacts.files import copy_file
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.weight_files import WeightFiles, read_weight_files
-from compressor.models.quantized.quantization import QUANTIZATION
+from compressor.models.quantized.quantization import QUANTIZATION, SCALES
 
 _CALIBRATION = "calibration.json"
 """Activation ranges beside a quantized model (``calibration/table.py``)."""
@@ -62,7 +62,7 @@ def model_files(folder: Path, weights: WeightFiles | None = None) -> list[Path]:
         weights: its weight files, where they have been read already.
     """
     weights = weights or read_weight_files(folder)
-    described = [folder / name for name in (CONFIG, QUANTIZATION, _CALIBRATION)]
+    described = [folder / name for name in (CONFIG, QUANTIZATION, SCALES, _CALIBRATION)]
     return sorted(
         {
             *(file for file in described if file.is_file()),

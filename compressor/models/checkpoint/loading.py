@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from compressor.config.record import Record
+from compressor.models.architecture import Architecture
 from compressor.models.checkpoint.description import ModelDescription, read_description
 from compressor.models.checkpoint.layout import write_description
-from compressor.models.contract import Family
 from compressor.models.quantized.quantization import (
     Quantization,
     read_quantization,
@@ -47,27 +46,49 @@ def load_module(model: ModelDescription | Path, device: str = "cpu") -> nn.Modul
 
 
 def _load_quantized(model: ModelDescription) -> nn.Module:
+    quantization = read_quantization(model.folder)
+    if model.family.has_own_layout:
+        from compressor.models.quantized.class_layout import quantized_from_float
+
+        module = model.family.load(model.config, model.folder)
+        return quantized_from_float(module, quantization, model.folder)
     from compressor.models.checkpoint.weights import fill
     from compressor.models.quantized.fake_quantization import insert_fake_quantization
 
     module = model.family.build(model.config)
-    return fill(insert_fake_quantization(module, read_quantization(model.folder)), model.folder)
+    return fill(insert_fake_quantization(module, quantization), model.folder)
 
 
 def save_quantized(
     module: nn.Module,
-    family: Family[Any],
-    config: Record,
+    model: Architecture,
     quantization: Quantization,
     folder: Path,
+    companions: Path | None = None,
 ) -> None:
     """Write the description, grids and weights of a module with integer layers.
+
+    Args:
+        module: the module.
+        model: family and architecture of the float model.
+        quantization: the grids.
+        folder: the folder to write to.
+        companions: the float model's folder, whose tokenizer and processor are copied by families
+            that have such files.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
-    from compressor.models.checkpoint.weights import save_weights
+    family, config = model.family, model.config
+    if family.has_own_layout:
+        from compressor.models.quantized.class_layout import fill_float_module, write_scales
 
-    save_weights(module, folder)
-    write_description(family.name, family.version, config, folder)
+        target = fill_float_module(family.build(config).eval(), module, quantization)
+        family.save(target, config, folder, companions)
+        write_scales(module, folder)
+    else:
+        from compressor.models.checkpoint.weights import save_weights
+
+        save_weights(module, folder)
+        write_description(family.name, family.version, config, folder)
     write_quantization(quantization, folder)

@@ -17,6 +17,7 @@ from compressor.artifacts.errors_from_os import reading
 from compressor.errors import ModelError
 from compressor.models.checkpoint.layout import INDEX, WEIGHTS
 from compressor.models.checkpoint.safetensors_files import TensorEntry, read_header
+from compressor.models.quantized.quantization import QUANTIZATION, SCALES
 
 _PICKLED_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "*.bin", "*.pkl")
@@ -95,6 +96,8 @@ def pickled_weights(folder: Path) -> list[Path]:
 def unread_weights(weights: WeightFiles) -> list[Path]:
     """Return the files beside the weights that may be weights too, and that nothing reads."""
     candidates = {*weights.folder.glob("*.safetensors"), *pickled_weights(weights.folder)}
+    if (weights.folder / QUANTIZATION).is_file():
+        candidates.discard(weights.folder / SCALES)
     return sorted(candidates - {*weights.files})
 
 

@@ -6,7 +6,7 @@ Shapes: O output channels.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -131,8 +131,28 @@ class FakeQuantizer(nn.Module):
         self.set_scale(target)
 
 
-class IntegerLayer(nn.Module):
+class _Wrapper(nn.Module):
+    """A module around a layer, with the attributes of the layer.
+
+    Models read attributes of their layers, such as ``weight.dtype``.
+    """
+
+    layer: nn.Module
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the layer where this module has none of that name."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":  # before it is set
+                raise
+            return getattr(super().__getattr__("layer"), name)
+
+
+class IntegerLayer(_Wrapper):
     """A layer whose weight, input and, optionally, output lie on grids."""
+
+    layer: Layer
 
     def __init__(self, layer: Layer, quantized: QuantizedLayer) -> None:
         super().__init__()
@@ -160,11 +180,13 @@ class IntegerLayer(nn.Module):
         return cast("Tensor", self.layer._conv_forward(x, weight, self.layer.bias))
 
 
-class IntegerEmbedding(nn.Module):
+class IntegerEmbedding(_Wrapper):
     """An embedding whose weight lies on grids, one per column.
 
     The rows that are looked up are rounded, which equals looking up rounded rows.
     """
+
+    layer: nn.Embedding
 
     def __init__(self, layer: nn.Embedding, grid: Grid) -> None:
         super().__init__()
@@ -185,21 +207,36 @@ def insert_fake_quantization(module: nn.Module, quantization: Quantization) -> n
     Raises:
         ModelError: the module lacks some of the layers.
     """
-    norms = {
-        name: layer.norm for name, layer in quantization.layers.items() if layer.norm
-    } | quantization.folded
+    check_layers(module, quantization)
+    for name, norm in quantization.norms().items():
+        layer = cast("Layer", module.get_submodule(name))
+        if layer.bias is None:
+            layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
+        replace_module(module, norm, nn.Identity())
+    return insert_grids(module, quantization)
+
+
+def check_layers(module: nn.Module, quantization: Quantization) -> None:
+    """Check that a float module has the layers that have grids.
+
+    Raises:
+        ModelError: the module lacks some of them; the message names all.
+    """
     modules = dict(module.named_modules())
-    if unknown := _unknown_layers(modules, quantization, norms):
+    if unknown := _unknown_layers(modules, quantization, quantization.norms()):
         raise ModelError(
             "quantization.json names layers that config.json does not describe: "
             f"{', '.join(sorted(unknown))}",
             remedy="take both from the same model",
         )
-    for name, norm in norms.items():
-        layer = cast("Layer", module.get_submodule(name))
-        if layer.bias is None:
-            layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
-        replace_module(module, norm, nn.Identity())
+
+
+def insert_grids(module: nn.Module, quantization: Quantization) -> nn.Module:
+    """Let the layers of a module with folded normalizations round their operands, in place.
+
+    Scales are 1, and so are the factors of smoothed inputs.
+    """
+    modules = dict(module.named_modules())
     for name in quantization.smoothed:
         scale_input(modules[name], torch.ones(cast("nn.Linear", modules[name]).in_features))
     for name, quantized in quantization.layers.items():
@@ -276,7 +313,8 @@ def fold_norms(module: nn.Module, norms: Mapping[str, str]) -> None:
         factor_O = norm.weight / (variance + norm.eps).sqrt()
         bias_O = torch.zeros_like(mean) if layer.bias is None else layer.bias
         layer.bias = nn.Parameter(norm.bias + (bias_O - mean) * factor_O)
-        layer.weight.mul_(factor_O.view(-1, *(1,) * (layer.weight.ndim - 1)))
+        # Not in place: the weight may be mapped from a file.
+        layer.weight.data = layer.weight * factor_O.view(-1, *(1,) * (layer.weight.ndim - 1))
         replace_module(module, norm_name, nn.Identity())
 
 

@@ -1,7 +1,7 @@
 """Integer grids of a quantized model, saved as ``quantization.json``; plain values, no torch.
 
-Scales are tensors of model.safetensors, because they can be trained:
-``<layer>.input_grid.log2_scale`` and so on.
+Scales are tensors, because they can be trained: ``<layer>.input_grid.log2_scale`` and so on. They
+are in model.safetensors, or in a file apart (``class_layout.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from compressor.config.record import Record
 from compressor.errors import ModelError
 
 QUANTIZATION = "quantization.json"
+SCALES = "quantization.safetensors"
+"""Scales of a model that is stored in the layout of its float class (``class_layout.py``)."""
 Bits = Literal[4, 8]
 Target = Literal["onnxruntime", "tensorrt"]
 
@@ -82,6 +84,10 @@ class Quantization(Record):
     """Float layers, and the batch normalizations that were folded into them."""
     kept_float: dict[str, str] = Field(default_factory=dict)
     """Layers that could multiply integers but do not, and the reasons."""
+
+    def norms(self) -> dict[str, str]:
+        """Return the layers with a folded batch normalization, and its name."""
+        return {name: layer.norm for name, layer in self.layers.items() if layer.norm} | self.folded
 
 
 def read_quantization(folder: Path) -> Quantization:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
+from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.signature import InputSpec, Signature
@@ -133,6 +134,7 @@ class Transformers(Family[CheckpointConfig]):
         if not is_tabulated(tree):
             return {
                 LayerKinds: lambda: _describe(tree).layer_kinds,
+                IntegerStorage: IntegerStorage,
                 CachedGeneration: lambda: _cached_generation(tree),
             }
         return {

@@ -49,7 +49,7 @@ def trace(module, batch, float_layers=()):
 def test_the_context_of_each_layer_follows_its_use():
     layers, contexts = trace(Net(), {"image": torch.randn(2, 3, 8, 8)})
     assert layers.names == ("stem", "second", "block.inner", "block.out", "third", "twice")
-    assert layers.left_out == ("tied",)
+    assert layers.left_out == {"tied": "its weight is used elsewhere too"}
     assert {name: use.norm for name, use in contexts.items() if use.norm} == {"stem": "norm"}
     assert {name for name, use in contexts.items() if use.nonnegative} == {"second", "block.out"}
     # `second` is read by the block, which rounds its input; `third` only by a mean

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import ModelError
+from compressor.models.architecture import Architecture
 from compressor.models.checkpoint.loading import load_module, save_quantized
 from compressor.models.quantized.fake_quantization import (
     FakeQuantizer,
@@ -175,7 +176,7 @@ def make_quantized():
 
 def test_a_folder_restores_a_quantized_model(tmp_path):
     model = make_quantized()
-    save_quantized(model, PHONE, TINY, SPEC, tmp_path)
+    save_quantized(model, Architecture(PHONE, TINY), SPEC, tmp_path)
     restored = load_module(tmp_path)
     batch = random_inputs(PHONE, TINY, 3)
     assert read_quantization(tmp_path) == SPEC
@@ -210,7 +211,7 @@ def test_a_copy_rounds_with_its_own_scale():
     ],
 )
 def test_a_damaged_description_is_refused(tmp_path, change, message):
-    save_quantized(make_quantized(), PHONE, TINY, SPEC, tmp_path)
+    save_quantized(make_quantized(), Architecture(PHONE, TINY), SPEC, tmp_path)
     tree = json.loads((tmp_path / QUANTIZATION).read_text())
     change(tree)
     (tmp_path / QUANTIZATION).write_text(json.dumps(tree))
@@ -219,7 +220,7 @@ def test_a_damaged_description_is_refused(tmp_path, change, message):
 
 
 def test_a_missing_description_is_named(tmp_path):
-    save_quantized(make_quantized(), PHONE, TINY, SPEC, tmp_path)
+    save_quantized(make_quantized(), Architecture(PHONE, TINY), SPEC, tmp_path)
     (tmp_path / QUANTIZATION).unlink()
     with pytest.raises(ModelError, match=r"copy quantization\.json too"):
         load_module(tmp_path)
