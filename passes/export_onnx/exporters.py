@@ -41,7 +41,7 @@ def _select(config: ExportOnnxConfig, model: Architecture) -> Exporter:
     if generation is None:
         return TracedExporter(config, model)
     tree = model.config.model_dump(mode="json")
-    if generation.image_inputs or _is_covered(tree):
+    if _is_covered(tree) or (is_tabulated(tree) and generation.image_inputs):
         return DecoderExporter(config, tree, generation)
     return CachedExporter(config, generation)
 

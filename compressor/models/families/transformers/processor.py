@@ -191,9 +191,11 @@ class Processor:
     def _image_tokens(self, results: Mapping[str, Any], ids_T: Array) -> Array:
         """Return True for the tokens that stand for images, [T]."""
         types = results.get(TOKEN_TYPES, results.get(SEGMENTS))
-        if types is not None and (marked_T := np.asarray(types)[0] == 1).any():
-            return marked_T
-        return ids_T == getattr(self.processor, "image_token_id", None)
+        token_id = getattr(self.processor, "image_token_id", None)
+        is_image_T: Array = ids_T == token_id
+        if types is not None and np.any(np.asarray(types)[0] == 1):
+            is_image_T = np.asarray(types)[0] == 1
+        return is_image_T
 
 
 def missing_files(folder: Path) -> list[str]:

@@ -67,7 +67,8 @@ def _cached_generation(content: str) -> CachedGeneration | None:
     module = build_without_data(tree)
     if not module.can_generate() or cache_argument(module) is None:
         return None
-    inputs = describe(tree).signature.required_inputs
+    signature = describe(tree).signature
+    inputs = signature.required_inputs
     cache = _fill_cache(module, tree, inputs)
     if cache is None:
         return None
@@ -83,6 +84,7 @@ def _cached_generation(content: str) -> CachedGeneration | None:
         key_heads=heads,
         head_width=width,
         tensors=tensors,
+        image_inputs=tuple(spec for spec in signature.inputs if spec.optional),
         encoder_inputs=tuple(spec for spec in inputs if spec.name != DECODER_TOKENS and cross),
         cross_tensors=tuple(cached_tensors(cross)) if cross else (),
     )
