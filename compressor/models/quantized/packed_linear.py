@@ -54,8 +54,12 @@ class PackedLinear:
 
     def rows(self, start: int, end: int) -> PackedLinear:
         """Return the outputs from ``start`` to ``end`` (exclusive)."""
+        return self.take_rows(slice(start, end))
+
+    def take_rows(self, rows: Tensor | slice) -> PackedLinear:
+        """Return the outputs of the given rows."""
         integers, scales, zeros = (
-            tensor[start:end].contiguous()
+            tensor[rows].contiguous()
             for tensor in (self.integers_OI, self.scales_OG, self.zeros_OG)
         )
         return PackedLinear(integers, scales, zeros, self.grid)

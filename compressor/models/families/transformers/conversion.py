@@ -7,6 +7,7 @@ in parts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -24,7 +25,16 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from compressor.models.families.transformers.experts.layout import ExpertLayout
+from compressor.models.families.transformers.experts.split import LayoutFinder
+
 Shape = tuple[int, ...]
+Read = Callable[[str], Tensor]
+"""Returns a stored tensor by name."""
+ROW_BITS = 32
+"""Bits of a row's number in ``Conversions.origins``."""
+_EXPERT_PART = re.compile(r"^(.+)\.(\d+\.(?:gate|up|down)_proj\.(?:weight|bias))$")
+"""Tensor of a linear layer of one expert, in classes whose files hold fused experts otherwise."""
 
 
 @dataclass(slots=True)
@@ -37,6 +47,11 @@ class _Conversion:
     sources: list[tuple[str, str]] = field(default_factory=list)
     """Pattern of the converter and name in the files, in the order of transformers."""
 
+    @property
+    def renamed(self) -> str | None:
+        """Name in the files of a tensor that is only renamed; None for others."""
+        return self.sources[0][1] if self.converter is None else None
+
     def targets(self) -> list[str]:
         """Return the names in the class."""
         if self.converter is None:
@@ -44,8 +59,8 @@ class _Conversion:
         first, *_ = patterns = self.converter.target_patterns
         return [self.first_target.replace(first, pattern) for pattern in patterns]
 
-    def convert(self, module: PreTrainedModel, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of the class from those that ``read`` returns by stored name."""
+    def convert(self, module: PreTrainedModel, read: Read) -> dict[str, Tensor]:
+        """Return the tensors of the class from the stored ones."""
         if self.converter is None:
             [(_, stored)] = self.sources
             return {self.first_target: read(stored)}
@@ -57,6 +72,34 @@ class _Conversion:
             name: value[0] if isinstance(value, list) else value
             for name, value in converted.items()
         }
+
+
+@dataclass(slots=True)
+class _JoinedExperts:
+    """Stored linear layers of single experts that are fused in the class.
+
+    Packed checkpoints have them also where float ones hold fused experts, which transformers'
+    mapping does not know.
+    """
+
+    prefix: str
+    layout: ExpertLayout
+    sources: dict[str, str] = field(default_factory=dict)
+    """Name in the module, such as ``3.up_proj.weight``, to the name in the files."""
+    renamed: None = None
+
+    def targets(self) -> list[str]:
+        """Return the names in the class."""
+        return [f"{self.prefix}.{name}" for name in self.layout.fused_names]
+
+    def is_complete(self) -> bool:
+        """Return True if all tensors of all experts are stored."""
+        return self.sources.keys() == {*self.layout.part_names()}
+
+    def convert(self, _: PreTrainedModel, read: Read) -> dict[str, Tensor]:
+        """Return the fused tensors from the stored ones."""
+        parts = {name: read(stored) for name, stored in self.sources.items()}
+        return {f"{self.prefix}.{k}": value for k, value in self.layout.join(parts).items()}
 
 
 class Conversions:
@@ -74,7 +117,7 @@ class Conversions:
         """Stored tensors that no tensor of the class is made of."""
         self.collisions: list[str] = []
         """Stored tensors that stand for one tensor of the class."""
-        self._by_target: dict[str, _Conversion] = {}
+        self._by_target: dict[str, _Conversion | _JoinedExperts] = {}
         self._assign(stored)
 
     def _assign(self, stored: Iterable[str]) -> None:
@@ -85,12 +128,13 @@ class Conversions:
         by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
         prefix = self.module.base_model_prefix
         conversions: dict[str, _Conversion] = {}
+        unknown: dict[str, str] = {}
         for name in sorted(stored, key=dot_natural_key):
             target, pattern = rename_source_key(name, renamings, converters, prefix, state)
             if target not in state and name in state:
                 target, pattern = rename_source_key(name, [], [], prefix, state)
             if target not in state:
-                self.unexpected.append(name)
+                unknown[name] = target
                 continue
             converter = None if pattern is None else by_pattern[pattern]
             conversion = conversions.setdefault(target, _Conversion(target, converter))
@@ -100,6 +144,29 @@ class Conversions:
             conversion.sources.append((pattern or name, name))
         for conversion in conversions.values():
             self._by_target |= dict.fromkeys(conversion.targets(), conversion)
+        self._assign_experts(unknown)
+
+    def _assign_experts(self, unknown: Mapping[str, str]) -> None:
+        """Assign linear layers of single experts that the mapping does not know.
+
+        Args:
+            unknown: stored name to the name that is in no class.
+        """
+        finder = LayoutFinder()
+        modules = dict(self.module.named_modules())
+        experts: dict[str, _JoinedExperts] = {}
+        for name, target in unknown.items():
+            match = _EXPERT_PART.match(target)
+            module = None if match is None else modules.get(match[1])
+            layout = None if module is None else finder.find(module)
+            if match is not None and layout is not None:
+                joined = experts.setdefault(match[1], _JoinedExperts(match[1], layout))
+                joined.sources[match[2]] = name
+        complete = [joined for joined in experts.values() if joined.is_complete()]
+        assigned = {name for joined in complete for name in joined.sources.values()}
+        self.unexpected += [name for name in unknown if name not in assigned]
+        for joined in complete:
+            self._by_target |= dict.fromkeys(joined.targets(), joined)
 
     @property
     def targets(self) -> set[str]:
@@ -108,8 +175,33 @@ class Conversions:
 
     def renamed(self, target: str) -> str | None:
         """Return the name in the files of a tensor that is only renamed; None for others."""
-        conversion = self._by_target[target]
-        return conversion.sources[0][1] if conversion.converter is None else None
+        return self._by_target[target].renamed
+
+    def origins(self, target: str, stored: Mapping[str, Shape]) -> tuple[list[str], Tensor] | None:
+        """Return the stored rows that the rows of a tensor of the class come from.
+
+        Args:
+            target: name in the class.
+            stored: shapes of the stored tensors by name.
+
+        Returns:
+            Stored names, and an int64 tensor of the target's shape with one column: position of
+            the name · 2³² + row. None if the target does not consist of stored rows.
+        """
+        names = list(stored)
+        positions = {name: position for position, name in enumerate(names)}
+
+        def read(name: str) -> Tensor:
+            rows, *rest = stored[name]
+            codes = torch.arange(rows) + (positions[name] << ROW_BITS)
+            return codes.view(rows, *(1 for _ in rest))
+
+        try:
+            converted = dict(self.convert([target], read))
+        except Exception:  # noqa: BLE001  operations that need whole matrices raise anything
+            return None
+        codes = converted[target]
+        return (names, codes) if codes.dtype == torch.int64 else None
 
     def shapes(self, stored: Mapping[str, Shape]) -> dict[str, Shape]:
         """Return the shapes of the converted tensors, computed on the device ``meta``."""
@@ -119,9 +211,7 @@ class Conversions:
 
         return {name: tuple(value.shape) for name, value in self.convert(self.targets, read)}
 
-    def convert(
-        self, targets: Iterable[str], read: Callable[[str], Tensor]
-    ) -> Iterator[tuple[str, Tensor]]:
+    def convert(self, targets: Iterable[str], read: Read) -> Iterator[tuple[str, Tensor]]:
         """Yield tensors of the class.
 
         Args:

@@ -54,6 +54,16 @@ class ExpertLayout:
         weights = (self.first, DOWN)
         return (*weights, *(f"{name}_bias" for name in weights)) if self.has_bias else weights
 
+    def part_names(self) -> list[str]:
+        """Return the names of the tensors of all linear layers, such as ``3.gate_proj.weight``."""
+        kinds = ("weight", "bias") if self.has_bias else ("weight",)
+        return [
+            f"{number}.{projection}.{kind}"
+            for number in range(self.experts)
+            for projection in self.projections
+            for kind in kinds
+        ]
+
     def split(self, fused: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of linear layers as views, such as ``3.gate_proj.weight`` [M, H].
 

@@ -111,24 +111,35 @@ def split_experts(module: nn.Module) -> ExpertsReport:
         The modules that were split, and those that hold experts in an unknown form.
     """
     report = ExpertsReport()
-    known: dict[tuple[object, ...], ExpertLayout | None] = {}
+    finder = LayoutFinder()
     for name, child in list(module.named_modules()):
-        candidates = possible_layouts(child)
-        if not candidates:
-            if reason := _unknown_experts(child):
-                report.kept[name] = reason
-            continue
-        shapes = {key: value.shape for key, value in child.named_parameters()}
-        key = (type(child), tuple(candidates), tuple(shapes.items()))
-        if key not in known:
-            known[key] = first_correct_layout(child, candidates, _split)
-        layout = known[key]
-        if layout is None:
+        layout = finder.find(child)
+        if layout is not None:
+            _split(child, layout)
+            report.split.append(name)
+        elif possible_layouts(child):
             report.kept[name] = "linear layers compute something else than its fused experts"
-            continue
-        _split(child, layout)
-        report.split.append(name)
+        elif reason := _unknown_experts(child):
+            report.kept[name] = reason
     return report
+
+
+class LayoutFinder:
+    """Finds the layouts of fused experts; modules of one class and shape are tried once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], ExpertLayout | None] = {}
+
+    def find(self, module: nn.Module) -> ExpertLayout | None:
+        """Return the layout with which linear layers compute what the module does, else None."""
+        candidates = possible_layouts(module)
+        if not candidates:
+            return None
+        shapes = tuple((name, value.shape) for name, value in module.named_parameters())
+        key = (type(module), tuple(candidates), shapes)
+        if key not in self._known:
+            self._known[key] = first_correct_layout(module, candidates, _split)
+        return self._known[key]
 
 
 def join_experts(module: nn.Module) -> None:
@@ -137,15 +148,10 @@ def join_experts(module: nn.Module) -> None:
         if not isinstance(child, SplitExperts):
             continue
         layout = child.expert_layout
-        numbers = [str(number) for number in range(layout.experts)]
-        parts = {
-            f"{number}.{name}": value
-            for number in numbers
-            for name, value in child.get_submodule(number).named_parameters()
-        }
+        parts = {name: child.get_parameter(name) for name in layout.part_names()}
         child.__class__ = type(child).__mro__[2]
-        for number in numbers:
-            delattr(child, number)
+        for number in range(layout.experts):
+            delattr(child, str(number))
         for name in ("expert_layout", "token_indices", "reaches_all"):
             delattr(child, name)
         for name, value in layout.join(parts).items():

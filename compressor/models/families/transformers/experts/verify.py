@@ -56,7 +56,8 @@ def _small_copy(module: nn.Module, layout: ExpertLayout, generator: torch.Genera
     )
     experts = layout.experts
     if getattr(copy, "num_experts", None) == experts:
-        experts = copy.num_experts = min(_EXPERTS, experts)
+        experts = min(_EXPERTS, experts)
+        vars(copy)["num_experts"] = experts
     for name, shape in shapes.items():
         sizes = (experts, *shape[1:]) if name in layout.fused_names else tuple(shape)
         value = torch.randn(sizes, generator=generator)
