@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Self, TypeGuard
 
@@ -59,11 +60,13 @@ _NEVER_NULL = frozenset(
     }
 )
 """Fields that classes of transformers do not accept as null: there, null means absent."""
+_NEVER_NULL_IN_ANY_CLASS = frozenset({"architectures", QUANTIZATION_CONFIG})
 _KEY_HEADS = "num_key_value_heads"
 """Null means as many as heads where a class accepts it, and absent where it does not."""
 _OPTIONAL_SIZES = (_KEY_HEADS, "head_dim", "max_position_embeddings")
 _MOST_LAYERS = 10_000
 """No model has more; the names of a damaged size would fill the memory."""
+_LAYER_FIELD = re.compile(r"(layers?|depth)$")
 _TOKEN_ID = "_token_id"  # noqa: S105  no password
 """End of the names of fields that hold the id of a special token."""
 
@@ -95,7 +98,7 @@ class CheckpointConfig(Record):
         names = fields.get("architectures")
         if layout is not None and names and list(names) != [layout.architecture]:
             layout = None  # another class of the architecture, such as one with another head
-        never_null = _NEVER_NULL if layout is not None else frozenset({"architectures"})
+        never_null = _NEVER_NULL if layout is not None else _NEVER_NULL_IN_ANY_CLASS
         if layout is not None and not layout.key_heads_may_be_null:
             never_null |= {_KEY_HEADS}
         fields = _without_null(fields, never_null)
@@ -113,7 +116,7 @@ class CheckpointConfig(Record):
         if problems := [*_class_problems(tree)]:
             raise _unsupported("; ".join(problems))
         if not is_tabulated(tree):  # the class itself checks its fields when it is built
-            if problems := [*_dtype_problems(tree)]:
+            if problems := [*_dtype_problems(tree), *_layer_problems(tree)]:
                 raise ValueError("; ".join(problems))
             return self
         layout = LAYOUTS[self.model_type]
@@ -176,6 +179,15 @@ def _dtype_problems(tree: Mapping[str, Any]) -> Iterator[str]:
     for field in _DTYPE_FIELDS:
         if tree.get(field) is not None and tree[field] not in _DTYPES:
             yield f"`{field}` is {tree[field]!r}, expected one of {', '.join(_DTYPES)}"
+
+
+def _layer_problems(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield numbers of layers, at any depth, that no model has."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _layer_problems(value, f"{prefix}{name}.")
+        elif _LAYER_FIELD.search(name) and _is_int(value) and value > _MOST_LAYERS:
+            yield f"`{prefix}{name}` is {value}, expected at most {_MOST_LAYERS}"
 
 
 def _size_problems(tree: Mapping[str, Any]) -> Iterator[str]:

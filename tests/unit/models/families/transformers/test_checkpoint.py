@@ -163,8 +163,10 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bert"}, "'bert' is not one of llama"),
-        ({"architectures": ["LlamaForCausalLM", "X"]}, "name one class"),
+        ({"model_type": "nobody"}, "`model_type` 'nobody' is not known to transformers"),
+        ({"model_type": "bert", "architectures": ["BertForNothing"]}, "is no model class"),
+        ({"model_type": "bert", "architectures": []}, "name one class of transformers, not 0"),
+        ({"architectures": ["LlamaForCausalLM", "X"]}, "name one class of transformers, not 2"),
         (
             {"quantization_config": {"quant_method": "gptq"}},
             "quantized by 'gptq'; supported: awq, compressed-tensors",
@@ -186,13 +188,13 @@ def test_an_unsupported_config_is_refused(change, message, tmp_path):
         read_description(tmp_path)
 
 
-def test_another_class_than_that_of_the_model_type_is_refused(tmp_path):
+def test_what_is_no_model_class_of_transformers_is_refused(tmp_path):
     save_preset("tiny-llama", tmp_path)
     tree = json.loads((tmp_path / "config.json").read_text()) | {
         "architectures": ["PreTrainedConfig"]
     }
     (tmp_path / "config.json").write_text(json.dumps(tree))
-    with pytest.raises(ModelError, match="of llama models, LlamaForCausalLM is supported"):
+    with pytest.raises(ModelError, match="'PreTrainedConfig', which is no model class"):
         read_description(tmp_path)
 
 
