@@ -1,0 +1,198 @@
+"""Classes of transformers without a row in the tables: what building them tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from compressor.errors import ModelError
+from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.loading import load_module
+from compressor.models.families.transformers.generic.description import describe
+from compressor.models.families.transformers.generic.sample import sample_batch
+from tests.support.decoder_classes import write_decoder
+from tests.support.encoder_classes import CLASSES
+
+_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 64,
+}
+
+
+def _tree(class_name: str, model_type: str, **fields: Any) -> dict[str, Any]:
+    return {"model_type": model_type, "architectures": [class_name], **_SIZES, **fields}
+
+
+def _inputs(tree: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    return {spec.name: spec.shape for spec in describe(tree).signature.inputs}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "model_type", "task", "outputs", "unit"),
+    [
+        ("BertForMaskedLM", "bert", "masked-lm", ("logits",), "sample"),
+        ("BertForTokenClassification", "bert", "token-classification", ("logits",), "sample"),
+        (
+            "BertForQuestionAnswering",
+            "bert",
+            "question-answering",
+            ("start_logits", "end_logits"),
+            "sample",
+        ),
+        ("BertModel", "bert", "text-embedding", ("last_hidden_state", "pooler_output"), "sample"),
+        ("LlamaModel", "llama", "text-embedding", ("last_hidden_state",), "sample"),
+        (
+            "LlamaForSequenceClassification",
+            "llama",
+            "sequence-classification",
+            ("logits",),
+            "sample",
+        ),
+        ("GPTNeoXForCausalLM", "gpt_neox", "causal-lm", ("logits",), "token"),
+        ("ViTForImageClassification", "vit", "image-classification", ("logits",), "sample"),
+        ("ViTModel", "vit", "image-embedding", ("last_hidden_state", "pooler_output"), "sample"),
+    ],
+)
+def test_the_task_decides_outputs_and_unit(class_name, model_type, task, outputs, unit):
+    description = describe(_tree(class_name, model_type))
+    assert description.task.name == task
+    assert description.signature.outputs == outputs
+    assert description.signature.unit == unit
+
+
+def test_a_language_model_takes_windows_and_an_encoder_masked_texts():
+    assert list(_inputs(_tree("GPTNeoXForCausalLM", "gpt_neox"))) == ["input_ids"]
+    assert list(_inputs(_tree("BertModel", "bert"))) == [
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+    ]
+    without_types = _tree("RobertaModel", "roberta", type_vocab_size=1)
+    assert list(_inputs(without_types)) == ["input_ids", "attention_mask"]
+
+
+def test_positions_that_stand_for_padding_are_not_counted():
+    tree = _tree("RobertaModel", "roberta", max_position_embeddings=40, pad_token_id=1)
+    (tokens, _, _) = describe(tree).signature.inputs
+    assert tokens.longest == 38
+    module = transformers.RobertaModel(transformers.RobertaConfig(**tree)).eval()
+    module(torch.full((1, 38), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        module(torch.full((1, 39), 5))
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape"),
+    [
+        ({"image_size": 32}, ("batch", 3, 32, 32)),
+        ({"image_size": [48, 32], "patch_size": 16}, ("batch", 3, 48, 32)),
+        ({"image_size": 32, "num_channels": 1}, ("batch", 1, 32, 32)),
+    ],
+)
+def test_sizes_of_images_are_those_of_the_config(fields, shape):
+    assert _inputs(_tree("ViTModel", "vit", **fields))["pixel_values"] == shape
+
+
+def test_sizes_that_no_config_fixes_are_variable():
+    tree = {"model_type": "resnet", "architectures": ["ResNetModel"], "depths": [1, 1, 1, 1]}
+    assert _inputs(tree)["pixel_values"] == ("batch", 3, "height", "width")
+
+
+def test_parameters_count_tied_weights_once_and_macs_the_products_of_one_token():
+    fields = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_embd": 32,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 16,
+        "vocab_size": 64,
+    }
+    description = describe(fields)
+    module = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=16, vocab_size=64)
+    )
+    assert sum(description.parameters.values()) == module.num_parameters()
+    linears = 32 * 96 + 32 * 32 + 2 * 32 * 128
+    assert description.macs == linears + 64 * 32
+
+
+def test_describing_leaves_the_random_state_as_it_was():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    describe(_tree("BertForMaskedLM", "bert", vocab_size=65))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", "t5", "whisper", "vit", "clip", "detr", "wav2vec2", "resnet", "albert"]
+)
+def test_a_stored_class_opens_as_from_pretrained_does(tmp_path, name):
+    CLASSES[name].build().save_pretrained(tmp_path)
+    model = read_description(tmp_path)
+    module = load_module(model)
+    expected = getattr(transformers, CLASSES[name].class_name).from_pretrained(tmp_path).eval()
+    batch = sample_batch(model.signature.inputs)
+    with torch.no_grad():
+        actual, reference = module(**batch), expected(**batch)
+    for output in model.signature.outputs:
+        assert torch.equal(actual[output], reference[output])
+
+
+def _store(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    CLASSES["bert-mlm"].build().save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_tensors_of_another_head_are_noted_and_not_used(tmp_path):
+    folder = _store(tmp_path, lambda tensors: tensors.update({"cls.seq.weight": torch.ones(2, 2)}))
+    (note,) = read_description(folder).notes
+    assert "BertForMaskedLM does not use these stored tensors" in note
+    assert "cls.seq.weight" in note
+
+
+def test_layers_beyond_the_config_are_refused(tmp_path):
+    CLASSES["bert-mlm"].build().save_pretrained(tmp_path)
+    tree = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**tree, "num_hidden_layers": 1}))
+    with pytest.raises(ModelError, match=r"unexpected: bert\.encoder\.layer\.1\."):
+        read_description(tmp_path)
+
+
+def test_every_missing_and_misshapen_tensor_is_named(tmp_path):
+    name = "bert.encoder.layer.0.output.dense"
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[f"{name}.bias"]
+        tensors[f"{name}.weight"] = torch.ones(3, 3)
+
+    folder = _store(tmp_path, change)
+    with pytest.raises(ModelError) as error:
+        read_description(folder)
+    assert f"missing: {name}.bias" in str(error.value)
+    assert f"{name}.weight: [3, 3] in the file" in str(error.value)
+
+
+def test_a_tied_head_that_is_stored_with_other_values_is_untied(tmp_path):
+    write_decoder(tmp_path, "gpt2")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = head = torch.randn(320, 64)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    model = read_description(tmp_path)
+    assert "differ: both are used" in model.notes[0]
+    module = load_module(model)
+    assert torch.equal(module.lm_head.weight, head)
+    assert torch.equal(module.transformer.wte.weight, tensors["transformer.wte.weight"])
