@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from calibration.capture import forward_hooks
 from compressor.models.capabilities.cuttable_axes import Axis, Cut
+from compressor.models.capabilities.unit_removal import iterate_rows_by_unit, rows_by_unit
 from passes.prune.memory import consume_gradients
-from passes.prune.surgery import iterate_rows_by_unit, rows_by_unit
 
 Scores = dict[str, Tensor]
 """Axis name to the importance of its units, float64 [U]."""

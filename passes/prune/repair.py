@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.models.capabilities.cuttable_axes import Axis
+from compressor.models.capabilities.unit_removal import kept_indices, rows_by_unit
 from passes.prune.importance import Batches, Run, observe_channels, observe_inputs, readers_of
-from passes.prune.surgery import kept_indices, rows_by_unit
 
 _DAMPING = 0.01
 """Fraction of the channels' mean energy that is added to each, as in GPTQ (Frantar et al. 2023)."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from compressor.artifacts.store import Artifact
 from compressor.engine.contract import PassContext, PassOutput
+from compressor.models.capabilities.unit_removal import remove_units
 from passes.common.checkpoint import UnusableCheckpointError, load_checkpoint, save_checkpoint
 from passes.common.device import device_of, prepare_torch
 from passes.prune.config import PruneConfig
@@ -30,7 +31,6 @@ from passes.prune.repair import reconstruct_weights, rescale_norms
 from passes.prune.schedule import Round
 from passes.prune.selection import Selection, select_units, table_row
 from passes.prune.size_search import ParentSize, count_macs, count_parameters
-from passes.prune.surgery import remove_units
 
 CHECKPOINT = "rounds.ckpt"
 _SMALL_CUT = 0.01

@@ -34,6 +34,10 @@ class Cut:
     """True for an embedding, whose rows are looked up."""
     norm: bool = False
     """True for the weight of an RMS norm over the units: fewer units have another mean square."""
+    offset: int = 0
+    """First index of the units; other indices of the dimension may hold other things."""
+    reader: bool | None = None
+    """True if a product sums over the units here; None if that follows from the dimension."""
 
     @property
     def reads(self) -> bool:
@@ -41,6 +45,8 @@ class Cut:
 
         Without its columns a unit has no effect on the layer.
         """
+        if self.reader is not None:
+            return self.reader
         return self.dim == 1 and self.tensor.endswith(".weight") and not self.table
 
     @property

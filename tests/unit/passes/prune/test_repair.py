@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.models.capabilities.cuttable_axes import Axis, Cut, CuttableAxes, replace_fields
+from compressor.models.capabilities.unit_removal import remove_units
 from passes.prune import repair
 from passes.prune.allocation import group_axes
 from passes.prune.repair import reconstruct_weights, rescale_norms
 from passes.prune.size_search import pruned_fields
-from passes.prune.surgery import remove_units
 from tests.support.pruning import silence
 from tests.support.tiny_models import (
     CHECKPOINT,

@@ -19,6 +19,7 @@ _CHUNK_ELEMENTS = 1 << 24
 def rows_by_unit(tensor: Tensor, cut: Cut, units: int) -> Tensor:
     """Reshape a tensor to one row per unit of a cut, [U, X]."""
     rows = tensor.movedim(cut.dim, 0)
+    rows = rows.narrow(0, cut.offset, cut.segments * units * cut.block)
     return rows.reshape(cut.segments, units, cut.block, *rows.shape[1:]).movedim(1, 0).flatten(1)
 
 
@@ -46,7 +47,8 @@ def kept_indices(kept_units: Tensor, cut: Cut, units: int) -> Tensor:
     """
     segment, within_block = torch.arange(cut.segments), torch.arange(cut.block)
     return (
-        segment[:, None, None] * units * cut.block
+        cut.offset
+        + segment[:, None, None] * units * cut.block
         + kept_units[None, :, None] * cut.block
         + within_block
     ).flatten()
@@ -76,10 +78,21 @@ def remove_units(
         new_name = _renumber(name, removed_layers)
         if new_name is None:
             continue
-        for axis, cut in cuts.get(name, ()):
-            indices = kept_indices(kept_units[axis.name], cut, axis.units)
-            tensor = tensor.index_select(cut.dim, indices.to(tensor.device))
+        for dim, indices in _kept_by_dim(tensor, cuts.get(name, []), kept_units).items():
+            tensor = tensor.index_select(dim, indices.to(tensor.device))
         yield new_name, tensor.contiguous()
+
+
+def _kept_by_dim(
+    tensor: Tensor, cuts: Sequence[tuple[Axis, Cut]], kept_units: Mapping[str, Tensor]
+) -> dict[int, Tensor]:
+    """Return the indices to keep of each dimension that holds units of cut axes."""
+    kept: dict[int, Tensor] = {}
+    for axis, cut in cuts:
+        mask = kept.setdefault(cut.dim, torch.ones(tensor.shape[cut.dim], dtype=torch.bool))
+        mask[cut.offset : cut.offset + cut.segments * axis.units * cut.block] = False
+        mask[kept_indices(kept_units[axis.name], cut, axis.units)] = True
+    return {dim: mask.nonzero().flatten() for dim, mask in kept.items()}
 
 
 def _renumber(name: str, removed_layers: Mapping[str, set[int]]) -> str | None:

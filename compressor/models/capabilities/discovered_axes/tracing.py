@@ -1,0 +1,149 @@
+"""Record the dependencies of channels while a module runs once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compressor.models.capabilities.discovered_axes.channel_graph import Call, ChannelGraph, Rule
+from compressor.models.capabilities.discovered_axes.labels import Labels
+from compressor.models.capabilities.discovered_axes.norm_rules import NORM_RULES
+from compressor.models.capabilities.discovered_axes.product_rules import PRODUCT_RULES
+from compressor.models.capabilities.discovered_axes.shape_rules import SHAPE_RULES
+
+
+def elementwise(graph: ChannelGraph, call: Call) -> Labels:
+    """Join the labels of all tensors, aligned by broadcasting."""
+    return graph.combine(call.tensors(), call.outputs[0].ndim)
+
+
+def gated(graph: ChannelGraph, call: Call) -> Labels:
+    """Join the two halves of the input of a gated linear unit."""
+    inputs, dim = call.args[0], call.argument(1, "dim", -1)
+    labels = graph.labels(inputs)
+    operands = []
+    for half in (0, 1):
+        tracks = [
+            track.chunk(2, dim)[half] if track.shape[dim] > 1 else track for track in labels.tracks
+        ]
+        operands.append((Labels(tracks), tuple(call.outputs[0].shape)))
+    return graph.tracks.combine(operands, inputs.ndim)
+
+
+def unknown(graph: ChannelGraph, call: Call) -> Labels:
+    """Freeze all channels that an unknown operator reads."""
+    graph.freeze(*call.tensors())
+    return Labels()
+
+
+_ELEMENTWISE = frozenset(
+    [
+        "clone",
+        "alias",
+        "detach",
+        "contiguous",
+        "_to_copy",
+        "to",
+        "lift_fresh",
+        "dropout",
+        "native_dropout",
+        "masked_fill",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+        "relu6",
+        "mish",
+        "softplus",
+        "celu",
+        "selu",
+        "elu",
+        "leaky_relu",
+        "prelu",
+        "_prelu_kernel",
+    ]
+)
+"""Elementwise operators without torch's tag ``pointwise``."""
+RULES: Mapping[str, Rule] = {**SHAPE_RULES, **PRODUCT_RULES, **NORM_RULES, "glu": gated}
+
+
+class ChannelTracer(TorchDispatchMode):
+    """Applies the rule of every operator that runs."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.unknown: set[str] = set()
+        """Operators without a rule that channels went into."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operator and label its outputs."""
+        result = func(*args, **(kwargs or {}))
+        members = result if isinstance(result, list | tuple) else (result,)
+        outputs = tuple(member for member in members if isinstance(member, Tensor))
+        if outputs:
+            self._label(Call(func, args, kwargs or {}, outputs))
+        return result
+
+    def _label(self, call: Call) -> None:
+        graph = self.graph
+        tensors = call.tensors()
+        known = [graph.labels(tensor) for tensor in tensors]
+        rule = self._rule(call)
+        if not any(labels.tracks for labels in known) and not _is_filling(rule, known):
+            return
+        with torch.utils._python_dispatch._disable_current_modes():
+            labels = rule(graph, call)
+        shared = isinstance(labels, Labels)
+        for number, output in enumerate(call.outputs):
+            result = labels if shared else labels[number]  # type: ignore[index]
+            fits = all(track.ndim == output.ndim for track in result.tracks)
+            graph.set_labels(output, result if fits else Labels())
+
+    def _rule(self, call: Call) -> Rule:
+        if (rule := RULES.get(call.operator)) is not None:
+            return rule
+        if torch.Tag.pointwise in call.function.tags or call.operator in _ELEMENTWISE:
+            return elementwise
+        if any(self.graph.labels(tensor).tracks for tensor in call.tensors()):
+            self.unknown.add(call.operator)
+        return unknown
+
+
+def _is_filling(rule: Rule, known: list[Labels]) -> bool:
+    return rule is RULES["zeros",] or (bool(known) and all(labels.uniform for labels in known))
+
+
+def trace_channels(module: nn.Module, batch: Mapping[str, Tensor]) -> ChannelGraph:
+    """Run a module once and return the dependencies of its channels.
+
+    Args:
+        module: the module, in eval mode.
+        batch: inputs by the names of ``forward``'s arguments.
+    """
+    graph = ChannelGraph(module)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer
+    try:
+        with torch.no_grad(), ChannelTracer(graph):
+            outputs = module(**batch)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    freeze_outputs(graph, outputs)
+    return graph
+
+
+def freeze_outputs(graph: ChannelGraph, outputs: Any) -> None:
+    """Freeze the channels of the model's outputs, at any depth of tuples and mappings."""
+    if isinstance(outputs, Tensor):
+        graph.freeze(outputs)
+    elif isinstance(outputs, Mapping):
+        freeze_outputs(graph, list(outputs.values()))
+    elif isinstance(outputs, list | tuple):
+        for output in outputs:
+            freeze_outputs(graph, output)
