@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from calibration.sources.arrays import ArrayDataset, draw_indices, draw_problems
+from calibration.sources.arrays import Array, ArrayDataset, draw_indices, draw_problems
 from calibration.sources.picture_checks import (
     folder_notes,
     folder_problems,
@@ -18,7 +18,9 @@ from calibration.sources.picture_checks import (
 from calibration.sources.picture_decoding import decode_pictures
 from calibration.sources.picture_folders import scan_picture_folders
 from compressor.artifacts.fingerprint import digest_file, digest_json
+from compressor.config.record import LeftOutOfIds, with_former_names
 from compressor.data.contract import (
+    Batch,
     DataFacts,
     Dataset,
     DataSource,
@@ -30,6 +32,9 @@ from compressor.data.contract import (
 )
 from compressor.data.pictures import WHITE, parse_colour
 from compressor.errors import DataError
+
+Channels = tuple[float, float, float]
+"""A value for red, green and blue."""
 
 
 class ImagesConfig(SourceConfig):
@@ -51,10 +56,30 @@ class ImagesConfig(SourceConfig):
     """Largest number of pictures, drawn at random; all pictures by default."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the draw of `num_samples` pictures."""
+    input: Annotated[str, LeftOutOfIds()] = "image"
+    """Name of the array of pictures, which is that of the model's input."""
+    mean: Annotated[Channels | None, LeftOutOfIds()] = None
+    """Mean of red, green and blue, of values from 0 to 1: `[0.485, 0.456, 0.406]` for ImageNet.
+    With `mean` and `std` the samples are float32, (value / 255 - mean) / std; without them they are
+    uint8, from 0 to 255."""
+    std: Annotated[Channels | None, LeftOutOfIds()] = None
+    """Standard deviation of red, green and blue, of values from 0 to 1:
+    `[0.229, 0.224, 0.225]` for ImageNet."""
+
+    @model_validator(mode="after")
+    def _check_normalization(self) -> ImagesConfig:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("`mean` and `std` go together: set both, or none")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("`std` divides: its values must be above 0")
+        return self
+
+
+_STARTER_DTYPES = frozenset({"uint8", "float32"})
 
 
 class Images(DataSource[ImagesConfig]):
-    """Pictures in one folder per class: `image`, RGB uint8 [N, 3, S, S], and `label`, int64 [N].
+    """Pictures in one folder per class: RGB [N, 3, S, S], and `label`, int64 [N].
 
     Every format that Pillow decodes is read, and HEIC with the extra `heic`. The orientation in
     EXIF is applied, 16 bits are scaled to 8, transparent pixels show `background`, and the first
@@ -65,15 +90,19 @@ class Images(DataSource[ImagesConfig]):
     Config = ImagesConfig
 
     def starter(self, model: StarterInputs) -> StarterData | None:
-        """Return square pictures for a model that takes ``image``."""
-        image = model.named("image")
-        if image is None or image.dtype != "uint8" or len(image.shape) != 3:
+        """Return square pictures for a model that takes them; floats as of ImageNet."""
+        image = next((image for image in model.inputs if image.dtype in _STARTER_DTYPES), None)
+        if image is None or len(image.shape) != 3:
             return None
         channels, height, width = image.shape
         if channels != 3 or height != width or height is None:
             return None
-        fields = {"path": "pictures", "image_size": height}
-        return StarterData(fields, frozenset({"image"}), "a folder with one folder per class")
+        fields: dict[str, Any] = {"path": "pictures", "image_size": height}
+        if image.name != "image":
+            fields["input"] = image.name
+        if image.dtype == "float32":
+            fields |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+        return StarterData(fields, frozenset({image.name}), "a folder with one folder per class")
 
     def problems(self, config: ImagesConfig, context: SourceContext) -> list[str]:
         """Return wrong folders, empty and unreadable files, and unused fields.
@@ -103,7 +132,7 @@ class Images(DataSource[ImagesConfig]):
         count = sum(len(files) for files in classes.values())
         side = config.image_size
         return DataFacts(
-            inputs=(InputFacts("image", "uint8", (3, side, side)),),
+            inputs=(InputFacts(config.input, _dtype(config), (3, side, side)),),
             has_labels=True,
             num_samples=count if config.num_samples is None else min(count, config.num_samples),
             num_classes=max(_labels(config, classes)) + 1,
@@ -120,7 +149,7 @@ class Images(DataSource[ImagesConfig]):
         return digest_json(
             {
                 "version": 2,
-                "config": config.model_dump(mode="json", exclude={"path"}),
+                "config": _hashed(config),
                 "files": {
                     file.relative_to(root).as_posix(): digest for file, digest in digests.items()
                 },
@@ -153,7 +182,39 @@ class Images(DataSource[ImagesConfig]):
         images = decode_pictures(files, root, config.image_size, config.background, context)
         labels = np.array([label for _, label in drawn], dtype=np.int64)
         names = None if config.numbered else tuple(classes)
-        return ArrayDataset({"image": images, "label": labels}, ("image",), "label", names)
+        arrays: dict[str, Array] = {config.input: images, "label": labels}
+        if config.mean is None or config.std is None:
+            return ArrayDataset(arrays, (config.input,), "label", names)
+        return NormalizedDataset(arrays, (config.input,), "label", names).normalize(
+            np.array(config.mean, np.float32), np.array(config.std, np.float32)
+        )
+
+
+def _dtype(config: ImagesConfig) -> str:
+    """Return the type of the samples."""
+    return "uint8" if config.mean is None else "float32"
+
+
+def _hashed(config: ImagesConfig) -> dict[str, Any]:
+    """Return the fields that can change a sample."""
+    tree = with_former_names(config, config.model_dump(mode="json"))
+    return {name: value for name, value in tree.items() if name != "path"}
+
+
+class NormalizedDataset(ArrayDataset):
+    """Pictures that are kept as uint8, and normalized batch by batch."""
+
+    def normalize(self, mean_C: Array, std_C: Array) -> Self:
+        """Set mean and standard deviation of the channels, of values from 0 to 1."""
+        self._offset = (mean_C / std_C)[:, None, None]
+        self._factor = (1 / (255 * std_C))[:, None, None]
+        return self
+
+    def batch(self, indices: Array, epoch: int = 0) -> Batch:
+        """Return the rows at ``indices``, the pictures as float32."""
+        batch = super().batch(indices, epoch)
+        name = self.input_names[0]
+        return batch | {name: batch[name].astype(np.float32) * self._factor - self._offset}
 
 
 def _labels(config: ImagesConfig, classes: Iterable[str]) -> list[int]:

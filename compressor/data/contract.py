@@ -8,7 +8,7 @@ not import torch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -96,6 +96,8 @@ class StarterData:
     """The files that ``path`` has to name; None if the source needs none."""
     needs_code: bool = False
     """True if only ``--allow-code`` reads it; another source goes first."""
+    fits_any_model: bool = False
+    """True if the source is no better for this model than for others, which go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,13 @@ class Dataset(ABC):
     Attributes:
         input_names: names of the arrays that a model takes, in its order.
         label_name: name of the array of labels; None if there are no labels.
+        blank_token: id of the blank of CTC, for speech whose labels are the tokens of transcripts
+            [N, L], padded with -100; None for other sets.
     """
 
     input_names: tuple[str, ...]
     label_name: str | None
+    blank_token: int | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -158,6 +163,13 @@ class Dataset(ABC):
     def class_names(self) -> tuple[str, ...] | None:
         """Return the names of the classes in the order of the labels; None if they have none."""
         return None
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        """Return the text that tokens of a transcript spell.
+
+        Only sets with a ``blank_token`` have transcripts.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no transcripts")
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """Yield the samples in order, at most ``limit`` of them."""

@@ -92,7 +92,7 @@ def write_model_starter(model: Path, folder: Path, data: Path | None) -> Written
 
 
 def _fitting_data(stored: StoredModel, model: StarterModel) -> list[_Data]:
-    """Return the data sets that feed the model: those without code first, then by inputs."""
+    """Return the data sets that feed the model: those for it first, then those without code."""
     if model.inputs is None:
         return []
     required = frozenset(spec.name for spec in model.inputs if not spec.optional)
@@ -115,7 +115,12 @@ def _fitting_data(stored: StoredModel, model: StarterModel) -> list[_Data]:
     ]
     return sorted(
         fitting,
-        key=lambda data: (data.starter.needs_code, -len(data.starter.inputs), data.source.name),
+        key=lambda data: (
+            data.starter.fits_any_model,
+            data.starter.needs_code,
+            -len(data.starter.inputs),
+            data.source.name,
+        ),
     )
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from calibration.sources import picture_checks
 from calibration.sources.images import Images, ImagesConfig
-from compressor.data.contract import SourceContext
+from compressor.data.contract import InputFacts, SourceContext
 from compressor.errors import DataError
 
 
@@ -277,3 +277,25 @@ def test_folders_that_may_not_be_the_intended_classes_are_noted(pictures: Path) 
     assert "folder 10 has label 0; set `numbered: true`" in notes.pop()
     assert Images().problems(config_of(numbered=True), context) == []
     assert notes == []
+
+
+def test_pictures_are_normalized_as_the_model_expects(pictures: Path) -> None:
+    context = SourceContext(pictures)
+    config = config_of(
+        image_size=8, input="pixels", mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0), num_samples=6
+    )
+    assert Images().facts(config, context).inputs == (InputFacts("pixels", "float32", (3, 8, 8)),)
+    samples = Images().load(config, context)
+    batch = samples.batch(np.arange(6))
+    red = batch["pixels"][batch["label"] == 1]
+    assert red.dtype == np.float32
+    assert np.allclose(red[:, 0], 1.0)  # (1 - 0.5) / 0.5
+    assert np.allclose(red[:, 1], -1.0)  # (0 - 0.25) / 0.25
+    assert np.allclose(batch["pixels"][batch["label"] == 0][:, 2], 0.5)
+    assert Images().digest(config, context) != Images().digest(config_of(image_size=8), context)
+
+
+def test_mean_and_std_go_together() -> None:
+    for fields in ({"mean": (0.5, 0.5, 0.5)}, {"mean": (0.0,) * 3, "std": (1.0, 0.0, 1.0)}):
+        with pytest.raises(ValueError, match="std"):
+            config_of(**fields)

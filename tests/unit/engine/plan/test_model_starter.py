@@ -77,7 +77,9 @@ def tree(file: Path) -> dict[str, Any]:
 
 
 def test_every_installed_family_is_tested() -> None:
-    assert SMALLEST.keys() == set(discovery.names(discovery.FAMILIES))
+    families = discovery.names(discovery.FAMILIES)
+    with_presets = {name for name in families if discovery.load(discovery.FAMILIES, name).presets}
+    assert SMALLEST.keys() == with_presets
 
 
 @pytest.mark.parametrize("family", SMALLEST)
