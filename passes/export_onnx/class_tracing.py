@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _CORRECTIONS = ("onnx", exporter_dynamo.DynamoExporter.export_format.value)
 """Sets of replacements of operations and methods."""
+_LINES = 3
+"""Lines of a library's error that are quoted."""
 _EXPERTS = "batched_mm"
 """Experts as products of gathered weights: other implementations loop over values."""
 _ATTENTION = "eager"
@@ -44,7 +46,8 @@ def trace_class(
         interface.inputs, interface.outputs, interface.dynamic, interface.opset, translations
     )
     try:
-        with traceable(module), _corrections(), torch.no_grad():
+        make_traceable(module)
+        with _corrections(), torch.no_grad():
             graph = trace(module, tensors, interface)
     except Exception as error:  # torch raises classes of its own and of the traced code
         raise PassError(
@@ -59,31 +62,25 @@ def trace_class(
 
 
 def _cause(error: BaseException) -> str:
-    """Return the class and the first line of the innermost error."""
+    """Return the class and the first lines of the innermost error."""
     while (cause := error.__cause__) is not None:
         error = cause
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no details'}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:_LINES]) or 'no details'}"
 
 
-@contextmanager
-def traceable(module: nn.Module) -> Iterator[None]:
-    """Select implementations of attention and experts that can be traced."""
-    restored = []
-    for part in module.modules():
-        if isinstance(part, PreTrainedModel):
-            config: Any = part.config
-            restored.append((part, config._attn_implementation, config._experts_implementation))
+def make_traceable(module: nn.Module) -> None:
+    """Select implementations of attention and experts that can be traced, in place."""
+    parts = [(name, part) for name, part in module.named_modules() if _is_class(part)]
+    for name, part in parts:
+        if not any(name.startswith(f"{other}.") or (name and not other) for other, _ in parts):
             part.set_attn_implementation(_ATTENTION)
-            if part._can_set_experts_implementation():
-                part.set_experts_implementation(_EXPERTS)
-    try:
-        yield
-    finally:
-        for part, attention, experts in restored:
-            part.set_attn_implementation(attention)
-            if part._can_set_experts_implementation():
-                part.set_experts_implementation(experts)
+        if part._can_set_experts_implementation():
+            part.set_experts_implementation(_EXPERTS)
+
+
+def _is_class(module: nn.Module) -> TypeGuard[PreTrainedModel]:
+    return isinstance(module, PreTrainedModel)
 
 
 @contextmanager

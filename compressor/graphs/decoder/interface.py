@@ -7,8 +7,12 @@ from __future__ import annotations
 
 INPUT_IDS, ATTENTION_MASK, LOGITS = "input_ids", "attention_mask", "logits"
 LOGITS_TO_KEEP = "logits_to_keep"
+DECODER_TOKENS = "decoder_input_ids"
+"""Tokens of a decoder behind an encoder, as batches name them; in its graph they are `input_ids`."""
 IMAGE_EMBEDS, POSITION_OFFSETS = "image_embeds", "position_offsets"
 PAST_PREFIX, PRESENT_PREFIX = "past_key_values.", "present."
+CROSS_PREFIX, ENCODER_MASK = "cross_key_values.", "encoder_attention_mask"
+"""Inputs of a decoder behind an encoder: keys and values of the encoder's output, and its mask."""
 CONTEXT_LENGTH_KEY = "autoglm_compress.context_length"
 """Metadata key for the number of positions that a decoder attends to."""
 TARGET_KEY = "autoglm_compress.target"
@@ -20,6 +24,9 @@ GROWING_TARGETS = frozenset({"portable", TRACED})
 VISION_MODEL = "vision.onnx"
 """File of the vision tower: `pixel_values` float32 [M, D] of one image and `image_grid_thw`
 int64 [1, 3] in, `image_embeds` [W, H] out."""
+ENCODER_MODEL = "encoder.onnx"
+"""File of the encoder of an encoder-decoder: its own inputs in, the decoder's keys and values of
+its output out."""
 MERGE_SIZE_KEY = "autoglm_compress.merge"
 """Metadata key of the vision tower for the number of patches, in height and in width, that are
 merged into one embedding."""

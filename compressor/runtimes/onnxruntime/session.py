@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from compressor.errors import ModelError, PassError
 from compressor.graphs.decoder.cache_layout import KvCacheLayout
 from compressor.graphs.decoder.interface import (
     ATTENTION_MASK,
+    CROSS_PREFIX,
+    DECODER_TOKENS,
+    ENCODER_MASK,
     IMAGE_EMBEDS,
     INPUT_IDS,
     PAST_PREFIX,
@@ -19,6 +23,7 @@ from compressor.graphs.decoder.interface import (
     PRESENT_PREFIX,
 )
 from compressor.models.capabilities.signature import InputSpec
+from compressor.runtimes.onnxruntime.decoder.encoder import Encoder, input_names
 from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
 from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, open_inference_session
 from compressor.runtimes.session import Session
@@ -30,7 +35,8 @@ class OnnxSession(Session):
     """``model.onnx`` with all graph optimizations of ONNX Runtime.
 
     A decoder is run on whole windows of tokens: its key-value cache is empty, and neither the cache
-    nor the attention mask is among ``inputs``.
+    nor the attention mask is among ``inputs``. Behind an encoder, its tokens are the input
+    ``decoder_input_ids``.
     """
 
     def __init__(self, folder: Path, threads: int, device: str) -> None:
@@ -57,8 +63,15 @@ class OnnxSession(Session):
             )
             for value in self._session.get_inputs()
             if not is_decoder
-            or (value.name != ATTENTION_MASK and not value.name.startswith(PAST_PREFIX))
+            or (
+                value.name not in {ATTENTION_MASK, ENCODER_MASK}
+                and not value.name.startswith((PAST_PREFIX, CROSS_PREFIX))
+            )
         )
+        self._encoder = Encoder.open_if_present(folder, threads, device) if is_decoder else None
+        if self._encoder is not None:
+            [tokens] = self.inputs
+            self.inputs = (*self._encoder.inputs, replace(tokens, name=DECODER_TOKENS))
         self._tower = VisionTower.open_if_present(folder, threads, device) if is_decoder else None
         if self._tower is not None:
             self.inputs += self._tower.inputs
@@ -84,12 +97,14 @@ class OnnxSession(Session):
         """Return all inputs of the graph: a decoder also has a mask, a cache and image inputs."""
         if self._caches is None:
             return feeds
-        ids = feeds[INPUT_IDS]
+        ids = feeds[INPUT_IDS if self._encoder is None else DECODER_TOKENS]
         complete = {
             INPUT_IDS: ids,
             ATTENTION_MASK: np.ones_like(ids),
             **self._caches.zeros(len(ids), 0),
         }
+        if self._encoder is not None:
+            complete |= self._encoder.encode(feeds, input_names(self._session))
         if self._tower is not None and (images := self._tower.encode_batch(feeds)) is not None:
             complete |= {
                 IMAGE_EMBEDS: images.embeddings_NW,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionAndFullAttentionLayer
 
 from compressor.models.capabilities.cached_generation import CachedTensor
 from compressor.models.families.transformers.generic.generation import (
@@ -63,16 +63,14 @@ class CachedDecoder(nn.Module):
         """
         count = len(self.extra_inputs)
         extra = dict(zip(self.extra_inputs, rest[:count], strict=True))
-        cache, past = self._cache(rest[count:])
-        arguments = self.call_arguments(
-            input_ids, self._mask(input_ids, attention_mask, past), extra
-        )
+        cache = self.filled_cache(self.tensors, rest[count:])
+        mask = _with_known_size(attention_mask, input_ids, _positions(self.tensors, rest[count:]))
+        arguments = self.call_arguments(input_ids, mask, extra)
         keeps = _KEPT in self.parameters_of_forward
         if keeps:
             arguments[_KEPT] = kept_positions
-        results = self.module(
-            **arguments, **{self.argument: cache}, use_cache=True, return_dict=True
-        )
+        arguments[self.argument] = self.wrap_cache(cache, extra)
+        results = self.module(**arguments, use_cache=True, return_dict=True)
         logits = results.logits if keeps else results.logits.index_select(1, kept_positions)
         present = [tensor for layer in cache.layers for tensor in layer_tensors(layer).values()]
         return (logits.float(), *present)
@@ -95,26 +93,22 @@ class CachedDecoder(nn.Module):
             arguments[_POSITIONS] = token_positions(attention_mask, input_ids.shape[1])
         return arguments
 
-    def _cache(self, tensors: Sequence[Tensor]) -> tuple[DynamicCache, int | None]:
-        """Return a cache that holds tensors, and its number of positions; None if it has none."""
+    def wrap_cache(self, cache: DynamicCache, extra: Mapping[str, Tensor]) -> Cache:
+        """Return the cache that the class is called with, which holds ``cache``."""
+        del extra
+        return cache
+
+    @staticmethod
+    def filled_cache(specs: Sequence[CachedTensor], tensors: Sequence[Tensor]) -> DynamicCache:
+        """Return a cache that holds tensors."""
         by_layer: dict[int, dict[str, Tensor]] = {}
-        past: int | None = None
-        for spec, tensor in zip(self.tensors, tensors, strict=True):
+        for spec, tensor in zip(specs, tensors, strict=True):
             number, part = spec.name.split(".")
             by_layer.setdefault(int(number), {})[part] = tensor
-            if past is None and not spec.is_state:
-                past = tensor.shape[2]
         cache = DynamicCache()
         cache.layer_class_to_replicate = None
         cache.layers = [_layer(by_layer.get(index, {})) for index in range(max(by_layer) + 1)]
-        return cache, past
-
-    @staticmethod
-    def _mask(input_ids: Tensor, mask: Tensor, past: int | None) -> Tensor | None:
-        """Return the mask with a size that tracing knows to be P + T."""
-        if past is None:
-            return None
-        return mask.index_select(1, torch.arange(past + input_ids.shape[1]))
+        return cache
 
 
 class _StateLayer(LinearAttentionAndFullAttentionLayer):
@@ -144,6 +138,19 @@ class _StateLayer(LinearAttentionAndFullAttentionLayer):
     ) -> Tensor:
         self.recurrent_states[state_idx] = recurrent_states
         return recurrent_states
+
+
+def _positions(specs: Sequence[CachedTensor], tensors: Sequence[Tensor]) -> int | None:
+    """Return the number of cached positions P; None if all layers have states."""
+    keys = (tensor for spec, tensor in zip(specs, tensors, strict=True) if not spec.is_state)
+    return next((tensor.shape[2] for tensor in keys), None)
+
+
+def _with_known_size(mask: Tensor, input_ids: Tensor, past: int | None) -> Tensor | None:
+    """Return the mask with a size that tracing knows to be P + T; None without positions."""
+    if past is None:
+        return None
+    return mask.index_select(1, torch.arange(past + input_ids.shape[1]))
 
 
 def token_positions(attention_mask: Tensor, tokens: int) -> Tensor:

@@ -37,6 +37,8 @@ class CachedExporter(Exporter):
     def field_problems(self) -> list[FieldProblem]:
         """Return fields of built graphs and of models that do not generate."""
         fields = set_fields(self.config)
+        if self.generation.encoder_inputs:  # its samples are compared in batches
+            fields = [name for name in fields if name != "parity.batch_size"]
         problems = [
             FieldProblem(name, reason, f"remove `{name}`")
             for name, reason in _REASONS.items()
@@ -71,6 +73,10 @@ class CachedExporter(Exporter):
 
     def export(self, model: ModelDescription, out: Path, context: PassContext) -> PassOutput:
         """Trace, save and compare; see ``Exporter.export``."""
+        if self.generation.encoder_inputs:
+            from passes.export_onnx.cached.encoder_decoder_run import export_encoder_decoder
+
+            return export_encoder_decoder(self.config, self.generation, model, out, context)
         from passes.export_onnx.cached.run import export_cached
 
         return export_cached(self.config, self.generation, model, out, context)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import PassError
 from compressor.graphs.decoder.interface import (
     CONTEXT_LENGTH_KEY,
     TARGET_KEY,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 _WINDOWS = 4
 """Default number of compared windows."""
 _STAGES = ("trace", "write", "compare")
+_NO_CACHE = "the class is exported without a cache, and does not generate in ONNX Runtime"
 _PACKED_OPSET = 21
 """The first opset with blocks of packed weights."""
 
@@ -74,6 +74,19 @@ class _CachedExport:
         if packed and "opset" not in set_fields(self.config):
             return max(self.config.opset, _PACKED_OPSET)
         return self.config.opset
+
+    def trace(self, window: Batch) -> ir.Model | None:
+        """Return the traced graph; None, with a note, if the class has to do without a cache."""
+        module: Any = load_module(self.model).float()
+        tensors = _tensors(self.generation, self.model)
+        if not tensors or not continues_from_cache(module, window):
+            self.context.note(f"{_NO_CACHE}: from it, it does not continue as from its tokens")
+            return None
+        try:
+            return trace_decoder(CachedDecoder(module, tensors), self.opset())
+        except PassError as error:
+            self.context.note(f"{_NO_CACHE}: with one, {error.what}")
+            return None
 
     def save(self, graph: ir.Model) -> bool:
         """Write the graph; return True if its weights are in a file of their own."""
@@ -112,18 +125,10 @@ def export_cached(
     export = _CachedExport(config, generation, model, out, context)
     windows = export.windows()
     export.report(0)
-    module: Any = load_module(model).float()
-    tensors = _tensors(generation, model)
-    if not tensors or not continues_from_cache(module, windows[0]):
-        context.note(
-            "the class does not continue from its cache as from its tokens: it is exported "
-            "without a cache, and does not generate in ONNX Runtime"
-        )
+    graph = export.trace(windows[0])
+    if graph is None:
         return _export_plain(config, model, out, context)
-    with torch.no_grad():
-        graph = trace_decoder(CachedDecoder(module, tensors), export.opset())
     strip_metadata(graph)
-    del module
     packed = store_packed(graph, model.folder, context.note)
     export.report(1)
     external = export.save(graph)

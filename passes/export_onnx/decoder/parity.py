@@ -28,7 +28,7 @@ from passes.export_onnx.parity import Limits, Tolerance
 
 _POSITIONS_AT_ONCE = 16
 """Positions that are compared at once: their logits fit into a processor's cache."""
-_DEFAULT_KL = 0.02
+DEFAULT_KL = 0.02
 _PADDED_TOKENS = 128
 """Tokens of the longer of two prompts side by side."""
 _DECODED_TOKENS = 8
@@ -194,7 +194,7 @@ def compare(
     text_windows = [window[INPUT_IDS][0] for window in windows if TOKEN_TYPES not in window]
     if len(text_windows) > 1 and decoder.takes_padding:
         comparison.compare_padded(text_windows[:2])
-    ways, kl = comparison.ways(), config.kl or _DEFAULT_KL
+    ways, kl = comparison.ways(), config.kl or DEFAULT_KL
     violations = [line for way in ways for line in way.violations(limits, kl)]
     if violations:
         raise ParityError(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from compressor.data.contract import Batch
 from compressor.errors import UsageError
 from compressor.graphs.decoder.cache_layout import KvCacheLayout
 from compressor.graphs.decoder.interface import (
@@ -31,6 +32,7 @@ from compressor.runtimes.onnxruntime.decoder.cache import (
     KeyValueCache,
     SharedBuffers,
 )
+from compressor.runtimes.onnxruntime.decoder.encoder import Encoder, input_names
 from compressor.runtimes.onnxruntime.decoder.vision import ImageInputs
 from compressor.runtimes.onnxruntime.inference import open_inference_session
 
@@ -91,6 +93,11 @@ class OnnxDecoder:
                 f"{folder} holds no decoder: its graph has no key-value cache",
                 remedy="name an artifact that export-onnx made from a language model",
             )
+        self._encoder, self._decoder_inputs = (
+            Encoder.open_if_present(folder, threads),
+            input_names(session),
+        )
+        self._encoded: Batch = {}
         self.batch_size, self.capacity = batch_size, capacity
         self._cache = _allocate_cache(session, layout, batch_size, capacity)
         self._image_width = _image_width(session)
@@ -110,6 +117,25 @@ class OnnxDecoder:
         self._cache.reset()
         self._next_offset_B = np.zeros(self.batch_size, dtype=np.int64)
 
+    def encode(self, batch: Mapping[str, Array]) -> None:
+        """Run the encoder on its inputs, and start with an empty cache.
+
+        Args:
+            batch: arrays of ``batch_size`` samples.
+
+        Raises:
+            UsageError: the model has no encoder.
+            DataError: arrays are missing or do not fit.
+            PassError: ONNX Runtime failed inside the graph.
+        """
+        if self._encoder is None:
+            raise UsageError("the model has no encoder: it continues tokens")
+        self.reset()
+        # A binding does not keep its arrays alive.
+        self._encoded = self._encoder.encode(batch, self._decoder_inputs)
+        for bound in {self._decode_session, self._prefill_session}:
+            bound.bind_inputs(self._encoded)
+
     @property
     def can_truncate(self) -> bool:
         """True if the cache can be shortened: it holds no states of recurrent layers."""
@@ -119,9 +145,10 @@ class OnnxDecoder:
     def takes_padding(self) -> bool:
         """True if prompts of different lengths can be processed together.
 
-        The state of a recurrent layer would take up the padding.
+        The state of a recurrent layer would take up the padding, and decoders behind an encoder
+        count it as positions.
         """
-        return not self._cache.layout.has_states
+        return not self._cache.layout.has_states and self._encoder is None
 
     def truncate(self, tokens: int) -> None:
         """Keep only the first tokens, which must include all images; not for padded sequences.
@@ -188,8 +215,8 @@ class OnnxDecoder:
             )
         if padded and not self.takes_padding:
             raise UsageError(
-                "prompts of different lengths cannot be processed together: the states of the "
-                "model's recurrent layers would take up the padding",
+                "prompts of different lengths cannot be processed together: the model would take "
+                "padding for tokens",
                 remedy="process each sequence alone",
             )
         several = self.batch_size > 1 and tokens > 1 and self._cache.state.lengths_B.any()
