@@ -20,9 +20,14 @@ def generate(
     model: Annotated[
         Path, typer.Argument(help="Artifact, or the directory of a checkpoint.", metavar="MODEL")
     ],
-    prompt: Annotated[str, typer.Option(help="Message to answer, or text to continue.")],
+    prompt: Annotated[
+        str, typer.Option(help="Message to answer, or text to continue, translate or summarize.")
+    ] = "",
     image: Annotated[
         list[Path] | None, typer.Option(help="Image in front of the message; repeatable.")
+    ] = None,
+    audio: Annotated[
+        Path | None, typer.Option(help="WAV file to transcribe or translate (speech models).")
     ] = None,
     max_tokens: Annotated[
         int, typer.Option(help="Largest number of tokens to generate.", min=1)
@@ -56,7 +61,7 @@ def generate(
 
     generated = generate_text(
         model_at(model),
-        Prompt(prompt, tuple(image or ()), raw),
+        Prompt(prompt, tuple(image or ()), raw, audio),
         Sampling(max_tokens, temperature, top_p, seed),
         threads=threads,
         fast_prompts=fast_prompts,

@@ -17,6 +17,7 @@ from compressor.artifacts.store import MANIFEST
 from compressor.data.pictures import file_problem
 from compressor.engine.run.runner import load_given
 from compressor.errors import CompressError, DataError, UsageError
+from compressor.generation.encoder_input import encode_input
 from compressor.models.checkpoint.generation_settings import read_special_tokens
 from compressor.models.families.transformers.chat_templates import load_tokenizer, render_chat
 from compressor.models.families.transformers.processor import Processor
@@ -70,6 +71,8 @@ class Prompt:
     """Image files that the message is about; they come before the text."""
     raw: bool = False
     """Continue the text as it is, without the chat template."""
+    audio: Path | None = None
+    """A WAV file for the encoder of a speech model."""
 
 
 def model_at(path: Path) -> StoredModel:
@@ -110,12 +113,18 @@ def generate(
 
     Raises:
         DataError: there is no tokenizer, or it gives no token for the prompt, or tokens beyond the
-            embedding; an image cannot be read, or there is no processor.
+            embedding; an image or a recording cannot be read, or there is no processor.
         UsageError: the model does not generate, takes no images, or has no packed weights for
             ``fast_prompts``; prompt and answer exceed its context.
     """
     limits = _limits(model, prompt)
-    tokenizer, token_ids_T, images = _encode(model.path, prompt)
+    if limits.encoder_inputs:
+        tokenizer, token_ids_T, encoder_arrays = encode_input(
+            model.path, prompt, limits.encoder_inputs
+        )
+        images = None
+    else:
+        tokenizer, token_ids_T, images = _encode(model.path, prompt)
     _check_vocabulary(model.path, token_ids_T, tokenizer, limits)
     capacity = _required_capacity(token_ids_T, sampling, limits)
     options = DecoderOptions(threads, capacity, fast_prompts)
@@ -124,6 +133,8 @@ def generate(
     stream = _TextStream(tokenizer, on_text)
     tokens: list[int] = []
     started = prefilled = time.perf_counter()
+    if limits.encoder_inputs:
+        decoder.encode(encoder_arrays)
     for token in _decode(decoder, token_ids_T, images, sampling):
         prefilled = prefilled if tokens else time.perf_counter()
         tokens.append(token)
@@ -143,10 +154,14 @@ def generate(
 
 
 def _limits(model: StoredModel, prompt: Prompt) -> GenerationLimits:
-    """Return the limits of a model; raise ``UsageError`` if it cannot take the prompt's images."""
+    """Return the limits of a model; raise ``UsageError`` if it cannot take the prompt's files."""
     limits = model.format.generation_limits(model.path)
+    if limits.encoder_inputs:
+        return limits
     if prompt.images and not limits.takes_images:
         raise UsageError(f"{model.path} holds a text model: it takes no images")
+    if prompt.audio is not None:
+        raise UsageError(f"{model.path} holds no speech model: it takes no recordings")
     return limits
 
 

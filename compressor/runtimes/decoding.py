@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from compressor.errors import UsageError
+
 Array = np.ndarray[Any, Any]
 
 
@@ -25,6 +27,8 @@ class GenerationLimits:
     """True if the prompt may hold images."""
     vocabulary: int | None = None
     """Rows of the embedding, which token ids must stay below; None if not known."""
+    encoder_inputs: tuple[str, ...] = ()
+    """Names of the inputs of the encoder that the decoder attends to; none for a decoder alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,14 @@ class DecoderOptions:
 
 class Decoder(ABC):
     """An open model with the key-value cache of one sequence."""
+
+    def encode(self, arrays: Mapping[str, Array]) -> None:  # noqa: ARG002
+        """Run the encoder of an encoder-decoder, before the first tokens.
+
+        Args:
+            arrays: the encoder's inputs for one sample, with a first dimension of size 1.
+        """
+        raise UsageError("the model has no encoder: it continues tokens")
 
     @abstractmethod
     def forward(self, token_ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 INPUT_IDS, ATTENTION_MASK, LOGITS = "input_ids", "attention_mask", "logits"
 LOGITS_TO_KEEP = "logits_to_keep"
 DECODER_TOKENS = "decoder_input_ids"
-"""Tokens of a decoder behind an encoder, as batches name them; in its graph they are `input_ids`."""
+"""Tokens of a decoder behind an encoder in batches; in its graph they are ``INPUT_IDS``."""
 IMAGE_EMBEDS, POSITION_OFFSETS = "image_embeds", "position_offsets"
 PAST_PREFIX, PRESENT_PREFIX = "past_key_values.", "present."
 CROSS_PREFIX, ENCODER_MASK = "cross_key_values.", "encoder_attention_mask"

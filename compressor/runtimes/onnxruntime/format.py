@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from compressor.runtimes.tensor_listing import ListedTensor
 
 _MODEL = "model.onnx"
-_VISION = "vision.onnx"
-"""The vision tower beside a decoder's graph."""
+_VISION, _ENCODER = "vision.onnx", "encoder.onnx"
+"""The vision tower or the encoder beside a decoder's graph."""
 _DESCRIPTIONS = ("config.json", "genai_config.json")
 
 
@@ -64,7 +64,7 @@ class Onnx(Format):
                     file.relative_to(path.parent).as_posix(): file for file in _external_files(path)
                 },
             }
-        graphs = [path / name for name in (_MODEL, _VISION) if (path / name).is_file()]
+        graphs = [path / name for name in (_MODEL, _VISION, _ENCODER) if (path / name).is_file()]
         files = [
             *graphs,
             *(file for graph in graphs for file in _external_files(graph)),
@@ -135,7 +135,12 @@ class Onnx(Format):
 
     def generation_limits(self, path: Path) -> GenerationLimits:
         """Return the limits that `export-onnx` wrote into a decoder's metadata."""
-        from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY, LOGITS, VISION_MODEL
+        from compressor.graphs.decoder.interface import (
+            CONTEXT_LENGTH_KEY,
+            ENCODER_MODEL,
+            LOGITS,
+            VISION_MODEL,
+        )
         from compressor.graphs.files import read_graph
 
         graph = read_graph(path)
@@ -147,10 +152,13 @@ class Onnx(Format):
             for output in graph.graph.output
             if output.name == LOGITS
         ]
+        encoder = path / ENCODER_MODEL
+        inputs = read_graph(encoder).graph.input if encoder.is_file() else ()
         return GenerationLimits(
             int(metadata[CONTEXT_LENGTH_KEY]),
             (path / VISION_MODEL).is_file(),
             next(filter(None, sizes), None),
+            tuple(value.name for value in inputs),
         )
 
     def open_decoder(self, path: Path, options: DecoderOptions) -> Decoder:
@@ -211,6 +219,10 @@ class _OnnxDecoder(Decoder):
             huge_pages=True,
             fast_prompts=options.fast_prompts,
         )
+
+    def encode(self, arrays: Mapping[str, Array]) -> None:
+        """Run the encoder's graph; see ``Decoder.encode``."""
+        self._decoder.encode(arrays)
 
     def forward(self, token_ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
         """Run the new tokens through the graph; see ``Decoder.forward``."""

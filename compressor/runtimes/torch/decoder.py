@@ -5,8 +5,10 @@ Shapes: T new tokens, V vocabulary entries.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,8 @@ from compressor.models.checkpoint.description import read_description
 from compressor.runtimes.decoding import Array, Decoder, DecoderOptions, GenerationLimits
 from compressor.runtimes.memory import check_kv_cache_fits
 
-INPUT_IDS = "input_ids"
+INPUT_IDS, DECODER_TOKENS = "input_ids", "decoder_input_ids"
+ATTENTION_MASK = "attention_mask"
 _FLOAT_BYTES = 4
 
 
@@ -25,14 +28,18 @@ def limits_of(folder: Path) -> GenerationLimits | None:
     generation = model.capability(CachedGeneration)
     if generation is None:
         return None
-    bounds = (spec.below for spec in model.signature.inputs if spec.name == INPUT_IDS)
+    tokens = DECODER_TOKENS if generation.encoder_inputs else INPUT_IDS
+    bounds = (spec.below for spec in model.signature.inputs if spec.name == tokens)
     return GenerationLimits(
-        generation.context_length, bool(generation.image_inputs), next(bounds, None)
+        generation.context_length,
+        bool(generation.image_inputs),
+        next(bounds, None),
+        tuple(spec.name for spec in generation.encoder_inputs),
     )
 
 
 class TorchDecoder(Decoder):
-    """A language model in torch with a ``DynamicCache``."""
+    """A class of transformers that generates, in torch, with the kind of cache it uses itself."""
 
     def __init__(self, folder: Path, options: DecoderOptions) -> None:
         """Open the model.
@@ -43,29 +50,51 @@ class TorchDecoder(Decoder):
             RequirementError: the model does not generate with a key-value cache.
         """
         import torch
-        from transformers import DynamicCache
 
         from compressor.models.checkpoint.loading import load_module
+        from compressor.models.families.transformers.generic.generation import (
+            cache_argument,
+            new_cache,
+        )
 
         model = read_description(folder)
         generation = model.require(CachedGeneration)
         cache_bytes = generation.cache_bytes(options.capacity, _FLOAT_BYTES)
         check_kv_cache_fits(cache_bytes, batch_size=1, tokens=options.capacity)
         torch.set_num_threads(options.threads)
-        self._module, self._cache = load_module(model), DynamicCache()
+        self._module: Any = load_module(model)
+        self._cache = {cache_argument(self._module): new_cache(self._module)}
+        self._encoded: dict[str, Any] = {}
+        self._tokens = DECODER_TOKENS if generation.encoder_inputs else INPUT_IDS
+        parameters = inspect.signature(type(self._module).forward).parameters
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+
+    def encode(self, arrays: Mapping[str, Array]) -> None:
+        """Run the encoder; see ``Decoder.encode``."""
+        import torch
+
+        inputs = {name: self._tensor(array) for name, array in arrays.items()}
+        with torch.inference_mode():
+            self._encoded = {"encoder_outputs": self._module.get_encoder()(**inputs)}
+        if ATTENTION_MASK in inputs:
+            self._encoded[ATTENTION_MASK] = inputs[ATTENTION_MASK]
 
     def forward(self, token_ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
         """Run the new tokens through the model; see ``Decoder.forward``."""
         import torch
 
-        arrays = {INPUT_IDS: token_ids_T, **(images or {})}
-        inputs = {
-            name: torch.from_numpy(np.ascontiguousarray(array))[None]
-            for name, array in arrays.items()
-        }
+        arrays = {self._tokens: token_ids_T, **(images or {})}
+        inputs = {name: self._tensor(array[None]) for name, array in arrays.items()}
         with torch.inference_mode():
             outputs = self._module(
-                **inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+                **inputs, **self._cache, **self._encoded, **self._options, use_cache=True
             )
         logits_V: Array = outputs["logits"][0, -1].float().numpy()
         return logits_V
+
+    def _tensor(self, array: Array) -> Any:
+        """Return a tensor; floats have the dtype of the module's weights."""
+        import torch
+
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.to(self._module.dtype) if tensor.is_floating_point() else tensor

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.artifacts.files import copy_file
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError
@@ -30,6 +31,7 @@ from compressor.models.capabilities.cached_generation import CachedGeneration, C
 from compressor.models.capabilities.signature import InputSpec
 from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.description import ModelDescription
+from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.session import match_inputs
 from compressor.runtimes.torch.session import TorchSession
@@ -81,6 +83,7 @@ def export_encoder_decoder(
     del module
     parity = export.compare(batches, quantized=bool(packed))
     copy_companions(model.folder, out)
+    copy_file(model.folder / CONFIG, out / CONFIG)  # names the decoder's first token
     export.report(3)
     return PassOutput(
         packed
