@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,13 @@ def _complete(model: ModelConfig, code: Mapping[str, Any]) -> ModuleConfig:
     inputs = model.inputs or _image_inputs(model)
     fields = {
         "arguments": model.arguments,
-        "inputs": {name: spec.model_dump(mode="json") for name, spec in inputs.items()},
+        "inputs": [
+            {"name": name, **spec.model_dump(mode="json")} for name, spec in inputs.items()
+        ],
         "unit": model.unit or "sample",
         **(code or {model.start: getattr(model, model.start)}),
     }
-    return complete(ModuleConfig.model_validate(fields, strict=False), _outputs(model))
+    return complete(ModuleConfig.model_validate_json(json.dumps(fields)), _outputs(model))
 
 
 def _image_inputs(model: ModelConfig) -> Mapping[str, InputConfig]:

@@ -21,7 +21,7 @@ def build_module(config: ModuleConfig) -> nn.Module:
         ModelError: it cannot be built.
         MissingExtraError: its library is not installed.
     """
-    return adapt(build_original(config), tuple(config.inputs), config.outputs, config.call)
+    return adapt(build_original(config), config.input_names, config.output_paths, config.call)
 
 
 def build_original(config: ModuleConfig) -> nn.Module:

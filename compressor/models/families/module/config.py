@@ -66,6 +66,22 @@ class InputConfig(Record):
         return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
 
 
+class NamedInput(InputConfig):
+    """One input in the order of ``forward``."""
+
+    name: str
+    """Name of the input."""
+
+
+class Output(Record):
+    """One output."""
+
+    name: str
+    """Name of the output."""
+    path: OutputPath = ()
+    """Its place in what ``forward`` returns: indices of tuples, keys of mappings."""
+
+
 class Counts(Record):
     """Sizes that were counted when the module was built last, so that reading needs no code."""
 
@@ -94,10 +110,10 @@ class ModuleConfig(Record):
     """A program of torch.export without its weights, base64."""
     arguments: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     """Keyword arguments of the function, or of the library's constructor."""
-    inputs: dict[str, InputConfig] = {}  # noqa: RUF012 - pydantic copies it
+    inputs: tuple[NamedInput, ...] = ()
     """Inputs in the order of ``forward``."""
-    outputs: dict[str, OutputPath] = {}  # noqa: RUF012 - pydantic copies it
-    """Outputs by name, with their place in what ``forward`` returns."""
+    outputs: tuple[Output, ...] = ()
+    """Outputs in the order of an exported graph."""
     call: Literal["keyword", "position"] = "position"
     """Whether ``forward`` takes the inputs by keyword or by position."""
     unit: Literal["sample", "token"] = "sample"
@@ -137,9 +153,19 @@ class ModuleConfig(Record):
     def input_specs(self) -> tuple[InputSpec, ...]:
         """Return the inputs for a signature."""
         return tuple(
-            InputSpec(name, config.dtype, config.shape, config.below, config.longest)
-            for name, config in self.inputs.items()
+            InputSpec(config.name, config.dtype, config.shape, config.below, config.longest)
+            for config in self.inputs
         )
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in the order of ``forward``."""
+        return tuple(config.name for config in self.inputs)
+
+    @property
+    def output_paths(self) -> dict[str, OutputPath]:
+        """Outputs by name, with their place in what ``forward`` returns."""
+        return {output.name: output.path for output in self.outputs}
 
 
 _BUILDERS: tuple[Builder, ...] = ("python", "timm", "torchvision", "program")

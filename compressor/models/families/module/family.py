@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from compressor.models.capabilities.capability import C
+from compressor.models.capabilities.cuttable_axes import CuttableAxes
+from compressor.models.capabilities.discovery import LoadedModel
 from compressor.models.capabilities.signature import Signature
 from compressor.models.contract import Family
 from compressor.models.families.module.config import Counts, ModuleConfig, replaced
@@ -28,7 +31,9 @@ class Module(Family[ModuleConfig]):
     def signature(self, config: ModuleConfig) -> Signature:
         """Return the inputs and outputs of the config."""
         config, counts = _counted(config)
-        return Signature(config.input_specs(), tuple(config.outputs), config.unit, counts.classes)
+        return Signature(
+            config.input_specs(), tuple(config.output_paths), config.unit, counts.classes
+        )
 
     def parameters(self, config: ModuleConfig) -> dict[str, int]:
         """Return the parameters by child module."""
@@ -47,6 +52,14 @@ class Module(Family[ModuleConfig]):
         from compressor.models.families.module.building import build_module
 
         return build_module(_counted(config)[0] if not config.outputs else config)
+
+    def adopt(self, capability: C, config: ModuleConfig, model: LoadedModel) -> C | None:
+        """Return a discovered capability; axes with the shapes of the tensors that they cut."""
+        if not isinstance(capability, CuttableAxes):
+            return capability
+        from compressor.models.families.module.axes import described_axes
+
+        return cast("C | None", described_axes(capability.axes, _counted(config)[0], model))
 
     @property
     def has_own_layout(self) -> bool:

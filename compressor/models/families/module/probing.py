@@ -15,7 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.errors import CompressError, ModelError
 from compressor.models.families.module.building import build_original
-from compressor.models.families.module.config import Counts, InputConfig, ModuleConfig, OutputPath
+from compressor.models.families.module.config import (
+    Counts,
+    InputConfig,
+    ModuleConfig,
+    Output,
+    OutputPath,
+)
 from compressor.models.families.module.interface import (
     Call,
     call_style,
@@ -55,7 +61,8 @@ def complete(config: ModuleConfig, outputs: WantedOutputs) -> ModuleConfig:
         ModelError: it cannot be built, or does not run with the inputs.
     """
     probe = probe_module(config, outputs)
-    found = config.model_copy(update={"call": probe.call, "outputs": probe.outputs})
+    places = tuple(Output(name=name, path=path) for name, path in probe.outputs.items())
+    found = config.model_copy(update={"call": probe.call, "outputs": places})
     return found.model_copy(update={"counts": probe.counts.model_copy(update={"of": found.digest})})
 
 
@@ -70,7 +77,7 @@ def counted(config: ModuleConfig) -> ModuleConfig:
 @lru_cache(maxsize=_KEPT)
 def _completed(config_json: str) -> ModuleConfig:
     config = ModuleConfig.model_validate_json(config_json)
-    return complete(config, config.outputs or None)
+    return complete(config, config.output_paths or None)
 
 
 def probe_module(config: ModuleConfig, outputs: WantedOutputs) -> Probe:
@@ -89,7 +96,7 @@ def probe_module(config: ModuleConfig, outputs: WantedOutputs) -> Probe:
 
 def unfilled_module(config: ModuleConfig) -> nn.Module:
     """Return the module, on the device ``meta`` where that is possible; errors as ``complete``."""
-    return probe_module(config, config.outputs).module
+    return probe_module(config, config.output_paths).module
 
 
 def _probe_on_cpu(config: ModuleConfig, outputs: WantedOutputs) -> Probe:
@@ -99,7 +106,7 @@ def _probe_on_cpu(config: ModuleConfig, outputs: WantedOutputs) -> Probe:
         raise
     except Exception as error:  # the user's ``forward`` may raise anything
         shapes = ", ".join(
-            f"{name} {list(spec.probed_shape(_BATCH))}" for name, spec in config.inputs.items()
+            f"{spec.name} {list(spec.probed_shape(_BATCH))}" for spec in config.inputs
         )
         raise ModelError(
             f"{config.title}: `forward` failed with {shapes}: {describe_error(error)}",
@@ -110,7 +117,7 @@ def _probe_on_cpu(config: ModuleConfig, outputs: WantedOutputs) -> Probe:
 def _probe(config: ModuleConfig, outputs: WantedOutputs, device: str) -> Probe:
     with torch.device(device):
         module = build_original(config).eval()
-    call = call_style(module, tuple(config.inputs))
+    call = call_style(module, config.input_names)
     returned = _run(module, config, call, _BATCH, device)
     named = named_outputs(returned, outputs)
     counter = FlopCounterMode(display=False)
@@ -128,8 +135,8 @@ def _probe(config: ModuleConfig, outputs: WantedOutputs, device: str) -> Probe:
 
 @torch.no_grad()
 def _run(module: nn.Module, config: ModuleConfig, call: Call, batch: int, device: str) -> Any:
-    tensors = {name: _example(spec, batch, device) for name, spec in config.inputs.items()}
-    return invoke(type(module).forward, module, tensors, tuple(config.inputs), call)
+    tensors = {spec.name: _example(spec, batch, device) for spec in config.inputs}
+    return invoke(type(module).forward, module, tensors, config.input_names, call)
 
 
 def _example(spec: InputConfig, batch: int, device: str) -> Tensor:
@@ -142,7 +149,7 @@ def _example(spec: InputConfig, batch: int, device: str) -> Tensor:
 
 def _tokens(config: ModuleConfig) -> int:
     """Return the number of tokens of one probed sample."""
-    spec = next((spec for spec in config.inputs.values() if spec.dimensions), None)
+    spec = next((spec for spec in config.inputs if spec.dimensions), None)
     if spec is None:
         raise ModelError(
             "`unit: token` counts a dimension that varies, and `inputs` names none",

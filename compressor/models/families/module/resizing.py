@@ -44,11 +44,8 @@ def _set_attributes(layer: nn.Module) -> None:
     weight = getattr(layer, "weight", None)
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
-    elif isinstance(layer, nn.modules.conv._ConvNd) and not layer.transposed:
-        outputs, inputs = layer.weight.shape[:2]
-        if layer.groups == layer.in_channels:  # depthwise
-            layer.groups = outputs * layer.groups // layer.out_channels
-        layer.out_channels, layer.in_channels = outputs, inputs * layer.groups
+    elif isinstance(layer, nn.modules.conv._ConvNd):
+        _set_channels(layer)
     elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
         statistics = layer.running_mean if weight is None else weight
         assert statistics is not None  # noqa: S101 - it has a tensor, whose shape was set
@@ -56,6 +53,18 @@ def _set_attributes(layer: nn.Module) -> None:
     elif isinstance(layer, nn.LayerNorm) and weight is not None:
         layer.normalized_shape = tuple(weight.shape)
     elif isinstance(layer, nn.GroupNorm) and weight is not None:
+        # Only whole groups can be cut, so their size stays.
+        layer.num_groups = len(weight) * layer.num_groups // layer.num_channels
         layer.num_channels = len(weight)
     elif isinstance(layer, nn.Embedding):
         layer.num_embeddings, layer.embedding_dim = layer.weight.shape
+
+
+def _set_channels(layer: nn.modules.conv._ConvNd) -> None:
+    """Set channels and groups from the weight; of several groups, only whole ones can be cut."""
+    rows, columns = layer.weight.shape[:2]
+    if layer.groups > 1:
+        before = layer.in_channels if layer.transposed else layer.out_channels
+        layer.groups = rows * layer.groups // before
+    columns *= layer.groups
+    layer.out_channels, layer.in_channels = (columns, rows) if layer.transposed else (rows, columns)
