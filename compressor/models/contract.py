@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 from compressor.config.record import Record
 from compressor.errors import RequirementError
 from compressor.models.capabilities.capability import C, Capability
-from compressor.models.capabilities.discovery import LoadedModel, derive, discover
+from compressor.models.capabilities.discovery import (
+    LoadedModel,
+    derive,
+    discover,
+    is_discoverable,
+)
 from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.signature import Signature
 
@@ -107,7 +112,27 @@ class Family(ABC, Generic[F]):
         derived = derive(kind, self.signature(config))
         if derived is not None or model is None:
             return derived
-        return discover(kind, model)
+        discovered = discover(kind, model)
+        return None if discovered is None else self.adopt(discovered, config, model)
+
+    def can_discover(self, kind: type[Capability]) -> bool:
+        """Return True if a capability may be discovered once a module is loaded.
+
+        What passes write into the config needs a family that describes it there: see ``adopt``.
+        """
+        return is_discoverable(kind) and (
+            not kind.in_config or type(self).adopt is not Family.adopt
+        )
+
+    def adopt(self, capability: C, config: F, model: LoadedModel) -> C | None:
+        """Return a discovered capability as this family's configs describe it, or None.
+
+        Args:
+            capability: what was discovered.
+            config: the model's architecture.
+            model: the loaded module.
+        """
+        return None if capability.in_config else capability
 
     def require(self, kind: type[C], config: F, model: LoadedModel | None = None) -> C:
         """Return a capability that the model must have; see ``capability`` for arguments.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.capability import Capability
-from compressor.models.capabilities.discovery import is_discoverable
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,5 +26,5 @@ def missing(architecture: Architecture, needs: Sequence[type[Capability]]) -> li
     return [
         Missing(need.label, need.remedy)
         for need in needs
-        if not is_discoverable(need) and architecture.capability(need) is None
+        if not architecture.family.can_discover(need) and architecture.capability(need) is None
     ]

@@ -21,6 +21,9 @@ class Capability:
     """Name in reports and messages, such as ``cuttable axes``."""
     remedy: ClassVar[str]
     """Change that would give the capability to a model that lacks it."""
+    in_config: ClassVar[bool] = False
+    """True if passes write the capability into the model's config, such as smaller sizes: what is
+    discovered is of use only if the family can describe it there (``Family.adopt``)."""
 
 
 C = TypeVar("C", bound=Capability)

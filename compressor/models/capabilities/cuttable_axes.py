@@ -88,6 +88,8 @@ class Axis:
     width: str = ""
     """Axes with the same ``width`` are cut in proportion, whatever their fields: the architecture
     requires it."""
+    shapes_field: str = ""
+    """Config field with the shapes of tensors, by name, for axes that no other field describes."""
 
     @property
     def label(self) -> str:
@@ -130,6 +132,7 @@ class CuttableAxes(Capability):
         "return them from the family's `capabilities`, as "
         "compressor/models/families/autoglm_phone/axes.py does"
     )
+    in_config: ClassVar[bool] = True
 
     axes: tuple[Axis, ...]
 

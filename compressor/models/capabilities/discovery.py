@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from compressor.models.capabilities.capability import C, Capability
+from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.signature import Signature
@@ -43,6 +44,12 @@ def _quantizable_layers(model: LoadedModel) -> QuantizableLayers:
     return TracedLayers(model.module, model.batch)
 
 
+def _cuttable_axes(model: LoadedModel) -> CuttableAxes:
+    from compressor.models.capabilities.discovered_axes.discover import discover_axes
+
+    return discover_axes(model)
+
+
 def _linear_groups(model: LoadedModel) -> LinearGroups | None:
     from compressor.models.capabilities.discovered_groups import discover_linear_groups
 
@@ -55,6 +62,7 @@ DERIVATIONS: Mapping[type[Capability], Callable[[Signature], Capability | None]]
     ValidPositions: _valid_positions,
 }
 DISCOVERERS: Mapping[type[Capability], Callable[[LoadedModel], Capability | None]] = {
+    CuttableAxes: _cuttable_axes,
     LinearGroups: _linear_groups,
     QuantizableLayers: _quantizable_layers,
 }

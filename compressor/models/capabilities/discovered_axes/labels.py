@@ -40,13 +40,16 @@ class NodeSets:
         while True:
             above = self._parents[roots]
             if np.array_equal(above, roots):
-                return roots
+                break
             roots = above
+        self._parents[nodes] = roots  # shortens the paths
+        return roots
 
     def join(self, first: Nodes, second: Nodes) -> None:
         """Join the sets of nodes pairwise; ``UNIFORM`` joins nothing."""
         both = (first != UNIFORM) & (second != UNIFORM)
-        first, second = first[both], second[both]
+        pairs = np.unique(np.stack([self.roots(first[both]), self.roots(second[both])]), axis=1)
+        first, second = pairs
         while True:
             one, other = self.roots(first), self.roots(second)
             differ = one != other
@@ -89,7 +92,7 @@ class Tracks:
         self.sets = NodeSets()
 
     def resolve(self, track: Tensor) -> Tensor | None:
-        """Return a track by representatives, of size 1 where they agree; None if all are frozen."""
+        """Return a track by representatives, of size 1 where they agree; None if none can go."""
         resolved = torch.from_numpy(self.sets.roots(flat(track))).view(track.shape)
         if bool((resolved <= FROZEN).all()):
             return None
@@ -97,6 +100,9 @@ class Tracks:
             first = resolved.narrow(dim, 0, 1)
             if bool((resolved == first).all()):
                 resolved = first
+        if not varying(resolved):  # the whole tensor belongs to one unit
+            self.freeze(resolved)
+            return None
         return resolved
 
     def resolve_all(self, tracks: Sequence[Tensor]) -> list[Tensor]:

@@ -116,7 +116,7 @@ class ChannelTracer(TorchDispatchMode):
 
 
 def _is_filling(rule: Rule, known: list[Labels]) -> bool:
-    return rule is RULES["zeros",] or (bool(known) and all(labels.uniform for labels in known))
+    return rule is RULES["zeros"] or (bool(known) and all(labels.uniform for labels in known))
 
 
 def trace_channels(module: nn.Module, batch: Mapping[str, Tensor]) -> ChannelGraph:
