@@ -7,10 +7,12 @@ described by building it on the device ``meta`` (``generic/``).
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from compressor.models.capabilities.cached_generation import CachedGeneration
+from compressor.models.capabilities.capability import C
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
+from compressor.models.capabilities.discovery import LoadedModel
 from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.linear_groups import LinearGroups
@@ -124,6 +126,14 @@ class Transformers(Family[CheckpointConfig]):
         from compressor.models.families.transformers.modules import save_checkpoint
 
         save_checkpoint(module, config.tree, folder, companions)
+
+    def adopt(self, capability: C, config: CheckpointConfig, model: LoadedModel) -> C | None:
+        """Return a discovered capability; axes with the fields of config.json that count units."""
+        if not isinstance(capability, CuttableAxes):
+            return capability
+        from compressor.models.families.transformers.generic.axes import described_axes
+
+        return cast("C | None", described_axes(capability.axes, config, model))
 
     def capabilities(self, config: CheckpointConfig) -> CapabilityTable:
         """Return what the tables state; what they do not is discovered from the module.
