@@ -49,6 +49,8 @@ def trace_class(
         make_traceable(module)
         with _corrections(), torch.no_grad():
             graph = trace(module, tensors, interface)
+    except PassError:
+        raise
     except Exception as error:  # torch raises classes of its own and of the traced code
         raise PassError(
             f"torch {torch.__version__} cannot export this class: {_cause(error)}",

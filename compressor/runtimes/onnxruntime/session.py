@@ -23,8 +23,13 @@ from compressor.graphs.decoder.interface import (
     PRESENT_PREFIX,
 )
 from compressor.models.capabilities.signature import InputSpec
+from compressor.runtimes.onnxruntime.decoder.decoder import takes_one_token
 from compressor.runtimes.onnxruntime.decoder.encoder import Encoder, input_names
-from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
+from compressor.runtimes.onnxruntime.decoder.vision import (
+    VisionTower,
+    image_shapes,
+    no_images,
+)
 from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, open_inference_session
 from compressor.runtimes.session import Session
 
@@ -55,16 +60,22 @@ class OnnxSession(Session):
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self._caches = KvCacheLayout.from_inputs(self._session.get_inputs())
         is_decoder = self._caches is not None
+        self._one_token = is_decoder and takes_one_token(self._session)
         self.inputs = tuple(
             InputSpec(
                 value.name,
                 _numpy_dtype(value.type),
-                tuple(_dimension(value.name, axis, size) for axis, size in enumerate(value.shape)),
+                tuple(
+                    "tokens"
+                    if self._one_token and axis == 1
+                    else _dimension(value.name, axis, size)
+                    for axis, size in enumerate(value.shape)
+                ),
             )
             for value in self._session.get_inputs()
             if not is_decoder
             or (
-                value.name not in {ATTENTION_MASK, ENCODER_MASK}
+                value.name not in {ATTENTION_MASK, ENCODER_MASK, IMAGE_EMBEDS, POSITION_OFFSETS}
                 and not value.name.startswith((PAST_PREFIX, CROSS_PREFIX))
             )
         )
@@ -87,11 +98,29 @@ class OnnxSession(Session):
         Raises:
             PassError: ONNX Runtime failed inside the graph.
         """
+        complete = self.complete_feeds(feeds)
         try:
-            values = self._session.run(self.output_names, self.complete_feeds(feeds))
+            if self._one_token and complete[INPUT_IDS].shape[1] > 1:
+                return self._compute_one_by_one(complete)
+            values = self._session.run(self.output_names, complete)
         except ERRORS as error:
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
         return dict(zip(self.output_names, values, strict=True))
+
+    def _compute_one_by_one(self, feeds: Batch) -> Batch:
+        """Return the outputs of a window for a graph that takes one token per call."""
+        assert self._caches is not None  # noqa: S101 - only a decoder takes tokens one by one
+        cache_names = self._caches.names
+        names = [*self.output_names, *map(KvCacheLayout.present_name, cache_names)]
+        ids_BT, results, state = feeds[INPUT_IDS], [], dict(feeds)
+        for position in range(ids_BT.shape[1]):
+            state[INPUT_IDS] = ids_BT[:, [position]]
+            state[ATTENTION_MASK] = feeds[ATTENTION_MASK][:, : position + 1]
+            values = self._session.run(names, state)
+            results.append(values[: len(self.output_names)])
+            state |= dict(zip(cache_names, values[len(self.output_names) :], strict=True))
+        joined = (np.concatenate(parts, axis=1) for parts in zip(*results, strict=True))
+        return dict(zip(self.output_names, joined, strict=True))
 
     def complete_feeds(self, feeds: Batch) -> Batch:
         """Return all inputs of the graph: a decoder also has a mask, a cache and image inputs."""
@@ -105,10 +134,18 @@ class OnnxSession(Session):
         }
         if self._encoder is not None:
             complete |= self._encoder.encode(feeds, input_names(self._session))
-        if self._tower is not None and (images := self._tower.encode_batch(feeds)) is not None:
-            complete |= {
+        images = None if self._tower is None else self._tower.encode_batch(feeds)
+        if images is not None:
+            given = {
                 IMAGE_EMBEDS: images.embeddings_NW,
                 POSITION_OFFSETS: images.position_offsets_3BT,
+            }
+            complete |= {name: given[name] for name in image_shapes(self._session)}
+        else:  # inputs that a traced graph requires
+            complete |= {
+                value.name: no_images(value.name, value.shape, ids)
+                for value in self._session.get_inputs()
+                if value.name in {IMAGE_EMBEDS, POSITION_OFFSETS}
             }
         return complete
 

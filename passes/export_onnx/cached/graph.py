@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.graphs.decoder.cache_layout import KvCacheLayout
 from compressor.graphs.decoder.interface import (
@@ -41,45 +41,64 @@ class ExtraInput:
     other inputs."""
 
 
-def trace_decoder(decoder: CachedDecoder, opset: int, extra: Sequence[ExtraInput] = ()) -> ir.Model:
+def trace_decoder(
+    decoder: CachedDecoder, opset: int, extra: Sequence[ExtraInput] = (), *, single: bool = False
+) -> ir.Model:
     """Trace a decoder with variable sizes of batch, tokens and cache.
 
     Args:
         decoder: the module.
         opset: the ONNX operator set version.
         extra: its ``extra_inputs``.
+        single: True for a graph that takes one token per call, as classes need whose recurrent
+            layers loop over the tokens.
+
+    Raises:
+        PassError: torch cannot trace the class.
     """
     names = [PAST_PREFIX + tensor.name for tensor in decoder.tensors]
-    tokens = torch.arange(_BATCH * _TOKENS).reshape(_BATCH, _TOKENS) + 4
-    mask = torch.ones(_BATCH, _PAST_TOKENS + _TOKENS, dtype=torch.int64)
+    count = 1 if single else _TOKENS
+    tokens = torch.arange(_BATCH * count).reshape(_BATCH, count) + 4
+    mask = torch.ones(_BATCH, _PAST_TOKENS + count, dtype=torch.int64)
     past = [_sample(tensor) for tensor in decoder.tensors]
-    rest = [*(value.sample for value in extra), *past]
-    dynamic_rest = [dict(value.dynamic) for value in extra] + [
-        {axis: str(size) for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
-        for tensor in decoder.tensors
-    ]
+    inputs = [INPUT_IDS, ATTENTION_MASK, _KEPT_POSITIONS, *(value.name for value in extra), *names]
     interface = GraphInterface(
-        inputs=[
-            INPUT_IDS,
-            ATTENTION_MASK,
-            _KEPT_POSITIONS,
-            *(value.name for value in extra),
-            *names,
-        ],
+        inputs=inputs,
         outputs=[LOGITS, *map(KvCacheLayout.present_name, names)],
         dynamic=(
-            {0: "batch", 1: "tokens"},
-            {0: "batch", 1: "total"},
-            {0: "kept"},
-            tuple(dynamic_rest),
+            (
+                {0: "batch"} if single else {0: "batch", 1: "tokens"},
+                {0: "batch", 1: "total"},
+                {} if single else {0: "kept"},
+                *(dict(value.dynamic) for value in extra),
+                *(_variable_sizes(tensor) for tensor in decoder.tensors),
+            ),
         ),
         opset=opset,
     )
-    arguments = (tokens, mask, torch.arange(_TOKENS), *rest)
-    graph = trace_class(decoder, arguments, interface)
+    rest = (*(value.sample for value in extra), *past)
+    arguments = (tokens, mask, torch.arange(count), *rest)
+    graph = trace_class(_Positional(decoder), arguments, interface)
     _make_kept_positions_optional(graph)
     _name_dimensions(graph, decoder.tensors)
     return graph
+
+
+class _Positional(nn.Module):
+    """A decoder whose arguments are all alike for torch.export."""
+
+    def __init__(self, decoder: CachedDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits and the cache."""
+        results: tuple[Tensor, ...] = self.decoder(*tensors)
+        return results
+
+
+def _variable_sizes(tensor: CachedTensor) -> dict[int, str]:
+    return {axis: str(size) for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
 
 
 def _sample(tensor: CachedTensor) -> Tensor:

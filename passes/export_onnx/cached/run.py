@@ -82,11 +82,21 @@ class _CachedExport:
         if not tensors or not continues_from_cache(module, window):
             self.context.note(f"{_NO_CACHE}: from it, it does not continue as from its tokens")
             return None
+        decoder = CachedDecoder(module, tensors)
         try:
-            return trace_decoder(CachedDecoder(module, tensors), self.opset())
+            return trace_decoder(decoder, self.opset())
         except PassError as error:
-            self.context.note(f"{_NO_CACHE}: with one, {error.what}")
-            return None
+            reason = error.what
+        if any(tensor.is_state for tensor in tensors):
+            try:
+                graph = trace_decoder(decoder, self.opset(), single=True)
+            except PassError as error:
+                reason = error.what
+            else:
+                self.context.note(f"the graph takes one token per call, since {reason}")
+                return graph
+        self.context.note(f"{_NO_CACHE}: with one, {reason}")
+        return None
 
     def save(self, graph: ir.Model) -> bool:
         """Write the graph; return True if its weights are in a file of their own."""

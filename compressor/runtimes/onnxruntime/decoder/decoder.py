@@ -20,6 +20,7 @@ from compressor.graphs.decoder.interface import (
     ATTENTION_MASK,
     GROWING_TARGETS,
     IMAGE_EMBEDS,
+    INPUT_IDS,
     POSITION_OFFSETS,
     TARGET_KEY,
     TRACED,
@@ -33,7 +34,7 @@ from compressor.runtimes.onnxruntime.decoder.cache import (
     SharedBuffers,
 )
 from compressor.runtimes.onnxruntime.decoder.encoder import Encoder, input_names
-from compressor.runtimes.onnxruntime.decoder.vision import ImageInputs
+from compressor.runtimes.onnxruntime.decoder.vision import ImageInputs, image_shapes
 from compressor.runtimes.onnxruntime.inference import open_inference_session
 
 Array = np.ndarray[Any, Any]
@@ -100,7 +101,8 @@ class OnnxDecoder:
         self._encoded: Batch = {}
         self.batch_size, self.capacity = batch_size, capacity
         self._cache = _allocate_cache(session, layout, batch_size, capacity)
-        self._image_width = _image_width(session)
+        self._image_width, self._image_names = _image_width(session), _image_names(session)
+        self._takes_one_token = takes_one_token(session)
         self._decode_session = BoundSession(session)
         self._prefill_session = (
             BoundSession(_open_prompt_graph(folder, threads, huge_pages=huge_pages))
@@ -200,6 +202,8 @@ class OnnxDecoder:
                 and 0 < logits_to_keep <= _CHUNK_TOKENS
             ):
                 return self._run_chunks(ids_BT, logits_to_keep)
+            if self._takes_one_token and tokens > 1:
+                return self._run_one_by_one(ids_BT, logits_to_keep)
             if lengths_B is not None and self._cache.pads_left:
                 return self._run_padded_left(ids_BT, new_B, logits_to_keep, total)
             return self._run(ids_BT, new_B, logits_to_keep, images, total)
@@ -243,6 +247,18 @@ class OnnxDecoder:
             logits = self._run(chunk_BT, new_B, logits_to_keep, None, total)
         return logits
 
+    def _run_one_by_one(self, ids_BT: Array, logits_to_keep: int) -> Array:
+        """Run tokens one by one, for a graph that takes no more."""
+        new_B = np.ones(self.batch_size, dtype=np.int64)
+        first = max(ids_BT.shape[1] - logits_to_keep, 0) if logits_to_keep else 0
+        kept = []
+        for position in range(ids_BT.shape[1]):
+            total = self._cache.total_length(new_B, 1, padded=False)
+            logits_B1V = self._run(ids_BT[:, [position]], new_B, 1, None, total)
+            if position >= first:
+                kept.append(logits_B1V.copy())
+        return np.concatenate(kept, axis=1)
+
     def _run_padded_left(
         self, ids_BT: Array, lengths_B: Array, logits_to_keep: int, total: int
     ) -> Array:
@@ -265,7 +281,8 @@ class OnnxDecoder:
         tokens = ids_BT.shape[1]
         inputs = {ATTENTION_MASK: self._cache.append(new_B, tokens, total)}
         if self._image_width is not None:
-            inputs |= self._image_inputs(images, self._image_width)
+            image_inputs = self._image_inputs(images, self._image_width, tokens)
+            inputs |= {name: image_inputs[name] for name in self._image_names}
         is_prompt = tokens > 1 and self.batch_size * tokens >= _PROMPT_GRAPH_MIN_TOKENS
         session = self._prefill_session if is_prompt else self._decode_session
         if session is not self._last_session:
@@ -275,9 +292,12 @@ class OnnxDecoder:
         session.bind_inputs(inputs)
         return session.run(ids_BT, logits_to_keep)
 
-    def _image_inputs(self, images: ImageInputs | None, width: int) -> dict[str, Array]:
+    def _image_inputs(
+        self, images: ImageInputs | None, width: int, tokens: int
+    ) -> dict[str, Array]:
         if images is None:
-            offsets = np.broadcast_to(self._next_offset_B[None, :, None], (3, self.batch_size, 1))
+            shape = (3, self.batch_size, tokens)
+            offsets = np.broadcast_to(self._next_offset_B[None, :, None], shape)
             return {
                 IMAGE_EMBEDS: np.empty((0, width), np.float32),
                 POSITION_OFFSETS: np.ascontiguousarray(offsets),
@@ -309,8 +329,19 @@ def _allocate_cache(
 
 def _image_width(session: onnxruntime.InferenceSession) -> int | None:
     """Return the width of an image token's embedding; None for a model of text."""
-    optional = {value.name: value.shape for value in session.get_overridable_initializers()}
-    return int(optional[IMAGE_EMBEDS][1]) if IMAGE_EMBEDS in optional else None
+    shapes = image_shapes(session)
+    return int(shapes[IMAGE_EMBEDS][1]) if IMAGE_EMBEDS in shapes else None
+
+
+def _image_names(session: onnxruntime.InferenceSession) -> tuple[str, ...]:
+    """Return the names of the inputs for images."""
+    return tuple(image_shapes(session))
+
+
+def takes_one_token(session: onnxruntime.InferenceSession) -> bool:
+    """Return True for a graph whose calls append one token each."""
+    [shape] = [value.shape for value in session.get_inputs() if value.name == INPUT_IDS]
+    return bool(shape[1] == 1)
 
 
 def _open(
