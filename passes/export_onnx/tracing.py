@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compressor.data.contract import Batch
 from compressor.graphs.values import Array
 from compressor.models.capabilities.signature import InputSpec
+from passes.export_onnx.tracing_errors import export_error
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -102,20 +103,26 @@ def trace(module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterf
         module: the module; it is put into eval mode.
         tensors: arguments of one call.
         interface: names, variable dimensions and operators of the graph.
+
+    Raises:
+        PassError: torch cannot trace the module.
     """
-    with _silenced_exporter():
-        program = torch.onnx.export(
-            module.eval(),
-            tensors,
-            dynamo=True,
-            opset_version=interface.opset,
-            input_names=list(interface.inputs),
-            output_names=list(interface.outputs),
-            dynamic_shapes=interface.dynamic,
-            external_data=False,
-            verbose=False,
-            custom_translation_table=dict(interface.translations),
-        )
+    try:
+        with _silenced_exporter():
+            program = torch.onnx.export(
+                module.eval(),
+                tensors,
+                dynamo=True,
+                opset_version=interface.opset,
+                input_names=list(interface.inputs),
+                output_names=list(interface.outputs),
+                dynamic_shapes=interface.dynamic,
+                external_data=False,
+                verbose=False,
+                custom_translation_table=dict(interface.translations),
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise export_error(error, interface.inputs, interface.dynamic[0]) from error
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     model: ir.Model = program.model
@@ -148,6 +155,10 @@ def _silenced_exporter() -> Iterator[None]:
             # Several inputs share a dimension's name on purpose: they share its size.
             warnings.filterwarnings(
                 "ignore", message="# The axis name: .* will not be used", category=UserWarning
+            )
+            # Recurrent layers keep a list of their parameters; the graph reads the parameters.
+            warnings.filterwarnings(
+                "ignore", message="The tensor attribute.*_flat_weights", category=UserWarning
             )
             # torch's own use of its own pytree.
             warnings.filterwarnings(

@@ -1,0 +1,52 @@
+"""Errors of torch's ONNX exporter as one line of what failed, and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compressor.errors import PassError
+
+_FIXED = re.compile(r"static shape of (\d+) for dimension [^\n]*?\[(\d+)\]\.shape\[(\d+)\]")
+"""Size, input and dimension that torch.export found to be fixed by the module's code."""
+_SUMMARY = "## Exception summary"
+_CLASS = re.compile(r"^<class '[\w.]*?(\w+)'>: *")
+
+
+def export_error(
+    error: Exception, inputs: Sequence[str], dynamic: Sequence[Mapping[int, Any]]
+) -> PassError:
+    """Return the error for a module that torch cannot export.
+
+    Args:
+        error: the exporter's error.
+        inputs: names of the graph's inputs.
+        dynamic: variable dimensions of each input, by their index.
+    """
+    fixed = {
+        (inputs[int(number)], str(dynamic[int(number)].get(int(axis), axis)), size)
+        for size, number, axis in _FIXED.findall(str(error))
+        if int(number) < len(inputs)
+    }
+    if not fixed:
+        return PassError(
+            f"torch.export cannot trace the model: {_summary(str(error))}",
+            remedy="rewrite what it names in the module's `forward`; "
+            "`torch.export.export(module, (), inputs)` shows the place",
+        )
+    names = sorted({name for _, name, _ in fixed})
+    others = sorted({str(name) for axes in dynamic for name in axes.values()} - {*names})
+    places = ", ".join(f"{name} of {tensor} to {size}" for tensor, name, size in sorted(fixed))
+    return PassError(
+        f"the module's code fixes dimensions that vary: {places}; recurrent layers and loops over "
+        "a dimension do",
+        remedy=f"export it for that size: `dynamic: [{', '.join(others)}]`",
+    )
+
+
+def _summary(text: str) -> str:
+    """Return the first line of the exception that the exporter quotes."""
+    lines = [line for line in text.partition(_SUMMARY)[2].splitlines() if line.strip()]
+    first = lines[0] if lines else text.splitlines()[0]
+    return _CLASS.sub(lambda match: f"{match[1]}: ", first)
