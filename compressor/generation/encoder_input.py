@@ -78,7 +78,8 @@ def _encode_pixels(folder: Path, prompt: Prompt) -> dict[str, Array]:
     if problem := file_problem(prompt.images[0]):
         raise DataError(problem)
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+        classes: Any = AutoImageProcessor
+        processor = classes.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises classes of several libraries
         raise DataError(
             f"{folder} holds no image processor that transformers opens: {error}"

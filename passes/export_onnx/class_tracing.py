@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,10 @@ def trace_class(
             f"torch {torch.__version__} cannot export this class: {_cause(error)}",
             remedy="fix sizes of inputs with `dynamic:`, or measure and ship the torch artifact",
         ) from error
-    for graph_like in (graph.graph, *graph.functions.values()):
+    graphs: list[Any] = [graph.graph, *graph.functions.values()]
+    for part in graphs:
         for correct in exporter_onnx._IR_FIXES:
-            correct(graph_like)
+            correct(part)
     compute_bfloat16_in_float32(graph)
     return graph
 

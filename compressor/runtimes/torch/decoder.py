@@ -62,8 +62,9 @@ class TorchDecoder(Decoder):
         cache_bytes = generation.cache_bytes(options.capacity, _FLOAT_BYTES)
         check_kv_cache_fits(cache_bytes, batch_size=1, tokens=options.capacity)
         torch.set_num_threads(options.threads)
-        self._module: Any = load_module(model)
-        self._cache = {cache_argument(self._module): new_cache(self._module)}
+        module: Any = load_module(model)
+        self._module = module
+        self._cache = {str(cache_argument(module)): new_cache(module)}
         self._encoded: dict[str, Any] = {}
         self._tokens = DECODER_TOKENS if generation.encoder_inputs else INPUT_IDS
         parameters = inspect.signature(type(self._module).forward).parameters

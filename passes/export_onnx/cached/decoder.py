@@ -111,7 +111,7 @@ class CachedDecoder(nn.Module):
         return cache
 
 
-class _StateLayer(LinearAttentionAndFullAttentionLayer):
+class _StateLayer(LinearAttentionAndFullAttentionLayer):  # type: ignore[no-untyped-call]
     """A layer with states that are replaced and not written in place, as tracing needs it.
 
     A call continues from the states that it is given; zeros are those of an empty sequence.
@@ -162,7 +162,7 @@ def token_positions(attention_mask: Tensor, tokens: int) -> Tensor:
 def _layer(parts: Mapping[str, Tensor]) -> DynamicLayer:
     """Return a cached layer that holds tensors; an empty one that a class does not write to."""
     states = {name: tensor for name, tensor in parts.items() if "state" in name}
-    layer: Any = _state_layer(states) if states else DynamicLayer()
+    layer: Any = _state_layer(states) if states else DynamicLayer()  # type: ignore[no-untyped-call]
     if "key" in parts:
         layer.keys, layer.values = parts["key"], parts["value"]
         layer.dtype, layer.device = layer.keys.dtype, layer.keys.device

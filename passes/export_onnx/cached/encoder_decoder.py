@@ -108,7 +108,7 @@ class CrossDecoder(CachedDecoder):
         return both
 
 
-class _FirstLayer(DynamicLayer):
+class _FirstLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """An empty layer that takes its first keys and values as they are."""
 
     def update(

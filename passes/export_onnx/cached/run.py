@@ -11,6 +11,7 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import PassError
 from compressor.graphs.decoder.interface import (
     CONTEXT_LENGTH_KEY,
+    INPUT_IDS,
     TARGET_KEY,
     TRACED,
 )
@@ -29,6 +30,12 @@ from passes.export_onnx.cached.probe import continues_from_cache
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.decoder.parity import compare
 from passes.export_onnx.decoder.windows import read_windows
+from passes.export_onnx.images.run import (
+    ImageParts,
+    SeparateTowerError,
+    export_tower,
+    split_class,
+)
 from passes.export_onnx.packed import store_packed
 from passes.export_onnx.parity import Tolerance
 
@@ -75,15 +82,27 @@ class _CachedExport:
             return max(self.config.opset, _PACKED_OPSET)
         return self.config.opset
 
-    def trace(self, window: Batch) -> ir.Model | None:
+    def parts(self, module: Any, windows: list[Batch]) -> ImageParts | None:
+        """Return the tower and the decoder of a class with images; None, with a note, otherwise."""
+        if not self.generation.image_inputs:
+            return None
+        try:
+            return split_class(module, self.generation, windows, self.model.folder)
+        except SeparateTowerError as error:
+            self.context.note(f"exported for texts alone, without images: {error.what}")
+            return None
+
+    def trace(self, module: Any, parts: ImageParts | None, window: Batch) -> ir.Model | None:
         """Return the traced graph; None, with a note, if the class has to do without a cache."""
-        module: Any = load_module(self.model).float()
         tensors = _tensors(self.generation, self.model)
         if not tensors or not continues_from_cache(module, window):
             self.context.note(f"{_NO_CACHE}: from it, it does not continue as from its tokens")
             return None
         decoder = CachedDecoder(module, tensors)
         try:
+            if parts is not None:
+                decoder = parts.decoder(tensors)
+                return trace_decoder(decoder, self.opset(), parts.extra_inputs(decoder))
             return trace_decoder(decoder, self.opset())
         except PassError as error:
             reason = error.what
@@ -135,10 +154,18 @@ def export_cached(
     export = _CachedExport(config, generation, model, out, context)
     windows = export.windows()
     export.report(0)
-    graph = export.trace(windows[0])
+    module: Any = load_module(model).float()
+    parts = export.parts(module, windows)
+    graph = export.trace(module, parts, windows[0])
     if graph is None:
         return _export_plain(config, model, out, context)
     strip_metadata(graph)
+    vision = {}
+    if parts is None:
+        windows = [{INPUT_IDS: window[INPUT_IDS]} for window in windows]
+    else:
+        vision = {"vision": export_tower(parts, config, out, context)}
+    del module, parts
     packed = store_packed(graph, model.folder, context.note)
     export.report(1)
     external = export.save(graph)
@@ -148,6 +175,7 @@ def export_cached(
     export.report(3)
     return PassOutput(
         packed
+        | vision
         | {
             "opset": graph.opset_imports[""],
             "nodes": graph.graph.num_nodes(),

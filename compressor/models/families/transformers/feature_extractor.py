@@ -37,9 +37,8 @@ class FeatureExtractor:
                 remedy="copy the checkpoint's files beside its weights",
             )
         try:
-            self._extractor: Any = AutoFeatureExtractor.from_pretrained(
-                str(folder), local_files_only=True
-            )
+            classes: Any = AutoFeatureExtractor
+            self._extractor = classes.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # transformers raises classes of several libraries
             raise DataError(
                 f"{folder} holds no feature extractor that transformers opens: {error}"

@@ -267,7 +267,7 @@ class OnnxDecoder:
         shift_B1 = ids_BT.shape[1] - lengths_B[:, None]
         moved_BT = ids_BT[rows_B1, order_T - shift_B1]
         logits_BTV = self._run(moved_BT, lengths_B, 0, None, total)
-        restored_BTV = logits_BTV[rows_B1, (order_T + shift_B1) % ids_BT.shape[1]]
+        restored_BTV: Array = logits_BTV[rows_B1, (order_T + shift_B1) % ids_BT.shape[1]]
         return restored_BTV[:, -logits_to_keep:]
 
     def _run(

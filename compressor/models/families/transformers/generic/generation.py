@@ -110,7 +110,7 @@ def cached_tensors(cache: Cache) -> Iterator[CachedTensor]:
 
 def layer_tensors(layer: Any) -> dict[str, Tensor]:
     """Return the tensors of a cached layer by the names of their parts; none if it is empty."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     if isinstance(getattr(layer, "keys", None), Tensor) and layer.keys.ndim == 4:
         tensors |= {"key": layer.keys, "value": layer.values}
     if isinstance(layer, LinearAttentionCacheLayerMixin):
