@@ -57,7 +57,11 @@ class KvCacheCalibration(Record):
 
 
 class DecoderConfig(Record):
-    """Graph of a language model, which is built operator by operator and not traced."""
+    """Graph of a language model.
+
+    It is built operator by operator where the architecture is covered. For every other class it is
+    traced from torch, and only `context_length` applies.
+    """
 
     target: Literal["onnxruntime", "portable"] = "onnxruntime"
     """Operators of the graph. `onnxruntime`: ONNX Runtime's own, which are fastest there

@@ -39,10 +39,13 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     removed. The layers of a `qat` step become QuantizeLinear, DequantizeLinear and INT8 weights,
     and the report states how many of them ONNX Runtime computes with integers.
 
-    The graph of a language model is built instead of traced: one graph for prefill and decode, with
-    the key-value cache as inputs and outputs, in ONNX Runtime's own operators. The integers of an
-    `awq` step are carried over. The tokenizer's files and a `genai_config.json` for
-    onnxruntime-genai are written beside the graph.
+    The graph of a language model is built instead of traced where its architecture is covered: one
+    graph for prefill and decode, with the key-value cache as inputs and outputs, in ONNX Runtime's
+    own operators. The integers of an `awq` step are carried over. The tokenizer's files and a
+    `genai_config.json` for onnxruntime-genai are written beside the graph.
+
+    Every other class of transformers that generates is traced with its cache, in ONNX's own
+    operators; encoder-decoders as `encoder.onnx` and the decoder `model.onnx`.
     """
 
     name = "export-onnx"
