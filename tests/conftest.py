@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from compressor.config.permission import CODE_VARIABLE
 from tests.support.tiny_files import tiny_onnx
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -35,3 +36,9 @@ def toy_pipeline(tmp_path: Path) -> Path:
         "  - {type: toy, name: second, rounds: 3}\n"
     )
     return file
+
+
+@pytest.fixture(autouse=True)
+def code_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start every test without the permission to run code; restore it afterwards."""
+    monkeypatch.setenv(CODE_VARIABLE, "")
