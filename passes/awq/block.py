@@ -20,7 +20,12 @@ from compressor.models.capabilities.linear_groups import Site
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.activations import Captures, flatten_positions
-from passes.awq.float_reference import FloatReference, RunBatch, concatenate_calls
+from passes.awq.float_reference import (
+    FloatReference,
+    RunBatch,
+    concatenate_calls,
+    routed_tokens,
+)
 from passes.awq.hessian import add_moments, mirror_upper
 from passes.awq.input_statistics import ErrorMoments, InputStatistics
 from passes.awq.linear_layers import concatenate_weights, get_linear
@@ -86,6 +91,8 @@ class BlockQuantizer:
         """Linear layers without a source of their own to the divisors of their inputs, [I]: other
         sites' scales have been folded into the norm before them."""
         self._done: list[Site] = []
+        self._tokens: dict[tuple[str, int], Tensor] = {}
+        """Site of an expert and batch to the tokens whose input is stored."""
         for vector in [parameter for parameter in layer.parameters() if parameter.ndim == 1]:
             vector.data = vector.data.to(settings.float_dtype).float()
 
@@ -94,10 +101,15 @@ class BlockQuantizer:
         """Quantize all sites."""
         for site in self.sites:
             statistics = self._measure(site)
+            settings, facts = self.settings, {}
+            if site.routing is not None:
+                has_few = statistics.positions < len(statistics.magnitude_I)
+                facts = {"tokens": statistics.positions, "rounded_to_nearest": has_few}
+                settings = settings.nearest() if has_few else settings
             rows, scale_I = quantize_site(
-                self.layer, site, statistics, self.grids[site.name], self.settings, self.packed
+                self.layer, site, statistics, self.grids[site.name], settings, self.packed
             )
-            self.report += rows
+            self.report += [row | facts for row in rows]
             for name, first in site.source.other_readers if site.source is not None else ():
                 ones_I = torch.ones(get_linear(self.layer, name).in_features)
                 self._divisors.setdefault(name, ones_I)[first : first + len(scale_I)] *= scale_I
@@ -156,6 +168,8 @@ class BlockQuantizer:
             error_moments = torch.zeros(inputs, inputs if is_of_input else outputs)
             error = ErrorMoments(error_moments, is_of_input)
         positions = 0
+        if site.routing is not None and site.name not in {name for name, _ in self._tokens}:
+            self._store_stage(site)
         for batch, run in calibration.batches():
             x_NI, stream_NO = self._reach(site, batch, run)
             if x_NI is None:
@@ -163,7 +177,7 @@ class BlockQuantizer:
             error_N = self._error(site, weight_IO, batch, x_NI, stream_NO)
             if not is_of_input:
                 calibration.captures.put(f"input {site.name} {batch}", x_NI)
-            valid_N = calibration.positions.valid(site, batch)
+            valid_N = self._valid(site, batch, x_NI)
             if valid_N is not None:
                 x_NI, error_N = x_NI[valid_N], None if error_N is None else error_N[valid_N]
             add_moments(moments_II, x_NI)
@@ -173,7 +187,31 @@ class BlockQuantizer:
                 error.matrix.addmm_(x_NI.T, error_N)
         if not positions:  # no sample reaches the site: all inputs count alike
             moments_II.fill_diagonal_(1.0)
-        return InputStatistics(mirror_upper(moments_II), magnitude_I / max(positions, 1), error)
+        magnitude_I /= max(positions, 1)
+        return InputStatistics(mirror_upper(moments_II), magnitude_I, error, positions)
+
+    def _valid(self, site: Site, batch: int, x_NI: Tensor) -> Tensor | None:
+        """Return the positions of a site's inputs that count, bool [N]; None if all do."""
+        valid_N = self.calibration.positions.valid(site, batch)
+        if site.routing is None:
+            return valid_N
+        reached_N = x_NI.any(dim=1)  # Llama 4 gives experts zeros in place of other tokens
+        return reached_N if valid_N is None else valid_N[self._tokens[site.name, batch]] & reached_N
+
+    def _store_stage(self, site: Site) -> None:
+        """Store the inputs of all experts that do not depend on each other, in one run."""
+        stage = _stage(site)
+        sites = {other.linears[0]: other for other in self.sites if _stage(other) == stage}
+        for batch, run in self.calibration.batches():
+
+            def record(name: str, arguments: tuple[Any, ...], batch: int = batch) -> None:
+                routed = sites[name]
+                self._tokens[routed.name, batch] = routed_tokens(self.layer, routed)
+                value = flatten_positions(arguments[0])
+                self.calibration.captures.put(f"routed {routed.name} {batch}", value)
+
+            with self._stored_results(batch), forward_hooks(self.layer, sites, before=record):
+                run()
 
     def _error(
         self, site: Site, weight_IO: Tensor, batch: int, x_NI: Tensor, stream_NO: Tensor | None
@@ -189,6 +227,9 @@ class BlockQuantizer:
             return None
         if site.block is None:
             divisors_I = self._divisors.get(site.linears[0])
+            if site.routing is not None:
+                tokens_N = self._tokens[site.name, batch]
+                return reference.input_of_tokens(site, batch, tokens_N, x_NI) - x_NI
             exact_NI = reference.input(site, batch)
             return (exact_NI if divisors_I is None else exact_NI / divisors_I) - x_NI
         error_NO = reference.output(site, batch) - x_NI @ weight_IO
@@ -205,6 +246,11 @@ class BlockQuantizer:
         Returns:
             Inputs [N, I], None if the site is not called; stream [N, O], None if it has none.
         """
+        if site.routing is not None:
+            key = f"routed {site.name} {batch}"
+            x_NI = self.calibration.captures.get(key)
+            self.calibration.captures.drop(key)
+            return x_NI, None
         first, calls = site.linears[0], self.calibration.positions.calls(site, batch)
         inputs: dict[str, list[Tensor]] = {
             name: [] for name in (first, site.stream) if name is not None
@@ -226,3 +272,8 @@ class BlockQuantizer:
         if site.stream is None or not inputs[site.stream]:
             return x_NI, None
         return x_NI, concatenate_calls([flatten_positions(value) for value in inputs[site.stream]])
+
+
+def _stage(site: Site) -> tuple[str, int] | None:
+    """Return the module and stage of the site of an expert; None for other sites."""
+    return None if site.routing is None else (site.routing.module, site.routing.stage)

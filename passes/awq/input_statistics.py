@@ -35,6 +35,8 @@ class InputStatistics:
     """Mean of |x|."""
     error: ErrorMoments | None = None
     """None if errors of earlier layers are not compensated."""
+    positions: int = 0
+    """Number of positions."""
 
     def divide_inputs(self, scale_I: Tensor) -> None:
         """Turn the moments into those of x / scale, in place; weights are multiplied by it."""

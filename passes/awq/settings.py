@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,6 +27,10 @@ class QuantizationSettings:
     """True to round with GPTQ, False to round to nearest."""
     error_compensation: float
     """Fraction of the error of earlier layers that weights compensate."""
+
+    def nearest(self) -> QuantizationSettings:
+        """Return settings that round to nearest and do nothing else."""
+        return replace(self, scaling=False, gptq=False, error_compensation=0.0)
 
     @classmethod
     def of(cls, config: AwqConfig, parent_dtype: torch.dtype) -> QuantizationSettings:

@@ -38,6 +38,19 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Routing:
+    """Expert of a site: its linear layers read only the tokens that a router sends to it."""
+
+    module: str
+    """Module in the block that holds the experts. After a forward pass its ``token_indices`` list
+    the tokens of each expert."""
+    expert: int
+    stage: int
+    """Position of the site among those of its expert. Sites of one stage do not depend on each
+    other."""
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """Linear layers of a block that read the same input."""
 
@@ -52,6 +65,8 @@ class Site:
     """Module whose first input is the residual stream that the output is added to unchanged."""
     with_weights: bool = False
     """True if ``block`` returns a tuple: its output, and attention weights."""
+    routing: Routing | None = None
+    """None if every token reaches the site."""
 
 
 @dataclass(frozen=True, slots=True)

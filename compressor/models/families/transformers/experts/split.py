@@ -38,13 +38,13 @@ class SplitExperts(nn.Module):
     Attributes:
         expert_layout: arrangement of the fused parameters.
         token_indices: of the last forward pass, for each expert the indices of its tokens.
-        reaches_all: True if every token passes every expert, so that a single batch reaches all;
-            see ``all_experts_reached``.
+        reached: None if the router chooses; otherwise the number of experts, the first ones, that
+            every token passes; see ``every_token_reaches``.
     """
 
     expert_layout: ExpertLayout
     token_indices: list[Tensor]
-    reaches_all: bool
+    reached: int | None
 
     def forward(self, hidden_states: Tensor, *routing: Any, **named_routing: Any) -> Tensor:
         """Return the weighted sum of the experts' outputs, [N, H].
@@ -62,12 +62,14 @@ class SplitExperts(nn.Module):
         result = torch.zeros_like(hidden_states)
         self.token_indices = []
         for number in range(self.expert_layout.experts):
-            if self.reaches_all:
-                tokens = torch.arange(len(hidden_states), device=hidden_states.device)
-                share = hidden_states.new_full((len(tokens), 1), 1 / self.expert_layout.experts)
-            else:
+            if self.reached is None:
                 tokens, choices = torch.where(indices == number)
                 share = weights[tokens, choices, None]
+            elif number < self.reached:
+                tokens = torch.arange(len(hidden_states), device=hidden_states.device)
+                share = hidden_states.new_full((len(tokens), 1), 1 / self.reached)
+            else:
+                break
             self.token_indices.append(tokens)
             output = self._apply_expert(number, hidden_states[tokens]) * share
             result.index_add_(0, tokens, output.to(result.dtype))
@@ -77,8 +79,13 @@ class SplitExperts(nn.Module):
         """Apply the experts in turn to equal numbers of rows."""
         rows = hidden_states.reshape(self.expert_layout.experts, -1, hidden_states.shape[-1])
         self.token_indices = [torch.arange(rows.shape[1])] * len(rows)
-        outputs = [self._apply_expert(number, part) for number, part in enumerate(rows)]
-        return torch.cat(outputs)
+        if self.reached is not None:
+            tokens = rows.sum(dim=0)  # an expert receives zeros in place of other experts' tokens
+            rows = torch.stack([tokens] * self.reached)
+        outputs = [self._apply_expert(number, part.clone()) for number, part in enumerate(rows)]
+        result = torch.zeros_like(hidden_states)
+        result[: len(rows) * rows.shape[1]] = torch.cat(outputs)
+        return result
 
     def _apply_expert(self, number: int, tokens_NH: Tensor) -> Tensor:
         expert: Any = self.get_submodule(str(number))
@@ -152,7 +159,7 @@ def join_experts(module: nn.Module) -> None:
         child.__class__ = type(child).__mro__[2]
         for number in range(layout.experts):
             delattr(child, str(number))
-        for name in ("expert_layout", "token_indices", "reaches_all"):
+        for name in ("expert_layout", "token_indices", "reached"):
             delattr(child, name)
         for name, value in layout.join(parts).items():
             requires_grad = next(iter(parts.values())).requires_grad
@@ -186,19 +193,19 @@ def named_experts(module: nn.Module) -> Iterator[tuple[str, SplitExperts]]:
 
 
 @contextmanager
-def all_experts_reached(module: nn.Module) -> Iterator[None]:
-    """Let every token pass every split expert, with equal weights.
+def every_token_reaches(module: nn.Module, count: int | None = None) -> Iterator[None]:
+    """Let every token pass the first ``count`` split experts, or all, with equal weights.
 
-    A question about each expert, such as whether a scale folds, is then answered by one batch.
+    A question about experts, such as whether a scale folds, is then answered by one batch.
     """
     experts = [child for _, child in named_experts(module)]
     for child in experts:
-        child.reaches_all = True
+        child.reached = count or child.expert_layout.experts
     try:
         yield
     finally:
         for child in experts:
-            child.reaches_all = False
+            child.reached = None
 
 
 def _split(module: nn.Module, layout: ExpertLayout) -> None:
@@ -218,7 +225,7 @@ def _split(module: nn.Module, layout: ExpertLayout) -> None:
         module.add_module(str(number), expert)
     module.__class__ = type(f"Split{type(module).__name__}", (SplitExperts, type(module)), {})
     experts = cast("SplitExperts", module)
-    experts.expert_layout, experts.token_indices, experts.reaches_all = layout, [], False
+    experts.expert_layout, experts.token_indices, experts.reached = layout, [], None
     experts.train(module.training)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from compressor.models.checkpoint.weights import weights_on_meta
 from compressor.models.families.transformers.experts.split import (
-    all_experts_reached,
+    every_token_reaches,
     join_experts,
     named_experts,
     split_experts,
@@ -66,7 +66,7 @@ def test_each_expert_receives_its_tokens_in_one_call():
     _logits(model)
     assert rows == [len(tokens) for tokens in experts.token_indices]
     assert sum(rows) == 2 * TOKENS.numel()
-    with all_experts_reached(model):
+    with every_token_reaches(model):
         _logits(model)
     assert rows[4:] == [TOKENS.numel()] * 4
 
