@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -59,12 +60,7 @@ class Arrays(DataSource[ArraysConfig]):
 
     def problems(self, config: ArraysConfig, context: SourceContext) -> list[str]:
         """Return missing and damaged files, and arrays that do not fit each other."""
-        problems = draw_problems(config)
-        try:
-            arrays = read_headers(context.base / config.path)
-        except DataError as error:
-            return [*problems, error.what]
-        return [*problems, *_name_problems(config, arrays), *_length_problems(config, arrays)]
+        return [*draw_problems(config), *_file_problems(config, context.base / config.path)]
 
     def facts(self, config: ArraysConfig, context: SourceContext) -> DataFacts:
         """Return shapes and types from the headers, and the number of classes from the labels."""
@@ -103,7 +99,7 @@ class Arrays(DataSource[ArraysConfig]):
         Raises:
             DataError: a file is missing or damaged, or the arrays do not fit each other.
         """
-        if problems := self.problems(config, context):
+        if problems := _file_problems(config, context.base / config.path):
             raise DataError("\n".join(problems))
         stored = read_headers(context.base / config.path)
         inputs, label = _inputs(config, stored), _label(config, stored)
@@ -115,6 +111,14 @@ class Arrays(DataSource[ArraysConfig]):
             drawn = draw_indices(count, config.num_samples, config.seed)
             arrays = {name: array[drawn] for name, array in arrays.items()}
         return ArrayDataset(arrays, tuple(inputs), None if label is None else _LABEL)
+
+
+def _file_problems(config: ArraysConfig, path: Path) -> list[str]:
+    try:
+        arrays = read_headers(path)
+    except DataError as error:
+        return [error.what]
+    return [*_name_problems(config, arrays), *_length_problems(config, arrays)]
 
 
 def _label(config: ArraysConfig, arrays: dict[str, StoredArray]) -> str | None:
