@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from passes.common.field_problems import FieldProblem, check_no_problems, is_set
 from passes.prune.allocation import group_axes
 from passes.prune.config import PruneConfig
 from passes.prune.size_search import ParentSize, SizeSearch
+
+if TYPE_CHECKING:
+    from passes.prune.model import PrunableModel
 
 
 def select_axes(config: PruneConfig, axes: Sequence[Axis]) -> tuple[Axis, ...]:
@@ -30,11 +33,47 @@ def select_axes(config: PruneConfig, axes: Sequence[Axis]) -> tuple[Axis, ...]:
 def check_applicable(config: PruneConfig, family: Family[Any], architecture: Record) -> None:
     """Check that every field of a config has an effect on a model, and that its dimensions exist.
 
+    Axes that are discovered are checked once the model is loaded: see ``check_discovered``.
+
     Raises:
         RequirementError: fields do not apply to the model; the message names all of them.
     """
+    problems = _problems_of_measures(config, family, architecture)
+    stated = family.capability(CuttableAxes, architecture)
+    if stated is None and family.can_discover(CuttableAxes):
+        check_no_problems(problems)
+        return
     axes = family.require(CuttableAxes, architecture).axes
-    problems = _problems_of_kinds(config, family, axes)
+    _check_axes(config, family, architecture, axes, problems)
+
+
+def check_discovered(config: PruneConfig, model: PrunableModel) -> None:
+    """Check a config against the axes that were discovered in a loaded model.
+
+    Raises:
+        RequirementError: there are none, or fields do not apply; the message names all of them.
+    """
+    if model.batch:
+        _check_axes(config, model.family, model.config, model.axes, [])
+
+
+def _check_axes(
+    config: PruneConfig,
+    family: Family[Any],
+    architecture: Record,
+    axes: Sequence[Axis],
+    problems: list[FieldProblem],
+) -> None:
+    problems = [*_problems_of_kinds(config, family, axes), *problems]
+    cut_axes = _axes_to_cut(config, family, architecture, select_axes(config, axes))
+    check_no_problems([*problems, *_fields_without_effect(config, cut_axes)])
+
+
+def _problems_of_measures(
+    config: PruneConfig, family: Family[Any], architecture: Record
+) -> list[FieldProblem]:
+    """Return the problems that do not depend on axes."""
+    problems = []
     if config.target.macs is not None and not family.macs(architecture):
         problems.append(
             FieldProblem(
@@ -46,8 +85,7 @@ def check_applicable(config: PruneConfig, family: Family[Any], architecture: Rec
     if config.recovery is not None:
         trained = Architecture(family, architecture)
         problems += training_problems(config.recovery.training, "recovery.training", trained)
-    cut_axes = _axes_to_cut(config, family, architecture, select_axes(config, axes))
-    check_no_problems([*problems, *_fields_without_effect(config, cut_axes)])
+    return problems
 
 
 def _problems_of_kinds(
@@ -88,7 +126,10 @@ def planned_config(config: PruneConfig, family: Family[Any], architecture: Recor
     """
     if config.target.dimensions is None:
         return None
-    axes = select_axes(config, family.require(CuttableAxes, architecture).axes)
+    stated = family.capability(CuttableAxes, architecture)
+    if stated is None:  # they are discovered once the model is loaded
+        return None
+    axes = select_axes(config, stated.axes)
     search, sizes = _stated_sizes(config, family, architecture, axes)
     if search.kept_units(sizes, listed_only=True):
         return None

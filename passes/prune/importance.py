@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.capture import forward_hooks
+from compressor.errors import RequirementError
 from compressor.models.capabilities.cuttable_axes import Axis, Cut
 from compressor.models.capabilities.unit_removal import iterate_rows_by_unit, rows_by_unit
 from passes.prune.memory import consume_gradients
@@ -60,6 +61,7 @@ def score_by_activation(
         squares_C = inputs_CN.double().square().sum(dim=1)
         squares[reader] = squares[reader] + squares_C if reader in squares else squares_C
 
+    check_observable(model, axes, "activation")
     _observe_readers(model, axes, batches, run, add)
     return _sum_over_readers(
         axes, {name: squares[name].sqrt() * _column_norms(model, name) for name in squares}
@@ -69,9 +71,18 @@ def score_by_activation(
 def _column_norms(model: nn.Module, reader: str) -> Tensor:
     """Return the L2 norm of the weight column of each input channel, float64 [C]."""
     weight = model.get_parameter(f"{reader}.weight").detach()
-    channels = weight.shape[1]
-    chunks = iterate_rows_by_unit(Cut(f"{reader}.weight", 1), channels, weight)
+    dim = input_dim(model.get_submodule(reader))
+    columns = Cut(f"{reader}.weight", dim)
+    chunks = iterate_rows_by_unit(columns, weight.shape[dim], weight)
     return torch.stack([chunk_CX.square().sum(dim=1) for (chunk_CX,) in chunks]).sum(dim=0).sqrt()
+
+
+def input_dim(layer: nn.Module) -> int:
+    """Return the dimension of a layer's weight that its input is summed over.
+
+    transformers' ``Conv1D`` is a linear layer with a transposed weight.
+    """
+    return 0 if type(layer).__name__ == "Conv1D" and not isinstance(layer, nn.Conv1d) else 1
 
 
 def score_by_entropy(model: nn.Module, axes: Sequence[Axis], batches: Batches, run: Run) -> Scores:
@@ -97,6 +108,7 @@ def score_by_entropy(model: nn.Module, axes: Sequence[Axis], batches: Batches, r
         )
         counts[reader] = counts[reader] + count_CB if reader in counts else count_CB
 
+    check_observable(model, axes, "entropy")
     _observe_readers(model, axes, batches, run, add)
     return _sum_over_readers(
         axes, {name: _entropy(count_CB.double()) for name, count_CB in counts.items()}
@@ -181,13 +193,43 @@ def _score_by_gradient(
 
 
 def readers_of(model: nn.Module, axes: Sequence[Axis]) -> dict[str, nn.Module]:
-    """Return the layers that read an axis, by name."""
+    """Return the layers that read an axis and whose inputs are its units, by name.
+
+    Weights of merged experts have no layer of their own.
+    """
     return {
         cut.module: model.get_submodule(cut.module)
         for axis in axes
         for cut in axis.cuts
-        if cut.reads
+        if cut.reads and is_layer_input(model, cut)
     }
+
+
+def is_layer_input(model: nn.Module, cut: Cut) -> bool:
+    """Return True if the units of a cut are channels of the input of the layer that it cuts."""
+    if not cut.tensor.endswith(".weight"):
+        return False
+    layer = model.get_submodule(cut.module)
+    return layer.weight.ndim > 1 and cut.dim == input_dim(layer)  # type: ignore[union-attr,operator]
+
+
+def check_observable(model: nn.Module, axes: Sequence[Axis], importance: str) -> None:
+    """Check that the units of every axis are inputs of layers.
+
+    Raises:
+        RequirementError: units of some axes cannot be observed; the message names the axes.
+    """
+    unseen = [
+        axis.name
+        for axis in axes
+        if not any(cut.reads and is_layer_input(model, cut) for cut in axis.cuts)
+    ]
+    if unseen:
+        raise RequirementError(
+            f"`importance: {importance}` observes the inputs of layers; these units are the input "
+            f"of none: {', '.join(unseen)}",
+            remedy="set `importance: taylor` or `magnitude`",
+        )
 
 
 def _observe_readers(
@@ -206,7 +248,8 @@ def observe_channels(
     """Run the model without gradients and pass on the inputs of layers, as [C, N] on the CPU."""
 
     def by_channel(name: str, inputs: Tensor) -> None:
-        channel_dim = -1 if isinstance(layers[name], nn.Linear) else 1
+        is_convolution = isinstance(layers[name], nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        channel_dim = 1 if is_convolution else -1
         observe(name, inputs.cpu().movedim(channel_dim, 0).flatten(1))
 
     observe_inputs(model, layers, batches, run, by_channel)
@@ -235,7 +278,7 @@ def _sum_over_readers(axes: Sequence[Axis], channel_scores: Mapping[str, Tensor]
         terms = [
             rows_by_unit(channel_scores[cut.module], replace(cut, dim=0), axis.units).sum(dim=1)
             for cut in axis.cuts
-            if cut.reads
+            if cut.reads and cut.module in channel_scores
         ]
         scores[axis.name] = normalize_to_sum(torch.stack(terms).sum(dim=0))
     return scores

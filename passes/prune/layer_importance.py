@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from calibration.capture import forward_hooks
 from compressor.models.capabilities.cuttable_axes import Axis
+from compressor.models.capabilities.discovered_axes.verification import skipped
 from passes.prune.importance import Batches, Loss, Run, Scores, normalize_to_sum
 
 
@@ -91,7 +91,7 @@ def score_layers_by_loss(
         for axis in axes:
             increases = []
             for number, layer in enumerate(_layers(model, axis), start=1):
-                handle = layer.register_forward_hook(lambda _module, inputs, _output: inputs[0])
+                handle = layer.register_forward_hook(_skip, with_kwargs=True)
                 increases.append(
                     mean_loss(f"loss without layer {number} of {axis.units}") - baseline
                 )
@@ -106,20 +106,32 @@ def _layers(model: nn.Module, axis: Axis) -> list[nn.Module]:
     ]
 
 
+def _skip(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+    return skipped(args, kwargs, output)
+
+
 @contextmanager
 def _captured_layers(
     model: nn.Module, axes: Sequence[Axis]
 ) -> Iterator[dict[tuple[str, int], tuple[Tensor, Tensor]]]:
     """Yield a dict of (axis name, unit) to the layer's first input and output of the last run."""
     captured: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
-    keys = {
-        f"{axis.stack}.{member}": (axis.name, number)
-        for axis in axes
-        for number, member in enumerate(axis.members(range(axis.units)))
-    }
+    handles = []
 
-    def capture(layer: str, inputs: tuple[Any, ...], output: Tensor) -> None:
-        captured[keys[layer]] = (inputs[0], output)
+    def register(layer: nn.Module, key: tuple[str, int]) -> None:
+        def capture(
+            _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+        ) -> None:
+            inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            captured[key] = (inputs[0], output[0] if isinstance(output, tuple) else output)
 
-    with forward_hooks(model, keys, after=capture):
+        handles.append(layer.register_forward_hook(capture, with_kwargs=True))
+
+    try:
+        for axis in axes:
+            for number, member in enumerate(axis.members(range(axis.units))):
+                register(model.get_submodule(f"{axis.stack}.{member}"), (axis.name, number))
         yield captured
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compressor.artifacts.store import Artifact
 from compressor.config.record import Record
+from compressor.engine.contract import PassContext
 from compressor.models.capabilities.cuttable_axes import Axis, CuttableAxes
+from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.signature import Signature
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.checkpoint.weights import assign_weights, weights_on_meta
 from compressor.models.contract import Family
+from compressor.models.families.transformers.generic.sample import sample_batch
+from passes.common.device import tensors_from_batch
+
+_SAMPLES = 2
+"""Samples to discover axes with."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PrunableModel:
     """A module with the family and the config that describe it."""
 
     family: Family[Any]
     config: Record
     module: nn.Module
+    batch: Mapping[str, Tensor]
+    """Inputs to run the module with where its axes are discovered; empty where they are stated."""
 
-    @property
+    @cached_property
     def axes(self) -> tuple[Axis, ...]:
         """The axes that can be cut.
 
         Raises:
             RequirementError: the model has no cuttable axes.
         """
-        return self.family.require(CuttableAxes, self.config).axes
+        loaded = LoadedModel(self.module, self.batch) if self.batch else None
+        return self.family.require(CuttableAxes, self.config, loaded).axes
 
     @property
     def heads(self) -> TrainingHeads:
@@ -46,16 +59,49 @@ class PrunableModel:
         return self.family.require(TrainingHeads, self.config)
 
 
-def load_model(artifact: Artifact, device: str) -> PrunableModel:
-    """Load the model of an artifact, in eval mode."""
+def load_model(artifact: Artifact, calibration: str | None, context: PassContext) -> PrunableModel:
+    """Load the model of an artifact, in eval mode.
+
+    Args:
+        artifact: the parent of the step.
+        calibration: the data set whose first samples a model is run with to discover its axes;
+            None for random inputs.
+        context: the context of the pass.
+    """
     description = read_description(artifact.model)
-    return PrunableModel(description.family, description.config, load_module(description, device))
+    module = load_module(description, context.device)
+    family, config = description.family, description.config
+    batch: Mapping[str, Tensor] = {}
+    if family.capability(CuttableAxes, config) is None and family.can_discover(CuttableAxes):
+        batch = _sample(family.signature(config), calibration, context)
+    return PrunableModel(family, config, module, batch)
+
+
+def _sample(
+    signature: Signature, calibration: str | None, context: PassContext
+) -> dict[str, Tensor]:
+    """Return two samples of the calibration set, or random ones."""
+    device = torch.device(context.device)
+    if calibration is None:
+        return sample_batch(signature.inputs, device=context.device)
+    dataset = context.data(calibration)
+    indices = np.arange(min(len(dataset), _SAMPLES), dtype=np.int64)
+    batch = tensors_from_batch(dataset.batch(indices), device)
+    return {name: batch[name] for name in dataset.input_names}
 
 
 def build_model(
-    family: Family[Any], config: Record, weights: Mapping[str, Tensor], device: str
+    parent: PrunableModel, config: Record, weights: Mapping[str, Tensor], device: str
 ) -> PrunableModel:
-    """Build the model of a config with the given tensors, which are not copied, in eval mode."""
+    """Build a smaller model with the given tensors, which are not copied, in eval mode.
+
+    Args:
+        parent: the model that was cut.
+        config: the config of the smaller model.
+        weights: its state dict.
+        device: the device of the module.
+    """
     with torch.random.fork_rng(devices=[]), weights_on_meta():
-        module = family.build(config)
-    return PrunableModel(family, config, assign_weights(module, weights).eval().to(device))
+        module = parent.family.build(config)
+    module = assign_weights(module, weights).eval().to(device)
+    return replace(parent, config=config, module=module)

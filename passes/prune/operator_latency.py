@@ -237,13 +237,13 @@ def latency_cost(
         widths: the widths that may be cut.
         table: the time of each operator.
     """
-    cuts: dict[str, list[tuple[str, int, int]]] = {}
-    """Tensor name to (label of the width, dimension, indices per unit of the width)."""
+    cuts: dict[str, list[tuple[Width, int, int]]] = {}
+    """Tensor name to (width, dimension, indices per unit of the width)."""
     for width in widths:
         for axis in width.axes:
             for cut in axis.cuts:
                 indices_per_unit = width.axis_units(axis, 1) * cut.block * cut.segments
-                cuts.setdefault(cut.tensor, []).append((width.label, cut.dim, indices_per_unit))
+                cuts.setdefault(cut.tensor, []).append((width, cut.dim, indices_per_unit))
     layers = {
         f"{axis.stack}.{member}.": (width.label, axis.units)
         for width in widths
@@ -256,8 +256,8 @@ def latency_cost(
         milliseconds = 0.0
         for name, call in operators.items():
             weight = list(call.operator.weight)
-            for label, dim, indices_per_unit in cuts.get(name, ()):
-                weight[dim] = sizes[label] * indices_per_unit
+            for width, dim, indices_per_unit in cuts.get(name, ()):
+                weight[dim] -= (width.units - sizes[width.label]) * indices_per_unit
             kept_share = 1.0
             for layer, (label, units) in layers.items():
                 kept_share *= sizes[label] / units if name.startswith(layer) else 1.0
@@ -272,8 +272,8 @@ def resize_operator(operator: Operator, weight: tuple[int, ...]) -> Operator:
     """Return the operator with another shape of its weight; input channels and groups follow."""
     if operator.kind == "linear":
         return Operator("linear", (*operator.input[:-1], weight[1]), weight)
-    depthwise = operator.groups > 1
-    groups = weight[0] if depthwise else 1
-    channels = weight[0] if depthwise else weight[1]
-    input_shape = (operator.input[0], channels, *operator.input[2:])
+    groups = operator.groups  # of several, only whole ones are cut
+    if groups > 1:
+        groups = groups * weight[0] // operator.weight[0]
+    input_shape = (operator.input[0], groups * weight[1], *operator.input[2:])
     return Operator(operator.kind, input_shape, weight, operator.stride, operator.padding, groups)

@@ -61,12 +61,26 @@ def reconstruct_weights(
             grams[reader] = grams[reader] + gram_CC if reader in grams else gram_CC
 
         observe_channels(model, group, batches(), run, add)
-        for axis in cut_axes:
-            for cut in axis.cuts:
-                if cut.reads and cut.module in grams:
-                    columns_K = kept_indices(kept_units[axis.name], cut, axis.units)
-                    weight = model.get_parameter(cut.tensor).detach()
-                    yield cut.tensor, _reconstruct(weight, grams[cut.module], columns_K)
+        for reader, layer in group.items():
+            if reader in grams:
+                weight = layer.get_parameter("weight").detach()
+                columns_K = _kept_columns(
+                    f"{reader}.weight", cut_axes, kept_units, len(grams[reader])
+                )
+                yield f"{reader}.weight", _reconstruct(weight, grams[reader], columns_K)
+
+
+def _kept_columns(
+    tensor: str, axes: Sequence[Axis], kept_units: Mapping[str, Tensor], count: int
+) -> Tensor:
+    """Return the columns of a weight that no axis drops, int64, increasing."""
+    kept = torch.ones(count, dtype=torch.bool)
+    for axis in axes:
+        for cut in axis.cuts:
+            if cut.reads and cut.tensor == tensor:
+                kept[cut.offset : cut.offset + cut.segments * axis.units * cut.block] = False
+                kept[kept_indices(kept_units[axis.name], cut, axis.units)] = True
+    return kept.nonzero().flatten()
 
 
 def _group_by_memory(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:

@@ -22,6 +22,7 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.models.capabilities.unit_removal import remove_units
 from passes.common.checkpoint import UnusableCheckpointError, load_checkpoint, save_checkpoint
 from passes.common.device import device_of, prepare_torch
+from passes.prune.axes import check_discovered
 from passes.prune.config import PruneConfig
 from passes.prune.memory import map_to_disk
 from passes.prune.model import PrunableModel, build_model, load_model
@@ -43,7 +44,8 @@ def preview_cut(
     """Return the rows of one cut to the whole target, selected by the parent's scores."""
     prepare_torch(context)
     meter = create_meter(config, context)
-    model = load_model(parent, context.device)
+    model = load_model(parent, config.calibration, context)
+    check_discovered(config, model)
     selection = select_units(config, model, context, meter, round_=Round(), parent=None)
     if config.schedule.kind == "gradual":
         context.note(
@@ -60,7 +62,9 @@ def preview_cut(
 def prune(config: PruneConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
     """Cut and recover in all rounds, and save the model into ``out``."""
     prepare_torch(context)
-    run = _Run(config, load_model(parent, context.device), context)
+    model = load_model(parent, config.calibration, context)
+    check_discovered(config, model)
+    run = _Run(config, model, context)
     model = run.finish()
     _note_small_cut(run.parent, model, context)
     model.family.save(model.module, model.config, out, parent.model)
@@ -103,7 +107,7 @@ def cut_model(selection: Selection, work: Path, *, repair: bool) -> PrunableMode
             state |= map_to_disk(changed, work)
     weights = map_to_disk(remove_units(state, axes, kept_units), work)
     device = str(device_of(model.module))
-    return build_model(model.family, selection.pruned_config, weights, device)
+    return build_model(model, selection.pruned_config, weights, device)
 
 
 @dataclass(slots=True)
@@ -203,9 +207,8 @@ class _Run:
             for folder in self.context.work.glob("round-*"):
                 shutil.rmtree(folder)
             return
-        family = self.parent.family
         config = type(self.parent.config).model_validate_json(json.dumps(saved["config"]))
-        self.model = build_model(family, config, saved["weights"], self.context.device)
+        self.model = build_model(self.parent, config, saved["weights"], self.context.device)
         self.progress = _Progress(**saved["progress"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from passes.prune.model import PrunableModel
 from passes.prune.model_latency import LatencyMeter, check_faster
 from passes.prune.schedule import Round
 from passes.prune.scoring import Calibration, open_calibration, score_axes
+from passes.prune.shape_costs import shape_costs
 from passes.prune.size_search import ParentSize, SizeSearch, count_macs, count_parameters
 
 
@@ -131,7 +132,15 @@ def _size_search(
     ranking = {
         name: score.argsort(descending=True, stable=True).tolist() for name, score in scores.items()
     }
-    return SizeSearch(model.family, model.config, widths, config.target, milliseconds, ranking)
+    search = SizeSearch(model.family, model.config, widths, config.target, milliseconds, ranking)
+    if not model.batch:
+        return search
+    costs = shape_costs(model)
+    measured = {
+        count_macs: costs.counted(costs.macs, widths),
+        count_parameters: costs.counted(costs.parameters, widths),
+    }
+    return replace(search, measured=measured, shapes=costs.shapes)
 
 
 def _select_sizes(

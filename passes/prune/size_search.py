@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,8 +20,11 @@ from passes.prune.schedule import Round, protect_high_scores
 
 _BYTES_PER_WEIGHT = 4
 """Weights are counted in float32, in which models are saved by default."""
+_MOST_TRIALS = 8
+"""Searches until a limit is met."""
 
-Fields = dict[FieldPath, int | bool | list[Any] | None]
+Count = Callable[[Family[Any], Record], int]
+Fields = dict[FieldPath, int | bool | list[Any] | dict[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +54,29 @@ class SizeSearch:
     """Time of all operators for given sizes; None if they are not timed."""
     ranking: Mapping[str, Sequence[int]]
     """Axis name to its units, the most important first."""
+    measured: Mapping[Count, Cost] = field(default_factory=dict)
+    """Counts that are known as functions of sizes, for models that take long to build."""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes of tensors, for axes that the config describes by them."""
 
     def cost(self) -> Cost | None:
         """Return the target's measure as a function of sizes; None for a target of dimensions."""
         costs = {
-            "macs": self._counted(count_macs, 1),
-            "params": self._counted(count_parameters, 1),
-            "size_mb": self._counted(count_parameters, _BYTES_PER_WEIGHT / 1e6),
+            "macs": self._counted("macs"),
+            "params": self._counted("params"),
+            "size_mb": self._counted("size_mb"),
             "latency_ms": self.milliseconds,
             "dimensions": None,
         }
         return costs[self.target.measure]
 
-    def _counted(self, count: Callable[[Family[Any], Record], int], scale: float) -> Cost:
+    def _counted(self, measure: str) -> Cost:
+        """Return a measure as a function of sizes, as the family counts it."""
+        count, scale = _COUNTED[measure]
+        known = self.measured.get(count)
+        if known is not None:
+            return lambda sizes: scale * known(sizes)
+
         def cost(sizes: Mapping[str, int]) -> float:
             try:
                 smaller = self.pruned_config(sizes)
@@ -98,7 +111,21 @@ class SizeSearch:
         """
         kept_units = self.kept_units(sizes, listed_only=True)
         fields = pruned_fields(self.widths, sizes, self.architecture, kept_units)
+        fields |= self._changed_shapes(sizes)
         return replace_fields(self.architecture, fields)
+
+    def _changed_shapes(self, sizes: Mapping[str, int]) -> Fields:
+        """Return the fields with shapes, of axes that the config describes by them."""
+        changed: dict[str, dict[str, list[int]]] = {}
+        for width in self.widths:
+            for axis in (axis for axis in width.axes if axis.shapes_field):
+                removed = axis.units - width.axis_units(axis, sizes[width.label])
+                for cut in axis.cuts if removed else ():
+                    known = changed.setdefault(axis.shapes_field, {})
+                    shape = known.setdefault(cut.tensor, list(self.shapes[cut.tensor]))
+                    shape[cut.dim] -= removed * cut.block * cut.segments
+        tree = self.architecture.model_dump(mode="json")
+        return {(name,): {**tree[name], **shapes} for name, shapes in changed.items()}
 
     def parent_size(self) -> ParentSize:
         """Return the size of the model as it is."""
@@ -116,7 +143,7 @@ class SizeSearch:
         """
         cost = self.cost()
         if cost is not None:
-            return allocate(self.widths, cost, self._limit(parent), self.target.measure)
+            return self._allocated(cost, self._limit(parent))
         sizes = stated_sizes(self.target.dimensions or {}, self.widths)
         try:
             self.pruned_config(sizes)
@@ -125,6 +152,24 @@ class SizeSearch:
                 problem["msg"].removeprefix("Value error, ") for problem in error.errors()
             )
             raise RequirementError(f"these dimensions do not fit together: {reasons}") from error
+        return sizes
+
+    def _allocated(self, cost: Cost, limit: float) -> dict[str, int]:
+        """Return sizes that meet a limit also as the family counts them.
+
+        Costs from shapes alone may leave out what shrinks too, or does not, such as attention.
+        """
+        measure = self.target.measure
+        lowered = limit
+        for _ in range(_MOST_TRIALS):
+            sizes = allocate(self.widths, cost, lowered, measure)
+            if not self.measured or measure not in _COUNTED:
+                break
+            count, scale = _COUNTED[measure]
+            counted = scale * count(self.family, self.pruned_config(sizes))
+            if counted <= limit:
+                break
+            lowered *= limit / counted
         return sizes
 
     def round_sizes(
@@ -245,3 +290,11 @@ def count_macs(family: Family[Any], config: Record) -> int:
 def count_parameters(family: Family[Any], config: Record) -> int:
     """Return the number of parameters of the whole model."""
     return sum(family.parameters(config).values())
+
+
+_COUNTED: Mapping[str, tuple[Count, float]] = {
+    "macs": (count_macs, 1),
+    "params": (count_parameters, 1),
+    "size_mb": (count_parameters, _BYTES_PER_WEIGHT / 1e6),
+}
+"""Measures of a target to what counts them, and the unit of a count."""

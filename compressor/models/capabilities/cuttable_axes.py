@@ -140,7 +140,9 @@ class CuttableAxes(Capability):
 R = TypeVar("R", bound=Record)
 
 
-def replace_fields(config: R, fields: Mapping[FieldPath, int | bool | list[Any] | None]) -> R:
+def replace_fields(
+    config: R, fields: Mapping[FieldPath, int | bool | list[Any] | dict[str, Any] | None]
+) -> R:
     """Return the config with fields replaced by path; None removes an entry from a list.
 
     Raises:
@@ -160,5 +162,6 @@ def replace_fields(config: R, fields: Mapping[FieldPath, int | bool | list[Any] 
 def _parent(tree: Any, path: FieldPath) -> Any:
     """Return the mapping or list that holds the last part of a path."""
     for part in path[:-1]:
-        tree = tree[part]
+        # A mapping that the config leaves out has default fields.
+        tree = tree.setdefault(part, {}) if isinstance(tree, dict) else tree[part]
     return tree

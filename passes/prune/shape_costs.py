@@ -1,0 +1,119 @@
+"""Parameters and MACs as functions of sizes, from the shapes of tensors; no model is built.
+
+For discovered axes, whose family counts by building the model: that takes too long for a search.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from passes.prune.allocation import Cost, Width
+from passes.prune.model import PrunableModel
+from passes.prune.size_search import count_macs, count_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeCosts:
+    """Costs of the whole model by tensor, in proportion to the tensor's elements."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shape of each tensor of the state dict."""
+    parameters: Mapping[str, float]
+    """Parameters by tensor; tied ones under one name."""
+    macs: Mapping[str, float]
+    """Multiply-accumulates of the products with a tensor; those without one under ``""``."""
+
+    def counted(self, values: Mapping[str, float], widths: Sequence[Width]) -> Cost:
+        """Return the sum of values by tensor as a function of the units kept of each width."""
+        removed, layers = _cuts(widths), _layers(widths)
+
+        def cost(sizes: Mapping[str, int]) -> float:
+            return sum(
+                value * self._kept_part(name, sizes, removed, layers)
+                for name, value in values.items()
+            )
+
+        return cost
+
+    def _kept_part(
+        self,
+        name: str,
+        sizes: Mapping[str, int],
+        removed: Mapping[str, list[tuple[Width, int, int]]],
+        layers: Mapping[str, Width],
+    ) -> float:
+        """Return the part of a tensor's elements that is left."""
+        part = 1.0
+        if name in removed:
+            shape = list(self.shapes[name])
+            for width, dim, indices in removed[name]:
+                shape[dim] -= (width.units - sizes[width.label]) * indices
+            part = math.prod(shape) / math.prod(self.shapes[name])
+        for prefix, width in layers.items():
+            if name.startswith(prefix):
+                part *= sizes[width.label] / width.units
+        return part
+
+
+def _cuts(widths: Sequence[Width]) -> dict[str, list[tuple[Width, int, int]]]:
+    """Return by tensor the widths that cut it, with the dimension and the indices per unit."""
+    cuts: dict[str, list[tuple[Width, int, int]]] = {}
+    for width in widths:
+        for axis in width.axes:
+            for cut in axis.cuts:
+                indices = width.axis_units(axis, 1) * cut.block * cut.segments
+                cuts.setdefault(cut.tensor, []).append((width, cut.dim, indices))
+    return cuts
+
+
+def _layers(widths: Sequence[Width]) -> dict[str, Width]:
+    return {
+        f"{axis.stack}.{member}.": width
+        for width in widths
+        for axis in width.axes
+        if axis.stack
+        for member in axis.members(range(axis.units))
+    }
+
+
+def shape_costs(model: PrunableModel) -> ShapeCosts:
+    """Return the costs of a model, which together equal those that its family counts."""
+    state = model.module.state_dict(keep_vars=True)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    first_names: dict[int, str] = {}
+    for name, tensor in state.items():
+        if isinstance(tensor, torch.nn.Parameter):
+            first_names.setdefault(id(tensor), name)
+    elements = {name: float(math.prod(shapes[name])) for name in first_names.values()}
+    total = count_parameters(model.family, model.config)
+    parameters = elements | {"": total - sum(elements.values())}
+    return ShapeCosts(shapes | {"": ()}, parameters, _macs_by_tensor(model, elements))
+
+
+def _macs_by_tensor(model: PrunableModel, elements: Mapping[str, float]) -> dict[str, float]:
+    """Return the family's MACs, divided among tensors as the operators of one run are."""
+    with torch.no_grad(), FlopCounterMode(display=False, depth=None) as counter:
+        model.module(**model.batch)
+    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    root = type(model.module).__name__
+    total = count_macs(model.family, model.config)
+    scale = total / max(counter.get_total_flops(), 1)
+    macs: dict[str, float] = {}
+    for name, module in model.module.named_modules():
+        matrices = [
+            f"{name}.{part}" if name else part
+            for part, weight in module.named_parameters(recurse=False)
+            if weight.ndim > 1
+        ]
+        matrices = [matrix for matrix in matrices if matrix in elements]
+        weight_sum = sum(elements[matrix] for matrix in matrices)
+        own = flops.get(f"{root}.{name}" if name else root, 0) * scale
+        if name == "" or not matrices:
+            continue
+        macs |= {matrix: own * elements[matrix] / weight_sum for matrix in matrices}
+    return macs | {"": max(total - sum(macs.values()), 0.0)}
