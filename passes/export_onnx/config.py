@@ -12,6 +12,8 @@ from pydantic import AliasChoices, Field, model_validator
 from compressor.config.record import DataName, LeftOutOfIds, Record
 from compressor.engine.contract import PassConfig
 
+HALF = "float16"
+
 
 class ParityConfig(Record):
     """Comparison of the exported model with its parent in torch, on real samples.

@@ -96,7 +96,7 @@ def compare(
     batches: Sequence[Batch],
     config: ParityConfig,
     *,
-    quantized: bool = False,
+    tolerance: Tolerance = Tolerance.FLOAT,
 ) -> tuple[Parity, ...]:
     """Compare an exported model with its parent at batch size 1 and at ``config.batch_size``.
 
@@ -105,7 +105,7 @@ def compare(
         exported: the exported model.
         batches: samples in batches of ``config.batch_size``; the last may be smaller.
         config: the limits.
-        quantized: True for a model with integers, whose usual limits are looser.
+        tolerance: the usual limits of such a model.
 
     Raises:
         DataError: there are no samples.
@@ -114,7 +114,6 @@ def compare(
     """
     if not batches:
         raise DataError(f"the data set {config.data!r} is empty: there is nothing to compare")
-    tolerance = Tolerance.QUANTIZED if quantized else Tolerance.FLOAT
     limits = Limits.from_config(config, tolerance)
     expected = [reference.run(batch) for batch in batches]
     _check_finite(expected)
@@ -180,7 +179,7 @@ def _parity(
             if delta_N.max() > largest:
                 worst = samples + int(delta_N.argmax())
                 worst_output, largest = name, float(delta_N.max())
-            cosine = min(cosine, float(_cosines(a_NV, b_NV).min()))
+            cosine = min(cosine, float(cosines(a_NV, b_NV).min()))
         samples += len(next(iter(reference.values())))
         if LOGITS in reference:
             agreeing.append(_agreeing(reference[LOGITS], exported[LOGITS], tie))
@@ -188,7 +187,7 @@ def _parity(
     return Parity(batch_size, samples, largest, cosine, agreement, worst, worst_output)
 
 
-def _cosines(a_NV: Array, b_NV: Array) -> Array:
+def cosines(a_NV: Array, b_NV: Array) -> Array:
     """Return the cosine by sample: 1 if both are zero, 0 if one is zero or not finite."""
     lengths_N = np.linalg.norm(a_NV, axis=1) * np.linalg.norm(b_NV, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -13,7 +13,7 @@ from compressor.models.capabilities.signature import InputSpec
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts, PlannedGraph
 from passes.common.field_problems import FieldProblem, set_fields
-from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.config import HALF, ExportOnnxConfig
 from passes.export_onnx.contract import Exporter
 
 _LOGITS = "logits"
@@ -87,10 +87,16 @@ class TracedExporter(Exporter):
         """Check that the integers of a quantized model have kernels.
 
         Raises:
-            RequirementError: layers have activations of less than 8 bits.
+            RequirementError: layers have activations of less than 8 bits, or `dtype` is float16.
         """
         quantization = model.quantization()
         layers = {} if quantization is None else quantization.layers
+        if layers and self.config.dtype == HALF:
+            raise RequirementError(
+                "`dtype: float16` does not apply to a model with INT8 layers: their scales and "
+                "products are float32",
+                remedy="remove `dtype`",
+            )
         narrow = [
             name
             for name, layer in layers.items()

@@ -26,9 +26,10 @@ from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
 from compressor.runtimes.session import match_inputs
 from compressor.runtimes.torch.layers import TorchLayers
 from compressor.runtimes.torch.session import TorchSession
-from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.config import HALF, ExportOnnxConfig
+from passes.export_onnx.half import convert_to_half
 from passes.export_onnx.packed import store_packed
-from passes.export_onnx.parity import Parity, compare
+from passes.export_onnx.parity import Parity, Tolerance, compare
 from passes.export_onnx.tracing import onnx_from_torch
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 _SAMPLES = 64
 """Default number of compared samples."""
+_HALF_BATCHES = 2
+"""Batches on which the ranges of values are measured for float16."""
 _IMAGE_SIZES = frozenset({"height", "width"})
 """Names of the variable sizes of images."""
 _STAGES = ("trace", "simplify", "write", "compare")
@@ -75,7 +78,10 @@ def export_traced(
     metadata = file_metadata(context.artifact_id, model.family.name, dataset.class_names())
     metadata[INPUTS_KEY] = encode_layer_inputs(layer_inputs)
     threshold = config.external_data_threshold_mb * 1_000_000
-    external = save_checked_model(graph, out, metadata, threshold)
+    saved = {"external_data": save_checked_model(graph, out, metadata, threshold)}
+    if config.dtype == HALF:
+        feeds = [match_inputs(batch, inputs) for batch in batches[:_HALF_BATCHES]]
+        saved |= convert_to_half(out, feeds, threshold)
     export.report(3)
     parity = export.compare(batches, quantized=bool(packed.get("integer_layers")))
     export.report(4)
@@ -86,7 +92,7 @@ def export_traced(
             "opset": config.opset,
             "nodes": graph.graph.num_nodes(),
             "simplify": simplified,
-            "external_data": external,
+            **saved,
             "parity": {f"batch_{result.batch_size}": asdict(result) for result in parity},
         }
     )
@@ -182,8 +188,10 @@ class _TracedExport:
             open_session("onnx", self.out, threads=self.context.threads) as exported,
         ):
             reference.module.float()
-            quantized = quantized or self.quantization is not None
-            return compare(reference, exported, batches, self.config.parity, quantized=quantized)
+            tolerance = Tolerance.HALF if self.config.dtype == HALF else Tolerance.FLOAT
+            if quantized or self.quantization is not None:
+                tolerance = Tolerance.QUANTIZED
+            return compare(reference, exported, batches, self.config.parity, tolerance=tolerance)
 
     def inspect_integers(self) -> dict[str, Any]:
         """Return what ONNX Runtime computes with integers, and what the target would refuse.

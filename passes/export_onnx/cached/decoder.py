@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionAndFullAttentionLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
 
 from compressor.models.capabilities.cached_generation import CachedTensor
 from compressor.models.families.transformers.generic.generation import (
@@ -111,11 +116,14 @@ class CachedDecoder(nn.Module):
         return cache
 
 
-class _StateLayer(LinearAttentionAndFullAttentionLayer):  # type: ignore[no-untyped-call]
-    """A layer with states that are replaced and not written in place, as tracing needs it.
+class _ReplacedStates:
+    """States that are replaced and not written in place, as tracing needs it.
 
     A call continues from the states that it is given; zeros are those of an empty sequence.
     """
+
+    conv_states: dict[int, Tensor]
+    recurrent_states: dict[int, Tensor]
 
     def update_conv_state(
         self,
@@ -125,7 +133,6 @@ class _StateLayer(LinearAttentionAndFullAttentionLayer):  # type: ignore[no-unty
         **kwargs: Any,  # noqa: ARG002
     ) -> Tensor:
         past = self.conv_states[state_idx]
-        assert past is not None  # noqa: S101 - it is an input of the graph
         full = torch.cat([past, conv_states], dim=-1)
         self.conv_states[state_idx] = full[..., -past.shape[-1] :]
         return full
@@ -138,6 +145,16 @@ class _StateLayer(LinearAttentionAndFullAttentionLayer):  # type: ignore[no-unty
     ) -> Tensor:
         self.recurrent_states[state_idx] = recurrent_states
         return recurrent_states
+
+
+class _StateLayer(_ReplacedStates, LinearAttentionLayer):  # type: ignore[misc]
+    """A recurrent layer."""
+
+
+class _StateAndKeysLayer(  # type: ignore[misc, no-untyped-call]
+    _ReplacedStates, LinearAttentionAndFullAttentionLayer
+):
+    """A layer with both a recurrent part and attention."""
 
 
 def _positions(specs: Sequence[CachedTensor], tensors: Sequence[Tensor]) -> int | None:
@@ -162,7 +179,9 @@ def token_positions(attention_mask: Tensor, tokens: int) -> Tensor:
 def _layer(parts: Mapping[str, Tensor]) -> DynamicLayer:
     """Return a cached layer that holds tensors; an empty one that a class does not write to."""
     states = {name: tensor for name, tensor in parts.items() if "state" in name}
-    layer: Any = _state_layer(states) if states else DynamicLayer()  # type: ignore[no-untyped-call]
+    layer: Any = DynamicLayer()  # type: ignore[no-untyped-call]
+    if states:
+        layer = _state_layer(states, has_keys="key" in parts)
     if "key" in parts:
         layer.keys, layer.values = parts["key"], parts["value"]
         layer.dtype, layer.device = layer.keys.dtype, layer.keys.device
@@ -170,9 +189,10 @@ def _layer(parts: Mapping[str, Tensor]) -> DynamicLayer:
     return layer  # type: ignore[no-any-return]
 
 
-def _state_layer(states: Mapping[str, Tensor]) -> _StateLayer:
+def _state_layer(states: Mapping[str, Tensor], *, has_keys: bool) -> Any:
     indices = {name: int(name.partition("state")[2] or 0) for name in states}
-    layer: Any = _StateLayer(number_of_states=max(indices.values()) + 1)
+    kind: Any = _StateAndKeysLayer if has_keys else _StateLayer
+    layer = kind(number_of_states=max(indices.values()) + 1)
     for name, tensor in states.items():
         index = indices[name]
         layer.dtype, layer.device = tensor.dtype, tensor.device
@@ -183,4 +203,4 @@ def _state_layer(states: Mapping[str, Tensor]) -> _StateLayer:
         else:
             layer.recurrent_states[index] = tensor
             layer.is_recurrent_states_initialized[index] = True
-    return layer  # type: ignore[no-any-return]
+    return layer

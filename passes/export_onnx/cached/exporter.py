@@ -9,7 +9,7 @@ from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts, PlannedGraph
 from passes.common.field_problems import FieldProblem, set_fields
-from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.config import HALF, ExportOnnxConfig
 from passes.export_onnx.contract import Exporter
 
 _BUILT_ONLY = ("target", "int8_embeddings", "int8_kv_cache", "accuracy_level")
@@ -19,7 +19,6 @@ _REASONS = {
     "parity.batch_size": "a language model is compared window by window",
     "simplify": "the graph of a language model is not simplified: it would store shared weights "
     "twice",
-    "dtype": "the graph of this model is traced, and computes in float32",
 }
 """Fields that do not apply to a traced decoder."""
 
@@ -53,6 +52,14 @@ class CachedExporter(Exporter):
             for name in _BUILT_ONLY
             if name in set_fields(self.config.decoder)
         ]
+        if self.generation.encoder_inputs and self.config.dtype == HALF:
+            problems.append(
+                FieldProblem(
+                    "dtype",
+                    "the graphs of an encoder-decoder compute in float32",
+                    "remove `dtype`",
+                )
+            )
         longest, context = self.generation.context_length, self.config.decoder.context_length
         if context is not None and context > longest:
             problems.append(

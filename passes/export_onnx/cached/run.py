@@ -22,14 +22,16 @@ from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.transformers.generic.generation import cached_generation
+from compressor.runtimes.onnxruntime.session import OnnxSession
 from compressor.runtimes.torch.session import TorchSession
 from passes.common.field_problems import set_fields
 from passes.export_onnx.cached.decoder import CachedDecoder
 from passes.export_onnx.cached.graph import trace_decoder
 from passes.export_onnx.cached.probe import continues_from_cache
-from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.config import HALF, ExportOnnxConfig
 from passes.export_onnx.decoder.parity import compare
 from passes.export_onnx.decoder.windows import read_windows
+from passes.export_onnx.half import convert_to_half
 from passes.export_onnx.images.run import (
     ImageParts,
     SeparateTowerError,
@@ -117,18 +119,30 @@ class _CachedExport:
         self.context.note(f"{_NO_CACHE}: with one, {reason}")
         return None
 
-    def save(self, graph: ir.Model) -> bool:
-        """Write the graph; return True if its weights are in a file of their own."""
+    def save(self, graph: ir.Model) -> dict[str, Any]:
+        """Write the graph; return the entries of the summary about its files."""
         metadata = file_metadata(self.context.artifact_id, self.model.family.name, None) | {
             TARGET_KEY: TRACED,
             CONTEXT_LENGTH_KEY: str(self.context_length),
         }
-        threshold = self.config.external_data_threshold_mb * 1_000_000
-        return save_checked_model(graph, self.out, metadata, threshold)
+        return {"external_data": save_checked_model(graph, self.out, metadata, self.threshold)}
+
+    @property
+    def threshold(self) -> int:
+        """Bytes of weights beyond which they are stored beside the graph."""
+        return self.config.external_data_threshold_mb * 1_000_000
+
+    def convert_to_half(self, windows: list[Batch]) -> dict[str, Any]:
+        """Convert the written graph to float16; keys and values stay float32."""
+        with OnnxSession(self.out, self.context.threads, "cpu") as session:
+            feeds = [session.complete_feeds(window) for window in windows]
+        return convert_to_half(self.out, feeds, self.threshold)
 
     def compare(self, windows: list[Batch], *, quantized: bool) -> list[dict[str, Any]]:
         """Compare the written graph with torch in float32."""
-        tolerance = Tolerance.QUANTIZED_DECODER if quantized else Tolerance.FLOAT
+        tolerance = Tolerance.HALF if self.config.dtype == HALF else Tolerance.FLOAT
+        if quantized:
+            tolerance = Tolerance.QUANTIZED_DECODER
         threads = self.context.threads
         with TorchSession(self.model.folder, threads, "cpu") as reference:
             reference.module.float()
@@ -168,7 +182,9 @@ def export_cached(
     del module, parts
     packed = store_packed(graph, model.folder, context.note)
     export.report(1)
-    external = export.save(graph)
+    saved = export.save(graph)
+    if config.dtype == HALF:
+        saved |= export.convert_to_half(windows)
     export.report(2)
     parity = export.compare(windows, quantized=bool(packed))
     copy_companions(model.folder, out)
@@ -179,7 +195,7 @@ def export_cached(
         | {
             "opset": graph.opset_imports[""],
             "nodes": graph.graph.num_nodes(),
-            "external_data": external,
+            **saved,
             "target": TRACED,
             "kv_cache": "float32",
             "context_length": export.context_length,
