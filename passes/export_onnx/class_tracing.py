@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -41,14 +42,47 @@ def trace_class(
     Raises:
         PassError: torch cannot trace a class, or has no ONNX operators for what it computes.
     """
-    translations = {**exporter_onnx._ONNX_TRANSLATION_TABLE, **interface.translations}
-    interface = GraphInterface(
-        interface.inputs, interface.outputs, interface.dynamic, interface.opset, translations
-    )
+    make_traceable(module)
     try:
-        make_traceable(module)
-        with _corrections(), torch.no_grad():
-            graph = trace(module, tensors, interface)
+        graph = _trace_corrected(module, tensors, interface)
+    except PassError as error:
+        # A correction that one class needs is in the way of another.
+        try:
+            graph = _trace_as_it_is(module, tensors, interface)
+        except PassError:
+            raise error from None
+    compute_bfloat16_in_float32(graph)
+    return graph
+
+
+def _trace_corrected(
+    module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterface
+) -> ir.Model:
+    """Trace with the library's corrections; raise ``PassError`` if that fails."""
+    translations = {**exporter_onnx._ONNX_TRANSLATION_TABLE, **interface.translations}
+    with _errors(), _corrections():
+        graph = trace(module, tensors, replace(interface, translations=translations))
+    graphs: list[Any] = [graph.graph, *graph.functions.values()]
+    for part in graphs:
+        for correct in exporter_onnx._IR_FIXES:
+            correct(part)
+    return graph
+
+
+def _trace_as_it_is(
+    module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterface
+) -> ir.Model:
+    """Trace without corrections; raise ``PassError`` if that fails."""
+    with _errors():
+        return trace(module, tensors, interface)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn errors of torch and of the traced code into ours."""
+    try:
+        with torch.no_grad():
+            yield
     except PassError:
         raise
     except Exception as error:  # torch raises classes of its own and of the traced code
@@ -56,12 +90,6 @@ def trace_class(
             f"torch {torch.__version__} cannot export this class: {_cause(error)}",
             remedy="fix sizes of inputs with `dynamic:`, or measure and ship the torch artifact",
         ) from error
-    graphs: list[Any] = [graph.graph, *graph.functions.values()]
-    for part in graphs:
-        for correct in exporter_onnx._IR_FIXES:
-            correct(part)
-    compute_bfloat16_in_float32(graph)
-    return graph
 
 
 def _cause(error: BaseException) -> str:
