@@ -48,6 +48,4 @@ def _select(config: ExportOnnxConfig, model: Architecture) -> Exporter:
 
 def _is_covered(tree: dict[str, Any]) -> bool:
     """Return True if the graph of a decoder can be built, for some context and target."""
-    return is_tabulated(tree) and not any(
-        problem.field == DECODER_FIELD for problem in graph_problems(tree, None)
-    )
+    return not any(problem.field == DECODER_FIELD for problem in graph_problems(tree, None))

@@ -12,11 +12,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from compressor.graphs.decoder.limits import Activation
 from compressor.graphs.decoder.operators import (
     AttentionHeads,
     AttentionInputs,
     AttentionResult,
+    NormWeights,
     Operators,
     RotaryTables,
     outputs_of,
@@ -25,6 +25,8 @@ from compressor.graphs.decoder.weights import BlockMatrix
 from compressor.graphs.opsets import DECODER_OPSETS
 
 MICROSOFT = "com.microsoft"
+_SKIP_NORMS = {"rms": "SkipSimplifiedLayerNormalization", "layer": "SkipLayerNormalization"}
+"""Kind of a norm to the operator that adds before it."""
 
 
 class OnnxRuntimeOperators(Operators):
@@ -37,35 +39,35 @@ class OnnxRuntimeOperators(Operators):
 
     opsets: ClassVar[Mapping[str, int]] = {"": DECODER_OPSETS["onnxruntime"], MICROSOFT: 1}
 
+    rotary_pairs_multiple: ClassVar[int] = 8
+
     def __init__(self, accuracy_level: int, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
         super().__init__(dtype)
         self.accuracy_level = accuracy_level
 
-    def norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
+    def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
         """Return RMSNorm over the last axis."""
         return self.op("RMSNormalization", [x, weight], name, axis=-1, epsilon=epsilon)
 
     def add_and_norm(
-        self, x: ir.Value, residual: ir.Value, weight: ir.Value, epsilon: float, name: str
+        self, x: ir.Value, residual: ir.Value, norm: NormWeights, name: str
     ) -> tuple[ir.Value, ir.Value]:
-        """Return RMSNorm of x + residual, and x + residual."""
+        """Return the norm of x + residual, and x + residual."""
         normed = self.op(
-            "SkipSimplifiedLayerNormalization",
-            [x, residual, weight],
+            _SKIP_NORMS[norm.kind],
+            [x, residual, norm.weight, *([] if norm.bias is None else [norm.bias])],
             name,
             domain=MICROSOFT,
             outputs=4,
-            epsilon=epsilon,
+            epsilon=norm.epsilon,
         )
         _, mean, inverse_deviation, total = outputs_of(normed)
         mean.name = inverse_deviation.name = ""  # optional outputs that nothing reads
         return normed, total
 
-    def activation(self, x: ir.Value, function: Activation, name: str) -> ir.Value:
-        """Return SiLU, which is QuickGelu with α = 1, or GELU with tanh."""
-        if function == "silu":
-            return self.op("QuickGelu", [x], name, domain=MICROSOFT, alpha=1.0)
-        return self.op("Gelu", [x], name, approximate="tanh")
+    def silu(self, x: ir.Value, name: str) -> ir.Value:
+        """Return SiLU, which is QuickGelu with α = 1."""
+        return self.op("QuickGelu", [x], name, domain=MICROSOFT, alpha=1.0)
 
     def packed_linear(
         self, x: ir.Value, weight: BlockMatrix, bias: ir.Value | None, name: str
@@ -141,9 +143,11 @@ class OnnxRuntimeOperators(Operators):
         """Return causal attention with rotary positions over the cache and the new tokens."""
         name, rotary = inputs.name, inputs.rotary
         query, key, value = inputs.query, inputs.key, inputs.value
-        attributes: dict[str, int | str] = {}
+        attributes: dict[str, int | float | str] = {}
         tables: list[ir.Value | None] = [None, None]
-        if rotary.by_token:
+        if rotary is None:
+            pass
+        elif rotary.by_token:
             if key is None:
                 query, key, value = self.split(query, heads.widths, f"{name}.parts")
             in_pairs = heads.rotary_in_pairs
@@ -153,6 +157,8 @@ class OnnxRuntimeOperators(Operators):
             tables = [rotary.cos, rotary.sin]
             attributes = {"do_rotary": 1, "rotary_interleaved": int(heads.rotary_in_pairs)}
         operands = [query, key, value, *inputs.past, self._lengths, self._total, *tables]
+        if heads.cap:
+            attributes["softcap"] = heads.cap
         if inputs.cache_scales:
             # Position ids, an attention bias and sinks are absent.
             operands += [None, None, None, *inputs.cache_scales]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,9 @@ import onnx_ir as ir
 from compressor.graphs.decoder.limits import Activation
 from compressor.graphs.decoder.weights import BlockMatrix
 from compressor.graphs.values import Array
+
+_GELU: Mapping[str, str] = {"gelu": "none", "gelu_tanh": "tanh"}
+"""Activation to the attribute of ONNX's operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,16 @@ class RotaryTables:
 
 
 @dataclass(frozen=True, slots=True)
+class NormWeights:
+    """A norm over the last axis as values of the graph."""
+
+    kind: Literal["rms", "layer"]
+    weight: ir.Value
+    bias: ir.Value | None
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionHeads:
     """Shape of the attention, which is the same in every layer."""
 
@@ -44,6 +57,8 @@ class AttentionHeads:
     """Factor of the attention scores."""
     rotary_in_pairs: bool
     """True if rotary embeddings rotate neighbours, False if they rotate the halves of a head."""
+    cap: float = 0.0
+    """Cap c of the scores, c · tanh(score / c); 0 for none."""
 
     @property
     def widths(self) -> list[int]:
@@ -64,7 +79,7 @@ class AttentionInputs:
     """[B, T, M · H]."""
     past: tuple[ir.Value, ir.Value]
     """Cached keys and values, [B, M, P, H]."""
-    rotary: RotaryTables
+    rotary: RotaryTables | None
     window: int | None
     """Tokens that it attends to, the current one included; None for all."""
     cache_scales: Sequence[ir.Value]
@@ -92,6 +107,8 @@ class Operators(ABC):
     """
 
     opsets: ClassVar[Mapping[str, int]]
+    rotary_pairs_multiple: ClassVar[int] = 1
+    """Numbers of pairs that ``attention`` rotates by position are multiples of it."""
 
     def __init__(self, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
         self.dtype = dtype
@@ -162,19 +179,51 @@ class Operators(ABC):
         first = self.op("Split", [x, self.ints(*sizes)], name, outputs=len(sizes), axis=-1)
         return outputs_of(first)
 
+    def norm(self, x: ir.Value, norm: NormWeights, name: str) -> ir.Value:
+        """Return RMSNorm or LayerNorm over the last axis."""
+        if norm.kind == "rms":
+            return self.rms_norm(x, norm.weight, norm.epsilon, name)
+        operands = [x, norm.weight, *([] if norm.bias is None else [norm.bias])]
+        return self.op("LayerNormalization", operands, name, axis=-1, epsilon=norm.epsilon)
+
     @abstractmethod
-    def norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
+    def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
         """Return RMSNorm over the last axis."""
 
     @abstractmethod
     def add_and_norm(
-        self, x: ir.Value, residual: ir.Value, weight: ir.Value, epsilon: float, name: str
+        self, x: ir.Value, residual: ir.Value, norm: NormWeights, name: str
     ) -> tuple[ir.Value, ir.Value]:
-        """Return RMSNorm of x + residual, and x + residual."""
+        """Return the norm of x + residual, and x + residual."""
+
+    def activation(self, x: ir.Value, function: Activation, name: str) -> ir.Value:
+        """Return the activation of x; one with parameters is none of these."""
+        if function == "silu":
+            return self.silu(x, name)
+        if function in _GELU:
+            return self.op("Gelu", [x], name, approximate=_GELU[function])
+        if function == "relu":
+            return self.op("Relu", [x], name)
+        assert function == "relu2", function  # noqa: S101
+        positive = self.op("Relu", [x], f"{name}.positive")
+        return self.op("Mul", [positive, positive], name)
+
+    def capped(self, x: ir.Value, cap: float, name: str) -> ir.Value:
+        """Return c · tanh(x / c)."""
+        limit = self.floats(f"cap.{cap:g}", np.array(cap, np.float32))
+        share = self.op("Tanh", [self.op("Div", [x, limit], f"{name}.shares")], f"{name}.tanh")
+        return self.op("Mul", [share, limit], name)
+
+    def scaled(self, x: ir.Value, factor: float, name: str) -> ir.Value:
+        """Return x times a constant; x itself for 1."""
+        if factor == 1.0:
+            return x
+        value = self.floats(f"factor.{factor!r}", np.array(factor, np.float32))
+        return self.op("Mul", [x, value], name)
 
     @abstractmethod
-    def activation(self, x: ir.Value, function: Activation, name: str) -> ir.Value:
-        """Return SiLU, or GELU with tanh."""
+    def silu(self, x: ir.Value, name: str) -> ir.Value:
+        """Return x · sigmoid(x)."""
 
     @abstractmethod
     def packed_linear(
@@ -199,7 +248,7 @@ class Operators(ABC):
 
     @abstractmethod
     def attention(self, inputs: AttentionInputs, heads: AttentionHeads) -> AttentionResult:
-        """Return causal attention with rotary positions over the cache and the new tokens."""
+        """Return causal attention over the cache and the new tokens."""
 
 
 def outputs_of(first: ir.Value) -> list[ir.Value]:

@@ -12,11 +12,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from compressor.graphs.decoder.limits import Activation
 from compressor.graphs.decoder.operators import (
     AttentionHeads,
     AttentionInputs,
     AttentionResult,
+    NormWeights,
     Operators,
     RotaryTables,
 )
@@ -62,7 +62,7 @@ class PortableOperators(Operators):
 
     opsets: ClassVar[Mapping[str, int]] = {"": DECODER_OPSETS["portable"]}
 
-    def norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
+    def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
         """Return x / √(mean x² + ε) · w, the form that runtimes fuse into one kernel."""
         x = self.cast(x, ir.DataType.FLOAT, f"{name}.wide")
         squares = self.op("Mul", [x, x], f"{name}.squares")
@@ -75,17 +75,15 @@ class PortableOperators(Operators):
         return self.op("Mul", [even, weight], name)
 
     def add_and_norm(
-        self, x: ir.Value, residual: ir.Value, weight: ir.Value, epsilon: float, name: str
+        self, x: ir.Value, residual: ir.Value, norm: NormWeights, name: str
     ) -> tuple[ir.Value, ir.Value]:
-        """Return RMSNorm of x + residual, and x + residual."""
+        """Return the norm of x + residual, and x + residual."""
         total = self.op("Add", [x, residual], f"{name}.sum")
-        return self.norm(total, weight, epsilon, name), total
+        return self.norm(total, norm, name), total
 
-    def activation(self, x: ir.Value, function: Activation, name: str) -> ir.Value:
-        """Return SiLU, or GELU with tanh."""
-        if function == "silu":
-            return self.op("Mul", [x, self.op("Sigmoid", [x], f"{name}.gate")], name)
-        return self.op("Gelu", [x], name, approximate="tanh")
+    def silu(self, x: ir.Value, name: str) -> ir.Value:
+        """Return x · sigmoid(x)."""
+        return self.op("Mul", [x, self.op("Sigmoid", [x], f"{name}.gate")], name)
 
     def packed_linear(
         self, x: ir.Value, weight: BlockMatrix, bias: ir.Value | None, name: str
@@ -147,13 +145,7 @@ class PortableOperators(Operators):
         query, key, value = inputs.query, inputs.key, inputs.value
         if key is None or value is None:
             query, key, value = self.split(query, heads.widths, f"{name}.parts")
-        rotation = _HeadRotation(
-            self._rotary_rows(inputs.rotary.cos, inputs.rotary, f"{name}.cos"),
-            self._rotary_rows(inputs.rotary.sin, inputs.rotary, f"{name}.sin"),
-            inputs.rotary.width // 2,
-            heads.width,
-            heads.rotary_in_pairs,
-        )
+        rotation = self._rotation(inputs, heads)
         query_heads = self._split_heads(query, heads.heads, heads.width, f"{name}.q")
         rotated_query = self._rotate(query_heads, rotation, f"{name}.q.turned")
         key_heads = self._split_heads(key, heads.key_heads, heads.width, f"{name}.k")
@@ -170,6 +162,18 @@ class PortableOperators(Operators):
         joined = self.ints(0, 0, heads.heads * heads.width)
         return AttentionResult(self.op("Reshape", [mixed, joined], name), keys, values)
 
+    def _rotation(self, inputs: AttentionInputs, heads: AttentionHeads) -> _HeadRotation | None:
+        rotary = inputs.rotary
+        if rotary is None:
+            return None
+        return _HeadRotation(
+            self._rotary_rows(rotary.cos, rotary, f"{inputs.name}.cos"),
+            self._rotary_rows(rotary.sin, rotary, f"{inputs.name}.sin"),
+            rotary.width // 2,
+            heads.width,
+            heads.rotary_in_pairs,
+        )
+
     def _attention_shares(
         self, query: ir.Value, keys: ir.Value, inputs: AttentionInputs, heads: AttentionHeads
     ) -> ir.Value:
@@ -182,6 +186,8 @@ class PortableOperators(Operators):
         scores = self.op("MatMul", [grouped, across], f"{name}.scores")
         factor = self.floats(f"scale.{heads.scale:g}", np.array(heads.scale, np.float32))
         scores = self.op("Mul", [scores, factor], f"{name}.scaled")
+        if heads.cap:
+            scores = self.capped(scores, heads.cap, f"{name}.capped")
         masked = self.floats("hidden", np.array(_MASKED_SCORES[self.dtype]))
         allowed = self._allowed(inputs.window)
         scores = self.op("Where", [allowed, scores, masked], f"{name}.seen")
@@ -218,8 +224,10 @@ class PortableOperators(Operators):
         apart = self.op("Reshape", [x, self.ints(0, 0, count, width)], f"{name}.apart")
         return self.op("Transpose", [apart], f"{name}.heads", perm=[0, 2, 1, 3])
 
-    def _rotate(self, x: ir.Value, rotation: _HeadRotation, name: str) -> ir.Value:
+    def _rotate(self, x: ir.Value, rotation: _HeadRotation | None, name: str) -> ir.Value:
         """Rotate the first values of each head, neighbours or halves, by the token's position."""
+        if rotation is None:
+            return x
         half, rotated_width = rotation.half, 2 * rotation.half
         rest: list[ir.Value] = []
         if rotated_width < rotation.width:

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from compressor.graphs.blocks import BLOCK_TYPES
 from compressor.graphs.decoder.block_sizes import block_size
+from compressor.graphs.decoder.stored_names import stored_names
 from compressor.graphs.values import Array
 from compressor.models.checkpoint.stored_tensors import StoredTensors
 from compressor.models.checkpoint.weight_files import read_weight_files
-from compressor.models.families.transformers.headers import canonical_names
 from compressor.models.quantized.bit_packing import pack_bytes, unpack_bytes
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
@@ -32,6 +32,7 @@ from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightG
 
 _SCALE_TYPES = {torch.float16: ir.DataType.FLOAT16, torch.float32: ir.DataType.FLOAT}
 _SCALE_SUFFIXES = ("scales", "weight_scale")
+_ALL = slice(None)
 _CACHED_LAYERS = 3
 """Packed layers that stay in memory: as many as read one input."""
 _INT8_MAX, _INT8_ZERO_POINT = 127, 128
@@ -98,7 +99,7 @@ class CheckpointWeights:
         self.dtype = dtype
         weights = read_weight_files(folder)
         self.tree = tree
-        self.files = StoredTensors(weights, canonical_names(tree, weights.tensors)[0])
+        self.files = StoredTensors(weights, stored_names(tree, weights))
         self.packed_layer = lru_cache(_CACHED_LAYERS)(self._read_packed)
         """Packed layer by name; its integers, scales and zero-points are read in turn."""
         self._grid_of: Callable[[str], WeightGrid] | None = None
@@ -124,19 +125,44 @@ class CheckpointWeights:
         """Return several vectors one after another, float32."""
         return np.concatenate([self.vector(name) for name in names])
 
-    def table(self, name: str) -> ir.LazyTensor:
-        """Return an embedding, [V, hidden]."""
-        return _lazy(
-            lambda: self._float(name), self.dtype, tuple(self.files.dtype_and_shape(name)[1])
-        )
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return tuple(self.files.dtype_and_shape(name)[1])
 
-    def transposed(self, names: Sequence[str]) -> ir.LazyTensor:
-        """Return the weights of linear layers that read one input, [I, O of all]."""
-        shapes = [self.files.dtype_and_shape(name)[1] for name in names]
+    def table(self, name: str, rows: slice = _ALL) -> ir.LazyTensor:
+        """Return an embedding, or some of its rows, [V, hidden]."""
+        count, width = self.shape(name)
+        shape = (len(range(*rows.indices(count))), width)
+        return _lazy(lambda: self._float(name)[rows], self.dtype, shape)
+
+    def transposed(
+        self,
+        names: Sequence[str],
+        rows: Tensor | None = None,
+        *,
+        stored_transposed: bool = False,
+    ) -> ir.LazyTensor:
+        """Return the weights of linear layers that read one input, [I, O of all].
+
+        Args:
+            names: of the weights.
+            rows: order of the outputs; None for that of the checkpoint.
+            stored_transposed: True if the checkpoint holds them as [I, O].
+        """
+        step = -1 if stored_transposed else 1
+        shapes = [self.shape(name)[::step] for name in names]
         shape = (shapes[0][1], sum(size[0] for size in shapes))
-        return _lazy(lambda: torch.cat([self._float(name) for name in names]).T, self.dtype, shape)
 
-    def blocks(self, linears: Sequence[str], shape: tuple[int, int]) -> BlockMatrix:
+        def read() -> Tensor:
+            matrices = [self._float(name) for name in names]
+            joined = torch.cat([m.T if stored_transposed else m for m in matrices])
+            return (joined if rows is None else joined[rows]).T
+
+        return _lazy(read, self.dtype, shape)
+
+    def blocks(
+        self, linears: Sequence[str], shape: tuple[int, int], rows: Tensor | None = None
+    ) -> BlockMatrix:
         """Return packed linear layers that read one input and share a grid, as one matrix.
 
         Integers, scales and zero-points are those of the checkpoint.
@@ -144,6 +170,7 @@ class CheckpointWeights:
         Args:
             linears: names of the layers.
             shape: (outputs of all, inputs).
+            rows: order of the outputs; None for that of the checkpoint.
         """
         grid = self.grid(linears[0])
         assert grid is not None  # noqa: S101 - callers have looked
@@ -160,10 +187,14 @@ class CheckpointWeights:
             return layer.scales_OG.repeat_interleave(repeats, dim=1).to(dtype)
 
         def zeros(layer: PackedLinear) -> Tensor:
-            return pack_bytes(layer.zeros_OG.repeat_interleave(repeats, dim=1), bits).flatten()
+            return pack_bytes(layer.zeros_OG.repeat_interleave(repeats, dim=1), bits)
 
         def joined(part: Callable[[PackedLinear], Tensor]) -> Callable[[], Tensor]:
-            return lambda: torch.cat([part(self.packed_layer(name)) for name in linears])
+            def read() -> Tensor:
+                parts = torch.cat([part(self.packed_layer(name)) for name in linears])
+                return parts if rows is None else parts[rows]
+
+            return read
 
         zeros_shape = (outputs * -(-count * bits // 8),)
         return BlockMatrix(

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from compressor.graphs.decoder.block_sizes import BLOCK_SIZES, block_size, embedding_block_size
+from compressor.graphs.decoder.graph_layers import graph_layers
 from compressor.graphs.decoder.limits import graph_problems
-from compressor.models.families.transformers.layouts import LM_HEAD, DecoderShape, decoder_shape
-from compressor.models.families.transformers.linear_groups import decoder_layer_sites
 from compressor.models.quantized.weight_grid import WeightGrid, is_packed
 from passes.common.field_problems import FieldProblem
 from passes.export_onnx.config import DecoderConfig
@@ -44,8 +43,10 @@ def decoder_problems(config: DecoderConfig, tree: Mapping[str, Any]) -> list[Fie
 
 def embedding_problems(config: DecoderConfig, tree: Mapping[str, Any]) -> list[FieldProblem]:
     """Return a problem if the embedding's width cannot be divided into blocks."""
-    hidden = decoder_shape(tree).hidden
-    if not config.int8_embeddings or embedding_block_size(hidden):
+    if not config.int8_embeddings:
+        return []
+    hidden = graph_layers(tree).hidden
+    if embedding_block_size(hidden):
         return []
     return [
         FieldProblem(
@@ -84,36 +85,32 @@ def packing_problems(
 
 def _unfit_layers(tree: Mapping[str, Any], grids_of: GridsOf, bits: frozenset[int]) -> list[str]:
     """Return a line for each group of packed layers that cannot be one operand."""
-    decoder = decoder_shape(tree)
-    head = [] if decoder.tied else _unfit_grids(grids_of(LM_HEAD), decoder.hidden, bits)
-    lines = [f"{LM_HEAD}: {reason}" for reason in head]
-    for site in decoder_layer_sites(tree):
+    decoder = graph_layers(tree)
+    head = [] if decoder.tied else _unfit_grids(grids_of(decoder.head), decoder.hidden, bits)
+    lines = [f"{decoder.head}: {reason}" for reason in head]
+    for group in decoder.groups:
         numbers_by_reason: dict[str, list[int]] = {}
         for number in range(decoder.layers):
-            prefix = f"{decoder.layout.layers_name}.{number}"
-            grids = [grids_of(f"{prefix}.{name}") for name in site.linears]
-            for reason in _unfit_site(grids, _inputs(decoder, site.name), bits):
+            prefix = f"{decoder.stack}.{number}"
+            grids = [grids_of(f"{prefix}.{name}") for name in group.modules]
+            for reason in _unfit_group(grids, group.inputs, bits):
                 numbers_by_reason.setdefault(reason, []).append(number)
         for reason, numbers in numbers_by_reason.items():
             layers = "*" if len(numbers) == decoder.layers else ",".join(map(str, numbers))
-            names = ", ".join(name.rpartition(".")[2] for name in site.linears)
-            module = site.linears[0].rpartition(".")[0]
-            lines.append(f"{decoder.layout.layers_name}.{layers}.{module}: {names}: {reason}")
+            names = ", ".join(name.rpartition(".")[2] for name in group.modules)
+            module = group.modules[0].rpartition(".")[0]
+            place = ".".join(part for part in (decoder.stack, layers, module) if part)
+            lines.append(f"{place}: {names}: {reason}")
     return lines
 
 
-def _unfit_site(
+def _unfit_group(
     grids: Sequence[tuple[WeightGrid, ...]], inputs: int, bits: frozenset[int]
 ) -> Iterator[str]:
     for candidates in dict.fromkeys(grids):
         yield from _unfit_grids(candidates, inputs, bits)
     if len({*grids}) > 1:
         yield "packed in several ways, though they read one input"
-
-
-def _inputs(decoder: DecoderShape, site: str) -> int:
-    widths = {"attention output": decoder.heads * decoder.head_width, "ffn output": decoder.ffn}
-    return widths.get(site, decoder.hidden)
 
 
 def _unfit_grids(grids: Sequence[WeightGrid], inputs: int, bits: frozenset[int]) -> Iterator[str]:

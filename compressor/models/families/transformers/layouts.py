@@ -283,7 +283,8 @@ def vision_config(tree: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def text_config(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the language model's fields of config.json."""
-    for key in LAYOUTS[tree["model_type"]].text:
+    """Return the language model's fields of config.json; all fields for a class without a row."""
+    layout = LAYOUTS.get(str(tree.get("model_type")))
+    for key in () if layout is None else layout.text:
         tree = tree.get(key) or {}
     return tree

@@ -22,6 +22,7 @@ from tests.support.decoders import (
 )
 
 EVERY_ARCHITECTURE = pytest.mark.parametrize("preset", FAMILY.presets)
+CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 WAYS = ["windows", "token by token", "padded"]
 
 LONGROPE = {
@@ -146,7 +147,6 @@ def test_a_sliding_window_limits_the_attention(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "fields", "message"),
     [
-        ({"hidden_act": "relu"}, {}, "the activation relu"),
         ({"rope_scaling": LONGROPE}, {}, "type longrope change beyond 64 positions"),
         ({"head_dim": 24}, {}, "a head of the model is 24 wide"),
         ({}, {"decoder": {"context_length": 513}}, "512 positions"),
@@ -167,8 +167,23 @@ def test_unsupported_architectures_are_refused_by_name(changes, fields, message,
         ("tiny-mistral", {"sliding_window": 8, "layer_types": ["full_attention"] * 3}, {}),
         ("tiny-glm4", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, {}),
         ("tiny-glm4", {"head_dim": 12}, {"target": "portable"}),
+        ("tiny-llama", {"hidden_act": "relu2"}, {}),
+        ("tiny-qwen3", {"hidden_act": "gelu"}, {"target": "portable"}),
+        ("tiny-gemma3", CAPS, {}),
+        ("tiny-gemma3", CAPS, {"target": "portable"}),
     ],
-    ids=["ignored window", "dynamic", "longrope", "ignored types", "yarn in pairs", "narrow head"],
+    ids=[
+        "ignored window",
+        "dynamic",
+        "longrope",
+        "ignored types",
+        "yarn in pairs",
+        "narrow head",
+        "squared relu",
+        "gelu",
+        "caps",
+        "portable caps",
+    ],
 )
 def test_attention_and_positions_are_those_of_the_class(preset, changes, decoder, tmp_path):
     parent = save_decoder(tmp_path / "parent", preset, changes)
@@ -177,7 +192,7 @@ def test_attention_and_positions_are_those_of_the_class(preset, changes, decoder
 
 
 def test_a_wrong_graph_fails_in_every_way_of_running_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(DecoderGraph, "_norm", lambda self, x, name: x)
+    monkeypatch.setattr(DecoderGraph, "_norm", lambda self, x, *_: x)
     with pytest.raises(ParityError) as caught:
         export_decoder(save_decoder(tmp_path / "parent", "tiny-qwen3"), tmp_path / "out")
     assert all(way in str(caught.value) for way in WAYS)
