@@ -13,7 +13,7 @@ from compressor.analysis.tensors import relative_error
 from compressor.data.contract import Batch, Dataset
 from compressor.errors import UsageError
 from compressor.evaluation.accuracy import measure_accuracy
-from compressor.evaluation.metrics import METRICS, reference_metrics
+from compressor.evaluation.metrics import METRICS, is_metric, metric_named, reference_metrics
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, Progress
 from compressor.runtimes.formats import StoredModel
 from compressor.runtimes.session import Session
@@ -82,7 +82,7 @@ class MetricEvaluator:
                 "the pipeline has no data set to measure accuracy on",
                 remedy="add `evaluate.accuracy`",
             )
-        if metric not in METRICS or reference_metrics([metric]):
+        if not is_metric(metric) or reference_metrics([metric]):
             names = [name for name in METRICS if not reference_metrics([name])]
             raise UsageError(
                 f"--metric {metric}: expected a metric that compares with labels",
@@ -95,7 +95,7 @@ class MetricEvaluator:
     @property
     def better(self) -> Literal["higher", "lower"]:
         """The direction in which the metric improves."""
-        return METRICS[self.metric].better
+        return metric_named(self.metric).better
 
     @property
     def samples(self) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 
 from compressor.data.contract import DataFacts, Dataset, InputFacts
 from compressor.engine.contract import DataNeed
-from compressor.evaluation.metrics import METRICS
+from compressor.evaluation.metrics import reference_metrics
+from compressor.evaluation.outputs import fitting_metrics, misfit
 from compressor.evaluation.records import EvaluateConfig
 from compressor.models.capabilities.signature import REST, InputSpec, Signature
 from compressor.runtimes.session import input_problems
@@ -25,7 +26,8 @@ def evaluation_needs(evaluate: EvaluateConfig) -> tuple[DataNeed, ...]:
     needs = []
     accuracy, latency = evaluate.accuracy, evaluate.latency
     if accuracy is not None:
-        labelled = [name for name in accuracy.metrics if METRICS[name].target == "labels"]
+        compared = reference_metrics(accuracy.metrics)
+        labelled = [name for name in accuracy.metrics if name not in compared]
         metrics = f"metrics: [{', '.join(labelled)}]" if labelled else None
         unlabelled = "metrics: [agreement, kl]"
         need = DataNeed(
@@ -40,20 +42,14 @@ def evaluation_needs(evaluate: EvaluateConfig) -> tuple[DataNeed, ...]:
 def metric_problems(evaluate: EvaluateConfig, signature: Signature) -> Iterator[Finding]:
     """Yield the metrics that do not apply to the outputs of a model."""
     metrics = () if evaluate.accuracy is None else evaluate.accuracy.metrics
-    outputs = ", ".join(signature.outputs)
-    if metrics and not {"logits", "embedding"} & set(signature.outputs):
-        yield (
-            f"the model has the outputs {outputs}; accuracy is measured on `logits` or `embedding`",
-            "leave `accuracy` out, and set `latency.data`",
-        )
-    elif "logits" in signature.outputs:
-        others = [name for name in metrics if METRICS[name].output != "logits"]
-        if others:
-            rest = [name for name in metrics if name not in others]
-            yield (
-                f"{', '.join(others)} scores embeddings, but the model has the outputs {outputs}",
-                f"set `metrics: [{', '.join(rest or ['agreement', 'kl'])}]`",
-            )
+    outputs, classes = signature.outputs, signature.classes
+    misfits = {
+        name: reason for name in metrics if (reason := misfit(name, outputs, classes)) is not None
+    }
+    rest = [name for name in metrics if name not in misfits]
+    fitting = ", ".join(rest or fitting_metrics(outputs, classes))
+    for reason in dict.fromkeys(misfits.values()):
+        yield reason, f"set `metrics: [{fitting}]`"
 
 
 def planned_problems(

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from compressor.artifacts.manifest import Metric
-from compressor.data.contract import Dataset
+from compressor.data.contract import Batch, Dataset
 from compressor.errors import DataError, NumericalError, UsageError
-from compressor.evaluation.embeddings import outputs_only_embeddings, score_embeddings
+from compressor.evaluation.embeddings import RetrievalScorer
 from compressor.evaluation.intervals import bootstrap_mean_interval, proportion_interval
-from compressor.evaluation.logits import score_logits
-from compressor.evaluation.metrics import METRICS, Array, Scores, reference_metrics
+from compressor.evaluation.logits import LogitsScorer
+from compressor.evaluation.metrics import (
+    IGNORED_LABEL,
+    METRICS,
+    Array,
+    Scores,
+    is_metric,
+    metric_named,
+    reference_metrics,
+)
+from compressor.evaluation.outputs import has_vectors, misfit, output_of
 from compressor.evaluation.records import AccuracyConfig, AccuracyReport, Progress
+from compressor.evaluation.scoring import NOTHING, OutputScorer, ScoredBatch
+from compressor.evaluation.transcripts import TranscriptScorer
+from compressor.evaluation.values import ScalarScorer, ValuesScorer
 from compressor.runtimes.session import Session
 
 
@@ -24,15 +36,15 @@ def measure_accuracy(
     progress: Progress,
     reference: Session | None = None,
 ) -> AccuracyReport:
-    """Run a model on a data set and score its logits, or its embeddings if it has no logits.
+    """Run a model on a data set and score its outputs.
 
     Args:
         session: the model.
         dataset: samples, with labels for metrics that need them.
         config: metrics, batch size and number of samples.
         progress: called with the number of samples done.
-        reference: the model that ``agreement``, ``kl`` and ``cosine`` compare with; ``session``
-            itself is run once.
+        reference: the model that metrics such as ``agreement``, ``kl`` and ``cosine`` compare
+            with; ``session`` itself is run once.
 
     Raises:
         DataError: the data set is empty, has no labels for metrics that need them, or its labels do
@@ -41,13 +53,93 @@ def measure_accuracy(
         UsageError: a metric is unknown, does not apply to the model's outputs, or needs a reference
             and there is none.
     """
-    _check_request(dataset, config, reference)
-    score = score_embeddings if outputs_only_embeddings(session) else score_logits
-    return _report(config, dataset, score(session, dataset, config, progress, reference))
+    _check_request(session, dataset, config, reference)
+    scorers = _scorers(session, dataset, config)
+    count = config.sample_count(len(dataset))
+    done = 0
+    for batch in dataset.batches(config.batch_size, count):
+        done += _score_batch(session, reference, batch, scorers, (done, config.data))
+        progress("accuracy", done, count)
+    return _report(config, dataset, _merged([scorer.finish() for scorer in scorers], config.data))
 
 
-def _check_request(dataset: Dataset, config: AccuracyConfig, reference: Session | None) -> None:
-    unknown = [name for name in config.metrics if name not in METRICS]
+def _score_batch(
+    session: Session,
+    reference: Session | None,
+    batch: Batch,
+    scorers: Sequence[OutputScorer],
+    place: tuple[int, str],
+) -> int:
+    """Score a batch, and return its number of samples; its outputs are freed on return.
+
+    Args:
+        session: the model.
+        reference: the model to compare with.
+        batch: the samples.
+        scorers: scorers of the outputs.
+        place: samples before the batch, and name of the data set.
+    """
+    outputs = session.run(batch)
+    reference_outputs = None
+    if reference is not None:
+        reference_outputs = outputs if reference is session else reference.run(batch)
+    scored = ScoredBatch(batch, outputs, reference_outputs, *place)
+    for scorer in scorers:
+        scorer.update(scored)
+    return len(next(iter(outputs.values())))
+
+
+def _scorers(session: Session, dataset: Dataset, config: AccuracyConfig) -> list[OutputScorer]:
+    """Return one scorer for each output and kind of metrics, in the order of the metrics."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in config.metrics:
+        output = output_of(name, session.output_names)
+        groups.setdefault((metric_named(name).scale, output), []).append(name)
+    scorers: list[OutputScorer] = []
+    for (scale, output), names in groups.items():
+        metrics = tuple(names)
+        if scale == "values":
+            scorers.append(ValuesScorer(metrics, output))
+        elif scale == "scalar":
+            scorers.append(ScalarScorer(metrics, output, dataset.label_name))
+        elif scale == "transcript":
+            scorers.append(TranscriptScorer(metrics, output, dataset))
+        elif has_vectors(output):
+            scorers.append(RetrievalScorer(metrics, output, dataset.label_name, config.data))
+        else:
+            scorers.append(LogitsScorer(metrics, output, dataset.label_name))
+    return scorers
+
+
+def _merged(results: Sequence[Scores], data: str) -> Scores:
+    """Return the scores of several scorers as one; a sample counts if any of them counts it.
+
+    Raises:
+        DataError: no sample counts.
+    """
+    for result in results:
+        if not result.counted.any():
+            raise DataError(
+                f"all labels of the data set {data!r} are {IGNORED_LABEL}: nothing is scored",
+                remedy="if its samples are cut before their answers, raise `sequence_length`",
+            )
+    values: dict[str, Array] = {}
+    scored: dict[str, Array] = {}
+    counted = np.zeros_like(results[0].counted)
+    for result in results:
+        values |= result.values
+        scored |= result.scored
+        counted |= result.counted
+    single = next((result for result in results if len(result.labels)), None)
+    if single is None:
+        return Scores(values, scored, counted, NOTHING, NOTHING)
+    return Scores(values, scored, counted, single.predictions, single.labels)
+
+
+def _check_request(
+    session: Session, dataset: Dataset, config: AccuracyConfig, reference: Session | None
+) -> None:
+    unknown = [name for name in config.metrics if not is_metric(name)]
     if unknown:
         raise UsageError(
             f"unknown metrics: {', '.join(unknown)}", remedy=f"known: {', '.join(METRICS)}"
@@ -67,6 +159,33 @@ def _check_request(dataset: Dataset, config: AccuracyConfig, reference: Session 
             f"{' and '.join(compared)} compare with a reference, and there is none",
             remedy="name one as `evaluate.accuracy.reference`",
         )
+    _check_outputs(session, config, reference)
+
+
+def _check_outputs(session: Session, config: AccuracyConfig, reference: Session | None) -> None:
+    """Check that the model, and the reference, have the outputs that metrics score.
+
+    Raises:
+        DataError: they have not.
+    """
+    misfits = [
+        reason
+        for name in config.metrics
+        if (reason := misfit(name, session.output_names, None)) is not None
+    ]
+    if misfits:
+        raise DataError(
+            "; ".join(misfits),
+            remedy="name metrics that fit, an output as in `cosine:NAME`, or measure latency only",
+        )
+    compared = {output_of(name, session.output_names) for name in reference_metrics(config.metrics)}
+    missing = sorted(compared - set(reference.output_names)) if reference is not None else []
+    if missing and reference is not None:
+        raise DataError(
+            f"the reference has no output {', '.join(f'`{name}`' for name in missing)}; it has "
+            f"{', '.join(reference.output_names)}",
+            remedy="name a reference of the same task as `evaluate.accuracy.reference`",
+        )
 
 
 def _report(config: AccuracyConfig, dataset: Dataset, scores: Scores) -> AccuracyReport:
@@ -79,7 +198,8 @@ def _report(config: AccuracyConfig, dataset: Dataset, scores: Scores) -> Accurac
         values = scores.values[name]
         whole.append(_metric(name, name, values, config.bootstrap))
         scored_slices = {axis: labels[scores.scored[name]] for axis, labels in slices.items()}
-        by_slice += _slice_metrics(name, values, scored_slices, config.bootstrap)
+        if metric_named(name).has_slices:
+            by_slice += _slice_metrics(name, values, scored_slices, config.bootstrap)
     return AccuracyReport(
         data=config.data,
         samples=int(scores.counted.sum()),
@@ -100,7 +220,7 @@ def _slice_metrics(
 
 
 def _metric(kind: str, name: str, values: Array, resamples: int) -> Metric:
-    metric = METRICS[kind]
+    metric = metric_named(kind)
     value = metric.from_mean(float(values.mean()))
     low = high = None
     if np.isfinite(values).all():

@@ -1,6 +1,6 @@
-"""Score embeddings: by comparison with a reference, and by retrieval of the nearest passage.
+"""Score embeddings on retrieval of the nearest passage.
 
-Shapes: N texts, H embedding width, Q queries among the texts, P passages among the texts.
+Shapes: N texts, T tokens, H embedding width, Q queries among the texts, P passages among the texts.
 """
 
 from __future__ import annotations
@@ -9,126 +9,121 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compressor.data.contract import Batch, Dataset
-from compressor.errors import DataError, NumericalError
+from compressor.data.contract import Batch
+from compressor.errors import DataError
 from compressor.evaluation.metrics import (
     IGNORED_LABEL,
     MAX_CHUNK_VALUES,
-    METRICS,
     Array,
     Scores,
+    metric_named,
 )
-from compressor.evaluation.records import AccuracyConfig, Progress
-from compressor.runtimes.session import Session
+from compressor.evaluation.scoring import (
+    NOTHING,
+    OutputScorer,
+    ScoredBatch,
+    output_array,
+    raise_nan,
+    reference_array,
+    samples_with_nan,
+    valid_positions,
+)
 
-_OUTPUT = "embedding"
+_VECTOR_RANK, _HIDDEN_RANK = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
 class _Embeddings:
-    """Outputs on a whole data set; the arrays of a missing reference or label are empty."""
+    """Outputs on a whole data set; the array of a missing reference is empty."""
 
     model_NH: Array
     reference_NH: Array
     labels_N: Array
 
 
-def outputs_only_embeddings(session: Session) -> bool:
-    """Return True if a model outputs embeddings and no logits."""
-    return _OUTPUT in session.output_names and "logits" not in session.output_names
+class RetrievalScorer(OutputScorer):
+    """Scores embeddings [N, H], or hidden states [N, T, H] by their mean over valid positions.
 
-
-def score_embeddings(
-    session: Session,
-    dataset: Dataset,
-    config: AccuracyConfig,
-    progress: Progress,
-    reference: Session | None = None,
-) -> Scores:
-    """Run every text once and score the embeddings.
-
-    Metrics of embeddings score every text. Metrics of logits score every query, on the products of
-    its embedding with those of all passages, [Q, P]. The label of a query is the position in the
-    data set of its passage; a text with the label -100 is a passage. Arguments as for
-    ``measure_accuracy``.
-
-    Raises:
-        DataError: the data set has no labels for metrics that need them, labels are not positions
-            of passages, or the embeddings of the reference have another width.
-        NumericalError: a model outputs NaN.
+    Every query is scored on the products of its embedding with those of all passages, [Q, P]. The
+    label of a query is the position in the data set of its passage; a text with the label -100 is
+    a passage.
     """
-    by_logits = [name for name in config.metrics if METRICS[name].output == "logits"]
-    if by_logits and dataset.label_name is None:
-        raise DataError(
-            f"the data set {config.data!r} has no labels, required for {', '.join(by_logits)}",
-            remedy="name a data set that pairs queries and passages, such as one of `text-pairs`; "
-            "or only `cosine`",
+
+    def __init__(
+        self, metrics: tuple[str, ...], output: str, label_name: str | None, data: str
+    ) -> None:
+        """Create a scorer.
+
+        Raises:
+            DataError: the data set has no labels.
+        """
+        if label_name is None:
+            raise DataError(
+                f"the data set {data!r} has no labels, required for {', '.join(metrics)}",
+                remedy="name a data set that pairs queries and passages, such as one of "
+                "`text-pairs`; or only `cosine`",
+            )
+        self.metrics, self.output, self.label_name, self.data = metrics, output, label_name, data
+        self.vectors: list[Array] = []
+        self.reference: list[Array] = []
+        self.labels: list[Array] = []
+
+    def update(self, scored: ScoredBatch) -> None:
+        """Keep the embeddings of a batch.
+
+        Raises:
+            DataError: the embeddings have another shape, or differ from the reference's in width.
+            NumericalError: a model outputs NaN.
+        """
+        values = output_array(scored.outputs, self.output, "the model")
+        expected = reference_array(scored, self.output, values)
+        self.vectors.append(self._embed(values, scored, "the model"))
+        if expected is not None:
+            self.reference.append(self._embed(expected, scored, "the reference"))
+        self.labels.append(scored.batch[self.label_name])
+
+    def _embed(self, values: Array, scored: ScoredBatch, model: str) -> Array:
+        """Return one vector for each text, [N, H]."""
+        if values.ndim not in {_VECTOR_RANK, _HIDDEN_RANK}:
+            raise DataError(
+                f"{model} outputs {self.output} {list(values.shape)}, expected [N, H] or [N, T, H]"
+            )
+        if values.ndim == _HIDDEN_RANK:
+            values = _mean_over_positions(values, scored.batch)
+        raise_nan(model, samples_with_nan(values), values, scored)
+        return values
+
+    def finish(self) -> Scores:
+        """Return the scores of all queries.
+
+        Raises:
+            DataError: labels are not positions of passages.
+        """
+        embeddings = _Embeddings(
+            np.concatenate(self.vectors),
+            np.concatenate(self.reference or [NOTHING]),
+            np.concatenate(self.labels),
         )
-    embeddings = _embed(session, reference, dataset, config, progress)
-    everything = np.ones(len(embeddings.model_NH), dtype=np.bool_)
-    values: dict[str, Array] = {}
-    scored = dict.fromkeys(config.metrics, everything)
-    for name in config.metrics:
-        if name not in by_logits:
-            values[name] = METRICS[name].score(embeddings.model_NH, embeddings.reference_NH)
-    if by_logits:
-        values |= _score_retrieval(by_logits, embeddings, config.data)
-        scored |= dict.fromkeys(by_logits, embeddings.labels_N != IGNORED_LABEL)
-    none = np.empty(0, dtype=np.int64)
-    return Scores(values, scored, counted=everything, predictions=none, labels=none)
-
-
-def _embed(
-    session: Session,
-    reference: Session | None,
-    dataset: Dataset,
-    config: AccuracyConfig,
-    progress: Progress,
-) -> _Embeddings:
-    count = config.sample_count(len(dataset))
-    outputs: list[Array] = []
-    reference_outputs: list[Array] = []
-    labels: list[Array] = []
-    done = 0
-    for batch in dataset.batches(config.batch_size, count):
-        vectors = _run(session, batch, "the model")
-        outputs.append(vectors)
-        if reference is not None:
-            same = reference is session
-            expected = vectors if same else _run(reference, batch, "the reference")
-            if expected.shape != vectors.shape:
-                raise DataError(
-                    f"the reference's embeddings have the width {expected.shape[1]}, "
-                    f"the model's {vectors.shape[1]}",
-                    remedy="name a reference of the same task as `evaluate.accuracy.reference`",
-                )
-            reference_outputs.append(expected)
-        if dataset.label_name is not None:
-            labels.append(batch[dataset.label_name])
-        done += len(vectors)
-        progress("accuracy", done, count)
-    none = np.empty(0, dtype=np.int64)
-    return _Embeddings(
-        np.concatenate(outputs),
-        np.concatenate(reference_outputs or [none]),
-        np.concatenate(labels or [none]),
-    )
-
-
-def _run(session: Session, batch: Batch, model: str) -> Array:
-    if _OUTPUT not in session.output_names:
-        raise DataError(
-            f"{model} has no output `{_OUTPUT}`; it has {', '.join(session.output_names)}",
-            remedy="name a sentence encoder as `evaluate.accuracy.reference`",
+        values = _score_retrieval(list(self.metrics), embeddings, self.data)
+        return Scores(
+            values,
+            scored=dict.fromkeys(self.metrics, embeddings.labels_N != IGNORED_LABEL),
+            counted=np.ones(len(embeddings.model_NH), dtype=np.bool_),
+            predictions=NOTHING,
+            labels=NOTHING,
         )
-    vectors = session.run(batch)[_OUTPUT]
-    if vectors.ndim != 2:
-        raise DataError(f"{model} outputs embeddings {list(vectors.shape)}, expected [N, H]")
-    if count := int(np.isnan(vectors).any(axis=1).sum()):
-        raise NumericalError(
-            f"{model} outputs NaN for {count} of {len(vectors)} samples of a batch"
-        )
-    return vectors
+
+
+def _mean_over_positions(values_NTH: Array, batch: Batch) -> Array:
+    """Return the mean of the hidden states at valid positions, as sentence encoders do."""
+    valid_NT = valid_positions(batch, values_NTH.shape)
+    if valid_NT is None:
+        mean_NH: Array = values_NTH.mean(axis=1)
+        return mean_NH
+    weight_NT1 = valid_NT[:, :, None].astype(values_NTH.dtype)
+    total_NH: Array = np.where(valid_NT[:, :, None], values_NTH, 0).sum(axis=1)
+    weighted_NH: Array = total_NH / np.maximum(weight_NT1.sum(axis=1), 1)
+    return weighted_NH
 
 
 def _score_retrieval(names: list[str], embeddings: _Embeddings, data: str) -> dict[str, Array]:
@@ -154,5 +149,7 @@ def _score_retrieval(names: list[str], embeddings: _Embeddings, data: str) -> di
             targets["reference"] = reference_NH[at] @ reference_NH[passages_P].T
         logits_QP = model_NH[at] @ model_NH[passages_P].T
         for name in names:
-            values[name].append(METRICS[name].score(logits_QP, targets[METRICS[name].target]))
+            values[name].append(
+                metric_named(name).score(logits_QP, targets[metric_named(name).target])
+            )
     return {name: np.concatenate(chunks) for name, chunks in values.items()}

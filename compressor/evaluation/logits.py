@@ -11,18 +11,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compressor.data.contract import Batch, Dataset
-from compressor.errors import DataError, NumericalError, UsageError
+from compressor.errors import DataError
 from compressor.evaluation.metrics import (
     IGNORED_LABEL,
     MAX_CHUNK_VALUES,
-    METRICS,
     Array,
     Scorer,
     Scores,
+    metric_named,
 )
-from compressor.evaluation.records import AccuracyConfig, Progress
-from compressor.runtimes.session import Session
+from compressor.evaluation.scoring import (
+    NOTHING,
+    OutputScorer,
+    ScoredBatch,
+    output_array,
+    raise_nan,
+    reference_array,
+    valid_positions,
+)
+
+_IMAGE_RANK = 4
+"""Axes of logits [N, C, H, W], whose classes come before the positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,130 +44,120 @@ class _BatchScores:
     labels: Array
 
 
-def score_logits(
-    session: Session,
-    dataset: Dataset,
-    config: AccuracyConfig,
-    progress: Progress,
-    reference: Session | None = None,
-) -> Scores:
-    """Run every sample once and score the logits, [N, ..., C].
+class LogitsScorer(OutputScorer):
+    """Scores logits [N, ..., C], or [N, C, H, W] of images, position by position.
 
     A sample's value is the mean over its positions whose label, [N, ...], is not -100; a sample
-    without such a position is not counted. Arguments as for ``measure_accuracy``.
+    without such a position is not counted. Without labels, all positions count that are not
+    padding.
+    """
+
+    def __init__(self, metrics: tuple[str, ...], output: str, label_name: str | None) -> None:
+        self.metrics, self.output, self.label_name = metrics, output, label_name
+        self.batches: list[_BatchScores] = []
+
+    def update(self, scored: ScoredBatch) -> None:
+        """Score a batch.
+
+        Raises:
+            DataError: labels or reference do not fit the logits.
+            NumericalError: a model outputs NaN at a position that is scored.
+        """
+        logits = output_array(scored.outputs, self.output, "the model")
+        if logits.ndim < 2:
+            raise DataError(
+                f"the model outputs {self.output} {list(logits.shape)}, expected [N, C] or "
+                "[N, ..., C]"
+            )
+        expected = reference_array(scored, self.output, logits)
+        labels = None if self.label_name is None else scored.batch[self.label_name]
+        if _classes_come_first(logits, labels):
+            logits = np.moveaxis(logits, 1, -1)
+            expected = None if expected is None else np.moveaxis(expected, 1, -1)
+        _check_classes(logits, self.metrics, self.output)
+        counted = _counted_positions(scored, logits, labels)
+        targets = {
+            kind: array
+            for kind, array in (("labels", labels), ("reference", expected))
+            if array is not None
+        }
+        for model, outputs in (("the model", logits), ("the reference", expected)):
+            if outputs is not None:
+                raise_nan(model, _count_samples_with_nan(outputs, counted), logits, scored)
+        selected: Array = counted.reshape(len(logits), -1).sum(axis=1) > 0
+        one_label = counted.ndim == 1 and labels is not None
+        self.batches.append(
+            _BatchScores(
+                values=_sample_means(logits, targets, counted, self.metrics),
+                counted=selected,
+                predictions=logits[selected].argmax(axis=1) if one_label else NOTHING,
+                labels=labels[selected] if one_label and labels is not None else NOTHING,
+            )
+        )
+
+    def finish(self) -> Scores:
+        """Return the scores of all batches; see ``OutputScorer``."""
+        counted = np.concatenate([batch.counted for batch in self.batches])
+        return Scores(
+            values={
+                name: np.concatenate([batch.values[name] for batch in self.batches])
+                for name in self.metrics
+            },
+            scored=dict.fromkeys(self.metrics, counted),
+            counted=counted,
+            predictions=np.concatenate([batch.predictions for batch in self.batches]),
+            labels=np.concatenate([batch.labels for batch in self.batches]),
+        )
+
+
+def _classes_come_first(logits: Array, labels: Array | None) -> bool:
+    """Return True if the classes are axis 1, as in segmentations, and not the last axis."""
+    if logits.ndim != _IMAGE_RANK:
+        return False
+    return labels is None or labels.shape != logits.shape[:-1]
+
+
+def _check_classes(logits: Array, metrics: tuple[str, ...], output: str) -> None:
+    """Check that there is more than one class to compare.
 
     Raises:
-        DataError: no label is scored, or labels or reference do not fit the logits.
-        NumericalError: a model outputs NaN.
-        UsageError: a metric scores embeddings.
+        DataError: there is one.
     """
-    if embedding_metrics := [name for name in config.metrics if METRICS[name].output != "logits"]:
-        raise UsageError(
-            f"{', '.join(embedding_metrics)} scores embeddings, but the model outputs logits",
-            remedy="remove it from `evaluate.accuracy.metrics`",
-        )
-    scorer = _BatchScorer(session, reference, dataset.label_name, config)
-    count = config.sample_count(len(dataset))
-    batches: list[_BatchScores] = []
-    done = 0
-    for batch in dataset.batches(config.batch_size, count):
-        batches.append(scorer.score(batch, done))
-        done += len(batches[-1].counted)
-        progress("accuracy", done, count)
-    counted = np.concatenate([batch.counted for batch in batches])
-    if not counted.any():
+    if logits.shape[-1] == 1:
         raise DataError(
-            f"all labels of the data set {config.data!r} are {IGNORED_LABEL}: nothing is scored",
-            remedy="if its samples are cut before their answers, raise `sequence_length`",
+            f"{', '.join(metrics)} compares classes, and `{output}` has one score per position",
+            remedy="use `mse` or `spearman` with labels, or `correlation` with a reference",
         )
-    return Scores(
-        values={
-            name: np.concatenate([batch.values[name] for batch in batches])
-            for name in config.metrics
-        },
-        scored=dict.fromkeys(config.metrics, counted),
-        counted=counted,
-        predictions=np.concatenate([batch.predictions for batch in batches]),
-        labels=np.concatenate([batch.labels for batch in batches]),
-    )
 
 
-@dataclass(frozen=True, slots=True)
-class _BatchScorer:
-    session: Session
-    reference: Session | None
-    label_name: str | None
-    config: AccuracyConfig
+def _counted_positions(scored: ScoredBatch, logits: Array, labels: Array | None) -> Array:
+    """Return bool [N, ...], True for positions that are scored.
 
-    def score(self, batch: Batch, done: int) -> _BatchScores:
-        """Score a batch that ``done`` samples precede; no reference to its logits is kept."""
-        logits = _run(self.session, batch, "the model")
-        targets: dict[str, Array] = {}
+    Raises:
+        DataError: labels do not fit the logits.
+    """
+    if labels is None:
         counted: Array = np.ones(logits.shape[:-1], dtype=np.bool_)
-        if self.label_name is not None:
-            targets["labels"] = batch[self.label_name]
-            counted = self._scored_positions(targets["labels"], logits)
-        if self.reference is not None:
-            targets["reference"] = self._reference_logits(batch, logits)
-        for model, outputs in (("the model", logits), ("the reference", targets.get("reference"))):
-            if outputs is not None and (count := _count_samples_with_nan(outputs, counted)):
-                total = f"the first {done + len(logits)} samples of {self.config.data!r}"
-                raise NumericalError(f"{model} outputs NaN for {count} of {total}")
-        selected: Array = counted.reshape(len(logits), -1).sum(axis=1) > 0
-        one_label = counted.ndim == 1 and self.label_name is not None
-        none = np.empty(0, dtype=np.int64)
-        return _BatchScores(
-            values=_sample_means(logits, targets, counted, self.config),
-            counted=selected,
-            predictions=logits[selected].argmax(axis=1) if one_label else none,
-            labels=targets["labels"][selected] if one_label else none,
-        )
-
-    def _scored_positions(self, labels: Array, logits: Array) -> Array:
-        """Return bool [N, ...], True for positions whose label is scored."""
-        data = self.config.data
-        if labels.shape != logits.shape[:-1]:
-            raise DataError(
-                f"logits {list(logits.shape)} and labels {list(labels.shape)} of {data!r} "
-                "do not fit",
-                remedy="use a data set with one label per position: "
-                "[N] for logits [N, C], [N, L] for logits [N, L, C]",
-            )
-        scored: Array = labels != IGNORED_LABEL
-        values = labels[scored]
-        if values.size and (values.min() < 0 or values.max() >= logits.shape[-1]):
-            raise DataError(
-                f"labels of {data!r} range from {values.min()} to {values.max()}; "
-                f"the model has {logits.shape[-1]} classes",
-                remedy="name a data set that was made for this model",
-            )
-        return scored
-
-    def _reference_logits(self, batch: Batch, logits: Array) -> Array:
-        if self.reference is self.session or self.reference is None:
-            return logits
-        reference_logits = _run(self.reference, batch, "the reference")
-        if logits.shape != reference_logits.shape:
-            raise DataError(
-                f"the reference outputs logits {list(reference_logits.shape)}, "
-                f"the model {list(logits.shape)}",
-                remedy="name a reference of the same task as `evaluate.accuracy.reference`",
-            )
-        return reference_logits
-
-
-def _run(session: Session, batch: Batch, model: str) -> Array:
-    if "logits" not in session.output_names:
+        valid = valid_positions(scored.batch, logits.shape)
+        if valid is not None:
+            counted &= valid.reshape(*valid.shape, *(1,) * (counted.ndim - 2))
+        return counted
+    data = scored.data
+    if labels.shape != logits.shape[:-1]:
         raise DataError(
-            f"{model} has no output `logits` to score; it has {', '.join(session.output_names)}",
-            remedy="measure latency only, or export the model with an output of that name",
+            f"logits {list(logits.shape)} and labels {list(labels.shape)} of {data!r} do not fit",
+            remedy="use a data set with one label per position: "
+            "[N] for logits [N, C], [N, L] for logits [N, L, C]",
         )
-    logits = session.run(batch)["logits"]
-    if logits.ndim < 2:
+    is_scored: Array = labels != IGNORED_LABEL
+    values = labels[is_scored]
+    if values.size and (values.min() < 0 or values.max() >= logits.shape[-1]):
         raise DataError(
-            f"{model} outputs logits {list(logits.shape)}, expected [N, C] or [N, ..., C]"
+            f"labels of {data!r} range from {values.min()} to {values.max()}; "
+            f"the model has {logits.shape[-1]} classes",
+            remedy="name a data set that was made for this model",
         )
-    return logits
+    return is_scored
 
 
 def _count_samples_with_nan(logits: Array, counted: Array) -> int:
@@ -172,14 +171,14 @@ def _count_samples_with_nan(logits: Array, counted: Array) -> int:
 
 
 def _sample_means(
-    logits: Array, targets: Mapping[str, Array], counted: Array, config: AccuracyConfig
+    logits: Array, targets: Mapping[str, Array], counted: Array, metrics: tuple[str, ...]
 ) -> dict[str, Array]:
     """Return each metric's mean over the scored positions of each counted sample.
 
     Positions are scored in chunks, and once for metrics that share a scorer.
     """
     scorers: dict[Scorer, str] = {
-        METRICS[name].score: METRICS[name].target for name in config.metrics
+        metric_named(name).score: metric_named(name).target for name in metrics
     }
     logits_PC = logits.reshape(counted.size, -1)
     targets_P = {
@@ -200,4 +199,4 @@ def _sample_means(
         scorer: values.reshape(len(counted), -1).sum(axis=1)[selected] / count_N[selected]
         for scorer, values in by_position.items()
     }
-    return {name: means[METRICS[name].score] for name in config.metrics}
+    return {name: means[metric_named(name).score] for name in metrics}

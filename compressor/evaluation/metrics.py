@@ -1,6 +1,9 @@
-"""Accuracy metrics, computed position by position; samples, slices and data sets take the mean.
+"""Accuracy metrics: means of values, one for each position, sample or transcript.
 
-Shapes: P positions (one per sample, or one per token), C classes.
+A request is the name of a metric, such as ``kl``, or that name and an output of the model, such as
+``cosine:pred_boxes``. ``outputs.py`` chooses the output where a request names none.
+
+Shapes: P positions (one per sample, or one per token), C classes, N samples, V values of a sample.
 """
 
 from __future__ import annotations
@@ -24,19 +27,33 @@ MAX_CHUNK_VALUES = 1 << 22
 """Logits that are scored at once."""
 
 
+Scale = Literal["classes", "values", "scalar", "transcript"]
+"""Kind of what a metric scores:
+
+- ``classes``: logits [P, C] of each position; those of a model without logits are the products of
+  a query's embedding with those of all passages;
+- ``values``: all values [N, V] of an output, sample by sample;
+- ``scalar``: one number [N] per sample, such as the score of a reranker;
+- ``transcript``: the text that the logits of CTC [N, T, C] spell.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class AccuracyMetric:
-    """A mean of values, one for each position."""
+    """A mean of values, one for each position, sample or transcript."""
 
     unit: str
     better: Literal["higher", "lower"]
     score: Scorer
     target: Literal["labels", "reference"] = "labels"
     """Target of the comparison: labels, or the outputs of a reference model."""
-    output: Literal["logits", "embedding"] = "logits"
-    """The output that is scored. A model without logits is scored on products of its embeddings."""
+    scale: Scale = "classes"
+    """Kind of what is scored."""
     from_mean: Callable[[float], float] = float
     """Maps the mean to the metric; monotonically increasing, so it applies to intervals too."""
+    has_slices: bool = True
+    """False if the values of some samples depend on the others, so that no mean over a part of
+    them is the metric of that part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +78,19 @@ class Scores:
 def reference_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
     """Return those of the named metrics that compare with a reference model."""
     return tuple(
-        name for name in metrics if name in METRICS and METRICS[name].target == "reference"
+        name for name in metrics if is_metric(name) and metric_named(name).target == "reference"
     )
+
+
+def is_metric(name: str) -> bool:
+    """Return True if a request names a metric, with or without an output."""
+    base, colon, output = name.partition(":")
+    return base in METRICS and bool(output) == bool(colon)
+
+
+def metric_named(name: str) -> AccuracyMetric:
+    """Return the metric of a request such as ``kl`` or ``cosine:pred_boxes``."""
+    return METRICS[name.partition(":")[0]]
 
 
 def _top1(logits_PC: Array, labels_P: Array) -> Array:
@@ -93,6 +121,63 @@ def _cosine(vectors_PC: Array, reference_PC: Array) -> Array:
     lengths_P = np.linalg.norm(a_PC, axis=1) * np.linalg.norm(b_PC, axis=1)
     cosine_P: Array = (a_PC * b_PC).sum(axis=1) / np.where(lengths_P > 0, lengths_P, 1.0)
     return cosine_P
+
+
+def _max_abs(values_NV: Array, reference_NV: Array) -> Array:
+    """Return the largest |Δ| of each sample."""
+    difference_NV = np.abs(values_NV.astype(np.float64) - reference_NV.astype(np.float64))
+    largest_N: Array = difference_NV.max(axis=1, initial=0.0)
+    return largest_N
+
+
+def _relative_error(values_NV: Array, reference_NV: Array) -> Array:
+    """Return the length of Δ relative to that of the reference's values; 0 where both are zero."""
+    reference_NV = reference_NV.astype(np.float64)
+    error_N = np.linalg.norm(values_NV.astype(np.float64) - reference_NV, axis=1)
+    length_N = np.linalg.norm(reference_NV, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative_N: Array = np.where(error_N > 0, error_N / length_N, 0.0)
+    return relative_N
+
+
+def _squared_error(values_N: Array, labels_N: Array) -> Array:
+    """Return the squared difference from the label."""
+    error_N: Array = (values_N.astype(np.float64) - labels_N.astype(np.float64)) ** 2
+    return error_N
+
+
+def _correlation_terms(values_N: Array, target_N: Array) -> Array:
+    """Return products of standardized values, whose mean is Pearson's correlation coefficient."""
+    a_N, b_N = _standardized(values_N), _standardized(target_N)
+    terms_N: Array = a_N * b_N
+    return terms_N
+
+
+def _rank_correlation_terms(values_N: Array, target_N: Array) -> Array:
+    """Return products of standardized ranks, whose mean is Spearman's correlation coefficient."""
+    return _correlation_terms(_ranks(values_N), _ranks(target_N))
+
+
+def _standardized(values_N: Array) -> Array:
+    """Return values of mean 0 and standard deviation 1; zeros if all values are equal."""
+    centred_N = values_N.astype(np.float64) - values_N.astype(np.float64).mean()
+    deviation = centred_N.std()
+    standardized_N: Array = centred_N / deviation if deviation > 0 else np.zeros(len(values_N))
+    return standardized_N
+
+
+def _ranks(values_N: Array) -> Array:
+    """Return the rank of each value from 0; equal values share the mean of their ranks."""
+    _, group_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts) - 1
+    ranks_N: Array = (last - (counts - 1) / 2)[group_N]
+    return ranks_N
+
+
+def _error_rate(errors_N: Array, lengths_N: Array) -> Array:
+    """Return errors of each transcript by the mean length, whose mean is the error rate."""
+    rate_N: Array = errors_N.astype(np.float64) / max(float(lengths_N.mean()), 1e-300)
+    return rate_N
 
 
 def _agreement(logits_PC: Array, reference_PC: Array) -> Array:
@@ -138,6 +223,17 @@ METRICS: dict[str, AccuracyMetric] = {
     "mrr": AccuracyMetric("", "higher", _reciprocal_rank),
     "agreement": AccuracyMetric("fraction", "higher", _agreement, "reference"),
     "kl": AccuracyMetric("nats", "lower", _kl_divergence, "reference"),
-    "cosine": AccuracyMetric("", "higher", _cosine, "reference", output="embedding"),
+    "cosine": AccuracyMetric("", "higher", _cosine, "reference", "values"),
+    "max_abs": AccuracyMetric("", "lower", _max_abs, "reference", "values"),
+    "relative_error": AccuracyMetric("", "lower", _relative_error, "reference", "values"),
+    "correlation": AccuracyMetric(
+        "", "higher", _correlation_terms, "reference", "scalar", has_slices=False
+    ),
+    "mse": AccuracyMetric("", "lower", _squared_error, scale="scalar"),
+    "spearman": AccuracyMetric(
+        "", "higher", _rank_correlation_terms, scale="scalar", has_slices=False
+    ),
+    "wer": AccuracyMetric("", "lower", _error_rate, scale="transcript", has_slices=False),
+    "cer": AccuracyMetric("", "lower", _error_rate, scale="transcript", has_slices=False),
 }
 """The metrics that ``evaluate.accuracy.metrics`` may name."""

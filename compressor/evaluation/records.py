@@ -20,13 +20,16 @@ class AccuracyConfig(Record):
     data: DataName
     """Data set to measure on; the samples are the same for every artifact."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("top1",)
-    """Metrics. `top1`, `mrr` (mean reciprocal rank), `cross_entropy` (nats) and `perplexity`
-    compare with labels; `agreement`, `kl` (nats) and, for embeddings, `cosine` compare with
-    `reference`. A model that outputs only embeddings is scored on retrieval: each query by its
-    nearest passages."""
+    """Metrics. With labels: `top1`, `mrr` (mean reciprocal rank), `cross_entropy` (nats) and
+    `perplexity` for classes, `mse` and `spearman` (rank correlation) for one score per sample, and
+    `wer` and `cer` (error rates of words and characters) for speech recognition by CTC. With
+    `reference`: `agreement` and `kl` (nats) for classes, `cosine`, `max_abs` (the largest
+    difference) and `relative_error` for the values of any output, and `correlation` for one score
+    per sample. A name such as `cosine:pred_boxes` also names the output that is scored; by default
+    that is `logits`, or embeddings. Embeddings are scored on retrieval: each query by its nearest
+    passages."""
     reference: StepName | None = None
-    """Step or artifact directory whose outputs `agreement`, `kl` and `cosine` compare with;
-    default: `source`."""
+    """Step or artifact directory whose outputs are compared with; default: `source`."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Samples per call; the logits of one call are in memory at once."""
     num_samples: Annotated[int, Field(ge=1)] | None = None
@@ -92,7 +95,7 @@ class AccuracyReport(_Report):
     values: dict[str, tuple[float, ...]] = {}
     """Metric to its value for each sample that it scores, in order, for paired comparisons."""
     reference: str | None = None
-    """Id of the artifact that `agreement`, `kl` and `cosine` compare with."""
+    """Id of the artifact that is compared with."""
     stand_in: str | None = None
     """Why another model was run in place of this one, such as an engine's ONNX graph; else None."""
 

@@ -138,8 +138,12 @@ def _store_integers(model: ir.Model, node: ir.Node, bits: int) -> None:
         return
     axis = attribute(node, "axis", 1)
     shape = [-1 if index == axis else 1 for index in range(weight.ndim)] if scale.ndim else []
-    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    integers = np.clip(np.rint(weight / scale.reshape(shape)), low, high).astype(np.int8)
+    rounded = np.rint(weight / scale.reshape(shape))
+    if zero.dtype == np.uint8:  # an activation that is constant, such as a table of positions
+        integers = np.clip(rounded + zero.reshape(shape), 0, 255).astype(np.uint8)
+    else:
+        low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+        integers = np.clip(rounded, low, high).astype(np.int8)
     # A layer that is called twice has one weight, and its integers are stored once.
     name = f"{_require(node.inputs[0]).name}{INTEGER_SUFFIX}"
     stored = add_initializer(model.graph, name, integers)

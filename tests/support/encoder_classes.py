@@ -117,6 +117,7 @@ class TinyClass:
         """Return the config of transformers."""
         config = transformers.AutoConfig.for_model(self.model_type, **self.fields)
         config.architectures = [self.class_name]
+        config.use_cache = False
         return config
 
     def build(self, seed: int = 0) -> Any:
@@ -221,6 +222,7 @@ _MODERN = {
     "local_attention": 8,
     "global_attn_every_n_layers": 2,
 }
+_ROBERTA = {**_TEXT, "type_vocab_size": 1}
 _ALBERT = {**_TEXT, "embedding_size": 16, "num_hidden_groups": 1}
 _DEBERTA = {
     **_TEXT,
@@ -315,25 +317,25 @@ _DETR_RESNET = {
 
 CLASSES: dict[str, TinyClass] = {
     "bert": TinyClass("BertForSequenceClassification", "bert", "pair", {**_TEXT, **_LABELS}),
-    "bert-mlm": TinyClass("BertForMaskedLM", "bert", "text", _TEXT),
-    "bert-token": TinyClass("BertForTokenClassification", "bert", "text", {**_TEXT, **_LABELS}),
-    "bert-base": TinyClass("BertModel", "bert", "text", _TEXT),
+    "bert-mlm": TinyClass("BertForMaskedLM", "bert", "pair", _TEXT),
+    "bert-token": TinyClass("BertForTokenClassification", "bert", "pair", {**_TEXT, **_LABELS}),
+    "bert-base": TinyClass("BertModel", "bert", "pair", _TEXT),
     "bert-qa": TinyClass("BertForQuestionAnswering", "bert", "pair", _TEXT),
     "bert-reranker": TinyClass(
         "BertForSequenceClassification", "bert", "pair", {**_TEXT, "num_labels": 1}
     ),
     "roberta": TinyClass(
-        "RobertaForSequenceClassification", "roberta", "text", {**_TEXT, **_LABELS}
+        "RobertaForSequenceClassification", "roberta", "text", {**_ROBERTA, **_LABELS}
     ),
     "xlm-roberta": TinyClass(
-        "XLMRobertaForSequenceClassification", "xlm-roberta", "text", {**_TEXT, **_LABELS}
+        "XLMRobertaForSequenceClassification", "xlm-roberta", "text", {**_ROBERTA, **_LABELS}
     ),
-    "xlm-roberta-embed": TinyClass("XLMRobertaModel", "xlm-roberta", "text", _TEXT),
+    "xlm-roberta-embed": TinyClass("XLMRobertaModel", "xlm-roberta", "text", _ROBERTA),
     "deberta-v2": TinyClass(
         "DebertaV2ForSequenceClassification", "deberta-v2", "text", {**_DEBERTA, **_LABELS}
     ),
     "albert": TinyClass(
-        "AlbertForSequenceClassification", "albert", "text", {**_ALBERT, **_LABELS}
+        "AlbertForSequenceClassification", "albert", "pair", {**_ALBERT, **_LABELS}
     ),
     "distilbert": TinyClass(
         "DistilBertForSequenceClassification", "distilbert", "text", {**_DISTIL, **_LABELS}
@@ -342,7 +344,7 @@ CLASSES: dict[str, TinyClass] = {
         "ModernBertForSequenceClassification", "modernbert", "text", {**_MODERN, **_LABELS}
     ),
     "electra": TinyClass(
-        "ElectraForSequenceClassification", "electra", "text", {**_ELECTRA, **_LABELS}
+        "ElectraForSequenceClassification", "electra", "pair", {**_ELECTRA, **_LABELS}
     ),
     "mpnet": TinyClass("MPNetModel", "mpnet", "text", _TEXT),
     "t5": TinyClass("T5ForConditionalGeneration", "t5", "seq2seq", _T5),
@@ -386,7 +388,7 @@ CLASSES: dict[str, TinyClass] = {
             "image_size": 32,
             "width_coefficient": 0.25,
             "depth_coefficient": 0.25,
-            "hidden_dim": 64,
+            "hidden_dim": 320,
             **_LABELS,
         },
     ),

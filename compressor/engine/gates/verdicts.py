@@ -26,7 +26,7 @@ from compressor.engine.machine import environment
 from compressor.errors import GpuError
 from compressor.evaluation import intervals
 from compressor.evaluation.interleaved import RoundTimer
-from compressor.evaluation.metrics import METRICS
+from compressor.evaluation.metrics import metric_named
 
 Array = np.ndarray[Any, Any]
 OpenTimer = Callable[[Artifact, str], RoundTimer]
@@ -178,7 +178,7 @@ def _sample_pairs(
 def _paired_interval(rule: Rule, new_N: Array, old_N: Array) -> tuple[float, float]:
     if rule.bound == "max_drop" and np.isin(np.concatenate([new_N, old_N]), (0.0, 1.0)).all():
         return intervals.paired_proportion_interval(old_N, new_N)
-    from_mean = np.vectorize(METRICS[rule.metric].from_mean, otypes=[float])
+    from_mean = np.vectorize(metric_named(rule.metric).from_mean, otypes=[float])
     quantity = np.vectorize(lambda new, old: _limited_quantity(rule, new, old))
     return intervals.paired_mean_interval(
         new_N, old_N, lambda new_R, old_R: quantity(from_mean(new_R), from_mean(old_R))

@@ -10,7 +10,7 @@ from compressor.analysis.bisect import Bisection
 from compressor.analysis.compare import Comparison, MetricPair
 from compressor.analysis.layerwise import LayerComparison, LayerDifference
 from compressor.analysis.tensors import TensorDifference
-from compressor.evaluation.metrics import METRICS
+from compressor.evaluation.metrics import metric_named
 from compressor.reports.console.terminal import new_table, out, print_line, print_table
 from compressor.reports.rows import formatting
 
@@ -88,7 +88,7 @@ def layer_cells(layer: LayerDifference) -> tuple[str, str, str, str]:
 
 def render_bisection(bisection: Bisection) -> None:
     """Print the loss of each step, the layers that were restored, and the layer that lost most."""
-    unit = METRICS[bisection.metric].unit
+    unit = metric_named(bisection.metric).unit
     print_line(f"{bisection.metric} on {bisection.samples} samples")
     losses = [
         (

@@ -110,9 +110,9 @@ def test_measured_data_sets_are_checked_before_the_first_step(tmp_path: Path) ->
     assert "pipeline.yaml:10: evaluate.latency.data: data set 'large': image: shape" in text
 
 
-def test_a_metric_of_embeddings_does_not_apply_to_logits(tmp_path: Path) -> None:
-    evaluate = "evaluate:\n  accuracy: {data: labelled, metrics: [top1, cosine]}\n"
-    with pytest.raises(ConfigError, match="cosine scores embeddings") as caught:
+def test_a_metric_of_another_output_is_refused_with_the_metrics_that_fit(tmp_path: Path) -> None:
+    evaluate = "evaluate:\n  accuracy: {data: labelled, metrics: [top1, 'cosine:boxes']}\n"
+    with pytest.raises(ConfigError, match="cosine:boxes scores `boxes`, and the model") as caught:
         plan(write(tmp_path, TRAIN, evaluate=evaluate))
     assert "set `metrics: [top1]`" in str(caught.value)
 

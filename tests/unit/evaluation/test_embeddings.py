@@ -6,7 +6,7 @@ import pytest
 from compressor.data.contract import Dataset
 from compressor.errors import DataError, NumericalError, UsageError
 from compressor.evaluation.accuracy import measure_accuracy
-from compressor.evaluation.embeddings import outputs_only_embeddings
+from compressor.evaluation.outputs import output_of
 from compressor.evaluation.records import AccuracyConfig
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.session import Session
@@ -125,7 +125,13 @@ class Classes(Echo):
             DataError,
             "not positions of passages",
         ),
-        (SET, Wide(), ("cosine",), DataError, "have the width 4, the model's 2"),
+        (
+            SET,
+            Wide(),
+            ("cosine",),
+            DataError,
+            r"the reference outputs embedding \[4, 4\], the model \[4, 2\]",
+        ),
         (
             SET,
             Classes(),
@@ -138,7 +144,7 @@ class Classes(Echo):
             Echo((np.nan, 0)),
             ("cosine",),
             NumericalError,
-            "the reference outputs NaN for 4 of 4 samples of a batch",
+            "the reference outputs NaN for 4 of the first 4 samples",
         ),
         (Texts(np.empty((0, 2)), []), None, ("top1",), DataError, "is empty"),
     ],
@@ -149,5 +155,5 @@ def test_requests_that_cannot_be_measured_are_errors(data, reference, metrics, e
 
 
 def test_a_model_with_logits_is_scored_on_its_logits():
-    assert outputs_only_embeddings(Echo())
-    assert not outputs_only_embeddings(Classes())
+    assert output_of("top1", Echo.output_names) == "embedding"
+    assert output_of("top1", (*Echo.output_names, *Classes.output_names)) == "logits"

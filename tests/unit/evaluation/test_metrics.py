@@ -63,7 +63,15 @@ def test_kl_where_one_side_gives_probability_0():
 
 
 def test_metrics_that_compare_with_a_reference():
-    assert reference_metrics(METRICS) == ("agreement", "kl", "cosine")
+    assert reference_metrics(METRICS) == (
+        "agreement",
+        "kl",
+        "cosine",
+        "max_abs",
+        "relative_error",
+        "correlation",
+    )
+    assert reference_metrics(("top1", "kl:logits", "mse")) == ("kl:logits",)
 
 
 def test_reciprocal_rank_counts_larger_logits_and_earlier_ties():

@@ -1,0 +1,84 @@
+"""The output of a model that a metric scores, and the metrics that do not fit an output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compressor.evaluation.metrics import METRICS, metric_named
+
+LOGITS = "logits"
+EMBEDDING = "embedding"
+_VECTORS = (EMBEDDING, "embeddings", "pooler_output", "last_hidden_state")
+"""Outputs whose products are scores of retrieval, beside those that end in ``_embeds``."""
+
+
+def output_of(request: str, outputs: Sequence[str]) -> str:
+    """Return the output that a metric scores.
+
+    It is the one that the request names. Otherwise metrics of classes score `logits`, or else
+    embeddings; metrics of values score embeddings, or else the first output.
+
+    Args:
+        request: a metric, such as ``kl`` or ``cosine:pred_boxes``.
+        outputs: the outputs of the model, in its order.
+    """
+    named = request.partition(":")[2]
+    if named:
+        return named
+    if metric_named(request).scale == "values":
+        return EMBEDDING if EMBEDDING in outputs and LOGITS not in outputs else outputs[0]
+    if LOGITS in outputs or not outputs:
+        return LOGITS
+    classes = [name for name in outputs if has_classes(name)]
+    vectors = [name for name in outputs if has_vectors(name)]
+    first_vector = [EMBEDDING] if EMBEDDING in outputs else vectors
+    return (first_vector or classes or [LOGITS])[0]
+
+
+def has_classes(output: str) -> bool:
+    """Return True if an output has a logit for each class."""
+    return LOGITS in output
+
+
+def has_vectors(output: str) -> bool:
+    """Return True if an output holds vectors by which passages are retrieved."""
+    return output in _VECTORS or output.endswith("_embeds")
+
+
+def misfit(request: str, outputs: Sequence[str], classes: int | None) -> str | None:
+    """Return why a metric does not fit the outputs of a model; None if it does.
+
+    Args:
+        request: the metric.
+        outputs: the outputs of the model.
+        classes: number of classes of ``logits``; None if not known.
+    """
+    output = output_of(request, outputs)
+    scale, base = metric_named(request).scale, request.partition(":")[0]
+    listed = ", ".join(outputs)
+    if output not in outputs:
+        return f"{request} scores `{output}`, and the model has the outputs {listed}"
+    if scale == "classes" and output == LOGITS and classes == 1:
+        return f"{base} compares classes, and the model's `logits` are one score per sample"
+    if scale == "classes" and not has_classes(output) and not has_vectors(output):
+        return f"{base} compares classes, and `{output}` has none"
+    if scale == "scalar" and output == LOGITS and classes is not None and classes > 1:
+        return f"{base} compares one score per sample, and the model has {classes} classes"
+    if scale == "transcript" and not has_classes(output):
+        return f"{base} spells the logits of CTC, and the model has the outputs {listed}"
+    return None
+
+
+def fitting_metrics(outputs: Sequence[str], classes: int | None) -> tuple[str, ...]:
+    """Return the metrics that compare the outputs of a model with those of a reference, and fit."""
+    if LOGITS in outputs:
+        candidates: tuple[str, ...] = ("agreement", "kl") if classes != 1 else ("correlation",)
+        return (*candidates, *(f"cosine:{name}" for name in outputs if name != LOGITS))
+    if EMBEDDING in outputs:
+        return ("cosine",)
+    return tuple(f"cosine:{name}" for name in outputs) if len(outputs) > 1 else ("cosine",)
+
+
+def labelled_metrics() -> tuple[str, ...]:
+    """Return the names of the metrics that compare with labels."""
+    return tuple(name for name, metric in METRICS.items() if metric.target == "labels")
