@@ -236,8 +236,11 @@ def write_vlm(folder: Path, model_type: str, dtype: torch.dtype = torch.float32)
     fields |= {name: _SPECIAL + vlm.tokens.index(token) for name, token in vlm.ids.items()}
     config = transformers.AutoConfig.for_model(model_type, tie_word_embeddings=False, **fields)
     torch.manual_seed(0)
-    model = transformers.AutoModelForImageTextToText.from_config(config).to(dtype)
-    model.save_pretrained(folder)
+    model = transformers.AutoModelForImageTextToText.from_config(config)
+    for parameter in model.parameters():  # some classes start with projections of zeros
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.to(dtype).save_pretrained(folder)
 
 
 def write_vlm_processor(folder: Path, model_type: str) -> None:

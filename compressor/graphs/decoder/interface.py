@@ -23,7 +23,9 @@ GROWING_TARGETS = frozenset({"portable", TRACED})
 """Targets whose graphs return keys and values longer than those that they read."""
 VISION_MODEL = "vision.onnx"
 """File of the vision tower: `pixel_values` float32 [M, D] of one image and `image_grid_thw`
-int64 [1, 3] in, `image_embeds` [W, H] out."""
+int64 [1, 3] in, `image_embeds` [W, H] out. Other classes take the arrays of one image or tile."""
+IMAGE_TOKEN_KEY = "autoglm_compress.image_token"  # noqa: S105  no password
+"""Metadata key of a traced vision tower for the token that an image embedding replaces."""
 ENCODER_MODEL = "encoder.onnx"
 """File of the encoder of an encoder-decoder: its own inputs in, the decoder's keys and values of
 its output out."""

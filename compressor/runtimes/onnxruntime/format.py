@@ -226,13 +226,14 @@ class _OnnxDecoder(Decoder):
 
     def forward(self, token_ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
         """Run the new tokens through the graph; see ``Decoder.forward``."""
-        embeddings = None if images is None else self._encode(images)
+        embeddings = None if images is None else self._encode(token_ids_T, images)
         logits_V: Array = self._decoder.forward(token_ids_T[None], images=embeddings)[0, -1]
         return logits_V
 
-    def _encode(self, images: Mapping[str, Array]) -> Any:
-        from compressor.models.families.transformers.images import GRIDS, PIXELS, TOKEN_TYPES
+    def _encode(self, token_ids_T: Array, images: Mapping[str, Array]) -> Any:
+        from compressor.graphs.decoder.interface import INPUT_IDS
         from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
 
         tower = VisionTower(self._folder, self._threads, "cpu")
-        return tower.encode(*(images[name][None] for name in (TOKEN_TYPES, PIXELS, GRIDS)))
+        arrays = {name: array[None] for name, array in images.items()}
+        return tower.encode_batch({**arrays, INPUT_IDS: token_ids_T[None]})

@@ -19,7 +19,6 @@ from compressor.data.contract import Batch
 from compressor.errors import NumericalError, ParityError
 from compressor.graphs.decoder.interface import INPUT_IDS, LOGITS
 from compressor.graphs.values import Array
-from compressor.models.families.transformers.images import TOKEN_TYPES
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from compressor.runtimes.onnxruntime.decoder.vision import ImageInputs, VisionTower
 from compressor.runtimes.session import Session
@@ -123,7 +122,7 @@ class _Comparison:
         ids_1T = window[INPUT_IDS]
         first = max(ids_1T.shape[1] - _DECODED_TOKENS, 1)
         if images is not None:  # not before the last image token
-            first = max(first, int(window[TOKEN_TYPES][0].nonzero()[0].max()) + 1)
+            first = max(first, int(images.is_image_BT[0].nonzero()[0].max()) + 1)
         elif not self.decoding.positions:
             # The first prompt is read as `generate` does: in chunks, for the last logits alone.
             decoder.reset()
@@ -191,7 +190,7 @@ def compare(
     comparison = _Comparison(reference, folder, threads, limits.tie)
     for window in windows:
         comparison.compare_window(decoder, window)
-    text_windows = [window[INPUT_IDS][0] for window in windows if TOKEN_TYPES not in window]
+    text_windows = [window[INPUT_IDS][0] for window in windows if len(window) == 1]
     if len(text_windows) > 1 and decoder.takes_padding:
         comparison.compare_padded(text_windows[:2])
     ways, kl = comparison.ways(), config.kl or DEFAULT_KL

@@ -5,7 +5,7 @@ Shapes: P patches of D values, W = P / merge² image embeddings of width H.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,13 @@ from compressor.errors import NumericalError, ParityError
 from compressor.graphs.decoder.interface import IMAGE_EMBEDS, MERGE_SIZE_KEY, VISION_MODEL
 from compressor.graphs.saving import file_metadata, save_checked_model
 from compressor.graphs.simplify import simplify, strip_metadata
-from compressor.graphs.values import Array
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.families.transformers.checkpoint import Checkpoint
 from compressor.models.families.transformers.images import GRIDS, PIXELS, image_inputs
 from compressor.models.families.transformers.layouts import LAYOUTS
 from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
 from passes.export_onnx.config import ExportOnnxConfig
-from passes.export_onnx.parity import Limits, Tolerance
+from passes.export_onnx.parity import Limits, Tolerance, cosines
 from passes.export_onnx.tracing import GraphInterface, trace
 
 OPSET = 20
@@ -174,7 +173,7 @@ def compare_tower(
             raise NumericalError("the embeddings of the vision tower in torch are NaN or infinite")
         actual_WH = exported.encode_image(pixels.numpy(), grid[0].numpy())
         max_abs = max(max_abs, float(np.abs(actual_WH - expected_WH).max(initial=0)))
-        cosine = min(cosine, *_cosines(expected_WH, actual_WH))
+        cosine = min(cosine, float(cosines(expected_WH, actual_WH).min()))
     if not (max_abs <= limits.max_abs and cosine >= limits.cosine):
         raise ParityError(
             f"{VISION_MODEL} does not compute what the torch tower does: max|Δ| {max_abs:.3g} "
@@ -182,9 +181,3 @@ def compare_tower(
             remedy="set the limits in `parity:`",
         )
     return {"images": len(_COMPARED_GRIDS), "max_abs": max_abs, "cosine": cosine}
-
-
-def _cosines(a_WH: Array, b_WH: Array) -> Sequence[float]:
-    lengths_W = np.linalg.norm(a_WH, axis=1) * np.linalg.norm(b_WH, axis=1)
-    cosines: list[float] = ((a_WH * b_WH).sum(axis=1) / np.maximum(lengths_W, 1e-30)).tolist()
-    return cosines

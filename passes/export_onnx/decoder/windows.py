@@ -7,7 +7,7 @@ import numpy as np
 from compressor.data.contract import Batch, Dataset
 from compressor.errors import DataError
 from compressor.graphs.decoder.interface import ATTENTION_MASK, INPUT_IDS
-from compressor.models.families.transformers.images import GRIDS, PIXELS, TOKEN_TYPES
+from compressor.models.families.transformers.images import sample_images
 
 
 def read_windows(
@@ -36,7 +36,8 @@ def read_windows(
             remedy="name another data set",
         )
     indices = np.arange(count, dtype=np.int64)
-    batch = dataset.batch(indices * len(dataset) // count if spread else indices)
+    arrays = dataset.batch(indices * len(dataset) // count if spread else indices)
+    batch = {name: arrays[name] for name in dataset.input_names if name in arrays}
     if INPUT_IDS not in batch or batch[INPUT_IDS].shape[1] < 2:
         raise DataError(
             f"the data set {name!r} has no windows of two tokens or more (`input_ids`)",
@@ -60,13 +61,4 @@ def _window(batch: Batch, row: int) -> Batch:
     if ATTENTION_MASK in batch:
         length = int(batch[ATTENTION_MASK][row].sum())
     window = {INPUT_IDS: batch[INPUT_IDS][row : row + 1, :length]}
-    if TOKEN_TYPES not in batch or not batch[TOKEN_TYPES][row].any():
-        return window
-    grids = batch[GRIDS][row]
-    grids = grids[grids.prod(axis=-1) > 0]
-    patches = int(grids.prod(axis=-1).sum())
-    return window | {
-        TOKEN_TYPES: batch[TOKEN_TYPES][row : row + 1, :length],
-        PIXELS: batch[PIXELS][row : row + 1, :patches],
-        GRIDS: grids[None],
-    }
+    return window | sample_images(batch, row, length)

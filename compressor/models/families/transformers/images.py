@@ -9,7 +9,7 @@ is padded to [B, rows, …], and joined again before ``forward``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,11 +136,15 @@ class _ImageGathering:
 
 def _forget_positions(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
     """Reset the distance that positions of M-RoPE gained in an earlier prompt with images."""
+    parts = [part for part in (module, getattr(module, "model", None)) if _has_moved(part)]
     cache = kwargs.get("past_key_values")
-    if cache is None or not cache.get_seq_length():
-        for part in (module, getattr(module, "model", None)):
-            if getattr(part, "rope_deltas", None) is not None:
-                part.rope_deltas = None  # type: ignore[union-attr]
+    if parts and (cache is None or not cache.get_seq_length()):
+        for part in parts:
+            part.rope_deltas = None  # type: ignore[union-attr]
+
+
+def _has_moved(part: nn.Module | None) -> bool:
+    return getattr(part, "rope_deltas", None) is not None
 
 
 def _join_by_grids(arrays: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -184,3 +188,56 @@ def pad_images(arrays: Sequence[Array]) -> Array:
         corner: tuple[Any, ...] = (sample, *(slice(size) for size in array.shape))
         stacked[corner] = array
     return stacked
+
+
+def image_units(
+    arrays: Mapping[str, Array], ranks: Mapping[str, int]
+) -> Iterator[dict[str, Array]]:
+    """Yield the arrays of one image or tile after another, from those of one sample.
+
+    Patches are divided by their grids, [P, values] and [1, 3]. Other arrays are divided along the
+    first axis, [1, …]; those of an array [conversations, images, …] along both, [1, 1, …], without
+    the images of zeros that only fill it.
+
+    Args:
+        arrays: of one sample, without padding.
+        ranks: number of axes of each array of a unit, in which the two kinds differ.
+    """
+    if arrays.keys() == {PIXELS, GRIDS} and ranks[PIXELS] == 2:
+        start = 0
+        for grid_3 in arrays[GRIDS]:
+            end = start + int(grid_3.prod())
+            yield {PIXELS: np.ascontiguousarray(arrays[PIXELS][start:end]), GRIDS: grid_3[None]}
+            start = end
+        return
+    nested = ranks[PIXELS] == 5
+    rows = {
+        name: array.reshape(-1, 1, *array.shape[2:]) if nested else array
+        for name, array in arrays.items()
+    }
+    for row in range(len(rows[PIXELS])):
+        if not nested or rows[PIXELS][row].any():
+            yield {name: np.ascontiguousarray(array[row : row + 1]) for name, array in rows.items()}
+
+
+def sample_images(batch: Mapping[str, Array], row: int, length: int) -> dict[str, Array]:
+    """Return the image inputs of one sample of a batch, [1, …], without padding; none of a text.
+
+    Args:
+        batch: inputs of a data set.
+        row: the sample.
+        length: its number of tokens.
+    """
+    tokens = batch[_TOKENS].shape
+    names = [name for name in batch if name not in {_TOKENS, _MASK}]
+    if not any(map(_has_pixels, names)):
+        return {}
+    of_tokens = [name for name in names if batch[name].shape == tokens]
+    images = {n: without_padding(batch[n][row]) for n in names if n not in of_tokens}
+    if images.keys() == {PIXELS, GRIDS}:  # other sources may pad with zeros
+        grids_I3 = images[GRIDS][images[GRIDS].prod(axis=-1) > 0]
+        images = {PIXELS: images[PIXELS][: int(grids_I3.prod(axis=-1).sum())], GRIDS: grids_I3}
+    if not any(map(len, images.values())):
+        return {}
+    types = {name: batch[name][row : row + 1, :length] for name in of_tokens}
+    return {**types, **{name: array[None] for name, array in images.items()}}

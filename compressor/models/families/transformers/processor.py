@@ -56,6 +56,7 @@ class Processor:
         token_inputs: names of the arrays with a value for each token, beside the tokens.
         image_inputs: dtype and shape behind the first axis of each array of images, by name.
         marks_answer: True if ``token_type_ids`` tells a prompt from its answer.
+        probe: the encoding of a black image and a word.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -112,6 +113,11 @@ class Processor:
         }
         self.marks_answer = SEGMENTS in self.token_inputs and not np.array_equal(
             arrays[SEGMENTS][0] == 1, is_image_T
+        )
+        self.probe = Encoding(
+            arrays.pop("input_ids")[0],
+            is_image_T,
+            {name: a[0] if name in self.token_inputs else a for name, a in arrays.items()},
         )
 
     @property

@@ -13,9 +13,22 @@ import numpy as np
 
 from compressor.data.contract import Batch
 from compressor.errors import DataError, PassError
-from compressor.graphs.decoder.interface import IMAGE_EMBEDS, MERGE_SIZE_KEY, VISION_MODEL
-from compressor.models.capabilities.signature import InputSpec
-from compressor.models.families.transformers.images import GRIDS, PIXELS, TOKEN_TYPES
+from compressor.graphs.decoder.interface import (
+    IMAGE_EMBEDS,
+    IMAGE_TOKEN_KEY,
+    INPUT_IDS,
+    MERGE_SIZE_KEY,
+    POSITION_OFFSETS,
+    VISION_MODEL,
+)
+from compressor.models.capabilities.signature import REST, InputSpec
+from compressor.models.families.transformers.images import (
+    GRIDS,
+    PIXELS,
+    TOKEN_TYPES,
+    image_units,
+    without_padding,
+)
 from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, open_inference_session
 
 Array = np.ndarray[Any, Any]
@@ -31,13 +44,18 @@ class ImageInputs:
     """Added to each token's position in time, height and width."""
     next_offset_B: Array
     """Added to the position of every token that follows the prompt."""
+    is_image_BT: Array
+    """True for the tokens that stand for images."""
 
 
 class VisionTower:
-    """``vision.onnx``: embeds one image per call, as patches attend within their image only.
+    """``vision.onnx``: embeds one image or tile per call.
+
+    A tower that was traced names the token that its embeddings replace, and takes the arrays of its
+    class; one that was built for ``glm4v`` takes the types of the tokens.
 
     Attributes:
-        merge: patches, in height and in width, that become one image token.
+        merge: patches, in height and in width, that become one image token; 0 without grids.
         inputs: the inputs of a batch with images.
     """
 
@@ -48,10 +66,22 @@ class VisionTower:
             ModelError: it cannot be opened.
         """
         self._session = open_inference_session(folder, threads, device, VISION_MODEL)
-        self.merge = int(self._session.get_modelmeta().custom_metadata_map[MERGE_SIZE_KEY])
-        [patch_values] = [
-            value.shape[1] for value in self._session.get_inputs() if value.name == PIXELS
-        ]
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.merge = int(metadata.get(MERGE_SIZE_KEY, 0))
+        self._token_id = int(metadata[IMAGE_TOKEN_KEY]) if IMAGE_TOKEN_KEY in metadata else None
+        self._shapes = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
+        if self._token_id is not None:
+            self.inputs: tuple[InputSpec, ...] = tuple(
+                InputSpec(
+                    value.name,
+                    "float32" if "float" in value.type else "int64",
+                    ("batch", REST),
+                    optional=True,
+                )
+                for value in self._session.get_inputs()
+            )
+            return
+        patch_values = self._shapes[PIXELS][1]
         self.inputs = (
             InputSpec(TOKEN_TYPES, "int64", ("batch", "tokens"), below=2, optional=True),
             InputSpec(PIXELS, "float32", ("batch", "patches", int(patch_values)), optional=True),
@@ -73,7 +103,14 @@ class VisionTower:
         Raises:
             PassError: ONNX Runtime failed inside the graph.
         """
-        feeds = {PIXELS: pixels_PD, GRIDS: grid_3[None]}
+        return self.encode_unit({PIXELS: pixels_PD, GRIDS: grid_3[None]})
+
+    def encode_unit(self, feeds: Batch) -> Array:
+        """Return the embeddings of one image or tile, float32 [N, W], from the graph's inputs.
+
+        Raises:
+            PassError: ONNX Runtime failed inside the graph.
+        """
         try:
             embeddings_NW: Array = self._session.run([IMAGE_EMBEDS], feeds)[0]
         except ERRORS as error:
@@ -82,9 +119,48 @@ class VisionTower:
 
     def encode_batch(self, feeds: Batch) -> ImageInputs | None:
         """Return the image inputs of a batch as ``encode`` does, or None if it has no images."""
+        if self._token_id is not None:
+            arrays = {name: feeds[name] for name in self._shapes if name in feeds}
+            is_image_BT = feeds[INPUT_IDS] == self._token_id
+            complete = len(arrays) == len(self._shapes)
+            return self._encode_arrays(is_image_BT, arrays) if complete else None
         if not feeds.keys() >= {TOKEN_TYPES, PIXELS, GRIDS} or not feeds[TOKEN_TYPES].any():
             return None
         return self.encode(feeds[TOKEN_TYPES], feeds[PIXELS], feeds[GRIDS])
+
+    def _encode_arrays(self, is_image_BT: Array, arrays: Batch) -> ImageInputs | None:
+        """Return the image inputs of a batch with the arrays of a class, [B, rows, …].
+
+        Raises:
+            DataError: the number of image tokens does not match the number of embeddings.
+            PassError: ONNX Runtime failed inside the graph.
+        """
+        embeddings, offsets, next_offsets = [], [], []
+        for row, is_image_T in enumerate(is_image_BT):
+            sample = {name: without_padding(array[row]) for name, array in arrays.items()}
+            before = sum(map(len, embeddings))
+            ranks = {name: len(shape) for name, shape in self._shapes.items()}
+            embeddings += [self.encode_unit(unit) for unit in image_units(sample, ranks)]
+            if (count := sum(map(len, embeddings)) - before) != is_image_T.sum():
+                raise DataError(
+                    f"{int(is_image_T.sum())} image tokens do not match {count} embeddings of "
+                    "images",
+                    remedy="take both from the checkpoint's own processor, "
+                    "and do not truncate prompts inside an image",
+                )
+            grids = list(sample[GRIDS]) if GRIDS in sample else []
+            kinds_T = is_image_T.astype(np.int64) if grids else np.zeros(len(is_image_T), np.int64)
+            offsets_3T, next_offset = position_offsets(kinds_T, grids, self.merge)
+            offsets.append(offsets_3T)
+            next_offsets.append(next_offset)
+        if not embeddings:
+            return None
+        return ImageInputs(
+            np.concatenate(embeddings),
+            np.stack(offsets, axis=1),
+            np.array(next_offsets, dtype=np.int64),
+            is_image_BT,
+        )
 
     def encode(self, kinds_BT: Array, pixels_BPD: Array, grids_BI3: Array) -> ImageInputs:
         """Return the image inputs of a batch.
@@ -115,6 +191,7 @@ class VisionTower:
             np.concatenate(embeddings) if embeddings else np.empty((0, 0), dtype=np.float32),
             np.stack(offsets, axis=1),
             np.array(next_offsets, dtype=np.int64),
+            kinds_BT == 1,
         )
 
     def _check_counts(self, kinds_T: Array, grids: list[Array]) -> None:
@@ -126,6 +203,20 @@ class VisionTower:
                 remedy="take both from the checkpoint's own processor, "
                 "and do not truncate prompts inside an image",
             )
+
+
+def image_shapes(session: Any) -> dict[str, list[Any]]:
+    """Return the shapes of a decoder's inputs for images; a traced graph requires them."""
+    inputs = (*session.get_inputs(), *session.get_overridable_initializers())
+    names = {IMAGE_EMBEDS, POSITION_OFFSETS}
+    return {value.name: value.shape for value in inputs if value.name in names}
+
+
+def no_images(name: str, shape: list[Any], ids_BT: Array) -> Array:
+    """Return an input for images of a batch that has none."""
+    if name == IMAGE_EMBEDS:
+        return np.empty((0, shape[1]), np.float32)
+    return np.zeros((3, *ids_BT.shape), np.int64)
 
 
 def position_offsets(kinds_T: Array, grids: list[Array], merge: int) -> tuple[Array, int]:

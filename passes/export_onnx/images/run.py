@@ -1,0 +1,255 @@
+"""Export of the tower of a traced vision-language class, beside a decoder with image embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from compressor.artifacts.files import copy_file
+from compressor.data.contract import Batch
+from compressor.engine.contract import PassContext
+from compressor.errors import CompressError, ParityError, PassError
+from compressor.graphs.decoder.interface import (
+    ATTENTION_MASK,
+    IMAGE_EMBEDS,
+    IMAGE_TOKEN_KEY,
+    INPUT_IDS,
+    MERGE_SIZE_KEY,
+    POSITION_OFFSETS,
+    VISION_MODEL,
+)
+from compressor.graphs.saving import file_metadata, save_checked_model
+from compressor.graphs.simplify import strip_metadata
+from compressor.models.capabilities.cached_generation import CachedGeneration, CachedTensor
+from compressor.models.checkpoint.layout import CONFIG
+from compressor.models.families.transformers.images import (
+    GRIDS,
+    PIXELS,
+    image_units,
+    without_padding,
+)
+from compressor.models.families.transformers.processor import Processor
+from compressor.runtimes.onnxruntime.decoder.vision import VisionTower, position_offsets
+from passes.export_onnx.cached.graph import ExtraInput
+from passes.export_onnx.class_tracing import trace_class
+from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.images.decoder import ImageDecoder, has_image_inputs, image_token
+from passes.export_onnx.images.tower import ImageTower, features
+from passes.export_onnx.parity import Limits, Tolerance, cosines
+from passes.export_onnx.tracing import GraphInterface
+
+_OPSET = 20
+"""The first opset whose GridSample is cubic."""
+_BATCH, _TOKENS, _ROWS = 2, 3, 7
+"""Sizes of the traced call of a decoder; those of ``cached.graph``, and another one."""
+_MAX_ABS = 1e-2
+"""Largest difference between the parts and the class in torch, relative to the largest value."""
+
+
+class SeparateTowerError(PassError):
+    """A class whose images cannot be computed apart from its decoder."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageParts:
+    """A class in two parts: a tower for one image at a time, and a decoder."""
+
+    module: Any
+    """The class in float32."""
+    tower: ImageTower
+    samples: tuple[dict[str, Tensor], ...]
+    """Arrays of images of several samples, as ``get_image_features`` takes them."""
+    width: int
+    """Values of an image embedding."""
+    folder: Path
+    """The checkpoint."""
+
+    def decoder(self, tensors: Sequence[CachedTensor]) -> ImageDecoder:
+        """Return the decoder."""
+        token_id = image_token(self.module)
+        assert token_id is not None  # noqa: S101 - checked by `split_class`
+        return ImageDecoder(self.module, tensors, token_id)
+
+    def extra_inputs(self, decoder: ImageDecoder) -> list[ExtraInput]:
+        """Return the inputs of the decoder for images."""
+        embeddings = torch.zeros(_ROWS, self.width)
+        inputs = [ExtraInput(IMAGE_EMBEDS, embeddings, {0: "image_tokens"})]
+        if decoder.rotates_in_3d:
+            offsets = torch.zeros(3, _BATCH, _TOKENS, dtype=torch.int64)
+            inputs.append(ExtraInput(POSITION_OFFSETS, offsets, {1: "batch", 2: "tokens"}))
+        return inputs
+
+    def units(self, sample: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the arrays of one image or tile after another."""
+        arrays = {name: value.numpy() for name, value in sample.items()}
+        ranks = {name: value.ndim for name, value in sample.items()}
+        for unit in image_units(arrays, ranks):
+            yield tuple(torch.from_numpy(unit[name]) for name in self.tower.names)
+
+
+def split_class(
+    module: Any, generation: CachedGeneration, windows: Sequence[Batch], folder: Path
+) -> ImageParts:
+    """Return a class in two parts, which are compared with the whole in torch.
+
+    Args:
+        module: the class in float32.
+        generation: describes its cache.
+        windows: samples of tokens, some with images; without any, the checkpoint's processor
+            encodes one.
+        folder: the checkpoint.
+
+    Raises:
+        SeparateTowerError: the parts do not compute what the class does, or there are no images.
+    """
+    if not has_image_inputs(module):
+        raise SeparateTowerError("the class has no image features apart from its decoder")
+    names = [spec.name for spec in generation.image_inputs]
+    images = [window for window in windows if len(window) > 1] or [_probe(folder)]
+    samples = tuple(_arrays(window, names) for window in images)
+    try:
+        with torch.no_grad():
+            tower = ImageTower(module, tuple(samples[0]))
+            expected = [features(module, sample) for sample in samples]
+            parts = ImageParts(module, tower, samples, expected[0].shape[1], folder)
+            for sample, embeddings in zip(samples, expected, strict=True):
+                _check("tower", torch.cat([tower(*u) for u in parts.units(sample)]), embeddings)
+            for window, embeddings in zip(images, expected, strict=True):
+                _check_decoder(parts, generation, window, embeddings)
+    except CompressError:
+        raise
+    except Exception as error:  # classes read values of arrays in ways that one image does not fit
+        raise SeparateTowerError(f"{type(error).__name__}: {error}") from error
+    return parts
+
+
+def _probe(folder: Path) -> Batch:
+    """Return a window with one image, encoded by the checkpoint's processor."""
+    try:
+        encoding = Processor(folder).probe
+    except CompressError as error:
+        raise SeparateTowerError(f"no sample has an image, and {error.what}") from error
+    return {
+        INPUT_IDS: encoding.input_ids[None],
+        **{name: array[None] for name, array in encoding.arrays.items()},
+    }
+
+
+def _arrays(window: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the arrays of images of a window as the class takes them."""
+    shape = window[INPUT_IDS].shape
+    return {
+        name: torch.from_numpy(without_padding(window[name][0]))
+        for name in names
+        if name in window and window[name].shape != shape and name != ATTENTION_MASK
+    }
+
+
+def _check_decoder(
+    parts: ImageParts, generation: CachedGeneration, window: Batch, embeddings: Tensor
+) -> None:
+    """Compare the logits of the decoder with those of the class on a window with images."""
+    decoder = parts.decoder(generation.tensors)
+    tensors = {name: torch.from_numpy(array) for name, array in window.items()}
+    expected = parts.module(**tensors, use_cache=False).logits
+    ids_1T = tensors[INPUT_IDS]
+    extra = [embeddings]
+    if decoder.rotates_in_3d:
+        grids = list(parts.samples[0].get(GRIDS, torch.empty(0, 3)))
+        grids = [grid.numpy() for grid in tensors[GRIDS][0]] if GRIDS in tensors else grids
+        kinds_T = (ids_1T[0] == decoder.token_id).numpy().astype(np.int64)
+        offsets_3T, _ = position_offsets(kinds_T, grids, merge_size(parts.module))
+        extra.append(torch.from_numpy(offsets_3T)[:, None])
+    past = [_empty(tensor) for tensor in generation.tensors]
+    mask, kept = torch.ones_like(ids_1T), torch.arange(ids_1T.shape[1])
+    _check("decoder", decoder(ids_1T, mask, kept, *extra, *past)[0], expected)
+
+
+def _empty(tensor: CachedTensor) -> Tensor:
+    sizes = {"batch": 1, "past": 0}
+    return torch.zeros([size if isinstance(size, int) else sizes[size] for size in tensor.shape])
+
+
+def _check(part: str, actual: Tensor, expected: Tensor) -> None:
+    if actual.shape != expected.shape:
+        raise SeparateTowerError(f"its {part} gives {[*actual.shape]} of {[*expected.shape]}")
+    if not (actual - expected).abs().max() <= _MAX_ABS * expected.abs().max():
+        raise SeparateTowerError(f"its {part} alone gives other values than the class")
+
+
+def merge_size(module: Any) -> int:
+    """Return the number of patches, in height and width, that become one embedding."""
+    return int(getattr(module.config.vision_config, "spatial_merge_size", 1))
+
+
+def export_tower(
+    parts: ImageParts, config: ExportOnnxConfig, out: Path, context: PassContext
+) -> dict[str, Any]:
+    """Write ``vision.onnx`` and compare it with torch on the images of the samples.
+
+    Returns:
+        Statistics of the comparison for the summary.
+
+    Raises:
+        PassError: torch cannot trace the tower.
+        ParityError: limits are exceeded.
+    """
+    context.progress("vision tower", 0, 1, {})
+    graph = trace_tower(parts)
+    strip_metadata(graph)
+    metadata = file_metadata(context.artifact_id, "transformers", None)
+    metadata[IMAGE_TOKEN_KEY] = str(image_token(parts.module))
+    if GRIDS in parts.tower.names:
+        metadata[MERGE_SIZE_KEY] = str(merge_size(parts.module))
+    threshold = config.external_data_threshold_mb * 1_000_000
+    save_checked_model(graph, out, metadata, threshold, VISION_MODEL)
+    copy_file(parts.folder / CONFIG, out / CONFIG)  # names the processor that goes with the tower
+    limits = Limits.from_config(config.parity, Tolerance.FLOAT)
+    return compare_tower(parts, VisionTower(out, context.threads, "cpu"), limits)
+
+
+def trace_tower(parts: ImageParts) -> ir.Model:
+    """Trace the tower for one image with any number of patches, or for one tile."""
+    names = parts.tower.names
+    unit = max(
+        (unit for sample in parts.samples for unit in parts.units(sample)),
+        key=lambda arrays: arrays[0].numel(),
+    )
+    dynamic: tuple[Any, ...] = tuple({} for _ in names)
+    if GRIDS in names:
+        patches = merge_size(parts.module) ** 2 * torch.export.Dim("merged")
+        dynamic = tuple({0: patches} if name == PIXELS else {} for name in names)
+    interface = GraphInterface(names, (IMAGE_EMBEDS,), (dynamic,), _OPSET)
+    return trace_class(parts.tower, unit, interface)
+
+
+def compare_tower(parts: ImageParts, exported: VisionTower, limits: Limits) -> dict[str, Any]:
+    """Compare ``vision.onnx`` with the class in torch, image by image.
+
+    Raises:
+        ParityError: limits are exceeded.
+    """
+    max_abs, cosine, count = 0.0, 1.0, 0
+    for sample in parts.samples:
+        for unit in parts.units(sample):
+            arrays = dict(zip(parts.tower.names, (value.numpy() for value in unit), strict=True))
+            with torch.inference_mode():
+                expected_WH = parts.tower(*unit).numpy()
+            actual_WH = exported.encode_unit(arrays)
+            max_abs = max(max_abs, float(np.abs(actual_WH - expected_WH).max(initial=0)))
+            cosine = min(cosine, float(cosines(expected_WH, actual_WH).min()))
+            count += 1
+    if not (max_abs <= limits.max_abs and cosine >= limits.cosine):
+        raise ParityError(
+            f"{VISION_MODEL} does not compute what the torch tower does: max|Δ| {max_abs:.3g} "
+            f"(limit {limits.max_abs:g}), cosine {cosine:.6f} (limit {limits.cosine:g})",
+            remedy="set the limits in `parity:`",
+        )
+    return {"images": count, "max_abs": max_abs, "cosine": cosine}
