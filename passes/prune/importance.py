@@ -210,7 +210,7 @@ def is_layer_input(model: nn.Module, cut: Cut) -> bool:
     if not cut.tensor.endswith(".weight"):
         return False
     layer = model.get_submodule(cut.module)
-    return layer.weight.ndim > 1 and cut.dim == input_dim(layer)  # type: ignore[union-attr,operator]
+    return model.get_parameter(cut.tensor).ndim > 1 and cut.dim == input_dim(layer)
 
 
 def check_observable(model: nn.Module, axes: Sequence[Axis], importance: str) -> None:

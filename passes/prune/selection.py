@@ -12,7 +12,7 @@ from torch import Tensor
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext
 from compressor.models.capabilities.cuttable_axes import Axis
-from passes.prune.allocation import all_units, group_axes
+from passes.prune.allocation import Cost, all_units, group_axes
 from passes.prune.axes import select_axes
 from passes.prune.config import PruneConfig
 from passes.prune.importance import Scores
@@ -22,7 +22,13 @@ from passes.prune.model_latency import LatencyMeter, check_faster
 from passes.prune.schedule import Round
 from passes.prune.scoring import Calibration, open_calibration, score_axes
 from passes.prune.shape_costs import shape_costs
-from passes.prune.size_search import ParentSize, SizeSearch, count_macs, count_parameters
+from passes.prune.size_search import (
+    Count,
+    ParentSize,
+    SizeSearch,
+    count_macs,
+    count_parameters,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +142,7 @@ def _size_search(
     if not model.batch:
         return search
     costs = shape_costs(model)
-    measured = {
+    measured: dict[Count, Cost] = {
         count_macs: costs.counted(costs.macs, widths),
         count_parameters: costs.counted(costs.parameters, widths),
     }

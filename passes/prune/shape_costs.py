@@ -97,7 +97,7 @@ def shape_costs(model: PrunableModel) -> ShapeCosts:
 
 def _macs_by_tensor(model: PrunableModel, elements: Mapping[str, float]) -> dict[str, float]:
     """Return the family's MACs, divided among tensors as the operators of one run are."""
-    with torch.no_grad(), FlopCounterMode(display=False, depth=None) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.module(**model.batch)
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     root = type(model.module).__name__

@@ -116,7 +116,8 @@ class Tracks:
 
     def join(self, first: Tensor, second: Tensor) -> Tensor:
         """Join two tracks element by element, and return the result."""
-        one, other = torch.broadcast_tensors(first, second)
+        shape = torch.broadcast_shapes(first.shape, second.shape)
+        one, other = first.expand(shape), second.expand(shape)
         self.sets.join(flat(one), flat(other))
         return torch.where(one == UNIFORM, other, one)
 
@@ -125,8 +126,7 @@ class Tracks:
         for dim in dims:
             first = track.narrow(dim, 0, 1)
             if track.shape[dim] > 1:
-                one, other = torch.broadcast_tensors(first, track)
-                self.sets.join(flat(one), flat(other))
+                self.sets.join(flat(first.expand(track.shape)), flat(track))
             track = first
         return track
 

@@ -70,11 +70,11 @@ _ELEMENTWISE = frozenset(
 RULES: Mapping[str, Rule] = {**SHAPE_RULES, **PRODUCT_RULES, **NORM_RULES, "glu": gated}
 
 
-class ChannelTracer(TorchDispatchMode):
+class ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Applies the rule of every operator that runs."""
 
     def __init__(self, graph: ChannelGraph) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph = graph
         self.unknown: set[str] = set()
         """Operators without a rule that channels went into."""
@@ -99,9 +99,8 @@ class ChannelTracer(TorchDispatchMode):
             return
         with torch.utils._python_dispatch._disable_current_modes():
             labels = rule(graph, call)
-        shared = isinstance(labels, Labels)
-        for number, output in enumerate(call.outputs):
-            result = labels if shared else labels[number]  # type: ignore[index]
+        results = [labels] * len(call.outputs) if isinstance(labels, Labels) else labels
+        for output, result in zip(call.outputs, results, strict=True):
             fits = all(track.ndim == output.ndim for track in result.tracks)
             graph.set_labels(output, result if fits else Labels())
 

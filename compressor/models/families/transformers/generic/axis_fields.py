@@ -68,7 +68,7 @@ class FieldProbe:
             return None
         if not shapes.keys() <= self.shapes.keys():
             return None
-        changed = {}
+        changed: dict[tuple[str, int], int] = {}
         for name, after in shapes.items():
             before = self.shapes[name]
             if len(before) != len(after):
@@ -89,7 +89,7 @@ def shapes_of(module: Any) -> dict[str, tuple[int, ...]]:
 
 def with_fields(tree: Mapping[str, Any], values: Mapping[FieldPath, Any]) -> dict[str, Any]:
     """Return a copy of config.json with fields set by path; mappings on the way are created."""
-    result = _copied(tree)
+    result: dict[str, Any] = _copied(tree)
     for path, value in values.items():
         node: Any = result
         for part in path[:-1]:
