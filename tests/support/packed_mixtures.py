@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from compressor.models.checkpoint.stored_tensors import StoredTensors
 from compressor.models.checkpoint.weight_files import read_weight_files
 from compressor.models.families.transformers.conversion import Conversions
+from compressor.models.families.transformers.experts.sites import router_names
 from compressor.models.families.transformers.experts.split import split_experts
 from compressor.models.families.transformers.file_names import FileNames
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
@@ -50,18 +51,28 @@ def write_packed(model: PreTrainedModel, folder: Path, grid: WeightGrid = SYMMET
     conversions = Conversions(model, shapes)
     split_experts(model)
     names = FileNames(model, conversions, shapes)
+    routers = router_names(model)
     packed = {
         name: nearest(layer.weight.detach(), grid)
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and ".layers." in name
+        if isinstance(layer, nn.Linear)
+        and ".layers." in name
+        and name not in routers
+        and layer.in_features % grid.group_size == 0
     }
     for name, layer in packed.items():
         model.get_submodule(name).weight.data = layer.dequantize()
+    tied = dict(model.all_tied_weights_keys)
     floats = {
         name: value
         for name, value in model.state_dict().items()
-        if name.removesuffix(".weight") not in packed
+        if name.removesuffix(".weight") not in packed and name not in tied
     }
+    plain = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and name not in packed
+    ]
     checkpoint_format = PACKED_FORMATS["compressed-tensors"]
     tensors = {name: value.contiguous() for name, value in names.tensors(floats).items()}
     layers = names.packed(packed)
@@ -70,6 +81,6 @@ def write_packed(model: PreTrainedModel, folder: Path, grid: WeightGrid = SYMMET
             tensors[f"{name}.{suffix}"] = value
     safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "float" / "config.json").read_bytes())
-    config["quantization_config"] = checkpoint_format.config({grid: sorted(layers)}, ["lm_head"])
+    config["quantization_config"] = checkpoint_format.config({grid: sorted(layers)}, plain)
     (folder / "config.json").write_text(json.dumps(config))
     return sorted(layers)

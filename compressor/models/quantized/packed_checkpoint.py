@@ -66,6 +66,53 @@ class PackedTensors:
                 remedy="copy the checkpoint again",
             )
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all tensors, those of packed weights unpacked.
+
+        Raises:
+            ModelError: tensors of packed layers do not fit together; the message names all.
+        """
+        problems: list[str] = []
+        shapes = {name: self.stored.entries[name].entry.shape for name in self._plain_names()}
+        for layer in self.layers:
+            outputs, inputs = shapes[f"{layer}.weight"] = self._weight_shape(layer)
+            grid = self._grid_of(layer)
+            reasons = self._format.problems(grid, outputs, inputs)
+            problems += [f"{layer}: {reason}" for reason in reasons]
+            expected = {} if reasons else self._format.shapes(grid, outputs, inputs)
+            for suffix, shape in expected.items():
+                found = self.stored.entries[f"{layer}.{suffix}"].entry.shape
+                if found != shape:
+                    problems.append(
+                        f"{layer}.{suffix}: {list(found)} in the file, {list(shape)} for "
+                        f"{outputs} outputs and {inputs} inputs of {grid.bits} bits in groups of "
+                        f"{grid.width(inputs)}"
+                    )
+        if problems:
+            raise ModelError(
+                f"{self.stored.folder}: packed layers do not fit their description:\n"
+                + "\n".join(f"    {problem}" for problem in problems),
+                remedy="take config.json and the safetensors files from the same checkpoint",
+            )
+        return shapes
+
+    def _plain_names(self) -> list[str]:
+        return [name for name in self.names if name.removesuffix(".weight") not in self.layers]
+
+    def _weight_shape(self, layer: str) -> tuple[int, int]:
+        """Return the outputs and inputs of a packed layer."""
+        suffix = self._format.shape_suffix
+        name = f"{layer}.{suffix}"
+        entry = self.stored.entries[name].entry
+        is_description = suffix == "weight_shape"
+        values = self.stored.read(name).flatten().tolist() if is_description else entry.shape
+        if len(values) != 2 or min(values) < 1:
+            raise ModelError(
+                f"{self.stored.folder}: {name} holds {list(values)}; expected two sizes",
+                remedy="copy the checkpoint again",
+            )
+        return self._format.outputs_and_inputs((int(values[0]), int(values[1])))
+
     def layer(self, name: str) -> PackedLinear:
         """Return a packed layer."""
         suffixes = sorted(self.layers[name])

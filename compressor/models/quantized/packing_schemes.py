@@ -24,6 +24,8 @@ class PackingScheme(ABC):
     """``quant_method`` in config.json."""
     suffixes: ClassVar[tuple[str, ...]]
     """Suffixes of the tensors of a packed layer; a tensor with none of them is not packed."""
+    shape_suffix: ClassVar[str]
+    """Suffix of the tensor that tells the size of the layer."""
 
     @abstractmethod
     def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
@@ -50,6 +52,14 @@ class PackingScheme(ABC):
         """Return the shapes of the tensors of a packed layer by suffix."""
 
     @abstractmethod
+    def outputs_and_inputs(self, sizes: tuple[int, int]) -> tuple[int, int]:
+        """Return the outputs and inputs of a packed layer.
+
+        Args:
+            sizes: the shape of ``shape_suffix``, or what is stored in ``weight_shape``.
+        """
+
+    @abstractmethod
     def problems(self, grid: WeightGrid, outputs: int, inputs: int) -> list[str]:
         """Return the reasons why a layer of this shape cannot be packed on ``grid``."""
 
@@ -59,6 +69,7 @@ class AutoAwqScheme(PackingScheme):
 
     name = "awq"
     suffixes = ("qweight", "qzeros", "scales")
+    shape_suffix = "qweight"
 
     def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
         """Return the description that transformers and vLLM read; all layers share one grid."""
@@ -92,6 +103,11 @@ class AutoAwqScheme(PackingScheme):
             "scales": (groups, outputs),
         }
 
+    def outputs_and_inputs(self, sizes: tuple[int, int]) -> tuple[int, int]:
+        """Return the outputs and inputs: ``qweight`` holds eight outputs in each int32."""
+        inputs, words = sizes
+        return 8 * words, inputs
+
     def problems(self, grid: WeightGrid, outputs: int, inputs: int) -> list[str]:
         """Check for 4 bits, whole groups and whole int32 values."""
         problems = [] if grid.bits == 4 else [f"the format awq holds 4 bits, not {grid.bits}"]
@@ -107,6 +123,7 @@ class PackQuantizedScheme(PackingScheme):
 
     name = "compressed-tensors"
     suffixes = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+    shape_suffix = "weight_shape"
 
     def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
         """Return the description that compressed-tensors, vLLM and transformers read.
@@ -168,6 +185,10 @@ class PackQuantizedScheme(PackingScheme):
         if not grid.symmetric:
             shapes["weight_zero_point"] = (-(-outputs * grid.bits // 32), groups)
         return shapes
+
+    def outputs_and_inputs(self, sizes: tuple[int, int]) -> tuple[int, int]:
+        """Return the outputs and inputs, which are stored."""
+        return sizes
 
     def problems(self, grid: WeightGrid, outputs: int, inputs: int) -> list[str]:
         """Check for whole groups, and for whole int32 values where zero-points are packed."""

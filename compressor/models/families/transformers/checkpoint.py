@@ -77,9 +77,10 @@ class Checkpoint:
             return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
     def _check(self) -> None:
-        shapes = None
         if self._packed is None:
             shapes = {name: entry.entry.shape for name, entry in self._stored.entries.items()}
+        else:
+            shapes = self._packed.shapes()
         if problems := compare_names(self.module, self._conversions, shapes).problems:
             raise ModelError(
                 f"{self.folder} does not hold the weights that config.json describes:\n"

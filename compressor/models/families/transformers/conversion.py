@@ -92,9 +92,9 @@ class _JoinedExperts:
         """Return the names in the class."""
         return [f"{self.prefix}.{name}" for name in self.layout.fused_names]
 
-    def is_complete(self) -> bool:
-        """Return True if all tensors of all experts are stored."""
-        return self.sources.keys() == {*self.layout.part_names()}
+    def missing(self) -> list[str]:
+        """Return the tensors of experts that are not stored."""
+        return [f"{self.prefix}.{n}" for n in self.layout.part_names() if n not in self.sources]
 
     def convert(self, _: PreTrainedModel, read: Read) -> dict[str, Tensor]:
         """Return the fused tensors from the stored ones."""
@@ -116,7 +116,7 @@ class Conversions:
         self.unexpected: list[str] = []
         """Stored tensors that no tensor of the class is made of."""
         self.collisions: list[str] = []
-        """Stored tensors that stand for one tensor of the class."""
+        """Stored tensors that stand for one tensor of the class, and experts that lack some."""
         self._by_target: dict[str, _Conversion | _JoinedExperts] = {}
         self._assign(stored)
 
@@ -162,7 +162,13 @@ class Conversions:
             if match is not None and layout is not None:
                 joined = experts.setdefault(match[1], _JoinedExperts(match[1], layout))
                 joined.sources[match[2]] = name
-        complete = [joined for joined in experts.values() if joined.is_complete()]
+        complete = [joined for joined in experts.values() if not joined.missing()]
+        self.collisions += [
+            f"{joined.prefix} lacks {', '.join(joined.missing()[:3])}"
+            + (f" and {len(joined.missing()) - 3} more" if len(joined.missing()) > 3 else "")
+            for joined in experts.values()
+            if joined.missing()
+        ]
         assigned = {name for joined in complete for name in joined.sources.values()}
         self.unexpected += [name for name in unknown if name not in assigned]
         for joined in complete:

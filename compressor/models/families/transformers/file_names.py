@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
 
 from compressor.models.families.transformers.conversion import ROW_BITS, Conversions, Shape
 from compressor.models.families.transformers.experts.split import SplitExperts, named_experts
@@ -49,7 +50,7 @@ class FileNames:
             for prefix, experts in named_experts(module)
             for part in experts.expert_layout.part_names()
         }
-        self._expert_parts = lru_cache(maxsize=8)(self._find_expert_parts)
+        self._expert_parts = lru_cache(maxsize=None)(self._find_expert_parts)
 
     def parts(self, name: str) -> list[FilePart]:
         """Return the stored tensors that together hold a tensor of the class.
@@ -91,6 +92,20 @@ class FileNames:
         if not all(part.name.endswith(_WEIGHT) for part in parts):
             return [FilePart(layer)]
         return [FilePart(part.name.removesuffix(_WEIGHT), part.rows) for part in parts]
+
+    def experts_unknown_to_transformers(self) -> list[str]:
+        """Return the modules with experts that ``from_pretrained`` cannot fill from packed files.
+
+        It merges packed experts where its mapping merges those of float files, and builds linear
+        layers for the classes in a table of its quantizers. Others keep random weights there.
+        """
+        prefixes = dict(self._experts.values())
+        return [
+            prefix.removesuffix(".")
+            for prefix, experts in prefixes.items()
+            if type(experts).__mro__[2].__name__ not in MODULES_TO_PATCH_FOR_QUANTIZATION
+            and not self._expert_parts(prefix)
+        ]
 
     def _find_expert_parts(self, prefix: str) -> dict[str, str]:
         """Return the stored names of the linear layers of experts that are stored one by one."""

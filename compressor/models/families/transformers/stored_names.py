@@ -28,15 +28,15 @@ class NameComparison:
 def compare_names(
     module: PreTrainedModel,
     conversions: Conversions,
-    shapes: Mapping[str, tuple[int, ...]] | None,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> NameComparison:
     """Compare the stored tensors with those of the class, as ``from_pretrained`` assigns them.
 
     Args:
         module: the class, its parameters on the device ``meta``.
         conversions: the stored tensors in terms of the class.
-        shapes: shapes of the stored tensors by their names in the files; None for packed ones,
-            whose shapes are compared elsewhere.
+        shapes: shapes of the stored tensors by their names in the files, those of packed weights
+            unpacked.
     """
     state = module.state_dict()
     ties: dict[str, str] = dict(module.all_tied_weights_keys)
@@ -53,11 +53,10 @@ def compare_names(
     beyond = [name for name in unexpected if _NUMBER.sub("*", name) in layers]
     problems += [f"unexpected: {name}" for name in beyond]
     problems += conversions.collisions
-    if shapes is not None:
-        problems += [
-            f"{name}: {list(shape)} in the file, {list(state[name].shape)} in the model"
-            for name, shape in conversions.shapes(shapes).items()
-            if shape != tuple(state[name].shape)
-        ]
+    problems += [
+        f"{name}: {list(shape)} in the file, {list(state[name].shape)} in the model"
+        for name, shape in conversions.shapes(shapes).items()
+        if shape != tuple(state[name].shape)
+    ]
     unused = tuple(name for name in unexpected if name not in beyond)
     return NameComparison(tuple(sorted(problems)), unused)

@@ -46,9 +46,10 @@ def compare_with_class(tree: Mapping[str, Any], weights: WeightFiles) -> ClassCo
         packed = PackedTensors(stored, tree) if is_packed(tree) else None
         names = stored.entries if packed is None else packed.names
         conversions = Conversions(module, names)
-        shapes = None
         if packed is None:
             shapes = {name: entry.entry.shape for name, entry in stored.entries.items()}
+        else:
+            shapes = packed.shapes()
         comparison = compare_names(module, conversions, shapes)
     except ModelError as error:
         remedy = f"; {error.remedy}" if error.remedy else ""
