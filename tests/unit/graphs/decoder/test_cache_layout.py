@@ -56,5 +56,5 @@ def test_a_graph_without_a_cache_has_no_layout():
     ids=["two variable sizes", "integers"],
 )
 def test_caches_that_cannot_be_allocated_are_errors(value):
-    with pytest.raises(ModelError, match="past_key_values.0.key"):
+    with pytest.raises(ModelError, match=r"past_key_values\.0\.key"):
         KvCacheLayout.from_inputs([value])
