@@ -76,11 +76,13 @@ def plan_example(file: Path, work: Path) -> Plan:
     """Return the plan of a copy of an example in ``work``."""
     copy = work / file.name
     if not copy.exists():
-        shutil.copy(file, copy)
+        for source in (file, *file.parent.glob("*.py")):
+            shutil.copy(source, work)
         if "fetched/" in file.read_text():
             write_stand_in(file.parent.name, work / "fetched")
     pipeline = load_pipeline(copy)
-    return make_plan(pipeline, Store(work / "store"), SourceContext(pipeline.base))
+    sources = SourceContext(pipeline.base, allow_code=True)
+    return make_plan(pipeline, Store(work / "store"), sources)
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: f"{file.parent.name}-{file.stem}")
