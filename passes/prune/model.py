@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compressor.artifacts.store import Artifact
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext
+from compressor.errors import RequirementError
 from compressor.models.capabilities.cuttable_axes import Axis, CuttableAxes
 from compressor.models.capabilities.discovery import LoadedModel
 from compressor.models.capabilities.signature import Signature
@@ -46,8 +47,18 @@ class PrunableModel:
         Raises:
             RequirementError: the model has no cuttable axes.
         """
-        loaded = LoadedModel(self.module, self.batch) if self.batch else None
-        return self.family.require(CuttableAxes, self.config, loaded).axes
+        if not self.batch:
+            return self.family.require(CuttableAxes, self.config).axes
+        loaded = LoadedModel(self.module, self.batch)
+        capability = self.family.capability(CuttableAxes, self.config, loaded)
+        if capability is None:
+            raise RequirementError(
+                "nothing of this model can be cut: no channels, inner widths, heads or layers were "
+                "found that its config describes in a smaller size, with equal outputs",
+                remedy="make the model smaller by `distill` into a student, or compress it by "
+                "`qat` or `awq`",
+            )
+        return capability.axes
 
     @property
     def heads(self) -> TrainingHeads:
