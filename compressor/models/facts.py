@@ -99,7 +99,9 @@ def facts_of(folder: Path) -> ModelFacts:
     facts = _facts(description, sum(file.stat().st_size for file in files))
     # Which integers a graph gets depends on the runtime that a quantized model is laid out for.
     is_float = not description.is_quantized and not is_packed(read_config(folder))
-    return replace(facts, integers=frozenset() if is_float else None)
+    quantization = description.quantization()
+    bits = None if quantization is None else quantization.activation_bits()
+    return replace(facts, integers=frozenset() if is_float else None, activation_bits=bits)
 
 
 def _facts(architecture: Architecture, bytes_on_disk: int) -> ModelFacts:

@@ -23,22 +23,25 @@ DECODER_FIELD = "decoder"
 def planned_exporter(config: ExportOnnxConfig, parent: ModelFacts) -> Exporter | None:
     """Return the exporter for a planned model; None where the plan does not know the model."""
     architecture = parent.architecture()
-    return None if architecture is None else _select(config, architecture)
+    if architecture is None:
+        return None
+    return _select(config, architecture, is_quantized=parent.activation_bits is not None)
 
 
 def stored_exporter(config: ExportOnnxConfig, model: ModelDescription) -> Exporter:
     """Return the exporter for a model on disk."""
-    return _select(config, model)
+    return _select(config, model, is_quantized=model.is_quantized)
 
 
-def _select(config: ExportOnnxConfig, model: Architecture) -> Exporter:
+def _select(config: ExportOnnxConfig, model: Architecture, *, is_quantized: bool) -> Exporter:
     """Return the exporter of a model.
 
     Models that generate with a cache get a built graph if their decoder is covered, otherwise a
-    traced one with the cache as inputs and outputs; other models are traced without.
+    traced one with the cache as inputs and outputs; other models are traced without. So are models
+    that round activations (`qat`): their grids are those of calls without a cache.
     """
     generation = model.capability(CachedGeneration)
-    if generation is None:
+    if generation is None or is_quantized:
         return TracedExporter(config, model)
     tree = model.config.model_dump(mode="json")
     if _is_covered(tree) or (is_tabulated(tree) and generation.image_inputs):

@@ -85,6 +85,14 @@ class Quantization(Record):
     kept_float: dict[str, str] = Field(default_factory=dict)
     """Layers that could multiply integers but do not, and the reasons."""
 
+    def activation_bits(self) -> int | None:
+        """Return the smallest number of bits of a layer's input; None if no layer rounds its own.
+
+        Inputs that the module around a layer rounds have the same bits as the others.
+        """
+        grids = [layer.input for layer in self.layers.values() if layer.input is not None]
+        return min((grid.bits for grid in (*grids, *self.inputs.values())), default=None)
+
     def norms(self) -> dict[str, str]:
         """Return the layers with a folded batch normalization, and its name."""
         return {name: layer.norm for name, layer in self.layers.items() if layer.norm} | self.folded
