@@ -179,6 +179,8 @@ class DecoderArchitecture:
     images: ImageTokens | None = None
     positions: LearnedPositions | None = None
     embedding_norm: Norm | None = None
+    query_factors: Tensor | None = None
+    """Factor of the queries at each position, [positions]; None where all are 1."""
     transposed: bool = False
     """True if matrices are stored as [inputs, outputs], as ``Conv1D`` does."""
 

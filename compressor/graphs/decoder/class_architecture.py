@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -93,6 +93,10 @@ _HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
+QUERY_GROWTH = "llama_4_scaling_beta"
+"""Field of ``rope_parameters``: queries grow with the logarithm of their position."""
+
+
 class UnknownStructureError(Exception):
     """The class has a part that the graph does not have; the message names it."""
 
@@ -164,6 +168,7 @@ class _ClassReader:
             embedding_norm=None
             if embedding_norm is None
             else self._norm(self.root_name, self.root, (embedding_norm,)),
+            query_factors=self._query_factors(length),
             transposed=any(isinstance(part, Conv1D) for part in stack[0].modules()),
         )
         self._check_all_known()
@@ -353,6 +358,14 @@ class _ClassReader:
             attention_cap=float(getattr(config, ATTENTION_CAP, None) or 0.0),
             logit_cap=float(getattr(config, LOGIT_CAP, None) or 0.0),
         )
+
+    def _query_factors(self, context: int) -> Tensor | None:
+        """Return the factors of Llama 4's attention temperature, where the class has them."""
+        fields = getattr(self.config, "rope_parameters", None) or {}
+        beta, original = fields.get(QUERY_GROWTH), fields.get("original_max_position_embeddings")
+        if not beta or not original or context <= original:
+            return None
+        return 1 + beta * torch.log(1 + torch.floor(torch.arange(context) / original))
 
     def _windows(self, layers: int) -> Iterator[int | None]:
         window = getattr(self.config, "sliding_window", None)

@@ -14,7 +14,6 @@ from compressor.graphs.decoder.structures import structure_of
 _REMEDY = "remove the fields of `decoder`: the model is traced"
 _FIXED_ROTARY = frozenset({"default", "linear", "dynamic", "llama3", "proportional", "yarn"})
 """Rotary embeddings whose frequencies do not change within the positions of the model."""
-_ORIGINAL = "original_max_position_embeddings"
 
 
 def class_problems(
@@ -57,12 +56,5 @@ def _rotary_problems(tree: Mapping[str, Any]) -> Iterator[GraphProblem]:
                 "decoder",
                 f"the graph of {tree['model_type']} decoders with rotary embeddings of type {kind} "
                 "is not built",
-                _REMEDY,
-            )
-        if part.get("llama_4_scaling_beta"):
-            yield GraphProblem(
-                "decoder",
-                f"the graph of {tree['model_type']} decoders whose queries grow with their "
-                "position (`llama_4_scaling_beta`) is not built",
                 _REMEDY,
             )

@@ -90,6 +90,7 @@ class DecoderGraph:
             architecture.scales.attention_cap,
         )
         self.group_rows = rows_by_group(self.heads)
+        self.query_factors: ir.Value | None = None
         self.inputs: list[ir.Value] = []
         self.optional_inputs: list[ir.Value] = []
         """Inputs with a default."""
@@ -106,6 +107,10 @@ class DecoderGraph:
         x = self._embed(ids)
         if architecture.positions is not None:
             x = self._add_positions(x, architecture.positions, self._token_positions(ids, mask))
+        if architecture.query_factors is not None:
+            self.query_factors = self._query_factors(
+                architecture.query_factors, self._token_positions(ids, mask)
+            )
         if architecture.embedding_norm is not None:
             x = self._norm(x, architecture.embedding_norm, "")
         if architecture.images is None:
@@ -254,6 +259,12 @@ class DecoderGraph:
         )
         return self.add.op("Add", [x, found], "embedded.with_positions")
 
+    def _query_factors(self, factors: Tensor, positions: ir.Value) -> ir.Value:
+        """Return the factor of each token's queries, [B, T, 1]."""
+        table = self.add.floats("query_factors", factors.numpy())
+        rows = self.add.op("Gather", [table, positions], "query_factors.rows", axis=0)
+        return self.add.op("Unsqueeze", [rows, self.add.ints(-1)], "query_factors.3d")
+
     def _token_positions(self, ids: ir.Value, mask: ir.Value) -> ir.Value:
         existing = self.add.existing("positions")
         return self.add.positions(ids, mask) if existing is None else existing
@@ -374,9 +385,13 @@ class DecoderGraph:
         rows = self.group_rows if attention.by_group else None
         shape = (decoder.hidden, sum(widths))
         joined = self._linear(x, attention.projections, number, shape, rows)
-        if not attention.head_norms:
+        if not attention.head_norms and self.query_factors is None:
             return joined, None, None
         query, key, value = self.add.split(joined, widths, f"{layer}.heads")
+        if self.query_factors is not None:
+            query = self.add.op("Mul", [query, self.query_factors], f"{layer}.queries.grown")
+        if not attention.head_norms:
+            return query, key, value
         query_norm, key_norm = attention.head_norms
         query = self._head_norm(query, query_norm, layer, widths[0])
         key = self._head_norm(key, key_norm, layer, widths[1])
