@@ -11,7 +11,7 @@ from compressor.graphs.decoder.limits import graph_problems
 from compressor.graphs.decoder.structures import STRUCTURES
 from compressor.models.checkpoint.description import read_description
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
-from tests.support.decoder_classes import DECODER_CLASSES, save_class
+from tests.support.built_classes import DECODER_CLASSES, save_class
 from tests.support.decoders import FIELDS, TOKENS, export_decoder, initializers
 
 EVERY_CLASS = pytest.mark.parametrize("case", DECODER_CLASSES)
