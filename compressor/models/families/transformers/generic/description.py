@@ -6,12 +6,13 @@ weights, and run on meta tensors where that is possible.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,21 +86,26 @@ def _run(
     batch = sample_batch(inputs, batch=1, tokens=tokens)
     on_meta = {name: value.to("meta") for name, value in batch.items()}
     size = sum(parameter.numel() for parameter in module.parameters())
-    try:
-        return _count(module, on_meta)
-    except Exception:  # noqa: BLE001  a class whose control flow reads values
-        if size > _MOST_PARAMETERS_TO_RUN:
-            return {}, 0
-    try:
+    if (counted := _count(module, on_meta)) is not None:
+        return counted
+    if size <= _MOST_PARAMETERS_TO_RUN:
         with torch.random.fork_rng(devices=[]):
-            return _count(build_module(tree).eval(), batch)
-    except Exception:  # noqa: BLE001  it needs inputs of its own, such as placeholder tokens
-        return {}, 0
+            return _count(build_module(tree).eval(), batch) or ({}, 0)
+    if "attention_mask" in inspect.signature(module.forward).parameters:
+        # Without a mask, transformers looks for packed sequences in the positions.
+        on_meta["attention_mask"] = torch.ones(1, tokens, dtype=torch.int64, device="meta")
+    return _count(module, on_meta) or ({}, 0)
 
 
-def _count(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], int]:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        results = module(**batch)
+def _count(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], int] | None:
+    """Return the result of a batch and its MACs; None if the class cannot be run on it."""
+    # The default products of experts read values, and are not counted.
+    cast("PreTrainedModel", module).set_experts_implementation("batched_mm")
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            results = module(**batch)
+    except Exception:  # noqa: BLE001  it reads values, or needs inputs such as placeholder tokens
+        return None
     return dict(results), counter.get_total_flops() // 2
 
 

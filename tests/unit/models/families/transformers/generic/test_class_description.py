@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from compressor.errors import ModelError
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.loading import load_module
+from compressor.models.families.transformers.generic import description as class_description
 from compressor.models.families.transformers.generic.description import describe
 from compressor.models.families.transformers.generic.sample import sample_batch
 from tests.support.decoder_classes import write_decoder
 from tests.support.encoder_classes import CLASSES
+from tests.support.mixtures import mixture
 
 _SIZES = {
     "hidden_size": 32,
@@ -196,3 +198,18 @@ def test_a_tied_head_that_is_stored_with_other_values_is_untied(tmp_path):
     module = load_module(model)
     assert torch.equal(module.lm_head.weight, head)
     assert torch.equal(module.transformer.wte.weight, tensors["transformer.wte.weight"])
+
+
+def test_macs_of_a_mixture_are_those_of_the_experts_of_one_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = mixture("MixtralForCausalLM")
+    tree = json.loads(model.config.to_json_string()) | {"architectures": ["MixtralForCausalLM"]}
+    experts = 2 * 2 * 3 * 32 * 64
+    attention = 2 * (2 * 32 * 32 + 2 * 32 * 16)
+    macs = experts + attention + 2 * 4 * 32 + 96 * 32
+    assert describe(tree).macs == macs
+    # Classes that are too large to be run are counted without weights.
+    monkeypatch.setattr(class_description, "_MOST_PARAMETERS_TO_RUN", 0)
+    scores = 2 * 2 * 32
+    assert describe({**tree, "transformers_version": "0"}).macs == macs + scores
