@@ -35,9 +35,20 @@ _ATTENTION = "eager"
 
 
 def trace_class(
-    module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterface
+    module: nn.Module,
+    tensors: tuple[Tensor, ...],
+    interface: GraphInterface,
+    *,
+    needs_corrections: bool = False,
 ) -> ir.Model:
     """Trace a module that contains classes of transformers; see ``tracing.trace``.
+
+    Args:
+        module: the module.
+        tensors: arguments of one call.
+        interface: names, variable dimensions and operators of the graph.
+        needs_corrections: False to trace without the library's corrections where tracing with
+            them fails: one that some class needs may be in the way of another.
 
     Raises:
         PassError: torch cannot trace a class, or has no ONNX operators for what it computes.
@@ -46,7 +57,8 @@ def trace_class(
     try:
         graph = _trace_corrected(module, tensors, interface)
     except PassError as error:
-        # A correction that one class needs is in the way of another.
+        if needs_corrections:
+            raise
         try:
             graph = _trace_as_it_is(module, tensors, interface)
         except PassError:

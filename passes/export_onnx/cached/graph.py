@@ -78,7 +78,7 @@ def trace_decoder(
     )
     rest = (*(value.sample for value in extra), *past)
     arguments = (tokens, mask, torch.arange(count), *rest)
-    graph = trace_class(_Positional(decoder), arguments, interface)
+    graph = trace_class(_Positional(decoder), arguments, interface, needs_corrections=True)
     _make_kept_positions_optional(graph)
     _name_dimensions(graph, decoder.tensors)
     return graph
