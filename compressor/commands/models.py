@@ -54,8 +54,9 @@ def generate(
 
     The model may be a torch, packed or ONNX artifact, or a checkpoint. Speed is printed to stderr.
     """
-    from compressor.generation.generate import Prompt, Sampling, model_at
+    from compressor.generation.generate import Sampling, model_at
     from compressor.generation.generate import generate as generate_text
+    from compressor.generation.prompt import Prompt
     from compressor.reports.console.models import render_generation
     from compressor.reports.console.terminal import print_chunk
 

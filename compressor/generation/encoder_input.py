@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from compressor.errors import DataError, UsageError
+from compressor.generation.prompt import Prompt
 from compressor.models.checkpoint.decoder_start import first_tokens
 from compressor.models.families.transformers.chat_templates import load_tokenizer
 from compressor.models.families.transformers.feature_extractor import FeatureExtractor
-
-if TYPE_CHECKING:
-    from compressor.generation.generate import Prompt
 
 Array = np.ndarray[Any, Any]
 _TOKENS, _PIXELS = "input_ids", "pixel_values"

@@ -18,6 +18,7 @@ from compressor.data.pictures import file_problem
 from compressor.engine.run.runner import load_given
 from compressor.errors import CompressError, DataError, UsageError
 from compressor.generation.encoder_input import encode_input
+from compressor.generation.prompt import Prompt
 from compressor.models.checkpoint.generation_settings import read_special_tokens
 from compressor.models.families.transformers.chat_templates import load_tokenizer, render_chat
 from compressor.models.families.transformers.processor import Processor
@@ -60,19 +61,6 @@ class Sampling:
     """Sample from the smallest set of tokens with this total probability (nucleus sampling,
     Holtzman et al. 2020)."""
     seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A user message, or text to continue."""
-
-    text: str
-    images: tuple[Path, ...] = ()
-    """Image files that the message is about; they come before the text."""
-    raw: bool = False
-    """Continue the text as it is, without the chat template."""
-    audio: Path | None = None
-    """A WAV file for the encoder of a speech model."""
 
 
 def model_at(path: Path) -> StoredModel:

@@ -30,7 +30,7 @@ from passes.export_onnx.config import HALF, ExportOnnxConfig
 from passes.export_onnx.half import convert_to_half
 from passes.export_onnx.packed import store_packed
 from passes.export_onnx.parity import Parity, Tolerance, compare
-from passes.export_onnx.tracing import onnx_from_torch
+from passes.export_onnx.tracing import Tracer, has_library_classes, onnx_from_torch, trace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -147,8 +147,9 @@ class _TracedExport:
         if self.quantization is not None:
             translations = rounding_translations(self.quantization.target)
         outputs, opset = self.model.signature.outputs, self.config.opset
+        tracer = _tracer(module)
         try:
-            return onnx_from_torch(module, inputs, outputs, batch, opset, translations)
+            return onnx_from_torch(module, inputs, outputs, batch, opset, translations, tracer)
         except PassError as error:
             fixed = [_with_fixed_images(spec, batch) for spec in inputs]
             if fixed == list(inputs) or self.config.dynamic is not None:
@@ -156,7 +157,7 @@ class _TracedExport:
             self.context.note(
                 "images are fixed to the size of the samples: with a variable size, " + error.what
             )
-        return onnx_from_torch(module, fixed, outputs, batch, opset, translations)
+        return onnx_from_torch(module, fixed, outputs, batch, opset, translations, tracer)
 
     def simplify(self, graph: ir.Model) -> tuple[ir.Model, str]:
         """Return the simplified graph, and a line for the summary."""
@@ -214,6 +215,15 @@ class _TracedExport:
             "onnxruntime_roundings": kernels.rounding,
             "complaints": problems,
         }
+
+
+def _tracer(module: nn.Module) -> Tracer:
+    """Return the function that traces a module of any library."""
+    if not has_library_classes(module):
+        return trace
+    from passes.export_onnx.class_tracing import trace_class
+
+    return trace_class
 
 
 def _with_fixed_images(spec: InputSpec, batch: Batch) -> InputSpec:

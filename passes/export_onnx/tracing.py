@@ -41,6 +41,10 @@ class GraphInterface:
     translations: Translations = field(default_factory=dict)
 
 
+Tracer = Callable[[nn.Module, tuple[Tensor, ...], GraphInterface], "ir.Model"]
+"""``trace``, or ``class_tracing.trace_class`` for classes of transformers."""
+
+
 class _Positional(nn.Module):
     """A module with keyword arguments and a dict of results, as one with tuples of both."""
 
@@ -61,6 +65,7 @@ def onnx_from_torch(
     sample: Batch,
     opset: int,
     translations: Translations | None = None,
+    tracer: Tracer | None = None,
 ) -> ir.Model:
     """Trace a module to a graph; dimensions that ``inputs`` names stay variable.
 
@@ -72,6 +77,7 @@ def onnx_from_torch(
         sample: a batch of samples with the inputs' dtypes; only its shapes and dtypes matter.
         opset: the ONNX operator set version.
         translations: translations of custom torch operators.
+        tracer: traces the module; by default ``trace``.
 
     Raises:
         PassError: a class of transformers cannot be traced.
@@ -84,11 +90,7 @@ def onnx_from_torch(
     names = [spec.name for spec in inputs]
     interface = GraphInterface(names, outputs, (dynamic,), opset, translations or {})
     positional = _Positional(module, names, outputs)
-    if has_library_classes(module):
-        from passes.export_onnx.class_tracing import trace_class
-
-        return trace_class(positional, tensors, interface)
-    return trace(positional, tensors, interface)
+    return (tracer or trace)(positional, tensors, interface)
 
 
 def has_library_classes(module: nn.Module) -> bool:

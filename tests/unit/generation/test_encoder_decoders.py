@@ -8,7 +8,8 @@ from calibration.sources.arrays import ArrayDataset
 from calibration.sources.audio import Audio, AudioConfig
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError, UsageError
-from compressor.generation.generate import Prompt, Sampling, generate, model_at
+from compressor.generation.generate import Sampling, generate, model_at
+from compressor.generation.prompt import Prompt
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.transformers.feature_extractor import FeatureExtractor
 from tests.support.decoders import export_decoder

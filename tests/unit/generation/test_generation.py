@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from compressor.errors import DataError, UsageError
-from compressor.generation.generate import Prompt, Sampling, generate, model_at
+from compressor.generation.generate import Sampling, generate, model_at
+from compressor.generation.prompt import Prompt
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes import memory
 from compressor.runtimes.onnxruntime.decoder import fast_prompts as onnx_prompts

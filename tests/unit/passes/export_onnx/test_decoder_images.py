@@ -13,7 +13,8 @@ from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import Dataset, SourceContext
 from compressor.engine.contract import PassOutput
 from compressor.errors import DataError, ParityError, UsageError
-from compressor.generation.generate import Prompt, Sampling, generate, model_at
+from compressor.generation.generate import Sampling, generate, model_at
+from compressor.generation.prompt import Prompt
 from compressor.graphs.decoder.interface import VISION_MODEL
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.formats import open_session
