@@ -90,11 +90,10 @@ class SplitExperts(nn.Module):
     def _apply_expert(self, number: int, tokens_NH: Tensor) -> Tensor:
         expert: Any = self.get_submodule(str(number))
         fused: Any = self
-        up = expert.up_proj(tokens_NH)
         if not self.expert_layout.has_gate:
-            hidden = fused.act_fn(up)
+            hidden = fused.act_fn(expert.up_proj(tokens_NH))
         else:
-            gate = expert.gate_proj(tokens_NH)
+            gate, up = expert.gate_proj(tokens_NH), expert.up_proj(tokens_NH)
             if hasattr(self, "_apply_gate"):
                 hidden = fused._apply_gate(self.expert_layout.joined_rows(gate, up))
             else:
