@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import ModelError
+from compressor.models.quantized.folded_norms import without_norm
 from compressor.models.quantized.quantization import Grid, Quantization, QuantizedLayer
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
@@ -212,7 +213,7 @@ def insert_fake_quantization(module: nn.Module, quantization: Quantization) -> n
         layer = cast("Layer", module.get_submodule(name))
         if layer.bias is None:
             layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
-        replace_module(module, norm, nn.Identity())
+        replace_module(module, norm, without_norm(module.get_submodule(norm)))
     return insert_grids(module, quantization)
 
 
@@ -315,7 +316,7 @@ def fold_norms(module: nn.Module, norms: Mapping[str, str]) -> None:
         layer.bias = nn.Parameter(norm.bias + (bias_O - mean) * factor_O)
         # Not in place: the weight may be mapped from a file.
         layer.weight.data = layer.weight * factor_O.view(-1, *(1,) * (layer.weight.ndim - 1))
-        replace_module(module, norm_name, nn.Identity())
+        replace_module(module, norm_name, without_norm(norm))
 
 
 def replace_module(module: nn.Module, name: str, replacement: nn.Module) -> None:
