@@ -19,6 +19,9 @@ from torch import Tensor
 
 from compressor.artifacts.store import Artifact
 from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import RequirementError
+from compressor.models.capabilities.discovered_axes.verification import cut_problem
+from compressor.models.capabilities.discovery import LoadedModel
 from compressor.models.capabilities.unit_removal import remove_units
 from passes.common.checkpoint import UnusableCheckpointError, load_checkpoint, save_checkpoint
 from passes.common.device import device_of, prepare_torch
@@ -91,6 +94,8 @@ def cut_model(selection: Selection, work: Path, *, repair: bool) -> PrunableMode
         repair: True to adjust weights by least squares, if there are calibration samples.
     """
     model, axes, kept_units = selection.model, selection.axes, selection.kept_units
+    if model.batch:
+        _check_cut(selection)
     state: dict[str, Tensor] = {
         name: tensor.detach().cpu() for name, tensor in model.module.state_dict().items()
     }
@@ -108,6 +113,29 @@ def cut_model(selection: Selection, work: Path, *, repair: bool) -> PrunableMode
     weights = map_to_disk(remove_units(state, axes, kept_units), work)
     device = str(device_of(model.module))
     return build_model(model, selection.pruned_config, weights, device)
+
+
+def _check_cut(selection: Selection) -> None:
+    """Check that the smaller model computes what the whole one does without the cut units.
+
+    Axes are verified with other sizes when they are discovered.
+
+    Raises:
+        RequirementError: it computes something else, or cannot be built.
+    """
+    model, kept_units = selection.model, selection.kept_units
+    device = str(device_of(model.module))
+    problem = cut_problem(
+        [axis for axis in selection.axes if axis.name in kept_units],
+        kept_units,
+        LoadedModel(model.module, model.batch),
+        lambda _, weights: build_model(model, selection.pruned_config, weights, device).module,
+    )
+    if problem is not None:
+        raise RequirementError(
+            f"the model cannot be cut to these sizes: {problem}",
+            remedy="set another target or `multiple`, or leave kinds out of `axes`",
+        )
 
 
 @dataclass(slots=True)

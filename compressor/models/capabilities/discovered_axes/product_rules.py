@@ -14,46 +14,66 @@ _Operand = tuple[Labels, tuple[int, ...]]
 
 def matrix_product(graph: ChannelGraph, call: Call) -> Labels:
     """Join the summed dimension of both matrices, and their batch dimensions."""
-    return _product(graph, call.args[0], call.args[1])
+    return _product(graph, _operand(graph, call.args[0]), _operand(graph, call.args[1]))
 
 
 def added_matrix_product(graph: ChannelGraph, call: Call) -> Labels:
     """Join as a matrix product, and the result with the tensor that is added."""
     rank = call.outputs[0].ndim
-    product = _product(graph, call.args[1], call.args[2])
-    bias: _Operand = (graph.labels(call.args[0]), tuple(call.args[0].shape))
+    product = _product(graph, _operand(graph, call.args[1]), _operand(graph, call.args[2]))
+    bias = _operand(graph, call.args[0])
     return graph.tracks.combine([bias, (product, tuple(call.outputs[0].shape))], rank)
 
 
-def _product(graph: ChannelGraph, left: Tensor, right: Tensor) -> Labels:
+def grouped_matrix_product(graph: ChannelGraph, call: Call) -> Labels:
+    """Join as a matrix product of rows [T, k] with the matrix of their expert [E, k, n]."""
+    rows, experts = _operand(graph, call.args[0]), _operand(graph, call.args[1])
+    labels, shape = experts
+    if len(rows[1]) + 1 != len(shape):  # the experts are along a dimension of both
+        graph.freeze(*call.tensors())
+        return Labels()
+    kept = []
+    for track in labels.tracks:
+        if 0 in varying(track):
+            graph.tracks.freeze(track)
+        else:
+            kept.append(track.squeeze(0))
+    return _product(graph, rows, (Labels(kept, labels.uniform, labels.weights), shape[1:]))
+
+
+def _operand(graph: ChannelGraph, tensor: Tensor) -> _Operand:
+    return graph.labels(tensor), tuple(tensor.shape)
+
+
+def _product(graph: ChannelGraph, left: _Operand, right: _Operand) -> Labels:
     """Return the labels of a matrix product [..., m, k] · [..., k, n].
 
     It is an elementwise product of [..., m, k, 1] and [..., 1, k, n], summed over k.
     """
-    batch = max(left.ndim, right.ndim) - 2
-    first, second = _unsqueezed(graph, left, -1), _unsqueezed(graph, right, -3)
-    summed = batch + 1
-    if right.ndim == 1:  # a vector
-        first = (graph.labels(left), tuple(left.shape))
-        second, summed = (graph.labels(right), tuple(right.shape)), left.ndim - 1
+    left_rank, right_rank = len(left[1]), len(right[1])
+    summed = max(left_rank, right_rank) - 1
+    first, second = left, right
+    if right_rank == 1:  # a vector
+        summed = left_rank - 1
+    else:
+        first, second = _unsqueezed(left, -1), _unsqueezed(right, -3)
     for labels, _ in (first, second):
         if labels.weights:
             for track in labels.tracks:
-                if varying(track) == {track.ndim - (2 if right.ndim > 1 else 1)}:
+                if varying(track) == {track.ndim - (2 if right_rank > 1 else 1)}:
                     graph.mark(graph.reads, track)
     rank = max(len(first[1]), len(second[1]))
     product = graph.tracks.combine([first, second], rank)
     tracks = sum_over(graph, product.tracks, [summed])
-    drop = [summed]
-    return Labels([_dropped(track, drop) for track in tracks], weights=product.weights)
+    return Labels([track.squeeze(summed) for track in tracks], weights=product.weights)
 
 
-def _unsqueezed(graph: ChannelGraph, tensor: Tensor, dim: int) -> _Operand:
-    labels = graph.labels(tensor)
-    if tensor.ndim == 1:
-        return labels, tuple(tensor.shape)
+def _unsqueezed(operand: _Operand, dim: int) -> _Operand:
+    labels, sizes = operand
+    if len(sizes) == 1:
+        return operand
     tracks = [track.unsqueeze(dim) for track in labels.tracks]
-    shape = list(tensor.shape)
+    shape = list(sizes)
     shape.insert(len(shape) + 1 + dim, 1)
     return Labels(tracks, labels.uniform, labels.weights), tuple(shape)
 
@@ -69,12 +89,6 @@ def sum_over(graph: ChannelGraph, tracks: list[Tensor], dims: list[int]) -> list
             graph.mark(graph.heads, track)
         kept.append(graph.tracks.merge(track, sorted(along)))
     return graph.tracks.resolve_all(kept)
-
-
-def _dropped(track: Tensor, dims: list[int]) -> Tensor:
-    for dim in sorted(dims, reverse=True):
-        track = track.squeeze(dim)
-    return track
 
 
 def convolution(graph: ChannelGraph, call: Call) -> Labels:
@@ -204,6 +218,7 @@ def embedding(graph: ChannelGraph, call: Call) -> Labels:
 PRODUCT_RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("mm", "bmm", "mv", "matmul", "dot"), matrix_product),
     **dict.fromkeys(("addmm", "baddbmm", "addbmm"), added_matrix_product),
+    **dict.fromkeys(("_grouped_mm", "grouped_mm_fallback"), grouped_matrix_product),
     **dict.fromkeys(("convolution", "convolution_overrideable", "_convolution"), convolution),
     **dict.fromkeys(
         (

@@ -98,7 +98,7 @@ class ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not any(labels.tracks for labels in known) and not _is_filling(rule, known):
             return
         with torch.utils._python_dispatch._disable_current_modes():
-            labels = rule(graph, call)
+            labels = _applied(rule, graph, call)
         results = [labels] * len(call.outputs) if isinstance(labels, Labels) else labels
         for output, result in zip(call.outputs, results, strict=True):
             fits = all(track.ndim == output.ndim for track in result.tracks)
@@ -112,6 +112,14 @@ class ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(self.graph.labels(tensor).tracks for tensor in call.tensors()):
             self.unknown.add(call.operator)
         return unknown
+
+
+def _applied(rule: Rule, graph: ChannelGraph, call: Call) -> Labels | list[Labels]:
+    """Return the labels by a rule; arguments that it does not know freeze their channels."""
+    try:
+        return rule(graph, call)
+    except (RuntimeError, IndexError, TypeError, ValueError):
+        return unknown(graph, call)
 
 
 def _is_filling(rule: Rule, known: list[Labels]) -> bool:
