@@ -1,4 +1,4 @@
-"""Packed checkpoints of mixtures of experts, their weights rounded to nearest."""
+"""Packed checkpoints of classes of transformers, their weights rounded to nearest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def nearest(weight_OI: torch.Tensor, grid: WeightGrid) -> PackedLinear:
 
 
 def write_packed(model: PreTrainedModel, folder: Path, grid: WeightGrid = SYMMETRIC) -> list[str]:
-    """Write a mixture with all decoder layers packed, and its float form into ``folder/float``.
+    """Write a model with all of its layers packed, and its float form into ``folder/float``.
 
     The weights of ``model`` become those of the packed checkpoint.
 
@@ -56,7 +56,7 @@ def write_packed(model: PreTrainedModel, folder: Path, grid: WeightGrid = SYMMET
         name: nearest(layer.weight.detach(), grid)
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear)
-        and ".layers." in name
+        and name.count(".") > 2  # inside of a stack of layers
         and name not in routers
         and layer.in_features % grid.group_size == 0
     }

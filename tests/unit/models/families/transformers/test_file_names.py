@@ -10,6 +10,7 @@ import transformers
 
 from compressor.errors import ModelError
 from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.transformers.checkpoint import Checkpoint
 from compressor.models.families.transformers.conversion import Conversions
 from compressor.models.families.transformers.experts.split import join_experts, split_experts
@@ -38,6 +39,44 @@ def test_a_packed_mixture_is_read_as_the_model_that_it_was_written_from(name, tm
     expected = model.state_dict()
     assert loaded.keys() == expected.keys()
     for key, value in expected.items():
+        assert torch.equal(loaded[key], value), key
+
+
+OTHERS = {
+    "BertForSequenceClassification": transformers.BertConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=64,
+    ),
+    "T5ForConditionalGeneration": transformers.T5Config(
+        vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        decoder_start_token_id=0,
+    ),
+    "ViTForImageClassification": transformers.ViTConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        image_size=32, patch_size=16,
+    ),
+    "LlavaForConditionalGeneration": transformers.LlavaConfig(
+        text_config={"model_type": "qwen2", "vocab_size": 96, "hidden_size": 32,
+                     "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                     "num_key_value_heads": 2},
+        vision_config={"model_type": "clip_vision_model", "hidden_size": 32,
+                       "intermediate_size": 48, "num_hidden_layers": 2,
+                       "num_attention_heads": 4, "image_size": 32, "patch_size": 16,
+                       "projection_dim": 32},
+        image_token_index=95,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_packed_model_of_any_class_is_opened_by_its_headers_and_read(name, tmp_path):
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(OTHERS[name]).eval()
+    assert len(write_packed(model, tmp_path)) > 8
+    description = read_description(tmp_path)
+    assert not description.notes
+    loaded = load_module(description).state_dict()
+    for key, value in model.state_dict().items():
         assert torch.equal(loaded[key], value), key
 
 
