@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -17,12 +18,15 @@ from calibration.samples import Samples
 from compressor.artifacts.errors_from_os import reading, writing
 from compressor.artifacts.files import write_atomic
 from compressor.engine.contract import PassContext
+from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.config import AwqConfig
 
 CAPTURED_BYTES = 16 << 20
 """Activations of the float layers that are kept in memory; the others are written to disk."""
 _STATE = "state.json"
 
+_NO_GRIDS: Mapping[str, WeightGrid] = MappingProxyType({})
+_NO_EXCEPTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 Branch = Literal["rounded", "exact"]
 """Hidden states after the quantized layers, or after the float layers."""
 
@@ -56,6 +60,15 @@ class HiddenStates:
         """Return the report rows of the layers that are complete."""
         return list(self._state().get("reports", []))
 
+    def packed(self) -> dict[str, WeightGrid]:
+        """Return the grids of the packed linear layers by their names, in the order of packing."""
+        grids = self._state().get("grids", {})
+        return {name: WeightGrid.model_validate(grid) for name, grid in grids.items()}
+
+    def exceptions(self) -> dict[str, dict[str, str]]:
+        """Return what differs from the config: linear layers by kind, with reasons."""
+        return {"kept_float": {}, **self._state().get("exceptions", {})}
+
     def _state(self) -> dict[str, Any]:
         """Return the state of this run; empty if there is none, or that of another artifact."""
         file = self.work / _STATE
@@ -88,10 +101,32 @@ class HiddenStates:
     def _file(self, layer: int, batch: int, branch: Branch) -> Path:
         return self.work / f"hidden-{layer}" / f"{branch}-{batch}.safetensors"
 
-    def finish(self, layer: int, rows: Sequence[Mapping[str, object]] = ()) -> None:
-        """Record that the inputs of ``layer`` are complete, with the report of the one before."""
-        reports = [*self.reports(), *rows]
-        state = {"identity": self.identity, "layers": layer, "reports": reports}
+    def finish(
+        self,
+        layer: int,
+        rows: Sequence[Mapping[str, object]] = (),
+        grids: Mapping[str, WeightGrid] = _NO_GRIDS,
+        exceptions: Mapping[str, Mapping[str, str]] = _NO_EXCEPTIONS,
+    ) -> None:
+        """Record that the inputs of ``layer`` are complete, with the results of the one before.
+
+        Args:
+            layer: number of the layer.
+            rows: report rows.
+            grids: grids of the packed linear layers.
+            exceptions: see ``exceptions``.
+        """
+        before = self.exceptions()
+        state = {
+            "identity": self.identity,
+            "layers": layer,
+            "reports": [*self.reports(), *rows],
+            "grids": {name: grid.model_dump() for name, grid in {**self.packed(), **grids}.items()},
+            "exceptions": {
+                kind: {**before.get(kind, {}), **exceptions.get(kind, {})}
+                for kind in dict.fromkeys([*before, *exceptions])
+            },
+        }
         write_atomic(self.work / _STATE, json.dumps(state).encode())
         shutil.rmtree(self.work / f"hidden-{layer - 1}", ignore_errors=True)
 

@@ -2,70 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from compressor.models.families.transformers.layouts import LM_HEAD
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.grids import round_to_nearest, search_grids
 from passes.awq.linear_layers import find_linears
+from passes.awq.linear_shapes import FittedGrid
 from passes.awq.rounding import pack_values
-from passes.awq.settings import QuantizationSettings
-from passes.awq.shards import tensors_beside, write_packed_shard
+from passes.awq.shards import ShardWriter, tensors_beside
 
 _HEAD_ROWS = 1 << 12
 """Rows of the head that are rounded together."""
 
 
-def find_vision_linears(checkpoint: StreamedCheckpoint) -> dict[str, list[str]]:
-    """Return the parts of the vision tower, each with the names of its linear layers."""
+def find_tower_linears(checkpoint: StreamedCheckpoint) -> dict[str, list[str]]:
+    """Return the parts of the towers, each with the names of its linear layers."""
     linears = {
         part: list(find_linears(checkpoint.module.get_submodule(part)))
-        for part in checkpoint.vision_parts()
+        for part in checkpoint.tower_parts()
     }
     return {part: names for part, names in linears.items() if names}
 
 
 @torch.inference_mode()
-def pack_vision(
+def pack_towers(
     checkpoint: StreamedCheckpoint,
-    grid: WeightGrid,
-    settings: QuantizationSettings,
-    folder: Path,
+    grids: Mapping[str, FittedGrid],
+    writer: ShardWriter,
     progress: Callable[[int, int], None],
 ) -> list[Path]:
-    """Write a shard for each part of the vision tower that has linear layers.
+    """Write a shard for each part of the towers that has linear layers.
 
     Shards that exist are kept, so that a killed run resumes.
 
     Args:
         checkpoint: the parent.
-        grid: grid of all linear layers of the tower.
-        settings: format and dtypes.
-        folder: the folder to write to.
+        grids: grid of each linear layer of the towers.
+        writer: writes shards.
         progress: called with the number of parts done and of all parts.
 
     Returns:
         The files of the shards.
     """
-    files, parts = [], find_vision_linears(checkpoint)
+    files, parts = [], find_tower_linears(checkpoint)
     for number, (part, linears) in enumerate(parts.items()):
-        files.append(folder / f"vision-{number:05d}.safetensors")
+        files.append(writer.folder / f"vision-{number:05d}.safetensors")
         if not files[-1].is_file():
             module = checkpoint.load(part)
             packed = {
                 name: _pack_nearest(
-                    module.get_parameter(f"{name}.weight"), grid, settings.scale_dtype
+                    module.get_parameter(f"{name}.weight"), grid, writer.settings.scale_dtype
                 )
                 for name in linears
+                if (grid := grids[f"{part}.{name}"].grid) is not None
             }
             floats = tensors_beside(packed, module.state_dict())
-            write_packed_shard(files[-1], f"{part}.", floats, packed, settings)
+            writer.write(files[-1], f"{part}.", floats, packed)
             checkpoint.unload(part)
         progress(number + 1, len(parts))
     return files
@@ -73,17 +71,17 @@ def pack_vision(
 
 @torch.inference_mode()
 def pack_head(
-    checkpoint: StreamedCheckpoint, grid: WeightGrid, settings: QuantizationSettings, folder: Path
+    checkpoint: StreamedCheckpoint, head: str, grid: WeightGrid, writer: ShardWriter
 ) -> Path:
     """Write a shard for the head, a range of rows in memory at a time; an existing one is kept."""
-    file, name = folder / "head.safetensors", f"{LM_HEAD}.weight"
+    file, name = writer.folder / "head.safetensors", f"{head}.weight"
     if not file.is_file():
         _, shape = checkpoint.dtype_and_shape(name)
         parts = [
-            _pack_nearest(checkpoint.rows(name, rows).float(), grid, settings.scale_dtype)
+            _pack_nearest(checkpoint.rows(name, rows).float(), grid, writer.settings.scale_dtype)
             for rows in torch.split(torch.arange(shape[0]), _HEAD_ROWS)
         ]
-        write_packed_shard(file, "", {}, {LM_HEAD: PackedLinear.concatenate(parts)}, settings)
+        writer.write(file, "", {}, {head: PackedLinear.concatenate(parts)})
     return file
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from compressor.models.architecture import Architecture
+from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts
-from compressor.models.families.transformers.config import CheckpointConfig
 from passes.awq.config import GROUP_SIZES, AwqConfig
 from passes.awq.contract import ModelQuantizer
-from passes.awq.linear_shapes import linear_shapes
 from passes.awq.streamed import StreamedQuantizer
 from passes.awq.whole import WholeQuantizer
 
@@ -31,9 +30,10 @@ def starter_fields(parent: ModelFacts) -> dict[str, Any]:
     architecture = parent.architecture()
     if architecture is None:
         return {}
-    if not isinstance(architecture.config, CheckpointConfig):
+    layers = architecture.capability(StreamedLayers)
+    if layers is None:
         return {"format": "compressed-tensors"}
-    widths = [inputs for _, inputs in linear_shapes(architecture.config.tree).values()]
+    widths = [inputs for _, inputs in layers.by_pattern().values()]
     fitting = [size for size in GROUP_SIZES if all(width % size == 0 for width in widths)]
     if not fitting:
         return {"group_size": -1}
@@ -41,7 +41,8 @@ def starter_fields(parent: ModelFacts) -> dict[str, Any]:
 
 
 def _select(config: AwqConfig, model: Architecture) -> ModelQuantizer:
-    """Return the streaming quantizer for a transformers checkpoint, which may exceed the memory."""
-    if isinstance(model.config, CheckpointConfig):
-        return StreamedQuantizer(config, model.config.tree)
+    """Return the streaming quantizer for a checkpoint that may exceed the memory."""
+    layers = model.capability(StreamedLayers)
+    if layers is not None:
+        return StreamedQuantizer(config, model, layers)
     return WholeQuantizer(config, model.family, model.config)

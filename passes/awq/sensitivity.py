@@ -22,6 +22,7 @@ from compressor.models.families.transformers.streaming import (
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.activations import flatten_positions
 from passes.awq.grids import round_to_nearest, search_grids
+from passes.awq.layer_sites import LayerSites, run_observed
 from passes.awq.linear_layers import get_linear
 
 
@@ -50,11 +51,9 @@ class SiteSensitivity:
     mean square of the result."""
 
 
-@torch.inference_mode()
 def measure_sensitivity(
     checkpoint: StreamedCheckpoint,
-    sites: Sequence[Site],
-    grids: Sequence[WeightGrid],
+    sites: LayerSites,
     batch: FirstBatch,
     progress: Callable[[int, int], None],
 ) -> list[SiteSensitivity]:
@@ -62,8 +61,7 @@ def measure_sensitivity(
 
     Args:
         checkpoint: the parent.
-        sites: sites of a decoder layer.
-        grids: candidate grids.
+        sites: finds the sites of a layer, with their candidate grids.
         batch: the samples to measure on.
         progress: called with the number of layers done and of all layers.
     """
@@ -72,16 +70,17 @@ def measure_sensitivity(
     for number, arguments in enumerate(batch.arguments):
         name = f"{checkpoint.layers_name}.{number}"
         layer = checkpoint.load(name)
+        found = sites.find(name, layer, run_observed(layer, hidden_BTC, arguments))
         result_BTC = run_layer(layer, hidden_BTC, arguments)
         float_PC = _select_valid(result_BTC, batch.valid_N)
         size = float(float_PC.square().mean())
-        for site in sites:
+        for site, grids in [(gridded.site, gridded.grids) for gridded in found]:
             losses, bits = {}, {}
-            for grid in grids:
+            for grid, fitted in grids.items():
                 float_weights = {
                     linear: get_linear(layer, linear).weight.data for linear in site.linears
                 }
-                bits[grid] = _round_site(layer, site, grid)
+                bits[grid] = _round_site(layer, site, fitted)
                 rounded_BTC = run_layer(layer, hidden_BTC, arguments)
                 rounded_PC = _select_valid(rounded_BTC, batch.valid_N)
                 losses[grid] = float((rounded_PC - float_PC).square().mean()) / size

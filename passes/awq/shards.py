@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from compressor.errors import NumericalError, ParityError
 from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.layout import CONFIG, INDEX
 from compressor.models.checkpoint.stored_tensors import DTYPES
+from compressor.models.families.transformers.file_names import FileNames, FilePart
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
@@ -106,39 +109,106 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
         part.replace(file)
 
 
-def write_float_shards(
-    folder: Path, checkpoint: StreamedCheckpoint, names: Iterable[str], dtype: torch.dtype
-) -> None:
-    """Write tensors that are not packed into shards of about 1 GiB.
+class ShardWriter:
+    """Writes the shards of a streamed checkpoint."""
 
-    A few megabytes are in memory at a time.
-    """
-    shards: list[list[str]] = []
-    free_bytes = 0
-    for name in names:
-        size = checkpoint.dtype_and_shape(name)[1].numel() * dtype.itemsize
-        if not shards or size > free_bytes:
-            shards.append([])
-            free_bytes = _SHARD_BYTES
-        shards[-1].append(name)
-        free_bytes -= size
-    for number, shard in enumerate(shards):
-        _write_in_pieces(folder / f"others-{number:05d}.safetensors", checkpoint, shard, dtype)
+    def __init__(
+        self,
+        checkpoint: StreamedCheckpoint,
+        folder: Path,
+        settings: QuantizationSettings,
+        names: FileNames | None,
+    ) -> None:
+        """Take what all shards share.
+
+        Args:
+            checkpoint: the parent.
+            folder: the folder to write to.
+            settings: format and dtypes.
+            names: names in the files; None for those of the class.
+        """
+        self.checkpoint, self.folder, self.settings = checkpoint, folder, settings
+        self._names = names
+
+    def stored_layers(self, layer: str) -> list[str]:
+        """Return the names of the packed layers in the files that hold a linear layer."""
+        is_tied = self.checkpoint.is_stored_elsewhere(f"{layer}.weight")
+        if self._names is None or is_tied:
+            return [layer]
+        return [part.name for part in self._names.packed_parts(layer)]
+
+    def write(
+        self,
+        file: Path,
+        prefix: str,
+        floats: Mapping[str, Tensor],
+        packed: Mapping[str, PackedLinear],
+    ) -> None:
+        """Write a shard; see ``write_packed_shard``."""
+        if self._names is not None:
+            floats = self._names.tensors({f"{prefix}{k}": value for k, value in floats.items()})
+            packed = self._names.packed({f"{prefix}{k}": layer for k, layer in packed.items()})
+            prefix = ""
+        write_packed_shard(file, prefix, floats, packed, self.settings)
+
+    def write_others(self, names: Iterable[str]) -> None:
+        """Write tensors that are not packed into shards of about 1 GiB.
+
+        A few megabytes are in memory at a time.
+        """
+        dtype = self.settings.float_dtype
+        shards: list[list[str]] = []
+        free_bytes = 0
+        for name in names:
+            size = self.checkpoint.dtype_and_shape(name)[1].numel() * dtype.itemsize
+            if not shards or size > free_bytes:
+                shards.append([])
+                free_bytes = _SHARD_BYTES
+            shards[-1].append(name)
+            free_bytes -= size
+        for number, shard in enumerate(shards):
+            file = self.folder / f"others-{number:05d}.safetensors"
+            _write_in_pieces(file, [part for name in shard for part in self._parts(name)], dtype)
+
+    def _parts(self, name: str) -> Iterator[_Pieces]:
+        """Yield the stored tensors that hold a tensor of the class."""
+        dtype, shape = self.checkpoint.dtype_and_shape(name)
+        parts = [FilePart(name)] if self._names is None else self._names.parts(name)
+        for part in parts:
+            if part.rows is None:
+                read = partial(self.checkpoint.chunks, name)
+                yield _Pieces(part.name, dtype, shape, read)
+            else:
+                rows = part.rows
+                part_shape = torch.Size([len(rows), *shape[1:]])
+                read_rows = partial(self._rows, name, rows)
+                yield _Pieces(part.name, dtype, part_shape, read_rows)
+
+    def _rows(self, name: str, rows: Tensor) -> Iterator[Tensor]:
+        yield self.checkpoint.rows(name, rows).flatten()
 
 
-def _write_in_pieces(
-    file: Path, checkpoint: StreamedCheckpoint, names: Iterable[str], dtype: torch.dtype
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """A tensor that is written in pieces."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    read: Callable[[], Iterator[Tensor]]
+    """Returns the values in order."""
+
+
+def _write_in_pieces(file: Path, tensors: Sequence[_Pieces], dtype: torch.dtype) -> None:
     """Write a safetensors file: header length, JSON header with offsets, and the raw tensors."""
     header: dict[str, Any] = {"__metadata__": _METADATA}
     end = 0
-    for name in names:
-        stored_dtype, shape = checkpoint.dtype_and_shape(name)
-        written_dtype = dtype if stored_dtype.is_floating_point else stored_dtype
-        start, end = end, end + shape.numel() * written_dtype.itemsize
-        header[name] = {
+    for tensor in tensors:
+        written_dtype = dtype if tensor.dtype.is_floating_point else tensor.dtype
+        start, end = end, end + tensor.shape.numel() * written_dtype.itemsize
+        header[tensor.name] = {
             "dtype": _DTYPE_NAMES[written_dtype],
-            "shape": list(shape),
+            "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(header).encode()
@@ -147,9 +217,9 @@ def _write_in_pieces(
         part = file.with_suffix(".part")
         with part.open("wb") as handle:
             handle.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                for piece in checkpoint.chunks(name):
-                    values = cast_float(name, piece, dtype)
+            for tensor in tensors:
+                for piece in tensor.read():
+                    values = cast_float(tensor.name, piece, dtype)
                     handle.write(values.view(torch.uint8).numpy().tobytes())
         part.replace(file)
 

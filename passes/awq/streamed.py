@@ -2,50 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compressor.engine.contract import Estimate, PassContext, PassOutput
+from compressor.models.architecture import Architecture
+from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts
-from compressor.models.families.transformers.layouts import LM_HEAD, decoder_shape
 from compressor.models.quantized.packing_schemes import PACKING_SCHEMES, PackingScheme
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.config import GROUP_SIZES, AwqConfig
 from passes.awq.contract import ModelQuantizer
 from passes.awq.linear_shapes import (
+    MIN_WEIGHTS,
+    Shapes,
     effective_bits,
-    linear_shapes,
+    fitted_grids,
     packed_size_bytes,
     peak_memory_bytes,
     quantized_share,
 )
-from passes.awq.planned_packing import packed_facts, vision_linear_shapes
+from passes.awq.planned_packing import packed_facts
 from passes.common.field_problems import FieldProblem, check_no_problems
-
-Shapes = Mapping[str, tuple[int, int]]
-"""Linear layer to its outputs and inputs."""
 
 
 class StreamedQuantizer(ModelQuantizer):
-    """Quantization of a transformers checkpoint, described by its config.json."""
+    """Quantization of a transformers checkpoint, described without its weights."""
 
-    def __init__(self, config: AwqConfig, tree: dict[str, Any]) -> None:
-        self.config, self.tree = config, tree
+    def __init__(self, config: AwqConfig, model: Architecture, layers: StreamedLayers) -> None:
+        architecture: Any = model.config
+        self.config, self.layers = config, layers
+        self.tree: dict[str, Any] = architecture.tree
 
     def field_problems(self) -> list[FieldProblem]:
         """Return problems of `vision`, `lm_head` and `effective_bits`."""
-        config, decoder = self.config, decoder_shape(self.tree)
+        config, layers = self.config, self.layers
         problems = []
-        if config.vision is not None and decoder.layout.vision is None:
+        if config.vision is not None and not layers.towers:
             problems.append(
                 FieldProblem(
                     "vision", f"{self.tree['model_type']} has no vision tower", "remove `vision`"
                 )
             )
-        if config.lm_head is not None and decoder.tied:
+        if config.lm_head is not None and layers.is_head_tied:
             problems.append(
                 FieldProblem(
                     "lm_head",
@@ -54,7 +55,7 @@ class StreamedQuantizer(ModelQuantizer):
                 )
             )
         if config.effective_bits is not None:
-            least = min(effective_bits(self.tree, grid) for grid in config.grids)
+            least = min(effective_bits(config, grid, layers) for grid in config.grids)
             if config.effective_bits < least:
                 problems.append(
                     FieldProblem(
@@ -69,39 +70,44 @@ class StreamedQuantizer(ModelQuantizer):
 
     def estimate(self, parent: ModelFacts) -> Estimate:
         """Return memory, disk space and size; time depends on the length of the samples."""
-        size = packed_size_bytes(self.config, self.tree)
+        size = packed_size_bytes(self.config, self.layers)
         return Estimate(
-            replace(packed_facts(self.config, parent, self.tree), size_bytes=size),
-            peak_memory_bytes=peak_memory_bytes(self.tree),
+            replace(packed_facts(self.config, parent, self.tree, self.layers), size_bytes=size),
+            peak_memory_bytes=peak_memory_bytes(self.layers),
             disk_bytes=2 * size,
         )
 
     def planned_problems(self, parent: ModelFacts) -> list[FieldProblem]:
-        """Return the linear layers that do not fit their grid; none where sizes are unknown."""
+        """Return parts of which no layer fits its grid; none where sizes are unknown."""
         return self._shape_problems() if parent.sizes_known else []
 
     def check_layers(self, model: ModelDescription) -> None:  # noqa: ARG002
-        """Check every linear layer that is to be packed against its grid, from config.json alone.
+        """Check that each part that is to be packed has layers that fit its grid.
 
         Raises:
-            RequirementError: layers do not fit; the message names them and group sizes that do. Or
-                less than `min_share` of the model is quantized.
+            RequirementError: none fits; the message names them and group sizes that do. Or less
+                than `min_share` of the model is quantized.
         """
         check_no_problems(self._shape_problems())
-        share = quantized_share(self.config, self.tree)
+        share = quantized_share(self.config, self.layers)
         share.check(self.config.min_share, "quantize more parts with `vision` and `lm_head`")
 
     def _shape_problems(self) -> list[FieldProblem]:
-        decoder, config = decoder_shape(self.tree), self.config
-        head = {LM_HEAD: (decoder.vocabulary, decoder.hidden)}
-        checks = (
-            ("", linear_shapes(self.tree), config.grids),
-            ("vision", vision_linear_shapes(self.tree), _grids(config.vision)),
-            ("lm_head", {} if decoder.tied else head, _grids(config.lm_head)),
+        layers, config = self.layers, self.config
+        has_head = layers.head_name is not None and not layers.is_head_tied
+        checks: tuple[tuple[str, Shapes, tuple[WeightGrid, ...]], ...] = (
+            ("", layers.by_pattern(), config.grids),
+            ("vision", layers.towers, _grids(config.vision)),
+            (
+                "lm_head",
+                {str(layers.head_name): layers.head} if has_head else {},
+                _grids(config.lm_head),
+            ),
         )
         return [
             problem
             for field, shapes, grids in checks
+            if shapes and not all(_fits_any(config, grid, shapes) for grid in grids)
             for problem in _unfit_layers(PACKING_SCHEMES[config.format], field, shapes, grids)
         ]
 
@@ -109,11 +115,16 @@ class StreamedQuantizer(ModelQuantizer):
         """Quantize layer by layer, resuming from ``context.work``; see ``ModelQuantizer``."""
         from passes.awq.streamed_run import quantize_checkpoint
 
-        return quantize_checkpoint(self.config, self.tree, model.folder, out, context)
+        return quantize_checkpoint(self.config, self.layers, model, out, context)
 
 
 def _grids(grid: WeightGrid | None) -> tuple[WeightGrid, ...]:
     return () if grid is None else (grid,)
+
+
+def _fits_any(config: AwqConfig, grid: WeightGrid, shapes: Shapes) -> bool:
+    """Return True if at least one layer can be packed on the grid as it is."""
+    return any(fit.reason is None for fit in fitted_grids(config, grid, shapes).values())
 
 
 def _unfit_layers(
@@ -123,6 +134,8 @@ def _unfit_layers(
     lines = []
     for name, (outputs, inputs) in shapes.items():
         reasons = [reason for grid in grids for reason in scheme.problems(grid, outputs, inputs)]
+        if outputs * inputs < MIN_WEIGHTS:
+            reasons.append(f"{outputs * inputs} weights are too few to win anything")
         if reasons:
             lines.append(f"\n        {name}: {'; '.join(dict.fromkeys(reasons))}")
     if not lines:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compressor.artifacts.files import write_atomic
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import NumericalError
-from compressor.models.families.transformers.layouts import LM_HEAD
-from compressor.models.families.transformers.linear_groups import decoder_blocks
+from compressor.models.capabilities.linear_groups import LinearGroups
+from compressor.models.capabilities.streamed_layers import StreamedLayers
+from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.families.transformers.streaming import (
     LayerArguments,
     StreamedCheckpoint,
@@ -26,47 +27,50 @@ from passes.awq.activations import CAPTURED_BYTES, Branch, Captures, HiddenState
 from passes.awq.block import BlockCalibration, BlockQuantizer
 from passes.awq.config import AwqConfig
 from passes.awq.float_reference import FloatReference, RunBatch
+from passes.awq.layer_sites import GriddedSite, LayerSites, run_observed
 from passes.awq.linear_layers import find_linears
-from passes.awq.linear_shapes import count_decoder_weights, linear_shapes, quantized_share
-from passes.awq.nearest_layers import find_vision_linears, pack_head, pack_vision
+from passes.awq.linear_shapes import FittedGrid, fitted_grids, packed_weights, quantized_share
+from passes.awq.nearest_layers import find_tower_linears, pack_head, pack_towers
 from passes.awq.sensitivity import FirstBatch, allocate_bits, measure_sensitivity
 from passes.awq.settings import QuantizationSettings
-from passes.awq.shards import (
-    assemble_checkpoint,
-    tensors_beside,
-    write_float_shards,
-    write_packed_shard,
-)
+from passes.awq.shards import ShardWriter, assemble_checkpoint, tensors_beside
 from passes.awq.valid_positions import MaskedPositions
 from passes.common.device import prepare_torch, tensors_from_batch, trim_heap
 
 
 def quantize_checkpoint(
-    config: AwqConfig, tree: dict[str, Any], parent: Path, out: Path, context: PassContext
+    config: AwqConfig,
+    layers: StreamedLayers,
+    model: ModelDescription,
+    out: Path,
+    context: PassContext,
 ) -> PassOutput:
-    """Write the packed form of ``parent`` into ``out``, resuming from ``context.work``.
+    """Write the packed form of ``model`` into ``out``, resuming from ``context.work``.
 
     Args:
         config: the pass's config.
-        tree: the parent's config.json.
-        parent: the folder of the checkpoint.
+        layers: linear layers and sizes of the model.
+        model: the checkpoint.
         out: an empty folder.
         context: services of the engine.
+
+    Raises:
+        NotStreamableError: the decoder layers cannot run one after another.
     """
     prepare_torch(context)
-    run = _StreamedRun(config, tree, StreamedCheckpoint(parent, tree), context)
-    share = quantized_share(config, tree)
+    architecture: Any = model.config
+    checkpoint = StreamedCheckpoint(model.folder, architecture.tree)
+    run = _StreamedRun(config, layers, checkpoint, context, model.capability(LinearGroups))
+    share = quantized_share(config, layers)
     share.warn(context.note)
     shards = run.write_shards()
     grids = run.names_by_grid()
-    if config.vision is not None:
-        grids.setdefault(config.vision, []).extend(run.vision_linears)
-    if config.lm_head is not None:
-        grids.setdefault(config.lm_head, []).append(LM_HEAD)
     packed = {name for names in grids.values() for name in names}
     unpacked = [name for name in find_linears(run.checkpoint.module) if name not in packed]
-    quantization = run.settings.format.config(grids, unpacked)
-    assemble_checkpoint(shards, out, tree, quantization, run.settings.float_dtype, parent)
+    quantization = run.settings.format.config(run.stored_names(grids), run.all_names(unpacked))
+    assemble_checkpoint(
+        shards, out, architecture.tree, quantization, run.settings.float_dtype, model.folder
+    )
     return PassOutput(run.summary() | share.summary())
 
 
@@ -76,72 +80,97 @@ class _StreamedRun:
     def __init__(
         self,
         config: AwqConfig,
-        tree: dict[str, Any],
+        layers: StreamedLayers,
         checkpoint: StreamedCheckpoint,
         context: PassContext,
+        stated: LinearGroups | None,
     ) -> None:
-        self.config, self.tree, self.checkpoint, self.context = config, tree, checkpoint, context
-        self.blocks = decoder_blocks(tree)
+        self.config, self.layers = config, layers
+        self.checkpoint, self.context = checkpoint, context
         self.settings = QuantizationSettings.of(config, checkpoint.dtype)
+        self.sites = LayerSites(config, stated, config.grids, context.note)
+        names = None if stated is not None else checkpoint.file_names()
+        self.writer = ShardWriter(checkpoint, context.work, self.settings, names)
         self.hidden = HiddenStates(context.work, context.artifact_id)
         self.samples = load_samples(config, context)
         self.digest = ""
         """sha256 of the calibration samples."""
         self.masks: list[Tensor | None] = []
         """Valid positions of each batch, bool [B·T]; None where all are valid."""
-        self.grids: list[dict[str, WeightGrid]] = []
-        """Grids of each layer's sites by name."""
-        self.vision_linears: list[str] = []
-        """Packed linear layers of the vision tower."""
+        self.bits: Iterator[int] | None = None
+        """Bits of the sites of the layers that are not done, in order; None for the config's."""
+        self.tower_grids: dict[str, FittedGrid] = {}
+        """Grids of the linear layers of the towers."""
 
     def write_shards(self) -> list[Path]:
         """Write and return the shards of the packed checkpoint."""
         arguments = self._enter_decoder()
         self._choose_grids(arguments)
         self._quantize_layers(arguments)
-        config, settings, work = self.config, self.settings, self.context.work
-        files = [self._layer_file(number) for number in range(len(self.blocks))]
-        packed_parts = [f"{self.checkpoint.layers_name}."]
+        config, checkpoint = self.config, self.checkpoint
+        files = [self._layer_file(number) for number in range(self.layers.layers)]
+        packed_parts = [f"{checkpoint.layers_name}."]
         if config.vision is not None:
-            linears = find_vision_linears(self.checkpoint)
-            self.vision_linears = [f"{part}.{name}" for part in linears for name in linears[part]]
-            packed_parts += [f"{part}." for part in linears]
+            self.tower_grids = fitted_grids(config, config.vision, self.layers.towers)
+            packed_parts += [f"{part}." for part in find_tower_linears(checkpoint)]
             progress = partial(self._report_progress, "vision")
-            files += pack_vision(self.checkpoint, config.vision, settings, work, progress)
-        if config.lm_head is not None:
-            packed_parts.append(f"{LM_HEAD}.")
-            files.append(pack_head(self.checkpoint, config.lm_head, settings, work))
-        names = [name for name in self.checkpoint.names if not name.startswith(tuple(packed_parts))]
-        write_float_shards(work, self.checkpoint, names, settings.float_dtype)
-        return [*files, *sorted(work.glob("others-*.safetensors"))]
+            files += pack_towers(checkpoint, self.tower_grids, self.writer, progress)
+        if config.lm_head is not None and self.layers.head_name is not None:
+            packed_parts.append(f"{self.layers.head_name}.")
+            head = self.layers.head_name
+            files.append(pack_head(checkpoint, head, config.lm_head, self.writer))
+        names = [name for name in checkpoint.names if not name.startswith(tuple(packed_parts))]
+        self.writer.write_others(names)
+        return [*files, *sorted(self.context.work.glob("others-*.safetensors"))]
 
     def names_by_grid(self) -> dict[WeightGrid, list[str]]:
-        """Return the names of the decoder's linear layers by their grid."""
+        """Return the names of the packed linear layers by their grid."""
         names: dict[WeightGrid, list[str]] = {}
-        for block, grids in zip(self.blocks, self.grids, strict=True):
-            for site in block.sites:
-                full_names = [block.full(name) for name in site.linears]
-                names.setdefault(grids[site.name], []).extend(full_names)
+        for name, grid in self.hidden.packed().items():
+            names.setdefault(grid, []).append(name)
+        for name, fit in self.tower_grids.items():
+            if fit.grid is not None:
+                names.setdefault(fit.grid, []).append(name)
+        if self.config.lm_head is not None and self.layers.head_name is not None:
+            names.setdefault(self.config.lm_head, []).append(self.layers.head_name)
         return names
+
+    def stored_names(self, grids: Mapping[WeightGrid, list[str]]) -> dict[WeightGrid, list[str]]:
+        """Return grids with the names in the files beside those of the class."""
+        return {grid: self.all_names(names) for grid, names in grids.items()}
+
+    def all_names(self, names: Iterable[str]) -> list[str]:
+        """Return names of linear layers in the class, and those in the files that differ."""
+        return list(
+            dict.fromkeys(n for name in names for n in (name, *self.writer.stored_layers(name)))
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return the summary for the manifest."""
-        shapes, stack = linear_shapes(self.tree), f"{self.checkpoint.layers_name}."
-        bits = 0.0
-        for grid, names in self.names_by_grid().items():
-            for name in names:
-                outputs, inputs = shapes[f"{stack}*.{name.removeprefix(stack).partition('.')[2]}"]
-                bits += outputs * inputs * grid.effective_bits(inputs)
+        bits = weights = 0.0
+        for name, grid in self.hidden.packed().items():
+            outputs, inputs = self.layers.decoder[name]
+            weights += outputs * inputs
+            bits += outputs * inputs * grid.effective_bits(inputs)
         has_images = "pixel_values" in self.samples.dataset.input_names
-        return {
-            "effective_bits": round(bits / count_decoder_weights(self.tree), 4),
-            "packed_weights": count_decoder_weights(self.tree),
+        towers = [name for name, fit in self.tower_grids.items() if fit.grid is not None]
+        summary: dict[str, Any] = {
+            "effective_bits": round(bits / weights, 4),
+            "packed_weights": int(weights),
             "format": self.config.format,
             "calibrated_on": ["text", "image"] if has_images else ["text"],
             "samples_sha256": self.digest,
-            "vision_layers": len(self.vision_linears),
+            "vision_layers": len(towers),
             "layers": self.hidden.reports(),
         }
+        exceptions = self.hidden.exceptions()
+        exceptions["kept_float"] |= {
+            name: str(fit.reason) for name, fit in self.tower_grids.items() if fit.grid is None
+        }
+        for kind, reasons in exceptions.items():
+            if reasons:
+                summary[kind] = [{"linear": k, "why": reason} for k, reason in reasons.items()]
+        return summary
 
     def _report_progress(self, activity: str, done: int, total: int) -> None:
         self.context.progress(activity, done, total, {})
@@ -181,42 +210,48 @@ class _StreamedRun:
         return arguments
 
     def _choose_grids(self, arguments: list[list[LayerArguments]]) -> None:
-        """Set the grid of every site; for mixed precision, by its sensitivity on the first batch.
+        """Set the bits of every site for mixed precision, by its sensitivity on the first batch.
 
         The choice is written to disk, so that a resumed run makes the same.
         """
         if self.config.effective_bits is None:
-            (grid,) = self.config.grids
-            self.grids = [{site.name: grid for site in block.sites} for block in self.blocks]
             return
         file = self.context.work / "grids.json"
         if self.hidden.layers_done() == 0 or not file.is_file():
             sensitivities = measure_sensitivity(
                 self.checkpoint,
-                self.blocks[0].sites,
-                self.config.grids,
+                self.sites,
                 FirstBatch(self.hidden.read(0, 0), arguments[0], self.masks[0]),
                 partial(self._report_progress, "sensitivity"),
             )
-            budget = self.config.effective_bits * count_decoder_weights(self.tree)
-            chosen = allocate_bits(sensitivities, budget)
-            write_atomic(file, json.dumps([grid.bits for grid in chosen]).encode())
-        by_bits = {grid.bits: grid for grid in self.config.grids}
-        bits = iter(json.loads(file.read_bytes()))
-        self.grids = [
-            {site.name: by_bits[next(bits)] for site in block.sites} for block in self.blocks
-        ]
+            weights = packed_weights(self.config, self.layers)
+            chosen = allocate_bits(sensitivities, self.config.effective_bits * weights)
+            bits: list[list[int]] = [[] for _ in range(self.layers.layers)]
+            for site, grid in zip(sensitivities, chosen, strict=True):
+                bits[site.layer].append(grid.bits)
+            write_atomic(file, json.dumps(bits).encode())
+        done = self.hidden.layers_done()
+        self.bits = (bits for layer in json.loads(file.read_bytes())[done:] for bits in layer)
 
     def _quantize_layers(self, arguments: list[list[LayerArguments]]) -> None:
         """Quantize the decoder layers that are not done yet."""
-        first, total = self.hidden.layers_done(), len(self.blocks)
+        first, total = self.hidden.layers_done(), self.layers.layers
         if first:
             self.context.note(f"resuming after layer {first} of {total}")
         for number in range(first, total):
             report = self._quantize_layer(number, arguments)
-            self.hidden.finish(number + 1, [{"layer": number, **row} for row in report])
-            figures = {"error": sum(row["error"] for row in report) / len(report)}
+            figures = {"error": sum(row["error"] for row in report) / max(len(report), 1)}
             self.context.progress("layers", number + 1, total, figures)
+
+    def _grids_of(self, found: Sequence[GriddedSite]) -> dict[str, WeightGrid]:
+        """Return the grid of each site of the next layer by its name."""
+        by_bits: dict[int, WeightGrid] = {grid.bits: grid for grid in self.config.grids}
+        return {
+            gridded.site.name: gridded.grids[
+                self.config.grids[0] if self.bits is None else by_bits[next(self.bits)]
+            ]
+            for gridded in found
+        }
 
     def _quantize_layer(
         self, number: int, arguments: list[list[LayerArguments]]
@@ -226,8 +261,8 @@ class _StreamedRun:
         Returns:
             A report row for each linear layer.
         """
-        block = self.blocks[number]
-        layer = self.checkpoint.load(block.name)
+        name = f"{self.checkpoint.layers_name}.{number}"
+        layer = self.checkpoint.load(name)
         captures = Captures(self.context.work / "captures", CAPTURED_BYTES)
         reference = FloatReference(captures) if self.config.error_compensation else None
 
@@ -236,31 +271,49 @@ class _StreamedRun:
                 hidden = self.hidden.read(number, batch, branch)
                 yield batch, partial(run_layer, layer, hidden, layer_arguments[number])
 
+        first = run_observed(layer, self.hidden.read(number, 0), arguments[0][number])
+        found = self.sites.find(name, layer, first)
+        sites = tuple(gridded.site for gridded in found)
         if reference is not None:
             for batch, run in batches("exact"):
-                result = reference.record(layer, block.sites, batch, run)
+                result = reference.record(layer, sites, batch, run)
                 captures.put(f"exact result {batch}", result)
         calibration = BlockCalibration(batches, MaskedPositions(self.masks), captures, reference)
-        quantizer = BlockQuantizer(
-            layer, block.sites, self.grids[number], self.settings, calibration
-        )
+        quantizer = BlockQuantizer(layer, sites, self._grids_of(found), self.settings, calibration)
         try:
             quantizer.quantize()
         except NumericalError as error:
             raise NumericalError(
                 f"decoder layer {number}: {error.what}", remedy=error.remedy
             ) from error
-        self._write_layer(number, layer, quantizer)
+        floats = tensors_beside(quantizer.packed, layer.state_dict())
+        self.writer.write(self._layer_file(number), f"{name}.", floats, quantizer.packed)
         for batch, run in batches():
             exact = captures.get(f"exact result {batch}") if reference is not None else None
             self.hidden.write(number + 1, batch, quantizer.run(batch, run), exact)
         captures.close()
-        self.checkpoint.unload(block.name)
+        self._finish_layer(number, quantizer)
+        self.checkpoint.unload(name)
         trim_heap()
         return quantizer.report
 
-    def _write_layer(self, number: int, layer: nn.Module, quantizer: BlockQuantizer) -> None:
-        prefix = f"{self.blocks[number].name}."
-        floats = tensors_beside(quantizer.packed, layer.state_dict())
-        file = self._layer_file(number)
-        write_packed_shard(file, prefix, floats, quantizer.packed, self.settings)
+    def _finish_layer(self, number: int, quantizer: BlockQuantizer) -> None:
+        """Record that a layer is done, with its report, grids and exceptions."""
+        prefix = f"{self.checkpoint.layers_name}.{number}."
+
+        def of_layer(reasons: Mapping[str, str]) -> dict[str, str]:
+            return {k: reason for k, reason in reasons.items() if k.startswith(prefix)}
+
+        nearest = {
+            f"{prefix}{row['linear']}": f"{row['tokens']} calibration tokens reach it"
+            for row in quantizer.report
+            if row.get("rounded_to_nearest")
+        }
+        exceptions = {
+            "kept_float": of_layer(self.sites.kept_float),
+            "smaller_groups": of_layer(self.sites.changed_grids),
+            "rounded_to_nearest": nearest,
+        }
+        rows = [{"layer": number, **row} for row in quantizer.report]
+        grids = {f"{prefix}{name}": layer.grid for name, layer in quantizer.packed.items()}
+        self.hidden.finish(number + 1, rows, grids, exceptions)

@@ -24,6 +24,8 @@ class PackingScheme(ABC):
     """``quant_method`` in config.json."""
     suffixes: ClassVar[tuple[str, ...]]
     """Suffixes of the tensors of a packed layer; a tensor with none of them is not packed."""
+    has_several_grids: ClassVar[bool] = True
+    """False if all packed layers of a model share one grid."""
     shape_suffix: ClassVar[str]
     """Suffix of the tensor that tells the size of the layer."""
 
@@ -69,6 +71,7 @@ class AutoAwqScheme(PackingScheme):
 
     name = "awq"
     suffixes = ("qweight", "qzeros", "scales")
+    has_several_grids = False
     shape_suffix = "qweight"
 
     def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:

@@ -174,13 +174,7 @@ class Checkpoint:
 
     def unload(self, name: str) -> None:
         """Move the parameters of a submodule to ``meta``; buffers, which no file holds, stay."""
-        for module in self.module.get_submodule(name).modules():
-            for key, value in module.named_parameters(recurse=False):
-                setattr(
-                    module,
-                    key,
-                    nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False),
-                )
+        move_to_meta(self.module.get_submodule(name))
 
     def load_all(self) -> PreTrainedModel:
         """Return the module with all weights in ``dtype``; tied ones share their memory.
@@ -195,3 +189,11 @@ class Checkpoint:
             parent = self.module.get_submodule(target.rpartition(".")[0])
             setattr(parent, target.rpartition(".")[2], self.module.get_parameter(source))
         return self.module.requires_grad_(True)
+
+
+def move_to_meta(part: nn.Module) -> None:
+    """Move the parameters of a module to the device ``meta``; buffers stay."""
+    for module in part.modules():
+        for key, value in module.named_parameters(recurse=False):
+            empty = torch.empty_like(value, device="meta")
+            setattr(module, key, nn.Parameter(empty, requires_grad=False))

@@ -17,6 +17,7 @@ from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.signature import InputSpec, Signature
+from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.contract import CapabilityTable, Family, StoredArchitecture
 from compressor.models.families.transformers import arithmetic
 from compressor.models.families.transformers.axes import checkpoint_axes
@@ -29,7 +30,7 @@ from compressor.models.families.transformers.layouts import (
     decoder_shape,
     is_tabulated,
 )
-from compressor.models.families.transformers.linear_groups import decoder_blocks
+from compressor.models.families.transformers.linear_groups import decoder_blocks, decoder_layers
 from compressor.models.families.transformers.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -146,10 +147,12 @@ class Transformers(Family[CheckpointConfig]):
                 LayerKinds: lambda: _describe(tree).layer_kinds,
                 IntegerStorage: IntegerStorage,
                 CachedGeneration: lambda: _cached_generation(tree),
+                StreamedLayers: lambda: _streamed_layers(tree),
             }
         return {
             CuttableAxes: lambda: CuttableAxes(tuple(checkpoint_axes(tree))),
             LinearGroups: lambda: LinearGroups(decoder_blocks(tree)),
+            StreamedLayers: lambda: decoder_layers(tree),
             CachedGeneration: lambda: _generation(tree),
             LayerKinds: lambda: LayerKinds(False, embedding_tables=not decoder_shape(tree).tied),
         }
@@ -165,6 +168,12 @@ def _cached_generation(tree: Mapping[str, Any]) -> CachedGeneration | None:
     from compressor.models.families.transformers.generic.generation import cached_generation
 
     return cached_generation(tree)
+
+
+def _streamed_layers(tree: Mapping[str, Any]) -> StreamedLayers | None:
+    from compressor.models.families.transformers.generic.decoder_parts import streamed_layers
+
+    return streamed_layers(tree)
 
 
 def _compare_with_class(

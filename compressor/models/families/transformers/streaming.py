@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,70 +12,164 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from compressor.models.families.transformers.checkpoint import Checkpoint
-from compressor.models.families.transformers.layouts import LAYOUTS
+from compressor.errors import ModelError
+from compressor.models.families.transformers.checkpoint import Checkpoint, move_to_meta
+from compressor.models.families.transformers.experts.split import split_experts, split_tensors
+from compressor.models.families.transformers.file_names import FileNames
+from compressor.models.families.transformers.generic.decoder_parts import (
+    decoder_parts,
+    leaf_parts,
+)
 
-LayerArguments = tuple[tuple[Any, ...], Mapping[str, Any]]
-"""Positional and keyword arguments of a decoder layer, beside the hidden states."""
+_SAME = 1e-5
+"""Largest relative difference of what a model adds between layers in two runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerArguments:
+    """Arguments of one call of a decoder layer, beside the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    added: Tensor | None = None
+    """Values that the model adds to the result of the layer before, such as features of images;
+    None for most models."""
+
+
+class NotStreamableError(ModelError):
+    """The layers of a model cannot be run one after another outside of the model."""
 
 
 class StreamedCheckpoint(Checkpoint):
-    """A checkpoint of a language model, run up to its first decoder layer part by part."""
+    """A checkpoint of a language model, run up to its first decoder layer part by part.
+
+    Fused experts are split into one linear layer per expert and projection.
+    """
 
     def __init__(self, folder: Path, tree: Mapping[str, Any]) -> None:
-        """Read the headers and build the module without weights; see ``Checkpoint``."""
+        """Read the headers and build the module without weights; see ``Checkpoint``.
+
+        Raises:
+            NotStreamableError: the class has no list of decoder layers.
+        """
         super().__init__(folder, tree)
-        layout = LAYOUTS[tree["model_type"]]
-        self.layers_name = layout.layers_name
-        self.vision_name = layout.vision
+        parts = decoder_parts(self.module)
+        if parts is None:
+            raise NotStreamableError(f"{type(self.module).__name__} has no list of decoder layers")
+        self.parts = parts
+        self.layers_name = parts.layers
+        self.experts = split_experts(self.module)
+        self._behind: dict[str, nn.Module] = {}
+        """Decoder layers behind their recorders."""
 
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers."""
         return cast("nn.ModuleList", self.module.get_submodule(self.layers_name))
 
+    def file_names(self) -> FileNames:
+        """Return the names under which tensors of the class are written."""
+        shapes = {name: entry.entry.shape for name, entry in self._stored.entries.items()}
+        return FileNames(self.module, self._conversions, shapes)
+
+    def is_stored_elsewhere(self, name: str) -> bool:
+        """Return True for a tied tensor that the files hold under the other name."""
+        ties = dict(self.module.all_tied_weights_keys)
+        return name not in self.names and name in {*ties, *ties.values()}
+
+    def load(self, name: str) -> nn.Module:
+        """Return a submodule with its weights in float32."""
+        module = self._submodule(name)
+        start = len(name) + 1
+        weights = {
+            key[start:]: value.float() for key, value in self.tensors(self.names_below(name))
+        }
+        module.load_state_dict(split_tensors(module, weights), assign=True)
+        return module.requires_grad_(False)
+
+    def unload(self, name: str) -> None:
+        """Move the parameters of a submodule to ``meta``; buffers, which no file holds, stay."""
+        move_to_meta(self._submodule(name))
+
+    def _submodule(self, name: str) -> nn.Module:
+        """Return a submodule, also while recorders stand for the layers."""
+        return self._behind.get(name) or self.module.get_submodule(name)
+
     def first_layer_inputs(
         self, batches: Callable[[], Iterator[Mapping[str, Tensor]]]
     ) -> Iterator[tuple[Tensor, list[LayerArguments]]]:
         """Yield, for each batch, the input of the first layer and the arguments of every layer.
 
-        Only the rows of the embedding that a batch uses are read. Images pass the vision tower
-        first, with one of its blocks in memory at a time.
+        Only the rows of the embeddings that a batch uses are read. Images pass the towers first,
+        with one of their blocks in memory at a time.
 
         Args:
             batches: returns the batches of model inputs.
 
         Yields:
             Hidden states [B, T, hidden], and the other arguments of each layer.
+
+        Raises:
+            NotStreamableError: what a layer receives depends on the layers before in another way
+                than through their result.
         """
-        embedding_name = f"{self.layers_name.rpartition('.')[0]}.embed_tokens"
-        embedding: Any = self.module.get_submodule(embedding_name)
-        padding_id = embedding.padding_idx
-        embedding.forward = self._embedding_of_rows(embedding_name)
-        embedding.padding_idx = None  # refers to the whole table; matters to gradients alone
-        hooks = [hook for part in self.vision_parts() for hook in self._load_during_forward(part)]
-        layers, stack = list(self.layers), self.layers
+        with self._weights_outside_layers(), self._recorders() as recording:
+            for number, batch in enumerate(batches()):
+                first = recording.run(self.module, batch)
+                if number == 0:
+                    recording.check_independent(self.module, batch, first)
+                yield first.hidden, first.arguments()
+
+    @contextmanager
+    def _weights_outside_layers(self) -> Iterator[None]:
+        """Let every module outside of the decoder layers have its weights while it runs."""
+        tables: list[tuple[str, Any, Any]] = []
+        hooks = [
+            hook
+            for part in [*self.parts.others, *self.parts.towers]
+            for name in leaf_parts(self.module, part)
+            for hook in self._load_during_forward(name)
+        ]
+        for name in self.parts.tables:
+            table: Any = self.module.get_submodule(name)
+            tables.append((name, table, table.padding_idx))
+            # Some classes move the tokens to the device of the table before they look them up.
+            empty = torch.zeros(1).expand(table.weight.shape)
+            table.weight = nn.Parameter(empty, requires_grad=False)
+            table.forward = self._embedding_of_rows(name)
+            table.padding_idx = None  # refers to the whole table; matters to gradients alone
         try:
-            for batch in batches():
-                arguments: list[LayerArguments] = []
-                hidden: list[Tensor] = []
-                for number, layer in enumerate(layers):
-                    is_last = number == len(layers) - 1
-                    stack[number] = _Recorder(layer, arguments, hidden, is_last)
-                try:
-                    with torch.inference_mode():
-                        self.module(**batch)
-                except _LastLayerReached:
-                    pass
-                yield hidden[0].clone(), arguments
+            yield
+        finally:
+            for name, table, padding_id in tables:
+                del table.forward
+                table.padding_idx = padding_id
+                self.unload(name)
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def _recorders(self) -> Iterator[_Recording]:
+        """Replace the layers by recorders of their arguments."""
+        layers, stack = list(self.layers), self.layers
+        recording = _Recording(len(layers), self._run_first_layer)
+        self._behind = {f"{self.layers_name}.{n}": layer for n, layer in enumerate(layers)}
+        for number, layer in enumerate(layers):
+            stack[number] = _Recorder(layer, recording)
+        try:
+            yield recording
         finally:
             for number, layer in enumerate(layers):
                 stack[number] = layer
-            del embedding.forward
-            embedding.padding_idx = padding_id
-            self.unload(embedding_name)
-            for hook in hooks:
-                hook.remove()
+            self._behind = {}
+
+    def _run_first_layer(self, hidden: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Return the result of the first layer: a tensor, or a tuple that begins with one."""
+        name = f"{self.layers_name}.0"
+        try:
+            return self.load(name)(hidden, *args, **kwargs)
+        finally:
+            self.unload(name)
 
     def _embedding_of_rows(self, name: str) -> Callable[[Tensor], Tensor]:
         """Return a ``forward`` for the embedding that reads only the rows it looks up."""
@@ -91,18 +187,14 @@ class StreamedCheckpoint(Checkpoint):
 
         return embed
 
-    def vision_parts(self) -> list[str]:
-        """Return the modules with weights that the vision tower calls in turn; none without one."""
-        if self.vision_name is None:
-            return []
-        names = []
-        for name, child in self.module.get_submodule(self.vision_name).named_children():
-            full_name = f"{self.vision_name}.{name}"
-            if isinstance(child, nn.ModuleList):
-                names += [f"{full_name}.{number}" for number in range(len(child))]
-            else:
-                names.append(full_name)
-        return [name for name in names if self.names_below(name)]
+    def tower_parts(self) -> list[str]:
+        """Return the modules with weights that the towers call in turn; none without a tower."""
+        return [
+            name
+            for tower in self.parts.towers
+            for name in leaf_parts(self.module, tower)
+            if self.names_below(name)
+        ]
 
     def _load_during_forward(self, name: str) -> list[RemovableHandle]:
         """Hook a module so that its weights are in memory only while it runs."""
@@ -119,11 +211,126 @@ class StreamedCheckpoint(Checkpoint):
 
 def run_layer(layer: nn.Module, hidden: Tensor, arguments: LayerArguments) -> Tensor:
     """Return the output of a decoder layer, [B, T, hidden]."""
-    args, kwargs = arguments
     with torch.inference_mode():
-        output = layer(hidden, *args, **kwargs)
+        if arguments.added is not None:
+            hidden = hidden + arguments.added
+        output = layer(hidden, *arguments.args, **arguments.kwargs)
     result: Tensor = output[0] if isinstance(output, tuple) else output
     return result
+
+
+@dataclass(slots=True)
+class _Recorded:
+    """Arguments that the layers of a model received in one run."""
+
+    scale: float = 1.0
+    """Factor between a recorder's input and its result, to see what depends on it."""
+    inputs: list[Tensor] = field(default_factory=list)
+    """Hidden states before each layer."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    added: list[Tensor | None] = field(default_factory=list)
+
+    @property
+    def hidden(self) -> Tensor:
+        """Input of the first layer."""
+        return self.inputs[0].clone()
+
+    def arguments(self) -> list[LayerArguments]:
+        """Return the arguments of every layer."""
+        return [
+            LayerArguments(args, kwargs, added)
+            for (args, kwargs), added in zip(self.calls, self.added, strict=True)
+        ]
+
+
+class _Recording:
+    """Runs of a model whose layers are replaced by recorders."""
+
+    def __init__(self, layers: int, run_first: Callable[..., Any]) -> None:
+        self.layers, self._run_first = layers, run_first
+        self.current = _Recorded()
+        self._rest: tuple[Any, ...] | None = None
+        """What a layer returns beside the hidden states; None for a layer that returns those
+        alone."""
+        self._is_known = False
+
+    def run(self, module: nn.Module, batch: Mapping[str, Tensor], scale: float = 1.0) -> _Recorded:
+        """Return the arguments of all layers in one run."""
+        self.current = _Recorded(scale)
+        try:
+            with torch.inference_mode():
+                module(**batch)
+        except _LastLayerReached:
+            return self.current
+        raise NotStreamableError("not every decoder layer is called, or not in turn")
+
+    def record(self, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record a call of a layer and return what stands for its result."""
+        current = self.current
+        added = None
+        if current.inputs:
+            before = current.inputs[-1] * current.scale
+            if before.shape != hidden.shape:
+                raise NotStreamableError("decoder layers receive tensors of several shapes")
+            if not torch.equal(before, hidden):
+                added = hidden - before
+        current.inputs.append(hidden)
+        current.calls.append((args, kwargs))
+        current.added.append(added)
+        if not self._is_known:
+            result = self._run_first(hidden, args, kwargs)
+            self._rest = tuple(result[1:]) if isinstance(result, tuple) else None
+            self._is_known = True
+        if len(current.inputs) == self.layers:
+            raise _LastLayerReached
+        result = hidden * current.scale if current.scale != 1 else hidden
+        return result if self._rest is None else (result, *self._rest)
+
+    def check_independent(
+        self, module: nn.Module, batch: Mapping[str, Tensor], first: _Recorded
+    ) -> None:
+        """Check that arguments do not depend on the hidden states, and that layers share nothing.
+
+        Raises:
+            NotStreamableError: they do.
+        """
+        again = self.run(module, batch, scale=1.5)
+        calls = zip(first.calls, again.calls, strict=True)
+        for number, (call, other) in enumerate(calls):
+            same_names = call[1].keys() == other[1].keys()
+            if not same_names or not _are_equal(_values(call), _values(other)):
+                raise NotStreamableError(
+                    f"arguments of decoder layer {number} depend on the layers before, or layers "
+                    "share a state"
+                )
+        for one, two in zip(first.added, again.added, strict=True):
+            if one is None and two is None:
+                continue
+            size = 0.0 if one is None else float(one.abs().max())
+            if one is None or two is None or float((one - two).abs().max()) > _SAME * size + _SAME:
+                raise NotStreamableError("the model changes hidden states between its layers")
+
+
+def _values(call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Any, ...]:
+    """Return the values of all arguments of a call."""
+    return (*call[0], *call[1].values())
+
+
+def _are_equal(one: Any, two: Any) -> bool:
+    """Return True for equal values of types that hold no state."""
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return one.shape == two.shape and torch.equal(one, two)
+    if type(one) is not type(two):
+        return False
+    if isinstance(one, dict):
+        return (
+            bool(one)
+            and one.keys() == two.keys()
+            and all(_are_equal(one[key], two[key]) for key in one)
+        )
+    if isinstance(one, tuple | list):
+        return len(one) == len(two) and all(map(_are_equal, one, two))
+    return one is None or (isinstance(one, int | float | str | torch.dtype) and one == two)
 
 
 class _LastLayerReached(Exception):  # noqa: N818  not an error: it ends the forward pass
@@ -133,16 +340,10 @@ class _LastLayerReached(Exception):  # noqa: N818  not an error: it ends the for
 class _Recorder(nn.Module):
     """Stand-in for a layer that records its arguments and returns its input."""
 
-    def __init__(
-        self,
-        layer: nn.Module,
-        arguments: list[LayerArguments],
-        hidden: list[Tensor],
-        is_last: bool,
-    ) -> None:
+    def __init__(self, layer: nn.Module, recording: _Recording) -> None:
         super().__init__()
         object.__setattr__(self, "_layer", layer)
-        self._arguments, self._hidden, self._is_last = arguments, hidden, is_last
+        self._recording = recording
 
     def __getattr__(self, name: str) -> Any:
         """Return attributes that the model reads from its layers, such as the attention type."""
@@ -151,11 +352,9 @@ class _Recorder(nn.Module):
         except AttributeError:
             return getattr(self._layer, name)
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Record the arguments; return ``hidden_states``, [B, T, hidden]."""
-        if not self._hidden:
-            self._hidden.append(hidden_states)
-        self._arguments.append((args, kwargs))
-        if self._is_last:
-            raise _LastLayerReached
-        return hidden_states
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Record the arguments; return the hidden states, as the layer returns its result."""
+        if args:
+            return self._recording.record(args[0], args[1:], kwargs)
+        hidden = kwargs.pop("hidden_states")
+        return self._recording.record(hidden, (), kwargs)

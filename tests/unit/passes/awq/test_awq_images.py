@@ -82,7 +82,7 @@ def test_the_streamed_decoder_gets_the_inputs_that_the_whole_model_computes(imag
     expected_hidden, expected_arguments = calls[0]
     torch.testing.assert_close(hidden, expected_hidden)
     for embedding, expected in zip(
-        arguments[0][1]["position_embeddings"],
+        arguments[0].kwargs["position_embeddings"],
         expected_arguments["position_embeddings"],
         strict=True,
     ):

@@ -13,7 +13,7 @@ from compressor.errors import ModelError, NumericalError, RequirementError
 from compressor.models.capabilities.folding import fold_scale
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.transformers.linear_groups import decoder_layer_sites
-from compressor.models.families.transformers.streaming import StreamedCheckpoint
+from compressor.models.families.transformers.streaming import StreamedCheckpoint, run_layer
 from compressor.runtimes.formats import open_layers, recognize
 from passes.awq.config import AwqConfig
 from passes.awq.step import Awq
@@ -182,10 +182,9 @@ def test_streamed_layers_compute_the_same_as_the_whole_model(preset, tmp_path):
     with torch.inference_mode():
         module(input_ids=ids)
         ((hidden, arguments),) = checkpoint.first_layer_inputs(lambda: iter([{"input_ids": ids}]))
-        for number, (args, kwargs) in enumerate(arguments):
+        for number, call in enumerate(arguments):
             layer = checkpoint.load(f"{checkpoint.layers_name}.{number}")
-            result = layer(hidden, *args, **kwargs)
-            hidden = result[0] if isinstance(result, tuple) else result
+            hidden = run_layer(layer, hidden, call)
             checkpoint.unload(f"{checkpoint.layers_name}.{number}")
     assert torch.allclose(hidden, expected[0], atol=1e-6)
     assert all(weight.is_meta for weight in checkpoint.module.parameters())
