@@ -94,7 +94,21 @@ class _CachedExport:
             self.context.note(f"exported for texts alone, without images: {error.what}")
             return None
 
-    def trace(self, module: Any, parts: ImageParts | None, window: Batch) -> ir.Model | None:
+    def trace_with_images(self, module: Any, parts: ImageParts, window: Batch) -> ir.Model | None:
+        """Return the graph of a decoder that takes image embeddings; None, with a note, otherwise.
+
+        A class whose recurrent layers take one token per call gets no images.
+        """
+        if not continues_from_cache(module, window):
+            return None
+        decoder = parts.decoder(self.generation.tensors)
+        try:
+            return trace_decoder(decoder, self.opset(), parts.extra_inputs(decoder))
+        except PassError as error:
+            self.context.note(f"exported for texts alone, without images: {error.what}")
+            return None
+
+    def trace(self, module: Any, window: Batch) -> ir.Model | None:
         """Return the traced graph; None, with a note, if the class has to do without a cache."""
         tensors = _tensors(self.generation, self.model)
         if not tensors or not continues_from_cache(module, window):
@@ -102,9 +116,6 @@ class _CachedExport:
             return None
         decoder = CachedDecoder(module, tensors)
         try:
-            if parts is not None:
-                decoder = parts.decoder(tensors)
-                return trace_decoder(decoder, self.opset(), parts.extra_inputs(decoder))
             return trace_decoder(decoder, self.opset())
         except PassError as error:
             reason = error.what
@@ -170,7 +181,9 @@ def export_cached(
     export.report(0)
     module: Any = load_module(model).float()
     parts = export.parts(module, windows)
-    graph = export.trace(module, parts, windows[0])
+    graph = None if parts is None else export.trace_with_images(module, parts, windows[0])
+    if graph is None:
+        parts, graph = None, export.trace(module, windows[0])
     if graph is None:
         return _export_plain(config, model, out, context)
     strip_metadata(graph)
