@@ -178,7 +178,6 @@ class DecoderArchitecture:
     """Tokens that each layer attends to, the current one included; None for all."""
     images: ImageTokens | None = None
     positions: LearnedPositions | None = None
-    embedding_norm: Norm | None = None
     query_factors: Tensor | None = None
     """Factor of the queries at each position, [positions]; None where all are 1."""
     transposed: bool = False

@@ -7,7 +7,8 @@ from typing import Any
 
 from compressor.errors import ModelError
 from compressor.graphs.decoder.architecture import DecoderArchitecture
-from compressor.graphs.decoder.class_architecture import UnknownStructureError, class_architecture
+from compressor.graphs.decoder.class_architecture import class_architecture
+from compressor.graphs.decoder.class_modules import UnknownStructureError
 from compressor.graphs.decoder.limits import GraphProblem, Target, head_problems, length_problems
 from compressor.graphs.decoder.structures import structure_of
 
