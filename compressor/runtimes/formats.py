@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from compressor.artifacts.store import Artifact
     from compressor.data.contract import Batch
     from compressor.models.capabilities.signature import InputSpec
+    from compressor.models.families.module.config import ModuleConfig
     from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
     from compressor.runtimes.layers import Layers
     from compressor.runtimes.session import Session
@@ -73,6 +74,17 @@ class LowPrecision:
     """Fraction of multiply-accumulates that integer kernels compute."""
     reasons: tuple[str, ...] = ()
     """Reasons why the model may not be faster than its parent, most expensive first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSource:
+    """A module that a pipeline starts from: how it is built, and its weights."""
+
+    config: ModuleConfig
+    weights: Path | None = None
+    """A file of weights that fit; None to initialize them."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user, such as the mean and deviation of the pictures."""
 
 
 class Format(ABC):
@@ -153,6 +165,16 @@ class Format(ABC):
             ModelError: the model's description cannot be read.
         """
         return ()
+
+    def module_source(self, path: Path) -> ModuleSource | None:
+        """Return the module that a pipeline starts from in place of the model; None for none.
+
+        For models of other libraries that are taken over when a pipeline starts.
+
+        Raises:
+            CompressError: the module cannot be built, or the weights do not fit.
+        """
+        return None
 
     def check(self, path: Path) -> None:
         """Check a model before it enters the store, and after a pass has written it.

@@ -13,14 +13,13 @@ from compressor.engine.plan.config import ModelConfig
 from compressor.errors import CompressError, ConfigError, Problem
 from compressor.models.families.module.config import BATCH, InputConfig, ModuleConfig
 from compressor.models.families.module.source_code import collect_code, split_target
+from compressor.runtimes.formats import ModuleSource
 
 _IMAGE = "image"
 
 
-def complete_module(
-    model: ModelConfig, document: Document, base: Path
-) -> tuple[ModuleConfig, Path | None]:
-    """Return the complete config of a module, and the file of its weights.
+def complete_module(model: ModelConfig, document: Document, base: Path) -> ModuleSource:
+    """Return the module that ``model:`` names, with a complete config.
 
     The module is built on the device ``meta`` and called once, and compared with the weights.
 
@@ -53,7 +52,7 @@ def complete_module(
             _check_weights(config, weights)
         except CompressError as error:
             raise _at(document, "weights", error) from error
-    return config, weights
+    return ModuleSource(config, weights)
 
 
 def _python_fields(python: str, base: Path) -> Mapping[str, Any]:
@@ -69,9 +68,7 @@ def _complete(model: ModelConfig, code: Mapping[str, Any]) -> ModuleConfig:
     inputs = model.inputs or _image_inputs(model)
     fields = {
         "arguments": model.arguments,
-        "inputs": [
-            {"name": name, **spec.model_dump(mode="json")} for name, spec in inputs.items()
-        ],
+        "inputs": [{"name": name, **spec.model_dump(mode="json")} for name, spec in inputs.items()],
         "unit": model.unit or "sample",
         **(code or {model.start: getattr(model, model.start)}),
     }

@@ -20,9 +20,8 @@ from compressor.errors import ModelError
 from compressor.models.architecture import Architecture
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts, planned_facts
-from compressor.models.families.module.config import ModuleConfig
 from compressor.models.families.module.family import Module
-from compressor.runtimes.formats import recognize
+from compressor.runtimes.formats import ModuleSource, recognize
 
 
 class SourceModel(ABC):
@@ -139,15 +138,11 @@ class ModelFiles(SourceModel):
 class ModuleModel(InitializedModel):
     """An own module, or one of timm or torchvision, with weights from a file or from the seed."""
 
-    def __init__(self, config: ModuleConfig, weights: Path | None) -> None:
-        """Take a config that is complete.
-
-        Args:
-            config: how the module is built, with its inputs and outputs.
-            weights: a file whose tensors fit the module; None to initialize them.
-        """
+    def __init__(self, source: ModuleSource) -> None:
+        """Take a module whose config is complete."""
+        config = source.config
         super().__init__(Module(), config)
-        self.weights = weights
+        self.weights, self._notes = source.weights, source.notes
         library = () if config.python is not None else (config.builder,)
         self.tools = ("torch", *library)
 
@@ -163,6 +158,10 @@ class ModuleModel(InitializedModel):
             "code": digest_json(code),
             "weights": weights,
         }
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the module's library states about its data."""
+        return self._notes
 
     def run(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> PassOutput:
         """Build the module, set its weights and save it."""
@@ -195,7 +194,7 @@ def open_source(model: ModelConfig, document: Document, base: Path) -> SourceMod
     if model.family is not None:
         return InitializedModel(*resolve_family(model.family, model.preset, model.config, document))
     if model.path is None:
-        return ModuleModel(*complete_module(model, document, base))
+        return ModuleModel(complete_module(model, document, base))
     path = base / str(model.path)
     # A file may be a link to one without a suffix, as in the cache of Hugging Face.
     path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
@@ -203,6 +202,9 @@ def open_source(model: ModelConfig, document: Document, base: Path) -> SourceMod
         raise ModelError(
             f"{path} does not exist", remedy="`model.path` is relative to the pipeline file"
         )
+    stored = recognize(path)
+    if (module := stored.format.module_source(stored.path)) is not None:
+        return ModuleModel(module)
     source = ModelFiles(path)
     source.facts()
     return source

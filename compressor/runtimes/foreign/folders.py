@@ -25,29 +25,6 @@ _DESCRIBED = ("family", "model_type", "architecture", "_class_name")
 """Keys of a config.json that describes a model."""
 
 
-class TimmModel(ForeignKind):
-    """A folder of timm: config.json names an architecture of that library."""
-
-    title = "a model of timm"
-    default_remedy = EXPORT_FROM_PYTHON
-
-    def recognizes(self, path: Path) -> bool:
-        """Return True for a config.json with an architecture and without a ``model_type``."""
-        config = json_object_or_empty(path / "config.json")
-        has_timm_keys = not config.keys().isdisjoint({"pretrained_cfg", "num_features"})
-        return "architecture" in config and has_timm_keys and "model_type" not in config
-
-    def describe(self, path: Path) -> Description:
-        """Return the architecture, its classes and its tensors."""
-        config = json_object_or_empty(path / "config.json")
-        labels = {"architecture": "architecture", "classes": "num_classes", "head": "global_pool"}
-        rows = [(label, str(config[key])) for label, key in labels.items() if key in config]
-        pretrained = config.get("pretrained_cfg")
-        if isinstance(pretrained, dict) and "input_size" in pretrained:
-            rows.append(("input size", str(pretrained["input_size"])))
-        return Description(tuple(rows), _tensors(path))
-
-
 class DiffusersPipeline(ForeignKind):
     """A pipeline of diffusers: model_index.json names the class of each component."""
 
@@ -153,7 +130,6 @@ class MarkedFolder(ForeignKind):
 
 
 FOLDER_KINDS: tuple[ForeignKind, ...] = (
-    TimmModel(),
     DiffusersPipeline(),
     DiffusersModel(),
     SentenceTransformersFolder(),

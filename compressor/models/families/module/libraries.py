@@ -72,7 +72,7 @@ class Library(ABC):
     def _checked(self, model: str) -> Any:
         library = self._import()
         names = self._models(library)
-        if model not in names:
+        if model.partition(".")[0] not in names:  # timm names its weights after a dot
             raise ModelError(
                 f"{self.name} has no model {model!r}", remedy=_closest(self.name, model, names)
             )

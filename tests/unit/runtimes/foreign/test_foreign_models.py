@@ -237,10 +237,6 @@ def folder(root: Path, files: dict[str, object]) -> Path:
     ("files", "title"),
     [
         (
-            {"config.json": {"architecture": "resnet18", "num_classes": 9, "pretrained_cfg": {}}},
-            "timm",
-        ),
-        (
             {
                 "model_index.json": {"_class_name": "Flux", "unet": ["diffusers", "UNet"]},
                 "unet/config.json": {"_class_name": "UNet", "_diffusers_version": "0.30"},
@@ -268,14 +264,6 @@ def test_a_folder_is_recognized_by_its_files(
     assert found is not None
     assert title in found.title
     with pytest.raises(ModelError, match="no pass reads it"):
-        recognize(tmp_path)
-
-
-def test_a_timm_folder_with_weights_is_not_taken_for_a_broken_checkpoint(tmp_path: Path) -> None:
-    config = {"architecture": "resnet18", "num_features": 512}
-    write_json(tmp_path / "config.json", config)
-    write_weights(tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match="model of timm"):
         recognize(tmp_path)
 
 
