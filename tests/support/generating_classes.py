@@ -18,13 +18,12 @@ _SMALL = {
     "max_position_embeddings": 128,
 }
 CLASSES: dict[str, dict[str, Any]] = {
-    # Learned positions, and keys and values of one head.
-    "gpt_bigcode": {
+    # Biases for distances.
+    "bloom": {
         "vocab_size": 320,
-        "n_embd": 32,
+        "hidden_size": 32,
         "n_layer": 1,
         "n_head": 4,
-        "n_positions": 128,
         "bos_token_id": 1,
         "eos_token_id": 2,
     },

@@ -27,7 +27,7 @@ from compressor.runtimes.torch.session import TorchSession
 from passes.common.field_problems import set_fields
 from passes.export_onnx.cached.decoder import CachedDecoder
 from passes.export_onnx.cached.graph import trace_decoder
-from passes.export_onnx.cached.probe import continues_from_cache
+from passes.export_onnx.cached.probe import continues_from_cache, loops_over_tokens
 from passes.export_onnx.config import HALF, ExportOnnxConfig
 from passes.export_onnx.decoder.parity import compare
 from passes.export_onnx.decoder.windows import read_windows
@@ -115,17 +115,19 @@ class _CachedExport:
             self.context.note(f"{_NO_CACHE}: from it, it does not continue as from its tokens")
             return None
         decoder = CachedDecoder(module, tensors)
-        try:
-            return trace_decoder(decoder, self.opset())
-        except PassError as error:
-            reason = error.what
+        reason = "several tokens are computed by a loop"
+        if not loops_over_tokens(module, window):
+            try:
+                return trace_decoder(decoder, self.opset())
+            except PassError as error:
+                reason = error.what
         if any(tensor.is_state for tensor in tensors):
             try:
                 graph = trace_decoder(decoder, self.opset(), single=True)
             except PassError as error:
                 reason = error.what
             else:
-                self.context.note(f"the graph takes one token per call, since {reason}")
+                self.context.note(f"the graph takes one token per call: {reason}")
                 return graph
         self.context.note(f"{_NO_CACHE}: with one, {reason}")
         return None

@@ -34,13 +34,13 @@ def torch_logits(folder, ids):
 
 
 @pytest.fixture(scope="module")
-def bigcode(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bigcode")
-    return folder, *export(folder, "gpt_bigcode")
+def bloom(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bloom")
+    return folder, *export(folder, "bloom")
 
 
-def test_a_class_without_a_built_graph_is_compared_in_every_way(bigcode):
-    _, summary, notes = bigcode
+def test_a_class_without_a_built_graph_is_compared_in_every_way(bloom):
+    _, summary, notes = bloom
     assert summary["target"] == "traced"
     ways = {way["way"]: way["max_abs"] for way in summary["parity"]}
     assert ways.keys() == {"windows", "token by token", "padded"}
@@ -48,16 +48,16 @@ def test_a_class_without_a_built_graph_is_compared_in_every_way(bigcode):
     assert not notes
 
 
-def test_a_graph_keeps_only_the_logits_that_are_used(bigcode):
-    folder = bigcode[0]
+def test_a_graph_keeps_only_the_logits_that_are_used(bloom):
+    folder = bloom[0]
     decoder = OnnxDecoder(folder / "onnx", 1, capacity=20)
     logits = decoder.forward(TOKENS[:1, :10], logits_to_keep=2).copy()
     assert logits.shape == (1, 2, 320)
     np.testing.assert_allclose(logits, torch_logits(folder, TOKENS[:1, :10])[:, -2:], atol=1e-4)
 
 
-def test_sequences_of_different_lengths_continue_as_they_do_alone(bigcode):
-    folder = bigcode[0]
+def test_sequences_of_different_lengths_continue_as_they_do_alone(bloom):
+    folder = bloom[0]
     lengths = np.array([10, 6])
     ids = np.where(np.arange(10) < lengths[:, None], TOKENS[:2, :10], 0)
     decoder = OnnxDecoder(folder / "onnx", 1, batch_size=2, capacity=20)
@@ -104,7 +104,7 @@ def test_a_class_that_loops_over_tokens_takes_one_per_call(tmp_path):
     ids=lambda fields: next(iter(fields)),
 )
 def test_fields_of_other_graphs_are_errors_by_name(fields, tmp_path):
-    parent = save_class(tmp_path, "gpt_bigcode")
+    parent = save_class(tmp_path, "lfm2")
     exporter = stored_exporter(
         ExportOnnxConfig.model_validate_json(json.dumps(fields)), read_description(parent.model)
     )
