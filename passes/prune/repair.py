@@ -108,7 +108,7 @@ def _solvable_layers(model: nn.Module) -> set[str]:
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
-        and uses[id(module.weight)] == 1
+        and uses.get(id(module.weight)) == 1  # a parametrized weight is computed anew
         and module.weight[0, 0].numel() == 1
         and getattr(module, "groups", 1) == 1
     }
