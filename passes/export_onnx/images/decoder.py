@@ -72,7 +72,7 @@ class ImageDecoder(CachedDecoder):
         An image token that the model itself generates has no embedding, and stays a token.
         """
         is_image_BT = ids_BT == self.token_id
-        number_BT = (is_image_BT.flatten().cumsum(0) - 1).clamp(min=0).unflatten(0, ids_BT.shape)
+        number_BT = (is_image_BT.flatten().cumsum(0) - 1).clamp(min=0).reshape(ids_BT.shape)
         return is_image_BT & (number_BT < rows_WH.shape[0]), number_BT
 
     def _embedded(self, ids_BT: Tensor, rows_WH: Tensor) -> list[Tensor]:
@@ -84,7 +84,7 @@ class ImageDecoder(CachedDecoder):
         # One more row, which is looked up where there are no image embeddings at all.
         spare_1H = rows_WH.new_zeros(1, rows_WH.shape[1])
         images_BTH = torch.cat([rows_WH, spare_1H])[number_BT.clamp(max=rows_WH.shape[0])]
-        first, *others = images_BTH.split(text_BTH.shape[-1], dim=-1)
+        first, *others = torch.split(images_BTH, text_BTH.shape[-1], dim=-1)
         where = is_image_BT.unsqueeze(-1)
         return [torch.where(where, first, text_BTH), *(where * other for other in others)]
 

@@ -164,14 +164,18 @@ def _join_rows(values: Tensor) -> Tensor:
     import torch
 
     flat = values.flatten(0, 1)
-    marks = flat[(slice(None), *(0,) * (flat.ndim - 1))]
+    marks = flat
+    while marks.ndim > 1:
+        marks = marks[:, 0]
     is_padding = torch.isnan(marks) if flat.is_floating_point() else marks == PADDING_ROW["i"]
     return flat[~is_padding] if is_padding.any() else flat
 
 
 def without_padding(array_RX: Array) -> Array:
     """Return the rows of one sample's array of images that are no padding."""
-    marks_R = array_RX[(slice(None), *(0,) * (array_RX.ndim - 1))]
+    marks_R = array_RX
+    while marks_R.ndim > 1:
+        marks_R = marks_R[:, 0]
     is_padding_R = np.isnan(marks_R) if array_RX.dtype.kind == "f" else marks_R == PADDING_ROW["i"]
     return array_RX[~is_padding_R] if is_padding_R.any() else array_RX
 

@@ -135,13 +135,14 @@ class VisionTower:
             DataError: the number of image tokens does not match the number of embeddings.
             PassError: ONNX Runtime failed inside the graph.
         """
-        embeddings, offsets, next_offsets = [], [], []
+        embeddings: list[Array] = []
+        offsets, next_offsets = [], []
         for row, is_image_T in enumerate(is_image_BT):
             sample = {name: without_padding(array[row]) for name, array in arrays.items()}
-            before = sum(map(len, embeddings))
+            before = sum(len(rows) for rows in embeddings)
             ranks = {name: len(shape) for name, shape in self._shapes.items()}
             embeddings += [self.encode_unit(unit) for unit in image_units(sample, ranks)]
-            if (count := sum(map(len, embeddings)) - before) != is_image_T.sum():
+            if (count := sum(len(rows) for rows in embeddings) - before) != is_image_T.sum():
                 raise DataError(
                     f"{int(is_image_T.sum())} image tokens do not match {count} embeddings of "
                     "images",
