@@ -117,13 +117,14 @@ def compare(
     limits = Limits.from_config(config, tolerance)
     expected = [reference.run(batch) for batch in batches]
     _check_finite(expected)
-    alone = (
-        _concatenate([exported.run(one) for one in _single_samples(batch)]) for batch in batches
-    )
+    alone = (_alone(exported, batch) for batch in batches)
+    expected_alone = expected
+    if _mixes_samples(reference, batches[0], expected[0]):
+        expected_alone = [_alone(reference, batch) for batch in batches]
     together = (exported.run(batch) for batch in batches)
     results = [
-        _parity(size, expected, actual, limits.tie)
-        for size, actual in ((1, alone), (config.batch_size, together))
+        _parity(1, expected_alone, alone, limits.tie),
+        _parity(config.batch_size, expected, together, limits.tie),
     ]
     violations = [
         f"at batch size {result.batch_size}: {line}"
@@ -150,6 +151,17 @@ def _check_finite(batches: Sequence[Batch]) -> None:
                 f"output {name} of the torch model is NaN or infinite for {count} of "
                 f"{len(is_bad_N)} samples"
             )
+
+
+def _alone(session: Session, batch: Batch) -> Batch:
+    """Return the outputs of the samples of a batch, each computed alone."""
+    return _concatenate([session.run(sample) for sample in _single_samples(batch)])
+
+
+def _mixes_samples(session: Session, batch: Batch, outputs: Batch) -> bool:
+    """Return True if the shape of a sample's outputs depends on the others, as similarities do."""
+    alone = session.run(next(_single_samples(batch)))
+    return any(alone[name].shape[1:] != values.shape[1:] for name, values in outputs.items())
 
 
 def _single_samples(batch: Batch) -> Iterator[Batch]:

@@ -81,5 +81,25 @@ def test_nan_exceeds_every_limit_and_is_an_error_of_its_own_in_the_reference():
 
 
 def test_outputs_of_another_shape_are_an_error():
-    with pytest.raises(ParityError, match=r"output logits: \[10, 2\] where torch gives \[10, 3\]"):
+    with pytest.raises(ParityError, match=r"output logits: \[4, 2\] where torch gives \[4, 3\]"):
         compare_functions(np.copy, lambda x: x[:, :2])
+
+
+def test_samples_that_are_compared_with_each_other_are_so_in_each_batch():
+    def similarities(x):
+        return x @ x.T
+
+    single, batched = compare_functions(similarities, similarities)
+    assert (single.samples, batched.samples, batched.max_abs) == (10, 10, 0.0)
+    with pytest.raises(ParityError, match="at batch size 1"):
+        compare_functions(similarities, lambda x: similarities(x) + (len(x) == 1))
+
+
+def test_the_classes_of_tokens_and_of_pixels_are_compared_one_by_one():
+    def tokens(x):
+        return np.stack([x, -x], axis=1)
+
+    _, batched = compare_functions(tokens, tokens)
+    assert batched.agreement == 1.0
+    with pytest.raises(ParityError, match=r"answers agree in 50\.0%"):
+        compare_functions(tokens, lambda x: np.stack([x, x], axis=1))
