@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from compressor.errors import DataError
+from compressor.evaluation.metrics import IGNORED_LABEL
 from passes.common.device import device_of, tensors_from_batch
+from passes.common.losses import classes_last
 
 if TYPE_CHECKING:
     from compressor.data.contract import Dataset
@@ -49,10 +52,10 @@ def evaluate_accuracy(
             tensors = tensors_from_batch(batch, device)
             label = tensors[str(dataset.label_name)]
             outputs = model(**{name: tensors[name] for name in dataset.input_names})
-            logits = outputs["logits"].float()
+            logits = classes_last(outputs["logits"].float(), label)
             loss = cross_entropy(logits.flatten(0, -2), label.flatten(), reduction="none")
-            correct.append(_mean_by_sample(logits.argmax(dim=-1) == label))
-            losses.append(_mean_by_sample(loss.view(label.shape)))
+            correct.append(_mean_by_sample(logits.argmax(dim=-1) == label, label))
+            losses.append(_mean_by_sample(loss.view(label.shape), label))
     model.train(training)
     all_correct = np.concatenate(correct)
     slices = {
@@ -63,6 +66,27 @@ def evaluate_accuracy(
     return Evaluation(all_correct, np.concatenate(losses), slices)
 
 
-def _mean_by_sample(values: Tensor) -> np.ndarray[Any, Any]:
-    """Reduce [N, ...] to [N]; values of shape [N] keep their dtype."""
-    return (values if values.ndim == 1 else values.float().flatten(1).mean(dim=1)).cpu().numpy()
+def _mean_by_sample(values: Tensor, label: Tensor) -> np.ndarray[Any, Any]:
+    """Reduce [N, ...] to [N], without positions of the label -100; [N] keeps its dtype."""
+    if values.ndim == 1:
+        return values.cpu().numpy()
+    means = values.float().flatten(1).mean(dim=1)
+    counted = (label != IGNORED_LABEL).flatten(1)
+    if not bool(counted.all()):
+        total = (values.float().flatten(1) * counted).sum(dim=1)
+        means = total / counted.sum(dim=1).clamp(min=1)
+    return means.cpu().numpy()
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Check that the labels of a validation set are numbers of classes.
+
+    Raises:
+        DataError: they are scores.
+    """
+    label = dataset.batch(np.arange(min(1, len(dataset))))[str(dataset.label_name)]
+    if label.dtype.kind == "f":
+        raise DataError(
+            "a validation measures the share of right classes, and the labels are scores",
+            remedy="set `validation: null`, and measure `mse` or `spearman` in `evaluate:`",
+        )

@@ -1,7 +1,8 @@
 """Cross-entropy of a model's heads with labels, and with the logits of a teacher.
 
-A head is a tensor of logits [..., C] over C classes, by the name of its label: see
-``compressor/models/capabilities/training_heads.py``.
+A head is a tensor of logits [..., C] over C classes, or [N, C, H, W] of images, by the name of its
+label: see ``compressor/models/capabilities/training_heads.py``. A head of one class is a score: its
+loss is the squared error.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 from compressor.errors import DataError, RequirementError
 from passes.common.device import device_of, tensors_from_batch
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compressor.data.contract import Dataset
+
+_IMAGE_RANK = 4
 
 
 def hard_cross_entropy(
@@ -40,7 +43,7 @@ def hard_cross_entropy(
         if name not in batch:
             continue
         try:
-            losses[name] = cross_entropy(logits.flatten(0, -2), batch[name].flatten())
+            losses[name] = _hard_loss(name, logits, batch[name])
         except IndexError as error:
             raise DataError(
                 f"{name} {int(batch[name].max())} in the data, "
@@ -50,12 +53,51 @@ def hard_cross_entropy(
     return losses
 
 
+def _hard_loss(name: str, logits: Tensor, label: Tensor) -> Tensor:
+    """Return the mean cross-entropy over the positions whose label is not -100.
+
+    Of scores it is the mean squared error.
+
+    Raises:
+        DataError: labels are scores and logits are of classes, or the reverse.
+    """
+    logits = classes_last(logits, label)
+    is_score = logits.shape[-1] == 1
+    if label.is_floating_point() != is_score:
+        kinds = ("scores", "numbers of classes")
+        given, expected = kinds if label.is_floating_point() else kinds[::-1]
+        raise DataError(
+            f"the data has {given} as {name}, and the model expects {expected}: its logits are "
+            f"{list(logits.shape)}",
+            remedy="name a data set that was made for this model; scores are written with a "
+            "decimal point",
+        )
+    if label.numel() * logits.shape[-1] != logits.numel():
+        raise DataError(
+            f"logits {list(logits.shape)} and {name} {list(label.shape)} do not fit",
+            remedy="name a data set with one label per position of the model's output",
+        )
+    if is_score:
+        return mse_loss(logits.flatten(), label.flatten().to(logits.dtype))
+    return cross_entropy(logits.flatten(0, -2), label.flatten())
+
+
+def classes_last(logits: Tensor, label: Tensor) -> Tensor:
+    """Return logits [..., C]; those of images [N, C, H, W] are permuted."""
+    if logits.ndim == _IMAGE_RANK and label.shape != logits.shape[:-1]:
+        return logits.movedim(1, -1)
+    return logits
+
+
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return T² · mean(−Σ p_teacher · log p_student), a scalar.
 
     Both distributions are softmaxes of logits [..., C] divided by the temperature T. The factor T²
-    keeps the size of the gradient independent of T (Hinton et al. 2015, section 2).
+    keeps the size of the gradient independent of T (Hinton et al. 2015, section 2). Of scores,
+    logits of one class, the mean squared error is returned.
     """
+    if student.shape[-1] == 1:
+        return mse_loss(student, teacher)
     target = torch.softmax(teacher / temperature, dim=-1)
     log = torch.log_softmax(student / temperature, dim=-1)
     return -(temperature**2) * (target * log).sum(dim=-1).mean()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from compressor.data.contract import Batch
 from compressor.errors import NumericalError, RequirementError
-from passes.common.accuracy import evaluate_accuracy
+from passes.common.accuracy import check_labels, evaluate_accuracy
 from passes.common.checkpoint import UnusableCheckpointError, load_checkpoint, save_checkpoint
 from passes.common.config import TrainingConfig
 from passes.common.device import deterministic_algorithms, device_of, tensors_from_batch
@@ -106,6 +106,8 @@ class _Loop:
         self.checkpoint = settings.checkpoint_dir / CHECKPOINT
         self.learners = nn.ModuleList([model] if task.extra is None else [model, task.extra])
         check_batch_norm(config, self.learners)
+        if task.validation is not None:
+            check_labels(task.validation)
         self.batch_norms = _batch_norms(self.learners)
         self.weights = [weight for weight in self.learners.parameters() if weight.requires_grad]
         self.optimizer = _build_optimizer(self.weights, config)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from calibration.samples import Samples
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
+from compressor.evaluation.metrics import IGNORED_LABEL
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.quantized.fake_quantization import IntegerLayer
 from passes.common.device import device_of, tensors_from_batch
@@ -51,7 +52,8 @@ class FloatComparison:
         return self._metric(self._predict(module, f"evaluate on {self.config.data}"))
 
     def _metric(self, predictions: Tensor) -> float:
-        return float((predictions == self.target).float().mean())
+        counted = self.target != IGNORED_LABEL
+        return float((predictions == self.target)[counted].float().mean())
 
     @torch.inference_mode()
     def _predict(self, module: nn.Module, activity: str) -> Tensor:

@@ -73,3 +73,36 @@ def test_heads_of_other_shapes_get_no_soft_labels() -> None:
 def test_another_number_of_classes_is_an_error() -> None:
     with pytest.raises(RequirementError, match="the student has 3 classes and the teacher 4"):
         shared_heads({"label": torch.randn(2, 3)}, {"label": torch.randn(2, 4)}, lambda _: None)
+
+
+def test_a_score_is_trained_by_its_squared_error() -> None:
+    logits = torch.tensor([[1.0], [3.0]])
+    batch = {"label": torch.tensor([0.0, 1.0])}
+    assert hard_cross_entropy({"label": logits}, batch)["label"].item() == pytest.approx(2.5)
+    soft = soft_cross_entropy(logits, torch.tensor([[1.0], [1.0]]), 2.0)
+    assert soft.item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "message"),
+    [
+        (1, torch.tensor([0, 1]), "has numbers of classes as label, and the model expects scores"),
+        (3, torch.tensor([0.5, 1.0]), "has scores as label, and the model expects numbers"),
+        (3, torch.tensor([[0, 1], [1, 0]]), r"logits \[2, 3\] and label \[2, 2\] do not fit"),
+    ],
+)
+def test_labels_of_another_kind_are_errors(classes: int, label: torch.Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        hard_cross_entropy({"label": torch.zeros(2, classes)}, {"label": label})
+
+
+def test_positions_without_a_label_do_not_count_and_images_have_classes_first() -> None:
+    logits = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    label = torch.tensor([[0, 1, -100, 2, -100], [1, -100, -100, -100, -100]])
+    loss = hard_cross_entropy({"label": logits}, {"label": label})["label"]
+    counted = label != -100
+    expected = torch.nn.functional.cross_entropy(logits[counted], label[counted])
+    assert torch.allclose(loss, expected)
+    image = logits.movedim(-1, 1)[:, :, None, :]
+    same = hard_cross_entropy({"label": image}, {"label": label[:, None]})["label"]
+    assert torch.allclose(same, expected)

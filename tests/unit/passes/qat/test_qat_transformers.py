@@ -94,13 +94,13 @@ def test_a_class_is_stored_as_it_stores_itself_and_opened_with_its_grids(tmp_pat
     assert recognize(out).format.name == "quantized"
     assert len(read_quantization(out).layers) == integer
     expected = outputs_of(load_module(tmp_path / "model"), name)
-    assert cosine(expected, outputs_of(load_module(out), name)) > 0.99
+    assert cosine(expected, outputs_of(load_module(out), name)) > 0.97
     # transformers itself loads the float weights, with corrected biases, and nothing is left over
     loaded, info = getattr(transformers, CLASSES[name].class_name).from_pretrained(
         out, output_loading_info=True
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert cosine(expected, outputs_of(loaded.eval(), name)) > 0.99
+    assert cosine(expected, outputs_of(loaded.eval(), name)) > 0.97
 
 
 def test_a_folded_norm_comes_back_as_one_that_adds_the_bias(tmp_path):
