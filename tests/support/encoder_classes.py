@@ -172,8 +172,6 @@ def _clip(case: TinyClass, count: int, generator: torch.Generator) -> dict[str, 
     batch = _text(case, count, generator)
     batch["input_ids"][:, -1] = 95
     batch["attention_mask"][:] = 1
-    if case.model_type == "siglip":
-        del batch["attention_mask"]
     return batch | _image(case, count, generator)
 
 
