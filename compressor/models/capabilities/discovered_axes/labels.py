@@ -116,7 +116,7 @@ class Tracks:
 
     def join(self, first: Tensor, second: Tensor) -> Tensor:
         """Join two tracks element by element, and return the result."""
-        shape = torch.broadcast_shapes(first.shape, second.shape)
+        shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]
         one, other = first.expand(shape), second.expand(shape)
         self.sets.join(flat(one), flat(other))
         return torch.where(one == UNIFORM, other, one)
