@@ -10,7 +10,7 @@ from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts
 from compressor.models.families.transformers.layouts import is_tabulated
-from passes.export_onnx.cached.exporter import CachedExporter
+from passes.export_onnx.cached_exporter import CachedExporter
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.contract import Exporter
 from passes.export_onnx.decoder.exporter import DecoderExporter

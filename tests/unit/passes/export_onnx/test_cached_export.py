@@ -12,7 +12,7 @@ from compressor.models.checkpoint.description import read_description
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from compressor.runtimes.torch.session import TorchSession
-from passes.export_onnx.cached.exporter import CachedExporter
+from passes.export_onnx.cached_exporter import CachedExporter
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.exporters import stored_exporter
 from tests.support.decoders import export_decoder

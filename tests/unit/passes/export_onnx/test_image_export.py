@@ -22,7 +22,7 @@ from compressor.models.families.transformers.processor import Processor
 from compressor.runtimes.onnxruntime.decoder.vision import VisionTower, position_offsets
 from compressor.runtimes.onnxruntime.session import OnnxSession
 from compressor.runtimes.torch.session import TorchSession
-from passes.export_onnx.cached.run import export_cached
+from passes.export_onnx.cached_run import export_cached
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.images.run import SeparateTowerError, merge_size, split_class
 from tests.support.processors import message, write_conversations, write_picture

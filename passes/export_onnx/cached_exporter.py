@@ -84,6 +84,6 @@ class CachedExporter(Exporter):
             from passes.export_onnx.cached.encoder_decoder_run import export_encoder_decoder
 
             return export_encoder_decoder(self.config, self.generation, model, out, context)
-        from passes.export_onnx.cached.run import export_cached
+        from passes.export_onnx.cached_run import export_cached
 
         return export_cached(self.config, self.generation, model, out, context)
