@@ -151,7 +151,7 @@ class _StateLayer(_ReplacedStates, LinearAttentionLayer):  # type: ignore[misc]
     """A recurrent layer."""
 
 
-class _StateAndKeysLayer(  # type: ignore[misc, no-untyped-call]
+class _StateAndKeysLayer(  # type: ignore[misc, no-untyped-call, override]
     _ReplacedStates, LinearAttentionAndFullAttentionLayer
 ):
     """A layer with both a recurrent part and attention."""

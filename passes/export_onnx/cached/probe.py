@@ -62,7 +62,7 @@ def loops_over_tokens(module: Any, window: Mapping[str, np.ndarray[Any, Any]]) -
     """
     ids_1T = torch.from_numpy(window[INPUT_IDS][:, :5].astype(np.int64))
     argument = str(cache_argument(module))
-    counts = []
+    counts: list[int] = []
     for tokens in (1, 3):
         cache = new_cache(module)
         with torch.inference_mode():
@@ -73,11 +73,11 @@ def loops_over_tokens(module: Any, window: Mapping[str, np.ndarray[Any, Any]]) -
     return counts[1] > _LOOPING * counts[0]
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations of torch."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
