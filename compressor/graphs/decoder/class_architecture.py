@@ -64,7 +64,7 @@ def class_architecture(tree: Mapping[str, Any], context: int | None) -> DecoderA
     return _class_architecture(json.dumps(dict(tree), sort_keys=True), context)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _class_architecture(content: str, context: int | None) -> DecoderArchitecture:
     tree = json.loads(content)
     structure = structure_of(tree)

@@ -12,7 +12,7 @@ from compressor.graphs.decoder.structures import STRUCTURES
 from compressor.models.checkpoint.description import read_description
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from tests.support.built_classes import DECODER_CLASSES, save_class
-from tests.support.decoders import FIELDS, TOKENS, export_decoder, initializers
+from tests.support.decoders import FIELDS, TOKENS, export_decoder, initializers, pack_decoder
 
 EVERY_CLASS = pytest.mark.parametrize("case", DECODER_CLASSES)
 PORTABLE = ("bitnet", "cohere with head norms", "gemma2", "gpt2", "olmo2", "phi3", "stablelm")
@@ -53,6 +53,21 @@ def test_classes_have_caches_and_embeddings_in_8_bits_and_graphs_in_float16(case
     assert all(way["kl"] < 2e-3 for way in output.summary["parity"])
     output, _ = export_decoder(parent, tmp_path / "half", {**FIELDS, "dtype": "float16"})
     assert all(way["max_abs"] < 0.02 for way in output.summary["parity"])
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+@pytest.mark.parametrize("case", ["gpt_neox", "olmo2"])
+def test_packed_integers_are_carried_over(case, target, tmp_path):
+    """GPT-NeoX stores query, key and value head by head; the graph has all queries first."""
+    parent = save_class(tmp_path / "parent", *DECODER_CLASSES[case])
+    packed = pack_decoder(parent, tmp_path / "packed")
+    fields = {**FIELDS, "decoder": {"target": target}}
+    output, _ = export_decoder(packed, tmp_path / "out", fields)
+    assert output.summary["target"] == target
+    assert all(way["kl"] < 1e-3 for way in output.summary["parity"])
+    operator = {"onnxruntime": "MatMulNBits", "portable": "DequantizeLinear"}[target]
+    nodes = onnx.load(tmp_path / "out" / "model.onnx").graph.node
+    assert sum(node.op_type == operator for node in nodes) == 4 * 3
 
 
 def test_a_tied_table_is_stored_once(tmp_path):
