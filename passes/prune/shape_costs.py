@@ -29,16 +29,29 @@ class ShapeCosts:
     """Multiply-accumulates of the products with a tensor; those without one under ``""``."""
 
     def counted(self, values: Mapping[str, float], widths: Sequence[Width]) -> Cost:
-        """Return the sum of values by tensor as a function of the units kept of each width."""
+        """Return the sum of values by tensor as a function of the units kept of each width.
+
+        A search asks for thousands of sizes that differ in one width, so the tensors that depend on
+        the same widths are summed once for each combination of their sizes.
+        """
         removed, layers = _cuts(widths), _layers(widths)
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for name in values:
+            labels = {width.label for width, _, _ in removed.get(name, ())}
+            labels |= {width.label for prefix, width in layers.items() if name.startswith(prefix)}
+            groups.setdefault(tuple(sorted(labels)), []).append(name)
+        sums: dict[tuple[tuple[str, ...], tuple[int, ...]], float] = {}
 
-        def cost(sizes: Mapping[str, int]) -> float:
-            return sum(
-                value * self._kept_part(name, sizes, removed, layers)
-                for name, value in values.items()
-            )
+        def group_sum(labels: tuple[str, ...], sizes: Mapping[str, int]) -> float:
+            key = (labels, tuple(sizes[label] for label in labels))
+            if key not in sums:
+                sums[key] = sum(
+                    values[name] * self._kept_part(name, sizes, removed, layers)
+                    for name in groups[labels]
+                )
+            return sums[key]
 
-        return cost
+        return lambda sizes: sum(group_sum(labels, sizes) for labels in groups)
 
     def _kept_part(
         self,
