@@ -9,6 +9,7 @@ from compressor.errors import ModelError
 from compressor.models.families.module.config import ModuleConfig
 from compressor.models.families.module.interface import adapt
 from compressor.models.families.module.libraries import LIBRARIES
+from compressor.models.families.module.programs import build_program
 from compressor.models.families.module.resizing import resize
 from compressor.models.families.module.source_code import call_function
 
@@ -30,6 +31,8 @@ def build_original(config: ModuleConfig) -> nn.Module:
 
 
 def _build(config: ModuleConfig) -> nn.Module:
+    if config.program is not None:
+        return build_program(config.program)
     if config.python is None:
         library, model = LIBRARIES[config.builder], config.title
         return library.create(model, config.arguments)

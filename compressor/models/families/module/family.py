@@ -44,8 +44,8 @@ class Module(Family[ModuleConfig]):
         return _counted(config)[1].macs
 
     def user_code(self, config: ModuleConfig) -> str | None:
-        """Return the Python file that builds the module."""
-        return config.python
+        """Return the Python file that builds the module, or its program of torch.export."""
+        return config.python if config.program is None else config.title
 
     def build(self, config: ModuleConfig) -> nn.Module:
         """Return the module; see ``building.py``."""

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from compressor.artifacts.errors_from_os import reading
 from compressor.errors import ModelError
 from compressor.models.checkpoint.pickled import read_state_dict
+from compressor.models.families.module.programs import load_program
 
 _SUFFIX = ".safetensors"
+_PROGRAM = ".pt2"
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -25,6 +27,8 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], list[str]]:
     """
     if not file.is_file():
         raise ModelError(f"{file} does not exist", remedy="name a .safetensors or .pt file")
+    if file.suffix == _PROGRAM:
+        return dict(load_program(file, str(file)).state_dict), []
     if file.suffix != _SUFFIX:
         return read_state_dict(file)
     try:

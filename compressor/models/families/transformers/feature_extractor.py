@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from compressor.data.waveforms import read_waveform, require_rate
 from compressor.errors import DataError
+from compressor.models.waveforms import read_waveform, require_rate
 
 Array = np.ndarray[Any, Any]
 PREPROCESSOR = "preprocessor_config.json"

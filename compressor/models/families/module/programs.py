@@ -1,0 +1,164 @@
+"""Programs of torch.export as modules: their graph without weights, and layers in place of graphs.
+
+``torch.export.load`` may unpickle, which can run code, so a program is opened only where code is
+allowed.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from compressor.config.permission import require_code_allowed
+from compressor.errors import ModelError
+from compressor.models.families.module.config import BATCH, NamedInput
+
+_aten = torch.ops.aten
+_LINEAR, _CONV, _NORM = _aten.linear.default, _aten.conv2d.default, _aten.batch_norm.default
+_EPSILON, _MOMENTUM = 7, 6
+"""Positions among the arguments of ``batch_norm``."""
+_CONV_SETTINGS = 3
+_CONV_DEFAULTS: tuple[Any, ...] = ((1, 1), (0, 0), (1, 1), 1)
+"""First position, and default values, of stride, padding, dilation and groups of ``conv2d``."""
+
+
+def load_program(source: Path | bytes, name: str) -> ExportedProgram:
+    """Return the program of an archive.
+
+    Raises:
+        UsageError: code is not allowed.
+        ModelError: it cannot be read.
+    """
+    require_code_allowed(f"{name}, which may hold pickles,")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about versions of its archive
+            return torch.export.load(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except Exception as error:  # torch raises many kinds for a damaged archive
+        raise ModelError(f"{name} cannot be read: {error}", remedy="export it again") from error
+
+
+def program_text(program: ExportedProgram) -> str:
+    """Return a program without its weights, base64: every weight takes a single value."""
+    program._state_dict = {name: _shrunk(value) for name, value in program.state_dict.items()}
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about views of one value
+        torch.export.save(program, buffer)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def program_inputs(program: ExportedProgram) -> tuple[NamedInput, ...]:
+    """Return the inputs of a program.
+
+    Raises:
+        ModelError: an input is no tensor, or its first dimension does not vary.
+    """
+    names = program.graph_signature.user_inputs
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    return tuple(_input(str(name), values.get(str(name))) for name in names)
+
+
+def build_program(text: str) -> nn.Module:
+    """Return the module of ``program_text``, whose weights are to be set."""
+    with torch.device("cpu"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own trees
+        program = load_program(base64.b64decode(text), "the program of torch.export")
+        module = torch.export.unflatten(program)
+        for name, child in list(module.named_modules()):
+            if name and (layer := _layer(child)) is not None:
+                parent, _, last = name.rpartition(".")
+                setattr(module.get_submodule(parent), last, layer)
+        for child in module.modules():
+            for node in getattr(getattr(child, "graph", None), "nodes", ()):
+                node.meta.clear()  # fake tensors of the trace, which cannot be copied
+        for tensor in module.state_dict(keep_vars=True).values():
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    keywords = program.call_spec.in_spec.children()[1].context
+    return _with_keywords(module, keywords) if keywords else module
+
+
+def _shrunk(value: Tensor) -> Tensor:
+    tensor = torch.zeros((), dtype=value.dtype).expand(value.shape)
+    return nn.Parameter(tensor, requires_grad=False) if isinstance(value, nn.Parameter) else tensor
+
+
+def _input(name: str, value: Any) -> NamedInput:
+    if not isinstance(value, Tensor):
+        raise ModelError(f"the program takes {name}, which is no tensor", remedy="leave it out")
+    if not value.ndim or isinstance(value.shape[0], int):
+        raise ModelError(
+            f"the program is exported for one size of the first dimension of {name}: "
+            f"{list(value.shape)}",
+            remedy="export it with `dynamic_shapes={name: {0: torch.export.Dim('batch')}}`",
+        )
+    sizes = [size if isinstance(size, int) else str(size) for size in value.shape[1:]]
+    dtype = str(value.dtype).removeprefix("torch.")
+    return NamedInput.model_validate({"name": name, "shape": (BATCH, *sizes), "dtype": dtype})
+
+
+def _layer(module: nn.Module) -> nn.Module | None:
+    """Return the layer of torch that a part of a program computes; None for any other part."""
+    graph = getattr(module, "graph", None)
+    if graph is None:
+        return None
+    calls = [node for node in graph.nodes if node.op in {"call_function", "call_module"}]
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(calls) != 1 or len(inputs) != 1 or calls[0].args[:1] != (inputs[0],):
+        return None
+    tensors = dict(module.state_dict(keep_vars=True))
+    layer = _created(calls[0].target, calls[0].args, tensors)
+    if layer is None or not tensors.keys() <= layer.state_dict().keys():
+        return None
+    for name, tensor in tensors.items():
+        setattr(layer, name, tensor)
+    return layer.eval()
+
+
+def _created(target: Any, args: Sequence[Any], tensors: dict[str, Tensor]) -> nn.Module | None:
+    if "weight" not in tensors:
+        return None
+    shape, bias = tensors["weight"].shape, "bias" in tensors
+    if target is _LINEAR:
+        return nn.Linear(shape[1], shape[0], bias)
+    if target is _CONV:
+        given = args[_CONV_SETTINGS:]
+        stride, padding, dilation, groups = (*given, *_CONV_DEFAULTS[len(given) :])
+        return nn.Conv2d(
+            shape[1] * groups,
+            shape[0],
+            tuple(shape[2:]),
+            tuple(stride),
+            tuple(padding),
+            tuple(dilation),
+            groups,
+            bias,
+        )
+    if target is _NORM and "running_mean" in tensors:
+        return nn.BatchNorm2d(shape[0], args[_EPSILON], args[_MOMENTUM])
+    return None
+
+
+def _with_keywords(module: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Give a module a ``forward`` whose parameters are these keywords, in place."""
+    import inspect
+
+    original = type(module)
+
+    def forward(self: nn.Module, **tensors: Tensor) -> Any:
+        """Run the program."""
+        return original.forward(self, **tensors)
+
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
+    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    module.__class__ = type(original.__name__, (original,), {"forward": forward})
+    return module
