@@ -14,12 +14,11 @@ from compressor.runtimes.foreign.safetensors_kinds import (
     LoraFile,
     SafetensorsFile,
 )
-from compressor.runtimes.foreign.torch_files import ExportedProgram, Pickle, TorchScript
+from compressor.runtimes.foreign.torch_files import Pickle, TorchScript
 
 _MODEL_FILES: tuple[ForeignKind, ...] = (
     GgufFile(),
     TorchScript(),
-    ExportedProgram(),
     *SIMPLE_KINDS,
     LoraFile(),
     CheckpointPart(),
@@ -60,7 +59,7 @@ def inner_models(folder: Path) -> tuple[Path, ...]:
 def _is_model_file(file: Path) -> bool:
     if file.name.startswith(".") or not file.is_file():
         return False
-    return file.suffix == ".onnx" or any(kind.recognizes(file) for kind in _MODEL_FILES)
+    return file.suffix in {".onnx", ".pt2"} or any(kind.recognizes(file) for kind in _MODEL_FILES)
 
 
 class FolderOfModels(ForeignKind):

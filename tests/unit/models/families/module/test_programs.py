@@ -1,0 +1,79 @@
+"""Programs of torch.export (.pt2): behind the permission, with layers that passes find."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.config.permission import allow_code
+from compressor.errors import ModelError, UsageError
+from compressor.models.families.module.family import Module
+from compressor.models.families.module.weights import read_weights, set_weights
+from compressor.runtimes.formats import recognize
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, about its own archives
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 2, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, image: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.stem(image)).relu().mean((2, 3)) * scale)
+
+
+def save(file: Path, *, keywords: bool = False, dynamic: bool = True) -> Net:
+    torch.manual_seed(0)
+    net = Net().eval()
+    nn.init.uniform_(net.norm.running_mean)
+    tensors = {"image": torch.randn(2, 3, 8, 8), "scale": torch.ones(2, 4)}
+    size = {0: torch.export.Dim("batch")} if dynamic else None
+    shapes = dict.fromkeys(tensors, size)
+    args, kwargs = ((), tensors) if keywords else (tuple(tensors.values()), {})
+    torch.export.save(torch.export.export(net, args, kwargs, dynamic_shapes=shapes), file)
+    return net
+
+
+@pytest.mark.parametrize("keywords", [False, True], ids=["position", "keyword"])
+def test_a_program_is_a_module_with_layers(tmp_path: Path, keywords: bool) -> None:
+    net = save(tmp_path / "net.pt2", keywords=keywords)
+    stored = recognize(tmp_path / "net.pt2")
+    assert stored.format.name == "program"
+    allow_code()
+    source = stored.format.module_source(stored.path)
+    assert source is not None
+    assert [spec.shape for spec in source.config.input_specs()] == [
+        ("batch", 3, 8, 8),
+        ("batch", 4),
+    ]
+    module = Module().build(source.config)
+    set_weights(module, read_weights(stored.path)[0])
+    batch = {"image": torch.randn(3, 3, 8, 8), "scale": torch.rand(3, 4)}
+    with torch.no_grad():
+        expected = net(**batch)
+        assert torch.allclose(copy.deepcopy(module)(**batch)["logits"], expected, atol=1e-6)
+    layers = {name: type(layer) for name, layer in module.named_modules() if name}
+    assert layers == {"stem": nn.Conv2d, "norm": nn.BatchNorm2d, "head": nn.Linear}
+    assert Module().macs(source.config) == 9 * 27 * 4 + 4 * 5
+
+
+def test_a_program_is_opened_only_where_code_is_allowed(tmp_path: Path) -> None:
+    save(tmp_path / "net.pt2")
+    stored = recognize(tmp_path / "net.pt2")
+    assert stored.format.tensor_listing(stored.path)
+    with pytest.raises(UsageError, match="may hold pickles"):
+        stored.format.module_source(stored.path)
+
+
+def test_a_program_of_one_batch_size_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "net.pt2", dynamic=False)
+    allow_code()
+    with pytest.raises(ModelError, match="one size of the first dimension of image"):
+        recognize(tmp_path / "net.pt2").format.module_source(tmp_path / "net.pt2")
