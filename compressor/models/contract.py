@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from compressor.config.record import Record
 from compressor.errors import RequirementError
@@ -27,9 +27,10 @@ from compressor.models.capabilities.signature import Signature
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from compressor.models.checkpoint.weight_files import WeightFiles
+    from compressor.models.quantized.packed_linear import PackedLinear
 
 F = TypeVar("F", bound=Record)
 UNSUPPORTED = "unsupported"
@@ -48,6 +49,19 @@ class StoredArchitecture(Generic[F]):
     """Tensors that are missing, unexpected, or of another shape."""
     notes: tuple[str, ...] = ()
     """Differences between config.json and the weights that were resolved, for reports."""
+
+
+class FileNames(Protocol):
+    """Names in the files of the tensors of a module, which some families convert while loading."""
+
+    def holds(self, name: str) -> bool:
+        """Return True if the files hold a tensor of the module; of tied ones they may hold one."""
+
+    def tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors of the module by their names in the files."""
+
+    def packed(self, layers: Mapping[str, PackedLinear]) -> dict[str, PackedLinear]:
+        """Return packed layers by their names in the files."""
 
 
 CapabilityTable = Mapping[type[Capability], Callable[[], Capability | None]]
@@ -203,6 +217,32 @@ class Family(ABC, Generic[F]):
     def has_own_layout(self) -> bool:
         """True if models are stored in another layout than that of ``Family.save``."""
         return type(self).save is not Family.save
+
+    def write_packed_config(
+        self, config: F, folder: Path, parent: Path, fields: Mapping[str, Any]
+    ) -> None:
+        """Write the config.json of a model with packed layers, and the files beside its weights.
+
+        Args:
+            config: the architecture.
+            folder: the folder to write to.
+            parent: folder of the float model.
+            fields: ``quantization_config``, and the ``dtype`` of the tensors that are not packed.
+        """
+        from compressor.models.checkpoint.layout import write_description
+
+        packing = {name: value for name, value in fields.items() if name != "dtype"}
+        write_description(self.name, self.version, config, folder, packing)
+
+    def file_names(self, module: nn.Module, config: F, folder: Path) -> FileNames | None:
+        """Return the names in the files of a module's tensors; None where they are the module's.
+
+        Args:
+            module: a module of the family.
+            config: its architecture.
+            folder: the model folder that it was loaded from.
+        """
+        return None
 
     def slim(self, config: F, **dimensions: Any) -> F:
         """Return the config with some of its top-level fields replaced (`student: {slim: …}`).

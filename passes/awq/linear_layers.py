@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from compressor.models.capabilities.linear_groups import Block, Site
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from passes.awq.config import AwqConfig
+from passes.awq.linear_shapes import MIN_WEIGHTS
 
-_MIN_WEIGHTS = 1024
-"""Below this number the headers of four packed tensors take most of what packing saves."""
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +54,19 @@ def concatenate_weights(layer: nn.Module, site: Site) -> Tensor:
     return torch.cat([get_linear(layer, name).weight for name in site.linears]).T.contiguous()
 
 
-def select_layers(blocks: Sequence[Block], module: nn.Module, config: AwqConfig) -> Selection:
+def select_layers(
+    blocks: Sequence[Block],
+    module: nn.Module,
+    config: AwqConfig,
+    kept: Mapping[str, str] = _NONE,
+) -> Selection:
     """Select the layers of ``module`` that fit the config's grid and format.
 
     Args:
         blocks: the family's blocks; if empty, each linear layer is a site of its own.
         module: the module with its weights.
         config: without `effective_bits`, so that there is one grid.
+        kept: linear layers that stay in float whatever their size, with reasons.
     """
     checkpoint_format, (grid,) = PACKED_FORMATS[config.format], config.grids
     linears = find_linears(module)
@@ -73,11 +80,13 @@ def select_layers(blocks: Sequence[Block], module: nn.Module, config: AwqConfig)
     kept_float: dict[str, str] = {}
     for name, layer in linears.items():
         reasons = checkpoint_format.problems(grid, layer.out_features, layer.in_features)
-        if name not in in_blocks:
-            reasons = ["the family's table does not name it"]
+        if name in kept:
+            reasons = [kept[name]]
+        elif name not in in_blocks:
+            reasons = ["no sample calls it as a linear layer"]
         elif users[id(layer.weight)] > 1:
             reasons = ["another module has the same weight"]
-        elif layer.weight.numel() < _MIN_WEIGHTS:
+        elif layer.weight.numel() < MIN_WEIGHTS:
             reasons.append(f"{layer.weight.numel()} weights are too few to win anything")
         if reasons:
             kept_float[name] = "; ".join(reasons)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.errors import NumericalError, ParityError
-from compressor.models.checkpoint.companions import copy_companions
-from compressor.models.checkpoint.layout import CONFIG, INDEX
+from compressor.models.checkpoint.layout import INDEX
 from compressor.models.checkpoint.stored_tensors import DTYPES
 from compressor.models.families.transformers.file_names import FileNames, FilePart
+from compressor.models.families.transformers.modules import write_packed_config
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
@@ -258,9 +258,6 @@ def assemble_checkpoint(
             "weight_map": dict(sorted(weight_map.items())),
         }
         (out / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        dtype_name = str(dtype).removeprefix("torch.")
-        config = {**tree, QUANTIZATION_CONFIG: quantization, "dtype": dtype_name}
-        config.pop("torch_dtype", None)
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (out / CONFIG).write_text(text, encoding="utf-8")
-        copy_companions(parent, out)
+    dtype_name = str(dtype).removeprefix("torch.")
+    fields = {QUANTIZATION_CONFIG: quantization, "dtype": dtype_name}
+    write_packed_config(tree, out, parent, fields)

@@ -25,6 +25,7 @@ from passes.awq.linear_shapes import (
     quantized_share,
 )
 from passes.awq.planned_packing import packed_facts
+from passes.awq.whole import WholeQuantizer
 from passes.common.field_problems import FieldProblem, check_no_problems
 
 
@@ -113,9 +114,20 @@ class StreamedQuantizer(ModelQuantizer):
 
     def quantize(self, model: ModelDescription, out: Path, context: PassContext) -> PassOutput:
         """Quantize layer by layer, resuming from ``context.work``; see ``ModelQuantizer``."""
+        from compressor.models.families.transformers.streaming import NotStreamableError
         from passes.awq.streamed_run import quantize_checkpoint
 
-        return quantize_checkpoint(self.config, self.layers, model, out, context)
+        try:
+            return quantize_checkpoint(self.config, self.layers, model, out, context)
+        except NotStreamableError as error:
+            whole = WholeQuantizer(self.config, model.family, model.config)
+            if problems := whole.field_problems():
+                check_no_problems(
+                    replace(problem, reason=f"{problem.reason}, and here {error.what}")
+                    for problem in problems
+                )
+            context.note(f"loading the whole model: {error.what}")
+            return whole.quantize(model, out, context)
 
 
 def _grids(grid: WeightGrid | None) -> tuple[WeightGrid, ...]:

@@ -89,7 +89,7 @@ class _StreamedRun:
         self.checkpoint, self.context = checkpoint, context
         self.settings = QuantizationSettings.of(config, checkpoint.dtype)
         self.sites = LayerSites(config, stated, config.grids, context.note)
-        names = None if stated is not None else checkpoint.file_names()
+        names = None if stated is not None else checkpoint.file_names(checkpoint.module)
         self.writer = ShardWriter(checkpoint, context.work, self.settings, names)
         self.hidden = HiddenStates(context.work, context.artifact_id)
         self.samples = load_samples(config, context)

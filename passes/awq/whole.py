@@ -17,22 +17,18 @@ from passes.awq.config import GROUP_SIZES, AwqConfig
 from passes.awq.contract import ModelQuantizer
 from passes.common.field_problems import FieldProblem, is_set
 
-_ROUND_TO_NEAREST = (
-    "round to nearest with `refine: none`, `scaling: false`, `error_compensation: 0`"
-)
-
 
 class WholeQuantizer(ModelQuantizer):
-    """Quantization of a module of any family, block by block where the family states blocks."""
+    """Quantization of a module of any family, block by block."""
 
     def __init__(self, config: AwqConfig, family: Family[Any], architecture: Record) -> None:
         self.config, self.family = config, family
         groups = family.capability(LinearGroups, architecture)
         self.blocks: tuple[Block, ...] = () if groups is None else groups.blocks
-        """Empty where the family does not state which linear layers read the same input."""
+        """Empty where the family does not state them: they are discovered from the module."""
 
     def field_problems(self) -> list[FieldProblem]:
-        """Return fields for checkpoints, formats for checkpoints, and methods that need blocks."""
+        """Return fields and formats for streamed checkpoints, and scaling without a source."""
         config = self.config
         problems = [
             FieldProblem(name, "for transformers checkpoints only", f"remove `{name}`")
@@ -47,13 +43,6 @@ class WholeQuantizer(ModelQuantizer):
                     "set `format: compressed-tensors`",
                 )
             )
-        if not self.blocks:
-            reason = (
-                f"the family {self.family.name} does not state which linear layers read the "
-                "same input"
-            )
-            remedy = f"{_ROUND_TO_NEAREST}; or {LinearGroups.remedy}"
-            problems += [FieldProblem(name, reason, remedy) for name in config.grouped_methods]
         if self.blocks and is_set(config, "scaling") and not self._has_source():
             problems.append(
                 FieldProblem(

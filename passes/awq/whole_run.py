@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import NumericalError
-from compressor.models.capabilities.linear_groups import Block
+from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.linear_groups import Block, LinearGroups
 from compressor.models.checkpoint.description import ModelDescription
-from compressor.models.checkpoint.layout import WEIGHTS, write_description
+from compressor.models.checkpoint.layout import WEIGHTS
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.checkpoint.weights import tensors_to_save
 from compressor.models.quantized.packed_linear import PackedLinear
@@ -43,7 +44,8 @@ def quantize_module(
 
     Args:
         config: the pass's config.
-        blocks: the model's blocks; if empty, each linear layer is a site of its own.
+        blocks: the model's blocks; if empty, they are discovered, or without need of them each
+            linear layer is a site of its own.
         model: the model folder.
         out: an empty folder.
         context: services of the engine.
@@ -53,25 +55,56 @@ def quantize_module(
     stored_dtype = next(value.dtype for value in module.parameters() if value.is_floating_point())
     module = module.float()
     settings = QuantizationSettings.of(config, stored_dtype)
-    selection = select_layers(blocks, module, config)
+    run = _WholeRun(config, settings, module, context)
+    kept: dict[str, str] = {}
+    if not blocks:
+        kept = dict.fromkeys(_vocabulary_heads(module), "its outputs are a vocabulary")
+        blocks = _discover_blocks(config, model, run)
+    selection = select_layers(blocks, module, config, kept)
     for name, reason in selection.kept_float.items():
         context.note(f"{name} is not quantized: {reason}")
-    run = _WholeRun(config, settings, module, context)
     run.trace(model.signature.outputs)
     share = count_share(module, selection.names, batch=run.inputs[0])
     share.warn(context.note)
     run.quantize(selection.blocks)
     out.mkdir(parents=True, exist_ok=True)
-    floats = tensors_beside(run.packed, tensors_to_save(module))
-    write_packed_shard(out / WEIGHTS, "", floats, run.packed, settings)
+    floats, packed = tensors_beside(run.packed, tensors_to_save(module)), run.packed
+    names = model.family.file_names(module, model.config, model.folder)
+    if names is not None:
+        state = {name: value for name, value in module.state_dict().items() if names.holds(name)}
+        # Copies, because no two tensors of a file may share their memory.
+        floats = {name: value.clone() for name, value in tensors_beside(packed, state).items()}
+        floats, packed = names.tensors(floats), names.packed(packed)
+    write_packed_shard(out / WEIGHTS, "", floats, packed, settings)
     (out / WEIGHTS).chmod(0o644)  # safetensors creates files with mode 0600
     (grid,) = config.grids
-    quantization = settings.format.config({grid: sorted(run.packed)}, sorted(selection.kept_float))
-    family = model.family
-    write_description(
-        family.name, family.version, model.config, out, {QUANTIZATION_CONFIG: quantization}
-    )
+    names_of_packed = sorted({*run.packed, *packed})
+    quantization = settings.format.config({grid: names_of_packed}, sorted(selection.kept_float))
+    dtype_name = str(settings.float_dtype).removeprefix("torch.")
+    fields = {QUANTIZATION_CONFIG: quantization, "dtype": dtype_name}
+    model.family.write_packed_config(model.config, out, model.folder, fields)
     return PassOutput(run.summary(selection.kept_float) | share.summary())
+
+
+def _discover_blocks(
+    config: AwqConfig, model: ModelDescription, run: _WholeRun
+) -> tuple[Block, ...]:
+    """Return the blocks found in the module on the first batch; none if no method needs them."""
+    if not config.grouped_methods:
+        return ()
+    loaded = LoadedModel(run.module, run.inputs[0])
+    groups = model.family.capability(LinearGroups, model.config, loaded)
+    return () if groups is None else groups.blocks
+
+
+def _vocabulary_heads(module: nn.Module) -> list[str]:
+    """Return the linear layers with an output for each row of the embedding of tokens."""
+    rows = {layer.num_embeddings for layer in module.modules() if isinstance(layer, nn.Embedding)}
+    return [
+        name
+        for name, layer in find_linears(module).items()
+        if layer.out_features in rows and layer.out_features > layer.in_features
+    ]
 
 
 class _WholeRun:

@@ -8,6 +8,7 @@ outside of them are sites of the whole model. The sources of scales are found by
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -227,16 +228,23 @@ def _first_arguments(
 
 
 def _map_tensors(value: Any, copies: Mapping[int, Tensor]) -> Any:
-    """Return nested tuples, lists and mappings with every tensor replaced by its copy."""
+    """Return nested arguments with every tensor replaced by its copy, and objects copied."""
     if isinstance(value, Tensor):
-        return copies[id(value)]
+        return copies.get(id(value), value)
     if type(value) is dict:
         return {key: _map_tensors(entry, copies) for key, entry in value.items()}
     if type(value) in {tuple, list}:
         return type(value)(_map_tensors(entry, copies) for entry in value)
-    return value
+    if value is None or isinstance(value, bool | int | float | str | nn.Module):
+        return value
+    return deepcopy(value)
 
 
 def _run_again(layer: nn.Module, arguments: Arguments) -> RunBlock:
-    args, kwargs = arguments
-    return partial(layer, *args, **kwargs)
+    """Return what runs a layer on its arguments, each time with the same state of caches."""
+
+    def run() -> Any:
+        args, kwargs = _map_tensors(arguments, {})
+        return layer(*args, **kwargs)
+
+    return run

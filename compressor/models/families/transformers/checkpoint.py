@@ -19,6 +19,7 @@ from compressor.errors import ModelError, NumericalError
 from compressor.models.checkpoint.stored_tensors import StoredTensors
 from compressor.models.checkpoint.weight_files import read_weight_files
 from compressor.models.families.transformers.conversion import Conversions
+from compressor.models.families.transformers.file_names import FileNames
 from compressor.models.families.transformers.modules import build_on_meta
 from compressor.models.families.transformers.stored_names import compare_names
 from compressor.models.quantized.packed_checkpoint import PackedTensors
@@ -87,6 +88,11 @@ class Checkpoint:
                 + "\n".join(f"    {problem}" for problem in problems),
                 remedy="take config.json and the safetensors files from the same checkpoint",
             )
+
+    def file_names(self, module: nn.Module) -> FileNames:
+        """Return the names in the files of the tensors of a module of the class."""
+        shapes = {name: entry.entry.shape for name, entry in self._stored.entries.items()}
+        return FileNames(cast("PreTrainedModel", module), self._conversions, shapes)
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield tensors of the class, floats in ``dtype``.

@@ -18,7 +18,7 @@ from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.models.capabilities.streamed_layers import StreamedLayers
-from compressor.models.contract import CapabilityTable, Family, StoredArchitecture
+from compressor.models.contract import CapabilityTable, Family, FileNames, StoredArchitecture
 from compressor.models.families.transformers import arithmetic
 from compressor.models.families.transformers.axes import checkpoint_axes
 from compressor.models.families.transformers.config import CheckpointConfig
@@ -135,6 +135,22 @@ class Transformers(Family[CheckpointConfig]):
         from compressor.models.families.transformers.generic.axes import described_axes
 
         return cast("C | None", described_axes(capability.axes, config, model))
+
+    def write_packed_config(
+        self, config: CheckpointConfig, folder: Path, parent: Path, fields: Mapping[str, Any]
+    ) -> None:
+        """Write config.json as transformers does, and copy tokenizer, processor and licence."""
+        from compressor.models.families.transformers.modules import write_packed_config
+
+        write_packed_config(config.tree, folder, parent, fields)
+
+    def file_names(
+        self, module: nn.Module, config: CheckpointConfig, folder: Path
+    ) -> FileNames | None:
+        """Return the names in the files of the checkpoint that a module was loaded from."""
+        from compressor.models.families.transformers.checkpoint import Checkpoint
+
+        return Checkpoint(folder, config.tree).file_names(module)
 
     def capabilities(self, config: CheckpointConfig) -> CapabilityTable:
         """Return what the tables state; what they do not is discovered from the module.

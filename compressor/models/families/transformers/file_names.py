@@ -52,6 +52,10 @@ class FileNames:
         }
         self._expert_parts = lru_cache(maxsize=None)(self._find_expert_parts)
 
+    def holds(self, name: str) -> bool:
+        """Return True if the files hold a tensor of the class; of tied ones they may hold one."""
+        return name in self._experts or name in self._conversions.targets
+
     def parts(self, name: str) -> list[FilePart]:
         """Return the stored tensors that together hold a tensor of the class.
 

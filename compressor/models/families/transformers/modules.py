@@ -103,6 +103,28 @@ def save_checkpoint(
         )
 
 
+def write_packed_config(
+    tree: Mapping[str, Any], folder: Path, parent: Path, fields: Mapping[str, Any]
+) -> None:
+    """Write the config.json of a packed checkpoint, and copy the files beside the weights.
+
+    Args:
+        tree: config.json of the float checkpoint.
+        folder: the folder to write to.
+        parent: the float checkpoint.
+        fields: fields that are added or replaced.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    config = {**tree, **fields}
+    config.pop("torch_dtype", None)
+    with writing(folder):
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        copy_companions(parent, folder)
+
+
 def _construct(tree: Mapping[str, Any]) -> PreTrainedModel:
     """Return a new instance of the class that config.json names."""
     model_class = _model_class(tree)

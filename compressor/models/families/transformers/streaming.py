@@ -15,7 +15,6 @@ from torch.utils.hooks import RemovableHandle
 from compressor.errors import ModelError
 from compressor.models.families.transformers.checkpoint import Checkpoint, move_to_meta
 from compressor.models.families.transformers.experts.split import split_experts, split_tensors
-from compressor.models.families.transformers.file_names import FileNames
 from compressor.models.families.transformers.generic.decoder_parts import (
     decoder_parts,
     leaf_parts,
@@ -66,11 +65,6 @@ class StreamedCheckpoint(Checkpoint):
     def layers(self) -> nn.ModuleList:
         """The decoder layers."""
         return cast("nn.ModuleList", self.module.get_submodule(self.layers_name))
-
-    def file_names(self) -> FileNames:
-        """Return the names under which tensors of the class are written."""
-        shapes = {name: entry.entry.shape for name, entry in self._stored.entries.items()}
-        return FileNames(self.module, self._conversions, shapes)
 
     def is_stored_elsewhere(self, name: str) -> bool:
         """Return True for a tied tensor that the files hold under the other name."""
