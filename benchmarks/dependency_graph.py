@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.discovered_axes.verification import masked, removed_part
-from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.unit_removal import remove_units
 from compressor.models.checkpoint.weights import assign_weights, weights_on_meta
 from compressor.models.families.module.config import ModuleConfig

@@ -15,13 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cas
 from compressor.config.record import Record
 from compressor.errors import RequirementError
 from compressor.models.capabilities.capability import C, Capability
-from compressor.models.capabilities.discovery import (
-    LoadedModel,
-    derive,
-    discover,
-    is_discoverable,
-)
+from compressor.models.capabilities.discovery import derive, discover, is_discoverable
 from compressor.models.capabilities.integer_storage import IntegerStorage
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.signature import Signature
 
 if TYPE_CHECKING:

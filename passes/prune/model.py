@@ -16,7 +16,7 @@ from compressor.config.record import Record
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
 from compressor.models.capabilities.cuttable_axes import Axis, CuttableAxes
-from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.signature import Signature
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.checkpoint.description import read_description

@@ -21,7 +21,7 @@ from compressor.artifacts.store import Artifact
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.models.capabilities.discovered_axes.verification import cut_problem
-from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.unit_removal import remove_units
 from passes.common.checkpoint import UnusableCheckpointError, load_checkpoint, save_checkpoint
 from passes.common.device import device_of, prepare_torch

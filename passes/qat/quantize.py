@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from calibration.samples import Samples
+from calibration.table import CalibrationTable
 from compressor.artifacts.store import Artifact
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.models.architecture import Architecture
-from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.capabilities.valid_positions import ValidPositions
@@ -36,6 +37,7 @@ from passes.qat.ranges import (
     observe_ranges,
     open_samples,
     sample_inputs,
+    unused_layers,
 )
 from passes.qat.smoothing import smooth_inputs
 
@@ -77,6 +79,8 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
         positions=model.positions,
         samples=model.samples,
     )
+    if config.calibration.table is None:
+        selection = _without_unused(selection, table, context)
     check_table(table, selection.layers, config, folded.module)
     batch = sample_inputs(model.samples, model.module, _BIAS_SAMPLES)
     bias_samples = BiasSamples(batch, model.positions.mask(batch))
@@ -111,6 +115,21 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
     share = count_share(model.module, integer, selection.embeddings, inputs)
     share.warn(context.note)
     return PassOutput(_summary(quantization, folded) | share.summary() | summary)
+
+
+def _without_unused(
+    selection: Selection, table: CalibrationTable, context: PassContext
+) -> Selection:
+    """Return the selection without layers whose input is constant, which stay in float."""
+    unused = unused_layers(table, selection.layers)
+    if unused:
+        lines = "; ".join(f"{name}: {reason}" for name, reason in unused.items())
+        context.note(f"{len(unused)} of {len(selection.layers)} layers stay in float: {lines}")
+    return replace(
+        selection,
+        layers=tuple(name for name in selection.layers if name not in unused),
+        float_layers={**selection.float_layers, **unused},
+    )
 
 
 def _share_remedy(config: QatConfig) -> str:

@@ -7,30 +7,18 @@ runs or traces the module; it is one function in this package, imported when it 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from compressor.models.capabilities.capability import C, Capability
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.linear_groups import LinearGroups
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.signature import Signature
 from compressor.models.capabilities.training_heads import TrainingHeads, heads_from_signature
 from compressor.models.capabilities.valid_positions import ValidPositions
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 _MASK = "attention_mask"
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A module in eval mode, and a batch to run or trace it with."""
-
-    module: nn.Module
-    batch: Mapping[str, Tensor]
-    """Inputs by the names of ``forward``'s arguments."""
 
 
 def _valid_positions(signature: Signature) -> ValidPositions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.discovered_axes.grouping import group_axes
 from compressor.models.capabilities.discovered_axes.tracing import trace_channels
-from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.loaded_model import LoadedModel
 
 
 def discover_axes(model: LoadedModel) -> CuttableAxes:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.models.capabilities.cuttable_axes import Axis
-from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.unit_removal import kept_indices, remove_units
 
 _TOLERANCE = 1e-3

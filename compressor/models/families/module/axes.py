@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compressor.models.capabilities.cuttable_axes import Axis, CuttableAxes
 from compressor.models.capabilities.discovered_axes.verification import verified_axes
-from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.checkpoint.weights import assign_weights, weights_on_meta
 from compressor.models.families.module.building import build_module
 from compressor.models.families.module.config import ModuleConfig

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from compressor.models.capabilities.capability import C
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
-from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.signature import Signature
 from compressor.models.contract import Family
 from compressor.models.families.module.config import Counts, ModuleConfig, replaced

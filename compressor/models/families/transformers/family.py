@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.capability import C
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
-from compressor.models.capabilities.discovery import LoadedModel
 from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.linear_groups import LinearGroups
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.contract import CapabilityTable, Family, FileNames, StoredArchitecture

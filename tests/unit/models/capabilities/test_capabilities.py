@@ -12,9 +12,9 @@ from compressor.errors import RequirementError
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
-from compressor.models.capabilities.discovery import LoadedModel
 from compressor.models.capabilities.feature_taps import FeatureTaps
 from compressor.models.capabilities.linear_groups import LinearGroups
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.signature import Signature
 from compressor.models.capabilities.training_heads import TrainingHeads

@@ -13,7 +13,7 @@ from compressor.models.capabilities.cuttable_axes import (
     FieldPath,
 )
 from compressor.models.capabilities.discovered_axes.verification import removed_part, verified_axes
-from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.checkpoint.weights import assign_weights
 from compressor.models.families.transformers.config import CheckpointConfig
 from compressor.models.families.transformers.generic.axis_fields import (

@@ -7,7 +7,7 @@ import torch
 
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.discovered_axes.discover import discover_axes
-from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.families.transformers.generic.axes import described_axes
 from compressor.models.families.transformers.generic.sample import sample_batch
 from tests.support.tiny_models import CHECKPOINT, DEEP, OTHER, PHONE

@@ -9,7 +9,7 @@ import torch
 
 from compressor.models.capabilities.discovered_axes.discover import discover_axes
 from compressor.models.capabilities.discovered_axes.verification import verified_axes
-from compressor.models.capabilities.discovery import LoadedModel
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.checkpoint.weights import assign_weights
 from compressor.models.families.module.resizing import resize
 from tests.support.channel_modules import MODULES, create
