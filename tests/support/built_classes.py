@@ -117,7 +117,8 @@ def save_class(folder: Path, model_type: str, fields: Mapping[str, Any]) -> Simp
     unset = {name: None for name in ("layer_types", "no_rope_layers") if name in known}
     torch.manual_seed(1)
     config = transformers.AutoConfig.for_model(model_type, **(sizes | unset | dict(fields)))
-    module = transformers.AutoModelForCausalLM.from_config(config)
+    build: Any = transformers.AutoModelForCausalLM.from_config
+    module = build(config)
     for weight in module.parameters():
         if weight.ndim == 1:
             weight.data = weight.data + 0.2 * torch.randn_like(weight)

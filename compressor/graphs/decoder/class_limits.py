@@ -9,7 +9,12 @@ from compressor.errors import ModelError
 from compressor.graphs.decoder.architecture import DecoderArchitecture
 from compressor.graphs.decoder.class_architecture import class_architecture
 from compressor.graphs.decoder.class_modules import UnknownStructureError
-from compressor.graphs.decoder.limits import GraphProblem, Target, head_problems, length_problems
+from compressor.graphs.decoder.graph_problem import (
+    GraphProblem,
+    Target,
+    head_problems,
+    length_problems,
+)
 from compressor.graphs.decoder.structures import structure_of
 
 _REMEDY = "remove the fields of `decoder`: the model is traced"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.graphs.decoder.limits import Activation
+from compressor.graphs.decoder.activations import Activation
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 _NEIGHBOURS, _HALVES = (-1.0, 0.0, -3.0, 2.0), (-2.0, -3.0, 0.0, 1.0)

@@ -6,44 +6,24 @@ Planning uses them: for architectures with a row in the tables torch is not impo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from compressor.graphs.decoder.activations import ACTIVATIONS
+from compressor.graphs.decoder.graph_problem import (
+    GraphProblem,
+    Target,
+    head_problems,
+    length_problems,
+)
 from compressor.models.families.transformers.decoder_settings import (
     DecoderSettings,
     decoder_settings,
 )
 from compressor.models.families.transformers.layouts import decoder_shape, is_tabulated
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "xielu"]
-Target = Literal["onnxruntime", "portable"]
-ACTIVATIONS: Mapping[str, Activation] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-    "relu2": "relu2",
-}
-"""Transformers' names of the activations that a graph can compute."""
 _FIXED_ROTARY = frozenset({"default", "linear", "dynamic", "llama3", "proportional", "yarn"})
 """Rotary embeddings whose frequencies do not change within the positions of the model. Those of
 ``dynamic`` change beyond them, and those of ``longrope`` before."""
-_HEAD_MULTIPLE = 8
-"""Widths of a head that GroupQueryAttention takes are multiples of it."""
-_ROTATED_HEAD_MULTIPLE = 16
-"""The same, where GroupQueryAttention rotates the heads too."""
-
-
-@dataclass(frozen=True, slots=True)
-class GraphProblem:
-    """A reason for which the graph of a decoder cannot be built."""
-
-    field: str
-    """Path of the field of `export-onnx`."""
-    reason: str
-    remedy: str
 
 
 def graph_problems(
@@ -78,33 +58,6 @@ def graph_problems(
     if target == "onnxruntime":
         problems += head_problems(width, rotates=not settings.sections)
     return problems
-
-
-def head_problems(width: int, *, rotates: bool) -> Iterator[GraphProblem]:
-    """Yield a problem if ONNX Runtime's attention does not take heads of a width.
-
-    Args:
-        width: of a head.
-        rotates: True if the operator of the attention rotates the heads too.
-    """
-    multiple = _ROTATED_HEAD_MULTIPLE if rotates else _HEAD_MULTIPLE
-    if width % multiple:
-        yield GraphProblem(
-            "decoder.target",
-            f"ONNX Runtime's GroupQueryAttention takes heads whose width is a multiple of "
-            f"{multiple}, and a head of the model is {width} wide",
-            "set `decoder.target: portable`",
-        )
-
-
-def length_problems(context: int | None, longest: int) -> Iterator[GraphProblem]:
-    """Yield a problem if the context is longer than the model's."""
-    if context is not None and context > longest:
-        yield GraphProblem(
-            "decoder.context_length",
-            f"{context} is more than the {longest} positions of the model",
-            "lower `decoder.context_length`, or remove it",
-        )
 
 
 def _unsupported(settings: DecoderSettings) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from compressor.graphs.decoder.limits import Activation
+from compressor.graphs.decoder.activations import Activation
 from compressor.graphs.decoder.weights import BlockMatrix
 from compressor.graphs.values import Array
 

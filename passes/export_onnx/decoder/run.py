@@ -12,12 +12,13 @@ import onnx_ir as ir
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError
-from compressor.graphs.decoder.architecture import DecoderArchitecture, read_architecture
+from compressor.graphs.decoder.architecture import DecoderArchitecture
 from compressor.graphs.decoder.graph import DecoderGraph
 from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY, TARGET_KEY
 from compressor.graphs.decoder.onnxruntime_operators import OnnxRuntimeOperators
 from compressor.graphs.decoder.operators import Operators
 from compressor.graphs.decoder.portable_operators import PortableOperators
+from compressor.graphs.decoder.read_architecture import read_architecture
 from compressor.graphs.decoder.weights import CheckpointWeights
 from compressor.graphs.matmul_nbits import FLOAT_LEVEL, INTEGER_LEVEL
 from compressor.graphs.saving import file_metadata, save_checked_model
