@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import NumericalError
-from compressor.models.capabilities.discovery import LoadedModel
 from compressor.models.capabilities.linear_groups import Block, LinearGroups
+from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.checkpoint.layout import WEIGHTS
 from compressor.models.checkpoint.loading import load_module
