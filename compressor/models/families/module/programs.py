@@ -135,7 +135,7 @@ def _created(target: Any, args: Sequence[Any], tensors: dict[str, Tensor]) -> nn
         return nn.Conv2d(
             shape[1] * groups,
             shape[0],
-            tuple(shape[2:]),
+            (shape[2], shape[3]),
             tuple(stride),
             tuple(padding),
             tuple(dilation),
