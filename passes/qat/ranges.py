@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from compressor.models.capabilities.valid_positions import ValidPositions
 from compressor.models.quantized.quantization import Grid
 from passes.common.device import device_of, tensors_from_batch
 from passes.qat.config import Calibration, QatConfig
+
+_MOST_UNUSED = 0.25
+"""Part of the layers that may be unused."""
 
 
 def rounds_output(config: QatConfig, layer: nn.Module) -> bool:
@@ -133,6 +136,26 @@ def _range_of(observer: Observer, config: QatConfig) -> Range:
         bound=float(observer.bound(symmetric.highest)[0]),
         bound_from_zero=float(observer.bound(from_zero.highest)[0]) if nonnegative else None,
     )
+
+
+def unused_layers(table: CalibrationTable, names: Sequence[str]) -> dict[str, str]:
+    """Return the layers whose input is constant in all samples, and the reason.
+
+    Some classes have such layers: the first attention of DETR's decoder reads zeros. If the first
+    layer of the model is one of them, or many are, the samples are wrong, and none is returned.
+
+    Args:
+        table: the observed ranges.
+        names: the layers in the order of computation.
+    """
+    unused = {
+        name: f"its input is always {range_.minimum:g}"
+        for name in names
+        if (range_ := table.tensors.get(f"{name}:input")) is not None
+        and range_.minimum == range_.maximum
+    }
+    are_few = len(unused) < _MOST_UNUSED * len(names) and names[0] not in unused
+    return unused if are_few else {}
 
 
 def check_table(

@@ -189,3 +189,10 @@ def test_a_decoder_whose_graph_is_built_has_no_place_for_grids(tmp_path):
     with pytest.raises(RequirementError, match="no storage for integer grids"):
         quantize("bert", tmp_path)
     assert not (tmp_path / "out" / QUANTIZATION).exists()
+
+
+def test_layers_that_read_constants_stay_float_and_are_named(tmp_path):
+    write_checkpoint("detr", tmp_path)
+    kept = read_quantization(quantize("detr", tmp_path)).kept_float
+    attention = "model.decoder.layers.0.self_attn"
+    assert kept == {f"{attention}.{name}": "its input is always 0" for name in ("v_proj", "o_proj")}
