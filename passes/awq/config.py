@@ -40,9 +40,11 @@ class AwqConfig(PassConfig):
     bits: WeightBits = 4
     """Bits per weight: 2, 3, 4 or 8. `effective_bits` replaces it."""
     group_size: Annotated[int, Field(ge=-1)] = 128
-    """Number of consecutive inputs that share a scale and a zero-point; -1: one group per row. In a
-    transformers checkpoint it must divide the input size of every decoder linear layer. In other
-    models, layers whose input size it does not divide are not quantized; the report lists them."""
+    """Number of consecutive inputs that share a scale and a zero-point; -1: one group per row.
+    Linear layers of a decoder whose input size it does not divide have the largest of 64, 32 and 16
+    that does; if there is none, or with `format: awq`, they are not quantized. Layers of models
+    that are loaded as a whole are not quantized then. The report lists both. It is an error if it
+    divides no layer."""
     effective_bits: Annotated[float, Field(gt=2, le=8.5)] | None = None
     """Mixed precision: average bits per weight, scales and zero-points included. Linear layers
     that share an input get 2, 3, 4 or 8 bits together; those whose rounding changes the output of

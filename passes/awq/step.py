@@ -36,14 +36,20 @@ class Awq(Pass[AwqConfig]):
     3. `refine`: GPTQ rounding (Frantar et al. 2023, arXiv:2210.17323), then coordinate descent;
        otherwise rounding to nearest.
 
-    A transformers checkpoint is streamed: one decoder layer is in memory at a time, and a killed
-    run resumes after the last complete layer. Embeddings stay in float; a vision tower and an
+    The groups, and the layers into which scales fold, are stated by the model's family or
+    discovered: a batch runs, layers that read the same tensor are a group, and a layer before them
+    is a source of their input if scaling both sides leaves the output unchanged. A source that does
+    not pass this test is not used.
+
+    A decoder of transformers is streamed: one decoder layer is in memory at a time, and a killed
+    run resumes after the last complete layer. Fused experts are quantized as one linear layer per
+    expert and projection, calibrated with the tokens that reach them; an expert that few reach is
+    rounded to nearest, and the report names it. Embeddings stay in float; a vision tower and an
     untied language-model head do too, unless `vision` or `lm_head` sets a grid for them.
 
-    Any other model is loaded as a whole and written with `format: compressed-tensors`. Linear
-    layers that do not fit the grid stay in float, and the report names them. A family without the
-    capability "foldable linear groups" supports rounding to nearest alone: `refine: none`,
-    `scaling: false`, `error_compensation: 0`.
+    Any other model, and a decoder whose layers depend on each other beside their results, is loaded
+    as a whole and written with `format: compressed-tensors`. Linear layers that do not fit the grid
+    stay in float, and so do those whose outputs are a vocabulary; the report names them.
     """
 
     name = "awq"
