@@ -50,7 +50,7 @@ NOTED_ENCODERS = {
 }
 """Encoders, encoder-decoders, vision and audio classes of the notes on intake."""
 CALIBRATION = {"data": "samples", "num_samples": 8, "batch_size": 4}
-EXPORT = {"type": "export-onnx", "parity": {"data": "samples", "num_samples": 4, "batch_size": 2}}
+EXPORT = {"type": "export-onnx", "parity": {"data": "samples", "num_samples": 4}}
 AWQ = {
     "type": "awq",
     "calibration": CALIBRATION,

@@ -171,13 +171,11 @@ TASKS: tuple[Task, ...] = (
 )
 """Tasks in the order in which a class is looked up: some classes are listed for several."""
 
-EMBEDDING_TASKS: dict[str, Task] = {
-    modality: Task(f"{modality}-embedding", "MODEL_MAPPING_NAMES", modality, outputs)
-    for modality, outputs in (
-        ("text", _HIDDEN),
-        ("image", (*_HIDDEN, "image_embeds")),
-        ("audio", _HIDDEN),
-    )
+_ALL_CLASSES = "MODEL_MAPPING_NAMES"
+EMBEDDING_TASKS: dict[Modality, Task] = {
+    "text": Task("text-embedding", _ALL_CLASSES, "text", _HIDDEN),
+    "image": Task("image-embedding", _ALL_CLASSES, "image", (*_HIDDEN, "image_embeds")),
+    "audio": Task("audio-embedding", _ALL_CLASSES, "audio", _HIDDEN),
 }
 """Modality of a class's main input to the task of classes that no list names."""
 
@@ -193,7 +191,7 @@ def task_of(class_name: str, main_input: str) -> Task:
 
     for task in TASKS:
         names = getattr(modeling_auto, task.mapping, {}).values()
-        if any(class_name == name or class_name in name for name in map(_as_tuple, names)):
+        if any(class_name in alternatives for alternatives in map(_as_tuple, names)):
             return task
     if "pixel" in main_input:
         return EMBEDDING_TASKS["image"]
