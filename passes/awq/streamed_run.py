@@ -90,6 +90,11 @@ class _StreamedRun:
         self.settings = QuantizationSettings.of(config, checkpoint.dtype)
         self.sites = LayerSites(config, stated, config.grids, context.note)
         names = None if stated is not None else checkpoint.file_names(checkpoint.module)
+        if names is not None and (fused := names.experts_unknown_to_transformers()):
+            context.note(
+                f"from_pretrained of transformers does not fill packed experts of this class, such "
+                f"as {fused[0]}, and leaves random weights there: use autoglm-compress or vLLM"
+            )
         self.writer = ShardWriter(checkpoint, context.work, self.settings, names)
         self.hidden = HiddenStates(context.work, context.artifact_id)
         self.samples = load_samples(config, context)
@@ -170,6 +175,13 @@ class _StreamedRun:
         for kind, reasons in exceptions.items():
             if reasons:
                 summary[kind] = [{"linear": k, "why": reason} for k, reason in reasons.items()]
+        few: list[Any] = [row for row in self.hidden.reports() if row.get("rounded_to_nearest")]
+        if few:
+            summary["rounded_to_nearest"] = [
+                {"linear": f"{self.checkpoint.layers_name}.{row['layer']}.{row['linear']}"}
+                | {"tokens": row["tokens"]}
+                for row in few
+            ]
         return summary
 
     def _report_progress(self, activity: str, done: int, total: int) -> None:
