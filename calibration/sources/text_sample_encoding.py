@@ -132,8 +132,8 @@ def _masked(
         )
     tokens_NT = arrays[TOKENS].copy()
     open_NT = _padded([row.special_tokens_mask for row in encoded], 1) == 0
-    draws_NT = np.random.default_rng(encoding.seed).random(tokens_NT.shape)
-    draws_NT = np.where(open_NT, draws_NT, np.inf)
+    random = np.random.default_rng(encoding.seed)
+    draws_NT: Array = np.where(open_NT, random.random(tokens_NT.shape), np.inf)
     chosen_NT = draws_NT < (encoding.masked or 0)
     rows = np.arange(len(tokens_NT))
     first_N = draws_NT.argmin(axis=1)
