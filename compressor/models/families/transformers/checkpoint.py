@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from compressor.errors import ModelError, NumericalError
 from compressor.models.checkpoint.stored_tensors import StoredTensors
 from compressor.models.checkpoint.weight_files import read_weight_files
+from compressor.models.families.transformers.computed_tensors import computed_tensors
 from compressor.models.families.transformers.conversion import Conversions
 from compressor.models.families.transformers.file_names import FileNames
 from compressor.models.families.transformers.modules import build_on_meta
@@ -60,6 +61,9 @@ class Checkpoint:
         self.dtype = self._find_dtype(tree)
         self._ties: dict[str, str] = dict(self.module.all_tied_weights_keys)
         self.names = sorted(self._conversions.targets - self._duplicates())
+        missing = self._state.keys() - self._conversions.targets - self._ties.keys()
+        self._computed = computed_tensors(self.module, sorted(missing))
+        """Tensors that no file holds, and that the class computes."""
         self._check()
 
     def _duplicates(self) -> set[str]:
@@ -175,6 +179,11 @@ class Checkpoint:
         weights = {
             key[start:]: value.float() for key, value in self.tensors(self.names_below(name))
         }
+        weights |= {
+            key[start:]: value
+            for key, value in self._computed.items()
+            if key.startswith(f"{name}.")
+        }
         module.load_state_dict(weights, assign=True)
         return module.requires_grad_(False)
 
@@ -187,7 +196,8 @@ class Checkpoint:
 
         Tensors that need no conversion are mapped from the files.
         """
-        self.module.load_state_dict(dict(self._mapped()), strict=False, assign=True)
+        weights = {**dict(self._mapped()), **self._computed}
+        self.module.load_state_dict(weights, strict=False, assign=True)
         for target in self._ties:
             source = self.source(target)
             if source == target:  # the other of the pair takes its values from it

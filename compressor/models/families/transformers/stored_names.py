@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from compressor.models.families.transformers.computed_tensors import computed_tensors
 from compressor.models.families.transformers.conversion import Conversions
 from compressor.models.families.transformers.headers import is_ignored
 
@@ -42,7 +43,9 @@ def compare_names(
     ties: dict[str, str] = dict(module.all_tied_weights_keys)
     targets = conversions.targets
     tied = {name for pair in ties.items() for name in pair if set(pair) & targets}
-    problems = [f"missing: {name}" for name in state if name not in targets and name not in tied]
+    missing = [name for name in state if name not in targets and name not in tied]
+    computed = computed_tensors(module, missing)
+    problems = [f"missing: {name}" for name in missing if name not in computed]
     patterns = module._keys_to_ignore_on_load_unexpected or ()
     unexpected = [
         name

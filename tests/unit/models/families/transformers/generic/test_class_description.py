@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from compressor.errors import ModelError
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.loading import load_module
+from compressor.models.families.transformers.computed_tensors import computed_tensors
 from compressor.models.families.transformers.generic import description as class_description
 from compressor.models.families.transformers.generic.description import describe
 from compressor.models.families.transformers.generic.sample import sample_batch
+from compressor.models.families.transformers.modules import build_on_meta
 from tests.support.decoder_classes import write_decoder
 from tests.support.encoder_classes import CLASSES
 from tests.support.mixtures import mixture
@@ -137,7 +139,7 @@ def test_describing_leaves_the_random_state_as_it_was():
 
 
 @pytest.mark.parametrize(
-    "name", ["bert", "t5", "whisper", "vit", "clip", "detr", "wav2vec2", "resnet", "albert"]
+    "name", ["bert", "t5", "marian", "vit", "clip", "detr", "wav2vec2", "resnet", "albert"]
 )
 def test_a_stored_class_opens_as_from_pretrained_does(tmp_path, name):
     CLASSES[name].build().save_pretrained(tmp_path)
@@ -149,6 +151,19 @@ def test_a_stored_class_opens_as_from_pretrained_does(tmp_path, name):
         actual, reference = module(**batch), expected(**batch)
     for output in model.signature.outputs:
         assert torch.equal(actual[output], reference[output])
+
+
+def test_positions_that_no_file_holds_are_computed_and_random_weights_are_not(tmp_path):
+    CLASSES["marian"].build().save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    name = "model.encoder.embed_positions.weight"
+    assert name not in stored
+    model = load_module(tmp_path)
+    expected = transformers.MarianMTModel.from_pretrained(tmp_path)
+    assert torch.equal(model.get_parameter(name), expected.get_parameter(name))
+    module = build_on_meta({**read_description(tmp_path).config.tree})
+    module._keys_to_ignore_on_load_missing = ["model.shared.weight"]
+    assert computed_tensors(module, ["model.shared.weight"]) == {}
 
 
 def _store(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
