@@ -32,12 +32,13 @@ from passes.export_onnx.config import HALF, ExportOnnxConfig
 from passes.export_onnx.decoder.parity import compare
 from passes.export_onnx.decoder.windows import read_windows
 from passes.export_onnx.half import convert_to_half
+from passes.export_onnx.images.plain import export_with_images
 from passes.export_onnx.images.run import (
     ImageParts,
     SeparateTowerError,
-    export_tower,
     split_class,
 )
+from passes.export_onnx.images.tower_export import export_tower
 from passes.export_onnx.packed import store_packed
 from passes.export_onnx.parity import Tolerance
 
@@ -85,14 +86,14 @@ class _CachedExport:
         return self.config.opset
 
     def parts(self, module: Any, windows: list[Batch]) -> ImageParts | None:
-        """Return the tower and the decoder of a class with images; None, with a note, otherwise."""
+        """Return the tower and the decoder of a class with images.
+
+        Raises:
+            SeparateTowerError: the class computes its images in another way.
+        """
         if not self.generation.image_inputs:
             return None
-        try:
-            return split_class(module, self.generation, windows, self.model.folder)
-        except SeparateTowerError as error:
-            self.context.note(f"exported for texts alone, without images: {error.what}")
-            return None
+        return split_class(module, self.generation, windows, self.model.folder)
 
     def trace_with_images(self, module: Any, parts: ImageParts, window: Batch) -> ir.Model | None:
         """Return the graph of a decoder that takes image embeddings; None, with a note, otherwise.
@@ -182,7 +183,14 @@ def export_cached(
     windows = export.windows()
     export.report(0)
     module: Any = load_module(model).float()
-    parts = export.parts(module, windows)
+    try:
+        parts = export.parts(module, windows)
+    except SeparateTowerError as error:
+        parts = None
+        if plain := export_with_images(config, model, windows, out, context):
+            context.note(f"{_NO_CACHE}: {error.what}")
+            return plain
+        context.note(f"exported for texts alone, without images: {error.what}")
     graph = None if parts is None else export.trace_with_images(module, parts, windows[0])
     if graph is None:
         parts, graph = None, export.trace(module, windows[0])
@@ -194,6 +202,7 @@ def export_cached(
         windows = [{INPUT_IDS: window[INPUT_IDS]} for window in windows]
     else:
         vision = {"vision": export_tower(parts, config, out, context)}
+        windows = parts.fitting(windows, vision["vision"].get("fixed", {}))
     del module, parts
     packed = store_packed(graph, model.folder, context.note)
     export.report(1)

@@ -130,11 +130,12 @@ class _TracedExport:
 
     def trace(self, inputs: Sequence[InputSpec], batch: Batch) -> tuple[ir.Model, dict[str, str]]:
         """Return the traced graph, and the value that each layer reads."""
-        signature = self.model.signature
+        signature, wanted = self.model.signature, {spec.name for spec in inputs}
+        specs = [spec for spec in signature.inputs if spec.name in wanted]
         module = load_module(self.model).float()  # the graph computes in float32
         if self.quantization is not None:
             freeze_scales(module)
-        graph = self._trace(module, inputs, match_inputs(batch, signature.required_inputs))
+        graph = self._trace(module, inputs, match_inputs(batch, specs))
         layers = TorchLayers(module, signature.inputs, signature.outputs)
         layers.trace({name: array[:1] for name, array in batch.items()})
         layer_inputs = name_layers(graph, layers.parts)

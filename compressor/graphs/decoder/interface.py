@@ -26,6 +26,9 @@ VISION_MODEL = "vision.onnx"
 int64 [1, 3] in, `image_embeds` [W, H] out. Other classes take the arrays of one image or tile."""
 IMAGE_TOKEN_KEY = "autoglm_compress.image_token"  # noqa: S105  no password
 """Metadata key of a traced vision tower for the token that an image embedding replaces."""
+FIXED_IMAGES_KEY = "autoglm_compress.fixed_images"
+"""Metadata key of a traced vision tower for the arrays that its class reads as numbers, such as the
+sizes of an image: JSON of names and values. It computes images with these values alone."""
 ENCODER_MODEL = "encoder.onnx"
 """File of the encoder of an encoder-decoder: its own inputs in, the decoder's keys and values of
 its output out."""

@@ -1,4 +1,4 @@
-"""Export of the tower of a traced vision-language class, beside a decoder with image embeddings."""
+"""Division of a vision-language class into a tower and a decoder, compared with it in torch."""
 
 from __future__ import annotations
 
@@ -8,45 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from compressor.artifacts.files import copy_file
 from compressor.data.contract import Batch
-from compressor.engine.contract import PassContext
-from compressor.errors import CompressError, ParityError, PassError
+from compressor.errors import CompressError, PassError
 from compressor.graphs.decoder.interface import (
     ATTENTION_MASK,
     IMAGE_EMBEDS,
-    IMAGE_TOKEN_KEY,
     INPUT_IDS,
-    MERGE_SIZE_KEY,
     POSITION_OFFSETS,
-    VISION_MODEL,
 )
-from compressor.graphs.saving import file_metadata, save_checked_model
-from compressor.graphs.simplify import strip_metadata
 from compressor.models.capabilities.cached_generation import CachedGeneration, CachedTensor
-from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.families.transformers.images import (
     GRIDS,
-    PIXELS,
     image_units,
     without_padding,
 )
 from compressor.models.families.transformers.processor import Processor
-from compressor.runtimes.onnxruntime.decoder.vision import VisionTower, position_offsets
+from compressor.runtimes.onnxruntime.decoder.vision import position_offsets
 from passes.export_onnx.cached.graph import ExtraInput
-from passes.export_onnx.class_tracing import trace_class
-from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.images.decoder import ImageDecoder, has_image_inputs, image_token
+from passes.export_onnx.images.fixed import fixed_values
 from passes.export_onnx.images.tower import ImageTower, features
-from passes.export_onnx.parity import Limits, Tolerance, cosines
-from passes.export_onnx.tracing import GraphInterface
 
-_OPSET = 20
-"""The first opset whose GridSample is cubic."""
 _BATCH, _TOKENS, _ROWS = 2, 3, 7
 """Sizes of the traced call of a decoder; those of ``cached.graph``, and another one."""
 _MAX_ABS = 1e-2
@@ -92,6 +77,28 @@ class ImageParts:
         ranks = {name: value.ndim for name, value in sample.items()}
         for unit in image_units(arrays, ranks):
             yield tuple(torch.from_numpy(unit[name]) for name in self.tower.names)
+
+    def fits(self, sample: Mapping[str, Tensor], fixed: Mapping[str, Any]) -> bool:
+        """Return True if all images of a sample have the values of ``VisionTower.fixed``."""
+        return not fixed or all(fixed_values(unit) == fixed for unit in self._named(sample))
+
+    def count(self, fixed: Mapping[str, Any]) -> int:
+        """Return the number of images of all samples that have the values of ``fixed``."""
+        units = [unit for sample in self.samples for unit in self._named(sample)]
+        return sum(not fixed or fixed_values(unit) == fixed for unit in units)
+
+    def _named(self, sample: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        for unit in self.units(sample):
+            yield dict(zip(self.tower.names, unit, strict=True))
+
+    def fitting(self, windows: Sequence[Batch], fixed: Mapping[str, Any]) -> list[Batch]:
+        """Return the windows of text, and those whose images have the values of ``fixed``."""
+        names = self.tower.names
+        return [
+            window
+            for window in windows
+            if len(window) == 1 or self.fits(_arrays(window, names), fixed)
+        ]
 
 
 def split_class(
@@ -187,71 +194,3 @@ def _check(part: str, actual: Tensor, expected: Tensor) -> None:
 def merge_size(module: Any) -> int:
     """Return the number of patches, in height and width, that become one embedding."""
     return int(getattr(module.config.vision_config, "spatial_merge_size", 1))
-
-
-def export_tower(
-    parts: ImageParts, config: ExportOnnxConfig, out: Path, context: PassContext
-) -> dict[str, Any]:
-    """Write ``vision.onnx`` and compare it with torch on the images of the samples.
-
-    Returns:
-        Statistics of the comparison for the summary.
-
-    Raises:
-        PassError: torch cannot trace the tower.
-        ParityError: limits are exceeded.
-    """
-    context.progress("vision tower", 0, 1, {})
-    graph = trace_tower(parts)
-    strip_metadata(graph)
-    metadata = file_metadata(context.artifact_id, "transformers", None)
-    metadata[IMAGE_TOKEN_KEY] = str(image_token(parts.module))
-    if GRIDS in parts.tower.names:
-        metadata[MERGE_SIZE_KEY] = str(merge_size(parts.module))
-    threshold = config.external_data_threshold_mb * 1_000_000
-    save_checked_model(graph, out, metadata, threshold, VISION_MODEL)
-    copy_file(parts.folder / CONFIG, out / CONFIG)  # names the processor that goes with the tower
-    limits = Limits.from_config(config.parity, Tolerance.FLOAT)
-    return compare_tower(parts, VisionTower(out, context.threads, "cpu"), limits)
-
-
-def trace_tower(parts: ImageParts) -> ir.Model:
-    """Trace the tower for one image with any number of patches, or for one tile."""
-    names = parts.tower.names
-    unit = max(
-        (unit for sample in parts.samples for unit in parts.units(sample)),
-        key=lambda arrays: arrays[0].numel(),
-    )
-    dynamic: tuple[Any, ...] = tuple({} for _ in names)
-    if GRIDS in names:
-        patches = merge_size(parts.module) ** 2 * torch.export.Dim("merged")
-        dynamic = tuple({0: patches} if name == PIXELS else {} for name in names)
-    interface = GraphInterface(names, (IMAGE_EMBEDS,), (dynamic,), _OPSET)
-    return trace_class(parts.tower, unit, interface)
-
-
-def compare_tower(parts: ImageParts, exported: VisionTower, limits: Limits) -> dict[str, Any]:
-    """Compare ``vision.onnx`` with the class in torch, image by image.
-
-    Raises:
-        ParityError: limits are exceeded.
-    """
-    max_abs, cosine, count = 0.0, 1.0, 0
-    for sample in parts.samples:
-        with torch.inference_mode():
-            expected_WH = features(parts.module, sample).numpy()
-        units = [[value.numpy() for value in unit] for unit in parts.units(sample)]
-        names = parts.tower.names
-        actual_WH = np.concatenate(
-            [exported.encode_unit(dict(zip(names, unit, strict=True))) for unit in units]
-        )
-        max_abs = max(max_abs, float(np.abs(actual_WH - expected_WH).max(initial=0)))
-        cosine = min(cosine, float(cosines(expected_WH, actual_WH).min()))
-        count += len(units)
-    if not (max_abs <= limits.max_abs and cosine >= limits.cosine):
-        raise ParityError(
-            f"{VISION_MODEL} does not compute what the torch tower does: max|Δ| {max_abs:.3g} "
-            f"(limit {limits.max_abs:g}), cosine {cosine:.6f} (limit {limits.cosine:g})",
-            remedy="set the limits in `parity:`",
-        )
-    return {"images": count, "max_abs": max_abs, "cosine": cosine}

@@ -122,16 +122,24 @@ class _ImageGathering:
         """Join [B, rows, …] along the rows that are no padding.
 
         Patches that already have two axes are left as they are, with all other arrays. Without any
-        image, the arrays are left out.
+        image, the arrays are left out. A traced graph has the same number of images per sample.
         """
         _forget_positions(module, kwargs)
         given = {name: kwargs[name] for name in self.images if kwargs.get(name) is not None}
         if not given or any(value.ndim == 2 for name, value in given.items() if _has_pixels(name)):
             return args, kwargs
+        if _is_traced():
+            return args, {**kwargs, **{name: value.flatten(0, 1) for name, value in given.items()}}
         joined = _join_by_grids(given) or {name: _join_rows(v) for name, v in given.items()}
         if not any(len(value) for value in joined.values()):
             return args, {name: v for name, v in kwargs.items() if name not in self.names}
         return args, {**kwargs, **joined}
+
+
+def _is_traced() -> bool:
+    import torch
+
+    return torch.compiler.is_exporting()
 
 
 def _forget_positions(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
@@ -200,8 +208,8 @@ def image_units(
     """Yield the arrays of one image or tile after another, from those of one sample.
 
     Patches are divided by their grids, [P, values] and [1, 3]. Other arrays are divided along the
-    first axis, [1, …]; those of an array [conversations, images, …] along both, [1, 1, …], without
-    the images of zeros that only fill it.
+    first axis, [1, …]; arrays that all are [conversations, images, …] along both, [1, 1, …],
+    without the images of zeros that only fill them.
 
     Args:
         arrays: of one sample, without padding.
@@ -214,7 +222,7 @@ def image_units(
             yield {PIXELS: np.ascontiguousarray(arrays[PIXELS][start:end]), GRIDS: grid_3[None]}
             start = end
         return
-    nested = ranks[PIXELS] == 5
+    nested = ranks[PIXELS] == 5 and min(ranks.values()) > 2
     rows = {
         name: array.reshape(-1, 1, *array.shape[2:]) if nested else array
         for name, array in arrays.items()

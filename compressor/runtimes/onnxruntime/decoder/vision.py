@@ -5,6 +5,8 @@ Shapes: B sequences of T tokens, I images, P patches of D values, N image tokens
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 from compressor.data.contract import Batch
 from compressor.errors import DataError, PassError
 from compressor.graphs.decoder.interface import (
+    FIXED_IMAGES_KEY,
     IMAGE_EMBEDS,
     IMAGE_TOKEN_KEY,
     INPUT_IDS,
@@ -56,6 +59,7 @@ class VisionTower:
 
     Attributes:
         merge: patches, in height and in width, that become one image token; 0 without grids.
+        fixed: values of arrays that every image has to have, by name.
         inputs: the inputs of a batch with images.
     """
 
@@ -70,15 +74,17 @@ class VisionTower:
         self.merge = int(metadata.get(MERGE_SIZE_KEY, 0))
         self._token_id = int(metadata[IMAGE_TOKEN_KEY]) if IMAGE_TOKEN_KEY in metadata else None
         self._shapes = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
+        self.fixed: dict[str, Any] = json.loads(metadata.get(FIXED_IMAGES_KEY, "{}"))
         if self._token_id is not None:
+            dtypes = {value.name: value.type for value in self._session.get_inputs()}
             self.inputs: tuple[InputSpec, ...] = tuple(
                 InputSpec(
-                    value.name,
-                    "float32" if "float" in value.type else "int64",
+                    name,
+                    "float32" if "float" in dtypes.get(name, "int64") else "int64",
                     ("batch", REST),
                     optional=True,
                 )
-                for value in self._session.get_inputs()
+                for name in (*dtypes, *self.fixed)
             )
             return
         patch_values = self._shapes[PIXELS][1]
@@ -106,23 +112,41 @@ class VisionTower:
         return self.encode_unit({PIXELS: pixels_PD, GRIDS: grid_3[None]})
 
     def encode_unit(self, feeds: Batch) -> Array:
-        """Return the embeddings of one image or tile, float32 [N, W], from the graph's inputs.
+        """Return the embeddings of one image or tile, float32 [N, W], from the class's arrays.
 
         Raises:
+            DataError: the graph computes images of another size.
             PassError: ONNX Runtime failed inside the graph.
         """
+        if self.fixed:
+            feeds = self._of_fixed_size(feeds)
         try:
             embeddings_NW: Array = self._session.run([IMAGE_EMBEDS], feeds)[0]
         except ERRORS as error:
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
         return embeddings_NW
 
+    def _of_fixed_size(self, arrays: Batch) -> Batch:
+        """Return the graph's inputs without the tiles of zeros that only fill an array."""
+        found = {name: arrays[name].tolist() for name in self.fixed}
+        if found != self.fixed:
+            raise DataError(
+                f"{VISION_MODEL} computes images of {_described(self.fixed)} alone, and this one "
+                f"has {_described(found)}",
+                remedy="scale the image to that size, or export again with samples of this size",
+            )
+        return {
+            name: np.ascontiguousarray(arrays[name][tuple(slice(size) for size in shape)])
+            for name, shape in self._shapes.items()
+        }
+
     def encode_batch(self, feeds: Batch) -> ImageInputs | None:
         """Return the image inputs of a batch as ``encode`` does, or None if it has no images."""
         if self._token_id is not None:
-            arrays = {name: feeds[name] for name in self._shapes if name in feeds}
+            names = [*self._shapes, *self.fixed]
+            arrays = {name: feeds[name] for name in names if name in feeds}
             is_image_BT = feeds[INPUT_IDS] == self._token_id
-            complete = len(arrays) == len(self._shapes)
+            complete = len(arrays) == len(names)
             return self._encode_arrays(is_image_BT, arrays) if complete else None
         if not feeds.keys() >= {TOKEN_TYPES, PIXELS, GRIDS} or not feeds[TOKEN_TYPES].any():
             return None
@@ -141,6 +165,7 @@ class VisionTower:
             sample = {name: without_padding(array[row]) for name, array in arrays.items()}
             before = sum(len(rows) for rows in embeddings)
             ranks = {name: len(shape) for name, shape in self._shapes.items()}
+            ranks |= {name: np.ndim(value) for name, value in self.fixed.items()}
             embeddings += [self.encode_unit(unit) for unit in image_units(sample, ranks)]
             if (count := sum(len(rows) for rows in embeddings) - before) != is_image_T.sum():
                 raise DataError(
@@ -204,6 +229,10 @@ class VisionTower:
                 remedy="take both from the checkpoint's own processor, "
                 "and do not truncate prompts inside an image",
             )
+
+
+def _described(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value[0]}" for name, value in values.items())
 
 
 def image_shapes(session: Any) -> dict[str, list[Any]]:
