@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
@@ -216,7 +216,7 @@ class Family(ABC, Generic[F]):
 
     def write_packed_config(
         self, config: F, folder: Path, parent: Path, fields: Mapping[str, Any]
-    ) -> None:
+    ) -> Sequence[str]:
         """Write the config.json of a model with packed layers, and the files beside its weights.
 
         Args:
@@ -224,11 +224,15 @@ class Family(ABC, Generic[F]):
             folder: the folder to write to.
             parent: folder of the float model.
             fields: ``quantization_config``, and the ``dtype`` of the tensors that are not packed.
+
+        Returns:
+            Notes for the user on what consumers cannot load.
         """
         from compressor.models.checkpoint.layout import write_description
 
         packing = {name: value for name, value in fields.items() if name != "dtype"}
         write_description(self.name, self.version, config, folder, packing)
+        return ()
 
     def file_names(self, module: nn.Module, config: F, folder: Path) -> FileNames | None:
         """Return the names in the files of a module's tensors; None where they are the module's.

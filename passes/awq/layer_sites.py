@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,13 +16,14 @@ from compressor.models.capabilities.discovered_groups import (
     keep_verified_sources,
 )
 from compressor.models.capabilities.linear_groups import LinearGroups, Site
+from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.families.transformers.experts.sites import router_names, sites_of_experts
 from compressor.models.families.transformers.streaming import LayerArguments
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.config import AwqConfig
 from passes.awq.float_reference import RunBatch
-from passes.awq.linear_layers import find_linears, get_linear
-from passes.awq.linear_shapes import fitted_grids
+from passes.awq.linear_layers import find_linears
+from passes.awq.linear_shapes import decoder_grids
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +41,21 @@ class LayerSites:
     def __init__(
         self,
         config: AwqConfig,
+        layers: StreamedLayers,
         stated: LinearGroups | None,
-        grids: Sequence[WeightGrid],
         note: Callable[[str], None],
     ) -> None:
         """Take what the family states.
 
         Args:
             config: the pass's config.
+            layers: linear layers of the model.
             stated: the family's blocks; None to discover them.
-            grids: grids to choose from for each site.
             note: called with a line for what differs from the config.
         """
-        self.config, self.grids, self._note = config, grids, note
+        self._note = note
+        self._grids = {grid: decoder_grids(config, grid, layers) for grid in config.grids}
+        """Grid of the config to the grid of each linear layer."""
         self._stated = None if stated is None else {b.name: b.sites for b in stated.blocks}
         self._known: KnownSites = {}
         self.kept_float: dict[str, str] = {}
@@ -81,17 +84,14 @@ class LayerSites:
         called = {linear for site in sites for linear in site.linears}
         for linear in linears.keys() - called:
             self.kept_float[f"{name}.{linear}"] = "the layer does not call it as a linear layer"
-        return [found for site in sites if (found := self._with_grids(name, layer, site, routers))]
+        return [found for site in sites if (found := self._with_grids(name, site, routers))]
 
-    def _with_grids(
-        self, name: str, layer: nn.Module, site: Site, routers: Collection[str]
-    ) -> GriddedSite | None:
+    def _with_grids(self, name: str, site: Site, routers: Collection[str]) -> GriddedSite | None:
         """Return a site with those of its linear layers that fit every grid; None without any."""
-        shapes = {
-            linear: (get_linear(layer, linear).out_features, get_linear(layer, linear).in_features)
-            for linear in site.linears
+        fitted = {
+            grid: {linear: grids[f"{name}.{linear}"] for linear in site.linears}
+            for grid, grids in self._grids.items()
         }
-        fitted = {grid: fitted_grids(self.config, grid, shapes) for grid in self.grids}
         reasons = {
             linear: fit.reason
             for fits in fitted.values()
@@ -107,8 +107,9 @@ class LayerSites:
         if source is not None and reasons:
             readers = [(linear, 0) for linear in site.linears if linear in reasons]
             source = replace(source, other_readers=(*source.other_readers, *readers))
+        first, *_ = fitted.values()
         for linear in linears:
-            if reason := fitted[self.grids[0]][linear].reason:
+            if reason := first[linear].reason:
                 self.changed_grids[f"{name}.{linear}"] = reason
         grids = {
             grid: found

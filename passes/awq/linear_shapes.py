@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor.models.capabilities.streamed_layers import MatrixShape, StreamedLayers
@@ -54,8 +54,20 @@ def fit_grid(scheme: PackingScheme, grid: WeightGrid, shape: MatrixShape) -> Fit
     return FittedGrid(None, "; ".join(reasons))
 
 
-def fitted_grids(config: AwqConfig, grid: WeightGrid, shapes: Shapes) -> dict[str, FittedGrid]:
-    """Return the grid of each linear layer by its name."""
+def fitted_grids(
+    config: AwqConfig,
+    grid: WeightGrid,
+    shapes: Shapes,
+    one_grid: Collection[str] = frozenset(),
+) -> dict[str, FittedGrid]:
+    """Return the grid of each linear layer by its name.
+
+    Args:
+        config: the pass's config.
+        grid: grid of the config.
+        shapes: the layers.
+        one_grid: layers that share a group size: the largest that divides the inputs of all.
+    """
     scheme = PACKING_SCHEMES[config.format]
     fitted = {}
     for name, (outputs, inputs) in shapes.items():
@@ -64,12 +76,37 @@ def fitted_grids(config: AwqConfig, grid: WeightGrid, shapes: Shapes) -> dict[st
             fitted[name] = FittedGrid(None, reason)
         else:
             fitted[name] = fit_grid(scheme, grid, (outputs, inputs))
+    packed = [name for name, fit in fitted.items() if fit.grid is not None and name in one_grid]
+    if len({fitted[name].grid for name in packed}) > 1:
+        fitted |= _on_one_grid(scheme, grid, {name: shapes[name] for name in packed})
     return fitted
+
+
+def _on_one_grid(scheme: PackingScheme, grid: WeightGrid, shapes: Shapes) -> dict[str, FittedGrid]:
+    """Return the grid with the largest groups that fit all layers; no layers if there is none."""
+    for size in GROUP_SIZES:
+        candidate = grid.model_copy(update={"group_size": size})
+        if size < grid.group_size and not any(
+            scheme.problems(candidate, *shape) for shape in shapes.values()
+        ):
+            reason = "it shares the group size of layers that consumers read together with it"
+            return {
+                name: FittedGrid(candidate, "; ".join(scheme.problems(grid, *shape)) or reason)
+                for name, shape in shapes.items()
+            }
+    return {}
+
+
+def decoder_grids(
+    config: AwqConfig, grid: WeightGrid, layers: StreamedLayers
+) -> dict[str, FittedGrid]:
+    """Return the grid of each linear layer of the decoder by its name."""
+    return fitted_grids(config, grid, layers.decoder, layers.one_grid)
 
 
 def packed_weights(config: AwqConfig, layers: StreamedLayers) -> int:
     """Return the number of weights in decoder layers that are packed."""
-    fitted = fitted_grids(config, config.grids[0], layers.decoder)
+    fitted = decoder_grids(config, config.grids[0], layers)
     return sum(
         outputs * inputs
         for name, (outputs, inputs) in layers.decoder.items()
@@ -102,7 +139,7 @@ def quantized_share(config: AwqConfig, layers: StreamedLayers) -> ChangedShare:
 
 def effective_bits(config: AwqConfig, grid: WeightGrid, layers: StreamedLayers) -> float:
     """Return the bits per packed decoder weight on a grid, scales and zero-points included."""
-    fitted = fitted_grids(config, grid, layers.decoder)
+    fitted = decoder_grids(config, grid, layers)
     bits = weights = 0.0
     for name, (outputs, inputs) in layers.decoder.items():
         if (fit := fitted[name].grid) is not None:

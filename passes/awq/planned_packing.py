@@ -39,7 +39,7 @@ def packed_facts(
         (config.lm_head, head),
     )
     for grid, shapes in parts:
-        fitted = {} if grid is None else fitted_grids(config, grid, shapes)
+        fitted = {} if grid is None else fitted_grids(config, grid, shapes, layers.one_grid)
         for name in shapes:
             fit = fitted[name].grid if name in fitted else None
             if fit is None:

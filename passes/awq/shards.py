@@ -19,10 +19,8 @@ from compressor.errors import NumericalError, ParityError
 from compressor.models.checkpoint.layout import INDEX
 from compressor.models.checkpoint.stored_tensors import DTYPES
 from compressor.models.families.transformers.file_names import FileNames, FilePart
-from compressor.models.families.transformers.modules import write_packed_config
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from compressor.models.quantized.packed_linear import PackedLinear
-from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
 from passes.awq.settings import QuantizationSettings
 
 _SHARD_BYTES = 1 << 30
@@ -224,24 +222,8 @@ def _write_in_pieces(file: Path, tensors: Sequence[_Pieces], dtype: torch.dtype)
         part.replace(file)
 
 
-def assemble_checkpoint(
-    shards: list[Path],
-    out: Path,
-    tree: Mapping[str, Any],
-    quantization: Mapping[str, Any],
-    dtype: torch.dtype,
-    parent: Path,
-) -> None:
-    """Write the packed checkpoint: shards, index, config.json, tokenizer and processor.
-
-    Args:
-        shards: complete shards in the work folder; they are copied under their final names.
-        out: the folder of the checkpoint.
-        tree: the parent's config.json.
-        quantization: `quantization_config` of config.json.
-        dtype: dtype of the tensors that are not packed.
-        parent: the parent's folder, from which tokenizer, processor and licence are copied.
-    """
+def assemble_checkpoint(shards: list[Path], out: Path) -> None:
+    """Copy complete shards into a checkpoint under their final names, and write its index."""
     weight_map: dict[str, str] = {}
     total_size = 0
     with writing(out):
@@ -258,6 +240,3 @@ def assemble_checkpoint(
             "weight_map": dict(sorted(weight_map.items())),
         }
         (out / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    dtype_name = str(dtype).removeprefix("torch.")
-    fields = {QUANTIZATION_CONFIG: quantization, "dtype": dtype_name}
-    write_packed_config(tree, out, parent, fields)

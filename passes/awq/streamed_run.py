@@ -22,7 +22,7 @@ from compressor.models.families.transformers.streaming import (
     StreamedCheckpoint,
     run_layer,
 )
-from compressor.models.quantized.weight_grid import WeightGrid
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid
 from passes.awq.activations import CAPTURED_BYTES, Branch, Captures, HiddenStates, load_samples
 from passes.awq.block import BlockCalibration, BlockQuantizer
 from passes.awq.config import AwqConfig
@@ -68,9 +68,11 @@ def quantize_checkpoint(
     packed = {name for names in grids.values() for name in names}
     unpacked = [name for name in find_linears(run.checkpoint.module) if name not in packed]
     quantization = run.settings.format.config(run.stored_names(grids), run.all_names(unpacked))
-    assemble_checkpoint(
-        shards, out, architecture.tree, quantization, run.settings.float_dtype, model.folder
-    )
+    assemble_checkpoint(shards, out)
+    dtype_name = str(run.settings.float_dtype).removeprefix("torch.")
+    fields = {QUANTIZATION_CONFIG: quantization, "dtype": dtype_name}
+    for note in model.family.write_packed_config(model.config, out, model.folder, fields):
+        context.note(note)
     return PassOutput(run.summary() | share.summary())
 
 
@@ -88,7 +90,7 @@ class _StreamedRun:
         self.config, self.layers = config, layers
         self.checkpoint, self.context = checkpoint, context
         self.settings = QuantizationSettings.of(config, checkpoint.dtype)
-        self.sites = LayerSites(config, stated, config.grids, context.note)
+        self.sites = LayerSites(config, layers, stated, context.note)
         names = None if stated is not None else checkpoint.file_names(checkpoint.module)
         if names is not None and (fused := names.experts_unknown_to_transformers()):
             context.note(
@@ -138,7 +140,9 @@ class _StreamedRun:
                 names.setdefault(fit.grid, []).append(name)
         if self.config.lm_head is not None and self.layers.head_name is not None:
             names.setdefault(self.config.lm_head, []).append(self.layers.head_name)
-        return names
+        # Consumers take the first group for that of the experts.
+        experts_first = sorted(names, key=lambda grid: self.layers.one_grid.isdisjoint(names[grid]))
+        return {grid: names[grid] for grid in experts_first}
 
     def stored_names(self, grids: Mapping[WeightGrid, list[str]]) -> dict[WeightGrid, list[str]]:
         """Return grids with the names in the files beside those of the class."""

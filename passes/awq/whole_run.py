@@ -82,7 +82,8 @@ def quantize_module(
     quantization = settings.format.config({grid: names_of_packed}, sorted(selection.kept_float))
     dtype_name = str(settings.float_dtype).removeprefix("torch.")
     fields = {QUANTIZATION_CONFIG: quantization, "dtype": dtype_name}
-    model.family.write_packed_config(model.config, out, model.folder, fields)
+    for note in model.family.write_packed_config(model.config, out, model.folder, fields):
+        context.note(note)
     return PassOutput(run.summary(selection.kept_float) | share.summary())
 
 

@@ -40,6 +40,9 @@ class StreamedLayers(Capability):
     parameters: Mapping[str, int]
     """Parameters in the ``embedding``, the ``layers``, the ``head`` (0 if tied) and the ``vision``
     tower, and of the whole model as ``all``."""
+    one_grid: frozenset[str] = frozenset()
+    """Linear layers of the decoder that consumers of packed checkpoints read on one grid: those of
+    experts, and all layers of classes that are unpacked while they are read."""
 
     @property
     def decoder_weights(self) -> int:

@@ -32,9 +32,10 @@ from compressor.models.families.transformers.layouts import (
 )
 from compressor.models.families.transformers.linear_groups import decoder_blocks, decoder_layers
 from compressor.models.families.transformers.presets import PRESETS
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -138,11 +139,15 @@ class Transformers(Family[CheckpointConfig]):
 
     def write_packed_config(
         self, config: CheckpointConfig, folder: Path, parent: Path, fields: Mapping[str, Any]
-    ) -> None:
+    ) -> Sequence[str]:
         """Write config.json as transformers does, and copy tokenizer, processor and licence."""
         from compressor.models.families.transformers.modules import write_packed_config
+        from compressor.models.families.transformers.packed_loading import loading_fields
 
+        quantization, notes = loading_fields(config.tree, fields[QUANTIZATION_CONFIG])
+        fields = {**fields, QUANTIZATION_CONFIG: quantization}
         write_packed_config(config.tree, folder, parent, fields)
+        return notes
 
     def file_names(
         self, module: nn.Module, config: CheckpointConfig, folder: Path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.models.capabilities.streamed_layers import MatrixShape, StreamedLayers
-from compressor.models.families.transformers.experts.split import split_experts
+from compressor.models.families.transformers.experts.split import named_experts, split_experts
 from compressor.models.families.transformers.generic.tasks import task_of
 from compressor.models.families.transformers.modules import build_on_meta
+from compressor.models.families.transformers.packed_loading import initialized_linears
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ def streamed_layers(tree: Mapping[str, Any]) -> StreamedLayers | None:
     if parts is None:
         return None
     counts = {name: value.numel() for name, value in module.named_parameters()}
+    has_one_grid = bool(initialized_linears(module))
     split_experts(module)
     head: Any = None if parts.head is None else module.get_submodule(parts.head)
     table: Any = module.get_input_embeddings()
@@ -75,11 +77,12 @@ def streamed_layers(tree: Mapping[str, Any]) -> StreamedLayers | None:
         "head": 0 if tied or parts.head is None else _count(counts, [parts.head]),
         "vision": _count(counts, parts.towers),
     }
+    decoder = linear_shapes(module, parts.layers)
     sizes["all"] = sum(counts.values()) - (_count(counts, [parts.head or ""]) if tied else 0)
     return StreamedLayers(
         layers_name=parts.layers,
         layers=len(list(module.get_submodule(parts.layers).children())),
-        decoder=linear_shapes(module, parts.layers),
+        decoder=decoder,
         towers={
             name: shape
             for tower in parts.towers
@@ -89,7 +92,14 @@ def streamed_layers(tree: Mapping[str, Any]) -> StreamedLayers | None:
         head=tuple(table.weight.shape) if head is None else (head.out_features, head.in_features),
         is_head_tied=tied,
         parameters=sizes,
+        one_grid=frozenset(decoder if has_one_grid else _in_experts(module, decoder)),
     )
+
+
+def _in_experts(module: nn.Module, linears: Iterable[str]) -> Iterator[str]:
+    """Yield the linear layers of experts."""
+    prefixes = tuple(prefix for prefix, _ in named_experts(module))
+    return (name for name in linears if name.startswith(prefixes))
 
 
 def linear_shapes(module: nn.Module, part: str) -> dict[str, MatrixShape]:
