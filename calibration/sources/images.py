@@ -17,6 +17,13 @@ from calibration.sources.picture_checks import (
 )
 from calibration.sources.picture_decoding import decode_pictures
 from calibration.sources.picture_folders import scan_picture_folders
+from calibration.sources.picture_processing import (
+    FILE,
+    CoveredSquare,
+    Processing,
+    class_numbers,
+    read_processing,
+)
 from compressor.artifacts.fingerprint import digest_file, digest_json
 from compressor.config.record import LeftOutOfIds, with_former_names
 from compressor.data.contract import (
@@ -31,7 +38,7 @@ from compressor.data.contract import (
     StarterInputs,
 )
 from compressor.data.pictures import WHITE, parse_colour
-from compressor.errors import DataError
+from compressor.errors import CompressError, DataError
 
 Channels = tuple[float, float, float]
 """A value for red, green and blue."""
@@ -65,6 +72,11 @@ class ImagesConfig(SourceConfig):
     std: Annotated[Channels | None, LeftOutOfIds()] = None
     """Standard deviation of red, green and blue, of values from 0 to 1:
     `[0.229, 0.224, 0.225]` for ImageNet."""
+    processor: Annotated[str | None, LeftOutOfIds()] = None
+    """A checkpoint's folder with `preprocessor_config.json`, relative to pipeline.yaml. Pictures
+    are resized, cropped and normalized as the checkpoint's image processor does it, in place of
+    `image_size`, `mean` and `std`, and classes are numbered as in `label2id` of its config.json
+    where all folders are named there."""
 
     @model_validator(mode="after")
     def _check_normalization(self) -> ImagesConfig:
@@ -72,9 +84,20 @@ class ImagesConfig(SourceConfig):
             raise ValueError("`mean` and `std` go together: set both, or none")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("`std` divides: its values must be above 0")
+        fields = type(self).model_fields
+        replaced = [
+            f"`{name}`"
+            for name in ("image_size", "mean", "std")
+            if getattr(self, name) != fields[name].default
+        ]
+        if self.processor is not None and replaced:
+            names = " and ".join(replaced)
+            raise ValueError(f"`processor` gives size, mean and std: leave {names} out")
         return self
 
 
+_LARGEST = 255
+"""Value of a pixel that counts as 1 before mean and standard deviation."""
 _STARTER_DTYPES = frozenset({"uint8", "float32"})
 
 
@@ -90,17 +113,22 @@ class Images(DataSource[ImagesConfig]):
     Config = ImagesConfig
 
     def starter(self, model: StarterInputs) -> StarterData | None:
-        """Return square pictures for a model that takes them; floats as of ImageNet."""
+        """Return pictures for a model that takes them: as its processor makes them, if it has one.
+
+        Otherwise they are square, and floats are normalized as for ImageNet.
+        """
         image = next((image for image in model.inputs if image.dtype in _STARTER_DTYPES), None)
         if image is None or len(image.shape) != 3:
             return None
         channels, height, width = image.shape
-        if channels != 3 or height != width or height is None:
+        has_processor = image.dtype == "float32" and (model.folder / FILE).is_file()
+        if channels != 3 or not (has_processor or height == width is not None):
             return None
-        fields: dict[str, Any] = {"path": "pictures", "image_size": height}
+        fields: dict[str, Any] = {"path": "pictures"}
+        fields |= {"processor": model.folder} if has_processor else {"image_size": height}
         if image.name != "image":
             fields["input"] = image.name
-        if image.dtype == "float32":
+        if image.dtype == "float32" and not has_processor:
             fields |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
         return StarterData(fields, frozenset({image.name}), "a folder with one folder per class")
 
@@ -110,9 +138,10 @@ class Images(DataSource[ImagesConfig]):
         The headers of the first and last pictures of each class are read; ``load`` decodes all.
         """
         root = context.base / config.path
+        own = [*draw_problems(config), *_processor_problems(config, context)]
         if not root.is_dir():
             return [
-                *draw_problems(config),
+                *own,
                 f"{config.path} is not a directory ({root}); expected one folder of pictures per "
                 "class",
             ]
@@ -120,7 +149,7 @@ class Images(DataSource[ImagesConfig]):
         for note in (*contents.notes(), *folder_notes(contents, numbered=config.numbered)):
             context.note(note)
         return [
-            *draw_problems(config),
+            *own,
             *contents.problems,
             *folder_problems(config.path, contents, numbered=config.numbered),
             *header_problems(contents),
@@ -130,13 +159,16 @@ class Images(DataSource[ImagesConfig]):
         """Return the shape of the samples, their number, and the classes."""
         classes = scan_picture_folders(context.base / config.path).classes
         count = sum(len(files) for files in classes.values())
-        side = config.image_size
+        processing = _processing(config, context)
+        shape = (processing or CoveredSquare(config.image_size)).shape
+        dtype = "float32" if processing is not None or config.mean is not None else "uint8"
+        numbers, names = _numbering(config, classes, context)
         return DataFacts(
-            inputs=(InputFacts(config.input, _dtype(config), (3, side, side)),),
+            inputs=(InputFacts(config.input, dtype, (3, *shape)),),
             has_labels=True,
             num_samples=count if config.num_samples is None else min(count, config.num_samples),
-            num_classes=max(_labels(config, classes)) + 1,
-            class_names=None if config.numbered else tuple(classes),
+            num_classes=max(numbers) + 1,
+            class_names=names,
         )
 
     def digest(self, config: ImagesConfig, context: SourceContext) -> str:
@@ -149,7 +181,7 @@ class Images(DataSource[ImagesConfig]):
         return digest_json(
             {
                 "version": 2,
-                "config": _hashed(config),
+                "config": _hashed(config, context),
                 "files": {
                     file.relative_to(root).as_posix(): digest for file, digest in digests.items()
                 },
@@ -170,44 +202,67 @@ class Images(DataSource[ImagesConfig]):
         for note in contents.notes():
             context.note(note)
         classes = contents.classes
+        numbers, names = _numbering(config, classes, context)
         pool = [
             (file, label)
-            for label, files in zip(_labels(config, classes), classes.values(), strict=True)
+            for label, files in zip(numbers, classes.values(), strict=True)
             for file in files
         ]
         drawn = [pool[index] for index in draw_indices(len(pool), config.num_samples, config.seed)]
         if not drawn:
             raise DataError(f"{config.path} holds no picture")
         files = [file for file, _ in drawn]
-        images = decode_pictures(files, root, config.image_size, config.background, context)
+        processing = _processing(config, context)
+        fitting = processing or CoveredSquare(config.image_size)
+        images = decode_pictures(files, root, fitting, config.background, context)
         labels = np.array([label for _, label in drawn], dtype=np.int64)
-        names = None if config.numbered else tuple(classes)
         arrays: dict[str, Array] = {config.input: images, "label": labels}
-        if config.mean is None or config.std is None:
+        mean, std = config.mean, config.std
+        scale: float = _LARGEST
+        if processing is not None:
+            mean, std, scale = processing.mean, processing.std, 1 / processing.factor
+        if mean is None or std is None:
             return ArrayDataset(arrays, (config.input,), "label", names)
         return NormalizedDataset(arrays, (config.input,), "label", names).normalize(
-            np.array(config.mean, np.float32), np.array(config.std, np.float32)
+            np.array(mean, np.float32), np.array(std, np.float32), scale
         )
 
 
-def _dtype(config: ImagesConfig) -> str:
-    """Return the type of the samples."""
-    return "uint8" if config.mean is None else "float32"
+def _processing(config: ImagesConfig, context: SourceContext) -> Processing | None:
+    """Return what the named processor does; None if there is none.
+
+    Raises:
+        DataError: it is missing, or not supported.
+    """
+    return None if config.processor is None else read_processing(context.base / config.processor)
 
 
-def _hashed(config: ImagesConfig) -> dict[str, Any]:
-    """Return the fields that can change a sample."""
+def _processor_problems(config: ImagesConfig, context: SourceContext) -> list[str]:
+    try:
+        _processing(config, context)
+    except CompressError as error:
+        return [str(error)]
+    return []
+
+
+def _hashed(config: ImagesConfig, context: SourceContext) -> dict[str, Any]:
+    """Return the fields that can change a sample, and what the named processor does."""
     tree = with_former_names(config, config.model_dump(mode="json"))
-    return {name: value for name, value in tree.items() if name != "path"}
+    fields = {name: value for name, value in tree.items() if name not in {"path", "processor"}}
+    processing = _processing(config, context)
+    if config.processor is None or processing is None:
+        return fields
+    numbers = class_numbers(context.base / config.processor)
+    return {**fields, "processing": processing.tree(), "label2id": numbers}
 
 
 class NormalizedDataset(ArrayDataset):
     """Pictures that are kept as uint8, and normalized batch by batch."""
 
-    def normalize(self, mean_C: Array, std_C: Array) -> Self:
-        """Set mean and standard deviation of the channels, of values from 0 to 1."""
+    def normalize(self, mean_C: Array, std_C: Array, scale: float) -> Self:
+        """Set mean and standard deviation of the channels, of values divided by ``scale``."""
         self._offset = (mean_C / std_C)[:, None, None]
-        self._factor = (1 / (255 * std_C))[:, None, None]
+        self._factor = (1 / (scale * std_C))[:, None, None]
         return self
 
     def batch(self, indices: Array, epoch: int = 0) -> Batch:
@@ -217,6 +272,23 @@ class NormalizedDataset(ArrayDataset):
         return batch | {name: batch[name].astype(np.float32) * self._factor - self._offset}
 
 
-def _labels(config: ImagesConfig, classes: Iterable[str]) -> list[int]:
-    """Return the label of each class."""
-    return [int(name) if config.numbered else number for number, name in enumerate(classes)]
+def _numbering(
+    config: ImagesConfig, classes: Iterable[str], context: SourceContext
+) -> tuple[list[int], tuple[str, ...] | None]:
+    """Return the label of each folder, and the names of the classes in the order of labels."""
+    folders = tuple(classes)
+    if config.numbered:
+        return [int(name) for name in folders], None
+    if config.processor is not None:
+        numbers = class_numbers(context.base / config.processor)
+        if set(folders) <= numbers.keys():
+            return [numbers[name] for name in folders], tuple(
+                sorted(numbers, key=numbers.__getitem__)
+            )
+        if numbers:
+            context.note(
+                f"{config.path}: folders are numbered in the order of their names; config.json of "
+                f"{config.processor} does not name "
+                f"{', '.join(sorted(set(folders) - numbers.keys())[:3])}"
+            )
+    return list(range(len(folders))), folders

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from calibration.sources.picture_folders import first_names
+from calibration.sources.picture_processing import Fitting
 from compressor.data.contract import SourceContext
 from compressor.data.pictures import open_picture, without_pillow_warnings
 from compressor.errors import DataError
@@ -32,31 +33,31 @@ class _Result:
 
 
 def decode_pictures(
-    files: Sequence[Path], root: Path, side: int, background: str, context: SourceContext
+    files: Sequence[Path], root: Path, fitting: Fitting, background: str, context: SourceContext
 ) -> Pixels:
-    """Decode pictures and fit each to a square.
+    """Decode pictures and bring each to the same size.
 
     Pillow decodes outside Python's lock, so threads share the work.
 
     Args:
         files: the pictures.
         root: a folder above all of them, for messages.
-        side: height and width in pixels.
+        fitting: the size, and the way to it.
         background: colour behind transparent pixels.
         context: receives progress, and a note of transparent pictures and of further frames.
 
     Returns:
-        uint8 [N, 3, side, side], RGB.
+        uint8 [N, 3, H, W], RGB.
 
     Raises:
         DataError: pictures cannot be decoded; the message names all of them.
         MissingExtraError: pictures are HEIC, and pillow-heif is not installed.
     """
-    images = np.empty((len(files), 3, side, side), dtype=np.uint8)
+    images = np.empty((len(files), 3, *fitting.shape), dtype=np.uint8)
     results = []
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
     with without_pillow_warnings(), ThreadPoolExecutor(threads) as pool:
-        decode = partial(_decode_into, background=background)
+        decode = partial(_decode_into, fitting=fitting, background=background)
         for result in pool.map(decode, files, images):
             results.append(result)
             context.progress("pictures", len(results), len(files))
@@ -70,16 +71,13 @@ def decode_pictures(
     return images
 
 
-def _decode_into(file: Path, row: Pixels, background: str) -> _Result:
-    """Decode a picture into ``row``, uint8 [3, S, S]."""
-    from PIL import Image, ImageOps
-
+def _decode_into(file: Path, row: Pixels, fitting: Fitting, background: str) -> _Result:
+    """Decode a picture into ``row``, uint8 [3, H, W]."""
     try:
         picture = open_picture(file, background)
     except DataError as error:
         return _Result(file, error=error.what)
-    square = ImageOps.fit(picture.image, row.shape[1:], Image.Resampling.BICUBIC)
-    row[:] = np.asarray(square).transpose(2, 0, 1)
+    row[:] = np.asarray(fitting.fit(picture.image)).transpose(2, 0, 1)
     return _Result(file, picture.had_transparency, picture.has_more_frames)
 
 
