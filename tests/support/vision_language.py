@@ -49,6 +49,10 @@ _QWEN_IDS = {
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
 }
+_GLM_TOKENS = (
+    *("<|image|>", "<|video|>", "<|begin_of_image|>", "<|end_of_image|>"),
+    *("<|begin_of_video|>", "<|end_of_video|>"),
+)
 _QWEN_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
 _CLIP = {"model_type": "clip_vision_model", **_TOWER, "image_size": 28, "patch_size": 14}
 _SIGLIP = {"model_type": "siglip_vision_model", **_TOWER, "image_size": 28, "patch_size": 7}
@@ -214,11 +218,84 @@ VLMS: Mapping[str, Vlm] = {
         },
         {"image_seq_length": 4},
     ),
+    "llava_onevision": Vlm(
+        {**_LLAVA.config, "vision_config": {**_SIGLIP, "vision_use_head": False}}
+        | {"image_grid_pinpoints": _GRIDS, "vision_feature_select_strategy": "full"}
+        | {"vision_feature_layer": -1, "vision_aspect_ratio": "anyres_max_9"},
+        "<image>",
+        {"size": {"height": 28, "width": 28}, "image_grid_pinpoints": _GRIDS},
+        ("<image>", "<video>"),
+        {"image_token_index": "<image>", "video_token_index": "<video>"},
+        processor={"num_image_tokens": 16, "vision_feature_select_strategy": "full"},
+    ),
+    "qwen3_5": _qwen(
+        {
+            "rope_parameters": {**_MROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0},
+            "head_dim": 16,
+            "layer_types": ["linear_attention", "full_attention"],
+            **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
+            **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 2),
+        },
+        {name: value for name, value in _QWEN3_TOWER.items() if "deepstack" not in name},
+        **_QWEN3_IMAGES,
+    ),
+    "glm4v_moe": Vlm(
+        {
+            "text_config": {
+                **_TEXT,
+                "rope_parameters": {
+                    **_MROPE,
+                    "mrope_section": [1, 1, 2],
+                    "partial_rotary_factor": 0.5,
+                },
+                "moe_intermediate_size": 32,
+                "n_routed_experts": 4,
+                "num_experts_per_tok": 2,
+            },
+            "vision_config": {
+                **_QWEN_TOWER,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "out_hidden_size": 64,
+                "image_size": 28,
+            },
+        },
+        "<|begin_of_image|><|image|><|end_of_image|>",
+        _QWEN_IMAGES,
+        _GLM_TOKENS,
+        {
+            "image_token_id": "<|image|>",
+            "video_token_id": "<|video|>",
+            "image_start_token_id": "<|begin_of_image|>",
+            "image_end_token_id": "<|end_of_image|>",
+            "video_start_token_id": "<|begin_of_video|>",
+            "video_end_token_id": "<|end_of_video|>",
+        },
+    ),
+    "mistral3": Vlm(
+        {
+            "text_config": {"model_type": "mistral", **_TEXT, "head_dim": 16},
+            "vision_config": {
+                "model_type": "pixtral",
+                **_TOWER,
+                "image_size": 112,
+                "patch_size": 14,
+                "head_dim": 16,
+            },
+        },
+        "[IMG]",
+        {"size": {"longest_edge": 112}, "patch_size": {"height": 28, "width": 28}},
+        ("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+        {"image_token_index": "[IMG]"},
+        processor={"patch_size": 14, "spatial_merge_size": 2},
+    ),
     "smolvlm": _SMOL,
     "idefics3": _SMOL,
 }
 """``model_type`` to a small model of the class."""
 
+_IMAGES_OF = {"glm4v_moe": "glm4v"}
+"""Classes with the image processor of another."""
 _TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}> "
     "{% if message.content is string %}{{ message.content }} {% else %}"
@@ -261,7 +338,8 @@ def write_vlm_processor(folder: Path, model_type: str) -> None:
         extra_special_tokens=dict(vlm.names),
     )
     names = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES
-    images = getattr(transformers, names[model_type]["pil"])(**vlm.images)
+    named = names.get(model_type) or names[_IMAGES_OF[model_type]]
+    images = getattr(transformers, named["pil"])(**vlm.images)
     template = _TEMPLATE.replace("PLACEHOLDER", vlm.placeholder)
     base = getattr(transformers, processing_auto.PROCESSOR_MAPPING_NAMES[model_type])
     tokenizer.chat_template = template

@@ -43,8 +43,9 @@ def export_with_images(
     """
     from passes.export_onnx.traced_run import export_traced
 
-    inputs = _graph_inputs(config, model, context)
-    if inputs is None or not any(len(window) > 1 for window in windows):
+    has_images = any(len(window) > 1 for window in windows)
+    inputs = _graph_inputs(config, model, context) if has_images else None
+    if inputs is None:
         return None
     try:
         output = export_traced(config, inputs, model, out, context)

@@ -21,6 +21,13 @@ from torch.nn import functional
 from transformers import vision_utils
 
 _LENGTHS = "cu_seqlens"
+_MORE_THAN_ALL = 1 << 30
+"""End of a segment that contains any number of patches."""
+
+
+def _one_segment() -> Tensor:
+    """Return the bounds of a segment that every patch belongs to, a constant for tracing."""
+    return torch.tensor([0, _MORE_THAN_ALL], dtype=torch.int32)
 
 
 @dataclass
@@ -34,9 +41,9 @@ class SingleImage:
     """The parts of the tower with attention over segments."""
     patches: Any = 0
     """P, set before each call."""
-    whole: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int32))
+    whole: Tensor = field(default_factory=_one_segment)
     """Stands for one segment of attention with all patches."""
-    windowed: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int32))
+    windowed: Tensor = field(default_factory=_one_segment)
     """Stands for the segments of all windows."""
     window_P: Tensor | None = None
     mask: Tensor | None = None

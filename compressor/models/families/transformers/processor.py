@@ -77,9 +77,13 @@ class Processor:
             self._accepted = _forward_parameters(tree)
             self.processor = _open_processor(folder, tree)
         except Exception as error:  # transformers raises classes of several libraries
+            is_missing = isinstance(error, ImportError)
             raise DataError(
-                f"{folder} holds no processor that transformers opens: {error}",
-                remedy="copy the checkpoint's files again",
+                f"{folder} holds no processor that transformers opens: "
+                + " ".join(f"{error}".split()),
+                remedy="install that library"
+                if is_missing
+                else "copy the checkpoint's files again",
             ) from error
         if not self.processor.chat_template:
             raise DataError(
