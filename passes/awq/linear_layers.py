@@ -44,6 +44,20 @@ def find_linears(module: nn.Module) -> dict[str, nn.Linear]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
 
 
+def other_matrices(module: nn.Module) -> dict[str, str]:
+    """Return the modules that are no linear layers but hold a matrix, with the reason.
+
+    Such is ``Conv1D`` of transformers, whose weight is [I, O].
+    """
+    return {
+        name: f"packed formats hold torch.nn.Linear alone, and this is {type(layer).__name__}"
+        for name, layer in module.named_modules()
+        if not isinstance(layer, nn.Linear | nn.Embedding)
+        and isinstance(weight := getattr(layer, "weight", None), Tensor)
+        and weight.ndim == 2
+    }
+
+
 def get_linear(layer: nn.Module, name: str) -> nn.Linear:
     """Return the linear layer of a name in ``layer``."""
     return cast("nn.Linear", layer.get_submodule(name))

@@ -277,7 +277,7 @@ class _StreamedRun:
         Returns:
             A report row for each linear layer.
         """
-        name = f"{self.checkpoint.layers_name}.{number}"
+        name = self._layer_name(number)
         layer = self.checkpoint.load(name)
         captures = Captures(self.context.work / "captures", CAPTURED_BYTES)
         reference = FloatReference(captures) if self.config.error_compensation else None
@@ -302,8 +302,6 @@ class _StreamedRun:
             raise NumericalError(
                 f"decoder layer {number}: {error.what}", remedy=error.remedy
             ) from error
-        floats = tensors_beside(quantizer.packed, layer.state_dict())
-        self.writer.write(self._layer_file(number), f"{name}.", floats, quantizer.packed)
         for batch, run in batches():
             exact = captures.get(f"exact result {batch}") if reference is not None else None
             self.hidden.write(number + 1, batch, quantizer.run(batch, run), exact)
@@ -313,9 +311,14 @@ class _StreamedRun:
         trim_heap()
         return quantizer.report
 
+    def _layer_name(self, number: int) -> str:
+        return f"{self.checkpoint.layers_name}.{number}"
+
     def _finish_layer(self, number: int, quantizer: BlockQuantizer) -> None:
-        """Record that a layer is done, with its report, grids and exceptions."""
-        prefix = f"{self.checkpoint.layers_name}.{number}."
+        """Write the shard of a layer, and record that it is done, with report and exceptions."""
+        prefix = f"{self._layer_name(number)}."
+        floats = tensors_beside(quantizer.packed, quantizer.layer.state_dict())
+        self.writer.write(self._layer_file(number), prefix, floats, quantizer.packed)
 
         def of_layer(reasons: Mapping[str, str]) -> dict[str, str]:
             return {k: reason for k, reason in reasons.items() if k.startswith(prefix)}

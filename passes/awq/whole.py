@@ -68,7 +68,7 @@ class WholeQuantizer(ModelQuantizer):
             RequirementError: none can, and the message names all with the reasons; or too few.
         """
         from compressor.models.checkpoint.loading import load_module
-        from passes.awq.linear_layers import select_layers
+        from passes.awq.linear_layers import other_matrices, select_layers
         from passes.common.changed_share import count_share
 
         module = load_module(model)
@@ -77,7 +77,8 @@ class WholeQuantizer(ModelQuantizer):
             share = count_share(module, selection.names)
             share.check(self.config.min_share, "quantize convolutions too with `type: qat`")
             return
-        lines = [f"{name}: {reason}" for name, reason in selection.kept_float.items()]
+        kept = selection.kept_float | other_matrices(module)
+        lines = [f"{name}: {reason}" for name, reason in kept.items()]
         fitting = [
             str(size)
             for size in (*GROUP_SIZES, -1)

@@ -18,10 +18,10 @@ from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.transformers.family import Transformers
 from compressor.models.families.transformers.linear_groups import decoder_blocks
 from tests.support.awq import MODELS, family_tensors, save_model
-from tests.support.zoo import decoder
+from tests.support.decoder_classes import build_decoder
 
 FAMILY = Transformers()
-TOKENS = torch.arange(3, 27).view(2, 12) * 7 % 400
+TOKENS = torch.arange(3, 27).view(2, 12) * 7 % 300
 
 
 def discover(module, **batch):
@@ -77,19 +77,22 @@ def sources(module):
     ],
 )
 def test_sources_without_a_table(model_type, expected):
-    found = sources(decoder(model_type))
+    found = sources(build_decoder(model_type))
     assert {name: found[name] for name in expected} == expected
 
 
 def test_fused_heads_name_the_rows_of_the_values():
-    found = discover(decoder("gpt_neox"))["gpt_neox.layers.0"]
+    found = discover(build_decoder("gpt_neox"))["gpt_neox.layers.0"]
     (site,) = [site for site in found if site.linears == ("attention.dense",)]
     assert site.source.rows[:17] == (*range(32, 48), 80)
 
 
 def test_a_router_that_returns_more_than_a_product_is_no_linear_layer():
     names = [
-        name for sites in discover(decoder("phimoe")).values() for s in sites for name in s.linears
+        name
+        for sites in discover(build_decoder("phimoe")).values()
+        for s in sites
+        for name in s.linears
     ]
     assert not [name for name in names if "router" in name or "gate" in name]
 
