@@ -158,7 +158,8 @@ class TextSamples(DataSource[TextSamplesConfig]):
         if config.target is not None:
             inputs.append(InputFacts(DECODER_TOKENS, "int64", (None,), largest, str(file)))
         has_labels = any((config.label, config.target, config.masked))
-        return DataFacts(tuple(inputs), has_labels=has_labels)
+        more = {} if config.token_types else {TYPES: "token_types: true"}
+        return DataFacts(tuple(inputs), has_labels=has_labels, more_inputs=more)
 
     def digest(self, config: TextSamplesConfig, context: SourceContext) -> str:
         """Return a digest of the config, and of the content of the files and the tokenizer."""

@@ -81,6 +81,8 @@ class DataFacts:
     """Exclusive upper bound of the labels."""
     class_names: tuple[str, ...] | None = None
     """Names of the classes in the order of the labels."""
+    more_inputs: Mapping[str, str] = field(default_factory=dict)
+    """Input that the set lacks, to the field of its config that adds it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Every function returns pairs of a problem and its remedy; the caller adds the pl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def planned_problems(
     if signature is None or facts.inputs is None:
         return
     inputs = {input_.name: input_ for input_ in facts.inputs}
-    yield from _name_problems(need, tuple(inputs), signature)
+    yield from _name_problems(need, tuple(inputs), signature, facts.more_inputs)
     for spec in signature.inputs:
         if spec.name in inputs:
             yield from _input_problems(need, inputs[spec.name], spec)
@@ -123,16 +123,18 @@ def _class_problems(need: DataNeed, facts: DataFacts, signature: Signature) -> I
 
 
 def _name_problems(
-    need: DataNeed, names: tuple[str, ...], signature: Signature
+    need: DataNeed, names: tuple[str, ...], signature: Signature, more: Mapping[str, str]
 ) -> Iterator[Finding]:
     if not need.ignores_inputs:
         yield from _unknown_inputs(need, names, signature)
     missing = [spec.name for spec in signature.required_inputs if spec.name not in names]
     if missing:
+        added = [f"`{more[name]}`" for name in missing if name in more]
+        remedy = f"set {' and '.join(added)} in `data.{need.data}`"
         yield (
             f"data set {need.data!r} lacks inputs of the model: {', '.join(missing)}; "
             f"it has {', '.join(names)}",
-            _source_remedy(need),
+            remedy if len(added) == len(missing) else _source_remedy(need),
         )
 
 

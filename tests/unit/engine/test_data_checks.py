@@ -131,6 +131,10 @@ def test_a_metric_of_another_output_is_refused_with_the_metrics_that_fit(tmp_pat
             "lacks inputs of the model: image; it has tokens",
         ),
         (
+            DataFacts((InputFacts("tokens", "int64", (None,)),), more_inputs={"image": "sees: 1"}),
+            "set `sees: 1` in `data.labelled`",
+        ),
+        (
             DataFacts((InputFacts("image", "uint8", (3, 8, None)),)),
             r"a sample has the shape \[3, 8, \?\], expected \[3, 16, 16\]",
         ),
