@@ -30,12 +30,15 @@ from compressor.engine.contract import Pass, StarterModel
 from compressor.engine.plan.capabilities import installed_passes, suitable_passes
 from compressor.engine.plan.starter import starter_file, write_pipeline
 from compressor.errors import UsageError
+from compressor.evaluation.outputs import fitting_metrics, misfit
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.formats import Format, StoredModel, format_named, recognize_model
 
 _DATA = "samples"
 """Name of the data set."""
+_WINDOWS = 16
+"""Number of samples for the accuracy of language models, whose logits are large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class _Data:
 
     source: DataSource[Any]
     starter: StarterData
+    num_classes: int | None = None
+    """Exclusive upper bound of the labels; None if it is not known, or there are no labels."""
 
 
 def write_model_starter(model: Path, folder: Path, data: Path | None) -> WrittenPipeline:
@@ -215,8 +220,10 @@ def _with_files(data: _Data, files: Path) -> tuple[_Data, list[str]]:
     config = data.source.Config.model_validate_json(
         json.dumps({"source": data.source.name, **fields}, default=str)
     )
-    problems = data.source.problems(config, SourceContext(Path.cwd(), allow_code=True))
-    return _Data(data.source, replace(data.starter, fields=fields)), problems
+    context = SourceContext(Path.cwd(), allow_code=True)
+    problems = data.source.problems(config, context)
+    num_classes = None if problems else data.source.facts(config, context).num_classes
+    return _Data(data.source, replace(data.starter, fields=fields), num_classes), problems
 
 
 def _missing_files(starter: StarterData, data: Path | None) -> tuple[str, ...]:
@@ -262,13 +269,36 @@ def _pipeline_text(parts: _Parts, folder: Path) -> str:
         lines += ["data:"]
         lines += [f"  # {starter.files}"] if starter.files else []
         lines += [f"  {_DATA}: {_flow(fields)}"]
-        lines += ["evaluate:  # measured for every artifact", f"  latency: {{data: {_DATA}}}"]
+        lines += ["evaluate:  # measured for every artifact", *_accuracy(parts)]
+        lines += [f"  latency: {{data: {_DATA}}}"]
     lines.append("passes:")
     for pass_ in steps:
         fields = {"type": pass_.name, **pass_.starter_fields(parts.starter)}
         summary = (type(pass_).__doc__ or pass_.name).splitlines()[0]
         lines += [f"  # {summary}", f"  - {_flow(fields)}"]
     return "\n".join(lines) + "\n"
+
+
+def _accuracy(parts: _Parts) -> list[str]:
+    """Return the line with metrics that fit the outputs; none if the outputs are not known.
+
+    They compare each step with the model; where the samples have labels that fit, `top1` goes
+    first.
+    """
+    architecture = parts.starter.facts.architecture()
+    if architecture is None or parts.data is None:
+        return []
+    signature, labels = architecture.signature, parts.data.num_classes
+    if not signature.outputs:
+        return []
+    metrics = fitting_metrics(signature.outputs, signature.classes)
+    fits = misfit("top1", signature.outputs, signature.classes) is None
+    if fits and labels is not None and labels <= (signature.classes or labels):
+        metrics = ("top1", *metrics)
+    fields: dict[str, Any] = {"data": _DATA, "metrics": list(metrics)}
+    if architecture.capability(CachedGeneration) is not None:
+        fields["num_samples"] = _WINDOWS
+    return [f"  accuracy: {_flow(fields)}  # compared with the model"]
 
 
 def _written(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
