@@ -30,7 +30,7 @@ ODD = {"hidden_size": 72, "num_attention_heads": 6, "head_dim": 16}
         (Awq(), {**COMPRESSED_TENSORS, "lm_head": {"group_size": 48}}, "tiny-mistral", {}),
         (Awq(), {**COMPRESSED_TENSORS, "effective_bits": 2.1}, "tiny-llama", {}),
         (Prune(), {**MAGNITUDE, "target": {"dimensions": {"ffn": 97}}}, "tiny-llama", {}),
-        (ExportOnnx(), FIELDS, "tiny-llama", {"hidden_act": "relu"}),
+        (ExportOnnx(), PORTABLE, "tiny-llama", {"hidden_act": "mish"}),
         (ExportOnnx(), FIELDS, "tiny-llama", {"head_dim": 24}),
         (ExportOnnx(), PORTABLE, "tiny-gemma3", {"final_logit_softcapping": 30.0}),
         (ExportOnnx(), PORTABLE, "tiny-gemma3", {"use_bidirectional_attention": True}),
