@@ -33,7 +33,9 @@ from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner
 
+from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from cli import app
+from compressor.data.contract import SourceContext
 from compressor.errors import CompressError
 from compressor.models.checkpoint.description import read_description
 from compressor.models.families.transformers.generic.sample import sample_batch
@@ -105,9 +107,9 @@ def write_samples(case: Case, folder: Path) -> dict[str, Any]:
     return {"source": "arrays", "path": "samples.npz"}
 
 
-def write_conversations(folder: Path) -> dict[str, Any]:
+def write_conversations(folder: Path, seed: int = 0) -> dict[str, Any]:
     """Write conversations about images of different sizes."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     lines = []
     for number in range(CONVERSATIONS):
         height, width = generator.integers(28, 90, size=2)
@@ -185,16 +187,38 @@ def export_onnx(folder: Path, data: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def divergence(folder: Path, packed: Path) -> float:
-    """Return the mean KL divergence of a packed model's logits; 1 − cosine without logits."""
-    description = read_description(folder / "model")
-    batch = sample_batch(description.signature.inputs, batch=SAMPLES, tokens=TOKENS)
+def other_samples(folder: Path) -> dict[str, Any]:
+    """Return random inputs that differ from the calibration samples."""
+    specs = read_description(folder / "model").signature.inputs
+    batch = sample_batch(specs, batch=SAMPLES, tokens=TOKENS)
     torch.manual_seed(1)
-    for spec in description.signature.inputs:
+    for spec in specs:
         value = batch.get(spec.name)
         if value is not None and value.dtype == torch.int64 and (spec.below or 0) > 8:
             batch[spec.name] = torch.randint(4, spec.below or 8, value.shape)
-    feeds = {name: value.numpy() for name, value in batch.items()}
+    return {name: value.numpy() for name, value in batch.items()}
+
+
+def other_conversations(folder: Path) -> dict[str, Any]:
+    """Return the inputs of conversations that differ from the calibration samples."""
+    others = folder / "others"
+    others.mkdir(exist_ok=True)
+    fields = {**write_conversations(others, seed=1), "processor": str(folder.resolve() / "model")}
+    source = ImageText()
+    dataset = source.load(ImageTextConfig.model_validate(fields), SourceContext(others))
+    batch = dataset.batch(np.arange(CONVERSATIONS))
+    return {name: batch[name] for name in dataset.input_names}
+
+
+def divergence(folder: Path, packed: Path) -> float:
+    """Return the mean KL divergence of a packed model's logits; 1 − cosine without logits.
+
+    It is measured on other samples of the kind that the model was calibrated on.
+    """
+    description = read_description(folder / "model")
+    has_images = (folder / "samples.jsonl").is_file()
+    feeds = other_conversations(folder) if has_images else other_samples(folder)
+    valid = torch.from_numpy(feeds["attention_mask"]).bool() if has_images else ...
     outputs = []
     for kind, path in (("torch", folder / "model"), ("packed", packed / "model")):
         with open_session(kind, path, threads=1) as session:
@@ -203,7 +227,7 @@ def divergence(folder: Path, packed: Path) -> float:
     expected, actual = outputs
     if description.signature.outputs[0] == "logits":
         logs = [value.log_softmax(dim=-1) for value in (expected, actual)]
-        return float((logs[0].exp() * (logs[0] - logs[1])).sum(dim=-1).mean())
+        return float((logs[0].exp() * (logs[0] - logs[1])).sum(dim=-1)[valid].mean())
     return float((1 - torch.cosine_similarity(expected, actual, dim=-1)).mean())
 
 
