@@ -95,7 +95,8 @@ class PromptGraph:
         """Read a decoder's graph; its weights are not loaded.
 
         Raises:
-            UsageError: no weights of the graph are multiplied as packed integers.
+            UsageError: no weights of the graph are multiplied as packed integers, or it computes in
+                float16.
         """
         self._model = ir.load(folder / MODEL)
         layers = (MatMulNBitsLayer.from_node(node) for node in self._model.graph)
@@ -107,8 +108,7 @@ class PromptGraph:
             if layer is not None and not layer.node.outputs[0].is_graph_output()
         ]
         self._integers: list[ir.Value] = []
-        is_half = any(layer.node.outputs[0].dtype == ir.DataType.FLOAT16 for layer in self._layers)
-        if is_half:
+        if any(_computes_in_half(layer.node) for layer in self._layers):
             raise UsageError(
                 f"{folder} computes in float16, and the graph for prompts in float32",
                 remedy="export it with `dtype: float32`, or leave --fast-prompts out",
@@ -269,6 +269,16 @@ class PromptGraph:
             self._constant(f"{output.name}.by_output.scales", scales_O),
             self._constant("prompts.middle", np.array(UINT8_ZERO_POINT, dtype=np.uint8)),
         ]
+
+
+def _computes_in_half(node: ir.Node) -> bool:
+    """Return True if a MatMulNBits node computes in float16: in the type of its scales."""
+    scales = node.inputs[2]
+    assert scales is not None  # noqa: S101
+    widened = scales.producer()
+    if widened is not None:  # the graph does not state the types of inner values
+        return widened.attributes.get_int("to", 0) == ir.DataType.FLOAT16
+    return scales.const_value is not None and scales.const_value.dtype == ir.DataType.FLOAT16
 
 
 def _requantize(layer: MatMulNBitsLayer, rows: slice, scales_O: Array) -> ir.TensorProtocol:

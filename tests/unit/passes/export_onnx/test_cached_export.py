@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 
 from calibration.sources.arrays import ArrayDataset
@@ -18,13 +19,15 @@ from passes.export_onnx.exporters import stored_exporter
 from tests.support.decoders import export_decoder
 from tests.support.generating_classes import save_class
 
+FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
 TOKENS = np.random.default_rng(0).integers(3, 300, (3, 14))
 
 
-def export(folder, model_type, **changes):
-    parent = save_class(folder / "torch", model_type, **changes)
+def export(folder, model_type, **fields):
+    parent = save_class(folder / "torch", model_type)
     dataset = ArrayDataset({"input_ids": TOKENS}, ("input_ids",))
-    output, notes = export_decoder(parent, folder / "onnx", {"parity": {"data": "text"}}, dataset)
+    fields = {"parity": {"data": "text"}, **fields}
+    output, notes = export_decoder(parent, folder / "onnx", fields, dataset)
     return output.summary, notes
 
 
@@ -66,6 +69,27 @@ def test_sequences_of_different_lengths_continue_as_they_do_alone(bloom):
     for row, (length, new) in enumerate(zip(lengths, ([50, 51, 52], [60, 61, 62]), strict=True)):
         whole = np.array([[*TOKENS[row, :length], *new]])
         np.testing.assert_allclose(following[row], torch_logits(folder, whole)[0, -3:], atol=1e-4)
+
+
+def test_a_traced_graph_in_float16_computes_what_torch_does(tmp_path):
+    summary, _ = export(tmp_path, "bloom", dtype="float16")
+    assert (summary["dtype"], summary["kv_cache"]) == ("float16", "float32")
+    assert max(way["max_abs"] for way in summary["parity"]) < 0.02
+    graph = onnx.load(tmp_path / "onnx" / "model.onnx").graph
+    stored = [
+        tensor.data_type
+        for tensor in graph.initializer
+        if len(tensor.dims) > 1 and tensor.data_type in FLOATS
+    ]
+    assert stored.count(onnx.TensorProto.FLOAT16) > len(stored) / 2
+    decoder = OnnxDecoder(tmp_path / "onnx", 1, capacity=20)
+    decoder.forward(TOKENS[:1, :9])
+    logits = decoder.forward(TOKENS[:1, 9:10])
+    np.testing.assert_allclose(
+        logits[0, -1], torch_logits(tmp_path, TOKENS[:1, :10])[0, -1], atol=0.02
+    )
+    with pytest.raises(UsageError, match="no weights that are multiplied as packed integers"):
+        OnnxDecoder(tmp_path / "onnx", 1, capacity=20, fast_prompts=True)
 
 
 def test_biases_in_bfloat16_are_computed_as_torch_rounds_them(tmp_path):

@@ -6,6 +6,7 @@ import onnxruntime_genai
 import pytest
 
 from compressor.config.record import with_former_names
+from compressor.errors import UsageError
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from passes.export_onnx.config import ExportOnnxConfig
@@ -64,6 +65,8 @@ def test_packed_weights_keep_their_integers_in_a_float16_graph(target, tmp_path)
     output, _ = export_decoder(packed, tmp_path / "out", fields)
     assert all(way["kl"] < 1e-3 for way in output.summary["parity"])
     assert float_types(tmp_path / "out")[1] == {onnx.TensorProto.FLOAT16}
+    with pytest.raises(UsageError, match=r"computes in float16|packed integers"):
+        OnnxDecoder(tmp_path / "out", 1, capacity=16, fast_prompts=True)
 
 
 def test_genai_runs_a_float16_graph(tmp_path):
