@@ -218,6 +218,11 @@ VLMS: Mapping[str, Vlm] = {
         },
         {"image_seq_length": 4},
     ),
+    "smolvlm": _SMOL,
+    "idefics3": _SMOL,
+}
+"""``model_type`` to a small model of the class."""
+FURTHER_VLMS: Mapping[str, Vlm] = {
     "llava_onevision": Vlm(
         {**_LLAVA.config, "vision_config": {**_SIGLIP, "vision_use_head": False}}
         | {"image_grid_pinpoints": _GRIDS, "vision_feature_select_strategy": "full"}
@@ -289,10 +294,8 @@ VLMS: Mapping[str, Vlm] = {
         {"image_token_index": "[IMG]"},
         processor={"patch_size": 14, "spatial_merge_size": 2},
     ),
-    "smolvlm": _SMOL,
-    "idefics3": _SMOL,
 }
-"""``model_type`` to a small model of the class."""
+"""Further classes for ``write_vlm``; the processor of mistral3 needs torchvision."""
 
 _IMAGES_OF = {"glm4v_moe": "glm4v"}
 """Classes with the image processor of another."""
@@ -307,7 +310,7 @@ _TEMPLATE = (
 
 def write_vlm(folder: Path, model_type: str, dtype: torch.dtype = torch.float32) -> None:
     """Write a checkpoint with random weights and its processor; word ``w7`` is token 7."""
-    vlm = VLMS[model_type]
+    vlm = {**VLMS, **FURTHER_VLMS}[model_type]
     write_vlm_processor(folder, model_type)
     fields: dict[str, Any] = json.loads(json.dumps(vlm.config))
     fields |= {name: _SPECIAL + vlm.tokens.index(token) for name, token in vlm.ids.items()}
@@ -322,7 +325,7 @@ def write_vlm(folder: Path, model_type: str, dtype: torch.dtype = torch.float32)
 
 def write_vlm_processor(folder: Path, model_type: str) -> None:
     """Write the tokenizer, image processor, processor and chat template of a small model."""
-    vlm = VLMS[model_type]
+    vlm = {**VLMS, **FURTHER_VLMS}[model_type]
     vocabulary = {f"w{number}": number for number in range(4, _SPECIAL)}
     vocabulary |= {"<pad>": 0, "<user>": 1, "<assistant>": 2, "<end>": 3}
     vocabulary |= {token: _SPECIAL + number for number, token in enumerate(vlm.tokens)}
