@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -31,7 +31,8 @@ class ArraysConfig(SourceConfig):
 
     path: str
     """A .npz or .safetensors file, or a folder of such files, whose arrays are joined in the order
-    of the names; relative to pipeline.yaml. The first axis of each array is the sample."""
+    of the names; relative to pipeline.yaml. The first axis of each array is the sample. float64 is
+    read as float32."""
     inputs: dict[str, str] | None = None
     """Name of each input of the model and of its array: `{image: x_train}`. By default all arrays
     but the labels are inputs under their own names."""
@@ -70,7 +71,7 @@ class Arrays(DataSource[ArraysConfig]):
         label = _label(config, arrays)
         return DataFacts(
             inputs=tuple(
-                InputFacts(name, arrays[array].dtype, arrays[array].shape)
+                InputFacts(name, str(_input_dtype(arrays[array])), arrays[array].shape)
                 for name, array in inputs.items()
             ),
             has_labels=label is not None,
@@ -103,7 +104,10 @@ class Arrays(DataSource[ArraysConfig]):
             raise DataError("\n".join(problems))
         stored = read_headers(context.base / config.path)
         inputs, label = _inputs(config, stored), _label(config, stored)
-        arrays = {name: read_array(stored[array]) for name, array in inputs.items()}
+        arrays = {
+            name: read_array(stored[array]).astype(_input_dtype(stored[array]), copy=False)
+            for name, array in inputs.items()
+        }
         if label is not None:
             arrays[_LABEL] = read_array(stored[label]).astype(np.int64)
         count = len(next(iter(arrays.values())))
@@ -119,6 +123,12 @@ def _file_problems(config: ArraysConfig, path: Path) -> list[str]:
     except DataError as error:
         return [error.what]
     return [*_name_problems(config, arrays), *_length_problems(config, arrays)]
+
+
+def _input_dtype(array: StoredArray) -> np.dtype[Any]:
+    """Return the dtype in which an input is read: float64 becomes float32, as weights are."""
+    dtype = np.dtype(array.dtype)
+    return np.dtype(np.float32) if dtype == np.float64 else dtype
 
 
 def _label(config: ArraysConfig, arrays: dict[str, StoredArray]) -> str | None:

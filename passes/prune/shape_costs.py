@@ -110,23 +110,48 @@ def shape_costs(model: PrunableModel) -> ShapeCosts:
 
 def _macs_by_tensor(model: PrunableModel, elements: Mapping[str, float]) -> dict[str, float]:
     """Return the family's MACs, divided among tensors as the operators of one run are."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.module(**model.batch)
-    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    root = type(model.module).__name__
+    flops = _flops_by_module(model)
     total = count_macs(model.family, model.config)
-    scale = total / max(counter.get_total_flops(), 1)
+    scale = total / max(sum(flops.values()), 1)
     macs: dict[str, float] = {}
     for name, module in model.module.named_modules():
+        if name == "" or not flops.get(name):
+            continue
+        # A module may multiply with the weights of children that it never calls, as attention does.
+        idle = [child for child, _ in module.named_children() if not flops.get(f"{name}.{child}")]
         matrices = [
-            f"{name}.{part}" if name else part
-            for part, weight in module.named_parameters(recurse=False)
-            if weight.ndim > 1
+            f"{name}.{part}"
+            for part, weight in module.named_parameters()
+            if weight.ndim > 1 and part.rpartition(".")[0] in {"", *idle}
         ]
         matrices = [matrix for matrix in matrices if matrix in elements]
         weight_sum = sum(elements[matrix] for matrix in matrices)
-        own = flops.get(f"{root}.{name}" if name else root, 0) * scale
-        if name == "" or not matrices:
-            continue
-        macs |= {matrix: own * elements[matrix] / weight_sum for matrix in matrices}
+        for matrix in matrices:
+            part = scale * flops[name] * elements[matrix] / weight_sum
+            macs[matrix] = macs.get(matrix, 0.0) + part
     return macs | {"": max(total - sum(macs.values()), 0.0)}
+
+
+def _flops_by_module(model: PrunableModel) -> dict[str, int]:
+    """Return the operations of one run by module, without those of its children."""
+    uses_fast_path = torch.backends.mha.get_fastpath_enabled()  # one operator, which nobody counts
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.module(**model.batch)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(uses_fast_path)
+    root = type(model.module).__name__
+    flops = {
+        name.removeprefix(root).removeprefix("."): sum(counts.values())
+        for name, counts in counter.get_flop_counts().items()
+        if name == root or name.startswith(f"{root}.")
+    }
+    own = dict(flops)
+    for name in flops:
+        parent = name.rpartition(".")[0]
+        while name and parent and parent not in flops:
+            parent = parent.rpartition(".")[0]
+        if name and parent in own:
+            own[parent] -= flops[name]
+    return {name: max(count, 0) for name, count in own.items()}

@@ -170,8 +170,8 @@ MISTAKES = {
         (accuracy("bare", "agreement, kl"), "model.measure=true"),
         runs=True,
     ),
-    "a metric of embeddings": Mistake(
-        (accuracy("labelled", "top1, cosine"), "model.measure=true"),
+    "an output that the model lacks": Mistake(
+        (accuracy("labelled", "top1, cosine:boxes"), "model.measure=true"),
         "set `metrics: [top1]`",
         (accuracy("labelled", "top1"), "model.measure=true"),
     ),

@@ -113,3 +113,11 @@ def test_a_folder_whose_files_differ_is_refused(context: SourceContext) -> None:
     np.savez(context.base / "a.npz", image=IMAGES)
     np.savez(context.base / "b.npz", image=IMAGES.astype(np.float64))
     assert "a sample of image is float64 [3], in them float32 [3]" in problems(".", context)
+
+
+def test_float64_is_read_as_float32(context: SourceContext) -> None:
+    np.savez(context.base / "set.npz", image=IMAGES.astype(np.float64))
+    source, read = Arrays(), config("set.npz")
+    assert source.facts(read, context).inputs == (InputFacts("image", "float32", (3,)),)
+    batch = source.load(read, context).batch(np.array([1]))
+    assert batch["image"].dtype == np.float32

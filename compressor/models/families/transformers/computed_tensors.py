@@ -44,6 +44,6 @@ def _initialize(module: PreTrainedModel, name: str, seed: int) -> Tensor:
         torch.manual_seed(seed)
         # NaN differs from itself: a tensor that is not initialized does not count as computed.
         setattr(parent, key, nn.Parameter(torch.full(value.shape, torch.nan), requires_grad=False))
-        module._init_weights(parent)
+        module._init_weights(parent)  # type: ignore[no-untyped-call]
     initialized: Tensor = getattr(parent, key).detach()
     return initialized

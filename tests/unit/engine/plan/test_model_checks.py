@@ -84,28 +84,18 @@ def tensorrt(fields: str) -> str:
             7,
             ["lm_head: 64 inputs are no multiple of the group size 48", "510 outputs of 4 bits"],
         ),
-        (
-            tiny("glm4v"),
-            [AWQ + ", format: compressed-tensors, vision: {bits: 8, group_size: 128}}"],
-            7,
-            [
-                "model.visual.blocks.0.attn.qkv: 32 inputs",
-                "model.visual.merger.down_proj: 48 inputs",
-                "`vision.group_size`",
-            ],
-        ),
         # export-onnx: what the graph of a decoder computes
         (
-            tiny("llama", "hidden_act: relu, head_dim: 24"),
+            tiny("llama", "head_dim: 24"),
             [AWQ + "}", EXPORT + ", decoder: {context_length: 513}}"],
             8,
-            ["the activation relu", "513 is more than the 512", "multiple of 16", "24 wide"],
+            ["513 is more than the 512", "multiple of 16", "24 wide"],
         ),
         (
-            tiny("gemma3", "use_bidirectional_attention: true, attn_logit_softcapping: 50.0"),
+            tiny("gemma3", "use_bidirectional_attention: true"),
             [PORTABLE],
             7,
-            ["attention to later tokens", "`attn_logit_softcapping`"],
+            ["`decoder.target`: only for graphs that are built"],
         ),
         (tiny("llama", LONGROPE), [PORTABLE], 7, ["set `decoder.context_length: 64`"]),
         (tiny("llama"), [EXPORT + ", decoder: {accuracy_level: 4}}"], 7, ["no weights"]),
@@ -179,6 +169,15 @@ def test_a_step_that_cannot_succeed_is_refused_with_every_offender(
         (tiny("llama"), [AWQ + "}", EXPORT + ", decoder: {accuracy_level: 4}}"]),
         (tiny("llama"), [SIGNED, PORTABLE, tensorrt("precision: int4, floats: fp32")]),
         (tiny("glm4v"), [AWQ + ", format: compressed-tensors, vision: {group_size: -1}}"]),
+        # layers that the group size does not divide get smaller groups
+        (tiny("glm4v"), [AWQ + ", format: compressed-tensors, vision: {group_size: 128}}"]),
+        (
+            tiny("llama"),
+            [
+                "{type: prune, name: small, target: {dimensions: {ffn: 80}}, importance: magnitude}",
+                AWQ + ", format: compressed-tensors}",
+            ],
+        ),
         (
             tiny("llama"),
             [
@@ -200,8 +199,9 @@ PRUNE = (
 
 def test_sizes_after_a_cut_to_stated_dimensions_are_checked(tmp_path: Path) -> None:
     cut = "{type: prune, name: small, target: {dimensions: {ffn: 80}}, importance: magnitude}"
-    text = message(write(tmp_path, tiny("llama"), cut, AWQ + "}"))
-    assert "down_proj: 80 inputs are no multiple of the group size 32" in text
+    head = ", format: compressed-tensors, lm_head: {bits: 4, group_size: 48}}"
+    text = message(write(tmp_path, tiny("mistral"), cut, AWQ + head))
+    assert "lm_head: 64 inputs are no multiple of the group size 48" in text
 
 
 def test_sizes_that_depend_on_a_cut_are_not_judged(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_the_plan_of_a_checkpoint_loads_neither_torch_nor_onnx(tmp_path: Path) -
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "2 []"
-    assert "down_proj" in done.stderr
+    assert "operators of ONNX Runtime's own" in " ".join(done.stderr.split())
 
 
 def test_activations_that_no_runtime_computes_with_are_refused_before_training(
