@@ -175,21 +175,26 @@ class Checkpoint:
     def load(self, name: str) -> nn.Module:
         """Return a submodule with its weights in float32."""
         module = self.module.get_submodule(name)
-        start = len(name) + 1
+        start = f"{name}."
         weights = {
-            key[start:]: value.float() for key, value in self.tensors(self.names_below(name))
+            key.removeprefix(start): value.float()
+            for key, value in self.tensors(self.names_below(name))
         }
-        weights |= {
-            key[start:]: value
-            for key, value in self._computed.items()
-            if key.startswith(f"{name}.")
-        }
-        module.load_state_dict(weights, assign=True)
+        module.load_state_dict(weights | self.computed_below(name), assign=True)
         return module.requires_grad_(False)
 
     def unload(self, name: str) -> None:
         """Move the parameters of a submodule to ``meta``; buffers, which no file holds, stay."""
         move_to_meta(self.module.get_submodule(name))
+
+    def computed_below(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors of a module that the class computes, by their names in it."""
+        start = f"{prefix}."
+        return {
+            name.removeprefix(start): value
+            for name, value in self._computed.items()
+            if name.startswith(start)
+        }
 
     def load_all(self) -> PreTrainedModel:
         """Return the module with all weights in ``dtype``; tied ones share their memory.

@@ -78,6 +78,7 @@ class StreamedCheckpoint(Checkpoint):
         weights = {
             key[start:]: value.float() for key, value in self.tensors(self.names_below(name))
         }
+        weights |= self.computed_below(name)
         module.load_state_dict(split_tensors(module, weights), assign=True)
         return module.requires_grad_(False)
 
@@ -256,6 +257,10 @@ class _Recording:
                 module(**batch)
         except _LastLayerReached:
             return self.current
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta" not in str(error):  # torch has no class of its own for it
+                raise
+            raise NotStreamableError("it reads weights outside of their modules") from error
         raise NotStreamableError("not every decoder layer is called, or not in turn")
 
     def record(self, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -174,7 +174,7 @@ def test_a_step_that_cannot_succeed_is_refused_with_every_offender(
         (
             tiny("llama"),
             [
-                "{type: prune, name: small, target: {dimensions: {ffn: 80}}, importance: magnitude}",
+                "{type: prune, name: cut, target: {dimensions: {ffn: 80}}, importance: magnitude}",
                 AWQ + ", format: compressed-tensors}",
             ],
         ),
