@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from compressor.interrupts import handle_signals
+
+handle_signals()  # before the imports below, which take most of the time of a short command
+
 import typer
 
 from compressor.commands import analysis, artifacts, environment, models, pipelines

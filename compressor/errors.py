@@ -12,6 +12,7 @@ CompressError                    1
 ├── ModelError                   2   a model folder cannot be opened
 ├── DataError                    2   a data source cannot be read
 ├── StorageError                 1   disk full, no permission
+├── ResourceError                1   memory ran out, a child was killed
 ├── GateError                    3   a gate failed
 ├── DamagedArtifactError         4   files do not match their manifest
 └── Interrupted                130   Ctrl-C or SIGTERM
@@ -128,6 +129,10 @@ class DataError(CompressError):
 
 class StorageError(CompressError):
     """The disk is full, or a path is not writable."""
+
+
+class ResourceError(CompressError):
+    """Memory ran out, or a child was killed."""
 
 
 class GateError(CompressError):

@@ -30,15 +30,34 @@ def writing(path: Path) -> Iterator[None]:
 
 def storage_error(error: OSError, path: Path) -> StorageError:
     """Return the error for an OSError raised while writing below ``path``."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-        return StorageError(
-            f"the disk is full: cannot write {error.filename or path}",
-            remedy="free some space (`autoglm-compress gc` removes unneeded artifacts) or choose "
-            "another --output-dir; the run then resumes where it stopped",
-        )
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return StorageError(
-            f"no permission to write {error.filename or path}",
-            remedy="choose another --output-dir, or change its permissions",
-        )
-    return StorageError(f"cannot write {error.filename or path}: {error.strerror or error}")
+    place = error.filename or path
+    if error.errno not in KNOWN:
+        return StorageError(f"cannot write {place}: {error.strerror or error}")
+    what, remedy = KNOWN[error.errno]
+    return StorageError(what.format(place=place), remedy=remedy)
+
+
+_FULL = (
+    "the disk is full: cannot write {place}",
+    "free some space (`autoglm-compress gc` removes unneeded artifacts) or choose "
+    "another --output-dir; the run then resumes where it stopped",
+)
+_FORBIDDEN = (
+    "no permission to write {place}",
+    "choose another --output-dir, or change its permissions",
+)
+_HANDLES = (
+    "too many open files: cannot open {place}",
+    "raise the limit (`ulimit -n 4096`), or end other programs",
+)
+KNOWN = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _FORBIDDEN),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _HANDLES),
+    errno.ENAMETOOLONG: (
+        "a name is too long for the file system: {place}",
+        "choose a shorter name, or another folder",
+    ),
+    errno.EIO: ("the disk reports an error: {place}", "check the disk (`dmesg`)"),
+}
+"""Causes that have a remedy: errno to the message and the remedy."""

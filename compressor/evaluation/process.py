@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from pathlib import Path
@@ -12,7 +13,8 @@ from types import TracebackType
 from typing import Self
 
 import compressor
-from compressor.errors import PassError, RequirementError
+from compressor.artifacts.causes import describe_ending, failed_child
+from compressor.errors import CompressError, PassError, RequirementError
 from compressor.evaluation.protocol import Answer, Request
 
 _THREAD_VARIABLES = (
@@ -82,6 +84,7 @@ class MeasuringProcess:
 
         Raises:
             CompressError: the process raised it, as the same class.
+            ResourceError: the process was killed, or memory ran out.
             PassError: the process crashed; the message ends with the last lines that it printed.
         """
         assert self._process.stdout  # noqa: S101 - it is a pipe
@@ -93,12 +96,14 @@ class MeasuringProcess:
             raise answer.failure.to_error()
         return answer
 
-    def _crash_error(self) -> PassError:
-        status = self._process.wait()
+    def _crash_error(self) -> CompressError:
+        code = self._process.wait()
         self._reader.join()
-        tail = "".join(f"\n    {line.rstrip()}" for line in self._tail) or "\n    (no output)"
-        ending = f"was killed by signal {-status}" if status < 0 else f"exited with code {status}"
-        return PassError(f"the process that measures {self._request.model} {ending}:{tail}")
+        subject = f"the process that measures {self._request.model}"
+        printed = "".join(f"\n    {line.rstrip()}" for line in self._tail)
+        cause = failed_child(code, subject, printed, Path(tempfile.gettempdir()))
+        ending = describe_ending(code)
+        return cause or PassError(f"{subject} {ending}:{printed or ' (no output)'}")
 
     def __enter__(self) -> Self:
         return self

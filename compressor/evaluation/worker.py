@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from compressor.artifacts.causes import describe_unexpected
 from compressor.artifacts.manifest import Metric
 from compressor.config.discovery import SOURCES, load
 from compressor.config.permission import allow_code
@@ -69,6 +70,9 @@ def main() -> int:
             answers.write(answer.model_dump_json() + "\n")
     except CompressError as error:
         answers.write(Answer(failure=Failure.from_error(error)).model_dump_json() + "\n")
+    except Exception as error:  # noqa: BLE001  of any library, on models and data of any kind
+        failure = Failure.from_error(describe_unexpected(error))
+        answers.write(Answer(failure=failure).model_dump_json() + "\n")
     answers.close()
     return 0
 

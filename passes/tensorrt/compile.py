@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import passes
+from compressor.artifacts.causes import cause_in_text, describe_ending, failed_child
 from compressor.artifacts.fingerprint import digest_file
 from compressor.errors import PassError
 from compressor.runtimes.tensorrt.backends import BACKENDS
@@ -34,6 +35,7 @@ from passes.tensorrt.compile_worker import BuildReport, BuildRequest, add_messag
 
 _TAIL_LINES = 12
 _ADDR_NO_RANDOMIZE = 0x0040000  # linux/personality.h
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _INHERITED = ("PATH", "HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TMPDIR")
 
 
@@ -89,6 +91,8 @@ def engine_from_onnx(request: BuildRequest, folder: Path) -> BuildReport:
 
     Raises:
         PassError: the parser or the builder fails or crashes; the message holds their output.
+        StorageError: the disk is full.
+        ResourceError: memory ran out, or the process was killed.
     """
     library = BACKENDS[request.backend].distribution
     subject = f"{request.onnx} for {request.target or 'the GPU of this machine'}"
@@ -101,21 +105,26 @@ def engine_from_onnx(request: BuildRequest, folder: Path) -> BuildReport:
         errors="replace",
         cwd=folder,
         env=_environment(),
-        preexec_fn=_fix_addresses,  # one call into libc
+        preexec_fn=_prepare_child,  # two calls into libc
         check=False,
     )
     messages: list[str] = []
     for line in process.stderr.splitlines():
         add_message(messages, line)
     if process.returncode != 0:
+        tail = _indent(messages[-_TAIL_LINES:] or ["it printed nothing"])
+        building = f"the process in which {library} builds {subject}"
+        if (cause := failed_child(process.returncode, building, tail, folder)) is not None:
+            raise cause
         raise PassError(
-            f"{library} {_describe_exit(process.returncode)} while building {subject}:\n"
-            + _indent(messages[-_TAIL_LINES:] or ["it printed nothing"]),
+            f"{library} {describe_ending(process.returncode)} while building {subject}:\n{tail}",
             remedy="try another `precision`, `floats` or `optimization_level`: "
             "a crash of the compiler does not mean that the graph is wrong",
         )
     report = BuildReport.model_validate_json(process.stdout)
     if report.errors:
+        if (cause := cause_in_text("\n".join(report.errors), folder)) is not None:
+            raise cause
         raise PassError(
             f"{library} {report.version} cannot build {subject}:\n" + _indent(report.errors),
             remedy="`autoglm-compress lint --target tensorrt` lists nodes that TensorRT refuses",
@@ -123,12 +132,6 @@ def engine_from_onnx(request: BuildRequest, folder: Path) -> BuildReport:
     for line in report.warnings:
         add_message(messages, line)
     return report.model_copy(update={"warnings": tuple(messages)})
-
-
-def _describe_exit(code: int) -> str:
-    if code > 0:
-        return f"exited with code {code}"
-    return f"was killed by signal {-code} ({signal.strsignal(-code)})"
 
 
 def _indent(lines: Sequence[str]) -> str:
@@ -147,8 +150,10 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _fix_addresses() -> None:
-    ctypes.CDLL(None).personality(_ADDR_NO_RANDOMIZE)
+def _prepare_child() -> None:
+    libc = ctypes.CDLL(None)
+    libc.personality(_ADDR_NO_RANDOMIZE)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # ended with its parent, however that ends
 
 
 def build_bundle(settings: BuildSettings, file: str) -> BuildBundle:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from compressor import interrupts
 from compressor.artifacts.runs import GateResult
 from compressor.artifacts.store import (
     MANIFEST,
@@ -92,7 +93,7 @@ class Runner:
     ) -> None:
         self.plan = plan
         self.builder = StepBuilder(plan, listener, reporter)
-        self.emit = self.builder.emit
+        self.emit, self.listener = self.builder.emit, listener
         self.selected = selected
         self.force = force
         self.done: dict[str, StepResult] = {}
@@ -123,15 +124,20 @@ class Runner:
             try:
                 self._step(step)
             except KeyboardInterrupt as error:
-                interrupted = Interrupted(
-                    f"{step.name} was interrupted", remedy="run the same command again to resume"
-                )
-                self.emit(events.StepFailed(step.name, interrupted))
-                raise interrupted from error
+                raise self._interrupted(step) from error
             except CompressError as error:
-                self.emit(events.StepFailed(step.name, error))
+                if interrupts.requested():  # what a library, or a child, made of the interrupt
+                    raise self._interrupted(step) from error
+                self.listener(events.StepFailed(step.name, error))
                 raise
         return RunResult(tuple(self.done.values()), self._gates(steps), time.perf_counter() - start)
+
+    def _interrupted(self, step: PlannedStep) -> Interrupted:
+        error = Interrupted(
+            f"{step.name} was interrupted", remedy="run the same command again to resume"
+        )
+        self.listener(events.StepFailed(step.name, error))
+        return error
 
     def _check_device(self) -> None:
         if self.plan.device.startswith("cuda") and not list_gpus():

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from compressor import interrupts
+from compressor.artifacts.causes import known_cause, summary
 from compressor.artifacts.errors_from_os import storage_error, writing
 from compressor.artifacts.files import copy_file, write_atomic
 from compressor.artifacts.manifest import FileEntry, Manifest, PassRecord
@@ -56,7 +58,12 @@ class StepBuilder:
         self.data = RunData(plan, self.emit)
 
     def emit(self, event: events.Event) -> None:
-        """Send an event to the listener, and to the log of the step that is being built."""
+        """Send an event to the listener, and to the log of the step that is being built.
+
+        Raises:
+            KeyboardInterrupt: the run was asked to stop, and a library has lost the exception.
+        """
+        interrupts.check()
         self.listener(event)
         if self._log is not None:
             self._log(event)
@@ -73,6 +80,7 @@ class StepBuilder:
             if built is None:
                 built = self._run_pass(step, staging)
             manifest = self._report(step, out, self._manifest(step, built), staging / "log.txt")
+        interrupts.check()
         if replaced is not None:
             store.remove(replaced.path)
         artifact = store.publish(out, manifest)
@@ -115,9 +123,8 @@ class StepBuilder:
             step.builder.ensures(inputs, out / MODEL, context)
         except CompressError:
             raise
-        except OSError as error:
-            raise storage_error(error, out) from error
         except Exception as error:
+            interrupts.check()  # a library may have made an error of it
             raise unexpected_error(step, error, self.plan.store.root / ".staging") from error
         built = {
             "summary": {**output.summary, **({"notes": notes} if notes else {})},
@@ -258,22 +265,26 @@ class StepBuilder:
         with self._logging(staging / "log.txt"):
             self.emit(events.StepStarted(step.name, step.pass_name, step.directory, resumed=False))
             manifest = self._report(step, fresh, artifact.manifest, staging / "log.txt")
+        interrupts.check()
         replaced = self.plan.store.replace_reports(artifact, fresh, manifest)
         self.plan.store.discard(staging)
         return replaced
 
 
 def unexpected_error(step: PlannedStep, error: Exception, folder: Path) -> CompressError:
-    """Wrap a library's exception as a ``PassError``; its traceback goes to a file in ``folder``."""
-    if "No space left on device" in str(error):
-        return storage_error(OSError(28, "No space left on device"), folder)
+    """Return the error for a library's exception; its traceback goes to a file in ``folder``.
+
+    A cause that has nothing to do with the pass, such as a full disk, is reported as itself.
+    """
+    if (cause := known_cause(error, folder)) is not None:
+        return cause
+    if isinstance(error, OSError):
+        return storage_error(error, folder)
     log = folder / f"{step.directory}.traceback.txt"
     with writing(log):
         write_atomic(log, "".join(traceback.format_exception(error)).encode())
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return PassError(
-        f"{step.name} ({step.pass_name}) failed: {type(error).__name__}: {first}",
-        remedy=f"see {log}",
+        f"{step.name} ({step.pass_name}) failed: {summary(error)}", remedy=f"see {log}"
     )
 
 
