@@ -17,6 +17,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from compressor.errors import Interrupted
@@ -30,15 +32,27 @@ _first: float | None = None
 
 
 def handle_signals() -> None:
-    """Handle Ctrl-C and SIGTERM in this process; does nothing outside of the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for number in _SIGNALS:
-        signal.signal(number, _remember)
-    signal.signal(signal.SIGALRM, _raise_again)
-    sys.unraisablehook = _keep_interrupt
-    _watch_for_second_signal()
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    """Have Ctrl-C and SIGTERM end this process at once, except inside of ``raised``.
+
+    Does nothing outside of the main thread.
+    """
+    if threading.current_thread() is threading.main_thread():
+        _set_handlers(_end_at_once)
+        signal.signal(signal.SIGALRM, _raise)
+        sys.unraisablehook = _keep_interrupt
+        _watch_for_second_signal()
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """Raise the first signal as KeyboardInterrupt inside of the block, or at its end."""
+    _set_handlers(_remember)
+    try:
+        yield
+        check()
+    finally:
+        _set_handlers(_end_at_once)
 
 
 def requested() -> bool:
@@ -56,10 +70,15 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def end_at_once_from_now() -> None:
-    """Have the next signal end the process without an exception, while Python shuts down."""
+def ignore_signals() -> None:
+    """Ignore signals from now on: the exit code is decided, and Python shuts down."""
     for number in _SIGNALS:
-        signal.signal(number, lambda *_: _end_at_once())
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _set_handlers(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, handler)
 
 
 def _remember(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal handler
@@ -69,7 +88,7 @@ def _remember(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - s
         raise KeyboardInterrupt
 
 
-def _raise_again(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal handler
+def _raise(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal handler
     raise KeyboardInterrupt
 
 
@@ -100,7 +119,7 @@ def _count_signals(pipe: int) -> None:
             _end_at_once()
 
 
-def _end_at_once() -> None:
+def _end_at_once(number: int = signal.SIGINT, frame: FrameType | None = None) -> None:  # noqa: ARG001
     """End this process; the kernel ends its children with it."""
     os.write(2, b"error: interrupted\n")
     os._exit(Interrupted.exit_code)

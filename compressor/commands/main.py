@@ -22,16 +22,16 @@ def run_app(app: typer.Typer) -> NoReturn:
     # slows them down on a machine that other processes use too.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     code = _run(app)
-    interrupts.end_at_once_from_now()
     _flush()
+    interrupts.ignore_signals()
     sys.exit(code)
 
 
 def _run(app: typer.Typer) -> int:
     """Run the app and return the exit code; errors are printed."""
     try:
-        app()
-        interrupts.check()
+        with interrupts.raised():
+            app()
     except CompressError as error:
         return _report(Interrupted("interrupted") if _was_lost(error) else error)
     except KeyboardInterrupt:
