@@ -114,8 +114,8 @@ class ModuleConfig(Record):
     """Inputs in the order of ``forward``."""
     outputs: tuple[Output, ...] = ()
     """Outputs in the order of an exported graph."""
-    call: Literal["keyword", "position"] = "position"
-    """Whether ``forward`` takes the inputs by keyword or by position."""
+    call: Literal["keyword", "position", "mapping"] = "position"
+    """Whether ``forward`` takes the inputs by keyword, by position, or as a dict."""
     unit: Literal["sample", "token"] = "sample"
     """Unit of the MACs."""
     sizes: dict[str, tuple[Size, ...]] = {}  # noqa: RUF012 - pydantic copies it

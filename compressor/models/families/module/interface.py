@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,9 +21,11 @@ from compressor.models.families.module.config import OutputPath
 _LOGITS = "logits"
 _OUTPUT = "output"
 _MATRIX = 2
-Call = Literal["keyword", "position"]
+Call = Literal["keyword", "position", "mapping"]
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _BY_PLACE = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+_MAPPING_NAME = re.compile(r"(\w+\.)*(dict|Dict|Mapping|MutableMapping|OrderedDict|TypedDict)\b")
+"""An annotation that is text."""
 
 
 def adapt(
@@ -63,16 +67,22 @@ def invoke(
     """Return what the user's ``forward`` returns for tensors by name."""
     if call == "keyword":
         return forward(module, **tensors)
+    if call == "mapping":
+        return forward(module, {name: tensors[name] for name in inputs})
     return forward(module, *(tensors[name] for name in inputs))
 
 
 def call_style(module: nn.Module, inputs: Sequence[str]) -> Call:
     """Return how ``forward`` takes inputs of these names.
 
+    A single parameter takes several inputs as a dict, and one input if it is annotated as a dict.
+
     Raises:
         ModelError: it has no parameters for them, or has them in another order.
     """
     parameters = inspect.signature(module.forward).parameters.values()
+    if _takes_mapping(list(parameters), inputs):
+        return "mapping"
     by_name = {parameter.name for parameter in parameters if parameter.kind in _BY_NAME}
     if set(inputs) <= by_name:
         return "keyword"
@@ -95,6 +105,20 @@ def call_style(module: nn.Module, inputs: Sequence[str]) -> Call:
     )
 
 
+def _takes_mapping(parameters: Sequence[inspect.Parameter], inputs: Sequence[str]) -> bool:
+    """Return True if the only parameter without a default takes a dict of the inputs."""
+    required = [parameter for parameter in parameters if parameter.default is parameter.empty]
+    if len(required) != 1 or required[0].kind not in _BY_PLACE or parameters[0] is not required[0]:
+        return False
+    annotation = required[0].annotation
+    kind = typing.get_origin(annotation) or annotation
+    if isinstance(kind, str):  # of `from __future__ import annotations`
+        return bool(_MAPPING_NAME.match(kind))
+    if isinstance(kind, type) and kind is not inspect.Parameter.empty:
+        return issubclass(kind, Mapping)
+    return len(parameters) == 1 and len(inputs) > 1
+
+
 def pick(returned: Any, path: OutputPath) -> Any:
     """Return the part of what ``forward`` returned at a path."""
     for part in path:
@@ -104,18 +128,27 @@ def pick(returned: Any, path: OutputPath) -> Any:
 
 
 def tensors_in(returned: Any, path: OutputPath = ()) -> Iterator[tuple[OutputPath, Tensor]]:
-    """Yield the tensors in nested tuples, lists, mappings and dataclasses, with their paths."""
+    """Yield the tensors in nested tuples, lists, mappings and dataclasses, with their paths.
+
+    Fields of named tuples are in paths by name.
+    """
     if isinstance(returned, Tensor):
         yield path, returned
     elif isinstance(returned, Mapping):
         for key, value in returned.items():
             yield from tensors_in(value, (*path, key))
     elif isinstance(returned, (tuple, list)):
-        for index, value in enumerate(returned):
+        for index, value in zip(_parts(returned), returned, strict=True):
             yield from tensors_in(value, (*path, index))
     elif dataclasses.is_dataclass(returned):
         for field in dataclasses.fields(returned):
             yield from tensors_in(getattr(returned, field.name), (*path, field.name))
+
+
+def _parts(returned: Sequence[Any]) -> Sequence[int | str]:
+    """Return the fields of a named tuple, and the positions of any other sequence."""
+    fields: Sequence[str] = getattr(returned, "_fields", ())
+    return fields or range(len(returned))
 
 
 def named_outputs(
@@ -144,7 +177,8 @@ def named_outputs(
     if wanted is None:
         return found
     if isinstance(wanted, Mapping):
-        return _checked(dict(wanted), tensors, found)
+        named = {name: _with_fields(returned, path) for name, path in wanted.items()}
+        return _checked(named, tensors, found)
     if set(wanted) <= found.keys():
         return {name: found[name] for name in wanted}
     if len(wanted) == len(tensors):
@@ -153,6 +187,15 @@ def named_outputs(
         f"`outputs` names {', '.join(wanted)}; `forward` returns {', '.join(found)}",
         remedy=f"name all {len(tensors)} tensors in their order, or some of those names",
     )
+
+
+def _with_fields(returned: Any, path: OutputPath) -> OutputPath:
+    """Return a path with the name of a named tuple's field in place of its position."""
+    if path and isinstance(path[0], int) and isinstance(returned, tuple):
+        parts = _parts(returned)
+        if path[0] < len(parts):
+            return (parts[path[0]], *_with_fields(returned[path[0]], path[1:]))
+    return path
 
 
 def _name(path: OutputPath, tensors: Mapping[OutputPath, Tensor]) -> str:

@@ -37,7 +37,13 @@ class Result:
         ((ONE, TWO), None, {"output_0": (0,), "output_1": (1,)}),
         ((ONE, None, TWO), ("logits", "states"), {"logits": (0,), "states": (2,)}),
         ((ONE, TWO), {"logits": (0,)}, {"logits": (0,)}),
-        (Pair(ONE, TWO), ("a", "b"), {"a": (0,), "b": (1,)}),
+        (Pair(ONE, TWO), ("a", "b"), {"a": ("first",), "b": ("second",)}),
+        (Pair(ONE, (TWO, TWO)), None, {
+            "first": ("first",), "second_0": ("second", 0), "second_1": ("second", 1),
+        }),
+        (Pair(ONE, TWO), {"logits": (0,), "states": ("second",)}, {
+            "logits": ("first",), "states": ("second",),
+        }),
         ({"logits": ONE, "states": [TWO, TWO]}, None, {
             "logits": ("logits",), "states_0": ("states", 0), "states_1": ("states", 1),
         }),
@@ -81,6 +87,16 @@ class ByBoth(nn.Module):
         return tensors[0] + tensors[1]
 
 
+class ByDict(nn.Module):
+    def forward(self, batch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        return batch["a"] + batch["b"]
+
+
+class ByAnnotatedDict(nn.Module):
+    def forward(self, batch: dict[str, Tensor], scale: float = 1.0) -> Tensor:
+        return batch["a"] * scale
+
+
 @pytest.mark.parametrize(
     ("module", "inputs", "expected"),
     [
@@ -89,6 +105,9 @@ class ByBoth(nn.Module):
         (ByPosition(), ("scale", "x"), "keyword"),
         (ByKeyword(), ("scale", "image"), "keyword"),
         (ByBoth(), ("a", "b"), "position"),
+        (ByDict(), ("a", "b"), "mapping"),
+        (ByDict(), ("a",), "position"),
+        (ByAnnotatedDict(), ("a",), "mapping"),
     ],
 )
 def test_inputs_go_by_keyword_where_the_names_are_those_of_forward(
