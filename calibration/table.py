@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import Field
 
 from compressor.artifacts.errors_from_os import writing
-from compressor.artifacts.json_files import read_json_record
 from compressor.config.record import Record
 from compressor.errors import RequirementError
+from compressor.foreign_files.json_files import read_json_record
 
 TABLE = "calibration.json"
 

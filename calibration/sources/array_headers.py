@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.lib import format as npy
 
-from compressor.artifacts.errors_from_os import reading
 from compressor.errors import DataError, ModelError
-from compressor.models.checkpoint.safetensors_files import read_header
+from compressor.foreign_files.libraries import library_errors
+from compressor.foreign_files.opening import check_file
+from compressor.models.checkpoint.safetensors_files import open_tensors, read_header
 
 Array = np.ndarray[Any, Any]
 _SUFFIXES = (".npz", ".safetensors")
@@ -29,7 +31,10 @@ _SAFETENSORS_DTYPES = {
     "F32": "float32",
     "F64": "float64",
 }
-_DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, KeyError)
+_COPY = "copy the file again"
+_LARGE_BYTES = 256 << 20
+_MOST_EXPANSION = 100
+"""Unpacked bytes of a large array to its packed ones, beyond which it is taken for a bomb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,12 @@ def read_array(array: StoredArray) -> Array:
     Raises:
         DataError: a file is damaged.
     """
+    needed = array.samples * math.prod(array.shape) * np.dtype(array.dtype).itemsize
+    if needed > (free := psutil.virtual_memory().available):
+        raise DataError(
+            f"{array.parts[0][0]}: {array.name} takes {needed} bytes; {free} are free",
+            remedy="save fewer samples",
+        )
     parts = [_read(file, array.name) for file, _ in array.parts]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -104,24 +115,44 @@ def _headers(file: Path) -> Iterator[StoredArray]:
 
 
 def _npz_headers(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    try:
-        with reading(file), zipfile.ZipFile(file) as archive:
-            for entry in archive.namelist():
-                with archive.open(entry) as member:
-                    version = npy.read_magic(member)
-                    read = npy.read_array_header_1_0
-                    if version != (1, 0):
-                        read = npy.read_array_header_2_0
-                    shape, _, dtype = read(member)
-                name = entry.removesuffix(".npy")
-                if dtype.hasobject:
-                    raise DataError(
-                        f"{file}: {name} holds Python objects, which can run code when they are "
-                        "read; save arrays of numbers"
-                    )
-                yield name, dtype.name, shape
-    except _DAMAGED as error:
-        raise DataError(f"{file} is damaged, or no .npz file: {error}") from error
+    check_file(file, DataError)
+    with (
+        library_errors(f"{file} is damaged, or no .npz file", DataError, _COPY),
+        zipfile.ZipFile(file) as archive,
+    ):
+        headers = [_npy_header(file, archive, info) for info in archive.infolist()]
+    yield from headers
+
+
+def _npy_header(
+    file: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo
+) -> tuple[str, str, tuple[int, ...]]:
+    """Return name, dtype and shape of one array of an archive."""
+    with archive.open(info) as member:
+        version = npy.read_magic(member)
+        read = npy.read_array_header_1_0
+        if version != (1, 0):
+            read = npy.read_array_header_2_0
+        shape, _, dtype = read(member)
+        start = member.tell()
+    name = info.filename.removesuffix(".npy")
+    if dtype.hasobject:
+        raise DataError(
+            f"{file}: {name} holds Python objects, which can run code when they are read; save "
+            "arrays of numbers"
+        )
+    needed, held = math.prod(shape) * dtype.itemsize, info.file_size - start
+    if min(shape, default=0) < 0 or needed != held:
+        raise DataError(
+            f"{file}: {name} has {held} bytes; its header promises {dtype.name} {list(shape)}",
+            remedy=_COPY,
+        )
+    if needed > _LARGE_BYTES and needed > _MOST_EXPANSION * info.compress_size:
+        raise DataError(
+            f"{file}: {name} expands from {info.compress_size} to {needed} bytes",
+            remedy="save it with `numpy.savez`, uncompressed, if it is meant",
+        )
+    return name, dtype.name, shape
 
 
 def _safetensors_headers(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -137,19 +168,20 @@ def _safetensors_headers(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]
 
 
 def _read(file: Path, name: str) -> Array:
+    if file.suffix == ".npz":
+        check_file(file, DataError)
+        with (
+            library_errors(f"{file} is damaged", DataError, _COPY),
+            np.load(file, allow_pickle=False) as archive,
+        ):
+            array: Array = archive[name]
+        return array
     try:
-        with reading(file):
-            if file.suffix == ".npz":
-                with np.load(file, allow_pickle=False) as archive:
-                    array: Array = archive[name]
-                return array
-            from safetensors import safe_open
-
-            with safe_open(file, framework="np") as handle:
-                tensor: Array = handle.get_tensor(name)
-            return tensor
-    except _DAMAGED as error:
-        raise DataError(f"{file} is damaged: {error}") from error
+        with open_tensors(file, "np") as handle:
+            tensor: Array = handle.get_tensor(name)
+    except ModelError as error:
+        raise DataError(error.what, remedy=error.remedy) from error
+    return tensor
 
 
 def _difference(expected: dict[str, StoredArray], found: dict[str, StoredArray]) -> str | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.artifacts.errors_from_os import reading
 from compressor.data.contract import SourceContext
 from compressor.errors import CompressError, DataError
+from compressor.foreign_files.json_files import read_json
+from compressor.foreign_files.libraries import library_errors
+from compressor.foreign_files.limits import TOKENIZER
+from compressor.foreign_files.opening import check_file, is_regular
 from compressor.models.checkpoint.tokenizer_json import largest_token_id
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def match_files(pattern: str, context: SourceContext) -> list[Path]:
     pattern names them. Relative paths start from the base of the context.
     """
     file = context.base / pattern
-    return [file] if file.is_file() else _glob(pattern, context, hidden=False)
+    return [file] if is_regular(file) else _glob(pattern, context, hidden=False)
 
 
 def file_problems(pattern: str, context: SourceContext) -> list[str]:
@@ -109,8 +111,7 @@ def missing_token_problems(name: str, context: SourceContext) -> list[str]:
     if file.name != _TOKENIZER or not file.is_file() or not config.is_file():
         return []
     try:
-        with reading(config):
-            added = json.loads(config.read_bytes())["added_tokens_decoder"]
+        added = read_json(config, DataError, remedy=None)["added_tokens_decoder"]
         largest = largest_token_id(file)
         missing = [token["content"] for id_, token in added.items() if int(id_) > largest]
     except (ValueError, LookupError, TypeError, AttributeError, CompressError):
@@ -152,12 +153,11 @@ def open_tokenizer(file: Path) -> Tokenizer:
     """
     from tokenizers import Tokenizer
 
-    try:
+    check_file(file, DataError, TOKENIZER)
+    with library_errors(
+        f"{file} is not a tokenizer", DataError, "copy the checkpoint's files again"
+    ):
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises no narrower class
-        raise DataError(
-            f"{file} is not a tokenizer: {error}", remedy="copy the checkpoint's files again"
-        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

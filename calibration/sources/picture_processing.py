@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from compressor.artifacts.json_files import read_json_object
 from compressor.errors import DataError
+from compressor.foreign_files.json_files import read_json_object
 
 if TYPE_CHECKING:
     from PIL import Image

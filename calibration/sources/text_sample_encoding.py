@@ -5,7 +5,6 @@ Shapes: N samples, T tokens, D tokens of the decoder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ import numpy as np
 from calibration.sources.arrays import Array
 from calibration.sources.files import open_tokenizer
 from calibration.sources.text_sample_records import Label, Sample
-from compressor.artifacts.errors_from_os import reading
 from compressor.errors import DataError
+from compressor.foreign_files.json_files import read_json_object
 from compressor.models.checkpoint.decoder_start import first_tokens
 
 if TYPE_CHECKING:
@@ -218,10 +217,7 @@ def _read(file: Path) -> dict[str, Any]:
     """Return the content of a file of JSON; nothing if it is missing or damaged."""
     if not file.is_file():
         return {}
-    with reading(file):
-        content = file.read_bytes()
     try:
-        tree = json.loads(content)
-    except ValueError:
+        return read_json_object(file, DataError, remedy=None)
+    except DataError:
         return {}
-    return tree if isinstance(tree, dict) else {}

@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
-from compressor.errors import ConfigError, Problem
+from compressor.errors import ConfigError, Problem, UsageError
+from compressor.foreign_files.limits import PIPELINE
+from compressor.foreign_files.opening import read_bytes
 
-_MAX_BYTES = 1 << 20
 _MAX_NODES = 50_000
 _MAX_DEPTH = 40
 _CORE = "tag:yaml.org,2002:"
@@ -88,25 +89,20 @@ def read_document(path: Path) -> Document:
             a tag.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        remedy = (
-            "`autoglm-compress init` writes a starter pipeline"
-            if isinstance(error, FileNotFoundError)
-            else None
-        )
-        raise ConfigError(
-            [Problem("", f"cannot be read: {error.strerror}", remedy=remedy, file=path)]
-        ) from error
+        content = read_bytes(path, PIPELINE, UsageError, None)
+    except UsageError as error:
+        is_missing = not path.exists() and not path.is_symlink()
+        remedy = "`autoglm-compress init` writes a starter pipeline" if is_missing else error.remedy
+        what = error.what.removeprefix(f"{path} ")
+        raise ConfigError([Problem("", what, remedy=remedy, file=path)]) from error
     return parse_document(content, path)
 
 
 def parse_document(content: bytes, path: Path | None = None) -> Document:
     """Parse YAML text; problems name ``path``. Errors as ``read_document``."""
-    if len(content) > _MAX_BYTES:
-        raise ConfigError(
-            [Problem("", f"{len(content)} bytes: too large", f"at most {_MAX_BYTES}", None, path)]
-        )
+    if len(content) > PIPELINE.most_bytes:
+        limit = f"at most {PIPELINE.most_bytes}"
+        raise ConfigError([Problem("", f"{len(content)} bytes: too large", limit, None, path)])
     try:
         loader = _Loader(content)
         try:
@@ -124,6 +120,10 @@ def parse_document(content: bytes, path: Path | None = None) -> Document:
                     "", f"is not valid YAML: {error.problem or error.context}", file=path, line=line
                 )
             ]
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(
+            [Problem("", "is nested too deeply", f"at most {_MAX_DEPTH} levels", None, path)]
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.errors import DataError, MissingExtraError
+from compressor.errors import CompressError, DataError, MissingExtraError
+from compressor.foreign_files.limits import PICTURE
+from compressor.foreign_files.opening import check_file, open_file
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
 WHITE = "#ffffff"
+MOST_PIXELS = 1 << 26
+"""Pixels of a picture, and of all that are decoded at once; each takes up to 16 bytes."""
 HEIC_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 """Brands in the first box of a HEIC file, after the letters ``ftyp``."""
@@ -90,22 +92,10 @@ def check_header(file: Path) -> None:
 def file_problem(file: Path) -> str | None:
     """Return the reason that a path is not a readable file with content; None if it is one."""
     try:
-        status = file.stat()
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            if file.is_symlink():
-                return f"{file} is a link to {file.readlink()}, which does not exist"
-            return f"{file} does not exist"
-        return f"{file} cannot be read: {error.strerror or error}"
-    if stat.S_ISDIR(status.st_mode):
-        return f"{file} is a directory, not a picture"
-    if not stat.S_ISREG(status.st_mode):
-        return f"{file} is not a regular file"
-    if not status.st_size:
-        return f"{file} is empty"
-    if not os.access(file, os.R_OK):
-        return f"{file} cannot be read: no permission"
-    return None
+        is_empty = not check_file(file, DataError, PICTURE)
+    except CompressError as error:
+        return str(error)
+    return f"{file} is empty" if is_empty else None
 
 
 def heic_is_installed() -> bool:
@@ -187,42 +177,67 @@ def _opened(file: Path) -> Iterator[ImageFile.ImageFile]:
         raise DataError(problem)
     try:
         with Image.open(file, formats=_formats()) as picture:
-            _check_size(picture)
-            yield picture
+            pixels = _check_size(picture)
+            with _IN_MEMORY.of(pixels):
+                yield picture
     except UnidentifiedImageError as error:
         if not heic_is_installed() and _is_heic(file):
             raise MissingExtraError("pillow-heif", f"{file} is HEIC, which", "heic") from error
         raise DataError(f"{file} is no picture in a format that Pillow reads") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{file} is too large: {error}", remedy="scale it down") from error
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise any class on broken files, such as struct.error
         reason = str(error) or type(error).__name__
         raise DataError(f"{file} cannot be decoded: {reason}") from error
 
 
-def _check_size(picture: Image.Image) -> None:
-    """Check that no side is 0 and that the picture is below Pillow's limit.
+def _check_size(picture: Image.Image) -> int:
+    """Return the number of pixels.
 
     Raises:
-        ValueError: it is empty.
-        DecompressionBombError: it is above the limit. Pillow itself only warns up to twice that.
+        ValueError: there are none.
+        DecompressionBombError: there are more than decode in bounded memory.
     """
     from PIL import Image
 
-    pixels, most = picture.width * picture.height, Image.MAX_IMAGE_PIXELS
+    pixels = picture.width * picture.height
     if not pixels:
         raise ValueError(f"it has {picture.width} × {picture.height} pixels")
-    if most is not None and pixels > most:
+    if pixels > MOST_PIXELS:
         raise Image.DecompressionBombError(
-            f"{picture.width} × {picture.height} pixels exceed the limit of {most} against "
+            f"{picture.width} × {picture.height} pixels exceed the limit of {MOST_PIXELS} against "
             "decompression bombs"
         )
+    return pixels
+
+
+class _PixelBudget:
+    """Lets threads decode pictures at once while all of them have at most ``MOST_PIXELS``."""
+
+    def __init__(self) -> None:
+        self._pixels, self._changed = 0, threading.Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for a picture, and hold it within the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pixels + pixels <= MOST_PIXELS)
+            self._pixels += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pixels -= pixels
+                self._changed.notify_all()
+
+
+_IN_MEMORY = _PixelBudget()
 
 
 def _is_heic(file: Path) -> bool:
-    with file.open("rb") as stream:
+    with open_file(file, DataError) as stream:
         start = stream.read(12)
     return start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS
 

@@ -7,20 +7,35 @@ is refused before any runtime opens it (compare CVE-2024-27318, CVE-2024-5187).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from compressor.artifacts.errors_from_os import reading
 from compressor.errors import ModelError
+from compressor.foreign_files.libraries import library_errors
+from compressor.foreign_files.limits import GRAPH
+from compressor.foreign_files.opening import check_file
+from compressor.graphs.external_data import check_structure
 
 if TYPE_CHECKING:
     from onnxscript import ir
 
 MODEL = "model.onnx"
+_REMEDY = "copy or save it again"
+_LONGEST_NUMBERS = 30
+"""Digits of an offset and a length together."""
+_BITS: Mapping[int, int] = {
+    **dict.fromkeys((onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64, onnx.TensorProto.UINT64), 64),
+    **dict.fromkeys((onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.UINT32), 32),
+    **dict.fromkeys((onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16), 16),
+    **dict.fromkeys((onnx.TensorProto.INT16, onnx.TensorProto.UINT16), 16),
+    **dict.fromkeys((onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.BOOL), 8),
+    **dict.fromkeys((onnx.TensorProto.INT4, onnx.TensorProto.UINT4), 4),
+}
+"""Bits of a value of each dtype."""
 PROTOBUF_LIMIT_BYTES = 1_900_000_000
 """Largest weights in one protobuf message, which holds 2 GB; the graph itself needs the rest."""
 
@@ -33,16 +48,15 @@ def read_graph(path: Path) -> onnx.ModelProto:
             outside the folder, a link, missing or too short. The message names every offender.
     """
     file = path if path.suffix == ".onnx" else path / MODEL
-    if not file.is_file():
+    if not file.exists() and not file.is_symlink():
         raise ModelError(
             f"{file} is missing",
             remedy="an ONNX model directory holds model.onnx, and its data beside it",
         )
-    try:
-        with reading(file):
-            model = onnx.load(str(file), load_external_data=False)
-    except DecodeError as error:
-        raise ModelError(f"{file} is not an ONNX model, or is truncated: {error}") from error
+    check_file(file, ModelError, GRAPH)
+    check_structure(file)
+    with library_errors(f"{file} is not an ONNX model, or is truncated", ModelError, _REMEDY):
+        model = onnx.load(str(file), load_external_data=False)
     if not model.HasField("graph") or not model.opset_import:
         raise ModelError(f"{file} is not an ONNX model: it has no graph")
     problems = list(dict.fromkeys(_external_data_problems(model, file.parent)))
@@ -63,10 +77,15 @@ def load_typed_model(folder: Path) -> ir.Model:
     Raises:
         ModelError: as ``read_graph``.
     """
+    proto = read_graph(folder)
+    with library_errors(f"{folder} holds an ONNX model that is not valid", ModelError, _REMEDY):
+        return _typed_model(proto, folder)
+
+
+def _typed_model(proto: onnx.ModelProto, folder: Path) -> ir.Model:
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
     from onnxscript import ir
 
-    proto = read_graph(folder)
     files = external_files(proto)
     if files and sum((folder / name).stat().st_size for name in files) <= PROTOBUF_LIMIT_BYTES:
         # Shape inference reads constants such as the shapes of Reshape.
@@ -126,12 +145,13 @@ def _external_data_problems(model: onnx.ModelProto, folder: Path) -> Iterator[st
     for tensor in tensors_of(model):
         if not _is_external(tensor):
             continue
-        if problem := _location_problem(_external_entries(tensor), folder):
+        if problem := _location_problem(tensor, folder):
             yield f"{tensor.name or 'a tensor'}: {problem}"
 
 
-def _location_problem(entries: dict[str, str], folder: Path) -> str | None:
+def _location_problem(tensor: onnx.TensorProto, folder: Path) -> str | None:
     """Return why the file of one tensor must not be read, or None if it may be."""
+    entries = _external_entries(tensor)
     location = entries.get("location", "")
     path = PurePosixPath(location)
     if not location:
@@ -142,16 +162,40 @@ def _location_problem(entries: dict[str, str], folder: Path) -> str | None:
         return f"{location!r} is outside the model's folder"
     file = folder / path
     parents = [parent for parent in path.parents if parent != PurePosixPath()]
-    if any((folder / part).is_symlink() for part in (path, *parents)):
-        return f"{location!r} is a symbolic link"
-    if not file.is_file():
-        return f"{location!r} is missing"
     try:
-        end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
-    except ValueError:
-        return f"{location!r}: its offset or length is not a number"
-    if end > (size := file.stat().st_size):
-        return f"{location!r} is truncated: {size} bytes, {end} expected"
-    if file.stat().st_nlink > 1:
+        if any((folder / part).is_symlink() for part in (path, *parents)):
+            return f"{location!r} is a symbolic link"
+        if not file.is_file():
+            return f"{location!r} is missing"
+        status = file.stat()
+    except OSError as error:
+        return f"{location!r} cannot be read: {error.strerror}"
+    if problem := _range_problem(entries, tensor, status.st_size):
+        return f"{location!r}{problem}"
+    if status.st_nlink > 1:
         return f"{location!r} is a hard link, which onnx and ONNX Runtime refuse"
     return None
+
+
+def _range_problem(entries: dict[str, str], tensor: onnx.TensorProto, size: int) -> str | None:
+    """Return what is wrong with the part of a file that holds a tensor."""
+    offset, length = entries.get("offset", "0"), entries.get("length", "0")
+    if not all(number.isascii() and number.isdigit() for number in (offset, length)):
+        return ": its offset or length is not a number"
+    if len(offset + length) > _LONGEST_NUMBERS:
+        return ": its offset or length is too large"
+    if (end := int(offset) + int(length)) > size:
+        return f" is truncated: {size} bytes, {end} expected"
+    needed = _bytes_of(tensor)
+    held = int(length) or size - int(offset)
+    if needed is not None and needed != held and ("length" in entries or needed > held):
+        return f" holds {held} bytes for it, {needed} expected"
+    return None
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int | None:
+    """Return the bytes that dtype and shape need; None for a dtype that is not known here."""
+    bits = _BITS.get(tensor.data_type)
+    if bits is None or any(size < 0 for size in tensor.dims):
+        return None
+    return (math.prod(map(int, tensor.dims)) * bits + 7) // 8

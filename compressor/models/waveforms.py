@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from compressor.artifacts.errors_from_os import reading
 from compressor.errors import DataError
+from compressor.foreign_files.limits import AUDIO
+from compressor.foreign_files.opening import read_bytes
 
 Array = np.ndarray[Any, Any]
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_BLOCK_BYTES = 1 << 22
 _HEADER_BYTES, _CHUNK_HEADER_BYTES = 12, 8
 _REMEDY = "convert it with `ffmpeg -i FILE -ac 1 -ar RATE -c:a pcm_s16le NEW.wav`"
 
@@ -31,27 +33,34 @@ def read_waveform(file: Path) -> Waveform:
     """Read a WAV file; several channels are averaged.
 
     Raises:
-        DataError: the file is no WAV file, is damaged or empty, or is compressed.
-        StorageError: the file cannot be read.
+        DataError: the file cannot be read, is no WAV file, is damaged, empty or too large, or is
+            compressed.
+        StorageError: the machine cannot read it.
     """
-    with reading(file):
-        content = file.read_bytes()
-    chunks = _chunks(file, content)
+    chunks = _chunks(file, memoryview(read_bytes(file, AUDIO, DataError)))
     if b"fmt " not in chunks or b"data" not in chunks or len(chunks[b"fmt "]) < 16:
         raise DataError(f"{file} is a damaged WAV file: it has no format or no data")
     kind, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", chunks[b"fmt "])
     if kind == _EXTENSIBLE and len(chunks[b"fmt "]) >= 26:
         kind = struct.unpack_from("<H", chunks[b"fmt "], 24)[0]
-    values = _values(chunks[b"data"], kind, bits)
-    if values is None or not channels or not rate:
+    if not _is_known(kind, bits) or not channels or not rate:
         raise DataError(
             f"{file} holds audio of format {kind} with {bits} bits; expected PCM or floats",
             remedy=_REMEDY,
         )
-    frames = values[: len(values) // channels * channels].reshape(-1, channels)
-    if not len(frames):
+    frame_bytes = channels * bits // 8
+    frames = len(chunks[b"data"]) // frame_bytes
+    if not frames:
         raise DataError(f"{file} holds no sound")
-    return Waveform(frames.mean(axis=1, dtype=np.float64).astype(np.float32), rate)
+    samples_N = np.empty(frames, np.float32)
+    step = max(1, _BLOCK_BYTES // frame_bytes)  # a block at a time: values are read as float64
+    for start in range(0, frames, step):
+        block = chunks[b"data"][start * frame_bytes : min(start + step, frames) * frame_bytes]
+        values = _values(block, kind, bits).reshape(-1, channels)
+        samples_N[start : start + step] = values.mean(axis=1, dtype=np.float64)
+    if not np.isfinite(samples_N).all():
+        raise DataError(f"{file} holds NaN or infinity", remedy="record or convert it again")
+    return Waveform(samples_N, rate)
 
 
 def require_rate(file: Path, waveform: Waveform, rate_hz: int) -> None:
@@ -67,11 +76,11 @@ def require_rate(file: Path, waveform: Waveform, rate_hz: int) -> None:
         )
 
 
-def _chunks(file: Path, content: bytes) -> dict[bytes, bytes]:
+def _chunks(file: Path, content: memoryview) -> dict[bytes, memoryview]:
     """Return the chunks of a RIFF file by their names."""
-    if content[:4] != b"RIFF" or content[8:_HEADER_BYTES] != b"WAVE":
+    if bytes(content[:4]) != b"RIFF" or bytes(content[8:_HEADER_BYTES]) != b"WAVE":
         raise DataError(f"{file} is no WAV file", remedy=_REMEDY)
-    chunks: dict[bytes, bytes] = {}
+    chunks: dict[bytes, memoryview] = {}
     position = _HEADER_BYTES
     while position + _CHUNK_HEADER_BYTES <= len(content):
         name, size = struct.unpack_from("<4sI", content, position)
@@ -81,15 +90,16 @@ def _chunks(file: Path, content: bytes) -> dict[bytes, bytes]:
     return chunks
 
 
-def _values(data: bytes, kind: int, bits: int) -> Array | None:
-    """Return samples as float64 from -1 to 1; None for an unknown format."""
-    if kind == _FLOAT and bits in {32, 64}:
-        dtype = np.dtype(f"<f{bits // 8}")
-        return np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)
-    if kind != _PCM or bits not in {8, 16, 24, 32}:
-        return None
+def _is_known(kind: int, bits: int) -> bool:
+    return bits in {32, 64} if kind == _FLOAT else kind == _PCM and bits in {8, 16, 24, 32}
+
+
+def _values(data: memoryview, kind: int, bits: int) -> Array:
+    """Return samples from -1 to 1."""
+    if kind == _FLOAT:
+        return np.frombuffer(data, np.dtype(f"<f{bits // 8}"))
     width = bits // 8
-    octets = np.frombuffer(data[: len(data) // width * width], np.uint8).reshape(-1, width)
+    octets = np.frombuffer(data, np.uint8).reshape(-1, width)
     if width == 1:
         return (octets[:, 0].astype(np.float64) - 128) / 128
     padded = np.zeros((len(octets), 4), np.uint8)

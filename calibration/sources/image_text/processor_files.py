@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from calibration.sources.files import tokenizer_folder_problems
-from compressor.artifacts.json_files import read_json_object
 from compressor.data.contract import InputFacts
 from compressor.errors import CompressError, DataError
+from compressor.foreign_files.json_files import read_json_object
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.tokenizer_json import largest_token_id
 from compressor.models.families.transformers.chat_templates import chat_template_problems

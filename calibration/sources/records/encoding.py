@@ -7,12 +7,13 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import IO, cast
 
-from compressor.artifacts.errors_from_os import reading
-from compressor.artifacts.files import LFS_POINTER
-from compressor.errors import DataError, StorageError
+from compressor.errors import DataError
+from compressor.foreign_files.limits import DOCUMENT, LINE
+from compressor.foreign_files.opening import LFS_POINTER, open_file, refuse_lfs_pointer
 
 UTF8 = "utf-8"
 SAMPLED_BYTES = 1 << 17
@@ -46,13 +47,10 @@ def open_data(file: Path) -> Iterator[IO[bytes]]:
         DataError: it is a damaged gzip file, or a pointer of Git LFS.
     """
     try:
-        with file.open("rb") as raw:
+        with open_file(file, DataError) as raw:
             start = raw.read(len(LFS_POINTER))
             raw.seek(0)
-            if start == LFS_POINTER:
-                raise DataError(
-                    f"{file} is a pointer of Git LFS, not the data", remedy="run: git lfs pull"
-                )
+            refuse_lfs_pointer(start, str(file), DataError)
             if start.startswith(_GZIP):
                 with gzip.GzipFile(fileobj=raw) as stream:
                     yield cast(IO[bytes], stream)
@@ -62,13 +60,11 @@ def open_data(file: Path) -> Iterator[IO[bytes]]:
         raise DataError(
             f"{file} is a damaged gzip file: {error}", remedy="copy the file again"
         ) from error
-    except OSError as error:
-        raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 def is_compressed(file: Path) -> bool:
     """Return True if a file starts as gzip files do."""
-    with reading(file), file.open("rb") as stream:
+    with open_file(file, DataError) as stream:
         return stream.read(len(_GZIP)) == _GZIP
 
 
@@ -139,5 +135,40 @@ def read_text(file: Path) -> str:
         DataError: the file is not text in UTF-8, or in the encoding of its byte order mark.
     """
     with open_data(file) as stream:
-        content = stream.read()
+        content = read_document(stream, file)
     return decode(content, str(file))
+
+
+def read_document(stream: IO[bytes], file: Path) -> bytes:
+    """Return the rest of a stream, decompressed.
+
+    Raises:
+        DataError: it is too large for memory.
+    """
+    content = stream.read(DOCUMENT.most_bytes + 1)
+    if len(content) > DOCUMENT.most_bytes:
+        raise DataError(
+            f"{file} has more than {DOCUMENT.most_bytes} bytes; {DOCUMENT.name} of at most that "
+            "are read",
+            remedy=DOCUMENT.remedy,
+        )
+    return content
+
+
+def lines_of(stream: IO[bytes], file: Path) -> Iterator[bytes]:
+    """Yield the lines of a stream.
+
+    Raises:
+        DataError: a line is too long for memory.
+    """
+    for number in count(1):
+        line = stream.readline(LINE.most_bytes + 1)
+        if len(line) > LINE.most_bytes:
+            raise DataError(
+                f"{file}:{number} has more than {LINE.most_bytes} bytes; {LINE.name} of at most "
+                "that are read",
+                remedy=LINE.remedy,
+            )
+        if not line:
+            return
+        yield line

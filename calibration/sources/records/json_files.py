@@ -14,7 +14,9 @@ from calibration.sources.records.encoding import (
     encoding_of,
     is_compressed,
     is_utf8,
+    lines_of,
     open_data,
+    read_document,
 )
 from calibration.sources.records.json_text import (
     JSONError,
@@ -44,10 +46,10 @@ def read_json(file: Path, problems: ProblemList) -> Iterator[DataRecord]:
         start = stream.read(SAMPLED_BYTES)
         stream.seek(0)
         if is_utf8(encoding_of(start)) and _starts_with_object_line(start):
-            records = _line_records(file, _numbered(stream), problems)
+            records = _line_records(file, _numbered(lines_of(stream, file)), problems)
             yield from _unwrapped(records)
             return
-        text = decode(stream.read(), str(file))
+        text = decode(read_document(stream, file), str(file))
     yield from _document_records(file, text, problems)
 
 

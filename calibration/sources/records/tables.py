@@ -16,14 +16,17 @@ from calibration.sources.records.encoding import (
     decode_start,
     is_compressed,
     open_data,
+    read_document,
 )
 from calibration.sources.records.record import DataRecord, ProblemList
 from compressor.errors import DataError, MissingExtraError
+from compressor.foreign_files.libraries import library_errors
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 _SAMPLED_ROWS = 16
+_COPY = "copy the file again"
 _LARGEST_SAMPLED_GROUP = 1 << 26
 """Bytes of the largest last row group of which a sample reads the end."""
 
@@ -46,7 +49,7 @@ def read_csv(
         DataError: the file is not text.
     """
     with open_data(file) as stream:
-        content = stream.read(SAMPLED_BYTES if sample else -1)
+        content = stream.read(SAMPLED_BYTES) if sample else read_document(stream, file)
         is_whole = not stream.read(1)
     text = decode(content, str(file)) if is_whole else decode_start(content, str(file))
     rows = _rows(text, delimiter)
@@ -140,7 +143,6 @@ def read_parquet(file: Path, *, sample: bool = False) -> Iterator[DataRecord]:
         DataError: the file is not parquet, is damaged, or has two columns of one name.
     """
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtraError("pyarrow", f"reading {file}", "parquet") from error
@@ -151,18 +153,22 @@ def read_parquet(file: Path, *, sample: bool = False) -> Iterator[DataRecord]:
             f"{file} is compressed by gzip; parquet compresses its columns itself",
             remedy=f"run: gunzip {file}",
         )
-    try:
-        with parquet.ParquetFile(file, pre_buffer=False) as table:
-            if wrong := _repeated_names(table.schema_arrow.names):
-                raise DataError(f"{file}: {wrong}", remedy="rename one of them")
-            for number, row in _numbered_rows(table, sample=sample):
-                fields = {name: _without_nulls(value) for name, value in row.items()}
-                yield DataRecord(file, f" row {number}", fields)
-    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{file} is no readable parquet file: {reason}", remedy="copy the file again"
-        ) from error
+    rows = _parquet_rows(file, parquet, sample=sample)
+    while True:
+        with library_errors(f"{file} is no readable parquet file", DataError, _COPY):
+            record = next(rows, None)
+        if record is None:
+            return
+        yield record  # outside of the block: errors of the reader of records are its own
+
+
+def _parquet_rows(file: Path, parquet: Any, *, sample: bool) -> Iterator[DataRecord]:
+    with parquet.ParquetFile(file, pre_buffer=False) as table:
+        if wrong := _repeated_names(table.schema_arrow.names):
+            raise DataError(f"{file}: {wrong}", remedy="rename one of them")
+        for number, row in _numbered_rows(table, sample=sample):
+            fields = {name: _without_nulls(value) for name, value in row.items()}
+            yield DataRecord(file, f" row {number}", fields)
 
 
 def _numbered_rows(table: ParquetFile, *, sample: bool) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -6,7 +6,6 @@ Neither torch nor the weights are loaded.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compressor.artifacts.errors_from_os import reading
-from compressor.artifacts.files import LFS_POINTER
 from compressor.config.discovery import FAMILIES, load, names, suggestion
 from compressor.errors import ModelError
+from compressor.foreign_files.json_files import read_json
 from compressor.models.architecture import Architecture
 from compressor.models.checkpoint.generation_settings import read_special_tokens
 from compressor.models.checkpoint.layout import CONFIG
@@ -109,35 +107,18 @@ def _shorten(problems: list[str]) -> list[str]:
     return [*problems[:_LISTED_PROBLEMS], f"… and {len(problems) - _LISTED_PROBLEMS} more"]
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"it contains {name}, which is no number of JSON")
-
-
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"it contains {text}, which is too large for a float")
-    return value
-
-
 def _parse_config(folder: Path, problems: list[str], remedies: list[str]) -> Architecture | None:
     """Return the architecture; None, with problems and remedies appended, if it is invalid."""
     file = folder / CONFIG
-    if not file.is_file():
+    if not file.exists() and not file.is_symlink():
         problems.append(f"{CONFIG} is missing")
         remedies.append("name the folder that holds config.json and model.safetensors")
         return None
-    with reading(file):
-        content = file.read_bytes()
-    if content.startswith(LFS_POINTER):
-        problems.append(f"{CONFIG} is a Git LFS pointer, not the file it stands for")
-        remedies.append("fetch the file itself: `git lfs pull`")
-        return None
     try:
-        tree = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite_float)
-    except (ValueError, RecursionError) as error:
-        problems.append(f"{CONFIG} is not valid JSON: {error}")
-        remedies.append(_CORRECT_CONFIG)
+        tree = read_json(file, ModelError, remedy=_CORRECT_CONFIG)
+    except ModelError as error:
+        problems.append(error.what.replace(str(file), CONFIG, 1))
+        remedies += [error.remedy] if error.remedy else []
         return None
     if isinstance(tree, dict) and "model_type" in tree:
         tree = {"family": _TRANSFORMERS, "config": tree}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.errors_from_os import reading
 from compressor.errors import ModelError
+from compressor.foreign_files.json_files import read_json_object
 
 GENERATION_CONFIG = "generation_config.json"
 _TOKEN_ID = "_token_id"  # noqa: S105  no password
@@ -21,19 +20,10 @@ def read_special_tokens(folder: Path) -> dict[str, Any]:
         ModelError: the file is no JSON mapping, or a field holds something else than token ids.
     """
     file = folder / GENERATION_CONFIG
-    if not file.is_file():
+    if not file.exists() and not file.is_symlink():
         return {}
-    with reading(file):
-        content = file.read_bytes()
     remedy = f"copy {GENERATION_CONFIG} again from where the model comes from, or remove it"
-    try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{GENERATION_CONFIG} is not valid JSON: {error}", remedy=remedy
-        ) from error
-    if not isinstance(tree, dict):
-        raise ModelError(f"{GENERATION_CONFIG} is no mapping", remedy=remedy)
+    tree = read_json_object(file, ModelError, remedy=remedy)
     tokens = {name: value for name, value in tree.items() if name.endswith(_TOKEN_ID)}
     for name, value in tokens.items():
         ids = value if isinstance(value, list) else [value]

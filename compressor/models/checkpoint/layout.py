@@ -20,8 +20,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.errors_from_os import reading, writing
+from compressor.artifacts.errors_from_os import writing
 from compressor.config.record import Record
+from compressor.errors import ModelError
+from compressor.foreign_files.json_files import read_json_object
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -30,9 +32,7 @@ INDEX = "model.safetensors.index.json"
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of a config.json that has been checked (``read_description``)."""
-    with reading(folder / CONFIG):
-        tree: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())
-    return tree
+    return read_json_object(folder / CONFIG, ModelError, remedy=None)
 
 
 def write_description(

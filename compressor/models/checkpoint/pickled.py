@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import shutil
 import tempfile
@@ -18,9 +17,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from compressor.artifacts.errors_from_os import reading, writing
-from compressor.artifacts.files import LFS_POINTER, copy_file
+from compressor.artifacts.errors_from_os import writing
+from compressor.artifacts.files import copy_file
 from compressor.errors import ModelError, UsageError
+from compressor.foreign_files.json_files import read_json_object
+from compressor.foreign_files.limits import INDEX as INDEX_KIND
+from compressor.foreign_files.opening import LFS_POINTER, open_file, refuse_lfs_pointer
 from compressor.models.checkpoint.companions import companion_files
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.layout import CONFIG, INDEX, WEIGHTS
@@ -145,15 +147,15 @@ def _files_to_convert(source: Path, target: Path) -> list[Path]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    try:
-        with reading(index):
-            shards = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    remedy = "copy it again from where the checkpoint comes from"
+    names = read_json_object(index, ModelError, remedy=remedy, kind=INDEX_KIND).get("weight_map")
+    if not isinstance(names, dict):
         raise ModelError(
             f"{index} is no index of shards: expected a mapping of tensors to files under "
             "`weight_map`",
-            remedy="copy it again from where the checkpoint comes from",
-        ) from error
+            remedy=remedy,
+        )
+    shards = {str(name) for name in names.values()}
     files = [index.parent / shard for shard in sorted(shards)]
     outside = [file.name for file in files if file.parent != index.parent]
     if absent := outside + [file.name for file in files if not file.is_file()]:
@@ -203,13 +205,8 @@ def _load(file: Path) -> Any:
     Raises:
         ModelError: it is damaged, no pickle, or holds other objects.
     """
-    with reading(file), file.open("rb") as handle:
-        start = handle.read(len(LFS_POINTER))
-    if start == LFS_POINTER:
-        raise ModelError(
-            f"{file} is a Git LFS pointer, not the file it stands for",
-            remedy="fetch the file itself: `git lfs pull`",
-        )
+    with open_file(file, ModelError) as handle:
+        refuse_lfs_pointer(handle.read(len(LFS_POINTER)), str(file), ModelError)
     if _is_safetensors(file):
         raise ModelError(
             f"{file} is a safetensors file with another name", remedy=f"rename it to {WEIGHTS}"
@@ -219,7 +216,7 @@ def _load(file: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about the version of the pickle
             return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # torch and pickle raise any class on damaged files
         name = _REFUSED_GLOBAL.search(str(error))
         reason = (
             f"it holds objects of {name[1]}" if name else "it is damaged, or holds other objects"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import safetensors
 import torch
 from torch import Tensor
 
-from compressor.artifacts.errors_from_os import reading
 from compressor.errors import ModelError
-from compressor.models.checkpoint.safetensors_files import TORCH_DTYPES
+from compressor.foreign_files.opening import open_file
+from compressor.models.checkpoint.safetensors_files import TORCH_DTYPES, open_tensors
 from compressor.models.checkpoint.weight_files import StoredTensor, WeightFiles
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -61,7 +60,7 @@ class StoredTensors:
         for name in names:
             by_file.setdefault(self.entries[name].file, []).append(name)
         for file, names_in_file in by_file.items():
-            with reading(file), safetensors.safe_open(file, framework="pt") as handle:
+            with open_tensors(file) as handle:
                 for name in names_in_file:
                     yield name, handle.get_tensor(self.entries[name].entry.name)
 
@@ -76,7 +75,7 @@ class StoredTensors:
             raise IndexError(f"{name} has {entry.shape[0]} rows")
         row_bytes = (entry.end - entry.start) // entry.shape[0]
         content = bytearray(row_bytes * len(rows_R))
-        with reading(file), file.open("rb") as handle:
+        with open_file(file, ModelError) as handle:
             for number, row in enumerate(rows_R.tolist()):
                 handle.seek(entry.start + row * row_bytes)
                 handle.readinto(memoryview(content)[number * row_bytes : (number + 1) * row_bytes])
@@ -91,7 +90,7 @@ class StoredTensors:
         """Yield the values of a tensor in order, at most 2²² at a time."""
         file, entry = self.entries[name].file, self.entries[name].entry
         dtype = DTYPES[entry.dtype]
-        with reading(file), file.open("rb") as handle:
+        with open_file(file, ModelError) as handle:
             handle.seek(entry.start)
             remaining = entry.end - entry.start
             while remaining:
@@ -103,7 +102,7 @@ class StoredTensors:
 def _read_tensor(tensor: StoredTensor) -> Tensor:
     file, entry = tensor.file, tensor.entry
     content = bytearray(entry.end - entry.start)
-    with reading(file), file.open("rb") as handle:
+    with open_file(file, ModelError) as handle:
         handle.seek(entry.start)
         handle.readinto(content)
     dtype = DTYPES[entry.dtype]

@@ -7,18 +7,20 @@ weights beside safetensors, and the states of a trainer are left where they are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compressor.artifacts.errors_from_os import reading
 from compressor.errors import ModelError
+from compressor.foreign_files.json_files import read_json_object
+from compressor.foreign_files.limits import INDEX as INDEX_KIND
+from compressor.foreign_files.opening import file_problem
 from compressor.models.checkpoint.layout import INDEX, WEIGHTS
 from compressor.models.checkpoint.safetensors_files import TensorEntry, read_header
 from compressor.models.quantized.quantization import QUANTIZATION, SCALES
 
+_COPY = "copy it again from where the checkpoint comes from"
 _PICKLED_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "*.bin", "*.pkl")
 """Patterns of pickles that may hold the weights, the likeliest first."""
@@ -106,14 +108,14 @@ def _read_file(file: Path) -> WeightFiles:
     if file.is_symlink() and not file.exists():
         problem = f"{file.name} is a link to {file.readlink()}, which does not exist"
         return _unreadable(file, problem, "download the checkpoint again")
-    if not file.is_file():
-        problem = f"{file.name} is a folder" if file.is_dir() else f"{file.name} is missing"
-        return _unreadable(file, problem, "copy the file from where the checkpoint comes from")
+    if reason := file_problem(file):
+        name = reason.replace(str(file), file.name, 1).removesuffix(", expected a regular file")
+        name = f"{file.name} is missing" if name.endswith("does not exist") else name
+        return _unreadable(file, name, "copy the file from where the checkpoint comes from")
     try:
         tensors = {entry.name: StoredTensor(file, entry) for entry in read_header(file)}
     except ModelError as error:
-        what = error.what.removeprefix(f"{file}: ")
-        return _unreadable(file, f"{file.name}: {what}", error.remedy)
+        return _unreadable(file, error.what.replace(str(file), file.name, 1), error.remedy)
     return WeightFiles(file.parent, (file,), tensors)
 
 
@@ -126,7 +128,7 @@ def _read_shards(folder: Path) -> WeightFiles:
     try:
         shard_of = _read_index(index)
     except ModelError as error:
-        return _unreadable(index, error.what, error.remedy)
+        return _unreadable(index, error.what.replace(str(index), INDEX, 1), error.remedy)
     tensors: dict[str, StoredTensor] = {}
     files, problems, remedies = [index], [], []
     for shard in sorted(set(shard_of.values())):
@@ -159,22 +161,16 @@ def _read_index(index: Path) -> dict[str, str]:
     Raises:
         ModelError: the index is damaged, or not one that transformers reads.
     """
-    with reading(index):
-        content = index.read_bytes()
-    try:
-        tree = json.loads(content)
-        shard_of = dict(tree["weight_map"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    tree = read_json_object(index, ModelError, remedy=_COPY, kind=INDEX_KIND)
+    shard_of = tree.get("weight_map")
+    if not isinstance(shard_of, dict):
         raise ModelError(
             f"{INDEX} is no index of shards: expected a mapping of tensors to files under "
             "`weight_map`",
-            remedy="copy it again from where the checkpoint comes from",
-        ) from error
-    if not shard_of or not all(isinstance(file, str) and file for file in shard_of.values()):
-        raise ModelError(
-            f"{INDEX}: `weight_map` has to name a file for each tensor",
-            remedy="copy it again from where the checkpoint comes from",
+            remedy=_COPY,
         )
+    if not shard_of or not all(isinstance(file, str) and file for file in shard_of.values()):
+        raise ModelError(f"{INDEX}: `weight_map` has to name a file for each tensor", remedy=_COPY)
     if "metadata" not in tree:
         raise ModelError(
             f"{INDEX} has no `metadata`, without which transformers does not load it",

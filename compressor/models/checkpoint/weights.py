@@ -30,10 +30,7 @@ def fill(module: nn.Module, folder: Path) -> nn.Module:
         ModelError: tensors are missing, unexpected, or of another shape or kind; the message
             names all of them.
     """
-    try:
-        stored = _read_stored(folder)
-    except SafetensorError as error:
-        raise ModelError(f"{folder / WEIGHTS}: {error}", remedy="copy or save it again") from error
+    stored = _read_stored(folder)
     groups = _group_by_storage(module)
     problems = _set_tensors(groups, stored)
     names = {name for group in groups for name in group}

@@ -19,11 +19,11 @@ from typing import cast
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from compressor.artifacts.errors_from_os import reading, writing
+from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ModelError
+from compressor.models.checkpoint.safetensors_files import open_tensors
 from compressor.models.quantized.fake_quantization import (
     FACTOR,
     check_layers,
@@ -143,11 +143,8 @@ def _read_scales(folder: Path) -> dict[str, Tensor]:
             f"{file} is missing: it holds the scales of {QUANTIZATION}",
             remedy="copy it too, or quantize again",
         )
-    try:
-        with reading(file):
-            return safetensors.torch.load_file(file)
-    except SafetensorError as error:
-        raise ModelError(f"{file}: {error}", remedy="copy it again, or quantize again") from error
+    with open_tensors(file) as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
 
 
 def _is_scale(name: str) -> bool:

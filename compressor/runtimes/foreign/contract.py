@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.json_files import read_json_object
 from compressor.errors import CompressError, ModelError
+from compressor.foreign_files.json_files import read_json_object
+from compressor.foreign_files.opening import open_file
 from compressor.runtimes.tensor_listing import ListedTensor
 
 EXPORT_FROM_PYTHON = (
@@ -102,10 +103,10 @@ class ForeignModel:
 
 
 def first_bytes(path: Path, count: int = 512) -> bytes:
-    """Return the first bytes of a file; none for a folder."""
+    """Return the first bytes of a regular file; none for anything else."""
     if not path.is_file():
         return b""
-    with path.open("rb") as file:
+    with open_file(path, ModelError) as file:
         return file.read(count)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from compressor.errors import CompressError, ModelError
+from compressor.foreign_files.json_files import read_json
 from compressor.runtimes.foreign.contract import (
     CONVERT_TO_ONNX,
     EXPORT_FROM_PYTHON,
@@ -91,9 +92,9 @@ class SentenceTransformersFolder(ForeignKind):
 def sentence_modules(path: Path) -> list[tuple[str, str]]:
     """Return class and folder of the modules of a sentence-transformers model, in order."""
     try:
-        modules = json.loads((path / "modules.json").read_bytes())
+        modules = read_json(path / "modules.json", ModelError, remedy=None)
         return [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in modules]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (CompressError, LookupError, TypeError):
         return []
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from compressor.errors import ModelError
+from compressor.foreign_files.opening import open_file
 from compressor.runtimes.foreign.contract import (
     START_FROM_CHECKPOINT,
     Description,
@@ -36,7 +37,15 @@ _SCALARS = {
 }
 """Number of a value type to its code in ``struct``."""
 _MAX_COUNT = 1 << 24
-"""Largest number of keys, tensors or array entries that is accepted as valid."""
+"""Largest number of array entries, and of bytes of a text, that is accepted as valid."""
+_MAX_ENTRIES = 1 << 17
+"""Largest number of keys and of tensors."""
+_LONGEST_NAME = 1 << 10
+"""Bytes of a key or the name of a tensor; llama.cpp allows 64."""
+_LONGEST_SHOWN = 200
+"""Characters of a value that are kept."""
+_MAX_DEPTH = 8
+"""Levels of arrays in arrays."""
 _TENSOR_TYPES = {
     0: "F32",
     1: "F16",
@@ -88,7 +97,7 @@ class GgufFile(ForeignKind):
     def describe(self, path: Path) -> Description:
         """Return name, architecture, context length and tensors from the header."""
         try:
-            with path.open("rb") as file:
+            with open_file(path, ModelError) as file:
                 version, metadata, tensors = _read_header(file)
         except (struct.error, UnicodeDecodeError, ValueError) as error:
             raise ModelError(
@@ -114,18 +123,18 @@ def _read_header(file: BinaryIO) -> tuple[int, dict[str, Any], list[ListedTensor
     version = _scalar(file, "I")
     if version not in _VERSIONS:
         raise ValueError(f"version {version}; known are {', '.join(map(str, _VERSIONS))}")
-    tensor_count, key_count = _count(file), _count(file)
+    tensor_count, key_count = _count(file, _MAX_ENTRIES), _count(file, _MAX_ENTRIES)
     metadata = {}
     for _ in range(key_count):
-        key = _string(file)
+        key = _string(file, _LONGEST_NAME)
         value = _value(file, _scalar(file, "I"))
         if value is not None:
-            metadata[key] = value
+            metadata[key] = value[:_LONGEST_SHOWN] if isinstance(value, str) else value
     return version, metadata, [_tensor(file) for _ in range(tensor_count)]
 
 
 def _tensor(file: BinaryIO) -> ListedTensor:
-    name = _string(file)
+    name = _string(file, _LONGEST_NAME)
     rank = _scalar(file, "I")
     if rank > 8:
         raise ValueError(f"tensor {name} has {rank} dimensions")
@@ -137,8 +146,10 @@ def _tensor(file: BinaryIO) -> ListedTensor:
     )
 
 
-def _value(file: BinaryIO, kind: int) -> Any:
+def _value(file: BinaryIO, kind: int, depth: int = 0) -> Any:
     """Return a value; None for an array, which is skipped."""
+    if depth > _MAX_DEPTH:
+        raise ValueError("arrays are nested too deeply")
     if kind == _STRING:
         return _string(file)
     if kind != _ARRAY:
@@ -146,7 +157,7 @@ def _value(file: BinaryIO, kind: int) -> Any:
     kind, count = _scalar(file, "I"), _count(file)
     if kind in {_STRING, _ARRAY}:
         for _ in range(count):
-            _value(file, kind)
+            _value(file, kind, depth + 1)
     else:
         file.seek(count * struct.calcsize(_code(kind)), 1)
     return None
@@ -158,15 +169,15 @@ def _code(kind: int) -> str:
     return _SCALARS[kind]
 
 
-def _count(file: BinaryIO) -> int:
+def _count(file: BinaryIO, most: int = _MAX_COUNT) -> int:
     count: int = _scalar(file, "Q")
-    if count > _MAX_COUNT:
+    if count > most:
         raise ValueError(f"a count of {count}")
     return count
 
 
-def _string(file: BinaryIO) -> str:
-    length = _count(file)
+def _string(file: BinaryIO, most: int = _MAX_COUNT) -> str:
+    length = _count(file, most)
     content = file.read(length)
     if len(content) < length:
         raise ValueError("it ends within a text")

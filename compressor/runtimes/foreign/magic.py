@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from compressor.artifacts.files import LFS_POINTER
+from compressor.foreign_files.opening import LFS_POINTER
 from compressor.runtimes.foreign.contract import (
     CONVERT_TO_ONNX,
     START_FROM_CHECKPOINT,

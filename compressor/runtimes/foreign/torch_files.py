@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
 import struct
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
+from compressor.errors import ModelError
+from compressor.foreign_files.json_files import parse_json
+from compressor.foreign_files.opening import open_file
 from compressor.runtimes.foreign.contract import (
     EXPORT_FROM_PYTHON,
     Description,
@@ -24,7 +26,7 @@ ZIP = b"PK\x03\x04"
 _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """The opcode PROTO and a protocol; older protocols begin with no magic bytes."""
 _SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"})
-_MAX_MEMBER_BYTES = 500_000_000
+_MAX_MEMBER_BYTES = 64 << 20
 """Largest file of an archive that is read: a list of tensors, or a pickle without its data."""
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -99,12 +101,13 @@ class ExportedProgram(ForeignKind):
     def describe(self, path: Path) -> Description:
         """Return the parameters and buffers from the archive's own list."""
         try:
-            tree = json.loads(_read_member(path, "data/weights/model_weights_config.json"))
+            content = _read_member(path, "data/weights/model_weights_config.json")
+            tree = parse_json(content, str(path), ModelError, None)
             tensors = tuple(
                 _described_tensor(name, entry["tensor_meta"])
                 for name, entry in sorted(tree["config"].items())
             )
-        except (*_ZIP_ERRORS, LookupError, TypeError, AttributeError, RecursionError):
+        except (*_ZIP_ERRORS, ModelError, LookupError, TypeError, AttributeError):
             return Description()  # an older layout without this list, or a damaged one
         return Description(tensors=tensors)
 
@@ -169,7 +172,7 @@ def _pickle_description(pickled: PickledObject | None, container: str = "raw") -
 def _read_pickle(path: Path) -> PickledObject | None:
     """Return the object of a raw pickle, followed by its opcodes; None if it is not a pickle."""
     try:
-        with path.open("rb") as file:
+        with open_file(path, ModelError) as file:
             return read_object(file)
     except (ValueError, struct.error):
         return None

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.artifacts.json_files import read_json_object
 from compressor.artifacts.manifest import Metric
 from compressor.errors import ModelError
+from compressor.foreign_files.json_files import read_json_object
 from compressor.runtimes.formats import Cost, Format, SampleShapes, StandIn, StoredModel
 from compressor.runtimes.onnxruntime.format import Onnx
 

@@ -13,9 +13,9 @@ from pydantic import Field
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.fingerprint import digest_file
-from compressor.artifacts.json_files import read_json_record
 from compressor.config.record import Record
 from compressor.errors import DamagedArtifactError, ModelError
+from compressor.foreign_files.json_files import read_json_record
 from compressor.runtimes.tensorrt.backends import BackendName
 from compressor.runtimes.tensorrt.profiles import Profile
 

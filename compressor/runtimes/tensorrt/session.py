@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.errors_from_os import reading
 from compressor.data.contract import Batch
-from compressor.errors import DataError, GpuError, ModelError, PassError
+from compressor.errors import DamagedArtifactError, DataError, GpuError, ModelError, PassError
+from compressor.foreign_files.opening import open_file
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.session import Session
 from compressor.runtimes.tensorrt.backends import BACKENDS, import_backend
@@ -102,8 +102,8 @@ class EngineSession(Session):
                 f"{trt.__version__} is installed; an engine runs in the version that built it",
                 remedy="install that version, or build the engine again",
             )
-        with reading(file):
-            serialized = file.read_bytes()
+        with open_file(file, DamagedArtifactError) as handle:
+            serialized = handle.read()
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(serialized)

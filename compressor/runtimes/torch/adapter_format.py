@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.artifacts.json_files import read_json_object
 from compressor.errors import ModelError
+from compressor.foreign_files.json_files import read_json_object
 from compressor.runtimes.foreign.safetensors_kinds import MERGE_ADAPTER
 from compressor.runtimes.formats import Format
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compressor.errors import ModelError, UsageError
+from compressor.errors import CompressError, ModelError, UsageError
+from compressor.foreign_files.json_files import read_json
 from compressor.models.facts import ModelFacts, facts_of
 from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
 from compressor.runtimes.foreign.contract import EXPORT_FROM_PYTHON
@@ -240,8 +240,8 @@ def _folder_of(path: Path) -> Path | None:
 def _read_config(path: Path) -> Mapping[str, Any] | None:
     """Return config.json if it describes a model of a family, else None."""
     try:
-        config = json.loads((path / _CONFIG).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        config = read_json(path / _CONFIG, ModelError, remedy=None)
+    except CompressError:
         return None
     is_model = isinstance(config, dict) and not config.keys().isdisjoint({"family", "model_type"})
     return config if is_model else None

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from torch import Tensor
 
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.layout import read_config
+from compressor.models.checkpoint.safetensors_files import open_tensors
 from compressor.models.checkpoint.stored_tensors import StoredTensors
 from compressor.models.quantized.packed_checkpoint import PackedTensors
 
@@ -41,13 +41,13 @@ def dequantized_tensors(folder: Path) -> dict[str, TensorReader]:
 
 def tensors_of_file(file: Path) -> dict[str, TensorReader]:
     """Return a reader for every tensor of one safetensors file."""
-    with safetensors.safe_open(file, framework="pt") as weights:
+    with open_tensors(file) as weights:
         names = list(weights.keys())
     return {name: partial(_as_array, partial(_read, file), name) for name in names}
 
 
 def _read(file: Path, name: str) -> Tensor:
-    with safetensors.safe_open(file, framework="pt") as weights:
+    with open_tensors(file) as weights:
         tensor: Tensor = weights.get_tensor(name)
         return tensor
 

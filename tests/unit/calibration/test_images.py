@@ -213,8 +213,8 @@ def test_every_broken_file_of_the_tree_is_a_problem(pictures: Path) -> None:
     parts = (
         "name is not UTF-8",
         "empty.png is empty",
-        "fifo.png is not a regular file",
-        "folder.png is a directory",
+        "fifo.png is a named pipe",
+        "folder.png is a folder",
         "gone.png is a link to",
         "loop.png cannot be read",
         "up is a link to a folder that holds it",

@@ -87,7 +87,7 @@ def test_a_line_in_another_encoding_is_named_and_the_others_are_read(tmp_path: P
     [
         (b"caf\xe9", "is not UTF-8: byte 3"),
         ("text".encode("utf-16-le"), r"holds the character U\+0000: it is binary, or UTF-16"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
         (gzip.compress(b"text" * 1000, mtime=0)[:-9], "is a damaged gzip file"),
         (bz2.compress(b"text" * 1000), "is compressed by bzip2, not text\n.*bunzip2"),
         (lzma.compress(b"text" * 1000), "is compressed by xz, not text\n.*unxz"),

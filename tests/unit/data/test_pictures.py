@@ -230,7 +230,7 @@ def broken_files(folder: Path) -> dict[str, str]:
         "truncated.png": "cannot be decoded",
         "text.png": "no picture in a format",
         "empty.png": "is empty",
-        "folder.png": "is a directory",
+        "folder.png": "is a folder",
         "dangling.png": "which does not exist",
         "loop.png": "cannot be read",
         "large.png": "too large",
@@ -257,7 +257,7 @@ def test_headers_show_all_but_truncation(tmp_path: Path) -> None:
 
 
 def test_a_device_is_not_opened() -> None:
-    assert "not a regular file" in str(file_problem(Path("/dev/zero")))
+    assert "is a device" in str(file_problem(Path("/dev/zero")))
 
 
 def test_a_corrupt_orientation_is_no_traceback(tmp_path: Path) -> None:

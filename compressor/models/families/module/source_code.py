@@ -12,9 +12,11 @@ import builtins
 import importlib
 import importlib.util
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.abc import MetaPathFinder, SourceLoader
 from importlib.machinery import ModuleSpec
@@ -22,10 +24,11 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
-from compressor.artifacts.errors_from_os import reading
 from compressor.artifacts.fingerprint import canonical_json, digest_json
 from compressor.config.permission import require_code_allowed
 from compressor.errors import ModelError
+from compressor.foreign_files.limits import SOURCE_TEXT
+from compressor.foreign_files.opening import read_text
 
 _PACKAGE = "autoglm_user_code"
 _INIT = "__init__.py"
@@ -76,6 +79,9 @@ def collect_code(file: Path) -> tuple[str, dict[str, str]]:
 def call_function(code: Mapping[str, str], python: str, arguments: Mapping[str, Any]) -> Any:
     """Import the file of ``my_model.py:build`` from its text, and return what the function does.
 
+    What the code prints goes to standard error, since standard output may be JSON. The working
+    directory stays.
+
     Raises:
         UsageError: code is not allowed.
         ModelError: the file cannot be imported, has no such function, or the function fails.
@@ -88,8 +94,9 @@ def call_function(code: Mapping[str, str], python: str, arguments: Mapping[str, 
             remedy="import it in one of them, or start a model from it",
         )
     try:
-        module = _import(canonical_json(dict(code)), _module_name(file))
-    except Exception as error:  # the user's code may raise anything; its message is passed on
+        with _undisturbed():
+            module = _import(canonical_json(dict(code)), _module_name(file))
+    except (Exception, SystemExit) as error:  # the code may raise anything
         raise ModelError(f"{file} cannot be imported: {describe_error(error)}") from error
     if not callable(target := getattr(module, function, None)):
         known = [name for name, value in vars(module).items() if _is_own(module, name, value)]
@@ -98,8 +105,9 @@ def call_function(code: Mapping[str, str], python: str, arguments: Mapping[str, 
             remedy=f"it has {', '.join(known) or 'none'}",
         )
     try:
-        return target(**arguments)
-    except Exception as error:
+        with _undisturbed():
+            return target(**arguments)
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{python} failed: {describe_error(error)}") from error
 
 
@@ -116,13 +124,23 @@ def describe_error(error: BaseException) -> str:
     return f"{text} ({frames[-1].filename.partition('>')[2]}, line {frames[-1].lineno})"
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep standard output and the working directory as they are."""
+    folder = Path.cwd()
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.chdir(folder)
+
+
 def _read(path: Path) -> str:
     """Return the text of a Python file."""
+    text = read_text(path, SOURCE_TEXT, ModelError)
     try:
-        with reading(path):
-            text = path.read_text(encoding="utf-8")
         ast.parse(text, path.name)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise ModelError(f"{path}{line}: is not valid Python: {error}") from error
     return text

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from compressor.artifacts.errors_from_os import reading
 from compressor.errors import ModelError
+from compressor.foreign_files.opening import file_problem
 from compressor.models.checkpoint.pickled import read_state_dict
+from compressor.models.checkpoint.safetensors_files import open_tensors
 from compressor.models.families.module.programs import load_program
 
 _SUFFIX = ".safetensors"
@@ -25,17 +24,14 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         ModelError: it is damaged, or holds more than tensors.
     """
-    if not file.is_file():
-        raise ModelError(f"{file} does not exist", remedy="name a .safetensors or .pt file")
+    if problem := file_problem(file):
+        raise ModelError(problem, remedy="name a .safetensors or .pt file")
     if file.suffix == _PROGRAM:
         return dict(load_program(file, str(file)).state_dict), []
     if file.suffix != _SUFFIX:
         return read_state_dict(file)
-    try:
-        with reading(file):
-            return safetensors.torch.load_file(file), []
-    except SafetensorError as error:
-        raise ModelError(f"{file}: {error}", remedy="copy or save it again") from error
+    with open_tensors(file) as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}, []  # noqa: SIM118
 
 
 def check_weights(module: nn.Module, stored: Mapping[str, Tensor], file: Path) -> None:

@@ -7,9 +7,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.errors_from_os import reading
-from compressor.artifacts.json_files import read_json_object
 from compressor.errors import DataError
+from compressor.foreign_files.json_files import read_json_object
+from compressor.foreign_files.limits import SOURCE_TEXT
+from compressor.foreign_files.opening import read_bytes
+from compressor.models.families.transformers.pretrained import from_pretrained
 
 _CONFIG = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
@@ -35,11 +37,8 @@ def load_tokenizer(folder: Path) -> Any:
         )
     from transformers import AutoTokenizer
 
-    try:
-        loader: Any = AutoTokenizer
-        return loader.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers raises classes of several libraries
-        raise DataError(f"{folder} holds no tokenizer that transformers opens: {error}") from error
+    loader: Any = AutoTokenizer
+    return from_pretrained(loader, folder, "tokenizer")
 
 
 def render_chat(
@@ -107,8 +106,8 @@ def chat_templates(folder: Path) -> dict[str, str]:
     if (folder / _TEMPLATE).is_file():
         files[_DEFAULT] = folder / _TEMPLATE
     for name, file in files.items():
-        with reading(file):
-            templates[name] = file.read_bytes().decode(errors="replace")
+        content = read_bytes(file, SOURCE_TEXT, DataError)
+        templates[name] = content.decode(errors="replace")
     return templates
 
 

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor.errors import ModelError, NumericalError
+from compressor.models.checkpoint.safetensors_files import open_tensors
 from compressor.models.checkpoint.stored_tensors import StoredTensors
 from compressor.models.checkpoint.weight_files import read_weight_files
 from compressor.models.families.transformers.computed_tensors import computed_tensors
@@ -77,7 +77,7 @@ class Checkpoint:
         if name := tree.get("dtype") or tree.get("torch_dtype"):
             return cast("torch.dtype", getattr(torch, str(name)))
         first = min(tensor.file for tensor in self._stored.entries.values())
-        with safetensors.safe_open(first, framework="pt") as file:
+        with open_tensors(first) as file:
             dtypes = (self._stored.dtype_and_shape(name)[0] for name in file.keys())  # noqa: SIM118
             return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 

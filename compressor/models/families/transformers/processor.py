@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +12,12 @@ import numpy as np
 
 from compressor.data.pictures import WHITE, open_picture, without_pillow_warnings
 from compressor.errors import DataError
+from compressor.foreign_files.json_files import read_json_object
+from compressor.foreign_files.libraries import library_errors
 from compressor.models.checkpoint.layout import CONFIG
+from compressor.models.families.transformers.chat_templates import load_tokenizer
 from compressor.models.families.transformers.images import SEGMENTS, TOKEN_TYPES
+from compressor.models.families.transformers.pretrained import from_pretrained
 
 Array = np.ndarray[Any, Any]
 TOKENIZER, PROCESSOR, IMAGES = "tokenizer.json", "processor_config.json", "preprocessor_config.json"
@@ -24,6 +27,7 @@ global."""
 _PROBE_SIZE = (64, 48)
 """Width and height of the image with which the arrays of a processor are found out."""
 
+_REMEDY = "copy the checkpoint's files again"
 _OPTIONS = {"return_tensors": "np", "return_mm_token_type_ids": True}
 
 
@@ -72,19 +76,12 @@ class Processor:
                 f"{folder} holds no processor for images: there is no {', '.join(missing)}",
                 remedy="copy the checkpoint's files beside its weights",
             )
-        tree = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        try:
+        tree = read_json_object(folder / CONFIG, DataError, remedy=_REMEDY)
+        with library_errors(
+            f"{folder} holds no processor that transformers opens", DataError, _REMEDY
+        ):
             self._accepted = _forward_parameters(tree)
             self.processor = _open_processor(folder, tree)
-        except Exception as error:  # transformers raises classes of several libraries
-            is_missing = isinstance(error, ImportError)
-            raise DataError(
-                f"{folder} holds no processor that transformers opens: "
-                + " ".join(f"{error}".split()),
-                remedy="install that library"
-                if is_missing
-                else "copy the checkpoint's files again",
-            ) from error
         if not self.processor.chat_template:
             raise DataError(
                 f"{folder} has no chat template",
@@ -97,15 +94,12 @@ class Processor:
         from PIL import Image
 
         image = Image.new("RGB", _PROBE_SIZE)
-        try:
+        with library_errors(
+            f"the processor of {self.folder} cannot encode an image", DataError, _REMEDY
+        ):
             text = f"{self.processor.image_token} a"
             results = self.processor(text=[text], images=[[image]], **_OPTIONS)
             arrays, is_image_T = self._selected(results)
-        except Exception as error:  # of the tokenizer or the image processor
-            raise DataError(
-                f"the processor of {self.folder} cannot encode an image: {error}",
-                remedy="copy the checkpoint's files again",
-            ) from error
         shape = arrays["input_ids"].shape
         self.token_inputs = tuple(
             name for name, array in arrays.items() if array.shape == shape and name != "input_ids"
@@ -263,9 +257,9 @@ def _open_processor(folder: Path, tree: Mapping[str, Any]) -> Any:
 
     members = {"check_argument_for_proper_class": check_argument, "__init__": base.__init__}
     without_video: Any = type(base.__name__, (base,), members)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     image_processors: Any = transformers.AutoImageProcessor
-    images = image_processors.from_pretrained(str(folder), local_files_only=True, backend="pil")
+    images = from_pretrained(image_processors, folder, "image processor", backend="pil")
     parts = {"tokenizer": tokenizer, "image_processor": images}
     arguments = [parts.get(name, stand_in) for name in without_video.get_attributes()]
     fields, options = base.get_processor_dict(str(folder), local_files_only=True)
@@ -284,7 +278,8 @@ def _processor_class(folder: Path, tree: Mapping[str, Any]) -> Any:
     name = names.get(tree["model_type"])
     for file in (PROCESSOR, IMAGES, "tokenizer_config.json"):
         if name is None and (folder / file).is_file():
-            name = json.loads((folder / file).read_text(encoding="utf-8")).get("processor_class")
+            tree_of_file = read_json_object(folder / file, DataError, remedy=_REMEDY)
+            name = tree_of_file.get("processor_class")
     if name is None or not hasattr(transformers, name):
         raise ValueError(f"transformers has no processor of {tree['model_type']!r}")
     return getattr(transformers, name)

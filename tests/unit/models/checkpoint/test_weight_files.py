@@ -51,7 +51,7 @@ def test_a_pointer_of_git_lfs_is_named_with_its_remedy(folder):
     shard = folder / "model-00002-of-00002.safetensors"
     shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     refused = refusal(folder)
-    assert f"{shard.name}: a Git LFS pointer" in refused.what
+    assert f"{shard.name} is a Git LFS pointer" in refused.what
     assert "git lfs pull" in refused.remedy
 
 
@@ -67,8 +67,8 @@ def test_a_link_without_its_file_is_named(folder):
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"null", "is no index of shards"),
-        (b"{", "is no index of shards"),
+        (b"null", "is null, expected an object"),
+        (b"{", "is not valid JSON"),
         (b'{"metadata": {}, "weight_map": {}}', "has to name a file for each tensor"),
         (b'{"metadata": {}, "weight_map": {"a": null}}', "has to name a file for each tensor"),
     ],
