@@ -6,17 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
     """A frozen record that refuses unknown keys and coerces nothing (``"7"`` is not a number).
 
+    Numbers are finite: YAML writes NaN and infinity as ``.nan`` and ``.inf``.
+
     The docstring below a field is its documentation for users.
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -33,6 +39,12 @@ class Reference:
 class LeftOutOfIds:
     """Marks a field that ids do not cover at its default: it was added when artifacts existed."""
 
+
+MAX_BATCH_SIZE = 65536
+"""Largest number of samples in one call of a model; their inputs are in memory at once."""
+
+BatchSize = Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)]
+"""Samples in one call of a model."""
 
 DataName = Annotated[str, Reference("data")]
 """Name of a set under ``data:``."""

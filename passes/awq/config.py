@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from compressor.config.record import DataName, LeftOutOfIds, Record
+from compressor.config.record import BatchSize, DataName, LeftOutOfIds, Record
 from compressor.engine.contract import PassConfig
 from compressor.models.quantized.weight_grid import FormatName, WeightBits, WeightGrid
 from passes.common.changed_share import DEFAULT_MIN_SHARE, MinShare
@@ -26,7 +26,7 @@ class CalibrationConfig(Record):
     num_samples: Annotated[int, Field(ge=1)] = 128
     """Number of calibration samples. The set is divided into that many equal stretches, and one
     sample is drawn at random from each."""
-    batch_size: Annotated[int, Field(ge=1)] = 4
+    batch_size: BatchSize = 4
     """Samples per forward pass. Peak memory grows with it."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed with which the samples are drawn."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from compressor.config.record import Record
+from compressor.config.record import BatchSize, Record
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.facts import ModelFacts
@@ -21,7 +21,7 @@ class TrainingConfig(Record):
 
     steps: Annotated[int, Field(ge=1)] = 1000
     """Number of optimizer steps."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: BatchSize = 64
     """Samples per step."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate of AdamW (Loshchilov & Hutter 2019)."""

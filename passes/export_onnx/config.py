@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from compressor.config.record import DataName, LeftOutOfIds, Record
+from compressor.config.record import MAX_BATCH_SIZE, DataName, LeftOutOfIds, Record
 from compressor.engine.contract import PassConfig
 
 HALF = "float16"
@@ -28,7 +28,7 @@ class ParityConfig(Record):
     num_samples: Annotated[int, Field(ge=1)] | None = None
     """Number of samples, from the start of the set. By default 64; for a language model 4, since
     each of its samples is a window of many tokens."""
-    batch_size: Annotated[int, Field(ge=2)] = 16
+    batch_size: Annotated[int, Field(ge=2, le=MAX_BATCH_SIZE)] = 16
     """Number of samples in a batch. Every sample is compared alone and in a batch of this size. Not
     for language models, whose windows are compared whole, token by token, and two at a time."""
     max_abs: Annotated[float, Field(gt=0)] | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from compressor.config.record import DataName, Record
+from compressor.config.record import BatchSize, DataName, Record
 from compressor.engine.contract import PassConfig
 from compressor.models.capabilities.cuttable_axes import AxisKind
 from passes.common.config import TrainingConfig, validation_problems
@@ -171,7 +171,7 @@ class PruneConfig(PassConfig):
     `layer_importance: loss` and `taylor`."""
     num_samples: Annotated[int, Field(ge=1)] = 768
     """Number of calibration samples, spread evenly over the data set."""
-    batch_size: Annotated[int, Field(ge=1)] = 48
+    batch_size: BatchSize = 48
     """Calibration samples per batch."""
     multiple: Annotated[int, Field(ge=1)] = 8
     """Keep a multiple of this many channels, and of the `ffn` and `hidden` widths, as hardware

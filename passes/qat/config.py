@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from compressor.config.record import DataName, Record, Reference
+from compressor.config.record import BatchSize, DataName, Record, Reference
 from compressor.engine.contract import PassConfig
 from compressor.models.quantized.quantization import Bits, Target
 from passes.common.changed_share import DEFAULT_MIN_SHARE, MinShare
@@ -21,7 +21,7 @@ class Calibration(Record):
     """Data set to calibrate on; it needs no labels."""
     num_samples: Annotated[int, Field(ge=1)] = 256
     """Number of calibration samples; the whole data set if it has fewer."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: BatchSize = 32
     """Samples per forward pass."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the selection. The data set is divided into `num_samples` equal stretches, and one

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from compressor.config.record import DataName, Record
+from compressor.config.record import BatchSize, DataName, Record
 from compressor.engine.contract import PassConfig
 from compressor.runtimes.tensorrt.backends import BackendName
 from compressor.runtimes.tensorrt.manifest import FloatType, Precision
@@ -21,7 +21,7 @@ class Calibration(Record):
     """Data set under `data:`. Labels are not used."""
     num_samples: Annotated[int, Field(ge=1)] = 64
     """Number of samples; the whole data set if it has fewer."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    batch_size: BatchSize = 16
     """Samples per run of the graph."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the selection. The data set is divided into `num_samples` equal stretches, and one

@@ -12,7 +12,9 @@ from compressor.evaluation.records import EvaluateConfig
 from compressor.models.families.module.config import InputConfig
 
 SOURCE = "source"
-_NAME = r"^[A-Za-z][A-Za-z0-9_.-]*$"
+_MAX_NAME = 100
+"""Characters of a name: it is part of the names of folders, which file systems limit to 255."""
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$", max_length=_MAX_NAME)]
 
 
 _STARTS = ("path", "family", "python", "timm", "torchvision")
@@ -103,7 +105,7 @@ class StepHeader(Record):
 
     type: str
     """The pass; `autoglm-compress passes` lists them."""
-    name: Annotated[str, Field(pattern=_NAME)] | None = None
+    name: _Name | None = None
     """Name of the step in other steps and in reports; by default its type."""
     from_: Annotated[str | None, Field(alias="from")] = None
     """The step whose artifact is read; by default the previous one."""
@@ -155,6 +157,10 @@ class GateConfig(Record):
             raise ValueError(
                 "`max_drop` and `max_ratio` need `against: <step>`, `parent` or `source`"
             )
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"no value is at least {self.min:g} and at most {self.max:g}")
+        if self.max_ratio is not None and self.max_ratio <= 0:
+            raise ValueError(f"no ratio is at most {self.max_ratio:g}: metrics are positive")
         return self
 
 
@@ -163,7 +169,7 @@ class PipelineConfig(Record):
 
     version: Literal[1]
     """Version of the file format."""
-    name: Annotated[str, Field(pattern=_NAME)]
+    name: _Name
     """Name of the pipeline in reports and run records."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of every random number generator."""

@@ -63,6 +63,12 @@ class _GateProblems:
                 yield from self._check_step(str(gate.against), metric, (*at, "against"))
             if gate.step is not None:
                 yield from self._check_step(gate.step, metric, (*at, "step"))
+            if gate.against == (gate.step or self.steps[-1]):
+                what = f"the gate compares {gate.against!r} with itself"
+                yield problem((*at, "against"), what, remedy="name another step, or `parent`")
+            if gate in self.pipeline.config.gates[:index]:
+                first = self.pipeline.config.gates.index(gate)
+                yield problem(at, f"the gate is the same as gates[{first}]", remedy="remove it")
 
     def _check_step(self, name: str, metric: str, at: Location) -> Iterator[Problem]:
         problem = self.pipeline.document.problem

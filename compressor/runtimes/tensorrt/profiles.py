@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compressor.config.record import Record
 from compressor.models.capabilities.signature import InputSpec
@@ -24,6 +24,20 @@ class Profile(Record):
     """Shape that kernels are optimized for."""
     max: Shape
     """Largest shape."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Profile:
+        if len({len(self.min), len(self.opt), len(self.max)}) > 1:
+            raise ValueError(
+                f"min {_format(self.min)}, opt {_format(self.opt)} and max {_format(self.max)} "
+                "have different numbers of dimensions"
+            )
+        for axis, (low, best, high) in enumerate(zip(self.min, self.opt, self.max, strict=True)):
+            if not low <= best <= high:
+                raise ValueError(
+                    f"dimension {axis}: min {low}, opt {best} and max {high} are not in order"
+                )
+        return self
 
 
 def expand_profiles(
@@ -86,21 +100,16 @@ def profile_problems(
 
 
 def _shape_problems(spec: InputSpec, profile: Profile) -> Iterator[str]:
-    shapes = {"min": profile.min, "opt": profile.opt, "max": profile.max}
-    wrong = {name: shape for name, shape in shapes.items() if len(shape) != len(spec.shape)}
-    for name, shape in wrong.items():
+    if len(profile.min) != len(spec.shape):
         yield (
-            f"{name} {_format(shape)} has {len(shape)} dimensions, "
+            f"min {_format(profile.min)} has {len(profile.min)} dimensions, "
             f"the input {_format(spec.shape)} has {len(spec.shape)}"
         )
-    if wrong:
         return
     for axis, size in enumerate(spec.shape):
-        low, best, high = (shape[axis] for shape in shapes.values())
+        low, best, high = (shape[axis] for shape in (profile.min, profile.opt, profile.max))
         if isinstance(size, int) and {low, best, high} != {size}:
             yield f"dimension {axis} is fixed to {size}, but the profile has {low}, {best}, {high}"
-        elif not low <= best <= high:
-            yield f"dimension {axis}: min {low}, opt {best} and max {high} are not in order"
 
 
 def _sample_problems(shape: Sequence[int], profile: Profile) -> Iterator[str]:
@@ -120,8 +129,7 @@ def _contradictions(
     ranges: dict[str, tuple[str, int, int]] = {}
     for name, profile in profiles.items():
         spec = inputs.get(name)
-        ranks = {len(profile.min), len(profile.opt), len(profile.max)}
-        if spec is None or ranks != {len(spec.shape)}:
+        if spec is None or len(profile.min) != len(spec.shape):
             continue
         for size, low, high in zip(spec.shape, profile.min, profile.max, strict=True):
             if not isinstance(size, str):
