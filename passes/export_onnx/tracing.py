@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ _TRACED_BATCH = 2  # the exporter takes a dimension of size 1 for a constant
 Translations = Mapping[Callable[..., Any], Callable[..., Any]]
 """Custom torch operator to the function that makes its ONNX nodes."""
 _LIBRARY = "transformers."
+_NOISY_LOGGERS = (
+    "torch.onnx._internal.exporter._registration",  # "torchvision is not installed"
+    "torch.fx.experimental.symbolic_shapes",  # "Unable to find user code"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +154,13 @@ def _traced_samples(array: Array) -> Array:
 @contextmanager
 def _silenced_exporter() -> Iterator[None]:
     """Silence known messages of the exporter about its own internals."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)  # "torchvision is not installed"
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # Where the trace fails, torch prints whole graphs; the error quotes what matters.
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
             # Several inputs share a dimension's name on purpose: they share its size.
             warnings.filterwarnings(
                 "ignore", message="# The axis name: .* will not be used", category=UserWarning
@@ -168,4 +175,5 @@ def _silenced_exporter() -> Iterator[None]:
             )
             yield
     finally:
-        registration.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

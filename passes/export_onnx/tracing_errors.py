@@ -11,6 +11,10 @@ from compressor.errors import PassError
 _FIXED = re.compile(r"static shape of (\d+) for dimension [^\n]*?\[(\d+)\]\.shape\[(\d+)\]")
 """Size, input and dimension that torch.export found to be fixed by the module's code."""
 _SUMMARY = "## Exception summary"
+_CALL = "The following call raised this error:"
+_FRAME = re.compile(r"File \"(?:<[^>]*>)?([^\"]*)\", line (\d+)")
+"""Frame of the model's code; the text before the name of an own file is of no use."""
+_READS_VALUES = re.compile(r"data-dependent|DataDependent|aten\._local_scalar_dense")
 _CLASS = re.compile(r"^<class '[\w.]*?(\w+)'>: *")
 
 
@@ -30,11 +34,7 @@ def export_error(
         if int(number) < len(inputs)
     }
     if not fixed:
-        return PassError(
-            f"torch.export cannot trace the model: {_summary(str(error))}",
-            remedy="rewrite what it names in the module's `forward`; "
-            "`torch.export.export(module, (), inputs)` shows the place",
-        )
+        return _untraceable(str(error))
     names = sorted({name for _, name, _ in fixed})
     others = sorted({str(name) for axes in dynamic for name in axes.values()} - {*names})
     places = ", ".join(f"{name} of {tensor} to {size}" for tensor, name, size in sorted(fixed))
@@ -43,6 +43,27 @@ def export_error(
         "a dimension do",
         remedy=f"export it for that size: `dynamic: [{', '.join(others)}]`",
     )
+
+
+def _untraceable(text: str) -> PassError:
+    """Return the error for code that cannot be traced, with its place where torch names one."""
+    remedy = "rewrite what it names in the module's `forward`"
+    if _READS_VALUES.search(text):
+        remedy = (
+            "a graph cannot branch on the values of tensors: write `torch.where(condition, a, b)` "
+            "in place of `if`, or `torch.cond`"
+        )
+    place = _place(text)
+    if not place:
+        remedy += "; `torch.export.export(module, (), inputs)` shows the place"
+    return PassError(f"torch.export cannot trace the model{place}: {_summary(text)}", remedy=remedy)
+
+
+def _place(text: str) -> str:
+    """Return the innermost line of the model's code that torch names; empty without one."""
+    quoted = text.partition(_CALL)[2].strip().partition("\n\n")[0]
+    frames = _FRAME.findall(quoted)
+    return f" at {frames[-1][0]}, line {frames[-1][1]}" if frames else ""
 
 
 def _summary(text: str) -> str:

@@ -177,11 +177,18 @@ class ModuleModel(InitializedModel):
         return PassOutput()
 
     def ensures(self, inputs: Mapping[str, Artifact], out: Path, context: PassContext) -> None:
-        """Load the module again, and check that its weights are finite."""
+        """Load the module again, and check that finite weights determine its outputs."""
         from compressor.models.checkpoint.finite import check_finite
+        from compressor.models.families.module.determinism import (
+            check_determinism,
+            check_initialization,
+        )
 
         super().ensures(inputs, out, context)
         check_finite(out)
+        if self.weights is None:
+            check_initialization(self.config, out, context.seed)
+        check_determinism(self.config, out)
 
 
 def open_source(model: ModelConfig, document: Document, base: Path) -> SourceModel:

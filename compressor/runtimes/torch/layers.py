@@ -136,13 +136,13 @@ class _Recorder:
         """Keeps the tensors alive, so that their ids stay unique."""
 
     def before(self, name: str, args: tuple[Any, ...]) -> None:
-        """Record a module's input."""
-        if args and isinstance(args[0], Tensor):
+        """Record a module's input, unless it is a part of a tensor inside `torch.vmap`."""
+        if args and isinstance(args[0], Tensor) and not _is_wrapped(args[0]):
             self.inputs[name] = args[0]
 
     def after(self, name: str, result: Any) -> None:
         """Record a module's output; a batch norm extends the layer that computed its input."""
-        if not isinstance(result, Tensor) or name not in self.inputs:
+        if not isinstance(result, Tensor) or _is_wrapped(result) or name not in self.inputs:
             return
         layer = None
         if _belongs_to_previous(self._modules[name]):
@@ -171,6 +171,11 @@ def _is_leaf(module: nn.Module) -> bool:
 def _belongs_to_previous(module: nn.Module) -> bool:
     """Return True if a module counts as part of the layer directly before it."""
     return isinstance(module, (*NORMS, nn.Identity))
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Return True for a tensor of `torch.func`, which has no values of its own."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _array(tensor: Tensor) -> Array:

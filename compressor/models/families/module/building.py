@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,6 +17,8 @@ from compressor.models.families.module.libraries import LIBRARIES
 from compressor.models.families.module.programs import build_program
 from compressor.models.families.module.resizing import resize
 from compressor.models.families.module.source_code import call_function
+
+_NUMPY_SEEDS = 2**32
 
 
 def build_module(config: ModuleConfig) -> nn.Module:
@@ -27,7 +34,21 @@ def build_module(config: ModuleConfig) -> nn.Module:
 
 def build_original(config: ModuleConfig) -> nn.Module:
     """Return the module with the ``forward`` of its author; errors as ``build_module``."""
-    return resize(_build(config), config.sizes)
+    with _seeded():
+        return resize(_build(config), config.sizes)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Seed the generators of Python and NumPy as torch is seeded, and restore them afterwards."""
+    seed, states = torch.initial_seed(), (random.getstate(), np.random.get_state())
+    try:
+        random.seed(seed)
+        np.random.seed(seed % _NUMPY_SEEDS)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def _build(config: ModuleConfig) -> nn.Module:

@@ -28,6 +28,7 @@ from compressor.models.families.module.interface import (
     invoke,
     named_outputs,
     pick,
+    tensors_in,
 )
 from compressor.models.families.module.source_code import describe_error
 
@@ -90,7 +91,7 @@ def probe_module(config: ModuleConfig, outputs: WantedOutputs) -> Probe:
         warnings.simplefilter("ignore")  # of constructors, about arguments and initialization
         try:
             return _probe(config, outputs, "meta")
-        except (CompressError, RuntimeError, NotImplementedError, ValueError, TypeError):
+        except Exception:  # noqa: BLE001  the CPU gives the reason, if it fails as well
             return _probe_on_cpu(config, outputs)
 
 
@@ -110,7 +111,9 @@ def _probe_on_cpu(config: ModuleConfig, outputs: WantedOutputs) -> Probe:
         )
         raise ModelError(
             f"{config.title}: `forward` failed with {shapes}: {describe_error(error)}",
-            remedy="correct `inputs`; `example` sets the sizes that dimensions are tried with",
+            remedy="create tensors on the device of the inputs (`x.device`) in place of a GPU"
+            if "CUDA" in str(error)
+            else "correct `inputs`; `example` sets the sizes that dimensions are tried with",
         ) from error
 
 
@@ -122,7 +125,8 @@ def _probe(config: ModuleConfig, outputs: WantedOutputs, device: str) -> Probe:
     named = named_outputs(returned, outputs)
     counter = FlopCounterMode(display=False)
     with counter:
-        _run(module, config, call, 1, device)
+        alone = _run(module, config, call, 1, device)
+    _check_samples(returned, alone, named)
     units = 1 if config.unit == "sample" else _tokens(config)
     counts = Counts(
         of="",
@@ -133,10 +137,51 @@ def _probe(config: ModuleConfig, outputs: WantedOutputs, device: str) -> Probe:
     return Probe(module, call, named, counts)
 
 
+def _check_samples(batch: Any, alone: Any, outputs: Mapping[str, OutputPath]) -> None:
+    """Check that each output is one tensor, whose first dimension is the sample.
+
+    Args:
+        batch: what ``forward`` returned for several samples.
+        alone: what it returned for one.
+        outputs: outputs by name, with their places.
+    """
+    if {path for path, _ in tensors_in(batch)} != {path for path, _ in tensors_in(alone)}:
+        raise ModelError(
+            "`forward` returns another number of tensors for one sample than for several, such as "
+            "a list with a dict for each sample",
+            remedy="return tensors of [batch, …] in evaluation mode, as before the postprocessing "
+            "of a detector: wrap it in a module of yours (`python:`)",
+        )
+    shapes = {
+        name: (list(pick(batch, path).shape), list(pick(alone, path).shape))
+        for name, path in outputs.items()
+    }
+    wrong = {name: both for name, both in shapes.items() if not _is_of_samples(*both)}
+    if wrong:
+        lines = (f"{name} {both[0]} for {_BATCH} samples" for name, both in wrong.items())
+        raise ModelError(
+            "the first dimension of every output is the sample; `forward` returns "
+            + ", ".join(lines),
+            remedy="name the other outputs in `outputs`, or return these with the sample first",
+        )
+
+
+def _is_of_samples(batch: list[int], alone: list[int]) -> bool:
+    """Return True if the first dimension is that of the samples, or a multiple of it."""
+    return bool(batch and alone) and batch[0] == _BATCH * alone[0] and batch[1:] == alone[1:]
+
+
 @torch.no_grad()
 def _run(module: nn.Module, config: ModuleConfig, call: Call, batch: int, device: str) -> Any:
-    tensors = {spec.name: _example(spec, batch, device) for spec in config.inputs}
+    tensors = example_inputs(config, batch, device)
     return invoke(type(module).forward, module, tensors, config.input_names, call)
+
+
+def example_inputs(
+    config: ModuleConfig, batch: int = _BATCH, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """Return inputs of the sizes that dimensions are tried with."""
+    return {spec.name: _example(spec, batch, device) for spec in config.inputs}
 
 
 def _example(spec: InputConfig, batch: int, device: str) -> Tensor:

@@ -108,7 +108,15 @@ def call_function(code: Mapping[str, str], python: str, arguments: Mapping[str, 
         with _undisturbed():
             return target(**arguments)
     except (Exception, SystemExit) as error:
-        raise ModelError(f"{python} failed: {describe_error(error)}") from error
+        raise ModelError(
+            f"{python} failed: {describe_error(error)}", remedy=_remedy(error)
+        ) from error
+
+
+def _remedy(error: BaseException) -> str | None:
+    if "CUDA" not in str(error):
+        return None
+    return "build the module on the CPU, without `.cuda()`: passes move it to their device"
 
 
 def describe_error(error: BaseException) -> str:

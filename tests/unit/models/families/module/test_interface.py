@@ -88,7 +88,7 @@ class ByBoth(nn.Module):
 
 
 class ByDict(nn.Module):
-    def forward(self, batch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    def forward(self, batch):  # type: ignore[no-untyped-def]
         return batch["a"] + batch["b"]
 
 

@@ -1,0 +1,138 @@
+"""Functions that build modules: what they print, draw at random, and do beside building."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compressor.config.permission import allow_code
+from compressor.errors import ModelError
+from compressor.models.families.module.config import ModuleConfig
+from compressor.models.families.module.determinism import check_determinism, check_initialization
+from compressor.models.families.module.family import Module
+from compressor.models.families.module.probing import complete
+
+NET = """\
+import os, random, sys
+import numpy as np
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(16, 4)
+        {init}
+
+    def forward(self, x):
+        {forward}
+        return {returned}
+"""
+
+
+def config_of(
+    init: str = "", forward: str = "", returned: str = "self.head(x)", outputs: object = None
+) -> ModuleConfig:
+    allow_code()
+    text = NET.format(init=init or "pass", forward=forward or "pass", returned=returned)
+    fields = {
+        "python": "net.py:Net",
+        "code": {"net.py": text},
+        "inputs": [{"name": "x", "shape": ["batch", 16]}],
+    }
+    return complete(ModuleConfig.model_validate_json(json.dumps(fields)), outputs)
+
+
+def saved(config: ModuleConfig, folder: Path) -> Path:
+    torch.manual_seed(0)
+    Module().save(Module().build(config), config, folder)
+    return folder
+
+
+def test_what_code_prints_and_where_it_moves_disturbs_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path.cwd()
+    config_of(init="print('a note'); os.chdir('/')")
+    captured = capsys.readouterr()
+    assert (captured.out, Path.cwd()) == ("", folder)
+    assert "a note" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("init", "expected"),
+    [
+        ("sys.exit(3)", "failed: SystemExit: 3"),
+        ("self.head.cuda()", r"without `.cuda\(\)`"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_code_that_ends_the_program_or_needs_a_gpu_is_refused(init: str, expected: str) -> None:
+    with pytest.raises(ModelError) as error:
+        config_of(init=init)
+    assert error.match(expected) or expected in str(error.value.remedy)
+
+
+def test_a_forward_that_needs_a_gpu_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"`forward` failed with x \[2, 16\]: AssertionError"):
+        config_of(forward="assert x.device.type == 'cuda'")
+
+
+def test_generators_of_python_and_numpy_follow_the_seed(tmp_path: Path) -> None:
+    state = np.random.get_state()[1].copy()
+    draws = "self.head.bias.data[:2] = torch.tensor([np.random.rand(), random.random()])"
+    config = config_of(init=draws)
+    check_initialization(config, saved(config, tmp_path), 0)
+    assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_weights_without_a_seed_are_refused(tmp_path: Path) -> None:
+    config = config_of(init="self.head.bias.data[0] = int.from_bytes(os.urandom(2)) / 7")
+    with pytest.raises(ModelError, match=r"net.py:Net gives other weights each time.*: head.bias"):
+        check_initialization(config, saved(config, tmp_path), 0)
+
+
+@pytest.mark.parametrize(
+    ("init", "forward", "expected"),
+    [
+        ("self.scale = torch.randn(16)", "x = x * self.scale", "its state dict does not hold"),
+        ("", "x = x + torch.rand_like(x)", "it draws random numbers, or changes its own state"),
+        ("self.calls = 0", "self.calls += 1; x = x * self.calls", "changes its own state"),
+    ],
+    ids=["constant", "noise", "state"],
+)
+def test_weights_have_to_determine_the_outputs(
+    tmp_path: Path, init: str, forward: str, expected: str
+) -> None:
+    config = config_of(init=init, forward=forward)
+    with pytest.raises(ModelError, match=expected):
+        check_determinism(config, saved(config, tmp_path))
+
+
+def test_constants_that_code_computes_are_accepted(tmp_path: Path) -> None:
+    config = config_of(init="self.scale = torch.arange(16.0)", forward="x = x * self.scale")
+    check_determinism(config, saved(config, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        ("[{'boxes': row} for row in self.head(x)]", "another number of tensors for one sample"),
+        ("self.head(x), self.head(x).mean()", r"output_1 \[\] for 2 samples"),
+        ("self.head(x), self.head(x).T", r"output_1 \[4, 2\] for 2 samples"),
+    ],
+    ids=["list", "scalar", "transposed"],
+)
+def test_outputs_have_the_sample_first(returned: str, expected: str) -> None:
+    with pytest.raises(ModelError, match=expected):
+        config_of(returned=returned)
+
+
+def test_outputs_that_are_not_named_may_have_any_shape() -> None:
+    config = config_of(returned="self.head(x), x.T", outputs={"logits": (0,)})
+    assert list(config.output_paths) == ["logits"]

@@ -1,0 +1,27 @@
+"""Errors of modules that torch cannot trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import PassError
+from passes.export_onnx.tracing import GraphInterface, trace
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        if x.sum() > 0:
+            return (x,)
+        return (-x,)
+
+
+def test_code_that_reads_values_is_named_with_its_line(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    interface = GraphInterface(["x"], ["y"], ({0: "batch"},), 20)
+    with pytest.raises(PassError, match=r"at .*test_tracing_errors.py, line 15: ") as error:
+        trace(Branches(), (torch.ones(2, 3),), interface)
+    assert "torch.where" in str(error.value.remedy)
+    assert "GraphModule" not in "".join(capfd.readouterr())
