@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -78,12 +78,6 @@ class HiddenStates:
             state: dict[str, Any] = json.loads(file.read_bytes())
         return state if state["identity"] == self.identity else {}
 
-    def start(self, batches: Iterable[Tensor], *, exact: bool) -> None:
-        """Write the hidden states before the first layer; for the float branch too if ``exact``."""
-        for number, hidden in enumerate(batches):
-            self.write(0, number, hidden, hidden if exact else None)
-        self.finish(0)
-
     def write(self, layer: int, batch: int, rounded: Tensor, exact: Tensor | None) -> None:
         """Write the input of ``layer`` behind quantized layers and, unless None, float layers."""
         branches: dict[Branch, Tensor | None] = {"rounded": rounded, "exact": exact}
@@ -137,28 +131,29 @@ class Captures:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.free_bytes = folder, limit_bytes
         self.in_memory: dict[str, Tensor] = {}
-        self.shapes: dict[str, torch.Size] = {}
-        """Shapes of the tensors in files."""
+        self._in_files: dict[str, tuple[torch.Size, Any]] = {}
+        """Shapes and dtypes of the tensors in files."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
 
     def put(self, key: str, value: Tensor) -> None:
-        """Store a float32 tensor."""
+        """Store a tensor."""
         size = value.numel() * value.element_size()
         if size <= self.free_bytes:
             self.free_bytes -= size
             self.in_memory[key] = value.clone()
         else:
+            array = value.contiguous().numpy()
             with writing(self.folder):
-                value.contiguous().numpy().tofile(self.folder / key)
-            self.shapes[key] = value.shape
+                array.tofile(self.folder / key)
+            self._in_files[key] = value.shape, array.dtype
 
     def get(self, key: str) -> Tensor:
         """Return a stored tensor."""
         if key in self.in_memory:
             return self.in_memory[key]
-        values = np.fromfile(self.folder / key, dtype=np.float32)
-        return torch.from_numpy(values).view(self.shapes[key])
+        shape, dtype = self._in_files[key]
+        return torch.from_numpy(np.fromfile(self.folder / key, dtype=dtype)).view(shape)
 
     def drop(self, key: str) -> None:
         """Remove a stored tensor."""

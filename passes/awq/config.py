@@ -60,7 +60,8 @@ class AwqConfig(PassConfig):
     its operators cannot hold: 3, and with `decoder.target: portable` 2 too."""
     vision: WeightGrid | None = None
     """Grid of the vision tower's linear layers, for example `{bits: 8, group_size: -1}`. They are
-    rounded to nearest, without calibration. For transformers checkpoints with
+    quantized by the methods of decoder layers if calibration samples bring images, and rounded to
+    nearest where none reaches them. For transformers checkpoints with
     `format: compressed-tensors`. By default the vision tower is not quantized."""
     lm_head: Annotated[
         WeightGrid | None, Field(validation_alias=AliasChoices("lm_head", "head"))

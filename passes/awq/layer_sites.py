@@ -16,14 +16,12 @@ from compressor.models.capabilities.discovered_groups import (
     keep_verified_sources,
 )
 from compressor.models.capabilities.linear_groups import LinearGroups, Site
-from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.families.transformers.experts.sites import router_names, sites_of_experts
 from compressor.models.families.transformers.streaming import LayerArguments
 from compressor.models.quantized.weight_grid import WeightGrid
-from passes.awq.config import AwqConfig
 from passes.awq.float_reference import RunBatch
 from passes.awq.linear_layers import find_linears
-from passes.awq.linear_shapes import decoder_grids
+from passes.awq.linear_shapes import FittedGrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +38,19 @@ class LayerSites:
 
     def __init__(
         self,
-        config: AwqConfig,
-        layers: StreamedLayers,
+        grids: Mapping[WeightGrid, Mapping[str, FittedGrid]],
         stated: LinearGroups | None,
         note: Callable[[str], None],
     ) -> None:
         """Take what the family states.
 
         Args:
-            config: the pass's config.
-            layers: linear layers of the model.
+            grids: grid of the config to the grid of each linear layer.
             stated: the family's blocks; None to discover them.
             note: called with a line for what differs from the config.
         """
         self._note = note
-        self._grids = {grid: decoder_grids(config, grid, layers) for grid in config.grids}
-        """Grid of the config to the grid of each linear layer."""
+        self._grids = grids
         self._stated = None if stated is None else {b.name: b.sites for b in stated.blocks}
         self._known: KnownSites = {}
         self.kept_float: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Vision tower and language-model head: linear layers that are rounded to nearest, uncalibrated."""
+"""Linear layers that are rounded to nearest, uncalibrated: the head, and towers without images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.grids import round_to_nearest, search_grids
-from passes.awq.linear_layers import find_linears
+from passes.awq.linear_layers import find_linears, get_linear
 from passes.awq.linear_shapes import FittedGrid
 from passes.awq.rounding import pack_values
 from passes.awq.shards import ShardWriter, tensors_beside
@@ -52,21 +52,51 @@ def pack_towers(
     """
     files, parts = [], find_tower_linears(checkpoint)
     for number, (part, linears) in enumerate(parts.items()):
-        files.append(writer.folder / f"vision-{number:05d}.safetensors")
+        files.append(tower_file(writer, number))
         if not files[-1].is_file():
             module = checkpoint.load(part)
             packed = {
                 name: _pack_nearest(
-                    module.get_parameter(f"{name}.weight"), grid, writer.settings.scale_dtype
+                    get_linear(module, name).weight, grid, writer.settings.scale_dtype
                 )
                 for name in linears
-                if (grid := grids[f"{part}.{name}"].grid) is not None
+                if (grid := grids[full_name(part, name)].grid) is not None
             }
-            floats = tensors_beside(packed, module.state_dict())
-            writer.write(files[-1], f"{part}.", floats, packed)
+            write_tower_part(writer, number, part, packed, module.state_dict())
             checkpoint.unload(part)
         progress(number + 1, len(parts))
     return files
+
+
+def write_tower_part(
+    writer: ShardWriter,
+    number: int,
+    part: str,
+    packed: Mapping[str, PackedLinear],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Write the shard of a part of the towers.
+
+    Args:
+        writer: writes shards.
+        number: of the part.
+        part: its name.
+        packed: packed layers by their name in the part.
+        tensors: all tensors of the part by their name in it.
+    """
+    full = {full_name(part, name): layer for name, layer in packed.items()}
+    floats = tensors_beside(full, {f"{part}.{name}": value for name, value in tensors.items()})
+    writer.write(tower_file(writer, number), "", floats, full)
+
+
+def tower_file(writer: ShardWriter, number: int) -> Path:
+    """Return the file of the shard of a part of the towers."""
+    return writer.folder / f"vision-{number:05d}.safetensors"
+
+
+def full_name(part: str, name: str) -> str:
+    """Return the name in the model of a layer in a part, which may be the part itself."""
+    return f"{part}.{name}" if name else part
 
 
 @torch.inference_mode()

@@ -45,7 +45,9 @@ class Awq(Pass[AwqConfig]):
     run resumes after the last complete layer. Fused experts are quantized as one linear layer per
     expert and projection, calibrated with the tokens that reach them; an expert that few reach is
     rounded to nearest, and the report names it. Embeddings stay in float; a vision tower and an
-    untied language-model head do too, unless `vision` or `lm_head` sets a grid for them.
+    untied language-model head do too, unless `vision` or `lm_head` sets a grid for them. A tower is
+    quantized part by part before the decoder, with what it receives for the images of the samples;
+    if the run is killed there, it starts again with the tower.
 
     Any other model, and a decoder whose layers depend on each other beside their results, is loaded
     as a whole and written with `format: compressed-tensors`. Linear layers that do not fit the grid

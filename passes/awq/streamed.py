@@ -75,8 +75,13 @@ class StreamedQuantizer(ModelQuantizer):
         return Estimate(
             replace(packed_facts(self.config, parent, self.tree, self.layers), size_bytes=size),
             peak_memory_bytes=peak_memory_bytes(self.layers),
-            disk_bytes=2 * size,
+            disk_bytes=2 * size + self._tower_bytes(),
         )
+
+    def _tower_bytes(self) -> int:
+        """Return the size of the quantized tower in float32, from which decoder inputs come."""
+        is_packed = self.config.vision is not None
+        return 4 * self.layers.parameters.get("vision", 0) if is_packed else 0
 
     def planned_problems(self, parent: ModelFacts) -> list[FieldProblem]:
         """Return parts of which no layer fits its grid; none where sizes are unknown."""

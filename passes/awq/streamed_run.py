@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,18 @@ from passes.awq.config import AwqConfig
 from passes.awq.float_reference import FloatReference, RunBatch
 from passes.awq.layer_sites import GriddedSite, LayerSites, run_observed
 from passes.awq.linear_layers import find_linears
-from passes.awq.linear_shapes import FittedGrid, fitted_grids, packed_weights, quantized_share
+from passes.awq.linear_shapes import (
+    FittedGrid,
+    decoder_grids,
+    fitted_grids,
+    packed_weights,
+    quantized_share,
+)
 from passes.awq.nearest_layers import find_tower_linears, pack_head, pack_towers
 from passes.awq.sensitivity import FirstBatch, allocate_bits, measure_sensitivity
 from passes.awq.settings import QuantizationSettings
 from passes.awq.shards import ShardWriter, assemble_checkpoint, tensors_beside
+from passes.awq.tower_search import TowerSearch
 from passes.awq.valid_positions import MaskedPositions
 from passes.common.device import prepare_torch, tensors_from_batch, trim_heap
 
@@ -90,7 +99,8 @@ class _StreamedRun:
         self.config, self.layers = config, layers
         self.checkpoint, self.context = checkpoint, context
         self.settings = QuantizationSettings.of(config, checkpoint.dtype)
-        self.sites = LayerSites(config, layers, stated, context.note)
+        by_grid = {grid: decoder_grids(config, grid, layers) for grid in config.grids}
+        self.sites = LayerSites(by_grid, stated, context.note)
         names = None if stated is not None else checkpoint.file_names(checkpoint.module)
         if names is not None and (fused := names.experts_unknown_to_transformers()):
             context.note(
@@ -108,6 +118,12 @@ class _StreamedRun:
         """Bits of the sites of the layers that are not done, in order; None for the config's."""
         self.tower_grids: dict[str, FittedGrid] = {}
         """Grids of the linear layers of the towers."""
+        if config.vision is not None:
+            self.tower_grids = fitted_grids(config, config.vision, layers.towers)
+        self.towers: TowerSearch | None = None
+        """Search in the towers; None if they are not packed, or no sample has an image."""
+        self.exact_additions: list[list[Tensor | None]] = []
+        """By batch, what the float model adds between its layers; empty if `towers` is None."""
 
     def write_shards(self) -> list[Path]:
         """Write and return the shards of the packed checkpoint."""
@@ -118,7 +134,6 @@ class _StreamedRun:
         files = [self._layer_file(number) for number in range(self.layers.layers)]
         packed_parts = [f"{checkpoint.layers_name}."]
         if config.vision is not None:
-            self.tower_grids = fitted_grids(config, config.vision, self.layers.towers)
             packed_parts += [f"{part}." for part in find_tower_linears(checkpoint)]
             progress = partial(self._report_progress, "vision")
             files += pack_towers(checkpoint, self.tower_grids, self.writer, progress)
@@ -163,6 +178,7 @@ class _StreamedRun:
             bits += outputs * inputs * grid.effective_bits(inputs)
         has_images = "pixel_values" in self.samples.dataset.input_names
         towers = [name for name, fit in self.tower_grids.items() if fit.grid is not None]
+        searched = [] if self.towers is None else self.towers.result.rows
         summary: dict[str, Any] = {
             "effective_bits": round(bits / weights, 4),
             "packed_weights": int(weights),
@@ -172,6 +188,8 @@ class _StreamedRun:
             "vision_layers": len(towers),
             "layers": self.hidden.reports(),
         }
+        if searched:
+            summary["vision"] = searched
         exceptions = self.hidden.exceptions()
         exceptions["kept_float"] |= {
             name: str(fit.reason) for name, fit in self.tower_grids.items() if fit.grid is None
@@ -202,28 +220,67 @@ class _StreamedRun:
         Returns:
             The further arguments of each layer, by batch.
         """
-        arguments: list[list[LayerArguments]] = []
-
-        def batches() -> Iterator[dict[str, Tensor]]:
-            for batch in self.samples.batches("calibrate"):
-                tensors = tensors_from_batch(batch, torch.device("cpu"))
-                mask = tensors.get("attention_mask")
-                is_padded = mask is not None and not bool(mask.all())
-                self.masks.append(mask.flatten().bool() if mask is not None and is_padded else None)
-                yield {name: tensors[name] for name in self.samples.dataset.input_names}
-
-        def hidden_states() -> Iterator[Tensor]:
-            for hidden, layer_arguments in self.checkpoint.first_layer_inputs(batches):
-                arguments.append(layer_arguments)
-                yield hidden
-
-        if self.hidden.layers_done() == 0:
-            self.hidden.start(hidden_states(), exact=self.config.error_compensation > 0)
-        else:
-            for _ in hidden_states():
-                pass
+        is_first = self.hidden.layers_done() == 0
+        arguments = self._run_towers(is_first=is_first)
+        if self.towers is not None:
+            self.exact_additions = [[call.added for call in batch] for batch in arguments]
+            self.checkpoint.replaced = self.towers.replaced()
+            arguments = self._run_towers(is_first=is_first)
+            self.checkpoint.replaced = {}
+        if is_first:
+            self.hidden.finish(0)
         self.digest = self.samples.digest
         return arguments
+
+    def _run_towers(self, *, is_first: bool) -> list[list[LayerArguments]]:
+        """Run the batches as far as the first decoder layer; the first time, search the towers.
+
+        Args:
+            is_first: True to write the hidden states.
+
+        Returns:
+            The further arguments of each layer, by batch.
+        """
+        has_exact = self.config.error_compensation > 0
+        is_behind_quantized = bool(self.checkpoint.replaced)
+        arguments: list[list[LayerArguments]] = []
+        masks: list[Tensor | None] = []
+        found = self.checkpoint.first_layer_inputs(partial(self._batches, masks))
+        for number, (hidden, layer_arguments) in enumerate(found):
+            arguments.append(layer_arguments)
+            if is_first:
+                exact = hidden if has_exact and not is_behind_quantized else None
+                self.hidden.write(0, number, hidden, exact)
+        self.masks, calls = masks, self.checkpoint.tower_calls
+        if self.tower_grids and any(calls) and not is_behind_quantized:
+            self.towers = self._search_towers(calls)
+        return arguments
+
+    def _batches(self, masks: list[Tensor | None]) -> Iterator[dict[str, Tensor]]:
+        """Yield the calibration batches, and append the mask of each to ``masks``."""
+        for batch in self.samples.batches("calibrate"):
+            tensors = tensors_from_batch(batch, torch.device("cpu"))
+            mask = tensors.get("attention_mask")
+            is_padded = mask is not None and not bool(mask.all())
+            masks.append(mask.flatten().bool() if mask is not None and is_padded else None)
+            yield {name: tensors[name] for name in self.samples.dataset.input_names}
+
+    def _search_towers(self, calls: Sequence[Counter[str]]) -> TowerSearch:
+        """Quantize the parts of the towers that samples reach, unless an earlier run has."""
+        assert self.config.vision is not None  # noqa: S101 - there are grids
+        search = TowerSearch(
+            self.checkpoint,
+            self.config.vision,
+            self.tower_grids,
+            self.settings,
+            self.writer,
+            self.context,
+        )
+        if not search.resume():
+            search.run(partial(self._batches, []), calls)
+        for name, reason in search.result.kept_float.items():
+            self.tower_grids[name] = FittedGrid(None, reason)
+        return search
 
     def _choose_grids(self, arguments: list[list[LayerArguments]]) -> None:
         """Set the bits of every site for mixed precision, by its sensitivity on the first batch.
@@ -284,8 +341,10 @@ class _StreamedRun:
 
         def batches(branch: Branch = "rounded") -> Iterator[tuple[int, RunBatch]]:
             for batch, layer_arguments in enumerate(arguments):
-                hidden = self.hidden.read(number, batch, branch)
-                yield batch, partial(run_layer, layer, hidden, layer_arguments[number])
+                hidden, call = self.hidden.read(number, batch, branch), layer_arguments[number]
+                if branch == "exact" and self.exact_additions:
+                    call = replace(call, added=self.exact_additions[batch][number])
+                yield batch, partial(run_layer, layer, hidden, call)
 
         first = run_observed(layer, self.hidden.read(number, 0), arguments[0][number])
         found = self.sites.find(name, layer, first)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from compressor.errors import ModelError
 from compressor.models.families.transformers.checkpoint import Checkpoint, move_to_meta
@@ -60,6 +65,13 @@ class StreamedCheckpoint(Checkpoint):
         self.experts = split_experts(self.module)
         self._behind: dict[str, nn.Module] = {}
         """Decoder layers behind their recorders."""
+        self._stand_ins: set[str] = set()
+        """Parts whose ``forward`` is replaced."""
+        self.tower_calls: list[Counter[str]] = []
+        """For each batch of ``first_layer_inputs`` the number of calls of the parts of the towers,
+        in the order of their first calls."""
+        self.replaced: dict[str, Path] = {}
+        """Parts to safetensors files whose tensors they have in place of the checkpoint's."""
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -74,6 +86,10 @@ class StreamedCheckpoint(Checkpoint):
     def load(self, name: str) -> nn.Module:
         """Return a submodule with its weights in float32."""
         module = self._submodule(name)
+        if name in self.replaced:
+            weights = safetensors.torch.load_file(self.replaced[name])
+            module.load_state_dict(weights, assign=True)
+            return module.requires_grad_(False)
         start = len(name) + 1
         weights = {
             key[start:]: value.float() for key, value in self.tensors(self.names_below(name))
@@ -108,9 +124,16 @@ class StreamedCheckpoint(Checkpoint):
             NotStreamableError: what a layer receives depends on the layers before in another way
                 than through their result.
         """
-        with self._weights_outside_layers(), self._recorders() as recording:
+        self.tower_calls = []
+        with (
+            self._weights_outside_layers(),
+            self._recorders() as recording,
+            self._counted_calls() as counts,
+        ):
             for number, batch in enumerate(batches()):
+                counts.clear()
                 first = recording.run(self.module, batch)
+                self.tower_calls.append(Counter(counts))
                 if number == 0:
                     recording.check_independent(self.module, batch, first)
                 yield first.hidden, first.arguments()
@@ -133,9 +156,12 @@ class StreamedCheckpoint(Checkpoint):
             table.weight = nn.Parameter(empty, requires_grad=False)
             table.forward = self._embedding_of_rows(name)
             table.padding_idx = None  # refers to the whole table; matters to gradients alone
+        self._load_loose()
         try:
-            yield
+            with _on_cpu():
+                yield
         finally:
+            self._unload_loose()
             for name, table, padding_id in tables:
                 del table.forward
                 table.padding_idx = padding_id
@@ -143,11 +169,34 @@ class StreamedCheckpoint(Checkpoint):
             for hook in hooks:
                 hook.remove()
 
+    def _loose(self) -> Iterator[tuple[str, nn.Module, str]]:
+        """Yield the parameters of the modules that hold parts, such as a vector between images.
+
+        Yields:
+            Name in the model, module and name in the module.
+        """
+        parts = [*self.parts.others, *self.parts.tables, *self.tower_parts(), self.layers_name]
+        holders = {name[:end] for name in parts for end in _dots(name)}
+        for holder in sorted(holders - {*parts}):
+            module = self.module.get_submodule(holder)
+            for name, _ in module.named_parameters(recurse=False):
+                yield f"{holder}.{name}" if holder else name, module, name
+
+    def _load_loose(self) -> None:
+        for full, module, name in self._loose():
+            [(_, value)] = self.tensors([self.source(full)])
+            setattr(module, name, nn.Parameter(value.float(), requires_grad=False))
+
+    def _unload_loose(self) -> None:
+        for _, module, name in self._loose():
+            empty = torch.empty_like(module.get_parameter(name), device="meta")
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+
     @contextmanager
-    def _recorders(self) -> Iterator[_Recording]:
-        """Replace the layers by recorders of their arguments."""
+    def _recorders(self, count: int | None = None) -> Iterator[_Recording]:
+        """Replace the layers by recorders; a run ends after ``count`` of them, by default all."""
         layers, stack = list(self.layers), self.layers
-        recording = _Recording(len(layers), self._run_first_layer)
+        recording = _Recording(count or len(layers), self._run_first_layer)
         self._behind = {f"{self.layers_name}.{n}": layer for n, layer in enumerate(layers)}
         for number, layer in enumerate(layers):
             stack[number] = _Recorder(layer, recording)
@@ -157,6 +206,48 @@ class StreamedCheckpoint(Checkpoint):
             for number, layer in enumerate(layers):
                 stack[number] = layer
             self._behind = {}
+
+    @contextmanager
+    def stand_ins(
+        self, forwards: Mapping[str, Callable[..., Any]]
+    ) -> Iterator[Callable[[Mapping[str, Tensor]], object]]:
+        """Let functions stand for the ``forward`` of parts of the towers, and run nothing behind.
+
+        The weights of these parts are not loaded.
+
+        Args:
+            forwards: part to the function.
+
+        Yields:
+            What runs a batch through the towers, as far as the first decoder layer.
+        """
+        self._stand_ins = {*forwards}
+        modules = {name: cast("Any", self.module.get_submodule(name)) for name in forwards}
+        try:
+            with self._weights_outside_layers(), self._recorders(1) as recording:
+                for name, module in modules.items():
+                    module.forward = forwards[name]
+                yield partial(recording.run, self.module)
+        finally:
+            for module in modules.values():
+                vars(module).pop("forward", None)
+            self._stand_ins = set()
+
+    @contextmanager
+    def _counted_calls(self) -> Iterator[Counter[str]]:
+        """Count the calls of the parts of the towers."""
+        counts: Counter[str] = Counter()
+        hooks = [
+            self.module.get_submodule(name).register_forward_pre_hook(
+                lambda *_, name=name: counts.update([name])
+            )
+            for name in self.tower_parts()
+        ]
+        try:
+            yield counts
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _run_first_layer(self, hidden: Tensor, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Return the result of the first layer: a tensor, or a tuple that begins with one."""
@@ -195,13 +286,29 @@ class StreamedCheckpoint(Checkpoint):
         """Hook a module so that its weights are in memory only while it runs."""
 
         def load(*_: Any) -> None:
-            self.load(name)
+            if name not in self._stand_ins:
+                self.load(name)
 
         def unload(*_: Any) -> None:
-            self.unload(name)
+            if name not in self._stand_ins:
+                self.unload(name)
 
         module = self.module.get_submodule(name)
         return [module.register_forward_pre_hook(load), module.register_forward_hook(unload)]
+
+
+def _dots(name: str) -> Iterator[int]:
+    """Yield the ends of the names of the modules that hold a module; 0 for the model."""
+    yield 0
+    yield from (end for end, letter in enumerate(name) if letter == ".")
+
+
+@contextmanager
+def _on_cpu() -> Iterator[None]:
+    """Let ``module.device`` be the CPU: it is the device of the first parameter, here ``meta``."""
+    of_cpu: Any = property(lambda _: torch.device("cpu"))
+    with patch.object(PreTrainedModel, "device", of_cpu):
+        yield
 
 
 def run_layer(layer: nn.Module, hidden: Tensor, arguments: LayerArguments) -> Tensor:
@@ -276,12 +383,12 @@ class _Recording:
         current.inputs.append(hidden)
         current.calls.append((args, kwargs))
         current.added.append(added)
+        if len(current.inputs) == self.layers:
+            raise _LastLayerReached
         if not self._is_known:
             result = self._run_first(hidden, args, kwargs)
             self._rest = tuple(result[1:]) if isinstance(result, tuple) else None
             self._is_known = True
-        if len(current.inputs) == self.layers:
-            raise _LastLayerReached
         result = hidden * current.scale if current.scale != 1 else hidden
         return result if self._rest is None else (result, *self._rest)
 

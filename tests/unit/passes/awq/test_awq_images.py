@@ -1,10 +1,12 @@
 """Vision-language checkpoints: calibration with images, and grids for vision tower and head."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
@@ -21,13 +23,23 @@ from passes.awq import nearest_layers
 from passes.awq.config import AwqConfig
 from passes.awq.step import Awq
 from passes.common.device import tensors_from_batch
-from tests.support.awq import CHECKPOINTS, COMPRESSED_TENSORS, run_awq, save_checkpoint
+from tests.support.awq import (
+    CHECKPOINTS,
+    COMPRESSED_TENSORS,
+    NEAREST,
+    artifact,
+    pass_context,
+    run_awq,
+    save_checkpoint,
+)
 from tests.support.processors import (
     message,
     write_conversations,
     write_picture,
     write_processor,
 )
+from tests.support.training import Killed
+from tests.support.vision_language import write_vlm
 
 TREE = CHECKPOINTS.presets["tiny-glm4v"].tree
 SYMMETRIC = {**COMPRESSED_TENSORS, "symmetric": True}
@@ -157,11 +169,9 @@ def test_the_vision_tower_is_packed_on_its_own_grid(image_text, tmp_path):
         if name.startswith(prefix) and isinstance(layer, nn.Linear)
     ]
     assert output.summary["vision_layers"] == len(linears) == len(packed)
-    before, after = load_module(parent.model).state_dict(), load_module(out).state_dict()
-    for name in packed:
-        weight, rounded = before[f"{name}.weight"].float(), after[f"{name}.weight"]
-        step = weight.abs().amax(dim=1, keepdim=True) / 127
-        assert bool(((rounded - weight).abs() <= 0.6 * step).all())
+    rows = output.summary["vision"]
+    assert {f"{row['block']}.{row['linear']}" for row in rows} == packed
+    assert all(row["error"] < row["nearest_error"] for row in rows)
     by_transformers = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)
     inputs = model_inputs(dataset, 2)
     image_grids = inputs["image_grid_thw"].flatten(0, 1)
@@ -175,6 +185,85 @@ def test_the_vision_tower_is_packed_on_its_own_grid(image_text, tmp_path):
         logits = load_module(out)(**inputs)["logits"]
     valid = inputs["attention_mask"].bool()
     torch.testing.assert_close(expected[valid], logits[valid], atol=2e-3, rtol=1e-3)
+
+
+@pytest.fixture(scope="module", params=["qwen3_vl", "llava_next"])
+def conversations(request, tmp_path_factory):
+    """Return a checkpoint's artifact, and conversations to calibrate on and to measure with.
+
+    Images have different numbers of patches, and of tiles; the first class adds features behind
+    decoder layers.
+    """
+    folder = tmp_path_factory.mktemp(request.param)
+    write_vlm(folder / "parent", request.param)
+    sets = []
+    for name, seed in (("calibration", 0), ("others", 1)):
+        random = np.random.default_rng(seed)
+        talks = []
+        for number in range(12):
+            height, width = random.integers(60, 130, 2)
+            pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{name}-{number}.png")
+            talks.append([message("user", "w9", f"{name}-{number}.png"), message("user", "w8")])
+        talks.append([message("user", "w10 w11"), message("assistant", "w12")])
+        write_conversations(folder / f"{name}.jsonl", *talks)
+        config = ImageTextConfig(source="image-text", path=f"{name}.jsonl", processor="parent")
+        sets.append(ImageText().load(config, SourceContext(folder)))
+    return artifact(folder / "parent"), *sets
+
+
+TOWER = {
+    **SYMMETRIC,
+    "group_size": 16,
+    "vision": {"bits": 3, "group_size": 16, "symmetric": True},
+    "calibration": {"data": "images", "num_samples": 13, "batch_size": 4},
+}
+
+
+def decoder_inputs(folder, inputs):
+    """Return what enters the first decoder layer of a checkpoint, and what is added behind it."""
+    tree = json.loads((folder / "config.json").read_text())
+    [(hidden, arguments)] = StreamedCheckpoint(folder, tree).first_layer_inputs(
+        lambda: iter([inputs])
+    )
+    return [hidden, *(call.added for call in arguments if call.added is not None)]
+
+
+def test_a_searched_tower_is_closer_to_the_float_tower_than_one_rounded_to_nearest(
+    conversations, tmp_path
+):
+    parent, calibration, others = conversations
+    inputs = model_inputs(others, 13)
+    expected = decoder_inputs(parent.model, inputs)
+    errors = []
+    for name, fields in (("nearest", NEAREST), ("searched", {})):
+        out, output = run_awq(parent, tmp_path / name, {**TOWER, **fields}, images=calibration)
+        actual = decoder_inputs(out, inputs)
+        errors.append([float((a - e).norm()) for a, e in zip(actual, expected, strict=True)])
+    assert all(searched < 0.95 * nearest for nearest, searched in zip(*errors, strict=True))
+    assert len(output.summary["vision"]) == output.summary["vision_layers"]
+
+
+@pytest.mark.parametrize("conversations", ["llava_next"], indirect=True)
+def test_a_run_killed_in_or_behind_the_tower_ends_with_the_same_bytes(conversations, tmp_path):
+    parent, calibration, _ = conversations
+    expected, _ = run_awq(parent, tmp_path / "whole", TOWER, images=calibration)
+    context = pass_context(tmp_path / "killed", images=calibration)
+    config, out = AwqConfig.model_validate(TOWER), tmp_path / "killed/out"
+    for killed_in in ("vision", "layers"):
+
+        def kill(activity, done, *_, killed_in=killed_in):
+            if (activity, done) == (killed_in, 1):
+                raise Killed
+
+        with pytest.raises(Killed):
+            Awq().run(config, parent, out, replace(context, progress=kill))
+    Awq().run(config, parent, out, context)
+    assert out_bytes(out) == out_bytes(expected)
+
+
+def out_bytes(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.mark.parametrize(
