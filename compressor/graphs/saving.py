@@ -21,8 +21,10 @@ _SMALL_TENSOR_BYTES = 256
 
 
 def initializer_bytes(model: ir.Model, smallest: int = 0) -> int:
-    """Return the bytes of the initializers that have at least ``smallest`` bytes."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
+    """Return the bytes of the initializers, those of branches too, from ``smallest`` bytes on."""
+    tensors = (
+        value.const_value for graph in model.graphs() for value in graph.initializers.values()
+    )
     sizes = (tensor.nbytes for tensor in tensors if tensor is not None)
     return sum(size for size in sizes if size >= smallest)
 

@@ -28,6 +28,7 @@ from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightG
 from passes.awq.activations import CAPTURED_BYTES, Branch, Captures, HiddenStates, load_samples
 from passes.awq.block import BlockCalibration, BlockQuantizer
 from passes.awq.config import AwqConfig
+from passes.awq.expert_scaling import find_expert_inputs, scale_expert_inputs
 from passes.awq.float_reference import FloatReference, RunBatch
 from passes.awq.layer_sites import GriddedSite, LayerSites, run_observed
 from passes.awq.linear_layers import find_linears
@@ -349,18 +350,28 @@ class _StreamedRun:
         first = run_observed(layer, self.hidden.read(number, 0), arguments[0][number])
         found = self.sites.find(name, layer, first)
         sites = tuple(gridded.site for gridded in found)
+        grids = self._grids_of(found)
+        expert_inputs = find_expert_inputs(layer, sites, first) if self.settings.scaling else None
+        if expert_inputs is not None:
+            exponent = scale_expert_inputs(
+                layer, expert_inputs, batches, self.masks, grids, self.settings
+            )
         if reference is not None:
             for batch, run in batches("exact"):
                 result = reference.record(layer, sites, batch, run)
                 captures.put(f"exact result {batch}", result)
         calibration = BlockCalibration(batches, MaskedPositions(self.masks), captures, reference)
-        quantizer = BlockQuantizer(layer, sites, self._grids_of(found), self.settings, calibration)
+        quantizer = BlockQuantizer(layer, sites, grids, self.settings, calibration)
         try:
             quantizer.quantize()
         except NumericalError as error:
             raise NumericalError(
                 f"decoder layer {number}: {error.what}", remedy=error.remedy
             ) from error
+        if expert_inputs is not None:
+            for row in quantizer.report:
+                if row["linear"] in expert_inputs.linears:
+                    row["scale_exponent"] = exponent
         for batch, run in batches():
             exact = captures.get(f"exact result {batch}") if reference is not None else None
             self.hidden.write(number + 1, batch, quantizer.run(batch, run), exact)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compressor.graphs.decoder.activations import Activation
+from compressor.graphs.decoder.mixture import Experts, Router
 from compressor.models.families.transformers.layouts import (
     LM_HEAD,
 )
@@ -68,6 +69,8 @@ class Attention:
     """True if these norms are over all heads together; otherwise over each head."""
     output_norm: Norm | None = None
     """Norm before the output projection."""
+    sinks: str | None = None
+    """Tensor with a logit for each head that takes part in the softmax and has no value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +90,23 @@ class FeedForward:
 
 
 @dataclass(frozen=True, slots=True)
+class Mixture:
+    """Feed-forward network that consists of experts; names are relative to the layer."""
+
+    router: Router
+    experts: Experts
+    shared: FeedForward | None = None
+    """Network that every token passes; its result is added."""
+    shared_gate: str | None = None
+    """Linear layer with one output, whose sigmoid is the factor of ``shared``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
-    """Structure of a decoder layer, the same for all layers."""
+    """Structure of a decoder layer."""
 
     attention: Attention
-    ffn: FeedForward
+    ffn: FeedForward | Mixture
     pre_attention: Norm | None
     pre_ffn: Norm | None
     post_attention: Norm | None = None
@@ -156,7 +171,8 @@ class DecoderArchitecture:
 
     decoder: DecoderSizes
     names: Names
-    layer: Layer
+    layers: tuple[Layer, ...]
+    """Layers from the first to the last; they differ in ``ffn`` alone."""
     final_norm: Norm
     scales: Scales
     context: int

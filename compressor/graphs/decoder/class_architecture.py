@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -91,18 +92,19 @@ class _ClassReader:
         positions = self.find.optional(self.root_name, self.root, _POSITIONS)
         stack = getattr(self.root, layers)
         reader = LayerReader(self.find, self.config, self.structure)
-        layer, *others = (
+        read_layers = tuple(
             reader.read(f"{self.root_name}.{layers}.{n}", part) for n, part in enumerate(stack)
         )
-        if any(other != layer for other in others):
+        first = read_layers[0]
+        if any(replace(layer, ffn=first.ffn) != first for layer in read_layers):
             raise UnknownStructureError("layers of several kinds")
-        sizes = self._sizes(stack[0], layer, embedding, head)
+        sizes = self._sizes(stack[0], first, embedding, head)
         length = context or self._context()
         rotary_types, rotary = self._rotary(stack, length, sizes.head_width)
         architecture = DecoderArchitecture(
             decoder=sizes,
             names=Names(self.root_name, embedding, layers, head),
-            layer=layer,
+            layers=read_layers,
             final_norm=self.find.norm(self.root_name, self.root, _FINAL_NORMS),
             scales=self._scales(stack[0], getattr(self.root, embedding), sizes),
             context=length,

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from compressor.graphs.decoder.architecture import Attention, FeedForward, Layer
+from compressor.graphs.decoder.architecture import Attention, FeedForward, Layer, Mixture
+from compressor.graphs.decoder.class_experts import ExpertReader, experts_of
 from compressor.graphs.decoder.class_modules import (
     ModuleReader,
     UnknownStructureError,
@@ -26,7 +27,10 @@ _PROJECTIONS = (
 _OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
 _HEAD_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
 _ATTENTION_OUTPUT_NORMS = ("attn_sub_norm",)
-_FFNS = ("mlp", "ffn")
+_FFNS = ("mlp", "ffn", "block_sparse_moe", "feed_forward")
+_SHARED_EXPERTS = ("shared_expert", "shared_experts", "shared_mlp")
+_SHARED_GATES = ("shared_expert_gate",)
+_SINKS = "sinks"
 _FFN_INPUTS = (
     ("gate_proj", "up_proj"),
     ("gate_up_proj",),
@@ -75,6 +79,7 @@ class LayerReader:
 
     def __init__(self, find: ModuleReader, config: Any, structure: Structure) -> None:
         self.find, self.config, self.structure = find, config, structure
+        self.experts = ExpertReader()
 
     def read(self, prefix: str, layer: nn.Module) -> Layer:
         """Return the structure of a layer.
@@ -125,6 +130,9 @@ class LayerReader:
             output_norm=self.find.optional_norm(
                 prefix, attention, _ATTENTION_OUTPUT_NORMS, f"{name}."
             ),
+            sinks=f"{name}.{_SINKS}"
+            if self.find.has_parameter(prefix, attention, _SINKS)
+            else None,
         )
 
     def _is_whole(self, attention: nn.Module, norm: str, output: str) -> bool:
@@ -133,11 +141,32 @@ class LayerReader:
         width = linear_shape(getattr(attention, output))[1]
         return weight is not None and weight.ndim == 1 and weight.numel() == width
 
-    def _ffn(self, prefix: str, layer: nn.Module) -> FeedForward:
+    def _ffn(self, prefix: str, layer: nn.Module) -> FeedForward | Mixture:
         name = next((name for name in _FFNS if hasattr(layer, name)), None)
-        ffn: nn.Module = layer if name is None else getattr(layer, name)
-        place = "" if name is None else f"{name}."
-        prefix = prefix if name is None else f"{prefix}.{name}"
+        if name is None:
+            return self._feed_forward(prefix, layer, "")
+        block, inner = getattr(layer, name), f"{prefix}.{name}"
+        experts = experts_of(block)
+        if experts is None:
+            return self._feed_forward(inner, block, f"{name}.")
+        shared = self.find.optional(inner, block, _SHARED_EXPERTS)
+        gate = self.find.optional(inner, block, _SHARED_GATES)
+        self.find.known.add(f"{inner}.{experts}")
+        router, modules = self.experts.router(block, experts, shared, gate)
+        self.find.known |= {f"{inner}.{module}" for module in modules}
+        network = None
+        if shared is not None:
+            network = self._feed_forward(
+                f"{inner}.{shared}", getattr(block, shared), f"{name}.{shared}."
+            )
+        return Mixture(
+            router.below(name),
+            self.experts.experts(block, experts, f"{name}."),
+            network,
+            None if gate is None else f"{name}.{gate}",
+        )
+
+    def _feed_forward(self, prefix: str, ffn: nn.Module, place: str) -> FeedForward:
         inputs = self.find.children(prefix, ffn, _FFN_INPUTS)
         output = self.find.child(prefix, ffn, _FFN_OUTPUTS)
         activation = self.find.child(prefix, ffn, _ACTIVATIONS)

@@ -95,20 +95,36 @@ class ModuleReader:
             return None
         return self.norm(prefix, module, names, place)
 
+    def has_parameter(self, prefix: str, module: nn.Module, name: str) -> bool:
+        """Return True if a module holds a parameter itself, and remember it."""
+        if name not in module._parameters:
+            return False
+        self.known.add(f"{prefix}.{name}")
+        return True
+
     def check_all_known(self, module: nn.Module) -> None:
         """Check that every module without submodules has been found, or computes nothing.
+
+        The same for parameters of modules with submodules.
 
         Raises:
             UnknownStructureError: some have not.
         """
-        unknown = [
+        parts = [
             name
             for name, part in module.named_modules()
-            if name
-            and not list(part.children())
-            and not isinstance(part, _IGNORED)
-            and name not in self.known
-            and not any(name.startswith(f"{known}.") for known in self.known)
+            if name and not list(part.children()) and not isinstance(part, _IGNORED)
+        ]
+        parts += [
+            f"{name}.{key}"
+            for name, part in module.named_modules()
+            if list(part.children())
+            for key, _ in part.named_parameters(recurse=False)
+        ]
+        unknown = [
+            name
+            for name in parts
+            if not any(name == known or name.startswith(f"{known}.") for known in self.known)
         ]
         if unknown:
             raise UnknownStructureError(f"the modules {', '.join(sorted(unknown)[:4])}")

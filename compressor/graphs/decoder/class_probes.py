@@ -15,7 +15,7 @@ from compressor.graphs.decoder.activations import Activation
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 _NEIGHBOURS, _HALVES = (-1.0, 0.0, -3.0, 2.0), (-2.0, -3.0, 0.0, 1.0)
-_FUNCTIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATION_FUNCTIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
@@ -74,7 +74,7 @@ def identify_activation(module: nn.Module) -> Activation | None:
             expected = module(x)
     except (RuntimeError, TypeError):
         return None
-    for name, function in _FUNCTIONS.items():
+    for name, function in ACTIVATION_FUNCTIONS.items():
         if torch.allclose(function(x), expected, rtol=1e-5, atol=1e-6):
             return name
     return None

@@ -84,7 +84,7 @@ class DecoderGraph(DecoderLayers):
         add.read_mask(ids, mask)  # the attention of every layer uses its result
         keep = self._optional_input(LOGITS_TO_KEEP, np.array([0], dtype=np.int64), 1)
         x = self._embed_sequence(ids, mask)
-        first, normed = architecture.layer.pre_attention, x
+        first, normed = architecture.layers[0].pre_attention, x
         if first is not None:
             normed = add.norm(x, self._norm_weights(first, self._prefix(0)), "layers.0.normed")
         for number in range(layers):

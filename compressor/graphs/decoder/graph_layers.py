@@ -5,9 +5,9 @@ For architectures with a row in the tables torch is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.models.families.transformers.layouts import (
     LM_HEAD,
@@ -17,14 +17,19 @@ from compressor.models.families.transformers.layouts import (
 )
 from compressor.models.families.transformers.linear_groups import decoder_layer_sites
 
+if TYPE_CHECKING:
+    from compressor.graphs.decoder.architecture import DecoderSizes, Layer
+
 
 @dataclass(frozen=True, slots=True)
 class LinearGroup:
     """Linear layers that read one input, and are one product in the graph."""
 
     modules: tuple[str, ...]
-    """Names in a decoder layer."""
+    """Names in a decoder layer; those of experts are the names in the class with split experts."""
     inputs: int
+    layers: tuple[int, ...]
+    """Layers that have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,6 @@ class GraphLayers:
     """Full name of the list of decoder layers."""
     layers: int
     groups: tuple[LinearGroup, ...]
-    """Those of a layer."""
     head: str
     hidden: int
     tied: bool
@@ -55,16 +59,17 @@ def graph_layers(tree: Mapping[str, Any]) -> GraphLayers:
     from compressor.graphs.decoder.class_architecture import class_architecture
 
     architecture = class_architecture(tree, None)
-    sizes, names, layer = architecture.decoder, architecture.names, architecture.layer
-    attention, ffn = layer.attention, layer.ffn
+    sizes, names = architecture.decoder, architecture.names
+    numbers: dict[tuple[tuple[str, ...], int], list[int]] = {}
+    for number, layer in enumerate(architecture.layers):
+        for group in _layer_groups(layer, sizes):
+            numbers.setdefault(group, []).append(number)
     return GraphLayers(
         stack=f"{names.root}.{names.layers}",
         layers=sizes.layers,
-        groups=(
-            LinearGroup(attention.projections, sizes.hidden),
-            LinearGroup((attention.output,), sizes.heads * sizes.head_width),
-            LinearGroup(ffn.inputs, sizes.hidden),
-            LinearGroup((ffn.output,), ffn.width),
+        groups=tuple(
+            LinearGroup(modules, inputs, tuple(found))
+            for (modules, inputs), found in numbers.items()
         ),
         head=names.head,
         hidden=sizes.hidden,
@@ -73,13 +78,36 @@ def graph_layers(tree: Mapping[str, Any]) -> GraphLayers:
     )
 
 
+def _layer_groups(layer: Layer, sizes: DecoderSizes) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield linear layers that read one input, with its width."""
+    from compressor.graphs.decoder.architecture import Mixture
+
+    attention, ffn = layer.attention, layer.ffn
+    yield attention.projections, sizes.hidden
+    yield (attention.output,), sizes.heads * sizes.head_width
+    if isinstance(ffn, Mixture):
+        networks = [] if ffn.shared is None else [ffn.shared]
+        *inputs, output = ffn.experts.layout.projections
+        for number in range(ffn.experts.layout.experts):
+            start = f"{ffn.experts.name}.{number}"
+            yield tuple(f"{start}.{name}" for name in inputs), sizes.hidden
+            yield (f"{start}.{output}",), ffn.experts.width
+    else:
+        networks = [ffn]
+    for network in networks:
+        yield network.inputs, sizes.hidden
+        yield (network.output,), network.width
+
+
 def _tabulated(tree: Mapping[str, Any], shape: DecoderShape) -> GraphLayers:
     inputs = {"attention output": shape.heads * shape.head_width, "ffn output": shape.ffn}
     return GraphLayers(
         stack=shape.layout.layers_name,
         layers=shape.layers,
         groups=tuple(
-            LinearGroup(site.linears, inputs.get(site.name, shape.hidden))
+            LinearGroup(
+                site.linears, inputs.get(site.name, shape.hidden), tuple(range(shape.layers))
+            )
             for site in decoder_layer_sites(tree)
         ),
         head=LM_HEAD,

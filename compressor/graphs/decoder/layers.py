@@ -12,8 +12,15 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from compressor.graphs.decoder.architecture import DecoderArchitecture, FeedForward, Norm
+from compressor.graphs.decoder.architecture import (
+    DecoderArchitecture,
+    FeedForward,
+    Mixture,
+    Norm,
+)
 from compressor.graphs.decoder.cache_layout import KvCacheLayout
+from compressor.graphs.decoder.expert_weights import ExpertWeights
+from compressor.graphs.decoder.experts import ExpertNodes
 from compressor.graphs.decoder.interface import PAST_PREFIX
 from compressor.graphs.decoder.operators import (
     AttentionHeads,
@@ -22,6 +29,7 @@ from compressor.graphs.decoder.operators import (
     Operators,
     RotaryTables,
 )
+from compressor.graphs.decoder.routing import add_shares
 from compressor.graphs.decoder.weights import CheckpointWeights
 from compressor.graphs.decoder.xielu import xielu
 from compressor.graphs.values import Array
@@ -123,7 +131,7 @@ class DecoderLayers:
         self, number: int, x: ir.Value, normed: ir.Value, next_norm: tuple[str, Norm | None]
     ) -> tuple[ir.Value, ir.Value]:
         """Return the residual stream after a layer, and the same normalized for the next layer."""
-        layer, prefix = self.architecture.layer, self._prefix(number)
+        layer, prefix = self.architecture.layers[number], self._prefix(number)
         factor, add = self.architecture.scales.residual, self.add
         result = self._attention(number, normed)
         if layer.is_parallel:
@@ -136,12 +144,12 @@ class DecoderLayers:
             )
         if layer.post_attention is not None:
             result = self._norm(result, layer.post_attention, prefix)
-        result = add.scaled(result, factor, f"{prefix}.attention.scaled")
+        result = add.scaled(result, factor, f"{prefix}.attention.residual")
         x, normed = self._add_and_norm(x, result, prefix, layer.pre_ffn)
         result = self._ffn(number, normed)
         if layer.post_ffn is not None:
             result = self._norm(result, layer.post_ffn, prefix)
-        result = add.scaled(result, factor, f"{prefix}.ffn.scaled")
+        result = add.scaled(result, factor, f"{prefix}.ffn.residual")
         return self._add_and_norm(x, result, *next_norm)
 
     def _attention(self, number: int, x: ir.Value) -> ir.Value:
@@ -164,17 +172,25 @@ class DecoderLayers:
             rotary=None if layer_type is None else self.rotary[layer_type],
             window=self.architecture.windows[number],
             cache_scales=scales,
+            sinks=self._sinks(number),
         )
         result = add.attention(inputs, self.heads)
         shape = ("batch", decoder.key_heads, "total", decoder.head_width)
         for present, name in zip((result.keys, result.values), names, strict=True):
             self._output(present, KvCacheLayout.present_name(name), dtype, *shape)
-        attention = self.architecture.layer.attention
+        attention = self.architecture.layers[number].attention
         output = result.output
         if attention.output_norm is not None:
             output = self._norm(output, attention.output_norm, layer)
         widths = (self.heads.widths[0], decoder.hidden)
         return self._linear(output, (attention.output,), number, widths)
+
+    def _sinks(self, number: int) -> ir.Value | None:
+        sinks, layer = self.architecture.layers[number].attention.sinks, self._prefix(number)
+        if sinks is None:
+            return None
+        name = f"{layer}.{sinks}"
+        return self.add.floats(name, self.weights.vector(self._full_name(name)))
 
     def _project(
         self, number: int, x: ir.Value
@@ -184,7 +200,7 @@ class DecoderLayers:
         Without norms of the heads they stay in one tensor: (joined, None, None).
         """
         decoder, layer, widths = self.architecture.decoder, self._prefix(number), self.heads.widths
-        attention = self.architecture.layer.attention
+        attention = self.architecture.layers[number].attention
         rows = self.group_rows if attention.by_group else None
         shape = (decoder.hidden, sum(widths))
         joined = self._linear(x, attention.projections, number, shape, rows)
@@ -203,16 +219,45 @@ class DecoderLayers:
     def _head_norm(self, x: ir.Value, norm: Norm, prefix: str, width: int) -> ir.Value:
         """Return the norm of each head, or of all heads together."""
         add, head, name = self.add, self.architecture.decoder.head_width, f"{prefix}.{norm.name}"
-        if self.architecture.layer.attention.normalizes_whole:
+        if self.architecture.layers[0].attention.normalizes_whole:
             return self._norm(x, norm, prefix)
         heads = add.op("Reshape", [x, add.ints(0, 0, width // head, head)], f"{name}.heads")
         normed = self._norm(heads, norm, prefix, head)
         return add.op("Reshape", [normed, add.ints(0, 0, width)], f"{name}.whole")
 
     def _ffn(self, number: int, x: ir.Value) -> ir.Value:
+        ffn, prefix = self.architecture.layers[number].ffn, f"{self._prefix(number)}.mlp"
+        if isinstance(ffn, Mixture):
+            return self._mixture(number, x, ffn, prefix)
+        return self._feed_forward(number, x, ffn, prefix)
+
+    def _mixture(self, number: int, x: ir.Value, mixture: Mixture, name: str) -> ir.Value:
+        """Return the sum of the experts of each token, and of the network that all pass."""
+        add, layer, hidden = self.add, self._prefix(number), self.architecture.decoder.hidden
+        router = mixture.router
+        names = (router.weight, router.bias, router.correction)
+        tensors = {n: self.weights.vector(self._full_name(f"{layer}.{n}")) for n in names if n}
+        tokens = add.op("Reshape", [x, add.ints(-1, hidden)], f"{name}.tokens")
+        shares = add_shares(add, router, tokens, tensors, f"{name}.router")
+        experts = mixture.experts
+        module = self._full_name(f"{layer}.{experts.name}")
+        weights = ExpertWeights(self.weights, experts, module)
+        nodes = ExpertNodes(add, weights, hidden, router.chosen, f"{name}.experts")
+        result = nodes.result(tokens, shares)
+        shape = add.op("Shape", [x], f"{name}.shape")
+        result = add.op("Reshape", [result, shape], f"{name}.experts.by_sequence")
+        if mixture.shared is None:
+            return result
+        shared = self._feed_forward(number, x, mixture.shared, f"{name}.shared")
+        if mixture.shared_gate is not None:
+            gate = self._linear(x, (mixture.shared_gate,), number, (hidden, 1))
+            gate = add.op("Sigmoid", [gate], f"{name}.shared.share")
+            shared = add.op("Mul", [shared, gate], f"{name}.shared.weighted")
+        return add.op("Add", [result, shared], f"{name}.result")
+
+    def _feed_forward(self, number: int, x: ir.Value, ffn: FeedForward, prefix: str) -> ir.Value:
         layer, add = self._prefix(number), self.add
-        ffn, hidden = self.architecture.layer.ffn, self.architecture.decoder.hidden
-        prefix = f"{layer}.mlp"
+        hidden = self.architecture.decoder.hidden
         if ffn.is_gated:
             joined = self._linear(x, ffn.inputs, number, (hidden, 2 * ffn.width))
             gate, up = add.split(joined, [ffn.width] * 2, f"{prefix}.parts")

@@ -12,19 +12,22 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from compressor.graphs.decoder.mixture import ClampedGate
 from compressor.graphs.decoder.operators import (
     AttentionHeads,
     AttentionInputs,
     AttentionResult,
     NormWeights,
     Operators,
+    PackedExperts,
     RotaryTables,
     outputs_of,
 )
-from compressor.graphs.decoder.weights import BlockMatrix
+from compressor.graphs.decoder.weights import BlockMatrix, ExpertBlocks
 from compressor.graphs.opsets import DECODER_OPSETS
 
 MICROSOFT = "com.microsoft"
+_NO_LIMIT = float(np.finfo(np.float32).max)
 _SKIP_NORMS = {"rms": "SkipSimplifiedLayerNormalization", "layer": "SkipLayerNormalization"}
 """Kind of a norm to the operator that adds before it."""
 
@@ -40,6 +43,7 @@ class OnnxRuntimeOperators(Operators):
     opsets: ClassVar[Mapping[str, int]] = {"": DECODER_OPSETS["onnxruntime"], MICROSOFT: 1}
 
     rotary_pairs_multiple: ClassVar[int] = 8
+    has_packed_experts: ClassVar[bool] = True
 
     def __init__(self, accuracy_level: int, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
         super().__init__(dtype)
@@ -85,6 +89,52 @@ class OnnxRuntimeOperators(Operators):
             block_size=weight.size,
             accuracy_level=self.accuracy_level,
         )
+
+    def packed_experts(
+        self, tokens: ir.Value, shares: ir.Value, experts: PackedExperts, name: str
+    ) -> ir.Value:
+        """Return the sum of packed experts times their shares; see ``Operators``."""
+        kinds = {"input": experts.inputs, "output": experts.output}
+        (data, scales, zeros), (down_data, down_scales, down_zeros) = (
+            self._expert_blocks(part, f"{name}.{kind}") for kind, part in kinds.items()
+        )
+        input_bias, output_bias = (
+            None if bias is None else self.floats(f"{name}.{kind}.bias", bias)
+            for kind, bias in (("input", experts.input_bias), ("output", experts.output_bias))
+        )
+        # The shares choose the experts too; a third matrix for gates and two inputs are absent.
+        operands = [tokens, shares, data, scales, input_bias, down_data, down_scales, output_bias]
+        operands += [None, None, None, zeros, down_zeros, None, shares]
+        alpha, beta, limit = 1.0, 0.0, _NO_LIMIT
+        if isinstance(experts.activation, ClampedGate):
+            alpha, beta, limit = experts.activation.alpha, 1.0, experts.activation.limit
+        return self.op(
+            "QMoE",
+            operands,
+            name,
+            domain=MICROSOFT,
+            k=experts.chosen,
+            expert_weight_bits=experts.bits,
+            block_size=experts.size,
+            weights_prepacked=0,
+            normalize_routing_weights=0,
+            accuracy_level=self.accuracy_level,
+            activation_type="swiglu" if experts.is_gated else str(experts.activation),
+            swiglu_fusion=int(experts.is_gated),
+            activation_alpha=alpha,
+            activation_beta=beta,
+            swiglu_limit=limit,
+        )
+
+    def _expert_blocks(
+        self, blocks: ExpertBlocks, name: str
+    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+        data = self.constant(f"{name}.data", blocks.data)
+        scales = self.constant(f"{name}.scales", blocks.scales)
+        zeros = None if blocks.zeros is None else self.constant(f"{name}.zeros", blocks.zeros)
+        if scales.dtype != self.dtype:
+            scales = self.op("Cast", [scales], f"{name}.scales.cast", to=self.dtype)
+        return data, scales, zeros
 
     def packed_rows(self, ids: ir.Value, table: BlockMatrix, name: str) -> ir.Value:
         """Return the rows of a packed embedding, [B, T, hidden]."""
@@ -159,9 +209,10 @@ class OnnxRuntimeOperators(Operators):
         operands = [query, key, value, *inputs.past, self._lengths, self._total, *tables]
         if heads.cap:
             attributes["softcap"] = heads.cap
+        # Position ids and an attention bias are absent.
+        operands += [None] * (11 - len(operands)) + [inputs.sinks]
         if inputs.cache_scales:
-            # Position ids, an attention bias and sinks are absent.
-            operands += [None, None, None, *inputs.cache_scales]
+            operands += inputs.cache_scales
             attributes |= {
                 "k_quant_type": "PER_CHANNEL",
                 "v_quant_type": "PER_CHANNEL",

@@ -7,7 +7,8 @@ O outputs, V tokens of the vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.graphs.decoder.activations import Activation
-from compressor.graphs.decoder.weights import BlockMatrix
+from compressor.graphs.decoder.mixture import ClampedGate
+from compressor.graphs.decoder.weights import BlockMatrix, ExpertBlocks
 from compressor.graphs.values import Array
 
 _GELU: Mapping[str, str] = {"gelu": "none", "gelu_tanh": "tanh"}
@@ -84,6 +86,8 @@ class AttentionInputs:
     """Tokens that it attends to, the current one included; None for all."""
     cache_scales: Sequence[ir.Value]
     """float32 [M · H] of keys and of values; empty for a cache of floats."""
+    sinks: ir.Value | None = None
+    """[N]: a logit of each head that takes part in the softmax and has no value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,39 @@ class AttentionResult:
     keys: ir.Value
     values: ir.Value
     """[B, M, P + T, H]."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedExperts:
+    """All experts of a layer, packed."""
+
+    chosen: int
+    """Experts of a token."""
+    bits: int
+    size: int
+    """Inputs of a block."""
+    activation: Activation | ClampedGate
+    is_gated: bool
+    inputs: ExpertBlocks
+    """Outputs of gate and up alternate."""
+    input_bias: Array | None
+    """float32 [E, O]."""
+    output: ExpertBlocks
+    output_bias: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Nodes of a branch of a conditional, and the constants that it holds itself."""
+
+    nodes: list[ir.Node]
+    constants: dict[str, ir.Value]
+
+    def graph(self, output: ir.Value, name: str) -> ir.Graph:
+        """Return the graph that computes a value, without inputs."""
+        return ir.Graph(
+            [], [output], nodes=self.nodes, initializers=[*self.constants.values()], name=name
+        )
 
 
 class Operators(ABC):
@@ -109,12 +146,16 @@ class Operators(ABC):
     opsets: ClassVar[Mapping[str, int]]
     rotary_pairs_multiple: ClassVar[int] = 1
     """Numbers of pairs that ``attention`` rotates by position are multiples of it."""
+    has_packed_experts: ClassVar[bool] = False
+    """True if ``packed_experts`` is implemented."""
 
     def __init__(self, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
         self.dtype = dtype
         self.nodes: list[ir.Node] = []
         self.constants: dict[str, ir.Value] = {}
         self._results: dict[str, ir.Value] = {}
+        self._inner: dict[str, ir.Value] | None = None
+        """Initializers of the branch under construction; None outside of branches."""
 
     def op(
         self,
@@ -124,7 +165,7 @@ class Operators(ABC):
         *,
         domain: str = "",
         outputs: int = 1,
-        **attributes: str | float | Sequence[int],
+        **attributes: str | float | Sequence[int] | ir.TensorProtocol | ir.Graph,
     ) -> ir.Value:
         """Append one node and return its first output; the others are ``outputs_of`` it."""
         node = ir.node(
@@ -157,6 +198,27 @@ class Operators(ABC):
             )
         return self.constants[name]
 
+    @contextmanager
+    def branch(self) -> Iterator[Branch]:
+        """Append nodes to a branch of a conditional; constants stay with the whole graph."""
+        nodes, results = self.nodes, self._results
+        branch = Branch([], {})
+        self.nodes, self._results, self._inner = branch.nodes, dict(results), branch.constants
+        try:
+            yield branch
+        finally:
+            self.nodes, self._results, self._inner = nodes, results, None
+
+    def inner_constant(self, name: str, value: Array | ir.LazyTensor) -> ir.Value:
+        """Return an initializer of the branch under construction, or of the whole graph."""
+        if self._inner is None:
+            return self.constant(name, value)
+        outer, self.constants = self.constants, self._inner
+        try:
+            return self.constant(name, value)
+        finally:
+            self.constants = outer
+
     def floats(self, name: str, value: Array) -> ir.Value:
         """Return the initializer of this name in ``dtype``, added if it is absent."""
         return self.constant(name, value.astype(self.dtype.numpy()))
@@ -164,6 +226,11 @@ class Operators(ABC):
     def cast(self, x: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
         """Return x, which is of ``self.dtype``, in another type."""
         return x if dtype == self.dtype else self.op("Cast", [x], name, to=dtype)
+
+    def cast_from_float(self, x: ir.Value, name: str) -> ir.Value:
+        """Return x, which is of float32, in ``self.dtype``."""
+        is_float = self.dtype == ir.DataType.FLOAT
+        return x if is_float else self.op("Cast", [x], name, to=self.dtype)
 
     def ints(self, *values: int) -> ir.Value:
         """Return a constant of int64 [values]."""
@@ -230,6 +297,19 @@ class Operators(ABC):
         self, x: ir.Value, weight: BlockMatrix, bias: ir.Value | None, name: str
     ) -> ir.Value:
         """Return x · W + b with a packed W."""
+
+    def packed_experts(
+        self, tokens: ir.Value, shares: ir.Value, experts: PackedExperts, name: str
+    ) -> ir.Value:
+        """Return the sum of packed experts times their shares, [N, hidden].
+
+        Args:
+            tokens: [N, hidden].
+            shares: [N, E], 0 for experts that a token does not reach.
+            experts: the experts.
+            name: of the result.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def packed_rows(self, ids: ir.Value, table: BlockMatrix, name: str) -> ir.Value:

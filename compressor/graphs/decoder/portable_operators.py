@@ -102,13 +102,14 @@ class PortableOperators(Operators):
         if (existing := self.existing(f"{name}.whole")) is not None:
             return existing
         integers, scales, zeros = weight.for_dequantize_linear()
-        data = self.constant(f"{name}.data", integers)
-        stored_scales = self.constant(f"{name}.scales", scales)
+        # In a branch, ONNX Runtime multiplies packed weights only if the branch holds them itself.
+        data = self.inner_constant(f"{name}.data", integers)
+        stored_scales = self.inner_constant(f"{name}.scales", scales)
         if stored_scales.dtype != ir.DataType.FLOAT16 or self.dtype != ir.DataType.FLOAT16:
             stored_scales = self.op("Cast", [stored_scales], f"{name}.scales.float", to=self.dtype)
         operands = [data, stored_scales]
         if zeros is not None:
-            operands.append(self.constant(f"{name}.zeros", zeros))
+            operands.append(self.inner_constant(f"{name}.zeros", zeros))
         return self.op(
             "DequantizeLinear", operands, f"{name}.whole", axis=0, block_size=weight.size
         )
@@ -191,7 +192,17 @@ class PortableOperators(Operators):
         masked = self.floats("hidden", np.array(_MASKED_SCORES[self.dtype]))
         allowed = self._allowed(inputs.window)
         scores = self.op("Where", [allowed, scores, masked], f"{name}.seen")
-        return self.op("Softmax", [scores], f"{name}.shares", axis=-1)
+        if inputs.sinks is None:
+            return self.op("Softmax", [scores], f"{name}.shares", axis=-1)
+        shape = self.ints(heads.key_heads, heads.heads // heads.key_heads, 1, 1)
+        sinks = self.op("Reshape", [inputs.sinks, shape], f"{name}.sinks.4d")
+        first = self.op("ReduceMax", [scores, self.ints(-1)], f"{name}.largest", keepdims=1)
+        zeros = self.op("Sub", [first, first], f"{name}.no_scores")
+        column = self.op("Add", [zeros, sinks], f"{name}.sinks.5d")
+        joined = self.op("Concat", [scores, column], f"{name}.with_sinks", axis=-1)
+        shares = self.op("Softmax", [joined], f"{name}.shares.with_sinks", axis=-1)
+        ends = [self.ints(0), self.ints(-1), self.ints(-1)]
+        return self.op("Slice", [shares, *ends], f"{name}.shares")
 
     def _allowed(self, window: int | None) -> ir.Value:
         """Return bool [B, 1, 1, T, P + T]: positions that each token attends to.

@@ -74,7 +74,8 @@ def _tabulated_architecture(tree: Mapping[str, Any], context: int | None) -> Dec
             shape.tied,
         ),
         names=Names(layout.root),
-        layer=_tabulated_layer(shape, settings.epsilon, ACTIVATIONS[settings.activation]),
+        layers=(_tabulated_layer(shape, settings.epsilon, ACTIVATIONS[settings.activation]),)
+        * shape.layers,
         final_norm=Norm("norm", settings.epsilon, offset=layout.norm_offset),
         scales=Scales(
             settings.attention_scale,

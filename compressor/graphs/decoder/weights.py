@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,11 @@ from torch import Tensor
 
 from compressor.graphs.blocks import BLOCK_TYPES
 from compressor.graphs.decoder.block_sizes import block_size
-from compressor.graphs.decoder.stored_names import stored_names
+from compressor.graphs.decoder.stored_names import (
+    converted_tensor,
+    stored_experts,
+    stored_names,
+)
 from compressor.graphs.values import Array
 from compressor.models.checkpoint.stored_tensors import StoredTensors
 from compressor.models.checkpoint.weight_files import read_weight_files
@@ -35,6 +39,8 @@ _SCALE_SUFFIXES = ("scales", "weight_scale")
 _ALL = slice(None)
 _CACHED_LAYERS = 3
 """Packed layers that stay in memory: as many as read one input."""
+_CACHED_FUSED = 2
+"""Converted tensors that stay in memory: those of the experts of a layer."""
 _INT8_MAX, _INT8_ZERO_POINT = 127, 128
 
 
@@ -75,12 +81,26 @@ class BlockMatrix:
         def scales() -> Tensor:
             return torch.from_numpy(np.array(self.scales.numpy())).T
 
-        integers = _lazy(lambda: unpack(self.data, self.inputs), dtype, (self.inputs, self.outputs))
-        lazy_scales = _lazy(scales, self.scales.dtype, (count, self.outputs))
+        integers = lazy_tensor(
+            lambda: unpack(self.data, self.inputs), dtype, (self.inputs, self.outputs)
+        )
+        lazy_scales = lazy_tensor(scales, self.scales.dtype, (count, self.outputs))
         if zeros is None:
             return integers, lazy_scales, None
-        lazy_zeros = _lazy(lambda: unpack(zeros, count), dtype, (count, self.outputs))
+        lazy_zeros = lazy_tensor(lambda: unpack(zeros, count), dtype, (count, self.outputs))
         return integers, lazy_scales, lazy_zeros
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertBlocks:
+    """Matrices of all experts as integers in the layout of QMoE."""
+
+    data: ir.LazyTensor
+    """uint8 [E, O, I · bits / 8]."""
+    scales: ir.LazyTensor
+    """[E, O, I / block]."""
+    zeros: ir.LazyTensor | None
+    """uint8 [E, O, ⌈I / block · bits / 8⌉]."""
 
 
 class CheckpointWeights:
@@ -102,10 +122,32 @@ class CheckpointWeights:
         self.files = StoredTensors(weights, stored_names(tree, weights))
         self.packed_layer = lru_cache(_CACHED_LAYERS)(self._read_packed)
         """Packed layer by name; its integers, scales and zero-points are read in turn."""
+        self.converted = lru_cache(_CACHED_FUSED)(self._read_converted)
+        """Tensor of the class by name, which transformers makes of stored ones."""
         self._grid_of: Callable[[str], WeightGrid] | None = None
         if is_packed(tree):
             self.packing = PACKED_FORMATS[tree[QUANTIZATION_CONFIG]["quant_method"]]
             self._grid_of = self.packing.grids(tree[QUANTIZATION_CONFIG])
+
+    @cached_property
+    def expert_layers(self) -> dict[str, str]:
+        """Linear layers of experts that are stored one by one, with their names in the files."""
+        return stored_experts(self.tree, self.files)
+
+    def stored_layer(self, name: str) -> str:
+        """Return the name in the files of a linear layer, which may be one of a single expert."""
+        is_stored = any(self.has(f"{name}.{s}") for s in ("weight", *_SCALE_SUFFIXES))
+        return name if is_stored else self.expert_layers.get(name, name)
+
+    def first_rows(self, name: str, index: int) -> Tensor:
+        """Return what a tensor holds at an index of its first axis, [1, …]."""
+        if not self.has(name):
+            return self.converted(name)[index : index + 1]
+        rows = self.files.rows(name, torch.tensor([index]))
+        return rows.view(1, *self.shape(name)[1:])
+
+    def _read_converted(self, name: str) -> Tensor:
+        return converted_tensor(self.tree, self.files, name)
 
     def has(self, name: str) -> bool:
         """Return True if the checkpoint has a tensor of this name."""
@@ -133,7 +175,7 @@ class CheckpointWeights:
         """Return an embedding, or some of its rows, [V, hidden]."""
         count, width = self.shape(name)
         shape = (len(range(*rows.indices(count))), width)
-        return _lazy(lambda: self._float(name)[rows], self.dtype, shape)
+        return lazy_tensor(lambda: self._float(name)[rows], self.dtype, shape)
 
     def transposed(
         self,
@@ -158,10 +200,14 @@ class CheckpointWeights:
             joined = torch.cat([m.T if stored_transposed else m for m in matrices])
             return (joined if rows is None else joined[rows]).T
 
-        return _lazy(read, self.dtype, shape)
+        return lazy_tensor(read, self.dtype, shape)
 
     def blocks(
-        self, linears: Sequence[str], shape: tuple[int, int], rows: Tensor | None = None
+        self,
+        linears: Sequence[str],
+        shape: tuple[int, int],
+        rows: Tensor | None = None,
+        size: int = 0,
     ) -> BlockMatrix:
         """Return packed linear layers that read one input and share a grid, as one matrix.
 
@@ -171,11 +217,12 @@ class CheckpointWeights:
             linears: names of the layers.
             shape: (outputs of all, inputs).
             rows: order of the outputs; None for that of the checkpoint.
+            size: inputs of a block, a divisor of the largest possible one; 0 for that one.
         """
         grid = self.grid(linears[0])
         assert grid is not None  # noqa: S101 - callers have looked
         outputs, inputs = shape
-        size, bits = block_size(grid, inputs), grid.bits
+        size, bits = size or block_size(grid, inputs), grid.bits
         repeats, count = grid.width(inputs) // size, inputs // size
         stored_dtype = self._scale_dtype(linears[0])
         dtype = torch.float16 if stored_dtype == torch.float16 else torch.float32
@@ -202,9 +249,11 @@ class CheckpointWeights:
             inputs,
             bits,
             size,
-            data=_lazy(joined(data), ir.DataType.UINT8, (outputs, count, size * bits // 8)),
-            scales=_lazy(joined(scales), _SCALE_TYPES[dtype], (outputs, count)),
-            zeros=None if grid.symmetric else _lazy(joined(zeros), ir.DataType.UINT8, zeros_shape),
+            data=lazy_tensor(joined(data), ir.DataType.UINT8, (outputs, count, size * bits // 8)),
+            scales=lazy_tensor(joined(scales), _SCALE_TYPES[dtype], (outputs, count)),
+            zeros=None
+            if grid.symmetric
+            else lazy_tensor(joined(zeros), ir.DataType.UINT8, zeros_shape),
         )
 
     def int8_table(self, name: str, size: int) -> BlockMatrix:
@@ -226,8 +275,8 @@ class CheckpointWeights:
             width,
             8,
             size,
-            data=_lazy(data, ir.DataType.UINT8, (rows, count, size)),
-            scales=_lazy(scales, ir.DataType.FLOAT16, (rows, count)),
+            data=lazy_tensor(data, ir.DataType.UINT8, (rows, count, size)),
+            scales=lazy_tensor(scales, ir.DataType.FLOAT16, (rows, count)),
             zeros=None,
         )
 
@@ -249,7 +298,9 @@ class CheckpointWeights:
         return self.files.read(name).float()
 
 
-def _lazy(read: Callable[[], Tensor], dtype: ir.DataType, shape: Sequence[int]) -> ir.LazyTensor:
+def lazy_tensor(
+    read: Callable[[], Tensor], dtype: ir.DataType, shape: Sequence[int]
+) -> ir.LazyTensor:
     """Return a tensor that is read when it is serialized."""
 
     def materialize() -> ir.TensorProtocol:

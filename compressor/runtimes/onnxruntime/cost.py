@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -20,7 +20,8 @@ _INDEX_TYPES = frozenset(
     {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
 )
 _PACKED = "MatMulNBits"
-_UNCOUNTED = ("MatMul", "Gemm", "Conv", "Attention", "LSTM", "GRU", "RNN", "Einsum")
+_PACKED_EXPERTS = "QMoE"
+_UNCOUNTED = ("MatMul", "MoE", "Gemm", "Conv", "Attention", "LSTM", "GRU", "RNN", "Einsum")
 """Parts of the names of operators that multiply in ways that are not counted here."""
 _MAX_RUN_BYTES = 1_000_000_000
 
@@ -29,29 +30,49 @@ def count_parameters(model: onnx.ModelProto) -> int:
     """Return the number of values in weights: initializers with dimensions, float or small integer.
 
     Shapes and indices (int64, int32, bool) and scalars are not counted; constants that an exporter
-    folded are counted as they are now. Weights packed for MatMulNBits, or stored in blocks for
-    DequantizeLinear, are counted value by value, without their scales and zero-points.
+    folded are counted as they are now. Weights packed for MatMulNBits and QMoE, or stored in blocks
+    for DequantizeLinear, are counted value by value, without their scales and zero-points.
     """
+    return sum(map(_graph_parameters, _graphs(model.graph)))
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and those of its branches."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+
+
+def _graph_parameters(graph: onnx.GraphProto) -> int:
+    """Return the number of values in the weights of one graph."""
     counts: dict[str, int] = {}
-    for node in model.graph.node:
+    for node in graph.node:
         if node.op_type == _PACKED:
             sizes = {attribute.name: attribute.i for attribute in node.attribute}
-            counts |= dict.fromkeys(_with_cast_sources(model, node.input[2:4]), 0)
+            counts |= dict.fromkeys(_with_cast_sources(graph, node.input[2:4]), 0)
             counts[node.input[1]] = sizes["K"] * sizes["N"]
+        if node.op_type == _PACKED_EXPERTS:
+            [bits] = [entry.i for entry in node.attribute if entry.name == "expert_weight_bits"]
+            scales_and_zeros = (node.input[3], node.input[6], *node.input[11:13])
+            counts |= dict.fromkeys(_with_cast_sources(graph, scales_and_zeros), 0)
+            packed = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+            counts |= {name: packed[name] * 8 // bits for name in (node.input[2], node.input[5])}
         if node.op_type == "DequantizeLinear" and any(
             attribute.name == "block_size" for attribute in node.attribute
         ):
-            counts |= dict.fromkeys(_with_cast_sources(model, node.input[1:3]), 0)
+            counts |= dict.fromkeys(_with_cast_sources(graph, node.input[1:3]), 0)
     return sum(
         counts.get(tensor.name, math.prod(tensor.dims))
-        for tensor in model.graph.initializer
+        for tensor in graph.initializer
         if tensor.dims and tensor.data_type not in _INDEX_TYPES
     )
 
 
-def _with_cast_sources(model: onnx.ModelProto, names: Sequence[str]) -> set[str]:
+def _with_cast_sources(graph: onnx.GraphProto, names: Sequence[str]) -> set[str]:
     """Return the names, and those of the values they are cast from."""
-    casts = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
     return {*names, *(casts[name] for name in names if name in casts)}
 
 

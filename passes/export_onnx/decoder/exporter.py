@@ -90,7 +90,7 @@ class DecoderExporter(Exporter):
             weights = CheckpointWeights(model.folder, self.tree)
 
             def grids_of(name: str) -> tuple[WeightGrid, ...]:
-                grid = weights.grid(name)
+                grid = weights.grid(weights.stored_layer(name))
                 return () if grid is None else (grid,)
 
             problems += packing_problems(decoder, self.tree, grids_of)

@@ -90,13 +90,13 @@ def _unfit_layers(tree: Mapping[str, Any], grids_of: GridsOf, bits: frozenset[in
     lines = [f"{decoder.head}: {reason}" for reason in head]
     for group in decoder.groups:
         numbers_by_reason: dict[str, list[int]] = {}
-        for number in range(decoder.layers):
+        for number in group.layers:
             prefix = f"{decoder.stack}.{number}"
             grids = [grids_of(f"{prefix}.{name}") for name in group.modules]
             for reason in _unfit_group(grids, group.inputs, bits):
                 numbers_by_reason.setdefault(reason, []).append(number)
         for reason, numbers in numbers_by_reason.items():
-            layers = "*" if len(numbers) == decoder.layers else ",".join(map(str, numbers))
+            layers = "*" if len(numbers) == len(group.layers) else ",".join(map(str, numbers))
             names = ", ".join(name.rpartition(".")[2] for name in group.modules)
             module = group.modules[0].rpartition(".")[0]
             place = ".".join(part for part in (decoder.stack, layers, module) if part)

@@ -12,6 +12,7 @@ from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.activations import Captures
 from passes.awq.block import BlockCalibration, BlockQuantizer
 from passes.awq.config import AwqConfig
+from passes.awq.expert_scaling import find_expert_inputs, scale_expert_inputs
 from passes.awq.float_reference import FloatReference
 from passes.awq.settings import QuantizationSettings
 from passes.awq.valid_positions import MaskedPositions
@@ -152,3 +153,74 @@ def test_routers_and_weights_of_shared_experts_are_named():
         layer = mixture(name).model.layers[0]
         split_experts(layer)
         assert router_names(layer) == routers
+
+
+def _uneven_layer(name, number):
+    """Return a layer whose experts read channels of unequal sizes, and what runs each batch."""
+    layer, runs = _layer_runs(mixture(name), number)
+    split_experts(layer)
+    weight = layer.post_attention_layernorm.weight
+    weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).exp())
+    weight.copy_(weight.bfloat16())
+    return layer, runs
+
+
+def _scaled(layer, sites, runs, masks=None):
+    config = AwqConfig.model_validate(
+        {"calibration": {"data": "text"}, "format": "compressed-tensors"}
+    )
+    settings = QuantizationSettings.of(config, torch.bfloat16)
+    inputs = find_expert_inputs(layer, sites, runs[0])
+    grids = {site.name: GRID for site in sites}
+    batches = [None] * BATCHES if masks is None else masks
+    return inputs, scale_expert_inputs(
+        layer, inputs, lambda: enumerate(runs), batches, grids, settings
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "others"),
+    [
+        ("Qwen2MoeForCausalLM", 0, {"mlp.gate.weight"}),
+        ("Ernie4_5_MoeForCausalLM", 1, {"mlp.gate.weight"}),
+        ("GptOssForCausalLM", 0, {"mlp.router.weight"}),
+    ],
+)
+@torch.no_grad()
+def test_a_scale_of_what_all_experts_read_changes_no_output_and_rounds_better(
+    name, number, others, tmp_path
+):
+    layer, runs = _uneven_layer(name, number)
+    norm, expected = layer.post_attention_layernorm.weight.clone(), [run() for run in runs]
+    inputs, exponent = _scaled(layer, _sites(layer, runs[0]), runs)
+    assert {n for n in inputs.others if "gate.weight" in n or "router" in n} >= others
+    assert exponent > 0
+    ratio = norm / layer.post_attention_layernorm.weight
+    assert torch.equal(ratio.log2(), ratio.log2().round()) and len(ratio.unique()) > 1
+    for run, value in zip(runs, expected, strict=True):
+        assert (run() - value).abs().max() < 1e-4 * value.abs().max()
+    errors = []
+    for scales in (False, True):
+        layer, runs = _uneven_layer(name, number)
+        sites = _sites(layer, runs[0])
+        if scales:
+            _scaled(layer, sites, runs)
+        _quantize(layer, sites, runs, tmp_path)
+        errors.append(
+            sum(float((run() - v).square().sum()) for run, v in zip(runs, expected, strict=True))
+        )
+    assert errors[1] < errors[0]
+
+
+@torch.no_grad()
+def test_no_scale_folds_where_experts_read_tokens_weighted_by_the_router():
+    layer, runs = _layer_runs(mixture("Llama4ForCausalLM"), 0)
+    split_experts(layer)
+    assert find_expert_inputs(layer, _sites(layer, runs[0]), runs[0]) is None
+
+
+@torch.no_grad()
+def test_padding_does_not_count_for_the_scale_of_experts():
+    layer, runs = _uneven_layer("MixtralForCausalLM", 0)
+    nothing = [torch.zeros(96, dtype=torch.bool) for _ in range(BATCHES)]
+    assert _scaled(layer, _sites(layer, runs[0]), runs, nothing)[1] == 0.0
