@@ -125,8 +125,12 @@ class Family(ABC, Generic[F]):
         discovered = discover(kind, model)
         return None if discovered is None else self.adopt(discovered, config, model)
 
-    def can_discover(self, kind: type[Capability]) -> bool:
-        """Return True if a capability may be discovered once a module is loaded.
+    def can_train(self, config: F) -> bool:
+        """Return False for models whose code is fixed to evaluation mode."""
+        return True
+
+    def can_discover(self, kind: type[Capability], config: F) -> bool:
+        """Return True if a capability may be discovered once a module of a config is loaded.
 
         What passes write into the config needs a family that describes it there: see ``adopt``.
         """

@@ -26,5 +26,6 @@ def missing(architecture: Architecture, needs: Sequence[type[Capability]]) -> li
     return [
         Missing(need.label, need.remedy)
         for need in needs
-        if not architecture.family.can_discover(need) and architecture.capability(need) is None
+        if not architecture.family.can_discover(need, architecture.config)
+        and architecture.capability(need) is None
     ]

@@ -88,13 +88,22 @@ class TrainingConfig(Record):
 def training_problems(
     training: TrainingConfig, path: str, model: ModelFacts | Architecture
 ) -> list[FieldProblem]:
-    """Return the fields of a training that have no effect on a model.
+    """Return the fields of a training that do not apply to a model.
 
     Args:
         training: the training.
         path: path of its field in the config of the pass.
         model: the model that is trained; kinds of layers that it does not state are not checked.
     """
+    architecture = model.architecture() if isinstance(model, ModelFacts) else model
+    if architecture is not None and not architecture.family.can_train(architecture.config):
+        return [
+            FieldProblem(
+                path,
+                "the model is a program, which is fixed to its evaluation mode",
+                "train the module that it was exported from: `model: {python: …}`",
+            )
+        ]
     layers = model.capability(LayerKinds)
     if "batch_norm" not in training.model_fields_set or layers is None or layers.batch_norms:
         return []

@@ -26,6 +26,11 @@ from compressor.runtimes.onnxruntime.integer_kernels import inspect_kernels
 from compressor.runtimes.session import match_inputs
 from compressor.runtimes.torch.layers import TorchLayers
 from compressor.runtimes.torch.session import TorchSession
+from passes.export_onnx.compute_types import (
+    computes_in_bfloat16,
+    computes_in_half,
+    in_float32,
+)
 from passes.export_onnx.config import HALF, ExportOnnxConfig
 from passes.export_onnx.half import convert_to_half
 from passes.export_onnx.packed import store_packed
@@ -132,7 +137,14 @@ class _TracedExport:
         """Return the traced graph, and the value that each layer reads."""
         signature, wanted = self.model.signature, {spec.name for spec in inputs}
         specs = [spec for spec in signature.inputs if spec.name in wanted]
-        module = load_module(self.model).float()  # the graph computes in float32
+        samples = match_inputs(batch, signature.inputs)
+        module = in_float32(load_module(self.model), self.model, samples)
+        if computes_in_bfloat16(module):
+            raise PassError(
+                "the module's code casts to bfloat16, for which ONNX Runtime has no kernels",
+                remedy="cast to the type of the weights, such as `x.to(self.layer.weight.dtype)`: "
+                "the graph is exported in float32",
+            )
         if self.quantization is not None:
             freeze_scales(module)
         graph = self._trace(module, inputs, match_inputs(batch, specs))
@@ -189,8 +201,10 @@ class _TracedExport:
             TorchSession(self.model.folder, self.context.threads, "cpu") as reference,
             open_session("onnx", self.out, threads=self.context.threads) as exported,
         ):
-            reference.module.float()
-            tolerance = Tolerance.HALF if self.config.dtype == HALF else Tolerance.FLOAT
+            samples = match_inputs(batches[0], reference.inputs)
+            reference.module = in_float32(reference.module, self.model, samples)
+            is_half = self.config.dtype == HALF or computes_in_half(reference.module)
+            tolerance = Tolerance.HALF if is_half else Tolerance.FLOAT
             if quantized or self.quantization is not None:
                 tolerance = Tolerance.QUANTIZED
             return compare(reference, exported, batches, self.config.parity, tolerance=tolerance)

@@ -40,7 +40,7 @@ def check_applicable(config: PruneConfig, family: Family[Any], architecture: Rec
     """
     problems = _problems_of_measures(config, family, architecture)
     stated = family.capability(CuttableAxes, architecture)
-    if stated is None and family.can_discover(CuttableAxes):
+    if stated is None and family.can_discover(CuttableAxes, architecture):
         check_no_problems(problems)
         return
     axes = family.require(CuttableAxes, architecture).axes

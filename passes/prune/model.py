@@ -83,7 +83,8 @@ def load_model(artifact: Artifact, calibration: str | None, context: PassContext
     module = load_module(description, context.device)
     family, config = description.family, description.config
     batch: Mapping[str, Tensor] = {}
-    if family.capability(CuttableAxes, config) is None and family.can_discover(CuttableAxes):
+    is_stated = family.capability(CuttableAxes, config) is not None
+    if not is_stated and family.can_discover(CuttableAxes, config):
         batch = _sample(family.signature(config), calibration, context)
     return PrunableModel(family, config, module, batch)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from compressor.errors import ModelError
 from compressor.models.families.module.config import ModuleConfig
@@ -19,6 +20,8 @@ from compressor.models.families.module.resizing import resize
 from compressor.models.families.module.source_code import call_function
 
 _NUMPY_SEEDS = 2**32
+_COMPILED = "_orig_mod"
+"""Name of the module in the one that ``torch.compile`` returns."""
 
 
 def build_module(config: ModuleConfig) -> nn.Module:
@@ -68,4 +71,20 @@ def _build(config: ModuleConfig) -> nn.Module:
             f"{config.python} returns {type(module).__name__}, not a torch.nn.Module",
             remedy="return the module: `def build(): return MyModule()`",
         )
+    module = _unwrapped(module)
+    if lazy := [name for name, value in module.named_parameters() if is_lazy(value)]:
+        raise ModelError(
+            f"{config.python} returns a module with uninitialized parameters: {', '.join(lazy)}",
+            remedy="call the module once before it is returned, or state the sizes of its layers",
+        )
     return module
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Return a module without the wrappers of ``torch.compile`` and ``DataParallel``."""
+    for name, child in list(module.named_children()):
+        setattr(module, name, _unwrapped(child))
+    if isinstance(module, nn.DataParallel):
+        return module.module
+    inner = module._modules.get(_COMPILED)
+    return module if inner is None else inner

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from compressor.models.capabilities.capability import C
+from compressor.models.capabilities.capability import C, Capability
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.signature import Signature
@@ -52,6 +52,15 @@ class Module(Family[ModuleConfig]):
         from compressor.models.families.module.building import build_module
 
         return build_module(_counted(config)[0] if not config.outputs else config)
+
+    def can_train(self, config: ModuleConfig) -> bool:
+        """Return False for a program of torch.export."""
+        return config.program is None
+
+    def can_discover(self, kind: type[Capability], config: ModuleConfig) -> bool:
+        """Return True, but for axes of a program of torch.export, whose sizes are fixed."""
+        is_fixed = config.program is not None and kind is CuttableAxes
+        return not is_fixed and super().can_discover(kind, config)
 
     def adopt(self, capability: C, config: ModuleConfig, model: LoadedModel) -> C | None:
         """Return a discovered capability; axes with the shapes of the tensors that they cut."""

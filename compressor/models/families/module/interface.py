@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -39,11 +39,15 @@ def adapt(
         outputs: name of each output and its place in what ``forward`` returns.
         call: how its ``forward`` takes the inputs.
     """
-    original = type(module)
+    original, authors_forward = type(module), forward_of(module)
+    vars(module).pop("forward", None)
+    names = set(inputs)
 
-    def forward(self: nn.Module, **tensors: Tensor) -> dict[str, Tensor]:
-        """Return the outputs by name."""
-        returned = invoke(original.forward, self, tensors, inputs, call)
+    def forward(self: nn.Module, *args: Any, **tensors: Any) -> Any:
+        """Return the outputs by name; calls of the module's own code get what its author wrote."""
+        if args or tensors.keys() != names:
+            return authors_forward(self, *args, **tensors)
+        returned = invoke(authors_forward, self, tensors, inputs, call)
         return {name: pick(returned, path) for name, path in outputs.items()}
 
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -52,9 +56,28 @@ def adapt(
             *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in inputs),
         ]
     )
-    names = {"__module__": original.__module__, "__qualname__": original.__qualname__}
-    module.__class__ = type(original.__name__, (original,), {**names, "forward": forward})
+    origin = {"__module__": original.__module__, "__qualname__": original.__qualname__}
+    module.__class__ = type(original.__name__, (original,), {**origin, "forward": forward})
     return module
+
+
+def forward_of(module: nn.Module) -> Callable[..., Any]:
+    """Return the function that computes a module: of its class, or another method in its place.
+
+    Raises:
+        ModelError: `forward` was replaced by a function that is no method of the module.
+    """
+    replacement = vars(module).get("forward")
+    if replacement is None:
+        return type(module).forward
+    if getattr(replacement, "__self__", None) is not module:
+        raise ModelError(
+            "`forward` was replaced on the module by a function, which copies of the module would "
+            "share",
+            remedy="define it in a class, such as `class Net(Base): def forward(self, x): …`",
+        )
+    function: Callable[..., Any] = replacement.__func__
+    return function
 
 
 def invoke(

@@ -25,6 +25,7 @@ from compressor.models.families.module.config import (
 from compressor.models.families.module.interface import (
     Call,
     call_style,
+    forward_of,
     invoke,
     named_outputs,
     pick,
@@ -174,7 +175,7 @@ def _is_of_samples(batch: list[int], alone: list[int]) -> bool:
 @torch.no_grad()
 def _run(module: nn.Module, config: ModuleConfig, call: Call, batch: int, device: str) -> Any:
     tensors = example_inputs(config, batch, device)
-    return invoke(type(module).forward, module, tensors, config.input_names, call)
+    return invoke(forward_of(module), module, tensors, config.input_names, call)
 
 
 def example_inputs(

@@ -43,7 +43,12 @@ def load_program(source: Path | bytes, name: str) -> ExportedProgram:
             warnings.simplefilter("ignore")  # of torch, about versions of its archive
             return torch.export.load(io.BytesIO(source) if isinstance(source, bytes) else source)
     except Exception as error:  # torch raises many kinds for a damaged archive
-        raise ModelError(f"{name} cannot be read: {error}", remedy="export it again") from error
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ModelError(
+            f"{name} cannot be read: {lines[0]}",
+            remedy="the file is damaged, or of a torch that differs too much from the installed "
+            f"{torch.__version__}: export it again with that",
+        ) from error
 
 
 def program_text(program: ExportedProgram) -> str:
@@ -62,6 +67,14 @@ def program_inputs(program: ExportedProgram) -> tuple[NamedInput, ...]:
     Raises:
         ModelError: an input is no tensor, or its first dimension does not vary.
     """
+    positional, keywords = program.call_spec.in_spec.children()
+    if nested := [
+        spec for spec in (*positional.children(), *keywords.children()) if not spec.is_leaf()
+    ]:
+        raise ModelError(
+            f"the program takes a {nested[0].type.__name__} of tensors",
+            remedy="export a module whose `forward` takes each tensor as an argument of its own",
+        )
     names = program.graph_signature.user_inputs
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     return tuple(_input(str(name), values.get(str(name))) for name in names)

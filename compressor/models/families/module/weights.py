@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from compressor.models.families.module.programs import load_program
 
 _SUFFIX = ".safetensors"
 _PROGRAM = ".pt2"
+_COUNTER = "num_batches_tracked"
+"""Counter of a batch norm, which older files lack and only averages without momentum need."""
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -37,16 +40,20 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], list[str]]:
 def check_weights(module: nn.Module, stored: Mapping[str, Tensor], file: Path) -> None:
     """Check that weights fit a module by name, shape and kind.
 
+    A prefix of all names, as wrappers add, may differ; counters of batch norms may be missing.
+
     Raises:
         ModelError: they do not; the message names every tensor.
     """
     problems: list[str] = []
     expected = module.state_dict(keep_vars=True)
+    stored = _with_prefix_of(expected, stored)
     present = {id(value) for name, value in expected.items() if name in stored}
     for name, target in expected.items():
         value = stored.get(name)
         if value is None:
-            if id(target) not in present:  # not tied to one that is there
+            is_tied = id(target) in present
+            if not is_tied and not name.endswith(_COUNTER):
                 problems.append(f"missing: {name} {_describe(target)}")
         elif value.shape != target.shape or _is_float(value) != _is_float(target):
             problems.append(
@@ -68,8 +75,27 @@ def check_weights(module: nn.Module, stored: Mapping[str, Tensor], file: Path) -
 @torch.no_grad()
 def set_weights(module: nn.Module, stored: Mapping[str, Tensor]) -> nn.Module:
     """Copy weights that ``check_weights`` accepted into a module, in the module's dtypes."""
-    module.load_state_dict(dict(stored), strict=False)
+    module.load_state_dict(_with_prefix_of(module.state_dict(), stored), strict=False)
     return module
+
+
+def _with_prefix_of(
+    expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return stored tensors with the prefix of the expected names, if no name fits as it is."""
+    if not stored or not stored.keys().isdisjoint(expected):
+        return dict(stored)
+    old, new = _common_prefix(stored), _common_prefix(expected)
+    if not f".{old}".endswith(f".{new}") and not f".{new}".endswith(f".{old}"):
+        return dict(stored)
+    return {new + name.removeprefix(old): value for name, value in stored.items()}
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    """Return the modules that all names begin with, such as ``model.encoder.``."""
+    owners = [name.split(".")[:-1] for name in names]
+    shared = itertools.takewhile(lambda parts: len({*parts}) == 1, zip(*owners, strict=False))
+    return "".join(f"{parts[0]}." for parts in shared)
 
 
 def _is_float(value: Tensor) -> bool:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from compressor.config.permission import allow_code
 from compressor.errors import ModelError
+from compressor.models.checkpoint.description import read_description
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.module.config import ModuleConfig
 from compressor.models.families.module.determinism import check_determinism, check_initialization
 from compressor.models.families.module.family import Module
+from compressor.models.families.module.interface import adapt
 from compressor.models.families.module.probing import complete
+from passes.export_onnx.compute_types import computes_in_half, in_float32
 
 NET = """\
 import os, random, sys
@@ -136,3 +142,61 @@ def test_outputs_have_the_sample_first(returned: str, expected: str) -> None:
 def test_outputs_that_are_not_named_may_have_any_shape() -> None:
     config = config_of(returned="self.head(x), x.T", outputs={"logits": (0,)})
     assert list(config.output_paths) == ["logits"]
+
+
+@pytest.mark.parametrize(
+    ("init", "forward", "kept"),
+    [
+        ("self.double()", "x = x.double()", torch.float64),
+        ("self.half()", "x = x.half()", torch.float16),
+        ("self.bfloat16()", "x = x.to(self.head.weight.dtype)", torch.float32),
+    ],
+)
+def test_export_keeps_types_that_the_code_casts_to(
+    tmp_path: Path, init: str, forward: str, kept: torch.dtype
+) -> None:
+    folder = saved(config_of(init=init, forward=forward), tmp_path)
+    module = in_float32(
+        load_module(folder), read_description(folder), {"x": np.ones((2, 16), np.float32)}
+    )
+    assert {weight.dtype for weight in module.parameters()} == {kept}
+    assert computes_in_half(module) is (kept == torch.float16)
+
+
+class Replaced(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 4)
+
+    def tripled(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * self.head(x)
+
+    def forward(self, x: torch.Tensor, again: bool = True) -> torch.Tensor:
+        return self(x, again=False) + self.forward(x, False) if again else self.head(x)
+
+
+def test_a_module_may_call_itself() -> None:
+    module, x = Replaced(), torch.randn(2, 16)
+    adapted = adapt(module, ("x",), {"logits": ()}, "keyword")
+    assert torch.equal(adapted(x=x)["logits"], 2 * module.head(x))
+
+
+def test_another_method_in_place_of_forward_is_called() -> None:
+    module, x = Replaced(), torch.randn(2, 16)
+    module.forward = module.tripled  # type: ignore[method-assign]
+    adapted = copy.deepcopy(adapt(module, ("x",), {"logits": ()}, "position"))
+    assert torch.equal(adapted(x=x)["logits"], 3 * module.head(x))
+
+
+def test_a_function_in_place_of_forward_is_refused() -> None:
+    module = Replaced()
+    module.forward = lambda x: x  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="replaced on the module by a function"):
+        adapt(module, ("x",), {"logits": ()}, "position")
+
+
+def test_wrappers_of_compilation_are_left_out_and_lazy_layers_refused() -> None:
+    config = config_of(init="self.head = torch.compile(self.head)")
+    assert list(Module().build(config).state_dict()) == ["head.weight", "head.bias"]
+    with pytest.raises(ModelError, match=r"uninitialized parameters: head\.weight, head\.bias"):
+        config_of(init="self.head = nn.LazyLinear(4)")

@@ -11,9 +11,13 @@ from torch import nn
 
 from compressor.config.permission import allow_code
 from compressor.errors import ModelError, UsageError
+from compressor.models.architecture import Architecture
+from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.families.module.family import Module
 from compressor.models.families.module.weights import read_weights, set_weights
+from compressor.models.missing import missing
 from compressor.runtimes.formats import recognize
+from passes.common.config import TrainingConfig, training_problems
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, about its own archives
 
@@ -76,4 +80,30 @@ def test_a_program_of_one_batch_size_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "net.pt2", dynamic=False)
     allow_code()
     with pytest.raises(ModelError, match="one size of the first dimension of image"):
+        recognize(tmp_path / "net.pt2").format.module_source(tmp_path / "net.pt2")
+
+
+def test_a_program_is_neither_trained_nor_cut(tmp_path: Path) -> None:
+    save(tmp_path / "net.pt2")
+    allow_code()
+    source = recognize(tmp_path / "net.pt2").format.module_source(tmp_path / "net.pt2")
+    assert source is not None
+    architecture = Architecture(Module(), source.config)
+    assert [lack.label for lack in missing(architecture, [CuttableAxes])] == [CuttableAxes.label]
+    (problem,) = training_problems(TrainingConfig(steps=1), "training", architecture)
+    assert (problem.field, "fixed to its evaluation mode" in problem.reason) == ("training", True)
+
+
+class TakesList(nn.Module):
+    def forward(self, pair: list[torch.Tensor]) -> torch.Tensor:
+        return pair[0] + pair[1]
+
+
+def test_a_program_that_takes_a_list_is_refused(tmp_path: Path) -> None:
+    size = {0: torch.export.Dim("batch")}
+    pair = [torch.ones(2, 3), torch.ones(2, 3)]
+    program = torch.export.export(TakesList(), (pair,), dynamic_shapes={"pair": [size, size]})
+    torch.export.save(program, tmp_path / "net.pt2")
+    allow_code()
+    with pytest.raises(ModelError, match="takes a list of tensors"):
         recognize(tmp_path / "net.pt2").format.module_source(tmp_path / "net.pt2")
