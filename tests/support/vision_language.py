@@ -277,6 +277,41 @@ FURTHER_VLMS: Mapping[str, Vlm] = {
             "video_end_token_id": "<|end_of_video|>",
         },
     ),
+    "qwen3_vl_moe": _qwen(
+        {
+            "rope_parameters": {**_MROPE, "mrope_interleaved": True},
+            "head_dim": 16,
+            "moe_intermediate_size": 32,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+        _QWEN3_TOWER,
+        **_QWEN3_IMAGES,
+    ),
+    "aya_vision": Vlm(
+        {
+            "text_config": {"model_type": "cohere2", **_TEXT, "sliding_window": 16},
+            "vision_config": {**_SIGLIP, "vision_use_head": False},
+            "downsample_factor": 2,
+            "alignment_intermediate_size": 64,
+        },
+        "<image>",
+        {"size": {"height": 28, "width": 28}, "max_patches": 4, "crop_to_patches": True},
+        (
+            *("<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>"),
+            *("<|IMG_LINE_BREAK|>", "TILE_GLOBAL", *(f"TILE_{tile}" for tile in range(1, 5))),
+        ),
+        {"image_token_index": "<|IMG_PATCH|>"},
+        processor={"patch_size": 7, "img_size": 28, "downsample_factor": 2},
+    ),
+    "vipllava": Vlm(
+        {"text_config": _LLAMA, "vision_config": _CLIP, "vision_feature_layers": [-1, -2]},
+        "<image>",
+        _LLAVA.images,
+        ("<image>",),
+        {"image_token_index": "<image>"},
+        processor=_LLAVA.processor,
+    ),
     "mistral3": Vlm(
         {
             "text_config": {"model_type": "mistral", **_TEXT, "head_dim": 16},
@@ -297,7 +332,7 @@ FURTHER_VLMS: Mapping[str, Vlm] = {
 }
 """Further classes for ``write_vlm``; the processor of mistral3 needs torchvision."""
 
-_IMAGES_OF = {"glm4v_moe": "glm4v"}
+_IMAGES_OF = {"glm4v_moe": "glm4v", "qwen3_vl_moe": "qwen3_vl"}
 """Classes with the image processor of another."""
 _TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}> "

@@ -38,6 +38,19 @@ _MAX_ABS = 1e-2
 """Largest difference between the parts and the class in torch, relative to the largest value."""
 
 
+_ERRORS_OF_CLASSES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What Python and torch raise for values that code does not expect; not the lack of memory, files
+or time."""
+
+
 class SeparateTowerError(PassError):
     """A class whose images cannot be computed apart from its decoder."""
 
@@ -132,7 +145,7 @@ def split_class(
                 _check_decoder(parts, generation, window, embeddings)
     except CompressError:
         raise
-    except Exception as error:  # classes read values of arrays in ways that one image does not fit
+    except _ERRORS_OF_CLASSES as error:  # it reads values in ways that one image does not fit
         raise SeparateTowerError(f"{type(error).__name__}: {error}") from error
     return parts
 

@@ -24,6 +24,7 @@ from compressor.models.families.transformers.generic.decoder_parts import (
     decoder_parts,
     leaf_parts,
 )
+from compressor.models.families.transformers.modules import build_on_meta
 
 _SAME = 1e-5
 """Largest relative difference of what a model adds between layers in two runs."""
@@ -63,6 +64,8 @@ class StreamedCheckpoint(Checkpoint):
         self.parts = parts
         self.layers_name = parts.layers
         self.experts = split_experts(self.module)
+        if self.experts.split:  # operations of the library look up the shapes of fused tensors
+            self._conversions.module = build_on_meta(tree)
         self._behind: dict[str, nn.Module] = {}
         """Decoder layers behind their recorders."""
         self._stand_ins: set[str] = set()

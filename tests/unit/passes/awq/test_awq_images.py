@@ -18,6 +18,8 @@ from compressor.engine.contract import PlanContext
 from compressor.errors import RequirementError
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.facts import facts_of
+from compressor.models.families.transformers.generic.decoder_parts import decoder_parts
+from compressor.models.families.transformers.processor import Processor
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from passes.awq import nearest_layers
 from passes.awq.config import AwqConfig
@@ -100,6 +102,27 @@ def test_the_streamed_decoder_gets_the_inputs_that_the_whole_model_computes(imag
     ):
         torch.testing.assert_close(embedding, expected)
     assert all(parameter.is_meta for parameter in checkpoint.module.parameters())
+
+
+@pytest.mark.parametrize("model_type", ["idefics3", "llava_onevision", "qwen3_vl_moe"])
+def test_classes_that_read_more_than_their_parts_are_streamed(model_type, tmp_path):
+    # The device of the class, a vector between images, shapes of fused experts.
+    write_vlm(tmp_path, model_type)
+    write_picture(tmp_path / "picture.png", 56, 28)
+    encoding = Processor(tmp_path).encode([message("user", "w7", str(tmp_path / "picture.png"))])
+    arrays = {"input_ids": encoding.input_ids, **encoding.arrays}
+    inputs = {name: torch.from_numpy(array)[None] for name, array in arrays.items()}
+    module, expected = load_module(tmp_path).float(), []
+
+    def record(_, args, kwargs):
+        expected.append(args[0] if args else kwargs["hidden_states"])
+        raise Killed
+
+    layers = module.get_submodule(decoder_parts(module).layers)
+    layers[0].register_forward_pre_hook(record, with_kwargs=True)
+    with pytest.raises(Killed), torch.inference_mode():
+        module(**inputs)
+    torch.testing.assert_close(decoder_inputs(tmp_path, inputs)[0], expected[0])
 
 
 class OtherPadding(Dataset):

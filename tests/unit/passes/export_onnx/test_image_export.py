@@ -31,7 +31,10 @@ from tests.support.vision_language import write_vlm
 GREEDY = Sampling(max_tokens=6, temperature=0.0, top_p=1.0, seed=0)
 EXPORTED = "qwen3_vl"
 """Has grids of patches, positions in three axes, and features behind the first layers."""
-DIVIDED = ["gemma3", "idefics3", "internvl", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
+DIVIDED = [
+    *("aya_vision", "gemma3", "glm4v_moe", "idefics3", "internvl", "llava", "qwen2_5_vl"),
+    *("qwen2_vl", "qwen3_5", "qwen3_vl", "vipllava"),
+]
 
 
 def write_talks(folder: Path) -> None:
