@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ def load_program(source: Path | bytes, name: str) -> ExportedProgram:
         ModelError: it cannot be read.
     """
     require_code_allowed(f"{name}, which may hold pickles,")
+    try:
+        with zipfile.ZipFile(
+            io.BytesIO(source) if isinstance(source, bytes) else source
+        ) as archive:
+            damaged = archive.testzip()  # torch does not compare the checksums
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ModelError(f"{name} cannot be read: {error}", remedy="copy it again") from error
+    if damaged is not None:
+        raise ModelError(f"{name} is damaged at {damaged}", remedy="copy or export it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about versions of its archive

@@ -107,3 +107,13 @@ def test_a_program_that_takes_a_list_is_refused(tmp_path: Path) -> None:
     allow_code()
     with pytest.raises(ModelError, match="takes a list of tensors"):
         recognize(tmp_path / "net.pt2").format.module_source(tmp_path / "net.pt2")
+
+
+def test_damaged_weights_are_found(tmp_path: Path) -> None:
+    net = save(tmp_path / "net.pt2")
+    content = (tmp_path / "net.pt2").read_bytes()
+    weight = net.head.weight.detach().numpy().tobytes()
+    (tmp_path / "net.pt2").write_bytes(content.replace(weight, weight[:4] * (len(weight) // 4)))
+    allow_code()
+    with pytest.raises(ModelError, match="is damaged at net/data/weights/"):
+        recognize(tmp_path / "net.pt2").format.module_source(tmp_path / "net.pt2")
