@@ -19,6 +19,7 @@ from transformers.exporters.utils import apply_patches
 
 from compressor.errors import PassError
 from passes.export_onnx.bfloat16 import compute_bfloat16_in_float32
+from passes.export_onnx.complex_numbers import complex_as_pairs
 from passes.export_onnx.tracing import GraphInterface, trace
 
 if TYPE_CHECKING:
@@ -91,9 +92,9 @@ def _trace_as_it_is(
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Turn errors of torch and of the traced code into ours."""
+    """Trace without gradients and complex tensors; turn errors of torch and of classes into ours."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), complex_as_pairs():
             yield
     except PassError:
         raise
