@@ -36,7 +36,13 @@ def build_module(config: ModuleConfig) -> nn.Module:
 
 
 def build_original(config: ModuleConfig) -> nn.Module:
-    """Return the module with the ``forward`` of its author; errors as ``build_module``."""
+    """Return the module with the ``forward`` of its author; errors as ``build_module``.
+
+    The fused operators of ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` are switched
+    off for the process: they read the weights of layers without calling them, so that those would
+    be neither counted nor observed, and a quantized layer would be skipped.
+    """
+    torch.backends.mha.set_fastpath_enabled(False)
     with _seeded():
         return resize(_build(config), config.sizes)
 

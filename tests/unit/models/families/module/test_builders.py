@@ -200,3 +200,10 @@ def test_wrappers_of_compilation_are_left_out_and_lazy_layers_refused() -> None:
     assert list(Module().build(config).state_dict()) == ["head.weight", "head.bias"]
     with pytest.raises(ModelError, match=r"uninitialized parameters: head\.weight, head\.bias"):
         config_of(init="self.head = nn.LazyLinear(4)")
+
+
+def test_layers_of_torch_transformers_are_counted() -> None:
+    layer = "nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)"
+    config = config_of(init=f"self.layer = {layer}", returned="self.layer(x[:, None])[:, 0]")
+    attention = 16 * 48 + 16 * 16 + 2 * 16
+    assert Module().macs(config) == attention + 2 * 16 * 32
