@@ -55,5 +55,7 @@ RequireSignature = Annotated[
 ]
 PublicKey = Annotated[
     Path | None,
-    typer.Option("--key", help="Public Ed25519 key (PEM); default: AUTOGLM_COMPRESS_PUBLIC_KEY."),
+    typer.Option(
+        "--key", help="Public Ed25519 key (PEM) or keyring; default: AUTOGLM_COMPRESS_PUBLIC_KEY."
+    ),
 ]

@@ -8,10 +8,12 @@ from typing import Literal, get_args
 
 from compressor.artifacts.runs import GateResult
 from compressor.artifacts.store import Artifact
+from compressor.artifacts.trust import signatures_required
 from compressor.engine.gates.measured_model import (
     MeasuredModel,
     find_counterpart,
     measured_models_at,
+    require_trusted_models,
 )
 from compressor.engine.plan.config import SOURCE, BudgetConfig, GateConfig
 from compressor.engine.plan.gate_problems import is_path
@@ -74,7 +76,10 @@ def check_gates(
             continue
         against = parents.get(step) if gate.against == "parent" else gate.against
         if against is not None and is_path(against):
-            reference = find_counterpart(measured_models_at(pipeline.base / against), step)
+            references = measured_models_at(pipeline.base / against)
+            if signatures_required(pipeline.config.require_signatures):
+                require_trusted_models(references, artifacts[step].path.parent)
+            reference = find_counterpart(references, step)
         else:
             reference = models.get(against or "")
         results += [check(rule, models[step], reference) for rule in rules_of(gate, against)]

@@ -183,5 +183,9 @@ class PipelineConfig(Record):
     """Measurements that are taken of every artifact."""
     passes: tuple[dict[str, Any], ...] = ()
     """The steps, in order."""
+    require_signatures: bool = False
+    """True to use imported artifacts, and artifacts and baselines of other stores, only if they are
+    signed with a key in `AUTOGLM_COMPRESS_PUBLIC_KEY`. What this store has built needs no
+    signature."""
     gates: tuple[GateConfig, ...] = ()
     """Limits that decide the exit code."""
