@@ -208,7 +208,7 @@ def _fold(layer: nn.Module, inputs: ExpertInputs, scale_I: Tensor, dtype: torch.
         value.data = value.data * scale_I
 
 
-def _readers(layer: nn.Module, inputs: ExpertInputs) -> Iterator[nn.Parameter]:
+def _readers(layer: nn.Module, inputs: ExpertInputs) -> Iterator[Tensor]:
     for site in inputs.sites:
         yield from (get_linear(layer, name).weight for name in site.linears)
     yield from (layer.get_parameter(name) for name in inputs.others)
