@@ -42,7 +42,8 @@ def load_module(model: ModelDescription | Path, device: str = "cpu") -> nn.Modul
             if model.is_quantized
             else model.family.load(model.config, model.folder)
         )
-    return module.eval().to(device)
+    with torch.no_grad():  # some modules merge weights here, and could not be copied with a graph
+        return module.eval().to(device)
 
 
 def _load_quantized(model: ModelDescription) -> nn.Module:

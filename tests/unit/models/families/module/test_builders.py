@@ -207,3 +207,13 @@ def test_layers_of_torch_transformers_are_counted() -> None:
     config = config_of(init=f"self.layer = {layer}", returned="self.layer(x[:, None])[:, 0]")
     attention = 16 * 48 + 16 * 16 + 2 * 16
     assert Module().macs(config) == attention + 2 * 16 * 32
+
+
+def test_a_module_that_merges_its_weights_for_evaluation_can_be_copied(tmp_path: Path) -> None:
+    config = config_of(
+        init="self.train = lambda _=0: vars(self).update(merged=2 * self.head.weight) or self",
+        returned="x @ self.merged.T if hasattr(self, 'merged') else 2 * x @ self.head.weight.T",
+    )
+    module = load_module(saved(config, tmp_path))
+    assert not module.merged.requires_grad
+    copy.deepcopy(module)
