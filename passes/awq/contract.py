@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from compressor.engine.contract import Estimate, PassContext, PassOutput
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts
+from compressor.models.quantized.weight_grid import WeightGrid
 from passes.common.field_problems import FieldProblem, check_no_problems
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Linear layers of a model that do not have the grid of the config."""
+
+    grids: dict[str, WeightGrid] = field(default_factory=dict)
+    """Those with another grid."""
+    kept_float: dict[str, str] = field(default_factory=dict)
+    """Those that stay in float, with the reason."""
 
 
 class ModelQuantizer(ABC):

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from compressor.models.capabilities.linear_groups import Block, Site
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
+from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.config import AwqConfig
 from passes.awq.linear_shapes import MIN_WEIGHTS
 
 _NONE: Mapping[str, str] = MappingProxyType({})
+_NO_GRIDS: Mapping[str, WeightGrid] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +75,16 @@ def select_layers(
     module: nn.Module,
     config: AwqConfig,
     kept: Mapping[str, str] = _NONE,
+    grids: Mapping[str, WeightGrid] = _NO_GRIDS,
 ) -> Selection:
-    """Select the layers of ``module`` that fit the config's grid and format.
+    """Select the layers of ``module`` that fit their grid and the config's format.
 
     Args:
         blocks: the family's blocks; if empty, each linear layer is a site of its own.
         module: the module with its weights.
         config: without `effective_bits`, so that there is one grid.
         kept: linear layers that stay in float whatever their size, with reasons.
+        grids: grids of linear layers that do not have the config's.
     """
     checkpoint_format, (grid,) = PACKED_FORMATS[config.format], config.grids
     linears = find_linears(module)
@@ -93,7 +97,9 @@ def select_layers(
     )
     kept_float: dict[str, str] = {}
     for name, layer in linears.items():
-        reasons = checkpoint_format.problems(grid, layer.out_features, layer.in_features)
+        reasons = checkpoint_format.problems(
+            grids.get(name, grid), layer.out_features, layer.in_features
+        )
         if name in kept:
             reasons = [kept[name]]
         elif name not in in_blocks:

@@ -125,7 +125,7 @@ class StreamedQuantizer(ModelQuantizer):
         try:
             return quantize_checkpoint(self.config, self.layers, model, out, context)
         except NotStreamableError as error:
-            whole = WholeQuantizer(self.config, model.family, model.config)
+            whole = WholeQuantizer(self.config, model.family, model.config, self.layers)
             if problems := whole.field_problems():
                 check_no_problems(
                     replace(problem, reason=f"{problem.reason}, and here {error.what}")

@@ -10,19 +10,34 @@ from compressor.config.record import Record
 from compressor.engine.contract import Estimate, PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.models.capabilities.linear_groups import Block, LinearGroups
+from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts
 from passes.awq.config import GROUP_SIZES, AwqConfig
-from passes.awq.contract import ModelQuantizer
+from passes.awq.contract import ModelQuantizer, Parts
 from passes.common.field_problems import FieldProblem, is_set
 
 
 class WholeQuantizer(ModelQuantizer):
     """Quantization of a module of any family, block by block."""
 
-    def __init__(self, config: AwqConfig, family: Family[Any], architecture: Record) -> None:
-        self.config, self.family = config, family
+    def __init__(
+        self,
+        config: AwqConfig,
+        family: Family[Any],
+        architecture: Record,
+        layers: StreamedLayers | None = None,
+    ) -> None:
+        """Take the config and the model.
+
+        Args:
+            config: the pass's config.
+            family: of the model.
+            architecture: config of the model.
+            layers: of a decoder that cannot be processed layer by layer after all.
+        """
+        self.config, self.family, self.layers = config, family, layers
         groups = family.capability(LinearGroups, architecture)
         self.blocks: tuple[Block, ...] = () if groups is None else groups.blocks
         """Empty where the family does not state them: they are discovered from the module."""
@@ -30,9 +45,10 @@ class WholeQuantizer(ModelQuantizer):
     def field_problems(self) -> list[FieldProblem]:
         """Return fields and formats for streamed checkpoints, and scaling without a source."""
         config = self.config
+        names = ["effective_bits"] if self.layers else ["effective_bits", "vision", "lm_head"]
         problems = [
-            FieldProblem(name, "for transformers checkpoints only", f"remove `{name}`")
-            for name in ("effective_bits", "vision", "lm_head")
+            FieldProblem(name, "for decoders whose layers run one at a time", f"remove `{name}`")
+            for name in names
             if getattr(config, name) is not None
         ]
         if config.format != "compressed-tensors":
@@ -98,4 +114,17 @@ class WholeQuantizer(ModelQuantizer):
         """Quantize block by block; a killed run starts again. See ``ModelQuantizer``."""
         from passes.awq.whole_run import quantize_module
 
-        return quantize_module(self.config, self.blocks, model, out, context)
+        return quantize_module(self.config, self.blocks, model, out, context, self._parts())
+
+    def _parts(self) -> Parts:
+        """Return what does not have the grid of the config: towers and the head of a decoder."""
+        parts, config, layers = Parts(), self.config, self.layers
+        if layers is None:
+            return parts
+        if config.vision is None:
+            parts.kept_float.update(dict.fromkeys(layers.towers, "`vision` names no grid for it"))
+        else:
+            parts.grids.update(dict.fromkeys(layers.towers, config.vision))
+        if config.lm_head is not None and layers.head_name is not None:
+            parts.grids[layers.head_name] = config.lm_head
+        return parts

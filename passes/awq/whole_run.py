@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,11 @@ from compressor.models.checkpoint.layout import WEIGHTS
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.checkpoint.weights import tensors_to_save
 from compressor.models.quantized.packed_linear import PackedLinear
-from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid
 from passes.awq.activations import CAPTURED_BYTES, Captures, load_samples
 from passes.awq.block import BlockCalibration, BlockQuantizer
 from passes.awq.config import AwqConfig
+from passes.awq.contract import Parts
 from passes.awq.float_reference import FloatReference, RunBatch
 from passes.awq.linear_layers import find_linears, select_layers
 from passes.awq.settings import QuantizationSettings
@@ -39,6 +40,7 @@ def quantize_module(
     model: ModelDescription,
     out: Path,
     context: PassContext,
+    parts: Parts,
 ) -> PassOutput:
     """Write the packed form of ``model`` into ``out``.
 
@@ -49,6 +51,7 @@ def quantize_module(
         model: the model folder.
         out: an empty folder.
         context: services of the engine.
+        parts: linear layers with other grids, and those that stay in float.
     """
     prepare_torch(context)
     module = load_module(model)
@@ -56,11 +59,13 @@ def quantize_module(
     module = module.float()
     settings = QuantizationSettings.of(config, stored_dtype)
     run = _WholeRun(config, settings, module, context)
-    kept: dict[str, str] = {}
+    kept: dict[str, str] = dict(parts.kept_float)
     if not blocks:
-        kept = dict.fromkeys(_vocabulary_heads(module), "its outputs are a vocabulary")
+        heads = [name for name in _vocabulary_heads(module) if name not in parts.grids]
+        kept |= dict.fromkeys(heads, "its outputs are a vocabulary")
         blocks = _discover_blocks(config, model, run)
-    selection = select_layers(blocks, module, config, kept)
+    selection = select_layers(blocks, module, config, kept, parts.grids)
+    run.grids = parts.grids
     for name, reason in selection.kept_float.items():
         context.note(f"{name} is not quantized: {reason}")
     run.trace(model.signature.outputs)
@@ -77,9 +82,10 @@ def quantize_module(
         floats, packed = names.tensors(floats), names.packed(packed)
     write_packed_shard(out / WEIGHTS, "", floats, packed, settings)
     (out / WEIGHTS).chmod(0o644)  # safetensors creates files with mode 0600
-    (grid,) = config.grids
-    names_of_packed = sorted({*run.packed, *packed})
-    quantization = settings.format.config({grid: names_of_packed}, sorted(selection.kept_float))
+    names_by_grid: dict[WeightGrid, list[str]] = {}
+    for name, layer in sorted({**run.packed, **packed}.items()):
+        names_by_grid.setdefault(layer.grid, []).append(name)
+    quantization = settings.format.config(names_by_grid, sorted(selection.kept_float))
     dtype_name = str(settings.float_dtype).removeprefix("torch.")
     fields = {QUANTIZATION_CONFIG: quantization, "dtype": dtype_name}
     for note in model.family.write_packed_config(model.config, out, model.folder, fields):
@@ -120,6 +126,8 @@ class _WholeRun:
     ) -> None:
         self.config, self.settings, self.context = config, settings, context
         (self.grid,) = config.grids
+        self.grids: Mapping[str, WeightGrid] = {}
+        """Grids of linear layers that do not have ``grid``."""
         self.module = module
         """The module, quantized block by block."""
         self.float_module: nn.Module | None = None
@@ -187,7 +195,7 @@ class _WholeRun:
         quantizer = BlockQuantizer(
             self.module.get_submodule(block.name),
             block.sites,
-            {site.name: self.grid for site in block.sites},
+            {s.name: self.grids.get(block.full(s.linears[0]), self.grid) for s in block.sites},
             self.settings,
             calibration,
         )
@@ -207,9 +215,9 @@ class _WholeRun:
 
     def summary(self, kept_float: dict[str, str]) -> dict[str, Any]:
         """Return the summary for the manifest; ``kept_float`` maps layers to reasons."""
-        shapes = [layer.integers_OI.shape for layer in self.packed.values()]
-        weights = sum(shape.numel() for shape in shapes)
-        bits = sum(shape.numel() * self.grid.effective_bits(shape[1]) for shape in shapes)
+        shapes = [(layer.integers_OI.shape, layer.grid) for layer in self.packed.values()]
+        weights = sum(shape.numel() for shape, _ in shapes)
+        bits = sum(shape.numel() * grid.effective_bits(shape[1]) for shape, grid in shapes)
         return {
             "effective_bits": round(bits / weights, 4),
             "packed_weights": weights,

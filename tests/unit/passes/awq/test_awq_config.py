@@ -88,7 +88,7 @@ def test_fields_for_checkpoints_are_errors_of_the_plan_for_other_families():
     with pytest.raises(RequirementError) as caught:
         estimate(facts(PHONE, SMALL_PHONE), fields)
     for name in ("effective_bits", "vision", "lm_head"):
-        assert f"`{name}`: for transformers checkpoints only" in str(caught.value)
+        assert f"`{name}`: for decoders whose layers run one at a time" in str(caught.value)
     with pytest.raises(RequirementError, match="`format`: AutoAWQ's format holds"):
         estimate(facts(PHONE, SMALL_PHONE), AUTOAWQ)
 

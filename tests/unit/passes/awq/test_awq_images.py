@@ -20,7 +20,10 @@ from compressor.models.checkpoint.loading import load_module
 from compressor.models.facts import facts_of
 from compressor.models.families.transformers.generic.decoder_parts import decoder_parts
 from compressor.models.families.transformers.processor import Processor
-from compressor.models.families.transformers.streaming import StreamedCheckpoint
+from compressor.models.families.transformers.streaming import (
+    NotStreamableError,
+    StreamedCheckpoint,
+)
 from passes.awq import nearest_layers
 from passes.awq.config import AwqConfig
 from passes.awq.step import Awq
@@ -287,6 +290,34 @@ def test_a_run_killed_in_or_behind_the_tower_ends_with_the_same_bytes(conversati
 
 def out_bytes(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("packs_more", [False, True])
+@pytest.mark.parametrize("conversations", ["llava_next"], indirect=True)
+def test_tower_and_head_of_a_decoder_that_is_loaded_whole_have_the_grids_of_their_fields(
+    packs_more, conversations, tmp_path, monkeypatch
+):
+    parent, calibration, others = conversations
+
+    def refuse(*_):
+        raise NotStreamableError("its layers share a state")
+
+    monkeypatch.setattr(StreamedCheckpoint, "first_layer_inputs", refuse)
+    grid = {"bits": 8, "group_size": -1, "symmetric": True}
+    fields = {"vision": grid, "lm_head": grid} if packs_more else {"vision": None}
+    out, _ = run_awq(parent, tmp_path, {**TOWER, **NEAREST, **fields}, images=calibration)
+    written = json.loads((out / "config.json").read_text())["quantization_config"]
+    bits = [group["weights"]["num_bits"] for group in written["config_groups"].values()]
+    assert sorted(bits) == ([4, 8] if packs_more else [4])
+    names = {name for file in out.glob("*.safetensors") for name in load_file(file)}
+    packed = [name for name in names if name.endswith(".weight_packed")]
+    assert any("lm_head" in name for name in packed) is packs_more
+    assert any("vision_tower" in name for name in packed) is packs_more
+    assert any("language_model" in name for name in packed)
+    inputs = model_inputs(others, 4)
+    with torch.inference_mode():
+        expected, logits = (load_module(f).float()(**inputs)["logits"] for f in (parent.model, out))
+    assert torch.cosine_similarity(expected, logits, dim=-1).mean() > 0.9
 
 
 @pytest.mark.parametrize(

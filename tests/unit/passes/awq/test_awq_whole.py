@@ -250,8 +250,8 @@ def test_layers_that_no_sample_reaches_are_rounded_too(tmp_path):
     ("fields", "message"),
     [
         ({"format": "awq"}, "AutoAWQ's format holds transformers checkpoints"),
-        ({"effective_bits": 4.25}, "`effective_bits`: for transformers checkpoints only"),
-        ({"vision": {"bits": 8}}, "`vision`: for transformers checkpoints only"),
+        ({"effective_bits": 4.25}, "`effective_bits`: for decoders whose layers run one at a time"),
+        ({"vision": {"bits": 8}}, "`vision`: for decoders whose layers run one at a time"),
         ({"group_size": 256}, "fusion.from_vision: 32 inputs "),
         ({"group_size": 256}, "`group_size` to one with which a layer fits: 128, 64, 32, 16, -1"),
     ],
