@@ -32,7 +32,7 @@ class _RestOfNorm(nn.Module):
             norm.register_parameter(name, None)
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             norm.register_buffer(name, None)
-        norm.track_running_stats = False  # or loading a state dict would add a counter
+        norm.__dict__["track_running_stats"] = False  # or loading a state dict would add a counter
         self.rest = norm
 
     def forward(self, x: Tensor) -> Tensor:

@@ -91,6 +91,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     for name, child in list(module.named_children()):
         setattr(module, name, _unwrapped(child))
     if isinstance(module, nn.DataParallel):
-        return module.module
+        wrapped: nn.Module = module.module
+        return wrapped
     inner = module._modules.get(_COMPILED)
     return module if inner is None else inner
