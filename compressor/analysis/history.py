@@ -9,8 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from compressor.artifacts.manifest import Metric
-from compressor.artifacts.runs import all_runs
-from compressor.engine.gates.measured_model import measured_models_of_ladder
+from compressor.artifacts.runs import LADDER, load_run, pipeline_of, run_folders
+from compressor.engine.gates.measured_model import ladder_rows
 from compressor.errors import UsageError
 
 
@@ -57,12 +57,13 @@ def list_runs(store: Path, pipeline: str | None = None) -> tuple[PastRun, ...]:
             passed=sum(gate.passed for gate in record.gates),
             failed=sum(not gate.passed for gate in record.gates),
             steps=tuple(
-                PastStep(step=step.name, id=step.id, metrics=dict(step.metrics))
-                for step in measured_models_of_ladder(folder).values()
+                PastStep(step=step.step, id=step.id, metrics=dict(step.metrics))
+                for step in ladder_rows(folder / LADDER)
             ),
         )
-        for folder, record in all_runs(store)
-        if pipeline in {None, record.pipeline}
+        for folder in run_folders(store)
+        if pipeline in {None, pipeline_of(folder)}
+        for record in [load_run(folder)]
     ]
     if not runs:
         missing = "no run" if pipeline is None else f"no run of {pipeline!r}"

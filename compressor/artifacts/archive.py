@@ -9,19 +9,34 @@ so that no header and no file takes more memory or disk than the manifest states
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from compressor.artifacts.errors_from_os import reading, writing
+from compressor.artifacts.files import atomic_file
+from compressor.artifacts.keyring import has_public_key, load_keyring
 from compressor.artifacts.manifest import FileEntry, Manifest
-from compressor.artifacts.signing import SIGNATURE, check_signature
-from compressor.artifacts.store import MANIFEST, MODEL, Artifact, Store, open_artifact, verify
+from compressor.artifacts.signing import SIGNATURE, check_signed, parse_signature
+from compressor.artifacts.store import (
+    MANIFEST,
+    MODEL,
+    Artifact,
+    Store,
+    open_artifact,
+    verified_artifact,
+    was_replaced,
+)
+from compressor.artifacts.trust import IMPORTED, Import, signatures_required
 from compressor.errors import DamagedArtifactError, MissingExtraError, StorageError, UsageError
 
 _LEVEL = 10
@@ -36,52 +51,76 @@ _REPORTS = ("reports/", "logs/")
 _PAGES = frozenset({"report.md", "report.html"})
 
 
-def archive_artifact(artifact: Artifact, target: Path) -> int:
+def archive_artifact(path: Path, target: Path) -> int:
     """Verify an artifact and write it to the archive ``target``; return the archive's bytes.
 
+    The bytes that are written are those that the manifest states, also if the artifact is measured
+    again or removed meanwhile: then nothing is written.
+
     Raises:
-        UsageError: ``target`` exists.
+        UsageError: ``path`` holds no artifact, or ``target`` exists.
         DamagedArtifactError: a file differs from the manifest.
         MissingExtraError: `zstandard` is not installed.
     """
     zstandard = _zstandard()
     if target.exists():
         raise UsageError(f"{target} already exists", remedy="remove it, or choose another name")
-    verify(artifact)
-    manifest = artifact.manifest
-    names = [MANIFEST, *([SIGNATURE] if (artifact.path / SIGNATURE).is_file() else [])]
-    names += sorted({*manifest.files, *manifest.reports})
-    partial = target.with_name(f".{target.name}.partial")
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        artifact = verified_artifact(path)
         try:
-            with (
-                partial.open("wb") as raw,
-                zstandard.ZstdCompressor(level=_LEVEL).stream_writer(raw) as packed,
-                tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
-            ):
-                for name in names:
-                    _add(tar, name, artifact.path / name)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-    return target.stat().st_size
+            _write(artifact, target, zstandard)
+        except (DamagedArtifactError, StorageError):
+            if not was_replaced(artifact):
+                raise
+        else:
+            return target.stat().st_size
 
 
-def restore_artifact(
-    archive: Path, store: Store, key: Path | None, *, signed: bool
-) -> tuple[Artifact, bool]:
+def _write(artifact: Artifact, target: Path, zstandard: Any) -> None:
+    listed = {**artifact.manifest.files, **artifact.manifest.reports}
+    with (
+        writing(target),
+        atomic_file(target) as raw,
+        zstandard.ZstdCompressor(level=_LEVEL).stream_writer(raw, closefd=False) as packed,
+        tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name in (MANIFEST, *_signature(artifact), *sorted(listed)):
+            _add(tar, name, artifact.file(name), listed.get(name))
+
+
+def _signature(artifact: Artifact) -> list[str]:
+    return [SIGNATURE] if artifact.file(SIGNATURE).is_file() else []
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """Conditions on an archive beside its hashes.
+
+    Attributes:
+        signed: True to require a valid signature.
+        key: a public key file or a keyring; None for the one in the environment.
+        check: returns what contradicts a manifest, None if nothing does.
+    """
+
+    signed: bool = False
+    key: Path | None = None
+    check: Callable[[Manifest], str | None] = lambda _: None
+
+
+def restore_artifact(archive: Path, store: Store, demands: Demands) -> tuple[Artifact, bool]:
     """Restore an archive into a store; return the artifact, and True if it is new there.
+
+    A signature is checked whenever there is a key to check it with.
 
     Args:
         archive: a file that ``archive_artifact`` wrote.
         store: the store to restore into.
-        key: a public key file; None for the key in the environment.
-        signed: True to require a valid signature.
+        demands: conditions on the archive.
 
     Raises:
-        UsageError: there is no such file.
-        DamagedArtifactError: the file is not such an archive, or does not match its manifest.
+        UsageError: there is no such file, or no key although a signature is required.
+        DamagedArtifactError: the file is not such an archive, does not match its manifest or the
+            demands, or has other files than the artifact of this id in the store.
         StorageError: the files that the manifest lists do not fit on the disk.
         MissingExtraError: `zstandard` is not installed.
     """
@@ -96,23 +135,48 @@ def restore_artifact(
             raise _refused(archive, f"its first member is not {MANIFEST}")
         content = _read(archive, *first, _LARGEST_MANIFEST_BYTES)
         manifest = _manifest(archive, content)
-        listed = {**manifest.files, **manifest.reports}
-        with store.lock(manifest.id):
+        if (problem := demands.check(manifest)) is not None:
+            raise _refused(archive, problem)
+        signature, others = _split_signature(archive, members)
+        signer = _check_signer(archive, content, signature, demands)
+        with store.session([manifest.id]) as session, store.lock(manifest.id):
             if (existing := store.find(manifest.pass_.name, manifest.id)) is not None:
-                verify(existing)
-                return existing, False
+                if existing.manifest.files != manifest.files:
+                    raise _refused(archive, f"{existing.path} has the same id and other files")
+                return verified_artifact(existing.path), False
+            listed = {**manifest.files, **manifest.reports}
             _check_room(listed, store)
-            staging = store.staging(f"import{manifest.id}")
-            try:
-                staged = staging / "out"
-                _unpack(archive, members, listed, staged)
-                with writing(staged):
-                    (staged / MANIFEST).write_bytes(content)
-                if signed:
-                    check_signature(staged, key)
-                return store.adopt(staged, open_artifact(staged).manifest), True
-            finally:
-                store.discard(staging)
+            staged = session.temporary("restored")
+            _unpack(archive, others, listed, staged)
+            with writing(staged):
+                (staged / MANIFEST).write_bytes(content)
+                (staged / IMPORTED).write_text(Import.now(signer).model_dump_json(indent=1))
+                if signature is not None:
+                    (staged / SIGNATURE).write_bytes(base64.b64encode(signature) + b"\n")
+            return store.adopt(staged, open_artifact(staged).manifest), True
+
+
+def _split_signature(
+    archive: Path, members: Iterator[tuple[Any, IO[bytes]]]
+) -> tuple[bytes | None, Iterator[tuple[Any, IO[bytes]]]]:
+    """Return the signature, which is the second member if there is one, and the other members."""
+    second = next(members, None)
+    if second is None:
+        return None, members
+    if second[0].name != SIGNATURE:
+        return None, chain([second], members)
+    text = _read(archive, *second, _LARGEST_SIGNATURE_BYTES)
+    return parse_signature(text, archive / SIGNATURE), members
+
+
+def _check_signer(
+    archive: Path, manifest: bytes, signature: bytes | None, demands: Demands
+) -> str | None:
+    """Return the name of the key that signed an archive; None if no signature was checked."""
+    required = demands.signed or demands.key is not None or signatures_required()
+    if not required and (signature is None or not has_public_key()):
+        return None
+    return check_signed(manifest, signature, load_keyring(demands.key), archive).name
 
 
 def _unpack(
@@ -121,15 +185,8 @@ def _unpack(
     """Write the listed members, checking each; all of them must be present."""
     missing = dict(listed)
     with writing(out):
-        shutil.rmtree(out, ignore_errors=True)
         (out / MODEL).mkdir(parents=True)
     for info, source in members:
-        if info.name == SIGNATURE and not (out / SIGNATURE).exists():
-            with writing(out):
-                (out / SIGNATURE).write_bytes(
-                    _read(archive, info, source, _LARGEST_SIGNATURE_BYTES)
-                )
-            continue
         entry = missing.pop(info.name, None)
         if entry is None:
             raise _refused(archive, f"{info.name!r} is not in its manifest, or is a duplicate")
@@ -251,13 +308,29 @@ def _check_room(listed: dict[str, FileEntry], store: Store) -> None:
         )
 
 
-def _add(tar: tarfile.TarFile, name: str, file: Path) -> None:
-    """Add a file without owner, mode and time."""
+def _add(tar: tarfile.TarFile, name: str, file: Path, entry: FileEntry | None) -> None:
+    """Add a file without owner, mode and time; what is listed must be what the manifest states."""
     info = tarfile.TarInfo(name)
-    info.size = file.stat().st_size
     info.mode = 0o644
-    with file.open("rb") as source:
-        tar.addfile(info, source)
+    with reading(file), file.open("rb") as source:
+        info.size = os.fstat(source.fileno()).st_size
+        hashed = _Hashed(source)
+        tar.addfile(info, hashed)  # type: ignore[arg-type]
+    if entry is not None and entry.sha256 != hashed.digest.hexdigest():
+        raise DamagedArtifactError(f"{file} is damaged: its content has changed (sha256 differs)")
+
+
+class _Hashed:
+    """A stream whose content is hashed while it is read."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self.digest = stream, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes."""
+        content = self._stream.read(size)
+        self.digest.update(content)
+        return content
 
 
 def _refused(archive: Path, why: str) -> DamagedArtifactError:

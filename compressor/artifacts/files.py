@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +20,8 @@ except ImportError:  # not POSIX: `plan`, `validate` and `show` need no locks
 
 LFS_POINTER = b"version https://git-lfs"
 """Start of the text that Git LFS leaves in place of a file that was not fetched."""
+_LONGEST_STEM = 50
+"""Characters of a name that its temporary file repeats; names have at most 255 bytes."""
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks copy-on-write (Btrfs, XFS, bcachefs)
 
 
@@ -61,18 +67,58 @@ def fsync_tree(root: Path) -> None:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write ``path`` atomically: readers, and kills, find the old content or the new one."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that gets the name ``path`` when it is complete and on the disk.
+
+    Until then it has a name of its own beside it, and is locked: what writers that died have left
+    there is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
+    _remove_leftovers(path)
+    temporary, file = _open_temporary(path)
+    with file:
+        try:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     fsync_directory(path.parent)
+
+
+def _open_temporary(path: Path) -> tuple[Path, IO[bytes]]:
+    """Create a file beside ``path`` under a name that no other writer uses, and lock it."""
+    while True:
+        name = f".{path.name[:_LONGEST_STEM]}.{secrets.token_hex(8)}.tmp"
+        file = (temporary := path.with_name(name)).open("xb")
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # another writer removed it before it was locked
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files for ``path`` whose writers have died: nobody has locked them."""
+    if fcntl is None:
+        return
+    leftover = re.compile(re.escape(f".{path.name[:_LONGEST_STEM]}.") + r"[0-9a-f]+\.tmp")
+    for file in path.parent.iterdir():
+        if not leftover.fullmatch(file.name):
+            continue
+        try:
+            with file.open("rb") as handle:
+                if lock_file(handle, wait=False):
+                    file.unlink(missing_ok=True)
+        except OSError:  # renamed meanwhile, or another user's
+            continue
 
 
 def copy_file(source: Path, target: Path) -> None:

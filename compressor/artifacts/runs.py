@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
 from compressor.artifacts.errors_from_os import writing
-from compressor.artifacts.files import write_atomic
+from compressor.artifacts.exchange import replace_directory
+from compressor.artifacts.files import copy_file, fsync_tree
 from compressor.artifacts.fingerprint import digest_json
-from compressor.errors import DamagedArtifactError, UsageError
+from compressor.artifacts.locks import lock
+from compressor.artifacts.manifest import FileEntry
+from compressor.artifacts.records import read_listed, read_unlisted
+from compressor.artifacts.sessions import LOCKS
+from compressor.artifacts.store import RUNS, Store, entries_of
+from compressor.errors import CompressError, DamagedArtifactError, UsageError
 
 RECORD = "run.json"
+LADDER, SAMPLES, GAINS = "ladder.json", "samples.json", "gain.json"
+RUN_FILES = (
+    LADDER,
+    SAMPLES,
+    "gates.json",
+    GAINS,
+    "junit.xml",
+    "report.md",
+    "report.html",
+)
+"""Files beside a record, which it lists with their digests."""
+_AGAIN = "run the pipeline again, which records its run again"
 
 
 class RunStep(BaseModel):
@@ -82,58 +103,172 @@ class GateResult(BaseModel):
 class RunRecord(BaseModel):
     """``runs/<pipeline>-<digest8>/run.json``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     pipeline: str
     command: str
     """The command line."""
     steps: tuple[RunStep, ...]
     gates: tuple[GateResult, ...]
+    files: dict[str, FileEntry] = {}
+    """The files beside the record: ladder, samples, pages."""
+    digest: str = ""
+    """sha256 of the rest of the record; empty in records of earlier versions."""
 
     @property
     def directory(self) -> str:
         """Name of the record's folder; equal runs share it."""
-        return (
-            f"{self.pipeline}-{digest_json(self.model_dump(mode='json', exclude={'command'}))[:8]}"
-        )
+        what = json.loads(self.model_dump_json(include={"pipeline", "steps", "gates"}))
+        return f"{self.pipeline}-{digest_json(what)[:8]}"
+
+    @property
+    def has_digests(self) -> bool:
+        """False if it was written before records had digests: its figures are not checked."""
+        return bool(self.digest)
+
+    def sealed(self, files: Mapping[str, FileEntry]) -> RunRecord:
+        """Return the record with the digests of the files beside it, and its own."""
+        listed = self.model_copy(update={"files": dict(files), "digest": ""})
+        return listed.model_copy(update={"digest": _digest(json.loads(listed.model_dump_json()))})
 
 
-def save_run(root: Path, record: RunRecord) -> Path:
-    """Write the record into the store at ``root``, make its folder the newest, and return it."""
-    folder = root / "runs" / record.directory
-    with writing(folder):
-        if not (folder / RECORD).is_file():
-            write_atomic(folder / RECORD, record.model_dump_json(indent=1).encode())
-        os.utime(folder)
-    return folder
+def _digest(tree: Mapping[str, Any]) -> str:
+    return digest_json({key: value for key, value in tree.items() if key != "digest"})
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        return not damaged_files(folder, load_run(folder))
+    except DamagedArtifactError:
+        return False
+
+
+@contextmanager
+def save_run(
+    store: Store, record: RunRecord, *, executed: bool = True
+) -> Iterator[tuple[Path, Path]]:
+    """Write a record and the files beside it, all at once.
+
+    Yield the run's folder, and an empty one for the files; with the record, it becomes the run's
+    folder. A damaged record of the same run is kept in ``.damaged``.
+
+    Args:
+        store: the store.
+        record: the run.
+        executed: True to make it the newest run of the store; False to keep its time.
+
+    Raises:
+        StorageError: the disk is full, or the store is not writable; nothing has changed.
+    """
+    folder = store.root / RUNS / record.directory
+    with store.current_session() as session, lock(store.root / LOCKS / record.directory):
+        staged = session.temporary("record")
+        with writing(staged):
+            staged.mkdir(parents=True)
+        yield folder, staged
+        with writing(folder):
+            _keep_other_files(folder, staged)
+            if executed or record.has_digests:
+                names = [name for name in RUN_FILES if (staged / name).is_file()]
+                record = record.sealed(entries_of(staged, *names))
+            (staged / RECORD).write_bytes(record.model_dump_json(indent=1).encode())
+            fsync_tree(staged)
+            if not executed and folder.is_dir():
+                moment = folder.stat().st_mtime_ns
+                os.utime(staged, ns=(moment, moment))
+            intact = not folder.is_dir() or _is_intact(folder)
+            old = replace_directory(staged, folder, session.aside(folder))
+            if old is not None:
+                (store.remove if intact else store.set_aside)(old)
+
+
+def _keep_other_files(folder: Path, staged: Path) -> None:
+    """Take over what somebody else has put into a run's folder."""
+    if folder.is_dir():
+        for file in folder.iterdir():
+            known = file.name in (RECORD, *RUN_FILES) or file.name.startswith(".")
+            if not known and file.is_file() and not file.is_symlink():
+                copy_file(file, staged / file.name)
 
 
 def load_run(folder: Path) -> RunRecord:
-    """Read a run record.
+    """Read a run record; its own digest is checked, and the files beside it when they are read.
 
     Raises:
-        DamagedArtifactError: it is missing, or not a run record.
+        DamagedArtifactError: it is missing, changed, or not a run record.
     """
+    file = folder / RECORD
     try:
-        return RunRecord.model_validate_json((folder / RECORD).read_bytes())
-    except (OSError, ValidationError) as error:
+        content = file.read_bytes()
+        record = RunRecord.model_validate_json(content)
+        intact = not record.digest or record.digest == _digest(json.loads(content))
+    except (OSError, ValueError, ValidationError, RecursionError) as error:
         raise DamagedArtifactError(
-            f"{folder / RECORD} cannot be read: {str(error).splitlines()[0]}"
+            f"{file} is damaged, or cannot be read: {str(error).splitlines()[0]}",
+            remedy=_AGAIN,
         ) from error
+    if not intact:
+        raise DamagedArtifactError(
+            f"{file} is damaged: its content does not match its own digest",
+            remedy=_AGAIN,
+        )
+    return record
 
 
-def all_runs(root: Path) -> list[tuple[Path, RunRecord]]:
-    """Return folder and record of every run of the store at ``root``, oldest first."""
-    folders = [folder for folder in (root / "runs").glob("*") if (folder / RECORD).is_file()]
-    return [
-        (folder, load_run(folder))
-        for folder in sorted(folders, key=lambda path: path.stat().st_mtime_ns)
-    ]
+def read_run_file(folder: Path, name: str) -> bytes | None:
+    """Return the content of a file beside a run's record; None if the run has none.
+
+    Files of records without digests are not checked.
+
+    Raises:
+        DamagedArtifactError: the record or the file is damaged.
+    """
+    while True:
+        record = load_run(folder)
+        file = folder / name
+        if not record.has_digests:
+            return read_unlisted(file)
+        if name not in record.files:
+            return None
+        try:
+            return read_listed(file, record.files[name])
+        except DamagedArtifactError:
+            if load_run(folder).digest == record.digest:  # else the run was recorded again
+                raise
 
 
-def latest_runs(root: Path) -> dict[str, RunRecord]:
-    """Return the last record of each pipeline."""
-    return {record.pipeline: record for _, record in all_runs(root)}
+def damaged_files(folder: Path, record: RunRecord) -> list[str]:
+    """Return the files beside a record that are missing or do not match it."""
+    problems = []
+    for name, entry in record.files.items():
+        try:
+            read_listed(folder / name, entry)
+        except CompressError as error:
+            problems.append(error.what)
+    return problems
+
+
+def run_folders(root: Path) -> list[Path]:
+    """Return the folders of the runs of the store at ``root``, damaged ones too, oldest first."""
+    folders = []
+    for folder in (root / RUNS).glob("*"):
+        if not folder.name.startswith(".") and any(
+            os.path.lexists(folder / name) for name in (RECORD, *RUN_FILES[:2])
+        ):
+            with suppress(FileNotFoundError):
+                folders.append((folder.stat().st_mtime_ns, folder.name, folder))
+    return [folder for _, _, folder in sorted(folders)]
+
+
+def is_run_of_store(folder: Path) -> bool:
+    """Return True if a folder is a run's by its place and files; its record may be missing."""
+    root = folder.parent.parent
+    return folder.parent.name == RUNS and folder in run_folders(root) and Store(root).was_used()
+
+
+def pipeline_of(folder: Path) -> str:
+    """Return the pipeline of a run as its folder's name states it: the record may be damaged."""
+    return folder.name.rpartition("-")[0]
 
 
 def find_run(target: Path) -> tuple[Path, RunRecord]:
@@ -141,13 +276,13 @@ def find_run(target: Path) -> tuple[Path, RunRecord]:
 
     Raises:
         UsageError: there is no run.
-        DamagedArtifactError: the record cannot be read.
+        DamagedArtifactError: the record is damaged.
     """
     folder = target.parent if target.name == RECORD else target
-    if (folder / RECORD).is_file():
+    if (folder / RECORD).is_file() or is_run_of_store(folder):
         return folder, load_run(folder)
-    if runs := all_runs(target):
-        return runs[-1]
+    if folders := run_folders(target):
+        return folders[-1], load_run(folders[-1])
     raise UsageError(
         f"{target} is neither a run nor a store with one",
         remedy="`autoglm-compress run` writes one",

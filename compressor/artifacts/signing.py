@@ -15,20 +15,24 @@ from typing import TYPE_CHECKING
 
 from compressor.artifacts.errors_from_os import reading, writing
 from compressor.artifacts.files import write_atomic
-from compressor.artifacts.store import MANIFEST
-from compressor.errors import DamagedArtifactError, MissingExtraError, UsageError
+from compressor.artifacts.keyring import (
+    Keyring,
+    TrustedKey,
+    load_keyring,
+    require_cryptography,
+)
+from compressor.artifacts.store import MANIFEST, locked_artifact, open_artifact
+from compressor.errors import DamagedArtifactError, UsageError
+from compressor.foreign_files.limits import SOURCE_TEXT
+from compressor.foreign_files.opening import read_bytes
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-        Ed25519PrivateKey,
-        Ed25519PublicKey,
-    )
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SIGNATURE = f"{MANIFEST}.sig"
 PRIVATE_KEY = "AUTOGLM_COMPRESS_PRIVATE_KEY"
-PUBLIC_KEY = "AUTOGLM_COMPRESS_PUBLIC_KEY"
-"""Environment variables that hold a key as PEM text."""
-_LARGEST_SIGNATURE_BYTES = 1024
+"""Environment variable that holds a private key as PEM text."""
+_SIGNATURE_BYTES = 64
 
 
 def sign(folder: Path, key: Path | None) -> Path:
@@ -43,95 +47,119 @@ def sign(folder: Path, key: Path | None) -> Path:
         MissingExtraError: `cryptography` is not installed.
     """
     private = _private(key)
-    with reading(folder / MANIFEST):
-        signature = private.sign((folder / MANIFEST).read_bytes())
-    with writing(folder):
-        write_atomic(folder / SIGNATURE, base64.b64encode(signature) + b"\n")
+    with locked_artifact(folder):
+        with reading(folder / MANIFEST):
+            signature = private.sign((folder / MANIFEST).read_bytes())
+        with writing(folder):
+            write_atomic(folder / SIGNATURE, base64.b64encode(signature) + b"\n")
     return folder / SIGNATURE
 
 
-def check_signature(folder: Path, key: Path | None) -> None:
-    """Check the signature in ``folder`` against its manifest.
+def check_signature(folder: Path, key: Path | None) -> TrustedKey:
+    """Check the signature of the artifact in ``folder``; arguments and errors as ``check_signed``.
+
+    Returns:
+        The key that made it.
+    """
+    keyring = load_keyring(key)
+    signature = read_signature(folder)
+    with reading(folder):
+        content = open_artifact(folder).file(MANIFEST).read_bytes()
+    return check_signed(content, signature, keyring, folder)
+
+
+def check_signed(
+    manifest: bytes, signature: bytes | None, keyring: Keyring, subject: Path
+) -> TrustedKey:
+    """Check the signature of a manifest, and return the key that made it.
 
     Args:
-        folder: an artifact, or one that is being unpacked.
-        key: a public key file; None for the key in ``AUTOGLM_COMPRESS_PUBLIC_KEY``.
+        manifest: the content of the manifest.
+        signature: its 64 bytes; None if there is none.
+        keyring: the keys that are trusted.
+        subject: the artifact or the archive, for messages.
 
     Raises:
-        UsageError: there is no key, or it is not an Ed25519 key.
-        DamagedArtifactError: the artifact is not signed, not with this key, or has changed since.
-        MissingExtraError: `cryptography` is not installed.
+        DamagedArtifactError: the artifact is not signed, not with one of these keys, with a revoked
+            one, or has changed since.
     """
-    public = _public(key)
-    from cryptography.exceptions import InvalidSignature
-
-    file = folder / SIGNATURE
-    if not file.is_file():
+    if signature is None:
         raise DamagedArtifactError(
-            f"{folder} is not signed", remedy="`autoglm-compress sign` signs an artifact"
+            f"{subject} is not signed", remedy="`autoglm-compress sign` signs an artifact"
         )
-    with reading(folder):
-        text, content = file.read_bytes(), (folder / MANIFEST).read_bytes()
-    try:
-        if len(text) > _LARGEST_SIGNATURE_BYTES:
-            raise InvalidSignature
-        public.verify(base64.b64decode(text.strip(), validate=True), content)
-    except (InvalidSignature, binascii.Error) as error:
+    signer = keyring.find_signer(signature, manifest)
+    if signer is None:
         raise DamagedArtifactError(
-            f"{folder}: the signature does not match the manifest",
+            f"{subject}: the signature does not match the manifest",
             remedy="it was signed with another key, or changed since; "
             "measuring again changes the manifest too: sign it again",
-        ) from error
+        )
+    if signer.revoked is not None:
+        raise DamagedArtifactError(
+            f"{subject} is signed with the key {signer.name}, which is revoked: {signer.revoked}",
+            remedy="get it with a signature of another key, or build it again",
+        )
+    return signer
+
+
+def read_signature(folder: Path) -> bytes | None:
+    """Return the 64 bytes of the signature in ``folder``, None if there is none.
+
+    Raises:
+        DamagedArtifactError: the file holds something else.
+    """
+    file = folder / SIGNATURE
+    if not file.exists() and not file.is_symlink():
+        return None
+    return parse_signature(read_bytes(file, SOURCE_TEXT, DamagedArtifactError, None), file)
+
+
+def parse_signature(text: bytes, file: Path) -> bytes:
+    """Return the 64 bytes of a signature; ``file`` is its place, for messages.
+
+    Raises:
+        DamagedArtifactError: the text is not a signature in base64.
+    """
+    try:
+        signature = base64.b64decode(text.strip(), validate=True)
+    except binascii.Error:
+        signature = b""
+    if len(signature) != _SIGNATURE_BYTES:
+        raise DamagedArtifactError(
+            f"{file} holds no signature, so it does not match the manifest",
+            remedy="remove it, or sign the artifact again",
+        )
+    return signature
 
 
 def _private(path: Path | None) -> Ed25519PrivateKey:
-    pem = _pem(path, PRIVATE_KEY, "private")
+    pem = _pem(path)
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as error:
-        raise _no_key(path, PRIVATE_KEY, "private") from error
+        raise _no_key(path) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise _no_key(path, PRIVATE_KEY, "private")
+        raise _no_key(path)
     return key
 
 
-def _public(path: Path | None) -> Ed25519PublicKey:
-    pem = _pem(path, PUBLIC_KEY, "public")
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    try:
-        key = load_pem_public_key(pem)
-    except (ValueError, TypeError) as error:
-        raise _no_key(path, PUBLIC_KEY, "public") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise _no_key(path, PUBLIC_KEY, "public")
-    return key
-
-
-def _pem(path: Path | None, variable: str, which: str) -> bytes:
-    try:
-        import cryptography  # noqa: F401 - checks that it is installed
-    except ImportError as error:
-        raise MissingExtraError("cryptography", "signing", "provenance") from error
+def _pem(path: Path | None) -> bytes:
+    require_cryptography()
     if path is not None:
-        with reading(path):
-            return path.read_bytes()
-    if variable in os.environ:
-        return os.environ[variable].encode()
+        return read_bytes(path, SOURCE_TEXT, UsageError, None)
+    if PRIVATE_KEY in os.environ:
+        return os.environ[PRIVATE_KEY].encode()
     raise UsageError(
-        f"there is no {which} key",
-        remedy=f"give --key, or set {variable} to the text of a PEM file",
+        "there is no private key",
+        remedy=f"give --key, or set {PRIVATE_KEY} to the text of a PEM file",
     )
 
 
-def _no_key(path: Path | None, variable: str, which: str) -> UsageError:
-    generate = "openssl genpkey -algorithm ed25519 -out key.pem"
-    remedy = generate if which == "private" else "openssl pkey -in key.pem -pubout -out key.pub"
+def _no_key(path: Path | None) -> UsageError:
     return UsageError(
-        f"{path or variable} is not a {which} Ed25519 key in PEM without a password",
-        remedy=f"create one: {remedy}",
+        f"{path or PRIVATE_KEY} is not a private Ed25519 key in PEM without a password",
+        remedy="create one: openssl genpkey -algorithm ed25519 -out key.pem",
     )

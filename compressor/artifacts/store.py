@@ -1,46 +1,59 @@
-"""The artifact store: stage, publish, verify, set aside, collect.
+"""The artifact store: stage, publish, verify, set aside, remove.
 
 Layout of a store::
 
-    <root>/<pass>-<id12>/     a complete artifact
-    <root>/.staging/<id12>/   an unfinished step: work/ (checkpoints) and out/ (the artifact)
-    <root>/.locks/<id12>      locked (flock) while the artifact is built or measured; the kernel
-                              releases it on a kill
-    <root>/.damaged/          artifacts that failed verification, kept for inspection
-    <root>/runs/              one record per run
+    <root>/<pass>-<id12>/        a complete artifact
+    <root>/<pass>-<id12>/.next/  its new manifest and reports, while they replace the old ones
+    <root>/.staging/<id12>/      an unfinished step: work/ (checkpoints) and out/ (the artifact)
+    <root>/.staging/<token>-…/   a temporary folder of a running command
+    <root>/.locks/<id12>         locked (flock) while the artifact is built, measured or replaced
+    <root>/.locks/session-…      a running command, and the ids that it needs
+    <root>/.damaged/             artifacts and records that failed verification, for inspection
+    <root>/runs/                 one record per run
+
+``docs/decisions/0019-trust.md`` states who may overlap whom.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from compressor.artifacts.errors_from_os import reading, storage_error, writing
+from compressor.artifacts.exchange import replace_directory
 from compressor.artifacts.files import (
     fsync_directory,
     fsync_tree,
-    lock_file,
     require_file_locks,
     write_atomic,
 )
 from compressor.artifacts.fingerprint import digest_file
+from compressor.artifacts.locks import lock, try_lock
 from compressor.artifacts.manifest import SCHEMA_VERSION, FileEntry, Manifest
-from compressor.errors import DamagedArtifactError, UsageError
+from compressor.artifacts.sessions import LOCKS, STAGING, Session, open_session
+from compressor.errors import CompressError, DamagedArtifactError, StorageError, UsageError
 
 MANIFEST = "manifest.json"
 MODEL = "model"
 REPORTS = "reports"
 LOGS = "logs"
+NEXT = ".next"
+"""Folder in an artifact: its new manifest and reports. While it is there, it is what counts."""
+RUNS = "runs"
+DAMAGED = ".damaged"
 _SHORT = 12
+_ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,8 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+    reports: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    """Contents of reports that were read together with the manifest: see ``records``."""
 
     @property
     def id(self) -> str:
@@ -65,10 +80,18 @@ class Artifact:
         """The folder that its consumer loads."""
         return self.path / MODEL
 
-    @property
-    def reports(self) -> Path:
-        """The folder of the reports."""
-        return self.path / REPORTS
+    def file(self, name: str) -> Path:
+        """Return the path of a file that the manifest lists, or of the manifest itself."""
+        if name.startswith(f"{MODEL}/"):
+            return self.path / name
+        return _report_root(self.path) / name
+
+
+def is_artifact(path: Path) -> bool:
+    """Return True if a folder holds an artifact, complete or damaged."""
+    if (path / MANIFEST).is_file():
+        return True
+    return _ARTIFACT_NAME.fullmatch(path.name) is not None and (path / MODEL).is_dir()
 
 
 def open_artifact(path: Path) -> Artifact:
@@ -76,16 +99,14 @@ def open_artifact(path: Path) -> Artifact:
 
     Raises:
         UsageError: the path holds no artifact.
-        DamagedArtifactError: the manifest is torn, changed, or of a newer schema.
+        DamagedArtifactError: the manifest is missing, torn, changed, or of a newer schema.
     """
-    file = path / MANIFEST
-    if not file.is_file():
+    if not is_artifact(path):
         raise UsageError(
             f"{path} is not an artifact: it has no {MANIFEST}",
             remedy="name a folder like artifacts/<pass>-<id>; `autoglm-compress show` lists them",
         )
-    with reading(file):
-        text = file.read_bytes()
+    file, text = _read_manifest(path)
     try:
         raw = json.loads(text)
         version = raw.get("schema_version") if isinstance(raw, dict) else None
@@ -95,18 +116,43 @@ def open_artifact(path: Path) -> Artifact:
                 remedy="install a newer autoglm-compress",
             )
         manifest = Manifest.model_validate_json(text)
+        intact = manifest.digest == manifest.content_digest()
     except (ValueError, ValidationError, RecursionError) as error:
         raise DamagedArtifactError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
-    if manifest.digest != manifest.content_digest():
+    if not intact:
         raise DamagedArtifactError(f"{file} is damaged: its content does not match its own digest")
     return Artifact(path, manifest)
 
 
-def damage(artifact: Artifact, entries: dict[str, FileEntry], folder: str) -> list[str]:
+def _report_root(path: Path) -> Path:
+    """Return the folder with an artifact's manifest and reports: see ``Store.replace_reports``."""
+    following = path / NEXT
+    return following if (following / MANIFEST).is_file() else path
+
+
+def _read_manifest(path: Path) -> tuple[Path, bytes]:
+    for file in (path / NEXT / MANIFEST, path / MANIFEST):
+        if file.is_file():
+            try:
+                with reading(file):
+                    return file, file.read_bytes()
+            except StorageError:
+                if file.is_file():  # else it has just got its final name
+                    raise
+    raise DamagedArtifactError(f"{path / MANIFEST} is missing: {path} is damaged")
+
+
+def damage(artifact: Artifact, entries: Mapping[str, FileEntry], folder: str) -> list[str]:
     """Return what is wrong with the listed files, and the unlisted files below ``folder``."""
+    root = artifact.path if folder == MODEL else _report_root(artifact.path)
+    return folder_damage(root, entries, folder)
+
+
+def folder_damage(root: Path, entries: Mapping[str, FileEntry], folder: str) -> list[str]:
+    """Return what is wrong with files below ``root``, and the unlisted ones in ``root/folder``."""
     problems = []
     for relative, entry in entries.items():
-        file = artifact.path / relative
+        file = root / relative
         if file.is_symlink() or not file.is_file():
             problems.append(f"{relative}: missing")
         elif (size := file.stat().st_size) != entry.bytes:
@@ -115,7 +161,7 @@ def damage(artifact: Artifact, entries: dict[str, FileEntry], folder: str) -> li
             problems.append(f"{relative}: its content has changed (sha256 differs)")
     problems.extend(
         f"{relative}: not in the manifest"
-        for relative in list_files(artifact.path, folder)
+        for relative in list_files(root, folder)
         if relative not in entries
     )
     return problems
@@ -134,6 +180,52 @@ def verify(artifact: Artifact) -> None:
         raise DamagedArtifactError(
             f"{artifact.path} is damaged:\n" + "\n".join(f"    {line}" for line in problems)
         )
+
+
+def verified_artifact(path: Path) -> Artifact:
+    """Return the artifact at ``path`` with every file checked, also while it is measured again.
+
+    Raises:
+        UsageError: the path holds no artifact.
+        DamagedArtifactError: a file differs from the manifest.
+    """
+    while True:
+        artifact = open_artifact(path)
+        try:
+            verify(artifact)
+        except (DamagedArtifactError, StorageError):
+            if not was_replaced(artifact):
+                raise
+        else:
+            return artifact
+
+
+@contextmanager
+def locked_artifact(path: Path) -> Iterator[Artifact]:
+    """Hold the lock of a published artifact, all of whose files have their final names.
+
+    An artifact outside of a store, such as a copy, has no lock.
+
+    Raises:
+        UsageError: the path holds no artifact.
+        DamagedArtifactError: its manifest is damaged.
+    """
+    artifact = open_artifact(path)
+    store = Store(path.absolute().parent)
+    if not (store.root / LOCKS).is_dir():
+        yield artifact
+        return
+    with store.session([artifact.id]), store.lock(artifact.id):
+        store.settle(path.absolute())
+        yield open_artifact(path)
+
+
+def was_replaced(artifact: Artifact) -> bool:
+    """Return True if another manifest has taken the place of the one in hand."""
+    try:
+        return open_artifact(artifact.path).manifest.digest != artifact.manifest.digest
+    except CompressError:
+        return False
 
 
 def list_files(root: Path, folder: str) -> list[str]:
@@ -161,6 +253,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._sessions: list[Session] = []
 
     def path_of(self, pass_name: str, artifact_id: str) -> Path:
         """Return the folder of an artifact, whether it exists or not."""
@@ -175,7 +268,7 @@ class Store:
         path = self.path_of(pass_name, artifact_id)
         if not path.is_dir():
             return None
-        if not (path / MANIFEST).is_file():
+        if not is_artifact(path):
             raise DamagedArtifactError(f"{path} is damaged: {MANIFEST} is missing")
         artifact = open_artifact(path)
         if artifact.id != artifact_id:
@@ -186,7 +279,7 @@ class Store:
 
     def exists(self) -> bool:
         """Return True if the root has a store's folders or artifacts, or is empty."""
-        markers = (".staging", ".locks", "runs")
+        markers = (STAGING, LOCKS, RUNS)
         if any((self.root / name).is_dir() for name in markers):
             return True
         return self.root.is_dir() and (
@@ -195,40 +288,72 @@ class Store:
 
     def was_used(self) -> bool:
         """Return True if artifacts were built here; a folder ``runs`` may be another tool's."""
-        built = any((self.root / name).is_dir() for name in (".staging", ".locks"))
+        built = any((self.root / name).is_dir() for name in (STAGING, LOCKS))
         return built or next(self.artifacts(), None) is not None
 
     def artifacts(self) -> Iterator[Path]:
-        """Yield the folders of the published artifacts, oldest first."""
+        """Yield the folders of the published artifacts, damaged ones too, oldest first."""
         if self.root.is_dir():
-            folders = [
-                path
-                for path in self.root.iterdir()
-                if not path.name.startswith(".") and (path / MANIFEST).is_file()
-            ]
-            yield from sorted(folders, key=lambda path: (path.stat().st_mtime_ns, path.name))
+            folders = []
+            for path in self.root.iterdir():
+                with suppress(FileNotFoundError):  # it is being removed
+                    if not path.name.startswith(".") and is_artifact(path):
+                        folders.append((path.stat().st_mtime_ns, path.name, path))
+            yield from (path for _, _, path in sorted(folders))
+
+    @contextmanager
+    def session(self, ids: Iterable[str] = ()) -> Iterator[Session]:
+        """Start a command that writes: `gc` keeps the artifacts ``ids`` until it ends."""
+        with open_session(self.root, ids) as session:
+            self._sessions.append(session)
+            try:
+                yield session
+            finally:
+                self._sessions.remove(session)
+
+    @contextmanager
+    def current_session(self) -> Iterator[Session]:
+        """Yield the running session, or one for this operation."""
+        if self._sessions:
+            yield self._sessions[-1]
+        else:
+            with self.session() as session:
+                yield session
 
     @contextmanager
     def lock(self, artifact_id: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Lock one artifact to build or measure it; call ``waiting`` if another run has it."""
-        path = self.root / ".locks" / artifact_id[:_SHORT]
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = path.open("a")
-        with handle:
-            if not lock_file(handle, wait=False):
-                waiting()
-                lock_file(handle, wait=True)
+        """Lock one artifact to build or replace it; call ``waiting`` if another command has it."""
+        with lock(self.root / LOCKS / artifact_id[:_SHORT], waiting):
             yield
 
+    @contextmanager
+    def try_lock(self, artifact_id: str) -> Iterator[bool]:
+        """Lock one artifact if it is free; yield False if another command has it."""
+        with try_lock(self.root / LOCKS / artifact_id[:_SHORT]) as held:
+            yield held
+
     def staging(self, artifact_id: str) -> Path:
-        """Return the folder of an unfinished artifact; the files of an interrupted run are kept."""
-        path = self.root / ".staging" / artifact_id[:_SHORT]
+        """Return the folder of an unfinished artifact; the files of an interrupted run are kept.
+
+        What no run has written there, such as a pipe or a dangling link, is removed.
+        """
+        path = self.root / STAGING / artifact_id[:_SHORT]
         with writing(path):
-            (path / "work").mkdir(parents=True, exist_ok=True)
+            _remove_unless(stat.S_ISDIR, path)
+            path.mkdir(parents=True, exist_ok=True)
+            for name in ("work", "out"):
+                _remove_unless(stat.S_ISDIR, path / name)
+            for name in ("built.json", "log.txt"):
+                _remove_unless(stat.S_ISREG, path / name)
+            (path / "work").mkdir(exist_ok=True)
+            for folder, _, names in os.walk(path / "work"):
+                for name in names:
+                    _remove_unless(stat.S_ISREG, Path(folder, name))
         return path
 
-    def publish(self, staged: Path, manifest: Manifest) -> Artifact:
+    def publish(
+        self, staged: Path, manifest: Manifest, replaced: Artifact | None = None
+    ) -> Artifact:
         """Write the manifest of ``staged`` and give it its final name, atomically.
 
         Raises:
@@ -238,37 +363,73 @@ class Store:
         sealed = manifest.sealed()
         with writing(final):
             write_atomic(staged / MANIFEST, sealed.model_dump_json(indent=1).encode())
-        return self.adopt(staged, sealed)
+        return self.adopt(staged, sealed, replaced)
 
-    def adopt(self, staged: Path, manifest: Manifest) -> Artifact:
-        """Give a complete artifact its final name, atomically; errors as ``publish``."""
+    def adopt(self, staged: Path, manifest: Manifest, replaced: Artifact | None = None) -> Artifact:
+        """Give a complete artifact its final name, atomically; errors as ``publish``.
+
+        Args:
+            staged: the folder of the artifact.
+            manifest: its manifest.
+            replaced: the artifact that has the name until now.
+        """
         final = self.path_of(manifest.pass_.name, manifest.id)
-        with writing(final):
+        with writing(final), self.current_session() as session:
             fsync_tree(staged)
-            staged.rename(final)
-            fsync_directory(self.root)
+            if replaced is None:
+                staged.rename(final)  # fails if anything else is there
+                fsync_directory(self.root)
+            elif (old := replace_directory(staged, final, session.aside(final))) is not None:
+                self._delete(old, session)
         return Artifact(final, manifest)
 
     def replace_reports(self, artifact: Artifact, staged: Path, manifest: Manifest) -> Artifact:
-        """Replace the reports of an artifact; the model is unchanged.
+        """Replace manifest and reports of an artifact at once; the model is unchanged.
 
-        A kill in between leaves reports that do not match the manifest; the next run measures
-        again.
+        The new set becomes the artifact's folder ``.next`` in one rename, and from then on it is
+        what readers use. Then its files replace the old ones, and ``.next`` leaves in one rename.
+        So no kill leaves a mixture, and the model needs neither copies nor hard links, which
+        readers of ONNX's external data refuse.
+
+        Args:
+            artifact: the artifact, locked by the caller.
+            staged: the folder with the new reports.
+            manifest: the new manifest.
         """
         sealed = manifest.sealed()
+        self.settle(artifact.path)
         with writing(artifact.path):
-            write_atomic(artifact.path / MANIFEST, sealed.model_dump_json(indent=1).encode())
-            for relative in artifact.manifest.reports.keys() - sealed.reports.keys():
-                (artifact.path / relative).unlink(missing_ok=True)
-            for relative in sealed.reports:
-                write_atomic(artifact.path / relative, (staged / relative).read_bytes())
+            write_atomic(staged / MANIFEST, sealed.model_dump_json(indent=1).encode())
+            fsync_tree(staged)
+            staged.rename(artifact.path / NEXT)
+            fsync_directory(artifact.path)
+        self.settle(artifact.path)
         return Artifact(artifact.path, sealed)
 
+    def settle(self, path: Path) -> None:
+        """Give new reports of an artifact their final names, if a command was killed before.
+
+        The caller has locked the artifact.
+        """
+        following = path / NEXT
+        if not following.is_dir():
+            return
+        with writing(path), self.current_session() as session:
+            if (following / MANIFEST).is_file():
+                fresh = [name for name in list_files(following, "") if name != MANIFEST]
+                stale = set(list_files(path, REPORTS)) | set(list_files(path, LOGS))
+                for name in fresh:
+                    write_atomic(path / name, (following / name).read_bytes())
+                for name in sorted(stale.difference(fresh)):
+                    (path / name).unlink(missing_ok=True)
+                write_atomic(path / MANIFEST, (following / MANIFEST).read_bytes())
+            self._delete(following, session)
+
     def set_aside(self, path: Path) -> Path:
-        """Move a damaged artifact to ``.damaged`` for inspection, and return its new path."""
+        """Move a damaged artifact or record to ``.damaged`` for inspection; return its new path."""
         target = (
             self.root
-            / ".damaged"
+            / DAMAGED
             / f"{path.name}-{time.strftime('%Y%m%dT%H%M%S')}-{time.monotonic_ns() % 10**6:06d}"
         )
         with writing(target):
@@ -283,67 +444,55 @@ class Store:
 
     def has_staging(self, artifact_id: str) -> bool:
         """Return True if an unfinished step has left files to resume from."""
-        return (self.root / ".staging" / artifact_id[:_SHORT]).is_dir()
+        return (self.root / STAGING / artifact_id[:_SHORT]).is_dir()
 
     def discard_staging(self, artifact_id: str) -> None:
         """Remove the staging folder of a run that was killed right after publishing."""
-        path = self.root / ".staging" / artifact_id[:_SHORT]
+        path = self.root / STAGING / artifact_id[:_SHORT]
         if path.is_dir():
             self.discard(path)
 
-    def garbage(self, keep: set[str]) -> list[Path]:
-        """Return the paths that ``gc`` removes.
-
-        These are artifacts whose id is neither in ``keep`` nor an ancestor of one that is, staging
-        folders, and damaged artifacts; locked artifacts are excluded.
-        """
-        manifests = {}
-        for path in self.artifacts():
-            try:
-                manifests[path] = open_artifact(path).manifest
-            except DamagedArtifactError:
-                continue
-        parents = {manifest.id: set(manifest.parents.values()) for manifest in manifests.values()}
-        needed, frontier = set(keep), set(keep)
-        while frontier:
-            frontier = set().union(*(parents.get(id_, set()) for id_ in frontier)) - needed
-            needed |= frontier
-        garbage = [path for path, manifest in manifests.items() if manifest.id not in needed]
-        for folder in (".staging", ".damaged"):
-            if (self.root / folder).is_dir():
-                garbage.extend(sorted((self.root / folder).iterdir()))
-        return [path for path in garbage if not self._locked(path)]
-
     def remove(self, path: Path) -> None:
-        """Remove an artifact or a leftover; it leaves its final name in one rename."""
-        doomed = self.root / ".staging" / f"removing-{path.name}-{os.getpid()}"
-        with writing(path):
-            doomed.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+        """Remove an artifact or a leftover; it leaves its name in one rename."""
+        with writing(path), self.current_session() as session:
+            self._delete(path, session)
 
-    def _locked(self, path: Path) -> bool:
-        lock = (
-            self.root
-            / ".locks"
-            / (path.name if path.parent.name == ".staging" else path.name.rsplit("-", 1)[-1])
-        )
-        if not lock.is_file():
-            return False
-        with lock.open("a") as handle:
-            return not lock_file(handle, wait=False)
+    def _delete(self, path: Path, session: Session) -> None:
+        doomed = session.temporary("removed")
+        path.rename(doomed)
+        if doomed.is_dir() and not doomed.is_symlink():
+            shutil.rmtree(doomed)
+        else:
+            doomed.unlink()
 
     def check_writable(self) -> None:
         """Check that this process may write to the store and lock its artifacts.
+
+        In a store whose folder passes on its group (setgid), files are made for the group to
+        write, whatever the umask: several users work on such a store.
 
         Raises:
             StorageError: The store is not writable, or this platform has no file locks.
         """
         require_file_locks()
-        staging = self.root / ".staging"
+        staging = self.root / STAGING
         try:
-            staging.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            if self.root.stat().st_mode & stat.S_ISGID:
+                os.umask(os.umask(0o077) & ~0o070)
+            staging.mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=staging):
                 pass
         except OSError as error:
             raise storage_error(error, self.root) from error
+
+
+def _remove_unless(expected: Callable[[int], bool], path: Path) -> None:
+    """Remove what is at ``path``, unless there is nothing, or its type is the expected one."""
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not expected(mode):
+            if stat.S_ISDIR(mode):
+                shutil.rmtree(path)
+            else:
+                path.unlink()

@@ -41,10 +41,10 @@ def show(
     against the others and their remedies. Nothing is executed or unpickled. Exits with code 2 if
     nothing is recognized, or if the model is damaged.
     """
-    from compressor.artifacts.store import MANIFEST, Store
+    from compressor.artifacts.store import Store, is_artifact
 
     path = Path(target)
-    if (path / MANIFEST).is_file():
+    if is_artifact(path):
         _show_artifact(path, as_json)
     elif Store(path).was_used():
         _show_store(path, as_json)
@@ -56,10 +56,10 @@ def show(
 
 def _show_artifact(path: Path, as_json: bool) -> None:
     from compressor.analysis.model_report import report_passes
-    from compressor.artifacts.store import open_artifact
+    from compressor.artifacts.store import verified_artifact
     from compressor.runtimes.formats import StoredModel
 
-    artifact = open_artifact(path)
+    artifact = verified_artifact(path)
     passes = report_passes(StoredModel.of(artifact))
     if as_json:
         tables = {"passes": [pass_.model_dump(mode="json") for pass_ in passes]}
@@ -74,14 +74,22 @@ def _show_artifact(path: Path, as_json: bool) -> None:
 
 def _show_store(path: Path, as_json: bool) -> None:
     from compressor.artifacts.store import Store, open_artifact
+    from compressor.errors import CompressError
 
-    artifacts = [open_artifact(folder) for folder in Store(path).artifacts()]
+    artifacts, problems = [], []
+    for folder in Store(path).artifacts():
+        try:
+            artifacts.append(open_artifact(folder))
+        except CompressError as error:
+            problems.append(error.what)
     if as_json:
         print_json([artifact.manifest.model_dump(mode="json") for artifact in artifacts])
-        return
-    from compressor.reports.console.artifacts import render_store
+    else:
+        from compressor.reports.console.artifacts import render_store
 
-    render_store(path, artifacts)
+        render_store(path, artifacts)
+    if problems:
+        raise DamagedArtifactError("\n".join(problems))
 
 
 def _show_model(path: Path, as_json: bool) -> None:
@@ -119,15 +127,15 @@ def verify(
     key: PublicKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check artifacts against the hashes in their manifests.
+    """Check artifacts against the hashes in their manifests, and their ids.
 
-    Exits with code 4 if an artifact is damaged.
+    With `--key`, each must be signed with that key, or with one of that keyring. Exits with code 4
+    if an artifact is damaged.
     """
-    from compressor.artifacts.signing import check_signature
     from compressor.artifacts.verifying import verify_all
     from compressor.reports.console.artifacts import render_verification
 
-    check = partial(check_signature, key=key) if signature else lambda _: None
+    check = partial(_check_identity, signature=signature or key is not None, key=key)
     problems = verify_all(paths or [DEFAULT_STORE], check)
     if as_json:
         print_json({str(path): problem for path, problem in problems.items()})
@@ -135,6 +143,18 @@ def verify(
         render_verification(problems)
     if any(problem is not None for problem in problems.values()):
         raise typer.Exit(DamagedArtifactError.exit_code)
+
+
+def _check_identity(folder: Path, signature: bool, key: Path | None) -> None:
+    """Check the id, and the signature if it is required, of the artifact in a folder."""
+    from compressor.artifacts.signing import check_signature
+    from compressor.artifacts.store import open_artifact
+    from compressor.engine.plan.recomputed_id import id_problem
+
+    if (problem := id_problem(open_artifact(folder).manifest)) is not None:
+        raise DamagedArtifactError(f"{folder} is damaged: {problem}")
+    if signature:
+        check_signature(folder, key)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -145,24 +165,21 @@ def gc(
 ) -> None:
     """Remove artifacts that no pipeline's last run needs.
 
-    Unfinished and damaged artifacts are removed as well, unless a run is using them.
+    Unfinished and damaged artifacts are removed as well. What a running command needs is kept.
+    Exits with code 4 if the record of a last run is damaged: no artifact is removed then.
     """
-    from compressor.artifacts.files import size_bytes
-    from compressor.artifacts.runs import latest_runs
+    from compressor.artifacts.collecting import collect
     from compressor.artifacts.store import Store
     from compressor.reports.console.artifacts import render_garbage
 
-    store = Store(output_dir)
-    needed = {step.id for record in latest_runs(output_dir).values() for step in record.steps}
-    garbage = {path: size_bytes(path, include_links=False) for path in store.garbage(needed)}
-    if not dry_run:
-        for path in garbage:
-            store.remove(path)
+    garbage = collect(Store(output_dir), dry_run=dry_run)
     if as_json:
-        sizes = {str(path): size for path, size in garbage.items()}
-        print_json({"removed": not dry_run, "paths": sizes})
+        sizes = {str(path): size for path, size in garbage.removed.items()}
+        print_json({"removed": not dry_run, "paths": sizes, "notes": garbage.notes})
     else:
         render_garbage(garbage, dry_run=dry_run)
+    if garbage.blocked:
+        raise typer.Exit(DamagedArtifactError.exit_code)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -195,10 +212,9 @@ def archive(
     `export` is the former name of this command and still works.
     """
     from compressor.artifacts.archive import archive_artifact
-    from compressor.artifacts.store import open_artifact
     from compressor.reports.console.terminal import print_line
 
-    print_line(f"wrote {file}, {archive_artifact(open_artifact(artifact), file)} bytes")
+    print_line(f"wrote {file}, {archive_artifact(artifact, file)} bytes")
 
 
 @app.command("import", hidden=True)
@@ -209,17 +225,23 @@ def restore(
     signature: RequireSignature = False,
     key: PublicKey = None,
 ) -> None:
-    """Unpack an archive into a store, checking every file.
+    """Unpack an archive into a store, checking every file, the id and the signature.
 
-    Exits with code 4 if a file differs from the archive's manifest. `import` is the former name of
-    this command and still works.
+    With `--key`, it must be signed with that key, or with one of that keyring. The artifact is
+    marked as imported, and by whom it was signed. Exits with code 4 if anything differs from the
+    archive's manifest. `import` is the former name of this command and still works.
     """
-    from compressor.artifacts.archive import restore_artifact
+    from compressor.artifacts.archive import Demands, restore_artifact
     from compressor.artifacts.store import Store
+    from compressor.artifacts.trust import import_of
+    from compressor.engine.plan.recomputed_id import id_problem
     from compressor.reports.console.terminal import print_line
 
-    artifact, new = restore_artifact(file, Store(output_dir), key, signed=signature)
-    print_line(f"{artifact.path}" if new else f"{artifact.path} exists already, verified")
+    demands = Demands(signed=signature, key=key, check=id_problem)
+    artifact, new = restore_artifact(file, Store(output_dir), demands)
+    origin = import_of(artifact)
+    state = "" if new else " exists already, verified"
+    print_line(f"{artifact.path}{state}" + (f"; {origin}" if origin else ""))
 
 
 @app.command(rich_help_panel=PANEL)

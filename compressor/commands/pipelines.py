@@ -246,9 +246,11 @@ def _execute(planned: Plan, selected: frozenset[str], *, force: bool, as_json: b
 
     command = shlex.join(["autoglm-compress", *sys.argv[1:]])
     reporter = partial(write_artifact_reports, command=command)
-    with listener(quiet=as_json) as on_event:
-        result = Runner(planned, on_event, reporter, selected=selected, force=force).run()
-    folder, report = record_run(planned, result, command)
+    planned.store.check_writable()
+    with planned.store.session(step.artifact_id for step in planned.steps):
+        with listener(quiet=as_json) as on_event:
+            result = Runner(planned, on_event, reporter, selected=selected, force=force).run()
+        folder, report = record_run(planned, result, command)
     if as_json:
         print_json(run_as_json(folder, report))
     else:

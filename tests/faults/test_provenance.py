@@ -14,10 +14,12 @@ import pytest
 import zstandard
 
 from compressor.analysis.sbom import environment_sbom
-from compressor.artifacts.archive import archive_artifact, restore_artifact
+from compressor.artifacts.archive import Demands, archive_artifact, restore_artifact
+from compressor.artifacts.keyring import PUBLIC_KEY
 from compressor.artifacts.manifest import Manifest
-from compressor.artifacts.signing import PRIVATE_KEY, PUBLIC_KEY, SIGNATURE, check_signature, sign
+from compressor.artifacts.signing import PRIVATE_KEY, SIGNATURE, check_signature, sign
 from compressor.artifacts.store import Artifact, Store, open_artifact, verify
+from compressor.artifacts.trust import IMPORTED
 from compressor.errors import DamagedArtifactError, StorageError, UsageError
 from tests.support.cli import cli
 from tests.support.tiny_files import tiny_onnx
@@ -79,27 +81,27 @@ def test_an_archive_restores_to_the_same_bytes(
     home: Path, artifact: Artifact, tmp_path: Path
 ) -> None:
     sign(artifact.path, home / "ours.pem")
-    archive_artifact(artifact, tmp_path / "one.tar.zst")
-    archive_artifact(artifact, tmp_path / "two.tar.zst")
+    archive_artifact(artifact.path, tmp_path / "one.tar.zst")
+    archive_artifact(artifact.path, tmp_path / "two.tar.zst")
     assert (tmp_path / "one.tar.zst").read_bytes() == (tmp_path / "two.tar.zst").read_bytes()
     store = Store(tmp_path / "store")
-    restored, is_new = restore_artifact(
-        tmp_path / "one.tar.zst", store, home / "ours.pub", signed=True
-    )
+    demands = Demands(signed=True, key=home / "ours.pub")
+    restored, is_new = restore_artifact(tmp_path / "one.tar.zst", store, demands)
     assert is_new
     verify(restored)
     assert {path.relative_to(restored.path) for path in restored.path.rglob("*")} == {
-        path.relative_to(artifact.path) for path in artifact.path.rglob("*")
+        Path(IMPORTED),
+        *(path.relative_to(artifact.path) for path in artifact.path.rglob("*")),
     }
     assert (restored.path / "manifest.json").read_bytes() == (
         artifact.path / "manifest.json"
     ).read_bytes()
-    assert restore_artifact(tmp_path / "one.tar.zst", store, None, signed=False) == (
+    assert restore_artifact(tmp_path / "one.tar.zst", store, Demands()) == (
         restored,
         False,
     )
     with pytest.raises(UsageError, match="already exists"):
-        archive_artifact(artifact, tmp_path / "one.tar.zst")
+        archive_artifact(artifact.path, tmp_path / "one.tar.zst")
 
 
 def test_a_signature_covers_the_manifest_and_its_key(
@@ -139,7 +141,7 @@ def test_invalid_and_missing_keys_are_refused(
     for key in (tmp_path / "text.pem", tmp_path / "other.pem", home / "ours.pub"):
         with pytest.raises(UsageError, match="is not a private Ed25519 key"):
             sign(artifact.path, key)
-    with pytest.raises(StorageError):
+    with pytest.raises(UsageError, match="does not exist"):
         sign(artifact.path, tmp_path / "none.pem")
 
 
@@ -241,13 +243,13 @@ TAMPERED: dict[str, tuple[Callable[[list[Member]], list[Member]], str]] = {
 @pytest.mark.parametrize("tampering", TAMPERED)
 def test_a_tampered_archive_is_refused(artifact: Artifact, tmp_path: Path, tampering: str) -> None:
     change, message = TAMPERED[tampering]
-    archive_artifact(artifact, tmp_path / "sound.tar.zst")
+    archive_artifact(artifact.path, tmp_path / "sound.tar.zst")
     archive = write_archive(
         tmp_path / "tampered.tar.zst", change(read_archive(tmp_path / "sound.tar.zst"))
     )
     before = {path for path in tmp_path.rglob("*") if "store" not in path.parts}
     with pytest.raises(DamagedArtifactError, match=message):
-        restore_artifact(archive, Store(tmp_path / "store"), None, signed=False)
+        restore_artifact(archive, Store(tmp_path / "store"), Demands())
     assert {path for path in tmp_path.rglob("*") if "store" not in path.parts} == before, (
         "nothing was written outside the store"
     )
@@ -258,26 +260,26 @@ def test_a_tampered_archive_is_refused(artifact: Artifact, tmp_path: Path, tampe
 def test_an_archive_larger_than_the_free_space_is_refused(
     artifact: Artifact, tmp_path: Path
 ) -> None:
-    archive_artifact(artifact, tmp_path / "sound.tar.zst")
+    archive_artifact(artifact.path, tmp_path / "sound.tar.zst")
     archive = write_archive(
         tmp_path / "huge.tar.zst", _claims_exabyte(read_archive(tmp_path / "sound.tar.zst"))
     )
     with pytest.raises(StorageError, match="GB free"):
-        restore_artifact(archive, Store(tmp_path / "store"), None, signed=False)
+        restore_artifact(archive, Store(tmp_path / "store"), Demands())
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"\x28\xb5\x2f\xfd"])
 def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.tar.zst").write_bytes(content)
     with pytest.raises(DamagedArtifactError, match="is refused"):
-        restore_artifact(tmp_path / "x.tar.zst", Store(tmp_path / "store"), None, signed=False)
+        restore_artifact(tmp_path / "x.tar.zst", Store(tmp_path / "store"), Demands())
 
 
 def test_a_truncated_archive_is_refused(artifact: Artifact, tmp_path: Path) -> None:
-    size = archive_artifact(artifact, tmp_path / "x.tar.zst")
+    size = archive_artifact(artifact.path, tmp_path / "x.tar.zst")
     (tmp_path / "x.tar.zst").write_bytes((tmp_path / "x.tar.zst").read_bytes()[: size // 2])
     with pytest.raises(DamagedArtifactError, match="is refused"):
-        restore_artifact(tmp_path / "x.tar.zst", Store(tmp_path / "store"), None, signed=False)
+        restore_artifact(tmp_path / "x.tar.zst", Store(tmp_path / "store"), Demands())
 
 
 def test_the_commands_exit_with_4_for_a_wrong_signature(

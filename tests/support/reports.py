@@ -8,7 +8,7 @@ from typing import Any
 
 from compressor.artifacts.manifest import Environment, FileEntry, Manifest, Metric, PassRecord
 from compressor.artifacts.runs import GateResult
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.store import Artifact, entries_of
 from compressor.evaluation.records import AccuracyReport, LatencyReport, Measurement
 from compressor.reports.rows.ladder import LadderInput
 from compressor.reports.rows.run import RunReport
@@ -154,6 +154,14 @@ def phone_run(root: Path) -> list[LadderInput]:
         if step == "student":
             parents["teacher"] = ids["teacher"]
         trained = {"history": training_history(), "notes": ["a choice was made"]}
+        reports = {}
+        path = root / f"{pass_name}-{step}"
+        if values:
+            (path / "reports").mkdir(parents=True, exist_ok=True)
+            latency = measurement(values[0], values[1]).latency
+            assert latency is not None
+            (path / "reports/latency.json").write_text(latency.model_dump_json())
+            reports = entries_of(path, "reports")
         built = manifest(
             step,
             format=model_format,
@@ -161,15 +169,10 @@ def phone_run(root: Path) -> list[LadderInput]:
             metrics=metrics,
             pass_=PassRecord(name=pass_name, version=1, config={}),
             files={"model/weights": FileEntry(sha256="00" * 32, bytes=size)},
+            reports=reports,
             summary=trained if pass_name in {"train", "distill"} else {},
         )
         ids[step] = built.id
-        path = root / f"{pass_name}-{built.id[:12]}"
-        if values:
-            (path / "reports").mkdir(parents=True, exist_ok=True)
-            latency = measurement(values[0], values[1]).latency
-            assert latency is not None
-            (path / "reports/latency.json").write_text(latency.model_dump_json())
         steps.append(
             LadderInput(step, Artifact(path, built), cached=step == "source", parent=parent)
         )

@@ -8,20 +8,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.artifacts.runs import GateResult, all_runs
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.runs import GateResult, load_run, run_folders
+from compressor.artifacts.store import Artifact, is_artifact
+from compressor.artifacts.trust import signatures_required
 from compressor.data.contract import SourceContext
 from compressor.engine import events
 from compressor.engine.gates.measured_model import (
     MeasuredModel,
     find_counterpart,
     measured_models_at,
+    require_trusted_models,
 )
 from compressor.engine.gates.rules import BOUNDS, Rule, rules_of
 from compressor.engine.gates.verdicts import GateChecker, OpenTimer
 from compressor.engine.plan.gate_problems import is_path
 from compressor.engine.plan.pipeline import Pipeline
-from compressor.errors import UsageError
+from compressor.errors import DamagedArtifactError, UsageError
 from compressor.evaluation.interleaved import RoundTimer
 from compressor.evaluation.measure import make_request
 from compressor.runtimes.formats import StoredModel
@@ -63,10 +65,21 @@ def timer_opener(pipeline: Pipeline, context: SourceContext) -> OpenTimer | None
     return open_timer
 
 
-def earlier_verdicts(store: Path) -> dict[str, GateResult]:
-    """Return the decided verdicts of latency gates in earlier runs of a store, by key."""
-    gates = (gate for _, record in all_runs(store) for gate in record.gates)
-    return {gate.key: gate for gate in gates if gate.key and gate.decided}
+def earlier_verdicts(store: Path) -> tuple[dict[str, GateResult], list[str]]:
+    """Return the decided verdicts of latency gates in earlier runs of a store, by key; and notes.
+
+    Damaged records are left out, with a note.
+    """
+    verdicts: dict[str, GateResult] = {}
+    notes = []
+    for folder in run_folders(store):
+        try:
+            gates = load_run(folder).gates
+        except DamagedArtifactError as error:
+            notes.append(f"{error.what}: its verdicts are not used")
+            continue
+        verdicts |= {gate.key: gate for gate in gates if gate.key and gate.decided}
+    return verdicts, notes
 
 
 def gate_against(
@@ -90,8 +103,13 @@ def gate_against(
 
     Raises:
         UsageError: a limit cannot be parsed, or no limit applies.
+        DamagedArtifactError: signatures are required, and an artifact has none.
     """
     checked, references = measured_models_at(run), measured_models_at(baseline)
+    if signatures_required(pipeline is not None and pipeline.config.require_signatures):
+        own_store = _store_of(checked, run)
+        require_trusted_models(checked, own_store)
+        require_trusted_models(references, own_store)
     pairs = _pair_steps(checked, references)
     rules: list[tuple[str | None, Rule]] = [(None, parse_limit(text)) for text in limits]
     if pipeline is not None and not limits:
@@ -118,6 +136,14 @@ def _pipeline_rules(pipeline: Pipeline, default_step: str) -> list[tuple[str | N
         if gate.against is None or is_path(gate.against)
         for rule in rules_of(gate, "baseline")
     ]
+
+
+def _store_of(models: Mapping[str, MeasuredModel], path: Path) -> Path | None:
+    """Return the store of the run that is checked; None for an artifact that is given alone."""
+    if is_artifact(path):
+        return None
+    roots = (model.artifact.path.parent for model in models.values() if model.artifact)
+    return next(roots, None)
 
 
 def _pair_steps(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,14 +12,22 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from compressor.artifacts.fingerprint import digest_json
 from compressor.artifacts.manifest import Metric
-from compressor.artifacts.runs import RECORD, find_run
-from compressor.artifacts.store import MANIFEST, Artifact, open_artifact
+from compressor.artifacts.records import open_with_reports, read_report, read_unlisted
+from compressor.artifacts.runs import (
+    LADDER,
+    RECORD,
+    SAMPLES,
+    RunRecord,
+    find_run,
+    is_run_of_store,
+    read_run_file,
+)
+from compressor.artifacts.store import Artifact, is_artifact
+from compressor.artifacts.trust import require_trust
 from compressor.errors import DamagedArtifactError, UsageError
 from compressor.evaluation.records import AccuracyReport
 
-LADDER = "ladder.json"
-SAMPLES = "samples.json"
-"""File beside the ladder: step to ``Samples``. Both files are a baseline that can be committed."""
+ACCURACY_FILE = "reports/accuracy.json"
 
 
 class Samples(BaseModel):
@@ -35,15 +43,11 @@ def samples_of(artifact: Artifact) -> Samples | None:
     """Read the per-sample values from ``reports/accuracy.json``; None if accuracy was not measured.
 
     Raises:
-        DamagedArtifactError: the report cannot be read.
+        DamagedArtifactError: the report is damaged.
     """
-    file = artifact.reports / "accuracy.json"
-    if not file.is_file():
+    report = read_report(artifact, ACCURACY_FILE, AccuracyReport)
+    if report is None:
         return None
-    try:
-        report = AccuracyReport.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise DamagedArtifactError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
     samples = artifact.manifest.measured
     if report.labels:
         samples = digest_json([report.data, list(report.labels)])
@@ -67,7 +71,9 @@ class MeasuredModel:
     artifact: Artifact | None
     """None if only a ladder row is left."""
     recorded_samples: Samples | None = None
-    """Per-sample values from the run's folder, used if the artifact is gone."""
+    """Per-sample values from the run's folder, used if its artifact is gone or measured again."""
+    from_ladder: bool = False
+    """True if the metrics are those of a ladder row."""
 
     @classmethod
     def of(cls, artifact: Artifact, name: str | None = None) -> MeasuredModel:
@@ -82,10 +88,14 @@ class MeasuredModel:
     @cached_property
     def samples(self) -> Samples | None:
         """Per-sample values, if they are known."""
-        return self.recorded_samples if self.artifact is None else samples_of(self.artifact)
+        if self.from_ladder or self.artifact is None:
+            return self.recorded_samples
+        return samples_of(self.artifact)
 
 
-class _Row(BaseModel):
+class RecordedStep(BaseModel):
+    """A row of a ladder, as far as gates and the history read it."""
+
     step: str
     id: str
     metrics: dict[str, Metric]
@@ -95,28 +105,81 @@ def measured_models_at(path: Path) -> dict[str, MeasuredModel]:
     """Return step to metrics in run order.
 
     Args:
-        path: an artifact, a run, a store (its last run), or a ladder.json. The ladder is used if a
-            run's artifacts are gone.
+        path: an artifact, a run, a store (its last run), or a ladder.json. A run's metrics are
+            those that it recorded: if an artifact is gone or was measured again since, they are
+            read from the ladder.
 
     Raises:
         UsageError: the path is none of these.
-        DamagedArtifactError: a record cannot be read.
+        DamagedArtifactError: a record is damaged.
     """
-    if (path / MANIFEST).is_file():
-        model = MeasuredModel.of(open_artifact(path))
+    if is_artifact(path):
+        model = MeasuredModel.of(open_with_reports(path))
         return {model.name: model}
     if path.suffix == ".json" and path.name != RECORD:
         return measured_models_of_ladder(path)
-    if (path / LADDER).is_file() and not (path / RECORD).is_file():
+    if _is_bare_ladder(path):
         return measured_models_of_ladder(path)
     folder, record = find_run(path)
+    return measured_models_of_run(folder, record)
+
+
+def measured_models_of_run(folder: Path, record: RunRecord) -> dict[str, MeasuredModel]:
+    """Return step to metrics of a run; errors as ``measured_models_at``."""
     root = folder.parent.parent
-    if all((root / step.artifact / MANIFEST).is_file() for step in record.steps):
-        return {
-            step.name: MeasuredModel.of(open_artifact(root / step.artifact), step.name)
-            for step in record.steps
-        }
-    return measured_models_of_ladder(folder)
+    artifacts = {step.name: _open(root / step.artifact, step.id) for step in record.steps}
+    recorded = {
+        step.name
+        for step in record.steps
+        if (artifact := artifacts[step.name]) is not None
+        and artifact.manifest.digest == step.manifest
+    }
+    ladder = {} if len(recorded) == len(artifacts) else measured_models_of_ladder(folder)
+    models = {}
+    for name, artifact in artifacts.items():
+        if artifact is not None and name in recorded:
+            models[name] = MeasuredModel.of(artifact, name)
+        elif name in ladder:
+            models[name] = replace(ladder[name], artifact=artifact)
+        else:
+            raise DamagedArtifactError(f"{folder / LADDER} is damaged: it has no step {name!r}")
+    return models
+
+
+def _is_bare_ladder(path: Path) -> bool:
+    """Return True if a folder holds a ladder without a record: a baseline that was committed."""
+    ladder, record = path / LADDER, path / RECORD
+    return ladder.is_file() and not record.is_file() and not is_run_of_store(path)
+
+
+def _open(path: Path, artifact_id: str) -> Artifact | None:
+    """Return an artifact of a run; None if it is gone.
+
+    Raises:
+        DamagedArtifactError: its manifest is damaged.
+    """
+    if not path.is_dir():
+        return None
+    artifact = open_with_reports(path)
+    if artifact.id != artifact_id:
+        raise DamagedArtifactError(f"{path} is damaged: it holds the artifact {artifact.id[:12]}")
+    return artifact
+
+
+def require_trusted_models(models: Mapping[str, MeasuredModel], own_store: Path | None) -> None:
+    """Check that measured artifacts were built in ``own_store``, or are signed.
+
+    Raises:
+        UsageError: there is no public key, or a model has no artifact that could be signed.
+        DamagedArtifactError: an artifact is not signed with a trusted key.
+    """
+    for model in models.values():
+        if model.artifact is None:
+            raise UsageError(
+                f"signatures are required, and of {model.name} only figures are left",
+                remedy="compare with signed artifacts, or with a run whose artifacts still exist",
+            )
+        require_trust(model.artifact, own_store)
 
 
 def find_counterpart(baseline: Mapping[str, MeasuredModel], step: str) -> MeasuredModel | None:
@@ -128,31 +191,67 @@ def find_counterpart(baseline: Mapping[str, MeasuredModel], step: str) -> Measur
 
 
 def measured_models_of_ladder(path: Path) -> dict[str, MeasuredModel]:
-    """Return step to metrics from a ladder.json or its folder; errors as ``measured_models_at``."""
+    """Return step to metrics from a ladder.json or its folder; errors as ``measured_models_at``.
+
+    The files of a run are checked against its record. A ladder without a record, such as one that
+    was committed as a baseline, is used as it is.
+    """
     file = path / LADDER if path.is_dir() else path
-    if not file.is_file():
+    rows = ladder_rows(file)
+    samples = _read_samples(file.with_name(SAMPLES))
+    return {
+        row.step: MeasuredModel(row.step, row.id, row.metrics, None, samples.get(row.step), True)
+        for row in rows
+    }
+
+
+def ladder_rows(file: Path) -> list[RecordedStep]:
+    """Return the rows of a ladder.json; errors as ``measured_models_at``."""
+    content = _read(file)
+    if content is None:
         raise UsageError(
             f"{file} does not exist",
             remedy="name an artifact, a run, a store, or a run's ladder.json",
         )
     try:
-        rows = [_Row.model_validate(row) for row in json.loads(file.read_bytes())["rows"]]
-    except (ValueError, KeyError, TypeError) as error:
+        rows = [RecordedStep.model_validate(row) for row in json.loads(content)["rows"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         first_line = str(error).splitlines()[0]
         raise DamagedArtifactError(f"{file} is not a ladder: {first_line}") from error
     if not rows:
         raise DamagedArtifactError(f"{file} has no rows")
-    samples = _read_samples(file.with_name(SAMPLES))
-    return {
-        row.step: MeasuredModel(row.step, row.id, row.metrics, None, samples.get(row.step))
-        for row in rows
-    }
+    return rows
+
+
+def unchecked_record(path: Path) -> str | None:
+    """Return a sentence if a run's record has no digests, so that its figures are not checked."""
+    if is_artifact(path) or (path.suffix == ".json" and path.name != RECORD):
+        return None
+    if _is_bare_ladder(path):
+        return None
+    folder, record = find_run(path)
+    if record.has_digests:
+        return None
+    return (
+        f"{folder / RECORD} was written before records had digests, so changes of its ladder and "
+        "samples are not detected"
+    )
+
+
+def _read(file: Path) -> bytes | None:
+    """Return the content of a ladder or its samples; those of a run are checked."""
+    folder = file.parent
+    is_recorded = (folder / RECORD).is_file() or is_run_of_store(folder)
+    if is_recorded and file.name in (LADDER, SAMPLES):
+        return read_run_file(folder, file.name)
+    return read_unlisted(file)
 
 
 def _read_samples(file: Path) -> dict[str, Samples]:
-    if not file.is_file():
+    content = _read(file)
+    if content is None:
         return {}
     try:
-        return TypeAdapter(dict[str, Samples]).validate_json(file.read_bytes())
-    except ValidationError as error:
+        return TypeAdapter(dict[str, Samples]).validate_json(content)
+    except (ValidationError, RecursionError) as error:
         raise DamagedArtifactError(f"{file} is damaged: {str(error).splitlines()[0]}") from error

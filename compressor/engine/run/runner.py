@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from compressor import interrupts
+from compressor.artifacts.records import with_reports
 from compressor.artifacts.runs import GateResult
 from compressor.artifacts.store import (
     MANIFEST,
@@ -17,9 +18,9 @@ from compressor.artifacts.store import (
     REPORTS,
     Artifact,
     damage,
-    open_artifact,
-    verify,
+    verified_artifact,
 )
+from compressor.artifacts.trust import import_of, require_trust, signatures_required
 from compressor.engine import events
 from compressor.engine.gates.baseline import earlier_verdicts, timer_opener
 from compressor.engine.gates.rules import check_gates
@@ -148,7 +149,9 @@ class Runner:
 
     def _gates(self, steps: Sequence[PlannedStep]) -> tuple[GateResult, ...]:
         pipeline = self.plan.pipeline
-        earlier = {} if self.force else earlier_verdicts(self.plan.store.root)
+        earlier, notes = ({}, []) if self.force else earlier_verdicts(self.plan.store.root)
+        for note in notes:
+            self.emit(events.StepNote("gates", note))
         judge = GateChecker(timer_opener(pipeline, self.plan.sources), earlier, self.emit)
         return check_gates(
             pipeline, self.builder.artifacts, {step.name: step.parent for step in steps}, judge
@@ -197,8 +200,9 @@ class Runner:
     def _step(self, step: PlannedStep) -> None:
         start = time.perf_counter()
         if step.given is not None:
-            verify(step.given)
-            self._finish(step, step.given, "cached", start, 0)
+            given = verified_artifact(step.given.path)
+            self._check_origin(step, given)
+            self._finish(step, given, "cached", start, 0)
             return
         with self.plan.store.lock(
             step.artifact_id, lambda: self.emit(events.Waiting(step.name, step.directory))
@@ -206,6 +210,7 @@ class Runner:
             cached = self._verified(step)
             rebuild = self.force and step.name in self.selected
             if cached is not None and not rebuild:
+                self._check_origin(step, cached)
                 self.plan.store.discard_staging(step.artifact_id)
                 if cached.manifest.measured == step.measured:
                     self._finish(step, cached, "cached", start, 0)
@@ -220,6 +225,17 @@ class Runner:
             artifact = self.builder.build(step, cached)
             self._finish(step, artifact, "built", start, artifact.manifest.peak_rss_bytes)
 
+    def _check_origin(self, step: PlannedStep, artifact: Artifact) -> None:
+        """Check that an artifact may be used, and say so if another store has built it.
+
+        Raises:
+            DamagedArtifactError: signatures are required, and it has none of a trusted key.
+        """
+        if signatures_required(self.plan.pipeline.config.require_signatures):
+            require_trust(artifact, self.plan.store.root)
+        if (origin := import_of(artifact)) is not None:
+            self.emit(events.StepNote(step.name, str(origin)))
+
     def _finish(
         self,
         step: PlannedStep,
@@ -228,6 +244,8 @@ class Runner:
         start: float,
         peak: int,
     ) -> None:
+        # With its reports: another run may measure the model again before this one ends.
+        artifact = with_reports(artifact)
         self.done[step.name] = StepResult(step, artifact, how)
         self.builder.artifacts[step.name] = artifact
         seconds = time.perf_counter() - start
@@ -250,6 +268,7 @@ class Runner:
         If only reports are damaged, the model is kept and measured again.
         """
         store = self.plan.store
+        store.settle(store.path_of(step.pass_name, step.artifact_id))
         try:
             artifact = store.find(step.pass_name, step.artifact_id)
         except DamagedArtifactError as error:
@@ -283,6 +302,4 @@ def load_given(path: Path) -> Artifact:
         UsageError: there is no artifact.
         DamagedArtifactError: a file differs from the manifest.
     """
-    artifact = open_artifact(path if path.name != MANIFEST else path.parent)
-    verify(artifact)
-    return artifact
+    return verified_artifact(path if path.name != MANIFEST else path.parent)

@@ -18,19 +18,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from compressor import interrupts
 from compressor.artifacts.causes import known_cause, summary
 from compressor.artifacts.errors_from_os import storage_error, writing
 from compressor.artifacts.files import copy_file, write_atomic
 from compressor.artifacts.manifest import FileEntry, Manifest, PassRecord
-from compressor.artifacts.store import LOGS, MODEL, REPORTS, Artifact, entries_of
+from compressor.artifacts.records import parse, read_unlisted
+from compressor.artifacts.store import (
+    LOGS,
+    MODEL,
+    REPORTS,
+    Artifact,
+    entries_of,
+    folder_damage,
+)
 from compressor.engine import events
 from compressor.engine.contract import PassContext
 from compressor.engine.machine import PeakMemory, environment
 from compressor.engine.plan.plan import Plan, PlannedStep, evaluate_of
 from compressor.engine.run.checked_data import RunData, uses_of_pass
 from compressor.engine.run.step_log import StepLog
-from compressor.errors import CompressError, PassError
+from compressor.errors import CompressError, DamagedArtifactError, PassError
 from compressor.evaluation.measure import measure
 from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import Measurement
@@ -41,6 +51,17 @@ Reporter = Callable[[Path, Manifest, Measurement | None], None]
 
 _BUILT = "built.json"
 _REPORT_FILES = (REPORTS, LOGS, "report.md", "report.html")
+
+
+class _Built(BaseModel):
+    """``built.json``: a model that is complete, and not measured yet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    summary: dict[str, Any]
+    seconds: float
+    peak_rss_bytes: int
+    files: dict[str, FileEntry]
 
 
 class StepBuilder:
@@ -69,7 +90,7 @@ class StepBuilder:
             self._log(event)
 
     def build(self, step: PlannedStep, replaced: Artifact | None) -> Artifact:
-        """Run or resume a step's pass; remove ``replaced`` once the artifact is complete."""
+        """Run or resume a step's pass; the new artifact takes the place of ``replaced`` at once."""
         store = self.plan.store
         staging = store.staging(step.artifact_id)
         out = staging / "out"
@@ -81,9 +102,7 @@ class StepBuilder:
                 built = self._run_pass(step, staging)
             manifest = self._report(step, out, self._manifest(step, built), staging / "log.txt")
         interrupts.check()
-        if replaced is not None:
-            store.remove(replaced.path)
-        artifact = store.publish(out, manifest)
+        artifact = store.publish(out, manifest, replaced)
         store.discard(staging)
         return artifact
 
@@ -95,18 +114,18 @@ class StepBuilder:
         finally:
             self._log = None
 
-    def _finished_model(self, staging: Path) -> dict[str, Any] | None:
-        """Return the content of built.json if the files still match its hashes, else None."""
-        marker = staging / _BUILT
-        if not marker.is_file():
+    def _finished_model(self, staging: Path) -> _Built | None:
+        """Return the content of built.json if it and the files it lists are intact, else None."""
+        content = read_unlisted(staging / _BUILT)
+        if content is None:
             return None
-        built: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
-        files = {
-            name: entry.model_dump() for name, entry in entries_of(staging / "out", MODEL).items()
-        }
-        return built if files == built["files"] else None
+        try:
+            built = parse(staging / _BUILT, content, _Built)
+        except DamagedArtifactError:
+            return None
+        return None if folder_damage(staging / "out", built.files, MODEL) else built
 
-    def _run_pass(self, step: PlannedStep, staging: Path) -> dict[str, Any]:
+    def _run_pass(self, step: PlannedStep, staging: Path) -> _Built:
         assert step.builder is not None  # noqa: S101 - given artifacts are never built
         out = staging / "out"
         inputs = {role: self.artifacts[name] for role, name in step.inputs.items()}
@@ -126,14 +145,15 @@ class StepBuilder:
         except Exception as error:
             interrupts.check()  # a library may have made an error of it
             raise unexpected_error(step, error, self.plan.store.root / ".staging") from error
-        built = {
-            "summary": {**output.summary, **({"notes": notes} if notes else {})},
-            "seconds": time.perf_counter() - start,
-            "peak_rss_bytes": peak.bytes(),
-            "files": {name: entry.model_dump() for name, entry in entries_of(out, MODEL).items()},
-        }
+        built = _Built(
+            summary={**output.summary, **({"notes": notes} if notes else {})},
+            seconds=time.perf_counter() - start,
+            peak_rss_bytes=peak.bytes(),
+            files=entries_of(out, MODEL),
+        )
+        content = json.dumps(built.model_dump(), allow_nan=False)
         with writing(staging):
-            write_atomic(staging / _BUILT, json.dumps(built, allow_nan=False).encode())
+            write_atomic(staging / _BUILT, content.encode())
         return built
 
     def require(
@@ -175,7 +195,7 @@ class StepBuilder:
             cache=self.plan.sources.cache,
         )
 
-    def _manifest(self, step: PlannedStep, built: Mapping[str, Any]) -> Manifest:
+    def _manifest(self, step: PlannedStep, built: _Built) -> Manifest:
         plan = self.plan
         return Manifest(
             id=step.artifact_id,
@@ -191,15 +211,15 @@ class StepBuilder:
             seed=plan.seed,
             tools=dict(step.recipe.tools),
             data=dict(step.recipe.data),
-            files={name: FileEntry.model_validate(entry) for name, entry in built["files"].items()},
+            files=built.files,
             reports={},
             measured="",
             metrics=(),
-            summary=built["summary"],
+            summary=built.summary,
             environment=environment(plan.pipeline.config.threads, plan.device),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            seconds=built["seconds"],
-            peak_rss_bytes=built["peak_rss_bytes"],
+            seconds=built.seconds,
+            peak_rss_bytes=built.peak_rss_bytes,
         )
 
     def build_unpublished(self, step: PlannedStep, folder: Path) -> Artifact:
@@ -207,7 +227,7 @@ class StepBuilder:
         assert step.builder is not None  # noqa: S101 - given artifacts exist already
         (folder / MODEL).mkdir()
         step.builder.run({}, folder / MODEL, self.context(step, folder, {}, []))
-        empty = {"files": {}, "summary": {}, "seconds": 0.0, "peak_rss_bytes": 0}
+        empty = _Built(summary={}, seconds=0.0, peak_rss_bytes=0, files={})
         return Artifact(folder, self._manifest(step, empty))
 
     def _report(self, step: PlannedStep, folder: Path, manifest: Manifest, log: Path) -> Manifest:
@@ -257,18 +277,20 @@ class StepBuilder:
 
     def remeasure(self, step: PlannedStep, artifact: Artifact) -> Artifact:
         """Measure an unchanged model again and replace its reports."""
-        staging = self.plan.store.staging(step.artifact_id)
-        fresh = staging / "reports-only"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-        (fresh / MODEL).symlink_to(artifact.model.resolve())
-        with self._logging(staging / "log.txt"):
-            self.emit(events.StepStarted(step.name, step.pass_name, step.directory, resumed=False))
-            manifest = self._report(step, fresh, artifact.manifest, staging / "log.txt")
-        interrupts.check()
-        replaced = self.plan.store.replace_reports(artifact, fresh, manifest)
-        self.plan.store.discard(staging)
-        return replaced
+        store = self.plan.store
+        staging = store.staging(step.artifact_id)
+        with store.current_session() as session:
+            fresh = session.temporary("reports")
+            fresh.mkdir(parents=True)
+            (fresh / MODEL).symlink_to(artifact.model.resolve())
+            with self._logging(staging / "log.txt"):
+                self.emit(events.StepStarted(step.name, step.pass_name, step.directory, False))
+                manifest = self._report(step, fresh, artifact.manifest, staging / "log.txt")
+            (fresh / MODEL).unlink()
+            interrupts.check()
+            measured = store.replace_reports(artifact, fresh, manifest)
+        store.discard(staging)
+        return measured
 
 
 def unexpected_error(step: PlannedStep, error: Exception, folder: Path) -> CompressError:

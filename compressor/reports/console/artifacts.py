@@ -7,9 +7,17 @@ from pathlib import Path
 
 from rich.text import Text
 
+from compressor.artifacts.collecting import Collection
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.store import Artifact
-from compressor.reports.console.terminal import new_table, out, print_line, print_pairs
+from compressor.artifacts.trust import import_of
+from compressor.reports.console.terminal import (
+    new_table,
+    out,
+    print_line,
+    print_notes,
+    print_pairs,
+)
 from compressor.reports.rows import artifact as rows
 from compressor.reports.rows import formatting, model_files
 
@@ -24,7 +32,10 @@ def render_artifact(artifact: Artifact) -> None:
     print_pairs(rows.lineage(manifest) + rows.environment(manifest))
     if details := model_files.describe_model(artifact):
         print_pairs(details, title="model")
-    for note in rows.notes(manifest):
+    notes = list(rows.notes(manifest))
+    if (origin := import_of(artifact)) is not None:
+        notes.append(str(origin))
+    for note in notes:
         print_line(f"note: {note}")
     if manifest.metrics:
         out.print()
@@ -73,10 +84,11 @@ def render_verification(problems: Mapping[Path, str | None]) -> None:
         print_line(f"{mark} {path.name}" + (f"\n{problem}" if problem else ""))
 
 
-def render_garbage(garbage: Mapping[Path, int], *, dry_run: bool) -> None:
+def render_garbage(garbage: Collection, *, dry_run: bool) -> None:
     """Print the paths that `gc` removes or would remove, with their sizes in bytes."""
     action = "would remove" if dry_run else "removed"
-    for path, size in garbage.items():
+    print_notes(garbage.notes)
+    for path, size in garbage.removed.items():
         print_line(f"{action} {path} ({formatting.size(size)})")
-    paths = "1 path" if len(garbage) == 1 else f"{len(garbage)} paths"
-    print_line(f"{action} {paths}, {formatting.size(sum(garbage.values()))} in total")
+    paths = "1 path" if len(garbage.removed) == 1 else f"{len(garbage.removed)} paths"
+    print_line(f"{action} {paths}, {formatting.size(sum(garbage.removed.values()))} in total")

@@ -129,9 +129,9 @@ def _run_figures(report: RunReport) -> dict[str, str]:
     if rows := _run_slices(ladder):
         figures["slices"] = charts.intervals("slices", rows)
     timed = [
-        (step, latency.milliseconds)
-        for step, path in report.paths.items()
-        if (latency := model_files.read_latency(path)) is not None
+        (step.step, latency.milliseconds)
+        for step in report.steps
+        if (latency := model_files.read_latency(step.artifact)) is not None
     ]
     if timed:
         figures["latency"] = charts.latencies("latency", timed)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from compressor.artifacts.errors_from_os import writing
-from compressor.artifacts.files import write_atomic
 from compressor.artifacts.gain_report import Gain
-from compressor.artifacts.runs import RunRecord, RunStep, find_run, save_run
-from compressor.artifacts.store import open_artifact
+from compressor.artifacts.records import open_with_reports
+from compressor.artifacts.runs import (
+    GAINS,
+    RECORD,
+    RunRecord,
+    RunStep,
+    find_run,
+    read_run_file,
+    save_run,
+)
+from compressor.artifacts.store import Artifact, Store
 from compressor.engine.plan.plan import Plan
 from compressor.engine.run.runner import RunResult
 from compressor.errors import DamagedArtifactError
@@ -22,8 +30,6 @@ from compressor.reports.pages.write import write_run_reports
 from compressor.reports.rows.ladder import LadderInput
 from compressor.reports.rows.run import RunReport
 
-GAINS = "gain.json"
-"""File in a run's folder with the results of `gain`."""
 _GAINS_ADAPTER = TypeAdapter(tuple[Gain, ...])
 
 
@@ -53,8 +59,12 @@ def record_run(plan: Plan, result: RunResult, command: str) -> tuple[Path, RunRe
         LadderInput(done.step.name, done.artifact, done.how == "cached", done.step.parent)
         for done in result.steps
     ]
-    folder = save_run(plan.store.root, record)
-    report = _write_report(folder, record, steps)
+    with save_run(plan.store, record) as (folder, staged):
+        gains: tuple[Gain, ...] = ()
+        with suppress(DamagedArtifactError):  # damaged results are set aside with the old record
+            gains = _read_gains(folder) if (folder / RECORD).is_file() else ()
+        report = _report(record, steps, gains)
+        write_run_reports(staged, report, folder)
     summarize_run(report)
     return folder, report
 
@@ -73,20 +83,13 @@ def rewrite_report(target: Path) -> tuple[Path, RunReport]:
         DamagedArtifactError: The record or one of its artifacts is damaged.
     """
     folder, record = find_run(target)
-    root = folder.parent.parent
-    steps = [
-        LadderInput(step.name, open_artifact(root / step.artifact), True, step.parent)
-        for step in record.steps
-    ]
-    return folder, _write_report(folder, record, steps)
+    return _rewrite(folder, record)
 
 
 def record_gains(target: Path, gains: Sequence[Gain]) -> None:
     """Save the results of `gain` in a run's folder, and write its report again."""
-    folder, _ = find_run(target)
-    with writing(folder):
-        write_atomic(folder / GAINS, _GAINS_ADAPTER.dump_json(tuple(gains), indent=1))
-    rewrite_report(folder)
+    folder, record = find_run(target)
+    _rewrite(folder, record, tuple(gains))
 
 
 def run_as_json(folder: Path, report: RunReport) -> dict[str, Any]:
@@ -99,18 +102,49 @@ def run_as_json(folder: Path, report: RunReport) -> dict[str, Any]:
     }
 
 
-def _write_report(folder: Path, record: RunRecord, steps: Sequence[LadderInput]) -> RunReport:
-    gains = _read_gains(folder)
-    report = RunReport(record.pipeline, steps, record.gates, record.command, gains=gains)
-    write_run_reports(folder, report)
-    return report
+def _rewrite(
+    folder: Path, record: RunRecord, gains: tuple[Gain, ...] | None = None
+) -> tuple[Path, RunReport]:
+    """Write the report of a run again; ``gains`` replaces the results of `gain`."""
+    store = Store(folder.absolute().parent.parent)
+    store.check_writable()
+    with store.session(step.id for step in record.steps):
+        steps = [
+            LadderInput(step.name, _artifact_of(store, folder, step), True, step.parent)
+            for step in record.steps
+        ]
+        with save_run(store, record, executed=False) as (final, staged):
+            report = _report(record, steps, _read_gains(final) if gains is None else gains)
+            write_run_reports(staged, report, final)
+    return folder, report
+
+
+def _artifact_of(store: Store, folder: Path, step: RunStep) -> Artifact:
+    """Return the artifact of a run's step, as the run measured it."""
+    artifact = open_with_reports(store.root / step.artifact)
+    if artifact.manifest.digest != step.manifest:
+        raise DamagedArtifactError(
+            f"{artifact.path} has changed since {folder.name}: it was measured or built again",
+            remedy="run the pipeline again, which records its run and writes its report",
+        )
+    return artifact
+
+
+def _report(record: RunRecord, steps: Sequence[LadderInput], gains: Sequence[Gain]) -> RunReport:
+    return RunReport(record.pipeline, steps, record.gates, record.command, gains=gains)
 
 
 def _read_gains(folder: Path) -> tuple[Gain, ...]:
-    file = folder / GAINS
-    if not file.is_file():
+    """Return the results of `gain` beside a run's record.
+
+    Raises:
+        DamagedArtifactError: they, or the record, are damaged.
+    """
+    content = read_run_file(folder, GAINS)
+    if content is None:
         return ()
     try:
-        return _GAINS_ADAPTER.validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise DamagedArtifactError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+        return _GAINS_ADAPTER.validate_json(content)
+    except (ValidationError, RecursionError) as error:
+        first = str(error).splitlines()[0]
+        raise DamagedArtifactError(f"{folder / GAINS} is damaged: {first}") from error

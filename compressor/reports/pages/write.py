@@ -11,9 +11,10 @@ from pydantic import BaseModel
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
 from compressor.artifacts.manifest import Manifest
-from compressor.artifacts.runs import GateResult
+from compressor.artifacts.runs import GAINS, LADDER, SAMPLES, GateResult, read_run_file
 from compressor.artifacts.store import MODEL
-from compressor.engine.gates.measured_model import LADDER, SAMPLES, samples_of
+from compressor.engine.gates.measured_model import ACCURACY_FILE, samples_of
+from compressor.errors import CompressError
 from compressor.evaluation.records import Measurement
 from compressor.reports.pages.html import artifact_html, run_html
 from compressor.reports.pages.junit import gates_junit, run_junit
@@ -41,7 +42,7 @@ def write_artifact_reports(
     """
     if measurement is not None:
         if measurement.accuracy is not None:
-            _write(folder / model_files.ACCURACY_FILE, _json(measurement.accuracy))
+            _write(folder / ACCURACY_FILE, _json(measurement.accuracy))
         if measurement.latency is not None:
             _write(folder / model_files.LATENCY_FILE, _json(measurement.latency))
     content = (manifest, measurement, command, folder / MODEL)
@@ -49,11 +50,16 @@ def write_artifact_reports(
     _write(folder / HTML, artifact_html(*content))
 
 
-def write_run_reports(folder: Path, report: RunReport) -> bool:
-    """Write a run's ladder, samples, gates, JUnit XML, and its two pages if their content changed.
+def write_run_reports(folder: Path, report: RunReport, recorded: Path) -> bool:
+    """Write a run's ladder, samples, gates, gains, JUnit XML and its two pages.
+
+    Args:
+        folder: An empty folder.
+        report: The run.
+        recorded: The run's folder. Its pages are taken over if they show the same content.
 
     Returns:
-        True if the pages were written.
+        True if the pages were rendered.
     """
     _write(folder / LADDER, _json(report.ladder))
     gates = [gate.model_dump(mode="json") for gate in report.gates]
@@ -65,20 +71,27 @@ def write_run_reports(folder: Path, report: RunReport) -> bool:
         if (samples := samples_of(step.artifact)) is not None
     }
     _write(folder / SAMPLES, json.dumps(samples, separators=(",", ":")))
+    if report.gains:
+        gains = [gain.model_dump(mode="json") for gain in report.gains]
+        _write(folder / GAINS, json.dumps(gains, indent=1))
     digest = report.digest()
-    if pages_are_current(folder, digest):
-        return False
-    _write(folder / MARKDOWN, run_markdown(report))
-    _write(folder / HTML, run_html(report, folder, digest))
-    return True
+    pages = _current_pages(recorded, digest)
+    rendered = pages or (run_markdown(report).encode(), run_html(report, recorded, digest).encode())
+    for name, page in zip((MARKDOWN, HTML), rendered, strict=True):
+        with writing(folder / name):
+            write_atomic(folder / name, page)
+    return pages is None
 
 
-def pages_are_current(folder: Path, digest: str) -> bool:
-    """Return True if the pages in ``folder`` show the content with this digest."""
-    if not all((folder / name).is_file() for name in (MARKDOWN, HTML)):
-        return False
-    with (folder / HTML).open(encoding="utf-8") as file:
-        return digest in file.read(_DIGEST_WITHIN)
+def _current_pages(folder: Path, digest: str) -> tuple[bytes, bytes] | None:
+    """Return the pages of a recorded run if they are intact and show this content, else None."""
+    try:
+        markdown, html = (read_run_file(folder, name) for name in (MARKDOWN, HTML))
+    except CompressError:
+        return None
+    if markdown is None or html is None or digest.encode() not in html[:_DIGEST_WITHIN]:
+        return None
+    return markdown, html
 
 
 def write_gate_reports(title: str, results: Sequence[GateResult], junit_xml: Path | None) -> None:

@@ -8,33 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.artifacts.errors_from_os import reading
+from compressor.artifacts.records import read_report
 from compressor.artifacts.store import Artifact
 from compressor.errors import DamagedArtifactError, ModelError, UsageError
 from compressor.evaluation.records import LatencyReport
 from compressor.reports.rows.artifact import Pairs
 
-ACCURACY_FILE = "reports/accuracy.json"
 LATENCY_FILE = "reports/latency.json"
 CALIBRATION_FILE = "calibration.json"
 MOST_RANGES = 60
 """Number of tensors that one chart of calibration ranges can show."""
 
 
-def read_latency(artifact: Path) -> LatencyReport | None:
+def read_latency(artifact: Artifact) -> LatencyReport | None:
     """Read ``reports/latency.json`` of an artifact; None if latency was not measured.
 
     Raises:
-        DamagedArtifactError: The file is not a latency report.
+        DamagedArtifactError: The file is damaged.
     """
-    file = artifact / LATENCY_FILE
-    if not file.is_file():
-        return None
-    with reading(file):
-        content = file.read_bytes()
-    try:
-        return LatencyReport.model_validate_json(content)
-    except ValueError as error:
-        raise DamagedArtifactError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+    return read_report(artifact, LATENCY_FILE, LatencyReport)
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,9 +177,9 @@ def test_bisect_finds_the_pass_and_the_layer(model: Path, tmp_path: Path, each: 
         publish(store, faulty, "harmful", "harmless"),
         publish(store, later, "afterwards", "harmful"),
     ]
-    run = save_run(
-        store.root, RunRecord(pipeline="planted", command="", steps=tuple(steps), gates=())
-    )
+    record = RunRecord(pipeline="planted", command="", steps=tuple(steps), gates=())
+    with save_run(store, record) as (run, _):
+        pass
     dataset = PredictedLabels(model, 24)
     pipeline: Any = SimpleNamespace(
         config=SimpleNamespace(

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from compressor.artifacts.collecting import collect
 from compressor.artifacts.manifest import Environment, Manifest, PassRecord
+from compressor.artifacts.runs import RunRecord, RunStep, save_run
 from compressor.artifacts.store import Store, entries_of, open_artifact, verify
 from compressor.errors import DamagedArtifactError, StorageError, UsageError
 
@@ -113,10 +115,15 @@ def test_garbage_excludes_ancestors_and_locked_artifacts(tmp_path: Path) -> None
     staged = store.staging("d" * 64)
     for artifact_id in ("a" * 64, "b" * 64, "c" * 64):
         store.discard(store.root / ".staging" / artifact_id[:12])
-    assert set(store.garbage(keep={"b" * 64})) == {unused, staged}
+    step = RunStep(name="s", artifact=child.name, id="b" * 64, manifest="", parent=None)
+    with save_run(store, RunRecord(pipeline="p", command="", steps=(step,), gates=())):
+        pass
+    assert set(collect(store, dry_run=True).removed) == {unused, staged}
     with store.lock("c" * 64):
-        assert set(store.garbage(keep={"b" * 64})) == {staged}
-    store.remove(unused)
+        assert set(collect(store, dry_run=True).removed) == {staged}
+    with store.session(["c" * 64, "d" * 64]):
+        assert not collect(store, dry_run=False).removed, "a running command needs them"
+    assert set(collect(store, dry_run=False).removed) == {unused, staged}
     assert set(store.artifacts()) == {parent, child}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from compressor.artifacts.manifest import Environment, Manifest, Metric, PassRecord
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.store import Artifact, entries_of
 from compressor.engine.gates.measured_model import MeasuredModel
 from compressor.engine.gates.rules import Rule
 from compressor.engine.gates.verdicts import GateChecker
@@ -54,7 +54,7 @@ def measured_model(
         seconds=0,
         peak_rss_bytes=0,
     )
-    artifact = Artifact(tmp_path / name, manifest.model_copy(update={"measured": name}))
+    path, reports = tmp_path / name, {}
     if correct is not None:
         report = AccuracyReport(
             data="test",
@@ -65,9 +65,11 @@ def measured_model(
             labels=tuple(labels),
             values={"top1": tuple(map(float, correct))},
         )
-        artifact.reports.mkdir(parents=True)
-        (artifact.reports / "accuracy.json").write_text(report.model_dump_json())
-    return MeasuredModel.of(artifact)
+        (path / "reports").mkdir(parents=True)
+        (path / "reports/accuracy.json").write_text(report.model_dump_json())
+        reports = entries_of(path, "reports")
+    measured = manifest.model_copy(update={"measured": name, "reports": reports})
+    return MeasuredModel.of(Artifact(path, measured))
 
 
 def check(rule: Rule, step: MeasuredModel, reference: MeasuredModel | None = None) -> Any:

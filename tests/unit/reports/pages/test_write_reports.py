@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from compressor.artifacts.runs import RunRecord, save_run
+from compressor.artifacts.store import Store
 from compressor.evaluation.records import AccuracyReport, LatencyReport
 from compressor.reports.pages.write import write_artifact_reports, write_run_reports
 from compressor.reports.rows.ladder import Ladder
 from compressor.reports.rows.run import RunReport
 from tests.support.reports import gate_result, manifest, measurement, run_report
+
+RECORD = RunRecord(pipeline="phone", command="run", steps=(), gates=())
 
 
 def report(tmp_path: Path) -> RunReport:
@@ -45,7 +49,7 @@ def test_pages_do_not_depend_on_the_manifest_s_list_of_reports(tmp_path: Path) -
 
 def test_a_run_gets_pages_and_json_files(tmp_path: Path) -> None:
     run = report(tmp_path)
-    assert write_run_reports(tmp_path / "run", run)
+    assert write_run_reports(tmp_path / "run", run, tmp_path / "none")
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "ladder.json",
@@ -59,21 +63,32 @@ def test_a_run_gets_pages_and_json_files(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run/gates.json").read_text())[0]["passed"] is True
 
 
-def test_pages_with_the_same_content_are_not_written_again(tmp_path: Path) -> None:
+def record(root: Path, run: RunReport) -> Path:
+    """Record a run in a store, and return its folder."""
+    with save_run(Store(root), RECORD) as (folder, staged):
+        write_run_reports(staged, run, folder)
+    return folder
+
+
+def test_pages_with_the_same_content_are_not_rendered_again(tmp_path: Path) -> None:
     run = report(tmp_path)
-    write_run_reports(tmp_path / "run", run)
+    folder = record(tmp_path / "store", run)
     again = dataclasses.replace(
         run, steps=[dataclasses.replace(step, cached=True) for step in run.steps]
     )
-    assert not write_run_reports(tmp_path / "run", again)
-    assert '"cached": false' not in (tmp_path / "run/ladder.json").read_text()
+    assert not write_run_reports(tmp_path / "new", again, folder)
+    assert '"cached": false' not in (tmp_path / "new/ladder.json").read_text()
+    for name in ("report.md", "report.html"):
+        assert (tmp_path / "new" / name).read_bytes() == (folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("change", ["command", "gates", "notes", "manifest", "missing"])
-def test_pages_are_written_again_when_something_changed(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    "change", ["command", "gates", "notes", "manifest", "missing", "damaged page", "damaged record"]
+)
+def test_pages_are_rendered_again_when_something_changed(tmp_path: Path, change: str) -> None:
     full = report(tmp_path)
     run = dataclasses.replace(full, steps=full.steps[:1])
-    write_run_reports(tmp_path / "run", run)
+    folder = record(tmp_path / "store", run)
     last = run.steps[-1]
     measured = dataclasses.replace(
         last.artifact, manifest=last.artifact.manifest.model_copy(update={"digest": "new"})
@@ -85,16 +100,17 @@ def test_pages_are_written_again_when_something_changed(tmp_path: Path, change: 
         "manifest": dataclasses.replace(
             run, steps=[*run.steps[:-1], dataclasses.replace(last, artifact=measured)]
         ),
-        "missing": run,
-    }[change]
+    }.get(change, run)
     if change == "missing":
-        (tmp_path / "run/report.md").unlink()
-    assert write_run_reports(tmp_path / "run", changed)
+        (folder / "report.md").unlink()
+    elif change.startswith("damaged"):
+        file = folder / ("report.md" if change == "damaged page" else "run.json")
+        file.write_bytes(file.read_bytes().replace(b"o", b"0", 1))
+    assert write_run_reports(tmp_path / "new", changed, folder)
 
 
 def test_an_unchanged_run_loads_neither_matplotlib_nor_jinja(tmp_path: Path) -> None:
-    write_run_reports(tmp_path / "run", report(tmp_path))
-    run, store = str(tmp_path / "run"), str(tmp_path / "store")
+    run, store = str(record(tmp_path / "runs", report(tmp_path))), str(tmp_path / "store")
     code = (
         "import shutil, sys\n"
         "from pathlib import Path\n"
@@ -103,7 +119,7 @@ def test_an_unchanged_run_loads_neither_matplotlib_nor_jinja(tmp_path: Path) -> 
         f"shutil.rmtree({store!r})\n"
         "gate = gate_result(gate='g', passed=True, reason='1 ≥ 1')\n"
         f"report = run_report(Path({store!r}), gates=[gate], command='run')\n"
-        f"assert not write_run_reports(Path({run!r}), report)\n"
+        f"assert not write_run_reports(Path({str(tmp_path / 'new')!r}), report, Path({run!r}))\n"
         "heavy = {'matplotlib', 'jinja2', 'torch', 'onnx', 'numpy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )

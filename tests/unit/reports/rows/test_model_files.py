@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.store import Artifact, entries_of
 from compressor.errors import DamagedArtifactError
 from compressor.reports.rows import model_files
 from tests.support.reports import manifest, measurement
@@ -27,18 +27,23 @@ def test_the_most_clipped_ranges_keep_their_order() -> None:
 
 
 def test_a_latency_report_is_read(tmp_path: Path) -> None:
-    assert model_files.read_latency(tmp_path) is None
+    assert model_files.read_latency(Artifact(tmp_path, manifest())) is None
     latency = measurement().latency
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/latency.json").write_text(latency.model_dump_json())
-    assert model_files.read_latency(tmp_path) == latency
+    listed = manifest(reports=entries_of(tmp_path, "reports"))
+    assert model_files.read_latency(Artifact(tmp_path, listed)) == latency
 
 
 def test_a_damaged_latency_report_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/latency.json").write_text("{")
-    with pytest.raises(DamagedArtifactError, match=r"latency\.json is damaged"):
-        model_files.read_latency(tmp_path)
+    listed = manifest(reports=entries_of(tmp_path, "reports"))
+    artifact = Artifact(tmp_path, listed)
+    for content in ("{", "[]"):  # not a report; and another content than the manifest states
+        (tmp_path / "reports/latency.json").write_text(content)
+        with pytest.raises(DamagedArtifactError, match=r"latency\.json is damaged"):
+            model_files.read_latency(artifact)
 
 
 def test_an_artifact_whose_format_is_not_installed_is_described(tmp_path: Path) -> None:
