@@ -142,6 +142,7 @@ class ModuleModel(InitializedModel):
         """Take a module whose config is complete."""
         config = source.config
         super().__init__(Module(), config)
+        self.module = config
         self.weights, self._notes = source.weights, source.notes
         library = () if config.python is not None else (config.builder,)
         self.tools = ("torch", *library)
@@ -187,8 +188,8 @@ class ModuleModel(InitializedModel):
         super().ensures(inputs, out, context)
         check_finite(out)
         if self.weights is None:
-            check_initialization(self.config, out, context.seed)
-        check_determinism(self.config, out)
+            check_initialization(self.module, out, context.seed)
+        check_determinism(self.module, out)
 
 
 def open_source(model: ModelConfig, document: Document, base: Path) -> SourceModel:
