@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import GateError, UsageError
+from compressor.foreign_files.printable import printable_json
 
 if TYPE_CHECKING:
     from compressor.artifacts.runs import GateResult
@@ -21,7 +22,8 @@ _DEVICES = ("cpu", "cuda")
 
 def print_json(value: Any) -> None:
     """Print a value as JSON to stdout."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(printable_json(text) + "\n")
 
 
 def open_pipeline(file: Path, overrides: list[str] | None) -> Pipeline:

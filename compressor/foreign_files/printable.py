@@ -12,7 +12,7 @@ import re
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls but for tab and line feed
     "\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"  # line separators, overrides of direction
-    "\ud800-\udfff\U000e0000-\U000e0fff]"  # halves of surrogate pairs, tags
+    "\ud800-\udfff]"  # halves of surrogate pairs
 )
 
 
@@ -21,5 +21,11 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(_escape, text)
 
 
+def printable_json(text: str) -> str:
+    """Return JSON of the same value in which unsafe characters are escaped as JSON does it."""
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def _escape(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape", "surrogatepass").decode("ascii")
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from rich.console import Console, JustifyMethod
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    ConsoleRenderable,
+    JustifyMethod,
+    RenderableType,
+    RenderHook,
+)
+from rich.control import Control
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from compressor.errors import CompressError
+from compressor.foreign_files.printable import printable
 
 _WIDTH = 132
 """Columns of the output where it is not a terminal."""
 _UNBROKEN = frozenset({"step", "artifact"})
 """Columns that are not wrapped, so that their values can be copied."""
 
+
+class _Printable:
+    """A renderable whose text is printable; styles and the controls of rich itself stay."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for text, style, control in console.render(self._renderable, options):
+            yield Segment(text if control else printable(text), style, control)
+
+
+class _PrintableOutput(RenderHook):
+    """Escapes whatever a console prints: names and messages may come from foreign files."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Wrap everything but the cursor movements of live displays."""
+        return [item if isinstance(item, Control) else _Printable(item) for item in renderables]
+
+
 out = Console(width=None if Console().is_terminal else _WIDTH, highlight=False)
 err = Console(stderr=True, highlight=False)
+for _console in (out, err):
+    _console.push_render_hook(_PrintableOutput())
 
 
 def print_line(text: str = "") -> None:

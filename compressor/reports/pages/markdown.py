@@ -10,6 +10,7 @@ from pathlib import Path
 from compressor.artifacts.manifest import Manifest, Metric
 from compressor.artifacts.runs import GateResult
 from compressor.evaluation.records import Measurement
+from compressor.foreign_files.printable import printable
 from compressor.reports.rows import artifact, formatting, gains, gates, model_files
 from compressor.reports.rows.ladder import Change, Ladder, LadderRow
 from compressor.reports.rows.run import RunReport
@@ -236,7 +237,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def escape(text: str) -> str:
     """Return text on one line, with every character escaped that Markdown or HTML interprets."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", printable(" ".join(text.split())))
 
 
 def fence(code: str, language: str) -> str:
