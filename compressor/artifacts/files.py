@@ -18,8 +18,6 @@ try:
 except ImportError:  # not POSIX: `plan`, `validate` and `show` need no locks
     fcntl = None  # type: ignore[assignment]
 
-LFS_POINTER = b"version https://git-lfs"
-"""Start of the text that Git LFS leaves in place of a file that was not fetched."""
 _LONGEST_STEM = 50
 """Characters of a name that its temporary file repeats; names have at most 255 bytes."""
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks copy-on-write (Btrfs, XFS, bcachefs)

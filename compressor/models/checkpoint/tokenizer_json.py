@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.errors_from_os import reading
-from compressor.artifacts.files import LFS_POINTER
 from compressor.errors import DataError
+from compressor.foreign_files.json_files import parse_json
+from compressor.foreign_files.limits import TOKENIZER
+from compressor.foreign_files.opening import check_file, read_bytes
 
+_REMEDY = "copy the checkpoint's files again"
 _MERGES = re.compile(rb'"merges"\s*:\s*\[')
 """Start of the merges of a BPE, which are more than half of its file."""
 
@@ -23,47 +25,54 @@ def largest_token_id(file: Path) -> int:
         DataError: the file is not a tokenizer.
         StorageError: the file cannot be read.
     """
-    return _facts_of(file)[0]
+    return _facts_of(file).largest
 
 
 def has_saved_limits(file: Path) -> bool:
     """Return True if a tokenizer is saved with a truncation or a padding; errors as above."""
-    return _facts_of(file)[1]
+    return _facts_of(file).has_limits
 
 
-def _facts_of(file: Path) -> tuple[int, bool]:
-    with reading(file):
-        status = file.stat()
+def _facts_of(file: Path) -> _Facts:
+    check_file(file, DataError, TOKENIZER)
+    status = file.stat()
     return _read_facts(file, status.st_mtime_ns, status.st_size)
 
 
+def added_tokens(file: Path) -> dict[str, int]:
+    """Return the ids of tokens beside the vocabulary, such as special ones; errors as above."""
+    return dict(_facts_of(file).added)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    largest: int
+    has_limits: bool
+    added: tuple[tuple[str, int], ...]
+
+
 @lru_cache(maxsize=64)
-def _read_facts(file: Path, mtime_ns: int, size: int) -> tuple[int, bool]:  # noqa: ARG001  keys
-    """Return the largest token id, and True if the tokenizer is saved with limits."""
-    with reading(file):
-        content = file.read_bytes()
-    if content.startswith(LFS_POINTER):
-        raise DataError(
-            f"{file} is a Git LFS pointer, not the file it stands for",
-            remedy="fetch the file itself: `git lfs pull`",
-        )
+def _read_facts(file: Path, mtime_ns: int, size: int) -> _Facts:  # noqa: ARG001  keys
+    content = read_bytes(file, TOKENIZER, DataError)
+    tree = _without_merges(content) or parse_json(content, str(file), DataError, _REMEDY)
     try:
-        tree = _without_merges(content) or json.loads(content)
-        ids = [token["id"] for token in tree.get("added_tokens") or []]
+        added = tuple(
+            (str(token["content"]), token["id"]) for token in tree.get("added_tokens") or []
+        )
+        ids = [number for _, number in added]
         vocabulary = tree["model"]["vocab"]
         if isinstance(vocabulary, dict):  # BPE, WordPiece, WordLevel
             ids.append(max(vocabulary.values(), default=-1))
         else:  # Unigram: pairs of token and score in the order of their ids
             ids.append(len(vocabulary) - 1)
         largest = max(ids)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{file} is not a tokenizer: expected a vocabulary under model.vocab",
-            remedy="copy the checkpoint's files again",
+            f"{file} is not a tokenizer: expected a vocabulary under model.vocab", remedy=_REMEDY
         ) from error
     if not isinstance(largest, int) or largest < 0:
         raise DataError(f"{file} is not a tokenizer: its vocabulary is empty")
-    return largest, bool(tree.get("truncation") or tree.get("padding"))
+    return _Facts(largest, bool(tree.get("truncation") or tree.get("padding")), added)
 
 
 def _without_merges(content: bytes) -> Any:
@@ -71,8 +80,9 @@ def _without_merges(content: bytes) -> Any:
     merges = _MERGES.search(content)
     if merges is None or content[merges.start() - 1] == ord("\\"):  # inside of a string
         return None
+    start = content[: merges.start()].rstrip().removesuffix(b",") + b"}}"
     try:
-        tree = json.loads(content[: merges.start()].rstrip().removesuffix(b",") + b"}}")
-    except ValueError:
+        tree = parse_json(start, "", DataError, None)
+        return tree if "added_tokens" in tree and "vocab" in tree["model"] else None
+    except (DataError, LookupError, TypeError):
         return None
-    return tree if "added_tokens" in tree and "vocab" in tree.get("model", ()) else None
