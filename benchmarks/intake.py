@@ -42,7 +42,8 @@ from compressor.models.families.transformers.generic.sample import sample_batch
 from compressor.runtimes.formats import open_session
 from tests.support.decoder_classes import DECODERS, NOTED_DECODERS, write_decoder
 from tests.support.encoder_classes import CLASSES
-from tests.support.vision_language import VLMS, write_vlm
+from tests.support.further_encoder_classes import FURTHER_CLASSES
+from tests.support.vision_language import FURTHER_VLMS, VLMS, write_vlm
 
 SAMPLES, TOKENS, CONVERSATIONS = 32, 24, 12
 TIMEOUT_SECONDS = 300
@@ -89,10 +90,10 @@ def cases() -> Iterator[Case]:
     for name in DECODERS:
         writer = lambda folder, name=name: write_decoder(folder, name)  # noqa: E731
         yield Case(name, "decoder", name in NOTED_DECODERS, writer)
-    for name in VLMS:
+    for name in {**VLMS, **FURTHER_VLMS}:
         writer = lambda folder, name=name: write_vlm(folder, name)  # noqa: E731
-        yield Case(name, "vision-language", True, writer)
-    for name, tiny in CLASSES.items():
+        yield Case(name, "vision-language", name in VLMS, writer)
+    for name, tiny in {**CLASSES, **FURTHER_CLASSES}.items():
         writer = lambda folder, tiny=tiny: tiny.build().save_pretrained(folder)  # noqa: E731
         yield Case(name, "encoder", name in NOTED_ENCODERS, writer)
 
@@ -102,7 +103,7 @@ def write_samples(case: Case, folder: Path) -> dict[str, Any]:
     if case.kind == "vision-language":
         return write_conversations(folder)
     specs = read_description(folder / "model").signature.inputs
-    batch = sample_batch(specs, batch=SAMPLES, tokens=TOKENS)
+    batch = end_texts(sample_batch(specs, batch=SAMPLES, tokens=TOKENS), folder / "model")
     np.savez(folder / "samples.npz", **{name: value.numpy() for name, value in batch.items()})
     return {"source": "arrays", "path": "samples.npz"}
 
@@ -154,6 +155,10 @@ class Crashed(Exception):  # noqa: N818
     """The program ended with a traceback."""
 
 
+class OutOfTime(BaseException):
+    """An action took too long; no handler of errors takes it for one of its own."""
+
+
 def invoke(*arguments: object) -> str:
     """Run a command in this process, and return what it printed."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -196,7 +201,21 @@ def other_samples(folder: Path) -> dict[str, Any]:
         value = batch.get(spec.name)
         if value is not None and value.dtype == torch.int64 and (spec.below or 0) > 8:
             batch[spec.name] = torch.randint(4, spec.below or 8, value.shape)
-    return {name: value.numpy() for name, value in batch.items()}
+    return {name: value.numpy() for name, value in end_texts(batch, folder / "model").items()}
+
+
+def end_texts(batch: dict[str, torch.Tensor], model: Path) -> dict[str, torch.Tensor]:
+    """Let every text end with the token that its tokenizer puts there, and that some classes read.
+
+    No other position has that token.
+    """
+    config = json.loads((model / "config.json").read_text())
+    ids, ends = batch.get("input_ids"), [config, config.get("text_config")]
+    end = next((part["eos_token_id"] for part in ends if part and part.get("eos_token_id")), None)
+    if ids is None or not isinstance(end, int):
+        return batch
+    others = torch.where(ids == end, torch.full_like(ids, 4), ids)
+    return {**batch, "input_ids": torch.cat([others[..., :-1], ids[..., -1:] * 0 + end], dim=-1)}
 
 
 def other_conversations(folder: Path) -> dict[str, Any]:
@@ -286,6 +305,8 @@ def attempt(action: Callable[[], str]) -> dict[str, str]:
         outcome, detail = "ok", action()
     except Refused as error:
         outcome, detail = "refused", str(error)
+    except OutOfTime:
+        outcome, detail = "crashed", f"not done after {TIMEOUT_SECONDS} s"
     except Exception as error:  # noqa: BLE001  the table lists it
         outcome, detail = "crashed", f"{type(error).__name__}: {error}"[:1500]
     finally:
@@ -295,7 +316,7 @@ def attempt(action: Callable[[], str]) -> dict[str, str]:
 
 def stop_action(*_: object) -> None:
     """End an action that takes too long."""
-    raise TimeoutError(f"not done after {TIMEOUT_SECONDS} s")
+    raise OutOfTime
 
 
 def take(case: Case, work: Path, steps: list[str]) -> dict[str, dict[str, str]]:

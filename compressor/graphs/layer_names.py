@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
 
@@ -54,7 +55,7 @@ def encode_layer_inputs(inputs: Mapping[str, str]) -> str:
 
 def _layer_of(node: ir.Node, owners: Mapping[str, str]) -> str | None:
     """Return the innermost layer that a node belongs to."""
-    scopes = json.loads(node.metadata_props.get(_SCOPES_KEY, "[]").replace("'", '"'))
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
     for scope in reversed(scopes):
         if (layer := owners.get(scope.removeprefix(MODULE_PREFIX))) is not None:
             return layer

@@ -137,11 +137,9 @@ def _share_of_macs(
     module: nn.Module, layers: Collection[str], batch: Mapping[str, Tensor]
 ) -> float | None:
     """Return the part of the MACs of one forward pass that the layers compute; None for no MACs."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from compressor.models.capabilities.flop_counting import count_flops
 
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with count_flops(module) as counter:
         module(**batch)
     total = counter.get_total_flops()
     root = type(module).__name__

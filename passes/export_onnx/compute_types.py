@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
 from torch import nn
 
 from compressor.data.contract import Batch
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.checkpoint.loading import load_module
+from compressor.runtimes.session import match_inputs
+from compressor.runtimes.torch.session import TorchSession
 
 _HALF_TYPES = {torch.float16, torch.bfloat16}
 
@@ -33,6 +36,28 @@ def in_float32(module: nn.Module, model: ModelDescription, batch: Batch) -> nn.M
     except RuntimeError:
         return load_module(model)
     return module
+
+
+def outputs_in_float64(session: TorchSession, batch: Batch) -> Batch | None:
+    """Return the outputs of a model of float32, computed in float64; None if it cannot do so.
+
+    Args:
+        session: the model; it is float32 again afterwards.
+        batch: samples.
+    """
+    if _float_types(session.module) != {torch.float32}:
+        return None
+    feeds = match_inputs(batch, session.inputs)
+    session.module.double()
+    try:
+        outputs = session.compute(
+            {n: a.astype(np.float64) if a.dtype == np.float32 else a for n, a in feeds.items()}
+        )
+    except Exception:  # noqa: BLE001  code that states a type raises errors of all kinds
+        return None
+    finally:
+        session.module.float()
+    return {name: array.astype(np.float32) for name, array in outputs.items()}
 
 
 def computes_in_half(module: nn.Module) -> bool:

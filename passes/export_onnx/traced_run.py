@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from passes.export_onnx.compute_types import (
     computes_in_bfloat16,
     computes_in_half,
     in_float32,
+    outputs_in_float64,
 )
 from passes.export_onnx.config import HALF, ExportOnnxConfig
 from passes.export_onnx.half import convert_to_half
@@ -207,7 +209,15 @@ class _TracedExport:
             tolerance = Tolerance.HALF if is_half else Tolerance.FLOAT
             if quantized or self.quantization is not None:
                 tolerance = Tolerance.QUANTIZED
-            return compare(reference, exported, batches, self.config.parity, tolerance=tolerance)
+            precise = partial(outputs_in_float64, reference)
+            return compare(
+                reference,
+                exported,
+                batches,
+                self.config.parity,
+                tolerance=tolerance,
+                precise=precise if tolerance is Tolerance.FLOAT else None,
+            )
 
     def inspect_integers(self) -> dict[str, Any]:
         """Return what ONNX Runtime computes with integers, and what the target would refuse.

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from compressor.models.capabilities.flop_counting import count_flops
 from passes.prune.allocation import Cost, Width
 from passes.prune.model import PrunableModel
 from passes.prune.size_search import count_macs, count_parameters
@@ -137,7 +137,7 @@ def _flops_by_module(model: PrunableModel) -> dict[str, int]:
     uses_fast_path = torch.backends.mha.get_fastpath_enabled()  # one operator, which nobody counts
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with count_flops(model.module) as counter:
             model.module(**model.batch)
     finally:
         torch.backends.mha.set_fastpath_enabled(uses_fast_path)

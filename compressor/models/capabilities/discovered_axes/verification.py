@@ -106,10 +106,19 @@ def cut_problem(
         with torch.no_grad():
             found = float_tensors(smaller(**model.batch))
     except Exception as error:  # noqa: BLE001  any code of the module's may depend on its sizes
-        return f"the smaller module does not run: {str(error).splitlines()[0][:200]}"
-    with torch.no_grad(), masked(model.module, axes, kept_units):
-        expected = float_tensors(model.module(**model.batch))
+        return f"the smaller module does not run: {_first_line(error)}"
+    try:
+        with torch.no_grad(), masked(model.module, axes, kept_units):
+            expected = float_tensors(model.module(**model.batch))
+    except Exception as error:  # noqa: BLE001  what layers return need not be what they take
+        return f"the masked module does not run: {_first_line(error)}"
     return _difference(found, expected)
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of a message, or the name of its class."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:

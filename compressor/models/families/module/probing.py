@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.errors import CompressError, ModelError
+from compressor.models.capabilities.flop_counting import count_flops
 from compressor.models.families.module.building import build_original
 from compressor.models.families.module.config import (
     Counts,
@@ -124,8 +124,7 @@ def _probe(config: ModuleConfig, outputs: WantedOutputs, device: str) -> Probe:
     call = call_style(module, config.input_names)
     returned = _run(module, config, call, _BATCH, device)
     named = named_outputs(returned, outputs)
-    counter = FlopCounterMode(display=False)
-    with counter:
+    with count_flops(module) as counter:
         alone = _run(module, config, call, 1, device)
     _check_samples(returned, alone, named)
     units = 1 if config.unit == "sample" else _tokens(config)

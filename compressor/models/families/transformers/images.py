@@ -71,7 +71,8 @@ def class_image_inputs(model_class: type[Any]) -> tuple[InputSpec, ...]:
     """Return the inputs beside tokens of a class that generates text about images.
 
     They are the tensors that ``forward`` takes, without those of video, audio and generation. None
-    for a class that takes no tokens, no images, or that is no decoder.
+    for a class that takes no tokens, no images, or that is no decoder. A class that requires
+    pixels, as those that describe a picture, takes one picture per sample and nothing is padded.
 
     Args:
         model_class: a class of transformers.
@@ -80,6 +81,8 @@ def class_image_inputs(model_class: type[Any]) -> tuple[InputSpec, ...]:
     images = [name for name in parameters if _is_image_input(name, parameters[name])]
     is_decoder = model_class.can_generate() and "decoder_input_ids" not in parameters
     if _TOKENS not in parameters or not is_decoder or not any(map(_has_pixels, images)):
+        return ()
+    if any(parameters[name].default is inspect.Parameter.empty for name in images):
         return ()
     of_tokens = [name for name in (_MASK, TOKEN_TYPES, SEGMENTS) if name in parameters]
     return (

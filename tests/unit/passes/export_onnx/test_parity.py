@@ -70,6 +70,24 @@ def test_a_tie_counts_as_agreement_and_a_flip_does_not():
         compare_functions(tied, flipped, ParityConfig(batch_size=4, max_abs=0.5))
 
 
+def test_a_choice_that_float32_does_not_resolve_may_be_that_of_float64():
+    def best_first(x, order):
+        return np.where(x[:, :1] > 0, np.sort(x, axis=1)[:, order], x)
+
+    def exported(x):
+        return best_first(x, [0, 1, 2])
+
+    def compare_with(precise):
+        sessions = FunctionSession(lambda x: best_first(x, [1, 0, 2])), FunctionSession(exported)
+        return compare(*sessions, BATCHES, CONFIG, precise=precise)
+
+    assert compare_with(lambda batch: {"logits": exported(batch["x"])})[1].max_abs == 0
+    with pytest.raises(ParityError, match="at batch size 1"):
+        compare_with(lambda batch: {"logits": best_first(batch["x"], [2, 0, 1])})
+    with pytest.raises(ParityError, match="at batch size 4"):
+        compare_with(lambda _: None)
+
+
 def test_nan_exceeds_every_limit_and_is_an_error_of_its_own_in_the_reference():
     def broken(x):
         return np.full_like(x, np.nan)

@@ -16,9 +16,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from compressor.models.capabilities.flop_counting import count_flops
 from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.models.families.transformers.generic.inputs import class_inputs
@@ -62,8 +62,7 @@ def _describe(content: str) -> ClassDescription:
     tree = json.loads(content)
     module = build_without_data(tree)
     task = task_of(type(module).__name__, module.main_input_name)
-    inputs = class_inputs(module, task)
-    results, macs = _run(module, tree, inputs, tokens=_SAMPLE_TOKENS if task.encodes else 1)
+    inputs, results, macs = _run(module, tree, task)
     return ClassDescription(
         task=task,
         signature=Signature(
@@ -80,21 +79,38 @@ def _describe(content: str) -> ClassDescription:
 
 
 def _run(
-    module: PreTrainedModel, tree: Mapping[str, Any], inputs: Sequence[InputSpec], tokens: int
-) -> tuple[Mapping[str, Any], int]:
-    """Return the result of one sample and its MACs; nothing and 0 if the class cannot be run."""
-    batch = sample_batch(inputs, batch=1, tokens=tokens)
-    on_meta = {name: value.to("meta") for name, value in batch.items()}
+    module: PreTrainedModel, tree: Mapping[str, Any], task: Task
+) -> tuple[tuple[InputSpec, ...], Mapping[str, Any], int]:
+    """Return the first inputs that the class runs on, the result of one sample, and its MACs.
+
+    If it runs on none of them, the first ones are returned, with nothing and 0.
+    """
+    candidates = list(class_inputs(module, task))
+    tokens = _SAMPLE_TOKENS if task.encodes else 1
+    batches = [sample_batch(inputs, batch=1, tokens=tokens) for inputs in candidates]
     size = sum(parameter.numel() for parameter in module.parameters())
-    if (counted := _count(module, on_meta)) is not None:
-        return counted
+    if (found := _first_that_runs(module, batches, "meta")) is not None:
+        return candidates[found[0]], *found[1:]
     if size <= _MOST_PARAMETERS_TO_RUN:
         with torch.random.fork_rng(devices=[]):
-            return _count(build_module(tree).eval(), batch) or ({}, 0)
-    if "attention_mask" in inspect.signature(module.forward).parameters:
+            found = _first_that_runs(build_module(tree).eval(), batches, "cpu")
+    elif "attention_mask" in inspect.signature(module.forward).parameters:
         # Without a mask, transformers looks for packed sequences in the positions.
-        on_meta["attention_mask"] = torch.ones(1, tokens, dtype=torch.int64, device="meta")
-    return _count(module, on_meta) or ({}, 0)
+        mask = torch.ones(1, tokens, dtype=torch.int64)
+        masked = [{"attention_mask": mask, **batch} for batch in batches]
+        found = _first_that_runs(module, masked, "meta")
+    return (candidates[0], {}, 0) if found is None else (candidates[found[0]], *found[1:])
+
+
+def _first_that_runs(
+    module: nn.Module, batches: Sequence[Mapping[str, Tensor]], device: str
+) -> tuple[int, Mapping[str, Any], int] | None:
+    """Return the index, the result and the MACs of the first batch that the class runs on."""
+    for index, batch in enumerate(batches):
+        counted = _count(module, {name: value.to(device) for name, value in batch.items()})
+        if counted is not None:
+            return index, *counted
+    return None
 
 
 def _count(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], int] | None:
@@ -102,7 +118,7 @@ def _count(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Mapping[str,
     # The default products of experts read values, and are not counted.
     cast("PreTrainedModel", module).set_experts_implementation("batched_mm")
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with count_flops(module) as counter:
             results = module(**batch)
     except Exception:  # noqa: BLE001  it reads values, or needs inputs such as placeholder tokens
         return None
@@ -112,7 +128,7 @@ def _count(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Mapping[str,
 def _outputs(task: Task, results: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the outputs of the task that the class returns.
 
-    If it returns none of them, all its float tensors are outputs; if it could not be run, the
+    If it returns none of them, all its float tensors are outputs. If it could not be run, the
     first of the task.
     """
     tensors = [

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from compressor.errors import ModelError
 from compressor.models.capabilities.signature import InputSpec
 from compressor.models.families.transformers.generic.tasks import Task
 from compressor.models.families.transformers.images import class_image_inputs
@@ -17,40 +19,72 @@ TOKENS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 DECODER_TOKENS = "decoder_input_ids"
 PIXELS = "pixel_values"
 FEATURES, SAMPLES = "input_features", "input_values"
+SERIES = "past_values"
 _SEQUENCE = ("batch", "tokens")
 _DECODER_SEQUENCE = ("batch", "decoder_tokens")
 _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 _CHANNEL_FIELDS = ("num_channels", "in_channels", "in_chans", "num_input_channels")
+_VISION_PARTS = ("vision_config", "vision", "encoder", "backbone_config")
 _BIN_FIELDS = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim")
 
 
-def class_inputs(module: PreTrainedModel, task: Task) -> tuple[InputSpec, ...]:
-    """Return the inputs of a class in the order of its ``forward``.
+def class_inputs(module: PreTrainedModel, task: Task) -> Iterator[tuple[InputSpec, ...]]:
+    """Yield possible inputs of a class in the order of its ``forward``, the most likely first.
 
     They are those of the task, and every parameter of ``forward`` without a default. A decoder
-    with a vision tower also has optional inputs for images.
+    with a vision tower also has optional inputs for images. Behind them come other layouts of the
+    arrays, and then up to two inputs more: some classes need what ``forward`` has a default for.
 
     Args:
         module: the class, built from its config; its weights are not used.
         task: the task of the class.
+
+    Raises:
+        ModelError: ``forward`` requires an input that is not known here.
     """
-    parameters = inspect.signature(type(module).forward).parameters
+    parameters = _parameters(module)
     names = dict.fromkeys(_task_inputs(module, task))
     names |= dict.fromkeys(
-        name
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}
+        name for name, parameter in parameters.items() if parameter.default is parameter.empty
     )
-    specs = {
-        name: _SPECS[name](module, name) for name in parameters if name in names and name in _SPECS
-    }
+    if unknown := [name for name in names if name not in _LAYOUTS]:
+        raise ModelError(
+            f"{type(module).__name__} requires the input {', '.join(unknown)}, whose shape does "
+            "not follow from config.json",
+            remedy="write a function that builds the model, and describe its inputs: "
+            "`model: {python: my_model.py:build, weights: …, inputs: …}`",
+        )
+    others = [name for name in parameters if name in _ALTERNATIVES and name not in names]
+    for count in range(_MOST_ADDED + 1):
+        for added in combinations(others, count):
+            chosen = [name for name in parameters if name in names or name in added]
+            for layout in range(max((len(_LAYOUTS[name]) for name in chosen), default=1)):
+                yield _specs(module, task, chosen, layout)
+
+
+def _parameters(module: PreTrainedModel) -> dict[str, inspect.Parameter]:
+    """Return the named parameters of ``forward`` without ``self``."""
+    parameters = inspect.signature(module.forward).parameters
+    variable = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return {name: value for name, value in parameters.items() if value.kind not in variable}
+
+
+def _specs(
+    module: PreTrainedModel, task: Task, names: list[str], layout: int
+) -> tuple[InputSpec, ...]:
+    """Return the inputs of those names, each in its layout of that number or its last."""
+    specs = {}
+    for name in names:
+        layouts = _LAYOUTS[name]
+        specs[name] = layouts[min(layout, len(layouts) - 1)](module, name)
+        if task.chooses and specs[name].shape == _SEQUENCE:
+            specs[name] = replace(specs[name], shape=("batch", "choices", "tokens"))
     images = {} if task.encodes else {spec.name: spec for spec in class_image_inputs(type(module))}
     return tuple({**specs, **images}.values())
 
 
 def _task_inputs(module: PreTrainedModel, task: Task) -> Iterator[str]:
-    names = inspect.signature(type(module).forward).parameters
+    names = _parameters(module)
     takes_text = "text" in task.inputs and TOKENS in names
     if takes_text:
         yield TOKENS
@@ -117,7 +151,7 @@ def _longest(module: PreTrainedModel, config: Any) -> int | None:
 
 def _pixels(module: PreTrainedModel, name: str) -> InputSpec:
     """Return images [B, C, H, W]; sizes that config.json does not fix are variable."""
-    config = _part(module.config, ("vision_config", "vision", "encoder", "backbone_config"))
+    config = _vision_part(module.config)
     channels = _first(config, _CHANNEL_FIELDS) or 3
     size = getattr(config, "image_size", None)
     if isinstance(size, dict):
@@ -130,18 +164,40 @@ def _pixels(module: PreTrainedModel, name: str) -> InputSpec:
     return InputSpec(name, "float32", ("batch", int(channels), *sizes))
 
 
+def _frames(module: PreTrainedModel, name: str) -> InputSpec:
+    """Return videos [B, F, C, H, W] of the config's number of frames."""
+    spec = _pixels(module, name)
+    frames = _first(module.config, ("num_frames",)) or "frames"
+    return replace(spec, shape=("batch", frames, *spec.shape[1:]))
+
+
 def _features(module: PreTrainedModel, name: str) -> InputSpec:
     """Return spectrograms [B, bins, frames], or [B, frames, bins] where nothing fixes the frames.
 
     A class that names ``max_source_positions`` for a convolution of stride 2, as Whisper's, takes
     twice as many frames.
     """
-    config = _part(module.config, ("audio_config", "encoder_config"))
-    bins = int(_first(config, _BIN_FIELDS) or 80)
+    config, bins = _spectrogram(module)
     positions = getattr(config, "max_source_positions", None)
     if hasattr(config, "input_feat_per_channel") or positions is None:
         return InputSpec(name, "float32", ("batch", "frames", bins))
     return InputSpec(name, "float32", ("batch", bins, 2 * int(positions)))
+
+
+def _bins_last(module: PreTrainedModel, name: str) -> InputSpec:
+    """Return spectrograms [B, frames, bins]."""
+    return InputSpec(name, "float32", ("batch", "frames", _spectrogram(module)[1]))
+
+
+def _bins_of_one_channel(module: PreTrainedModel, name: str) -> InputSpec:
+    """Return spectrograms [B, 1, frames, bins]."""
+    return InputSpec(name, "float32", ("batch", 1, "frames", _spectrogram(module)[1]))
+
+
+def _spectrogram(module: PreTrainedModel) -> tuple[Any, int]:
+    """Return the config of the part that reads spectrograms, and their number of bins."""
+    config = _part(module.config, ("audio_config", "encoder_config"))
+    return config, int(_first(config, _BIN_FIELDS) or 80)
 
 
 def _samples(module: PreTrainedModel, name: str) -> InputSpec:
@@ -153,16 +209,45 @@ def _samples(module: PreTrainedModel, name: str) -> InputSpec:
     return InputSpec(name, "float32", ("batch", int(config.max_length), int(bins)))
 
 
-_SPECS: dict[str, Callable[[PreTrainedModel, str], InputSpec]] = {
-    TOKENS: _tokens,
-    MASK: _mask,
-    TYPES: _types,
-    DECODER_TOKENS: _decoder_tokens,
-    PIXELS: _pixels,
-    FEATURES: _features,
-    SAMPLES: _samples,
+def _channels_of_samples(module: PreTrainedModel, name: str) -> InputSpec:
+    """Return waveforms [B, channels, samples]."""
+    channels = _first(module.config, ("audio_channels",)) or 1
+    return InputSpec(name, "float32", ("batch", channels, "samples"))
+
+
+def _series(module: PreTrainedModel, name: str) -> InputSpec:
+    """Return time series [B, time, channels]."""
+    length = _first(module.config, ("context_length",)) or "time"
+    channels = _first(module.config, ("num_input_channels", "input_size")) or 1
+    return InputSpec(name, "float32", ("batch", length, channels))
+
+
+_Describe = Callable[[PreTrainedModel, str], InputSpec]
+_LAYOUTS: dict[str, tuple[_Describe, ...]] = {
+    TOKENS: (_tokens,),
+    MASK: (_mask,),
+    TYPES: (_types,),
+    DECODER_TOKENS: (_decoder_tokens,),
+    PIXELS: (_pixels, _frames),
+    FEATURES: (_features, _bins_last, _bins_of_one_channel),
+    SAMPLES: (_samples, _channels_of_samples),
+    SERIES: (_series,),
 }
-"""Name of an input to the function that describes it."""
+"""Name of an input to the functions that describe it, the most frequent layout first."""
+_ALTERNATIVES = (PIXELS, FEATURES, SAMPLES, DECODER_TOKENS)
+"""Inputs that are tried beside those of the task."""
+_MOST_ADDED = 2
+
+
+def _vision_part(config: Any) -> Any:
+    """Return the nested config with the size of images; without one, the first that is nested."""
+    first = part = _part(config, _VISION_PARTS)
+    while not hasattr(part, "image_size"):
+        inner = _part(part, _VISION_PARTS)
+        if inner is part:
+            return first
+        part = inner
+    return part
 
 
 def _part(config: Any, names: tuple[str, ...]) -> Any:

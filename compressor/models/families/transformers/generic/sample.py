@@ -13,6 +13,7 @@ _TOKENS = 8
 _IMAGE_SIDE = 64
 _FRAMES = 64
 _SAMPLES = 8000
+_CHOICES = 2
 _SIZES = {
     "tokens": _TOKENS,
     "decoder_tokens": _TOKENS,
@@ -20,6 +21,7 @@ _SIZES = {
     "width": _IMAGE_SIDE,
     "frames": _FRAMES,
     "samples": _SAMPLES,
+    "choices": _CHOICES,
 }
 """Name of a variable dimension to a size that every usual class accepts."""
 

@@ -26,6 +26,8 @@ class Task:
     """True if texts are padded and masked; False for windows of a language model."""
     decodes: bool = False
     """True for a decoder with inputs of its own behind an encoder."""
+    chooses: bool = False
+    """True if each sample has several texts, one for each choice."""
     classes: str | None = None
     """Field of config.json with the number of classes of ``logits``."""
 
@@ -85,6 +87,14 @@ TASKS: tuple[Task, ...] = (
         ("start_logits", "end_logits"),
     ),
     Task(
+        "document-question-answering",
+        "MODEL_FOR_DOCUMENT_QUESTION_ANSWERING_MAPPING_NAMES",
+        "text",
+        ("start_logits", "end_logits"),
+    ),
+    Task("table-question-answering", "MODEL_FOR_TABLE_QUESTION_ANSWERING_MAPPING_NAMES", "text"),
+    Task("multiple-choice", "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES", "text", chooses=True),
+    Task(
         "next-sentence-prediction",
         "MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES",
         "text",
@@ -113,6 +123,23 @@ TASKS: tuple[Task, ...] = (
         "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
         "image",
         classes=_LABELS,
+    ),
+    Task(
+        "video-classification",
+        "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES",
+        "image",
+        classes=_LABELS,
+    ),
+    Task(
+        "visual-question-answering",
+        "MODEL_FOR_VISUAL_QUESTION_ANSWERING_MAPPING_NAMES",
+        "image and text",
+    ),
+    Task(
+        "zero-shot-object-detection",
+        "MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES",
+        "image and text",
+        ("logits", "pred_boxes"),
     ),
     Task(
         "object-detection",

@@ -22,6 +22,7 @@ from compressor.models.families.transformers.generic.sample import sample_batch
 from compressor.models.families.transformers.modules import build_on_meta
 from tests.support.decoder_classes import write_decoder
 from tests.support.encoder_classes import CLASSES
+from tests.support.further_encoder_classes import FURTHER_CLASSES
 from tests.support.mixtures import mixture
 
 _SIZES = {
@@ -110,6 +111,48 @@ def test_sizes_of_images_are_those_of_the_config(fields, shape):
 def test_sizes_that_no_config_fixes_are_variable():
     tree = {"model_type": "resnet", "architectures": ["ResNetModel"], "depths": [1, 1, 1, 1]}
     assert _inputs(tree)["pixel_values"] == ("batch", 3, "height", "width")
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "input_name", "shape", "outputs"),
+    [
+        ("bert-choice", "multiple-choice", "input_ids", ("batch", "choices", "tokens"), "logits"),
+        (
+            "t5-base",
+            "text-embedding",
+            "decoder_input_ids",
+            ("batch", "decoder_tokens"),
+            "last_hidden_state",
+        ),
+        ("wav2vec2-bert", "ctc", "input_features", ("batch", "frames", 16), "logits"),
+        ("clap", "text-embedding", "input_features", ("batch", 1, "frames", 16), "text_embeds"),
+        ("encodec", "audio-embedding", "input_values", ("batch", 1, "samples"), "audio_values"),
+        ("timesformer", "video-classification", "pixel_values", ("batch", 4, 3, 32, 32), "logits"),
+        ("vilt", "visual-question-answering", "pixel_values", ("batch", 3, 32, 32), "logits"),
+        ("blip", "image-text", "pixel_values", ("batch", 3, 32, 32), "logits"),
+        (
+            "owlvit",
+            "zero-shot-object-detection",
+            "pixel_values",
+            ("batch", 3, 32, 32),
+            "pred_boxes",
+        ),
+    ],
+)
+def test_a_class_takes_the_inputs_that_it_runs_on(name, task, input_name, shape, outputs):
+    description = describe(FURTHER_CLASSES[name].config().to_dict())
+    assert description.task.name == task
+    inputs = {spec.name: spec for spec in description.signature.inputs}
+    assert (inputs[input_name].shape, inputs[input_name].optional) == (shape, False)
+    assert outputs in description.signature.outputs
+    assert description.macs > 0
+
+
+def test_an_input_whose_shape_does_not_follow_from_the_config_is_named():
+    tree = {"model_type": "informer", "architectures": ["InformerForPrediction"]}
+    with pytest.raises(ModelError, match="requires the input past_time_features") as error:
+        describe({**tree, "prediction_length": 4})
+    assert "inputs:" in error.value.remedy
 
 
 def test_parameters_count_tied_weights_once_and_macs_the_products_of_one_token():
