@@ -165,8 +165,8 @@ class BlockQuantizer:
         is_of_input = site.block is None
         error = None
         if calibration.reference is not None:
-            error_moments = torch.zeros(inputs, inputs if is_of_input else outputs)
-            error = ErrorMoments(error_moments, is_of_input)
+            targets = inputs if is_of_input else outputs
+            error = ErrorMoments(torch.zeros(inputs, targets), torch.zeros(targets), is_of_input)
         positions = 0
         if site.routing is not None and site.name not in {name for name, _ in self._tokens}:
             self._store_stage(site)
@@ -185,6 +185,7 @@ class BlockQuantizer:
             positions += len(x_NI)
             if error is not None and error_N is not None:
                 error.matrix.addmm_(x_NI.T, error_N)
+                error.squares.add_(torch.linalg.vector_norm(error_N, dim=0).square())
         if not positions:  # no sample reaches the site: all inputs count alike
             moments_II.fill_diagonal_(1.0)
         magnitude_I /= max(positions, 1)

@@ -86,7 +86,9 @@ class AwqConfig(PassConfig):
         float, Field(ge=0, le=1, validation_alias=AliasChoices("error_compensation", "drift"))
     ] = 0.5
     """Fraction, from 0 to 1, of the error of earlier quantized layers that later weights compensate
-    (propagation strength of QEP, Arai and Ichikawa 2025). 0 disables it and halves the work."""
+    (propagation strength of QEP, Arai and Ichikawa 2025). 0 disables it and halves the work. Layers
+    compensate less where calibration samples are too few to tell; the report has the fraction of
+    each."""
     min_share: MinShare = DEFAULT_MIN_SHARE
     """Smallest part of the weights that are multiplied (all but embeddings and vectors) that must
     be quantized, from 0 to 1. With less the step is refused: convolutions and recurrent layers stay

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compressor.errors import NumericalError
 
-_DAMPING = 0.1
+DAMPING = 0.1
 """Fraction of the mean of H's diagonal that is added to the diagonal. It keeps weights near the
 parent's where the samples hardly use an input."""
 _ROWS = 1024
@@ -41,7 +41,7 @@ class Hessian:
             NumericalError: the moments are not positive definite, as with NaN.
         """
         diagonal_I = moments_II.diagonal()
-        damping = _DAMPING * float(diagonal_I.mean().clamp(min=torch.finfo(torch.float32).tiny))
+        damping = DAMPING * float(diagonal_I.mean().clamp(min=torch.finfo(torch.float32).tiny))
         diagonal_I.add_(damping)
         order_I = diagonal_I.argsort(stable=True)
         factor_II = moments_II[order_I.unsqueeze(1), order_I]
@@ -65,6 +65,12 @@ class Hessian:
         for rows in blocks:
             half_IK[rows] = self.inverse_factor_II[rows.start :, rows].T @ half_IK[rows.start :]
         return self.restore_order(half_IK)
+
+    def inverse_diagonal(self) -> Tensor:
+        """Return the diagonal of H⁻¹, [I]."""
+        diagonal_I = torch.empty(len(self.order_I))
+        diagonal_I[self.order_I] = torch.linalg.vector_norm(self.inverse_factor_II, dim=0).square()
+        return diagonal_I
 
     def restore_order(self, ordered_IK: Tensor) -> Tensor:
         """Return rows that are sorted by ``order_I`` in the order of the inputs."""

@@ -21,6 +21,8 @@ class ErrorMoments:
     matrix: Tensor
     """Xᵀ·(X* − X), [I, I], with X* the inputs of the float model; or Xᵀ·(Y* − Y), [I, O], with
     Y* the results of the float model and Y = X·W."""
+    squares: Tensor
+    """Sums of squares of the error: of X* − X, [I], or of Y* − Y, [O]."""
     is_of_input: bool
     """True for the first form. The error of the result is then (X* − X)·W."""
 
@@ -45,3 +47,4 @@ class InputStatistics:
             self.error.matrix.div_(scale_I.unsqueeze(1))
             if self.error.is_of_input:
                 self.error.matrix.div_(scale_I)
+                self.error.squares.div_(scale_I.square())

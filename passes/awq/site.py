@@ -19,11 +19,12 @@ from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.config import WEIGHTS_PER_CHUNK
 from passes.awq.grids import round_to_nearest, search_grids
 from passes.awq.hessian import Hessian, squared_error
-from passes.awq.input_statistics import InputStatistics
+from passes.awq.input_statistics import ErrorMoments, InputStatistics
 from passes.awq.linear_layers import concatenate_weights, get_linear
 from passes.awq.rounding import quantize_weights
 from passes.awq.scaling import Scaling, fold_into_source, relative_size, search_scales
 from passes.awq.settings import QuantizationSettings
+from passes.awq.shrinkage import Regression, Shrinkage, reliable_fraction, shrink_correlations
 
 _TINY = 2.0**-100
 _PROBES = 128
@@ -83,6 +84,7 @@ def quantize_site(
     weight_IO = concatenate_weights(layer, site)
     probes = _Probes.of(layer, site)
     probe_IP = weight_IO[:, probes.columns]
+    shrinkage = shrink_correlations(statistics.moments_II, statistics.positions)
     result_P = squared_error(statistics.moments_II, probe_IP).clamp(min=_TINY)
     nearest_P = _error_of_nearest(probe_IP, statistics, grid, settings)
     scaling = _search_scaling(weight_IO, probe_IP, statistics, site.source, grid, settings)
@@ -91,9 +93,10 @@ def quantize_site(
         weight_IO.mul_(scaling.scale_I.unsqueeze(1))
         statistics.divide_inputs(scaling.scale_I)
     hessian = Hessian.from_moments(statistics.moments_II)
-    parts = _quantize_chunks(weight_IO, hessian, statistics, grid, settings)
-    _store_packed(layer, site, PackedLinear.concatenate(parts), packed)
     probe_IP = weight_IO[:, probes.columns]
+    compensation = _Compensation.of(statistics, hessian, shrinkage, probes, settings)
+    parts = _quantize_chunks(weight_IO, hessian, compensation, grid, settings)
+    _store_packed(layer, site, PackedLinear.concatenate(parts), packed)
     error_P = _error_of_rounded(layer, probes, probe_IP, hessian)
     range_GP = _range_kept(probe_IP, probes, grid, packed)
     rows = [
@@ -101,6 +104,8 @@ def quantize_site(
             "linear": name,
             "bits": grid.bits,
             "scale_exponent": round(scaling.exponent, 6),
+            "correlation_shrinkage": round(shrinkage.share, 6),
+            "error_compensation": round(compensation.strength, 6),
             "range": round(float(range_GP[:, part].mean()), 6),
             "nearest_error": round(float(nearest_P[part].sum() / result_P[part].sum()), 6),
             "error": round(float(error_P[part].sum() / result_P[part].sum()), 6),
@@ -155,29 +160,67 @@ def _range_kept(
     return scale_GP * grid.highest / (high_GP - low_GP).clamp(min=_TINY)
 
 
+@dataclass(frozen=True, slots=True)
+class _Compensation:
+    """Change of a site's weights that compensates the error of earlier layers."""
+
+    error: ErrorMoments | None
+    strength: float
+    """Fraction of the error that is compensated: at most the config's, and at most what the samples
+    tell reliably."""
+    change_II: Tensor | None
+    """H⁻¹·Xᵀ·(X* − X); None if the error is that of results."""
+
+    @classmethod
+    def of(
+        cls,
+        statistics: InputStatistics,
+        hessian: Hessian,
+        shrinkage: Shrinkage,
+        probes: _Probes,
+        settings: QuantizationSettings,
+    ) -> _Compensation:
+        error = statistics.error
+        if error is None:
+            return cls(None, 0.0, None)
+        products_IT, squares_T = error.matrix, error.squares
+        if not error.is_of_input:
+            products_IT, squares_T = products_IT[:, probes.columns], squares_T[probes.columns]
+        regression = Regression(products_IT, hessian.solve(products_IT), squares_T)
+        reliable = reliable_fraction(regression, hessian, shrinkage, statistics.positions)
+        change_II = regression.solution_IT if error.is_of_input else None
+        return cls(error, min(settings.error_compensation, reliable), change_II)
+
+    def target(self, part_IO: Tensor, columns: slice, hessian: Hessian) -> Tensor:
+        """Return W + α·H⁻¹·Xᵀ·(error of the result), [I, O]: QEP, see ``ErrorMoments``.
+
+        Args:
+            part_IO: W, the weights of some outputs.
+            columns: the range of those outputs.
+            hessian: H.
+        """
+        if self.error is None:
+            return part_IO
+        if self.change_II is not None:
+            return torch.addmm(part_IO, self.change_II, part_IO, alpha=self.strength)
+        return hessian.solve(self.error.matrix[:, columns]).mul_(self.strength).add_(part_IO)
+
+
 def _quantize_chunks(
     weight_IO: Tensor,
     hessian: Hessian,
-    statistics: InputStatistics,
+    compensation: _Compensation,
     grid: WeightGrid,
     settings: QuantizationSettings,
 ) -> list[PackedLinear]:
-    """Compensate the error of earlier layers and round, one range of outputs after another.
-
-    The compensating weights are W + α·H⁻¹·Xᵀ·(error of the result): QEP, see ``ErrorMoments``.
-    """
-    error, strength = statistics.error, settings.error_compensation
-    change_II = hessian.solve(error.matrix) if error is not None and error.is_of_input else None
+    """Compensate the error of earlier layers and round, one range of outputs after another."""
     outputs = weight_IO.shape[1]
     size = max(1, WEIGHTS_PER_CHUNK // len(weight_IO))
     parts = []
     for start in range(0, outputs, size):
         columns = slice(start, min(start + size, outputs))
-        target_IO = part_IO = weight_IO[:, columns].contiguous()
-        if change_II is not None:
-            target_IO = torch.addmm(part_IO, change_II, part_IO, alpha=strength)
-        elif error is not None:
-            target_IO = hessian.solve(error.matrix[:, columns]).mul_(strength).add_(part_IO)
+        part_IO = weight_IO[:, columns].contiguous()
+        target_IO = compensation.target(part_IO, columns, hessian)
         parts.append(quantize_weights(part_IO, target_IO, hessian, grid, settings))
     return parts
 

@@ -36,6 +36,10 @@ class Awq(Pass[AwqConfig]):
     3. `refine`: GPTQ rounding (Frantar et al. 2023, arXiv:2210.17323), then coordinate descent;
        otherwise rounding to nearest.
 
+    With few calibration tokens for their inputs, layers compensate less: correlations between
+    inputs and the error of earlier layers are shrunk by the part that is sampling error
+    (`correlation_shrinkage` and `error_compensation` of each layer in the report).
+
     The groups, and the layers into which scales fold, are stated by the model's family or
     discovered: a batch runs, layers that read the same tensor are a group, and a layer before them
     is a source of their input if scaling both sides leaves the output unchanged. A source that does
@@ -55,7 +59,7 @@ class Awq(Pass[AwqConfig]):
     """
 
     name = "awq"
-    version = 4
+    version = 5
     accepts = frozenset({"torch"})
     produces = "packed"
     Config = AwqConfig

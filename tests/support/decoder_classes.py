@@ -236,6 +236,22 @@ OTHER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_chunk_size": 16,
         },
     ),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", _HEADS),
+    "diffllama": ("diffllama", _LLAMA),
+    "vaultgemma": ("vaultgemma", _SLIDING),
+    "biogpt": ("biogpt", _LLAMA),
+    "bamba": (
+        "bamba",
+        {
+            **_LLAMA,
+            "attn_layer_indices": [1],
+            "mamba_n_heads": 8,
+            "mamba_d_head": 16,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+            "mamba_chunk_size": 16,
+        },
+    ),
 }
 """Decoders beyond the notes."""
 DECODERS = NOTED_DECODERS | OTHER_DECODERS
