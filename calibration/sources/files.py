@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from compressor.data.contract import SourceContext
 from compressor.errors import CompressError, DataError
-from compressor.foreign_files.json_files import read_json
+from compressor.foreign_files.json_files import check_json_file, read_json
 from compressor.foreign_files.libraries import library_errors
 from compressor.foreign_files.limits import TOKENIZER
-from compressor.foreign_files.opening import check_file, is_regular
+from compressor.foreign_files.opening import is_regular
 from compressor.models.checkpoint.tokenizer_json import largest_token_id
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def open_tokenizer(file: Path) -> Tokenizer:
     """
     from tokenizers import Tokenizer
 
-    check_file(file, DataError, TOKENIZER)
+    check_json_file(file, TOKENIZER, DataError)
     with library_errors(
         f"{file} is not a tokenizer", DataError, "copy the checkpoint's files again"
     ):

@@ -38,6 +38,7 @@ from compressor.artifacts.store import (
 )
 from compressor.artifacts.trust import IMPORTED, Import, signatures_required
 from compressor.errors import DamagedArtifactError, MissingExtraError, StorageError, UsageError
+from compressor.foreign_files.opening import open_file
 
 _LEVEL = 10
 _WINDOW_BYTES = 1 << 27
@@ -225,7 +226,7 @@ def _members(archive: Path) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes
             counted.left += info.size
             yield info, source
 
-    with reading(archive), archive.open("rb") as raw:
+    with open_file(archive, UsageError) as raw:
         try:
             with zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).stream_reader(
                 raw

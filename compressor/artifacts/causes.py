@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from compressor.artifacts.errors_from_os import KNOWN, storage_error
-from compressor.errors import CompressError, ResourceError, StorageError
+from compressor.errors import CompressError, ResourceError, StorageError, UsageError
 
 _WORDS = {
     "no space left on device": errno.ENOSPC,
@@ -56,6 +56,9 @@ def known_cause(error: BaseException, path: Path) -> CompressError | None:
             return StorageError(
                 f"no permission to open {link.filename or path}", remedy="change its permissions"
             )
+        if isinstance(link, OSError) and link.errno == errno.ENAMETOOLONG:
+            what, remedy = KNOWN[link.errno]  # a name that the user gave, or one of a config
+            return UsageError(what.format(place=link.filename or path), remedy=remedy)
         if isinstance(link, OSError) and link.errno in KNOWN:
             return storage_error(link, path)
         if (found := cause_in_text(str(link), path)) is not None:

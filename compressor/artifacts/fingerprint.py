@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.errors_from_os import reading
+from compressor.errors import StorageError
+from compressor.foreign_files.opening import open_file
 
 _CHUNK_BYTES = 1 << 22
 
@@ -31,7 +32,7 @@ def digest_file(path: Path) -> str:
         StorageError: the file cannot be read.
     """
     digest = hashlib.sha256()
-    with reading(path), path.open("rb", buffering=0) as file:
+    with open_file(path, StorageError) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

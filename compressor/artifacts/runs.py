@@ -21,6 +21,8 @@ from compressor.artifacts.records import read_listed, read_unlisted
 from compressor.artifacts.sessions import LOCKS
 from compressor.artifacts.store import RUNS, Store, entries_of
 from compressor.errors import CompressError, DamagedArtifactError, UsageError
+from compressor.foreign_files.limits import RECORD as RECORD_KIND
+from compressor.foreign_files.opening import read_bytes
 
 RECORD = "run.json"
 LADDER, SAMPLES, GAINS = "ladder.json", "samples.json", "gain.json"
@@ -198,8 +200,8 @@ def load_run(folder: Path) -> RunRecord:
         DamagedArtifactError: it is missing, changed, or not a run record.
     """
     file = folder / RECORD
+    content = read_bytes(file, RECORD_KIND, DamagedArtifactError, _AGAIN)
     try:
-        content = file.read_bytes()
         record = RunRecord.model_validate_json(content)
         intact = not record.digest or record.digest == _digest(json.loads(content))
     except (OSError, ValueError, ValidationError, RecursionError) as error:

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from compressor.artifacts.errors_from_os import reading, storage_error, writing
+from compressor.artifacts.errors_from_os import storage_error, writing
 from compressor.artifacts.exchange import replace_directory
 from compressor.artifacts.files import (
     fsync_directory,
@@ -43,6 +43,8 @@ from compressor.artifacts.locks import lock, try_lock
 from compressor.artifacts.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from compressor.artifacts.sessions import LOCKS, STAGING, Session, open_session
 from compressor.errors import CompressError, DamagedArtifactError, StorageError, UsageError
+from compressor.foreign_files.limits import RECORD
+from compressor.foreign_files.opening import read_bytes
 
 MANIFEST = "manifest.json"
 MODEL = "model"
@@ -134,9 +136,8 @@ def _read_manifest(path: Path) -> tuple[Path, bytes]:
     for file in (path / NEXT / MANIFEST, path / MANIFEST):
         if file.is_file():
             try:
-                with reading(file):
-                    return file, file.read_bytes()
-            except StorageError:
+                return file, read_bytes(file, RECORD, DamagedArtifactError)
+            except DamagedArtifactError:
                 if file.is_file():  # else it has just got its final name
                     raise
     raise DamagedArtifactError(f"{path / MANIFEST} is missing: {path} is damaged")

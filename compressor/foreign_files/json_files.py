@@ -13,12 +13,14 @@ from pydantic import BaseModel, ValidationError
 
 from compressor.errors import CompressError
 from compressor.foreign_files.limits import CONFIG, MOST_DEPTH, MOST_VALUES, RECORD, FileKind
-from compressor.foreign_files.opening import decode_utf8, read_bytes
+from compressor.foreign_files.opening import check_file, decode_utf8, read_bytes, read_text
 
 M = TypeVar("M", bound=BaseModel)
 _STRINGS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LISTED_PROBLEMS = 30
+_HARMLESS_BYTES = 1 << 20
+"""Size of a file that any parser reads in little memory."""
 _TYPE_NAMES: Mapping[type, str] = {
     dict: "an object",
     list: "a list",
@@ -130,6 +132,26 @@ def parse_json(
     if is_too_deep(value):
         raise error_type(f"{where}: {TOO_DEEP}", remedy=remedy)
     return value
+
+
+def check_json_file(file: Path, kind: FileKind, error_type: type[CompressError]) -> None:
+    """Check a JSON file before a library parses it: its size, encoding and number of values.
+
+    Args:
+        file: the file.
+        kind: its kind, which limits its size.
+        error_type: the class of the error.
+
+    Raises:
+        CompressError: of ``error_type``.
+        StorageError: the machine cannot read it.
+    """
+    if check_file(file, error_type, kind) <= _HARMLESS_BYTES:
+        return
+    try:
+        check_value_count(read_text(file, kind, error_type))
+    except ValueError as error:
+        raise error_type(f"{file}: {error}", remedy="copy the file again") from error
 
 
 def expect(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +25,7 @@ from compressor.artifacts.store import Artifact, is_artifact
 from compressor.artifacts.trust import require_trust
 from compressor.errors import DamagedArtifactError, UsageError
 from compressor.evaluation.records import AccuracyReport
+from compressor.foreign_files.json_files import parse_json
 
 ACCURACY_FILE = "reports/accuracy.json"
 
@@ -213,8 +213,9 @@ def ladder_rows(file: Path) -> list[RecordedStep]:
             f"{file} does not exist",
             remedy="name an artifact, a run, a store, or a run's ladder.json",
         )
+    tree = parse_json(content, str(file), DamagedArtifactError, None)
     try:
-        rows = [RecordedStep.model_validate(row) for row in json.loads(content)["rows"]]
+        rows = [RecordedStep.model_validate(row) for row in tree["rows"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         first_line = str(error).splitlines()[0]
         raise DamagedArtifactError(f"{file} is not a ladder: {first_line}") from error

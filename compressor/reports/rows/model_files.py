@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.artifacts.errors_from_os import reading
 from compressor.artifacts.records import read_report
 from compressor.artifacts.store import Artifact
 from compressor.errors import DamagedArtifactError, ModelError, UsageError
 from compressor.evaluation.records import LatencyReport
+from compressor.foreign_files.json_files import read_json_object
+from compressor.foreign_files.limits import RECORD
 from compressor.reports.rows.artifact import Pairs
 
 LATENCY_FILE = "reports/latency.json"
@@ -56,8 +56,7 @@ def read_calibration(model: Path) -> list[Range]:
     file = model / CALIBRATION_FILE
     if not file.is_file():
         return []
-    with reading(file):
-        content = file.read_bytes()
+    tree = read_json_object(file, DamagedArtifactError, remedy=None, kind=RECORD)
     try:
         return [
             Range(
@@ -67,7 +66,7 @@ def read_calibration(model: Path) -> list[Range]:
                 maximum=float(entry["maximum"]),
                 bound=float(entry["bound"]),
             )
-            for name, entry in json.loads(content)["tensors"].items()
+            for name, entry in tree["tensors"].items()
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedArtifactError(f"{file} is not a calibration table: {error}") from error

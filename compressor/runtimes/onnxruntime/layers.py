@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import onnxruntime
 
 from compressor.data.contract import Batch
 from compressor.errors import ModelError, UsageError
+from compressor.foreign_files.json_files import expect, parse_json
 from compressor.graphs.files import MODEL, read_graph
 from compressor.graphs.graph_index import GraphIndex
 from compressor.runtimes.layers import INPUTS_KEY, Array, Layers, Trace, reshape_like
@@ -20,6 +20,8 @@ from compressor.runtimes.session import match_inputs
 
 _COPY = ".alone"
 """Suffix of the output of a layer's copy."""
+
+_REMEDY = "export it again"
 
 
 class OnnxLayers(Layers):
@@ -48,9 +50,11 @@ class OnnxLayers(Layers):
             name: number for number, node in enumerate(self._index.nodes) for name in node.output
         }
         values = self._index.producers.keys() | {spec.name for spec in self._inputs}
+        where = f"{folder / MODEL}: the names of its layers"
+        names = parse_json(metadata[INPUTS_KEY].encode(), where, ModelError, _REMEDY)
         self._reads = {
             layer: value
-            for layer, value in json.loads(metadata[INPUTS_KEY]).items()
+            for layer, value in expect(names, dict, where, ModelError, _REMEDY).items()
             if layer in self._index.producers and value in values
         }
 

@@ -214,7 +214,7 @@ def test_every_broken_file_of_the_tree_is_a_problem(pictures: Path) -> None:
         "name is not UTF-8",
         "empty.png is empty",
         "fifo.png is a named pipe",
-        "folder.png is a folder",
+        "folder.png is a directory",
         "gone.png is a link to",
         "loop.png cannot be read",
         "up is a link to a folder that holds it",

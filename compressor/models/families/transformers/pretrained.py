@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import DataError
+from compressor.foreign_files.json_files import check_json_file
 from compressor.foreign_files.libraries import library_errors
 from compressor.foreign_files.limits import TOKENIZER
 from compressor.foreign_files.opening import check_folder
@@ -27,6 +28,8 @@ def from_pretrained(loader: Any, folder: Path, what: str, **options: Any) -> Any
         DataError: the folder holds no such thing, or something else than regular files.
     """
     check_folder(folder, DataError, TOKENIZER)
+    for file in sorted(folder.glob("*.json")):
+        check_json_file(file, TOKENIZER, DataError)
     with library_errors(
         f"{folder} holds no {what} that transformers opens",
         DataError,
