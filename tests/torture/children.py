@@ -43,7 +43,7 @@ class Outcome:
         return None if self.code in allowed else f"exit code {self.code}"
 
 
-def run_command(command: Sequence[str], folder: Path, timeout_s: float = 60) -> Outcome:
+def run_command(command: Sequence[str], folder: Path, timeout_s: float = 300) -> Outcome:
     """Run a command of the program in a child, in a folder."""
     log, memory = folder / "output.txt", folder / "memory.txt"
     memory.write_text("0")
