@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check benchmark clean
+.PHONY: demo test check torture benchmark clean
 
 demo: $(STAMP)
 	$(BIN)/autoglm-compress run examples/phone/pipeline.yaml
@@ -18,6 +18,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Hours of attacks on stores, concurrency and foreign files; see docs/torture.md.
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/plugins $(BIN)/python -m tests.torture
 
 benchmark: $(STAMP)
 	$(BIN)/python benchmarks/distill.py

@@ -252,14 +252,14 @@ def damaged_files(folder: Path, record: RunRecord) -> list[str]:
 
 def run_folders(root: Path) -> list[Path]:
     """Return the folders of the runs of the store at ``root``, damaged ones too, oldest first."""
-    folders = []
-    for folder in (root / RUNS).glob("*"):
-        if not folder.name.startswith(".") and any(
-            os.path.lexists(folder / name) for name in (RECORD, *RUN_FILES[:2])
-        ):
-            with suppress(FileNotFoundError):
-                folders.append((folder.stat().st_mtime_ns, folder.name, folder))
-    return [folder for _, _, folder in sorted(folders)]
+    folders: list[tuple[int, str]] = []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(root / RUNS) as entries:
+        for entry in entries:
+            is_run = any(os.path.lexists(f"{entry.path}/{name}") for name in (RECORD, LADDER))
+            if is_run and not entry.name.startswith("."):
+                with suppress(FileNotFoundError):
+                    folders.append((entry.stat().st_mtime_ns, entry.name))
+    return [root / RUNS / name for _, name in sorted(folders)]
 
 
 def is_run_of_store(folder: Path) -> bool:

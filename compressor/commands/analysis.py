@@ -25,7 +25,7 @@ from compressor.commands.options import (
     RunPath,
     StoreDir,
 )
-from compressor.errors import CompressError
+from compressor.errors import CompressError, DamagedArtifactError
 
 PANEL = "Analysis"
 app = typer.Typer()
@@ -247,19 +247,24 @@ def history(
     metric: Annotated[str | None, typer.Option(help="Metric to list over the runs.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs of a store, or one metric over them."""
-    from compressor.analysis.history import list_runs
+    """List the runs of a store, or one metric over them.
 
-    runs = list_runs(output_dir, name)
+    Exits with code 4 if the record of a run is damaged; the others are listed.
+    """
+    from compressor.analysis.history import read_history
+
+    history = read_history(output_dir, name)
     if as_json:
-        print_json([run.model_dump(mode="json") for run in runs])
-        return
-    from compressor.reports.console.runs import render_history, render_metric_history
-
-    if metric is not None:
-        render_metric_history(runs, metric)
+        print_json([run.to_json() for run in history.runs])
     else:
-        render_history(runs)
+        from compressor.reports.console.runs import render_history, render_metric_history
+
+        if metric is not None and history.runs:
+            render_metric_history(history.runs, metric)
+        else:
+            render_history(history.runs)
+    if history.damaged:
+        raise DamagedArtifactError("\n".join(history.damaged), remedy="these runs are left out")
 
 
 @app.command("eval", rich_help_panel=PANEL)

@@ -4,6 +4,7 @@ import hashlib
 import time
 from pathlib import Path
 
+from compressor.artifacts.files import write_atomic
 from compressor.engine.contract import Pass, PassConfig, PassOutput
 
 
@@ -33,9 +34,7 @@ class Toy(Pass[ToyConfig]):
             if config.fail:
                 raise ValueError(config.fail)
             state = hashlib.sha256(state + bytes([context.seed % 256])).digest()
-            temporary = checkpoint.with_suffix(".tmp")
-            temporary.write_bytes(b"%d\n" % (number + 1) + state)
-            temporary.replace(checkpoint)
+            write_atomic(checkpoint, b"%d\n" % (number + 1) + state)
             context.progress("round", number + 1, config.rounds, {})
             time.sleep(config.sleep)
         # ONNX's protobuf: a model without a graph, its documentation (field 6) the hash.

@@ -96,10 +96,13 @@ def starter_file(folder: Path) -> Path:
 
 
 def write_pipeline(file: Path, text: str) -> None:
-    """Write a pipeline file, and the JSON Schema beside it."""
+    """Write a pipeline file, and the JSON Schema beside it.
+
+    The pipeline comes last: a command that is killed before can be repeated.
+    """
     with writing(file.parent):
-        write_atomic(file, text.encode())
         write_atomic(
             file.with_name("pipeline.schema.json"),
             json.dumps(pipeline_schema(), indent=1).encode(),
         )
+        write_atomic(file, text.encode())

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from compressor.analysis.history import PastRun, metric_history
+from compressor.analysis.history import PastRun, PastStep, metric_history
 from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.runs import GateResult
-from compressor.reports.console.terminal import new_table, out, print_line, print_table
+from compressor.reports.console.terminal import (
+    aligned_lines,
+    new_table,
+    out,
+    print_line,
+    print_lines,
+    print_table,
+)
 from compressor.reports.rows import formatting, gains, gates
 from compressor.reports.rows.ladder import Ladder, LadderRow, accuracy_names
 from compressor.reports.rows.run import RunReport
@@ -77,18 +84,26 @@ def render_gains(results: Sequence[Gain]) -> None:
 
 def render_history(runs: Sequence[PastRun]) -> None:
     """Print every run with its ladder."""
+    lines: list[str] = []
     for run in runs:
         count = run.passed + run.failed
         verdicts = f", {run.passed} of {count} gates passed" if count else ""
-        print_line(f"{run.when}  {run.run}{verdicts}")
-        metrics = (metric for step in run.steps for metric in step.metrics.values())
-        names = [*accuracy_names(metrics), *_HISTORY_COSTS]
+        unchecked = "" if run.checked else ", written before records had digests"
+        lines.append(f"{run.when}  {run.run}{verdicts}{unchecked}")
+        first = {name: step for step in reversed(run.steps) for name in step.whole_metrics}
+        names = [*_accuracy_names(first), *_HISTORY_COSTS]
         rows = [
-            (step.step, *(formatting.metric(step.metrics.get(name)) for name in names))
+            (step.step, *(formatting.metric(step.metric(name)) for name in names))
             for step in run.steps
         ]
-        print_table(("step", *map(formatting.label, names)), rows)
-        print_line()
+        lines += [*aligned_lines(("step", *map(formatting.label, names)), rows), ""]
+    print_lines(lines)
+
+
+def _accuracy_names(steps: Mapping[str, PastStep]) -> tuple[str, ...]:
+    """Return the accuracy metrics among those that ``steps`` maps to a step that has them."""
+    metrics = (step.metric(name) for name, step in steps.items())
+    return accuracy_names(metric for metric in metrics if metric is not None)
 
 
 def render_metric_history(runs: Sequence[PastRun], name: str) -> None:
@@ -97,4 +112,6 @@ def render_metric_history(runs: Sequence[PastRun], name: str) -> None:
         (run.when, run.run, step.step, formatting.metric(metric), formatting.interval(metric))
         for run, step, metric in metric_history(runs, name)
     ]
-    print_table(("when", "run", "step", formatting.label(name), "95 % interval"), rows)
+    print_lines(
+        aligned_lines(("when", "run", "step", formatting.label(name), "95 % interval"), rows)
+    )

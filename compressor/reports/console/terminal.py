@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from rich.cells import cell_len
 from rich.console import (
     Console,
     ConsoleOptions,
@@ -105,6 +106,26 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, omitte
     out.print(table)
     if omitted:
         print_line(f"… and {omitted} more (--json prints all)")
+
+
+def aligned_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table as lines, the first column left-aligned; thousands of rows take no time."""
+    table = [tuple(map(printable, cells)) for cells in (columns, *rows)]
+    widths = [max(map(cell_len, cells)) for cells in zip(*table, strict=True)]
+    lines = []
+    for first, *others in table:
+        cells = [first + " " * (widths[0] - cell_len(first))]
+        cells += [
+            " " * (width - cell_len(cell)) + cell
+            for cell, width in zip(others, widths[1:], strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print lines without wrapping them, all at once."""
+    out.file.write("".join(f"{printable(line)}\n" for line in lines))
 
 
 def print_pairs(rows: Sequence[tuple[str, str]], title: str | None = None) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from compressor.analysis.history import list_runs, metric_history
+from compressor.analysis.history import metric_history, read_history
 from compressor.errors import UsageError
 from tests.support.cli import cli
 
@@ -15,13 +16,13 @@ from tests.support.cli import cli
 def test_runs_are_listed_oldest_first_with_their_ladders(toy_pipeline: Path) -> None:
     store = toy_pipeline.parent / "store"
     with pytest.raises(UsageError, match="holds no run"):
-        list_runs(store)
+        read_history(store)
     for rounds in (3, 4):
         assert (
             cli("run", toy_pipeline, "-o", store, "--set", f"passes[1].rounds={rounds}").returncode
             == 0
         )
-    old, new = list_runs(store)
+    old, new = read_history(store).runs
     assert old.when <= new.when
     assert "rounds=4" in new.command
     assert [step.step for step in new.steps] == ["source", "first", "second"]
@@ -30,10 +31,37 @@ def test_runs_are_listed_oldest_first_with_their_ladders(toy_pipeline: Path) -> 
     with pytest.raises(UsageError, match="no run has 'top1'"):
         metric_history([old, new], "top1")
     with pytest.raises(UsageError, match="no run of 'other'"):
-        list_runs(store, "other")
+        read_history(store, "other")
     assert len(json.loads(cli("history", "-o", store, "--json").stdout)) == 2
     listing = cli("history", "-o", store, "--metric", "size_bytes")
     assert listing.returncode == 0
     assert listing.stdout.count("second") == 2
     cli("gc", "-o", store)
-    assert len(list_runs(store)) == 2, "a ladder outlives its artifacts"
+    assert len(read_history(store).runs) == 2, "a ladder outlives its artifacts"
+
+
+def test_the_index_is_never_believed_over_the_records(toy_pipeline: Path) -> None:
+    store = toy_pipeline.parent / "store"
+    for rounds in (3, 4):
+        cli("run", toy_pipeline, "-o", store, "--set", f"passes[1].rounds={rounds}")
+    runs = read_history(store).runs
+    index = store / "runs" / ".index.json"
+    indexed = index.read_bytes()
+    assert read_history(store).runs == runs
+    for changed in (b"", b"{}", indexed.replace(b"131", b"999"), indexed[:64] + b"[]"):
+        index.write_bytes(changed)
+        assert read_history(store).runs == runs
+        assert index.read_bytes() == indexed, "it is written again"
+    ladder = store / "runs" / runs[0].run / "ladder.json"
+    content, times = ladder.read_bytes(), ladder.stat()
+    ladder.write_bytes(content.replace(b"131", b"999"))
+    os.utime(ladder, ns=(times.st_atime_ns, times.st_mtime_ns))
+    history = read_history(store)
+    assert history.runs == runs[1:]
+    assert "ladder.json is damaged" in history.damaged[0]
+    failed = cli("history", "-o", store)
+    assert failed.returncode == 4
+    assert runs[1].run in failed.stdout
+    assert cli("history", "-o", store, "--name", "other").returncode == 2
+    ladder.write_bytes(content)
+    assert read_history(store).runs == runs

@@ -119,7 +119,8 @@ def test_the_history_shows_runs_and_follows_a_metric(capsys: pytest.CaptureFixtu
         command="run",
         passed=2,
         failed=1,
-        steps=(PastStep(step="student", id="ab", metrics=metrics),),
+        checked=True,
+        steps=(PastStep("student", "ab", {key: m.model_dump() for key, m in metrics.items()}),),
     )
     render_history([run])
     output = printed(capsys)
