@@ -34,7 +34,7 @@ class Outcome:
             return "hangs"
         if self.code < 0:
             return f"killed by signal {-self.code}"
-        if "Traceback" in self.output or "unexpected " in self.output:
+        if "Traceback" in self.output or "defect of autoglm-compress" in self.output:
             return "traceback"
         if self.peak_bytes > most_bytes:
             return f"{self.peak_bytes / 1e9:.2f} GB"
