@@ -21,7 +21,6 @@ from calibration.sources.records.record import (
     checked_text,
 )
 from compressor.artifacts.fingerprint import digest_file, digest_json
-from compressor.artifacts.json_files import read_json_object
 from compressor.data.contract import (
     DataFacts,
     Dataset,
@@ -32,6 +31,9 @@ from compressor.data.contract import (
     StarterInputs,
 )
 from compressor.errors import CompressError, DataError
+from compressor.foreign_files.json_files import read_json_object
+from compressor.foreign_files.limits import SOURCE_TEXT
+from compressor.foreign_files.opening import read_text
 from compressor.models.checkpoint.companions import companion_files
 from compressor.models.checkpoint.decoder_start import first_tokens
 from compressor.models.checkpoint.layout import CONFIG
@@ -54,6 +56,13 @@ class AudioConfig(SourceConfig):
     processor: str
     """The folder with the checkpoint's config.json, feature extractor and tokenizer; relative to
     pipeline.yaml."""
+    language: str | None = None
+    """Language of the transcripts, such as `en`, for a model with a decoder and tokens for it; by
+    default that of generation_config.json. Where there is none, as for a Whisper of several
+    languages, the model detects it when it generates."""
+    task: str | None = None
+    """Task of a model with a decoder and tokens for tasks, `transcribe` or `translate`; by default
+    that of generation_config.json."""
     num_samples: Annotated[int, Field(ge=1)] | None = None
     """Largest number of recordings, drawn at random; all recordings by default."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -96,6 +105,7 @@ class Audio(DataSource[AudioConfig]):
             return problems
         try:
             _recordings(config, context)
+            _check_language(config, context)
         except CompressError as error:
             problems.append(str(error))
         return problems
@@ -115,7 +125,7 @@ class Audio(DataSource[AudioConfig]):
         files = [folder / CONFIG, *companion_files(folder)]
         return digest_json(
             {
-                "version": 1,
+                "version": 2,
                 "config": config.model_dump(mode="json", exclude={"path", "processor"}),
                 "recordings": [
                     [digest_file(recording.file), recording.text]
@@ -142,32 +152,43 @@ class Audio(DataSource[AudioConfig]):
         folder = context.base / config.processor
         arrays = FeatureExtractor(folder).encode([recording.file for recording in drawn])
         texts = [recording.text for recording in drawn if recording.text is not None]
-        return SpeechDataset(folder, arrays, texts)
+        return SpeechDataset(folder, arrays, texts, config.language, config.task)
 
 
 class SpeechDataset(ArrayDataset):
     """Recordings, with the tokens of their transcripts if there are any."""
 
-    def __init__(self, folder: Path, arrays: dict[str, Array], texts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        arrays: dict[str, Array],
+        texts: Sequence[str],
+        language: str | None = None,
+        task: str | None = None,
+    ) -> None:
         """Tokenize the transcripts.
 
         Args:
             folder: the checkpoint.
             arrays: those of the recordings.
             texts: the transcripts; empty if there are none.
+            language: their language, for a decoder with tokens for it.
+            task: the task of such a decoder.
         """
+        self.language, self.task = language, task
         arrays = dict(arrays)
         names = tuple(arrays)
         self._tokenizer: Any = None
         if texts:
             from compressor.models.families.transformers.chat_templates import load_tokenizer
 
-            self._tokenizer = load_tokenizer(folder)
-            tokens = [self._tokenizer(text)["input_ids"] for text in texts]
-            if _read(folder / CONFIG).get("is_encoder_decoder"):
-                arrays |= _decoder_arrays(tokens, folder, self._tokenizer)
+            self.texts, self._tokenizer = texts, load_tokenizer(folder)
+            if _has_decoder(folder):
+                start = first_tokens(folder, language=language, task=task)
+                arrays |= _decoder_arrays(texts, start, self._tokenizer)
                 names += ("decoder_input_ids",)
             else:
+                tokens = [self._tokenizer(text)["input_ids"] for text in texts]
                 arrays[_LABEL] = _padded(tokens, _IGNORED)
                 self.blank_token = self._tokenizer.pad_token_id
         super().__init__(arrays, names, _LABEL if texts else None)
@@ -180,19 +201,39 @@ class SpeechDataset(ArrayDataset):
         return text
 
 
-def _decoder_arrays(
-    tokens: Sequence[Sequence[int]], folder: Path, tokenizer: Any
-) -> dict[str, Array]:
+def _decoder_arrays(texts: Sequence[str], start: Sequence[int], tokenizer: Any) -> dict[str, Array]:
     """Return the decoder's tokens, shifted by its first ones, and the tokens that follow each."""
-    start, end = first_tokens(folder), tokenizer.eos_token_id
-    special = {*start, end}
-    texts = [[token for token in row if token not in special] for row in tokens]
+    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    end = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id or 0
-    inputs = _padded([[*start, *text] for text in texts], pad)
+    inputs = _padded([[*start, *text] for text in tokens], pad)
     ignored = [_IGNORED] * (len(start) - 1)
     ends = [] if end is None else [end]
-    labels = _padded([[*ignored, *text, *ends] for text in texts], _IGNORED)
+    labels = _padded([[*ignored, *text, *ends] for text in tokens], _IGNORED)
     return {"decoder_input_ids": inputs, _LABEL: labels}
+
+
+def _has_decoder(folder: Path) -> bool:
+    return bool(_read(folder / CONFIG).get("is_encoder_decoder"))
+
+
+def _check_language(config: AudioConfig, context: SourceContext) -> None:
+    """Check the language and the task.
+
+    Raises:
+        UsageError: the model has no tokens for them.
+        DataError: it has no decoder, or no first tokens.
+    """
+    given = [name for name in ("language", "task") if getattr(config, name) is not None]
+    folder = context.base / config.processor
+    if given and not _has_decoder(folder):
+        raise DataError(
+            f"{' and '.join(f'`{name}`' for name in given)} have no effect: the model of {folder} "
+            "has no decoder",
+            remedy="leave them out",
+        )
+    if given:
+        first_tokens(folder, language=config.language, task=config.task)
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Array:
@@ -235,10 +276,7 @@ def _from_folder(root: Path) -> list[Recording]:
 def _transcript(file: Path) -> str | None:
     if not file.is_file():
         return None
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text") from error
+    return read_text(file, SOURCE_TEXT, DataError).strip()
 
 
 def _from_records(config: AudioConfig, context: SourceContext) -> list[Recording]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from calibration.sources.arrays import ArrayDataset, draw_indices, draw_problems
+from calibration.sources.arrays import Array, ArrayDataset, draw_indices, draw_problems
 from calibration.sources.files import (
     file_problems,
     match_files,
     missing_token_problems,
+    open_tokenizer,
     tokenizer_file,
     tokenizer_problems,
 )
@@ -199,8 +201,23 @@ class TextSamples(DataSource[TextSamplesConfig]):
             config.seed,
         )
         arrays, classes = encode_samples(drawn, encoding)
+        if config.target is not None:
+            return _Targets(arrays, encoding.tokenizer, [str(sample.target) for sample in drawn])
         inputs = tuple(name for name in arrays if name != LABEL)
         return ArrayDataset(arrays, inputs, LABEL if LABEL in arrays else None, classes)
+
+
+class _Targets(ArrayDataset):
+    """Texts, each with the text that an encoder-decoder generates."""
+
+    def __init__(self, arrays: Mapping[str, Array], tokenizer: Path, texts: Sequence[str]) -> None:
+        super().__init__(arrays, tuple(name for name in arrays if name != LABEL), LABEL)
+        self.texts, self._tokenizer = texts, open_tokenizer(tokenizer)
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, without special ones."""
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
 
 
 def _fields(config: TextSamplesConfig) -> SampleFields:

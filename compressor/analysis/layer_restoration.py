@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from compressor.analysis.tensors import relative_error
 from compressor.data.contract import Batch, Dataset
 from compressor.errors import UsageError
-from compressor.evaluation.accuracy import measure_accuracy
+from compressor.evaluation.accuracy import GeneratingModel, measure_accuracy
 from compressor.evaluation.metrics import METRICS, is_metric, metric_named, reference_metrics
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, Progress
 from compressor.runtimes.formats import StoredModel
@@ -108,14 +108,19 @@ class MetricEvaluator:
 
     def measure_session(self, session: Session) -> float:
         """Return the metric of an open model."""
-        report = measure_accuracy(session, self.dataset, self.config, lambda *_: None)
+        return self._measure(session, None)
+
+    def _measure(self, session: Session, generating: GeneratingModel | None) -> float:
+        report = measure_accuracy(
+            session, self.dataset, self.config, lambda *_: None, generating=generating
+        )
         return report.metrics[0].value
 
     def measure_artifact(self, artifact: Artifact) -> float:
         """Return the metric of an artifact, measured on its stand-in if it cannot run here."""
         model, _ = StoredModel.of(artifact).runnable()
         with model.open_session(self.threads) as session:
-            return self.measure_session(session)
+            return self._measure(session, GeneratingModel(model, self.threads))
 
 
 def search_layers(

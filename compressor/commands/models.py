@@ -29,6 +29,12 @@ def generate(
     audio: Annotated[
         Path | None, typer.Option(help="WAV file to transcribe or translate (speech models).")
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language that is spoken, or to translate to: en, deu_Latn.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task of a speech model: transcribe or translate.")
+    ] = None,
     max_tokens: Annotated[
         int, typer.Option(help="Largest number of tokens to generate.", min=1)
     ] = 256,
@@ -62,7 +68,7 @@ def generate(
 
     generated = generate_text(
         model_at(model),
-        Prompt(prompt, tuple(image or ()), raw, audio),
+        Prompt(prompt, tuple(image or ()), raw, audio, language, task),
         Sampling(max_tokens, temperature, top_p, seed),
         threads=threads,
         fast_prompts=fast_prompts,

@@ -127,11 +127,18 @@ class Dataset(ABC):
         label_name: name of the array of labels; None if there are no labels.
         blank_token: id of the blank of CTC, for speech whose labels are the tokens of transcripts
             [N, L], padded with -100; None for other sets.
+        texts: the text that belongs to each sample, such as the transcript of a recording or the
+            translation of a text; None if there are none.
+        language, task: those of the texts, for models that have tokens for them; None for the
+            model's own.
     """
 
     input_names: tuple[str, ...]
     label_name: str | None
     blank_token: int | None = None
+    texts: Sequence[str] | None = None
+    language: str | None = None
+    task: str | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -167,11 +174,11 @@ class Dataset(ABC):
         return None
 
     def spell(self, tokens: Sequence[int]) -> str:
-        """Return the text that tokens of a transcript spell.
+        """Return the text that tokens spell, without special tokens.
 
-        Only sets with a ``blank_token`` have transcripts.
+        Only sets with ``texts`` can.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no transcripts")
+        raise NotImplementedError(f"{type(self).__name__} has no texts")
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """Yield the samples in order, at most ``limit`` of them."""

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from compressor.artifacts.manifest import Metric
 from compressor.data.contract import Batch, Dataset
 from compressor.errors import DataError, NumericalError, UsageError
-from compressor.evaluation.embeddings import RetrievalScorer
+from compressor.evaluation.embeddings import PairScorer, RetrievalScorer
 from compressor.evaluation.intervals import bootstrap_mean_interval, proportion_interval
 from compressor.evaluation.logits import LogitsScorer
 from compressor.evaluation.metrics import (
     IGNORED_LABEL,
-    METRICS,
     Array,
     Scores,
     is_metric,
+    known_metrics,
     metric_named,
     reference_metrics,
 )
-from compressor.evaluation.outputs import has_vectors, misfit, output_of
+from compressor.evaluation.outputs import has_vectors, misfit, output_of, paired_output
 from compressor.evaluation.records import AccuracyConfig, AccuracyReport, Progress
 from compressor.evaluation.scoring import NOTHING, OutputScorer, ScoredBatch
-from compressor.evaluation.transcripts import TranscriptScorer
+from compressor.evaluation.text_generator import TextGenerator
+from compressor.evaluation.transcripts import CtcScorer, GeneratedScorer, TranscriptScorer
 from compressor.evaluation.values import ScalarScorer, ValuesScorer
+from compressor.runtimes.formats import StoredModel
 from compressor.runtimes.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratingModel:
+    """A model that may be opened to generate text."""
+
+    stored: StoredModel
+    threads: int
 
 
 def measure_accuracy(
@@ -35,6 +46,7 @@ def measure_accuracy(
     config: AccuracyConfig,
     progress: Progress,
     reference: Session | None = None,
+    generating: GeneratingModel | None = None,
 ) -> AccuracyReport:
     """Run a model on a data set and score its outputs.
 
@@ -45,6 +57,8 @@ def measure_accuracy(
         progress: called with the number of samples done.
         reference: the model that metrics such as ``agreement``, ``kl`` and ``cosine`` compare
             with; ``session`` itself is run once.
+        generating: the model of ``session``, to be opened once more for ``wer`` and ``cer`` of the
+            texts that an encoder-decoder generates.
 
     Raises:
         DataError: the data set is empty, has no labels for metrics that need them, or its labels do
@@ -54,7 +68,7 @@ def measure_accuracy(
             and there is none.
     """
     _check_request(session, dataset, config, reference)
-    scorers = _scorers(session, dataset, config)
+    scorers = _scorers(session, dataset, config, generating)
     count = config.sample_count(len(dataset))
     done = 0
     for batch in dataset.batches(config.batch_size, count):
@@ -79,17 +93,24 @@ def _score_batch(
         scorers: scorers of the outputs.
         place: samples before the batch, and name of the data set.
     """
-    outputs = session.run(batch)
+    outputs: Batch = {}
     reference_outputs = None
-    if reference is not None:
-        reference_outputs = outputs if reference is session else reference.run(batch)
+    if any(scorer.needs_outputs for scorer in scorers):
+        outputs = session.run(batch)
+        if reference is not None:
+            reference_outputs = outputs if reference is session else reference.run(batch)
     scored = ScoredBatch(batch, outputs, reference_outputs, *place)
     for scorer in scorers:
         scorer.update(scored)
-    return len(next(iter(outputs.values())))
+    return max(len(array) for array in (outputs or batch).values())
 
 
-def _scorers(session: Session, dataset: Dataset, config: AccuracyConfig) -> list[OutputScorer]:
+def _scorers(
+    session: Session,
+    dataset: Dataset,
+    config: AccuracyConfig,
+    generating: GeneratingModel | None,
+) -> list[OutputScorer]:
     """Return one scorer for each output and kind of metrics, in the order of the metrics."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name in config.metrics:
@@ -103,12 +124,40 @@ def _scorers(session: Session, dataset: Dataset, config: AccuracyConfig) -> list
         elif scale == "scalar":
             scorers.append(ScalarScorer(metrics, output, dataset.label_name))
         elif scale == "transcript":
-            scorers.append(TranscriptScorer(metrics, output, dataset))
+            scorers.append(_transcript_scorer(metrics, output, dataset, config, generating))
+        elif (other := paired_output(output, session.output_names)) is not None:
+            scorers.append(PairScorer(metrics, (output, other), dataset.label_name, config.data))
         elif has_vectors(output):
             scorers.append(RetrievalScorer(metrics, output, dataset.label_name, config.data))
         else:
             scorers.append(LogitsScorer(metrics, output, dataset.label_name))
     return scorers
+
+
+def _transcript_scorer(
+    metrics: tuple[str, ...],
+    output: str,
+    dataset: Dataset,
+    config: AccuracyConfig,
+    generating: GeneratingModel | None,
+) -> TranscriptScorer:
+    """Return a scorer of CTC for a data set with a blank, and of generated text for others.
+
+    Raises:
+        DataError: the data set has no texts, or the model no encoder.
+        UsageError: the model does not generate.
+    """
+    if dataset.blank_token is not None or dataset.texts is None:
+        return CtcScorer(metrics, dataset, normalize=config.normalize, output=output)
+    if generating is None:
+        raise UsageError(
+            f"{' and '.join(metrics)} of generated text need the whole model, not its layers",
+            remedy="name a metric of the logits, such as perplexity",
+        )
+    generator = TextGenerator(
+        generating.stored, dataset, max_tokens=config.max_tokens, threads=generating.threads
+    )
+    return GeneratedScorer(metrics, dataset, normalize=config.normalize, generator=generator)
 
 
 def _merged(results: Sequence[Scores], data: str) -> Scores:
@@ -125,15 +174,17 @@ def _merged(results: Sequence[Scores], data: str) -> Scores:
             )
     values: dict[str, Array] = {}
     scored: dict[str, Array] = {}
+    terms: dict[str, tuple[Array, Array]] = {}
     counted = np.zeros_like(results[0].counted)
     for result in results:
         values |= result.values
         scored |= result.scored
+        terms |= result.terms
         counted |= result.counted
     single = next((result for result in results if len(result.labels)), None)
     if single is None:
-        return Scores(values, scored, counted, NOTHING, NOTHING)
-    return Scores(values, scored, counted, single.predictions, single.labels)
+        return Scores(values, scored, counted, NOTHING, NOTHING, terms)
+    return Scores(values, scored, counted, single.predictions, single.labels, terms)
 
 
 def _check_request(
@@ -142,7 +193,7 @@ def _check_request(
     unknown = [name for name in config.metrics if not is_metric(name)]
     if unknown:
         raise UsageError(
-            f"unknown metrics: {', '.join(unknown)}", remedy=f"known: {', '.join(METRICS)}"
+            f"unknown metrics: {', '.join(unknown)}", remedy=f"known: {', '.join(known_metrics())}"
         )
     if len(dataset) == 0:
         raise DataError(f"the data set {config.data!r} is empty: accuracy cannot be measured")
@@ -198,8 +249,9 @@ def _report(config: AccuracyConfig, dataset: Dataset, scores: Scores) -> Accurac
         values = scores.values[name]
         whole.append(_metric(name, name, values, config.bootstrap))
         scored_slices = {axis: labels[scores.scored[name]] for axis, labels in slices.items()}
-        if metric_named(name).has_slices:
-            by_slice += _slice_metrics(name, values, scored_slices, config.bootstrap)
+        by_slice += _slice_metrics(
+            name, values, scored_slices, config.bootstrap, scores.terms.get(name)
+        )
     return AccuracyReport(
         data=config.data,
         samples=int(scores.counted.sum()),
@@ -212,11 +264,25 @@ def _report(config: AccuracyConfig, dataset: Dataset, scores: Scores) -> Accurac
 
 
 def _slice_metrics(
-    name: str, values: Array, slices: Mapping[str, Array], resamples: int
+    name: str,
+    values: Array,
+    slices: Mapping[str, Array],
+    resamples: int,
+    terms: tuple[Array, Array] | None,
 ) -> Iterator[Metric]:
+    """Yield a metric of each slice in which it is defined; from ``terms`` if there are any."""
+    metric = metric_named(name)
     for axis, labels in slices.items():
         for label in np.unique(labels):
-            yield _metric(name, f"{name}[{axis}={label}]", values[labels == label], resamples)
+            chosen = labels == label
+            part = values[chosen]
+            if terms is not None:
+                first, second = (array[chosen] for array in terms)
+                if metric.scale == "transcript" and not second.any():
+                    continue  # only empty texts
+                part = metric.score(first, second)
+            if len(part) >= metric.smallest_slice:
+                yield _metric(name, f"{name}[{axis}={label}]", part, resamples)
 
 
 def _metric(kind: str, name: str, values: Array, resamples: int) -> Metric:

@@ -18,6 +18,7 @@ from compressor.evaluation.metrics import (
     Scores,
     metric_named,
 )
+from compressor.evaluation.outputs import TEXTS
 from compressor.evaluation.scoring import (
     NOTHING,
     OutputScorer,
@@ -77,21 +78,10 @@ class RetrievalScorer(OutputScorer):
         """
         values = output_array(scored.outputs, self.output, "the model")
         expected = reference_array(scored, self.output, values)
-        self.vectors.append(self._embed(values, scored, "the model"))
+        self.vectors.append(embed(values, self.output, scored, "the model"))
         if expected is not None:
-            self.reference.append(self._embed(expected, scored, "the reference"))
+            self.reference.append(embed(expected, self.output, scored, "the reference"))
         self.labels.append(scored.batch[self.label_name])
-
-    def _embed(self, values: Array, scored: ScoredBatch, model: str) -> Array:
-        """Return one vector for each text, [N, H]."""
-        if values.ndim not in {_VECTOR_RANK, _HIDDEN_RANK}:
-            raise DataError(
-                f"{model} outputs {self.output} {list(values.shape)}, expected [N, H] or [N, T, H]"
-            )
-        if values.ndim == _HIDDEN_RANK:
-            values = _mean_over_positions(values, scored.batch)
-        raise_nan(model, samples_with_nan(values), values, scored)
-        return values
 
     def finish(self) -> Scores:
         """Return the scores of all queries.
@@ -112,6 +102,108 @@ class RetrievalScorer(OutputScorer):
             predictions=NOTHING,
             labels=NOTHING,
         )
+
+
+class PairScorer(OutputScorer):
+    """Scores the embeddings of two kinds, such as images and their captions, [N, H] each.
+
+    Every query of one kind is scored on its products with all passages of the other. The label of a
+    sample is the position of the first sample with the same image, so several captions may belong
+    to an image: it counts once, as a query and as a passage, and any of its captions answers it.
+    """
+
+    def __init__(
+        self,
+        metrics: tuple[str, ...],
+        outputs: tuple[str, str],
+        label_name: str | None,
+        data: str,
+    ) -> None:
+        """Create a scorer.
+
+        Args:
+            metrics: the metrics.
+            outputs: the outputs of queries and of passages.
+            label_name: name of the array of labels.
+            data: name of the data set, for messages.
+
+        Raises:
+            DataError: the data set has no labels.
+        """
+        if label_name is None:
+            raise DataError(
+                f"the data set {data!r} has no labels, required for {', '.join(metrics)}",
+                remedy="name a data set that pairs images and texts, such as one of "
+                "`image-captions`; or only `cosine`",
+            )
+        self.metrics, self.outputs, self.label_name, self.data = metrics, outputs, label_name, data
+        self.vectors: tuple[list[Array], list[Array]] = ([], [])
+        self.reference: tuple[list[Array], list[Array]] = ([], [])
+        self.labels: list[Array] = []
+
+    def update(self, scored: ScoredBatch) -> None:
+        """Keep the embeddings of a batch; errors as ``RetrievalScorer``."""
+        for kind, output in enumerate(self.outputs):
+            values = output_array(scored.outputs, output, "the model")
+            expected = reference_array(scored, output, values)
+            self.vectors[kind].append(embed(values, output, scored, "the model"))
+            if expected is not None:
+                self.reference[kind].append(embed(expected, output, scored, "the reference"))
+        self.labels.append(scored.batch[self.label_name])
+
+    def finish(self) -> Scores:
+        """Return the scores of all queries.
+
+        Raises:
+            DataError: labels are not positions of samples.
+        """
+        labels_N = np.concatenate(self.labels)
+        order_N = np.arange(len(labels_N))
+        if labels_N.ndim != 1 or (labels_N < 0).any() or (labels_N > order_N).any():
+            raise DataError(
+                f"labels of {self.data!r} are not positions of samples with the same image",
+                remedy="name a data set of `image-captions`, or use only `cosine`",
+            )
+        firsts = np.flatnonzero(labels_N == order_N)
+        of_images = self.outputs[0] != TEXTS
+        queries, passages = (firsts, order_N) if of_images else (order_N, firsts)
+        model = tuple(map(np.concatenate, self.vectors))
+        reference = tuple(map(np.concatenate, self.reference)) if self.reference[0] else None
+        chunks: dict[str, list[Array]] = {name: [] for name in self.metrics}
+        step = max(1, MAX_CHUNK_VALUES // len(passages))
+        for start in range(0, len(queries), step):
+            at = queries[start : start + step]
+            products_QP = model[0][at] @ model[1][passages].T
+            relevant_QP = labels_N[at][:, None] == labels_N[passages]
+            # The relevant passage that is found first.
+            targets = {"labels": np.where(relevant_QP, products_QP, -np.inf).argmax(axis=1)}
+            if reference is not None:
+                targets["reference"] = reference[0][at] @ reference[1][passages].T
+            for name in self.metrics:
+                metric = metric_named(name)
+                chunks[name].append(metric.score(products_QP, targets[metric.target]))
+        values = {name: np.concatenate(parts) for name, parts in chunks.items()}
+        is_query_N = np.isin(order_N, queries)
+        everything = np.ones(len(labels_N), dtype=np.bool_)
+        scored = dict.fromkeys(self.metrics, is_query_N)
+        return Scores(values, scored, everything, NOTHING, NOTHING)
+
+
+def embed(values: Array, output: str, scored: ScoredBatch, model: str) -> Array:
+    """Return one vector for each sample, [N, H].
+
+    Raises:
+        DataError: the output is neither [N, H] nor [N, T, H].
+        NumericalError: it holds NaN.
+    """
+    if values.ndim not in {_VECTOR_RANK, _HIDDEN_RANK}:
+        raise DataError(
+            f"{model} outputs {output} {list(values.shape)}, expected [N, H] or [N, T, H]"
+        )
+    if values.ndim == _HIDDEN_RANK:
+        values = _mean_over_positions(values, scored.batch)
+    raise_nan(model, samples_with_nan(values), values, scored)
+    return values
 
 
 def _mean_over_positions(values_NTH: Array, batch: Batch) -> Array:

@@ -8,8 +8,10 @@ Shapes: P positions (one per sample, or one per token), C classes, N samples, V 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ Scorer = Callable[[Array, Array], Array]
 The target is labels, int [P], or the logits of a reference, [P, C].
 """
 
+_RECALL = re.compile(r"recall@([1-9]\d{0,8})")
 IGNORED_LABEL = -100
 """Label of a position that is not scored, as in transformers."""
 MAX_CHUNK_VALUES = 1 << 22
@@ -34,7 +37,7 @@ Scale = Literal["classes", "values", "scalar", "transcript"]
   a query's embedding with those of all passages;
 - ``values``: all values [N, V] of an output, sample by sample;
 - ``scalar``: one number [N] per sample, such as the score of a reranker;
-- ``transcript``: the text that the logits of CTC [N, T, C] spell.
+- ``transcript``: the text that an encoder-decoder generates, or the logits of CTC [N, T, C] spell.
 """
 
 
@@ -51,9 +54,10 @@ class AccuracyMetric:
     """Kind of what is scored."""
     from_mean: Callable[[float], float] = float
     """Maps the mean to the metric; monotonically increasing, so it applies to intervals too."""
-    has_slices: bool = True
-    """False if the values of some samples depend on the others, so that no mean over a part of
-    them is the metric of that part."""
+    is_retrieval: bool = False
+    """True if only embeddings are scored, on the retrieval of passages."""
+    smallest_slice: int = 1
+    """Number of samples from which the metric is defined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,9 @@ class Scores:
     """Class of the largest logit of each counted sample; empty unless a sample has one label."""
     labels: Array
     """Label of each counted sample; empty unless a sample has one label."""
+    terms: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+    """Metric to the arrays that its ``score`` takes, one entry for each sample, where values depend
+    on other samples: a slice is scored again."""
 
 
 def reference_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
@@ -85,12 +92,23 @@ def reference_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
 def is_metric(name: str) -> bool:
     """Return True if a request names a metric, with or without an output."""
     base, colon, output = name.partition(":")
-    return base in METRICS and bool(output) == bool(colon)
+    known = base in METRICS or _RECALL.fullmatch(base) is not None
+    return known and bool(output) == bool(colon)
+
+
+def known_metrics() -> list[str]:
+    """Return the names of all metrics, for messages."""
+    return [*METRICS, "recall@1", "recall@10"]
 
 
 def metric_named(name: str) -> AccuracyMetric:
     """Return the metric of a request such as ``kl`` or ``cosine:pred_boxes``."""
-    return METRICS[name.partition(":")[0]]
+    base = name.partition(":")[0]
+    recall = _RECALL.fullmatch(base)
+    if recall is None:
+        return METRICS[base]
+    score = partial(_recall, count=int(recall[1]))
+    return AccuracyMetric("fraction", "higher", score, is_retrieval=True)
 
 
 def _top1(logits_PC: Array, labels_P: Array) -> Array:
@@ -108,11 +126,22 @@ def _cross_entropy(logits_PC: Array, labels_P: Array) -> Array:
 
 def _reciprocal_rank(logits_PC: Array, labels_P: Array) -> Array:
     """Return 1 / rank of the label among the logits, largest first; of equal logits the first."""
+    inverse_P: Array = 1.0 / _ranks_of_labels(logits_PC, labels_P)
+    return inverse_P
+
+
+def _recall(logits_PC: Array, labels_P: Array, count: int) -> Array:
+    """Return 1 where the label is among the ``count`` largest logits, else 0."""
+    found_P: Array = (_ranks_of_labels(logits_PC, labels_P) <= count).astype(np.float64)
+    return found_P
+
+
+def _ranks_of_labels(logits_PC: Array, labels_P: Array) -> Array:
+    """Return the rank of each label from 1, largest logit first; of equal logits the first."""
     own_P1 = logits_PC[np.arange(len(labels_P)), labels_P][:, None]
     before_PC = np.arange(logits_PC.shape[1]) < labels_P[:, None]
-    rank_P = 1 + ((logits_PC > own_P1) | ((logits_PC == own_P1) & before_PC)).sum(axis=1)
-    inverse_P: Array = 1.0 / rank_P
-    return inverse_P
+    rank_P: Array = 1 + ((logits_PC > own_P1) | ((logits_PC == own_P1) & before_PC)).sum(axis=1)
+    return rank_P
 
 
 def _cosine(vectors_PC: Array, reference_PC: Array) -> Array:
@@ -227,13 +256,13 @@ METRICS: dict[str, AccuracyMetric] = {
     "max_abs": AccuracyMetric("", "lower", _max_abs, "reference", "values"),
     "relative_error": AccuracyMetric("", "lower", _relative_error, "reference", "values"),
     "correlation": AccuracyMetric(
-        "", "higher", _correlation_terms, "reference", "scalar", has_slices=False
+        "", "higher", _correlation_terms, "reference", "scalar", smallest_slice=2
     ),
     "mse": AccuracyMetric("", "lower", _squared_error, scale="scalar"),
     "spearman": AccuracyMetric(
-        "", "higher", _rank_correlation_terms, scale="scalar", has_slices=False
+        "", "higher", _rank_correlation_terms, scale="scalar", smallest_slice=2
     ),
-    "wer": AccuracyMetric("", "lower", _error_rate, scale="transcript", has_slices=False),
-    "cer": AccuracyMetric("", "lower", _error_rate, scale="transcript", has_slices=False),
+    "wer": AccuracyMetric("", "lower", _error_rate, scale="transcript"),
+    "cer": AccuracyMetric("", "lower", _error_rate, scale="transcript"),
 }
-"""The metrics that ``evaluate.accuracy.metrics`` may name."""
+"""The metrics that ``evaluate.accuracy.metrics`` may name, beside ``recall@K`` of any K."""

@@ -8,6 +8,9 @@ from compressor.evaluation.metrics import METRICS, metric_named
 
 LOGITS = "logits"
 EMBEDDING = "embedding"
+_EMBEDS = "_embeds"
+TEXTS = "text_embeds"
+"""Embeddings of texts, the queries by default where a model embeds images too."""
 _VECTORS = (EMBEDDING, "embeddings", "pooler_output", "last_hidden_state")
 """Outputs whose products are scores of retrieval, beside those that end in ``_embeds``."""
 
@@ -27,11 +30,14 @@ def output_of(request: str, outputs: Sequence[str]) -> str:
         return named
     if metric_named(request).scale == "values":
         return EMBEDDING if EMBEDDING in outputs and LOGITS not in outputs else outputs[0]
-    if LOGITS in outputs or not outputs:
+    is_retrieval = metric_named(request).is_retrieval
+    if (LOGITS in outputs and not is_retrieval) or not outputs:
         return LOGITS
     classes = [name for name in outputs if has_classes(name)]
     vectors = [name for name in outputs if has_vectors(name)]
-    first_vector = [EMBEDDING] if EMBEDDING in outputs else vectors
+    first_vector = [name for name in (EMBEDDING, TEXTS) if name in outputs] or vectors
+    if is_retrieval:
+        return (first_vector or list(outputs))[0]
     return (first_vector or classes or [LOGITS])[0]
 
 
@@ -42,7 +48,18 @@ def has_classes(output: str) -> bool:
 
 def has_vectors(output: str) -> bool:
     """Return True if an output holds vectors by which passages are retrieved."""
-    return output in _VECTORS or output.endswith("_embeds")
+    return output in _VECTORS or output.endswith(_EMBEDS)
+
+
+def paired_output(output: str, outputs: Sequence[str]) -> str | None:
+    """Return the embeddings of the other kind, such as the images of a model of images and texts.
+
+    A model has exactly two outputs that end in ``_embeds``; None for others.
+    """
+    towers = [name for name in outputs if name.endswith(_EMBEDS)]
+    if len(towers) != 2 or output not in towers:
+        return None
+    return towers[1 - towers.index(output)]
 
 
 def misfit(request: str, outputs: Sequence[str], classes: int | None) -> str | None:
@@ -62,10 +79,14 @@ def misfit(request: str, outputs: Sequence[str], classes: int | None) -> str | N
         return f"{base} compares classes, and the model's `logits` are one score per sample"
     if scale == "classes" and not has_classes(output) and not has_vectors(output):
         return f"{base} compares classes, and `{output}` has none"
+    if metric_named(request).is_retrieval and not has_vectors(output):
+        return f"{base} is of retrieval by embeddings, and `{output}` holds none"
     if scale == "scalar" and output == LOGITS and classes is not None and classes > 1:
         return f"{base} compares one score per sample, and the model has {classes} classes"
     if scale == "transcript" and not has_classes(output):
-        return f"{base} spells the logits of CTC, and the model has the outputs {listed}"
+        return (
+            f"{base} compares texts, which follow from logits; the model has the outputs {listed}"
+        )
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compressor.artifacts.manifest import Metric
 from compressor.config.record import DataName, Record, StepName
@@ -21,13 +21,15 @@ class AccuracyConfig(Record):
     """Data set to measure on; the samples are the same for every artifact."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("top1",)
     """Metrics. With labels: `top1`, `mrr` (mean reciprocal rank), `cross_entropy` (nats) and
-    `perplexity` for classes, `mse` and `spearman` (rank correlation) for one score per sample, and
-    `wer` and `cer` (error rates of words and characters) for speech recognition by CTC. With
-    `reference`: `agreement` and `kl` (nats) for classes, `cosine`, `max_abs` (the largest
-    difference) and `relative_error` for the values of any output, and `correlation` for one score
-    per sample. A name such as `cosine:pred_boxes` also names the output that is scored; by default
-    that is `logits`, or embeddings. Embeddings are scored on retrieval: each query by its nearest
-    passages."""
+    `perplexity` for classes, `recall@1`, `recall@10` and so on for retrieval by embeddings, `mse`
+    and `spearman` (rank correlation) for one score per sample, and `wer` and `cer` (error rates of
+    words and characters) for the texts that an encoder-decoder generates, or that speech
+    recognition by CTC spells. With `reference`: `agreement` and `kl` (nats) for classes, `cosine`,
+    `max_abs` (the largest difference) and `relative_error` for the values of any output, and
+    `correlation` for one score per sample. A name such as `cosine:pred_boxes` also names the output
+    that is scored; by default that is `logits`, or embeddings. Embeddings are scored on retrieval:
+    each query by its nearest passages. Of a model of images and texts, `recall@1:text_embeds` finds
+    the image of each text, and `recall@1:image_embeds` a text of each image."""
     reference: StepName | None = None
     """Step or artifact directory whose outputs are compared with; default: `source`."""
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -36,6 +38,26 @@ class AccuracyConfig(Record):
     """Maximum number of samples, from the start of the data set; default: all."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Number of bootstrap resamples for the 95 % interval; 0: no interval."""
+    normalize: bool = False
+    """Compare texts for `wer` and `cer` in lower case, without punctuation and text in brackets."""
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+    """Largest number of tokens that are generated for each sample, for `wer` and `cer`; fewer where
+    the decoder takes fewer."""
+
+    @model_validator(mode="after")
+    def _check_effects(self) -> AccuracyConfig:
+        compares_texts = any(name.partition(":")[0] in {"wer", "cer"} for name in self.metrics)
+        fields = type(self).model_fields
+        # A value that differs, since messages between processes set every field.
+        without = [
+            name
+            for name in ("normalize", "max_tokens")
+            if getattr(self, name) != fields[name].default
+        ]
+        if without and not compares_texts:
+            names = " and ".join(f"`{name}`" for name in without)
+            raise ValueError(f"{names} have no effect without the metrics `wer` or `cer`")
+        return self
 
     def sample_count(self, size: int) -> int:
         """Return the number of samples that are measured of a data set with ``size`` samples."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class ScoredBatch:
 
     batch: Batch
     outputs: Batch
+    """Empty if no scorer needs them."""
     reference: Batch | None
     done: int
     """Samples before this batch."""
@@ -30,6 +32,9 @@ class ScoredBatch:
 
 class OutputScorer(ABC):
     """Scores one output of a model by some metrics, batch by batch."""
+
+    needs_outputs: ClassVar[bool] = True
+    """False if the outputs of a call are not scored."""
 
     @abstractmethod
     def update(self, scored: ScoredBatch) -> None:

@@ -100,9 +100,8 @@ class ScalarScorer(OutputScorer):
         """Return the scores of all samples."""
         model_N = np.concatenate(self.model)
         targets = {kind: np.concatenate(parts) for kind, parts in self.targets.items() if parts}
-        values = {
-            name: metric_named(name).score(model_N, targets[metric_named(name).target])
-            for name in self.metrics
-        }
+        terms = {name: (model_N, targets[metric_named(name).target]) for name in self.metrics}
+        values = {name: metric_named(name).score(*pair) for name, pair in terms.items()}
         everything = np.ones(len(model_N), dtype=np.bool_)
-        return Scores(values, dict.fromkeys(self.metrics, everything), everything, NOTHING, NOTHING)
+        scored = dict.fromkeys(self.metrics, everything)
+        return Scores(values, scored, everything, NOTHING, NOTHING, terms)

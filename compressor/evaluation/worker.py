@@ -30,7 +30,7 @@ from compressor.config.discovery import SOURCES, load
 from compressor.config.permission import allow_code
 from compressor.data.contract import Batch, Dataset, DataSource, SourceContext
 from compressor.errors import CompressError, UsageError
-from compressor.evaluation.accuracy import measure_accuracy
+from compressor.evaluation.accuracy import GeneratingModel, measure_accuracy
 from compressor.evaluation.latency import latency_metrics, measure_latency, select_latency_batches
 from compressor.evaluation.protocol import Answer, Failure, Request
 from compressor.evaluation.records import (
@@ -131,7 +131,8 @@ class _Worker:
             if accuracy is not None:
                 dataset = self._load(accuracy.data)
                 batches = batches or [dataset.batch(_first_index(dataset))]
-                report = self._accuracy_report(session, dataset, accuracy)
+                generating = GeneratingModel(model, self._threads)
+                report = self._accuracy_report(session, dataset, accuracy, generating)
                 accuracy_report = report.model_copy(update={"stand_in": stand_in})
             shapes = _sample_shapes(session, batches[0]) if batches else {}
         measurement = Measurement(
@@ -170,16 +171,20 @@ class _Worker:
         return source.load(source.Config.model_validate_json(json.dumps(config)), context)
 
     def _accuracy_report(
-        self, session: Session, dataset: Dataset, config: AccuracyConfig
+        self,
+        session: Session,
+        dataset: Dataset,
+        config: AccuracyConfig,
+        generating: GeneratingModel,
     ) -> AccuracyReport:
         """Measure accuracy; a model that is its own reference is opened and run once."""
         reference = self.request.reference
         if reference is None:
-            return measure_accuracy(session, dataset, config, self.progress)
+            return measure_accuracy(session, dataset, config, self.progress, generating=generating)
         same = reference.model == self.request.model
         model, _ = reference.stored.runnable()
         with nullcontext(session) if same else model.open_session(self._threads) as compared:
-            report = measure_accuracy(session, dataset, config, self.progress, compared)
+            report = measure_accuracy(session, dataset, config, self.progress, compared, generating)
         return report.model_copy(update={"reference": reference.id})
 
 

@@ -6,7 +6,7 @@ Shapes: T tokens, V vocabulary entries.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,20 @@ import numpy as np
 from compressor.artifacts.store import MANIFEST
 from compressor.data.pictures import file_problem
 from compressor.engine.run.runner import load_given
-from compressor.errors import CompressError, DataError, UsageError
+from compressor.errors import DataError, UsageError
+from compressor.foreign_files.libraries import library_errors
 from compressor.generation.encoder_input import encode_input
 from compressor.generation.prompt import Prompt
-from compressor.models.checkpoint.generation_settings import read_special_tokens
+from compressor.models.checkpoint.decoder_start import DecoderStart
+from compressor.models.checkpoint.generation_rules import read_generation_rules
 from compressor.models.families.transformers.chat_templates import load_tokenizer, render_chat
 from compressor.models.families.transformers.processor import Processor
-from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
+from compressor.runtimes.decoding import DecoderOptions, GenerationLimits
 from compressor.runtimes.formats import StoredModel, recognize
+from compressor.runtimes.token_generation import generate_tokens, most_probable
 
 Array = np.ndarray[Any, Any]
+_REMEDY = "copy the checkpoint's files again"
 _UNFINISHED = "\ufffd"
 """The replacement character, which tokenizers return for an incomplete UTF-8 sequence."""
 
@@ -106,24 +110,26 @@ def generate(
             ``fast_prompts``; prompt and answer exceed its context.
     """
     limits = _limits(model, prompt)
+    images: dict[str, Array] | None = None
     if limits.encoder_inputs:
-        tokenizer, token_ids_T, encoder_arrays = encode_input(
-            model.path, prompt, limits.encoder_inputs
-        )
-        images = None
+        tokenizer, start, encoder_arrays = encode_input(model.path, prompt, limits.encoder_inputs)
     else:
         tokenizer, token_ids_T, images = _encode(model.path, prompt)
-    _check_vocabulary(model.path, token_ids_T, tokenizer, limits)
-    capacity = _required_capacity(token_ids_T, sampling, limits)
+        start = DecoderStart(tuple(token_ids_T.tolist()))
+    _check_vocabulary(model.path, start, tokenizer, limits)
+    prompt_tokens = len(start.tokens) + bool(start.languages)
+    capacity = _required_capacity(prompt_tokens, sampling, limits)
+    rules = read_generation_rules(model.path)
+    end_tokens = {*rules.eos_token_id, tokenizer.eos_token_id}
     options = DecoderOptions(threads, capacity, fast_prompts)
     decoder = model.format.open_decoder(model.path, options)
-    end_tokens = _end_tokens(model.path, tokenizer)
+    choose = _Sampler(sampling)
     stream = _TextStream(tokenizer, on_text)
     tokens: list[int] = []
     started = prefilled = time.perf_counter()
     if limits.encoder_inputs:
         decoder.encode(encoder_arrays)
-    for token in _decode(decoder, token_ids_T, images, sampling):
+    for token in generate_tokens(decoder, start, rules, sampling.max_tokens, choose, images):
         prefilled = prefilled if tokens else time.perf_counter()
         tokens.append(token)
         if token in end_tokens:
@@ -132,10 +138,10 @@ def generate(
     seconds = time.perf_counter() - prefilled
     return Generated(
         text=stream.text,
-        prompt_tokens=len(token_ids_T),
+        prompt_tokens=prompt_tokens,
         tokens=len(tokens),
         finished=tokens[-1] in end_tokens,
-        prefill_tokens_per_second=len(token_ids_T) / (prefilled - started),
+        prefill_tokens_per_second=prompt_tokens / (prefilled - started),
         decode_tokens_per_second=(len(tokens) - 1) / seconds if len(tokens) > 1 else None,
         runtime_threads=threads,
     )
@@ -150,16 +156,22 @@ def _limits(model: StoredModel, prompt: Prompt) -> GenerationLimits:
         raise UsageError(f"{model.path} holds a text model: it takes no images")
     if prompt.audio is not None:
         raise UsageError(f"{model.path} holds no speech model: it takes no recordings")
+    if prompt.language is not None or prompt.task is not None:
+        raise UsageError(
+            f"{model.path} has no tokens for languages and tasks: it is no encoder-decoder",
+            remedy="state them in the prompt",
+        )
     return limits
 
 
 def _check_vocabulary(
-    folder: Path, token_ids_T: Array, tokenizer: Any, limits: GenerationLimits
+    folder: Path, start: DecoderStart, tokenizer: Any, limits: GenerationLimits
 ) -> None:
     """Check that the embedding has a row for every token; raise ``DataError`` if one is missing."""
     if limits.vocabulary is None:
         return
-    beyond = sorted({int(token) for token in token_ids_T if token >= limits.vocabulary})
+    tokens = {*start.tokens, *start.languages}
+    beyond = sorted(token for token in tokens if token >= limits.vocabulary)
     if beyond:
         names = ", ".join(
             f"{tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in beyond[:5]
@@ -172,9 +184,9 @@ def _check_vocabulary(
         )
 
 
-def _required_capacity(token_ids_T: Array, sampling: Sampling, limits: GenerationLimits) -> int:
+def _required_capacity(prompt_tokens: int, sampling: Sampling, limits: GenerationLimits) -> int:
     """Return the number of tokens of prompt and answer; raise ``UsageError`` if it is too large."""
-    capacity = len(token_ids_T) + sampling.max_tokens
+    capacity = prompt_tokens + sampling.max_tokens
     if capacity > limits.context_length:
         raise UsageError(
             f"prompt and answer have {capacity} tokens; "
@@ -182,18 +194,6 @@ def _required_capacity(token_ids_T: Array, sampling: Sampling, limits: Generatio
             remedy="shorten the prompt, or lower --max-tokens",
         )
     return capacity
-
-
-def _decode(
-    decoder: Decoder, token_ids_T: Array, images: dict[str, Array] | None, sampling: Sampling
-) -> Iterator[int]:
-    """Yield up to ``max_tokens`` sampled tokens, each after its forward pass."""
-    rng = np.random.default_rng(sampling.seed)
-    token = _sample(decoder.forward(token_ids_T, images), sampling, rng)
-    yield token
-    for _ in range(sampling.max_tokens - 1):
-        token = _sample(decoder.forward(np.array([token], dtype=np.int64)), sampling, rng)
-        yield token
 
 
 class _TextStream:
@@ -204,7 +204,8 @@ class _TextStream:
         self.text = ""
 
     def update(self, tokens: list[int]) -> None:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        with library_errors("the model's tokenizer cannot decode the answer", DataError, _REMEDY):
+            text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         if not text.endswith(_UNFINISHED):
             self._on_text(text[len(self.text) :])
             self.text = text
@@ -218,27 +219,35 @@ def _encode(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[str, Array] 
     return tokenizer, _encode_text(tokenizer, prompt), None
 
 
-def _sample(logits_V: Array, sampling: Sampling, rng: np.random.Generator) -> int:
-    if sampling.temperature == 0:
-        return int(logits_V.argmax())
-    probabilities_V = logits_V.astype(np.float64) / sampling.temperature
-    probabilities_V = np.exp(probabilities_V - probabilities_V.max())
-    probabilities_V /= probabilities_V.sum()
-    order_V = probabilities_V.argsort()[::-1]
-    count = int(np.searchsorted(probabilities_V[order_V].cumsum(), sampling.top_p)) + 1
-    nucleus = order_V[:count]
-    weights = probabilities_V[nucleus]
-    return int(rng.choice(nucleus, p=weights / weights.sum()))
+class _Sampler:
+    """Selects tokens at random, with probabilities from the logits [V]."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling, self._rng = sampling, np.random.default_rng(sampling.seed)
+
+    def __call__(self, logits_V: Array) -> int:
+        """Return a token; the most probable one at temperature 0."""
+        if self._sampling.temperature == 0:
+            return most_probable(logits_V)
+        probabilities_V = logits_V.astype(np.float64) / self._sampling.temperature
+        probabilities_V = np.exp(probabilities_V - probabilities_V.max())
+        probabilities_V /= probabilities_V.sum()
+        order_V = probabilities_V.argsort()[::-1]
+        count = int(np.searchsorted(probabilities_V[order_V].cumsum(), self._sampling.top_p)) + 1
+        nucleus = order_V[:count]
+        weights = probabilities_V[nucleus]
+        return int(self._rng.choice(nucleus, p=weights / weights.sum()))
 
 
 def _encode_text(tokenizer: Any, prompt: Prompt) -> Array:
-    if tokenizer.chat_template and not prompt.raw:
-        messages = [{"role": "user", "content": prompt.text}]
-        text = render_chat(tokenizer, messages, add_generation_prompt=True)
-        encoding = tokenizer(text, add_special_tokens=False)
-    else:
-        encoding = tokenizer(prompt.text)
-    token_ids = encoding["input_ids"]
+    with library_errors("the model's tokenizer cannot encode the prompt", DataError, _REMEDY):
+        if tokenizer.chat_template and not prompt.raw:
+            messages = [{"role": "user", "content": prompt.text}]
+            text = render_chat(tokenizer, messages, add_generation_prompt=True)
+            encoding = tokenizer(text, add_special_tokens=False)
+        else:
+            encoding = tokenizer(prompt.text)
+        token_ids = encoding["input_ids"]
     if not len(token_ids):
         raise UsageError("the prompt is empty", remedy="give some text with --prompt")
     return np.array(token_ids, dtype=np.int64)
@@ -252,18 +261,7 @@ def _encode_with_images(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[
     processor = Processor(folder)
     parts = [{"type": "image", "path": str(image.resolve())} for image in prompt.images]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt.text}]}]
-    try:
+    names = ", ".join(map(str, prompt.images))
+    with library_errors(f"the processor of {folder} fails on {names}", DataError, _REMEDY):
         encoding = processor.encode(messages, add_generation_prompt=True)
-    except CompressError:
-        raise
-    except Exception as error:  # raised by the template or the tokenizer
-        names = ", ".join(map(str, prompt.images))
-        raise DataError(f"the processor of {folder} fails on {names}: {error}") from error
     return processor.processor.tokenizer, encoding.input_ids, encoding.arrays
-
-
-def _end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end an answer, from generation_config.json and the tokenizer."""
-    value = read_special_tokens(folder).get("eos_token_id")
-    token_ids = value if isinstance(value, list) else [value]
-    return frozenset(token for token in (*token_ids, tokenizer.eos_token_id) if token is not None)

@@ -17,3 +17,7 @@ class Prompt:
     """Continue the text as it is, without the chat template."""
     audio: Path | None = None
     """A WAV file for the encoder of a speech model."""
+    language: str | None = None
+    """Language that is spoken, or translated to; by default that of the model's files."""
+    task: str | None = None
+    """Task of a speech model, such as ``transcribe``; by default that of the model's files."""

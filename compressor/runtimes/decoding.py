@@ -46,7 +46,7 @@ class Decoder(ABC):
     """An open model with the key-value cache of one sequence."""
 
     def encode(self, arrays: Mapping[str, Array]) -> None:  # noqa: ARG002
-        """Run the encoder of an encoder-decoder, before the first tokens.
+        """Run the encoder of an encoder-decoder, and start a new sequence.
 
         Args:
             arrays: the encoder's inputs for one sample, with a first dimension of size 1.

@@ -70,7 +70,12 @@ class Features(Record):
     """
 
     names: tuple[str, ...] = ()
-    """Hidden states to match, by the names that the model's family lists; all by default."""
+    """Hidden states to match, by the names that the model's family lists; all by default, none if
+    `modules` is set."""
+    modules: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
+    """Modules whose outputs are matched, in any model: the path of a module in the student, as
+    `named_modules()` gives it, to that of a module in the teacher, such as `{encoder.layer.1:
+    encoder.layer.3}`. Of several tensors that a module returns the first counts."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of the matching term in the loss."""
 

@@ -6,6 +6,7 @@ Shapes: B batch, D width, T tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from compressor.errors import RequirementError
 from compressor.models.capabilities.training_heads import TrainingHeads
 from passes.common.losses import distillation_losses, hard_cross_entropy
 from passes.distill.config import DistillConfig, TemperatureSchedule
+from passes.distill.module_taps import ModuleOutputs, ModulePair, pair_modules
 
 
 def temperature_at(
@@ -50,20 +52,26 @@ class FeatureMatcher(nn.Module):
         super().__init__()
         self.projections = nn.ModuleDict(
             {
-                name: nn.Linear(student, teacher, bias=False)
+                _key(name): nn.Linear(student, teacher, bias=False)
                 for name, (student, teacher) in widths.items()
             }
         )
+        self.names = tuple(widths)
 
     def forward(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
         """Return the mean over the features of 1 − cos(projected student, teacher), a scalar."""
         losses = []
-        for name, projection in self.projections.items():
-            target = teacher[name]
+        for name in self.names:
+            target, projection = teacher[name], self.projections[_key(name)]
             counts = (target != 0).any(dim=-1).to(target.dtype)
             distance = 1 - functional.cosine_similarity(projection(student[name]), target, dim=-1)
             losses.append((distance * counts).sum() / counts.sum().clamp(min=1.0))
         return torch.stack(losses).mean()
+
+
+def _key(name: str) -> str:
+    """Return the name of a projection, which may hold no dot as paths of modules do."""
+    return name.replace(".", "/")
 
 
 def create_matcher(
@@ -89,6 +97,70 @@ def create_matcher(
 
 
 @dataclass(frozen=True, slots=True)
+class Matching:
+    """Features of student and teacher: outputs with names, and outputs of modules."""
+
+    names: tuple[str, ...]
+    pairs: tuple[ModulePair, ...]
+    student: ModuleOutputs
+    teacher: ModuleOutputs
+    matcher: FeatureMatcher
+
+    @classmethod
+    def create(
+        cls,
+        names: tuple[str, ...],
+        modules: Mapping[str, str],
+        outputs: tuple[dict[str, Tensor], dict[str, Tensor]],
+        recorded: tuple[ModuleOutputs, ModuleOutputs],
+    ) -> Matching:
+        """Return the features with projections between their widths.
+
+        Args:
+            names: outputs of both models.
+            modules: path in the student to path in the teacher.
+            outputs: outputs of student and teacher for the same samples.
+            recorded: outputs of their modules for these samples.
+
+        Raises:
+            RequirementError: features do not fit; all are named.
+        """
+        pairs = tuple(pair_modules(modules, *recorded))
+        first, second = (_features(names, pairs, *both) for both in _sides(outputs, recorded))
+        return cls(names, pairs, *recorded, create_matcher(tuple(first), first, second))
+
+    def distance(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
+        """Return the mean distance of the features of the last calls, a scalar."""
+        sides = _sides((student, teacher), (self.student, self.teacher))
+        features = [_features(self.names, self.pairs, *both) for both in sides]
+        distance: Tensor = self.matcher(*features)
+        return distance
+
+
+def _sides(
+    outputs: tuple[dict[str, Tensor], dict[str, Tensor]],
+    recorded: tuple[ModuleOutputs, ModuleOutputs],
+) -> Iterator[tuple[dict[str, Tensor], ModuleOutputs, str]]:
+    yield outputs[0], recorded[0], "student"
+    yield outputs[1], recorded[1], "teacher"
+
+
+def _features(
+    names: tuple[str, ...],
+    pairs: tuple[ModulePair, ...],
+    outputs: dict[str, Tensor],
+    recorded: ModuleOutputs,
+    role: str,
+) -> dict[str, Tensor]:
+    """Return the features [..., D] of a model by name; modules by their path in the student."""
+    features = {name: outputs[name] for name in names}
+    for pair in pairs:
+        path = pair.student if role == "student" else pair.teacher
+        features[f"module {pair.student}"] = pair.features(recorded, path)
+    return features
+
+
+@dataclass(frozen=True, slots=True)
 class DistillationLoss:
     """Loss of the student: hard labels, soft labels, and features if there is a matcher.
 
@@ -103,7 +175,7 @@ class DistillationLoss:
     """Inputs of the models, by their names in a batch."""
     shared: tuple[str, ...]
     """Heads that get soft labels."""
-    matcher: FeatureMatcher | None
+    matcher: Matching | None
 
     def __call__(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor], fraction: float
@@ -127,5 +199,5 @@ class DistillationLoss:
             ),
         )
         if self.matcher is not None and config.features is not None:
-            losses["features"] = config.features.weight * self.matcher(outputs, target)
+            losses["features"] = config.features.weight * self.matcher.distance(outputs, target)
         return losses

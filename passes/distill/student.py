@@ -71,17 +71,37 @@ def check_models(config: DistillConfig, student: ModelFacts, teacher: ModelFacts
                 "name a teacher of the student's family",
             )
         )
-    if config.features is not None and student.config is not None:
-        taps = student.capability(FeatureTaps)
-        problems += _feature_problems(config.features, () if taps is None else taps.names)
+    if config.features is not None:
+        problems += _feature_problems(config.features, student, teacher)
     check_no_problems(problems)
 
 
-def _feature_problems(features: Features, names: tuple[str, ...]) -> list[FieldProblem]:
+def _feature_problems(
+    features: Features, student: ModelFacts, teacher: ModelFacts
+) -> list[FieldProblem]:
+    """Return the hidden states and modules that the models lack, as far as they are known."""
+    problems = []
+    architectures = student.architecture(), teacher.architecture()
+    if features.modules and None not in architectures:
+        from passes.distill.module_taps import path_problems
+
+        first, second = architectures
+        assert first is not None and second is not None  # noqa: S101 - checked above
+        problems += path_problems(features.modules, first, second)
+    if student.config is None or (features.modules and not features.names):
+        return problems
+    taps = student.capability(FeatureTaps)
+    return problems + _name_problems(features, () if taps is None else taps.names)
+
+
+def _name_problems(features: Features, names: tuple[str, ...]) -> list[FieldProblem]:
     if not names:
         return [
             FieldProblem(
-                "features", "the student has no hidden states to match", "leave `features` out"
+                "features",
+                "the student has no hidden states with names",
+                "name modules of student and teacher in `features.modules`, or leave `features` "
+                "out",
             )
         ]
     if unknown := [name for name in features.names if name not in names]:

@@ -124,16 +124,16 @@ def image_problems(conversations: Iterable[Conversation], *, decode: bool = Fals
             owners.setdefault(image, conversation)
     problems, threads = ProblemList(), min(_MAX_THREADS, os.cpu_count() or 1)
     with without_pillow_warnings(), ThreadPoolExecutor(threads) as pool:
-        found = pool.map(partial(_image_problem, decode=decode), owners)
+        found = pool.map(partial(image_problem, decode=decode), owners)
         for problem, conversation in zip(found, owners.values(), strict=True):
             if problem is not None:
                 problems.add(f"{conversation.where}: {problem}")
     return problems
 
 
-def _image_problem(image: Path | bytes, *, decode: bool) -> str | None:
+def image_problem(image: Path | bytes, *, decode: bool) -> str | None:
     """Return the reason that an image cannot be read; None if it can."""
-    with _image_file(image) as file:
+    with image_file(image) as file:
         try:
             if decode:
                 open_picture(file)
@@ -147,7 +147,7 @@ def _image_problem(image: Path | bytes, *, decode: bool) -> str | None:
 
 
 @contextmanager
-def _image_file(image: Path | bytes) -> Iterator[Path]:
+def image_file(image: Path | bytes) -> Iterator[Path]:
     """Yield the file of an image; that of bytes exists within the block."""
     if isinstance(image, Path):
         yield image

@@ -16,7 +16,7 @@ from compressor.data.contract import DataSource, SourceConfig
 from compressor.engine.contract import Pass, PassConfig
 from compressor.engine.plan.config import SOURCE, ModelConfig, PipelineConfig, StepHeader
 from compressor.errors import CompressError, ConfigError, Problem, UsageError
-from compressor.evaluation.metrics import METRICS, is_metric, reference_metrics
+from compressor.evaluation.metrics import is_metric, known_metrics, reference_metrics
 from compressor.evaluation.records import EvaluateConfig
 from compressor.models.contract import Family
 
@@ -202,7 +202,7 @@ def _metric_problems(tree: Any, document: Document) -> list[Problem]:
         document.problem(
             ("evaluate", "accuracy", "metrics", index),
             f"unknown metric {metric!r}",
-            remedy=discovery.suggestion(metric.partition(":")[0], list(METRICS)),
+            remedy=discovery.suggestion(metric.partition(":")[0], known_metrics()),
         )
         for index, metric in enumerate(metrics if isinstance(metrics, list) else ())
         if isinstance(metric, str) and not is_metric(metric)

@@ -6,7 +6,7 @@ Shapes: T new tokens, V vocabulary entries.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,10 @@ class TorchDecoder(Decoder):
         torch.set_num_threads(options.threads)
         module: Any = load_module(model)
         self._module = module
-        self._cache = {str(cache_argument(module)): new_cache(module)}
+        self._new_cache: Callable[[], dict[str, Any]] = lambda: {
+            str(cache_argument(module)): new_cache(module)
+        }
+        self._cache = self._new_cache()
         self._encoded: dict[str, Any] = {}
         self._tokens = DECODER_TOKENS if generation.encoder_inputs else INPUT_IDS
         parameters = inspect.signature(type(self._module).forward).parameters
@@ -74,6 +77,7 @@ class TorchDecoder(Decoder):
         """Run the encoder; see ``Decoder.encode``."""
         import torch
 
+        self._cache = self._new_cache()
         inputs = {name: self._tensor(array) for name, array in arrays.items()}
         with torch.inference_mode():
             self._encoded = {"encoder_outputs": self._module.get_encoder()(**inputs)}

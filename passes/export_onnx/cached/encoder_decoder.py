@@ -89,10 +89,12 @@ class CrossDecoder(CachedDecoder):
         """See ``CachedDecoder.call_arguments``; only the shape of the encoder's output counts."""
         keys = extra[CROSS_PREFIX + self.cross_tensors[0].name]
         hidden = keys.new_zeros((keys.shape[0], keys.shape[2], self.hidden))
+        encoded = BaseModelOutput(last_hidden_state=hidden)
+        encoded.attention_mask = extra.get(ENCODER_MASK)  # where Moonshine looks for it
         arguments: dict[str, Any] = {
             "decoder_input_ids": input_ids,
             "decoder_attention_mask": attention_mask,
-            _ENCODER_OUTPUTS: BaseModelOutput(last_hidden_state=hidden),
+            _ENCODER_OUTPUTS: encoded,
         }
         if ENCODER_MASK in extra:
             arguments[_MASK] = extra[ENCODER_MASK]

@@ -49,6 +49,7 @@ class Spoken(Arrays):
     """Transcripts of letters: token 1 is a space, 0 the blank."""
 
     blank_token = 0
+    texts = ("ab c", "aa c")
 
     def spell(self, tokens):
         return "".join(" abcdefgh"[token - 1] for token in tokens)
@@ -150,10 +151,10 @@ def test_scores_are_compared_as_numbers():
 def test_transcripts_of_ctc_are_scored_by_words_and_characters():
     paths = [[2, 2, 0, 3, 1, 4, 4, 0], [2, 0, 2, 1, 1, 5, 0, 0]]  # "ab c", "aa d"
     logits = np.eye(8)[np.array(paths)]
-    label = [[2, 3, 1, 4], [2, 2, 1, 4]]  # "ab c", "aa c"
+    label = [[2, 3, 1, 4], [2, 2, 1, 4]]
     values = measure(Spoken(label, logits=logits), Model("logits"), None, "wer", "cer")
     assert values == {"wer": pytest.approx(1 / 4), "cer": pytest.approx(1 / 8)}
-    with pytest.raises(DataError, match="wer compare transcripts, and the data set has none"):
+    with pytest.raises(DataError, match="wer compare texts, and the data set has none"):
         measure(Arrays(label, logits=logits), Model("logits"), None, "wer")
 
 
@@ -186,7 +187,7 @@ def test_the_output_of_a_metric_follows_from_its_kind(metric, outputs, expected)
         ("top1", ("logits",), 1, "compares classes, and the model's `logits` are one score"),
         ("mse", ("logits",), 4, "compares one score per sample, and the model has 4 classes"),
         ("cosine:other", ("logits",), 4, "scores `other`, and the model has the outputs logits"),
-        ("wer", ("last_hidden_state",), None, "spells the logits of CTC"),
+        ("wer", ("last_hidden_state",), None, "compares texts, which follow from logits"),
     ],
 )
 def test_metrics_that_do_not_fit_are_named(metric, outputs, classes, reason):

@@ -1,0 +1,171 @@
+"""Outputs of submodules of student and teacher, as features to match.
+
+Shapes: B batch, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import RequirementError
+from compressor.models.architecture import Architecture
+from compressor.models.families.module.interface import tensors_in
+from passes.common.field_problems import FieldProblem
+
+_FIELD = "features.modules"
+_IMAGE_RANK = 4
+_NEAR = 3
+"""Names that a message lists for an unknown one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleOutputs:
+    """First tensor that each module returned in the last call, by the module's path."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@contextmanager
+def record_outputs(model: nn.Module, paths: tuple[str, ...]) -> Iterator[ModuleOutputs]:
+    """Keep the outputs of modules within the block; gradients flow through them."""
+    outputs = ModuleOutputs()
+    handles: list[Any] = [
+        model.get_submodule(path).register_forward_hook(_recorder(outputs.tensors, path))
+        for path in paths
+    ]
+    handles.append(model.register_forward_pre_hook(lambda *_: outputs.tensors.clear()))
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recorder(tensors: dict[str, Tensor], path: str) -> Any:
+    def record(module: nn.Module, arguments: Any, returned: Any) -> None:
+        del module, arguments
+        found = next((tensor for _, tensor in tensors_in(returned)), None)
+        if found is not None:
+            tensors[path] = found
+
+    return record
+
+
+def path_problems(
+    modules: Mapping[str, str], student: Architecture, teacher: Architecture
+) -> list[FieldProblem]:
+    """Return the paths that student or teacher lack, each with the names that are nearest to it."""
+    problems = []
+    models = (("student", student, modules.keys()), ("teacher", teacher, modules.values()))
+    for role, architecture, paths in models:
+        names = module_names(architecture)
+        problems += [
+            FieldProblem(_FIELD, f"the {role} has no module {path!r}", _near(path, names))
+            for path in dict.fromkeys(paths)
+            if path not in names
+        ]
+    return problems
+
+
+def module_names(architecture: Architecture) -> list[str]:
+    """Return the paths of all submodules of a model, built without values where possible."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                module = architecture.family.build(architecture.config)
+        except (RuntimeError, NotImplementedError, ValueError, TypeError):  # it reads values
+            module = architecture.family.build(architecture.config)
+    return [name for name, _ in module.named_modules() if name]
+
+
+def _near(path: str, names: list[str]) -> str:
+    near = get_close_matches(path, names, n=_NEAR, cutoff=0.5)
+    near = near or [name for name in names if name.endswith(f".{path}")][:_NEAR]
+    if near:
+        return f"near names: {', '.join(near)}"
+    tops = [name for name in names if "." not in name]
+    return f"name a path of `named_modules()`; the model has {', '.join(tops)} and what they hold"
+
+
+@dataclass(frozen=True, slots=True)
+class ModulePair:
+    """A module of the student and one of the teacher whose outputs are matched."""
+
+    student: str
+    teacher: str
+    width_axis: int
+    """Axis of the outputs on which the widths lie, which may differ."""
+
+    def features(self, outputs: ModuleOutputs, path: str) -> Tensor:
+        """Return the output at a path, float32 [..., D].
+
+        Raises:
+            RequirementError: the last call did not run the module, as models with layer drop do.
+        """
+        if path not in outputs.tensors:
+            raise RequirementError(
+                f"`{_FIELD}`: a call in training did not run the module {path!r}",
+                remedy="name modules that every call runs, or set the layer drop of the student's "
+                "config to 0",
+            )
+        return outputs.tensors[path].float().movedim(self.width_axis, -1)
+
+
+def pair_modules(
+    modules: Mapping[str, str], student: ModuleOutputs, teacher: ModuleOutputs
+) -> list[ModulePair]:
+    """Return the pairs of modules, from outputs of both models for the same samples.
+
+    Raises:
+        RequirementError: modules were not called or return no tensor, or their outputs differ in
+            more than the width; all are named.
+    """
+    pairs, problems = [], []
+    for first, second in modules.items():
+        missing = [
+            f"{path!r} of the {role} returned no tensor: `forward` does not call it"
+            for role, path, outputs in (("student", first, student), ("teacher", second, teacher))
+            if path not in outputs.tensors
+        ]
+        if missing:
+            problems += missing
+            continue
+        shapes = student.tensors[first].shape, teacher.tensors[second].shape
+        axis = _width_axis(*shapes)
+        if axis is None:
+            problems.append(
+                f"{first!r} returns {list(shapes[0])} in the student, and {second!r} "
+                f"{list(shapes[1])} in the teacher"
+            )
+        else:
+            pairs.append(ModulePair(first, second, axis))
+    if problems:
+        raise RequirementError(
+            "; ".join(f"`{_FIELD}`: {problem}" for problem in problems),
+            remedy="name modules that every call runs, whose outputs differ in one dimension, the "
+            "width, at most",
+        )
+    return pairs
+
+
+def _width_axis(student: torch.Size, teacher: torch.Size) -> int | None:
+    """Return the axis of the widths; None if the outputs differ in more.
+
+    It is the axis that differs. Of equal shapes it is the last, or that of the channels of images.
+    """
+    if len(student) != len(teacher) or len(student) < 2:
+        return None
+    differing = [axis for axis, (a, b) in enumerate(zip(student, teacher, strict=True)) if a != b]
+    if len(differing) > 1 or differing == [0]:
+        return None
+    if differing:
+        return differing[0]
+    channels_last = student[1] == student[2] != student[3] if len(student) == _IMAGE_RANK else True
+    return len(student) - 1 if channels_last else 1
