@@ -106,7 +106,8 @@ class _StreamedRun:
         if names is not None and (fused := names.experts_unknown_to_transformers()):
             context.note(
                 f"from_pretrained of transformers does not fill packed experts of this class, such "
-                f"as {fused[0]}, and leaves random weights there: use autoglm-compress or vLLM"
+                f"as {fused[0]}: it fails, or leaves random weights there; use autoglm-compress or "
+                "vLLM"
             )
         self.writer = ShardWriter(checkpoint, context.work, self.settings, names)
         self.hidden = HiddenStates(context.work, context.artifact_id)

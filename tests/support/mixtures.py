@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -90,3 +90,41 @@ def mixture(name: str, **fields: Any) -> PreTrainedModel:
             if parameter.ndim > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
     return model.eval()
+
+
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "out_hidden_size": 32,
+    "depth": 1,
+    "num_heads": 2,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+}
+VISION_MIXTURES: dict[str, dict[str, Any]] = {
+    "Glm4vMoeForConditionalGeneration": {"n_routed_experts": 4, "first_k_dense_replace": 1},
+    "Qwen3VLMoeForConditionalGeneration": {"head_dim": 8},
+    "Qwen3_5MoeForConditionalGeneration": {
+        **MIXTURES["Qwen3NextForCausalLM"],
+        "rope_parameters": {**_ROPE, "partial_rotary_factor": 1.0},
+    },
+    "Ernie4_5_VLMoeForConditionalGeneration": {
+        "moe_intermediate_size": [32, 32],
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "mlp_layer_types": ["dense", "sparse"],
+    },
+}
+"""Vision-language class to fields of its text config beyond the common sizes."""
+
+
+def vision_mixture(name: str) -> PreTrainedModel:
+    """Return a vision-language model with experts, with random weights."""
+    model_class = getattr(transformers, name)
+    text = {**_SIZES, "rope_parameters": _ROPE, **VISION_MIXTURES[name]}
+    config = model_class.config_class(
+        text_config=text, vision_config=_TOWER, tie_word_embeddings=False
+    )
+    torch.manual_seed(0)
+    return cast("PreTrainedModel", model_class(config).eval())

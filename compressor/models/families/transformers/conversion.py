@@ -19,6 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -183,6 +185,14 @@ class Conversions:
         """Return the name in the files of a tensor that is only renamed; None for others."""
         return self._by_target[target].renamed
 
+    def merges(self, target: str) -> bool:
+        """Return True if the mapping stacks and concatenates stored tensors to one of the class."""
+        converter = getattr(self._by_target[target], "converter", None)
+        operations = () if converter is None else converter.operations
+        return bool(operations) and all(
+            isinstance(operation, (Concatenate, MergeModulelist)) for operation in operations
+        )
+
     def origins(self, target: str, stored: Mapping[str, Shape]) -> tuple[list[str], Tensor] | None:
         """Return the stored rows that the rows of a tensor of the class come from.
 
@@ -192,7 +202,8 @@ class Conversions:
 
         Returns:
             Stored names, and an int64 tensor of the target's shape with one column: position of
-            the name · 2³² + row. None if the target does not consist of stored rows.
+            the name · 2³² + row. None if the target does not consist of stored rows, such as a
+            transposed matrix.
         """
         names = list(stored)
         positions = {name: position for position, name in enumerate(names)}
@@ -200,14 +211,20 @@ class Conversions:
         def read(name: str) -> Tensor:
             rows, *rest = stored[name]
             codes = torch.arange(rows) + (positions[name] << ROW_BITS)
-            return codes.view(rows, *(1 for _ in rest))
+            # Dimensions of different sizes show operations that move values between rows.
+            return codes.view(rows, *(1 for _ in rest)).repeat(1, *range(2, 2 + len(rest)))
 
         try:
             converted = dict(self.convert([target], read))
         except Exception:  # noqa: BLE001  operations that need whole matrices raise anything
             return None
         codes = converted[target]
-        return (names, codes) if codes.dtype == torch.int64 else None
+        if codes.dtype != torch.int64:
+            return None
+        inner = len(stored[names[int(codes.flatten()[0]) >> ROW_BITS]]) - 1
+        column = codes[(..., *(slice(1) for _ in range(inner)))]
+        is_of_rows = codes.shape[codes.ndim - inner :] == tuple(range(2, 2 + inner))
+        return (names, column) if is_of_rows and bool((codes == column).all()) else None
 
     def shapes(self, stored: Mapping[str, Shape]) -> dict[str, Shape]:
         """Return the shapes of the converted tensors, computed on the device ``meta``."""

@@ -100,16 +100,20 @@ class FileNames:
     def experts_unknown_to_transformers(self) -> list[str]:
         """Return the modules with experts that ``from_pretrained`` cannot fill from packed files.
 
-        It merges packed experts where its mapping merges those of float files, and builds linear
-        layers for the classes in a table of its quantizers. Others keep random weights there.
+        It merges packed experts where its mapping stacks and concatenates those of float files, and
+        builds linear layers for the classes in a table of its quantizers. Others keep random
+        weights there, or are refused where the mapping has operations for float tensors alone.
         """
-        prefixes = dict(self._experts.values())
         return [
             prefix.removesuffix(".")
-            for prefix, experts in prefixes.items()
+            for prefix, experts in dict(self._experts.values()).items()
             if type(experts).__mro__[2].__name__ not in MODULES_TO_PATCH_FOR_QUANTIZATION
-            and not self._expert_parts(prefix)
+            and not (self._expert_parts(prefix) and self._merges(prefix, experts))
         ]
+
+    def _merges(self, prefix: str, experts: SplitExperts) -> bool:
+        fused = experts.expert_layout.fused_names
+        return all(self._conversions.merges(f"{prefix}{name}") for name in fused)
 
     def _find_expert_parts(self, prefix: str) -> dict[str, str]:
         """Return the stored names of the linear layers of experts that are stored one by one."""
@@ -125,7 +129,7 @@ class FileNames:
             stored_names, codes = origins
             for part, rows in experts.expert_layout.split({fused: codes}).items():
                 found = _file_parts(part, stored_names, rows, self._stored)
-                if len(found) == 1 and found[0].rows is None:
+                if len(found) == 1 and found[0].rows is None and found[0].name in self._stored:
                     names[f"{prefix}{part}"] = found[0].name
         return names
 

@@ -15,12 +15,13 @@ from compressor.models.families.transformers.checkpoint import Checkpoint
 from compressor.models.families.transformers.conversion import Conversions
 from compressor.models.families.transformers.experts.split import join_experts, split_experts
 from compressor.models.families.transformers.file_names import FileNames
-from tests.support.mixtures import MIXTURES, mixture
+from tests.support.mixtures import MIXTURES, VISION_MIXTURES, mixture, vision_mixture
 from tests.support.packed_mixtures import write_packed
 
 TOKENS = torch.tensor([[5, 9, 2, 77, 31, 8, 60, 4], [90, 3, 3, 12, 55, 41, 7, 19]])
 LOADED_BY_TRANSFORMERS = ("MixtralForCausalLM", "Qwen3MoeForCausalLM", "Llama4ForCausalLM")
 NOT_LOADED = ("GraniteMoeForCausalLM", "GptOssForCausalLM")
+VISION_LOADED = ("Glm4vMoeForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
 
 
 @pytest.fixture
@@ -40,6 +41,39 @@ def test_a_packed_mixture_is_read_as_the_model_that_it_was_written_from(name, tm
     assert loaded.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(loaded[key], value), key
+
+
+@pytest.mark.parametrize("name", VISION_MIXTURES)
+def test_experts_of_vision_language_classes_have_their_full_names(name, tmp_path, errors_logged):
+    pytest.importorskip("compressed_tensors")
+    model = vision_mixture(name)
+    layers = write_packed(model, tmp_path)
+    prefix = "model.layers" if "Ernie" in name else "model.language_model.layers"
+    for projection in ("gate_proj", "up_proj", "down_proj"):
+        assert f"{prefix}.1.mlp.experts.3.{projection}" in layers
+    assert all(layer.startswith(("model.", "lm_head")) for layer in layers)
+    join_experts(model)
+    tree = json.loads((tmp_path / "config.json").read_bytes())
+    loaded = Checkpoint(tmp_path, tree).load_all().state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded[key], value), key
+    names = _file_names(vision_mixture(name), tmp_path / "float")
+    assert bool(names.experts_unknown_to_transformers()) == (name not in VISION_LOADED)
+    try:
+        _, info = getattr(transformers, name).from_pretrained(tmp_path, output_loading_info=True)
+    except RuntimeError:
+        assert name not in VISION_LOADED
+    else:
+        assert bool(info["missing_keys"]) == (name not in VISION_LOADED)
+
+
+def test_matrices_that_are_stored_transposed_are_not_taken_for_rows_of_the_files():
+    model = vision_mixture("Qwen3VLMoeForConditionalGeneration")
+    name = "model.language_model.layers.0.mlp.experts.gate_up_proj"
+    stored = {name: tuple(model.state_dict()[name].mT.shape)}
+    conversions = Conversions(model, stored)
+    assert conversions.shapes(stored) == {name: model.state_dict()[name].shape}
+    assert conversions.origins(name, stored) is None
 
 
 OTHERS = {
