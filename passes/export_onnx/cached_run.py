@@ -49,6 +49,7 @@ _WINDOWS = 4
 """Default number of compared windows."""
 _STAGES = ("trace", "write", "compare")
 _NO_CACHE = "the class is exported without a cache, and does not generate in ONNX Runtime"
+_LOOPS = "several tokens are computed by a loop"
 _PACKED_OPSET = 21
 """The first opset with blocks of packed weights."""
 
@@ -102,12 +103,15 @@ class _CachedExport:
         """
         if not continues_from_cache(module, window):
             return None
-        decoder = parts.decoder(self.generation.tensors)
-        try:
-            return trace_decoder(decoder, self.opset(), parts.extra_inputs(decoder))
-        except PassError as error:
-            self.context.note(f"exported for texts alone, without images: {error.what}")
-            return None
+        reason = _LOOPS
+        if not loops_over_tokens(module, window):
+            decoder = parts.decoder(self.generation.tensors)
+            try:
+                return trace_decoder(decoder, self.opset(), parts.extra_inputs(decoder))
+            except PassError as error:
+                reason = error.what
+        self.context.note(f"exported for texts alone, without images: {reason}")
+        return None
 
     def trace(self, module: Any, window: Batch) -> ir.Model | None:
         """Return the traced graph; None, with a note, if the class has to do without a cache."""
@@ -116,7 +120,7 @@ class _CachedExport:
             self.context.note(f"{_NO_CACHE}: from it, it does not continue as from its tokens")
             return None
         decoder = CachedDecoder(module, tensors)
-        reason = "several tokens are computed by a loop"
+        reason = _LOOPS
         if not loops_over_tokens(module, window):
             try:
                 return trace_decoder(decoder, self.opset())

@@ -22,6 +22,8 @@ from compressor.models.families.transformers.processor import Processor
 from compressor.runtimes.onnxruntime.decoder.vision import VisionTower, position_offsets
 from compressor.runtimes.onnxruntime.session import OnnxSession
 from compressor.runtimes.torch.session import TorchSession
+from passes.export_onnx import cached_run
+from passes.export_onnx.cached.decoder import CachedDecoder
 from passes.export_onnx.cached_run import export_cached
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.images.run import SeparateTowerError, merge_size, split_class
@@ -35,6 +37,10 @@ DIVIDED = [
     *("aya_vision", "gemma3", "glm4v_moe", "idefics3", "internvl", "llava", "qwen2_5_vl"),
     *("qwen2_vl", "qwen3_5", "qwen3_vl", "vipllava"),
 ]
+
+
+class Traced(Exception):  # noqa: N818
+    """The class has got as far as its trace."""
 
 
 def write_talks(folder: Path) -> None:
@@ -117,6 +123,31 @@ def test_tower_and_decoder_of_a_class_compute_what_the_class_does(
     module.get_image_features = lambda **_: torch.zeros(1, width)
     with pytest.raises(SeparateTowerError):
         split_class(module, generation, [], tmp_path / model_type)
+
+
+def test_a_class_that_loops_over_tokens_gets_one_token_per_call_and_no_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_vlm(tmp_path / "qwen3_5", "qwen3_5")
+    write_talks(tmp_path)
+    dataset, notes, traced = load(tmp_path, "qwen3_5"), [], []
+
+    def trace_decoder(decoder, _, extra=(), *, single=False):
+        traced.append((type(decoder), extra, single))
+        raise Traced
+
+    monkeypatch.setattr(cached_run, "trace_decoder", trace_decoder)
+    context = SimpleNamespace(
+        data=lambda _: dataset, note=notes.append, progress=lambda *_: None, threads=1
+    )
+    model = read_description(tmp_path / "qwen3_5")
+    config = ExportOnnxConfig(parity={"data": "talks"})
+    with pytest.raises(Traced):
+        export_cached(config, model.require(CachedGeneration), model, tmp_path / "out", context)
+    assert traced == [(CachedDecoder, (), True)]
+    assert notes == [
+        "exported for texts alone, without images: several tokens are computed by a loop"
+    ]
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
