@@ -50,7 +50,7 @@ TIMEOUT_SECONDS = 300
 NOTED_ENCODERS = {
     *("bert", "bert-mlm", "bert-base", "roberta", "xlm-roberta", "deberta-v2", "albert"),
     *("distilbert", "modernbert", "xlm-roberta-embed", "t5", "mt5", "bart", "whisper"),
-    *("wav2vec2", "vit", "deit", "swin", "siglip", "clip", "siglip2-vision", "convnext"),
+    *("wav2vec2", "vit", "deit", "swin", "siglip", "clip", "siglip-vision", "convnext"),
     *("resnet", "mobilenet_v2", "efficientnet", "detr", "rt_detr", "yolos", "sam", "bert-token"),
 }
 """Encoders, encoder-decoders, vision and audio classes of the notes on intake."""
@@ -210,9 +210,10 @@ def end_texts(batch: dict[str, torch.Tensor], model: Path) -> dict[str, torch.Te
     No other position has that token.
     """
     config = json.loads((model / "config.json").read_text())
+    below = {spec.name: spec.below for spec in read_description(model).signature.inputs}
     ids, ends = batch.get("input_ids"), [config, config.get("text_config")]
     end = next((part["eos_token_id"] for part in ends if part and part.get("eos_token_id")), None)
-    if ids is None or not isinstance(end, int):
+    if ids is None or not isinstance(end, int) or end >= (below["input_ids"] or 0):
         return batch
     others = torch.where(ids == end, torch.full_like(ids, 4), ids)
     return {**batch, "input_ids": torch.cat([others[..., :-1], ids[..., -1:] * 0 + end], dim=-1)}

@@ -85,14 +85,15 @@ def select_valid(values: Tensor, valid_BT: Tensor | None) -> Tensor:
     """Return the values at valid positions.
 
     Args:
-        values: any shape; a mask applies to values of shape [B, T, ...].
+        values: any shape; a mask applies to values of shape [B, T, ...] with further dimensions,
+            since one of [B, width] may be as wide as texts are long.
         valid_BT: bool [B, T], True at positions that are not padding; None if all are valid.
 
     Returns:
         Values [P, ...] at the P valid positions; all values if there is no mask or their leading
         dimensions differ from the mask's.
     """
-    if valid_BT is None or values.shape[:2] != valid_BT.shape:
+    if valid_BT is None or values.ndim <= 2 or values.shape[:2] != valid_BT.shape:
         return values
     return values[valid_BT]
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.onnx._internal.exporter import _core
 from transformers import PreTrainedModel
 from transformers.exporters import exporter_dynamo, exporter_onnx
-from transformers.exporters.utils import apply_patches
+from transformers.exporters.utils import apply_fx_node_fixes, apply_patches
 
 from compressor.errors import PassError
 from passes.export_onnx.bfloat16 import compute_bfloat16_in_float32
@@ -92,7 +93,7 @@ def _trace_as_it_is(
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Trace without gradients and complex tensors; turn errors of torch and of classes into ours."""
+    """Trace without gradients and complex tensors; turn errors of torch and classes into ours."""
     try:
         with torch.no_grad(), complex_as_pairs():
             yield
@@ -129,5 +130,24 @@ def _is_class(module: nn.Module) -> TypeGuard[PreTrainedModel]:
 
 @contextmanager
 def _corrections() -> Iterator[None]:
-    with apply_patches(_CORRECTIONS[0]), apply_patches(_CORRECTIONS[1]):
+    with apply_patches(_CORRECTIONS[0]), apply_patches(_CORRECTIONS[1]), _early_corrections():
         yield
+
+
+@contextmanager
+def _early_corrections() -> Iterator[None]:
+    """Correct the traced program before torch decomposes it too, as transformers' exporter does.
+
+    Differences of a float and integers, such as ``1.0 - mask``, cannot be decomposed otherwise.
+    """
+    prepare: Any = _core._prepare_exported_program_for_export  # type: ignore[attr-defined]
+
+    def correct(program: Any, **options: Any) -> Any:
+        apply_fx_node_fixes(_CORRECTIONS[0], program.graph_module)
+        return prepare(program, **options)
+
+    _core._prepare_exported_program_for_export = correct  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        _core._prepare_exported_program_for_export = prepare  # type: ignore[attr-defined]

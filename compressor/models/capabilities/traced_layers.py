@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
+from compressor.errors import RequirementError
 from compressor.models.capabilities.quantizable_layers import LayerContext, QuantizableLayers
 from compressor.models.quantized.fake_quantization import LAYERS
 
@@ -87,9 +88,20 @@ class TracedLayers(QuantizableLayers):
         Args:
             module: the module, in eval mode.
             batch: at least two samples, by the names of ``forward``'s arguments.
+
+        Raises:
+            RequirementError: torch cannot trace the module.
         """
-        with torch.no_grad():
-            program = torch.export.export(module, (), dict(batch), strict=False)
+        try:
+            with torch.no_grad():
+                program = torch.export.export(module, (), dict(batch), strict=False)
+        except Exception as error:  # torch raises classes of its own and of the traced code
+            lines = str(error).splitlines() or ["no details"]
+            raise RequirementError(
+                f"the layers of {type(module).__name__} cannot be found: torch.export cannot "
+                f"trace it ({type(error).__name__}: {lines[0]})",
+                remedy="quantize its matrices with `awq`, which does not trace",
+            ) from error
         self._first_inputs = _record_first_inputs(module, batch)
         modules = dict(module.named_modules())
         uses = Counter(

@@ -1,9 +1,11 @@
 """Quantizable layers discovered from a graph: their norms, signs and consumers."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from compressor.errors import RequirementError
 from compressor.models.capabilities.traced_layers import TracedLayers
 from tests.support.tiny_models import CLASSIFIER, PHONE, build_model, random_inputs
 
@@ -136,3 +138,16 @@ class Signs(nn.Module):
 def test_padding_and_subtraction_can_make_values_negative():
     _, contexts = trace(Signs(), {"image": torch.randn(2, 3, 8, 8)})
     assert {name for name, use in contexts.items() if use.nonnegative} == {"padded", "sum"}
+
+
+class Branching(nn.Module):
+    """A module whose code branches on values."""
+
+    def forward(self, image):
+        return {"logits": image if image.sum() > 0 else -image}
+
+
+def test_a_module_that_torch_cannot_trace_is_named_with_the_reason():
+    with pytest.raises(RequirementError, match="the layers of Branching cannot be found") as error:
+        TracedLayers(Branching(), {"image": torch.ones(2, 3)})
+    assert "GuardOnDataDependent" in error.value.what

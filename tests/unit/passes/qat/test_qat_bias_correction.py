@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from calibration.capture import forward_hooks
+from calibration.capture import forward_hooks, select_valid
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.quantized.fake_quantization import fold_norms
 from compressor.models.quantized.quantization import read_quantization
@@ -36,3 +36,10 @@ def test_corrected_biases_restore_the_mean_output_of_each_layer(parent, tmp_path
     for name, mean in output_means(model).items():
         torch.testing.assert_close(mean, target[name], atol=1e-4, rtol=1e-3)
         assert (before[name] - target[name]).norm() > 10 * (mean - target[name]).norm(), name
+
+
+def test_a_mask_of_tokens_does_not_apply_to_vectors_that_are_as_wide_as_texts_are_long():
+    vectors, tokens = torch.randn(2, 6), torch.randn(2, 6, 3)
+    valid_BT = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    assert select_valid(vectors, valid_BT) is vectors
+    assert select_valid(tokens, valid_BT).shape == (10, 3)
