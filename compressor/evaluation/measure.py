@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from compressor.artifacts.fingerprint import digest_json
+from compressor.config.record import with_former_names
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
 from compressor.errors import UsageError
@@ -29,7 +30,9 @@ def evaluation_digest(
         data: data set to the digest of its content.
         reference: id of the artifact to compare with; the name of its step does not matter.
     """
-    section = evaluate.model_dump(mode="json", exclude={"accuracy": {"reference"}})
+    section = with_former_names(evaluate, evaluate.model_dump(mode="json"))
+    if evaluate.accuracy is not None:
+        del section["accuracy"]["reference"]
     return digest_json(
         {
             "version": EVALUATION_VERSION,

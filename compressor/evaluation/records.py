@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compressor.artifacts.manifest import Metric
-from compressor.config.record import DataName, Record, StepName
+from compressor.config.record import BatchSize, DataName, LeftOutOfIds, Record, StepName
 
 Progress = Callable[[str, int, int], None]
 """Called with a task, the number of samples, calls or layers done, and their total."""
@@ -32,17 +32,24 @@ class AccuracyConfig(Record):
     the image of each text, and `recall@1:image_embeds` a text of each image."""
     reference: StepName | None = None
     """Step or artifact directory whose outputs are compared with; default: `source`."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: BatchSize = 64
     """Samples per call; the logits of one call are in memory at once."""
     num_samples: Annotated[int, Field(ge=1)] | None = None
     """Maximum number of samples, from the start of the data set; default: all."""
-    bootstrap: Annotated[int, Field(ge=0)] = 1000
+    bootstrap: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
     """Number of bootstrap resamples for the 95 % interval; 0: no interval."""
-    normalize: bool = False
+    normalize: Annotated[bool, LeftOutOfIds()] = False
     """Compare texts for `wer` and `cer` in lower case, without punctuation and text in brackets."""
-    max_tokens: Annotated[int, Field(ge=1)] = 256
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000), LeftOutOfIds()] = 256
     """Largest number of tokens that are generated for each sample, for `wer` and `cer`; fewer where
     the decoder takes fewer."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _each_once(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        if repeated := sorted({name for name in metrics if metrics.count(name) > 1}):
+            raise ValueError(f"{', '.join(repeated)}: named more than once")
+        return metrics
 
     @model_validator(mode="after")
     def _check_effects(self) -> AccuracyConfig:
@@ -69,13 +76,13 @@ class LatencyConfig(Record):
 
     data: DataName | None = None
     """Data set whose samples are fed to the model; default: that of `accuracy`."""
-    batch_size: Annotated[int, Field(ge=1)] = 1
+    batch_size: BatchSize = 1
     """Samples per call."""
-    warmup: Annotated[int, Field(ge=0)] = 10
+    warmup: Annotated[int, Field(ge=0, le=1_000_000)] = 10
     """Number of calls before timing starts."""
-    repeats: Annotated[int, Field(ge=2)] = 100
+    repeats: Annotated[int, Field(ge=2, le=1_000_000)] = 100
     """Number of timed calls."""
-    threads: Annotated[int, Field(ge=1)] = 2
+    threads: Annotated[int, Field(ge=1, le=1024)] = 2
     """Number of threads of the runtime."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from compressor.config.record import DataName, Record, StepName
+from compressor.config.record import DataName, LeftOutOfIds, Record, StepName
 from compressor.engine.contract import PassConfig
 from passes.common.config import TrainingConfig, validation_problems
 from passes.common.field_problems import is_set, raise_problems
@@ -72,7 +72,7 @@ class Features(Record):
     names: tuple[str, ...] = ()
     """Hidden states to match, by the names that the model's family lists; all by default, none if
     `modules` is set."""
-    modules: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
+    modules: Annotated[dict[str, str], LeftOutOfIds()] = {}  # noqa: RUF012 - pydantic copies it
     """Modules whose outputs are matched, in any model: the path of a module in the student, as
     `named_modules()` gives it, to that of a module in the teacher, such as `{encoder.layer.1:
     encoder.layer.3}`. Of several tensors that a module returns the first counts."""
