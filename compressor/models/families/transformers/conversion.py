@@ -219,10 +219,12 @@ class Conversions:
         except Exception:  # noqa: BLE001  operations that need whole matrices raise anything
             return None
         codes = converted[target]
-        if codes.dtype != torch.int64:
+        if codes.dtype != torch.int64 or not codes.numel():
             return None
         inner = len(stored[names[int(codes.flatten()[0]) >> ROW_BITS]]) - 1
-        column = codes[(..., *(slice(1) for _ in range(inner)))]
+        column = codes
+        for axis in range(codes.ndim - inner, codes.ndim):
+            column = column.narrow(axis, 0, 1)
         is_of_rows = codes.shape[codes.ndim - inner :] == tuple(range(2, 2 + inner))
         return (names, column) if is_of_rows and bool((codes == column).all()) else None
 
