@@ -8,6 +8,7 @@ Shapes: P positions (one per sample, or one per token), C classes, N samples, V 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ Scorer = Callable[[Array, Array], Array]
 The target is labels, int [P], or the logits of a reference, [P, C].
 """
 
+_FRACTION, _SIGNED = (0.0, 1.0), (-1.0, 1.0)
 _RECALL = re.compile(r"recall@([1-9]\d{0,8})")
 IGNORED_LABEL = -100
 """Label of a position that is not scored, as in transformers."""
@@ -58,6 +60,8 @@ class AccuracyMetric:
     """True if only embeddings are scored, on the retrieval of passages."""
     smallest_slice: int = 1
     """Number of samples from which the metric is defined."""
+    bounds: tuple[float, float] = (0.0, math.inf)
+    """Smallest and largest value that the metric can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ def metric_named(name: str) -> AccuracyMetric:
     if recall is None:
         return METRICS[base]
     score = partial(_recall, count=int(recall[1]))
-    return AccuracyMetric("fraction", "higher", score, is_retrieval=True)
+    return AccuracyMetric("fraction", "higher", score, is_retrieval=True, bounds=_FRACTION)
 
 
 def _top1(logits_PC: Array, labels_P: Array) -> Array:
@@ -246,21 +250,21 @@ def _exponential(mean: float) -> float:
 
 
 METRICS: dict[str, AccuracyMetric] = {
-    "top1": AccuracyMetric("fraction", "higher", _top1),
+    "top1": AccuracyMetric("fraction", "higher", _top1, bounds=_FRACTION),
     "cross_entropy": AccuracyMetric("nats", "lower", _cross_entropy),
     "perplexity": AccuracyMetric("", "lower", _cross_entropy, from_mean=_exponential),
-    "mrr": AccuracyMetric("", "higher", _reciprocal_rank),
-    "agreement": AccuracyMetric("fraction", "higher", _agreement, "reference"),
+    "mrr": AccuracyMetric("", "higher", _reciprocal_rank, bounds=_FRACTION),
+    "agreement": AccuracyMetric("fraction", "higher", _agreement, "reference", bounds=_FRACTION),
     "kl": AccuracyMetric("nats", "lower", _kl_divergence, "reference"),
-    "cosine": AccuracyMetric("", "higher", _cosine, "reference", "values"),
+    "cosine": AccuracyMetric("", "higher", _cosine, "reference", "values", bounds=_SIGNED),
     "max_abs": AccuracyMetric("", "lower", _max_abs, "reference", "values"),
     "relative_error": AccuracyMetric("", "lower", _relative_error, "reference", "values"),
     "correlation": AccuracyMetric(
-        "", "higher", _correlation_terms, "reference", "scalar", smallest_slice=2
+        "", "higher", _correlation_terms, "reference", "scalar", smallest_slice=2, bounds=_SIGNED
     ),
     "mse": AccuracyMetric("", "lower", _squared_error, scale="scalar"),
     "spearman": AccuracyMetric(
-        "", "higher", _rank_correlation_terms, scale="scalar", smallest_slice=2
+        "", "higher", _rank_correlation_terms, scale="scalar", smallest_slice=2, bounds=_SIGNED
     ),
     "wer": AccuracyMetric("", "lower", _error_rate, scale="transcript"),
     "cer": AccuracyMetric("", "lower", _error_rate, scale="transcript"),

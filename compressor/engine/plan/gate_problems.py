@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from compressor.config.discovery import suggestion
 from compressor.config.document import Location
-from compressor.engine.plan.config import SOURCE
+from compressor.engine.plan.config import SOURCE, GateConfig
 from compressor.engine.plan.pipeline import Pipeline, reference_of
 from compressor.errors import Problem
-from compressor.evaluation.metrics import reference_metrics
+from compressor.evaluation.metrics import is_metric, metric_named, reference_metrics
 
 COST_METRICS = ("size_bytes", "parameters", "macs")
 LATENCY_METRICS = (
@@ -20,6 +21,11 @@ LATENCY_METRICS = (
     "throughput",
     "peak_rss_bytes",
 )
+
+
+_ANY_COST = (0.0, math.inf)
+_LARGEST = 1e18
+"""Larger than any size, time or loss."""
 
 
 def is_path(against: str) -> bool:
@@ -54,6 +60,8 @@ class _GateProblems:
             if metric not in self.metrics:
                 what = f"nothing measures {gate.metric!r}"
                 yield problem((*at, "metric"), what, remedy=suggestion(metric, self.metrics))
+            else:
+                yield from self._check_limits(gate, metric, at)
             if gate.against is not None and is_path(gate.against):
                 path = self.pipeline.base / gate.against
                 if not path.exists():
@@ -69,6 +77,21 @@ class _GateProblems:
             if gate in self.pipeline.config.gates[:index]:
                 first = self.pipeline.config.gates.index(gate)
                 yield problem(at, f"the gate is the same as gates[{first}]", remedy="remove it")
+
+    def _check_limits(self, gate: GateConfig, metric: str, at: Location) -> Iterator[Problem]:
+        """Yield the limits that every value of a metric keeps, or none."""
+        lowest, highest = metric_named(metric).bounds if is_metric(metric) else _ANY_COST
+        span = highest - lowest
+        impossible = {
+            "min": gate.min is not None and not -_LARGEST < gate.min <= min(highest, _LARGEST),
+            "max": gate.max is not None and not lowest <= gate.max < _LARGEST,
+            "max_drop": gate.max_drop is not None and abs(gate.max_drop) > min(span, _LARGEST),
+        }
+        values = f"at least {lowest:g}" if math.isinf(highest) else f"{lowest:g} to {highest:g}"
+        remedy = "write 1 % as 0.01" if span == 1 else None
+        for name in (name for name, wrong in impossible.items() if wrong):
+            what = f"{getattr(gate, name):g} cannot be meant: values of {metric} are {values}"
+            yield self.pipeline.document.problem((*at, name), what, remedy=remedy)
 
     def _check_step(self, name: str, metric: str, at: Location) -> Iterator[Problem]:
         problem = self.pipeline.document.problem

@@ -55,5 +55,5 @@ def test_merges_at_the_end_of_a_file_are_not_parsed(tmp_path: Path) -> None:
 def test_what_is_no_tokenizer_is_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text(content)
-    with pytest.raises(DataError, match="is not (a tokenizer|valid JSON)"):
+    with pytest.raises(DataError, match=r"is not (a tokenizer|valid JSON)"):
         largest_token_id(file)
