@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.onnx._internal.exporter import _core
 from transformers import PreTrainedModel
 from transformers.exporters import exporter_dynamo, exporter_onnx
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 _CORRECTIONS = ("onnx", exporter_dynamo.DynamoExporter.export_format.value)
 """Sets of replacements of operations and methods."""
+_PREPARE = "_prepare_exported_program_for_export"
+"""Function of torch's exporter that decomposes a program, which transformers replaces too."""
 _LINES = 3
 """Lines of a library's error that are quoted."""
 _EXPERTS = "batched_mm"
@@ -140,14 +144,12 @@ def _early_corrections() -> Iterator[None]:
 
     Differences of a float and integers, such as ``1.0 - mask``, cannot be decomposed otherwise.
     """
-    prepare: Any = _core._prepare_exported_program_for_export  # type: ignore[attr-defined]
+    prepare = getattr(_core, _PREPARE)
 
-    def correct(program: Any, **options: Any) -> Any:
-        apply_fx_node_fixes(_CORRECTIONS[0], program.graph_module)
-        return prepare(program, **options)
+    def correct(exported_program: ExportedProgram, **options: Any) -> ExportedProgram:
+        apply_fx_node_fixes(_CORRECTIONS[0], exported_program.graph_module)
+        result: ExportedProgram = prepare(exported_program, **options)
+        return result
 
-    _core._prepare_exported_program_for_export = correct  # type: ignore[attr-defined]
-    try:
+    with patch.object(_core, _PREPARE, correct):
         yield
-    finally:
-        _core._prepare_exported_program_for_export = prepare  # type: ignore[attr-defined]

@@ -181,7 +181,9 @@ def _nearest(expected: Batch, exact: Batch | None, actual: Batch) -> Batch:
 
     def distances(reference: Batch) -> Array:
         rows = [np.abs(reference[name] - actual[name]) for name in expected]
-        return np.max([row.reshape(len(row), -1).max(axis=1, initial=0) for row in rows], axis=0)
+        largest = [row.reshape(len(row), -1).max(axis=1, initial=0) for row in rows]
+        result: Array = np.max(largest, axis=0)
+        return result
 
     is_nearer_N = distances(exact) < distances(expected)
     return {

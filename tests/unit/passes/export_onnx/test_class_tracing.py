@@ -12,11 +12,11 @@ from passes.export_onnx.tracing import GraphInterface
 class Bias(nn.Module):
     """An additive mask, as XLNet computes it."""
 
-    def forward(self, mask):
+    def forward(self, mask: torch.Tensor) -> tuple[torch.Tensor]:
         return ((1.0 - mask) * -2.0,)
 
 
-def test_differences_of_a_float_and_integers_are_traced():
+def test_differences_of_a_float_and_integers_are_traced() -> None:
     interface = GraphInterface(["mask"], ["bias"], ({0: "batch", 1: "length"},), 20)
     graph = trace_class(Bias(), (torch.ones(2, 6, dtype=torch.int64),), interface)
     mask = torch.tensor([[1, 1, 0]] * 3)
