@@ -14,8 +14,8 @@ from compressor.analysis.layer_restoration import (
     MetricEvaluator,
     search_layers,
 )
-from compressor.artifacts.runs import RunRecord, find_run
-from compressor.artifacts.store import Artifact, open_artifact, verify
+from compressor.artifacts.runs import RunRecord, find_run, verified_step
+from compressor.artifacts.store import Artifact
 from compressor.data.contract import Dataset, SourceContext
 from compressor.engine.plan.pipeline import Pipeline
 from compressor.errors import UsageError
@@ -106,7 +106,7 @@ def bisect(
         return pipeline.data[name].source.load(pipeline.data[name].config, context)
 
     folder, record = find_run(run)
-    links = _chain(folder.parent.parent, record, options.step)
+    links = _chain(folder, record, options.step)
     evaluator = MetricEvaluator.create(
         pipeline.config.evaluate,
         load_dataset,
@@ -129,7 +129,7 @@ def bisect(
     )
 
 
-def _chain(store: Path, record: RunRecord, end: str | None) -> list[_Link]:
+def _chain(folder: Path, record: RunRecord, end: str | None) -> list[_Link]:
     """Return the links from the first step to the step ``end``, verified."""
     steps = {step.name: step for step in record.steps}
     name = end or record.steps[-1].name
@@ -139,11 +139,9 @@ def _chain(store: Path, record: RunRecord, end: str | None) -> list[_Link]:
         )
     links: list[_Link] = []
     while (parent := steps[name].parent) is not None and parent in steps:
-        artifacts = (open_artifact(store / steps[step].artifact) for step in (name, parent))
-        links.insert(0, _Link(name, parent, *artifacts))
+        pair = (verified_step(folder, steps[step], as_measured=False) for step in (name, parent))
+        links.insert(0, _Link(name, parent, *pair))
         name = parent
-    for link in links:
-        verify(link.artifact)
     if not links:
         raise UsageError(f"{name} has no parent: there is no chain of steps to bisect")
     return links

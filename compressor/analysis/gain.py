@@ -8,8 +8,8 @@ from pathlib import Path
 
 from compressor.analysis.compare import load_batch
 from compressor.artifacts.gain_report import Gain
-from compressor.artifacts.runs import RunRecord, find_run
-from compressor.artifacts.store import Artifact, open_artifact, verify
+from compressor.artifacts.runs import RunRecord, find_run, verified_step
+from compressor.artifacts.store import Artifact
 from compressor.data.contract import Batch, SourceContext
 from compressor.engine import events
 from compressor.engine.gates.baseline import timer_opener
@@ -49,8 +49,7 @@ def measure_gains(
             "the pipeline does not state how latency is measured", remedy="add `evaluate.latency`"
         )
     folder, record = find_run(run)
-    store = folder.parent.parent
-    artifacts = {step.name: open_artifact(store / step.artifact) for step in record.steps}
+    artifacts = {step.name: verified_step(folder, step, as_measured=True) for step in record.steps}
     latency = pipeline.config.evaluate.without_accuracy().latency
     assert latency is not None  # noqa: S101 - there is a timer
     meter = _GainMeter(
@@ -63,7 +62,6 @@ def measure_gains(
     for name in artifacts:
         reference = _reference_step(name, record, artifacts)
         if reference is not None:
-            verify(artifacts[name])
             gains.append(
                 meter.measure(
                     MeasuredModel.of(artifacts[name], name),

@@ -112,7 +112,7 @@ def _remove_leftovers(path: Path) -> None:
         if not leftover.fullmatch(file.name):
             continue
         try:
-            with file.open("rb") as handle:
+            with file.open("r+b") as handle:
                 if lock_file(handle, wait=False):
                     file.unlink(missing_ok=True)
         except OSError:  # renamed meanwhile, or another user's

@@ -17,9 +17,16 @@ from compressor.artifacts.files import copy_file, fsync_tree
 from compressor.artifacts.fingerprint import digest_json
 from compressor.artifacts.locks import lock
 from compressor.artifacts.manifest import FileEntry
-from compressor.artifacts.records import read_listed, read_unlisted
+from compressor.artifacts.records import read_listed, read_unlisted, with_reports
 from compressor.artifacts.sessions import LOCKS
-from compressor.artifacts.store import RUNS, Store, entries_of
+from compressor.artifacts.store import (
+    RUNS,
+    Artifact,
+    Store,
+    entries_of,
+    verified_artifact,
+    was_replaced,
+)
 from compressor.errors import CompressError, DamagedArtifactError, UsageError
 from compressor.foreign_files.limits import RECORD as RECORD_KIND
 from compressor.foreign_files.opening import read_bytes
@@ -237,6 +244,30 @@ def read_run_file(folder: Path, name: str) -> bytes | None:
         except DamagedArtifactError:
             if load_run(folder).digest == record.digest:  # else the run was recorded again
                 raise
+
+
+def verified_step(folder: Path, step: RunStep, *, as_measured: bool) -> Artifact:
+    """Return the artifact of a run's step with its reports in memory, every file checked.
+
+    Args:
+        folder: the run's folder.
+        step: the step.
+        as_measured: True to require the manifest, and so the metrics, of the run.
+
+    Raises:
+        UsageError: the artifact is gone, or was measured again since.
+        DamagedArtifactError: it is damaged, or another one has its place.
+    """
+    path = folder.absolute().parent.parent / step.artifact
+    artifact = with_reports(verified_artifact(path))
+    if artifact.id != step.id:
+        raise DamagedArtifactError(f"{path} is damaged: it holds another artifact")
+    if as_measured and (artifact.manifest.digest != step.manifest or was_replaced(artifact)):
+        raise UsageError(
+            f"{path} has changed since {folder.name}: it was measured or built again",
+            remedy="run the pipeline again, which records its run",
+        )
+    return artifact
 
 
 def damaged_files(folder: Path, record: RunRecord) -> list[str]:

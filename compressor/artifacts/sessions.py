@@ -102,20 +102,28 @@ def live_sessions(root: Path) -> dict[str, frozenset[str] | None]:
     for path in sorted((root / LOCKS).glob("*session-*")):
         if not path.name.startswith((_PREFIX, _UNNAMED)):
             continue
+        token = path.name.rpartition("-")[2]
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        except OSError:  # a folder, a link, or a file of another user that nobody else may read
-            live[path.name.rpartition("-")[2]] = None
-            continue
-        with os.fdopen(descriptor, "rb", buffering=0) as handle:
-            if lock_file(handle, wait=False):
+            with _open(path) as handle:
+                if not lock_file(handle, wait=False):
+                    live[token] = _ids(handle)
+                    continue
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
-            else:
-                live[path.name.rpartition("-")[2]] = _ids(handle)
+        except FileNotFoundError:
+            continue
+        except OSError:  # a folder, a link, or a file that its user alone may read
+            live[token] = None
     return live
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a session's file, for writing where that is allowed: NFS locks no others."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | flags), "r+b", buffering=0)
+    except PermissionError:
+        return os.fdopen(os.open(path, os.O_RDONLY | flags), "rb", buffering=0)
 
 
 def _ids(handle: IO[bytes]) -> frozenset[str] | None:

@@ -55,6 +55,7 @@ NEXT = ".next"
 RUNS = "runs"
 DAMAGED = ".damaged"
 _SHORT = 12
+_PERMISSION = "ask its owner to make it readable; a setgid folder serves a group"
 _ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*-[0-9a-f]{12}")
 
 
@@ -135,6 +136,8 @@ def _report_root(path: Path) -> Path:
 def _read_manifest(path: Path) -> tuple[Path, bytes]:
     for file in (path / NEXT / MANIFEST, path / MANIFEST):
         if file.is_file():
+            if not os.access(file, os.R_OK):  # another user's: not damaged
+                raise StorageError(f"no permission to read {file}", remedy=_PERMISSION)
             try:
                 return file, read_bytes(file, RECORD, DamagedArtifactError)
             except DamagedArtifactError:

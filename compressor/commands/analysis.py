@@ -99,8 +99,10 @@ def gate(
     3 if a gate fails.
     """
     from compressor.engine.gates.baseline import gate_against
+    from compressor.engine.gates.measured_model import unchecked_record
     from compressor.reports.console.progress import listener
     from compressor.reports.console.runs import render_gates
+    from compressor.reports.console.terminal import print_notes
     from compressor.reports.pages.write import write_gate_reports
 
     loaded = open_optional_pipeline(pipeline, overrides)
@@ -112,6 +114,7 @@ def gate(
         print_json([result.model_dump(mode="json") for result in checked.gates])
     else:
         render_gates(checked.gates)
+        print_notes(filter(None, map(unchecked_record, (target, against))))
     require_passed(checked.gates)
 
 

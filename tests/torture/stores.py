@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -109,11 +110,17 @@ def warm_up() -> None:
     (home / "pipeline.yaml").write_text(PIPELINE)
     np.savez(home / "samples.npz", x=np.zeros((4, 1), np.float32))
     listing = home / "modules.txt"
-    for words in (("run", "pipeline.yaml"), ("history",), ("archive", "FIRST", "a.tar.zst")):
+    readers = (("history",), ("report",), ("verify",), ("gc",), ("plan", "pipeline.yaml"))
+    of_one = (("show", "FIRST"), ("compare", "FIRST", "FIRST"), ("archive", "FIRST", "a.tar.zst"))
+    gate = ("gate", "artifacts", "--against", "artifacts")
+    restore = ("restore", "a.tar.zst", "-o", "new")
+    for words in (("run", "pipeline.yaml"), *readers, *of_one, gate, restore, ("init", "init")):
         run_in(home, words, lambda: at_exit(lambda: listing.write_text("\n".join(sys.modules))))
-        for name in listing.read_text().split():
-            with suppress(ImportError):
-                importlib.import_module(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in listing.read_text().split():
+                with suppress(ImportError):
+                    importlib.import_module(name)
     shutil.rmtree(home)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from compressor.artifacts.gain_report import Gain
-from compressor.artifacts.records import open_with_reports
 from compressor.artifacts.runs import (
     GAINS,
     RECORD,
@@ -20,8 +19,9 @@ from compressor.artifacts.runs import (
     find_run,
     read_run_file,
     save_run,
+    verified_step,
 )
-from compressor.artifacts.store import Artifact, Store
+from compressor.artifacts.store import Store
 from compressor.engine.plan.plan import Plan
 from compressor.engine.run.runner import RunResult
 from compressor.errors import DamagedArtifactError
@@ -110,24 +110,18 @@ def _rewrite(
     store.check_writable()
     with store.session(step.id for step in record.steps):
         steps = [
-            LadderInput(step.name, _artifact_of(store, folder, step), True, step.parent)
+            LadderInput(
+                step.name,
+                verified_step(folder, step, as_measured=True),
+                True,
+                step.parent,
+            )
             for step in record.steps
         ]
         with save_run(store, record, executed=False) as (final, staged):
             report = _report(record, steps, _read_gains(final) if gains is None else gains)
             write_run_reports(staged, report, final)
     return folder, report
-
-
-def _artifact_of(store: Store, folder: Path, step: RunStep) -> Artifact:
-    """Return the artifact of a run's step, as the run measured it."""
-    artifact = open_with_reports(store.root / step.artifact)
-    if artifact.manifest.digest != step.manifest:
-        raise DamagedArtifactError(
-            f"{artifact.path} has changed since {folder.name}: it was measured or built again",
-            remedy="run the pipeline again, which records its run and writes its report",
-        )
-    return artifact
 
 
 def _report(record: RunRecord, steps: Sequence[LadderInput], gains: Sequence[Gain]) -> RunReport:
