@@ -115,7 +115,7 @@ def trace(module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterf
         PassError: torch cannot trace the module.
     """
     try:
-        with _silenced_exporter():
+        with _silenced_exporter(), _current_recurrent_kernels():
             program = torch.onnx.export(
                 module.eval(),
                 tensors,
@@ -152,6 +152,24 @@ def _traced_samples(array: Array) -> Array:
 
 
 @contextmanager
+def _current_recurrent_kernels() -> Iterator[None]:
+    """Make torch look up the kernels of recurrent layers again, before and after an export.
+
+    For the time of a dynamic export, torch replaces the kernels that unroll a sequence by loops in
+    the graph (``torch.export._patches``), but keeps what earlier traces looked up: after a trace of
+    the same process, such as that of qat, the length would be fixed.
+    """
+    operators = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
+    for operator in operators:
+        operator._dispatch_cache.clear()
+    try:
+        yield
+    finally:
+        for operator in operators:
+            operator._dispatch_cache.clear()
+
+
+@contextmanager
 def _silenced_exporter() -> Iterator[None]:
     """Silence known messages of the exporter about its own internals."""
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
@@ -169,6 +187,9 @@ def _silenced_exporter() -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", message="The tensor attribute.*_flat_weights", category=UserWarning
             )
+            # torch's own loops of recurrent layers, which read gradients and an old function.
+            for message in ("The .grad attribute of a Tensor that is not a leaf", "_check_is_size"):
+                warnings.filterwarnings("ignore", message=message)
             # torch's own use of its own pytree.
             warnings.filterwarnings(
                 "ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning

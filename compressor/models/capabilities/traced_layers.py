@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -93,7 +94,9 @@ class TracedLayers(QuantizableLayers):
             RequirementError: torch cannot trace the module.
         """
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                # Recurrent layers keep a list of their parameters; the graph reads the parameters.
+                warnings.filterwarnings("ignore", message="The tensor attribute.*_flat_weights")
                 program = torch.export.export(module, (), dict(batch), strict=False)
         except Exception as error:  # torch raises classes of its own and of the traced code
             lines = str(error).splitlines() or ["no details"]
