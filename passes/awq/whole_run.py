@@ -114,6 +114,23 @@ def _vocabulary_heads(module: nn.Module) -> list[str]:
     ]
 
 
+def run_reproducibly(module: nn.Module, inputs: Mapping[str, Tensor], seed: int) -> Any:
+    """Return the result of a module that draws the same random numbers in every run.
+
+    ViLT draws the order of its patches: layers are compared in float and quantized, and the two
+    would read the patches in different orders.
+
+    Args:
+        module: the module.
+        inputs: arguments by name.
+        seed: of the batch; the global generator is left as it was.
+    """
+    devices = {value.device for value in inputs.values() if value.is_cuda}
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        return module(**inputs)
+
+
 class _WholeRun:
     """State of the quantization of one module."""
 
@@ -211,7 +228,7 @@ class _WholeRun:
     def _batches(self, module: nn.Module) -> Iterator[tuple[int, RunBatch]]:
         """Yield the number of each batch and what runs it through the whole module."""
         for batch, inputs in enumerate(self.inputs):
-            yield batch, partial(module, **inputs)
+            yield batch, partial(run_reproducibly, module, inputs, seed=batch)
 
     def summary(self, kept_float: dict[str, str]) -> dict[str, Any]:
         """Return the summary for the manifest; ``kept_float`` maps layers to reasons."""

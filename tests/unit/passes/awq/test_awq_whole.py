@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import nn
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.analysis.layerwise import compare_layers
@@ -312,3 +313,20 @@ def test_missing_packed_tensors_are_named(tmp_path):
     file.write_bytes(content.replace(b"cell_space.weight_scale", b"cell_space.weight_stale"))
     with pytest.raises(CompressError, match=r"fusion\.cell_space has no weight_scale"):
         load_module(out)
+
+
+class Shuffled(nn.Module):
+    """Draws the order of its inputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[torch.randperm(len(x))]
+
+
+def test_random_numbers_are_the_same_in_every_run_and_others_are_left_alone() -> None:
+    inputs = {"x": torch.arange(50)}
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, second = (whole_run.run_reproducibly(Shuffled(), inputs, seed=3) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.rand(1), expected)
