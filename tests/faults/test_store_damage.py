@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from compressor.artifacts import exchange, sessions
+from compressor.artifacts.collecting import collect
 from compressor.artifacts.files import atomic_file, write_atomic
 from compressor.artifacts.locks import lock
 from compressor.artifacts.sessions import open_session
+from compressor.artifacts.store import Store
+from compressor.commands.common import open_pipeline, plan_pipeline
+from compressor.engine.run.runner import protected
 from tests.support.forked import Outcome
 from tests.torture.stores import copy_template, leftovers, run_in
 
@@ -219,6 +223,20 @@ def test_a_directory_is_replaced_where_names_cannot_be_exchanged(
     sessions.sweep(tmp_path)
     assert (final / "content").read_text() == "runs/final", "the old one is back"
     assert not list((tmp_path / ".staging").iterdir())
+
+
+def test_gc_of_another_store_keeps_the_model_of_a_run(home: Path) -> None:
+    first = min((home / "artifacts").glob("toy-*"))
+    shutil.rmtree(home / "artifacts/runs")
+    home.joinpath("next.yaml").write_text(
+        f"version: 1\nname: next\nmodel: {{path: artifacts/{first.name}, measure: false}}\n"
+        "passes: [{type: toy, name: only}]\n"
+    )
+    plan = plan_pipeline(open_pipeline(home / "next.yaml", None), home / "new", None, "cpu", False)
+    with protected(plan):
+        removed = collect(Store(home / "artifacts"), dry_run=True).removed
+        assert not removed, "its ancestors are kept as well"
+    assert first in collect(Store(home / "artifacts"), dry_run=True).removed
 
 
 def test_leftovers_of_dead_writers_are_removed_and_others_kept(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,11 +14,13 @@ from typing import Literal
 from compressor import interrupts
 from compressor.artifacts.records import with_reports
 from compressor.artifacts.runs import GateResult
+from compressor.artifacts.sessions import LOCKS
 from compressor.artifacts.store import (
     MANIFEST,
     MODEL,
     REPORTS,
     Artifact,
+    Store,
     damage,
     verified_artifact,
 )
@@ -78,6 +82,28 @@ def select(plan: Plan, *, start: str | None, until: str | None, only: str | None
     if first > last:
         raise UsageError(f"--from {start} comes after --until {until}")
     return frozenset(names[first : last + 1])
+
+
+@contextmanager
+def protected(plan: Plan) -> Iterator[None]:
+    """Keep `gc` from removing what a run builds and reads, until the run is recorded.
+
+    Artifacts that are given may lie in other stores; one that cannot be written has no `gc` either.
+
+    Raises:
+        StorageError: the plan's store is not writable, or this platform has no file locks.
+    """
+    plan.store.check_writable()
+    ids = {plan.store.root.resolve(): {step.artifact_id for step in plan.steps}}
+    for step in plan.steps:
+        root = step.given.path.resolve().parent if step.given is not None else None
+        if root is not None and Store(root).was_used() and os.access(root / LOCKS, os.W_OK):
+            ids.setdefault(root, set()).add(step.artifact_id)
+    with ExitStack() as sessions:
+        sessions.enter_context(plan.store.session(ids.pop(plan.store.root.resolve())))
+        for root, needed in ids.items():
+            sessions.enter_context(Store(root).session(needed))
+        yield
 
 
 class Runner:

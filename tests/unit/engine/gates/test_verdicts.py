@@ -15,7 +15,7 @@ from compressor.artifacts.store import Artifact, entries_of
 from compressor.engine.gates.measured_model import MeasuredModel
 from compressor.engine.gates.rules import Rule
 from compressor.engine.gates.verdicts import GateChecker
-from compressor.errors import GpuError
+from compressor.errors import DamagedArtifactError, GpuError
 from compressor.evaluation.records import AccuracyReport
 
 ENVIRONMENT = Environment(
@@ -70,6 +70,22 @@ def measured_model(
         reports = entries_of(path, "reports")
     measured = manifest.model_copy(update={"measured": name, "reports": reports})
     return MeasuredModel.of(Artifact(path, measured))
+
+
+@pytest.mark.parametrize("damage", ["changed", "deleted"])
+def test_samples_that_differ_from_the_manifest_decide_nothing(tmp_path: Path, damage: str) -> None:
+    labels = [0, 1] * 24
+    old = measured_model(tmp_path, "a", fraction_metric(0.9), correct=[1] * 48, labels=labels)
+    correct = [1] * 8 + [0] * 40
+    new = measured_model(tmp_path, "b", fraction_metric(0.9), correct=correct, labels=labels)
+    rule = Rule("top1", "max_drop", 0.01, "a")
+    file = tmp_path / "b/reports/accuracy.json"
+    if damage == "deleted":
+        file.unlink()
+    else:
+        file.write_text(file.read_text().replace("0.0", "1.0"))
+    with pytest.raises(DamagedArtifactError, match=r"accuracy\.json"):
+        check(rule, new, old)
 
 
 def check(rule: Rule, step: MeasuredModel, reference: MeasuredModel | None = None) -> Any:
