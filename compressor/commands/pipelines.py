@@ -238,7 +238,7 @@ def _print_preview(planned: Plan, as_json: bool) -> None:
 
 def _execute(planned: Plan, selected: frozenset[str], *, force: bool, as_json: bool) -> None:
     """Build the selected steps, record the run, print its report and check its gates."""
-    from compressor.engine.run.runner import Runner
+    from compressor.engine.run.runner import Runner, protected
     from compressor.reports.console.progress import listener
     from compressor.reports.console.runs import render_run
     from compressor.reports.pages.runs import record_run, run_as_json
@@ -246,8 +246,7 @@ def _execute(planned: Plan, selected: frozenset[str], *, force: bool, as_json: b
 
     command = shlex.join(["autoglm-compress", *sys.argv[1:]])
     reporter = partial(write_artifact_reports, command=command)
-    planned.store.check_writable()
-    with planned.store.session(step.artifact_id for step in planned.steps):
+    with protected(planned):
         with listener(quiet=as_json) as on_event:
             result = Runner(planned, on_event, reporter, selected=selected, force=force).run()
         folder, report = record_run(planned, result, command)
