@@ -126,17 +126,24 @@ def init(
         str | None, typer.Option(help="Starter pipeline: phone (the default) or images.")
     ] = None,
     model: Annotated[
-        Path | None,
-        typer.Option("--from", help="Write a pipeline for this model.", metavar="PATH"),
+        str | None,
+        typer.Option(
+            "--from",
+            help="Write a pipeline for a model: PATH, my_model.py[:build], timm:NAME.",
+            metavar="MODEL",
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="With --from: your samples.", metavar="PATH")
     ] = None,
+    allow_code: AllowCode = False,  # noqa: ARG001 - the option itself allows it
 ) -> None:
     """Write a pipeline.yaml to start from, and its JSON Schema.
 
     With `--from`, the pipeline fits a model: its steps are those that the model can go through, and
-    its data set has the inputs of the model. Exits with code 2 if no pass reads the model.
+    its data set has the inputs of the model. A Python file is read, and run only with
+    `--allow-code`: what it does not state is listed as `set …`. Exits with code 2 if no pass reads
+    the model.
     """
     from compressor.reports.console.terminal import print_line
 
@@ -152,9 +159,9 @@ def init(
         raise UsageError(
             "`--from` and `--starter` exclude each other", remedy="leave one of them out"
         )
-    from compressor.engine.plan.model_starter import write_model_starter
+    from compressor.engine.plan.module_starter import write_starter_for
 
-    written = write_model_starter(model, folder, data)
+    written = write_starter_for(model, folder, data)
     for line in written.missing:
         print_line(f"set {line}")
     option = " --allow-code" if written.needs_code else ""

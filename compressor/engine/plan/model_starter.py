@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from compressor.errors import UsageError
 from compressor.evaluation.outputs import fitting_metrics, misfit
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.signature import InputSpec
-from compressor.runtimes.formats import Format, StoredModel, format_named, recognize_model
+from compressor.runtimes.formats import Format, format_named, recognize_model
 
 _DATA = "samples"
 """Name of the data set."""
@@ -62,8 +62,34 @@ class _Data:
     """Exclusive upper bound of the labels; None if it is not known, or there are no labels."""
 
 
+@dataclass(frozen=True, slots=True)
+class StartingPoint:
+    """The model that a pipeline is written for."""
+
+    name: str
+    """Name of the pipeline."""
+    title: str
+    model: Mapping[str, Any]
+    """Fields under ``model:``; values of the type ``Path`` are written relative to the pipeline."""
+    folder: Path
+    """Folder that may hold a tokenizer."""
+    format: Format
+    starter: StarterModel
+    missing: tuple[str, ...] = ()
+    """Fields of ``model`` that the user has to set, with their meaning."""
+    needs_code: bool = False
+    knows_inputs: bool = True
+    """False if shapes or types of the inputs are not known: their data can have any."""
+    data_fields: Mapping[str, Any] = field(default_factory=dict)
+    """Values of fields of the data set, for sources that have them: mean and deviation."""
+    comments: tuple[str, ...] = ()
+    """Lines above ``model:``."""
+    remedy: str | None = None
+    """Way to a model that passes read, where none of them reads this one."""
+
+
 def write_model_starter(model: Path, folder: Path, data: Path | None) -> WrittenPipeline:
-    """Write a pipeline for a model, and its JSON Schema, into ``folder``.
+    """Write a pipeline for a model on disk, and its JSON Schema, into ``folder``.
 
     Args:
         model: an artifact, or a model's folder or file.
@@ -74,30 +100,46 @@ def write_model_starter(model: Path, folder: Path, data: Path | None) -> Written
         ModelError: the model is not recognized, or cannot be opened.
         UsageError: no pass reads the model, the data do not fit, or there is a pipeline.yaml.
     """
-    file = starter_file(folder)
+    starter_file(folder)
     stored = recognize_model(model)
-    starter = StarterModel(stored.format.facts(stored.path), stored.format.inputs(stored.path))
-    if not _steps(stored.format, starter):
-        raise _no_pass(stored, starter)
-    data_set = _choose_data(_fitting_data(stored, starter), data)
+    start = StartingPoint(
+        pipeline_name(model),
+        stored.format.title(stored.path),
+        {"path": model},
+        stored.path if stored.path.is_dir() else stored.path.parent,
+        stored.format,
+        StarterModel(stored.format.facts(stored.path), stored.format.inputs(stored.path)),
+        remedy=stored.format.default_remedy,
+    )
+    return write_starting_point(start, folder, data)
+
+
+def write_starting_point(start: StartingPoint, folder: Path, data: Path | None) -> WrittenPipeline:
+    """Write a pipeline for a model; arguments and errors as ``write_model_starter``."""
+    file, starter = starter_file(folder), start.starter
+    if not _steps(start.format, starter):
+        raise _no_pass(start)
+    data_set = _choose_data(_fitting_data(start), data)
     without_data = replace(starter, data=None)
     is_optional = data is None and (data_set is None or data_set.starter.needs_code)
-    if data_set is None or (is_optional and _runs_without_data(stored, without_data)):
+    if data_set is None or (is_optional and _runs_without_data(start.format, without_data)):
         data_set, starter = None, without_data
-    steps = _steps(stored.format, starter)
+    steps = _steps(start.format, starter)
     if not steps:
         raise UsageError(
-            f"no installed data source has samples with the inputs of {model}",
+            f"no installed data source has samples with the inputs of {start.name}",
             remedy="write the pipeline by hand, with data of the source python",
         )
-    text = _pipeline_text(_Parts(model, stored, starter, tuple(steps), data_set), folder)
-    write_pipeline(file, text)
+    parts = _Parts(replace(start, starter=starter), tuple(steps), data_set)
+    write_pipeline(file, _pipeline_text(parts, folder))
     missing = () if data_set is None else _missing_files(data_set.starter, data)
-    return WrittenPipeline(file, missing, data_set is not None and data_set.starter.needs_code)
+    needs_code = data_set is not None and data_set.starter.needs_code
+    return WrittenPipeline(file, (*start.missing, *missing), start.needs_code or needs_code)
 
 
-def _fitting_data(stored: StoredModel, model: StarterModel) -> list[_Data]:
+def _fitting_data(start: StartingPoint) -> list[_Data]:
     """Return the data sets that feed the model: those for it first, then those without code."""
+    model = start.starter
     if model.inputs is None:
         return []
     required = frozenset(spec.name for spec in model.inputs if not spec.optional)
@@ -105,7 +147,7 @@ def _fitting_data(stored: StoredModel, model: StarterModel) -> list[_Data]:
     lengths = [spec.longest for spec in model.inputs if spec.longest is not None]
     lengths += [] if generation is None else [generation.context_length]
     wanted = StarterInputs(
-        stored.path if stored.path.is_dir() else stored.path.parent,
+        start.folder,
         tuple(map(_facts, model.inputs)),
         required,
         min(lengths, default=None),
@@ -114,9 +156,11 @@ def _fitting_data(stored: StoredModel, model: StarterModel) -> list[_Data]:
         discovery.load(discovery.SOURCES, name) for name in discovery.names(discovery.SOURCES)
     ]
     fitting = [
-        _Data(source, starter)
+        _Data(source, replace(starter, fields=_with_values(starter.fields, start.data_fields)))
         for source in sources
-        if (starter := source.starter(wanted)) is not None and required <= starter.inputs
+        if (starter := source.starter(wanted)) is not None
+        and required <= starter.inputs
+        and (start.knows_inputs or starter.fits_any_model)
     ]
     return sorted(
         fitting,
@@ -127,6 +171,11 @@ def _fitting_data(stored: StoredModel, model: StarterModel) -> list[_Data]:
             data.source.name,
         ),
     )
+
+
+def _with_values(fields: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields with the values of those among them that are known."""
+    return {name: values.get(name, value) for name, value in fields.items()}
 
 
 def _choose_data(fitting: Sequence[_Data], files: Path | None) -> _Data | None:
@@ -185,9 +234,9 @@ def _steps(source: Format, model: StarterModel) -> list[Pass[Any]]:
     return steps
 
 
-def _runs_without_data(stored: StoredModel, model: StarterModel) -> bool:
+def _runs_without_data(format_: Format, model: StarterModel) -> bool:
     """Return True if no step for the model names a data set."""
-    steps = _steps(stored.format, model)
+    steps = _steps(format_, model)
     try:
         configs = [
             pass_.Config.model_validate_json(json.dumps(dict(pass_.starter_fields(model))))
@@ -199,8 +248,8 @@ def _runs_without_data(stored: StoredModel, model: StarterModel) -> bool:
     return bool(steps) and not named
 
 
-def _no_pass(stored: StoredModel, model: StarterModel) -> UsageError:
-    answers = suitable_passes(stored.format, model)
+def _no_pass(start: StartingPoint) -> UsageError:
+    answers = suitable_passes(start.format, start.starter)
     lines = [
         f"    {answer.pass_name}: "
         + ("; ".join(answer.reasons) or "not part of a first pipeline")
@@ -208,9 +257,8 @@ def _no_pass(stored: StoredModel, model: StarterModel) -> UsageError:
         for answer in answers
     ]
     return UsageError(
-        f"there is no pipeline for {stored.path}, {stored.format.title(stored.path)}:\n"
-        + "\n".join(lines),
-        remedy=stored.format.default_remedy,
+        f"there is no pipeline for {start.name}, {start.title}:\n" + "\n".join(lines),
+        remedy=start.remedy,
     )
 
 
@@ -241,28 +289,25 @@ def _missing_files(starter: StarterData, data: Path | None) -> tuple[str, ...]:
 class _Parts:
     """Everything that the text of a pipeline is made of."""
 
-    model: Path
-    stored: StoredModel
-    starter: StarterModel
+    start: StartingPoint
     steps: tuple[Pass[Any], ...]
     data: _Data | None
 
 
 def _pipeline_text(parts: _Parts, folder: Path) -> str:
-    stored, steps = parts.stored, parts.steps
-    title = stored.format.title(stored.path)
+    start, steps = parts.start, parts.steps
     chosen = {pass_.name for pass_ in steps}
     others = [
         answer.pass_name
-        for answer in suitable_passes(stored.format, parts.starter)
+        for answer in suitable_passes(start.format, start.starter)
         if not answer.reasons and answer.pass_name not in chosen
     ]
-    lines = ["# yaml-language-server: $schema=pipeline.schema.json", f"# Model: {title}."]
+    lines = ["# yaml-language-server: $schema=pipeline.schema.json", f"# Model: {start.title}."]
     if others:
         lines.append(f"# It can also go through {', '.join(others)}; for their fields, run")
         lines.append(f"# `autoglm-compress passes explain {others[0]}`.")
-    lines += ["version: 1", f"name: {_name(parts.model)}"]
-    lines.append(f"model: {_flow({'path': _relative(parts.model, folder)})}")
+    lines += ["version: 1", f"name: {start.name}", *(f"# {line}" for line in start.comments)]
+    lines.append(f"model: {_flow(_written(start.model, folder))}")
     if parts.data is not None:
         source, starter = parts.data.source, parts.data.starter
         fields = {"source": source.name, **_written(starter.fields, folder)}
@@ -273,7 +318,7 @@ def _pipeline_text(parts: _Parts, folder: Path) -> str:
         lines += [f"  latency: {{data: {_DATA}}}"]
     lines.append("passes:")
     for pass_ in steps:
-        fields = {"type": pass_.name, **pass_.starter_fields(parts.starter)}
+        fields = {"type": pass_.name, **pass_.starter_fields(start.starter)}
         summary = (type(pass_).__doc__ or pass_.name).splitlines()[0]
         lines += [f"  # {summary}", f"  - {_flow(fields)}"]
     return "\n".join(lines) + "\n"
@@ -285,7 +330,7 @@ def _accuracy(parts: _Parts) -> list[str]:
     They compare each step with the model; where the samples have labels that fit, `top1` goes
     first.
     """
-    architecture = parts.starter.facts.architecture()
+    architecture = parts.start.starter.facts.architecture()
     if architecture is None or parts.data is None:
         return []
     signature, labels = architecture.signature, parts.data.num_classes
@@ -321,7 +366,7 @@ def _flow(fields: Mapping[str, Any]) -> str:
     return text.strip()
 
 
-def _name(model: Path) -> str:
+def pipeline_name(model: Path) -> str:
     """Return a name for the pipeline from that of the model's file or folder."""
     path = model.absolute()
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem if path.is_file() else path.name)
