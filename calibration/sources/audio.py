@@ -34,7 +34,11 @@ from compressor.errors import CompressError, DataError
 from compressor.foreign_files.json_files import read_json_object
 from compressor.foreign_files.limits import SOURCE_TEXT
 from compressor.foreign_files.opening import read_text
-from compressor.models.checkpoint.companions import companion_files
+from compressor.models.checkpoint.companions import (
+    TOKENIZER_FILES,
+    companion_files,
+    has_tokenizer,
+)
 from compressor.models.checkpoint.decoder_start import first_tokens
 from compressor.models.checkpoint.layout import CONFIG
 
@@ -98,13 +102,17 @@ class Audio(DataSource[AudioConfig]):
 
     def problems(self, config: AudioConfig, context: SourceContext) -> list[str]:
         """Return missing files and folders, missing transcripts, and invalid records."""
+        folder = context.base / config.processor
         problems = [*draw_problems(config), *_processor_problems(config, context)]
         if not (context.base / config.path).is_dir():
             problems += file_problems(config.path, context)
         if problems:
             return problems
         try:
-            _recordings(config, context)
+            has_texts = _recordings(config, context)[0].text is not None
+            if has_texts and not has_tokenizer(folder):
+                names = " or ".join(TOKENIZER_FILES)
+                problems.append(f"no {names} in {folder}, for the transcripts")
             _check_language(config, context)
         except CompressError as error:
             problems.append(str(error))
@@ -228,9 +236,9 @@ def _check_language(config: AudioConfig, context: SourceContext) -> None:
     folder = context.base / config.processor
     if given and not _has_decoder(folder):
         raise DataError(
-            f"{' and '.join(f'`{name}`' for name in given)} have no effect: the model of {folder} "
+            f"no effect of {' and '.join(f'`{name}`' for name in given)}: the model of {folder} "
             "has no decoder",
-            remedy="leave them out",
+            remedy=f"leave {' and '.join(given)} out",
         )
     if given:
         first_tokens(folder, language=config.language, task=config.task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -46,7 +46,7 @@ from compressor.models.checkpoint.tokenizer_json import largest_token_id
 
 _NO_ANSWER = -100
 """Label of a passage, which is ignored."""
-_PADDING = "[PAD]"
+_PADDING, _TYPES = "[PAD]", "token_type_ids"
 
 
 class TextPairsConfig(SourceConfig):
@@ -61,6 +61,8 @@ class TextPairsConfig(SourceConfig):
     pipeline.yaml."""
     sequence_length: Annotated[int, Field(ge=3, le=1 << 16)] = 128
     """Tokens per text: longer texts are truncated, shorter ones padded."""
+    token_types: bool = False
+    """Add `token_type_ids`, all 0, for models such as BERT that take them."""
     num_samples: Annotated[int, Field(ge=1)] | None = None
     """Largest number of pairs, drawn at random; all pairs by default."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -72,7 +74,7 @@ class TextPairs(DataSource[TextPairsConfig]):
 
     `input_ids` and `attention_mask`, int64 [2P, T], and `label`, int64 [2P]: that of a query is the
     index of its passage, that of a passage is -100. So the first samples of a set, of any number,
-    contain the answers to their own queries.
+    contain the answers to their own queries. With `token_types` also `token_type_ids`.
     """
 
     name = "text-pairs"
@@ -83,11 +85,14 @@ class TextPairs(DataSource[TextPairsConfig]):
         names = frozenset({"input_ids", "attention_mask"})
         if not names <= model.required:
             return None
-        fields = {
+        fields: dict[str, Any] = {
             "path": "pairs/*.jsonl",
             "tokenizer": tokenizer_path(model),
             **shortened(TextPairsConfig, model),
         }
+        if _TYPES in model.required:
+            fields["token_types"] = True
+            names |= {_TYPES}
         files = 'JSONL files of {"query": …, "passage": …}: a path or a pattern'
         return StarterData(fields, names, files)
 
@@ -110,7 +115,10 @@ class TextPairs(DataSource[TextPairsConfig]):
         file, shape = tokenizer_file(config.tokenizer, context), (config.sequence_length,)
         ids = InputFacts("input_ids", "int64", shape, largest_token_id(file), str(file))
         mask = InputFacts("attention_mask", "int64", shape, 1, "a mask")
-        return DataFacts((ids, mask), has_labels=True)
+        if config.token_types:
+            types = InputFacts(_TYPES, "int64", shape, 0, "token types")
+            return DataFacts((ids, mask, types), has_labels=True)
+        return DataFacts((ids, mask), has_labels=True, more_inputs={_TYPES: "token_types: true"})
 
     def digest(self, config: TextPairsConfig, context: SourceContext) -> str:
         """Return a digest of the config, and of the content of the files and the tokenizer."""
@@ -154,9 +162,10 @@ class TextPairs(DataSource[TextPairsConfig]):
             "attention_mask": np.array(
                 [encoding.attention_mask for encoding in encodings], dtype=np.int64
             ),
-            "label": labels,
         }
-        return ArrayDataset(arrays, ("input_ids", "attention_mask"), "label")
+        if config.token_types:
+            arrays[_TYPES] = np.zeros_like(arrays["input_ids"])
+        return ArrayDataset({**arrays, "label": labels}, tuple(arrays), "label")
 
 
 def _sample_problems(files: list[Path]) -> list[str]:

@@ -5,6 +5,7 @@ Shapes: N texts, T tokens, H embedding width, Q queries among the texts, P passa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from compressor.evaluation.metrics import (
     Array,
     Scores,
     metric_named,
+    recall_count,
 )
 from compressor.evaluation.outputs import TEXTS
 from compressor.evaluation.scoring import (
@@ -87,7 +89,7 @@ class RetrievalScorer(OutputScorer):
         """Return the scores of all queries.
 
         Raises:
-            DataError: labels are not positions of passages.
+            DataError: labels are not positions of passages, or a metric finds all passages.
         """
         embeddings = _Embeddings(
             np.concatenate(self.vectors),
@@ -155,7 +157,7 @@ class PairScorer(OutputScorer):
         """Return the scores of all queries.
 
         Raises:
-            DataError: labels are not positions of samples.
+            DataError: labels are not positions of samples, or a metric finds all passages.
         """
         labels_N = np.concatenate(self.labels)
         order_N = np.arange(len(labels_N))
@@ -167,6 +169,7 @@ class PairScorer(OutputScorer):
         firsts = np.flatnonzero(labels_N == order_N)
         of_images = self.outputs[0] != TEXTS
         queries, passages = (firsts, order_N) if of_images else (order_N, firsts)
+        _check_counts(self.metrics, len(passages), self.data)
         model = tuple(map(np.concatenate, self.vectors))
         reference = tuple(map(np.concatenate, self.reference)) if self.reference[0] else None
         chunks: dict[str, list[Array]] = {name: [] for name in self.metrics}
@@ -187,6 +190,20 @@ class PairScorer(OutputScorer):
         everything = np.ones(len(labels_N), dtype=np.bool_)
         scored = dict.fromkeys(self.metrics, is_query_N)
         return Scores(values, scored, everything, NOTHING, NOTHING)
+
+
+def _check_counts(names: Sequence[str], passages: int, data: str) -> None:
+    """Check that no ``recall@K`` finds all passages, whatever the model.
+
+    Raises:
+        DataError: a metric does; all are named.
+    """
+    if whole := [name for name in names if (recall_count(name) or 0) >= passages]:
+        raise DataError(
+            f"{', '.join(whole)} is 1 for every model: the data set {data!r} has {passages} "
+            f"passage{'' if passages == 1 else 's'} that a query can find",
+            remedy="name a smaller K in `metrics`, or a data set with more passages",
+        )
 
 
 def embed(values: Array, output: str, scored: ScoredBatch, model: str) -> Array:
@@ -230,6 +247,7 @@ def _score_retrieval(names: list[str], embeddings: _Embeddings, data: str) -> di
             f"passages must have the label {IGNORED_LABEL}",
             remedy="name a data set of `text-pairs`, or use only `cosine`, which needs no labels",
         )
+    _check_counts(names, len(passages_P), data)
     target_Q = np.searchsorted(passages_P, labels_Q)
     values: dict[str, list[Array]] = {name: [] for name in names}
     model_NH, reference_NH = embeddings.model_NH, embeddings.reference_NH

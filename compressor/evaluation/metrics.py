@@ -107,12 +107,17 @@ def known_metrics() -> list[str]:
 
 def metric_named(name: str) -> AccuracyMetric:
     """Return the metric of a request such as ``kl`` or ``cosine:pred_boxes``."""
-    base = name.partition(":")[0]
-    recall = _RECALL.fullmatch(base)
-    if recall is None:
-        return METRICS[base]
-    score = partial(_recall, count=int(recall[1]))
+    count = recall_count(name)
+    if count is None:
+        return METRICS[name.partition(":")[0]]
+    score = partial(_recall, count=count)
     return AccuracyMetric("fraction", "higher", score, is_retrieval=True, bounds=_FRACTION)
+
+
+def recall_count(name: str) -> int | None:
+    """Return K of the metric ``recall@K``; None for other metrics."""
+    recall = _RECALL.fullmatch(name.partition(":")[0])
+    return None if recall is None else int(recall[1])
 
 
 def _top1(logits_PC: Array, labels_P: Array) -> Array:

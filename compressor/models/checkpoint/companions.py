@@ -42,6 +42,8 @@ _COMPANIONS = (
     "USE_POLICY*",
 )
 """Patterns of the files beside config and weights that transformers or a licence needs."""
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+"""Files of which transformers opens a tokenizer; that of CTC models is a vocabulary alone."""
 
 
 def companion_files(folder: Path) -> list[Path]:
@@ -52,6 +54,11 @@ def companion_files(folder: Path) -> list[Path]:
         for file in folder.glob(pattern)
         if file.is_file() and _is_companion(file.relative_to(folder).as_posix())
     )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return True if a folder holds a file of which transformers opens a tokenizer."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def model_files(folder: Path, weights: WeightFiles | None = None) -> list[Path]:

@@ -82,7 +82,10 @@ class OnnxSession(Session):
         self._encoder = Encoder.open_if_present(folder, threads, device) if is_decoder else None
         if self._encoder is not None:
             [tokens] = self.inputs
-            self.inputs = (*self._encoder.inputs, replace(tokens, name=DECODER_TOKENS))
+            batch = tokens.shape[0]
+            # Not as many as the encoder's, whose axis has the same name.
+            tokens = replace(tokens, name=DECODER_TOKENS, shape=(batch, DECODER_TOKENS))
+            self.inputs = (*self._encoder.inputs, tokens)
         self._tower = VisionTower.open_if_present(folder, threads, device) if is_decoder else None
         if self._tower is not None:
             self.inputs += self._tower.inputs

@@ -87,6 +87,16 @@ def test_a_passage_precedes_its_query_and_both_are_truncated_and_padded(
     assert batch["label"].tolist() == [-100, 0, -100, 2]
 
 
+def test_token_types_are_an_input_of_models_that_take_them(context: SourceContext) -> None:
+    samples = TextPairs().load(config_of(token_types=True), context)
+    assert samples.input_names == ("input_ids", "attention_mask", "token_type_ids")
+    assert not samples.batch(np.arange(2))["token_type_ids"].any()
+    stated = TextPairs().facts(config_of(token_types=True), context).inputs or ()
+    assert [facts.name for facts in stated] == list(samples.input_names)
+    more = TextPairs().facts(config_of(), context).more_inputs
+    assert more == {"token_type_ids": "token_types: true"}
+
+
 def test_passage_and_query_are_drawn_together(context: SourceContext) -> None:
     write(context.base, *(PAIRS[number % 2] for number in range(9)))
     drawn = TextPairs().load(config_of(num_samples=3, seed=1), context)

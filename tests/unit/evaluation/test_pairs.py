@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from calibration.sources.image_captions import ImageCaptions, ImageCaptionsConfig
 from compressor.data.contract import Dataset, SourceContext
+from compressor.errors import DataError
 from compressor.evaluation.accuracy import measure_accuracy
 from compressor.evaluation.metrics import is_metric
 from compressor.evaluation.outputs import misfit
@@ -57,13 +58,18 @@ def measure(session, data, *metrics):
 def test_texts_find_images_and_images_any_of_their_texts():
     # Two images; the first has two captions, of which one is nearer to the other image.
     data = Pairs([[1, 0], [1, 0], [0, 1]], [[0.1, 0.9], [1, 0], [0, 0.8]], [0, 0, 2])
-    values = measure(
-        Towers(), data, "recall@1", "recall@2:text_embeds", "recall@1:image_embeds", "mrr"
-    )
+    values = measure(Towers(), data, "recall@1", "recall@2:image_embeds", "mrr")
+    values |= measure(Towers(), data, "recall@1:image_embeds")
     assert values["recall@1"] == (pytest.approx(2 / 3), 3)
-    assert values["recall@2:text_embeds"] == (1.0, 3)
+    assert values["recall@2:image_embeds"] == (1.0, 2)
     assert values["recall@1:image_embeds"] == (pytest.approx(1 / 2), 2)
     assert values["mrr"] == (pytest.approx(5 / 6), 3)
+
+
+def test_recall_of_all_passages_is_refused():
+    data = Pairs([[1, 0], [1, 0], [0, 1]], [[0.1, 0.9], [1, 0], [0, 0.8]], [0, 0, 2])
+    with pytest.raises(DataError, match=r"recall@2:text_embeds is 1 for every model.* 2 passages"):
+        measure(Towers(), data, "recall@1", "recall@2:text_embeds")
 
 
 def test_names_of_recall():

@@ -63,6 +63,19 @@ def test_text_becomes_the_text_that_transformers_generates(translator):
         assert text_of(folder / name, Prompt("w10 w11 w12 w40")) == words(expected.tolist())
 
 
+def test_a_target_may_have_another_length_than_its_text(translator):
+    arrays = {
+        "input_ids": np.array([[10, 11, 12]]),
+        "attention_mask": np.ones((1, 3), np.int64),
+        "decoder_input_ids": np.array([[0, 20]]),
+    }
+    logits = []
+    for name in ("torch", "onnx"):
+        with model_at(translator[0] / name).open_session(1) as session:
+            logits.append(session.run(arrays)["logits"])
+    np.testing.assert_allclose(*logits, atol=1e-4)
+
+
 def test_wrong_kinds_of_prompts_are_refused(translator):
     folder = translator[0]
     with pytest.raises(UsageError, match="takes text"):

@@ -11,6 +11,7 @@ from compressor.errors import DataError
 from compressor.foreign_files.json_files import read_json_object
 from compressor.foreign_files.limits import SOURCE_TEXT
 from compressor.foreign_files.opening import read_bytes
+from compressor.models.checkpoint.companions import TOKENIZER_FILES, has_tokenizer
 from compressor.models.families.transformers.pretrained import from_pretrained
 
 _CONFIG = "tokenizer_config.json"
@@ -28,11 +29,11 @@ def load_tokenizer(folder: Path) -> Any:
     """Open the tokenizer of a checkpoint with transformers.
 
     Raises:
-        DataError: the folder has no tokenizer.json, or transformers cannot open it.
+        DataError: the folder has no tokenizer, or transformers cannot open it.
     """
-    if not (folder / "tokenizer.json").is_file():
+    if not has_tokenizer(folder):
         raise DataError(
-            f"there is no tokenizer.json in {folder}",
+            f"there is no {' or '.join(TOKENIZER_FILES)} in {folder}",
             remedy="copy the checkpoint's tokenizer beside its weights",
         )
     from transformers import AutoTokenizer

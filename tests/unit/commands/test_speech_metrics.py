@@ -1,0 +1,72 @@
+"""Error rates of words through the command line: a CTC model as it is published, and mistakes."""
+
+import json
+import re
+
+import pytest
+import transformers
+
+from tests.support.encoder_classes import CLASSES, TinyClass
+from tests.support.forked import run_forked
+from tests.support.speech import write_wav
+
+TEXT = "HELLO"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with a CTC model, whose tokenizer is a vocab.json, and recordings."""
+    folder = tmp_path_factory.mktemp("ctc")
+    case = CLASSES["wav2vec2"]
+    case = TinyClass("Wav2Vec2ForCTC", case.model_type, case.inputs, case.fields)
+    case.build().save_pretrained(folder / "model")
+    letters = [chr(ord("A") + index) for index in range(26)]
+    tokens = ["<pad>", "<s>", "</s>", "<unk>", "|", *letters]
+    vocabulary = folder / "vocab.json"
+    vocabulary.write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    transformers.Wav2Vec2CTCTokenizer(str(vocabulary)).save_pretrained(folder / "model")
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(
+        folder / "model"
+    )
+    (folder / "recordings").mkdir()
+    for index in range(2):
+        write_wav(folder / f"recordings/r{index}.wav", 0.3, seed=index)
+        (folder / f"recordings/r{index}.txt").write_text(TEXT)
+    return folder
+
+
+def write_pipeline(folder, metrics="[wer, cer]", **fields):
+    speech = {"source": "audio", "path": "recordings", "processor": "model"} | fields
+    file = folder / "pipeline.yaml"
+    file.write_text(
+        "version: 1\nname: ctc\nmodel: {path: model}\n"
+        f"data: {{speech: {json.dumps(speech)}}}\n"
+        f"evaluate: {{accuracy: {{data: speech, metrics: {metrics}}}}}\n"
+    )
+    return file
+
+
+def test_a_ctc_model_with_a_vocabulary_alone_is_measured(folder):
+    outcome = run_forked("run", write_pipeline(folder), "-o", folder / "store")
+    assert outcome.code == 0, outcome.printed
+    [report] = (folder / "store").glob("source-*/reports/accuracy.json")
+    metrics = {metric["name"]: metric for metric in json.loads(report.read_text())["metrics"]}
+    assert set(metrics) == {"wer", "cer"} and metrics["wer"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("metrics", "fields", "message"),
+    [
+        ("[wer]", {"language": "en"}, "the model of .* has no decoder"),
+        ("[wer]", {"procesor": "model"}, "unknown key 'procesor'"),
+        ("[wer]", {"path": "silent"}, "wer"),
+        ("['recall@1']", {}, "recall@1 is of retrieval by embeddings"),
+        ("['wer:hidden']", {}, "scores `hidden`, and the model has the outputs logits"),
+    ],
+)
+def test_mistakes_are_errors_of_the_plan(folder, metrics, fields, message):
+    (folder / "silent").mkdir(exist_ok=True)
+    write_wav(folder / "silent/r0.wav", 0.3)
+    outcome = run_forked("plan", write_pipeline(folder, metrics, **fields))
+    assert outcome.code == 2 and "Traceback" not in outcome.printed
+    assert re.search(message, " ".join(outcome.printed.split())), outcome.printed
