@@ -127,7 +127,7 @@ def verify(
     key: PublicKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check artifacts against the hashes in their manifests, and their ids.
+    """Check artifacts against their hashes and ids.
 
     With `--key`, each must be signed with that key, or with one of that keyring. Exits with code 4
     if an artifact is damaged.
@@ -225,7 +225,7 @@ def restore(
     signature: RequireSignature = False,
     key: PublicKey = None,
 ) -> None:
-    """Unpack an archive into a store, checking every file, the id and the signature.
+    """Unpack an archive into a store, checking all that can be checked.
 
     With `--key`, it must be signed with that key, or with one of that keyring. The artifact is
     marked as imported, and by whom it was signed. Exits with code 4 if anything differs from the

@@ -56,6 +56,6 @@ RequireSignature = Annotated[
 PublicKey = Annotated[
     Path | None,
     typer.Option(
-        "--key", help="Public Ed25519 key (PEM) or keyring; default: AUTOGLM_COMPRESS_PUBLIC_KEY."
+        "--key", help="Public key (PEM) or keyring; default: AUTOGLM_COMPRESS_PUBLIC_KEY."
     ),
 ]
