@@ -70,7 +70,7 @@ class LogitsScorer(OutputScorer):
                 "[N, ..., C]"
             )
         expected = reference_array(scored, self.output, logits)
-        labels = None if self.label_name is None else scored.batch[self.label_name]
+        labels = self._labels(scored, logits)
         if _classes_come_first(logits, labels):
             logits = np.moveaxis(logits, 1, -1)
             expected = None if expected is None else np.moveaxis(expected, 1, -1)
@@ -94,6 +94,20 @@ class LogitsScorer(OutputScorer):
                 labels=labels[selected] if one_label and labels is not None else NOTHING,
             )
         )
+
+    def _labels(self, scored: ScoredBatch, logits: Array) -> Array | None:
+        """Return the labels; None if no metric reads them and they are not those of positions.
+
+        So are the transcripts of speech recognition by CTC, of which agreement is independent.
+        """
+        if self.label_name is None:
+            return None
+        labels: Array = scored.batch[self.label_name]
+        is_read = any(metric_named(name).target == "labels" for name in self.metrics)
+        positions = {logits.shape[:-1]}
+        if logits.ndim == _IMAGE_RANK:
+            positions.add((len(logits), *logits.shape[2:]))
+        return labels if is_read or labels.shape in positions else None
 
     def finish(self) -> Scores:
         """Return the scores of all batches; see ``OutputScorer``."""

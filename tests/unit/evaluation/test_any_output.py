@@ -158,6 +158,13 @@ def test_transcripts_of_ctc_are_scored_by_words_and_characters():
         measure(Arrays(label, logits=logits), Model("logits"), None, "wer")
 
 
+def test_transcripts_are_no_labels_of_positions():
+    logits = np.random.default_rng(0).normal(size=(2, 9, 5))
+    data = Spoken(label=[[2, 3, 1, 4, -100], [2, 2, 1, 4, -100]], logits=logits)
+    model = Model("logits")
+    assert measure(data, model, model, "agreement", "kl") == {"agreement": 1, "kl": 0}
+
+
 def test_paths_collapse_and_distances_count_edits():
     assert collapse(np.array([0, 3, 3, 0, 3, 2, 2]), blank=0) == [3, 3, 2]
     assert edit_distance("kitten", "sitting") == 3
