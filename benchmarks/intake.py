@@ -46,6 +46,7 @@ from tests.support.further_encoder_classes import FURTHER_CLASSES
 from tests.support.vision_language import FURTHER_VLMS, VLMS, write_vlm
 
 SAMPLES, TOKENS, CONVERSATIONS = 32, 24, 12
+OTHER_SAMPLES = 256  # with 32, ratios of KL divergences of one classifier vary by a factor of 2
 TIMEOUT_SECONDS = 300
 NOTED_ENCODERS = {
     *("bert", "bert-mlm", "bert-base", "roberta", "xlm-roberta", "deberta-v2", "albert"),
@@ -195,7 +196,7 @@ def export_onnx(folder: Path, data: Mapping[str, Any]) -> str:
 def other_samples(folder: Path) -> dict[str, Any]:
     """Return random inputs that differ from the calibration samples."""
     specs = read_description(folder / "model").signature.inputs
-    batch = sample_batch(specs, batch=SAMPLES, tokens=TOKENS)
+    batch = sample_batch(specs, batch=OTHER_SAMPLES, tokens=TOKENS)
     torch.manual_seed(1)
     for spec in specs:
         value = batch.get(spec.name)

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 
 from compressor.models.families.transformers.layouts import is_tabulated
 from compressor.models.families.transformers.modules import build_on_meta
@@ -84,14 +86,21 @@ def loading_fields(
     if quantization.get("quant_method") != "compressed-tensors":
         return dict(quantization), []
     groups = [group["weights"] for group in quantization["config_groups"].values()]
+    notes = []
+    if not is_tabulated(tree) and (divided := divided_weights(build_on_meta(tree))):
+        notes = [
+            f"from_pretrained of transformers refuses packed checkpoints of this class, because it "
+            f"divides {divided[0]} while it loads: use this tool's torch runtime, or ship the "
+            "float model"
+        ]
     reasons = []
     has_zero_points = not all(weights["symmetric"] for weights in groups)
     if has_zero_points:
         reasons.append("zero-points")
     if not is_tabulated(tree) and (names := _initialized_and_packed(tree, quantization)):
         reasons.append(f"packed layers that this class initializes, such as {names[0]}")
-    if not reasons:
-        return dict(quantization), []
+    if notes or not reasons:
+        return dict(quantization), notes
     what = f"from_pretrained of transformers does not load {' and '.join(reasons)}"
     if len(groups) > 1:
         remedy = "set `symmetric: true`" if has_zero_points else "pack all layers with one grid"
@@ -101,6 +110,24 @@ def loading_fields(
         return dict(quantization), [f"{what}, {remedy}"]
     note = f"{what} packed: config.json lets it unpack them while it reads (`dequantize`)"
     return {**quantization, "dequantize": True}, [note]
+
+
+def divided_weights(module: PreTrainedModel) -> list[str]:
+    """Return the stored weights that transformers divides into several tensors while it loads.
+
+    For a packed checkpoint it expects the tensors of a packed layer in place of such a weight, and
+    refuses an operation with several inputs and several results, even where no file has the weight.
+
+    Args:
+        module: the class; its parameters are not used.
+    """
+    return [
+        source
+        for conversion in get_model_conversion_mapping(module)
+        if isinstance(conversion, WeightConverter) and len(conversion.target_patterns) > 1
+        for source in conversion.source_patterns
+        if source.endswith(".weight")
+    ]
 
 
 def _initialized_and_packed(tree: Mapping[str, Any], quantization: Mapping[str, Any]) -> list[str]:
