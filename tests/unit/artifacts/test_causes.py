@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compressor.artifacts.causes import describe_unexpected, failed_child, known_cause
-from compressor.errors import CompressError, ResourceError, StorageError
+from compressor.errors import CompressError, ResourceError, StorageError, UsageError
 
 PLACE = Path("/store")
 
@@ -27,7 +27,7 @@ def raised_from(outer: Exception, inner: BaseException) -> Exception:
     [
         (OSError(errno.ENOSPC, "…", "/store/x"), StorageError, "disk is full: cannot write /store"),
         (OSError(errno.EMFILE, "…", "/store/x"), StorageError, "too many open files"),
-        (OSError(errno.ENAMETOOLONG, "…", "/store/x"), StorageError, "a name is too long"),
+        (OSError(errno.ENAMETOOLONG, "…", "/store/x"), UsageError, "too long"),
         (PermissionError(errno.EACCES, "…", "/store/x"), StorageError, "no permission to open"),
         (RuntimeError("[enforce fail] No space left on device"), StorageError, "disk is full"),
         (MemoryError(), ResourceError, "memory ran out"),

@@ -139,7 +139,7 @@ def test_an_index_that_differs_from_the_shards_is_refused(tmp_path):
     with pytest.raises(ModelError, match="no `metadata`"):
         read_description(folder)
     index.write_text("[]")
-    with pytest.raises(ModelError, match="no index of shards"):
+    with pytest.raises(ModelError, match="is a list, expected an object"):
         read_description(folder)
 
 
