@@ -108,6 +108,11 @@ def loading_fields(
     if is_tabulated(tree):
         remedy = f"unless it gets quantization_config={_DEQUANTIZE}; or set `symmetric: true`"
         return dict(quantization), [f"{what}, {remedy}"]
+    if buffers := buffers_named_weight(build_on_meta(tree)):
+        return dict(quantization), [
+            f"{what} packed, and cannot unpack them while it reads, because it takes {buffers[0]} "
+            "for a packed layer: use this tool's torch runtime, or ship the float model"
+        ]
     note = f"{what} packed: config.json lets it unpack them while it reads (`dequantize`)"
     return {**quantization, "dequantize": True}, [note]
 
@@ -128,6 +133,17 @@ def divided_weights(module: PreTrainedModel) -> list[str]:
         for source in conversion.source_patterns
         if source.endswith(".weight")
     ]
+
+
+def buffers_named_weight(module: PreTrainedModel) -> list[str]:
+    """Return the buffers named ``weight``, as those of frozen batch norms.
+
+    With ``dequantize``, transformers looks for a parameter of that name.
+
+    Args:
+        module: the class; its tensors are not used.
+    """
+    return [name for name, _ in module.named_buffers() if name.rpartition(".")[2] == "weight"]
 
 
 def _initialized_and_packed(tree: Mapping[str, Any], quantization: Mapping[str, Any]) -> list[str]:

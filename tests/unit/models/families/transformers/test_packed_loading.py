@@ -21,3 +21,14 @@ def test_classes_whose_weights_are_divided_while_they_are_loaded_are_noted(case,
     assert fields == packing
     assert bool(notes) == refused
     assert not notes or "divides mlp.weights_in.weight while it loads" in notes[0]
+
+
+def test_a_class_with_frozen_norms_that_initializes_packed_layers_is_not_unpacked_while_read():
+    packing = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"weights": {"symmetric": True}}},
+        "ignore": [],
+    }
+    fields, notes = loading_fields(CLASSES["rt_detr"].config().to_dict(), packing)
+    assert "dequantize" not in fields
+    assert "normalization.weight for a packed layer" in notes[0]
