@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar, get_args
 
 from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from compressor.config.discovery import closest, suggestion
@@ -16,6 +17,11 @@ from compressor.config.record import Record, Reference
 from compressor.errors import Problem
 
 R = TypeVar("R", bound=Record)
+_NAMES = {
+    "data": "the name of a set under `data:`",
+    "step": "the name of a step",
+    "path": "a path",
+}
 
 
 def validate(
@@ -85,7 +91,10 @@ def _problem(
     expected = " or ".join(dict.fromkeys(_expected(detail) for detail in details))
     got = first["input"]
     remedy = None
-    if isinstance(got, str) and (choices := re.findall(r"'([^']*)'", expected)):
+    if (reference := _reference_at(record, place)) is not None and isinstance(got, dict):
+        expected, names = _NAMES[reference.to], [v for v in got.values() if isinstance(v, str)]
+        remedy = f"write `{place[-1]}: {names[0]}`" if len(names) == len(got) == 1 else None
+    elif isinstance(got, str) and (choices := re.findall(r"'([^']*)'", expected)):
         match = closest(got, choices)
         remedy = f"did you mean {match!r}?" if match else None
     elif any(detail["type"] == "model_type" for detail in details):
@@ -155,6 +164,15 @@ def _records_at(record: type[BaseModel], place: Location) -> list[type[BaseModel
     return records
 
 
+def _reference_at(record: type[BaseModel], place: Location) -> Reference | None:
+    """Return the marker of the field at ``place`` if it names something else in the pipeline."""
+    for nested in _records_at(record, place[:-1]):
+        field = nested.model_fields.get(str(place[-1])) if place else None
+        if field is not None:
+            return _reference_of(field)
+    return None
+
+
 def _description(record: type[BaseModel], place: Location) -> str | None:
     for nested in _records_at(record, place[:-1]):
         for name, field in nested.model_fields.items():
@@ -174,10 +192,14 @@ def references(record: BaseModel, at: Location = ()) -> Iterator[tuple[Location,
                 if isinstance(item, BaseModel):
                     yield from references(item, (*at, name, index))
         elif isinstance(value, str):
-            markers = (marker for marker in field.metadata if isinstance(marker, Reference))
-            reference = next(markers, None) or _reference_in(field.annotation)
+            reference = _reference_of(field)
             if reference is not None:
                 yield (*at, name), reference, value
+
+
+def _reference_of(field: FieldInfo) -> Reference | None:
+    markers = (marker for marker in field.metadata if isinstance(marker, Reference))
+    return next(markers, None) or _reference_in(field.annotation)
 
 
 def _reference_in(annotation: Any) -> Reference | None:

@@ -155,8 +155,8 @@ def _features(
     """Return the features [..., D] of a model by name; modules by their path in the student."""
     features = {name: outputs[name] for name in names}
     for pair in pairs:
-        path = pair.student if role == "student" else pair.teacher
-        features[f"module {pair.student}"] = pair.features(recorded, path)
+        of_student = role == "student"
+        features[f"module {pair.student}"] = pair.features(recorded, of_student=of_student)
     return features
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from compressor.errors import RequirementError
 from compressor.models.architecture import Architecture
@@ -20,7 +21,7 @@ from compressor.models.families.module.interface import tensors_in
 from passes.common.field_problems import FieldProblem
 
 _FIELD = "features.modules"
-_IMAGE_RANK = 4
+_VECTOR_RANK, _IMAGE_RANK = 2, 4
 _NEAR = 3
 """Names that a message lists for an unknown one."""
 
@@ -100,22 +101,32 @@ class ModulePair:
 
     student: str
     teacher: str
-    width_axis: int
-    """Axis of the outputs on which the widths lie, which may differ."""
+    width_axes: tuple[int, int]
+    """Axes of the two outputs on which the widths lie, which may differ."""
+    grid: tuple[int, ...] | None = None
+    """Positions to which both outputs are averaged where theirs differ: height and width of two
+    maps, or none for the mean of all. None if they have the same positions."""
 
-    def features(self, outputs: ModuleOutputs, path: str) -> Tensor:
-        """Return the output at a path, float32 [..., D].
+    def features(self, outputs: ModuleOutputs, *, of_student: bool) -> Tensor:
+        """Return the output of one of the modules, float32 [..., D].
 
         Raises:
             RequirementError: the last call did not run the module, as models with layer drop do.
         """
+        path = self.student if of_student else self.teacher
         if path not in outputs.tensors:
             raise RequirementError(
                 f"`{_FIELD}`: a call in training did not run the module {path!r}",
                 remedy="name modules that every call runs, or set the layer drop of the student's "
                 "config to 0",
             )
-        return outputs.tensors[path].float().movedim(self.width_axis, -1)
+        axis = self.width_axes[0 if of_student else 1]
+        values = outputs.tensors[path].float().movedim(axis, -1)
+        if self.grid is None:
+            return values
+        if not self.grid:
+            return values if values.ndim == _VECTOR_RANK else values.flatten(1, -2).mean(1)
+        return functional.adaptive_avg_pool2d(values.movedim(-1, 1), self.grid).movedim(1, -1)
 
 
 def pair_modules(
@@ -124,8 +135,8 @@ def pair_modules(
     """Return the pairs of modules, from outputs of both models for the same samples.
 
     Raises:
-        RequirementError: modules were not called or return no tensor, or their outputs differ in
-            more than the width; all are named.
+        RequirementError: modules were not called or return no tensor, or their outputs do not
+            fit; all are named.
     """
     pairs, problems = [], []
     for first, second in modules.items():
@@ -138,21 +149,48 @@ def pair_modules(
             problems += missing
             continue
         shapes = student.tensors[first].shape, teacher.tensors[second].shape
-        axis = _width_axis(*shapes)
-        if axis is None:
+        pair = _paired(first, second, shapes)
+        if pair is None:
             problems.append(
                 f"{first!r} returns {list(shapes[0])} in the student, and {second!r} "
                 f"{list(shapes[1])} in the teacher"
             )
         else:
-            pairs.append(ModulePair(first, second, axis))
+            pairs.append(pair)
     if problems:
         raise RequirementError(
             "; ".join(f"`{_FIELD}`: {problem}" for problem in problems),
-            remedy="name modules that every call runs, whose outputs differ in one dimension, the "
-            "width, at most",
+            remedy="name modules that every call runs, with outputs [batch, width], [batch, "
+            "positions, width] or square maps [batch, width, height, width] of the same samples",
         )
     return pairs
+
+
+def _paired(student: str, teacher: str, shapes: tuple[torch.Size, torch.Size]) -> ModulePair | None:
+    """Return two modules whose outputs have these shapes as a pair; None if they do not fit."""
+    if (axis := _width_axis(*shapes)) is not None:
+        return ModulePair(student, teacher, (axis, axis))
+    first, second = map(_channel_axis, shapes)
+    if first is None or second is None or shapes[0][0] != shapes[1][0]:
+        return None
+    grid: tuple[int, ...] = ()
+    if len(shapes[0]) == len(shapes[1]) == _IMAGE_RANK:
+        sizes = [
+            [size for axis, size in enumerate(shape) if axis not in (0, channels)]
+            for shape, channels in zip(shapes, (first, second), strict=True)
+        ]
+        grid = tuple(map(min, *sizes))
+    return ModulePair(student, teacher, (first, second), grid)
+
+
+def _channel_axis(shape: torch.Size) -> int | None:
+    """Return the axis of the widths of vectors, tokens or a map; None if it is not clear."""
+    if len(shape) != _IMAGE_RANK:
+        return len(shape) - 1 if _VECTOR_RANK <= len(shape) < _IMAGE_RANK else None
+    is_first, is_last = shape[2] == shape[3], shape[1] == shape[2]
+    if is_first == is_last:
+        return None
+    return 1 if is_first else _IMAGE_RANK - 1
 
 
 def _width_axis(student: torch.Size, teacher: torch.Size) -> int | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.data.contract import Batch, Dataset
 from compressor.engine.contract import PassContext, PassOutput
-from compressor.errors import DataError, PassError
+from compressor.errors import DataError, ParityError, PassError
 from compressor.graphs.files import read_graph
 from compressor.graphs.layer_names import encode_layer_inputs, name_layers
 from compressor.graphs.lint.targets import lint
@@ -37,6 +37,7 @@ from passes.export_onnx.config import HALF, ExportOnnxConfig
 from passes.export_onnx.half import convert_to_half
 from passes.export_onnx.packed import store_packed
 from passes.export_onnx.parity import Parity, Tolerance, compare
+from passes.export_onnx.rounding import explained
 from passes.export_onnx.tracing import Tracer, has_library_classes, onnx_from_torch, trace
 
 if TYPE_CHECKING:
@@ -210,14 +211,19 @@ class _TracedExport:
             if quantized or self.quantization is not None:
                 tolerance = Tolerance.QUANTIZED
             precise = partial(outputs_in_float64, reference)
-            return compare(
-                reference,
-                exported,
-                batches,
-                self.config.parity,
-                tolerance=tolerance,
-                precise=precise if tolerance is Tolerance.FLOAT else None,
-            )
+            try:
+                return compare(
+                    reference,
+                    exported,
+                    batches,
+                    self.config.parity,
+                    tolerance=tolerance,
+                    precise=precise if tolerance is Tolerance.FLOAT else None,
+                )
+            except ParityError as error:
+                if tolerance is not Tolerance.QUANTIZED:
+                    raise
+                raise explained(error, self.out, reference, batches) from error
 
     def inspect_integers(self) -> dict[str, Any]:
         """Return what ONNX Runtime computes with integers, and what the target would refuse.

@@ -49,6 +49,12 @@ def test_unknown_keys_are_found_inside_unions_and_lists() -> None:
     assert any("temperature" in text for text in problems("epochs: 1\ntemperature: {strat: 1}\n"))
 
 
+def test_a_mapping_in_place_of_a_name_is_answered_with_the_line_to_write() -> None:
+    [text] = problems("epochs: 1\ninner: {data: {data: train}}\n")
+    assert "expected the name of a set under `data:`" in text
+    assert "write `data: train`" in text
+
+
 def test_a_missing_key_shows_its_description() -> None:
     (text,) = problems("inner: {}\n")
     assert "epochs: is missing" in text

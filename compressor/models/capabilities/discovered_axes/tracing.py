@@ -136,13 +136,49 @@ def trace_channels(module: nn.Module, batch: Mapping[str, Tensor]) -> ChannelGra
     graph = ChannelGraph(module)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer
+    called: set[nn.Module] = set()
+    handles = [
+        layer.register_forward_hook(lambda layer, *_: called.add(layer))
+        for layer in module.modules()
+    ]
     try:
         with torch.no_grad(), ChannelTracer(graph):
-            outputs = module(**batch)
+            freeze_outputs(graph, module(**batch))
+        if any(layer not in called for layer in _layers_with_weights(module)):
+            _trace_training(graph, module, batch)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    freeze_outputs(graph, outputs)
+        for handle in handles:
+            handle.remove()
     return graph
+
+
+def _layers_with_weights(module: nn.Module) -> list[nn.Module]:
+    """Return the layers of which a module consists, without those that hold others."""
+    return [
+        layer
+        for layer in module.modules()
+        if not any(layer.children()) and any(True for _ in layer.parameters(recurse=False))
+    ]
+
+
+def _trace_training(graph: ChannelGraph, module: nn.Module, batch: Mapping[str, Tensor]) -> None:
+    """Add the dependencies of training mode, in which auxiliary heads run as well.
+
+    A module that does not run in this mode cannot be trained, and keeps the dependencies of
+    evaluation mode.
+    """
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    modes = {layer: layer.training for layer in module.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), ChannelTracer(graph):
+            freeze_outputs(graph, module.train()(**batch))
+    except Exception:  # noqa: BLE001  the user's code may raise anything
+        return
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
+        module.load_state_dict(state)
 
 
 def freeze_outputs(graph: ChannelGraph, outputs: Any) -> None:

@@ -48,7 +48,8 @@ def adapt(
         if args or tensors.keys() != names:
             return authors_forward(self, *args, **tensors)
         returned = invoke(authors_forward, self, tensors, inputs, call)
-        return {name: pick(returned, path) for name, path in outputs.items()}
+        choose = pick_trained if self.training else pick
+        return {name: choose(returned, path) for name, path in outputs.items()}
 
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
@@ -148,6 +149,31 @@ def pick(returned: Any, path: OutputPath) -> Any:
         is_field = isinstance(part, str) and not isinstance(returned, Mapping)
         returned = getattr(returned, str(part)) if is_field else returned[part]
     return returned
+
+
+def pick_trained(returned: Any, path: OutputPath) -> Tensor:
+    """Return the part of what ``forward`` returned in training mode at a path of evaluation mode.
+
+    Models with auxiliary heads, such as GoogLeNet, return their outputs in addition, after the one
+    that evaluation mode returns alone. They are left out.
+
+    Raises:
+        ModelError: training mode returns something else.
+    """
+    try:
+        found = pick(returned, path)
+    except (KeyError, IndexError, AttributeError, TypeError):
+        found = None
+    if not path and not isinstance(found, Tensor):
+        found = next((tensor for place, tensor in tensors_in(found) if len(place) == 1), None)
+    if not isinstance(found, Tensor):
+        place = ".".join(map(str, path)) or "output"
+        raise ModelError(
+            f"in training mode `forward` returns {type(returned).__name__} without a tensor "
+            f"{place!r}, which it returns in evaluation mode",
+            remedy="return the same outputs in both modes; others may follow in training mode",
+        )
+    return found
 
 
 def tensors_in(returned: Any, path: OutputPath = ()) -> Iterator[tuple[OutputPath, Tensor]]:

@@ -58,7 +58,11 @@ class Library(ABC):
                 warnings.simplefilter("ignore")  # of the library, about weights and initialization
                 return self._create(library, model, arguments)
         except Exception as error:  # whatever a constructor raises for its arguments
-            raise ModelError(f"{self.name} cannot create {model}: {error}") from error
+            raise ModelError(
+                f"{self.name} cannot create {model}: {type(error).__name__}: {error}",
+                remedy="`arguments` are passed to the constructor of the model: correct "
+                + (", ".join(map(str, arguments)) or "them"),
+            ) from error
 
     def image_settings(self, model: str) -> ImageSettings:
         """Return the images that a model was trained on; those of ImageNet if it names none.

@@ -112,10 +112,21 @@ def _probe_on_cpu(config: ModuleConfig, outputs: WantedOutputs) -> Probe:
         )
         raise ModelError(
             f"{config.title}: `forward` failed with {shapes}: {describe_error(error)}",
-            remedy="create tensors on the device of the inputs (`x.device`) in place of a GPU"
-            if "CUDA" in str(error)
-            else "correct `inputs`; `example` sets the sizes that dimensions are tried with",
+            remedy=_remedy(str(error)),
         ) from error
+
+
+def _remedy(message: str) -> str:
+    """Return the remedy for what a ``forward`` raised."""
+    if "torchvision" in message and "custom C++ ops" in message:
+        return (
+            "the library of torchvision does not load beside this torch: install the build of "
+            "torchvision for it, or wrap the part before the postprocessing of a detector in a "
+            "module of yours (`python:`)"
+        )
+    if "CUDA" in message:
+        return "create tensors on the device of the inputs (`x.device`) in place of a GPU"
+    return "correct `inputs`; `example` sets the sizes that dimensions are tried with"
 
 
 def _probe(config: ModuleConfig, outputs: WantedOutputs, device: str) -> Probe:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compressor.engine.contract import PassContext
-from compressor.errors import RequirementError
+from compressor.errors import ParityError, RequirementError
 from compressor.graphs.lint.targets import lint
 from compressor.graphs.qdq import freeze_scales, rounding_translations, store_integer_weights
 from compressor.graphs.simplify import simplify
@@ -119,6 +119,15 @@ def test_residual_sums_are_integers_and_no_value_is_rounded_in_between(exported)
     # The image, and the mean before the head; back to float before the mean.
     assert summary["onnxruntime_roundings"] == 3
     assert inspect_kernels(folder / "onnx").rounding == 3
+
+
+def test_limits_that_only_the_rounding_of_kernels_exceeds_are_explained(exported, tmp_path):
+    folder, _ = exported("vit")
+    fields = {"parity": {"data": "train", "num_samples": 32, "cosine": 1.0}}
+    with pytest.raises(ParityError, match="as written, .* computes what torch does") as caught:
+        run(ExportOnnx(), fields, artifact(folder / "quantized"), tmp_path / "onnx")
+    assert "fine_tuning" in caught.value.remedy
+    assert "opset" not in caught.value.remedy
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from compressor.models.capabilities.discovered_axes.discover import discover_axes
 from compressor.models.capabilities.discovered_axes.verification import verified_axes
@@ -70,6 +71,30 @@ def test_a_cut_that_changes_the_output_otherwise_is_dropped_with_its_reason():
     assert [axis.name for axis in kept] == ["stem"]
     assert len(failures) == 1
     assert failures[0].startswith("inner: its outputs differ")
+
+
+class Auxiliary(nn.Module):
+    """A module with a second head that only training mode runs, as GoogLeNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.head, self.second = nn.Linear(8, 4), nn.Linear(8, 4)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x).relu().mean((2, 3)))
+        return (self.head(x), self.second(x)) if self.training else self.head(x)
+
+
+def test_heads_of_training_mode_alone_are_cut_with_the_channels_that_they_read():
+    module = Auxiliary().eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    [axis] = discover_axes(LoadedModel(module, {"x": torch.randn(2, 3, 8, 8)})).axes
+    assert ("second.weight", 1) in {(cut.tensor, cut.dim) for cut in axis.cuts}
+    assert not module.training
+    assert not module.norm.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 def test_the_whole_module_is_unchanged_by_the_trials():

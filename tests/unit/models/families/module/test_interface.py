@@ -16,6 +16,7 @@ from compressor.models.families.module.interface import (
     call_style,
     named_outputs,
     pick,
+    pick_trained,
 )
 
 ONE, TWO = torch.ones(2, 3), torch.ones(2, 4, 5)
@@ -142,3 +143,18 @@ def test_an_adapted_module_keeps_its_class_and_its_names() -> None:
     assert (type(adapted).__name__, list(adapted.state_dict())) == ("Net", names)
     program = torch.export.export(adapted, (), {"image": ONE}, strict=False)
     assert torch.equal(program.module()(image=ONE)["logits"], expected[0])
+
+
+@pytest.mark.parametrize(
+    "returned", [ONE, Pair(ONE, TWO), [ONE, TWO], {"logits": ONE, "auxiliary": TWO}]
+)
+def test_auxiliary_outputs_of_training_mode_are_left_out(returned: Any) -> None:
+    assert pick_trained(returned, ()) is ONE
+
+
+@pytest.mark.parametrize(("returned", "path"), [([[ONE]], ()), ({"loss": ONE}, ("logits",))])
+def test_training_mode_without_the_outputs_of_evaluation_mode_is_refused(
+    returned: Any, path: tuple[str, ...]
+) -> None:
+    with pytest.raises(ModelError, match="in training mode `forward` returns"):
+        pick_trained(returned, path)
