@@ -126,7 +126,9 @@ class ModulePair:
             return values
         if not self.grid:
             return values if values.ndim == _VECTOR_RANK else values.flatten(1, -2).mean(1)
-        return functional.adaptive_avg_pool2d(values.movedim(-1, 1), self.grid).movedim(1, -1)
+        height, width = self.grid
+        pooled = functional.adaptive_avg_pool2d(values.movedim(-1, 1), (height, width))
+        return pooled.movedim(1, -1)
 
 
 def pair_modules(
