@@ -75,8 +75,9 @@ class Features(Record):
     modules: Annotated[dict[str, str], LeftOutOfIds()] = {}  # noqa: RUF012 - pydantic copies it
     """Modules whose outputs are matched, in any model: the path of a module in the student, as
     `named_modules()` gives it, to that of a module in the teacher, such as `{encoder.layer.1:
-    encoder.layer.3}`. Of several tensors that a module returns the first counts. Maps of other sizes
-    are averaged to the smaller one; of tokens and a map the means over all positions count."""
+    encoder.layer.3}`. Of several tensors that a module returns the first counts. Maps of other
+    sizes are averaged to the smaller one; of tokens and a map the means over all positions
+    count."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of the matching term in the loss."""
 
