@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export._patches import (
+    register_gru_while_loop_decomposition,
+    register_lstm_while_loop_decomposition,
+)
 
 from compressor.data.contract import Batch
 from compressor.graphs.values import Array
@@ -115,7 +119,7 @@ def trace(module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterf
         PassError: torch cannot trace the module.
     """
     try:
-        with _silenced_exporter(), _current_recurrent_kernels():
+        with _silenced_exporter(), _recurrent_layers_as_loops():
             program = torch.onnx.export(
                 module.eval(),
                 tensors,
@@ -152,18 +156,20 @@ def _traced_samples(array: Array) -> Array:
 
 
 @contextmanager
-def _current_recurrent_kernels() -> Iterator[None]:
-    """Make torch look up the kernels of recurrent layers again, before and after an export.
+def _recurrent_layers_as_loops() -> Iterator[None]:
+    """Let torch compute recurrent layers by loops in the graph for the time of an export.
 
-    For the time of a dynamic export, torch replaces the kernels that unroll a sequence by loops in
-    the graph (``torch.export._patches``), but keeps what earlier traces looked up: after a trace of
-    the same process, such as that of qat, the length would be fixed.
+    torch does so itself while it captures a program (``torch.export._patches``), but not while it
+    decomposes the program afterwards: there its kernels unroll the sequence, and the graph would
+    state the length of the sample. It also keeps the kernels that earlier traces of the same
+    process looked up, such as those of qat, so these are looked up again.
     """
     operators = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
     for operator in operators:
         operator._dispatch_cache.clear()
     try:
-        yield
+        with register_lstm_while_loop_decomposition(), register_gru_while_loop_decomposition():
+            yield
     finally:
         for operator in operators:
             operator._dispatch_cache.clear()

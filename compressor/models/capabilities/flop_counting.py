@@ -1,9 +1,11 @@
-"""Counting of the operations of a module."""
+"""Count the operations of a module."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 def count_flops(module: nn.Module) -> Iterator[FlopCounterMode]:
     """Count the operations of runs of a module within the block, without gradients.
 
-    Its parameters require none within the block: where one is the argument of a submodule, as
-    tables of relative positions are, torch's counter fails for the lack of a gradient function.
+    Recurrent layers count whether torch computes them step by step or, on a CPU, by one operator.
+    The parameters require no gradients within the block: where one is the argument of a submodule,
+    as tables of relative positions are, torch's counter fails for the lack of a gradient function.
 
     Args:
         module: the module that is run.
@@ -24,8 +27,30 @@ def count_flops(module: nn.Module) -> Iterator[FlopCounterMode]:
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
             yield counter
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def _recurrent_flops(
+    input_shape: Sequence[int],
+    input_weight_shape: Sequence[int],
+    hidden_weight_shape: Sequence[int],
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Return the operations of one recurrent layer in one direction.
+
+    Args:
+        input_shape: [length, batch, width], in any order.
+        input_weight_shape: [gates · hidden, width].
+        hidden_weight_shape: [gates · hidden, hidden].
+    """
+    steps = math.prod(input_shape[:-1])
+    return 2 * steps * (math.prod(input_weight_shape) + math.prod(hidden_weight_shape))
+
+
+_FLOPS = {torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops}
+"""Operator that torch's counter does not know to the function that counts it."""

@@ -77,24 +77,25 @@ def _with_cast_sources(graph: onnx.GraphProto, names: Sequence[str]) -> set[str]
 
 
 def count_macs(model: onnx.ModelProto, input_shapes: Mapping[str, Shape]) -> int | None:
-    """Return the multiply-accumulates of MatMul, Gemm and Conv for inputs of these shapes.
+    """Return the multiply-accumulates of products, convolutions and recurrent layers.
 
-    Shapes inside the graph are inferred; where inference fails, they are observed in one run on
-    zeros. None if MACs cannot be counted: the graph has subgraphs, functions or operators not known
-    here that multiply, or shapes cannot be inferred and it is too large for a run.
+    Shapes inside the graph follow from those of the inputs; where inference fails, they are
+    observed in one run on zeros. None if MACs cannot be counted: the graph has subgraphs, functions
+    or operators not known here that multiply, or shapes cannot be inferred and it is too large for
+    a run.
     """
     nodes = [node for node in model.graph.node if _is_counted(node)]
     if model.functions or any(_is_uncountable(node) for node in model.graph.node):
         return None
     shapes = _infer_shapes(model, input_shapes)
-    needed = {name for node in nodes for name in (*node.input[:2], node.output[0])}
+    needed = {name for node in nodes for name in (*node.input[:2], node.output[0]) if name}
     if unknown := sorted(needed - shapes.keys()):
         shapes |= _observe_shapes(model, input_shapes, unknown)
     if needed - shapes.keys():
         return None
     return sum(
         _COUNTERS[node.op_type](
-            node, shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
+            node, shapes[node.input[0]], shapes[node.input[1]], shapes.get(node.output[0], ())
         )
         for node in nodes
     )
@@ -196,6 +197,12 @@ def _transposed_conv(node: onnx.NodeProto, a: Shape, b: Shape, y: Shape) -> int:
     return math.prod(a) * math.prod(b[1:])
 
 
+def _recurrent(node: onnx.NodeProto, a: Shape, b: Shape, y: Shape) -> int:  # noqa: ARG001
+    """Count both weights: [directions, gates · hidden, width] and [.., gates · hidden, hidden]."""
+    [hidden] = [attribute.i for attribute in node.attribute if attribute.name == "hidden_size"]
+    return math.prod(a[:-1]) * math.prod(b[:-1]) * (b[-1] + hidden)
+
+
 _COUNTERS: dict[str, Callable[[onnx.NodeProto, Shape, Shape, Shape], int]] = {
     "MatMul": _matmul,
     "MatMulInteger": _matmul,
@@ -203,4 +210,7 @@ _COUNTERS: dict[str, Callable[[onnx.NodeProto, Shape, Shape, Shape], int]] = {
     "Conv": _conv,
     "ConvInteger": _conv,
     "ConvTranspose": _transposed_conv,
+    "GRU": _recurrent,
+    "LSTM": _recurrent,
+    "RNN": _recurrent,
 }

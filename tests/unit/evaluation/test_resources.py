@@ -74,6 +74,16 @@ def test_shapes_that_depend_on_data_are_computed_from_a_sample():
     assert onnx_cost.count_macs(graph, {}) is None
 
 
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_recurrent_layers_count_their_weights_for_every_token(kind, gates):
+    graph = model(
+        [helper.make_node(kind, ["x", "w", "r"], ["", "out"], hidden_size=5, direction="reverse")],
+        {"x": ["length", "batch", 4]},
+        [weight("w", 1, gates * 5, 4), weight("r", 1, gates * 5, 5)],
+    )
+    assert onnx_cost.count_macs(graph, {"x": (7, 2, 4)}) == 7 * 2 * gates * 5 * (4 + 5)
+
+
 @pytest.mark.parametrize(
     "node",
     [

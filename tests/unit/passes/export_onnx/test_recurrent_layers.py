@@ -29,6 +29,7 @@ def test_the_length_stays_variable_after_the_layers_were_traced(kind: type[nn.RN
     TracedLayers(module, {"x": torch.zeros(2, 6, 4)})
     interface = GraphInterface(["x"], ["y"], ({0: "batch", 1: "length"},), 20)
     model = trace(module, (torch.zeros(2, 6, 4),), interface)
+    assert [str(size) for size in model.graph.outputs[0].shape] == ["batch", "length", "8"]
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
     x = torch.randn(3, 9, 4)
     with torch.no_grad():
