@@ -21,7 +21,12 @@ from transformers import PreTrainedModel
 from compressor.models.capabilities.flop_counting import count_flops
 from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.signature import InputSpec, Signature
-from compressor.models.families.transformers.generic.inputs import class_inputs
+from compressor.models.families.transformers.generic.inputs import (
+    TOKENS,
+    class_inputs,
+    has_unknown_main_input,
+    inputs_error,
+)
 from compressor.models.families.transformers.generic.sample import sample_batch
 from compressor.models.families.transformers.generic.tasks import Task, task_of
 from compressor.models.families.transformers.modules import build_module, build_without_data
@@ -83,46 +88,73 @@ def _run(
 ) -> tuple[tuple[InputSpec, ...], Mapping[str, Any], int]:
     """Return the first inputs that the class runs on, the result of one sample, and its MACs.
 
-    If it runs on none of them, the first ones are returned, with nothing and 0.
+    A large class that does not run on meta tensors is not run otherwise: the first inputs are
+    returned, with nothing and 0.
+
+    Raises:
+        ModelError: the class does not run on any inputs that are known here.
     """
     candidates = list(class_inputs(module, task))
     tokens = _SAMPLE_TOKENS if task.encodes else 1
-    batches = [sample_batch(inputs, batch=1, tokens=tokens) for inputs in candidates]
+    batches = [
+        _end_text(sample_batch(inputs, batch=1, tokens=tokens), module) for inputs in candidates
+    ]
     size = sum(parameter.numel() for parameter in module.parameters())
-    if (found := _first_that_runs(module, batches, "meta")) is not None:
-        return candidates[found[0]], *found[1:]
-    if size <= _MOST_PARAMETERS_TO_RUN:
+    outcome = _first_that_runs(module, batches, "meta")
+    is_small = size <= _MOST_PARAMETERS_TO_RUN
+    if isinstance(outcome, Exception) and is_small:
         with torch.random.fork_rng(devices=[]):
-            found = _first_that_runs(build_module(tree).eval(), batches, "cpu")
-    elif "attention_mask" in inspect.signature(module.forward).parameters:
+            outcome = _first_that_runs(build_module(tree).eval(), batches, "cpu")
+    elif (
+        isinstance(outcome, Exception)
+        and "attention_mask" in inspect.signature(module.forward).parameters
+    ):
         # Without a mask, transformers looks for packed sequences in the positions.
         mask = torch.ones(1, tokens, dtype=torch.int64)
         masked = [{"attention_mask": mask, **batch} for batch in batches]
-        found = _first_that_runs(module, masked, "meta")
-    return (candidates[0], {}, 0) if found is None else (candidates[found[0]], *found[1:])
+        outcome = _first_that_runs(module, masked, "meta")
+    if isinstance(outcome, _Run):
+        return candidates[outcome.index], outcome.results, outcome.macs
+    if is_small or has_unknown_main_input(module):
+        raise inputs_error(module, candidates[0], outcome)
+    return candidates[0], {}, 0
+
+
+def _end_text(batch: dict[str, Tensor], module: PreTrainedModel) -> dict[str, Tensor]:
+    """Let a text end with the config's last token, which some classes look for, in place."""
+    config: Any = module.config.get_text_config()
+    end = getattr(config, "eos_token_id", None)
+    if TOKENS in batch and isinstance(end, int) and 0 <= end < config.vocab_size:
+        batch[TOKENS][..., -1] = end
+    return batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Run of a class on one of several batches."""
+
+    index: int
+    results: Mapping[str, Any]
+    macs: int
 
 
 def _first_that_runs(
     module: nn.Module, batches: Sequence[Mapping[str, Tensor]], device: str
-) -> tuple[int, Mapping[str, Any], int] | None:
-    """Return the index, the result and the MACs of the first batch that the class runs on."""
+) -> _Run | Exception:
+    """Return the run of the first batch that the class accepts; without one, the first error."""
+    errors = []
     for index, batch in enumerate(batches):
-        counted = _count(module, {name: value.to(device) for name, value in batch.items()})
-        if counted is not None:
-            return index, *counted
-    return None
-
-
-def _count(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], int] | None:
-    """Return the result of a batch and its MACs; None if the class cannot be run on it."""
-    # The default products of experts read values, and are not counted.
-    cast("PreTrainedModel", module).set_experts_implementation("batched_mm")
-    try:
-        with count_flops(module) as counter:
-            results = module(**batch)
-    except Exception:  # noqa: BLE001  it reads values, or needs inputs such as placeholder tokens
-        return None
-    return dict(results), counter.get_total_flops() // 2
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        # The default products of experts read values, and are not counted.
+        cast("PreTrainedModel", module).set_experts_implementation("batched_mm")
+        try:
+            with count_flops(module) as counter:
+                results = module(**inputs)
+        except Exception as error:  # noqa: BLE001  it reads values, or needs other inputs
+            errors.append(error)
+        else:
+            return _Run(index, dict(results), counter.get_total_flops() // 2)
+    return errors[0]
 
 
 def _outputs(task: Task, results: Mapping[str, Any]) -> tuple[str, ...]:

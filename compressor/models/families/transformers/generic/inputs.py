@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -25,6 +25,10 @@ _DECODER_SEQUENCE = ("batch", "decoder_tokens")
 _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 _CHANNEL_FIELDS = ("num_channels", "in_channels", "in_chans", "num_input_channels")
 _VISION_PARTS = ("vision_config", "vision", "encoder", "backbone_config")
+_DESCRIBE_REMEDY = (
+    "write a function that builds the model, and describe its inputs: "
+    "`model: {python: my_model.py:build, weights: …, inputs: …}`"
+)
 _BIN_FIELDS = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim")
 
 
@@ -48,18 +52,48 @@ def class_inputs(module: PreTrainedModel, task: Task) -> Iterator[tuple[InputSpe
         name for name, parameter in parameters.items() if parameter.default is parameter.empty
     )
     if unknown := [name for name in names if name not in _LAYOUTS]:
-        raise ModelError(
-            f"{type(module).__name__} requires the input {', '.join(unknown)}, whose shape does "
-            "not follow from config.json",
-            remedy="write a function that builds the model, and describe its inputs: "
-            "`model: {python: my_model.py:build, weights: …, inputs: …}`",
-        )
+        raise _unknown_inputs(module, unknown)
     others = [name for name in parameters if name in _ALTERNATIVES and name not in names]
     for count in range(_MOST_ADDED + 1):
         for added in combinations(others, count):
             chosen = [name for name in parameters if name in names or name in added]
             for layout in range(max((len(_LAYOUTS[name]) for name in chosen), default=1)):
                 yield _specs(module, task, chosen, layout)
+
+
+def has_unknown_main_input(module: PreTrainedModel) -> bool:
+    """Return True if the shape of a class's main input does not follow from its config."""
+    return module.main_input_name in _parameters(module) and module.main_input_name not in _LAYOUTS
+
+
+def inputs_error(
+    module: PreTrainedModel, inputs: Sequence[InputSpec], error: Exception
+) -> ModelError:
+    """Return the error for a class that runs on none of its possible inputs.
+
+    Args:
+        module: the class.
+        inputs: the most likely inputs.
+        error: the exception that it raised on them.
+    """
+    if has_unknown_main_input(module):
+        return _unknown_inputs(module, [module.main_input_name])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = f"{type(error).__name__}: {lines[0] if lines else 'no details'}"
+    names = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in inputs)
+    return ModelError(
+        f"{type(module).__name__} does not run on the inputs that follow from config.json, "
+        f"{names}: {reason}",
+        remedy=_DESCRIBE_REMEDY,
+    )
+
+
+def _unknown_inputs(module: PreTrainedModel, names: Sequence[str]) -> ModelError:
+    return ModelError(
+        f"{type(module).__name__} requires the input {', '.join(names)}, whose shape does not "
+        "follow from config.json",
+        remedy=_DESCRIBE_REMEDY,
+    )
 
 
 def _parameters(module: PreTrainedModel) -> dict[str, inspect.Parameter]:

@@ -271,3 +271,27 @@ def test_macs_of_a_mixture_are_those_of_the_experts_of_one_token(
     monkeypatch.setattr(class_description, "_MOST_PARAMETERS_TO_RUN", 0)
     scores = 2 * 2 * 32
     assert describe({**tree, "transformers_version": "0"}).macs == macs + scores
+
+
+def test_a_class_that_runs_on_no_known_inputs_is_refused(monkeypatch):
+    with pytest.raises(ModelError, match="requires the input flattened_patches") as caught:
+        describe(_further("pix2struct"))
+    assert "describe its inputs" in str(caught.value)
+
+    def refuse(*_: Any, input_ids: Any, attention_mask: Any) -> None:
+        raise ValueError("a table is missing")
+
+    monkeypatch.setattr(transformers.BertModel, "forward", refuse)
+    with pytest.raises(ModelError, match=r"does not run on .*input_ids .*: ValueError: a table"):
+        describe(_tree("BertModel", "bert", vocab_size=63))
+
+
+def test_a_class_that_reads_the_last_token_of_a_text_is_described():
+    description = describe(_further("bart-class"))
+    assert description.signature.outputs == ("logits",)
+    assert description.macs > 0
+
+
+def _further(name: str) -> dict[str, Any]:
+    case = FURTHER_CLASSES[name]
+    return {**case.config().to_dict(), "architectures": [case.class_name]}
