@@ -199,8 +199,8 @@ def _transposed_conv(node: onnx.NodeProto, a: Shape, b: Shape, y: Shape) -> int:
 
 def _recurrent(node: onnx.NodeProto, a: Shape, b: Shape, y: Shape) -> int:  # noqa: ARG001
     """Count both weights: [directions, gates · hidden, width] and [.., gates · hidden, hidden]."""
-    [hidden] = [attribute.i for attribute in node.attribute if attribute.name == "hidden_size"]
-    return math.prod(a[:-1]) * math.prod(b[:-1]) * (b[-1] + hidden)
+    hidden = next(entry.i for entry in node.attribute if entry.name == "hidden_size")
+    return math.prod(a[:-1]) * math.prod(b[:-1]) * (b[-1] + int(hidden))
 
 
 _COUNTERS: dict[str, Callable[[onnx.NodeProto, Shape, Shape, Shape], int]] = {
