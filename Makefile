@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 
-.PHONY: demo test check torture benchmark clean
+.PHONY: demo test check docs torture benchmark clean
 
 demo: $(STAMP)
 	$(BIN)/autoglm-compress run examples/phone/pipeline.yaml
@@ -19,6 +20,11 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The documentation site, in site/: generated parts, strict build, every link checked; offline once installed.
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m website.reference
+	$(BIN)/python -m website.build
+
 # Hours of attacks on stores, concurrency and foreign files; see docs/torture.md.
 torture: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/plugins $(BIN)/python -m tests.torture
@@ -31,5 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[phone-bed,heic,parquet,trt-rtx,provenance,dev]'
 	touch $@
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) artifacts
+	rm -rf $(VENV) artifacts site

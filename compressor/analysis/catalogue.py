@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import AliasChoices, BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from compressor.config import discovery
+from compressor.config.record import Reference
 from compressor.engine.contract import Pass
 
 
@@ -19,6 +23,10 @@ class FieldEntry(BaseModel):
 
     name: str
     type: str
+    limits: str = ""
+    """Limits of a number or a list: ``at least 1``; empty if there are none."""
+    former_names: tuple[str, ...] = ()
+    """Old names, which are still valid."""
     required: bool
     default: Any
     description: str
@@ -93,7 +101,7 @@ def _entry(group: str, name: str) -> CatalogueEntry:
         writes=plugin.produces if is_pass else None,
         needs=_needs(plugin) if is_pass else (),
         presets=tuple(getattr(plugin, "presets", {})),
-        fields=() if config is None else tuple(_fields(config)),
+        fields=() if config is None else tuple(config_fields(config)),
     )
 
 
@@ -111,7 +119,13 @@ def _needs(pass_: Pass[Any]) -> tuple[str, ...]:
     return tuple(need.label for need in needs)
 
 
-def _fields(config: type[BaseModel], prefix: str = "") -> list[FieldEntry]:
+def config_fields(config: type[BaseModel], prefix: str = "") -> list[FieldEntry]:
+    """Return the fields of a config, each followed by those of the record inside it.
+
+    Args:
+        config: the record.
+        prefix: path of the record, with a dot at its end.
+    """
     fields: list[FieldEntry] = []
     for name, field in config.model_fields.items():
         label = prefix + (field.alias or name)
@@ -120,7 +134,9 @@ def _fields(config: type[BaseModel], prefix: str = "") -> list[FieldEntry]:
         fields.append(
             FieldEntry(
                 name=label,
-                type=_type_name(field.annotation),
+                type=_reference(field.metadata) or _type_name(field.annotation),
+                limits=", ".join(_limits(field.metadata, field.annotation)),
+                former_names=_former_names(field),
                 required=field.is_required(),
                 default=default.model_dump(mode="json")
                 if isinstance(default, BaseModel)
@@ -129,8 +145,52 @@ def _fields(config: type[BaseModel], prefix: str = "") -> list[FieldEntry]:
             )
         )
         if nested is not None:
-            fields += _fields(nested, f"{label}.")
+            fields += config_fields(nested, f"{label}{_item(field.annotation)}.")
     return fields
+
+
+def _item(annotation: Any) -> str:
+    """Return the path from a field to the records inside of it: ``.<name>`` for a mapping."""
+    text = _type_name(annotation)
+    return ".<name>" if text.startswith("mapping") else "[]" if text.startswith("list") else ""
+
+
+def _former_names(field: FieldInfo) -> tuple[str, ...]:
+    alias = field.validation_alias
+    return tuple(map(str, alias.choices[1:])) if isinstance(alias, AliasChoices) else ()
+
+
+def _reference(metadata: Sequence[Any]) -> str | None:
+    """Return the type of a field that names a data set, a step or a path; None for others."""
+    names = {"data": "data set", "step": "step", "path": "path"}
+    return next((names[entry.to] for entry in metadata if isinstance(entry, Reference)), None)
+
+
+def _limits(metadata: Sequence[Any], annotation: Any) -> list[str]:
+    """Return the limits of a field, those inside of its type included: ``at least 1``."""
+    found = [text for entry in metadata if (text := _limit(entry))]
+    for argument in getattr(annotation, "__args__", ()):
+        found += _limits(getattr(argument, "__metadata__", ()), argument)
+    if hasattr(annotation, "__metadata__"):
+        found += _limits((), annotation.__origin__)
+    return list(dict.fromkeys(found))
+
+
+def _limit(entry: Any) -> str:
+    if isinstance(entry, FieldInfo):
+        return ", ".join(_limits(entry.metadata, None))
+    match entry:
+        case Ge():
+            return f"at least {entry.ge}"
+        case Gt():
+            return f"above {entry.gt}"
+        case Le():
+            return f"at most {entry.le}"
+        case Lt():
+            return f"below {entry.lt}"
+        case MinLen():
+            return f"{entry.min_length} or more entries"
+    return ""
 
 
 def _nested(annotation: Any) -> type[BaseModel] | None:
@@ -143,7 +203,7 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
 
 def _type_name(annotation: Any) -> str:
     if hasattr(annotation, "__metadata__"):
-        return _type_name(annotation.__origin__)
+        return _reference(annotation.__metadata__) or _type_name(annotation.__origin__)
     if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
         return "null" if annotation is type(None) else annotation.__name__
     arguments = getattr(annotation, "__args__", ())

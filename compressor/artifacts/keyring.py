@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 PUBLIC_KEY = "AUTOGLM_COMPRESS_PUBLIC_KEY"
-"""Environment variable that holds the text of a PEM file or of a keyring."""
+"""Environment variable: text of a public Ed25519 key in PEM, or of a keyring, with which signatures
+are checked; `--key` of `verify` and `restore` replaces it."""
 _PEM = re.compile(r"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----", re.DOTALL)
 _FINGERPRINT_DIGITS = 16
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SIGNATURE = f"{MANIFEST}.sig"
 PRIVATE_KEY = "AUTOGLM_COMPRESS_PRIVATE_KEY"
-"""Environment variable that holds a private key as PEM text."""
+"""Environment variable: text of a private Ed25519 key in PEM; `sign` uses it without `--key`."""
 _SIGNATURE_BYTES = 64
 
 

@@ -20,7 +20,8 @@ from compressor.foreign_files.json_files import read_json_record
 
 IMPORTED = "imported.json"
 REQUIRE_SIGNATURES = "AUTOGLM_COMPRESS_REQUIRE_SIGNATURES"
-"""Environment variable that demands signatures, unless it is empty or 0."""
+"""Environment variable: `1` to refuse imported artifacts, and artifacts and baselines of other
+stores, that are not signed, as `require_signatures: true` in a pipeline."""
 
 
 class Import(BaseModel):

@@ -45,8 +45,9 @@ def generate(
         float, typer.Option(help="Probability mass to sample from.", min=0.01, max=1.0)
     ] = 0.95,
     seed: Annotated[int, typer.Option(help="Random seed of the sampling.", min=0)] = 0,
-    threads: Annotated[int, typer.Option(help="Threads of the runtime.", min=1)] = os.cpu_count()
-    or 1,
+    threads: Annotated[
+        int, typer.Option(help="Threads of the runtime.", min=1, show_default="all cores")
+    ] = os.cpu_count() or 1,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text without the chat template.")
     ] = False,

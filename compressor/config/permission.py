@@ -11,7 +11,7 @@ import os
 from compressor.errors import UsageError
 
 CODE_VARIABLE = "AUTOGLM_COMPRESS_ALLOW_CODE"
-"""Environment variable that holds ``1`` where code is allowed; child processes inherit it."""
+"""Environment variable: `1` where code is allowed; `--allow-code` sets it for child processes."""
 _OPTION = "allow it with --allow-code"
 
 

@@ -27,3 +27,25 @@ def draw_pictures(folder: Path, count: int) -> None:
         for number in range(count):
             pixels = (level + generator.integers(-50, 50, (16, 16, 3))).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
+
+
+def tiny_network() -> bytes:
+    """Return the ONNX file of two linear layers with a ReLU between them, 16 to 4 values."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    generator = np.random.default_rng(0)
+    shapes = {"first": (16, 32), "second": (32, 4)}
+    weights = [
+        numpy_helper.from_array(generator.normal(size=shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 16])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["hidden"]),
+        helper.make_node("Relu", ["hidden"], ["active"]),
+        helper.make_node("MatMul", ["active", "second"], ["logits"]),
+    ]
+    graph = helper.make_graph(nodes, "tiny", [x], [logits], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString()

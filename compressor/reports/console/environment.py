@@ -75,7 +75,8 @@ def render_entry(entry: CatalogueEntry) -> None:
     for field in entry.fields:
         default = "required" if field.required else f"default {_default(field.default)}"
         heading = Text(field.name, style="bold")
-        heading.append(f"  {field.type}, {default}", style="not bold dim")
+        details = ", ".join(filter(None, (field.type, field.limits, default)))
+        heading.append(f"  {details}", style="not bold dim")
         print_wrapped(heading)
         print_wrapped(Text(field.description), indent=4)
 

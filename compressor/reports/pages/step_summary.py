@@ -12,7 +12,8 @@ from compressor.reports.pages.markdown import escape, gates_table, ladder_table
 from compressor.reports.rows.run import RunReport
 
 VARIABLE = "GITHUB_STEP_SUMMARY"
-"""Environment variable with the path of the file that GitHub renders."""
+"""Environment variable: file to which `run` appends the ladder and the gates, and `gate` its table;
+GitHub Actions sets it."""
 
 
 def summarize_run(report: RunReport) -> None:

@@ -1,0 +1,114 @@
+"""Small models and data under the names that the pages of docs/ use for a reader's own.
+
+A page names them in a comment: ``<!-- stand-ins: checkpoint texts -->``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.models.contract import Family
+from tests.support.processors import (
+    message,
+    write_conversations,
+    write_picture,
+    write_processor,
+)
+from tests.support.tiny_files import draw_pictures, tiny_network
+
+WIDE = {"hidden_size": 128, "intermediate_size": 256}
+"""Widths of a language model that groups of up to 128 weights divide."""
+
+
+def write_model(family: Family[Any], preset: str, folder: Path, **fields: Any) -> None:
+    """Write a model of a family's preset, with fields replaced; mappings are merged."""
+    tree = family.presets[preset].model_dump(mode="json")
+    for name, value in fields.items():
+        tree[name] = tree[name] | value if isinstance(value, Mapping) else value
+    config = family.Config.model_validate_json(json.dumps(tree))
+    family.save(family.build(config), config, folder)
+
+
+def write_llm(folder: Path) -> None:
+    """Write a Llama checkpoint with a tokenizer whose word ``w7`` is token 7."""
+    from compressor.models.families.transformers.family import Transformers
+
+    write_model(Transformers(), "tiny-llama", folder / "checkpoint", **WIDE)
+    write_processor(folder / "checkpoint")
+
+
+def write_vlm(folder: Path) -> None:
+    """Write a GLM-4V checkpoint with its processor."""
+    from compressor.models.families.transformers.family import Transformers
+
+    write_model(
+        Transformers(),
+        "tiny-glm4v",
+        folder / "checkpoint",
+        text_config={"intermediate_size": 256},
+        vision_config={"hidden_size": 128, "intermediate_size": 128},
+    )
+    write_processor(folder / "checkpoint")
+
+
+def write_encoder(folder: Path) -> None:
+    """Write a sentence encoder with a tokenizer."""
+    from compressor.models.families.sentence_encoder.family import SentenceEncoder
+
+    fields = {"max_position_embeddings": 64, "vocab_size": 512}
+    write_model(SentenceEncoder(), "tiny", folder / "checkpoint", **fields)
+    write_processor(folder / "checkpoint")
+
+
+def write_texts(folder: Path) -> None:
+    """Write texts for calibration and evaluation."""
+    for split in ("calibration", "evaluation"):
+        (folder / "texts" / split).mkdir(parents=True)
+        words = " ".join(f"w{10 + number * 7 % 500}" for number in range(600))
+        (folder / "texts" / split / "page.txt").write_text(words)
+
+
+def write_pairs(folder: Path) -> None:
+    """Write queries with their passages."""
+    (folder / "pairs").mkdir()
+    for split in ("calibration", "test"):
+        lines = [
+            json.dumps({"query": f"w{number}", "passage": f"w{number} w{number + 1}"})
+            for number in range(10, 42)
+        ]
+        (folder / "pairs" / f"{split}.jsonl").write_text("\n".join(lines))
+
+
+def write_pictures(folder: Path) -> None:
+    """Write folders of pictures, one for each class."""
+    for split, count in (("train", 32), ("test", 16)):
+        draw_pictures(folder / "pictures" / split, count)
+
+
+def write_talks(folder: Path) -> None:
+    """Write conversations about images."""
+    write_picture(folder / "screen.png", 56, 56)
+    talk = [message("user", "w11 w12", "screen.png"), message("assistant", "w21 w22 w23")]
+    for split in ("calibration", "test"):
+        write_conversations(folder / f"{split}.jsonl", *[talk] * 4)
+
+
+def write_onnx(folder: Path) -> None:
+    """Write an ONNX file of a small network."""
+    (folder / "model.onnx").write_bytes(tiny_network())
+
+
+STAND_INS: Mapping[str, Callable[[Path], None]] = {
+    "encoder": write_encoder,
+    "llm": write_llm,
+    "onnx": write_onnx,
+    "pairs": write_pairs,
+    "pictures": write_pictures,
+    "talks": write_talks,
+    "texts": write_texts,
+    "vlm": write_vlm,
+}
+"""Name in a page to the function that writes it into a folder."""
