@@ -7,13 +7,30 @@ from typing import Any
 from pydantic import BaseModel
 
 from compressor.analysis.catalogue import CatalogueEntry, FieldEntry, config_fields, list_entries
+from compressor.config import discovery
 from compressor.engine.plan.config import GateConfig, ModelConfig, PipelineConfig, StepHeader
 from compressor.evaluation.metrics import known_metrics
 from compressor.evaluation.records import EvaluateConfig
+from website.remedies import PACKAGES
 from website.tables import code, escaped, table
 
 _SECTIONS = ("model", "data", "evaluate", "passes", "gates")
 """Fields of a pipeline with a chapter of their own."""
+
+
+def own_entries() -> list[CatalogueEntry]:
+    """Return the plugins of this repository, without others that are installed."""
+    return [entry for entry in list_entries() if _is_own(entry)]
+
+
+def _is_own(entry: CatalogueEntry) -> bool:
+    groups = (discovery.PASSES, discovery.SOURCES, discovery.FAMILIES, discovery.FORMATS)
+    loaded = [
+        type(discovery.load(group, entry.name))
+        for group in groups
+        if entry.name in discovery.names(group)
+    ]
+    return any(plugin.__module__.partition(".")[0] in PACKAGES for plugin in loaded)
 
 
 def pipeline_fields() -> str:
@@ -67,7 +84,7 @@ def families() -> str:
     """Return the table of model families."""
     rows = [
         [code(entry.name), escaped(entry.summary), ", ".join(map(code, entry.presets)) or "–"]
-        for entry in list_entries()
+        for entry in own_entries()
         if entry.group == "model family"
     ]
     return table(["Family", "", "Presets"], rows)
@@ -75,7 +92,7 @@ def families() -> str:
 
 def formats() -> str:
     """Return the table of formats."""
-    entries = list_entries()
+    entries = own_entries()
     rows = []
     for entry in (entry for entry in entries if entry.group == "model format"):
         readers = [code(one.name) for one in entries if entry.name in one.reads]
@@ -90,7 +107,7 @@ def renamed_keys() -> str:
     """Return the table of old keys."""
     rows = [
         [code(entry.name), _parent(field.name), code(old), code(field.name.rpartition(".")[2])]
-        for entry in list_entries()
+        for entry in own_entries()
         for field in entry.fields
         for old in field.former_names
     ]
@@ -98,7 +115,7 @@ def renamed_keys() -> str:
 
 
 def _entries(group: str) -> str:
-    return "\n\n".join(_entry(entry) for entry in list_entries() if entry.group == group)
+    return "\n\n".join(_entry(entry) for entry in own_entries() if entry.group == group)
 
 
 def _entry(entry: CatalogueEntry) -> str:

@@ -81,9 +81,7 @@ def messages() -> str:
 
 def section_of(message: Message) -> str:
     """Return the heading under which a message is listed."""
-    prefixes = {
-        prefix: section for section, prefixes in SECTIONS.items() for prefix in prefixes
-    }
+    prefixes = {prefix: section for section, prefixes in SECTIONS.items() for prefix in prefixes}
     fitting = [prefix for prefix in prefixes if message.file.startswith(prefix)]
     return prefixes[max(fitting, key=len)]
 

@@ -16,6 +16,7 @@ from website.remedies import ROOT
 
 PARTS: dict[str, Callable[[], str]] = {
     "commands": command_line.commands,
+    "decisions": lambda: decisions(ROOT / "docs" / "decisions"),
     "environment-variables": command_line.environment_variables,
     "evaluate": fields.evaluate_fields,
     "exit-codes": command_line.exit_codes,
@@ -49,6 +50,15 @@ def pages() -> Iterator[tuple[Path, str]]:
         text = page.read_text(encoding="utf-8")
         if _PART.search(text):
             yield page, _PART.sub(_fill, text)
+
+
+def decisions(folder: Path) -> str:
+    """Return the list of decisions, with the titles of their pages."""
+    titles = {
+        page: page.read_text(encoding="utf-8").partition("\n")[0].partition(". ")[2]
+        for page in sorted(folder.glob("[0-9]*.md"))
+    }
+    return "\n".join(f"- [{page.name[:4]} {title}]({page.name})" for page, title in titles.items())
 
 
 def _fill(match: re.Match[str]) -> str:

@@ -47,7 +47,15 @@ def collect() -> list[Message]:
         UnknownRemedyError: A remedy is written in a form that is not known here.
     """
     files = [file for name in PACKAGES for file in sorted((ROOT / name).rglob("*.py"))]
-    modules = [_Module(file) for file in files]
+    return _collect([_Module(file) for file in files])
+
+
+def read_module(file: Path) -> list[Message]:
+    """Return the messages of one file; errors as ``collect``."""
+    return _collect([_Module(file)])
+
+
+def _collect(modules: list[_Module]) -> list[Message]:
     signatures: dict[str, list[list[str]]] = {}
     for module in modules:
         for name, parameters in module.callables_with_remedy():
@@ -60,7 +68,7 @@ class _Module:
     """One source file."""
 
     def __init__(self, file: Path) -> None:
-        self.name = str(file.relative_to(ROOT))
+        self.name = str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file)
         self.tree = ast.parse(file.read_text(encoding="utf-8"))
         self._open: list[str] = []
         """Names whose values are being read."""

@@ -18,9 +18,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def escaped(text: str) -> str:
     """Return text as Markdown that is shown as it is; pieces in backticks stay code."""
     parts = _CODE.split(text)
-    return "".join(
-        part if part.startswith("`") else _SPECIAL.sub(r"\\\1", part) for part in parts
-    )
+    return "".join(part if part.startswith("`") else _SPECIAL.sub(r"\\\1", part) for part in parts)
 
 
 def code(text: str) -> str:

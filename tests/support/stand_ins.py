@@ -65,9 +65,9 @@ def write_encoder(folder: Path) -> None:
 
 def write_texts(folder: Path) -> None:
     """Write texts for calibration and evaluation."""
-    for split in ("calibration", "evaluation"):
+    for split, count in (("calibration", 40 * 256), ("evaluation", 5 * 256)):
         (folder / "texts" / split).mkdir(parents=True)
-        words = " ".join(f"w{10 + number * 7 % 500}" for number in range(600))
+        words = " ".join(f"w{10 + number * 7 % 500}" for number in range(count))
         (folder / "texts" / split / "page.txt").write_text(words)
 
 
@@ -93,7 +93,7 @@ def write_talks(folder: Path) -> None:
     write_picture(folder / "screen.png", 56, 56)
     talk = [message("user", "w11 w12", "screen.png"), message("assistant", "w21 w22 w23")]
     for split in ("calibration", "test"):
-        write_conversations(folder / f"{split}.jsonl", *[talk] * 4)
+        write_conversations(folder / f"{split}.jsonl", *[talk] * 32)
 
 
 def write_onnx(folder: Path) -> None:

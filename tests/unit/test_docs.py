@@ -6,15 +6,13 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import typer
 import yaml
-from pydantic import AliasChoices, BaseModel
 
 from cli import app
-from compressor.config import discovery
 from compressor.config.document import parse_document
 from compressor.engine.plan.pipeline import pipeline_from_document
 
@@ -33,6 +31,7 @@ REST_OF_A_PIPELINE = {
 }
 RECIPES = ROOT / "docs" / "extending"
 """Pages whose commands and pipelines need a plugin: test_recipes.py runs them."""
+CHINESE = ROOT / "docs" / "zh"
 
 
 def page_name(page: Path) -> str:
@@ -121,35 +120,14 @@ def test_every_yaml_block_of_a_pipeline_is_valid(page: Path) -> None:
             pipeline_from_document(parse_document(json.dumps(whole).encode()))
 
 
-def renamed_keys(config: Any) -> set[tuple[str, str]]:
-    """Return the (old, new) keys of a config and of the records inside it."""
-    keys: set[tuple[str, str]] = set()
-    if isinstance(config, type) and issubclass(config, BaseModel):
-        for field in config.model_fields.values():
-            if isinstance(field.validation_alias, AliasChoices):
-                new, *old = map(str, field.validation_alias.choices)
-                keys |= {(name, new) for name in old}
-            keys |= renamed_keys(field.annotation)
-    for argument in get_args(config):
-        keys |= renamed_keys(argument)
-    return keys
-
-
-def test_the_table_of_renamed_keys_is_complete() -> None:
-    passes = (discovery.load(discovery.PASSES, name) for name in discovery.names(discovery.PASSES))
-    expected = set().union(*(renamed_keys(pass_.Config) for pass_ in passes))
-    table = (ROOT / "docs" / "pipeline.md").read_text().partition("| Old key | Key |")[2]
-    assert set(re.findall(r"\| `(\w+)` \| `(\w+)` \|$", table, re.MULTILINE)) == expected
-
-
-def test_every_command_is_documented_under_its_panel() -> None:
-    pages = re.split(r"^## ", (ROOT / "docs" / "commands.md").read_text(), flags=re.MULTILINE)
-    sections = dict(page.split("\n", 1) for page in pages[1:])
-    app_command: Any = typer.main.get_command(app)
-    for name, command in app_command.commands.items():
-        if not command.hidden:
-            section = sections[command.rich_help_panel]
-            assert re.search(rf"`{name}\b", section), f"{name} ({command.rich_help_panel})"
+def test_the_navigation_has_every_page() -> None:
+    for config, folder in (("mkdocs.yml", ROOT / "docs"), ("mkdocs.zh.yml", CHINESE)):
+        text = (ROOT / "website" / config).read_text()
+        linked = set(re.findall(r": ([\w/.-]+\.md)$", text, re.MULTILINE))
+        pages = {str(page.relative_to(ROOT / "docs")) for page in folder.rglob("*.md")}
+        if folder != CHINESE:
+            pages = {name for name in pages if not name.startswith(("zh/", "decisions/0"))}
+        assert sorted(pages - linked) == [], config
 
 
 def test_the_readme_is_short() -> None:

@@ -1,7 +1,14 @@
-"""The recipes of docs/extending, exactly as printed: files are written, installed and run.
+"""The commands of the documentation, exactly as printed: files are written, installed and run.
 
-A code block with a title is a file. The entry points of pyproject.toml become a dist-info folder on
-PYTHONPATH, which stands for ``pip install -e .``. The lines of untitled blocks are run in order.
+A page is followed in an empty folder:
+
+- A code block with a title that is a file name is a file.
+- ``<!-- stand-ins: llm texts -->`` names small models and data that stand for the reader's own
+  (``tests/support/stand_ins.py``).
+- The entry points of a ``pyproject.toml`` become a dist-info folder on PYTHONPATH, which stands for
+  ``pip install -e .``.
+- The lines of every block behind the comment ``<!-- tested -->`` are run in order. Other blocks are
+  checked for their form alone (``test_docs.py``).
 """
 
 from __future__ import annotations
@@ -17,20 +24,33 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.stand_ins import STAND_INS
+
 ROOT = Path(__file__).parents[2]
-RECIPES = ROOT / "docs" / "extending"
-BLOCK = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXTENDING = ROOT / "docs" / "extending"
+"""Pages that build a package of their own: the tests below check what their commands print."""
+FILE_BLOCK = re.compile(r'^```\w* title="([\w.]+)"\n(.*?)^```', re.MULTILINE | re.DOTALL)
+TESTED_BLOCK = re.compile(r"^<!-- tested -->\n```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+STAND_IN_COMMENT = re.compile(r"<!-- stand-ins: ([\w ]+) -->")
+TESTED = [
+    page for page in PAGES if TESTED_BLOCK.search(page.read_text()) and "zh" not in page.parts
+]
 
 
 def write_files(page: Path, folder: Path) -> None:
-    """Write every titled code block of a page."""
-    for _, title, text in BLOCK.findall(page.read_text()):
-        if title:
-            (folder / title).write_text(text)
+    """Write the stand-ins that a page names, and every code block that is a file."""
+    for names in STAND_IN_COMMENT.findall(page.read_text()):
+        for name in names.split():
+            STAND_INS[name](folder)
+    for title, text in FILE_BLOCK.findall(page.read_text()):
+        (folder / title).write_text(text)
 
 
 def install(folder: Path) -> None:
-    """Write the dist-info folder of the package that pyproject.toml describes."""
+    """Write the dist-info folder of the package that pyproject.toml describes, if there is one."""
+    if not (folder / "pyproject.toml").is_file():
+        return
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     dist_info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     dist_info.mkdir()
@@ -44,14 +64,12 @@ def install(folder: Path) -> None:
 
 
 def run_commands(page: Path, folder: Path) -> dict[str, str]:
-    """Run the shell lines of a page and return their outputs; the first failure ends the test."""
+    """Run the tested lines of a page and return their outputs; the first failure ends the test."""
     search_path = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search_path))}
     outputs = {}
-    for language, title, text in BLOCK.findall(page.read_text()):
-        for line in () if language or title else text.splitlines():
-            if line.startswith("pip install"):
-                continue
+    for block in TESTED_BLOCK.findall(page.read_text()):
+        for line in block.replace("\\\n", " ").splitlines():
             program, *arguments = [expand(word, folder) for word in shlex.split(line)]
             start = {"python": [sys.executable], "autoglm-compress": [sys.executable, "-m", "cli"]}
             done = subprocess.run(
@@ -81,29 +99,37 @@ def metrics(folder: Path, name: str) -> dict[str, float]:
     return {row["name"]: row["value"] for row in json.loads(manifest.read_text())["metrics"]}
 
 
-def follow(name: str, folder: Path) -> dict[str, str]:
-    """Follow one recipe in an empty folder and return the outputs of its commands."""
-    page = RECIPES / f"{name}.md"
+def follow(page: Path, folder: Path) -> dict[str, str]:
+    """Follow a page in an empty folder and return the outputs of its commands."""
     write_files(page, folder)
     install(folder)
     return run_commands(page, folder)
 
 
+@pytest.mark.parametrize(
+    "page",
+    [page for page in TESTED if EXTENDING not in page.parents],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_every_command_that_a_page_marks_as_tested_succeeds(page: Path, tmp_path: Path) -> None:
+    assert follow(page, tmp_path)
+
+
 def test_the_recipe_of_a_pass(tmp_path: Path) -> None:
-    outputs = follow("pass", tmp_path)
+    outputs = follow(EXTENDING / "pass.md", tmp_path)
     assert "smallest magnitudes first" in outputs["autoglm-compress passes explain sparsify"]
     (manifest,) = tmp_path.glob("artifacts/sparsify-*/manifest.json")
     assert json.loads(manifest.read_text())["summary"]["sparsity"] == 0.6
 
 
 def test_the_recipe_of_a_data_source(tmp_path: Path) -> None:
-    outputs = follow("data-source", tmp_path)
+    outputs = follow(EXTENDING / "data-source.md", tmp_path)
     assert "relative to pipeline.yaml" in outputs["autoglm-compress passes explain npz"]
     assert metrics(tmp_path, "train")["top1"] > 0.9
 
 
 def test_the_recipe_of_a_model_family(tmp_path: Path) -> None:
-    outputs = follow("model-family", tmp_path)
+    outputs = follow(EXTENDING / "model-family.md", tmp_path)
     assert "mlp" in outputs["autoglm-compress show mlp:large"]
     whole, half = metrics(tmp_path, "train"), metrics(tmp_path, "prune")
     assert half["parameters"] < 0.6 * whole["parameters"]
@@ -111,16 +137,23 @@ def test_the_recipe_of_a_model_family(tmp_path: Path) -> None:
 
 
 def test_the_recipe_of_a_format(tmp_path: Path) -> None:
-    outputs = follow("format", tmp_path)
+    outputs = follow(EXTENDING / "format.md", tmp_path)
     assert "centroids" in outputs["autoglm-compress show model"]
     half = metrics(tmp_path, "half-centroids")
     assert half["top1"] > 0.9
     assert half["latency_p50_ms"] > 0
 
 
-@pytest.mark.parametrize("page", sorted(RECIPES.glob("*.md")), ids=lambda page: page.stem)
-def test_every_recipe_is_followed_by_a_test(page: Path) -> None:
-    titles = {title for _, title, _ in BLOCK.findall(page.read_text()) if title}
+@pytest.mark.parametrize("page", sorted(EXTENDING.glob("*.md")), ids=lambda page: page.stem)
+def test_every_page_about_extending_is_followed_by_a_test(page: Path) -> None:
+    titles = {title for title, _ in FILE_BLOCK.findall(page.read_text())}
     assert page.stem == "README" or "pyproject.toml" in titles
-    followed = re.findall(r'follow\("([\w-]+)"', Path(__file__).read_text())
+    followed = re.findall(r'EXTENDING / "([\w-]+)\.md"', Path(__file__).read_text())
     assert page.stem == "README" or page.stem in followed
+
+
+def test_every_recipe_with_a_whole_pipeline_is_followed_by_a_test() -> None:
+    recipes = (ROOT / "docs" / "recipes").glob("*.md")
+    whole = [page for page in recipes if 'title="pipeline.yaml"' in page.read_text()]
+    assert len(whole) >= 7
+    assert [page.name for page in whole if page not in TESTED] == []
