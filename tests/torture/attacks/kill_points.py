@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
-from tests.torture.operations import KILLED, Operations, watch
+from tests.torture.operations import KILLED, Operations, UnsyncedFiles, watch
 from tests.torture.registry import Attack, Case
 from tests.torture.stores import (
     COMMANDS,
@@ -39,20 +40,40 @@ def whole(command: Command) -> tuple[int, dict[str, str]]:
     return int(counted.read_text()), content(home)
 
 
-def kill(command: Command, number: int, home: Path) -> str | None:
-    """Kill a command before an operation; return what is wrong then, and after it is repeated."""
+def stop(command: Command, number: int, home: Path, *, power: bool) -> str | None:
+    """Kill a command before an operation; return what is wrong then, and after it is repeated.
+
+    Args:
+        command: the command.
+        number: the operation.
+        home: an empty folder.
+        power: True to lose what was written and not flushed as well.
+    """
     copy_template(command.template, home)
 
     def prepare() -> None:
-        watch(home, Operations(number, lambda: os._exit(KILLED)))
+        unsynced = UnsyncedFiles()
+
+        def end() -> None:
+            if power:
+                unsynced.lose()
+            os._exit(KILLED)
+
+        operations = Operations(number, end)
+
+        def follow(event: str, arguments: tuple[Any, ...]) -> None:
+            operations(event, arguments)
+            unsynced(event, arguments)
+
+        watch(home, follow)
 
     outcome = run_in(home, command.words, prepare)
     if outcome.code != KILLED:
         return f"not killed, exit code {outcome.code}: {outcome.printed[-300:]}"
-    return check(command, home)
+    return _check(command, home)
 
 
-def check(command: Command, home: Path) -> str | None:
+def _check(command: Command, home: Path) -> str | None:
     """Return what is wrong after a kill, and after the command has been run again."""
     if problem := problem_of(home):
         return problem
@@ -68,16 +89,17 @@ def check(command: Command, home: Path) -> str | None:
     return None
 
 
-def _cases(source: random.Random) -> Iterator[Case]:
+def all_points(source: random.Random, *, power: bool) -> Iterator[Case]:
+    """Yield a case for every operation of every command, shuffled."""
     points = [(command, number) for command in COMMANDS for number in range(whole(command)[0])]
     source.shuffle(points)
     for command, number in points:
-        yield f"{command.name}, operation {number}", partial(kill, command, number)
+        yield f"{command.name}, operation {number}", partial(stop, command, number, power=power)
 
 
 ATTACK = Attack(
     "kill points",
     "a command is killed before a file operation; the store verifies, and the command repeated "
     "leaves the same bytes and nothing else",
-    _cases,
+    partial(all_points, power=False),
 )

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from tests.support.mutations import nested, replace_file, safetensors_file
-from tests.torture.children import run_command
-from tests.torture.foreign_examples import data_files, warm_up
-from tests.torture.foreign_files import MOST_BYTES
+from tests.torture.attacks.foreign_data_files import data_files
+from tests.torture.examples import warm_up
+from tests.torture.foreign_files import problem_of, run_at, shown
 from tests.torture.registry import Attack, Case
 
 _TIMEOUT_S = 120
@@ -220,9 +220,9 @@ def _attack(
     shutil.copytree(original, home)
     make(home / file)
     for command in _commands(reader):
-        outcome = run_command(command, home, _TIMEOUT_S)
-        if problem := outcome.problem(frozenset({0, 2}), MOST_BYTES):
-            return f"{command[0]}: {problem}\n    {outcome.output[-600:]}"
+        outcome = run_at(home, command, _TIMEOUT_S)
+        if problem := problem_of(outcome, frozenset({0, 2})):
+            return f"{command[0]}: {problem}\n    {shown(outcome)}"
     return None
 
 

@@ -1,0 +1,83 @@
+"""What the torture of foreign files attacks: folders, files in them, and commands that read them.
+
+Each attack on foreign files builds its own examples: tiny real models, data and pipelines, with
+which every command succeeds before a file is damaged.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Commands = Callable[[random.Random], list[list[str]]]
+
+
+@dataclass(slots=True)
+class Example:
+    """One folder to attack."""
+
+    folder: Path
+    patterns: tuple[str, ...]
+    """The files that are mutated, by pattern."""
+    commands: Commands
+    allowed: frozenset[int] = field(default=frozenset({0, 2}))
+
+    def targets(self, folder: Path) -> list[Path]:
+        """Return the files to mutate in a copy of the folder."""
+        return sorted(
+            {file for pattern in self.patterns for file in folder.glob(pattern) if file.is_file()}
+        )
+
+
+def warm_up() -> None:
+    """Import what the commands import, so that a forked child starts at once."""
+    import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
+    import PIL.Image  # noqa: F401
+    import torch
+    import transformers
+
+    import cli  # noqa: F401
+    from compressor import commands  # noqa: F401
+    from compressor.analysis import model_report  # noqa: F401
+    from compressor.engine.plan import planner  # noqa: F401
+    from compressor.engine.run import runner  # noqa: F401
+    from compressor.generation import generate  # noqa: F401
+    from compressor.graphs import files  # noqa: F401
+    from compressor.models.families.transformers import family, processor  # noqa: F401
+    from compressor.reports.console import models, plans, runs  # noqa: F401
+    from compressor.reports.pages import write  # noqa: F401
+    from compressor.runtimes.formats import installed_formats
+    from passes.awq import step as _awq  # noqa: F401
+    from passes.export_onnx import step as _export  # noqa: F401
+    from passes.qat import step as _qat  # noqa: F401
+
+    torch.set_num_threads(1)
+    installed_formats()
+    _ = transformers.AutoTokenizer, transformers.AutoConfig, transformers.AutoImageProcessor
+
+
+def write_pipeline(
+    file: Path,
+    model: str,
+    data: dict[str, Any],
+    *passes: dict[str, Any],
+    metrics: tuple[str, ...] = (),
+) -> None:
+    """Write a pipeline with one data set, ``d``, which its metrics are measured on."""
+    tree: dict[str, Any] = {
+        "version": 1,
+        "name": "attacked",
+        "threads": 1,
+        "model": {"path": model},
+        "data": {"d": data},
+        "passes": list(passes),
+    }
+    if metrics:
+        tree["evaluate"] = {"accuracy": {"data": "d", "metrics": list(metrics), "batch_size": 2}}
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
