@@ -6,6 +6,10 @@ which every command succeeds before a file is damaged.
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
+import pkgutil
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+import calibration
+import compressor
+import passes
 
 Commands = Callable[[random.Random], list[list[str]]]
 
@@ -26,6 +34,8 @@ class Example:
     """The files that are mutated, by pattern."""
     commands: Commands
     allowed: frozenset[int] = field(default=frozenset({0, 2}))
+    """Exit codes of the commands but for `run`."""
+    allowed_of_run: frozenset[int] = field(default=frozenset({0, 2}))
 
     def targets(self, folder: Path) -> list[Path]:
         """Return the files to mutate in a copy of the folder."""
@@ -42,24 +52,16 @@ def warm_up() -> None:
     import torch
     import transformers
 
-    import cli  # noqa: F401
-    from compressor import commands  # noqa: F401
-    from compressor.analysis import model_report  # noqa: F401
-    from compressor.engine.plan import planner  # noqa: F401
-    from compressor.engine.run import runner  # noqa: F401
-    from compressor.generation import generate  # noqa: F401
-    from compressor.graphs import files  # noqa: F401
-    from compressor.models.families.transformers import family, processor  # noqa: F401
-    from compressor.reports.console import models, plans, runs  # noqa: F401
-    from compressor.reports.pages import write  # noqa: F401
     from compressor.runtimes.formats import installed_formats
-    from passes.awq import step as _awq  # noqa: F401
-    from passes.export_onnx import step as _export  # noqa: F401
-    from passes.qat import step as _qat  # noqa: F401
 
+    for package in (compressor, passes, calibration):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            with contextlib.suppress(ImportError):  # of an extra that is not installed
+                importlib.import_module(module.name)
     torch.set_num_threads(1)
     installed_formats()
     _ = transformers.AutoTokenizer, transformers.AutoConfig, transformers.AutoImageProcessor
+    gc.freeze()
 
 
 def write_pipeline(

@@ -53,7 +53,8 @@ def _attack(example: Example, seed: float, folder: Path) -> str | None:
     what = _damage(file, rng)
     for command in example.commands(rng):
         outcome = run_at(home, command)
-        if problem := problem_of(outcome, example.allowed):
+        allowed = example.allowed_of_run if command[0] == "run" else example.allowed
+        if problem := problem_of(outcome, allowed):
             return f"{' '.join(command)}: {problem} ({file.name}: {what})\n    {shown(outcome)}"
     return None
 

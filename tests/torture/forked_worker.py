@@ -8,11 +8,18 @@ import sys
 from types import SimpleNamespace
 from typing import IO
 
+import torch
+
 from compressor.evaluation import process, worker
 
 
 def fork_measuring_processes() -> None:
-    """Have this process measure models in forked children."""
+    """Have this process measure models in forked children, and compute with one thread.
+
+    A child would wait for ever for the threads of OpenMP, which a fork does not copy.
+    """
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda _: None
     process.subprocess = SimpleNamespace(Popen=_ForkedWorker, PIPE=None)  # type: ignore[assignment]
 
 

@@ -18,7 +18,7 @@ _CALIBRATION = {"data": "d", "num_samples": 4, "batch_size": 2}
 _AWQ = {"type": "awq", "name": "awq", "calibration": _CALIBRATION, "group_size": 16}
 _COMPRESSED = _AWQ | {"format": "compressed-tensors"}
 _PTQ = {"type": "qat", "name": "ptq", "calibration": _CALIBRATION}
-_RUNS = 0.6
+_RUNS = 0.3
 """Share of the cases that run the pipeline, not only plan it."""
 _ROWS = [{"text": " ".join(f"w{n}" for n in range(5 + k, 90)), "label": k % 2} for k in range(40)]
 

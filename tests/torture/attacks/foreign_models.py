@@ -12,7 +12,7 @@ from tests.torture.foreign_files import damaged
 from tests.torture.registry import Attack
 
 _GENERATE = ("generate", "m", "--max-tokens", "2")
-_RUNS = 0.3
+_RUNS = 0.15
 """Share of the cases that run a pipeline."""
 
 

@@ -14,7 +14,7 @@ from tests.torture.examples import Example
 from tests.torture.foreign_files import damaged
 from tests.torture.registry import Attack
 
-_RUNS = 0.1
+_RUNS = 0.04
 """Share of the cases that run the pipeline, not only plan it."""
 _SMALL = {
     "num_samples": 8,
@@ -47,7 +47,8 @@ def pipelines(root: Path) -> list[Example]:
             write_stand_in(file.parent.name, folder / "fetched", 8)
         tree = _small(yaml.safe_load(file.read_text()))
         (folder / "pipeline.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        examples.append(Example(folder, ("pipeline.yaml",), _commands))
+        codes = frozenset({0, 1, 2, 3})  # a step or a gate may fail
+        examples.append(Example(folder, ("pipeline.yaml",), _commands, allowed_of_run=codes))
     return examples
 
 
