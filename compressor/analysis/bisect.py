@@ -14,7 +14,7 @@ from compressor.analysis.layer_restoration import (
     MetricEvaluator,
     search_layers,
 )
-from compressor.artifacts.runs import RunRecord, find_run, verified_step
+from compressor.artifacts.runs import RunRecord, kept_run, verified_step
 from compressor.artifacts.store import Artifact
 from compressor.data.contract import Dataset, SourceContext
 from compressor.engine.plan.pipeline import Pipeline
@@ -105,28 +105,28 @@ def bisect(
     def load_dataset(name: str) -> Dataset:
         return pipeline.data[name].source.load(pipeline.data[name].config, context)
 
-    folder, record = find_run(run)
-    links = _chain(folder, record, options.step)
-    evaluator = MetricEvaluator.create(
-        pipeline.config.evaluate,
-        load_dataset,
-        options.metric,
-        samples=options.samples,
-        threads=pipeline.config.threads,
-    )
-    losses = _losses(links, _measure_steps(links, evaluator, progress), evaluator)
-    worst = _worst_step(losses, options)
-    link = next(link for link in links if link.step == worst.step)
-    search = _search_step(link, worst, evaluator, each=options.each, progress=progress)
-    return Bisection(
-        metric=options.metric,
-        samples=evaluator.samples,
-        passes=losses,
-        culprit=worst.step,
-        trials=search.trials,
-        layer=search.layer,
-        why_not=search.why_not,
-    )
+    with kept_run(run) as (folder, record):
+        links = _chain(folder, record, options.step)
+        evaluator = MetricEvaluator.create(
+            pipeline.config.evaluate,
+            load_dataset,
+            options.metric,
+            samples=options.samples,
+            threads=pipeline.config.threads,
+        )
+        losses = _losses(links, _measure_steps(links, evaluator, progress), evaluator)
+        worst = _worst_step(losses, options)
+        link = next(link for link in links if link.step == worst.step)
+        search = _search_step(link, worst, evaluator, each=options.each, progress=progress)
+        return Bisection(
+            metric=options.metric,
+            samples=evaluator.samples,
+            passes=losses,
+            culprit=worst.step,
+            trials=search.trials,
+            layer=search.layer,
+            why_not=search.why_not,
+        )
 
 
 def _chain(folder: Path, record: RunRecord, end: str | None) -> list[_Link]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compressor.analysis.compare import load_batch
 from compressor.artifacts.gain_report import Gain
-from compressor.artifacts.runs import RunRecord, find_run, verified_step
+from compressor.artifacts.runs import RunRecord, kept_run, verified_step
 from compressor.artifacts.store import Artifact
 from compressor.data.contract import Batch, SourceContext
 from compressor.engine import events
@@ -48,27 +48,27 @@ def measure_gains(
         raise UsageError(
             "the pipeline does not state how latency is measured", remedy="add `evaluate.latency`"
         )
-    folder, record = find_run(run)
-    artifacts = {step.name: verified_step(folder, step, as_measured=True) for step in record.steps}
     latency = pipeline.config.evaluate.without_accuracy().latency
     assert latency is not None  # noqa: S101 - there is a timer
-    meter = _GainMeter(
-        checker=GateChecker(open_timer, {}, listener),
-        budget=budget,
-        batch=load_batch(pipeline, context, latency.data, latency.batch_size),
-        threads=latency.threads,
-    )
-    gains = []
-    for name in artifacts:
-        reference = _reference_step(name, record, artifacts)
-        if reference is not None:
-            gains.append(
-                meter.measure(
-                    MeasuredModel.of(artifacts[name], name),
-                    MeasuredModel.of(artifacts[reference], reference),
-                )
+    with kept_run(run) as (folder, record):
+        artifacts = {
+            step.name: verified_step(folder, step, as_measured=True) for step in record.steps
+        }
+        meter = _GainMeter(
+            checker=GateChecker(open_timer, {}, listener),
+            budget=budget,
+            batch=load_batch(pipeline, context, latency.data, latency.batch_size),
+            threads=latency.threads,
+        )
+        references = {name: _reference_step(name, record, artifacts) for name in artifacts}
+        return tuple(
+            meter.measure(
+                MeasuredModel.of(artifacts[name], name),
+                MeasuredModel.of(artifacts[reference], reference),
             )
-    return tuple(gains)
+            for name, reference in references.items()
+            if reference is not None
+        )
 
 
 def _reference_step(step: str, record: RunRecord, artifacts: Mapping[str, Artifact]) -> str | None:

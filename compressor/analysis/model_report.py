@@ -19,10 +19,14 @@ from compressor.engine.plan.capabilities import (
     unsuitable_passes,
 )
 from compressor.errors import ModelError
+from compressor.foreign_files.json_files import read_json
+from compressor.foreign_files.limits import INDEX
 from compressor.runtimes.foreign.contract import Description, ForeignModel
 from compressor.runtimes.foreign.identify import identify_any, inner_models
 from compressor.runtimes.formats import StoredModel, recognize, recognizing_formats
 from compressor.runtimes.tensor_listing import ListedTensor
+
+VOCABULARIES = frozenset({"tokenizer.json", "vocab.json"})
 
 
 class PassReport(BaseModel):
@@ -92,7 +96,7 @@ class ModelReport(BaseModel):
     remedy: str | None = None
     """The way to a model that passes read, where this one is not."""
     damaged: bool = False
-    """True if a header is truncated or damaged."""
+    """True if a header is truncated or damaged, or a JSON file is none."""
     passes: tuple[PassReport, ...]
 
 
@@ -126,6 +130,8 @@ def report_model(model: StoredModel) -> ModelReport:
     except ModelError as error:
         damaged, problem = True, problem or error.what
     files = report_files(model)
+    unreadable = _unreadable_json(path, files)
+    damaged, problem = damaged or unreadable is not None, problem or unreadable
     facts = None if problem or starter is None else starter.facts
     return ModelReport(
         path=str(path),
@@ -191,6 +197,21 @@ def _report_foreign(foreign: ForeignModel) -> ModelReport:
         damaged=problem is not None,
         passes=_passes(unsuitable_passes(None, foreign.remedy)),
     )
+
+
+def _unreadable_json(path: Path, files: Sequence[FileReport]) -> str | None:
+    """Return what is wrong with the first used JSON file that is none; None if all are JSON.
+
+    Vocabularies are left to the library that reads them: parsing one may take seconds.
+    """
+    folder = path if path.is_dir() else path.parent
+    for file in files:
+        if file.used and file.name.endswith(".json") and Path(file.name).name not in VOCABULARIES:
+            try:
+                read_json(folder / file.name, ModelError, remedy=None, kind=INDEX)
+            except ModelError as error:
+                return error.what
+    return None
 
 
 def _inner(path: Path, files: Sequence[FileReport]) -> tuple[InnerModel, ...]:

@@ -136,9 +136,8 @@ def _keys_in_pem(text: str, place: str) -> Iterator[TrustedKey]:
 
 def _keys_in_keyring(document: Document, place: str) -> Iterator[TrustedKey]:
     keyring, problems = validate(_KeyringFile, document.tree, document)
-    if keyring is None:
+    if keyring is None or problems:
         raise ConfigError(problems)
-    problems = []
     names = [entry.name for entry in keyring.keys]
     for index, entry in enumerate(keyring.keys):
         if names.index(entry.name) != index:

@@ -18,7 +18,7 @@ from compressor.artifacts.fingerprint import digest_json
 from compressor.artifacts.locks import lock
 from compressor.artifacts.manifest import FileEntry
 from compressor.artifacts.records import read_listed, read_unlisted, with_reports
-from compressor.artifacts.sessions import LOCKS
+from compressor.artifacts.sessions import LOCKS, keep
 from compressor.artifacts.store import (
     RUNS,
     Artifact,
@@ -268,6 +268,18 @@ def verified_step(folder: Path, step: RunStep, *, as_measured: bool) -> Artifact
             remedy="run the pipeline again, which records its run",
         )
     return artifact
+
+
+@contextmanager
+def kept_run(target: Path) -> Iterator[tuple[Path, RunRecord]]:
+    """Find a run as ``find_run``, and have `gc` keep its artifacts while a command reads them."""
+    folder, record = find_run(target)
+    needed: dict[Path, set[str]] = {}
+    for step in record.steps:
+        path = (folder.absolute().parent.parent / step.artifact).resolve()
+        needed.setdefault(path.parent, set()).add(step.id)
+    with keep(needed):
+        yield folder, record
 
 
 def damaged_files(folder: Path, record: RunRecord) -> list[str]:

@@ -14,8 +14,8 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -72,6 +72,26 @@ def open_session(root: Path, ids: Iterable[str] = ()) -> Iterator[Session]:
             for path in (root / STAGING).glob(f"{session.token}-*"):
                 _remove(path)
             (root / LOCKS / f"{_PREFIX}{session.token}").unlink(missing_ok=True)
+
+
+@contextmanager
+def keep(needed: Mapping[Path, Iterable[str]]) -> Iterator[None]:
+    """Have `gc` keep artifacts while a command reads them.
+
+    A folder without sessions, such as one of copies, or one that this process may not write, is
+    read as it is.
+
+    Args:
+        needed: ids of artifacts by the folder of their store.
+
+    Raises:
+        StorageError: a session cannot be written.
+    """
+    with ExitStack() as sessions:
+        for root, ids in needed.items():
+            if os.access(root / LOCKS, os.W_OK):
+                sessions.enter_context(open_session(root, ids))
+        yield
 
 
 def _create(root: Path, token: str, ids: list[str]) -> IO[Any]:

@@ -51,18 +51,18 @@ def compare(
     """
     from compressor.analysis.compare import compare_artifacts, compare_samples
     from compressor.analysis.tensors import compare_tensors
-    from compressor.engine.run.runner import load_given
+    from compressor.engine.run.runner import kept_artifact
     from compressor.runtimes.formats import StoredModel
 
-    artifacts = (load_given(a), load_given(b))
-    comparison = compare_artifacts(*artifacts)
-    if tensors:
-        differences = compare_tensors(*map(StoredModel.of, artifacts))
-        comparison = comparison.model_copy(update={"tensors": differences})
-    if (loaded := open_optional_pipeline(pipeline, overrides)) is not None:
-        context = source_context(loaded, allow_code)
-        layers = compare_samples(*artifacts, loaded, context, data, samples)
-        comparison = comparison.model_copy(update={"layers": layers})
+    with kept_artifact(a) as first, kept_artifact(b) as second:
+        comparison = compare_artifacts(first, second)
+        if tensors:
+            differences = compare_tensors(StoredModel.of(first), StoredModel.of(second))
+            comparison = comparison.model_copy(update={"tensors": differences})
+        if (loaded := open_optional_pipeline(pipeline, overrides)) is not None:
+            context = source_context(loaded, allow_code)
+            layers = compare_samples(first, second, loaded, context, data, samples)
+            comparison = comparison.model_copy(update={"layers": layers})
     if as_json:
         print_json(comparison.model_dump(mode="json"))
         return
@@ -309,13 +309,12 @@ def _measure(
     *,
     accuracy: bool,
 ) -> None:
-    from compressor.engine.run.runner import load_given
+    from compressor.engine.run.runner import kept_artifact
     from compressor.engine.run.single_pass import measure_artifact
     from compressor.reports.console.artifacts import render_metrics
     from compressor.reports.console.progress import listener
 
-    artifact = load_given(path)
-    with listener(quiet=as_json) as on_event:
+    with kept_artifact(path) as artifact, listener(quiet=as_json) as on_event:
         measurement = measure_artifact(
             artifact, pipeline, overrides or (), on_event, allow_code=allow_code, accuracy=accuracy
         )

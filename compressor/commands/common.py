@@ -37,6 +37,17 @@ def open_pipeline(file: Path, overrides: list[str] | None) -> Pipeline:
     return load_pipeline(file, overrides or ())
 
 
+def open_draft(file: Path, overrides: list[str] | None) -> Pipeline:
+    """Read a pipeline file to plan or check it, which reports its unknown keys.
+
+    Raises:
+        ConfigError: The file or an override is not valid.
+    """
+    from compressor.engine.plan.pipeline import draft_pipeline
+
+    return draft_pipeline(file, overrides or ())
+
+
 def open_optional_pipeline(file: Path | None, overrides: list[str] | None) -> Pipeline | None:
     """Read a pipeline file if one is given; errors as ``open_pipeline``."""
     return open_pipeline(file, overrides) if file is not None else None

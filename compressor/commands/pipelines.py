@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compressor.commands.common import (
-    open_pipeline,
+    open_draft,
     plan_pipeline,
     print_json,
     require_passed,
@@ -62,7 +62,7 @@ def run(
     """
     from compressor.engine.run.runner import select
 
-    planned = plan_pipeline(open_pipeline(file, overrides), output_dir, seed, device, allow_code)
+    planned = plan_pipeline(open_draft(file, overrides), output_dir, seed, device, allow_code)
     selected = select(planned, start=start, until=until, only=only)
     if dry_run:
         _print_plan(planned, as_json)
@@ -81,7 +81,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Print the steps of a run, their state and estimated cost."""
-    pipeline = open_pipeline(file, overrides)
+    pipeline = open_draft(file, overrides)
     _print_plan(plan_pipeline(pipeline, output_dir, seed, device, allow_code), as_json)
 
 
@@ -103,7 +103,7 @@ def validate(
     from compressor.engine.plan.validation import check_files
 
     def check(file: Path) -> CheckedPipeline:
-        pipeline = open_pipeline(file, overrides)
+        pipeline = open_draft(file, overrides)
         return check_pipeline(pipeline, source_context(pipeline, allow_code))
 
     checked = check_files(files, check)

@@ -22,6 +22,8 @@ _NAMES = {
     "step": "the name of a step",
     "path": "a path",
 }
+_UNKNOWN = "extra_forbidden"
+"""Pydantic's type of errors for unknown keys."""
 
 
 def validate(
@@ -30,7 +32,8 @@ def validate(
     """Validate strictly, as JSON, so that ``"7"`` is not a number.
 
     Returns:
-        The record and no problems, or None and every problem.
+        The record and no problems; the record without its unknown keys, and those as problems; or
+        None and every problem.
     """
     try:
         text = json.dumps(tree, allow_nan=False)
@@ -39,7 +42,25 @@ def validate(
     try:
         return record.model_validate_json(text), []
     except ValidationError as error:
-        return None, _problems(record, error, document, at, tree)
+        problems = _problems(record, error, document, at, tree)
+        unknown = [detail["loc"] for detail in error.errors() if detail["type"] == _UNKNOWN]
+        if len(unknown) < error.error_count() or any(_synonym(record, at_) for at_ in unknown):
+            return None, problems
+        known = json.loads(text)
+        for place in unknown:
+            if not _remove(known, place):
+                return None, problems
+        return validate(record, known, document, at)[0], problems
+
+
+def _remove(tree: Any, place: Location) -> bool:
+    """Remove a key from a tree; return False if the place is not in it."""
+    for part in place[:-1]:
+        is_there = part in tree if isinstance(tree, dict) else isinstance(tree, list)
+        if not is_there or (isinstance(tree, list) and not isinstance(part, int)):
+            return False
+        tree = tree[part]
+    return isinstance(tree, dict) and tree.pop(place[-1], tree) is not tree
 
 
 def _problems(
@@ -77,7 +98,7 @@ def _problem(
 ) -> Problem:
     first = details[0]
     where = (*at, *place)
-    if first["type"] == "extra_forbidden":
+    if first["type"] == _UNKNOWN:
         key = str(place[-1])
         if (synonym := _synonym(record, place)) is not None:
             what = f"{key!r} and {synonym!r} are two names of one key"

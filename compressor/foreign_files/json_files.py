@@ -50,7 +50,8 @@ def read_json(
         CompressError: of ``error_type``: the file cannot be read, or is not JSON.
         StorageError: the machine cannot read the file.
     """
-    return parse_json(read_bytes(file, kind, error_type, remedy), str(file), error_type, remedy)
+    content = read_bytes(file, kind, error_type, remedy)
+    return parse_json(content, str(file), error_type, remedy, kind.most_values)
 
 
 def read_json_object(
@@ -106,7 +107,11 @@ def parse_record(
 
 
 def parse_json(
-    content: bytes, where: str, error_type: type[CompressError], remedy: str | None
+    content: bytes,
+    where: str,
+    error_type: type[CompressError],
+    remedy: str | None,
+    most_values: int = MOST_VALUES,
 ) -> Any:
     """Return the value of JSON text in UTF-8, with or without a byte order mark.
 
@@ -117,13 +122,14 @@ def parse_json(
         where: its file, for messages.
         error_type: the class of the error.
         remedy: what the user can do.
+        most_values: the most values that it may have.
 
     Raises:
         CompressError: of ``error_type``.
     """
     text = decode_utf8(content, where, error_type, remedy)
     try:
-        check_value_count(text)
+        check_value_count(text, most_values)
         value = json.loads(text, parse_constant=refuse_constant, parse_float=finite_float)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
@@ -149,7 +155,7 @@ def check_json_file(file: Path, kind: FileKind, error_type: type[CompressError])
     if check_file(file, error_type, kind) <= _HARMLESS_BYTES:
         return
     try:
-        check_value_count(read_text(file, kind, error_type))
+        check_value_count(read_text(file, kind, error_type), kind.most_values)
     except ValueError as error:
         raise error_type(f"{file}: {error}", remedy="copy the file again") from error
 
@@ -182,7 +188,6 @@ def expect(
 
 
 TOO_DEEP = f"lists or objects are nested too deeply; at most {MOST_DEPTH} levels are read"
-TOO_MANY = f"it has more than {MOST_VALUES} values"
 
 
 def check_value_count(text: str, most: int = MOST_VALUES) -> None:
@@ -192,7 +197,7 @@ def check_value_count(text: str, most: int = MOST_VALUES) -> None:
         ValueError: it has more than ``most`` values.
     """
     if _value_bound(text) > most and _value_bound(_STRINGS.sub("", text)) > most:
-        raise ValueError(TOO_MANY)
+        raise ValueError(f"it has more than {most} values")
 
 
 def is_too_deep(value: Any) -> bool:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 MEBIBYTE = 1 << 20
 MOST_VALUES = 2_000_000
 """Values of one JSON text: objects, lists, keys and scalars; each takes up to 200 bytes."""
+_MOST_TOKENIZER_VALUES = 3_500_000
+"""Gemma 3 has 1.85 million: a token and its number, or a pair of tokens to merge, is one or
+three."""
 MOST_DEPTH = 64
 """Levels of nested lists and objects."""
 
@@ -23,11 +26,13 @@ class FileKind:
     most_bytes: int
     remedy: str | None = None
     """The way around the limit; None where a larger file is certainly another one."""
+    most_values: int = MOST_VALUES
+    """The most values of one JSON text."""
 
 
 CONFIG = FileKind("configs", 16 * MEBIBYTE)
 INDEX = FileKind("indexes of shards", 48 * MEBIBYTE)
-TOKENIZER = FileKind("tokenizers", 48 * MEBIBYTE)
+TOKENIZER = FileKind("tokenizers", 48 * MEBIBYTE, most_values=_MOST_TOKENIZER_VALUES)
 RECORD = FileKind("records", 48 * MEBIBYTE)
 SOURCE_TEXT = FileKind("templates, keys, transcripts and programs", 4 * MEBIBYTE)
 PIPELINE = FileKind("YAML files", MEBIBYTE)

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from compressor.analysis import bisect, gain
 from compressor.artifacts import exchange, sessions
 from compressor.artifacts.collecting import collect
 from compressor.artifacts.files import atomic_file, write_atomic
 from compressor.artifacts.locks import lock
+from compressor.artifacts.runs import kept_run
 from compressor.artifacts.sessions import open_session
 from compressor.artifacts.store import Store
 from compressor.commands.common import open_pipeline, plan_pipeline
-from compressor.engine.run.runner import protected
+from compressor.engine.run import single_pass
+from compressor.engine.run.runner import kept_artifact, protected
+from compressor.errors import UsageError
 from tests.support.forked import Outcome
 from tests.torture.stores import copy_template, leftovers, run_in
 
@@ -237,6 +241,40 @@ def test_gc_of_another_store_keeps_the_model_of_a_run(home: Path) -> None:
         removed = collect(Store(home / "artifacts"), dry_run=True).removed
         assert not removed, "its ancestors are kept as well"
     assert first in collect(Store(home / "artifacts"), dry_run=True).removed
+
+
+def test_gc_keeps_what_other_commands_read(home: Path) -> None:
+    first = min((home / "artifacts").glob("toy-*"))
+    with kept_run(home / "artifacts") as (folder, _):
+        shutil.rmtree(folder)
+        assert not collect(Store(home / "artifacts"), dry_run=True).removed
+    assert first in collect(Store(home / "artifacts"), dry_run=True).removed
+    with kept_artifact(first):
+        assert first not in collect(Store(home / "artifacts"), dry_run=True).removed
+    copy = shutil.copytree(first, home / "copies" / first.name)
+    with kept_artifact(copy) as artifact:
+        assert artifact.path == copy
+    assert not (home / "copies" / ".locks").exists(), "copies have no sessions"
+
+
+@pytest.mark.parametrize("command", ["eval", "bench", "gain", "bisect"])
+def test_commands_that_measure_keep_their_artifacts(home: Path, command: str) -> None:
+    store = home / "artifacts"
+    target = min(store.glob("toy-*")) if command in {"eval", "bench"} else store
+
+    def prepare() -> None:
+        def measured(*_: object, **__: object) -> None:
+            shutil.rmtree(store / "runs")
+            kept = not collect(Store(store), dry_run=True).removed
+            raise UsageError("kept" if kept else "lost")
+
+        single_pass.measure = measured
+        gain.load_batch = measured
+        bisect.MetricEvaluator.create = measured
+
+    data = ("-p", "pipeline.yaml", *(("--metric", "top1") if command == "bisect" else ()))
+    outcome = run_in(home, (command, str(target), *data), prepare)
+    assert "error: kept" in outcome.printed, outcome.printed
 
 
 def test_leftovers_of_dead_writers_are_removed_and_others_kept(tmp_path: Path) -> None:

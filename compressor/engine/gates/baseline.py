@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.artifacts.runs import GateResult, load_run, run_folders
+from compressor.artifacts.sessions import keep
 from compressor.artifacts.store import Artifact, is_artifact
 from compressor.artifacts.trust import signatures_required
 from compressor.data.contract import SourceContext
@@ -116,16 +117,29 @@ def gate_against(
         rules = _pipeline_rules(pipeline, default_step=list(checked)[-1])
     open_timer = timer_opener(pipeline, context) if pipeline is not None else None
     check = GateChecker(open_timer, {}, listener)
-    results = [
-        check(rule, *pair)
-        for pair in pairs
-        for rule in (_applicable(rules, *pair) if rules else _not_worse(*pair))
-    ]
+    with keep(_measured_artifacts(pairs) if open_timer is not None else {}):
+        results = [
+            check(rule, *pair)
+            for pair in pairs
+            for rule in (_applicable(rules, *pair) if rules else _not_worse(*pair))
+        ]
     if not results:
         raise UsageError(
             f"no limit applies to the metrics of {run}", remedy=f"its steps: {', '.join(checked)}"
         )
     return BaselineCheck(str(run), str(baseline), tuple(results))
+
+
+def _measured_artifacts(
+    pairs: Sequence[tuple[MeasuredModel, MeasuredModel]],
+) -> dict[Path, set[str]]:
+    """Return the ids of the artifacts whose latency may be measured, by the folder of a store."""
+    needed: dict[Path, set[str]] = {}
+    for model in (model for pair in pairs for model in pair):
+        if model.artifact is not None:
+            root = model.artifact.path.resolve().parent
+            needed.setdefault(root, set()).add(model.artifact.id)
+    return needed
 
 
 def _pipeline_rules(pipeline: Pipeline, default_step: str) -> list[tuple[str | None, Rule]]:

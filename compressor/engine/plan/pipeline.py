@@ -50,6 +50,8 @@ class Pipeline:
     config: PipelineConfig
     steps: tuple[Step, ...]
     data: Mapping[str, DataSet]
+    problems: tuple[Problem, ...] = ()
+    """Unknown keys of a draft: they are left out, and the planner reports them."""
 
     @property
     def base(self) -> Path:
@@ -64,6 +66,15 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         ConfigError: lists every problem of form.
     """
     return pipeline_from_document(override(read_document(path), overrides))
+
+
+def draft_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
+    """Return a pipeline to plan: unknown keys do not hide what else is wrong with it.
+
+    Raises:
+        ConfigError: lists every problem of form, if there are others than unknown keys.
+    """
+    return _draft(override(read_document(path), overrides))
 
 
 def override(document: Document, overrides: Sequence[str]) -> Document:
@@ -95,6 +106,13 @@ def override(document: Document, overrides: Sequence[str]) -> Document:
 
 def pipeline_from_document(document: Document) -> Pipeline:
     """Check the form of a parsed file; errors as ``load_pipeline``."""
+    pipeline = _draft(document)
+    if pipeline.problems:
+        raise ConfigError(pipeline.problems)
+    return pipeline
+
+
+def _draft(document: Document) -> Pipeline:
     tree = document.tree
     if not isinstance(tree, dict):
         raise ConfigError(
@@ -104,16 +122,20 @@ def pipeline_from_document(document: Document) -> Pipeline:
                 )
             ]
         )
-    config, problems = validate(PipelineConfig, tree, document)
-    data = _data_sets(tree.get("data"), document, problems)
-    steps = _steps(tree.get("passes"), document, problems)
+    config, unknown = validate(PipelineConfig, tree, document)
+    problems = [] if config is not None else unknown
+    unknown = [] if config is None else unknown
+    data = _data_sets(tree.get("data"), document, problems, unknown)
+    steps = _steps(tree.get("passes"), document, problems, unknown)
     model, _ = validate(ModelConfig, tree.get("model"), document, ("model",))
     if model is not None:  # a misspelt `preset` must not report every field of the architecture
         problems += _model_problems(model, document)
     problems += _metric_problems(tree.get("evaluate"), document)
     if problems or config is None:
+        problems += unknown
         raise ConfigError(sorted(problems, key=lambda problem: problem.line or 0))
-    return Pipeline(document, config, tuple(steps), data)
+    ordered = sorted(unknown, key=lambda problem: problem.line or 0)
+    return Pipeline(document, config, tuple(steps), data, tuple(ordered))
 
 
 def reference_of(evaluate: EvaluateConfig) -> str | None:
@@ -124,7 +146,10 @@ def reference_of(evaluate: EvaluateConfig) -> str | None:
     return accuracy.reference or SOURCE
 
 
-def _data_sets(tree: Any, document: Document, problems: list[Problem]) -> dict[str, DataSet]:
+def _data_sets(
+    tree: Any, document: Document, problems: list[Problem], unknown: list[Problem]
+) -> dict[str, DataSet]:
+    """Return the data sets; add unknown keys to ``unknown``, other problems to ``problems``."""
     data_sets: dict[str, DataSet] = {}
     for name, entry in tree.items() if isinstance(tree, dict) else ():
         at = ("data", name)
@@ -145,13 +170,16 @@ def _data_sets(tree: Any, document: Document, problems: list[Problem]) -> dict[s
             problems.append(document.problem((*at, "source"), error.what, remedy=error.remedy))
             continue
         config, wrong = validate(source.Config, entry, document, at)
-        problems += wrong
+        (problems if config is None else unknown).extend(wrong)
         if config is not None:
             data_sets[name] = DataSet(name, source, config)
     return data_sets
 
 
-def _steps(tree: Any, document: Document, problems: list[Problem]) -> list[Step]:
+def _steps(
+    tree: Any, document: Document, problems: list[Problem], unknown: list[Problem]
+) -> list[Step]:
+    """Return the steps; add unknown keys to ``unknown``, other problems to ``problems``."""
     steps: list[Step] = []
     names: dict[str, int] = {}
     previous = SOURCE
@@ -189,7 +217,7 @@ def _steps(tree: Any, document: Document, problems: list[Problem]) -> list[Step]
             continue
         rest = {key: value for key, value in entry.items() if key not in own}
         config, wrong = validate(pass_.Config, rest, document, at)
-        problems += wrong
+        (problems if config is None else unknown).extend(wrong)
         if config is not None:
             steps.append(Step(index, name, parent, header.measure, pass_, config))
     return steps
@@ -241,6 +269,6 @@ def resolve_family(
             raise ConfigError([document.problem(("model", "preset"), what, remedy=remedy)])
         base = family.presets[preset].model_dump(mode="json")
     config, problems = validate(family.Config, base | (fields or {}), document, ("model", "config"))
-    if config is None:
+    if config is None or problems:
         raise ConfigError(problems)
     return family, config

@@ -62,6 +62,8 @@ def make_plan(
         ConfigError: all problems at once: formats that do not fit, unknown names, missing files,
             data sets that do not fit the models, GPUs that this machine lacks.
     """
+    if pipeline.problems:
+        check_pipeline(pipeline, sources)  # raises, before content is hashed
     seed = pipeline.config.seed if seed is None else seed
     notes: list[str] = []
     noting = replace(sources, note=notes.append)
@@ -127,7 +129,7 @@ class _Planner:
         if sources.allow_code:
             allow_code()
         self.seed, self.device = seed, device
-        self.problems: list[Problem] = []
+        self.problems: list[Problem] = list(pipeline.problems)
         self.steps: dict[str, PlannedStep] = {}
         self.data = PlannedData(pipeline, sources, self.problems)
         self.reference = reference_of(pipeline.config.evaluate)
@@ -138,9 +140,10 @@ class _Planner:
         return Plan(self.pipeline, store, self.seed, self.device, self.sources, steps)
 
     def check(self) -> None:
+        unknown_keys = len(self.problems)
         self.problems += wiring_problems(self.pipeline)
         source = self._open_source()
-        can_plan = not self.problems
+        can_plan = len(self.problems) == unknown_keys
         self.data.check_sets()
         if not can_plan:  # data sets with problems do not keep the steps from being checked
             self._raise_if_any()

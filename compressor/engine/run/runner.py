@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,14 +13,14 @@ from typing import Literal
 from compressor import interrupts
 from compressor.artifacts.records import with_reports
 from compressor.artifacts.runs import GateResult
-from compressor.artifacts.sessions import LOCKS
+from compressor.artifacts.sessions import keep
 from compressor.artifacts.store import (
     MANIFEST,
     MODEL,
     REPORTS,
     Artifact,
-    Store,
     damage,
+    open_artifact,
     verified_artifact,
 )
 from compressor.artifacts.trust import import_of, require_trust, signatures_required
@@ -97,12 +96,9 @@ def protected(plan: Plan) -> Iterator[None]:
     ids = {plan.store.root.resolve(): {step.artifact_id for step in plan.steps}}
     for step in plan.steps:
         root = step.given.path.resolve().parent if step.given is not None else None
-        if root is not None and Store(root).was_used() and os.access(root / LOCKS, os.W_OK):
+        if root is not None:
             ids.setdefault(root, set()).add(step.artifact_id)
-    with ExitStack() as sessions:
-        sessions.enter_context(plan.store.session(ids.pop(plan.store.root.resolve())))
-        for root, needed in ids.items():
-            sessions.enter_context(Store(root).session(needed))
+    with plan.store.session(ids.pop(plan.store.root.resolve())), keep(ids):
         yield
 
 
@@ -319,6 +315,14 @@ class Runner:
     def _set_aside(self, step: PlannedStep, path: Path, details: str) -> None:
         moved = self.plan.store.set_aside(path)
         self.emit(events.ArtifactDamaged(step.name, path, moved, details))
+
+
+@contextmanager
+def kept_artifact(path: Path) -> Iterator[Artifact]:
+    """Load an artifact as ``load_given``, and have `gc` keep it while a command reads it."""
+    folder = path if path.name != MANIFEST else path.parent
+    with keep({folder.resolve().parent: {open_artifact(folder).id}}):
+        yield load_given(folder)
 
 
 def load_given(path: Path) -> Artifact:

@@ -54,7 +54,9 @@ class _Facts:
 @lru_cache(maxsize=64)
 def _read_facts(file: Path, mtime_ns: int, size: int) -> _Facts:  # noqa: ARG001  keys
     content = read_bytes(file, TOKENIZER, DataError)
-    tree = _without_merges(content) or parse_json(content, str(file), DataError, _REMEDY)
+    tree = _without_merges(content) or parse_json(
+        content, str(file), DataError, _REMEDY, TOKENIZER.most_values
+    )
     try:
         added = tuple(
             (str(token["content"]), token["id"]) for token in tree.get("added_tokens") or []

@@ -11,8 +11,8 @@ from compressor.reports.rows import gates
 from compressor.reports.rows.ladder import LadderRow
 from compressor.reports.rows.run import RunReport
 
-# Characters that XML 1.0 cannot hold, escaped or not.
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Characters that XML 1.0 cannot hold, escaped or not, and C1 controls, which terminals obey.
+_NOT_XML = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def run_junit(report: RunReport) -> str:
@@ -88,5 +88,5 @@ def _document(root: ET.Element) -> str:
 
 
 def _replace_invalid(text: str) -> str:
-    """Replace characters that XML cannot hold by U+FFFD."""
+    """Replace controls, and what XML cannot hold, by U+FFFD."""
     return _NOT_XML.sub("\ufffd", text)

@@ -66,6 +66,14 @@ def test_a_damaged_model_is_described_and_ends_with_exit_code_2(gguf: Path) -> N
     assert "is damaged" in done.stderr
 
 
+def test_a_config_that_is_no_json_is_described_and_ends_with_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    done = cli("show", tmp_path)
+    assert done.returncode == 2
+    assert "config.json is not valid JSON" in done.stdout
+    assert "is damaged" in done.stderr
+
+
 def test_a_single_onnx_file_goes_through_a_pipeline(tmp_path: Path) -> None:
     (tmp_path / "encoder.onnx").write_bytes(tiny_onnx())
     (tmp_path / "other.bin").write_bytes(b"x")

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from compressor.config.document import parse_document
-from compressor.engine.plan.pipeline import load_pipeline, pipeline_from_document
+from compressor.data.contract import SourceContext
+from compressor.engine.plan.pipeline import (
+    draft_pipeline,
+    load_pipeline,
+    pipeline_from_document,
+)
+from compressor.engine.plan.planner import check_pipeline
 from compressor.errors import ConfigError, UsageError
 
 VALID = """\
@@ -22,6 +28,22 @@ def problems(text: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         pipeline_from_document(parse_document(text.encode(), Path("p.yaml")))
     return [str(problem) for problem in caught.value.problems]
+
+
+def test_unknown_keys_do_not_hide_what_else_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(
+        "version: 1\nname: toy\nmodle: 3\nmodel: {path: nowhere}\n"
+        "data: {d: {source: arrays, path: missing.npz, sed: 1}}\n"
+        "passes: [{type: toy, rouds: 3}, {type: toy, name: b, from: c}]\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        check_pipeline(draft_pipeline(file), SourceContext(tmp_path))
+    text = str(caught.value)
+    for part in ("'modle'", "nowhere does not exist", "'sed'", "missing.npz", "'rouds'", "'c'"):
+        assert part in text, text
+    with pytest.raises(ConfigError, match="modle"):
+        load_pipeline(file)
 
 
 def test_a_valid_file_gives_typed_steps() -> None:

@@ -26,10 +26,10 @@ def test_gates_alone_are_one_suite() -> None:
 
 
 def test_characters_that_xml_cannot_hold_are_replaced(tmp_path: Path) -> None:
-    gates = [gate_result(reason="\x1b[31m\ud800&\uffff")]
+    gates = [gate_result(reason="\x1b[31m\ud800&\uffff\x9b1m")]
     report = run_report(tmp_path, pipeline="a\x00<b>", gates=gates)
     root = ET.fromstring(run_junit(report).encode())
     assert root.attrib["name"] == "a\ufffd<b>"
     failure = root.find(".//failure")
     assert failure is not None
-    assert failure.attrib["message"] == "\ufffd[31m\ufffd&\ufffd"
+    assert failure.attrib["message"] == "\ufffd[31m\ufffd&\ufffd\ufffd1m"
