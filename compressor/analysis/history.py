@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from compressor.artifacts.files import write_atomic
-from compressor.artifacts.manifest import Metric
-from compressor.artifacts.records import read_unlisted
-from compressor.artifacts.runs import LADDER, RECORD, load_run, pipeline_of, run_folders
-from compressor.artifacts.store import RUNS
-from compressor.engine.gates.measured_model import ladder_rows
+from compressor.analysis.history_index import (
+    METRICS,
+    SLICES,
+    Entry,
+    read_index,
+    stamp,
+    write_index,
+)
+from compressor.artifacts.run_folders import LADDER, pipeline_of, run_folders
 from compressor.errors import CompressError, UsageError
+
+_SLICE = "["
+"""In the names of metrics of slices, such as ``top1[input=speech]``."""
+
+
+class PastMetric(NamedTuple):
+    """A metric of a past step; it was validated when it was read first."""
+
+    value: float
+    unit: str
+    better: str
+    samples: int
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +40,26 @@ class PastStep:
 
     step: str
     id: str
-    recorded: Mapping[str, Mapping[str, Any]]
-    """Metric to the JSON object in the ladder; they were validated when they were read first."""
+    recorded: Mapping[str, Sequence[Any]]
+    """Metric to the values of a ``PastMetric``."""
 
-    def metric(self, name: str) -> Metric | None:
+    def metric(self, name: str) -> PastMetric | None:
         """Return a metric; None if it was not measured."""
         values = self.recorded.get(name)
-        return None if values is None else Metric.model_construct(**values)
+        return None if values is None else PastMetric(*values)
 
     @property
     def whole_metrics(self) -> list[str]:
         """The names of the metrics, without those of slices."""
-        return [name for name in self.recorded if "[" not in name]
+        return [name for name in self.recorded if _SLICE not in name]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the step as JSON values."""
+        metrics = {
+            name: {"name": name, **PastMetric(*values)._asdict()}
+            for name, values in self.recorded.items()
+        }
+        return {"step": self.step, "id": self.id, "metrics": metrics}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +82,8 @@ class PastRun:
 
     def to_json(self) -> dict[str, Any]:
         """Return the run as JSON values."""
-        steps = [
-            {"step": step.step, "id": step.id, "metrics": step.recorded} for step in self.steps
-        ]
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {"steps": steps}
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> PastRun:
-        """Return the run of a tree from ``to_json``."""
-        steps = (PastStep(step["step"], step["id"], step["metrics"]) for step in tree["steps"])
-        return cls(**{**tree, "steps": tuple(steps)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"steps": [step.to_json() for step in self.steps]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,104 +95,118 @@ class History:
     """What is wrong with the runs that are left out because their records are damaged."""
 
 
-def read_history(store: Path, pipeline: str | None = None) -> History:
+def read_history(store: Path, pipeline: str | None = None, *, slices: bool = True) -> History:
     """Return the runs of a store, or those of one pipeline.
 
-    A run whose files are unchanged since they were read before comes from ``runs/.index.json``.
+    A run whose files are unchanged since they were read before comes from the index.
+
+    Args:
+        store: the store.
+        pipeline: list only the runs of this pipeline.
+        slices: False to leave out the metrics of slices.
 
     Raises:
         UsageError: there is no run.
     """
-    index = _read_index(store)
-    entries: dict[str, _Entry] = {}
-    damaged = []
-    for folder in run_folders(store):
-        name, is_listed = folder.name, pipeline in {None, pipeline_of(folder)}
-        stamp = _stamp(folder) if is_listed else None
-        known = index.get(name)
-        if known is not None and stamp in (None, known["stamp"]):
-            entries[name] = known
-        elif is_listed:
-            try:
-                entries[name] = {"stamp": stamp, "run": _read_run(folder)}
-            except CompressError as error:
-                damaged.append(error.what)
-    if entries != index:
-        _write_index(store, entries)
-    listed = tuple(
-        PastRun.from_json(entry["run"] | {"when": _modified(store / RUNS / name)})
-        for name, entry in entries.items()
-        if pipeline in {None, entry["run"]["pipeline"]}
-    )
-    if not listed and not damaged:
+    reader = _Reader(store, slices=slices)
+    folders = run_folders(store)
+    listed = [folder for folder in folders if pipeline in {None, pipeline_of(folder)}]
+    runs = [run for folder in listed if (run := reader.read(folder)) is not None]
+    reader.save(folders)
+    if not runs and not reader.damaged:
         missing = "no run" if pipeline is None else f"no run of {pipeline!r}"
         raise UsageError(f"{store} holds {missing}", remedy="start one with `autoglm-compress run`")
-    return History(listed, tuple(damaged))
+    return History(tuple(runs), tuple(reader.damaged))
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
-    record = load_run(folder)
-    steps = (
-        PastStep(
-            row.step, row.id, {name: metric.model_dump() for name, metric in row.metrics.items()}
+class _Reader:
+    """Reads runs from the index, and those that it lacks from their records."""
+
+    def __init__(self, store: Path, *, slices: bool) -> None:
+        self._store, self._needs_slices = store, slices
+        self._metrics = read_index(store, METRICS)
+        self._slices = read_index(store, SLICES) if slices else None
+        self._changed = False
+        self.damaged: list[str] = []
+        """What is wrong with the records that could not be read."""
+
+    def read(self, folder: Path) -> PastRun | None:
+        """Return a run; None if its record is damaged."""
+        name, now = folder.name, stamp(folder)
+        entry = self._entry(self._metrics, name, now)
+        sliced = self._entry(self._slices or {}, name, now)
+        if entry is None or (self._needs_slices and sliced is None):
+            try:
+                entry, sliced = self._read_record(folder, now)
+            except CompressError as error:
+                self._changed |= self._metrics.pop(name, None) is not None
+                self.damaged.append(error.what)
+                return None
+        more: list[dict[str, Any]] = [{}] * len(entry["steps"])
+        if self._needs_slices and sliced is not None:
+            more = sliced["steps"]
+        steps = tuple(
+            PastStep(step, id_, metrics | of_slices)
+            for (step, id_, metrics), of_slices in zip(entry["steps"], more, strict=True)
         )
-        for row in ladder_rows(folder / LADDER)
-    )
-    return PastRun(
-        run=folder.name,
-        pipeline=record.pipeline,
-        when="",
-        command=record.command,
-        passed=sum(gate.passed for gate in record.gates),
-        failed=sum(not gate.passed for gate in record.gates),
-        checked=record.has_digests,
-        steps=tuple(steps),
-    ).to_json()
+        return PastRun(run=name, when=_modified(folder), steps=steps, **entry["run"])
+
+    @staticmethod
+    def _entry(index: Mapping[str, Entry], name: str, now: list[list[int]]) -> Entry | None:
+        entry = index.get(name)
+        return entry if entry is not None and entry["stamp"] == now else None
+
+    def _read_record(self, folder: Path, now: list[list[int]]) -> tuple[Entry, Entry]:
+        """Read a run's files, and add it to the index."""
+        if self._slices is None:
+            self._slices = read_index(self._store, SLICES)
+        self._metrics[folder.name], self._slices[folder.name] = _read_run(folder, now)
+        self._changed = True
+        return self._metrics[folder.name], self._slices[folder.name]
+
+    def save(self, folders: Sequence[Path]) -> None:
+        """Write the index, if it has changed, without the runs that are gone."""
+        names = {folder.name for folder in folders}
+        if self._changed or not self._metrics.keys() <= names:
+            slices = self._slices if self._slices is not None else read_index(self._store, SLICES)
+            for file, index in ((METRICS, self._metrics), (SLICES, slices)):
+                kept = {name: entry for name, entry in index.items() if name in names}
+                write_index(self._store, file, kept)
 
 
-_Entry = dict[str, Any]
-"""Of the index: a run as JSON, and the stamp of the files that it was read from."""
-_INDEX = ".index.json"
-_VERSION = b"1"
-"""Of the index's layout: an index of another version does not match its digest."""
-_DIGEST_CHARACTERS = 64
+def _read_run(folder: Path, now: list[list[int]]) -> tuple[Entry, Entry]:
+    """Return the entries of a run in the two files of the index.
 
-
-def _stamp(folder: Path) -> list[list[int]]:
-    """Return inode, size, and times of change of a run's files; empty if one is missing.
-
-    The time of change (ctime) cannot be set back, so that no edit goes unnoticed.
+    Raises:
+        CompressError: a file is damaged.
     """
-    stamps = []
-    for name in (RECORD, LADDER):
-        try:
-            status = os.lstat(f"{folder}/{name}")
-        except OSError:
-            return []
-        stamps.append([status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns])
-    return stamps
+    # These take longer to import than an index to read.
+    from compressor.artifacts.runs import load_run
+    from compressor.engine.gates.measured_model import ladder_rows
+
+    record = load_run(folder)
+    steps, slices = [], []
+    for row in ladder_rows(folder / LADDER):
+        metrics = {
+            name: [getattr(metric, field) for field in PastMetric._fields]
+            for name, metric in row.metrics.items()
+        }
+        whole = {name: values for name, values in metrics.items() if _SLICE not in name}
+        steps.append([row.step, row.id, whole])
+        slices.append({name: metrics[name] for name in metrics if name not in whole})
+    run = {
+        "pipeline": record.pipeline,
+        "command": record.command,
+        "passed": sum(gate.passed for gate in record.gates),
+        "failed": sum(not gate.passed for gate in record.gates),
+        "checked": record.has_digests,
+    }
+    return {"stamp": now, "run": run, "steps": steps}, {"stamp": now, "steps": slices}
 
 
-def _read_index(store: Path) -> dict[str, _Entry]:
-    """Return the indexed runs by folder name; none if the index is missing or damaged."""
-    with suppress(CompressError, ValueError):
-        content = read_unlisted(store / RUNS / _INDEX) or b""
-        digest, text = content[:_DIGEST_CHARACTERS], content[_DIGEST_CHARACTERS:]
-        if hashlib.sha256(_VERSION + text).hexdigest().encode() == digest:
-            index: dict[str, _Entry] = json.loads(text)
-            return index
-    return {}
-
-
-def _write_index(store: Path, entries: dict[str, _Entry]) -> None:
-    """Write the index; a store that cannot be written has none."""
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    with suppress(OSError):
-        digest = hashlib.sha256(_VERSION + text).hexdigest().encode()
-        write_atomic(store / RUNS / _INDEX, digest + text)
-
-
-def metric_history(runs: Sequence[PastRun], metric: str) -> list[tuple[PastRun, PastStep, Metric]]:
+def metric_history(
+    runs: Sequence[PastRun], metric: str
+) -> list[tuple[PastRun, PastStep, PastMetric]]:
     """Return the values of a metric in every step of every run.
 
     Raises:

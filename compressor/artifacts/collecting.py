@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.artifacts.files import size_bytes
-from compressor.artifacts.runs import load_run, pipeline_of, run_folders
+from compressor.artifacts.run_folders import pipeline_of, run_folders
+from compressor.artifacts.runs import load_run
 from compressor.artifacts.sessions import STAGING, is_owned, live_sessions
 from compressor.artifacts.store import DAMAGED, Store, open_artifact
 from compressor.errors import CompressError, DamagedArtifactError

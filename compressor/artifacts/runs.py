@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,9 @@ from compressor.artifacts.fingerprint import digest_json
 from compressor.artifacts.locks import lock
 from compressor.artifacts.manifest import FileEntry
 from compressor.artifacts.records import read_listed, read_unlisted, with_reports
+from compressor.artifacts.run_folders import LADDER, RECORD, RUNS, run_folders
 from compressor.artifacts.sessions import LOCKS, keep
 from compressor.artifacts.store import (
-    RUNS,
     Artifact,
     Store,
     entries_of,
@@ -31,8 +31,7 @@ from compressor.errors import CompressError, DamagedArtifactError, UsageError
 from compressor.foreign_files.limits import RECORD as RECORD_KIND
 from compressor.foreign_files.opening import read_bytes
 
-RECORD = "run.json"
-LADDER, SAMPLES, GAINS = "ladder.json", "samples.json", "gain.json"
+SAMPLES, GAINS = "samples.json", "gain.json"
 RUN_FILES = (
     LADDER,
     SAMPLES,
@@ -293,27 +292,10 @@ def damaged_files(folder: Path, record: RunRecord) -> list[str]:
     return problems
 
 
-def run_folders(root: Path) -> list[Path]:
-    """Return the folders of the runs of the store at ``root``, damaged ones too, oldest first."""
-    folders: list[tuple[int, str]] = []
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(root / RUNS) as entries:
-        for entry in entries:
-            is_run = any(os.path.lexists(f"{entry.path}/{name}") for name in (RECORD, LADDER))
-            if is_run and not entry.name.startswith("."):
-                with suppress(FileNotFoundError):
-                    folders.append((entry.stat().st_mtime_ns, entry.name))
-    return [root / RUNS / name for _, name in sorted(folders)]
-
-
 def is_run_of_store(folder: Path) -> bool:
     """Return True if a folder is a run's by its place and files; its record may be missing."""
     root = folder.parent.parent
     return folder.parent.name == RUNS and folder in run_folders(root) and Store(root).was_used()
-
-
-def pipeline_of(folder: Path) -> str:
-    """Return the pipeline of a run as its folder's name states it: the record may be damaged."""
-    return folder.name.rpartition("-")[0]
 
 
 def find_run(target: Path) -> tuple[Path, RunRecord]:

@@ -41,6 +41,7 @@ from compressor.artifacts.files import (
 from compressor.artifacts.fingerprint import digest_file
 from compressor.artifacts.locks import lock, try_lock
 from compressor.artifacts.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from compressor.artifacts.run_folders import RUNS
 from compressor.artifacts.sessions import LOCKS, STAGING, Session, open_session
 from compressor.errors import CompressError, DamagedArtifactError, StorageError, UsageError
 from compressor.foreign_files.limits import RECORD
@@ -52,7 +53,6 @@ REPORTS = "reports"
 LOGS = "logs"
 NEXT = ".next"
 """Folder in an artifact: its new manifest and reports. While it is there, it is what counts."""
-RUNS = "runs"
 DAMAGED = ".damaged"
 _SHORT = 12
 _PERMISSION = "ask its owner to make it readable; a setgid folder serves a group"

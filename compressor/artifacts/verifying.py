@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from compressor.artifacts.runs import (
-    RECORD,
-    RunRecord,
-    damaged_files,
-    is_run_of_store,
-    load_run,
-    run_folders,
-)
+from compressor.artifacts.run_folders import RECORD, run_folders
+from compressor.artifacts.runs import RunRecord, damaged_files, is_run_of_store, load_run
 from compressor.artifacts.store import Store, is_artifact, verified_artifact
 from compressor.errors import CompressError, DamagedArtifactError, UsageError
 

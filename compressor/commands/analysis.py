@@ -256,11 +256,11 @@ def history(
     """
     from compressor.analysis.history import read_history
 
-    history = read_history(output_dir, name)
+    history = read_history(output_dir, name, slices=as_json or "[" in (metric or ""))
     if as_json:
         print_json([run.to_json() for run in history.runs])
     else:
-        from compressor.reports.console.runs import render_history, render_metric_history
+        from compressor.reports.console.history import render_history, render_metric_history
 
         if metric is not None and history.runs:
             render_metric_history(history.runs, metric)

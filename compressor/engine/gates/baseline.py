@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.artifacts.runs import GateResult, load_run, run_folders
+from compressor.artifacts.run_folders import run_folders
+from compressor.artifacts.runs import GateResult, load_run
 from compressor.artifacts.sessions import keep
 from compressor.artifacts.store import Artifact, is_artifact
 from compressor.artifacts.trust import signatures_required

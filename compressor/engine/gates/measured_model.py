@@ -12,9 +12,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from compressor.artifacts.fingerprint import digest_json
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.records import open_with_reports, read_report, read_unlisted
+from compressor.artifacts.run_folders import LADDER, RECORD
 from compressor.artifacts.runs import (
-    LADDER,
-    RECORD,
     SAMPLES,
     RunRecord,
     find_run,

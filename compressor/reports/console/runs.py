@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from compressor.analysis.history import PastRun, PastStep, metric_history
 from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.runs import GateResult
 from compressor.reports.console.terminal import (
-    aligned_lines,
     new_table,
     out,
     print_line,
-    print_lines,
     print_table,
 )
 from compressor.reports.rows import formatting, gains, gates
-from compressor.reports.rows.ladder import Ladder, LadderRow, accuracy_names
+from compressor.reports.rows.ladder import Ladder, LadderRow
 from compressor.reports.rows.run import RunReport
 
 _VERDICT_STYLES = {"better": "green", "worse": "red", "noise": "dim", "same": "dim"}
-_HISTORY_COSTS = ("latency_p50_ms", "size_bytes")
 
 
 def render_run(report: RunReport, folder: Path) -> None:
@@ -80,38 +76,3 @@ def render_gains(results: Sequence[Gain]) -> None:
     print_table(gains.COLUMNS, [gains.gain_cells(gain) for gain in results])
     for step, reason in gains.reasons_not_faster(results):
         print_line(f"{step} is {reason}")
-
-
-def render_history(runs: Sequence[PastRun]) -> None:
-    """Print every run with its ladder."""
-    lines: list[str] = []
-    for run in runs:
-        count = run.passed + run.failed
-        verdicts = f", {run.passed} of {count} gates passed" if count else ""
-        unchecked = "" if run.checked else ", written before records had digests"
-        lines.append(f"{run.when}  {run.run}{verdicts}{unchecked}")
-        first = {name: step for step in reversed(run.steps) for name in step.whole_metrics}
-        names = [*_accuracy_names(first), *_HISTORY_COSTS]
-        rows = [
-            (step.step, *(formatting.metric(step.metric(name)) for name in names))
-            for step in run.steps
-        ]
-        lines += [*aligned_lines(("step", *map(formatting.label, names)), rows), ""]
-    print_lines(lines)
-
-
-def _accuracy_names(steps: Mapping[str, PastStep]) -> tuple[str, ...]:
-    """Return the accuracy metrics among those that ``steps`` maps to a step that has them."""
-    metrics = (step.metric(name) for name, step in steps.items())
-    return accuracy_names(metric for metric in metrics if metric is not None)
-
-
-def render_metric_history(runs: Sequence[PastRun], name: str) -> None:
-    """Print one metric of every step over the runs."""
-    rows = [
-        (run.when, run.run, step.step, formatting.metric(metric), formatting.interval(metric))
-        for run, step, metric in metric_history(runs, name)
-    ]
-    print_lines(
-        aligned_lines(("when", "run", "step", formatting.label(name), "95 % interval"), rows)
-    )

@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from compressor.artifacts.gain_report import Gain
+from compressor.artifacts.run_folders import RECORD
 from compressor.artifacts.runs import (
     GAINS,
-    RECORD,
     RunRecord,
     RunStep,
     find_run,

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
 from compressor.artifacts.manifest import Manifest
-from compressor.artifacts.runs import GAINS, LADDER, SAMPLES, GateResult, read_run_file
+from compressor.artifacts.run_folders import LADDER
+from compressor.artifacts.runs import GAINS, SAMPLES, GateResult, read_run_file
 from compressor.artifacts.store import MODEL
 from compressor.engine.gates.measured_model import ACCURACY_FILE, samples_of
 from compressor.errors import CompressError

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from compressor.artifacts.manifest import Metric
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # both take longer to import than most outputs to print
+    from compressor.analysis.history import PastMetric
+    from compressor.artifacts.manifest import Metric
 
 DASH = "–"
 """Placeholder for a value that was not measured."""
@@ -12,6 +16,8 @@ STAND_IN_NOTE = (
     "† measured on the ONNX graph that the engine was built from, with ONNX Runtime: "
     "the engine itself did not run on this machine"
 )
+COST_UNITS = frozenset({"ms", "s", "bytes", "count", "samples/s"})
+"""Units of metrics that are costs, not accuracy."""
 _LABELS = {
     "latency_p50_ms": "latency p50",
     "latency_p90_ms": "latency p90",
@@ -89,12 +95,12 @@ def optional_number(value: float | None, unit: str) -> str:
     return DASH if value is None else number(value, unit)
 
 
-def metric(measured: Metric | None) -> str:
+def metric(measured: Metric | PastMetric | None) -> str:
     """Format a metric's value; a dash for None."""
     return DASH if measured is None else number(measured.value, measured.unit)
 
 
-def interval(measured: Metric | None) -> str:
+def interval(measured: Metric | PastMetric | None) -> str:
     """Format the 95 % interval of a metric as ``79.8–82.7 %``; empty if there is none."""
     if measured is None or measured.low is None or measured.high is None:
         return ""

@@ -10,9 +10,9 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.store import Artifact
+from compressor.reports.rows.formatting import COST_UNITS
 
 _COSTS = ("latency_p50_ms", "throughput", "size_bytes", "parameters", "macs", "peak_rss_bytes")
-_COST_UNITS = frozenset({"ms", "s", "bytes", "count", "samples/s"})
 
 Verdict = Literal["better", "worse", "same", "noise"]
 
@@ -157,7 +157,7 @@ def accuracy_names(metrics: Iterable[Metric]) -> tuple[str, ...]:
         dict.fromkeys(
             metric.name
             for metric in metrics
-            if metric.unit not in _COST_UNITS and "[" not in metric.name
+            if metric.unit not in COST_UNITS and "[" not in metric.name
         )
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.history import fill
 from compressor.analysis.history import metric_history, read_history
 from compressor.errors import UsageError
 from tests.support.cli import cli
@@ -38,6 +39,25 @@ def test_runs_are_listed_oldest_first_with_their_ladders(toy_pipeline: Path) -> 
     assert listing.stdout.count("second") == 2
     cli("gc", "-o", store)
     assert len(read_history(store).runs) == 2, "a ladder outlives its artifacts"
+
+
+def test_metrics_of_slices_are_read_when_they_are_needed(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    fill(store, 2)
+    first, _ = read_history(store, slices=False).runs
+    assert not any("[" in name for step in first.steps for name in step.recorded)
+    whole, _ = read_history(store).runs
+    name = "top1[input=text]"
+    assert len(metric_history([whole], name)) == 4
+    listed = cli("history", "-o", store, "--metric", name)
+    assert listed.returncode == 0 and listed.stdout.count("student") == 2
+    [step] = [step for step in whole.to_json()["steps"] if step["step"] == "student"]
+    ladder = json.loads((store / "runs" / whole.run / "ladder.json").read_text())
+    [row] = [row for row in ladder["rows"] if row["step"] == "student"]
+    assert step["metrics"] == row["metrics"]
+    slices = store / "runs" / ".slices.json"
+    slices.write_bytes(slices.read_bytes().replace(b"0.8", b"0.9"))
+    assert read_history(store).runs[0] == whole, "a damaged index is written again"
 
 
 def test_the_index_is_never_believed_over_the_records(toy_pipeline: Path) -> None:

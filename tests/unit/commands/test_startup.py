@@ -65,6 +65,15 @@ def test_show_and_plans_of_single_files_load_neither_torch_nor_onnx(tmp_path: Pa
         assert not loaded_modules(command, HEAVY), command
 
 
+def test_a_history_that_is_indexed_reads_no_records(toy_pipeline: Path) -> None:
+    store = str(toy_pipeline.parent / "store")
+    subprocess.run([sys.executable, "-m", "cli", "run", toy_pipeline, "-o", store], check=True)
+    records = ("compressor.artifacts.runs", "compressor.artifacts.manifest", "numpy", "yaml")
+    assert loaded_modules(["history", "-o", store], records)
+    assert not loaded_modules(["history", "-o", store], records)
+    assert not loaded_modules(["history", "-o", store, "--json"], records)
+
+
 def test_the_list_of_commands_needs_neither_pydantic_nor_numpy() -> None:
     assert not loaded_modules(["--help"], (*HEAVY, "pydantic", "numpy", "yaml"))
 

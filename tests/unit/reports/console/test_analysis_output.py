@@ -2,13 +2,14 @@ import pytest
 
 from compressor.analysis.bisect import Bisection, PassLoss
 from compressor.analysis.compare import Comparison, Difference, MetricPair
-from compressor.analysis.history import PastRun, PastStep
+from compressor.analysis.history import PastMetric, PastRun, PastStep
 from compressor.analysis.layer_restoration import LayerTrial
 from compressor.analysis.layerwise import LayerComparison, LayerDifference
 from compressor.analysis.tensors import TensorDifference
 from compressor.artifacts.gain_report import Gain
 from compressor.reports.console.comparisons import render_bisection, render_comparison
-from compressor.reports.console.runs import render_gains, render_history, render_metric_history
+from compressor.reports.console.history import render_history, render_metric_history
+from compressor.reports.console.runs import render_gains
 from tests.support.reports import count_metric, fraction_metric
 
 
@@ -112,6 +113,10 @@ def test_gains_show_why_a_step_is_not_faster(capsys: pytest.CaptureFixture[str])
 
 def test_the_history_shows_runs_and_follows_a_metric(capsys: pytest.CaptureFixture[str]) -> None:
     metrics = {"top1": fraction_metric("top1", 0.8), "size_bytes": count_metric("x", 4e6, "bytes")}
+    recorded = {
+        name: [getattr(metric, field) for field in PastMetric._fields]
+        for name, metric in metrics.items()
+    }
     run = PastRun(
         run="phone-1",
         pipeline="phone",
@@ -120,7 +125,7 @@ def test_the_history_shows_runs_and_follows_a_metric(capsys: pytest.CaptureFixtu
         passed=2,
         failed=1,
         checked=True,
-        steps=(PastStep("student", "ab", {key: m.model_dump() for key, m in metrics.items()}),),
+        steps=(PastStep("student", "ab", recorded),),
     )
     render_history([run])
     output = printed(capsys)
