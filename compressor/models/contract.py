@@ -125,9 +125,9 @@ class Family(ABC, Generic[F]):
         discovered = discover(kind, model)
         return None if discovered is None else self.adopt(discovered, config, model)
 
-    def can_train(self, config: F) -> bool:
-        """Return False for models whose code is fixed to evaluation mode."""
-        return True
+    def training_problem(self, config: F) -> tuple[str, str] | None:
+        """Return why a model cannot be trained, and the remedy; None if it can be."""
+        return None
 
     def can_discover(self, kind: type[Capability], config: F) -> bool:
         """Return True if a capability may be discovered once a module of a config is loaded.

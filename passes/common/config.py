@@ -96,14 +96,9 @@ def training_problems(
         model: the model that is trained; kinds of layers that it does not state are not checked.
     """
     architecture = model.architecture() if isinstance(model, ModelFacts) else model
-    if architecture is not None and not architecture.family.can_train(architecture.config):
-        return [
-            FieldProblem(
-                path,
-                "the model is a program, which is fixed to its evaluation mode",
-                "train the module that it was exported from: `model: {python: …}`",
-            )
-        ]
+    problem = architecture and architecture.family.training_problem(architecture.config)
+    if problem is not None:
+        return [FieldProblem(path, *problem)]
     layers = model.capability(LayerKinds)
     if "batch_norm" not in training.model_fields_set or layers is None or layers.batch_norms:
         return []

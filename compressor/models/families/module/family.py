@@ -53,9 +53,19 @@ class Module(Family[ModuleConfig]):
 
         return build_module(_counted(config)[0] if not config.outputs else config)
 
-    def can_train(self, config: ModuleConfig) -> bool:
-        """Return False for a program of torch.export."""
-        return config.program is None
+    def training_problem(self, config: ModuleConfig) -> tuple[str, str] | None:
+        """Return a problem for a program of torch.export, and code that fails in training mode."""
+        if config.program is not None:
+            return (
+                "the model is a program, which is fixed to its evaluation mode",
+                "train the module that it was exported from: `model: {python: …}`",
+            )
+        from compressor.models.families.module.training import training_failure
+
+        failure = training_failure(_counted(config)[0].model_dump_json())
+        if failure is None:
+            return None
+        return failure, "correct the module or `inputs`: training runs it in training mode"
 
     def can_discover(self, kind: type[Capability], config: ModuleConfig) -> bool:
         """Return True, but for axes of a program of torch.export, whose sizes are fixed."""
