@@ -220,3 +220,20 @@ def test_a_module_that_merges_its_weights_for_evaluation_can_be_copied(tmp_path:
     module = load_module(saved(config, tmp_path))
     assert not module.merged.requires_grad
     copy.deepcopy(module)
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        ("(self.head(x), x) if self.training else self.head(x)", None),
+        ("[x[0, 0].item()] if self.training else self.head(x)", "returns list without a tensor"),
+        ("self.head(x[:, :9] if self.training else x)", "in training mode `forward` fails: Run"),
+    ],
+    ids=["auxiliary", "nothing", "error"],
+)
+def test_a_module_is_tried_in_training_mode_before_it_is_trained(
+    returned: str, expected: str | None
+) -> None:
+    problem = Module().training_problem(config_of(returned=returned))
+    assert (problem is None) == (expected is None)
+    assert problem is None or expected in problem[0]
