@@ -96,9 +96,10 @@ def training_problems(
         model: the model that is trained; kinds of layers that it does not state are not checked.
     """
     architecture = model.architecture() if isinstance(model, ModelFacts) else model
-    problem = architecture and architecture.family.training_problem(architecture.config)
-    if problem is not None:
-        return [FieldProblem(path, *problem)]
+    if architecture is not None:
+        problem = architecture.family.training_problem(architecture.config)
+        if problem is not None:
+            return [FieldProblem(path, *problem)]
     layers = model.capability(LayerKinds)
     if "batch_norm" not in training.model_fields_set or layers is None or layers.batch_norms:
         return []
