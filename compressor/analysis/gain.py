@@ -8,6 +8,7 @@ from pathlib import Path
 
 from compressor.analysis.compare import load_batch
 from compressor.artifacts.gain_report import Gain
+from compressor.artifacts.lineage import closest_relatives
 from compressor.artifacts.runs import RunRecord, kept_run, verified_step
 from compressor.artifacts.store import Artifact
 from compressor.data.contract import Batch, SourceContext
@@ -72,19 +73,15 @@ def measure_gains(
 
 
 def _reference_step(step: str, record: RunRecord, artifacts: Mapping[str, Artifact]) -> str | None:
-    """Return the nearest ancestor of the same runtime, else a child of an ancestor that has it."""
+    """Return the closest relative whose latency was measured in the runtime of a step."""
     parents = {entry.name: entry.parent for entry in record.steps}
     runtime = StoredModel.of(artifacts[step]).format.runtime
-    ancestors = []
-    parent = parents[step]
-    while parent is not None and parent in artifacts:
-        ancestors.append(parent)
-        parent = parents[parent]
-    children = [name for ancestor in ancestors for name in parents if parents[name] == ancestor]
-    for name in (*ancestors, *children):
+    for name in closest_relatives(step, parents):
+        if name not in artifacts:
+            continue
         manifest = artifacts[name].manifest
         same_runtime = format_named(manifest.format).runtime == runtime
-        if name != step and same_runtime and manifest.metric(_LATENCY) is not None:
+        if same_runtime and manifest.metric(_LATENCY) is not None:
             return name
     return None
 

@@ -228,11 +228,21 @@ def lint(
 
 
 @app.command(rich_help_panel=PANEL)
-def report(target: RunPath = DEFAULT_STORE, as_json: AsJson = False) -> None:
+def report(
+    target: RunPath = DEFAULT_STORE,
+    svg: Annotated[
+        Path | None, typer.Option(help="Write the printed ladder as a picture.", metavar="FILE")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Write the report of a run again and print its ladder."""
     from compressor.reports.pages.runs import rewrite_report
 
     folder, run_report = rewrite_report(target)
+    if svg is not None:
+        from compressor.reports.console.ladder import write_picture
+
+        write_picture(run_report, svg)
     if as_json:
         print_json(run_report.ladder.model_dump(mode="json"))
         return

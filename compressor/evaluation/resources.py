@@ -20,7 +20,7 @@ _MIN_SECONDS = 0.1
 
 
 def cost_metrics(model: StoredModel, sample_shapes: SampleShapes) -> tuple[Metric, ...]:
-    """Return size, parameters and MACs; what the format cannot determine is omitted.
+    """Return size, parameters, MACs and weights; what the format cannot determine is omitted.
 
     Args:
         model: the model on disk.
@@ -31,6 +31,7 @@ def cost_metrics(model: StoredModel, sample_shapes: SampleShapes) -> tuple[Metri
         ("size_bytes", cost.size_bytes, "bytes"),
         ("parameters", cost.parameters, "count"),
         ("macs", cost.macs, "count"),
+        ("weight_bytes", cost.weight_bytes, "bytes"),
     )
     return tuple(
         Metric(name=name, value=float(value), unit=unit, better="lower", samples=1)

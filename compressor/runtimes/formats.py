@@ -53,6 +53,8 @@ class Cost:
     parameters: int | None = None
     macs: int | None = None
     """Multiply-accumulates of one forward pass of one sample (or token)."""
+    weight_bytes: int | None = None
+    """Bytes of the weights alone, for files that also hold code, such as an engine's kernels."""
 
 
 @dataclass(frozen=True, slots=True)

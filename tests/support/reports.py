@@ -14,6 +14,7 @@ from compressor.reports.rows.ladder import LadderInput
 from compressor.reports.rows.run import RunReport
 
 SLICES = ("input=text", "input=speech", "language=zh", "language=en", "input×language=speech×zh")
+RUNTIMES = {"torch": "torch", "onnx": "ONNX Runtime", "engine": "TensorRT"}
 COMMAND = "autoglm-compress run pipeline.yaml"
 
 
@@ -174,7 +175,13 @@ def phone_run(root: Path) -> list[LadderInput]:
         )
         ids[step] = built.id
         steps.append(
-            LadderInput(step, Artifact(path, built), cached=step == "source", parent=parent)
+            LadderInput(
+                step,
+                Artifact(path, built),
+                cached=step == "source",
+                parent=parent,
+                runtime=RUNTIMES[model_format],
+            )
         )
     return steps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from io import StringIO
 
 from rich.cells import cell_len
 from rich.console import (
@@ -51,6 +52,13 @@ out = Console(width=None if Console().is_terminal else _WIDTH, highlight=False)
 err = Console(stderr=True, highlight=False)
 for _console in (out, err):
     _console.push_render_hook(_PrintableOutput())
+
+
+def new_recorder(width: int) -> Console:
+    """Return a console that records what it would print, escaped as ``out`` does."""
+    recorder = Console(record=True, width=width, file=StringIO(), force_terminal=True)
+    recorder.push_render_hook(_PrintableOutput())
+    return recorder
 
 
 def print_line(text: str = "") -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 from compressor.artifacts.manifest import Manifest, Metric
 from compressor.evaluation.records import Measurement
 from compressor.reports.pages import charts
-from compressor.reports.pages.markdown import change_text, tone
-from compressor.reports.rows import artifact, formatting, gains, gates, model_files
+from compressor.reports.rows import (
+    artifact,
+    deliverables,
+    formatting,
+    gains,
+    gates,
+    model_files,
+)
+from compressor.reports.rows.changes import change_text, tone
 from compressor.reports.rows.ladder import Ladder, LadderRow
 from compressor.reports.rows.run import RunReport
+from compressor.reports.rows.tree import branches, tree_rows
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -101,15 +108,16 @@ def run_html(report: RunReport, folder: Path, digest: str) -> str:
         report=report,
         ladder=ladder,
         digest=digest,
-        headline=_headline(ladder),
-        gates=[(result, gates.gate_row(result)) for result in report.gates],
+        tree_rows=tree_rows(ladder),
+        gates=[(result, gates.sentence(result)) for result in report.gates],
         gains=[gains.gain_cells(gain) for gain in report.gains],
         gain_columns=gains.COLUMNS,
         gain_reasons=gains.reasons_not_faster(report.gains),
         figures=_run_figures(report),
+        trade_offs=_trade_offs(ladder),
         histories=_histories(report),
         links={step: _link(path, folder) for step, path in report.paths.items()},
-        tree=_tree(ladder),
+        tree=branches(ladder),
         roles={step.step: _extra_inputs(step.artifact.manifest, ladder) for step in report.steps},
         slices=[(name, dict(entries)) for name, entries in _run_slices(ladder).items()],
         latency_names=_LATENCIES,
@@ -122,10 +130,6 @@ def _run_figures(report: RunReport) -> dict[str, str]:
     """Return the charts of a run as SVG, by name."""
     ladder = report.ladder
     figures = {}
-    for name, cost in (("by-latency", "latency_p50_ms"), ("by-size", "size_bytes")):
-        points = _points(ladder, cost)
-        if len(points) > 1:
-            figures[name] = charts.trade_off(name, points)
     if rows := _run_slices(ladder):
         figures["slices"] = charts.intervals("slices", rows)
     timed = [
@@ -138,13 +142,37 @@ def _run_figures(report: RunReport) -> dict[str, str]:
     return figures
 
 
-def _points(ladder: Ladder, cost: str) -> list[charts.Point]:
-    gain = ladder.primary
-    return [
-        charts.Point(row.step, row.metrics[cost], row.metrics[gain])
-        for row in ladder.rows
-        if gain in row.metrics and cost in row.metrics
+def _trade_offs(ladder: Ladder) -> list[tuple[str, str]]:
+    """Return title and chart of accuracy against size, and against latency in each runtime."""
+    runtimes = dict.fromkeys(row.runtime for row in ladder.rows)
+    choices = [("Accuracy against size", "size_bytes", ladder.rows)] + [
+        (
+            f"Accuracy against latency in {runtime}",
+            "latency_p50_ms",
+            tuple(row for row in ladder.rows if row.runtime == runtime),
+        )
+        for runtime in runtimes
     ]
+    points = [(title, _points(rows, ladder.primary, cost)) for title, cost, rows in choices]
+    return [
+        (title, charts.trade_off(f"trade-off-{index}", entries))
+        for index, (title, entries) in enumerate(points)
+        if len(entries) > 1
+    ]
+
+
+def _points(rows: Iterable[LadderRow], gain: str | None, cost: str) -> list[charts.Point]:
+    """Return the points of a chart; an engine's size is that of its weights, not its kernels."""
+    return [
+        charts.Point(row.step, _weights_or(cost, row), row.metrics[gain])
+        for row in rows
+        if gain is not None and gain in row.metrics and cost in row.metrics
+    ]
+
+
+def _weights_or(cost: str, row: LadderRow) -> Metric:
+    weights = row.metrics.get("weight_bytes")
+    return weights if cost == "size_bytes" and weights is not None else row.metrics[cost]
 
 
 def _run_slices(ladder: Ladder) -> dict[str, list[tuple[str, Metric]]]:
@@ -168,24 +196,6 @@ def _histories(report: RunReport) -> list[tuple[str, str]]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """A step, and the steps that read its artifact."""
-
-    row: LadderRow
-    children: tuple[Branch, ...]
-
-
-def _tree(ladder: Ladder, parent: str | None = None) -> tuple[Branch, ...]:
-    """Return the steps below ``parent``; a step whose parent is not in the ladder is a root."""
-    steps = {row.step for row in ladder.rows}
-    return tuple(
-        Branch(row, _tree(ladder, row.step))
-        for row in ladder.rows
-        if (row.parent if row.parent in steps else None) == parent
-    )
-
-
 def _extra_inputs(manifest: Manifest, ladder: Ladder) -> list[tuple[str, str]]:
     """Return role and step (or id) of every input beside the parent, such as a teacher."""
     steps = {row.id: row.step for row in ladder.rows}
@@ -193,17 +203,6 @@ def _extra_inputs(manifest: Manifest, ladder: Ladder) -> list[tuple[str, str]]:
         (role, steps.get(artifact_id, formatting.short_id(artifact_id)))
         for role, artifact_id in manifest.parents.items()
         if role != "parent"
-    ]
-
-
-def _headline(ladder: Ladder) -> list[tuple[str, Metric, Metric]]:
-    """Return name, first and last value of the main metrics."""
-    last = ladder.rows[-1]
-    names = (ladder.primary, "latency_p50_ms", "size_bytes", "parameters")
-    return [
-        (name, ladder.row(last.against_first[name].against).metrics[name], last.metrics[name])
-        for name in names
-        if name is not None and name in last.metrics and name in last.against_first
     ]
 
 
@@ -230,6 +229,7 @@ def _environment() -> Environment:
     )
     functions: Mapping[str, Any] = {
         "artifact": artifact,
+        "deliverables": deliverables,
         "formatting": formatting,
         "change_text": change_text,
         "tone": tone,

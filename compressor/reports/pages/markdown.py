@@ -12,8 +12,16 @@ from compressor.artifacts.runs import GateResult
 from compressor.evaluation.records import Measurement
 from compressor.foreign_files.printable import printable
 from compressor.reports.rows import artifact, formatting, gains, gates, model_files
-from compressor.reports.rows.ladder import Change, Ladder, LadderRow
+from compressor.reports.rows.changes import change_text
+from compressor.reports.rows.deliverables import (
+    against_baseline,
+    cells,
+    columns,
+    distinction,
+)
+from compressor.reports.rows.ladder import Ladder, LadderRow
 from compressor.reports.rows.run import RunReport
+from compressor.reports.rows.tree import tree_rows
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~$#&])")
 
@@ -116,11 +124,19 @@ def _origin(manifest: Manifest) -> list[str]:
 
 def run_markdown(report: RunReport) -> str:
     """Return the report of a run: ladder, gates, gains, slices and notes."""
-    parts = [
-        f"# {escape(report.pipeline)}",
+    parts = [f"# {escape(report.pipeline)}"]
+    if report.deliverables:
+        parts += [
+            "## Deliverables",
+            f"Compared with {escape(against_baseline(report.ladder))}.",
+            deliverables_table(report),
+        ]
+    parts += [
+        "## Ladder",
         ladder_table(report.ladder),
-        "Changes are relative to the step's parent; ≈ marks a change within noise: "
-        "the 95 % intervals overlap.",
+        "Steps that were made from one another stand together. A change is against the closest "
+        "step before it in the tree, for latency and memory of the same runtime; ≈ marks a change "
+        "within noise: the 95 % intervals overlap.",
     ]
     if report.ladder.has_stand_in:
         parts += [f"{escape(formatting.STAND_IN_NOTE)}."]
@@ -152,36 +168,37 @@ def ladder_table(ladder: Ladder) -> str:
     headers = ("step", "format", *map(formatting.label, ladder.columns), "built in")
     rows = [
         (
-            row.step,
-            row.format,
-            *(_metric_cell(row, name) for name in ladder.columns),
-            formatting.duration(row.seconds),
+            tree_row.lines + tree_row.row.step,
+            tree_row.row.format,
+            *(_metric_cell(tree_row.row, name) for name in ladder.columns),
+            formatting.duration(tree_row.row.seconds),
         )
-        for row in ladder.rows
+        for tree_row in tree_rows(ladder)
     ]
     return table(headers, rows)
 
 
 def gates_table(results: Sequence[GateResult]) -> str:
     """Return the gates with their verdicts as a table."""
-    return table(gates.COLUMNS, [gates.gate_row(result).cells for result in results])
+    rows = [
+        ("✓" if result.passed else "✗", gates.sentence(result), result.basis) for result in results
+    ]
+    return table(("", "gate", "basis"), rows)
 
 
-def change_text(change: Change, unit: str) -> str:
-    """Format a change: ``−1.2 pts`` for fractions, else ``×0.25``; ``≈`` marks noise."""
-    if change.verdict == "same":
-        return "="
-    text = (
-        formatting.difference(change.absolute, unit)
-        if unit == "fraction"
-        else formatting.ratio(change.ratio)
-    )
-    return f"≈ {text}" if change.verdict == "noise" else text
-
-
-def tone(change: Change) -> str:
-    """Return the CSS class of a change: its verdict, or ``same`` if it rounds to ×1.00."""
-    return "same" if formatting.ratio(change.ratio) == "×1.00" else change.verdict
+def deliverables_table(report: RunReport) -> str:
+    """Return the deliverables, compared with the model that the run started from."""
+    headers = ("deliverable", "for", "", *map(formatting.label, columns(report.ladder)))
+    rows = [
+        (
+            deliverable.row.step,
+            deliverable.runtime,
+            distinction(deliverable),
+            *cells(deliverable, report.ladder),
+        )
+        for deliverable in report.deliverables
+    ]
+    return table(headers, rows)
 
 
 def _metric_cell(row: LadderRow, name: str) -> str:
@@ -189,7 +206,9 @@ def _metric_cell(row: LadderRow, name: str) -> str:
     if metric is None:
         return formatting.DASH
     mark = formatting.STAND_IN if row.is_stand_in(name) else ""
-    change = row.against_parent.get(name)
+    if remark := row.remark(name):
+        mark = f" {remark}"
+    change = None if row.hides_change(name) else row.changes.get(name)
     suffix = f" ({change_text(change, metric.unit)})" if change else ""
     return _with_interval(metric) + mark + suffix
 

@@ -21,10 +21,10 @@ from compressor.artifacts.runs import (
     save_run,
     verified_step,
 )
-from compressor.artifacts.store import Store
+from compressor.artifacts.store import Artifact, Store
 from compressor.engine.plan.plan import Plan
 from compressor.engine.run.runner import RunResult
-from compressor.errors import DamagedArtifactError
+from compressor.errors import DamagedArtifactError, UsageError
 from compressor.reports.pages.step_summary import summarize_run
 from compressor.reports.pages.write import write_run_reports
 from compressor.reports.rows.ladder import LadderInput
@@ -56,7 +56,9 @@ def record_run(plan: Plan, result: RunResult, command: str) -> tuple[Path, RunRe
         gates=result.gates,
     )
     steps = [
-        LadderInput(done.step.name, done.artifact, done.how == "cached", done.step.parent)
+        _ladder_input(
+            done.step.name, done.artifact, cached=done.how == "cached", parent=done.step.parent
+        )
         for done in result.steps
     ]
     with save_run(plan.store, record) as (folder, staged):
@@ -110,11 +112,11 @@ def _rewrite(
     store.check_writable()
     with store.session(step.id for step in record.steps):
         steps = [
-            LadderInput(
+            _ladder_input(
                 step.name,
                 verified_step(folder, step, as_measured=True),
-                True,
-                step.parent,
+                cached=True,
+                parent=step.parent,
             )
             for step in record.steps
         ]
@@ -122,6 +124,19 @@ def _rewrite(
             report = _report(record, steps, _read_gains(final) if gains is None else gains)
             write_run_reports(staged, report, final)
     return folder, report
+
+
+def _ladder_input(
+    step: str, artifact: Artifact, *, cached: bool, parent: str | None
+) -> LadderInput:
+    """Return a step for the ladder; its runtime is None where its format is not installed."""
+    from compressor.runtimes.formats import format_named  # loads numpy
+
+    try:
+        runtime = format_named(artifact.manifest.format).runtime
+    except UsageError:
+        runtime = None
+    return LadderInput(step, artifact, cached=cached, parent=parent, runtime=runtime)
 
 
 def _report(record: RunRecord, steps: Sequence[LadderInput], gains: Sequence[Gain]) -> RunReport:

@@ -8,7 +8,12 @@ from pathlib import Path
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.runs import GateResult
-from compressor.reports.pages.markdown import escape, gates_table, ladder_table
+from compressor.reports.pages.markdown import (
+    deliverables_table,
+    escape,
+    gates_table,
+    ladder_table,
+)
 from compressor.reports.rows.run import RunReport
 
 VARIABLE = "GITHUB_STEP_SUMMARY"
@@ -17,9 +22,10 @@ GitHub Actions sets it."""
 
 
 def summarize_run(report: RunReport) -> None:
-    """Append the ladder and the gates of a run."""
+    """Append the deliverables, the ladder and the gates of a run."""
     gates = [gates_table(report.gates)] if report.gates else []
-    _append(report.pipeline, [ladder_table(report.ladder), *gates])
+    made = [deliverables_table(report)] if report.deliverables else []
+    _append(report.pipeline, [*made, ladder_table(report.ladder), *gates])
 
 
 def summarize_gates(title: str, results: Sequence[GateResult]) -> None:

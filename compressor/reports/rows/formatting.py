@@ -24,6 +24,7 @@ _LABELS = {
     "latency_p99_ms": "latency p99",
     "latency_mean_ms": "latency mean",
     "size_bytes": "size",
+    "weight_bytes": "weights",
     "peak_rss_bytes": "peak memory",
     "macs": "MACs",
     "cross_entropy": "cross-entropy",

@@ -69,6 +69,45 @@ def gate_row(gate: GateResult) -> GateRow:
     )
 
 
+def sentence(gate: GateResult) -> str:
+    """Return what a gate allows, what was measured and the verdict, in one sentence.
+
+    ``top-1 of onnx may fall 1.00 points against student: fell 0.35 (−0.28 … 0.98), passed``
+    """
+    subject = f"{formatting.label(gate.metric)} of {gate.step}"
+    if gate.found is None or gate.limit is None:
+        return f"{subject}: {gate.reason or 'not measured'}, {_verdict(gate)}"
+    reference = gate.gate.rpartition(" against ")[2]
+    match gate.bound:
+        case "max_drop":
+            limit = _in_notation(gate, gate.limit).replace(" pts", " points")
+            rule = f"may fall {limit} against {reference}"
+        case "max_ratio":
+            rule = f"may be at most {_in_notation(gate, gate.limit)} of {reference}"
+        case bound:
+            word = "least" if bound == "min" else "most"
+            rule = f"must be at {word} {_in_notation(gate, gate.limit)}"
+    return f"{subject} {rule}: {_measured(gate, gate.found)}, {_consequence(gate)}"
+
+
+def _measured(gate: GateResult, found: float) -> str:
+    """Return the compared value with its interval; a negative drop is a rise."""
+    interval = "" if _interval(gate) == formatting.DASH else _interval(gate)
+    if gate.bound != "max_drop":
+        return _in_notation(gate, found) + (f" ({interval})" if interval else "")
+    rose = found < 0
+    text = f"{'rose' if rose else 'fell'} {_in_notation(gate, abs(found))}"
+    fall = f" ({'fall ' if rose else ''}{interval})" if interval else ""
+    return (text + fall).replace(" pts", "")
+
+
+def _consequence(gate: GateResult) -> str:
+    if gate.verdict != "undecided":
+        return gate.verdict
+    effect = "passes" if gate.passed else "fails"
+    return f"undecided, since the interval holds the limit: {effect}"
+
+
 def _interval(gate: GateResult) -> str:
     if gate.found is None or gate.low is None or gate.high is None or gate.low == gate.high:
         return formatting.DASH

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from compressor.artifacts.lineage import closest_relatives
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.store import Artifact
+from compressor.reports.rows import formatting
 from compressor.reports.rows.formatting import COST_UNITS
 
 _COSTS = ("latency_p50_ms", "throughput", "size_bytes", "parameters", "macs", "peak_rss_bytes")
+_RUNTIME_COSTS = frozenset({"throughput", "peak_rss_bytes"})
+"""Costs beside latencies that depend on the runtime."""
 
 Verdict = Literal["better", "worse", "same", "noise"]
 
@@ -27,6 +31,8 @@ class LadderInput:
     """True if the artifact was taken from the store."""
     parent: str | None
     """The step whose artifact was read; None for the source."""
+    runtime: str | None
+    """The runtime of the artifact's format; None if nothing executes it."""
 
 
 class _Part(BaseModel):
@@ -59,6 +65,8 @@ class LadderRow(_Part):
         str, Field(validation_alias=AliasChoices("format", "kind"), serialization_alias="kind")
     ]
     """Format of the model; the JSON key is ``kind``, as in manifests."""
+    runtime: str | None
+    """The runtime that latency and memory were measured in; None if nothing executes the format."""
     pass_name: str
     parent: str | None
     cached: bool
@@ -68,9 +76,22 @@ class LadderRow(_Part):
     """Wall time of the pass, in the run that built the artifact."""
     peak_rss_bytes: int
     """Peak memory of the pass; the metric of the same name is that of inference."""
-    against_parent: dict[str, Change]
-    against_first: dict[str, Change]
-    """Changes against the first row that has the metric: the source, if it was measured."""
+    changes: dict[str, Change]
+    """Changes against the closest related row that is comparable: an ancestor that has the metric,
+    and for latency, throughput and memory one of the same runtime, or else a step that was made
+    from a common ancestor."""
+
+    def remark(self, name: str) -> str:
+        """Return what a number needs beside it: a latency's runtime, or an engine's weights."""
+        if name == "latency_p50_ms":
+            return self.runtime or ""
+        if self.hides_change(name):
+            return f"weights {formatting.metric(self.metrics['weight_bytes'])}"
+        return ""
+
+    def hides_change(self, name: str) -> bool:
+        """Return True for the size of an engine: its parent has weights, but no kernels."""
+        return name == "size_bytes" and "weight_bytes" in self.metrics
 
     def is_stand_in(self, name: str) -> bool:
         """Return True if a metric was measured on the engine's graph, not on the engine."""
@@ -86,6 +107,12 @@ class Ladder(_Part):
     columns: tuple[str, ...]
     """The accuracy metrics, then every cost that was measured."""
     rows: tuple[LadderRow, ...]
+
+    @property
+    def baseline(self) -> LadderRow:
+        """The row that deliverables are compared with: the first whose accuracy was measured."""
+        measured = (row for row in self.rows if not row.metrics.keys().isdisjoint(self.accuracy))
+        return next(measured, self.rows[0])
 
     @property
     def primary(self) -> str | None:
@@ -125,30 +152,38 @@ class Ladder(_Part):
 
 def build_ladder(steps: Sequence[LadderInput]) -> Ladder:
     """Build the ladder of a run's artifacts."""
-    rows: dict[str, LadderRow] = {}
-    first: dict[str, LadderRow] = {}
-    for step in steps:
-        row = _row(step)
-        parent = rows.get(step.parent) if step.parent is not None else None
-        against_first = {
-            name: change(metric, first[name].metrics[name], first[name].step)
-            for name, metric in row.metrics.items()
-            if name in first
-        }
-        against_parent = {
-            name: change(metric, parent.metrics[name], parent.step)
-            for name, metric in row.metrics.items()
-            if parent is not None and name in parent.metrics
-        }
-        row = row.model_copy(
-            update={"against_parent": against_parent, "against_first": against_first}
+    parents = {step.step: step.parent for step in steps}
+    rows: dict[str, LadderRow] = {step.step: _row(step) for step in steps}
+    compared = tuple(
+        row.model_copy(
+            update={"changes": _changes(row, closest_relatives(row.step, parents), rows)}
         )
-        rows[step.step] = row
-        for name in row.metrics:
-            first.setdefault(name, row)
-    accuracy = accuracy_names(metric for row in rows.values() for metric in row.metrics.values())
-    costs = tuple(name for name in _COSTS if name in first)
-    return Ladder(accuracy=accuracy, columns=accuracy + costs, rows=tuple(rows.values()))
+        for row in rows.values()
+    )
+    measured = {name for row in compared for name in row.metrics}
+    accuracy = accuracy_names(metric for row in compared for metric in row.metrics.values())
+    costs = tuple(name for name in _COSTS if name in measured)
+    return Ladder(accuracy=accuracy, columns=accuracy + costs, rows=compared)
+
+
+def _changes(
+    row: LadderRow, relatives: Sequence[str], rows: Mapping[str, LadderRow]
+) -> dict[str, Change]:
+    """Return the change of each metric against the closest relative that it compares with."""
+    changes = {}
+    for name, metric in row.metrics.items():
+        for relative in relatives:
+            other = rows.get(relative)
+            if other is not None and name in other.metrics and _is_comparable(name, row, other):
+                changes[name] = change(metric, other.metrics[name], relative)
+                break
+    return changes
+
+
+def _is_comparable(name: str, row: LadderRow, other: LadderRow) -> bool:
+    """Return True unless the metric depends on the runtime and the runtimes differ."""
+    depends = name.startswith("latency_") or name in _RUNTIME_COSTS
+    return not depends or row.runtime == other.runtime
 
 
 def accuracy_names(metrics: Iterable[Metric]) -> tuple[str, ...]:
@@ -197,6 +232,7 @@ def _row(step: LadderInput) -> LadderRow:
         name=step.artifact.name,
         id=manifest.id,
         format=manifest.format,
+        runtime=step.runtime,
         pass_name=manifest.pass_.name,
         parent=step.parent,
         cached=step.cached,
@@ -204,8 +240,7 @@ def _row(step: LadderInput) -> LadderRow:
         model_bytes=manifest.model_bytes,
         seconds=manifest.seconds,
         peak_rss_bytes=manifest.peak_rss_bytes,
-        against_parent={},
-        against_first={},
+        changes={},
     )
 
 

@@ -11,6 +11,7 @@ from compressor.artifacts.fingerprint import digest_json, digest_tree
 from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.runs import GateResult
 from compressor.reports.rows import artifact
+from compressor.reports.rows.deliverables import Deliverable, find_deliverables
 from compressor.reports.rows.ladder import Ladder, LadderInput, build_ladder
 
 _SOURCES = ("*.py", "*.j2", "*.css")
@@ -35,6 +36,11 @@ class RunReport:
     def ladder(self) -> Ladder:
         """The ladder of the steps."""
         return build_ladder(self.steps)
+
+    @cached_property
+    def deliverables(self) -> list[Deliverable]:
+        """The files that the run was made for."""
+        return find_deliverables(self.ladder, self.gates)
 
     @cached_property
     def paths(self) -> Mapping[str, Path]:

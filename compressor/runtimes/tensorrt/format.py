@@ -61,10 +61,14 @@ class Engine(Format):
             read_verified_manifest(path)
 
     def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:
-        """Return the size of the largest engine, and the graph's parameters and MACs."""
+        """Return the size of the largest engine, and the graph's parameters, MACs and weights.
+
+        The rest of an engine is kernels; its weights are stored in the types of the graph.
+        """
         graph = _GRAPH.cost(path, sample_shapes)
         sizes = [file.stat().st_size for file in path.glob("*.engine")]
-        return Cost(max(sizes, default=graph.size_bytes), graph.parameters, graph.macs)
+        size = max(sizes, default=graph.size_bytes)
+        return Cost(size, graph.parameters, graph.macs, _weight_bytes(path))
 
     def stand_in(self, path: Path) -> StandIn | None:
         """Return the graph in ONNX Runtime where this machine lacks the engine's GPU."""
@@ -91,6 +95,14 @@ class Engine(Format):
     def tensors(self, path: Path) -> Mapping[str, TensorReader]:
         """Return the weights of the graph that the engine was built from."""
         return _GRAPH.tensors(path)
+
+
+def _weight_bytes(path: Path) -> int:
+    """Return the bytes of the weights of the graph that an engine was built from."""
+    import numpy as np
+
+    listing = _GRAPH.tensor_listing(path) or ()
+    return sum(tensor.values * np.dtype(tensor.dtype).itemsize for tensor in listing)
 
 
 def _engine_rows(manifest: EngineManifest) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from compressor.reports.rows import formatting
 from compressor.reports.rows.artifact import measurement_notes
 from compressor.reports.rows.ladder import LadderInput, build_ladder
 from tests.support.reports import (
+    RUNTIMES,
     count_metric,
     fraction_metric,
     latency_metric,
@@ -39,6 +40,7 @@ def steps_with_engine(executed: float, root: Path) -> list[LadderInput]:
             Artifact(root / name, manifest(name, format=name, metrics=metrics[name])),
             cached=False,
             parent=parent,
+            runtime=RUNTIMES[name],
         )
         for name, parent in parents.items()
     ]
@@ -62,7 +64,7 @@ def test_every_page_marks_a_stand_in_and_explains_the_mark(
     render_run(report, tmp_path)
     printed = capsys.readouterr().out
     for page in (run_markdown(report), run_html(report, tmp_path, "digest"), printed):
-        assert page.count("†") == (0 if executed else 2)
+        assert page.count("†") == (0 if executed else 3)
         assert (formatting.STAND_IN_NOTE in page) != bool(executed)
     line = next(line for line in printed.splitlines() if line.startswith("engine"))
     assert ("79.0 % †" in line) != bool(executed)

@@ -182,16 +182,18 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     evil = last.artifact.manifest.model_copy(
         update={"metrics": metrics, "summary": {"notes": [EVIL]}, "step": EVIL}
     )
-    steps[-1] = LadderInput(EVIL, type(last.artifact)(last.artifact.path, evil), False, "teacher")
+    steps[-1] = LadderInput(
+        EVIL, type(last.artifact)(last.artifact.path, evil), False, "teacher", "torch"
+    )
     page = run_page(tmp_path, steps=steps, pipeline=EVIL, command=EVIL)
     assert "script" not in Page(page).tags
     assert EVIL in Page(page).text
     for figure in svgs(page):
         ET.fromstring(figure)
-    artifact = artifact_page(
+    page = artifact_page(
         step=EVIL, files={EVIL: FileEntry(sha256="0" * 64, bytes=1)}, summary={EVIL: EVIL}
     )
-    assert "script" not in Page(artifact).tags
+    assert "script" not in Page(page).tags
 
 
 def test_an_unmeasured_artifact_has_a_page_without_charts() -> None:

@@ -28,7 +28,7 @@ def line_of(page: str, start: str) -> str:
 
 
 def test_the_ladder_shows_each_metric_with_its_change(tmp_path: Path) -> None:
-    row = line_of(run_page(tmp_path), "| student ")
+    row = line_of(run_page(tmp_path), "| ├─ student ")
     assert "80.2 % \\[78.7–81.7 %\\] (≈ −2.9 pts)" in row
     assert "4.10 ms" in row
     assert "(×0.436)" in row
@@ -41,8 +41,8 @@ def test_an_unmeasured_source_shows_dashes(tmp_path: Path) -> None:
 
 def test_gates_notes_and_the_command_are_shown(tmp_path: Path) -> None:
     page = run_page(tmp_path)
-    gate = "| top1 min 0.9 | onnx | 80.2 % | 80.2 % | 79.0 % … 81.0 % | ≥ 90.0 % | – | failed |"
-    assert line_of(page, "| top1 min 0.9 ") == gate
+    sentence = "top-1 of onnx must be at least 90.0 %: 80.2 % (79.0 % … 81.0 %), failed"
+    assert line_of(page, "| ✗ ") == f"| ✗ | {sentence} |  |"
     assert "- **teacher**: a choice was made" in page
     assert "- **onnx**: could not be simplified" in page
     assert f"```sh\n{COMMAND}\n```" in page

@@ -18,8 +18,9 @@ def test_the_ladder_and_the_gates_are_appended(
     (tmp_path / "summary.md").write_text("before\n")
     summarize_run(report)
     text = (tmp_path / "summary.md").read_text()
-    assert text.startswith("before\n## phone\n\n| step |")
-    assert "| top1 min 0.9 | onnx |" in text
+    assert text.startswith("before\n## phone\n\n| deliverable |")
+    assert "| step |" in text
+    assert "| ✗ | top-1 of onnx must be at least 90.0 %" in text
 
 
 def test_a_summary_that_cannot_be_written_is_an_error(

@@ -8,12 +8,15 @@ from compressor.reports.rows.ladder import Ladder, LadderInput, build_ladder, ch
 from tests.support.reports import count_metric, fraction_metric, latency_metric, manifest, phone_run
 
 
-def step(name: str, metrics: tuple[Metric, ...], parent: str | None = None) -> LadderInput:
+def step(
+    name: str, metrics: tuple[Metric, ...], parent: str | None = None, runtime: str = "torch"
+) -> LadderInput:
     return LadderInput(
         name,
         Artifact(Path("store") / name, manifest(name, metrics=metrics)),
         cached=False,
         parent=parent,
+        runtime=runtime,
     )
 
 
@@ -45,25 +48,51 @@ def test_the_size_is_known_without_measuring(ladder: Ladder) -> None:
     assert source.metrics["size_bytes"].value == source.model_bytes == 18_400_000
 
 
-def test_a_change_is_against_the_parent_and_against_the_first_row_that_has_the_metric(
-    ladder: Ladder,
-) -> None:
+def test_latency_is_not_compared_with_that_of_another_runtime(ladder: Ladder) -> None:
     onnx = ladder.row("onnx")
-    assert onnx.against_parent["latency_p50_ms"].against == "student"
-    assert onnx.against_parent["latency_p50_ms"].ratio == pytest.approx(1.15 / 4.1)
-    assert onnx.against_first["latency_p50_ms"].against == "teacher"
-    assert onnx.against_first["latency_p50_ms"].absolute == pytest.approx(1.15 - 9.4)
-    assert onnx.against_first["size_bytes"].against == "source"
+    assert onnx.changes["top1"].against == "student"
+    assert {"latency_p50_ms", "throughput", "peak_rss_bytes"}.isdisjoint(onnx.changes)
+    assert ladder.row("student").changes["latency_p50_ms"].against == "teacher"
+
+
+def test_latency_is_compared_with_a_relative_of_the_same_runtime() -> None:
+    time = latency_metric("latency_p50_ms", 4.0)
+    ladder = build_ladder(
+        [
+            step("student", (time,)),
+            step("onnx", (time,), "student", "ONNX Runtime"),
+            step("int8", (), "student"),
+            step("int8-onnx", (latency_metric("latency_p50_ms", 2.0),), "int8", "ONNX Runtime"),
+        ]
+    )
+    assert "latency_p50_ms" not in ladder.row("onnx").changes
+    faster = ladder.row("int8-onnx").changes["latency_p50_ms"]
+    assert (faster.against, faster.ratio, faster.verdict) == ("onnx", 0.5, "better")
 
 
 def test_a_branch_is_compared_with_its_own_parent(ladder: Ladder) -> None:
-    assert ladder.row("pruned").against_parent["top1"].against == "teacher"
-    assert ladder.row("pruned").against_parent["top1"].absolute == pytest.approx(0.771 - 0.831)
+    assert ladder.row("pruned").changes["top1"].against == "teacher"
+    assert ladder.row("pruned").changes["top1"].absolute == pytest.approx(0.771 - 0.831)
 
 
-def test_there_is_no_change_if_the_parent_was_not_measured(ladder: Ladder) -> None:
-    assert set(ladder.row("teacher").against_parent) == {"size_bytes"}
-    assert "top1" not in ladder.row("teacher").against_first
+def test_a_step_that_was_not_measured_is_passed_over() -> None:
+    rows = [
+        step("teacher", (fraction_metric("top1", 0.8),)),
+        step("cut", (), "teacher"),
+        step("pruned", (fraction_metric("top1", 0.7),), "cut"),
+    ]
+    assert build_ladder(rows).row("pruned").changes["top1"].against == "teacher"
+
+
+def test_there_is_no_change_if_nothing_comparable_was_measured(ladder: Ladder) -> None:
+    assert set(ladder.row("teacher").changes) == {"size_bytes"}
+
+
+def test_deliverables_are_compared_with_the_first_row_whose_accuracy_was_measured(
+    ladder: Ladder,
+) -> None:
+    assert ladder.baseline.step == "teacher"
+    assert build_ladder([step("source", ())]).baseline.step == "source"
 
 
 @pytest.mark.parametrize(
