@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+_HERE = Path(__file__).parent
 SITE = ROOT / "site"
 OUTSIDE = "repository"
 """Folder of the site for files outside of ``docs/``."""
@@ -73,7 +74,7 @@ def stage(folder: Path) -> None:
 def use_local_shim(site: Path) -> None:
     """Store the script that the search needs without a server, and load it from the site."""
     shim = site / "assets" / "javascripts" / "iframe_worker.js"
-    shutil.copyfile(Path(__file__).with_name("iframe_worker.js"), shim)
+    shutil.copyfile(_HERE / "iframe_worker.js", shim)
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         path = os.path.relpath(shim, page.parent)
@@ -135,8 +136,9 @@ class _Page(HTMLParser):
 
 def _run_zensical(work: Path, config: str) -> Path:
     """Build the staged pages strictly, and return the folder of the site."""
-    for name in ("mkdocs.yml", "mkdocs.zh.yml"):
-        shutil.copyfile(Path(__file__).with_name(name), work / name)
+    for name in ("base.yml", config):
+        shutil.copyfile(_HERE / name, work / name)
+    shutil.copyfile(_HERE / "site.css", work / "pages" / "site.css")
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "-f", config]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
     if done.returncode != 0:

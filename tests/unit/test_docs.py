@@ -120,6 +120,36 @@ def test_every_yaml_block_of_a_pipeline_is_valid(page: Path) -> None:
             pipeline_from_document(parse_document(json.dumps(whole).encode()))
 
 
+def code_without_comments(page: Path) -> list[str]:
+    """Return all code blocks of a page, with their first lines and without comments."""
+    blocks = re.findall(r"^```.*?^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [re.sub(r"\s*(?:^|\s)#.*$", "", block, flags=re.MULTILINE) for block in blocks]
+
+
+@pytest.mark.parametrize("page", sorted(CHINESE.rglob("*.md")), ids=page_name)
+def test_a_chinese_page_has_the_code_blocks_of_the_english_one(page: Path) -> None:
+    english = ROOT / "docs" / page.relative_to(CHINESE)
+    assert code_without_comments(page) == code_without_comments(english)
+
+
+def test_quickstart_concepts_recipes_and_troubleshooting_are_in_chinese() -> None:
+    recipes = (ROOT / "docs" / "recipes").glob("*.md")
+    whole = [page for page in recipes if 'title="pipeline.yaml"' in page.read_text()]
+    names = ["README.md", "quickstart.md", "concepts.md", "troubleshooting.md", "recipes/README.md"]
+    names += [f"recipes/{page.name}" for page in whole]
+    assert [name for name in names if not (CHINESE / name).is_file()] == []
+
+
+@pytest.mark.parametrize("page", sorted(CHINESE.rglob("*.md")), ids=page_name)
+def test_a_chinese_paragraph_is_one_line(page: Path) -> None:
+    """A renderer shows a line break between two Chinese characters as a space."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert (
+        re.findall(r"^[^|\n].*[\u3000-\u9fff\uff00-\uffef]\n[\u3000-\u9fff].*$", text, re.MULTILINE)
+        == []
+    )
+
+
 def test_the_navigation_has_every_page() -> None:
     for config, folder in (("mkdocs.yml", ROOT / "docs"), ("mkdocs.zh.yml", CHINESE)):
         text = (ROOT / "website" / config).read_text()
