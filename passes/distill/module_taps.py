@@ -20,8 +20,12 @@ from compressor.models.architecture import Architecture
 from compressor.models.families.module.interface import tensors_in
 from passes.common.field_problems import FieldProblem
 
-_FIELD = "features.modules"
+FIELD = "features.modules"
 _VECTOR_RANK, _IMAGE_RANK = 2, 4
+PAIR_REMEDY = (
+    "name modules that every call runs, with outputs [batch, width], [batch, positions, width] or "
+    "square maps [batch, width, height, width] of the same samples"
+)
 _NEAR = 3
 """Names that a message lists for an unknown one."""
 
@@ -68,7 +72,7 @@ def path_problems(
     for role, architecture, paths in models:
         names = module_names(architecture)
         problems += [
-            FieldProblem(_FIELD, f"the {role} has no module {path!r}", _near(path, names))
+            FieldProblem(FIELD, f"the {role} has no module {path!r}", _near(path, names))
             for path in dict.fromkeys(paths)
             if path not in names
         ]
@@ -77,13 +81,17 @@ def path_problems(
 
 def module_names(architecture: Architecture) -> list[str]:
     """Return the paths of all submodules of a model, built without values where possible."""
+    return [name for name, _ in build_without_values(architecture)[0].named_modules() if name]
+
+
+def build_without_values(architecture: Architecture) -> tuple[nn.Module, str]:
+    """Return a model on the device ``meta`` where that is possible, and its device."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                module = architecture.family.build(architecture.config)
+                return architecture.family.build(architecture.config), "meta"
         except (RuntimeError, NotImplementedError, ValueError, TypeError):  # it reads values
-            module = architecture.family.build(architecture.config)
-    return [name for name, _ in module.named_modules() if name]
+            return architecture.family.build(architecture.config), "cpu"
 
 
 def _near(path: str, names: list[str]) -> str:
@@ -116,7 +124,7 @@ class ModulePair:
         path = self.student if of_student else self.teacher
         if path not in outputs.tensors:
             raise RequirementError(
-                f"`{_FIELD}`: a call in training did not run the module {path!r}",
+                f"`{FIELD}`: a call in training did not run the module {path!r}",
                 remedy="name modules that every call runs, or set the layer drop of the student's "
                 "config to 0",
             )
@@ -140,7 +148,19 @@ def pair_modules(
         RequirementError: modules were not called or return no tensor, or their outputs do not
             fit; all are named.
     """
-    pairs, problems = [], []
+    pairs, problems = match_modules(modules, student, teacher)
+    if problems:
+        raise RequirementError(
+            "; ".join(f"`{FIELD}`: {problem}" for problem in problems.values()), remedy=PAIR_REMEDY
+        )
+    return pairs
+
+
+def match_modules(
+    modules: Mapping[str, str], student: ModuleOutputs, teacher: ModuleOutputs
+) -> tuple[list[ModulePair], dict[str, str]]:
+    """Return the pairs that fit, and a problem for each other path of the student."""
+    pairs, problems = [], {}
     for first, second in modules.items():
         missing = [
             f"{path!r} of the {role} returned no tensor: `forward` does not call it"
@@ -148,24 +168,18 @@ def pair_modules(
             if path not in outputs.tensors
         ]
         if missing:
-            problems += missing
+            problems[first] = "; ".join(missing)
             continue
         shapes = student.tensors[first].shape, teacher.tensors[second].shape
         pair = _paired(first, second, shapes)
         if pair is None:
-            problems.append(
+            problems[first] = (
                 f"{first!r} returns {list(shapes[0])} in the student, and {second!r} "
                 f"{list(shapes[1])} in the teacher"
             )
         else:
             pairs.append(pair)
-    if problems:
-        raise RequirementError(
-            "; ".join(f"`{_FIELD}`: {problem}" for problem in problems),
-            remedy="name modules that every call runs, with outputs [batch, width], [batch, "
-            "positions, width] or square maps [batch, width, height, width] of the same samples",
-        )
-    return pairs
+    return pairs, problems
 
 
 def _paired(student: str, teacher: str, shapes: tuple[torch.Size, torch.Size]) -> ModulePair | None:

@@ -83,11 +83,13 @@ def _feature_problems(
     problems = []
     architectures = student.architecture(), teacher.architecture()
     if features.modules and None not in architectures:
+        from passes.distill.module_shapes import shape_problems
         from passes.distill.module_taps import path_problems
 
         first, second = architectures
         assert first is not None and second is not None  # noqa: S101 - checked above
         problems += path_problems(features.modules, first, second)
+        problems = problems or shape_problems(features.modules, first, second)
     if student.config is None or (features.modules and not features.names):
         return problems
     taps = student.capability(FeatureTaps)

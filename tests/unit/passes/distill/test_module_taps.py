@@ -6,14 +6,17 @@ from torch import nn
 
 from compressor.errors import RequirementError
 from compressor.models.architecture import Architecture
+from compressor.models.checkpoint.description import read_description
 from compressor.models.families.image_classifier.family import ImageClassifier
 from passes.distill.losses import Matching
+from passes.distill.module_shapes import shape_problems
 from passes.distill.module_taps import (
     ModuleOutputs,
     pair_modules,
     path_problems,
     record_outputs,
 )
+from tests.support.encoder_classes import CLASSES
 
 FAMILY = ImageClassifier()
 
@@ -98,3 +101,21 @@ def test_unknown_paths_are_listed_with_near_names():
         "the teacher has no module 'nothing.like.it'",
     ]
     assert name in problems[0].remedy
+
+
+def test_shapes_that_do_not_fit_are_found_without_data(tmp_path):
+    CLASSES["swin"].build().save_pretrained(tmp_path)
+    model = read_description(tmp_path)
+    blocks = "swin.encoder.layers.{}.blocks.0"
+    modules = {
+        "swin.embeddings.norm": blocks.format(1),  # other positions and another width
+        "swin.layernorm": blocks.format(0) + ".attention.q_proj",  # [batch · windows, …]
+        blocks.format(0): blocks.format(0) + ".attention.relative_position_bias",
+    }
+    problems = shape_problems(modules, model, model)
+    assert [problem.reason.partition(" returns")[0] for problem in problems] == [
+        "'swin.layernorm'",
+        f"'{blocks.format(0)}'",
+    ]
+    assert "[2, 64, 32] in the student" in problems[0].reason
+    assert all("[batch, width]" in problem.remedy for problem in problems)
