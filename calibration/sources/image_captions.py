@@ -120,7 +120,7 @@ class ImageCaptions(DataSource[ImageCaptionsConfig]):
         ]
 
     def facts(self, config: ImageCaptionsConfig, context: SourceContext) -> DataFacts:
-        """Return the inputs and the largest token that can occur."""
+        """Return the inputs, the largest token that can occur, and the labels."""
         folder = context.base / config.processor
         tokenizer = folder / "tokenizer.json"
         tokens = InputFacts(_TOKENS, "int64", (None,), largest_token_id(tokenizer), str(tokenizer))
@@ -130,7 +130,13 @@ class ImageCaptions(DataSource[ImageCaptionsConfig]):
             for name in _class_inputs(folder)
             if name not in {_TOKENS, _PIXELS}
         ]
-        return DataFacts((tokens, pixels, *masks), has_labels=True)
+        labels = _labels(_drawn(config, context))
+        return DataFacts(
+            (tokens, pixels, *masks),
+            has_labels=True,
+            num_samples=len(labels),
+            retrieval_labels=tuple(labels.tolist()),
+        )
 
     def digest(self, config: ImageCaptionsConfig, context: SourceContext) -> str:
         """Return a digest of the config, and of the files, all images and the processor."""
@@ -157,12 +163,7 @@ class ImageCaptions(DataSource[ImageCaptionsConfig]):
                 tokenizer or image processor cannot be opened.
             MissingExtraError: a file or an image needs a library that is not installed.
         """
-        samples = _read(match_files(config.path, context), config)
-        if not samples:
-            raise DataError(f"{config.path} holds no records")
-        drawn = [
-            samples[index] for index in draw_indices(len(samples), config.num_samples, config.seed)
-        ]
+        drawn = _drawn(config, context)
         problems = ProblemList()
         _add_image_problems(drawn, problems, decode=True)
         problems.raise_if_any()
@@ -180,9 +181,7 @@ class _Captions(Dataset):
         self._samples, self._background = samples, background
         self._images = open_image_processor(folder)
         self._tokens = _encode_texts(folder, [sample.text for sample in samples])
-        first: dict[Path | bytes, int] = {}
-        positions = [first.setdefault(sample.image, n) for n, sample in enumerate(samples)]
-        self._label_N = np.array(positions, dtype=np.int64)
+        self._label_N = _labels(samples)
         self.input_names = (*self._tokens, _PIXELS)
 
     def __len__(self) -> int:
@@ -236,6 +235,25 @@ def _class_inputs(folder: Path) -> tuple[str, ...]:
     remedy = "copy it again from where the model comes from"
     tree = read_json_object(folder / CONFIG, DataError, remedy=remedy)
     return tuple(spec.name for spec in describe(tree).signature.inputs)
+
+
+def _drawn(config: ImageCaptionsConfig, context: SourceContext) -> list[CaptionedImage]:
+    """Return the pairs that are drawn from the files.
+
+    Raises:
+        DataError: records are invalid, or there are none.
+    """
+    samples = _read(match_files(config.path, context), config)
+    if not samples:
+        raise DataError(f"{config.path} holds no records")
+    return [samples[index] for index in draw_indices(len(samples), config.num_samples, config.seed)]
+
+
+def _labels(samples: Sequence[CaptionedImage]) -> Array:
+    """Return the position of the first sample with the same image, int64 [N]."""
+    first: dict[Path | bytes, int] = {}
+    positions = [first.setdefault(sample.image, n) for n, sample in enumerate(samples)]
+    return np.array(positions, dtype=np.int64)
 
 
 def _read(files: Iterable[Path], config: ImageCaptionsConfig) -> list[CaptionedImage]:

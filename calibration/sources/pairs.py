@@ -111,14 +111,20 @@ class TextPairs(DataSource[TextPairsConfig]):
         ]
 
     def facts(self, config: TextPairsConfig, context: SourceContext) -> DataFacts:
-        """Return the inputs and the largest token that can occur."""
+        """Return the inputs, the largest token that can occur, and the labels."""
         file, shape = tokenizer_file(config.tokenizer, context), (config.sequence_length,)
         ids = InputFacts("input_ids", "int64", shape, largest_token_id(file), str(file))
         mask = InputFacts("attention_mask", "int64", shape, 1, "a mask")
-        if config.token_types:
-            types = InputFacts(_TYPES, "int64", shape, 0, "token types")
-            return DataFacts((ids, mask, types), has_labels=True)
-        return DataFacts((ids, mask), has_labels=True, more_inputs={_TYPES: "token_types: true"})
+        types = InputFacts(_TYPES, "int64", shape, 0, "token types")
+        count = len(_read_pairs(match_files(config.path, context)))
+        labels = _labels(len(draw_indices(count, config.num_samples, config.seed)))
+        return DataFacts(
+            (ids, mask, types) if config.token_types else (ids, mask),
+            has_labels=True,
+            num_samples=len(labels),
+            more_inputs={} if config.token_types else {_TYPES: "token_types: true"},
+            retrieval_labels=tuple(labels.tolist()),
+        )
 
     def digest(self, config: TextPairsConfig, context: SourceContext) -> str:
         """Return a digest of the config, and of the content of the files and the tokenizer."""
@@ -155,8 +161,6 @@ class TextPairs(DataSource[TextPairsConfig]):
             for text in (passage, query)
         ]
         encodings = tokenizer.encode_batch(texts)
-        labels = np.full(len(encodings), _NO_ANSWER, dtype=np.int64)
-        labels[1::2] = np.arange(0, len(encodings), 2)
         arrays: dict[str, Array] = {
             "input_ids": np.array([encoding.ids for encoding in encodings], dtype=np.int64),
             "attention_mask": np.array(
@@ -165,7 +169,14 @@ class TextPairs(DataSource[TextPairsConfig]):
         }
         if config.token_types:
             arrays[_TYPES] = np.zeros_like(arrays["input_ids"])
-        return ArrayDataset({**arrays, "label": labels}, tuple(arrays), "label")
+        return ArrayDataset({**arrays, "label": _labels(len(indices))}, tuple(arrays), "label")
+
+
+def _labels(pairs: int) -> Array:
+    """Return the labels of the samples of some pairs, int64 [2P]: passage, query, passage, …."""
+    labels = np.full(2 * pairs, _NO_ANSWER, dtype=np.int64)
+    labels[1::2] = np.arange(0, 2 * pairs, 2)
+    return labels
 
 
 def _sample_problems(files: list[Path]) -> list[str]:

@@ -83,6 +83,8 @@ class DataFacts:
     """Names of the classes in the order of the labels."""
     more_inputs: Mapping[str, str] = field(default_factory=dict)
     """Input that the set lacks, to the field of its config that adds it."""
+    retrieval_labels: tuple[int, ...] | None = None
+    """Labels of a set for retrieval in the order of its samples, as its batches have them."""
 
 
 @dataclass(frozen=True, slots=True)

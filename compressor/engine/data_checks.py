@@ -5,20 +5,22 @@ Every function returns pairs of a problem and its remedy; the caller adds the pl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from compressor.data.contract import DataFacts, Dataset, InputFacts
 from compressor.engine.contract import DataNeed
-from compressor.evaluation.metrics import reference_metrics
-from compressor.evaluation.outputs import fitting_metrics, misfit
-from compressor.evaluation.records import EvaluateConfig
+from compressor.evaluation.embeddings import passage_count, whole_recall
+from compressor.evaluation.metrics import recall_count, reference_metrics
+from compressor.evaluation.outputs import fitting_metrics, misfit, output_of
+from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
 from compressor.models.capabilities.signature import REST, InputSpec, Signature
 from compressor.runtimes.session import input_problems
 
 Finding = tuple[str, str]
 """A problem, and its remedy."""
+_DECODER_TOKENS = "decoder_input_ids"
 
 
 def evaluation_needs(evaluate: EvaluateConfig) -> tuple[DataNeed, ...]:
@@ -39,9 +41,46 @@ def evaluation_needs(evaluate: EvaluateConfig) -> tuple[DataNeed, ...]:
     return tuple(needs)
 
 
-def metric_problems(evaluate: EvaluateConfig, signature: Signature) -> Iterator[Finding]:
+def accuracy_problems(
+    accuracy: AccuracyConfig, facts: DataFacts, signature: Signature
+) -> Iterator[tuple[str, Finding]]:
+    """Yield fields of ``evaluate.accuracy`` that do not fit a model, each with a problem."""
+    for finding in (
+        *_metric_problems(accuracy.metrics, signature),
+        *_recall_problems(accuracy, facts, signature),
+    ):
+        yield "metrics", finding
+    generates = any(spec.name == _DECODER_TOKENS for spec in signature.inputs)
+    if accuracy.max_tokens != AccuracyConfig.model_fields["max_tokens"].default and not generates:
+        yield (
+            "max_tokens",
+            (
+                "no effect of `max_tokens`: the model has no decoder, and texts are spelled from "
+                "its logits",
+                "leave `max_tokens` out",
+            ),
+        )
+
+
+def _recall_problems(
+    accuracy: AccuracyConfig, facts: DataFacts, signature: Signature
+) -> Iterator[Finding]:
+    """Yield the metrics ``recall@K`` that find all passages of the samples, whatever the model."""
+    if facts.retrieval_labels is None:
+        return
+    labels = facts.retrieval_labels[: accuracy.num_samples]
+    whole: dict[int, list[str]] = {}
+    for name in accuracy.metrics:
+        count = recall_count(name)
+        passages = passage_count(labels, output_of(name, signature.outputs))
+        if count is not None and count >= passages:
+            whole.setdefault(passages, []).append(name)
+    for passages, names in whole.items():
+        yield whole_recall(names, passages, accuracy.data)
+
+
+def _metric_problems(metrics: Sequence[str], signature: Signature) -> Iterator[Finding]:
     """Yield the metrics that do not apply to the outputs of a model."""
-    metrics = () if evaluate.accuracy is None else evaluate.accuracy.metrics
     outputs, classes = signature.outputs, signature.classes
     misfits = {
         name: reason for name in metrics if (reason := misfit(name, outputs, classes)) is not None

@@ -199,11 +199,31 @@ def _check_counts(names: Sequence[str], passages: int, data: str) -> None:
         DataError: a metric does; all are named.
     """
     if whole := [name for name in names if (recall_count(name) or 0) >= passages]:
-        raise DataError(
-            f"{', '.join(whole)} is 1 for every model: the data set {data!r} has {passages} "
-            f"passage{'' if passages == 1 else 's'} that a query can find",
-            remedy="name a smaller K in `metrics`, or a data set with more passages",
-        )
+        what, remedy = whole_recall(whole, passages, data)
+        raise DataError(what, remedy=remedy)
+
+
+def whole_recall(names: Sequence[str], passages: int, data: str) -> tuple[str, str]:
+    """Return the problem of metrics that find all passages of a data set, and its remedy."""
+    return (
+        f"{', '.join(names)} is 1 for every model: the data set {data!r} has {passages} "
+        f"passage{'' if passages == 1 else 's'} that a query can find",
+        "name a smaller K in `metrics`, or a data set with more passages",
+    )
+
+
+def passage_count(labels: Sequence[int], output: str) -> int:
+    """Return the number of passages that a query can find.
+
+    Args:
+        labels: labels of the samples, of texts or of pairs of images and texts.
+        output: the output of the queries.
+    """
+    if IGNORED_LABEL in labels:
+        return sum(label == IGNORED_LABEL for label in labels)
+    if output != TEXTS:
+        return len(labels)
+    return sum(label == position for position, label in enumerate(labels))
 
 
 def embed(values: Array, output: str, scored: ScoredBatch, model: str) -> Array:

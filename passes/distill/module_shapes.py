@@ -45,9 +45,9 @@ def shape_problems(
     found: list[dict[str, str]] = []
     for scale in _SCALES:
         outputs = [
-            _sample_outputs(module.eval(), architecture, tuple(paths), device, scale)
+            _sample_outputs(module.eval(), architecture, paths, device, scale)
             for (module, device), architecture, paths in zip(
-                models, architectures, (modules.keys(), modules.values()), strict=True
+                models, architectures, (tuple(modules), tuple(modules.values())), strict=True
             )
         ]
         if None in outputs:

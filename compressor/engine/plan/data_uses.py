@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from compressor.data.contract import DataFacts, SourceContext
 from compressor.engine.contract import OUTPUT, Estimate
-from compressor.engine.data_checks import evaluation_needs, metric_problems, planned_problems
+from compressor.engine.data_checks import accuracy_problems, evaluation_needs, planned_problems
 from compressor.engine.plan.pipeline import Pipeline, Step
 from compressor.engine.plan.plan import DataUse
 from compressor.errors import CompressError, Problem
@@ -94,8 +94,11 @@ class PlannedData:
                 )
 
     def check_metrics(self, evaluate: EvaluateConfig, model: ModelFacts) -> None:
-        """Check that the metrics apply to the outputs of a model that is measured."""
-        signature = model.capability(Signature)
-        location = ("evaluate", "accuracy", "metrics")
-        for what, remedy in () if signature is None else metric_problems(evaluate, signature):
+        """Check that metrics and their fields apply to a model that is measured."""
+        signature, accuracy = model.capability(Signature), evaluate.accuracy
+        if signature is None or accuracy is None:
+            return
+        facts = self.facts(accuracy.data)
+        for field, (what, remedy) in accuracy_problems(accuracy, facts, signature):
+            location = ("evaluate", "accuracy", field)
             self.problems.append(self.pipeline.document.problem(location, what, remedy=remedy))

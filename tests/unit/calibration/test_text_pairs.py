@@ -102,6 +102,8 @@ def test_passage_and_query_are_drawn_together(context: SourceContext) -> None:
     drawn = TextPairs().load(config_of(num_samples=3, seed=1), context)
     assert drawn.batch(np.arange(6))["label"].tolist() == [-100, 0, -100, 2, -100, 4]
     assert len(drawn) == 6
+    facts = TextPairs().facts(config_of(num_samples=3, seed=1), context)
+    assert facts.retrieval_labels == (-100, 0, -100, 2, -100, 4) and facts.num_samples == 6
 
 
 def test_the_digest_covers_text_and_tokenizer_but_no_path(context: SourceContext) -> None:

@@ -60,6 +60,7 @@ def test_a_ctc_model_with_a_vocabulary_alone_is_measured(folder):
         ("[wer]", {"language": "en"}, "the model of .* has no decoder"),
         ("[wer]", {"procesor": "model"}, "unknown key 'procesor'"),
         ("[wer]", {"path": "silent"}, "wer"),
+        ("[wer], max_tokens: 10", {}, "no effect of `max_tokens`: the model has no decoder"),
         ("['recall@1']", {}, "recall@1 is of retrieval by embeddings"),
         ("['wer:hidden']", {}, "scores `hidden`, and the model has the outputs logits"),
     ],

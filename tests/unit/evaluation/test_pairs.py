@@ -12,8 +12,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from calibration.sources.image_captions import ImageCaptions, ImageCaptionsConfig
+from compressor.artifacts.store import Store
 from compressor.data.contract import Dataset, SourceContext
-from compressor.errors import DataError
+from compressor.engine.plan.pipeline import load_pipeline
+from compressor.engine.plan.planner import make_plan
+from compressor.errors import ConfigError, DataError
 from compressor.evaluation.accuracy import measure_accuracy
 from compressor.evaluation.metrics import is_metric
 from compressor.evaluation.outputs import misfit
@@ -127,6 +130,30 @@ def test_captions_go_through_the_real_processor_of_clip(captions):
     right = (logits.argmax(1) == torch.tensor([0, 0, 1, 2])).float().mean().item()
     with recognize(captions / "model").open_session(1) as session:
         assert measure(session, data, "recall@1")["recall@1"] == (pytest.approx(right), 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "metrics", "message"),
+    [
+        ("", ["recall@2:text_embeds", "recall@3:image_embeds", "mrr"], None),
+        ("", ["recall@3:text_embeds"], r"recall@3:text_embeds is 1 for every model.* 3 passages"),
+        ("", ["recall@3", "recall@9:image_embeds"], r"recall@9:image_embeds .* 4 passages"),
+        (", num_samples: 3", ["recall@2"], r"recall@2 is 1 for every model.* 2 passages"),
+    ],
+)
+def test_recall_of_all_passages_is_refused_by_plan(captions, fields, metrics, message):
+    data = "{source: image-captions, path: pairs.jsonl, processor: model}"
+    file = captions / "pipeline.yaml"
+    file.write_text(
+        f"version: 1\nname: pairs\nmodel: {{path: model}}\ndata: {{pairs: {data}}}\n"
+        f"evaluate:\n  accuracy: {{data: pairs, metrics: {metrics}{fields}}}\n"
+    )
+    pipeline = load_pipeline(file)
+    if message is None:
+        make_plan(pipeline, Store(captions / "store"), SourceContext(captions))
+        return
+    with pytest.raises(ConfigError, match=message):
+        make_plan(pipeline, Store(captions / "store"), SourceContext(captions))
 
 
 def test_records_without_image_or_caption_are_named(captions):
