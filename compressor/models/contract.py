@@ -157,9 +157,14 @@ class Family(ABC, Generic[F]):
         capability = self.capability(kind, config, model)
         if capability is None:
             raise RequirementError(
-                f"this model of the family {self.name} has no {kind.label}", remedy=kind.remedy
+                f"this model of the family {self.name} has no {kind.label}",
+                remedy=self.remedy(kind, config),
             )
         return capability
+
+    def remedy(self, kind: type[Capability], config: F) -> str:
+        """Return the change that would provide a capability that a model lacks."""
+        return kind.remedy
 
     def user_code(self, config: F) -> str | None:
         """Return the Python file of the user's that building a model runs; None for none.

@@ -24,7 +24,7 @@ def missing(architecture: Architecture, needs: Sequence[type[Capability]]) -> li
     A capability that may be discovered from the module once it is loaded counts as present.
     """
     return [
-        Missing(need.label, need.remedy)
+        Missing(need.label, architecture.family.remedy(need, architecture.config))
         for need in needs
         if not architecture.family.can_discover(need, architecture.config)
         and architecture.capability(need) is None

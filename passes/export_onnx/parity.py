@@ -23,6 +23,8 @@ LOGITS = "logits"
 _TOKEN_LOGITS_RANK = 3
 """Dimensions of logits whose classes come last; images have their classes in front."""
 _DEFAULT_TIE = 1e-3
+_RELATIVE_NOISE, _NOISE = 1e-4, 1e-5
+"""Differences of the same sample in two batches of one size, such as sums in another order."""
 
 
 Run = Callable[[Batch], Batch | None]
@@ -120,7 +122,8 @@ def compare(
     Raises:
         DataError: there are no samples.
         NumericalError: outputs of the reference are not finite.
-        ParityError: limits are exceeded; the message lists all of them and the worst sample.
+        ParityError: limits are exceeded; the message lists all of them and the worst sample, or
+            states that the parent's outputs depend on the other samples of a batch.
     """
     if not batches:
         raise DataError(f"the data set {config.data!r} is empty: there is nothing to compare")
@@ -145,6 +148,8 @@ def compare(
             results.append(_parity(size or config.batch_size, nearest, actual, limits.tie))
         violations = _violations(results, limits)
     if violations:
+        if not mixes:
+            _check_independent(reference, batches[0], expected[0])
         count = results[0].samples
         raise ParityError(
             f"the exported model does not compute what the torch model does ({exported.runtime} "
@@ -153,6 +158,32 @@ def compare(
             remedy="try another `opset`, or `simplify: false`; `parity:` sets the limits",
         )
     return tuple(results)
+
+
+def _check_independent(reference: Session, batch: Batch, expected: Batch) -> None:
+    """Check that the parent's outputs for a sample do not depend on the others of its batch.
+
+    The first sample is computed among copies of itself: in a batch of the same size, the same
+    kernels run, so that nothing else differs.
+
+    Raises:
+        ParityError: they do, so no graph can equal the parent in batches of other sizes.
+    """
+    copies = {name: np.repeat(array[:1], len(array), axis=0) for name, array in batch.items()}
+    among_copies = reference.run(copies)
+    changed = {
+        name: float(np.abs(among_copies[name][0] - values[0]).max(initial=0))
+        for name, values in expected.items()
+        if not np.allclose(among_copies[name][0], values[0], _RELATIVE_NOISE, _NOISE)
+    }
+    if changed:
+        listed = ", ".join(f"{name} by {change:.3g}" for name, change in changed.items())
+        raise ParityError(
+            "outputs of the torch model depend on the other samples of a batch: those of sample 0 "
+            f"change if the others are replaced ({listed})",
+            remedy="in `forward`, compute each sample by itself, such as by norms and averages over "
+            "dimensions other than the first",
+        )
 
 
 def _check_finite(batches: Sequence[Batch]) -> None:

@@ -16,6 +16,11 @@ from compressor.models.families.module.config import Counts, ModuleConfig, repla
 if TYPE_CHECKING:
     from torch import nn
 
+_PROGRAM_AXES_REMEDY = (
+    "a program of torch.export has fixed sizes: cut the module that it was exported from, "
+    "`model: {python: my_model.py:build, weights: …, inputs: …}`"
+)
+
 
 class Module(Family[ModuleConfig]):
     """An own module, or a model of timm or torchvision.
@@ -71,6 +76,12 @@ class Module(Family[ModuleConfig]):
         """Return True, but for axes of a program of torch.export, whose sizes are fixed."""
         is_fixed = config.program is not None and kind is CuttableAxes
         return not is_fixed and super().can_discover(kind, config)
+
+    def remedy(self, kind: type[Capability], config: ModuleConfig) -> str:
+        """Return the change that would provide a capability, such as axes of a program."""
+        if config.program is not None and kind is CuttableAxes:
+            return _PROGRAM_AXES_REMEDY
+        return super().remedy(kind, config)
 
     def adopt(self, capability: C, config: ModuleConfig, model: LoadedModel) -> C | None:
         """Return a discovered capability; axes with the shapes of the tensors that they cut."""

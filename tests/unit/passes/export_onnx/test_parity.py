@@ -121,3 +121,14 @@ def test_the_classes_of_tokens_and_of_pixels_are_compared_one_by_one():
     assert batched.agreement == 1.0
     with pytest.raises(ParityError, match=r"answers agree in 50\.0%"):
         compare_functions(tokens, lambda x: np.stack([x, x], axis=1))
+
+
+def test_a_parent_that_mixes_the_samples_of_a_batch_is_named():
+    def mixing(x):
+        return x - x.mean(axis=0)
+
+    with pytest.raises(ParityError, match="depend on the other samples of a batch") as caught:
+        compare_functions(mixing, mixing)
+    assert "compute each sample by itself" in caught.value.remedy
+    with pytest.raises(ParityError, match="does not compute what the torch model does"):
+        compare_functions(np.copy, mixing)

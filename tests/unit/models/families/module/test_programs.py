@@ -89,7 +89,8 @@ def test_a_program_is_neither_trained_nor_cut(tmp_path: Path) -> None:
     source = recognize(tmp_path / "net.pt2").format.module_source(tmp_path / "net.pt2")
     assert source is not None
     architecture = Architecture(Module(), source.config)
-    assert [lack.label for lack in missing(architecture, [CuttableAxes])] == [CuttableAxes.label]
+    [lack] = missing(architecture, [CuttableAxes])
+    assert lack.label == CuttableAxes.label and "`model: {python: my_model.py:build" in lack.remedy
     (problem,) = training_problems(TrainingConfig(steps=1), "training", architecture)
     assert (problem.field, "fixed to its evaluation mode" in problem.reason) == ("training", True)
 
