@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from calibration.capture import forward_hooks
-from compressor.models.capabilities.linear_groups import Site
+from compressor.models.capabilities.folding import divisors_of_rows
+from compressor.models.capabilities.linear_groups import Site, Source
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.activations import Captures, flatten_positions
+from passes.awq.bias_correction import SampleMeans
 from passes.awq.float_reference import (
     FloatReference,
     RunBatch,
@@ -33,6 +35,9 @@ from passes.awq.settings import QuantizationSettings
 from passes.awq.site import quantize_site
 from passes.awq.valid_positions import SitePositions
 
+MIN_POSITIONS = 4
+"""Positions below which weights are rounded to nearest: methods that few inputs determine lose more
+on other samples than they win. Experts need as many as they have inputs."""
 _STREAM_FRACTION = 0.5
 """Fraction of the residual stream's own error that what is added to it compensates. The rest
 remains in the stream, and later layers compensate it too."""
@@ -101,15 +106,18 @@ class BlockQuantizer:
         """Quantize all sites."""
         for site in self.sites:
             statistics = self._measure(site)
-            settings, facts = self.settings, {}
-            if site.routing is not None:
-                has_few = statistics.positions < len(statistics.magnitude_I)
+            inputs, is_expert = len(statistics.magnitude_I), site.routing is not None
+            has_few = statistics.positions < (inputs if is_expert else MIN_POSITIONS)
+            settings = self.settings.nearest() if has_few else self.settings
+            facts = {}
+            if has_few or is_expert:
                 facts = {"tokens": statistics.positions, "rounded_to_nearest": has_few}
-                settings = settings.nearest() if has_few else settings
             rows, scale_I = quantize_site(
                 self.layer, site, statistics, self.grids[site.name], settings, self.packed
             )
             self.report += [row | facts for row in rows]
+            if site.source is not None and site.source.kind == "rows":
+                self._divide_stored_results(site.source, scale_I)
             for name, first in site.source.other_readers if site.source is not None else ():
                 ones_I = torch.ones(get_linear(self.layer, name).in_features)
                 self._divisors.setdefault(name, ones_I)[first : first + len(scale_I)] *= scale_I
@@ -130,6 +138,18 @@ class BlockQuantizer:
             captures.put(f"result {site.name} {batch}", linear(captures.get(key) / scale_I))
             captures.drop(key)
         self._done.append(site)
+
+    def _divide_stored_results(self, source: Source, scale_I: Tensor) -> None:
+        """Divide the stored results of the linear layer into which a scale was folded."""
+        captures = self.calibration.captures
+        divisors_O = divisors_of_rows(self.layer, source, scale_I)
+        done = {site.name for site in self._done if source.module in site.linears}
+        for name, batch in self._call_shapes:
+            if name in done:
+                key = f"result {name} {batch}"
+                result_NO = captures.get(key)
+                captures.drop(key)
+                captures.put(key, result_NO / divisors_O)
 
     @contextmanager
     def _stored_results(self, batch: int) -> Iterator[None]:
@@ -167,7 +187,10 @@ class BlockQuantizer:
         if calibration.reference is not None:
             targets = inputs if is_of_input else outputs
             error = ErrorMoments(torch.zeros(inputs, targets), torch.zeros(targets), is_of_input)
-        positions = 0
+        positions, means = 0, None
+        has_bias = any(get_linear(self.layer, name).bias is not None for name in site.linears)
+        if error is not None and has_bias and site.routing is None:
+            means = SampleMeans()
         if site.routing is not None and site.name not in {name for name, _ in self._tokens}:
             self._store_stage(site)
         for batch, run in calibration.batches():
@@ -186,10 +209,12 @@ class BlockQuantizer:
             if error is not None and error_N is not None:
                 error.matrix.addmm_(x_NI.T, error_N)
                 error.squares.add_(torch.linalg.vector_norm(error_N, dim=0).square())
+                if means is not None:
+                    means.add(x_NI, error_N)
         if not positions:  # no sample reaches the site: all inputs count alike
             moments_II.fill_diagonal_(1.0)
         magnitude_I /= max(positions, 1)
-        return InputStatistics(mirror_upper(moments_II), magnitude_I, error, positions)
+        return InputStatistics(mirror_upper(moments_II), magnitude_I, error, positions, means)
 
     def _valid(self, site: Site, batch: int, x_NI: Tensor) -> Tensor | None:
         """Return the positions of a site's inputs that count, bool [N]; None if all do."""

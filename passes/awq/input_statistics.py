@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from passes.awq.bias_correction import SampleMeans
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorMoments:
@@ -39,6 +41,8 @@ class InputStatistics:
     """None if errors of earlier layers are not compensated."""
     positions: int = 0
     """Number of positions."""
+    means: SampleMeans | None = None
+    """Means of inputs and errors; None if no bias is corrected by them."""
 
     def divide_inputs(self, scale_I: Tensor) -> None:
         """Turn the moments into those of x / scale, in place; weights are multiplied by it."""
@@ -48,3 +52,6 @@ class InputStatistics:
             if self.error.is_of_input:
                 self.error.matrix.div_(scale_I)
                 self.error.squares.div_(scale_I.square())
+        if self.means is not None:
+            is_error_of_input = self.error is not None and self.error.is_of_input
+            self.means.divide_inputs(scale_I, is_error_of_input)

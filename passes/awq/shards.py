@@ -18,6 +18,7 @@ from compressor.artifacts.errors_from_os import writing
 from compressor.errors import NumericalError, ParityError
 from compressor.models.checkpoint.layout import INDEX
 from compressor.models.checkpoint.stored_tensors import DTYPES
+from compressor.models.families.transformers.conv1d import transpose
 from compressor.models.families.transformers.file_names import FileNames, FilePart
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from compressor.models.quantized.packed_linear import PackedLinear
@@ -143,6 +144,7 @@ class ShardWriter:
         packed: Mapping[str, PackedLinear],
     ) -> None:
         """Write a shard; see ``write_packed_shard``."""
+        floats = transpose(floats, self.checkpoint.transposed, prefix)
         if self._names is not None:
             floats = self._names.tensors({f"{prefix}{k}": value for k, value in floats.items()})
             packed = self._names.packed({f"{prefix}{k}": layer for k, layer in packed.items()})

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compressor.models.capabilities.linear_groups import Site, Source
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
+from passes.awq.bias_correction import reliable_mean
 from passes.awq.config import WEIGHTS_PER_CHUNK
 from passes.awq.grids import round_to_nearest, search_grids
 from passes.awq.hessian import Hessian, squared_error
@@ -97,6 +98,7 @@ def quantize_site(
     compensation = _Compensation.of(statistics, hessian, shrinkage, probes, settings)
     parts = _quantize_chunks(weight_IO, hessian, compensation, grid, settings)
     _store_packed(layer, site, PackedLinear.concatenate(parts), packed)
+    _correct_biases(layer, site, weight_IO, statistics, settings)
     error_P = _error_of_rounded(layer, probes, probe_IP, hessian)
     range_GP = _range_kept(probe_IP, probes, grid, packed)
     rows = [
@@ -113,6 +115,32 @@ def quantize_site(
         for name, part in probes.by_linear()
     ]
     return rows, scaling.scale_I
+
+
+def _correct_biases(
+    layer: nn.Module,
+    site: Site,
+    weight_IO: Tensor,
+    statistics: InputStatistics,
+    settings: QuantizationSettings,
+) -> None:
+    """Add the reliable mean error of the rounded layers' results to their biases."""
+    means, error = statistics.means, statistics.error
+    if not settings.error_compensation or means is None or error is None or not means.counts_S:
+        return
+    inputs_SI, errors_ST = torch.stack(means.inputs_SI), torch.stack(means.errors_ST)
+    start = 0
+    for name in site.linears:
+        linear = get_linear(layer, name)
+        columns = slice(start, start + linear.out_features)
+        start += linear.out_features
+        if linear.bias is None:
+            continue
+        part_IO = weight_IO[:, columns]
+        errors_SO = errors_ST @ part_IO if error.is_of_input else errors_ST[:, columns]
+        errors_SO = errors_SO + inputs_SI @ (part_IO - linear.weight.T)
+        bias_O = linear.bias + reliable_mean(errors_SO, means.counts_S)
+        linear.bias.data = bias_O.to(settings.float_dtype).float()
 
 
 def _search_scaling(

@@ -32,13 +32,15 @@ class Awq(Pass[AwqConfig]):
 
     1. `scaling`: AWQ scales of the input channels (Lin et al. 2024, arXiv:2306.00978);
     2. `error_compensation`: weights that compensate the error of the layers quantized before
-       (QEP, Arai and Ichikawa 2025, arXiv:2504.09629);
+       (QEP, Arai and Ichikawa 2025, arXiv:2504.09629), and after rounding biases that take up the
+       mean error (Nagel et al. 2019, arXiv:1906.04721);
     3. `refine`: GPTQ rounding (Frantar et al. 2023, arXiv:2210.17323), then coordinate descent;
        otherwise rounding to nearest.
 
     With few calibration tokens for their inputs, layers compensate less: correlations between
     inputs and the error of earlier layers are shrunk by the part that is sampling error
-    (`correlation_shrinkage` and `error_compensation` of each layer in the report).
+    (`correlation_shrinkage` and `error_compensation` of each layer in the report). With fewer than
+    4, they are rounded to nearest, and the report names them.
 
     The groups, and the layers into which scales fold, are stated by the model's family or
     discovered: a batch runs, layers that read the same tensor are a group, and a layer before them
@@ -59,7 +61,7 @@ class Awq(Pass[AwqConfig]):
     """
 
     name = "awq"
-    version = 5
+    version = 6
     accepts = frozenset({"torch"})
     produces = "packed"
     Config = AwqConfig

@@ -24,6 +24,7 @@ from compressor.models.families.transformers.streaming import (
     StreamedCheckpoint,
     run_layer,
 )
+from compressor.models.quantized.packing_schemes import TRANSPOSED_LAYERS
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid
 from passes.awq.activations import CAPTURED_BYTES, Branch, Captures, HiddenStates, load_samples
 from passes.awq.block import BlockCalibration, BlockQuantizer
@@ -78,6 +79,9 @@ def quantize_checkpoint(
     packed = {name for names in grids.values() for name in names}
     unpacked = [name for name in find_linears(run.checkpoint.module) if name not in packed]
     quantization = run.settings.format.config(run.stored_names(grids), run.all_names(unpacked))
+    transposed = [name for name in packed if f"{name}.weight" in checkpoint.transposed]
+    if transposed:
+        quantization[TRANSPOSED_LAYERS] = run.all_names(transposed)
     assemble_checkpoint(shards, out)
     dtype_name = str(run.settings.float_dtype).removeprefix("torch.")
     fields = {QUANTIZATION_CONFIG: quantization, "dtype": dtype_name}

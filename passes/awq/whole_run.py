@@ -216,6 +216,8 @@ class _WholeRun:
             self.settings,
             calibration,
         )
+        if not block.name:  # its names are those of the model, and a source may be packed already
+            quantizer.packed = self.packed
         try:
             quantizer.quantize()
         except NumericalError as error:
@@ -235,6 +237,11 @@ class _WholeRun:
         shapes = [(layer.integers_OI.shape, layer.grid) for layer in self.packed.values()]
         weights = sum(shape.numel() for shape, _ in shapes)
         bits = sum(shape.numel() * grid.effective_bits(shape[1]) for shape, grid in shapes)
+        nearest = [
+            {"linear": f"{row['block']}.{row['linear']}".lstrip("."), "tokens": row["tokens"]}
+            for row in self.report
+            if row.get("rounded_to_nearest")
+        ]
         return {
             "effective_bits": round(bits / weights, 4),
             "packed_weights": weights,
@@ -242,4 +249,5 @@ class _WholeRun:
             "samples_sha256": self.digest,
             "kept_float": [{"linear": name, "why": reason} for name, reason in kept_float.items()],
             "layers": self.report,
+            **({"rounded_to_nearest": nearest} if nearest else {}),
         }

@@ -43,6 +43,8 @@ class StreamedLayers(Capability):
     one_grid: frozenset[str] = frozenset()
     """Linear layers of the decoder that consumers of packed checkpoints read on one grid: those of
     experts, and all layers of classes that are unpacked while they are read."""
+    transposed: frozenset[str] = frozenset()
+    """Weights that the float checkpoint holds as [inputs, outputs], as those of GPT-2."""
 
     @property
     def decoder_weights(self) -> int:

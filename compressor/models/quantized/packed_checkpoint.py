@@ -14,6 +14,7 @@ from compressor.models.checkpoint.stored_tensors import StoredTensors
 from compressor.models.checkpoint.weight_files import read_weight_files
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
+from compressor.models.quantized.packing_schemes import TRANSPOSED_LAYERS
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, is_packed
 
 
@@ -40,6 +41,7 @@ class PackedTensors:
             )
         self._format = PACKED_FORMATS[method]
         self._grid_of = self._format.grids(config)
+        self._transposed = frozenset(config.get(TRANSPOSED_LAYERS, ()))
         self.layers: dict[str, set[str]] = {}
         """Packed layer to the suffixes of its tensors."""
         plain = []
@@ -75,7 +77,9 @@ class PackedTensors:
         problems: list[str] = []
         shapes = {name: self.stored.entries[name].entry.shape for name in self._plain_names()}
         for layer in self.layers:
-            outputs, inputs = shapes[f"{layer}.weight"] = self._weight_shape(layer)
+            outputs, inputs = self._weight_shape(layer)
+            is_transposed = layer in self._transposed
+            shapes[f"{layer}.weight"] = (inputs, outputs) if is_transposed else (outputs, inputs)
             grid = self._grid_of(layer)
             reasons = self._format.problems(grid, outputs, inputs)
             problems += [f"{layer}: {reason}" for reason in reasons]
@@ -122,7 +126,10 @@ class PackedTensors:
     def read(self, name: str) -> Tensor:
         """Return a tensor: a packed weight as float32, any other as it is stored."""
         layer = name.removesuffix(".weight")
-        return self.layer(layer).dequantize() if layer in self.layers else self.stored.read(name)
+        if layer not in self.layers:
+            return self.stored.read(name)
+        weight_OI = self.layer(layer).dequantize()
+        return weight_OI.T.contiguous() if layer in self._transposed else weight_OI
 
 
 def read_dequantized(folder: Path, tree: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 from compressor.errors import ModelError
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid
 
+TRANSPOSED_LAYERS = "transposed_layers"
+"""Field of our ``quantization_config``: packed layers whose float weight is [inputs, outputs], as
+that of ``Conv1D``. They are packed like any linear layer of the same function."""
 Grids = Mapping[WeightGrid, Sequence[str]]
 """Grid to the linear layers that are packed on it."""
 

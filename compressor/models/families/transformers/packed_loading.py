@@ -18,6 +18,7 @@ from transformers.core_model_loading import WeightConverter
 
 from compressor.models.families.transformers.layouts import is_tabulated
 from compressor.models.families.transformers.modules import build_on_meta
+from compressor.models.quantized.packing_schemes import TRANSPOSED_LAYERS
 
 _DEQUANTIZE = "CompressedTensorsConfig(dequantize=True)"
 
@@ -83,6 +84,12 @@ def loading_fields(
         tree: config.json of the float checkpoint.
         quantization: the ``quantization_config`` of the packed one.
     """
+    if transposed := quantization.get(TRANSPOSED_LAYERS):
+        return dict(quantization), [
+            "from_pretrained of transformers packs torch.nn.Linear alone and leaves random "
+            f"weights in the Conv1D layers of this class, such as {transposed[0]}: use this tool's "
+            "runtimes or vLLM, whose loaders read them"
+        ]
     if quantization.get("quant_method") != "compressed-tensors":
         return dict(quantization), []
     groups = [group["weights"] for group in quantization["config_groups"].values()]

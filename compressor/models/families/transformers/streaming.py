@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from compressor.errors import ModelError
 from compressor.models.families.transformers.checkpoint import Checkpoint, move_to_meta
+from compressor.models.families.transformers.conv1d import replace_conv1d, transpose
 from compressor.models.families.transformers.experts.split import split_experts, split_tensors
 from compressor.models.families.transformers.generic.decoder_parts import (
     decoder_parts,
@@ -58,13 +59,15 @@ class StreamedCheckpoint(Checkpoint):
             NotStreamableError: the class has no list of decoder layers.
         """
         super().__init__(folder, tree)
+        self.transposed = replace_conv1d(self.module)
+        """Weights that the class has as [inputs, outputs], and the files too."""
         parts = decoder_parts(self.module)
         if parts is None:
             raise NotStreamableError(f"{type(self.module).__name__} has no list of decoder layers")
         self.parts = parts
         self.layers_name = parts.layers
         self.experts = split_experts(self.module)
-        if self.experts.split:  # operations of the library look up the shapes of fused tensors
+        if self.experts.split or self.transposed:  # the library looks up the class's shapes
             self._conversions.module = build_on_meta(tree)
         self._behind: dict[str, nn.Module] = {}
         """Decoder layers behind their recorders."""
@@ -97,6 +100,7 @@ class StreamedCheckpoint(Checkpoint):
         weights = {
             key[start:]: value.float() for key, value in self.tensors(self.names_below(name))
         }
+        weights = transpose(weights, self.transposed, f"{name}.")
         weights |= self.computed_below(name)
         module.load_state_dict(split_tensors(module, weights), assign=True)
         return module.requires_grad_(False)

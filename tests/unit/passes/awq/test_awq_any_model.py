@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
+from transformers.pytorch_utils import Conv1D
 
 from calibration.sources.arrays import ArrayDataset
-from compressor.errors import RequirementError
 from compressor.models.checkpoint.loading import load_module
+from compressor.models.families.transformers.packed_loading import loading_fields
+from passes.awq.linear_layers import other_matrices
 from tests.support.awq import COMPRESSED_TENSORS, NEAREST, artifact, run_awq
 from tests.support.decoder_classes import build_decoder
+from tests.support.further_encoder_classes import FURTHER_CLASSES
 
 RANDOM = np.random.default_rng(0)
 TOKENS = RANDOM.integers(3, 300, (24, 24))
@@ -113,7 +117,78 @@ def test_experts_share_the_group_size_that_all_their_inputs_have(tmp_path):
     assert divergence(by_transformers, log_probabilities(load_module(out))) < 1e-5
 
 
-def test_matrices_that_are_no_linear_layers_are_refused_by_name(tmp_path):
-    build_decoder("gpt2").save_pretrained(tmp_path / "parent")
-    with pytest.raises(RequirementError, match=r"h\.0\.mlp\.c_fc: packed .* this is Conv1D"):
-        pack(tmp_path / "parent", tmp_path, {"input_ids": TOKENS})
+def _gpt2(folder):
+    """Save a GPT-2 whose `mlp.c_fc` and `mlp.c_proj` are too small to be packed."""
+    sizes = {"vocab_size": 320, "n_embd": 32, "n_inner": 24, "n_layer": 2, "n_head": 2}
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.GPT2Config(**sizes, n_positions=32, **ends)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("format_", ["awq", "compressed-tensors"])
+def test_conv1d_is_packed_as_a_linear_layer_of_the_same_function(format_, tmp_path):
+    model = _gpt2(tmp_path / "parent")
+    expected, divergences = log_probabilities(model), {}
+    for method, fields in (("nearest", NEAREST), ("searched", {})):
+        fields = {**fields, "symmetric": False, "format": format_, "group_size": 16}
+        out, _ = pack(tmp_path / "parent", tmp_path / method, {"input_ids": TOKENS}, **fields)
+        divergences[method] = divergence(load_module(out), expected)
+    assert divergences["searched"] < divergences["nearest"] < 0.01
+    tensors = {}
+    for file in out.glob("*.safetensors"):
+        tensors |= load_file(file)
+    suffix, shape = ("qweight", (32, 96 // 8)) if format_ == "awq" else ("weight_packed", (96, 4))
+    assert tensors[f"transformer.h.0.attn.c_attn.{suffix}"].shape == shape
+    small = "transformer.h.1.mlp.c_fc.weight"
+    original = model.state_dict()[small]
+    assert tensors[small].shape == original.shape  # not packed: as GPT-2 stores it
+
+
+def test_a_run_on_conv1d_notes_that_transformers_does_not_load_it(tmp_path):
+    _gpt2(tmp_path / "parent")
+    out, _ = pack(tmp_path / "parent", tmp_path, {"input_ids": TOKENS}, **NEAREST, group_size=16)
+    tree = json.loads((out / "config.json").read_text())
+    assert "transformer.h.0.attn.c_attn" in tree["quantization_config"]["transposed_layers"]
+    _, [note] = loading_fields(tree, tree["quantization_config"])
+    assert "leaves random weights in the Conv1D layers" in note
+
+
+def test_matrices_that_are_no_linear_layers_are_named(tmp_path):
+    module = torch.nn.ModuleDict({"mixing": torch.nn.Bilinear(4, 4, 4), "conv": Conv1D(8, 4)})
+    assert other_matrices(module) == {
+        "conv": "packed formats hold torch.nn.Linear alone, and this is Conv1D"
+    }
+
+
+def test_a_source_that_is_packed_already_is_divided_wherever_it_is(tmp_path):
+    """Funnel's layers are in nested lists: its linear layers are sites of the whole model."""
+    model = FURTHER_CLASSES["funnel"].build()
+    model.save_pretrained(tmp_path / "parent")
+    tokens = {"input_ids": TOKENS % 90 + 4}
+    changes = {}
+    for scaling in (False, True):
+        fields = {**NEAREST, "scaling": scaling, "bits": 8, "group_size": 16}
+        out, output = pack(tmp_path / "parent", tmp_path / f"{scaling}", tokens, **fields)
+        inputs = torch.from_numpy(tokens["input_ids"])
+        with torch.inference_mode():
+            expected, packed = (
+                module(input_ids=inputs)["logits"] for module in (model, load_module(out))
+            )
+        changes[scaling] = float((packed - expected).norm() / expected.norm())
+    scaled = {row["linear"] for row in output.summary["layers"] if row["scale_exponent"]}
+    assert any("post_proj" in name for name in scaled)
+    assert changes[True] < 2 * changes[False]
+
+
+def test_a_layer_that_very_few_positions_reach_is_rounded_to_nearest(tmp_path):
+    FURTHER_CLASSES["deberta"].build().save_pretrained(tmp_path / "parent")
+    tokens = {"input_ids": TOKENS[:3] % 90 + 4, "attention_mask": np.ones_like(TOKENS[:3])}
+    calibration = {"data": "text", "num_samples": 3}
+    fields = {"calibration": calibration, "group_size": 16}
+    _, output = pack(tmp_path / "parent", tmp_path, tokens, **fields)
+    nearest = {row["linear"]: row["tokens"] for row in output.summary["rounded_to_nearest"]}
+    assert nearest["pooler.dense"] == 3  # it reads the first token of each sample
+    assert not any("encoder.layer.0." in name for name in nearest)

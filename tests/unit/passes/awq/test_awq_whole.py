@@ -217,10 +217,13 @@ def test_the_content_of_padding_does_not_change_the_bytes(tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_the_amount_of_padding_does_not_change_the_model(tmp_path):
+@pytest.mark.parametrize("fields", [{"scaling": False}, {"error_compensation": 0.0}])
+def test_the_amount_of_padding_does_not_change_the_model(fields, tmp_path):
+    """Scales between near ties would follow the last bits of the compensated layers before."""
     parent, results = save_model(tmp_path / "parent"), []
     for padding in (0, 5):
-        out, output = run_awq_on_family(tmp_path / str(padding), parent, padding=padding)
+        folder = tmp_path / str(padding)
+        out, output = run_awq_on_family(folder, parent, padding=padding, **fields)
         exponents = [row["scale_exponent"] for row in output.summary["layers"]]
         results.append((load_file(out / "model.safetensors"), exponents))
     (short, exponents), (long, long_exponents) = results

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.models.capabilities.streamed_layers import MatrixShape, StreamedLayers
+from compressor.models.families.transformers.conv1d import replace_conv1d
 from compressor.models.families.transformers.experts.split import named_experts, split_experts
 from compressor.models.families.transformers.generic.tasks import task_of
 from compressor.models.families.transformers.modules import build_on_meta
@@ -61,12 +62,13 @@ def streamed_layers(tree: Mapping[str, Any]) -> StreamedLayers | None:
         ModelError: transformers has no such class, or rejects the config.
     """
     module = build_on_meta(tree)
+    counts = {name: value.numel() for name, value in module.named_parameters()}
+    has_one_grid = bool(initialized_linears(module))
+    transposed = replace_conv1d(module)
     task = task_of(type(module).__name__, module.main_input_name)
     parts = None if task.encodes or module.config.is_encoder_decoder else decoder_parts(module)
     if parts is None:
         return None
-    counts = {name: value.numel() for name, value in module.named_parameters()}
-    has_one_grid = bool(initialized_linears(module))
     split_experts(module)
     head: Any = None if parts.head is None else module.get_submodule(parts.head)
     table: Any = module.get_input_embeddings()
@@ -93,6 +95,7 @@ def streamed_layers(tree: Mapping[str, Any]) -> StreamedLayers | None:
         is_head_tied=tied,
         parameters=sizes,
         one_grid=frozenset(decoder if has_one_grid else _in_experts(module, decoder)),
+        transposed=transposed,
     )
 
 

@@ -1,0 +1,45 @@
+"""``Conv1D`` of transformers as linear layers: GPT-2 stores its matrices as [inputs, outputs].
+
+Passes that work on ``nn.Linear`` then quantize them like any other layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+def replace_conv1d(module: nn.Module) -> frozenset[str]:
+    """Replace every ``Conv1D`` in a module by a linear layer of the same function, in place.
+
+    Args:
+        module: its parameters are on the device ``meta``; the new layers' are too.
+
+    Returns:
+        The weights that the class has as [inputs, outputs], by name.
+    """
+    names = [name for name, child in module.named_modules() if isinstance(child, Conv1D)]
+    for name in names:
+        layer = module.get_submodule(name)
+        inputs, outputs = layer.get_parameter("weight").shape
+        linear = nn.Linear(inputs, outputs, device="meta").requires_grad_(False)
+        module.set_submodule(name, linear.train(layer.training))
+    return frozenset(f"{name}.weight" for name in names)
+
+
+def transpose(
+    tensors: Mapping[str, Tensor], names: frozenset[str], prefix: str
+) -> dict[str, Tensor]:
+    """Return tensors with those in ``names`` transposed.
+
+    Args:
+        tensors: by name behind ``prefix``.
+        names: full names.
+        prefix: of the tensors' names.
+    """
+    return {
+        name: value.T.contiguous() if f"{prefix}{name}" in names else value
+        for name, value in tensors.items()
+    }
