@@ -47,10 +47,7 @@ def find_linears(module: nn.Module) -> dict[str, nn.Linear]:
 
 
 def other_matrices(module: nn.Module) -> dict[str, str]:
-    """Return the modules that are no linear layers but hold a matrix, with the reason.
-
-    Such is ``Conv1D`` of transformers, whose weight is [I, O].
-    """
+    """Return the modules that are no linear layers but hold a matrix, with the reason."""
     return {
         name: f"packed formats hold torch.nn.Linear alone, and this is {type(layer).__name__}"
         for name, layer in module.named_modules()

@@ -132,6 +132,7 @@ class StreamedQuantizer(ModelQuantizer):
                     for problem in problems
                 )
             context.note(f"loading the whole model: {error.what}")
+            whole.check_layers(model)
             return whole.quantize(model, out, context)
 
 

@@ -84,10 +84,12 @@ class WholeQuantizer(ModelQuantizer):
             RequirementError: none can, and the message names all with the reasons; or too few.
         """
         from compressor.models.checkpoint.loading import load_module
+        from compressor.models.families.transformers.conv1d import replace_conv1d
         from passes.awq.linear_layers import other_matrices, select_layers
         from passes.common.changed_share import count_share
 
         module = load_module(model)
+        replace_conv1d(module)
         selection = select_layers(self.blocks, module, self.config)
         if selection.blocks:
             share = count_share(module, selection.names)

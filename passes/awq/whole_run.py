@@ -19,7 +19,9 @@ from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.checkpoint.layout import WEIGHTS
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.checkpoint.weights import tensors_to_save
+from compressor.models.families.transformers.conv1d import replace_conv1d, transpose
 from compressor.models.quantized.packed_linear import PackedLinear
+from compressor.models.quantized.packing_schemes import TRANSPOSED_LAYERS
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid
 from passes.awq.activations import CAPTURED_BYTES, Captures, load_samples
 from passes.awq.block import BlockCalibration, BlockQuantizer
@@ -57,6 +59,7 @@ def quantize_module(
     module = load_module(model)
     stored_dtype = next(value.dtype for value in module.parameters() if value.is_floating_point())
     module = module.float()
+    transposed = replace_conv1d(module)
     settings = QuantizationSettings.of(config, stored_dtype)
     run = _WholeRun(config, settings, module, context)
     kept: dict[str, str] = dict(parts.kept_float)
@@ -73,10 +76,12 @@ def quantize_module(
     share.warn(context.note)
     run.quantize(selection.blocks)
     out.mkdir(parents=True, exist_ok=True)
-    floats, packed = tensors_beside(run.packed, tensors_to_save(module)), run.packed
+    tensors = transpose(tensors_to_save(module), transposed, "")
+    floats, packed = tensors_beside(run.packed, tensors), run.packed
     names = model.family.file_names(module, model.config, model.folder)
     if names is not None:
         state = {name: value for name, value in module.state_dict().items() if names.holds(name)}
+        state = transpose(state, transposed, "")
         # Copies, because no two tensors of a file may share their memory.
         floats = {name: value.clone() for name, value in tensors_beside(packed, state).items()}
         floats, packed = names.tensors(floats), names.packed(packed)
@@ -86,6 +91,10 @@ def quantize_module(
     for name, layer in sorted({**run.packed, **packed}.items()):
         names_by_grid.setdefault(layer.grid, []).append(name)
     quantization = settings.format.config(names_by_grid, sorted(selection.kept_float))
+    layers = [name for name in run.packed if f"{name}.weight" in transposed]
+    if layers:
+        in_files = names.packed({name: run.packed[name] for name in layers}) if names else {}
+        quantization[TRANSPOSED_LAYERS] = sorted({*layers, *in_files})
     dtype_name = str(settings.float_dtype).removeprefix("torch.")
     fields = {QUANTIZATION_CONFIG: quantization, "dtype": dtype_name}
     for note in model.family.write_packed_config(model.config, out, model.folder, fields):

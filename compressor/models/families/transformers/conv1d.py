@@ -1,6 +1,7 @@
 """``Conv1D`` of transformers as linear layers: GPT-2 stores its matrices as [inputs, outputs].
 
-Passes that work on ``nn.Linear`` then quantize them like any other layer.
+Passes that work on ``nn.Linear`` then quantize them like any other layer. Shapes: I inputs, O
+outputs.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ from transformers.pytorch_utils import Conv1D
 def replace_conv1d(module: nn.Module) -> frozenset[str]:
     """Replace every ``Conv1D`` in a module by a linear layer of the same function, in place.
 
-    Args:
-        module: its parameters are on the device ``meta``; the new layers' are too.
-
     Returns:
         The weights that the class has as [inputs, outputs], by name.
     """
     names = [name for name, child in module.named_modules() if isinstance(child, Conv1D)]
     for name in names:
         layer = module.get_submodule(name)
-        inputs, outputs = layer.get_parameter("weight").shape
-        linear = nn.Linear(inputs, outputs, device="meta").requires_grad_(False)
-        module.set_submodule(name, linear.train(layer.training))
+        weight_IO, bias_O = layer.get_parameter("weight"), layer.get_parameter("bias")
+        linear = nn.Linear(*weight_IO.shape, device="meta").train(layer.training)
+        linear.weight = nn.Parameter(weight_IO.detach().T.contiguous(), weight_IO.requires_grad)
+        linear.bias = nn.Parameter(bias_O.detach(), bias_O.requires_grad)
+        module.set_submodule(name, linear)
     return frozenset(f"{name}.weight" for name in names)
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers.pytorch_utils import Conv1D
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.models.checkpoint.loading import load_module
@@ -156,11 +155,32 @@ def test_a_run_on_conv1d_notes_that_transformers_does_not_load_it(tmp_path):
     assert "leaves random weights in the Conv1D layers" in note
 
 
-def test_matrices_that_are_no_linear_layers_are_named(tmp_path):
-    module = torch.nn.ModuleDict({"mixing": torch.nn.Bilinear(4, 4, 4), "conv": Conv1D(8, 4)})
-    assert other_matrices(module) == {
-        "conv": "packed formats hold torch.nn.Linear alone, and this is Conv1D"
-    }
+@pytest.mark.parametrize("name", ["OpenAIGPTLMHeadModel", "GPT2ForSequenceClassification"])
+def test_conv1d_of_models_that_are_loaded_as_a_whole_is_packed(name, tmp_path):
+    torch.manual_seed(0)
+    model_class = getattr(transformers, name)
+    sizes = {"vocab_size": 320, "n_positions": 32, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    model = model_class(model_class.config_class(**sizes, pad_token_id=0)).eval()
+    model.save_pretrained(tmp_path / "parent")
+    fields = {"group_size": 16, "symmetric": False, "bits": 8}
+    out, output = pack(tmp_path / "parent", tmp_path, {"input_ids": TOKENS}, **fields)
+    assert len(output.summary["layers"]) == 2 * 4
+    tree = json.loads((out / "config.json").read_text())
+    assert "transformer.h.0.attn.c_attn" in tree["quantization_config"]["transposed_layers"]
+    with torch.inference_mode():
+        expected, packed = (m(input_ids=HELD_OUT)["logits"] for m in (model, load_module(out)))
+    assert float((packed - expected).norm()) < 0.02 * float(expected.norm())
+
+
+def test_matrices_that_are_no_linear_layers_are_named():
+    class Mixing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(4, 8))
+
+    module = torch.nn.ModuleDict({"mixing": Mixing(), "linear": torch.nn.Linear(4, 8)})
+    reason = "packed formats hold torch.nn.Linear alone, and this is Mixing"
+    assert other_matrices(module) == {"mixing": reason}
 
 
 def test_a_source_that_is_packed_already_is_divided_wherever_it_is(tmp_path):
