@@ -22,7 +22,8 @@ def replace_conv1d(module: nn.Module) -> frozenset[str]:
     for name in names:
         layer = module.get_submodule(name)
         weight_IO, bias_O = layer.get_parameter("weight"), layer.get_parameter("bias")
-        linear = nn.Linear(*weight_IO.shape, device="meta").train(layer.training)
+        inputs, outputs = weight_IO.shape
+        linear = nn.Linear(inputs, outputs, device="meta").train(layer.training)
         linear.weight = nn.Parameter(weight_IO.detach().T.contiguous(), weight_IO.requires_grad)
         linear.bias = nn.Parameter(bias_O.detach(), bias_O.requires_grad)
         module.set_submodule(name, linear)
