@@ -35,7 +35,8 @@ class Example:
     commands: Commands
     allowed: frozenset[int] = field(default=frozenset({0, 2}))
     """Exit codes of the commands but for `run`."""
-    allowed_of_run: frozenset[int] = field(default=frozenset({0, 2}))
+    allowed_of_run: frozenset[int] = field(default=frozenset({0, 1, 2}))
+    """1: a step may find that it cannot work with a model or data, such as constant images."""
 
     def targets(self, folder: Path) -> list[Path]:
         """Return the files to mutate in a copy of the folder."""

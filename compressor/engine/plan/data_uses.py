@@ -66,8 +66,17 @@ class PlannedData:
             return name
         if name not in self._digests:
             data_set = self.pipeline.data[name]
-            self._digests[name] = data_set.source.digest(data_set.config, self.sources)
+            self._digests[name] = name
+            try:
+                self._digests[name] = data_set.source.digest(data_set.config, self.sources)
+            except CompressError as error:
+                self._add_problem(name, error)
         return self._digests[name]
+
+    def _add_problem(self, name: str, error: CompressError) -> None:
+        self.problems.append(
+            self.pipeline.document.problem(("data", name), error.what, remedy=error.remedy)
+        )
 
     def facts(self, name: str) -> DataFacts:
         """Return what is known of a data set; nothing if that cannot be determined."""
@@ -79,9 +88,7 @@ class PlannedData:
             try:
                 self._facts[name] = data_set.source.facts(data_set.config, self.sources)
             except CompressError as error:
-                self.problems.append(
-                    self.pipeline.document.problem(("data", name), error.what, remedy=error.remedy)
-                )
+                self._add_problem(name, error)
         return self._facts[name]
 
     def check(self, uses: Iterable[DataUse]) -> None:

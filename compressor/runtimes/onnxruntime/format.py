@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import ModelError
+from compressor.foreign_files.libraries import library_errors
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.decoding import Array, Decoder, DecoderOptions, GenerationLimits
 from compressor.runtimes.foreign.identify import identify
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _MODEL = "model.onnx"
 _VISION, _ENCODER = "vision.onnx", "encoder.onnx"
 """The vision tower or the encoder beside a decoder's graph."""
+_AGAIN = "copy the file again, or export the model again"
 _DESCRIPTIONS = ("config.json", "genai_config.json")
 
 
@@ -154,16 +156,23 @@ class Onnx(Format):
         ]
         encoder = path / ENCODER_MODEL
         inputs = read_graph(encoder).graph.input if encoder.is_file() else ()
+        with library_errors(f"{path}: {CONTEXT_LENGTH_KEY} of its metadata", ModelError, _AGAIN):
+            context_length = int(metadata[CONTEXT_LENGTH_KEY])
         return GenerationLimits(
-            int(metadata[CONTEXT_LENGTH_KEY]),
+            context_length,
             (path / VISION_MODEL).is_file(),
             next(filter(None, sizes), None),
             tuple(value.name for value in inputs),
         )
 
     def open_decoder(self, path: Path, options: DecoderOptions) -> Decoder:
-        """Open a decoder graph with its key-value buffers."""
-        return _OnnxDecoder(path, options)
+        """Open a decoder graph with its key-value buffers.
+
+        Raises:
+            ModelError: it is no decoder, or ONNX Runtime cannot open it.
+        """
+        with library_errors(f"{path} is no decoder that can be opened", ModelError, _AGAIN):
+            return _OnnxDecoder(path, options)
 
     def tensors(self, path: Path) -> Mapping[str, TensorReader]:
         """Return the named initializers; the file is read whole."""

@@ -13,6 +13,7 @@ from compressor.foreign_files.limits import SOURCE_TEXT
 from compressor.foreign_files.opening import read_bytes
 from compressor.models.checkpoint.companions import TOKENIZER_FILES, has_tokenizer
 from compressor.models.families.transformers.pretrained import from_pretrained
+from compressor.models.families.transformers.template_trial import check_ends
 
 _CONFIG = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
@@ -29,13 +30,15 @@ def load_tokenizer(folder: Path) -> Any:
     """Open the tokenizer of a checkpoint with transformers.
 
     Raises:
-        DataError: the folder has no tokenizer, or transformers cannot open it.
+        DataError: the folder has no tokenizer, transformers cannot open it, or its chat template
+            does not end.
     """
     if not has_tokenizer(folder):
         raise DataError(
             f"there is no {' or '.join(TOKENIZER_FILES)} in {folder}",
             remedy="copy the checkpoint's tokenizer beside its weights",
         )
+    check_templates(folder)
     from transformers import AutoTokenizer
 
     loader: Any = AutoTokenizer
@@ -110,6 +113,16 @@ def chat_templates(folder: Path) -> dict[str, str]:
         content = read_bytes(file, SOURCE_TEXT, DataError)
         templates[name] = content.decode(errors="replace")
     return templates
+
+
+def check_templates(folder: Path) -> None:
+    """Check that the chat templates of a folder end, before they are rendered in this process.
+
+    Raises:
+        DataError: one does not, or needs too much memory.
+    """
+    for template in chat_templates(folder).values():
+        check_ends(with_fixed_date(template), special_tokens(folder), folder)
 
 
 def special_tokens(folder: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.errors import DataError
 from compressor.models.families.transformers.chat_templates import (
     chat_templates,
+    check_templates,
     special_tokens,
     with_fixed_date,
 )
@@ -36,12 +37,13 @@ class PlannedTemplate:
         """Compile the template.
 
         Raises:
-            DataError: it is not a template of Jinja.
+            DataError: it is not a template of Jinja, or does not end.
         """
         from jinja2 import TemplateSyntaxError
 
+        check_templates(folder)
         try:
-            self._template = _environment().from_string(
+            self._template = environment().from_string(
                 with_fixed_date(chat_templates(folder)[_DEFAULT])
             )
         except TemplateSyntaxError as error:
@@ -67,7 +69,7 @@ class PlannedTemplate:
         return None if text.strip() else "the chat template renders nothing"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Return an environment with the names that transformers gives to templates."""
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols

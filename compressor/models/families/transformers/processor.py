@@ -15,9 +15,13 @@ from compressor.errors import DataError
 from compressor.foreign_files.json_files import read_json_object
 from compressor.foreign_files.libraries import library_errors
 from compressor.models.checkpoint.layout import CONFIG
-from compressor.models.families.transformers.chat_templates import load_tokenizer
+from compressor.models.families.transformers.chat_templates import (
+    load_tokenizer,
+    special_tokens,
+)
 from compressor.models.families.transformers.images import SEGMENTS, TOKEN_TYPES
 from compressor.models.families.transformers.pretrained import from_pretrained
+from compressor.models.families.transformers.template_trial import check_ends
 
 Array = np.ndarray[Any, Any]
 TOKENIZER, PROCESSOR, IMAGES = "tokenizer.json", "processor_config.json", "preprocessor_config.json"
@@ -266,6 +270,8 @@ def _open_processor(folder: Path, tree: Mapping[str, Any]) -> Any:
     with _without_video_libraries(base):
         processor = without_video.from_args_and_dict(arguments, fields, **options)
     processor.chat_template = processor.chat_template or tokenizer.chat_template
+    if isinstance(processor.chat_template, str):
+        check_ends(processor.chat_template, special_tokens(folder), folder)
     return processor
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from compressor.data.contract import Batch
-from compressor.errors import DataError, PassError
+from compressor.errors import DataError, ModelError, PassError
+from compressor.foreign_files.libraries import library_errors
 from compressor.graphs.decoder.interface import (
     FIXED_IMAGES_KEY,
     IMAGE_EMBEDS,
@@ -67,17 +68,25 @@ class VisionTower:
         """Open the tower.
 
         Raises:
-            ModelError: it cannot be opened.
+            ModelError: it cannot be opened, or has other metadata or inputs than a vision tower.
         """
         self._session = open_inference_session(folder, threads, device, VISION_MODEL)
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self.merge = int(metadata.get(MERGE_SIZE_KEY, 0))
-        self._token_id = int(metadata[IMAGE_TOKEN_KEY]) if IMAGE_TOKEN_KEY in metadata else None
-        self._shapes = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
-        self.fixed: dict[str, Any] = json.loads(metadata.get(FIXED_IMAGES_KEY, "{}"))
+        with library_errors(
+            f"{folder / VISION_MODEL} is no vision tower that `export-onnx` has written",
+            ModelError,
+            "copy the file again, or export the model again",
+        ):
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            self.merge = _whole_number(metadata, MERGE_SIZE_KEY) or 0
+            self._token_id = _whole_number(metadata, IMAGE_TOKEN_KEY)
+            self._shapes = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
+            self.fixed: dict[str, Any] = _fixed_arrays(metadata.get(FIXED_IMAGES_KEY, "{}"))
+            self.inputs = self._input_specs()
+
+    def _input_specs(self) -> tuple[InputSpec, ...]:
         if self._token_id is not None:
             dtypes = {value.name: value.type for value in self._session.get_inputs()}
-            self.inputs: tuple[InputSpec, ...] = tuple(
+            return tuple(
                 InputSpec(
                     name,
                     "float32" if "float" in dtypes.get(name, "int64") else "int64",
@@ -86,9 +95,8 @@ class VisionTower:
                 )
                 for name in (*dtypes, *self.fixed)
             )
-            return
         patch_values = self._shapes[PIXELS][1]
-        self.inputs = (
+        return (
             InputSpec(TOKEN_TYPES, "int64", ("batch", "tokens"), below=2, optional=True),
             InputSpec(PIXELS, "float32", ("batch", "patches", int(patch_values)), optional=True),
             InputSpec(GRIDS, "int64", ("batch", "images", 3), optional=True),
@@ -280,3 +288,29 @@ def position_offsets(kinds_T: Array, grids: list[Array], merge: int) -> tuple[Ar
         )
         index, position = index + count, position + max(height, width)
     return positions_3T - np.arange(len(kinds_T)), position - len(kinds_T)
+
+
+def _whole_number(metadata: Mapping[str, str], key: str) -> int | None:
+    """Return a whole number of a graph's metadata; None if it has none.
+
+    Raises:
+        ValueError: it is another text, or out of range.
+    """
+    if key not in metadata:
+        return None
+    number = int(metadata[key])
+    if not 0 <= number < 1 << 31:
+        raise ValueError(f"{key} is {number}")
+    return number
+
+
+def _fixed_arrays(text: str) -> dict[str, Any]:
+    """Return the values of arrays that every image has, from a graph's metadata.
+
+    Raises:
+        ValueError: the text is not a JSON object.
+    """
+    arrays = json.loads(text)
+    if not isinstance(arrays, dict):
+        raise ValueError(f"{FIXED_IMAGES_KEY} is not a JSON object")
+    return arrays
