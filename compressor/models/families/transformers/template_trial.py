@@ -20,6 +20,7 @@ from pathlib import Path
 
 import compressor
 from compressor.errors import DataError
+from compressor.models.families.transformers.template_environment import environment
 
 CPU_SECONDS = 10
 _WALL_SECONDS = 120
@@ -72,8 +73,6 @@ def _problem(template: str, tokens: tuple[tuple[str, str], ...]) -> str | None:
 
 def main() -> None:
     """Render the template of stdin for a few conversations; its errors are no concern here."""
-    from compressor.models.families.transformers.planned_template import environment
-
     seconds = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
