@@ -15,6 +15,8 @@ _CALL = "The following call raised this error:"
 _FRAME = re.compile(r"File \"(?:<[^>]*>)?([^\"]*)\", line (\d+)")
 """Frame of the model's code; the text before the name of an own file is of no use."""
 _READS_VALUES = re.compile(r"data-dependent|DataDependent|aten\._local_scalar_dense")
+_LIBRARY = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
+"""Part of the paths of installed libraries, whose code is not the user's."""
 _CLASS = re.compile(r"^<class '[\w.]*?(\w+)'>: *")
 
 
@@ -47,13 +49,18 @@ def export_error(
 
 def _untraceable(text: str) -> PassError:
     """Return the error for code that cannot be traced, with its place where torch names one."""
+    place, reads_values = _place(text), _READS_VALUES.search(text) is not None
     remedy = "rewrite what it names in the module's `forward`"
-    if _READS_VALUES.search(text):
+    if reads_values and _LIBRARY.search(place):
+        remedy = (
+            "a graph cannot branch on the values of tensors, as this class of a library does: "
+            "measure and ship the torch artifact, or take another class"
+        )
+    elif reads_values:
         remedy = (
             "a graph cannot branch on the values of tensors: write `torch.where(condition, a, b)` "
             "in place of `if`, or `torch.cond`"
         )
-    place = _place(text)
     if not place:
         remedy += "; `torch.export.export(module, (), inputs)` shows the place"
     return PassError(f"torch.export cannot trace the model{place}: {_summary(text)}", remedy=remedy)
