@@ -181,8 +181,8 @@ def _check_independent(reference: Session, batch: Batch, expected: Batch) -> Non
         raise ParityError(
             "outputs of the torch model depend on the other samples of a batch: those of sample 0 "
             f"change if the others are replaced ({listed})",
-            remedy="in `forward`, compute each sample by itself, such as by norms and averages over "
-            "dimensions other than the first",
+            remedy="in `forward`, compute each sample by itself, such as by norms and averages "
+            "over dimensions other than the first",
         )
 
 
