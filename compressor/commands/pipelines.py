@@ -123,7 +123,8 @@ def init(
         Path, typer.Argument(help="Folder for pipeline.yaml.", metavar="FOLDER")
     ] = Path(),
     starter: Annotated[
-        str | None, typer.Option(help="Starter pipeline: phone (the default) or images.")
+        str | None,
+        typer.Option(help="Starter by goal: images, llm-int4, module … (list: --starter list)."),
     ] = None,
     model: Annotated[
         str | None,
@@ -148,12 +149,19 @@ def init(
     from compressor.reports.console.terminal import print_line
 
     if model is None:
-        from compressor.engine.plan.starter import write_starter
+        from compressor.engine.plan.starter import starters, write_starter
 
         if data is not None:
             raise UsageError("`--data` belongs to `--from`", remedy="name the model with --from")
-        file = write_starter(folder, starter or "phone")
-        print_line(f"wrote {file}; next: autoglm-compress run {file}")
+        if starter == "list":
+            for name, summary in starters().items():
+                print_line(f"{name:<13} {summary}")
+            return
+        file, placeholders = write_starter(folder, starter or "phone")
+        for line in placeholders:
+            print_line(f"set {line}")
+        command = "plan" if placeholders else "run"
+        print_line(f"wrote {file}; next: autoglm-compress {command} {file}")
         return
     if starter is not None:
         raise UsageError(

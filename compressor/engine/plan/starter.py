@@ -1,8 +1,10 @@
-"""Starter pipelines that ``init`` writes."""
+"""Starter pipelines that ``init`` writes, by goal; they are the files in ``starters/``."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from compressor.artifacts.errors_from_os import writing
@@ -10,75 +12,39 @@ from compressor.artifacts.files import write_atomic
 from compressor.engine.plan.schema import pipeline_schema
 from compressor.errors import UsageError
 
-STARTERS = {
-    "phone": """\
-# yaml-language-server: $schema=pipeline.schema.json
-# The phone bed: train a teacher, distill a student, export it to ONNX. Every step is measured.
-version: 1
-name: phone
-seed: 0
-threads: 2
-
-model: {family: autoglm-phone, preset: bed-teacher, measure: false}
-
-data:
-  train: {source: phone-bed, split: train, commands_per_screen: 4}
-  validation: {source: phone-bed, split: validation}
-  test: {source: phone-bed, split: test}
-
-evaluate:
-  accuracy: {data: test, metrics: [top1]}
-  latency: {batch_size: 1, warmup: 10, repeats: 100, threads: 2}
-
-passes:
-  - {type: train, name: teacher}
-  - {type: distill, name: student, student: {slim: bed-student}}
-  - {type: export-onnx, name: onnx}
-
-gates:
-  - {metric: top1, max_drop: 0.01, step: onnx, against: student}
-""",
-    "images": """\
-# yaml-language-server: $schema=pipeline.schema.json
-# A classifier of your own images: data/train/<class>/*.png and data/test/<class>/*.png.
-# Set num_classes to the number of classes.
-version: 1
-name: images
-seed: 0
-threads: 2
-
-model:
-  family: image-classifier
-  preset: small
-  config: {image_size: 64, num_classes: 10}
-  measure: false
-
-data:
-  train: {source: images, path: data/train, image_size: 64}
-  test: {source: images, path: data/test, image_size: 64}
-
-evaluate:
-  accuracy: {data: test, metrics: [top1]}
-  latency: {batch_size: 1, warmup: 10, repeats: 100, threads: 2}
-
-passes:
-  - {type: train, train: train, validation: null, training: {steps: 500}}
-  - {type: export-onnx}
-""",
-}
+_FOLDER = Path(__file__).parent / "starters"
+_PLACEHOLDER = re.compile(r"^ *(?:- )?(\w+): .*#( your.*)$")
+"""A line whose comment tells what to put there."""
 
 
-def write_starter(folder: Path, name: str) -> Path:
-    """Write a starter pipeline and its JSON Schema into ``folder``, and return the file.
+def starters() -> Mapping[str, str]:
+    """Return the name of every starter with what it makes, in one line."""
+    return {file.stem: _summary(file) for file in sorted(_FOLDER.glob("*.yaml"))}
+
+
+def _summary(file: Path) -> str:
+    """Return the first comment below the line for editors."""
+    return file.read_text("utf-8").splitlines()[1].removeprefix("# ")
+
+
+def write_starter(folder: Path, name: str) -> tuple[Path, list[str]]:
+    """Write a starter pipeline and its JSON Schema into ``folder``.
+
+    Returns:
+        The pipeline file, and what has to be put into it: ``line 8: model: your checkpoint …``.
 
     Raises:
         UsageError: the starter does not exist, or the folder already has a pipeline.yaml.
     """
-    if name not in STARTERS:
-        raise UsageError(f"there is no starter {name!r}", remedy=f"one of {', '.join(STARTERS)}")
+    known = starters()
+    if name not in known:
+        remedy = "".join(f"\n    {each:<13} {summary}" for each, summary in known.items())
+        raise UsageError(f"there is no starter {name!r}", remedy=f"choose one of{remedy}")
     file = starter_file(folder)
-    write_pipeline(file, STARTERS[name])
-    return file
+    text = (_FOLDER / f"{name}.yaml").read_text("utf-8")
+    write_pipeline(file, text)
+    lines = ((number, _PLACEHOLDER.match(line)) for number, line in enumerate(text.split("\n"), 1))
+    return file, [f"line {number}: {match[1]}:{match[2]}" for number, match in lines if match]
 
 
 def starter_file(folder: Path) -> Path:

@@ -18,7 +18,7 @@ _COMPARED = ("size_bytes", "latency_p50_ms", "macs")
 
 @dataclass(frozen=True, slots=True)
 class Deliverable:
-    """A measured model that leaves the pipeline."""
+    """A model that leaves the pipeline."""
 
     row: LadderRow
     runtime: str
@@ -34,7 +34,7 @@ class Deliverable:
 
 
 def find_deliverables(ladder: Ladder, gates: Sequence[GateResult]) -> list[Deliverable]:
-    """Return the measured models that other runtimes load, and the last steps of all branches.
+    """Return the last steps of all branches, and the measured models that other runtimes load.
 
     Models of one runtime stand together; those with distinctions come first.
     """
@@ -45,8 +45,7 @@ def find_deliverables(ladder: Ladder, gates: Sequence[GateResult]) -> list[Deliv
         Deliverable(row, row.runtime or row.format, _changes(ladder, row), row.step not in failed)
         for row in ladder.rows
         if row is not baseline
-        and _is_measured(ladder, row)
-        and (row.step not in parents or row.runtime not in {TORCH, None})
+        and (row.step not in parents or (row.runtime != TORCH and _is_measured(ladder, row)))
     ]
     runtimes = dict.fromkeys(candidate.runtime for candidate in candidates)
     return [
@@ -72,7 +71,7 @@ def _changes(ladder: Ladder, row: LadderRow) -> dict[str, Change]:
 
 def _judge(ladder: Ladder, candidates: Sequence[Deliverable]) -> list[Deliverable]:
     """Return the models of one runtime with their distinctions, those that have one first."""
-    passed = [candidate for candidate in candidates if candidate.passed]
+    passed = [c for c in candidates if c.passed and _is_measured(ladder, c.row)]
     best: dict[str, list[str]] = {candidate.row.step: [] for candidate in candidates}
     for title, name in (
         ("smallest", "size_bytes"),

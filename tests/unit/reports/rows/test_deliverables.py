@@ -40,7 +40,8 @@ def ladder() -> Ladder:
         ("engine", "onnx", "TensorRT", (fraction_metric("top1", 0.84),)),
         ("int8", "pruned", "torch", ()),
         ("int8-onnx", "int8", "ONNX Runtime", measured(0.83, 0.4, 400_000)),
-        ("unmeasured-onnx", "int8", "ONNX Runtime", ()),
+        ("graph", "int8", "ONNX Runtime", ()),
+        ("unmeasured-engine", "graph", "TensorRT", ()),
         ("int4", "pruned", "torch", measured(0.82, 6.0, 300_000)),
     ]
     return build_ladder(
@@ -63,6 +64,7 @@ def test_deliverables_are_what_other_runtimes_load_and_the_last_steps(ladder: La
         ("int8-onnx", "ONNX Runtime"),
         ("onnx", "ONNX Runtime"),
         ("engine", "TensorRT"),
+        ("unmeasured-engine", "TensorRT"),
         ("int4", "torch"),
     ]
 
@@ -73,6 +75,7 @@ def test_the_best_of_a_runtime_is_named_where_there_is_a_choice(ladder: Ladder) 
         "int8-onnx": "smallest, fastest",
         "onnx": "most accurate",
         "engine": "",
+        "unmeasured-engine": "",
         "int4": "",
     }
 
