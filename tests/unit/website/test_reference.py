@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from cli import app
 from website.fields import own_entries
 from website.messages import SECTIONS, section_of
 from website.reference import PARTS, pages
-from website.remedies import ROOT, Message, UnknownRemedyError, collect, read_module
+from website.remedies import PACKAGES, ROOT, Message, UnknownRemedyError, collect, read_module
 
 GENERATED = list(pages())
 
@@ -105,6 +106,40 @@ def test_every_message_has_a_section_and_a_row() -> None:
     plain = re.sub(r"\\(.)", r"\1", text)
     missing = [message for message in found if message.remedy not in plain]
     assert missing == []
+
+
+def texts_of_the_code() -> str:
+    """Return all texts in the code, one a line, with ``…`` for formatted values."""
+    texts = []
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    texts.append(node.value)
+                elif isinstance(node, ast.JoinedStr):
+                    parts = [getattr(value, "value", None) for value in node.values]
+                    texts.append("".join(x if isinstance(x, str) else "…" for x in parts))
+    return "\n".join(texts).replace("`", "")
+
+
+def symptoms(page: Path) -> list[str]:
+    """Return the messages in the first columns of the tables of a page."""
+    cells = re.findall(r"^\| ([^|]*`[^|]*) \|", page.read_text(), re.MULTILINE)
+    return [message for cell in cells for message in re.findall("`(.+?)`", cell)]
+
+
+def test_every_message_in_troubleshooting_is_one_of_the_program() -> None:
+    code = texts_of_the_code()
+    messages = symptoms(ROOT / "docs" / "troubleshooting.md")
+    assert len(messages) > 50
+    for message in messages:
+        for piece in re.split(r"…|; no pass reads it", message):
+            assert piece.strip(" :;") in code, message
+
+
+def test_troubleshooting_has_the_same_messages_in_chinese() -> None:
+    english, chinese = (ROOT / "docs" / name for name in ("", "zh"))
+    assert symptoms(chinese / "troubleshooting.md") == symptoms(english / "troubleshooting.md")
 
 
 def test_the_longest_prefix_chooses_the_section() -> None:
