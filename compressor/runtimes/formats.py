@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -87,6 +87,8 @@ class ModuleSource:
     """A file of weights that fit; None to initialize them."""
     notes: tuple[str, ...] = ()
     """Lines for the user, such as the mean and deviation of the pictures."""
+    data_fields: Mapping[str, Any] = field(default_factory=dict)
+    """Values of fields of its data set, for sources that have them: mean and deviation."""
 
 
 class Format(ABC):

@@ -31,10 +31,15 @@ from compressor.engine.plan.capabilities import installed_passes, suitable_passe
 from compressor.engine.plan.starter import starter_file, write_pipeline
 from compressor.errors import UsageError
 from compressor.evaluation.outputs import fitting_metrics, misfit
+from compressor.models.architecture import Architecture
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.signature import InputSpec
+from compressor.models.facts import planned_facts
+from compressor.models.families.module.family import Module
 from compressor.runtimes.formats import Format, format_named, recognize_model
 
+_TORCH = "torch"
+"""Format of modules of other libraries once a pipeline has taken them over."""
 _DATA = "samples"
 """Name of the data set."""
 _WINDOWS = 16
@@ -102,15 +107,26 @@ def write_model_starter(model: Path, folder: Path, data: Path | None) -> Written
     """
     starter_file(folder)
     stored = recognize_model(model)
+    format_ = stored.format
+    source = format_.module_source(stored.path)
     start = StartingPoint(
         pipeline_name(model),
-        stored.format.title(stored.path),
+        format_.title(stored.path),
         {"path": model},
         stored.path if stored.path.is_dir() else stored.path.parent,
-        stored.format,
-        StarterModel(stored.format.facts(stored.path), stored.format.inputs(stored.path)),
-        remedy=stored.format.default_remedy,
+        format_,
+        StarterModel(format_.facts(stored.path), format_.inputs(stored.path)),
+        remedy=format_.default_remedy,
     )
+    if source is not None:
+        facts = planned_facts(Architecture(Module(), source.config))
+        start = replace(
+            start,
+            format=format_named(_TORCH),
+            starter=StarterModel(facts, source.config.input_specs()),
+            needs_code=source.config.program is not None,
+            data_fields=source.data_fields,
+        )
     return write_starting_point(start, folder, data)
 
 

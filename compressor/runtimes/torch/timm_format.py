@@ -86,7 +86,10 @@ class TimmFolder(Format):
             )
         config = complete(_config(path), None)
         check_weights(unfilled_module(config), read_weights(weights)[0], weights)
-        return ModuleSource(config, weights, self.notes(path))
+        settings = json_object_or_empty(path / _CONFIG).get("pretrained_cfg")
+        known = settings if isinstance(settings, dict) else {}
+        fields = {name: known[name] for name in ("mean", "std") if name in known}
+        return ModuleSource(config, weights, self.notes(path), fields)
 
 
 def _config(path: Path) -> ModuleConfig:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from torch import nn
 
@@ -156,6 +157,26 @@ def test_a_model_of_a_library_gets_pictures_of_its_size(
     samples = tree["data"]["samples"]
     assert (samples["image_size"], samples["mean"], samples["std"]) == (8, [0.5] * 3, [0.5] * 3)
     assert not written.needs_code
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own archives
+def test_a_program_gets_the_data_of_its_inputs_where_code_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
+    sizes = {"input": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(net, (torch.ones(2, 3, 8, 8),), dynamic_shapes=sizes)
+    torch.export.save(program, tmp_path / "net.pt2")
+    monkeypatch.setenv(CODE_VARIABLE, "")
+    with pytest.raises(UsageError, match="which may hold pickles"):
+        write_starter_for(str(tmp_path / "net.pt2"), tmp_path / "out", None)
+    allow_code()
+    written = write_starter_for(str(tmp_path / "net.pt2"), tmp_path / "out", None)
+    tree = yaml.safe_load(written.file.read_text())
+    assert written.needs_code
+    assert tree["data"]["samples"]["input"] == "input"
+    assert [step["type"] for step in tree["passes"]] == ["qat", "export-onnx"]
+    assert tree["passes"][1]["parity"] == {"data": "samples"}
 
 
 @pytest.mark.parametrize(
