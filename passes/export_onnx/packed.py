@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.graphs.blocks import store_packed_layers
 from compressor.graphs.opsets import BLOCKS_OPSET
-from compressor.models.quantized.packed_checkpoint import read_packed_layers
+from compressor.graphs.packed_products import store_packed_products
+from compressor.models.quantized.packed_checkpoint import (
+    packed_layers_of_widths,
+    read_packed_layers,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+def store_packed_tower(graph: ir.Model, folder: Path) -> dict[str, Any]:
+    """Store the packed layers of a tower as MatMulNBits, in place.
+
+    Args:
+        graph: a traced tower with the weights as floats.
+        folder: the checkpoint that it was traced from.
+
+    Returns:
+        Entries of the summary; none if no layer of the tower is packed.
+    """
+    stored = store_packed_products(graph, partial(packed_layers_of_widths, folder))
+    return {"integer_layers": len(stored)} if stored else {}
 
 
 def store_packed(graph: ir.Model, folder: Path, note: Callable[[str], None]) -> dict[str, Any]:

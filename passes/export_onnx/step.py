@@ -49,7 +49,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     """
 
     name = "export-onnx"
-    version = 11
+    version = 12
     accepts = frozenset({"torch", "quantized", "packed"})
     produces = "onnx"
     Config = ExportOnnxConfig

@@ -77,7 +77,7 @@ class PackedTensors:
         problems: list[str] = []
         shapes = {name: self.stored.entries[name].entry.shape for name in self._plain_names()}
         for layer in self.layers:
-            outputs, inputs = self._weight_shape(layer)
+            outputs, inputs = self.size(layer)
             is_transposed = layer in self._transposed
             shapes[f"{layer}.weight"] = (inputs, outputs) if is_transposed else (outputs, inputs)
             grid = self._grid_of(layer)
@@ -103,7 +103,7 @@ class PackedTensors:
     def _plain_names(self) -> list[str]:
         return [name for name in self.names if name.removesuffix(".weight") not in self.layers]
 
-    def _weight_shape(self, layer: str) -> tuple[int, int]:
+    def size(self, layer: str) -> tuple[int, int]:
         """Return the outputs and inputs of a packed layer."""
         suffix = self._format.shape_suffix
         name = f"{layer}.{suffix}"
@@ -161,3 +161,22 @@ def read_packed_layers(folder: Path) -> dict[str, PackedLinear]:
         return {}
     packed = PackedTensors(StoredTensors(read_weight_files(folder)), tree)
     return {name: packed.layer(name) for name in packed.layers}
+
+
+def packed_layers_of_widths(
+    folder: Path, widths: frozenset[int]
+) -> Iterator[tuple[str, PackedLinear]]:
+    """Yield the packed layers of a model folder that have one of these numbers of inputs.
+
+    One layer is read at a time; a float model has none.
+
+    Raises:
+        ModelError: as ``read_dequantized``.
+    """
+    tree = read_config(folder)
+    if not is_packed(tree):
+        return
+    packed = PackedTensors(StoredTensors(read_weight_files(folder)), tree)
+    for name in packed.layers:
+        if packed.size(name)[1] in widths:
+            yield name, packed.layer(name)

@@ -28,6 +28,7 @@ from compressor.models.families.transformers.images import GRIDS, PIXELS, image_
 from compressor.models.families.transformers.layouts import LAYOUTS
 from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
 from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.packed import store_packed_tower
 from passes.export_onnx.parity import Limits, Tolerance, cosines
 from passes.export_onnx.tracing import GraphInterface, trace
 
@@ -111,13 +112,15 @@ def export_vision(
         result = simplify(graph)
         graph = result.model
         context.note(f"vision tower: {result.summary}")
+    is_portable = config.decoder.target == "portable"
+    packed = {} if is_portable else store_packed_tower(graph, folder)
     metadata = file_metadata(context.artifact_id, "transformers", None)
     metadata[MERGE_SIZE_KEY] = str(tower.spatial_merge_size)
     threshold = config.external_data_threshold_mb * 1_000_000
     save_checked_model(graph, out, metadata, threshold, VISION_MODEL)
     copy_file(folder / CONFIG, out / CONFIG)  # names the image processor that goes with the tower
     limits = Limits.from_config(config.parity, Tolerance.FLOAT)
-    return compare_tower(tower, out, patch_values, limits, context.threads)
+    return compare_tower(tower, out, patch_values, limits, context.threads) | packed
 
 
 def load_tower(tree: Mapping[str, Any], folder: Path) -> nn.Module:

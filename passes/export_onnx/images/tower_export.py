@@ -31,6 +31,7 @@ from passes.export_onnx.images.decoder import image_token
 from passes.export_onnx.images.fixed import FixedTower, most_frequent
 from passes.export_onnx.images.run import ImageParts, merge_size
 from passes.export_onnx.images.tower import features
+from passes.export_onnx.packed import store_packed_tower
 from passes.export_onnx.parity import Limits, Tolerance, cosines
 from passes.export_onnx.tracing import GraphInterface
 
@@ -53,6 +54,7 @@ def export_tower(
     context.progress("vision tower", 0, 1, {})
     graph, fixed = trace_tower(parts)
     strip_metadata(graph)
+    packed = store_packed_tower(graph, parts.folder)
     metadata = file_metadata(context.artifact_id, "transformers", None)
     metadata[IMAGE_TOKEN_KEY] = str(image_token(parts.module))
     if fixed:
@@ -69,7 +71,7 @@ def export_tower(
     copy_file(parts.folder / CONFIG, out / CONFIG)  # names the processor that goes with the tower
     limits = Limits.from_config(config.parity, Tolerance.FLOAT)
     statistics = compare_tower(parts, VisionTower(out, context.threads, "cpu"), limits)
-    return statistics | ({"fixed": fixed} if fixed else {})
+    return statistics | packed | ({"fixed": fixed} if fixed else {})
 
 
 def trace_tower(parts: ImageParts) -> tuple[ir.Model, dict[str, Any]]:

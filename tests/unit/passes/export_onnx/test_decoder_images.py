@@ -168,7 +168,7 @@ def test_text_alone_needs_no_image_inputs(exported):
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
-def test_a_packed_tower_is_exported_dequantized(exported, tmp_path):
+def test_a_packed_tower_keeps_its_integers(exported, tmp_path):
     packed = pack_decoder(
         exported.parent,
         tmp_path / "packed",
@@ -180,6 +180,11 @@ def test_a_packed_tower_is_exported_dequantized(exported, tmp_path):
     assert output.summary["vision"]["max_abs"] < 1e-5
     tower = onnx.load(tmp_path / "out" / VISION_MODEL)
     assert {value.name for value in tower.graph.input} == {"pixel_values", "image_grid_thw"}
+    products = [node for node in tower.graph.node if node.op_type == "MatMulNBits"]
+    assert len(products) == output.summary["vision"]["integer_layers"] > 0
+    portable = {**FIELDS, "decoder": {"target": "portable"}}
+    output, _ = export_decoder(packed, tmp_path / "portable", portable, exported.dataset)
+    assert "integer_layers" not in output.summary["vision"]
 
 
 def test_a_packed_head_is_carried_over(exported, tmp_path):
