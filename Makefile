@@ -4,11 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed
+EXAMPLES_STAMP := $(VENV)/.examples-installed
+LLM := examples/smollm2/fetched
 
-.PHONY: demo test check docs torture benchmark clean
+.PHONY: demo demo-llm test check docs torture benchmark clean
 
 demo: $(STAMP)
 	$(BIN)/autoglm-compress run examples/phone/pipeline.yaml
+
+# A language model with real weights: INT4, ONNX, and five questions answered by it and by the float model.
+demo-llm: $(LLM)/model
+	$(BIN)/autoglm-compress run examples/smollm2/demo.yaml
+	$(BIN)/python examples/smollm2/questions.py artifacts
+
+$(LLM)/model: $(EXAMPLES_STAMP)
+	$(BIN)/python examples/smollm2/prepare.py $(LLM)
+	touch $@
 
 # One thread for each process: torch's threads of several processes slow each other down.
 test: $(STAMP)
@@ -39,6 +50,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+$(EXAMPLES_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples]'
 	touch $@
 
 clean:
