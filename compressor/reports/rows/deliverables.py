@@ -86,10 +86,11 @@ def _judge(ladder: Ladder, candidates: Sequence[Deliverable]) -> list[Deliverabl
 
 
 def _rank(name: str) -> Callable[[Deliverable], float]:
-    """Return the key that puts the best value of a metric first."""
+    """Return the key that puts the best value first; engines are compared by their weights."""
 
     def rank(candidate: Deliverable) -> float:
-        metric = candidate.row.metrics[name]
+        row = candidate.row
+        metric = row.metrics["weight_bytes" if row.hides_change(name) else name]
         return metric.value if metric.better == "lower" else -metric.value
 
     return rank
