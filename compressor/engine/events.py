@@ -73,6 +73,9 @@ class StepFinished:
     path: Path
     how: Literal["built", "cached", "measured"]
     seconds: float
+    """Wall time of the step, measurements included."""
+    pass_seconds: float
+    """Wall time of the pass in the run that built the artifact; the estimate is of it."""
     peak_rss_bytes: int
     estimated_seconds: float | None = None
     estimated_memory_bytes: int | None = None

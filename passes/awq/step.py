@@ -95,18 +95,20 @@ class Awq(Pass[AwqConfig]):
         return {**fields, **starter_fields(model.facts)}
 
     def estimate(self, config: AwqConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
-        """Return memory, disk space and size from the sizes of the layers; None if not known.
+        """Return time, memory, disk space and size as far as they are known.
 
         Raises:
             RequirementError: fields of the config, or linear layers, do not fit.
         """
         from passes.awq.quantizers import quantizer_from_facts
+        from passes.awq.search_time import search_seconds
 
+        seconds = search_seconds(config, parent, context)
         quantizer = quantizer_from_facts(config, parent)
         if quantizer is None:
-            return Estimate(replace(parent, size_bytes=None, integers=None))
+            return Estimate(replace(parent, size_bytes=None, integers=None), seconds=seconds)
         quantizer.check_planned(parent)
-        return quantizer.estimate(parent)
+        return replace(quantizer.estimate(parent), seconds=seconds)
 
     def requires(self, config: AwqConfig, parent: Artifact, context: PassContext) -> None:
         """Check fields and layer sizes, and that all weights are finite.
@@ -145,3 +147,4 @@ class Awq(Pass[AwqConfig]):
 
         read_description(out)
         check_finite(out)
+

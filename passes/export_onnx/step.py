@@ -24,7 +24,7 @@ _BASE_MEMORY_BYTES = 900_000_000
 """Memory of torch, the exporter and ONNX Runtime."""
 _WEIGHT_COPIES = 3
 """Copies of the weights beside torch's: the graph's, the serialized file's and the runtime's."""
-_BASE_SECONDS = 20.0
+_BASE_SECONDS = 10.0
 _SECONDS_PER_BYTE = 3e-9
 _SECONDS_PER_BYTE_AND_WINDOW = 5e-9
 _GRAPH_BYTES = 100_000

@@ -278,6 +278,7 @@ class Runner:
                 artifact.path,
                 how,
                 seconds,
+                artifact.manifest.seconds,
                 peak,
                 estimate.seconds,
                 estimate.peak_memory_bytes,

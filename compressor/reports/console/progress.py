@@ -75,9 +75,13 @@ def _finished_line(event: events.StepFinished) -> Text:
     text = f"  ✓ {event.step} {_OUTCOMES[event.how]}"
     if event.how == "cached":
         return Text(f"{text}  {event.path.name}", style="dim")
-    text += f" in {formatting.duration(event.seconds)}"
-    if event.estimated_seconds is not None and event.how == "built":
-        text += f" (pass estimated {formatting.duration(event.estimated_seconds)})"
+    if event.how == "built":
+        text += f" in {formatting.duration(event.pass_seconds)}"
+        if event.estimated_seconds is not None:
+            text += f" (estimated {formatting.duration(event.estimated_seconds)})"
+        text += f", measured in {formatting.duration(event.seconds - event.pass_seconds)}"
+    else:
+        text += f" in {formatting.duration(event.seconds)}"
     if event.peak_rss_bytes:
         text += f", peak {formatting.size(event.peak_rss_bytes)}"
         if event.estimated_memory_bytes is not None:
@@ -91,9 +95,12 @@ class PlainLog:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.last = time.monotonic()
+        self.rate = _Rate()
 
     def __call__(self, event: events.Event) -> None:
         """Print the event's line."""
+        if isinstance(event, events.StepProgress):
+            self.rate.observe(f"{event.step}: {event.what}", event.done)
         line = event_line(event) or self._progress_line(event)
         if line is not None:
             self.last = time.monotonic()
@@ -107,9 +114,32 @@ class PlainLog:
                 return Text(f"    {event.gate}: round {event.done} of at most {event.total}")
             case events.StepProgress():
                 progress = f"{event.what} {event.done}/{event.total}{_metrics(event)}"
-                return Text(f"    {event.step}: {progress}")
+                left = self.rate.seconds_left(event.total)
+                remaining = "" if left is None else f", about {formatting.duration(left)} left"
+                return Text(f"    {event.step}: {progress}{remaining}")
             case _:
                 return None
+
+
+class _Rate:
+    """Speed of one activity since its first report, in units a second."""
+
+    def __init__(self) -> None:
+        self.activity = ""
+        self.start, self.first, self.done = 0.0, 0, 0
+
+    def observe(self, activity: str, done: int) -> None:
+        """Take a report; another activity, or one that starts again, is timed anew."""
+        if activity != self.activity or done < self.done:
+            self.activity, self.start, self.first = activity, time.monotonic(), done
+        self.done = done
+
+    def seconds_left(self, total: int) -> float | None:
+        """Return the time that the rest takes at this speed; None before it is known."""
+        if self.done <= self.first or total <= self.done:
+            return None
+        elapsed = time.monotonic() - self.start
+        return elapsed / (self.done - self.first) * (total - self.done)
 
 
 class LiveDisplay:
