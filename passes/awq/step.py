@@ -147,4 +147,3 @@ class Awq(Pass[AwqConfig]):
 
         read_description(out)
         check_finite(out)
-

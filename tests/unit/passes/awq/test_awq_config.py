@@ -1,15 +1,20 @@
 """Fields of an ``awq`` step: contradictions, old names, and fields that do not apply to a model."""
 
+from dataclasses import replace
+
 import pytest
 from pydantic import ValidationError
 
+from compressor.data.contract import DataFacts, InputFacts
 from compressor.engine.contract import PlanContext
 from compressor.errors import RequirementError
 from compressor.models.capabilities.cuttable_axes import replace_fields
 from compressor.models.capabilities.linear_groups import Block, LinearGroups, Site
 from compressor.models.facts import ModelFacts
 from compressor.models.families.autoglm_phone.family import AutoGLMPhone
+from compressor.models.families.transformers.family import Transformers
 from passes.awq.config import AwqConfig
+from passes.awq.search_time import search_seconds
 from passes.awq.step import Awq
 from tests.support.awq import (
     AUTOAWQ,
@@ -124,3 +129,20 @@ def test_the_memory_estimate_follows_the_layer_and_not_the_model():
     few, many = (estimate(resized(layers), AUTOAWQ) for layers in (2, 40))
     assert few.peak_memory_bytes == many.peak_memory_bytes
     assert many.model.size_bytes > 5 * few.model.size_bytes
+
+
+def test_the_time_follows_from_the_tokens_of_the_calibration_samples():
+    family = Transformers()
+    model = replace(facts(family, family.presets["tiny-llama"]), macs=10**9)
+    fields = {"calibration": {"data": "texts", "num_samples": 32}}
+
+    def seconds(*shapes):
+        inputs = tuple(InputFacts("input_ids", "int64", shape) for shape in shapes)
+        context = PlanContext({}, {"texts": DataFacts(inputs=inputs)})
+        return search_seconds(AwqConfig.model_validate(fields), model, context)
+
+    base = seconds((0,))
+    short, long = (seconds((length,)) for length in (128, 1024))
+    assert (long - base) / (short - base) == pytest.approx(8)
+    assert seconds((None,)) is None, "the length is not known"
+    assert seconds() is None

@@ -1,0 +1,55 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from compressor.engine import events
+from compressor.reports.console import progress
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def strftime(self, _: str) -> str:
+        return ""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def test_a_log_states_the_time_that_is_left_at_the_speed_so_far(clock: Clock) -> None:
+    out = io.StringIO()
+    log = progress.PlainLog(Console(file=out, width=200))
+    for done in range(5):
+        clock.now = 20.0 * done
+        log(events.StepProgress("int4", "layers", done, 10, {}))
+    lines = out.getvalue().splitlines()
+    assert lines[-1].strip() == "int4: layers 4/10, about 2 min 00 s left"
+
+
+def test_another_activity_is_timed_anew(clock: Clock) -> None:
+    out = io.StringIO()
+    log = progress.PlainLog(Console(file=out, width=200))
+    for what, done, now in (("layers", 0, 0), ("layers", 9, 90), ("accuracy", 1, 120)):
+        clock.now = float(now)
+        log(events.StepProgress("int4", what, done, 10, {}))
+    assert out.getvalue().splitlines()[-1].strip() == "int4: accuracy 1/10"
+
+
+def test_measuring_is_told_apart_from_building(clock: Clock, tmp_path) -> None:
+    done = events.StepFinished(
+        "int4", tmp_path / "awq-1", "built", 100.0, 80.0, 0, estimated_seconds=75.0
+    )
+    line = progress.event_line(done)
+    assert line is not None
+    assert "built in 80.0 s (estimated 75.0 s), measured in 20.0 s" in line.plain
