@@ -9,10 +9,16 @@ from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
 from compressor.models.families.transformers.family import Transformers
 from tests.support.processors import message, write_conversations, write_processor
+from tests.support.stand_ins import SHORT, WIDE, WIDE_VLM, write_model
 from tests.support.tiny_files import draw_pictures
 
-WIDE = {"smollm2": {"hidden_size": 128, "intermediate_size": 256}, "glm4v": {}}
-"""Fields of language models that differ from the preset."""
+_MODELS = {
+    "smollm2": (Transformers(), "tiny-llama", WIDE),
+    "glm4v": (Transformers(), "tiny-glm4v", WIDE_VLM),
+    "efficientnet": (ImageClassifier(), "tiny", {"image_size": 224}),
+    "minilm": (SentenceEncoder(), "tiny", SHORT),
+}
+"""Example to the family and preset of its model, and to the fields that differ."""
 
 
 def write_stand_in(example: str, folder: Path, samples: int = 1) -> None:
@@ -23,24 +29,8 @@ def write_stand_in(example: str, folder: Path, samples: int = 1) -> None:
         folder: the folder to write.
         samples: number of samples of each class or split.
     """
-    family, preset = {
-        "smollm2": (Transformers(), "tiny-llama"),
-        "glm4v": (Transformers(), "tiny-glm4v"),
-        "efficientnet": (ImageClassifier(), "tiny"),
-        "minilm": (SentenceEncoder(), "tiny"),
-    }[example]
-    config = family.presets[preset]
-    if example == "efficientnet":
-        config = family.slim(config, image_size=224)
-    if example == "minilm":
-        config = family.slim(config, max_position_embeddings=64, vocab_size=512)
-    if example in WIDE:  # groups of up to 128 weights divide all widths
-        tree = config.model_dump(mode="json") | WIDE[example]
-        if "text_config" in tree:
-            tree["text_config"] |= {"intermediate_size": 256}
-            tree["vision_config"] |= {"hidden_size": 128, "intermediate_size": 128}
-        config = family.Config.model_validate_json(json.dumps(tree))
-    family.save(family.build(config), config, folder / "model")
+    family, preset, fields = _MODELS[example]
+    write_model(family, preset, folder / "model", **fields)
     if example == "efficientnet":
         for split in ("train", "test"):
             draw_pictures(folder / split, samples)

@@ -21,6 +21,13 @@ from tests.support.tiny_files import draw_pictures, tiny_network
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256}
 """Widths of a language model that groups of up to 128 weights divide."""
+WIDE_VLM = {
+    "text_config": {"intermediate_size": 256},
+    "vision_config": {"hidden_size": 128, "intermediate_size": 128},
+}
+"""The same for the decoder and the vision tower of a vision-language model."""
+SHORT = {"max_position_embeddings": 64, "vocab_size": 512}
+"""Sizes of a sentence encoder for the tokenizer of ``write_processor``."""
 
 
 def write_model(family: Family[Any], preset: str, folder: Path, **fields: Any) -> None:
@@ -44,13 +51,7 @@ def write_vlm(folder: Path) -> None:
     """Write a GLM-4V checkpoint with its processor."""
     from compressor.models.families.transformers.family import Transformers
 
-    write_model(
-        Transformers(),
-        "tiny-glm4v",
-        folder / "checkpoint",
-        text_config={"intermediate_size": 256},
-        vision_config={"hidden_size": 128, "intermediate_size": 128},
-    )
+    write_model(Transformers(), "tiny-glm4v", folder / "checkpoint", **WIDE_VLM)
     write_processor(folder / "checkpoint")
 
 
@@ -58,8 +59,7 @@ def write_encoder(folder: Path) -> None:
     """Write a sentence encoder with a tokenizer."""
     from compressor.models.families.sentence_encoder.family import SentenceEncoder
 
-    fields = {"max_position_embeddings": 64, "vocab_size": 512}
-    write_model(SentenceEncoder(), "tiny", folder / "checkpoint", **fields)
+    write_model(SentenceEncoder(), "tiny", folder / "checkpoint", **SHORT)
     write_processor(folder / "checkpoint")
 
 
