@@ -89,7 +89,7 @@ def keep(needed: Mapping[Path, Iterable[str]]) -> Iterator[None]:
     """
     with ExitStack() as sessions:
         for root, ids in needed.items():
-            if os.access(root / LOCKS, os.W_OK):
+            if all(os.access(root / name, os.W_OK) for name in (LOCKS, STAGING)):
                 sessions.enter_context(open_session(root, ids))
         yield
 
