@@ -53,7 +53,8 @@ def change(file: Path) -> None:
     """Change a digit of a JSON file."""
     content = file.read_bytes()
     position = content.index(b'"value": ') + 9 if b'"value": ' in content else len(content) - 20
-    file.write_bytes(content[:position] + b"7" + content[position + 1 :])
+    digit = b"8" if content[position : position + 1] == b"7" else b"7"
+    file.write_bytes(content[:position] + digit + content[position + 1 :])
 
 
 def test_a_damaged_old_record_is_named_and_hinders_nothing(home: Path) -> None:
