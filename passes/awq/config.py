@@ -48,7 +48,7 @@ class AwqConfig(PassConfig):
     effective_bits: Annotated[float, Field(gt=2, le=8.5)] | None = None
     """Mixed precision: average bits per weight, scales and zero-points included. Linear layers
     that share an input get 2, 3, 4 or 8 bits together; those whose rounding changes the output of
-    their decoder layer most get the most. For transformers checkpoints with
+    their decoder layer most, or that of a model that is loaded whole, get the most. With
     `format: compressed-tensors`. By default every layer has `bits`."""
     candidate_bits: Annotated[tuple[WeightBits, ...], Field(min_length=2), LeftOutOfIds()] = (
         2,

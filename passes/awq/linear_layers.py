@@ -79,11 +79,11 @@ def select_layers(
     Args:
         blocks: the family's blocks; if empty, each linear layer is a site of its own.
         module: the module with its weights.
-        config: without `effective_bits`, so that there is one grid.
+        config: with `effective_bits`, layers must fit all candidate grids.
         kept: linear layers that stay in float whatever their size, with reasons.
         grids: grids of linear layers that do not have the config's.
     """
-    checkpoint_format, (grid,) = PACKED_FORMATS[config.format], config.grids
+    checkpoint_format = PACKED_FORMATS[config.format]
     linears = find_linears(module)
     blocks = blocks or [Block("", tuple(Site(name, (name,)) for name in linears))]
     in_blocks = {
@@ -94,9 +94,10 @@ def select_layers(
     )
     kept_float: dict[str, str] = {}
     for name, layer in linears.items():
-        reasons = checkpoint_format.problems(
-            grids.get(name, grid), layer.out_features, layer.in_features
-        )
+        candidates = [grids[name]] if name in grids else config.grids
+        shape = layer.out_features, layer.in_features
+        problems = (checkpoint_format.problems(grid, *shape) for grid in candidates)
+        reasons = list(dict.fromkeys(reason for found in problems for reason in found))
         if name in kept:
             reasons = [kept[name]]
         elif name not in in_blocks:

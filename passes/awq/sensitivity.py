@@ -80,7 +80,7 @@ def measure_sensitivity(
                 float_weights = {
                     linear: get_linear(layer, linear).weight.data for linear in site.linears
                 }
-                bits[grid] = _round_site(layer, site, fitted)
+                bits[grid] = round_site(layer, site, fitted)
                 rounded_BTC = run_layer(layer, hidden_BTC, arguments)
                 rounded_PC = _select_valid(rounded_BTC, batch.valid_N)
                 losses[grid] = float((rounded_PC - float_PC).square().mean()) / size
@@ -99,7 +99,7 @@ def _select_valid(result_BTC: Tensor, valid_N: Tensor | None) -> Tensor:
     return result_NC if valid_N is None else result_NC[valid_N]
 
 
-def _round_site(layer: nn.Module, site: Site, grid: WeightGrid) -> float:
+def round_site(layer: nn.Module, site: Site, grid: WeightGrid) -> float:
     """Round the weights of a site to nearest, and return their bits on the grid."""
     bits = 0.0
     for name in site.linears:

@@ -124,9 +124,14 @@ def _correct_biases(
     statistics: InputStatistics,
     settings: QuantizationSettings,
 ) -> None:
-    """Add the reliable mean error of the rounded layers' results to their biases."""
+    """Add the reliable mean error of the rounded layers' results to their biases.
+
+    With as many positions as inputs or more, weights compensate it better.
+    """
     means, error = statistics.means, statistics.error
-    if not settings.error_compensation or means is None or error is None or not means.counts_S:
+    if means is None or error is None or not means.counts_S or not settings.error_compensation:
+        return
+    if statistics.positions >= len(weight_IO):
         return
     inputs_SI, errors_ST = torch.stack(means.inputs_SI), torch.stack(means.errors_ST)
     start = 0

@@ -32,8 +32,8 @@ class Awq(Pass[AwqConfig]):
 
     1. `scaling`: AWQ scales of the input channels (Lin et al. 2024, arXiv:2306.00978);
     2. `error_compensation`: weights that compensate the error of the layers quantized before
-       (QEP, Arai and Ichikawa 2025, arXiv:2504.09629), and after rounding biases that take up the
-       mean error (Nagel et al. 2019, arXiv:1906.04721);
+       (QEP, Arai and Ichikawa 2025, arXiv:2504.09629), and after rounding, where positions are
+       fewer than inputs, biases that take up the mean error (Nagel et al. 2019, arXiv:1906.04721);
     3. `refine`: GPTQ rounding (Frantar et al. 2023, arXiv:2210.17323), then coordinate descent;
        otherwise rounding to nearest.
 
@@ -61,7 +61,7 @@ class Awq(Pass[AwqConfig]):
     """
 
     name = "awq"
-    version = 6
+    version = 7
     accepts = frozenset({"torch"})
     produces = "packed"
     Config = AwqConfig

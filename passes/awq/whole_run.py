@@ -32,6 +32,7 @@ from passes.awq.linear_layers import find_linears, select_layers
 from passes.awq.settings import QuantizationSettings
 from passes.awq.shards import cast_float, tensors_beside, write_packed_shard
 from passes.awq.valid_positions import CallMasks, TracedPositions, trace_positions
+from passes.awq.whole_sensitivity import choose_grids, valid_outputs
 from passes.common.changed_share import count_share
 from passes.common.device import prepare_torch, tensors_from_batch
 
@@ -68,10 +69,15 @@ def quantize_module(
         kept |= dict.fromkeys(heads, "its outputs are a vocabulary")
         blocks = _discover_blocks(config, model, run)
     selection = select_layers(blocks, module, config, kept, parts.grids)
-    run.grids = parts.grids
+    run.grids = dict(parts.grids)
     for name, reason in selection.kept_float.items():
         context.note(f"{name} is not quantized: {reason}")
-    run.trace(model.signature.outputs)
+    outputs = model.signature.outputs
+    run.trace(outputs)
+    if config.effective_bits is not None:
+        run.grids |= choose_grids(
+            module, selection.blocks, config, parts.grids, partial(run.outputs, outputs)
+        )
     share = count_share(module, selection.names, batch=run.inputs[0])
     share.warn(context.note)
     run.quantize(selection.blocks)
@@ -151,8 +157,8 @@ class _WholeRun:
         context: PassContext,
     ) -> None:
         self.config, self.settings, self.context = config, settings, context
-        (self.grid,) = config.grids
-        self.grids: Mapping[str, WeightGrid] = {}
+        self.grid = config.grids[0]
+        self.grids: dict[str, WeightGrid] = {}
         """Grids of linear layers that do not have ``grid``."""
         self.module = module
         """The module, quantized block by block."""
@@ -183,6 +189,11 @@ class _WholeRun:
         self.module.requires_grad_(False)
         if self.config.error_compensation:
             self.float_module = deepcopy(self.module)
+
+    def outputs(self, names: Sequence[str]) -> list[Tensor]:
+        """Return the outputs of the module for the first batch, without padding."""
+        inputs = self.inputs[0]
+        return valid_outputs(run_reproducibly(self.module, inputs, seed=0), names, inputs)
 
     @torch.inference_mode()
     def quantize(self, blocks: tuple[Block, ...]) -> None:

@@ -89,10 +89,10 @@ def test_fields_that_do_not_apply_to_a_checkpoint_are_errors_of_the_plan(preset,
 
 
 def test_fields_for_checkpoints_are_errors_of_the_plan_for_other_families():
-    fields = {**COMPRESSED_TENSORS, "effective_bits": 4.25, "vision": {}, "lm_head": {}}
+    fields = {**COMPRESSED_TENSORS, "vision": {}, "lm_head": {}}
     with pytest.raises(RequirementError) as caught:
         estimate(facts(PHONE, SMALL_PHONE), fields)
-    for name in ("effective_bits", "vision", "lm_head"):
+    for name in ("vision", "lm_head"):
         assert f"`{name}`: for decoders whose layers run one at a time" in str(caught.value)
     with pytest.raises(RequirementError, match="`format`: AutoAWQ's format holds"):
         estimate(facts(PHONE, SMALL_PHONE), AUTOAWQ)

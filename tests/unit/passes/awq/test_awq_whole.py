@@ -254,7 +254,6 @@ def test_layers_that_no_sample_reaches_are_rounded_too(tmp_path):
     ("fields", "message"),
     [
         ({"format": "awq"}, "AutoAWQ's format holds transformers checkpoints"),
-        ({"effective_bits": 4.25}, "`effective_bits`: for decoders whose layers run one at a time"),
         ({"vision": {"bits": 8}}, "`vision`: for decoders whose layers run one at a time"),
         ({"group_size": 256}, "fusion.from_vision: 32 inputs "),
         ({"group_size": 256}, "`group_size` to one with which a layer fits: 128, 64, 32, 16, -1"),
@@ -264,6 +263,27 @@ def test_misfits_are_named_before_the_run(fields, message, tmp_path):
     with pytest.raises(RequirementError) as caught:
         run_awq_on_family(tmp_path, save_model(tmp_path / "parent"), **fields)
     assert message in str(caught.value)
+
+
+def test_mixed_precision_keeps_the_average_and_beats_the_next_fewer_bits(tmp_path):
+    parent = save_model(tmp_path / "parent", TEXTS, BERT)
+    reference, errors = load_module(parent.model), {}
+    for name, fields in (("fewer", {"bits": 3}), ("mixed", {"effective_bits": 4.9})):
+        out, output = run_awq_on_family(
+            tmp_path / name, parent, TEXTS, symmetric=True, group_size=16, **fields
+        )
+        errors[name] = relative_error(load_module(out), reference, TEXTS)
+    assert 4 < output.summary["effective_bits"] <= 4.9
+    assert len({row["bits"] for row in output.summary["layers"]}) > 1
+    assert errors["mixed"] < errors["fewer"]
+
+
+def test_fewer_bits_than_the_cheapest_grids_take_are_refused(tmp_path):
+    parent = save_model(tmp_path / "parent", TEXTS, BERT)
+    with pytest.raises(RequirementError, match=r"`effective_bits`: 2\.2 is less than the 3\.000"):
+        run_awq_on_family(
+            tmp_path, parent, TEXTS, symmetric=True, group_size=16, effective_bits=2.2
+        )
 
 
 def test_groups_that_a_family_does_not_state_are_discovered(tmp_path, monkeypatch):
