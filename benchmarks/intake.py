@@ -19,9 +19,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -321,12 +323,21 @@ def stop_action(*_: object) -> None:
     raise OutOfTime
 
 
-def take(case: Case, work: Path, steps: list[str]) -> dict[str, dict[str, str]]:
+@contextmanager
+def other_weights(number: int) -> Iterator[None]:
+    """Let classes draw other random weights; 0 is the usual ones."""
+    seed = torch.manual_seed
+    with patch.object(torch, "manual_seed", lambda value: seed(value + 1000 * number)):
+        yield
+
+
+def take(case: Case, work: Path, steps: list[str], weights: int = 0) -> dict[str, dict[str, str]]:
     """Return the outcome of each technique on a class."""
     folder = work / case.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    case.write(folder / "model")
+    with other_weights(weights):
+        case.write(folder / "model")
     data: dict[str, Any] = {}
 
     def plan() -> str:
@@ -398,6 +409,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=[])
     parser.add_argument("--steps", nargs="*", default=[])
     parser.add_argument("--work", type=Path, default=Path("intake-work"))
+    parser.add_argument("--weights", type=int, default=0, help="number of another set of weights")
     parser.add_argument("--print", action="store_true", help="print kept results alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -415,7 +427,8 @@ def main() -> None:
         wanted = [step for step in options.steps or case.steps if step in case.steps]
         if options.print or (done and all(step in done for step in wanted)):
             continue
-        results[case.name] = {**done, **take(case, options.work, options.steps)}
+        outcome = take(case, options.work, options.steps, options.weights)
+        results[case.name] = {**done, **outcome}
         file.write_text(json.dumps(results, indent=1))
         states = {name: cell["outcome"] for name, cell in results[case.name].items()}
         sys.stderr.write(f"{case.name}: {states}\n")
