@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Sequence
 
 _CODE = re.compile(r"(`[^`]*`)")
-_SPECIAL = re.compile(r"([*<>\[\]]|(?<!\w)_|_(?!\w))")
+_SPECIAL = re.compile(r"([*\[\]]|(?<!\w)_|_(?!\w))")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -18,7 +19,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def escaped(text: str) -> str:
     """Return text as Markdown that is shown as it is; pieces in backticks stay code."""
     parts = _CODE.split(text)
-    return "".join(part if part.startswith("`") else _SPECIAL.sub(r"\\\1", part) for part in parts)
+    return "".join(part if part.startswith("`") else _escaped_prose(part) for part in parts)
+
+
+def _escaped_prose(text: str) -> str:
+    return _SPECIAL.sub(r"\\\1", html.escape(text, quote=False))
 
 
 def code(text: str) -> str:
