@@ -58,7 +58,7 @@ class CoveredSquare:
 
 @dataclass(frozen=True, slots=True)
 class Processing:
-    """What an image processor of transformers does with an RGB picture."""
+    """Processing of an RGB picture by an image processor of transformers."""
 
     shape: tuple[int, int]
     """Height and width of the result, cropped at the centre."""

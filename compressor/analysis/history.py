@@ -92,7 +92,7 @@ class History:
 
     runs: tuple[PastRun, ...]
     damaged: tuple[str, ...]
-    """What is wrong with the runs that are left out because their records are damaged."""
+    """Errors of the runs that are left out because their records are damaged."""
 
 
 def read_history(store: Path, pipeline: str | None = None, *, slices: bool = True) -> History:
@@ -128,7 +128,7 @@ class _Reader:
         self._slices = read_index(store, SLICES) if slices else None
         self._changed = False
         self.damaged: list[str] = []
-        """What is wrong with the records that could not be read."""
+        """Errors of the records that could not be read."""
 
     def read(self, folder: Path) -> PastRun | None:
         """Return a run; None if its record is damaged."""

@@ -24,7 +24,7 @@ Entry = dict[str, Any]
 """Values of a run as JSON, and the stamp of the files that they were read from."""
 METRICS, SLICES = ".index.json", ".slices.json"
 _VERSION = b"2"
-"""Of the layout: an index of another version does not match its digest."""
+"""Version of the layout: an index of another version does not match its digest."""
 _DIGEST_CHARACTERS = 64
 _KIND = FileKind("indexes of runs", 256 * MEBIBYTE)
 

@@ -25,7 +25,7 @@ _WORDS = {
     "disk quota exceeded": errno.EDQUOT,
     "too many open files": errno.EMFILE,
 }
-"""What C and C++ libraries print of an errno."""
+"""Texts that C and C++ libraries print for an errno."""
 _NO_MEMORY = (
     "bad_alloc",
     "bad allocation",

@@ -1,4 +1,4 @@
-"""What scorers of a model's outputs share: batches with their outputs, and checks of arrays."""
+"""Shared parts of the scorers: batches with a model's outputs, and checks of arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model answers, continues, translates or transcribes."""
+"""The input that a model answers, continues, translates or transcribes."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _STATE = "towers.json"
 
 @dataclass(slots=True)
 class TowerResult:
-    """What a search found."""
+    """Result of a search."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     """A report row for each linear layer."""

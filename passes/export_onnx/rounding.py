@@ -1,4 +1,4 @@
-"""Whether a quantized graph deviates because ONNX Runtime rounds otherwise than torch."""
+"""Detect graphs that deviate because ONNX Runtime rounds otherwise than torch."""
 
 from __future__ import annotations
 

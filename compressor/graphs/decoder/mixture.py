@@ -20,7 +20,7 @@ class ExpertGroups:
     kept: int
     """Groups that the experts of a token are taken from."""
     rank: Literal["max", "top 2"]
-    """What ranks a group: its best score, or the sum of its two best."""
+    """Rank of a group: its best score, or the sum of its two best."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class FamilyFormat(Format):
     runtime: ClassVar[str | None] = "torch"
     restorable_layers: ClassVar[bool] = True
     way_around: ClassVar[str] = f"load it with transformers, and {EXPORT_FROM_PYTHON}"
-    """What to do with a checkpoint of transformers that the family does not support."""
+    """Remedy for a checkpoint of transformers that the family does not support."""
 
     def recognizes(self, path: Path) -> bool:
         """Return True if config.json describes a model of a family, in this format's variant."""

@@ -47,7 +47,7 @@ _ERRORS_OF_CLASSES = (
     TypeError,
     ValueError,
 )
-"""What Python and torch raise for values that code does not expect; not the lack of memory, files
+"""Errors of Python and torch for values that code does not expect; not the lack of memory, files
 or time."""
 
 

@@ -47,7 +47,7 @@ class SingleImage:
     """Stands for the segments of all windows."""
     window_P: Tensor | None = None
     mask: Tensor | None = None
-    """Of the attention that is being computed, [P, P]."""
+    """Mask of the attention that is being computed, [P, P]."""
 
     def positions(
         self, grid_thw: Tensor, spatial_merge_size: int, include_temporal: bool = False, **_: Any

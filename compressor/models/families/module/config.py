@@ -96,7 +96,7 @@ class Counts(Record):
 
 
 class ModuleConfig(Record):
-    """How a module is built, and its inputs and outputs."""
+    """Constructor of a module, and its inputs and outputs."""
 
     python: str | None = None
     """File and function, or class, that builds the module: `my_model.py:build`."""
@@ -115,7 +115,7 @@ class ModuleConfig(Record):
     outputs: tuple[Output, ...] = ()
     """Outputs in the order of an exported graph."""
     call: Literal["keyword", "position", "mapping"] = "position"
-    """Whether ``forward`` takes the inputs by keyword, by position, or as a dict."""
+    """Form in which ``forward`` takes the inputs: by keyword, by position, or as a dict."""
     unit: Literal["sample", "token"] = "sample"
     """Unit of the MACs."""
     sizes: dict[str, tuple[Size, ...]] = {}  # noqa: RUF012 - pydantic copies it
@@ -140,7 +140,7 @@ class ModuleConfig(Record):
 
     @property
     def title(self) -> str:
-        """What builds the module, for messages."""
+        """Name of the function or class that builds the module, for messages."""
         if self.program is not None:
             return "the program of torch.export"
         return str(self.python or self.timm or self.torchvision)

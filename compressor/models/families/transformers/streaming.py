@@ -359,7 +359,7 @@ class _Recording:
         self.layers, self._run_first = layers, run_first
         self.current = _Recorded()
         self._rest: tuple[Any, ...] | None = None
-        """What a layer returns beside the hidden states; None for a layer that returns those
+        """Second result of a layer beside the hidden states; None for a layer that returns those
         alone."""
         self._is_known = False
 
