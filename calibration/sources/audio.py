@@ -32,8 +32,8 @@ from compressor.data.contract import (
 )
 from compressor.errors import CompressError, DataError
 from compressor.foreign_files.json_files import read_json_object
-from compressor.foreign_files.limits import SOURCE_TEXT
-from compressor.foreign_files.opening import read_text
+from compressor.foreign_files.limits import AUDIO, SOURCE_TEXT
+from compressor.foreign_files.opening import check_file, read_text
 from compressor.models.checkpoint.companions import (
     TOKENIZER_FILES,
     companion_files,
@@ -278,6 +278,8 @@ def _from_folder(root: Path) -> list[Recording]:
         for file in root.rglob("*")
         if file.suffix.lower() == _SUFFIX and not file.name.startswith(".")
     )
+    for file in files:  # before a digest reads them whole
+        check_file(file, DataError, AUDIO)
     return [Recording(file, _transcript(file.with_suffix(_TRANSCRIPT_SUFFIX))) for file in files]
 
 
