@@ -11,7 +11,8 @@ import typer
 
 from cli import app
 from compressor import errors
-from website.remedies import PACKAGES, ROOT
+from website.remedies import PACKAGES
+from website.source_texts import ROOT
 from website.tables import code, escaped, table
 
 _VARIABLE = "Environment variable"

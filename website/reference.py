@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from website import command_line, fields, messages
-from website.remedies import ROOT
+from website.source_texts import ROOT
 
 PARTS: dict[str, Callable[[], str]] = {
     "commands": command_line.commands,

@@ -11,18 +11,22 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TypeGuard
 
-ROOT = Path(__file__).parents[1]
+from website.source_texts import (
+    ROOT,
+    SourceFile,
+    UnknownRemedyError,
+    called_name,
+    is_function,
+    target_name,
+)
+
 PACKAGES = ("compressor", "passes", "calibration")
 _PROBLEM_NAMES = ("what", "reason", "text", "problem", "contents")
 """Names of the parameters that hold the problem."""
 _ADVICE = re.compile(r": (?:leave|use|set|name|lower|give|add|choose|remove) |, or leave ")
 """An instruction within the text of a ``ValueError``, which pydantic gives no remedy."""
-_CALLS = {"suggestion": "did you mean …?", "join": "…", "dotted": "…"}
-"""Function to the text that stands for what it returns."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -36,10 +40,6 @@ class Message:
     remedy: str
 
 
-class UnknownRemedyError(Exception):
-    """A remedy in the source has a form that is not read here."""
-
-
 def collect() -> list[Message]:
     """Return all messages with a remedy, in the order of the files.
 
@@ -47,15 +47,15 @@ def collect() -> list[Message]:
         UnknownRemedyError: A remedy is written in a form that is not known here.
     """
     files = [file for name in PACKAGES for file in sorted((ROOT / name).rglob("*.py"))]
-    return _collect([_Module(file) for file in files])
+    return _collect([_Messages(file) for file in files])
 
 
 def read_module(file: Path) -> list[Message]:
     """Return the messages of one file; errors as ``collect``."""
-    return _collect([_Module(file)])
+    return _collect([_Messages(file)])
 
 
-def _collect(modules: list[_Module]) -> list[Message]:
+def _collect(modules: list[_Messages]) -> list[Message]:
     signatures: dict[str, list[list[str]]] = {}
     for module in modules:
         for name, parameters in module.callables_with_remedy():
@@ -64,29 +64,8 @@ def _collect(modules: list[_Module]) -> list[Message]:
     return sorted(message for message in found if re.search(r"[a-z]{2}", message.remedy))
 
 
-class _Module:
-    """One source file."""
-
-    def __init__(self, file: Path) -> None:
-        self.name = str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file)
-        self.tree = ast.parse(file.read_text(encoding="utf-8"))
-        self._open: list[str] = []
-        """Names whose values are being read."""
-        self._only_last = False
-        """True while a problem is read: its name has the value that was assigned last."""
-
-    @cached_property
-    def functions(self) -> dict[str, ast.FunctionDef]:
-        return {node.name: node for node in ast.walk(self.tree) if _is_function(node)}
-
-    @cached_property
-    def owners(self) -> dict[ast.AST, ast.AST]:
-        """Each node to the innermost function around it."""
-        owners: dict[ast.AST, ast.AST] = {}
-        functions = filter(_is_function, ast.walk(self.tree))
-        for function in functions:  # inner functions come after outer ones
-            owners |= dict.fromkeys(ast.walk(function), function)
-        return owners
+class _Messages(SourceFile):
+    """The messages of one source file."""
 
     def callables_with_remedy(self) -> Iterator[tuple[str, list[str]]]:
         """Yield the name and the positional parameters of what takes a ``remedy``.
@@ -94,7 +73,7 @@ class _Module:
         Methods have a name that begins with a dot.
         """
         for node in ast.walk(self.tree):
-            if _is_function(node):
+            if is_function(node):
                 names = [argument.arg for argument in node.args.args]
                 is_method = names[:1] == ["self"]
                 if "remedy" in names:
@@ -125,16 +104,21 @@ class _Module:
                 yield from self._declared(node)
             elif isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):
                 yield from self._yielded(node.value)
+            elif isinstance(node, ast.Assign) and _unpacks_remedy(node):
+                yield from self._unpacked(node.value)
             elif isinstance(node, ast.Constant | ast.JoinedStr) and node not in pieces:
                 yield from self._advice(node)
 
     def _called(
         self, call: ast.Call, signatures: Mapping[str, list[list[str]]]
     ) -> Iterator[Message]:
-        name = _called_name(call)
+        name = called_name(call)
         arguments = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
-        is_method = isinstance(call.func, ast.Attribute)
-        for parameters in signatures.get(f".{name}" if is_method else name, []):
+        key = f".{name}" if isinstance(call.func, ast.Attribute) else name
+        own = [
+            found for callable_name, found in self.callables_with_remedy() if callable_name == key
+        ]
+        for parameters in own if name.startswith("_") else signatures.get(key, []):
             if "remedy" not in arguments and len(call.args) <= parameters.index("remedy"):
                 continue
             arguments = dict(zip(parameters, call.args, strict=False)) | arguments
@@ -143,13 +127,16 @@ class _Module:
         problem = next((arguments[key] for key in _PROBLEM_NAMES if key in arguments), None)
         if problem is None and call.args:
             problem = call.args[-1] if name in {"problem", "_problem"} else call.args[0]
-        whats = ["…"] if problem is None else self._problem_texts(problem, call)
-        yield from self._pairs(call, whats, self.texts(arguments["remedy"], call))
+        whats = ["…"] if problem is None else self.problem_texts(problem, call)
+        remedies = self.texts(arguments["remedy"], call)
+        if not remedies and not _comes_from_elsewhere(arguments["remedy"]):
+            raise UnknownRemedyError(f"{self.name}: {ast.unparse(arguments['remedy'])}")
+        yield from self._pairs(call, whats, remedies)
 
     def _declared(self, node: ast.ClassDef) -> Iterator[Message]:
         """Yield the message of a capability or a format, whose class declares it."""
         values = {
-            _target_name(item): item.value
+            target_name(item): item.value
             for item in node.body
             if isinstance(item, ast.AnnAssign | ast.Assign) and item.value is not None
         }
@@ -167,14 +154,30 @@ class _Module:
         """Yield the message of a pair of a problem and its remedy."""
         names = [ast.unparse(item) for item in pair.elts]
         if len(names) == 2 and "remedy" in names[1]:
-            whats = self._problem_texts(pair.elts[0], pair)
+            whats = self.problem_texts(pair.elts[0], pair)
             yield from self._pairs(pair, whats, self.texts(pair.elts[1], pair))
+
+    def _unpacked(self, value: ast.expr) -> Iterator[Message]:
+        """Yield the messages of pairs that ``what, remedy = …`` takes from this module.
+
+        The pairs are in a mapping (``KNOWN[number]``), or are returned by a function.
+        """
+        source: ast.AST | None = None
+        if isinstance(value, ast.Call):
+            source = self.functions.get(called_name(value))
+        elif isinstance(value, ast.Subscript) and isinstance(value.value, ast.Name):
+            source = self.constants.get(value.value.id)
+        for node in () if source is None else ast.walk(source):
+            pair = self.constants.get(node.id) if isinstance(node, ast.Name) else node
+            if isinstance(pair, ast.Tuple) and all(map(_is_text, pair.elts)):
+                whats = [re.sub(r"{\w+}", "…", text) for text in self.texts(pair.elts[0], pair)]
+                yield from self._pairs(pair, whats, self.texts(pair.elts[1], pair))
 
     def _advice(self, node: ast.expr) -> Iterator[Message]:
         """Yield the message of a check of a config, whose text ends with the remedy."""
         if not _is_check(self.owners.get(node)):
             return
-        (text,) = self._problem_texts(node, node)
+        (text,) = self.problem_texts(node, node)
         if match := _ADVICE.search(text):
             what, remedy = text[: match.start()], text[match.start() :].lstrip(":, ")
             yield Message(self.name, node.lineno, what, remedy.removeprefix("or "))
@@ -185,119 +188,23 @@ class _Module:
                 line = getattr(node, "lineno", 0)
                 yield Message(self.name, line, _one_line(what), _one_line(remedy))
 
-    def _problem_texts(self, node: ast.expr, place: ast.AST) -> list[str]:
-        """Return the texts of a problem; ``…`` if it comes from somewhere else."""
-        self._only_last = True
-        try:
-            return self.texts(node, place) or ["…"]
-        except UnknownRemedyError:
-            return ["…"]
-        finally:
-            self._only_last = False
-
-    def texts(self, node: ast.AST, place: ast.AST) -> list[str]:
-        """Return the texts that an expression may have; none if it comes from somewhere else."""
-        match node:
-            case ast.Constant(value=None) | ast.Starred() | ast.Attribute():
-                return []
-            case ast.Constant(value=str() | int() | float() as value):
-                return [str(value)]
-            case ast.JoinedStr():
-                return [self._formatted(node, place)]
-            case ast.IfExp():
-                return self.texts(node.body, place) + self.texts(node.orelse, place)
-            case ast.BoolOp(op=ast.And()):
-                return self.texts(node.values[-1], place)
-            case ast.BoolOp():
-                return [text for value in node.values for text in self.texts(value, place)]
-            case ast.BinOp(op=ast.Add()):
-                lefts = self.texts(node.left, place) or ["…"]
-                rights = self.texts(node.right, place) or ["…"]
-                return [left + right for left in lefts for right in rights]
-            case ast.Dict():
-                return [text for value in node.values for text in self.texts(value, place)]
-            case ast.Subscript():
-                return self.texts(node.value, place)
-            case ast.Name():
-                return self._named(node.id, place)
-            case ast.Call():
-                return self._returned(node)
-        raise UnknownRemedyError(f"{self.name}: {ast.unparse(node)}")
-
-    def _formatted(self, node: ast.JoinedStr, place: ast.AST) -> str:
-        """Return a formatted string; constants of the module are filled in."""
-        parts = []
-        for value in node.values:
-            if isinstance(value, ast.Constant):
-                parts.append(str(value.value))
-                continue
-            inner = value.value if isinstance(value, ast.FormattedValue) else None
-            name = inner.id if isinstance(inner, ast.Name) else ""
-            texts = self._named(name, place) if name.isupper() else []
-            parts.append(texts[0] if len(texts) == 1 else "…")
-        return "".join(parts)
-
-    def _named(self, name: str, place: ast.AST) -> list[str]:
-        """Return the texts that are assigned to a name, in the function or else in the module."""
-        if name in self._open:  # assigned from its own former value
-            return []
-        self._open.append(name)
-        try:
-            return self._assigned(name, self.owners.get(place), place)
-        finally:
-            self._open.pop()
-
-    def _assigned(self, name: str, owner: ast.AST | None, place: ast.AST) -> list[str]:
-        for scope in filter(None, (owner, self.tree)):
-            values = [
-                item.value
-                for item in ast.walk(scope)
-                if isinstance(item, ast.Assign | ast.AnnAssign)
-                and _target_name(item) == name
-                and item.value is not None
-                and (scope is not self.tree or item in self.tree.body)
-            ]
-            if self._only_last:
-                line = getattr(place, "lineno", 0)
-                values = [value for value in values if value.lineno <= line] or values
-                values = sorted(values, key=lambda value: value.lineno)[-1:]
-            if values:
-                return [text for value in values for text in self.texts(value, place)]
-        return self._imported(name)
-
-    def _imported(self, name: str) -> list[str]:
-        """Return the text of a constant of another module."""
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.ImportFrom) and node.module and name.isupper():
-                file = ROOT / f"{node.module.replace('.', '/')}.py"
-                if name in {alias.name for alias in node.names} and file.is_file():
-                    module = _Module(file)
-                    return module._named(name, module.tree)
-        return []
-
-    def _returned(self, call: ast.Call) -> list[str]:
-        """Return the texts that a function of the module returns."""
-        name = _called_name(call)
-        if name in _CALLS:
-            return [_CALLS[name]]
-        function = self.functions.get(name)
-        if function is None:
-            return []
-        return [
-            text
-            for item in ast.walk(function)
-            if isinstance(item, ast.Return) and item.value is not None
-            if self.owners[item] is function
-            for text in self.texts(item.value, item)
-        ]
-
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _is_function(node: ast.AST) -> TypeGuard[ast.FunctionDef]:
-    return isinstance(node, ast.FunctionDef)
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or (
+        isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+
+
+def _unpacks_remedy(node: ast.Assign) -> bool:
+    """Return True for ``what, remedy = …``."""
+    target = node.targets[0]
+    return isinstance(target, ast.Tuple) and [ast.unparse(item) for item in target.elts][1:] == [
+        "remedy"
+    ]
 
 
 def _is_check(owner: ast.AST | None) -> bool:
@@ -308,11 +215,7 @@ def _is_check(owner: ast.AST | None) -> bool:
     )
 
 
-def _called_name(call: ast.Call) -> str:
-    function = call.func
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-
-
-def _target_name(node: ast.Assign | ast.AnnAssign) -> str:
-    target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-    return target.id if isinstance(target, ast.Name) else ""
+def _comes_from_elsewhere(remedy: ast.expr) -> bool:
+    """Return True for the remedy of another error, a parameter, or none."""
+    text = ast.unparse(remedy)
+    return "None" in text or "remedy" in text or isinstance(remedy, ast.Starred)

@@ -21,7 +21,9 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-CODE_PATH = re.compile(r"`((?:compressor|passes|calibration|tests|examples|benchmarks)/[\w./-]+)`")
+CODE_PATH = re.compile(
+    r"`((?:compressor|passes|calibration|tests|examples|benchmarks|website)/[\w./-]+)`"
+)
 OLD_MODULES = "0013-rooms-formats-capabilities.md"
 """The page that maps old modules to new ones: it names paths that no longer exist."""
 REST_OF_A_PIPELINE = {

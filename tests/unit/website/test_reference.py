@@ -15,7 +15,8 @@ from cli import app
 from website.fields import own_entries
 from website.messages import SECTIONS, section_of
 from website.reference import PARTS, pages
-from website.remedies import PACKAGES, ROOT, Message, UnknownRemedyError, collect, read_module
+from website.remedies import PACKAGES, Message, collect, read_module
+from website.source_texts import ROOT, UnknownRemedyError
 
 GENERATED = list(pages())
 
@@ -75,8 +76,15 @@ def look_up(name):
 
 def describe(name):
     return f"one of {name}"
+
+KNOWN = {28: ("the disk is full: {place}", "free some space")}
+
+def report(number, place):
+    what, remedy = KNOWN[number]
+    raise StorageError(what.format(place=place), remedy=remedy)
 """
     assert sorted(remedies_of(source, tmp_path)) == [
+        ("the disk is full: …", "free some space"),
         ("there is none", "name another"),
         ("there is none", "write …:NAME"),
         ("unknown …", "one of …"),
@@ -95,8 +103,9 @@ class Config(Record):
 
 
 def test_a_remedy_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UnknownRemedyError, match="lambda"):
-        remedies_of('raise DataError("no", remedy=(lambda: "x"))', tmp_path)
+    for text in ('(lambda: "x")', "computed(1)"):
+        with pytest.raises(UnknownRemedyError, match=r"lambda|computed"):
+            remedies_of(f'raise DataError("no", remedy={text})', tmp_path)
 
 
 def test_every_message_has_a_section_and_a_row() -> None:
