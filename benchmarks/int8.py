@@ -26,7 +26,7 @@ import yaml
 from latency import Rounds, measure_interleaved
 
 from calibration.samples import Samples
-from compressor.artifacts.store import Artifact, open_artifact
+from compressor.artifacts.artifact import Artifact, open_artifact
 from compressor.data.contract import SourceContext
 from compressor.engine.plan.pipeline import load_pipeline
 from compressor.runtimes.formats import open_session

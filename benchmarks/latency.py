@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.artifacts.store import Artifact, open_artifact, verify
+from compressor.artifacts.artifact import Artifact, open_artifact, verify
 from compressor.data.contract import SourceContext
 from compressor.engine.plan.pipeline import load_pipeline
 from compressor.evaluation.latency import measure_latency, select_latency_batches

@@ -14,8 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from compressor.artifacts.artifact import open_artifact
 from compressor.artifacts.runs import find_run
-from compressor.artifacts.store import open_artifact
 
 
 def model_files(store: Path) -> dict[str, dict[str, str]]:

@@ -14,8 +14,8 @@ from compressor.analysis.layer_restoration import (
     MetricEvaluator,
     search_layers,
 )
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.runs import RunRecord, kept_run, verified_step
-from compressor.artifacts.store import Artifact
 from compressor.data.contract import Dataset, SourceContext
 from compressor.engine.plan.pipeline import Pipeline
 from compressor.errors import UsageError

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from compressor.analysis.layerwise import LayerComparison, compare_layers
 from compressor.analysis.tensors import TensorDifference
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.manifest import Manifest, Metric
-from compressor.artifacts.store import Artifact
 from compressor.data.contract import Batch, SourceContext
 from compressor.engine.plan.pipeline import Pipeline
 from compressor.errors import UsageError

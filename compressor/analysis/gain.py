@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.analysis.compare import load_batch
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.lineage import closest_relatives
 from compressor.artifacts.runs import RunRecord, kept_run, verified_step
-from compressor.artifacts.store import Artifact
 from compressor.data.contract import Batch, SourceContext
 from compressor.engine import events
 from compressor.engine.gates.baseline import timer_opener

@@ -21,7 +21,7 @@ from compressor.runtimes.session import Session
 if TYPE_CHECKING:
     from torch import nn
 
-    from compressor.artifacts.store import Artifact
+    from compressor.artifacts.artifact import Artifact
     from compressor.runtimes.torch.session import TorchSession
 
 _NO_COMMON_LAYER = (

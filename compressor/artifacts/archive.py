@@ -22,20 +22,20 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from compressor.artifacts.artifact import (
+    MANIFEST,
+    MODEL,
+    Artifact,
+    open_artifact,
+    verified_artifact,
+    was_replaced,
+)
 from compressor.artifacts.errors_from_os import reading, writing
 from compressor.artifacts.files import atomic_file
 from compressor.artifacts.keyring import has_public_key, load_keyring
 from compressor.artifacts.manifest import FileEntry, Manifest
 from compressor.artifacts.signing import SIGNATURE, check_signed, parse_signature
-from compressor.artifacts.store import (
-    MANIFEST,
-    MODEL,
-    Artifact,
-    Store,
-    open_artifact,
-    verified_artifact,
-    was_replaced,
-)
+from compressor.artifacts.store import Store
 from compressor.artifacts.trust import IMPORTED, Import, signatures_required
 from compressor.errors import DamagedArtifactError, MissingExtraError, StorageError, UsageError
 from compressor.foreign_files.opening import open_file

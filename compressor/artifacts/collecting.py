@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.artifacts.artifact import open_artifact
 from compressor.artifacts.files import size_bytes
 from compressor.artifacts.run_folders import pipeline_of, run_folders
 from compressor.artifacts.runs import load_run
 from compressor.artifacts.sessions import STAGING, is_owned, live_sessions
-from compressor.artifacts.store import DAMAGED, Store, open_artifact
+from compressor.artifacts.store import DAMAGED, Store
 from compressor.errors import CompressError, DamagedArtifactError
 
 _SHORT_ID = re.compile(r"[0-9a-f]{12}")

@@ -17,9 +17,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from compressor.artifacts.artifact import NEXT, REPORTS, Artifact, open_artifact, was_replaced
 from compressor.artifacts.errors_from_os import reading
 from compressor.artifacts.manifest import FileEntry
-from compressor.artifacts.store import NEXT, REPORTS, Artifact, open_artifact, was_replaced
 from compressor.errors import DamagedArtifactError
 
 M = TypeVar("M", bound=BaseModel)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
+from compressor.artifacts.artifact import Artifact, entries_of, verified_artifact, was_replaced
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.exchange import replace_directory
 from compressor.artifacts.files import copy_file, fsync_tree
@@ -20,13 +21,7 @@ from compressor.artifacts.manifest import FileEntry
 from compressor.artifacts.records import read_listed, read_unlisted, with_reports
 from compressor.artifacts.run_folders import LADDER, RECORD, RUNS, run_folders
 from compressor.artifacts.sessions import LOCKS, keep
-from compressor.artifacts.store import (
-    Artifact,
-    Store,
-    entries_of,
-    verified_artifact,
-    was_replaced,
-)
+from compressor.artifacts.store import Store
 from compressor.errors import CompressError, DamagedArtifactError, UsageError
 from compressor.foreign_files.limits import RECORD as RECORD_KIND
 from compressor.foreign_files.opening import read_bytes

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compressor.artifacts.artifact import MANIFEST, open_artifact
 from compressor.artifacts.errors_from_os import reading, writing
 from compressor.artifacts.files import write_atomic
 from compressor.artifacts.keyring import (
@@ -21,7 +22,7 @@ from compressor.artifacts.keyring import (
     load_keyring,
     require_cryptography,
 )
-from compressor.artifacts.store import MANIFEST, locked_artifact, open_artifact
+from compressor.artifacts.store import locked_artifact
 from compressor.errors import DamagedArtifactError, UsageError
 from compressor.foreign_files.limits import SOURCE_TEXT
 from compressor.foreign_files.opening import read_bytes

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.signing import check_signature
-from compressor.artifacts.store import Artifact
 from compressor.errors import DamagedArtifactError
 from compressor.foreign_files.json_files import read_json_record
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from compressor.artifacts.artifact import is_artifact, verified_artifact
 from compressor.artifacts.run_folders import RECORD, run_folders
 from compressor.artifacts.runs import RunRecord, damaged_files, is_run_of_store, load_run
-from compressor.artifacts.store import Store, is_artifact, verified_artifact
+from compressor.artifacts.store import Store
 from compressor.errors import CompressError, DamagedArtifactError, UsageError
 
 

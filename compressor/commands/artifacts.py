@@ -41,7 +41,8 @@ def show(
     against the others and their remedies. Nothing is executed or unpickled. Exits with code 2 if
     nothing is recognized, or if the model is damaged.
     """
-    from compressor.artifacts.store import Store, is_artifact
+    from compressor.artifacts.artifact import is_artifact
+    from compressor.artifacts.store import Store
 
     path = Path(target)
     if is_artifact(path):
@@ -56,7 +57,7 @@ def show(
 
 def _show_artifact(path: Path, as_json: bool) -> None:
     from compressor.analysis.model_report import report_passes
-    from compressor.artifacts.store import verified_artifact
+    from compressor.artifacts.artifact import verified_artifact
     from compressor.runtimes.formats import StoredModel
 
     artifact = verified_artifact(path)
@@ -73,7 +74,8 @@ def _show_artifact(path: Path, as_json: bool) -> None:
 
 
 def _show_store(path: Path, as_json: bool) -> None:
-    from compressor.artifacts.store import Store, open_artifact
+    from compressor.artifacts.artifact import open_artifact
+    from compressor.artifacts.store import Store
     from compressor.errors import CompressError
 
     artifacts, problems = [], []
@@ -147,8 +149,8 @@ def verify(
 
 def _check_identity(folder: Path, signature: bool, key: Path | None) -> None:
     """Check the id, and the signature if it is required, of the artifact in a folder."""
+    from compressor.artifacts.artifact import open_artifact
     from compressor.artifacts.signing import check_signature
-    from compressor.artifacts.store import open_artifact
     from compressor.engine.plan.recomputed_id import id_problem
 
     if (problem := id_problem(open_artifact(folder).manifest)) is not None:

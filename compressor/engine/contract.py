@@ -18,7 +18,7 @@ from compressor.models.capabilities.signature import InputSpec
 from compressor.models.facts import ModelFacts
 
 if TYPE_CHECKING:
-    from compressor.artifacts.store import Artifact
+    from compressor.artifacts.artifact import Artifact
     from compressor.data.contract import Dataset
 
 

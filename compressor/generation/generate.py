@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.artifacts.store import MANIFEST
+from compressor.artifacts.artifact import MANIFEST
 from compressor.data.pictures import file_problem
 from compressor.engine.run.runner import load_given
 from compressor.errors import DataError, UsageError

@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compressor.artifacts.artifact import MANIFEST, MODEL, open_artifact
 from compressor.artifacts.files import size_bytes
-from compressor.artifacts.store import MANIFEST, MODEL, open_artifact
 from compressor.config import discovery
 from compressor.errors import ModelError, UsageError
 from compressor.models.facts import ModelFacts
@@ -26,8 +26,8 @@ from compressor.runtimes.foreign.identify import MODEL_KINDS, identify_any
 if TYPE_CHECKING:
     import numpy as np
 
+    from compressor.artifacts.artifact import Artifact
     from compressor.artifacts.manifest import Metric
-    from compressor.artifacts.store import Artifact
     from compressor.data.contract import Batch
     from compressor.models.capabilities.signature import InputSpec
     from compressor.models.families.module.config import ModuleConfig

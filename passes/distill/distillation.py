@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.feature_taps import FeatureTaps

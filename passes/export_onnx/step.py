@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import (
     DataNeed,
     Estimate,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.artifact import Artifact
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError

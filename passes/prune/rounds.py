@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.models.capabilities.discovered_axes.verification import cut_problem

@@ -11,7 +11,7 @@ from torch import nn
 
 from calibration.samples import Samples
 from calibration.table import CalibrationTable
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.loaded_model import LoadedModel

@@ -12,7 +12,7 @@ from calibration.capture import TensorObservers, observe_layers
 from calibration.observers import Observer, create_observer
 from calibration.samples import Samples
 from calibration.table import CalibrationTable, Range, read_table
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import PassContext
 from compressor.errors import NumericalError, RequirementError
 from compressor.models.capabilities.valid_positions import ValidPositions

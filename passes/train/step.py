@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import (
     DataNeed,
     Estimate,

@@ -15,10 +15,11 @@ import zstandard
 
 from compressor.analysis.sbom import environment_sbom
 from compressor.artifacts.archive import Demands, archive_artifact, restore_artifact
+from compressor.artifacts.artifact import Artifact, open_artifact, verify
 from compressor.artifacts.keyring import PUBLIC_KEY
 from compressor.artifacts.manifest import Manifest
 from compressor.artifacts.signing import PRIVATE_KEY, SIGNATURE, check_signature, sign
-from compressor.artifacts.store import Artifact, Store, open_artifact, verify
+from compressor.artifacts.store import Store
 from compressor.artifacts.trust import IMPORTED
 from compressor.errors import DamagedArtifactError, StorageError, UsageError
 from tests.support.cli import cli

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from compressor.artifacts.archive import Demands, archive_artifact, restore_artifact
+from compressor.artifacts.artifact import Artifact, entries_of, open_artifact, verify
 from compressor.artifacts.keyring import PUBLIC_KEY, load_keyring
 from compressor.artifacts.manifest import FileEntry, Manifest
 from compressor.artifacts.signing import SIGNATURE, check_signature, sign
-from compressor.artifacts.store import Artifact, Store, entries_of, open_artifact, verify
+from compressor.artifacts.store import Store
 from compressor.artifacts.trust import REQUIRE_SIGNATURES, import_of
 from compressor.engine.plan.recomputed_id import id_problem
 from compressor.errors import ConfigError, DamagedArtifactError, UsageError

@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from compressor.artifacts.artifact import Artifact, entries_of
 from compressor.artifacts.manifest import Environment, FileEntry, Manifest, Metric, PassRecord
 from compressor.artifacts.runs import GateResult
-from compressor.artifacts.store import Artifact, entries_of
 from compressor.evaluation.records import AccuracyReport, LatencyReport, Measurement
 from compressor.reports.rows.ladder import LadderInput
 from compressor.reports.rows.run import RunReport

@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.artifacts.artifact import Artifact, is_artifact
 from compressor.artifacts.run_folders import run_folders
 from compressor.artifacts.runs import GateResult, load_run
 from compressor.artifacts.sessions import keep
-from compressor.artifacts.store import Artifact, is_artifact
 from compressor.artifacts.trust import signatures_required
 from compressor.data.contract import SourceContext
 from compressor.engine import events

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from compressor.artifacts.artifact import Artifact, is_artifact
 from compressor.artifacts.fingerprint import digest_json
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.records import open_with_reports, read_report, read_unlisted
@@ -20,7 +21,6 @@ from compressor.artifacts.runs import (
     is_run_of_store,
     read_run_file,
 )
-from compressor.artifacts.store import Artifact, is_artifact
 from compressor.artifacts.trust import require_trust
 from compressor.errors import DamagedArtifactError, UsageError
 from compressor.evaluation.records import AccuracyReport

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.runs import GateResult
-from compressor.artifacts.store import Artifact
 from compressor.artifacts.trust import signatures_required
 from compressor.engine.gates.measured_model import (
     MeasuredModel,

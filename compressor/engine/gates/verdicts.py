@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.fingerprint import digest_json
 from compressor.artifacts.manifest import Metric
 from compressor.artifacts.runs import GateResult
-from compressor.artifacts.store import Artifact
 from compressor.engine import events
 from compressor.engine.gates.measured_model import MeasuredModel
 from compressor.engine.gates.rules import Rule

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from compressor.artifacts.store import Artifact, Store
+from compressor.artifacts.artifact import Artifact
+from compressor.artifacts.store import Store
 from compressor.config.document import Location
 from compressor.data.contract import SourceContext
 from compressor.engine.contract import DataNeed, Estimate, Pass, PassContext, PassOutput

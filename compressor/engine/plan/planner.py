@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.store import MANIFEST, Artifact, Store, open_artifact
+from compressor.artifacts.artifact import MANIFEST, Artifact, open_artifact
+from compressor.artifacts.store import Store
 from compressor.config.document import Location
 from compressor.config.permission import allow_code
 from compressor.config.record import with_former_names

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
+from compressor.artifacts.artifact import MODEL
 from compressor.artifacts.fingerprint import canonical_json, digest_json
 from compressor.artifacts.manifest import Manifest
-from compressor.artifacts.store import MODEL
 from compressor.config.discovery import PASSES, load
 from compressor.config.record import with_former_names
 from compressor.config.validation import references

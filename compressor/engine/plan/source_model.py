@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.files import copy_file
 from compressor.artifacts.fingerprint import digest_file, digest_json
-from compressor.artifacts.store import Artifact
 from compressor.config.document import Document
 from compressor.config.record import Record
 from compressor.engine.contract import PassContext, PassOutput

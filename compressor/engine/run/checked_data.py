@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.artifact import Artifact
 from compressor.data.contract import Batch, Dataset
 from compressor.engine import events
 from compressor.engine.data_checks import Finding, sample_problems

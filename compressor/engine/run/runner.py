@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from compressor import interrupts
-from compressor.artifacts.records import with_reports
-from compressor.artifacts.runs import GateResult
-from compressor.artifacts.sessions import keep
-from compressor.artifacts.store import (
+from compressor.artifacts.artifact import (
     MANIFEST,
     MODEL,
     REPORTS,
@@ -23,6 +20,9 @@ from compressor.artifacts.store import (
     open_artifact,
     verified_artifact,
 )
+from compressor.artifacts.records import with_reports
+from compressor.artifacts.runs import GateResult
+from compressor.artifacts.sessions import keep
 from compressor.artifacts.trust import import_of, require_trust, signatures_required
 from compressor.engine import events
 from compressor.engine.gates.baseline import earlier_verdicts, timer_opener

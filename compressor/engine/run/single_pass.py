@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
-from compressor.artifacts.store import MANIFEST, Artifact, verify
+from compressor.artifacts.artifact import MANIFEST, Artifact, verify
 from compressor.config.document import Document, read_document
 from compressor.data.contract import SourceContext
 from compressor.engine import events

@@ -21,19 +21,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from compressor import interrupts
+from compressor.artifacts.artifact import LOGS, MODEL, REPORTS, Artifact, entries_of, folder_damage
 from compressor.artifacts.causes import known_cause, summary
 from compressor.artifacts.errors_from_os import storage_error, writing
 from compressor.artifacts.files import copy_file, write_atomic
 from compressor.artifacts.manifest import FileEntry, Manifest, PassRecord
 from compressor.artifacts.records import parse, read_unlisted
-from compressor.artifacts.store import (
-    LOGS,
-    MODEL,
-    REPORTS,
-    Artifact,
-    entries_of,
-    folder_damage,
-)
 from compressor.engine import events
 from compressor.engine.contract import PassContext
 from compressor.engine.machine import PeakMemory, environment

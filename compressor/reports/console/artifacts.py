@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.text import Text
 
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.collecting import Collection
 from compressor.artifacts.manifest import Metric
-from compressor.artifacts.store import Artifact
 from compressor.artifacts.trust import import_of
 from compressor.reports.console.terminal import (
     new_table,

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.gain_report import Gain
 from compressor.artifacts.run_folders import RECORD
 from compressor.artifacts.runs import (
@@ -21,7 +22,7 @@ from compressor.artifacts.runs import (
     save_run,
     verified_step,
 )
-from compressor.artifacts.store import Artifact, Store
+from compressor.artifacts.store import Store
 from compressor.engine.plan.plan import Plan
 from compressor.engine.run.runner import RunResult
 from compressor.errors import DamagedArtifactError, UsageError

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from compressor.artifacts.artifact import MODEL
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import write_atomic
 from compressor.artifacts.manifest import Manifest
 from compressor.artifacts.run_folders import LADDER
 from compressor.artifacts.runs import GAINS, SAMPLES, GateResult, read_run_file
-from compressor.artifacts.store import MODEL
 from compressor.engine.gates.measured_model import ACCURACY_FILE, samples_of
 from compressor.errors import CompressError
 from compressor.evaluation.records import Measurement

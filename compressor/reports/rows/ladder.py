@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.lineage import closest_relatives
 from compressor.artifacts.manifest import Metric
-from compressor.artifacts.store import Artifact
 from compressor.reports.rows import formatting
 from compressor.reports.rows.formatting import COST_UNITS
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.records import read_report
-from compressor.artifacts.store import Artifact
 from compressor.errors import DamagedArtifactError, ModelError, UsageError
 from compressor.evaluation.records import LatencyReport
 from compressor.foreign_files.json_files import read_json_object

@@ -14,9 +14,10 @@ from torch import nn
 from compressor.analysis.bisect import Bisection, BisectOptions, bisect
 from compressor.analysis.layerwise import compare_layers
 from compressor.analysis.tensors import compare_tensors, relative_error
+from compressor.artifacts.artifact import entries_of
 from compressor.artifacts.manifest import Environment, Manifest, PassRecord
 from compressor.artifacts.runs import RunRecord, RunStep, save_run
-from compressor.artifacts.store import Store, entries_of
+from compressor.artifacts.store import Store
 from compressor.config.discovery import FAMILIES, load
 from compressor.data.contract import Dataset, SourceContext
 from compressor.errors import UsageError

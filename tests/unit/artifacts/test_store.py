@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from compressor.artifacts.artifact import entries_of, open_artifact, verify
 from compressor.artifacts.collecting import collect
 from compressor.artifacts.manifest import Environment, Manifest, PassRecord
 from compressor.artifacts.runs import RunRecord, RunStep, save_run
-from compressor.artifacts.store import Store, entries_of, open_artifact, verify
+from compressor.artifacts.store import Store
 from compressor.errors import DamagedArtifactError, StorageError, UsageError
 
 ENVIRONMENT = Environment(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from compressor.artifacts.store import Store, verify
+from compressor.artifacts.artifact import verify
+from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
 from compressor.engine.plan.pipeline import load_pipeline
 from compressor.engine.plan.planner import make_plan

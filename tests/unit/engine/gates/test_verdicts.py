@@ -10,8 +10,8 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
+from compressor.artifacts.artifact import Artifact, entries_of
 from compressor.artifacts.manifest import Environment, Manifest, Metric, PassRecord
-from compressor.artifacts.store import Artifact, entries_of
 from compressor.engine.gates.measured_model import MeasuredModel
 from compressor.engine.gates.rules import Rule
 from compressor.engine.gates.verdicts import GateChecker

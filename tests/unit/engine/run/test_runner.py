@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from compressor.artifacts.artifact import verify
 from compressor.artifacts.manifest import Manifest
-from compressor.artifacts.store import Store, verify
+from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
 from compressor.engine import events
 from compressor.engine.plan.pipeline import load_pipeline

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.manifest import Metric
-from compressor.artifacts.store import Artifact
 from compressor.reports.console.artifacts import render_artifact
 from compressor.reports.console.runs import render_run
 from compressor.reports.pages.html import run_html

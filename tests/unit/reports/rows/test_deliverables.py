@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.manifest import Metric
-from compressor.artifacts.store import Artifact
 from compressor.reports.rows.deliverables import (
     against_baseline,
     cells,

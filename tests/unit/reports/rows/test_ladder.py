@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.manifest import Metric
-from compressor.artifacts.store import Artifact
 from compressor.reports.rows.ladder import Ladder, LadderInput, build_ladder, change
 from tests.support.reports import count_metric, fraction_metric, latency_metric, manifest, phone_run
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.artifacts.store import Artifact, entries_of
+from compressor.artifacts.artifact import Artifact, entries_of
 from compressor.errors import DamagedArtifactError
 from compressor.reports.rows import model_files
 from tests.support.reports import manifest, measurement

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from compressor.artifacts.store import Artifact
+from compressor.artifacts.artifact import Artifact
 from compressor.reports.rows.ladder import LadderInput, build_ladder
 from compressor.reports.rows.tree import tree_rows
 from tests.support.reports import manifest
