@@ -146,34 +146,29 @@ def init(
     `--allow-code`: what it does not state is listed as `set …`. Exits with code 2 if no pass reads
     the model.
     """
+    from compressor.engine.plan.module_starter import write_starter_for
+    from compressor.engine.plan.starter import starters, write_starter
     from compressor.reports.console.terminal import print_line
 
-    if model is None:
-        from compressor.engine.plan.starter import starters, write_starter
-
-        if data is not None:
-            raise UsageError("`--data` belongs to `--from`", remedy="name the model with --from")
-        if starter == "list":
-            for name, summary in starters().items():
-                print_line(f"{name:<13} {summary}")
-            return
-        file, placeholders = write_starter(folder, starter or "phone")
-        for line in placeholders:
-            print_line(f"set {line}")
-        command = "plan" if placeholders else "run"
-        print_line(f"wrote {file}; next: autoglm-compress {command} {file}")
-        return
-    if starter is not None:
+    if model is not None and starter is not None:
         raise UsageError(
             "`--from` and `--starter` exclude each other", remedy="leave one of them out"
         )
-    from compressor.engine.plan.module_starter import write_starter_for
-
-    written = write_starter_for(model, folder, data)
+    if model is None and data is not None:
+        raise UsageError("`--data` belongs to `--from`", remedy="name the model with --from")
+    if starter == "list":
+        for name, summary in starters().items():
+            print_line(f"{name:<13} {summary}")
+        return
+    if model is None:
+        written = write_starter(folder, starter or "phone")
+    else:
+        written = write_starter_for(model, folder, data)
     for line in written.missing:
         print_line(f"set {line}")
+    command = "plan" if model is not None or written.missing else "run"
     option = " --allow-code" if written.needs_code else ""
-    print_line(f"wrote {written.file}; next: autoglm-compress plan {written.file}{option}")
+    print_line(f"wrote {written.file}; next: autoglm-compress {command} {written.file}{option}")
 
 
 @app.command("pass", rich_help_panel=PANEL)

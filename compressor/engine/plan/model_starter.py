@@ -28,7 +28,7 @@ from compressor.data.contract import (
 )
 from compressor.engine.contract import Pass, StarterModel
 from compressor.engine.plan.capabilities import installed_passes, suitable_passes
-from compressor.engine.plan.starter import starter_file, write_pipeline
+from compressor.engine.plan.starter import WrittenPipeline, starter_file, write_pipeline
 from compressor.errors import UsageError
 from compressor.evaluation.outputs import fitting_metrics, misfit
 from compressor.models.architecture import Architecture
@@ -44,17 +44,6 @@ _DATA = "samples"
 """Name of the data set."""
 _WINDOWS = 16
 """Number of samples for the accuracy of language models, whose logits are large."""
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenPipeline:
-    """A pipeline file, and what is left to do before it can run."""
-
-    file: Path
-    missing: tuple[str, ...]
-    """Paths in it that do not exist yet, with what has to be there."""
-    needs_code: bool
-    """True if it runs only with ``--allow-code``."""
 
 
 @dataclass(frozen=True, slots=True)

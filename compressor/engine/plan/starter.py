@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.artifacts.errors_from_os import writing
@@ -17,6 +18,17 @@ _PLACEHOLDER = re.compile(r"^ *(?:- )?(\w+): .*#( your.*)$")
 """A line whose comment tells what to put there."""
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenPipeline:
+    """A pipeline file, and what is left to do before it can run."""
+
+    file: Path
+    missing: tuple[str, ...]
+    """What has to be put into it: paths that do not exist yet, fields, or lines."""
+    needs_code: bool
+    """True if it runs only with ``--allow-code``."""
+
+
 def starters() -> Mapping[str, str]:
     """Return the name of every starter with what it makes, in one line."""
     return {file.stem: _summary(file) for file in sorted(_FOLDER.glob("*.yaml"))}
@@ -27,11 +39,8 @@ def _summary(file: Path) -> str:
     return file.read_text("utf-8").splitlines()[1].removeprefix("# ")
 
 
-def write_starter(folder: Path, name: str) -> tuple[Path, list[str]]:
+def write_starter(folder: Path, name: str) -> WrittenPipeline:
     """Write a starter pipeline and its JSON Schema into ``folder``.
-
-    Returns:
-        The pipeline file, and what has to be put into it: ``line 8: model: your checkpoint …``.
 
     Raises:
         UsageError: the starter does not exist, or the folder already has a pipeline.yaml.
@@ -44,7 +53,8 @@ def write_starter(folder: Path, name: str) -> tuple[Path, list[str]]:
     text = (_FOLDER / f"{name}.yaml").read_text("utf-8")
     write_pipeline(file, text)
     lines = ((number, _PLACEHOLDER.match(line)) for number, line in enumerate(text.split("\n"), 1))
-    return file, [f"line {number}: {match[1]}:{match[2]}" for number, match in lines if match]
+    missing = tuple(f"line {number}: {match[1]}:{match[2]}" for number, match in lines if match)
+    return WrittenPipeline(file, missing, needs_code="\n  python: " in text)
 
 
 def starter_file(folder: Path) -> Path:
