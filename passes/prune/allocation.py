@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def group_axes(
     widths = []
     for members in groups.values():
         units = min(axis.units for axis in members)
-        step = 1 if any(axis.kind in {"heads", "layers"} for axis in members) else multiple
+        step = _step(members, units, multiple)
         label = members[0].width or members[0].label
         initial_units = (parent_units or {}).get(label, units)
         min_units = max(1, -(-int(np.ceil(initial_units * min_keep)) // step) * step)
@@ -86,6 +87,24 @@ def group_axes(
             )
         )
     return tuple(widths)
+
+
+def _step(axes: Sequence[Axis], units: int, multiple: int) -> int:
+    """Return the number that kept units of a width are a multiple of.
+
+    A unit may hold several channels, such as a group of a grouped convolution: units are as many
+    as make the channels a multiple.
+    """
+    if any(axis.kind in {"heads", "layers"} for axis in axes):
+        return 1
+    return multiple // gcd(multiple, max(_channels(axis) * axis.units // units for axis in axes))
+
+
+def _channels(axis: Axis) -> int:
+    """Return the channels in one unit of an axis."""
+    if axis.fields:
+        return axis.factor
+    return min((cut.block * cut.segments for cut in axis.cuts), default=1)
 
 
 def all_units(widths: Sequence[Width]) -> dict[str, int]:

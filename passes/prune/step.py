@@ -41,7 +41,7 @@ class Prune(Pass[PruneConfig]):
     """
 
     name = "prune"
-    version = 4
+    version = 5
     accepts = frozenset({"torch"})
     produces = "torch"
     Config = PruneConfig

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.errors import RequirementError
-from compressor.models.capabilities.cuttable_axes import CuttableAxes
+from compressor.models.capabilities.cuttable_axes import Axis, Cut, CuttableAxes
 from passes.prune.allocation import allocate, group_axes
 from passes.prune.schedule import Round, protect_high_scores
 from tests.support.pruning import widths_from_scores
@@ -82,3 +82,15 @@ def test_min_keep_is_a_part_of_the_units_of_the_parent(growth):
         parent_units={"vision_width": growth * axes[0].units},
     )
     assert width.min_units == growth * axes[0].units // 4
+
+
+@pytest.mark.parametrize(
+    ("width", "fields"), [(8, ()), (8, ((("width",), 8),)), (6, ()), (1, ((("width",), 1),))]
+)
+def test_groups_of_channels_are_kept_so_that_the_channels_are_a_multiple(width, fields):
+    cuts = (Cut("conv.weight", 0, width), Cut("head.weight", 1, width * 9))
+    axis = Axis("conv", "channels", 32, cuts, fields, dimension="width")
+    (kept,) = group_axes([axis], {"conv": np.ones(32)}, multiple=8, min_keep=0.1)
+    assert kept.multiple * width % 8 == 0
+    assert (kept.multiple - 1) * width % 8 or kept.multiple == 1
+    assert kept.min_units * width % 8 == 0

@@ -47,6 +47,16 @@ CLASSES = {
             "num_labels": 3,
         },
     ),
+    "regnet": (
+        "RegNetForImageClassification",
+        {
+            "embedding_size": 8,
+            "hidden_sizes": [16, 32],
+            "depths": [1, 1],
+            "groups_width": 8,
+            "num_labels": 3,
+        },
+    ),
     "olmoe": (
         "OlmoeForCausalLM",
         {**TEXT, "num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2},
@@ -57,6 +67,7 @@ IMAGES = torch.randn((8, 3, 16, 16), generator=torch.Generator().manual_seed(0))
 INPUTS = {
     "vit": {"pixel_values": IMAGES},
     "resnet": {"pixel_values": IMAGES},
+    "regnet": {"pixel_values": IMAGES},
     "t5": {"input_ids": TOKENS, "decoder_input_ids": TOKENS[:, :4]},
 }
 EXPECTED = {
@@ -65,6 +76,7 @@ EXPECTED = {
     "gpt2": {"n_inner": 32},
     "t5": {"d_ff": 16, "num_heads": 2},
     "resnet": {"hidden_sizes.1": 8},
+    "regnet": {"hidden_sizes.1": 16},
     "olmoe": {"intermediate_size": 16},
 }
 
@@ -138,6 +150,11 @@ def test_a_target_is_met_as_the_family_counts_it(prune, measure):
     name = "parameters" if measure == "params" else "macs"
     row = next(row for row in summary["cuts"] if row["axis"] == "all" and row["field"] == name)
     assert 0.6 < row["kept"] <= 0.8
+
+
+def test_groups_of_channels_count_as_the_channels_they_hold(prune):
+    _, _, summary = prune("regnet", target={"params": 0.95}, axes=["channels"])
+    assert any(row["field"].startswith("hidden_sizes") for row in summary["cuts"])
 
 
 def test_activations_score_the_units_of_transposed_linear_layers(prune):
