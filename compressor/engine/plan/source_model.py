@@ -144,7 +144,7 @@ class ModuleModel(InitializedModel):
         super().__init__(Module(), config)
         self.module = config
         self.weights, self._notes = source.weights, source.notes
-        library = () if config.python is not None else (config.builder,)
+        library = () if self.family.user_code(config) else (config.builder,)
         self.tools = ("torch", *library)
 
     def fingerprint(self) -> Mapping[str, Any]:

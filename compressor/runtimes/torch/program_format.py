@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.models.families.module.config import ModuleConfig
+from compressor.models.facts import ModelFacts
+from compressor.models.families.module.config import Counts, ModuleConfig, Output
 from compressor.runtimes.foreign.torch_files import ExportedProgram
 from compressor.runtimes.formats import Format, ModuleSource
 
 if TYPE_CHECKING:
+    from compressor.models.capabilities.signature import InputSpec
     from compressor.runtimes.tensor_listing import ListedTensor
 
 _KIND = ExportedProgram()
+_FAMILY = "module"
 
 
 class Program(Format):
@@ -35,6 +38,21 @@ class Program(Format):
     def files(self, path: Path) -> Mapping[str, Path]:
         """Return the file."""
         return {path.name: path}
+
+    def facts(self, path: Path) -> ModelFacts:
+        """Return the family and what holds for every program; nothing is opened.
+
+        Passes can thus refuse a program, such as to train or to cut it. Inputs and sizes are
+        unknown, and an output `logits` is assumed.
+        """
+        config = ModuleConfig(program="", outputs=(Output(name="logits"),))
+        counts = Counts(of=config.digest, parameters={}, macs=0)
+        fields = config.model_copy(update={"counts": counts}).model_dump(mode="json")
+        return ModelFacts(family=_FAMILY, config=fields, size_bytes=path.stat().st_size)
+
+    def inputs(self, path: Path) -> tuple[InputSpec, ...] | None:
+        """Return None: the inputs are known when the program is opened."""
+        return None
 
     def tensor_listing(self, path: Path) -> tuple[ListedTensor, ...] | None:
         """Return parameters and buffers from the archive's own list; nothing is unpickled."""

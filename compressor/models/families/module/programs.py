@@ -103,10 +103,18 @@ def build_program(text: str) -> nn.Module:
         for child in module.modules():
             for node in getattr(getattr(child, "graph", None), "nodes", ()):
                 node.meta.clear()  # fake tensors of the trace, which cannot be copied
+        module.module_call_graph = _NeverCopied(module.module_call_graph)
         for tensor in module.state_dict(keep_vars=True).values():
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     keywords = program.call_spec.in_spec.children()[1].context
     return _with_keywords(module, keywords) if keywords else module
+
+
+class _NeverCopied(list[Any]):
+    """A list that copies of a module share: torch warns where the trees in it are copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _NeverCopied:
+        return self
 
 
 def _shrunk(value: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.analysis.model_report import report_path
 from compressor.config.permission import allow_code
+from compressor.engine.plan.source_model import ModuleModel
 from compressor.errors import ModelError, UsageError
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
@@ -93,6 +95,31 @@ def test_a_program_is_neither_trained_nor_cut(tmp_path: Path) -> None:
     assert lack.label == CuttableAxes.label and "`model: {python: my_model.py:build" in lack.remedy
     (problem,) = training_problems(TrainingConfig(steps=1), "training", architecture)
     assert (problem.field, "fixed to its evaluation mode" in problem.reason) == ("training", True)
+
+
+def test_an_unopened_program_lists_training_and_pruning_as_unsuitable(tmp_path: Path) -> None:
+    save(tmp_path / "net.pt2")
+    passes = {entry.name: entry for entry in report_path(tmp_path / "net.pt2").passes}
+    assert [name for name in ("awq", "export-onnx", "qat") if not passes[name].suitable] == []
+    assert not passes["prune"].suitable and not passes["train"].suitable
+    assert "fixed to its evaluation mode" in passes["train"].reasons[0]
+
+
+def test_a_program_has_no_distribution_among_its_tools(tmp_path: Path) -> None:
+    save(tmp_path / "net.pt2")
+    allow_code()
+    source = recognize(tmp_path / "net.pt2").format.module_source(tmp_path / "net.pt2")
+    assert source is not None
+    assert ModuleModel(source).tools == ("torch",)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_a_program_is_copied_without_warnings(tmp_path: Path) -> None:
+    save(tmp_path / "net.pt2")
+    allow_code()
+    source = recognize(tmp_path / "net.pt2").format.module_source(tmp_path / "net.pt2")
+    assert source is not None
+    copy.deepcopy(Module().build(source.config))
 
 
 class TakesList(nn.Module):
