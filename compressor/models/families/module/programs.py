@@ -10,6 +10,7 @@ import base64
 import io
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from compressor.models.families.module.config import BATCH, NamedInput
 
 _aten = torch.ops.aten
 _LINEAR, _CONV, _NORM = _aten.linear.default, _aten.conv2d.default, _aten.batch_norm.default
+_ZIP = b"PK"
 _EPSILON, _MOMENTUM = 7, 6
 """Positions among the arguments of ``batch_norm``."""
 _CONV_SETTINGS = 3
@@ -62,13 +64,18 @@ def load_program(source: Path | bytes, name: str) -> ExportedProgram:
 
 
 def program_text(program: ExportedProgram) -> str:
-    """Return a program without its weights, base64: every weight takes a single value."""
+    """Return a program without its weights, compressed, base64.
+
+    Every weight takes a single value, and the inputs that it was traced with are left out. Most of
+    the rest is text, such as a stack trace for each operator.
+    """
+    program._example_inputs = None
     program._state_dict = {name: _shrunk(value) for name, value in program.state_dict.items()}
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about views of one value
         torch.export.save(program, buffer)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(zlib.compress(buffer.getvalue())).decode()
 
 
 def program_inputs(program: ExportedProgram) -> tuple[NamedInput, ...]:
@@ -94,7 +101,10 @@ def build_program(text: str) -> nn.Module:
     """Return the module of ``program_text``, whose weights are to be set."""
     with torch.device("cpu"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about its own trees
-        program = load_program(base64.b64decode(text), "the program of torch.export")
+        content = base64.b64decode(text)
+        if not content.startswith(_ZIP):  # those of older artifacts are not compressed
+            content = zlib.decompress(content)
+        program = load_program(content, "the program of torch.export")
         module = torch.export.unflatten(program)
         for name, child in list(module.named_modules()):
             if name and (layer := _layer(child)) is not None:

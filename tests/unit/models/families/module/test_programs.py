@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import zlib
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,11 @@ from compressor.errors import ModelError, UsageError
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
 from compressor.models.families.module.family import Module
+from compressor.models.families.module.programs import (
+    build_program,
+    load_program,
+    program_text,
+)
 from compressor.models.families.module.weights import read_weights, set_weights
 from compressor.models.missing import missing
 from compressor.runtimes.formats import recognize
@@ -120,6 +127,20 @@ def test_a_program_is_copied_without_warnings(tmp_path: Path) -> None:
     source = recognize(tmp_path / "net.pt2").format.module_source(tmp_path / "net.pt2")
     assert source is not None
     copy.deepcopy(Module().build(source.config))
+
+
+def test_programs_are_stored_small_and_older_ones_open(tmp_path: Path) -> None:
+    save(tmp_path / "net.pt2")
+    allow_code()
+    program = load_program(tmp_path / "net.pt2", "net.pt2")
+    text = program_text(program)
+    content = zlib.decompress(base64.b64decode(text))
+    assert len(text) < len(content) / 2
+    stored = load_program(content, "the program")
+    assert not stored.example_inputs, "the user's data are not part of a model"
+    older = base64.b64encode(content).decode()
+    names = [list(build_program(entry).state_dict()) for entry in (text, older)]
+    assert names[0] == names[1] != []
 
 
 class TakesList(nn.Module):
