@@ -11,6 +11,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from website.source_texts import (
@@ -58,8 +59,8 @@ def read_module(file: Path) -> list[Message]:
 def _collect(modules: list[_Messages]) -> list[Message]:
     signatures: dict[str, list[list[str]]] = {}
     for module in modules:
-        for name, parameters in module.callables_with_remedy():
-            signatures.setdefault(name, []).append(parameters)
+        for name, parameters in module.signatures.items():
+            signatures.setdefault(name, []).extend(parameters)
     found = {message for module in modules for message in module.messages(signatures)}
     return sorted(message for message in found if re.search(r"[a-z]{2}", message.remedy))
 
@@ -67,7 +68,15 @@ def _collect(modules: list[_Messages]) -> list[Message]:
 class _Messages(SourceFile):
     """The messages of one source file."""
 
-    def callables_with_remedy(self) -> Iterator[tuple[str, list[str]]]:
+    @cached_property
+    def signatures(self) -> dict[str, list[list[str]]]:
+        """Name of a function, method or record with a ``remedy`` to its parameters."""
+        found: dict[str, list[list[str]]] = {}
+        for name, parameters in self._callables_with_remedy():
+            found.setdefault(name, []).append(parameters)
+        return found
+
+    def _callables_with_remedy(self) -> Iterator[tuple[str, list[str]]]:
         """Yield the name and the positional parameters of what takes a ``remedy``.
 
         Methods have a name that begins with a dot.
@@ -115,10 +124,8 @@ class _Messages(SourceFile):
         name = called_name(call)
         arguments = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
         key = f".{name}" if isinstance(call.func, ast.Attribute) else name
-        own = [
-            found for callable_name, found in self.callables_with_remedy() if callable_name == key
-        ]
-        for parameters in own if name.startswith("_") else signatures.get(key, []):
+        is_private = name.startswith("_")  # other modules may have the same name
+        for parameters in (self.signatures if is_private else signatures).get(key, []):
             if "remedy" not in arguments and len(call.args) <= parameters.index("remedy"):
                 continue
             arguments = dict(zip(parameters, call.args, strict=False)) | arguments
