@@ -132,7 +132,7 @@ def pooling(graph: ChannelGraph, call: Call) -> Labels:
 
 
 def filled(_graph: ChannelGraph, _call: Call) -> Labels:
-    """Mark a tensor that is filled with one value."""
+    """Mark a tensor that is filled with one value, or with noise such as that of dropout."""
     return Labels(uniform=True)
 
 
@@ -238,6 +238,9 @@ NORM_RULES: Mapping[str, Rule] = {
             "scalar_tensor",
             "zero",
             "fill",
+            "bernoulli",
+            "rand_like",
+            "randn_like",
         ],
         filled,
     ),

@@ -144,13 +144,20 @@ def trace_channels(module: nn.Module, batch: Mapping[str, Tensor]) -> ChannelGra
     try:
         with torch.no_grad(), ChannelTracer(graph):
             freeze_outputs(graph, module(**batch))
-        if any(layer not in called for layer in _layers_with_weights(module)):
+        if _has_other_weights(module, called):
             _trace_training(graph, module, batch)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for handle in handles:
             handle.remove()
     return graph
+
+
+def _has_other_weights(module: nn.Module, called: set[nn.Module]) -> bool:
+    """Return True if layers that were not called have weights that no called layer shares."""
+    layers = _layers_with_weights(module)
+    used = {id(weight) for layer in layers if layer in called for weight in layer.parameters()}
+    return any(id(weight) not in used for layer in layers for weight in layer.parameters())
 
 
 def _layers_with_weights(module: nn.Module) -> list[nn.Module]:

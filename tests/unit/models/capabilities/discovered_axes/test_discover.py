@@ -78,12 +78,13 @@ class Auxiliary(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(0.5)
         self.stem = nn.Conv2d(3, 8, 3)
         self.head, self.second = nn.Linear(8, 4), nn.Linear(8, 4)
         self.norm = nn.BatchNorm1d(8)
 
     def forward(self, x):
-        x = self.norm(self.stem(x).relu().mean((2, 3)))
+        x = self.dropout(self.norm(self.stem(x).relu().mean((2, 3))))
         return (self.head(x), self.second(x)) if self.training else self.head(x)
 
 
@@ -95,6 +96,28 @@ def test_heads_of_training_mode_alone_are_cut_with_the_channels_that_they_read()
     assert not module.training
     assert not module.norm.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+class Tied(nn.Module):
+    """A module whose first table is read through a second layer alone, as T5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.table = nn.Embedding(5, 4), nn.Embedding(5, 4)
+        self.table.weight = self.shared.weight
+        self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.outer(self.inner(self.table(x)).relu())
+
+
+def test_training_mode_is_not_run_for_weights_that_a_called_layer_shares():
+    module = Tied().eval()
+    modes = []
+    module.train = lambda mode=True: modes.append(mode) or module
+    axes = discover_axes(LoadedModel(module, {"x": torch.tensor([[1, 2]])})).axes
+    assert ("inner", "ffn", 6) in {(axis.name, axis.kind, axis.units) for axis in axes}
+    assert modes == []
 
 
 def test_the_whole_module_is_unchanged_by_the_trials():
