@@ -31,6 +31,9 @@ Run = Callable[[Batch], Batch | None]
 """Computes the outputs of a batch; None if that is not possible."""
 
 
+_Compute = Callable[[Batch], Batch]
+
+
 class Tolerance(Enum):
     """Usual limits of a kind of model: max |Δ|, cosine, agreement."""
 
@@ -107,6 +110,8 @@ def compare(
 ) -> tuple[Parity, ...]:
     """Compare an exported model with its parent at batch size 1 and at ``config.batch_size``.
 
+    A graph with a fixed batch size is compared at that size alone.
+
     Detectors and others choose among scores, and two may differ by less than float32 resolves. So
     if limits are exceeded, a sample also counts as equal if it is what the parent computes in
     float64.
@@ -128,6 +133,13 @@ def compare(
     if not batches:
         raise DataError(f"the data set {config.data!r} is empty: there is nothing to compare")
     limits = Limits.from_config(config, tolerance)
+    fixed = exported.inputs[0].shape[0]
+    runs: list[tuple[int, _Compute]] = [
+        (1, lambda batch: _alone(exported.run, batch)),
+        (config.batch_size, exported.run),
+    ]
+    if isinstance(fixed, int):
+        batches, runs = _of_size(batches, fixed), [(fixed, exported.run)]
     expected = [reference.run(batch) for batch in batches]
     _check_finite(expected)
     expected_alone = expected
@@ -135,17 +147,17 @@ def compare(
     if mixes:
         expected_alone = [_alone(reference.run, batch) for batch in batches]
     results = [
-        _parity(1, expected_alone, (_alone(exported.run, b) for b in batches), limits.tie),
-        _parity(config.batch_size, expected, map(exported.run, batches), limits.tie),
+        _parity(size, expected_alone if size == 1 else expected, map(run, batches), limits.tie)
+        for size, run in runs
     ]
     violations = _violations(results, limits)
     if violations and precise is not None and not mixes:
         exact = [precise(batch) for batch in batches]
         results = []
-        for size, run in ((1, lambda batch: _alone(exported.run, batch)), (0, exported.run)):
+        for size, run in runs:
             actual = [run(batch) for batch in batches]
             nearest = [_nearest(*outputs) for outputs in zip(expected, exact, actual, strict=True)]
-            results.append(_parity(size or config.batch_size, nearest, actual, limits.tie))
+            results.append(_parity(size, nearest, actual, limits.tie))
         violations = _violations(results, limits)
     if violations:
         if not mixes:
@@ -158,6 +170,25 @@ def compare(
             remedy="try another `opset`, or `simplify: false`; `parity:` sets the limits",
         )
     return tuple(results)
+
+
+def _of_size(batches: Sequence[Batch], size: int) -> list[Batch]:
+    """Return batches of one size; samples that do not fill one are left out.
+
+    Raises:
+        DataError: there are fewer samples.
+    """
+    parts = [
+        {name: array[start : start + size] for name, array in batch.items()}
+        for batch in batches
+        for start in range(0, len(next(iter(batch.values()))) - size + 1, size)
+    ]
+    if not parts:
+        raise DataError(
+            f"the graph has the fixed batch size {size}, and there are fewer samples",
+            remedy="name a data set with more samples, or raise `parity.num_samples`",
+        )
+    return parts
 
 
 def _check_independent(reference: Session, batch: Batch, expected: Batch) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compressor.errors import NumericalError, ParityError
+from compressor.errors import DataError, NumericalError, ParityError
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.session import Session
 from passes.export_onnx.config import ParityConfig
@@ -35,6 +35,15 @@ def test_equal_models_have_no_deviation():
     assert (single.batch_size, batched.batch_size) == (1, 4)
     assert (batched.samples, batched.max_abs, batched.agreement) == (10, 0.0, 1.0)
     assert batched.cosine == pytest.approx(1.0)
+
+
+def test_a_graph_of_one_batch_size_is_compared_at_that_size():
+    exported = FunctionSession(np.copy)
+    exported.inputs = (InputSpec("x", "float32", (2, 3)),)
+    [result] = compare(FunctionSession(np.copy), exported, [{"x": SAMPLES[:5]}], CONFIG)
+    assert (result.batch_size, result.samples) == (2, 4)
+    with pytest.raises(DataError, match="fixed batch size 2"):
+        compare(FunctionSession(np.copy), exported, [{"x": SAMPLES[:1]}], CONFIG)
 
 
 def test_an_error_that_only_batches_have_is_found():
