@@ -36,6 +36,7 @@ from compressor.data.contract import (
 from compressor.data.pictures import WHITE, open_picture, parse_colour, without_pillow_warnings
 from compressor.errors import CompressError, DataError
 from compressor.foreign_files.json_files import read_json_object
+from compressor.foreign_files.real_path import real_path
 from compressor.models.checkpoint.companions import companion_files
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.tokenizer_json import largest_token_id
@@ -167,7 +168,7 @@ class ImageCaptions(DataSource[ImageCaptionsConfig]):
         problems = ProblemList()
         _add_image_problems(drawn, problems, decode=True)
         problems.raise_if_any()
-        return _Captions(drawn, (context.base / config.processor).resolve(), config.background)
+        return _Captions(drawn, real_path(context.base / config.processor), config.background)
 
 
 class _Captions(Dataset):

@@ -15,6 +15,7 @@ from compressor.data.pictures import (
     without_pillow_warnings,
 )
 from compressor.errors import CompressError
+from compressor.foreign_files.real_path import real_path
 
 _LARGEST_CLASS = 1 << 31
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
@@ -93,7 +94,7 @@ def _equal_name_problems(path: str, classes: Iterable[str]) -> Iterator[str]:
 
 def folder_notes(contents: PictureFolders, *, numbered: bool) -> Iterator[str]:
     """Yield lines about folders that are classes, though they may not be meant to be."""
-    name = contents.root.resolve().name
+    name = real_path(contents.root).name
     if not numbered and contents.classes and all(map(_is_number, contents.classes)):
         others = [
             (label, text) for label, text in enumerate(contents.classes) if label != int(text)
@@ -163,4 +164,4 @@ def shared_pictures_note(
         return None
     count = sum(len(names) > 1 for names in owners.values())
     names = first_names(shared, root)
-    return f"{root.resolve().name}: equal files in several classes ({count}): {names}"
+    return f"{real_path(root).name}: equal files in several classes ({count}): {names}"

@@ -17,6 +17,7 @@ from calibration.sources.picture_processing import Fitting
 from compressor.data.contract import SourceContext
 from compressor.data.pictures import open_picture, without_pillow_warnings
 from compressor.errors import DataError
+from compressor.foreign_files.real_path import real_path
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _MAX_THREADS = 8
@@ -92,4 +93,4 @@ def _note_results(
     ):
         if files:
             count = f"{len(files)} of {len(results)} pictures"
-            context.note(f"{root.resolve().name}: {what} ({count}): {first_names(files, root)}")
+            context.note(f"{real_path(root).name}: {what} ({count}): {first_names(files, root)}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compressor.data.pictures import file_problem, picture_suffixes
+from compressor.foreign_files.real_path import real_path
 
 _SYSTEM_NAMES = frozenset(
     {
@@ -51,7 +52,7 @@ class PictureFolders:
             (self.hidden, "hidden, skipped"),
         )
         return [
-            f"{self.root.resolve().name}: {reason} ({len(files)}): {first_names(files, self.root)}"
+            f"{real_path(self.root).name}: {reason} ({len(files)}): {first_names(files, self.root)}"
             for files, reason in kinds
             if files
         ]

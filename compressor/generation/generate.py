@@ -18,6 +18,7 @@ from compressor.data.pictures import file_problem
 from compressor.engine.run.runner import load_given
 from compressor.errors import DataError, UsageError
 from compressor.foreign_files.libraries import library_errors
+from compressor.foreign_files.real_path import real_path
 from compressor.generation.encoder_input import encode_input
 from compressor.generation.prompt import Prompt
 from compressor.models.checkpoint.decoder_start import DecoderStart
@@ -259,7 +260,7 @@ def _encode_with_images(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[
     if problems := [problem for image in prompt.images if (problem := file_problem(image))]:
         raise DataError("\n".join(problems))
     processor = Processor(folder)
-    parts = [{"type": "image", "path": str(image.resolve())} for image in prompt.images]
+    parts = [{"type": "image", "path": str(real_path(image))} for image in prompt.images]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt.text}]}]
     names = ", ".join(map(str, prompt.images))
     with library_errors(f"the processor of {folder} fails on {names}", DataError, _REMEDY):

@@ -12,6 +12,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from calibration.sources.conversations.conversation import ImagePart
 from calibration.sources.records.record import RecordError, json_type
+from compressor.foreign_files.real_path import real_path
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SHOWN = 80
@@ -119,7 +120,7 @@ def _path_of(reference: str) -> str:
 
 def _existing_file(path: str, folder: Path) -> Path:
     try:
-        file = (folder / path).resolve()
+        file = real_path(folder / path)
         if file.is_file():
             return file
         is_folder = file.is_dir()

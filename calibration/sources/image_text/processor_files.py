@@ -9,6 +9,7 @@ from calibration.sources.files import tokenizer_folder_problems
 from compressor.data.contract import InputFacts
 from compressor.errors import CompressError, DataError
 from compressor.foreign_files.json_files import read_json_object
+from compressor.foreign_files.real_path import real_path
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.tokenizer_json import largest_token_id
 from compressor.models.families.transformers.chat_templates import chat_template_problems
@@ -71,7 +72,7 @@ def _known_arrays(folder: Path) -> tuple[InputFacts, ...]:
 
 
 def _tried(folder: Path) -> tuple[InputFacts, ...]:
-    processor = Processor(folder.resolve())
+    processor = Processor(real_path(folder))
     of_tokens = (InputFacts(name, "int64", (None,)) for name in processor.token_inputs)
     of_images = (
         InputFacts(name, dtype.name, (None, *(None for _ in shape)))

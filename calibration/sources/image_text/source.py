@@ -35,6 +35,7 @@ from compressor.data.contract import (
 )
 from compressor.data.pictures import WHITE, parse_colour
 from compressor.errors import DataError, MissingExtraError
+from compressor.foreign_files.real_path import real_path
 from compressor.models.families.transformers.chat_templates import with_fixed_date
 from compressor.models.families.transformers.images import SEGMENTS, pad_images
 from compressor.models.families.transformers.planned_template import PlannedTemplate
@@ -162,7 +163,7 @@ class ImageText(DataSource[ImageTextConfig]):
         indices = draw_indices(len(pool), config.num_samples, config.seed)
         drawn = [pool[index] for index in indices]
         image_problems(drawn, decode=True).raise_if_any()
-        processor = Processor((context.base / config.processor).resolve())
+        processor = Processor(real_path(context.base / config.processor))
         processor.processor.chat_template = with_fixed_date(processor.processor.chat_template)
         render_problems(processor, drawn).raise_if_any()
         return _Conversations(drawn, processor, config)

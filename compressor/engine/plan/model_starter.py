@@ -31,6 +31,7 @@ from compressor.engine.plan.capabilities import installed_passes, suitable_passe
 from compressor.engine.plan.starter import WrittenPipeline, starter_file, write_pipeline
 from compressor.errors import UsageError
 from compressor.evaluation.outputs import fitting_metrics, misfit
+from compressor.foreign_files.real_path import real_path
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.signature import InputSpec
@@ -360,8 +361,8 @@ def _written(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _relative(path: Path, folder: Path) -> str:
     """Return a path as the pipeline file in a folder has to write it."""
-    target = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
-    return Path(os.path.relpath(target, folder.resolve())).as_posix()
+    target = real_path(path) if path.is_dir() else real_path(path.parent) / path.name
+    return Path(os.path.relpath(target, real_path(folder))).as_posix()
 
 
 def _flow(fields: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from compressor.config.document import Document
 from compressor.config.permission import code_is_allowed
 from compressor.engine.plan.config import ModelConfig
 from compressor.errors import CompressError, ConfigError, Problem
+from compressor.foreign_files.real_path import real_path
 from compressor.models.families.module.config import BATCH, InputConfig, ModuleConfig
 from compressor.models.families.module.source_code import collect_code, split_target
 from compressor.runtimes.formats import ModuleSource
@@ -26,7 +27,7 @@ def complete_module(model: ModelConfig, document: Document, base: Path) -> Modul
     Raises:
         ConfigError: code is not allowed, or a field is wrong.
     """
-    weights = None if model.weights is None else (base / model.weights).resolve()
+    weights = None if model.weights is None else real_path(base / model.weights)
     problems = []
     if weights is not None and not weights.is_file():
         problems.append(

@@ -45,6 +45,7 @@ from compressor.engine.plan.source_model import SourceModel, open_source
 from compressor.engine.plan.wiring import format_problem, wiring_problems
 from compressor.errors import CompressError, ConfigError, DamagedArtifactError, Problem
 from compressor.evaluation.measure import evaluation_digest
+from compressor.foreign_files.real_path import real_path
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.formats import StoredModel, accepts, format_named
 
@@ -168,7 +169,7 @@ class _Planner:
         self.problems.append(self.pipeline.document.problem(location, what, remedy=remedy))
 
     def _resolve(self, path: str) -> Path:
-        return (self.pipeline.base / path).resolve()
+        return real_path(self.pipeline.base / path)
 
     def _plan_reference(self) -> None:
         """Add the reference first if it is outside the pipeline: the source needs its id."""

@@ -17,6 +17,7 @@ from compressor.engine.plan.config import ModelConfig
 from compressor.engine.plan.module_source import complete_module
 from compressor.engine.plan.pipeline import resolve_family
 from compressor.errors import ModelError
+from compressor.foreign_files.real_path import real_path
 from compressor.models.architecture import Architecture
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts, planned_facts
@@ -205,7 +206,7 @@ def open_source(model: ModelConfig, document: Document, base: Path) -> SourceMod
         return ModuleModel(complete_module(model, document, base))
     path = base / str(model.path)
     # A file may be a link to one without a suffix, as in the cache of Hugging Face.
-    path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+    path = real_path(path) if path.is_dir() else real_path(path.parent) / path.name
     if not path.exists():
         raise ModelError(
             f"{path} does not exist", remedy="`model.path` is relative to the pipeline file"

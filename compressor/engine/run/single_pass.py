@@ -26,6 +26,7 @@ from compressor.evaluation.measure import measure
 from compressor.evaluation.metrics import reference_metrics
 from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import EvaluateConfig, Measurement
+from compressor.foreign_files.real_path import real_path
 from compressor.runtimes.formats import StoredModel
 
 
@@ -136,7 +137,7 @@ def _reference(evaluate: EvaluateConfig, base: Path) -> ReferenceModel | None:
     name = reference_of(evaluate)
     if name is None or evaluate.accuracy is None:
         return None
-    folder = (base / name).resolve()
+    folder = real_path(base / name)
     if not (folder / MANIFEST).is_file():
         metrics = " and ".join(reference_metrics(evaluate.accuracy.metrics))
         raise UsageError(
