@@ -49,7 +49,7 @@ def main() -> None:
     sys.stderr.writelines(f"{problem}\n" for problem in problems)
     if problems:
         sys.exit(f"{len(problems)} problems")
-    sys.stdout.write(f"wrote {SITE.relative_to(ROOT)}/; open {SITE.name}/index.html\n")
+    sys.stdout.write(f"wrote {SITE.name}/; open {SITE.name}/index.html\n")
 
 
 def stage(folder: Path) -> None:

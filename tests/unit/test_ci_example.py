@@ -35,8 +35,8 @@ def test_every_command_of_the_workflow_parses(line: str) -> None:
 
 def test_the_baseline_has_metrics_and_the_value_of_each_sample() -> None:
     models = measured_models_at(ROOT / "examples/ci/baseline")
-    assert {"teacher", "student", "onnx", "engine-int8"} <= models.keys()
-    for name in ("onnx", "engine-int8"):
+    assert {"teacher", "pruned", "int8-onnx", "engine-int8"} <= models.keys()
+    for name in ("int8-onnx", "engine-int8"):
         samples = models[name].samples
         assert samples is not None
         assert len(samples.values["top1"]) == models[name].metrics["top1"].samples

@@ -68,7 +68,7 @@ def test_the_id_of_every_planned_step_is_computed_again(name: str, tmp_path: Pat
 
 def test_every_statement_that_an_id_covers_is_checked(tmp_path: Path) -> None:
     plan = plan_of(PHONE / "pipeline.yaml", tmp_path)
-    manifest = manifest_of(plan, plan.step("student"), NO_FILES)
+    manifest = manifest_of(plan, plan.step("pruned"), NO_FILES)
     parents = {**manifest.parents, "teacher": "0" * 64}
     config = {**manifest.pass_.config, "soft_weight": 0.25}
     for change in (
