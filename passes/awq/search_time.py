@@ -9,9 +9,9 @@ from compressor.models.facts import ModelFacts
 from passes.awq.config import AwqConfig
 from passes.common.estimates import forward_seconds
 
-_BASE_SECONDS = 5.0
+_BASE_SECONDS = 10.0
 """Loading, discovery of groups and writing; measured on models of less than a million weights."""
-_FORWARD_PASSES = 3.5
+_FORWARD_PASSES = 2.0
 """Cost of the search for one sample, in forward passes: measured on SmolLM2-135M."""
 
 

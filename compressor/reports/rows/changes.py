@@ -7,12 +7,12 @@ from compressor.reports.rows.ladder import Change
 
 
 def change_text(change: Change, unit: str) -> str:
-    """Format a change: ``−1.2 pts`` for fractions, else ``×0.25``; ``≈`` marks noise."""
+    """Format a change: points for fractions, else a ratio, or a difference to 0; ``≈``: noise."""
     if change.verdict == "same":
         return "="
     text = (
         formatting.difference(change.absolute, unit)
-        if unit == "fraction"
+        if unit == "fraction" or change.ratio is None
         else formatting.ratio(change.ratio)
     )
     return f"≈ {text}" if change.verdict == "noise" else text

@@ -4,6 +4,7 @@ import pytest
 
 from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.manifest import Metric
+from compressor.reports.rows.changes import change_text
 from compressor.reports.rows.ladder import Ladder, LadderInput, build_ladder, change
 from tests.support.reports import count_metric, fraction_metric, latency_metric, manifest, phone_run
 
@@ -113,8 +114,10 @@ def test_a_change_is_better_or_worse_unless_it_is_within_noise(
     assert change(new, old, "before").verdict == verdict
 
 
-def test_there_is_no_ratio_to_zero() -> None:
-    assert change(count_metric("macs", 5), count_metric("macs", 0), "before").ratio is None
+def test_there_is_no_ratio_to_zero_but_a_difference() -> None:
+    from_zero = change(count_metric("macs", 5), count_metric("macs", 0), "before")
+    assert from_zero.ratio is None
+    assert change_text(from_zero, "count") == "+5"
 
 
 def test_the_primary_accuracy_is_the_first_that_should_be_high() -> None:
