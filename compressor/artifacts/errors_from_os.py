@@ -58,6 +58,7 @@ KNOWN = {
         "a name is too long for the file system: {place}",
         "choose a shorter name, or another folder",
     ),
+    errno.EISDIR: ("{place} is a folder, and not a file", "name a file, or remove the folder"),
     errno.EIO: ("the disk reports an error: {place}", "check the disk (`dmesg`)"),
 }
 """Causes that have a remedy: errno to the message and the remedy."""

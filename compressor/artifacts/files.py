@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -77,6 +78,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     there is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     _remove_leftovers(path)
     temporary, file = _open_temporary(path)
     with file:

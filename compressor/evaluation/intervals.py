@@ -139,9 +139,12 @@ def paired_mean_interval(
         resamples: number of resamples.
         seed: seed of the resampling.
     """
-    draws = [statistic(*means) for means in _resampled_means(new_N, old_N, resamples, seed)]
+    draws = np.concatenate(
+        [statistic(*means) for means in _resampled_means(new_N, old_N, resamples, seed)]
+    )
     observed = float(statistic(np.array([new_N.mean()]), np.array([old_N.mean()]))[0])
-    low, high = np.quantile(np.concatenate(draws), (TAIL, 1 - TAIL))
+    method = "linear" if np.isfinite(draws).all() else "inverted_cdf"  # no way between infinities
+    low, high = np.quantile(draws, (TAIL, 1 - TAIL), method=method)
     return min(float(low), observed), max(float(high), observed)
 
 

@@ -12,6 +12,7 @@ from compressor.data.contract import Batch, Dataset
 from compressor.evaluation.accuracy import measure_accuracy
 from compressor.evaluation.intervals import (
     bootstrap_mean_interval,
+    paired_mean_interval,
     proportion_interval,
     quantile_interval,
 )
@@ -132,3 +133,12 @@ def test_the_quantile_interval_covers_the_true_quantile_in_about_95_percent():
         low, high = quantile_interval(np.sort(generator.random(100)), 0.9)
         hits += low <= 0.9 <= high
     assert 0.94 <= hits / 2000 <= 0.99
+
+
+def test_an_interval_of_ratios_may_be_infinite() -> None:
+    zeros, ones = np.zeros(16), np.ones(16)
+
+    def ratio(new: np.ndarray, old: np.ndarray) -> np.ndarray:
+        return np.where(old > 0, new / np.maximum(old, 1e-300), np.inf)
+
+    assert paired_mean_interval(ones, zeros, ratio) == (np.inf, np.inf)

@@ -137,7 +137,9 @@ def _limited_quantity(rule: Rule, new: float, old: float = 0.0) -> float:
     if rule.bound == "max_drop":
         return old - new
     if rule.bound == "max_ratio":
-        return new / old if old else math.inf
+        if old:
+            return new / old
+        return 1.0 if new == old else math.inf  # such as the KL divergence of the source itself
     return new
 
 

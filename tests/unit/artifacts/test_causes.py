@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from compressor.artifacts.causes import describe_unexpected, failed_child, known_cause
+from compressor.artifacts.errors_from_os import writing
+from compressor.artifacts.files import write_atomic
 from compressor.errors import CompressError, ResourceError, StorageError, UsageError
 
 PLACE = Path("/store")
@@ -64,3 +66,14 @@ def test_a_killed_child_and_what_it_printed_are_understood() -> None:
     printed = "OSError: [Errno 28] No space left on device: 'model.engine'"
     assert isinstance(failed_child(1, "it", printed, PLACE), StorageError)
     assert failed_child(1, "it", "ValueError", PLACE) is None
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_and_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with (
+        pytest.raises(StorageError, match=r"report\.html is a folder") as caught,
+        writing(tmp_path),
+    ):
+        write_atomic(tmp_path / "report.html", b"x")
+    assert ".tmp" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -14,7 +14,7 @@ from compressor.artifacts.artifact import Artifact, entries_of
 from compressor.artifacts.manifest import Environment, Manifest, Metric, PassRecord
 from compressor.engine.gates.measured_model import MeasuredModel
 from compressor.engine.gates.rules import Rule
-from compressor.engine.gates.verdicts import GateChecker
+from compressor.engine.gates.verdicts import GateChecker, _limited_quantity
 from compressor.errors import DamagedArtifactError, GpuError
 from compressor.evaluation.records import AccuracyReport
 
@@ -255,3 +255,8 @@ def test_a_verdict_is_json(tmp_path: Path) -> None:
         ).model_dump_json()
     )
     assert values["verdict"] == "passed"
+
+
+def test_a_ratio_of_zero_to_zero_is_no_change() -> None:
+    assert _limited_quantity(Rule("kl", "max_ratio", 1.0, "baseline"), 0.0, 0.0) == 1.0
+    assert _limited_quantity(Rule("kl", "max_ratio", 1.0, "baseline"), 0.1, 0.0) == float("inf")
