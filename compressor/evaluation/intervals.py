@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -143,7 +143,9 @@ def paired_mean_interval(
         [statistic(*means) for means in _resampled_means(new_N, old_N, resamples, seed)]
     )
     observed = float(statistic(np.array([new_N.mean()]), np.array([old_N.mean()]))[0])
-    method = "linear" if np.isfinite(draws).all() else "inverted_cdf"  # no way between infinities
+    method: Literal["linear", "inverted_cdf"] = "linear"
+    if not np.isfinite(draws).all():  # nothing lies between infinities
+        method = "inverted_cdf"
     low, high = np.quantile(draws, (TAIL, 1 - TAIL), method=method)
     return min(float(low), observed), max(float(high), observed)
 
