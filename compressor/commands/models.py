@@ -61,16 +61,17 @@ def generate(
 
     The model may be a torch, packed or ONNX artifact, or a checkpoint. Speed is printed to stderr.
     """
-    from compressor.generation.generate import Sampling, model_at
     from compressor.generation.generate import generate as generate_text
+    from compressor.generation.generate import model_at
     from compressor.generation.prompt import Prompt
+    from compressor.generation.requests import SamplingOptions
     from compressor.reports.console.models import render_generation
     from compressor.reports.console.terminal import print_chunk
 
     generated = generate_text(
         model_at(model),
         Prompt(prompt, tuple(image or ()), raw, audio, language, task),
-        Sampling(max_tokens, temperature, top_p, seed),
+        SamplingOptions(max_tokens, temperature, top_p, seed=seed),
         threads=threads,
         fast_prompts=fast_prompts,
         on_text=(lambda _: None) if as_json else print_chunk,

@@ -11,7 +11,8 @@ from compressor.models.checkpoint.generation_rules import read_generation_rules
 from compressor.runtimes.decoding import DecoderOptions
 from compressor.runtimes.formats import StoredModel
 from compressor.runtimes.session import Array
-from compressor.runtimes.token_generation import generate_tokens
+from compressor.runtimes.token_generation import generate_tokens, read_prompt
+from compressor.runtimes.token_rules import TokenRules
 
 _MASK = "attention_mask"
 
@@ -77,8 +78,13 @@ class TextGenerator:
 
     def _generate(self, arrays: dict[str, Array]) -> list[int]:
         self._decoder.encode({name: np.ascontiguousarray(a) for name, a in arrays.items()})
+        prompt_tokens, logits_V = read_prompt(self._decoder, self._start)
+        rules = TokenRules(
+            self._rules, prompt_tokens, max_tokens=self._max_tokens, vocabulary=len(logits_V)
+        )
+        choose = rules.choose_most_probable
         tokens: list[int] = []
-        for token in generate_tokens(self._decoder, self._start, self._rules, self._max_tokens):
+        for token in generate_tokens(self._decoder, logits_V, choose, self._max_tokens):
             if token in self._rules.eos_token_id:
                 break
             tokens.append(token)

@@ -19,20 +19,21 @@ from compressor.engine.run.runner import load_given
 from compressor.errors import DataError, UsageError
 from compressor.foreign_files.libraries import library_errors
 from compressor.foreign_files.real_path import real_path
+from compressor.generation.answer_text import AnswerText
 from compressor.generation.encoder_input import encode_input
 from compressor.generation.prompt import Prompt
+from compressor.generation.requests import SamplingOptions
+from compressor.generation.token_selection import TokenSelector, Vocabulary
 from compressor.models.checkpoint.decoder_start import DecoderStart
 from compressor.models.checkpoint.generation_rules import read_generation_rules
 from compressor.models.families.transformers.chat_templates import load_tokenizer, render_chat
 from compressor.models.families.transformers.processor import Processor
 from compressor.runtimes.decoding import DecoderOptions, GenerationLimits
 from compressor.runtimes.formats import StoredModel, recognize
-from compressor.runtimes.token_generation import generate_tokens, most_probable
+from compressor.runtimes.token_generation import generate_tokens, read_prompt
 
 Array = np.ndarray[Any, Any]
 _REMEDY = "copy the checkpoint's files again"
-_UNFINISHED = "\ufffd"
-"""The replacement character, which tokenizers return for an incomplete UTF-8 sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +56,6 @@ class Generated:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """Selection of the next token from the logits."""
-
-    max_tokens: int
-    temperature: float
-    """0: always the most probable token."""
-    top_p: float
-    """Sample from the smallest set of tokens with this total probability (nucleus sampling,
-    Holtzman et al. 2020)."""
-    seed: int
-
-
 def model_at(path: Path) -> StoredModel:
     """Return the model of an artifact, every file verified, or of a folder in an installed format.
 
@@ -88,7 +76,7 @@ def model_at(path: Path) -> StoredModel:
 def generate(
     model: StoredModel,
     prompt: Prompt,
-    sampling: Sampling,
+    sampling: SamplingOptions,
     *,
     threads: int,
     fast_prompts: bool = False,
@@ -121,31 +109,43 @@ def generate(
     prompt_tokens = len(start.tokens) + bool(start.languages)
     capacity = _required_capacity(prompt_tokens, sampling, limits)
     rules = read_generation_rules(model.path)
-    end_tokens = {*rules.eos_token_id, tokenizer.eos_token_id}
+    end_tokens = frozenset({*rules.eos_token_id, tokenizer.eos_token_id} - {None})
     options = DecoderOptions(threads, capacity, fast_prompts)
     decoder = model.format.open_decoder(model.path, options)
-    choose = _Sampler(sampling)
-    stream = _TextStream(tokenizer, on_text)
-    tokens: list[int] = []
-    started = prefilled = time.perf_counter()
+    text = AnswerText(
+        tokenizer, stop=sampling.stop, keep_special_tokens=sampling.keep_special_tokens
+    )
+    started = time.perf_counter()
     if limits.encoder_inputs:
         decoder.encode(encoder_arrays)
-    for token in generate_tokens(decoder, start, rules, sampling.max_tokens, choose, images):
-        prefilled = prefilled if tokens else time.perf_counter()
-        tokens.append(token)
-        if token in end_tokens:
+    prompt_ids, logits_V = read_prompt(decoder, start, images)
+    selector = TokenSelector(sampling, Vocabulary(len(logits_V), end_tokens, rules), prompt_ids)
+    prefilled, generated, finished = 0.0, 0, False
+    for token in generate_tokens(decoder, logits_V, selector.choose, sampling.max_tokens):
+        prefilled = prefilled or time.perf_counter()
+        generated += 1
+        finished = selector.ends(token)
+        if not finished:
+            _pass_on(text.add(token), on_text)
+            finished = text.stopped is not None
+        if finished:
             break
-        stream.update(tokens)
+    _pass_on(text.finish(), on_text)
     seconds = time.perf_counter() - prefilled
     return Generated(
-        text=stream.text,
+        text=text.text,
         prompt_tokens=prompt_tokens,
-        tokens=len(tokens),
-        finished=tokens[-1] in end_tokens,
+        tokens=generated,
+        finished=finished,
         prefill_tokens_per_second=prompt_tokens / (prefilled - started),
-        decode_tokens_per_second=(len(tokens) - 1) / seconds if len(tokens) > 1 else None,
+        decode_tokens_per_second=(generated - 1) / seconds if generated > 1 else None,
         runtime_threads=threads,
     )
+
+
+def _pass_on(piece: str, on_text: Callable[[str], None]) -> None:
+    if piece:
+        on_text(piece)
 
 
 def _limits(model: StoredModel, prompt: Prompt) -> GenerationLimits:
@@ -185,7 +185,9 @@ def _check_vocabulary(
         )
 
 
-def _required_capacity(prompt_tokens: int, sampling: Sampling, limits: GenerationLimits) -> int:
+def _required_capacity(
+    prompt_tokens: int, sampling: SamplingOptions, limits: GenerationLimits
+) -> int:
     """Return the number of tokens of prompt and answer; raise ``UsageError`` if it is too large."""
     capacity = prompt_tokens + sampling.max_tokens
     if capacity > limits.context_length:
@@ -197,47 +199,12 @@ def _required_capacity(prompt_tokens: int, sampling: Sampling, limits: Generatio
     return capacity
 
 
-class _TextStream:
-    """Passes on the text of a growing list of tokens, once each character is complete."""
-
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
-        self._tokenizer, self._on_text = tokenizer, on_text
-        self.text = ""
-
-    def update(self, tokens: list[int]) -> None:
-        with library_errors("the model's tokenizer cannot decode the answer", DataError, _REMEDY):
-            text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        if not text.endswith(_UNFINISHED):
-            self._on_text(text[len(self.text) :])
-            self.text = text
-
-
 def _encode(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[str, Array] | None]:
     """Return the tokenizer, the token ids, and the processor's arrays of the images if any."""
     if prompt.images:
         return _encode_with_images(folder, prompt)
     tokenizer = load_tokenizer(folder)
     return tokenizer, _encode_text(tokenizer, prompt), None
-
-
-class _Sampler:
-    """Selects tokens at random, with probabilities from the logits [V]."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling, self._rng = sampling, np.random.default_rng(sampling.seed)
-
-    def __call__(self, logits_V: Array) -> int:
-        """Return a token; the most probable one at temperature 0."""
-        if self._sampling.temperature == 0:
-            return most_probable(logits_V)
-        probabilities_V = logits_V.astype(np.float64) / self._sampling.temperature
-        probabilities_V = np.exp(probabilities_V - probabilities_V.max())
-        probabilities_V /= probabilities_V.sum()
-        order_V = probabilities_V.argsort()[::-1]
-        count = int(np.searchsorted(probabilities_V[order_V].cumsum(), self._sampling.top_p)) + 1
-        nucleus = order_V[:count]
-        weights = probabilities_V[nucleus]
-        return int(self._rng.choice(nucleus, p=weights / weights.sum()))
 
 
 def _encode_text(tokenizer: Any, prompt: Prompt) -> Array:

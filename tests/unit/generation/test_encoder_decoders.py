@@ -8,15 +8,16 @@ from calibration.sources.arrays import ArrayDataset
 from calibration.sources.audio import Audio, AudioConfig
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError, UsageError
-from compressor.generation.generate import Sampling, generate, model_at
+from compressor.generation.generate import generate, model_at
 from compressor.generation.prompt import Prompt
+from compressor.generation.requests import SamplingOptions
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.transformers.feature_extractor import FeatureExtractor
 from tests.support.decoders import export_decoder
 from tests.support.encoder_classes import CLASSES
 from tests.support.speech import save_encoder_decoder, write_wav
 
-GREEDY = Sampling(max_tokens=8, temperature=0.0, top_p=1.0, seed=0)
+GREEDY = SamplingOptions(max_tokens=8, temperature=0.0, top_p=1.0, seed=0)
 
 
 def text_of(folder, prompt):

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from compressor.errors import DataError, UsageError
-from compressor.generation.generate import Sampling, generate, model_at
+from compressor.generation.generate import generate, model_at
 from compressor.generation.prompt import Prompt
+from compressor.generation.requests import SamplingOptions
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes import memory
 from compressor.runtimes.onnxruntime.decoder import fast_prompts as onnx_prompts
@@ -20,7 +21,7 @@ from tests.support.decoders import export_decoder, pack_decoder, save_decoder
 from tests.support.processors import write_processor
 from tests.support.tiny_files import tiny_onnx
 
-GREEDY = Sampling(max_tokens=12, temperature=0.0, top_p=1.0, seed=0)
+GREEDY = SamplingOptions(max_tokens=12, temperature=0.0, top_p=1.0, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +121,12 @@ def test_the_chat_template_is_used_unless_the_prompt_is_raw(bed):
 
 
 def test_sampling_is_reproducible_for_a_seed(bed):
-    hot = [Sampling(max_tokens=12, temperature=3.0, top_p=1.0, seed=seed) for seed in (0, 0, 1)]
+    hot = [
+        SamplingOptions(max_tokens=12, temperature=3.0, top_p=1.0, seed=seed) for seed in (0, 0, 1)
+    ]
     first, repeated, different = (generate_text(bed["onnx"], sampling).text for sampling in hot)
     assert first == repeated != different
-    certain = Sampling(max_tokens=12, temperature=3.0, top_p=1e-9, seed=1)
+    certain = SamplingOptions(max_tokens=12, temperature=3.0, top_p=1e-9, seed=1)
     assert generate_text(bed["onnx"], certain).text == generate_text(bed["onnx"]).text
 
 
@@ -142,7 +145,7 @@ def test_models_and_prompts_that_cannot_generate_are_errors(bed, tmp_path):
     with pytest.raises(
         UsageError, match="prompt and answer have 515 tokens; the model's context has 512"
     ):
-        generate_text(bed["onnx"], Sampling(512, 0.0, 1.0, 0))
+        generate_text(bed["onnx"], SamplingOptions(512))
     with pytest.raises(UsageError, match="is not a folder"):
         generate_text(tmp_path / "nothing")
     with pytest.raises(UsageError, match="the prompt is empty"):
@@ -173,14 +176,14 @@ def test_a_prompt_with_tokens_beyond_the_embedding_is_an_error(bed, tmp_path):
 def test_a_text_that_does_not_fit_into_memory_is_an_error_before_generation(bed, name, monkeypatch):
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
     # 3 layers of 2 key heads of 16 values, twice, in float32: 768 bytes a token.
-    assert generate_text(bed[name], Sampling(100, 0.0, 1.0, 0)).tokens == 100
+    assert generate_text(bed[name], SamplingOptions(100)).tokens == 100
     with pytest.raises(UsageError, match=r"1 sequence of 153 tokens: 0\.0 GB needed, 0\.0 GB free"):
-        generate_text(bed[name], Sampling(150, 0.0, 1.0, 0))
+        generate_text(bed[name], SamplingOptions(150))
 
 
 def test_nucleus_sampling_keeps_at_least_one_token(bed):
     result = generate_text(
-        bed["torch"], Sampling(max_tokens=3, temperature=0.5, top_p=0.01, seed=2)
+        bed["torch"], SamplingOptions(max_tokens=3, temperature=0.5, top_p=0.01, seed=2)
     )
     assert result.tokens == 3
     assert np.isfinite(result.prefill_tokens_per_second)

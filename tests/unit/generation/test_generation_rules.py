@@ -6,6 +6,13 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSpeechSeq2Seq, GenerationConfig
+from transformers.generation.logits_process import (
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from calibration.sources.audio import Audio, AudioConfig
 from compressor.data.contract import SourceContext
@@ -13,17 +20,18 @@ from compressor.errors import DataError, ModelError, UsageError
 from compressor.evaluation.accuracy import GeneratingModel, measure_accuracy
 from compressor.evaluation.records import AccuracyConfig
 from compressor.evaluation.transcripts import edit_distance, normalized
-from compressor.generation.generate import Sampling, generate, model_at
+from compressor.generation.generate import generate, model_at
 from compressor.generation.prompt import Prompt
+from compressor.generation.requests import SamplingOptions
 from compressor.models.checkpoint.decoder_start import decoder_start, language_tokens
 from compressor.models.checkpoint.generation_rules import GenerationRules, read_generation_rules
 from compressor.models.families.transformers.feature_extractor import FeatureExtractor
-from compressor.runtimes.token_generation import apply_rules
+from compressor.runtimes.token_rules import TokenRules
 from tests.support.decoders import export_decoder
 from tests.support.speech import write_wav
 from tests.support.speech_models import END, LANGUAGES, START, multilingual, save_speech_model
 
-GREEDY = Sampling(max_tokens=10, temperature=0.0, top_p=1.0, seed=0)
+GREEDY = SamplingOptions(max_tokens=10, temperature=0.0, top_p=1.0, seed=0)
 NOISE_V = np.random.default_rng(0).normal(size=12).astype(np.float32)
 
 
@@ -31,8 +39,20 @@ def rules(**fields):
     return GenerationRules.model_validate_json(json.dumps(fields))
 
 
+def changed(tokens, generated=1, **fields):
+    """Return the logits after the rules of fields; the last tokens are those of the answer."""
+    prompt, answer = tokens[: len(tokens) - generated], tokens[len(tokens) - generated :]
+    state = TokenRules(rules(**fields), prompt, max_tokens=9, vocabulary=len(NOISE_V))
+    for token in answer:
+        state.commit(token)
+    logits_V = NOISE_V.copy()
+    state.apply(logits_V)
+    assert state.change_next() or (logits_V == NOISE_V).all()
+    return logits_V
+
+
 def excluded(tokens, generated=1, **fields):
-    allowed_V = apply_rules(NOISE_V, rules(eos_token_id=2, **fields), tokens, generated, 9)
+    allowed_V = changed(tokens, generated, eos_token_id=2, **fields)
     return np.flatnonzero(np.isneginf(allowed_V)).tolist()
 
 
@@ -42,17 +62,45 @@ def test_tokens_that_may_not_follow_have_no_probability():
     assert excluded([0, 5], begin_suppress_tokens=[7]) == []
     assert excluded([0, 5, 6], bad_words_ids=[[1], [2], [5, 6, 8], [6, 9], [5, 10]]) == [1, 8, 9]
     assert excluded([5, 6, 7, 5, 6], no_repeat_ngram_size=3) == [7]
+    assert excluded([5, 6], no_repeat_ngram_size=1) == [5, 6]
     assert excluded([0, 5], min_length=3) == [2]
     assert excluded([0, 5], min_new_tokens=1) == []
-    forced = apply_rules(NOISE_V, rules(forced_eos_token_id=2), [0, 5], 8, 9)
-    assert forced.argmax() == 2
+    assert changed([0] * 9, 8, forced_eos_token_id=2).argmax() == 2
 
 
 def test_a_penalty_makes_repetition_less_probable():
-    scores_V = apply_rules(NOISE_V, rules(repetition_penalty=2.0), [3, 3, 4], 1, 9)
+    tokens = [3, 3, 4, 99, -1, *range(11)]
+    logits_V = changed(tokens[:5], repetition_penalty=2.0)
     expected_V = NOISE_V.copy()
     expected_V[[3, 4]] *= np.where(NOISE_V[[3, 4]] < 0, 2.0, 0.5)
-    np.testing.assert_allclose(scores_V, expected_V)
+    np.testing.assert_allclose(logits_V, expected_V)
+
+
+@pytest.mark.parametrize(
+    ("fields", "processor"),
+    [
+        ({"repetition_penalty": 1.7}, RepetitionPenaltyLogitsProcessor(1.7)),
+        ({"no_repeat_ngram_size": 2}, NoRepeatNGramLogitsProcessor(2)),
+        (
+            {"bad_words_ids": [[1], [2, 3], [4, 5, 6], [7, 8]]},
+            NoBadWordsLogitsProcessor([[1], [2, 3], [4, 5, 6], [7, 8]], torch.tensor([0])),
+        ),
+        (
+            {"min_new_tokens": 4, "eos_token_id": [2, 3]},
+            MinNewTokensLengthLogitsProcessor(8, 4, torch.tensor([2, 3])),
+        ),
+        (
+            {"min_length": 12, "eos_token_id": [2, 3]},
+            MinLengthLogitsProcessor(12, torch.tensor([2, 3])),
+        ),
+    ],
+)
+def test_rules_change_the_logits_as_in_transformers(fields, processor):
+    tokens = np.random.default_rng(3).integers(1, 12, 38)
+    for length in range(8, len(tokens)):
+        scores = processor(torch.from_numpy(tokens[None, :length]), torch.from_numpy(NOISE_V[None]))
+        logits_V = changed(tokens[:length].tolist(), length - 8, **fields)
+        np.testing.assert_allclose(logits_V, scores[0].numpy(), rtol=1e-6)
 
 
 def test_damaged_rules_are_named(tmp_path):

@@ -13,8 +13,9 @@ from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import Dataset, SourceContext
 from compressor.engine.contract import PassOutput
 from compressor.errors import DataError, ParityError, UsageError
-from compressor.generation.generate import Sampling, generate, model_at
+from compressor.generation.generate import generate, model_at
 from compressor.generation.prompt import Prompt
+from compressor.generation.requests import SamplingOptions
 from compressor.graphs.decoder.interface import VISION_MODEL
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.formats import open_session
@@ -26,7 +27,7 @@ from tests.support.processors import message, write_conversations, write_picture
 
 SIZES = [(56, 56), (84, 28), (28, 84), (56, 28)]
 FIELDS = {"parity": {"data": "text"}}  # the data set of that name has images here
-GREEDY = Sampling(max_tokens=8, temperature=0.0, top_p=1.0, seed=0)
+GREEDY = SamplingOptions(max_tokens=8, temperature=0.0, top_p=1.0, seed=0)
 TARGETS = pytest.mark.parametrize("target", ["onnxruntime", "portable"])
 WAYS = ["windows", "with images", "token by token", "padded"]
 

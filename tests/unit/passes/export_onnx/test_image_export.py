@@ -12,8 +12,9 @@ import torch
 from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError
-from compressor.generation.generate import Sampling, generate, model_at
+from compressor.generation.generate import generate, model_at
 from compressor.generation.prompt import Prompt
+from compressor.generation.requests import SamplingOptions
 from compressor.graphs.decoder.interface import VISION_MODEL
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.checkpoint.description import read_description
@@ -30,7 +31,7 @@ from passes.export_onnx.images.run import SeparateTowerError, merge_size, split_
 from tests.support.processors import message, write_conversations, write_picture
 from tests.support.vision_language import write_vlm
 
-GREEDY = Sampling(max_tokens=6, temperature=0.0, top_p=1.0, seed=0)
+GREEDY = SamplingOptions(max_tokens=6, temperature=0.0, top_p=1.0, seed=0)
 EXPORTED = "qwen3_vl"
 """Has grids of patches, positions in three axes, and features behind the first layers."""
 DIVIDED = [
