@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed
 EXAMPLES_STAMP := $(VENV)/.examples-installed
 LLM := examples/smollm2/fetched
+# A client of `serve`, for the tests. It states Python 3.12, and runs on 3.11.
+PHONE_AGENT := phone-agent==0.1.1
 
 .PHONY: demo demo-llm test check docs torture benchmark clean
 
@@ -45,7 +47,8 @@ benchmark: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[phone-bed,heic,parquet,trt-rtx,provenance,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[phone-bed,heic,parquet,trt-rtx,provenance,serve,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python $(PHONE_AGENT)
 	touch $@
 
 $(DOCS_STAMP): $(STAMP)

@@ -46,6 +46,10 @@ _EXTRAS = {
         ("cryptography", "zstandard", "cyclonedx-python-lib"),
         "sign, archive, restore, sbom",
     ),
+    "serve": (
+        ("starlette", "uvicorn", "llguidance", "prometheus-client"),
+        "serve, and answers that follow a grammar",
+    ),
 }
 """Extra to its distributions and the features that need them."""
 _MIN_DISK_BYTES = 1 << 30
