@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from compressor.models.families.module.config import ModuleConfig
     from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
     from compressor.runtimes.layers import Layers
+    from compressor.runtimes.rows import RowDecoder, RowOptions
     from compressor.runtimes.session import Session
     from compressor.runtimes.tensor_listing import ListedTensor
 
@@ -242,6 +243,16 @@ class Format(ABC):
         """
         self.generation_limits(path)
         raise self._unsupported(path, "it has no decoder", None)
+
+    def open_rows(self, path: Path, options: RowOptions) -> RowDecoder:
+        """Open the model to generate several sequences at once.
+
+        Raises:
+            UsageError: the model does not generate, or not with these options.
+            ModelError: the model cannot be opened.
+        """
+        self.generation_limits(path)
+        raise self._unsupported(path, "it has no decoder for several sequences", None)
 
     def open_layers(self, path: Path, threads: int) -> Layers:
         """Open the model for layer-by-layer inspection (`compare -p`).

@@ -12,6 +12,7 @@ from compressor.models.facts import ModelFacts
 from compressor.runtimes.decoding import Array, Decoder, DecoderOptions, GenerationLimits
 from compressor.runtimes.foreign.identify import identify
 from compressor.runtimes.formats import Cost, Format, LowPrecision, SampleShapes
+from compressor.runtimes.rows import RowDecoder, RowOptions
 
 if TYPE_CHECKING:
     from compressor.data.contract import Batch
@@ -173,6 +174,13 @@ class Onnx(Format):
         """
         with library_errors(f"{path} is no decoder that can be opened", ModelError, _AGAIN):
             return _OnnxDecoder(path, options)
+
+    def open_rows(self, path: Path, options: RowOptions) -> RowDecoder:
+        """Open a decoder graph with a key-value cache for each row."""
+        from compressor.runtimes.onnxruntime.decoder.rows import open_rows
+
+        with library_errors(f"{path} is no decoder that can be opened", ModelError, _AGAIN):
+            return open_rows(path, options)
 
     def tensors(self, path: Path) -> Mapping[str, TensorReader]:
         """Return the named initializers; the file is read whole."""

@@ -19,7 +19,7 @@ from compressor.runtimes.memory import check_kv_cache_fits
 
 INPUT_IDS, DECODER_TOKENS = "input_ids", "decoder_input_ids"
 ATTENTION_MASK = "attention_mask"
-_FLOAT_BYTES = 4
+FLOAT_BYTES = 4
 
 
 def limits_of(folder: Path) -> GenerationLimits | None:
@@ -59,7 +59,7 @@ class TorchDecoder(Decoder):
 
         model = read_description(folder)
         generation = model.require(CachedGeneration)
-        cache_bytes = generation.cache_bytes(options.capacity, _FLOAT_BYTES)
+        cache_bytes = generation.cache_bytes(options.capacity, FLOAT_BYTES)
         check_kv_cache_fits(cache_bytes, batch_size=1, tokens=options.capacity)
         torch.set_num_threads(options.threads)
         module: Any = load_module(model)

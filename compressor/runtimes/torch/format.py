@@ -15,6 +15,7 @@ from compressor.runtimes.foreign.contract import EXPORT_FROM_PYTHON
 from compressor.runtimes.foreign.folders import sentence_modules
 from compressor.runtimes.foreign.identify import identify
 from compressor.runtimes.formats import Format, LowPrecision
+from compressor.runtimes.rows import RowDecoder, RowOptions
 
 if TYPE_CHECKING:
     from compressor.data.contract import Batch
@@ -139,12 +140,22 @@ class FamilyFormat(Format):
         """Open a checkpoint of transformers with its own key-value cache."""
         from compressor.runtimes.torch.decoder import TorchDecoder
 
-        if options.fast_prompts:
+        self._refuse_fast_prompts(path, fast_prompts=options.fast_prompts)
+        return TorchDecoder(path, options)
+
+    def open_rows(self, path: Path, options: RowOptions) -> RowDecoder:
+        """Open a checkpoint of transformers with a key-value cache for each row."""
+        from compressor.runtimes.torch.rows import TorchRows
+
+        self._refuse_fast_prompts(path, fast_prompts=options.fast_prompts)
+        return TorchRows(path, options)
+
+    def _refuse_fast_prompts(self, path: Path, *, fast_prompts: bool) -> None:
+        if fast_prompts:
             raise UsageError(
                 f"{path} holds no ONNX graph: --fast-prompts needs packed weights in ONNX",
                 remedy="export the awq artifact with export-onnx, or leave --fast-prompts out",
             )
-        return TorchDecoder(path, options)
 
     def tensors(self, path: Path) -> Mapping[str, TensorReader]:
         """Return the tensors of the safetensors files, one in memory at a time."""

@@ -33,7 +33,7 @@ class BoundSession:
             value.name for value in session.get_overridable_initializers()
         }
         [outputs] = [value for value in session.get_outputs() if value.name == LOGITS]
-        self._vocabulary_size = int(outputs.shape[-1])
+        self.vocabulary_size = int(outputs.shape[-1])
         self._ids_BT: Array = np.empty((0, 0), dtype=np.int64)
         self._logits_key: tuple[int, int, int] | None = None
         """Sequences, tokens, and `logits_to_keep` of the bound logits."""
@@ -58,7 +58,7 @@ class BoundSession:
         """Free the logits of the last call, which may be large."""
         self._logits_key = None
         # The binding holds its array until another one is bound.
-        self._bind_logits(np.empty((1, 1, self._vocabulary_size), dtype=np.float32))
+        self._bind_logits(np.empty((1, 1, self.vocabulary_size), dtype=np.float32))
 
     def run(self, ids_BT: Array, logits_to_keep: int) -> Array:
         """Run the graph and return the logits of the last tokens, float32 [B, kept tokens, V].
@@ -93,7 +93,7 @@ class BoundSession:
         rows = min(logits_to_keep, tokens) if self._takes_keep and logits_to_keep else tokens
         key = batch, rows, logits_to_keep
         if key != self._logits_key:
-            self._bind_logits(np.empty((batch, rows, self._vocabulary_size), dtype=np.float32))
+            self._bind_logits(np.empty((batch, rows, self.vocabulary_size), dtype=np.float32))
             if self._takes_keep:
                 self._keep = np.array([logits_to_keep], dtype=np.int64)
                 self.bind_inputs({LOGITS_TO_KEEP: self._keep})

@@ -40,9 +40,9 @@ from compressor.runtimes.onnxruntime.inference import open_inference_session
 Array = np.ndarray[Any, Any]
 _CHUNK_TOKENS = 128
 """Prompts are prefilled in chunks: 512 tokens at once take 4 % longer, and more memory."""
-_PROMPT_GRAPH_MIN_TOKENS = 16
+PROMPT_GRAPH_MIN_TOKENS = 16
 """Number of tokens in a call, over all sequences, from which the graph for prompts is faster."""
-_TWO_SESSIONS = {"session.force_spinning_stop": "1"}
+TWO_SESSIONS = {"session.force_spinning_stop": "1"}
 """Session config entry: threads of an idle session do not spin while the other session runs."""
 _OPENING_COPIES = 4
 """Copies of a file in memory while it is opened: its bytes, its tensors, the kernels' packed
@@ -86,8 +86,8 @@ class OnnxDecoder:
                 does not fit into memory.
             StorageError: the graph for prompts cannot be written to the temporary directory.
         """
-        settings = _TWO_SESSIONS if fast_prompts else {}
-        session = _open(folder, threads, huge_pages=huge_pages, settings=settings)
+        settings = TWO_SESSIONS if fast_prompts else {}
+        session = open_decoder_graph(folder, threads, huge_pages=huge_pages, settings=settings)
         layout = KvCacheLayout.from_inputs(session.get_inputs())
         if layout is None:
             raise UsageError(
@@ -105,7 +105,7 @@ class OnnxDecoder:
         self._takes_one_token = takes_one_token(session)
         self._decode_session = BoundSession(session)
         self._prefill_session = (
-            BoundSession(_open_prompt_graph(folder, threads, huge_pages=huge_pages))
+            BoundSession(open_prompt_graph(folder, threads, huge_pages=huge_pages))
             if fast_prompts
             else self._decode_session
         )
@@ -283,7 +283,7 @@ class OnnxDecoder:
         if self._image_width is not None:
             image_inputs = self._image_inputs(images, self._image_width, tokens)
             inputs |= {name: image_inputs[name] for name in self._image_names}
-        is_prompt = tokens > 1 and self.batch_size * tokens >= _PROMPT_GRAPH_MIN_TOKENS
+        is_prompt = tokens > 1 and self.batch_size * tokens >= PROMPT_GRAPH_MIN_TOKENS
         session = self._prefill_session if is_prompt else self._decode_session
         if session is not self._last_session:
             self._last_session.release_logits()
@@ -344,17 +344,28 @@ def takes_one_token(session: onnxruntime.InferenceSession) -> bool:
     return bool(shape[1] == 1)
 
 
-def _open(
+def open_decoder_graph(
     folder: Path, threads: int, *, huge_pages: bool, settings: Mapping[str, str]
 ) -> onnxruntime.InferenceSession:
+    """Open ``model.onnx``, with its weights in huge pages if asked for and possible.
+
+    Raises:
+        ModelError: the graph cannot be opened.
+    """
     size_bytes = sum(file.stat().st_size for file in folder.glob(f"{MODEL}*"))
     with memory.huge_pages(_OPENING_COPIES * size_bytes) if huge_pages else nullcontext():
         return open_inference_session(folder, threads, settings=settings)
 
 
-def _open_prompt_graph(
+def open_prompt_graph(
     folder: Path, threads: int, *, huge_pages: bool
 ) -> onnxruntime.InferenceSession:
+    """Write and open the graph for prompts; its files are deleted again.
+
+    Raises:
+        UsageError: the decoder has no packed weights, or the copies do not fit into memory.
+        StorageError: the graph cannot be written to the temporary directory.
+    """
     from compressor.runtimes.onnxruntime.decoder.fast_prompts import temporary_prompt_graph
     from compressor.runtimes.onnxruntime.integer_kernels import (
         EXACT_PRODUCTS,
@@ -362,5 +373,5 @@ def _open_prompt_graph(
     )
 
     with temporary_prompt_graph(folder, threads) as prompt_folder:
-        settings = _TWO_SESSIONS | (EXACT_PRODUCTS if integer_products_saturate() else {})
-        return _open(prompt_folder, threads, huge_pages=huge_pages, settings=settings)
+        settings = TWO_SESSIONS | (EXACT_PRODUCTS if integer_products_saturate() else {})
+        return open_decoder_graph(prompt_folder, threads, huge_pages=huge_pages, settings=settings)

@@ -1,0 +1,130 @@
+"""Generation of several sequences at once: the contract between a runtime and the engine.
+
+Each sequence has a *row*: its key-value cache, which outlives the answer, so that a later prompt
+with the same beginning need not be read again.
+
+Shapes: B rows, T new tokens, K kept tokens, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RowOptions:
+    """Options for opening a model to generate several sequences."""
+
+    threads: int
+    rows: int
+    """Sequences that are generated at once."""
+    capacity: int
+    """Tokens of prompt and answer that each row can hold."""
+    fast_prompts: bool = False
+    """Read prompts with 8-bit copies of the packed weights (ONNX decoders only)."""
+    feature_bytes: int = 256 << 20
+    """Bytes of the embeddings of images that are kept for prompts with the same images."""
+
+
+class RowDecoder(ABC):
+    """An open model with the key-value caches of several rows.
+
+    The caller keeps the length of each row. After a call that failed, the content of its rows is
+    not known, and they are to be released.
+
+    Attributes:
+        options: the options it was opened with.
+        vocabulary: number of logits.
+        token_bytes: bytes of the keys and values of one token in one row.
+        copies: True if tokens can be copied from one row to another.
+        truncates: True if the last tokens of a row can be dropped; False for recurrent layers,
+            whose state belongs to all tokens.
+        batches: True if one call for several rows is faster than one call for each.
+        splits_images: True if a prompt with images may be read in pieces; otherwise it is read at
+            once, into an empty row.
+    """
+
+    options: RowOptions
+    vocabulary: int
+    token_bytes: int
+    copies: bool = False
+    truncates: bool = True
+    batches: bool = False
+    splits_images: bool = False
+
+    @abstractmethod
+    def append(self, row: int, length: int, ids_T: Array, images: Any, keep: int) -> Array:
+        """Append tokens behind the first ``length`` tokens of a row, which drops the others.
+
+        The next call may overwrite the result.
+
+        Args:
+            row: the row.
+            length: its tokens that stay.
+            ids_T: int64 token ids.
+            images: what ``encode_images`` returned for the row's prompt; None without images.
+            keep: number of last tokens whose logits are returned.
+
+        Returns:
+            Logits, float32 [K, V].
+
+        Raises:
+            PassError: the runtime failed.
+        """
+
+    @abstractmethod
+    def step(self, lengths_B: Array, ids_B: Array, images_B: list[Any]) -> Array:
+        """Append one token to each of the first B rows; return the logits, float32 [B, V].
+
+        The next call may overwrite the result.
+
+        Args:
+            lengths_B: tokens of each row that stay.
+            ids_B: int64, the token of each row.
+            images_B: the images of each row's prompt, or None.
+
+        Raises:
+            PassError: the runtime failed.
+        """
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first tokens of one row to another; only if ``copies``."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def swap(self, first: int, second: int, length: int) -> None:
+        """Exchange two rows.
+
+        Args:
+            first: a row.
+            second: another row.
+            length: the larger number of tokens that they hold.
+        """
+
+    @abstractmethod
+    def release(self, row: int, length: int) -> None:
+        """Free the memory of all but the first tokens of a row."""
+
+    def encode_images(self, ids_T: Array, arrays: Mapping[str, Array]) -> tuple[Any, Array]:
+        """Encode the images of a prompt; may run on another thread than the other methods.
+
+        Args:
+            ids_T: the tokens of the prompt.
+            arrays: the arrays of the model's processor for one conversation.
+
+        Returns:
+            The runtime's inputs for the images, and a key for each token, int64 [T]: its id, or for
+            the token of an image a number that stands for the image and the token's place in it.
+
+        Raises:
+            DataError: the arrays do not fit the tokens.
+            PassError: the runtime failed.
+        """
+        raise NotImplementedError
