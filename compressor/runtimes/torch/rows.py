@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from compressor.runtimes.rows import RowDecoder, RowOptions
 from compressor.runtimes.torch.decoder import FLOAT_BYTES, INPUT_IDS
 
 Array = np.ndarray[Any, Any]
+_SPREAD = 0x9E3779B97F4A7C15 >> 24
+"""Factor that spreads the keys of token ids: 2^64 divided by the golden ratio (Knuth 1973)."""
 _MOVED = "rope_deltas"
 """Attribute of modules with M-RoPE: the distance that positions gained in the last prompt."""
 
@@ -63,7 +65,7 @@ class TorchRows(RowDecoder):
         torch.set_num_threads(options.threads)
         module: Any = load_module(model)
         self.options, self._module = options, module
-        self._new_cache = lambda: new_cache(module)
+        self._new_cache: Callable[[], Any] = lambda: new_cache(module)
         self._argument = str(cache_argument(module))
         self._moving = [part for part in module.modules() if hasattr(part, _MOVED)]
         self._rows = [self._empty() for _ in range(options.rows)]
@@ -122,9 +124,9 @@ class TorchRows(RowDecoder):
         digest = hashlib.sha256()
         for name in sorted(arrays):
             digest.update(np.ascontiguousarray(arrays[name]).data)
-        # A prompt with images is read at once, into an empty row: its keys equal those of no text.
-        start = int.from_bytes(digest.digest()[:7], "big")
-        keys_T: Array = -1 - (start + np.arange(len(ids_T), dtype=np.int64))
+        # The prompt is read at once, into an empty row, so its keys need not equal those of a text.
+        start = int.from_bytes(digest.digest()[:6], "big")
+        keys_T: Array = -1 - ((start << 15) + ids_T * _SPREAD) % (1 << 62)
         return dict(arrays), keys_T
 
     def _empty(self) -> _Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from compressor.errors import DataError
@@ -51,6 +52,7 @@ def render_chat(
     *,
     add_generation_prompt: bool = False,
     template: str | None = None,
+    template_options: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Return a conversation as the text that the model reads, special tokens included.
 
@@ -59,6 +61,7 @@ def render_chat(
         messages: ``{"role", "content"}``, each content a text.
         add_generation_prompt: append the start of the assistant's answer.
         template: use this template instead of the tokenizer's.
+        template_options: variables of the template, such as ``tools``.
 
     Raises:
         Exception: of the template, which may refuse an order of roles.
@@ -68,6 +71,7 @@ def render_chat(
         chat_template=template,
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
+        **template_options,
     )
     return text
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -146,14 +147,17 @@ class Processor:
         *,
         add_generation_prompt: bool = False,
         background: str = WHITE,
+        template_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Encoding:
         """Return the model inputs of one conversation.
 
         Args:
-            messages: each content is a text or a list of parts, `{"type": "image", "path": …}` or
-                `{"type": "text", "text": …}`. Images are opened by ``open_picture``.
+            messages: each content is a text or a list of parts, `{"type": "image", "path": …}`,
+                `{"type": "image", "image": …}` with a picture of Pillow, or `{"type": "text",
+                "text": …}`. The files of images are opened by ``open_picture``.
             add_generation_prompt: append the start of the assistant's answer.
             background: colour behind transparent pixels of images, as ``#rrggbb``.
+            template_options: variables of the chat template, such as ``tools``.
 
         Raises:
             DataError: an image cannot be read; the message names it.
@@ -162,7 +166,8 @@ class Processor:
         """
         with without_pillow_warnings():
             opened = [_with_pictures(message, background) for message in messages]
-        arrays, is_image_T = self._run(opened, add_generation_prompt=add_generation_prompt)
+        options = {**template_options, "add_generation_prompt": add_generation_prompt}
+        arrays, is_image_T = self._run(opened, options)
         ids_T = arrays["input_ids"][0]
         of_tokens = {
             name: arrays[name][0] if name in arrays else np.zeros_like(ids_T)
@@ -175,15 +180,15 @@ class Processor:
         return Encoding(ids_T, is_image_T, of_tokens | of_images)
 
     def _run(
-        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False
+        self, messages: list[dict[str, Any]], options: Mapping[str, Any]
     ) -> tuple[dict[str, Array], Array]:
         """Return the arrays that the class takes, and the tokens that stand for images, [T]."""
         results = self.processor.apply_chat_template(
             [messages],
             tokenize=True,
             return_dict=True,
-            add_generation_prompt=add_generation_prompt,
             processor_kwargs=dict(_OPTIONS),
+            **options,
         )
         return self._selected(results)
 
@@ -228,7 +233,7 @@ def _with_pictures(message: Mapping[str, Any], background: str) -> dict[str, Any
         return dict(message)
     parts = [
         {"type": "image", "image": open_picture(Path(part["path"]), background).image}
-        if part["type"] == "image"
+        if part["type"] == "image" and "path" in part
         else part
         for part in content
     ]

@@ -1,0 +1,269 @@
+"""A model that is open for many requests: tokenizer, prompts, and the generation engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import psutil
+
+from compressor.errors import DataError, UsageError
+from compressor.foreign_files.libraries import library_errors
+from compressor.generation.answer import Answer
+from compressor.generation.answer_text import AnswerText
+from compressor.generation.engine import GenerationEngine
+from compressor.generation.engine_records import EngineOptions
+from compressor.generation.requests import EncodedPrompt, GenerationRequest, Listener
+from compressor.generation.token_selection import TokenSelector, Vocabulary
+from compressor.models.checkpoint.generation_rules import read_generation_rules
+from compressor.models.families.transformers.chat_templates import load_tokenizer, render_chat
+from compressor.models.families.transformers.processor import Processor
+from compressor.runtimes.decoding import GenerationLimits
+from compressor.runtimes.formats import StoredModel
+from compressor.runtimes.rows import RowDecoder, RowOptions
+
+Array = np.ndarray[Any, Any]
+Message = Mapping[str, Any]
+_MEMORY_SHARE = 0.6
+"""Share of the free memory that keys and values may take."""
+_MIN_CONTEXT = 16
+_REMEDY = "copy the checkpoint's files again"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """Bounds of an open model."""
+
+    threads: int
+    rows: int = 8
+    """Answers that are generated at once."""
+    context: int | None = None
+    """Tokens of prompt and answer together; None for those of the model, as far as memory goes."""
+    cache_bytes: int | None = None
+    """Bytes for keys and values of all rows; None for 60 % of the memory that is free."""
+    feature_bytes: int = 256 << 20
+    """Bytes for the embeddings of images."""
+    fast_prompts: bool = False
+    """Read prompts with 8-bit copies of the packed weights (ONNX only)."""
+    max_waiting: int = 64
+    """Requests that wait for a row; more are refused."""
+    max_guesses: int = 8
+    """Tokens that are guessed at once from the prompt; 0 for none."""
+
+
+class ChatModel:
+    """An open model.
+
+    Attributes:
+        path: the model's folder.
+        engine: generates the answers.
+        tokenizer: the tokenizer of transformers.
+        context_length: tokens of prompt and answer together.
+        takes_images: True if prompts may hold images.
+        has_chat_template: True if conversations can be turned into prompts.
+        size: what the rows may hold.
+    """
+
+    def __init__(self, model: StoredModel, options: ChatOptions) -> None:
+        """Open a model.
+
+        Args:
+            model: a torch, packed or onnx model that generates.
+            options: bounds.
+
+        Raises:
+            UsageError: the model does not generate, or is an encoder-decoder; the context does
+                not fit the model or the memory.
+            DataError: there is no tokenizer.
+            ModelError: the model cannot be opened.
+        """
+        self.path = model.path
+        limits = model.format.generation_limits(model.path)
+        if limits.encoder_inputs:
+            raise UsageError(
+                f"{model.path} is an encoder-decoder: it answers one input, and no conversation",
+                remedy="use generate",
+            )
+        self._limits, self.takes_images = limits, limits.takes_images
+        self.tokenizer = load_tokenizer(model.path)
+        self.has_chat_template = bool(self.tokenizer.chat_template)
+        self._processor: Processor | None = None
+        if limits.takes_images:
+            self._processor = Processor(model.path)
+            self.has_chat_template = True
+        self._lock = threading.Lock()
+        self._decoder = _open_rows(model, limits, options)
+        budget = _budget_tokens(self._decoder, options)
+        self._vocabulary = self._read_vocabulary()
+        self.engine = GenerationEngine(
+            self._decoder,
+            self._start,
+            EngineOptions(budget, max_waiting=options.max_waiting, max_guesses=options.max_guesses),
+        )
+        self.context_length = self.engine.context_length
+        self.budget_tokens, self.token_bytes = budget, self._decoder.token_bytes
+
+    def encode_text(self, text: str) -> EncodedPrompt:
+        """Return a text to continue, as the tokenizer encodes it.
+
+        Raises:
+            UsageError: the text has no tokens.
+            DataError: the tokenizer fails, or gives tokens that the model does not have.
+        """
+        with self._lock, library_errors("the tokenizer cannot encode the text", DataError):
+            ids = self.tokenizer(text)["input_ids"]
+        return self._checked(np.array(ids, np.int64))
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        template_options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> EncodedPrompt:
+        """Return a conversation with the start of the next answer.
+
+        Args:
+            messages: each content is a text or a list of parts, ``{"type": "text", "text": …}`` or
+                ``{"type": "image", "image": …}`` with an RGB picture of Pillow.
+            template_options: variables of the chat template, such as ``tools``.
+
+        Raises:
+            UsageError: there is no chat template, it refuses the conversation, or the model takes
+                no images.
+            DataError: the tokenizer or the processor fails.
+        """
+        if not self.has_chat_template:
+            raise UsageError(
+                "the model has no chat template",
+                remedy="send a text to /v1/completions, or copy the checkpoint's "
+                "chat_template.jinja beside its tokenizer",
+            )
+        with_images = any(_images(message) for message in messages)
+        if with_images and self._processor is None:
+            raise UsageError("the model takes no images")
+        if with_images:
+            return self._encode_images(messages, template_options)
+        flat = [{**message, "content": _flat(message.get("content"))} for message in messages]
+        with self._lock, library_errors(_REFUSED, UsageError):
+            text = render_chat(
+                self._template_owner,
+                flat,
+                add_generation_prompt=True,
+                template_options=template_options,
+            )
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._checked(np.array(ids, np.int64))
+
+    def close(self) -> None:
+        """End all answers."""
+        self.engine.close()
+
+    @property
+    def _template_owner(self) -> Any:
+        """The tokenizer, or the processor if only it has a chat template."""
+        if self.tokenizer.chat_template or self._processor is None:
+            return self.tokenizer
+        return self._processor.processor
+
+    def _encode_images(
+        self, messages: Sequence[Message], template_options: Mapping[str, Any]
+    ) -> EncodedPrompt:
+        assert self._processor is not None  # noqa: S101
+        with self._lock, library_errors(_REFUSED, UsageError):
+            encoding = self._processor.encode(
+                messages, add_generation_prompt=True, template_options=template_options
+            )
+        ids_T = encoding.input_ids.astype(np.int64)
+        self._checked(ids_T)
+        images, keys_T = self._decoder.encode_images(ids_T, encoding.arrays)
+        return EncodedPrompt(ids_T, keys_T, images)
+
+    def _checked(self, ids_T: Array) -> EncodedPrompt:
+        """Return a text's tokens; raise an error if there are none, or some the model lacks."""
+        if not len(ids_T):
+            raise UsageError("the prompt is empty")
+        if int(ids_T.max()) >= (self._limits.vocabulary or self._decoder.vocabulary):
+            raise DataError(
+                f"the tokenizer of {self.path} gives the token {int(ids_T.max())}, and the model "
+                f"has {self._limits.vocabulary} tokens",
+                remedy="put the tokenizer of this model into the folder",
+            )
+        return EncodedPrompt(ids_T, ids_T)
+
+    def _read_vocabulary(self) -> Vocabulary:
+        rules = read_generation_rules(self.path)
+        ends = {*rules.eos_token_id}
+        if self.tokenizer.eos_token_id is not None:
+            ends.add(self.tokenizer.eos_token_id)
+        return Vocabulary(self._decoder.vocabulary, frozenset(ends), rules)
+
+    def _start(self, request: GenerationRequest, listener: Listener) -> Answer:
+        """Return the answer to a request; see ``StartAnswer``."""
+        sampling = request.sampling
+        selector = TokenSelector(sampling, self._vocabulary, request.prompt.token_ids_T.tolist())
+        text = AnswerText(
+            self.tokenizer,
+            stop=sampling.stop,
+            keep_special_tokens=sampling.keep_special_tokens,
+        )
+        return Answer(request, selector, text, listener, capacity=self.context_length)
+
+
+_REFUSED = "the chat template refuses the conversation"
+
+
+def _images(message: Message) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and any(part["type"] == "image" for part in content)
+
+
+def _flat(content: Any) -> Any:
+    """Return a list of texts as one text, which every template takes."""
+    if not isinstance(content, list):
+        return content
+    return "".join(part["text"] for part in content)
+
+
+def _open_rows(model: StoredModel, limits: GenerationLimits, options: ChatOptions) -> RowDecoder:
+    context = options.context or limits.context_length
+    if not _MIN_CONTEXT <= context <= limits.context_length:
+        raise UsageError(
+            f"a context of {context} tokens is impossible: the model has "
+            f"{limits.context_length} positions",
+            remedy=f"choose {_MIN_CONTEXT} to {limits.context_length}",
+        )
+    row_options = RowOptions(
+        options.threads, options.rows, context, options.fast_prompts, options.feature_bytes
+    )
+    try:
+        return model.format.open_rows(model.path, row_options)
+    except MemoryError as error:
+        raise UsageError(
+            f"not enough memory for {options.rows} rows of {context} tokens",
+            remedy="lower the context, or the number of rows",
+        ) from error
+
+
+def _budget_tokens(decoder: RowDecoder, options: ChatOptions) -> int:
+    """Return the number of tokens that all rows together may hold.
+
+    Raises:
+        UsageError: the memory does not hold the context that was asked for.
+    """
+    free_bytes = int(psutil.virtual_memory().available * _MEMORY_SHARE)
+    cache_bytes = min(free_bytes, options.cache_bytes or free_bytes)
+    row = decoder.options
+    # A model without attention has a state of one size.
+    tokens = cache_bytes // max(decoder.token_bytes, 1)
+    needed = options.context or _MIN_CONTEXT
+    if tokens < needed:
+        raise UsageError(
+            f"keys and values of {needed:,} tokens take "
+            f"{needed * decoder.token_bytes / 1e9:.1f} GB, and {cache_bytes / 1e9:.1f} GB may be "
+            "taken",
+            remedy="lower the context, or free some memory",
+        )
+    return min(tokens, row.rows * row.capacity)

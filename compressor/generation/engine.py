@@ -1,0 +1,394 @@
+"""Continuous batching: answers join and leave between the steps of one decoder.
+
+One thread owns the decoder. It reads prompts in pieces and, between two pieces, steps all answers
+that have read theirs, so that nobody waits for a long prompt (Yu et al. 2022, Orca; Agrawal et al.
+2023, Sarathi).
+
+Shapes: B answers, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from compressor.errors import CompressError, PassError
+from compressor.generation.answer import Answer
+from compressor.generation.engine_records import (
+    ContextLengthError,
+    EngineBusyError,
+    EngineOptions,
+    EngineStatistics,
+)
+from compressor.generation.requests import FinishReason, GenerationRequest, Listener
+from compressor.generation.row_table import Prefix, RowTable
+from compressor.generation.speculation import Speculation, StepTimes
+from compressor.runtimes.rows import RowDecoder
+
+Array = np.ndarray[Any, Any]
+StartAnswer = Callable[[GenerationRequest, Listener], Answer]
+"""Returns the answer to a request, with its selector and its text."""
+_COMPARED = 8
+"""Requests at the head of the queue among which the one with the least to read is next."""
+_PATIENCE_SECONDS = 2.0
+"""A request that waits longer is next, whatever it has to read."""
+_SPARE_TOKENS = 64
+"""Space for the begin of an answer, which a prompt needs to be read."""
+_SMOOTHING = 0.2
+
+
+class Ticket:
+    """A request that was accepted."""
+
+    def __init__(self, answer: Answer, wake: Callable[[], None]) -> None:
+        self._answer, self._wake = answer, wake
+
+    def cancel(self) -> None:
+        """End the answer before its next token; does nothing if it has ended."""
+        self._answer.cancelled = True
+        self._wake()
+
+
+class GenerationEngine:
+    """Answers of one decoder, up to a number of rows at once.
+
+    Attributes:
+        context_length: tokens of prompt and answer together.
+    """
+
+    def __init__(self, decoder: RowDecoder, start: StartAnswer, options: EngineOptions) -> None:
+        """Start the thread.
+
+        Args:
+            decoder: the rows; only the engine's thread uses it from now on.
+            start: makes the answer to a request.
+            options: bounds.
+        """
+        self._decoder, self._start, self._options = decoder, start, options
+        self._table = RowTable(decoder, options.budget_tokens)
+        self._waiting: deque[Answer] = deque()
+        self._reading: list[Answer] = []
+        self._speaking: list[Answer] = []
+        self._guesses: dict[Answer, Speculation] = {}
+        self._times = StepTimes()
+        self._statistics = EngineStatistics(
+            rows=decoder.options.rows, budget_tokens=options.budget_tokens
+        )
+        self.context_length = min(decoder.options.capacity, options.budget_tokens)
+        self._answer_seconds = 1.0
+        self._changed = threading.Condition()
+        self._draining = self._closed = False
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, listener: Listener) -> Ticket:
+        """Queue a request; its events are sent from the engine's thread.
+
+        Raises:
+            ContextLengthError: prompt and answer exceed the context.
+            EngineBusyError: too many requests wait, or the engine accepts nothing more.
+            CompressError: the sampling options are impossible.
+        """
+        prompt_tokens = len(request.prompt.token_ids_T)
+        if prompt_tokens >= self.context_length:
+            max_tokens = request.sampling.max_tokens
+            raise ContextLengthError(prompt_tokens, max_tokens, self.context_length)
+        answer = self._start(request, listener)
+        with self._changed:
+            self._check_queue(prompt_tokens)
+            self._statistics.requests += 1
+            self._waiting.append(answer)
+            self._changed.notify_all()
+        return Ticket(answer, self._wake)
+
+    def statistics(self) -> EngineStatistics:
+        """Return the counts so far."""
+        with self._changed:
+            return replace(
+                self._statistics,
+                finished=self._statistics.finished.copy(),
+                running=len(self._reading) + len(self._speaking),
+                waiting=len(self._waiting),
+                held_tokens=self._table.held_tokens,
+            )
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no answer runs or waits."""
+        return not (self._waiting or self._reading or self._speaking)
+
+    def drain(self, seconds: float) -> bool:
+        """Accept nothing more, and wait until all answers have ended.
+
+        Returns:
+            False if some had not after this time.
+        """
+        with self._changed:
+            self._draining = True
+            return self._changed.wait_for(lambda: self.is_idle, timeout=seconds)
+
+    def close(self) -> None:
+        """End all answers and the thread."""
+        with self._changed:
+            self._draining = self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _check_queue(self, prompt_tokens: int) -> None:
+        """Raise ``EngineBusyError`` if a prompt cannot wait."""
+        options, waiting = self._options, self._waiting
+        if self._draining:
+            raise EngineBusyError("the server is shutting down", 1.0, closing=True)
+        queued_tokens = sum(answer.tokens for answer in waiting) + prompt_tokens
+        is_full = len(waiting) >= options.max_waiting
+        if is_full or (waiting and queued_tokens > options.max_waiting_tokens):
+            self._statistics.rejected += 1
+            rows = self._decoder.options.rows
+            seconds = self._answer_seconds * (len(waiting) / rows + 1) / 2
+            raise EngineBusyError(f"{len(waiting)} requests are waiting already", seconds)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # From here on: the engine's thread.
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or not self.is_idle)
+                if self._closed:
+                    break
+            self._end_answers()
+            self._read_piece()
+            self._step()
+        for answer in [*self._speaking, *self._reading, *self._waiting]:
+            self._end(answer, FinishReason.CANCELLED)
+
+    def _end_answers(self) -> None:
+        """End the answers that were cancelled, or whose time is over."""
+        for answer in [*self._waiting, *self._reading, *self._speaking]:
+            if answer.cancelled:
+                self._end(answer, FinishReason.CANCELLED)
+            elif answer.is_late:
+                self._end(answer, FinishReason.TIME)
+
+    def _read_piece(self) -> None:
+        """Read one piece of the prompt with the fewest tokens left."""
+        answer = self._next_to_read()
+        if answer is None:
+            return
+        assert answer.row is not None  # noqa: S101
+        row, images = answer.row, answer.request.prompt.images
+        start, end = self._table.length(row), answer.tokens
+        if images is None or self._decoder.splits_images:
+            end = min(end, start + self._options.piece_tokens)
+        if not self._make_space(answer, end - start):
+            return
+        with self._failing([answer]):
+            logits_KV = self._decoder.append(
+                answer.row, start, answer.token_ids[start:end], images, 1
+            )
+            self._table.append(answer.row, answer.keys[start:end])
+            if end == answer.tokens:
+                self._reading.remove(answer)
+                self._speaking.append(answer)
+                self._take(answer, logits_KV[-1])
+
+    def _next_to_read(self) -> Answer | None:
+        """Return the answer whose prompt is read next, with a row; None if none can be read."""
+        begun = min(self._reading, key=self._unread, default=None)
+        if not self._waiting or not self._table.free_rows:
+            return begun
+        with self._changed:
+            heads = [self._waiting[i] for i in range(min(_COMPARED, len(self._waiting)))]
+        prefixes = {answer: self._prefix(answer) for answer in heads}
+        first = heads[0]
+        if first.waited_seconds < _PATIENCE_SECONDS:
+            first = min(heads, key=lambda answer: answer.tokens - prefixes[answer].length)
+        if begun is not None and self._unread(begun) <= first.tokens - prefixes[first].length:
+            return begun
+        if not self._fits(first):
+            return begun
+        self._admit(first, prefixes[first])
+        return first
+
+    def _fits(self, answer: Answer) -> bool:
+        """Return True if the budget has space for a waiting answer beside those that run."""
+        promised = self._table.taken_tokens + sum(map(self._unread, self._reading))
+        is_first = not self._reading and not self._speaking
+        return is_first or promised + answer.tokens + _SPARE_TOKENS <= self._options.budget_tokens
+
+    def _unread(self, answer: Answer) -> int:
+        assert answer.row is not None  # noqa: S101
+        return answer.tokens - self._table.length(answer.row)
+
+    def _prefix(self, answer: Answer) -> Prefix:
+        """Return what rows hold of an answer's tokens."""
+        if answer.request.prompt.images is not None and not self._decoder.splits_images:
+            return Prefix(self._table.free_rows[0], 0)
+        return self._table.longest_prefix(answer.keys)
+
+    def _admit(self, answer: Answer, prefix: Prefix) -> None:
+        """Give a waiting answer a row."""
+        with self._changed:
+            self._waiting.remove(answer)
+            answer.row = self._table.take(prefix)
+            self._reading.append(answer)
+        if answer.start(self._table.length(answer.row)):
+            self._statistics.prompt_tokens += answer.prompt_tokens
+            self._statistics.cached_tokens += answer.cached_tokens
+
+    def _step(self) -> None:
+        """Append one token to each answer that has read its prompt, or several to a single one."""
+        if not self._speaking:
+            return
+        for answer in list(self._speaking):
+            if answer in self._speaking and not self._make_space(answer, 1):
+                return
+        if len(self._speaking) == 1 and self._decoder.truncates:
+            self._step_with_guesses(self._speaking[0])
+        elif self._speaking:
+            self._step_together()
+
+    def _step_together(self) -> None:
+        self._compact()
+        answers = sorted(self._speaking, key=lambda answer: answer.row or 0)
+        lengths_B = np.array([answer.tokens - 1 for answer in answers])
+        ids_B = np.array([answer.token_ids[-1] for answer in answers])
+        with self._failing(answers):
+            images = [answer.request.prompt.images for answer in answers]
+            logits_BV = self._decoder.step(lengths_B, ids_B, images)
+            self._statistics.steps += 1
+            self._statistics.stepped_rows += len(answers)
+            for row, answer in enumerate(answers):
+                self._table.append(row, answer.keys[-1:])
+            for answer, logits_V in zip(answers, logits_BV, strict=True):
+                with self._failing([answer], keep_rows=True):
+                    self._take(answer, logits_V)
+
+    def _step_with_guesses(self, answer: Answer) -> None:
+        """Step one answer; tokens that were guessed from its text are checked in the same call."""
+        assert answer.row is not None  # noqa: S101
+        row, length = answer.row, answer.tokens - 1
+        guesses = self._guess(answer)
+        ids_T = np.array([answer.token_ids[-1], *guesses], np.int64)
+        with self._failing([answer]):
+            started = time.perf_counter()
+            logits_KV = self._decoder.append(
+                row, length, ids_T, answer.request.prompt.images, len(ids_T)
+            )
+            self._times.note(len(ids_T), time.perf_counter() - started)
+            self._statistics.steps += 1
+            self._statistics.stepped_rows += 1
+            accepted = 0
+            for logits_V in logits_KV:
+                self._table.append(row, answer.keys[-1:])
+                token = self._take(answer, logits_V)
+                if answer.reason or accepted == len(guesses) or token != guesses[accepted]:
+                    break
+                accepted += 1
+        if guesses:
+            self._note_guesses(answer, len(guesses), accepted)
+
+    def _guess(self, answer: Answer) -> list[int]:
+        if answer not in self._guesses:
+            self._guesses[answer] = Speculation(self._times, self._options.max_guesses)
+        size = min(self._guesses[answer].size(), answer.left - 1)
+        guesses = answer.guess(size) if size > 0 else []
+        return guesses if self._make_space(answer, 1 + len(guesses)) else []
+
+    def _note_guesses(self, answer: Answer, proposed: int, accepted: int) -> None:
+        answer.proposed_tokens += proposed
+        answer.accepted_tokens += accepted
+        self._statistics.proposed_tokens += proposed
+        self._statistics.accepted_tokens += accepted
+        if answer in self._guesses:
+            self._guesses[answer].note(proposed, accepted)
+
+    def _take(self, answer: Answer, logits_V: Array) -> int:
+        token = answer.take(logits_V)
+        self._statistics.generated_tokens += 1
+        if answer.reason is not None:
+            self._end(answer, answer.reason)
+        return token
+
+    def _compact(self) -> None:
+        """Move the speaking answers to the first rows."""
+        count = len(self._speaking)
+        beyond = [answer for answer in self._speaking if (answer.row or 0) >= count]
+        taken = {answer.row for answer in self._speaking}
+        for answer, row in zip(beyond, (r for r in range(count) if r not in taken), strict=True):
+            assert answer.row is not None  # noqa: S101
+            self._table.swap(answer.row, row)
+            for other in self._reading:
+                if other.row == row:
+                    other.row = answer.row
+            answer.row = row
+
+    def _make_space(self, answer: Answer, tokens: int) -> bool:
+        """Make space in the budget; return False if the answer had to give up its own row."""
+        while not self._table.make_space(tokens):
+            running = [*self._speaking, *self._reading]
+            youngest = max(running, key=lambda other: other.arrived)
+            self._preempt(youngest)
+            if youngest is answer:
+                return False
+        return True
+
+    def _preempt(self, answer: Answer) -> None:
+        """Take an answer's row away; its tokens are read again when there is space."""
+        self._statistics.preempted += 1
+        assert answer.row is not None  # noqa: S101
+        with self._changed:
+            (self._reading if answer in self._reading else self._speaking).remove(answer)
+            self._table.leave(answer.row)
+            self._table.forget(answer.row)
+            answer.row = None
+            self._waiting.appendleft(answer)
+
+    def _end(self, answer: Answer, reason: FinishReason) -> None:
+        self._statistics.finished[reason] += 1
+        self._answer_seconds += _SMOOTHING * (answer.seconds - self._answer_seconds)
+        self._leave(answer)
+        answer.finish(reason)
+
+    def _leave(self, answer: Answer) -> None:
+        """Free an answer's row, which keeps its tokens."""
+        self._guesses.pop(answer, None)
+        with self._changed:
+            for answers in (self._waiting, self._reading, self._speaking):
+                if answer in answers:
+                    answers.remove(answer)
+            if answer.row is not None:
+                self._table.leave(answer.row)
+            answer.row = None
+            self._changed.notify_all()
+
+    @contextmanager
+    def _failing(self, answers: list[Answer], *, keep_rows: bool = False) -> Any:
+        """Turn an exception into the failure of answers, whose rows are emptied.
+
+        Args:
+            answers: the answers of the call.
+            keep_rows: True if the exception leaves the content of the rows as it is.
+        """
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  the other answers go on
+            failure = error if isinstance(error, CompressError) else PassError(f"{error!r}")
+            for answer in [answer for answer in answers if answer.reason is None]:
+                row = answer.row
+                self._leave(answer)
+                if row is not None and not keep_rows:
+                    self._table.forget(row)
+                self._statistics.failed += 1
+                answer.reason = FinishReason.CANCELLED
+                answer.fail(failure)
