@@ -10,8 +10,9 @@ from PIL import Image
 from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError, UsageError
-from compressor.generation.generate import Sampling, generate, model_at
+from compressor.generation.generate import generate, model_at
 from compressor.generation.prompt import Prompt
+from compressor.generation.requests import SamplingOptions
 from tests.support.chat_models import answer_to, begin, opened
 from tests.support.decoders import export_decoder, save_decoder
 from tests.support.processors import message, write_conversations, write_picture, write_processor
@@ -54,7 +55,7 @@ def test_an_answer_about_an_image_is_that_of_generate(name, bed):
     expected = generate(
         model_at(bed / name),
         Prompt("w21 w22", images=(bed / "0.png",)),
-        Sampling(10, 0.0, 1.0, 0),
+        SamplingOptions(10),
         threads=1,
         on_text=lambda _: None,
     )
