@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NoReturn
 
 from compressor.interrupts import handle_signals
@@ -12,6 +13,7 @@ import typer
 
 from compressor.commands import analysis, artifacts, environment, models, pipelines
 from compressor.commands.main import run_app
+from compressor.commands.supervision import supervised
 
 app = typer.Typer(
     name="autoglm-compress",
@@ -25,8 +27,8 @@ for group in (pipelines, artifacts, analysis, models, environment):
 
 
 def main() -> NoReturn:
-    """Run the program and exit with its exit code."""
-    run_app(app)
+    """Run the program in a child, and exit with its exit code."""
+    supervised(partial(run_app, app))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from cli import app
 from compressor.data.contract import SourceContext
 from compressor.errors import CompressError
 from compressor.models.checkpoint.description import read_description
-from compressor.models.families.transformers.generic.sample import sample_batch
+from compressor.models.families.transformers.generic.sample import end_texts, sample_batch
 from compressor.runtimes.formats import open_session
 from tests.support.decoder_classes import DECODERS, NOTED_DECODERS, write_decoder
 from tests.support.encoder_classes import CLASSES
@@ -106,7 +106,7 @@ def write_samples(case: Case, folder: Path) -> dict[str, Any]:
     if case.kind == "vision-language":
         return write_conversations(folder)
     specs = read_description(folder / "model").signature.inputs
-    batch = end_texts(sample_batch(specs, batch=SAMPLES, tokens=TOKENS), folder / "model")
+    batch = sample_batch(specs, batch=SAMPLES, tokens=TOKENS)
     np.savez(folder / "samples.npz", **{name: value.numpy() for name, value in batch.items()})
     return {"source": "arrays", "path": "samples.npz"}
 
@@ -203,23 +203,8 @@ def other_samples(folder: Path) -> dict[str, Any]:
     for spec in specs:
         value = batch.get(spec.name)
         if value is not None and value.dtype == torch.int64 and (spec.below or 0) > 8:
-            batch[spec.name] = torch.randint(4, spec.below or 8, value.shape)
-    return {name: value.numpy() for name, value in end_texts(batch, folder / "model").items()}
-
-
-def end_texts(batch: dict[str, torch.Tensor], model: Path) -> dict[str, torch.Tensor]:
-    """Let every text end with the token that its tokenizer puts there, and that some classes read.
-
-    No other position has that token.
-    """
-    config = json.loads((model / "config.json").read_text())
-    below = {spec.name: spec.below for spec in read_description(model).signature.inputs}
-    ids, ends = batch.get("input_ids"), [config, config.get("text_config")]
-    end = next((part["eos_token_id"] for part in ends if part and part.get("eos_token_id")), None)
-    if ids is None or not isinstance(end, int) or end >= (below["input_ids"] or 0):
-        return batch
-    others = torch.where(ids == end, torch.full_like(ids, 4), ids)
-    return {**batch, "input_ids": torch.cat([others[..., :-1], ids[..., -1:] * 0 + end], dim=-1)}
+            batch[spec.name] = end_texts(torch.randint(4, spec.below or 8, value.shape), spec)
+    return {name: value.numpy() for name, value in batch.items()}
 
 
 def other_conversations(folder: Path) -> dict[str, Any]:

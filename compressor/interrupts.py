@@ -40,13 +40,15 @@ def handle_signals() -> None:
         _set_handlers(_end_at_once)
         signal.signal(signal.SIGALRM, _raise)
         sys.unraisablehook = _keep_interrupt
-        _watch_for_second_signal()
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Raise the first signal as KeyboardInterrupt inside of the block, or at its end."""
+    """Raise the first signal as KeyboardInterrupt inside of the block, or at its end.
+
+    A second signal ends this process at once, from here on.
+    """
+    _watch_for_second_signal()
     _set_handlers(_remember)
     try:
         yield
@@ -104,6 +106,7 @@ def _watch_for_second_signal() -> None:
     """Start the thread that ends this process at the second signal."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_count_signals, args=(reading,), daemon=True).start()
 

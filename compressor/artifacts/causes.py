@@ -105,19 +105,22 @@ def describe_unexpected(error: Exception) -> CompressError:
     """
     if (cause := known_cause(error, Path.cwd())) is not None:
         return cause
-    lines = "".join(traceback.format_exception(error))
+    place = keep_traceback("".join(traceback.format_exception(error)))
+    return CompressError(
+        f"unexpected {summary(error)}", remedy=f"this is a defect of autoglm-compress: {place}"
+    )
+
+
+def keep_traceback(lines: str) -> str:
+    """Write a traceback to a temporary file; return what the user is to do with it."""
     head = f"{' '.join(sys.argv)}\nPython {platform.python_version()}, {platform.platform()}\n\n"
     try:
         handle, name = tempfile.mkstemp(prefix="autoglm-compress-", suffix=".traceback.txt")
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(head + lines)
     except OSError:
-        place = "run the command again with a writable TMPDIR, and report what it writes there"
-    else:
-        place = f"please report it with the file {name}"
-    return CompressError(
-        f"unexpected {summary(error)}", remedy=f"this is a defect of autoglm-compress: {place}"
-    )
+        return "run the command again with a writable TMPDIR, and report what it writes there"
+    return f"please report it with the file {name}"
 
 
 def summary(error: BaseException) -> str:

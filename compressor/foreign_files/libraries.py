@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compressor.errors import CompressError
+from compressor.foreign_files.crash_notes import crash_note
 from compressor.foreign_files.opening import OF_THE_MACHINE
 
 _LONGEST_REASON = 400
@@ -20,6 +21,8 @@ def library_errors(
 ) -> Iterator[None]:
     """Turn any exception of a library within the block into an error with place and remedy.
 
+    A crash of the library is reported in the same way, by the parent process.
+
     Args:
         what: the start of the message: a file, or what the library could not do with it.
         error_type: the class of the error.
@@ -29,7 +32,8 @@ def library_errors(
         CompressError: of ``error_type``; errors of this project pass as they are.
     """
     try:
-        yield
+        with crash_note(what, error_type, remedy):
+            yield
     except (CompressError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except OSError as error:

@@ -6,7 +6,8 @@ Shapes: T tokens, V vocabulary entries.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from compressor.artifacts.artifact import MANIFEST
 from compressor.data.pictures import file_problem
 from compressor.engine.run.runner import load_given
-from compressor.errors import DataError, UsageError
+from compressor.errors import DataError, ModelError, UsageError
 from compressor.foreign_files.libraries import library_errors
 from compressor.foreign_files.real_path import real_path
 from compressor.generation.answer_text import AnswerText
@@ -95,6 +96,7 @@ def generate(
     Raises:
         DataError: there is no tokenizer, or it gives no token for the prompt, or tokens beyond the
             embedding; an image or a recording cannot be read, or there is no processor.
+        ModelError: the model fails on the prompt.
         UsageError: the model does not generate, takes no images, or has no packed weights for
             ``fast_prompts``; prompt and answer exceed its context.
     """
@@ -116,12 +118,14 @@ def generate(
         tokenizer, stop=sampling.stop, keep_special_tokens=sampling.keep_special_tokens
     )
     started = time.perf_counter()
-    if limits.encoder_inputs:
-        decoder.encode(encoder_arrays)
-    prompt_ids, logits_V = read_prompt(decoder, start, images)
+    with _model_errors(model):
+        if limits.encoder_inputs:
+            decoder.encode(encoder_arrays)
+        prompt_ids, logits_V = read_prompt(decoder, start, images)
     selector = TokenSelector(sampling, Vocabulary(len(logits_V), end_tokens, rules), prompt_ids)
     prefilled, generated, finished = 0.0, 0, False
-    for token in generate_tokens(decoder, logits_V, selector.choose, sampling.max_tokens):
+    generated_tokens = generate_tokens(decoder, logits_V, selector.choose, sampling.max_tokens)
+    for token in _with_model_errors(model, generated_tokens):
         prefilled = prefilled or time.perf_counter()
         generated += 1
         finished = selector.ends(token)
@@ -141,6 +145,16 @@ def generate(
         decode_tokens_per_second=(generated - 1) / seconds if generated > 1 else None,
         runtime_threads=threads,
     )
+
+
+def _model_errors(model: StoredModel) -> AbstractContextManager[None]:
+    """Turn what the model raises into an error of its folder."""
+    return library_errors(f"{model.path} fails on this prompt", ModelError, _REMEDY)
+
+
+def _with_model_errors(model: StoredModel, tokens: Iterator[int]) -> Iterator[int]:
+    with _model_errors(model):
+        yield from tokens
 
 
 def _pass_on(piece: str, on_text: Callable[[str], None]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cli
 from compressor import interrupts
+from compressor.commands.main import run_app
 
 _KIB = 1024
 
@@ -83,7 +84,7 @@ def _run_command(arguments: list[str], prepare: Callable[[], object], output: Pa
         interrupts.handle_signals()
         sys.argv = ["autoglm-compress", *arguments]
         prepare()
-        cli.main()
+        run_app(cli.app)
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except BaseException:  # noqa: BLE001  what leaves a command is a finding of the caller

@@ -13,6 +13,7 @@ import argparse
 import math
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -51,7 +52,7 @@ def _run(attack: Attack, options: argparse.Namespace) -> list[str]:
                 failures.append(f"{attack.name}: {name}: {problem}")
                 print(failures[-1], file=sys.stderr, flush=True)
                 if options.keep is not None:
-                    shutil.copytree(folder, options.keep / f"{attack.name}-{tried}", symlinks=True)
+                    _keep(folder, options.keep / f"{attack.name}-{tried}")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         if time.monotonic() - start > options.seconds:
@@ -59,6 +60,12 @@ def _run(attack: Attack, options: argparse.Namespace) -> list[str]:
     seconds = time.monotonic() - start
     print(f"{attack.name:24}{tried:8}{len(failures):10}{seconds:10.0f}", flush=True)
     return failures
+
+
+def _keep(folder: Path, kept: Path) -> None:
+    """Copy what shows a failure; the holes of a sparse file of 1 TB stay holes."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-a", "--sparse=always", folder, kept], check=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ class InputSpec:
     longest: int | None = None
     """Largest size of the variable dimensions other than the batch, such as the number of
     positions for tokens."""
+    last: int | None = None
+    """Last value of every sequence that the model takes, such as the token that ends a text, which
+    some classes look for; None if any will do."""
     optional: bool = False
     """True if the model runs without it, such as the images of a vision-language model."""
 

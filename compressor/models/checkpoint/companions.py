@@ -6,6 +6,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from compressor.artifacts.files import copy_file
+from compressor.errors import ModelError
+from compressor.foreign_files.limits import TOKENIZER
+from compressor.foreign_files.opening import check_file
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.weight_files import WeightFiles, read_weight_files
 from compressor.models.quantized.quantization import QUANTIZATION, SCALES
@@ -47,13 +50,20 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
 def companion_files(folder: Path) -> list[Path]:
-    """Return the files of tokenizer, processor and licence, sorted."""
-    return sorted(
+    """Return the files of tokenizer, processor and licence, sorted.
+
+    Raises:
+        ModelError: one is larger than any such file, such as a sparse file of 1 TB.
+    """
+    files = sorted(
         file
         for pattern in ("*", "additional_chat_templates/*")
         for file in folder.glob(pattern)
         if file.is_file() and _is_companion(file.relative_to(folder).as_posix())
     )
+    for file in files:
+        check_file(file, ModelError, TOKENIZER)
+    return files
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -80,25 +80,37 @@ class PackedTensors:
             outputs, inputs = self.size(layer)
             is_transposed = layer in self._transposed
             shapes[f"{layer}.weight"] = (inputs, outputs) if is_transposed else (outputs, inputs)
-            grid = self._grid_of(layer)
-            reasons = self._format.problems(grid, outputs, inputs)
-            problems += [f"{layer}: {reason}" for reason in reasons]
-            expected = {} if reasons else self._format.shapes(grid, outputs, inputs)
-            for suffix, shape in expected.items():
-                found = self.stored.entries[f"{layer}.{suffix}"].entry.shape
-                if found != shape:
-                    problems.append(
-                        f"{layer}.{suffix}: {list(found)} in the file, {list(shape)} for "
-                        f"{outputs} outputs and {inputs} inputs of {grid.bits} bits in groups of "
-                        f"{grid.width(inputs)}"
-                    )
+            problems += self._misfits(layer)
+        self._refuse(problems)
+        return shapes
+
+    def _misfits(self, layer: str) -> list[str]:
+        """Return which tensors of a layer do not fit together, from their headers."""
+        outputs, inputs = self.size(layer)
+        grid = self._grid_of(layer)
+        if reasons := self._format.problems(grid, outputs, inputs):
+            return [f"{layer}: {reason}" for reason in reasons]
+        problems = []
+        for suffix, expected in self._format.shapes(grid, outputs, inputs).items():
+            entry = self.stored.entries[f"{layer}.{suffix}"].entry
+            if entry.shape != expected:
+                problems.append(
+                    f"{layer}.{suffix}: {list(entry.shape)} in the file, {list(expected)} for "
+                    f"{outputs} outputs and {inputs} inputs of {grid.bits} bits in groups of "
+                    f"{grid.width(inputs)}"
+                )
+            if suffix in self._format.words and entry.dtype != "I32":
+                problems.append(f"{layer}.{suffix}: {entry.dtype} in the file, expected I32")
+        return problems
+
+    def _refuse(self, problems: list[str]) -> None:
+        """Raise a ``ModelError`` with all problems; do nothing if there are none."""
         if problems:
             raise ModelError(
                 f"{self.stored.folder}: packed layers do not fit their description:\n"
                 + "\n".join(f"    {problem}" for problem in problems),
                 remedy="take config.json and the safetensors files from the same checkpoint",
             )
-        return shapes
 
     def _plain_names(self) -> list[str]:
         return [name for name in self.names if name.removesuffix(".weight") not in self.layers]
@@ -118,7 +130,12 @@ class PackedTensors:
         return self._format.outputs_and_inputs((int(values[0]), int(values[1])))
 
     def layer(self, name: str) -> PackedLinear:
-        """Return a packed layer."""
+        """Return a packed layer.
+
+        Raises:
+            ModelError: its tensors do not fit together.
+        """
+        self._refuse(self._misfits(name))
         suffixes = sorted(self.layers[name])
         values = {suffix: self.stored.read(f"{name}.{suffix}") for suffix in suffixes}
         return self._format.linear(values, self._grid_of(name))

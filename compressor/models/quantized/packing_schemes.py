@@ -31,6 +31,8 @@ class PackingScheme(ABC):
     """False if all packed layers of a model share one grid."""
     shape_suffix: ClassVar[str]
     """Suffix of the tensor that tells the size of the layer."""
+    words: ClassVar[frozenset[str]]
+    """Suffixes of the tensors that hold several values in each int32."""
 
     @abstractmethod
     def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
@@ -76,6 +78,7 @@ class AutoAwqScheme(PackingScheme):
     suffixes = ("qweight", "qzeros", "scales")
     has_several_grids = False
     shape_suffix = "qweight"
+    words = frozenset({"qweight", "qzeros"})
 
     def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
         """Return the description that transformers and vLLM read; all layers share one grid."""
@@ -130,6 +133,7 @@ class PackQuantizedScheme(PackingScheme):
     name = "compressed-tensors"
     suffixes = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
     shape_suffix = "weight_shape"
+    words = frozenset({"weight_packed", "weight_zero_point"})
 
     def config(self, grids: Grids, plain: Sequence[str]) -> dict[str, Any]:
         """Return the description that compressed-tensors, vLLM and transformers read.

@@ -1,5 +1,8 @@
 """Tests of generation from encoder-decoders of text and speech, in torch and ONNX Runtime."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ import torch
 from calibration.sources.arrays import ArrayDataset
 from calibration.sources.audio import Audio, AudioConfig
 from compressor.data.contract import SourceContext
-from compressor.errors import DataError, UsageError
+from compressor.errors import DataError, ModelError, UsageError
 from compressor.generation.generate import generate, model_at
 from compressor.generation.prompt import Prompt
 from compressor.generation.requests import SamplingOptions
@@ -128,3 +131,15 @@ def test_another_sampling_rate_is_refused(listener, tmp_path):
     with pytest.raises(DataError, match="8000 samples per second; the model takes 16000") as caught:
         text_of(listener[0] / "onnx", Prompt("", audio=file))
     assert "ffmpeg" in caught.value.remedy
+
+
+def test_a_model_that_fails_on_what_its_processor_makes_is_an_error_of_the_folder(
+    listener, tmp_path
+):
+    folder = shutil.copytree(listener[0] / "torch", tmp_path / "torch")
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    longer = {**config, "chunk_length": 2, "n_samples": 32000, "nb_max_frames": 200}
+    (folder / "preprocessor_config.json").write_text(json.dumps(longer))
+    file = listener[0] / "recordings" / "r1.wav"
+    with pytest.raises(ModelError, match="torch fails on this prompt: Whisper expects"):
+        text_of(folder, Prompt("", audio=file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -17,6 +18,9 @@ BATCH = "batch"
 """Name of the first dimension of every input."""
 _PROBED_SIZE = 64
 """Size at which a variable dimension is tried, where `example` names none."""
+
+_MOST_BYTES = 1 << 28
+"""Largest sample that the module is tried with; a float32 picture of 8192 × 8192 has this size."""
 
 Size = Annotated[int, Field(ge=1)]
 OutputPath = tuple[int | str, ...]
@@ -48,10 +52,18 @@ class InputConfig(Record):
                 f"the first dimension of `shape` is the sample: name it `{BATCH}`, as in "
                 f"[{BATCH}, 3, 224, 224]"
             )
+        if BATCH in self.shape[1:]:
+            raise ValueError(f"`{BATCH}` is the name of the first dimension alone")
         if unknown := sorted(set(self.example) - {*map(str, self.dimensions)}):
             raise ValueError(f"`example` names no dimension of the shape: {', '.join(unknown)}")
         if self.below is not None and np.dtype(self.dtype).kind not in "iu":
             raise ValueError("`below` bounds integers; the dtype is " + self.dtype)
+        size_bytes = math.prod(self.probed_shape(1)) * np.dtype(self.dtype).itemsize
+        if size_bytes > _MOST_BYTES:
+            raise ValueError(
+                f"one sample has {size_bytes / 1e9:.3g} GB; the module is tried with at most "
+                f"{_MOST_BYTES / 1e9:.2g} GB, and `example` sets the sizes of dimensions"
+            )
         return self
 
     @property

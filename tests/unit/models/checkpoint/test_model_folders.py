@@ -1,6 +1,7 @@
 """Model folders: reproducible bytes, strict checks, and errors that name every problem."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.finite import check_finite
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.facts import facts_of
+from tests.support.decoders import save_decoder
 
 FAMILY = load(FAMILIES, "autoglm-phone")
 CONFIG = FAMILY.presets["tiny"]
@@ -221,3 +223,11 @@ def test_chunks_cover_the_whole_tensor(tmp_path, monkeypatch):
     safetensors.torch.save_file({"w": torch.from_numpy(values)}, tmp_path / "model.safetensors")
     with pytest.raises(NumericalError, match="w: 5 of 50 values"):
         check_finite(tmp_path)
+
+
+def test_a_tokenizer_of_a_terabyte_is_refused_before_it_is_hashed(tmp_path):
+    save_decoder(tmp_path, "tiny-llama")
+    (tmp_path / "tokenizer.json").touch()
+    os.truncate(tmp_path / "tokenizer.json", 1 << 40)
+    with pytest.raises(ModelError, match=r"tokenizer\.json has 1099511627776 bytes"):
+        model_files(tmp_path)

@@ -22,7 +22,6 @@ from compressor.models.capabilities.flop_counting import count_flops
 from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.models.families.transformers.generic.inputs import (
-    TOKENS,
     class_inputs,
     has_unknown_main_input,
     inputs_error,
@@ -96,9 +95,7 @@ def _run(
     """
     candidates = list(class_inputs(module, task))
     tokens = _SAMPLE_TOKENS if task.encodes else 1
-    batches = [
-        _end_text(sample_batch(inputs, batch=1, tokens=tokens), module) for inputs in candidates
-    ]
+    batches = [sample_batch(inputs, batch=1, tokens=tokens) for inputs in candidates]
     size = sum(parameter.numel() for parameter in module.parameters())
     outcome = _first_that_runs(module, batches, "meta")
     is_small = size <= _MOST_PARAMETERS_TO_RUN
@@ -118,15 +115,6 @@ def _run(
     if is_small or has_unknown_main_input(module):
         raise inputs_error(module, candidates[0], outcome)
     return candidates[0], {}, 0
-
-
-def _end_text(batch: dict[str, Tensor], module: PreTrainedModel) -> dict[str, Tensor]:
-    """Let a text end with the config's last token, which some classes look for, in place."""
-    config: Any = module.config.get_text_config()
-    end = getattr(config, "eos_token_id", None)
-    if TOKENS in batch and isinstance(end, int) and 0 <= end < config.vocab_size:
-        batch[TOKENS][..., -1] = end
-    return batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,18 +138,24 @@ def _has_token_types(module: PreTrainedModel) -> bool:
 
 def _tokens(module: PreTrainedModel, name: str) -> InputSpec:
     config: Any = module.config.get_text_config()
+    end = getattr(config, "eos_token_id", None)
     return InputSpec(
-        name, "int64", _SEQUENCE, below=config.vocab_size, longest=_longest(module, config)
+        name,
+        "int64",
+        _SEQUENCE,
+        below=config.vocab_size,
+        longest=_longest(module, config),
+        last=end if isinstance(end, int) and 0 <= end < config.vocab_size else None,
     )
 
 
 def _mask(module: PreTrainedModel, name: str) -> InputSpec:
-    return replace(_tokens(module, name), below=2)
+    return replace(_tokens(module, name), below=2, last=None)
 
 
 def _types(module: PreTrainedModel, name: str) -> InputSpec:
     config: Any = module.config.get_text_config()
-    return replace(_tokens(module, name), below=int(config.type_vocab_size))
+    return replace(_tokens(module, name), below=int(config.type_vocab_size), last=None)
 
 
 def _decoder_tokens(module: PreTrainedModel, name: str) -> InputSpec:

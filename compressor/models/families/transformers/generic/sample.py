@@ -63,4 +63,14 @@ def _values(spec: InputSpec, shape: list[int], generator: torch.Generator) -> Te
         return torch.randn(shape, generator=generator)
     # The smallest ids are often special tokens, such as padding.
     low = min(4, (spec.below or 2) - 1)
-    return torch.randint(low, spec.below or 2, shape, generator=generator)
+    return end_texts(torch.randint(low, spec.below or 2, shape, generator=generator), spec)
+
+
+def end_texts(values: Tensor, spec: InputSpec) -> Tensor:
+    """Return sequences that end with the last value of their input, which nothing else has."""
+    if spec.last is None:
+        return values
+    other = spec.last - 1 if spec.last else 1
+    ended = torch.where(values == spec.last, other, values)
+    ended[..., -1] = spec.last
+    return ended

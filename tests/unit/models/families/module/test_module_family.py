@@ -160,9 +160,21 @@ def test_a_forward_that_needs_values_is_run_on_the_cpu() -> None:
     [
         ({"inputs": [{"name": "x", "shape": [2, 3]}]}, "name it `batch`"),
         ({"inputs": [{"name": "x", "shape": ["batch"], "below": 3}]}, "`below` bounds integers"),
+        (
+            {"inputs": [{"name": "x", "shape": ["batch", 1, 28, "batch"]}]},
+            "the name of the first dimension alone",
+        ),
+        (
+            {
+                "inputs": [
+                    {"name": "x", "shape": ["batch", 3, 8192, "width"], "example": {"width": 9999}}
+                ]
+            },
+            "one sample has 0.983 GB",
+        ),
         ({"timm": "resnet18"}, "expected one of python, timm, torchvision"),
     ],
-    ids=["batch", "below", "builders"],
+    ids=["batch", "below", "two batches", "too large to try", "builders"],
 )
 def test_wrong_fields_are_named(fields: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):

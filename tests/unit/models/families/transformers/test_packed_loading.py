@@ -1,8 +1,13 @@
 """Packed checkpoints, as from_pretrained of transformers takes them."""
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from compressor.errors import ModelError
+from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.transformers.packed_loading import loading_fields
+from tests.support.decoders import pack_decoder, save_decoder
 from tests.support.encoder_classes import CLASSES
 from tests.support.further_encoder_classes import FURTHER_CLASSES
 
@@ -32,3 +37,16 @@ def test_a_class_with_frozen_norms_that_initializes_packed_layers_is_not_unpacke
     fields, notes = loading_fields(CLASSES["rt_detr"].config().to_dict(), packing)
     assert "dequantize" not in fields
     assert "normalization.weight for a packed layer" in notes[0]
+
+
+@pytest.mark.parametrize("kind", ["scales of another shape", "words of another type"])
+def test_packed_tensors_that_do_not_fit_are_named_before_they_are_unpacked(tmp_path, kind):
+    packed = pack_decoder(save_decoder(tmp_path / "m", "tiny-llama"), tmp_path / "packed").model
+    (file, *_) = sorted(packed.glob("*.safetensors"))
+    tensors = load_file(file)
+    suffix = "scales" if "scales" in kind else "qzeros"
+    name = next(name for name in tensors if name.endswith(suffix))
+    changed = tensors[name][:1].contiguous() if suffix == "scales" else tensors[name].to(torch.int8)
+    save_file({**tensors, name: changed}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=f"{name}: .* in the file"):
+        load_module(packed)

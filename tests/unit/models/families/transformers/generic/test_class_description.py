@@ -295,3 +295,13 @@ def test_a_class_that_reads_the_last_token_of_a_text_is_described():
 def _further(name: str) -> dict[str, Any]:
     case = FURTHER_CLASSES[name]
     return {**case.config().to_dict(), "architectures": [case.class_name]}
+
+
+def test_texts_end_with_the_token_that_a_class_looks_for():
+    description = describe(FURTHER_CLASSES["bart-class"].config().to_dict())
+    (tokens,) = (spec for spec in description.signature.inputs if spec.name == "input_ids")
+    assert tokens.last == 2
+    batch = sample_batch(description.signature.inputs)
+    is_end = batch["input_ids"] == tokens.last
+    assert is_end[:, -1].all()
+    assert not is_end[:, :-1].any()
