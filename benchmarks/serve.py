@@ -40,47 +40,15 @@ import psutil
 SLOTS, CONTEXT, THREADS, NEW_TOKENS = 8, 2048, 2, 64
 REST_SECONDS = 0.5
 """Pause before a server answers: threads of the previous one may still spin."""
-WORDS = [
-    "river",
-    "stone",
-    "window",
-    "market",
-    "garden",
-    "letter",
-    "winter",
-    "engine",
-    "silver",
-    "mountain",
-    "paper",
-    "morning",
-    "bridge",
-    "candle",
-    "forest",
-    "island",
-    "kitchen",
-    "ladder",
-    "mirror",
-    "number",
-    "orange",
-    "pencil",
-    "quiet",
-    "rabbit",
-    "summer",
-    "ticket",
-    "umbrella",
-    "village",
-    "water",
-    "yellow",
-    "basket",
-    "corner",
-    "doctor",
-    "evening",
-    "farmer",
-    "guitar",
-    "harbor",
-    "insect",
-    "jacket",
-]
+# fmt: off
+WORDS = (
+    "river", "stone", "window", "market", "garden", "letter", "winter", "engine", "silver",
+    "mountain", "paper", "morning", "bridge", "candle", "forest", "island", "kitchen", "ladder",
+    "mirror", "number", "orange", "pencil", "quiet", "rabbit", "summer", "ticket", "umbrella",
+    "village", "water", "yellow", "basket", "corner", "doctor", "evening", "farmer", "guitar",
+    "harbor", "insect", "jacket",
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -130,11 +98,13 @@ class Server:
 
     @property
     def peak_mb(self) -> float:
-        """Largest resident memory so far."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 1000
-        return float("nan")
+        """Largest resident memory so far, of the process and its children."""
+        process = psutil.Process(self.process.pid)
+        kilobytes = 0
+        for part in (process, *process.children(recursive=True)):
+            status = Path(f"/proc/{part.pid}/status").read_text().splitlines()
+            kilobytes += sum(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+        return kilobytes / 1000
 
     async def ask(self, client: httpx.AsyncClient, messages: list[dict[str, str]]) -> Answer:
         """Stream an answer of ``NEW_TOKENS`` tokens, greedy."""

@@ -17,6 +17,7 @@ from compressor.generation.answer import Answer
 from compressor.generation.answer_text import AnswerText
 from compressor.generation.engine import GenerationEngine
 from compressor.generation.engine_records import EngineOptions
+from compressor.generation.grammar import GrammarMatcher, GrammarVocabulary
 from compressor.generation.requests import EncodedPrompt, GenerationRequest, Listener
 from compressor.generation.token_selection import TokenSelector, Vocabulary
 from compressor.models.checkpoint.generation_rules import read_generation_rules
@@ -96,6 +97,7 @@ class ChatModel:
             self._processor = Processor(model.path)
             self.has_chat_template = True
         self._lock = threading.Lock()
+        self._grammars: GrammarVocabulary | None = None
         self._decoder = _open_rows(model, limits, options)
         budget = _budget_tokens(self._decoder, options)
         self._vocabulary = self._read_vocabulary()
@@ -161,6 +163,18 @@ class ChatModel:
         """End all answers."""
         self.engine.close()
 
+    def _matcher(self, grammar: str | None) -> GrammarMatcher | None:
+        """Return the grammar of one answer at its start; the vocabulary is read at the first."""
+        if grammar is None:
+            return None
+        with self._lock:
+            if self._grammars is None:
+                vocabulary = self._vocabulary
+                self._grammars = GrammarVocabulary(
+                    self.tokenizer, size=vocabulary.size, end_tokens=sorted(vocabulary.end_tokens)
+                )
+        return self._grammars.matcher(grammar)
+
     @property
     def _template_owner(self) -> Any:
         """The tokenizer, or the processor if only it has a chat template."""
@@ -203,7 +217,12 @@ class ChatModel:
     def _start(self, request: GenerationRequest, listener: Listener) -> Answer:
         """Return the answer to a request; see ``StartAnswer``."""
         sampling = request.sampling
-        selector = TokenSelector(sampling, self._vocabulary, request.prompt.token_ids_T.tolist())
+        selector = TokenSelector(
+            sampling,
+            self._vocabulary,
+            request.prompt.token_ids_T.tolist(),
+            self._matcher(sampling.grammar),
+        )
         text = AnswerText(
             self.tokenizer,
             stop=sampling.stop,

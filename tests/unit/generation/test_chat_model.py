@@ -11,11 +11,13 @@ from calibration.sources.image_text.source import ImageText, ImageTextConfig
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError, UsageError
 from compressor.generation.generate import generate, model_at
+from compressor.generation.grammar import grammar_from_choices
 from compressor.generation.prompt import Prompt
-from compressor.generation.requests import SamplingOptions
+from compressor.generation.requests import FinishReason, SamplingOptions
 from tests.support.chat_models import answer_to, begin, opened
 from tests.support.decoders import export_decoder, save_decoder
 from tests.support.processors import message, write_conversations, write_picture, write_processor
+from tests.support.tokenizer_kinds import byte_level
 
 FORMATS = ("onnx", "portable", "torch")
 
@@ -183,3 +185,19 @@ def test_tokens_that_the_model_lacks_are_refused(bed, tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(tree))
     with opened(folder) as model, pytest.raises(DataError, match="token 4000"):
         model.encode_text("zebra")
+
+
+def test_an_answer_follows_its_grammar_beside_one_without(tmp_path):
+    save_decoder(tmp_path, "tiny-llama")
+    byte_level().save_pretrained(tmp_path)
+    grammar = grammar_from_choices(["yes", "not at all"])
+    with opened(tmp_path) as model:
+        prompt = model.encode_text("a question")
+        free = answer_to(model, prompt, 20).text
+        answers = [
+            begin(model, prompt, 20, grammar=given, ignore_end=False) for given in (grammar, None)
+        ]
+        bound, beside = (answer.wait() for answer in answers)
+    assert bound.text in {"yes", "not at all"}
+    assert bound.finish.reason is FinishReason.STOP
+    assert free.startswith(beside.text)
