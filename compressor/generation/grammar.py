@@ -134,7 +134,7 @@ class GrammarVocabulary:
         Args:
             tokenizer: a tokenizer of transformers.
             size: the number of logits.
-            end_tokens: tokens that end an answer.
+            end_tokens: tokens that end an answer; those that the tokenizer lacks have no effect.
 
         Raises:
             UsageError: the tokenizer is not one of the library tokenizers.
@@ -143,9 +143,10 @@ class GrammarVocabulary:
         _library()
         from llguidance import hf
 
+        known = sorted(token for token in end_tokens if token < len(tokenizer))
         with library_errors("the model's tokenizer cannot follow grammars", UsageError):
             self._tokenizer = hf.from_tokenizer(
-                tokenizer, n_vocab=max(size, len(tokenizer)), eos_token=sorted(end_tokens) or None
+                tokenizer, n_vocab=max(size, len(tokenizer)), eos_token=known or None
             )
 
     def matcher(self, grammar: str) -> GrammarMatcher:
