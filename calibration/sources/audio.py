@@ -36,7 +36,7 @@ from compressor.foreign_files.limits import AUDIO, SOURCE_TEXT
 from compressor.foreign_files.opening import check_file, read_text
 from compressor.models.checkpoint.companions import (
     TOKENIZER_FILES,
-    companion_files,
+    config_and_companions,
     has_tokenizer,
 )
 from compressor.models.checkpoint.decoder_start import first_tokens
@@ -130,7 +130,7 @@ class Audio(DataSource[AudioConfig]):
     def digest(self, config: AudioConfig, context: SourceContext) -> str:
         """Return a digest of the config, the recordings, the transcripts and the processor."""
         folder = context.base / config.processor
-        files = [folder / CONFIG, *companion_files(folder)]
+        files = config_and_companions(folder)
         return digest_json(
             {
                 "version": 2,

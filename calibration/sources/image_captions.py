@@ -37,7 +37,7 @@ from compressor.data.pictures import WHITE, open_picture, parse_colour, without_
 from compressor.errors import CompressError, DataError
 from compressor.foreign_files.json_files import read_json_object
 from compressor.foreign_files.real_path import real_path
-from compressor.models.checkpoint.companions import companion_files
+from compressor.models.checkpoint.companions import config_and_companions
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.tokenizer_json import largest_token_id
 
@@ -144,7 +144,7 @@ class ImageCaptions(DataSource[ImageCaptionsConfig]):
         files = match_files(config.path, context)
         images = {sample.image for sample in _read(files, config) if isinstance(sample.image, Path)}
         folder = context.base / config.processor
-        companions = [folder / CONFIG, *companion_files(folder)]
+        companions = config_and_companions(folder)
         return digest_json(
             {
                 "version": 1,

@@ -38,13 +38,19 @@ def name_layers(model: ir.Model, parts: Mapping[str, tuple[str, ...]]) -> dict[s
     outputs = set(model.graph.outputs)
     taken = {value.name for value in (*model.graph.inputs, *outputs)}
     taken |= set(model.graph.initializers)
-    inputs = {}
+    inputs, results = {}, {}
     for layer, layer_nodes in nodes.items():
         result, source = layer_nodes[-1].outputs[0], _input_of(layer_nodes)
         if source is None or result in outputs or layer in taken:
             continue
-        result.name = layer
         inputs[layer] = source
+        results[layer] = result
+    for node in model.graph.all_nodes():  # torch names values after operators, as layers may be
+        for value in node.outputs:
+            if value.name in results and value is not results[value.name]:
+                value.name = f"{value.name}.inner"
+    for layer, result in results.items():
+        result.name = layer
     return {layer: str(value.name) for layer, value in inputs.items()}
 
 

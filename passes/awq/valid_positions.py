@@ -68,7 +68,8 @@ def trace_positions(
 
     Attention masks make the gradient exactly 0 at padding, because the exponential of a masked
     score is 0; so no mask has to be named. The gradient is taken of a random projection of all
-    outputs, since it vanishes in some directions: a normalized vector has constant length.
+    outputs, since it vanishes in some directions: a normalized vector has constant length. Parts
+    that a class runs without gradients, such as the frozen CLIP of CLIPSeg, count everywhere.
 
     Args:
         module: float module in eval mode, of which the weights of ``linears`` require gradients.
@@ -89,11 +90,19 @@ def trace_positions(
             for name in outputs
         )
     calls = [result for layer_results in results.values() for result in layer_results]
-    gradients = iter(torch.autograd.grad(projection, calls, allow_unused=True))
+    traced = [result for result in calls if result.requires_grad]
+    gradients = iter(torch.autograd.grad(projection, traced, allow_unused=True) if traced else ())
     return {
-        name: [_nonzero_rows(result, next(gradients)) for result in layer_results]
+        name: [
+            _nonzero_rows(result, next(gradients)) if result.requires_grad else _all_rows(result)
+            for result in layer_results
+        ]
         for name, layer_results in results.items()
     }
+
+
+def _all_rows(result: Tensor) -> Tensor:
+    return torch.ones(result.shape[:-1].numel(), dtype=torch.bool)
 
 
 def _nonzero_rows(result: Tensor, gradient: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -100,7 +101,7 @@ def _damage(file: Path, rng: random.Random) -> str:
     if share < _REPLACED + _CHANGED:
         mutate = mutated_values.CHANGES.get(file.suffix, mutate)
     content = file.read_bytes()
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, struct.error):  # the file's format has no such value
         content = mutate(content, rng)
     file.unlink()
     file.write_bytes(content)

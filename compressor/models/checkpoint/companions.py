@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compressor.artifacts.files import copy_file
 from compressor.errors import ModelError
-from compressor.foreign_files.limits import TOKENIZER
+from compressor.foreign_files import limits
 from compressor.foreign_files.opening import check_file
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.weight_files import WeightFiles, read_weight_files
@@ -62,8 +62,18 @@ def companion_files(folder: Path) -> list[Path]:
         if file.is_file() and _is_companion(file.relative_to(folder).as_posix())
     )
     for file in files:
-        check_file(file, ModelError, TOKENIZER)
+        check_file(file, ModelError, limits.TOKENIZER)
     return files
+
+
+def config_and_companions(folder: Path) -> list[Path]:
+    """Return config.json and the files of tokenizer, processor and licence.
+
+    Raises:
+        ModelError: config.json is missing, or a file is larger than any such file.
+    """
+    check_file(folder / CONFIG, ModelError, limits.CONFIG)
+    return [folder / CONFIG, *companion_files(folder)]
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -23,7 +23,7 @@ from compressor.errors import ModelError, UsageError
 from compressor.foreign_files.json_files import read_json_object
 from compressor.foreign_files.limits import INDEX as INDEX_KIND
 from compressor.foreign_files.opening import LFS_POINTER, open_file, refuse_lfs_pointer
-from compressor.models.checkpoint.companions import companion_files
+from compressor.models.checkpoint.companions import config_and_companions
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.layout import CONFIG, INDEX, WEIGHTS
 from compressor.models.checkpoint.safetensors_files import read_header
@@ -71,12 +71,16 @@ def convert_pickled(
         StorageError: the disk is full, or the folder cannot be written.
     """
     files = _files_to_convert(source, target)
+    others = config_and_companions(source)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         shard_of, notes = _write_weights(files, staging, progress)
-        _write_rest(source, staging, shard_of if len(files) > 1 else None)
+        for file in others:
+            copy_file(file, staging / file.relative_to(source))
+        if len(files) > 1:
+            _write_index(staging, shard_of)
         read_description(staging)
         with writing(target):
             staging.chmod(0o755)
@@ -256,12 +260,8 @@ def _unwrap(content: Any, file_name: str) -> tuple[Mapping[str, Any], list[str]]
     return {"the whole file": content}, notes
 
 
-def _write_rest(source: Path, folder: Path, shard_of: Mapping[str, str] | None) -> None:
-    """Copy config, tokenizer and processor, and write the index of shards."""
-    for file in (source / CONFIG, *companion_files(source)):
-        copy_file(file, folder / file.relative_to(source))
-    if shard_of is None:
-        return
+def _write_index(folder: Path, shard_of: Mapping[str, str]) -> None:
+    """Write the index of shards."""
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(shard_of.items()))}
     with writing(folder):

@@ -1,6 +1,7 @@
 """Pickled weights: converted as tensors alone, into a new folder, or refused."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -165,3 +166,10 @@ def test_nothing_is_overwritten_and_safetensors_are_left_alone(folder, tmp_path)
     stored_checkpoint("tiny-llama").write(folder)
     with pytest.raises(UsageError, match="safetensors already"):
         convert_pickled(folder, tmp_path / "other")
+
+
+def test_a_config_of_a_terabyte_is_refused_and_not_copied(folder, tmp_path):
+    os.truncate(folder / "config.json", 1 << 40)
+    with pytest.raises(ModelError, match="configs of at most"):
+        convert_pickled(folder, tmp_path / "new")
+    assert not list(tmp_path.glob(".new*"))

@@ -39,3 +39,23 @@ def test_results_that_are_changed_in_place_are_traced_too():
     inputs = {"x": torch.ones(2, 3, 4), "mask": mask}
     masks = trace_positions(Masked(), ["linear", "head"], ("logits",), inputs)
     assert all(torch.equal(calls[0], mask.flatten() > 0) for calls in masks.values())
+
+
+def test_parts_that_run_without_gradients_count_everywhere():
+    """As the frozen CLIP of CLIPSeg."""
+
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x, mask):
+            with torch.no_grad():
+                inner = self.linear(x)
+            return {"logits": (self.head(inner) * mask[..., None]).sum(dim=1)}
+
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    inputs = {"x": torch.ones(2, 3, 4), "mask": mask}
+    masks = trace_positions(Frozen(), ["linear", "head"], ("logits",), inputs)
+    assert masks["linear"][0].all()
+    assert torch.equal(masks["head"][0], mask.flatten() > 0)

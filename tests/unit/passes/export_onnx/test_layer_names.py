@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
 from compressor.analysis.layerwise import compare_layers
 from compressor.analysis.tensors import compare_tensors
 from compressor.errors import UsageError
+from compressor.graphs.layer_names import name_layers
 from compressor.runtimes.formats import open_layers, recognize
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.step import ExportOnnx
@@ -67,3 +69,17 @@ def test_a_graph_without_layer_names_is_refused(exported):
     onnx.save(model, exported / "model.onnx")
     with pytest.raises(UsageError, match="export"):
         open_exported(exported)
+
+
+def test_values_that_torch_names_as_a_layer_give_way_to_it():
+    """A layer `layer_norm` at the top, as OWL-ViT has, and another result named `layer_norm`."""
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([2]))
+    first = ir.node("Relu", [x], outputs=[ir.Value(name="layer_norm")])
+    second = ir.node("Abs", [first.outputs[0]], outputs=[ir.Value(name="layer_norm_11")])
+    last = ir.node("Neg", [second.outputs[0]], outputs=[ir.Value(name="logits")])
+    second.metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'module.layer_norm']"
+    graph = ir.Graph([x], last.outputs, nodes=[first, second, last], opset_imports={"": 20})
+    layer_inputs = name_layers(ir.Model(graph, ir_version=10), {"layer_norm": ("layer_norm",)})
+    names = [node.outputs[0].name for node in graph]
+    assert names == ["layer_norm.inner", "layer_norm", "logits"]
+    assert layer_inputs == {"layer_norm": "layer_norm.inner"}
