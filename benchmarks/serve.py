@@ -37,6 +37,7 @@ from typing import Any
 import httpx
 import psutil
 
+MODEL = "measured"
 SLOTS, CONTEXT, THREADS, NEW_TOKENS = 8, 2048, 2, 64
 REST_SECONDS = 0.5
 """Pause before a server answers: threads of the previous one may still spin."""
@@ -71,7 +72,16 @@ class Server:
         commands = {
             "autoglm-compress": [
                 *(sys.executable, "-m", "cli", "serve", model, "--port", str(port)),
-                *("--parallel", str(SLOTS), "--context", str(CONTEXT), "--threads", str(THREADS)),
+                *(
+                    "--name",
+                    MODEL,
+                    "--parallel",
+                    str(SLOTS),
+                    "--context",
+                    str(CONTEXT),
+                    "--threads",
+                    str(THREADS),
+                ),
             ],
             "llama.cpp": [
                 *(program, "-m", model, "--port", str(port), "-t", str(THREADS), "-np", str(SLOTS)),
@@ -109,7 +119,7 @@ class Server:
     async def ask(self, client: httpx.AsyncClient, messages: list[dict[str, str]]) -> Answer:
         """Stream an answer of ``NEW_TOKENS`` tokens, greedy."""
         body = {
-            "model": "any",
+            "model": MODEL,
             "messages": messages,
             "max_tokens": NEW_TOKENS,
             "temperature": 0,

@@ -47,7 +47,7 @@ class ChatOptions:
     cache_bytes: int | None = None
     """Bytes for keys and values of all rows; None for 60 % of the memory that is free."""
     feature_bytes: int = 256 << 20
-    """Bytes for the embeddings of images."""
+    """Bytes for the embeddings of images, and as many for their pixels."""
     fast_prompts: bool = False
     """Read prompts with 8-bit copies of the packed weights (ONNX only)."""
     max_waiting: int = 64
@@ -94,7 +94,7 @@ class ChatModel:
         self.has_chat_template = bool(self.tokenizer.chat_template)
         self._processor: Processor | None = None
         if limits.takes_images:
-            self._processor = Processor(model.path)
+            self._processor = Processor(model.path, cache_bytes=options.feature_bytes)
             self.has_chat_template = True
         self._lock = threading.Lock()
         self._grammars: GrammarVocabulary | None = None
@@ -192,7 +192,7 @@ class ChatModel:
             )
         ids_T = encoding.input_ids.astype(np.int64)
         self._checked(ids_T)
-        images, keys_T = self._decoder.encode_images(ids_T, encoding.arrays)
+        images, keys_T = self._decoder.encode_images(ids_T, encoding.arrays, encoding.pictures)
         return EncodedPrompt(ids_T, keys_T, images)
 
     def _checked(self, ids_T: Array) -> EncodedPrompt:

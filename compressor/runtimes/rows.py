@@ -9,7 +9,7 @@ Shapes: B rows, T new tokens, K kept tokens, V vocabulary entries.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,12 +112,15 @@ class RowDecoder(ABC):
     def release(self, row: int, length: int) -> None:
         """Free the memory of all but the first tokens of a row."""
 
-    def encode_images(self, ids_T: Array, arrays: Mapping[str, Array]) -> tuple[Any, Array]:
+    def encode_images(
+        self, ids_T: Array, arrays: Mapping[str, Array], pictures: Sequence[bytes]
+    ) -> tuple[Any, Array]:
         """Encode the images of a prompt; may run on another thread than the other methods.
 
         Args:
             ids_T: the tokens of the prompt.
             arrays: the arrays of the model's processor for one conversation.
+            pictures: digest of each picture, in order.
 
         Returns:
             The runtime's inputs for the images, and a key for each token, int64 [T]: its id, or for

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,11 +119,11 @@ class TorchRows(RowDecoder):
         """See ``RowDecoder.release``."""
         self._shorten(row, length)
 
-    def encode_images(self, ids_T: Array, arrays: Mapping[str, Array]) -> tuple[Any, Array]:
+    def encode_images(
+        self, ids_T: Array, arrays: Mapping[str, Array], pictures: Sequence[bytes]
+    ) -> tuple[Any, Array]:
         """See ``RowDecoder.encode_images``; the module embeds the images as it reads the prompt."""
-        digest = hashlib.sha256()
-        for name in sorted(arrays):
-            digest.update(np.ascontiguousarray(arrays[name]).data)
+        digest = hashlib.sha256(b"".join(pictures))
         # The prompt is read at once, into an empty row, so its keys need not equal those of a text.
         start = int.from_bytes(digest.digest()[:6], "big")
         keys_T: Array = -1 - ((start << 15) + ids_T * _SPREAD) % (1 << 62)

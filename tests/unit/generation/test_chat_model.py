@@ -120,6 +120,26 @@ def test_the_vision_tower_embeds_an_image_once(bed):
         assert (features.misses, features.hits) == (1, 2)
 
 
+def test_a_picture_that_is_sent_again_is_not_processed_again(bed, monkeypatch):
+    with opened(bed / "onnx") as model:
+        images = model._processor.processor.image_processor
+        sizes, original = [], images._processor
+
+        def count(pictures, **options):
+            sizes.append(len(pictures))
+            return original(pictures, **options)
+
+        monkeypatch.setattr(images, "_processor", count)
+        first, again, other = (
+            model.encode_chat([user(text("w20"), picture(bed, number), text(words))])
+            for number, words in ((0, "w21"), (0, "w21"), (1, "w21"))
+        )
+    assert len(sizes) == 2
+    np.testing.assert_array_equal(first.images.embeddings_NW, again.images.embeddings_NW)
+    np.testing.assert_array_equal(first.keys_T, again.keys_T)
+    assert not np.array_equal(first.keys_T, other.keys_T)
+
+
 def test_embeddings_are_dropped_when_they_exceed_their_bytes(bed):
     with opened(bed / "onnx", feature_bytes=1) as model:
         for _ in range(2):

@@ -21,6 +21,10 @@ from compressor.models.families.transformers.chat_templates import (
     special_tokens,
 )
 from compressor.models.families.transformers.images import SEGMENTS, TOKEN_TYPES
+from compressor.models.families.transformers.picture_cache import (
+    CachedImageProcessor,
+    picture_digest,
+)
 from compressor.models.families.transformers.pretrained import from_pretrained
 from compressor.models.families.transformers.template_trial import check_ends
 
@@ -54,6 +58,8 @@ class Encoding:
     arrays: dict[str, Array]
     """The other inputs of the class: those of tokens int64 [T], and those of images with the
     patches, the images or the conversation as first axis, float32 or int64."""
+    pictures: tuple[bytes, ...] = ()
+    """Digest of each picture, in the order of the conversation."""
 
 
 class Processor:
@@ -68,8 +74,12 @@ class Processor:
         probe: the encoding of a black image and a word.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, cache_bytes: int = 0) -> None:
         """Open the processor, without its part for videos, which needs another library.
+
+        Args:
+            folder: the checkpoint.
+            cache_bytes: bytes of the arrays of pictures that are kept for pictures sent again.
 
         Raises:
             DataError: files are missing, transformers cannot open them or encode an image, or
@@ -93,6 +103,9 @@ class Processor:
                 remedy="copy the checkpoint's chat_template.jinja beside its tokenizer",
             )
         self._find_arrays()
+        if cache_bytes:
+            images = self.processor.image_processor
+            self.processor.image_processor = CachedImageProcessor(images, cache_bytes)
 
     def _find_arrays(self) -> None:
         """Encode one image, to know the names, dtypes and shapes of the arrays."""
@@ -177,7 +190,8 @@ class Processor:
             name: arrays.get(name, np.empty((0, *shape), dtype))
             for name, (dtype, shape) in self.image_inputs.items()
         }
-        return Encoding(ids_T, is_image_T, of_tokens | of_images)
+        pictures = tuple(picture_digest(picture) for picture in _pictures(opened))
+        return Encoding(ids_T, is_image_T, of_tokens | of_images, pictures)
 
     def _run(
         self, messages: list[dict[str, Any]], options: Mapping[str, Any]
@@ -238,6 +252,13 @@ def _with_pictures(message: Mapping[str, Any], background: str) -> dict[str, Any
         for part in content
     ]
     return {**message, "content": parts}
+
+
+def _pictures(messages: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """Yield the pictures of a conversation."""
+    for message in messages:
+        if not isinstance(message["content"], str):
+            yield from (part["image"] for part in message["content"] if part["type"] == "image")
 
 
 def _forward_parameters(tree: Mapping[str, Any]) -> frozenset[str]:

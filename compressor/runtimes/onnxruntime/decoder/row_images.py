@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from compressor.data.contract import Batch
 from compressor.errors import DataError
 from compressor.graphs.decoder.interface import INPUT_IDS
+from compressor.models.families.transformers.images import GRIDS
 from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
 
 Array = np.ndarray[Any, Any]
@@ -80,14 +81,18 @@ class ImageFeatures:
         """Number of images that the tower has embedded."""
         return self._cache.misses
 
-    def encode(self, ids_T: Array, arrays: Mapping[str, Array]) -> tuple[RowImages, Array]:
+    def encode(
+        self, ids_T: Array, arrays: Mapping[str, Array], pictures: Sequence[bytes]
+    ) -> tuple[RowImages, Array]:
         """Return the images of a prompt and the key of each token; see ``RowDecoder``."""
         with self._lock:
             if self._tower is None:
                 self._tower = _CachedTower(self._folder, self._threads, self._cache)
             batch = {name: array[None] for name, array in arrays.items()}
+            # An image of a grid is one picture; other classes divide pictures into tiles.
+            is_known = len(arrays.get(GRIDS, ())) == len(pictures)
+            units = self._tower.start_units(pictures if is_known else ())
             inputs = self._tower.encode_batch({**batch, INPUT_IDS: ids_T[None]})
-            units = self._tower.take_units()
         if inputs is None:
             raise DataError("the arrays of the processor hold no images")
         is_image_T = inputs.is_image_BT[0]
@@ -137,15 +142,21 @@ class _CachedTower(VisionTower):
         super().__init__(folder, threads, "cpu")
         self._cache = cache
         self._units: list[tuple[bytes, int]] = []
+        self._pictures: list[bytes] = []
 
-    def take_units(self) -> list[tuple[bytes, int]]:
-        """Return digest and number of tokens of each image since the last call."""
-        units, self._units = self._units, []
-        return units
+    def start_units(self, pictures: Sequence[bytes]) -> list[tuple[bytes, int]]:
+        """Return the list that receives digest and number of tokens of each image or tile.
+
+        Args:
+            pictures: digest of each image; none for digests of the arrays.
+        """
+        self._units, self._pictures = [], list(pictures)
+        return self._units
 
     def encode_unit(self, feeds: Batch) -> Array:
         """See ``VisionTower.encode_unit``."""
-        digest = _digest(feeds)
+        number = len(self._units)
+        digest = self._pictures[number] if self._pictures else _digest(feeds)
         embeddings_NW = self._cache.get(digest)
         if embeddings_NW is None:
             embeddings_NW = super().encode_unit(feeds)

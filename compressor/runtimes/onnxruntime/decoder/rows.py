@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,11 @@ class _OnnxRows(RowDecoder):
         self._image_width = int(shapes[IMAGE_EMBEDS][1]) if IMAGE_EMBEDS in shapes else 0
         self._features = ImageFeatures(folder, options.threads, options.feature_bytes)
 
-    def encode_images(self, ids_T: Array, arrays: Mapping[str, Array]) -> tuple[RowImages, Array]:
+    def encode_images(
+        self, ids_T: Array, arrays: Mapping[str, Array], pictures: Sequence[bytes]
+    ) -> tuple[RowImages, Array]:
         """See ``RowDecoder.encode_images``; the embeddings of an image are kept and used again."""
-        return self._features.encode(ids_T, arrays)
+        return self._features.encode(ids_T, arrays, pictures)
 
     def _image_inputs(self, starts_B: Array, tokens: int, images_B: list[Any]) -> Batch:
         """Return the inputs for the images among the new tokens of rows."""
