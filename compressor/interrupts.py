@@ -72,6 +72,12 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
+def obeyed() -> None:
+    """Forget the signal: the program has done what it asks for, and ends by itself."""
+    global _first
+    _first = None
+
+
 def ignore_signals() -> None:
     """Ignore signals from now on: the exit code is decided, and Python shuts down."""
     for number in _SIGNALS:

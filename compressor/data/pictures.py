@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,12 +71,31 @@ def open_picture(file: Path, background: str = WHITE) -> Picture:
             values of unknown range; the message names it.
         MissingExtraError: the file is HEIC, and pillow-heif is not installed.
     """
-    with _opened(file) as picture:
-        has_more_frames = (
-            getattr(picture, "is_animated", False) and picture.format not in _SINGLE_PICTURE
-        )
-        image, had_transparency = _to_rgb(_upright_8_bits(picture), background)
-    return Picture(image, had_transparency, has_more_frames)
+    if problem := file_problem(file):
+        raise DataError(problem)
+    with _opened(file, str(file)) as picture:
+        return _decoded(picture, background)
+
+
+def picture_from_bytes(
+    content: bytes, name: str, background: str = WHITE, *, max_pixels: int = MOST_PIXELS
+) -> Picture:
+    """Decode the content of a picture file; as ``open_picture``.
+
+    Args:
+        content: the bytes of the file.
+        name: its name, for messages.
+        background: colour behind transparent pixels, as ``parse_colour`` returns it.
+        max_pixels: the largest number of pixels; at most ``MOST_PIXELS``.
+
+    Raises:
+        DataError: as ``open_picture``, or the picture has more pixels.
+        MissingExtraError: as ``open_picture``.
+    """
+    if not content:
+        raise DataError(f"{name} is empty")
+    with _opened(BytesIO(content), name, max_pixels) as picture:
+        return _decoded(picture, background)
 
 
 def check_header(file: Path) -> None:
@@ -85,7 +105,9 @@ def check_header(file: Path) -> None:
         DataError: as ``open_picture``, as far as the header shows it.
         MissingExtraError: as ``open_picture``.
     """
-    with _opened(file):
+    if problem := file_problem(file):
+        raise DataError(problem)
+    with _opened(file, str(file)):
         pass
 
 
@@ -163,9 +185,19 @@ def _formats() -> tuple[str, ...]:
     )
 
 
+def _decoded(picture: ImageFile.ImageFile, background: str) -> Picture:
+    has_more_frames = (
+        getattr(picture, "is_animated", False) and picture.format not in _SINGLE_PICTURE
+    )
+    image, had_transparency = _to_rgb(_upright_8_bits(picture), background)
+    return Picture(image, had_transparency, has_more_frames)
+
+
 @contextmanager
-def _opened(file: Path) -> Iterator[ImageFile.ImageFile]:
-    """Open a picture, and raise what goes wrong within the block as an error that names the file.
+def _opened(
+    source: Path | BytesIO, name: str, max_pixels: int = MOST_PIXELS
+) -> Iterator[ImageFile.ImageFile]:
+    """Open a picture, and raise what goes wrong within the block as an error that names it.
 
     Raises:
         DataError: as ``open_picture``.
@@ -173,27 +205,25 @@ def _opened(file: Path) -> Iterator[ImageFile.ImageFile]:
     """
     from PIL import Image, UnidentifiedImageError
 
-    if problem := file_problem(file):
-        raise DataError(problem)
     try:
-        with Image.open(file, formats=_formats()) as picture:
-            pixels = _check_size(picture)
+        with Image.open(source, formats=_formats()) as picture:
+            pixels = _check_size(picture, max_pixels)
             with _IN_MEMORY.of(pixels):
                 yield picture
     except UnidentifiedImageError as error:
-        if not heic_is_installed() and _is_heic(file):
-            raise MissingExtraError("pillow-heif", f"{file} is HEIC, which", "heic") from error
-        raise DataError(f"{file} is no picture in a format that Pillow reads") from error
+        if not heic_is_installed() and _is_heic(source):
+            raise MissingExtraError("pillow-heif", f"{name} is HEIC, which", "heic") from error
+        raise DataError(f"{name} is no picture in a format that Pillow reads") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{file} is too large: {error}", remedy="scale it down") from error
+        raise DataError(f"{name} is too large: {error}", remedy="scale it down") from error
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise any class on broken files, such as struct.error
         reason = str(error) or type(error).__name__
-        raise DataError(f"{file} cannot be decoded: {reason}") from error
+        raise DataError(f"{name} cannot be decoded: {reason}") from error
 
 
-def _check_size(picture: Image.Image) -> int:
+def _check_size(picture: Image.Image, max_pixels: int) -> int:
     """Return the number of pixels.
 
     Raises:
@@ -205,9 +235,9 @@ def _check_size(picture: Image.Image) -> int:
     pixels = picture.width * picture.height
     if not pixels:
         raise ValueError(f"it has {picture.width} × {picture.height} pixels")
-    if pixels > MOST_PIXELS:
+    if pixels > max_pixels:
         raise Image.DecompressionBombError(
-            f"{picture.width} × {picture.height} pixels exceed the limit of {MOST_PIXELS} against "
+            f"{picture.width} × {picture.height} pixels exceed the limit of {max_pixels} against "
             "decompression bombs"
         )
     return pixels
@@ -236,9 +266,12 @@ class _PixelBudget:
 _IN_MEMORY = _PixelBudget()
 
 
-def _is_heic(file: Path) -> bool:
-    with open_file(file, DataError) as stream:
-        start = stream.read(12)
+def _is_heic(source: Path | BytesIO) -> bool:
+    if isinstance(source, BytesIO):
+        start = source.getvalue()[:12]
+    else:
+        with open_file(source, DataError) as stream:
+            start = stream.read(12)
     return start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS
 
 

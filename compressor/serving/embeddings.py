@@ -1,0 +1,172 @@
+"""``/v1/embeddings``: texts in, one vector each out, for sentence encoders.
+
+Shapes: B texts, T tokens, H embedding width.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any, Literal
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+
+from compressor.data.contract import Batch
+from compressor.errors import CompressError, UsageError
+from compressor.models.families.transformers.chat_templates import load_tokenizer
+from compressor.serving.api_errors import (
+    bad_request,
+    from_compress_error,
+    overloaded,
+    unsupported,
+)
+from compressor.serving.batch_queue import QueueFullError
+from compressor.serving.bodies import BodyReader
+from compressor.serving.event_stream import encode_json, unless_client_leaves
+from compressor.serving.fields import LARGEST_INTEGER, Fields, Integer, Text, read_fields
+from compressor.serving.metrics import Metrics
+from compressor.serving.predictor import Predictor
+from compressor.serving.state import ServerState
+
+Array = np.ndarray[Any, Any]
+_IDS, _MASK = "input_ids", "attention_mask"
+_HIDDEN_RANK = 3
+_MAX_TEXTS = 2048
+"""Texts of one request, as in OpenAI's API."""
+
+
+class EmbeddingRequest(Fields):
+    """Texts to embed."""
+
+    model: Text | None = None
+    input: Text | list[Text] | list[Integer] | list[list[Integer]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Integer | None = None
+    user: Text | None = None
+
+
+class Embeddings:
+    """Answers requests for embeddings."""
+
+    def __init__(
+        self, predictor: Predictor, state: ServerState, bodies: BodyReader, metrics: Metrics
+    ) -> None:
+        """Open the tokenizer beside the model.
+
+        Raises:
+            CompressError: the tokenizer cannot be opened, or the model takes more than tokens and
+                their mask.
+        """
+        self._predictor, self._state, self._bodies = predictor, state, bodies
+        self._metrics = metrics
+        self._tokenizer = load_tokenizer(predictor.folder)
+        if not is_text_encoder(predictor):
+            raise UsageError(f"{predictor.folder} holds no encoder of texts")
+        [ids] = [spec for spec in predictor.inputs if spec.name == _IDS]
+        self._below = ids.below or len(self._tokenizer)
+        self._longest: int = ids.longest or min(self._tokenizer.model_max_length, LARGEST_INTEGER)
+
+    async def handle(self, request: Request) -> Response:
+        """Answer a request.
+
+        Raises:
+            ApiError: 400 for texts that do not fit, 429 where too many requests wait.
+            ClientLeftError: the client left.
+        """
+        async with self._bodies.json(request) as value:
+            fields = read_fields(EmbeddingRequest, value)
+            self._metrics.count_unknown(fields.unknown)
+            self._state.check_model(fields.model)
+            try:
+                tokens = await asyncio.to_thread(self._tokens, fields)
+                work = asyncio.gather(*[self._embed(token_ids) for token_ids in tokens])
+                vectors = await unless_client_leaves(request.receive, _all(work))
+            except QueueFullError as error:
+                raise overloaded(error.what, error.retry_after_seconds) from error
+            except CompressError as error:
+                raise from_compress_error(error) from error
+        if fields.dimensions not in {None, len(vectors[0])}:
+            raise unsupported(
+                "dimensions", f"dimensions: the model's vectors have {len(vectors[0])} values"
+            )
+        count = sum(map(len, tokens))
+        is_base64 = fields.encoding_format == "base64"
+        return Response(
+            encode_json(
+                {
+                    "object": "list",
+                    "model": self._state.names[0],
+                    "data": [
+                        {
+                            "object": "embedding",
+                            "index": number,
+                            "embedding": _base64(vector) if is_base64 else vector.tolist(),
+                        }
+                        for number, vector in enumerate(vectors)
+                    ],
+                    "usage": {"prompt_tokens": count, "total_tokens": count},
+                }
+            ),
+            media_type="application/json",
+        )
+
+    def _tokens(self, fields: EmbeddingRequest) -> list[list[int]]:
+        """Return the tokens of each text.
+
+        Raises:
+            ApiError: 400; there are no texts or too many, or one is too long.
+        """
+        texts: Any = fields.input
+        if isinstance(texts, str) or (texts and isinstance(texts[0], int)):
+            texts = [texts]
+        if not 0 < len(texts) <= _MAX_TEXTS:
+            raise bad_request(f"input: expected 1 to {_MAX_TEXTS} texts", "input")
+        tokens = [
+            self._tokenizer(text)["input_ids"] if isinstance(text, str) else text for text in texts
+        ]
+        for number, token_ids in enumerate(tokens):
+            if not token_ids:
+                raise bad_request(f"input[{number}]: it has no tokens", "input")
+            if not all(0 <= token < self._below for token in token_ids):
+                raise bad_request(
+                    f"input[{number}]: tokens are from 0 to {self._below - 1}", "input"
+                )
+            if len(token_ids) > self._longest:
+                raise bad_request(
+                    f"input[{number}]: {len(token_ids)} tokens, and the model takes "
+                    f"{self._longest}",
+                    "input",
+                    "context_length_exceeded",
+                )
+        return tokens
+
+    async def _embed(self, token_ids: list[int]) -> Array:
+        """Return the vector of one text [H]."""
+        ids_BT = np.array([token_ids], np.int64)
+        outputs = await self._predictor.predict({_IDS: ids_BT, _MASK: np.ones_like(ids_BT)})
+        return _vector(outputs)
+
+
+def is_text_encoder(predictor: Predictor) -> bool:
+    """Return True if a model takes tokens alone and gives a vector for a text or its tokens."""
+    required = {spec.name for spec in predictor.inputs if not spec.optional}
+    return _IDS in required and required <= {_IDS, _MASK} and "logits" not in predictor.outputs
+
+
+def _vector(outputs: Batch) -> Array:
+    """Return the embedding of one text: the model's, or the mean of its hidden states."""
+    array = outputs.get("embedding", next(iter(outputs.values())))
+    if array.ndim == _HIDDEN_RANK:
+        array = array.mean(axis=1)
+    vector_H: Array = array[0].astype(np.float32)
+    return vector_H
+
+
+async def _all(work: asyncio.Future[list[Array]]) -> list[Array]:
+    return await work
+
+
+def _base64(vector: Array) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")

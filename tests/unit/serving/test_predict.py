@@ -1,0 +1,175 @@
+"""``/v1/predict`` and ``/v1/embeddings``: arrays, images and texts over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from compressor.models.capabilities.signature import InputSpec
+from compressor.models.families.image_classifier.family import ImageClassifier
+from compressor.models.families.sentence_encoder.family import SentenceEncoder
+from compressor.serving.api_errors import ApiError
+from compressor.serving.arrays import ArrayReader
+from compressor.serving.launch import RunningServer
+from tests.support.processors import write_processor
+from tests.support.served import data_url, screen_png, serving
+from tests.support.stand_ins import SHORT, write_model
+
+
+@pytest.fixture
+def predictor(onnx_folder: Callable[[str | None], Path]) -> Iterator[RunningServer]:
+    """Serve ``logits = x @ w`` with w = [[0, 1], [2, 3], [4, 5]]."""
+    with serving(onnx_folder(None), threads=2) as server:
+        yield server
+
+
+def predict(server: RunningServer, inputs: object, **fields: object) -> httpx.Response:
+    return httpx.post(server.url + "/v1/predict", json={"inputs": inputs, **fields}, timeout=60)
+
+
+def npy(array: np.ndarray) -> dict[str, str]:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return {"npy": base64.b64encode(stream.getvalue()).decode()}
+
+
+def test_lists_of_numbers_give_named_outputs(predictor: RunningServer) -> None:
+    answer = predict(predictor, {"x": [[1, 0, 0], [0, 0, 1]]})
+    assert answer.json() == {"model": "tiny", "outputs": {"logits": [[0, 1], [4, 5]]}}
+
+
+def test_arrays_may_go_both_ways_as_npy(predictor: RunningServer) -> None:
+    values = np.array([[1, 1, 0]], np.float32)
+    answer = predict(predictor, {"x": npy(values)}, encoding="npy").json()
+    content = base64.b64decode(answer["outputs"]["logits"]["npy"])
+    assert np.load(io.BytesIO(content)).tolist() == [[2, 4]]
+
+
+def test_more_samples_than_a_batch_holds_are_all_predicted(predictor: RunningServer) -> None:
+    values = np.arange(300, dtype=np.float32).reshape(100, 3)
+    answer = predict(predictor, {"x": npy(values)}).json()
+    weight = np.arange(6).reshape(3, 2)
+    assert np.array_equal(answer["outputs"]["logits"], values @ weight)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        ({}, "x: missing"),
+        ({"x": [[1, 2]]}, "shape [1, 2], expected [batch, 3]"),
+        ({"x": [[1, 2, 3], [1]]}, "different lengths"),
+        ({"x": [["a", "b", "c"]]}, "expected numbers"),
+        ({"x": []}, "x"),
+        ({"x": "abc"}, "expected lists of numbers"),
+        ({"x": {"npy": "!"}}, "no valid .npy file"),
+        ({"x": {"npy": base64.b64encode(b"\x93NUMPY\x01\x00").decode()}}, "no valid .npy file"),
+        ({"x": {}}, "expected either npy or image_url"),
+        ({"x": {"image_url": data_url(screen_png(0, 32, 32))}}, "the input is no image"),
+        ({"z": [[1]]}, "the model has no such input"),
+        (5, "inputs"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(
+    predictor: RunningServer, inputs: object, text: str
+) -> None:
+    answer = predict(predictor, inputs)
+    assert answer.status_code == 400
+    assert text in answer.json()["error"]["message"]
+
+
+def test_an_object_array_is_never_unpickled(predictor: RunningServer) -> None:
+    stream = io.BytesIO()
+    np.save(stream, np.array([{"a": 1}], object), allow_pickle=True)
+    encoded = base64.b64encode(stream.getvalue()).decode()
+    answer = predict(predictor, {"x": {"npy": encoded}})
+    assert answer.status_code == 400
+
+
+def test_infinity_is_never_sent_as_json(predictor: RunningServer) -> None:
+    values = npy(np.array([[np.inf, 0, 0]], np.float32))
+    assert predict(predictor, {"x": values}).json()["error"]["code"] == "non_finite_output"
+    assert predict(predictor, {"x": values}, encoding="npy").status_code == 200
+
+
+def test_an_unknown_output_is_named(predictor: RunningServer) -> None:
+    answer = predict(predictor, {"x": [[1, 2, 3]]}, outputs=["other"])
+    assert "it has logits" in answer.json()["error"]["message"]
+
+
+def test_many_clients_get_their_own_predictions(predictor: RunningServer) -> None:
+    local = threading.local()
+
+    def ask(number: int) -> float:
+        if not hasattr(local, "client"):
+            local.client = httpx.Client(base_url=predictor.url, timeout=60)
+        body = {"inputs": {"x": [[number, 0, 0]]}}
+        return local.client.post("/v1/predict", json=body).json()["outputs"]["logits"][0][1]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(200))) == list(range(200))
+    assert predictor.metrics.value("predictions") == 200
+
+
+def test_a_model_without_text_names_its_route(predictor: RunningServer) -> None:
+    answer = httpx.post(predictor.url + "/v1/chat/completions", json={})
+    assert answer.status_code == 404
+    assert "/v1/predict" in answer.json()["error"]["message"]
+
+
+def test_an_image_is_resized_for_a_model_that_takes_bytes(tmp_path: Path) -> None:
+    write_model(ImageClassifier(), "tiny", tmp_path / "model")
+    with serving(tmp_path / "model") as server:
+        [name] = server.served.facts()["inputs"]
+        answer = predict(server, {name: {"image_url": data_url(screen_png())}})
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["outputs"]["logits"]) == 1
+
+
+def test_floats_of_an_image_are_scaled_as_the_request_states(tmp_path: Path) -> None:
+    spec = InputSpec("image", "float32", ("batch", 3, 8, 8))
+    reader = ArrayReader((spec,), tmp_path, max_pixels=1 << 20)
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32), (255, 0, 51)).save(stream, "PNG")
+    image = {"image_url": data_url(stream.getvalue())}
+    with pytest.raises(ApiError, match="add the mean and std"):
+        reader.read("image", image)
+    scaled = reader.read("image", {**image, "mean": [0.5, 0.5, 0.1], "std": [0.5, 0.25, 0.1]})
+    assert scaled.shape == (1, 3, 8, 8)
+    assert scaled[0, :, 0, 0] == pytest.approx([1, -2, 1])
+
+
+@pytest.fixture
+def embedder(tmp_path: Path) -> Iterator[RunningServer]:
+    write_model(SentenceEncoder(), "tiny", tmp_path / "model", **SHORT)
+    write_processor(tmp_path / "model")
+    with serving(tmp_path / "model") as server:
+        yield server
+
+
+def test_embeddings_are_vectors_of_length_1_whatever_is_embedded_beside_them(
+    embedder: RunningServer,
+) -> None:
+    with openai.OpenAI(base_url=embedder.url + "/v1", api_key="x", max_retries=0) as client:
+        both = client.embeddings.create(model="tiny", input=["w7 w8", "w9 w10 w11"])
+        one = client.embeddings.create(model="tiny", input="w7 w8", encoding_format="float")
+        tokens = client.embeddings.create(model="tiny", input=[7, 8])
+        with pytest.raises(openai.BadRequestError, match="dimensions"):
+            client.embeddings.create(model="tiny", input="w7", dimensions=3)
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.embeddings.create(model="tiny", input="w7 " * 500)
+    assert caught.value.code == "context_length_exceeded"
+    assert [item.index for item in both.data] == [0, 1]
+    assert np.linalg.norm(both.data[0].embedding) == pytest.approx(1, abs=1e-5)
+    assert both.data[0].embedding == pytest.approx(one.data[0].embedding, abs=1e-6)
+    assert tokens.data[0].embedding == pytest.approx(one.data[0].embedding, abs=1e-6)
+    assert both.usage.prompt_tokens == 5
