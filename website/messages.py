@@ -61,6 +61,7 @@ SECTIONS = {
     "Measuring and gates": ("compressor/evaluation", "compressor/engine/gates"),
     "The store, runs, archives and signatures": ("compressor/artifacts",),
     "Generating text": ("compressor/generation", "compressor/runtimes"),
+    "Serving models": ("compressor/serving",),
     "Other commands": ("compressor/analysis", "compressor/commands"),
 }
 """Heading to the modules whose messages it has; the longest prefix counts."""

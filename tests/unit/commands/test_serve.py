@@ -13,12 +13,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from compressor.errors import UsageError
+from compressor.runtimes.decoding import GenerationLimits
+from compressor.runtimes.formats import Format, StoredModel
+from compressor.serving.launch import ServeOptions, check_servable, running_server
+from compressor.serving.server import Address
 from tests.support.cli import cli
-from tests.support.served import LETTERS, write_byte_llama
+from tests.support.served import LETTERS, serving, write_byte_llama
 
 BODY = {
     "messages": [{"role": "user", "content": "Hi"}],
@@ -82,7 +88,7 @@ def test_what_does_not_end_in_time_is_cut_and_the_code_is_that_of_an_interrupt(
     llama: Path,
 ) -> None:
     with started(llama, "--drain-seconds", 0.2, "--threads", 1) as (process, url):
-        body = {**BODY, "max_tokens": 4000, "stream": True}
+        body = {**BODY, "max_tokens": 4000, "temperature": 1.5, "n": 4, "stream": True}
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as stream:
             lines = stream.iter_lines()
             for _ in range(6):
@@ -93,35 +99,50 @@ def test_what_does_not_end_in_time_is_cut_and_the_code_is_that_of_an_interrupt(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("options", "text"),
     [
-        (("--host", "0.0.0.0"), "give a key with --api-key"),
-        (("--host", "192.0.2.1", "--no-key"), "cannot listen on 192.0.2.1"),
-        (("--context", "99999999"), "context"),
-        (("--watts", "10"), "a power budget needs a meter"),
+        ({"address": Address("0.0.0.0", 0)}, "give a key with --api-key"),
+        ({"address": Address("192.0.2.1", 0), "allow_no_key": True}, "cannot listen on 192.0.2.1"),
+        ({"context": 99_999_999}, "a context of 99999999 tokens is impossible"),
+        ({"path": Path("nothing")}, "nothing is not a folder"),
     ],
 )
 def test_what_cannot_be_served_is_one_clear_error(
-    llama: Path, arguments: tuple[str, ...], text: str
+    llama: Path, options: dict[str, Any], text: str
 ) -> None:
-    result = cli("serve", llama, "--port", "0", *arguments)
-    assert result.returncode == 2
-    assert text in result.stderr
-    assert "Traceback" not in result.stderr
+    chosen = {"path": llama, "address": Address("127.0.0.1", 0), **options}
+    with pytest.raises(UsageError, match=text), running_server(ServeOptions(**chosen)):
+        pass
 
 
-def test_a_port_in_use_is_named(llama: Path) -> None:
+def test_a_power_budget_needs_a_meter(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.serving.launch.find_meter", lambda: None)
+    match = "a power budget needs a meter"
+    with pytest.raises(UsageError, match=match), serving(llama, watts=10.0):
+        pass
+
+
+def test_an_encoder_decoder_is_sent_to_generate(tmp_path: Path) -> None:
+    limits = GenerationLimits(10, False, encoder_inputs=("input_features",))
+
+    class Speech(Format):
+        name, summary = "speech", "speech"
+
+        def recognizes(self, path: Path) -> bool:
+            return True
+
+        def generation_limits(self, path: Path) -> GenerationLimits:
+            return limits
+
+    with pytest.raises(UsageError, match="autoglm-compress generate"):
+        check_servable(StoredModel(Speech(), tmp_path))
+
+
+def test_a_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        result = cli("serve", llama, "--port", port)
-    assert result.returncode == 2
-    assert f"127.0.0.1:{port} is in use" in result.stderr
-
-
-def test_a_path_that_holds_no_model_is_named(tmp_path: Path) -> None:
-    result = cli("serve", tmp_path / "nothing", "--port", "0")
-    assert result.returncode == 2
-    assert "nothing is not a folder" in result.stderr
+        with pytest.raises(UsageError, match=f"127.0.0.1:{port} is in use"):
+            Address("127.0.0.1", port).bind()
 
 
 def test_the_command_for_vllm_is_printed(llama: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,15 +106,12 @@ def test_an_unknown_output_is_named(predictor: RunningServer) -> None:
 
 
 def test_many_clients_get_their_own_predictions(predictor: RunningServer) -> None:
-    local = threading.local()
+    with httpx.Client(base_url=predictor.url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
 
-    def ask(number: int) -> float:
-        if not hasattr(local, "client"):
-            local.client = httpx.Client(base_url=predictor.url, timeout=60)
-        body = {"inputs": {"x": [[number, 0, 0]]}}
-        return local.client.post("/v1/predict", json=body).json()["outputs"]["logits"][0][1]
+        def ask(number: int) -> float:
+            body = {"inputs": {"x": [[number, 0, 0]]}}
+            return client.post("/v1/predict", json=body).json()["outputs"]["logits"][0][1]
 
-    with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(200))) == list(range(200))
     assert predictor.metrics.value("predictions") == 200
 
