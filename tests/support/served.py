@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from compressor.models.families.transformers.family import Transformers
 from compressor.serving.launch import RunningServer, ServeOptions, running_server
 from compressor.serving.server import Address
+from tests.support.decoders import export_decoder
 from tests.support.processors import SPECIAL_TOKENS, write_processor
 from tests.support.stand_ins import write_model
 
@@ -58,6 +60,12 @@ def write_byte_llama(folder: Path, context: int = 512) -> None:
     torch.manual_seed(0)
     write_model(Transformers(), "tiny-llama", folder, max_position_embeddings=context)
     write_byte_tokenizer(folder, {name: SPECIAL_TOKENS[name] for name in list(SPECIAL_TOKENS)[-3:]})
+
+
+def export_byte_model(folder: Path, out: Path) -> None:
+    """Export a checkpoint with a byte-level tokenizer to ONNX."""
+    parent = SimpleNamespace(model=folder, manifest=SimpleNamespace(id="ab12", format="torch"))
+    export_decoder(parent, out, {"parity": {"data": "text", "num_samples": 2}})
 
 
 def write_byte_tokenizer(folder: Path, special: dict[str, int]) -> None:

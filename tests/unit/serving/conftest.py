@@ -11,7 +11,7 @@ import pytest
 
 from compressor.serving.launch import RunningServer
 from compressor.serving.limits import ServerLimits
-from tests.support.served import serving, write_byte_glm4v
+from tests.support.served import export_byte_model, serving, write_byte_glm4v
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +20,14 @@ def glm4v(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("glm4v") / "model"
     write_byte_glm4v(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def glm4v_onnx(glm4v: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export the checkpoint to ONNX."""
+    out = tmp_path_factory.mktemp("glm4v-onnx") / "model"
+    export_byte_model(glm4v, out)
+    return out
 
 
 @pytest.fixture(scope="session")

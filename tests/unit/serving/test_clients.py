@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -55,10 +56,8 @@ def phone(monkeypatch: pytest.MonkeyPatch) -> FakePhone:
     return phone
 
 
-def test_the_phone_agent_gets_an_answer_at_every_step(
-    glm4v: Any, phone: FakePhone, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with serving(glm4v, names=("autoglm-phone-9b",)) as server:
+def test_the_phone_agent_gets_an_answer_at_every_step(glm4v_onnx: Path, phone: FakePhone) -> None:
+    with serving(glm4v_onnx, names=("autoglm-phone-9b",)) as server:
         model = ModelConfig(
             base_url=f"{server.url}/v1", max_tokens=60, extra_body={"guided_regex": ACTION}
         )
