@@ -123,13 +123,13 @@ def test_the_vision_tower_embeds_an_image_once(bed):
 def test_a_picture_that_is_sent_again_is_not_processed_again(bed, monkeypatch):
     with opened(bed / "onnx") as model:
         images = model._processor.processor.image_processor
-        sizes, original = [], images._processor
+        sizes, original = [], type(images._processor).__call__
 
-        def count(pictures, **options):
+        def count(self, pictures, **options):
             sizes.append(len(pictures))
-            return original(pictures, **options)
+            return original(self, pictures, **options)
 
-        monkeypatch.setattr(images, "_processor", count)
+        monkeypatch.setattr(type(images._processor), "__call__", count)
         first, again, other = (
             model.encode_chat([user(text("w20"), picture(bed, number), text(words))])
             for number, words in ((0, "w21"), (0, "w21"), (1, "w21"))
