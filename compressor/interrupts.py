@@ -29,6 +29,8 @@ _ONE_SIGNAL_SECONDS = 0.2
 """A signal this soon after the first is the same one, sent to the group and by a parent as well."""
 _first: float | None = None
 """Time of the first signal, on the monotonic clock."""
+_diverted = False
+"""True inside of ``diverted``."""
 
 
 def handle_signals() -> None:
@@ -55,6 +57,33 @@ def raised() -> Iterator[None]:
         check()
     finally:
         _set_handlers(_end_at_once)
+
+
+@contextmanager
+def diverted(on_interrupt: Callable[[], None]) -> Iterator[None]:
+    """Call a function at the first Ctrl-C inside of the block; a second one ends this process.
+
+    SIGTERM is raised as ever.
+    """
+    global _diverted
+    first: float | None = None
+
+    def divert(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now
+            on_interrupt()
+        elif now - first > _ONE_SIGNAL_SECONDS:
+            _end_at_once(number, frame)
+
+    previous = signal.signal(signal.SIGINT, divert)
+    _diverted = True
+    try:
+        yield
+    finally:
+        _diverted = False
+        signal.signal(signal.SIGINT, previous)
 
 
 def requested() -> bool:
@@ -120,7 +149,7 @@ def _watch_for_second_signal() -> None:
 def _count_signals(pipe: int) -> None:
     first: float | None = None
     while numbers := os.read(pipe, 1):
-        if numbers[0] not in _SIGNALS:
+        if numbers[0] not in _SIGNALS or (_diverted and numbers[0] == signal.SIGINT):
             continue
         now = time.monotonic()
         first = now if first is None else first

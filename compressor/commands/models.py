@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from compressor.commands.common import print_json
 from compressor.commands.options import AsJson
+from compressor.errors import UsageError
+
+if TYPE_CHECKING:
+    from compressor.generation.requests import SamplingOptions
 
 PANEL = "Models"
+_GIVE_PROMPT = "give some text with --prompt"
 app = typer.Typer()
 
 
@@ -21,8 +26,12 @@ def generate(
         Path, typer.Argument(help="Artifact, or the directory of a checkpoint.", metavar="MODEL")
     ],
     prompt: Annotated[
-        str, typer.Option(help="Message to answer, or text to continue, translate or summarize.")
-    ] = "",
+        str | None,
+        typer.Option(
+            help="Message to answer, or text to continue, translate or summarize.",
+            show_default="a chat",
+        ),
+    ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="Image in front of the message; repeatable.")
     ] = None,
@@ -60,6 +69,8 @@ def generate(
     """Generate text with a language model.
 
     The model may be a torch, packed or ONNX artifact, or a checkpoint. Speed is printed to stderr.
+    Without --prompt this is a chat, with one message per line of the terminal or of standard input:
+    Ctrl-C ends an answer, /clear starts anew, and /exit, Ctrl-D or a second Ctrl-C ends the chat.
     """
     from compressor.generation.generate import generate as generate_text
     from compressor.generation.generate import model_at
@@ -68,10 +79,17 @@ def generate(
     from compressor.reports.console.models import render_generation
     from compressor.reports.console.terminal import print_chunk
 
+    sampling = SamplingOptions(max_tokens, temperature, top_p, seed=seed)
+    if prompt is None and not (image or audio or language or task):
+        if raw or as_json:
+            option = "--raw" if raw else "--json"
+            raise UsageError(f"{option} is for one text: there is no prompt", remedy=_GIVE_PROMPT)
+        _chat(model, sampling, threads=threads, fast_prompts=fast_prompts)
+        return
     generated = generate_text(
         model_at(model),
-        Prompt(prompt, tuple(image or ()), raw, audio, language, task),
-        SamplingOptions(max_tokens, temperature, top_p, seed=seed),
+        Prompt(prompt or "", tuple(image or ()), raw, audio, language, task),
+        sampling,
         threads=threads,
         fast_prompts=fast_prompts,
         on_text=(lambda _: None) if as_json else print_chunk,
@@ -80,6 +98,22 @@ def generate(
         print_json(generated.as_json())
     else:
         render_generation(generated)
+
+
+def _chat(path: Path, sampling: SamplingOptions, *, threads: int, fast_prompts: bool) -> None:
+    from compressor.commands import chat
+    from compressor.generation.conversation import Conversation, open_chat_model
+    from compressor.generation.generate import model_at
+    from compressor.reports.console.models import render_chat_start
+
+    messages = chat.read_messages()
+    model = open_chat_model(model_at(path), threads=threads, fast_prompts=fast_prompts)
+    try:
+        if chat.is_terminal():
+            render_chat_start(model.context_length)
+        chat.hold(Conversation(model, sampling), messages)
+    finally:
+        model.close()
 
 
 @app.command(rich_help_panel=PANEL)

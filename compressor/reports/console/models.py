@@ -10,6 +10,7 @@ from rich.text import Text
 from compressor.analysis.model_report import ModelReport, PassReport
 from compressor.analysis.model_sizes import ModelSizes
 from compressor.generation.generate import Generated
+from compressor.generation.requests import FinishReason
 from compressor.reports.console.terminal import (
     err,
     new_table,
@@ -21,8 +22,15 @@ from compressor.reports.console.terminal import (
 from compressor.reports.rows import formatting
 
 if TYPE_CHECKING:
+    from compressor.generation.conversation import Reply
     from compressor.models.checkpoint.pickled import ConvertedWeights
 
+_ENDS = {
+    FinishReason.STOP: "end of text",
+    FinishReason.LENGTH: "stopped at --max-tokens, or at the end of the context",
+    FinishReason.TIME: "time is over",
+    FinishReason.CANCELLED: "stopped by Ctrl-C",
+}
 _MOST_ROWS = 30
 """Rows of a table of files."""
 
@@ -135,6 +143,28 @@ def render_generation(generated: Generated) -> None:
         f"{generated.prefill_tokens_per_second:.0f} tokens/s; "
         f"{generated.tokens} generated tokens{decode}; {end}[/dim]"
     )
+
+
+def render_chat_start(context_length: int) -> None:
+    """Print how a chat is held."""
+    err.print(
+        f"[dim]context of {context_length} tokens; Ctrl-C ends an answer, /clear starts a new "
+        "conversation, /exit or Ctrl-D ends the chat[/dim]"
+    )
+
+
+def render_reply(reply: Reply) -> None:
+    """End the line of an answer, and print token counts and speed to stderr."""
+    out.print()
+    usage, rate = reply.usage, reply.tokens_per_second
+    first = usage.first_token_seconds
+    parts = [
+        f"{usage.prompt_tokens} prompt tokens, {usage.cached_tokens} of them cached",
+        *([f"first token after {formatting.milliseconds(first * 1e3)}"] if first else []),
+        f"{usage.completion_tokens} generated tokens" + (f", {rate:.0f} tokens/s" if rate else ""),
+        _ENDS[reply.reason],
+    ]
+    err.print(f"[dim]{'; '.join(parts)}[/dim]")
 
 
 def render_conversion_progress(activity: str, done: int, total: int) -> None:

@@ -11,6 +11,7 @@ from calibration.sources.arrays import ArrayDataset
 from calibration.sources.audio import Audio, AudioConfig
 from compressor.data.contract import SourceContext
 from compressor.errors import DataError, ModelError, UsageError
+from compressor.generation.conversation import open_chat_model
 from compressor.generation.generate import generate, model_at
 from compressor.generation.prompt import Prompt
 from compressor.generation.requests import SamplingOptions
@@ -86,6 +87,8 @@ def test_wrong_kinds_of_prompts_are_refused(translator):
         text_of(folder / "onnx", Prompt("w10", audio=folder / "a.wav"))
     with pytest.raises(UsageError, match="prompt is empty"):
         text_of(folder / "onnx", Prompt(""))
+    with pytest.raises(UsageError, match=r"is an encoder-decoder: .* holds no conversation"):
+        open_chat_model(model_at(folder / "onnx"), threads=1)
 
 
 @pytest.fixture(scope="module")
