@@ -64,7 +64,7 @@ class Answer:
 class Server:
     """A server process."""
 
-    def __init__(self, text: str, port: int) -> None:
+    def __init__(self, text: str, port: int, context: int = CONTEXT) -> None:
         self.name, _, rest = text.partition("=")
         kind, _, rest = rest.partition(":")
         model, _, program = rest.partition("@")
@@ -78,14 +78,14 @@ class Server:
                     "--parallel",
                     str(SLOTS),
                     "--context",
-                    str(CONTEXT),
+                    str(context),
                     "--threads",
                     str(THREADS),
                 ),
             ],
             "llama.cpp": [
                 *(program, "-m", model, "--port", str(port), "-t", str(THREADS), "-np", str(SLOTS)),
-                *("-c", str(SLOTS * CONTEXT), "--no-webui"),
+                *("-c", str(SLOTS * context), "--no-webui"),
             ],
         }
         self.process = subprocess.Popen(
@@ -116,7 +116,7 @@ class Server:
             kilobytes += sum(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
         return kilobytes / 1000
 
-    async def ask(self, client: httpx.AsyncClient, messages: list[dict[str, str]]) -> Answer:
+    async def ask(self, client: httpx.AsyncClient, messages: list[dict[str, Any]]) -> Answer:
         """Stream an answer of ``NEW_TOKENS`` tokens, greedy."""
         body = {
             "model": MODEL,

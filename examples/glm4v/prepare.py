@@ -116,22 +116,29 @@ def small_config(vocab_size: int, token_ids: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def write_model(folder: Path, tokenizer: Path) -> None:
-    """Write a small glm4v with random weights, and its processor."""
-    import torch
+def write_processor(folder: Path, tokenizer: Path) -> tuple[int, dict[str, int]]:
+    """Write a processor; return the size of its vocabulary and the ids of the special tokens."""
     from transformers import AutoTokenizer
     from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
-
-    from compressor.models.families.transformers.config import CheckpointConfig
-    from compressor.models.families.transformers.family import Transformers
 
     extended = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
     extended.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
     extended.chat_template = TEMPLATE
     extended.save_pretrained(str(folder))
     Glm4vImageProcessorPil().save_pretrained(str(folder))
-    ids = dict(zip(IDS, extended.convert_tokens_to_ids(list(SPECIAL)), strict=True))
-    config: Any = CheckpointConfig.model_validate(small_config(len(extended), ids))
+    ids = extended.convert_tokens_to_ids(list(SPECIAL))
+    return len(extended), dict(zip(IDS, ids, strict=True))
+
+
+def write_model(folder: Path, tokenizer: Path) -> None:
+    """Write a small glm4v with random weights, and its processor."""
+    import torch
+
+    from compressor.models.families.transformers.config import CheckpointConfig
+    from compressor.models.families.transformers.family import Transformers
+
+    size, ids = write_processor(folder, tokenizer)
+    config: Any = CheckpointConfig.model_validate(small_config(size, ids))
     torch.manual_seed(0)
     family = Transformers()
     family.save(family.build(config), config, folder)
