@@ -6,8 +6,8 @@
 
 ``make`` writes a glm4v with random weights: vision tower and attention heads of AutoGLM-Phone-9B
 (24 layers of width 1,536; 32 heads on 2, width 4,096), but two decoder layers and the vocabulary of
-another tokenizer. ``measure`` starts a server and prints, as medians and ranges over the rounds, the
-time to the first token of
+another tokenizer. ``measure`` starts a server and prints, as medians and ranges, the time to the
+first token of
 
 - a new screen, the same one in another conversation, and the same question again;
 - the steps of an agent as Open-AutoGLM sends them (system prompt, earlier texts and answers, the

@@ -35,8 +35,9 @@ SPECIAL = (
 )
 IDS = ("image", "video", "image_start", "image_end", "video_start", "video_end")
 TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else %}\
 {% for part in message.content %}{% if part.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|>{% else %}\
-{{ part.text }}{% endif %}{% endfor %}<|im_end|>
+{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
