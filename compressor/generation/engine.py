@@ -250,9 +250,8 @@ class GenerationEngine:
         """Append one token to each answer that has read its prompt, or several to a single one."""
         if not self._speaking:
             return
-        for answer in list(self._speaking):
-            if answer in self._speaking and not self._make_space(answer, 1):
-                return
+        while not self._table.make_space(len(self._speaking)):
+            self._preempt_youngest()
         if len(self._speaking) == 1 and self._decoder.truncates:
             self._step_with_guesses(self._speaking[0])
         elif self._speaking:
@@ -303,7 +302,7 @@ class GenerationEngine:
             self._guesses[answer] = Speculation(self._times, self._options.max_guesses)
         size = min(self._guesses[answer].size(), answer.left - 1)
         guesses = answer.guess(size) if size > 0 else []
-        return guesses if self._make_space(answer, 1 + len(guesses)) else []
+        return guesses if self._table.make_space(1 + len(guesses)) else []
 
     def _note_guesses(self, answer: Answer, proposed: int, accepted: int) -> None:
         answer.proposed_tokens += proposed
@@ -336,15 +335,17 @@ class GenerationEngine:
     def _make_space(self, answer: Answer, tokens: int) -> bool:
         """Make space in the budget; return False if the answer had to give up its own row."""
         while not self._table.make_space(tokens):
-            running = [*self._speaking, *self._reading]
-            youngest = max(running, key=lambda other: other.arrived)
-            self._preempt(youngest)
-            if youngest is answer:
+            if self._preempt_youngest() is answer:
                 return False
         return True
 
-    def _preempt(self, answer: Answer) -> None:
-        """Take an answer's row away; its tokens are read again when there is space."""
+    def _preempt_youngest(self) -> Answer:
+        """Take the row of the youngest answer away; its tokens are read again when there is space.
+
+        Returns:
+            The answer.
+        """
+        answer = max([*self._speaking, *self._reading], key=lambda other: other.arrived)
         self._statistics.preempted += 1
         assert answer.row is not None  # noqa: S101
         with self._changed:
@@ -353,6 +354,7 @@ class GenerationEngine:
             self._table.forget(answer.row)
             answer.row = None
             self._waiting.appendleft(answer)
+        return answer
 
     def _end(self, answer: Answer, reason: FinishReason) -> None:
         self._statistics.finished[reason] += 1

@@ -169,12 +169,14 @@ def test_a_cancelled_request_in_the_queue_ends_no_other(model):
     assert {answer.wait().finish.reason for answer in running} == {FinishReason.LENGTH}
 
 
-def test_rows_that_exceed_the_budget_give_up_and_end_with_the_same_answers(bed):
+@pytest.mark.parametrize("max_guesses", [0, 6])
+def test_rows_that_exceed_the_budget_give_up_and_end_with_the_same_answers(max_guesses, bed):
     prompts = [RNG.integers(4, 490, 20).tolist() for _ in range(4)]
     with opened(bed["onnx"], max_guesses=0) as model:
         alone = [answer_to(model, prompt, 100).text for prompt in prompts]
         token_bytes = model.token_bytes
-    with opened(bed["onnx"], max_guesses=0, cache_bytes=260 * token_bytes) as model:
+    options = {"max_guesses": max_guesses, "cache_bytes": 260 * token_bytes}
+    with opened(bed["onnx"], **options) as model:
         assert model.budget_tokens == 260
         answers = [begin(model, prompt, 100) for prompt in prompts]
         while not all(answer.ended.is_set() for answer in answers):
