@@ -46,6 +46,27 @@ def sample(logits_V: Array, sampling: SamplingOptions, uniform: float, buffer_V:
     return position if candidates is None else int(candidates[position])
 
 
+def largest_tokens(values_V: Array, count: int) -> Array:
+    """Return the tokens of the ``count`` largest values, in the order of the vocabulary.
+
+    The largest values of ``count`` blocks are a bound that the others reach: few tokens are above.
+
+    Args:
+        values_V: logits or weights; of equal ones, the first count as larger.
+        count: 1 to V.
+    """
+    full = len(values_V) // _BLOCK * _BLOCK
+    blocks = values_V[:full].reshape(-1, _BLOCK).max(axis=1)
+    if count <= len(blocks):
+        bound = np.partition(blocks, -count)[-count]
+        candidates = np.flatnonzero(values_V >= bound)
+    else:
+        candidates = np.arange(len(values_V))
+    values_C = values_V[candidates]
+    smallest = np.partition(values_C, -count)[-count]
+    return candidates[_largest(values_C, smallest, count)]
+
+
 def _candidates(weights_V: Array, sampling: SamplingOptions) -> Array | None:
     """Return the tokens of top_k and top_p, or those of min_p alone.
 
@@ -53,9 +74,7 @@ def _candidates(weights_V: Array, sampling: SamplingOptions) -> Array | None:
     """
     top_k, top_p = sampling.top_k, sampling.top_p
     if 0 < top_k < len(weights_V):
-        smallest = np.partition(weights_V, -top_k)[-top_k]
-        candidates = np.flatnonzero(weights_V >= smallest)
-        candidates = candidates[_largest(weights_V[candidates], smallest, top_k)]
+        candidates = largest_tokens(weights_V, top_k)
         if top_p == 1:
             return candidates
         weights_C = weights_V[candidates]

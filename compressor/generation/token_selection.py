@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from compressor.generation.nucleus import sample
+from compressor.generation.nucleus import largest_tokens, sample
 from compressor.generation.requests import SamplingOptions, TokenLogprob
 from compressor.models.checkpoint.generation_rules import GenerationRules
 from compressor.runtimes.token_rules import TokenCounts, TokenRules, most_probable
@@ -128,9 +128,8 @@ class TokenSelector:
         count = min(self._sampling.top_logprobs or 0, len(logits_V))
         best: list[int] = []
         if count:
-            candidates = np.flatnonzero(logits_V >= np.partition(logits_V, -count)[-count])
-            order = np.argsort(-logits_V[candidates], kind="stable")[:count]
-            best = candidates[order].tolist()
+            tokens = largest_tokens(logits_V, count)
+            best = tokens[np.argsort(-logits_V[tokens], kind="stable")].tolist()
         return TokenLogprob(
             token,
             float(logits_V[token]) - normalizer,
