@@ -71,7 +71,7 @@ def serve(
         bool, typer.Option("--print-vllm", help="Print the command for vLLM, and serve nothing.")
     ] = False,
 ) -> None:
-    """Serve a model over HTTP: text over an OpenAI API, other models over /v1/predict."""
+    """Serve a model over HTTP: an OpenAI API, or /v1/predict."""
     from compressor.serving.installed import require_server_libraries
 
     if print_vllm:
