@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from compressor.config import discovery
 from compressor.config.validation import references
 from compressor.data.contract import (
+    DataFacts,
     DataSource,
     InputFacts,
     SourceContext,
@@ -55,6 +56,8 @@ class _Data:
     starter: StarterData
     num_classes: int | None = None
     """Exclusive upper bound of the labels; None if it is not known, or there are no labels."""
+    inputs: tuple[InputFacts, ...] = ()
+    """Arrays of the user's files that a model takes, where they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,9 @@ class StartingPoint:
     needs_code: bool = False
     knows_inputs: bool = True
     """False if shapes or types of the inputs are not known: their data can have any."""
+    with_inputs: Callable[[Sequence[InputFacts]], StartingPoint] | None = None
+    """Returns the starting point with the shapes and types that samples have, where the model does
+    not state them."""
     data_fields: Mapping[str, Any] = field(default_factory=dict)
     """Values of fields of the data set, for sources that have them: mean and deviation."""
     comments: tuple[str, ...] = ()
@@ -126,6 +132,9 @@ def write_starting_point(start: StartingPoint, folder: Path, data: Path | None) 
     if not _steps(start.format, starter):
         raise _no_pass(start)
     data_set = _choose_data(_fitting_data(start), data)
+    if data_set is not None and data_set.inputs and start.with_inputs is not None:
+        start = start.with_inputs(data_set.inputs)
+        starter = start.starter
     without_data = replace(starter, data=None)
     is_optional = data is None and (data_set is None or data_set.starter.needs_code)
     if data_set is None or (is_optional and _runs_without_data(start.format, without_data)):
@@ -276,8 +285,9 @@ def _with_files(data: _Data, files: Path) -> tuple[_Data, list[str]]:
     )
     context = SourceContext(Path.cwd(), allow_code=True)
     problems = data.source.problems(config, context)
-    num_classes = None if problems else data.source.facts(config, context).num_classes
-    return _Data(data.source, replace(data.starter, fields=fields), num_classes), problems
+    facts = DataFacts() if problems else data.source.facts(config, context)
+    starter = replace(data.starter, fields=fields)
+    return _Data(data.source, starter, facts.num_classes, facts.inputs or ()), problems
 
 
 def _missing_files(starter: StarterData, data: Path | None) -> tuple[str, ...]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compressor.config.permission import code_is_allowed
+from compressor.data.contract import InputFacts
 from compressor.engine.contract import StarterModel
 from compressor.engine.plan.model_starter import (
     StartingPoint,
@@ -87,8 +90,8 @@ def _library_model(library: str, name: str) -> StartingPoint:
     )
 
 
-def _python_module(source: str) -> StartingPoint:
-    """Return the module of a Python file, as far as its text, or the module, describes it."""
+def _python_module(source: str, samples: Sequence[InputFacts] = ()) -> StartingPoint:
+    """Return the module of a Python file, as far as its text, the module or samples describe it."""
     is_file = source.endswith(".py")
     path, function = split_target(f"{source}:{_ANY_FUNCTION}" if is_file else source)
     file = Path(path)
@@ -96,7 +99,7 @@ def _python_module(source: str) -> StartingPoint:
     found = outline(code[name], path, None if is_file else function)
     if code_is_allowed() and not found.arguments:
         found = _with_signature(found, ModuleConfig(python=f"{name}:{found.function}", code=code))
-    hints = _hints(found)
+    hints = [_completed(hint, samples) for hint in _hints(found)]
     missing = [f"`model.arguments.{argument}`: a value for it" for argument in found.arguments]
     missing += [line for hint in hints if (line := _missing(hint)) is not None]
     if not hints:
@@ -119,6 +122,7 @@ def _python_module(source: str) -> StartingPoint:
         StarterModel(ModelFacts(), tuple(map(_spec, hints))),
         missing=tuple(missing),
         needs_code=True,
+        with_inputs=partial(_python_module, source),
         knows_inputs=all(hint.shape and hint.dtype for hint in hints),
         comments=(_WEIGHTS,),
     )
@@ -153,6 +157,15 @@ def _hints(found: Outline) -> list[InputHint]:
     if any(_MAPPING.match(parameter.annotation) for parameter in parameters):
         return []
     return [input_hint(parameter, found.docstring) for parameter in parameters]
+
+
+def _completed(hint: InputHint, samples: Sequence[InputFacts]) -> InputHint:
+    """Return a hint with the shape and the type of samples, where the code states none."""
+    facts = next((facts for facts in samples if facts.name == hint.name), None)
+    if facts is None:
+        return hint
+    sizes = [size or f"{hint.name}_{axis}" for axis, size in enumerate(facts.shape, start=1)]
+    return replace(hint, shape=hint.shape or (BATCH, *sizes), dtype=hint.dtype or facts.dtype)
 
 
 def _fields(hint: InputHint) -> dict[str, Any]:

@@ -96,6 +96,15 @@ def test_nothing_runs_without_permission_and_the_rest_is_a_placeholder(tmp_path:
     load_pipeline(written.file)
 
 
+def test_the_users_samples_state_what_the_code_does_not(tmp_path: Path) -> None:
+    source = write(tmp_path, STATED.replace("float32 [batch, 4]", "vectors"))
+    np.savez(tmp_path / "x.npz", x=np.zeros((8, 4), np.float32), label=np.zeros(8, np.int64))
+    written = write_starter_for(str(source), tmp_path / "new", tmp_path / "x.npz")
+    assert not written.missing
+    assert model_of(written.file)["inputs"] == {"x": {"shape": ["batch", 4], "dtype": "float32"}}
+    assert "latency" in written.file.read_text()
+
+
 def test_with_permission_the_signature_of_an_imported_module_is_read(tmp_path: Path) -> None:
     write_own_files(tmp_path)
     file = write(tmp_path, "from net import Net\ndef build():\n    return Net()\n", "entry.py")
