@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -45,6 +46,7 @@ def supervised(run: Callable[[], NoReturn]) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
     parent = os.getpid()
+    gc.freeze()  # the collector of the child would copy every page of this process
     if (child := os.fork()) == 0:
         _end_with(parent)
         faulthandler.enable(stacks)

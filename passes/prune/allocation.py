@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, lcm
 
 import numpy as np
 
@@ -93,11 +93,13 @@ def _step(axes: Sequence[Axis], units: int, multiple: int) -> int:
     """Return the number that kept units of a width are a multiple of.
 
     A unit may hold several channels, such as a group of a grouped convolution: units are as many
-    as make the channels a multiple.
+    as make the channels a multiple. Where config fields count groups of units, groups stay whole.
     """
     if any(axis.kind in {"heads", "layers"} for axis in axes):
         return 1
-    return multiple // gcd(multiple, max(_channels(axis) * axis.units // units for axis in axes))
+    channels = max(_channels(axis) * axis.units // units for axis in axes)
+    groups = (axis.group * units // axis.units for axis in axes)
+    return lcm(multiple // gcd(multiple, channels), *groups)
 
 
 def _channels(axis: Axis) -> int:

@@ -267,7 +267,7 @@ def pruned_fields(
     for width in (width for width in widths if sizes[width.label] < width.units):
         for axis in width.axes:
             units = width.axis_units(axis, sizes[width.label])
-            fields |= {path: units * factor for path, factor in axis.fields}
+            fields |= axis.field_values(units)
             fields |= dict(axis.pinned)
             fields |= {
                 path: None

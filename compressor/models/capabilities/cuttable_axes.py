@@ -88,6 +88,9 @@ class Axis:
     width: str = ""
     """Axes with the same ``width`` are cut in proportion, whatever their fields: the architecture
     requires it."""
+    group: int = 1
+    """Units that the fields count as one, such as the hidden width for a ratio of inner widths:
+    kept units are a multiple of them."""
     shapes_field: str = ""
     """Config field with the shapes of tensors, by name, for axes that no other field describes."""
 
@@ -99,7 +102,11 @@ class Axis:
     @property
     def factor(self) -> int:
         """Amount of the dimension per unit."""
-        return self.fields[0][1] if self.fields else 1
+        return self.fields[0][1] if self.fields and self.group == 1 else 1
+
+    def field_values(self, units: int) -> dict[FieldPath, int]:
+        """Return the values of the config fields for a number of units."""
+        return {path: units * amount // self.group for path, amount in self.fields}
 
     def members(self, units: Iterable[int]) -> list[int]:
         """Return the indices of units in their stack."""

@@ -76,7 +76,8 @@ def removed_part(axes: Sequence[Axis]) -> dict[str, Tensor]:
     for axis in axes:
         units = smallest[axis.width or axis.fields or axis.name]
         per_unit = axis.units // units
-        removed = (1 if axis.stack else max(1, units // 2)) * per_unit
+        half = units // 2 * per_unit // axis.group * axis.group
+        removed = per_unit if axis.stack else max(half, per_unit, axis.group)
         # Neither the first nor the last units, so that shifted ones are noticed.
         start = (axis.units - removed + 1) // 2
         unit = torch.arange(axis.units)

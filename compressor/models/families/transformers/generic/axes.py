@@ -58,7 +58,7 @@ def _verified(
     def build(sizes: Mapping[str, int], weights: Mapping[str, Tensor]) -> nn.Module:
         fields: dict[FieldPath, Any] = {}
         for axis in (axis for axis in axes if axis.name in sizes):
-            fields |= {path: sizes[axis.name] * factor for path, factor in axis.fields}
+            fields |= axis.field_values(sizes[axis.name])
             fields |= dict(axis.pinned)
             for path in axis.unit_lists:
                 fields[path] = _shortened(config, path, axis)

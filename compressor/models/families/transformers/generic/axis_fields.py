@@ -1,7 +1,8 @@
 """Config fields that describe discovered axes, found by building the class with smaller fields.
 
 A field belongs to axes if lowering it changes exactly the tensor dimensions that hold their units,
-each by as much as the same part of the units takes up.
+each by as much as the same part of the units takes up. It counts the units, or groups of them: a
+ratio of 4 for an inner width of 128 counts groups of 32.
 """
 
 from __future__ import annotations
@@ -194,8 +195,11 @@ def _describe(
         for axis in axes
         if axis.cuts and all((cut.tensor, cut.dim) in smaller.changed for cut in axis.cuts)
     ]
+    if smaller.vanished or not found:
+        return
+    is_ratio = len(smaller.lowered) == 1 and all(_is_ratio(before, axis) for axis in found)
     counts = [probe.sizes[field] % axis.units for field in smaller.lowered for axis in found]
-    if smaller.vanished or not found or any(counts):
+    if any(counts) and not is_ratio:
         return
     expected: dict[tuple[str, int], float] = {}
     for axis in found:
@@ -210,7 +214,8 @@ def _describe(
     name = ".".join(map(str, path))
     is_shared = len({axis.units for axis in found}) > 1  # its units are of different sizes
     for axis in found:
-        fields = tuple((field, probe.sizes[field] // axis.units) for field in smaller.lowered)
+        amounts = {field: probe.sizes[field] // axis.units for field in smaller.lowered}
+        fields = tuple((field, 1 if is_ratio else amount) for field, amount in amounts.items())
         described.setdefault(axis.name, []).append(
             replace(
                 axis,
@@ -218,8 +223,14 @@ def _describe(
                 pinned=tuple(pinned.items()),
                 dimension=name,
                 width=name if is_shared else "",
+                group=axis.units // before if is_ratio else 1,
             )
         )
+
+
+def _is_ratio(value: int, axis: Axis) -> bool:
+    """Return True if a field may count groups of an axis's units, as ``mlp_ratio`` does."""
+    return axis.kind != "heads" and value < axis.units and axis.units % value == 0
 
 
 def _describe_heads(
