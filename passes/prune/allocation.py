@@ -98,7 +98,7 @@ def _step(axes: Sequence[Axis], units: int, multiple: int) -> int:
     if any(axis.kind in {"heads", "layers"} for axis in axes):
         return 1
     channels = max(_channels(axis) * axis.units // units for axis in axes)
-    groups = (axis.group * units // axis.units for axis in axes)
+    groups = (axis.group // gcd(axis.group, axis.units // units) for axis in axes)
     return lcm(multiple // gcd(multiple, channels), *groups)
 
 

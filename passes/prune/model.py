@@ -16,6 +16,7 @@ from compressor.config.record import Record
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
 from compressor.models.capabilities.cuttable_axes import Axis, CuttableAxes
+from compressor.models.capabilities.discovery import discover
 from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.signature import Signature
 from compressor.models.capabilities.training_heads import TrainingHeads
@@ -53,8 +54,7 @@ class PrunableModel:
         capability = self.family.capability(CuttableAxes, self.config, loaded)
         if capability is None:
             raise RequirementError(
-                "nothing of this model can be cut: no channels, inner widths, heads or layers were "
-                "found that its config describes in a smaller size, with equal outputs",
+                f"nothing of this model can be cut: {_reason(loaded)}",
                 remedy="make the model smaller by `distill` into a student, or compress it by "
                 "`qat` or `awq`",
             )
@@ -68,6 +68,20 @@ class PrunableModel:
             RequirementError: the model has no training heads.
         """
         return self.family.require(TrainingHeads, self.config)
+
+
+def _reason(model: LoadedModel) -> str:
+    """Return why a model has no axes that can be cut."""
+    found = discover(CuttableAxes, model)
+    if found is None or not found.axes:
+        return (
+            "its layers cannot be left out, and each width is normalized as a whole (layer norm, "
+            "global response norm), returned, or fixed by the code"
+        )
+    return (
+        f"no field of its config states the size of {len(found.axes)} channels, inner widths or "
+        f"heads, such as {found.axes[0].name}, or a smaller model has other outputs"
+    )
 
 
 def load_model(artifact: Artifact, calibration: str | None, context: PassContext) -> PrunableModel:

@@ -57,6 +57,20 @@ CLASSES = {
             "num_labels": 3,
         },
     ),
+    "pvt_v2": (
+        "PvtV2ForImageClassification",
+        {
+            "num_encoder_blocks": 2,
+            "depths": [1, 1],
+            "hidden_sizes": [8, 16],
+            "patch_sizes": [3, 3],
+            "strides": [2, 2],
+            "sr_ratios": [2, 1],
+            "num_attention_heads": [1, 2],
+            "mlp_ratios": [4, 4],
+            "num_labels": 3,
+        },
+    ),
     "olmoe": (
         "OlmoeForCausalLM",
         {**TEXT, "num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2},
@@ -68,6 +82,7 @@ INPUTS = {
     "vit": {"pixel_values": IMAGES},
     "resnet": {"pixel_values": IMAGES},
     "regnet": {"pixel_values": IMAGES},
+    "pvt_v2": {"pixel_values": IMAGES},
     "t5": {"input_ids": TOKENS, "decoder_input_ids": TOKENS[:, :4]},
 }
 EXPECTED = {
@@ -121,7 +136,7 @@ def prune(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_a_class_without_stated_axes_is_cut_by_its_config_fields(prune, name):
     pruned, module, _ = prune(name, target={"dimensions": EXPECTED[name]})
     for field, size in EXPECTED[name].items():
@@ -130,6 +145,12 @@ def test_a_class_without_stated_axes_is_cut_by_its_config_fields(prune, name):
         assert (value[int(index)] if index else value) == size
     count = sum(weight.numel() for weight in module.parameters())
     assert sum(weight.numel() for weight in pruned.parameters()) < count
+
+
+def test_a_ratio_of_inner_widths_is_cut_by_whole_numbers(prune):
+    pruned, _, _ = prune("pvt_v2", target={"dimensions": {"mlp_ratios.1.width": 32}})
+    assert list(pruned.config.mlp_ratios) == [4, 2]
+    assert pruned.pvt_v2.encoder.layers[1].blocks[0].mlp.dense1.out_features == 32
 
 
 def test_layers_are_removed_by_the_samples_they_change_least(prune):

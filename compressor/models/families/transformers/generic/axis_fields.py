@@ -221,7 +221,7 @@ def _describe(
                 axis,
                 fields=fields,
                 pinned=tuple(pinned.items()),
-                dimension=name,
+                dimension=f"{name}.width" if is_ratio else name,
                 width=name if is_shared else "",
                 group=axis.units // before if is_ratio else 1,
             )
