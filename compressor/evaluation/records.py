@@ -86,6 +86,13 @@ class LatencyConfig(Record):
     """Number of threads of the runtime."""
 
 
+class EnergyConfig(Record):
+    """Measurement of energy."""
+
+    seconds: Annotated[float, Field(gt=0, le=3600)] = 5.0
+    """Time for which the calls of `latency` are repeated; counters are too coarse for one call."""
+
+
 class EvaluateConfig(Record):
     """Measurements of every artifact."""
 
@@ -94,6 +101,15 @@ class EvaluateConfig(Record):
     latency: LatencyConfig | None = None
     """Latency percentiles, throughput and peak memory, in a process of its own; default: not
     measured."""
+    energy: Annotated[EnergyConfig | None, LeftOutOfIds()] = None
+    """Joules per sample by the counters of the machine (RAPL, NVML, a battery), idle power
+    included, over calls as for `latency`; nothing is estimated where there is no counter."""
+
+    @model_validator(mode="after")
+    def _check_energy(self) -> EvaluateConfig:
+        if self.energy is not None and self.latency is None:
+            raise ValueError("`energy` needs `latency`, whose calls it repeats")
+        return self
 
     def without_accuracy(self) -> EvaluateConfig:
         """Return the section without accuracy; latency keeps the data set it is measured on."""
@@ -129,6 +145,16 @@ class AccuracyReport(_Report):
     """Why another model was run in place of this one, such as an engine's ONNX graph; else None."""
 
 
+class EnergyReport(_Report):
+    """Energy of repeated calls."""
+
+    meter: str | None
+    """The counters that were read; None if this machine has none, and nothing was measured."""
+    joules: float = 0.0
+    seconds: float = 0.0
+    samples: int = 0
+
+
 class LatencyReport(_Report):
     """``reports/latency.json``."""
 
@@ -142,6 +168,8 @@ class LatencyReport(_Report):
     """Duration of every timed call, in order."""
     other_cores: float | None = None
     """Mean number of cores that other processes kept busy; much above 0, latency is overstated."""
+    energy: EnergyReport | None = None
+    """Energy of the same calls; None if `evaluate` has no `energy`."""
 
 
 class Measurement(_Report):

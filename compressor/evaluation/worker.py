@@ -31,6 +31,8 @@ from compressor.config.permission import allow_code
 from compressor.data.contract import Batch, Dataset, DataSource, SourceContext
 from compressor.errors import CompressError, UsageError
 from compressor.evaluation.accuracy import GeneratingModel, measure_accuracy
+from compressor.evaluation.energy import energy_metrics, measure_energy
+from compressor.evaluation.energy_meters import find_meter
 from compressor.evaluation.latency import latency_metrics, measure_latency, select_latency_batches
 from compressor.evaluation.protocol import Answer, Failure, Request
 from compressor.evaluation.records import (
@@ -128,6 +130,7 @@ class _Worker:
         with model.open_session(self._threads) as session:
             if latency is not None and stand_in is None:
                 latency_report = _latency_report(session, batches, latency, self.progress)
+                latency_report = self._with_energy(latency_report, session, batches)
             if accuracy is not None:
                 dataset = self._load(accuracy.data)
                 batches = batches or [dataset.batch(_first_index(dataset))]
@@ -147,6 +150,17 @@ class _Worker:
             stand_in=stand_in,
         )
         yield Answer(measurement=measurement)
+
+    def _with_energy(
+        self, report: LatencyReport, session: Session, batches: list[Batch]
+    ) -> LatencyReport:
+        """Return a report with the energy of the same calls, if the request has ``energy``."""
+        config = self.request.evaluate.energy
+        if config is None:
+            return report
+        energy = measure_energy(session, batches, config, find_meter(), self.progress)
+        metrics = (*report.metrics, *energy_metrics(energy))
+        return report.model_copy(update={"energy": energy, "metrics": metrics})
 
     @property
     def _threads(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from compressor import interrupts
 from compressor.data.pictures import without_pillow_warnings
 from compressor.errors import UsageError
+from compressor.evaluation.energy_meters import find_meter
 from compressor.generation.chat_model import ChatModel, ChatOptions
 from compressor.generation.generate import model_at
 from compressor.runtimes.formats import StoredModel
@@ -19,7 +20,6 @@ from compressor.serving.app import Routes
 from compressor.serving.bodies import BodyReader
 from compressor.serving.guard import Guard
 from compressor.serving.limits import ServerLimits
-from compressor.serving.meters import find_meter
 from compressor.serving.metrics import Metrics
 from compressor.serving.power import FrequencyActuator, PowerBudget, PowerGovernor
 from compressor.serving.predictor import Predictor

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.serving.meters import Meter
+from compressor.evaluation.energy_meters import Meter
 
 _HIGH, _LOW = 0.9, 0.7
 """Shares of the budget above which less, and below which more work is done at once."""

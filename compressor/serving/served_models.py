@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from compressor.evaluation.energy_meters import Meter
 from compressor.generation.chat_model import ChatModel
 from compressor.serving.app import Handler
 from compressor.serving.bodies import BodyReader
 from compressor.serving.chat import ChatCompletions
 from compressor.serving.completions import Completions
 from compressor.serving.embeddings import Embeddings, is_text_encoder
-from compressor.serving.meters import Meter
 from compressor.serving.metrics import Metrics
 from compressor.serving.power import Actuator, CountActuator
 from compressor.serving.predict import Predict

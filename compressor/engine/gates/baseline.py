@@ -34,6 +34,8 @@ _TAIL_PERCENTILES = ("latency_p90_ms", "latency_p99_ms")
 _ROUND_FRACTION = 5
 """A round has 1/5 of ``repeats`` calls, but all of them for a percentile at the tail."""
 _MIN_CALLS = 5
+_NOT_COMPARED = frozenset({"peak_rss_bytes", "energy_mj", "executed"})
+"""Metrics that one measurement does not settle, or that are no cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ def _not_worse(model: MeasuredModel, reference: MeasuredModel) -> list[Rule]:
     """Return the default rules: no metric that both have may be shown to be worse."""
     rules = []
     for name, metric in model.metrics.items():
-        if "[" in name or name not in reference.metrics or name in {"peak_rss_bytes", "executed"}:
+        if "[" in name or name not in reference.metrics or name in _NOT_COMPARED:
             continue
         if metric.unit in {"bytes", "count"} or metric.better == "lower":
             rules.append(Rule(name, "max_ratio", 1.0, "baseline", undecided="pass"))

@@ -22,6 +22,7 @@ LATENCY_METRICS = (
     "peak_rss_bytes",
 )
 
+ENERGY_METRIC = "energy_mj"
 
 _ANY_COST = (0.0, math.inf)
 _LARGEST = 1e18
@@ -46,6 +47,7 @@ class _GateProblems:
             *COST_METRICS,
             *(evaluate.accuracy.metrics if evaluate.accuracy else ()),
             *(LATENCY_METRICS if evaluate.latency else ()),
+            *((ENERGY_METRIC,) if evaluate.energy else ()),
         ]
         self.steps = [SOURCE, *(step.name for step in pipeline.steps)]
         self.reference = reference_of(evaluate)

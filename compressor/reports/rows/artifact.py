@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.artifacts.manifest import Manifest, Metric
-from compressor.evaluation.records import Measurement
+from compressor.evaluation.records import EnergyReport, Measurement
 from compressor.reports.rows import formatting
 from compressor.reports.rows.ladder import accuracy_names
 
-_HEADLINE_COSTS = ("latency_p50_ms", "throughput", "parameters", "macs", "peak_rss_bytes")
+_HEADLINE_COSTS = (
+    *("latency_p50_ms", "throughput", "parameters", "macs", "peak_rss_bytes", "energy_mj"),
+)
+_OF_LATENCY = frozenset({"throughput", "peak_rss_bytes", "energy_mj"})
+"""Metrics of ``latency.json`` beside latencies."""
 _SECTIONS = frozenset({"history", "notes"})
 """Keys of a manifest's summary that have sections of their own."""
 
@@ -89,7 +93,7 @@ def latency_rows(manifest: Manifest) -> list[Metric]:
     return [
         metric
         for metric in manifest.metrics
-        if metric.name.startswith("latency_") or metric.name in {"throughput", "peak_rss_bytes"}
+        if metric.name.startswith("latency_") or metric.name in _OF_LATENCY
     ]
 
 
@@ -235,4 +239,17 @@ def measurement_notes(measurement: Measurement | None) -> list[str]:
             f"{len(latency.milliseconds)} timed calls after {latency.warmup} warm-up calls, "
             "in a separate process."
         )
+        lines += energy_lines(latency.energy)
     return lines
+
+
+def energy_lines(energy: EnergyReport | None) -> list[str]:
+    """Return how energy was measured, or that this machine has no counter."""
+    if energy is None:
+        return []
+    if energy.meter is None:
+        return ["Energy was not measured: this machine has no counter that can be read."]
+    return [
+        f"Energy of {energy.samples} samples in {energy.seconds:.1f} s by {energy.meter}, "
+        "idle power included."
+    ]

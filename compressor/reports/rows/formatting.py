@@ -16,7 +16,7 @@ STAND_IN_NOTE = (
     "† measured on the ONNX graph that the engine was built from, with ONNX Runtime: "
     "the engine itself did not run on this machine"
 )
-COST_UNITS = frozenset({"ms", "s", "bytes", "count", "samples/s"})
+COST_UNITS = frozenset({"ms", "s", "bytes", "count", "samples/s", "mJ"})
 """Units of metrics that are costs, not accuracy."""
 _LABELS = {
     "latency_p50_ms": "latency p50",
@@ -26,6 +26,7 @@ _LABELS = {
     "size_bytes": "size",
     "weight_bytes": "weights",
     "peak_rss_bytes": "peak memory",
+    "energy_mj": "energy per sample",
     "macs": "MACs",
     "cross_entropy": "cross-entropy",
     "top1": "top-1",

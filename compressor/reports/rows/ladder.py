@@ -14,8 +14,11 @@ from compressor.artifacts.manifest import Metric
 from compressor.reports.rows import formatting
 from compressor.reports.rows.formatting import COST_UNITS
 
-_COSTS = ("latency_p50_ms", "throughput", "size_bytes", "parameters", "macs", "peak_rss_bytes")
-_RUNTIME_COSTS = frozenset({"throughput", "peak_rss_bytes"})
+_COSTS = (
+    *("latency_p50_ms", "throughput", "size_bytes", "parameters", "macs", "peak_rss_bytes"),
+    "energy_mj",
+)
+_RUNTIME_COSTS = frozenset({"throughput", "peak_rss_bytes", "energy_mj"})
 """Costs beside latencies that depend on the runtime."""
 
 Verdict = Literal["better", "worse", "same", "noise"]

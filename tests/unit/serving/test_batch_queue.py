@@ -11,8 +11,8 @@ import pytest
 
 from compressor.data.contract import Batch
 from compressor.errors import CompressError
+from compressor.evaluation.energy_meters import BatteryMeter, Meter, RaplMeter, find_meter
 from compressor.serving.batch_queue import BatchQueue, QueueFullError, Result, Work
-from compressor.serving.meters import BatteryMeter, Meter, RaplMeter, find_meter
 from compressor.serving.power import (
     CountActuator,
     FrequencyActuator,
