@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import Field
 from compressor.errors import DataError
 from compressor.models.capabilities.signature import InputSpec
 from compressor.serving.api_errors import bad_request
+from compressor.serving.base64_text import decode_base64
 from compressor.serving.fields import Fields, Number, Text, read_fields
 from compressor.serving.image_urls import open_image_url
 
@@ -129,7 +129,7 @@ def _array_of_lists(value: Any, spec: InputSpec, param: str) -> Array:
 def _array_of_npy(text: str, param: str) -> Array:
     """Return the array of a .npy file; its size is checked before anything is allocated."""
     try:
-        content = base64.b64decode(text, validate=True)
+        content = decode_base64(text)
         stream = BytesIO(content)
         version = np.lib.format.read_magic(stream)
         if version == (1, 0):
@@ -143,9 +143,24 @@ def _array_of_npy(text: str, param: str) -> Array:
         if math.prod(shape) != values.size or min(shape, default=0) < 0:
             raise ValueError(f"{values.size} values for the shape {list(shape)}")
         return values.reshape(shape, order="F" if is_fortran else "C")
-    except (binascii.Error, ValueError, EOFError, SyntaxError, TypeError) as error:
+    except (ValueError, EOFError, SyntaxError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise bad_request(f"{param}.npy: no valid .npy file in base64: {reason}", param) from error
+
+
+def arrays_of_safetensors(body: bytes) -> dict[str, Array]:
+    """Return the arrays of a .safetensors file.
+
+    Raises:
+        ApiError: 400; the file is damaged, or has a dtype that NumPy lacks.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return dict(load(body))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise bad_request(f"the body is no .safetensors file that can be read: {error}") from error
 
 
 def encode_npy(array: Array) -> str:

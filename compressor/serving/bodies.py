@@ -1,9 +1,9 @@
-"""Read the JSON of a request within bounds of size and time."""
+"""Read the body of a request within bounds of size and time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -12,9 +12,10 @@ import pydantic_core
 from starlette.requests import ClientDisconnect, Request
 
 from compressor.serving.api_errors import ApiError, bad_request, overloaded
+from compressor.serving.event_stream import ClientLeftError
 from compressor.serving.limits import ServerLimits
 
-_JSON = "application/json"
+JSON = "application/json"
 _PARSED_AT_ONCE = 1 << 16
 """Bytes of JSON that are parsed on the event loop; larger ones are parsed in a thread."""
 
@@ -31,22 +32,41 @@ class BodyReader:
         """Yield the JSON object of a request; its bytes count against the bound within the block.
 
         Raises:
-            ApiError: 400 for what is no JSON object, 408 for one that does not arrive, 413 for one
-                that is too large, 415 for another type, 429 where too many are being read.
+            ApiError: 400 for what is no JSON object; as ``content``.
         """
-        _check_type(request)
+        async with self.content(request, (JSON,)) as (_, body):
+            if len(body) <= _PARSED_AT_ONCE:
+                value = parse_json(body)
+            else:
+                value = await asyncio.to_thread(parse_json, body)
+            del body
+            yield value
+
+    @asynccontextmanager
+    async def content(
+        self, request: Request, types: Sequence[str]
+    ) -> AsyncIterator[tuple[str, bytes]]:
+        """Yield type and bytes of a request, which count against the bound within the block.
+
+        Args:
+            request: the request.
+            types: content types that are read; the first is assumed where none is stated.
+
+        Raises:
+            ApiError: 408 for a body that does not arrive, 413 for one that is too large, 415 for
+                another type, 429 where too many are being read.
+        """
+        type_ = _checked_type(request, types)
         length = _declared_length(request)
         if length is not None and length > self._limits.max_body_bytes:
             raise self._too_large()
-        held = 0
+        body = bytearray()
         try:
-            body = bytearray()
             try:
                 async with asyncio.timeout(self._limits.body_seconds):
                     async for chunk in request.stream():
-                        held += len(chunk)
-                        self._hold(len(chunk))
                         body += chunk
+                        self._hold(len(chunk))
                         if len(body) > self._limits.max_body_bytes:
                             raise self._too_large()
             except TimeoutError as error:
@@ -57,15 +77,10 @@ class BodyReader:
                     headers={"connection": "close"},
                 ) from error
             except ClientDisconnect as error:
-                raise ApiError(499, "the client left", code="client_closed_request") from error
-            if len(body) <= _PARSED_AT_ONCE:
-                value = _parse(bytes(body))
-            else:
-                value = await asyncio.to_thread(_parse, bytes(body))
-            del body
-            yield value
+                raise ClientLeftError from error
+            yield type_, bytes(body)
         finally:
-            self._held_bytes -= held
+            self._held_bytes -= len(body)
 
     def _hold(self, count: int) -> None:
         self._held_bytes += count
@@ -81,21 +96,23 @@ class BodyReader:
         )
 
 
-def _check_type(request: Request) -> None:
-    header = request.headers.get("content-type", _JSON)
-    if header.partition(";")[0].strip().lower() != _JSON:
+def _checked_type(request: Request, types: Sequence[str]) -> str:
+    header = request.headers.get("content-type", types[0])
+    type_ = header.partition(";")[0].strip().lower()
+    if type_ not in types:
         raise ApiError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"the content type is {header!r}: send {_JSON}",
+            f"the content type is {header!r}: send {' or '.join(types)}",
             code="unsupported_media_type",
         )
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise ApiError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"the content encoding is {encoding!r}: send the JSON uncompressed",
+            f"the content encoding is {encoding!r}: send the body uncompressed",
             code="unsupported_media_type",
         )
+    return type_
 
 
 def _declared_length(request: Request) -> int | None:
@@ -103,7 +120,7 @@ def _declared_length(request: Request) -> int | None:
     return int(header) if header.isdecimal() else None
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def parse_json(body: bytes) -> dict[str, Any]:
     """Return the JSON object of a body; NaN, invalid UTF-8 and deep nesting are refused."""
     try:
         value = pydantic_core.from_json(body, allow_inf_nan=False, cache_strings="none")

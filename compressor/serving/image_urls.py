@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from compressor.data.pictures import picture_from_bytes
 from compressor.serving.api_errors import bad_request, unsupported
+from compressor.serving.base64_text import decode_base64
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,6 +48,6 @@ def _content(url: str, param: str) -> bytes:
     if not header.lower().endswith(_BASE64):
         return unquote_to_bytes(data)
     try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return decode_base64(data)
+    except ValueError as error:
         raise bad_request(f"{param}: the image is no valid base64: {error}", param) from error

@@ -12,13 +12,17 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import save
 
 from compressor.models.capabilities.signature import InputSpec
 from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
 from compressor.serving.api_errors import ApiError
 from compressor.serving.arrays import ArrayReader
+from compressor.serving.base64_text import decode_base64
 from compressor.serving.launch import RunningServer
 from tests.support.processors import write_processor
 from tests.support.served import data_url, screen_png, serving
@@ -52,6 +56,26 @@ def test_arrays_may_go_both_ways_as_npy(predictor: RunningServer) -> None:
     answer = predict(predictor, {"x": npy(values)}, encoding="npy").json()
     content = base64.b64decode(answer["outputs"]["logits"]["npy"])
     assert np.load(io.BytesIO(content)).tolist() == [[2, 4]]
+
+
+def test_a_body_may_be_a_safetensors_file(predictor: RunningServer) -> None:
+    def post(content: bytes) -> httpx.Response:
+        headers = {"content-type": "application/vnd.safetensors"}
+        return httpx.post(predictor.url + "/v1/predict", content=content, headers=headers)
+
+    values = np.array([[1, 1, 0], [0, 0, 2]], np.float32)
+    assert post(save({"x": values})).json()["outputs"]["logits"] == [[2, 4], [8, 10]]
+    for broken in (b"", b"\xff" * 8, save({"x": values})[:-4], save({"z": values})):
+        assert post(broken).status_code == 400
+
+
+@given(content=st.binary(max_size=70))
+def test_base64_is_decoded_as_python_does(content: bytes) -> None:
+    text = base64.b64encode(content).decode()
+    assert decode_base64(text) == content
+    for broken in (text + "=", "@" + text[1:] if text else "@", text + "===="):
+        with pytest.raises(ValueError):
+            decode_base64(broken)
 
 
 def test_more_samples_than_a_batch_holds_are_all_predicted(predictor: RunningServer) -> None:
