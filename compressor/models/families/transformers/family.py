@@ -205,7 +205,14 @@ def _compare_with_class(
     comparison = compare_with_class(config.tree, weights)
     if comparison.tree != config.tree:
         config = CheckpointConfig.model_validate_json(json.dumps(comparison.tree))
-    return StoredArchitecture(config, None, comparison.problems, comparison.notes)
+    notes = comparison.notes
+    if not comparison.problems and not _describe(config.tree).macs:
+        notes = (
+            *notes,
+            "the class is large and does not run without values, so it was not run: its inputs and "
+            "outputs follow from its task alone, and its MACs are not known",
+        )
+    return StoredArchitecture(config, None, comparison.problems, notes)
 
 
 def _generation(tree: Mapping[str, Any]) -> CachedGeneration:

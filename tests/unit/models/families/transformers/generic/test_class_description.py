@@ -305,3 +305,14 @@ def test_texts_end_with_the_token_that_a_class_looks_for():
     is_end = batch["input_ids"] == tokens.last
     assert is_end[:, -1].all()
     assert not is_end[:, :-1].any()
+
+
+def test_a_large_class_that_was_not_run_is_noted(tmp_path, monkeypatch):
+    """BART's classifier looks for the ends of texts, which tensors without values do not show."""
+    FURTHER_CLASSES["bart-class"].build().save_pretrained(tmp_path)
+    assert not any("was not run" in note for note in read_description(tmp_path).notes)
+    monkeypatch.setattr(class_description, "_MOST_PARAMETERS_TO_RUN", 0)
+    class_description._describe.cache_clear()
+    notes = read_description(tmp_path).notes
+    class_description._describe.cache_clear()
+    assert any("was not run" in note for note in notes)
