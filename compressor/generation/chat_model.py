@@ -20,7 +20,7 @@ from compressor.generation.engine_records import EngineOptions
 from compressor.generation.grammar import GrammarMatcher, GrammarVocabulary
 from compressor.generation.requests import EncodedPrompt, GenerationRequest, Listener
 from compressor.generation.token_selection import TokenSelector, Vocabulary
-from compressor.models.checkpoint.generation_rules import read_generation_rules
+from compressor.models.checkpoint.generation_rules import read_end_tokens, read_generation_rules
 from compressor.models.families.transformers.chat_templates import load_tokenizer, render_chat
 from compressor.models.families.transformers.processor import Processor
 from compressor.runtimes.decoding import GenerationLimits
@@ -209,10 +209,8 @@ class ChatModel:
 
     def _read_vocabulary(self) -> Vocabulary:
         rules = read_generation_rules(self.path)
-        ends = {*rules.eos_token_id}
-        if self.tokenizer.eos_token_id is not None:
-            ends.add(self.tokenizer.eos_token_id)
-        return Vocabulary(self._decoder.vocabulary, frozenset(ends), rules)
+        ends = read_end_tokens(self.path, self.tokenizer)
+        return Vocabulary(self._decoder.vocabulary, ends, rules)
 
     def _start(self, request: GenerationRequest, listener: Listener) -> Answer:
         """Return the answer to a request; see ``StartAnswer``."""

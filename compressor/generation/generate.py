@@ -26,7 +26,7 @@ from compressor.generation.prompt import Prompt
 from compressor.generation.requests import SamplingOptions
 from compressor.generation.token_selection import TokenSelector, Vocabulary
 from compressor.models.checkpoint.decoder_start import DecoderStart
-from compressor.models.checkpoint.generation_rules import read_generation_rules
+from compressor.models.checkpoint.generation_rules import read_end_tokens, read_generation_rules
 from compressor.models.families.transformers.chat_templates import load_tokenizer, render_chat
 from compressor.models.families.transformers.processor import Processor
 from compressor.runtimes.decoding import DecoderOptions, GenerationLimits
@@ -111,7 +111,7 @@ def generate(
     prompt_tokens = len(start.tokens) + bool(start.languages)
     capacity = _required_capacity(prompt_tokens, sampling, limits)
     rules = read_generation_rules(model.path)
-    end_tokens = frozenset({*rules.eos_token_id, tokenizer.eos_token_id} - {None})
+    end_tokens = read_end_tokens(model.path, tokenizer)
     options = DecoderOptions(threads, capacity, fast_prompts)
     decoder = model.format.open_decoder(model.path, options)
     text = AnswerText(

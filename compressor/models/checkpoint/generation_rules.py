@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,9 @@ from compressor.errors import ModelError
 from compressor.foreign_files.json_files import read_json_object
 from compressor.models.checkpoint.generation_settings import GENERATION_CONFIG
 from compressor.models.checkpoint.layout import CONFIG
+
+_REMEDY = "copy it again from where the model comes from"
+_END = "eos_token_id"
 
 
 def _as_tuple(value: Any) -> Any:
@@ -69,17 +73,45 @@ def read_generation_rules(folder: Path) -> GenerationRules:
     Raises:
         ModelError: a file is damaged, or a field holds something else than expected.
     """
-    remedy = "copy it again from where the model comes from"
     file = folder / GENERATION_CONFIG
     if file.is_file():
-        tree = read_json_object(file, ModelError, remedy=remedy)
-    else:
-        file = folder / CONFIG
-        config = read_json_object(file, ModelError, remedy=remedy) if file.is_file() else {}
-        parts = [config.get("text_config"), config.get("decoder"), config]
-        tree = {}
-        for part in (part for part in parts if isinstance(part, dict)):
-            tree |= {name: value for name, value in part.items() if value is not None}
+        return _read_rules(file, read_json_object(file, ModelError, remedy=_REMEDY))
+    return _read_rules(folder / CONFIG, _settings_of_config(folder))
+
+
+def read_end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end an answer, by all files that name some.
+
+    These are generation_config.json, config.json with its ``text_config`` (published checkpoints
+    name some in only one of them), and the tokenizer.
+
+    Args:
+        folder: the model.
+        tokenizer: its tokenizer of transformers.
+
+    Raises:
+        ModelError: a file is damaged, or a field holds something else than expected.
+    """
+    config = {name: v for name, v in _settings_of_config(folder).items() if name == _END}
+    tokens = {
+        *read_generation_rules(folder).eos_token_id,
+        *_read_rules(folder / CONFIG, config).eos_token_id,
+    }
+    return frozenset(tokens | ({tokenizer.eos_token_id} - {None}))
+
+
+def _settings_of_config(folder: Path) -> dict[str, Any]:
+    """Return the fields of config.json and of its parts for text; none without the file."""
+    file = folder / CONFIG
+    config = read_json_object(file, ModelError, remedy=_REMEDY) if file.is_file() else {}
+    parts = [config.get("text_config"), config.get("decoder"), config]
+    tree: dict[str, Any] = {}
+    for part in (part for part in parts if isinstance(part, dict)):
+        tree |= {name: value for name, value in part.items() if value is not None}
+    return tree
+
+
+def _read_rules(file: Path, tree: Mapping[str, Any]) -> GenerationRules:
     fields = {name: tree[name] for name in GenerationRules.model_fields if name in tree}
     try:
         return GenerationRules.model_validate_json(json.dumps(fields))
@@ -87,5 +119,5 @@ def read_generation_rules(folder: Path) -> GenerationRules:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
         raise ModelError(
-            f"{file}: `{name}` is {first['input']!r}: {first['msg']}", remedy=remedy
+            f"{file}: `{name}` is {first['input']!r}: {first['msg']}", remedy=_REMEDY
         ) from error

@@ -1,6 +1,7 @@
 """Rules of generation_config.json, and the first tokens of decoders, as transformers has them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,11 @@ from compressor.generation.generate import generate, model_at
 from compressor.generation.prompt import Prompt
 from compressor.generation.requests import SamplingOptions
 from compressor.models.checkpoint.decoder_start import decoder_start, language_tokens
-from compressor.models.checkpoint.generation_rules import GenerationRules, read_generation_rules
+from compressor.models.checkpoint.generation_rules import (
+    GenerationRules,
+    read_end_tokens,
+    read_generation_rules,
+)
 from compressor.models.families.transformers.feature_extractor import FeatureExtractor
 from compressor.runtimes.token_rules import TokenRules
 from tests.support.decoders import export_decoder
@@ -221,3 +226,21 @@ def test_fields_of_generated_texts_need_their_metrics():
 def test_generation_config_of_transformers_knows_the_rules():
     known = vars(GenerationConfig()).keys()
     assert GenerationRules.model_fields.keys() <= known
+
+
+@pytest.mark.parametrize(
+    ("files", "ends"),
+    [
+        ({"generation_config": {"eos_token_id": [5, 6]}, "config": {"eos_token_id": 7}}, {5, 6, 7}),
+        ({"generation_config": {}, "config": {"text_config": {"eos_token_id": [8, 9]}}}, {8, 9}),
+        ({"config": {"eos_token_id": None, "text_config": {"eos_token_id": 4}}}, {4}),
+        ({}, set()),
+    ],
+)
+@pytest.mark.parametrize("of_tokenizer", [None, 3])
+def test_an_answer_ends_with_the_tokens_of_every_file(files, ends, of_tokenizer, tmp_path):
+    for name, tree in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(tree))
+    tokenizer = SimpleNamespace(eos_token_id=of_tokenizer)
+    expected = ends if of_tokenizer is None else ends | {of_tokenizer}
+    assert read_end_tokens(tmp_path, tokenizer) == expected
