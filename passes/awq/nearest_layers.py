@@ -14,8 +14,9 @@ from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.grids import round_to_nearest, search_grids
 from passes.awq.linear_layers import find_linears, get_linear
 from passes.awq.linear_shapes import FittedGrid
+from passes.awq.packed_file import tensors_beside
 from passes.awq.rounding import pack_values
-from passes.awq.shards import ShardWriter, tensors_beside
+from passes.awq.shards import ShardWriter
 
 _HEAD_ROWS = 1 << 12
 """Rows of the head that are rounded together."""

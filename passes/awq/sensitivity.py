@@ -9,21 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from compressor.models.capabilities.linear_groups import Site
-from compressor.models.families.transformers.streaming import (
-    LayerArguments,
-    StreamedCheckpoint,
-    run_layer,
-)
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.activations import flatten_positions
 from passes.awq.grids import round_to_nearest, search_grids
-from passes.awq.layer_sites import LayerSites, run_observed
 from passes.awq.linear_layers import get_linear
+
+if TYPE_CHECKING:
+    from compressor.models.families.transformers.streaming import LayerArguments, StreamedCheckpoint
+    from passes.awq.layer_sites import LayerSites
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,9 @@ def measure_sensitivity(
         batch: the samples to measure on.
         progress: called with the number of layers done and of all layers.
     """
+    from compressor.models.families.transformers.streaming import run_layer
+    from passes.awq.layer_sites import run_observed
+
     sensitivities = []
     hidden_BTC = batch.hidden_BTC
     for number, arguments in enumerate(batch.arguments):

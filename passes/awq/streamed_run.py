@@ -41,9 +41,10 @@ from passes.awq.linear_shapes import (
     quantized_share,
 )
 from passes.awq.nearest_layers import find_tower_linears, pack_head, pack_towers
+from passes.awq.packed_file import tensors_beside
 from passes.awq.sensitivity import FirstBatch, allocate_bits, measure_sensitivity
 from passes.awq.settings import QuantizationSettings
-from passes.awq.shards import ShardWriter, assemble_checkpoint, tensors_beside
+from passes.awq.shards import ShardWriter, assemble_checkpoint
 from passes.awq.tower_search import TowerSearch
 from passes.awq.valid_positions import MaskedPositions
 from passes.common.device import prepare_torch, tensors_from_batch, trim_heap

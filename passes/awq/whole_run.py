@@ -29,8 +29,8 @@ from passes.awq.config import AwqConfig
 from passes.awq.contract import Parts
 from passes.awq.float_reference import FloatReference, RunBatch
 from passes.awq.linear_layers import find_linears, select_layers
+from passes.awq.packed_file import cast_float, tensors_beside, write_packed_shard
 from passes.awq.settings import QuantizationSettings
-from passes.awq.shards import cast_float, tensors_beside, write_packed_shard
 from passes.awq.valid_positions import CallMasks, TracedPositions, trace_positions
 from passes.awq.whole_sensitivity import choose_grids, valid_outputs
 from passes.common.changed_share import count_share

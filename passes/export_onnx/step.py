@@ -49,7 +49,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     """
 
     name = "export-onnx"
-    version = 12
+    version = 13
     accepts = frozenset({"torch", "quantized", "packed"})
     produces = "onnx"
     Config = ExportOnnxConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import warnings
@@ -119,7 +120,7 @@ def trace(module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterf
         PassError: torch cannot trace the module.
     """
     try:
-        with _silenced_exporter(), _recurrent_layers_as_loops():
+        with _silenced_exporter(), _recurrent_layers_as_loops(), _paused_collection():
             program = torch.onnx.export(
                 module.eval(),
                 tensors,
@@ -153,6 +154,21 @@ def _rename_inner_values(model: ir.Model, outputs: Sequence[str]) -> None:
 def _traced_samples(array: Array) -> Array:
     """Return the first samples; a single one is repeated."""
     return np.ascontiguousarray(array[np.arange(_TRACED_BATCH) % len(array)])
+
+
+@contextmanager
+def _paused_collection() -> Iterator[None]:
+    """Pause the garbage collector: a trace creates millions of objects and keeps most of them.
+
+    Collections while it runs take a tenth of its time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -258,12 +258,13 @@ class PhoneBedDataset(Dataset):
         utterances = self.spoken_table[
             attributes["language"][rows], attributes["concept"][rows], take
         ]
-        speech = self.mels[utterances].astype(np.float32) / np.float32(255)
+        speech = self.mels[utterances].astype(np.float32)
+        speech /= np.float32(255)
         mels[rows] = self._augment_speech(speech, draw_BU[rows, 1:]) if self.augment else speech
         return mels
 
     def _augment_speech(self, mel_RMF: Array, draw_RU: Array) -> Array:
-        """Delay speech, change its level, add noise, and attenuate a band and a stretch of time.
+        """Delay speech, change its level, add noise, and attenuate a band and a stretch; in place.
 
         Half of the commands get noise of a level from U(0, 0.12).
         """
@@ -276,12 +277,16 @@ class PhoneBedDataset(Dataset):
             mel_RMF[row, band : band + width] *= 0.3
             start, length = int(draw_RU[row, 3] * FRAMES), int(draw_RU[row, 4] * 18)
             mel_RMF[row, :, start : start + length] *= 0.3
-        sound = mel_RMF > 0
-        gain = ((draw_RU[:, 5] - 0.5) * 0.3)[:, None, None].astype(np.float32)
-        level = (np.maximum(0, draw_RU[:, 6] - 0.5) * 0.24)[:, None, None].astype(np.float32)
-        noise = _noise()[(draw_RU[:, 7] * _NOISE_STARTS).astype(np.int64)].reshape(mel_RMF.shape)
-        augmented: Array = np.where(sound, np.clip(mel_RMF + gain + level * noise, 1 / 255, 1), 0)
-        return augmented
+        silence = mel_RMF <= 0
+        mel_RMF += ((draw_RU[:, 5] - 0.5) * 0.3)[:, None, None].astype(np.float32)
+        level = (np.maximum(0, draw_RU[:, 6] - 0.5) * 0.24).astype(np.float32)
+        noisy = np.flatnonzero(level)
+        noise = _noise()[(draw_RU[noisy, 7] * _NOISE_STARTS).astype(np.int64)]
+        noise *= level[noisy, None]
+        mel_RMF[noisy] += noise.reshape(-1, *mel_RMF.shape[1:])
+        np.clip(mel_RMF, 1 / 255, 1, out=mel_RMF)
+        mel_RMF[silence] = 0
+        return mel_RMF
 
     def slices(self) -> Mapping[str, Array]:
         """Return slices by kind of command, by language, and by both."""

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from compressor.models.families.autoglm_phone.config import PhoneConfig
 
 
+_VANISHING = 25.0
+"""72 terms of exp(-25) do not change a sum of float32 that is at least 1."""
+
+
 class GatedCrossAttention(nn.Module):
     """Cross-attention with a gate per channel: g · attended + (1 − g) · query.
 
@@ -122,4 +126,7 @@ def late_interaction(
         temperature: divisor of the cosines.
     """
     scores_BLN = (command_BLE / temperature) @ targets.transpose(-1, -2)
-    return (scores_BLN + ((1.0 - valid_BL) * MASKED_SCORE)[:, :, None]).logsumexp(dim=1)
+    # Far enough below any cosine to vanish in a sum of float32, yet within the range of exp:
+    # torch takes ten times as long for exponentials that underflow.
+    masked_score = -(2.0 / temperature + _VANISHING)
+    return (scores_BLN + ((1.0 - valid_BL) * masked_score)[:, :, None]).logsumexp(dim=1)

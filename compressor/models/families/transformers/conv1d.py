@@ -6,10 +6,10 @@ outputs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 
 def replace_conv1d(module: nn.Module) -> frozenset[str]:
@@ -18,7 +18,11 @@ def replace_conv1d(module: nn.Module) -> frozenset[str]:
     Returns:
         The weights that the class has as [inputs, outputs], by name.
     """
-    names = [name for name, child in module.named_modules() if isinstance(child, Conv1D)]
+    # A module that has such a layer has imported its class; no other module waits for the import.
+    library = sys.modules.get("transformers.pytorch_utils")
+    if library is None:
+        return frozenset()
+    names = [name for name, child in module.named_modules() if isinstance(child, library.Conv1D)]
     for name in names:
         layer = module.get_submodule(name)
         weight_IO, bias_O = layer.get_parameter("weight"), layer.get_parameter("bias")
