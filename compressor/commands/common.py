@@ -37,7 +37,7 @@ def open_pipeline(file: Path, overrides: list[str] | None) -> Pipeline:
     return load_pipeline(file, overrides or ())
 
 
-def open_draft(file: Path, overrides: list[str] | None) -> Pipeline:
+def open_draft(file: Path, overrides: list[str] | None, allow_code: bool) -> Pipeline:
     """Read a pipeline file to plan or check it, which reports its unknown keys.
 
     Raises:
@@ -45,7 +45,7 @@ def open_draft(file: Path, overrides: list[str] | None) -> Pipeline:
     """
     from compressor.engine.plan.pipeline import draft_pipeline
 
-    return draft_pipeline(file, overrides or ())
+    return draft_pipeline(file, overrides or (), allow_code=allow_code)
 
 
 def open_optional_pipeline(file: Path | None, overrides: list[str] | None) -> Pipeline | None:

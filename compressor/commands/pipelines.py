@@ -62,7 +62,9 @@ def run(
     """
     from compressor.engine.run.runner import select
 
-    planned = plan_pipeline(open_draft(file, overrides), output_dir, seed, device, allow_code)
+    planned = plan_pipeline(
+        open_draft(file, overrides, allow_code), output_dir, seed, device, allow_code
+    )
     selected = select(planned, start=start, until=until, only=only)
     if dry_run:
         _print_plan(planned, as_json)
@@ -81,7 +83,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Print the steps of a run, their state and estimated cost."""
-    pipeline = open_draft(file, overrides)
+    pipeline = open_draft(file, overrides, allow_code)
     _print_plan(plan_pipeline(pipeline, output_dir, seed, device, allow_code), as_json)
 
 
@@ -103,7 +105,7 @@ def validate(
     from compressor.engine.plan.validation import check_files
 
     def check(file: Path) -> CheckedPipeline:
-        pipeline = open_draft(file, overrides)
+        pipeline = open_draft(file, overrides, allow_code)
         return check_pipeline(pipeline, source_context(pipeline, allow_code))
 
     checked = check_files(files, check)
@@ -124,7 +126,9 @@ def init(
     ] = Path(),
     starter: Annotated[
         str | None,
-        typer.Option(help="Starter by goal: images, llm-int4, module … (list: --starter list)."),
+        typer.Option(
+            help="Start from a goal: llm-int4, module …; `list` shows all.", metavar="GOAL"
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -140,6 +144,8 @@ def init(
     allow_code: AllowCode = False,  # noqa: ARG001 - the option itself allows it
 ) -> None:
     """Write a pipeline.yaml to start from, and its JSON Schema.
+
+    `init --starter list` lists the starters by goal.
 
     With `--from`, the pipeline fits a model: its steps are those that the model can go through, and
     its data set has the inputs of the model. A Python file is read, and run only with
@@ -169,6 +175,8 @@ def init(
     command = "plan" if model is not None or written.missing else "run"
     option = " --allow-code" if written.needs_code else ""
     print_line(f"wrote {written.file}; next: autoglm-compress {command} {written.file}{option}")
+    if model is None and starter is None:
+        print_line("starters for other goals: autoglm-compress init --starter list")
 
 
 @app.command("pass", rich_help_panel=PANEL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import AliasChoices, BaseModel, ValidationError
@@ -69,7 +69,26 @@ def _problems(
     by_place: dict[Location, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         by_place.setdefault(_existing(detail, tree), []).append(detail)
-    return [_problem(record, place, details, document, at) for place, details in by_place.items()]
+    misspelt = {
+        (*place[:-1], closest(str(place[-1]), sorted(_fields_at(record, place[:-1]))))
+        for place, details in by_place.items()
+        if details[0]["type"] == _UNKNOWN
+    }
+    return [
+        _problem(record, place, details, document, at)
+        for place, details in by_place.items()
+        if details[0]["type"] != "missing" or place not in misspelt
+    ]
+
+
+def missing_key(key: str, entry: Mapping[str, Any], document: Document, at: Location) -> Problem:
+    """Return the problem of a mapping without a key: the key is misspelt, or it is missing."""
+    misspelt = closest(key, [str(name) for name in entry])
+    if misspelt is None:
+        return document.problem(at, f"has no `{key}`")
+    return document.problem(
+        (*at, misspelt), f"unknown key {misspelt!r}", remedy=f"did you mean {key!r}?"
+    )
 
 
 def _existing(detail: ErrorDetails, tree: Any) -> Location:

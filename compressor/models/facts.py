@@ -11,6 +11,7 @@ from typing import Any, Literal
 from compressor.config.discovery import FAMILIES, load
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.capability import C
+from compressor.models.capabilities.signature import InputSpec
 from compressor.models.checkpoint.companions import model_files
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.layout import read_config
@@ -57,6 +58,8 @@ class ModelFacts:
     """Bits of the activations of quantized layers; None for floats, or if not known."""
     graph: PlannedGraph | None = None
     """The graph, of a planned model in ONNX."""
+    inputs: tuple[InputSpec, ...] | None = None
+    """Inputs that an existing graph requires; None for other models."""
 
     def architecture(self) -> Architecture | None:
         """Return the architecture; None if the family or its config is unknown.

@@ -12,11 +12,11 @@ from compressor.models.architecture import Architecture
 from compressor.models.capabilities.signature import REST, InputSpec
 from compressor.models.families.transformers.generic.sample import sample_batch
 from passes.common.field_problems import FieldProblem
+from passes.common.unweighted import build_without_values
 from passes.distill.module_taps import (
     FIELD,
     PAIR_REMEDY,
     ModuleOutputs,
-    build_without_values,
     match_modules,
     record_outputs,
 )

@@ -19,6 +19,7 @@ from compressor.errors import RequirementError
 from compressor.models.architecture import Architecture
 from compressor.models.families.module.interface import tensors_in
 from passes.common.field_problems import FieldProblem
+from passes.common.unweighted import build_without_values
 
 FIELD = "features.modules"
 _VECTOR_RANK, _IMAGE_RANK = 2, 4
@@ -82,16 +83,6 @@ def path_problems(
 def module_names(architecture: Architecture) -> list[str]:
     """Return the paths of all submodules of a model, built without values where possible."""
     return [name for name, _ in build_without_values(architecture)[0].named_modules() if name]
-
-
-def build_without_values(architecture: Architecture) -> tuple[nn.Module, str]:
-    """Return a model on the device ``meta`` where that is possible, and its device."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                return architecture.family.build(architecture.config), "meta"
-        except (RuntimeError, NotImplementedError, ValueError, TypeError):  # it reads values
-            return architecture.family.build(architecture.config), "cpu"
 
 
 def _near(path: str, names: list[str]) -> str:

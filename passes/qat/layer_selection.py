@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from compressor.config.discovery import closest
 from compressor.errors import RequirementError
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.integer_storage import IntegerStorage
@@ -74,7 +75,43 @@ def _field_problems(config: QatConfig, model: Architecture) -> list[FieldProblem
                 "leave `quantize_embeddings` out",
             )
         )
+    if config.ignore:
+        problems += _ignore_problems(config, model)
     return problems
+
+
+def _ignore_problems(config: QatConfig, model: Architecture) -> list[FieldProblem]:
+    """Return the patterns of `ignore` that match no module of the model, and so no layer."""
+    from passes.common.unweighted import build_without_values
+
+    modules = build_without_values(model)[0].named_modules()
+    names = [name for name, module in modules if any(True for _ in module.parameters(False))]
+    unmatched = _unmatched(config.ignore, names)
+    if not unmatched:
+        return []
+    what = f"{', '.join(unmatched)} matches no layer of this model"
+    near = [match for pattern in unmatched if (match := _similar(pattern, names))]
+    remedy = f"did you mean {', '.join(near)}?" if near else f"its layers: {', '.join(names)}"
+    return [FieldProblem("ignore", what, remedy)]
+
+
+def _unmatched(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [
+        pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)
+    ]
+
+
+def _similar(pattern: str, names: Sequence[str]) -> str | None:
+    """Return the most similar pattern for modules that the model has."""
+    heads = {
+        ".".join(parts[:end])
+        for name in names
+        for parts in [name.split(".")]
+        for end in range(1, len(parts) + 1)
+    }
+    head, star, _ = pattern.partition("*")
+    match = closest(head.rstrip("."), sorted(heads))
+    return f"{match}.*" if match and star else match
 
 
 def select_layers(config: QatConfig, layers: QuantizableLayers, module: nn.Module) -> Selection:
@@ -86,11 +123,7 @@ def select_layers(config: QatConfig, layers: QuantizableLayers, module: nn.Modul
     """
     tables = unshared_embeddings(module) if config.quantize_embeddings else ()
     names = (*layers.names, *tables)
-    unmatched = [
-        pattern
-        for pattern in config.ignore
-        if not any(fnmatchcase(name, pattern) for name in names)
-    ]
+    unmatched = _unmatched(config.ignore, names)
     if unmatched:
         raise RequirementError(
             f"`ignore` matches no layer of this model: {', '.join(unmatched)}",

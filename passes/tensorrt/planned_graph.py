@@ -48,10 +48,11 @@ def _profile_offenders(config: TensorRTConfig, parent: ModelFacts) -> list[Offen
     profiles = expand_profiles(config.profiles, inputs)
     remedy = "name the model's inputs, and shapes that they can have"
     problems = [Offender(line, remedy) for line in profile_problems(inputs, profiles)]
-    graph = parent.graph
-    if graph is None:
+    graph, varying = parent.graph, inputs
+    if graph is None and parent.inputs is None:
         return problems
-    varying = [replace(spec, shape=_varying_shape(spec, graph)) for spec in inputs]
+    if graph is not None:
+        varying = tuple(replace(spec, shape=_varying_shape(spec, graph)) for spec in inputs)
     return [*problems, *missing_profile_offenders(varying, profiles)]
 
 
@@ -64,10 +65,12 @@ def _varying_shape(spec: InputSpec, graph: PlannedGraph) -> tuple[int | str, ...
 
 
 def _planned_inputs(parent: ModelFacts) -> tuple[InputSpec, ...] | None:
-    """Return the inputs that ``export-onnx`` gives the model's graph; None if they are unknown.
+    """Return the inputs of the model's graph, or those of ``export-onnx``; None if unknown.
 
-    The inputs of a decoder that have a default are left out: they become constants of an engine.
+    Inputs that have a default are left out: they become constants of an engine.
     """
+    if parent.inputs is not None:
+        return parent.inputs
     signature = parent.capability(Signature)
     cache = parent.capability(CachedGeneration)
     if signature is None or cache is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from compressor.data.contract import DataFacts, SourceContext
 from compressor.engine.contract import OUTPUT, Estimate
 from compressor.engine.data_checks import accuracy_problems, evaluation_needs, planned_problems
-from compressor.engine.plan.pipeline import Pipeline, Step
+from compressor.engine.plan.pipeline import Pipeline, Step, data_set_problems
 from compressor.engine.plan.plan import DataUse
 from compressor.errors import CompressError, Problem
 from compressor.evaluation.records import EvaluateConfig
@@ -56,9 +56,9 @@ class PlannedData:
     def check_sets(self) -> None:
         """Check every data set by itself, such as for missing files."""
         for name, data_set in self.pipeline.data.items():
-            for text in data_set.source.problems(data_set.config, self.sources):
+            if found := data_set_problems(data_set, self.pipeline.document, self.sources):
                 self._unusable.add(name)
-                self.problems.append(self.pipeline.document.problem(("data", name), text))
+                self.problems += found
 
     def digest(self, name: str) -> str:
         """Return the digest of a data set; its name if the set cannot be used."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compressor.config import discovery
 from compressor.config.document import Document, parse_document, read_document
 from compressor.config.record import Record
-from compressor.config.validation import validate
-from compressor.data.contract import DataSource, SourceConfig
+from compressor.config.validation import missing_key, validate
+from compressor.data.contract import DataSource, SourceConfig, SourceContext
 from compressor.engine.contract import Pass, PassConfig
 from compressor.engine.plan.config import SOURCE, ModelConfig, PipelineConfig, StepHeader
 from compressor.errors import CompressError, ConfigError, Problem, UsageError
@@ -51,12 +51,12 @@ class Pipeline:
     steps: tuple[Step, ...]
     data: Mapping[str, DataSet]
     problems: tuple[Problem, ...] = ()
-    """Unknown keys of a draft: they are left out, and the planner reports them."""
+    """Problems of a draft that the planner reports: unknown keys, and those of the model."""
 
     @property
     def base(self) -> Path:
         """Folder that relative paths in the file start from."""
-        return self.document.file.parent if self.document.file else Path.cwd()
+        return _base(self.document)
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
@@ -68,13 +68,30 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     return pipeline_from_document(override(read_document(path), overrides))
 
 
-def draft_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
-    """Return a pipeline to plan: unknown keys do not hide what else is wrong with it.
+def draft_pipeline(
+    path: Path, overrides: Sequence[str] = (), *, allow_code: bool = False
+) -> Pipeline:
+    """Return a pipeline to plan: what it cannot state does not hide what else is wrong with it.
+
+    Unknown keys and problems of ``model:`` are left to the planner.
 
     Raises:
-        ConfigError: lists every problem of form, if there are others than unknown keys.
+        ConfigError: lists every other problem of form, and every problem of a data set.
     """
-    return _draft(override(read_document(path), overrides))
+    document = override(read_document(path), overrides)
+    return _draft(document, SourceContext(_base(document), allow_code))
+
+
+def data_set_problems(
+    data_set: DataSet, document: Document, context: SourceContext
+) -> list[Problem]:
+    """Return the problems that a data set has by itself, such as missing files."""
+    texts = data_set.source.problems(data_set.config, context)
+    return [document.problem(("data", data_set.name), text) for text in texts]
+
+
+def _base(document: Document) -> Path:
+    return document.file.parent if document.file else Path.cwd()
 
 
 def override(document: Document, overrides: Sequence[str]) -> Document:
@@ -112,7 +129,8 @@ def pipeline_from_document(document: Document) -> Pipeline:
     return pipeline
 
 
-def _draft(document: Document) -> Pipeline:
+def _draft(document: Document, context: SourceContext | None = None) -> Pipeline:
+    """Return a pipeline; with a context, an error lists the problems of the data sets too."""
     tree = document.tree
     if not isinstance(tree, dict):
         raise ConfigError(
@@ -129,10 +147,13 @@ def _draft(document: Document) -> Pipeline:
     steps = _steps(tree.get("passes"), document, problems, unknown)
     model, _ = validate(ModelConfig, tree.get("model"), document, ("model",))
     if model is not None:  # a misspelt `preset` must not report every field of the architecture
-        problems += _model_problems(model, document)
+        unknown += _model_problems(model, document)
     problems += _metric_problems(tree.get("evaluate"), document)
     if problems or config is None:
         problems += unknown
+        if context is not None:
+            for data_set in data.values():
+                problems += data_set_problems(data_set, document, context)
         raise ConfigError(sorted(problems, key=lambda problem: problem.line or 0))
     ordered = sorted(unknown, key=lambda problem: problem.line or 0)
     return Pipeline(document, config, tuple(steps), data, tuple(ordered))
@@ -155,14 +176,13 @@ def _data_sets(
         at = ("data", name)
         if not isinstance(entry, dict):
             continue
-        if not isinstance(entry.get("source"), str):
-            problems.append(
-                document.problem(
-                    at,
-                    "has no `source`",
-                    remedy=f"one of {', '.join(discovery.names(discovery.SOURCES))}",
-                )
-            )
+        if "source" not in entry:
+            problem = missing_key("source", entry, document, at)
+            sources = f"one of {', '.join(discovery.names(discovery.SOURCES))}"
+            problems.append(problem if problem.remedy else replace(problem, remedy=sources))
+            continue
+        if not isinstance(entry["source"], str):
+            problems.append(document.problem((*at, "source"), "is not the name of a data source"))
             continue
         try:
             source: DataSource[Any] = discovery.load(discovery.SOURCES, entry["source"])
@@ -186,6 +206,9 @@ def _steps(
     for index, entry in enumerate(tree if isinstance(tree, list) else ()):
         at = ("passes", index)
         if not isinstance(entry, dict):
+            continue
+        if "type" not in entry and (problem := missing_key("type", entry, document, at)).remedy:
+            problems.append(problem)
             continue
         own = {
             key: value for key, value in entry.items() if key in {"type", "name", "from", "measure"}

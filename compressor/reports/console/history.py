@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from compressor.analysis.history import PastRun, PastStep, metric_history
+from compressor.analysis.history import PastRun, metric_history
 from compressor.reports.console.terminal import aligned_lines, print_lines
 from compressor.reports.rows import formatting
-from compressor.reports.rows.formatting import COST_UNITS
 
 _COSTS = ("latency_p50_ms", "size_bytes")
 
@@ -21,23 +20,15 @@ def render_history(runs: Sequence[PastRun]) -> None:
         unchecked = "" if run.checked else ", written before records had digests"
         lines.append(f"{run.when}  {run.run}{verdicts}{unchecked}")
         first = {name: step for step in reversed(run.steps) for name in step.whole_metrics}
-        names = [*_accuracy_names(first), *_COSTS]
+        metrics = ((name, step.metric(name)) for name, step in first.items())
+        units = ((name, metric.unit) for name, metric in metrics if metric is not None)
+        names = [*formatting.accuracy_names(units), *_COSTS]
         rows = [
             (step.step, *(formatting.metric(step.metric(name)) for name in names))
             for step in run.steps
         ]
         lines += [*aligned_lines(("step", *map(formatting.label, names)), rows), ""]
     print_lines(lines)
-
-
-def _accuracy_names(steps: Mapping[str, PastStep]) -> tuple[str, ...]:
-    """Return the accuracy metrics among those that ``steps`` maps to a step that has them."""
-    metrics = {name: step.metric(name) for name, step in steps.items()}
-    return tuple(
-        name
-        for name, metric in metrics.items()
-        if metric is not None and metric.unit not in COST_UNITS
-    )
 
 
 def render_metric_history(runs: Sequence[PastRun], name: str) -> None:

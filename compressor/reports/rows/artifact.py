@@ -10,7 +10,7 @@ from typing import Any
 from compressor.artifacts.manifest import Manifest, Metric
 from compressor.evaluation.records import EnergyReport, Measurement
 from compressor.reports.rows import formatting
-from compressor.reports.rows.ladder import accuracy_names
+from compressor.reports.rows.formatting import accuracy_names
 
 _HEADLINE_COSTS = (
     *("latency_p50_ms", "throughput", "parameters", "macs", "peak_rss_bytes", "energy_mj"),
@@ -84,7 +84,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Pairs:
 
 def headline(manifest: Manifest) -> list[Metric]:
     """Return the few metrics shown at the top: accuracies, then the main costs."""
-    names = (*accuracy_names(manifest.metrics), *_HEADLINE_COSTS)
+    accuracy = accuracy_names((metric.name, metric.unit) for metric in manifest.metrics)
+    names = (*accuracy, *_HEADLINE_COSTS)
     return [metric for name in names if (metric := manifest.metric(name)) is not None]
 
 

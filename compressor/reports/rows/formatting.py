@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # both take longer to import than most outputs to print
+if TYPE_CHECKING:  # the records take longer to import than most outputs to print
+    from collections.abc import Iterable
+
     from compressor.analysis.history import PastMetric
     from compressor.artifacts.manifest import Metric
 
@@ -167,3 +169,13 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
 
 def _true_minus(text: str) -> str:
     return text.replace("-", "−") if float(text) else text.replace("-", "")
+
+
+def accuracy_names(units: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Return the accuracy metrics of the whole set, without duplicates.
+
+    Args:
+        units: names of metrics with their units.
+    """
+    names = (name for name, unit in units if unit not in COST_UNITS and "[" not in name)
+    return tuple(dict.fromkeys(names))

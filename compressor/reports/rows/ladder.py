@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -12,7 +12,6 @@ from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.lineage import closest_relatives
 from compressor.artifacts.manifest import Metric
 from compressor.reports.rows import formatting
-from compressor.reports.rows.formatting import COST_UNITS
 
 _COSTS = (
     *("latency_p50_ms", "throughput", "size_bytes", "parameters", "macs", "peak_rss_bytes"),
@@ -164,7 +163,9 @@ def build_ladder(steps: Sequence[LadderInput]) -> Ladder:
         for row in rows.values()
     )
     measured = {name for row in compared for name in row.metrics}
-    accuracy = accuracy_names(metric for row in compared for metric in row.metrics.values())
+    accuracy = formatting.accuracy_names(
+        (metric.name, metric.unit) for row in compared for metric in row.metrics.values()
+    )
     costs = tuple(name for name in _COSTS if name in measured)
     return Ladder(accuracy=accuracy, columns=accuracy + costs, rows=compared)
 
@@ -187,17 +188,6 @@ def _is_comparable(name: str, row: LadderRow, other: LadderRow) -> bool:
     """Return True unless the metric depends on the runtime and the runtimes differ."""
     depends = name.startswith("latency_") or name in _RUNTIME_COSTS
     return not depends or row.runtime == other.runtime
-
-
-def accuracy_names(metrics: Iterable[Metric]) -> tuple[str, ...]:
-    """Return the names of the accuracy metrics of the whole set, without duplicates."""
-    return tuple(
-        dict.fromkeys(
-            metric.name
-            for metric in metrics
-            if metric.unit not in COST_UNITS and "[" not in metric.name
-        )
-    )
 
 
 def change(new: Metric, old: Metric, against: str) -> Change:

@@ -109,8 +109,12 @@ class Onnx(Format):
         read_graph(path)
 
     def facts(self, path: Path) -> ModelFacts:
-        """Return the size; parameters and MACs need the shapes of a sample, see ``cost``."""
-        return ModelFacts(size_bytes=_size_bytes(self.files(path)))
+        """Return size and inputs; parameters and MACs need the shapes of a sample, see ``cost``."""
+        try:
+            inputs = self.inputs(path)
+        except ModelError:  # `check` refuses the graph where it is opened; a plan needs no inputs
+            inputs = None
+        return ModelFacts(size_bytes=_size_bytes(self.files(path)), inputs=inputs)
 
     def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:
         """Count parameters and MACs from the graph."""

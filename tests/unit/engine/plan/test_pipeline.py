@@ -46,6 +46,37 @@ def test_unknown_keys_do_not_hide_what_else_is_wrong(tmp_path: Path) -> None:
         load_pipeline(file)
 
 
+def test_a_misspelt_preset_does_not_hide_missing_data_and_unknown_names(tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(
+        "version: 1\nname: toy\nmodel: {family: autoglm-phone, preset: tyny}\n"
+        "data: {d: {source: arrays, path: missing.npz}}\n"
+        "passes: [{type: toy}, {type: toy, name: b, from: c}]\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        check_pipeline(draft_pipeline(file), SourceContext(tmp_path))
+    texts = [str(problem) for problem in caught.value.problems]
+    assert len(texts) == 3, texts
+    for text, part in zip(texts, ("'tyny'", "missing.npz", "'c'"), strict=True):
+        assert part in text
+
+
+def test_a_misspelt_key_is_reported_and_not_that_its_field_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(
+        "version: 1\nname: toy\nmodel: {path: nowhere}\n"
+        "data:\n  a: {source: arrays, pth: missing.npz}\n  b: {sorce: arrays}\n"
+        "  c: {source: arrays, path: gone.npz}\n"
+        "passes: [{typ: toy}]\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        draft_pipeline(file)
+    texts = [str(problem) for problem in caught.value.problems]
+    assert len(texts) == 4, texts
+    for text, part in zip(texts, ("'path'?", "'source'?", "gone.npz", "'type'?"), strict=True):
+        assert part in text
+
+
 def test_a_valid_file_gives_typed_steps() -> None:
     pipeline = pipeline_from_document(parse_document(VALID.encode()))
     assert [(step.name, step.parent, step.config.rounds) for step in pipeline.steps] == [
@@ -75,7 +106,6 @@ def test_all_problems_are_listed_at_once_in_the_order_of_lines() -> None:
         "p.yaml:2: name",
         "p.yaml:3: modle: unknown key",
         "did you mean 'model'?",
-        "model: is missing",
         "p.yaml:5: data.test.source: unknown data source 'phone-bad'",
         'p.yaml:7: passes[0].rounds: got "7" (text)',
         "p.yaml:8: passes[1].type: unknown pass 'tyo'",
@@ -86,6 +116,7 @@ def test_all_problems_are_listed_at_once_in_the_order_of_lines() -> None:
         "a gate needs a limit",
     ):
         assert expected in text, expected
+    assert "model: is missing" not in text  # it is misspelt
     lines = [int(problem.split(":")[1]) for problem in texts]
     assert lines == sorted(lines)
 

@@ -4,7 +4,7 @@ import pytest
 
 from compressor.engine.contract import PlanContext
 from compressor.errors import RequirementError
-from compressor.models.facts import ModelFacts
+from compressor.models.facts import ModelFacts, facts_of
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
 from compressor.models.families.transformers.family import Transformers
 from compressor.models.quantized.quantization import read_quantization
@@ -22,7 +22,7 @@ def test_layers_are_ignored_by_pattern(parent, tmp_path):
 
 
 def test_patterns_that_match_no_layer_are_an_error(parent, tmp_path):
-    message = r"matches no layer of this model: tail, x\.\*\n.*its layers are vision.stem"
+    message = r"`ignore`: tail, x\.\* matches no layer of this model\n.*its layers: .*vision.stem"
     with pytest.raises(RequirementError, match=message):
         run_qat(parent, tmp_path, {"ignore": ["tail", "head", "x.*"]})
 
@@ -46,6 +46,14 @@ def test_fields_that_compare_logits_need_a_model_with_logits():
     facts = preset_facts(SentenceEncoder(), "tiny")
     with pytest.raises(RequirementError, match=r"`keep_float`: .* no logits.*\n.*`fine_tuning`: "):
         Qat().estimate(config, facts, PlanContext({}))
+
+
+def test_misspelt_patterns_are_refused_in_the_plan(parent):
+    config = qat_config(ignore=["vison.*", "head"])
+    message = r"`ignore`: vison\.\* matches no layer of this model\n.*did you mean vision\.\*"
+    with pytest.raises(RequirementError, match=message):
+        Qat().estimate(config, facts_of(parent.model), PlanContext({}))
+    Qat().estimate(qat_config(ignore=["vision.*"]), facts_of(parent.model), PlanContext({}))
 
 
 def test_a_family_without_integer_grids_is_an_error():

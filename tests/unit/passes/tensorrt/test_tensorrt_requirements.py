@@ -7,6 +7,7 @@ from compressor.config.discovery import FAMILIES, load
 from compressor.engine.contract import PlanContext
 from compressor.errors import RequirementError
 from compressor.models.facts import ModelFacts
+from compressor.runtimes.formats import format_named
 from compressor.runtimes.tensorrt import backends
 from passes.tensorrt.config import TensorRTConfig
 from passes.tensorrt.step import TensorRT
@@ -96,3 +97,11 @@ def test_profiles_of_an_unknown_model_are_not_checked_in_the_plan(monkeypatch):
     monkeypatch.setattr(backends, "find_spec", lambda name: name)
     fields = {"precision": "fp32", "backend": "rtx", "targets": ("sm86",), "profiles": DECODER}
     TensorRT().estimate(TensorRTConfig.model_validate(fields), ModelFacts(), PlanContext({}))
+
+
+def test_a_dynamic_input_of_an_existing_graph_needs_a_profile_in_the_plan(monkeypatch, tmp_path):
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    facts = format_named("onnx").facts(save_parent(transformer(), tmp_path / "onnx").model)
+    fields = {"precision": "fp32", "backend": "rtx", "targets": ("sm86",)}
+    with pytest.raises(RequirementError, match=r"input x \[n, tokens, 64\]: it is dynamic"):
+        TensorRT().estimate(TensorRTConfig.model_validate(fields), facts, PlanContext({}))
