@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from compressor.analysis.tensors import Array, relative_error, snr_db
@@ -68,10 +69,13 @@ def compare_layers(a: Layers, b: Layers, batch: Batch) -> LayerComparison:
         )
     alone = b.alone(batch, {name: trace_a.inputs[name] for name in common})
     layers = []
+    from_zero = trace_a.from_zero | trace_b.from_zero
     for order, name in enumerate(common):
-        expected = trace_a.outputs[name]
-        error = _error(trace_b.outputs[name], expected)
-        added = _error(alone[name], expected) if name in alone else None
+        # A grid that starts at 0 cuts off what the ReLU behind it would: that is no error.
+        lowest = 0.0 if name in from_zero else -math.inf
+        expected = _at_least(lowest, trace_a.outputs[name])
+        error = _error(_at_least(lowest, trace_b.outputs[name]), expected)
+        added = _error(_at_least(lowest, alone[name]), expected) if name in alone else None
         decibels = None if error is None else snr_db(error)
         layers.append(
             LayerDifference(layer=name, order=order, error=error, snr_db=decibels, added=added)
@@ -95,6 +99,10 @@ def compare_layers(a: Layers, b: Layers, batch: Batch) -> LayerComparison:
 
 def _sort_key(layer: LayerDifference) -> tuple[float, float, int]:
     return -_or_minus_one(layer.added), -_or_minus_one(layer.error), layer.order
+
+
+def _at_least(lowest: float, values: Array) -> Array:
+    return values if lowest == -math.inf else np.maximum(values, lowest).astype(values.dtype)
 
 
 def _error(values: Array, reference: Array) -> float | None:

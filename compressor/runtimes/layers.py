@@ -30,6 +30,9 @@ class Trace:
     outputs: Mapping[str, Array]
     answers: Mapping[str, Array]
     """The model's own outputs."""
+    from_zero: frozenset[str] = frozenset()
+    """Layers whose result is rounded on a grid that starts at 0, for the ReLU that reads it:
+    negative values become 0 already there."""
 
 
 class Layers(ABC):

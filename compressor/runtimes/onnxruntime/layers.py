@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
+from onnx import numpy_helper
 
 from compressor.data.contract import Batch
 from compressor.errors import ModelError, UsageError
 from compressor.foreign_files.json_files import expect, parse_json
 from compressor.graphs.files import MODEL, read_graph
 from compressor.graphs.graph_index import GraphIndex
+from compressor.graphs.values import DEQUANTIZE
 from compressor.runtimes.layers import INPUTS_KEY, Array, Layers, Trace, reshape_like
 from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, first_line, session_options
 from compressor.runtimes.onnxruntime.session import OnnxSession
@@ -22,6 +25,8 @@ _COPY = ".alone"
 """Suffix of the output of a layer's copy."""
 
 _REMEDY = "export it again"
+_ZERO_POINT = 2
+"""Position of the zero-point among the inputs of a DequantizeLinear."""
 
 
 class OnnxLayers(Layers):
@@ -74,7 +79,19 @@ class OnnxLayers(Layers):
             {layer: values[self._reads[layer]] for layer in order},
             {layer: values[layer] for layer in order},
             {name: values[name] for name in self._outputs},
+            frozenset(filter(self._starts_at_zero, order)),
         )
+
+    def _starts_at_zero(self, layer: str) -> bool:
+        """Return True if a layer's result lies on a grid whose lowest value is 0."""
+        node = self._index.producers[layer]
+        if node.op_type != DEQUANTIZE or len(node.input) <= _ZERO_POINT:
+            return False
+        tensor = self._index.constants.get(node.input[_ZERO_POINT])
+        if tensor is None:
+            return False
+        zero_point = numpy_helper.to_array(tensor)
+        return bool(np.all(zero_point == np.iinfo(zero_point.dtype).min))
 
     def alone(self, batch: Batch, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See ``Layers.alone``: copies of all layers read new inputs of the graph, in one run."""

@@ -66,6 +66,7 @@ class TorchLayers(Layers):
             {name: _array(recorder.inputs[name]) for name in layers},
             {name: _array(recorder.outputs[name]) for name in layers},
             outputs,
+            frozenset(name for name in layers if _starts_at_zero(self._modules[name])),
         )
 
     @torch.inference_mode()
@@ -171,6 +172,12 @@ def _is_leaf(module: nn.Module) -> bool:
 def _belongs_to_previous(module: nn.Module) -> bool:
     """Return True if a module counts as part of the layer directly before it."""
     return isinstance(module, (*NORMS, nn.Identity))
+
+
+def _starts_at_zero(module: nn.Module) -> bool:
+    """Return True if a layer's result lies on a grid whose lowest value is 0."""
+    grid = module.output_grid if isinstance(module, IntegerLayer) else None
+    return grid is not None and grid.grid.lowest == 0
 
 
 def _is_wrapped(tensor: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,12 @@ from compressor.artifacts.manifest import Environment, Manifest, PassRecord
 from compressor.artifacts.runs import RunRecord, RunStep, save_run
 from compressor.artifacts.store import Store
 from compressor.config.discovery import FAMILIES, load
-from compressor.data.contract import Dataset, SourceContext
+from compressor.data.contract import Batch, Dataset, SourceContext
 from compressor.errors import UsageError
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.formats import StoredModel, format_named, open_layers, open_session
+from compressor.runtimes.layers import Layers, Trace
 
 FAULTY_LAYERS = (
     "vision.blocks.0.filter",
@@ -85,6 +87,29 @@ def test_the_faulty_layer_adds_the_largest_error(model: Path, tmp_path: Path, la
     )
     assert comparison.parts_at == expected
     assert comparison.answers["logits"] > 0
+
+
+class Stub(Layers):
+    """Layers of one traced batch."""
+
+    def __init__(self, output: np.ndarray, from_zero: frozenset[str] = frozenset()) -> None:
+        self.output, self.from_zero = output, from_zero
+
+    def trace(self, batch: Batch) -> Trace:
+        values = {"conv": self.output}
+        return Trace(values, values, {}, self.from_zero)
+
+    def alone(self, batch: Batch, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"conv": self.output}
+
+
+def test_what_a_grid_from_zero_cuts_off_before_a_relu_is_no_error() -> None:
+    values = np.array([-2.0, 1.0, 3.0], np.float32)
+    rounded = Stub(np.maximum(values, 0), frozenset({"conv"}))
+    batch = {"x": values}
+    layer = compare_layers(Stub(values), rounded, batch).layers[0]
+    assert (layer.error, layer.added) == (0.0, 0.0)
+    assert compare_layers(Stub(values), Stub(np.maximum(values, 0)), batch).layers[0].error
 
 
 def torch_model(folder: Path) -> StoredModel:
