@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,8 +58,10 @@ class ModelFacts:
     """Bits of the activations of quantized layers; None for floats, or if not known."""
     graph: PlannedGraph | None = None
     """The graph, of a planned model in ONNX."""
-    inputs: tuple[InputSpec, ...] | None = None
-    """Inputs that an existing graph requires; None for other models."""
+    graph_inputs: Callable[[], tuple[InputSpec, ...] | None] | None = field(
+        default=None, compare=False
+    )
+    """Reads the inputs that an existing graph requires; None for other models."""
 
     def architecture(self) -> Architecture | None:
         """Return the architecture; None if the family or its config is unknown.

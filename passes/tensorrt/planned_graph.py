@@ -49,7 +49,7 @@ def _profile_offenders(config: TensorRTConfig, parent: ModelFacts) -> list[Offen
     remedy = "name the model's inputs, and shapes that they can have"
     problems = [Offender(line, remedy) for line in profile_problems(inputs, profiles)]
     graph, varying = parent.graph, inputs
-    if graph is None and parent.inputs is None:
+    if graph is None and parent.graph_inputs is None:
         return problems
     if graph is not None:
         varying = tuple(replace(spec, shape=_varying_shape(spec, graph)) for spec in inputs)
@@ -69,8 +69,8 @@ def _planned_inputs(parent: ModelFacts) -> tuple[InputSpec, ...] | None:
 
     Inputs that have a default are left out: they become constants of an engine.
     """
-    if parent.inputs is not None:
-        return parent.inputs
+    if parent.graph_inputs is not None:
+        return parent.graph_inputs()
     signature = parent.capability(Signature)
     cache = parent.capability(CachedGeneration)
     if signature is None or cache is None:

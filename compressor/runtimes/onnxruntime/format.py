@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,12 +110,9 @@ class Onnx(Format):
         read_graph(path)
 
     def facts(self, path: Path) -> ModelFacts:
-        """Return size and inputs; parameters and MACs need the shapes of a sample, see ``cost``."""
-        try:
-            inputs = self.inputs(path)
-        except ModelError:  # `check` refuses the graph where it is opened; a plan needs no inputs
-            inputs = None
-        return ModelFacts(size_bytes=_size_bytes(self.files(path)), inputs=inputs)
+        """Return the size; parameters and MACs need the shapes of a sample, see ``cost``."""
+        size = _size_bytes(self.files(path))
+        return ModelFacts(size_bytes=size, graph_inputs=partial(self.inputs, path))
 
     def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:
         """Count parameters and MACs from the graph."""
