@@ -137,7 +137,7 @@ def test_a_body_beyond_the_limit_is_refused_as_it_arrives(glm4v: Path) -> None:
         assert httpx.post(server.url + CHAT, json={**HI, "max_tokens": 1}).status_code == 200
 
 
-def test_a_thousand_slow_clients_do_not_keep_others_out(glm4v: Path) -> None:
+def test_hundreds_of_slow_clients_do_not_keep_others_out(glm4v: Path) -> None:
     limits = ServerLimits(header_seconds=1.0, body_seconds=1.0)
     with serving(glm4v, limits=limits) as server:
         begun = raw_request(HI)
