@@ -39,6 +39,8 @@ import psutil
 
 MODEL = "measured"
 SLOTS, CONTEXT, THREADS, NEW_TOKENS = 8, 2048, 2, 64
+NEW_CONNECTIONS = httpx.Limits(max_keepalive_connections=0)
+"""A connection for each request: llama-server closes some that are kept."""
 REST_SECONDS = 0.5
 """Pause before a server answers: threads of the previous one may still spin."""
 # fmt: off
@@ -164,7 +166,7 @@ async def measure_streams(server: Server, seed: int) -> Figures:
     """Return tokens per second and times to the first token of 1, 4 and 8 streams."""
     figures: Figures = {}
     generator = random.Random(seed)
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(limits=NEW_CONNECTIONS) as client:
         for count in (1, 4, 8):
             prompts = [[user(words(generator, 40))] for _ in range(count)]
             started = time.perf_counter()
@@ -188,7 +190,7 @@ async def measure_prefix(server: Server, seed: int) -> Figures:
     def question() -> list[dict[str, str]]:
         return [system, user(words(generator, 8))]
 
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(limits=NEW_CONNECTIONS) as client:
         cold = await server.ask(client, question())
         warm = await server.ask(client, question())
         four = await asyncio.gather(*(server.ask(client, question()) for _ in range(4)))
@@ -205,7 +207,7 @@ async def measure_chat(server: Server, seed: int) -> Figures:
     generator = random.Random(seed)
     messages = [{"role": "system", "content": words(generator, 330)}]
     figures: Figures = {}
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(limits=NEW_CONNECTIONS) as client:
         for turn in range(1, 5):
             messages.append(user(words(generator, 8)))
             answer = await server.ask(client, messages)
