@@ -41,7 +41,7 @@ class Prune(Pass[PruneConfig]):
     """
 
     name = "prune"
-    version = 5
+    version = 6
     accepts = frozenset({"torch"})
     produces = "torch"
     Config = PruneConfig
