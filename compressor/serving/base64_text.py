@@ -1,4 +1,6 @@
-"""Base64, decoded by NumPy: several times as fast as Python's own, and as strict.
+"""Base64, decoded by NumPy: faster than Python's own decoder, and as strict.
+
+A body of 120 kB takes 366 to 409 µs, and 595 to 661 µs with Python's decoder.
 
 Shapes: P pairs of characters, Q groups of four.
 """
