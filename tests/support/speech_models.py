@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,17 +51,20 @@ _CLASSES = {
 }
 
 
-def save_speech_model(folder: Path, name: str, **generation: Any) -> SimpleNamespace:
+def save_speech_model(
+    folder: Path, name: str, sizes: Mapping[str, int] | None = None, **generation: Any
+) -> SimpleNamespace:
     """Save a random model with a tokenizer whose word ``w7`` is token 7; its artifact.
 
     Args:
         folder: the folder to write to.
         name: ``whisper``, ``speech_to_text`` or ``moonshine``.
+        sizes: fields of config.json that differ from the smallest model.
         generation: fields of generation_config.json.
     """
     torch.manual_seed(1)
     special = {"pad_token_id": 1, "bos_token_id": START, "eos_token_id": END}
-    fields = {**_CONFIGS[name], **special, "vocab_size": _VOCABULARY}
+    fields = {**_CONFIGS[name], **(sizes or {}), **special, "vocab_size": _VOCABULARY}
     config = transformers.AutoConfig.for_model(name, **fields, decoder_start_token_id=START)
     model = getattr(transformers, _CLASSES[name])(config).eval()
     with torch.no_grad():

@@ -17,6 +17,8 @@ from tests.support.processors import (
     write_picture,
     write_processor,
 )
+from tests.support.speech import write_wav
+from tests.support.speech_models import multilingual, save_speech_model
 from tests.support.tiny_files import draw_pictures, tiny_network
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256}
@@ -26,6 +28,13 @@ WIDE_VLM = {
     "vision_config": {"hidden_size": 128, "intermediate_size": 128},
 }
 """The same for the decoder and the vision tower of a vision-language model."""
+WIDE_SPEECH = {
+    "d_model": 128,
+    "encoder_ffn_dim": 256,
+    "decoder_ffn_dim": 256,
+    "max_target_positions": 160,
+}
+"""The same for a speech model."""
 SHORT = {"max_position_embeddings": 64, "vocab_size": 512}
 """Sizes of a sentence encoder for the tokenizer of ``write_processor``."""
 
@@ -96,6 +105,18 @@ def write_talks(folder: Path) -> None:
         write_conversations(folder / f"{split}.jsonl", *[talk] * 32)
 
 
+def write_speech(folder: Path) -> None:
+    """Write a Whisper of several languages and recordings with their transcripts."""
+    save_speech_model(folder / "checkpoint", "whisper", WIDE_SPEECH, **multilingual())
+    for split, count in (("calibration", 32), ("test", 4)):
+        recordings = folder / "recordings" / split
+        recordings.mkdir(parents=True)
+        for number in range(count):
+            write_wav(recordings / f"r{number}.wav", 0.5, seed=number)
+            (recordings / f"r{number}.txt").write_text("w20 w21 w22")
+    write_wav(folder / "speech.wav", 0.5)
+
+
 def write_onnx(folder: Path) -> None:
     """Write an ONNX file of a small network."""
     (folder / "model.onnx").write_bytes(tiny_network())
@@ -107,6 +128,7 @@ STAND_INS: Mapping[str, Callable[[Path], None]] = {
     "onnx": write_onnx,
     "pairs": write_pairs,
     "pictures": write_pictures,
+    "speech": write_speech,
     "talks": write_talks,
     "texts": write_texts,
     "vlm": write_vlm,
