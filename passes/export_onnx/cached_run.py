@@ -208,7 +208,7 @@ def export_cached(
         vision = {"vision": export_tower(parts, config, out, context)}
         windows = parts.fitting(windows, vision["vision"].get("fixed", {}))
     del module, parts
-    packed = store_packed(graph, model.folder, context.note)
+    packed = store_packed([graph], model.folder, context.note)
     export.report(1)
     saved = export.save(graph)
     if config.dtype == HALF:

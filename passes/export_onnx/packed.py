@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,14 @@ def store_packed_tower(graph: ir.Model, folder: Path) -> dict[str, Any]:
     return {"integer_layers": len(stored)} if stored else {}
 
 
-def store_packed(graph: ir.Model, folder: Path, note: Callable[[str], None]) -> dict[str, Any]:
+def store_packed(
+    graphs: Sequence[ir.Model], folder: Path, note: Callable[[str], None]
+) -> dict[str, Any]:
     """Store the weights of packed layers as blocks of integers, in place, if the opset has them.
 
     Args:
-        graph: a traced graph with the weights as floats.
-        folder: the checkpoint that it was traced from.
+        graphs: the traced graphs of a model, of one opset, with the weights as floats.
+        folder: the checkpoint that they were traced from.
         note: reports layers that stay floats.
 
     Returns:
@@ -47,8 +49,10 @@ def store_packed(graph: ir.Model, folder: Path, note: Callable[[str], None]) -> 
     layers = read_packed_layers(folder)
     if not layers:
         return {}
-    has_blocks = graph.opset_imports[""] >= BLOCKS_OPSET
-    stored = store_packed_layers(graph, layers) if has_blocks else set()
+    has_blocks = graphs[0].opset_imports[""] >= BLOCKS_OPSET
+    stored = set()
+    if has_blocks:
+        stored = set().union(*(store_packed_layers(graph, layers) for graph in graphs))
     float_layers = sorted(layers.keys() - stored)
     if float_layers:
         reason = f"set `opset: {BLOCKS_OPSET}`"

@@ -192,7 +192,7 @@ class _TracedExport:
         Returns:
             Entries of the summary; none for a model without packed layers.
         """
-        summary = store_packed(graph, self.model.folder, self.context.note)
+        summary = store_packed([graph], self.model.folder, self.context.note)
         if self.quantization is not None:
             bits = _smallest_bits(self.quantization)
             store_integer_weights(graph, self.quantization.target, bits)

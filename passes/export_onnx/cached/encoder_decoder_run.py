@@ -25,6 +25,7 @@ from compressor.graphs.decoder.interface import (
     TARGET_KEY,
     TRACED,
 )
+from compressor.graphs.files import MODEL
 from compressor.graphs.saving import file_metadata, save_checked_model
 from compressor.graphs.simplify import strip_metadata
 from compressor.models.capabilities.cached_generation import CachedGeneration, CachedTensor
@@ -75,12 +76,13 @@ def export_encoder_decoder(
     module: Any = load_module(model).float()
     export.report(0)
     encoder = export.trace_encoder(module, batches[0])
-    packed = export.save(encoder, ENCODER_MODEL)
     export.report(1)
     decoder = export.trace_decoder(module)
-    export.save(decoder, "model.onnx")
-    export.report(2)
     del module
+    packed = store_packed([encoder, decoder], model.folder, context.note)
+    export.save(encoder, ENCODER_MODEL)
+    export.save(decoder, MODEL)
+    export.report(2)
     parity = export.compare(batches, quantized=bool(packed))
     copy_companions(model.folder, out)
     copy_file(model.folder / CONFIG, out / CONFIG)  # names the decoder's first token
@@ -174,14 +176,12 @@ class _Export:
         strip_metadata(graph)
         return graph
 
-    def save(self, graph: ir.Model, name: str) -> dict[str, Any]:
-        """Write a graph; return the entries of the summary about packed layers."""
-        packed = store_packed(graph, self.model.folder, self.context.note)
+    def save(self, graph: ir.Model, name: str) -> None:
+        """Write a graph."""
         metadata = file_metadata(self.context.artifact_id, self.model.family.name, None)
         metadata |= {TARGET_KEY: TRACED, CONTEXT_LENGTH_KEY: str(self.context_length)}
         threshold = self.config.external_data_threshold_mb * 1_000_000
         save_checked_model(graph, self.out, metadata, threshold, name)
-        return packed
 
     def compare(self, batches: Sequence[Batch], *, quantized: bool) -> list[dict[str, Any]]:
         """Compare both graphs with torch in float32."""

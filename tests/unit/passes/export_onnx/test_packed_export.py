@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from calibration.sources.arrays import ArrayDataset
@@ -12,8 +13,11 @@ from compressor.models.quantized.packed_checkpoint import read_packed_layers
 from compressor.runtimes.formats import open_session, recognize
 from compressor.runtimes.onnxruntime.cost import count_parameters
 from passes.export_onnx.config import ExportOnnxConfig, ParityConfig
+from passes.export_onnx.packed import store_packed
 from passes.export_onnx.step import ExportOnnx
 from tests.support.awq import IMAGES, VIT, family_samples, run_awq_on_family, save_model
+from tests.support.encoder_classes import CLASSES
+from tests.support.packed_mixtures import write_packed
 
 
 def packed_artifact(folder, **fields):
@@ -116,3 +120,28 @@ def test_weights_of_three_bits_are_floats_since_onnx_has_no_such_type(tmp_path):
     _, summary, notes = export(packed_artifact(tmp_path, bits=3), tmp_path, 21)
     assert summary["integer_layers"] == 0
     assert "DequantizeLinear reads 4 and 8 bits" in notes[0]
+
+
+def products(layers):
+    """Return a graph that multiplies by the weights of layers, one after another."""
+    weights = {name: layer.dequantize().numpy() for name, layer in layers.items()}
+    helper = onnx.helper
+    nodes = [helper.make_node("MatMul", [f"x.{name}", name], [f"y.{name}"]) for name in weights]
+    ends = [
+        [helper.make_tensor_value_info(f"{end}.{name}", 1, [None, None]) for name in weights]
+        for end in "xy"
+    ]
+    constants = [onnx.numpy_helper.from_array(weight.T, name) for name, weight in weights.items()]
+    graph = helper.make_graph(nodes, "products", *ends, constants)
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
+
+
+def test_layers_are_counted_over_all_graphs_of_a_model(tmp_path):
+    write_packed(CLASSES["bart"].build(), tmp_path)
+    layers, notes = read_packed_layers(tmp_path), []
+    names = sorted(layers)
+    encoder, decoder = ({name: layers[name] for name in part} for part in (names[:5], names[5:]))
+    summary = store_packed([products(encoder), products(decoder)], tmp_path, notes.append)
+    assert summary == {"integer_layers": len(names), "packed_as_floats": []} and not notes
+    summary = store_packed([products(encoder)], tmp_path, notes.append)
+    assert summary["packed_as_floats"] == names[5:] and len(notes) == 1
