@@ -18,7 +18,7 @@ from tests.support.processors import (
     write_processor,
 )
 from tests.support.speech import write_wav
-from tests.support.speech_models import multilingual, save_speech_model
+from tests.support.speech_models import END, multilingual, save_speech_model
 from tests.support.tiny_files import draw_pictures, tiny_network
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256}
@@ -35,6 +35,8 @@ WIDE_SPEECH = {
     "max_target_positions": 160,
 }
 """The same for a speech model."""
+SPOKEN = (20, 21, 22)
+"""Tokens of the transcripts."""
 SHORT = {"max_position_embeddings": 64, "vocab_size": 512}
 """Sizes of a sentence encoder for the tokenizer of ``write_processor``."""
 
@@ -106,14 +108,17 @@ def write_talks(folder: Path) -> None:
 
 
 def write_speech(folder: Path) -> None:
-    """Write a Whisper of several languages and recordings with their transcripts."""
-    save_speech_model(folder / "checkpoint", "whisper", WIDE_SPEECH, **multilingual())
+    """Write a Whisper that knows few words, so that it soon ends, and recordings."""
+    known = {END, *SPOKEN}
+    suppressed = [token for token in range(96) if token not in known]
+    generation = multilingual() | {"suppress_tokens": suppressed}
+    save_speech_model(folder / "checkpoint", "whisper", WIDE_SPEECH, **generation)
     for split, count in (("calibration", 32), ("test", 4)):
         recordings = folder / "recordings" / split
         recordings.mkdir(parents=True)
         for number in range(count):
             write_wav(recordings / f"r{number}.wav", 0.5, seed=number)
-            (recordings / f"r{number}.txt").write_text("w20 w21 w22")
+            (recordings / f"r{number}.txt").write_text(" ".join(f"w{token}" for token in SPOKEN))
     write_wav(folder / "speech.wav", 0.5)
 
 
