@@ -32,6 +32,7 @@ from compressor.artifacts.artifact import (
 )
 from compressor.artifacts.errors_from_os import reading, writing
 from compressor.artifacts.files import atomic_file
+from compressor.artifacts.fingerprint import report_read
 from compressor.artifacts.keyring import has_public_key, load_keyring
 from compressor.artifacts.manifest import FileEntry, Manifest
 from compressor.artifacts.signing import SIGNATURE, check_signed, parse_signature
@@ -200,6 +201,7 @@ def _unpack(
                 while chunk := source.read(_CHUNK_BYTES):
                     digest.update(chunk)
                     target.write(chunk)
+                    report_read(out / info.name, target.tell(), entry.bytes)
         if digest.hexdigest() != entry.sha256:
             raise _refused(archive, f"{info.name}: its content has changed (sha256 differs)")
     if missing:

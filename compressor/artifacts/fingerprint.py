@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,27 @@ from compressor.errors import StorageError
 from compressor.foreign_files.opening import open_file
 
 _CHUNK_BYTES = 1 << 22
+
+ReadObserver = Callable[[Path, int, int], None]
+"""Takes a file that is being hashed, the bytes read so far and its size."""
+_observer: ContextVar[ReadObserver | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def observed_reads(observer: ReadObserver) -> Iterator[None]:
+    """Call an observer while files are hashed within the block, about every 4 MB."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+def report_read(path: Path, done: int, total: int) -> None:
+    """Call the observer, if there is one, with the bytes of a file that have been read."""
+    observer = _observer.get()
+    if observer is not None:
+        observer(path, done, total)
 
 
 def canonical_json(value: Any) -> str:
@@ -32,9 +57,13 @@ def digest_file(path: Path) -> str:
         StorageError: the file cannot be read.
     """
     digest = hashlib.sha256()
+    done = 0
     with open_file(path, StorageError) as file:
+        total = os.fstat(file.fileno()).st_size
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+            done += len(chunk)
+            report_read(path, done, total)
     return digest.hexdigest()
 
 

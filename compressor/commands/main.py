@@ -13,7 +13,9 @@ from typing import NoReturn
 import typer
 
 from compressor import interrupts
+from compressor.artifacts.fingerprint import observed_reads
 from compressor.errors import CompressError, Interrupted
+from compressor.reports.console.reading import ReadingDisplay
 
 
 def run_app(app: typer.Typer) -> NoReturn:
@@ -30,7 +32,7 @@ def run_app(app: typer.Typer) -> NoReturn:
 def _run(app: typer.Typer) -> int:
     """Run the app and return the exit code; errors are printed."""
     try:
-        with interrupts.raised():
+        with interrupts.raised(), observed_reads(ReadingDisplay()):
             app()
     except CompressError as error:
         return _report(Interrupted("interrupted") if _was_lost(error) else error)

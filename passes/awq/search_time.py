@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-from compressor.data.contract import DataFacts
 from compressor.engine.contract import PlanContext
-from compressor.models.capabilities.signature import Signature
+from compressor.models.capabilities.linear_groups import LinearGroups
+from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.facts import ModelFacts
 from passes.awq.config import AwqConfig
-from passes.common.estimates import forward_seconds
+from passes.common.estimates import forward_seconds, positions_per_sample
 
-_BASE_SECONDS = 10.0
+_TRANSFORMERS = "transformers"
+"""Name of the family."""
+_BASE_SECONDS = 8.0
 """Loading, discovery of groups and writing; measured on models of less than a million weights."""
+_TRANSFORMERS_SECONDS = 2.0
+"""Import of transformers, for its models alone."""
 _FORWARD_PASSES = 2.0
-"""Cost of the search for one sample, in forward passes: measured on SmolLM2-135M."""
+"""Cost of the search for one sample, in forward passes, where layers run one at a time: measured on
+SmolLM2-135M."""
+_PASSES_PER_BLOCK = 3.0
+"""Cost of the search in one block for one sample, in forward passes, where each block runs the
+whole model: in float, before and after its quantization."""
 
 
 def search_seconds(config: AwqConfig, parent: ModelFacts, context: PlanContext) -> float | None:
     """Return the time of the pass; None if MACs or the length of the samples are not known."""
-    signature = parent.capability(Signature)
-    length: int | None = 1
-    if signature is not None and signature.unit == "token":
-        length = _tokens_per_sample(context.data.get(config.calibration.data))
+    length = positions_per_sample(parent, context.data.get(config.calibration.data))
     if parent.macs is None or length is None:
         return None
-    per_sample = _FORWARD_PASSES if config.grouped_methods else 1.0
-    passes = per_sample * length * config.calibration.num_samples
-    return _BASE_SECONDS + forward_seconds(parent.macs, passes)
+    passes = _passes_per_sample(config, parent) * length * config.calibration.num_samples
+    base = _BASE_SECONDS + (_TRANSFORMERS_SECONDS if parent.family == _TRANSFORMERS else 0.0)
+    return base + forward_seconds(parent.macs, passes)
 
 
-def _tokens_per_sample(data: DataFacts | None) -> int | None:
-    """Return the length of the longest input of a data set; None if a length is not known."""
-    inputs = (data.inputs or ()) if data is not None else ()
-    lengths = [entry.shape[0] for entry in inputs if len(entry.shape) == 1]
-    known = [length for length in lengths if length is not None]
-    return max(known) if known and len(known) == len(lengths) else None
+def _passes_per_sample(config: AwqConfig, parent: ModelFacts) -> float:
+    """Return the cost of the search for one sample, in forward passes."""
+    if not config.grouped_methods:
+        return 1.0
+    groups = parent.capability(LinearGroups)
+    if groups is None or parent.capability(StreamedLayers) is not None:
+        return _FORWARD_PASSES
+    return _PASSES_PER_BLOCK * len(groups.blocks)

@@ -147,8 +147,10 @@ class _StreamedRun:
         if config.lm_head is not None and self.layers.head_name is not None:
             packed_parts.append(f"{self.layers.head_name}.")
             head = self.layers.head_name
+            self._report_progress("lm_head", 0, 1)
             files.append(pack_head(checkpoint, head, config.lm_head, self.writer))
         names = [name for name in checkpoint.names if not name.startswith(tuple(packed_parts))]
+        self._report_progress("write", 0, 1)
         self.writer.write_others(names)
         return [*files, *sorted(self.context.work.glob("others-*.safetensors"))]
 
@@ -318,6 +320,7 @@ class _StreamedRun:
         first, total = self.hidden.layers_done(), self.layers.layers
         if first:
             self.context.note(f"resuming after layer {first} of {total}")
+        self._report_progress("layers", first, total)
         for number in range(first, total):
             report = self._quantize_layer(number, arguments)
             figures = {"error": sum(row["error"] for row in report) / max(len(report), 1)}

@@ -57,6 +57,7 @@ def quantize_module(
         parts: linear layers with other grids, and those that stay in float.
     """
     prepare_torch(context)
+    context.progress("load the model", 0, 1, {})
     module = load_module(model)
     stored_dtype = next(value.dtype for value in module.parameters() if value.is_floating_point())
     module = module.float()
@@ -81,6 +82,7 @@ def quantize_module(
     share = count_share(module, selection.names, batch=run.inputs[0])
     share.warn(context.note)
     run.quantize(selection.blocks)
+    context.progress("write", 0, 1, {})
     out.mkdir(parents=True, exist_ok=True)
     tensors = transpose(tensors_to_save(module), transposed, "")
     floats, packed = tensors_beside(run.packed, tensors), run.packed
@@ -114,6 +116,7 @@ def _discover_blocks(
     """Return the blocks found in the module on the first batch; none if no method needs them."""
     if not config.grouped_methods:
         return ()
+    run.context.progress("find groups of layers", 0, 1, {})
     loaded = LoadedModel(run.module, run.inputs[0])
     groups = model.family.capability(LinearGroups, model.config, loaded)
     return () if groups is None else groups.blocks
@@ -183,9 +186,9 @@ class _WholeRun:
         linears = find_linears(self.module.requires_grad_(False))
         for linear in linears.values():
             linear.weight.requires_grad_()
-        self.masks = [
-            trace_positions(self.module, linears, outputs, inputs) for inputs in self.inputs
-        ]
+        for number, inputs in enumerate(self.inputs):
+            self.context.progress("find positions", number, len(self.inputs), {})
+            self.masks.append(trace_positions(self.module, linears, outputs, inputs))
         self.module.requires_grad_(False)
         if self.config.error_compensation:
             self.float_module = deepcopy(self.module)
@@ -207,6 +210,7 @@ class _WholeRun:
         for name, value in self.module.state_dict().items():
             if name not in packed_weights and value.is_floating_point():
                 value.copy_(cast_float(name, value, self.settings.float_dtype))
+        self.context.progress("blocks", 0, len(blocks), {})
         for number, block in enumerate(blocks):
             quantizer = self._quantize_block(block)
             self.packed |= {block.full(name): layer for name, layer in quantizer.packed.items()}

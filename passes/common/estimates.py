@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from compressor.data.contract import DataFacts
 from compressor.engine.contract import Estimate
 from compressor.engine.machine import environment, gemm_flops_per_second
 from compressor.models.capabilities.signature import Signature
 from compressor.models.facts import ModelFacts
 from passes.common.config import TrainingConfig
 
-_START_SECONDS = 1.0
-"""Loading the model, opening the data and saving the result; measured on small models."""
+_START_SECONDS = 2.2
+"""Loading and checking the model, opening the data, saving and checking the result: measured on
+the phone bed."""
 _FORWARD_AND_BACKWARD = 3
 """Cost of a forward and a backward pass, in forward passes: a backward pass computes two products,
 for the gradients of the inputs and of the weights."""
-_EFFICIENCY = 0.33
+_EFFICIENCY = 0.3
 """Part of the GEMM rate that training reaches: measured on the phone bed, 4 commands a screen."""
 _BYTES_PER_PARAMETER = 16
 """Weight, gradient and AdamW's two moments in float32."""
@@ -38,6 +40,19 @@ def training_seconds(model: ModelFacts, forward_passes: float) -> float | None:
 def forward_seconds(macs: int, forward_passes: float) -> float:
     """Return the time of forward passes of ``macs`` multiply-accumulates each."""
     return 2 * macs * forward_passes / (_EFFICIENCY * gemm_flops_per_second())
+
+
+def positions_per_sample(model: ModelFacts, data: DataFacts | None) -> int | None:
+    """Return how often a sample costs the model's MACs: 1, or its tokens if MACs are per token.
+
+    The length of a data set's samples is that of its longest input; None if a length is not known.
+    """
+    if _has_macs_per_sample(model):
+        return 1
+    inputs = (data.inputs or ()) if data is not None else ()
+    lengths = [entry.shape[0] for entry in inputs if len(entry.shape) == 1]
+    known = [length for length in lengths if length is not None]
+    return max(known) if known and len(known) == len(lengths) else None
 
 
 def _has_macs_per_sample(model: ModelFacts) -> bool:

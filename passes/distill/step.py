@@ -21,6 +21,10 @@ from compressor.models.facts import ModelFacts, facts_of
 from passes.common.data_needs import training_needs
 from passes.distill.config import DistillConfig
 
+_DISTILLATION_COST = 1.4
+"""Time of a step with soft labels and features, relative to the passes of both models alone:
+measured on the phone bed."""
+
 
 class Distill(Pass[DistillConfig]):
     """Train a student on the labels and on the outputs of a teacher.
@@ -62,7 +66,10 @@ class Distill(Pass[DistillConfig]):
         teacher = context.facts.get("teacher", parent)
         student = student_facts(config.student, parent)
         check_models(config, student, teacher)
-        return training_estimate(student, config.training, forward_only=teacher)
+        estimate = training_estimate(student, config.training, forward_only=teacher)
+        if estimate.seconds is None:
+            return estimate
+        return replace(estimate, seconds=_DISTILLATION_COST * estimate.seconds)
 
     def requires(self, config: DistillConfig, parent: Artifact, context: PassContext) -> None:
         """Check the models, and that their weights are finite.

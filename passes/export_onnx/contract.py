@@ -21,6 +21,8 @@ class Exporter(ABC):
     """
 
     config: ExportOnnxConfig
+    start_seconds: float = 14.0
+    """Time of tracing a small model and comparing it, imports included."""
 
     @abstractmethod
     def field_problems(self) -> list[FieldProblem]:

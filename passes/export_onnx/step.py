@@ -19,14 +19,12 @@ from compressor.engine.contract import (
 )
 from compressor.models.facts import ModelFacts
 from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.contract import Exporter
 
 _BASE_MEMORY_BYTES = 900_000_000
 """Memory of torch, the exporter and ONNX Runtime."""
 _WEIGHT_COPIES = 3
 """Copies of the weights beside torch's: the graph's, the serialized file's and the runtime's."""
-_BASE_SECONDS = 10.0
-_SECONDS_PER_BYTE = 3e-9
-_SECONDS_PER_BYTE_AND_WINDOW = 5e-9
 _GRAPH_BYTES = 100_000
 
 
@@ -90,23 +88,29 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
             RequirementError: fields of the config do not apply to the model, or its graph cannot
                 be written.
         """
+        from passes.export_onnx.export_time import export_seconds
         from passes.export_onnx.exporters import planned_exporter
 
+        start_seconds = Exporter.start_seconds
         exporter = planned_exporter(config, parent)
         if exporter is not None:
             exporter.check_planned(parent)
+            start_seconds = exporter.start_seconds
             parent = replace(parent, graph=exporter.planned_graph(parent))
         if parent.parameters is None:
             return Estimate(model=parent)
         reference_bytes = 4 * parent.parameters  # torch's weights in float32
         weight_bytes = parent.size_bytes or reference_bytes
         size_bytes = weight_bytes + _GRAPH_BYTES
-        calibration = config.decoder.int8_kv_cache
-        windows = 0 if calibration is None else calibration.num_samples
-        seconds_per_byte = _SECONDS_PER_BYTE + windows * _SECONDS_PER_BYTE_AND_WINDOW
         return Estimate(
             replace(parent, size_bytes=size_bytes),
-            seconds=_BASE_SECONDS + seconds_per_byte * weight_bytes,
+            seconds=export_seconds(
+                config,
+                parent,
+                context,
+                start_seconds=start_seconds,
+                weight_bytes=weight_bytes,
+            ),
             peak_memory_bytes=_BASE_MEMORY_BYTES + reference_bytes + _WEIGHT_COPIES * weight_bytes,
             disk_bytes=size_bytes,
         )

@@ -116,9 +116,21 @@ def all_units(widths: Sequence[Width]) -> dict[str, int]:
 
 Cost = Callable[[Mapping[str, int]], float]
 """Maps the units kept of each width, by label, to the cost of the model."""
+Report = Callable[[int, int], None]
+"""Takes the progress of a search: percent of the cost that is to be saved, and 100."""
 
 
-def allocate(widths: Sequence[Width], cost: Cost, limit: float, measure: str) -> dict[str, int]:
+def report_nothing(done: int, total: int) -> None:
+    """Report no progress."""
+
+
+def allocate(
+    widths: Sequence[Width],
+    cost: Cost,
+    limit: float,
+    measure: str,
+    report: Report = report_nothing,
+) -> dict[str, int]:
     """Return the units to keep of each width, by label, so that the cost is at most ``limit``.
 
     Args:
@@ -126,11 +138,12 @@ def allocate(widths: Sequence[Width], cost: Cost, limit: float, measure: str) ->
         cost: the cost of a model with given units.
         limit: the largest cost.
         measure: what the cost measures, for the error message.
+        report: called as the search advances.
 
     Raises:
         RequirementError: the limit cannot be reached; the message states the smallest cost.
     """
-    sizes, reached = allocate_towards(widths, cost, limit)
+    sizes, reached = allocate_towards(widths, cost, limit, report)
     if reached > limit:
         initial = cost(all_units(widths))
         raise RequirementError(
@@ -143,7 +156,7 @@ def allocate(widths: Sequence[Width], cost: Cost, limit: float, measure: str) ->
 
 
 def allocate_towards(
-    widths: Sequence[Width], cost: Cost, limit: float
+    widths: Sequence[Width], cost: Cost, limit: float, report: Report = report_nothing
 ) -> tuple[dict[str, int], float]:
     """Cut until the cost is at most ``limit``, or no cut saves anything.
 
@@ -155,10 +168,11 @@ def allocate_towards(
         The units kept by label, and their cost.
     """
     sizes = all_units(widths)
-    current = cost(sizes)
+    initial = current = cost(sizes)
     while current > limit:
         best: tuple[float, str, int, float] | None = None
         for width in widths:
+            report(int(100 * (initial - current) / (initial - limit)), 100)
             units = sizes[width.label]
             largest = (units - 1) // width.multiple * width.multiple
             for smaller in range(largest, width.min_units - 1, -width.multiple):

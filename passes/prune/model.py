@@ -93,6 +93,7 @@ def load_model(artifact: Artifact, calibration: str | None, context: PassContext
             None for random inputs.
         context: the context of the pass.
     """
+    context.progress("load the model", 0, 1, {})
     description = read_description(artifact.model)
     module = load_module(description, context.device)
     family, config = description.family, description.config
@@ -100,6 +101,7 @@ def load_model(artifact: Artifact, calibration: str | None, context: PassContext
     is_stated = family.capability(CuttableAxes, config) is not None
     if not is_stated and family.can_discover(CuttableAxes, config):
         batch = _sample(family.signature(config), calibration, context)
+        context.progress("find what can be cut", 0, 1, {})
     return PrunableModel(family, config, module, batch)
 
 

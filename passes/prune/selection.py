@@ -96,11 +96,15 @@ def select_units(
         RequirementError: the target cannot be met. The first round raises it for all rounds.
     """
     axes = select_axes(config, model.axes)
+    context.progress("score units", 0, 1, {})
     calibration = open_calibration(config, model, context)
     stacks = {axis.stack for axis in model.axes if axis.stack}
     with recompute_activations(model.module, stacks):
         scores = score_axes(config, model.module, axes, calibration)
-    search = _size_search(config, model, axes, scores, meter, parent)
+    search = replace(
+        _size_search(config, model, axes, scores, meter, parent),
+        report=lambda done, total: context.progress("search sizes", done, total, {}),
+    )
     parent = parent or search.parent_size()
     sizes = _select_sizes(config, search, scores, round_, parent)
     milliseconds = None

@@ -14,7 +14,16 @@ from compressor.config.record import Record
 from compressor.errors import RequirementError
 from compressor.models.capabilities.cuttable_axes import FieldPath, replace_fields
 from compressor.models.contract import Family
-from passes.prune.allocation import Array, Cost, Width, all_units, allocate, allocate_towards
+from passes.prune.allocation import (
+    Array,
+    Cost,
+    Report,
+    Width,
+    all_units,
+    allocate,
+    allocate_towards,
+    report_nothing,
+)
 from passes.prune.config import ScheduleConfig, Target
 from passes.prune.schedule import Round, protect_high_scores
 
@@ -58,6 +67,8 @@ class SizeSearch:
     """Counts that are known as functions of sizes, for models that take long to build."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes of tensors, for axes that the config describes by them."""
+    report: Report = report_nothing
+    """Called as the search advances."""
 
     def cost(self) -> Cost | None:
         """Return the target's measure as a function of sizes; None for a target of dimensions."""
@@ -162,7 +173,7 @@ class SizeSearch:
         measure = self.target.measure
         lowered = limit
         for _ in range(_MOST_TRIALS):
-            sizes = allocate(self.widths, cost, lowered, measure)
+            sizes = allocate(self.widths, cost, lowered, measure, self.report)
             if not self.measured or measure not in _COUNTED:
                 break
             count, scale = _COUNTED[measure]
@@ -191,13 +202,13 @@ class SizeSearch:
         if schedule.rule == "threshold":
             widths = protect_high_scores(self.widths, scores, schedule.threshold)
             if cost is not None:
-                return allocate_towards(widths, cost, self._limit(parent))[0]
+                return allocate_towards(widths, cost, self._limit(parent), self.report)[0]
             final = stated_sizes(self.target.dimensions or {}, self.widths)
             sizes = {width.label: max(final[width.label], width.min_units) for width in widths}
         else:
             if cost is not None:
                 limit = round_.limit(float(parent.cost or 0), self._limit(parent))
-                return allocate_towards(self.widths, cost, limit)[0]
+                return allocate_towards(self.widths, cost, limit, self.report)[0]
             final = stated_sizes(self.target.dimensions or {}, self.widths)
             sizes = {label: round_.size(parent.units[label], size) for label, size in final.items()}
         try:

@@ -16,7 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import passes
@@ -40,7 +40,11 @@ _INHERITED = ("PATH", "HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TMPDIR
 
 
 def compile_engines(
-    settings: BuildSettings, targets: Sequence[str], folder: Path, file: str
+    settings: BuildSettings,
+    targets: Sequence[str],
+    folder: Path,
+    file: str,
+    progress: Callable[[str, int, int], None],
 ) -> EngineManifest:
     """Build an engine for each target, and return the manifest of all.
 
@@ -49,12 +53,14 @@ def compile_engines(
         targets: compute capabilities.
         folder: folder with the graph; the engines are written to it.
         file: name of the graph's file.
+        progress: called before each build with its name, the engines built, and their number.
 
     Raises:
         PassError: as ``engine_from_onnx``.
     """
     engines = []
-    for target in targets:
+    for number, target in enumerate(targets):
+        progress(f"build for {target}", number, len(targets))
         engine = folder / f"model.{target}.engine"
         request = BuildRequest(
             backend=settings.backend,

@@ -35,7 +35,7 @@ from passes.tensorrt.requirements import check_converted_graph
 from passes.tensorrt.select_backend import targets_on_this_machine
 from passes.tensorrt.smoke_test import compare_with_parent, run_engine
 
-_STAGES = ("ranges", "compare", "build")
+_STAGES = ("ranges", "compare")
 
 
 def build_artifact(
@@ -74,8 +74,11 @@ def build_artifact(
             f"{BUNDLE} holds the command that builds it"
         )
         return PassOutput(summary | {"executed": False})
-    _report_progress(context, 2)
-    manifest = compile_engines(settings, targets, out, files[0])
+
+    def progress(what: str, done: int, total: int) -> None:
+        context.progress(what, done, total, {})
+
+    manifest = compile_engines(settings, targets, out, files[0], progress)
     write_record(manifest, out / ENGINE)
     summary["executed"] = _run_if_possible(config, manifest, out, context)
     summary["engine_bytes"] = {engine.target: engine.bytes for engine in manifest.engines}

@@ -76,6 +76,7 @@ def preview(plan: Plan, listener: events.Listener) -> list[Mapping[str, Any]]:
     if not isinstance(step.builder, PassBuilder) or not step.builder.previews:
         return []
     builder = StepBuilder(plan, listener, lambda *_: None)
+    builder.emit(events.StepStarted(step.name, step.pass_name, step.directory, resumed=False))
     with TemporaryDirectory() as source, TemporaryDirectory() as work:
         for needed in (plan.step(name) for name in dict.fromkeys(step.inputs.values())):
             if needed.given is not None:

@@ -130,8 +130,10 @@ class StepBuilder:
         peak = PeakMemory()
         start = time.perf_counter()
         try:
+            context.progress("check the inputs", 0, 1, {})
             self.require(step, inputs, context)
             output = step.builder.run(inputs, out / MODEL, context)
+            context.progress("check the result", 0, 1, {})
             step.builder.ensures(inputs, out / MODEL, context)
         except CompressError:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from compressor.reports.rows import formatting
 
 _PLAIN_SECONDS = 15.0
 """Least seconds between two lines of progress in a log."""
+_SILENT_SECONDS = 15.0
+"""Seconds without a line after which a log repeats what is being done."""
 _OUTCOMES = {"built": "built", "cached": "cached, verified", "measured": "measured again"}
 
 
@@ -37,11 +40,31 @@ def listener(*, quiet: bool) -> Iterator[events.Listener]:
         quiet: Print plain lines even on a terminal.
     """
     if quiet or not sys.stderr.isatty():
-        yield PlainLog(err)
+        log = PlainLog(err)
+        with _repeated(log):
+            yield log
         return
     display = LiveDisplay(err)
     with display.progress:
         yield display
+
+
+@contextmanager
+def _repeated(log: PlainLog) -> Iterator[None]:
+    """Let a log state what is being done also while no event arrives."""
+    finished = threading.Event()
+
+    def repeat() -> None:
+        while not finished.wait(1.0):
+            log.repeat()
+
+    thread = threading.Thread(target=repeat, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
 
 
 def event_line(event: events.Event) -> Text | None:
@@ -96,15 +119,51 @@ class PlainLog:
         self.console = console
         self.last = time.monotonic()
         self.rate = _Rate()
+        self.activity: str | None = None
+        """What is being done; None between steps."""
+        self.since = self.last
+        """When it began."""
+        self.lock = threading.Lock()
 
     def __call__(self, event: events.Event) -> None:
         """Print the event's line."""
-        if isinstance(event, events.StepProgress):
-            self.rate.observe(f"{event.step}: {event.what}", event.done)
-        line = event_line(event) or self._progress_line(event)
-        if line is not None:
-            self.last = time.monotonic()
-            self.console.print(Text(time.strftime("%H:%M:%S ")) + line, soft_wrap=True)
+        with self.lock:
+            if isinstance(event, events.StepProgress):
+                self.rate.observe(f"{event.step}: {event.what}", event.done)
+            self._note_activity(event)
+            line = event_line(event) or self._progress_line(event)
+            if line is not None:
+                self._print(line)
+
+    def repeat(self) -> None:
+        """Print what is being done if nothing has been printed for a while."""
+        with self.lock:
+            now = time.monotonic()
+            if self.activity is None or now - self.last <= _SILENT_SECONDS:
+                return
+            self._print(
+                Text(f"    {self.activity}, for {formatting.duration(now - self.since)} so far")
+            )
+
+    def _print(self, line: Text) -> None:
+        self.last = time.monotonic()
+        self.console.print(Text(time.strftime("%H:%M:%S ")) + line, soft_wrap=True)
+
+    def _note_activity(self, event: events.Event) -> None:
+        """Store what an event states to be going on."""
+        match event:
+            case events.StepStarted():
+                activity: str | None = f"{event.step}: {event.pass_name}"
+            case events.StepProgress():
+                activity = f"{event.step}: {event.what}"
+                if 0 < event.done < event.total:
+                    activity += f" {event.done}/{event.total}"
+            case events.StepFinished() | events.StepFailed():
+                activity = None
+            case _:
+                return
+        if activity != self.activity:
+            self.activity, self.since = activity, time.monotonic()
 
     def _progress_line(self, event: events.Event) -> Text | None:
         if time.monotonic() - self.last <= _PLAIN_SECONDS:
@@ -173,10 +232,12 @@ class LiveDisplay:
                 pass
             case _:
                 self._remove_bar()
+        if isinstance(event, events.StepStarted):
+            self._advance(f"{event.step}: {event.pass_name}", 0, None, "")
         if (line := event_line(event)) is not None:
             self.progress.console.print(line)
 
-    def _advance(self, description: str, done: int, total: int, metrics: str) -> None:
+    def _advance(self, description: str, done: int, total: int | None, metrics: str) -> None:
         if description != self.description:
             self._remove_bar()
         if self.task is None:

@@ -25,6 +25,9 @@ from passes.export_onnx.decoder.requirements import (
     packing_problems,
 )
 
+_BUILD_SECONDS = 5.0
+"""Time of building and comparing the graph of a small model, imports included."""
+
 
 class DecoderExporter(Exporter):
     """Export of a transformers checkpoint, described by its config.json.
@@ -37,6 +40,8 @@ class DecoderExporter(Exporter):
         self, config: ExportOnnxConfig, tree: dict[str, Any], generation: CachedGeneration
     ) -> None:
         self.config, self.tree, self.generation = config, tree, generation
+        tower_seconds = Exporter.start_seconds if generation.image_inputs else 0.0
+        self.start_seconds = _BUILD_SECONDS + tower_seconds
 
     def field_problems(self) -> list[FieldProblem]:
         """Return fields of traced models, and what the graph cannot compute."""

@@ -119,6 +119,17 @@ def test_a_damaged_report_is_measured_again_without_building(run: Run) -> None:
     verify(after.steps[1].artifact)
 
 
+def test_checks_before_and_after_a_pass_are_progress_too(run: Run) -> None:
+    run()
+    shown = [
+        event.what
+        for event in run.events
+        if isinstance(event, events.StepProgress) and event.step == "second"
+    ]
+    assert shown[0] == "check the inputs"
+    assert shown[-1] == "check the result"
+
+
 def test_a_failing_pass_fails_the_run_and_publishes_nothing(run: Run) -> None:
     with pytest.raises(PassError, match=r"second \(toy\) failed: ValueError: no luck"):
         run("passes[1].fail=no luck")
@@ -146,7 +157,9 @@ def test_an_interrupted_pass_resumes_from_its_checkpoint(run: Run) -> None:
 
 
 def _is_second(event: events.Event) -> bool:
-    return isinstance(event, events.StepProgress) and event.step == "second"
+    return (
+        isinstance(event, events.StepProgress) and event.step == "second" and event.what == "round"
+    )
 
 
 def run_with(run: Run, listener: events.Listener) -> RunResult:

@@ -94,3 +94,13 @@ def test_groups_of_channels_are_kept_so_that_the_channels_are_a_multiple(width, 
     assert kept.multiple * width % 8 == 0
     assert (kept.multiple - 1) * width % 8 or kept.multiple == 1
     assert kept.min_units * width % 8 == 0
+
+
+def test_a_search_reports_how_far_it_is():
+    widths = widths_from_scores(first=[1.0] * 8, second=[1.0] * 8)
+    reports = []
+    allocate(widths, total_units, 8, "units", lambda *report: reports.append(report))
+    shares = [done for done, _ in reports]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert 50 < shares[-1] < 100

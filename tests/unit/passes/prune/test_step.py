@@ -8,6 +8,7 @@ import torch
 
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
+from compressor.engine.events import StepProgress, StepStarted
 from compressor.engine.plan.planner import make_plan
 from compressor.engine.run.single_pass import preview, single_pass
 from compressor.errors import PassError
@@ -176,6 +177,23 @@ def test_unsuitable_data_sets_are_reported_before_anything_runs(home, step, data
     assert process.returncode == 2, process.stderr
     assert data_set in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_a_dry_run_shows_what_it_does_and_how_far_it_is(home, tmp_path):
+    (teacher,) = home.glob("store/train-*")
+    pipeline = single_pass(
+        "prune", teacher, home / "pipeline.yaml", ["target.macs=0.5", "importance=magnitude"]
+    )
+    plan = make_plan(pipeline, Store(tmp_path / "store"), SourceContext(home))
+    shown = []
+    preview(plan, shown.append)
+    assert isinstance(shown[0], StepStarted)
+    progress = [event for event in shown if isinstance(event, StepProgress)]
+    activities = list(dict.fromkeys(event.what for event in progress))
+    assert activities[-3:] == ["load the model", "score units", "search sizes"]
+    shares = [event.done for event in progress if event.what == "search sizes"]
+    assert shares[0] == 0
+    assert shares[-1] > 50
 
 
 def test_an_unexpected_error_in_a_dry_run_is_reported_with_its_log(home, tmp_path, monkeypatch):

@@ -53,3 +53,35 @@ def test_measuring_is_told_apart_from_building(clock: Clock, tmp_path) -> None:
     line = progress.event_line(done)
     assert line is not None
     assert "built in 80.0 s (estimated 75.0 s), measured in 20.0 s" in line.plain
+
+
+def test_a_log_repeats_what_is_being_done_while_no_event_arrives(clock: Clock) -> None:
+    out = io.StringIO()
+    log = progress.PlainLog(Console(file=out, width=200))
+    log(events.StepStarted("cut", "prune", "prune-1", resumed=False))
+    clock.now = 10.0
+    log(events.StepProgress("cut", "load the model", 0, 1, {}))
+    for seconds in range(11, 60):
+        clock.now = float(seconds)
+        log.repeat()
+    lines = [line.strip() for line in out.getvalue().splitlines()]
+    assert lines[1] == "cut: load the model, for 6.00 s so far"
+    assert len(lines) == 4
+
+
+def test_a_log_repeats_nothing_between_steps(clock: Clock, tmp_path) -> None:
+    out = io.StringIO()
+    log = progress.PlainLog(Console(file=out, width=200))
+    log(events.StepStarted("cut", "prune", "prune-1", resumed=False))
+    log(events.StepFinished("cut", tmp_path, "built", 1.0, 1.0, 0))
+    before = out.getvalue()
+    clock.now = 100.0
+    log.repeat()
+    assert out.getvalue() == before
+
+
+def test_a_terminal_shows_a_step_from_its_start() -> None:
+    display = progress.LiveDisplay(Console(file=io.StringIO()))
+    display(events.StepStarted("cut", "prune", "prune-1", resumed=False))
+    (task,) = display.progress.tasks
+    assert task.description == "cut: prune"
