@@ -14,7 +14,7 @@ from compressor.engine.contract import DataNeed
 from compressor.evaluation.embeddings import passage_count, whole_recall
 from compressor.evaluation.metrics import recall_count, reference_metrics
 from compressor.evaluation.outputs import fitting_metrics, misfit, output_of
-from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
+from compressor.evaluation.records import TEXT_METRICS, AccuracyConfig, EvaluateConfig
 from compressor.models.capabilities.signature import REST, InputSpec, Signature
 from compressor.runtimes.session import input_problems
 
@@ -50,8 +50,8 @@ def accuracy_problems(
         *_recall_problems(accuracy, facts, signature),
     ):
         yield "metrics", finding
-    generates = any(spec.name == _DECODER_TOKENS for spec in signature.inputs)
-    if accuracy.max_tokens != AccuracyConfig.model_fields["max_tokens"].default and not generates:
+    is_default = accuracy.max_tokens == AccuracyConfig.model_fields["max_tokens"].default
+    if not is_default and not _has_decoder(signature):
         yield (
             "max_tokens",
             (
@@ -60,6 +60,26 @@ def accuracy_problems(
                 "leave `max_tokens` out",
             ),
         )
+
+
+def generation_problems(
+    accuracy: AccuracyConfig, signature: Signature
+) -> Iterator[tuple[str, Finding]]:
+    """Yield the metrics of generated text, which a graph that rounds activations does not have."""
+    metrics = [name for name in accuracy.metrics if name.partition(":")[0] in TEXT_METRICS]
+    if metrics and _has_decoder(signature):
+        yield (
+            "metrics",
+            (
+                f"{' and '.join(metrics)} are of generated text; `export-onnx` writes a model "
+                "whose activations are rounded (`qat`) without a cache, and it does not generate",
+                "quantize weights alone (`awq` with `bits: 8`), or give the step `measure: false`",
+            ),
+        )
+
+
+def _has_decoder(signature: Signature) -> bool:
+    return any(spec.name == _DECODER_TOKENS for spec in signature.inputs)
 
 
 def _recall_problems(

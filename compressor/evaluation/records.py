@@ -14,6 +14,10 @@ Progress = Callable[[str, int, int], None]
 """Called with a task, the number of samples, calls or layers done, and their total."""
 
 
+TEXT_METRICS = frozenset({"wer", "cer"})
+"""Metrics that compare texts."""
+
+
 class AccuracyConfig(Record):
     """Measurement of accuracy."""
 
@@ -53,7 +57,7 @@ class AccuracyConfig(Record):
 
     @model_validator(mode="after")
     def _check_effects(self) -> AccuracyConfig:
-        compares_texts = any(name.partition(":")[0] in {"wer", "cer"} for name in self.metrics)
+        compares_texts = any(name.partition(":")[0] in TEXT_METRICS for name in self.metrics)
         fields = type(self).model_fields
         # A value that differs, since messages between processes set every field.
         without = [

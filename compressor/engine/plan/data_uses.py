@@ -6,7 +6,12 @@ from collections.abc import Iterable, Mapping
 
 from compressor.data.contract import DataFacts, SourceContext
 from compressor.engine.contract import OUTPUT, Estimate
-from compressor.engine.data_checks import accuracy_problems, evaluation_needs, planned_problems
+from compressor.engine.data_checks import (
+    accuracy_problems,
+    evaluation_needs,
+    generation_problems,
+    planned_problems,
+)
 from compressor.engine.plan.pipeline import Pipeline, Step, data_set_problems
 from compressor.engine.plan.plan import DataUse
 from compressor.errors import CompressError, Problem
@@ -106,6 +111,9 @@ class PlannedData:
         if signature is None or accuracy is None:
             return
         facts = self.facts(accuracy.data)
-        for field, (what, remedy) in accuracy_problems(accuracy, facts, signature):
+        findings = list(accuracy_problems(accuracy, facts, signature))
+        if model.graph is not None and model.activation_bits is not None:
+            findings += generation_problems(accuracy, signature)
+        for field, (what, remedy) in findings:
             location = ("evaluate", "accuracy", field)
             self.problems.append(self.pipeline.document.problem(location, what, remedy=remedy))

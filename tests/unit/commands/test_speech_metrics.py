@@ -9,6 +9,7 @@ import transformers
 from tests.support.encoder_classes import CLASSES, TinyClass
 from tests.support.forked import run_forked
 from tests.support.speech import write_wav
+from tests.support.speech_models import save_speech_model
 
 TEXT = "HELLO"
 
@@ -71,3 +72,20 @@ def test_mistakes_are_errors_of_the_plan(folder, metrics, fields, message):
     outcome = run_forked("plan", write_pipeline(folder, metrics, **fields))
     assert outcome.code == 2 and "Traceback" not in outcome.printed
     assert re.search(message, " ".join(outcome.printed.split())), outcome.printed
+
+
+def test_metrics_of_generated_text_need_a_graph_that_generates(tmp_path):
+    save_speech_model(tmp_path / "model", "whisper")
+    (tmp_path / "recordings").mkdir()
+    write_wav(tmp_path / "recordings/r0.wav", 0.3)
+    (tmp_path / "recordings/r0.txt").write_text("w20")
+    file = write_pipeline(tmp_path)
+    samples = "data: speech, num_samples: 1, batch_size: 2"
+    steps = f"passes:\n- {{type: qat, calibration: {{{samples}}}}}\n"
+    file.write_text(file.read_text() + steps)
+    assert run_forked("plan", file).code == 0
+    file.write_text(file.read_text() + f"- {{type: export-onnx, parity: {{{samples}}}}}\n")
+    outcome = run_forked("plan", file)
+    assert outcome.code == 2 and "whose activations are rounded" in outcome.printed
+    file.write_text(file.read_text().replace("export-onnx,", "export-onnx, measure: false,"))
+    assert run_forked("plan", file).code == 0
