@@ -27,8 +27,9 @@ from compressor.reports.rows import formatting
 
 _PLAIN_SECONDS = 15.0
 """Least seconds between two lines of progress in a log."""
-_SILENT_SECONDS = 15.0
-"""Seconds without a line after which a log repeats what is being done."""
+_SILENT_SECONDS = 20.0
+"""Seconds without a line after which a log repeats what is being done; longer than the time between
+lines of progress, which state the time left."""
 _OUTCOMES = {"built": "built", "cached": "cached, verified", "measured": "measured again"}
 
 
@@ -121,6 +122,8 @@ class PlainLog:
         self.rate = _Rate()
         self.activity: str | None = None
         """What is being done; None between steps."""
+        self.count = ""
+        """How much of it is done, where that is known."""
         self.since = self.last
         """When it began."""
         self.lock = threading.Lock()
@@ -142,7 +145,10 @@ class PlainLog:
             if self.activity is None or now - self.last <= _SILENT_SECONDS:
                 return
             self._print(
-                Text(f"    {self.activity}, for {formatting.duration(now - self.since)} so far")
+                Text(
+                    f"    {self.activity}{self.count}, "
+                    f"for {formatting.duration(now - self.since)} so far"
+                )
             )
 
     def _print(self, line: Text) -> None:
@@ -151,17 +157,19 @@ class PlainLog:
 
     def _note_activity(self, event: events.Event) -> None:
         """Store what an event states to be going on."""
+        count = ""
         match event:
             case events.StepStarted():
                 activity: str | None = f"{event.step}: {event.pass_name}"
             case events.StepProgress():
                 activity = f"{event.step}: {event.what}"
                 if 0 < event.done < event.total:
-                    activity += f" {event.done}/{event.total}"
+                    count = f" {event.done}/{event.total}"
             case events.StepFinished() | events.StepFailed():
                 activity = None
             case _:
                 return
+        self.count = count
         if activity != self.activity:
             self.activity, self.since = activity, time.monotonic()
 

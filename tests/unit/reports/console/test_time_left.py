@@ -65,8 +65,19 @@ def test_a_log_repeats_what_is_being_done_while_no_event_arrives(clock: Clock) -
         clock.now = float(seconds)
         log.repeat()
     lines = [line.strip() for line in out.getvalue().splitlines()]
-    assert lines[1] == "cut: load the model, for 6.00 s so far"
-    assert len(lines) == 4
+    assert lines[1] == "cut: load the model, for 11.0 s so far"
+    assert len(lines) == 3
+
+
+def test_the_repeated_line_counts_from_the_start_of_the_activity(clock: Clock) -> None:
+    out = io.StringIO()
+    log = progress.PlainLog(Console(file=out, width=200))
+    for done, now in ((0, 0), (40, 10)):
+        clock.now = float(now)
+        log(events.StepProgress("cut", "search sizes", done, 100, {}))
+    clock.now = 30.5
+    log.repeat()
+    assert out.getvalue().strip() == "cut: search sizes 40/100, for 30.5 s so far"
 
 
 def test_a_log_repeats_nothing_between_steps(clock: Clock, tmp_path) -> None:
