@@ -1,8 +1,8 @@
 """Measure a phone agent's requests to `serve`: a screen new and known, and a loop of ten steps.
 
-    python benchmarks/agent.py make FOLDER --tokenizer examples/smollm2/fetched/model
+    python -m benchmarks.agent make FOLDER --tokenizer examples/smollm2/fetched/model
     autoglm-compress run FOLDER/pipeline.yaml --output-dir FOLDER/artifacts
-    python benchmarks/agent.py measure FOLDER/artifacts/export-onnx-ID [--screen 540 1200]
+    python -m benchmarks.agent measure FOLDER/artifacts/export-onnx-ID [--screen 540 1200]
 
 ``make`` writes a glm4v with random weights: vision tower and attention heads of AutoGLM-Phone-9B
 (24 layers of width 1,536; 32 heads on 2, width 4,096), but two decoder layers and the vocabulary of

@@ -1,6 +1,6 @@
 """Measure predictions per second of a model behind the queue of `serve`, and over HTTP.
 
-    python benchmarks/predict.py MODEL [--in-flight 64] [--batch 8 16] [--rounds 5] [--seconds 2]
+    python -m benchmarks.predict MODEL [--in-flight 64] [--batch 8 16] [--rounds 5] [--seconds 2]
 
 MODEL is an artifact of a model without text generation. In every round, in random order: ONNX
 Runtime alone with one thread, one sample after the other; the queue in this process, with two

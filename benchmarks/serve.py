@@ -1,6 +1,6 @@
 """Compare servers of one language model over HTTP: throughput, first tokens, prefixes, memory.
 
-    python benchmarks/serve.py NAME=KIND:MODEL[@PROGRAM] … [--rounds 5] [--out FILE.json]
+    python -m benchmarks.serve NAME=KIND:MODEL[@PROGRAM] … [--rounds 5] [--out FILE.json]
 
 A server is ``ours=autoglm-compress:ARTIFACT`` or ``llama=llama.cpp:FILE.gguf@PATH/llama-server``.
 All are started once, each with eight slots of 2,048 tokens and two threads; in every round each, in
@@ -253,16 +253,16 @@ def described(values: list[float]) -> str:
 
 
 def render(results: dict[str, dict[str, list[float]]]) -> None:
-    """Print medians and ranges, and ratios to the last server."""
-    *_, last = results
-    for name in results[last]:
-        print(name)
-        for server, figures in results.items():
-            line = f"  {server:12} {described(figures[name])}"
-            if server != last:
-                pairs = zip(figures[name], results[last][name], strict=True)
-                line += f"   ×{described([ours / theirs for ours, theirs in pairs])} of {last}"
-            print(line)
+    """Print medians and ranges, and ratios to the last server, as a table of Markdown."""
+    *others, last = results
+    print("| |", " | ".join([*results, *(f"{name} / {last}" for name in others)]), "|")
+    print("|---" * (1 + len(results) + len(others)), "|", sep="")
+    for figure in results[last]:
+        cells = [described(figures[figure]) for figures in results.values()]
+        for name in others:
+            pairs = zip(results[name][figure], results[last][figure], strict=True)
+            cells.append("×" + described([ours / theirs for ours, theirs in pairs]))
+        print(f"| {figure} |", " | ".join(cells), "|")
 
 
 def main() -> None:
