@@ -42,8 +42,9 @@ _CHUNK_TOKENS = 128
 """Prompts are prefilled in chunks: 512 tokens at once take 4 % longer, and more memory."""
 PROMPT_GRAPH_MIN_TOKENS = 16
 """Number of tokens in a call, over all sequences, from which the graph for prompts is faster."""
-TWO_SESSIONS = {"session.force_spinning_stop": "1"}
-"""Session config entry: threads of an idle session do not spin while the other session runs."""
+SLEEP_BETWEEN_RUNS = {"session.force_spinning_stop": "1"}
+"""Session config entry: threads of an idle session do not spin, while another session or a server's
+event loop needs the cores."""
 _OPENING_COPIES = 4
 """Copies of a file in memory while it is opened: its bytes, its tensors, the kernels' packed
 weights, and fragmentation."""
@@ -86,7 +87,7 @@ class OnnxDecoder:
                 does not fit into memory.
             StorageError: the graph for prompts cannot be written to the temporary directory.
         """
-        settings = TWO_SESSIONS if fast_prompts else {}
+        settings = SLEEP_BETWEEN_RUNS if fast_prompts else {}
         session = open_decoder_graph(folder, threads, huge_pages=huge_pages, settings=settings)
         layout = KvCacheLayout.from_inputs(session.get_inputs())
         if layout is None:
@@ -373,5 +374,5 @@ def open_prompt_graph(
     )
 
     with temporary_prompt_graph(folder, threads) as prompt_folder:
-        settings = TWO_SESSIONS | (EXACT_PRODUCTS if integer_products_saturate() else {})
+        settings = SLEEP_BETWEEN_RUNS | (EXACT_PRODUCTS if integer_products_saturate() else {})
         return open_decoder_graph(prompt_folder, threads, huge_pages=huge_pages, settings=settings)

@@ -33,7 +33,7 @@ from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
 from compressor.runtimes.onnxruntime.decoder.cache import GrowingBuffers
 from compressor.runtimes.onnxruntime.decoder.decoder import (
     PROMPT_GRAPH_MIN_TOKENS,
-    TWO_SESSIONS,
+    SLEEP_BETWEEN_RUNS,
     open_decoder_graph,
     open_prompt_graph,
     takes_one_token,
@@ -55,8 +55,9 @@ def open_rows(folder: Path, options: RowOptions) -> RowDecoder:
         UsageError: the graph is no decoder, or has no packed weights for ``fast_prompts``.
         StorageError: the graph for prompts cannot be written to the temporary directory.
     """
-    settings = TWO_SESSIONS if options.fast_prompts else {}
-    session = open_decoder_graph(folder, options.threads, huge_pages=True, settings=settings)
+    session = open_decoder_graph(
+        folder, options.threads, huge_pages=True, settings=SLEEP_BETWEEN_RUNS
+    )
     layout = KvCacheLayout.from_inputs(session.get_inputs())
     if layout is None:
         raise UsageError(
