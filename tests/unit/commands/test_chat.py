@@ -23,6 +23,7 @@ from tests.support.decoders import save_decoder
 from tests.support.processors import write_processor
 
 WAIT_SECONDS = 120
+PRESS_SECONDS = 0.3
 SLOW = """
 import fcntl, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C in this terminal signals this process
@@ -114,21 +115,33 @@ class Terminal:
         while (match := re.search(pattern, self.output, re.DOTALL)) is None:
             assert time.monotonic() < deadline, self.output
             if select.select([self._master], [], [], 0.1)[0]:
-                self.output += os.read(self._master, 4096).decode()
+                self.output += os.read(self._master, 4096).decode(errors="replace")
         seen, self.output = self.output[: match.end()], self.output[match.end() :]
         return seen
 
     def send(self, text):
         os.write(self._master, text.encode())
 
+    def interrupt(self):
+        """Press Ctrl-C, once the program reads the terminal.
+
+        Python's `input` prints its prompt and then waits. A signal in between reaches it with the
+        next key.
+        """
+        time.sleep(PRESS_SECONDS)
+        self.send("\x03")
+
     def wait(self):
         """Return the exit code."""
-        try:
-            while os.read(self._master, 4096):
-                pass
-        except OSError:  # the other end is closed
-            pass
-        return self.process.wait(WAIT_SECONDS)
+        deadline = time.monotonic() + WAIT_SECONDS
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.output
+            if select.select([self._master], [], [], 0.1)[0]:
+                try:
+                    os.read(self._master, 4096)
+                except OSError:  # the other end is closed
+                    return self.process.wait(WAIT_SECONDS)
+        return self.process.returncode
 
     def close(self):
         if self.process.poll() is None:
@@ -173,10 +186,10 @@ def test_control_c_ends_the_answer_and_then_the_program(terminal):
         chat.expect("> ")
         chat.send("w10 w11\n")
         chat.expect(r"w10 w11.*w\d+ w\d+ ")
-        chat.send("\x03")
+        chat.interrupt()
         chat.expect("stopped by\\s+Ctrl-C")
     chat.expect("> ")
-    chat.send("\x03")
+    chat.interrupt()
     assert chat.wait() == 130
 
 
