@@ -96,8 +96,8 @@ def test_seed_and_threads_change_every_id(seed: int, threads: int) -> None:
     [
         ("{type: train, training: {average: 0.5}}", "{type: train, training: {ema_decay: 0.5}}"),
         (
-            "{type: qat, calibration: {data: train}, exclude: [a]}",
-            "{type: ptq, name: qat, calibration: {data: train}, ignore: [a]}",
+            "{type: qat, calibration: {data: train}, exclude: [head]}",
+            "{type: ptq, name: qat, calibration: {data: train}, ignore: [head]}",
         ),
         (
             "{type: awq, format: compressed-tensors, drift: 0.25, "
