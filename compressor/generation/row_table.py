@@ -92,8 +92,7 @@ class RowTable:
         for number, row in enumerate(self._rows):
             common = _common(row.held, keys_T[:-1])
             usable = self._decoder.truncates or common == row.length
-            reachable = not row.taken or self._decoder.copies
-            if usable and reachable and common > best.length:
+            if usable and common > best.length:
                 best = Prefix(number, common)
         return best
 
@@ -134,7 +133,7 @@ class RowTable:
         if prefix.length and not source.taken:
             rest = source.length - prefix.length
             empty = any(not self._rows[number].length for number in free)
-            if rest <= _KEPT_TOKENS or not empty or not self._decoder.copies:
+            if rest <= _KEPT_TOKENS or not empty:
                 return prefix.row
         return min(free, key=self._last_use)
 

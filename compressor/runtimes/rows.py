@@ -43,10 +43,8 @@ class RowDecoder(ABC):
         options: the options it was opened with.
         vocabulary: number of logits.
         token_bytes: bytes of the keys and values of one token in one row.
-        copies: True if tokens can be copied from one row to another.
         truncates: True if the last tokens of a row can be dropped; False for recurrent layers,
             whose state belongs to all tokens.
-        batches: True if one call for several rows is faster than one call for each.
         splits_images: True if a prompt with images may be read in pieces; otherwise it is read at
             once, into an empty row.
     """
@@ -54,9 +52,7 @@ class RowDecoder(ABC):
     options: RowOptions
     vocabulary: int
     token_bytes: int
-    copies: bool = False
     truncates: bool = True
-    batches: bool = False
     splits_images: bool = False
 
     @abstractmethod
@@ -94,9 +90,9 @@ class RowDecoder(ABC):
             PassError: the runtime failed.
         """
 
+    @abstractmethod
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first tokens of one row to another; only if ``copies``."""
-        raise NotImplementedError
+        """Copy the first tokens of one row to another; all of them unless ``truncates``."""
 
     @abstractmethod
     def swap(self, first: int, second: int, length: int) -> None:
@@ -112,6 +108,7 @@ class RowDecoder(ABC):
     def release(self, row: int, length: int) -> None:
         """Free the memory of all but the first tokens of a row."""
 
+    @abstractmethod
     def encode_images(
         self, ids_T: Array, arrays: Mapping[str, Array], pictures: Sequence[bytes]
     ) -> tuple[Any, Array]:
@@ -130,4 +127,3 @@ class RowDecoder(ABC):
             DataError: the arrays do not fit the tokens.
             PassError: the runtime failed.
         """
-        raise NotImplementedError

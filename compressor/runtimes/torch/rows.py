@@ -5,6 +5,7 @@ Shapes: B rows, T new tokens, V vocabulary entries.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -109,6 +110,12 @@ class TorchRows(RowDecoder):
                 for row, (length, ids_1, images) in enumerate(rows)
             ]
         )
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """See ``RowDecoder.copy``."""
+        row = self._rows[source]
+        self._rows[target] = _Row(copy.deepcopy(row.cache), dict(row.moved))
+        self._shorten(target, length)
 
     def swap(self, first: int, second: int, length: int) -> None:
         """See ``RowDecoder.swap``."""

@@ -184,7 +184,11 @@ class GrowingBuffers(KeyValueCache):
 
     def truncate(self, tokens: int) -> None:
         """See ``KeyValueCache.truncate``."""
+        self.state = self.copied(tokens)
+
+    def copied(self, tokens: int) -> CacheState:
+        """Return a copy of the first tokens of sequences without padding."""
         kept = self.layout.first(self.state.buffers, tokens)
         buffers = {name: array.copy() for name, array in kept.items()}
         lengths_B = np.minimum(self.state.lengths_B, tokens)
-        self.state = CacheState(lengths_B, self.state.mask_BP[:, :tokens], buffers)
+        return CacheState(lengths_B, self.state.mask_BP[:, :tokens], buffers)

@@ -122,7 +122,7 @@ class SharedRows(_OnnxRows):
     rows take follows their tokens, not their capacity.
     """
 
-    copies = batches = splits_images = True
+    splits_images = True
 
     def __init__(
         self,
@@ -257,6 +257,10 @@ class GrowingRows(_OnnxRows):
                 for row, (length, ids_1, images) in enumerate(rows)
             ]
         )
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """See ``RowDecoder.copy``."""
+        self._caches[target].state = self._caches[source].copied(length)
 
     def swap(self, first: int, second: int, length: int) -> None:
         """See ``RowDecoder.swap``."""
