@@ -37,6 +37,8 @@ class Answer:
         row: the row with its keys and values; None while it waits.
         reason: why it ended; None before.
         arrived: time of the request, on the monotonic clock.
+        waiting_since: time since which it waits for a row; later than ``arrived`` if it had to give
+            up its row.
         cached_tokens: prompt tokens that were in a row.
         cancelled: set by another thread to end the answer.
     """
@@ -67,7 +69,7 @@ class Answer:
         self.request, self.prompt_tokens, self.tokens = request, length, length
         self._selector, self._text, self._listener = selector, text, listener
         self._lookup: PromptLookup | None = None
-        self.arrived = time.monotonic()
+        self.arrived = self.waiting_since = time.monotonic()
         self._started: float | None = None
         self._first_token: float | None = None
         self.row: int | None = None
@@ -100,11 +102,6 @@ class Answer:
         """True if the time of the request is over."""
         limit = self.request.max_seconds
         return limit is not None and time.monotonic() - self.arrived > limit
-
-    @property
-    def waited_seconds(self) -> float:
-        """Time from the arrival of the request until its prompt was read first, or until now."""
-        return (self._started or time.monotonic()) - self.arrived
 
     @property
     def seconds(self) -> float:
@@ -177,7 +174,7 @@ class Answer:
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.generated,
             cached_tokens=self.cached_tokens,
-            queue_seconds=self.waited_seconds,
+            queue_seconds=(self._started or now) - self.arrived,
             first_token_seconds=None if first is None else first - self.arrived,
             total_seconds=now - self.arrived,
             proposed_tokens=self.proposed_tokens,

@@ -92,14 +92,15 @@ class GenerationEngine:
         """Queue a request; its events are sent from the engine's thread.
 
         Raises:
-            ContextLengthError: prompt and answer exceed the context.
+            ContextLengthError: the prompt leaves no place for an answer. Longer answers are cut.
             EngineBusyError: too many requests wait, or the engine accepts nothing more.
             CompressError: the sampling options are impossible.
         """
         prompt_tokens = len(request.prompt.token_ids_T)
         if prompt_tokens >= self.context_length:
-            max_tokens = request.sampling.max_tokens
-            raise ContextLengthError(prompt_tokens, max_tokens, self.context_length)
+            raise ContextLengthError(prompt_tokens, self.context_length)
+        with self._changed:
+            self._check_queue(prompt_tokens)
         answer = self._start(request, listener)
         with self._changed:
             self._check_queue(prompt_tokens)
@@ -166,9 +167,12 @@ class GenerationEngine:
                 self._changed.wait_for(lambda: self._closed or not self.is_idle)
                 if self._closed:
                     break
-            self._end_answers()
-            self._read_piece()
-            self._step()
+            try:
+                self._end_answers()
+                self._read_piece()
+                self._step()
+            except Exception as error:  # noqa: BLE001  such as memory that a copy lacked
+                self._fail([*self._speaking, *self._reading], error)
         for answer in [*self._speaking, *self._reading, *self._waiting]:
             self._end(answer, FinishReason.CANCELLED)
 
@@ -198,8 +202,9 @@ class GenerationEngine:
             )
             self._table.append(answer.row, answer.keys[start:end])
             if end == answer.tokens:
-                self._reading.remove(answer)
-                self._speaking.append(answer)
+                with self._changed:
+                    self._reading.remove(answer)
+                    self._speaking.append(answer)
                 self._take(answer, logits_KV[-1])
 
     def _next_to_read(self) -> Answer | None:
@@ -211,7 +216,7 @@ class GenerationEngine:
             heads = [self._waiting[i] for i in range(min(_COMPARED, len(self._waiting)))]
         prefixes = {answer: self._prefix(answer) for answer in heads}
         first = heads[0]
-        if first.waited_seconds < _PATIENCE_SECONDS:
+        if time.monotonic() - first.waiting_since < _PATIENCE_SECONDS:
             first = min(heads, key=lambda answer: answer.tokens - prefixes[answer].length)
         if begun is not None and self._unread(begun) <= first.tokens - prefixes[first].length:
             return begun
@@ -287,15 +292,24 @@ class GenerationEngine:
             self._times.note(len(ids_T), time.perf_counter() - started)
             self._statistics.steps += 1
             self._statistics.stepped_rows += 1
-            accepted = 0
-            for logits_V in logits_KV:
-                self._table.append(row, answer.keys[-1:])
-                token = self._take(answer, logits_V)
-                if answer.reason or accepted == len(guesses) or token != guesses[accepted]:
-                    break
-                accepted += 1
+            self._check_guesses(answer, guesses, logits_KV)
+
+    def _check_guesses(self, answer: Answer, guesses: list[int], logits_KV: Array) -> None:
+        """Take the tokens after each guess, up to the first that the guess missed."""
+        assert answer.row is not None  # noqa: S101
+        row, speculation = answer.row, self._guesses[answer]
+        answer.proposed_tokens += len(guesses)
+        self._statistics.proposed_tokens += len(guesses)
+        accepted = 0
+        for logits_V, guess in zip(logits_KV, [*guesses, None], strict=True):
+            self._table.append(row, answer.keys[-1:])
+            if self._take(answer, logits_V, guess) != guess:
+                break
+            accepted += 1
+            if answer.reason is not None:
+                break
         if guesses:
-            self._note_guesses(answer, len(guesses), accepted)
+            speculation.note(len(guesses), accepted)
 
     def _guess(self, answer: Answer) -> list[int]:
         if answer not in self._guesses:
@@ -304,17 +318,12 @@ class GenerationEngine:
         guesses = answer.guess(size) if size > 0 else []
         return guesses if self._table.make_space(1 + len(guesses)) else []
 
-    def _note_guesses(self, answer: Answer, proposed: int, accepted: int) -> None:
-        answer.proposed_tokens += proposed
-        answer.accepted_tokens += accepted
-        self._statistics.proposed_tokens += proposed
-        self._statistics.accepted_tokens += accepted
-        if answer in self._guesses:
-            self._guesses[answer].note(proposed, accepted)
-
-    def _take(self, answer: Answer, logits_V: Array) -> int:
+    def _take(self, answer: Answer, logits_V: Array, guess: int | None = None) -> int:
         token = answer.take(logits_V)
         self._statistics.generated_tokens += 1
+        if token == guess:
+            answer.accepted_tokens += 1
+            self._statistics.accepted_tokens += 1
         if answer.reason is not None:
             self._end(answer, answer.reason)
         return token
@@ -352,13 +361,14 @@ class GenerationEngine:
             (self._reading if answer in self._reading else self._speaking).remove(answer)
             self._table.leave(answer.row)
             self._table.forget(answer.row)
-            answer.row = None
+            answer.row, answer.waiting_since = None, time.monotonic()
             self._waiting.appendleft(answer)
         return answer
 
     def _end(self, answer: Answer, reason: FinishReason) -> None:
         self._statistics.finished[reason] += 1
-        self._answer_seconds += _SMOOTHING * (answer.seconds - self._answer_seconds)
+        if seconds := answer.seconds:
+            self._answer_seconds += _SMOOTHING * (seconds - self._answer_seconds)
         self._leave(answer)
         answer.finish(reason)
 
@@ -385,12 +395,16 @@ class GenerationEngine:
         try:
             yield
         except Exception as error:  # noqa: BLE001  the other answers go on
-            failure = error if isinstance(error, CompressError) else PassError(f"{error!r}")
-            for answer in [answer for answer in answers if answer.reason is None]:
-                row = answer.row
-                self._leave(answer)
-                if row is not None and not keep_rows:
-                    self._table.forget(row)
-                self._statistics.failed += 1
-                answer.reason = FinishReason.CANCELLED
-                answer.fail(failure)
+            self._fail(answers, error, keep_rows=keep_rows)
+
+    def _fail(self, answers: list[Answer], error: Exception, *, keep_rows: bool = False) -> None:
+        """Send an error to answers that have not ended, and empty their rows."""
+        failure = error if isinstance(error, CompressError) else PassError(f"{error!r}")
+        for answer in [answer for answer in answers if answer.reason is None]:
+            row = answer.row
+            self._leave(answer)
+            if row is not None and not keep_rows:
+                self._table.forget(row)
+            self._statistics.failed += 1
+            answer.reason = FinishReason.CANCELLED
+            answer.fail(failure)

@@ -39,18 +39,18 @@ class EngineBusyError(CompressError):
 
 
 class ContextLengthError(UsageError):
-    """Prompt and answer have more tokens than the context.
+    """A prompt fills the context, and leaves no place for an answer.
 
     Attributes:
         prompt_tokens: tokens of the prompt.
         context_length: tokens of prompt and answer together.
     """
 
-    def __init__(self, prompt_tokens: int, max_tokens: int, context_length: int) -> None:
+    def __init__(self, prompt_tokens: int, context_length: int) -> None:
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens and the answer up to {max_tokens}; "
-            f"the context has {context_length}",
-            remedy="shorten the prompt, or ask for fewer tokens",
+            f"the prompt has {prompt_tokens} tokens; the context has {context_length}, of which "
+            "the answer needs one",
+            remedy="shorten the prompt",
         )
         self.prompt_tokens, self.context_length = prompt_tokens, context_length
 

@@ -115,7 +115,7 @@ class RowTable:
     def _copy(self, prefix: Prefix, number: int) -> int:
         """Copy a prefix to a free row; return its length, or 0 without space for it."""
         source, target = self._rows[prefix.row], self._rows[number]
-        target.length = 0
+        self.forget(number)
         was_taken, source.taken = source.taken, True
         fits = self.make_space(prefix.length)
         source.taken = was_taken

@@ -81,7 +81,7 @@ def test_piped_lines_are_answered_in_turn_with_the_turns_before(checkpoint):
         (b"", (), "there is no prompt"),
         (b"\n \n", (), "there is no prompt"),
         (b"w\xff\n", (), "standard input is not UTF-8"),
-        (b"w1 " * 600, (), "the prompt has 603 tokens and the answer up to 256"),
+        (b"w1 " * 600, (), "the prompt has 603 tokens; the context has 512"),
         (b"w1\n", ("--json",), "--json is for one text"),
         (b"w1\n", ("--raw",), "--raw is for one text"),
     ],

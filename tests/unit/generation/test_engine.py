@@ -9,6 +9,7 @@ import pytest
 from compressor.errors import PassError
 from compressor.generation.engine_records import ContextLengthError, EngineBusyError
 from compressor.generation.requests import FinishReason, GenerationRequest, SamplingOptions
+from compressor.generation.row_table import Prefix, RowTable
 from compressor.runtimes.formats import recognize
 from compressor.runtimes.rows import RowOptions
 from tests.support.chat_models import WAIT_SECONDS, answer_to, begin, opened, prompt_of
@@ -216,7 +217,7 @@ def test_closing_cancels_what_runs(bed):
 
 
 def test_a_prompt_beyond_the_context_is_refused_and_a_long_answer_is_cut(model):
-    with pytest.raises(ContextLengthError, match="256 tokens and the answer up to 12"):
+    with pytest.raises(ContextLengthError, match="256 tokens; the context has 256"):
         begin(model, [5] * 256)
     end = answer_to(model, [5] * 250, max_tokens=100).finish
     assert (end.reason, end.usage.completion_tokens) == (FinishReason.LENGTH, 6)
@@ -324,3 +325,42 @@ def test_a_thousand_requests_leave_the_memory_as_it_was(bed):
         early = work(200)
         late = work(800)
     assert late - early < 8 << 20
+
+
+def test_a_copied_prefix_gives_back_the_memory_of_the_row_it_replaces(bed):
+    decoder = open_rows(bed["onnx"], rows=3)
+    table = RowTable(decoder, budget_tokens=600)
+    tokens = RNG.integers(4, 490, (3, 250))
+    for row in range(3):
+        table.take(Prefix(row, 0))
+        decoder.append(row, 0, tokens[row], None, 1)
+        table.append(row, tokens[row])
+    table.leave(1)
+    table.leave(2)
+    before = _resident_bytes(decoder)
+    assert table.take(Prefix(0, 100)) == 1
+    assert table.held_tokens <= 600
+    assert _resident_bytes(decoder) < before - 0.1 * before
+
+
+def test_usage_counts_the_guesses_of_the_last_step(bed):
+    with opened(bed["onnx"], max_guesses=6) as model:
+        usage = answer_to(model, [7] * 30, 40, logit_bias={9: 100.0}).finish.usage
+        statistics = model.engine.statistics()
+    assert usage.proposed_tokens == statistics.proposed_tokens > 0
+    assert usage.accepted_tokens == statistics.accepted_tokens > 0
+
+
+def test_an_error_between_two_calls_fails_the_answers_that_run_and_no_later_one(bed, monkeypatch):
+    with opened(bed["onnx"], rows=2) as model:
+        running = begin(model, PROMPTS[3], 100)
+        wait_for(lambda: len(running.events) > 2)
+
+        def no_memory(*_):
+            raise MemoryError("no memory for a copy")
+
+        monkeypatch.setattr(model._decoder, "copy", no_memory)
+        begin(model, [*PROMPTS[3][:-1], 9])
+        assert "no memory for a copy" in str(running.wait().failure.error)
+        monkeypatch.undo()
+        assert answer_to(model, PROMPTS[0]).text

@@ -146,6 +146,7 @@ class SharedRows(_OnnxRows):
         self._buffers = {name: _mapped(array) for name, array in _shapes(layout, options).items()}
         self._ones_1P = np.ones((1, options.capacity), dtype=np.int64)
         self._bindings: dict[tuple[int, int, bool], BoundSession] = {}
+        self._last: BoundSession | None = None
         self.vocabulary = self._bound(0, 1, prompt=False).vocabulary_size
 
     def append(self, row: int, length: int, ids_T: Array, images: Any, keep: int) -> Array:
@@ -198,7 +199,11 @@ class SharedRows(_OnnxRows):
             session = BoundSession(self._prompts if prompt else self._session)
             session.bind_in_place({n: array[start:end] for n, array in self._buffers.items()})
             self._bindings[key] = session
-        return self._bindings[key]
+        # Only one binding holds logits, which are large for many rows.
+        if self._last is not None and self._last is not self._bindings[key]:
+            self._last.release_logits()
+        self._last = self._bindings[key]
+        return self._last
 
 
 class GrowingRows(_OnnxRows):
