@@ -82,6 +82,7 @@ def _report_signal(number: int, stacks: int) -> int:
     """Print the error for a child that a signal has ended, and return the exit code."""
     if number not in _CRASHES:  # the hangup of a terminal, Ctrl-\\: this process ends so too
         signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
         os.kill(os.getpid(), number)
     from compressor.reports.console.terminal import print_error
 

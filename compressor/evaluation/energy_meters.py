@@ -5,6 +5,7 @@ Nothing is estimated. Where a machine has no counter, its energy is not measured
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ class Meter(ABC):
 
     @abstractmethod
     def joules(self) -> float:
-        """Return the joules since the meter was opened."""
+        """Return the joules since the meter was opened; may be called from several threads."""
 
 
 class RaplMeter(Meter):
@@ -45,13 +46,15 @@ class RaplMeter(Meter):
         self._zones = tuple(zones)
         self._ranges = [_number(zone / "max_energy_range_uj") for zone in zones]
         self._last = self._read()
-        self._total = 0.0
+        self._total, self._lock = 0.0, threading.Lock()
 
     @classmethod
     def find(cls, root: Path = _POWERCAP) -> RaplMeter | None:
         """Return a meter of all packages of this machine; None if none can be read."""
         zones = sorted(
-            zone for zone in root.glob("*:*") if zone.name.count(":") == 1 and _is_package(zone)
+            zone
+            for zone in root.glob("intel-rapl:*")  # of AMD too; intel-rapl-mmio counts the same
+            if zone.name.count(":") == 1 and _is_package(zone)
         )
         if not zones:
             return None
@@ -61,11 +64,12 @@ class RaplMeter(Meter):
 
     def joules(self) -> float:
         """See ``Meter.joules``; a counter that starts again at 0 is continued."""
-        now = self._read()
-        for before, after, range_ in zip(self._last, now, self._ranges, strict=True):
-            self._total += (after - before) % (range_ + 1) if after < before else after - before
-        self._last = now
-        return self._total * _MICRO
+        with self._lock:
+            now = self._read()
+            for before, after, range_ in zip(self._last, now, self._ranges, strict=True):
+                self._total += (after - before) % (range_ + 1) if after < before else after - before
+            self._last = now
+            return self._total * _MICRO
 
     def _read(self) -> list[float]:
         return [_number(zone / "energy_uj") for zone in self._zones]
@@ -86,6 +90,7 @@ class BatteryMeter(Meter):
         """
         self.name, self._folder = f"battery {folder.name}", folder
         self._time, self._watts, self._total = time.monotonic(), self._read(), 0.0
+        self._lock = threading.Lock()
 
     @classmethod
     def find(cls, root: Path = _POWER_SUPPLY) -> BatteryMeter | None:
@@ -100,10 +105,11 @@ class BatteryMeter(Meter):
 
     def joules(self) -> float:
         """See ``Meter.joules``."""
-        now, watts = time.monotonic(), self._read()
-        self._total += (now - self._time) * (self._watts + watts) / 2
-        self._time, self._watts = now, watts
-        return self._total
+        with self._lock:
+            now, watts = time.monotonic(), self._read()
+            self._total += (now - self._time) * (self._watts + watts) / 2
+            self._time, self._watts = now, watts
+            return self._total
 
     def _read(self) -> float:
         if (self._folder / "power_now").is_file():
@@ -171,7 +177,7 @@ def find_meter(powercap: Path = _POWERCAP, power_supply: Path = _POWER_SUPPLY) -
 
 def _is_package(zone: Path) -> bool:
     try:
-        return (zone / "name").read_text().startswith(("package", "psys"))
+        return (zone / "name").read_text().startswith("package")
     except OSError:
         return False
 

@@ -32,7 +32,6 @@ Message = Mapping[str, Any]
 _MEMORY_SHARE = 0.6
 """Share of the free memory that keys and values may take."""
 _MIN_CONTEXT = 16
-_REMEDY = "copy the checkpoint's files again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,8 @@ class ChatModel:
         context_length: tokens of prompt and answer together.
         takes_images: True if prompts may hold images.
         has_chat_template: True if conversations can be turned into prompts.
-        size: what the rows may hold.
+        budget_tokens: tokens whose keys and values all rows together may hold.
+        token_bytes: bytes of the keys and values of one token.
     """
 
     def __init__(self, model: StoredModel, options: ChatOptions) -> None:
@@ -98,6 +98,7 @@ class ChatModel:
             self.has_chat_template = True
         self._lock = threading.Lock()
         self._grammars: GrammarVocabulary | None = None
+        self._grammar_lock = threading.Lock()
         self._decoder = _open_rows(model, limits, options)
         budget = _budget_tokens(self._decoder, options)
         self._vocabulary = self._read_vocabulary()
@@ -118,7 +119,40 @@ class ChatModel:
         """
         with self._lock, library_errors("the tokenizer cannot encode the text", DataError):
             ids = self.tokenizer(text)["input_ids"]
-        return self._checked(np.array(ids, np.int64))
+        return self.encode_tokens(np.array(ids, np.int64))
+
+    def encode_tokens(self, ids_T: Array) -> EncodedPrompt:
+        """Return token ids as a prompt.
+
+        Raises:
+            UsageError: there are none.
+            DataError: the model lacks some.
+        """
+        if not len(ids_T):
+            raise UsageError("the prompt is empty")
+        vocabulary = self._limits.vocabulary or self._decoder.vocabulary
+        beyond = ids_T[(ids_T < 0) | (ids_T >= vocabulary)]
+        if len(beyond):
+            raise DataError(
+                f"the prompt has the token {beyond[0]}, and the model the tokens from 0 to "
+                f"{vocabulary - 1}",
+                remedy=f"if a text gives it, put the tokenizer of this model into {self.path}",
+            )
+        return EncodedPrompt(ids_T, ids_T)
+
+    def load_grammars(self) -> None:
+        """Read the vocabulary for grammars, in about a second; does nothing the second time.
+
+        Raises:
+            UsageError: the tokenizer cannot follow grammars.
+            MissingExtraError: llguidance is not installed.
+        """
+        with self._grammar_lock:
+            if self._grammars is None:
+                vocabulary = self._vocabulary
+                self._grammars = GrammarVocabulary(
+                    self.tokenizer, size=vocabulary.size, end_tokens=sorted(vocabulary.end_tokens)
+                )
 
     def encode_chat(
         self,
@@ -157,7 +191,7 @@ class ChatModel:
                 template_options=template_options,
             )
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._checked(np.array(ids, np.int64))
+        return self.encode_tokens(np.array(ids, np.int64))
 
     def close(self) -> None:
         """End all answers."""
@@ -167,12 +201,8 @@ class ChatModel:
         """Return the grammar of one answer at its start; the vocabulary is read at the first."""
         if grammar is None:
             return None
-        with self._lock:
-            if self._grammars is None:
-                vocabulary = self._vocabulary
-                self._grammars = GrammarVocabulary(
-                    self.tokenizer, size=vocabulary.size, end_tokens=sorted(vocabulary.end_tokens)
-                )
+        self.load_grammars()
+        assert self._grammars is not None  # noqa: S101
         return self._grammars.matcher(grammar)
 
     @property
@@ -191,21 +221,9 @@ class ChatModel:
                 messages, add_generation_prompt=True, template_options=template_options
             )
         ids_T = encoding.input_ids.astype(np.int64)
-        self._checked(ids_T)
+        self.encode_tokens(ids_T)
         images, keys_T = self._decoder.encode_images(ids_T, encoding.arrays, encoding.pictures)
         return EncodedPrompt(ids_T, keys_T, images)
-
-    def _checked(self, ids_T: Array) -> EncodedPrompt:
-        """Return a text's tokens; raise an error if there are none, or some the model lacks."""
-        if not len(ids_T):
-            raise UsageError("the prompt is empty")
-        if int(ids_T.max()) >= (self._limits.vocabulary or self._decoder.vocabulary):
-            raise DataError(
-                f"the tokenizer of {self.path} gives the token {int(ids_T.max())}, and the model "
-                f"has {self._limits.vocabulary} tokens",
-                remedy="put the tokenizer of this model into the folder",
-            )
-        return EncodedPrompt(ids_T, ids_T)
 
     def _read_vocabulary(self) -> Vocabulary:
         rules = read_generation_rules(self.path)

@@ -6,6 +6,7 @@ import base64
 import math
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated, Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class ArrayReader:
         from PIL import Image
 
         assert fields.image_url is not None  # noqa: S101 - checked by ``read``
-        image, _ = open_image_url(fields.image_url, f"{param}.image_url", self._max_pixels)
+        image = open_image_url(fields.image_url, f"{param}.image_url", self._max_pixels)
         if self._processor is not None:
             pixels = self._processor(image, return_tensors="np")
             return np.asarray(pixels[next(iter(pixels))])
@@ -143,7 +144,7 @@ def _array_of_npy(text: str, param: str) -> Array:
         if math.prod(shape) != values.size or min(shape, default=0) < 0:
             raise ValueError(f"{values.size} values for the shape {list(shape)}")
         return values.reshape(shape, order="F" if is_fortran else "C")
-    except (ValueError, EOFError, SyntaxError, TypeError) as error:
+    except (ValueError, EOFError, SyntaxError, TypeError, TokenError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise bad_request(f"{param}.npy: no valid .npy file in base64: {reason}", param) from error
 

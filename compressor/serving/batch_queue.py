@@ -17,6 +17,7 @@ import numpy as np
 
 from compressor.data.contract import Batch
 from compressor.errors import CompressError
+from compressor.serving.api_errors import ApiError, overloaded, unavailable
 
 Array = np.ndarray[Any, Any]
 Result = Batch | CompressError
@@ -31,11 +32,19 @@ class QueueFullError(CompressError):
 
     Attributes:
         retry_after_seconds: time until the queue is empty.
+        closing: True if the queue accepts nothing more.
     """
 
-    def __init__(self, what: str, retry_after_seconds: float) -> None:
+    def __init__(self, what: str, retry_after_seconds: float, *, closing: bool = False) -> None:
         super().__init__(what, remedy="send fewer requests at once, or try again later")
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds, self.closing = retry_after_seconds, closing
+
+
+def queue_full(error: QueueFullError) -> ApiError:
+    """Return the error for a client: 503 while the server stops, else 429."""
+    if error.closing:
+        return unavailable(error.what, error.retry_after_seconds, "draining")
+    return overloaded(error.what, error.retry_after_seconds)
 
 
 @dataclass(slots=True)
@@ -107,7 +116,7 @@ class BatchQueue:
         """
         with self._changed:
             if self._is_closed:
-                raise QueueFullError("the server is stopping", 1)
+                raise QueueFullError("the server is stopping", 1, closing=True)
             wait = self._waiting_samples * self._seconds_per_sample / self.active_workers
             if wait > self._max_wait:
                 raise QueueFullError(

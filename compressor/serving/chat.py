@@ -22,7 +22,6 @@ from compressor.serving.generation_service import GenerationService, Reply, new_
 from compressor.serving.logprobs import chat_logprobs
 from compressor.serving.reasoning import OPEN
 from compressor.serving.sampling import seed_of_choice
-from compressor.serving.structured_output import requested_grammar
 
 _END_TOKENS = 8
 """Tokens at the end of a prompt among which an opening tag of thinking is looked for."""
@@ -51,13 +50,15 @@ class ChatCompletions(GenerationService[ChatRequest, PreparedChat]):
             CompressError: of the template, the tokenizer, an image or the vision tower.
         """
         self.check_choices(request.n or 1)
-        grammar = requested_grammar(request, self.limits)
+        grammar = self.grammar(request)
         messages = conversation(request, self.limits, takes_images=self.model.takes_images)
         prompt = self.model.encode_chat(messages, request.template_options)
         max_tokens = self.answer_limit(prompt, request.token_limit)
         sampling = self.sampling(request, max_tokens, request.logprob_count, grammar)
         end = self.model.tokenizer.decode(prompt.token_ids_T[-_END_TOKENS:].tolist())
-        return PreparedChat(request, prompt, sampling, end.rstrip().endswith(OPEN))
+        # A grammar holds from the first token: the answer cannot continue the thinking.
+        thinks_at_once = grammar is None and end.rstrip().endswith(OPEN)
+        return PreparedChat(request, prompt, sampling, thinks_at_once)
 
     def start(self, prepared: PreparedChat) -> Reply:
         """Submit the answers of a request."""

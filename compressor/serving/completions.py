@@ -23,7 +23,6 @@ from compressor.serving.completion_request import CompletionRequest
 from compressor.serving.generation_service import GenerationService, Reply, new_id
 from compressor.serving.logprobs import completion_logprobs
 from compressor.serving.sampling import seed_of_choice
-from compressor.serving.structured_output import requested_grammar
 
 _DEFAULT_TOKENS = 16
 """Tokens of an answer where a request does not state them, as in OpenAI's API."""
@@ -52,7 +51,7 @@ class Completions(GenerationService[CompletionRequest, PreparedCompletion]):
         if not request.prompts:
             raise bad_request("prompt: the list is empty", "prompt")
         self.check_choices(len(request.prompts) * (request.n or 1))
-        grammar = requested_grammar(request, self.limits)
+        grammar = self.grammar(request)
         prompts = []
         for prompt in request.prompts:
             encoded = self._encode(prompt)
@@ -64,18 +63,8 @@ class Completions(GenerationService[CompletionRequest, PreparedCompletion]):
 
     def _encode(self, prompt: str | list[int]) -> EncodedPrompt:
         if isinstance(prompt, str):
-            encoded = self.model.encode_text(prompt)
-        else:
-            beyond = [token for token in prompt if token >= self.vocabulary]
-            if beyond:
-                raise bad_request(
-                    f"prompt: {beyond[0]} is no token from 0 to {self.vocabulary - 1}", "prompt"
-                )
-            token_ids_T = np.array(prompt, np.int64)
-            encoded = EncodedPrompt(token_ids_T, token_ids_T)
-        if not len(encoded.token_ids_T):
-            raise bad_request("prompt: it has no tokens", "prompt")
-        return encoded
+            return self.model.encode_text(prompt)
+        return self.model.encode_tokens(np.array(prompt, np.int64))
 
     def start(self, prepared: PreparedCompletion) -> Reply:
         """Submit the answers of a request."""

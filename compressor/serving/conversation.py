@@ -100,8 +100,7 @@ def _part(part: Part, place: str, max_pixels: int, takes_images: bool) -> dict[s
         raise unsupported(place, f"{place}: the model that is served takes no images")
     address = part.image_url
     url = address.url if isinstance(address, ImageUrl) else address
-    image, digest = open_image_url(url, f"{place}.image_url", max_pixels)
-    return {"type": "image", "image": image, "digest": digest}
+    return {"type": "image", "image": open_image_url(url, f"{place}.image_url", max_pixels)}
 
 
 def _call(call: Call, place: str) -> dict[str, Any]:

@@ -19,10 +19,9 @@ from compressor.models.families.transformers.chat_templates import load_tokenize
 from compressor.serving.api_errors import (
     bad_request,
     from_compress_error,
-    overloaded,
     unsupported,
 )
-from compressor.serving.batch_queue import QueueFullError
+from compressor.serving.batch_queue import QueueFullError, queue_full
 from compressor.serving.bodies import BodyReader
 from compressor.serving.event_stream import encode_json, unless_client_leaves
 from compressor.serving.fields import LARGEST_INTEGER, Fields, Integer, Text, read_fields
@@ -81,10 +80,9 @@ class Embeddings:
             self._state.check_model(fields.model)
             try:
                 tokens = await asyncio.to_thread(self._tokens, fields)
-                work = asyncio.gather(*[self._embed(token_ids) for token_ids in tokens])
-                vectors = await unless_client_leaves(request.receive, _all(work))
+                vectors = await unless_client_leaves(request.receive, self._embed(tokens))
             except QueueFullError as error:
-                raise overloaded(error.what, error.retry_after_seconds) from error
+                raise queue_full(error) from error
             except CompressError as error:
                 raise from_compress_error(error) from error
         if fields.dimensions not in {None, len(vectors[0])}:
@@ -142,11 +140,13 @@ class Embeddings:
                 )
         return tokens
 
-    async def _embed(self, token_ids: list[int]) -> Array:
-        """Return the vector of one text [H]."""
-        ids_BT = np.array([token_ids], np.int64)
-        outputs = await self._predictor.predict({_IDS: ids_BT, _MASK: np.ones_like(ids_BT)})
-        return _vector(outputs)
+    async def _embed(self, tokens: list[list[int]]) -> list[Array]:
+        """Return the vector of each text [H]."""
+        texts = [np.array([token_ids], np.int64) for token_ids in tokens]
+        outputs = await self._predictor.predict_each(
+            [{_IDS: ids_1T, _MASK: np.ones_like(ids_1T)} for ids_1T in texts]
+        )
+        return list(map(_vector, outputs))
 
 
 def is_text_encoder(predictor: Predictor) -> bool:
@@ -162,10 +162,6 @@ def _vector(outputs: Batch) -> Array:
         array = array.mean(axis=1)
     vector_H: Array = array[0].astype(np.float32)
     return vector_H
-
-
-async def _all(work: asyncio.Future[list[Array]]) -> list[Array]:
-    return await work
 
 
 def _base64(vector: Array) -> str:

@@ -26,6 +26,7 @@ from compressor.serving.logprobs import TokenTexts
 from compressor.serving.metrics import Metrics
 from compressor.serving.sampling import sampling_options
 from compressor.serving.state import ServerState
+from compressor.serving.structured_output import requested_grammar
 
 RequestT = TypeVar("RequestT", bound=GenerationFields)
 PreparedT = TypeVar("PreparedT")
@@ -127,6 +128,18 @@ class GenerationService(ABC, Generic[RequestT, PreparedT]):
                 "the answer needs one: shorten the prompt"
             )
         return min(requested or context, context - tokens)
+
+    def grammar(self, request: GenerationFields) -> str | None:
+        """Return the grammar that an answer follows, or None; the model is made ready for it.
+
+        Raises:
+            ApiError: 400; the grammar is invalid.
+            CompressError: the tokenizer cannot follow grammars.
+        """
+        grammar = requested_grammar(request, self.limits)
+        if grammar is not None:
+            self.model.load_grammars()
+        return grammar
 
     def sampling(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
 _SCHEME, _BASE64 = "data:", ";base64"
 
 
-def open_image_url(url: str, param: str, max_pixels: int) -> tuple[Image.Image, str]:
-    """Return the image of a ``data:`` address as RGB, and the SHA-256 of its bytes.
+def open_image_url(url: str, param: str, max_pixels: int) -> Image.Image:
+    """Return the image of a ``data:`` address as RGB.
 
     Args:
         url: the address.
@@ -30,8 +29,7 @@ def open_image_url(url: str, param: str, max_pixels: int) -> tuple[Image.Image, 
         DataError: the image is broken, too large, or of no known format.
     """
     content = _content(url, param)
-    picture = picture_from_bytes(content, f"{param}: the image", max_pixels=max_pixels)
-    return picture.image, hashlib.sha256(content).hexdigest()
+    return picture_from_bytes(content, f"{param}: the image", max_pixels=max_pixels).image
 
 
 def _content(url: str, param: str) -> bytes:

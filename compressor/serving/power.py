@@ -51,12 +51,15 @@ class FrequencyActuator(Actuator):
     """The highest frequency of the processor, where the files of cpufreq are writable."""
 
     def __init__(self, policies: Sequence[Path]) -> None:
-        """Open policies, each a folder with ``cpuinfo_min_freq`` and ``scaling_max_freq``."""
+        """Open policies, each a folder with ``cpuinfo_min_freq`` and ``scaling_max_freq``.
+
+        Level 1 is the highest frequency that is allowed now.
+        """
         self._policies = [
             (
                 policy / "scaling_max_freq",
                 int((policy / "cpuinfo_min_freq").read_text()),
-                int((policy / "cpuinfo_max_freq").read_text()),
+                int((policy / "scaling_max_freq").read_text()),
             )
             for policy in policies
         ]
@@ -87,7 +90,8 @@ class PowerGovernor:
 
     Attributes:
         level: the present share of the full speed.
-        watts: mean power of the last interval; 0 before the first.
+        watts: mean power of the last interval; 0 before the first, NaN once the counter or the
+            actuators fail.
     """
 
     def __init__(self, meter: Meter, budget: PowerBudget, actuators: Sequence[Actuator]) -> None:
@@ -133,4 +137,15 @@ class PowerGovernor:
 
     def _run(self) -> None:
         while not self._ended.wait(self._budget.interval_seconds):
-            self.step()
+            try:
+                self.step()
+            except OSError:  # the counter, or a file of cpufreq: no step can hold the budget
+                self._fall_back()
+                return
+
+    def _fall_back(self) -> None:
+        """Stay at the lowest level; ``watts`` is NaN, since the power is no longer known."""
+        self.level, self.watts = self._budget.lowest, float("nan")
+        for actuator in self._actuators:
+            with suppress(OSError):
+                actuator.set_level(self.level)

@@ -16,9 +16,9 @@ from starlette.responses import Response
 
 from compressor.data.contract import Batch
 from compressor.errors import DataError
-from compressor.serving.api_errors import ApiError, bad_request, overloaded
+from compressor.serving.api_errors import ApiError, bad_request
 from compressor.serving.arrays import ArrayReader, arrays_of_safetensors, encode_npy
-from compressor.serving.batch_queue import QueueFullError
+from compressor.serving.batch_queue import QueueFullError, queue_full
 from compressor.serving.bodies import JSON, BodyReader, parse_json
 from compressor.serving.event_stream import encode_json, unless_client_leaves
 from compressor.serving.fields import Fields, Text, read_fields
@@ -78,7 +78,7 @@ class Predict:
                 work = self._predictor.predict(arrays)
                 outputs = await unless_client_leaves(request.receive, work)
             except QueueFullError as error:
-                raise overloaded(error.what, error.retry_after_seconds) from error
+                raise queue_full(error) from error
             except DataError as error:
                 raise bad_request(error.what, "inputs") from error
         answer = self._body(outputs, names, fields.encoding or "json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -79,23 +79,36 @@ class Predictor:
         samples = _samples(feeds)
         if not samples:
             raise DataError("the data does not fit the model's inputs: it has no sample")
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Batch]] = []
-        parts: list[Work] = []
-        for part in _parts(feeds, samples, self.max_batch):
-            future: asyncio.Future[Batch] = loop.create_future()
-            futures.append(future)
-            deliver = partial(_deliver, loop, future)
-            parts.append(Work(part, _samples(part), deliver, _shape_key(part)))
-        self.queue.submit(parts)
-        try:
-            outputs = [await future for future in futures]
-        finally:
-            for work in parts:
-                work.is_cancelled = True
+        outputs = await self._run(_parts(feeds, samples, self.max_batch))
         if len(outputs) == 1:
             return outputs[0]
         return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
+
+    async def predict_each(self, samples: Sequence[Mapping[str, Array]]) -> list[Batch]:
+        """Return the outputs for samples of different shapes, which wait as one request.
+
+        Args:
+            samples: arrays [1, …] of the model's inputs for each sample.
+
+        Raises:
+            CompressError: as ``predict``.
+        """
+        return await self._run([match_inputs(arrays, self.inputs) for arrays in samples])
+
+    async def _run(self, feeds: Sequence[Batch]) -> list[Batch]:
+        """Queue the parts of one request, and return their outputs."""
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Batch]] = [loop.create_future() for _ in feeds]
+        parts = [
+            Work(part, _samples(part), partial(_deliver, loop, future), _shape_key(part))
+            for part, future in zip(feeds, futures, strict=True)
+        ]
+        self.queue.submit(parts)
+        try:
+            return [await future for future in futures]
+        finally:
+            for work in parts:
+                work.is_cancelled = True
 
     def close(self) -> None:
         """Finish what waits, and release the model."""

@@ -27,7 +27,7 @@ class ReasoningSplitter:
             is_open: True if the prompt ends behind an opening tag.
         """
         self._state = "inside" if is_open else "before"
-        self._pending = ""
+        self._pending, self._has_thought = "", False
 
     def add(self, text: str) -> tuple[str, str]:
         """Return the thinking and the content that a new piece completes."""
@@ -55,6 +55,9 @@ class ReasoningSplitter:
             self._state = "content"
 
     def _take_thinking(self) -> str:
+        if not self._has_thought:
+            self._pending = self._pending.lstrip()
+            self._has_thought = bool(self._pending)
         before, close, after = self._pending.partition(CLOSE)
         if close:
             self._state, self._pending = "behind", after
