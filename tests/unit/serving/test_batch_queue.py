@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -185,6 +186,8 @@ def test_rapl_counts_packages_and_continues_a_counter_that_starts_again(tmp_path
         tmp_path / "intel-rapl:0", name="package-0", energy_uj=900, max_energy_range_uj=999
     )
     write(tmp_path / "intel-rapl:0:0", name="core", energy_uj=1, max_energy_range_uj=999)
+    for other, name in (("intel-rapl:1", "psys"), ("intel-rapl-mmio:0", "package-0")):
+        write(tmp_path / other, name=name, energy_uj=1, max_energy_range_uj=999)
     meter = RaplMeter.find(tmp_path)
     write(zone, energy_uj=950)
     assert meter.joules() == pytest.approx(50e-6)
@@ -223,3 +226,24 @@ def test_the_frequency_is_lowered_where_its_files_are_writable(tmp_path: Path) -
     actuator.set_level(0.5)
     assert (policy / "scaling_max_freq").read_text() == "2000"
     assert FrequencyActuator.find(tmp_path / "nothing") is None
+
+
+def test_a_governor_whose_counter_fails_stays_at_the_lowest_level() -> None:
+    class Failing(Meter):
+        name, reads = "failing", 0
+
+        def joules(self) -> float:
+            self.reads += 1
+            if self.reads > 1:
+                raise OSError("the counter is gone")
+            return 0.0
+
+    levels: list[int] = []
+    budget = PowerBudget(5.0, interval_seconds=0.01)
+    governor = PowerGovernor(Failing(), budget, [CountActuator(10, levels.append)])
+    governor.start()
+    wait_for(levels, 1)
+    assert levels == [1]
+    assert math.isnan(governor.watts)
+    governor.close()
+    assert levels[-1] == 10

@@ -85,6 +85,9 @@ def test_more_samples_than_a_batch_holds_are_all_predicted(predictor: RunningSer
     assert np.array_equal(answer["outputs"]["logits"], values @ weight)
 
 
+UNCLOSED_HEADER = b"\x93NUMPY\x01\x00\x0b\x00{'descr': ("
+
+
 @pytest.mark.parametrize(
     ("inputs", "text"),
     [
@@ -96,6 +99,7 @@ def test_more_samples_than_a_batch_holds_are_all_predicted(predictor: RunningSer
         ({"x": "abc"}, "expected lists of numbers"),
         ({"x": {"npy": "!"}}, "no valid .npy file"),
         ({"x": {"npy": base64.b64encode(b"\x93NUMPY\x01\x00").decode()}}, "no valid .npy file"),
+        ({"x": {"npy": base64.b64encode(UNCLOSED_HEADER).decode()}}, "no valid .npy file"),
         ({"x": {}}, "expected either npy or image_url"),
         ({"x": {"image_url": data_url(screen_png(0, 32, 32))}}, "the input is no image"),
         ({"z": [[1]]}, "the model has no such input"),
@@ -193,3 +197,12 @@ def test_embeddings_are_vectors_of_length_1_whatever_is_embedded_beside_them(
     assert both.data[0].embedding == pytest.approx(one.data[0].embedding, abs=1e-6)
     assert tokens.data[0].embedding == pytest.approx(one.data[0].embedding, abs=1e-6)
     assert both.usage.prompt_tokens == 5
+
+
+def test_a_request_does_not_wait_for_itself(embedder: RunningServer) -> None:
+    queue = embedder.served._predictor.queue
+    with openai.OpenAI(base_url=embedder.url + "/v1", api_key="x", max_retries=0) as client:
+        client.embeddings.create(model="tiny", input="w7")
+        queue._seconds_per_sample = 1.0  # 300 texts would take far longer than a request may wait
+        texts = [f"w{number}" for number in range(4, 304)]
+        assert len(client.embeddings.create(model="tiny", input=texts).data) == 300
