@@ -108,12 +108,11 @@ class Answer:
         """Time since the prompt was read first; 0 before."""
         return time.monotonic() - self._started if self._started else 0.0
 
-    def start(self, cached_tokens: int) -> bool:
-        """Note that the prompt is being read; return True for the first time."""
-        if self._started is not None:
-            return False
-        self._started, self.cached_tokens = time.monotonic(), min(cached_tokens, self.prompt_tokens)
-        return True
+    def start(self, cached_tokens: int) -> None:
+        """Note that the prompt is being read; after a preemption nothing changes."""
+        if self._started is None:
+            self._started = time.monotonic()
+            self.cached_tokens = min(cached_tokens, self.prompt_tokens)
 
     def guess(self, limit: int) -> list[int]:
         """Return up to ``limit`` tokens that may follow, from earlier occurrences."""

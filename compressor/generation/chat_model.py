@@ -32,6 +32,8 @@ Message = Mapping[str, Any]
 _MEMORY_SHARE = 0.6
 """Share of the free memory that keys and values may take."""
 _MIN_CONTEXT = 16
+_REFUSED = "the chat template refuses the conversation"
+_REFUSED_IMAGES = "the processor cannot encode the conversation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class ChatModel:
 
         Raises:
             UsageError: the text has no tokens.
-            DataError: the tokenizer fails, or gives tokens that the model does not have.
+            DataError: the tokenizer fails, or gives tokens that the model lacks.
         """
         with self._lock, library_errors("the tokenizer cannot encode the text", DataError):
             ids = self.tokenizer(text)["input_ids"]
@@ -167,9 +169,9 @@ class ChatModel:
             template_options: variables of the chat template, such as ``tools``.
 
         Raises:
-            UsageError: there is no chat template, it refuses the conversation, or the model takes
-                no images.
-            DataError: the tokenizer or the processor fails.
+            UsageError: there is no chat template, it or the processor refuses the conversation, or
+                the model takes no images.
+            DataError: the tokenizer gives tokens that the model lacks.
         """
         if not self.has_chat_template:
             raise UsageError(
@@ -216,7 +218,7 @@ class ChatModel:
         self, messages: Sequence[Message], template_options: Mapping[str, Any]
     ) -> EncodedPrompt:
         assert self._processor is not None  # noqa: S101
-        with self._lock, library_errors(_REFUSED, UsageError):
+        with self._lock, library_errors(_REFUSED_IMAGES, UsageError):
             encoding = self._processor.encode(
                 messages, add_generation_prompt=True, template_options=template_options
             )
@@ -245,9 +247,6 @@ class ChatModel:
             keep_special_tokens=sampling.keep_special_tokens,
         )
         return Answer(request, selector, text, listener, capacity=self.context_length)
-
-
-_REFUSED = "the chat template refuses the conversation"
 
 
 def _images(message: Message) -> bool:

@@ -78,9 +78,7 @@ class GenerationEngine:
         self._speaking: list[Answer] = []
         self._guesses: dict[Answer, Speculation] = {}
         self._times = StepTimes()
-        self._statistics = EngineStatistics(
-            rows=decoder.options.rows, budget_tokens=options.budget_tokens
-        )
+        self._statistics = EngineStatistics(rows=decoder.options.rows)
         self.context_length = min(decoder.options.capacity, options.budget_tokens)
         self._answer_seconds = 1.0
         self._changed = threading.Condition()
@@ -104,7 +102,6 @@ class GenerationEngine:
         answer = self._start(request, listener)
         with self._changed:
             self._check_queue(prompt_tokens)
-            self._statistics.requests += 1
             self._waiting.append(answer)
             self._changed.notify_all()
         return Ticket(answer, self._wake)
@@ -114,7 +111,6 @@ class GenerationEngine:
         with self._changed:
             return replace(
                 self._statistics,
-                finished=self._statistics.finished.copy(),
                 running=len(self._reading) + len(self._speaking),
                 waiting=len(self._waiting),
                 held_tokens=self._table.held_tokens,
@@ -247,9 +243,7 @@ class GenerationEngine:
             self._waiting.remove(answer)
             answer.row = self._table.take(prefix)
             self._reading.append(answer)
-        if answer.start(self._table.length(answer.row)):
-            self._statistics.prompt_tokens += answer.prompt_tokens
-            self._statistics.cached_tokens += answer.cached_tokens
+        answer.start(self._table.length(answer.row))
 
     def _step(self) -> None:
         """Append one token to each answer that has read its prompt, or several to a single one."""
@@ -366,7 +360,6 @@ class GenerationEngine:
         return answer
 
     def _end(self, answer: Answer, reason: FinishReason) -> None:
-        self._statistics.finished[reason] += 1
         if seconds := answer.seconds:
             self._answer_seconds += _SMOOTHING * (seconds - self._answer_seconds)
         self._leave(answer)

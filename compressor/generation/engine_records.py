@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from compressor.errors import CompressError, UsageError
-from compressor.generation.requests import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +61,10 @@ class EngineStatistics:
     running: int = 0
     """Sequences that have a row."""
     waiting: int = 0
-    budget_tokens: int = 0
     held_tokens: int = 0
     """Tokens whose keys and values the rows hold."""
-    requests: int = 0
     rejected: int = 0
-    finished: Counter[FinishReason] = field(default_factory=Counter)
     failed: int = 0
-    prompt_tokens: int = 0
-    """Tokens of the prompts whose answers have begun."""
-    cached_tokens: int = 0
-    """Prompt tokens whose keys and values were in a row."""
     generated_tokens: int = 0
     proposed_tokens: int = 0
     accepted_tokens: int = 0

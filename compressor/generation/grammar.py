@@ -15,33 +15,9 @@ from compressor.errors import MissingExtraError, UsageError
 from compressor.foreign_files.libraries import library_errors
 
 Array = np.ndarray[Any, Any]
-_TYPES = ("text", "json_object", "json_schema")
 _WHITESPACE = r"[ \t\r\n]{1,64}"
 """Whitespace inside of JSON: bounded, since small models may write line breaks without end."""
 _LONGEST_REASON = 300
-
-
-def grammar_from_response_format(response_format: Mapping[str, Any]) -> str | None:
-    """Return the grammar of a ``response_format`` of OpenAI's API; None for a plain text.
-
-    Raises:
-        UsageError: the format has another form, or the schema is invalid.
-        MissingExtraError: llguidance is not installed.
-    """
-    kind = response_format.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return grammar_from_json_schema({"type": "object"}, "response_format")
-    if kind != "json_schema":
-        raise UsageError(
-            f"`response_format.type` is {kind!r}; expected {', '.join(_TYPES[:-1])} or {_TYPES[-1]}"
-        )
-    named = response_format.get("json_schema")
-    schema = named.get("schema") if isinstance(named, Mapping) else None
-    if schema is None:
-        raise UsageError("`response_format.json_schema.schema` is missing")
-    return grammar_from_json_schema(schema, "`response_format.json_schema.schema`")
 
 
 def grammar_from_json_schema(schema: Mapping[str, Any], name: str = "the schema") -> str:

@@ -70,6 +70,17 @@ class ServedGenerator(ServedModel):
         metrics.gauge(
             "held_tokens", "Tokens whose keys and values are kept", lambda: statistics().held_tokens
         )
+        metrics.gauge(
+            "preempted",
+            "Answers that gave up their row, and were continued later",
+            lambda: statistics().preempted,
+        )
+        metrics.gauge("failed", "Answers that an error ended", lambda: statistics().failed)
+        metrics.gauge(
+            "mean_batch",
+            "Mean number of answers in a step",
+            lambda: statistics().stepped_rows / max(1, statistics().steps),
+        )
         arguments = (self._model, state, bodies, metrics)
         return {
             "/v1/chat/completions": ChatCompletions(*arguments).handle,

@@ -17,7 +17,6 @@ from compressor.generation.grammar import (
     grammar_from_json_schema,
     grammar_from_lark,
     grammar_from_regex,
-    grammar_from_response_format,
 )
 from compressor.generation.requests import SamplingOptions
 from compressor.generation.token_selection import TokenSelector, Vocabulary
@@ -69,8 +68,7 @@ def random_answer(grammar, seed, kind="byte level", max_tokens=400):
 
 @pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
 def test_random_logits_follow_a_schema(kind):
-    response_format = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
-    grammar = grammar_from_response_format(response_format)
+    grammar = grammar_from_json_schema(SCHEMA)
     for seed in range(8):
         text, complete = random_answer(grammar, seed, kind)
         assert complete
@@ -80,11 +78,10 @@ def test_random_logits_follow_a_schema(kind):
 
 
 def test_any_json_object_is_an_object():
-    grammar = grammar_from_response_format({"type": "json_object"})
+    grammar = grammar_from_json_schema({"type": "object"})
     texts = [random_answer(grammar, seed) for seed in range(20)]
     complete = [json.loads(text) for text, complete in texts if complete]
     assert complete and all(isinstance(value, dict) for value in complete)
-    assert grammar_from_response_format({"type": "text"}) is None
 
 
 def test_random_logits_match_a_regular_expression_and_end():
@@ -133,18 +130,8 @@ def test_an_answer_is_one_of_the_choices(choices, seed):
         (lambda: grammar_from_choices([]), r"the choices are \[\]"),
         (lambda: grammar_from_choices(["a", ""]), "none empty"),
         (
-            lambda: grammar_from_response_format({"type": "xml"}),
-            "`response_format.type` is 'xml'; expected text, json_object or json_schema",
-        ),
-        (
-            lambda: grammar_from_response_format({"type": "json_schema"}),
-            "json_schema.schema` is mi",
-        ),
-        (
-            lambda: grammar_from_response_format(
-                {"type": "json_schema", "json_schema": {"schema": {"type": 5}}}
-            ),
-            "`response_format.json_schema.schema` is invalid",
+            lambda: grammar_from_json_schema({"type": 5}, "`guided_json`"),
+            "`guided_json` is invalid",
         ),
     ],
 )
