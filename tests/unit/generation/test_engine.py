@@ -141,6 +141,20 @@ def test_a_prefix_of_a_row_at_work_is_copied(model):
     assert running.wait().finish.usage.completion_tokens == 100
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_runtime_copies_a_prefix_and_keeps_the_row_it_copies(name, bed):
+    decoder = open_rows(bed[name])
+    tokens = RNG.integers(4, 490, 60)
+    decoder.append(0, 0, tokens[:40], None, 1)
+    decoder.copy(0, 2, 30)
+    behind = decoder.append(2, 30, tokens[30:50], None, 1)[-1].copy()
+    source = decoder.append(0, 40, tokens[40:50], None, 1)[-1].copy()
+    anew = decoder.append(1, 0, tokens[:50], None, 1)[-1].copy()
+    tolerance = (0.05 if name == "int8-cache" else 2e-3) * np.abs(anew).max()
+    np.testing.assert_allclose(behind, anew, atol=tolerance)
+    np.testing.assert_allclose(source, anew, atol=tolerance)
+
+
 def test_what_was_read_is_used_by_requests_that_waited_for_it(bed):
     system = RNG.integers(4, 490, 120).tolist()
     with opened(bed["onnx"]) as model:
