@@ -8,8 +8,8 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,11 @@ class Meter(ABC):
 
     @abstractmethod
     def joules(self) -> float:
-        """Return the joules since the meter was opened; may be called from several threads."""
+        """Return the joules since the meter was opened; may be called from several threads.
+
+        Raises:
+            OSError: the counter cannot be read now.
+        """
 
 
 class RaplMeter(Meter):
@@ -39,8 +43,8 @@ class RaplMeter(Meter):
         """Open the zones, each a folder with ``energy_uj`` and ``max_energy_range_uj``.
 
         Raises:
-            OSError: a file cannot be read; since 2020 they belong to root alone.
-            ValueError: a file holds no number.
+            OSError: a file cannot be read (since 2020 they belong to root alone), or holds no
+                number.
         """
         self.name = "RAPL " + ", ".join((zone / "name").read_text().strip() for zone in zones)
         self._zones = tuple(zones)
@@ -58,7 +62,7 @@ class RaplMeter(Meter):
         )
         if not zones:
             return None
-        with suppress(OSError, ValueError):
+        with suppress(OSError):
             return cls(zones)
         return None
 
@@ -85,8 +89,7 @@ class BatteryMeter(Meter):
         """Open a battery.
 
         Raises:
-            OSError: its files cannot be read.
-            ValueError: they hold no numbers.
+            OSError: its files cannot be read, or hold no numbers.
         """
         self.name, self._folder = f"battery {folder.name}", folder
         self._time, self._watts, self._total = time.monotonic(), self._read(), 0.0
@@ -96,7 +99,7 @@ class BatteryMeter(Meter):
     def find(cls, root: Path = _POWER_SUPPLY) -> BatteryMeter | None:
         """Return a meter of the battery, while it discharges; None if there is none."""
         for folder in sorted(root.glob("*")):
-            with suppress(OSError, ValueError):
+            with suppress(OSError):
                 kind = (folder / "type").read_text().strip()
                 status = (folder / "status").read_text().strip()
                 if kind == "Battery" and status == "Discharging":
@@ -125,12 +128,13 @@ class NvmlMeter(Meter):
         """Open all GPUs.
 
         Raises:
-            Exception: of the library; there is no driver, or no counter.
+            OSError: there is no driver, or no counter.
         """
         self._nvml = nvml
-        nvml.nvmlInit()
-        count = nvml.nvmlDeviceGetCount()
-        self._gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+        with self._driver_errors():
+            nvml.nvmlInit()
+            count = nvml.nvmlDeviceGetCount()
+            self._gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
         self.name = f"NVML, {count} GPUs"
         self._start = self._read()
 
@@ -141,7 +145,7 @@ class NvmlMeter(Meter):
             import pynvml
         except ImportError:
             return None
-        with suppress(pynvml.NVMLError):
+        with suppress(OSError):
             meter = cls(pynvml)
             return meter if meter._gpus else None
         return None
@@ -152,7 +156,15 @@ class NvmlMeter(Meter):
 
     def _read(self) -> float:
         get = self._nvml.nvmlDeviceGetTotalEnergyConsumption
-        return float(sum(get(gpu) for gpu in self._gpus)) / 1000
+        with self._driver_errors():
+            return float(sum(get(gpu) for gpu in self._gpus)) / 1000
+
+    @contextmanager
+    def _driver_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._nvml.NVMLError as error:
+            raise OSError(f"NVML: {error}") from error
 
 
 class SumMeter(Meter):
@@ -183,4 +195,9 @@ def _is_package(zone: Path) -> bool:
 
 
 def _number(file: Path) -> float:
-    return float(file.read_text())
+    """Return the number in a file; raise ``OSError`` if there is none."""
+    text = file.read_text(errors="replace")
+    try:
+        return float(text)
+    except ValueError as error:
+        raise OSError(f"{file} holds no number: {text[:40]!r}") from error

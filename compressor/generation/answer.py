@@ -138,7 +138,7 @@ class Answer:
             return token
         logprobs: tuple[TokenLogprob, ...] = ()
         if self.request.sampling.top_logprobs is not None:
-            logprobs = (self._selector.logprobs(logits_V, token),)
+            logprobs = (self._selector.logprobs(logits_V, token, self._text.next_offset),)
         piece = self._text.add(token)
         if self._text.stopped is not None or self._selector.is_finished:
             self.reason = FinishReason.STOP

@@ -30,12 +30,18 @@ class AnswerText:
         self._stop = [text for text in stop if text]
         self._held = ""
         self._pieces: list[str] = []
+        self._sent_characters = 0
         self.stopped: str | None = None
 
     @property
     def text(self) -> str:
         """All pieces together."""
         return "".join(self._pieces)
+
+    @property
+    def next_offset(self) -> int:
+        """Characters of the answer before the next token, those that are held back included."""
+        return self._sent_characters + len(self._held) + self._detokenizer.held_characters
 
     def add(self, token: int) -> str:
         """Return the text that can be sent after one more token; often none."""
@@ -60,6 +66,7 @@ class AnswerText:
             piece, self._held = text[: len(text) - held], text[len(text) - held :]
         if piece:
             self._pieces.append(piece)
+            self._sent_characters += len(piece)
         return piece
 
 

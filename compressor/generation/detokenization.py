@@ -27,6 +27,11 @@ class Detokenizer(ABC):
     characters in front of an invalid byte as well, they are kept.
     """
 
+    @property
+    @abstractmethod
+    def held_characters(self) -> int:
+        """Number of complete characters that are held back, because a later token may change them."""
+
     @abstractmethod
     def add(self, token: int) -> str:
         """Return the text that is certain after one more token."""
@@ -101,7 +106,15 @@ class _StreamDecoding(Detokenizer):
             self._length += len(text)
         return text
 
+    @property
+    def held_characters(self) -> int:
+        return len(self._held_text())
+
     def finish(self) -> str:
+        return self._held_text()
+
+    def _held_text(self) -> str:
+        """Return the complete characters of the tokens whose text is not certain yet."""
         if not self._pending:
             return ""
         with library_errors(_FAILED, DataError):
@@ -128,6 +141,10 @@ class _Cleanup(Detokenizer):
         self._clean_up, self._inner = tokenizer.clean_up_tokenization, inner
         self._held = ""
 
+    @property
+    def held_characters(self) -> int:
+        return len(self._held) + self._inner.held_characters
+
     def add(self, token: int) -> str:
         text = self._held + self._inner.add(token)
         end = len(text)
@@ -151,6 +168,10 @@ class _WholeDecoding(Detokenizer):
         self._tokens: list[int] = []
         self._text = ""
         self._length = 0
+
+    @property
+    def held_characters(self) -> int:
+        return len(self._text.rstrip(_UNFINISHED)) - self._length
 
     def add(self, token: int) -> str:
         self._tokens.append(token)

@@ -208,24 +208,30 @@ class GenerationEngine:
         begun = min(self._reading, key=self._unread, default=None)
         if not self._waiting or not self._table.free_rows:
             return begun
-        with self._changed:
-            heads = [self._waiting[i] for i in range(min(_COMPARED, len(self._waiting)))]
-        prefixes = {answer: self._prefix(answer) for answer in heads}
-        first = heads[0]
-        if time.monotonic() - first.waiting_since < _PATIENCE_SECONDS:
-            first = min(heads, key=lambda answer: answer.tokens - prefixes[answer].length)
-        if begun is not None and self._unread(begun) <= first.tokens - prefixes[first].length:
+        prefixes = {answer: self._prefix(answer) for answer in self._candidates()}
+        if not prefixes:
             return begun
-        if not self._fits(first):
+        first = min(prefixes, key=lambda answer: answer.tokens - prefixes[answer].length)
+        if begun is not None and self._unread(begun) <= first.tokens - prefixes[first].length:
             return begun
         self._admit(first, prefixes[first])
         return first
 
-    def _fits(self, answer: Answer) -> bool:
-        """Return True if the budget has space for a waiting answer beside those that run."""
+    def _candidates(self) -> list[Answer]:
+        """Return the waiting answers of which one is next: those that the budget has space for.
+
+        They are compared with all rows, which costs more than a step where prompts are long. While
+        the budget is full nothing is compared; when it is not, a prompt is read after it.
+        """
+        with self._changed:
+            heads = [self._waiting[i] for i in range(min(_COMPARED, len(self._waiting)))]
+        if time.monotonic() - heads[0].waiting_since >= _PATIENCE_SECONDS:
+            heads = heads[:1]
+        if not self._reading and not self._speaking:
+            return heads
         promised = self._table.taken_tokens + sum(map(self._unread, self._reading))
-        is_first = not self._reading and not self._speaking
-        return is_first or promised + answer.tokens + _SPARE_TOKENS <= self._options.budget_tokens
+        space = self._options.budget_tokens - promised - _SPARE_TOKENS
+        return [answer for answer in heads if answer.tokens <= space]
 
     def _unread(self, answer: Answer) -> int:
         assert answer.row is not None  # noqa: S101

@@ -90,6 +90,9 @@ class TokenLogprob:
     logprob: float
     alternatives: tuple[tuple[int, float], ...] = ()
     """The most probable tokens and their log probabilities, in falling order."""
+    text_offset: int = 0
+    """Characters of the answer before the token. Tokens that share a character have one offset; a
+    token of a stop text has that which it would have if the text went on."""
 
 
 class FinishReason(StrEnum):

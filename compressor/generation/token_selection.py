@@ -120,8 +120,14 @@ class TokenSelector:
         self._commit(token)
         return token
 
-    def logprobs(self, logits_V: Array, token: int) -> TokenLogprob:
-        """Return the log probability of a token from the model's logits, with those of others."""
+    def logprobs(self, logits_V: Array, token: int, text_offset: int) -> TokenLogprob:
+        """Return the log probability of a token from the model's logits, with those of others.
+
+        Args:
+            logits_V: the model's logits, float32.
+            token: the token.
+            text_offset: characters of the answer before the token.
+        """
         largest = logits_V.max()
         total = float(np.exp(logits_V - largest).sum())
         normalizer = float(largest) + float(np.log(total))
@@ -134,6 +140,7 @@ class TokenSelector:
             token,
             float(logits_V[token]) - normalizer,
             tuple((other, float(logits_V[other]) - normalizer) for other in best),
+            text_offset,
         )
 
     def _commit(self, token: int) -> None:

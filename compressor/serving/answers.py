@@ -52,7 +52,7 @@ class Answers:
             for number, request in enumerate(requests):
                 self._running[number] = engine.submit(request, partial(self._listen, number))
         except CompressError as error:
-            self.close()
+            self._cancel()
             raise _refusal(error) from error
 
     def _listen(self, number: int, event: Event) -> None:
@@ -72,21 +72,28 @@ class Answers:
             number, event = await self._events.get()
             if isinstance(event, FailureEvent):
                 del self._running[number]
+                self._cancel()
                 raise from_compress_error(event.error)
             if isinstance(event, FinishEvent):
                 del self._running[number]
                 self.usages[number] = event.usage
                 self._metrics.record_answer(event.usage)
                 if event.reason is FinishReason.CANCELLED:
+                    self._cancel()
                     raise unavailable("the server is stopping", 1, "draining")
             yield number, event
 
     def close(self) -> None:
-        """Cancel the answers that still run."""
+        """Cancel the answers that still run, and count them: their client left."""
+        self._metrics.cancelled.inc(self._cancel())
+
+    def _cancel(self) -> int:
+        """Cancel the answers that still run; return their number."""
+        count = len(self._running)
         for ticket in self._running.values():
             ticket.cancel()
-        self._metrics.cancelled.inc(len(self._running))
         self._running.clear()
+        return count
 
 
 def _refusal(error: CompressError) -> ApiError:

@@ -88,12 +88,11 @@ class _CompletionReply(Reply):
     ) -> None:
         self._service, self.answers, self._request = service, answers, prepared.request
         self._prompts = len(prepared.prompts)
-        self._lengths = [0] * len(answers.usages)
         self._id = new_id("cmpl")
 
     async def whole(self) -> dict[str, Any]:
         """Return the complete answers."""
-        count = len(self._lengths)
+        count = len(self.answers.usages)
         texts, reasons = [""] * count, [""] * count
         tokens: list[list[TokenLogprob]] = [[] for _ in range(count)]
         async for number, event in self.answers.events():
@@ -134,8 +133,7 @@ class _CompletionReply(Reply):
         logprobs = None
         if self._request.logprobs is not None and tokens:
             texts = self._service.token_texts
-            logprobs = completion_logprobs(tokens, texts, self._lengths[number])
-        self._lengths[number] += len(text)
+            logprobs = completion_logprobs(tokens, texts)
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def _usage(self) -> dict[str, object]:

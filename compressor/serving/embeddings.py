@@ -26,7 +26,7 @@ from compressor.serving.bodies import BodyReader
 from compressor.serving.event_stream import encode_json, unless_client_leaves
 from compressor.serving.fields import LARGEST_INTEGER, Fields, Integer, Text, read_fields
 from compressor.serving.metrics import Metrics
-from compressor.serving.predictor import Predictor
+from compressor.serving.predictor import Prediction, Predictor
 from compressor.serving.state import ServerState
 
 Array = np.ndarray[Any, Any]
@@ -79,12 +79,15 @@ class Embeddings:
             self._metrics.count_unknown(fields.unknown)
             self._state.check_model(fields.model)
             try:
-                tokens = await asyncio.to_thread(self._tokens, fields)
-                vectors = await unless_client_leaves(request.receive, self._embed(tokens))
+                with self._state.preparation():
+                    tokens = await asyncio.to_thread(self._tokens, fields)
+                    prediction = self._submit(tokens)
+                outputs = await unless_client_leaves(request.receive, prediction.each())
             except QueueFullError as error:
                 raise queue_full(error) from error
             except CompressError as error:
                 raise from_compress_error(error) from error
+        vectors = list(map(_vector, outputs))
         if fields.dimensions not in {None, len(vectors[0])}:
             raise unsupported(
                 "dimensions", f"dimensions: the model's vectors have {len(vectors[0])} values"
@@ -140,13 +143,11 @@ class Embeddings:
                 )
         return tokens
 
-    async def _embed(self, tokens: list[list[int]]) -> list[Array]:
-        """Return the vector of each text [H]."""
+    def _submit(self, tokens: list[list[int]]) -> Prediction:
         texts = [np.array([token_ids], np.int64) for token_ids in tokens]
-        outputs = await self._predictor.predict_each(
+        return self._predictor.submit_each(
             [{_IDS: ids_1T, _MASK: np.ones_like(ids_1T)} for ids_1T in texts]
         )
-        return list(map(_vector, outputs))
 
 
 def is_text_encoder(predictor: Predictor) -> bool:
@@ -156,7 +157,7 @@ def is_text_encoder(predictor: Predictor) -> bool:
 
 
 def _vector(outputs: Batch) -> Array:
-    """Return the embedding of one text: the model's, or the mean of its hidden states."""
+    """Return the embedding of one text [H]: the model's, or the mean of its hidden states."""
     array = outputs.get("embedding", next(iter(outputs.values())))
     if array.ndim == _HIDDEN_RANK:
         array = array.mean(axis=1)

@@ -125,8 +125,10 @@ def running_server(options: ServeOptions) -> Iterator[RunningServer]:
     model = model_at(options.path)
     generates = check_servable(model)
     names = options.names or (options.path.resolve().name,)
-    # As many requests are prepared as may wait: what is beyond would be refused anyway.
-    state = ServerState(names, options.limits, options.rows + options.max_waiting)
+    # As many requests are prepared as may wait: what is beyond would be refused anyway. The queue
+    # of predictions is bounded by time, and has no such number.
+    most = options.rows + options.max_waiting if generates else options.limits.max_connections
+    state = ServerState(names, options.limits, most)
     metrics = Metrics()
     routes = Routes(state, metrics)
     guard = Guard(routes.app(), state, metrics, options.keys)
@@ -228,7 +230,13 @@ def _add_power(
             "writable",
             remedy="leave --watts out, or run as a user who may write scaling_max_freq",
         )
-    governor = PowerGovernor(meter, PowerBudget(options.watts), actuators)
+    try:
+        governor = PowerGovernor(meter, PowerBudget(options.watts), actuators)
+    except OSError as error:
+        raise UsageError(
+            f"a power budget needs a meter, and {meter.name} cannot be read: {error}",
+            remedy="leave --watts out, or start again once it can be read",
+        ) from error
     metrics.gauge("power_level", "Share of the full speed", lambda: governor.level)
     metrics.gauge("power_watts", "Power of the last second", lambda: governor.watts)
     governor.start()

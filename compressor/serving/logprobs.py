@@ -67,27 +67,14 @@ def _token(token: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
     }
 
 
-def completion_logprobs(
-    tokens: Sequence[TokenLogprob], texts: TokenTexts, offset: int
-) -> dict[str, Any]:
-    """Return the log probabilities of tokens as completions report them.
-
-    Args:
-        tokens: the tokens.
-        texts: texts of tokens.
-        offset: characters of the answer in front of them.
-    """
-    words = [texts.text(token.token) for token in tokens]
-    offsets = []
-    for word in words:
-        offsets.append(offset)
-        offset += len(word)
+def completion_logprobs(tokens: Sequence[TokenLogprob], texts: TokenTexts) -> dict[str, Any]:
+    """Return the log probabilities of tokens as completions report them."""
     return {
-        "tokens": words,
+        "tokens": [texts.text(token.token) for token in tokens],
         "token_logprobs": [max(token.logprob, _LOWEST) for token in tokens],
         "top_logprobs": [
             {texts.text(other): max(value, _LOWEST) for other, value in token.alternatives}
             for token in tokens
         ],
-        "text_offset": offsets,
+        "text_offset": [token.text_offset for token in tokens],
     }

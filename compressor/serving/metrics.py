@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -50,8 +51,16 @@ class Metrics:
         )
 
     def gauge(self, name: str, help_text: str, value: Callable[[], float]) -> None:
-        """Add a gauge that is read when the metrics are."""
-        Gauge(f"{_PREFIX}_{name}", help_text, registry=self._registry).set_function(value)
+        """Add a gauge that is read when the metrics are; NaN where that raises ``OSError``."""
+
+        def value_or_nan() -> float:
+            try:
+                return value()
+            except OSError:
+                return math.nan
+
+        gauge = Gauge(f"{_PREFIX}_{name}", help_text, registry=self._registry)
+        gauge.set_function(value_or_nan)
 
     def counter(self, name: str, help_text: str) -> Counter:
         """Add a counter."""

@@ -95,6 +95,11 @@ class PowerGovernor:
     """
 
     def __init__(self, meter: Meter, budget: PowerBudget, actuators: Sequence[Actuator]) -> None:
+        """Read the counter; nothing is changed before ``start``.
+
+        Raises:
+            OSError: the counter cannot be read.
+        """
         self._meter, self._budget, self._actuators = meter, budget, tuple(actuators)
         self.level, self.watts = 1.0, 0.0
         self._joules, self._time = meter.joules(), time.monotonic()
@@ -128,12 +133,11 @@ class PowerGovernor:
         self._thread.start()
 
     def close(self) -> None:
-        """End, at full level."""
+        """End, at full level as far as the actuators' files can be written."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
-        for actuator in self._actuators:
-            actuator.set_level(1.0)
+        self._set_all(1.0)
 
     def _run(self) -> None:
         while not self._ended.wait(self._budget.interval_seconds):
@@ -146,6 +150,9 @@ class PowerGovernor:
     def _fall_back(self) -> None:
         """Stay at the lowest level; ``watts`` is NaN, since the power is no longer known."""
         self.level, self.watts = self._budget.lowest, float("nan")
+        self._set_all(self.level)
+
+    def _set_all(self, level: float) -> None:
         for actuator in self._actuators:
             with suppress(OSError):
-                actuator.set_level(self.level)
+                actuator.set_level(level)

@@ -70,13 +70,14 @@ class Predict:
         started = time.perf_counter()
         async with self._bodies.content(request, (JSON, SAFETENSORS)) as (type_, body):
             try:
-                if type_ == SAFETENSORS:
-                    fields, arrays = PredictRequest(inputs={}), arrays_of_safetensors(body)
-                else:
-                    fields, arrays = await self._read(body)
-                names = self._output_names(fields)
-                work = self._predictor.predict(arrays)
-                outputs = await unless_client_leaves(request.receive, work)
+                with self._state.preparation():
+                    if type_ == SAFETENSORS:
+                        fields, arrays = PredictRequest(inputs={}), arrays_of_safetensors(body)
+                    else:
+                        fields, arrays = await self._read(body)
+                    names = self._output_names(fields)
+                    prediction = self._predictor.submit(arrays)
+                outputs = await unless_client_leaves(request.receive, prediction.joined())
             except QueueFullError as error:
                 raise queue_full(error) from error
             except DataError as error:

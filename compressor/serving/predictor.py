@@ -21,6 +21,43 @@ from compressor.serving.batch_queue import BatchQueue, Result, Work
 Array = np.ndarray[Any, Any]
 
 
+class Prediction:
+    """The parts of one request in the queue."""
+
+    def __init__(self, queue: BatchQueue, feeds: Sequence[Batch]) -> None:
+        """Queue the parts.
+
+        Raises:
+            QueueFullError: too many requests wait.
+        """
+        loop = asyncio.get_running_loop()
+        self._futures: list[asyncio.Future[Batch]] = [loop.create_future() for _ in feeds]
+        self._parts = [
+            Work(part, _samples(part), partial(_deliver, loop, future), _shape_key(part))
+            for part, future in zip(feeds, self._futures, strict=True)
+        ]
+        queue.submit(self._parts)
+
+    async def each(self) -> list[Batch]:
+        """Return the outputs of each part; a caller that is cancelled cancels the parts.
+
+        Raises:
+            CompressError: the model failed.
+        """
+        try:
+            return [await future for future in self._futures]
+        finally:
+            for work in self._parts:
+                work.is_cancelled = True
+
+    async def joined(self) -> Batch:
+        """Return the outputs of all samples; see ``each``."""
+        outputs = await self.each()
+        if len(outputs) == 1:
+            return outputs[0]
+        return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
+
+
 class Predictor:
     """Predicts for many requests at once.
 
@@ -67,48 +104,30 @@ class Predictor:
             max_wait_seconds=max_wait_seconds,
         )
 
-    async def predict(self, arrays: Mapping[str, Array]) -> Batch:
-        """Return the outputs for arrays [B, …] of the model's inputs.
+    def submit(self, arrays: Mapping[str, Array]) -> Prediction:
+        """Queue arrays [B, …] of the model's inputs; to be called on the event loop.
 
         Raises:
             DataError: arrays are missing or do not fit.
             QueueFullError: too many requests wait.
-            CompressError: the model failed.
         """
         feeds = match_inputs(arrays, self.inputs)
         samples = _samples(feeds)
         if not samples:
             raise DataError("the data does not fit the model's inputs: it has no sample")
-        outputs = await self._run(_parts(feeds, samples, self.max_batch))
-        if len(outputs) == 1:
-            return outputs[0]
-        return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
+        return Prediction(self.queue, _parts(feeds, samples, self.max_batch))
 
-    async def predict_each(self, samples: Sequence[Mapping[str, Array]]) -> list[Batch]:
-        """Return the outputs for samples of different shapes, which wait as one request.
+    def submit_each(self, samples: Sequence[Mapping[str, Array]]) -> Prediction:
+        """Queue samples of different shapes, which wait as one request.
 
         Args:
             samples: arrays [1, …] of the model's inputs for each sample.
 
         Raises:
-            CompressError: as ``predict``.
+            CompressError: as ``submit``.
         """
-        return await self._run([match_inputs(arrays, self.inputs) for arrays in samples])
-
-    async def _run(self, feeds: Sequence[Batch]) -> list[Batch]:
-        """Queue the parts of one request, and return their outputs."""
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Batch]] = [loop.create_future() for _ in feeds]
-        parts = [
-            Work(part, _samples(part), partial(_deliver, loop, future), _shape_key(part))
-            for part, future in zip(feeds, futures, strict=True)
-        ]
-        self.queue.submit(parts)
-        try:
-            return [await future for future in futures]
-        finally:
-            for work in parts:
-                work.is_cancelled = True
+        feeds = [match_inputs(arrays, self.inputs) for arrays in samples]
+        return Prediction(self.queue, feeds)
 
     def close(self) -> None:
         """Finish what waits, and release the model."""

@@ -191,9 +191,13 @@ def add_energy(metrics: Metrics, meter: Meter | None, served: ServedModel) -> No
     """Add the energy so far, and that of a token or prediction, if there is a counter."""
     if meter is None:
         return
-    metrics.gauge("energy_joules", f"Energy since the start, by {meter.name}", meter.joules)
+    metrics.gauge(
+        "energy_joules",
+        f"Energy since the start, by {meter.name}; NaN: not measured, the counter cannot be read",
+        meter.joules,
+    )
     metrics.gauge(
         "joules_per_output",
-        "Energy of a token or prediction, idle time included",
+        "Energy of a token or prediction, idle time included; NaN: not measured",
         lambda: meter.joules() / max(1, served.outputs()),
     )

@@ -16,9 +16,7 @@ _LOADING_SECONDS, _DRAINING_SECONDS = 5.0, 10.0
 class ServerState:
     """Names and phase of one server; set by the main thread, read by the event loop."""
 
-    def __init__(
-        self, names: tuple[str, ...], limits: ServerLimits, max_preparing: int = 128
-    ) -> None:
+    def __init__(self, names: tuple[str, ...], limits: ServerLimits, max_preparing: int) -> None:
         """Describe a server that loads its model.
 
         Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,12 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from compressor.errors import UsageError
@@ -82,6 +84,53 @@ def test_sigterm_under_load_finishes_the_answers_and_ends_with_0(llama: Path) ->
         assert [result.json()["usage"]["completion_tokens"] for result in results] == [150] * 4
         assert process.wait(30) == 0
         assert process.stderr.read() == ""
+
+
+def test_sigterm_under_load_answers_the_predictions_at_work_and_refuses_new_ones(
+    onnx_folder: Callable[[str | None], Path],
+) -> None:
+    values = np.arange(90_000, dtype=np.float32).reshape(-1, 3)
+    body = json.dumps({"inputs": {"x": values.tolist()}})  # decoded in a thread
+    expected = (values @ np.arange(6).reshape(3, 2)).tolist()
+    headers = {"content-type": "application/json"}
+    ended = threading.Event()
+    with started(onnx_folder(None), "--threads", 1, "--max-wait-ms", 60_000) as (process, url):
+        times: list[tuple[float, httpx.Response | None]] = []
+
+        def post() -> None:
+            while not ended.is_set():
+                begun = time.monotonic()
+                try:
+                    answer = httpx.post(
+                        f"{url}/v1/predict", content=body, headers=headers, timeout=60
+                    )
+                except httpx.TransportError:
+                    times.append((begun, None))
+                else:
+                    times.append((begun, answer))
+
+        threads = [threading.Thread(target=post) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        while len(times) < 8:
+            time.sleep(0.01)
+        signalled = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        ended.set()
+        for thread in threads:
+            thread.join()
+    # A request of the last moments may reach the server after the signal.
+    before = [answer for begun, answer in times if begun < signalled - 0.05]
+    assert {answer and answer.status_code for answer in before} <= {200, 503}
+    for answer in before:
+        if answer.status_code == 200:
+            assert np.allclose(answer.json()["outputs"]["logits"], expected)
+        else:
+            assert answer.json()["error"]["code"] == "draining"
+    after = [answer for begun, answer in times if begun > signalled]
+    assert all(answer is None or answer.status_code in {200, 503} for answer in after)
+    assert sum(answer is not None and answer.status_code == 503 for answer in after) > 0
 
 
 def test_what_does_not_end_in_time_is_cut_and_the_code_is_that_of_an_interrupt(

@@ -378,3 +378,32 @@ def test_an_error_between_two_calls_fails_the_answers_that_run_and_no_later_one(
         assert "no memory for a copy" in str(running.wait().failure.error)
         monkeypatch.undo()
         assert answer_to(model, PROMPTS[0]).text
+
+
+def test_nothing_is_compared_while_the_budget_is_full(bed, monkeypatch):
+    with opened(bed["onnx"], max_guesses=0) as model:
+        token_bytes = model.token_bytes
+    compared, original = [], RowTable.longest_prefix
+    monkeypatch.setattr(
+        RowTable, "longest_prefix", lambda *args: compared.append(1) or original(*args)
+    )
+    with opened(bed["onnx"], max_guesses=0, cache_bytes=256 * token_bytes) as model:
+        running = begin(model, [5] * 20, max_tokens=100)
+        wait_for(lambda: running.events)
+        answers = [begin(model, [6 + number] * 190) for number in range(3)]
+        assert running.wait().finish.usage.completion_tokens == 100
+        assert model.engine.statistics().steps >= 99
+        assert len(compared) < 20  # once for each step would be 300
+        assert all(answer.wait().text for answer in answers)
+
+
+def test_a_short_prompt_passes_a_long_one_that_the_budget_has_no_space_for(bed):
+    with opened(bed["onnx"], max_guesses=0) as model:
+        token_bytes = model.token_bytes
+    with opened(bed["onnx"], max_guesses=0, cache_bytes=256 * token_bytes) as model:
+        running = begin(model, [5] * 20, max_tokens=60)
+        wait_for(lambda: running.events)
+        long, short = begin(model, [6] * 200, 4), begin(model, [7] * 10, 4)
+        assert short.wait().text
+        assert not long.ended.is_set()
+        assert long.wait().text

@@ -208,7 +208,7 @@ def test_equal_seeds_give_equal_tokens_whatever_other_answers_do():
 def test_log_probabilities_are_those_of_the_models_logits(logits_V, count):
     answer = selector(size=len(logits_V), top_logprobs=count, logit_bias={0: 50.0})
     token = answer.choose(logits_V)
-    result = answer.logprobs(logits_V, token)
+    result = answer.logprobs(logits_V, token, 7)
     wide_V = logits_V.astype(np.float64)
     expected_V = wide_V - wide_V.max() - np.log(np.exp(wide_V - wide_V.max()).sum())
     assert result.token == token

@@ -12,14 +12,22 @@ import pytest
 
 from compressor.data.contract import Batch
 from compressor.errors import CompressError
-from compressor.evaluation.energy_meters import BatteryMeter, Meter, RaplMeter, find_meter
+from compressor.evaluation.energy_meters import (
+    BatteryMeter,
+    Meter,
+    NvmlMeter,
+    RaplMeter,
+    find_meter,
+)
 from compressor.serving.batch_queue import BatchQueue, QueueFullError, Result, Work
+from compressor.serving.metrics import Metrics
 from compressor.serving.power import (
     CountActuator,
     FrequencyActuator,
     PowerBudget,
     PowerGovernor,
 )
+from compressor.serving.served_models import add_energy
 
 
 class Gate:
@@ -247,3 +255,64 @@ def test_a_governor_whose_counter_fails_stays_at_the_lowest_level() -> None:
     assert math.isnan(governor.watts)
     governor.close()
     assert levels[-1] == 10
+
+
+class Unreadable(Meter):
+    """A counter that can be read until the test breaks it."""
+
+    name = "unreadable"
+    is_broken = False
+
+    def joules(self) -> float:
+        if self.is_broken:
+            raise OSError("the counter is gone")
+        return 5.0
+
+
+def test_metrics_go_on_where_a_counter_can_no_longer_be_read() -> None:
+    class Served:
+        def outputs(self) -> int:
+            return 2
+
+    metrics, meter = Metrics(), Unreadable()
+    add_energy(metrics, meter, Served())  # type: ignore[arg-type]
+    assert metrics.value("joules_per_output") == 2.5
+    meter.is_broken = True
+    text = metrics.text().decode()
+    assert "autoglm_energy_joules NaN" in text
+    assert "autoglm_joules_per_output NaN" in text
+    assert "not measured" in text
+
+
+def test_a_file_without_a_number_is_an_unreadable_counter(tmp_path: Path) -> None:
+    zone = write(
+        tmp_path / "intel-rapl:0", name="package-0", energy_uj=900, max_energy_range_uj=999
+    )
+    meter = RaplMeter.find(tmp_path)
+    write(zone, energy_uj="")
+    with pytest.raises(OSError, match="energy_uj holds no number"):
+        meter.joules()
+    assert RaplMeter.find(tmp_path) is None
+
+
+def test_an_error_of_the_driver_is_an_unreadable_counter() -> None:
+    class Driver:
+        class NVMLError(Exception):
+            pass
+
+        is_lost = False
+        nvmlInit = staticmethod(lambda: None)
+        nvmlDeviceGetCount = staticmethod(lambda: 1)
+        nvmlDeviceGetHandleByIndex = staticmethod(lambda index: index)
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, gpu: int) -> int:  # noqa: N802
+            if self.is_lost:
+                raise self.NVMLError("GPU is lost")
+            return 4000
+
+    driver = Driver()
+    meter = NvmlMeter(driver)
+    assert meter.joules() == 0
+    driver.is_lost = True
+    with pytest.raises(OSError, match="GPU is lost"):
+        meter.joules()

@@ -305,6 +305,44 @@ def test_completions_continue_texts_and_tokens(client: openai.OpenAI) -> None:
     assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
 
 
+def test_text_offsets_of_a_stream_are_those_of_the_whole_answer(client: openai.OpenAI) -> None:
+    fields = {
+        "model": "tiny",
+        "prompt": "one",
+        "max_tokens": 8,
+        "temperature": 0,
+        "logprobs": 1,
+        "logit_bias": {str(4 + ord("a")): 50},
+    }
+    for stop in ([], ["a" * 9], ["aab"]):
+        whole = client.completions.create(stop=stop, **fields).choices[0]
+        pieces = [
+            chunk.choices[0].logprobs
+            for chunk in client.completions.create(stop=stop, stream=True, **fields)
+            if chunk.choices[0].logprobs
+        ]
+        assert whole.text == "a" * 8
+        assert whole.logprobs.text_offset == list(range(8))
+        assert [offset for piece in pieces for offset in piece.text_offset] == list(range(8))
+
+
+def test_tokens_of_one_character_share_an_offset(client: openai.OpenAI) -> None:
+    stream = client.completions.create(
+        model="tiny",
+        prompt="one",
+        max_tokens=7,
+        logprobs=0,
+        stream=True,
+        extra_body={"guided_regex": "aéé中"},
+    )
+    chunks = [chunk.choices[0] for chunk in stream]
+    assert "".join(chunk.text for chunk in chunks) == "aéé"
+    offsets = [
+        offset for chunk in chunks if chunk.logprobs for offset in chunk.logprobs.text_offset
+    ]
+    assert offsets == [0, 1, 1, 2, 2, 3, 3]
+
+
 def test_metrics_count_tokens_and_times(client: openai.OpenAI, http: httpx.Client) -> None:
     ask(client)
     text = http.get("/metrics").text

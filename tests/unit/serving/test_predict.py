@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -206,3 +209,25 @@ def test_a_request_does_not_wait_for_itself(embedder: RunningServer) -> None:
         queue._seconds_per_sample = 1.0  # 300 texts would take far longer than a request may wait
         texts = [f"w{number}" for number in range(4, 304)]
         assert len(client.embeddings.create(model="tiny", input=texts).data) == 300
+
+
+def test_a_server_that_drains_answers_predictions_that_are_still_decoded(
+    onnx_folder: Callable[[str | None], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, original = threading.Event(), ArrayReader.read
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        time.sleep(2.5)  # longer than the server waits for last bytes
+        return original(*arguments)
+
+    monkeypatch.setattr(ArrayReader, "read", slow)
+    answers: list[httpx.Response] = []
+    with serving(onnx_folder(None)) as server, ThreadPoolExecutor(1) as pool:
+        values = np.zeros((60_000, 3), np.float32)  # large enough for a thread
+        work = pool.submit(predict, server, {"x": npy(values)}, encoding="npy")
+        assert begun.wait(20)
+        assert server.drain(30)
+        answers.append(work.result(1))
+        assert predict(server, {"x": [[1, 2, 3]]}).json()["error"]["code"] == "draining"
+    assert answers[0].status_code == 200, answers[0].text

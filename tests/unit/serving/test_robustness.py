@@ -65,6 +65,19 @@ def test_a_client_that_closes_a_stream_frees_its_row_at_once(
     assert chat_server.metrics.value("cancelled_total") == cancelled + 1
 
 
+def test_answers_that_end_with_a_refusal_are_not_counted_as_left(glm4v: Path) -> None:
+    with serving(glm4v, rows=1, max_waiting=2) as server:
+        body = {**LONG, "max_tokens": 2, "n": 8}
+        refused = httpx.post(server.url + CHAT, json=body, timeout=60)
+        assert refused.status_code == 429
+        assert wait_until(lambda: is_idle(server))
+        server.served._engine._decoder.append = None  # each answer fails
+        failed = httpx.post(server.url + CHAT, json={**body, "n": 2}, timeout=60)
+        assert failed.status_code == 500
+        assert wait_until(lambda: is_idle(server))
+        assert server.metrics.value("cancelled_total") == 0
+
+
 def as_call(fields: dict) -> dict:
     extra = {"ignore_eos": fields["ignore_eos"]}
     return {**{k: v for k, v in fields.items() if k not in extra}, "extra_body": extra}
