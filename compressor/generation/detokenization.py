@@ -30,7 +30,7 @@ class Detokenizer(ABC):
     @property
     @abstractmethod
     def held_characters(self) -> int:
-        """Number of complete characters that are held back, because a later token may change them."""
+        """Complete characters that are held back, because a later token may change them."""
 
     @abstractmethod
     def add(self, token: int) -> str:
