@@ -8,10 +8,10 @@ from compressor.data.contract import Batch, Dataset
 from compressor.errors import DataError, UsageError
 from compressor.models.checkpoint.decoder_start import decoder_start
 from compressor.models.checkpoint.generation_rules import read_generation_rules
-from compressor.runtimes.decoding import DecoderOptions
+from compressor.runtimes.decoding import EncoderDecoderOptions
 from compressor.runtimes.formats import StoredModel
 from compressor.runtimes.session import Array
-from compressor.runtimes.token_generation import generate_tokens, read_prompt
+from compressor.runtimes.token_generation import generate_tokens, read_first_tokens
 from compressor.runtimes.token_rules import TokenRules
 
 _MASK = "attention_mask"
@@ -53,8 +53,8 @@ class TextGenerator:
             raise UsageError(
                 f"{model.path} starts with {first} tokens, and takes {limits.context_length}"
             )
-        options = DecoderOptions(threads, first + self._max_tokens)
-        self._decoder = model.format.open_decoder(model.path, options)
+        options = EncoderDecoderOptions(threads, first + self._max_tokens)
+        self._decoder = model.format.open_encoder_decoder(model.path, options)
 
     def generate(self, batch: Batch) -> list[list[int]]:
         """Return the tokens of each sample, without those that start and end the text.
@@ -78,13 +78,14 @@ class TextGenerator:
 
     def _generate(self, arrays: dict[str, Array]) -> list[int]:
         self._decoder.encode({name: np.ascontiguousarray(a) for name, a in arrays.items()})
-        prompt_tokens, logits_V = read_prompt(self._decoder, self._start)
+        prompt_tokens, logits_V = read_first_tokens(self._decoder, self._start)
         rules = TokenRules(
             self._rules, prompt_tokens, max_tokens=self._max_tokens, vocabulary=len(logits_V)
         )
         choose = rules.choose_most_probable
         tokens: list[int] = []
-        for token in generate_tokens(self._decoder, logits_V, choose, self._max_tokens):
+        forward = self._decoder.forward
+        for token in generate_tokens(forward, logits_V, choose, self._max_tokens):
             if token in self._rules.eos_token_id:
                 break
             tokens.append(token)

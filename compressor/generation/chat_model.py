@@ -8,32 +8,25 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import psutil
 
-from compressor.errors import DataError, UsageError
-from compressor.foreign_files.libraries import library_errors
+from compressor.errors import UsageError
 from compressor.generation.answer import Answer
 from compressor.generation.answer_text import AnswerText
 from compressor.generation.engine import GenerationEngine
 from compressor.generation.engine_records import EngineOptions
 from compressor.generation.grammar import GrammarMatcher, GrammarVocabulary
+from compressor.generation.prompt_encoding import Message, PromptEncoder, TokenizedPrompt
 from compressor.generation.requests import EncodedPrompt, GenerationRequest, Listener
 from compressor.generation.token_selection import TokenSelector, Vocabulary
 from compressor.models.checkpoint.generation_rules import read_end_tokens, read_generation_rules
-from compressor.models.families.transformers.chat_templates import load_tokenizer, render_chat
-from compressor.models.families.transformers.processor import Processor
 from compressor.runtimes.decoding import GenerationLimits
 from compressor.runtimes.formats import StoredModel
 from compressor.runtimes.rows import RowDecoder, RowOptions
 
-Array = np.ndarray[Any, Any]
-Message = Mapping[str, Any]
 _MEMORY_SHARE = 0.6
 """Share of the free memory that keys and values may take."""
 _MIN_CONTEXT = 16
-_REFUSED = "the chat template refuses the conversation"
-_REFUSED_IMAGES = "the processor cannot encode the conversation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +78,20 @@ class ChatModel:
             ModelError: the model cannot be opened.
         """
         self.path = model.path
-        limits = model.format.generation_limits(model.path)
-        if limits.encoder_inputs:
-            raise UsageError(
-                f"{model.path} is an encoder-decoder: it answers one input, and no conversation",
-                remedy="use generate",
-            )
-        self._limits, self.takes_images = limits, limits.takes_images
-        self.tokenizer = load_tokenizer(model.path)
-        self.has_chat_template = bool(self.tokenizer.chat_template)
-        self._processor: Processor | None = None
-        if limits.takes_images:
-            self._processor = Processor(model.path, cache_bytes=options.feature_bytes)
-            self.has_chat_template = True
-        self._lock = threading.Lock()
+        limits = decoder_limits(model)
+        self.takes_images = limits.takes_images
+        self._prompts = PromptEncoder(
+            model.path,
+            limits.vocabulary,
+            takes_images=limits.takes_images,
+            feature_bytes=options.feature_bytes,
+        )
+        self.tokenizer = self._prompts.tokenizer
+        self.has_chat_template = self._prompts.has_chat_template
         self._grammars: GrammarVocabulary | None = None
         self._grammar_lock = threading.Lock()
         self._decoder = _open_rows(model, limits, options)
+        self._prompts.vocabulary = limits.vocabulary or self._decoder.vocabulary
         budget = _budget_tokens(self._decoder, options)
         self._vocabulary = self._read_vocabulary()
         self.engine = GenerationEngine(
@@ -113,34 +103,33 @@ class ChatModel:
         self.budget_tokens, self.token_bytes = budget, self._decoder.token_bytes
 
     def encode_text(self, text: str) -> EncodedPrompt:
-        """Return a text to continue, as the tokenizer encodes it.
+        """Return a text to continue; see ``PromptEncoder.encode_text``."""
+        return self._encoded(self._prompts.encode_text(text))
+
+    def encode_tokens(self, token_ids: Sequence[int]) -> EncodedPrompt:
+        """Return token ids as a prompt; see ``PromptEncoder.encode_tokens``."""
+        return self._encoded(self._prompts.encode_tokens(token_ids))
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        template_options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> EncodedPrompt:
+        """Return a conversation with the start of the next answer.
+
+        See ``PromptEncoder.encode_chat``.
 
         Raises:
-            UsageError: the text has no tokens.
-            DataError: the tokenizer fails, or gives tokens that the model lacks.
+            PassError: the vision tower failed.
         """
-        with self._lock, library_errors("the tokenizer cannot encode the text", DataError):
-            ids = self.tokenizer(text)["input_ids"]
-        return self.encode_tokens(np.array(ids, np.int64))
+        return self._encoded(self._prompts.encode_chat(messages, template_options))
 
-    def encode_tokens(self, ids_T: Array) -> EncodedPrompt:
-        """Return token ids as a prompt.
-
-        Raises:
-            UsageError: there are none.
-            DataError: the model lacks some.
-        """
-        if not len(ids_T):
-            raise UsageError("the prompt is empty")
-        vocabulary = self._limits.vocabulary or self._decoder.vocabulary
-        beyond = ids_T[(ids_T < 0) | (ids_T >= vocabulary)]
-        if len(beyond):
-            raise DataError(
-                f"the prompt has the token {beyond[0]}, and the model the tokens from 0 to "
-                f"{vocabulary - 1}",
-                remedy=f"if a text gives it, put the tokenizer of this model into {self.path}",
-            )
-        return EncodedPrompt(ids_T, ids_T)
+    def _encoded(self, prompt: TokenizedPrompt) -> EncodedPrompt:
+        ids_T = prompt.token_ids_T
+        if prompt.image_arrays is None:
+            return EncodedPrompt(ids_T, ids_T)
+        images, keys_T = self._decoder.encode_images(ids_T, prompt.image_arrays, prompt.pictures)
+        return EncodedPrompt(ids_T, keys_T, images)
 
     def load_grammars(self) -> None:
         """Read the vocabulary for grammars, in about a second; does nothing the second time.
@@ -156,45 +145,6 @@ class ChatModel:
                     self.tokenizer, size=vocabulary.size, end_tokens=sorted(vocabulary.end_tokens)
                 )
 
-    def encode_chat(
-        self,
-        messages: Sequence[Message],
-        template_options: Mapping[str, Any] = MappingProxyType({}),
-    ) -> EncodedPrompt:
-        """Return a conversation with the start of the next answer.
-
-        Args:
-            messages: each content is a text or a list of parts, ``{"type": "text", "text": …}`` or
-                ``{"type": "image", "image": …}`` with an RGB picture of Pillow.
-            template_options: variables of the chat template, such as ``tools``.
-
-        Raises:
-            UsageError: there is no chat template, it or the processor refuses the conversation, or
-                the model takes no images.
-            DataError: the tokenizer gives tokens that the model lacks.
-        """
-        if not self.has_chat_template:
-            raise UsageError(
-                "the model has no chat template",
-                remedy="send a text to /v1/completions, or copy the checkpoint's "
-                "chat_template.jinja beside its tokenizer",
-            )
-        with_images = any(_images(message) for message in messages)
-        if with_images and self._processor is None:
-            raise UsageError("the model takes no images")
-        if with_images:
-            return self._encode_images(messages, template_options)
-        flat = [{**message, "content": _flat(message.get("content"))} for message in messages]
-        with self._lock, library_errors(_REFUSED, UsageError):
-            text = render_chat(
-                self._template_owner,
-                flat,
-                add_generation_prompt=True,
-                template_options=template_options,
-            )
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self.encode_tokens(np.array(ids, np.int64))
-
     def close(self) -> None:
         """End all answers."""
         self.engine.close()
@@ -206,26 +156,6 @@ class ChatModel:
         self.load_grammars()
         assert self._grammars is not None  # noqa: S101
         return self._grammars.matcher(grammar)
-
-    @property
-    def _template_owner(self) -> Any:
-        """The tokenizer, or the processor if only it has a chat template."""
-        if self.tokenizer.chat_template or self._processor is None:
-            return self.tokenizer
-        return self._processor.processor
-
-    def _encode_images(
-        self, messages: Sequence[Message], template_options: Mapping[str, Any]
-    ) -> EncodedPrompt:
-        assert self._processor is not None  # noqa: S101
-        with self._lock, library_errors(_REFUSED_IMAGES, UsageError):
-            encoding = self._processor.encode(
-                messages, add_generation_prompt=True, template_options=template_options
-            )
-        ids_T = encoding.input_ids.astype(np.int64)
-        self.encode_tokens(ids_T)
-        images, keys_T = self._decoder.encode_images(ids_T, encoding.arrays, encoding.pictures)
-        return EncodedPrompt(ids_T, keys_T, images)
 
     def _read_vocabulary(self) -> Vocabulary:
         rules = read_generation_rules(self.path)
@@ -249,16 +179,20 @@ class ChatModel:
         return Answer(request, selector, text, listener, capacity=self.context_length)
 
 
-def _images(message: Message) -> bool:
-    content = message.get("content")
-    return isinstance(content, list) and any(part["type"] == "image" for part in content)
+def decoder_limits(model: StoredModel) -> GenerationLimits:
+    """Return the limits of a model that continues tokens, and so answers conversations.
 
-
-def _flat(content: Any) -> Any:
-    """Return a list of texts as one text, which every template takes."""
-    if not isinstance(content, list):
-        return content
-    return "".join(part["text"] for part in content)
+    Raises:
+        UsageError: the model does not generate, or is an encoder-decoder.
+    """
+    limits = model.format.generation_limits(model.path)
+    if limits.encoder_inputs:
+        raise UsageError(
+            f"{model.path} is an encoder-decoder, such as a speech or translation model: it "
+            "answers one input, and holds no conversation",
+            remedy="run `autoglm-compress generate` with --prompt, --audio or --image",
+        )
+    return limits
 
 
 def _open_rows(model: StoredModel, limits: GenerationLimits, options: ChatOptions) -> RowDecoder:

@@ -51,12 +51,6 @@ def open_chat_model(model: StoredModel, *, threads: int, fast_prompts: bool = Fa
         UsageError: the model does not generate, is an encoder-decoder, or has no chat template.
         DataError: there is no tokenizer.
     """
-    if model.format.generation_limits(model.path).encoder_inputs:
-        raise UsageError(
-            f"{model.path} is an encoder-decoder: it translates or transcribes one input, and "
-            "holds no conversation",
-            remedy="give a text with --prompt, or a recording with --audio",
-        )
     opened = ChatModel(model, ChatOptions(threads, rows=1, fast_prompts=fast_prompts))
     if not opened.has_chat_template:
         opened.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compressor.errors import CompressError, UsageError
+from compressor.runtimes.rows import PIECE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class EngineOptions:
     """Requests that wait for a row; more are refused."""
     max_waiting_tokens: int = 1 << 18
     """Prompt tokens of the requests that wait; more are refused."""
-    piece_tokens: int = 128
+    piece_tokens: int = PIECE_TOKENS
     """Prompt tokens that are read between two steps of the other rows."""
     max_guesses: int = 8
     """Tokens that are guessed at once from the prompt; 0 for none."""

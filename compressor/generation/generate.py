@@ -23,18 +23,40 @@ from compressor.foreign_files.real_path import real_path
 from compressor.generation.answer_text import AnswerText
 from compressor.generation.encoder_input import encode_input
 from compressor.generation.prompt import Prompt
+from compressor.generation.prompt_encoding import PromptEncoder, TokenizedPrompt, check_tokens
 from compressor.generation.requests import SamplingOptions
 from compressor.generation.token_selection import TokenSelector, Vocabulary
-from compressor.models.checkpoint.decoder_start import DecoderStart
 from compressor.models.checkpoint.generation_rules import read_end_tokens, read_generation_rules
-from compressor.models.families.transformers.chat_templates import load_tokenizer, render_chat
-from compressor.models.families.transformers.processor import Processor
-from compressor.runtimes.decoding import DecoderOptions, GenerationLimits
+from compressor.runtimes.decoding import EncoderDecoderOptions, GenerationLimits
 from compressor.runtimes.formats import StoredModel, recognize
-from compressor.runtimes.token_generation import generate_tokens, read_prompt
+from compressor.runtimes.memory import check_kv_cache_fits
+from compressor.runtimes.rows import RowOptions, SingleRow
+from compressor.runtimes.token_generation import Forward, generate_tokens, read_first_tokens
 
 Array = np.ndarray[Any, Any]
 _REMEDY = "copy the checkpoint's files again"
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """The arguments of ``generate``."""
+
+    model: StoredModel
+    prompt: Prompt
+    sampling: SamplingOptions
+    threads: int
+    fast_prompts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An open model and its encoded prompt."""
+
+    tokenizer: Any
+    prompt_tokens: int
+    read_prompt: Callable[[], tuple[list[int], Array]]
+    """Runs the prompt; returns its tokens and the logits [V] after the last one."""
+    forward: Forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +123,22 @@ def generate(
             ``fast_prompts``; prompt and answer exceed its context.
     """
     limits = _limits(model, prompt)
-    images: dict[str, Array] | None = None
-    if limits.encoder_inputs:
-        tokenizer, start, encoder_arrays = encode_input(model.path, prompt, limits.encoder_inputs)
-    else:
-        tokenizer, token_ids_T, images = _encode(model.path, prompt)
-        start = DecoderStart(tuple(token_ids_T.tolist()))
-    _check_vocabulary(model.path, start, tokenizer, limits)
-    prompt_tokens = len(start.tokens) + bool(start.languages)
-    capacity = _required_capacity(prompt_tokens, sampling, limits)
+    prepare = _prepare_encoder_decoder if limits.encoder_inputs else _prepare_decoder
+    opened = prepare(_Task(model, prompt, sampling, threads, fast_prompts), limits)
+    prompt_tokens, tokenizer = opened.prompt_tokens, opened.tokenizer
     rules = read_generation_rules(model.path)
     end_tokens = read_end_tokens(model.path, tokenizer)
-    options = DecoderOptions(threads, capacity, fast_prompts)
-    decoder = model.format.open_decoder(model.path, options)
     text = AnswerText(
         tokenizer, stop=sampling.stop, keep_special_tokens=sampling.keep_special_tokens
     )
     started = time.perf_counter()
     with _model_errors(model):
-        if limits.encoder_inputs:
-            decoder.encode(encoder_arrays)
-        prompt_ids, logits_V = read_prompt(decoder, start, images)
+        prompt_ids, logits_V = opened.read_prompt()
     selector = TokenSelector(sampling, Vocabulary(len(logits_V), end_tokens, rules), prompt_ids)
     prefilled, generated, finished = 0.0, 0, False
-    generated_tokens = generate_tokens(decoder, logits_V, selector.choose, sampling.max_tokens)
+    generated_tokens = generate_tokens(
+        opened.forward, logits_V, selector.choose, sampling.max_tokens
+    )
     for token in _with_model_errors(model, generated_tokens):
         prefilled = prefilled or time.perf_counter()
         generated += 1
@@ -179,26 +193,6 @@ def _limits(model: StoredModel, prompt: Prompt) -> GenerationLimits:
     return limits
 
 
-def _check_vocabulary(
-    folder: Path, start: DecoderStart, tokenizer: Any, limits: GenerationLimits
-) -> None:
-    """Check that the embedding has a row for every token; raise ``DataError`` if one is missing."""
-    if limits.vocabulary is None:
-        return
-    tokens = {*start.tokens, *start.languages}
-    beyond = sorted(token for token in tokens if token >= limits.vocabulary)
-    if beyond:
-        names = ", ".join(
-            f"{tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in beyond[:5]
-        )
-        raise DataError(
-            f"the tokenizer of {folder} gives the prompt tokens that the model has no row for: "
-            f"{names}; its embedding has {limits.vocabulary} rows",
-            remedy="put the tokenizer of this model into the folder, or resize the embedding in "
-            "transformers: `model.resize_token_embeddings(len(tokenizer))`",
-        )
-
-
 def _required_capacity(
     prompt_tokens: int, sampling: SamplingOptions, limits: GenerationLimits
 ) -> int:
@@ -213,37 +207,60 @@ def _required_capacity(
     return capacity
 
 
-def _encode(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[str, Array] | None]:
-    """Return the tokenizer, the token ids, and the processor's arrays of the images if any."""
-    if prompt.images:
-        return _encode_with_images(folder, prompt)
-    tokenizer = load_tokenizer(folder)
-    return tokenizer, _encode_text(tokenizer, prompt), None
+def _prepare_encoder_decoder(task: _Task, limits: GenerationLimits) -> _Opened:
+    """Encode the input of an encoder-decoder, and open the model."""
+    folder = task.model.path
+    tokenizer, start, arrays = encode_input(folder, task.prompt, limits.encoder_inputs)
+    check_tokens([*start.tokens, *start.languages], limits.vocabulary, tokenizer, folder)
+    prompt_tokens = len(start.tokens) + bool(start.languages)
+    capacity = _required_capacity(prompt_tokens, task.sampling, limits)
+    options = EncoderDecoderOptions(task.threads, capacity, task.fast_prompts)
+    decoder = task.model.format.open_encoder_decoder(folder, options)
+
+    def read_prompt() -> tuple[list[int], Array]:
+        decoder.encode(arrays)
+        return read_first_tokens(decoder, start)
+
+    return _Opened(tokenizer, prompt_tokens, read_prompt, decoder.forward)
 
 
-def _encode_text(tokenizer: Any, prompt: Prompt) -> Array:
-    with library_errors("the model's tokenizer cannot encode the prompt", DataError, _REMEDY):
-        if tokenizer.chat_template and not prompt.raw:
-            messages = [{"role": "user", "content": prompt.text}]
-            text = render_chat(tokenizer, messages, add_generation_prompt=True)
-            encoding = tokenizer(text, add_special_tokens=False)
-        else:
-            encoding = tokenizer(prompt.text)
-        token_ids = encoding["input_ids"]
-    if not len(token_ids):
-        raise UsageError("the prompt is empty", remedy="give some text with --prompt")
-    return np.array(token_ids, dtype=np.int64)
+def _prepare_decoder(task: _Task, limits: GenerationLimits) -> _Opened:
+    """Encode a prompt, and open the model with one row."""
+    folder, prompt = task.model.path, task.prompt
+    encoder = PromptEncoder(folder, limits.vocabulary, takes_images=bool(prompt.images))
+    encoded = _encode(encoder, prompt)
+    ids_T = encoded.token_ids_T
+    capacity = _required_capacity(len(ids_T), task.sampling, limits)
+    options = RowOptions(task.threads, 1, capacity, task.fast_prompts)
+    decoder = task.model.format.open_rows(folder, options)
+    check_kv_cache_fits(decoder.token_bytes * capacity, batch_size=1, tokens=capacity)
+    images: Any = None
+    if encoded.image_arrays is not None:
+        images, _ = decoder.encode_images(ids_T, encoded.image_arrays, encoded.pictures)
+    row = SingleRow(decoder, images)
+    return _Opened(
+        encoder.tokenizer,
+        len(ids_T),
+        lambda: (ids_T.tolist(), row.forward(ids_T)),
+        row.forward,
+    )
 
 
-def _encode_with_images(folder: Path, prompt: Prompt) -> tuple[Any, Array, dict[str, Array]]:
-    if prompt.raw:
+def _encode(encoder: PromptEncoder, prompt: Prompt) -> TokenizedPrompt:
+    """Return a prompt for a decoder.
+
+    Raises:
+        UsageError: there is no text, or images come without the chat template.
+        DataError: an image cannot be read.
+    """
+    if prompt.images and prompt.raw:
         raise UsageError("images need the chat template: leave --raw out")
     if problems := [problem for image in prompt.images if (problem := file_problem(image))]:
         raise DataError("\n".join(problems))
-    processor = Processor(folder)
-    parts = [{"type": "image", "path": str(real_path(image))} for image in prompt.images]
-    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt.text}]}]
-    names = ", ".join(map(str, prompt.images))
-    with library_errors(f"the processor of {folder} fails on {names}", DataError, _REMEDY):
-        encoding = processor.encode(messages, add_generation_prompt=True)
-    return processor.processor.tokenizer, encoding.input_ids, encoding.arrays
+    if prompt.raw or not encoder.has_chat_template:
+        return encoder.encode_text(prompt.text)
+    text: Any = prompt.text
+    if prompt.images:
+        parts = [{"type": "image", "path": str(real_path(image))} for image in prompt.images]
+        text = [*parts, {"type": "text", "text": prompt.text}]
+    return encoder.encode_chat([{"role": "user", "content": text}])

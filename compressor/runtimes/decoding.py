@@ -1,4 +1,4 @@
-"""Generation with a key-value cache: the contract between a runtime and `generate`.
+"""Limits of models that generate, and the contract for those with an encoder.
 
 Shapes: T new tokens, V vocabulary entries.
 """
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from compressor.errors import UsageError
 
 Array = np.ndarray[Any, Any]
 
@@ -32,33 +30,34 @@ class GenerationLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderOptions:
-    """Options for opening a model to generate one sequence."""
+class EncoderDecoderOptions:
+    """Options for opening an encoder-decoder."""
 
     threads: int
     capacity: int
-    """Tokens of prompt and answer that the key-value cache must hold."""
+    """Tokens that the decoder's key-value cache must hold."""
     fast_prompts: bool = False
-    """Prefill with 8-bit copies of the packed weights (ONNX decoders only)."""
+    """Read the decoder's first tokens with 8-bit copies of the packed weights (ONNX only)."""
 
 
-class Decoder(ABC):
-    """An open model with the key-value cache of one sequence."""
+class EncoderDecoder(ABC):
+    """An open encoder-decoder with the key-value cache of one sequence.
 
-    def encode(self, arrays: Mapping[str, Array]) -> None:  # noqa: ARG002
-        """Run the encoder of an encoder-decoder, and start a new sequence.
+    A decoder alone is a ``RowDecoder``, also where it generates a single sequence.
+    """
+
+    @abstractmethod
+    def encode(self, arrays: Mapping[str, Array]) -> None:
+        """Run the encoder, and start a new sequence.
 
         Args:
             arrays: the encoder's inputs for one sample, with a first dimension of size 1.
         """
-        raise UsageError("the model has no encoder: it continues tokens")
 
     @abstractmethod
-    def forward(self, token_ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
+    def forward(self, token_ids_T: Array) -> Array:
         """Append tokens to the sequence and return the logits after the last one, float32 [V].
 
         Args:
-            token_ids_T: int64; a prompt, or the token sampled last.
-            images: the processor's arrays of the images in these tokens. Only the first call may
-                pass images.
+            token_ids_T: int64; the first tokens, or the token selected last.
         """

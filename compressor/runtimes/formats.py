@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from compressor.data.contract import Batch
     from compressor.models.capabilities.signature import InputSpec
     from compressor.models.families.module.config import ModuleConfig
-    from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
+    from compressor.runtimes.decoding import EncoderDecoder, EncoderDecoderOptions, GenerationLimits
     from compressor.runtimes.layers import Layers
     from compressor.runtimes.rows import RowDecoder, RowOptions
     from compressor.runtimes.session import Session
@@ -234,8 +234,18 @@ class Format(ABC):
             remedy="name a transformers checkpoint, its awq artifact, or the ONNX export of either",
         )
 
-    def open_decoder(self, path: Path, options: DecoderOptions) -> Decoder:
-        """Open the model for generation with a key-value cache.
+    def open_encoder_decoder(self, path: Path, options: EncoderDecoderOptions) -> EncoderDecoder:
+        """Open a model whose limits name encoder inputs, to generate one sequence at a time.
+
+        Raises:
+            UsageError: the model does not generate, or not with these options.
+            ModelError: the model cannot be opened.
+        """
+        self.generation_limits(path)
+        raise self._unsupported(path, "it has no encoder and decoder", None)
+
+    def open_rows(self, path: Path, options: RowOptions) -> RowDecoder:
+        """Open a decoder without encoder, to generate one or several sequences at once.
 
         Raises:
             UsageError: the model does not generate, or not with these options.
@@ -243,16 +253,6 @@ class Format(ABC):
         """
         self.generation_limits(path)
         raise self._unsupported(path, "it has no decoder", None)
-
-    def open_rows(self, path: Path, options: RowOptions) -> RowDecoder:
-        """Open the model to generate several sequences at once.
-
-        Raises:
-            UsageError: the model does not generate, or not with these options.
-            ModelError: the model cannot be opened.
-        """
-        self.generation_limits(path)
-        raise self._unsupported(path, "it has no decoder for several sequences", None)
 
     def open_layers(self, path: Path, threads: int) -> Layers:
         """Open the model for layer-by-layer inspection (`compare -p`).

@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from compressor.generation.requests import (
     EncodedPrompt,
     FinishEvent,
@@ -64,7 +62,7 @@ class Completions(GenerationService[CompletionRequest, PreparedCompletion]):
     def _encode(self, prompt: str | list[int]) -> EncodedPrompt:
         if isinstance(prompt, str):
             return self.model.encode_text(prompt)
-        return self.model.encode_tokens(np.array(prompt, np.int64))
+        return self.model.encode_tokens(prompt)
 
     def start(self, prepared: PreparedCompletion) -> Reply:
         """Submit the answers of a request."""

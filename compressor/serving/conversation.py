@@ -17,7 +17,7 @@ _ROLES = {"developer": "system"}
 def conversation(
     request: ChatRequest, limits: ServerLimits, *, takes_images: bool
 ) -> list[dict[str, Any]]:
-    """Return the messages with decoded images; contents without images become one text.
+    """Return the messages with decoded images, as ``PromptEncoder.encode_chat`` takes them.
 
     Args:
         request: the request.
@@ -73,13 +73,10 @@ def _content(
 ) -> str | list[dict[str, Any]]:
     if not isinstance(message.content, list):
         return message.content or message.refusal or ""
-    parts = [
+    return [
         _part(part, f"{place}.content[{number}]", max_pixels, takes_images)
         for number, part in enumerate(message.content)
     ]
-    if any(part["type"] == "image" for part in parts):
-        return parts
-    return "\n".join(part["text"] for part in parts)
 
 
 def _part(part: Part, place: str, max_pixels: int, takes_images: bool) -> dict[str, Any]:

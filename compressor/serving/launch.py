@@ -13,7 +13,7 @@ from compressor import interrupts
 from compressor.data.pictures import without_pillow_warnings
 from compressor.errors import UsageError
 from compressor.evaluation.energy_meters import find_meter
-from compressor.generation.chat_model import ChatModel, ChatOptions
+from compressor.generation.chat_model import ChatModel, ChatOptions, decoder_limits
 from compressor.generation.generate import model_at
 from compressor.runtimes.formats import StoredModel
 from compressor.serving.app import Routes
@@ -173,15 +173,10 @@ def check_servable(model: StoredModel) -> bool:
         UsageError: the model is an encoder-decoder, which this server does not answer for.
     """
     try:
-        limits = model.format.generation_limits(model.path)
+        model.format.generation_limits(model.path)
     except UsageError:
         return False
-    if limits.encoder_inputs:
-        raise UsageError(
-            f"{model.path} is an encoder-decoder, such as a speech or translation model, which "
-            "`serve` does not support",
-            remedy="run it with `autoglm-compress generate`",
-        )
+    decoder_limits(model)
     return True
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compressor.errors import ModelError
 from compressor.foreign_files.libraries import library_errors
 from compressor.models.facts import ModelFacts
-from compressor.runtimes.decoding import Array, Decoder, DecoderOptions, GenerationLimits
+from compressor.runtimes.decoding import (
+    Array,
+    EncoderDecoder,
+    EncoderDecoderOptions,
+    GenerationLimits,
+)
 from compressor.runtimes.foreign.identify import identify
 from compressor.runtimes.formats import Cost, Format, LowPrecision, SampleShapes
 from compressor.runtimes.rows import RowDecoder, RowOptions
@@ -168,14 +173,14 @@ class Onnx(Format):
             tuple(value.name for value in inputs),
         )
 
-    def open_decoder(self, path: Path, options: DecoderOptions) -> Decoder:
-        """Open a decoder graph with its key-value buffers.
+    def open_encoder_decoder(self, path: Path, options: EncoderDecoderOptions) -> EncoderDecoder:
+        """Open the graphs of encoder and decoder with the decoder's key-value buffers.
 
         Raises:
             ModelError: it is no decoder, or ONNX Runtime cannot open it.
         """
         with library_errors(f"{path} is no decoder that can be opened", ModelError, _AGAIN):
-            return _OnnxDecoder(path, options)
+            return _OnnxEncoderDecoder(path, options)
 
     def open_rows(self, path: Path, options: RowOptions) -> RowDecoder:
         """Open a decoder graph with a key-value cache for each row."""
@@ -224,13 +229,12 @@ def _size_bytes(files: Mapping[str, Path]) -> int:
     return sum(file.stat().st_size for file in files.values() if file.is_file())
 
 
-class _OnnxDecoder(Decoder):
-    """One sequence in ``OnnxDecoder``, with the vision tower opened while an image is encoded."""
+class _OnnxEncoderDecoder(EncoderDecoder):
+    """One sequence in ``OnnxDecoder``."""
 
-    def __init__(self, folder: Path, options: DecoderOptions) -> None:
+    def __init__(self, folder: Path, options: EncoderDecoderOptions) -> None:
         from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 
-        self._folder, self._threads = folder, options.threads
         self._decoder = OnnxDecoder(
             folder,
             options.threads,
@@ -240,19 +244,10 @@ class _OnnxDecoder(Decoder):
         )
 
     def encode(self, arrays: Mapping[str, Array]) -> None:
-        """Run the encoder's graph; see ``Decoder.encode``."""
+        """Run the encoder's graph; see ``EncoderDecoder.encode``."""
         self._decoder.encode(arrays)
 
-    def forward(self, token_ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
-        """Run the new tokens through the graph; see ``Decoder.forward``."""
-        embeddings = None if images is None else self._encode(token_ids_T, images)
-        logits_V: Array = self._decoder.forward(token_ids_T[None], images=embeddings)[0, -1]
+    def forward(self, token_ids_T: Array) -> Array:
+        """Run the new tokens through the graph; see ``EncoderDecoder.forward``."""
+        logits_V: Array = self._decoder.forward(token_ids_T[None])[0, -1]
         return logits_V
-
-    def _encode(self, token_ids_T: Array, images: Mapping[str, Array]) -> Any:
-        from compressor.graphs.decoder.interface import INPUT_IDS
-        from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
-
-        tower = VisionTower(self._folder, self._threads, "cpu")
-        arrays = {name: array[None] for name, array in images.items()}
-        return tower.encode_batch({**arrays, INPUT_IDS: token_ids_T[None]})

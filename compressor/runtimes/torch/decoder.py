@@ -14,7 +14,12 @@ import numpy as np
 
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.checkpoint.description import read_description
-from compressor.runtimes.decoding import Array, Decoder, DecoderOptions, GenerationLimits
+from compressor.runtimes.decoding import (
+    Array,
+    EncoderDecoder,
+    EncoderDecoderOptions,
+    GenerationLimits,
+)
 from compressor.runtimes.memory import check_kv_cache_fits
 
 INPUT_IDS, DECODER_TOKENS = "input_ids", "decoder_input_ids"
@@ -38,10 +43,10 @@ def limits_of(folder: Path) -> GenerationLimits | None:
     )
 
 
-class TorchDecoder(Decoder):
-    """A class of transformers that generates, in torch, with the kind of cache it uses itself."""
+class TorchEncoderDecoder(EncoderDecoder):
+    """An encoder-decoder of transformers, in torch, with the kind of cache it uses itself."""
 
-    def __init__(self, folder: Path, options: DecoderOptions) -> None:
+    def __init__(self, folder: Path, options: EncoderDecoderOptions) -> None:
         """Open the model.
 
         Raises:
@@ -69,12 +74,11 @@ class TorchDecoder(Decoder):
         }
         self._cache = self._new_cache()
         self._encoded: dict[str, Any] = {}
-        self._tokens = DECODER_TOKENS if generation.encoder_inputs else INPUT_IDS
         parameters = inspect.signature(type(self._module).forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
     def encode(self, arrays: Mapping[str, Array]) -> None:
-        """Run the encoder; see ``Decoder.encode``."""
+        """Run the encoder; see ``EncoderDecoder.encode``."""
         import torch
 
         self._cache = self._new_cache()
@@ -84,12 +88,11 @@ class TorchDecoder(Decoder):
         if ATTENTION_MASK in inputs:
             self._encoded[ATTENTION_MASK] = inputs[ATTENTION_MASK]
 
-    def forward(self, token_ids_T: Array, images: Mapping[str, Array] | None = None) -> Array:
-        """Run the new tokens through the model; see ``Decoder.forward``."""
+    def forward(self, token_ids_T: Array) -> Array:
+        """Run the new tokens through the model; see ``EncoderDecoder.forward``."""
         import torch
 
-        arrays = {self._tokens: token_ids_T, **(images or {})}
-        inputs = {name: self._tensor(array[None]) for name, array in arrays.items()}
+        inputs = {DECODER_TOKENS: self._tensor(token_ids_T[None])}
         with torch.inference_mode():
             outputs = self._module(
                 **inputs, **self._cache, **self._encoded, **self._options, use_cache=True

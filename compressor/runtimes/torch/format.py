@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compressor.errors import CompressError, ModelError, UsageError
 from compressor.foreign_files.json_files import read_json
 from compressor.models.facts import ModelFacts, facts_of
-from compressor.runtimes.decoding import Decoder, DecoderOptions, GenerationLimits
+from compressor.runtimes.decoding import EncoderDecoder, EncoderDecoderOptions, GenerationLimits
 from compressor.runtimes.foreign.contract import EXPORT_FROM_PYTHON
 from compressor.runtimes.foreign.folders import sentence_modules
 from compressor.runtimes.foreign.identify import identify
@@ -136,12 +136,12 @@ class FamilyFormat(Format):
         limits = limits_of(path)
         return super().generation_limits(path) if limits is None else limits
 
-    def open_decoder(self, path: Path, options: DecoderOptions) -> Decoder:
+    def open_encoder_decoder(self, path: Path, options: EncoderDecoderOptions) -> EncoderDecoder:
         """Open a checkpoint of transformers with its own key-value cache."""
-        from compressor.runtimes.torch.decoder import TorchDecoder
+        from compressor.runtimes.torch.decoder import TorchEncoderDecoder
 
         self._refuse_fast_prompts(path, fast_prompts=options.fast_prompts)
-        return TorchDecoder(path, options)
+        return TorchEncoderDecoder(path, options)
 
     def open_rows(self, path: Path, options: RowOptions) -> RowDecoder:
         """Open a checkpoint of transformers with a key-value cache for each row."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.errors import ModelError, PassError, UsageError
+from compressor.errors import ModelError, PassError
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.checkpoint.description import read_description
 from compressor.runtimes.rows import RowDecoder, RowOptions
@@ -46,7 +46,6 @@ class TorchRows(RowDecoder):
         Raises:
             ModelError: the model cannot be opened.
             RequirementError: the model does not generate with a key-value cache.
-            UsageError: the model has an encoder.
         """
         import torch
 
@@ -58,11 +57,6 @@ class TorchRows(RowDecoder):
 
         model = read_description(folder)
         generation = model.require(CachedGeneration)
-        if generation.encoder_inputs:
-            raise UsageError(
-                f"{folder} is an encoder-decoder: it answers one input at a time",
-                remedy="use generate",
-            )
         torch.set_num_threads(options.threads)
         module: Any = load_module(model)
         self.options, self._module = options, module

@@ -122,7 +122,7 @@ def test_the_vision_tower_embeds_an_image_once(bed):
 
 def test_a_picture_that_is_sent_again_is_not_processed_again(bed, monkeypatch):
     with opened(bed / "onnx") as model:
-        images = model._processor.processor.image_processor
+        images = model._prompts.processor.processor.image_processor
         sizes, original = [], type(images._processor).__call__
 
         def count(self, pictures, **options):
@@ -152,10 +152,27 @@ def test_a_template_receives_its_options(bed, tmp_path):
     template = "{% for m in messages %}{{ m.content }} {% endfor %}{% if thinking %}w77{% endif %}"
     (folder / "chat_template.jinja").write_text(template)
     with opened(folder) as model:
-        messages = [{"role": "user", "content": [text("w5"), text(" w6")]}]
+        messages = [{"role": "user", "content": [text("w5"), text("w6")]}]
         plain = model.encode_chat(messages).token_ids_T.tolist()
         assert plain == [5, 6]
         assert model.encode_chat(messages, {"thinking": True}).token_ids_T.tolist() == [5, 6, 77]
+
+
+def test_text_parts_are_joined_by_a_line_break_or_stay_a_list_as_the_template_takes_them(
+    bed, tmp_path
+):
+    folder = shutil.copytree(bed / "torch", tmp_path / "model")
+    messages = [
+        {"role": "system", "content": "w8"},
+        user(text("w5"), text("w6")),
+        {"role": "assistant", "content": "w7"},
+    ]
+    joined = "{% for m in messages %}{{ m.content.replace('\\n', ' w99 ') }} {% endfor %}"
+    listed = "{% for m in messages %}{% for p in m.content %}{{ p.text }} {% endfor %}{% endfor %}"
+    for template, expected in ((joined, [8, 5, 99, 6, 7]), (listed, [8, 5, 6, 7])):
+        (folder / "chat_template.jinja").write_text(template)
+        with opened(folder) as model:
+            assert model.encode_chat(messages).token_ids_T.tolist() == expected
 
 
 def test_a_template_that_refuses_a_conversation_is_a_usage_error(bed, tmp_path):
@@ -203,7 +220,7 @@ def test_tokens_that_the_model_lacks_are_refused(bed, tmp_path):
     tree = json.loads((folder / "tokenizer.json").read_text())
     tree["model"]["vocab"]["zebra"] = 4000
     (folder / "tokenizer.json").write_text(json.dumps(tree))
-    with opened(folder) as model, pytest.raises(DataError, match="token 4000"):
+    with opened(folder) as model, pytest.raises(DataError, match=r"no row for: 'zebra' \(4000\)"):
         model.encode_text("zebra")
 
 

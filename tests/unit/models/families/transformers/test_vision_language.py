@@ -17,9 +17,9 @@ from compressor.data.contract import Dataset, SourceContext
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.transformers.processor import Encoding, Processor
-from compressor.runtimes.decoding import DecoderOptions
+from compressor.runtimes.rows import RowOptions, SingleRow
 from compressor.runtimes.session import match_inputs
-from compressor.runtimes.torch.decoder import TorchDecoder
+from compressor.runtimes.torch.rows import TorchRows
 from tests.support.processors import message, write_conversations, write_picture
 from tests.support.vision_language import VLMS, write_vlm
 
@@ -86,8 +86,9 @@ def test_greedy_answers_equal_those_of_transformers(folder: Path) -> None:
     for images in prompts[: 2 if folder.name in WITHOUT_TEXTS else 3]:
         encoding = encode(folder, processor, *images)
         expected = generate(reference, processor, encoding)
-        decoder = TorchDecoder(folder, DecoderOptions(threads=1, capacity=200))
-        tokens = [int(decoder.forward(encoding.input_ids, encoding.arrays).argmax())]
+        rows = TorchRows(folder, RowOptions(threads=1, rows=1, capacity=200))
+        decoder = SingleRow(rows, encoding.arrays)
+        tokens = [int(decoder.forward(encoding.input_ids).argmax())]
         while len(tokens) < TOKENS:
             tokens.append(int(decoder.forward(np.array(tokens[-1:])).argmax()))
         assert tokens == expected
