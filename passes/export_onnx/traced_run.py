@@ -36,7 +36,8 @@ from passes.export_onnx.compute_types import (
 from passes.export_onnx.config import HALF, ExportOnnxConfig
 from passes.export_onnx.half import convert_to_half
 from passes.export_onnx.packed import store_packed
-from passes.export_onnx.parity import Parity, Tolerance, compare
+from passes.export_onnx.parity import Limits, Parity, Tolerance, compare
+from passes.export_onnx.repeated_choices import RepeatedChoices
 from passes.export_onnx.rounding import explained
 from passes.export_onnx.tracing import Tracer, has_library_classes, onnx_from_torch, trace
 
@@ -211,6 +212,8 @@ class _TracedExport:
             if quantized or self.quantization is not None:
                 tolerance = Tolerance.QUANTIZED
             precise = partial(outputs_in_float64, reference)
+            limits = Limits.from_config(self.config.parity, tolerance)
+            repeated = RepeatedChoices(reference, self.out, exported.inputs, limits)
             try:
                 return compare(
                     reference,
@@ -219,6 +222,7 @@ class _TracedExport:
                     self.config.parity,
                     tolerance=tolerance,
                     precise=precise if tolerance is Tolerance.FLOAT else None,
+                    repeated=repeated.outputs,
                 )
             except ParityError as error:
                 if tolerance is not Tolerance.QUANTIZED:

@@ -22,6 +22,7 @@ from torch.export._patches import (
 from compressor.data.contract import Batch
 from compressor.graphs.values import Array
 from compressor.models.capabilities.signature import InputSpec
+from passes.export_onnx.symbolic_lengths import symbolic_lengths
 from passes.export_onnx.tracing_errors import export_error
 
 if TYPE_CHECKING:
@@ -120,7 +121,12 @@ def trace(module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterf
         PassError: torch cannot trace the module.
     """
     try:
-        with _silenced_exporter(), _recurrent_layers_as_loops(), _paused_collection():
+        with (
+            _silenced_exporter(),
+            _recurrent_layers_as_loops(),
+            _paused_collection(),
+            symbolic_lengths(module),
+        ):
             program = torch.onnx.export(
                 module.eval(),
                 tensors,

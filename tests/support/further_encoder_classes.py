@@ -20,6 +20,24 @@ _CLIP = dict(CLASSES["clip"].fields)
 _SWIN = {name: value for name, value in CLASSES["swin"].fields.items() if name not in _LABELS}
 _DETR_RESNET = dict(CLASSES["detr"].fields)
 _RT_DETR = dict(CLASSES["rt_detr"].fields)
+_D_FINE = {
+    **_RT_DETR,
+    "backbone_config": {
+        "model_type": "hgnet_v2",
+        "stem_channels": [3, 8, 8],
+        "embedding_size": 8,
+        "stage_in_channels": [8, 16, 16, 24],
+        "stage_mid_channels": [8, 8, 8, 8],
+        "stage_out_channels": [16, 16, 24, 32],
+        "hidden_sizes": [16, 16, 24, 32],
+        "stage_num_blocks": [1, 1, 1, 1],
+        "stage_numb_of_layers": [1, 1, 1, 1],
+        "depths": [1, 1, 1, 1],
+        "out_features": ["stage2", "stage3", "stage4"],
+    },
+    "encoder_in_channels": [16, 24, 32],
+    "lqe_hidden_dim": 8,
+}
 _BACKBONE_STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 _DPT = {
     **_VIT,
@@ -445,6 +463,24 @@ _VISION_CLASSES = {
     ),
     "conditional_detr": TinyClass(
         "ConditionalDetrForObjectDetection", "conditional_detr", "image", _DETR_RESNET, side=64
+    ),
+    "d_fine": TinyClass("DFineForObjectDetection", "d_fine", "image", _D_FINE, side=64),
+    "deformable_detr": TinyClass(
+        "DeformableDetrForObjectDetection",
+        "deformable_detr",
+        "image",
+        {
+            **_DETR_RESNET,
+            "num_feature_levels": 2,
+            "backbone_config": {
+                **_DETR_RESNET["backbone_config"],
+                "out_features": ["stage3", "stage4"],
+            },
+            "two_stage": True,
+            "two_stage_num_proposals": 8,
+            "with_box_refine": True,
+        },
+        side=64,
     ),
     "rt_detr_v2": TinyClass("RTDetrV2ForObjectDetection", "rt_detr_v2", "image", _RT_DETR, side=64),
     "swin2sr": TinyClass(
