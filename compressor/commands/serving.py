@@ -38,6 +38,12 @@ def serve(
         int | None,
         typer.Option(help="Tokens of prompt and answer.", min=16, show_default="the model's"),
     ] = None,
+    cache_mb: Annotated[
+        int | None,
+        typer.Option(
+            help="Memory for keys and values, in MiB.", min=1, show_default="60 % of what is free"
+        ),
+    ] = None,
     threads: Annotated[
         int, typer.Option(help="Threads of the runtime.", min=1, show_default="all cores")
     ] = os.cpu_count() or 1,
@@ -87,11 +93,12 @@ def serve(
         model,
         Address(host, port),
         names=tuple(name or ()),
-        keys=tuple(key for key in api_key or () if key),
+        api_keys=tuple(key for key in api_key or () if key),
         allow_no_key=no_key,
         threads=threads,
         rows=parallel,
         context=context,
+        cache_bytes=None if cache_mb is None else cache_mb * _MEBIBYTE,
         max_waiting=queue,
         fast_prompts=fast_prompts,
         max_batch=batch,

@@ -6,6 +6,7 @@ Shapes: V vocabulary entries, K positions.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,8 @@ class Answer:
         prompt = request.prompt
         length = len(prompt.token_ids_T)
         size = min(capacity, length + request.sampling.max_tokens)
-        self._ids, self._keys = np.empty(size, np.int64), np.empty(size, np.int64)
-        self._ids[:length], self._keys[:length] = prompt.token_ids_T, prompt.keys_T
+        self._ids, self._prefix_keys = np.empty(size, np.int64), np.empty(size, np.int64)
+        self._ids[:length], self._prefix_keys[:length] = prompt.token_ids_T, prompt.prefix_keys_T
         self.request, self.prompt_tokens, self.tokens = request, length, length
         self._selector, self._text, self._listener = selector, text, listener
         self._lookup: PromptLookup | None = None
@@ -83,9 +84,9 @@ class Answer:
         return self._ids[: self.tokens]
 
     @property
-    def keys(self) -> Array:
-        """Keys of the tokens of prompt and answer, int64 [T]; see ``EncodedPrompt``."""
-        return self._keys[: self.tokens]
+    def prefix_keys(self) -> Array:
+        """Prefix keys of the tokens of prompt and answer, int64 [T]; see ``EncodedPrompt``."""
+        return self._prefix_keys[: self.tokens]
 
     @property
     def generated(self) -> int:
@@ -120,7 +121,7 @@ class Answer:
             self._lookup = PromptLookup(self.token_ids.tolist())
         return self._lookup.propose(limit)
 
-    def take(self, logits_V: Array) -> int:
+    def select_token(self, logits_V: Array) -> int:
         """Select the next token, and send its text; ``reason`` is set if it ends the answer.
 
         Raises:
@@ -129,7 +130,7 @@ class Answer:
         token = self._selector.choose(logits_V)
         if self._first_token is None:
             self._first_token = time.monotonic()
-        self._ids[self.tokens] = self._keys[self.tokens] = token
+        self._ids[self.tokens] = self._prefix_keys[self.tokens] = token
         self.tokens += 1
         if self._lookup is not None:
             self._lookup.update(token)
@@ -179,3 +180,15 @@ class Answer:
             proposed_tokens=self.proposed_tokens,
             accepted_tokens=self.accepted_tokens,
         )
+
+
+class Ticket:
+    """A request that was accepted."""
+
+    def __init__(self, answer: Answer, wake: Callable[[], None]) -> None:
+        self._answer, self._wake = answer, wake
+
+    def cancel(self) -> None:
+        """End the answer before its next token; does nothing if it has ended."""
+        self._answer.cancelled = True
+        self._wake()

@@ -62,6 +62,7 @@ class ChatModel:
         has_chat_template: True if conversations can be turned into prompts.
         budget_tokens: tokens whose keys and values all rows together may hold.
         token_bytes: bytes of the keys and values of one token.
+        image_cache: counts of the cache of image embeddings; None where there is none.
     """
 
     def __init__(self, model: StoredModel, options: ChatOptions) -> None:
@@ -101,6 +102,7 @@ class ChatModel:
         )
         self.context_length = self.engine.context_length
         self.budget_tokens, self.token_bytes = budget, self._decoder.token_bytes
+        self.image_cache = self._decoder.image_cache
 
     def encode_text(self, text: str) -> EncodedPrompt:
         """Return a text to continue; see ``PromptEncoder.encode_text``."""
@@ -128,8 +130,10 @@ class ChatModel:
         ids_T = prompt.token_ids_T
         if prompt.image_arrays is None:
             return EncodedPrompt(ids_T, ids_T)
-        images, keys_T = self._decoder.encode_images(ids_T, prompt.image_arrays, prompt.pictures)
-        return EncodedPrompt(ids_T, keys_T, images)
+        images, prefix_keys_T = self._decoder.encode_images(
+            ids_T, prompt.image_arrays, prompt.pictures
+        )
+        return EncodedPrompt(ids_T, prefix_keys_T, images)
 
     def load_grammars(self) -> None:
         """Read the vocabulary for grammars, in about a second; does nothing the second time.
@@ -232,6 +236,6 @@ def _budget_tokens(decoder: RowDecoder, options: ChatOptions) -> int:
             f"keys and values of {needed:,} tokens take "
             f"{needed * decoder.token_bytes / 1e9:.1f} GB, and {cache_bytes / 1e9:.1f} GB may be "
             "taken",
-            remedy="lower the context, or free some memory",
+            remedy="lower the context, free some memory, or raise --cache-mb if it was given",
         )
     return min(tokens, row.rows * row.capacity)

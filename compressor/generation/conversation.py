@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.errors import UsageError
+from compressor.generation.answer import Ticket
 from compressor.generation.chat_model import ChatModel, ChatOptions
-from compressor.generation.engine import Ticket
 from compressor.generation.requests import (
     Event,
     FailureEvent,

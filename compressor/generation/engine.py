@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import CompressError, PassError
-from compressor.generation.answer import Answer
+from compressor.generation.answer import Answer, Ticket
 from compressor.generation.engine_records import (
     ContextLengthError,
     EngineBusyError,
@@ -44,18 +44,6 @@ _SPARE_TOKENS = 64
 _SMOOTHING = 0.2
 
 
-class Ticket:
-    """A request that was accepted."""
-
-    def __init__(self, answer: Answer, wake: Callable[[], None]) -> None:
-        self._answer, self._wake = answer, wake
-
-    def cancel(self) -> None:
-        """End the answer before its next token; does nothing if it has ended."""
-        self._answer.cancelled = True
-        self._wake()
-
-
 class GenerationEngine:
     """Answers of one decoder, up to a number of rows at once.
 
@@ -74,8 +62,8 @@ class GenerationEngine:
         self._decoder, self._start, self._options = decoder, start, options
         self._table = RowTable(decoder, options.budget_tokens)
         self._waiting: deque[Answer] = deque()
-        self._reading: list[Answer] = []
-        self._speaking: list[Answer] = []
+        self._prefilling: list[Answer] = []
+        self._decoding: list[Answer] = []
         self._guesses: dict[Answer, Speculation] = {}
         self._times = StepTimes()
         self._statistics = EngineStatistics(rows=decoder.options.rows)
@@ -111,7 +99,7 @@ class GenerationEngine:
         with self._changed:
             return replace(
                 self._statistics,
-                running=len(self._reading) + len(self._speaking),
+                running=len(self._prefilling) + len(self._decoding),
                 waiting=len(self._waiting),
                 held_tokens=self._table.held_tokens,
             )
@@ -119,7 +107,7 @@ class GenerationEngine:
     @property
     def is_idle(self) -> bool:
         """True if no answer runs or waits."""
-        return not (self._waiting or self._reading or self._speaking)
+        return not (self._waiting or self._prefilling or self._decoding)
 
     def drain(self, seconds: float) -> bool:
         """Accept nothing more, and wait until all answers have ended.
@@ -168,13 +156,13 @@ class GenerationEngine:
                 self._read_piece()
                 self._step()
             except Exception as error:  # noqa: BLE001  such as memory that a copy lacked
-                self._fail([*self._speaking, *self._reading], error)
-        for answer in [*self._speaking, *self._reading, *self._waiting]:
+                self._fail([*self._decoding, *self._prefilling], error)
+        for answer in [*self._decoding, *self._prefilling, *self._waiting]:
             self._end(answer, FinishReason.CANCELLED)
 
     def _end_answers(self) -> None:
         """End the answers that were cancelled, or whose time is over."""
-        for answer in [*self._waiting, *self._reading, *self._speaking]:
+        for answer in [*self._waiting, *self._prefilling, *self._decoding]:
             if answer.cancelled:
                 self._end(answer, FinishReason.CANCELLED)
             elif answer.is_late:
@@ -196,16 +184,16 @@ class GenerationEngine:
             logits_KV = self._decoder.append(
                 answer.row, start, answer.token_ids[start:end], images, 1
             )
-            self._table.append(answer.row, answer.keys[start:end])
+            self._table.append(answer.row, answer.prefix_keys[start:end])
             if end == answer.tokens:
                 with self._changed:
-                    self._reading.remove(answer)
-                    self._speaking.append(answer)
-                self._take(answer, logits_KV[-1])
+                    self._prefilling.remove(answer)
+                    self._decoding.append(answer)
+                self._select_token(answer, logits_KV[-1])
 
     def _next_to_read(self) -> Answer | None:
         """Return the answer whose prompt is read next, with a row; None if none can be read."""
-        begun = min(self._reading, key=self._unread, default=None)
+        begun = min(self._prefilling, key=self._unread, default=None)
         if not self._waiting or not self._table.free_rows:
             return begun
         prefixes = {answer: self._prefix(answer) for answer in self._candidates()}
@@ -224,14 +212,14 @@ class GenerationEngine:
         the budget is full nothing is compared; when it is not, a prompt is read after it.
         """
         with self._changed:
-            heads = [self._waiting[i] for i in range(min(_COMPARED, len(self._waiting)))]
-        if time.monotonic() - heads[0].waiting_since >= _PATIENCE_SECONDS:
-            heads = heads[:1]
-        if not self._reading and not self._speaking:
-            return heads
-        promised = self._table.taken_tokens + sum(map(self._unread, self._reading))
+            oldest = [self._waiting[i] for i in range(min(_COMPARED, len(self._waiting)))]
+        if time.monotonic() - oldest[0].waiting_since >= _PATIENCE_SECONDS:
+            oldest = oldest[:1]
+        if not self._prefilling and not self._decoding:
+            return oldest
+        promised = self._table.taken_tokens + sum(map(self._unread, self._prefilling))
         space = self._options.budget_tokens - promised - _SPARE_TOKENS
-        return [answer for answer in heads if answer.tokens <= space]
+        return [answer for answer in oldest if answer.tokens <= space]
 
     def _unread(self, answer: Answer) -> int:
         assert answer.row is not None  # noqa: S101
@@ -241,30 +229,30 @@ class GenerationEngine:
         """Return what rows hold of an answer's tokens."""
         if answer.request.prompt.images is not None and not self._decoder.splits_images:
             return Prefix(self._table.free_rows[0], 0)
-        return self._table.longest_prefix(answer.keys)
+        return self._table.longest_prefix(answer.prefix_keys)
 
     def _admit(self, answer: Answer, prefix: Prefix) -> None:
         """Give a waiting answer a row."""
         with self._changed:
             self._waiting.remove(answer)
             answer.row = self._table.take(prefix)
-            self._reading.append(answer)
+            self._prefilling.append(answer)
         answer.start(self._table.length(answer.row))
 
     def _step(self) -> None:
         """Append one token to each answer that has read its prompt, or several to a single one."""
-        if not self._speaking:
+        if not self._decoding:
             return
-        while not self._table.make_space(len(self._speaking)):
+        while not self._table.make_space(len(self._decoding)):
             self._preempt_youngest()
-        if len(self._speaking) == 1 and self._decoder.truncates:
-            self._step_with_guesses(self._speaking[0])
-        elif self._speaking:
+        if len(self._decoding) == 1 and self._decoder.truncates:
+            self._step_with_guesses(self._decoding[0])
+        elif self._decoding:
             self._step_together()
 
     def _step_together(self) -> None:
         self._compact()
-        answers = sorted(self._speaking, key=lambda answer: answer.row or 0)
+        answers = sorted(self._decoding, key=lambda answer: answer.row or 0)
         lengths_B = np.array([answer.tokens - 1 for answer in answers])
         ids_B = np.array([answer.token_ids[-1] for answer in answers])
         with self._failing(answers):
@@ -273,10 +261,10 @@ class GenerationEngine:
             self._statistics.steps += 1
             self._statistics.stepped_rows += len(answers)
             for row, answer in enumerate(answers):
-                self._table.append(row, answer.keys[-1:])
+                self._table.append(row, answer.prefix_keys[-1:])
             for answer, logits_V in zip(answers, logits_BV, strict=True):
                 with self._failing([answer], keep_rows=True):
-                    self._take(answer, logits_V)
+                    self._select_token(answer, logits_V)
 
     def _step_with_guesses(self, answer: Answer) -> None:
         """Step one answer; tokens that were guessed from its text are checked in the same call."""
@@ -302,8 +290,8 @@ class GenerationEngine:
         self._statistics.proposed_tokens += len(guesses)
         accepted = 0
         for logits_V, guess in zip(logits_KV, [*guesses, None], strict=True):
-            self._table.append(row, answer.keys[-1:])
-            if self._take(answer, logits_V, guess) != guess:
+            self._table.append(row, answer.prefix_keys[-1:])
+            if self._select_token(answer, logits_V, guess) != guess:
                 break
             accepted += 1
             if answer.reason is not None:
@@ -318,8 +306,8 @@ class GenerationEngine:
         guesses = answer.guess(size) if size > 0 else []
         return guesses if self._table.make_space(1 + len(guesses)) else []
 
-    def _take(self, answer: Answer, logits_V: Array, guess: int | None = None) -> int:
-        token = answer.take(logits_V)
+    def _select_token(self, answer: Answer, logits_V: Array, guess: int | None = None) -> int:
+        token = answer.select_token(logits_V)
         self._statistics.generated_tokens += 1
         if token == guess:
             answer.accepted_tokens += 1
@@ -329,14 +317,14 @@ class GenerationEngine:
         return token
 
     def _compact(self) -> None:
-        """Move the speaking answers to the first rows."""
-        count = len(self._speaking)
-        beyond = [answer for answer in self._speaking if (answer.row or 0) >= count]
-        taken = {answer.row for answer in self._speaking}
+        """Move the answers that decode to the first rows."""
+        count = len(self._decoding)
+        beyond = [answer for answer in self._decoding if (answer.row or 0) >= count]
+        taken = {answer.row for answer in self._decoding}
         for answer, row in zip(beyond, (r for r in range(count) if r not in taken), strict=True):
             assert answer.row is not None  # noqa: S101
             self._table.swap(answer.row, row)
-            for other in self._reading:
+            for other in self._prefilling:
                 if other.row == row:
                     other.row = answer.row
             answer.row = row
@@ -354,11 +342,11 @@ class GenerationEngine:
         Returns:
             The answer.
         """
-        answer = max([*self._speaking, *self._reading], key=lambda other: other.arrived)
+        answer = max([*self._decoding, *self._prefilling], key=lambda other: other.arrived)
         self._statistics.preempted += 1
         assert answer.row is not None  # noqa: S101
         with self._changed:
-            (self._reading if answer in self._reading else self._speaking).remove(answer)
+            (self._prefilling if answer in self._prefilling else self._decoding).remove(answer)
             self._table.leave(answer.row)
             self._table.forget(answer.row)
             answer.row, answer.waiting_since = None, time.monotonic()
@@ -375,7 +363,7 @@ class GenerationEngine:
         """Free an answer's row, which keeps its tokens."""
         self._guesses.pop(answer, None)
         with self._changed:
-            for answers in (self._waiting, self._reading, self._speaking):
+            for answers in (self._waiting, self._prefilling, self._decoding):
                 if answer in answers:
                     answers.remove(answer)
             if answer.row is not None:

@@ -65,9 +65,9 @@ class EncodedPrompt:
 
     token_ids_T: Array
     """int64."""
-    keys_T: Array
-    """int64: two prompts with equal keys up to a position have the same keys and values up to
-    there. The key of a text token is its id; that of an image token also covers the image."""
+    prefix_keys_T: Array
+    """int64: two prompts with equal prefix keys up to a position have the same keys and values up
+    to there. That of a text token is its id; that of an image token also covers the image."""
     images: Any = None
     """The runtime's inputs for the images among the tokens; None for a text."""
 

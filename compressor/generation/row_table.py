@@ -30,23 +30,23 @@ class Prefix:
 
 @dataclass(slots=True)
 class _Row:
-    """One row: the keys of its tokens, and whether a sequence has it."""
+    """One row: the prefix keys of its tokens, and whether a sequence has it."""
 
-    keys: Array
+    prefix_keys: Array
     """int64 [capacity], of which ``length`` are valid."""
     length: int = 0
     taken: bool = False
-    used: int = 0
+    last_use: int = 0
     """Number of the last use, in the order of all uses."""
 
     @property
-    def held(self) -> Array:
-        """Keys of the tokens in the row."""
-        return self.keys[: self.length]
+    def held_keys(self) -> Array:
+        """Prefix keys of the tokens in the row."""
+        return self.prefix_keys[: self.length]
 
 
 class RowTable:
-    """Keys of the tokens in each row, and which rows are taken.
+    """Prefix keys of the tokens in each row, and which rows are taken.
 
     Attributes:
         budget_tokens: tokens that all rows together may hold.
@@ -83,14 +83,14 @@ class RowTable:
         """Return the number of tokens in a row."""
         return self._rows[number].length
 
-    def longest_prefix(self, keys_T: Array) -> Prefix:
+    def longest_prefix(self, prefix_keys_T: Array) -> Prefix:
         """Return the row that holds most of a prompt's beginning, without its last token.
 
         The last token is always read again, for its logits.
         """
         best = Prefix(0, 0)
         for number, row in enumerate(self._rows):
-            common = _common(row.held, keys_T[:-1])
+            common = _common(row.held_keys, prefix_keys_T[:-1])
             usable = self._decoder.truncates or common == row.length
             if usable and common > best.length:
                 best = Prefix(number, common)
@@ -122,7 +122,7 @@ class RowTable:
         if not fits:
             return 0
         self._decoder.copy(prefix.row, number, prefix.length)
-        target.keys[: prefix.length] = source.keys[: prefix.length]
+        target.prefix_keys[: prefix.length] = source.prefix_keys[: prefix.length]
         target.length = prefix.length
         self._touch(source)
         return prefix.length
@@ -140,13 +140,13 @@ class RowTable:
     def _last_use(self, number: int) -> tuple[int, int]:
         """Return the last use of a row's tokens, empty rows first."""
         row = self._rows[number]
-        return (row.used if row.length else 0, number)
+        return (row.last_use if row.length else 0, number)
 
-    def append(self, number: int, keys_T: Array) -> None:
+    def append(self, number: int, prefix_keys_T: Array) -> None:
         """Note tokens that a call has appended to a row."""
         row = self._rows[number]
-        row.keys[row.length : row.length + len(keys_T)] = keys_T
-        row.length += len(keys_T)
+        row.prefix_keys[row.length : row.length + len(prefix_keys_T)] = prefix_keys_T
+        row.length += len(prefix_keys_T)
 
     def leave(self, number: int) -> None:
         """Mark a row as free; it keeps its tokens."""
@@ -179,12 +179,12 @@ class RowTable:
 
     def _touch(self, row: _Row) -> None:
         self._clock += 1
-        row.used = self._clock
+        row.last_use = self._clock
 
 
-def _common(held_T: Array, keys_T: Array) -> int:
-    """Return the number of equal keys at the beginning of both."""
-    length = min(len(held_T), len(keys_T))
-    differs = held_T[:length] != keys_T[:length]
+def _common(held_keys_T: Array, prefix_keys_T: Array) -> int:
+    """Return the number of equal prefix keys at the beginning of both."""
+    length = min(len(held_keys_T), len(prefix_keys_T))
+    differs = held_keys_T[:length] != prefix_keys_T[:length]
     first = int(differs.argmax()) if length else 0
     return first if length and differs[first] else length

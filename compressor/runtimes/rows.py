@@ -38,6 +38,14 @@ class RowOptions:
     """Bytes of the embeddings of images that are kept for prompts with the same images."""
 
 
+@dataclass(slots=True)
+class ImageCacheCounts:
+    """Images whose embeddings were found in the cache, and those that were computed."""
+
+    hits: int = 0
+    misses: int = 0
+
+
 class RowDecoder(ABC):
     """An open model with the key-value caches of several rows.
 
@@ -51,7 +59,9 @@ class RowDecoder(ABC):
         truncates: True if the last tokens of a row can be dropped; False for recurrent layers,
             whose state belongs to all tokens.
         splits_images: True if a prompt with images may be read in pieces; otherwise it is read at
-            once, into an empty row.
+            once, into an empty row, even if another row holds the same images. Its keys then equal
+            those of no other prompt.
+        image_cache: counts of the cache of image embeddings; None where there is none.
     """
 
     options: RowOptions
@@ -59,6 +69,7 @@ class RowDecoder(ABC):
     token_bytes: int
     truncates: bool = True
     splits_images: bool = False
+    image_cache: ImageCacheCounts | None = None
 
     @abstractmethod
     def append(self, row: int, length: int, ids_T: Array, images: Any, keep: int) -> Array:

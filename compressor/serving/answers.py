@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 from compressor.errors import CompressError
-from compressor.generation.engine import GenerationEngine, Ticket
+from compressor.generation.answer import Ticket
+from compressor.generation.engine import GenerationEngine
 from compressor.generation.engine_records import ContextLengthError, EngineBusyError
 from compressor.generation.requests import (
     Event,
@@ -118,14 +119,16 @@ def usage_of(usages: Sequence[Usage | None], prompts: int = 1) -> dict[str, obje
         usages: one for each answer; those to one prompt follow each other.
         prompts: number of prompts; each counts once, however many answers it has.
     """
-    known = [usage for usage in usages if usage is not None]
-    each = max(1, len(usages) // max(1, prompts))
-    firsts = [usage for usage in usages[::each] if usage is not None]
-    prompt_tokens = sum(usage.prompt_tokens for usage in firsts)
-    completion_tokens = sum(usage.completion_tokens for usage in known)
+    ended = [usage for usage in usages if usage is not None]
+    answers_per_prompt = max(1, len(usages) // max(1, prompts))
+    of_prompts = [usage for usage in usages[::answers_per_prompt] if usage is not None]
+    prompt_tokens = sum(usage.prompt_tokens for usage in of_prompts)
+    completion_tokens = sum(usage.completion_tokens for usage in ended)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts)},
+        "prompt_tokens_details": {
+            "cached_tokens": sum(usage.cached_tokens for usage in of_prompts)
+        },
     }

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from compressor.errors import DataError
+from compressor.foreign_files.libraries import library_errors
 from compressor.models.capabilities.signature import InputSpec
 from compressor.serving.api_errors import bad_request
 from compressor.serving.base64_text import decode_base64
@@ -81,13 +82,14 @@ class ArrayReader:
         from PIL import Image
 
         assert fields.image_url is not None  # noqa: S101 - checked by ``read``
-        image = open_image_url(fields.image_url, f"{param}.image_url", self._max_pixels)
-        if self._processor is not None:
-            pixels = self._processor(image, return_tensors="np")
-            return np.asarray(pixels[next(iter(pixels))])
         shape = spec.shape
         if len(shape) != _IMAGE_RANK or shape[1] not in {_GREY, _RGB}:
             raise bad_request(f"{param}: the input is no image; its shape is {list(shape)}", param)
+        image = open_image_url(fields.image_url, f"{param}.image_url", self._max_pixels)
+        if self._processor is not None:
+            with library_errors(f"{param}: the model's processor refuses the image", DataError):
+                pixels = self._processor(image, return_tensors="np")
+                return np.asarray(pixels[next(iter(pixels))])
         if isinstance(shape[2], int) and isinstance(shape[3], int):
             image = image.resize((shape[3], shape[2]), Image.Resampling.BILINEAR)
         values = np.asarray(image.convert("L" if shape[1] == _GREY else "RGB"))
@@ -119,7 +121,10 @@ def _array_of_lists(value: Any, spec: InputSpec, param: str) -> Array:
     try:
         array = np.array(value)
         if array.dtype.kind in _KINDS and np.dtype(spec.dtype).kind == "f":
-            array = array.astype(spec.dtype)  # JSON's numbers are no closer to it than this
+            with np.errstate(over="raise"):
+                array = array.astype(spec.dtype)  # JSON's numbers are no closer to it than this
+    except FloatingPointError as error:
+        raise bad_request(f"{param}: its values do not fit into {spec.dtype}", param) from error
     except (ValueError, OverflowError) as error:
         raise bad_request(f"{param}: the lists have different lengths: {error}", param) from error
     if array.dtype.kind not in _KINDS:

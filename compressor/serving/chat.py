@@ -91,7 +91,7 @@ class _ChatReply(Reply):
         async for number, event in self.answers.events():
             choice, total = self._choices[number], totals[number]
             if isinstance(event, TextEvent):
-                choice.tokens += event.tokens
+                choice.unreported_tokens += event.tokens
                 delta = choice.add(event.text)
             else:
                 delta = choice.end()
@@ -131,12 +131,12 @@ class _ChatReply(Reply):
     def _chunks_of(self, number: int, event: TextEvent | FinishEvent) -> list[dict[str, Any]]:
         choice = self._choices[number]
         if isinstance(event, TextEvent):
-            choice.tokens += event.tokens
+            choice.unreported_tokens += event.tokens
             delta = choice.add(event.text)
             return [self._chunk(number, self._delta(choice, delta))] if delta else []
         delta = choice.end()
         chunks = []
-        if delta or choice.tokens:
+        if delta or choice.unreported_tokens:
             chunks.append(self._chunk(number, self._delta(choice, delta)))
         return [*chunks, self._chunk(number, {}, choice.finish_reason(event.reason))]
 

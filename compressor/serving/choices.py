@@ -44,7 +44,7 @@ class Choice:
             self._parser = ToolCallParser(schemas, schemas)
         self._one_call = request.parallel_tool_calls is False
         self._calls = 0
-        self.tokens: list[TokenLogprob] = []
+        self.unreported_tokens: list[TokenLogprob] = []
         """Tokens whose log probabilities were not yet reported."""
 
     def add(self, text: str) -> Delta:
@@ -76,7 +76,7 @@ class Choice:
 
     def take_tokens(self) -> list[TokenLogprob]:
         """Return the tokens that were not yet reported."""
-        tokens, self.tokens = self.tokens, []
+        tokens, self.unreported_tokens = self.unreported_tokens, []
         return tokens
 
     def calls_json(self, calls: list[ToolCall], *, numbered: bool) -> list[dict[str, Any]]:

@@ -64,8 +64,10 @@ class Embeddings:
         if not is_text_encoder(predictor):
             raise UsageError(f"{predictor.folder} holds no encoder of texts")
         [ids] = [spec for spec in predictor.inputs if spec.name == _IDS]
-        self._below = ids.below or len(self._tokenizer)
-        self._longest: int = ids.longest or min(self._tokenizer.model_max_length, LARGEST_INTEGER)
+        self._vocabulary = ids.below or len(self._tokenizer)
+        self._max_tokens: int = ids.longest or min(
+            self._tokenizer.model_max_length, LARGEST_INTEGER
+        )
 
     async def handle(self, request: Request) -> Response:
         """Answer a request.
@@ -124,23 +126,25 @@ class Embeddings:
             texts = [texts]
         if not 0 < len(texts) <= _MAX_TEXTS:
             raise bad_request(f"input: expected 1 to {_MAX_TEXTS} texts", "input")
-        tokens = [
-            self._tokenizer(text)["input_ids"] if isinstance(text, str) else text for text in texts
-        ]
-        for number, token_ids in enumerate(tokens):
-            if not token_ids:
-                raise bad_request(f"input[{number}]: it has no tokens", "input")
-            if not all(0 <= token < self._below for token in token_ids):
-                raise bad_request(
-                    f"input[{number}]: tokens are from 0 to {self._below - 1}", "input"
-                )
-            if len(token_ids) > self._longest:
-                raise bad_request(
-                    f"input[{number}]: {len(token_ids)} tokens, and the model takes "
-                    f"{self._longest}",
-                    "input",
-                    "context_length_exceeded",
-                )
+        return [self._tokens_of(text, f"input[{number}]") for number, text in enumerate(texts)]
+
+    def _tokens_of(self, text: str | list[int], place: str) -> list[int]:
+        """Return the tokens of one text, checked before the next one is encoded.
+
+        Raises:
+            ApiError: 400; there are none or too many, or the model lacks some.
+        """
+        tokens: list[int] = self._tokenizer(text)["input_ids"] if isinstance(text, str) else text
+        if not tokens:
+            raise bad_request(f"{place}: it has no tokens", "input")
+        if len(tokens) > self._max_tokens:
+            raise bad_request(
+                f"{place}: {len(tokens)} tokens, and the model takes {self._max_tokens}",
+                "input",
+                "context_length_exceeded",
+            )
+        if not all(0 <= token < self._vocabulary for token in tokens):
+            raise bad_request(f"{place}: tokens are from 0 to {self._vocabulary - 1}", "input")
         return tokens
 
     def _submit(self, tokens: list[list[int]]) -> Prediction:

@@ -29,10 +29,10 @@ class Guard:
         app: ASGIApp,
         state: ServerState,
         metrics: Metrics,
-        keys: Sequence[str],
+        api_keys: Sequence[str],
     ) -> None:
         self._app, self._state, self._metrics = app, state, metrics
-        self._keys = [key.encode() for key in keys]
+        self._api_keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -73,7 +73,7 @@ class Guard:
         if scope["path"] in _OPEN_PATHS:
             return
         headers = dict(scope["headers"])
-        if self._keys and not self._has_key(headers.get(b"authorization", b"")):
+        if self._api_keys and not self._has_api_key(headers.get(b"authorization", b"")):
             raise ApiError(
                 HTTPStatus.UNAUTHORIZED,
                 "no valid key: send the header 'Authorization: Bearer KEY'",
@@ -83,10 +83,10 @@ class Guard:
         if scope["path"] != "/metrics":
             self._state.check_ready()
 
-    def _has_key(self, header: bytes) -> bool:
+    def _has_api_key(self, header: bytes) -> bool:
         scheme, _, key = header.partition(b" ")
         # Every key is compared, each in constant time: the time tells nothing about any.
-        matches = [hmac.compare_digest(key.strip(), known) for known in self._keys]
+        matches = [hmac.compare_digest(key.strip(), known) for known in self._api_keys]
         return scheme.lower() == b"bearer" and any(matches)
 
 

@@ -45,7 +45,7 @@ class ServeOptions:
     address: Address
     names: tuple[str, ...] = ()
     """Names of the model for clients; the artifact's folder if there is none."""
-    keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = ()
     """Keys of which a client must send one; none for no check."""
     allow_no_key: bool = False
     """Listen on other addresses than loopback without a key."""
@@ -54,6 +54,8 @@ class ServeOptions:
     """Answers that are generated at once."""
     context: int | None = None
     """Tokens of prompt and answer; None for the model's, as far as memory allows."""
+    cache_bytes: int | None = None
+    """Bytes for the keys and values of all answers; None for 60 % of the memory that is free."""
     max_waiting: int = 64
     """Requests that wait for a row."""
     fast_prompts: bool = False
@@ -131,7 +133,7 @@ def running_server(options: ServeOptions) -> Iterator[RunningServer]:
     state = ServerState(names, options.limits, most)
     metrics = Metrics()
     routes = Routes(state, metrics)
-    guard = Guard(routes.app(), state, metrics, options.keys)
+    guard = Guard(routes.app(), state, metrics, options.api_keys)
     with ExitStack() as stack:
         stack.enter_context(without_pillow_warnings())
         listener = stack.enter_context(options.address.bind())
@@ -153,7 +155,7 @@ def check_exposure(options: ServeOptions) -> None:
         UsageError: it does not.
     """
     host = options.address.host
-    if options.keys or options.allow_no_key or host == "localhost":
+    if options.api_keys or options.allow_no_key or host == "localhost":
         return
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback
@@ -193,6 +195,7 @@ def _load(model: StoredModel, options: ServeOptions, *, generates: bool) -> Serv
         threads=options.threads,
         rows=options.rows,
         context=options.context,
+        cache_bytes=options.cache_bytes,
         max_waiting=options.max_waiting,
         fast_prompts=options.fast_prompts,
     )

@@ -22,23 +22,27 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._fields: set[str] = set()
+        self._unknown_names: set[str] = set()
         self.requests = self._counter("requests", "Requests by route and status", "route", "status")
         self.rejected = self._counter("rejected", "Requests refused by code", "code")
         self.cancelled = self._counter("cancelled", "Answers whose client left")
-        self._unknown = self._counter("unknown_fields", "Unknown request fields", "field")
-        self._prompt = self._counter("prompt_tokens", "Tokens of prompts")
-        self._cached = self._counter("cached_tokens", "Prompt tokens taken from the prefix cache")
-        self._read = self._counter("read_tokens", "Prompt tokens that were computed")
-        self._generated = self._counter("generated_tokens", "Tokens of answers")
-        self._proposed = self._counter("proposed_tokens", "Tokens guessed from the prompt")
-        self._accepted = self._counter("accepted_tokens", "Guessed tokens that were right")
-        self._first = self._histogram("time_to_first_token_seconds", "Time to first token")
-        self._each = self._histogram(
+        self._unknown_fields = self._counter("unknown_fields", "Unknown request fields", "field")
+        self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts")
+        self._cached_tokens = self._counter(
+            "cached_tokens", "Prompt tokens taken from the prefix cache"
+        )
+        self._read_tokens = self._counter("read_tokens", "Prompt tokens that were computed")
+        self._generated_tokens = self._counter("generated_tokens", "Tokens of answers")
+        self._proposed_tokens = self._counter("proposed_tokens", "Tokens guessed from the prompt")
+        self._accepted_tokens = self._counter("accepted_tokens", "Guessed tokens that were right")
+        self._first_token_seconds = self._histogram(
+            "time_to_first_token_seconds", "Time to first token"
+        )
+        self._token_seconds = self._histogram(
             "time_per_token_seconds", "Mean time of the further tokens", _TOKEN_SECONDS
         )
-        self._queue = self._histogram("queue_seconds", "Time in the queue")
-        self._total = self._histogram("answer_seconds", "Time of an answer")
+        self._queue_seconds = self._histogram("queue_seconds", "Time in the queue")
+        self._answer_seconds = self._histogram("answer_seconds", "Time of an answer")
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", help_text, labels, registry=self._registry)
@@ -73,27 +77,27 @@ class Metrics:
     def count_unknown(self, names: Iterable[str]) -> None:
         """Count unknown fields of a request; the names beyond the first hundred count as one."""
         for name in names:
-            known = name in self._fields or len(self._fields) < _MOST_FIELD_NAMES
+            known = name in self._unknown_names or len(self._unknown_names) < _MOST_FIELD_NAMES
             label = name[:64] if known else "other"
             if known:
-                self._fields.add(name)
-            self._unknown.labels(label).inc()
+                self._unknown_names.add(name)
+            self._unknown_fields.labels(label).inc()
 
     def record_answer(self, usage: Usage) -> None:
         """Record the tokens and times of an answer that has ended."""
-        self._prompt.inc(usage.prompt_tokens)
-        self._cached.inc(usage.cached_tokens)
-        self._read.inc(max(0, usage.prompt_tokens - usage.cached_tokens))
-        self._generated.inc(usage.completion_tokens)
-        self._proposed.inc(usage.proposed_tokens)
-        self._accepted.inc(usage.accepted_tokens)
-        self._queue.observe(usage.queue_seconds)
-        self._total.observe(usage.total_seconds)
+        self._prompt_tokens.inc(usage.prompt_tokens)
+        self._cached_tokens.inc(usage.cached_tokens)
+        self._read_tokens.inc(max(0, usage.prompt_tokens - usage.cached_tokens))
+        self._generated_tokens.inc(usage.completion_tokens)
+        self._proposed_tokens.inc(usage.proposed_tokens)
+        self._accepted_tokens.inc(usage.accepted_tokens)
+        self._queue_seconds.observe(usage.queue_seconds)
+        self._answer_seconds.observe(usage.total_seconds)
         if usage.first_token_seconds is not None:
-            self._first.observe(usage.first_token_seconds)
+            self._first_token_seconds.observe(usage.first_token_seconds)
             if usage.completion_tokens > 1:
                 rest = usage.total_seconds - usage.first_token_seconds
-                self._each.observe(rest / (usage.completion_tokens - 1))
+                self._token_seconds.observe(rest / (usage.completion_tokens - 1))
 
     def text(self) -> bytes:
         """Return all metrics as Prometheus reads them."""

@@ -81,6 +81,11 @@ class ServedGenerator(ServedModel):
             "Mean number of answers in a step",
             lambda: statistics().stepped_rows / max(1, statistics().steps),
         )
+        if (images := self._model.image_cache) is not None:
+            metrics.gauge("images_cached", "Images whose embeddings were kept", lambda: images.hits)
+            metrics.gauge(
+                "images_embedded", "Images that the vision tower computed", lambda: images.misses
+            )
         arguments = (self._model, state, bodies, metrics)
         return {
             "/v1/chat/completions": ChatCompletions(*arguments).handle,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from compressor.generation.answer import Ticket
 from compressor.generation.chat_model import ChatModel, ChatOptions
-from compressor.generation.engine import Ticket
 from compressor.generation.requests import (
     EncodedPrompt,
     Event,

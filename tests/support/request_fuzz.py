@@ -50,14 +50,14 @@ def random_request(generator: random.Random) -> FuzzedRequest:
     route = generator.choice(ROUTES)
     value: Any = json.loads(json.dumps(_VALID[route]))
     for _ in range(generator.randint(0, 4)):
-        _change(value, generator)
+        change_somewhere(value, generator)
     if generator.random() < 0.1:
         value = generator.choice(_VALUES)
     body = json.dumps(value).encode()
     headers = {"content-type": "application/json"}
     kind = generator.random()
     if kind < 0.15:
-        body = _broken(body, generator)
+        body = broken_json(body, generator)
     elif kind < 0.2:
         headers = {"content-type": generator.choice(("text/plain", "", "multipart/form-data"))}
     return FuzzedRequest(route, body, headers)
@@ -76,7 +76,7 @@ def wrong_status(client: httpx.Client, request: FuzzedRequest) -> str | None:
     return None
 
 
-def _change(value: Any, generator: random.Random) -> None:
+def change_somewhere(value: Any, generator: random.Random) -> None:
     """Set, delete or replace something somewhere in a JSON object."""
     place = value
     while generator.random() < 0.5:
@@ -96,7 +96,7 @@ def _change(value: Any, generator: random.Random) -> None:
         place[generator.choice([*place, "type", "content", "role", "text"])] = new
 
 
-def _broken(body: bytes, generator: random.Random) -> bytes:
+def broken_json(body: bytes, generator: random.Random) -> bytes:
     """Return bytes that are probably no JSON."""
     return generator.choice(
         (

@@ -24,7 +24,7 @@ from compressor.runtimes.torch.decoder import FLOAT_BYTES, INPUT_IDS
 Array = np.ndarray[Any, Any]
 _SPREAD = 0x9E3779B97F4A7C15 >> 24
 """Factor that spreads the keys of token ids: 2^64 divided by the golden ratio (Knuth 1973)."""
-_MOVED = "rope_deltas"
+_ROPE_DELTAS = "rope_deltas"
 """Attribute of modules with M-RoPE: the distance that positions gained in the last prompt."""
 
 
@@ -33,7 +33,7 @@ class _Row:
     """What a row holds between two calls."""
 
     cache: Any
-    moved: dict[Any, Any]
+    rope_deltas: dict[Any, Any]
     """Modules with M-RoPE, and their distance."""
 
 
@@ -62,7 +62,7 @@ class TorchRows(RowDecoder):
         self.options, self._module = options, module
         self._new_cache: Callable[[], Any] = lambda: new_cache(module)
         self._argument = str(cache_argument(module))
-        self._moving = [part for part in module.modules() if hasattr(part, _MOVED)]
+        self._rope_modules = [part for part in module.modules() if hasattr(part, _ROPE_DELTAS)]
         self._rows = [self._empty() for _ in range(options.rows)]
         parameters = inspect.signature(type(module).forward).parameters
         self._keeps = "logits_to_keep" in parameters
@@ -79,8 +79,8 @@ class TorchRows(RowDecoder):
 
         self._shorten(row, length)
         state = self._rows[row]
-        for part in self._moving:
-            setattr(part, _MOVED, state.moved.get(part))
+        for part in self._rope_modules:
+            setattr(part, _ROPE_DELTAS, state.rope_deltas.get(part))
         inputs = {INPUT_IDS: ids_T} | (images if images and not length else {})
         options: dict[str, Any] = {self._argument: state.cache, "use_cache": True}
         if self._keeps:
@@ -91,7 +91,7 @@ class TorchRows(RowDecoder):
                 outputs = self._module(**tensors, **options)
         except (RuntimeError, ValueError, IndexError) as error:
             raise PassError(f"torch failed: {str(error).splitlines()[0]}") from error
-        state.moved = {part: getattr(part, _MOVED) for part in self._moving}
+        state.rope_deltas = {part: getattr(part, _ROPE_DELTAS) for part in self._rope_modules}
         logits_KV: Array = outputs["logits"][0, -keep:].float().numpy()
         return logits_KV
 
@@ -108,7 +108,7 @@ class TorchRows(RowDecoder):
     def copy(self, source: int, target: int, length: int) -> None:
         """See ``RowDecoder.copy``."""
         row = self._rows[source]
-        self._rows[target] = _Row(copy.deepcopy(row.cache), dict(row.moved))
+        self._rows[target] = _Row(copy.deepcopy(row.cache), dict(row.rope_deltas))
         self._shorten(target, length)
 
     def swap(self, first: int, second: int, length: int) -> None:
@@ -127,8 +127,8 @@ class TorchRows(RowDecoder):
         digest = hashlib.sha256(b"".join(pictures))
         # The prompt is read at once, into an empty row, so its keys need not equal those of a text.
         start = int.from_bytes(digest.digest()[:6], "big")
-        keys_T: Array = -1 - ((start << 15) + ids_T * _SPREAD) % (1 << 62)
-        return dict(arrays), keys_T
+        prefix_keys_T: Array = -1 - ((start << 15) + ids_T * _SPREAD) % (1 << 62)
+        return dict(arrays), prefix_keys_T
 
     def _empty(self) -> _Row:
         return _Row(self._new_cache(), {})

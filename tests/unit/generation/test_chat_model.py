@@ -94,7 +94,7 @@ def test_a_prefix_is_shared_only_with_the_same_image(bed):
             return answer_to(model, prompt).finish.usage.cached_tokens, prompt
 
         (_, prompt), (same, _), (other, _) = cached(0), cached(0), cached(1)
-        first_image = int(np.flatnonzero(prompt.keys_T < 0)[0])
+        first_image = int(np.flatnonzero(prompt.prefix_keys_T < 0)[0])
         assert same == len(prompt.token_ids_T) - 1
         assert other <= first_image
 
@@ -116,8 +116,7 @@ def test_the_vision_tower_embeds_an_image_once(bed):
     with opened(bed / "onnx") as model:
         for words in ("w21", "w22", "w23"):
             model.encode_chat([user(picture(bed), text(words))])
-        features = model._decoder._features
-        assert (features.misses, features.hits) == (1, 2)
+        assert (model.image_cache.misses, model.image_cache.hits) == (1, 2)
 
 
 def test_a_picture_that_is_sent_again_is_not_processed_again(bed, monkeypatch):
@@ -136,15 +135,15 @@ def test_a_picture_that_is_sent_again_is_not_processed_again(bed, monkeypatch):
         )
     assert len(sizes) == 2
     np.testing.assert_array_equal(first.images.embeddings_NW, again.images.embeddings_NW)
-    np.testing.assert_array_equal(first.keys_T, again.keys_T)
-    assert not np.array_equal(first.keys_T, other.keys_T)
+    np.testing.assert_array_equal(first.prefix_keys_T, again.prefix_keys_T)
+    assert not np.array_equal(first.prefix_keys_T, other.prefix_keys_T)
 
 
 def test_embeddings_are_dropped_when_they_exceed_their_bytes(bed):
     with opened(bed / "onnx", feature_bytes=1) as model:
         for _ in range(2):
             model.encode_chat([user(picture(bed), text("w21"))])
-        assert model._decoder._features.misses == 2
+        assert model.image_cache.misses == 2
 
 
 def test_a_template_receives_its_options(bed, tmp_path):

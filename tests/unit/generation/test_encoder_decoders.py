@@ -87,7 +87,7 @@ def test_wrong_kinds_of_prompts_are_refused(translator):
         text_of(folder / "onnx", Prompt("w10", audio=folder / "a.wav"))
     with pytest.raises(UsageError, match="prompt is empty"):
         text_of(folder / "onnx", Prompt(""))
-    with pytest.raises(UsageError, match="is an encoder-decoder, .* holds no conversation"):
+    with pytest.raises(UsageError, match=r"is an encoder-decoder, .* holds no conversation"):
         open_chat_model(model_at(folder / "onnx"), threads=1)
 
 

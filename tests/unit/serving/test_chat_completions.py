@@ -6,13 +6,14 @@ import asyncio
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
 from compressor.serving.launch import RunningServer
-from tests.support.served import LETTERS, data_url, screen_png
+from tests.support.served import LETTERS, data_url, screen_png, serving
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -356,3 +357,23 @@ def test_metrics_count_tokens_and_times(client: openai.OpenAI, http: httpx.Clien
         "cancelled_total",
     ):
         assert f"\nautoglm_{name}" in text
+
+
+def test_metrics_count_the_images_that_were_embedded_and_those_that_were_kept(
+    glm4v_onnx: Path,
+) -> None:
+    messages = with_image(data_url(screen_png(3, 56, 56)))
+    with serving(glm4v_onnx) as server:
+        for _ in range(3):
+            body = {"messages": messages, "max_tokens": 1}
+            answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+            assert answer.status_code == 200
+        assert server.metrics.value("images_embedded") == 1
+        assert server.metrics.value("images_cached") == 2
+
+
+def test_the_memory_for_keys_and_values_can_be_bounded(glm4v: Path) -> None:
+    with serving(glm4v, context=64) as server:
+        token_bytes = server.served._model.token_bytes
+    with serving(glm4v, context=64, cache_bytes=100 * token_bytes) as server:
+        assert server.served._model.budget_tokens == 100

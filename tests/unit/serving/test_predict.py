@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
+from compressor.errors import DataError
 from compressor.models.capabilities.signature import InputSpec
 from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
@@ -99,6 +100,7 @@ UNCLOSED_HEADER = b"\x93NUMPY\x01\x00\x0b\x00{'descr': ("
         ({"x": [[1, 2, 3], [1]]}, "different lengths"),
         ({"x": [["a", "b", "c"]]}, "expected numbers"),
         ({"x": []}, "x"),
+        ({"x": [[1e308, 0, 0]]}, "do not fit into float32"),
         ({"x": "abc"}, "expected lists of numbers"),
         ({"x": {"npy": "!"}}, "no valid .npy file"),
         ({"x": {"npy": base64.b64encode(b"\x93NUMPY\x01\x00").decode()}}, "no valid .npy file"),
@@ -173,6 +175,20 @@ def test_floats_of_an_image_are_scaled_as_the_request_states(tmp_path: Path) -> 
     scaled = reader.read("image", {**image, "mean": [0.5, 0.5, 0.1], "std": [0.5, 0.25, 0.1]})
     assert scaled.shape == (1, 3, 8, 8)
     assert scaled[0, :, 0, 0] == pytest.approx([1, -2, 1])
+
+
+def test_an_image_that_the_models_processor_refuses_is_the_clients_error(tmp_path: Path) -> None:
+    write_processor(tmp_path)  # it takes no image more than 200 times as high as wide
+    tokens = InputSpec("input_ids", "int64", ("batch", "tokens"))
+    pixels = InputSpec("pixels", "float32", ("batch", 3, 8, 8))
+    reader = ArrayReader((tokens, pixels), tmp_path, max_pixels=1 << 20)
+    stream = io.BytesIO()
+    Image.new("RGB", (1, 900)).save(stream, "PNG")
+    image = {"image_url": data_url(stream.getvalue())}
+    with pytest.raises(ApiError, match="the input is no image"):
+        reader.read("input_ids", image)
+    with pytest.raises(DataError, match="processor refuses the image"):
+        reader.read("pixels", image)
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def test_a_client_that_never_reads_its_stream_is_closed(glm4v: Path) -> None:
 
 
 def test_requests_need_the_key_if_there_is_one(glm4v: Path) -> None:
-    with serving(glm4v, keys=("secret", "other")) as server:
+    with serving(glm4v, api_keys=("secret", "other")) as server:
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic secret"}):
             response = httpx.post(server.url + CHAT, json=HI, headers=headers)
             assert response.status_code == 401

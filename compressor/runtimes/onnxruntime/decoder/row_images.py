@@ -20,6 +20,7 @@ from compressor.errors import DataError
 from compressor.graphs.decoder.interface import INPUT_IDS
 from compressor.models.families.transformers.images import GRIDS
 from compressor.runtimes.onnxruntime.decoder.vision import VisionTower
+from compressor.runtimes.rows import ImageCacheCounts
 
 Array = np.ndarray[Any, Any]
 
@@ -56,7 +57,11 @@ class RowImages:
 
 
 class ImageFeatures:
-    """The vision tower of a decoder, opened at its first image, with a cache of its results."""
+    """The vision tower of a decoder, opened at its first image, with a cache of its results.
+
+    Attributes:
+        counts: counts of the cache.
+    """
 
     def __init__(self, folder: Path, threads: int, capacity_bytes: int) -> None:
         """Open nothing yet.
@@ -68,18 +73,9 @@ class ImageFeatures:
         """
         self._folder, self._threads = folder, threads
         self._cache = EmbeddingCache(capacity_bytes)
+        self.counts = self._cache.counts
         self._tower: _CachedTower | None = None
         self._lock = threading.Lock()
-
-    @property
-    def hits(self) -> int:
-        """Number of images whose embeddings were in the cache."""
-        return self._cache.hits
-
-    @property
-    def misses(self) -> int:
-        """Number of images that the tower has embedded."""
-        return self._cache.misses
 
     def encode(
         self, ids_T: Array, arrays: Mapping[str, Array], pictures: Sequence[bytes]
@@ -96,15 +92,17 @@ class ImageFeatures:
         if inputs is None:
             raise DataError("the arrays of the processor hold no images")
         is_image_T = inputs.is_image_BT[0]
-        keys_T = ids_T.astype(np.int64, copy=True)
-        keys_T[is_image_T] = np.concatenate([_keys(digest, count) for digest, count in units])
+        prefix_keys_T = ids_T.astype(np.int64, copy=True)
+        prefix_keys_T[is_image_T] = np.concatenate(
+            [_image_prefix_keys(digest, count) for digest, count in units]
+        )
         images = RowImages(
             inputs.embeddings_NW,
             inputs.position_offsets_3BT[:, 0],
             int(inputs.next_offset_B[0]),
             np.concatenate([[0], is_image_T.cumsum()]),
         )
-        return images, keys_T
+        return images, prefix_keys_T
 
 
 class EmbeddingCache:
@@ -112,15 +110,15 @@ class EmbeddingCache:
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes, self.size_bytes = capacity_bytes, 0
-        self.hits = self.misses = 0
+        self.counts = ImageCacheCounts()
         self._entries: OrderedDict[bytes, Array] = OrderedDict()
 
     def get(self, digest: bytes) -> Array | None:
         """Return the embeddings of a digest, or None."""
         if digest not in self._entries:
-            self.misses += 1
+            self.counts.misses += 1
             return None
-        self.hits += 1
+        self.counts.hits += 1
         self._entries.move_to_end(digest)
         return self._entries[digest]
 
@@ -175,7 +173,7 @@ def _digest(feeds: Batch) -> bytes:
     return digest.digest()
 
 
-def _keys(digest: bytes, count: int) -> Array:
+def _image_prefix_keys(digest: bytes, count: int) -> Array:
     """Return the keys of an image's tokens: negative numbers, which no token id is."""
     start = int.from_bytes(digest[:7], "big")
     keys = start + np.arange(count, dtype=np.int64)

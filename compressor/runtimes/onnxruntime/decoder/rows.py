@@ -93,6 +93,7 @@ class _OnnxRows(RowDecoder):
         self._image_names = tuple(shapes)
         self._image_width = int(shapes[IMAGE_EMBEDS][1]) if IMAGE_EMBEDS in shapes else 0
         self._features = ImageFeatures(folder, options.threads, options.feature_bytes)
+        self.image_cache = self._features.counts if shapes else None
 
     def encode_images(
         self, ids_T: Array, arrays: Mapping[str, Array], pictures: Sequence[bytes]
