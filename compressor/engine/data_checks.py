@@ -16,7 +16,7 @@ from compressor.evaluation.metrics import recall_count, reference_metrics
 from compressor.evaluation.outputs import fitting_metrics, misfit, output_of
 from compressor.evaluation.records import TEXT_METRICS, AccuracyConfig, EvaluateConfig
 from compressor.models.capabilities.signature import REST, InputSpec, Signature
-from compressor.runtimes.session import input_problems
+from compressor.runtimes.session import input_problems, is_whole_sample
 
 Finding = tuple[str, str]
 """A problem, and its remedy."""
@@ -103,7 +103,9 @@ def _metric_problems(metrics: Sequence[str], signature: Signature) -> Iterator[F
     """Yield the metrics that do not apply to the outputs of a model."""
     outputs, classes = signature.outputs, signature.classes
     misfits = {
-        name: reason for name in metrics if (reason := misfit(name, outputs, classes)) is not None
+        name: reason
+        for name in metrics
+        if (reason := misfit(name, outputs, classes, signature.output_specs)) is not None
     }
     rest = [name for name in metrics if name not in misfits]
     fitting = ", ".join(rest or fitting_metrics(outputs, classes))
@@ -229,7 +231,8 @@ def _input_problems(need: DataNeed, facts: InputFacts, spec: InputSpec) -> Itera
 
 def _shape_problem(facts: InputFacts, spec: InputSpec) -> str | None:
     """Return what is wrong with the shape of a sample; sizes that are not known fit."""
-    dimensions = spec.shape[1:]
+    has_batch_axis = not is_whole_sample(spec, (None, *facts.shape))
+    dimensions = spec.shape[1:] if has_batch_axis else spec.shape
     sizes = ", ".join("?" if size is None else str(size) for size in facts.shape)
     expected = ", ".join(map(str, dimensions))
     is_open = dimensions[-1:] == (REST,)

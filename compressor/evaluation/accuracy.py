@@ -10,6 +10,7 @@ import numpy as np
 from compressor.artifacts.manifest import Metric
 from compressor.data.contract import Batch, Dataset
 from compressor.errors import DataError, NumericalError, UsageError
+from compressor.evaluation.calls import Calls, plan_calls
 from compressor.evaluation.embeddings import PairScorer, RetrievalScorer
 from compressor.evaluation.intervals import bootstrap_mean_interval, proportion_interval
 from compressor.evaluation.logits import LogitsScorer
@@ -70,35 +71,42 @@ def measure_accuracy(
     _check_request(session, dataset, config, reference)
     scorers = _scorers(session, dataset, config, generating)
     count = config.sample_count(len(dataset))
+    models = (session,) if reference is None else (session, reference)
+    sample = dataset.batch(np.zeros(1, dtype=np.int64))
+    calls = plan_calls(models, sample, config.batch_size, count)
     done = 0
-    for batch in dataset.batches(config.batch_size, count):
-        done += _score_batch(session, reference, batch, scorers, (done, config.data))
+    for batch in dataset.batches(calls.batch_size, count):
+        done += _score_batch(models, batch, scorers, calls, (done, config.data))
         progress("accuracy", done, count)
-    return _report(config, dataset, _merged([scorer.finish() for scorer in scorers], config.data))
+    notes = [calls.reason and f"accuracy is measured call by call: {calls.reason}"]
+    notes += [scorer.note for scorer in scorers]
+    report = _report(config, dataset, _merged([scorer.finish() for scorer in scorers], config.data))
+    return report.model_copy(update={"notes": tuple(filter(None, notes))})
 
 
 def _score_batch(
-    session: Session,
-    reference: Session | None,
+    models: tuple[Session, ...],
     batch: Batch,
     scorers: Sequence[OutputScorer],
+    calls: Calls,
     place: tuple[int, str],
 ) -> int:
     """Score a batch, and return its number of samples; its outputs are freed on return.
 
     Args:
-        session: the model.
-        reference: the model to compare with.
+        models: the model, and the model to compare with if there is one.
         batch: the samples.
         scorers: scorers of the outputs.
+        calls: whether outputs have a batch axis.
         place: samples before the batch, and name of the data set.
     """
     outputs: Batch = {}
     reference_outputs = None
     if any(scorer.needs_outputs for scorer in scorers):
-        outputs = session.run(batch)
-        if reference is not None:
-            reference_outputs = outputs if reference is session else reference.run(batch)
+        outputs = calls.add_batch_axis(models[0].run(batch))
+        for reference in models[1:]:
+            is_same = reference is models[0]
+            reference_outputs = outputs if is_same else calls.add_batch_axis(reference.run(batch))
     scored = ScoredBatch(batch, outputs, reference_outputs, *place)
     for scorer in scorers:
         scorer.update(scored)
@@ -222,7 +230,7 @@ def _check_outputs(session: Session, config: AccuracyConfig, reference: Session 
     misfits = [
         reason
         for name in config.metrics
-        if (reason := misfit(name, session.output_names, None)) is not None
+        if (reason := misfit(name, session.output_names, None, session.outputs)) is not None
     ]
     if misfits:
         raise DataError(

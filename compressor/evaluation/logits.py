@@ -12,6 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from compressor.errors import DataError
+from compressor.evaluation.class_outputs import (
+    ClassReading,
+    check_classes,
+    check_distribution,
+    check_same_scale,
+    class_axis,
+    first_rows,
+    read_scale,
+)
 from compressor.evaluation.metrics import (
     IGNORED_LABEL,
     MAX_CHUNK_VALUES,
@@ -30,9 +39,6 @@ from compressor.evaluation.scoring import (
     valid_positions,
 )
 
-_IMAGE_RANK = 4
-"""Axes of logits [N, C, H, W], whose classes come before the positions."""
-
 
 @dataclass(frozen=True, slots=True)
 class _BatchScores:
@@ -47,53 +53,74 @@ class _BatchScores:
 class LogitsScorer(OutputScorer):
     """Scores logits [N, ..., C], or [N, C, H, W] of images, position by position.
 
-    A sample's value is the mean over its positions whose label, [N, ...], is not -100; a sample
-    without such a position is not counted. Without labels, all positions count that are not
-    padding.
+    An output of another name may hold probabilities as well; the first batch decides, that of the
+    reference if there is one. A sample's value is the mean over its positions whose label,
+    [N, ...], is not -100; a sample without such a position is not counted. Without labels, all
+    positions count that are not padding.
     """
 
     def __init__(self, metrics: tuple[str, ...], output: str, label_name: str | None) -> None:
         self.metrics, self.output, self.label_name = metrics, output, label_name
         self.batches: list[_BatchScores] = []
+        self.reading: ClassReading | None = None
+        self.note: str | None = None
 
     def update(self, scored: ScoredBatch) -> None:
         """Score a batch.
 
         Raises:
-            DataError: labels or reference do not fit the logits.
+            DataError: labels or reference do not fit the logits, or the output has no classes, or
+                no distribution over them where a metric compares those.
             NumericalError: a model outputs NaN at a position that is scored.
         """
         logits = output_array(scored.outputs, self.output, "the model")
-        if logits.ndim < 2:
-            raise DataError(
-                f"the model outputs {self.output} {list(logits.shape)}, expected [N, C] or "
-                "[N, ..., C]"
-            )
         expected = reference_array(scored, self.output, logits)
+        judged = logits if expected is None else expected
+        if self.reading is None:
+            check_classes(judged, self.metrics, self.output)
         labels = self._labels(scored, logits)
-        if _classes_come_first(logits, labels):
-            logits = np.moveaxis(logits, 1, -1)
-            expected = None if expected is None else np.moveaxis(expected, 1, -1)
-        _check_classes(logits, self.metrics, self.output)
+        axis = class_axis(judged, labels, self.output)
+        if self.reading is not None:
+            axis = self.reading.axis
+        if axis == 1:
+            logits, judged = np.moveaxis(logits, 1, -1), np.moveaxis(judged, 1, -1)
+            expected = None if expected is None else judged
         counted = _counted_positions(scored, logits, labels)
+        for model, outputs in (("the model", logits), ("the reference", expected)):
+            if outputs is not None:
+                raise_nan(model, _count_samples_with_nan(outputs, counted), logits, scored)
+        reading = self.reading or self._read(judged, counted, axis)
+        if expected is not None and self._compares_distributions:
+            check_same_scale(first_rows(logits, counted), reading, "the reference", "the model")
         targets = {
             kind: array
             for kind, array in (("labels", labels), ("reference", expected))
             if array is not None
         }
-        for model, outputs in (("the model", logits), ("the reference", expected)):
-            if outputs is not None:
-                raise_nan(model, _count_samples_with_nan(outputs, counted), logits, scored)
         selected: Array = counted.reshape(len(logits), -1).sum(axis=1) > 0
         one_label = counted.ndim == 1 and labels is not None
         self.batches.append(
             _BatchScores(
-                values=_sample_means(logits, targets, counted, self.metrics),
+                values=_sample_means(logits, targets, counted, self.metrics, reading),
                 counted=selected,
                 predictions=logits[selected].argmax(axis=1) if one_label else NOTHING,
                 labels=labels[selected] if one_label and labels is not None else NOTHING,
             )
         )
+
+    @property
+    def _compares_distributions(self) -> bool:
+        return any(metric_named(name).of_distribution for name in self.metrics)
+
+    def _read(self, judged: Array, counted: Array, axis: int) -> ClassReading:
+        """Return the reading of the output, decided by the first batch with scored positions."""
+        rows_PC = first_rows(judged, counted)
+        reading = ClassReading(self.output, axis, read_scale(rows_PC, self.output))
+        if len(rows_PC):
+            check_distribution(reading.scale, self.metrics, self.output)
+            self.reading = reading
+            self.note = reading.note(self.metrics, np.moveaxis(judged, -1, axis).shape)
+        return reading
 
     def _labels(self, scored: ScoredBatch, logits: Array) -> Array | None:
         """Return the labels; None if no metric reads them and they are not those of positions.
@@ -104,9 +131,7 @@ class LogitsScorer(OutputScorer):
             return None
         labels: Array = scored.batch[self.label_name]
         is_read = any(metric_named(name).target == "labels" for name in self.metrics)
-        positions = {logits.shape[:-1]}
-        if logits.ndim == _IMAGE_RANK:
-            positions.add((len(logits), *logits.shape[2:]))
+        positions = {logits.shape[:-1], (len(logits), *logits.shape[2:])}
         return labels if is_read or labels.shape in positions else None
 
     def finish(self) -> Scores:
@@ -121,26 +146,6 @@ class LogitsScorer(OutputScorer):
             counted=counted,
             predictions=np.concatenate([batch.predictions for batch in self.batches]),
             labels=np.concatenate([batch.labels for batch in self.batches]),
-        )
-
-
-def _classes_come_first(logits: Array, labels: Array | None) -> bool:
-    """Return True if the classes are axis 1, as in segmentations, and not the last axis."""
-    if logits.ndim != _IMAGE_RANK:
-        return False
-    return labels is None or labels.shape != logits.shape[:-1]
-
-
-def _check_classes(logits: Array, metrics: tuple[str, ...], output: str) -> None:
-    """Check that there is more than one class to compare.
-
-    Raises:
-        DataError: there is one.
-    """
-    if logits.shape[-1] == 1:
-        raise DataError(
-            f"{', '.join(metrics)} compares classes, and `{output}` has one score per position",
-            remedy="use `mse` or `spearman` with labels, or `correlation` with a reference",
         )
 
 
@@ -185,7 +190,11 @@ def _count_samples_with_nan(logits: Array, counted: Array) -> int:
 
 
 def _sample_means(
-    logits: Array, targets: Mapping[str, Array], counted: Array, metrics: tuple[str, ...]
+    logits: Array,
+    targets: Mapping[str, Array],
+    counted: Array,
+    metrics: tuple[str, ...],
+    reading: ClassReading,
 ) -> dict[str, Array]:
     """Return each metric's mean over the scored positions of each counted sample.
 
@@ -204,9 +213,11 @@ def _sample_means(
     step = max(1, MAX_CHUNK_VALUES // logits_PC.shape[1])
     for start in range(0, len(positions), step):
         at = positions[start : start + step]
-        chunk_PC = logits_PC[at]
+        chunk_PC = reading.as_logits(logits_PC[at])
         for scorer, target in scorers.items():
-            by_position[scorer][at] = scorer(chunk_PC, targets_P[target][at])
+            wanted = targets_P[target][at]
+            wanted = reading.as_logits(wanted) if target == "reference" else wanted
+            by_position[scorer][at] = scorer(chunk_PC, wanted)
     count_N = counted.reshape(len(counted), -1).sum(axis=1)
     selected = count_N > 0
     means = {

@@ -16,7 +16,7 @@ from compressor.evaluation.protocol import ReferenceModel, Request
 from compressor.evaluation.records import EvaluateConfig, Measurement, Progress
 from compressor.runtimes.formats import StoredModel
 
-EVALUATION_VERSION = 3
+EVALUATION_VERSION = 4
 """Increase it when the same model, data and ``evaluate:`` section may give different reports."""
 
 

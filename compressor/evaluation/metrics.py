@@ -56,6 +56,8 @@ class AccuracyMetric:
     """Kind of what is scored."""
     from_mean: Callable[[float], float] = float
     """Maps the mean to the metric; monotonically increasing, so it applies to intervals too."""
+    of_distribution: bool = False
+    """True if the logits of a position are a distribution over classes, and not only a ranking."""
     is_retrieval: bool = False
     """True if only embeddings are scored, on the retrieval of passages."""
     smallest_slice: int = 1
@@ -256,11 +258,13 @@ def _exponential(mean: float) -> float:
 
 METRICS: dict[str, AccuracyMetric] = {
     "top1": AccuracyMetric("fraction", "higher", _top1, bounds=_FRACTION),
-    "cross_entropy": AccuracyMetric("nats", "lower", _cross_entropy),
-    "perplexity": AccuracyMetric("", "lower", _cross_entropy, from_mean=_exponential),
+    "cross_entropy": AccuracyMetric("nats", "lower", _cross_entropy, of_distribution=True),
+    "perplexity": AccuracyMetric(
+        "", "lower", _cross_entropy, from_mean=_exponential, of_distribution=True
+    ),
     "mrr": AccuracyMetric("", "higher", _reciprocal_rank, bounds=_FRACTION),
     "agreement": AccuracyMetric("fraction", "higher", _agreement, "reference", bounds=_FRACTION),
-    "kl": AccuracyMetric("nats", "lower", _kl_divergence, "reference"),
+    "kl": AccuracyMetric("nats", "lower", _kl_divergence, "reference", of_distribution=True),
     "cosine": AccuracyMetric("", "higher", _cosine, "reference", "values", bounds=_SIGNED),
     "max_abs": AccuracyMetric("", "lower", _max_abs, "reference", "values"),
     "relative_error": AccuracyMetric("", "lower", _relative_error, "reference", "values"),

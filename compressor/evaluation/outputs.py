@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from compressor.evaluation.class_outputs import LOGITS, shape_problem
 from compressor.evaluation.metrics import METRICS, metric_named
+from compressor.models.capabilities.signature import OutputSpec
 
-LOGITS = "logits"
 EMBEDDING = "embedding"
 _EMBEDS = "_embeds"
 TEXTS = "text_embeds"
 """Embeddings of texts, the queries by default where a model embeds images too."""
+_NO_SCORES = frozenset({"bool", "int16", "int32", "int64", "uint16", "uint32", "uint64", "string"})
+"""Dtypes of class ids and flags."""
 _VECTORS = (EMBEDDING, "embeddings", "pooler_output", "last_hidden_state")
 """Outputs whose products are scores of retrieval, beside those that end in ``_embeds``."""
 
@@ -19,7 +22,8 @@ def output_of(request: str, outputs: Sequence[str]) -> str:
     """Return the output that a metric scores.
 
     It is the one that the request names. Otherwise metrics of classes score `logits`, or else
-    embeddings; metrics of values score embeddings, or else the first output.
+    embeddings, or else the only output; metrics of values score embeddings, or else the first
+    output.
 
     Args:
         request: a metric, such as ``kl`` or ``cosine:pred_boxes``.
@@ -38,7 +42,8 @@ def output_of(request: str, outputs: Sequence[str]) -> str:
     first_vector = [name for name in (EMBEDDING, TEXTS) if name in outputs] or vectors
     if is_retrieval:
         return (first_vector or list(outputs))[0]
-    return (first_vector or classes or [LOGITS])[0]
+    only = list(outputs) if len(outputs) == 1 else [LOGITS]
+    return (first_vector or classes or only)[0]
 
 
 def has_classes(output: str) -> bool:
@@ -62,32 +67,54 @@ def paired_output(output: str, outputs: Sequence[str]) -> str | None:
     return towers[1 - towers.index(output)]
 
 
-def misfit(request: str, outputs: Sequence[str], classes: int | None) -> str | None:
+def misfit(
+    request: str,
+    outputs: Sequence[str],
+    classes: int | None,
+    specs: Sequence[OutputSpec] = (),
+) -> str | None:
     """Return why a metric does not fit the outputs of a model; None if it does.
 
     Args:
         request: the metric.
         outputs: the outputs of the model.
         classes: number of classes of ``logits``; None if not known.
+        specs: shapes of the outputs, where the model declares them.
     """
     output = output_of(request, outputs)
     scale, base = metric_named(request).scale, request.partition(":")[0]
     listed = ", ".join(outputs)
     if output not in outputs:
-        return f"{request} scores `{output}`, and the model has the outputs {listed}"
+        missing = f"{request} scores `{output}`, and the model has the outputs {listed}"
+        if ":" not in request and not metric_named(request).is_retrieval:
+            return f"{missing}; name one, as in `{base}:{outputs[0]}`"
+        return missing
     if scale == "classes" and output == LOGITS and classes == 1:
         return f"{base} compares classes, and the model's `logits` are one score per sample"
-    if scale == "classes" and not has_classes(output) and not has_vectors(output):
-        return f"{base} compares classes, and `{output}` has none"
+    if scale == "classes" and not metric_named(request).is_retrieval and not has_vectors(output):
+        spec = next((spec for spec in specs if spec.name == output), None)
+        if spec is not None and (problem := _class_problem(request, spec)) is not None:
+            return problem
     if metric_named(request).is_retrieval and not has_vectors(output):
         return f"{base} is of retrieval by embeddings, and `{output}` holds none"
     if scale == "scalar" and output == LOGITS and classes is not None and classes > 1:
         return f"{base} compares one score per sample, and the model has {classes} classes"
-    if scale == "transcript" and not has_classes(output):
+    if scale == "transcript" and not has_classes(output) and ":" not in request:
         return (
             f"{base} compares texts, which follow from logits; the model has the outputs {listed}"
         )
     return None
+
+
+def _class_problem(request: str, spec: OutputSpec) -> str | None:
+    """Return why an output of a declared shape and dtype has no classes; None if it may."""
+    base = request.partition(":")[0]
+    if spec.dtype in _NO_SCORES:
+        return f"{base} compares classes, and `{spec.name}` holds {spec.dtype} values"
+    if spec.shape is None:
+        return None
+    is_named = ":" in request or has_classes(spec.name)
+    return shape_problem(base, spec.name, spec.shape, named=is_named)
 
 
 def fitting_metrics(outputs: Sequence[str], classes: int | None) -> tuple[str, ...]:

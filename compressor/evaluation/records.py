@@ -31,9 +31,11 @@ class AccuracyConfig(Record):
     recognition by CTC spells. With `reference`: `agreement` and `kl` (nats) for classes, `cosine`,
     `max_abs` (the largest difference) and `relative_error` for the values of any output, and
     `correlation` for one score per sample. A name such as `cosine:pred_boxes` also names the output
-    that is scored; by default that is `logits`, or embeddings. Embeddings are scored on retrieval:
-    each query by its nearest passages. Of a model of images and texts, `recall@1:text_embeds` finds
-    the image of each text, and `recall@1:image_embeds` a text of each image."""
+    that is scored; by default that is `logits`, or embeddings, or the only output. Probabilities
+    are taken as such: `kl:output_0` compares them without a softmax. Embeddings are scored on
+    retrieval: each query by its nearest passages. Of a model of images and texts,
+    `recall@1:text_embeds` finds the image of each text, and `recall@1:image_embeds` a text of each
+    image."""
     reference: StepName | None = None
     """Step or artifact directory whose outputs are compared with; default: `source`."""
     batch_size: BatchSize = 64
@@ -147,6 +149,8 @@ class AccuracyReport(_Report):
     """Id of the artifact that is compared with."""
     stand_in: str | None = None
     """Why another model was run in place of this one, such as an engine's ONNX graph; else None."""
+    notes: tuple[str, ...] = ()
+    """How outputs were read whose names do not state it, such as probabilities."""
 
 
 class EnergyReport(_Report):

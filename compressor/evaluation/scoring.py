@@ -35,6 +35,8 @@ class OutputScorer(ABC):
 
     needs_outputs: ClassVar[bool] = True
     """False if the outputs of a call are not scored."""
+    note: str | None = None
+    """How the output is read, for the user; None where its name states it."""
 
     @abstractmethod
     def update(self, scored: ScoredBatch) -> None:

@@ -49,7 +49,7 @@ from compressor.evaluation.resources import (
     peak_rss_bytes,
     reset_peak_rss,
 )
-from compressor.runtimes.session import Session
+from compressor.runtimes.session import Session, is_whole_sample
 
 _PR_SET_PDEATHSIG = 1
 _DEFAULT_THREADS = 2
@@ -232,7 +232,13 @@ def _first_index(dataset: Dataset) -> Any:
 
 def _sample_shapes(session: Session, batch: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each input that the data has, for a batch of one."""
-    return {name: (1, *batch[name].shape[1:]) for name in session.input_names if name in batch}
+    shapes = {
+        spec.name: (spec, batch[spec.name].shape) for spec in session.inputs if spec.name in batch
+    }
+    return {
+        name: shape[1:] if is_whole_sample(spec, shape) else (1, *shape[1:])
+        for name, (spec, shape) in shapes.items()
+    }
 
 
 if __name__ == "__main__":

@@ -6,10 +6,14 @@ from collections.abc import Iterable
 
 import onnx
 
-from compressor.models.capabilities.signature import InputSpec
+from compressor.graphs.decoder.interface import PAST_PREFIX
+from compressor.models.capabilities.signature import REST, InputSpec, OutputSpec, Signature
 
 _DTYPES = {"float": "float32", "double": "float64"}
 """ONNX's name of a dtype to torch's, where they differ."""
+_UNNAMED = frozenset({"", "-1", "0", "?", "None", "none", "unk", "unknown"})
+"""What exporters write for a dimension without a name."""
+_CLASSES_RANK = 2
 
 
 def signature_rows(model: onnx.ModelProto) -> list[tuple[str, str]]:
@@ -29,14 +33,64 @@ def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
     return tuple(_input_spec(value) for value in _required_inputs(model))
 
 
-def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
-    tensor, name = value.type.tensor_type, str(value.name)
-    dtype = _dtype_name(tensor.elem_type)
-    shape = tuple(
-        axis.dim_value if axis.HasField("dim_value") else axis.dim_param or f"{name}.{number}"
-        for number, axis in enumerate(tensor.shape.dim)
+def output_specs(model: onnx.ModelProto) -> tuple[OutputSpec, ...]:
+    """Return the outputs of a graph, with the shapes that it declares."""
+    return tuple(
+        OutputSpec(
+            str(value.name),
+            _numpy_name(value),
+            _sizes(value) if value.type.tensor_type.HasField("shape") else None,
+        )
+        for value in model.graph.output
     )
-    return InputSpec(name, _DTYPES.get(dtype, dtype), shape)
+
+
+def graph_signature(model: onnx.ModelProto) -> Signature | None:
+    """Return inputs and outputs of a graph; None for a decoder, whose cache is no input of data.
+
+    The classes are those of the output ``logits``, or of an only output [N, C].
+    """
+    inputs, outputs = input_specs(model), output_specs(model)
+    if any(spec.name.startswith(PAST_PREFIX) for spec in inputs):
+        return None
+    named = [spec for spec in outputs if spec.name == "logits"]
+    only = outputs if len(outputs) == 1 and len(outputs[0].shape or ()) == _CLASSES_RANK else ()
+    sizes = [spec.shape[-1] for spec in named or only if spec.shape]
+    classes = next((size for size in sizes if isinstance(size, int)), None)
+    names = tuple(spec.name for spec in outputs)
+    return Signature(inputs, names, classes=classes, output_specs=outputs)
+
+
+def dimension(name: str, axis: int, size: int | str | None) -> int | str:
+    """Return a dimension's size or name.
+
+    An unnamed dimension gets a name of its own. So do those that exporters call -1, 0 or "?",
+    which need not be equal to each other.
+    """
+    if isinstance(size, int):
+        return size if size > 0 else f"{name}.{axis}"
+    return f"{name}.{axis}" if size is None or size in _UNNAMED else size
+
+
+def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
+    shape = _sizes(value) if value.type.tensor_type.HasField("shape") else (REST,)
+    return InputSpec(str(value.name), _numpy_name(value), shape)
+
+
+def _numpy_name(value: onnx.ValueInfoProto) -> str:
+    name = _dtype_name(value.type.tensor_type.elem_type)
+    return _DTYPES.get(name, name)
+
+
+def _sizes(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(
+        dimension(
+            str(value.name),
+            number,
+            axis.dim_value if axis.HasField("dim_value") else axis.dim_param,
+        )
+        for number, axis in enumerate(value.type.tensor_type.shape.dim)
+    )
 
 
 def _required_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from compressor.config.discovery import FAMILIES, load
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.capability import C
-from compressor.models.capabilities.signature import InputSpec
+from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.models.checkpoint.companions import model_files
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.layout import read_config
@@ -62,6 +62,8 @@ class ModelFacts:
         default=None, compare=False
     )
     """Reads the inputs that an existing graph requires; None for other models."""
+    graph_signature: Callable[[], Signature | None] | None = field(default=None, compare=False)
+    """Reads inputs and outputs of an existing graph that is no decoder; None for other models."""
 
     def architecture(self) -> Architecture | None:
         """Return the architecture; None if the family or its config is unknown.
@@ -83,6 +85,13 @@ class ModelFacts:
         """
         architecture = self.architecture()
         return None if architecture is None else architecture.capability(kind)
+
+    def signature(self) -> Signature | None:
+        """Return inputs and outputs by the architecture, or else by the graph; None if unknown."""
+        signature = self.capability(Signature)
+        if signature is None and self.graph_signature is not None:
+            return self.graph_signature()
+        return signature
 
 
 def planned_facts(architecture: Architecture) -> ModelFacts:

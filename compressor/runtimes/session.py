@@ -11,7 +11,7 @@ import numpy as np
 
 from compressor.data.contract import Batch
 from compressor.errors import DataError
-from compressor.models.capabilities.signature import REST, InputSpec
+from compressor.models.capabilities.signature import REST, InputSpec, OutputSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -23,11 +23,13 @@ class Session(ABC):
         runtime: name and version of the runtime, such as ``onnxruntime 1.32.0``.
         inputs: the inputs in the model's order.
         output_names: the outputs in the model's order.
+        outputs: shapes of the outputs, where the model declares them.
     """
 
     runtime: str
     inputs: tuple[InputSpec, ...]
     output_names: tuple[str, ...]
+    outputs: tuple[OutputSpec, ...] = ()
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -71,6 +73,8 @@ class Session(ABC):
 def match_inputs(batch: Mapping[str, Array], inputs: Sequence[InputSpec]) -> Batch:
     """Return the arrays of a batch that a model takes, contiguous and with the model's dtypes.
 
+    An input without a batch axis is fed with the sample itself, of a batch of one.
+
     Raises:
         DataError: names every array that is missing or does not fit.
     """
@@ -78,8 +82,8 @@ def match_inputs(batch: Mapping[str, Array], inputs: Sequence[InputSpec]) -> Bat
     problems = input_problems(batch, inputs)
     for spec in inputs:
         if spec.name in batch:
-            array = batch[spec.name]
-            converted = _cast_exactly(array, np.dtype(spec.dtype))
+            array = _as_input(spec, batch[spec.name])
+            converted = _cast(array, np.dtype(spec.dtype))
             if converted is None:
                 problems.append(
                     f"{spec.name}: its values are {array.dtype} and do not fit into {spec.dtype}"
@@ -101,13 +105,29 @@ def input_problems(batch: Mapping[str, Array], inputs: Sequence[InputSpec]) -> l
     sizes: dict[str, tuple[int, str]] = {}
     for spec in inputs:
         if spec.name in batch:
-            array = batch[spec.name]
+            array = _as_input(spec, batch[spec.name])
             found = (_shape_problem(spec, array, sizes), _range_problem(spec, array))
             problems += [f"{spec.name}: {problem}" for problem in found if problem]
         elif not spec.optional:
             present = ", ".join(sorted(batch)) or "no arrays"
             problems.append(f"{spec.name}: missing; the data has {present}")
     return problems
+
+
+def is_whole_sample(spec: InputSpec, shape: Sequence[int | None]) -> bool:
+    """Return True if an input has no batch axis: it has one axis fewer than a batch of samples.
+
+    Args:
+        spec: the input; one whose first dimension is named ``batch`` has that axis.
+        shape: shape of a batch.
+    """
+    is_open = REST in spec.shape or spec.shape[:1] == ("batch",)
+    return not is_open and len(shape) == len(spec.shape) + 1
+
+
+def _as_input(spec: InputSpec, array: Array) -> Array:
+    """Return the only sample of a batch where the input has no batch axis, else the batch."""
+    return np.asarray(array[0]) if is_whole_sample(spec, array.shape) and len(array) == 1 else array
 
 
 def _range_problem(spec: InputSpec, array: Array) -> str | None:
@@ -141,16 +161,22 @@ def _shape_problem(spec: InputSpec, array: Array, sizes: dict[str, tuple[int, st
     return None
 
 
-def _cast_exactly(array: Array, dtype: np.dtype[Any]) -> Array | None:
-    """Return the array as ``dtype``, or None where a value would change."""
+def _cast(array: Array, dtype: np.dtype[Any]) -> Array | None:
+    """Return the array as ``dtype``, or None where a value would change.
+
+    Only values for an input in float16 are rounded, as long as they stay finite.
+    """
     if array.dtype == dtype:
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")
     if array.dtype.kind not in "biuf":
         return None
     with np.errstate(invalid="ignore", over="ignore"):
         converted = array.astype(dtype)
+        if dtype == np.float16 and array.dtype.kind == "f":
+            unchanged = np.array_equal(np.isfinite(converted), np.isfinite(array))
+            return np.asarray(converted, order="C") if unchanged else None
         unchanged = np.array_equal(
             converted.astype(array.dtype), array, equal_nan=np.issubdtype(array.dtype, np.floating)
         )
         unchanged = unchanged and np.array_equal(converted < 0, array < 0)  # uint64 wraps in int64
-    return np.ascontiguousarray(converted) if unchanged else None
+    return np.asarray(converted, order="C") if unchanged else None

@@ -16,7 +16,6 @@ from compressor.engine.plan.pipeline import Pipeline, Step, data_set_problems
 from compressor.engine.plan.plan import DataUse
 from compressor.errors import CompressError, Problem
 from compressor.evaluation.records import EvaluateConfig
-from compressor.models.capabilities.signature import Signature
 from compressor.models.facts import ModelFacts
 
 
@@ -107,7 +106,7 @@ class PlannedData:
 
     def check_metrics(self, evaluate: EvaluateConfig, model: ModelFacts) -> None:
         """Check that metrics and their fields apply to a model that is measured."""
-        signature, accuracy = model.capability(Signature), evaluate.accuracy
+        signature, accuracy = model.signature(), evaluate.accuracy
         if signature is None or accuracy is None:
             return
         facts = self.facts(accuracy.data)

@@ -93,8 +93,8 @@ class DataUse:
     """True if the step's own model is measured on the data set."""
 
     def signature(self) -> Signature | None:
-        """Return inputs and outputs of the model; None if its architecture is not known."""
-        return self.model.capability(Signature)
+        """Return inputs and outputs of the model; None if they are not known."""
+        return self.model.signature() if self.measures else self.model.capability(Signature)
 
 
 @dataclass(frozen=True, slots=True)

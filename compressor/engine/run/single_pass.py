@@ -130,6 +130,8 @@ def measure_artifact(
     )
     if measurement.stand_in is not None and measurement.accuracy is None:
         raise GpuError(f"the latency of {artifact.name} is not measured: {measurement.stand_in}")
+    for note in measurement.accuracy.notes if measurement.accuracy else ():
+        listener(events.StepNote(artifact.name, note))
     return measurement
 
 

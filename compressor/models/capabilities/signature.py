@@ -34,6 +34,17 @@ class InputSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """One output of a model."""
+
+    name: str
+    dtype: str
+    """NumPy dtype name."""
+    shape: tuple[int | str, ...] | None = None
+    """Sizes as in ``InputSpec``; None if the number of dimensions is not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class Signature(Capability):
     """Inputs and outputs of ``forward``.
 
@@ -53,6 +64,8 @@ class Signature(Capability):
     """Unit of ``Family.macs``: one sample, or one token of a language model."""
     classes: int | None = None
     """Number of classes of ``logits``, the exclusive upper bound of labels; None if not known."""
+    output_specs: tuple[OutputSpec, ...] = ()
+    """Dtypes and shapes of the outputs, where they are known: those that an ONNX graph declares."""
 
     @property
     def required_inputs(self) -> tuple[InputSpec, ...]:

@@ -228,6 +228,7 @@ def measurement_notes(measurement: Measurement | None) -> list[str]:
             lines.append(
                 f"Agreement and KL divergence compare with the outputs of artifact {reference}."
             )
+        lines += [f"{note[0].upper()}{note[1:]}." for note in accuracy.notes]
     if measurement.stand_in is not None:
         lines.append(
             f"A stand-in was measured: {measurement.stand_in}. Accuracy is that of the ONNX graph "

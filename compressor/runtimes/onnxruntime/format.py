@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from compressor.runtimes.rows import RowDecoder, RowOptions
 
 if TYPE_CHECKING:
     from compressor.data.contract import Batch
-    from compressor.models.capabilities.signature import InputSpec
+    from compressor.models.capabilities.signature import InputSpec, Signature
     from compressor.runtimes.formats import TensorReader
     from compressor.runtimes.layers import Layers
     from compressor.runtimes.session import Session
@@ -117,7 +117,17 @@ class Onnx(Format):
     def facts(self, path: Path) -> ModelFacts:
         """Return the size; parameters and MACs need the shapes of a sample, see ``cost``."""
         size = _size_bytes(self.files(path))
-        return ModelFacts(size_bytes=size, graph_inputs=partial(self.inputs, path))
+        return ModelFacts(
+            size_bytes=size,
+            graph_inputs=partial(self.inputs, path),
+            graph_signature=cache(partial(self._signature, path)),
+        )
+
+    def _signature(self, path: Path) -> Signature | None:
+        from compressor.graphs.files import read_graph
+        from compressor.graphs.signature import graph_signature
+
+        return graph_signature(read_graph(path))
 
     def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:
         """Count parameters and MACs from the graph."""

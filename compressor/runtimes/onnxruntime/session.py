@@ -22,7 +22,9 @@ from compressor.graphs.decoder.interface import (
     POSITION_OFFSETS,
     PRESENT_PREFIX,
 )
-from compressor.models.capabilities.signature import InputSpec
+from compressor.graphs.files import read_graph
+from compressor.graphs.signature import dimension, input_specs
+from compressor.models.capabilities.signature import REST, InputSpec, OutputSpec
 from compressor.runtimes.onnxruntime.decoder.decoder import takes_one_token
 from compressor.runtimes.onnxruntime.decoder.encoder import Encoder, input_names
 from compressor.runtimes.onnxruntime.decoder.vision import (
@@ -34,6 +36,10 @@ from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, open_i
 from compressor.runtimes.session import Session
 
 _DTYPES = {"float": "float32", "double": "float64"}
+_NUMPY_DTYPES = frozenset(
+    {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+    | {"float16", "float32", "float64"}
+)
 
 
 class OnnxSession(Session):
@@ -61,14 +67,15 @@ class OnnxSession(Session):
         self._caches = KvCacheLayout.from_inputs(self._session.get_inputs())
         is_decoder = self._caches is not None
         self._one_token = is_decoder and takes_one_token(self._session)
+        unshaped = _inputs_without_shape(self._session, folder)
         self.inputs = tuple(
             InputSpec(
                 value.name,
                 _numpy_dtype(value.type),
-                tuple(
-                    "tokens"
-                    if self._one_token and axis == 1
-                    else _dimension(value.name, axis, size)
+                (REST,)
+                if value.name in unshaped
+                else tuple(
+                    "tokens" if self._one_token and axis == 1 else dimension(value.name, axis, size)
                     for axis, size in enumerate(value.shape)
                 ),
             )
@@ -94,6 +101,18 @@ class OnnxSession(Session):
             for value in self._session.get_outputs()
             if not is_decoder or not value.name.startswith(PRESENT_PREFIX)
         )
+        if not is_decoder:
+            self.outputs = tuple(
+                OutputSpec(
+                    value.name,
+                    "",
+                    tuple(
+                        dimension(value.name, axis, size) for axis, size in enumerate(value.shape)
+                    )
+                    or None,
+                )
+                for value in self._session.get_outputs()
+            )
 
     def compute(self, feeds: Batch) -> Batch:
         """See ``Session.compute``.
@@ -157,14 +176,28 @@ class OnnxSession(Session):
         del self._session
 
 
+def _inputs_without_shape(session: onnxruntime.InferenceSession, folder: Path) -> set[str]:
+    """Return the inputs whose number of dimensions is not declared.
+
+    ONNX Runtime shows them as scalars.
+    """
+    if all(value.shape for value in session.get_inputs()):
+        return set()
+    return {spec.name for spec in input_specs(read_graph(folder)) if spec.shape == (REST,)}
+
+
 def _numpy_dtype(tensor_type: str) -> str:
-    """Return the NumPy name of an ONNX Runtime type: ``float32`` for ``tensor(float)``."""
+    """Return the NumPy name of an ONNX Runtime type: ``float32`` for ``tensor(float)``.
+
+    Raises:
+        ModelError: NumPy has no arrays of that type, or it is no tensor.
+    """
     element_type = tensor_type.removeprefix("tensor(").removesuffix(")")
-    if tensor_type == element_type:
-        raise ModelError(f"inputs of type {tensor_type} are not supported: only tensors are")
-    return _DTYPES.get(element_type, element_type)
-
-
-def _dimension(name: str, axis: int, size: int | str | None) -> int | str:
-    """Return a dimension's size or name; an unnamed dimension gets a name of its own."""
-    return f"{name}.{axis}" if size is None else size
+    name = _DTYPES.get(element_type, element_type)
+    if tensor_type == element_type or name not in _NUMPY_DTYPES:
+        raise ModelError(
+            f"inputs of type {tensor_type} are not supported: only tensors of numbers are",
+            remedy="cut the graph behind the nodes that read this input "
+            "(`onnx.utils.extract_model`), and feed what they compute",
+        )
+    return name

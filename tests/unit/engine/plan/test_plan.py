@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from compressor.artifacts.store import Store
@@ -91,15 +92,16 @@ def test_a_missing_source_model_is_an_error(toy_pipeline: Path) -> None:
 
 def add_comparison(file: Path, more: str = "") -> None:
     """Add metrics that compare every step of the toy pipeline with a reference."""
-    (file.parent / "words.txt").write_text("some words")
+    np.savez(file.parent / "numbers.npz", x=np.zeros(4, np.float32))
+    np.savez(file.parent / "labelled.npz", x=np.zeros(4, np.float32), label=np.arange(4))
     with file.open("a") as out:
         out.write(
             "data:\n"
-            "  words: {source: text, path: words.txt, sequence_length: 4}\n"
+            "  numbers: {source: arrays, path: numbers.npz}\n"
             "evaluate:\n"
             "  accuracy:\n"
-            "    data: words\n"
-            f"    metrics: [agreement, kl]\n{more}"
+            "    data: numbers\n"
+            f"    metrics: [cosine, max_abs]\n{more}"
         )
 
 
@@ -122,8 +124,8 @@ def test_the_reference_is_the_source_unless_a_step_is_named(toy_pipeline: Path) 
 def test_a_reference_that_no_metric_uses_has_no_effect(toy_pipeline: Path) -> None:
     add_comparison(toy_pipeline)
     sets = (
-        "evaluate.accuracy.metrics=[perplexity]",
-        "data.words={source: phone-bed, split: test}",
+        "evaluate.accuracy.metrics=[mse]",
+        "data.numbers={source: arrays, path: labelled.npz}",
     )
     planned, named = (
         plan(toy_pipeline, *sets),
@@ -150,7 +152,7 @@ def test_latency_is_measured_where_there_is_no_reference(toy_pipeline: Path) -> 
     evaluate = evaluate_of(planned.pipeline, compared=False)
     assert evaluate.accuracy is None
     assert evaluate.latency is not None
-    assert evaluate.latency.data == "words"
+    assert evaluate.latency.data == "numbers"
 
 
 def test_an_unknown_reference_is_an_error(toy_pipeline: Path) -> None:
@@ -175,10 +177,12 @@ def test_a_reference_that_no_runtime_executes_is_an_error(
 def test_a_gate_on_a_step_before_the_reference_is_an_error(toy_pipeline: Path) -> None:
     add_comparison(toy_pipeline, "    reference: second\n")
     with toy_pipeline.open("a") as file:
-        file.write("gates:\n  - {metric: kl, max: 0.1, step: first}\n  - {metric: kl, max: 0.1}\n")
+        file.write(
+            "gates:\n  - {metric: max_abs, max: 0.1, step: first}\n  - {metric: max_abs, max: 0.1}\n"
+        )
     text = message(toy_pipeline)
     assert (
-        "gates[0].step: 'first' comes before 'second', the reference: kl is not measured of it"
+        "gates[0].step: 'first' comes before 'second', the reference: max_abs is not measured of it"
         in text
     )
     assert "gates[1]" not in text
@@ -191,6 +195,6 @@ def test_a_reference_to_a_step_of_another_pass_is_an_error(toy_pipeline: Path) -
             "  - {type: qat, name: rounded, from: source, "
             "calibration: {data: words, table: first}}\n"
             "data:\n"
-            "  words: {source: text, path: words.txt, sequence_length: 4}\n"
+            "  numbers: {source: arrays, path: numbers.npz}\n"
         )
     assert "'first' is toy, and a qat step is expected" in message(toy_pipeline)

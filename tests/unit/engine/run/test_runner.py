@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from compressor.artifacts.artifact import verify
@@ -213,12 +214,12 @@ def test_branches_share_their_common_step(run: Run) -> None:
 def test_a_selected_step_also_builds_its_reference(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (run.file.parent / "words.txt").write_text("some words")
+    np.savez(run.file.parent / "numbers.npz", x=np.zeros(4, np.float32))
     with run.file.open("a") as file:
         file.write(
             "  - {type: toy, name: aside, from: source, rounds: 2}\n"
-            "data:\n  words: {source: text, path: words.txt, sequence_length: 4}\n"
-            "evaluate:\n  accuracy: {data: words, metrics: [kl], reference: first}\n"
+            "data:\n  numbers: {source: arrays, path: numbers.npz}\n"
+            "evaluate:\n  accuracy: {data: numbers, metrics: [cosine], reference: first}\n"
         )
     requests: list[tuple[Path, ReferenceModel]] = []
 
