@@ -57,7 +57,7 @@ class Guard:
         except Exception as error:
             if status:
                 raise
-            api_error = _api_error(error)
+            api_error = _api_error(error, scope)
             self._metrics.rejected.labels(api_error.code or "").inc()
             await _send_error(api_error, sending)
         finally:
@@ -90,14 +90,15 @@ class Guard:
         return scheme.lower() == b"bearer" and any(matches)
 
 
-def _api_error(error: Exception) -> ApiError:
+def _api_error(error: Exception, scope: Scope) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):  # of the router: no such path, or not with this method
         is_unknown = error.status_code == HTTPStatus.NOT_FOUND
         return ApiError(
             error.status_code,
-            error.detail,
+            f"this server does not answer {scope['method']} {scope['path'][:100]}: GET / lists "
+            "its routes",
             code="unknown_url" if is_unknown else "unsupported_method",
             headers=error.headers,
         )

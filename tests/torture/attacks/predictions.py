@@ -26,8 +26,8 @@ from tests.torture.registry import Attack, Case
 
 _REQUESTS, _MOST = 100, 120
 """Requests of a case, and cases: 3,000 of each model and route."""
-_WARM_UP = 8
-"""Cases before the memory is measured, in which libraries load and pools grow."""
+_WARM_UP = 48
+"""Cases before the memory is measured: the largest picture grows the allocator's pools."""
 _MOST_GROWTH_BYTES = 64 << 20
 _IDLE_SECONDS = 10.0
 _MODELS = ("phone", "classifier", "encoder")

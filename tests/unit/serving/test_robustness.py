@@ -204,6 +204,8 @@ def test_wrong_addresses_get_the_apis_errors(
     response = http.request(method, path)
     assert response.status_code == status
     assert response.json()["error"]["code"] == code
+    if code in {"unknown_url", "unsupported_method"}:
+        assert f"does not answer {method} {path}: GET /" in response.json()["error"]["message"]
 
 
 def test_a_server_that_drains_finishes_what_runs_and_refuses_the_rest(glm4v: Path) -> None:
