@@ -102,6 +102,6 @@ def test_energy_needs_the_calls_of_latency():
 def test_reports_without_energy_keep_their_digest():
     plain = EvaluateConfig(latency=LATENCY)
     assert evaluation_digest(plain, {}, None) == (
-        "0b5e4190a3a94ddaa5d804098e21aa8775ac557afaef17a2213762c92988ef68"
+        "1faf9289cc4cbbfc2f270279aa03e554e7ed25bb67d34bb82e28f5fd35702f71"
     )
     assert evaluation_digest(WITH_ENERGY, {}, None) != evaluation_digest(plain, {}, None)

@@ -178,7 +178,8 @@ def test_a_gate_on_a_step_before_the_reference_is_an_error(toy_pipeline: Path) -
     add_comparison(toy_pipeline, "    reference: second\n")
     with toy_pipeline.open("a") as file:
         file.write(
-            "gates:\n  - {metric: max_abs, max: 0.1, step: first}\n  - {metric: max_abs, max: 0.1}\n"
+            "gates:\n  - {metric: max_abs, max: 0.1, step: first}\n"
+            "  - {metric: max_abs, max: 0.1}\n"
         )
     text = message(toy_pipeline)
     assert (
