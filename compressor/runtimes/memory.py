@@ -20,6 +20,13 @@ _RESTORED_THRESHOLD_BYTES = 1 << 20
 """``M_MMAP_THRESHOLD`` and ``M_TRIM_THRESHOLD`` afterwards: larger arrays are mapped on their own
 again, and take memory only as they are used."""
 _MAX_BLOCK_BYTES = 1 << 30
+_REUSED_HEAP_BYTES = 1 << 30
+"""Part of the heap in huge pages while memory is reused; it takes memory only as it is used."""
+_REUSED_BLOCK_BYTES = 64 << 20
+"""Largest block that is reused; larger ones are returned at once, so that they cannot fragment the
+heap."""
+_DYNAMIC_THRESHOLD_BYTES = 32 << 20
+"""``M_MMAP_THRESHOLD`` that glibc itself arrives at when large blocks are freed."""
 
 
 def check_kv_cache_fits(needed_bytes: int, batch_size: int, tokens: int) -> None:
@@ -88,6 +95,31 @@ def huge_pages(size_bytes: int) -> Iterator[bool]:
     finally:
         libc.mallopt(_M_MMAP_THRESHOLD, _RESTORED_THRESHOLD_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _RESTORED_THRESHOLD_BYTES)
+        libc.malloc_trim(0)
+
+
+@contextmanager
+def reused_memory() -> Iterator[None]:
+    """Keep freed memory for the next allocations inside the ``with`` block, in huge pages.
+
+    A training step allocates and frees the same megabytes again and again. glibc returns them to
+    the system in between, and the kernel fills each page with zeros before it is used again: 6 %
+    of the time of a small model's step. On exit the unused memory is returned.
+
+    Has no effect where ``huge_pages`` has none.
+    """
+    libc = _load_glibc()
+    if libc is None:
+        yield
+        return
+    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
+    try:
+        _grow_heap(libc, _REUSED_HEAP_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, _REUSED_BLOCK_BYTES)
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_THRESHOLD, _DYNAMIC_THRESHOLD_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _DYNAMIC_THRESHOLD_BYTES)
         libc.malloc_trim(0)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from compressor.data.contract import Batch
 from compressor.errors import NumericalError, RequirementError
+from compressor.runtimes.memory import reused_memory
 from passes.common.accuracy import check_labels, evaluate_accuracy
 from passes.common.checkpoint import UnusableCheckpointError, load_checkpoint, save_checkpoint
 from passes.common.config import TrainingConfig
@@ -124,6 +125,7 @@ class _Loop:
         self._set_training_mode()
         with (
             deterministic_algorithms(device_of(self.model)),
+            reused_memory(),
             ThreadPoolExecutor(1, "next-batch") as thread,
         ):
             pending: Future[Batch] | None = None

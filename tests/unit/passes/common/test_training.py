@@ -1,5 +1,6 @@
 """The training loop: learning, reproducibility, resuming after a kill, and errors."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from compressor.data.contract import Dataset
 from compressor.errors import NumericalError, RequirementError
+from passes.common import training
 from passes.common.config import TrainingConfig
 from passes.common.task import Callbacks, RunSettings, Task
 from passes.common.training import CHECKPOINT, fit
@@ -208,6 +210,24 @@ def test_extra_modules_are_trained_too(tmp_path):
 def test_global_settings_are_restored(tmp_path):
     train(tmp_path, FULL)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_steps_reuse_the_memory_of_the_step_before(tmp_path, monkeypatch):
+    log = []
+
+    @contextmanager
+    def recorded():
+        log.append("start")
+        yield
+        log.append("end")
+
+    monkeypatch.setattr(training, "reused_memory", recorded)
+    train(
+        tmp_path,
+        TrainingConfig(steps=2),
+        callbacks=Callbacks(before_step=lambda _: log.append("step")),
+    )
+    assert log == ["start", "step", "step", "end"]
 
 
 def test_stretches_take_the_steps_of_one_training(tmp_path):
