@@ -1,0 +1,90 @@
+"""Accuracy relative to the float model, and latency in interleaved rounds."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from benchmarks.latency import Ratio, summarize
+from benchmarks.onnx_in.model import Array, Arrays, Model, feeds, open_model
+
+_ROUND_SECONDS = 0.15
+"""Time of one model's calls in one round, where one call is shorter."""
+
+
+def run_all(session: onnxruntime.InferenceSession, samples: list[dict[str, Array]]) -> list[Any]:
+    """Return the outputs of each sample."""
+    return [session.run(None, sample) for sample in samples]
+
+
+def accuracy(
+    model: Model, expected: list[list[Array]], actual: list[list[Array]]
+) -> dict[str, Any]:
+    """Return the measure of the package, and error and cosine of the worst output."""
+    outputs = [
+        compare([row[index] for row in expected], [row[index] for row in actual])
+        for index in range(len(expected[0]))
+    ]
+    agreements = [model.agreement(*pair) for pair in zip(expected, actual, strict=True)]
+    return {
+        "agreement": float(np.mean(agreements)),
+        "relative_error": max(output["relative_error"] for output in outputs),
+        "cosine": min(output["cosine"] for output in outputs),
+        "outputs": outputs,
+    }
+
+
+def compare(expected: Sequence[Array], actual: Sequence[Array]) -> dict[str, float]:
+    """Return ‖a − b‖ / ‖b‖ over all samples, the mean cosine, and the share of changed shapes.
+
+    Arrays of other lengths are compared where both have values.
+    """
+    squares, norms, cosines, reshaped = 0.0, 0.0, [], 0
+    for wanted, found in zip(expected, actual, strict=True):
+        reshaped += wanted.shape != found.shape
+        length = min(wanted.size, found.size)
+        a = np.nan_to_num(found.ravel()[:length].astype(np.float64), nan=1e30)
+        b = wanted.ravel()[:length].astype(np.float64)
+        squares += float(((a - b) ** 2).sum())
+        norms += float((b**2).sum())
+        lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+        if lengths:
+            cosines.append(float(a @ b) / lengths)
+    return {
+        "relative_error": (squares / max(norms, 1e-30)) ** 0.5,
+        "cosine": float(np.mean(cosines)) if cosines else 1.0,
+        "reshaped": reshaped / len(expected),
+    }
+
+
+def latency(files: Sequence[Path], arrays: Arrays, rounds: int, threads: int = 2) -> list[Ratio]:
+    """Return the latency of each file relative to the first; samples are called in turn."""
+    sessions = [open_model(file, threads) for file in files]
+    samples = feeds(sessions[0], arrays)[:32]
+    repeats = [_repeats(session, samples) for session in sessions]
+    medians: list[list[float]] = [[] for _ in sessions]
+    for number in range(rounds):
+        for index in random.Random(number).sample(range(len(sessions)), len(sessions)):
+            times = []
+            for call in range(repeats[index]):
+                sample = samples[call % len(samples)]
+                start = time.perf_counter_ns()
+                sessions[index].run(None, sample)
+                times.append((time.perf_counter_ns() - start) / 1e6)
+            medians[index].append(statistics.median(times))
+    return [summarize(own, medians[0]) for own in medians]
+
+
+def _repeats(session: onnxruntime.InferenceSession, samples: list[dict[str, Array]]) -> int:
+    """Return the number of calls per round, after a warm-up."""
+    session.run(None, samples[0])
+    start = time.perf_counter()
+    session.run(None, samples[0])
+    return int(np.clip(_ROUND_SECONDS / (time.perf_counter() - start), 2, 60))

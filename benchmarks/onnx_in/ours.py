@@ -1,0 +1,51 @@
+"""`optimize-onnx` on one ONNX file, on the command line as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+OURS = {"ours int8": "int8", "ours int4": "int4", "ours fp16": "fp16"}
+"""Name in the table, and precision."""
+
+
+def pipeline(folder: Path, precision: str, num_samples: int) -> dict[str, Any]:
+    """Return a pipeline of the one pass."""
+    calibration = {"data": "samples", "num_samples": num_samples, "batch_size": 1}
+    step: dict[str, Any] = {"type": "optimize-onnx", "name": "optimized", "precision": precision}
+    return {
+        "version": 1,
+        "name": "onnx-in",
+        "threads": 2,
+        "model": {"path": str(folder / "model.onnx")},
+        "data": {"samples": {"source": "arrays", "path": str(folder / "calibration.npz")}},
+        "passes": [step | ({"calibration": calibration} if precision == "int8" else {})],
+    }
+
+
+def optimize(
+    tool: str, folder: Path, out: Path, num_samples: int, timeout_seconds: int
+) -> str | None:
+    """Write the model; return the message if the pass refuses it.
+
+    Raises:
+        subprocess.TimeoutExpired: it takes too long.
+    """
+    file = out.with_suffix(".pipeline.json")
+    file.write_text(
+        json.dumps(pipeline(folder, OURS[tool], num_samples), indent=1), encoding="utf-8"
+    )
+    store = out.with_suffix(".artifacts")
+    command = [sys.executable, "-m", "cli", "run", str(file), "-o", str(store), "--json"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout_seconds, check=False
+    )
+    if done.returncode:
+        return " ".join((done.stderr or done.stdout).split())[-300:]
+    row = next(r for r in json.loads(done.stdout)["ladder"]["rows"] if r["step"] == "optimized")
+    shutil.copy(store / row["name"] / "model" / "model.onnx", out)
+    return None
