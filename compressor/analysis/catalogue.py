@@ -1,4 +1,4 @@
-"""Catalogue of installed plugins: passes, data sources, model families, formats, their fields."""
+"""Catalogue of installed plugins, such as passes and data sources, with their fields."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class FieldEntry(BaseModel):
 
 
 class CatalogueEntry(BaseModel):
-    """One pass, data source, model family or model format."""
+    """One pass, data source, model family, model format or metric."""
 
     model_config = ConfigDict(frozen=True)
 
     group: str
-    """``pass``, ``data source``, ``model family`` or ``model format``."""
+    """``pass``, ``data source``, ``model family``, ``model format`` or ``metric``."""
     name: str
     aliases: tuple[str, ...] = ()
     """Other names that pipeline.yaml may use."""
@@ -60,6 +60,7 @@ _GROUPS = {
     discovery.SOURCES: "data source",
     discovery.FAMILIES: "model family",
     discovery.FORMATS: "model format",
+    discovery.METRICS: "metric",
 }
 
 

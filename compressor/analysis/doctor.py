@@ -86,7 +86,12 @@ def diagnose(store: Path) -> Diagnosis:
     checks = [_tool(name) for name in _CORE]
     checks += [_extra(name, *needed) for name, needed in _EXTRAS.items()]
     checks += [_backend(backend) for backend in BACKENDS.values() if backend.installed]
-    for group in (discovery.PASSES, discovery.SOURCES, discovery.FAMILIES):
+    for group in (
+        discovery.PASSES,
+        discovery.SOURCES,
+        discovery.FAMILIES,
+        discovery.METRICS,
+    ):
         checks += [_plugin(group, name) for name in discovery.names(group)]
     existing = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
     free, memory = shutil.disk_usage(existing).free, available_memory_bytes()

@@ -13,7 +13,12 @@ from compressor.analysis.tensors import relative_error
 from compressor.data.contract import Batch, Dataset
 from compressor.errors import UsageError
 from compressor.evaluation.accuracy import GeneratingModel, measure_accuracy
-from compressor.evaluation.metrics import METRICS, is_metric, metric_named, reference_metrics
+from compressor.evaluation.metrics import (
+    is_metric,
+    known_metrics,
+    metric_named,
+    reference_metrics,
+)
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, Progress
 from compressor.runtimes.formats import StoredModel
 from compressor.runtimes.session import Session
@@ -83,7 +88,7 @@ class MetricEvaluator:
                 remedy="add `evaluate.accuracy`",
             )
         if not is_metric(metric) or reference_metrics([metric]):
-            names = [name for name in METRICS if not reference_metrics([name])]
+            names = [name for name in known_metrics() if not reference_metrics([name])]
             raise UsageError(
                 f"--metric {metric}: expected a metric that compares with labels",
                 remedy=f"one of {', '.join(names)}",

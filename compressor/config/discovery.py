@@ -1,4 +1,4 @@
-"""Plugin discovery: passes, data sources, model families and formats, through entry points."""
+"""Plugin discovery through entry points: passes, data sources, families, formats and metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ PASSES = "autoglm_compress.passes"
 SOURCES = "autoglm_compress.sources"
 FAMILIES = "autoglm_compress.families"
 FORMATS = "autoglm_compress.formats"
-_NOUN = {PASSES: "pass", SOURCES: "data source", FAMILIES: "model family", FORMATS: "model format"}
+METRICS = "autoglm_compress.metrics"
+_NOUN = {
+    PASSES: "pass",
+    SOURCES: "data source",
+    FAMILIES: "model family",
+    FORMATS: "model format",
+    METRICS: "metric",
+}
 
 
 @cache

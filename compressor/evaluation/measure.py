@@ -11,6 +11,7 @@ from compressor.config.record import with_former_names
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
 from compressor.errors import UsageError
+from compressor.evaluation.metrics import plugin_digests
 from compressor.evaluation.process import MeasuringProcess
 from compressor.evaluation.protocol import ReferenceModel, Request
 from compressor.evaluation.records import EvaluateConfig, Measurement, Progress
@@ -33,14 +34,14 @@ def evaluation_digest(
     section = with_former_names(evaluate, evaluate.model_dump(mode="json"))
     if evaluate.accuracy is not None:
         del section["accuracy"]["reference"]
-    return digest_json(
-        {
-            "version": EVALUATION_VERSION,
-            "evaluate": section,
-            "data": dict(data),
-            "reference": reference,
-        }
-    )
+    parts: dict[str, Any] = {
+        "version": EVALUATION_VERSION,
+        "evaluate": section,
+        "data": dict(data),
+        "reference": reference,
+    }
+    code = plugin_digests(evaluate.accuracy.metrics) if evaluate.accuracy is not None else {}
+    return digest_json({**parts, "code": code} if code else parts)
 
 
 def measure(

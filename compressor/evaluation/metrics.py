@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from compressor.artifacts.fingerprint import digest_file, digest_tree
+from compressor.config import discovery
+from compressor.errors import PassError, UsageError
+from compressor.evaluation.metric_plugin import MetricPlugin
 
 Array = np.ndarray[Any, Any]
 Scorer = Callable[[Array, Array], Array]
@@ -26,6 +33,7 @@ The target is labels, int [P], or the logits of a reference, [P, C].
 
 _FRACTION, _SIGNED = (0.0, 1.0), (-1.0, 1.0)
 _RECALL = re.compile(r"recall@([1-9]\d{0,8})")
+_PLUGIN_SCALES = ("classes", "values", "scalar")
 IGNORED_LABEL = -100
 """Label of a position that is not scored, as in transformers."""
 MAX_CHUNK_VALUES = 1 << 22
@@ -98,22 +106,84 @@ def reference_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
 def is_metric(name: str) -> bool:
     """Return True if a request names a metric, with or without an output."""
     base, colon, output = name.partition(":")
-    known = base in METRICS or _RECALL.fullmatch(base) is not None
+    known = (
+        base in (*METRICS, *discovery.names(discovery.METRICS)) or recall_count(base) is not None
+    )
     return known and bool(output) == bool(colon)
 
 
 def known_metrics() -> list[str]:
     """Return the names of all metrics, for messages."""
-    return [*METRICS, "recall@1", "recall@10"]
+    return [*METRICS, "recall@1", "recall@10", *discovery.names(discovery.METRICS)]
 
 
 def metric_named(name: str) -> AccuracyMetric:
     """Return the metric of a request such as ``kl`` or ``cosine:pred_boxes``."""
     count = recall_count(name)
+    base = name.partition(":")[0]
     if count is None:
-        return METRICS[name.partition(":")[0]]
+        return METRICS[base] if base in METRICS else _plugin_metric(base)
     score = partial(_recall, count=count)
     return AccuracyMetric("fraction", "higher", score, is_retrieval=True, bounds=_FRACTION)
+
+
+@cache
+def _plugin_metric(name: str) -> AccuracyMetric:
+    """Return a metric of another package.
+
+    Raises:
+        UsageError: it cannot be imported, or does not follow the contract.
+    """
+    plugin = discovery.load(discovery.METRICS, name)
+    if not isinstance(plugin, MetricPlugin) or plugin.scale not in _PLUGIN_SCALES:
+        raise UsageError(
+            f"the metric {name!r} ({type(plugin).__module__}) is no MetricPlugin of the scale "
+            f"{' or '.join(_PLUGIN_SCALES)}",
+            remedy="see docs/extending/metric.md",
+        )
+    return AccuracyMetric(
+        plugin.unit,
+        plugin.better,
+        partial(_checked_score, plugin, name),
+        plugin.target,
+        plugin.scale,
+        of_distribution=plugin.of_distribution,
+        bounds=plugin.bounds,
+    )
+
+
+def _checked_score(plugin: MetricPlugin, name: str, outputs: Array, targets: Array) -> Array:
+    """Return what a metric of another package gives, one float64 for each position or sample.
+
+    Raises:
+        PassError: it fails, or returns something else.
+    """
+    try:
+        values: Array = np.asarray(plugin.score(outputs, targets), dtype=np.float64)
+    except Exception as error:
+        raise PassError(f"the metric {name!r} failed: {type(error).__name__}: {error}") from error
+    if values.shape != (len(outputs),) or np.isnan(values).any():
+        found = "NaN" if values.shape == (len(outputs),) else f"the shape {list(values.shape)}"
+        raise PassError(
+            f"the metric {name!r} returned {found} for {len(outputs)} outputs",
+            remedy="return one number for each of the first axis",
+        )
+    if plugin.unit == "fraction" and values.size and (values.min() < 0 or values.max() > 1):
+        raise PassError(f"the metric {name!r} has the unit fraction, and values beyond 0 to 1")
+    return values
+
+
+def plugin_digests(metrics: Iterable[str]) -> dict[str, str]:
+    """Return the metrics of other packages, each with a sha256 of its source code."""
+    bases = {name.partition(":")[0] for name in metrics}
+    found = sorted(bases & set(discovery.names(discovery.METRICS)) - set(METRICS))
+    return {name: _code_digest(discovery.load(discovery.METRICS, name)) for name in found}
+
+
+def _code_digest(plugin: object) -> str:
+    module = sys.modules[type(plugin).__module__]
+    file = Path(str(module.__file__))
+    return digest_tree(file.parent, "*.py") if module.__package__ else digest_file(file)
 
 
 def recall_count(name: str) -> int | None:
@@ -278,4 +348,5 @@ METRICS: dict[str, AccuracyMetric] = {
     "wer": AccuracyMetric("", "lower", _error_rate, scale="transcript"),
     "cer": AccuracyMetric("", "lower", _error_rate, scale="transcript"),
 }
-"""The metrics that ``evaluate.accuracy.metrics`` may name, beside ``recall@K`` of any K."""
+"""The metrics of this project that ``evaluate.accuracy.metrics`` may name, beside ``recall@K`` of
+any K; other packages add theirs."""

@@ -128,6 +128,16 @@ def test_the_recipe_of_a_data_source(tmp_path: Path) -> None:
     assert metrics(tmp_path, "train")["top1"] > 0.9
 
 
+def test_the_recipe_of_a_metric(tmp_path: Path) -> None:
+    outputs = follow(EXTENDING / "metric.md", tmp_path)
+    assert "two most probable classes" in outputs["autoglm-compress passes explain top2"]
+    measured = metrics(tmp_path, "train")
+    assert measured["top1"] <= measured["top2"] <= 1
+    assert measured["rank-shift"] == 0
+    (report,) = tmp_path.glob("artifacts/runs/*/run.json")
+    assert "top2" in report.read_text()
+
+
 def test_the_recipe_of_a_model_family(tmp_path: Path) -> None:
     outputs = follow(EXTENDING / "model-family.md", tmp_path)
     assert "mlp" in outputs["autoglm-compress show mlp:large"]
