@@ -85,7 +85,8 @@ class Audio(DataSource[AudioConfig]):
     """Recordings in the arrays that a speech model's feature extractor makes of them.
 
     `input_features` or `input_values`, float32, padded to the longest recording or to the length
-    that the extractor states. With transcripts: `label`, int64 [N, L], the tokens of each, padded
+    that the extractor states; with `attention_mask`, int64, 0 at padding, where the extractor
+    returns one. With transcripts: `label`, int64 [N, L], the tokens of each, padded
     with -100; and for a model with a decoder `decoder_input_ids`, the same behind its first tokens.
     """
 

@@ -176,7 +176,12 @@ def _clip(case: TinyClass, count: int, generator: torch.Generator) -> dict[str, 
 
 
 def _speech(case: TinyClass, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-    return {"input_values": torch.randn(count, 800, generator=generator)}
+    waveforms = torch.randn(count, 800, generator=generator)
+    if case.fields.get("feat_extract_norm") != "layer":  # trained without masks
+        return {"input_values": waveforms}
+    mask = torch.ones(waveforms.shape, dtype=torch.int64)
+    mask[1::2, 600:] = 0
+    return {"input_values": waveforms * mask, "attention_mask": mask}
 
 
 def _mel(case: TinyClass, count: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -3,9 +3,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import transformers
 
+from compressor.models.families.transformers.feature_extractor import FeatureExtractor
+from compressor.runtimes.formats import open_session
 from tests.support.encoder_classes import CLASSES, TinyClass
 from tests.support.forked import run_forked
 from tests.support.speech import write_wav
@@ -89,3 +92,22 @@ def test_metrics_of_generated_text_need_a_graph_that_generates(tmp_path):
     assert outcome.code == 2 and "whose activations are rounded" in outcome.printed
     file.write_text(file.read_text().replace("export-onnx,", "export-onnx, measure: false,"))
     assert run_forked("plan", file).code == 0
+
+
+def test_padding_is_masked_where_the_model_was_trained_with_masks(folder):
+    file = write_pipeline(folder)
+    samples = "{data: speech, num_samples: 2, batch_size: 2}"
+    file.write_text(file.read_text() + f"passes:\n- {{type: qat, calibration: {samples}}}\n")
+    outcome = run_forked("plan", file)
+    assert outcome.code == 0, outcome.printed
+    write_wav(folder / "short.wav", 0.2, seed=5)
+    write_wav(folder / "long.wav", 0.4, seed=6)
+    extractor = FeatureExtractor(folder / "model")
+    alone, together = (
+        extractor.encode([folder / name for name in names])
+        for names in (["short.wav"], ["short.wav", "long.wav"])
+    )
+    with open_session("torch", folder / "model", threads=1) as session:
+        expected_TC = session.run(alone)["logits"][0]
+        actual_TC = session.run(together)["logits"][0, : len(expected_TC)]
+    np.testing.assert_allclose(actual_TC, expected_TC, atol=1e-4)

@@ -128,8 +128,26 @@ def _task_inputs(module: PreTrainedModel, task: Task) -> Iterator[str]:
             yield TYPES
     if not takes_text or (task.encodes and "and" in task.inputs):
         yield from (name for name in (PIXELS, FEATURES, SAMPLES) if name in names)
+        if MASK in names and _masks_recordings(module, task):
+            yield MASK
     if DECODER_TOKENS in names and (task.decodes or not takes_text):
         yield DECODER_TOKENS
+
+
+def _masks_recordings(module: PreTrainedModel, task: Task) -> bool:
+    """Return True for an encoder of recordings of any length that was trained with masks.
+
+    Those of wav2vec 2.0 whose first norm is over groups of channels were not: they take padding for
+    silence.
+    """
+    if task.inputs != "audio" or task.decodes or _groups_channels(module):
+        return False
+    name = SAMPLES if SAMPLES in _parameters(module) else FEATURES
+    return not {"samples", "frames"}.isdisjoint(_LAYOUTS[name][0](module, name).shape)
+
+
+def _groups_channels(module: PreTrainedModel) -> bool:
+    return getattr(module.config, "feat_extract_norm", None) == "group"
 
 
 def _has_token_types(module: PreTrainedModel) -> bool:
@@ -150,7 +168,12 @@ def _tokens(module: PreTrainedModel, name: str) -> InputSpec:
 
 
 def _mask(module: PreTrainedModel, name: str) -> InputSpec:
-    return replace(_tokens(module, name), below=2, last=None)
+    """Return the mask of tokens, or of the samples or frames of recordings."""
+    parameters = _parameters(module)
+    if TOKENS in parameters:
+        return replace(_tokens(module, name), below=2, last=None)
+    axis = "samples" if SAMPLES in parameters else "frames"
+    return InputSpec(name, "int64", ("batch", axis), below=2)
 
 
 def _types(module: PreTrainedModel, name: str) -> InputSpec:

@@ -148,6 +148,19 @@ def test_a_class_takes_the_inputs_that_it_runs_on(name, task, input_name, shape,
     assert description.macs > 0
 
 
+@pytest.mark.parametrize(("norm", "masked"), [("layer", True), ("group", False)])
+def test_encoders_of_recordings_take_masks_if_they_were_trained_with_them(norm, masked):
+    fields = {"feat_extract_norm": norm, "do_stable_layer_norm": norm == "layer"}
+    tree = {**CLASSES["wav2vec2"].config().to_dict(), "architectures": ["Wav2Vec2ForCTC"], **fields}
+    expected = {"attention_mask": ("batch", "samples")} if masked else {}
+    assert _inputs(tree) == {"input_values": ("batch", "samples")} | expected
+
+
+def test_recordings_of_one_length_need_no_masks():
+    tree = FURTHER_CLASSES["audio-spectrogram-transformer"].config().to_dict()
+    assert _inputs(tree) == {"input_values": ("batch", 32, 16)}
+
+
 def test_an_input_whose_shape_does_not_follow_from_the_config_is_named():
     tree = {"model_type": "informer", "architectures": ["InformerForPrediction"]}
     with pytest.raises(ModelError, match="requires the input past_time_features") as error:
