@@ -88,6 +88,7 @@ CASES = (
     _timm("mobilevit_xxs"),
     _timm("resnet18", arguments={"features_only": True}, **_NO_HEAD),
     _timm("ghostnet_100"),
+    _timm("edgenext_xx_small"),
     _timm("repvit_m0_9"),
     _timm("fastvit_t8"),
     _timm("tiny_vit_5m_224"),
