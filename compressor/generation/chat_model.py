@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from compressor.errors import UsageError
+from compressor.foreign_files.limits import MEBIBYTE
 from compressor.generation.answer import Answer
 from compressor.generation.answer_text import AnswerText
 from compressor.generation.engine import GenerationEngine
@@ -234,8 +235,8 @@ def _budget_tokens(decoder: RowDecoder, options: ChatOptions) -> int:
     if tokens < needed:
         raise UsageError(
             f"keys and values of {needed:,} tokens take "
-            f"{needed * decoder.token_bytes / 1e9:.1f} GB, and {cache_bytes / 1e9:.1f} GB may be "
-            "taken",
+            f"{needed * decoder.token_bytes / MEBIBYTE:,.1f} MiB, and they may take "
+            f"{cache_bytes / MEBIBYTE:,.1f} MiB",
             remedy="lower the context, free some memory, or raise --cache-mb if it was given",
         )
     return min(tokens, row.rows * row.capacity)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.evaluation.energy_meters import Meter
+from compressor.foreign_files.limits import MEBIBYTE
 from compressor.generation.chat_model import ChatModel
 from compressor.serving.app import Handler
 from compressor.serving.bodies import BodyReader
@@ -95,6 +96,7 @@ class ServedGenerator(ServedModel):
     def rows(self) -> list[tuple[str, str]]:
         """See ``ServedModel.rows``."""
         statistics = self._engine.statistics()
+        cache_bytes = self._model.budget_tokens * self._model.token_bytes
         images = "text and images" if self._model.takes_images else "text"
         return [
             ("takes", images),
@@ -102,7 +104,7 @@ class ServedGenerator(ServedModel):
             (
                 "at once",
                 f"{statistics.rows} answers, {self._model.budget_tokens:,} tokens of keys and "
-                f"values in {self._model.budget_tokens * self._model.token_bytes / 1e9:.2f} GB",
+                f"values in {cache_bytes / MEBIBYTE:,.1f} MiB",
             ),
         ]
 
