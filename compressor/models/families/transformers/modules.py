@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ModelError
+from compressor.foreign_files.libraries import reason_of
 from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.weights import weights_on_meta
@@ -139,6 +140,11 @@ def _construct(tree: Mapping[str, Any]) -> PreTrainedModel:
                 part.pop(name, None)
     try:
         return model_class(transformers.AutoConfig.for_model(tree["model_type"], **fields))
+    except ImportError as error:
+        raise ModelError(
+            f"{model_class.__name__} needs a library that is not installed: {reason_of(error)}",
+            remedy="install the library that it names",
+        ) from error
     except Exception as error:  # its validators raise classes of several libraries
         raise ModelError(f"transformers rejects this {CONFIG}: {error}") from error
 

@@ -156,6 +156,16 @@ def test_encoders_of_recordings_take_masks_if_they_were_trained_with_them(norm, 
     assert _inputs(tree) == {"input_values": ("batch", "samples")} | expected
 
 
+def test_a_class_whose_library_is_not_installed_is_named(monkeypatch):
+    def needs_scipy(*_):
+        raise ImportError("the loss requires scipy\n  pip install scipy")
+
+    monkeypatch.setattr(transformers.ViTModel, "__init__", needs_scipy)
+    with pytest.raises(ModelError, match="ViTModel needs a library .* requires scipy pip") as error:
+        build_on_meta(_tree("ViTModel", "vit", hidden_size=48))
+    assert error.value.remedy == "install the library that it names"
+
+
 def test_recordings_of_one_length_need_no_masks():
     tree = FURTHER_CLASSES["audio-spectrogram-transformer"].config().to_dict()
     assert _inputs(tree) == {"input_values": ("batch", 32, 16)}
