@@ -63,7 +63,7 @@ def measure_interleaved(
     medians: list[list[float]] = [[] for _ in sessions]
     for number in range(rounds.count):
         for index in random.Random(number).sample(range(len(sessions)), len(sessions)):
-            times = measure_latency(sessions[index], batches, config, lambda *_: None)
+            times = measure_latency(sessions[index], batches, config)
             medians[index].append(statistics.median(times))
     return [summarize(own, medians[0]) for own in medians]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from compressor.artifacts.manifest import Metric
 from compressor.data.contract import Batch, Dataset
 from compressor.errors import DataError
 from compressor.evaluation.intervals import bootstrap_mean_interval, quantile_interval
-from compressor.evaluation.records import LatencyConfig, Progress
+from compressor.evaluation.records import LatencyConfig
 from compressor.runtimes.session import Session, match_inputs
 
 _MAX_BATCHES = 32
@@ -42,18 +42,23 @@ def select_latency_batches(dataset: Dataset, config: LatencyConfig) -> list[Batc
 
 
 def measure_latency(
-    session: Session, batches: Sequence[Batch], config: LatencyConfig, progress: Progress
+    session: Session,
+    batches: Sequence[Batch],
+    config: LatencyConfig,
+    before_call: Callable[[], None] = lambda: None,
 ) -> tuple[float, ...]:
     """Return the milliseconds of each of ``config.repeats`` calls, in order.
 
     Batches are repeated in turn. Only the computation is timed: arrays are checked and cast before.
-    The garbage collector is disabled meanwhile.
+    The garbage collector is disabled meanwhile. ``before_call`` is called before each call, outside
+    of the time that is measured.
 
     Raises:
         DataError: the data does not fit the model.
     """
     feeds = [match_inputs(batch, session.inputs) for batch in batches]
     for index in range(config.warmup):
+        before_call()
         session.compute(feeds[index % len(feeds)])
     nanoseconds = []
     gc_was_enabled = gc.isenabled()
@@ -62,13 +67,13 @@ def measure_latency(
     try:
         for index in range(config.repeats):
             feed = feeds[index % len(feeds)]
+            before_call()
             start = time.perf_counter_ns()
             session.compute(feed)
             nanoseconds.append(time.perf_counter_ns() - start)
     finally:
         if gc_was_enabled:
             gc.enable()
-    progress("latency", config.repeats, config.repeats)
     return tuple(value / 1e6 for value in nanoseconds)
 
 

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,8 +30,9 @@ from compressor.artifacts.manifest import Metric
 from compressor.config.discovery import SOURCES, load
 from compressor.config.permission import allow_code
 from compressor.data.contract import Batch, Dataset, DataSource, SourceContext
-from compressor.errors import CompressError, UsageError
+from compressor.errors import CompressError, PassError, UsageError
 from compressor.evaluation.accuracy import GeneratingModel, measure_accuracy
+from compressor.evaluation.call_limit import CallLimit, default_call_seconds
 from compressor.evaluation.energy import energy_metrics, measure_energy
 from compressor.evaluation.energy_meters import find_meter
 from compressor.evaluation.latency import latency_metrics, measure_latency, select_latency_batches
@@ -62,7 +64,9 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     text = Path(sys.argv[1]).read_bytes() if len(sys.argv) > 1 else sys.stdin.buffer.readline()
-    worker = _Worker(Request.model_validate_json(text), _reporter(answers))
+    request = Request.model_validate_json(text)
+    limit = CallLimit(partial(_end_with_failure, answers, request))
+    worker = _Worker(request, _reporter(answers, limit), limit)
     task = worker.time_rounds if worker.request.task == "rounds" else worker.measure
     try:
         _die_with(worker.request.parent)
@@ -87,8 +91,23 @@ def _die_with(parent: int) -> None:
         sys.exit(1)
 
 
-def _reporter(answers: TextIO) -> Progress:
+def _end_with_failure(answers: TextIO, request: Request, seconds: float) -> None:
+    """Report that a call does not end, and end this process in the middle of it."""
+    error = PassError(
+        f"{request.model}: one call of the model has not ended after {seconds:,.0f} s",
+        remedy="look for a loop without end in the model; if it is that slow, lower `batch_size` "
+        "or raise `evaluate.call_timeout`",
+    )
+    answers.write(Answer(failure=Failure.from_error(error)).model_dump_json() + "\n")
+    os._exit(0)
+
+
+def _reporter(answers: TextIO, limit: CallLimit) -> Progress:
     def report(task: str, done: int, total: int) -> None:
+        if done < total:
+            limit.next_call()
+        else:
+            limit.no_more_calls()
         answers.write(Answer(progress=(task, done, total)).model_dump_json() + "\n")
 
     return report
@@ -100,6 +119,7 @@ class _Worker:
 
     request: Request
     progress: Progress
+    limit: CallLimit
 
     def time_rounds(self) -> Iterator[Answer]:
         """Open the model and warm it up, then time one round of calls per line of stdin."""
@@ -111,11 +131,11 @@ class _Worker:
             yield Answer(milliseconds=())
             return
         with model.open_session(latency.threads) as session:
-            yield Answer(milliseconds=measure_latency(session, batches, latency, self.progress))
+            yield Answer(milliseconds=self._time(session, batches, latency))
             warmup = min(latency.warmup, _ROUND_WARMUP)
             later = latency.model_copy(update={"warmup": warmup})
             while sys.stdin.buffer.readline():
-                yield Answer(milliseconds=measure_latency(session, batches, later, lambda *_: None))
+                yield Answer(milliseconds=self._time(session, batches, later))
 
     def measure(self) -> Iterator[Answer]:
         """Measure everything that the request's ``evaluate`` has, in the order of the module."""
@@ -129,13 +149,14 @@ class _Worker:
         model, stand_in = self.request.stored.runnable()
         with model.open_session(self._threads) as session:
             if latency is not None and stand_in is None:
-                latency_report = _latency_report(session, batches, latency, self.progress)
+                latency_report = self._latency_report(session, batches, latency)
                 latency_report = self._with_energy(latency_report, session, batches)
             if accuracy is not None:
                 dataset = self._load(accuracy.data)
                 batches = batches or [dataset.batch(_first_index(dataset))]
                 generating = GeneratingModel(model, self._threads)
-                report = self._accuracy_report(session, dataset, accuracy, generating)
+                with self.limit.watch(self._call_seconds(accuracy.batch_size)):
+                    report = self._accuracy_report(session, dataset, accuracy, generating)
                 accuracy_report = report.model_copy(update={"stand_in": stand_in})
             shapes = _sample_shapes(session, batches[0]) if batches else {}
         measurement = Measurement(
@@ -150,6 +171,49 @@ class _Worker:
             stand_in=stand_in,
         )
         yield Answer(measurement=measurement)
+
+    def _call_seconds(self, batch_size: int) -> float:
+        """Return the longest time that a call may take."""
+        request = self.request
+        models = (
+            [request.model]
+            if request.reference is None
+            else [request.model, request.reference.model]
+        )
+        return request.evaluate.call_timeout or sum(
+            default_call_seconds(model, batch_size) for model in models
+        )
+
+    def _time(
+        self, session: Session, batches: list[Batch], config: LatencyConfig
+    ) -> tuple[float, ...]:
+        """Return the milliseconds of each call, of which none may take longer than the limit."""
+        with self.limit.watch(self._call_seconds(config.batch_size)):
+            return measure_latency(session, batches, config, self.limit.next_call)
+
+    def _latency_report(
+        self, session: Session, batches: list[Batch], config: LatencyConfig
+    ) -> LatencyReport:
+        load_meter = BackgroundLoad()
+        milliseconds = self._time(session, batches, config)
+        other_cores = load_meter.cores()
+        self.progress("latency", config.repeats, config.repeats)
+        peak = Metric(
+            name="peak_rss_bytes",
+            value=float(peak_rss_bytes()),
+            unit="bytes",
+            better="lower",
+            samples=1,
+        )
+        return LatencyReport(
+            runtime=session.runtime,
+            batch_size=config.batch_size,
+            threads=config.threads,
+            warmup=config.warmup,
+            metrics=(*latency_metrics(milliseconds, config.batch_size), peak),
+            milliseconds=milliseconds,
+            other_cores=other_cores,
+        )
 
     def _with_energy(
         self, report: LatencyReport, session: Session, batches: list[Batch]
@@ -200,30 +264,6 @@ class _Worker:
         with nullcontext(session) if same else model.open_session(self._threads) as compared:
             report = measure_accuracy(session, dataset, config, self.progress, compared, generating)
         return report.model_copy(update={"reference": reference.id})
-
-
-def _latency_report(
-    session: Session, batches: list[Batch], config: LatencyConfig, progress: Progress
-) -> LatencyReport:
-    load_meter = BackgroundLoad()
-    milliseconds = measure_latency(session, batches, config, progress)
-    other_cores = load_meter.cores()
-    peak = Metric(
-        name="peak_rss_bytes",
-        value=float(peak_rss_bytes()),
-        unit="bytes",
-        better="lower",
-        samples=1,
-    )
-    return LatencyReport(
-        runtime=session.runtime,
-        batch_size=config.batch_size,
-        threads=config.threads,
-        warmup=config.warmup,
-        metrics=(*latency_metrics(milliseconds, config.batch_size), peak),
-        milliseconds=milliseconds,
-        other_cores=other_cores,
-    )
 
 
 def _first_index(dataset: Dataset) -> Any:

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from compressor.data.contract import SourceContext
 from compressor.evaluation import worker
+from compressor.evaluation.call_limit import CallLimit
 from compressor.evaluation.energy import energy_metrics, measure_energy
 from compressor.evaluation.energy_meters import Meter
 from compressor.evaluation.measure import evaluation_digest, make_request
@@ -87,7 +88,7 @@ def test_a_measurement_has_the_energy_of_its_calls(onnx_model, tmp_path, monkeyp
         {"test": {"source": "tiny"}},
         SourceContext(tmp_path, cache=tmp_path),
     )
-    [answer] = worker._Worker(request, lambda *_: None).measure()
+    [answer] = worker._Worker(request, lambda *_: None, CallLimit(print)).measure()
     energy = answer.measurement.latency.energy
     assert energy == EnergyReport.model_validate_json(energy.model_dump_json())
     assert energy.meter == "steady"
