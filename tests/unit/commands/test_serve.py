@@ -94,7 +94,8 @@ def test_sigterm_under_load_answers_the_predictions_at_work_and_refuses_new_ones
     expected = (values @ np.arange(6).reshape(3, 2)).tolist()
     headers = {"content-type": "application/json"}
     ended = threading.Event()
-    with started(onnx_folder(None), "--threads", 1, "--max-wait-ms", 60_000) as (process, url):
+    bounds = ("--batch", 4096, "--max-wait-ms", 3_600_000)  # nothing waits too long
+    with started(onnx_folder(None), "--threads", 1, *bounds) as (process, url):
         times: list[tuple[float, httpx.Response | None]] = []
 
         def post() -> None:
