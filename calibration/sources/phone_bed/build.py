@@ -203,20 +203,22 @@ def _transform(base_NSS: Array, width_N: Array, height_N: Array, angle_N: Array)
     """
     size = base_NSS.shape[1]
     total = np.zeros((len(base_NSS), icons.CELL, icons.CELL), dtype=np.float32)
-    rows = np.arange(len(base_NSS))[:, None, None]
-    padded = np.pad(base_NSS, ((0, 0), (1, 2), (1, 2)))
+    side = size + 3
+    pixels = np.pad(base_NSS, ((0, 0), (1, 2), (1, 2))).ravel()
+    first_pixel = (np.arange(len(base_NSS)) * side**2)[:, None, None]
+    cos, sin = np.cos(angle_N)[:, None, None], np.sin(angle_N)[:, None, None]
     for shift_y in (-0.25, 0.25):
         for shift_x in (-0.25, 0.25):
             axis = np.arange(icons.CELL) - (icons.CELL - 1) / 2
             y, x = (axis + shift_y)[None, :, None], (axis + shift_x)[None, None, :]
-            cos, sin = np.cos(angle_N)[:, None, None], np.sin(angle_N)[:, None, None]
             u = (x * cos + y * sin) * (size / width_N)[:, None, None] + (size - 1) / 2 + 1
             v = (y * cos - x * sin) * (size / height_N)[:, None, None] + (size - 1) / 2 + 1
             u, v = np.clip(u, 0, size + 1), np.clip(v, 0, size + 1)
             left, top = u.astype(np.int64), v.astype(np.int64)
             du, dv = (u - left).astype(np.float32), (v - top).astype(np.float32)
-            upper = padded[rows, top, left] * (1 - du) + padded[rows, top, left + 1] * du
-            lower = padded[rows, top + 1, left] * (1 - du) + padded[rows, top + 1, left + 1] * du
+            corner = first_pixel + top * side + left
+            upper = pixels.take(corner) * (1 - du) + pixels.take(corner + 1) * du
+            lower = pixels.take(corner + side) * (1 - du) + pixels.take(corner + side + 1) * du
             total += upper * (1 - dv) + lower * dv
     return total / 4
 
