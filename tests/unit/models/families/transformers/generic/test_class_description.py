@@ -161,7 +161,9 @@ def test_a_class_whose_library_is_not_installed_is_named(monkeypatch):
         raise ImportError("the loss requires scipy\n  pip install scipy")
 
     monkeypatch.setattr(transformers.ViTModel, "__init__", needs_scipy)
-    with pytest.raises(ModelError, match="ViTModel needs a library .* requires scipy pip") as error:
+    with pytest.raises(
+        ModelError, match=r"ViTModel needs a library .* requires scipy pip"
+    ) as error:
         build_on_meta(_tree("ViTModel", "vit", hidden_size=48))
     assert error.value.remedy == "install the library that it names"
 
