@@ -2,7 +2,8 @@
 
 A node stays in FP32 if it sums over many values (softmax, norms, reductions), if it reads or writes
 a value outside the range of FP16, if it computes positions or shapes, or if it stands between such
-nodes.
+nodes. A batch normalization at inference sums nothing: it multiplies each channel by scale / √var,
+and stays in FP32 only if FP16 does not hold these factors.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ _SUMMING = frozenset(
         "RMSNormalization",
         "GroupNormalization",
         "InstanceNormalization",
-        "BatchNormalization",
         "LpNormalization",
         "MeanVarianceNormalization",
         "ReduceMean",
@@ -63,6 +63,9 @@ _CHEAP = frozenset(
         "Reshape",
     }
 )
+_BATCH_NORM = "BatchNormalization"
+_DEFAULT_EPSILON = 1e-5
+_LARGEST_FACTOR_ERROR = 2.0**-8
 _CONTROL_FLOW = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
 
 
@@ -184,6 +187,8 @@ def _reason(node: ir.Node, criteria: BlockList) -> Reason | None:
     """Return why a node stays in FP32 regardless of its neighbours; None if it need not."""
     if node.op_type in _SUMMING:
         return Reason(Cause.OPERATOR, "sums over many values")
+    if node.op_type == _BATCH_NORM and (problem := _batch_norm_reason(node)) is not None:
+        return problem
     if node.op_type in _STEEP:
         return Reason(Cause.OPERATOR, "a power, root, exponential or logarithm")
     readers = [reader for value in node.outputs for reader, _ in value.uses()]
@@ -194,6 +199,37 @@ def _reason(node: ir.Node, criteria: BlockList) -> Reason | None:
             reason = _value_reason(node, value, criteria)
             if reason is not None:
                 return reason
+    return None
+
+
+def _batch_norm_reason(node: ir.Node) -> Reason | None:
+    """Return why a batch normalization stays in FP32; None if FP16 holds its factors.
+
+    The factor of a channel is scale / √(var + ε), computed of constants that FP16 rounds.
+    """
+    training = node.attributes.get("training_mode")
+    if (training is not None and training.as_int()) or len(node.outputs) > 1:
+        return Reason(Cause.OPERATOR, "normalizes by the batch, which sums over many values")
+    constants = [None if value is None else constant_array(value) for value in node.inputs[1:5]]
+    scale, bias, mean, variance = (
+        array if array is None else array.astype(np.float32) for array in constants
+    )
+    if scale is None or bias is None or mean is None or variance is None:
+        return Reason(Cause.OPERATOR, "its factors are computed, so their range is not known")
+    attribute = node.attributes.get("epsilon")
+    epsilon = _DEFAULT_EPSILON if attribute is None else attribute.as_float()
+    with np.errstate(all="ignore"):
+        factors = scale / np.sqrt(variance + epsilon)
+        shifts = bias - mean * factors
+        half_scale, half_variance = (
+            array.astype(np.float16).astype(np.float32) for array in (scale, variance)
+        )
+        error = np.abs(half_scale / np.sqrt(half_variance + epsilon) - factors)
+    if not max(np.abs(factors).max(initial=0), np.abs(shifts).max(initial=0)) <= FP16_MAX:
+        return Reason(Cause.RANGE, "scale / √var or the shift is beyond the largest value of FP16")
+    # The error of a channel counts against the largest factor, as that of a small weight does.
+    if not (error <= _LARGEST_FACTOR_ERROR * np.abs(factors).max(initial=0)).all():
+        return Reason(Cause.PRECISION, "scale / √var changes by more than 0.4 % in FP16")
     return None
 
 

@@ -43,7 +43,7 @@ class TensorRT(Pass[TensorRTConfig]):
     """
 
     name = "tensorrt"
-    version = 1
+    version = 2
     accepts = frozenset({"onnx"})
     produces = "engine"
     Config = TensorRTConfig

@@ -178,3 +178,58 @@ def test_a_transformer_block_keeps_norms_and_softmax_in_fp32(tmp_path):
     converted = convert(transformer(), tmp_path, feeds)
     assert set(converted.fp32_nodes) == {"n1", "attention", "n2"}
     assert converted.types["scores"] == converted.types["gelu"] == TensorProto.FLOAT16
+
+
+def batch_norm(scale=1.0, variance=1.0, mean=0.0, epsilon=1e-5):
+    """Return a graph of one batch normalization of four channels, the last one with factors."""
+    constants = {
+        "scale": np.array([1, 1, 1, scale], np.float32),
+        "bias": np.zeros(4, np.float32),
+        "mean": np.array([0, 0, 0, mean], np.float32),
+        "var": np.array([1, 1, 1, variance], np.float32),
+    }
+    nodes = [
+        helper.make_node(
+            "BatchNormalization", ["x", *constants], ["logits"], name="norm", epsilon=epsilon
+        )
+    ]
+    return model_of(nodes, constants, shape=(2, 4, 3))
+
+
+NORMED = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+
+
+def test_a_batch_normalization_at_inference_is_a_scale_and_a_shift(tmp_path):
+    small = batch_norm(scale=0.003, variance=1e-5, mean=2.5)
+    converted = convert(small, tmp_path, {"x": NORMED})
+    assert converted.fp32_nodes == {}
+
+
+@pytest.mark.parametrize(
+    ("factors", "cause"),
+    [
+        ({"scale": 1e4, "variance": 1e-3, "epsilon": 1e-8}, Cause.RANGE),
+        ({"scale": 1e-3, "variance": 1e-9, "epsilon": 1e-12}, Cause.PRECISION),
+        ({"mean": 1e5, "variance": 1e-3}, Cause.RANGE),
+    ],
+)
+def test_a_batch_normalization_whose_factors_leave_fp16_stays(factors, cause, tmp_path):
+    typed = load_typed(batch_norm(**factors), tmp_path)
+    [entry] = convert_to_fp16(typed, BlockList({}))
+    assert entry.cause is cause
+
+
+def test_a_batch_normalization_by_the_batch_sums(tmp_path):
+    model = batch_norm()
+    model.graph.node[0].attribute.append(helper.make_attribute("training_mode", 1))
+    model.graph.node[0].output.extend(["mean_out", "var_out"])
+    [entry] = convert_to_fp16(load_typed(model, tmp_path), BlockList({}))
+    assert (entry.cause, entry.reason) == (
+        Cause.OPERATOR,
+        "normalizes by the batch, which sums over many values",
+    )
+
+
+def load_typed(model, folder):
+    onnx.save(model, folder / "model.onnx")
+    return load_typed_model(folder)
