@@ -50,14 +50,14 @@ class Observer(ABC):
         if not values_CN.shape[1]:
             return
         values_CN = values_CN.detach().float()
-        low_C, high_C = values_CN.amin(dim=1), values_CN.amax(dim=1)  # NaN if any value is NaN
+        low_C, high_C = torch.aminmax(values_CN, dim=1)  # NaN if any value is NaN
         if not (low_C.isfinite() & high_C.isfinite()).all():
             not_finite = int((~values_CN.isfinite()).sum())
             raise ValueError(f"{not_finite} of {values_CN.numel()} values are NaN or infinite")
         self.count += values_CN.shape[1]
         self.minimum_C = torch.minimum(self.minimum_C, low_C.double())
         self.maximum_C = torch.maximum(self.maximum_C, high_C.double())
-        self._update(values_CN)
+        self._update(values_CN, torch.maximum(high_C, -low_C))
 
     def merge(self, other: Self) -> None:
         """Update the statistics with those of an observer of other values of the same channels."""
@@ -82,8 +82,13 @@ class Observer(ABC):
             One bound per channel; 0 if all values of the channel are 0.
         """
 
-    def _update(self, values_CN: Tensor) -> None:  # noqa: ARG002
-        """Update the statistics of the subclass with finite values; N is at least 1."""
+    def _update(self, values_CN: Tensor, largest_C: Tensor) -> None:  # noqa: ARG002
+        """Update the statistics of the subclass with finite values; N is at least 1.
+
+        Args:
+            values_CN: the values.
+            largest_C: the largest magnitude of each channel among them.
+        """
         return
 
     def _merge_state(self, other: Self) -> None:  # noqa: ARG002
@@ -121,8 +126,8 @@ class MovingAverage(Observer):
         """Return the moving average."""
         return self.average_C
 
-    def _update(self, values_CN: Tensor) -> None:
-        largest_C = values_CN.abs().amax(dim=1).double()
+    def _update(self, values_CN: Tensor, largest_C: Tensor) -> None:  # noqa: ARG002
+        largest_C = largest_C.double()
         self.average_C = (
             largest_C if not self.batches else torch.lerp(largest_C, self.average_C, self.decay)
         )
@@ -156,9 +161,8 @@ class Histogram(Observer):
         ones_C = torch.ones(len(self.exponent_C), dtype=torch.float64)
         return torch.ldexp(ones_C, self.exponent_C) / _BINS
 
-    def _update(self, values_CN: Tensor) -> None:
+    def _update(self, values_CN: Tensor, largest_C: Tensor) -> None:
         magnitude_CN = values_CN.abs()
-        largest_C = magnitude_CN.amax(dim=1)
         exponent_C = torch.frexp(largest_C).exponent.long()
         self._extend(torch.where(largest_C > 0, exponent_C, _NO_EXPONENT))
         top_C = torch.ldexp(

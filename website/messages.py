@@ -57,6 +57,7 @@ SECTIONS = {
     "qat (ptq)": ("passes/qat", "calibration/table"),
     "awq (weight-only)": ("passes/awq",),
     "export-onnx": ("passes/export_onnx", "compressor/graphs"),
+    "optimize-onnx": ("passes/optimize_onnx",),
     "tensorrt and engines": ("passes/tensorrt", "compressor/runtimes/tensorrt"),
     "Measuring and gates": ("compressor/evaluation", "compressor/engine/gates"),
     "The store, runs, archives and signatures": ("compressor/artifacts",),

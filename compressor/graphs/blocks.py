@@ -37,6 +37,23 @@ _CLIPPING_RATIOS = np.linspace(1.0, 0.7, 7)
 """Candidates for the end of a block's grid, as fractions of its largest magnitude."""
 
 
+def store_packed_weight(model: ir.Model, node: ir.Node, packed: PackedLinear, axis: int) -> None:
+    """Let one product read its weight as integers and DequantizeLinear, in place.
+
+    Args:
+        model: the graph.
+        node: a product whose second operand is a constant.
+        packed: the weight.
+        axis: axis of the weight that the groups divide.
+    """
+    weight = node.inputs[1]
+    assert weight is not None  # noqa: S101 - a product has a weight
+    result = _dequantized(model.graph, weight, str(weight.name), packed, axis)
+    node.replace_input_with(1, result)
+    if not weight.uses() and not weight.is_graph_output():
+        del model.graph.initializers[str(weight.name)]
+
+
 def store_packed_layers(model: ir.Model, layers: Mapping[str, PackedLinear]) -> set[str]:
     """Replace the weights of packed layers by integers and DequantizeLinear, in place.
 
@@ -102,9 +119,19 @@ def _store_packed(
     graph: ir.Graph, weight: ir.Value, layers: Sequence[str], packed: PackedLinear, axis: int
 ) -> None:
     """Replace one constant by integers whose groups lie along ``axis``."""
+    name = f"{MODULE_PREFIX}{layers[0]}.weight" if len(layers) == 1 else "+".join(layers)
+    result = _dequantized(graph, weight, name, packed, axis)
+    for reader, index in list(weight.uses()):
+        reader.replace_input_with(index, result)
+    del graph.initializers[str(weight.name)]
+
+
+def _dequantized(
+    graph: ir.Graph, weight: ir.Value, name: str, packed: PackedLinear, axis: int
+) -> ir.Value:
+    """Add the integers of a weight, and return the value that they are dequantized to."""
     grid, suffix = packed.grid, TRANSPOSED_SUFFIX if axis == 0 else ""
     dtype = BLOCK_TYPES[grid.bits, grid.symmetric]
-    name = f"{MODULE_PREFIX}{layers[0]}.weight" if len(layers) == 1 else "+".join(layers)
 
     def add(part: str, values_OK: Array, dtype: ir.DataType) -> ir.Value:
         values = values_OK.T if axis == 0 else values_OK
@@ -120,7 +147,9 @@ def _store_packed(
         inputs.append(add(".zeros", packed.zeros_OG.numpy(), dtype))
     size = grid.width(packed.integers_OI.shape[1])
     node = ir.node(DEQUANTIZE, inputs, {"axis": axis, "block_size": size})
-    _replace_weight(graph, weight, node, f"{name}.whole{suffix}")
+    result = describe_output(node, f"{name}.whole{suffix}", ir.DataType.FLOAT, weight.shape)
+    insert_first(graph, node)
+    return result
 
 
 def store_int4_weights(model: ir.Model, size: int) -> tuple[int, list[str]]:

@@ -78,21 +78,28 @@ def load_typed_model(folder: Path) -> ir.Model:
         ModelError: as ``read_graph``.
     """
     proto = read_graph(folder)
+    folder = folder.parent if folder.suffix == ".onnx" else folder
     with library_errors(f"{folder} holds an ONNX model that is not valid", ModelError, _REMEDY):
-        return _typed_model(proto, folder)
+        files = external_files(proto)
+        if files and sum((folder / name).stat().st_size for name in files) <= PROTOBUF_LIMIT_BYTES:
+            # Shape inference reads constants such as the shapes of Reshape.
+            onnx.load_external_data_for_model(proto, str(folder))
+        return typed_model(proto, folder)
 
 
-def _typed_model(proto: onnx.ModelProto, folder: Path) -> ir.Model:
+def typed_model(proto: onnx.ModelProto, folder: Path | None = None) -> ir.Model:
+    """Return a model with the inferred type of every value, and constants as initializers.
+
+    Args:
+        proto: the model.
+        folder: the folder of its external data, if it has any.
+    """
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
     from onnxscript import ir
 
-    files = external_files(proto)
-    if files and sum((folder / name).stat().st_size for name in files) <= PROTOBUF_LIMIT_BYTES:
-        # Shape inference reads constants such as the shapes of Reshape.
-        onnx.load_external_data_for_model(proto, str(folder))
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    if external_files(proto):
+    if folder is not None and external_files(proto):
         ir.external_data.set_base_dir(model.graph, folder)
     return model
 

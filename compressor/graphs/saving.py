@@ -34,6 +34,11 @@ def external_bytes(model: ir.Model) -> int:
     return initializer_bytes(model, _SMALL_TENSOR_BYTES)
 
 
+def exceeds_protobuf(model: ir.Model) -> bool:
+    """Return True if the weights do not fit into one protobuf message (2 GB)."""
+    return initializer_bytes(model) > PROTOBUF_LIMIT_BYTES
+
+
 def file_metadata(
     artifact_id: str, family: str, class_names: Sequence[str] | None
 ) -> dict[str, str]:

@@ -51,7 +51,9 @@ def is_quantized_weight(node: ir.Node) -> bool:
 def add_initializer(
     graph: ir.Graph, name: str, values: Array, dtype: ir.DataType | None = None
 ) -> ir.Value:
-    """Return the initializer of this name, which is added to the graph if it is absent.
+    """Return the initializer of this name and these values, which is added if it is absent.
+
+    Its name gets a number if the graph has a value of this name that differs.
 
     Args:
         graph: the graph, changed in place.
@@ -59,9 +61,14 @@ def add_initializer(
         values: its values.
         dtype: its type, for types that NumPy lacks, such as INT4; by default that of ``values``.
     """
-    if name in graph.initializers:
-        return graph.initializers[name]
     tensor = ir.tensor(values, dtype=dtype, name=name)
+    number = 1
+    while (present := graph.initializers.get(name)) is not None:
+        if _holds(present, tensor):
+            return present
+        number += 1
+        name = f"{tensor.name}.{number}"
+    tensor.name = name
     value = ir.Value(
         name=name,
         const_value=tensor,
@@ -70,6 +77,15 @@ def add_initializer(
     )
     graph.register_initializer(value)
     return value
+
+
+def _holds(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
+    present = value.const_value
+    return (
+        present is not None
+        and present.dtype == tensor.dtype
+        and np.array_equal(present.numpy(), tensor.numpy())
+    )
 
 
 def describe_output(

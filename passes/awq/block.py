@@ -28,12 +28,12 @@ from passes.awq.float_reference import (
     concatenate_calls,
     routed_tokens,
 )
-from passes.awq.hessian import add_moments, mirror_upper
 from passes.awq.input_statistics import ErrorMoments, InputStatistics
 from passes.awq.linear_layers import concatenate_weights, get_linear
 from passes.awq.settings import QuantizationSettings
 from passes.awq.site import quantize_site
 from passes.awq.valid_positions import SitePositions
+from passes.common.weight_rounding.hessian import add_moments, mirror_upper
 
 MIN_POSITIONS = 4
 """Positions below which weights are rounded to nearest: methods that few inputs determine lose more

@@ -24,10 +24,10 @@ from compressor.models.families.transformers.experts.split import every_token_re
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.activations import flatten_positions
 from passes.awq.float_reference import RunBatch, routed_tokens
-from passes.awq.grids import round_to_nearest, search_grids
 from passes.awq.linear_layers import get_linear
 from passes.awq.scaling import relative_size
 from passes.awq.settings import QuantizationSettings
+from passes.common.weight_rounding.grids import round_to_nearest, search_grids
 
 _EXPONENTS = tuple(step / 10 for step in range(10))
 _TOKENS = 128

@@ -11,12 +11,12 @@ from torch import Tensor
 from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
-from passes.awq.grids import round_to_nearest, search_grids
 from passes.awq.linear_layers import find_linears, get_linear
 from passes.awq.linear_shapes import FittedGrid
 from passes.awq.packed_file import tensors_beside
-from passes.awq.rounding import pack_values
 from passes.awq.shards import ShardWriter
+from passes.common.weight_rounding.grids import round_to_nearest, search_grids
+from passes.common.weight_rounding.rounding import pack_values
 
 _HEAD_ROWS = 1 << 12
 """Rows of the head that are rounded together."""

@@ -20,10 +20,10 @@ from compressor.models.capabilities.folding import (
 from compressor.models.capabilities.linear_groups import Source
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
-from passes.awq.grids import round_to_nearest, search_grids
-from passes.awq.hessian import squared_error
 from passes.awq.input_statistics import InputStatistics
 from passes.awq.linear_layers import get_linear
+from passes.common.weight_rounding.grids import round_to_nearest, search_grids
+from passes.common.weight_rounding.hessian import squared_error
 
 _EXPONENTS = 20
 """Number of candidate exponents, 0 to 0.95."""

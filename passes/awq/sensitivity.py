@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from compressor.models.capabilities.linear_groups import Site
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.activations import flatten_positions
-from passes.awq.grids import round_to_nearest, search_grids
 from passes.awq.linear_layers import get_linear
+from passes.common.weight_rounding.grids import round_to_nearest, search_grids
 
 if TYPE_CHECKING:
     from compressor.models.families.transformers.streaming import LayerArguments, StreamedCheckpoint

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from passes.awq.hessian import DAMPING, Hessian
+from passes.common.weight_rounding.hessian import DAMPING, Hessian
 
 _ROWS = 1024
 """Rows of a matrix that are handled together."""

@@ -18,14 +18,14 @@ from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.bias_correction import reliable_mean
 from passes.awq.config import WEIGHTS_PER_CHUNK
-from passes.awq.grids import round_to_nearest, search_grids
-from passes.awq.hessian import Hessian, squared_error
 from passes.awq.input_statistics import ErrorMoments, InputStatistics
 from passes.awq.linear_layers import concatenate_weights, get_linear
-from passes.awq.rounding import quantize_weights
 from passes.awq.scaling import Scaling, fold_into_source, relative_size, search_scales
 from passes.awq.settings import QuantizationSettings
 from passes.awq.shrinkage import Regression, Shrinkage, reliable_fraction, shrink_correlations
+from passes.common.weight_rounding.grids import round_to_nearest, search_grids
+from passes.common.weight_rounding.hessian import Hessian, squared_error
+from passes.common.weight_rounding.rounding import quantize_weights
 
 _TINY = 2.0**-100
 _PROBES = 128
@@ -254,7 +254,10 @@ def _quantize_chunks(
         columns = slice(start, min(start + size, outputs))
         part_IO = weight_IO[:, columns].contiguous()
         target_IO = compensation.target(part_IO, columns, hessian)
-        parts.append(quantize_weights(part_IO, target_IO, hessian, grid, settings))
+        packed = quantize_weights(
+            part_IO, target_IO, hessian, grid, settings.scale_dtype, gptq=settings.gptq
+        )
+        parts.append(packed)
     return parts
 
 

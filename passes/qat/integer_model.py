@@ -9,6 +9,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from calibration.grids import activation_grid, activation_scale, weight_scales
 from calibration.table import CalibrationTable, Range
 from compressor.models.capabilities.quantizable_layers import LayerContext, QuantizableLayers
 from compressor.models.quantized.fake_quantization import (
@@ -23,7 +24,6 @@ from passes.common.device import device_of
 from passes.qat.bias_correction import correct_biases
 from passes.qat.config import QatConfig
 from passes.qat.ranges import rounds_output
-from passes.qat.scales import activation_grid, activation_scale, weight_scales
 
 
 @dataclass(frozen=True, slots=True)

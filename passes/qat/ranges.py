@@ -9,14 +9,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from calibration.capture import TensorObservers, observe_layers
-from calibration.observers import Observer, create_observer
+from calibration.grids import observed_range
+from calibration.observers import create_observer
 from calibration.samples import Samples
-from calibration.table import CalibrationTable, Range, read_table
+from calibration.table import CalibrationTable, read_table
 from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import PassContext
 from compressor.errors import NumericalError, RequirementError
 from compressor.models.capabilities.valid_positions import ValidPositions
-from compressor.models.quantized.quantization import Grid
 from passes.common.device import device_of, tensors_from_batch
 from passes.qat.config import Calibration, QatConfig
 
@@ -120,21 +120,9 @@ def observe_ranges(
         num_samples=len(samples),
         samples_sha256=samples.digest,
         tensors={
-            name: _range_of(observer, config) for name, observer in observers.observers.items()
+            name: observed_range(observer, config.activation_bits)
+            for name, observer in observers.observers.items()
         },
-    )
-
-
-def _range_of(observer: Observer, config: QatConfig) -> Range:
-    bits = config.activation_bits
-    symmetric, from_zero = Grid(bits=bits), Grid(bits=bits, nonnegative=True)
-    nonnegative = bool(observer.minimum_C[0] >= 0)
-    return Range(
-        values=observer.count,
-        minimum=float(observer.minimum_C[0]),
-        maximum=float(observer.maximum_C[0]),
-        bound=float(observer.bound(symmetric.highest)[0]),
-        bound_from_zero=float(observer.bound(from_zero.highest)[0]) if nonnegative else None,
     )
 
 

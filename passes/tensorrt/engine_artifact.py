@@ -22,18 +22,18 @@ from compressor.runtimes.tensorrt.manifest import (
 )
 from compressor.runtimes.tensorrt.profiles import expand_profiles
 from compressor.runtimes.tensorrt.session import unavailable_reason
+from passes.common.graph_samples import compare_graphs, graph_inputs, load_feeds
 from passes.tensorrt.compile import build_bundle, compile_engines
 from passes.tensorrt.config import TensorRTConfig
 from passes.tensorrt.graph import (
     cast_byte_inputs,
     freeze_default_inputs,
-    graph_inputs,
     write_graph,
 )
 from passes.tensorrt.precision import convert_precision
 from passes.tensorrt.requirements import check_converted_graph
 from passes.tensorrt.select_backend import targets_on_this_machine
-from passes.tensorrt.smoke_test import compare_with_parent, run_engine
+from passes.tensorrt.smoke_test import run_engine
 
 _STAGES = ("ranges", "compare")
 
@@ -65,7 +65,12 @@ def build_artifact(
     files = write_graph(graph, out)
     _report_progress(context, 1)
     if config.calibration is not None:
-        summary["against_parent"] = compare_with_parent(config.calibration, model, out, context)
+        feeds = load_feeds(config.calibration, graph_inputs(graph), context)
+        differences = compare_graphs(model, out, feeds, context.threads)
+        summary["against_parent"] = {
+            "max_abs": max(each.max_abs for each in differences.values()),
+            "cosine": min(each.cosine for each in differences.values()),
+        }
     settings = _build_settings(config, graph, {name: digest_file(out / name) for name in files})
     if not targets:
         write_record(build_bundle(settings, files[0]), out / BUNDLE)

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from onnxscript import ir
 
-from compressor.graphs.files import PROTOBUF_LIMIT_BYTES
-from compressor.graphs.saving import initializer_bytes, save_model
-from compressor.models.capabilities.signature import InputSpec
+from compressor.graphs.saving import exceeds_protobuf, save_model
 
 _MOVING = frozenset(
     {
@@ -33,21 +31,6 @@ class IntegerCounts:
 
     int8: int
     int4: int
-
-
-def graph_inputs(model: ir.Model) -> tuple[InputSpec, ...]:
-    """Return the inputs of a graph; an unnamed dimension gets a name of its own."""
-    return tuple(_input_spec(value) for value in model.graph.inputs)
-
-
-def _input_spec(value: ir.Value) -> InputSpec:
-    dtype = str(value.dtype.numpy()) if value.dtype is not None else "float32"
-    name = str(value.name)
-    shape = tuple(
-        size if isinstance(size, int) else size.value or f"{name}.{axis}"
-        for axis, size in enumerate(value.shape or ())
-    )
-    return InputSpec(name, dtype, shape)
 
 
 def count_integers(model: ir.Model) -> IntegerCounts:
@@ -126,11 +109,6 @@ def byte_arithmetic(model: ir.Model) -> list[str]:
         for reader, _ in value.uses()
         if reader.op_type != "Cast"
     ]
-
-
-def exceeds_protobuf(model: ir.Model) -> bool:
-    """Return True if the weights do not fit into one protobuf message (2 GB)."""
-    return initializer_bytes(model) > PROTOBUF_LIMIT_BYTES
 
 
 def write_graph(model: ir.Model, folder: Path) -> list[str]:

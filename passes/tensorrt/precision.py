@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
-import numpy as np
 from onnxscript import ir
 
 from compressor.engine.contract import PassContext
-from compressor.errors import NumericalError, RequirementError
+from compressor.errors import RequirementError
 from compressor.graphs.blocks import store_int4_weights
-from compressor.graphs.fp16 import convert_to_fp16, float_values
-from compressor.graphs.fp16_block_list import BlockList, Cause
-from compressor.runtimes.onnxruntime.ranges import measure_magnitudes
+from passes.common.graph_samples import graph_inputs, load_feeds
+from passes.common.half_floats import convert_floats
 from passes.tensorrt.config import TensorRTConfig
-from passes.tensorrt.graph import count_integers, graph_inputs
-from passes.tensorrt.smoke_test import load_feeds
+from passes.tensorrt.graph import count_integers
 
 
 def convert_precision(
@@ -35,7 +31,9 @@ def convert_precision(
     if config.precision == "int4" and not count_integers(graph).int4:
         summary |= _quantize_weights(config, graph, context)
     if config.float_type == "fp16":
-        summary |= _convert_floats(config, graph, context)
+        assert config.calibration is not None  # noqa: S101 - FP16 requires it
+        feeds = load_feeds(config.calibration, graph_inputs(graph), context)
+        summary |= convert_floats(graph, feeds, config.data_max, config.calibration.data)
     return summary
 
 
@@ -55,26 +53,3 @@ def _quantize_weights(
             f"size: {', '.join(skipped)}"
         )
     return {"int4_weights": count, "not_int4": skipped}
-
-
-def _convert_floats(
-    config: TensorRTConfig, graph: ir.Model, context: PassContext
-) -> dict[str, Any]:
-    """Convert the graph to FP16, except for nodes that would overflow or lose accuracy."""
-    assert config.calibration is not None  # noqa: S101 - FP16 requires it
-    feeds = load_feeds(config.calibration, graph_inputs(graph), context)
-    magnitudes = measure_magnitudes(ir.to_proto(graph), float_values(graph), feeds)
-    if nan_values := [name for name, magnitude in magnitudes.items() if np.isnan(magnitude)]:
-        raise NumericalError(
-            f"the graph computes NaN in FP32 on samples of {config.calibration.data!r}: "
-            f"{', '.join(nan_values)}",
-            remedy="set `calibration.data` to samples that were made for this model",
-        )
-    fp32_nodes = convert_to_fp16(graph, BlockList(magnitudes, config.data_max))
-    reasons = Counter(node.reason for node in fp32_nodes if node.cause is not Cause.RANGE)
-    finite = [magnitude for magnitude in magnitudes.values() if np.isfinite(magnitude)]
-    return {
-        "largest_magnitude": max(finite, default=0.0),
-        "kept_fp32": [node.row() for node in fp32_nodes],
-        "kept_fp32_reasons": dict(reasons) | {"overflows FP16": len(fp32_nodes) - reasons.total()},
-    }

@@ -11,19 +11,19 @@ from compressor.engine.contract import PassContext
 from compressor.graphs.files import load_typed_model
 from compressor.graphs.lint.problem import Problem, Rule
 from compressor.graphs.lint.targets import lint
+from compressor.graphs.saving import exceeds_protobuf
 from compressor.models.facts import Integers
 from compressor.runtimes.tensorrt.profiles import (
     expand_profiles,
     profile_problems,
 )
+from passes.common.graph_samples import graph_inputs, load_feeds
 from passes.tensorrt.config import TensorRTConfig
 from passes.tensorrt.graph import (
     byte_arithmetic,
     cast_byte_inputs,
     count_integers,
-    exceeds_protobuf,
     freeze_default_inputs,
-    graph_inputs,
 )
 from passes.tensorrt.offenders import (
     SIGNED_INTEGERS,
@@ -33,7 +33,6 @@ from passes.tensorrt.offenders import (
     precision_offenders,
 )
 from passes.tensorrt.select_backend import targets_on_this_machine
-from passes.tensorrt.smoke_test import load_feeds
 
 
 def check_graph(config: TensorRTConfig, model: Path, context: PassContext) -> None:

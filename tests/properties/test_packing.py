@@ -13,7 +13,7 @@ from compressor.models.quantized.bit_packing import (
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
-from passes.awq.grids import round_to_nearest, search_grids
+from passes.common.weight_rounding.grids import round_to_nearest, search_grids
 
 BITS = st.sampled_from([2, 3, 4, 8])
 

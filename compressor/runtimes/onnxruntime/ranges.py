@@ -1,4 +1,4 @@
-"""Ranges of the values inside a graph, measured in ONNX Runtime on real samples."""
+"""Values inside a graph, observed in ONNX Runtime on real samples."""
 
 from __future__ import annotations
 

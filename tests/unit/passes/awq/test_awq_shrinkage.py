@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from passes.awq.hessian import Hessian
 from passes.awq.shrinkage import Regression, Shrinkage, reliable_fraction, shrink_correlations
+from passes.common.weight_rounding.hessian import Hessian
 
 WIDTH = 48
 MIXING = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(0))

@@ -124,7 +124,7 @@ def test_large_weights_are_written_beside_the_graph(tmp_path, monkeypatch):
     parent = SimpleNamespace(model=folder)
     build_engine(fields_of("transformer"), parent, samples, tmp_path / "out")
     assert set(read_verified_manifest(tmp_path / "out").onnx) == {"model.onnx"}
-    monkeypatch.setattr(graph, "PROTOBUF_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(saving, "PROTOBUF_LIMIT_BYTES", 1000)
     fields = fields_of("transformer", precision="fp32")
     build_engine(fields, parent, samples, tmp_path / "large")
     files = set(read_verified_manifest(tmp_path / "large").onnx)

@@ -2,9 +2,9 @@
 
 import pytest
 
+from calibration.grids import activation_grid, activation_scale
 from calibration.table import Range
 from compressor.models.quantized.quantization import Grid
-from passes.qat.scales import activation_grid, activation_scale
 
 
 def observed(minimum, maximum, bound=None):

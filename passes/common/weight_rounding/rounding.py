@@ -11,9 +11,13 @@ from torch import Tensor
 
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
-from passes.awq.grids import GroupGrids, round_row, round_to_nearest, search_grids
-from passes.awq.hessian import Hessian
-from passes.awq.settings import QuantizationSettings
+from passes.common.weight_rounding.grids import (
+    GroupGrids,
+    round_row,
+    round_to_nearest,
+    search_grids,
+)
+from passes.common.weight_rounding.hessian import Hessian
 
 _BLOCK = 64
 """Inputs whose errors are propagated together to the weights outside the block."""
@@ -26,7 +30,9 @@ def quantize_weights(
     target_IO: Tensor,
     hessian: Hessian,
     grid: WeightGrid,
-    settings: QuantizationSettings,
+    scale_dtype: torch.dtype,
+    *,
+    gptq: bool,
 ) -> PackedLinear:
     """Round the weights of a layer.
 
@@ -36,12 +42,13 @@ def quantize_weights(
             compensated.
         hessian: of the layer's inputs.
         grid: bits, group size and symmetry.
-        settings: ``gptq`` selects GPTQ, with the grids of all groups fixed before, and one sweep of
-            coordinate descent; otherwise each weight is rounded to nearest.
+        scale_dtype: dtype of the scales.
+        gptq: True for GPTQ, with the grids of all groups fixed before, and one sweep of coordinate
+            descent; otherwise each weight is rounded to nearest.
     """
     importance_I = hessian.matrix_II.diagonal()
-    grids = search_grids(weight_IO, importance_I, grid, settings.scale_dtype)
-    if settings.gptq:
+    grids = search_grids(weight_IO, importance_I, grid, scale_dtype)
+    if gptq:
         values_IO, gradient_IO = gptq_round(target_IO, hessian, grids)
         coordinate_descent(values_IO, gradient_IO, hessian.matrix_II, grids)
     else:

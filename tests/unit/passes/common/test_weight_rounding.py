@@ -6,13 +6,11 @@ import torch
 from compressor.errors import NumericalError
 from compressor.models.capabilities.linear_groups import Source
 from compressor.models.quantized.weight_grid import WeightGrid
-from passes.awq.config import AwqConfig
-from passes.awq.grids import round_to_nearest, search_grids
-from passes.awq.hessian import Hessian, add_moments, mirror_upper, squared_error
 from passes.awq.input_statistics import InputStatistics
-from passes.awq.rounding import coordinate_descent, gptq_round, quantize_weights
 from passes.awq.scaling import average_shared, relative_size, search_scales
-from passes.awq.settings import QuantizationSettings
+from passes.common.weight_rounding.grids import round_to_nearest, search_grids
+from passes.common.weight_rounding.hessian import Hessian, add_moments, mirror_upper, squared_error
+from passes.common.weight_rounding.rounding import coordinate_descent, gptq_round, quantize_weights
 
 GRID = WeightGrid(bits=3, group_size=16)
 
@@ -41,13 +39,11 @@ def test_gptq_is_better_than_nearest_and_its_error_is_that_of_the_integers(case)
     inputs, weight, moments = case
     hessian = Hessian.from_moments(moments.clone())
     errors = {}
-    for refine in ("none", "gptq"):
-        config = AwqConfig(format="compressed-tensors", refine=refine)
-        settings = QuantizationSettings.of(config, torch.float16)
-        packed = quantize_weights(weight, weight, hessian, GRID, settings)
+    for gptq in (False, True):
+        packed = quantize_weights(weight, weight, hessian, GRID, torch.float16, gptq=gptq)
         assert int(packed.integers_OI.max()) <= 7
-        errors[refine] = float((inputs @ (packed.dequantize().T - weight)).square().sum())
-    assert errors["gptq"] < 0.5 * errors["none"]
+        errors[gptq] = float((inputs @ (packed.dequantize().T - weight)).square().sum())
+    assert errors[True] < 0.5 * errors[False]
 
 
 def test_the_factor_is_that_of_the_inverse_hessian(monkeypatch, case):
@@ -57,14 +53,14 @@ def test_the_factor_is_that_of_the_inverse_hessian(monkeypatch, case):
     assert torch.allclose(factor.T @ factor @ ordered, torch.eye(48).double(), atol=1e-2)
     assert torch.equal(factor, factor.tril())
     assert (ordered.diagonal().diff() >= 0).all()
-    monkeypatch.setattr("passes.awq.hessian._ROWS", 20)
+    monkeypatch.setattr("passes.common.weight_rounding.hessian._ROWS", 20)
     right = torch.randn(48, 3)
     assert torch.allclose(hessian.matrix_II @ hessian.solve(right), right, atol=1e-2)
 
 
 def test_moments_summed_by_blocks_are_complete_once_mirrored(monkeypatch, case):
     inputs, _, expected = case
-    monkeypatch.setattr("passes.awq.hessian._ROWS", 20)
+    monkeypatch.setattr("passes.common.weight_rounding.hessian._ROWS", 20)
     moments = torch.zeros(48, 48)
     for batch in inputs.split(100):
         add_moments(moments, batch)

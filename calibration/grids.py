@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from calibration.observers import Observer
 from calibration.table import Range
 from compressor.models.quantized.quantization import Bits, Grid
 
@@ -17,6 +18,19 @@ _TINY = 1e-30
 """The inverse of a smaller scale is not a finite float32."""
 _CLIPPING_FACTORS = torch.linspace(1.0, 0.4, 61, dtype=torch.float64).tolist()
 """Candidates for the clipping bound of weights, as parts of the largest magnitude."""
+
+
+def observed_range(observer: Observer, bits: Bits) -> Range:
+    """Return the range of an activation: its extremes, and the bounds that an observer chooses."""
+    symmetric, from_zero = Grid(bits=bits), Grid(bits=bits, nonnegative=True)
+    nonnegative = bool(observer.minimum_C[0] >= 0)
+    return Range(
+        values=observer.count,
+        minimum=float(observer.minimum_C[0]),
+        maximum=float(observer.maximum_C[0]),
+        bound=float(observer.bound(symmetric.highest)[0]),
+        bound_from_zero=float(observer.bound(from_zero.highest)[0]) if nonnegative else None,
+    )
 
 
 def activation_grid(range_: Range, bits: Bits, *, nonnegative: bool, symmetric: bool) -> Grid:

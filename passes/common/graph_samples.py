@@ -1,0 +1,199 @@
+"""Samples that an ONNX graph is run on, and the comparison of a changed graph with its parent.
+
+Shapes: N samples, V values of one output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from onnxscript import ir
+
+from calibration.samples import Samples
+from compressor.data.contract import Batch
+from compressor.engine.contract import PassContext
+from compressor.errors import DataError, NumericalError
+from compressor.graphs.decoder.interface import ATTENTION_MASK, INPUT_IDS, PAST_PREFIX
+from compressor.models.capabilities.signature import InputSpec
+from compressor.runtimes.formats import open_session
+from compressor.runtimes.session import match_inputs
+
+Array = np.ndarray[Any, Any]
+_BATCH_SIZE = 8
+"""Samples per run where neither the config nor the graph states it."""
+
+
+class SampleChoice(Protocol):
+    """Fields of a config that choose samples."""
+
+    @property
+    def data(self) -> str:
+        """Name of the data set."""
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples, at most."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Samples per run; None for the batch that the graph's inputs state."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the selection."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDifference:
+    """Difference of one output from the parent's, over all samples."""
+
+    max_abs: float
+    """Largest absolute difference of any value."""
+    cosine: float
+    """Smallest cosine similarity of any sample."""
+    relative_error: float
+    """Mean over the samples of ‖Δ‖ / ‖parent's values‖."""
+
+    def row(self) -> dict[str, float]:
+        """Return the difference as a row of the manifest."""
+        return {
+            "max_abs": self.max_abs,
+            "cosine": self.cosine,
+            "relative_error": self.relative_error,
+        }
+
+
+def graph_inputs(model: ir.Model) -> tuple[InputSpec, ...]:
+    """Return the inputs of a graph; an unnamed dimension gets a name of its own."""
+    return tuple(_input_spec(value) for value in model.graph.inputs)
+
+
+def _input_spec(value: ir.Value) -> InputSpec:
+    dtype = str(value.dtype.numpy()) if value.dtype is not None else "float32"
+    name = str(value.name)
+    shape = tuple(_dimension(size, f"{name}.{axis}") for axis, size in enumerate(value.shape or ()))
+    return InputSpec(name, dtype, shape)
+
+
+def _dimension(size: int | ir.SymbolicDim, name: str) -> int | str:
+    """Return a size, or the name of one that varies, as exporters write -1 for too."""
+    if isinstance(size, int):
+        return size if size > 0 else name
+    return name if size.value in {None, "", "?"} else str(size.value)
+
+
+def load_feeds(
+    choice: SampleChoice,
+    inputs: Sequence[InputSpec],
+    context: PassContext,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> list[Batch]:
+    """Return batches of samples for all inputs of a graph.
+
+    Raises:
+        DataError: the data set is empty, or does not fit the graph.
+    """
+    dataset = context.data(choice.data)
+    if len(dataset) == 0:
+        raise DataError(f"data set {choice.data!r} is empty")
+    samples = Samples(
+        dataset,
+        count=choice.num_samples,
+        batch_size=choice.batch_size or stated_batch(inputs),
+        seed=choice.seed,
+        progress=progress,
+    )
+    caches = [spec for spec in inputs if spec.name.startswith(PAST_PREFIX)]
+    computed = {spec.name for spec in caches} | ({ATTENTION_MASK} if caches else set())
+    from_data = [spec for spec in inputs if spec.name not in computed]
+    return [
+        _add_masked_past(match_inputs(batch, from_data), caches)
+        for batch in samples.batches("samples")
+    ]
+
+
+def stated_batch(inputs: Sequence[InputSpec]) -> int:
+    """Return the number of samples that the shapes of all inputs state, or a small one."""
+    stated = {spec.shape[0] for spec in inputs if spec.shape}
+    sizes = [size for size in stated if isinstance(size, int)]
+    return sizes[0] if len(stated) == 1 and sizes else _BATCH_SIZE
+
+
+def _add_masked_past(feeds: Batch, caches: Sequence[InputSpec]) -> Batch:
+    """Add a cache of one masked position, so that a decoder's keys and values are not empty."""
+    if not caches:
+        return feeds
+    count, tokens = feeds[INPUT_IDS].shape
+    mask = np.ones((count, tokens + 1), dtype=np.int64)
+    mask[:, 0] = 0
+    past = {
+        spec.name: np.zeros(
+            (count, *(size if isinstance(size, int) else 1 for size in spec.shape[1:])),
+            dtype=spec.dtype,
+        )
+        for spec in caches
+    }
+    return {**feeds, ATTENTION_MASK: mask, **past}
+
+
+def compare_graphs(
+    parent: Path, changed: Path, feeds: Sequence[Batch], threads: int
+) -> dict[str, OutputDifference]:
+    """Compare the outputs of a graph with those of its parent, in ONNX Runtime.
+
+    Args:
+        parent: folder of the parent's graph.
+        changed: folder of the changed graph, whose outputs have the same names.
+        feeds: batches of samples.
+        threads: threads of one operator.
+
+    Raises:
+        NumericalError: the changed graph computes NaN or infinity where its parent does not.
+    """
+    differences: dict[str, list[tuple[Array, Array, Array]]] = {}
+    with (
+        open_session("onnx", parent, threads=threads) as reference,
+        open_session("onnx", changed, threads=threads) as session,
+    ):
+        for batch in feeds:
+            expected, actual = reference.run(batch), session.run(batch)
+            for name, values in expected.items():
+                pair = _flatten(values), _flatten(actual[name])
+                differences.setdefault(name, []).append(_differences(name, *pair))
+    return {name: _merged(parts) for name, parts in differences.items()}
+
+
+def _flatten(values: Array) -> Array:
+    """Return the values of each sample in a row, float64 [N, V]."""
+    return values.reshape(len(values) if values.ndim else 1, -1).astype(np.float64)
+
+
+def _differences(name: str, expected_NV: Array, actual_NV: Array) -> tuple[Array, Array, Array]:
+    """Return largest difference, cosine and relative error of each sample."""
+    if expected_NV.shape != actual_NV.shape:  # as many as the samples let through, as of boxes
+        nothing = np.full(1, np.inf)
+        return nothing, np.full(1, -1.0), nothing
+    finite = np.isfinite(expected_NV)
+    if not np.isfinite(actual_NV[finite]).all():
+        raise NumericalError(f"the converted graph computes NaN or infinity in {name}")
+    expected_NV, actual_NV = (np.where(finite, array, 0) for array in (expected_NV, actual_NV))
+    difference_NV = actual_NV - expected_NV
+    error_N = np.linalg.norm(difference_NV, axis=1)
+    lengths_N = np.linalg.norm(expected_NV, axis=1)
+    products_N = lengths_N * np.linalg.norm(actual_NV, axis=1)
+    dots_N = (expected_NV * actual_NV).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine_N = np.where(products_N > 0, dots_N / products_N, 1.0)
+        relative_N = np.where(error_N > 0, error_N / lengths_N, 0.0)
+    return np.abs(difference_NV).max(axis=1, initial=0.0), cosine_N, relative_N
+
+
+def _merged(parts: Sequence[tuple[Array, Array, Array]]) -> OutputDifference:
+    largest_N, cosine_N, relative_N = (
+        np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+    )
+    return OutputDifference(float(largest_N.max()), float(cosine_N.min()), float(relative_N.mean()))

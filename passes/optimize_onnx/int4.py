@@ -1,0 +1,121 @@
+"""INT4: weights of matrix products in blocks of 4 bits, rounded for the least error of the results.
+
+Shapes: I inputs and O outputs of a product, N positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from onnxscript import ir
+from torch import Tensor
+
+from compressor.data.contract import Batch
+from compressor.engine.contract import PassContext
+from compressor.errors import RequirementError
+from compressor.graphs.blocks import store_packed_weight
+from compressor.graphs.gemms import split_gemm
+from compressor.graphs.integer_regions import Product
+from compressor.graphs.values import Array, constant_array
+from compressor.models.quantized.packed_linear import PackedLinear
+from compressor.models.quantized.weight_grid import WeightGrid
+from compressor.runtimes.onnxruntime.observation import observe_values
+from passes.common.weight_rounding.hessian import Hessian, add_moments, mirror_upper
+from passes.common.weight_rounding.rounding import quantize_weights
+from passes.optimize_onnx.config import OptimizeOnnxConfig
+
+_MOMENTS_AT_ONCE = 1 << 28
+"""Values of second moments that are collected together: 1 GB."""
+
+
+def store_int4(
+    config: OptimizeOnnxConfig,
+    graph: ir.Model,
+    products: Sequence[Product],
+    feeds: Sequence[Batch],
+    context: PassContext,
+) -> list[str]:
+    """Store the weights of products in 4 bits, in place, and return the names of those left out.
+
+    With samples, weights are rounded by GPTQ (Frantar et al. 2022, arXiv:2210.17323) on the second
+    moments of what the float graph multiplies; without, to nearest.
+
+    Raises:
+        RequirementError: blocks divide the inputs of no product.
+    """
+    fitting = [product for product in products if not _inputs(product) % config.block_size]
+    left_out = [product.name for product in products if product not in fitting]
+    if not fitting:
+        raise RequirementError(
+            f"blocks of {config.block_size} weights divide the inputs of no product",
+            remedy="set a smaller `block_size`, or another precision",
+        )
+    done = 0
+    for group in _groups(fitting):
+        moments = _second_moments(graph, group, feeds, context.threads) if feeds else {}
+        packed = {}
+        for product in group:
+            packed[product] = _quantize(config, product, moments)
+            done += 1
+            context.progress("round weights", done, len(fitting), {})
+        for product, weight in packed.items():
+            matmul = split_gemm(graph, product, config.target)
+            store_packed_weight(graph, matmul.node, weight, 0)
+    return left_out
+
+
+def _inputs(product: Product) -> int:
+    return int(_weight(product).shape[1 - product.axis])
+
+
+def _weight(product: Product) -> Array:
+    weight = constant_array(product.weight)
+    assert weight is not None  # noqa: S101 - a product has a constant weight
+    return weight
+
+
+def _groups(products: Sequence[Product]) -> list[list[Product]]:
+    """Return products in groups whose second moments fit into memory together."""
+    groups: list[list[Product]] = []
+    held = _MOMENTS_AT_ONCE + 1
+    for product in products:
+        size = _inputs(product) ** 2
+        if held + size > _MOMENTS_AT_ONCE:
+            groups.append([])
+            held = 0
+        groups[-1].append(product)
+        held += size
+    return groups
+
+
+@torch.inference_mode()
+def _second_moments(
+    graph: ir.Model, products: Sequence[Product], feeds: Sequence[Batch], threads: int
+) -> dict[str, Tensor]:
+    """Return XᵀX of each value that products multiply, by its name."""
+    sizes = {str(product.source.name): _inputs(product) for product in products}
+    moments = {name: torch.zeros(size, size) for name, size in sizes.items()}
+
+    def add(name: str, values: Array, _: Batch) -> None:
+        x_NI = torch.from_numpy(np.ascontiguousarray(values)).float().reshape(-1, sizes[name])
+        add_moments(moments[name], x_NI)
+
+    observe_values(graph, list(sizes), feeds, add, threads)
+    return {name: mirror_upper(moments_II) for name, moments_II in moments.items()}
+
+
+@torch.inference_mode()
+def _quantize(
+    config: OptimizeOnnxConfig, product: Product, moments: Mapping[str, Tensor]
+) -> PackedLinear:
+    weight = _weight(product)
+    weight_IO = torch.from_numpy((weight.T if product.axis == 0 else weight).copy())
+    grid = WeightGrid(bits=4, group_size=config.block_size, symmetric=config.target == "tensorrt")
+    moments_II = moments.get(str(product.source.name))
+    gptq = moments_II is not None
+    hessian = Hessian.from_moments(
+        torch.eye(len(weight_IO)) if moments_II is None else moments_II.clone()
+    )
+    return quantize_weights(weight_IO, weight_IO, hessian, grid, torch.float16, gptq=gptq)

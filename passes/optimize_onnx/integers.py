@@ -1,0 +1,129 @@
+"""INT8: ranges of values, grids, and the graph with rounded values and stored integers.
+
+Shapes: O outputs of a product, K weights of an output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from onnxscript import ir
+
+from calibration.capture import TensorObservers, select_valid
+from calibration.grids import activation_grid, activation_scale, observed_range, weight_scales
+from calibration.observers import create_observer
+from calibration.table import Range
+from compressor.data.contract import Batch
+from compressor.engine.contract import PassContext
+from compressor.errors import NumericalError
+from compressor.graphs.gemms import split_gemm
+from compressor.graphs.integer_regions import Product, float_products, rounded_values
+from compressor.graphs.qdq import store_integer_weights
+from compressor.graphs.rounding_nodes import round_value, round_weight
+from compressor.graphs.values import Array, constant_array
+from compressor.models.quantized.quantization import Bits, Grid
+from compressor.runtimes.onnxruntime.observation import observe_values
+from passes.optimize_onnx.bias_correction import correct_biases
+from passes.optimize_onnx.config import OptimizeOnnxConfig
+
+_BITS: Bits = 8
+_MASK = "attention_mask"
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerGraphs:
+    """Builder of graphs in which some products multiply integers."""
+
+    config: OptimizeOnnxConfig
+    graph: ir.Model
+    """The float graph; it is not changed."""
+    ranges: Mapping[str, Range]
+    """Range of each value that may be rounded."""
+    feeds: Sequence[Batch]
+    threads: int
+
+    def build(self, names: Sequence[str]) -> tuple[ir.Model, int]:
+        """Return a graph in which the named products are integer, and the number of biases shifted.
+
+        A product whose value no sample reaches, or is constant, is left in float by the caller.
+        """
+        model = self.graph.clone()
+        wanted = set(names)
+        products = [
+            split_gemm(model, product, self.config.target)
+            for product in float_products(model)
+            if product.name in wanted
+        ]
+        for rounded in rounded_values(products, self.config.target):
+            range_ = self.ranges[str(rounded.grid_of.name)]
+            scale, zero = self._grid(range_)
+            round_value(model, rounded, scale, zero)
+        for product in products:
+            round_weight(model, product, _weight_scales(product))
+        corrected = 0
+        if self.config.bias_correction:
+            corrected = correct_biases(model, products, self.feeds, self.threads)
+        store_integer_weights(model, self.config.target, _BITS)
+        return model, corrected
+
+    def _grid(self, range_: Range) -> tuple[Array, Array]:
+        """Return scale and zero-point of an activation."""
+        symmetric = self.config.target == "tensorrt"
+        grid = activation_grid(
+            range_, _BITS, nonnegative=not symmetric and range_.minimum >= 0, symmetric=symmetric
+        )
+        zero = np.zeros((), np.int8) if symmetric else np.array(-grid.lowest, np.uint8)
+        return activation_scale(range_, grid).numpy(), zero
+
+
+def _weight_scales(product: Product) -> Array:
+    weight = constant_array(product.weight)
+    assert weight is not None  # noqa: S101 - a product has a constant weight
+    rows = torch.from_numpy(np.moveaxis(weight, product.axis, 0).copy())
+    scales_O: Array = weight_scales(rows, Grid(bits=_BITS), "mse").numpy()
+    return scales_O
+
+
+def observe_ranges(
+    config: OptimizeOnnxConfig,
+    graph: ir.Model,
+    products: Sequence[Product],
+    feeds: Sequence[Batch],
+    context: PassContext,
+) -> dict[str, Range]:
+    """Return the range of each value that is rounded where all products are integer.
+
+    Raises:
+        NumericalError: values are NaN or infinite; the message names each.
+    """
+    calibration = config.calibration
+    assert calibration is not None  # noqa: S101 - INT8 requires it
+    options: dict[str, Any] = {}
+    if calibration.observer == "percentile":
+        options["percentile"] = calibration.percentile
+    observers = TensorObservers(lambda: create_observer(calibration.observer, **options))
+    # Those that are moved are observed too: they have grids of their own where fewer are integer.
+    names = [str(each.value.name) for each in rounded_values(products, config.target)]
+    done = 0
+
+    def observe(name: str, values: Array, batch: Batch) -> None:
+        nonlocal done
+        mask = batch.get(_MASK)
+        valid_BT = None if mask is None or mask.ndim != 2 else torch.from_numpy(mask != 0)
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        observers.observe(name, select_valid(tensor, valid_BT))
+        done += 1
+        context.progress("ranges", done, len(names) * len(feeds), {})
+
+    observe_values(graph, names, feeds, observe, context.threads)
+    if observers.not_finite:
+        lines = "\n".join(f"    {name}: {error}" for name, error in observers.not_finite.items())
+        raise NumericalError(
+            f"values are not finite on samples of {calibration.data!r}:\n{lines}",
+            remedy="set `calibration.data` to samples that were made for this model",
+        )
+    return {name: observed_range(observer, _BITS) for name, observer in observers.observers.items()}

@@ -1,0 +1,102 @@
+"""The float graph that a step starts from: simplified, of a sufficient opset, in FP32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnxscript import ir
+
+from compressor.engine.contract import PassContext
+from compressor.errors import RequirementError
+from compressor.graphs.files import load_typed_model, typed_model
+from compressor.graphs.hard_swish import restore_hard_swish
+from compressor.graphs.opsets import BLOCKS_OPSET
+from compressor.graphs.rounding_nodes import INTEGERS_OPSET
+from compressor.graphs.simplify import simplify
+from compressor.graphs.upgrade import upgrade_opset
+from compressor.graphs.values import remove_unused
+from passes.optimize_onnx.config import OptimizeOnnxConfig, Precision
+
+_OPSETS: dict[Precision, int] = {"int8": INTEGERS_OPSET, "int4": BLOCKS_OPSET}
+
+
+def prepare_graph(config: OptimizeOnnxConfig, model: Path, context: PassContext) -> ir.Model:
+    """Return the graph of a folder, simplified if the config wants it, in a sufficient opset.
+
+    Raises:
+        ModelError: the graph cannot be read.
+        RequirementError: its opset is too old, and onnx cannot upgrade it.
+    """
+    graph = load_typed_model(model)
+    metadata = sorted(graph.metadata_props.items())
+    if config.simplify:
+        simplification = simplify(graph)
+        context.note(simplification.summary)
+        if simplification.applied:
+            graph = typed_model(ir.to_proto(simplification.model))
+        restore_hard_swish(graph)
+        remove_unused(graph.graph)
+    before = graph.opset_imports.get("", 1)
+    opset = _OPSETS.get(config.precision, 0)
+    if before < opset:
+        graph = upgrade_opset(graph, opset)
+        context.note(f"upgraded from opset {before} to {opset}")
+    graph.metadata_props.clear()  # onnxsim and onnx note their own settings
+    graph.metadata_props.update(metadata)
+    return graph
+
+
+def check_graph(config: OptimizeOnnxConfig, model: Path) -> None:
+    """Check what can be refused before anything is computed.
+
+    Raises:
+        ModelError: the graph cannot be read.
+        RequirementError: the graph holds integers already, is a decoder with a cache, or `ignore`
+            matches nothing.
+    """
+    from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY
+    from passes.optimize_onnx.selection import select_products
+
+    graph = load_typed_model(model)
+    if CONTEXT_LENGTH_KEY in graph.metadata_props:
+        raise RequirementError(
+            "the graph is a decoder of `export-onnx`, whose weights `awq` quantizes with less loss",
+            remedy="put an `awq` step before `export-onnx`, or set its `floats`",
+        )
+    integers = integer_operators(graph)
+    if integers and config.precision != "fp32":
+        raise RequirementError(
+            f"`precision: {config.precision}`: the graph is quantized already; it has "
+            f"{', '.join(f'{count} {name}' for name, count in integers.items())}",
+            remedy="start from the float graph that it was made of, or set `precision: fp32`, "
+            "which simplifies it alone",
+        )
+    if config.precision in {"int8", "int4"}:
+        select_products(config, graph)
+
+
+def integer_operators(graph: ir.Model) -> dict[str, int]:
+    """Return the operators that round, or compute with integers in place of floats, with counts."""
+    counts: dict[str, int] = {}
+    for node in graph.graph.all_nodes():
+        name = node.op_type
+        if name.startswith(("QLinear", "QGemm", "QAttention")) or name in _INTEGER_OPERATORS:
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+_INTEGER_OPERATORS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "DynamicQuantizeLSTM",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "ConvInteger",
+        "MatMulNBits",
+        "MatMulBnb4",
+        "GatherBlockQuantized",
+    }
+)

@@ -1,0 +1,135 @@
+"""The ``optimize-onnx`` pass as a whole: from a folder with an ONNX graph to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxscript import ir
+
+from calibration.table import Range
+from compressor.artifacts.files import copy_file
+from compressor.data.contract import Batch
+from compressor.engine.contract import PassContext, PassOutput
+from compressor.errors import RequirementError
+from compressor.graphs.embeddings import store_integer_tables
+from compressor.graphs.files import MODEL
+from compressor.graphs.integer_regions import Product, float_products
+from compressor.graphs.saving import exceeds_protobuf, save_model
+from compressor.runtimes.formats import format_named
+from passes.common.graph_samples import compare_graphs, graph_inputs, load_feeds
+from passes.common.half_floats import convert_floats
+from passes.optimize_onnx.config import OptimizeOnnxConfig
+from passes.optimize_onnx.int4 import store_int4
+from passes.optimize_onnx.integers import IntegerGraphs, observe_ranges
+from passes.optimize_onnx.keep_float import choose_float_products
+from passes.optimize_onnx.prepare import prepare_graph
+from passes.optimize_onnx.selection import select_products
+from passes.optimize_onnx.smoothing import smooth_values
+
+
+def optimize(
+    config: OptimizeOnnxConfig, parent: Path, out: Path, context: PassContext
+) -> PassOutput:
+    """Write the converted graph, and the files that belong to it, into ``out``.
+
+    Raises:
+        RequirementError: the graph does not fit the config.
+        NumericalError: the graph, or the result, is not finite on the samples.
+    """
+    graph = prepare_graph(config, parent, context)
+    feeds = _load_feeds(config, graph, context)
+    summary: dict[str, Any] = {"precision": config.precision}
+    if config.precision == "int8":
+        graph, decisions = _to_int8(config, graph, parent, feeds, context)
+        summary |= {"target": config.target, **decisions}
+    elif config.precision == "int4":
+        products = select_products(config, graph)
+        left_out = store_int4(config, graph, products, feeds, context)
+        summary |= {"target": config.target, "products": len(products) - len(left_out)}
+        if left_out:
+            summary["not_int4"] = left_out
+            context.note(
+                f"not stored as INT4, because blocks of {config.block_size} do not divide their "
+                f"inputs: {', '.join(left_out)}"
+            )
+    elif config.precision == "fp16":
+        calibration = config.calibration
+        assert calibration is not None  # noqa: S101 - FP16 requires it
+        summary |= convert_floats(graph, feeds, config.data_max, calibration.data)
+    if config.quantize_embeddings and config.precision in {"int8", "int4"}:
+        summary["embeddings"] = store_integer_tables(graph)
+    save_model(graph, out, external=exceeds_protobuf(graph))
+    _copy_companions(parent, out)
+    if feeds:
+        differences = compare_graphs(parent, out, feeds, context.threads)
+        summary["against_parent"] = {name: each.row() for name, each in differences.items()}
+    return PassOutput(summary)
+
+
+def _load_feeds(config: OptimizeOnnxConfig, graph: ir.Model, context: PassContext) -> list[Batch]:
+    if config.calibration is None:
+        return []
+
+    def progress(what: str, done: int, total: int) -> None:
+        context.progress(what, done, total, {})
+
+    return load_feeds(config.calibration, graph_inputs(graph), context, progress)
+
+
+def _to_int8(
+    config: OptimizeOnnxConfig,
+    graph: ir.Model,
+    parent: Path,
+    feeds: Sequence[Batch],
+    context: PassContext,
+) -> tuple[ir.Model, dict[str, Any]]:
+    products = select_products(config, graph)
+    smoothed = {}
+    if config.smoothing:
+        smoothed = smooth_values(graph, products, feeds, config.target, context.threads)
+    ranges = observe_ranges(config, graph, products, feeds, context)
+    unused = _unused(products, ranges)
+    names = [product.name for product in products if product.name not in unused]
+    if not names:
+        raise RequirementError(
+            "no product reads values that vary on the samples",
+            remedy="set `calibration.data` to samples that were made for this model",
+        )
+    if unused:
+        context.note(f"left in float, as their input never varies: {', '.join(sorted(unused))}")
+    graphs = IntegerGraphs(config, graph, ranges, feeds, context.threads)
+    summary: dict[str, Any] = {}
+    if config.keep_float is not None:
+        kept = choose_float_products(config.keep_float, graphs, names, parent, context)
+        names = [name for name in names if name not in kept.names]
+        summary |= kept.summary()
+        if kept.names:
+            context.note(f"kept in float: {', '.join(kept.names)}")
+    quantized, corrected = graphs.build(names)
+    return quantized, {
+        "products": len(names),
+        "kept_float": sorted({product.name for product in float_products(graph)} - set(names)),
+        "corrected_biases": corrected,
+        "smoothed": smoothed,
+        **summary,
+    }
+
+
+def _unused(products: Sequence[Product], ranges: dict[str, Range]) -> set[str]:
+    """Return the products whose input no sample reaches, or is constant on all samples."""
+    unused = set()
+    for product in products:
+        range_ = ranges.get(str(product.source.name))
+        if range_ is not None and range_.minimum == range_.maximum:
+            unused.add(product.name)
+    return unused
+
+
+def _copy_companions(parent: Path, out: Path) -> None:
+    """Copy the files beside the graph that belong to the model, such as its tokenizer."""
+    for name, file in format_named("onnx").files(parent).items():
+        if name != MODEL and not name.endswith(".data") and not (out / name).exists():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            copy_file(file, out / name)

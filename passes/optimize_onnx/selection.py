@@ -1,0 +1,53 @@
+"""The products that a config quantizes."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from onnxscript import ir
+
+from compressor.config.discovery import closest
+from compressor.errors import RequirementError
+from compressor.graphs.integer_regions import Product, float_products
+from passes.optimize_onnx.config import OptimizeOnnxConfig
+
+
+def select_products(config: OptimizeOnnxConfig, graph: ir.Model) -> tuple[Product, ...]:
+    """Return the products with constant weights that the config quantizes.
+
+    Raises:
+        RequirementError: there are none, or a pattern of `ignore` matches none.
+    """
+    products = float_products(graph)
+    if config.precision == "int4":
+        products = tuple(product for product in products if product.node.op_type != "Conv")
+    if not products:
+        what = "matrix product" if config.precision == "int4" else "convolution or matrix product"
+        raise RequirementError(
+            f"the graph has no {what} with a constant weight in FP32",
+            remedy="set `precision: fp16`, or `int8` for convolutions"
+            if config.precision == "int4"
+            else "set `precision: fp16`",
+        )
+    names = [product.name for product in products]
+    unmatched = [
+        pattern
+        for pattern in config.ignore
+        if not any(fnmatchcase(name, pattern) for name in names)
+    ]
+    if unmatched:
+        near = [name for pattern in unmatched if (name := closest(pattern.rstrip("*"), names))]
+        raise RequirementError(
+            f"`ignore` matches no product of this graph: {', '.join(unmatched)}",
+            remedy=f"did you mean {', '.join(near)}?"
+            if near
+            else f"its products are {', '.join(names)}",
+        )
+    chosen = tuple(
+        product
+        for product in products
+        if not any(fnmatchcase(product.name, pattern) for pattern in config.ignore)
+    )
+    if not chosen:
+        raise RequirementError("`ignore` leaves no product to quantize", remedy="shorten it")
+    return chosen

@@ -1,0 +1,127 @@
+"""The ``optimize-onnx`` pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from compressor.artifacts.artifact import Artifact
+from compressor.engine.contract import (
+    DataNeed,
+    Estimate,
+    Pass,
+    PassContext,
+    PassOutput,
+    PlanContext,
+    StarterModel,
+)
+from compressor.graphs.opsets import BLOCKS_OPSET
+from compressor.models.facts import Integers, ModelFacts, PlannedGraph
+from passes.optimize_onnx.config import OptimizeOnnxConfig
+
+_INTEGERS_OPSET = 13
+_SIZE = {"fp32": 1.0, "fp16": 0.5, "int8": 0.26, "int4": 0.16}
+"""Part of the parent's size that a graph has whose weights are all converted."""
+_BASE_MEMORY_BYTES = 700_000_000
+_WEIGHT_COPIES = 6
+_BASE_SECONDS = 2.0
+
+
+class OptimizeOnnx(Pass[OptimizeOnnxConfig]):
+    """Convert an ONNX graph of any origin to FP16, INT8 or INT4 weights, as another ONNX graph.
+
+    The graph is simplified first, and upgraded where its operators are too old. INT8 is static
+    quantization on samples (Jacob et al. 2018): ranges by the least squared error, weights with a
+    scale for each output, corrected biases. INT4 rounds weights by GPTQ (Frantar et al. 2022). FP16
+    leaves nodes in FP32 that would overflow on the samples. The result is compared with the parent
+    on the samples, output by output.
+    """
+
+    name = "optimize-onnx"
+    version = 1
+    accepts = frozenset({"onnx"})
+    produces = "onnx"
+    Config = OptimizeOnnxConfig
+    tools: ClassVar[tuple[str, ...]] = (
+        "numpy",
+        "onnx",
+        "onnx-ir",
+        "onnxruntime",
+        "onnxsim",
+        "torch",
+    )
+
+    def data_needs(self, config: OptimizeOnnxConfig) -> tuple[DataNeed, ...]:
+        """Return the samples of the calibration and of `keep_float`."""
+        needs = []
+        if config.calibration is not None:
+            needs.append(DataNeed("calibration.data", config.calibration.data, ignores_inputs=True))
+        if config.keep_float is not None:
+            needs.append(DataNeed("keep_float.data", config.keep_float.data, ignores_inputs=True))
+        return tuple(needs)
+
+    def is_recommended(self, model: StarterModel) -> bool:
+        """Return True where there are samples: integers are smaller and faster."""
+        return model.data is not None
+
+    def starter_fields(self, model: StarterModel) -> Mapping[str, Any]:
+        """Return INT8 with samples, and INT4 weights without."""
+        if model.data is None:
+            return {"precision": "int4"}
+        return {"calibration": {"data": model.data}}
+
+    def estimate(
+        self, config: OptimizeOnnxConfig, parent: ModelFacts, context: PlanContext
+    ) -> Estimate:
+        """Return sizes and memory by the weights; the time depends on the operators."""
+        weight_bytes = parent.size_bytes or 0
+        size = None if parent.size_bytes is None else int(_SIZE[config.precision] * weight_bytes)
+        opset = BLOCKS_OPSET if config.precision == "int4" else _INTEGERS_OPSET
+        present = 0 if parent.graph is None else parent.graph.opset
+        graph = PlannedGraph(max(opset, present), _integers(config))
+        return Estimate(
+            replace(parent, size_bytes=size, graph=graph),
+            None,
+            _BASE_MEMORY_BYTES + _WEIGHT_COPIES * weight_bytes,
+            size,
+        )
+
+    def requires(self, config: OptimizeOnnxConfig, parent: Artifact, context: PassContext) -> None:
+        """Check that the graph is in float, and has products that the config quantizes.
+
+        Raises:
+            RequirementError: it is not, or has none.
+        """
+        from passes.optimize_onnx.prepare import check_graph
+
+        check_graph(config, parent.model)
+
+    def run(
+        self, config: OptimizeOnnxConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> PassOutput:
+        """Convert the graph, write it, and compare it with its parent."""
+        from passes.optimize_onnx.run import optimize
+
+        return optimize(config, parent.model, out, context)
+
+    def ensures(
+        self, config: OptimizeOnnxConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> None:
+        """Open the graph in ONNX Runtime.
+
+        Raises:
+            ModelError: it cannot be opened.
+        """
+        from compressor.runtimes.formats import open_session
+
+        open_session("onnx", out, threads=context.threads).close()
+
+
+def _integers(config: OptimizeOnnxConfig) -> Integers:
+    if config.precision not in {"int8", "int4"}:
+        return frozenset()
+    if config.target == "onnxruntime":
+        return frozenset({"unsigned"})
+    return frozenset({"int8"}) if config.precision == "int8" else frozenset({"int4"})

@@ -1,0 +1,146 @@
+"""FP16, INT4 and simplification of foreign graphs, and fields that do not go together."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+from pydantic import ValidationError
+
+from compressor.errors import RequirementError
+from passes.optimize_onnx.config import OptimizeOnnxConfig
+from tests.support.engines import node
+from tests.support.foreign_graphs import (
+    IMAGES,
+    TOKENS,
+    Optimized,
+    feed_forward,
+    graph,
+    optimized_operators,
+    residual_network,
+    weight,
+)
+
+
+def test_fp16_halves_the_file_and_keeps_the_types_of_inputs_and_outputs(tmp_path):
+    result = Optimized(residual_network(), tmp_path, {"image": IMAGES}, precision="fp16")
+    types = {tensor.data_type for tensor in result.graph.initializer if len(tensor.dims) > 1}
+    assert types == {TensorProto.FLOAT16}
+    assert {value.type.tensor_type.elem_type for value in result.graph.output} == {1}
+    assert 0 < result.error() < 0.003
+
+
+def test_values_beyond_the_range_of_fp16_stay_in_fp32(tmp_path):
+    nodes = [node("MatMul", "x w", "huge"), node("MatMul", "huge v", "y")]
+    weights = {"w": 4e4 * np.abs(weight(8, 8)), "v": weight(8, 8) * 1e-4}
+    model = graph(nodes, weights, {"x": ["N", 8]}, {"y": ["N", 8]})
+    samples = {"x": np.abs(IMAGES.reshape(24, -1)[:, :8])}
+    result = Optimized(model, tmp_path, samples, precision="fp16")
+    assert result.summary["largest_magnitude"] > 65504
+    assert "huge" in {row["node"] for row in result.summary["kept_fp32"]}
+    assert result.error() < 0.003
+
+
+def test_int4_weights_are_rounded_for_the_samples_and_multiplied_as_such(tmp_path_factory):
+    errors = {}
+    for calibration in (None, {"data": "c"}):
+        result = Optimized(
+            feed_forward(8.0),
+            tmp_path_factory.mktemp("i"),
+            {"tokens": TOKENS},
+            precision="int4",
+            calibration=calibration,
+        )
+        errors[calibration is None] = result.error()
+        operators = optimized_operators(result.out / "model.onnx", tmp_path_factory.mktemp("o"))
+        assert operators.count("MatMulNBits") == 2
+        before, after = result.sizes()
+        assert after < 0.35 * before
+    assert errors[False] < 0.8 * errors[True] < 0.2
+
+
+def test_int4_for_tensorrt_is_symmetric(tmp_path):
+    result = Optimized(
+        feed_forward(), tmp_path, {"tokens": TOKENS}, precision="int4", target="tensorrt"
+    )
+    types = {tensor.data_type for tensor in result.graph.initializer}
+    assert TensorProto.INT4 in types
+    assert not types & {TensorProto.UINT4, TensorProto.UINT8}
+
+
+def test_weights_that_blocks_do_not_divide_are_named(tmp_path):
+    nodes = [node("MatMul", "x odd", "h"), node("MatMul", "h even", "y")]
+    weights = {"odd": weight(40, 64), "even": weight(64, 64)}
+    model = graph(nodes, weights, {"x": ["N", 40]}, {"y": ["N", 64]})
+    samples = {"x": IMAGES.reshape(24, -1)[:, :40]}
+    result = Optimized(model, tmp_path, samples, precision="int4")
+    assert result.summary["not_int4"] == ["h"]
+    assert any("blocks of 32 do not divide their inputs: h" in note for note in result.notes)
+
+
+def test_convolutions_have_no_int4_form(tmp_path):
+    model = graph(
+        [node("Conv", "x k", "y")], {"k": weight(4, 3, 3, 3)}, {"x": ["N", 3, 8, 8]}, {"y": None}
+    )
+    with pytest.raises(RequirementError, match="no matrix product") as error:
+        Optimized(model, tmp_path, {"x": IMAGES[:, :, :8, :8]}, precision="int4")
+    assert "`int8` for convolutions" in str(error.value.remedy)
+
+
+def test_simplification_alone_computes_the_same(tmp_path):
+    result = Optimized(residual_network(), tmp_path, {"image": IMAGES}, precision="fp32")
+    assert "BatchNormalization" not in result.operators()
+    assert result.error() < 1e-5
+
+
+def test_hard_swish_is_restored(tmp_path):
+    nodes = [
+        node("Conv", "x k", "c"),
+        node("Add", "c three", "shifted"),
+        node("Clip", "shifted zero six", "clipped"),
+        node("Mul", "c clipped", "product"),
+        node("Div", "product six", "y"),
+    ]
+    constants = {"three": 3, "zero": 0, "six": 6}
+    weights = {name: np.float32(value) for name, value in constants.items()}
+    model = graph(nodes, {"k": weight(4, 3, 3, 3), **weights}, {"x": ["N", 3, 8, 8]}, {"y": None})
+    result = Optimized(model, tmp_path, {"x": IMAGES[:, :, :8, :8]}, precision="fp32")
+    assert result.operators() == ["Conv", "HardSigmoid", "Mul"]
+    assert result.error() < 1e-6
+
+
+def test_external_data_and_files_beside_the_graph_are_kept(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    model = feed_forward()
+    onnx.save(model, source / "model.onnx")
+    result = Optimized(model, tmp_path, {"tokens": TOKENS}, precision="fp32")
+    assert not (result.out / "model.onnx.data").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"precision": "int8"}, "requires samples, which show the ranges of values"),
+        ({"precision": "fp16"}, "requires samples, which show what would overflow"),
+        ({"precision": "fp32", "simplify": False}, "changes nothing"),
+        (
+            {"precision": "int4", "bias_correction": True, "smoothing": True},
+            "`bias_correction` has no effect with `precision: int4`: leave it out; `smoothing`",
+        ),
+        (
+            {"precision": "fp16", "calibration": {"data": "c", "observer": "mse"}},
+            "`calibration.observer` has no effect with `precision: fp16`",
+        ),
+        (
+            {
+                "calibration": {"data": "c"},
+                "keep_float": {"data": "c", "metric": "x", "max_drop": 1},
+            },
+            "unknown metric 'x'; known: top1",
+        ),
+    ],
+)
+def test_fields_without_effect_are_refused(fields, message):
+    with pytest.raises(ValidationError) as error:
+        OptimizeOnnxConfig.model_validate(fields)
+    assert message in str(error.value)
