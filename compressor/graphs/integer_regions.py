@@ -132,9 +132,10 @@ class _Regions:
     def __init__(self, products: Sequence[Product]) -> None:
         self._products = {product.node for product in products}
         sources = [product.source for product in products]
-        self._computed = {product.result for product in products if product.node.op_type == "Conv"}
+        results = [product.result for product in products if product.node.op_type == "Conv"]
+        self._computed = set(results)
         """Values that an integer kernel computes."""
-        self._rounded = dict.fromkeys([*sources, *self._computed])
+        self._rounded = dict.fromkeys([*sources, *results])
         self._joined: dict[ir.Node, bool] = {}
 
     def values(self) -> tuple[RoundedValue, ...]:

@@ -5,7 +5,7 @@ Shapes: N samples, V values of one output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,14 +17,14 @@ from calibration.samples import Samples
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
 from compressor.errors import DataError, NumericalError
+from compressor.evaluation.calls import plan_calls
 from compressor.graphs.decoder.interface import ATTENTION_MASK, INPUT_IDS, PAST_PREFIX
-from compressor.models.capabilities.signature import InputSpec
+from compressor.graphs.signature import dimension
+from compressor.models.capabilities.signature import REST, InputSpec
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.session import match_inputs
 
 Array = np.ndarray[Any, Any]
-_BATCH_SIZE = 8
-"""Samples per run where neither the config nor the graph states it."""
 
 
 class SampleChoice(Protocol):
@@ -39,8 +39,8 @@ class SampleChoice(Protocol):
         """Number of samples, at most."""
 
     @property
-    def batch_size(self) -> int | None:
-        """Samples per run; None for the batch that the graph's inputs state."""
+    def batch_size(self) -> int:
+        """Samples per run."""
 
     @property
     def seed(self) -> int:
@@ -75,24 +75,28 @@ def graph_inputs(model: ir.Model) -> tuple[InputSpec, ...]:
 def _input_spec(value: ir.Value) -> InputSpec:
     dtype = str(value.dtype.numpy()) if value.dtype is not None else "float32"
     name = str(value.name)
-    shape = tuple(_dimension(size, f"{name}.{axis}") for axis, size in enumerate(value.shape or ()))
+    if value.shape is None:
+        return InputSpec(name, dtype, (REST,))
+    shape = tuple(
+        dimension(name, axis, size if isinstance(size, int) else size.value)
+        for axis, size in enumerate(value.shape)
+    )
     return InputSpec(name, dtype, shape)
-
-
-def _dimension(size: int | ir.SymbolicDim, name: str) -> int | str:
-    """Return a size, or the name of one that varies, as exporters write -1 for too."""
-    if isinstance(size, int):
-        return size if size > 0 else name
-    return name if size.value in {None, "", "?"} else str(size.value)
 
 
 def load_feeds(
     choice: SampleChoice,
     inputs: Sequence[InputSpec],
     context: PassContext,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    parent: Path | None = None,
 ) -> list[Batch]:
     """Return batches of samples for all inputs of a graph.
+
+    Args:
+        choice: the fields of the config.
+        inputs: the inputs of the graph.
+        context: opens the data set.
+        parent: folder of a graph that decides the samples per run where it fixes them.
 
     Raises:
         DataError: the data set is empty, or does not fit the graph.
@@ -100,13 +104,16 @@ def load_feeds(
     dataset = context.data(choice.data)
     if len(dataset) == 0:
         raise DataError(f"data set {choice.data!r} is empty")
-    samples = Samples(
-        dataset,
-        count=choice.num_samples,
-        batch_size=choice.batch_size or stated_batch(inputs),
-        seed=choice.seed,
-        progress=progress,
-    )
+    batch_size = choice.batch_size
+    if parent is not None:
+        with open_session("onnx", parent, threads=context.threads) as session:
+            sample = dataset.batch(np.arange(1))
+            count = min(len(dataset), choice.num_samples)
+            calls = plan_calls([session], sample, choice.batch_size, count)
+        if calls.reason is not None:
+            context.note(f"{calls.batch_size} samples per run: {calls.reason}")
+        batch_size = calls.batch_size
+    samples = Samples(dataset, count=choice.num_samples, batch_size=batch_size, seed=choice.seed)
     caches = [spec for spec in inputs if spec.name.startswith(PAST_PREFIX)]
     computed = {spec.name for spec in caches} | ({ATTENTION_MASK} if caches else set())
     from_data = [spec for spec in inputs if spec.name not in computed]
@@ -114,13 +121,6 @@ def load_feeds(
         _add_masked_past(match_inputs(batch, from_data), caches)
         for batch in samples.batches("samples")
     ]
-
-
-def stated_batch(inputs: Sequence[InputSpec]) -> int:
-    """Return the number of samples that the shapes of all inputs state, or a small one."""
-    stated = {spec.shape[0] for spec in inputs if spec.shape}
-    sizes = [size for size in stated if isinstance(size, int)]
-    return sizes[0] if len(stated) == 1 and sizes else _BATCH_SIZE
 
 
 def _add_masked_past(feeds: Batch, caches: Sequence[InputSpec]) -> Batch:

@@ -23,8 +23,8 @@ class Calibration(Record):
     """Data set under `data:`. Labels are not used."""
     num_samples: Annotated[int, Field(ge=1)] = 128
     """Number of samples; the whole data set if it has fewer."""
-    batch_size: BatchSize | None = None
-    """Samples per run of the graph. By default the batch that the graph's inputs state, or 8."""
+    batch_size: BatchSize = 8
+    """Samples per run of the graph; those that the graph takes, where its inputs fix them."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the selection. The data set is divided into `num_samples` equal stretches, and one
     sample is drawn at random from each."""

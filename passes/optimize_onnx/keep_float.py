@@ -21,7 +21,6 @@ from compressor.graphs.saving import exceeds_protobuf, save_model
 from compressor.graphs.values import Array
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.observation import open_graph, run_graph
-from passes.common.graph_samples import stated_batch
 from passes.optimize_onnx.config import KeepFloat
 from passes.optimize_onnx.integers import IntegerGraphs
 
@@ -112,7 +111,6 @@ class _Limit:
             request = AccuracyConfig(
                 data=self._config.data,
                 metrics=(self._config.metric,),
-                batch_size=stated_batch(session.inputs),
                 bootstrap=0,
             )
             report = measure_accuracy(

@@ -39,7 +39,10 @@ def optimize(
         NumericalError: the graph, or the result, is not finite on the samples.
     """
     graph = prepare_graph(config, parent, context)
-    feeds = _load_feeds(config, graph, context)
+    calibration = config.calibration
+    feeds = (
+        [] if calibration is None else load_feeds(calibration, graph_inputs(graph), context, parent)
+    )
     summary: dict[str, Any] = {"precision": config.precision}
     if config.precision == "int8":
         graph, decisions = _to_int8(config, graph, parent, feeds, context)
@@ -55,7 +58,6 @@ def optimize(
                 f"inputs: {', '.join(left_out)}"
             )
     elif config.precision == "fp16":
-        calibration = config.calibration
         assert calibration is not None  # noqa: S101 - FP16 requires it
         summary |= convert_floats(graph, feeds, config.data_max, calibration.data)
     if config.quantize_embeddings and config.precision in {"int8", "int4"}:
@@ -66,16 +68,6 @@ def optimize(
         differences = compare_graphs(parent, out, feeds, context.threads)
         summary["against_parent"] = {name: each.row() for name, each in differences.items()}
     return PassOutput(summary)
-
-
-def _load_feeds(config: OptimizeOnnxConfig, graph: ir.Model, context: PassContext) -> list[Batch]:
-    if config.calibration is None:
-        return []
-
-    def progress(what: str, done: int, total: int) -> None:
-        context.progress(what, done, total, {})
-
-    return load_feeds(config.calibration, graph_inputs(graph), context, progress)
 
 
 def _to_int8(

@@ -11,9 +11,10 @@ import pytest
 
 from compressor.artifacts.fingerprint import digest_file
 from compressor.errors import DamagedArtifactError, RequirementError
+from compressor.graphs import saving
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.tensorrt.manifest import read_verified_manifest
-from passes.tensorrt import graph, select_backend
+from passes.tensorrt import select_backend
 from tests.support.engines import (
     NETWORKS,
     SAMPLES,
