@@ -16,6 +16,7 @@ class Rule(Enum):
     FLOAT_OPERATOR = "ONNX Runtime computes the operator in float"
     INPUT_TYPE = "TensorRT takes no input of this type"
     FOREIGN_OPERATOR = "TensorRT lacks the operator"
+    BRANCHES = "TensorRT needs branches of equal rank"
     INTEGER_TYPE = "TensorRT has no such quantized type"
     UNSIGNED_INTEGERS = "TensorRT takes signed integers only"
     INTEGER_BIAS = "TensorRT takes biases in float only"

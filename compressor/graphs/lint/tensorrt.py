@@ -2,7 +2,8 @@
 
 Every rule was tried with tensorrt-rtx 1.7, and tests hold it against that version: no zero-points
 but 0, no unsigned integers, no INT32 biases, none of ONNX Runtime's own operators, no operands of
-different float types, and no types that a GPU has no kernels for.
+different float types, no types that a GPU has no kernels for, and what
+``tensorrt_operators`` finds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from onnx import TensorProto
 
 from compressor.graphs.graph_index import GraphIndex
 from compressor.graphs.lint.problem import Problem, Rule
+from compressor.graphs.lint.tensorrt_operators import operator_problems
 
 _ROUNDING = {"QuantizeLinear", "DequantizeLinear"}
 _UNSIGNED: dict[int, str] = {
@@ -63,6 +65,7 @@ def tensorrt_problems(index: GraphIndex, gpus: Sequence[str]) -> Iterator[Proble
         gpus: compute capabilities such as ``sm86``; empty to skip the rules that depend on them.
     """
     yield from _input_problems(index)
+    yield from operator_problems(index)
     for node in index.nodes:
         if node.domain not in {"", "ai.onnx"} and node.op_type not in {"Gelu", *_ROUNDING}:
             yield Problem.of(node, Rule.FOREIGN_OPERATOR, f"an operator of {node.domain}")

@@ -1,10 +1,14 @@
 """Rules of TensorRT: graphs that break them and that tensorrt-rtx refuses, and others."""
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto as T
+from onnx import helper
 
 from compressor.graphs.lint.targets import lint
+from compressor.graphs.lint.tensorrt import _INTEGER_OPERATORS
+from compressor.graphs.lint.tensorrt_operators import LACKING
 from tests.support.tensorrt_graphs import (
     B,
     D,
@@ -134,6 +138,64 @@ REFUSED = {
         ["DequantizeLinear weight: FP8 has no kernels on sm86"],
     ),
 }
+
+
+def branches(first="n"):
+    """Return a graph that squeezes x [first, 4] if its first size is 1."""
+    squeezed = helper.make_graph(
+        [helper.make_node("Squeeze", ["x", "zero"], ["o1"])],
+        "then",
+        [],
+        [helper.make_tensor_value_info("o1", F, [4])],
+    )
+    as_it_is = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["o2"])],
+        "else",
+        [],
+        [helper.make_tensor_value_info("o2", F, [first, 4])],
+    )
+    choice = helper.make_node(
+        "If", ["is_one"], ["y"], "choice", then_branch=squeezed, else_branch=as_it_is
+    )
+    return graph(
+        [
+            node("Shape", "x", "shape", "shape"),
+            node("Gather", "shape zero", "size", "size"),
+            node("Equal", "size one", "equal", "equal"),
+            node("Squeeze", "equal", "is_one", "flag"),
+            choice,
+        ],
+        {"zero": np.array([0]), "one": np.array([1])},
+        shape=(first, 4),
+    )
+
+
+ACCEPTED |= {"branches by a fixed size": (branches(1), "sm86")}
+REFUSED |= {
+    "branches of two ranks": (
+        branches(),
+        "sm86",
+        ["If choice: its branches give 2 and 1 dimensions, and its condition varies"],
+    ),
+    "NonZero": (graph([node("NonZero", "x")], out=T.INT64), "sm86", ["NonZero one: TensorRT has"]),
+    "Det": (graph([node("Det", "x")]), "sm86", ["Det one: TensorRT has no such operator"]),
+    "a sequence": (
+        graph([node("SequenceConstruct", "x x", "s"), node("ConcatFromSequence", "s", axis=0)]),
+        "sm86",
+        ["SequenceConstruct one: TensorRT has", "ConcatFromSequence one: TensorRT has"],
+    ),
+}
+
+
+def test_the_operators_that_the_parser_lacks_are_listed():
+    tensorrt = pytest.importorskip("tensorrt_rtx")
+    log = tensorrt.Logger(tensorrt.Logger.ERROR)
+    network = tensorrt.Builder(log).create_network(0)
+    parser = tensorrt.OnnxParser(network, log)
+    operators = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
+    missing = {name for name in operators if not parser.supports_operator(name)}
+    assert missing <= LACKING | _INTEGER_OPERATORS
+    assert missing >= LACKING - {"NonZero", "NonMaxSuppression"}
 
 
 def lines(model, gpus=()):
