@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -30,8 +30,10 @@ def count_parameters(model: onnx.ModelProto) -> int:
     """Return the number of values in weights: initializers with dimensions, float or small integer.
 
     Shapes and indices (int64, int32, bool) and scalars are not counted; constants that an exporter
-    folded are counted as they are now. Weights packed for MatMulNBits and QMoE, or stored in blocks
-    for DequantizeLinear, are counted value by value, without their scales and zero-points.
+    folded are counted as they are now. Where no weight is an initializer, as paddle2onnx writes
+    graphs, the tensors of Constant nodes are the weights. Weights packed for MatMulNBits and QMoE,
+    or stored in blocks for DequantizeLinear, are counted value by value, without their scales and
+    zero-points.
     """
     return sum(map(_graph_parameters, _graphs(model.graph)))
 
@@ -63,11 +65,19 @@ def _graph_parameters(graph: onnx.GraphProto) -> int:
             attribute.name == "block_size" for attribute in node.attribute
         ):
             counts |= dict.fromkeys(_with_cast_sources(graph, node.input[1:3]), 0)
-    return sum(
-        counts.get(tensor.name, math.prod(tensor.dims))
-        for tensor in graph.initializer
-        if tensor.dims and tensor.data_type not in _INDEX_TYPES
-    )
+    weights = list(_weights(graph.initializer)) or list(_weights(_constants(graph)))
+    return sum(counts.get(tensor.name, math.prod(tensor.dims)) for tensor in weights)
+
+
+def _weights(tensors: Iterable[onnx.TensorProto]) -> Iterator[onnx.TensorProto]:
+    return (tensor for tensor in tensors if tensor.dims and tensor.data_type not in _INDEX_TYPES)
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors of Constant nodes."""
+    for node in graph.node:
+        if node.op_type == "Constant":
+            yield from (entry.t for entry in node.attribute if entry.name == "value")
 
 
 def _with_cast_sources(graph: onnx.GraphProto, names: Sequence[str]) -> set[str]:

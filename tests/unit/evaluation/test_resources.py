@@ -135,3 +135,19 @@ def test_background_load_excludes_this_process(monkeypatch, tmp_path):
     clocks |= {"wall": 12.0, "own": 2.5}
     stat.write_text(f"cpu  {6 * ticks} {ticks} {3 * ticks} 999 0 0 0 0 0 0\n")
     assert load.cores() == pytest.approx((3 - 1.5) / 2)
+
+
+def test_weights_in_constant_nodes_are_counted():
+    weight = numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
+    index = numpy_helper.from_array(np.ones(5, np.int64), "i")
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=weight),
+        helper.make_node("Constant", [], ["i"], value=index),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])
+        for name, size in (("x", 4), ("y", 3))
+    )
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]))
+    assert onnx_cost.count_parameters(model) == 12
