@@ -100,10 +100,21 @@ def _required_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def initializer_rows(model: onnx.ModelProto) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Return name, dtype in lower case and shape of the initializers of the top graph."""
+    """Return name, dtype in lower case and shape of the initializers of the top graph.
+
+    Where it has none, as paddle2onnx writes graphs, those are the tensors of Constant nodes.
+    """
+    constants = [
+        (node.output[0], entry.t)
+        for node in model.graph.node
+        if node.op_type == "Constant"
+        for entry in node.attribute
+        if entry.name == "value"
+    ]
+    tensors = [(tensor.name, tensor) for tensor in model.graph.initializer] or constants
     return [
-        (tensor.name, _DTYPES.get(name := _dtype_name(tensor.data_type), name), tuple(tensor.dims))
-        for tensor in model.graph.initializer
+        (name, _DTYPES.get(kind := _dtype_name(tensor.data_type), kind), tuple(tensor.dims))
+        for name, tensor in tensors
     ]
 
 

@@ -13,6 +13,7 @@ from compressor.evaluation.resources import (
     peak_rss_bytes,
     reset_peak_rss,
 )
+from compressor.graphs.signature import initializer_rows
 from compressor.runtimes.formats import StoredModel, format_named
 from compressor.runtimes.onnxruntime import cost as onnx_cost
 
@@ -151,3 +152,4 @@ def test_weights_in_constant_nodes_are_counted():
     )
     model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]))
     assert onnx_cost.count_parameters(model) == 12
+    assert initializer_rows(model) == [("w", "float32", (4, 3)), ("i", "int64", (5,))]
