@@ -4,12 +4,13 @@
     echo "$PWD/.venv/lib/python3.11/site-packages" > PEERS/lib/python3.11/site-packages/ours.pth
     PEERS/bin/pip install nncf==3.4.0 openvino onnxconverter-common==1.16.0 sympy soundfile
     python -m benchmarks.onnx_in FOLDER --peers PEERS/bin/python [--models NAME …] \
-        [--tools NAME …] [--rounds 15] [--json FILE]
+        [--tools NAME …] [--rounds 15] [--threads 2] [--json FILE]
 
 FOLDER caches wheels, samples and models. A tool that fails is reported as failed. Error
 and cosine are those of the worst output, relative to the float model, on the evaluation samples;
 the agreement is of the outputs as the model's package reads them. Latency is the ratio to the
 float model in ONNX Runtime on the CPU, median and range over interleaved rounds in random order.
+With as many threads as cores, other load makes single tools many times slower: use one thread then.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ def compare_tools(model: Model, folder: Path, options: argparse.Namespace) -> li
             row["failed"] = f"does not run: {str(error).strip().splitlines()[0]}"
     good = [row for row in rows if "failed" not in row]
     if options.rounds:
-        ratios = latency([Path(row["file"]) for row in good], arrays, options.rounds)
+        files = [Path(row["file"]) for row in good]
+        ratios = latency(files, arrays, options.rounds, options.threads)
         for row, ratio in zip(good, ratios, strict=True):
             row |= asdict(ratio)
     return rows
@@ -129,6 +131,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--tools", nargs="*", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
     parser.add_argument("--rounds", type=int, default=15, help="0 for no latency")
+    parser.add_argument("--threads", type=int, default=2, help="of ONNX Runtime, for latency")
     parser.add_argument("--json", type=Path, help="write all figures, per output, to this file")
     return parser.parse_args()
 

@@ -64,7 +64,7 @@ def compare(expected: Sequence[Array], actual: Sequence[Array]) -> dict[str, flo
     }
 
 
-def latency(files: Sequence[Path], arrays: Arrays, rounds: int, threads: int = 2) -> list[Ratio]:
+def latency(files: Sequence[Path], arrays: Arrays, rounds: int, threads: int) -> list[Ratio]:
     """Return the latency of each file relative to the first; samples are called in turn."""
     sessions = [open_model(file, threads) for file in files]
     samples = feeds(sessions[0], arrays)[:32]
