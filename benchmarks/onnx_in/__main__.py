@@ -110,6 +110,8 @@ def compare_tools(model: Model, folder: Path, options: argparse.Namespace) -> li
             expected = expected or outputs
             row |= accuracy(model, expected, outputs)
             row["size"] = Path(row["file"]).stat().st_size / source.stat().st_size
+        except ValueError as error:
+            row["failed"] = str(error)
         except Exception as error:  # noqa: BLE001 - the table shows it
             row["failed"] = f"does not run: {str(error).strip().splitlines()[0]}"
     good = [row for row in rows if "failed" not in row]
