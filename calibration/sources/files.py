@@ -12,6 +12,7 @@ from compressor.foreign_files.json_files import check_json_file, read_json
 from compressor.foreign_files.libraries import library_errors
 from compressor.foreign_files.limits import TOKENIZER
 from compressor.foreign_files.opening import is_regular
+from compressor.foreign_files.tokenizer_trial import check_encodes
 from compressor.models.checkpoint.tokenizer_json import largest_token_id
 
 if TYPE_CHECKING:
@@ -88,11 +89,12 @@ def tokenizer_file(name: str, context: SourceContext) -> Path:
 
 
 def tokenizer_problems(name: str, context: SourceContext) -> list[str]:
-    """Return a message if a tokenizer's file is missing or has no vocabulary."""
+    """Return a message if a tokenizer's file is missing, has no vocabulary or multiplies texts."""
     file = tokenizer_file(name, context)
     if file.is_file():
         try:
             largest_token_id(file)
+            check_encodes(file)
         except CompressError as error:
             return [str(error)]
         return []
@@ -149,11 +151,12 @@ def open_tokenizer(file: Path) -> Tokenizer:
     """Open a tokenizer's file, without the truncation and padding that it may be saved with.
 
     Raises:
-        DataError: the file is not a tokenizer.
+        DataError: the file is not a tokenizer, or needs too much memory or time for a short text.
     """
     from tokenizers import Tokenizer
 
     check_json_file(file, TOKENIZER, DataError)
+    check_encodes(file)
     with library_errors(
         f"{file} is not a tokenizer", DataError, "copy the checkpoint's files again"
     ):

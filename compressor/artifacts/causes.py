@@ -33,6 +33,7 @@ _NO_MEMORY = (
     "cannot allocate memory",
     "out of memory",
     "failed to allocate memory",
+    "memory allocation of",
     "defaultcpuallocator",
 )
 _MEMORY_REMEDY = (

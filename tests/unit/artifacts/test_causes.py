@@ -66,6 +66,8 @@ def test_a_killed_child_and_what_it_printed_are_understood() -> None:
     printed = "OSError: [Errno 28] No space left on device: 'model.engine'"
     assert isinstance(failed_child(1, "it", printed, PLACE), StorageError)
     assert failed_child(1, "it", "ValueError", PLACE) is None
+    printed = "memory allocation of 12884901888 bytes failed"  # by programs in Rust, which abort
+    assert isinstance(failed_child(-signal.SIGABRT, "it", printed, PLACE), ResourceError)
 
 
 def test_a_folder_in_the_place_of_a_file_is_named_and_no_temporary_file(tmp_path: Path) -> None:

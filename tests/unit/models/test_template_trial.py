@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import DataError
+from compressor.foreign_files import trials
 from compressor.models.families.transformers import template_trial
 from compressor.models.families.transformers.chat_templates import load_tokenizer
 from compressor.models.families.transformers.planned_template import PlannedTemplate
@@ -23,7 +24,7 @@ FOLDED = "{{ 9 ** (9 ** 9) }}"
 def test_a_template_without_end_is_an_error(
     template: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(template_trial, "CPU_SECONDS", 1)
+    monkeypatch.setattr(trials, "CPU_SECONDS", 1)
     write_processor(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(template)
     for open_template in (PlannedTemplate, load_tokenizer):

@@ -9,9 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 from compressor.errors import DataError
-from compressor.foreign_files.json_files import read_json_object
-from compressor.foreign_files.limits import SOURCE_TEXT
+from compressor.foreign_files.json_files import check_json_file, read_json_object
+from compressor.foreign_files.limits import SOURCE_TEXT, TOKENIZER
 from compressor.foreign_files.opening import read_bytes
+from compressor.foreign_files.tokenizer_trial import check_encodes
 from compressor.models.checkpoint.companions import TOKENIZER_FILES, has_tokenizer
 from compressor.models.families.transformers.pretrained import from_pretrained
 from compressor.models.families.transformers.template_trial import check_ends
@@ -19,6 +20,7 @@ from compressor.models.families.transformers.template_trial import check_ends
 _CONFIG = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
 _MORE_TEMPLATES = "additional_chat_templates"
+_TOKENIZER = "tokenizer.json"
 _DEFAULT = "default"
 _REMEDY = "copy the checkpoint's chat_template.jinja or tokenizer_config.json beside its tokenizer"
 _DATE = date(2024, 7, 26)
@@ -31,8 +33,8 @@ def load_tokenizer(folder: Path) -> Any:
     """Open the tokenizer of a checkpoint with transformers.
 
     Raises:
-        DataError: the folder has no tokenizer, transformers cannot open it, or its chat template
-            does not end.
+        DataError: the folder has no tokenizer, transformers cannot open it, its chat template does
+            not end, or it needs too much memory or time for a short text.
     """
     if not has_tokenizer(folder):
         raise DataError(
@@ -40,6 +42,7 @@ def load_tokenizer(folder: Path) -> Any:
             remedy="copy the checkpoint's tokenizer beside its weights",
         )
     check_templates(folder)
+    _check_encodes(folder)
     from transformers import AutoTokenizer
 
     loader: Any = AutoTokenizer
@@ -142,6 +145,18 @@ def special_tokens(folder: Path) -> dict[str, str]:
         if name.endswith("_token") and isinstance(text, str):
             tokens[name] = text
     return tokens
+
+
+def _check_encodes(folder: Path) -> None:
+    """Check each file of `tokenizers` that transformers may open, in a child first."""
+    config = folder / _CONFIG
+    versions = _read_config(config).get("fast_tokenizer_files") if config.is_file() else None
+    more = versions if isinstance(versions, list) else []
+    names = [_TOKENIZER, *(name for name in more if isinstance(name, str))]
+    for file in (folder / name for name in names):
+        if file.is_file():
+            check_json_file(file, TOKENIZER, DataError)
+            check_encodes(file)
 
 
 def _templates_of_config(config: Path) -> dict[str, str]:

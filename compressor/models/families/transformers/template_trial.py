@@ -8,24 +8,16 @@ once in a child with limits before it is rendered here.
 from __future__ import annotations
 
 import json
-import os
-import resource
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-import compressor
 from compressor.errors import DataError
+from compressor.foreign_files.trials import limit_resources, trial_problem
 from compressor.models.families.transformers.template_environment import environment
 
-CPU_SECONDS = 10
-_WALL_SECONDS = 120
-"""Longer than the limit of computing time: the machine may be busy."""
-_MEMORY_BYTES = 1 << 30
 _USER, _ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 _PARTS = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}
 _CONVERSATIONS = ([_USER, _ANSWER], [{"role": "system", "content": "s"}, _USER], [_PARTS, _ANSWER])
@@ -51,31 +43,12 @@ def check_ends(template: str, tokens: Mapping[str, str], folder: Path) -> None:
 
 @lru_cache(maxsize=64)
 def _problem(template: str, tokens: tuple[tuple[str, str], ...]) -> str | None:
-    root = str(Path(next(iter(compressor.__path__))).parent)
-    try:
-        code = subprocess.run(
-            [sys.executable, "-P", "-m", __name__, str(CPU_SECONDS)],
-            input=json.dumps([template, tokens]).encode(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=_WALL_SECONDS,
-            check=False,
-            env={**os.environ, "PYTHONPATH": root},
-        ).returncode
-    except subprocess.TimeoutExpired:
-        code = -signal.SIGXCPU
-    if code == -signal.SIGXCPU:
-        return f"does not end within {CPU_SECONDS} s"
-    if code:
-        return f"needs more than {_MEMORY_BYTES >> 20} MiB of memory, or crashes Jinja"
-    return None
+    return trial_problem(__name__, json.dumps([template, tokens]).encode())
 
 
 def main() -> None:
     """Render the template of stdin for a few conversations; its errors are no concern here."""
-    seconds = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    limit_resources()
     text, tokens = json.load(sys.stdin)
     for messages in _CONVERSATIONS:
         try:

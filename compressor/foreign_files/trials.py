@@ -1,0 +1,62 @@
+"""Trials: what a foreign file makes a library do, done first in a child with limits.
+
+No thread can interrupt a loop without end in a library, and a failed allocation may end the
+process. A module of a trial has a ``main`` that reads its input from stdin and calls
+``limit_resources`` before anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import compressor
+
+CPU_SECONDS = 10
+_WALL_SECONDS = 120
+"""Longer than the limit of computing time: the machine may be busy."""
+MEMORY_BYTES = 1 << 30
+_WITHOUT_BACKTRACE = {"RUST_BACKTRACE": "0"}
+"""Libraries in Rust can wait for ever while they format one without memory."""
+
+
+def trial_problem(module: str, content: bytes) -> str | None:
+    """Run the module of a trial in a child; return what is wrong, None if it ended well.
+
+    Args:
+        module: its full name.
+        content: what it reads from stdin.
+
+    Returns:
+        The rest of a sentence that names the subject of the trial: ``does not end within 10 s``.
+    """
+    root = str(Path(next(iter(compressor.__path__))).parent)
+    try:
+        code = subprocess.run(
+            [sys.executable, "-P", "-m", module, str(CPU_SECONDS), str(MEMORY_BYTES)],
+            input=content,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_WALL_SECONDS,
+            check=False,
+            env={**os.environ, "PYTHONPATH": root, **_WITHOUT_BACKTRACE},
+        ).returncode
+    except subprocess.TimeoutExpired:
+        code = -signal.SIGXCPU
+    if code == -signal.SIGXCPU:
+        return f"does not end within {CPU_SECONDS} s"
+    if code:
+        return f"needs more than {MEMORY_BYTES >> 20} MiB of memory, or crashes its library"
+    return None
+
+
+def limit_resources() -> None:
+    """Limit the computing time, the memory and the core file of this process, a trial."""
+    seconds, memory_bytes = map(int, sys.argv[1:])
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
