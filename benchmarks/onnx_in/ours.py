@@ -45,7 +45,7 @@ def optimize(
         command, capture_output=True, text=True, timeout=timeout_seconds, check=False
     )
     if done.returncode:
-        return " ".join((done.stderr or done.stdout).split())[-300:]
+        return " ".join(done.stderr.rpartition("error:")[2].split())
     row = next(r for r in json.loads(done.stdout)["ladder"]["rows"] if r["step"] == "optimized")
     shutil.copy(store / row["name"] / "model" / "model.onnx", out)
     return None
