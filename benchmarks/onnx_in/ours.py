@@ -16,14 +16,14 @@ OURS = {"ours int8": "int8", "ours int4": "int4", "ours fp16": "fp16"}
 def pipeline(folder: Path, precision: str, num_samples: int) -> dict[str, Any]:
     """Return a pipeline of the one pass."""
     calibration = {"data": "samples", "num_samples": num_samples, "batch_size": 1}
-    step: dict[str, Any] = {"type": "optimize-onnx", "name": "optimized", "precision": precision}
+    step = {"type": "optimize-onnx", "name": "optimized", "precision": precision}
     return {
         "version": 1,
         "name": "onnx-in",
         "threads": 2,
         "model": {"path": str(folder / "model.onnx")},
         "data": {"samples": {"source": "arrays", "path": str(folder / "calibration.npz")}},
-        "passes": [step | ({"calibration": calibration} if precision == "int8" else {})],
+        "passes": [step | {"calibration": calibration}],
     }
 
 
