@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import onnx_ir as ir
 
@@ -16,6 +14,7 @@ from compressor.graphs.values import (
     QUANTIZE,
     Array,
     add_initializer,
+    attribute,
     describe_output,
     insert_first,
 )
@@ -34,8 +33,7 @@ def round_value(model: ir.Model, rounded: RoundedValue, scale: Array, zero: Arra
         zero: the zero-point, uint8 or int8 [].
     """
     value = rounded.value
-    operands = _constants(model, str(value.name), scale, zero)
-    quantize, dequantize = _rounding(value, operands, {})
+    quantize, dequantize = _rounding(model, value, str(value.name), scale, zero, {})
     producer = value.producer()
     if producer is None:
         insert_first(model.graph, dequantize)
@@ -57,37 +55,44 @@ def round_weight(model: ir.Model, product: Product, scales_O: Array) -> None:
         product: the product.
         scales_O: float32 [O].
     """
-    weight = product.weight
-    operands = _constants(
-        model, str(weight.name), scales_O, np.zeros(scales_O.shape, np.int8), f".axis{product.axis}"
-    )
-    quantize, dequantize = _rounding(weight, operands, {"axis": product.axis})
-    insert_first(model.graph, dequantize)
-    model.graph.insert_before(dequantize, quantize)
-    product.node.replace_input_with(1, dequantize.outputs[0])
+    weight, axis = product.weight, product.axis
+    rounded = _rounded_weight(weight, axis)
+    if rounded is None:
+        zeros = np.zeros(scales_O.shape, np.int8)
+        name = f"{weight.name}.axis{axis}"
+        quantize, dequantize = _rounding(model, weight, name, scales_O, zeros, {"axis": axis})
+        insert_first(model.graph, dequantize)
+        model.graph.insert_before(dequantize, quantize)
+        rounded = dequantize.outputs[0]
+    product.node.replace_input_with(1, rounded)
 
 
-def _constants(
-    model: ir.Model, name: str, scale: Array, zero: Array, suffix: str = ""
-) -> list[ir.Value]:
-    return [
-        add_initializer(model.graph, f"{name}{suffix}.scale", scale.astype(np.float32)),
-        add_initializer(model.graph, f"{name}{suffix}.zero", zero),
-    ]
+def _rounded_weight(weight: ir.Value, axis: int) -> ir.Value | None:
+    """Return the rounded weight if another product with the same weight reads it already."""
+    for quantize, _ in weight.uses():
+        if quantize.op_type == QUANTIZE and attribute(quantize, "axis", 1) == axis:
+            [(dequantize, _)] = quantize.outputs[0].uses()
+            return dequantize.outputs[0]
+    return None
 
 
 def _rounding(
-    value: ir.Value, operands: Iterable[ir.Value], attributes: dict[str, int]
+    model: ir.Model,
+    value: ir.Value,
+    name: str,
+    scale: Array,
+    zero: Array,
+    attributes: dict[str, int],
 ) -> tuple[ir.Node, ir.Node]:
-    scale, zero = operands
-    quantize = ir.node(QUANTIZE, [value, scale, zero], attributes, name=f"{value.name}.quantize")
-    integers = describe_output(
-        quantize, f"{value.name}.quantized", zero.dtype or ir.DataType.INT8, value.shape
-    )
-    dequantize = ir.node(
-        DEQUANTIZE, [integers, scale, zero], attributes, name=f"{value.name}.dequantize"
-    )
-    describe_output(dequantize, f"{value.name}.rounded", ir.DataType.FLOAT, value.shape)
+    operands = [
+        add_initializer(model.graph, f"{name}.scale", scale.astype(np.float32)),
+        add_initializer(model.graph, f"{name}.zero", zero),
+    ]
+    quantize = ir.node(QUANTIZE, [value, *operands], attributes, name=f"{name}.quantize")
+    dtype = operands[1].dtype or ir.DataType.INT8
+    integers = describe_output(quantize, f"{name}.quantized", dtype, value.shape)
+    dequantize = ir.node(DEQUANTIZE, [integers, *operands], attributes, name=f"{name}.dequantize")
+    describe_output(dequantize, f"{name}.rounded", ir.DataType.FLOAT, value.shape)
     return quantize, dequantize
 
 

@@ -101,7 +101,7 @@ class OptimizeOnnxConfig(PassConfig):
     others."""
     quantize_embeddings: bool = True
     """Store embedding tables as INT8 with a scale for each column, with `precision: int8` and
-    `int4`."""
+    `int4` and `target: onnxruntime`. TensorRT has no lookup of integers."""
     keep_float: KeepFloat | None = None
     """Keep the most sensitive products in float, with `precision: int8`. By default all are
     quantized, except those in `ignore`."""
@@ -121,8 +121,22 @@ class OptimizeOnnxConfig(PassConfig):
             )
         if self.precision == "fp32" and not self.simplify:
             problems.append("`precision: fp32` with `simplify: false` changes nothing")
+        if self.target == "tensorrt" and is_set(self, "quantize_embeddings"):
+            problems.append(
+                "TensorRT has no embedding lookup of integers: leave `quantize_embeddings` out, or "
+                "use `target: onnxruntime`"
+            )
         raise_problems(problems + self._unused_fields())
         return self
+
+    @property
+    def stores_tables(self) -> bool:
+        """True if embedding tables are stored as INT8."""
+        return (
+            self.quantize_embeddings
+            and self.precision in {"int8", "int4"}
+            and self.target == "onnxruntime"
+        )
 
     def _unused_fields(self) -> list[str]:
         """Return a line for each field that the user set and the precision makes useless."""

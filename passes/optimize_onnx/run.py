@@ -60,7 +60,7 @@ def optimize(
     elif config.precision == "fp16":
         assert calibration is not None  # noqa: S101 - FP16 requires it
         summary |= convert_floats(graph, feeds, config.data_max, calibration.data)
-    if config.quantize_embeddings and config.precision in {"int8", "int4"}:
+    if config.stores_tables:
         summary["embeddings"] = store_integer_tables(graph)
     save_model(graph, out, external=exceeds_protobuf(graph))
     _copy_companions(parent, out)

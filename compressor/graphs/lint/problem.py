@@ -18,6 +18,7 @@ class Rule(Enum):
     FOREIGN_OPERATOR = "TensorRT lacks the operator"
     BRANCHES = "TensorRT needs branches of equal rank"
     INTEGER_TYPE = "TensorRT has no such quantized type"
+    INTEGER_CONSTANT = "TensorRT reads INT8 constants by DequantizeLinear only"
     UNSIGNED_INTEGERS = "TensorRT takes signed integers only"
     INTEGER_BIAS = "TensorRT takes biases in float only"
     ZERO_POINT = "TensorRT takes zero-points of 0 only"

@@ -1,9 +1,9 @@
 """Rules of TensorRT: nodes that it refuses, or silently computes as something else.
 
 Every rule was tried with tensorrt-rtx 1.7, and tests hold it against that version: no zero-points
-but 0, no unsigned integers, no INT32 biases, none of ONNX Runtime's own operators, no operands of
-different float types, no types that a GPU has no kernels for, and what
-``tensorrt_operators`` finds.
+but 0, no unsigned integers, no INT32 biases, no INT8 constants but those that are dequantized, none
+of ONNX Runtime's own operators, no operands of different float types, no types that a GPU has no
+kernels for, and what ``tensorrt_operators`` finds.
 """
 
 from __future__ import annotations
@@ -76,6 +76,9 @@ def tensorrt_problems(index: GraphIndex, gpus: Sequence[str]) -> Iterator[Proble
             yield Problem.of(node, Rule.FOREIGN_OPERATOR, detail)
         elif node.op_type in _ROUNDING and len(node.input) > 1:
             yield from _rounding_problems(index, node)
+        elif name := _integer_constant(index, node):
+            detail = f"reads the INT8 constant {name}; TensorRT dequantizes it first"
+            yield Problem.of(node, Rule.INTEGER_CONSTANT, detail)
         elif mixed := _mixed_types(index, node):
             yield Problem.of(node, Rule.MIXED_TYPES, mixed)
         for gpu in gpus:
@@ -129,6 +132,17 @@ def _integer_type_problem(
     if dtype is None and not has_zero and node.op_type == "QuantizeLinear":
         detail = "no zero-point, which makes it UINT8; give a zero-point of INT8"
         return Problem.of(node, Rule.UNSIGNED_INTEGERS, detail)
+    return None
+
+
+def _integer_constant(index: GraphIndex, node: onnx.NodeProto) -> str | None:
+    """Return the name of the first INT8 constant that a node reads, if any."""
+    if node.op_type in _ROUNDING:
+        return None
+    for name in node.input:
+        tensor = index.constants.get(name)
+        if tensor is not None and tensor.data_type == TensorProto.INT8:
+            return str(name)
     return None
 
 

@@ -71,6 +71,23 @@ REFUSED = {
         "sm86",
         ["QuantizeLinear round: a scale that", "DequantizeLinear back: a scale that"],
     ),
+    "int8 table": (
+        graph(
+            [
+                node("Gather", "w i", "rows", "lookup"),
+                node("DequantizeLinear", "rows s z", "d"),
+                node("Add", "x d"),
+            ],
+            {
+                "w": np.ones((300, 4), np.int8),
+                "i": np.arange(4),
+                "s": np.float32(0.1),
+                "z": np.int8(0),
+            },
+        ),
+        "sm86",
+        ["Gather lookup: reads the INT8 constant w"],
+    ),
     "int32 bias": (
         graph(
             [node("DequantizeLinear", "b s", "d", "bias"), node("Add", "x d")],

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 
 from compressor.errors import DataError, NumericalError, RequirementError
 from compressor.graphs.lint.targets import lint
+from passes.optimize_onnx.config import OptimizeOnnxConfig
 from tests.support.engines import node
 from tests.support.foreign_graphs import (
     IMAGES,
@@ -98,6 +99,16 @@ def test_embedding_tables_are_stored_as_integers(tmp_path):
     before, after = result.sizes()
     assert after < 0.4 * before
     assert result.error() < 0.03
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_embedding_tables_for_tensorrt_stay_in_float(tmp_path, precision):
+    fields = {"target": "tensorrt", "precision": precision}
+    result = Optimized(feed_forward(), tmp_path, {"tokens": TOKENS}, **fields)
+    assert "embeddings" not in result.summary
+    assert lint(onnx.load(result.out / "model.onnx"), "tensorrt", ["sm86"]) == []
+    with pytest.raises(ValueError, match="TensorRT has no embedding lookup of integers"):
+        OptimizeOnnxConfig.model_validate(fields | {"quantize_embeddings": True})
 
 
 @pytest.mark.parametrize("opset", [7, 9, 11])
@@ -205,6 +216,27 @@ def test_control_flow_and_operators_of_other_domains_are_left_alone(tmp_path):
     )
     assert {"If", "QuickGelu"} <= set(result.operators())
     assert result.error() < 0.04
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_layers_that_share_a_weight_read_the_same_integers(tmp_path, target):
+    nodes = [
+        node("MatMul", "x w", "p1"),
+        node("Add", "p1 b1", "a1"),
+        node("Relu", "a1", "r1"),
+        node("MatMul", "r1 w", "p2"),
+        node("Add", "p2 b2", "a2"),
+        node("Relu", "a2", "r2"),
+        node("Gemm", "r2 w b1", "y", transB=1),
+    ]
+    weights = {"w": weight(32, 32) * 4, "b1": weight(1, 32)[0], "b2": weight(1, 32)[0]}
+    model = graph(nodes, weights, {"x": ["N", 32]}, {"y": ["N", 32]})
+    samples = {"x": np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)}
+    result = Optimized(model, tmp_path, samples, target=target)
+    assert result.summary["products"] == 3
+    assert result.error() < 0.04
+    integers = [t for t in result.graph.initializer if t.dims == [32, 32]]
+    assert [t.data_type for t in integers] == [TensorProto.INT8] * 2  # by column, and by row
 
 
 def test_names_of_a_foreign_graph_do_not_collide_with_ours(tmp_path):
