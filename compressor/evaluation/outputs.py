@@ -124,6 +124,8 @@ def fitting_metrics(outputs: Sequence[str], classes: int | None) -> tuple[str, .
         return (*candidates, *(f"cosine:{name}" for name in outputs if name != LOGITS))
     if EMBEDDING in outputs:
         return ("cosine",)
+    if len(outputs) == 1 and classes is not None and classes > 1:
+        return ("agreement", "cosine")
     return tuple(f"cosine:{name}" for name in outputs) if len(outputs) > 1 else ("cosine",)
 
 

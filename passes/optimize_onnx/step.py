@@ -24,7 +24,8 @@ from passes.optimize_onnx.config import OptimizeOnnxConfig
 _INTEGERS_OPSET = 13
 _SIZE = {"fp32": 1.0, "fp16": 0.5, "int8": 0.26, "int4": 0.16}
 """Part of the parent's size that a graph has whose weights are all converted."""
-_BASE_MEMORY_BYTES = 700_000_000
+_BASE_MEMORY_BYTES = 1_200_000_000
+"""The process with torch and ONNX Runtime, and the observed values of a batch."""
 _WEIGHT_COPIES = 6
 _BASE_SECONDS = 2.0
 

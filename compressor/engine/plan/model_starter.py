@@ -29,6 +29,7 @@ from compressor.data.contract import (
 )
 from compressor.engine.contract import Pass, StarterModel
 from compressor.engine.plan.capabilities import installed_passes, suitable_passes
+from compressor.engine.plan.config import SOURCE
 from compressor.engine.plan.starter import WrittenPipeline, starter_file, write_pipeline
 from compressor.errors import UsageError
 from compressor.evaluation.outputs import fitting_metrics, misfit
@@ -131,10 +132,13 @@ def write_starting_point(start: StartingPoint, folder: Path, data: Path | None) 
     file, starter = starter_file(folder), start.starter
     if not _steps(start.format, starter):
         raise _no_pass(start)
-    data_set = _choose_data(_fitting_data(start), data)
+    is_module = start.format.name == _TORCH
+    data_set = _choose_data(_fitting_data(start), data, uses_code=is_module)
     if data_set is not None and data_set.inputs and start.with_inputs is not None:
         start = start.with_inputs(data_set.inputs)
         starter = start.starter
+    if data_set is not None and starter.inputs is not None:
+        starter = replace(starter, inputs=_with_sizes(starter.inputs, data_set.inputs))
     without_data = replace(starter, data=None)
     is_optional = data is None and (data_set is None or data_set.starter.needs_code)
     if data_set is None or (is_optional and _runs_without_data(start.format, without_data)):
@@ -150,6 +154,29 @@ def write_starting_point(start: StartingPoint, folder: Path, data: Path | None) 
     missing = () if data_set is None else _missing_files(data_set.starter, data)
     needs_code = data_set is not None and data_set.starter.needs_code
     return WrittenPipeline(file, (*start.missing, *missing), start.needs_code or needs_code)
+
+
+def _with_sizes(specs: Sequence[InputSpec], samples: Sequence[InputFacts]) -> tuple[InputSpec, ...]:
+    """Return inputs in which dimensions that vary have the sizes of the samples, but for batches.
+
+    Only the passes read them, which need shapes that the model can have.
+    """
+    shapes = {facts.name: facts.shape for facts in samples}
+    return tuple(
+        replace(spec, shape=_with_known(spec.shape, (None, *shapes[spec.name])))
+        if shapes.get(spec.name) is not None
+        else spec
+        for spec in specs
+    )
+
+
+def _with_known(shape: tuple[int | str, ...], sizes: Sequence[int | None]) -> tuple[int | str, ...]:
+    if len(shape) != len(sizes):
+        return shape
+    return tuple(
+        size if known is None or isinstance(size, int) else known
+        for size, known in zip(shape, sizes, strict=True)
+    )
 
 
 def _fitting_data(start: StartingPoint) -> list[_Data]:
@@ -193,14 +220,21 @@ def _with_values(fields: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
     return {name: values.get(name, value) for name, value in fields.items()}
 
 
-def _choose_data(fitting: Sequence[_Data], files: Path | None) -> _Data | None:
+def _choose_data(fitting: Sequence[_Data], files: Path | None, *, uses_code: bool) -> _Data | None:
     """Return the first data set that can read the user's files, or the first with a placeholder.
+
+    Args:
+        fitting: the data sets that feed the model.
+        files: the user's files; None for a placeholder.
+        uses_code: True if the user's code is executed for the model, and may be for its data.
 
     Raises:
         UsageError: no data set reads the files.
     """
     if files is None:
-        return fitting[0] if fitting else None
+        without_code = [data for data in fitting if not data.starter.needs_code]
+        preferred = fitting if uses_code else without_code or fitting
+        return preferred[0] if preferred else None
     refused = []
     for data in (data for data in fitting if "path" in data.starter.fields):
         chosen, problems = _with_files(data, files)
@@ -234,9 +268,7 @@ def _steps(source: Format, model: StarterModel) -> list[Pass[Any]]:
         candidates = [
             pass_
             for pass_ in installed_passes()
-            if pass_.name in ready
-            and pass_.produces != current.name
-            and pass_.is_recommended(model)
+            if pass_.name in ready and pass_ not in steps and pass_.is_recommended(model)
         ]
         if not candidates:
             break
@@ -333,8 +365,14 @@ def _pipeline_text(parts: _Parts, folder: Path) -> str:
         lines += ["evaluate:  # measured for every artifact", *_accuracy(parts)]
         lines += [f"  latency: {{data: {_DATA}}}"]
     lines.append("passes:")
-    for pass_ in steps:
-        fields = {"type": pass_.name, **pass_.starter_fields(start.starter)}
+    for number, pass_ in enumerate(steps):
+        # Of two passes that read the model's own format, the second is a branch.
+        is_branch = number > 0 and steps[number - 1].produces == start.format.name
+        fields = {
+            "type": pass_.name,
+            **({"from": SOURCE} if is_branch else {}),
+            **pass_.starter_fields(start.starter),
+        }
         summary = (type(pass_).__doc__ or pass_.name).splitlines()[0]
         lines += [f"  # {summary}", f"  - {_flow(fields)}"]
     return "\n".join(lines) + "\n"
@@ -346,18 +384,17 @@ def _accuracy(parts: _Parts) -> list[str]:
     They compare each step with the model; where the samples have labels that fit, `top1` goes
     first.
     """
-    architecture = parts.start.starter.facts.architecture()
-    if architecture is None or parts.data is None:
+    facts = parts.start.starter.facts
+    signature = facts.signature()
+    if signature is None or parts.data is None or not signature.outputs:
         return []
-    signature, labels = architecture.signature, parts.data.num_classes
-    if not signature.outputs:
-        return []
+    labels = parts.data.num_classes
     metrics = fitting_metrics(signature.outputs, signature.classes)
     fits = misfit("top1", signature.outputs, signature.classes) is None
     if fits and labels is not None and labels <= (signature.classes or labels):
         metrics = ("top1", *metrics)
     fields: dict[str, Any] = {"data": _DATA, "metrics": list(metrics)}
-    if architecture.capability(CachedGeneration) is not None:
+    if facts.capability(CachedGeneration) is not None:
         fields["num_samples"] = _WINDOWS
     return [f"  accuracy: {_flow(fields)}  # compared with the model"]
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import yaml
@@ -126,14 +127,29 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path, samples: dict[str, Path]) 
     assert any("tokenizer.json is not there" in line for line in written.missing)
 
 
-def test_an_onnx_file_leads_to_an_engine(tmp_path: Path) -> None:
+def test_an_onnx_file_leads_to_integers_and_to_an_engine(tmp_path: Path) -> None:
     (tmp_path / "encoder.onnx").write_bytes(tiny_onnx())
-    file = write_model_starter(tmp_path / "encoder.onnx", tmp_path / "out", None).file
-    assert tree(file)["model"] == {"path": "../encoder.onnx"}
-    assert steps(file) == ["tensorrt"]
-    assert "data" not in tree(file)
-    planned = plan(file)
-    assert [step.format for step in planned.steps] == ["onnx", "engine"]
+    written = write_model_starter(tmp_path / "encoder.onnx", tmp_path / "out", None)
+    pipeline = tree(written.file)
+    assert pipeline["model"] == {"path": "../encoder.onnx"}
+    assert steps(written.file) == ["optimize-onnx", "tensorrt"]
+    assert pipeline["passes"][1]["from"] == "source"
+    assert pipeline["data"]["samples"]["source"] == "arrays"
+    assert any("an .npz or .safetensors file with the arrays" in line for line in written.missing)
+
+
+def test_profiles_of_a_graph_have_the_sizes_of_the_samples(tmp_path: Path) -> None:
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, "h", "w"])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3, "h", "w"])
+    node = helper.make_node("Identity", ["image"], ["y"])
+    graph = helper.make_graph([node], "g", [image], [out])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    np.savez(tmp_path / "data.npz", image=np.zeros((4, 3, 48, 96), np.float32))
+    file = write_model_starter(tmp_path / "model.onnx", tmp_path / "o", tmp_path / "data.npz").file
+    engine = tree(file)["passes"][-1]
+    assert engine["profiles"]["image"]["max"] == [8, 3, 48, 96]
+    assert engine["profiles"]["image"]["min"] == [1, 3, 48, 96]
 
 
 def test_dynamic_dimensions_of_a_graph_get_profiles(
@@ -146,7 +162,7 @@ def test_dynamic_dimensions_of_a_graph_get_profiles(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     onnx.save(model, str(tmp_path / "model.onnx"))
     file = write_model_starter(tmp_path / "model.onnx", tmp_path / "o", samples["pictures"]).file
-    (step,) = tree(file)["passes"]
+    step = tree(file)["passes"][-1]
     assert step["calibration"] == {"data": "samples"}
     assert step["profiles"]["image"]["max"] == [8, 3, 16, 16]
     assert tree(file)["data"]["samples"]["image_size"] == 16
