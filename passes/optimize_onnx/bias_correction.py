@@ -121,9 +121,9 @@ def _with_differences(model: ir.Model, products: Sequence[Product]) -> ir.Model:
     copy.graph.outputs.clear()
     for product in products:
         node = producers[product.node.outputs[0].name]
-        for added in _difference_nodes(node, _difference(product), copy, axes_are_input):
-            copy.graph.append(added)
-        copy.graph.outputs.append(added.outputs[0])
+        added = list(_difference_nodes(node, _difference(product), copy, axes_are_input))
+        copy.graph.insert_after(node, added)
+        copy.graph.outputs.append(added[-1].outputs[0])
     return copy
 
 

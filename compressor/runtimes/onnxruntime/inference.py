@@ -28,18 +28,23 @@ _FATAL_ONLY = 4  # log severity: errors are raised anyway
 
 
 def session_options(
-    threads: int | None = None, *, optimize: bool = True
+    threads: int | None = None, *, optimize: bool = True, frees_early: bool = False
 ) -> onnxruntime.SessionOptions:
     """Return session options that log nothing but fatal errors.
 
     Args:
         threads: threads of one operator; None for ONNX Runtime's default.
         optimize: False disables all graph optimizations.
+        frees_early: True computes what reduces a value right after it. By default ONNX Runtime
+            computes added outputs last, and keeps all values until then (3.5 GB for a text
+            recognizer of 11 MB, 0.3 GB with this).
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
+    if frees_early:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options

@@ -32,7 +32,7 @@ def open_graph(
     Raises:
         PassError: ONNX Runtime cannot open it.
     """
-    options = session_options(threads, optimize=optimize)
+    options = session_options(threads, optimize=optimize, frees_early=True)
     try:
         if initializer_bytes(model) <= PROTOBUF_LIMIT_BYTES:
             content = ir.to_proto(model).SerializeToString()

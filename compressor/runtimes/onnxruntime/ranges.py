@@ -35,8 +35,9 @@ def measure_magnitudes(
     values = list(names)
     observed = onnx.ModelProto()
     observed.CopyFrom(model)
+    del observed.graph.node[:]
+    observed.graph.node.extend(_nodes_with_reductions(model.graph, set(values)))
     for name in values:
-        observed.graph.node.extend(_reduction(name))
         observed.graph.output.append(
             helper.make_tensor_value_info(name + _SUFFIX, onnx.TensorProto.FLOAT, [])
         )
@@ -44,7 +45,9 @@ def measure_magnitudes(
     largest = np.zeros(len(values))
     try:
         session = onnxruntime.InferenceSession(
-            observed.SerializeToString(), session_options(optimize=False), providers=CPU
+            observed.SerializeToString(),
+            session_options(optimize=False, frees_early=True),
+            providers=CPU,
         )
         for feeds in batches:
             magnitudes = [float(result) for result in session.run(outputs, feeds)]
@@ -54,6 +57,18 @@ def measure_magnitudes(
             f"ONNX Runtime cannot run the graph to measure its ranges: {first_line(error)}"
         ) from error
     return dict(zip(values, largest.tolist(), strict=True))
+
+
+def _nodes_with_reductions(graph: onnx.GraphProto, names: set[str]) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph, each followed by the reductions of what it computes."""
+    for value in graph.input:
+        if value.name in names:
+            yield from _reduction(value.name)
+    for node in graph.node:
+        yield node
+        for name in node.output:
+            if name in names:
+                yield from _reduction(name)
 
 
 def _reduction(name: str) -> Iterator[onnx.NodeProto]:
