@@ -85,6 +85,8 @@ class DataFacts:
     """Input that the set lacks, to the field of its config that adds it."""
     retrieval_labels: tuple[int, ...] | None = None
     """Labels of a set for retrieval in the order of its samples, as its batches have them."""
+    is_random: bool = False
+    """True if the values have no meaning: only latency can be measured on them."""
 
 
 @dataclass(frozen=True, slots=True)

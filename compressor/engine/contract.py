@@ -64,6 +64,8 @@ class DataNeed:
     """Path of the config field that states ``min_samples``."""
     ignores_inputs: bool = False
     """True if arrays that the model does not take are ignored."""
+    any_values: bool = False
+    """True if the values of the samples do not matter, as for latency."""
 
 
 OUTPUT = "output"

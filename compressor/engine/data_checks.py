@@ -37,7 +37,9 @@ def evaluation_needs(evaluate: EvaluateConfig) -> tuple[DataNeed, ...]:
         )
         needs.append(need)
     if latency is not None and latency.data is not None:
-        needs.append(DataNeed("latency.data", latency.data, "", ignores_inputs=True))
+        needs.append(
+            DataNeed("latency.data", latency.data, "", ignores_inputs=True, any_values=True)
+        )
     return tuple(needs)
 
 
@@ -117,6 +119,12 @@ def planned_problems(
     need: DataNeed, facts: DataFacts, signature: Signature | None
 ) -> Iterator[Finding]:
     """Yield everything in which a data set does not fit a model, as far as both are known."""
+    if facts.is_random and not need.any_values:
+        yield (
+            f"data set {need.data!r} is random, and nothing but latency can be measured on it",
+            f"name real samples in `{need.field}`, or measure `latency` alone",
+        )
+        return
     yield from _content_problems(need, facts.has_labels, facts.num_samples)
     if signature is not None and need.labels is not None:
         yield from _class_problems(need, facts, signature)

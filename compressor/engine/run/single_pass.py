@@ -118,6 +118,7 @@ def measure_artifact(
         raise UsageError(
             f"{pipeline_file} measures nothing", remedy="give it an `evaluate:` section"
         )
+    _refuse_random(evaluate, pipeline, SourceContext(pipeline.base, allow_code))
     measurement = measure(
         StoredModel.of(artifact),
         evaluate,
@@ -133,6 +134,22 @@ def measure_artifact(
     for note in measurement.accuracy.notes if measurement.accuracy else ():
         listener(events.StepNote(artifact.name, note))
     return measurement
+
+
+def _refuse_random(evaluate: EvaluateConfig, pipeline: Pipeline, context: SourceContext) -> None:
+    """Check that accuracy is not measured on random inputs.
+
+    Raises:
+        UsageError: it would be.
+    """
+    if evaluate.accuracy is None:
+        return
+    data = pipeline.data[evaluate.accuracy.data]
+    if data.source.facts(data.config, context).is_random:
+        raise UsageError(
+            f"data set {data.name!r} is random, and nothing but latency can be measured on it",
+            remedy="name real samples in `evaluate.accuracy.data`, or run `bench`",
+        )
 
 
 def _reference(evaluate: EvaluateConfig, base: Path) -> ReferenceModel | None:
