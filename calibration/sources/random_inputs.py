@@ -27,8 +27,6 @@ from compressor.runtimes.formats import recognize_model
 _KINDS = {"bool": "b", "float16": "f", "float32": "f", "float64": "f"}
 _INTEGERS = {f"{sign}int{bits}": f"{sign}int" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _DEFAULT_INTEGERS = (0, 1)
-_IMAGE_RANK, _IMAGE_SIZE, _OTHER_SIZE = 4, 224, 128
-"""Sizes that `init --from` writes for dimensions that vary, for the user to change."""
 
 _NOTE = "the source `random` gives latency alone: nothing about accuracy can be told from it"
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from calibration.sources.random_inputs import RandomConfig, RandomInputs
-from compressor.data.contract import SourceContext, StarterInputs
+from compressor.data.contract import SourceContext
 from tests.support.cli import cli
 
 FIELDS = {"dimensions": {"time": 5, "x.2": 3}, "integers": {"ids": [7, 9]}}
@@ -89,7 +89,6 @@ def test_text_has_no_random_form(graph):
     onnx.save(model, graph / "g.onnx")
     source, config, context = source_of(graph, **FIELDS)
     assert any("half is of string values" in text for text in source.problems(config, context))
-    assert source.starter(StarterInputs(graph, (), frozenset(), None, graph / "g.onnx")) is None
 
 
 PIPELINE = """version: 1
