@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.onnx_in.measure import accuracy, latency, run_all
+from benchmarks.onnx_in.measure import accuracy, latency, run_all, smoke_test
 from benchmarks.onnx_in.model import Model, feeds, open_model
 from benchmarks.onnx_in.ours import OURS, optimize
 from benchmarks.onnx_in.peers import PEERS
@@ -96,24 +96,23 @@ def _limit_memory() -> None:
 def compare_tools(model: Model, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the rows of all tools on a model, the float model first."""
     source = folder / "model.onnx"
-    rows = [{"tool": "float", "file": str(source), "seconds": 0.0}]
+    rows: list[dict[str, Any]] = [{"tool": "float", "file": str(source), "seconds": 0.0}]
     rows += [quantize(tool, model, folder, options) for tool in options.tools]
     with np.load(folder / "evaluation.npz") as stored:
         arrays = {name: stored[name] for name in stored}
     expected: list[Any] = []
     for row in rows:
-        if "failed" in row:
+        if failed := row.get("failed") or smoke_test(Path(row["file"]), folder / "evaluation.npz"):
+            row["failed"] = failed
             continue
+        session = open_model(Path(row["file"]), threads=1)
+        outputs = run_all(session, feeds(session, arrays))
+        expected = expected or outputs
         try:
-            session = open_model(Path(row["file"]), threads=1)
-            outputs = run_all(session, feeds(session, arrays))
-            expected = expected or outputs
             row |= accuracy(model, expected, outputs)
-            row["size"] = Path(row["file"]).stat().st_size / source.stat().st_size
         except ValueError as error:
             row["failed"] = str(error)
-        except Exception as error:  # noqa: BLE001 - the table shows it
-            row["failed"] = f"does not run: {str(error).strip().splitlines()[0]}"
+        row["size"] = Path(row["file"]).stat().st_size / source.stat().st_size
     good = [row for row in rows if "failed" not in row]
     if options.rounds:
         files = [Path(row["file"]) for row in good]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import signal
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +20,17 @@ from benchmarks.onnx_in.model import Array, Arrays, Model, feeds, open_model
 
 _ROUND_SECONDS = 0.15
 """Time of one model's calls in one round, where one call is shorter."""
+
+
+def smoke_test(file: Path, samples: Path) -> str | None:
+    """Run one sample in another process; return the message if the process fails or crashes."""
+    command = [sys.executable, "-m", "benchmarks.onnx_in.measure", str(file), str(samples)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        return f"crashes ONNX Runtime: {signal.Signals(-done.returncode).name}"
+    if done.returncode:
+        return f"does not run: {done.stderr.strip().splitlines()[-1]}"
+    return None
 
 
 def run_all(session: onnxruntime.InferenceSession, samples: list[dict[str, Array]]) -> list[Any]:
@@ -95,3 +109,9 @@ def _repeats(session: onnxruntime.InferenceSession, samples: list[dict[str, Arra
     start = time.perf_counter()
     session.run(None, samples[0])
     return int(np.clip(_ROUND_SECONDS / (time.perf_counter() - start), 2, 60))
+
+
+if __name__ == "__main__":
+    opened = open_model(Path(sys.argv[1]), threads=1)
+    with np.load(sys.argv[2]) as stored:
+        opened.run(None, feeds(opened, {name: stored[name][:1] for name in stored})[0])
