@@ -56,14 +56,19 @@ class OutputDifference:
     cosine: float
     """Smallest cosine similarity of any sample."""
     relative_error: float
-    """Mean over the samples of ‖Δ‖ / ‖parent's values‖."""
+    """Mean over the samples of ‖Δ‖ / ‖parent's values‖, of those whose values are not all 0."""
+    other_shapes: int
+    """Samples whose output has another shape, such as another number of boxes; the rest is of the
+    others."""
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, float | int]:
         """Return the difference as a row of the manifest."""
+        others = {"samples_of_other_shapes": self.other_shapes} if self.other_shapes else {}
         return {
             "max_abs": self.max_abs,
             "cosine": self.cosine,
             "relative_error": self.relative_error,
+            **others,
         }
 
 
@@ -154,7 +159,7 @@ def compare_graphs(
     Raises:
         NumericalError: the changed graph computes NaN or infinity where its parent does not.
     """
-    differences: dict[str, list[tuple[Array, Array, Array]]] = {}
+    differences: dict[str, list[tuple[Array, Array, Array] | int]] = {}
     with (
         open_session("onnx", parent, threads=threads) as reference,
         open_session("onnx", changed, threads=threads) as session,
@@ -172,11 +177,16 @@ def _flatten(values: Array) -> Array:
     return values.reshape(len(values) if values.ndim else 1, -1).astype(np.float64)
 
 
-def _differences(name: str, expected_NV: Array, actual_NV: Array) -> tuple[Array, Array, Array]:
-    """Return largest difference, cosine and relative error of each sample."""
-    if expected_NV.shape != actual_NV.shape:  # as many as the samples let through, as of boxes
-        nothing = np.full(1, np.inf)
-        return nothing, np.full(1, -1.0), nothing
+def _differences(
+    name: str, expected_NV: Array, actual_NV: Array
+) -> tuple[Array, Array, Array] | int:
+    """Return largest difference, cosine and relative error of each sample.
+
+    The relative error is NaN where the parent's values are all 0. An output of another shape gives
+    the number of samples instead.
+    """
+    if expected_NV.shape != actual_NV.shape:
+        return len(expected_NV)
     finite = np.isfinite(expected_NV)
     if not np.isfinite(actual_NV[finite]).all():
         raise NumericalError(f"the converted graph computes NaN or infinity in {name}")
@@ -188,12 +198,22 @@ def _differences(name: str, expected_NV: Array, actual_NV: Array) -> tuple[Array
     dots_N = (expected_NV * actual_NV).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosine_N = np.where(products_N > 0, dots_N / products_N, 1.0)
-        relative_N = np.where(error_N > 0, error_N / lengths_N, 0.0)
+        relative_N = np.where(lengths_N > 0, error_N / lengths_N, np.nan)
     return np.abs(difference_NV).max(axis=1, initial=0.0), cosine_N, relative_N
 
 
-def _merged(parts: Sequence[tuple[Array, Array, Array]]) -> OutputDifference:
+def _merged(parts: Sequence[tuple[Array, Array, Array] | int]) -> OutputDifference:
+    others = sum(part for part in parts if isinstance(part, int))
+    compared = [part for part in parts if not isinstance(part, int)]
+    if not compared:
+        return OutputDifference(0.0, 1.0, 0.0, others)
     largest_N, cosine_N, relative_N = (
-        np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+        np.concatenate(arrays) for arrays in zip(*compared, strict=True)
     )
-    return OutputDifference(float(largest_N.max()), float(cosine_N.min()), float(relative_N.mean()))
+    known_N = relative_N[np.isfinite(relative_N)]
+    return OutputDifference(
+        float(largest_N.max(initial=0.0)),
+        float(cosine_N.min(initial=1.0)),
+        float(known_N.mean()) if len(known_N) else 0.0,
+        others,
+    )

@@ -6,6 +6,7 @@ Shapes: I inputs and O outputs of a product, N positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,13 +19,13 @@ from compressor.errors import RequirementError
 from compressor.graphs.blocks import store_packed_weight
 from compressor.graphs.gemms import split_gemm
 from compressor.graphs.integer_regions import Product
-from compressor.graphs.values import Array, constant_array
+from compressor.graphs.values import Array, constant_array, remove_unused
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
 from compressor.runtimes.onnxruntime.observation import observe_values
 from passes.common.weight_rounding.hessian import Hessian, add_moments, mirror_upper
 from passes.common.weight_rounding.rounding import quantize_weights
-from passes.optimize_onnx.config import OptimizeOnnxConfig
+from passes.optimize_onnx.config import BlockSize, OptimizeOnnxConfig
 
 _MOMENTS_AT_ONCE = 1 << 28
 """Values of second moments that are collected together: 1 GB."""
@@ -50,7 +51,7 @@ def store_int4(
     if not fitting:
         raise RequirementError(
             f"blocks of {config.block_size} weights divide the inputs of no product",
-            remedy="set a smaller `block_size`, or another precision",
+            remedy=_remedy(products),
         )
     done = 0
     for group in _groups(fitting):
@@ -63,7 +64,18 @@ def store_int4(
         for product, weight in packed.items():
             matmul = split_gemm(graph, product, config.target)
             store_packed_weight(graph, matmul.node, weight, 0)
+    remove_unused(graph.graph)
     return left_out
+
+
+def _remedy(products: Sequence[Product]) -> str:
+    """Return a block size that divides the inputs of a product, or other precisions."""
+    sizes = [
+        size
+        for size in sorted(get_args(BlockSize), reverse=True)
+        if any(not _inputs(product) % size for product in products)
+    ]
+    return f"set `block_size: {sizes[0]}`" if sizes else "set `precision: int8`, or `fp16`"
 
 
 def _inputs(product: Product) -> int:

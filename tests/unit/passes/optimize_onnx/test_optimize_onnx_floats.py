@@ -41,10 +41,10 @@ def test_values_beyond_the_range_of_fp16_stay_in_fp32(tmp_path):
 
 
 def test_int4_weights_are_rounded_for_the_samples_and_multiplied_as_such(tmp_path_factory):
-    errors = {}
+    errors, model = {}, feed_forward(8.0)
     for calibration in (None, {"data": "c"}):
         result = Optimized(
-            feed_forward(8.0),
+            model,
             tmp_path_factory.mktemp("i"),
             {"tokens": TOKENS},
             precision="int4",
@@ -75,6 +75,35 @@ def test_weights_that_blocks_do_not_divide_are_named(tmp_path):
     result = Optimized(model, tmp_path, samples, precision="int4")
     assert result.summary["not_int4"] == ["h"]
     assert any("blocks of 32 do not divide their inputs: h" in note for note in result.notes)
+
+
+def test_a_block_size_that_divides_is_named_where_there_is_one(tmp_path_factory):
+    for width, remedy in ((48, "`block_size: 16`"), (40, "`precision: int8`")):
+        nodes, weights = [node("Gemm", "x w", "y")], {"w": weight(width, 8)}
+        model = graph(nodes, weights, {"x": ["N", width]}, {"y": ["N", 8]})
+        samples = {"x": IMAGES.reshape(24, -1)[:, :width]}
+        with pytest.raises(RequirementError, match="divide the inputs of no product") as error:
+            Optimized(model, tmp_path_factory.mktemp("g"), samples, precision="int4")
+        assert remedy in str(error.value.remedy)
+
+
+def test_a_gemm_is_stored_once(tmp_path):
+    nodes, weights = [node("Gemm", "x w b", "y", transB=1)], {"w": weight(64, 256)}
+    weights["b"] = np.ones(64, np.float32)
+    model = graph(nodes, weights, {"x": ["N", 256]}, {"y": ["N", 64]})
+    samples = {"x": IMAGES.reshape(24, -1)[:, :256]}
+    result = Optimized(model, tmp_path, samples, precision="int4")
+    before, after = result.sizes()
+    assert after < 0.3 * before
+    assert result.error() < 0.1
+
+
+def test_outputs_that_are_zero_have_no_relative_error(tmp_path):
+    nodes = [node("MatMul", "x w", "h"), node("Relu", "h", "y")]
+    model = graph(nodes, {"w": -np.eye(8, dtype=np.float32)}, {"x": ["N", 8]}, {"y": ["N", 8]})
+    samples = {"x": np.abs(IMAGES.reshape(24, -1)[:, :8])}
+    difference = Optimized(model, tmp_path, samples).summary["against_parent"]["y"]
+    assert difference == {"max_abs": 0.0, "cosine": 1.0, "relative_error": 0.0}
 
 
 def test_convolutions_have_no_int4_form(tmp_path):

@@ -51,10 +51,10 @@ def test_inputs_and_outputs_keep_their_names_types_and_shapes(network):
 
 
 def test_bias_correction_removes_the_mean_error(tmp_path_factory):
-    shifts = {}
+    model, shifts = residual_network(), {}
     for corrected in (False, True):
         result = Optimized(
-            residual_network(),
+            model,
             tmp_path_factory.mktemp("b"),
             {"image": IMAGES},
             bias_correction=corrected,
@@ -81,10 +81,10 @@ def test_graphs_for_tensorrt_are_symmetric_and_pass_its_lint(tmp_path):
 
 
 def test_outlier_channels_are_smoothed_where_that_helps(tmp_path_factory):
-    samples = {"tokens": TOKENS}
+    samples, model = {"tokens": TOKENS}, feed_forward(outlier=60.0)
     errors = {
         smoothing: Optimized(
-            feed_forward(outlier=60.0), tmp_path_factory.mktemp("s"), samples, smoothing=smoothing
+            model, tmp_path_factory.mktemp("s"), samples, smoothing=smoothing
         ).error()
         for smoothing in (False, True)
     }
@@ -133,13 +133,11 @@ def test_an_unknown_name_is_refused_with_the_nearest(tmp_path):
 
 
 def test_keep_float_reaches_its_limit_with_the_most_sensitive_product(tmp_path_factory):
-    fields = {"smoothing": False}
-    plain = Optimized(
-        feed_forward(60.0), tmp_path_factory.mktemp("a"), {"tokens": TOKENS}, **fields
-    )
+    fields, model = {"smoothing": False}, feed_forward(60.0)
+    plain = Optimized(model, tmp_path_factory.mktemp("a"), {"tokens": TOKENS}, **fields)
     limit = {"data": "c", "metric": "relative_error", "max_drop": 0.02, "max_products": 1}
     kept = Optimized(
-        feed_forward(60.0),
+        model,
         tmp_path_factory.mktemp("k"),
         {"tokens": TOKENS},
         keep_float=limit,
