@@ -40,6 +40,7 @@ def optimize(
         json.dumps(pipeline(folder, OURS[tool], num_samples), indent=1), encoding="utf-8"
     )
     store = out.with_suffix(".artifacts")
+    shutil.rmtree(store, ignore_errors=True)  # its models may be those of an earlier revision
     command = [sys.executable, "-m", "cli", "run", str(file), "-o", str(store), "--json"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=timeout_seconds, check=False
