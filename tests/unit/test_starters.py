@@ -83,6 +83,14 @@ def onnx_file(folder: Path) -> list[Edit]:
     return [(profile, "x: {min: [1, 16], opt: [1, 16], max: [8, 16]}")]
 
 
+def onnx_integers(folder: Path) -> list[Edit]:
+    (folder / "model.onnx").write_bytes(tiny_network())
+    for number, name in enumerate(("calibration", "test")):
+        x = np.random.default_rng(number).normal(size=(64, 16)).astype(np.float32)
+        np.savez(folder / f"{name}.npz", x=x)
+    return [("max_ratio: 0.6", "max_ratio: 1.5")]
+
+
 FILL: dict[str, Callable[[Path], list[Edit]]] = {
     "images": own_images,
     "module": own_module,
@@ -90,6 +98,7 @@ FILL: dict[str, Callable[[Path], list[Edit]]] = {
     "llm-int4": language_model,
     "vlm-int4": vision_language_model,
     "onnx-engine": onnx_file,
+    "onnx-int8": onnx_integers,
 }
 
 
