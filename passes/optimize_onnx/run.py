@@ -24,6 +24,7 @@ from passes.optimize_onnx.config import OptimizeOnnxConfig
 from passes.optimize_onnx.int4 import store_int4
 from passes.optimize_onnx.integers import IntegerGraphs, observe_ranges
 from passes.optimize_onnx.keep_float import choose_float_products
+from passes.optimize_onnx.layer_names import name_layers, shared_layers
 from passes.optimize_onnx.prepare import prepare_graph
 from passes.optimize_onnx.selection import select_products
 from passes.optimize_onnx.smoothing import smooth_values
@@ -43,6 +44,7 @@ def optimize(
     feeds = (
         [] if calibration is None else load_feeds(calibration, graph_inputs(graph), context, parent)
     )
+    layers = shared_layers(parent, graph, feeds[0], context.threads) if feeds else {}
     summary: dict[str, Any] = {"precision": config.precision}
     if config.precision == "int8":
         graph, decisions = _to_int8(config, graph, parent, feeds, context)
@@ -62,6 +64,7 @@ def optimize(
         summary |= convert_floats(graph, feeds, config.data_max, calibration.data)
     if config.stores_tables:
         summary["embeddings"] = store_integer_tables(graph)
+    name_layers(graph, layers)
     save_model(graph, out, external=exceeds_protobuf(graph))
     _copy_companions(parent, out)
     if feeds:

@@ -16,6 +16,7 @@ from calibration.grids import activation_grid, activation_scale, weight_scales
 from calibration.table import Range
 from compressor.data.contract import Batch
 from compressor.graphs.integer_regions import Product
+from compressor.graphs.names import SMOOTHED_SUFFIX
 from compressor.graphs.values import Array, add_initializer, constant_array, describe_output
 from compressor.models.quantized.quantization import Grid, Target
 from compressor.runtimes.onnxruntime.observation import observe_values
@@ -126,7 +127,8 @@ def _scale(graph: ir.Model, group: Sequence[Product], factors_I: Array) -> None:
     source = group[0].source
     factors = add_initializer(graph.graph, f"{source.name}.factors", factors_I)
     node = ir.node("Mul", [source, factors], name=f"{source.name}.smooth")
-    result = describe_output(node, f"{source.name}.smoothed", ir.DataType.FLOAT, source.shape)
+    name = f"{source.name}{SMOOTHED_SUFFIX}"
+    result = describe_output(node, name, ir.DataType.FLOAT, source.shape)
     graph.graph.insert_before(group[0].node, node)
     for product in group:
         weight = constant_array(product.weight)

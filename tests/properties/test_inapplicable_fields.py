@@ -96,7 +96,8 @@ def test_the_plan_names_exactly_the_fields_without_effect(
     fields = dict(case.get("fixed", {}))
     fields |= {name: case["with_effect"][name] for name in sorted(right)}
     fields |= {name: case["without_effect"][name] for name in sorted(wrong)}
-    before = [step("export-onnx", {})] if case["pass"] == "tensorrt" else []
+    reads_onnx = case["pass"] in {"tensorrt", "optimize-onnx"}
+    before = [step("export-onnx", {})] if reads_onnx else []
     file = write_pipeline(folder, case["model"], *before, step(case["pass"], fields))
     assert refused_fields(file) == [(len(before), name) for name in sorted(wrong)]
 

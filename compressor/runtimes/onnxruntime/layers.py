@@ -11,11 +11,12 @@ import onnxruntime
 from onnx import numpy_helper
 
 from compressor.data.contract import Batch
-from compressor.errors import ModelError, UsageError
+from compressor.errors import ModelError
 from compressor.foreign_files.json_files import expect, parse_json
 from compressor.graphs.files import MODEL, read_graph
 from compressor.graphs.graph_index import GraphIndex
-from compressor.graphs.values import DEQUANTIZE
+from compressor.graphs.names import SMOOTHED_SUFFIX
+from compressor.graphs.values import DEQUANTIZE, QUANTIZE
 from compressor.runtimes.layers import INPUTS_KEY, Array, Layers, Trace, reshape_like
 from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, first_line, session_options
 from compressor.runtimes.onnxruntime.session import OnnxSession
@@ -25,18 +26,66 @@ _COPY = ".alone"
 """Suffix of the output of a layer's copy."""
 
 _REMEDY = "export it again"
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+_FOLDED = frozenset({"Add", "Sub", "BatchNormalization", "Relu", "Clip"})
+"""Operators that belong to the product before them, where all else that they read is constant."""
 _ZERO_POINT = 2
 """Position of the zero-point among the inputs of a DequantizeLinear."""
 
 
+def foreign_layers(index: GraphIndex) -> dict[str, str]:
+    """Return the layers of a graph that ``export-onnx`` has not named, and what each reads.
+
+    A layer is a product with a constant weight, with the bias, the normalization and the clipping
+    that only read it, as quantizers fold these. Its name is that of its last value: other tools
+    keep the names of values, and of nodes less often.
+    """
+    nodes = {id(node) for node in index.model.graph.node}
+    reads: dict[str, str] = {}
+    for node in index.nodes:
+        if id(node) not in nodes or node.op_type not in _PRODUCTS or len(node.input) < 2:
+            continue
+        if not index.is_weight(node.input[1]) or index.is_weight(node.input[0]):
+            continue
+        reads[_last_value(index, node.output[0])] = _before_rounding(index, node.input[0])
+    return reads
+
+
+def _last_value(index: GraphIndex, name: str) -> str:
+    """Return the value behind what belongs to a product: constant sums, norms and clipping."""
+    while True:
+        readers = index.consumers.get(name, [])
+        if len(readers) != 1 or readers[0].op_type not in _FOLDED or name in _outputs(index):
+            return name
+        others = [other for other in readers[0].input if other and other != name]
+        if not all(index.is_weight(other) for other in others):
+            return name
+        name = readers[0].output[0]
+
+
+def _outputs(index: GraphIndex) -> set[str]:
+    return {value.name for value in index.model.graph.output}
+
+
+def _before_rounding(index: GraphIndex, name: str) -> str:
+    """Return the value that is rounded, and before that perhaps smoothed, to this one."""
+    while index.is_dequantized(name):
+        quantize = index.producers.get(index.producers[name].input[0])
+        if quantize is None or quantize.op_type != QUANTIZE:
+            return name
+        name = quantize.input[0]
+    is_smoothed = name.endswith(SMOOTHED_SUFFIX) and name in index.producers
+    return index.producers[name].input[0] if is_smoothed else name
+
+
 class OnnxLayers(Layers):
-    """Layers of a ``model.onnx`` in which ``export-onnx`` has named them."""
+    """Layers of a ``model.onnx``: those that ``export-onnx`` has named, or else its products."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         """Read the graph with its weights.
 
         Raises:
-            UsageError: the layers are not named.
+            UsageError: there are none.
             ModelError: the graph cannot be opened.
         """
         read_graph(folder)
@@ -45,38 +94,36 @@ class OnnxLayers(Layers):
         with OnnxSession(folder, threads, "cpu") as session:
             self._inputs, self._outputs = session.inputs, session.output_names
         metadata = {entry.key: entry.value for entry in self._model.metadata_props}
-        if INPUTS_KEY not in metadata:
-            raise UsageError(
-                f"the layers of {folder / MODEL} are not named",
-                remedy="export it again; `export-onnx` names layers since its version 4",
-            )
         self._index = GraphIndex(self._model)
         self._node_index = {
             name: number for number, node in enumerate(self._index.nodes) for name in node.output
         }
         values = self._index.producers.keys() | {spec.name for spec in self._inputs}
-        where = f"{folder / MODEL}: the names of its layers"
-        names = parse_json(metadata[INPUTS_KEY].encode(), where, ModelError, _REMEDY)
-        self._reads = {
+        if INPUTS_KEY in metadata:
+            where = f"{folder / MODEL}: the names of its layers"
+            named = parse_json(metadata[INPUTS_KEY].encode(), where, ModelError, _REMEDY)
+            reads = expect(named, dict, where, ModelError, _REMEDY)
+        else:
+            reads = foreign_layers(self._index)
+        self.reads = {
             layer: value
-            for layer, value in expect(names, dict, where, ModelError, _REMEDY).items()
+            for layer, value in reads.items()
             if layer in self._index.producers and value in values
         }
+        """Layer to the value that it reads."""
 
     def trace(self, batch: Batch) -> Trace:
         """See ``Layers.trace``."""
         feeds = match_inputs(batch, self._inputs)
         observed = [
-            name
-            for name in dict.fromkeys([*self._reads, *self._reads.values()])
-            if name not in feeds
+            name for name in dict.fromkeys([*self.reads, *self.reads.values()]) if name not in feeds
         ]
         values = feeds | self._run(self._model, observed, feeds)
         order = [
-            layer for node in self._index.nodes for layer in node.output if layer in self._reads
+            layer for node in self._index.nodes for layer in node.output if layer in self.reads
         ]
         return Trace(
-            {layer: values[self._reads[layer]] for layer in order},
+            {layer: values[self.reads[layer]] for layer in order},
             {layer: values[layer] for layer in order},
             {name: values[name] for name in self._outputs},
             frozenset(filter(self._starts_at_zero, order)),
@@ -122,7 +169,7 @@ class OnnxLayers(Layers):
 
     def _copy_layer(self, graph: onnx.GraphProto, layer: str) -> None:
         """Add a copy of the nodes from a layer's input to its output; other values are shared."""
-        source = self._reads[layer]
+        source = self.reads[layer]
         dependent = self._dependent_values(source)
         names = {source: f"{layer}{_COPY}.input", layer: f"{layer}{_COPY}"}
         copied: set[int] = set()

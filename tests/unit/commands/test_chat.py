@@ -28,8 +28,8 @@ SLOW = """
 import fcntl, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C in this terminal signals this process
 from compressor.generation import answer
-pause, take = float(sys.argv[1]), answer.Answer.take
-answer.Answer.take = lambda *arguments: time.sleep(pause) or take(*arguments)
+pause, take = float(sys.argv[1]), answer.Answer.select_token
+answer.Answer.select_token = lambda *arguments: time.sleep(pause) or take(*arguments)
 sys.argv[:2] = ["autoglm-compress"]
 import cli
 cli.main()
