@@ -44,7 +44,8 @@ def plan_calls(
         count: number of samples.
 
     Raises:
-        DataError: a model takes a fixed number of samples, and the count is no multiple of it.
+        DataError: a model takes a fixed number of samples, and the count is no multiple of it,
+            or they differ in it.
     """
     fixed = {size for session in sessions for size in _fixed_sizes(session, sample)}
     reasons = (_without_batch_axis(session, sample) for session in sessions)
@@ -56,14 +57,30 @@ def plan_calls(
         return Calls(requested)
     sizes = sorted(fixed)
     if len(sizes) > 1 or count % sizes[0]:
-        needed = " and ".join(map(str, sizes))
-        raise DataError(
-            f"a call of the model takes exactly {needed} samples, and {count} are measured",
-            remedy=f"set `num_samples` to a multiple of {sizes[0]}, or export the model with a "
-            "dynamic batch axis",
-        )
+        raise _batch_error(sizes, count)
     reason = f"the model takes {sizes[0]} samples per call" if requested != sizes[0] else None
     return Calls(sizes[0], reason)
+
+
+def _batch_error(sizes: Sequence[int], count: int) -> DataError:
+    """Return the error of samples that do not fill calls, with what would help."""
+    size = sizes[0]
+    if len(sizes) > 1:
+        return DataError(
+            f"calls of the model take {' and '.join(map(str, sizes))} samples, which differ",
+            remedy="export the model with a dynamic batch axis",
+        )
+    if count < size:
+        return DataError(
+            f"a call of the model takes exactly {size} samples, and there are {count}",
+            remedy=f"use a data set and `num_samples` of at least {size} samples, or export the "
+            "model with a dynamic batch axis",
+        )
+    return DataError(
+        f"a call of the model takes exactly {size} samples, and {count} are measured",
+        remedy=f"set `num_samples` to a multiple of {size}, or export the model with a "
+        "dynamic batch axis",
+    )
 
 
 def _fixed_sizes(session: Session, sample: Mapping[str, Array]) -> set[int]:

@@ -20,6 +20,7 @@ from compressor.graphs.fp16_block_list import (
     blocked_nodes,
     can_output_fp16,
     is_convertible,
+    is_float,
 )
 from compressor.graphs.names import HALF_SUFFIX
 from compressor.graphs.values import add_initializer, constant_array, describe_output, insert_first
@@ -44,14 +45,15 @@ class Fp32Node:
 def float_values(model: ir.Model) -> list[str]:
     """Return the names of the FP32 values that are inputs, or that nodes compute."""
     values = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
-    return [str(value.name) for value in values if value.dtype == _FP32 and value.name]
+    return [str(value.name) for value in values if is_float(value) and value.name]
 
 
 def convert_to_fp16(model: ir.Model, criteria: BlockList) -> list[Fp32Node]:
     """Convert a graph to FP16 in place.
 
     Args:
-        model: a graph whose values all have types (``load_typed_model`` infers them).
+        model: a graph with the types of its values (``load_typed_model`` infers them). Nodes with
+            values of unknown type stay in FP32.
         criteria: the ranges of its values on samples.
 
     Returns:
@@ -81,7 +83,7 @@ def _read_floats(model: ir.Model) -> list[ir.Value]:
     """Return every FP32 value that a node may read."""
     computed = [value for node in model.graph for value in node.outputs]
     values = [*model.graph.inputs, *model.graph.initializers.values(), *computed]
-    return [value for value in dict.fromkeys(values) if value.dtype == _FP32]
+    return [value for value in dict.fromkeys(values) if is_float(value)]
 
 
 def _connect(

@@ -1,9 +1,9 @@
 """Nodes of an FP32 graph that must not compute in FP16, and why.
 
 A node stays in FP32 if it sums over many values (softmax, norms, reductions), if it reads or writes
-a value outside the range of FP16, if it computes positions or shapes, or if it stands between such
-nodes. A batch normalization at inference sums nothing: it multiplies each channel by scale / √var,
-and stays in FP32 only if FP16 does not hold these factors.
+a value outside the range of FP16, a sequence or a value of unknown type, if it computes positions
+or shapes, or if it stands between such nodes. A batch normalization at inference sums nothing: it
+multiplies each channel by scale / √var, and stays in FP32 only if FP16 does not hold these factors.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class Cause(Enum):
     PRECISION = "a constant is too small for FP16"
     POSITIONS = "the node computes shapes or positions"
     SUBGRAPH = "a subgraph reads the result"
+    TYPE = "a value is a sequence, or its type is not known"
     NEIGHBOUR = "the node stands between or rounds with nodes in FP32"
 
 
@@ -124,8 +125,12 @@ def is_convertible(node: ir.Node) -> bool:
 
 def can_output_fp16(node: ir.Node, value: ir.Value) -> bool:
     """Return True if ONNX lets the operator give this FP32 output as FP16."""
-    is_float = value.dtype == ir.DataType.FLOAT
-    return is_float and allows_fp16(node, node.outputs.index(value), of_inputs=False)
+    return is_float(value) and allows_fp16(node, node.outputs.index(value), of_inputs=False)
+
+
+def is_float(value: ir.Value) -> bool:
+    """Return True if a value is a tensor in FP32; sequences of tensors have a dtype too."""
+    return isinstance(value.type, ir.TensorType) and value.dtype == ir.DataType.FLOAT
 
 
 def allows_fp16(node: ir.Node, index: int, *, of_inputs: bool) -> bool:
@@ -194,11 +199,22 @@ def _reason(node: ir.Node, criteria: BlockList) -> Reason | None:
     readers = [reader for value in node.outputs for reader, _ in value.uses()]
     if any(reader.graph is not node.graph for reader in readers):
         return Reason(Cause.SUBGRAPH, "read in a graph within")
-    for value in (*node.inputs, *node.outputs):
-        if value is not None and value.dtype == ir.DataType.FLOAT:
-            reason = _value_reason(node, value, criteria)
-            if reason is not None:
-                return reason
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    reasons = (
+        _type_reason(value) or (_value_reason(node, value, criteria) if is_float(value) else None)
+        for value in values
+    )
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _type_reason(value: ir.Value) -> Reason | None:
+    """Return why a value cannot be cast: operators outside ONNX have results of unknown type."""
+    if value.const_value is not None or not value.name:
+        return None
+    if value.type is None or value.dtype in {None, ir.DataType.UNDEFINED}:
+        return Reason(Cause.TYPE, "reads or writes a value of unknown type")
+    if not isinstance(value.type, ir.TensorType):
+        return Reason(Cause.TYPE, "reads or writes a sequence")
     return None
 
 
@@ -261,7 +277,7 @@ def _is_between(node: ir.Node, blocked: Mapping[ir.Node, Reason]) -> bool:
     producers = [
         value.producer()
         for value in node.inputs
-        if value is not None and value.dtype == ir.DataType.FLOAT and value.const_value is None
+        if value is not None and is_float(value) and value.const_value is None
     ]
     readers = [reader for value in node.outputs for reader, _ in value.uses()]
     reads_blocked_only = bool(producers) and all(producer in blocked for producer in producers)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compressor.graphs.values import constant_array, describe_output
+from compressor.graphs.values import constant_array
 
 _SLOPE = 1 / 6
+_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+"""Types in which ONNX Runtime computes HardSigmoid."""
 
 
 def restore_hard_swish(model: ir.Model) -> int:
@@ -24,7 +26,8 @@ def restore_hard_swish(model: ir.Model) -> int:
             "HardSigmoid", [x], {"alpha": _SLOPE, "beta": 0.5}, name=f"{last.name}.hard_sigmoid"
         )
         output = last.outputs[0]
-        gate = describe_output(sigmoid, f"{output.name}.gate", ir.DataType.FLOAT, output.shape)
+        gate = sigmoid.outputs[0]
+        gate.name, gate.type, gate.shape = f"{output.name}.gate", output.type, output.shape
         product = ir.node("Mul", [x, gate], name=last.name)
         model.graph.insert_before(last, [sigmoid, product])
         result = product.outputs[0]
@@ -39,17 +42,17 @@ def restore_hard_swish(model: ir.Model) -> int:
 
 def _match(add: ir.Node) -> tuple[ir.Value, ir.Node] | None:
     """Return x and the last node of a group that begins with x + 3."""
-    x = _other(add, "Add", 3.0)
+    x = _summand(add)
     clip = _only_reader(add, "Clip") if x is not None else None
     if x is None or clip is None or not _clips_to_six(clip):
         return None
     first = _only_reader(clip, "Mul", "Div")
     last = None if first is None else _only_reader(first, "Mul", "Div")
-    if first is None or last is None:
+    if first is None or last is None or last.outputs[0].dtype not in _TYPES:
         return None
-    if _is_sixth(first) and last.op_type == "Mul" and x in last.inputs:
+    if _is_sixth(first, x) and last.op_type == "Mul" and x in last.inputs:
         return x, last
-    if first.op_type == "Mul" and x in first.inputs and _is_sixth(last):
+    if first.op_type == "Mul" and x in first.inputs and _is_sixth(last, x):
         return x, last
     return None
 
@@ -61,21 +64,22 @@ def _clips_to_six(clip: ir.Node) -> bool:
     return _constant(clip.inputs[1]) == 0.0 and _constant(clip.inputs[2]) == 6.0
 
 
-def _is_sixth(node: ir.Node) -> bool:
-    """Return True if a node divides by 6, as a division or a product."""
+def _is_sixth(node: ir.Node, x: ir.Value) -> bool:
+    """Return True if a node divides what has the shape of x by 6, as a division or a product."""
     if node.op_type == "Div":
-        return _constant(node.inputs[1]) == 6.0
-    factors = [_constant(value) for value in node.inputs]
+        return _constant(node.inputs[1], x) == 6.0
+    factors = [_constant(value, x) for value in node.inputs]
     return any(factor is not None and abs(factor - _SLOPE) < 1e-6 for factor in factors)
 
 
-def _other(node: ir.Node, operator: str, constant: float) -> ir.Value | None:
-    """Return the operand beside a constant."""
-    if node.op_type != operator or node.domain:
+def _summand(node: ir.Node) -> ir.Value | None:
+    """Return x where a node computes x + 3."""
+    if node.op_type != "Add" or node.domain:
         return None
     for index in (0, 1):
-        if _constant(node.inputs[1 - index]) == constant:
-            return node.inputs[index]
+        x = node.inputs[index]
+        if x is not None and _constant(node.inputs[1 - index], x) == 3.0:
+            return x
     return None
 
 
@@ -85,9 +89,14 @@ def _only_reader(node: ir.Node, *operators: str) -> ir.Node | None:
     if len(readers) != 1 or output.is_graph_output():
         return None
     [reader] = readers
-    return reader if reader.op_type in operators else None
+    is_match = reader.op_type in operators and not reader.domain and reader.graph is node.graph
+    return reader if is_match else None
 
 
-def _constant(value: ir.Value | None) -> float | None:
+def _constant(value: ir.Value | None, x: ir.Value | None = None) -> float | None:
+    """Return a constant of one element; None if it adds axes to x, or may add some."""
     array = constant_array(value)
-    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+    if array is None or array.size != 1:
+        return None
+    rank = 0 if x is None or x.shape is None else len(x.shape)
+    return float(array.reshape(-1)[0]) if x is None or array.ndim <= rank else None

@@ -236,11 +236,16 @@ def _absorb_padding(node: ir.Node) -> None:
     amounts = _zero_padding(pad)
     if amounts is None or any(len(link.outputs[0].uses()) != 1 for link in chain):
         return
+    automatic = attribute(node, "auto_pad", "NOTSET")
+    if automatic not in {"NOTSET", "VALID"}:  # SAME_*: depends on the size that is padded
+        return
     rank = len(amounts) // 2
     before, after = amounts[:rank], amounts[rank:]
     if before[:2].any() or after[:2].any() or len(pad.inputs) > 3:
         return
-    own = np.asarray(attribute(node, "pads", [0] * 2 * (rank - 2)))
+    none = [0] * 2 * (rank - 2)
+    own = np.asarray(none if automatic == "VALID" else attribute(node, "pads", none))
+    node.attributes.pop("auto_pad", None)  # ONNX allows one of both
     pads = (own + np.concatenate([before[2:], after[2:]])).tolist()
     node.attributes["pads"] = ir.AttrInt64s("pads", pads)
     quantize.replace_input_with(0, pad.inputs[0])

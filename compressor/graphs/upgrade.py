@@ -27,7 +27,12 @@ def upgrade_opset(model: ir.Model, opset: int) -> ir.Model:
         )
     try:
         converted = onnx.version_converter.convert_version(ir.to_proto(model), opset)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (
+        onnx.version_converter.ConvertError,
+        RuntimeError,
+        ValueError,
+        IndexError,
+    ) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RequirementError(
             f"{what}: onnx cannot upgrade it ({reason})", remedy=remedy

@@ -30,7 +30,7 @@ def convert_floats(
     Raises:
         NumericalError: the graph computes NaN on the samples.
     """
-    magnitudes = measure_magnitudes(ir.to_proto(graph), float_values(graph), feeds)
+    magnitudes = measure_magnitudes(graph, float_values(graph), feeds)
     if nan_values := [name for name, magnitude in magnitudes.items() if np.isnan(magnitude)]:
         raise NumericalError(
             f"the graph computes NaN in FP32 on samples of {data!r}: {', '.join(nan_values)}",

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxscript import ir
-
 from compressor.data.contract import Batch
 from compressor.graphs.files import load_typed_model
 from compressor.graphs.fp16 import convert_to_fp16, float_values
@@ -35,7 +33,7 @@ def convert_to_half(
         PassError: ONNX Runtime cannot run the graph, or onnx's checker refuses the result.
     """
     graph = load_typed_model(folder)
-    magnitudes = measure_magnitudes(ir.to_proto(graph), float_values(graph), feeds)
+    magnitudes = measure_magnitudes(graph, float_values(graph), feeds)
     kept = convert_to_fp16(graph, BlockList(magnitudes))
     external = save_checked_model(
         graph, folder, dict(graph.metadata_props), external_threshold_bytes

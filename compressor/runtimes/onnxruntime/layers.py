@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +47,23 @@ def foreign_layers(index: GraphIndex) -> dict[str, str]:
             continue
         if not index.is_weight(node.input[1]) or index.is_weight(node.input[0]):
             continue
-        reads[_last_value(index, node.output[0])] = _before_rounding(index, node.input[0])
+        reads[_last_value(index, node.output[0], nodes)] = _before_rounding(index, node.input[0])
     return reads
 
 
-def _last_value(index: GraphIndex, name: str) -> str:
-    """Return the value behind what belongs to a product: constant sums, norms and clipping."""
+def _last_value(index: GraphIndex, name: str, nodes: Container[int]) -> str:
+    """Return the value behind what belongs to a product: constant sums, norms and clipping.
+
+    Args:
+        index: the graph.
+        name: the product's result.
+        nodes: ``id`` of each node of the main graph, since a value of a branch cannot be observed.
+    """
     while True:
         readers = index.consumers.get(name, [])
-        if len(readers) != 1 or readers[0].op_type not in _FOLDED or name in _outputs(index):
+        if len(readers) != 1 or id(readers[0]) not in nodes or name in _outputs(index):
+            return name
+        if readers[0].op_type not in _FOLDED:
             return name
         others = [other for other in readers[0].input if other and other != name]
         if not all(index.is_weight(other) for other in others):

@@ -238,3 +238,6 @@ def test_a_fixed_batch_is_used_as_it_is():
     assert "the model takes 2 samples per call" in result.notes[0]
     with pytest.raises(DataError, match="takes exactly 2 samples, and 7 are measured"):
         measure_accuracy(model, Indices(7), config, lambda *_: None, model)
+    with pytest.raises(DataError, match="takes exactly 2 samples, and there are 1") as error:
+        measure_accuracy(model, Indices(1), config, lambda *_: None, model)
+    assert "of at least 2 samples" in error.value.remedy

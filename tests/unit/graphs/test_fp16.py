@@ -40,7 +40,7 @@ def convert(model, tmp_path, feeds=None, largest=FP16_MAX):
     feeds = {"x": X} if feeds is None else feeds
     onnx.save(model, tmp_path / "model.onnx")
     typed = load_typed_model(tmp_path)
-    magnitudes = measure_magnitudes(ir.to_proto(typed), float_values(typed), [feeds])
+    magnitudes = measure_magnitudes(typed, float_values(typed), [feeds])
     fp32_nodes = convert_to_fp16(typed, BlockList(magnitudes, largest))
     converted = ir.to_proto(typed)
     onnx.checker.check_model(converted, full_check=True)
@@ -148,6 +148,36 @@ def test_values_that_subgraphs_read_keep_their_type(tmp_path):
     converted = convert(model_of(nodes, {"yes": np.array(True)}, ("n", 8)), tmp_path)
     assert converted.fp32_nodes["double"] == "read in a graph within"
     assert converted.types["fourfold"] == TensorProto.FLOAT16
+
+
+def test_values_of_unknown_type_and_their_neighbours_stay_in_fp32(tmp_path):
+    nodes = [
+        node("Mul", "x x", "square"),
+        node("QuickGelu", "square", "gelu", domain="com.microsoft"),
+        node("QuickGelu", "gelu", "twice", domain="com.microsoft"),
+        node("MatMul", "square w", "known"),
+        node("MatMul", "known twice", "product"),
+        node("Mul", "product product", "logits"),
+    ]
+    model = model_of(nodes, {"w": weight(8, 3)}, (3, 8))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model.graph.output[0].type.tensor_type.shape.dim.extend([onnx.TensorShapeProto.Dimension()] * 2)
+    converted = convert(model, tmp_path)
+    assert converted.causes == {"product": Cause.TYPE}
+    assert converted.types["square"] == converted.types["known"] == TensorProto.FLOAT16
+
+
+def test_sequences_keep_their_type(tmp_path):
+    nodes = [
+        node("Mul", "x x", "square"),
+        node("SplitToSequence", "square", "parts", axis=1),
+        node("Identity", "parts", "same"),
+        node("SequenceAt", "same first", "part"),
+        node("Mul", "part part", "logits"),
+    ]
+    converted = convert(model_of(nodes, {"first": np.int64(0)}, ("n", 8)), tmp_path)
+    assert converted.causes == {"part": Cause.TYPE}
+    assert converted.types["square"] == TensorProto.FLOAT16
 
 
 def test_constant_nodes_and_filled_shapes_are_converted(tmp_path):

@@ -3,15 +3,19 @@
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from compressor.analysis.layerwise import compare_layers
 from compressor.runtimes.onnxruntime.layers import OnnxLayers
+from tests.support.engines import node
 from tests.support.foreign_graphs import (
     IMAGES,
     TOKENS,
     Optimized,
     feed_forward,
+    graph,
     residual_network,
+    weight,
 )
 
 
@@ -48,3 +52,31 @@ def test_a_layer_with_another_weight_has_the_largest_added_error(tmp_path):
     comparison = compare_layers(first, second, {"image": IMAGES})
     assert comparison.layers[0].layer == comparison.parts_at == "c3"
     assert comparison.layers[1].added < 1e-10
+
+
+@pytest.mark.parametrize("is_read_outside", [False, True])
+def test_a_layer_ends_where_a_branch_reads_it(tmp_path, is_read_outside):
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [node(operator, "product", f"{name}_y")],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)],
+        )
+        for name, operator in (("then", "Relu"), ("else", "Identity"))
+    }
+    if not is_read_outside:  # the product's only reader is in a branch
+        [constant] = branches["else_branch"].node
+        constant.CopyFrom(node("Identity", "x", "else_y"))
+    nodes = [
+        node("MatMul", "x w", "product"),
+        node("If", "yes", "chosen", **branches),
+        node("Relu", "product" if is_read_outside else "chosen", "active"),
+        node("Add", "chosen active", "y"),
+    ]
+    weights = {"w": weight(8, 8), "yes": np.array(True)}
+    onnx.save(graph(nodes, weights, {"x": ["N", 8]}, {"y": None}), tmp_path / "model.onnx")
+    layers = OnnxLayers(tmp_path, 1)
+    assert layers.reads == {"product": "x"}
+    trace = layers.trace({"x": IMAGES.reshape(24, -1)[:, :8]})
+    assert trace.answers["y"].shape == (24, 8)
