@@ -44,6 +44,8 @@ _SUMMING = frozenset(
         "GlobalAveragePool",
     }
 )
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+"""Operators whose errors add up over the steps; ONNX Runtime's CPU kernels crash in FP16 (1.32)."""
 _STEEP = frozenset({"Pow", "Exp", "Log", "Sqrt", "Reciprocal", "Sin", "Cos"})
 """Operators that overflow or lose digits first; decomposed norms and softmaxes consist of them."""
 _CHEAP = frozenset(
@@ -194,6 +196,8 @@ def _reason(node: ir.Node, criteria: BlockList) -> Reason | None:
         return Reason(Cause.OPERATOR, "sums over many values")
     if node.op_type == _BATCH_NORM and (problem := _batch_norm_reason(node)) is not None:
         return problem
+    if node.op_type in _RECURRENT:
+        return Reason(Cause.OPERATOR, "a recurrent layer, whose errors add up over the steps")
     if node.op_type in _STEEP:
         return Reason(Cause.OPERATOR, "a power, root, exponential or logarithm")
     readers = [reader for value in node.outputs for reader, _ in value.uses()]

@@ -87,6 +87,26 @@ def test_a_constant_below_the_range_of_fp16_keeps_its_reader_in_fp32(tmp_path):
     assert converted.fp32_nodes == {"some": "tiny is too small for FP16"}
 
 
+def test_recurrent_layers_stay_in_fp32(tmp_path):
+    nodes = [
+        node("MatMul", "x w", "inputs"),
+        node("Unsqueeze", "inputs first", "steps"),
+        onnx.helper.make_node("GRU", ["steps", "k", "r"], ["", "state"], name="g", hidden_size=4),
+        node("MatMul", "state v", "logits"),
+    ]
+    weights = {
+        "w": weight(8, 6),
+        "first": np.array([0]),
+        "k": weight(1, 12, 6),
+        "r": weight(1, 12, 4),
+        "v": weight(4, 3),
+    }
+    converted = convert(model_of(nodes, weights, ("n", 8)), tmp_path)
+    assert list(converted.fp32_nodes) == ["g"]
+    assert "add up over the steps" in converted.fp32_nodes["g"]
+    assert converted.types["inputs"] == TensorProto.FLOAT16
+
+
 def test_positions_stay_in_fp32_since_fp16_cannot_count(tmp_path):
     nodes = [
         node("Shape", "x", "shape"),
