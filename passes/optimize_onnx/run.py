@@ -16,7 +16,7 @@ from compressor.errors import RequirementError
 from compressor.graphs.embeddings import store_integer_tables
 from compressor.graphs.files import MODEL
 from compressor.graphs.integer_regions import Product, float_products
-from compressor.graphs.saving import exceeds_protobuf, save_model
+from compressor.graphs.saving import exceeds_protobuf, initializer_bytes, save_model
 from compressor.runtimes.formats import format_named
 from passes.common.graph_samples import compare_graphs, graph_inputs, load_feeds
 from passes.common.half_floats import convert_floats
@@ -28,6 +28,9 @@ from passes.optimize_onnx.layer_names import name_layers, shared_layers
 from passes.optimize_onnx.prepare import prepare_graph
 from passes.optimize_onnx.selection import select_products
 from passes.optimize_onnx.smoothing import smooth_values
+
+_MOSTLY_FLOAT = 0.7
+"""Part of the bytes of the weights from which INT4 is hardly worth its name."""
 
 
 def optimize(
@@ -50,15 +53,7 @@ def optimize(
         graph, decisions = _to_int8(config, graph, parent, feeds, context)
         summary |= {"target": config.target, **decisions}
     elif config.precision == "int4":
-        products = select_products(config, graph)
-        left_out = store_int4(config, graph, products, feeds, context)
-        summary |= {"target": config.target, "products": len(products) - len(left_out)}
-        if left_out:
-            summary["not_int4"] = left_out
-            context.note(
-                f"not stored as INT4, because blocks of {config.block_size} do not divide their "
-                f"inputs: {', '.join(left_out)}"
-            )
+        summary |= {"target": config.target, **_to_int4(config, graph, feeds, context)}
     elif config.precision == "fp16":
         assert calibration is not None  # noqa: S101 - FP16 requires it
         summary |= convert_floats(graph, feeds, config.data_max, calibration.data)
@@ -71,6 +66,29 @@ def optimize(
         differences = compare_graphs(parent, out, feeds, context.threads)
         summary["against_parent"] = {name: each.row() for name, each in differences.items()}
     return PassOutput(summary)
+
+
+def _to_int4(
+    config: OptimizeOnnxConfig, graph: ir.Model, feeds: Sequence[Batch], context: PassContext
+) -> dict[str, Any]:
+    """Store weights in 4 bits, in place, and return the decisions."""
+    weights = initializer_bytes(graph)
+    products = select_products(config, graph)
+    left_out = store_int4(config, graph, products, feeds, context)
+    summary: dict[str, Any] = {"products": len(products) - len(left_out)}
+    if left_out:
+        summary["not_int4"] = left_out
+        context.note(
+            f"not stored as INT4, because blocks of {config.block_size} do not divide their "
+            f"inputs: {', '.join(left_out)}"
+        )
+    left = initializer_bytes(graph) / max(weights, 1)
+    if left > _MOSTLY_FLOAT:
+        context.note(
+            f"the weights still take {left:.0%} of their bytes, since only matrix products become "
+            "INT4: `precision: int8` converts convolutions too"
+        )
+    return summary
 
 
 def _to_int8(

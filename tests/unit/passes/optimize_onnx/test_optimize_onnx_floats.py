@@ -106,6 +106,19 @@ def test_outputs_that_are_zero_have_no_relative_error(tmp_path):
     assert difference == {"max_abs": 0.0, "cosine": 1.0, "relative_error": 0.0}
 
 
+def test_int4_that_leaves_most_weights_says_so(tmp_path):
+    nodes = [
+        node("Conv", "x k", "c"),
+        node("GlobalAveragePool", "c", "pool"),
+        node("Flatten", "pool", "flat"),
+        node("MatMul", "flat w", "y"),
+    ]
+    weights = {"k": weight(32, 3, 7, 7), "w": weight(32, 4)}
+    model = graph(nodes, weights, {"x": ["N", 3, 16, 16]}, {"y": ["N", 4]})
+    result = Optimized(model, tmp_path, {"x": IMAGES}, precision="int4")
+    assert any("`precision: int8` converts convolutions too" in note for note in result.notes)
+
+
 def test_convolutions_have_no_int4_form(tmp_path):
     model = graph(
         [node("Conv", "x k", "y")], {"k": weight(4, 3, 3, 3)}, {"x": ["N", 3, 8, 8]}, {"y": None}
