@@ -22,6 +22,7 @@ from compressor.graphs.values import (
     attribute,
     describe_output,
     insert_first,
+    unique_name,
 )
 from compressor.models.quantized.packed_linear import PackedLinear
 
@@ -37,19 +38,22 @@ _CLIPPING_RATIOS = np.linspace(1.0, 0.7, 7)
 """Candidates for the end of a block's grid, as fractions of its largest magnitude."""
 
 
-def store_packed_weight(model: ir.Model, node: ir.Node, packed: PackedLinear, axis: int) -> None:
-    """Let one product read its weight as integers and DequantizeLinear, in place.
+def store_packed_weight(
+    model: ir.Model, nodes: Sequence[ir.Node], packed: PackedLinear, axis: int
+) -> None:
+    """Let products read their weight as integers and DequantizeLinear, in place.
 
     Args:
         model: the graph.
-        node: a product whose second operand is a constant.
+        nodes: products with one constant as their second operand.
         packed: the weight.
         axis: axis of the weight that the groups divide.
     """
-    weight = node.inputs[1]
+    weight = nodes[0].inputs[1]
     assert weight is not None  # noqa: S101 - a product has a weight
     result = _dequantized(model.graph, weight, str(weight.name), packed, axis)
-    node.replace_input_with(1, result)
+    for node in nodes:
+        node.replace_input_with(1, result)
     if not weight.uses() and not weight.is_graph_output():
         del model.graph.initializers[str(weight.name)]
 
@@ -147,7 +151,8 @@ def _dequantized(
         inputs.append(add(".zeros", packed.zeros_OG.numpy(), dtype))
     size = grid.width(packed.integers_OI.shape[1])
     node = ir.node(DEQUANTIZE, inputs, {"axis": axis, "block_size": size})
-    result = describe_output(node, f"{name}.whole{suffix}", ir.DataType.FLOAT, weight.shape)
+    whole = unique_name(graph, f"{name}.whole{suffix}")
+    result = describe_output(node, whole, ir.DataType.FLOAT, weight.shape)
     insert_first(graph, node)
     return result
 

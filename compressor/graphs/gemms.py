@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from compressor.graphs.integer_regions import Product
 from compressor.graphs.names import TRANSPOSED_SUFFIX
-from compressor.graphs.values import add_initializer, constant_array, describe_output
+from compressor.graphs.values import add_initializer, constant_array, describe_output, unique_name
 from compressor.models.quantized.quantization import Target
 
 
@@ -27,7 +27,8 @@ def split_gemm(model: ir.Model, product: Product, target: Target) -> Product:
         weight = add_initializer(model.graph, name, np.ascontiguousarray(array.T))
     output = node.outputs[0]
     matmul = ir.node("MatMul", [product.source, weight], name=node.name)
-    result = describe_output(matmul, f"{output.name}.product", ir.DataType.FLOAT, output.shape)
+    name = unique_name(model.graph, f"{output.name}.product")
+    result = describe_output(matmul, name, ir.DataType.FLOAT, output.shape)
     added = [matmul]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None:

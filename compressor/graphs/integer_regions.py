@@ -71,9 +71,11 @@ class Product:
         """The value behind the clipping at its end, if nothing else reads what is clipped."""
         value = self.node.outputs[0]
         readers = list(value.uses())
-        if len(readers) == 1 and readers[0].node.op_type in _CLIPS and not value.is_graph_output():
-            return readers[0].node.outputs[0]
-        return value
+        if len(readers) != 1 or value.is_graph_output():
+            return value
+        reader = readers[0].node
+        is_clip = reader.op_type in _CLIPS and reader.graph is self.node.graph
+        return reader.outputs[0] if is_clip else value
 
 
 def float_products(model: ir.Model) -> tuple[Product, ...]:

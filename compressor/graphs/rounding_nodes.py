@@ -17,10 +17,8 @@ from compressor.graphs.values import (
     attribute,
     describe_output,
     insert_first,
+    unique_name,
 )
-
-INTEGERS_OPSET = 13
-"""The first opset whose QuantizeLinear has a scale for each output."""
 
 
 def round_value(model: ir.Model, rounded: RoundedValue, scale: Array, zero: Array) -> None:
@@ -90,9 +88,13 @@ def _rounding(
     ]
     quantize = ir.node(QUANTIZE, [value, *operands], attributes, name=f"{name}.quantize")
     dtype = operands[1].dtype or ir.DataType.INT8
-    integers = describe_output(quantize, f"{name}.quantized", dtype, value.shape)
+    graph = model.graph
+    integers = describe_output(
+        quantize, unique_name(graph, f"{name}.quantized"), dtype, value.shape
+    )
     dequantize = ir.node(DEQUANTIZE, [integers, *operands], attributes, name=f"{name}.dequantize")
-    describe_output(dequantize, f"{name}.rounded", ir.DataType.FLOAT, value.shape)
+    rounded = unique_name(graph, f"{name}.rounded")
+    describe_output(dequantize, rounded, ir.DataType.FLOAT, value.shape)
     return quantize, dequantize
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def add_initializer(
 ) -> ir.Value:
     """Return the initializer of this name and these values, which is added if it is absent.
 
-    Its name gets a number if the graph has a value of this name that differs.
+    Its name gets a number if the graph has another value of this name.
 
     Args:
         graph: the graph, changed in place.
@@ -62,12 +63,10 @@ def add_initializer(
         dtype: its type, for types that NumPy lacks, such as INT4; by default that of ``values``.
     """
     tensor = ir.tensor(values, dtype=dtype, name=name)
-    number = 1
-    while (present := graph.initializers.get(name)) is not None:
-        if _holds(present, tensor):
-            return present
-        number += 1
-        name = f"{tensor.name}.{number}"
+    present = graph.initializers.get(name)
+    if present is not None and _holds(present, tensor):
+        return present
+    name = unique_name(graph, name)
     tensor.name = name
     value = ir.Value(
         name=name,
@@ -77,6 +76,14 @@ def add_initializer(
     )
     graph.register_initializer(value)
     return value
+
+
+def unique_name(graph: ir.Graph, name: str) -> str:
+    """Return a name that no value of a graph has: this one, or this one with a number."""
+    taken = {value.name for node in graph for value in node.outputs}
+    taken |= {value.name for value in graph.inputs} | graph.initializers.keys()
+    numbered = (f"{name}.{number}" for number in count(2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
 def _holds(value: ir.Value, tensor: ir.TensorProtocol) -> bool:

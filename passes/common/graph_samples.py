@@ -5,6 +5,7 @@ Shapes: N samples, V values of one output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,9 @@ def load_feeds(
             context.note(f"{calls.batch_size} samples per run: {calls.reason}")
         batch_size = calls.batch_size
     samples = Samples(dataset, count=choice.num_samples, batch_size=batch_size, seed=choice.seed)
-    caches = [spec for spec in inputs if spec.name.startswith(PAST_PREFIX)]
+    names = {spec.name for spec in inputs}
+    is_decoder = names >= {INPUT_IDS, ATTENTION_MASK}
+    caches = [spec for spec in inputs if is_decoder and spec.name.startswith(PAST_PREFIX)]
     computed = {spec.name for spec in caches} | ({ATTENTION_MASK} if caches else set())
     from_data = [spec for spec in inputs if spec.name not in computed]
     return [
@@ -148,7 +151,7 @@ def _add_masked_past(feeds: Batch, caches: Sequence[InputSpec]) -> Batch:
 def compare_graphs(
     parent: Path, changed: Path, feeds: Sequence[Batch], threads: int
 ) -> dict[str, OutputDifference]:
-    """Compare the outputs of a graph with those of its parent, in ONNX Runtime.
+    """Compare the numeric outputs of a graph with those of its parent, in ONNX Runtime.
 
     Args:
         parent: folder of the parent's graph.
@@ -167,6 +170,8 @@ def compare_graphs(
         for batch in feeds:
             expected, actual = reference.run(batch), session.run(batch)
             for name, values in expected.items():
+                if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+                    continue  # a sequence, or texts
                 pair = _flatten(values), _flatten(actual[name])
                 differences.setdefault(name, []).append(_differences(name, *pair))
     return {name: _merged(parts) for name, parts in differences.items()}
@@ -174,7 +179,8 @@ def compare_graphs(
 
 def _flatten(values: Array) -> Array:
     """Return the values of each sample in a row, float64 [N, V]."""
-    return values.reshape(len(values) if values.ndim else 1, -1).astype(np.float64)
+    rows = len(values) if values.ndim else 1
+    return values.reshape(rows, math.prod(values.shape[1:])).astype(np.float64)
 
 
 def _differences(
@@ -197,7 +203,8 @@ def _differences(
     products_N = lengths_N * np.linalg.norm(actual_NV, axis=1)
     dots_N = (expected_NV * actual_NV).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        cosine_N = np.where(products_N > 0, dots_N / products_N, 1.0)
+        both_zero_N = (lengths_N == 0) & (error_N == 0)
+        cosine_N = np.where(products_N > 0, dots_N / products_N, both_zero_N.astype(np.float64))
         relative_N = np.where(lengths_N > 0, error_N / lengths_N, np.nan)
     return np.abs(difference_NV).max(axis=1, initial=0.0), cosine_N, relative_N
 

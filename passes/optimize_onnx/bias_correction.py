@@ -22,6 +22,7 @@ from compressor.graphs.values import (
     producer_of,
 )
 from compressor.runtimes.onnxruntime.observation import open_graph, run_graph
+from passes.optimize_onnx.valid_positions import mask_of, valid_values
 
 _AXES_ARE_INPUT = 18
 """The first opset whose ReduceMean takes its axes as an input."""
@@ -60,17 +61,38 @@ def correct_biases(
     biases = {product: bias for product in products if (bias := _find_bias(product)) is not None}
     if not biases:
         return 0
-    session = open_graph(_with_differences(model, list(biases)), threads)
+    batches = list(batches)
+    is_masked = mask_of(batches[0]) is not None
+    session = open_graph(_with_differences(model, list(biases), reduced=not is_masked), threads)
     names = [_difference(product) for product in biases]
-    totals: list[Array] | None = None
-    count = 0
+    totals: dict[str, Array] = {}
+    weights: dict[str, float] = {}
     for feeds in batches:
-        means = [values.astype(np.float64) for values in run_graph(session, names, feeds)]
-        totals = means if totals is None else [a + b for a, b in zip(totals, means, strict=True)]
-        count += 1
-    for (product, bias), total_O in zip(biases.items(), totals or (), strict=False):
-        _shift(model, product, bias, -total_O / count)
+        for name, values in zip(names, run_graph(session, names, feeds), strict=True):
+            total_O, weight = _sum_by_output(values, feeds)
+            totals[name] = totals.get(name, 0) + total_O
+            weights[name] = weights.get(name, 0) + weight
+    for product, bias in biases.items():
+        name = _difference(product)
+        if weights[name]:
+            _shift(model, product, bias, -totals[name] / weights[name])
     return len(biases)
+
+
+def _sum_by_output(values: Array, feeds: Batch) -> tuple[Array, float]:
+    """Return the weighted sum of differences by output, and the weight.
+
+    Args:
+        values: means [O] over all positions of a batch, or differences [B, T, O] of texts whose
+            padding does not count.
+        feeds: the batch.
+    """
+    if values.ndim == 1:
+        samples = max((len(array) for array in feeds.values() if array.ndim), default=1)
+        return values.astype(np.float64) * samples, samples
+    valid_PO = valid_values(values, feeds)
+    rows_PO = valid_PO.reshape(-1, valid_PO.shape[-1]).astype(np.float64)
+    return rows_PO.sum(axis=0), len(rows_PO)
 
 
 def _find_bias(product: Product) -> _Bias | None:
@@ -113,15 +135,24 @@ def _difference(product: Product) -> str:
     return f"{product.node.outputs[0].name}.difference"
 
 
-def _with_differences(model: ir.Model, products: Sequence[Product]) -> ir.Model:
-    """Return a copy whose outputs are the mean differences of products by output."""
+def _with_differences(model: ir.Model, products: Sequence[Product], *, reduced: bool) -> ir.Model:
+    """Return a copy whose outputs are the differences of products, or their means by output.
+
+    Convolutions are always reduced: they have no padding of texts.
+    """
     copy = model.clone()
     producers = {value.name: node for node in copy.graph for value in node.outputs}
     axes_are_input = copy.opset_imports.get("", 1) >= _AXES_ARE_INPUT
     copy.graph.outputs.clear()
     for product in products:
         node = producers[product.node.outputs[0].name]
-        added = list(_difference_nodes(node, _difference(product), copy, axes_are_input))
+        name = _difference(product)
+        if reduced or node.op_type == "Conv":
+            added = list(_difference_nodes(node, name, copy, axes_are_input))
+        else:
+            added = list(_plain_difference(node))
+            added[-1].outputs[0].name = name
+            added[-1].outputs[0].dtype = ir.DataType.FLOAT
         copy.graph.insert_after(node, added)
         copy.graph.outputs.append(added[-1].outputs[0])
     return copy
@@ -131,8 +162,7 @@ def _difference_nodes(
     node: ir.Node, name: str, model: ir.Model, axes_are_input: bool
 ) -> Iterator[ir.Node]:
     operands = [_before_rounding(node.inputs[0]), _before_rounding(node.inputs[1])]
-    second = ir.Node("", node.op_type, [*operands, *node.inputs[2:]], node.attributes.values())
-    difference = ir.node("Sub", [node.outputs[0], second.outputs[0]])
+    second, difference = _plain_difference(node)
     yield from (second, difference)
     result = difference.outputs[0]
     if node.op_type == "Conv":
@@ -153,6 +183,13 @@ def _difference_nodes(
     mean.outputs[0].name = name
     mean.outputs[0].dtype = ir.DataType.FLOAT
     yield mean
+
+
+def _plain_difference(node: ir.Node) -> tuple[ir.Node, ir.Node]:
+    """Return the product of unrounded operands, and its difference from the rounded one."""
+    operands = [_before_rounding(node.inputs[0]), _before_rounding(node.inputs[1])]
+    second = ir.Node("", node.op_type, [*operands, *node.inputs[2:]], node.attributes.values())
+    return second, ir.node("Sub", [node.outputs[0], second.outputs[0]])
 
 
 def _width(weight: ir.Value) -> int:

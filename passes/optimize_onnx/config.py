@@ -89,8 +89,8 @@ class OptimizeOnnxConfig(PassConfig):
     block_size: BlockSize = 32
     """Number of consecutive weights that share a scale with `precision: int4`."""
     ignore: tuple[str, ...] = ()
-    """Products that stay in float, by the name of their node or a pattern such as `/head/*`, with
-    `precision: int8` and `int4`."""
+    """Products and embedding tables that stay in float, by the name of the node or the table or a
+    pattern such as `/head/*`, with `precision: int8` and `int4`."""
     bias_correction: bool = True
     """Correct biases so that rounding does not shift the mean of a result (Nagel et al. 2019), with
     `precision: int8`."""

@@ -23,9 +23,11 @@ from compressor.graphs.values import Array, constant_array, remove_unused
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
 from compressor.runtimes.onnxruntime.observation import observe_values
+from passes.common.weight_rounding.grids import round_to_nearest, search_grids
 from passes.common.weight_rounding.hessian import Hessian, add_moments, mirror_upper
-from passes.common.weight_rounding.rounding import quantize_weights
+from passes.common.weight_rounding.rounding import pack_values, quantize_weights
 from passes.optimize_onnx.config import BlockSize, OptimizeOnnxConfig
+from passes.optimize_onnx.valid_positions import valid_values
 
 _MOMENTS_AT_ONCE = 1 << 28
 """Values of second moments that are collected together: 1 GB."""
@@ -53,17 +55,21 @@ def store_int4(
             f"blocks of {config.block_size} weights divide the inputs of no product",
             remedy=_remedy(products),
         )
+    sharing: dict[tuple[str, int], list[Product]] = {}
+    for product in fitting:
+        sharing.setdefault((str(product.weight.name), product.axis), []).append(product)
     done = 0
-    for group in _groups(fitting):
-        moments = _second_moments(graph, group, feeds, context.threads) if feeds else {}
-        packed = {}
-        for product in group:
-            packed[product] = _quantize(config, product, moments)
+    for group in _groups(list(sharing.values())):
+        readers = [product for products in group for product in products]
+        moments = _second_moments(graph, readers, feeds, context.threads) if feeds else {}
+        packed = []
+        for products in group:
+            packed.append(_quantize(config, products, moments))
             done += 1
-            context.progress("round weights", done, len(fitting), {})
-        for product, weight in packed.items():
-            matmul = split_gemm(graph, product, config.target)
-            store_packed_weight(graph, matmul.node, weight, 0)
+            context.progress("round weights", done, len(sharing), {})
+        for products, weight in zip(group, packed, strict=True):
+            nodes = [split_gemm(graph, product, config.target).node for product in products]
+            store_packed_weight(graph, nodes, weight, 0)
     remove_unused(graph.graph)
     return left_out
 
@@ -88,16 +94,16 @@ def _weight(product: Product) -> Array:
     return weight
 
 
-def _groups(products: Sequence[Product]) -> list[list[Product]]:
-    """Return products in groups whose second moments fit into memory together."""
-    groups: list[list[Product]] = []
+def _groups(sharing: Sequence[list[Product]]) -> list[list[list[Product]]]:
+    """Return weights, each with its products, in groups whose second moments fit into memory."""
+    groups: list[list[list[Product]]] = []
     held = _MOMENTS_AT_ONCE + 1
-    for product in products:
-        size = _inputs(product) ** 2
+    for products in sharing:
+        size = len(products) * _inputs(products[0]) ** 2
         if held + size > _MOMENTS_AT_ONCE:
             groups.append([])
             held = 0
-        groups[-1].append(product)
+        groups[-1].append(products)
         held += size
     return groups
 
@@ -110,8 +116,9 @@ def _second_moments(
     sizes = {str(product.source.name): _inputs(product) for product in products}
     moments = {name: torch.zeros(size, size) for name, size in sizes.items()}
 
-    def add(name: str, values: Array, _: Batch) -> None:
-        x_NI = torch.from_numpy(np.ascontiguousarray(values)).float().reshape(-1, sizes[name])
+    def add(name: str, values: Array, batch: Batch) -> None:
+        values = np.ascontiguousarray(valid_values(values, batch))
+        x_NI = torch.from_numpy(values).float().reshape(-1, sizes[name])
         add_moments(moments[name], x_NI)
 
     observe_values(graph, list(sizes), feeds, add, threads)
@@ -120,14 +127,17 @@ def _second_moments(
 
 @torch.inference_mode()
 def _quantize(
-    config: OptimizeOnnxConfig, product: Product, moments: Mapping[str, Tensor]
+    config: OptimizeOnnxConfig, products: Sequence[Product], moments: Mapping[str, Tensor]
 ) -> PackedLinear:
+    """Round the weight of products, by GPTQ where their second moments are known."""
+    product = products[0]
     weight = _weight(product)
     weight_IO = torch.from_numpy((weight.T if product.axis == 0 else weight).copy())
     grid = WeightGrid(bits=4, group_size=config.block_size, symmetric=config.target == "tensorrt")
-    moments_II = moments.get(str(product.source.name))
-    gptq = moments_II is not None
-    hessian = Hessian.from_moments(
-        torch.eye(len(weight_IO)) if moments_II is None else moments_II.clone()
-    )
-    return quantize_weights(weight_IO, weight_IO, hessian, grid, torch.float16, gptq=gptq)
+    names = dict.fromkeys(str(each.source.name) for each in products)
+    known = [moments[name] for name in names if name in moments]
+    if not known:
+        grids = search_grids(weight_IO, torch.ones(len(weight_IO)), grid, torch.float16)
+        return pack_values(round_to_nearest(weight_IO, grids), grids)
+    hessian = Hessian.from_moments(torch.stack(known).sum(dim=0))
+    return quantize_weights(weight_IO, weight_IO, hessian, grid, torch.float16, gptq=True)

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from onnxscript import ir
 
-from calibration.capture import TensorObservers, select_valid
+from calibration.capture import TensorObservers
 from calibration.grids import activation_grid, activation_scale, observed_range, weight_scales
 from calibration.observers import create_observer
 from calibration.table import Range
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
 from compressor.errors import NumericalError
+from compressor.graphs.embeddings import store_integer_tables
 from compressor.graphs.gemms import split_gemm
 from compressor.graphs.integer_regions import Product, float_products, rounded_values
 from compressor.graphs.qdq import store_integer_weights
@@ -29,9 +30,19 @@ from compressor.models.quantized.quantization import Bits, Grid
 from compressor.runtimes.onnxruntime.observation import observe_values
 from passes.optimize_onnx.bias_correction import correct_biases
 from passes.optimize_onnx.config import OptimizeOnnxConfig
+from passes.optimize_onnx.valid_positions import valid_values
 
 _BITS: Bits = 8
-_MASK = "attention_mask"
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerGraph:
+    """A graph that multiplies integers."""
+
+    model: ir.Model
+    corrected_biases: int
+    tables: list[str]
+    """Embedding tables that are stored as integers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +57,8 @@ class IntegerGraphs:
     feeds: Sequence[Batch]
     threads: int
 
-    def build(self, names: Sequence[str]) -> tuple[ir.Model, int]:
-        """Return a graph in which the named products are integer, and the number of biases shifted.
+    def build(self, names: Sequence[str]) -> IntegerGraph:
+        """Return a graph in which the named products are integer, and the tables that may be.
 
         A product whose value no sample reaches, or is constant, is left in float by the caller.
         """
@@ -68,7 +79,10 @@ class IntegerGraphs:
         if self.config.bias_correction:
             corrected = correct_biases(model, products, self.feeds, self.threads)
         store_integer_weights(model, self.config.target, _BITS)
-        return model, corrected
+        tables = []
+        if self.config.stores_tables:
+            tables = store_integer_tables(model, self.config.ignore)
+        return IntegerGraph(model, corrected, tables)
 
     def _grid(self, range_: Range) -> tuple[Array, Array]:
         """Return scale and zero-point of an activation."""
@@ -112,10 +126,7 @@ def observe_ranges(
 
     def observe(name: str, values: Array, batch: Batch) -> None:
         nonlocal done
-        mask = batch.get(_MASK)
-        valid_BT = None if mask is None or mask.ndim != 2 else torch.from_numpy(mask != 0)
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        observers.observe(name, select_valid(tensor, valid_BT))
+        observers.observe(name, torch.from_numpy(np.ascontiguousarray(valid_values(values, batch))))
         done += 1
         context.progress("ranges", done, len(names) * len(feeds), {})
 
@@ -126,4 +137,8 @@ def observe_ranges(
             f"values are not finite on samples of {calibration.data!r}:\n{lines}",
             remedy="set `calibration.data` to samples that were made for this model",
         )
-    return {name: observed_range(observer, _BITS) for name, observer in observers.observers.items()}
+    return {
+        name: observed_range(observer, _BITS)
+        for name, observer in observers.observers.items()
+        if observer.count
+    }

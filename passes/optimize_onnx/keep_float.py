@@ -44,7 +44,7 @@ class FloatProducts:
             {"product": name, "error": self.errors[name], "kept_float": name in self.names}
             for name in ranked
         ]
-        metrics = {"float": self.float_metric, "found": list(self.metrics)}
+        metrics = {"float": self.float_metric, "by_products_kept": list(self.metrics)}
         return {"sensitivity": ranking, "keep_float": metrics}
 
 
@@ -61,7 +61,7 @@ def choose_float_products(
         RequirementError: the limit is not reached with the products that the config allows.
     """
     limit = _Limit(config, parent, context)
-    metrics = [limit.metric(graphs.build(names)[0])]
+    metrics = [limit.metric(graphs.build(names).model)]
     errors: dict[str, float] = {}
     kept: list[str] = []
     if not limit.holds(metrics[0]):
@@ -71,7 +71,7 @@ def choose_float_products(
         while not limit.holds(metrics[-1]) and len(kept) < most:
             kept.append(ranked[len(kept)])
             integer = [name for name in names if name not in kept]
-            metrics.append(limit.metric(graphs.build(integer)[0]))
+            metrics.append(limit.metric(graphs.build(integer).model))
     if not limit.holds(metrics[-1]):
         raise RequirementError(
             f"`keep_float` cannot meet its limit: {config.metric} is {metrics[-1]:.4g} with "
@@ -127,27 +127,19 @@ def _rank(
     config: KeepFloat, graphs: IntegerGraphs, names: Sequence[str], context: PassContext
 ) -> dict[str, float]:
     """Return the relative error of the float outputs with one product integer at a time."""
-    feeds = _first(graphs.feeds, config.num_samples)
+    calibration = graphs.config.calibration
+    assert calibration is not None  # noqa: S101 - INT8 requires it
+    share = min(1.0, config.num_samples / calibration.num_samples)
+    feeds = graphs.feeds[: max(1, round(share * len(graphs.feeds)))]
     expected = _outputs(graphs.graph, feeds, graphs.threads)
     errors = {}
     for number, name in enumerate(names, start=1):
-        actual = _outputs(graphs.build([name])[0], feeds, graphs.threads)
+        actual = _outputs(graphs.build([name]).model, feeds, graphs.threads)
         errors[name] = float(
             np.mean([_error(*pair) for pair in zip(expected, actual, strict=True)])
         )
         context.progress("rank products", number, len(names), {})
     return errors
-
-
-def _first(feeds: Sequence[Batch], samples: int) -> list[Batch]:
-    """Return the batches that hold the first samples."""
-    chosen: list[Batch] = []
-    for batch in feeds:
-        if samples <= 0:
-            break
-        chosen.append(batch)
-        samples -= max(len(array) if array.ndim else 1 for array in batch.values())
-    return chosen
 
 
 def _outputs(graph: ir.Model, feeds: Sequence[Batch], threads: int) -> list[Array]:

@@ -8,15 +8,18 @@ from onnxscript import ir
 
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
+from compressor.graphs.default_inputs import freeze_default_inputs
 from compressor.graphs.files import load_typed_model, typed_model
 from compressor.graphs.hard_swish import restore_hard_swish
-from compressor.graphs.opsets import BLOCKS_OPSET
-from compressor.graphs.rounding_nodes import INTEGERS_OPSET
+from compressor.graphs.opsets import BLOCKS_OPSET, INTEGERS_OPSET
 from compressor.graphs.simplify import simplify
 from compressor.graphs.upgrade import upgrade_opset
 from compressor.graphs.values import remove_unused
 from passes.optimize_onnx.config import OptimizeOnnxConfig, Precision
 
+_HALF_TYPES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+_MOST_NAMES = 5
+"""Names that a note lists."""
 _OPSETS: dict[Precision, int] = {"int8": INTEGERS_OPSET, "int4": BLOCKS_OPSET}
 
 
@@ -28,6 +31,9 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, context: PassContext)
         RequirementError: its opset is too old, and onnx cannot upgrade it.
     """
     graph = load_typed_model(model)
+    if frozen := freeze_default_inputs(graph):
+        names = ", ".join(frozen[:_MOST_NAMES]) + (", …" if frozen[_MOST_NAMES:] else "")
+        context.note(f"{len(frozen)} inputs with a default value became constants: {names}")
     metadata = sorted(graph.metadata_props.items())
     if config.simplify:
         simplification = simplify(graph)
@@ -51,11 +57,10 @@ def check_graph(config: OptimizeOnnxConfig, model: Path) -> None:
 
     Raises:
         ModelError: the graph cannot be read.
-        RequirementError: the graph holds integers already, is a decoder with a cache, or `ignore`
-            matches nothing.
+        RequirementError: the graph holds integers already, is in FP16, or is a decoder with a
+            cache.
     """
     from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY
-    from passes.optimize_onnx.selection import select_products
 
     graph = load_typed_model(model)
     if CONTEXT_LENGTH_KEY in graph.metadata_props:
@@ -71,8 +76,20 @@ def check_graph(config: OptimizeOnnxConfig, model: Path) -> None:
             remedy="start from the float graph that it was made of, or set `precision: fp32`, "
             "which simplifies it alone",
         )
-    if config.precision in {"int8", "int4"}:
-        select_products(config, graph)
+    if config.precision != "fp32" and _is_half(graph):
+        raise RequirementError(
+            f"`precision: {config.precision}`: the weights of the graph are in FP16",
+            remedy="start from the FP32 graph that it was made of, or set `precision: fp32`, which "
+            "simplifies it alone",
+        )
+
+
+def _is_half(graph: ir.Model) -> bool:
+    """Return True if most bytes of the weights are in FP16 or BF16."""
+    tensors = [value.const_value for value in graph.graph.initializers.values()]
+    sizes = [(tensor.dtype, tensor.nbytes) for tensor in tensors if tensor is not None]
+    half = sum(size for dtype, size in sizes if dtype in _HALF_TYPES)
+    return 2 * half > sum(size for _, size in sizes)
 
 
 def integer_operators(graph: ir.Model) -> dict[str, int]:

@@ -14,7 +14,7 @@ from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.graphs.embeddings import store_integer_tables
-from compressor.graphs.files import MODEL
+from compressor.graphs.files import MODEL, external_files, read_graph
 from compressor.graphs.integer_regions import Product, float_products
 from compressor.graphs.saving import exceeds_protobuf, initializer_bytes, save_model
 from compressor.runtimes.formats import format_named
@@ -26,7 +26,7 @@ from passes.optimize_onnx.integers import IntegerGraphs, observe_ranges
 from passes.optimize_onnx.keep_float import choose_float_products
 from passes.optimize_onnx.layer_names import name_layers, shared_layers
 from passes.optimize_onnx.prepare import prepare_graph
-from passes.optimize_onnx.selection import select_products
+from passes.optimize_onnx.selection import float_operators, select_products
 from passes.optimize_onnx.smoothing import smooth_values
 
 _MOSTLY_FLOAT = 0.7
@@ -43,6 +43,8 @@ def optimize(
         NumericalError: the graph, or the result, is not finite on the samples.
     """
     graph = prepare_graph(config, parent, context)
+    if config.precision in {"int8", "int4"}:
+        select_products(config, graph)  # refuses before samples are read
     calibration = config.calibration
     feeds = (
         [] if calibration is None else load_feeds(calibration, graph_inputs(graph), context, parent)
@@ -57,14 +59,15 @@ def optimize(
     elif config.precision == "fp16":
         assert calibration is not None  # noqa: S101 - FP16 requires it
         summary |= convert_floats(graph, feeds, config.data_max, calibration.data)
-    if config.stores_tables:
-        summary["embeddings"] = store_integer_tables(graph)
     name_layers(graph, layers)
     save_model(graph, out, external=exceeds_protobuf(graph))
     _copy_companions(parent, out)
     if feeds:
         differences = compare_graphs(parent, out, feeds, context.threads)
         summary["against_parent"] = {name: each.row() for name, each in differences.items()}
+        outputs = [str(value.name) for value in graph.graph.outputs]
+        if others := [name for name in outputs if name not in differences]:
+            context.note(f"not compared, as they are no numbers: {', '.join(others)}")
     return PassOutput(summary)
 
 
@@ -76,6 +79,8 @@ def _to_int4(
     products = select_products(config, graph)
     left_out = store_int4(config, graph, products, feeds, context)
     summary: dict[str, Any] = {"products": len(products) - len(left_out)}
+    if config.stores_tables:
+        summary["embeddings"] = store_integer_tables(graph, config.ignore)
     if left_out:
         summary["not_int4"] = left_out
         context.note(
@@ -120,14 +125,25 @@ def _to_int8(
         summary |= kept.summary()
         if kept.names:
             context.note(f"kept in float: {', '.join(kept.names)}")
-    quantized, corrected = graphs.build(names)
-    return quantized, {
+    result = graphs.build(names)
+    return result.model, {
         "products": len(names),
         "kept_float": sorted({product.name for product in float_products(graph)} - set(names)),
-        "corrected_biases": corrected,
+        "float_operators": _float_operators(graph, context),
+        "corrected_biases": result.corrected_biases,
+        **({"embeddings": result.tables} if config.stores_tables else {}),
         "smoothed": smoothed,
         **summary,
     }
+
+
+def _float_operators(graph: ir.Model, context: PassContext) -> dict[str, int]:
+    """Return what multiplies in float all the same, and note it."""
+    counts = float_operators(graph, float_products(graph))
+    if counts:
+        listed = ", ".join(f"{count} {operator}" for operator, count in counts.items())
+        context.note(f"without an integer form, so in float: {listed}")
+    return counts
 
 
 def _unused(products: Sequence[Product], ranges: dict[str, Range]) -> set[str]:
@@ -135,14 +151,15 @@ def _unused(products: Sequence[Product], ranges: dict[str, Range]) -> set[str]:
     unused = set()
     for product in products:
         range_ = ranges.get(str(product.source.name))
-        if range_ is not None and range_.minimum == range_.maximum:
+        if range_ is None or range_.minimum == range_.maximum:
             unused.add(product.name)
     return unused
 
 
 def _copy_companions(parent: Path, out: Path) -> None:
     """Copy the files beside the graph that belong to the model, such as its tokenizer."""
+    data = external_files(read_graph(parent))
     for name, file in format_named("onnx").files(parent).items():
-        if name != MODEL and not name.endswith(".data") and not (out / name).exists():
+        if name not in {MODEL, *data} and not (out / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             copy_file(file, out / name)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from onnxscript import ir
 
 from compressor.config.discovery import closest
 from compressor.errors import RequirementError
+from compressor.graphs.embeddings import embedding_tables
 from compressor.graphs.integer_regions import Product, float_products
 from passes.optimize_onnx.config import OptimizeOnnxConfig
+
+_MULTIPLYING = frozenset(
+    {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Attention"}
+)
 
 
 def select_products(config: OptimizeOnnxConfig, graph: ir.Model) -> tuple[Product, ...]:
@@ -30,10 +37,11 @@ def select_products(config: OptimizeOnnxConfig, graph: ir.Model) -> tuple[Produc
             else "set `precision: fp16`",
         )
     names = [product.name for product in products]
+    tables = [str(value.name) for value in embedding_tables(graph)] if config.stores_tables else []
     unmatched = [
         pattern
         for pattern in config.ignore
-        if not any(fnmatchcase(name, pattern) for name in names)
+        if not any(fnmatchcase(name, pattern) for name in (*names, *tables))
     ]
     if unmatched:
         near = [name for pattern in unmatched if (name := closest(pattern.rstrip("*"), names))]
@@ -51,3 +59,18 @@ def select_products(config: OptimizeOnnxConfig, graph: ir.Model) -> tuple[Produc
     if not chosen:
         raise RequirementError("`ignore` leaves no product to quantize", remedy="shorten it")
     return chosen
+
+
+def float_operators(graph: ir.Model, products: Sequence[Product]) -> dict[str, int]:
+    """Return the operators that multiply and have no integer form here, with their number.
+
+    They are recurrent layers, transposed convolutions, products of two computed values, and all
+    that lies in subgraphs.
+    """
+    nodes = {product.node for product in products}
+    counts = Counter(
+        node.op_type
+        for node in graph.graph.all_nodes()
+        if node.op_type in _MULTIPLYING and node not in nodes
+    )
+    return dict(sorted(counts.items()))

@@ -20,6 +20,7 @@ from compressor.graphs.names import SMOOTHED_SUFFIX
 from compressor.graphs.values import Array, add_initializer, constant_array, describe_output
 from compressor.models.quantized.quantization import Grid, Target
 from compressor.runtimes.onnxruntime.observation import observe_values
+from passes.optimize_onnx.valid_positions import valid_values
 
 _DEVIATIONS = (16.0, 8.0, 4.0, 2.0)
 """Candidates for the limit of a channel, in root mean squares of the whole value."""
@@ -69,7 +70,8 @@ def _sample_positions(
     rows: dict[str, list[Tensor]] = {}
     wanted = -(-_POSITIONS // len(feeds))
 
-    def keep(name: str, values: Array, _: Batch) -> None:
+    def keep(name: str, values: Array, batch: Batch) -> None:
+        values = valid_values(values, batch)
         x_PI = values.reshape(-1, values.shape[-1])
         chosen = np.unique(np.linspace(0, len(x_PI) - 1, min(wanted, len(x_PI))).astype(np.int64))
         if len(x_PI):

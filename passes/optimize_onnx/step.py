@@ -17,11 +17,10 @@ from compressor.engine.contract import (
     PlanContext,
     StarterModel,
 )
-from compressor.graphs.opsets import BLOCKS_OPSET
+from compressor.graphs.opsets import BLOCKS_OPSET, INTEGERS_OPSET
 from compressor.models.facts import Integers, ModelFacts, PlannedGraph
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 
-_INTEGERS_OPSET = 13
 _SIZE = {"fp32": 1.0, "fp16": 0.5, "int8": 0.26, "int4": 0.16}
 """Part of the parent's size that a graph has whose weights are all converted."""
 _BASE_MEMORY_BYTES = 1_200_000_000
@@ -79,9 +78,13 @@ class OptimizeOnnx(Pass[OptimizeOnnxConfig]):
         """Return sizes and memory by the weights; the time depends on the operators."""
         weight_bytes = parent.size_bytes or 0
         size = None if parent.size_bytes is None else int(_SIZE[config.precision] * weight_bytes)
-        opset = BLOCKS_OPSET if config.precision == "int4" else _INTEGERS_OPSET
-        present = 0 if parent.graph is None else parent.graph.opset
-        graph = PlannedGraph(max(opset, present), _integers(config))
+        needed = {"int8": INTEGERS_OPSET, "int4": BLOCKS_OPSET}.get(config.precision, 0)
+        present = parent.graph
+        graph = None
+        if present is not None or needed:
+            dynamic = None if present is None else present.dynamic
+            opset = max(needed, 0 if present is None else present.opset)
+            graph = PlannedGraph(opset, _integers(config), dynamic)
         return Estimate(
             replace(parent, size_bytes=size, graph=graph),
             None,

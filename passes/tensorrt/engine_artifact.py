@@ -9,6 +9,7 @@ from onnxscript import ir
 
 from compressor.artifacts.fingerprint import digest_file
 from compressor.engine.contract import PassContext, PassOutput
+from compressor.graphs.default_inputs import freeze_default_inputs
 from compressor.graphs.files import load_typed_model
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.tensorrt.backends import resolve_backend
@@ -27,7 +28,6 @@ from passes.tensorrt.compile import build_bundle, compile_engines
 from passes.tensorrt.config import TensorRTConfig
 from passes.tensorrt.graph import (
     cast_byte_inputs,
-    freeze_default_inputs,
     write_graph,
 )
 from passes.tensorrt.precision import convert_precision

@@ -43,19 +43,6 @@ def count_integers(model: ir.Model) -> IntegerCounts:
     return IntegerCounts(types.count(ir.DataType.INT8), types.count(ir.DataType.INT4))
 
 
-def freeze_default_inputs(model: ir.Model) -> list[str]:
-    """Turn inputs with a default value into constants, in place, and return their names.
-
-    An engine has no optional inputs.
-    """
-    frozen = [value for value in model.graph.inputs if value.name in model.graph.initializers]
-    for value in frozen:
-        model.graph.inputs.remove(value)
-        if value.const_value is not None:
-            value.shape = ir.Shape(value.const_value.numpy().shape)
-    return [str(value.name) for value in frozen]
-
-
 def cast_byte_inputs(model: ir.Model) -> None:
     """Cast each UINT8 input to FP32 where it enters the graph, in place.
 

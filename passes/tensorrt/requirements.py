@@ -8,6 +8,7 @@ from pathlib import Path
 from onnxscript import ir
 
 from compressor.engine.contract import PassContext
+from compressor.graphs.default_inputs import freeze_default_inputs
 from compressor.graphs.files import load_typed_model
 from compressor.graphs.lint.problem import Problem, Rule
 from compressor.graphs.lint.targets import lint
@@ -23,7 +24,6 @@ from passes.tensorrt.graph import (
     byte_arithmetic,
     cast_byte_inputs,
     count_integers,
-    freeze_default_inputs,
 )
 from passes.tensorrt.offenders import (
     SIGNED_INTEGERS,

@@ -1,7 +1,6 @@
 """FP16, INT4 and simplification of foreign graphs, and fields that do not go together."""
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto
 from pydantic import ValidationError
@@ -148,15 +147,6 @@ def test_hard_swish_is_restored(tmp_path):
     result = Optimized(model, tmp_path, {"x": IMAGES[:, :, :8, :8]}, precision="fp32")
     assert result.operators() == ["Conv", "HardSigmoid", "Mul"]
     assert result.error() < 1e-6
-
-
-def test_external_data_and_files_beside_the_graph_are_kept(tmp_path):
-    source = tmp_path / "source"
-    source.mkdir()
-    model = feed_forward()
-    onnx.save(model, source / "model.onnx")
-    result = Optimized(model, tmp_path, {"tokens": TOKENS}, precision="fp32")
-    assert not (result.out / "model.onnx.data").exists()
 
 
 @pytest.mark.parametrize(

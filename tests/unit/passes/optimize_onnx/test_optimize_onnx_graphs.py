@@ -1,0 +1,243 @@
+"""Graphs with traits of other exporters: each is converted rightly, or refused with a reason."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from compressor.errors import RequirementError
+from passes.common.graph_samples import compare_graphs
+from tests.support.engines import node
+from tests.support.foreign_graphs import (
+    DRAW,
+    IMAGES,
+    TOKENS,
+    Optimized,
+    feed_forward,
+    graph,
+    optimized_operators,
+    residual_network,
+    weight,
+)
+
+ROWS = DRAW.normal(size=(16, 32)).astype(np.float32)
+
+
+def add_input(model, name, dtype, shape):
+    model.graph.input.append(helper.make_tensor_value_info(name, dtype, shape))
+    return model
+
+
+def masked_product():
+    nodes = [node("MatMul", "x w", "h"), node("Add", "h b", "y")]
+    weights = {"w": weight(32, 16), "b": np.zeros(16, np.float32)}
+    model = graph(nodes, weights, {"x": ["N", "T", 32]}, {"y": ["N", "T", 16]})
+    return add_input(model, "attention_mask", TensorProto.INT64, ["N", "T"])
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_padding_counts_nowhere(tmp_path_factory, precision):
+    x = DRAW.normal(size=(16, 6, 32)).astype(np.float32)
+    mask = np.ones((16, 6), np.int64)
+    mask[:, 3:] = 0
+    model, errors = masked_product(), {}
+    for factor in (1, 30):
+        padded = x.copy()
+        padded[:, 3:] *= factor
+        samples = {"x": padded, "attention_mask": mask}
+        folder = tmp_path_factory.mktemp("m")
+        result = Optimized(model, folder, samples, precision=precision)
+        result.samples = {"x": x[:, :3], "attention_mask": mask[:, :3]}
+        errors[factor] = result.error()
+    assert errors[30] == pytest.approx(errors[1], rel=1e-5)
+
+
+def test_a_mask_is_not_applied_to_other_axes(tmp_path):
+    nodes = [node("MatMul", "x w", "h"), node("Relu", "h", "y")]
+    model = graph(nodes, {"w": weight(8, 8)}, {"x": ["N", 4, 4, 8]}, {"y": None})
+    add_input(model, "attention_mask", TensorProto.INT64, ["N", 4])
+    x = DRAW.normal(size=(16, 4, 4, 8)).astype(np.float32)
+    x[:, 3] *= 50
+    mask = np.ones((16, 4), np.int64)
+    mask[:, 3] = 0
+    assert Optimized(model, tmp_path, {"x": x, "attention_mask": mask}).error() < 0.03
+
+
+def test_a_limit_of_keep_float_holds_for_the_file_with_its_tables(tmp_path):
+    limit = {"data": "c", "metric": "relative_error", "max_drop": 0.1}
+    result = Optimized(feed_forward(), tmp_path, {"tokens": TOKENS}, keep_float=limit)
+    assert result.summary["embeddings"] == ["table"]
+    measured = result.summary["keep_float"]["by_products_kept"][-1]
+    assert measured == pytest.approx(result.summary["against_parent"]["features"]["relative_error"])
+
+
+def test_tables_that_are_no_embeddings_or_lose_too_much_stay_in_float(tmp_path_factory):
+    anchors = DRAW.uniform(0, 640, size=(400, 4)).astype(np.float32)
+    nodes = [
+        node("Gather", "anchors tokens", "boxes"),
+        node("MatMul", "boxes w", "y"),
+    ]
+    model = graph(nodes, {"anchors": anchors, "w": weight(4, 8)}, {}, {"y": None})
+    add_input(model, "tokens", TensorProto.INT64, ["N", "T"])
+    result = Optimized(model, tmp_path_factory.mktemp("a"), {"tokens": TOKENS})
+    assert result.summary["embeddings"] == []
+    outlier = feed_forward()
+    (tensor,) = [each for each in outlier.graph.initializer if each.name == "table"]
+    table = onnx.numpy_helper.to_array(tensor).copy()
+    table[7] *= 400
+    tensor.CopyFrom(onnx.numpy_helper.from_array(table, "table"))
+    result = Optimized(outlier, tmp_path_factory.mktemp("o"), {"tokens": TOKENS})
+    assert result.summary["embeddings"] == []
+    plain = Optimized(
+        feed_forward(), tmp_path_factory.mktemp("i"), {"tokens": TOKENS}, ignore=["table"]
+    )
+    assert plain.summary["embeddings"] == []
+
+
+@pytest.mark.parametrize("simplify", [True, False])
+def test_weights_that_are_inputs_too_become_constants(tmp_path, simplify):
+    model = residual_network(9)
+    for tensor in model.graph.initializer:
+        add_input(model, tensor.name, tensor.data_type, list(tensor.dims))
+    model.ir_version = 3
+    result = Optimized(model, tmp_path, {"image": IMAGES}, simplify=simplify)
+    assert [value.name for value in result.graph.input] == ["image"]
+    assert any("inputs with a default value became constants" in note for note in result.notes)
+    assert result.error() < 0.04
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_two_products_share_a_weight(tmp_path, precision):
+    nodes = [node("MatMul", "x w", "a"), node("Relu", "a", "r"), node("MatMul", "r w", "y")]
+    model = graph(nodes, {"w": weight(32, 32)}, {"x": ["N", 32]}, {"y": ["N", 32]})
+    result = Optimized(model, tmp_path, {"x": ROWS}, precision=precision)
+    assert result.error() < 0.15
+    stored = [each.name for each in result.graph.initializer if "integers" in each.name]
+    assert len(stored) == 1
+
+
+def selected_rows():
+    """Return a network whose second product sees only the rows whose flag is set."""
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("NonZero", "flags", "set"),
+        node("Transpose", "set", "rows", perm=[1, 0]),
+        node("Squeeze", "rows last", "index"),
+        node("Gather", "h index", "chosen"),
+        node("MatMul", "chosen v", "y"),
+    ]
+    weights = {"w": weight(32, 16), "v": weight(16, 6), "last": np.array([1])}
+    model = graph(nodes, weights, {"x": ["N", 32]}, {"y": None})
+    return add_input(model, "flags", TensorProto.FLOAT, ["N"])
+
+
+def test_a_product_that_no_sample_reaches_stays_in_float(tmp_path_factory):
+    for flags in (np.zeros(16, np.float32), np.ones(16, np.float32)):
+        samples = {"x": ROWS, "flags": flags}
+        result = Optimized(selected_rows(), tmp_path_factory.mktemp("s"), samples)
+        assert result.summary["products"] == 1 + int(flags[0])
+
+
+def test_a_relu_in_a_branch_is_no_part_of_a_product(tmp_path):
+    def branch(operator):
+        out = helper.make_tensor_value_info(f"o{operator}", TensorProto.FLOAT, None)
+        return helper.make_graph([node(operator, "c", f"o{operator}")], operator, [], [out])
+
+    nodes = [
+        node("Conv", "x k", "c"),
+        helper.make_node(
+            "If", ["flag"], ["y"], then_branch=branch("Relu"), else_branch=branch("Neg")
+        ),
+    ]
+    weights = {"k": weight(4, 3, 3, 3), "flag": np.array(True)}
+    model = graph(nodes, weights, {"x": ["N", 3, 16, 16]}, {"y": None})
+    result = Optimized(model, tmp_path, {"x": IMAGES}, simplify=False)
+    assert result.error() < 0.04
+
+
+def test_outputs_that_are_no_numbers_are_left_out_of_the_comparison(tmp_path):
+    nodes = [
+        node("MatMul", "x w", "y"),
+        node("SplitToSequence", "y", "parts", axis=1),
+    ]
+    model = graph(nodes, {"w": weight(32, 8)}, {"x": ["N", 32]}, {"y": ["N", 8]})
+    model.graph.output.append(
+        helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None)
+    )
+    result = Optimized(model, tmp_path, {"x": ROWS})
+    assert list(result.summary["against_parent"]) == ["y"]
+    assert any("not compared, as they are no numbers: parts" in note for note in result.notes)
+
+
+def test_an_output_that_became_zero_is_not_equal(tmp_path):
+    for name, factor in (("a", 1.0), ("b", 0.0)):
+        model = graph(
+            [node("Mul", "x f", "y")], {"f": np.float32(factor)}, {"x": ["N", 32]}, {"y": None}
+        )
+        (tmp_path / name).mkdir()
+        onnx.save(model, tmp_path / name / "model.onnx")
+    difference = compare_graphs(tmp_path / "a", tmp_path / "b", [{"x": ROWS}], 1)["y"]
+    assert difference.cosine == 0.0
+
+
+@pytest.mark.parametrize("name", ["x.scale", "x.rounded", "x.quantized", "w.integers"])
+def test_values_of_a_foreign_graph_have_any_name(tmp_path, name):
+    nodes = [
+        node("MatMul", "x w", "h"),
+        helper.make_node("Relu", ["h"], [name]),
+        helper.make_node("MatMul", [name, "v"], ["y"]),
+    ]
+    weights = {"w": weight(32, 16), "v": weight(16, 8)}
+    model = graph(nodes, weights, {"x": ["N", 32]}, {"y": ["N", 8]})
+    assert Optimized(model, tmp_path, {"x": ROWS}, simplify=False).error() < 0.03
+
+
+def test_a_table_that_is_an_output_stays(tmp_path):
+    model = feed_forward()
+    model.graph.output.append(helper.make_tensor_value_info("table", TensorProto.FLOAT, [300, 32]))
+    result = Optimized(model, tmp_path, {"tokens": TOKENS}, simplify=False)
+    assert result.summary["embeddings"] == []
+
+
+def test_a_weight_behind_a_transpose_is_constant_once_folded(tmp_path):
+    nodes = [node("Transpose", "w", "wt", perm=[1, 0]), node("MatMul", "x wt", "y")]
+    model = graph(nodes, {"w": weight(16, 32)}, {"x": ["N", 32]}, {"y": ["N", 16]})
+    assert Optimized(model, tmp_path, {"x": ROWS}).summary["products"] == 1
+
+
+def test_a_graph_in_fp16_is_refused_with_its_reason(tmp_path):
+    nodes = [node("Cast", "x", "half", to=10), node("MatMul", "half w", "y")]
+    model = graph(nodes, {"w": weight(32, 16).astype(np.float16)}, {"x": ["N", 32]}, {"y": None})
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    with pytest.raises(RequirementError, match="the weights of the graph are in FP16"):
+        Optimized(model, tmp_path, {"x": ROWS})
+
+
+def test_what_multiplies_in_float_all_the_same_is_said(tmp_path):
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("Transpose", "h", "t", perm=[1, 0]),
+        node("MatMul", "h t", "y"),
+    ]
+    model = graph(nodes, {"w": weight(32, 16)}, {"x": [16, 32]}, {"y": None})
+    result = Optimized(model, tmp_path, {"x": ROWS})
+    assert result.summary["float_operators"] == {"MatMul": 1}
+    assert any("without an integer form, so in float: 1 MatMul" in note for note in result.notes)
+
+
+def test_external_data_of_the_parent_is_not_copied_and_a_tokenizer_is(tmp_path, monkeypatch):
+    save = onnx.save
+
+    def save_external(model, path, **options):
+        if path.parent.name == "parent":
+            options = {"location": "model.onnx_data", "size_threshold": 256}
+            options["save_as_external_data"] = True
+            (path.parent / "tokenizer.json").write_text("{}")
+        save(model, path, **options)
+
+    monkeypatch.setattr(onnx, "save", save_external)
+    result = Optimized(feed_forward(), tmp_path, {"tokens": TOKENS})
+    assert {file.name for file in result.out.iterdir()} == {"model.onnx", "tokenizer.json"}
+    assert result.error() < 0.03
+    operators = optimized_operators(result.out / "model.onnx", tmp_path)
+    assert "MatMulIntegerToFloat" in operators
