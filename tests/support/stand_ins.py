@@ -123,8 +123,12 @@ def write_speech(folder: Path) -> None:
 
 
 def write_onnx(folder: Path) -> None:
-    """Write an ONNX file of a small network."""
+    """Write an ONNX file of a small network, and samples of its input."""
+    import numpy as np
+
     (folder / "model.onnx").write_bytes(tiny_network())
+    x = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+    np.savez(folder / "samples.npz", x=x)
 
 
 STAND_INS: Mapping[str, Callable[[Path], None]] = {

@@ -100,7 +100,10 @@ def test_init_from_a_model_and_its_contradictions(tmp_path: Path) -> None:
     done = cli("init", "new", "--from", "model.onnx", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "autoglm-compress plan new/pipeline.yaml" in done.stdout
-    assert cli("validate", "new/pipeline.yaml", cwd=tmp_path).returncode == 0
+    assert "set `path`: an .npz or .safetensors file with the arrays" in done.stdout
+    missing = cli("validate", "new/pipeline.yaml", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "samples.npz does not exist" in missing.stderr
     for arguments in (
         ["--from", "model.onnx", "--starter", "phone"],
         ["--data", "x"],

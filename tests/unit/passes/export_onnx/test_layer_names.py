@@ -10,7 +10,6 @@ from onnx import numpy_helper
 
 from compressor.analysis.layerwise import compare_layers
 from compressor.analysis.tensors import compare_tensors
-from compressor.errors import UsageError
 from compressor.graphs.layer_names import name_layers
 from compressor.runtimes.formats import open_layers, recognize
 from passes.export_onnx.config import ExportOnnxConfig
@@ -61,14 +60,6 @@ def test_tensors_are_matched_by_their_names(parent, exported):
     assert weight.a == weight.b == (8, 3, 3, 3)
     # The norm behind the convolution is folded into it.
     assert weight.snr_db == pytest.approx(106, abs=1)
-
-
-def test_a_graph_without_layer_names_is_refused(exported):
-    model = onnx.load(exported / "model.onnx")
-    del model.metadata_props[:]
-    onnx.save(model, exported / "model.onnx")
-    with pytest.raises(UsageError, match="export"):
-        open_exported(exported)
 
 
 def test_values_that_torch_names_as_a_layer_give_way_to_it():
