@@ -100,7 +100,7 @@ class OptimizeOnnxConfig(PassConfig):
     `precision: int8`. Transformers have a few such channels, which make the grid too coarse for all
     others."""
     quantize_embeddings: bool = True
-    """Store embedding tables as INT8 with a scale for each column, with `precision: int8` and
+    """Store embedding tables as INT8 with a scale for each row, with `precision: int8` and
     `int4` and `target: onnxruntime`. TensorRT has no lookup of integers."""
     keep_float: KeepFloat | None = None
     """Keep the most sensitive products in float, with `precision: int8`. By default all are
