@@ -19,6 +19,7 @@ from compressor.graphs.fp16_block_list import (
     allows_fp16,
     blocked_nodes,
     can_output_fp16,
+    divisor_of,
     is_convertible,
     is_float,
 )
@@ -46,6 +47,12 @@ def float_values(model: ir.Model) -> list[str]:
     """Return the names of the FP32 values that are inputs, or that nodes compute."""
     values = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
     return [str(value.name) for value in values if is_float(value) and value.name]
+
+
+def divisors(model: ir.Model) -> list[str]:
+    """Return the names of the FP32 values that nodes compute, and that others divide by."""
+    names = (divisor_of(node) for node in model.graph)
+    return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def convert_to_fp16(model: ir.Model, criteria: BlockList) -> list[Fp32Node]:

@@ -1,15 +1,16 @@
 """Nodes of an FP32 graph that must not compute in FP16, and why.
 
-A node stays in FP32 if it sums over many values (softmax, norms, reductions), if it reads or writes
-a value outside the range of FP16, a sequence or a value of unknown type, if it computes positions
-or shapes, or if it stands between such nodes. A batch normalization at inference sums nothing: it
-multiplies each channel by scale / √var, and stays in FP32 only if FP16 does not hold these factors.
+A node stays in FP32 if it sums over many values (softmax, norms, reductions), if it reads, writes
+or divides by a value outside the range of FP16, reads a sequence or a value of unknown type,
+computes positions or shapes, or if it stands between such nodes. A batch normalization at inference
+sums nothing: it multiplies each channel by scale / √var, and stays in FP32 only if FP16 does not
+hold these factors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -76,7 +77,7 @@ class Cause(Enum):
 
     OPERATOR = "the operator loses too much accuracy in FP16"
     RANGE = "a value is beyond the largest value of FP16"
-    PRECISION = "a constant is too small for FP16"
+    PRECISION = "a constant or all of a value is too small for FP16"
     POSITIONS = "the node computes shapes or positions"
     SUBGRAPH = "a subgraph reads the result"
     TYPE = "a value is a sequence, or its type is not known"
@@ -99,6 +100,8 @@ class BlockList:
     """Value name to its largest magnitude on samples; infinite or NaN if it was not finite."""
     largest: float = FP16_MAX
     """The largest magnitude that a value in FP16 may have."""
+    divisors: Mapping[str, float] = field(default_factory=dict)
+    """Name of each computed divisor to its smallest magnitude on samples."""
 
 
 def blocked_nodes(model: ir.Model, criteria: BlockList) -> dict[ir.Node, Reason]:
@@ -115,6 +118,14 @@ def blocked_nodes(model: ir.Model, criteria: BlockList) -> dict[ir.Node, Reason]
             blocked[node] = reason
     _block_neighbours(convertible, blocked)
     return {node: blocked[node] for node in convertible if node in blocked}
+
+
+def divisor_of(node: ir.Node) -> str | None:
+    """Return the name of the computed FP32 value that a node divides by."""
+    if node.op_type != "Div" or (divisor := node.inputs[1]) is None:
+        return None
+    is_computed = divisor.const_value is None and is_float(divisor)
+    return divisor.name if is_computed else None
 
 
 def is_convertible(node: ir.Node) -> bool:
@@ -200,6 +211,10 @@ def _reason(node: ir.Node, criteria: BlockList) -> Reason | None:
         return Reason(Cause.OPERATOR, "a recurrent layer, whose errors add up over the steps")
     if node.op_type in _STEEP:
         return Reason(Cause.OPERATOR, "a power, root, exponential or logarithm")
+    for name in (divisor_of(node), *(value.name for value in node.outputs)):
+        smallest = criteria.divisors.get(name or "", np.inf)
+        if smallest < _SMALLEST_PRECISE:
+            return Reason(Cause.PRECISION, f"{name}, a divisor, is down to {smallest:.3g}")
     readers = [reader for value in node.outputs for reader, _ in value.uses()]
     if any(reader.graph is not node.graph for reader in readers):
         return Reason(Cause.SUBGRAPH, "read in a graph within")
@@ -261,6 +276,8 @@ def _value_reason(node: ir.Node, value: ir.Value, criteria: BlockList) -> Reason
         magnitude = float(np.abs(array.astype(np.float32)).max(initial=0.0))
     if not magnitude <= criteria.largest:  # true for NaN too
         return Reason(Cause.RANGE, f"{value.name} reaches {magnitude:.3g}")
+    if array is None and 0 < magnitude < _SMALLEST_PRECISE:
+        return Reason(Cause.PRECISION, f"{value.name} reaches {magnitude:.3g} only")
     if array is not None and _vanishes(node, array.astype(np.float32)):
         return Reason(Cause.PRECISION, f"{value.name} is too small for FP16")
     return None

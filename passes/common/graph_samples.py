@@ -1,15 +1,10 @@
-"""Samples that an ONNX graph is run on, and the comparison of a changed graph with its parent.
-
-Shapes: N samples, V values of one output.
-"""
+"""Samples that an ONNX graph is run on."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from onnxscript import ir
@@ -17,15 +12,13 @@ from onnxscript import ir
 from calibration.samples import Samples
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
-from compressor.errors import DataError, NumericalError
+from compressor.errors import DataError
 from compressor.evaluation.calls import plan_calls
 from compressor.graphs.decoder.interface import ATTENTION_MASK, INPUT_IDS, PAST_PREFIX
 from compressor.graphs.signature import dimension
 from compressor.models.capabilities.signature import REST, InputSpec
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.session import match_inputs
-
-Array = np.ndarray[Any, Any]
 
 
 class SampleChoice(Protocol):
@@ -46,31 +39,6 @@ class SampleChoice(Protocol):
     @property
     def seed(self) -> int:
         """Seed of the selection."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutputDifference:
-    """Difference of one output from the parent's, over all samples."""
-
-    max_abs: float
-    """Largest absolute difference of any value."""
-    cosine: float
-    """Smallest cosine similarity of any sample."""
-    relative_error: float
-    """Mean over the samples of ‖Δ‖ / ‖parent's values‖, of those whose values are not all 0."""
-    other_shapes: int
-    """Samples whose output has another shape, such as another number of boxes; the rest is of the
-    others."""
-
-    def row(self) -> dict[str, float | int]:
-        """Return the difference as a row of the manifest."""
-        others = {"samples_of_other_shapes": self.other_shapes} if self.other_shapes else {}
-        return {
-            "max_abs": self.max_abs,
-            "cosine": self.cosine,
-            "relative_error": self.relative_error,
-            **others,
-        }
 
 
 def graph_inputs(model: ir.Model) -> tuple[InputSpec, ...]:
@@ -146,81 +114,3 @@ def _add_masked_past(feeds: Batch, caches: Sequence[InputSpec]) -> Batch:
         for spec in caches
     }
     return {**feeds, ATTENTION_MASK: mask, **past}
-
-
-def compare_graphs(
-    parent: Path, changed: Path, feeds: Sequence[Batch], threads: int
-) -> dict[str, OutputDifference]:
-    """Compare the numeric outputs of a graph with those of its parent, in ONNX Runtime.
-
-    Args:
-        parent: folder of the parent's graph.
-        changed: folder of the changed graph, whose outputs have the same names.
-        feeds: batches of samples.
-        threads: threads of one operator.
-
-    Raises:
-        NumericalError: the changed graph computes NaN or infinity where its parent does not.
-    """
-    differences: dict[str, list[tuple[Array, Array, Array] | int]] = {}
-    with (
-        open_session("onnx", parent, threads=threads) as reference,
-        open_session("onnx", changed, threads=threads) as session,
-    ):
-        for batch in feeds:
-            expected, actual = reference.run(batch), session.run(batch)
-            for name, values in expected.items():
-                if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
-                    continue  # a sequence, or texts
-                pair = _flatten(values), _flatten(actual[name])
-                differences.setdefault(name, []).append(_differences(name, *pair))
-    return {name: _merged(parts) for name, parts in differences.items()}
-
-
-def _flatten(values: Array) -> Array:
-    """Return the values of each sample in a row, float64 [N, V]."""
-    rows = len(values) if values.ndim else 1
-    return values.reshape(rows, math.prod(values.shape[1:])).astype(np.float64)
-
-
-def _differences(
-    name: str, expected_NV: Array, actual_NV: Array
-) -> tuple[Array, Array, Array] | int:
-    """Return largest difference, cosine and relative error of each sample.
-
-    The relative error is NaN where the parent's values are all 0. An output of another shape gives
-    the number of samples instead.
-    """
-    if expected_NV.shape != actual_NV.shape:
-        return len(expected_NV)
-    finite = np.isfinite(expected_NV)
-    if not np.isfinite(actual_NV[finite]).all():
-        raise NumericalError(f"the converted graph computes NaN or infinity in {name}")
-    expected_NV, actual_NV = (np.where(finite, array, 0) for array in (expected_NV, actual_NV))
-    difference_NV = actual_NV - expected_NV
-    error_N = np.linalg.norm(difference_NV, axis=1)
-    lengths_N = np.linalg.norm(expected_NV, axis=1)
-    products_N = lengths_N * np.linalg.norm(actual_NV, axis=1)
-    dots_N = (expected_NV * actual_NV).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        both_zero_N = (lengths_N == 0) & (error_N == 0)
-        cosine_N = np.where(products_N > 0, dots_N / products_N, both_zero_N.astype(np.float64))
-        relative_N = np.where(lengths_N > 0, error_N / lengths_N, np.nan)
-    return np.abs(difference_NV).max(axis=1, initial=0.0), cosine_N, relative_N
-
-
-def _merged(parts: Sequence[tuple[Array, Array, Array] | int]) -> OutputDifference:
-    others = sum(part for part in parts if isinstance(part, int))
-    compared = [part for part in parts if not isinstance(part, int)]
-    if not compared:
-        return OutputDifference(0.0, 1.0, 0.0, others)
-    largest_N, cosine_N, relative_N = (
-        np.concatenate(arrays) for arrays in zip(*compared, strict=True)
-    )
-    known_N = relative_N[np.isfinite(relative_N)]
-    return OutputDifference(
-        float(largest_N.max(initial=0.0)),
-        float(cosine_N.min(initial=1.0)),
-        float(known_N.mean()) if len(known_N) else 0.0,
-        others,
-    )

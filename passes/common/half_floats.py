@@ -11,9 +11,9 @@ from onnxscript import ir
 
 from compressor.data.contract import Batch
 from compressor.errors import NumericalError
-from compressor.graphs.fp16 import convert_to_fp16, float_values
+from compressor.graphs.fp16 import convert_to_fp16, divisors, float_values
 from compressor.graphs.fp16_block_list import BlockList, Cause
-from compressor.runtimes.onnxruntime.ranges import measure_magnitudes
+from compressor.runtimes.onnxruntime.ranges import measure_magnitudes, smallest_magnitudes
 
 
 def convert_floats(
@@ -36,7 +36,8 @@ def convert_floats(
             f"the graph computes NaN in FP32 on samples of {data!r}: {', '.join(nan_values)}",
             remedy="set `calibration.data` to samples that were made for this model",
         )
-    fp32_nodes = convert_to_fp16(graph, BlockList(magnitudes, data_max))
+    criteria = BlockList(magnitudes, data_max, smallest_magnitudes(graph, divisors(graph), feeds))
+    fp32_nodes = convert_to_fp16(graph, criteria)
     reasons = Counter(node.reason for node in fp32_nodes if node.cause is not Cause.RANGE)
     finite = [magnitude for magnitude in magnitudes.values() if np.isfinite(magnitude)]
     return {

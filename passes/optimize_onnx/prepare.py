@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from onnxscript import ir
 
-from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
 from compressor.graphs.default_inputs import freeze_default_inputs
 from compressor.graphs.files import load_typed_model, typed_model
@@ -23,7 +23,7 @@ _MOST_NAMES = 5
 _OPSETS: dict[Precision, int] = {"int8": INTEGERS_OPSET, "int4": BLOCKS_OPSET}
 
 
-def prepare_graph(config: OptimizeOnnxConfig, model: Path, context: PassContext) -> ir.Model:
+def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str], None]) -> ir.Model:
     """Return the graph of a folder, simplified if the config wants it, in a sufficient opset.
 
     Raises:
@@ -33,11 +33,11 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, context: PassContext)
     graph = load_typed_model(model)
     if frozen := freeze_default_inputs(graph):
         names = ", ".join(frozen[:_MOST_NAMES]) + (", …" if frozen[_MOST_NAMES:] else "")
-        context.note(f"{len(frozen)} inputs with a default value became constants: {names}")
+        note(f"{len(frozen)} inputs with a default value became constants: {names}")
     metadata = sorted(graph.metadata_props.items())
     if config.simplify:
         simplification = simplify(graph)
-        context.note(simplification.summary)
+        note(simplification.summary)
         if simplification.applied:
             graph = typed_model(ir.to_proto(simplification.model))
         restore_hard_swish(graph)
@@ -46,7 +46,7 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, context: PassContext)
     opset = _OPSETS.get(config.precision, 0)
     if before < opset:
         graph = upgrade_opset(graph, opset)
-        context.note(f"upgraded from opset {before} to {opset}")
+        note(f"upgraded from opset {before} to {opset}")
     graph.metadata_props.clear()  # onnxsim and onnx note their own settings
     graph.metadata_props.update(metadata)
     return graph

@@ -18,7 +18,7 @@ from compressor.graphs.files import MODEL, external_files, read_graph
 from compressor.graphs.integer_regions import Product, float_products
 from compressor.graphs.saving import exceeds_protobuf, initializer_bytes, save_model
 from compressor.runtimes.formats import format_named
-from passes.common.graph_samples import compare_graphs, graph_inputs, load_feeds
+from passes.common.graph_samples import graph_inputs, load_feeds
 from passes.common.half_floats import convert_floats
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 from passes.optimize_onnx.int4 import store_int4
@@ -28,6 +28,7 @@ from passes.optimize_onnx.layer_names import name_layers, shared_layers
 from passes.optimize_onnx.prepare import prepare_graph
 from passes.optimize_onnx.selection import float_operators, select_products
 from passes.optimize_onnx.smoothing import smooth_values
+from passes.optimize_onnx.verification import check_prepared, compare_with_parent
 
 _MOSTLY_FLOAT = 0.7
 """Part of the bytes of the weights from which INT4 is hardly worth its name."""
@@ -42,13 +43,14 @@ def optimize(
         RequirementError: the graph does not fit the config.
         NumericalError: the graph, or the result, is not finite on the samples.
     """
-    graph = prepare_graph(config, parent, context)
+    graph = prepare_graph(config, parent, context.note)
     if config.precision in {"int8", "int4"}:
         select_products(config, graph)  # refuses before samples are read
     calibration = config.calibration
     feeds = (
         [] if calibration is None else load_feeds(calibration, graph_inputs(graph), context, parent)
     )
+    check_prepared(config, parent, graph, feeds, context)
     layers = shared_layers(parent, graph, feeds[0], context.threads) if feeds else {}
     summary: dict[str, Any] = {"precision": config.precision}
     if config.precision == "int8":
@@ -63,7 +65,7 @@ def optimize(
     save_model(graph, out, external=exceeds_protobuf(graph))
     _copy_companions(parent, out)
     if feeds:
-        differences = compare_graphs(parent, out, feeds, context.threads)
+        differences = compare_with_parent(config, parent, out, feeds, context)
         summary["against_parent"] = {name: each.row() for name, each in differences.items()}
         outputs = [str(value.name) for value in graph.graph.outputs]
         if others := [name for name in outputs if name not in differences]:

@@ -23,7 +23,8 @@ from compressor.runtimes.tensorrt.manifest import (
 )
 from compressor.runtimes.tensorrt.profiles import expand_profiles
 from compressor.runtimes.tensorrt.session import unavailable_reason
-from passes.common.graph_samples import compare_graphs, graph_inputs, load_feeds
+from passes.common.graph_comparison import compare_graphs
+from passes.common.graph_samples import graph_inputs, load_feeds
 from passes.tensorrt.compile import build_bundle, compile_engines
 from passes.tensorrt.config import TensorRTConfig
 from passes.tensorrt.graph import (

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.runtimes.onnxruntime.integer_kernels import EMULATED_PRODUCTS
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 from passes.optimize_onnx.step import OptimizeOnnx
 from tests.support.engines import Arrays, node
@@ -133,14 +134,24 @@ class Optimized:
     def sizes(self):
         return [(path / "model.onnx").stat().st_size for path in (self.parent, self.out)]
 
-    def error(self):
-        """Return ‖Δ‖ / ‖parent's values‖ of the first output, in ONNX Runtime."""
-        expected, actual = (
+    def outputs(self, *, emulated=True):
+        """Return the first output of the parent and of the result.
+
+        Emulated, integer products do not saturate on processors without VNNI either.
+        """
+        options = onnxruntime.SessionOptions()
+        for key, setting in EMULATED_PRODUCTS.items() if emulated else ():
+            options.add_session_config_entry(key, setting)
+        return [
             onnxruntime.InferenceSession(
-                path / "model.onnx", providers=["CPUExecutionProvider"]
+                path / "model.onnx", options, providers=["CPUExecutionProvider"]
             ).run(None, self.samples)[0]
             for path in (self.parent, self.out)
-        )
+        ]
+
+    def error(self, **options):
+        """Return ‖Δ‖ / ‖parent's values‖ of the first output."""
+        expected, actual = self.outputs(**options)
         return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 

@@ -16,6 +16,7 @@ from compressor.errors import PassError
 from compressor.graphs.files import MODEL, PROTOBUF_LIMIT_BYTES
 from compressor.graphs.saving import initializer_bytes, save_model
 from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, first_line, session_options
+from compressor.runtimes.onnxruntime.integer_kernels import EMULATED_PRODUCTS
 
 Array = np.ndarray[Any, Any]
 _BYTES_AT_ONCE = 512 << 20
@@ -29,10 +30,15 @@ def open_graph(
 ) -> onnxruntime.InferenceSession:
     """Open a graph in memory; beyond 2 GB it is written into a temporary folder.
 
+    Rounded products are computed in float: what is observed depends on the graph alone, and not on
+    whether the processor saturates integer products.
+
     Raises:
         PassError: ONNX Runtime cannot open it.
     """
     options = session_options(threads, optimize=optimize, frees_early=True)
+    for key, setting in EMULATED_PRODUCTS.items():
+        options.add_session_config_entry(key, setting)
     try:
         if initializer_bytes(model) <= PROTOBUF_LIMIT_BYTES:
             content = ir.to_proto(model).SerializeToString()

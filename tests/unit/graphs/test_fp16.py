@@ -81,7 +81,7 @@ def test_a_decomposed_norm_stays_in_fp32_with_its_epsilon(tmp_path):
 
 def test_a_constant_below_the_range_of_fp16_keeps_its_reader_in_fp32(tmp_path):
     nodes = [node("Max", "x tiny", "some"), node("Mul", "some w", "logits")]
-    constants = {"tiny": np.float32(1e-9), "w": np.full(8, 1e-9, np.float32)}
+    constants = {"tiny": np.float32(1e-9), "w": np.array([1, *[1e-9] * 7], np.float32)}
     converted = convert(model_of(nodes, constants, ("n", 8)), tmp_path)
     # Small weights among others may be converted.
     assert converted.fp32_nodes == {"some": "tiny is too small for FP16"}

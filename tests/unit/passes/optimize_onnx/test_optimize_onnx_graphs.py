@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from compressor.errors import RequirementError
-from passes.common.graph_samples import compare_graphs
+from passes.common.graph_comparison import compare_graphs
 from tests.support.engines import node
 from tests.support.foreign_graphs import (
     DRAW,
