@@ -208,19 +208,24 @@ def lint(
     """List the nodes of a quantized ONNX graph that a runtime rejects.
 
     Nodes that the runtime computes in float are listed as well. Exits with code 1 if there are any.
+    Before them stands what the graph holds: float types, products, integers, control flow.
     """
+    from compressor.graphs.contents import graph_contents
     from compressor.graphs.files import read_graph
     from compressor.graphs.lint.targets import lint as lint_graph
     from compressor.graphs.lint.targets import parse_target
 
     parsed = parse_target(target)
-    model = path / "model" if (path / "model").is_dir() else path
-    problems = [str(problem) for problem in lint_graph(read_graph(model), parsed)]
+    graph = read_graph(path / "model" if (path / "model").is_dir() else path)
+    contents = graph_contents(graph).rows()
+    problems = [str(problem) for problem in lint_graph(graph, parsed)]
     if as_json:
-        print_json({"target": target, "complaints": problems})
+        print_json({"target": target, "contents": dict(contents), "complaints": problems})
     else:
         from compressor.reports.console.terminal import print_line
 
+        for label, text in contents:
+            print_line(f"{label}: {text}")
         for line in problems or [f"no problems for {target}"]:
             print_line(line)
     if problems:

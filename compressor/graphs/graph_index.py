@@ -82,14 +82,19 @@ class GraphIndex:
         )
 
 
+def subgraphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the subgraphs of a node, such as the branches of an If, and theirs."""
+    for attribute in node.attribute:
+        single = (attribute.g,) if attribute.HasField("g") else ()
+        for subgraph in (*single, *attribute.graphs):
+            yield from _with_subgraphs(subgraph)
+
+
 def _with_subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield a graph and its subgraphs."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            single = (attribute.g,) if attribute.HasField("g") else ()
-            for subgraph in (*single, *attribute.graphs):
-                yield from _with_subgraphs(subgraph)
+        yield from subgraphs_of(node)
 
 
 def node_label(node: onnx.NodeProto) -> str:

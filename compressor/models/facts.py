@@ -16,6 +16,7 @@ from compressor.models.checkpoint.companions import model_files
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.layout import read_config
 from compressor.models.contract import Family
+from compressor.models.graph_contents import GraphContents
 from compressor.models.quantized.weight_grid import WeightGrid, is_packed
 
 _FLOAT_BYTES = 4
@@ -64,6 +65,8 @@ class ModelFacts:
     """Reads the inputs that an existing graph requires; None for other models."""
     graph_signature: Callable[[], Signature | None] | None = field(default=None, compare=False)
     """Reads inputs and outputs of an existing graph that is no decoder; None for other models."""
+    graph_contents: Callable[[], GraphContents] | None = field(default=None, compare=False)
+    """Reads what an existing graph holds, without its weights; None for other models."""
 
     def architecture(self) -> Architecture | None:
         """Return the architecture; None if the family or its config is unknown.

@@ -8,23 +8,25 @@ from pathlib import Path
 from onnxscript import ir
 
 from compressor.errors import RequirementError
+from compressor.graphs.contents import graph_contents
 from compressor.graphs.default_inputs import freeze_default_inputs
-from compressor.graphs.files import load_typed_model, typed_model
+from compressor.graphs.files import load_typed_model, read_graph, typed_model
 from compressor.graphs.hard_swish import restore_hard_swish
-from compressor.graphs.opsets import BLOCKS_OPSET, INTEGERS_OPSET
 from compressor.graphs.simplify import simplify
 from compressor.graphs.upgrade import upgrade_opset
 from compressor.graphs.values import remove_unused
-from passes.optimize_onnx.config import OptimizeOnnxConfig, Precision
+from compressor.graphs.widen import widen_halves
+from passes.optimize_onnx.config import OptimizeOnnxConfig
+from passes.optimize_onnx.planned import OPSETS, contents_problems
 
-_HALF_TYPES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 _MOST_NAMES = 5
 """Names that a note lists."""
-_OPSETS: dict[Precision, int] = {"int8": INTEGERS_OPSET, "int4": BLOCKS_OPSET}
 
 
 def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str], None]) -> ir.Model:
     """Return the graph of a folder, simplified if the config wants it, in a sufficient opset.
+
+    A graph in FP16 is converted to FP32 where its weights are to be quantized.
 
     Raises:
         ModelError: the graph cannot be read.
@@ -34,6 +36,8 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str],
     if frozen := freeze_default_inputs(graph):
         names = ", ".join(frozen[:_MOST_NAMES]) + (", …" if frozen[_MOST_NAMES:] else "")
         note(f"{len(frozen)} inputs with a default value became constants: {names}")
+    if config.precision in OPSETS and widen_halves(graph):
+        note("converted from FP16 to FP32, which is exact; inputs and outputs keep their types")
     metadata = sorted(graph.metadata_props.items())
     if config.simplify:
         simplification = simplify(graph)
@@ -43,7 +47,7 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str],
         restore_hard_swish(graph)
         remove_unused(graph.graph)
     before = graph.opset_imports.get("", 1)
-    opset = _OPSETS.get(config.precision, 0)
+    opset = OPSETS.get(config.precision, 0)
     if before < opset:
         graph = upgrade_opset(graph, opset)
         note(f"upgraded from opset {before} to {opset}")
@@ -57,63 +61,12 @@ def check_graph(config: OptimizeOnnxConfig, model: Path) -> None:
 
     Raises:
         ModelError: the graph cannot be read.
-        RequirementError: the graph holds integers already, is in FP16, or is a decoder with a
-            cache.
+        RequirementError: the graph is quantized already, is of a type that is not converted, has
+            nothing to convert, or is a decoder with a cache.
     """
-    from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY
-
-    graph = load_typed_model(model)
-    if CONTEXT_LENGTH_KEY in graph.metadata_props:
+    problems = list(contents_problems(config, graph_contents(read_graph(model))))
+    if problems:
         raise RequirementError(
-            "the graph is a decoder of `export-onnx`, whose weights `awq` quantizes with less loss",
-            remedy="put an `awq` step before `export-onnx`, or set its `floats`",
+            "\n".join(what for what, _ in problems),
+            remedy="; ".join(dict.fromkeys(remedy for _, remedy in problems)),
         )
-    integers = integer_operators(graph)
-    if integers and config.precision != "fp32":
-        raise RequirementError(
-            f"`precision: {config.precision}`: the graph is quantized already; it has "
-            f"{', '.join(f'{count} {name}' for name, count in integers.items())}",
-            remedy="start from the float graph that it was made of, or set `precision: fp32`, "
-            "which simplifies it alone",
-        )
-    if config.precision != "fp32" and _is_half(graph):
-        raise RequirementError(
-            f"`precision: {config.precision}`: the weights of the graph are in FP16",
-            remedy="start from the FP32 graph that it was made of, or set `precision: fp32`, which "
-            "simplifies it alone",
-        )
-
-
-def _is_half(graph: ir.Model) -> bool:
-    """Return True if most bytes of the weights are in FP16 or BF16."""
-    tensors = [value.const_value for value in graph.graph.initializers.values()]
-    sizes = [(tensor.dtype, tensor.nbytes) for tensor in tensors if tensor is not None]
-    half = sum(size for dtype, size in sizes if dtype in _HALF_TYPES)
-    return 2 * half > sum(size for _, size in sizes)
-
-
-def integer_operators(graph: ir.Model) -> dict[str, int]:
-    """Return the operators that round, or compute with integers in place of floats, with counts."""
-    counts: dict[str, int] = {}
-    for node in graph.graph.all_nodes():
-        name = node.op_type
-        if name.startswith(("QLinear", "QGemm", "QAttention")) or name in _INTEGER_OPERATORS:
-            counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-_INTEGER_OPERATORS = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "DynamicQuantizeLSTM",
-        "DynamicQuantizeMatMul",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "ConvInteger",
-        "MatMulNBits",
-        "MatMulBnb4",
-        "GatherBlockQuantized",
-    }
-)

@@ -17,7 +17,7 @@ from compressor.engine.contract import (
     PlanContext,
     StarterModel,
 )
-from compressor.graphs.opsets import BLOCKS_OPSET, INTEGERS_OPSET
+from compressor.evaluation.metrics import reference_metrics
 from compressor.models.facts import Integers, ModelFacts, PlannedGraph
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 
@@ -58,8 +58,17 @@ class OptimizeOnnx(Pass[OptimizeOnnxConfig]):
         needs = []
         if config.calibration is not None:
             needs.append(DataNeed("calibration.data", config.calibration.data, ignores_inputs=True))
-        if config.keep_float is not None:
-            needs.append(DataNeed("keep_float.data", config.keep_float.data, ignores_inputs=True))
+        keep_float = config.keep_float
+        if keep_float is not None:
+            needs_labels = not reference_metrics([keep_float.metric])
+            need = DataNeed(
+                "keep_float.data",
+                keep_float.data,
+                labels=f"metric: {keep_float.metric}" if needs_labels else None,
+                unlabelled="metric: relative_error",
+                ignores_inputs=True,
+            )
+            needs.append(need)
         return tuple(needs)
 
     def is_recommended(self, model: StarterModel) -> bool:
@@ -75,18 +84,34 @@ class OptimizeOnnx(Pass[OptimizeOnnxConfig]):
     def estimate(
         self, config: OptimizeOnnxConfig, parent: ModelFacts, context: PlanContext
     ) -> Estimate:
-        """Return sizes and memory by the weights; the time depends on the operators."""
-        weight_bytes = parent.size_bytes or 0
+        """Return sizes and memory by the weights; the time depends on the operators.
+
+        Raises:
+            RequirementError: the graph does not fit, as far as it is known without its weights.
+        """
+        from passes.optimize_onnx.planned import OPSETS, check_facts, planned_contents
+
+        contents = check_facts(config, parent)
+        is_half = contents is not None and contents.float_type == "float16"
+        weight_bytes = (parent.size_bytes or 0) * (
+            2 if is_half and config.precision in OPSETS else 1
+        )
         size = None if parent.size_bytes is None else int(_SIZE[config.precision] * weight_bytes)
-        needed = {"int8": INTEGERS_OPSET, "int4": BLOCKS_OPSET}.get(config.precision, 0)
+        needed = OPSETS.get(config.precision, 0)
         present = parent.graph
         graph = None
         if present is not None or needed:
             dynamic = None if present is None else present.dynamic
             opset = max(needed, 0 if present is None else present.opset)
             graph = PlannedGraph(opset, _integers(config), dynamic)
+        planned = None if contents is None else planned_contents(config, contents)
         return Estimate(
-            replace(parent, size_bytes=size, graph=graph),
+            replace(
+                parent,
+                size_bytes=size,
+                graph=graph,
+                graph_contents=None if planned is None else lambda: planned,
+            ),
             None,
             _BASE_MEMORY_BYTES + _WEIGHT_COPIES * weight_bytes,
             size,

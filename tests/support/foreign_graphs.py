@@ -16,6 +16,12 @@ from passes.optimize_onnx.step import OptimizeOnnx
 from tests.support.engines import Arrays, node
 
 DRAW = np.random.default_rng(7)
+_START = DRAW.bit_generator.state
+
+
+def reseed():
+    """Draw the same numbers again, so that a test does not depend on those before it."""
+    DRAW.bit_generator.state = _START
 
 
 def graph(nodes, weights, inputs, outputs, opset=13, **fields):
@@ -93,6 +99,18 @@ def feed_forward(outlier=1.0):
     model = graph(nodes, weights, {}, {"features": ["N", "T", 32]}, opset=17)
     tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["N", "T"])
     model.graph.input.append(tokens)
+    return model
+
+
+def half(model):
+    """Return a graph with all constants, inputs and outputs in FP16."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            array = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
     return model
 
 

@@ -23,6 +23,7 @@ from compressor.runtimes.rows import RowDecoder, RowOptions
 if TYPE_CHECKING:
     from compressor.data.contract import Batch
     from compressor.models.capabilities.signature import InputSpec, Signature
+    from compressor.models.graph_contents import GraphContents
     from compressor.runtimes.formats import TensorReader
     from compressor.runtimes.layers import Layers
     from compressor.runtimes.session import Session
@@ -98,12 +99,13 @@ class Onnx(Format):
         return tuple(ListedTensor(*row) for row in initializer_rows(read_graph(path)))
 
     def describe(self, path: Path) -> list[tuple[str, str]]:
-        """Return operator sets, inputs, outputs and external data."""
+        """Return operator sets, inputs, outputs, contents and external data."""
+        from compressor.graphs.contents import graph_contents
         from compressor.graphs.files import external_files, read_graph
         from compressor.graphs.signature import signature_rows
 
         graph = read_graph(path)
-        rows = signature_rows(graph)
+        rows = [*signature_rows(graph), *graph_contents(graph).rows()]
         if external := sorted(external_files(graph)):
             rows.append(("external data", ", ".join(external)))
         return rows
@@ -121,7 +123,14 @@ class Onnx(Format):
             size_bytes=size,
             graph_inputs=partial(self.inputs, path),
             graph_signature=cache(partial(self._signature, path)),
+            graph_contents=cache(partial(self._contents, path)),
         )
+
+    def _contents(self, path: Path) -> GraphContents:
+        from compressor.graphs.contents import graph_contents
+        from compressor.graphs.files import read_graph
+
+        return graph_contents(read_graph(path))
 
     def _signature(self, path: Path) -> Signature | None:
         from compressor.graphs.files import read_graph

@@ -124,7 +124,7 @@ def test_convolutions_have_no_int4_form(tmp_path):
     )
     with pytest.raises(RequirementError, match="no matrix product") as error:
         Optimized(model, tmp_path, {"x": IMAGES[:, :, :8, :8]}, precision="int4")
-    assert "`int8` for convolutions" in str(error.value.remedy)
+    assert "`precision: int8`, which converts convolutions" in str(error.value.remedy)
 
 
 def test_simplification_alone_computes_the_same(tmp_path):

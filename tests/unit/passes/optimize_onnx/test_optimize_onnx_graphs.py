@@ -5,7 +5,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compressor.errors import RequirementError
 from passes.common.graph_comparison import compare_graphs
 from tests.support.engines import node
 from tests.support.foreign_graphs import (
@@ -206,14 +205,6 @@ def test_a_weight_behind_a_transpose_is_constant_once_folded(tmp_path):
     nodes = [node("Transpose", "w", "wt", perm=[1, 0]), node("MatMul", "x wt", "y")]
     model = graph(nodes, {"w": weight(16, 32)}, {"x": ["N", 32]}, {"y": ["N", 16]})
     assert Optimized(model, tmp_path, {"x": ROWS}).summary["products"] == 1
-
-
-def test_a_graph_in_fp16_is_refused_with_its_reason(tmp_path):
-    nodes = [node("Cast", "x", "half", to=10), node("MatMul", "half w", "y")]
-    model = graph(nodes, {"w": weight(32, 16).astype(np.float16)}, {"x": ["N", 32]}, {"y": None})
-    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    with pytest.raises(RequirementError, match="the weights of the graph are in FP16"):
-        Optimized(model, tmp_path, {"x": ROWS})
 
 
 def test_what_multiplies_in_float_all_the_same_is_said(tmp_path):

@@ -1,0 +1,161 @@
+"""Read what an ONNX graph holds from its nodes and the headers of its tensors, not its weights."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import onnx
+from onnx import TensorProto
+
+from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY
+from compressor.graphs.graph_index import GraphIndex, node_label, subgraphs_of
+from compressor.graphs.integer_regions import PRODUCTS
+from compressor.models.graph_contents import Branching, GraphContents, Scheme
+
+_ONNX_DOMAINS = {"", "ai.onnx"}
+_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16}
+"""Types of weights that are quantized."""
+_OTHER_PRODUCTS = frozenset({"ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Attention"})
+_OPERATORS: Mapping[str, Scheme] = {
+    "QuantizeLinear": "qdq",
+    "ConvInteger": "dynamic",
+    "MatMulInteger": "dynamic",
+    "MatMulIntegerToFloat": "dynamic",
+    "DynamicQuantizeLinear": "dynamic",
+    "DynamicQuantizeMatMul": "dynamic",
+    "DynamicQuantizeLSTM": "dynamic",
+    "MatMulNBits": "weights",
+    "MatMulBnb4": "weights",
+    "GatherBlockQuantized": "weights",
+    "QAttention": "operators",
+    "QGemm": "operators",
+}
+_BITS: Mapping[int, int] = {
+    TensorProto.FLOAT: 32,
+    TensorProto.FLOAT16: 16,
+    TensorProto.BFLOAT16: 16,
+    TensorProto.DOUBLE: 64,
+    TensorProto.INT64: 64,
+    TensorProto.UINT64: 64,
+    TensorProto.INT32: 32,
+    TensorProto.UINT32: 32,
+    TensorProto.INT16: 16,
+    TensorProto.UINT16: 16,
+    TensorProto.INT8: 8,
+    TensorProto.UINT8: 8,
+    TensorProto.BOOL: 8,
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+}
+_NAMES: Mapping[int, str] = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
+
+
+def graph_contents(model: onnx.ModelProto) -> GraphContents:
+    """Return what a graph holds. External weights need not be loaded."""
+    index = GraphIndex(model)
+    constants = _constant_types(index)
+    inner = {id(node) for node in index.nodes} - {id(node) for node in model.graph.node}
+    products, stored, others = Counter[str](), Counter[str](), Counter[str]()
+    for node in index.nodes:
+        if node.domain not in _ONNX_DOMAINS:
+            continue
+        if id(node) not in inner and _is_product(node, index, constants):
+            products[node.op_type] += 1
+            stored[node.op_type] += int(node.input[1] in index.constants)
+        elif node.op_type in PRODUCTS | _OTHER_PRODUCTS and not _is_constant(node, constants):
+            others[node.op_type] += 1
+    metadata = {entry.key for entry in model.metadata_props}
+    return GraphContents(
+        opset=index.opset(""),
+        weight_bytes=_weight_bytes(index.constants.values()),
+        products=products,
+        stored_products=+stored,
+        other_products=others,
+        quantized=_quantized(index.nodes),
+        branches=tuple(_branches(index, constants)),
+        domains=_domains(index.nodes),
+        is_decoder=CONTEXT_LENGTH_KEY in metadata,
+    )
+
+
+def _constant_types(index: GraphIndex) -> dict[str, int]:
+    """Return the values that depend on constants alone, with their type; 0 where it is unknown."""
+    types = {name: int(tensor.data_type) for name, tensor in index.constants.items()}
+    for node in index.nodes:
+        inputs = [name for name in node.input if name]
+        if not inputs or not all(name in types for name in inputs) or _has_subgraphs(node):
+            continue
+        dtype = types[inputs[0]]
+        if node.op_type == "Cast":
+            dtype = next((each.i for each in node.attribute if each.name == "to"), 0)
+        elif node.op_type == "DequantizeLinear":
+            dtype = types[inputs[1]]
+        types |= dict.fromkeys(node.output, dtype)
+    return types
+
+
+def _has_subgraphs(node: onnx.NodeProto) -> bool:
+    return any(each.HasField("g") or each.graphs for each in node.attribute)
+
+
+def _is_constant(node: onnx.NodeProto, constants: Mapping[str, int]) -> bool:
+    return all(name in constants for name in node.output if name)
+
+
+def _is_product(node: onnx.NodeProto, index: GraphIndex, constants: Mapping[str, int]) -> bool:
+    """Return True if a node multiplies a computed value by a constant float weight."""
+    if node.op_type not in PRODUCTS or len(node.input) < 2 or node.input[0] in constants:
+        return False
+    weight = node.input[1]
+    if constants.get(weight, TensorProto.INT8) not in _FLOATS | {0}:
+        return False
+    if node.op_type == "Conv":
+        return True
+    attributes = {each.name: each for each in node.attribute}
+    is_scaled = any(name in attributes and attributes[name].f != 1.0 for name in ("alpha", "beta"))
+    if is_scaled or ("transA" in attributes and attributes["transA"].i):
+        return False
+    return weight not in index.constants or len(index.constants[weight].dims) == 2
+
+
+def _quantized(nodes: Iterable[onnx.NodeProto]) -> dict[Scheme, Counter[str]]:
+    """Return the operators that round, or compute with integers in place of floats."""
+    schemes: dict[Scheme, Counter[str]] = {}
+    dequantized = 0
+    for node in nodes:
+        name = node.op_type
+        dequantized += name == "DequantizeLinear"
+        scheme = "operators" if name.startswith("QLinear") else _OPERATORS.get(name)
+        if scheme is not None:
+            schemes.setdefault(scheme, Counter())[name] += 1
+    if dequantized:  # without QuantizeLinear, what is dequantized are weights
+        scheme = "qdq" if "qdq" in schemes else "weights"
+        schemes.setdefault(scheme, Counter())["DequantizeLinear"] = dequantized
+    return schemes
+
+
+def _branches(index: GraphIndex, constants: Mapping[str, int]) -> Iterable[Branching]:
+    for node in index.nodes:
+        if _has_subgraphs(node):
+            inner = [each for graph in subgraphs_of(node) for each in graph.node]
+            count = sum(_is_product(each, index, constants) for each in inner)
+            yield Branching(node_label(node), count)
+
+
+def _domains(nodes: Iterable[onnx.NodeProto]) -> dict[str, Counter[str]]:
+    domains: dict[str, Counter[str]] = {}
+    for node in nodes:
+        if node.domain not in _ONNX_DOMAINS:
+            domains.setdefault(node.domain, Counter())[node.op_type] += 1
+    return domains
+
+
+def _weight_bytes(tensors: Iterable[onnx.TensorProto]) -> dict[str, int]:
+    sizes = Counter[str]()
+    for tensor in tensors:
+        dtype = tensor.data_type
+        name = _NAMES.get(dtype) or TensorProto.DataType.Name(dtype).lower()
+        sizes[name] += math.prod(tensor.dims) * _BITS.get(dtype, 8) // 8
+    return dict(sizes)

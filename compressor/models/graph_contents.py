@@ -1,0 +1,113 @@
+"""What an ONNX graph holds, as far as it is known without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Scheme = Literal["qdq", "operators", "dynamic", "weights"]
+"""Form of a quantized graph: QuantizeLinear and DequantizeLinear around float operators, operators
+that compute integers (QLinearConv), activations that are rounded at run time
+(DynamicQuantizeLinear, MatMulInteger), or integers as weights alone (MatMulNBits)."""
+FloatType = Literal["float32", "float16", "bfloat16", "float64"]
+_SCHEMES: Mapping[Scheme, str] = {
+    "qdq": "QuantizeLinear and DequantizeLinear around float operators",
+    "operators": "operators that compute integers",
+    "dynamic": "activations rounded at run time",
+    "weights": "integers as weights alone",
+}
+_FLOAT_TYPES: tuple[FloatType, ...] = ("float32", "float16", "bfloat16", "float64")
+_MOST_NAMES = 3
+"""Branches that are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branching:
+    """A node with subgraphs, such as If or Loop."""
+
+    node: str
+    """Operator and name."""
+    products: int
+    """Products with a constant weight inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphContents:
+    """Contents of a graph. A product multiplies a computed value by a constant float weight."""
+
+    opset: int
+    weight_bytes: Mapping[str, int]
+    """Dtype to bytes of the constants, those of subgraphs too."""
+    products: Mapping[str, int]
+    """Operator to number of products whose weight depends on constants alone."""
+    stored_products: Mapping[str, int]
+    """The same of those whose weight is stored as it is multiplied: none is transposed, say."""
+    other_products: Mapping[str, int]
+    """Operators that multiply in another form: recurrent layers, transposed convolutions, products
+    of two computed values."""
+    quantized: Mapping[Scheme, Mapping[str, int]]
+    """Scheme to its operators and their number; empty for a graph in float."""
+    branches: tuple[Branching, ...] = ()
+    domains: Mapping[str, Mapping[str, int]] | None = None
+    """Domain to operators outside ONNX and their number."""
+    is_decoder: bool = False
+    """True for a decoder of `export-onnx`, with a key-value cache."""
+
+    @property
+    def float_type(self) -> FloatType | None:
+        """The type of most bytes of the float weights; None if there are none."""
+        sizes = {name: self.weight_bytes.get(name, 0) for name in _FLOAT_TYPES}
+        largest = max(_FLOAT_TYPES, key=lambda name: sizes[name])
+        return largest if sizes[largest] else None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return (label, text) rows for `show` and `lint`."""
+        rows = []
+        if self.weight_bytes:
+            sizes = sorted(self.weight_bytes.items(), key=lambda item: -item[1])
+            text = ", ".join(f"{name} {_bytes(size)}" for name, size in sizes)
+            rows.append(("constants", text))
+        listed = [*self.products.items()]
+        rows.append(("products with weights", _counts(dict(listed)) or "none"))
+        if self.other_products:
+            rows.append(("other products", _counts(self.other_products)))
+        rows += [
+            ("quantized", f"{_SCHEMES[scheme]} ({_counts(operators)})")
+            for scheme, operators in self.quantized.items()
+        ]
+        if self.branches:
+            rows.append(("control flow", describe_branches(self.branches)))
+        rows += [
+            (f"operators of {domain}", _counts(operators))
+            for domain, operators in (self.domains or {}).items()
+        ]
+        return rows
+
+    def describe_quantized(self) -> str:
+        """Return the schemes by which the graph is quantized, with the operators."""
+        return "; ".join(
+            f"{_SCHEMES[scheme]}: {_counts(operators)}"
+            for scheme, operators in self.quantized.items()
+        )
+
+
+def describe_branches(branches: tuple[Branching, ...]) -> str:
+    """Return nodes with subgraphs, and the products that stay in float in them."""
+    texts = [
+        f"{each.node} ({each.products} product{'s' if each.products != 1 else ''} in its branches)"
+        for each in branches[:_MOST_NAMES]
+    ]
+    more = len(branches) - len(texts)
+    return ", ".join(texts) + (f", and {more} more" if more else "")
+
+
+def _counts(operators: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {operator}" for operator, count in sorted(operators.items()))
+
+
+def _bytes(size: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size} bytes"

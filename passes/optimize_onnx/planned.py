@@ -1,0 +1,135 @@
+"""Checks of a graph by its contents alone, when a pipeline is planned and before a step starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from compressor.errors import RequirementError
+from compressor.evaluation.outputs import fitting_metrics, misfit
+from compressor.graphs.opsets import BLOCKS_OPSET, INTEGERS_OPSET
+from compressor.models.facts import ModelFacts
+from compressor.models.graph_contents import GraphContents
+from passes.optimize_onnx.config import OptimizeOnnxConfig, Precision
+
+OPSETS: dict[Precision, int] = {"int8": INTEGERS_OPSET, "int4": BLOCKS_OPSET}
+"""The opset that the operators of a precision require."""
+_LARGEST_UPGRADE_BYTES = 1_900_000_000
+_ALONE = "or set `precision: fp32`, which simplifies it alone"
+
+
+def check_facts(config: OptimizeOnnxConfig, parent: ModelFacts) -> GraphContents | None:
+    """Check what is known of the parent, and return the contents of its graph, if they are.
+
+    Raises:
+        RequirementError: the graph, or the metric of `keep_float`, does not fit.
+    """
+    contents = None if parent.graph_contents is None else parent.graph_contents()
+    problems = [] if contents is None else list(contents_problems(config, contents))
+    planned = parent.graph
+    if contents is None and planned is not None and planned.integers:
+        problems += list(_quantized(config, "it has integers"))
+    problems += list(_metric_problems(config, parent))
+    if problems:
+        raise RequirementError(
+            "\n".join(what for what, _ in problems),
+            remedy="; ".join(dict.fromkeys(remedy for _, remedy in problems)),
+        )
+    return contents
+
+
+def contents_problems(
+    config: OptimizeOnnxConfig, contents: GraphContents
+) -> Iterator[tuple[str, str]]:
+    """Yield what of a graph does not fit a config, each with a remedy."""
+    precision = f"`precision: {config.precision}`"
+    if contents.is_decoder:
+        yield (
+            "the graph is a decoder of `export-onnx`, whose weights `awq` quantizes with less loss",
+            "put an `awq` step before `export-onnx`, or set its `floats`",
+        )
+    if contents.quantized:
+        yield from _quantized(config, contents.describe_quantized())
+        return
+    if contents.float_type == "bfloat16":
+        yield (
+            f"{precision}: the graph is in bfloat16, which ONNX Runtime does not compute on CPUs: "
+            "neither its values nor the result could be compared",
+            "export the model in float32 or float16",
+        )
+    elif contents.float_type == "float16" and config.precision == "fp16":
+        yield (
+            f"{precision}: the graph is in FP16 already",
+            f"leave the step out, set `precision: int8` or `int4`, {_ALONE}",
+        )
+    if config.precision in {"int8", "int4"}:
+        yield from _product_problems(config, contents)
+    yield from _upgrade_problems(config, contents)
+
+
+def _quantized(config: OptimizeOnnxConfig, what: str) -> Iterator[tuple[str, str]]:
+    if config.precision != "fp32":
+        yield (
+            f"`precision: {config.precision}`: the graph is quantized already: {what}",
+            f"start from the float graph that it was made of, {_ALONE}",
+        )
+
+
+def _product_problems(
+    config: OptimizeOnnxConfig, contents: GraphContents
+) -> Iterator[tuple[str, str]]:
+    """Yield a problem if no product can be quantized."""
+    present = contents.products if config.simplify else contents.stored_products
+    kinds = {"MatMul", "Gemm"} | ({"Conv"} if config.precision == "int8" else set())
+    if any(present.get(kind) for kind in kinds):
+        return
+    what = "matrix product" if config.precision == "int4" else "convolution or matrix product"
+    text = f"`precision: {config.precision}`: the graph has no {what} with a constant float weight"
+    if any(contents.products.get(kind) for kind in kinds):
+        yield f"{text} before it is simplified", "leave out `simplify: false`"
+    elif config.precision == "int4" and present.get("Conv"):
+        yield text, "set `precision: int8`, which converts convolutions too"
+    elif contents.float_type == "float16":
+        yield text, f"leave the step out, {_ALONE}"
+    else:
+        yield text, "set `precision: fp16`"
+
+
+def _upgrade_problems(
+    config: OptimizeOnnxConfig, contents: GraphContents
+) -> Iterator[tuple[str, str]]:
+    """Yield a problem if a graph is too old, and too large for onnx to upgrade it."""
+    opset, size = OPSETS.get(config.precision, 0), sum(contents.weight_bytes.values())
+    if contents.opset < opset and size > _LARGEST_UPGRADE_BYTES:
+        yield (
+            f"`precision: {config.precision}`: the graph has opset {contents.opset}, and opset "
+            f"{opset} is required: a graph of more than 2 GB cannot be upgraded",
+            f"export the model again with opset {opset} or newer",
+        )
+
+
+def _metric_problems(config: OptimizeOnnxConfig, parent: ModelFacts) -> Iterator[tuple[str, str]]:
+    """Yield a problem if the metric of `keep_float` does not fit the outputs."""
+    signature = parent.signature() if config.keep_float is not None else None
+    if config.keep_float is None or signature is None or not signature.outputs:
+        return
+    name, outputs, classes = config.keep_float.metric, signature.outputs, signature.classes
+    if reason := misfit(name, outputs, classes, signature.output_specs):
+        fitting = ", ".join(fitting_metrics(outputs, classes))
+        yield f"`keep_float.metric: {name}`: {reason}", f"set it to one of {fitting}"
+
+
+def planned_contents(config: OptimizeOnnxConfig, contents: GraphContents) -> GraphContents:
+    """Return the contents of the graph that a step will write."""
+    count = sum(contents.products.values())
+    opset = max(contents.opset, OPSETS.get(config.precision, 0))
+    if config.precision == "int8":
+        quantized = {"QuantizeLinear": count, "DequantizeLinear": 2 * count}
+        return replace(contents, opset=opset, quantized={"qdq": quantized})
+    if config.precision == "int4":
+        return replace(contents, opset=opset, quantized={"weights": {"DequantizeLinear": count}})
+    if config.precision == "fp16":
+        floats = contents.weight_bytes.get("float32", 0)
+        sizes = {**contents.weight_bytes, "float32": 0, "float16": floats // 2}
+        return replace(contents, weight_bytes=sizes)
+    return contents

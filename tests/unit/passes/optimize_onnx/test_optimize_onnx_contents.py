@@ -1,0 +1,223 @@
+"""What a graph holds is known when a pipeline is planned, and told by `show` and `lint`."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compressor.engine.contract import PlanContext
+from compressor.errors import RequirementError
+from compressor.graphs.contents import graph_contents
+from compressor.runtimes.formats import format_named
+from passes.optimize_onnx.config import OptimizeOnnxConfig
+from passes.optimize_onnx.step import OptimizeOnnx
+from tests.support.cli import cli
+from tests.support.engines import node
+from tests.support.foreign_graphs import graph, half, residual_network, weight
+
+CALIBRATION = {"data": "c"}
+
+
+def plan(model, folder, **fields):
+    """Return the estimate of a step on a graph, as `plan` asks for it."""
+    onnx.save(model, folder / "model.onnx")
+    facts = format_named("onnx").facts(folder)
+    config = OptimizeOnnxConfig.model_validate_json(json.dumps(fields))
+    return OptimizeOnnx().estimate(config, facts, PlanContext({"parent": facts}))
+
+
+def product(**initializers):
+    weights = {"w": weight(32, 16), **initializers}
+    return graph([node("MatMul", "x w", "y")], weights, {"x": ["N", 32]}, {"y": ["N", 16]})
+
+
+def quantized(scheme):
+    """Return a graph that holds integers in one of the usual ways."""
+    scale, zero = np.float32(0.1), np.int8(0)
+    integers = weight(32, 16).astype(np.int8)
+    constants = {"s": scale, "z": zero, "q": integers, "b": np.zeros((16, 1, 16), np.uint8)}
+    constants["scales"] = np.ones(16, np.float32)
+    nodes = {
+        "qdq": [
+            node("QuantizeLinear", "x s z", "i"),
+            node("DequantizeLinear", "i s z", "r"),
+            node("DequantizeLinear", "q s z", "w"),
+            node("MatMul", "r w", "y"),
+        ],
+        "weights": [node("DequantizeLinear", "q s z", "w"), node("MatMul", "x w", "y")],
+        "dynamic": [node("DynamicQuantizeLinear", "x", "i")],
+        "nbits": [
+            helper.make_node(
+                "MatMulNBits",
+                ["x", "b", "scales"],
+                ["y"],
+                domain="com.microsoft",
+                K=32,
+                N=16,
+                bits=4,
+                block_size=32,
+            )
+        ],
+    }[scheme]
+    if scheme == "dynamic":
+        nodes[0].output.extend(["step", "offset"])
+        nodes += [node("MatMulInteger", "i q offset", "y")]
+    opsets = [helper.make_opsetid("com.microsoft", 1)]
+    return graph(nodes, constants, {"x": ["N", 32]}, {"y": None}, opsets=opsets)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "label"),
+    [
+        ("qdq", "DequantizeLinear around float operators: 2 DequantizeLinear, 1 QuantizeLinear"),
+        ("weights", "integers as weights alone: 1 DequantizeLinear"),
+        ("dynamic", "activations rounded at run time: 1 DynamicQuantizeLinear, 1 MatMulInteger"),
+        ("nbits", "integers as weights alone: 1 MatMulNBits"),
+    ],
+)
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp16"])
+def test_a_quantized_graph_is_refused_by_the_plan(tmp_path, scheme, label, precision):
+    fields = {"precision": precision, "calibration": CALIBRATION}
+    with pytest.raises(RequirementError) as error:
+        plan(quantized(scheme), tmp_path, **fields)
+    assert "the graph is quantized already" in error.value.what
+    assert label in error.value.what
+    assert "start from the float graph" in error.value.remedy
+    plan(quantized(scheme), tmp_path, precision="fp32")  # as the remedy says
+
+
+def test_a_step_on_a_planned_graph_of_integers_is_refused(tmp_path):
+    estimate = plan(residual_network(), tmp_path, calibration=CALIBRATION)
+    config = OptimizeOnnxConfig(precision="int4")
+    with pytest.raises(RequirementError, match="quantized already"):
+        OptimizeOnnx().estimate(config, estimate.model, SimpleNamespace())
+    halved = plan(residual_network(), tmp_path, precision="fp16", calibration=CALIBRATION)
+    OptimizeOnnx().estimate(config, halved.model, SimpleNamespace())
+    config = OptimizeOnnxConfig.model_validate({"precision": "fp16", "calibration": CALIBRATION})
+    with pytest.raises(RequirementError, match="is in FP16 already"):
+        OptimizeOnnx().estimate(config, halved.model, SimpleNamespace())
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_graph_without_products_is_refused_by_the_plan(tmp_path, precision):
+    model = graph([node("Relu", "x", "y")], {}, {"x": ["N", 4]}, {"y": ["N", 4]})
+    with pytest.raises(RequirementError, match="with a constant float weight") as error:
+        plan(model, tmp_path, precision=precision, calibration=CALIBRATION)
+    assert error.value.remedy == "set `precision: fp16`"
+    plan(model, tmp_path, precision="fp16", calibration=CALIBRATION)
+
+
+def test_int4_of_convolutions_alone_is_sent_to_int8(tmp_path):
+    model = graph([node("Conv", "x k", "y")], {"k": weight(4, 3, 3, 3)}, {"x": None}, {"y": None})
+    with pytest.raises(RequirementError, match="no matrix product") as error:
+        plan(model, tmp_path, precision="int4")
+    assert "`precision: int8`, which converts convolutions too" in error.value.remedy
+    plan(model, tmp_path, precision="int8", calibration=CALIBRATION)
+
+
+def test_a_weight_that_simplification_folds_counts_where_it_is_folded(tmp_path):
+    nodes = [node("Transpose", "w", "t", perm=[1, 0]), node("MatMul", "x t", "y")]
+    model = graph(nodes, {"w": weight(16, 32)}, {"x": ["N", 32]}, {"y": None})
+    with pytest.raises(RequirementError, match="before it is simplified") as error:
+        plan(model, tmp_path, precision="int4", simplify=False)
+    assert error.value.remedy == "leave out `simplify: false`"
+    plan(model, tmp_path, precision="int4")
+
+
+def test_a_graph_in_fp16_is_planned_for_integers_but_not_again_for_fp16(tmp_path):
+    estimate = plan(half(product()), tmp_path, precision="int4")
+    with pytest.raises(RequirementError, match="the graph is in FP16 already") as error:
+        plan(half(product()), tmp_path, precision="fp16", calibration=CALIBRATION)
+    assert "leave the step out" in error.value.remedy
+    float_size = plan(product(), tmp_path, precision="int4").disk_bytes
+    assert estimate.disk_bytes == pytest.approx(float_size, rel=0.3)
+
+
+def test_bfloat16_is_refused_with_its_reason(tmp_path):
+    model = product()
+    tensor = model.graph.initializer[0]
+    values = numpy_helper.to_array(tensor)
+    words = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    bf16 = helper.make_tensor("w", TensorProto.BFLOAT16, values.shape, words, raw=True)
+    tensor.CopyFrom(bf16)
+    with pytest.raises(RequirementError, match="bfloat16, which ONNX Runtime does not compute"):
+        plan(model, tmp_path, precision="int4")
+
+
+def test_an_old_graph_of_more_than_2_gb_is_refused_by_the_plan(tmp_path):
+    model = product()
+    tensor = model.graph.initializer[0]
+    del tensor.dims[:]
+    tensor.ClearField("raw_data")
+    tensor.dims.extend([1 << 15, 1 << 14])  # 2.1 GB, whose data is not read
+    facts = SimpleNamespace(
+        graph_contents=lambda: graph_contents(model), graph=None, signature=lambda: None
+    )
+    with pytest.raises(RequirementError, match="more than 2 GB cannot be upgraded") as error:
+        OptimizeOnnx().estimate(OptimizeOnnxConfig(precision="int4"), facts, SimpleNamespace())
+    assert "opset 21 or newer" in error.value.remedy
+
+
+def test_a_metric_of_keep_float_that_does_not_fit_is_refused_by_the_plan(tmp_path):
+    keep = {"data": "c", "metric": "agreement:nothing", "max_drop": 0.1}
+    with pytest.raises(RequirementError, match="scores `nothing`") as error:
+        plan(residual_network(), tmp_path, calibration=CALIBRATION, keep_float=keep)
+    assert "agreement:scores" in error.value.remedy or "agreement" in error.value.remedy
+    [_, need] = OptimizeOnnx().data_needs(
+        OptimizeOnnxConfig.model_validate(
+            {"calibration": CALIBRATION, "keep_float": {**keep, "metric": "top1:scores"}}
+        )
+    )
+    assert (need.labels, need.unlabelled) == ("metric: top1:scores", "metric: relative_error")
+
+
+def branched():
+    """Return a graph with an If whose branches hold two products, and a foreign operator."""
+    inner = [
+        helper.make_graph(
+            [node("MatMul", f"h {name}", f"out_{name}")],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"out_{name}", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(weight(16, 16), name)],
+        )
+        for name in ("a", "b")
+    ]
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("ReduceSum", "h", "total", keepdims=0),
+        node("Greater", "total zero", "positive"),
+        helper.make_node(
+            "If", ["positive"], ["z"], name="gate", then_branch=inner[0], else_branch=inner[1]
+        ),
+        helper.make_node("QuickGelu", ["z"], ["y"], domain="com.microsoft"),
+    ]
+    weights = {"w": weight(32, 16), "zero": np.float32(0)}
+    opsets = [helper.make_opsetid("com.microsoft", 1)]
+    return graph(nodes, weights, {"x": ["N", 32]}, {"y": ["N", 16]}, opsets=opsets)
+
+
+def test_show_and_lint_tell_what_a_graph_is(tmp_path):
+    for name, model, expected in (
+        ("half", half(product()), ["constants float16 1.02 kB"]),
+        ("qdq", quantized("qdq"), ["quantized QuantizeLinear and DequantizeLinear around"]),
+        (
+            "branched",
+            branched(),
+            [
+                "products with weights 1 MatMul",
+                "control flow If gate (2 products in its branches)",
+                "operators of com.microsoft 1 QuickGelu",
+            ],
+        ),
+    ):
+        file = tmp_path / f"{name}.onnx"
+        onnx.save(model, file)
+        shown = " ".join(cli("show", file).stdout.split())
+        linted = cli("lint", file).stdout.replace(":", "")
+        for text in expected:
+            assert text in shown
+            assert text in linted
