@@ -58,6 +58,7 @@ SECTIONS = {
     "awq (weight-only)": ("passes/awq",),
     "export-onnx": ("passes/export_onnx", "compressor/graphs"),
     "optimize-onnx": ("passes/optimize_onnx",),
+    "export-ort": ("passes/export_ort",),
     "tensorrt and engines": ("passes/tensorrt", "compressor/runtimes/tensorrt"),
     "Measuring and gates": ("compressor/evaluation", "compressor/engine/gates"),
     "The store, runs, archives and signatures": ("compressor/artifacts",),

@@ -201,7 +201,8 @@ def lint(
         typer.Argument(help="ONNX file, folder with model.onnx, or ONNX artifact.", metavar="PATH"),
     ],
     target: Annotated[
-        str, typer.Option(help="Runtime to check for: onnxruntime or tensorrt.")
+        str,
+        typer.Option(help="Runtime to check for: onnxruntime, onnxruntime-mobile or tensorrt."),
     ] = "onnxruntime",
     as_json: AsJson = False,
 ) -> None:

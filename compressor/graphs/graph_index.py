@@ -37,19 +37,35 @@ class GraphIndex:
     @cached_property
     def types(self) -> dict[str, int]:
         """Value name to element type, as far as ONNX can infer it."""
+        return {value.name: value.type.tensor_type.elem_type for value in self._values} | {
+            name: tensor.data_type for name, tensor in self.constants.items()
+        }
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int | str, ...]]:
+        """Value name to shape, as far as ONNX can infer it; names of sizes that vary, or ""."""
+        return {
+            value.name: tuple(
+                size.dim_value if size.HasField("dim_value") else size.dim_param
+                for size in value.type.tensor_type.shape.dim
+            )
+            for value in self._values
+            if value.type.tensor_type.HasField("shape")
+        } | {name: tuple(tensor.dims) for name, tensor in self.constants.items()}
+
+    @cached_property
+    def _values(self) -> list[onnx.ValueInfoProto]:
+        """Inputs, outputs and inferred values, those of subgraphs included."""
         try:
             graph = onnx.shape_inference.infer_shapes(self.model).graph
         except (onnx.shape_inference.InferenceError, ValueError):
             # Contradictory types; or ValueError: over 2 GB without external data.
             graph = self.model.graph
-        values = [
+        return [
             value
             for subgraph in _with_subgraphs(graph)
             for value in (*subgraph.input, *subgraph.value_info, *subgraph.output)
         ]
-        return {value.name: value.type.tensor_type.elem_type for value in values} | {
-            name: tensor.data_type for name, tensor in self.constants.items()
-        }
 
     def opset(self, domain: str) -> int:
         """Return the version of a domain's operators; 1 where the model does not import it."""

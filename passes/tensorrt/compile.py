@@ -10,16 +10,10 @@ make a first run allocate differently from a second one).
 
 from __future__ import annotations
 
-import ctypes
-import os
 import shlex
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import passes
 from compressor.artifacts.causes import cause_in_text, describe_ending, failed_child
 from compressor.artifacts.fingerprint import digest_file
 from compressor.errors import PassError
@@ -31,12 +25,10 @@ from compressor.runtimes.tensorrt.manifest import (
     EngineManifest,
 )
 from compressor.runtimes.tensorrt.profiles import Profile
+from passes.common.reproducible_child import run_module
 from passes.tensorrt.compile_worker import BuildReport, BuildRequest, add_message
 
 _TAIL_LINES = 12
-_ADDR_NO_RANDOMIZE = 0x0040000  # linux/personality.h
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_INHERITED = ("PATH", "HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TMPDIR")
 
 
 def compile_engines(
@@ -102,18 +94,7 @@ def engine_from_onnx(request: BuildRequest, folder: Path) -> BuildReport:
     """
     library = BACKENDS[request.backend].distribution
     subject = f"{request.onnx} for {request.target or 'the GPU of this machine'}"
-    process = subprocess.run(
-        [sys.executable, "-P", "-m", "passes.tensorrt.compile_worker"],
-        input=request.model_dump_json(),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        cwd=folder,
-        env=_environment(),
-        preexec_fn=_prepare_child,  # two calls into libc
-        check=False,
-    )
+    process = run_module("passes.tensorrt.compile_worker", (), folder, request.model_dump_json())
     messages: list[str] = []
     for line in process.stderr.splitlines():
         add_message(messages, line)
@@ -142,24 +123,6 @@ def engine_from_onnx(request: BuildRequest, folder: Path) -> BuildReport:
 
 def _indent(lines: Sequence[str]) -> str:
     return "\n".join(f"    {line}" for line in lines)
-
-
-def _environment() -> dict[str, str]:
-    """Return the variables that the library may need, and a path to import this package from."""
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return inherited | {
-        "PYTHONPATH": str(Path(next(iter(passes.__path__))).parent),
-        "PYTHONHASHSEED": "0",
-        "LC_ALL": "C.UTF-8",
-        "MALLOC_MMAP_MAX_": "0",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-
-
-def _prepare_child() -> None:
-    libc = ctypes.CDLL(None)
-    libc.personality(_ADDR_NO_RANDOMIZE)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # ended with its parent, however that ends
 
 
 def build_bundle(settings: BuildSettings, file: str) -> BuildBundle:

@@ -25,6 +25,7 @@ class Rule(Enum):
     SCALE = "scales have to be positive"
     MIXED_TYPES = "operands have different float types"
     NO_KERNEL = "a GPU has no kernels for a type"
+    NO_XNNPACK = "XNNPACK does not take the convolution"
     FP32_PRODUCTS = "a GPU has no kernels for products in FP32"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 import onnx
 
@@ -11,12 +11,14 @@ from compressor.config.discovery import suggestion
 from compressor.errors import UsageError
 from compressor.graphs.graph_index import GraphIndex
 from compressor.graphs.lint.onnxruntime import onnxruntime_problems
+from compressor.graphs.lint.onnxruntime_mobile import onnxruntime_mobile_problems
 from compressor.graphs.lint.problem import Problem
 from compressor.graphs.lint.tensorrt import tensorrt_problems
-from compressor.models.quantized.quantization import Target
+
+LintTarget = Literal["onnxruntime", "onnxruntime-mobile", "tensorrt"]
 
 
-def lint(model: onnx.ModelProto, target: Target, gpus: Sequence[str] = ()) -> list[Problem]:
+def lint(model: onnx.ModelProto, target: LintTarget, gpus: Sequence[str] = ()) -> list[Problem]:
     """Return the nodes that a target refuses or leaves in float.
 
     The weights need not be loaded: rules that need a constant's values skip one that is not there.
@@ -29,19 +31,21 @@ def lint(model: onnx.ModelProto, target: Target, gpus: Sequence[str] = ()) -> li
     index = GraphIndex(model)
     if target == "tensorrt":
         return list(tensorrt_problems(index, gpus))
+    if target == "onnxruntime-mobile":
+        return list(onnxruntime_mobile_problems(index))
     return list(onnxruntime_problems(index))
 
 
-def parse_target(name: str) -> Target:
+def parse_target(name: str) -> LintTarget:
     """Return the target of this name.
 
     Raises:
         UsageError: there is none; the message suggests the nearest name.
     """
-    for target in get_args(Target):
+    for target in get_args(LintTarget):
         if target == name:
-            parsed: Target = target
+            parsed: LintTarget = target
             return parsed
     raise UsageError(
-        f"unknown lint target {name!r}", remedy=suggestion(name, list(get_args(Target)))
+        f"unknown lint target {name!r}", remedy=suggestion(name, list(get_args(LintTarget)))
     )

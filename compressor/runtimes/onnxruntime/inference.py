@@ -59,6 +59,8 @@ def open_inference_session(
 ) -> onnxruntime.InferenceSession:
     """Open a graph with all graph optimizations, one operator at a time.
 
+    In a folder of the format ``ort``, the ``.ort`` file beside the graph is opened in its place.
+
     Args:
         folder: the model's folder.
         threads: threads of one operator.
@@ -81,12 +83,12 @@ def open_inference_session(
     options.inter_op_num_threads = 1
     for key, value in settings.items():
         options.add_session_config_entry(key, value)
+    converted = (folder / name).with_suffix(".ort")
+    file = converted if converted.is_file() else folder / name
     try:
-        return onnxruntime.InferenceSession(str(folder / name), options, providers=[provider])
+        return onnxruntime.InferenceSession(str(file), options, providers=[provider])
     except ERRORS as error:
-        raise ModelError(
-            f"ONNX Runtime cannot open {folder / name}: {first_line(error)}"
-        ) from error
+        raise ModelError(f"ONNX Runtime cannot open {file}: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

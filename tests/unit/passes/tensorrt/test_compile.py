@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from compressor.errors import PassError
-from passes.tensorrt import compile as compile_module
+from passes.common import reproducible_child
 from tests.support.engines import (
     SAMPLES,
     build_engine,
@@ -39,7 +39,7 @@ def test_a_crash_of_the_compiler_fails_the_step_with_its_last_output(tmp_path, m
     crash = "import os, sys; print('about to', file=sys.stderr, flush=True); os.abort()"
     run = subprocess.run
     monkeypatch.setattr(
-        compile_module.subprocess,
+        reproducible_child.subprocess,
         "run",
         lambda _, **options: run([sys.executable, "-c", crash], **options),
     )

@@ -1,0 +1,1 @@
+"""The ``export-ort`` pass: an ONNX graph in the format of ONNX Runtime, for phones."""
