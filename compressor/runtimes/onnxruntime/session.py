@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnxruntime
@@ -50,19 +52,26 @@ class OnnxSession(Session):
     ``decoder_input_ids``.
     """
 
-    def __init__(self, folder: Path, threads: int, device: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        threads: int,
+        device: str,
+        settings: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Open the graph, and the vision tower beside it if there is one.
 
         Args:
             folder: the model's folder.
             threads: threads of one operator; operators run one at a time.
             device: ``cpu`` or ``cuda``.
+            settings: session config entries of the graph, key to value.
 
         Raises:
             ModelError: a graph cannot be opened.
             UsageError: the installed ONNX Runtime does not support the device.
         """
-        self._session = open_inference_session(folder, threads, device)
+        self._session = open_inference_session(folder, threads, device, settings=settings)
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self._caches = KvCacheLayout.from_inputs(self._session.get_inputs())
         is_decoder = self._caches is not None
