@@ -87,7 +87,8 @@ class OptimizeOnnxConfig(PassConfig):
     """Fold constants and fuse operators with onnxsim before anything else. Control flow stays as it
     is."""
     block_size: BlockSize = 32
-    """Number of consecutive weights that share a scale with `precision: int4`."""
+    """Number of consecutive weights that share a scale with `precision: int4`. The last block of an
+    output may have fewer, except for TensorRT, which leaves such products in float."""
     ignore: tuple[str, ...] = ()
     """Products and embedding tables that stay in float, by the name of the node or the table or a
     pattern such as `/head/*`, with `precision: int8` and `int4`."""

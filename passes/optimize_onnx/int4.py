@@ -6,12 +6,14 @@ Shapes: I inputs and O outputs of a product, N positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 import torch
 from onnxscript import ir
 from torch import Tensor
+from torch.nn.functional import pad
 
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
@@ -45,14 +47,17 @@ def store_int4(
     With samples, weights are rounded by GPTQ (Frantar et al. 2022, arXiv:2210.17323) on the second
     moments of what the float graph multiplies; without, to nearest.
 
+    For ONNX Runtime the last block may be shorter, as MatMulNBits pads it.
+
     Raises:
-        RequirementError: blocks divide the inputs of no product.
+        RequirementError: blocks divide the inputs of no product, and the target is TensorRT.
     """
-    fitting = [product for product in products if not _inputs(product) % config.block_size]
+    fitting = [product for product in products if _fits(config, product)]
     left_out = [product.name for product in products if product not in fitting]
     if not fitting:
         raise RequirementError(
-            f"blocks of {config.block_size} weights divide the inputs of no product",
+            f"blocks of {config.block_size} weights divide the inputs of no product, as TensorRT "
+            "requires",
             remedy=_remedy(products),
         )
     sharing: dict[tuple[str, int], list[Product]] = {}
@@ -74,6 +79,10 @@ def store_int4(
     return left_out
 
 
+def _fits(config: OptimizeOnnxConfig, product: Product) -> bool:
+    return config.target == "onnxruntime" or not _inputs(product) % config.block_size
+
+
 def _remedy(products: Sequence[Product]) -> str:
     """Return a block size that divides the inputs of a product, or other precisions."""
     sizes = [
@@ -81,7 +90,9 @@ def _remedy(products: Sequence[Product]) -> str:
         for size in sorted(get_args(BlockSize), reverse=True)
         if any(not _inputs(product) % size for product in products)
     ]
-    return f"set `block_size: {sizes[0]}`" if sizes else "set `precision: int8`, or `fp16`"
+    if sizes:
+        return f"set `block_size: {sizes[0]}`"
+    return "set `target: onnxruntime`, which takes blocks of any length, or `precision: fp16`"
 
 
 def _inputs(product: Product) -> int:
@@ -129,15 +140,24 @@ def _second_moments(
 def _quantize(
     config: OptimizeOnnxConfig, products: Sequence[Product], moments: Mapping[str, Tensor]
 ) -> PackedLinear:
-    """Round the weight of products, by GPTQ where their second moments are known."""
+    """Round the weight of products, by GPTQ where their second moments are known.
+
+    The last group of each output may be shorter than the others.
+    """
     product = products[0]
     weight = _weight(product)
     weight_IO = torch.from_numpy((weight.T if product.axis == 0 else weight).copy())
+    inputs = len(weight_IO)
+    missing = -inputs % config.block_size
+    weight_IO = pad(weight_IO, (0, 0, 0, missing))  # zeros lie on every grid
     grid = WeightGrid(bits=4, group_size=config.block_size, symmetric=config.target == "tensorrt")
     names = dict.fromkeys(str(each.source.name) for each in products)
     known = [moments[name] for name in names if name in moments]
-    if not known:
+    if known:
+        moments_II = pad(torch.stack(known).sum(dim=0), (0, missing, 0, missing))
+        hessian = Hessian.from_moments(moments_II)
+        packed = quantize_weights(weight_IO, weight_IO, hessian, grid, torch.float16, gptq=True)
+    else:
         grids = search_grids(weight_IO, torch.ones(len(weight_IO)), grid, torch.float16)
-        return pack_values(round_to_nearest(weight_IO, grids), grids)
-    hessian = Hessian.from_moments(torch.stack(known).sum(dim=0))
-    return quantize_weights(weight_IO, weight_IO, hessian, grid, torch.float16, gptq=True)
+        packed = pack_values(round_to_nearest(weight_IO, grids), grids)
+    return replace(packed, integers_OI=packed.integers_OI[:, :inputs])

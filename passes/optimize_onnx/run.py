@@ -87,7 +87,7 @@ def _to_int4(
         summary["not_int4"] = left_out
         context.note(
             f"not stored as INT4, because blocks of {config.block_size} do not divide their "
-            f"inputs: {', '.join(left_out)}"
+            f"inputs, as TensorRT requires: {', '.join(left_out)}"
         )
     left = initializer_bytes(graph) / max(weights, 1)
     if left > _MOSTLY_FLOAT:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from pydantic import ValidationError
 
 from compressor.errors import RequirementError
@@ -66,24 +66,52 @@ def test_int4_for_tensorrt_is_symmetric(tmp_path):
     assert not types & {TensorProto.UINT4, TensorProto.UINT8}
 
 
-def test_weights_that_blocks_do_not_divide_are_named(tmp_path):
+def test_weights_that_blocks_do_not_divide_are_named_for_tensorrt(tmp_path):
     nodes = [node("MatMul", "x odd", "h"), node("MatMul", "h even", "y")]
     weights = {"odd": weight(40, 64), "even": weight(64, 64)}
     model = graph(nodes, weights, {"x": ["N", 40]}, {"y": ["N", 64]})
     samples = {"x": IMAGES.reshape(24, -1)[:, :40]}
-    result = Optimized(model, tmp_path, samples, precision="int4")
+    result = Optimized(model, tmp_path, samples, precision="int4", target="tensorrt")
     assert result.summary["not_int4"] == ["h"]
-    assert any("blocks of 32 do not divide their inputs: h" in note for note in result.notes)
+    assert any("blocks of 32 do not divide their inputs, as" in note for note in result.notes)
 
 
 def test_a_block_size_that_divides_is_named_where_there_is_one(tmp_path_factory):
-    for width, remedy in ((48, "`block_size: 16`"), (40, "`precision: int8`")):
+    for width, remedy in ((48, {"block_size": 16}), (40, {"target": "onnxruntime"})):
         nodes, weights = [node("Gemm", "x w", "y")], {"w": weight(width, 8)}
         model = graph(nodes, weights, {"x": ["N", width]}, {"y": ["N", 8]})
         samples = {"x": IMAGES.reshape(24, -1)[:, :width]}
+        fields = {"precision": "int4", "target": "tensorrt"}
         with pytest.raises(RequirementError, match="divide the inputs of no product") as error:
-            Optimized(model, tmp_path_factory.mktemp("g"), samples, precision="int4")
-        assert remedy in str(error.value.remedy)
+            Optimized(model, tmp_path_factory.mktemp("g"), samples, **fields)
+        assert all(f"`{key}: {field}`" in str(error.value.remedy) for key, field in remedy.items())
+        assert Optimized(model, tmp_path_factory.mktemp("r"), samples, **fields | remedy)
+
+
+@pytest.mark.parametrize("calibration", [{"data": "c"}, None])
+@pytest.mark.parametrize("inputs", [5, 40, 100])
+def test_the_last_block_may_be_shorter(tmp_path, inputs, calibration):
+    w = weight(inputs, 24)
+    model = graph([node("MatMul", "x w", "y")], {"w": w}, {"x": ["N", inputs]}, {"y": ["N", 24]})
+    samples = {"x": IMAGES.reshape(24, -1)[:, :inputs]}
+    result = Optimized(model, tmp_path, samples, precision="int4", calibration=calibration)
+    assert result.summary["products"] == 1
+    operators = optimized_operators(result.out / "model.onnx", tmp_path)
+    assert operators.count("MatMulNBits") == 1
+    # The identity gives the weights as the file dequantizes them: every one on the grid of its
+    # block, whose last may be short.
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
+    integers, scales, zeros = (
+        next(stored[name] for name in stored if part in name)
+        for part in (".integers", ".scales", ".zeros")
+    )
+    blocks = -(-inputs // 32)
+    assert (integers.shape, scales.shape) == ((inputs, 24), (blocks, 24))
+    spread = [np.repeat(each, 32, axis=0)[:inputs].astype(np.float32) for each in (scales, zeros)]
+    expected = (integers.astype(np.float32) - spread[1]) * spread[0]
+    result.samples = {"x": np.eye(inputs, dtype=np.float32)}
+    assert np.array_equal(result.outputs()[1], expected)
+    assert np.linalg.norm(expected - w) < 0.15 * np.linalg.norm(w)
 
 
 def test_a_gemm_is_stored_once(tmp_path):

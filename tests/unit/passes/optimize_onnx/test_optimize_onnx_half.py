@@ -29,8 +29,7 @@ ROWS = DRAW.normal(size=(16, 32)).astype(np.float16)
 @pytest.mark.parametrize(("precision", "limit"), [("int8", 0.04), ("int4", 0.15)])
 def test_fp16_graphs_with_fp16_inputs_become_integers(tmp_path, precision, limit):
     images = {"image": IMAGES.astype(np.float16)}
-    fields = {"precision": precision} | ({"block_size": 16} if precision == "int4" else {})
-    result = Optimized(half(residual_network()), tmp_path, images, **fields)
+    result = Optimized(half(residual_network()), tmp_path, images, precision=precision)
     ends = (*result.graph.input, *result.graph.output)
     assert {value.type.tensor_type.elem_type for value in ends} == {TensorProto.FLOAT16}
     assert any("converted from FP16 to FP32, which is exact" in note for note in result.notes)
